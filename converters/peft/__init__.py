@@ -1,0 +1,78 @@
+"""PEFT's folders: adapter_config.json and adapter_model.safetensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.peft.config import Config, read_config
+from jaxmix.converters.peft.keys import Sites, read_tensors, sort_keys
+from jaxmix.converters.peft.updates import BUILDERS
+from jaxmix.errors import CheckpointError, JaxmixError, listing
+from jaxmix.families import Replace, Together, Update
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "read_peft"]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def read_peft(folder: Path, name: str, strength: Any = 1.0) -> Adapter:
+    """Reads the adapter in a folder that PEFT's ``save_pretrained`` wrote.
+
+    Args:
+        folder: the folder with the two files.
+        name: what to call the adapter.
+        strength: the strength with which it enters a mix, a real scalar.
+
+    Returns:
+        The adapter, one update a site, the arrays in the file's dtypes.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, incomplete, or has keys that mean nothing.
+        UnsupportedError: if the kind, or a field of the config, can't be honoured.
+        ShapeError: if factors disagree with each other or with the config.
+        AdapterError: if a factor is not finite.
+
+    Source: ``peft/utils/save_and_load.py``.
+    """
+    config = read_config(folder / CONFIG_FILE)
+    path = folder / WEIGHTS_FILE
+    sites = sort_keys(read_tensors(path), config.family, config.values, path)
+    _check_saved(config, sites)
+    updates = _build(config, sites.factors, path)
+    for site, leaves in sites.saved.items():
+        saved = Replace(weight=leaves.get("weight"), bias=leaves.get("bias"))
+        # PEFT puts a saved leaf into the base, under the adapter: so it comes first.
+        updates[site] = Together((saved, updates[site])) if site in updates else saved
+    return Adapter(updates, strength, name)
+
+
+def _build(
+    config: Config, factors: Mapping[str, dict[str, np.ndarray]], path: Path
+) -> dict[str, Update]:
+    """An update for each site; what fails is gathered and raised at once, by its first kind."""
+    updates: dict[str, Update] = {}
+    failed: list[tuple[str, JaxmixError]] = []
+    for site, arrays in factors.items():
+        try:
+            updates[site] = BUILDERS[config.family](config, site, arrays)
+        except JaxmixError as error:
+            failed.append((site, error))
+    if failed:
+        lines = [f"{site}: {error}" for site, error in failed]
+        raise type(failed[0][1])(
+            f"{path}: factors that make no {config.family} update:{listing(lines)}"
+        ) from failed[0][1]
+    return updates
+
+
+def _check_saved(config: Config, sites: Sites) -> None:
+    """Whether the file has the modules that its config says were saved."""
+    modules = config.values.get("modules_to_save") or ()
+    if modules and not sites.saved:
+        raise CheckpointError(
+            f"{config.path}: modules_to_save is {modules!r}, but the file has none of their leaves."
+        )
