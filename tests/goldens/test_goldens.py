@@ -1,0 +1,81 @@
+"""What PEFT computed, recorded: the parity tables on a machine that has neither torch nor peft."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jaxmix.converters.peft import peft_stack
+
+import jaxmix
+
+from . import nets
+from .archive import Archive
+
+TOLERANCE = 1e-10
+STACKS, LAYERS = Archive("stacks"), Archive("layers")
+ALL_STACKS: list[list[str]] = STACKS.json("stacks.json")
+CASES: list[dict] = LAYERS.json("cases.json")
+
+
+@pytest.fixture(scope="module")
+def stack_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapters of the stacks."""
+    return STACKS.unpack(tmp_path_factory.mktemp("stacks"))
+
+
+@pytest.fixture(scope="module")
+def layer_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapters of the table of layer types."""
+    return LAYERS.unpack(tmp_path_factory.mktemp("layers"))
+
+
+def composed(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The weights under the stack of these folders, in float64."""
+    with jax.enable_x64(True):
+        adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
+        out = jaxmix.compose(params, [peft_stack(adapters)])
+        return {name: np.asarray(leaf) for name, leaf in out.items()}
+
+
+def difference(ours: np.ndarray, truth: np.ndarray) -> float:
+    """Largest |ours - truth| over largest |truth|."""
+    assert ours.shape == truth.shape and np.isfinite(ours).all()
+    return float(np.abs(ours - truth).max() / np.abs(truth).max())
+
+
+def test_the_tables_are_whole() -> None:
+    """7 singles, 43 pairs and 259 triples that PEFT loads, 5 to the 4th quadruples."""
+    counts = [sum(len(stack) == n for stack in ALL_STACKS) for n in range(1, 5)]
+    assert counts == [7, 43, 259, 625]
+    assert len({tuple(stack) for stack in ALL_STACKS}) == len(ALL_STACKS) == 934
+    assert len({case["name"] for case in CASES}) == len(CASES) >= 160
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+@pytest.mark.parametrize("first", sorted({stack[0] for stack in ALL_STACKS}))
+def test_stacks(first: str, length: int, stack_folders: Path) -> None:
+    """Every stack whose innermost adapter is this one."""
+    net = nets.from_json(STACKS.json("net.json"))
+    base, recorded = STACKS.tensors("base.safetensors"), STACKS.tensors("forward.safetensors")
+    rows = [i for i, stack in enumerate(ALL_STACKS) if stack[0] == first and len(stack) == length]
+    if not rows:
+        pytest.skip("no quadruples of SHiRA and DoRA are recorded")
+    errors = {}
+    for i in rows:
+        weights = composed(base, [stack_folders / name for name in ALL_STACKS[i]])
+        ours = nets.run(net, weights, recorded["x"])
+        errors[" -> ".join(ALL_STACKS[i])] = difference(ours, recorded["output"][i])
+    wrong = {stack: error for stack, error in errors.items() if not error < TOLERANCE}
+    assert not wrong, f"{len(wrong)} of {len(errors)} stacks differ from PEFT: {wrong}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_layers(case: dict, layer_folders: Path) -> None:
+    """Every layer type and form of every family."""
+    net = nets.from_json(LAYERS.json("nets.json")[case["net"]])
+    base = LAYERS.tensors(f"{case['net']}.safetensors")
+    x, truth = base.pop("x"), LAYERS.tensors("output.safetensors")[case["name"]]
+    weights = composed(base, [layer_folders / folder for folder in case["folders"]])
+    assert difference(nets.run(net, weights, x), truth) < TOLERANCE

@@ -1,0 +1,1 @@
+"""jaxmix beside PEFT: live, with torch and peft installed."""

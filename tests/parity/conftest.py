@@ -1,0 +1,42 @@
+"""Parity with PEFT needs torch and peft; without them its tests are not collected."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def mlp() -> Any:
+    """The pristine model of the stacks."""
+    from ..goldens.nets import MLP
+    from .harness import build
+
+    return build(MLP)
+
+
+@pytest.fixture(scope="session")
+def saved(mlp: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which PEFT saved all adapters of the stacks, once a session."""
+    from .stacks import save_all
+
+    root = tmp_path_factory.mktemp("peft_stacks")
+    save_all(mlp, root)
+    return root
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many stacks were compared and how far off the worst one was."""
+    passed = terminalreporter.stats.get("passed", [])
+    rows = [dict(report.user_properties) for report in passed]
+    rows = [row for row in rows if "parity_cases" in row]
+    if rows:
+        cases = sum(row["parity_cases"] for row in rows)
+        worst = max(row["parity_worst"] for row in rows)
+        terminalreporter.write_line(
+            f"parity with PEFT: {cases} cases, largest relative error {worst:.1e}"
+        )

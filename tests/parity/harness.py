@@ -1,0 +1,183 @@
+"""Truth: adapters which PEFT saved, and the float64 forward of PEFT's mixed model over them.
+
+Where PEFT rounds to float32 by itself (LoHa's alpha / r, a second adapter of a kind, AdaLoRA's
+rank, COFT's eps), it takes torch's default dtype: with float64 as the default it does not round.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import peft
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..goldens.nets import Layer, Net
+
+__all__ = [
+    "TOLERANCE",
+    "TorchNet",
+    "build",
+    "difference",
+    "exact",
+    "forward",
+    "inputs",
+    "mixed_model",
+    "save_adapter",
+    "state",
+]
+
+TOLERANCE = 1e-10
+torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Float64 by default, no gradients, PEFT's advice unheard."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _module(layer: Layer) -> nn.Module:
+    first, second = layer.size
+    match layer.kind:
+        case "linear":
+            return nn.Linear(first, second, bias=layer.bias)
+        case "gpt2":
+            return Conv1D(second, first)
+        case "embedding":
+            return nn.Embedding(first, second)
+        case kind:
+            make = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[kind]
+            return make(first, second, layer.kernel, groups=layer.groups, bias=layer.bias)
+
+
+class TorchNet(nn.Module):
+    """The torch twin of `nets.run`."""
+
+    def __init__(self, net: Net) -> None:
+        """Place each layer at its dotted name."""
+        super().__init__()
+        self.names = [layer.name for layer in net]
+        for layer in net:
+            place = self
+            *path, last = layer.name.split(".")
+            for part in path:
+                if part not in place._modules:
+                    place.add_module(part, nn.Module())
+                place = place.get_submodule(part)
+            place.add_module(last, _module(layer))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Layer, tanh, layer, …, layer."""
+        for i, name in enumerate(self.names):
+            x = self.get_submodule(name)(torch.tanh(x) if i else x)
+        return x
+
+
+def _short(values: np.ndarray) -> torch.Tensor:
+    """Float64 numbers with float32's digits: they pack to half, which keeps the goldens small."""
+    return torch.from_numpy(np.asarray(values, np.float32).astype(np.float64))
+
+
+def build(net: Net, seed: int = 0) -> TorchNet:
+    """A net with weights of about unit gain."""
+    rng = np.random.default_rng(seed)
+    with exact():
+        model = TorchNet(net)
+        for param in model.parameters():
+            fan = np.prod(param.shape[1:]) if param.ndim > 1 else 4.0
+            param.copy_(_short(rng.normal(size=param.shape) / np.sqrt(fan)))
+    return model.eval()
+
+
+def inputs(net: Net, batch: int = 2, seed: int = 1) -> np.ndarray:
+    """Random inputs for a net: tokens for an embedding, an image of 5 to a side for a conv."""
+    rng, first = np.random.default_rng(seed), net[0]
+    if first.kind == "embedding":
+        return rng.integers(0, first.size[0], size=(batch, 3))
+    return _short(rng.normal(size=(batch, first.size[0], *(5 for _ in first.kernel)))).numpy()
+
+
+# What makes every term of every family count beside a weight of unit gain.
+_STDDEV = {"lora_E": 1.0, "lora": 0.6, "hada": 0.7, "lokr": 0.6, "oft": 0.15, "shira": 0.5}
+
+
+def _draw(name: str, now: torch.Tensor, rng: np.random.Generator) -> np.ndarray:
+    if "lora_magnitude_vector" in name:
+        return now.numpy() * rng.uniform(0.5, 1.5, size=now.shape)
+    stddev = next((s for key, s in _STDDEV.items() if key in name), 0.4)
+    return rng.normal(size=now.shape) * stddev
+
+
+def save_adapter(
+    model: nn.Module,
+    config: peft.PeftConfig,
+    folder: Path,
+    *,
+    seed: int,
+) -> nn.Module:
+    """Adapt a copy of the model with PEFT, draw every trained number anew, save, return it."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    with exact():
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        for name, param in adapted.named_parameters():
+            if param.requires_grad and "ranknum" not in name and "original_module" not in name:
+                param.copy_(_short(_draw(name, param, rng)))
+        adapted.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    return adapted.eval()
+
+
+def mixed_model(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
+    """PEFT's mixed model over a copy of `model`, the adapters loaded in this order, all active."""
+    mixed, names = None, [f"adapter{i}" for i in range(len(folders))]
+    with exact():
+        for name, folder in zip(names, folders, strict=True):
+            config = peft.PeftConfig.from_pretrained(str(folder))
+            if mixed is None:
+                mixed = peft.get_peft_model(copy.deepcopy(model), config, name, mixed=True)
+            else:
+                mixed.add_adapter(name, config)
+            found = peft.set_peft_model_state_dict(
+                mixed, load_file(folder / "adapter_model.safetensors"), adapter_name=name
+            )
+            # PEFT saves an adapted embedding's base weight along; it is the base's own.
+            extra = [k for k in found.unexpected_keys if not k.endswith("base_layer.weight")]
+            lost = [k for k in found.missing_keys if f".{name}" in k and "ranknum" not in k]
+            if lost or extra:
+                raise ValueError(f"PEFT did not load {folder}: {lost}, {extra}")
+        assert mixed is not None
+        mixed.set_adapter(names)
+    return mixed.eval()
+
+
+def forward(model: nn.Module, x: np.ndarray) -> np.ndarray:
+    """The model's output for one input array, in float64."""
+    with exact():
+        out = model(torch.from_numpy(x))
+        return (out if isinstance(out, torch.Tensor) else out[0]).numpy()
+
+
+def state(model: nn.Module) -> dict[str, np.ndarray]:
+    """The model's weights as a flat dict {PyTorch name: array}, copied."""
+    return {name: param.numpy().copy() for name, param in model.state_dict().items()}
+
+
+def difference(ours: np.ndarray, truth: np.ndarray) -> float:
+    """Largest |ours - truth| over largest |truth|; infinite where the shapes or a number is not right."""
+    if ours.shape != truth.shape or not np.isfinite(ours).all() or not np.isfinite(truth).all():
+        return float("inf")
+    return float(np.abs(ours - truth).max() / np.abs(truth).max())

@@ -1,0 +1,180 @@
+"""An independent oracle: PEFT folders folded into weights, in NumPy, straight from the formulas.
+
+It knows neither jaxmix nor torch, folds densely and naively, and is itself checked against PEFT's
+forward. Weights lie as PyTorch has them; LoRA's A is (r, in), B is (out, r).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+__all__ = ["fold", "rotation"]
+
+Params = dict[str, np.ndarray]
+_KEYS = re.compile(
+    r"^base_model\.model\.(?P<site>.+?)\."
+    r"(?P<key>lora_\w+|hada_\w+|lokr_\w+|oft_\w+|shira_\w+)(?P<tail>\.weight|\.bias)?$"
+)
+
+
+def _per_module(config: Mapping, pattern: str, default: str, site: str) -> float:
+    for key, value in (config.get(pattern) or {}).items():
+        if re.match(rf"(.*\.)?({key})$", site):
+            return value
+    return config[default]
+
+
+def _cp(t: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("ijkl,jr,ip->prkl", t, b, a)
+
+
+def _scale(config: Mapping, site: str) -> float:
+    kind = config["peft_type"]
+    if kind == "ADALORA":
+        rank = config["init_r"]
+        return (config["lora_alpha"] if config["lora_alpha"] > 0 else rank) / (rank + 1e-5)
+    rank = _per_module(config, "rank_pattern", "r", site)
+    alpha = _per_module(config, "alpha_pattern", "lora_alpha" if kind == "LORA" else "alpha", site)
+    return alpha / (np.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _lora(t: Params, config: Mapping, site: str, shape: tuple[int, ...]) -> np.ndarray:
+    scale = _scale(config, site)
+    if "lora_embedding_A" in t:
+        return scale * (t["lora_embedding_B"] @ t["lora_embedding_A"]).T
+    a, b = t["lora_A"], t["lora_B"]
+    a = a * t["lora_E"] if "lora_E" in t else a
+    delta = scale * b.reshape(b.shape[0], -1) @ a.reshape(a.shape[0], -1)
+    return delta.T if config.get("fan_in_fan_out") else delta.reshape(shape)
+
+
+def _loha(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
+    if "hada_t1" in t:
+        one = _cp(t["hada_t1"], t["hada_w1_a"], t["hada_w1_b"])
+        two = _cp(t["hada_t2"], t["hada_w2_a"], t["hada_w2_b"])
+    else:
+        one = t["hada_w1_a"] @ t["hada_w1_b"]
+        two = t["hada_w2_a"] @ t["hada_w2_b"]
+    return (scale * one * two).reshape(shape)
+
+
+def _lokr(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
+    one = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+    if "lokr_w2" in t:
+        two = t["lokr_w2"]
+    elif "lokr_t2" in t:
+        two = _cp(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
+    else:
+        two = t["lokr_w2_a"] @ t["lokr_w2_b"]
+    if two.ndim == 4:
+        one = one[:, :, None, None]
+    return (scale * np.kron(one, two)).reshape(shape)
+
+
+def rotation(numbers: np.ndarray, config: Mapping, width: int) -> np.ndarray:
+    """OFT's R, (width, width), from its upper triangles (blocks, b (b - 1) / 2)."""
+    size = int((1 + np.sqrt(1 + 8 * numbers.shape[1])) / 2)
+    rows, cols = np.triu_indices(size, 1)
+    blocks = []
+    for triangle in numbers:
+        q = np.zeros((size, size))
+        q[rows, cols] = triangle
+        q = q - q.T
+        norm = np.linalg.norm(q)
+        limit = config["eps"] / np.sqrt(len(numbers))
+        if config["coft"] and norm > limit:
+            q = q * (limit / norm)
+        eye = np.eye(size)
+        terms = config["num_cayley_neumann_terms"]
+        if config["use_cayley_neumann"]:
+            # n terms; n = 3 comes out as n = 4, since PEFT's last, single power is then Q^3.
+            last = 0 if terms < 3 else max(terms, 4) - 1
+            powers = range(1, last or terms)
+            series = sum((2 * np.linalg.matrix_power(q, k) for k in powers), np.zeros_like(q))
+            blocks.append(eye + series + (np.linalg.matrix_power(q, last) if last else 0))
+        else:
+            blocks.append((eye - q) @ np.linalg.inv(eye + q))
+    out = np.zeros((width, width))
+    for i in range(width // size):
+        at = slice(i * size, (i + 1) * size)
+        out[at, at] = blocks[i % len(blocks)]
+    return out
+
+
+def _dora_norm(w: np.ndarray, embedding: bool, transposed: bool) -> np.ndarray:
+    if w.ndim == 2:
+        # An embedding's norm goes over the vocabulary; GPT-2's Conv1D lies (in, out).
+        keep_columns = embedding or transposed
+        return np.linalg.norm(w, axis=0 if keep_columns else 1)
+    return np.sqrt((w**2).sum(axis=tuple(range(1, w.ndim))))
+
+
+def _apply(
+    w: np.ndarray, bias: np.ndarray | None, base: Params, word: tuple[Params, dict, str]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    t, config, site = word
+    w0, bias0 = base["weight"], base.get("bias")
+    kind = config["peft_type"]
+    if kind == "OFT":
+        key = "oft_embedding_R" if "oft_embedding_R" in t else "oft_R"
+        flat = w.reshape(w.shape[0], -1)
+        r = rotation(t[key], config, flat.shape[1])
+        return (flat @ (r if key == "oft_embedding_R" else r.T)).reshape(w.shape), bias
+    if kind == "SHIRA":
+        w = w.copy()
+        np.add.at(w, tuple(t["shira_indices"].astype(int)), t["shira_weight"])
+        return w, bias
+    if kind == "LOHA":
+        return w + _loha(t, _scale(config, site), w.shape), bias
+    if kind == "LOKR":
+        return w + _lokr(t, _scale(config, site), w.shape), bias
+    delta = _lora(t, config, site, w.shape)
+    if "lora_B.bias" in t:
+        bias = (0 if bias is None else bias) + _scale(config, site) * t["lora_B.bias"]
+    if "lora_magnitude_vector" not in t:
+        return w + delta, bias
+    embedding, transposed = "lora_embedding_A" in t, bool(config.get("fan_in_fan_out"))
+    c = t["lora_magnitude_vector"].reshape(-1) / _dora_norm(w0 + delta, embedding, transposed)
+    over = (1, -1) if embedding or transposed else (-1, *(1,) * (w.ndim - 1))
+    if bias is not None:
+        # PEFT takes the base's bias off, scales, and puts it back: what earlier adapters added to
+        # the bias (lora_bias) is scaled too.
+        bias0 = np.zeros_like(bias) if bias0 is None else bias0
+        bias = bias0 + c * (bias - bias0)
+    return c.reshape(over) * (w + delta), bias
+
+
+def fold(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> Params:
+    """Weights equal to PEFT's forward for these folders, loaded in this order."""
+    words: dict[str, list[tuple[Params, dict, str]]] = {}
+    out = {name: np.array(value) for name, value in params.items()}
+    for folder in folders:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        sites: dict[str, Params] = {}
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+            if found := _KEYS.match(name):
+                key = found["key"] + (".bias" if found["tail"] == ".bias" else "")
+                sites.setdefault(found["site"], {})[key] = tensor
+            else:  # a trained bias, or a module saved whole
+                plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+                assert plain in out, f"{folder}: {name}"
+                out[plain] = tensor
+        for site, tensors in sites.items():
+            words.setdefault(site, []).append((tensors, config, site))
+    for site, stack in words.items():
+        base = {key: out[f"{site}.{key}"] for key in ("weight", "bias") if f"{site}.{key}" in out}
+        w, bias = base["weight"], base.get("bias")
+        # A run of OFT adapters shares one wrapper, whose first adapter turns the *input* first, so
+        # the weight last. An embedding's wrapper turns the output: there the first is the first.
+        for turned, run in groupby(stack, key=lambda word: "oft_R" in word[0]):
+            for word in reversed(list(run)) if turned else run:
+                w, bias = _apply(w, bias, base, word)
+        out[f"{site}.weight"] = w
+        if bias is not None:
+            out[f"{site}.bias"] = bias
+    return out

@@ -1,0 +1,33 @@
+"""The jaxmix side: the same folders, composed over the pristine weights, in the torch model."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from jaxmix.converters.peft import peft_stack
+from torch import nn
+
+import jaxmix
+
+from .harness import state
+
+__all__ = ["composed", "jaxmix_model"]
+
+
+def composed(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The weights of jaxmix for PEFT's stack of these folders."""
+    with jax.enable_x64(True):
+        adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
+        out = jaxmix.compose(params, [peft_stack(adapters)])
+        return {name: np.asarray(leaf) for name, leaf in out.items()}
+
+
+def jaxmix_model(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
+    """A pristine copy of the model with jaxmix's weights in it."""
+    twin = copy.deepcopy(model)
+    weights = composed(state(model), folders)
+    twin.load_state_dict({name: torch.from_numpy(w.copy()) for name, w in weights.items()})
+    return twin.eval()

@@ -1,0 +1,37 @@
+"""The oracle itself against PEFT's forward: every kind, every pair, every form of every layer."""
+
+from pathlib import Path
+
+import pytest
+
+from ..goldens.nets import MLP, run
+from .harness import TOLERANCE, TorchNet, difference, forward, inputs, mixed_model, state
+from .layer_cases import CASES, Case
+from .numpy_fold import fold
+from .stacks import ADDITIVE_AND_OFT, KINDS, folders_of
+from .truth import make
+
+
+def test_numpy_net_is_the_torch_net(mlp: TorchNet) -> None:
+    """The two forwards agree, so that a golden speaks for both."""
+    x = inputs(MLP)
+    assert difference(run(MLP, state(mlp), x), forward(mlp, x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fold_of_pairs(kind: str, mlp: TorchNet, saved: Path) -> None:
+    """One adapter alone, and it before each other kind."""
+    x = inputs(MLP)
+    for stack in [(kind,), *((kind, other) for other in ADDITIVE_AND_OFT)]:
+        folders = [saved / name for name in folders_of(stack)]
+        truth = forward(mixed_model(mlp, folders), x)
+        ours = run(MLP, fold(state(mlp), folders), x)
+        assert difference(ours, truth) < TOLERANCE, stack
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_fold_of_layers(case: Case, tmp_path: Path) -> None:
+    """The table of layer types."""
+    truth = make(case, tmp_path)
+    ours = run(truth.net, fold(state(truth.model), truth.folders), truth.x)
+    assert difference(ours, truth.output) < TOLERANCE

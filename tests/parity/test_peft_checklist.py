@@ -1,0 +1,358 @@
+"""The checklist of peft's own tests/test_mixed.py, case by case, with OFT and SHiRA added to each.
+
+PEFT's tests use float32 and 1e-5; here it is float64 and 1e-10. Where PEFT can't load an order
+(SHiRA over another wrapper), the NumPy fold of the same files is the truth.
+"""
+
+import copy
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from jaxmix.converters.peft import peft_stack
+from safetensors.numpy import save_file
+
+import jaxmix
+
+from ..goldens.nets import Layer, Net, run
+from .harness import (
+    TOLERANCE,
+    TorchNet,
+    build,
+    difference,
+    exact,
+    forward,
+    inputs,
+    mixed_model,
+    save_adapter,
+    state,
+)
+from .numpy_fold import fold
+from .ours import composed, jaxmix_model
+
+NET: Net = (Layer("lin0", "linear", (10, 20)), Layer("lin1", "linear", (20, 2)))
+X = inputs(NET, batch=9)
+KINDS = ("lora", "loha", "lokr", "adalora", "oft", "shira")
+PAIRS = list(itertools.combinations_with_replacement(KINDS, 2))
+PLACES = {"first": ("lin0", "lin0"), "last": ("lin1", "lin1"), "apart": ("lin0", "lin1")}
+DISTINCT = 1e-4
+
+
+def config(kind: str, *targets: str, **options: Any) -> peft.PeftConfig:
+    """A config of this kind."""
+    common: dict[str, Any] = {"target_modules": list(targets), **options}
+    match kind:
+        case "lora":
+            return peft.LoraConfig(r=4, lora_alpha=4, **common)
+        case "loha":
+            return peft.LoHaConfig(r=4, alpha=4, **common)
+        case "lokr":
+            return peft.LoKrConfig(r=2, alpha=4, **common)
+        case "adalora":
+            return peft.AdaLoraConfig(init_r=4, lora_alpha=4, total_step=10, **common)
+        case "oft":
+            return peft.OFTConfig(oft_block_size=5, **common)
+        case "shira":
+            return peft.ShiraConfig(r=1, **common)
+    raise KeyError(kind)
+
+
+def peft_output(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
+    """PEFT's forward; the fold's where PEFT refuses to load."""
+    try:
+        return forward(mixed_model(model, folders), X)
+    except ValueError as error:
+        if "SHiRA does not support nested base layers" not in str(error):
+            raise
+        return run(NET, fold(state(model), folders), X)
+
+
+def ours(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
+    """The pristine model with jaxmix's weights, checked against PEFT, finite."""
+    output = forward(jaxmix_model(model, folders), X)
+    assert np.isfinite(output).all()
+    assert difference(output, peft_output(model, folders)) < TOLERANCE
+    return output
+
+
+def differ(*outputs: np.ndarray) -> bool:
+    """Whether all outputs are distinct."""
+    pairs = itertools.combinations(outputs, 2)
+    return all(difference(a, b) > DISTINCT for a, b in pairs)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two outputs are equal to rounding."""
+    return difference(a, b) < TOLERANCE
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two saved adapters, and the outputs of the base, of each alone, and of both orders."""
+
+    model: TorchNet
+    kinds: tuple[str, str]
+    folders: tuple[Path, Path]
+    base: np.ndarray
+    alone: tuple[np.ndarray, np.ndarray]
+    there: np.ndarray
+    back: np.ndarray
+
+
+def pair(kinds: tuple[str, str], targets: tuple[str, str], root: Path) -> Pair:
+    """Save both with PEFT, each apart, and run all through jaxmix."""
+    model = build(NET)
+    a, b = root / "adapter0", root / "adapter1"
+    for seed, (kind, target, folder) in enumerate(zip(kinds, targets, (a, b), strict=True)):
+        save_adapter(model, config(kind, target), folder, seed=seed)
+    alone = (ours(model, [a]), ours(model, [b]))
+    there, back = ours(model, [a, b]), ours(model, [b, a])
+    return Pair(model, kinds, (a, b), forward(model, X), alone, there, back)
+
+
+@pytest.fixture(params=[(k, p) for p in PLACES for k in PAIRS], ids=lambda p: f"{p[0]}-{p[1]}")
+def row(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Pair]:
+    """A pair of kinds at a place."""
+    kinds, place = request.param
+    return place, pair(kinds, PLACES[place], tmp_path)
+
+
+def test_pair(row: tuple[str, Pair]) -> None:
+    """Outputs distinct; additive pairs commute, rotations do not; on the last layer deltas add."""
+    place, p = row
+    assert differ(p.base, *p.alone, p.there)
+    assert differ(p.base, *p.alone, p.back)
+    rotates = "oft" in p.kinds
+    assert same(p.there, p.back) == (place == "apart" or not rotates)
+    summed = p.base + (p.alone[0] - p.base) + (p.alone[1] - p.base)
+    # What is added after a rotation adds to its delta; what is added before it is turned too.
+    assert same(p.there, summed) == (place == "last" and p.kinds[1] != "oft")
+    _check_reversed_activation(place, p)
+    _check_merge(place, p)
+    _check_off(p)
+
+
+def _check_reversed_activation(place: str, p: Pair) -> None:
+    """`set_adapter` in the other order changes nothing in PEFT, but within one OFT wrapper."""
+    if p.kinds[0] == "shira" and p.kinds[1] != "shira" and place != "apart":
+        return  # PEFT can't load the second first
+    mixed = mixed_model(p.model, p.folders[::-1])
+    with exact():
+        mixed.set_adapter(["adapter1", "adapter0"])
+    activated = forward(mixed, X)
+    one_wrapper = p.kinds == ("oft", "oft") and place != "apart"
+    assert same(activated, p.there if one_wrapper else p.back)
+
+
+def _check_merge(place: str, p: Pair) -> None:
+    """Our merged weights are PEFT's merged weights, where PEFT's are those of its forward."""
+    if p.kinds[1] == "shira" and p.kinds[0] != "shira" and place != "apart":
+        return  # PEFT can't load it
+    if p.kinds == ("oft", "oft") and place != "apart":
+        return  # PEFT's merge is wrong here: see docs/peft_divergence.md
+    with exact():
+        merged = mixed_model(p.model, p.folders).merge_and_unload()
+    assert same(p.there, forward(merged, X))
+
+
+def _check_off(p: Pair) -> None:
+    """Unloaded and disabled: nothing was changed, and strength 0 is the base."""
+    params = state(p.model)
+    before = {name: leaf.copy() for name, leaf in params.items()}
+    composed(params, p.folders)
+    assert all(np.array_equal(params[name], before[name]) for name in params)
+    with jax.enable_x64(True):
+        a, b = (jaxmix.load(folder) for folder in p.folders)
+        off = jaxmix.compose(params, [0.0 * a, 0.0 * b])
+        none = jaxmix.compose(params, [])
+    assert all(same(np.asarray(off[name]), before[name]) for name in params)
+    assert all(none[name] is params[name] for name in params)
+
+
+NESTED = [
+    ("lora", ("lin0", "lin1")),
+    ("loha", ("lin0",)),
+    ("adalora", ("lin1",)),
+    ("lokr", ("lin0", "lin1")),
+    ("lora", ("lin0", "lin1")),
+]
+WIDER = [("shira", ("lin0", "lin1")), *NESTED[:3], ("oft", ("lin0", "lin1")), *NESTED[3:],
+         ("oft", ("lin0",)), ("oft", ("lin1", "lin0"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"])
+def test_deeply_nested(recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path) -> None:
+    """All of them, two of them, none of them."""
+    model, folders = build(NET), []
+    for i, (kind, targets) in enumerate(recipe):
+        folders.append(tmp_path / f"adapter{i}")
+        save_adapter(model, config(kind, *targets), folders[-1], seed=i)
+    everything = ours(model, folders)
+    subset = ours(model, [folders[1], folders[3]])
+    assert differ(forward(model, X), everything, subset)
+    if recipe is NESTED:  # all additive: there PEFT's merge is right
+        mixed = mixed_model(model, folders)
+        with exact():
+            merged = mixed.merge_and_unload(adapter_names=["adapter1", "adapter3"])
+        assert same(subset, forward(merged, X))
+
+
+@pytest.mark.parametrize("recipe", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"])
+def test_subsets_of_a_loaded_model(
+    recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path
+) -> None:
+    """PEFT with all loaded and some active is jaxmix with the others at strength 0.
+
+    Not the same as only those loaded: rotations with an idle wrapper between them keep apart.
+    """
+    model, folders = build(NET), []
+    for i, (kind, targets) in enumerate(recipe):
+        folders.append(tmp_path / f"adapter{i}")
+        save_adapter(model, config(kind, *targets), folders[-1], seed=i)
+    mixed, twin = mixed_model(model, folders), copy.deepcopy(model)
+    with jax.enable_x64(True):
+        adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
+    for some in itertools.combinations(range(len(folders)), 3):
+        with exact():
+            mixed.set_adapter([f"adapter{i}" for i in some])
+        with jax.enable_x64(True):
+            stack = peft_stack([float(i in some) * a for i, a in enumerate(adapters)])
+            weights = jaxmix.compose(state(model), [stack])
+        twin.load_state_dict({k: torch.from_numpy(np.array(w)) for k, w in weights.items()})
+        assert same(forward(twin, X), forward(mixed, X)), some
+
+
+@pytest.mark.parametrize("kinds", [("lora", "loha"), ("lora", "oft"), ("oft", "lokr")], ids=str)
+def test_delete_and_add_again(kinds: tuple[str, str], tmp_path: Path) -> None:
+    """Deleted, an adapter is gone; added again, it is the outermost."""
+    p = pair(kinds, ("lin0", "lin0"), tmp_path)
+    mixed = mixed_model(p.model, p.folders)
+    with exact():
+        mixed.delete_adapter("adapter0")
+    assert same(p.alone[1], forward(mixed, X))
+    with exact():
+        mixed.add_adapter("adapter0", peft.PeftConfig.from_pretrained(str(p.folders[0])))
+        tensors = peft.utils.load_peft_weights(str(p.folders[0]), device="cpu")
+        peft.set_peft_model_state_dict(mixed, tensors, adapter_name="adapter0")
+        mixed.set_adapter(["adapter0", "adapter1"])
+    assert same(p.back, forward(mixed, X))
+    with exact():
+        mixed.delete_adapter("adapter0")
+        mixed.delete_adapter("adapter1")
+    assert same(p.base, forward(mixed, X))
+
+
+@pytest.mark.parametrize("kinds", [("lora", "loha"), ("oft", "lora"), ("shira", "lora")], ids=str)
+def test_two_saved_modules(kinds: tuple[str, str], tmp_path: Path) -> None:
+    """PEFT can't activate two adapters that both saved a module; in jaxmix the later one stands."""
+    model, folders = build(NET), []
+    for i, kind in enumerate(kinds):
+        folders.append(tmp_path / f"{i}")
+        save_adapter(model, config(kind, "lin0", modules_to_save=["lin1"]), folders[-1], seed=i)
+    with pytest.raises(ValueError, match="Only one adapter can be set at a time"):
+        mixed_model(model, folders)
+    weights, last = composed(state(model), folders), composed(state(model), folders[1:])
+    assert np.array_equal(weights["lin1.weight"], last["lin1.weight"])
+    assert same(forward(jaxmix_model(model, folders), X), run(NET, fold(state(model), folders), X))
+    for folder in folders:
+        ours(model, [folder])
+
+
+def test_equal_names_are_refused(tmp_path: Path) -> None:
+    """PEFT: "Adapter with name … already exists."."""
+    model = build(NET)
+    save_adapter(model, config("oft", "lin0"), tmp_path / "a", seed=0)
+    a, b = (jaxmix.load(tmp_path / "a", name="twin") for _ in range(2))
+    with pytest.raises(jaxmix.errors.JaxmixError, match="twin"):
+        jaxmix.mix(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_number_of_parameters(kind: str, tmp_path: Path) -> None:
+    """A loaded adapter holds the numbers that PEFT trains: `get_nb_trainable_parameters`."""
+    model = build(NET)
+    adapted = save_adapter(model, config(kind, "lin0", "lin1"), tmp_path / "a", seed=0)
+    with exact():
+        count = adapted.get_nb_trainable_parameters()[0]
+    with jax.enable_x64(True):
+        updates = jaxmix.load(tmp_path / "a").sites.values()
+        leaves = [leaf for leaf in jax.tree.leaves(list(updates)) if np.ndim(leaf) > 0]
+    held = sum(leaf.size for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))
+    assert held == count
+
+
+def test_incompatible_kind_is_refused(tmp_path: Path) -> None:
+    """Prefix tuning joins no mix, in PEFT or here."""
+    model = build(NET)
+    with exact():
+        mixed = peft.get_peft_model(model, config("oft", "lin0"), "a", mixed=True)
+    prefix = peft.PrefixTuningConfig(num_virtual_tokens=2, token_dim=4, num_layers=1)
+    with pytest.raises(ValueError, match="is not compatible with the `PeftMixedModel`"):
+        mixed.add_adapter("b", prefix)
+    prefix.save_pretrained(str(tmp_path))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
+    prompt = {"prompt_embeddings": np.zeros((2, 8), np.float32)}
+    save_file(prompt, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(jaxmix.errors.JaxmixError, match="PREFIX_TUNING"):
+        jaxmix.load(tmp_path)
+
+
+DECODER = [("shira", 1), ("lora", 2), ("oft", 3), ("loha", 4), ("adalora", 5), ("lokr", 6)]
+
+
+@pytest.mark.parametrize("recipe", [DECODER[1:], DECODER, DECODER[:1:-1]], ids=len)
+def test_decoder_generates(recipe: list[tuple[str, int]], tmp_path: Path) -> None:
+    """A small OPT writes what PEFT's mixed model writes, token for token, at each step of a mix."""
+    torch.manual_seed(0)
+    with exact():
+        model = transformers.OPTForCausalLM(
+            transformers.OPTConfig(
+                vocab_size=40,
+                hidden_size=20,
+                ffn_dim=24,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=40,
+                word_embed_proj_dim=20,
+                init_std=0.5,
+            )
+        ).eval()
+    tokens, mask = torch.tensor([[5, 6, 7], [5, 8, 5]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+
+    def write(decoder: Any) -> np.ndarray:
+        with exact():
+            out = decoder.generate(
+                input_ids=tokens, attention_mask=mask, max_new_tokens=8, do_sample=False
+            )
+        return out.numpy()
+
+    base, folders, seen = write(model), [], []
+    for kind, seed in recipe:
+        folders.append(tmp_path / kind)
+        save_adapter(model, config(kind, "q_proj", "v_proj", "fc1"), folders[-1], seed=seed)
+        twin, mixed = jaxmix_model(model, folders), mixed_model(model, folders)
+        assert same(forward(twin, tokens.numpy()), forward(mixed, tokens.numpy()))
+        seen.append(write(twin))
+        assert np.array_equal(seen[-1], write(mixed))
+    assert any(not np.array_equal(base, out) for out in seen)
+    assert np.array_equal(base, write(model))
+
+
+def test_peft_stack_of_one_is_itself(tmp_path: Path) -> None:
+    """No run, nothing to turn."""
+    model = build(NET)
+    save_adapter(model, config("oft", "lin0", "lin1"), tmp_path / "a", seed=0)
+    with jax.enable_x64(True):
+        adapter = jaxmix.load(tmp_path / "a")
+        plain = jaxmix.compose(state(model), [adapter])
+        stacked = jaxmix.compose(state(model), [peft_stack([adapter])])
+    assert all(np.array_equal(plain[name], stacked[name]) for name in plain)
