@@ -9,11 +9,13 @@ import numpy as np
 from jaxmix.adapter import Adapter
 from jaxmix.converters.peft.config import Config, read_config
 from jaxmix.converters.peft.keys import Sites, read_tensors, sort_keys
+from jaxmix.converters.peft.rebase import Rebase
+from jaxmix.converters.peft.stack import peft_stack
 from jaxmix.converters.peft.updates import BUILDERS
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Replace, Together, Update
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "read_peft"]
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "peft_stack", "read_peft"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -43,11 +45,19 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0) -> Adapter:
     sites = sort_keys(read_tensors(path), config.family, config.values, path)
     _check_saved(config, sites)
     updates = _build(config, sites.factors, path)
+    # PEFT puts saved leaves into the base, under the adapter: so they come first.
     for site, leaves in sites.saved.items():
-        saved = Replace(weight=leaves.get("weight"), bias=leaves.get("bias"))
-        # PEFT puts a saved leaf into the base, under the adapter: so it comes first.
-        updates[site] = Together((saved, updates[site])) if site in updates else saved
+        _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
+    for site, leaves in sites.base.items():
+        _put_first(updates, site, Rebase(leaves["weight"]))
     return Adapter(updates, strength, name)
+
+
+def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:
+    """Adds an update that acts before what is there."""
+    old = updates.get(site)
+    rest = old.parts if isinstance(old, Together) else () if old is None else (old,)
+    updates[site] = Together((new, *rest)) if rest else new
 
 
 def _build(
@@ -70,7 +80,12 @@ def _build(
 
 
 def _check_saved(config: Config, sites: Sites) -> None:
-    """Whether the file has the modules that its config says were saved."""
+    """Whether the file has factors, and the modules that its config says were saved."""
+    if not sites.factors and not sites.saved:
+        raise CheckpointError(
+            f"{config.path.parent} holds no weights of a {config.family} adapter. Was it saved "
+            "before the adapter was added, or by one rank only?"
+        )
     modules = config.values.get("modules_to_save") or ()
     if modules and not sites.saved:
         raise CheckpointError(

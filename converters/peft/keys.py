@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -36,6 +36,8 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 _MARKS = ("lora_", "hada_", "lokr_", "oft_", "shira_")
 _FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 _PREFIX = "base_model.model."
+# VeLoRA keeps the direction along which it compresses activations for its backward pass.
+_WITHOUT_EFFECT = (".lora_velora_embed",)
 
 
 @dataclass
@@ -45,10 +47,12 @@ class Sites:
     Args:
         factors: ``{site: {parameter: array}}``, the family's own.
         saved: ``{site: {"weight" or "bias": array}}``, leaves of the base that were saved whole.
+        base: ``{site: {"weight": array}}``, copies of the base's weight under a factor.
     """
 
     factors: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     saved: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    base: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -96,6 +100,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+class _Problem(NamedTuple):
+    """What is wrong with a key, and whether it is a thing that jaxmix merely does not do."""
+
+    text: str
+    unsupported: bool = False
+
+
 def sort_keys(
     tensors: Mapping[str, np.ndarray], family: str, values: Mapping[str, Any], path: Path
 ) -> Sites:
@@ -115,63 +126,77 @@ def sort_keys(
         UnsupportedError: if keys belong to something that jaxmix does not do; all are listed.
     """
     sites = Sites()
-    origins: dict[tuple[str, str], str] = {}
-    lost: list[str] = []
+    origins: dict[tuple[str, str, str], str] = {}
+    problems: list[tuple[str, _Problem]] = []
     for key, array in tensors.items():
+        if key.endswith(_WITHOUT_EFFECT):
+            continue
         place = _place(key, family, values, array)
-        if isinstance(place, str):
-            lost.append(f"{key}: {place}" if place else key)
-            continue
-        group, site, name = place
-        if other := origins.get((site, name)):
-            lost.append(f"{key}: the same as {other}; keep one of the two")
-            continue
-        origins[site, name] = key
-        getattr(sites, group).setdefault(site, {})[name] = array
-    if lost:
-        raise CheckpointError(
-            f"{path}: keys that have no meaning in a {family} adapter:{listing(lost)}\n"
+        if isinstance(place, _Problem):
+            problems.append((key, place))
+        elif other := origins.get(place):
+            problems.append((key, _Problem(f"the same as {other}; keep one of the two")))
+        else:
+            origins[place] = key
+            group, site, name = place
+            getattr(sites, group).setdefault(site, {})[name] = array
+    if problems:
+        kind = UnsupportedError if all(p.unsupported for _, p in problems) else CheckpointError
+        raise kind(
+            f"{path}: keys that jaxmix can't use in a {family} adapter:"
+            f"{listing(f'{key}: {problem.text}' for key, problem in problems)}\n"
             f"Expected <module>.<parameter> with one of {', '.join(PARAMETERS[family])}, or leaves "
-            "of modules_to_save. Was it saved with save_pretrained?"
+            "of modules_to_save, as save_pretrained writes them."
         )
-    if not sites.factors and not sites.saved:
-        raise CheckpointError(f"{path} holds no weights of an adapter.")
     return sites
 
 
 def _place(
     key: str, family: str, values: Mapping[str, Any], array: np.ndarray
-) -> tuple[str, str, str] | str:
+) -> tuple[str, str, str] | _Problem:
     """Group, site and parameter of a key; or what is wrong with it."""
     path = key.removeprefix(_PREFIX)
     if path.endswith("lora_magnitude_vector.weight"):
         path = path.removesuffix(".weight")
     for name in PARAMETERS[family]:
         if path.endswith("." + name):
+            if array.dtype not in _FLOATS and name != "shira_indices":
+                return _Problem(f"{array.dtype}, expected floats")
             return _at_site(path.removesuffix("." + name), "factors", name)
     if path.endswith(".trainable_tokens_delta"):
-        return "trained tokens come in a later version of jaxmix; merge them with PEFT until then"
+        return _Problem("trained tokens come in a later version; merge them with PEFT", True)
+    if path.endswith((".oft_r", ".oft_s")):
+        return _Problem("the OFT of peft 0.15 or older, another formula; merge it with that", True)
     if stuck := _stuck_name(path, family):
-        return f"the adapter's name {stuck!r} is still in it; take it out of the key"
-    if any(part.startswith(_MARKS) for part in path.split(".")):
-        return ""
+        return _Problem(f"the adapter's name {stuck!r} is still in it; take it out of the key")
+    return _leaf(path, values, array)
+
+
+def _leaf(
+    path: str, values: Mapping[str, Any], array: np.ndarray
+) -> tuple[str, str, str] | _Problem:
+    """Where a leaf belongs that was saved whole."""
+    is_saved = any(f".{module}." in f".{path}" for module in values.get("modules_to_save") or ())
+    if not is_saved and any(part.startswith(_MARKS) for part in path.split(".")[-2:]):
+        return _Problem("another family's parameter, or one that this version does not know")
     if array.dtype not in _FLOATS:
-        return f"a buffer of {array.dtype}, which no adapter changes; leave it out"
+        return _Problem(f"a buffer of {array.dtype}, which jaxmix can't mix; leave it out", True)
     site, _, leaf = path.rpartition(".")
+    if site.endswith(".base_layer") and leaf == "weight":
+        return _at_site(site, "base", leaf)
     if leaf in ("weight", "bias") and site:
         return _at_site(site, "saved", leaf)
-    if any(_is_under(path, module) for module in values.get("modules_to_save") or ()):
-        return "saved", path, "weight"
-    return ""
+    return ("saved", path, "weight") if is_saved else _Problem("no parameter of this family")
 
 
-def _at_site(module: str, group: str, name: str) -> tuple[str, str, str] | str:
+def _at_site(module: str, group: str, name: str) -> tuple[str, str, str] | _Problem:
     """The site of a module path: PEFT's wrappers add ``base_layer`` at its end, and nowhere else."""
     parts = module.split(".")
     while parts[-1] == "base_layer" and len(parts) > 1:
         parts.pop()
     if "base_layer" in parts:
-        return "a part inside a wrapped module, which jaxmix does not know"
+        text = "a part of a wrapped module (torch's MultiheadAttention, or several target_parameters)"
+        return _Problem(f"{text}, which jaxmix does not read; leave that module out", True)
     return group, ".".join(parts), name
 
 
@@ -183,11 +208,6 @@ def _stuck_name(path: str, family: str) -> str | None:
         if found := re.search(rf"\.{stem}\.([^.]+){tail}$", path):
             return found[1]
     return None
-
-
-def _is_under(path: str, module: str) -> bool:
-    """Whether a leaf lies in a module of modules_to_save, by PEFT's matching of names."""
-    return f".{module}." in f".{path}"
 
 
 def _is_finite(array: np.ndarray) -> bool:

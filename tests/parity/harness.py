@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -127,7 +128,7 @@ def save_adapter(
     folder: Path,
     *,
     seed: int,
-) -> nn.Module:
+) -> Any:
     """Adapt a copy of the model with PEFT, draw every trained number anew, save, return it."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -136,12 +137,12 @@ def save_adapter(
         for name, param in adapted.named_parameters():
             if param.requires_grad and "ranknum" not in name and "original_module" not in name:
                 param.copy_(_short(_draw(name, param, rng)))
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     return adapted.eval()
 
 
-def mixed_model(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
+def mixed_model(model: nn.Module, folders: Sequence[Path]) -> Any:
     """PEFT's mixed model over a copy of `model`, the adapters loaded in this order, all active."""
     mixed, names = None, [f"adapter{i}" for i in range(len(folders))]
     with exact():
@@ -177,7 +178,7 @@ def state(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:
-    """Largest |ours - truth| over largest |truth|; infinite where the shapes or a number is not right."""
+    """Largest |ours - truth| over largest |truth|; infinite for a wrong shape or a NaN."""
     if ours.shape != truth.shape or not np.isfinite(ours).all() or not np.isfinite(truth).all():
         return float("inf")
     return float(np.abs(ours - truth).max() / np.abs(truth).max())

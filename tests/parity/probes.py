@@ -29,7 +29,7 @@ def _saved(net: Net, folder: Path, *specs: Spec) -> tuple[TorchNet, list[Path]]:
     model, folders = build(net), []
     for i, (make, options) in enumerate(specs):
         folders.append(folder / f"{i}")
-        targets = {"target_modules": [layer.name for layer in net], **options}
+        targets: dict[str, Any] = {"target_modules": [layer.name for layer in net], **options}
         save_adapter(model, make(**targets), folders[-1], seed=i)
     return model, folders
 
@@ -132,16 +132,17 @@ def _tied(folder: Path) -> str:
         num_key_value_heads=2,
         tie_word_embeddings=True,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model: Any = transformers.LlamaForCausalLM(config).eval()
     head = model.lm_head.weight.clone()
     lora = LoraConfig(r=2, target_modules=["embed_tokens"], init_lora_weights=False)
     adapted = peft.get_peft_model(model, lora, mixed=True).eval()
     tokens = inputs((Layer("one", "embedding", (30, 16)),))
     truth = forward(adapted, tokens)
-    merged = adapted.merge_and_unload()
+    merged: Any = adapted.merge_and_unload()
     moved = not torch.equal(head, merged.lm_head.weight)
     error = difference(forward(merged, tokens), truth)
-    return f"lm_head {'changed too' if moved else 'kept'}: merged differs by {error:.1g} times the output"
+    head_is = "changed too" if moved else "kept"
+    return f"lm_head {head_is}: merged differs by {error:.1g} times the output"
 
 
 def _all_linear(folder: Path) -> str:

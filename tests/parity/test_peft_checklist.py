@@ -22,6 +22,7 @@ from jaxmix.converters.peft import peft_stack
 from safetensors.numpy import save_file
 
 import jaxmix
+from jaxmix.errors import JaxmixError
 
 from ..goldens.nets import Layer, Net, run
 from .harness import (
@@ -272,7 +273,7 @@ def test_equal_names_are_refused(tmp_path: Path) -> None:
     model = build(NET)
     save_adapter(model, config("oft", "lin0"), tmp_path / "a", seed=0)
     a, b = (jaxmix.load(tmp_path / "a", name="twin") for _ in range(2))
-    with pytest.raises(jaxmix.errors.JaxmixError, match="twin"):
+    with pytest.raises(JaxmixError, match="twin"):
         jaxmix.mix(a, b)
 
 
@@ -284,7 +285,7 @@ def test_number_of_parameters(kind: str, tmp_path: Path) -> None:
     with exact():
         count = adapted.get_nb_trainable_parameters()[0]
     with jax.enable_x64(True):
-        updates = jaxmix.load(tmp_path / "a").sites.values()
+        updates = jaxmix.load(tmp_path / "a").updates.values()
         leaves = [leaf for leaf in jax.tree.leaves(list(updates)) if np.ndim(leaf) > 0]
     held = sum(leaf.size for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))
     assert held == count
@@ -302,7 +303,7 @@ def test_incompatible_kind_is_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
     prompt = {"prompt_embeddings": np.zeros((2, 8), np.float32)}
     save_file(prompt, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(jaxmix.errors.JaxmixError, match="PREFIX_TUNING"):
+    with pytest.raises(JaxmixError, match="PREFIX_TUNING"):
         jaxmix.load(tmp_path)
 
 

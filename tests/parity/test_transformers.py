@@ -50,30 +50,24 @@ def _gpt2() -> nn.Module:
     )
 
 
-def _bert() -> nn.Module:
-    return hf.BertForMaskedLM(
-        hf.BertConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=32,
-            tie_word_embeddings=False,
-            **_COMMON,
-        )
+def _bert_config() -> hf.BertConfig:
+    return hf.BertConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+        **_COMMON,
     )
-
-
-def _classifier() -> nn.Module:
-    return hf.BertForSequenceClassification(_bert().config)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama": _llama,
     "llama_tied": lambda: _llama(tied=True),
     "gpt2": _gpt2,
-    "bert": _bert,
-    "classifier": _classifier,
+    "bert": lambda: hf.BertForMaskedLM(_bert_config()),
+    "classifier": lambda: hf.BertForSequenceClassification(_bert_config()),
 }
 
 
@@ -82,7 +76,9 @@ def _without_float32(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "LlamaRMSNorm":
             parent, _, last = name.rpartition(".")
-            norm = nn.RMSNorm(module.weight.shape, eps=1e-6, dtype=torch.float64)
+            norm = nn.RMSNorm(
+                model.get_parameter(f"{name}.weight").shape, eps=1e-6, dtype=torch.float64
+            )
             model.get_submodule(parent).set_submodule(last, norm)
 
 

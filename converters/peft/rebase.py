@@ -1,0 +1,64 @@
+"""A copy of the base's own weight that a file brings along."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families import Update
+from jaxmix.operators import Dense
+
+__all__ = ["Rebase"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rebase(Update):
+    """The base's weight is another one: ``W' = W + (W₁ − W₀)``, with W₀ the base that is given.
+
+    PEFT saves ``embed_tokens.base_layer.weight`` and ``lm_head.base_layer.weight`` with an adapter
+    that targets these modules, and puts them into the base when it loads it, *under* every adapter.
+    As a rule W₁ is W₀ and this changes nothing; a `Replace` would undo the adapters that came before.
+
+    Strength s: ``W' = W + s·(W₁ − W₀)``.
+
+    Args:
+        weight: W₁ (out, in).
+
+    Raises:
+        ShapeError: by `compose`, where W₁ has another size than the base, as after new tokens.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> base = Base(jnp.zeros((1, 2)), (1, 2))
+        >>> Rebase(jnp.ones((1, 2))).weight_map(base, jnp.ones(()))(jnp.ones((1, 2))).tolist()
+        [[2.0, 2.0]]
+
+    Source: ``peft/utils/save_and_load.py`` (``save_embedding_layers``).
+    """
+
+    weight: Float[Array, "out in"]
+
+    family: ClassVar[str] = "Rebase"
+    reads_base: ClassVar[bool] = True
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·(W₁ − W₀))``."""
+        assert base.matrix is not None
+        return shift(Dense(strength * (jnp.asarray(self.weight) - base.matrix)))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether W₁ has the base's size."""
+        if self.weight.shape == shape:
+            return None
+        return (
+            f"the base's weight in the file has shape {self.weight.shape}, expected {shape}; if the "
+            "adapter was trained with new tokens, resize the base's vocabulary first"
+        )
+
+    def size(self) -> str:
+        """What it is."""
+        return "base's own weight"

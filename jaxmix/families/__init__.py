@@ -1,0 +1,28 @@
+"""The families: one file each, a line in this table each."""
+
+from jaxmix.families.adalora import AdaLoRA
+from jaxmix.families.base import Update
+from jaxmix.families.loha import LoHa
+from jaxmix.families.lokr import LoKr
+from jaxmix.families.lora import LoRA
+from jaxmix.families.oft import OFT
+from jaxmix.families.replace import Replace
+from jaxmix.families.shira import SHiRA
+from jaxmix.families.together import Together
+
+__all__ = [
+    "FAMILIES",
+    "OFT",
+    "AdaLoRA",
+    "LoHa",
+    "LoKr",
+    "LoRA",
+    "Replace",
+    "SHiRA",
+    "Together",
+    "Update",
+]
+
+FAMILIES: dict[str, type[Update]] = {
+    family.family: family for family in (AdaLoRA, LoHa, LoKr, LoRA, OFT, Replace, SHiRA, Together)
+}

@@ -1,0 +1,66 @@
+"""AdaLoRA: LoRA written like an SVD, its ranks pruned site by site."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import LowRank
+
+__all__ = ["AdaLoRA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AdaLoRA(Update):
+    """AdaLoRA: ``W' = W + γ·B diag(e) A``.
+
+    Strength s: ``W' = W + s·γ·B diag(e) A``.
+
+    Args:
+        a: A (r, in), PEFT's ``lora_A``; a convolution's (r, in·k).
+        b: B (out, r), PEFT's ``lora_B``.
+        e: the singular values (r,), PEFT's ``lora_E`` without its last axis.
+        scale: γ = alpha/(init_r + 1e-5): PEFT divides by the rank before pruning.
+        kernel: the convolution's spatial shape, () for none.
+        transposed: whether PyTorch stores the weight as (in, out).
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> two = AdaLoRA(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.full((1,), 2.0), scale=1.0)
+        >>> two.weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense().tolist()
+        [[2.0, 2.0], [2.0, 2.0]]
+
+    Source: https://arxiv.org/abs/2303.10512; ``peft/tuners/adalora/layer.py``.
+    """
+
+    a: Float[Array, "r in"]
+    b: Float[Array, "out r"]
+    e: Float[Array, " r"]
+    scale: Float[Array, ""] | float
+    kernel: tuple[int, ...] = field(default=(), metadata={"static": True})
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "AdaLoRA"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sγ·B diag(e) A)``."""
+        weights = strength * self.scale * self.e
+        return shift(LowRank(self.b * weights[None, :], self.a))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether B diag(e) A has the weight's sizes."""
+        (out_size, in_size), r = shape, self.e.shape[0]
+        found = {"lora_A": self.a.shape, "lora_B": self.b.shape}
+        expected = (r, in_size), (out_size, r)
+        return None if tuple(found.values()) == expected else mismatch(found, expected, shape)
+
+    def size(self) -> str:
+        """What is left of its rank."""
+        return f"rank {self.e.shape[0]}"

@@ -1,0 +1,92 @@
+"""LoHa: the elementwise product of two low ranks."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import Hadamard, LowRank
+
+__all__ = ["LoHa"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LoHa(Update):
+    """LoHa: ``W' = W + γ·(B₁A₁) ⊙ (B₂A₂)``.
+
+    An *effective* convolution has a core t (r, r, *k) for each product, and then B is stored (r,
+    out) and A (r, in): ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``. That is a low rank again, of ``Bᵀ`` and
+    ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
+
+    Strength s: ``W' = W + s·γ·(B₁A₁) ⊙ (B₂A₂)``.
+
+    Args:
+        b1: B₁ (out, r), PEFT's ``hada_w1_a``; (r, out) with a core.
+        a1: A₁ (r, in·k), PEFT's ``hada_w1_b``; (r, in) with a core.
+        b2: B₂, as B₁.
+        a2: A₂, as A₁.
+        scale: γ = alpha/rank.
+        t1: the core of the first product, PEFT's ``hada_t1`` (r, r, *k); None without.
+        t2: that of the second.
+        kernel: the convolution's spatial shape, () for none.
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> b, a = jnp.ones((2, 1)), 3 * jnp.ones((1, 2))
+        >>> LoHa(b, a, b, a, 1.0).weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense()[0, 0]
+        Array(9., dtype=float32)
+
+    Source: https://arxiv.org/abs/2108.06098; ``peft/tuners/loha/layer.py``.
+    """
+
+    b1: Float[Array, "..."]
+    a1: Float[Array, "..."]
+    b2: Float[Array, "..."]
+    a2: Float[Array, "..."]
+    scale: Float[Array, ""] | float
+    t1: Float[Array, "r r *k"] | None = None
+    t2: Float[Array, "r r *k"] | None = None
+    kernel: tuple[int, ...] = field(default=(), metadata={"static": True})
+
+    family: ClassVar[str] = "LoHa"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sγ·(B₁A₁) ⊙ (B₂A₂))``."""
+        first = _low_rank(self.b1, self.a1, self.t1)
+        delta = Hadamard(first, _low_rank(self.b2, self.a2, self.t2))
+        return shift(delta.scaled(strength * self.scale))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether both products have the weight's sizes."""
+        out_size, in_size = shape
+        found = dict(w1_a=self.b1.shape, w1_b=self.a1.shape, w2_a=self.b2.shape)
+        found["w2_b"] = self.a2.shape
+        expected: list[tuple[int, ...]] = []
+        for b, a, t in ((self.b1, self.a1, self.t1), (self.b2, self.a2, self.t2)):
+            if t is None:
+                expected += [(out_size, a.shape[0]), (b.shape[1], in_size)]
+            else:
+                expected += [(t.shape[0], out_size), (t.shape[1], in_size // t[0, 0].size)]
+        named = {f"hada_{name}": shape for name, shape in found.items()}
+        fits = list(named.values()) == expected
+        return None if fits else mismatch(named, tuple(expected), shape)
+
+    def size(self) -> str:
+        """The rank of each product."""
+        return f"rank {self.b1.shape[1] if self.t1 is None else self.b1.shape[0]}"
+
+
+def _low_rank(b: Array, a: Array, t: Array | None) -> LowRank:
+    """One of the two products, its core multiplied in."""
+    if t is None:
+        return LowRank(b, a)
+    inner = jnp.einsum("ij...,jn->in...", t, a)
+    return LowRank(b.T, inner.reshape(inner.shape[0], -1))

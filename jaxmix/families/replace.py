@@ -1,0 +1,83 @@
+"""Replaced leaves: modules saved whole, and trained biases."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, identity
+from jaxmix.families.base import Update
+from jaxmix.operators import Dense, Diagonal, Identity
+
+__all__ = ["Replace"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Replace(Update):
+    """A replaced leaf: ``W' = W₁`` and ``b' = b₁``; None leaves a leaf as it is.
+
+    PEFT's ``modules_to_save`` and its trained biases (``bias="all"``, ``"lora_only"``).
+
+    Strength s goes along the line: ``W' = (1 − s)·W + s·W₁``.
+
+    Args:
+        weight: W₁, in PyTorch's axes (out, in, *k); a norm's (n,).
+        bias: b₁ (out,).
+
+    Raises:
+        ShapeError: by `compose`, where a leaf has another size.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> half = Replace(jnp.ones((1, 2))).weight_map(Base(None, (1, 2)), jnp.asarray(0.5))
+        >>> half(jnp.zeros((1, 2))).tolist()
+        [[0.5, 0.5]]
+
+    Source: ``peft/utils/other.py`` (``ModulesToSaveWrapper``).
+    """
+
+    weight: Float[Array, "..."] | None = None
+    bias: Float[Array, " out"] | None = None
+
+    family: ClassVar[str] = "Replace"
+
+    @property
+    def has_weight(self) -> bool:
+        """Where there is a W₁."""
+        return self.weight is not None
+
+    @property
+    def has_bias(self) -> bool:
+        """Where there is a b₁."""
+        return self.bias is not None
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(1 − s, I, s·W₁)``."""
+        return _towards(self.weight, base.shape, strength)
+
+    def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(1 − s, I, s·b₁)``."""
+        return _towards(self.bias, (base.shape[0], 1), strength)
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether the leaves have the base's sizes."""
+        for name, leaf, size in (("weight", self.weight, shape), ("bias", self.bias, shape[:1])):
+            if leaf is not None and (leaf.shape[0], leaf.size) != (size[0], math.prod(size)):
+                return f"saved {name} has shape {leaf.shape}, expected {size}"
+        return None
+
+    def size(self) -> str:
+        """Which leaves it replaces."""
+        return " and ".join(n for n in ("weight", "bias") if getattr(self, n) is not None)
+
+
+def _towards(leaf: Array | None, shape: tuple[int, int], strength: Array) -> AffineMap:
+    """The line from what is there to ``leaf``."""
+    if leaf is None:
+        return identity(shape)
+    rest = Diagonal(jnp.full((shape[0],), 1 - strength))
+    return AffineMap(rest, Identity(shape[1]), Dense(strength * leaf.reshape(shape)))

@@ -1,0 +1,80 @@
+"""Several updates of one adapter at one site: a LoRA and the bias that was trained beside it."""
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, compose, identity
+from jaxmix.families.base import Update
+
+__all__ = ["Together"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Together(Update):
+    """The updates of one adapter that share a site, in order: ``uₙ ∘ … ∘ u₁``.
+
+    Strength s goes to each of them.
+
+    Args:
+        parts: the updates, the first one first.
+
+    Raises:
+        ShapeError: by `compose`, where a part does not fit the weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmix.families import Replace
+        >>> both = Together((Replace(weight=jnp.ones((1, 1))), Replace(bias=jnp.ones(1))))
+        >>> both.has_bias, both.size()
+        (True, 'weight + bias')
+
+    Source: a product in the monoid of `jaxmix.affine`; PEFT's ``bias="lora_only"``.
+    """
+
+    parts: tuple[Update, ...]
+
+    family: ClassVar[str] = "Together"
+
+    @property
+    def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where one of them does."""
+        return any(part.reads_base for part in self.parts)
+
+    @property
+    def transposed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where one of them says so."""
+        return any(part.transposed for part in self.parts)
+
+    @property
+    def has_weight(self) -> bool:
+        """Where one of them has."""
+        return any(part.has_weight for part in self.parts)
+
+    @property
+    def has_bias(self) -> bool:
+        """Where one of them has."""
+        return any(part.has_bias for part in self.parts)
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """The parts' maps, composed."""
+        maps = (part.weight_map(base, strength) for part in self.parts)
+        return reduce(lambda before, after: compose(after, before), maps, identity(base.shape))
+
+    def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """The parts' maps of the bias, composed."""
+        maps = (part.bias_map(base, strength) for part in self.parts)
+        start = identity((base.shape[0], 1))
+        return reduce(lambda before, after: compose(after, before), maps, start)
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """The first part's that does not fit."""
+        return next((said for part in self.parts if (said := part.misfit(shape))), None)
+
+    def size(self) -> str:
+        """The parts' sizes."""
+        return " + ".join(part.size() for part in self.parts)
