@@ -1,0 +1,80 @@
+# Every target does its own set-up: a virtual environment, the installs, then the work. A second
+# call installs nothing, unless pyproject.toml has changed since.
+#
+#   make PYTHON=python3.12 …   another Python (3.11 or newer)
+#   make VENV=/some/where …    another place for the environment
+#   make test TORCH=           without torch and peft: the recorded goldens stand in for live parity
+#   make test ARGS="-k oft"    more words for pytest, for the demo or for the benchmarks
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+comma := ,
+WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
+say = @printf '\033[1m%s\033[0m\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs bench notebooks clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.demo ## a real model with three PEFT adapters, alone and mixed (no torch)
+	@$(BIN)/jaxmix demo $(ARGS)
+
+test: $(VENV)/.all ## all tests, those against PEFT too
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/.all ## ruff and the type checker
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.all ## let ruff write
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.all ## write the pages in docs/ that are measured
+	@$(BIN)/python -m tests.parity.divergence_table
+
+bench: $(VENV)/.all ## compose against PEFT's merge, in one run
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their outputs
+	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+clean: ## remove the environment and what was built
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# ---------------------------------------------------------------- set-up, kept by stamps
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "jaxmix needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true)."; \
+	  echo "Name another one: make PYTHON=python3.12 …"; exit 1; }
+	$(say) "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(say) "Installing jaxmix and what the demo needs"
+	@$(PIP) install --editable '.[plot]'
+	@touch $@
+
+$(VENV)/.torch: | $(BIN)/python
+ifneq ($(strip $(TORCH)),)
+	$(say) "Installing $(TORCH)"
+	@$(PIP) install '$(TORCH)' || { \
+	  echo "$(TORCH) can't be installed here. Name a build that can: make TORCH=torch==X.Y.Z …,"; \
+	  echo "or leave it out: make TORCH= … (then the goldens stand in for live parity with PEFT)."; \
+	  exit 1; }
+endif
+	@touch $@
+
+$(VENV)/.all: pyproject.toml $(VENV)/.torch
+	$(say) "Installing jaxmix with what tests and linters need"
+	@$(PIP) install --editable '.[$(WITH)]'
+	@touch $@ $(VENV)/.demo
