@@ -2,21 +2,24 @@
 
 Every update of every family is such a map, of a weight (out, in) and, with matrices (out, 1), of a
 bias. They form a monoid: ``(L₂, R₂, Δ₂) ∘ (L₁, R₁, Δ₁) = (L₂L₁, R₂R₁, L₂Δ₁R₂ᵀ + Δ₂)``. `compose`
-is that product; `fold` is the same product written the way Horner would, so that no structured Δ is
-made dense by a rotation that comes after it.
+is that product; `fold` is the same product in steps, so that no structured Δ is made dense by a
+rotation that comes after it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import jax
 from jaxtyping import Array, Float
 
 from jaxmix.operators import (
+    Dense,
+    Diagonal,
+    Hadamard,
     Identity,
     LowRank,
     Operator,
-    Product,
+    Sparse,
     Sum,
     Zero,
     add,
@@ -27,9 +30,21 @@ __all__ = ["AffineMap", "Base", "compose", "fold", "identity", "shift"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AffineMap:
-    """The map ``W ↦ L W Rᵀ + Δ`` of a matrix (out, in)."""
+    """The map ``W ↦ L W Rᵀ + Δ`` of a matrix (out, in).
+
+    Args:
+        left: L (out, out).
+        right: R (in, in).
+        shift: Δ (out, in).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> double = AffineMap(Diagonal(jnp.full((1,), 2.0)), Identity(3), Zero(1, 3))
+        >>> double(jnp.ones((1, 3))).tolist()
+        [[2.0, 2.0, 2.0]]
+    """
 
     left: Operator
     right: Operator
@@ -53,21 +68,31 @@ class AffineMap:
     def __call__(self, w: Float[Array, "out in"]) -> Float[Array, "out in"]:
         """``L W Rᵀ + Δ``."""
         w = self.left @ w
-        w = (self.right @ w.T).T if not isinstance(self.right, Identity) else w
-        return w if isinstance(self.shift, Zero) else w + self.shift.dense()
+        w = w if isinstance(self.right, Identity) else (self.right @ w.T).T
+        return self.shift.added_to(w)
+
+    def flops(self) -> int:
+        """Multiplications and additions that applying it to a dense W takes."""
+        out_size, in_size = self.shape
+        turning = self.left.matmul_flops(in_size) + self.right.matmul_flops(out_size)
+        return turning + self.shift.added_flops()
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Base:
-    """The base's weight at a site, which an update may ask about.
+    """The base's leaves at a site, which an update may ask about.
 
-    ``matrix`` is the pristine weight as (out, in), for families with ``reads_base``; others get
-    None. ``shape`` is always there.
+    Args:
+        matrix: the pristine weight as (out, in), for updates with ``reads_base``; None for others.
+        shape: (out, in) of the weight, which is always there.
+        bias: the pristine bias as (out, 1), for the bias maps of updates with ``reads_base``; None
+            for others and for weight maps.
     """
 
     matrix: Float[Array, "out in"] | None
     shape: tuple[int, int] = field(metadata={"static": True})
+    bias: Float[Array, "out 1"] | None = None
 
 
 def identity(shape: tuple[int, int]) -> AffineMap:
@@ -79,8 +104,7 @@ def identity(shape: tuple[int, int]) -> AffineMap:
     Returns:
         ``(I, I, 0)``.
     """
-    out_size, in_size = shape
-    return AffineMap(Identity(out_size), Identity(in_size), Zero(out_size, in_size))
+    return shift(Zero(*shape))
 
 
 def shift(delta: Operator) -> AffineMap:
@@ -92,7 +116,8 @@ def shift(delta: Operator) -> AffineMap:
     Returns:
         ``(I, I, Δ)``.
     """
-    return AffineMap(Identity(delta.shape[0]), Identity(delta.shape[1]), delta)
+    out_size, in_size = delta.shape
+    return AffineMap(Identity(out_size), Identity(in_size), delta)
 
 
 def compose(later: AffineMap, earlier: AffineMap) -> AffineMap:
@@ -104,6 +129,9 @@ def compose(later: AffineMap, earlier: AffineMap) -> AffineMap:
 
     Returns:
         One map. Its Δ holds a `Product` where a structure does not survive L₂ or R₂.
+
+    Raises:
+        ShapeError: if they map matrices of different shapes.
     """
     return AffineMap(
         multiply(later.left, earlier.left),
@@ -115,9 +143,10 @@ def compose(later: AffineMap, earlier: AffineMap) -> AffineMap:
 def fold(word: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
     """The composition of many maps in as few steps as their structures allow.
 
-    Low-rank terms are carried through every L and R that comes later and end in one product; other
-    terms stay where they are, and a step is closed only when an L or R follows that would take
-    their structure away. So adapters of one kind cost the same wherever they stand in the word.
+    Low-rank terms are carried through every L and R that comes later and end in one product at the
+    end; other terms stay where they are, and a step is closed only when an L or R follows under
+    which they would lose their structure. So terms of one kind cost the same wherever they stand in
+    the word, and a rotation turns the weight with all that was added to it, once.
 
     Args:
         word: the maps, the first one first.
@@ -125,53 +154,62 @@ def fold(word: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
     Returns:
         The steps, the first one first; their composition is the word's. Empty if nothing is left.
 
+    Raises:
+        ShapeError: if the maps are of matrices of different shapes.
+
     Example:
         >>> import jax.numpy as jnp
-        >>> from jaxmix.operators import Diagonal, Dense
-        >>> double = AffineMap(Diagonal(2 * jnp.ones(1)), Identity(1), Zero(1, 1))
+        >>> double = AffineMap(Diagonal(jnp.full((1,), 2.0)), Identity(1), Zero(1, 1))
         >>> steps = fold([shift(Dense(jnp.ones((1, 1)))), double, double])
         >>> len(steps), float(steps[0](jnp.ones((1, 1)))[0, 0])
         (1, 8.0)
     """
-    steps: list[AffineMap] = []
-    carried: Operator = Zero(*word[0].shape) if word else Zero(0, 0)
+    if not word:
+        return ()
+    steps = [identity(word[0].shape)]
+    carried: Operator = Zero(*word[0].shape)
     for new in word:
-        low, heavy = _split(new.shift)
+        low, heavy = _parted(new.shift, lambda term: isinstance(term, LowRank))
         carried = add(_carried(new, carried), low)
         step = AffineMap(new.left, new.right, heavy)
-        if steps and _is_thrifty(joined := compose(step, steps[-1])):
-            steps[-1] = joined
+        if all(_survives(term, step) for term in _terms(steps[-1].shift)):
+            steps[-1] = compose(step, steps[-1])
         else:
             steps.append(step)
-    if steps:
-        last = steps[-1]
-        steps[-1] = AffineMap(last.left, last.right, add(last.shift, carried))
-    return tuple(s for s in steps if not (s.is_shift and isinstance(s.shift, Zero)))
+    steps[-1] = compose(shift(carried), steps[-1])
+    return tuple(step for step in steps if not (step.is_shift and isinstance(step.shift, Zero)))
 
 
 def _carried(by: AffineMap, delta: Operator) -> Operator:
-    """``L Δ Rᵀ``, term by term."""
-    if by.is_shift or isinstance(delta, Zero):
+    """``L Δ Rᵀ``: what keeps its structure term by term, the rest as one product."""
+    if by.is_shift:
         return delta
+    thrifty, rest = _parted(delta, lambda term: _survives(term, by))
     carried: Operator = Zero(*delta.shape)
-    for term in delta.terms if isinstance(delta, Sum) else (delta,):
+    for term in (*_terms(thrifty), rest):
         carried = add(carried, multiply(multiply(by.left, term), by.right.T))
     return carried
 
 
-def _split(delta: Operator) -> tuple[Operator, Operator]:
-    """The low-rank part of Δ, and the rest."""
-    low: Operator = Zero(*delta.shape)
-    rest: Operator = Zero(*delta.shape)
-    for term in delta.terms if isinstance(delta, Sum) else (delta,):
-        if isinstance(term, LowRank):
-            low = add(low, term)
+def _survives(term: Operator, by: AffineMap) -> bool:
+    """Whether ``L term Rᵀ`` has the term's structure, and costs no pass over a dense matrix."""
+    if by.is_shift or isinstance(term, LowRank | Zero):
+        return True
+    scales = all(isinstance(side, Identity | Diagonal) for side in (by.left, by.right))
+    return scales and isinstance(term, Dense | Hadamard | Sparse)
+
+
+def _terms(delta: Operator) -> tuple[Operator, ...]:
+    return delta.terms if isinstance(delta, Sum) else (delta,)
+
+
+def _parted(delta: Operator, belongs: Callable[[Operator], bool]) -> tuple[Operator, Operator]:
+    """The terms of Δ that belong, and the rest."""
+    inside: Operator = Zero(*delta.shape)
+    outside: Operator = Zero(*delta.shape)
+    for term in _terms(delta):
+        if belongs(term):
+            inside = add(inside, term)
         else:
-            rest = add(rest, term)
-    return low, rest
-
-
-def _is_thrifty(step: AffineMap) -> bool:
-    """Whether composing left every term of Δ with a structure of its own."""
-    terms = step.shift.terms if isinstance(step.shift, Sum) else (step.shift,)
-    return not any(isinstance(term, Product) for term in terms)
+            outside = add(outside, term)
+    return inside, outside

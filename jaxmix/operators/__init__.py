@@ -1,0 +1,35 @@
+"""Structured matrices: the operators of which every update's affine map is made.
+
+An operator is a matrix ``(rows, cols)`` that remembers its structure. It can be made dense,
+multiply a dense matrix or be added to one, be transposed, scaled, sliced by rows or columns, and say
+what these cost. `add` and `multiply` fold two of them into one where the structure allows.
+
+All are frozen dataclasses registered as pytrees: arrays are children, sizes are static. They have
+the dtype of their arrays. `Zero` and `Identity` have no arrays and so no dtype of their own: like
+Python's numbers they take that of what they meet (JAX's weak types).
+"""
+
+from jaxmix.operators.base import Operator
+from jaxmix.operators.blocks import BlockDiagonal, Kronecker
+from jaxmix.operators.compound import Product, Sum
+from jaxmix.operators.fold import add, multiply
+from jaxmix.operators.lowrank import Hadamard, LowRank
+from jaxmix.operators.simple import Dense, Diagonal, Identity, Zero
+from jaxmix.operators.sparse import Sparse
+
+__all__ = [
+    "BlockDiagonal",
+    "Dense",
+    "Diagonal",
+    "Hadamard",
+    "Identity",
+    "Kronecker",
+    "LowRank",
+    "Operator",
+    "Product",
+    "Sparse",
+    "Sum",
+    "Zero",
+    "add",
+    "multiply",
+]

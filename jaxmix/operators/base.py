@@ -1,0 +1,74 @@
+"""What every operator can do."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import field
+from typing import Any
+
+from jaxtyping import Array, Float
+
+__all__ = ["Operator", "picked", "static"]
+
+
+class Operator(ABC):
+    """A structured matrix ``M (rows, cols)``; the subclasses say of which structure.
+
+    A new structure says the seven abstract things below and is then foldable: what `add` and
+    `multiply` do not know they keep as a `Sum` or a `Product`.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """``(rows, cols)``."""
+
+    @property
+    @abstractmethod
+    def T(self) -> "Operator":
+        """The transpose ``Mᵀ``, of the same structure."""
+
+    @abstractmethod
+    def dense(self) -> Float[Array, "rows cols"]:
+        """The matrix itself."""
+
+    @abstractmethod
+    def scaled(self, factor: Float[Array, ""] | float) -> "Operator":
+        """``factor · M``; the factor goes where the fewest numbers are."""
+
+    @abstractmethod
+    def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
+        """``M x`` for a dense matrix ``x``, by the structure."""
+
+    @abstractmethod
+    def rows(self, part: slice) -> "Operator":
+        """``M[part, :]``, structured too; any slice that a NumPy array takes."""
+
+    @abstractmethod
+    def flops(self) -> int:
+        """Multiplications and additions that `dense` takes."""
+
+    @abstractmethod
+    def matmul_flops(self, n: int) -> int:
+        """Multiplications and additions that ``M x`` takes, for an x with n columns."""
+
+    def cols(self, part: slice) -> "Operator":
+        """``M[:, part]``, structured too."""
+        return self.T.rows(part).T
+
+    def added_to(self, x: Float[Array, "rows cols"]) -> Float[Array, "rows cols"]:
+        """``x + M``."""
+        return x + self.dense()
+
+    def added_flops(self) -> int:
+        """Multiplications and additions that `added_to` takes."""
+        return self.flops() + math.prod(self.shape)
+
+
+def static() -> Any:
+    """A dataclass field that is no child of the pytree but part of its structure."""
+    return field(metadata={"static": True})
+
+
+def picked(part: slice, size: int) -> range:
+    """The indices that a slice of an axis of this size picks."""
+    return range(*part.indices(size))

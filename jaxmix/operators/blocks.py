@@ -1,0 +1,185 @@
+"""Operators made of repeated blocks: block-diagonal and Kronecker."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.operators.base import Operator, picked, static
+from jaxmix.operators.compound import Product
+from jaxmix.operators.simple import Zero
+from jaxmix.operators.sparse import selection
+
+__all__ = ["BlockDiagonal", "Kronecker"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class BlockDiagonal(Operator):
+    """``diag(M₁ … Mₖ)``, square blocks of one size, the whole run of them ``copies`` times over.
+
+    Args:
+        blocks: M₁ … Mₖ (k, b, b).
+        copies: how many times the run of blocks is repeated; the matrix is (copies·k·b, same).
+
+    Example:
+        >>> BlockDiagonal(jnp.array([[[2.0]], [[3.0]]]), 2).dense().diagonal().tolist()
+        [2.0, 3.0, 2.0, 3.0]
+    """
+
+    blocks: Float[Array, "k b b"]
+    copies: int = static()
+
+    @property
+    def block_size(self) -> int:
+        """Rows, and columns, of a block: b."""
+        return self.blocks.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n = self.blocks.shape[0] * self.block_size * self.copies
+        return n, n
+
+    @property
+    def T(self) -> "BlockDiagonal":
+        return BlockDiagonal(jnp.swapaxes(self.blocks, 1, 2), self.copies)
+
+    def all_blocks(self) -> Float[Array, "kc b b"]:
+        """Every block written out, copies too."""
+        return jnp.tile(self.blocks, (self.copies, 1, 1)) if self.copies > 1 else self.blocks
+
+    def coarse(self, size: int) -> "BlockDiagonal":
+        """The same matrix in larger blocks.
+
+        Args:
+            size: the blocks' size, a multiple of b and a divisor of the matrix's.
+        """
+        if size == self.block_size:
+            return self
+        fine = self.all_blocks().reshape(-1, size // self.block_size, *self.blocks.shape[1:])
+        return BlockDiagonal(jax.vmap(_spread)(fine), 1)
+
+    def dense(self) -> Array:
+        return _spread(self.all_blocks())
+
+    def scaled(self, factor: Array | float) -> "BlockDiagonal":
+        return BlockDiagonal(factor * self.blocks, self.copies)
+
+    def __matmul__(self, x: Array) -> Array:
+        k, b, _ = self.blocks.shape
+        parts = x.reshape(self.copies, k, b, x.shape[1])
+        return jnp.einsum("kab,ckbn->ckan", self.blocks, parts).reshape(x.shape)
+
+    def rows(self, part: slice) -> Operator:
+        n, b = self.shape[0], self.block_size
+        kept = picked(part, n)
+        if len(kept) == 0:
+            return Zero(0, n)
+        first, last = _covering(kept, b)
+        strip = BlockDiagonal(self.all_blocks()[first:last], 1)
+        columns = range(first * b, last * b)
+        whole = strip if len(columns) == n else Product(strip, selection(columns, n))
+        return whole if kept == columns else Product(_within(kept, columns), whole)
+
+    def flops(self) -> int:
+        return 0
+
+    def matmul_flops(self, n: int) -> int:
+        return 2 * self.shape[0] * self.block_size * n
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Kronecker(Operator):
+    """``X ⊗ Y``: the entry ``[i·k + p, j·n + q]`` is ``X[i, j] · Y[p, q]``.
+
+    Args:
+        x: X (l, m).
+        y: Y (k, n); the matrix is (l·k, m·n).
+
+    Example:
+        >>> Kronecker(jnp.array([[2.0, 3.0]]), jnp.ones((1, 2))).dense().tolist()
+        [[2.0, 2.0, 3.0, 3.0]]
+
+    Source: https://arxiv.org/abs/2309.14859.
+    """
+
+    x: Float[Array, "l m"]
+    y: Float[Array, "k n"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.x.shape[0] * self.y.shape[0], self.x.shape[1] * self.y.shape[1]
+
+    @property
+    def T(self) -> "Kronecker":
+        return Kronecker(self.x.T, self.y.T)
+
+    def dense(self) -> Array:
+        spread = self.x[:, None, :, None] * self.y[None, :, None, :]
+        return spread.reshape(self.shape)
+
+    def scaled(self, factor: Array | float) -> "Kronecker":
+        if self.x.size < self.y.size:
+            return Kronecker(factor * self.x, self.y)
+        return Kronecker(self.x, factor * self.y)
+
+    def __matmul__(self, x: Array) -> Array:
+        (_, m), (_, n) = self.x.shape, self.y.shape
+        parts = x.reshape(m, n, x.shape[1])
+        if self._y_first() <= self._x_first():
+            wide = jnp.einsum("lm,mkc->lkc", self.x, jnp.einsum("kn,mnc->mkc", self.y, parts))
+        else:
+            wide = jnp.einsum("kn,lnc->lkc", self.y, jnp.einsum("lm,mnc->lnc", self.x, parts))
+        return wide.reshape(self.shape[0], x.shape[1])
+
+    def rows(self, part: slice) -> Operator:
+        k = self.y.shape[0]
+        kept = picked(part, self.shape[0])
+        if len(kept) == 0:
+            return Zero(0, self.shape[1])
+        first, last = _covering(kept, k)
+        covered = range(first * k, last * k)
+        strip = Kronecker(self.x[first:last], self.y)
+        if kept == covered:
+            return strip
+        if last - first == 1:
+            inner = jnp.asarray([i - covered.start for i in kept], jnp.int32)
+            return Kronecker(strip.x, self.y[inner])
+        return Product(_within(kept, covered), strip)
+
+    def flops(self) -> int:
+        return math.prod(self.shape)
+
+    def matmul_flops(self, n: int) -> int:
+        return min(self._y_first(), self._x_first()) * n
+
+    def _y_first(self) -> int:
+        """The cost of ``M x`` a column, Y multiplied first."""
+        (rows, m), (k, n) = self.x.shape, self.y.shape
+        return 2 * k * m * (n + rows)
+
+    def _x_first(self) -> int:
+        """The cost of ``M x`` a column, X multiplied first."""
+        (rows, m), (k, n) = self.x.shape, self.y.shape
+        return 2 * rows * n * (m + k)
+
+
+def _spread(blocks: Float[Array, "k b b"]) -> Float[Array, "kb kb"]:
+    """Blocks along a diagonal, zeros elsewhere."""
+    k, b, _ = blocks.shape
+    spread = jnp.einsum("kab,kj->kajb", blocks, jnp.eye(k, dtype=blocks.dtype))
+    return spread.reshape(k * b, k * b)
+
+
+def _covering(kept: range, size: int) -> tuple[int, int]:
+    """The first block of this size that rows touch, and the one after the last."""
+    return min(kept) // size, max(kept) // size + 1
+
+
+def _within(kept: range, covered: range) -> Operator:
+    """The selection of rows out of the run of rows that covers them."""
+    start = covered.start
+    return selection(range(kept.start - start, kept.stop - start, kept.step), len(covered))

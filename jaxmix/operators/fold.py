@@ -1,0 +1,152 @@
+"""Two operators folded into one where their structures allow."""
+
+import jax.numpy as jnp
+
+from jaxmix.errors import ShapeError
+from jaxmix.operators.base import Operator
+from jaxmix.operators.blocks import BlockDiagonal, Kronecker
+from jaxmix.operators.compound import Product, Sum
+from jaxmix.operators.lowrank import Hadamard, LowRank
+from jaxmix.operators.simple import Dense, Diagonal, Identity, Zero
+from jaxmix.operators.sparse import Sparse
+
+__all__ = ["add", "multiply"]
+
+
+def add(x: Operator, y: Operator) -> Operator:
+    """``x + y``, folded: zeros vanish, low ranks concatenate, equal structures merge.
+
+    Args:
+        x: a matrix (rows, cols).
+        y: another of the same shape.
+
+    Returns:
+        One operator; a `Sum` with at most one term of each structure that merges.
+
+    Raises:
+        ShapeError: if the shapes differ.
+
+    Example:
+        >>> one = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))
+        >>> both = add(one, one)
+        >>> type(both).__name__, both.rank
+        ('LowRank', 2)
+    """
+    if x.shape != y.shape:
+        raise ShapeError(
+            f"add: a matrix {y.shape} on one of {x.shape}, expected equal shapes. Are both updates "
+            "for one weight?"
+        )
+    if isinstance(x, Zero):
+        return y
+    if isinstance(y, Zero):
+        return x
+    terms = list(x.terms if isinstance(x, Sum) else (x,))
+    for new in y.terms if isinstance(y, Sum) else (y,):
+        for i, old in enumerate(terms):
+            if (merged := _merged(old, new)) is not None:
+                terms[i] = merged
+                break
+        else:
+            terms.append(new)
+    return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+
+
+def _merged(x: Operator, y: Operator) -> Operator | None:
+    """``x + y`` as one operator of their structure, or None."""
+    match x, y:
+        case LowRank(), LowRank():
+            return LowRank(jnp.concatenate([x.b, y.b], 1), jnp.concatenate([x.a, y.a], 0))
+        case Sparse(), Sparse():
+            values = jnp.concatenate([x.values, y.values])
+            return Sparse(values, jnp.concatenate([x.indices, y.indices], 1), *x.shape)
+        case Dense(), Dense():
+            return Dense(x.matrix + y.matrix)
+        case ((Diagonal() | Identity()), (Diagonal() | Identity())):
+            return Diagonal(_diagonal(x).d + _diagonal(y).d)
+        case BlockDiagonal(), BlockDiagonal() if x.blocks.shape == y.blocks.shape:
+            return BlockDiagonal(x.blocks + y.blocks, x.copies)
+        case _:
+            return None
+
+
+def _diagonal(x: Diagonal | Identity) -> Diagonal:
+    return x if isinstance(x, Diagonal) else x.scaled(1.0)
+
+
+def multiply(x: Operator, y: Operator) -> Operator:
+    """``x y``, folded: identities vanish, low rank stays low rank, equal structures merge.
+
+    Args:
+        x: a matrix (rows, n).
+        y: a matrix (n, cols).
+
+    Returns:
+        One operator; a `Product` where the structures do not merge.
+
+    Raises:
+        ShapeError: if the inner sizes differ.
+
+    Example:
+        >>> one = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))
+        >>> multiply(Diagonal(jnp.array([2.0, 3.0])), one).b.tolist()
+        [[2.0], [3.0]]
+    """
+    if x.shape[1] != y.shape[0]:
+        raise ShapeError(
+            f"multiply: a matrix {x.shape} times one of {y.shape}, expected equal inner sizes. Are "
+            "both updates for one weight?"
+        )
+    if isinstance(x, Identity):
+        return y
+    if isinstance(y, Identity):
+        return x
+    if isinstance(x, Zero) or isinstance(y, Zero):
+        return Zero(x.shape[0], y.shape[1])
+    match x, y:
+        case LowRank(), LowRank() if y.rank < x.rank:
+            return LowRank(x @ y.b, y.a)
+        case LowRank(), _:
+            return LowRank(x.b, (y.T @ x.a.T).T)
+        case _, LowRank():
+            return LowRank(x @ y.b, y.a)
+        case Dense(), _:
+            return Dense((y.T @ x.matrix.T).T)
+        case _, Dense():
+            return Dense(x @ y.matrix)
+        case Diagonal(), _:
+            return _under_diagonal(x, y)
+        case _, Diagonal():
+            return _under_diagonal(y, x.T).T
+        case BlockDiagonal(), BlockDiagonal():
+            return _blocks(x, y)
+        case Kronecker(), Kronecker() if x.x.shape[1] == y.x.shape[0]:
+            return Kronecker(x.x @ y.x, x.y @ y.y)
+        case _:
+            return Product(x, y)
+
+
+def _under_diagonal(x: Diagonal, y: Operator) -> Operator:
+    """``diag(d) y``."""
+    match y:
+        case Diagonal():
+            return Diagonal(x.d * y.d)
+        case Hadamard():
+            return Hadamard(LowRank(x @ y.left.b, y.left.a), y.right)
+        case Sparse():
+            return Sparse(x.d[y.indices[0]] * y.values, y.indices, *y.shape)
+        case BlockDiagonal():
+            return BlockDiagonal(x.d.reshape(-1, y.block_size, 1) * y.all_blocks(), 1)
+        case _:
+            return Product(x, y)
+
+
+def _blocks(x: BlockDiagonal, y: BlockDiagonal) -> Operator:
+    """The product of two block-diagonals, where the blocks of one are made of the other's."""
+    small, large = sorted((x.block_size, y.block_size))
+    if large % small:
+        return Product(x, y)
+    x, y = x.coarse(large), y.coarse(large)
+    if x.blocks.shape == y.blocks.shape:
+        return BlockDiagonal(x.blocks @ y.blocks, x.copies)
+    return BlockDiagonal(x.all_blocks() @ y.all_blocks(), 1)

@@ -1,0 +1,132 @@
+"""Low ranks, and the elementwise product of two."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxmix.operators.base import Operator
+
+__all__ = ["Hadamard", "LowRank"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class LowRank(Operator):
+    """``B A``.
+
+    Args:
+        b: B (rows, r).
+        a: A (r, cols).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> LowRank(jnp.ones((1, 2)), jnp.ones((2, 3))).dense().tolist()
+        [[2.0, 2.0, 2.0]]
+    """
+
+    b: Float[Array, "rows r"]
+    a: Float[Array, "r cols"]
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension r: an upper bound of the matrix's rank."""
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def T(self) -> "LowRank":
+        return LowRank(self.a.T, self.b.T)
+
+    def dense(self) -> Array:
+        return self.b @ self.a
+
+    def scaled(self, factor: Array | float) -> "LowRank":
+        if self.b.size < self.a.size:
+            return LowRank(factor * self.b, self.a)
+        return LowRank(self.b, factor * self.a)
+
+    def __matmul__(self, x: Array) -> Array:
+        return self.b @ (self.a @ x)
+
+    def rows(self, part: slice) -> "LowRank":
+        return LowRank(self.b[part], self.a)
+
+    def flops(self) -> int:
+        return 2 * self.rank * math.prod(self.shape)
+
+    def matmul_flops(self, n: int) -> int:
+        return 2 * self.rank * sum(self.shape) * n
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Hadamard(Operator):
+    """``(B₁A₁) ⊙ (B₂A₂)``, the elementwise product of two low ranks.
+
+    Args:
+        left: ``B₁A₁`` (rows, cols), of rank r₁.
+        right: ``B₂A₂`` (rows, cols), of rank r₂.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> six = LowRank(jnp.ones((1, 2)), jnp.full((2, 1), 3.0))
+        >>> Hadamard(six, six).dense().tolist()
+        [[36.0]]
+
+    Source: https://arxiv.org/abs/2108.06098.
+    """
+
+    left: LowRank
+    right: LowRank
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.shape
+
+    @property
+    def T(self) -> "Hadamard":
+        return Hadamard(self.left.T, self.right.T)
+
+    def dense(self) -> Array:
+        return self.left.dense() * self.right.dense()
+
+    def low_rank(self) -> LowRank:
+        """The same matrix as one product of rank r₁r₂, by Khatri-Rao.
+
+        ``(B₁A₁) ⊙ (B₂A₂) = (B₁ ∗ B₂)(A₁ ∗ A₂)``, with ``∗`` the product of each row's (column's)
+        entries with each other's.
+        """
+        b = self.left.b[:, :, None] * self.right.b[:, None, :]
+        a = self.left.a[:, None, :] * self.right.a[None, :, :]
+        return LowRank(b.reshape(b.shape[0], -1), a.reshape(-1, a.shape[2]))
+
+    def scaled(self, factor: Array | float) -> "Hadamard":
+        return Hadamard(self.left.scaled(factor), self.right)
+
+    def __matmul__(self, x: Array) -> Array:
+        n = x.shape[1]
+        if self._thin_flops(n) <= self._wide_flops(n):
+            return self.low_rank() @ x
+        return self.dense() @ x
+
+    def rows(self, part: slice) -> "Hadamard":
+        return Hadamard(self.left.rows(part), self.right.rows(part))
+
+    def flops(self) -> int:
+        return self.left.flops() + self.right.flops() + math.prod(self.shape)
+
+    def matmul_flops(self, n: int) -> int:
+        return min(self._thin_flops(n), self._wide_flops(n))
+
+    def _thin_flops(self, n: int) -> int:
+        """The cost of ``M x`` by Khatri-Rao: the factors made, and two thin products."""
+        return self.left.rank * self.right.rank * sum(self.shape) * (1 + 2 * n)
+
+    def _wide_flops(self, n: int) -> int:
+        """The cost of ``M x`` by the dense matrix."""
+        return self.flops() + 2 * math.prod(self.shape) * n

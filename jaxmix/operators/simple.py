@@ -1,0 +1,193 @@
+"""The operators without factors: zero, identity, diagonal, dense."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmix.operators.base import Operator, picked, static
+from jaxmix.operators.sparse import Sparse, selection
+
+__all__ = ["Dense", "Diagonal", "Identity", "Zero"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Zero(Operator):
+    """The zero matrix, of no dtype of its own.
+
+    Args:
+        n_rows: how many rows.
+        n_cols: how many columns.
+
+    Example:
+        >>> Zero(1, 2).dense().tolist()
+        [[0.0, 0.0]]
+    """
+
+    n_rows: int = static()
+    n_cols: int = static()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n_rows, self.n_cols
+
+    @property
+    def T(self) -> "Zero":
+        return Zero(self.n_cols, self.n_rows)
+
+    def dense(self) -> Array:
+        return jnp.broadcast_to(jnp.asarray(0.0), self.shape)
+
+    def scaled(self, factor: Array | float) -> "Zero":
+        return self
+
+    def __matmul__(self, x: Array) -> Array:
+        return jnp.zeros((self.n_rows, x.shape[1]), x.dtype)
+
+    def rows(self, part: slice) -> "Zero":
+        return Zero(len(picked(part, self.n_rows)), self.n_cols)
+
+    def flops(self) -> int:
+        return 0
+
+    def matmul_flops(self, n: int) -> int:
+        return 0
+
+    def added_to(self, x: Array) -> Array:
+        return x
+
+    def added_flops(self) -> int:
+        return 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Identity(Operator):
+    """The identity matrix, of no dtype of its own.
+
+    Args:
+        size: how many rows, and columns.
+
+    Example:
+        >>> Identity(2).dense().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    size: int = static()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    @property
+    def T(self) -> "Identity":
+        return self
+
+    def dense(self) -> Array:
+        return jnp.where(jnp.eye(self.size, dtype=bool), 1.0, 0.0)
+
+    def scaled(self, factor: Array | float) -> "Diagonal":
+        return Diagonal(jnp.broadcast_to(jnp.asarray(factor), (self.size,)))
+
+    def __matmul__(self, x: Array) -> Array:
+        return x
+
+    def rows(self, part: slice) -> Sparse:
+        return selection(picked(part, self.size), self.size)
+
+    def flops(self) -> int:
+        return 0
+
+    def matmul_flops(self, n: int) -> int:
+        return 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Diagonal(Operator):
+    """``diag(d)``.
+
+    Args:
+        d: the diagonal (n,).
+
+    Example:
+        >>> Diagonal(jnp.array([2.0, 3.0])).dense().tolist()
+        [[2.0, 0.0], [0.0, 3.0]]
+    """
+
+    d: Float[Array, " n"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.d.shape[0], self.d.shape[0]
+
+    @property
+    def T(self) -> "Diagonal":
+        return self
+
+    def dense(self) -> Array:
+        return jnp.diag(self.d)
+
+    def scaled(self, factor: Array | float) -> "Diagonal":
+        return Diagonal(factor * self.d)
+
+    def __matmul__(self, x: Array) -> Array:
+        return self.d[:, None] * x
+
+    def rows(self, part: slice) -> Sparse:
+        kept = picked(part, self.d.shape[0])
+        places = np.stack([np.arange(len(kept)), np.asarray(kept, int)]).astype(np.int32)
+        return Sparse(self.d[part], jnp.asarray(places), len(kept), self.d.shape[0])
+
+    def flops(self) -> int:
+        return 0
+
+    def matmul_flops(self, n: int) -> int:
+        return self.d.shape[0] * n
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Dense(Operator):
+    """A matrix with no structure to use.
+
+    Args:
+        matrix: its numbers (rows, cols).
+
+    Example:
+        >>> Dense(jnp.ones((1, 2))).T.shape
+        (2, 1)
+    """
+
+    matrix: Float[Array, "rows cols"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, cols = self.matrix.shape
+        return rows, cols
+
+    @property
+    def T(self) -> "Dense":
+        return Dense(self.matrix.T)
+
+    def dense(self) -> Array:
+        return self.matrix
+
+    def scaled(self, factor: Array | float) -> "Dense":
+        return Dense(factor * self.matrix)
+
+    def __matmul__(self, x: Array) -> Array:
+        return self.matrix @ x
+
+    def rows(self, part: slice) -> "Dense":
+        return Dense(self.matrix[part])
+
+    def flops(self) -> int:
+        return 0
+
+    def matmul_flops(self, n: int) -> int:
+        return 2 * math.prod(self.shape) * n
