@@ -1,0 +1,162 @@
+"""Who may know whom: the arrows of the design, read from the imports."""
+
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+import pytest
+
+from .sources import ROOT, Module, imports_of, modules
+
+# Room -> the rooms of the house that it may import. "" is jaxmix/__init__.py, the face.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "operators": {"errors"},
+    "affine": {"operators", "errors"},
+    "families": {"affine", "operators", "errors"},
+    "layout": {"errors"},
+    "tied": {"layout", "errors"},
+    "plan": {"affine", "operators", "families", "layout", "errors"},
+    "dense": {"plan", "tied", "layout", "families", "affine", "errors"},
+    "adapter": {"dense", "families", "layout", "errors"},
+    "mix": {"adapter", "dense", "layout", "errors"},
+    "models": {"errors"},
+}
+ARROWS[""] = set(ARROWS)
+ARROWS["converters"] = set(ARROWS)
+ARROWS["demo"] = set(ARROWS)
+# Beyond the table: the face reads files through `load`, and the command line starts the demo.
+FACE_MAY = "jaxmix.converters.loading."
+COMMANDS_MAY = "jaxmix.demo."
+# What a family may take from its neighbours; the table and its shared parts stand above them.
+FAMILIES_ABOVE = {"__init__", "base", "together"}
+FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+# Imported on demand, by code that says what to install where it is missing.
+EXTRAS = {"matplotlib", "equinox"}
+# These make the demo's assets with torch and peft, and are not part of what a user runs.
+MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
+
+
+def room_of(name: str) -> str | None:
+    """``jaxmix.families.lora`` -> ``families``; None for a stranger."""
+    parts = name.split(".")
+    if parts[0] == "demo":  # the scripts of demo/ are run under that name
+        return "demo"
+    if parts[0] != "jaxmix":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in ARROWS else ""
+
+
+def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
+    """The imports of a module that the table does not allow, in words."""
+    room = "" if name == "jaxmix" else name.split(".")[1]
+    if room not in ARROWS:
+        return [f"{name}: the room {room!r} is not in the table; say there what it may import"]
+    wrong = []
+    for found in imports_of(text, name, is_package):
+        there = room_of(found.name)
+        allowed = there is None or there == room or there in ARROWS[room]
+        allowed |= room == "" and found.name.startswith(FACE_MAY)
+        allowed |= room == "converters" and found.lazy and found.name.startswith(COMMANDS_MAY)
+        if not allowed:
+            wrong.append(f"{name}:{found.line} imports {found.name}")
+    return wrong
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_arrows(module: Module) -> None:
+    """A room imports only what the table says."""
+    assert not wrong_arrows(module.text, module.name, module.is_package)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("jaxmix.errors", "from jaxmix.layout import Layout"),
+        ("jaxmix.operators.lowrank", "import jaxmix.affine"),
+        ("jaxmix.operators", "def f():\n    from ..families import LoRA"),
+        ("jaxmix.families.lora", "from jaxmix import plan"),
+        ("jaxmix.families.lora", "from jaxmix.converters.peft import read_peft"),
+        ("jaxmix.models.llama", "from jaxmix.adapter import Adapter"),
+        ("jaxmix.mix", "import jaxmix"),
+        ("jaxmix.mix", "def f():\n    from jaxmix.converters.loading import load"),
+        ("jaxmix", "from jaxmix.converters.peft import read_peft"),
+        ("jaxmix", "from jaxmix import demo"),
+        ("jaxmix.converters.cli", "from jaxmix.demo import run"),
+        ("jaxmix.new", "import jax"),
+    ],
+)
+def test_arrows_can_fail(name: str, source: str) -> None:
+    """Each of these is against the table, and is seen."""
+    assert len(wrong_arrows(source, name, name in {"jaxmix", "jaxmix.operators"})) == 1
+
+
+def test_arrows_can_pass() -> None:
+    """And these are not."""
+    for name, source in {
+        "jaxmix": "from jaxmix.converters.loading import load\nfrom jaxmix.mix import mix",
+        "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
+        "jaxmix.converters.cli": "import jaxmix\ndef f():\n    from jaxmix.demo import run",
+        "jaxmix.demo.run": "import jaxmix\nfrom jaxmix.converters import huggingface",
+    }.items():
+        assert not wrong_arrows(source, name, name == "jaxmix")
+
+
+def _family_files() -> list[Module]:
+    folder = ROOT / "jaxmix" / "families"
+    return [m for m in modules() if m.path.parent == folder and m.path.stem not in FAMILIES_ABOVE]
+
+
+@pytest.mark.parametrize("module", _family_files(), ids=str)
+def test_a_family_knows_no_other_family(module: Module) -> None:
+    """So that a new one is one new file and a line in the table."""
+    names = [i.name for i in imports_of(module.text, module.name, module.is_package)]
+    here = [name for name in names if name.startswith("jaxmix.families")]
+    assert all(name.startswith("jaxmix.families.base.") for name in here), here
+
+
+def strangers(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
+    """(top-level name, full name, lazy) of what is neither the house's nor Python's own."""
+    return [
+        (found.name.split(".")[0], found.name, found.lazy)
+        for found in imports_of(text, name, is_package)
+        if found.name.split(".")[0] not in sys.stdlib_module_names | {"jaxmix", "demo"}
+    ]
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if str(m) not in MAKERS], ids=str)
+def test_only_declared_dependencies(module: Module) -> None:
+    """What is imported is a dependency in pyproject.toml; extras only inside functions."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {line.split(">=")[0].strip().lower() for line in project["dependencies"]}
+    distributions = packages_distributions()
+    for top, name, lazy in strangers(module.text, module.name, module.is_package):
+        if top in EXTRAS:
+            assert lazy, f"{module} imports {name} outside of a function, but it is an extra"
+            continue
+        names = {top.lower(), *(d.lower() for d in distributions.get(top, ()))}
+        assert names & declared, f"{module} imports {name}, no dependency in pyproject.toml"
+
+
+def forbidden(text: str, name: str, is_package: bool) -> list[str]:
+    """Imports of JAX's inner parts, and of what runs code that it reads."""
+    names = [found.name for found in imports_of(text, name, is_package)]
+    wrong = [n for n in names if any(f"{n}.".startswith(f"{f}.") for f in FORBIDDEN)]
+    private = [n for n in names if n.split(".")[0] in {"jax", "flax", "numpy", "peft"}]
+    return wrong + [n for n in private if any(part.startswith("_") for part in n.split(".")[1:])]
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_nothing_forbidden(module: Module) -> None:
+    """Public JAX only, and nothing is unpickled."""
+    assert not forbidden(module.text, module.name, module.is_package)
+    assert "jax._src" not in module.text and "allow_pickle=True" not in module.text
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from jax._src import core", "import jax._src.core", "from flax import _x"],
+)
+def test_forbidden_can_fail(source: str) -> None:
+    """Each of these is seen."""
+    assert forbidden(source, "jaxmix.mix", False)

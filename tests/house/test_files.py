@@ -1,0 +1,115 @@
+"""Files: their length, what they must not name, what the wheel takes; and pages that tell true."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jaxmix
+
+from .sources import ROOT, ROOTS, Module, modules, tracked
+
+LIMIT = 300
+# Spelled in parts, so that this file does not hold what it looks for.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~])/(?:" + "|".join(["wo" + "rk", "op" + "t", "ro" + "ot"]) + ")/"
+)
+PAGES = ("README.md", "CONTRIBUTING.md")
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in modules() if not str(m).startswith("demo/")], ids=str
+)
+def test_no_long_file(module: Module) -> None:
+    """A file is about 150 lines; one of more than 300 is two files."""
+    assert len(module.text.splitlines()) <= LIMIT
+
+
+def machine_paths(text: str) -> list[str]:
+    """The lines that name a folder of somebody's own machine."""
+    return [line for line in text.splitlines() if MACHINE_PATH.search(line)]
+
+
+def test_no_path_of_a_machine() -> None:
+    """No tracked file names one."""
+    found = {}
+    for path in tracked():
+        try:
+            lines = machine_paths(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            continue
+        if lines:
+            found[path.relative_to(ROOT).as_posix()] = lines
+    assert not found
+
+
+def test_a_path_of_a_machine_is_seen() -> None:
+    """The check above can fail, and a relative path does not make it."""
+    assert machine_paths('open("' + "/op" + 't/x")') and machine_paths("in " + "/ro" + "ot/y")
+    assert not machine_paths("my" + "/op" + "t/x and net" + "work/x")
+
+
+def test_the_wheel_takes_every_package() -> None:
+    """pyproject.toml names the packages; a new folder must be named too."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted({m.name for m in modules() if m.is_package})
+    folders = {m.path.parent for m in modules()}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_the_typed_marker_is_shipped() -> None:
+    """`py.typed` and the demo's assets are package data."""
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
+    assert (ROOT / "jaxmix" / "py.typed").exists() and data["jaxmix"] == ["py.typed"]
+    assert any((ROOT / "demo").glob(data["jaxmix.demo"][0]))
+
+
+def test_links_for_the_type_checker() -> None:
+    """typings/jaxmix shows converters/ and demo/ where they are installed."""
+    for folder, package in ROOTS.items():
+        if folder != "jaxmix":
+            link = ROOT / "typings" / Path(*package.split("."))
+            assert link.is_symlink() and link.resolve() == ROOT / folder
+
+
+# ---------------------------------------------------------------- what the pages promise
+
+
+def targets() -> set[str]:
+    """The targets of the Makefile."""
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page: str) -> None:
+    """Every `make x` on a page is a target."""
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"(?:`|^ *|&& )make ([a-z]+)", text, re.MULTILINE))
+    assert named and named <= targets(), named - targets()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_exist(page: str) -> None:
+    """Every link into the repository leads somewhere."""
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text()):
+        assert (ROOT / link).exists(), link
+
+
+def test_readme_code_names_what_exists() -> None:
+    """README's Python parses, and each `jaxmix.x` in it is there."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "jaxmix":
+                assert hasattr(jaxmix, node.attr), node.attr
+
+
+def test_readme_tells_nobody_to_install_the_other_package() -> None:
+    """On the package index the bare name is somebody else's."""
+    told = re.findall(r"pip install[^`\n]*", "".join((ROOT / page).read_text() for page in PAGES))
+    assert told and not [line for line in told if re.search(r"\bjaxmix(?!-peft)", line)]
