@@ -8,6 +8,7 @@ rotation that comes after it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -88,11 +89,30 @@ class Base:
         shape: (out, in) of the weight, which is always there.
         bias: the pristine bias as (out, 1), for the bias maps of updates with ``reads_base``; None
             for others and for weight maps.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Base(jnp.ones((2, 3)), (2, 3)).read("matrix").shape
+        (2, 3)
     """
 
     matrix: Float[Array, "out in"] | None
     shape: tuple[int, int] = field(metadata={"static": True})
     bias: Float[Array, "out 1"] | None = None
+
+    def read(self, leaf: Literal["matrix", "bias"]) -> Float[Array, "out n"]:
+        """The leaf of this name, for a map that can't do without.
+
+        Raises:
+            ValueError: if nobody handed it; a fault of what runs the map, not of its user.
+        """
+        found = self.matrix if leaf == "matrix" else self.bias
+        if found is None:
+            raise ValueError(
+                f"a map of a weight {self.shape} reads the base's {leaf}, found None. Hand "
+                f"Base.{leaf} to updates whose reads_base is true."
+            )
+        return found
 
 
 def identity(shape: tuple[int, int]) -> AffineMap:

@@ -14,7 +14,7 @@ __all__ = ["AdaLoRA"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdaLoRA(Update):
     """AdaLoRA: ``W' = W + γ·B diag(e) A``.
 
@@ -56,10 +56,13 @@ class AdaLoRA(Update):
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether B diag(e) A has the weight's sizes."""
-        (out_size, in_size), r = shape, self.e.shape[0]
-        found = {"lora_A": self.a.shape, "lora_B": self.b.shape}
-        expected = (r, in_size), (out_size, r)
-        return None if tuple(found.values()) == expected else mismatch(found, expected, shape)
+        out_size, in_size = shape
+        factors = {
+            "lora_A": (self.a, ("r", in_size)),
+            "lora_B": (self.b, (out_size, "r")),
+            "lora_E": (self.e, ("r",)),
+        }
+        return mismatch(factors, shape)
 
     def size(self) -> str:
         """What is left of its rank."""

@@ -1,12 +1,36 @@
 """What every family is: an `Update`, the parameters of one adapter at one site."""
 
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 
-__all__ = ["Update"]
+__all__ = ["Factors", "Leaf", "Note", "Update", "maps", "mismatch"]
+
+Leaf = Literal["weight", "bias"]
+
+# By name, factors and the shapes that they should have; a letter is a size that is free.
+Factors = Mapping[str, tuple[Array | None, tuple[int | str | Fraction, ...]]]
+
+
+class Note(int):
+    """A number for people that does not count when pytrees are compared.
+
+    Static data of a pytree is part of jit's key. Two adapters of equal shapes must be one program,
+    whatever their configs say that the program does not use.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Note)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(Note)
 
 
 class Update:
@@ -18,13 +42,15 @@ class Update:
 
     Attributes:
         family: the name by which people call it.
-        reads_base: whether the map needs the base's own weight (``base.matrix``).
+        reads_base: whether its maps need the base's own leaves (``base.matrix``, ``base.bias``).
+        is_base_side: whether it changes the base itself, which updates after it then read.
         transposed: whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does.
     """
 
     family: ClassVar[str]
     reads_base: ClassVar[bool] = False
-    transposed: ClassVar[bool] = False
+    is_base_side: ClassVar[bool] = False
+    transposed: bool = False
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """The map of the weight (out, in): the identity at strength 0, the file's own at 1."""
@@ -41,8 +67,19 @@ class Update:
 
     @property
     def has_bias(self) -> bool:
-        """Whether it changes the bias."""
+        """Whether it changes the bias by itself, and not only what others added to it."""
         return False
+
+    def rebased(self, base: Base, strength: Float[Array, ""]) -> Base:
+        """The base as updates after this one read it: another one if this is base-side."""
+        if not self.is_base_side:
+            return base
+        matrix, bias = base.matrix, base.bias
+        if matrix is not None and self.has_weight:
+            matrix = self.weight_map(base, strength)(matrix)
+        if bias is not None and self.has_bias:
+            bias = self.bias_map(base, strength)(bias)
+        return Base(matrix, base.shape, bias)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a weight of this shape, in words, or None.
@@ -57,20 +94,62 @@ class Update:
         raise NotImplementedError
 
 
-def mismatch(found: dict[str, tuple[int, ...]], expected: tuple[object, ...], shape: object) -> str:
-    """The words of a factor that does not fit.
+def maps(word: Iterable[tuple[Any, Update]], base: Base, leaf: Leaf = "weight") -> list[AffineMap]:
+    """The maps of a word of updates at one site, each read off the base that it is to read.
 
     Args:
-        found: the factors' names and shapes.
-        expected: the shapes that would have fitted, one a factor.
+        word: strengths and updates, the first one first.
+        base: the pristine base. Whatever updates do, those after them read this one; only what a
+            base-side update put into the base is there too, as PEFT has it.
+        leaf: the leaf that is mapped.
+
+    Returns:
+        A map for each update, the first one first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmix.families import Replace
+        >>> word = [(1.0, Replace(jnp.ones((1, 2)))), (0.5, Replace(jnp.zeros((1, 2))))]
+        >>> [one(jnp.full((1, 2), 7.0)).tolist() for one in maps(word, Base(None, (1, 2)))]
+        [[[1.0, 1.0]], [[3.5, 3.5]]]
+    """
+    made: list[AffineMap] = []
+    for strength, update in word:
+        mapping = update.weight_map if leaf == "weight" else update.bias_map
+        made.append(mapping(base, strength))
+        base = update.rebased(base, strength)
+    return made
+
+
+def mismatch(factors: Factors, shape: tuple[int, int]) -> str | None:
+    """The words for factors that do not fit, or None where all do.
+
+    Args:
+        factors: by name, each factor and the shape that it should have. A size that is a letter is
+            free, but the same in all of them: the first factor with as many axes says which. A
+            factor that is None is not there and fits.
         shape: the weight's own, (out, in).
 
     Returns:
-        One line: ``b has shape (8, 4), expected (6, 4) from weight (6, 5)``.
+        One line, or None: ``lora_B has shape (8, 4), expected (6, 4) from weight (6, 5)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> a, b = jnp.zeros((4, 5)), jnp.zeros((8, 4))
+        >>> mismatch({"lora_A": (a, ("r", 5)), "lora_B": (b, (6, "r"))}, (6, 5))
+        'lora_B has shape (8, 4), expected (6, 4) from weight (6, 5)'
     """
-    said = [
-        f"{name} has shape {have}, expected {want}"
-        for (name, have), want in zip(found.items(), expected, strict=True)
-        if have != want
-    ]
-    return f"{'; '.join(said)} from weight {shape}"
+    sizes: dict[object, object] = {}
+    wrong: list[str] = []
+    for name, (factor, dims) in factors.items():
+        if factor is None:
+            continue
+        if factor.ndim == len(dims):
+            for dim, found in zip(dims, factor.shape, strict=True):
+                if isinstance(dim, str):
+                    sizes.setdefault(dim, found)
+        expected = tuple(sizes.get(dim, dim) for dim in dims)
+        if factor.shape != expected:
+            text = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+            wrong.append(f"{name} has shape {factor.shape}, expected ({text})")
+    return f"{'; '.join(wrong)} from weight {shape}" if wrong else None

@@ -1,6 +1,8 @@
 """LoHa: the elementwise product of two low ranks."""
 
+import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar
 
 import jax
@@ -8,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Update, mismatch
+from jaxmix.families.base import Factors, Update, mismatch
 from jaxmix.operators import Hadamard, LowRank
 
 __all__ = ["LoHa"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoHa(Update):
     """LoHa: ``W' = W + γ·(B₁A₁) ⊙ (B₂A₂)``.
 
@@ -66,22 +68,26 @@ class LoHa(Update):
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether both products have the weight's sizes."""
-        out_size, in_size = shape
-        found = dict(w1_a=self.b1.shape, w1_b=self.a1.shape, w2_a=self.b2.shape)
-        found["w2_b"] = self.a2.shape
-        expected: list[tuple[int, ...]] = []
-        for b, a, t in ((self.b1, self.a1, self.t1), (self.b2, self.a2, self.t2)):
-            if t is None:
-                expected += [(out_size, a.shape[0]), (b.shape[1], in_size)]
-            else:
-                expected += [(t.shape[0], out_size), (t.shape[1], in_size // t[0, 0].size)]
-        named = {f"hada_{name}": shape for name, shape in found.items()}
-        fits = list(named.values()) == expected
-        return None if fits else mismatch(named, tuple(expected), shape)
+        first = _expected("1", self.b1, self.a1, self.t1, shape)
+        second = _expected("2", self.b2, self.a2, self.t2, shape)
+        return mismatch({**first, **second}, shape)
 
     def size(self) -> str:
         """The rank of each product."""
         return f"rank {self.b1.shape[1] if self.t1 is None else self.b1.shape[0]}"
+
+
+def _expected(name: str, b: Array, a: Array, t: Array | None, shape: tuple[int, int]) -> Factors:
+    """The factors of one of the two products, by PEFT's names, and the shapes that fit."""
+    (out_size, in_size), r = shape, "r" + name
+    points = () if t is None else t.shape[2:]
+    # A fraction, so that a kernel that does not divide the weight fits no factor.
+    channels = Fraction(in_size, max(math.prod(points), 1))
+    return {
+        f"hada_w{name}_a": (b, (out_size, r) if t is None else (r, out_size)),
+        f"hada_w{name}_b": (a, (r, channels)),
+        f"hada_t{name}": (t, (r, r, *points)),
+    }
 
 
 def _low_rank(b: Array, a: Array, t: Array | None) -> LowRank:

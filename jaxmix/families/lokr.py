@@ -1,5 +1,6 @@
 """LoKr: a Kronecker product, either factor full or low-rank."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -8,21 +9,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Update
+from jaxmix.families.base import Factors, Note, Update, mismatch
 from jaxmix.operators import Dense, Kronecker, Operator
 
 __all__ = ["LoKr"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoKr(Update):
     """LoKr: ``W' = W + γ·(X ⊗ Y)``, with X (l, m), Y (k, n·kernel), W (l·k, m·n·kernel).
 
     Each of X and Y is either given whole or as a product; a Tucker core t2 makes
-    ``Y[p, q, …] = Σᵢⱼ t2[i, j, …] Ya[i, p] Yb[j, q]``. A Conv1d whose Y has three axes is PEFT's
-    own trap: ``torch.kron`` pads X's shape on the *left*, and the reshape to W scrambles the axes;
-    what PEFT computes is what counts, so that form is computed like that, and is dense.
+    ``Y[p, q, …] = Σᵢⱼ t2[i, j, …] Ya[i, p] Yb[j, q]``. A Conv1d whose whole Y has three axes is
+    PEFT's own trap: ``torch.kron`` pads X's shape on the *left*, and the reshape to W scrambles the
+    axes; what PEFT computes is what counts, so that form is computed like that, and is dense.
 
     Strength s: ``W' = W + s·γ·(X ⊗ Y)``.
 
@@ -32,7 +33,7 @@ class LoKr(Update):
             (r, n·kernel); with a core (r, k) and (r, n).
         scale: γ = alpha/rank; PEFT applies it to full factors too.
         t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None without.
-        rank: r of the config, for people.
+        rank: r of the config, for people and for `export`; no part of the program.
 
     Raises:
         ShapeError: by `compose`, where X ⊗ Y is not of the weight's size.
@@ -54,13 +55,12 @@ class LoKr(Update):
 
     family: ClassVar[str] = "LoKr"
 
+    def __post_init__(self):
+        object.__setattr__(self, "rank", Note(self.rank))
+
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·X ⊗ Y)``."""
-        x = self.x[0] if len(self.x) == 1 else self.x[0] @ self.x[1]
-        if self.t2 is not None:
-            y = jnp.einsum("ij...,ip,jq->pq...", self.t2, *self.y)
-        else:
-            y = self.y[0] if len(self.y) == 1 else self.y[0] @ self.y[1]
+        x, y = _whole(self.x, None), _whole(self.y, self.t2)
         if y.ndim == 3:
             delta: Operator = Dense(jnp.kron(x[None], y).reshape(base.shape))
         else:
@@ -68,19 +68,50 @@ class LoKr(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether X ⊗ Y has the weight's sizes."""
-        l_size, m_size = self.x[0].shape[0], self.x[-1].shape[1]
-        if self.t2 is not None:
-            k_size, n_size = self.y[0].shape[1], self.y[1].shape[1] * self.t2[0, 0].size
-        else:
-            k_size, n_size = self.y[0].shape[0], self.y[-1][0].size if len(self.y) == 1 else 0
-            n_size = n_size or self.y[1].shape[1]
-        found = (l_size * k_size, m_size * n_size)
-        if found == shape:
+        """Whether the factors make an X and a Y, and these the weight's sizes."""
+        for name, side, core in (("lokr_w1", self.x, None), ("lokr_w2", self.y, self.t2)):
+            if len(side) != 2 and (len(side) != 1 or core is not None):
+                return f"{name} has {len(side)} factors, expected 1, or 2 and with a core 2"
+        first = _expected("lokr_w1", self.x, None, ("l", "m"))
+        second = _expected("lokr_w2", self.y, self.t2, ("k", "n"))
+        if said := mismatch({**first, **second}, shape):
+            return said
+        (rows, cols), (k, *points) = _shape(self.x, None), _shape(self.y, self.t2)
+        made = (rows * k, cols * math.prod(points))
+        if made == shape:
             return None
-        factors = f"({l_size}, {m_size}) and ({k_size}, {n_size})"
-        return f"lokr_w1 ⊗ lokr_w2 of {factors} has shape {found}, expected {shape}"
+        factors = f"({rows}, {cols}) and ({k}, {math.prod(points)})"
+        return f"lokr_w1 ⊗ lokr_w2 of {factors} has shape {made}, expected {shape}"
 
     def size(self) -> str:
-        """The sizes of its factors."""
-        return f"rank {self.rank}" if self.rank else "full"
+        """The rank of the factors that are pairs, or that none is."""
+        ranks = [len(side[1]) for side in (self.x, self.y) if len(side) == 2]
+        return f"rank {max(ranks)}" if ranks else "full"
+
+
+def _whole(side: tuple[Array, ...], core: Array | None) -> Array:
+    """X or Y itself."""
+    if core is not None:
+        return jnp.einsum("ij...,ip,jq->pq...", core, *side)
+    return side[0] if len(side) == 1 else side[0] @ side[1]
+
+
+def _shape(side: tuple[Array, ...], core: Array | None) -> tuple[int, ...]:
+    """The shape of X or Y."""
+    if core is not None:
+        return side[0].shape[1], side[1].shape[1], *core.shape[2:]
+    return side[0].shape if len(side) == 1 else (side[0].shape[0], side[1].shape[1])
+
+
+def _expected(
+    name: str, side: tuple[Array, ...], core: Array | None, sizes: tuple[str, str]
+) -> Factors:
+    """The factors of one side by PEFT's names, and the shapes in which they fit each other."""
+    rows, cols = sizes
+    if len(side) == 1:
+        return {name: (side[0], (rows, cols, *side[0].shape[2:]))}
+    return {
+        f"{name}_a": (side[0], (rows, "r") if core is None else ("r", rows)),
+        f"{name}_b": (side[1], ("r", cols)),
+        "lokr_t2": (core, () if core is None else ("r", "r", *core.shape[2:])),
+    }

@@ -15,16 +15,21 @@ __all__ = ["LoRA"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoRA(Update):
     """LoRA: ``W' = W + γ·B A``; with a magnitude m, DoRA: ``W' = c ⊙ (W + γ·B A)``.
 
     DoRA's ``c = m / ‖W₀ + γ·B A‖`` takes the norm of each output row, and reads the base's weight
     W₀ whatever came before, as PEFT's forward does; an embedding's norm is taken for each of its D
-    dimensions over the vocabulary, so that ``c`` scales columns. The bias is left as it is, but for
-    ``lora_bias``: ``b' = b + γ·bias``.
+    dimensions over the vocabulary, so that ``c`` scales columns. With ``lora_bias`` the bias is
+    ``b' = b + γ·bias``. DoRA leaves the base's bias b₀ as it is and scales what others added to it:
+    ``b' = b₀ + c ⊙ (b − b₀ + γ·bias)``; an embedding has none.
 
-    Strength s: ``W' = W + s·γ·B A``; DoRA goes along the line, ``(1 − s)·W + s·c ⊙ (W + γ·B A)``.
+    Strength s: ``W' = W + s·γ·B A``; DoRA goes along the line, ``(1 − s)·W + s·c ⊙ (W + γ·B A)``,
+    and so does its bias.
+
+    Gradients go through DoRA's norm; PEFT holds it constant when it trains. DoRA with ``lora_bias``
+    in one adapter PEFT refuses.
 
     Args:
         a: A (r, in), PEFT's ``lora_A``. A convolution's is flattened to (r, in·k), an embedding's
@@ -63,46 +68,57 @@ class LoRA(Update):
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """DoRA's norm does."""
+        """DoRA does."""
         return self.magnitude is not None
 
     @property
     def has_bias(self) -> bool:
-        """With ``lora_bias``."""
+        """With ``lora_bias``. DoRA alone leaves the bias as the base has it."""
         return self.bias is not None
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·BA)``, or DoRA's ``((1 − s) + s·c, I, s·c ⊙ γ·BA)``."""
-        delta = LowRank(self.b, self.a).scaled(jnp.asarray(self.scale))
         if self.magnitude is None:
-            return shift(delta.scaled(strength))
-        assert base.matrix is not None
-        over = 0 if self.embedding else 1
-        c = self.magnitude / jnp.linalg.norm(base.matrix + delta.dense(), axis=over)
-        line, turn = Diagonal(1 - strength + strength * c), Diagonal(strength * c)
+            return shift(self._delta(strength))
         out_size, in_size = base.shape
+        c = strength * self._rescaling(base)
+        line, turn = Diagonal(1 - strength + c), Diagonal(c)
         if self.embedding:
-            return AffineMap(Identity(out_size), line, multiply(delta, turn))
-        return AffineMap(line, Identity(in_size), multiply(turn, delta))
+            return AffineMap(Identity(out_size), line, multiply(self._delta(1), turn))
+        return AffineMap(line, Identity(in_size), multiply(turn, self._delta(1)))
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """``b + sγ·bias``."""
-        if self.bias is None:
-            return identity((base.shape[0], 1))
-        return shift(Dense((strength * self.scale * self.bias)[:, None]))
+        """``b + sγ·bias``, or DoRA's ``((1 − s) + s·c, I, s·((1 − c) ⊙ b₀ + c ⊙ γ·bias))``."""
+        out_size = base.shape[0]
+        added = None if self.bias is None else self.scale * self.bias[:, None]
+        if self.magnitude is None or self.embedding:
+            return identity((out_size, 1)) if added is None else shift(Dense(strength * added))
+        c = self._rescaling(base)[:, None]
+        moved = base.read("bias") * (1 - c) + (0 if added is None else c * added)
+        line = Diagonal(1 - strength + strength * c[:, 0])
+        return AffineMap(line, Identity(1), Dense(strength * moved))
+
+    def _delta(self, strength: Float[Array, ""] | float) -> LowRank:
+        """``sγ·BA``."""
+        return LowRank(self.b, self.a).scaled(strength * self.scale)
+
+    def _rescaling(self, base: Base) -> Float[Array, " norms"]:
+        """DoRA's c."""
+        over = 0 if self.embedding else 1
+        return self.magnitude / jnp.linalg.norm(
+            self._delta(1).added_to(base.read("matrix")), axis=over
+        )
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether B A, the magnitude and the bias have the weight's sizes."""
-        (out_size, in_size), r = shape, self.a.shape[0]
-        found, expected = {"lora_A": self.a.shape}, [(r, in_size)]
-        found["lora_B"], expected = self.b.shape, [*expected, (out_size, r)]
-        if self.magnitude is not None:
-            found["lora_magnitude_vector"] = self.magnitude.shape
-            expected.append((in_size if self.embedding else out_size,))
-        if self.bias is not None:
-            found["lora_B.bias"], expected = self.bias.shape, [*expected, (out_size,)]
-        fits = list(found.values()) == expected
-        return None if fits else mismatch(found, tuple(expected), shape)
+        out_size, in_size = shape
+        factors = {
+            "lora_A": (self.a, ("r", in_size)),
+            "lora_B": (self.b, (out_size, "r")),
+            "lora_magnitude_vector": (self.magnitude, (in_size if self.embedding else out_size,)),
+            "lora_B.bias": (self.bias, (out_size,)),
+        }
+        return mismatch(factors, shape)
 
     def size(self) -> str:
         """Its rank, and DoRA where it is."""

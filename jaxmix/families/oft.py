@@ -15,7 +15,7 @@ __all__ = ["OFT"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OFT(Update):
     """OFT: ``W' = W Rᵀ``, with R block-diagonal; the input x becomes ``x R``.
 
@@ -29,8 +29,8 @@ class OFT(Update):
     Args:
         generator: (blocks, b(b − 1)/2), PEFT's ``oft_R.weight``; one block if it is shared.
         terms: how many terms the series has; None for the exact Cayley transform.
-        eps: with ``coft``, the Frobenius norm to which each block is projected is eps/√blocks;
-            None without.
+        eps: with ``coft`` a block of Q is shrunk to the Frobenius norm eps/√blocks if its own is
+            larger; None without. PEFT rounds this bound to float32.
         embedding: whether the site is an embedding.
         transposed: whether PyTorch stores the weight as (in, out).
 
@@ -50,7 +50,7 @@ class OFT(Update):
 
     generator: Float[Array, "blocks n"]
     terms: int | None = field(default=None, metadata={"static": True})
-    eps: float | None = field(default=None, metadata={"static": True})
+    eps: Float[Array, ""] | float | None = None
     embedding: bool = field(default=False, metadata={"static": True})
     transposed: bool = field(default=False, metadata={"static": True})
 
@@ -72,10 +72,12 @@ class OFT(Update):
     def rotations(self, strength: Float[Array, ""]) -> Float[Array, "blocks b b"]:
         """The blocks of R, at a strength."""
         q = strength * self._skew()
-        eye = jnp.eye(self.block_size, dtype=q.dtype)
-        if self.terms is None:
-            return jnp.linalg.solve(eye + q, eye - q)
-        return _series(q, self.terms)
+        if self.terms is not None:
+            return _series(q, self.terms)
+        # LAPACK solves in float32 at the least.
+        wide = q.astype(jnp.promote_types(q.dtype, jnp.float32))
+        eye = jnp.eye(self.block_size, dtype=wide.dtype)[None]
+        return jnp.linalg.solve(eye + wide, eye - wide).astype(q.dtype)
 
     def _skew(self) -> Float[Array, "blocks b b"]:
         """Q, projected if it is constrained."""
@@ -94,13 +96,15 @@ class OFT(Update):
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether the blocks, shared or not, tile the input side."""
-        blocks, b = self.generator.shape[0], self.block_size
-        if b * (b - 1) // 2 != self.generator.shape[1]:
-            return f"oft_R has {self.generator.shape[1]} numbers a block, expected b(b − 1)/2"
-        if blocks * b == shape[1] or (blocks == 1 and shape[1] % b == 0):
+        if self.generator.ndim != 2:
+            return f"oft_R has shape {self.generator.shape}, expected (blocks, b(b − 1)/2)"
+        (blocks, numbers), b, in_size = self.generator.shape, self.block_size, shape[1]
+        if b * (b - 1) // 2 != numbers:
+            return f"oft_R has {numbers} numbers a block, expected b(b − 1)/2"
+        if blocks * b == in_size or (blocks == 1 and in_size % b == 0):
             return None
         found = f"{blocks} blocks of {b} rotate {blocks * b} inputs"
-        return f"oft_R {self.generator.shape}: {found}, expected {shape[1]} from weight {shape}"
+        return f"oft_R {self.generator.shape}: {found}, expected {in_size} from weight {shape}"
 
     def size(self) -> str:
         """The size of its blocks."""

@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Update
-from jaxmix.operators import Dense, Diagonal, Identity
+from jaxmix.operators import Dense, Identity
 
 __all__ = ["Replace"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replace(Update):
     """A replaced leaf: ``W' = W₁`` and ``b' = b₁``; None leaves a leaf as it is.
 
-    PEFT's ``modules_to_save`` and its trained biases (``bias="all"``, ``"lora_only"``).
+    PEFT's ``modules_to_save`` and its trained biases (``bias="all"``, ``"lora_only"``). PEFT puts
+    them into the base, so what reads the base after them (DoRA) reads them.
 
     Strength s goes along the line: ``W' = (1 − s)·W + s·W₁``.
 
@@ -44,6 +44,7 @@ class Replace(Update):
     bias: Float[Array, " out"] | None = None
 
     family: ClassVar[str] = "Replace"
+    is_base_side: ClassVar[bool] = True
 
     @property
     def has_weight(self) -> bool:
@@ -66,7 +67,7 @@ class Replace(Update):
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether the leaves have the base's sizes."""
         for name, leaf, size in (("weight", self.weight, shape), ("bias", self.bias, shape[:1])):
-            if leaf is not None and (leaf.shape[0], leaf.size) != (size[0], math.prod(size)):
+            if leaf is not None and (leaf.shape[:1], leaf.size) != (size[:1], math.prod(size)):
                 return f"saved {name} has shape {leaf.shape}, expected {size}"
         return None
 
@@ -79,5 +80,5 @@ def _towards(leaf: Array | None, shape: tuple[int, int], strength: Array) -> Aff
     """The line from what is there to ``leaf``."""
     if leaf is None:
         return identity(shape)
-    rest = Diagonal(jnp.full((shape[0],), 1 - strength))
+    rest = Identity(shape[0]).scaled(1 - strength)
     return AffineMap(rest, Identity(shape[1]), Dense(strength * leaf.reshape(shape)))

@@ -4,19 +4,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Update
+from jaxmix.families.base import Factors, Update, mismatch
 from jaxmix.operators import Sparse
 
 __all__ = ["SHiRA"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SHiRA(Update):
-    """SHiRA: ``W'[i, j] = W[i, j] + v`` at the positions listed.
+    """SHiRA: ``W'[i, j] = W[i, j] + v`` at the positions listed; one listed twice gets both.
 
     Strength s: ``W[i, j] + s·v``.
 
@@ -25,7 +27,7 @@ class SHiRA(Update):
         indices: (2, N) int32, the rows and the columns, PEFT's ``shira_indices``.
 
     Raises:
-        ShapeError: by `compose`, where values and positions differ in number.
+        ShapeError: by `compose`, where values and positions differ in number, or lie beyond W.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,10 +48,27 @@ class SHiRA(Update):
         return shift(Sparse(strength * self.values, self.indices, *base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a value a position. Positions outside W are found when a file is read."""
-        if self.indices.shape == (2, *self.values.shape):
+        """Whether there is a value a position, and the positions lie in W.
+
+        Where the positions are traced nobody can say where they lie, and JAX drops those outside.
+        """
+        factors: Factors = {
+            "shira_weight": (self.values, ("N",)),
+            "shira_indices": (self.indices, (2, "N")),
+        }
+        if said := mismatch(factors, shape):
+            return said
+        if isinstance(self.indices, Tracer) or self.values.size == 0:
             return None
-        return f"shira_indices has shape {self.indices.shape}, expected (2, {len(self.values)})"
+        indices = np.asarray(self.indices)
+        low, high = indices.min(axis=1).tolist(), indices.max(axis=1).tolist()
+        if min(low) >= 0 and high[0] < shape[0] and high[1] < shape[1]:
+            return None
+        rows, cols = zip(low, high, strict=True)
+        return (
+            f"shira_indices go from {rows[0]} to {rows[1]} and from {cols[0]} to {cols[1]}, "
+            f"expected rows below {shape[0]} and columns below {shape[1]} from weight {shape}"
+        )
 
     def size(self) -> str:
         """How many entries."""

@@ -8,13 +8,13 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, compose, identity
-from jaxmix.families.base import Update
+from jaxmix.families.base import Leaf, Update, maps
 
 __all__ = ["Together"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Together(Update):
     """The updates of one adapter that share a site, in order: ``uₙ ∘ … ∘ u₁``.
 
@@ -62,14 +62,21 @@ class Together(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """The parts' maps, composed."""
-        maps = (part.weight_map(base, strength) for part in self.parts)
-        return reduce(lambda before, after: compose(after, before), maps, identity(base.shape))
+        return self._composed(base, strength, "weight", base.shape)
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """The parts' maps of the bias, composed."""
-        maps = (part.bias_map(base, strength) for part in self.parts)
-        start = identity((base.shape[0], 1))
-        return reduce(lambda before, after: compose(after, before), maps, start)
+        return self._composed(base, strength, "bias", (base.shape[0], 1))
+
+    def rebased(self, base: Base, strength: Float[Array, ""]) -> Base:
+        """The base as the parts leave it to those after them, one by one."""
+        return reduce(lambda now, part: part.rebased(now, strength), self.parts, base)
+
+    def _composed(
+        self, base: Base, strength: Float[Array, ""], leaf: Leaf, shape: tuple[int, int]
+    ) -> AffineMap:
+        made = maps([(strength, part) for part in self.parts], base, leaf)
+        return reduce(lambda before, after: compose(after, before), made, identity(shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """The first part's that does not fit."""

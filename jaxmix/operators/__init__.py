@@ -1,8 +1,8 @@
 """Structured matrices: the operators of which every update's affine map is made.
 
 An operator is a matrix ``(rows, cols)`` that remembers its structure. It can be made dense,
-multiply a dense matrix or be added to one, be transposed, scaled, sliced by rows or columns, and say
-what these cost. `add` and `multiply` fold two of them into one where the structure allows.
+multiply a dense matrix or be added to one, be transposed, scaled and sliced, and say what
+these cost. `add` and `multiply` fold two of them into one where the structure allows.
 
 All are frozen dataclasses registered as pytrees: arrays are children, sizes are static. They have
 the dtype of their arrays. `Zero` and `Identity` have no arrays and so no dtype of their own: like
