@@ -1,36 +1,179 @@
-"""Adapters: a name, a strength and ``{site: update}``; and mixes of them, which are adapters too."""
+"""Adapters: a name, a strength and ``{site: update}``; a pytree, and a function of params."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmix import dense
 from jaxmix.errors import AdapterError
-from jaxmix.families import Together, Update
+from jaxmix.families import Update
+from jaxmix.layout import Layout
 
-__all__ = ["Adapter", "Label", "Mix", "Part", "Word"]
+__all__ = ["Adapter", "Mixable", "words"]
 
-# What acts on one site: strengths and updates, the first one first.
-type_word = tuple[tuple[Any, Update], ...]
-Word = type_word
+Strength = float | Float[Array, ""]
 
 
-class Label(str):
-    """A name that does not count when pytrees are compared.
+class Mixable:
+    """What an adapter and a mix have in common: parts in order, strengths, and being a function.
 
-    Static data of a pytree is part of jit's key. A name must not be: two adapters of equal shapes
-    are the same program, whatever they are called (law 5).
+    Attributes:
+        parts: the adapters of which it is made, the one that is applied first first.
     """
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Label)
+    parts: "tuple[Adapter, ...]"
+    __array_ufunc__ = None  # so that a NumPy scalar on the left leaves `*` to us
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    def __call__(self, params: Any, *, layout: Layout | str | None = None, donate: bool = False) -> Any:
+        """The params with it in them, as `jaxmix.compose` gives them."""
+        return dense.apply(params, words(self.parts), layout=layout, donate=donate)
 
-    def __hash__(self) -> int:
-        return hash(Label)
+    def __mul__(self, strength: Any) -> Self:
+        """The same with every part's strength multiplied."""
+        raise NotImplementedError
+
+    def __rmul__(self, strength: Any) -> Self:
+        return self * strength
+
+    def __neg__(self) -> Self:
+        return self * -1.0
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapter(Mixable):
+    """An adapter: ``W ↦ L W Rᵀ + Δ`` at each of its sites.
+
+    It is a pytree, whose leaves are the updates' arrays and the strength. The name is no part of the
+    structure: adapters of equal shapes are one program, whatever they are called. So a function under
+    `jax.jit` that *returns* an adapter returns it under the name with which it was traced; give it
+    another with `renamed`.
+
+    Args:
+        updates: ``{site: update}``, sites by PyTorch module name.
+        strength: the real number with which it enters a mix; 0 is the identity, 1 what was trained.
+        name: what people call it.
+
+    Raises:
+        AdapterError: by ``*``, if a strength is no real scalar.
+
+    Example:
+        >>> from jaxmix.families import LoRA
+        >>> update = LoRA(a=jnp.ones((1, 3)), b=jnp.ones((2, 1)), scale=1.0)
+        >>> 0.5 * Adapter({"model.proj": update}, name="style")
+        style: LoRA rank 1 at 1 site, strength 0.5 (model.proj)
+
+    Source: DESIGN.md, words.
+    """
+
+    updates: Mapping[str, Update]
+    strength: Strength = 1.0
+    name: str = "adapter"
+
+    @property
+    def parts(self) -> "tuple[Adapter, ...]":
+        return (self,)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The PyTorch names of the modules that it touches."""
+        return tuple(self.updates)
+
+    def renamed(self, name: str) -> "Adapter":
+        """The same under another name."""
+        return replace(self, name=name)
+
+    def __mul__(self, strength: Any) -> "Adapter":
+        return replace(self, strength=_times(checked_strength(strength), self.strength))
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.summary()}"
+
+    def summary(self) -> str:
+        """Kinds and sizes, sites and strength, in a line."""
+        sizes = Counter(f"{u.family} {u.size()}" for u in self.updates.values())
+        shown = ", ".join(size for size, _ in sizes.most_common(2)) + (" …" if len(sizes) > 2 else "")
+        sites = self.sites[:1] + (("…",) if len(self.sites) > 1 else ())
+        count = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
+        where = f" ({', '.join(sites)})" if sites else ""
+        return f"{shown or 'nothing'} at {count}, strength {_text(self.strength)}{where}"
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], "_Unseen"]:
+        """Its children, and the name, which does not count when structures are compared."""
+        key = jax.tree_util.GetAttrKey
+        children = ((key("updates"), self.updates), (key("strength"), self.strength))
+        return children, _Unseen(self.name)
+
+    @classmethod
+    def tree_unflatten(cls, unseen: "_Unseen", children: Any) -> "Adapter":
+        """The inverse of `tree_flatten_with_keys`."""
+        return cls(*children, unseen.text)
+
+
+@dataclass(frozen=True)
+class _Unseen:
+    """A text that is equal to every other: static data of a pytree is part of jit's key."""
+
+    text: str = field(compare=False)
+
+
+def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:
+    """What acts on each site: strengths and updates, the first one first.
+
+    Args:
+        parts: the adapters, the first one first.
+
+    Returns:
+        ``{site: ((strength, update), …)}``.
+    """
+    at: dict[str, list[tuple[Any, Update]]] = {}
+    for part in parts:
+        for site, update in part.updates.items():
+            at.setdefault(site, []).append((part.strength, update))
+    return {site: tuple(word) for site, word in at.items()}
+
+
+def checked_strength(strength: Any) -> Strength:
+    """A strength as a float, or as the array that it is.
+
+    Args:
+        strength: a real scalar: a number, or an array without axes, traced or not.
+
+    Returns:
+        A float, or the array.
+
+    Raises:
+        AdapterError: if it is anything else, or NaN or infinite.
+    """
+    is_array = isinstance(strength, jax.Array)
+    kind = jnp.result_type(strength).kind if is_array else getattr(np.asarray(strength), "dtype").kind
+    if kind not in "fiuV" or np.shape(strength) != () or isinstance(strength, bool | str):
+        what = f"an array of shape {np.shape(strength)}" if np.shape(strength) else repr(strength)
+        raise AdapterError(
+            f"a strength is {what}, expected a real number or an array without axes. For one strength "
+            "per adapter write mix(a, b, strength=[…])."
+        )
+    if isinstance(strength, jax.core.Tracer):
+        return strength
+    if not np.isfinite(np.asarray(strength, np.float64)):
+        raise AdapterError(f"a strength is {strength!r}, expected a finite number.")
+    return strength if is_array else float(strength)
+
+
+def _times(a: Strength, b: Strength) -> Strength:
+    """``a · b``, of floats and arrays of any real dtypes."""
+    if isinstance(a, jax.Array) and isinstance(b, jax.Array):
+        dtype = np.promote_types(a.dtype, b.dtype)
+        return a.astype(dtype) * b.astype(dtype)
+    return a * b
+
+
+def _text(strength: Strength) -> str:
+    """A strength for people."""
+    return "traced" if isinstance(strength, jax.core.Tracer) else f"{float(strength):.4g}"

@@ -50,7 +50,7 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0) -> Adapter:
         _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
     for site, leaves in sites.base.items():
         _put_first(updates, site, Rebase(leaves["weight"]))
-    return Adapter(updates, strength, name)
+    return Adapter(updates, name=name) * strength
 
 
 def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:

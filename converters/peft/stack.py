@@ -9,10 +9,10 @@ outer and, within one, adapters in the order of loading; but an OFT wrapper with
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, groupby
 
-from jaxmix.adapter import Adapter, Mix
+from jaxmix.adapter import Adapter
 from jaxmix.errors import AdapterError, UnsupportedError, listing
 from jaxmix.families import OFT, LoRA, Replace, Together, Update
-from jaxmix.mix import mix
+from jaxmix.mix import Mix, mix
 
 __all__ = ["peft_stack"]
 

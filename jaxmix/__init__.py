@@ -1,0 +1,27 @@
+"""Mix adapters of different kinds in JAX: an adapter is a function over weights, a mix is one too.
+
+>>> import jaxmix
+>>> jaxmix.mix()
+mix of nothing: the identity
+"""
+
+from jaxmix import errors, families, layout
+from jaxmix.adapter import Adapter
+from jaxmix.converters.loading import load
+from jaxmix.errors import JaxmixError
+from jaxmix.layout import Layout, Rule
+from jaxmix.mix import Mix, compose, mix
+
+__all__ = [
+    "Adapter",
+    "JaxmixError",
+    "Layout",
+    "Mix",
+    "Rule",
+    "compose",
+    "errors",
+    "families",
+    "layout",
+    "load",
+    "mix",
+]

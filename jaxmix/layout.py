@@ -1,0 +1,234 @@
+"""Layouts: where a site's leaves lie in a params tree, and how their axes lie there.
+
+A site is a PyTorch module name. A leaf's name is its path in the tree, joined with dots, so that
+``{"model": {"norm": {"scale": …}}}``, ``{"model.norm.scale": …}`` and ``module.model.norm.scale``
+are one name. A layout is a table of rules from site to leaf name; whatever a rule says of axes leads
+to PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import einops
+import jax
+
+from jaxmix.errors import LayoutError
+
+__all__ = ["FLAX", "LAYOUTS", "NAMES", "TORCH", "Layout", "Place", "Rule", "leaf_name"]
+
+Part = Literal["weight", "bias"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    r"""One line of a layout: the sites that it is for, and where their leaf lies.
+
+    ``leaf[index]``, its axes moved as ``axes`` says, is PyTorch's tensor.
+
+    Args:
+        site: a regular expression for the whole PyTorch module name.
+        leaf: the leaf's name, with ``\1`` … for what the expression's groups matched.
+        axes: an einops pattern from the leaf's axes to PyTorch's, such as ``"d n h -> (n h) d"``;
+            None where the leaf lies as PyTorch stores it.
+        index: a basic NumPy index where the leaf holds several sites, such as ``"1"``, ``":, \1"``
+            or ``"0:64"``; groups as above; None for the whole leaf.
+        part: whether the leaf is the site's weight or its bias.
+
+    Raises:
+        LayoutError: if ``site`` is no regular expression.
+
+    Example:
+        >>> rule = Rule(r"layers\.(\d+)\.attn\.k", "decoder.kv", "d n h -> (n h) d", r":, \1, 0")
+        >>> rule.place("layers.3.attn.k")
+        Place(leaf='decoder.kv', axes='d n h -> (n h) d', index=':, 3, 0')
+
+    Source: the tables of model libraries in DESIGN.md's field notes; https://einops.rocks.
+    """
+
+    site: str
+    leaf: str
+    axes: str | None = None
+    index: str | None = None
+    part: Part = "weight"
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.site)
+        except re.error as error:
+            raise LayoutError(
+                f"the rule's site {self.site!r} is no regular expression: {error}. Write the PyTorch "
+                r"module name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
+            ) from error
+
+    def place(self, site: str) -> "Place | None":
+        """Where the site's leaf would lie, or None if the rule is not for this site."""
+        found = re.fullmatch(self.site, site)
+        if found is None:
+            return None
+        try:
+            index = None if self.index is None else found.expand(self.index)
+            return Place(found.expand(self.leaf), self.axes, index)
+        except (re.error, IndexError) as error:
+            raise LayoutError(
+                f"the rule for {self.site!r} names a group that the expression does not have, in "
+                f"{self.leaf!r} or {self.index!r}: {error}."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor of a site lies: a leaf's name, an index into it, and its axes there."""
+
+    leaf: str
+    axes: str | None = None
+    index: str | None = None
+
+    def get(self, leaf: jax.Array) -> jax.Array:
+        """PyTorch's tensor, out of the leaf."""
+        part = leaf if self.index is None else leaf[_index(self.index)]
+        return part if self.axes is None else einops.rearrange(part, self.axes)
+
+    def put(self, leaf: jax.Array, tensor: jax.Array) -> jax.Array:
+        """The leaf with PyTorch's tensor in its place."""
+        part = leaf if self.index is None else leaf[_index(self.index)]
+        if self.axes is not None:
+            here, there = (side.strip() for side in self.axes.split("->"))
+            sizes = einops.parse_shape(part, here) if "(" in there else {}
+            tensor = einops.rearrange(tensor, f"{there} -> {here}", **sizes)
+        tensor = tensor.reshape(part.shape)
+        return tensor if self.index is None else leaf.at[_index(self.index)].set(tensor)
+
+    def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """PyTorch's shape of the tensor, of a leaf of this shape.
+
+        Raises:
+            LayoutError: if the leaf does not have the axes that the rule says.
+        """
+        return _shape(self, leaf_shape)
+
+
+@lru_cache(maxsize=4096)
+def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
+    if place.axes is None and place.index is None:
+        return leaf_shape
+    try:
+        leaf = jax.ShapeDtypeStruct(leaf_shape, "float32")
+        return jax.eval_shape(place.get, leaf).shape
+    except (einops.EinopsError, IndexError, TypeError, ValueError) as error:
+        at = "" if place.index is None else f"[{place.index}]"
+        raise LayoutError(
+            f"{place.leaf}{at} of shape {leaf_shape} does not have the axes {place.axes!r} that the "
+            f"layout's rule says ({str(error).splitlines()[0].strip()}). Mend the rule."
+        ) from error
+
+
+@lru_cache(maxsize=4096)
+def _index(text: str) -> tuple[int | slice, ...]:
+    """A basic index, read from its text."""
+    items: list[int | slice] = []
+    for item in text.split(","):
+        parts = [part.strip() for part in item.split(":")]
+        try:
+            numbers = [int(part) if part else None for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1 and numbers[0] is not None:
+            items.append(numbers[0])
+        elif 1 < len(numbers) <= 3:
+            items.append(slice(*numbers))
+        else:
+            raise LayoutError(
+                f"the index {text!r} of a layout's rule is no basic index, expected integers and "
+                "slices with commas between them, such as ':, 3' or '0:64'."
+            )
+    return tuple(items)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sites of a model lie in its params: a table of rules.
+
+    Every rule that matches a site names a leaf; the one that the tree has is it. So a table may hold
+    several spellings.
+
+    Args:
+        name: what to call it in messages.
+        rules: the table, in any order.
+
+    Raises:
+        LayoutError: by `compose`, where a site finds no leaf, or more than one.
+
+    Example:
+        >>> linen = Layout("mine", (Rule(r"h\\.(\\d+)\\.fc", r"block_\\1.w", "i o -> o i"),))
+        >>> linen.places("h.2.fc", "weight")
+        [Place(leaf='block_2.w', axes='i o -> o i', index=None)]
+
+    Source: DESIGN.md, rooms of the house.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+
+    def places(self, site: str, part: Part) -> list[Place]:
+        """Where the site's weight or bias may lie, in the order of the rules."""
+        places = (rule.place(site) for rule in self.rules if rule.part == part)
+        return [place for place in places if place is not None]
+
+
+def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:
+    """Rules for leaves that are named after their site, as they are and below Linen's ``params``."""
+    return tuple(
+        Rule(r"(.+)", rf"{above}\1{below}", axes, part=part)
+        for above in ("", "params.")
+        for part, below, axes in (
+            *(("weight", f".{name}" if name else "", axes) for name, axes in weights.items()),
+            ("bias", ".bias", None),
+        )
+    )
+
+
+# A leaf that is no module's, such as a class token, is saved by PEFT under its own name: "".
+_TORCH: dict[str, str | None] = {"weight": None, "": None}
+_FLAX: dict[str, str | None] = {
+    "kernel": "... i o -> o i ...",
+    "embedding": None,
+    "scale": None,
+    "": None,
+}
+
+TORCH = Layout("torch", _named(_TORCH))
+FLAX = Layout("flax", _named(_FLAX))
+NAMES = Layout("names", _named({**_TORCH, **_FLAX}))
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """The dotted name of a leaf, from its path in a pytree.
+
+    The ``value`` at which the leaves of an ``nnx.State`` end is left out.
+
+    Args:
+        path: the keys of `jax.tree_util.tree_flatten_with_path`.
+
+    Returns:
+        The keys joined with dots.
+
+    Example:
+        >>> path, _ = jax.tree_util.tree_flatten_with_path({"layers": [{"kernel": 1}]})[0][0]
+        >>> leaf_name(path)
+        'layers.0.kernel'
+    """
+    keys = [_key(entry) for entry in path]
+    is_variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
+    return ".".join(keys[:-1] if is_variable else keys)
+
+
+def _key(entry: Any) -> str:
+    """The text of one key of a path, whatever its kind."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)

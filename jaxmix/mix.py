@@ -1,0 +1,153 @@
+"""`mix` and `compose`: adapters in, an adapter out; an adapter and params in, params out."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxmix.adapter import Adapter, Mixable
+from jaxmix.errors import AdapterError
+from jaxmix.layout import Layout
+
+__all__ = ["Mix", "compose", "mix"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+class Mix(Mixable):
+    """Adapters in order: ``Aₙ ∘ … ∘ A₁``, a word in the free monoid of adapters.
+
+    Args:
+        parts: the adapters, the one that is applied first first.
+
+    Raises:
+        AdapterError: by `mix`, which makes them.
+
+    Example:
+        >>> mix(Adapter({}, name="a"), 0.5 * Adapter({}, name="b"))
+        mix of 2 adapters, applied in this order:
+          1. a: nothing at 0 sites, strength 1
+          2. b: nothing at 0 sites, strength 0.5
+
+    Source: DESIGN.md, the idea.
+    """
+
+    parts: tuple[Adapter, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __mul__(self, strength: Any) -> "Mix":
+        return Mix(tuple(part * strength for part in self.parts))
+
+    def __repr__(self) -> str:
+        if not self.parts:
+            return "mix of nothing: the identity"
+        lines = (f"\n  {i}. {part!r}" for i, part in enumerate(self.parts, 1))
+        count = f"{len(self.parts)} adapter{'' if len(self.parts) == 1 else 's'}"
+        return f"mix of {count}, applied in this order:{''.join(lines)}"
+
+
+def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
+    """Adapters in order as one adapter: ``mix(a, b)`` applies a, then b: ``W ↦ B(A(W))``.
+
+    At a site each of them is an affine map ``W ↦ L W Rᵀ + Δ``, and so is their composition. What
+    reads a weight (DoRA's norm) reads the base's, so that ``mix`` is associative; the mix of nothing
+    is the identity.
+
+    Args:
+        *adapters: adapters and mixes, the one to apply first first. A mix's parts join one by one.
+        strength: a real scalar with which every part's strength is multiplied, or one for each of
+            the arguments: a sequence, or an array (n,), traced or not.
+
+    Returns:
+        The mix: a pytree, a function of params, and an adapter for further mixes.
+
+    Raises:
+        AdapterError: if something is no adapter, two have one name, or a strength is no real scalar.
+
+    Example:
+        >>> a, b = Adapter({}, name="a"), Adapter({}, name="b")
+        >>> [part.strength for part in mix(a, 0.5 * b, strength=2).parts]
+        [2.0, 1.0]
+
+    Source: DESIGN.md, laws 2 and 5; ``peft/mixed_model.py`` for what it stands for.
+    """
+    strengths = _each(strength, len(adapters))
+    parts: list[Adapter] = []
+    for adapter, one in zip(adapters, strengths, strict=True):
+        if not isinstance(adapter, Mixable):
+            raise AdapterError(
+                f"mix got {_short(adapter)}, expected adapters and mixes. Read one with jaxmix.load, "
+                "and write mix(a, b), not mix([a, b])."
+            )
+        parts.extend(adapter.parts if one is None else (adapter * one).parts)
+    twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
+    if twice:
+        raise AdapterError(
+            f"two adapters of a mix have the name {', '.join(map(repr, twice))}. Give each its own: "
+            "jaxmix.load(…, name='other') or adapter.renamed('other')."
+        )
+    return Mix(tuple(parts))
+
+
+def compose(
+    params: Any,
+    adapters: Adapter | Mix | Iterable[Adapter | Mix],
+    *,
+    layout: Layout | str | None = None,
+    donate: bool = False,
+) -> Any:
+    """The params with adapters in them, in order: ``W' = Aₙ(… A₁(W))`` at every site.
+
+    Each site's maps are folded into one, ``W ↦ L W Rᵀ + Δ``, and applied in few passes; arithmetic is
+    in float32 at the least, with one rounding at the end.
+
+    Args:
+        params: a pytree of weights: a flat dict with PyTorch names and (out, in), a nested dict with
+            ``kernel`` (in, out), an ``nnx.Module``, an ``nnx.State``, an Equinox module, any other.
+        adapters: one adapter or mix, or several, the one to apply first first.
+        layout: where the sites lie in the tree: None to find it by the leaves' names, the name of a
+            layout (``"torch"``, ``"flax"``), or a `Layout`.
+        donate: give up the buffers of the leaves that change, so that they are used again; params
+            must not be used afterwards.
+
+    Returns:
+        A tree of the same structure, shapes, dtypes and shardings. Leaves that no adapter touches are
+        the same objects; without adapters it is ``params`` itself.
+
+    Raises:
+        LayoutError: if sites find no leaf, or more than one, or the tree ties what they separate.
+        ShapeError: if factors do not fit their weights.
+        AdapterError: if something is no adapter, or two have one name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmix.families import LoRA
+        >>> lora = Adapter({"proj": LoRA(a=jnp.ones((1, 3)), b=jnp.ones((2, 1)), scale=1.0)})
+        >>> compose({"proj.weight": jnp.zeros((2, 3))}, [0.5 * lora])["proj.weight"].tolist()
+        [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
+
+    Source: DESIGN.md, how a mix is computed; ``peft/tuners/mixed/model.py`` for the same in torch.
+    """
+    several = (adapters,) if isinstance(adapters, Mixable) else tuple(adapters)
+    return mix(*several)(params, layout=layout, donate=donate)
+
+
+def _each(strength: Any, count: int) -> Sequence[Any]:
+    """A strength for each argument; None where there is nothing to multiply."""
+    if isinstance(strength, float) and strength == 1.0:
+        return [None] * count
+    if not isinstance(strength, list | tuple) and getattr(strength, "ndim", 0) != 1:
+        return [strength] * count
+    if len(strength) != count:
+        raise AdapterError(
+            f"mix got {len(strength)} strengths for {count} adapters, expected one for each, or a "
+            "single number for all."
+        )
+    return list(strength)
+
+
+def _short(thing: Any) -> str:
+    """A thing that is no adapter, for a message."""
+    text = repr(thing)
+    return f"{type(thing).__name__} {text if len(text) < 60 else text[:57] + '…'}"
