@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,6 +19,7 @@ MACHINE_PATH = re.compile(
     r"(?<![\w.~])/(?:" + "|".join(["wo" + "rk", "op" + "t", "ro" + "ot"]) + ")/"
 )
 PAGES = ("README.md", "CONTRIBUTING.md")
+COMMANDS = re.compile(r"(?:\bjaxmix|-m jaxmix\.converters) ([a-z]+)")
 
 
 @pytest.mark.parametrize(
@@ -24,7 +27,8 @@ PAGES = ("README.md", "CONTRIBUTING.md")
 )
 def test_no_long_file(module: Module) -> None:
     """A file is about 150 lines; one of more than 300 is two files."""
-    assert len(module.text.splitlines()) <= LIMIT
+    lines = len(module.text.splitlines())
+    assert lines <= LIMIT
 
 
 def machine_paths(text: str) -> list[str]:
@@ -92,6 +96,15 @@ def test_commands_exist(page: str) -> None:
     assert named and named <= targets(), named - targets()
 
 
+def test_subcommands_exist() -> None:
+    """Every `jaxmix x` in README's code is a command of the program."""
+    code = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", (ROOT / "README.md").read_text(), re.DOTALL)
+    named = {name for pair in code for span in pair for name in COMMANDS.findall(span)}
+    program = [sys.executable, "-m", "jaxmix.converters", "--help"]
+    told = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    assert named and not {name for name in named if not re.search(rf"\b{name}\b", told)}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_exist(page: str) -> None:
     """Every link into the repository leads somewhere."""
@@ -107,6 +120,13 @@ def test_readme_code_names_what_exists() -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "jaxmix":
                 assert hasattr(jaxmix, node.attr), node.attr
+
+
+@pytest.mark.parametrize("page", ["docs/layouts.md"])
+def test_code_on_pages_runs(page: str) -> None:
+    """What a page shows as whole runs."""
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        exec(compile(block, page, "exec"), {})
 
 
 def test_readme_tells_nobody_to_install_the_other_package() -> None:
