@@ -1,0 +1,238 @@
+"""Rotary position embeddings: the frequencies of a config, and the turn itself.
+
+The angle of position p in the pair i of a head is ``p·ωᵢ`` with ``ωᵢ = θ^(−2i/head_dim)``, which
+the scalings below stretch for contexts longer than those of pretraining.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxmix.errors import CheckpointError, UnsupportedError, listing
+
+__all__ = ["Rope", "read_rope", "rotate", "widened"]
+
+_Params = Mapping[str, Any]
+_Scaling = Callable[[np.ndarray, _Params], tuple[np.ndarray, float]]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The turn of a head's pairs: frequencies ω, and a factor on cos and sin.
+
+    Args:
+        kind: the name of the scaling, ``default`` for none.
+        frequencies: ω (head_dim/2), in radians a position.
+        scale: what cos and sin are multiplied with; 1 but for yarn.
+    """
+
+    kind: str
+    frequencies: tuple[float, ...] = field(repr=False)
+    scale: float = 1.0
+
+    def __call__(self, positions: Int[Array, "b t"], dtype: Any) -> tuple[Array, Array]:
+        """``(cos, sin)`` of the angles, each (b, t, head_dim), in float32 until they are cast."""
+        wide = widened(dtype)
+        omega = jnp.asarray(self.frequencies + self.frequencies, wide)
+        angles = positions[:, :, None].astype(wide) * omega[None, None, :]
+        return (
+            (jnp.cos(angles) * self.scale).astype(dtype),
+            (jnp.sin(angles) * self.scale).astype(dtype),
+        )
+
+
+def widened(dtype: Any) -> Any:
+    """Float32 at the least: what angles, norms and softmax are computed in."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def rotate(
+    x: Float[Array, "b t h d"], cos: Float[Array, "b t d"], sin: Float[Array, "b t d"]
+) -> Float[Array, "b t h d"]:
+    """Turns each head: the pair i is ``(x[i], x[i + d/2])``, as in Hugging Face's checkpoints.
+
+    Args:
+        x: queries or keys.
+        cos: of the angles, each half of d the same.
+        sin: likewise.
+
+    Returns:
+        ``x·cos + (−x₂, x₁)·sin``.
+    """
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return x * cos[:, :, None, :] + turned * sin[:, :, None, :]
+
+
+def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str) -> Rope:
+    """The rotary embedding of a config, in either spelling.
+
+    transformers 4 wrote ``rope_theta`` and ``rope_scaling`` (with ``type`` or ``rope_type``),
+    transformers 5 writes both in ``rope_parameters``.
+
+    Args:
+        values: the fields of config.json.
+        head_dim: the size of a head.
+        length: ``max_position_embeddings``, which some scalings fall back on.
+        where: the file, for messages.
+
+    Returns:
+        The frequencies and the factor.
+
+    Raises:
+        UnsupportedError: for a scaling, or a field of it, that is not done here.
+        CheckpointError: for a field that is missing, no number, or said twice and differently.
+
+    Source: ``transformers/modeling_rope_utils.py``; yarn is https://arxiv.org/abs/2309.00071.
+    """
+    params = _params(values, where)
+    kind = params.pop("rope_type")
+    if kind not in _SCALINGS:
+        raise UnsupportedError(
+            f"{where}: rope type {kind!r} is not done here, expected one of "
+            f"{', '.join(_SCALINGS)}. If the text is no longer than the model was trained on, take the scaling out."
+        )
+    required, optional, scaling = _SCALINGS[kind]
+    known = {"rope_theta": 10000.0, **optional}
+    problems = [
+        f"{name} = {value!r}"
+        for name, value in params.items()
+        if value is not None and name not in known and name not in required
+    ]
+    if problems:
+        raise UnsupportedError(
+            f"{where}: fields of a {kind!r} rope that are not honoured here:{listing(problems)}\n"
+            "If they do not change the angles, take them out of the file."
+        )
+    given = {name: value for name, value in params.items() if value is not None}
+    if kind in ("llama3", "yarn"):
+        given.setdefault("original_max_position_embeddings", length)
+    if kind == "yarn" and "factor" not in given:
+        given["factor"] = length / given["original_max_position_embeddings"]
+    filled: dict[str, Any] = {**known, **given}
+    wrong = [
+        f"{name} is {filled.get(name)!r}"
+        for name in ("rope_theta", *required, *optional)
+        if not _is_fit(name, filled.get(name), name in optional)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{where}: fields of a {kind!r} rope, each expected as a positive number:"
+            f"{listing(wrong)}\nWas the file edited?"
+        )
+    # transformers rounds the exponent to float32; at long positions that can be seen.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    omega, scale = scaling(float(filled["rope_theta"]) ** -exponents.astype(np.float64), filled)
+    return Rope(kind, tuple(np.asarray(omega, np.float32).tolist()), scale)
+
+
+def _params(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The two spellings as one dict with ``rope_type``."""
+    old, new = values.get("rope_scaling"), values.get("rope_parameters")
+    if old and new and old != new:
+        raise CheckpointError(
+            f"{where}: rope_scaling is {old!r} and rope_parameters is {new!r}. Keep one of them."
+        )
+    given = old or new or {}
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{where}: the rope's parameters are {given!r}, expected an object.")
+    params = dict(given)
+    old_type = params.pop("type", None)
+    params["rope_type"] = params.get("rope_type") or old_type or "default"
+    theta = values.get("rope_theta")
+    if params.get("rope_theta") is None:
+        params["rope_theta"] = theta
+    elif theta is not None and theta != params["rope_theta"]:
+        raise CheckpointError(
+            f"{where}: rope_theta is {theta!r} at the top and {params['rope_theta']!r} in the "
+            "rope's parameters. Keep one of them."
+        )
+    # Known to no scaling here, so that all but 1 is refused by its name.
+    params.setdefault("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if params["partial_rotary_factor"] == 1:
+        del params["partial_rotary_factor"]
+    return params
+
+
+def _is_fit(name: str, value: Any, may_lack: bool) -> bool:
+    """Whether a field is a positive number, the one flag, or absent and optional."""
+    if value is None:
+        return may_lack
+    if name == "truncate":
+        return isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _default(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
+    return omega, 1.0
+
+
+def _linear(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
+    return omega / params["factor"], 1.0
+
+
+def _llama3(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
+    """Long waves are stretched by the factor, short ones stay, those between are blended."""
+    low, high = params["low_freq_factor"], params["high_freq_factor"]
+    waves = params["original_max_position_embeddings"] * omega / (2 * math.pi)
+    keep = np.clip((waves - low) / (high - low), 0, 1)
+    return omega * (keep + (1 - keep) / params["factor"]), 1.0
+
+
+def _yarn(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
+    """As llama3, the blend being linear in the pair's index; cos and sin grow with log(factor)."""
+    factor, size = params["factor"], 2 * len(omega)
+
+    def index_of(rotations: float) -> float:
+        """The pair that makes so many rotations within the original length."""
+        waves = params["original_max_position_embeddings"] / (rotations * 2 * math.pi)
+        return size * math.log(waves) / (2 * math.log(params["rope_theta"]))
+
+    low, high = index_of(params["beta_fast"]), index_of(params["beta_slow"])
+    if params["truncate"]:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    stretch = np.clip((np.arange(len(omega)) - low) / ((high - low) or 0.001), 0, 1)
+    return omega * (1 - stretch + stretch / factor), _yarn_scale(factor, params)
+
+
+def _yarn_scale(factor: float, params: _Params) -> float:
+    """The factor on cos and sin: the config's, or ``0.1·log(factor) + 1``."""
+    if params["attention_factor"] is not None:
+        return float(params["attention_factor"])
+
+    def scale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if params["mscale"] and params["mscale_all_dim"]:
+        return scale(params["mscale"]) / scale(params["mscale_all_dim"])
+    return scale(1.0)
+
+
+# The fields that a scaling needs, those that it may have with their defaults, and its formula.
+_SCALINGS: dict[str, tuple[tuple[str, ...], dict[str, Any], _Scaling]] = {
+    "default": ((), {}, _default),
+    "linear": (("factor",), {}, _linear),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        {},
+        _llama3,
+    ),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        {
+            "attention_factor": None,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": None,
+            "mscale_all_dim": None,
+            "truncate": True,
+        },
+        _yarn,
+    ),
+}

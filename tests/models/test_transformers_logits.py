@@ -1,0 +1,124 @@
+"""The decoder's logits are transformers' to float32 noise."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxmix import models
+
+from .cases import CASES, distance, logits_of, save, tokens_of, torch_logits, torch_model
+
+NOISE = 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits(case: str, tmp_path: Path) -> None:
+    model = models.load(save(case, tmp_path))
+    tokens = tokens_of(1)
+    assert model.dtype == jnp.float32
+    assert distance(logits_of(model, tokens), torch_logits(case, tokens)) < NOISE
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("llama", {"rms_norm_eps": 1e-6}),
+        ("llama-gelu", {"activation": "gelu_tanh"}),
+        ("mistral", {"windows": (6, 6)}),
+        ("qwen2-window", {"windows": (4, 4)}),
+        ("qwen3-all", {"windows": (6, 6)}),
+        ("gemma", {"norm_offset": 0.0}),
+        ("gemma", {"embed_scale": 1.0}),
+    ],
+)
+def test_each_field_shows(case: str, change: dict, tmp_path: Path) -> None:
+    """The comparison would see a field that is not honoured."""
+    right = models.load(save(case, tmp_path))
+    wrong = models.from_torch(replace(right.config, **change), models.to_torch(right))
+    tokens = tokens_of(1)
+    assert distance(logits_of(wrong, tokens), torch_logits(case, tokens)) > 3 * NOISE
+
+
+@pytest.mark.parametrize(
+    "case", ["llama-linear", "llama-llama3", "llama-yarn", "llama-yarn-mscale"]
+)
+def test_each_scaling_shows(case: str, tmp_path: Path) -> None:
+    """So would it see another scaling of the angles."""
+    model = models.load(save(case, tmp_path))
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["rope_parameters"] = {"rope_theta": values["rope_parameters"]["rope_theta"]}
+    plain = models.DecoderConfig.from_dict(values)
+    tokens = tokens_of(1)
+    wrong = models.from_torch(plain, models.to_torch(model))
+    assert distance(logits_of(wrong, tokens), torch_logits(case, tokens)) > 1e-3
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-linear", "llama-llama3", "llama-yarn"])
+def test_the_spelling_of_transformers_4(case: str, tmp_path: Path) -> None:
+    config = models.read_config(save(case, tmp_path))
+    values = json.loads((tmp_path / "config.json").read_text())
+    rope = values.pop("rope_parameters")
+    values["rope_theta"] = rope.pop("rope_theta")
+    rope_type = rope.pop("rope_type")
+    for spelled in ("type", "rope_type"):
+        scaling = {spelled: rope_type, **rope}
+        values["rope_scaling"] = None if rope_type == "default" else scaling
+        assert models.DecoderConfig.from_dict(values) == config
+
+
+@pytest.mark.parametrize("case", ["llama-biases", "qwen2-window", "gemma"])
+def test_shards(case: str, tmp_path: Path) -> None:
+    save(case, tmp_path, max_shard_size="8KB")
+    files = models.tensor_files(tmp_path)
+    assert len(set(files.values())) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    tokens = tokens_of(2)
+    logits = logits_of(models.load(tmp_path), tokens)
+    assert distance(logits, torch_logits(case, tokens)) < NOISE
+
+
+def test_the_flat_dict_is_torchs(tmp_path: Path) -> None:
+    state = {name: leaf.numpy() for name, leaf in torch_model("qwen3-all").state_dict().items()}
+    tensors = models.to_torch(models.load(save("qwen3-all", tmp_path)))
+    assert tensors.keys() == state.keys()
+    for name, leaf in tensors.items():
+        np.testing.assert_array_equal(leaf, state[name])
+
+
+@pytest.mark.parametrize("case", ["llama-llama3", "qwen2", "qwen3", "gemma"])
+def test_bfloat16(case: str, tmp_path: Path) -> None:
+    model = torch_model(case)
+    try:
+        model.bfloat16().save_pretrained(tmp_path)
+        tokens = tokens_of(3)
+        with torch.no_grad():
+            expected = model(torch.tensor(tokens)).logits.float().numpy()
+    finally:
+        torch_model.cache_clear()
+    ours = models.load(tmp_path)
+    assert {leaf.dtype for leaf in models.to_torch(ours).values()} == {np.dtype(jnp.bfloat16)}
+    logits = logits_of(ours, tokens)
+    assert logits.dtype == jnp.bfloat16
+    # In 16 bits both are as far from the truth as from each other.
+    truth = logits_of(models.load(tmp_path, dtype=jnp.float32), tokens)
+    noise = np.std(expected - truth) / np.std(truth)
+    assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
+
+
+@pytest.mark.parametrize("case", ["mistral", "qwen3-all"])
+def test_left_padding(case: str, tmp_path: Path) -> None:
+    """A negative position is transformers' masked token."""
+    tokens, lengths = tokens_of(4, 3, 13), np.array([13, 6, 9])
+    mask = np.arange(13)[None] >= 13 - lengths[:, None]
+    positions = np.where(mask, np.cumsum(mask, axis=1) - 1, -1)
+    expected = torch_logits(
+        case, tokens, attention_mask=mask.astype(int), position_ids=positions.clip(0)
+    )
+    model = models.load(save(case, tmp_path))
+    logits = logits_of(model, tokens, positions=positions)
+    assert distance(logits[mask], expected[mask]) < NOISE
