@@ -51,7 +51,7 @@ class Sparse(Operator):
     def __matmul__(self, x: Array) -> Array:
         i, j = self.indices
         out = jnp.zeros((self.n_rows, x.shape[1]), x.dtype)
-        return out.at[i].add(self.values[:, None] * x[j])
+        return out.at[i].add(self.values[:, None] * jnp.asarray(x)[j])
 
     def rows(self, part: slice) -> "Sparse":
         kept = picked(part, self.n_rows)
@@ -69,7 +69,7 @@ class Sparse(Operator):
         return 2 * self.values.shape[0] * n
 
     def added_to(self, x: Array) -> Array:
-        return x.at[self.indices[0], self.indices[1]].add(self.values)
+        return jnp.asarray(x).at[self.indices[0], self.indices[1]].add(self.values)
 
     def added_flops(self) -> int:
         return self.values.shape[0]

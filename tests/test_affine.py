@@ -1,0 +1,361 @@
+"""Affine maps: the monoid's laws, folding, and what folding costs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import FrozenInstanceError
+from functools import reduce
+from itertools import permutations
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmix.affine import AffineMap, Base, compose, fold, identity, shift
+from jaxmix.errors import ShapeError
+from jaxmix.operators import (
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Hadamard,
+    Identity,
+    Kronecker,
+    LowRank,
+    Operator,
+    Product,
+    Sparse,
+    Sum,
+    Zero,
+    add,
+)
+
+OUT, IN = SHAPE = (6, 8)
+Draw = Callable[..., jax.Array]
+Word = Sequence[AffineMap]
+
+
+def _rank(draw: Draw) -> LowRank:
+    return LowRank(draw(OUT, 2), draw(2, IN))
+
+
+def _rotation(draw: Draw) -> AffineMap:
+    return AffineMap(Identity(OUT), BlockDiagonal(draw(2, 4, 4), 1), Zero(*SHAPE))
+
+
+def _sparse(draw: Draw) -> Sparse:
+    places = jnp.array([[0, 5, 5, 2], [7, 1, 1, 0]])
+    return Sparse(draw(4), places, *SHAPE)
+
+
+# What the families make: one map of every kind.
+KINDS: dict[str, Callable[[Draw], AffineMap]] = {
+    "lora": lambda draw: shift(_rank(draw)),
+    "loha": lambda draw: shift(Hadamard(_rank(draw), _rank(draw))),
+    "lokr": lambda draw: shift(Kronecker(draw(2, 4), draw(3, 2))),
+    "shira": lambda draw: shift(_sparse(draw)),
+    "dense": lambda draw: shift(Dense(draw(*SHAPE))),
+    "both": lambda draw: shift(add(_rank(draw), Kronecker(draw(3, 2), draw(2, 4)))),
+    "oft": _rotation,
+    "oft_other": lambda draw: AffineMap(
+        Identity(OUT), BlockDiagonal(draw(1, 2, 2), 4), Zero(*SHAPE)
+    ),
+    "dora": lambda draw: AffineMap(Diagonal(draw(OUT)), Identity(IN), _rank(draw)),
+    "embedding_dora": lambda draw: AffineMap(Identity(OUT), Diagonal(draw(IN)), _rank(draw)),
+    "replace": lambda draw: AffineMap(Diagonal(draw(OUT)), Identity(IN), Dense(draw(*SHAPE))),
+    "left_blocks": lambda draw: AffineMap(
+        BlockDiagonal(draw(2, 3, 3), 1), Identity(IN), Sum((_sparse(draw), Dense(draw(*SHAPE))))
+    ),
+    "forgets": lambda draw: AffineMap(Zero(OUT, OUT), Identity(IN), Dense(draw(*SHAPE))),
+    "identity": lambda draw: identity(SHAPE),
+}
+
+
+def made(kind: str, seed: int = 0) -> AffineMap:
+    """A map of a kind."""
+    rng = np.random.default_rng([seed, *map(ord, kind)])
+    return KINDS[kind](lambda *shape: jnp.asarray(rng.normal(size=shape)))
+
+
+def word_of(*kinds: str) -> list[AffineMap]:
+    """One map a kind, all different."""
+    return [made(kind, i) for i, kind in enumerate(kinds)]
+
+
+def naive(word: Word, w: np.ndarray) -> np.ndarray:
+    """The maps one after another, densely."""
+    for one in word:
+        left, right, delta = (np.asarray(x.dense()) for x in (one.left, one.right, one.shift))
+        w = left @ w @ right.T + delta
+    return w
+
+
+def run(steps: Word, w: Any) -> jax.Array:
+    """The maps one after another, as they run."""
+    return reduce(lambda x, step: step(x), steps, jnp.asarray(w))
+
+
+def cost(steps: Word) -> int:
+    """What a word costs on a dense weight."""
+    return sum(step.flops() for step in steps)
+
+
+def close(found: Any, expected: Any) -> None:
+    """Equal to float64 noise."""
+    assert found.shape == expected.shape
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(np.asarray(found) / scale, expected / scale, rtol=0, atol=1e-12)
+
+
+@pytest.fixture(autouse=True)
+def x64() -> Iterator[None]:
+    """Everything here is compared in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Compiling is what these tests spend their time on: not optimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def w() -> np.ndarray:
+    """A weight (out, in)."""
+    return np.random.default_rng(1).normal(size=SHAPE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone(kind: str, w: np.ndarray) -> None:
+    """A map, its transpose, the identity on either side."""
+    one = made(kind)
+    assert one.shape == SHAPE
+    assert one.T.shape == SHAPE[::-1]
+    expected = naive([one], w)
+    close(one(jnp.asarray(w)), expected)
+    close(one.T(jnp.asarray(w.T)), expected.T)
+    close(one.T.T(jnp.asarray(w)), expected)
+    for same in (compose(one, identity(SHAPE)), compose(identity(SHAPE), one)):
+        close(same(jnp.asarray(w)), expected)
+        assert jax.tree.structure(same) == jax.tree.structure(one)
+    assert one.is_shift == (kind in ("lora", "loha", "lokr", "shira", "dense", "both", "identity"))
+    assert one.flops() >= 0
+
+
+@pytest.mark.parametrize("one", KINDS)
+def test_pairs(one: str, w: np.ndarray) -> None:
+    """Composed and folded: every pair of kinds."""
+    words = [word_of(one, two) for two in KINDS]
+
+    @jax.jit
+    def found(words: list[list[AffineMap]]) -> list[tuple[jax.Array, ...]]:
+        x = jnp.asarray(w)
+        results = []
+        for first, second in words:
+            both = compose(second, first)
+            results.append((both(x), both.T(x.T).T, run(fold([first, second]), x)))
+        return results
+
+    for word, results in zip(words, found(words), strict=True):
+        for result in results:
+            close(result, naive(word, w))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.sampled_from(list(KINDS)), min_size=3, max_size=3))
+def test_compose_is_associative(kinds: list[str]) -> None:
+    """As maps, and as structures of the same cost."""
+    with jax.enable_x64(True):
+        a, b, c = word_of(*kinds)
+        early, late = compose(c, compose(b, a)), compose(compose(c, b), a)
+        w = np.random.default_rng(2).normal(size=SHAPE)
+        close(early(jnp.asarray(w)), naive([a, b, c], w))
+        close(late(jnp.asarray(w)), naive([a, b, c], w))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(list(KINDS)), max_size=6))
+def test_fold_is_the_word(kinds: list[str]) -> None:
+    """Of any length: the same map, no dearer, and all its low rank in the last step."""
+    with jax.enable_x64(True):
+        word = word_of(*kinds)
+        w = np.random.default_rng(3).normal(size=SHAPE)
+        steps = jax.jit(lambda word: fold(word))(word)
+        close(run(steps, w), naive(word, w))
+        assert cost(steps) <= cost(word)
+        assert len(steps) <= len(word)
+        assert not any(LowRank in _kinds(step.shift) for step in steps[:-1])
+        assert sum(LowRank in _kinds(step.shift) for step in steps) <= 1
+        assert not any(step.is_shift and isinstance(step.shift, Zero) for step in steps)
+        assert not any(Product in _kinds(step.shift) for step in steps)
+
+
+@settings(max_examples=10)
+@given(st.lists(st.sampled_from(list(KINDS)), max_size=3), st.lists(st.sampled_from(list(KINDS))))
+def test_fold_of_folds(one: list[str], two: list[str]) -> None:
+    """A folded word folds on: what is folded in parts is the whole."""
+    with jax.enable_x64(True):
+        word = word_of(*one, *two[:3])
+        w = np.random.default_rng(4).normal(size=SHAPE)
+        folded = fold([*fold(word[: len(one)]), *fold(word[len(one) :])])
+        close(run(folded, w), naive(word, w))
+        assert cost(folded) <= cost(word)
+
+
+def _kinds(delta: Operator) -> set[type]:
+    return {type(term) for term in (delta.terms if isinstance(delta, Sum) else (delta,))}
+
+
+def test_of_nothing() -> None:
+    assert fold([]) == ()
+    assert fold([identity(SHAPE)] * 3) == ()
+
+
+def dots(steps: Word) -> list[tuple[int, ...]]:
+    """The sizes of the matrix products that make dense matrices, from the traced program."""
+    jaxpr = jax.make_jaxpr(lambda steps, w: run(steps, w))(tuple(steps), jnp.ones(SHAPE))
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            inner = eqn.invars[0].aval.shape[contracted[0]]
+            found.append((*eqn.outvars[0].aval.shape, inner))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("order", sorted(set(permutations(["lora", "lora", "loha", "loha"]))))
+def test_kinds_apart_cost_what_kinds_together_cost(order: tuple[str, ...]) -> None:
+    """PEFT advises to add equal types consecutively; folding needs no such advice."""
+    together = fold(word_of("lora", "lora", "loha", "loha"))
+    steps = fold(word_of(*order))
+    assert cost(steps) == cost(together) < cost(word_of(*order))
+    assert len(steps) == 1
+    # One product of rank 2 + 2 for both LoRAs, and two of rank 2 for each LoHa.
+    assert dots(steps) == dots(together) == [(*SHAPE, 2)] * 4 + [(*SHAPE, 4)]
+    (step,) = steps
+    assert isinstance(step.shift, Sum) and len(step.shift.terms) == 3
+
+
+def test_low_rank_passes_a_rotation() -> None:
+    """LoRA, OFT, LoRA is one rotation and one low-rank term."""
+    word = word_of("lora", "oft", "lora")
+    (step,) = fold(word)
+    assert isinstance(step.shift, LowRank) and step.shift.rank == 4
+    assert isinstance(step.right, BlockDiagonal)
+    assert cost([step]) == cost(fold(word_of("oft", "lora", "lora"))) < cost(word)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "steps"),
+    [
+        # Rotations meet where nothing that they would make dense stands between.
+        (("oft", "oft", "loha"), 1),
+        (("oft", "lora", "oft"), 1),
+        (("oft", "oft_other"), 1),
+        (("loha", "oft", "loha"), 2),
+        (("loha", "oft", "oft_other", "loha"), 2),
+        (("lokr", "lora", "oft", "shira", "lora", "loha"), 2),
+        # The rotation is for the weight with all that was added to it: once, not twice.
+        (("dense", "oft"), 2),
+        (("replace", "oft"), 2),
+        # Diagonals let sparse and elementwise terms through, and no others.
+        (("loha", "dora", "shira", "embedding_dora", "loha"), 1),
+        (("dense", "dora"), 1),
+        (("lokr", "dora"), 2),
+        (("lokr", "lora", "identity", "shira", "loha"), 1),
+    ],
+    ids=str,
+)
+def test_how_many_steps(kinds: tuple[str, ...], steps: int, w: np.ndarray) -> None:
+    folded = fold(word_of(*kinds))
+    assert len(folded) == steps
+    close(run(folded, w), naive(word_of(*kinds), w))
+
+
+def test_a_rotation_turns_once() -> None:
+    """Composition into one map gathers what it can't carry under one product."""
+    oft, added = made("oft"), compose(made("loha"), made("lokr"))
+    both = compose(oft, compose(made("lora"), added))
+    assert isinstance(both.shift, Sum)
+    assert [type(term) for term in both.shift.terms] == [LowRank, Product]
+
+
+def test_cost_of_a_map() -> None:
+    """Multiplications and additions, counted by hand."""
+    assert identity(SHAPE).flops() == 0
+    assert made("lora").flops() == 2 * 2 * OUT * IN + OUT * IN
+    assert made("shira").flops() == 4
+    assert made("oft").flops() == 2 * IN * 4 * OUT
+    assert made("dora").flops() == OUT * IN + made("lora").flops()
+    assert made("lora").T.flops() == made("lora").flops()
+
+
+def test_transforms(w: np.ndarray) -> None:
+    """Jit, vmap, grad, and no second trace for other numbers."""
+    traces = []
+
+    @jax.jit
+    def applied(word: list[AffineMap], w: jax.Array) -> jax.Array:
+        traces.append(0)
+        return run(fold(word), w)
+
+    kinds = ("lora", "oft", "loha", "dora")
+    words = [[made(kind, seed) for kind in kinds] for seed in (1, 2)]
+    for word in words:
+        close(applied(word, jnp.asarray(w)), naive(word, w))
+    assert len(traces) == 1
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), *words)
+    both = jax.vmap(lambda word: run(fold(word), jnp.asarray(w)))(stacked)
+    for found, word in zip(both, words, strict=True):
+        close(found, naive(word, w))
+    slope = jax.grad(lambda word: jnp.sum(applied(word, jnp.asarray(w)) ** 2))(words[0])
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(slope))
+    shaped = jax.eval_shape(applied, words[0], jnp.asarray(w, jnp.float64))
+    assert shaped.shape == SHAPE and shaped.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16], ids=str)
+def test_dtypes_are_kept(dtype: Any) -> None:
+    """Every kind, and all of them in a row, under strict promotion."""
+    word = [
+        jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, made(kind))
+        for kind in KINDS
+    ]
+    w = jnp.ones(SHAPE, dtype)
+    for one in (*([one] for one in word), word):
+        assert jax.eval_shape(lambda one, w: run(fold(one), w), one, w).dtype == dtype
+
+
+def test_frozen() -> None:
+    one, base = identity(SHAPE), Base(None, SHAPE)
+    for thing, name in ((one, "left"), (base, "matrix")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, name, None)
+    assert one == one and one != identity(SHAPE)
+    assert jax.tree.leaves(base) == [] and hash(jax.tree.structure(base))
+
+
+def test_base_that_was_not_handed() -> None:
+    bias = jnp.ones((6, 1))
+    assert Base(None, SHAPE, bias).read("bias") is bias
+    with pytest.raises(ValueError) as caught:
+        Base(None, SHAPE, bias).read("matrix")
+    assert str(caught.value) == (
+        "a map of a weight (6, 8) reads the base's matrix, found None. Hand Base.matrix to updates "
+        "whose reads_base is true."
+    )
+    with pytest.raises(ValueError, match=r"reads the base's bias, found None\. Hand Base\.bias"):
+        Base(jnp.ones(SHAPE), SHAPE).read("bias")
+
+
+def test_maps_of_other_shapes_are_refused() -> None:
+    other = identity((8, 6))
+    with pytest.raises(ShapeError, match=r"expected equal inner sizes"):
+        compose(other, AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
+    for word in ([other, made("lora")], [made("lora"), other], [made("oft"), other]):
+        with pytest.raises(ShapeError, match="expected equal"):
+            fold(word)
