@@ -3,10 +3,12 @@
 An NNX module whose tree keeps Hugging Face's names. It knows nothing of adapters.
 """
 
+from jaxmix.models.cache import Cache
 from jaxmix.models.checkpoint import read_tensors, tensor_files
-from jaxmix.models.config import DecoderConfig, read_config
-from jaxmix.models.decoder import Cache, Decoder
+from jaxmix.models.config import DecoderConfig
+from jaxmix.models.decoder import Decoder
 from jaxmix.models.generate import generate
+from jaxmix.models.reading import read_config
 from jaxmix.models.weights import from_torch, load, to_torch
 
 __all__ = [

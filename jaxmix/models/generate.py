@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from jaxmix.errors import JaxmixError, ShapeError
-from jaxmix.models.decoder import Cache, Decoder
+from jaxmix.models.cache import Cache
+from jaxmix.models.decoder import Decoder
 
 __all__ = ["generate"]
 
 
 def generate(
     model: Decoder,
-    tokens: Int[Array, "b t"],
+    tokens: Integer[Array, "b t"],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -26,7 +27,7 @@ def generate(
     key: Key[Array, ""] | None = None,
     mask: Bool[Array, "b t"] | None = None,
     eos_token_ids: Sequence[int] | None = None,
-) -> Int[Array, "b t+n"]:
+) -> Int[Array, "b m"]:
     """Continues texts: each token is drawn from ``softmax(logits / temperature)``.
 
     Compiled once for models of one structure and tokens of one shape; weights, key, temperature and
@@ -44,7 +45,7 @@ def generate(
             follows one is ``config.pad_token_id``, or the first of these.
 
     Returns:
-        The prompts and what follows, of the tokens' dtype.
+        The prompts and what follows (b, t + n), int32.
 
     Raises:
         JaxmixError: if an argument makes no sense, or a key is missing.
@@ -53,16 +54,10 @@ def generate(
 
     Example:
         >>> import jax
-        >>> from jaxmix.models import DecoderConfig
-        >>> config = DecoderConfig.from_dict(
-        ...     dict(
-        ...         model_type="llama",
-        ...         vocab_size=11,
-        ...         hidden_size=8,
-        ...         intermediate_size=12,
-        ...         num_hidden_layers=2,
-        ...         num_attention_heads=4,
-        ...     )
+        >>> from jaxmix.models import read_config
+        >>> config = read_config(
+        ...     dict(model_type="llama", vocab_size=11, hidden_size=8, intermediate_size=12)
+        ...     | dict(num_hidden_layers=2, num_attention_heads=4)
         ... )
         >>> model = Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
         >>> prompt = jnp.array([[1, 2, 3]])
@@ -76,6 +71,7 @@ def generate(
     ends = config.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids)
     pad = config.pad_token_id if config.pad_token_id is not None else next(iter(ends), 0)
     sampled = temperature > 0
+    tokens = jnp.asarray(tokens, jnp.int32)
     graph, state = nnx.split(model)
     new = _generate(
         graph,
@@ -89,7 +85,7 @@ def generate(
         steps=max_new_tokens,
         top_k=min(top_k, config.vocab_size) if sampled and top_k is not None else None,
     )
-    return jnp.concatenate([tokens, new.astype(tokens.dtype)], axis=1)
+    return jnp.concatenate([tokens, new], axis=1)
 
 
 @partial(jax.jit, static_argnames=("graph", "steps", "top_k"))
@@ -178,6 +174,8 @@ def _check(
         )
     if mask is not None and not np.all(np.sort(mask, axis=1) == mask):
         raise JaxmixError("mask has padding after a token, expected it on the left of each row.")
+    if mask is not None and not np.all(np.any(mask, axis=1)):
+        raise JaxmixError("mask has a row without a token, expected at least one in each.")
     size = model.config.vocab_size
     if np.any((np.asarray(tokens) < 0) | (np.asarray(tokens) >= size)):
         raise JaxmixError(

@@ -1,7 +1,7 @@
 """The fields of config.json: which count, which do not touch the forward, which are refused.
 
-Read from the sources of transformers 5.24 and from configs that transformers 4 wrote. A field that is
-in none of these tables is accepted while it is off (null, false, empty) and refused when it is on.
+Read from the sources of transformers 5.24 and from configs that transformers 4 wrote. A field that
+is in none of these tables is accepted while it is off (null, false, empty), and else refused.
 """
 
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
@@ -35,7 +35,7 @@ class Rope:
     frequencies: tuple[float, ...] = field(repr=False)
     scale: float = 1.0
 
-    def __call__(self, positions: Int[Array, "b t"], dtype: Any) -> tuple[Array, Array]:
+    def __call__(self, positions: Integer[Array, "b t"], dtype: Any) -> tuple[Array, Array]:
         """``(cos, sin)`` of the angles, each (b, t, head_dim), in float32 until they are cast."""
         wide = widened(dtype)
         omega = jnp.asarray(self.frequencies + self.frequencies, wide)
@@ -95,7 +95,8 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
     if kind not in _SCALINGS:
         raise UnsupportedError(
             f"{where}: rope type {kind!r} is not done here, expected one of "
-            f"{', '.join(_SCALINGS)}. If the text is no longer than the model was trained on, take the scaling out."
+            f"{', '.join(_SCALINGS)}. If the text is no longer than the model was trained on, take "
+            "the scaling out."
         )
     required, optional, scaling = _SCALINGS[kind]
     known = {"rope_theta": 10000.0, **optional}

@@ -12,8 +12,9 @@ from jaxtyping import Array
 
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
 from jaxmix.models.checkpoint import read_tensors
-from jaxmix.models.config import DecoderConfig, read_config
+from jaxmix.models.config import DecoderConfig
 from jaxmix.models.decoder import Decoder, assemble, leaf_paths
+from jaxmix.models.reading import read_config
 
 __all__ = ["from_torch", "load", "to_torch"]
 
@@ -78,15 +79,9 @@ def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any 
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> config = DecoderConfig.from_dict(
-        ...     dict(
-        ...         model_type="llama",
-        ...         vocab_size=11,
-        ...         hidden_size=8,
-        ...         intermediate_size=12,
-        ...         num_hidden_layers=2,
-        ...         num_attention_heads=4,
-        ...     )
+        >>> config = read_config(
+        ...     dict(model_type="llama", vocab_size=11, hidden_size=8, intermediate_size=12)
+        ...     | dict(num_hidden_layers=2, num_attention_heads=4)
         ... )
         >>> tensors = to_torch(Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
         >>> tensors["model.layers.1.mlp.up_proj.weight"].shape
@@ -97,7 +92,7 @@ def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any 
     Source: the state dict of transformers' ``*ForCausalLM``.
     """
     shapes = leaf_paths(config)
-    paths = {_torch_name(path): path for path in shapes}
+    paths = {torch_name(path): path for path in shapes}
     _check_names(paths, tensors, config)
     leaves: dict[tuple[Any, ...], Array] = {}
     misshaped, odd = [], []
@@ -137,18 +132,29 @@ def to_torch(model: Decoder) -> dict[str, Array]:
         ``{name: array}`` in PyTorch's orientation and the model's dtypes, in the tree's order. A
         tied model has no ``lm_head.weight``.
 
-    Example: see `from_torch`, which this undoes bit for bit.
+    Example:
+        >>> from jaxmix.models import Decoder
+        >>> config = read_config(
+        ...     dict(model_type="llama", vocab_size=11, hidden_size=8, intermediate_size=12)
+        ...     | dict(num_hidden_layers=2, num_attention_heads=4)
+        ... )
+        >>> model = Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        >>> again = from_torch(config, to_torch(model))
+        >>> to_torch(model)["lm_head.weight"].shape, jax.tree.all(
+        ...     jax.tree.map(jnp.array_equal, nnx.state(again), nnx.state(model))
+        ... )
+        ((11, 8), True)
 
     Source: the state dict of transformers' ``*ForCausalLM``.
     """
     leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {
-        _torch_name(path): leaf[...].T if path[-1] == "kernel" else leaf[...]
+        torch_name(path): leaf[...].T if path[-1] == "kernel" else leaf[...]
         for path, leaf in leaves
     }
 
 
-def _torch_name(path: tuple[Any, ...]) -> str:
+def torch_name(path: tuple[Any, ...]) -> str:
     """PyTorch's name of a leaf."""
     return ".".join([*map(str, path[:-1]), _TORCH_LEAF[path[-1]]])
 

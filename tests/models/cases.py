@@ -130,10 +130,12 @@ def tokens_of(seed: int, rows: int = 2, count: int = 19) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], (rows, count))
 
 
-def logits_of(model: Decoder, tokens: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
+def logits_of(
+    model: Decoder, tokens: np.ndarray, positions: np.ndarray | None = None
+) -> np.ndarray:
     """What jaxmix computes, compiled."""
-    given = {name: jnp.asarray(array) for name, array in inputs.items()}
-    return np.asarray(nnx.jit(model)(jnp.asarray(tokens), **given))
+    places = None if positions is None else jnp.asarray(positions)
+    return np.asarray(nnx.jit(model)(jnp.asarray(tokens), positions=places))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -52,7 +52,7 @@ def test_each_scaling_shows(case: str, tmp_path: Path) -> None:
     model = models.load(save(case, tmp_path))
     values = json.loads((tmp_path / "config.json").read_text())
     values["rope_parameters"] = {"rope_theta": values["rope_parameters"]["rope_theta"]}
-    plain = models.DecoderConfig.from_dict(values)
+    plain = models.read_config(values)
     tokens = tokens_of(1)
     wrong = models.from_torch(plain, models.to_torch(model))
     assert distance(logits_of(wrong, tokens), torch_logits(case, tokens)) > 1e-3
@@ -68,7 +68,7 @@ def test_the_spelling_of_transformers_4(case: str, tmp_path: Path) -> None:
     for spelled in ("type", "rope_type"):
         scaling = {spelled: rope_type, **rope}
         values["rope_scaling"] = None if rope_type == "default" else scaling
-        assert models.DecoderConfig.from_dict(values) == config
+        assert models.read_config(values) == config
 
 
 @pytest.mark.parametrize("case", ["llama-biases", "qwen2-window", "gemma"])

@@ -1,0 +1,60 @@
+"""The keys and values of the tokens so far."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxmix.models.config import DecoderConfig
+
+__all__ = ["Cache"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """The keys and values of the tokens so far, in a fixed number of slots.
+
+    Args:
+        keys: of each layer, already turned (b, kv heads, s, d).
+        values: of each layer.
+        visible: which slots hold a token that may be seen (b, s); padding may not.
+        length: how many slots are taken, the same in all rows.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmix.models import read_config
+        >>> config = read_config(
+        ...     dict(model_type="llama", vocab_size=11, hidden_size=8, intermediate_size=12)
+        ...     | dict(num_hidden_layers=2, num_attention_heads=4)
+        ... )
+        >>> cache = Cache.empty(config, 1, 5, jnp.float32)
+        >>> cache.keys[1].shape, int(cache.length)
+        ((1, 4, 5, 2), 0)
+
+    Source: ``transformers.StaticCache``.
+    """
+
+    keys: tuple[Float[Array, "b k s d"], ...]
+    values: tuple[Float[Array, "b k s d"], ...]
+    visible: Bool[Array, "b s"]
+    length: Int[Array, ""]
+
+    @staticmethod
+    def empty(config: DecoderConfig, rows: int, slots: int, dtype: Any) -> "Cache":
+        """A cache that holds nothing.
+
+        Args:
+            config: the decoder's.
+            rows: b.
+            slots: s, as many as there will be tokens, padding included.
+            dtype: the activations', ``model.dtype``.
+
+        Returns:
+            The cache, of zeros.
+        """
+        shape = (rows, config.num_key_value_heads, slots, config.head_dim)
+        zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+        return Cache(zeros, zeros, jnp.zeros((rows, slots), bool), jnp.zeros((), jnp.int32))

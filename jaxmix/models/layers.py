@@ -1,0 +1,174 @@
+"""The layers of a decoder, their leaves named as Hugging Face names them.
+
+In shapes: b rows, t tokens, s slots of the cache, D the hidden size, h heads of the queries, k of
+keys and values, d the size of a head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Integer, Key
+
+from jaxmix.models.config import DecoderConfig
+from jaxmix.models.rope import rotate, widened
+
+__all__ = ["MLP", "Attention", "Embed", "Layer", "Linear", "RMSNorm"]
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+# The keys and values of a cache (b, k, s, d), and the first slot that is free.
+Past = tuple[Array, Array, Array | int]
+
+
+class Linear(nnx.Module):
+    """``x K + b``, the bias only where there is one."""
+
+    def __init__(self, in_size: int, out_size: int, bias: bool, dtype: Any, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(_normal(rngs.params(), (in_size, out_size), dtype))
+        self.bias = nnx.Param(jnp.zeros(out_size, dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)[None, None, :]
+
+
+class Embed(nnx.Module):
+    """Rows of an embedding (V, D), which may make the logits too."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = nnx.Param(_normal(rngs.params(), shape, dtype))
+        self.scale = config.embed_scale
+
+    def __call__(self, tokens: Integer[Array, "b t"]) -> Float[Array, "b t D"]:
+        # A token that is not in the vocabulary gives NaN, and not some other token's row.
+        rows = jnp.take(self.embedding[...], tokens, axis=0, mode="fill")
+        return rows if self.scale == 1 else rows * jnp.asarray(self.scale, rows.dtype)
+
+    def attend(self, x: Float[Array, "b t D"]) -> Float[Array, "b t V"]:
+        """``x Eᵀ``, the logits of a tied model."""
+        return x @ self.embedding[...].astype(x.dtype).T
+
+
+class RMSNorm(nnx.Module):
+    """``x/√(mean x² + ε) · w``; in Gemma ``· (1 + w)``, which is rounded only after the product."""
+
+    def __init__(self, size: int, config: DecoderConfig, dtype: Any):
+        self.scale = nnx.Param(jnp.full(size, 1 - config.norm_offset, dtype))
+        self.epsilon, self.offset = config.rms_norm_eps, config.norm_offset
+
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+        wide = widened(x.dtype)
+        y = x.astype(wide)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        scale = jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+        if self.offset:
+            return (y * (self.offset + scale.astype(wide))).astype(x.dtype)
+        return y.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention, its queries and keys turned by their positions."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
+        hidden, size = config.hidden_size, config.head_dim
+        queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
+        self.q_proj = Linear(hidden, queries, config.qkv_bias, dtype, rngs)
+        self.k_proj = Linear(hidden, keys, config.qkv_bias, dtype, rngs)
+        self.v_proj = Linear(hidden, keys, config.qkv_bias, dtype, rngs)
+        self.o_proj = Linear(queries, hidden, config.o_bias, dtype, rngs)
+        self.q_norm = RMSNorm(size, config, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(size, config, dtype) if config.qk_norm else None
+        self.head_dim = size
+
+    def __call__(
+        self,
+        x: Float[Array, "b t D"],
+        turn: tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
+        mask: Bool[Array, "b t s"],
+        past: Past | None,
+    ) -> tuple[Float[Array, "b t D"], tuple[Array, Array]]:
+        """What the tokens take from what they see, and the keys and values (b, k, s, d)."""
+        q, k, v = (
+            proj(x).reshape(*x.shape[:2], -1, self.head_dim)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        q, k = rotate(q, *turn), rotate(k, *turn)
+        new = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        keys, values = new if past is None else _put(past, *new)
+        return self.o_proj(_attend(q, keys, values, mask)), (keys, values)
+
+
+class MLP(nnx.Module):
+    """``down(act(gate x) ⊙ up x)``."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(hidden, inner, bias, dtype, rngs)
+        self.up_proj = Linear(hidden, inner, bias, dtype, rngs)
+        self.down_proj = Linear(inner, hidden, bias, dtype, rngs)
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "b t D"]) -> Float[Array, "b t D"]:
+        return self.down_proj(_ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward, each normed before and added to what went in."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
+        self.self_attn = Attention(config, dtype, rngs)
+        self.mlp = MLP(config, dtype, rngs)
+        self.input_layernorm = RMSNorm(config.hidden_size, config, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config, dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t D"],
+        turn: tuple[Array, Array],
+        mask: Bool[Array, "b t s"],
+        past: Past | None,
+    ) -> tuple[Float[Array, "b t D"], tuple[Array, Array]]:
+        seen, memory = self.self_attn(self.input_layernorm(x), turn, mask, past)
+        x = x + seen
+        return x + self.mlp(self.post_attention_layernorm(x)), memory
+
+
+def _normal(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Array:
+    """Normal numbers of transformers' stddev."""
+    return 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def _put(past: Past, new_keys: Array, new_values: Array) -> tuple[Array, Array]:
+    """The keys and values with the new ones in their slots."""
+    keys, values, start = past
+    return (
+        jax.lax.dynamic_update_slice(keys, new_keys, (0, 0, start, 0)),
+        jax.lax.dynamic_update_slice(values, new_values, (0, 0, start, 0)),
+    )
+
+
+def _attend(
+    q: Float[Array, "b t h d"],
+    keys: Float[Array, "b k s d"],
+    values: Float[Array, "b k s d"],
+    mask: Bool[Array, "b t s"],
+) -> Float[Array, "b t hd"]:
+    """``softmax(q kᵀ/√d) v``, each head of k and v for a group of the queries'."""
+    rows, count, heads, size = q.shape
+    grouped = q.reshape(rows, count, keys.shape[1], -1, size)
+    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, keys) * size**-0.5
+    wide = widened(scores.dtype)
+    lowest = jnp.finfo(wide).min
+    scores = jnp.where(mask[:, None, None, :, :], scores.astype(wide), lowest)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum("bkgts,bksd->btkgd", weights, values).reshape(rows, count, heads * size)

@@ -1,0 +1,177 @@
+"""The files of a folder: single, in shards, damaged."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxmix.errors import CheckpointError
+from jaxmix.models import read_config, read_tensors, tensor_files
+
+from . import tiny
+
+TENSORS = {
+    "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.weight": np.arange(4).astype(ml_dtypes.bfloat16),
+    "c.bias": np.ones((1, 5), np.float16),
+}
+
+
+def write(folder: Path, tensors: Mapping[str, np.ndarray], shards: int = 1, **fields: Any) -> Path:
+    """A Hugging Face folder with these tensors, in so many files."""
+    folder.mkdir(exist_ok=True)
+    config = {"model_type": "llama", **tiny.FIELDS, **tiny.KINDS["llama"], **fields}
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        save_file(dict(tensors), folder / "model.safetensors")
+        return folder
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(tensors.items())[i::shards])
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def reindex(folder: Path, **changes: Any) -> Path:
+    """The index with other files for some tensors; None takes one out."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] |= changes
+    index["weight_map"] = {k: v for k, v in index["weight_map"].items() if v is not None}
+    path.write_text(json.dumps(index))
+    return path
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_reading(shards: int, tmp_path: Path) -> None:
+    tensors = read_tensors(write(tmp_path, TENSORS, shards))
+    assert sorted(tensors) == sorted(TENSORS)
+    assert len(tensors) == 3
+    for name, array in tensors.items():
+        assert array.dtype == TENSORS[name].dtype
+        np.testing.assert_array_equal(array, TENSORS[name])
+    assert repr(tensors).startswith("<3 tensors in model")
+    with pytest.raises(KeyError):
+        tensors["d"]
+
+
+def test_where_each_tensor_lies(tmp_path: Path) -> None:
+    files = tensor_files(write(tmp_path, TENSORS, 2))
+    assert {name: file.name[:11] for name, file in files.items()} == {
+        "b.weight": "model-00001",
+        "a.weight": "model-00002",
+        "c.bias": "model-00001",
+    }
+    assert all(file.parent == tmp_path for file in files.values())
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """The hub's cache is made of links that lead out of the folder."""
+    real = write(tmp_path / "blobs", TENSORS, 2)
+    (tmp_path / "snapshot").mkdir()
+    for file in real.iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    assert len(dict(read_tensors(tmp_path / "snapshot"))) == 3
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    with pytest.raises(CheckpointError, match="none has no config.json; found no such folder"):
+        read_config(folder)
+    with pytest.raises(
+        CheckpointError, match=r"has neither model.safetensors nor .*no such folder"
+    ):
+        tensor_files(folder)
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match=r"found an empty folder\. Give a folder that"):
+        tensor_files(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"reads no \.bin files, since they are pickles"):
+        tensor_files(folder)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    folder = write(tmp_path, TENSORS)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for bad in (whole[:-3], whole[:20], b"", b"\xff" * 64):
+        file.write_bytes(bad)
+        with pytest.raises(
+            CheckpointError, match=r"model.safetensors is no whole safetensors file"
+        ):
+            read_tensors(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config.json is not JSON: .* Save or download it"):
+        read_config(folder)
+    (folder / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"config.json is not JSON: 'utf-8'"):
+        read_config(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config.json holds a list, expected a JSON object"):
+        read_config(folder)
+
+
+def test_a_missing_shard(tmp_path: Path) -> None:
+    folder = write(tmp_path, TENSORS, 2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    text = r"model-00002-of-00002.safetensors is missing; found config.json, model-00001-of"
+    with pytest.raises(CheckpointError, match=f"{text}.*Download the folder again, whole"):
+        tensor_files(folder)
+
+
+def test_an_index_that_is_wrong(tmp_path: Path) -> None:
+    """Tensors that are elsewhere, nowhere, or not in the index: all are listed."""
+    folder = write(tmp_path, TENSORS, 2)
+    first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    reindex(folder, **{"b.weight": second, "d.weight": first, "c.bias": None})
+    with pytest.raises(CheckpointError) as caught:
+        tensor_files(folder)
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("model.safetensors.index.json and its shards disagree:")
+    assert lines[1:4] == [
+        f"  b.weight: in {first}, the index says {second}",
+        f"  c.bias: in {first}, the index says none",
+        f"  d.weight: in none, the index says {first}",
+    ]
+    assert "Are files of two checkpoints mixed?" in lines[4]
+
+
+@pytest.mark.parametrize("found", ["[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_none(found: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(found)
+    with pytest.raises(CheckpointError, match=r"index.json(: weight_map is| holds a list)"):
+        tensor_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", ["../x.safetensors", "/etc/x", "a/../../x", "..\\x", "C:x", "", "a\0b"]
+)
+def test_an_index_that_leads_astray(file: str, tmp_path: Path) -> None:
+    path = reindex(write(tmp_path, TENSORS, 2), **{"a.weight": file})
+    with pytest.raises(CheckpointError) as caught:
+        tensor_files(tmp_path)
+    assert f"{path}: files that would lie outside its folder:\n  a.weight: {file}" in str(
+        caught.value
+    )
+    assert "Do not trust this checkpoint" in str(caught.value)
+
+
+def test_a_dtype_that_numpy_lacks(tmp_path: Path) -> None:
+    """Read lazily: the other tensors are still there."""
+    header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    blob = len(header).to_bytes(8, "little") + header + b"\0\0"
+    (tmp_path / "model.safetensors").write_bytes(blob)
+    tensors = read_tensors(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors: a has dtype F8_E8M0, which can't"
+    ):
+        tensors["a"]

@@ -1,0 +1,153 @@
+"""The decoder alone: its tree, its cache, what each token sees, what it refuses."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmix.errors import ShapeError
+from jaxmix.models import Cache, Decoder, to_torch
+
+from . import tiny
+
+
+def names(model: Decoder) -> set[str]:
+    """The paths of the leaves."""
+    return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
+
+
+def test_the_tree_has_hugging_faces_names() -> None:
+    """No more and no fewer, biases only where the config has them."""
+    attention = [f"self_attn.{p}_proj.{leaf}" for p in "qkvo" for leaf in ("kernel", "bias")]
+    mlp = [f"mlp.{p}_proj.{leaf}" for p in ("gate", "up", "down") for leaf in ("kernel", "bias")]
+    norms = ["input_layernorm.scale", "post_attention_layernorm.scale"]
+    layers = {f"model.layers.{i}.{leaf}" for i in (0, 1) for leaf in (*attention, *mlp, *norms)}
+    ends = {"model.embed_tokens.embedding", "model.norm.scale", "lm_head.kernel"}
+    assert names(tiny.model("llama")) == layers | ends
+    plain = {name for name in layers if "bias" not in name}
+    extra = {f"model.layers.{i}.self_attn.{p}_norm.scale" for i in (0, 1) for p in "qk"}
+    assert names(tiny.model("qwen3")) == plain | extra | ends - {"lm_head.kernel"}
+    biases = {f"model.layers.{i}.self_attn.{p}_proj.bias" for i in (0, 1) for p in "qkv"}
+    assert names(tiny.model("qwen2")) == plain | biases | ends
+    assert names(tiny.model("mistral")) == plain | ends
+
+
+def test_split_and_merge() -> None:
+    model, tokens = tiny.model(), tiny.tokens()
+    graph, state = nnx.split(model)
+    assert state["model"]["layers"][1]["self_attn"]["q_proj"]["kernel"].shape == (12, 24)
+    np.testing.assert_array_equal(nnx.merge(graph, state)(tokens), model(tokens))
+    assert nnx.split(tiny.model(seed=1))[0] == graph
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_cache_changes_nothing(kind: str) -> None:
+    """Tokens in pieces, with slots to spare, in 64 bits: the same logits."""
+    with jax.enable_x64(True):
+        model, tokens = tiny.model(kind, dtype=np.float64), tiny.tokens()
+        step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
+        empty = cache = Cache.empty(model.config, 2, 11, model.dtype)
+        pieces = []
+        for piece in (tokens[:, :5], tokens[:, 5:6], tokens[:, 6:]):
+            logits, cache = step(model, piece, cache)
+            pieces.append(logits)
+        whole = nnx.jit(model)(tokens)
+        assert whole.dtype == jnp.float64
+        np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-11, atol=1e-11)
+        assert int(cache.length) == 9
+        assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(empty))
+
+
+def test_no_token_sees_what_follows() -> None:
+    model, tokens = nnx.jit(tiny.model()), tiny.tokens()
+    changed = tokens.at[:, 6].set((tokens[:, 6] + 1) % 23)
+    same = np.all(np.asarray(model(tokens) == model(changed)), axis=(0, 2))
+    np.testing.assert_array_equal(same, np.arange(9) < 6)
+
+
+def test_a_window_hides_what_is_far() -> None:
+    """One layer that sees three tokens: the token itself and two more."""
+    model = tiny.model("mistral", num_hidden_layers=1, sliding_window=3)
+    tokens = tiny.tokens()
+    changed = tokens.at[:, 2].set((tokens[:, 2] + 1) % 23)
+    same = np.all(np.asarray(model(tokens) == model(changed)), axis=(0, 2))
+    np.testing.assert_array_equal(np.flatnonzero(~same), [2, 3, 4])
+
+
+def test_padding_is_not_seen() -> None:
+    """A negative position: the text after it is as if it stood alone."""
+    model, tokens = nnx.jit(tiny.model("qwen3")), tiny.tokens()
+    padded = model(tokens, positions=jnp.broadcast_to(jnp.arange(-4, 5), (2, 9)))
+    alone = model(tokens[:, 4:])
+    np.testing.assert_allclose(padded[:, 4:], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_untied() -> None:
+    """The same logits, from a head of its own; the tied model stays as it was."""
+    tied, tokens = tiny.model("gemma"), tiny.tokens()
+    before = to_torch(tied)
+    untied = tied.untied()
+    assert untied.config == replace(tied.config, tie_word_embeddings=False)
+    assert names(untied) - names(tied) == {"lm_head.kernel"}
+    np.testing.assert_allclose(untied(tokens), tied(tokens), rtol=1e-5, atol=1e-5)
+    assert untied.untied() is untied
+    untied.lm_head.kernel[...] = jnp.zeros_like(untied.lm_head.kernel[...])
+    assert not jnp.any(untied(tokens))
+    assert to_torch(tied).keys() == before.keys()
+    assert jnp.any(tied(tokens))
+
+
+def test_leaves_of_several_dtypes() -> None:
+    """Activations are in the embedding's, whatever the others are."""
+    model, tokens = tiny.model(), tiny.tokens()
+    embedding = model.model.embed_tokens.embedding
+    exact = model(tokens)
+    embedding[...] = embedding[...].astype(jnp.bfloat16)
+    logits = model(tokens)
+    assert model.dtype == logits.dtype == jnp.bfloat16
+    np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.1 * jnp.max(abs(exact)))
+
+
+def test_random_weights() -> None:
+    """A model to train from: norms do nothing, biases are 0, each kernel has draws of its own."""
+    for kind, scale in (("llama", 1), ("gemma", 0)):
+        model = Decoder(tiny.config(kind), dtype=jnp.float32, rngs=nnx.Rngs(0))
+        leaves = to_torch(model)
+        assert jnp.all(leaves["model.norm.weight"] == scale)
+        kernels = [leaf for leaf in leaves.values() if leaf.ndim == 2]
+        assert len({float(leaf[0, 0]) for leaf in kernels}) == len(kernels)
+        spread = jnp.std(jnp.concatenate([leaf.ravel() for leaf in kernels]))
+        assert abs(float(spread) - 0.02) < 0.001
+        assert jnp.all(jnp.isfinite(model(tiny.tokens())))
+
+
+def test_a_token_beyond_the_vocabulary() -> None:
+    """It is seen, and not taken for another token."""
+    assert jnp.all(jnp.isnan(tiny.model()(jnp.array([[23]]))))
+
+
+def test_refused_arguments() -> None:
+    model, tokens = tiny.model(), tiny.tokens()
+    with pytest.raises(
+        ShapeError, match=r"tokens are int32 \(9,\), expected whole numbers of shape"
+    ):
+        model(tokens[0])
+    with pytest.raises(
+        ShapeError, match=r"tokens are float32 \(2, 9\), .* One text is tokens\[None\]"
+    ):
+        model(tokens.astype(jnp.float32))
+    with pytest.raises(
+        ShapeError, match=r"positions have shape \(9,\), expected the tokens' \(2, 9\)"
+    ):
+        model(tokens, positions=jnp.arange(9))
+    full = "the cache has 2 rows with 8 of 8 slots free. Make one with Cache.empty"
+    with pytest.raises(ShapeError, match=full):
+        model(tokens, cache=Cache.empty(model.config, 2, 8, jnp.float32))
+    _, cache = model(tokens, cache=Cache.empty(model.config, 2, 10, jnp.float32))
+    with pytest.raises(ShapeError, match=r"tokens have shape \(2, 2\), .* with 1 of 10 slots free"):
+        model(tokens[:, :2], cache=cache)
+    with pytest.raises(ShapeError, match=r"tokens have shape \(1, 1\), but the cache has 2 rows"):
+        model(tokens[:1, :1], cache=cache)

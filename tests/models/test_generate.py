@@ -1,0 +1,201 @@
+"""Generation: what is chosen, when it ends, how often it is compiled."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmix.errors import JaxmixError, ShapeError
+from jaxmix.models import Decoder, generate, to_torch
+from jaxmix.models.decoder import Stack
+
+from . import tiny
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_greedy_is_the_likeliest_token_each_time(kind: str) -> None:
+    """Without the cache and the loop: the whole text again for each token."""
+    model, tokens = tiny.model(kind), tiny.tokens()
+    found = generate(model, tokens, max_new_tokens=6)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found[:, :9], tokens)
+    best = jnp.argmax(nnx.jit(model)(found), axis=-1)
+    np.testing.assert_array_equal(found[:, 9:], best[:, 8:-1])
+
+
+def test_drawing() -> None:
+    """The same key, the same text; one token to choose from, the likeliest."""
+    model, tokens = tiny.model(), tiny.tokens()
+
+    def draw(seed: int, **how: Any) -> np.ndarray:
+        key = jax.random.key(seed)
+        return np.asarray(generate(model, tokens, max_new_tokens=6, key=key, **how))
+
+    greedy = np.asarray(generate(model, tokens, max_new_tokens=6))
+    np.testing.assert_array_equal(draw(1, temperature=1.0), draw(1, temperature=1.0))
+    assert np.any(draw(1, temperature=1.0) != draw(2, temperature=1.0))
+    np.testing.assert_array_equal(draw(1, temperature=3.0, top_k=1), greedy)
+    np.testing.assert_array_equal(draw(1, temperature=1e-4), greedy)
+    np.testing.assert_array_equal(draw(1), greedy)
+    np.testing.assert_array_equal(
+        draw(1, temperature=1.0, top_k=1000), draw(1, temperature=1.0, top_k=23)
+    )
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Of 4000 draws each token has its share, and beyond the top k there is none."""
+    model = tiny.model()
+    tokens = jnp.broadcast_to(tiny.tokens(rows=1, count=4), (4000, 4))
+    logits = np.asarray(model(tokens[:1])[0, -1], np.float64)
+    for temperature, top_k in ((1.5, None), (0.7, 5)):
+        drawn = generate(
+            model,
+            tokens,
+            max_new_tokens=1,
+            temperature=temperature,
+            top_k=top_k,
+            key=jax.random.key(3),
+        )[:, -1]
+        weights = np.exp((logits - logits.max()) / temperature)
+        if top_k is not None:
+            weights[np.argsort(logits)[:-top_k]] = 0
+        shares = weights / weights.sum()
+        found = np.bincount(np.asarray(drawn), minlength=23) / 4000
+        assert not np.any(found[shares == 0])
+        assert np.all(np.abs(found - shares) <= 5 * np.sqrt(shares * (1 - shares) / 4000))
+
+
+def test_each_step_and_row_has_draws_of_its_own() -> None:
+    """All logits equal: then the tokens differ along both axes."""
+    model = tiny.model()
+    model.lm_head.kernel[...] = jnp.zeros_like(model.lm_head.kernel[...])
+    found = generate(
+        model, tiny.tokens(rows=3), max_new_tokens=8, temperature=1.0, key=jax.random.key(0)
+    )[:, 9:]
+    assert len({tuple(row.tolist()) for row in found}) == 3
+    assert len({tuple(column.tolist()) for column in found.T}) > 4
+
+
+def test_the_end() -> None:
+    """A row that has ended is padded; the others go on as if it had not."""
+    model, tokens = tiny.model(), tiny.tokens(rows=3)
+    free = np.asarray(generate(model, tokens, max_new_tokens=8))[:, 9:]
+    end = int(free[0, 3])
+    for ends, pad in (([end], end), ((end, 22), end)):
+        found = np.asarray(generate(model, tokens, max_new_tokens=8, eos_token_ids=ends))[:, 9:]
+        for row, whole in zip(found, free, strict=True):
+            at = np.flatnonzero(np.isin(whole, ends))
+            stop = at[0] + 1 if len(at) else 8
+            np.testing.assert_array_equal(row[:stop], whole[:stop])
+            assert np.all(row[stop:] == pad)
+    told = tiny.model(eos_token_id=end, pad_token_id=21)
+    found = np.asarray(generate(told, tokens, max_new_tokens=8))[:, 9:]
+    stop = int(np.flatnonzero(free[0] == end)[0]) + 1
+    assert np.all(found[0, stop:] == 21)
+    unending = generate(told, tokens, max_new_tokens=8, eos_token_ids=())
+    np.testing.assert_array_equal(unending[:, 9:], free)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma"])
+def test_left_padding(kind: str) -> None:
+    """A padded row goes on as it would alone, whatever it is padded with."""
+    model, tokens = tiny.model(kind), tiny.tokens()
+    mask = jnp.arange(9)[None, :] >= jnp.array([[0], [4]])
+    found = generate(model, tokens, max_new_tokens=5, mask=mask)
+    for row, start in ((0, 0), (1, 4)):
+        alone = generate(model, tokens[row : row + 1, start:], max_new_tokens=5)
+        np.testing.assert_array_equal(found[row, start:], alone[0])
+
+
+def test_one_program_for_all_models_of_a_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights, keys, temperatures and ends: traced once, prompt and step."""
+    traces = []
+    forward = Stack.__call__
+
+    def counted(self: Stack, tokens: jax.Array, *rest: Any) -> Any:
+        traces.append(tokens.shape)
+        return forward(self, tokens, *rest)
+
+    monkeypatch.setattr(Stack, "__call__", counted)
+    tokens = tiny.tokens(count=7)
+    for seed in range(3):
+        key = jax.random.key(seed)
+        graph, state = nnx.split(tiny.model(seed=seed))
+        model = nnx.merge(graph, jax.tree.map(lambda leaf: 2 * leaf, state))
+        how = {"temperature": 0.5 + seed, "key": key, "eos_token_ids": [seed]}
+        generate(model, tokens, max_new_tokens=3, **how)
+    assert traces == [(2, 7), (2, 1)]
+    generate(tiny.model(), tokens, max_new_tokens=4, temperature=1.0, key=jax.random.key(0))
+    assert len(traces) == 4
+
+
+def test_other_dtypes() -> None:
+    """Bytes as a prompt, bfloat16 weights, 64 bits."""
+    model, tokens = tiny.model(), tiny.tokens()
+    expected = generate(model, tokens, max_new_tokens=3)
+    np.testing.assert_array_equal(
+        generate(model, tokens.astype(jnp.uint8), max_new_tokens=3), expected
+    )
+    with jax.enable_x64(True):
+        wide = tiny.model(dtype=np.float64)
+        found = generate(wide, tokens.astype(jnp.int64), max_new_tokens=3)
+        assert found.dtype == jnp.int32
+        assert found.shape == (2, 12)
+        key = jax.random.key(0)
+        generate(wide, tokens, max_new_tokens=3, temperature=0.5, top_k=3, key=key)
+    narrow = tiny.model(dtype=jnp.bfloat16)
+    assert generate(narrow, tokens, max_new_tokens=3, temperature=0.5, key=key).shape == (2, 12)
+
+
+def test_nothing_is_changed() -> None:
+    model, tokens = tiny.model(), tiny.tokens()
+    before = jax.tree.map(np.array, (to_torch(model), tokens))
+    generate(model, tokens, max_new_tokens=2)
+    after = jax.tree.map(np.array, (to_torch(model), tokens))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "changes"),
+    [
+        (ShapeError, r"tokens are int32 \(9,\), expected .* One text is tokens\[None\]", "flat"),
+        (ShapeError, r"tokens are int32 \(2, 0\), .*at least one token", "empty"),
+        (ShapeError, r"tokens are float32 \(2, 9\), expected whole numbers", "floats"),
+        (JaxmixError, "tokens go from 0 to 23, expected 0 to 22. Is it another model's", "beyond"),
+        (JaxmixError, "tokens go from -1 to 22", "below"),
+        (ShapeError, r"mask is bool \(2, 8\), expected bool of the tokens' shape \(2, 9\)", "mask"),
+        (ShapeError, r"mask is int32 \(2, 9\), expected bool", "number mask"),
+        (JaxmixError, "mask has padding after a token, expected it on the left", "right"),
+        (JaxmixError, "mask has a row without a token", "nothing"),
+        (JaxmixError, "max_new_tokens is 0, expected at least 1", {"max_new_tokens": 0}),
+        (JaxmixError, "top_k is 0, expected at least 1, or None", {"top_k": 0}),
+        (
+            JaxmixError,
+            "temperature is -0.5, expected a number of at least 0",
+            {"temperature": -0.5},
+        ),
+        (JaxmixError, "temperature is nan", {"temperature": float("nan")}),
+        (JaxmixError, "drawing needs a key: say key=jax.random.key", {"temperature": 1.0}),
+    ],
+)
+def test_refused_arguments(error: type[Exception], text: str, changes: Any) -> None:
+    tokens = tiny.tokens().at[0, 0].set(0).at[0, 1].set(22)
+    seen = jnp.ones((2, 9), bool)
+    named: dict[str, dict[str, Any]] = {
+        "flat": {"tokens": tokens[0]},
+        "empty": {"tokens": tokens[:, :0]},
+        "floats": {"tokens": tokens.astype(jnp.float32)},
+        "beyond": {"tokens": tokens.at[1, 1].set(23)},
+        "below": {"tokens": tokens.at[1, 1].set(-1)},
+        "mask": {"mask": seen[:, 1:]},
+        "number mask": {"mask": seen.astype(jnp.int32)},
+        "right": {"mask": seen.at[1, 8].set(False)},
+        "nothing": {"mask": seen.at[1].set(False)},
+    }
+    given = {"tokens": tokens, "max_new_tokens": 2}
+    given |= named[changes] if isinstance(changes, str) else changes
+    with pytest.raises(error, match=text):
+        generate(model=tiny.model(), **given)

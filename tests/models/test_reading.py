@@ -1,0 +1,213 @@
+"""config.json: what is honoured, what is refused, and in which words."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.models import DecoderConfig, read_config
+
+from . import tiny
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def refused(kind: type[Exception], model_type: str = "llama", /, **fields: Any) -> str:
+    """The message for a config with these fields."""
+    with pytest.raises(kind) as caught:
+        tiny.config(model_type, **fields)
+    return str(caught.value)
+
+
+def test_a_config() -> None:
+    config = tiny.config("llama", rms_norm_eps=1e-5, pad_token_id=4, eos_token_id=[1, 2])
+    assert isinstance(config, DecoderConfig)
+    assert (config.hidden_size, config.head_dim, config.num_key_value_heads) == (12, 4, 2)
+    assert config.qkv_bias and config.o_bias and config.mlp_bias
+    assert (config.rms_norm_eps, config.pad_token_id, config.eos_token_ids) == (1e-5, 4, (1, 2))
+    assert not config.tie_word_embeddings
+    hash(config)
+
+
+def test_what_a_kind_takes_for_granted() -> None:
+    """transformers' defaults, for the fields that files leave out."""
+    bare = {name: value for name, value in tiny.FIELDS.items() if "eos" not in name}
+    few = {
+        name: value
+        for name, value in bare.items()
+        if name not in ("head_dim", "num_key_value_heads")
+    }
+    llama = read_config({"model_type": "llama", **few})
+    assert (llama.num_key_value_heads, llama.head_dim, llama.eos_token_ids) == (6, 2, (2,))
+    gemma = read_config({"model_type": "gemma", **bare, "head_dim": 256})
+    assert gemma.tie_word_embeddings and gemma.activation == "gelu_tanh"
+    assert (gemma.norm_offset, gemma.embed_scale, gemma.pad_token_id) == (1.0, math.sqrt(12), 0)
+    assert tiny.config("mistral").windows == (4096, 4096)
+    assert tiny.config("mistral", sliding_window=None).windows == (None, None)
+    qwen2 = tiny.config("qwen2")
+    assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.windows) == (True, False, (None, None))
+    assert qwen2.eos_token_ids == ()
+
+
+def test_windows() -> None:
+    on = {"use_sliding_window": True, "sliding_window": 5}
+    assert tiny.config("qwen2", **on).windows == (None, None)
+    assert tiny.config("qwen2", **on, max_window_layers=1).windows == (None, 5)
+    assert tiny.config("qwen2", sliding_window=5, max_window_layers=0).windows == (None, None)
+    types = ["sliding_attention", "full_attention"]
+    assert tiny.config("qwen2", **on, layer_types=types).windows == (5, None)
+    text = refused(CheckpointError, "qwen2", layer_types=types)
+    assert "layer_types has sliding_attention, but there is no sliding_window" in text
+    text = refused(CheckpointError, "qwen2", **on, layer_types=types[:1])
+    assert "layer_types is ['sliding_attention'], expected a list of 2" in text
+    text = refused(UnsupportedError, "qwen2", **on, layer_types=["chunked_attention"] * 2)
+    assert "layer_types: chunked_attention is not done here" in text
+    text = refused(CheckpointError, "qwen2", **on, max_window_layers=-1)
+    assert "max_window_layers is -1, expected a whole number of at least 0" in text
+
+
+def test_gemmas_two_names_for_one_function() -> None:
+    assert tiny.config("gemma", hidden_act="gelu", hidden_activation=None).activation == "gelu_tanh"
+    text = refused(CheckpointError, "gemma", hidden_act="gelu", hidden_activation="silu")
+    assert "hidden_activation is 'silu', but hidden_act is 'gelu_pytorch_tanh'" in text
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "mixtral", None, 3, []])
+def test_kinds_that_are_not_run(kind: Any) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        read_config({"model_type": kind})
+    assert f"config.json: model_type is {kind!r}, expected one of llama, mistral, qwen2, " in str(
+        caught.value
+    )
+    assert "Adapters can still be mixed into the weights of another library's model" in str(
+        caught.value
+    )
+
+
+def test_fields_that_are_not_honoured() -> None:
+    """All are listed with a reason; those that are off are no matter."""
+    off = dict(quantization_config=None, final_logit_softcapping=None, use_mrope=False, novelty=[])
+    assert tiny.config("llama", **off) == tiny.config("llama")
+    text = refused(
+        UnsupportedError,
+        quantization_config={
+            "quant_method": "gptq",
+            "bits": 4,
+            "desc_act": True,
+            "group_size": 128,
+        },
+        final_logit_softcapping=30.0,
+        sliding_window=7,
+        novelty=0,
+        hidden_act="mish",
+    )
+    assert text.startswith("config.json: fields of this llama config that are not honoured here:\n")
+    assert (
+        "quantization_config = {'quant_method': 'gptq', 'bits': 4, 'desc_act': True, '…: the "
+        in text
+    )
+    assert "final_logit_softcapping = 30.0: the logits would be capped" in text
+    assert "sliding_window = 7: not a field of llama that this version of jaxmix knows" in text
+    assert "novelty = 0: not a field" in text
+    assert "hidden_act = 'mish': expected one of silu, swish, gelu, " in text
+    assert "If they do not change the forward, take them out of the file" in text
+    text = refused(UnsupportedError, "gemma", use_bidirectional_attention=True)
+    assert "tokens would see those after them" in text
+    assert "attention_bias = True" in refused(UnsupportedError, "mistral", attention_bias=True)
+
+
+def test_fields_that_make_no_sense() -> None:
+    """All are listed."""
+    text = refused(
+        CheckpointError,
+        hidden_size=0,
+        intermediate_size="many",
+        num_key_value_heads=4,
+        head_dim=5,
+        rms_norm_eps=None,
+        tie_word_embeddings="yes",
+        eos_token_id="</s>",
+    )
+    assert text.startswith("config.json: fields that make no sense:\n")
+    assert "hidden_size is 0, expected a whole number of at least 1\n" in text
+    assert "intermediate_size is 'many', expected a whole number of at least 1\n" in text
+    assert "num_attention_heads = 6 is no multiple of num_key_value_heads = 4\n" in text
+    assert "head_dim = 5 is odd; it is turned in pairs\n" in text
+    assert "rms_norm_eps is None, expected a number of at least 0\n" in text
+    assert "tie_word_embeddings is 'yes', expected true or false\n" in text
+    assert "eos_token_id is '</s>', expected a token's number or a list of them\n" in text
+    assert text.endswith("Was the file edited?")
+    text = refused(CheckpointError, head_dim=None, hidden_size=13)
+    assert (
+        "hidden_size = 13 is no multiple of num_attention_heads = 6, and there is no head_dim"
+        in text
+    )
+
+
+def test_frequencies() -> None:
+    """Against the formulas at their ends, without transformers."""
+    plain = np.array(tiny.config(head_dim=16).rope.frequencies)
+    np.testing.assert_allclose(plain, 10000.0 ** -(np.arange(8) / 8), rtol=1e-6)
+    theta = tiny.config(head_dim=16, rope_theta=100.0).rope
+    np.testing.assert_allclose(theta.frequencies, 100.0 ** -(np.arange(8) / 8), rtol=1e-6)
+    linear = tiny.config(head_dim=16, rope_scaling={"type": "linear", "factor": 4}).rope
+    np.testing.assert_allclose(np.array(linear.frequencies) * 4, plain, rtol=1e-6)
+    llama3 = np.array(tiny.config(head_dim=16, rope_parameters=LLAMA3).rope.frequencies)
+    # In 64 tokens ω makes 64ω/2π turns: more than 4 stays, less than 1 is stretched by 8.
+    turns = 64 * plain / (2 * math.pi)
+    np.testing.assert_allclose(llama3[turns > 4], plain[turns > 4], rtol=1e-6)
+    np.testing.assert_allclose(llama3[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+    between = (turns > 1) & (turns < 4)
+    assert np.any(between)
+    assert np.all((plain[between] > llama3[between]) & (llama3[between] > plain[between] / 8))
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert tiny.config(rope_parameters=yarn).rope.scale == 0.1 * math.log(4) + 1
+
+
+def test_what_a_scaling_falls_back_on() -> None:
+    """The original length is max_position_embeddings, yarn's factor the ratio of the two."""
+    less = {name: value for name, value in LLAMA3.items() if "original" not in name}
+    assert (
+        tiny.config(rope_parameters=less, max_position_embeddings=64).rope
+        == tiny.config(rope_parameters=LLAMA3).rope
+    )
+    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 64}
+    assert (
+        tiny.config(rope_parameters=yarn, max_position_embeddings=256).rope
+        == tiny.config(rope_parameters={**yarn, "factor": 4.0}).rope
+    )
+
+
+def test_ropes_that_are_refused() -> None:
+    text = refused(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
+    assert (
+        "rope type 'dynamic' is not done here, expected one of default, linear, llama3, yarn"
+        in text
+    )
+    assert "take the scaling out" in text
+    text = refused(UnsupportedError, rope_parameters={"full_attention": {"rope_theta": 1.0}})
+    assert "fields of a 'default' rope that are not honoured here:\n  full_attention = {" in text
+    for where in ({"partial_rotary_factor": 0.5}, {"rope_scaling": {"partial_rotary_factor": 0.5}}):
+        assert "partial_rotary_factor = 0.5\nIf they do not" in refused(UnsupportedError, **where)
+    assert tiny.config(partial_rotary_factor=1.0) == tiny.config()
+    text = refused(CheckpointError, rope_scaling={"type": "linear"})
+    assert (
+        "fields of a 'linear' rope, each expected as a positive number:\n  factor is None\n" in text
+    )
+    yarn = {"rope_type": "yarn", "factor": -1, "truncate": 3, "beta_fast": "x"}
+    text = refused(CheckpointError, rope_parameters=yarn)
+    assert "factor is -1\n" in text and "beta_fast is 'x'\n" in text and "truncate is 3\n" in text
+    text = refused(CheckpointError, rope_scaling=LLAMA3, rope_parameters={"rope_theta": 3.0})
+    assert "rope_scaling is {" in text and "Keep one of them" in text
+    text = refused(CheckpointError, rope_theta=2.0, rope_parameters={"rope_theta": 3.0})
+    assert "rope_theta is 2.0 at the top and 3.0 in the rope's parameters. Keep one of them" in text
+    text = refused(CheckpointError, rope_scaling="linear")
+    assert "the rope's parameters are 'linear', expected an object" in text

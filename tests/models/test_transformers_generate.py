@@ -1,0 +1,46 @@
+"""Greedy generation gives transformers' tokens, one for one."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxmix import models
+
+from .cases import save, tokens_of, torch_model
+
+STEPS = 14
+
+
+def expected(case: str, tokens: np.ndarray, mask: np.ndarray, ends: list[int] | None) -> np.ndarray:
+    """What transformers continues with, padded to all steps."""
+    found = torch_model(case).generate(
+        torch.tensor(tokens),
+        attention_mask=torch.tensor(mask.astype(int)),
+        max_new_tokens=STEPS,
+        do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=ends[0] if ends else 0,
+    )
+    missing = tokens.shape[1] + STEPS - found.shape[1]
+    return np.pad(found.numpy(), ((0, 0), (0, missing)), constant_values=ends[0] if ends else 0)
+
+
+@pytest.mark.parametrize("case", ["llama-llama3", "mistral", "qwen2-window", "qwen3-all", "gemma"])
+def test_greedy(case: str, tmp_path: Path) -> None:
+    """Texts of several lengths, padded on the left; then again with two tokens that end them."""
+    model = models.load(save(case, tmp_path))
+    tokens, lengths = tokens_of(5, 3, 11), np.array([[11], [4], [8]])
+    mask = np.arange(11)[None] >= 11 - lengths
+    free = expected(case, tokens, mask, None)
+    for ends in (None, [int(free[0, 15]), int(free[1, 13])]):
+        found = models.generate(
+            model,
+            jnp.asarray(tokens),
+            max_new_tokens=STEPS,
+            mask=jnp.asarray(mask),
+            eos_token_ids=ends,
+        )
+        np.testing.assert_array_equal(found, expected(case, tokens, mask, ends))

@@ -1,0 +1,139 @@
+"""From PyTorch's names to the tree and back, and the tensors that are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
+from jaxmix.models import from_torch, load, to_torch
+
+from . import tiny
+from .test_checkpoint import write
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_there_and_back(kind: str, dtype: Any) -> None:
+    """Bit for bit, in order, from NumPy and from JAX."""
+    config = tiny.config(kind)
+    tensors = tiny.tensors(config, dtype=dtype)
+    again = to_torch(from_torch(config, tensors))
+    assert sorted(again) == sorted(tensors)
+    for name, leaf in again.items():
+        assert leaf.dtype == dtype
+        np.testing.assert_array_equal(leaf, tensors[name])
+    once_more = to_torch(from_torch(config, again))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, again, once_more))
+
+
+def test_a_kernel_is_the_weights_transpose() -> None:
+    config = tiny.config()
+    tensors = tiny.tensors(config)
+    model = from_torch(config, tensors)
+    kernel = model.model.layers[1].self_attn.k_proj.kernel[...]
+    np.testing.assert_array_equal(kernel, tensors["model.layers.1.self_attn.k_proj.weight"].T)
+
+
+def test_a_cast() -> None:
+    config = tiny.config()
+    tensors = tiny.tensors(config)
+    cast = to_torch(from_torch(config, tensors, dtype=jnp.bfloat16))
+    for name, leaf in cast.items():
+        np.testing.assert_array_equal(leaf, tensors[name].astype(ml_dtypes.bfloat16))
+    with jax.enable_x64(True):
+        wide = to_torch(from_torch(config, tensors, dtype=jnp.float64))
+        assert {leaf.dtype for leaf in wide.values()} == {np.dtype(np.float64)}
+
+
+def test_the_callers_arrays_are_copied() -> None:
+    config = tiny.config()
+    tensors = tiny.tensors(config)
+    model = from_torch(config, tensors)
+    before = model(tiny.tokens())
+    for tensor in tensors.values():
+        tensor[...] = 0
+    np.testing.assert_array_equal(model(tiny.tokens()), before)
+
+
+def test_names_that_do_not_fit() -> None:
+    """All of them at once."""
+    config = tiny.config()
+    tensors = tiny.tensors(config)
+    del tensors["model.norm.weight"], tensors["lm_head.weight"]
+    tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((18, 12))
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(2)
+    text = (
+        "tensors that do not fit a llama of 2 layers:\n  missing: model.norm.weight\n  missing: "
+        "lm_head.weight\n  not used: model.layers.2.mlp.up_proj.weight\nIs it a causal"
+    )
+    with pytest.raises(CheckpointError) as caught:
+        from_torch(config, tensors)
+    assert str(caught.value).startswith(text)
+
+
+def test_shapes_that_do_not_fit() -> None:
+    config = tiny.config()
+    tensors = tiny.tensors(config)
+    tensors["model.norm.weight"] = np.zeros(13, np.float32)
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name] = tensors[name].T
+    with pytest.raises(ShapeError) as caught:
+        from_torch(config, tensors)
+    assert f"{name} has shape (18, 12), expected (12, 18)\n" in str(caught.value)
+    assert "model.norm.weight has shape (13,), expected (12,)\n" in str(caught.value)
+    assert "Is the config of another size of this model?" in str(caught.value)
+
+
+def test_dtypes_that_are_not_done() -> None:
+    config = tiny.config()
+    tensors = tiny.tensors(config)
+    tensors["lm_head.weight"] = np.zeros((23, 12), np.int8)
+    with pytest.raises(
+        UnsupportedError, match=r"lm_head.weight is int8, expected one of float64, "
+    ):
+        from_torch(config, tensors)
+    tensors["lm_head.weight"] = np.zeros((23, 12), np.float64)
+    text = "lm_head.weight would be float64, which JAX rounds unless jax_enable_x64 is set"
+    with pytest.raises(UnsupportedError, match=f"{text}(.|\n)*say dtype=jnp.float32"):
+        from_torch(config, tensors)
+    assert from_torch(config, tensors, dtype=jnp.float32).dtype == jnp.float32
+
+
+def test_a_tied_head_in_the_file() -> None:
+    """It may be there if it is the embedding."""
+    config = tiny.config("gemma")
+    tensors = tiny.tensors(config)
+    tied = from_torch(config, tensors)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    again = from_torch(config, tensors)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, to_torch(again), to_torch(tied)))
+    tensors["lm_head.weight"][3, 4] += 1
+    text = "lm_head.weight differs from model.embed_tokens.weight, though the config ties them"
+    with pytest.raises(CheckpointError, match=f"{text}.*\n?.*Set tie_word_embeddings to false"):
+        from_torch(config, tensors)
+
+
+def test_load(tmp_path: Path) -> None:
+    """A folder in shards, in bfloat16, without torch; and a folder that does not fit its config."""
+    tensors = tiny.tensors(tiny.config(), dtype=ml_dtypes.bfloat16)
+    write(tmp_path, tensors, shards=3)
+    model = load(tmp_path)
+    assert model.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(to_torch(model)["lm_head.weight"], tensors["lm_head.weight"])
+    assert load(tmp_path, dtype=jnp.float32).dtype == jnp.float32
+    write(tmp_path / "other", tensors, num_hidden_layers=3)
+    with pytest.raises(
+        CheckpointError, match=r"other: tensors that do not fit a llama of 3 layers"
+    ):
+        load(tmp_path / "other")
+    save_file({**tensors, "lm_head.weight": np.zeros((24, 12))}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ShapeError, match=r"lm_head.weight has shape \(24, 12\), expected \(23, 12\)"
+    ):
+        load(tmp_path)

@@ -1,0 +1,61 @@
+"""Tiny decoders with random leaves, made without torch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmix.models import Decoder, DecoderConfig, from_torch, read_config
+from jaxmix.models.decoder import leaf_paths
+from jaxmix.models.weights import torch_name
+
+FIELDS = {
+    "vocab_size": 23,
+    "hidden_size": 12,
+    "intermediate_size": 18,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "eos_token_id": None,
+}
+WINDOWED = {
+    "use_sliding_window": True,
+    "sliding_window": 3,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+# Between them: biases, q and k norms, windows, tied heads, Gemma's norms.
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "qwen3": {**WINDOWED, "tie_word_embeddings": True},
+    "gemma": {},
+}
+
+
+def config(kind: str = "llama", **fields: Any) -> DecoderConfig:
+    """A config of a kind."""
+    return read_config({"model_type": kind, **FIELDS, **KINDS.get(kind, {}), **fields})
+
+
+def tensors(of: DecoderConfig, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """Random tensors by PyTorch's names, norms and biases too."""
+    draw = np.random.default_rng(seed)
+    made = {}
+    for path, shape in leaf_paths(of).items():
+        shape = shape[::-1] if path[-1] == "kernel" else shape
+        center = 1 - of.norm_offset if path[-1] == "scale" else 0
+        made[torch_name(path)] = (center + 0.4 * draw.normal(size=shape)).astype(dtype)
+    return made
+
+
+def model(kind: str = "llama", *, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> Decoder:
+    """A random model of a kind."""
+    made = config(kind, **fields)
+    return from_torch(made, tensors(made, seed, dtype))
+
+
+def tokens(seed: int = 0, rows: int = 2, count: int = 9) -> jax.Array:
+    """Random tokens."""
+    drawn = np.random.default_rng(seed).integers(0, FIELDS["vocab_size"], (rows, count))
+    return jnp.asarray(drawn, jnp.int32)
