@@ -1,0 +1,297 @@
+"""`merge_checkpoint`: a Hugging Face folder and adapters in, a merged folder out, by tensors.
+
+First everything that can go wrong is looked at, on shapes alone (`_plan`); then shard after shard
+is written (`_write`), with one site's tensors in memory. What no adapter touches is not decoded.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmix.adapter import Adapter, Mixable
+from jaxmix.converters.huggingface import FLOATS, Checkpoint, Stored, read_checkpoint, side_files
+from jaxmix.converters.output import checked_output, new_folder
+from jaxmix.converters.untie import untied
+from jaxmix.errors import CheckpointError, LayoutError, listing
+from jaxmix.layout import LAYOUTS, NAMES, Layout, Rule
+from jaxmix.mix import Mix, compose, mix
+
+__all__ = ["Merged", "merge_checkpoint"]
+
+# Bytes written, bytes in all, the shard at hand.
+Progress = Callable[[int, int, str], None]
+
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge_checkpoint` wrote.
+
+    Args:
+        out: the folder.
+        shards: its safetensors files.
+        changed: the tensors that adapters changed; all others are the base's, byte for byte.
+        copied: how many tensors are the base's.
+        size: the bytes of all shards.
+        untied: the head that was given a tensor of its own, if one was.
+        left_out: the base's files that were not copied, each with the reason.
+    """
+
+    out: Path
+    shards: tuple[str, ...]
+    changed: tuple[str, ...]
+    copied: int
+    size: int
+    untied: str | None
+    left_out: tuple[str, ...]
+
+
+def merge_checkpoint(
+    base: str | os.PathLike[str],
+    adapters: Adapter | Mix | Iterable[Adapter | Mix],
+    out: str | os.PathLike[str],
+    *,
+    layout: Layout | str | None = None,
+    force: bool = False,
+    untie: bool = False,
+    progress: Progress | None = None,
+) -> Merged:
+    """Merges adapters into a Hugging Face folder of any size: ``W' = Aₙ(… A₁(W))``.
+
+    The output has the same shards, index, order of tensors, dtypes, metadata and side files.
+    Tensors that no adapter touches are copied byte for byte; the others are what `compose` makes of
+    them. It is written into a folder beside ``out``, which takes its name once it is whole.
+
+    Args:
+        base: a Hugging Face folder with ``model.safetensors``, or with shards and their index;
+            weights (out, in).
+        adapters: one adapter or mix, or several, the one to apply first first.
+        out: the folder to write.
+        layout: where the sites lie among the tensors; None to find them by name.
+        force: replace ``out`` if there is such a checkpoint; it stays until the new one is whole.
+        untie: where an adapter touches an embedding that is also the head, give the head a tensor
+            of its own, as PEFT's forward needs it: a copy of the base's embedding (V, D).
+        progress: called after every few megabytes with the bytes written so far, the bytes in all
+            and the name of the shard.
+
+    Returns:
+        What was written: the tensors that changed, and the base's files that were left out.
+
+    Raises:
+        CheckpointError: if the base is damaged, or the output can't be written there.
+        LayoutError: if sites find no tensor, a tied one, or one that is not of floats.
+        ShapeError: if factors do not fit their weights.
+        AdapterError: if something is no adapter, or two have one name.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.numpy import load_file, save_file
+        >>> from jaxmix.families import LoRA
+        >>> ones = np.ones((1, 2), np.float32)
+        >>> lora = Adapter({"proj": LoRA(a=ones, b=ones[:, :1], scale=1.0)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     base, out = Path(folder, "base"), Path(folder, "out")
+        ...     base.mkdir()
+        ...     save_file({"proj.weight": ones, "norm.weight": ones}, base / "model.safetensors")
+        ...     merged = merge_checkpoint(base, [0.5 * lora], out)
+        ...     load_file(out / "model.safetensors")["proj.weight"], merged.changed
+        (array([[1.5, 1.5]], dtype=float32), ('proj.weight',))
+
+    Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
+    """
+    mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
+    checkpoint = read_checkpoint(base)
+    place = checked_output(out, [base], force=force, size=checkpoint.size)
+    table, is_own = _table(layout)
+    head = None
+    if is_own:
+        checkpoint, head = untied(checkpoint, mixed, allowed=untie)
+    groups, changed = _plan(checkpoint, mixed, table)
+    files, left_out = side_files(checkpoint)
+    with new_folder(place, force=force) as folder:
+        _write_side_files(checkpoint, files, folder)
+        _write(checkpoint, groups, changed, folder, progress or (lambda *_: None))
+    names = tuple(name for name in checkpoint.tensors if name in changed)
+    return Merged(
+        out=place,
+        shards=tuple(shard.name for shard in checkpoint.shards),
+        changed=names,
+        copied=len(checkpoint.tensors) - len(names),
+        size=checkpoint.size,
+        untied=head,
+        left_out=tuple(left_out),
+    )
+
+
+# ---------------------------------------------------------------- before anything is written
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Sites that share tensors, as a rule one site, and what is needed to compute them."""
+
+    sites: tuple[str, ...]
+    tensors: tuple[Stored, ...]
+    mixed: Mix
+    layout: Layout
+
+    def computed(self) -> dict[str, np.ndarray]:
+        """The new tensors, by name."""
+        params = {tensor.name: tensor.read() for tensor in self.tensors}
+        with _precision(self.tensors):
+            out = compose(params, self.mixed, layout=self.layout)
+            return {name: np.asarray(leaf) for name, leaf in out.items()}
+
+
+def _plan(
+    checkpoint: Checkpoint, mixed: Mix, layout: Layout
+) -> tuple[dict[str, _Group], frozenset[str]]:
+    """Who computes which tensor, and which tensors change; whatever does not fit is raised here."""
+    tensors = checkpoint.tensors
+    groups = _groups(tensors, mixed, layout)
+    unusable = [
+        f"{tensor.name} in {tensor.file.name}: {tensor.dtype}"
+        for group in dict.fromkeys(groups.values())
+        for tensor in group.tensors
+        if tensor.dtype not in FLOATS
+    ]
+    if unusable:
+        raise LayoutError(
+            f"{checkpoint.folder}: tensors that can't take an adapter, expected "
+            f"{', '.join(FLOATS)}:{listing(unusable)}\nDequantize the checkpoint first."
+        )
+    changed: set[str] = set()
+
+    def probe(params: dict[str, Any]) -> None:
+        out = compose(params, mixed, layout=layout)
+        changed.update(name for name in params if out[name] is not params[name])
+
+    shapes = {
+        name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))
+        for name, tensor in tensors.items()
+    }
+    with _precision(tensor for group in groups.values() for tensor in group.tensors):
+        jax.eval_shape(probe, shapes)
+    return groups, frozenset(changed)
+
+
+def _precision(tensors: Iterable[Stored]) -> AbstractContextManager[Any]:
+    """Where tensors are float64, JAX has to be told not to make float32 of them."""
+    is_wide = any(tensor.dtype == "F64" for tensor in tensors)
+    return jax.enable_x64(True) if is_wide else nullcontext()
+
+
+def _groups(tensors: Mapping[str, Stored], mixed: Mix, layout: Layout) -> dict[str, _Group]:
+    """For each tensor that a site may own the group of sites that it belongs to."""
+    joined: dict[str, tuple[list[str], list[str]]] = {}
+    for site in dict.fromkeys(site for part in mixed.parts for site in part.sites):
+        places = (*layout.places(site, "weight"), *layout.places(site, "bias"))
+        names = list(dict.fromkeys(place.leaf for place in places if place.leaf in tensors))
+        sites = [site]
+        # A table may put several sites into one tensor, such as q, k and v.
+        for old in {id(joined[name]): joined[name] for name in names if name in joined}.values():
+            sites, names = [*old[0], *sites], list(dict.fromkeys([*old[1], *names]))
+        joined.update(dict.fromkeys(names, (sites, names)))
+    made: dict[int, _Group] = {}
+    for sites, names in joined.values():
+        if id(sites) not in made:
+            stored = tuple(tensors[name] for name in names)
+            made[id(sites)] = _Group(tuple(sites), stored, _only(mixed, set(sites)), layout)
+    return {name: made[id(sites)] for name, (sites, _) in joined.items()}
+
+
+def _only(mixed: Mix, sites: Iterable[str]) -> Mix:
+    """The mix, at these sites."""
+    cut = (
+        Adapter({s: part.updates[s] for s in sites if s in part.updates}, part.strength, part.name)
+        for part in mixed.parts
+    )
+    return Mix(tuple(part for part in cut if part.updates))
+
+
+def _table(layout: Layout | str | None) -> tuple[Layout, bool]:
+    """The layout meant, and whether it is one of jaxmix's own, with which ties are looked for.
+
+    `compose` looks for ties with its own tables, too. But it would judge one site's tensors without
+    the others, so it is given a table that is equal to none of them: with a rule for nothing.
+    """
+    name = NAMES.name if layout is None else layout
+    known = name if isinstance(name, Layout) else LAYOUTS.get(name)
+    if known is None:
+        raise LayoutError(
+            f"there is no layout {layout!r}, expected None, one of "
+            f"{', '.join(map(repr, LAYOUTS))}, or a jaxmix.Layout with rules of your own."
+        )
+    if known not in LAYOUTS.values():
+        return known, False
+    return Layout(known.name, (*known.rules, Rule("(?!)", ""))), True
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write(
+    checkpoint: Checkpoint,
+    groups: Mapping[str, _Group],
+    changed: frozenset[str],
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """All shards, in order."""
+    done, size = 0, checkpoint.size
+
+    @lru_cache(maxsize=1)  # a weight and its bias, which lie side by side, are computed together
+    def computed(group: _Group) -> dict[str, np.ndarray]:
+        return group.computed()
+
+    for shard in checkpoint.shards:
+        target = folder / shard.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            done += file.write(shard.header)
+            for tensor in shard.tensors:
+                if tensor.name in changed:
+                    pieces = iter([_bytes(computed(groups[tensor.name])[tensor.name], tensor)])
+                else:
+                    pieces = _stored_bytes(tensor)
+                for piece in pieces:
+                    done += file.write(piece)
+                    progress(done, size, shard.name)
+
+
+def _bytes(array: np.ndarray, tensor: Stored) -> memoryview:
+    """A computed tensor as it is to lie in the file."""
+    assert (array.shape, array.dtype) == (tensor.shape, FLOATS[tensor.dtype])
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _stored_bytes(tensor: Stored) -> Iterator[bytes]:
+    """A tensor's bytes as they are, a few megabytes at a time."""
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        for start in range(0, tensor.size, _CHUNK):
+            size = min(_CHUNK, tensor.size - start)
+            piece = file.read(size)
+            if len(piece) < size:
+                raise CheckpointError(tensor.cut)
+            yield piece
+
+
+def _write_side_files(checkpoint: Checkpoint, names: Iterable[str], folder: Path) -> None:
+    """Tokenizer, configs and what else there is."""
+    for name in dict.fromkeys([*names, *checkpoint.texts]):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in checkpoint.texts:
+            target.write_text(checkpoint.texts[name], encoding="utf-8")
+        else:
+            shutil.copyfile(checkpoint.folder / name, target)

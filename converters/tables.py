@@ -1,0 +1,92 @@
+"""What adapters are made of, as a table for people and as plain data for machines."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+from rich.markup import escape
+from rich.table import Table
+
+from jaxmix.adapter import Adapter
+from jaxmix.families import Together, Update
+
+__all__ = ["adapter_data", "adapter_table"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The sites of an adapter whose updates are alike."""
+
+    kind: str
+    size: str
+    dtype: str
+    numbers: int
+    sites: tuple[str, ...]
+
+
+def adapter_data(adapter: Adapter) -> dict[str, Any]:
+    """An adapter as data that JSON can hold.
+
+    Args:
+        adapter: the adapter.
+
+    Returns:
+        Its name, its strength, and for each kind of update its size, dtype, count of numbers and
+        sites.
+    """
+    kinds = [asdict(kind) for kind in _kinds(adapter)]
+    return {"name": adapter.name, "strength": float(adapter.strength), "kinds": kinds}
+
+
+def adapter_table(adapters: Iterable[Adapter]) -> Table:
+    """Adapters as a table: a line for each adapter and kind of update.
+
+    Args:
+        adapters: the adapters.
+
+    Returns:
+        A table for rich.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("name", "kind", "size"):
+        table.add_column(title, overflow="fold")
+    for title in ("strength", "sites", "numbers"):
+        table.add_column(title, justify="right")
+    table.add_column("modules", overflow="fold", ratio=1)
+    for adapter in adapters:
+        for kind in _kinds(adapter):
+            counts = (f"{float(adapter.strength):g}", str(len(kind.sites)), _count(kind))
+            cells = (adapter.name, kind.kind, kind.size, *counts, "\n".join(_modules(kind.sites)))
+            table.add_row(*map(escape, cells))
+    return table
+
+
+def _kinds(adapter: Adapter) -> list[_Kind]:
+    """What the adapter is made of: one for each kind, size and dtype."""
+    sites: dict[tuple[str, str, str], list[str]] = {}
+    numbers: Counter[tuple[str, str, str]] = Counter()
+    for site, update in adapter.updates.items():
+        for one in update.parts if isinstance(update, Together) else (update,):
+            arrays = _arrays(one)
+            widest = max(arrays, key=lambda array: array.size, default=None)
+            key = (one.family, one.size(), "" if widest is None else str(widest.dtype))
+            sites.setdefault(key, []).append(site)
+            numbers[key] += sum(array.size for array in arrays)
+    return [_Kind(*key, numbers[key], tuple(found)) for key, found in sites.items()]
+
+
+def _arrays(update: Update) -> list[Any]:
+    """An update's factors, its scale left aside."""
+    return [leaf for leaf in jax.tree.leaves(update) if getattr(leaf, "ndim", 0)]
+
+
+def _count(kind: _Kind) -> str:
+    return f"{kind.numbers:,} {kind.dtype}".rstrip()
+
+
+def _modules(sites: Sequence[str]) -> list[str]:
+    """Sites for people: those that differ in numbers only are one line."""
+    return list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", site) for site in sites))

@@ -1,0 +1,102 @@
+"""Heads of base checkpoints that share the embedding's tensor: found, and given one of their own.
+
+PEFT's forward changes only the side of the two that has the adapter (see `jaxmix.tied`). So a
+merged checkpoint needs both tensors, and a config that no longer ties them.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from jaxmix.converters.huggingface import Checkpoint
+from jaxmix.errors import LayoutError, listing
+from jaxmix.mix import Mix
+from jaxmix.tied import tied_problem
+
+__all__ = ["untied"]
+
+_HEAD = "lm_head.weight"
+_FLAG = "tie_word_embeddings"
+
+
+def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkpoint, str | None]:
+    """The checkpoint with a head of its own, if the mix changes an embedding that is also the head.
+
+    Args:
+        checkpoint: the base.
+        mixed: the adapters.
+        allowed: whether to untie; if not, a mix that needs it is an error.
+
+    Returns:
+        The checkpoint to work on, and the name of the head that was untied; None if nothing was.
+
+    Raises:
+        LayoutError: if the mix needs an untied checkpoint and this is not allowed, or not possible.
+    """
+    tensors = list(checkpoint.tensors)
+    without_head = [name for name in tensors if name != _HEAD]
+    sites = filter(_is_outside_layers, _weight_sites(mixed))
+    problems = {s: problem for s in sites if (problem := tied_problem(s, without_head))}
+    if not problems or not _is_tied(checkpoint, tensors):
+        return checkpoint, None
+    if not allowed:
+        lines = (f"{site}: {problem}" for site, problem in problems.items())
+        raise LayoutError(
+            f"sites whose tensor {checkpoint.folder} ties to another:{listing(lines)}\n"
+            f"untie=True (on the command line --untie) does so in the output: it writes {_HEAD} as "
+            f"a tensor of its own and sets {_FLAG} to false in config.json."
+        )
+    if _HEAD not in tensors:
+        checkpoint = checkpoint.with_copy(_HEAD, of=_embedding(checkpoint, problems))
+    return checkpoint.with_config(**_untied_fields(checkpoint)), _HEAD
+
+
+def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What config.json has to say now; that of an image model has a part for the text's model."""
+    fields: dict[str, Any] = {_FLAG: False}
+    if isinstance(part := checkpoint.json("config.json").get("text_config"), dict):
+        fields["text_config"] = {**part, _FLAG: False}
+    return fields
+
+
+def _weight_sites(mixed: Mix) -> list[str]:
+    """The sites whose weight changes."""
+    updates = (item for part in mixed.parts for item in part.updates.items())
+    return list(dict.fromkeys(site for site, update in updates if update.has_weight))
+
+
+def _is_outside_layers(name: str) -> bool:
+    """Whether a name has no number in it, as those of heads and embeddings."""
+    return re.search(r"\.\d+\.", name) is None
+
+
+def _is_tied(checkpoint: Checkpoint, tensors: Iterable[str]) -> bool:
+    """Whether what could be tied is.
+
+    A file with both tensors is tied only if its config says so, which some old ones do. A file with
+    one is tied unless its config says that it is not: then the model has no head at all.
+    """
+    config = checkpoint.json("config.json")
+    part = config.get("text_config")
+    said = config.get(_FLAG, part.get(_FLAG) if isinstance(part, dict) else None)
+    return said is True if _HEAD in tensors else said is not False
+
+
+def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
+    """The tensor that is both, if its head can be given one of its own.
+
+    That is so for decoders whose head is `lm_head` and nothing more. BERT's head has other parts
+    that are tied with it, and with T5's and BART's ``shared`` the flag ties other modules as well.
+    """
+    tensors = list(checkpoint.tensors)
+    modules = (name.removesuffix(".weight") for name in tensors if _is_outside_layers(name))
+    both = [f"{module}.weight" for module in modules if tied_problem(module, tensors)]
+    is_shared = any(name.endswith("shared.weight") for name in both)
+    if len(both) == 1 and not is_shared and tied_problem(_HEAD.removesuffix(".weight"), tensors):
+        return both[0]
+    raise LayoutError(
+        f"untie=True (--untie) knows decoders with a plain {_HEAD}, and {checkpoint.folder} is "
+        f"none: found {', '.join(both) or 'no embedding'}, for {', '.join(problems)}. Untie the "
+        "model with transformers: give the head a parameter of its own, set "
+        f"config.{_FLAG} = False, save it."
+    )

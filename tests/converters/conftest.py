@@ -1,0 +1,29 @@
+"""What needs torch, peft and transformers is not collected without them."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from .checkpoints import save_adapters, save_base
+
+if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
+    collect_ignore = ["test_merge_peft.py"]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A small checkpoint in one file."""
+    return save_base(tmp_path / "base")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """The same in shards."""
+    return save_base(tmp_path / "sharded", shards=3)
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> dict[str, Path]:
+    """PEFT folders of a LoRA with biases, a LoHa and an OFT."""
+    return save_adapters(tmp_path / "adapters")

@@ -1,0 +1,221 @@
+"""`merge_checkpoint`: what it writes, byte for byte."""
+
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.converters import huggingface, stream
+from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoRA
+
+from .checkpoints import Adapters, contents, header, load, mixed, save_base
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_it_is_the_base_but_for_the_mix(
+    dtype: str, shards: int, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Every file as in the base; every changed tensor as `compose` has it; all others' bytes."""
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    base, mix = save_base(tmp_path / "base", shards=shards, dtype=kind), mixed(adapters)
+    before = contents(base)
+    merged = merge_checkpoint(base, mix, tmp_path / "out")
+    params, found, files = load(base), load(tmp_path / "out"), contents(tmp_path / "out")
+    with jax.enable_x64(True) if dtype == "float64" else nullcontext():
+        floats = {name: array for name, array in params.items() if array.dtype == kind}
+        expected = jaxmix.compose(floats, mix)
+    assert set(merged.changed) == {name for name in params if "_proj." in name}
+    for name, array in params.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        want = np.asarray(expected[name]) if name in merged.changed else array
+        assert found[name].tobytes() == want.tobytes(), name
+        assert (name in merged.changed) == (found[name].tobytes() != array.tobytes())
+    assert files.keys() == before.keys() and contents(base) == before
+    for name, data in files.items():
+        if name.endswith(".safetensors"):
+            assert len(data) == len(before[name])
+            assert header(tmp_path / "out" / name) == header(base / name)
+        else:
+            assert data == before[name], name
+    assert merged.size == sum(len(d) for n, d in files.items() if n.endswith(".safetensors"))
+    assert (merged.copied, merged.untied, merged.left_out) == (len(params) - 6, None, ())
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+
+
+def test_a_weight_and_its_bias_may_lie_apart(sharded: Path) -> None:
+    """The table above tests what it should: their files differ."""
+    where = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    site = "model.layers.0.q_proj"
+    assert where[f"{site}.weight"] != where[f"{site}.bias"]
+
+
+def test_the_order_counts(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Two adapters that do not commute, both ways."""
+    lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
+    for i, pair in enumerate([[lora, oft], [oft, lora]]):
+        merge_checkpoint(base, pair, tmp_path / f"{i}")
+        expected = jaxmix.compose(load(base), pair)
+        for name, array in load(tmp_path / f"{i}").items():
+            assert array.tobytes() == np.asarray(expected[name]).tobytes()
+    name = "model.layers.0.q_proj.weight"
+    assert np.abs(load(tmp_path / "0")[name] - load(tmp_path / "1")[name]).max() > 0.01
+
+
+def test_one_adapter_and_none(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """One need not be in a list; of none the output is the base."""
+    merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "one")
+    merge_checkpoint(base, [jaxmix.load(adapters["lora"])], tmp_path / "list")
+    assert contents(tmp_path / "one") == contents(tmp_path / "list") != contents(base)
+    assert merge_checkpoint(base, [], tmp_path / "none").changed == ()
+    assert contents(tmp_path / "none") == contents(base)
+
+
+def test_nothing_else_is_decoded(
+    sharded: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the touched sites' tensors become arrays, a site at a time; others may be anything."""
+    read: list[str] = []
+    at_once: list[list[str]] = []
+    plain_read, plain_compose = huggingface.Stored.read, stream.compose
+
+    def spy_read(self: huggingface.Stored) -> np.ndarray:
+        read.append(self.name)
+        return plain_read(self)
+
+    def spy_compose(params: Any, *args: Any, **options: Any) -> Any:
+        at_once.append(list(params))
+        return plain_compose(params, *args, **options)
+
+    first = sharded / "model-00001-of-00003.safetensors"
+    packed = {"model.packed.weight": np.ones((3, 4), ml_dtypes.float8_e4m3fn)}
+    save_file({**load_one(first), **packed}, first)
+    index = sharded / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    told["weight_map"] |= dict.fromkeys(packed, first.name)
+    index.write_text(json.dumps(told))
+    monkeypatch.setattr(huggingface.Stored, "read", spy_read)
+    monkeypatch.setattr(stream, "compose", spy_compose)
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
+    assert set(read) == {name for name in told["weight_map"] if "_proj." in name}
+    assert max(map(len, at_once[1:])) == 2 and len(at_once[0]) > 10  # the first on shapes alone
+    assert header(tmp_path / "out" / first.name) == header(first)
+
+
+def load_one(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file."""
+    from safetensors.numpy import load_file
+
+    return load_file(file)
+
+
+def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
+    """A table of rules that puts q and k into one tensor: both land in it."""
+    rng = np.random.default_rng(3)
+    qk = np.asarray(rng.normal(size=(8, 5)), np.float32)
+    (tmp_path / "base").mkdir()
+    save_file({"0.qk": qk, "0.v": qk}, tmp_path / "base" / "model.safetensors")
+    table = jaxmix.Layout(
+        "fused",
+        (
+            jaxmix.Rule(r"l\.(\d+)\.q", r"\1.qk", index="0:6"),
+            jaxmix.Rule(r"l\.(\d+)\.k", r"\1.qk", index="6:8"),
+        ),
+    )
+
+    def lora(out: int) -> LoRA:
+        a, b = rng.normal(size=(2, 5)), rng.normal(size=(out, 2))
+        return LoRA(np.asarray(a, np.float32), np.asarray(b, np.float32), 0.5)
+
+    adapter = jaxmix.Adapter({"l.0.q": lora(6), "l.0.k": lora(2)})
+    merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", layout=table)
+    expected = jaxmix.compose({"0.qk": qk, "0.v": qk}, adapter, layout=table)
+    found = load(tmp_path / "out")
+    assert found["0.qk"].tobytes() == np.asarray(expected["0.qk"]).tobytes()
+    assert found["0.v"].tobytes() == qk.tobytes() != found["0.qk"].tobytes()
+    with pytest.raises(
+        LayoutError, match="there is no layout 'fusd', expected None, one of 'torch'"
+    ):
+        merge_checkpoint(tmp_path / "base", adapter, tmp_path / "other", layout="fusd")
+
+
+def test_progress(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It grows, ends at the whole, and names the shards in order."""
+    seen: list[tuple[int, int, str]] = []
+    merged = merge_checkpoint(
+        sharded, mixed(adapters), tmp_path / "out", progress=lambda *told: seen.append(told)
+    )
+    done = [told[0] for told in seen]
+    assert done == sorted(done) and done[-1] == merged.size == seen[0][1]
+    assert tuple(dict.fromkeys(told[2] for told in seen)) == merged.shards
+
+
+def test_large_tensors_are_copied_in_pieces(
+    base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With pieces of 7 bytes the output is the same."""
+    merge_checkpoint(base, mixed(adapters), tmp_path / "a")
+    monkeypatch.setattr(stream, "_CHUNK", 7)
+    merge_checkpoint(base, mixed(adapters), tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+# ---------------------------------------------------------------- side files
+
+
+def test_what_is_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Hidden files; links out of the folder; weights that are still the base's; an adapter."""
+    before = contents(base)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("mine")
+    for name in (".git/config", ".env", "pytorch_model.bin", "onnx/model.onnx", "a.safetensors"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("x")
+    for name in ("pytorch_model.bin.index.json", "model.safetensors.index.json"):
+        (base / name).write_text("{}")
+    (base / "adapter_config.json").write_text("{}")
+    (base / "escape").symlink_to(secret / "key")
+    (base / "escapes").symlink_to(secret)
+    (base / "within").symlink_to("README.md")
+    os.mkfifo(base / "pipe")
+    merged = merge_checkpoint(base, mixed(adapters), tmp_path / "out")
+    found = contents(tmp_path / "out")
+    assert found.keys() == before.keys() | {"within"}
+    assert found["within"] == before["README.md"] and not (tmp_path / "out/within").is_symlink()
+    assert list(merged.left_out) == [
+        "a.safetensors: weights that are still the base's",
+        "adapter_config.json: an adapter's config",
+        "escape: a link that leads out of the folder",
+        "escapes: a link that leads out of the folder",
+        "model.safetensors.index.json: weights that are still the base's",
+        "pipe: no plain file",
+        "pytorch_model.bin: weights that are still the base's",
+        "pytorch_model.bin.index.json: weights that are still the base's",
+        "onnx/model.onnx: weights that are still the base's",
+    ]
+
+
+def test_the_hubs_cache(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """There all files are links to blobs, and are read."""
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / "0123abcd"
+    for i, name in enumerate(contents(base)):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / "blobs").mkdir(exist_ok=True)
+        (base / name).rename(cache / "blobs" / f"{i}")
+        (snapshot / name).symlink_to(cache / "blobs" / f"{i}")
+    merged = merge_checkpoint(snapshot, mixed(adapters), tmp_path / "out")
+    assert merged.left_out == ()
+    assert contents(tmp_path / "out").keys() == contents(snapshot).keys()
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
