@@ -19,8 +19,9 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.families import Update
+from jaxmix.families.base import maps
 from jaxmix.layout import Part, Place
-from jaxmix.operators import Operator, Sparse, Sum, Zero
+from jaxmix.operators import Operator, Sum, Zero
 
 __all__ = ["Form", "Word", "apply"]
 
@@ -146,19 +147,13 @@ def _folded(
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     shape = jax.eval_shape(form.matrix, like).shape
-    bias = None
-    if form.part == "bias":
-        bias = None if leaf is None else cast(form.matrix(leaf))
-        matrix = None if base is None or base_form is None else cast(base_form.matrix(base))
-        shape = (shape[0], 1) if matrix is None else matrix.shape
+    own = None if leaf is None else cast(form.matrix(leaf))
+    if form.part == "weight":
+        start = Base(own, shape)
     else:
-        matrix = None if leaf is None else cast(form.matrix(leaf))
-    start = Base(matrix, shape)
-    maps = []
-    for strength, update in jax.tree.map(cast, word):
-        made = update.weight_map if form.part == "weight" else update.bias_map
-        maps.append(made(start, strength))
-    steps = fold(maps)
+        matrix = None if base is None or base_form is None else cast(base_form.matrix(base))
+        start = Base(matrix, (shape[0], 1) if matrix is None else matrix.shape, own)
+    steps = fold(maps(jax.tree.map(cast, word), start, form.part))
     return tuple(step.T for step in steps) if form.transposed else steps
 
 
@@ -192,7 +187,7 @@ def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator]) -> Ar
 
 def _add(w: Float[Array, "out in"], term: Operator) -> Array:
     """``W + Δ``, for one term."""
-    return term.added_to(w) if isinstance(term, Sparse) else w + term.dense()
+    return term.added_to(w)
 
 
 def _all(

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
@@ -74,25 +75,23 @@ class OFT(Update):
         q = strength * self._skew()
         if self.terms is not None:
             return _series(q, self.terms)
-        # LAPACK solves in float32 at the least.
-        wide = q.astype(jnp.promote_types(q.dtype, jnp.float32))
-        eye = jnp.eye(self.block_size, dtype=wide.dtype)[None]
-        return jnp.linalg.solve(eye + wide, eye - wide).astype(q.dtype)
+        # LAPACK works in float32 at the least.
+        return _cayley(q.astype(np.promote_types(q.dtype, np.float32))).astype(q.dtype)
 
     def _skew(self) -> Float[Array, "blocks b b"]:
         """Q, projected if it is constrained."""
-        b = self.block_size
-        upper = jnp.triu_indices(b, 1)
-        q = jnp.zeros((self.generator.shape[0], b, b), self.generator.dtype)
-        q = q.at[:, upper[0], upper[1]].set(self.generator)
-        q = q - jnp.swapaxes(q, 1, 2)
+        if self.block_size == 1:
+            return jnp.zeros((self.generator.shape[0], 1, 1), self.generator.dtype)
+        sign, number = _triangle(self.block_size)
+        q = self.generator[:, number] * jnp.asarray(sign, self.generator.dtype)[None]
         if self.eps is None:
             return q
-        norm = jnp.sqrt(jnp.sum(q * q, axis=(1, 2), keepdims=True))
+        square = jnp.sum(q * q, axis=(1, 2), keepdims=True)
         bound = self.eps / q.shape[0] ** 0.5
-        # Where the norm is 0, so is the bound's work: divide by 1 and keep gradients finite.
-        shrink = bound / jnp.where(norm > bound, norm, jnp.ones_like(norm))
-        return jnp.where(norm > bound, q * shrink, q)
+        # Compared as squares: the root's slope at Q = 0, where training starts, is infinite.
+        is_far = square > bound**2
+        root = jnp.sqrt(jnp.where(is_far, square, jnp.ones_like(square)))
+        return jnp.where(is_far, q * (bound / root), q)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether the blocks, shared or not, tile the input side."""
@@ -109,6 +108,29 @@ class OFT(Update):
     def size(self) -> str:
         """The size of its blocks."""
         return f"block {self.block_size}"
+
+
+def _triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each entry of a skew matrix its sign, and which number of the upper triangle it is."""
+    sign, number = np.zeros((size, size)), np.zeros((size, size), np.int32)
+    upper = np.triu_indices(size, 1)
+    sign[upper], number[upper] = 1, np.arange(len(upper[0]))
+    return sign - sign.T, number + number.T
+
+
+def _cayley(q: Array) -> Array:
+    """``(I + Q)⁻¹ (I − Q) = 2 (I − Q²)⁻¹ (I − Q) − I`` of skew blocks.
+
+    ``I − Q²`` is symmetric and at least I, so Cholesky's factors serve. They compile and run in a
+    part of the time that pivoting takes, at the cost of digits where Q is far beyond 1.
+    """
+    eye = jnp.eye(q.shape[-1], dtype=q.dtype)[None]
+    factor = jax.lax.linalg.cholesky(eye - q @ q, symmetrize_input=False)
+    half = jax.lax.linalg.triangular_solve(factor, eye - q, left_side=True, lower=True)
+    inverse = jax.lax.linalg.triangular_solve(
+        factor, half, left_side=True, lower=True, transpose_a=True
+    )
+    return 2 * inverse - eye
 
 
 def _series(q: Array, terms: int) -> Array:

@@ -1,0 +1,199 @@
+"""What the demo measures: held-out loss, passages, and the times of compose and of a token."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+import jaxmix
+from jaxmix.models import Decoder, generate
+
+__all__ = ["ASSETS", "Demo", "Row", "Times", "passage", "read_demo", "rows", "times"]
+
+ASSETS = Path(__file__).parent / "assets"
+# Orders that are shown; LoRA and LoHa commute, so that one of theirs is enough.
+ORDERS = (
+    (), ("lora",), ("loha",), ("oft",),
+    ("lora", "loha"), ("lora", "oft"), ("oft", "lora"), ("loha", "oft"), ("oft", "loha"),
+    ("lora", "loha", "oft"), ("oft", "lora", "loha"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's assets: the base in float32, the adapters, held-out bytes and PEFT's figures.
+
+    Args:
+        base: the small Llama.
+        adapters: by name.
+        windows: by domain, bytes (windows, 256).
+        recorded: ``recorded.json``.
+    """
+
+    base: Decoder
+    adapters: dict[str, jaxmix.Adapter]
+    windows: dict[str, Int[np.ndarray, "windows length"]]
+    recorded: Mapping[str, Any]
+
+    def peft(self, order: tuple[str, ...], key: str = "peft_forward") -> dict[str, float]:
+        """The losses that PEFT's model had for adapters in this order."""
+        return next(row[key] for row in self.recorded["losses"] if tuple(row["order"]) == order)
+
+    def mixed(self, order: tuple[str, ...]) -> Decoder:
+        """The base with adapters in this order."""
+        return jaxmix.compose(self.base, [self.adapters[name] for name in order])
+
+
+@dataclass(frozen=True)
+class Row:
+    """The losses of one model in nats per byte, by domain: ours, and those that PEFT had."""
+
+    order: tuple[str, ...]
+    losses: dict[str, float]
+    peft: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The adapters in the order in which they are applied."""
+        return " → ".join(self.order) or "base"
+
+    @property
+    def difference(self) -> float:
+        """The largest difference from PEFT, in nats per byte."""
+        return max(abs(self.losses[domain] - self.peft[domain]) for domain in self.losses)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: a compose of all adapters (the first, with compilation; then one), a token."""
+
+    compose_first: float
+    compose: float
+    token: float
+
+
+def read_demo(folder: Path = ASSETS) -> Demo:
+    """Reads the assets.
+
+    Args:
+        folder: where they are.
+
+    Returns:
+        The demo's base, adapters, texts and recorded figures.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+    """
+    recorded = json.loads((folder / "recorded.json").read_text())
+    rule = recorded["evaluation"]
+    length, stride, count = rule["window"], rule["stride"], rule["windows"]
+    windows = {}
+    for path in sorted((folder / "text").glob("*.txt")):
+        text = np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32)
+        windows[path.stem] = np.stack([text[stride * k : stride * k + length] for k in range(count)])
+    base = jaxmix.models.load(folder / "base", dtype=jnp.float32)
+    adapters = {name: jaxmix.load(folder / name) for name in recorded["adapters"]}
+    return Demo(base, adapters, windows, recorded)
+
+
+def rows(demo: Demo, step: Callable[[], None]) -> Iterator[Row]:
+    """The losses of the base, of each adapter and of their mixes.
+
+    Args:
+        demo: the assets.
+        step: called after each domain of each row.
+
+    Yields:
+        A row a model.
+    """
+    for order in ORDERS:
+        graph, state = nnx.split(demo.mixed(order))
+        losses = {}
+        for domain, windows in demo.windows.items():
+            total = [_loss(graph, state, part) for part in np.split(windows, len(windows) // 8)]
+            losses[domain] = float(np.mean(total))
+            step()
+        yield Row(order, losses, demo.peft(order))
+
+
+@partial(jax.jit, static_argnames="graph")
+def _loss(
+    graph: nnx.GraphDef[Decoder], state: Any, tokens: Int[Array, "b t"]
+) -> Float[Array, ""]:
+    """The mean of ``-ln p(byte | bytes before it)``, in nats per byte."""
+    logits = nnx.merge(graph, state)(tokens)[:, :-1]
+    of_next = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
+    return -jnp.mean(of_next)
+
+
+def passage(demo: Demo, order: tuple[str, ...], domain: str, *, length: int = 160) -> str:
+    """What a model writes after the domain's prompt, drawn at temperature 0.7.
+
+    Args:
+        demo: the assets.
+        order: the adapters, in order.
+        domain: whose prompt.
+        length: how many bytes.
+
+    Returns:
+        The bytes that follow the prompt, as text.
+    """
+    tokens, mask = _prompt(demo, domain)
+    drawn = generate(
+        demo.mixed(order),
+        tokens,
+        mask=mask,
+        max_new_tokens=length,
+        temperature=0.7,
+        top_k=40,
+        key=jax.random.key(0),
+    )
+    new = np.asarray(drawn)[0, tokens.shape[1] :].astype(np.uint8)
+    return new.tobytes().decode("ascii", "replace")
+
+
+def _prompt(demo: Demo, domain: str) -> tuple[Int[Array, "1 t"], Array]:
+    """A domain's prompt, padded on the left to the longest, so that one program serves them all."""
+    prompts = demo.recorded["prompts"]
+    longest = max(map(len, prompts.values()))
+    prompt = prompts[domain].encode()
+    padded = np.frombuffer(prompt.rjust(longest, b" "), np.uint8).astype(np.int32)
+    return jnp.asarray(padded)[None], jnp.arange(longest)[None] >= longest - len(prompt)
+
+
+def times(demo: Demo, *, repeats: int = 7, length: int = 64) -> Times:
+    """How long a compose of all adapters takes, and a token of its model.
+
+    Args:
+        demo: the assets.
+        repeats: how often each is timed; the median counts.
+        length: the tokens of one timed generation.
+
+    Returns:
+        The times in seconds.
+    """
+    order = tuple(demo.adapters)
+
+    def timed(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(jax.tree.leaves(work()))
+        return time.perf_counter() - start
+
+    jax.clear_caches()
+    first = timed(lambda: nnx.split(demo.mixed(order))[1])
+    again = [timed(lambda: nnx.split(demo.mixed(order))[1]) for _ in range(repeats)]
+    model = demo.mixed(order)
+    tokens, mask = _prompt(demo, "bible")
+    write = partial(generate, model, tokens, mask=mask, max_new_tokens=length)
+    write()
+    whole = [timed(write) for _ in range(repeats)]
+    return Times(first, float(np.median(again)), float(np.median(whole)) / length)

@@ -1,0 +1,218 @@
+"""compose beside PEFT's merge: the same weights, adapters and threads, turn by turn in one run.
+
+    python -m tests.benchmarks.bench_compose [--rounds 7] [--layers 8] [--only NAME] [--memory]
+
+A Llama-like stack of 8 layers, 100M float32 parameters, adapters on all seven linear layers. PEFT
+merges in place (``merge_adapter``; its ``unmerge_adapter`` is not timed); jaxmix composes into
+fresh buffers, and with ``donate=True`` into the base's own. Medians; the first call, which
+compiles, apart. Needs torch and peft.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmix
+
+HIDDEN, INNER = 1024, 2816
+LINEAR = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN, HIDDEN),
+    "self_attn.v_proj": (HIDDEN, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+WORDS = {
+    "LoRA": ("lora",),
+    "four LoRAs": ("lora",) * 4,
+    "LoRA, LoHa, LoKr": ("lora", "loha", "lokr"),
+    "OFT, LoRA": ("oft", "lora"),
+    "LoRA, LoHa, LoKr, OFT": ("lora", "loha", "lokr", "oft"),
+}
+GOALS = {"donated": (2.2, 3.2, 2.5, 7.0, 6.0), "fresh": (1.5, 2.5, 1.8, 6.5, 5.5)}
+
+
+def weights(layers: int) -> dict[str, np.ndarray]:
+    """The base, by PyTorch names."""
+    rng = np.random.default_rng(0)
+    return {
+        f"layers.{i}.{name}.weight": rng.standard_normal(shape, np.float32) / 32
+        for i in range(layers)
+        for name, shape in LINEAR.items()
+    }
+
+
+def torch_model(params: dict[str, np.ndarray]) -> Any:
+    """A torch module that holds the base."""
+    import torch
+    from torch import nn
+
+    root = nn.Module()
+    for key, value in params.items():
+        place = root
+        *path, last = key.removesuffix(".weight").split(".")
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place.get_submodule(part)
+        linear = nn.Linear(*value.shape[::-1], bias=False)
+        linear.weight.data = torch.from_numpy(value.copy())
+        place.add_module(last, linear)
+    return root
+
+
+def peft_config(kind: str) -> Any:
+    """Each kind as it is used: rank 16, LoHa 8, LoKr 8, blocks of 32."""
+    import peft
+
+    targets = {"target_modules": [name.split(".")[1] for name in LINEAR]}
+    match kind:
+        case "lora":
+            return peft.LoraConfig(r=16, lora_alpha=32, **targets)
+        case "loha":
+            return peft.LoHaConfig(r=8, alpha=16, **targets)
+        case "lokr":
+            return peft.LoKrConfig(r=8, alpha=16, **targets)
+        case _:
+            return peft.OFTConfig(oft_block_size=32, **targets)
+
+
+def peft_model(params: dict[str, np.ndarray], word: tuple[str, ...], folder: Path | None) -> Any:
+    """PEFT's mixed model; its adapters are saved below a folder for jaxmix."""
+    import peft
+    import torch
+
+    torch.manual_seed(0)
+    model: Any = None
+    names = [f"{kind}{i}" for i, kind in enumerate(word)]
+    for name, kind in zip(names, word, strict=True):
+        if model is None:
+            model = peft.get_peft_model(torch_model(params), peft_config(kind), name, mixed=True)
+        else:
+            model.add_adapter(name, peft_config(kind))
+    model.set_adapter(names)
+    with torch.no_grad():
+        for key, param in model.named_parameters():
+            if param.requires_grad:
+                param.normal_(std=0.02)
+    for name, kind in zip(names, word, strict=True):
+        if folder is not None:
+            _save(model, name, kind, folder / name)
+    return model
+
+
+def _save(model: Any, name: str, kind: str, folder: Path) -> None:
+    """One adapter of the mixed model as a folder: PEFT itself can't save a mixed model."""
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    state = get_peft_model_state_dict(model.base_model, adapter_name=name)
+    state = {f"base_model.model.{k.removeprefix('model.')}": v for k, v in state.items()}
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+    peft_config(kind).save_pretrained(folder)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """One timed call, its arrays ready."""
+    start = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - start
+
+
+def bench(name: str, layers: int, rounds: int) -> dict[str, float]:
+    """The medians of one word: PEFT, jaxmix donated, jaxmix fresh; and the first call."""
+    word, params = WORDS[name], weights(layers)
+    with tempfile.TemporaryDirectory() as temporary:
+        model = peft_model(params, word, Path(temporary))
+        adapters = [
+            jaxmix.load(path, name=path.name) for path in sorted(Path(temporary).iterdir(), key=_order)
+        ]
+    base = {key: jnp.array(value) for key, value in params.items()}
+    first = seconds(lambda: jaxmix.compose(base, adapters))
+    jaxmix.compose({k: jnp.array(v, copy=True) for k, v in base.items()}, adapters, donate=True)
+    found: dict[str, list[float]] = {"peft": [], "donated": [], "fresh": []}
+    for i in range(rounds):
+        copy = jax.block_until_ready({k: jnp.array(v, copy=True) for k, v in base.items()})
+
+        def peft() -> None:
+            found["peft"].append(seconds(model.merge_adapter))
+            model.unmerge_adapter()
+
+        def ours(copy: Any = copy) -> None:
+            found["donated"].append(seconds(lambda: jaxmix.compose(copy, adapters, donate=True)))
+            found["fresh"].append(seconds(lambda: jaxmix.compose(base, adapters)))
+
+        for turn in (peft, ours) if i % 2 else (ours, peft):
+            turn()
+    return {"first": first, **{key: median(times) for key, times in found.items()}}
+
+
+def _order(path: Path) -> int:
+    return int(path.name[4:])
+
+
+def memory(name: str, layers: int) -> None:
+    """Prints the peak of one compose, in units of the params (in a process without torch)."""
+    word, params = WORDS[name], weights(layers)
+    size = sum(value.nbytes for value in params.values())
+    with tempfile.TemporaryDirectory() as temporary:
+        code = "from tests.benchmarks.bench_compose import *; "
+        code += f"peft_model(weights({layers}), {word!r}, Path({temporary!r}))"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        adapters = [
+            jaxmix.load(path, name=path.name) for path in sorted(Path(temporary).iterdir(), key=_order)
+        ]
+    base = {key: jnp.array(params.pop(key)) for key in list(params)}
+    jax.block_until_ready(base)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out = jax.block_until_ready(jaxmix.compose(base, adapters))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    leaf = max(value.nbytes for value in base.values())
+    print(
+        f"{name}: peak {1024 * (after - before) / size:.2f} params above the params themselves "
+        f"(the result is 1, one leaf {leaf / size:.2f}); {len(out)} leaves"
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--only", choices=WORDS)
+    parser.add_argument("--memory", action="store_true")
+    args = parser.parse_args()
+    names = [args.only] if args.only else list(WORDS)
+    if args.memory:
+        for name in names:
+            memory(name, args.layers)
+        return
+    warnings.simplefilter("ignore")
+    print("| word | PEFT s | donated s | ratio (goal) | fresh s | ratio (goal) | first call s |")
+    print("| --- " * 7 + "|")
+    for name in names:
+        row, i = bench(name, args.layers, args.rounds), list(WORDS).index(name)
+        cells = [name, f"{row['peft']:.3f}"]
+        for key in ("donated", "fresh"):
+            ratio = row["peft"] / row[key]
+            cells += [f"{row[key]:.3f}", f"{ratio:.1f} ({GOALS[key][i]:.1f})"]
+        print("| " + " | ".join([*cells, f"{row['first']:.2f}"]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
