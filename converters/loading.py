@@ -7,11 +7,13 @@ from typing import Any
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
+from jaxmix.converters.peft.tensors import pickle_recipe
 from jaxmix.errors import CheckpointError
 
 __all__ = ["load"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_EXPECTED = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or 'owner/name'"
 
 
 def load(
@@ -38,10 +40,10 @@ def load(
         The adapter. Its factors have the file's shapes: LoRA's A (r, in) and B (out, r), and so on.
 
     Raises:
-        CheckpointError: if a file is missing, damaged or incomplete, or holds keys that mean nothing
-            for its kind of adapter.
-        UnsupportedError: if the adapter, or a field of its config, is of a kind that can't be part of
-            a mix; the message says why, and what to do.
+        CheckpointError: if a file is missing, damaged or incomplete, or holds keys that mean
+            nothing for its kind of adapter.
+        UnsupportedError: if the adapter, or a field of its config, is of a kind that can't be part
+            of a mix; the message says why, and what to do.
         ShapeError: if factors disagree with each other or with the config.
         AdapterError: if a factor is not finite.
 
@@ -55,13 +57,19 @@ def load(
     Source: the folder that ``peft.PeftModel.save_pretrained`` writes.
     """
     text = os.fspath(path_or_hub_id)
-    path = Path(text).expanduser()
     if subfolder is not None:
         _check_inside(subfolder)
-    if path.is_dir():
+    try:
+        path = Path(text).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, a closed folder, no such ~user
+        raise CheckpointError(
+            f"{_cut(text)} can't be looked up: {error}.\nExpected {_EXPECTED}."
+        ) from error
+    if is_folder:
         folder = path / subfolder if subfolder else path
         default = folder.resolve().name
-    elif path.exists():
+    elif is_there:
         raise CheckpointError(
             f"{text} is a file, expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}. "
             "Give the folder that holds it."
@@ -71,18 +79,21 @@ def load(
         default = (subfolder or text).rstrip("/").rsplit("/", 1)[-1]
     else:
         raise CheckpointError(
-            f"{text!r} is neither a folder nor a hub id.\nExpected a folder with {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE}, or 'owner/name'."
+            f"{_cut(text)} is neither a folder nor a hub id.\nExpected {_EXPECTED}."
         )
     return read_peft(folder, name or default, strength)
 
 
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
 def _check_inside(subfolder: str) -> None:
-    """Refuses a subfolder that leaves its folder."""
+    """Refuses a subfolder that leaves its folder; where links lead is their owner's business."""
     parts = Path(subfolder).parts
     if not parts or Path(subfolder).is_absolute() or ".." in parts or "\\" in subfolder:
         raise CheckpointError(
-            f"subfolder {subfolder!r} leads out of its folder, expected a path inside it such as "
+            f"subfolder {subfolder!r} is no path inside its folder, expected one such as "
             "'checkpoint-100'. Give the folder itself as the first argument."
         )
 
@@ -92,45 +103,57 @@ def _download(hub_id: str, subfolder: str | None, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    def fetch(filename: str) -> str:
-        return huggingface_hub.hf_hub_download(
-            hub_id, filename, subfolder=subfolder, revision=revision
-        )
-
     place = f"{hub_id}{f'/{subfolder}' if subfolder else ''} on the hub" + (
         f" at revision {revision!r}" if revision else ""
     )
-    try:
-        config = Path(fetch(CONFIG_FILE))
-    except errors.GatedRepoError as error:
-        raise CheckpointError(f"{place} is gated. Ask for access, then `hf auth login`.") from error
-    except errors.RepositoryNotFoundError as error:
+    found: list[Path] = []
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        try:
+            path = huggingface_hub.hf_hub_download(
+                hub_id, file, subfolder=subfolder, revision=revision
+            )
+        except errors.GatedRepoError as error:
+            raise CheckpointError(
+                f"{place} is gated. Ask for access on its page, then `hf auth login`."
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise CheckpointError(
+                f"{hub_id!r} is neither a folder here nor a repository on the hub. Check the "
+                "spelling; a private repository needs `hf auth login`."
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise CheckpointError(
+                f"{hub_id} on the hub has no revision {revision!r}. Give a branch, a tag or a "
+                "commit that it has."
+            ) from error
+        except errors.LocalEntryNotFoundError as error:
+            raise CheckpointError(
+                f"{place}: {file} is not in the local cache and the hub can't be reached. "
+                f"{hub_id!r} is no folder here either: go online once, or give the path of a "
+                "downloaded folder."
+            ) from error
+        except errors.EntryNotFoundError as error:
+            raise CheckpointError(f"{place} has no {file}{_absent(file)}") from error
+        except Exception as error:  # its kinds differ from version to version of the hub's client
+            raise CheckpointError(
+                f"{place}: {file} can't be had: {error}. Try again, or download the folder and "
+                "give its path."
+            ) from error
+        found.append(Path(path))
+    config, weights = found
+    if config.parent != weights.parent:
         raise CheckpointError(
-            f"{hub_id!r} is neither a folder here nor a repository on the hub. Check the spelling; a "
-            "private repository needs `hf auth login`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{hub_id} on the hub has no revision {revision!r}.") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{place} is not in the local cache and the hub can't be reached. {hub_id!r} is no folder "
-            "here either: go online once, or give the path of a downloaded folder."
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise CheckpointError(
-            f"{place} has no {CONFIG_FILE}, so it is no PEFT adapter there. If it lies in a folder of "
-            "the repository, say subfolder=…"
-        ) from error
-    try:
-        fetch(WEIGHTS_FILE)
-    except errors.LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{place}: {WEIGHTS_FILE} is not in the local cache and the hub can't be reached."
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise CheckpointError(
-            f"{place} has no {WEIGHTS_FILE}. jaxmix reads no .bin files, since they are pickles: "
-            "download the folder and convert it with torch.load(…, weights_only=True) and "
-            "safetensors.torch.save_file."
-        ) from error
+            f"{place} changed between its two files. Try again, or give a commit: revision='…'."
+        )
     return config.parent
+
+
+def _absent(file: str) -> str:
+    """What to say of a file that a repository does not have."""
+    if file == CONFIG_FILE:
+        return (
+            ", so it is no PEFT adapter there. If it lies in a folder of the repository, say "
+            "subfolder='…'."
+        )
+    recipe = pickle_recipe("adapter_model.bin", WEIGHTS_FILE)
+    return f". If it has a .bin, download the folder and convert it: {recipe}"

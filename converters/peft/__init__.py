@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxmix.adapter import Adapter
 from jaxmix.converters.peft.config import Config, read_config
-from jaxmix.converters.peft.keys import Sites, read_tensors, sort_keys
+from jaxmix.converters.peft.keys import PARAMETERS, Sites, sort_keys
 from jaxmix.converters.peft.rebase import Rebase
+from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.stack import peft_stack
+from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.peft.updates import BUILDERS
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Replace, Together, Update
@@ -30,7 +30,8 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0) -> Adapter:
         strength: the strength with which it enters a mix, a real scalar.
 
     Returns:
-        The adapter, one update a site, the arrays in the file's dtypes.
+        The adapter, one update a site, the arrays in the file's shapes and dtypes: LoRA's A (r, in)
+        and B (out, r), and so on.
 
     Raises:
         CheckpointError: if a file is missing, damaged, incomplete, or has keys that mean nothing.
@@ -38,11 +39,17 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0) -> Adapter:
         ShapeError: if factors disagree with each other or with the config.
         AdapterError: if a factor is not finite.
 
+    Example:
+        >>> read_peft(Path("no/such/folder"), "style")
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: no/such/folder has no adapter_config.json; found no such ...
+
     Source: ``peft/utils/save_and_load.py``.
     """
     config = read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    sites = sort_keys(read_tensors(path), config.family, config.values, path)
+    sites = sort_keys(read_tensors(path), config, path)
     _check_saved(config, sites)
     updates = _build(config, sites.factors, path)
     # PEFT puts saved leaves into the base, under the adapter: so they come first.
@@ -60,9 +67,7 @@ def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:
     updates[site] = Together((new, *rest)) if rest else new
 
 
-def _build(
-    config: Config, factors: Mapping[str, dict[str, np.ndarray]], path: Path
-) -> dict[str, Update]:
+def _build(config: Config, factors: Mapping[str, Factors], path: Path) -> dict[str, Update]:
     """An update for each site; what fails is gathered and raised at once, by its first kind."""
     updates: dict[str, Update] = {}
     failed: list[tuple[str, JaxmixError]] = []
@@ -74,7 +79,8 @@ def _build(
     if failed:
         lines = [f"{site}: {error}" for site, error in failed]
         raise type(failed[0][1])(
-            f"{path}: factors that make no {config.family} update:{listing(lines)}"
+            f"{path}: factors that make no {config.family} update:{listing(lines)}\n"
+            "Was the file edited, or saved before the shards of its factors were gathered?"
         ) from failed[0][1]
     return updates
 
@@ -83,11 +89,13 @@ def _check_saved(config: Config, sites: Sites) -> None:
     """Whether the file has factors, and the modules that its config says were saved."""
     if not sites.factors and not sites.saved:
         raise CheckpointError(
-            f"{config.path.parent} holds no weights of a {config.family} adapter. Was it saved "
-            "before the adapter was added, or by one rank only?"
+            f"{config.path.parent} holds no weights of a {config.family} adapter, expected "
+            f"{', '.join(PARAMETERS[config.family])} of some module. Was it saved before the "
+            "adapter was added, or by one rank only?"
         )
     modules = config.values.get("modules_to_save") or ()
     if modules and not sites.saved:
         raise CheckpointError(
-            f"{config.path}: modules_to_save is {modules!r}, but the file has none of their leaves."
+            f"{config.path}: modules_to_save is {modules!r}, but the file has none of their "
+            "leaves. Save it again, or set modules_to_save to null if they were not trained."
         )

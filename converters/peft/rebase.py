@@ -15,13 +15,14 @@ __all__ = ["Rebase"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rebase(Update):
     """The base's weight is another one: ``W' = W + (W₁ − W₀)``, with W₀ the base that is given.
 
-    PEFT saves ``embed_tokens.base_layer.weight`` and ``lm_head.base_layer.weight`` with an adapter
-    that targets these modules, and puts them into the base when it loads it, *under* every adapter.
-    As a rule W₁ is W₀ and this changes nothing; a `Replace` would undo the adapters that came before.
+    PEFT saves the weights of ``embed_tokens`` and ``lm_head`` with an adapter that targets these
+    modules, or that was trained after they had been resized, and puts them into the base when it
+    loads it, *under* every adapter; what reads the base afterwards (DoRA) reads them. As a rule W₁
+    is W₀ and this changes nothing; a `Replace` would undo the adapters that came before.
 
     Strength s: ``W' = W + s·(W₁ − W₀)``.
 
@@ -44,19 +45,19 @@ class Rebase(Update):
 
     family: ClassVar[str] = "Rebase"
     reads_base: ClassVar[bool] = True
+    is_base_side: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(W₁ − W₀))``."""
-        assert base.matrix is not None
-        return shift(Dense(strength * (jnp.asarray(self.weight) - base.matrix)))
+        return shift(Dense(strength * (jnp.asarray(self.weight) - base.read("matrix"))))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether W₁ has the base's size."""
         if self.weight.shape == shape:
             return None
         return (
-            f"the base's weight in the file has shape {self.weight.shape}, expected {shape}; if the "
-            "adapter was trained with new tokens, resize the base's vocabulary first"
+            f"the base's weight in the file has shape {self.weight.shape}, expected {shape}; if "
+            "the adapter was trained with new tokens, resize the base's vocabulary first"
         )
 
     def size(self) -> str:

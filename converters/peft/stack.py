@@ -7,9 +7,9 @@ outer and, within one, adapters in the order of loading; but an OFT wrapper with
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, groupby
+from itertools import combinations, groupby, pairwise
 
-from jaxmix.adapter import Adapter
+from jaxmix.adapter import Adapter, Mixable
 from jaxmix.errors import AdapterError, UnsupportedError, listing
 from jaxmix.families import OFT, LoRA, Replace, Together, Update
 from jaxmix.mix import Mix, mix
@@ -23,7 +23,7 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
     """The mix that equals PEFT's forward, of adapters loaded in this order: ``W ↦ … A₂(A₁(W))``.
 
     Adapters of no OFT stay as they are. Two OFT that stand next to each other at a site (whatever
-    other adapters, which do not touch that site, were loaded between) change places there. Where
+    other adapters, which do not wrap that site, were loaded between) change places there. Where
     sites disagree about the order, an adapter is split by its sites; its parts are then named after
     it, ``name (1)``, ``name (2)``, and keep its strength.
 
@@ -34,7 +34,7 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
         Their mix. At strength 1 it is PEFT's unmerged forward.
 
     Raises:
-        AdapterError: if one of them is a mix, or two have one name.
+        AdapterError: if this is no list of adapters, one of them is a mix, or two have one name.
         UnsupportedError: if PEFT's result is no product of these adapters in any order.
 
     Example:
@@ -45,6 +45,11 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
 
     Source: ``peft/tuners/mixed/model.py``, ``peft/tuners/oft/layer.py``.
     """
+    if isinstance(adapters, Mixable):
+        raise AdapterError(
+            f"peft_stack got {adapters!r}, expected a list of adapters in the order of loading. "
+            "Write peft_stack([a, b])."
+        )
     adapters = list(adapters)
     for adapter in adapters:
         if not isinstance(adapter, Adapter):
@@ -52,12 +57,13 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
                 f"peft_stack got {adapter!r}, expected single adapters: PEFT loads no mixes. "
                 "Give their parts, in order."
             )
+    plain = mix(*adapters)  # which also looks at the names
     words = _words(adapters)
     _check_biases(adapters, words)
     order = _one_order(words.values(), len(adapters))
-    if order is not None:
-        return mix(*(adapters[i] for i in order))
-    return mix(*_split(adapters, words))
+    if order is None:
+        return mix(*_split(adapters, words))
+    return plain if order == tuple(range(len(adapters))) else mix(*(adapters[i] for i in order))
 
 
 def _words(adapters: Sequence[Adapter]) -> dict[str, Word]:
@@ -66,13 +72,18 @@ def _words(adapters: Sequence[Adapter]) -> dict[str, Word]:
     for i, adapter in enumerate(adapters):
         for site in adapter.updates:
             touching.setdefault(site, []).append(i)
-    words: dict[str, Word] = {}
-    for site, numbers in touching.items():
-        runs = groupby(numbers, lambda i, site=site: _is_rotation(adapters[i].updates[site]))
-        words[site] = tuple(
-            i for turns, run in runs for i in (reversed(list(run)) if turns else run)
-        )
-    return words
+    return {
+        site: _word([adapters[i].updates[site] for i in at], at) for site, at in touching.items()
+    }
+
+
+def _word(updates: Sequence[Update], numbers: Sequence[int]) -> Word:
+    """The numbers with runs of OFT reversed; who changes a bias only neither wraps nor counts."""
+    wraps = [number for update, number in zip(updates, numbers, strict=True) if update.has_weight]
+    turns = {n for u, n in zip(updates, numbers, strict=True) if _is_rotation(u)}
+    runs = (list(run) for _, run in groupby(wraps, turns.__contains__))
+    turned = iter([n for run in runs for n in (run[::-1] if run[0] in turns else run)])
+    return tuple(next(turned) if number in wraps else number for number in numbers)
 
 
 def _parts(update: Update) -> tuple[Update, ...]:
@@ -117,7 +128,7 @@ def _one_order(words: Iterable[Word], count: int) -> Word | None:
     """An order of all adapters of which every site's word is a part, the nearest to 0, 1, 2, …."""
     before: dict[int, set[int]] = {i: set() for i in range(count)}
     for word in words:
-        for first, second in zip(word, word[1:], strict=False):
+        for first, second in pairwise(word):
             before[second].add(first)
     order: list[int] = []
     while len(order) < count:
@@ -139,16 +150,14 @@ def _split(adapters: Sequence[Adapter], words: Mapping[str, Word]) -> list[Adapt
                 groups[k] = ([*sites, site], order)
                 break
         else:
-            groups.append(([site], _one_order([word], len(adapters)) or word))
-    parts: list[list[tuple[int, dict[str, Update]]]] = []
+            groups.append(([site], word))
+    pieces: list[tuple[int, dict[str, Update]]] = []
     for sites, order in groups:
         own = ((i, {s: u for s, u in adapters[i].updates.items() if s in sites}) for i in order)
-        parts.append([(i, updates) for i, updates in own if updates])
-    pieces = [i for group in parts for i, _ in group]
+        pieces.extend((i, updates) for i, updates in own if updates)
+    counts = [i for i, _ in pieces]
     cut: list[Adapter] = []
-    seen: dict[int, int] = {}
-    for i, updates in (piece for group in parts for piece in group):
-        seen[i] = seen.get(i, 0) + 1
-        name = adapters[i].name + (f" ({seen[i]})" if pieces.count(i) > 1 else "")
-        cut.append(Adapter(updates, adapters[i].strength, name))
+    for k, (i, updates) in enumerate(pieces):
+        number = f" ({counts[: k + 1].count(i)})" if counts.count(i) > 1 else ""
+        cut.append(Adapter(updates, adapters[i].strength, adapters[i].name + number))
     return cut

@@ -1,0 +1,117 @@
+"""PEFT's adapter_model.safetensors: the file read, and looked at."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxmix.converters.peft.config import folder_text
+from jaxmix.errors import AdapterError, CheckpointError, listing
+
+__all__ = ["FLOATS", "pickle_recipe", "read_tensors"]
+
+FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+# By safetensors' names; the integers are SHiRA's positions.
+_DTYPES = ("F64", "F32", "F16", "BF16", "I32", "I64")
+# What a file that is no safetensors may begin with; a safetensors has a brace after eight bytes.
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its repository",
+    b"PK\x03\x04": "a zip, as torch.save writes it; a pickle is in it, and jaxmix opens none",
+    b"\x80": "a pickle under another name, and jaxmix opens none",
+    b"<": "a web page: the download failed",
+}
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads a safetensors file, memory-mapped, without torch: each tensor is copied once.
+
+    Args:
+        path: the file.
+
+    Returns:
+        ``{key: array}`` in the file's dtypes; bfloat16 is ml_dtypes'.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, empty, or of a dtype that no factor has.
+        AdapterError: if a number in it is not finite.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    wrong: list[str] = []
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():
+                dtype = file.get_slice(key).get_dtype()
+                if dtype in _DTYPES:
+                    tensors[key] = file.get_tensor(key)
+                else:
+                    wrong.append(f"{key}: {dtype}")
+    except FileNotFoundError as error:
+        raise CheckpointError(_missing(path)) from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} {_damage(path, error)}") from error
+    if wrong:
+        raise CheckpointError(
+            f"{path}: tensors of a dtype that factors can't have, expected float64, float32, "
+            f"float16 or bfloat16:{listing(wrong)}\nSave the adapter unquantized."
+        )
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no tensors, expected an adapter's factors. Was it saved by one rank "
+            "only?"
+        )
+    if bad := [f"{key}: {_infinite(x)} of {x.size}" for key, x in tensors.items() if _infinite(x)]:
+        raise AdapterError(
+            f"{path}: numbers that are NaN or infinite in:{listing(bad)}\n"
+            "Expected finite factors. Did the training diverge? Take an earlier checkpoint."
+        )
+    return tensors
+
+
+def pickle_recipe(source: str, target: str) -> str:
+    """How to turn a ``.bin`` into safetensors, in torch."""
+    return (
+        "jaxmix reads no pickles. With torch:\n"
+        f"  tensors = torch.load({source!r}, map_location='cpu', weights_only=True)\n"
+        f"  safetensors.torch.save_file(tensors, {target!r})"
+    )
+
+
+def _infinite(array: np.ndarray) -> int:
+    """How many of the numbers are not finite."""
+    return 0 if array.dtype.kind == "i" else array.size - int(np.isfinite(array).sum())
+
+
+def _missing(path: Path) -> str:
+    """What to say of weights that are not there."""
+    folder = path.parent
+    pickles = _pickles(folder.iterdir())
+    if not pickles:
+        return (
+            f"{folder} has no {path.name}; found {folder_text(folder)}. "
+            "Give the folder that PEFT's save_pretrained wrote."
+        )
+    recipe = pickle_recipe(str(folder / pickles[0]), str(path))
+    return f"{folder} has {', '.join(pickles)} but no {path.name}. {recipe}"
+
+
+def _pickles(entries: Iterable[Path]) -> list[str]:
+    return sorted(entry.name for entry in entries if entry.suffix in (".bin", ".pt", ".pth"))
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """What is wrong with a file that safetensors can't open."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as reason:
+        return f"can't be read: {reason.strerror}. Expected a file that you may read."
+    found = str(error)
+    if start[8:9] != b"{":
+        seen = (f"it is {what}" for begin, what in _BEGINNINGS.items() if start.startswith(begin))
+        found = next(seen, found)
+    return (
+        f"({path.stat().st_size} bytes) is no whole safetensors file: {found}. "
+        "Expected the file that save_pretrained wrote; download or save it again."
+    )

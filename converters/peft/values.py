@@ -1,0 +1,110 @@
+"""What the honoured fields of a config must hold."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = [
+    "ANY",
+    "BOUND",
+    "COUNT",
+    "FLAG",
+    "MASKS",
+    "NAMES",
+    "NUMBER",
+    "PATTERNS",
+    "RANKS",
+    "Kind",
+    "matches",
+    "one_of",
+    "short",
+    "wrong_values",
+]
+
+
+class Kind(NamedTuple):
+    """A kind of value: how people call it, whether a value is one, whether a file must have it."""
+
+    text: str
+    holds: Callable[[Any], bool]
+    is_needed: bool = True
+
+
+def _is_number(value: Any) -> bool:
+    # A comparison and no `isfinite`, which overflows for an integer beyond all floats.
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        matches(text, "")
+    except re.error:
+        return False
+    return True
+
+
+def _are_patterns(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(_is_pattern(k) and holds(v) for k, v in value.items())
+
+
+def _are_masks(value: Any) -> bool:
+    lists = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(x, list) and all(isinstance(kept, bool) for kept in x) for x in lists)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+ANY = Kind("anything", lambda value: True, False)
+COUNT = Kind("a whole number from 1 on", _is_count)
+NUMBER = Kind("a finite number", _is_number)
+BOUND = Kind("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool), False)
+NAMES = Kind("a list of module names", _are_names, False)
+RANKS = Kind(
+    "an object from regular expressions to whole numbers from 1 on",
+    lambda value: _are_patterns(value, _is_count),
+    False,
+)
+PATTERNS = Kind(
+    "an object from regular expressions to finite numbers",
+    lambda value: _are_patterns(value, _is_number),
+    False,
+)
+MASKS = Kind("an object from the names of lora_E to lists of true and false", _are_masks, False)
+
+
+def one_of(*choices: str) -> Kind:
+    """The kind of a field that is one of a few words."""
+    return Kind(" or ".join(map(repr, choices)), lambda value: value in choices, False)
+
+
+def wrong_values(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> list[str]:
+    """The fields whose values are not of their kinds, in words; null stands for an absent one."""
+    wrong: list[str] = []
+    for field, kind in kinds.items():
+        value = values.get(field)
+        if value is None and kind.is_needed:
+            wrong.append(f"{field} is missing, expected {kind.text}")
+        elif value is not None and not kind.holds(value):
+            wrong.append(f"{field} is {short(value)}, expected {kind.text}")
+    return wrong
+
+
+def matches(pattern: str, site: str) -> bool:
+    """Whether one of PEFT's patterns is for a site: a regular expression for its path's end."""
+    return re.match(rf"(.*\.)?({pattern})$", site) is not None
+
+
+def short(value: Any) -> str:
+    """A value as it stands in the file, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
