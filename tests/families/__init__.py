@@ -1,0 +1,1 @@
+"""The families: one table of rows, one contract that every row keeps."""

@@ -1,0 +1,279 @@
+"""Every row of the table keeps the same contract."""
+
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.affine import Base
+from jaxmix.families import FAMILIES, Update
+
+from .formulas import Leaves
+from .table import ROWS, Row
+
+# (seed, strength): zero is the identity, one the checkpoint's own map.
+DRAWS = ((0, 0.0), (0, 1.0), (1, 0.3), (2, -0.5))
+STEP = 1e-6
+
+each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Compared in float64; compiling is what these tests spend their time on: not optimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def is_number(leaf: Any) -> bool:
+    """Whether a leaf is a Python number: a scale."""
+    return isinstance(leaf, float)
+
+
+def applied(update: Update, leaves: Leaves, strength: Any) -> tuple[jax.Array, jax.Array]:
+    """The new weight and bias, as matrices; leaves are matrices too."""
+    weight, bias = jnp.asarray(leaves.weight), jnp.asarray(leaves.bias)
+    matrix = jnp.asarray(leaves.base_weight)
+    shape = (weight.shape[0], weight.shape[1])
+    asks = Base(matrix if update.reads_base else None, shape)
+    column = Base(asks.matrix, shape, jnp.asarray(leaves.base_bias)[:, None])
+    return (
+        update.weight_map(asks, strength)(weight),
+        update.bias_map(column, strength)(bias[:, None])[:, 0],
+    )
+
+
+def as_matrices(row: Row, leaves: Leaves) -> Leaves:
+    """The leaves with weights as (out, in)."""
+    base = row.matrix(leaves.base_weight)
+    return Leaves(row.matrix(leaves.weight), leaves.bias, base, leaves.base_bias)
+
+
+def expected(row: Row, factors: Any, leaves: Leaves, s: float) -> tuple[np.ndarray, np.ndarray]:
+    """The formula's weight, as a matrix, and bias."""
+    weight, bias = row.formula(factors, row.config, leaves, s)
+    return row.matrix(weight), bias
+
+
+def stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+@cache
+def results(name: str) -> dict[str, np.ndarray]:
+    """For each draw the new leaves, and their slopes along the strength and along the factors.
+
+    One compiled function a row, mapped over the draws: the update is the pytree that is mapped.
+    """
+    row = ROWS[name]
+    updates, ways, leaves = [], [], []
+    for seed, _ in DRAWS:
+        factors, way = row.factors(seed), row.factors(seed + 50)
+        moved = {n: f + way[n] if is_float(f) else f for n, f in factors.items()}
+        here, there = row.update(factors), row.update(moved)
+        updates.append(here)
+        # Along the factors alone: a scale, the same in both, has the slope zero.
+        ways.append(jax.tree.map(lambda a, b: jnp.asarray(b) - jnp.asarray(a), here, there))
+        held = as_matrices(row, row.leaves(seed))
+        leaves.append((held.weight, held.bias, held.base_weight, held.base_bias))
+    treedef = jax.tree.structure(updates[0])
+
+    @jax.jit
+    @jax.vmap
+    def run(update: Update, way: Update, leaves: Any, strength: jax.Array) -> dict[str, jax.Array]:
+        numbers, ways = jax.tree.leaves(update), jax.tree.leaves(way)
+        floats = [i for i, leaf in enumerate(numbers) if is_float(leaf)]
+
+        def along(t: jax.Array) -> tuple[jax.Array, jax.Array]:
+            there = [n + t * ways[i] if i in floats else n for i, n in enumerate(numbers)]
+            return applied(jax.tree.unflatten(treedef, there), Leaves(*leaves), strength)
+
+        def by_strength(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return applied(update, Leaves(*leaves), s)
+
+        one, none = jnp.ones_like(strength), jnp.zeros_like(strength)
+        (weight, bias), (d_weight, d_bias) = jax.jvp(by_strength, (strength,), (one,))
+        _, (f_weight, f_bias) = jax.jvp(along, (none,), (one,))
+        return dict(
+            weight=weight,
+            bias=bias,
+            weight_by_strength=d_weight,
+            bias_by_strength=d_bias,
+            weight_by_factors=f_weight,
+            bias_by_factors=f_bias,
+        )
+
+    strengths = jnp.array([s for _, s in DRAWS])
+    found = run(stack(updates), stack(ways), stack(leaves), strengths)
+    return {key: np.asarray(value) for key, value in found.items()}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_it_is_the_formula(name: str) -> None:
+    """At every strength, of a weight and a bias that are not the base's, to float64 noise."""
+    row, found = ROWS[name], results(name)
+    for i, (seed, s) in enumerate(DRAWS):
+        weight, bias = expected(row, row.factors(seed), row.leaves(seed), s)
+        np.testing.assert_allclose(found["weight"][i], weight, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found["bias"][i], bias, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_strength_zero_is_the_identity(name: str) -> None:
+    row, found = ROWS[name], results(name)
+    leaves = row.leaves(DRAWS[0][0])
+    np.testing.assert_allclose(found["weight"][0], row.matrix(leaves.weight), rtol=1e-14)
+    np.testing.assert_allclose(found["bias"][0], leaves.bias, rtol=1e-14)
+    changed = np.abs(found["weight"][1] - found["weight"][0]).max()
+    changed += np.abs(found["bias"][1] - found["bias"][0]).max()
+    assert changed > 1e-3 or name in ("oft 1 terms", "oft blocks of one", "oft coft all")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_slopes(name: str) -> None:
+    """Along the strength and along the factors, by differences of the formula."""
+    row, found = ROWS[name], results(name)
+    for i, (seed, s) in enumerate(DRAWS):
+        factors, way, leaves = row.factors(seed), row.factors(seed + 50), row.leaves(seed)
+
+        def moved(t: float, factors: Any = factors, way: Any = way) -> Any:
+            return {n: f + t * way[n] if is_float(f) else f for n, f in factors.items()}
+
+        ends = [expected(row, factors, leaves, s + t) for t in (STEP, -STEP)]
+        sides = [expected(row, moved(t), leaves, s) for t in (STEP, -STEP)]
+        for by, (more, less) in (("strength", ends), ("factors", sides)):
+            for k, leaf in enumerate(("weight", "bias")):
+                slope = (more[k] - less[k]) / (2 * STEP)
+                atol = 1e-6 * max(1.0, float(np.abs(slope).max()))
+                exact = found[f"{leaf}_by_{by}"][i]
+                np.testing.assert_allclose(exact, slope, rtol=1e-6, atol=atol)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.additive])
+def test_additive_is_linear_in_the_strength(name: str) -> None:
+    """``W + s·Δ``, with one Δ for all strengths, and L and R the identity."""
+    row, leaves = ROWS[name], as_matrices(ROWS[name], ROWS[name].leaves(0))
+    found = results(name)
+    np.testing.assert_allclose(
+        found["weight_by_strength"][0], found["weight_by_strength"][1], rtol=1e-12, atol=1e-13
+    )
+    delta = found["weight"][1] - leaves.weight
+    np.testing.assert_allclose(found["weight_by_strength"][0], delta, rtol=1e-9, atol=1e-12)
+    assert row.update(row.factors(0)).weight_map(Base(None, row.shape), jnp.ones(())).is_shift
+
+
+@each
+def test_no_second_trace(row: Row) -> None:
+    """Other numbers, of the same shapes, are the same program; a scale is a number."""
+    traces = []
+
+    @jax.jit
+    def run(update: Update, strength: jax.Array) -> jax.Array:
+        traces.append(update)
+        return strength  # what is traced does not matter: the key is the update's structure
+
+    for seed, s in DRAWS:
+        update = row.update(row.factors(seed))
+        numbers = jax.tree.map(lambda x, k=seed: x * (k + 1.5) if is_number(x) else x, update)
+        run(numbers, jnp.asarray(s))
+    assert len(traces) == 1
+
+
+@each
+def test_a_pytree_that_nobody_changes(row: Row) -> None:
+    update = row.update(row.factors(0))
+    leaves, treedef = jax.tree.flatten(update)
+    again = jax.tree.unflatten(treedef, leaves)
+    assert all(a is b for a, b in zip(jax.tree.leaves(again), leaves, strict=True))
+    assert hash(treedef) == hash(jax.tree.structure(again))
+    assert {f.name for f in fields(update)} == {f.name for f in fields(again)}  # pyright: ignore
+    statics = [f.name for f in fields(update) if f.metadata.get("static")]  # pyright: ignore
+    assert all(hash(getattr(update, name)) is not None for name in statics)
+    assert all(getattr(update, name) == getattr(again, name) for name in statics)
+    with pytest.raises(FrozenInstanceError):
+        setattr(update, fields(update)[0].name, None)  # pyright: ignore[reportArgumentType]
+    assert update == update and update != again
+    assert FAMILIES[update.family] is type(update)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16], ids=str)
+def test_dtypes_are_kept(row: Row, dtype: Any) -> None:
+    """Factors in the dtype of the arithmetic give a map of it, under strict promotion."""
+    update, held = row.update(row.factors(0)), as_matrices(row, row.leaves(0))
+
+    def cast(x: Any) -> Any:
+        return jnp.asarray(x, dtype) if is_float(x) else x
+
+    def run(update: Update, leaves: Any, strength: Any) -> Any:
+        return applied(update, Leaves(*leaves), strength)
+
+    leaves = (held.weight, held.bias, held.base_weight, held.base_bias)
+    factors_alone = jax.tree.map(lambda x: x if is_number(x) else cast(x), update)
+    for cast_update in (factors_alone, jax.tree.map(cast, update)):
+        for strength in (jnp.asarray(0.5, dtype), 0.5):
+            found = jax.eval_shape(run, cast_update, jax.tree.map(cast, leaves), strength)
+            assert [x.dtype for x in found] == [dtype, dtype]
+            assert found[0].shape == row.shape
+
+
+@each
+def test_numpy_factors_do(row: Row) -> None:
+    """As a reader of files gives them; cast by whoever runs the map, under jit or not."""
+    factors = row.factors(0)
+    update = row.build(dict(factors), row.config)
+    held = as_matrices(row, row.leaves(0))
+    found = jax.eval_shape(lambda: applied(update, held, 1.0))
+    assert [x.shape for x in found] == [row.shape, row.shape[:1]]
+    assert update.misfit(row.shape) is None
+
+
+@each
+def test_what_it_says_of_itself(row: Row) -> None:
+    update = row.update(row.factors(0))
+    assert update.size() == row.size
+    assert update.transposed == row.transposed
+    assert update.misfit(row.shape) is None
+    names = set(row.shapes)
+    assert update.reads_base == ("lora_magnitude_vector" in names)
+    assert update.has_bias == bool(names & {"bias", "lora_B.bias"})
+    assert update.has_weight == bool(names - {"bias"})
+
+
+@each
+def test_it_fits_no_other_weight(row: Row) -> None:
+    """One line for people, for a weight with another out or in, unless it fits that one too."""
+    update = row.update(row.factors(0))
+    (rows, cols), names = row.shape, set(row.shapes)
+    fits_out = names <= {"oft_R", "oft_embedding_R", "shira_weight"}
+    fits_in = names in ({"bias"}, {"shira_weight"})
+    for shape, fits in (((rows + 1, cols), fits_out), ((rows, cols + 1), fits_in)):
+        said = update.misfit(shape)
+        if fits:
+            assert said is None
+        else:
+            assert said is not None and "\n" not in said and "expected" in said
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_it_reads_no_more_of_the_base_than_it_says(name: str) -> None:
+    """Without the base's leaves an update makes its maps, or asks for the leaf."""
+    row = ROWS[name]
+    update, bare = row.update(row.factors(0)), Base(None, row.shape)
+    if update.reads_base:
+        with pytest.raises(ValueError, match=r"reads the base's matrix, found None\."):
+            update.weight_map(bare, jnp.ones(()))
+        return
+    assert update.weight_map(bare, jnp.ones(())).shape == row.shape
+    assert update.bias_map(bare, jnp.ones(())).shape == (row.shape[0], 1)

@@ -1,0 +1,213 @@
+"""The table of families, and what is particular to one of them."""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix.families as families
+from jaxmix.affine import Base
+from jaxmix.families import FAMILIES, OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, Together, Update
+from jaxmix.families.base import Note, maps
+from jaxmix.operators import BlockDiagonal, Dense, Hadamard, Kronecker, LowRank
+
+from .table import ROWS
+
+ONE = jnp.ones(())
+
+
+def subclasses(of: type[Update]) -> Iterator[type[Update]]:
+    """All of them, at any depth, that live among the families."""
+    for found in of.__subclasses__():
+        if found.__module__.startswith("jaxmix.families."):
+            yield found
+        yield from subclasses(found)
+
+
+def test_the_table_lists_every_family() -> None:
+    """One file a family, one line in the table, one row at least in the contract's."""
+    for module in pkgutil.iter_modules(families.__path__):
+        importlib.import_module(f"jaxmix.families.{module.name}")
+    assert set(FAMILIES.values()) == set(subclasses(Update))
+    assert {name: found.__name__ for name, found in FAMILIES.items()} == {n: n for n in FAMILIES}
+    assert {type(row.update(row.factors(0))) for row in ROWS.values()} == set(FAMILIES.values())
+    assert {found.__name__ for found in FAMILIES.values()} <= set(families.__all__)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_explains_itself(family: type[Update]) -> None:
+    """Formula, strength, shapes, errors, example, source."""
+    doc = family.__doc__ or ""
+    for part in "`` Strength Args: Raises: ShapeError Example: >>> Source:".split():
+        assert part in doc, part
+    args = doc.split("Args:")[1].split("Raises:")[0]
+    assert "(" in args or family is Together
+    for field in dataclasses.fields(family):  # pyright: ignore[reportArgumentType]
+        assert f"        {field.name}: " in args, field.name
+
+
+def test_structures() -> None:
+    """A family's Δ is of its own structure: nothing is dense that need not be."""
+    expected = {
+        "lora": LowRank,
+        "lora conv2d": LowRank,
+        "dora": LowRank,
+        "dora embedding": LowRank,
+        "adalora": LowRank,
+        "loha": Hadamard,
+        "loha effective conv2d": Hadamard,
+        "lokr full": Kronecker,
+        "lokr conv2d core": Kronecker,
+        "lokr conv2d full": Kronecker,
+        "lokr conv1d core": Kronecker,
+        "lokr conv1d full": Dense,
+        "replace weight": Dense,
+    }
+    for name, structure in expected.items():
+        row = ROWS[name]
+        update = row.update(jax.tree.map(lambda x: x.astype(np.float32), row.factors(0)))
+        base = Base(jnp.ones(row.shape), row.shape)
+        assert type(update.weight_map(base, ONE).shift) is structure, name
+
+
+def test_shared_blocks_stay_shared() -> None:
+    right = OFT(jnp.ones((1, 6))).weight_map(Base(None, (5, 12)), ONE).right
+    assert isinstance(right, BlockDiagonal)
+    assert right.blocks.shape == (1, 4, 4) and right.copies == 3
+
+
+def test_an_update_of_nothing_is_the_identity() -> None:
+    """What a family does not say, it does not do."""
+
+    class Nothing(Update):
+        pass
+
+    nothing, base = Nothing(), Base(None, (2, 3))
+    assert nothing.weight_map(base, ONE).flops() == nothing.bias_map(base, ONE).flops() == 0
+    assert (nothing.has_weight, nothing.has_bias) == (True, False)
+    assert not (nothing.reads_base or nothing.is_base_side or nothing.transposed)
+    assert nothing.rebased(base, ONE) is base
+    for unsaid in (lambda: nothing.misfit((2, 3)), nothing.size):
+        with pytest.raises(NotImplementedError):
+            unsaid()
+
+
+@pytest.mark.parametrize("std", [0.0, 0.1])
+@pytest.mark.parametrize("terms", [None, 5])
+def test_slopes_at_the_start_of_training_are_finite(std: float, terms: int | None) -> None:
+    """Also of a constrained OFT at zero, where the norm has a corner."""
+    generator = std * jnp.ones((3, 6))
+
+    def loss(generator: jax.Array) -> jax.Array:
+        update = OFT(generator, terms, eps=1e-3)
+        return jnp.sum(update.weight_map(Base(None, (5, 12)), ONE)(jnp.arange(60.0).reshape(5, 12)))
+
+    slope = jax.grad(loss)(generator)
+    assert bool(jnp.isfinite(slope).all()) and bool((slope != 0).any())
+
+
+def test_cayley_is_a_rotation() -> None:
+    """Orthogonal to float64's digits, whatever the size of Q; the series only near the identity."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        for std, terms, error in ((0.1, None, 1e-13), (30.0, None, 1e-10), (0.01, 5, 1e-4)):
+            numbers = jnp.asarray(std * rng.normal(size=(2, 45)))
+            r = OFT(numbers, terms).rotations(jnp.ones(()))
+            off = jnp.abs(r @ jnp.swapaxes(r, 1, 2) - jnp.eye(10)[None]).max()
+            assert off < error
+            there, back = (OFT(numbers).rotations(jnp.asarray(s)) for s in (1.0, -1.0))
+            assert jnp.abs(there @ back - jnp.eye(10)[None]).max() < 1e-9
+
+
+def test_what_no_program_uses_is_in_no_key() -> None:
+    """LoKr's rank is for people: two of them with equal shapes are one program."""
+    x, y = (jnp.ones((2, 3)),), (jnp.ones((3, 4)),)
+    four, eight = LoKr(x, y, 1.0, rank=4), LoKr(x, y, 1.0, rank=8)
+    assert (int(four.rank), int(eight.rank)) == (4, 8)
+    assert jax.tree.structure(four) == jax.tree.structure(eight)
+    assert hash(jax.tree.structure(four)) == hash(jax.tree.structure(eight))
+    assert Note(4) == Note(8) and Note(4) != 4 and not Note(4) != Note(8)
+    assert f"{Note(4)}" == "4"
+    eps = [OFT(jnp.ones((3, 6)), eps=value) for value in (1e-3, 1e-4)]
+    assert jax.tree.structure(eps[0]) == jax.tree.structure(eps[1])
+
+
+def test_sizes() -> None:
+    """For people."""
+    z = jnp.zeros
+    assert LoRA(z((3, 9)), z((6, 3)), 1.0).size() == "rank 3"
+    assert LoRA(z((3, 9)), z((6, 3)), 1.0, magnitude=z(6)).size() == "rank 3 DoRA"
+    assert AdaLoRA(z((1, 9)), z((6, 1)), z(1), 1.0).size() == "rank 1"
+    core = z((2, 2, 3, 1))
+    assert LoHa(z((2, 6)), z((2, 3)), z((2, 6)), z((2, 3)), 1.0, core, core).size() == "rank 2"
+    assert LoKr((z((2, 3)),), (z((3, 4)),), 1.0, rank=4).size() == "full"
+    assert OFT(z((1, 496))).size() == "block 32"
+    assert Together((Replace(z((6, 9)), z(6)), OFT(z((3, 3))))).size() == (
+        "weight and bias + block 3"
+    )
+
+
+class Case:
+    """DoRA in a word with others that change the bias; numbers by hand."""
+
+    w0 = jnp.array([[3.0, 4.0], [0.0, 2.0]])  # rows of norm 5 and 2
+    base = Base(w0, (2, 2), jnp.array([[10.0], [20.0]]))
+    c = (2.0, 0.5)
+    dora = LoRA(jnp.zeros((1, 2)), jnp.zeros((2, 1)), 1.0, magnitude=jnp.array([10.0, 1.0]))
+    lora = LoRA(jnp.zeros((1, 2)), jnp.zeros((2, 1)), 0.5, bias=jnp.array([2.0, 4.0]))
+    trained = Replace(bias=jnp.array([1.0, 3.0]))
+
+    @classmethod
+    def bias(cls, *word: Any) -> list[float]:
+        """The bias after a word of updates, each at strength 1 or as said."""
+        pairs = [one if isinstance(one, tuple) else (1.0, one) for one in word]
+        bias = cls.base.bias
+        assert bias is not None
+        for one in maps(pairs, cls.base, "bias"):
+            bias = one(bias)
+        return bias[:, 0].tolist()
+
+
+def test_dora_scales_what_others_added_to_the_bias() -> None:
+    """As PEFT's forward does, which takes the base's bias off, scales, and puts it back."""
+    assert Case.bias(Case.dora) == [10.0, 20.0]
+    assert Case.bias(Case.lora) == [11.0, 22.0]
+    assert Case.bias(Case.lora, Case.dora) == [10 + 2 * 1.0, 20 + 0.5 * 2]
+    assert Case.bias(Case.dora, Case.lora) == [11.0, 22.0]
+    assert Case.bias(Case.lora, (0.5, Case.dora)) == [10 + 1.5, 20 + 1.5]
+    assert not Case.dora.has_bias
+
+
+def test_a_trained_bias_lies_in_the_base() -> None:
+    """So DoRA leaves it, in the same adapter, as PEFT has it, or in a later one."""
+    together = Together((Case.trained, Case.dora))
+    assert together.has_bias and together.reads_base
+    assert Case.bias(together) == [1.0, 3.0]
+    assert Case.bias(Case.trained, Case.dora) == [1.0, 3.0]
+    assert Case.bias(Case.trained, Case.lora, Case.dora) == [1 + 2 * 1.0, 3 + 0.5 * 2]
+    assert Case.bias(together, Case.dora, Case.lora, Case.dora) == [3.0, 4.0]
+    assert Case.bias((0.5, Case.trained), Case.dora) == [5.5, 11.5]
+
+
+def test_what_is_put_into_the_base_is_read_there() -> None:
+    """A replaced weight gives DoRA its norm; anything else does not change what is read."""
+    put = Replace(weight=jnp.array([[6.0, 8.0], [0.0, 1.0]]))
+    for word in ([put, Case.dora], [Together((put,)), Case.dora]):
+        last = maps([(1.0, one) for one in word], Case.base)[-1]
+        assert jnp.diag(last.left.dense()).tolist() == [1.0, 1.0]
+    turned = maps([(1.0, OFT(jnp.ones((1, 1)))), (1.0, Case.dora)], Case.base)[-1]
+    assert jnp.diag(turned.left.dense()).tolist() == [2.0, 0.5]
+    bare = Base(None, (2, 2))
+    assert put.rebased(bare, ONE).matrix is None
+    assert Case.trained.rebased(Case.base, ONE).matrix is Case.w0
+
+
+def test_dora_asks_for_the_bias() -> None:
+    with pytest.raises(ValueError, match=r"reads the base's bias, found None\."):
+        Case.dora.bias_map(Base(Case.w0, (2, 2)), ONE)
