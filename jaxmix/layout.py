@@ -2,22 +2,35 @@
 
 A site is a PyTorch module name. A leaf's name is its path in the tree, joined with dots, so that
 ``{"model": {"norm": {"scale": …}}}``, ``{"model.norm.scale": …}`` and ``module.model.norm.scale``
-are one name. A layout is a table of rules from site to leaf name; whatever a rule says of axes leads
-to PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
+are one name. A layout is a table of rules from site to leaf name; what a rule says of axes leads to
+PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import einops
 import jax
+import numpy as np
 
 from jaxmix.errors import LayoutError
 
-__all__ = ["FLAX", "LAYOUTS", "NAMES", "TORCH", "Layout", "Place", "Rule", "leaf_name"]
+__all__ = [
+    "FLAX",
+    "KERNEL",
+    "LAYOUTS",
+    "NAMES",
+    "TORCH",
+    "Layout",
+    "Place",
+    "Rule",
+    "leaf_name",
+    "leaf_names",
+]
 
 Part = Literal["weight", "bias"]
 
@@ -38,7 +51,7 @@ class Rule:
         part: whether the leaf is the site's weight or its bias.
 
     Raises:
-        LayoutError: if ``site`` is no regular expression.
+        LayoutError: if ``site`` is no regular expression, or something else is no text.
 
     Example:
         >>> rule = Rule(r"layers\.(\d+)\.attn\.k", "decoder.kv", "d n h -> (n h) d", r":, \1, 0")
@@ -55,12 +68,18 @@ class Rule:
     part: Part = "weight"
 
     def __post_init__(self) -> None:
+        texts = (self.site, self.leaf, self.axes or "", self.index or "")
+        if self.part not in get_args(Part) or not all(isinstance(text, str) for text in texts):
+            raise LayoutError(
+                f"{self!r} is no rule, expected texts, and 'weight' or 'bias' as its part. An "
+                "index is a text too, such as '1'."
+            )
         try:
             re.compile(self.site)
         except re.error as error:
             raise LayoutError(
-                f"the rule's site {self.site!r} is no regular expression: {error}. Write the PyTorch "
-                r"module name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
+                f"the rule's site {self.site!r} is no regular expression: {error}. Write the "
+                r"PyTorch module name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
             ) from error
 
     def place(self, site: str) -> "Place | None":
@@ -101,6 +120,15 @@ class Place:
         tensor = tensor.reshape(part.shape)
         return tensor if self.index is None else leaf.at[_index(self.index)].set(tensor)
 
+    def ranges(self, leaf_shape: tuple[int, ...]) -> tuple[range, ...]:
+        """The positions along each of the leaf's axes that the index picks."""
+        index = () if self.index is None else _index(self.index)
+        index = (*index, *[slice(None)] * (len(leaf_shape) - len(index)))
+        return tuple(
+            range(size)[at] if isinstance(at, slice) else range(size)[at : at + 1 or None]
+            for size, at in zip(leaf_shape, index, strict=True)
+        )
+
     def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         """PyTorch's shape of the tensor, of a leaf of this shape.
 
@@ -114,14 +142,21 @@ class Place:
 def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
     if place.axes is None and place.index is None:
         return leaf_shape
+    index = () if place.index is None else _index(place.index)
     try:
-        leaf = jax.ShapeDtypeStruct(leaf_shape, "float32")
-        return jax.eval_shape(place.get, leaf).shape
-    except (einops.EinopsError, IndexError, TypeError, ValueError) as error:
+        # JAX clamps an index that lies outside; NumPy refuses it.
+        np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index]
+        leaf = jax.ShapeDtypeStruct(leaf_shape, np.float32)
+        tensor = jax.eval_shape(place.get, leaf)
+        jax.eval_shape(place.put, leaf, tensor)
+        return tensor.shape
+    except (einops.EinopsError, IndexError, RuntimeError, TypeError, ValueError) as error:
         at = "" if place.index is None else f"[{place.index}]"
+        what = "index" if place.axes is None else f"axes {place.axes!r}"
+        why = str(error).splitlines()[-1].strip()
         raise LayoutError(
-            f"{place.leaf}{at} of shape {leaf_shape} does not have the axes {place.axes!r} that the "
-            f"layout's rule says ({str(error).splitlines()[0].strip()}). Mend the rule."
+            f"{place.leaf}{at} of shape {leaf_shape} does not have the {what} that the layout's "
+            f"rule says ({why}). Mend the rule."
         ) from error
 
 
@@ -149,20 +184,21 @@ def _index(text: str) -> tuple[int | slice, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the sites of a model lie in its params: a table of rules.
+    r"""Where the sites of a model lie in its params: a table of rules.
 
-    Every rule that matches a site names a leaf; the one that the tree has is it. So a table may hold
-    several spellings.
+    Every rule that matches a site names a leaf; the one that the tree has is it. So a table may
+    hold several spellings.
 
     Args:
         name: what to call it in messages.
         rules: the table, in any order.
 
     Raises:
-        LayoutError: by `compose`, where a site finds no leaf, or more than one.
+        LayoutError: if a rule is no `Rule`; by `compose`, where a site finds no leaf, or more
+            than one.
 
     Example:
-        >>> linen = Layout("mine", (Rule(r"h\\.(\\d+)\\.fc", r"block_\\1.w", "i o -> o i"),))
+        >>> linen = Layout("mine", (Rule(r"h\.(\d+)\.fc", r"block_\1.w", "i o -> o i"),))
         >>> linen.places("h.2.fc", "weight")
         [Place(leaf='block_2.w', axes='i o -> o i', index=None)]
 
@@ -172,6 +208,16 @@ class Layout:
     name: str
     rules: tuple[Rule, ...]
 
+    def __post_init__(self) -> None:
+        rules = tuple(self.rules) if isinstance(self.rules, Iterable) else (self.rules,)
+        if not all(isinstance(rule, Rule) for rule in rules) or not isinstance(
+            self.rules, Iterable
+        ):
+            raise LayoutError(
+                f"the layout {self.name!r} has {self.rules!r}, expected a tuple of jaxmix.Rule."
+            )
+        object.__setattr__(self, "rules", rules)
+
     def places(self, site: str, part: Part) -> list[Place]:
         """Where the site's weight or bias may lie, in the order of the rules."""
         places = (rule.place(site) for rule in self.rules if rule.part == part)
@@ -179,7 +225,7 @@ class Layout:
 
 
 def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:
-    """Rules for leaves that are named after their site, as they are and below Linen's ``params``."""
+    """Rules for leaves that are named after their site, also below Linen's ``params``."""
     return tuple(
         Rule(r"(.+)", rf"{above}\1{below}", axes, part=part)
         for above in ("", "params.")
@@ -190,10 +236,13 @@ def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:
     )
 
 
+# A Flax kernel, HWIO if it is a convolution's.
+KERNEL = "... i o -> o i ..."
+
 # A leaf that is no module's, such as a class token, is saved by PEFT under its own name: "".
 _TORCH: dict[str, str | None] = {"weight": None, "": None}
 _FLAX: dict[str, str | None] = {
-    "kernel": "... i o -> o i ...",
+    "kernel": KERNEL,
     "embedding": None,
     "scale": None,
     "": None,
@@ -208,7 +257,7 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NA
 def leaf_name(path: Sequence[Any]) -> str:
     """The dotted name of a leaf, from its path in a pytree.
 
-    The ``value`` at which the leaves of an ``nnx.State`` end is left out.
+    The ``value`` at which the variables of an ``nnx.State`` end is left out.
 
     Args:
         path: the keys of `jax.tree_util.tree_flatten_with_path`.
@@ -221,9 +270,29 @@ def leaf_name(path: Sequence[Any]) -> str:
         >>> leaf_name(path)
         'layers.0.kernel'
     """
-    keys = [_key(entry) for entry in path]
-    is_variable = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
-    return ".".join(keys[:-1] if is_variable else keys)
+    is_value = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
+    return ".".join(map(_key, path[:-1] if is_value else path))
+
+
+def leaf_names(paths: Sequence[Sequence[Any]]) -> list[str]:
+    """The dotted names of all leaves of a pytree, as `leaf_name` gives them.
+
+    Args:
+        paths: the paths of all leaves. A ``value`` with siblings is no variable's, and stays.
+
+    Returns:
+        A name for each.
+
+    Example:
+        >>> tree = {"attn": {"key": 1, "value": 2}}
+        >>> leaf_names([path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]])
+        ['attn.key', 'attn.value']
+    """
+    children = Counter(tuple(path[:-1]) for path in paths)
+    return [
+        leaf_name(path) if children[tuple(path[:-1])] == 1 else ".".join(map(_key, path))
+        for path in paths
+    ]
 
 
 def _key(entry: Any) -> str:

@@ -1,16 +1,38 @@
 """Tied embeddings: one leaf that is both an embedding and the head of a language model.
 
 PEFT's forward changes only the side that is looked up, its merge changes both. With one leaf for
-both, no tree of weights computes PEFT's forward, so such a tree has to be untied first.
+both, no tree of weights computes PEFT's forward, so such a tree has to be untied first. A tree does
+not say that it is tied: it only lacks a head. The leaves' names tell whether there should be one.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-__all__ = ["tied_problem"]
+__all__ = ["HEADS", "tied_problem"]
 
-# Where Hugging Face's models keep an embedding and the head that may be tied to it.
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
-_HEADS = ("lm_head", "embed_out", "output", "decoder")
+# Where Hugging Face's models keep an embedding, and the head that may be tied to it; held against
+# the names of the files that transformers saves by tests/test_tied.py.
+_EMBEDDINGS = (
+    *("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared"),
+    *("embeddings", "word_embedding", "tokens_embed"),
+)
+HEADS = (
+    *("lm_head", "embed_out", "output", "output_layer", "proj_out", "lm_loss", "vocab_projector"),
+    *("cls.predictions.decoder", "lm_head.decoder", "predictions.decoder", "generator_lm_head"),
+)
+# What is left of a tied head in a file: its bias, or the layers before it. By these, the head.
+_LEFT = {
+    "cls.predictions.": "cls.predictions.decoder",
+    "predictions.": "predictions.decoder",
+    "lm_head.": "lm_head.decoder",
+    "vocab_projector.": "vocab_projector",
+    "vocab_transform.": "vocab_projector",
+    "generator_lm_head.": "generator_lm_head",
+    "generator_predictions.": "generator_lm_head",
+    "lm_loss.": "lm_loss",
+    "final_logits_bias": "lm_head",
+}
+# First names that are no wrapper around a model, but parts of it.
+_PARTS = ("encoder", "decoder", "embeddings")
 
 
 def tied_problem(site: str, names: Collection[str]) -> str | None:
@@ -25,49 +47,72 @@ def tied_problem(site: str, names: Collection[str]) -> str | None:
 
     Example:
         >>> print(tied_problem("model.embed_tokens", ["model.embed_tokens.weight"]))
-        the tree has no head of its own, so that this leaf is both embedding and head ...
+        model.embed_tokens is the embedding and, since the tree has no lm_head, the head too ...
         >>> tied_problem("model.embed_tokens", ["model.embed_tokens.weight", "lm_head.weight"])
     """
     names = [name.removeprefix("params.") for name in names]
-    modules = {name.rpartition(".")[0] for name in names}
-    prefix, _, last = site.rpartition(".")
-    if last in _EMBEDDINGS and site in modules:
-        if _has_head(modules) or not _is_language_model(prefix, names):
+    weights: dict[str, str] = {}
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        if kind in ("weight", "kernel", "embedding"):
+            weights[module] = kind
+    if site in weights:
+        if _last(site) not in _EMBEDDINGS or (head := _missing_head(site, weights, names)) is None:
             return None
-        head = "cls.predictions.decoder" if last == "word_embeddings" else "lm_head"
         return (
-            "the tree has no head of its own, so that this leaf is both embedding and head (tied). "
-            "PEFT's forward changes the embedding only. Untie it: add a second leaf, "
-            f"params['{head}.weight'] = params['{site}.weight'] (in Flax {head}.kernel, transposed), "
-            "and run the model with tie_word_embeddings=False. If the model has no head at all, say "
+            f"{site} is the embedding and, since the tree has no {head}, the head too (tied). "
+            f"{_how_to_untie(head, site, weights[site])} If the model has no head at all, say "
             "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
         )
-    embedding = next((m for m in modules if m.rpartition(".")[2] in _EMBEDDINGS), None)
-    if last in _HEADS and site not in modules and embedding and not _has_head(modules):
-        return (
-            f"the head is tied to {embedding}: the tree has one leaf for both. Untie it: add "
-            f"params['{site}.weight'] = params['{embedding}.weight'] (in Flax {site}.kernel, "
-            "transposed), and run the model with tie_word_embeddings=False"
-        )
+    embedding = next((module for module in weights if _last(module) in _EMBEDDINGS), None)
+    if embedding is None:
+        return None
+    shares = _last(site) == "embed_tokens" and _last(embedding) == "shared"
+    if shares or (site in HEADS and site == _missing_head(embedding, weights, names)):
+        how = _how_to_untie(site, embedding, weights[embedding])
+        return f"{site} is tied to {embedding}. {how}"
     return None
 
 
-def _has_head(modules: Collection[str]) -> bool:
-    """Whether a module outside of any layer is named as a head is."""
-    return any(
-        module.rpartition(".")[2] in _HEADS and not any(c.isdigit() for c in module.split("."))
-        for module in modules
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _how_to_untie(missing: str, embedding: str, kind: str) -> str:
+    """What to do where the module ``missing`` has no leaf of its own."""
+    here, there = kind, f"{embedding}.{kind}"
+    if kind == "embedding" and missing in HEADS:
+        here, there = "kernel", f"{there} transposed"
+    return (
+        "The tree has one leaf for both, and PEFT's forward changes one side only. Untie it: add a "
+        f"leaf {missing}.{here}, a copy of {there}, and run the model with "
+        "tie_word_embeddings=False (a jaxmix.models.Decoder: model.untied())."
     )
 
 
-def _is_language_model(prefix: str, names: Collection[str]) -> bool:
-    """Whether the leaves are those of a model with a head on top, to judge by their names.
+def _missing_head(embedding: str, weights: Mapping[str, str], names: Collection[str]) -> str | None:
+    """The head that a language model with this embedding lacks; None if it has one, or is none."""
+    if any(head in weights for head in HEADS):
+        return None
+    for left, head in _LEFT.items():
+        if any(name.startswith(left) for name in names):
+            return head
+    return _head_by_prefix(embedding, names)
 
-    BERT's head has more leaves than the tied one. A decoder with a head keeps everything else below
-    one prefix (``model.``); without a prefix it has no head, and with other leaves beside the prefix
-    (``score``) it has another one.
+
+def _head_by_prefix(embedding: str, names: Collection[str]) -> str | None:
+    """The head of a decoder whose file holds nothing of it.
+
+    Everything else lies below one prefix then (``model.``, ``transformer.``). Without a prefix the
+    model has no head, and with other leaves beside the prefix (``score``) it has another one. An
+    encoder (``….embeddings.word_embeddings``) would have left its head's bias.
     """
-    if any(name.startswith("cls.predictions.") for name in names):
-        return True
-    outer = prefix.split(".")[0]
-    return bool(outer) and outer != "bert" and all(n.startswith(f"{outer}.") for n in names)
+    outer, _, inner = embedding.partition(".")
+    if embedding == "shared":  # T5 has no prefix; its encoder alone has no head
+        return "lm_head" if any(name.startswith("decoder.block.") for name in names) else None
+    if not inner or outer in _PARTS or embedding.endswith("embeddings.word_embeddings"):
+        return None
+    if not all(name.startswith(f"{outer}.") for name in names):
+        return None
+    is_whisper = f"{outer}.encoder.conv1.weight" in names
+    return "proj_out" if is_whisper else "lm_head"

@@ -1,0 +1,1 @@
+"""The seven laws of DESIGN.md."""
