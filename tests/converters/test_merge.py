@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -134,8 +135,8 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
     )
 
     def lora(out: int) -> LoRA:
-        a, b = rng.normal(size=(2, 5)), rng.normal(size=(out, 2))
-        return LoRA(np.asarray(a, np.float32), np.asarray(b, np.float32), 0.5)
+        a, b = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 5), (out, 2)))
+        return LoRA(a, b, 0.5)
 
     adapter = jaxmix.Adapter({"l.0.q": lora(6), "l.0.k": lora(2)})
     merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", layout=table)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,14 +21,14 @@ from .checkpoints import Adapters, contents, load, save_base
 
 
 def _lora(out: int = 8, width: int = 6) -> LoRA:
-    return LoRA(np.ones((1, width), np.float32), np.ones((out, 1), np.float32), 1.0)
+    return LoRA(jnp.ones((1, width)), jnp.ones((out, 1)), 1.0)
 
 
 def test_lost_sites_and_misfits_are_composes_own(base: Path, tmp_path: Path) -> None:
     """All sites are listed, in the words of `compose`, and nothing is written."""
     sites = [f"model.layers.{i}.{name}" for i in range(2) for name in ("k_proj", "q_proj")]
     params = {name: array for name, array in load(base).items() if array.dtype == np.float32}
-    wrong = SHiRA(np.ones(1, np.float32), np.array([[9], [0]], np.int32))
+    wrong = SHiRA(jnp.ones(1), jnp.array([[9], [0]]))
     for updates, kind in [
         (dict.fromkeys(sites, _lora()), LayoutError),
         (dict.fromkeys(sites[1::2], _lora(9, 5)), ShapeError),

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -109,9 +111,11 @@ def test_heads_that_can_not_be_untied(site: str, others: list[str], tmp_path: Pa
     """BERT's and T5's have more parts; another name would need the model's own code."""
     ones = np.ones((7, 3), np.float32)
     (tmp_path / "base").mkdir()
-    tensors = dict.fromkeys([*others, *([f"{site}.weight"] if site != "proj_out" else [])], ones)
+    tensors: dict[str, Any] = dict.fromkeys(
+        [*others, *([f"{site}.weight"] if site != "proj_out" else [])], ones
+    )
     save_file(tensors, tmp_path / "base" / "model.safetensors")
-    adapter = jaxmix.Adapter({site: LoRA(ones[:1], ones[:, :1], 1.0)})
+    adapter = jaxmix.Adapter({site: LoRA(jnp.ones((1, 3)), jnp.ones((7, 1)), 1.0)})
     text = r"--untie\) knows decoders with a plain lm_head.weight, and \S+base is none: found "
     with pytest.raises(
         LayoutError, match=rf"{text}.*for {site}. Untie the model with transformers"
