@@ -20,7 +20,10 @@ from jaxmix.models.cache import Cache
 from jaxmix.models.config import DecoderConfig
 from jaxmix.models.layers import Embed, Layer, Linear, RMSNorm
 
-__all__ = ["Decoder", "assemble", "leaf_paths"]
+__all__ = ["Decoder", "assemble", "skeleton"]
+
+# Of a leaf: ("model", "layers", 0, "self_attn", "q_proj", "kernel").
+Path = tuple[Any, ...]
 
 
 class Stack(nnx.Module):
@@ -47,13 +50,14 @@ class Stack(nnx.Module):
             positions = jnp.broadcast_to(slots[None, :], (rows, count))
         visible = positions >= 0
         if cache is not None:
-            visible = jax.lax.dynamic_update_slice(cache.visible, visible, (0, start))
+            zero = jnp.zeros_like(cache.length)
+            visible = jax.lax.dynamic_update_slice(cache.visible, visible, (zero, start))
         masks = {w: _mask(visible, slots, w) for w in set(config.windows)}
         x = self.embed_tokens(tokens)
         turn = config.rope(positions, x.dtype)
         keys, values = [], []
         for i, (layer, window) in enumerate(zip(self.layers, config.windows, strict=True)):
-            past = None if cache is None else (cache.keys[i], cache.values[i], start)
+            past = None if cache is None else (cache.keys[i], cache.values[i], cache.length)
             x, (k, v) = layer(x, turn, masks[window], past)
             keys.append(k)
             values.append(v)
@@ -166,26 +170,23 @@ class Decoder(nnx.Module):
             return self
         leaves = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(self))}
         head = leaves["model", "embed_tokens", "embedding"].T
-        config = replace(self.config, tie_word_embeddings=False)
-        return assemble(config, {**leaves, ("lm_head", "kernel"): head})
+        graph, empty = skeleton(replace(self.config, tie_word_embeddings=False))
+        return assemble(graph, empty, {**leaves, ("lm_head", "kernel"): head})
 
 
-def leaf_paths(config: DecoderConfig) -> dict[tuple[Any, ...], tuple[int, ...]]:
-    """The leaves of a decoder: ``{path: shape}``."""
-    state = nnx.state(_abstract(config))
-    return {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
+def skeleton(config: DecoderConfig) -> tuple[nnx.GraphDef[Decoder], dict[Path, Any]]:
+    """A decoder without arrays: its graph, and at each path a variable that knows its shape."""
+    empty = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(empty)
+    return graph, {path: variable for path, variable in nnx.to_flat_state(state)}
 
 
-def assemble(config: DecoderConfig, leaves: Mapping[tuple[Any, ...], Array]) -> Decoder:
-    """The decoder with these leaves, all that `leaf_paths` names."""
-    graph, state = nnx.split(_abstract(config))
-    filled = [(path, leaf.replace(leaves[path])) for path, leaf in nnx.to_flat_state(state)]
+def assemble(
+    graph: nnx.GraphDef[Decoder], empty: Mapping[Path, Any], leaves: Mapping[Path, Array]
+) -> Decoder:
+    """The decoder of a `skeleton` with these leaves, one for each path."""
+    filled = [(path, variable.replace(leaves[path])) for path, variable in empty.items()]
     return nnx.merge(graph, nnx.from_flat_state(filled))
-
-
-def _abstract(config: DecoderConfig) -> Decoder:
-    """A decoder without arrays."""
-    return nnx.eval_shape(lambda: Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
 
 def _mask(

@@ -24,7 +24,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
 }
 # The keys and values of a cache (b, k, s, d), and the first slot that is free.
-Past = tuple[Array, Array, Array | int]
+Past = tuple[Array, Array, Array]
 
 
 class Linear(nnx.Module):
@@ -151,9 +151,11 @@ def _normal(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Array:
 def _put(past: Past, new_keys: Array, new_values: Array) -> tuple[Array, Array]:
     """The keys and values with the new ones in their slots."""
     keys, values, start = past
+    zero = jnp.zeros_like(start)
+    at = (zero, zero, start, zero)
     return (
-        jax.lax.dynamic_update_slice(keys, new_keys, (0, 0, start, 0)),
-        jax.lax.dynamic_update_slice(values, new_values, (0, 0, start, 0)),
+        jax.lax.dynamic_update_slice(keys, new_keys, at),
+        jax.lax.dynamic_update_slice(values, new_values, at),
     )
 
 

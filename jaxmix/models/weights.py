@@ -13,10 +13,10 @@ from jaxtyping import Array
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
 from jaxmix.models.checkpoint import read_tensors
 from jaxmix.models.config import DecoderConfig
-from jaxmix.models.decoder import Decoder, assemble, leaf_paths
+from jaxmix.models.decoder import Decoder, Path, assemble, skeleton
 from jaxmix.models.reading import read_config
 
-__all__ = ["from_torch", "load", "to_torch"]
+__all__ = ["from_torch", "load", "to_torch", "torch_name"]
 
 _TORCH_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -91,14 +91,15 @@ def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any 
 
     Source: the state dict of transformers' ``*ForCausalLM``.
     """
-    shapes = leaf_paths(config)
-    paths = {torch_name(path): path for path in shapes}
+    graph, empty = skeleton(config)
+    paths = {torch_name(path): path for path in empty}
     _check_names(paths, tensors, config)
-    leaves: dict[tuple[Any, ...], Array] = {}
+    leaves: dict[Path, Array] = {}
     misshaped, odd = [], []
     for name, path in paths.items():
         tensor = tensors[name]
-        expected = shapes[path][::-1] if path[-1] == "kernel" else shapes[path]
+        expected = empty[path].shape
+        expected = expected[::-1] if path[-1] == "kernel" else expected
         target = np.dtype(tensor.dtype if dtype is None else dtype)
         if tuple(tensor.shape) != expected:
             misshaped.append(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
@@ -119,7 +120,7 @@ def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any 
             f"tensors of a dtype that is not done here:{listing(odd)}\n"
             "Take an unquantized checkpoint, or say dtype=jnp.float32."
         )
-    return assemble(config, leaves)
+    return assemble(graph, empty, leaves)
 
 
 def to_torch(model: Decoder) -> dict[str, Array]:
@@ -154,9 +155,9 @@ def to_torch(model: Decoder) -> dict[str, Array]:
     }
 
 
-def torch_name(path: tuple[Any, ...]) -> str:
+def torch_name(path: Path) -> str:
     """PyTorch's name of a leaf."""
-    return ".".join([*map(str, path[:-1]), _TORCH_LEAF[path[-1]]])
+    return ".".join([*map(str, path[:-1]), _TORCH_LEAF[str(path[-1])]])
 
 
 def _check_names(

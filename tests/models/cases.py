@@ -17,7 +17,7 @@ SIZES = {
     "vocab_size": 47,
     "hidden_size": 24,
     "intermediate_size": 34,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -45,7 +45,7 @@ YARN = {
 }
 
 CASES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama"},
+    "llama": {"model_type": "llama", "num_hidden_layers": 3},
     "llama-heads": {"model_type": "llama", "head_dim": 10, "num_key_value_heads": 6},
     "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
@@ -74,6 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2"},
     "qwen2-window": {
         "model_type": "qwen2",
+        "num_hidden_layers": 2,
         "use_sliding_window": True,
         "sliding_window": 4,
         "max_window_layers": 1,
@@ -82,6 +83,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "head_dim": 10},
     "qwen3-all": {
         "model_type": "qwen3",
+        "num_hidden_layers": 2,
         "head_dim": 8,
         "attention_bias": True,
         "use_sliding_window": True,

@@ -85,7 +85,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     folder = tmp_path / "none"
-    with pytest.raises(CheckpointError, match="none has no config.json; found no such folder"):
+    with pytest.raises(CheckpointError, match=r"none has no config.json; found no such folder"):
         read_config(folder)
     with pytest.raises(
         CheckpointError, match=r"has neither model.safetensors nor .*no such folder"

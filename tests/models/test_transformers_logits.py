@@ -1,6 +1,7 @@
 """The decoder's logits are transformers' to float32 noise."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,7 @@ def test_logits(case: str, tmp_path: Path) -> None:
     [
         ("llama", {"rms_norm_eps": 1e-6}),
         ("llama-gelu", {"activation": "gelu_tanh"}),
-        ("mistral", {"windows": (6, 6)}),
-        ("qwen2-window", {"windows": (4, 4)}),
+        ("mistral", {"windows": (6,)}),
         ("qwen3-all", {"windows": (6, 6)}),
         ("gemma", {"norm_offset": 0.0}),
         ("gemma", {"embed_scale": 1.0}),
@@ -90,23 +90,19 @@ def test_the_flat_dict_is_torchs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(leaf, state[name])
 
 
-@pytest.mark.parametrize("case", ["llama-llama3", "qwen2", "qwen3", "gemma"])
+@pytest.mark.parametrize("case", ["qwen3", "gemma"])
 def test_bfloat16(case: str, tmp_path: Path) -> None:
-    model = torch_model(case)
-    try:
-        model.bfloat16().save_pretrained(tmp_path)
-        tokens = tokens_of(3)
-        with torch.no_grad():
-            expected = model(torch.tensor(tokens)).logits.float().numpy()
-    finally:
-        torch_model.cache_clear()
+    """Both are as far from the truth of these weights as from each other."""
+    model, tokens = deepcopy(torch_model(case)).bfloat16(), tokens_of(3)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens)).logits.float().numpy()
+        truth = model.float()(torch.tensor(tokens)).logits.numpy()
     ours = models.load(tmp_path)
     assert {leaf.dtype for leaf in models.to_torch(ours).values()} == {np.dtype(jnp.bfloat16)}
     logits = logits_of(ours, tokens)
     assert logits.dtype == jnp.bfloat16
-    # In 16 bits both are as far from the truth as from each other.
-    truth = logits_of(models.load(tmp_path, dtype=jnp.float32), tokens)
-    noise = np.std(expected - truth) / np.std(truth)
+    noise = np.std(theirs - truth) / np.std(truth)
     assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
 
 

@@ -55,10 +55,10 @@ def test_the_callers_arrays_are_copied() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
     model = from_torch(config, tensors)
-    before = model(tiny.tokens())
+    before = tiny.run(model, tiny.tokens())
     for tensor in tensors.values():
         tensor[...] = 0
-    np.testing.assert_array_equal(model(tiny.tokens()), before)
+    np.testing.assert_array_equal(tiny.run(model, tiny.tokens()), before)
 
 
 def test_names_that_do_not_fit() -> None:
@@ -69,8 +69,8 @@ def test_names_that_do_not_fit() -> None:
     tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((18, 12))
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(2)
     text = (
-        "tensors that do not fit a llama of 2 layers:\n  missing: model.norm.weight\n  missing: "
-        "lm_head.weight\n  not used: model.layers.2.mlp.up_proj.weight\nIs it a causal"
+        "tensors that do not fit a llama of 2 layers:\n  missing: lm_head.weight\n  missing: "
+        "model.norm.weight\n  not used: model.layers.2.mlp.up_proj.weight\nIs it a causal"
     )
     with pytest.raises(CheckpointError) as caught:
         from_torch(config, tensors)

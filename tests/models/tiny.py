@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxmix.models import Decoder, DecoderConfig, from_torch, read_config
-from jaxmix.models.decoder import leaf_paths
+from jaxmix.models.decoder import skeleton
 from jaxmix.models.weights import torch_name
 
 FIELDS = {
@@ -42,8 +43,8 @@ def tensors(of: DecoderConfig, seed: int = 0, dtype: Any = np.float32) -> dict[s
     """Random tensors by PyTorch's names, norms and biases too."""
     draw = np.random.default_rng(seed)
     made = {}
-    for path, shape in leaf_paths(of).items():
-        shape = shape[::-1] if path[-1] == "kernel" else shape
+    for path, leaf in skeleton(of)[1].items():
+        shape = leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
         center = 1 - of.norm_offset if path[-1] == "scale" else 0
         made[torch_name(path)] = (center + 0.4 * draw.normal(size=shape)).astype(dtype)
     return made
@@ -53,6 +54,12 @@ def model(kind: str = "llama", *, seed: int = 0, dtype: Any = np.float32, **fiel
     """A random model of a kind."""
     made = config(kind, **fields)
     return from_torch(made, tensors(made, seed, dtype))
+
+
+@nnx.jit
+def run(model: Decoder, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+    """The logits, compiled once for all tests with models of one structure."""
+    return model(tokens, positions=positions)
 
 
 def tokens(seed: int = 0, rows: int = 2, count: int = 9) -> jax.Array:
