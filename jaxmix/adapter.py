@@ -1,5 +1,6 @@
 """Adapters: a name, a strength and ``{site: update}``; a pytree, and a function of params."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix import dense
-from jaxmix.errors import AdapterError
+from jaxmix.errors import AdapterError, listing
 from jaxmix.families import Update
 from jaxmix.layout import Layout
 
@@ -20,7 +21,7 @@ __all__ = ["Adapter", "Mixable", "words"]
 Strength = float | Float[Array, ""]
 
 
-class Mixable:
+class Mixable(ABC):
     """What an adapter and a mix have in common: parts in order, strengths, and being a function.
 
     Attributes:
@@ -30,13 +31,15 @@ class Mixable:
     parts: "tuple[Adapter, ...]"
     __array_ufunc__ = None  # so that a NumPy scalar on the left leaves `*` to us
 
-    def __call__(self, params: Any, *, layout: Layout | str | None = None, donate: bool = False) -> Any:
+    def __call__(
+        self, params: Any, *, layout: Layout | str | None = None, donate: bool = False
+    ) -> Any:
         """The params with it in them, as `jaxmix.compose` gives them."""
         return dense.apply(params, words(self.parts), layout=layout, donate=donate)
 
+    @abstractmethod
     def __mul__(self, strength: Any) -> Self:
         """The same with every part's strength multiplied."""
-        raise NotImplementedError
 
     def __rmul__(self, strength: Any) -> Self:
         return self * strength
@@ -50,10 +53,10 @@ class Mixable:
 class Adapter(Mixable):
     """An adapter: ``W ↦ L W Rᵀ + Δ`` at each of its sites.
 
-    It is a pytree, whose leaves are the updates' arrays and the strength. The name is no part of the
-    structure: adapters of equal shapes are one program, whatever they are called. So a function under
-    `jax.jit` that *returns* an adapter returns it under the name with which it was traced; give it
-    another with `renamed`.
+    It is a pytree, whose leaves are the updates' arrays and the strength. The name is no part of
+    the structure: adapters of equal shapes are one program, whatever they are called. So a function
+    under `jax.jit` that *returns* an adapter returns it under the name with which it was traced;
+    give it another with `renamed`.
 
     Args:
         updates: ``{site: update}``, sites by PyTorch module name.
@@ -61,7 +64,8 @@ class Adapter(Mixable):
         name: what people call it.
 
     Raises:
-        AdapterError: by ``*``, if a strength is no real scalar.
+        AdapterError: if the strength is no real scalar (by ``*`` too), an update is of no family,
+            or the name is no text.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -75,6 +79,13 @@ class Adapter(Mixable):
     updates: Mapping[str, Update]
     strength: Strength = 1.0
     name: str = "adapter"
+
+    def __post_init__(self) -> None:
+        # A dict of its own: whoever made it may go on changing theirs.
+        object.__setattr__(self, "updates", checked_updates(self.updates))
+        object.__setattr__(self, "strength", checked_strength(self.strength))
+        if not isinstance(self.name, str):
+            raise AdapterError(f"an adapter's name is {self.name!r}, expected a text.")
 
     @property
     def parts(self) -> "tuple[Adapter, ...]":
@@ -97,8 +108,9 @@ class Adapter(Mixable):
 
     def summary(self) -> str:
         """Kinds and sizes, sites and strength, in a line."""
-        sizes = Counter(f"{u.family} {u.size()}" for u in self.updates.values())
-        shown = ", ".join(size for size, _ in sizes.most_common(2)) + (" …" if len(sizes) > 2 else "")
+        sizes = Counter(map(_size, self.updates.values()))
+        shown = ", ".join(size for size, _ in sizes.most_common(2))
+        shown += " …" if len(sizes) > 2 else ""
         sites = self.sites[:1] + (("…",) if len(self.sites) > 1 else ())
         count = f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}"
         where = f" ({', '.join(sites)})" if sites else ""
@@ -112,8 +124,13 @@ class Adapter(Mixable):
 
     @classmethod
     def tree_unflatten(cls, unseen: "_Unseen", children: Any) -> "Adapter":
-        """The inverse of `tree_flatten_with_keys`."""
-        return cls(*children, unseen.text)
+        """The inverse of `tree_flatten_with_keys`; JAX puts what it likes where arrays were."""
+        new = object.__new__(cls)
+        for name, value in zip(
+            ("updates", "strength", "name"), (*children, unseen.text), strict=True
+        ):
+            object.__setattr__(new, name, value)
+        return new
 
 
 @dataclass(frozen=True)
@@ -139,8 +156,38 @@ def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:
     return {site: tuple(word) for site, word in at.items()}
 
 
+def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
+    """Updates by site, as a new dict.
+
+    Args:
+        updates: ``{site: update}``.
+
+    Returns:
+        The same.
+
+    Raises:
+        AdapterError: if it is no mapping, or something in it is no update.
+    """
+    if not isinstance(updates, Mapping):
+        raise AdapterError(
+            f"an adapter's updates are a {type(updates).__name__}, expected {{site: update}}, with "
+            "PyTorch module names as sites."
+        )
+    wrong = [
+        f"{site}: {type(update).__name__}"
+        for site, update in updates.items()
+        if not isinstance(update, Update) or not isinstance(site, str)
+    ]
+    if wrong:
+        raise AdapterError(
+            "an adapter has something that is no update of a family (jaxmix.families), or no name "
+            f"for a site:{listing(wrong)}"
+        )
+    return dict(updates)
+
+
 def checked_strength(strength: Any) -> Strength:
-    """A strength as a float, or as the array that it is.
+    """A strength as a float, or as the array of floats that it is.
 
     Args:
         strength: a real scalar: a number, or an array without axes, traced or not.
@@ -152,28 +199,42 @@ def checked_strength(strength: Any) -> Strength:
         AdapterError: if it is anything else, or NaN or infinite.
     """
     is_array = isinstance(strength, jax.Array)
-    kind = jnp.result_type(strength).kind if is_array else getattr(np.asarray(strength), "dtype").kind
-    if kind not in "fiuV" or np.shape(strength) != () or isinstance(strength, bool | str):
-        what = f"an array of shape {np.shape(strength)}" if np.shape(strength) else repr(strength)
+    array = strength if is_array else np.asarray(None if isinstance(strength, str) else strength)
+    is_real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    if not is_real or array.shape:
+        what = f"an array of shape {array.shape}" if array.shape else repr(strength)
         raise AdapterError(
-            f"a strength is {what}, expected a real number or an array without axes. For one strength "
-            "per adapter write mix(a, b, strength=[…])."
+            f"a strength is {what}, expected a real number or an array without axes. For one "
+            "strength per adapter write mix(a, b, strength=[…])."
         )
-    if isinstance(strength, jax.core.Tracer):
-        return strength
-    if not np.isfinite(np.asarray(strength, np.float64)):
+    if not isinstance(strength, jax.core.Tracer) and not np.isfinite(np.asarray(array, np.float64)):
         raise AdapterError(f"a strength is {strength!r}, expected a finite number.")
-    return strength if is_array else float(strength)
+    if not is_array:
+        return float(strength)
+    # A whole number would not multiply with others under strict promotion.
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
 def _times(a: Strength, b: Strength) -> Strength:
-    """``a · b``, of floats and arrays of any real dtypes."""
+    """``a · b``, of floats and arrays of any float dtypes."""
     if isinstance(a, jax.Array) and isinstance(b, jax.Array):
         dtype = np.promote_types(a.dtype, b.dtype)
         return a.astype(dtype) * b.astype(dtype)
     return a * b
 
 
-def _text(strength: Strength) -> str:
+def _size(update: Update) -> str:
+    """Family and size, for people, who may look at one whose arrays are something else."""
+    try:
+        return f"{update.family} {update.size()}"
+    except (AttributeError, IndexError, TypeError):
+        return str(getattr(update, "family", type(update).__name__))
+
+
+def _text(strength: Any) -> str:
     """A strength for people."""
-    return "traced" if isinstance(strength, jax.core.Tracer) else f"{float(strength):.4g}"
+    if isinstance(strength, jax.core.Tracer):
+        return "traced"
+    if shape := getattr(strength, "shape", ()):
+        return f"one of an array {shape}"
+    return f"{float(strength):.4g}" if isinstance(strength, float | jax.Array) else repr(strength)

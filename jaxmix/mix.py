@@ -1,7 +1,7 @@
 """`mix` and `compose`: adapters in, an adapter out; an adapter and params in, params out."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,8 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
     """Adapters in order as one adapter: ``mix(a, b)`` applies a, then b: ``W ↦ B(A(W))``.
 
     At a site each of them is an affine map ``W ↦ L W Rᵀ + Δ``, and so is their composition. What
-    reads a weight (DoRA's norm) reads the base's, so that ``mix`` is associative; the mix of nothing
-    is the identity.
+    reads a weight (DoRA's norm) reads the base's, so that ``mix`` is associative; the mix of
+    nothing is the identity.
 
     Args:
         *adapters: adapters and mixes, the one to apply first first. A mix's parts join one by one.
@@ -63,7 +63,8 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
         The mix: a pytree, a function of params, and an adapter for further mixes.
 
     Raises:
-        AdapterError: if something is no adapter, two have one name, or a strength is no real scalar.
+        AdapterError: if something is no adapter, two have one name, or a strength is no real
+            scalar.
 
     Example:
         >>> a, b = Adapter({}, name="a"), Adapter({}, name="b")
@@ -77,15 +78,15 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
     for adapter, one in zip(adapters, strengths, strict=True):
         if not isinstance(adapter, Mixable):
             raise AdapterError(
-                f"mix got {_short(adapter)}, expected adapters and mixes. Read one with jaxmix.load, "
-                "and write mix(a, b), not mix([a, b])."
+                f"mix got {_short(adapter)}, expected adapters and mixes. Read one with "
+                "jaxmix.load, and write mix(a, b), not mix([a, b])."
             )
         parts.extend(adapter.parts if one is None else (adapter * one).parts)
     twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
     if twice:
         raise AdapterError(
-            f"two adapters of a mix have the name {', '.join(map(repr, twice))}. Give each its own: "
-            "jaxmix.load(…, name='other') or adapter.renamed('other')."
+            f"two adapters of a mix have the name {', '.join(map(repr, twice))}. Give each its "
+            "own: jaxmix.load(…, name='other') or adapter.renamed('other')."
         )
     return Mix(tuple(parts))
 
@@ -99,12 +100,13 @@ def compose(
 ) -> Any:
     """The params with adapters in them, in order: ``W' = Aₙ(… A₁(W))`` at every site.
 
-    Each site's maps are folded into one, ``W ↦ L W Rᵀ + Δ``, and applied in few passes; arithmetic is
-    in float32 at the least, with one rounding at the end.
+    Each site's maps are folded into one, ``W ↦ L W Rᵀ + Δ``, and applied in few passes; arithmetic
+    is in float32 at the least, with one rounding at the end.
 
     Args:
-        params: a pytree of weights: a flat dict with PyTorch names and (out, in), a nested dict with
-            ``kernel`` (in, out), an ``nnx.Module``, an ``nnx.State``, an Equinox module, any other.
+        params: a pytree of weights: a flat dict with PyTorch names and (out, in), a nested dict
+            with ``kernel`` (in, out), an ``nnx.Module``, an ``nnx.State``, an Equinox module, any
+            other.
         adapters: one adapter or mix, or several, the one to apply first first.
         layout: where the sites lie in the tree: None to find it by the leaves' names, the name of a
             layout (``"torch"``, ``"flax"``), or a `Layout`.
@@ -112,11 +114,14 @@ def compose(
             must not be used afterwards.
 
     Returns:
-        A tree of the same structure, shapes, dtypes and shardings. Leaves that no adapter touches are
-        the same objects; without adapters it is ``params`` itself.
+        A tree of the same structure, shapes, dtypes and shardings. Leaves that no adapter touches
+        are the same objects; without adapters it is ``params`` itself. An object that ties its
+        embedding and has a method ``untied``, as `jaxmix.models.Decoder` does, comes back untied if
+        an adapter changes one of the two.
 
     Raises:
-        LayoutError: if sites find no leaf, or more than one, or the tree ties what they separate.
+        LayoutError: if sites find no leaf, or more than one, a leaf is not of floats, or the tree
+            ties what they separate.
         ShapeError: if factors do not fit their weights.
         AdapterError: if something is no adapter, or two have one name.
 
@@ -129,8 +134,14 @@ def compose(
 
     Source: DESIGN.md, how a mix is computed; ``peft/tuners/mixed/model.py`` for the same in torch.
     """
-    several = (adapters,) if isinstance(adapters, Mixable) else tuple(adapters)
-    return mix(*several)(params, layout=layout, donate=donate)
+    if isinstance(adapters, Mixable):
+        adapters = (adapters,)
+    elif not isinstance(adapters, Iterable) or isinstance(adapters, str | bytes | Mapping):
+        raise AdapterError(
+            f"compose got {_short(adapters)} for its adapters, expected an adapter, a mix, or a "
+            "list of them. Write compose(params, [a, b]), and read adapters with jaxmix.load."
+        )
+    return mix(*adapters)(params, layout=layout, donate=donate)
 
 
 def _each(strength: Any, count: int) -> Sequence[Any]:
@@ -149,5 +160,5 @@ def _each(strength: Any, count: int) -> Sequence[Any]:
 
 def _short(thing: Any) -> str:
     """A thing that is no adapter, for a message."""
-    text = repr(thing)
+    text = " ".join(repr(thing).split())
     return f"{type(thing).__name__} {text if len(text) < 60 else text[:57] + '…'}"

@@ -9,7 +9,6 @@ from itertools import combinations
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place, leaf_names
@@ -77,7 +76,7 @@ class Tree:
         return said
 
     def _out_axis(self, name: str) -> int | None:
-        shape = np.shape(getattr(self.leaves[self.where[name]], "shape", ()))
+        shape = getattr(self.leaves[self.where[name]], "shape", ())
         bias = self.where.get(f"{name.rpartition('.')[0]}.bias")
         size = None if bias is None else getattr(self.leaves[bias], "shape", None)
         if len(shape) != 2 or size is None or len(size) != 1 or shape.count(size[0]) != 1:

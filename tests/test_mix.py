@@ -1,0 +1,180 @@
+"""`mix` and `compose`: what they take, what they refuse, how a mix reads."""
+
+import inspect
+import pydoc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, Mix
+from jaxmix.errors import AdapterError
+from jaxmix.families import LoRA, Replace
+
+PARAMS = {"q.weight": np.zeros((2, 3), np.float32), "q.bias": np.zeros(2, np.float32)}
+
+
+def lora(name: str = "a", strength: Any = 1.0) -> Adapter:
+    """Adds 0.5 everywhere."""
+    return Adapter({"q": LoRA(np.ones((1, 3)), np.ones((2, 1)), 0.5)}, strength, name)
+
+
+def value(params: Any) -> float:
+    """The one number in q."""
+    return float(params["q.weight"][0, 0])
+
+
+# ---------------------------------------------------------------- mixes
+
+
+def test_a_mix_of_mixes_is_flat() -> None:
+    """Its parts join one by one, in order, with their strengths."""
+    a, b, c = lora("a"), lora("b", 2.0), lora("c")
+    mixed = jaxmix.mix(a, 0.5 * jaxmix.mix(b, -c), strength=3)
+    assert [(part.name, part.strength) for part in mixed.parts] == [
+        ("a", 3.0),
+        ("b", 3.0),
+        ("c", -1.5),
+    ]
+    assert isinstance(mixed, Mix) and jaxmix.mix(mixed).parts == mixed.parts
+
+
+def test_strength_for_each() -> None:
+    """A sequence or an array gives each argument its own; a mix takes one for all its parts."""
+    a, both = lora("a"), jaxmix.mix(lora("b"), lora("c", 0.5))
+    for strengths in ([2, 4], (2.0, 4.0), np.array([2.0, 4.0]), jnp.array([2.0, 4.0])):
+        parts = jaxmix.mix(a, both, strength=strengths).parts
+        assert [float(part.strength) for part in parts] == [2.0, 4.0, 2.0]
+    assert jaxmix.mix(strength=[]).parts == ()
+
+
+def test_traced_strengths_for_each() -> None:
+    """A traced vector is one for each too."""
+
+    def run(strengths: Any) -> Any:
+        return jaxmix.mix(lora("a"), lora("b"), strength=strengths)(PARAMS)["q.weight"]
+
+    assert float(jax.jit(run)(jnp.array([1.0, 2.0]))[0, 0]) == 1.5
+
+
+def test_strength_one_leaves_strengths_alone() -> None:
+    """The default multiplies nothing, so that arrays stay the same objects."""
+    strength = jnp.asarray(0.5)
+    assert jaxmix.mix(lora(strength=strength)).parts[0].strength is strength
+
+
+@pytest.mark.parametrize(
+    ("strength", "text"),
+    [
+        ([1.0], "mix got 1 strengths for 2 adapters, expected one for each, or a single number"),
+        (np.ones(3), "mix got 3 strengths for 2 adapters"),
+        (np.ones((2, 2)), r"a strength is an array of shape \(2, 2\)"),
+        ([1.0, True], "a strength is True"),
+        ([1.0, [1.0]], r"a strength is an array of shape \(1,\)"),
+        ("ab", "a strength is 'ab'"),
+        (float("inf"), "a strength is inf"),
+        ({"a": 1.0}, "a strength is {'a': 1.0}"),
+    ],
+)
+def test_wrong_strengths(strength: Any, text: str) -> None:
+    """Too many, too few, no numbers."""
+    with pytest.raises(AdapterError, match=text):
+        jaxmix.mix(lora("a"), lora("b"), strength=strength)
+
+
+@pytest.mark.parametrize(
+    ("thing", "text"),
+    [
+        ([lora()], r"mix got list \[a: LoRA.*not mix\(\[a, b\]\)"),
+        ("folder", "mix got str 'folder', .* jaxmix.load"),
+        (None, "mix got NoneType None"),
+        (Adapter, "mix got ABCMeta <class 'jaxmix.adapter.Adapter'>"),
+        (LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0), r"mix got LoRA LoRA\(a=array"),
+        (PARAMS, "mix got dict .*…, expected"),
+    ],
+)
+def test_what_is_no_adapter(thing: Any, text: str) -> None:
+    """A message says what was got, cut short, and what to write."""
+    for try_it in (lambda: jaxmix.mix(lora(), thing), lambda: jaxmix.compose(PARAMS, [thing])):
+        with pytest.raises(AdapterError, match=text) as caught:
+            try_it()
+        assert len(str(caught.value)) < 250
+
+
+def test_two_of_one_name() -> None:
+    """Refused, also deep in a mix, with what to do; under another name it goes."""
+    a, b = lora("a"), lora("b")
+    for try_it in (
+        lambda: jaxmix.mix(a, b, a),
+        lambda: jaxmix.mix(jaxmix.mix(a, b), 0.5 * a),
+        lambda: jaxmix.compose(PARAMS, [a, a]),
+    ):
+        with pytest.raises(AdapterError, match=r"have the name 'a'. .*renamed\('other'\)"):
+            try_it()
+    with pytest.raises(AdapterError, match="have the name 'a', 'b'"):
+        jaxmix.mix(a, b, b, a)
+    assert value(jaxmix.compose(PARAMS, [a, a.renamed("again")])) == 1.0
+
+
+# ---------------------------------------------------------------- compose
+
+
+def test_one_or_several() -> None:
+    """An adapter, a mix, a list, a tuple, a generator."""
+    a, b = lora("a"), lora("b")
+    assert value(jaxmix.compose(PARAMS, a)) == 0.5
+    for several in ([a, b], (a, b), (x for x in (a, b)), jaxmix.mix(a, b), [jaxmix.mix(a), b]):
+        assert value(jaxmix.compose(PARAMS, several)) == 1.0
+    assert value(a(PARAMS)) == 0.5 and value(jaxmix.mix(a, b)(PARAMS)) == 1.0
+
+
+@pytest.mark.parametrize("nothing", [[], (), jaxmix.mix(), iter(())], ids=repr)
+def test_nothing(nothing: Any) -> None:
+    """Without adapters it is params itself, whatever params is."""
+    for params in (PARAMS, {}, None, 3, object()):
+        assert jaxmix.compose(params, nothing) is params
+
+
+@pytest.mark.parametrize("thing", [None, 0.5, "folder", {"a": lora()}, b"x"], ids=repr)
+def test_what_are_no_adapters(thing: Any) -> None:
+    """What can't be a list of adapters."""
+    with pytest.raises(AdapterError, match=r"compose got .* expected an adapter, a mix, or a list"):
+        jaxmix.compose(PARAMS, thing)
+
+
+def test_arguments_are_not_changed() -> None:
+    """Neither the tree nor the arrays."""
+    params = {name: leaf.copy() for name, leaf in PARAMS.items()}
+    adapter = Adapter({"q": Replace(np.ones((2, 3)), np.ones(2))})
+    before = repr(adapter)
+    out = jaxmix.compose(params, [adapter])
+    assert list(params) == list(PARAMS) and all((params[k] == PARAMS[k]).all() for k in PARAMS)
+    assert out is not params and repr(adapter) == before and value(out) == 1.0
+
+
+# ---------------------------------------------------------------- for people
+
+
+def test_repr() -> None:
+    """A line for each part, in the order in which they act."""
+    mixed = jaxmix.mix(lora("french"), 0.6 * lora("formal"))
+    assert repr(mixed) == (
+        "mix of 2 adapters, applied in this order:\n"
+        "  1. french: LoRA rank 1 at 1 site, strength 1 (q)\n"
+        "  2. formal: LoRA rank 1 at 1 site, strength 0.6 (q)"
+    )
+    assert repr(jaxmix.mix(lora())).startswith("mix of 1 adapter, applied in this order:\n  1. a: ")
+    assert repr(jaxmix.mix()) == "mix of nothing: the identity"
+
+
+@pytest.mark.parametrize("name", ["mix", "compose", "Adapter", "Mix", "Layout", "Rule"])
+def test_help(name: str) -> None:
+    """`help()` has arguments, result, errors and an example, and no line is too long."""
+    text = pydoc.plain(pydoc.render_doc(getattr(jaxmix, name)))
+    for section in ("Args:", "Raises:", "Example:", "Source:"):
+        assert section in text, section
+    doc = inspect.getdoc(getattr(jaxmix, name)) or ""
+    assert max(map(len, doc.splitlines())) <= 100
