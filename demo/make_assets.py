@@ -83,7 +83,7 @@ RECIPES = {
     "loha": Recipe(
         "jargon",
         lambda: peft.LoHaConfig(r=4, alpha=8, target_modules=LINEAR),
-        steps=500,
+        steps=300,
         lr=4e-3,
     ),
     "oft": Recipe(
@@ -91,7 +91,7 @@ RECIPES = {
         lambda: peft.OFTConfig(
             r=0, oft_block_size=32, target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"]
         ),
-        steps=500,
+        steps=300,
         lr=4e-3,
     ),
 }
