@@ -30,7 +30,7 @@ from jaxmix.converters.tables import adapter_data, adapter_table
 from jaxmix.errors import CheckpointError, JaxmixError
 from jaxmix.mix import mix
 
-__all__ = ["app", "main"]
+__all__ = ["app", "load_all", "main", "parse_adapter"]
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _ADAPTER = (
@@ -107,7 +107,9 @@ def demo(
 
 @app.command()
 def merge(
-    base: Annotated[Path, typer.Argument(help="A Hugging Face folder with safetensors.")],
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="A Hugging Face folder with safetensors.")
+    ],
     adapters: Annotated[
         list[str],
         typer.Argument(metavar="ADAPTER[:STRENGTH]...", help=_ADAPTER, show_default=False),
@@ -140,8 +142,8 @@ def merge(
     - `jaxmix merge base oft-1 oft-2 --peft-order --out merged`: what PEFT's forward computes
     - `jaxmix merge base lora --out merged --force --json`
     """
-    told = [_split(text) for text in adapters]
-    loaded = _loaded(told)
+    told = [parse_adapter(text) for text in adapters]
+    loaded = load_all(told)
     _check_apart(out, told)
     mixed = peft_stack(loaded) if peft_order else mix(*loaded)
     with _terminable(), _progress(hidden=as_json) as progress:
@@ -169,8 +171,8 @@ def inspect(
     - `jaxmix inspect my-lora`
     - `jaxmix inspect my-lora owner/loha --json`
     """
-    told = [_split(text) for text in adapters]
-    loaded = _loaded(told)
+    told = [parse_adapter(text) for text in adapters]
+    loaded = load_all(told)
     if as_json:
         data = [
             {"path": one.path, **adapter_data(adapter)}
@@ -191,7 +193,7 @@ class _Told(NamedTuple):
     strength: float
 
 
-def _split(text: str) -> _Told:
+def parse_adapter(text: str) -> _Told:
     """``path:strength``, where a number follows the last colon; else a path, of strength 1."""
     path, colon, tail = text.rpartition(":")
     if colon and path and _NUMBER.fullmatch(tail):
@@ -199,7 +201,7 @@ def _split(text: str) -> _Told:
     return _Told(text, 1.0)
 
 
-def _loaded(told: Sequence[_Told]) -> list[Adapter]:
+def load_all(told: Sequence[_Told]) -> list[Adapter]:
     """The adapters, each under a name of its own."""
     taken: set[str] = set()
     adapters = []
@@ -241,10 +243,10 @@ def _progress(*, hidden: bool) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
-        task = bar.add_task("checking that everything fits", total=None)
+        task = bar.add_task("", visible=False)
 
         def tell(done: int, size: int, shard: str) -> None:
-            bar.update(task, completed=done, total=size, description=shard)
+            bar.update(task, completed=done, total=size, description=shard, visible=True)
 
         yield tell
 
@@ -263,13 +265,17 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _tell_merged(merged: Merged, adapters: Sequence[str]) -> None:
     """What was written, in a few lines."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(str(merged.out))}[/]: {escape(', then '.join(adapters))}")
     console.print(
-        f"{len(merged.changed)} tensors changed, {merged.copied} copied as they are, "
-        f"{merged.size:,} bytes in {len(merged.shards)} file{'s'[: len(merged.shards) != 1]}"
+        f"{_count(len(merged.changed), 'tensor')} changed, {merged.copied:,} copied as they are, "
+        f"{_count(merged.size, 'byte')} in {_count(len(merged.shards), 'file')}"
     )
     if merged.untied:
         console.print(

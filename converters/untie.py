@@ -36,13 +36,12 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
     tensors = list(checkpoint.tensors)
     without_head = [name for name in tensors if name != _HEAD]
     sites = filter(_is_outside_layers, _weight_sites(mixed))
-    problems = {s: problem for s in sites if (problem := tied_problem(s, without_head))}
+    problems = {site: told for site in sites if (told := tied_problem(site, without_head))}
     if not problems or not _is_tied(checkpoint, tensors):
         return checkpoint, None
     if not allowed:
-        lines = (f"{site}: {problem}" for site, problem in problems.items())
         raise LayoutError(
-            f"sites whose tensor {checkpoint.folder} ties to another:{listing(lines)}\n"
+            f"sites whose tensor {checkpoint.folder} ties to another:{listing(problems.values())}\n"
             f"untie=True (on the command line --untie) does so in the output: it writes {_HEAD} as "
             f"a tensor of its own and sets {_FLAG} to false in config.json."
         )
