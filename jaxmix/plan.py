@@ -2,12 +2,14 @@
 
 On an accelerator, or under an outer trace, everything is one function and XLA fuses it. On CPU XLA
 fuses terms of different kinds into one slow loop, so there every pass over the weight (a rotation, a
-low-rank product, …) is a compiled function of its own, which takes the buffer of the one before. The
-choice is `_runs_by_pass`, and nowhere else. Compiled functions depend on structure, shapes and
-dtypes alone: layers of one shape share them, and new strengths or factors do not re-trace.
+low-rank product, …) is a compiled function of its own, which takes the buffer of the one before, and
+so is the making of each update's map. The choice is `_runs_by_pass`, and nowhere else. Compiled
+functions depend on structure, shapes and dtypes alone: layers of one shape share them, new words on
+CPU are made of the same few, and new strengths or factors do not re-trace.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,6 +71,13 @@ class Form:
         tensor = as_matrix(self.tensor(leaf), self.part)
         return tensor.T if self.transposed else tensor
 
+    def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, int]:
+        """The shape of that matrix, of a leaf of this shape."""
+        shape = leaf_shape if self.is_plain else self._place.shape(leaf_shape)
+        size = math.prod(shape)
+        rows = size if self.part == "bias" else shape[0]
+        return (size // rows, rows) if self.transposed else (rows, size // rows)
+
 
 def arithmetic(dtype: Any) -> np.dtype:
     """The dtype of the arithmetic for weights of a dtype: float32 at the least."""
@@ -102,24 +111,10 @@ def apply(
     Returns:
         The new leaf, of the same shape, dtype and sharding.
     """
-    dtype = arithmetic(leaf.dtype)
-    word = tuple((_strength(strength, dtype), update) for strength, update in word)
+    word = tuple((_strength(strength, arithmetic(leaf.dtype)), update) for strength, update in word)
     if not _runs_by_pass(leaf):
-        run = _fused_in_place if donate else _fused
-        return run(leaf, word, base, form, base_form)
-    own = leaf if any(update.reads_base for _, update in word) else None
-    steps = _steps(own, base, word, form, base_form, jax.typeof(leaf))
-    passes = list(_passes(steps))
-    if not passes:
-        return leaf
-    now, ours = leaf, donate
-    if not form.is_plain:
-        now, ours = _enter(leaf, form), True
-    for i, (kind, operators) in enumerate(passes):
-        last = leaf.dtype if i + 1 == len(passes) else dtype
-        in_place = ours and now.dtype == last
-        now, ours = _PASSES[kind, in_place](now, operators, form, last), True
-    return now if form.is_plain else _leave(leaf, now, form)
+        return (_fused_in_place if donate else _fused)(leaf, base, word, form, base_form)
+    return _by_pass(leaf, base, word, form, base_form, donate)
 
 
 def _runs_by_pass(leaf: Array) -> bool:
@@ -136,47 +131,110 @@ def _strength(strength: Any, dtype: Any) -> Any:
     return np.asarray(strength, dtype)
 
 
-def _folded(
-    leaf: Any, base: Any, word: Word, form: Form, base_form: Form | None, like: Any
-) -> tuple[AffineMap, ...]:
-    """The word's maps, folded, of the matrix that the leaf holds (transposed where it lies so)."""
-    dtype = arithmetic(like.dtype)
+# ---------------------------------------------------------------- everything as one function
 
-    def cast(x: Any) -> Any:
+
+def _all(leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None) -> Array:
+    """The leaf with the word in it."""
+    dtype = arithmetic(leaf.dtype)
+    with jax.default_matmul_precision("highest"):
+        start = _base(leaf, base, form, base_form)
+        made = maps(_cast(word, dtype), start, form.part)
+    tensor = form.tensor(leaf)
+    now = tensor.astype(dtype)
+    for work, operators in _passes(fold([m.T for m in made] if form.transposed else made)):
+        now = _in_matrix(work, now, operators, form, dtype)
+    return form.back(leaf, now.astype(leaf.dtype))
+
+
+_fused = jax.jit(_all, static_argnames=("form", "base_form"))
+_fused_in_place = jax.jit(_all, static_argnames=("form", "base_form"), donate_argnames="leaf")
+
+
+# ---------------------------------------------------------------- pass by pass
+
+
+def _by_pass(
+    leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None, donate: bool
+) -> Array:
+    """The same by one compiled function for each map and each pass."""
+    passes = list(_passes(fold(list(_made(leaf, base, word, form, base_form)))))
+    if not passes:
+        return leaf
+    now, ours = leaf, donate
+    if not form.is_plain:
+        now, ours = _enter(leaf, form), True
+    for i, (work, operators) in enumerate(passes):
+        dtype = leaf.dtype if i + 1 == len(passes) else arithmetic(leaf.dtype)
+        run = _PASSES[work, ours and now.dtype == dtype]
+        now, ours = run(now, operators, form, dtype), True
+    return now if form.is_plain else _leave(leaf, now, form)
+
+
+def _made(
+    leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None
+) -> Iterator[AffineMap]:
+    """The word's maps, as `families.base.maps` makes them, each by a compiled function."""
+    shape = form.shape(leaf.shape)
+    dtype = arithmetic(leaf.dtype)
+    bare = start = Base(None, shape)
+    if any(update.reads_base for _, update in word):
+        start = _read(leaf, base, form, base_form)
+        bare = Base(None, start.shape)
+    for strength, update in word:
+        sees = start if update.reads_base or update.is_base_side else bare
+        yield _map(update, strength, sees, form.part, form.transposed, dtype)
+        if update.is_base_side and start is not bare:
+            start = _rebase(update, strength, start, dtype)
+
+
+def _one_map(
+    update: Update, strength: Any, base: Base, part: Part, transposed: bool, dtype: Any
+) -> AffineMap:
+    """One update's map, of the matrix as the leaf holds it."""
+    with jax.default_matmul_precision("highest"):
+        (made,) = maps([_cast((strength, update), dtype)], base, part)
+    return made.T if transposed else made
+
+
+def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
+    """The base as updates after a base-side one read it."""
+    strength, update = _cast((strength, update), dtype)
+    return update.rebased(base, strength)
+
+
+# ---------------------------------------------------------------- what both have in common
+
+
+def _base(leaf: Array, base: Any, form: Form, base_form: Form | None) -> Base:
+    """The base's leaves at the site as matrices; the weight is given apart where a bias is mapped."""
+    own = _cast(form.matrix(leaf), arithmetic(leaf.dtype))
+    if form.part == "weight":
+        return Base(own, own.shape)
+    if base is None or base_form is None:
+        return Base(None, (own.shape[0], 1), own)
+    matrix = _cast(base_form.matrix(base), own.dtype)
+    return Base(matrix, matrix.shape, own)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """A pytree with its floats in the arithmetic's dtype."""
+
+    def one(x: Any) -> Array:
         x = jnp.asarray(x)
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-    shape = jax.eval_shape(form.matrix, like).shape
-    own = None if leaf is None else cast(form.matrix(leaf))
-    if form.part == "weight":
-        start = Base(own, shape)
-    else:
-        matrix = None if base is None or base_form is None else cast(base_form.matrix(base))
-        start = Base(matrix, (shape[0], 1) if matrix is None else matrix.shape, own)
-    steps = fold(maps(jax.tree.map(cast, word), start, form.part))
-    return tuple(step.T for step in steps) if form.transposed else steps
+    return jax.tree.map(one, tree)
 
 
-def _passes(steps: tuple[AffineMap, ...]) -> Iterator[tuple[str, Any]]:
+def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:
     """The passes over the weight that steps take, in order."""
     for step in steps:
         if not step.is_shift:
-            yield "turn", (step.left, step.right)
+            yield _turn, (step.left, step.right)
         for term in step.shift.terms if isinstance(step.shift, Sum) else (step.shift,):
             if not isinstance(term, Zero):
-                yield "add", term
-
-
-def _in_matrix(
-    work: Callable[[Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
-) -> Array:
-    """A pass over a tensor, done on its matrix in float32 at the least."""
-    with jax.default_matmul_precision("highest"):
-        matrix = work(as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype)), operators)
-    out = matrix.reshape(tensor.shape).astype(dtype)
-    if form.sharding is None or not form.is_plain:
-        return out
-    return jax.lax.with_sharding_constraint(out, form.sharding)
+                yield _add, term
 
 
 def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator]) -> Array:
@@ -190,30 +248,29 @@ def _add(w: Float[Array, "out in"], term: Operator) -> Array:
     return term.added_to(w)
 
 
-def _all(
-    leaf: Array, word: Word, base: Any, form: Form, base_form: Form | None
+def _in_matrix(
+    work: Callable[[Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
 ) -> Array:
-    """Everything as one function."""
+    """A pass over a tensor, done on its matrix in float32 at the least."""
     with jax.default_matmul_precision("highest"):
-        steps = _folded(leaf, base, word, form, base_form, leaf)
-    tensor = form.tensor(leaf)
-    now = tensor.astype(arithmetic(leaf.dtype))
-    for kind, operators in _passes(steps):
-        now = _in_matrix({"turn": _turn, "add": _add}[kind], now, operators, form, now.dtype)
-    return form.back(leaf, now.astype(leaf.dtype))
+        matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
+        out = work(matrix, operators).reshape(tensor.shape).astype(dtype)
+    if form.sharding is None or not form.is_plain:
+        return out
+    return jax.lax.with_sharding_constraint(out, form.sharding)
 
 
-_fused = jax.jit(_all, static_argnames=("form", "base_form"))
-_fused_in_place = jax.jit(_all, static_argnames=("form", "base_form"), donate_argnames="leaf")
-_steps = jax.jit(_folded, static_argnames=("form", "base_form", "like"))
+_map = jax.jit(_one_map, static_argnames=("part", "transposed", "dtype"))
+_rebase = jax.jit(_rebased, static_argnames="dtype")
+_read = jax.jit(_base, static_argnames=("form", "base_form"))
 _enter = jax.jit(lambda leaf, form: form.tensor(leaf), static_argnames="form")
 _leave = jax.jit(lambda leaf, tensor, form: form.back(leaf, tensor), static_argnames="form")
 _PASSES = {
-    (kind, in_place): jax.jit(
+    (work, in_place): jax.jit(
         partial(_in_matrix, work),
         static_argnames=("form", "dtype"),
         donate_argnames=("tensor",) if in_place else (),
     )
-    for kind, work in (("turn", _turn), ("add", _add))
+    for work in (_turn, _add)
     for in_place in (False, True)
 }
