@@ -25,11 +25,12 @@ def check_ranks(factors: Factors, axes: dict[str, tuple[int, int]], rank: int) -
 
 
 def check_cores(factors: Factors, names: tuple[str, ...], rank: int) -> None:
-    """Whether Tucker cores are (r, r, *kernel)."""
-    for name in names:
-        core = factors.get(name)
-        if core is not None and (core.ndim < 3 or core.shape[:2] != (rank, rank)):
-            raise ShapeError(f"{name} has shape {core.shape}, expected ({rank}, {rank}, kernel …)")
+    """Whether Tucker cores are (r, r, *kernel), of one kernel."""
+    cores = {name: factors[name] for name in names if name in factors}
+    kernels = {core.shape[2:] for core in cores.values()}
+    ranks = {core.shape[:2] for core in cores.values()}
+    if cores and (ranks != {(rank, rank)} or len(kernels) > 1 or () in kernels):
+        raise ShapeError(f"{shapes(cores)}, expected ({rank}, {rank}, kernel …) of one kernel")
 
 
 def need(factors: Factors, *names: str) -> tuple[Factor, ...]:

@@ -3,7 +3,8 @@
 In PEFT each module has wrappers of its own. A new adapter joins the module's *outermost* wrapper if
 that is of its class (LoRA and DoRA share one), else it wraps outside. Wrappers act from inner to
 outer and, within one, adapters in the order of loading; but an OFT wrapper with R₁ … Rₖ computes
-``W (R₁ ⋯ Rₖ)ᵀ``, which applies Rₖ first. So at every site runs of consecutive OFT are reversed.
+``W (R₁ ⋯ Rₖ)ᵀ``, which applies Rₖ first. So at every site runs of consecutive OFT are reversed; not
+so at an embedding, where the wrapper computes ``E R₁ ⋯ Rₖ``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +24,9 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
     """The mix that equals PEFT's forward, of adapters loaded in this order: ``W ↦ … A₂(A₁(W))``.
 
     Adapters of no OFT stay as they are. Two OFT that stand next to each other at a site (whatever
-    other adapters, which do not wrap that site, were loaded between) change places there. Where
-    sites disagree about the order, an adapter is split by its sites; its parts are then named after
-    it, ``name (1)``, ``name (2)``, and keep its strength.
+    other adapters, which do not wrap that site, were loaded between) change places there, unless it
+    is an embedding. Where sites disagree about the order, an adapter is split by its sites; its
+    parts are then named after it, ``name (1)``, ``name (2)``, and keep its strength.
 
     Args:
         adapters: adapters, not mixes, in the order in which PEFT loaded them and activated them.
@@ -91,8 +92,8 @@ def _parts(update: Update) -> tuple[Update, ...]:
 
 
 def _is_rotation(update: Update) -> bool:
-    """Whether an update has an OFT in it, beside base-side leaves or not."""
-    return any(isinstance(part, OFT) for part in _parts(update))
+    """Whether an update has an OFT of the input in it, beside base-side leaves or not."""
+    return any(isinstance(part, OFT) and not part.embedding for part in _parts(update))
 
 
 def _check_biases(adapters: Sequence[Adapter], words: Mapping[str, Word]) -> None:

@@ -1,0 +1,285 @@
+"""adapter_config.json: what is no config, what holds the wrong things, what is refused."""
+
+import json
+
+import pytest
+
+import jaxmix
+from jaxmix.converters.peft.fields import FAMILY_FIELDS
+from jaxmix.converters.peft.refusals import REFUSED_TYPES
+from jaxmix.errors import CheckpointError, UnsupportedError
+
+from .folders import FORMS, SITE, refused, save
+
+CONFIG = "adapter_config.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "is not JSON: Expecting value"),
+        ("{", "is not JSON: Expecting property name"),
+        ('{"r": 8', "is not JSON"),
+        ("\ufeff{}", "is not JSON: Unexpected UTF-8 BOM"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"r": ' + "9" * 5000 + "}", "is not JSON: Exceeds the limit"),
+        ("[]", "holds a list, expected a JSON object"),
+        ("null", "holds a NoneType, expected a JSON object"),
+        ("{}", "peft_type is None, expected one of LORA, ADALORA, LOHA, LOKR, OFT, SHIRA"),
+        ('{"peft_type": 3}', "peft_type is 3, expected one of"),
+        ('{"peft_type": ["LORA"]}', "peft_type is ['LORA'], expected one of"),
+    ],
+)
+def test_a_file_that_is_no_config(text, found, tmp_path):
+    """The path, what was found, what is expected."""
+    folder = save(tmp_path)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    said = refused(CheckpointError, folder)
+    assert said.startswith(f"{folder / CONFIG}") and found in said
+    assert "again." in said or "Is it the config of a PEFT adapter?" in said
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    """Bytes of something else."""
+    folder = save(tmp_path)
+    (folder / CONFIG).write_bytes(b"\x80\x04\x95\xff")
+    assert f"{folder / CONFIG} is not JSON: 'utf-8' codec" in refused(CheckpointError, folder)
+
+
+def test_no_config(tmp_path):
+    """What lies there is listed, and PEFT's own inner folders are pointed at."""
+    folder = save(tmp_path / "a")
+    (folder / CONFIG).unlink()
+    assert (
+        f"{folder} has no {CONFIG}; found adapter_model.safetensors. "
+        "Give the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
+    )
+    (tmp_path / "empty").mkdir()
+    assert "found an empty folder" in refused(CheckpointError, tmp_path / "empty")
+    save(folder / "style")
+    assert "There is one in style: say subfolder='style'." in refused(CheckpointError, folder)
+    assert jaxmix.load(folder, subfolder="style").name == "style"
+
+
+def test_a_config_that_can_not_be_read(tmp_path):
+    """A folder in its place stands for what the system does not let us read."""
+    folder = save(tmp_path)
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+    assert (
+        f"{folder / CONFIG} can't be read: Is a directory. Expected a file that you may read."
+        in refused(CheckpointError, folder)
+    )
+
+
+# ------------------------------------------------------------------------------- wrong values
+
+COUNT, NUMBER, FLAG = "a whole number from 1 on", "a finite number", "true or false"
+RANKS = "an object from regular expressions to whole numbers from 1 on"
+PATTERNS = "an object from regular expressions to finite numbers"
+MASKS = "an object from the names of lora_E to lists of true and false"
+NAMES = "a list of module names"
+
+
+@pytest.mark.parametrize(
+    ("form", "field", "value", "expected"),
+    [
+        *(("lora", "r", value, COUNT) for value in (0, -1, 2.5, 8.0, "8", True, [8], {})),
+        *(("lora", "lora_alpha", value, NUMBER) for value in ("8", False, [1], 10**400)),
+        *(("lora", flag, 1, FLAG) for flag in ("use_dora", "use_rslora", "lora_bias")),
+        ("lora", "fan_in_fan_out", "false", FLAG),
+        *(("lora", "rank_pattern", v, RANKS) for v in ([1], {"q": 0}, {"q": "2"}, {"(": 2})),
+        ("lora", "rank_pattern", {"(?i)q": 2}, RANKS),
+        *(("lora", "alpha_pattern", v, PATTERNS) for v in ("q", {"q": None}, {"*": 2})),
+        ("lora", "bias", "oft_only", "'none' or 'all' or 'lora_only'"),
+        *(("lora", "modules_to_save", value, NAMES) for value in ("score", [3], [""], {"a": 1})),
+        *(("adalora", "init_r", value, COUNT) for value in (0, "12")),
+        *(("adalora", "rank_pattern", v, MASKS) for v in ([], {"q": 3}, {"q": [1, 0]})),
+        ("loha", "alpha", "x", NUMBER),
+        ("lokr", "r", 1.0, COUNT),
+        ("oft", "eps", -1, "a finite number from 0 on"),
+        ("oft", "num_cayley_neumann_terms", 0, COUNT),
+        ("oft", "block_share", 0, FLAG),
+        ("oft", "bias", "lora_only", "'none' or 'all' or 'oft_only'"),
+        ("shira", "modules_to_save", True, NAMES),
+    ],
+)
+def test_a_field_of_a_wrong_value(form, field, value, expected, tmp_path):
+    """Before anything is computed with it: the field, its value, what it may be."""
+    folder = save(tmp_path, form, **{field: value})
+    said = refused(CheckpointError, folder)
+    shown = json.dumps(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    assert f"\n  {field} is {shown}, expected {expected}\n" in said
+    assert said.startswith(f"{folder / CONFIG}: fields of this {FORMS[form].family} config that do")
+    assert said.endswith("Was the file edited? Take the one that save_pretrained wrote.")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_should_not_have(number, tmp_path):
+    """Python reads them all the same."""
+    folder = save(tmp_path, lora_alpha=12345)
+    text = (folder / CONFIG).read_text().replace("12345", number)
+    (folder / CONFIG).write_text(text)
+    assert "lora_alpha is " in (said := refused(CheckpointError, folder))
+    assert "expected a finite number" in said
+
+
+@pytest.mark.parametrize(
+    ("form", "field"),
+    [
+        ("lora", "r"),
+        ("lora", "lora_alpha"),
+        ("adalora", "init_r"),
+        ("loha", "alpha"),
+        ("lokr", "r"),
+        ("oft", "eps"),
+        ("oft", "num_cayley_neumann_terms"),
+    ],
+)
+@pytest.mark.parametrize("null", [True, False])
+def test_a_field_that_must_be_there(form, field, null, tmp_path):
+    """PEFT writes it always; a default of ours would be a guess."""
+    folder = save(tmp_path, form)
+    values = json.loads((folder / CONFIG).read_text())
+    values |= {field: None}
+    if not null:
+        del values[field]
+    (folder / CONFIG).write_text(json.dumps(values))
+    assert f"{field} is missing, expected " in refused(CheckpointError, folder)
+
+
+def test_wrong_fields_are_listed_together(tmp_path):
+    """And refused ones before them."""
+    said = refused(CheckpointError, save(tmp_path, r=0, use_dora="yes", lora_alpha=None))
+    assert [line.split()[0] for line in said.splitlines()[1:-1]] == ["lora_alpha", "r", "use_dora"]
+    said = refused(UnsupportedError, save(tmp_path, r=0, kasa_config={}, mystery=3))
+    assert "kasa_config = {}" in said and "mystery = 3" in said and "r is 0" not in said
+
+
+# -------------------------------------------------------------------------------- refused fields
+
+
+def test_unknown_fields(tmp_path):
+    """What a newer PEFT adds is fine while it is off."""
+    off = {"new_a": None, "new_b": False, "new_c": "", "new_d": [], "new_e": {}}
+    assert jaxmix.load(save(tmp_path, **off)).sites == (SITE,)
+    for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
+        said = refused(UnsupportedError, save(tmp_path, new_a=on, **{"new_b": False}))
+        assert (
+            f"\n  new_a = {json.dumps(on)}: not a field that this version of jaxmix knows. If it "
+            "does not change the weights, take it out of the file." in said
+        )
+        assert "new_b" not in said
+    assert f"new_a = {json.dumps('x' * 99)[:57]}…: not" in refused(
+        UnsupportedError, save(tmp_path, new_a="x" * 99)
+    )
+
+
+REFUSED = [(family, field) for family, fields in FAMILY_FIELDS.items() for field in fields.refused]
+
+
+@pytest.mark.parametrize(("family", "field"), REFUSED)
+def test_refused_fields(family, field, tmp_path):
+    """On: refused with a reason and what to do. Off, as PEFT sees it: read."""
+    form = next(name for name, form in FORMS.items() if form.family == family)
+    refusal = FAMILY_FIELDS[family].refused[field]
+    said = refused(UnsupportedError, save(tmp_path, form, **{field: [7]}))
+    assert f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix can't honour" in said
+    assert f"\n  {field} = [7]: {refusal.why}. {refusal.todo}" in said
+    assert len(refusal.why) > 20 and len(refusal.todo) > 10
+    for off in (None, False):
+        assert jaxmix.load(save(tmp_path, form, **{field: off})).sites == (SITE,)
+    # PEFT makes a config of its defaults from an empty object, and takes [] for no layers.
+    for empty in ([], {}):
+        folder = save(tmp_path, form, **{field: empty})
+        if refusal.is_off_when_empty:
+            assert jaxmix.load(folder).sites == (SITE,)
+        else:
+            assert f"{field} = " in refused(UnsupportedError, folder)
+
+
+@pytest.mark.parametrize("name", REFUSED_TYPES)
+def test_refused_types(name, tmp_path):
+    """Each with its reason and what to do."""
+    said = refused(UnsupportedError, save(tmp_path, peft_type=name))
+    assert said.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
+    assert any(todo in said for todo in ("Keep it in PEFT", "mix them with", "Merge it with PEFT"))
+
+
+@pytest.mark.parametrize(("name", "near"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")])
+def test_unknown_types(name, near, tmp_path):
+    """The six are named, and the nearest of them."""
+    said = refused(UnsupportedError, save(tmp_path, peft_type=name))
+    assert f"peft_type {name!r} is unknown, expected one of LORA, ADALORA, LOHA, LOKR, OFT" in said
+    assert said.endswith(f"Did you mean {near!r}?")
+    said = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
+    assert said.endswith("expected one of LORA, ADALORA, LOHA, LOKR, OFT, SHIRA.")
+
+
+@pytest.mark.parametrize(
+    "init", [True, False, None, "gaussian", "eva", "mica", "orthogonal", "EVA"]
+)
+def test_inits_that_leave_the_base(init, tmp_path):
+    """They choose factors only."""
+    assert jaxmix.load(save(tmp_path, init_lora_weights=init)).sites == (SITE,)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "lora_ga"])
+def test_inits_that_change_the_base(init, tmp_path):
+    """What was taken off, and how PEFT turns such an adapter into a plain one."""
+    said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
+    assert f"init_lora_weights = {init!r}: it took the initial factors' product off" in said
+    assert "path_initial_model_for_weight_conversion=folder" in said
+    # AdaLoRA has no init but its own, whatever the field says.
+    assert jaxmix.load(save(tmp_path, "adalora", init_lora_weights=init)).sites == (SITE,)
+
+
+def test_inits_that_are_quantized_or_unknown(tmp_path):
+    """LoftQ's base is gone; of an init that nobody knows one can't tell."""
+    said = refused(UnsupportedError, save(tmp_path, init_lora_weights="loftq"))
+    assert "LoftQ replaced the base's weights by quantized ones" in said
+    assert "Merge it with PEFT (merge_and_unload) and use the merged model as the base." in said
+    for init in ("evaporate", "gaussian2", 3):
+        said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
+        assert f"init_lora_weights = {init!r}: unknown; it may have changed the base" in said
+
+
+@pytest.mark.parametrize(
+    ("missing", "fields", "why", "todo"),
+    [
+        ("oft_block_size", {}, "saved by peft 0.13 or older", "with that version of PEFT"),
+        ("use_cayley_neumann", {}, "saved by peft 0.14 or 0.15", "with that version of PEFT"),
+        (
+            "peft_version",
+            {"use_cayley_neumann": True},
+            "use_cayley_neumann = true with peft_version = None: before peft 0.18",
+            "Merge it with peft 0.17, or train it again.",
+        ),
+        (
+            None,
+            {"use_cayley_neumann": True, "peft_version": "0.17.2.dev0@abc"},
+            "with peft_version = '0.17.2.dev0@abc': before peft 0.18",
+            "train it again",
+        ),
+        (None, {"use_cayley_neumann": True, "peft_version": 18}, "peft_version = 18", "train it"),
+    ],
+)
+def test_old_oft(missing, fields, why, todo, tmp_path):
+    """Twice the formula changed, and the files' tensors with it once."""
+    folder = save(tmp_path, "oft", **fields)
+    values = json.loads((folder / CONFIG).read_text())
+    values.pop(missing, None)
+    (folder / CONFIG).write_text(json.dumps(values))
+    said = refused(UnsupportedError, folder)
+    assert why in said and todo in said
+
+
+def test_oft_that_did_not_change(tmp_path):
+    """The exact Cayley transform is the same since 0.16; the series since 0.18."""
+    for fields in (
+        {"peft_version": None},
+        {"use_cayley_neumann": True, "peft_version": "0.18.0"},
+        {"use_cayley_neumann": True, "peft_version": "1.0.0"},
+    ):
+        assert jaxmix.load(save(tmp_path, "oft", **fields)).sites == (SITE,)

@@ -1,0 +1,250 @@
+"""Every family and form: a good folder is read as it stands, a misshaped one is refused."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import JaxmixError
+from jaxmix.errors import AdapterError, CheckpointError, ShapeError, UnsupportedError
+
+from .folders import FORMS, SITE, factors, keyed, params, refused, save
+
+FACTORS = [(name, factor) for name, form in FORMS.items() for factor in form.shapes]
+# Where only a weight tells, the family does the talking, by the names of its own.
+NAMED = {
+    "lora_embedding_A": "lora_B",
+    "lora_embedding_B": "lora_A",
+    "oft_embedding_R.weight": "oft_R",
+    "lokr_t2": "lokr_w2",
+}
+ids = {"ids": lambda value: value}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_good_folder(name, tmp_path):
+    """It is read, changes the weight, and the folder's name is the adapter's."""
+    form = FORMS[name]
+    adapter = jaxmix.load(save(tmp_path / name, form))
+    assert adapter.name == name and adapter.sites == (SITE,)
+    base = params(form)
+    out = jaxmix.compose(base, [adapter])
+    assert out[f"{SITE}.weight"].shape == form.weight
+    assert np.abs(np.asarray(out[f"{SITE}.weight"]) - base[f"{SITE}.weight"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_the_dtype_of_the_file_is_kept_bit_for_bit(dtype, tmp_path):
+    """Also bfloat16, which NumPy does not know by itself, and float64 without JAX's x64."""
+    made = factors(FORMS["lora"], np.dtype(dtype))
+    adapter = jaxmix.load(save(tmp_path, "lora", keyed(made)))
+    update = adapter.updates[SITE]
+    for got, saved in ((update.a, made["lora_A.weight"]), (update.b, made["lora_B.weight"])):
+        assert got.dtype == np.dtype(dtype) and got.tobytes() == saved.tobytes()
+
+
+def broken(form_name, factor, change, tmp_path):
+    """The error for one factor changed: at load, or at compose where only a weight tells."""
+    form = FORMS[form_name]
+    made = factors(form)
+    made[factor] = change(made[factor])
+    folder = save(tmp_path, form, keyed(made))
+    with pytest.raises(JaxmixError) as caught:
+        jaxmix.compose(params(form), [jaxmix.load(folder)])
+    assert caught.type is ShapeError
+    text = str(caught.value)
+    assert SITE in text and "expected" in text and text.rstrip().endswith("?")
+    return text
+
+
+@pytest.mark.parametrize("axis", ["first", "last"])
+@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+def test_a_factor_of_a_wrong_size(form, factor, axis, tmp_path):
+    """One more on an axis: the site, what was found and what was expected are named."""
+    shape = FORMS[form].shapes[factor]
+    at = 0 if axis == "first" else len(shape) - 1
+    text = broken(form, factor, lambda x: np.concatenate([x, x.take([0], at)], at), tmp_path)
+    stem = factor.removesuffix(".weight").removesuffix("_a").removesuffix("_b")
+    assert stem in text or NAMED.get(factor, stem) in text
+
+
+@pytest.mark.parametrize("change", ["empty", "flat", "axis"])
+@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+def test_a_factor_of_a_wrong_rank(form, factor, change, tmp_path):
+    """Empty, as saves of shards write them; flat; with an axis too many."""
+    shape = FORMS[form].shapes[factor]
+    new = {"empty": (0,), "flat": (math.prod(shape),), "axis": (1, *shape)}[change]
+    if new == shape or (factor, new) == ("lora_magnitude_vector", (1, 6)):  # a convolution's
+        pytest.skip("a shape that PEFT writes")
+    text = broken(form, factor, lambda x: np.resize(x, new), tmp_path)
+    # A whole w2 of three axes is a Conv1d's, and the weight tells.
+    assert factor.split(".")[0] in text and (str(new) in text or factor == "lokr_w2")
+
+
+@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+def test_a_factor_is_a_scalar(form, factor, tmp_path):
+    """No axis at all."""
+    assert "()" in broken(form, factor, lambda x: x.reshape(-1)[0], tmp_path)
+
+
+@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+def test_a_factor_is_missing(form, factor, tmp_path):
+    """What remains is named, and so is what is missing."""
+    made = factors(FORMS[form])
+    if len(made) == 1:
+        pytest.skip("without it there is no adapter")
+    del made[factor]
+    if factor == "lokr_t2":
+        pytest.skip("without it, it is another form")
+    text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
+    assert str(tmp_path) in text and SITE in text
+    assert "expected" in text or "missing" in text
+    assert factor.removesuffix("_a").removesuffix("_b") in text
+
+
+@pytest.mark.parametrize(
+    ("form", "field"),
+    [("lora", "r"), ("adalora", "init_r"), ("loha", "r"), ("lokr-low", "r"), ("lokr-tucker", "r")],
+)
+def test_a_rank_that_disagrees_with_the_config(form, field, tmp_path):
+    """The config's rank is the one that PEFT builds, so the factors must have it."""
+    text = refused(ShapeError, save(tmp_path, form, **{field: 3}))
+    assert "(2, 4)" in text or "(2, 2" in text
+    assert "expected (3" in text or "expected (·, 3" in text or "expected rank 3" in text
+
+
+def test_a_rank_by_pattern(tmp_path):
+    """The first pattern that matches the path's end counts, as in PEFT."""
+    patterns = {"other": 5, "pro": 6, r"layer\.\w+": 2, "proj": 7}
+    update = jaxmix.load(
+        save(tmp_path, r=9, rank_pattern=patterns, alpha_pattern={"proj": 5})
+    ).updates[SITE]
+    assert update.scale == 2.5
+    text = refused(ShapeError, save(tmp_path, r=2, rank_pattern={"proj": 4}))
+    assert "lora_A.weight has shape (2, 4), expected (4, ·)" in text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("form", ["lora", "loha", "lokr", "adalora", "oft", "shira"])
+def test_a_factor_that_is_not_finite(form, dtype, value, tmp_path):
+    """It names the file, the keys, how many numbers, and what to do."""
+    made = factors(FORMS[form])
+    name = next(iter(made))
+    made[name] = made[name].astype(dtype)
+    made[name].reshape(-1)[-1] = value
+    text = refused(AdapterError, save(tmp_path, form, keyed(made)))
+    assert str(tmp_path / "adapter_model.safetensors") in text
+    assert f"{SITE}.{name}: 1 of {made[name].size}" in text
+    assert "Expected finite factors" in text and "Take an earlier checkpoint" in text
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool", "float8_e4m3fn"])
+def test_a_quantized_factor(dtype, tmp_path):
+    """Its dtype is named, and what is expected."""
+    made = keyed(factors(FORMS["lora"]))
+    key = next(iter(made))
+    made[key] = made[key].astype(dtype)
+    text = refused(CheckpointError, save(tmp_path, tensors=made))
+    assert (
+        f"{key}: {dict(float8_e4m3fn='F8_E4M3', int8='I8', uint8='U8').get(dtype, 'BOOL')}" in text
+    )
+    assert "expected float64, float32, float16 or bfloat16" in text
+    assert "Save the adapter unquantized" in text
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_an_integer_factor(dtype, tmp_path):
+    """Integers are positions of SHiRA and nothing else."""
+    made = keyed(factors(FORMS["lora"]))
+    key = next(iter(made))
+    made[key] = made[key].astype(dtype)
+    assert f"{key}: {dtype}, expected floats" in refused(
+        CheckpointError, save(tmp_path, tensors=made)
+    )
+
+
+@pytest.mark.parametrize("bad", [-1, 0.5, 2**31, 1e20])
+def test_positions_that_are_none(bad, tmp_path):
+    """PEFT on Windows writes them as floats, and then they must be whole numbers still."""
+    made = factors(FORMS["shira"])
+    made["shira_indices"] = made["shira_indices"].astype(np.float64)
+    assert jaxmix.load(save(tmp_path, "shira", keyed(made))).updates[SITE].indices.dtype == np.int32
+    made["shira_indices"][1, 2] = bad
+    text = refused(CheckpointError, save(tmp_path, "shira", keyed(made)))
+    assert f"{SITE}: shira_indices are not all whole numbers from 0 on. Save it again" in text
+
+
+def test_positions_beyond_the_weight(tmp_path):
+    """What lies outside is named when the weight is there."""
+    made = factors(FORMS["shira"])
+    made["shira_indices"][1, 0] = 4
+    adapter = jaxmix.load(save(tmp_path, "shira", keyed(made)))
+    with pytest.raises(ShapeError, match=r"from 0 to 4, expected rows below 6 and columns below 4"):
+        jaxmix.compose(params(FORMS["shira"]), [adapter])
+
+
+@pytest.mark.parametrize(
+    ("form", "factor", "flag"),
+    [("dora", "lora_magnitude_vector", "use_dora"), ("lora-bias", "lora_B.bias", "lora_bias")],
+)
+def test_a_factor_that_the_config_does_not_know(form, factor, flag, tmp_path):
+    """PEFT would drop it without a word, or draw it anew."""
+    text = refused(CheckpointError, save(tmp_path, form, **{flag: False}))
+    assert f"{SITE}: {factor} is there, but {flag} is false in the config" in text
+    made = factors(FORMS[form])
+    del made[factor]
+    text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
+    assert f"{SITE}: {factor} is missing, but {flag} is true in the config" in text
+
+
+def test_a_convolution_in_groups(tmp_path):
+    """PEFT's LoRA of one is no weight of it."""
+    shapes = {"lora_A.weight": (2, 2, 3), "lora_B.weight": (6, 1, 1)}
+    made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    text = refused(UnsupportedError, save(tmp_path, tensors=keyed(made)))
+    assert f"{SITE}: lora_B has 1 of 2 ranks" in text
+    assert "no weight of the grouped convolution can do. Train it without that layer" in text
+
+
+def test_shared_blocks_are_one(tmp_path):
+    """With block_share PEFT stores a single block."""
+    text = refused(ShapeError, save(tmp_path, "oft", block_share=True))
+    assert "oft_R.weight (2, 1), expected one block: block_share is true" in text
+
+
+def test_two_rotations_of_one_site(tmp_path):
+    """A site is an embedding or it is not."""
+    made = keyed({**factors(FORMS["oft"]), **factors(FORMS["oft-embedding"])})
+    text = refused(CheckpointError, save(tmp_path, "oft", made))
+    assert "oft_R.weight (2, 1), oft_embedding_R.weight (2, 1): expected one of them" in text
+
+
+def test_all_sites_are_listed_at_once(tmp_path):
+    """Under the first one's kind, with the file and what to do."""
+    made = {}
+    for i in range(3):
+        made |= keyed(factors(FORMS["lora"]), f"layers.{i}.q")
+    made["base_model.model.layers.1.q.lora_A.weight"] = np.ones((3, 4), np.float32)
+    del made["base_model.model.layers.2.q.lora_B.weight"]
+    text = refused(ShapeError, save(tmp_path, tensors=made))
+    assert text.startswith(
+        f"{tmp_path / 'adapter_model.safetensors'}: factors that make no LORA update:\n"
+        "  layers.1.q: lora_A.weight has shape (3, 4), expected (2, ·) with the config's rank 2\n"
+        "  layers.2.q: lora_B.weight missing beside lora_A.weight (2, 4)\n"
+        "Was the file edited, or saved before the shards"
+    )
+    assert "layers.0.q" not in text
+
+
+def test_a_rank_pruned_to_nothing_is_no_error(tmp_path):
+    """AdaLoRA may leave a site without any rank."""
+    masks = {f"{SITE}.lora_E": [False, False]}
+    made = {"lora_A": (0, 4), "lora_B": (6, 0), "lora_E": (0, 1)}
+    made = {name: np.zeros(shape, np.float32) for name, shape in made.items()}
+    adapter = jaxmix.load(save(tmp_path, "adalora", keyed(made), rank_pattern=masks))
+    base = params(FORMS["adalora"])
+    out = jaxmix.compose(base, [adapter])
+    assert jax.numpy.array_equal(out[f"{SITE}.weight"], base[f"{SITE}.weight"])

@@ -1,0 +1,203 @@
+"""Keys: each is used, or known to mean nothing, or refused in a list of all."""
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.families import LoRA, Replace, Together
+
+from .folders import FORMS, SITE, factors, keyed, params, refused, save
+
+ROOT = "base_model.model."
+WHOLE = np.full((5, 3), 2.0, np.float32)
+
+
+def lora(**more):
+    """The keys of a good LoRA, and more."""
+    return keyed(factors(FORMS["lora"])) | {
+        key.replace("__", "."): array for key, array in more.items()
+    }
+
+
+def test_the_prefix_may_be_missing(tmp_path):
+    """Some tools write bare module paths."""
+    bare = {key.removeprefix(ROOT): array for key, array in lora().items()}
+    assert jaxmix.load(save(tmp_path, tensors=bare)).sites == (SITE,)
+
+
+@pytest.mark.parametrize(
+    ("form", "bare"),
+    [
+        ("lora", "lora_A"),
+        ("dora", "lora_magnitude_vector"),
+        ("loha", "hada_w1_a"),
+        ("oft", "oft_R"),
+    ],
+)
+def test_a_stuck_adapter_name(form, bare, tmp_path):
+    """As in a state dict that was saved past save_pretrained."""
+    made = keyed(factors(FORMS[form]))
+    old = next(key for key in made if f".{bare}" in key)
+    new = old.replace(f".{bare}", f".{bare}.default")
+    made[new] = made.pop(old)
+    text = refused(CheckpointError, save(tmp_path, form, made))
+    assert f"{new}: the adapter's name 'default' is still in it; take it out of the key" in text
+    assert "Expected <module>.<parameter> with one of " in text
+    assert "as save_pretrained writes them" in text
+
+
+def test_keys_that_are_the_same_once_normalised(tmp_path):
+    """Which of the two counts can't be told."""
+    key = f"{ROOT}{SITE}.lora_A.weight"
+    double = lora() | {f"{SITE}.lora_A.weight": np.ones((2, 4), np.float32)}
+    text = refused(CheckpointError, save(tmp_path, tensors=double))
+    assert f"{SITE}.lora_A.weight: the same as {key}; keep one of the two" in text
+
+
+@pytest.mark.parametrize("other", ["loha", "oft", "shira", "adalora"])
+def test_keys_of_another_family(other, tmp_path):
+    """All of them are listed."""
+    made = keyed(factors(FORMS[other]))
+    text = refused(CheckpointError, save(tmp_path, "lora", lora() | made))
+    for key in made:
+        assert f"{key}: another family's parameter, or one that this version does not know" in text
+
+
+def test_a_key_that_means_nothing(tmp_path):
+    """Neither a parameter nor a leaf."""
+    text = refused(CheckpointError, save(tmp_path, tensors=lora(mystery__scale=WHOLE)))
+    assert "mystery.scale: no parameter of this family" in text
+
+
+def test_an_adapter_without_weights(tmp_path):
+    """A file with nothing in it, and one with copies of the base only."""
+    folder = save(tmp_path, tensors={})
+    text = refused(CheckpointError, folder)
+    assert f"{folder / 'adapter_model.safetensors'} holds no tensors, expected an adapter's" in text
+    folder = save(tmp_path, tensors={f"{ROOT}lm_head.weight": WHOLE})
+    text = refused(CheckpointError, folder)
+    assert f"{folder} holds no weights of a LORA adapter, expected lora_A.weight, " in text
+    assert "Was it saved before the adapter was added, or by one rank only?" in text
+
+
+# ------------------------------------------------------------------ leaves that were saved whole
+
+
+def test_modules_to_save_replace(tmp_path):
+    """PEFT finds modules by the ends of their paths, without a dot: "head" is lm_head too."""
+    made = lora(lm_head__weight=WHOLE, lm_head__bias=WHOLE[:, 0])
+    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["head", "absent"]))
+    replaced = adapter.updates["lm_head"]
+    assert isinstance(replaced, Replace)
+    assert np.array_equal(replaced.weight, WHOLE) and np.array_equal(replaced.bias, WHOLE[:, 0])
+
+
+def test_leaves_of_saved_modules_under_any_name(tmp_path):
+    """A running mean is a leaf as well; an integer counter can't be mixed."""
+    made = lora(norm__running_mean=WHOLE[:, 0])
+    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["norm"]))
+    assert np.array_equal(adapter.updates["norm.running_mean"].weight, WHOLE[:, 0])
+    made |= {"norm.num_batches_tracked": np.array(3, np.int64)}
+    text = refused(UnsupportedError, save(tmp_path, tensors=made, modules_to_save=["norm"]))
+    assert "norm.num_batches_tracked: a buffer of int64, which jaxmix can't mix; leave it" in text
+
+
+def test_modules_to_save_that_are_not_there(tmp_path):
+    """The config promises what the file does not hold."""
+    folder = save(tmp_path, modules_to_save=["score"])
+    text = refused(CheckpointError, folder)
+    assert f"{folder / 'adapter_config.json'}: modules_to_save is ['score'], but the file" in text
+    assert "has none of their leaves. Save it again, or set modules_to_save to null" in text
+
+
+def test_the_wrapper_that_peft_writes_beside_a_saved_module(tmp_path):
+    """With new tokens PEFT writes each saved embedding three times, and reads one."""
+    made = lora(
+        lm_head__weight=WHOLE,
+        lm_head__modules_to_save__weight=WHOLE,
+        lm_head__original_module__weight=0 * WHOLE,
+    )
+    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["lm_head"]))
+    assert adapter.sites == (SITE, "lm_head")
+    assert np.array_equal(adapter.updates["lm_head"].weight, WHOLE)
+    del made["lm_head.weight"]
+    text = refused(CheckpointError, save(tmp_path, tensors=made, modules_to_save=["lm_head"]))
+    assert (
+        "lm_head.modules_to_save.weight: a part of PEFT's wrapper, but lm_head.weight, which PEFT "
+        "reads, is not there" in text
+    )
+
+
+@pytest.mark.parametrize("key", ["lm_head.weight", "lm_head.base_layer.weight"])
+def test_a_copy_of_the_base(key, tmp_path):
+    """It goes under the adapters: nothing changes where the base is that one already."""
+    adapter = jaxmix.load(save(tmp_path, tensors=lora() | {ROOT + key: WHOLE}))
+    base = {**params(FORMS["lora"]), "lm_head.weight": WHOLE - 1}
+    before = jaxmix.Adapter({"lm_head": LoRA(np.ones((1, 3)), np.ones((5, 1)), 1.0)}, name="before")
+    out = jaxmix.compose(base, [before, adapter])
+    assert np.allclose(out["lm_head.weight"], WHOLE + 1)
+    with pytest.raises(
+        jaxmix.errors.ShapeError, match=r"(?s)shape \(5, 3\), expected \(4, 3\).*voc"
+    ):
+        jaxmix.compose({**base, "lm_head.weight": WHOLE[:4]}, [adapter])
+
+
+def test_a_trained_bias_comes_first(tmp_path):
+    """PEFT puts it into the base, under the adapter."""
+    made = lora() | {f"{ROOT}{SITE}.base_layer.bias": np.ones(6, np.float32)}
+    update = jaxmix.load(save(tmp_path, tensors=made, bias="all")).updates[SITE]
+    assert isinstance(update, Together)
+    assert [type(part) for part in update.parts] == [Replace, LoRA]
+
+
+@pytest.mark.parametrize("leaf", ["weight", "bias"])
+def test_a_plain_leaf_beside_factors(leaf, tmp_path):
+    """PEFT would not read it: it looks below the wrapper."""
+    made = lora() | {f"{ROOT}{SITE}.{leaf}": np.ones((6, 4)[: 1 + (leaf == "weight")], np.float32)}
+    text = refused(CheckpointError, save(tmp_path, tensors=made, bias="all"))
+    expected = f"PEFT reads {SITE}.base_layer.{leaf} of a module with factors; rename it"
+    assert f"{ROOT}{SITE}.{leaf}: {expected}" in text
+
+
+# ------------------------------------------------------------------------- what is not read yet
+
+
+def test_what_training_alone_needs_is_left_out(tmp_path):
+    """VeLoRA's direction and MonteCLoRA's distribution change no forward."""
+    made = lora() | {
+        f"{ROOT}{SITE}.lora_velora_embed": np.ones(4, np.float32),
+        f"{ROOT}{SITE}.lora_monteclora_sampler.expert_weights": np.ones(8, np.float32),
+    }
+    assert jaxmix.load(save(tmp_path, tensors=made)).updates[SITE].family == "LoRA"
+    made = keyed(factors(FORMS["loha"])) | {
+        f"{ROOT}{SITE}.lora_velora_embed": np.ones(4, np.float32)
+    }
+    assert "another family's parameter" in refused(CheckpointError, save(tmp_path, "loha", made))
+
+
+@pytest.mark.parametrize(
+    ("form", "key", "why"),
+    [
+        (
+            "lora",
+            "embed.token_adapter.trainable_tokens_delta",
+            "trained tokens come in a later version; merge them with PEFT",
+        ),
+        ("oft", "q.oft_r", "the OFT of peft 0.15 or older, another formula; merge it with that"),
+        ("oft", "q.oft_s", "the OFT of peft 0.15 or older, another formula; merge it with that"),
+        (
+            "lora",
+            "attn.base_layer.out_proj.lora_A.weight",
+            "a part of a wrapped module (torch's MultiheadAttention, or several "
+            "target_parameters), which jaxmix does not read; leave that module out",
+        ),
+    ],
+)
+def test_what_is_not_read_yet(form, key, why, tmp_path):
+    """Each with its reason and what to do; an UnsupportedError as long as nothing else is wrong."""
+    made = keyed(factors(FORMS[form])) | {key: WHOLE}
+    assert f"{key}: {why}" in refused(UnsupportedError, save(tmp_path, form, made))
+    made |= {"mystery.scale": WHOLE}
+    text = refused(CheckpointError, save(tmp_path, form, made))
+    assert f"{key}: {why}" in text and "mystery.scale: no parameter" in text
