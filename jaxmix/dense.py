@@ -108,21 +108,24 @@ def _tied(tree: Tree, words: Mapping[str, Word], table: Layout) -> Iterator[str]
     With a layout of jaxmix's own the names tell; a user's says it where it has the head in the same
     leaf.
     """
+    by_name = table in LAYOUTS.values()
+    heads: dict[str, str] = {}
+    for head in () if by_name else HEADS:
+        heads.update({p.leaf: head for p in table.places(head, "weight") if p.leaf in tree.where})
     for site, word in words.items():
         if not any(update.has_weight for _, update in word):
             continue
-        if table in LAYOUTS.values():
+        if by_name:
             if problem := tied_problem(site, tree.where):
                 yield problem
             continue
-        leaves = {place.leaf for place in table.places(site, "weight")} & tree.where.keys()
-        for head in HEADS:
-            both = leaves & {place.leaf for place in table.places(head, "weight")}
-            if both and head != site:
+        for place in table.places(site, "weight"):
+            head = heads.get(place.leaf, site)
+            if head != site:
                 yield (
-                    f"{site}: the layout {table.name!r} has {head} in the same leaf "
-                    f"{', '.join(both)}. PEFT's forward changes one side only: give the head a "
-                    "leaf and a rule of its own, or none"
+                    f"{site}: the layout {table.name!r} has {head} in the same leaf {place.leaf}. "
+                    "PEFT's forward changes one side only: give the head a leaf and a rule of its "
+                    "own, or none"
                 )
 
 
@@ -203,7 +206,7 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, Wor
     size = (shape[0], int(np.prod(shape[1:], dtype=int)))
     says_so = any(update.transposed for _, update in site.word) and len(shape) == 2
     by_name = len(shape) == 2 and place.index is None and place.axes in (None, KERNEL)
-    out_axis = tree.out_axis(place.leaf) if by_name else None
+    out_axis = tree.out_axes.of(place.leaf) if by_name else None
     # Each way to read it: the form, the matrix, and whether PyTorch has it as (in, out).
     ways: list[tuple[Form, tuple[int, int], bool]]
     if place.axes is None:

@@ -14,7 +14,7 @@ from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place, leaf_names
 from jaxmix.plan import Word
 
-__all__ = ["Site", "Tree", "located", "shared"]
+__all__ = ["OutAxes", "Site", "Tree", "located", "shared"]
 
 _SHOWN = 20
 
@@ -48,40 +48,52 @@ class Tree:
         """The leaf at a place."""
         return self.leaves[self.where[place.leaf]]
 
-    def out_axis(self, name: str) -> int | None:
-        """Which axis of a linear layer's weight is its output: the one of its bias's size.
+    @cached_property
+    def out_axes(self) -> "OutAxes":
+        """Which axis of a linear layer's weight is its output."""
+        shapes = {name: getattr(self.leaves[i], "shape", ()) for name, i in self.where.items()}
+        return OutAxes(shapes)
 
-        A square weight says nothing; then its namesakes do (``mlp.c_proj`` for ``attn.c_proj``).
-        PyTorch has it first and Flax last, but GPT-2's Conv1D and its Flax port do not.
 
-        Args:
-            name: the leaf's.
+class OutAxes:
+    """Which axis of a linear layer's weight is its output: the one of its bias's size.
 
-        Returns:
-            0 or 1; None if the tree does not tell.
-        """
-        own = self._out_axis(name)
-        if own is not None:
-            return own
-        said = self._namesakes[_kind(name)]
+    A square weight says nothing; then its namesakes do (``mlp.c_proj`` for ``attn.c_proj``).
+    PyTorch has that axis first and Flax last, but GPT-2's Conv1D and its Flax port do not.
+
+    Args:
+        shapes: the shape of each leaf, by its dotted name.
+
+    Example:
+        >>> shapes = {"mlp.c_proj.weight": (6, 4), "mlp.c_proj.bias": (4,)}
+        >>> axes = OutAxes({**shapes, "attn.c_proj.weight": (4, 4), "attn.c_proj.bias": (4,)})
+        >>> axes.of("mlp.c_proj.weight"), axes.of("attn.c_proj.weight")
+        (1, 1)
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        self._shapes = shapes
+
+    def of(self, name: str) -> int | None:
+        """0 or 1 for a leaf; None if the tree does not tell."""
+        own = self._own(name)
+        said = {own} if own is not None else self._namesakes[_kind(name)]
         return next(iter(said)) if len(said) == 1 else None
 
     @cached_property
     def _namesakes(self) -> dict[tuple[str, ...], set[int]]:
-        """The output axes of the weights of each kind, by `_kind`."""
+        """What the weights of each kind say, by `_kind`."""
         said: dict[tuple[str, ...], set[int]] = defaultdict(set)
-        for name in self.where:
-            if name.endswith((".weight", ".kernel")) and (axis := self._out_axis(name)) is not None:
+        for name in self._shapes:
+            if name.endswith((".weight", ".kernel")) and (axis := self._own(name)) is not None:
                 said[_kind(name)].add(axis)
         return said
 
-    def _out_axis(self, name: str) -> int | None:
-        shape = getattr(self.leaves[self.where[name]], "shape", ())
-        bias = self.where.get(f"{name.rpartition('.')[0]}.bias")
-        size = None if bias is None else getattr(self.leaves[bias], "shape", None)
-        if len(shape) != 2 or size is None or len(size) != 1 or shape.count(size[0]) != 1:
+    def _own(self, name: str) -> int | None:
+        shape, bias = self._shapes[name], self._shapes.get(f"{name.rpartition('.')[0]}.bias", ())
+        if len(shape) != 2 or len(bias) != 1 or shape.count(bias[0]) != 1:
             return None
-        return shape.index(size[0])
+        return shape.index(bias[0])
 
 
 def _kind(name: str) -> tuple[str, ...]:
