@@ -126,9 +126,10 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
             f"{where}: fields of a {kind!r} rope, each expected as a positive number:"
             f"{listing(wrong)}\nWas the file edited?"
         )
-    # transformers rounds the exponent to float32; at long positions that can be seen.
+    # Rounded to float32 where transformers rounds: far into a text an ulp can be seen.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    omega, scale = scaling(float(filled["rope_theta"]) ** -exponents.astype(np.float64), filled)
+    powers = np.power(filled["rope_theta"], exponents, dtype=np.float64).astype(np.float32)
+    omega, scale = scaling((1 / powers).astype(np.float64), filled)
     return Rope(kind, tuple(np.asarray(omega, np.float32).tolist()), scale)
 
 

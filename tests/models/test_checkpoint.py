@@ -1,44 +1,23 @@
 """The files of a folder: single, in shards, damaged."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from jaxmix.errors import CheckpointError
 from jaxmix.models import read_config, read_tensors, tensor_files
 
-from . import tiny
+from .tiny import write
 
 TENSORS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "a.weight": np.arange(4).astype(ml_dtypes.bfloat16),
     "c.bias": np.ones((1, 5), np.float16),
 }
-
-
-def write(folder: Path, tensors: Mapping[str, np.ndarray], shards: int = 1, **fields: Any) -> Path:
-    """A Hugging Face folder with these tensors, in so many files."""
-    folder.mkdir(exist_ok=True)
-    config = {"model_type": "llama", **tiny.FIELDS, **tiny.KINDS["llama"], **fields}
-    (folder / "config.json").write_text(json.dumps(config))
-    if shards == 1:
-        save_file(dict(tensors), folder / "model.safetensors")
-        return folder
-    weight_map = {}
-    for i in range(shards):
-        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = dict(list(tensors.items())[i::shards])
-        save_file(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 def reindex(folder: Path, **changes: Any) -> Path:

@@ -58,6 +58,19 @@ def test_each_scaling_shows(case: str, tmp_path: Path) -> None:
     assert distance(logits_of(wrong, tokens), torch_logits(case, tokens)) > 1e-3
 
 
+def test_far_into_a_text(tmp_path: Path) -> None:
+    """Where an ulp of a frequency is a hundredth of a turn, the angles are still transformers'."""
+    for case in ("llama-theta", "llama-linear", "llama-llama3", "llama-yarn"):
+        theirs = torch_model(case).model.rotary_emb
+        ours = models.read_config(save(case, tmp_path)).rope
+        np.testing.assert_allclose(ours.frequencies, theirs.inv_freq.numpy(), rtol=2e-7)
+        assert ours.scale == pytest.approx(theirs.attention_scaling, rel=1e-12)
+    model, tokens = models.load(save("llama", tmp_path)), tokens_of(6)
+    positions = np.broadcast_to(np.arange(19) + 100_000, (2, 19))
+    expected = torch_logits("llama", tokens, position_ids=positions)
+    assert distance(logits_of(model, tokens, positions), expected) < NOISE
+
+
 @pytest.mark.parametrize("case", ["llama", "llama-linear", "llama-llama3", "llama-yarn"])
 def test_the_spelling_of_transformers_4(case: str, tmp_path: Path) -> None:
     config = models.read_config(save(case, tmp_path))

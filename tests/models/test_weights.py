@@ -14,7 +14,7 @@ from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.models import from_torch, load, to_torch
 
 from . import tiny
-from .test_checkpoint import write
+from .tiny import write
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

@@ -1,11 +1,15 @@
-"""Tiny decoders with random leaves, made without torch."""
+"""Tiny decoders with random leaves, and their folders, made without torch."""
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import save_file
 
 from jaxmix.models import Decoder, DecoderConfig, from_torch, read_config
 from jaxmix.models.decoder import skeleton
@@ -66,3 +70,22 @@ def tokens(seed: int = 0, rows: int = 2, count: int = 9) -> jax.Array:
     """Random tokens."""
     drawn = np.random.default_rng(seed).integers(0, FIELDS["vocab_size"], (rows, count))
     return jnp.asarray(drawn, jnp.int32)
+
+
+def write(folder: Path, tensors: Mapping[str, np.ndarray], shards: int = 1, **fields: Any) -> Path:
+    """A Hugging Face folder with these tensors, in so many files."""
+    folder.mkdir(exist_ok=True)
+    values = {"model_type": "llama", **FIELDS, **KINDS["llama"], **fields}
+    (folder / "config.json").write_text(json.dumps(values))
+    if shards == 1:
+        save_file(dict(tensors), folder / "model.safetensors")
+        return folder
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(tensors.items())[i::shards])
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
