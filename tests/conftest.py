@@ -17,9 +17,17 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 import jax
+from jaxtyping import install_import_hook
+
+from .house import checking
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Shapes and types of every call are checked in the rooms that compute. Not at the faces: these
+# refuse bad arguments in words of their own, which are tested. Import jaxmix only after this.
+CHECKED = ("operators", "affine", "plan", "models.layers", "models.rope")
+install_import_hook([f"jaxmix.{room}" for room in CHECKED], f"{checking.__name__}.check")
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)
