@@ -1,0 +1,305 @@
+"""Bad input through the face: strengths, names, params of another kind; and nothing is changed."""
+
+import copy
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, JaxmixError
+from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
+from jaxmix.families import LoRA, Replace
+
+from .converters.peft.folders import FORMS, SITE, factors, keyed, params, save
+
+
+def lora(sites=(SITE,), name="style", shape=(6, 4)):
+    """A LoRA of ones."""
+    update = LoRA(np.ones((2, shape[1]), np.float32), np.ones((shape[0], 2), np.float32), 1.0)
+    return Adapter(dict.fromkeys(sites, update), name=name)
+
+
+BASE = params(FORMS["lora"])
+
+
+# ---------------------------------------------------------------------------------- strengths
+
+NOT_STRENGTHS = {
+    "text": "1",
+    "bool": True,
+    "complex": 1j,
+    "nan": float("nan"),
+    "infinite": -float("inf"),
+    "list": [1.0],
+    "nested": [[1.0], [1.0]],
+    "array": np.ones(2),
+    "one": np.ones(1),
+    "jax": jnp.ones((1, 1)),
+    "jax bool": jnp.array(True),
+    "jax nan": jnp.array(jnp.nan),
+    "object": object(),
+    "numpy bool": np.bool_(True),
+    "type": float,
+    "dict": {},
+}
+WAYS = {
+    "load": lambda strength, folder: jaxmix.load(folder, strength=strength),
+    "times": lambda strength, folder: lora() * strength,
+    "from the left": lambda strength, folder: strength * lora(),
+    "mix times": lambda strength, folder: jaxmix.mix(lora()) * strength,
+    "mix": lambda strength, folder: jaxmix.mix(lora(), strength=strength),
+}
+
+
+@pytest.mark.parametrize("strength", NOT_STRENGTHS.values(), ids=NOT_STRENGTHS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_strength_that_is_no_real_scalar(way, strength, tmp_path):
+    """What it is, what is expected, what to write for several."""
+    if way == "mix" and (isinstance(strength, list) or np.ndim(strength) == 1):
+        pytest.skip("one for each argument: see below")
+    with pytest.raises(JaxmixError) as caught:
+        WAYS[way](strength, save(tmp_path))
+    assert caught.type is AdapterError
+    said = str(caught.value)
+    assert said.startswith("a strength is ")
+    assert "expected a real number or an array without axes" in said or said.endswith(
+        ", expected a finite number."
+    )
+
+
+@pytest.mark.parametrize(
+    "strength",
+    [
+        2,
+        -0.5,
+        0.0,
+        np.float32(2),
+        np.int8(3),
+        jnp.float32(2),
+        jnp.int32(2),
+        ml_dtypes.bfloat16(0.5),
+    ],
+)
+def test_a_strength_that_is_one(strength, tmp_path):
+    """Numbers of every library."""
+    for way in WAYS.values():
+        (part,) = way(strength, save(tmp_path)).parts
+        assert float(part.strength) == float(strength)
+
+
+def test_as_many_strengths_as_arguments():
+    """How many there are of each."""
+    for count in (0, 1, 3):
+        with pytest.raises(
+            AdapterError, match=rf"mix got {count} strengths for 2 adapters, expected"
+        ):
+            jaxmix.mix(lora(name="a"), lora(name="b"), strength=[1.0] * count)
+    with pytest.raises(AdapterError, match=r"a strength is 'x', expected a real number"):
+        jaxmix.mix(lora(name="a"), lora(name="b"), strength=[1.0, "x"])
+
+
+# ------------------------------------------------------------------------------ adapters, names
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jaxmix.mix(lora(), lora()),
+        lambda: jaxmix.mix(jaxmix.mix(lora()), 2 * lora()),
+        lambda: jaxmix.compose(BASE, [lora(), lora()]),
+        lambda: jaxmix.mix(jaxmix.mix(lora(), lora(name="b")), jaxmix.mix(lora(name="c"), lora())),
+    ],
+)
+def test_a_name_twice(make):
+    """Which, and two ways to give another."""
+    with pytest.raises(AdapterError) as caught:
+        make()
+    assert str(caught.value) == (
+        "two adapters of a mix have the name 'style'. Give each its own: "
+        "jaxmix.load(…, name='other') or adapter.renamed('other')."
+    )
+
+
+@pytest.mark.parametrize("thing", ["folder", None, 3, [lora()], {"a": 1}, BASE])
+def test_no_adapter(thing):
+    """What it is, and how to get one."""
+    for make in (lambda: jaxmix.mix(thing), lambda: jaxmix.compose(BASE, [thing])):
+        with pytest.raises(AdapterError) as caught:
+            make()
+        assert re.match(
+            rf"mix got {type(thing).__name__} .*, expected adapters and mixes", str(caught.value)
+        )
+        assert "Read one with jaxmix.load" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------- the base
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_base_of_another_size(name, axis, tmp_path):
+    """For every family: the site, the factor, both shapes, and the question."""
+    form = FORMS[name]
+    adapter = jaxmix.load(save(tmp_path, form))
+    base = params(form)
+    weight = base[f"{SITE}.weight"]
+    other = np.concatenate([weight, weight], axis)
+    if name == "shira":  # its positions lie in any weight that is large enough
+        other = weight[:3] if axis == 0 else weight[:, :2]
+    if name.startswith("oft") and axis == 0:
+        pytest.skip("a rotation of the input fits any number of rows")
+    with pytest.raises(ShapeError) as caught:
+        jaxmix.compose(base | {f"{SITE}.weight": other}, [adapter])
+    said = str(caught.value)
+    assert said.startswith(f"factors that do not fit the params:\n  {SITE}: ")
+    assert said.endswith("Was the adapter trained on another model, or on a base of another size?")
+    flat = (other.shape[0], other[0].size)
+    assert str(flat) in said and "expected" in said
+
+
+def test_a_scalar_for_a_weight():
+    """It has no axes."""
+    with pytest.raises(
+        LayoutError, match=rf"{SITE}.weight is a scalar, expected a tensor with axes"
+    ):
+        jaxmix.compose({f"{SITE}.weight": np.array(3, np.float32)}, [lora()])
+
+
+@pytest.mark.parametrize(
+    ("leaf", "found"),
+    [
+        (np.ones((6, 4), np.int8), "has dtype int8; dequantize or cast it first"),
+        (np.ones((6, 4), np.uint8), "has dtype uint8; dequantize or cast it first"),
+        (jnp.ones((6, 4), jnp.int32), "has dtype int32; dequantize or cast it first"),
+        (jnp.ones((6, 4), jnp.int4), "has dtype int4; dequantize or cast it first"),
+        (np.ones((6, 4), bool), "has dtype bool; dequantize or cast it first"),
+        (np.ones((6, 4), np.complex64), "has dtype complex64; dequantize or cast it first"),
+        (3.0, "is a float"),
+        ("weights.bin", "is a str"),
+    ],
+)
+def test_a_leaf_that_is_not_of_floats(leaf, found):
+    """Quantized, boolean, complex, or no array at all: each such site."""
+    base = {f"{SITE}.weight": leaf, "b.weight": leaf, "c.weight": np.ones((6, 4), np.float32)}
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(base, [lora([SITE, "b", "c"])])
+    said = str(caught.value)
+    assert said == (
+        "leaves that can't take an adapter, expected arrays of floats:\n"
+        f"  {SITE}: {SITE}.weight {found}\n  b: b.weight {found}"
+    )
+
+
+def test_a_weight_in_parts():
+    """A quantized weight is a little tree in many libraries."""
+    base = {SITE: {"weight": {"qvalue": np.ones((6, 4), np.int8), "scale": np.ones(6, np.float32)}}}
+    base = {"layer": {"proj": base[SITE]}}
+    with pytest.raises(
+        LayoutError, match=r"its weight is no single array but has parts \(layer.proj.w"
+    ):
+        jaxmix.compose(base, [lora()])
+
+
+def test_float64_without_x64():
+    """JAX would round it silently."""
+    with pytest.raises(
+        LayoutError, match=r"float64, which needs jax.config.update\('jax_enable_x64'"
+    ):
+        jaxmix.compose({f"{SITE}.weight": np.ones((6, 4))}, [lora()])
+
+
+def test_an_adapter_for_another_model():
+    """All sites, each with the leaves whose names are the nearest."""
+    base = {
+        f"model.layers.{i}.self_attn.{m}_proj.weight": np.ones((6, 4), np.float32)
+        for i in range(2)
+        for m in "qkv"
+    }
+    sites = [f"transformer.layers.{i}.attn.q_proj" for i in range(2)]
+    found = "model.layers.0.self_attn.v_proj"
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(base, [lora([*sites, found])])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == (
+        "2 sites of the adapters can't be placed in the params by the layout 'names':"
+    )
+    for line, site, i in zip(lines[1:3], sites, range(2), strict=True):
+        assert line.startswith(
+            f"  {site}: no leaf for its weight; the nearest are model.layers.{i}."
+        )
+        assert f"model.layers.{i}.self_attn.q_proj.weight" in line
+    assert lines[3] == (
+        "Was the adapter trained on another model? If the leaves have other names, give "
+        "layout=jaxmix.Layout(…) with rules."
+    )
+
+
+def test_params_with_nothing_in_them():
+    """Then there is no nearest leaf."""
+    with pytest.raises(LayoutError, match="the nearest are none: the tree is empty"):
+        jaxmix.compose({}, [lora()])
+
+
+def test_a_bias_that_the_base_does_not_have(tmp_path):
+    """What to add."""
+    adapter = jaxmix.load(save(tmp_path, "lora-bias"))
+    base = {f"{SITE}.weight": BASE[f"{SITE}.weight"]}
+    with pytest.raises(
+        LayoutError, match=r"changes its bias, but the tree has none there; add one of"
+    ):
+        jaxmix.compose(base, [adapter])
+
+
+def test_a_saved_module_of_another_size(tmp_path):
+    """As of a head for another number of labels."""
+    made = keyed(factors(FORMS["lora"])) | {"score.weight": np.ones((3, 4), np.float32)}
+    adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["score"]))
+    assert isinstance(adapter.updates["score"], Replace)
+    base = BASE | {"score.weight": np.ones((2, 4), np.float32)}
+    with pytest.raises(
+        ShapeError, match=r"score: saved weight has shape \(3, 4\), expected \(2, 4\)"
+    ):
+        jaxmix.compose(base, [adapter])
+
+
+# ------------------------------------------------------------------------- nothing is changed
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_arguments_are_left_alone(name, tmp_path):
+    """The dict, its arrays and the adapter's are the same objects with the same bytes."""
+    form = FORMS[name]
+    adapter, other = (jaxmix.load(save(tmp_path / n, form)) for n in "ab")
+    base = params(form) | {"other.weight": np.ones((2, 2), np.float32)}
+    leaves = [x for x in jax.tree.leaves((base, adapter, other)) if isinstance(x, np.ndarray)]
+    for leaf in leaves:
+        leaf.flags.writeable = False
+    keys, before = list(base), copy.deepcopy(leaves)
+    out = jaxmix.compose(base, [0.5 * adapter, -other])
+    jaxmix.mix(adapter, other, strength=[1.0, 2.0])(base)
+    assert list(base) == keys and out is not base
+    now = [x for x in jax.tree.leaves((base, adapter, other)) if isinstance(x, np.ndarray)]
+    assert all(a is b for a, b in zip(now, leaves, strict=True))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(now, before, strict=True))
+    assert out["other.weight"] is base["other.weight"]
+    assert (adapter.strength, other.strength) == (1.0, 1.0)
+
+
+def test_a_failure_changes_nothing_either(tmp_path):
+    """Not even with donate, where the first site is fine and the last is not."""
+    base = {f"{s}.weight": jnp.ones((6, 4)) for s in "ab"} | {"c.weight": jnp.ones((6, 5))}
+    with pytest.raises(ShapeError, match=r"(?s)c: .*Was the adapter trained on another model"):
+        jaxmix.compose(base, [lora("abc")], donate=True)
+    assert all(float(leaf.sum()) > 0 for leaf in base.values())
+
+
+def test_every_error_is_a_jaxmix_error_and_a_value_error(tmp_path):
+    """One name catches them all."""
+    for kind in (AdapterError, CheckpointError, LayoutError, ShapeError):
+        assert issubclass(kind, JaxmixError) and issubclass(kind, ValueError)
+    with pytest.raises(ValueError, match="has no adapter_config"):
+        jaxmix.load(tmp_path)
