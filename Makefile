@@ -42,7 +42,7 @@ docs: $(VENV)/.all ## write the pages in docs/ that are measured
 	@$(BIN)/python -m tests.parity.divergence_table
 
 bench: $(VENV)/.all ## compose against PEFT's merge, in one run
-	@$(BIN)/python -m tests.benchmarks $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)
 
 notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their outputs
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
