@@ -23,7 +23,7 @@ from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.families import Update
 from jaxmix.families.base import maps
 from jaxmix.layout import Part, Place
-from jaxmix.operators import Operator, Sum, Zero
+from jaxmix.operators import Hadamard, Operator, Sum, Zero
 
 __all__ = ["Form", "Word", "apply"]
 
@@ -131,6 +131,11 @@ def _strength(strength: Any, dtype: Any) -> Any:
     return np.asarray(strength, dtype)
 
 
+# A LoHa whose two products have ranks r₁ and r₂ is one low rank of r₁r₂ (Khatri-Rao), and then joins
+# the product of the other low ranks. Up to here that costs less than a pass of its own.
+_KHATRI_RAO = 64
+
+
 # ---------------------------------------------------------------- everything as one function
 
 
@@ -139,7 +144,7 @@ def _all(leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None)
     dtype = arithmetic(leaf.dtype)
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form)
-        made = maps(_cast(word, dtype), start, form.part)
+        made = [_thrifty(one) for one in maps(_cast(word, dtype), start, form.part)]
     tensor = form.tensor(leaf)
     now = tensor.astype(dtype)
     for work, operators in _passes(fold([m.T for m in made] if form.transposed else made)):
@@ -194,6 +199,7 @@ def _one_map(
     """One update's map, of the matrix as the leaf holds it."""
     with jax.default_matmul_precision("highest"):
         (made,) = maps([_cast((strength, update), dtype)], base, part)
+        made = _thrifty(made)
     return made.T if transposed else made
 
 
@@ -215,6 +221,14 @@ def _base(leaf: Array, base: Any, form: Form, base_form: Form | None) -> Base:
         return Base(None, (own.shape[0], 1), own)
     matrix = _cast(base_form.matrix(base), own.dtype)
     return Base(matrix, matrix.shape, own)
+
+
+def _thrifty(made: AffineMap) -> AffineMap:
+    """The map with its Δ in the structure that is cheapest to add to a dense weight."""
+    delta = made.shift
+    if isinstance(delta, Hadamard) and delta.left.rank * delta.right.rank <= _KHATRI_RAO:
+        return AffineMap(made.left, made.right, delta.low_rank())
+    return made
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
