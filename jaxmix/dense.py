@@ -73,7 +73,7 @@ def apply(
                 _array(leaves[at]),
                 one.word,
                 one.bias,
-                base=tree.leaf(reads) if reads else None,
+                base=_array(tree.leaf(reads)) if reads else None,
                 base_form=one.weight if reads else None,
             )
     counts = Counter(map(id, tree.leaves))

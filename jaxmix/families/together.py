@@ -46,6 +46,11 @@ class Together(Update):
         return any(part.reads_base for part in self.parts)
 
     @property
+    def is_base_side(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where one of them is."""
+        return any(part.is_base_side for part in self.parts)
+
+    @property
     def transposed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where one of them says so."""
         return any(part.transposed for part in self.parts)
