@@ -1,0 +1,123 @@
+"""Adapters that PEFT itself makes, saves and runs, for the tests that have it."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import jaxmix
+
+__all__ = [
+    "MHA",
+    "Experts",
+    "Linears",
+    "composed",
+    "difference",
+    "llama",
+    "quiet",
+    "reload",
+    "run",
+    "save",
+]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT's advice unheard; warnings are errors here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Linears(nn.Module):
+    """Two linear layers with a tanh between."""
+
+    def __init__(self) -> None:
+        """Draw the weights, always the same."""
+        super().__init__()
+        torch.manual_seed(0)
+        self.one = nn.Linear(12, 20)
+        self.two = nn.Linear(20, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Layer, tanh, layer."""
+        return self.two(torch.tanh(self.one(x)))
+
+
+class MHA(nn.Module):
+    """Torch's attention, whose input projection is no module."""
+
+    def __init__(self) -> None:
+        """One attention."""
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+
+class Experts(nn.Module):
+    """A stack of experts: two parameters of one module."""
+
+    def __init__(self) -> None:
+        """Three experts."""
+        super().__init__()
+        self.mlp = nn.Module()
+        self.mlp.up = nn.Parameter(torch.randn(3, 5, 4))
+        self.mlp.down = nn.Parameter(torch.randn(3, 4, 5))
+
+
+def llama(**options: Any) -> LlamaForCausalLM:
+    """A tiny Llama, always the same."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, **options})).eval()
+
+
+def save(model: nn.Module, config: Any, folder: Path, **options: Any) -> Any:
+    """Adapt a copy with PEFT, move every trained number, save; returns PEFT's model."""
+    with quiet():
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        draws = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, param in adapted.named_parameters():
+                if param.requires_grad and "ranknum" not in name:
+                    param.add_(0.3 * torch.randn(param.shape, generator=draws))
+        adapted.save_pretrained(str(folder), **options)
+    return adapted.eval()
+
+
+def reload(model: nn.Module, folder: Path) -> Any:
+    """PEFT's own reading of a folder."""
+    with quiet():
+        return peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+
+
+def run(model: Any) -> np.ndarray:
+    """The output for one input: tokens for a language model, numbers for the rest."""
+    torch.manual_seed(2)
+    with quiet(), torch.no_grad():
+        if any(isinstance(part, LlamaForCausalLM) for part in model.modules()):
+            return model(torch.arange(10)[None]).logits.numpy()
+        return model(torch.randn(5, 12)).numpy()
+
+
+def composed(model: nn.Module, folder: Path, params: Mapping[str, Any] | None = None) -> nn.Module:
+    """A copy of the pristine model with jaxmix's weights in it."""
+    state = params or {name: x.numpy().copy() for name, x in model.state_dict().items()}
+    out = jaxmix.compose(state, [jaxmix.load(folder)])
+    twin = copy.deepcopy(model)
+    twin.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in out.items()})
+    return twin.eval()
+
+
+def difference(ours: np.ndarray, truth: np.ndarray) -> float:
+    """The largest one, against the largest number of the truth."""
+    assert ours.shape == truth.shape
+    return float(np.abs(ours - truth).max() / np.abs(truth).max())

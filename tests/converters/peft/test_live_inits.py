@@ -1,0 +1,140 @@
+"""Initialisations that change the base: refused as they are, right once PEFT has converted them."""
+
+import copy
+import json
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+
+import jaxmix
+from jaxmix.errors import UnsupportedError
+
+from .folders import refused
+from .made import Linears, composed, difference, quiet, reload, run, save
+
+T = {"r": 3, "lora_alpha": 5, "target_modules": ["one", "two"]}
+MORE = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"two": 2}, "alpha_pattern": {"one": 9}},
+}
+OWN = {
+    "corda": lambda: {"corda_config": CordaConfig(corda_method="kpm")},
+    "lora_ga": lambda: {"lora_ga_config": LoraGAConfig()},
+}
+INITS = ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"]
+
+
+def trained(init, options, folder):
+    """An adapter as PEFT starts it, saved; then moved, as by training; and its model."""
+    base = Linears()
+    config = LoraConfig(**T, **options, init_lora_weights=init, **OWN.get(init, dict)())
+    x = torch.randn(5, 12, generator=torch.Generator().manual_seed(5))
+    with quiet():
+        if init == "corda":
+            preprocess_corda(base, config, run_model=lambda: base(x))
+        if init == "lora_ga":
+            preprocess_loraga(base, config, lambda: base(x).pow(2).sum().backward())
+        model = peft.get_peft_model(base, config)
+        model.save_pretrained(str(folder / "initial"))
+        with torch.no_grad():
+            for param in model.parameters():
+                if param.requires_grad:
+                    param.add_(0.1 * torch.randn(param.shape))
+    return model.eval()
+
+
+@pytest.mark.parametrize("options", MORE.values(), ids=MORE)
+@pytest.mark.parametrize("init", INITS)
+def test_what_changed_the_base(init, options, tmp_path):
+    """Over the original base the converted adapter is PEFT's forward; the other is refused."""
+    model = trained(init, options, tmp_path)
+    truth = run(model)
+    with quiet():
+        model.save_pretrained(str(tmp_path / "raw"))
+        model.save_pretrained(
+            str(tmp_path / "plain"),
+            path_initial_model_for_weight_conversion=str(tmp_path / "initial"),
+        )
+    said = refused(UnsupportedError, tmp_path / "raw")
+    assert f"init_lora_weights = {init!r}: it took the initial factors' product off" in said
+    assert difference(run(composed(Linears(), tmp_path / "plain")), truth) < 2e-6
+    assert jaxmix.load(tmp_path / "plain").updates["one"].a.shape == (6, 12)
+    # And the refusal is needed: the factors alone, over the original base, are another model.
+    config = json.loads((tmp_path / "raw" / "adapter_config.json").read_text())
+    (tmp_path / "raw" / "adapter_config.json").write_text(
+        json.dumps(config | {"init_lora_weights": True})
+    )
+    assert difference(run(composed(Linears(), tmp_path / "raw")), truth) > 1e-2
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_the_error_says_to_do(init, tmp_path):
+    """With nothing but the trained folder and the base."""
+    config = LoraConfig(**T, init_lora_weights=init)
+    save(Linears(), config, tmp_path / "raw")
+    assert "get_peft_model on the base makes it again" in refused(
+        UnsupportedError, tmp_path / "raw"
+    )
+    model = reload(Linears(), tmp_path / "raw")
+    truth = run(model)
+    with quiet():
+        again = peft.get_peft_model(
+            Linears(), peft.PeftConfig.from_pretrained(str(tmp_path / "raw"))
+        )
+        again.save_pretrained(str(tmp_path / "again"))
+        model.save_pretrained(
+            str(tmp_path / "plain"),
+            path_initial_model_for_weight_conversion=str(tmp_path / "again"),
+        )
+    assert difference(run(composed(Linears(), tmp_path / "plain")), truth) < 2e-6
+
+
+def test_a_dora_loses_its_magnitude_when_converted(tmp_path):
+    """PEFT leaves it out of the file, and that is seen."""
+    model = trained("pissa", {"use_dora": True}, tmp_path)
+    with quiet():
+        model.save_pretrained(
+            str(tmp_path / "plain"),
+            path_initial_model_for_weight_conversion=str(tmp_path / "initial"),
+        )
+    with pytest.raises(
+        jaxmix.JaxmixError, match="lora_magnitude_vector is missing, but use_dora is"
+    ):
+        jaxmix.load(tmp_path / "plain")
+
+
+def test_eva_leaves_the_base_as_it_was(tmp_path):
+    """PEFT draws A from activations and sets ranks: the file fits the original base."""
+    base = Linears()
+    eva = EvaConfig(rho=2.0, adjust_scaling_factors=True)
+    config = LoraConfig(**{**T, "r": 2}, init_lora_weights="eva", eva_config=eva)
+    batch = torch.randn(64, 12, generator=torch.Generator().manual_seed(5))
+    with quiet():
+        model = peft.get_peft_model(copy.deepcopy(base), config)
+        peft.initialize_lora_eva_weights(
+            model,
+            dataloader=[batch] * 4,
+            forward_fn=lambda m, x: m(x),
+            prepare_model_inputs_fn=None,
+            prepare_layer_inputs_fn=None,
+            show_progress_bar=False,
+        )
+        for name, now in model.named_modules():
+            if hasattr(now, "base_layer"):
+                first = base.get_submodule(name.removeprefix("base_model.model."))
+                assert torch.equal(now.base_layer.weight, first.weight)
+        with torch.no_grad():
+            for param in model.parameters():
+                if param.requires_grad:
+                    param.add_(0.1 * torch.randn(param.shape))
+        model.save_pretrained(str(tmp_path))
+    truth = run(model.eval())
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"] == "eva"
+    assert difference(run(composed(Linears(), tmp_path)), truth) < 2e-6
+    assert difference(run(Linears()), truth) > 1e-2

@@ -1,0 +1,222 @@
+"""What is refused, in folders that PEFT itself wrote: the reason, what to do, and that it works."""
+
+import copy
+import json
+import re
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.config import ArrowConfig, BdLoraConfig, KasaConfig
+from safetensors.torch import load_file, save_file
+
+import jaxmix
+from jaxmix.errors import CheckpointError, UnsupportedError
+
+from .folders import refused
+from .made import MHA, Experts, Linears, composed, difference, llama, quiet, run, save
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+Q = {"r": 4, "target_modules": ["q_proj"]}
+LM = {"task_type": "CAUSAL_LM"}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (lambda: peft.PromptTuningConfig(num_virtual_tokens=2, **LM), "Keep it in PEFT."),
+        (lambda: peft.PrefixTuningConfig(num_virtual_tokens=2, **LM), "Keep it in PEFT."),
+        (lambda: peft.PromptEncoderConfig(num_virtual_tokens=2, **LM), "Keep it in PEFT."),
+        (lambda: peft.CPTConfig(cpt_token_ids=[1], cpt_mask=[1], cpt_tokens_type_mask=[1], **LM),
+         "Keep it in PEFT."),
+        (lambda: peft.AdaptionPromptConfig(adapter_len=1, adapter_layers=1, **LM), "Keep it in"),
+        (lambda: peft.PolyConfig(target_modules=["q_proj"]), "mix them with strengths."),
+        (lambda: peft.XLoraConfig(hidden_size=4, adapters={"a": "b"}), "mix them with strengths."),
+        (lambda: peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "Merge it"),
+        (lambda: peft.VeraConfig(target_modules=["q_proj"]), "Merge it with PEFT"),
+    ],
+)  # fmt: skip
+def test_types(config, why, tmp_path):
+    """Prompts, routers, and families that come later: told from the config alone."""
+    with quiet():
+        made = config()
+        made.save_pretrained(str(tmp_path))
+    said = refused(UnsupportedError, tmp_path)
+    assert f"peft_type {made.peft_type.value!r} is refused: " in said and why in said
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "why", "todo"),
+    [
+        ({"alora_invocation_tokens": [3], **LM}, "alora_invocation_tokens = [3]",
+         "by position: no fixed weight computes that", "Keep it in PEFT."),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices = [3]",
+         "trained tokens replace rows of the embedding", "Merge it with PEFT"),
+        ({"kasa_config": KasaConfig()}, 'kasa_config = {"',
+         "KaSA truncates the base's singular values", "Merge it with PEFT"),
+        ({"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)}, "use_bdlora = {",
+         "BD-LoRA's factors are block-diagonal", "Merge it with PEFT"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = [[0, 2], [1, 3]]",
+         "the sites are those of another, deeper model", "Make that base: its layers copied"),
+        ({"use_qalora": True}, "use_qalora = true", "QALoRA pools the input", "Keep it in PEFT"),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_fields(options, field, why, todo, tmp_path):
+    """Of a LoRA on a Llama."""
+    save(llama(), LoraConfig(**Q, **options), tmp_path)
+    said = refused(UnsupportedError, tmp_path)
+    assert f"\n  {field}" in said and why in said and todo in said
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"arrow_config": ArrowConfig()}, "arrow_config"),
+        ({"megatron_config": {"a": 1}}, "megatron"),
+    ],
+)
+def test_fields_of_configs_alone(options, field, tmp_path):
+    """What takes other adapters, or Megatron, to save."""
+    LoraConfig(**Q, **options).save_pretrained(str(tmp_path))
+    said = refused(UnsupportedError, tmp_path)
+    assert f"\n  {field}" in said
+    assert "Load the single adapters" in said or "Gather the parts" in said
+
+
+@pytest.mark.parametrize("targets", [["mlp.up"], ["mlp.up", "mlp.down"]])
+def test_target_parameters(targets, tmp_path):
+    """By the config; and if somebody took that out, by the keys and shapes."""
+    save(Experts(), LoraConfig(r=2, target_modules=[], target_parameters=targets), tmp_path)
+    said = refused(UnsupportedError, tmp_path)
+    assert f"target_parameters = {json.dumps(targets)}: the stacked weights of experts" in said
+    values = json.loads((tmp_path / CONFIG).read_text()) | {"target_parameters": None}
+    (tmp_path / CONFIG).write_text(json.dumps(values))
+    with pytest.raises(jaxmix.JaxmixError, match=r"keep one of the two|expected \(2, ·\)"):
+        jaxmix.load(tmp_path)
+
+
+def test_multihead_attention(tmp_path):
+    """Its output projection lies under PEFT's wrapper."""
+    save(MHA(), LoraConfig(r=2, target_modules=["attn"]), tmp_path)
+    said = refused(UnsupportedError, tmp_path)
+    key = "base_model.model.attn.base_layer.out_proj.lora_A.weight"
+    assert f"{key}: a part of a wrapped module (torch's MultiheadAttention" in said
+    assert "leave that module out" in said
+
+
+def test_a_convolution_in_groups(tmp_path):
+    """PEFT's LoRA of one is no weight of it."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2))
+    save(net, LoraConfig(r=4, target_modules=["0"]), tmp_path)
+    said = refused(UnsupportedError, tmp_path)
+    assert "0: lora_B has 2 of 4 ranks" in said and "Train it without that layer" in said
+
+
+def test_oft_of_three_older_kinds(tmp_path):
+    """PEFT 0.21's own file with what older ones did not write taken out."""
+    save(Linears(), peft.OFTConfig(oft_block_size=4, target_modules=["one"]), tmp_path)
+    values = json.loads((tmp_path / CONFIG).read_text())
+    assert jaxmix.load(tmp_path).sites == ("one",)
+    for gone, why in {
+        "peft_version": "before peft 0.18 the Cayley-Neumann series counted its last term twice",
+        "use_cayley_neumann": "saved by peft 0.14 or 0.15, whose OFT is another formula",
+        "oft_block_size": "saved by peft 0.13 or older, whose OFT rotates the output side",
+    }.items():
+        del values[gone]
+        (tmp_path / CONFIG).write_text(json.dumps(values))
+        said = refused(UnsupportedError, tmp_path)
+        assert why in said and "Merge it with" in said
+
+
+def test_a_pickle_is_converted_by_the_recipe(tmp_path):
+    """The lines of the error, run as they stand, make a folder that loads."""
+    config = LoraConfig(target_modules=["one", "two"])
+    adapted = save(Linears(), config, tmp_path, safe_serialization=False)
+    said = refused(CheckpointError, tmp_path)
+    assert f"{tmp_path} has adapter_model.bin but no {WEIGHTS}. jaxmix reads no pickles" in said
+    lines = re.findall(r"^  (.+)$", said, re.MULTILINE)
+    assert len(lines) == 2
+    import safetensors.torch
+
+    exec("\n".join(lines), {"torch": torch, "safetensors": safetensors})
+    assert difference(run(composed(Linears(), tmp_path)), run(adapted)) < 2e-6
+
+
+def test_layers_repeated_by_hand(tmp_path):
+    """What the error of layer_replication says to do gives PEFT's forward."""
+    kept = [0, 1, 1, 2]
+    config = LoraConfig(r=2, target_modules=["v_proj"], layer_replication=[[0, 2], [1, 3]])
+    truth = run(save(llama(), config, tmp_path))
+    values = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(values | {"layer_replication": None}))
+    deeper, shallow = llama(num_hidden_layers=4), llama()
+    for i, layer in enumerate(kept):
+        deeper.model.layers[i].load_state_dict(shallow.model.layers[layer].state_dict())
+    deeper.model.embed_tokens, deeper.lm_head = shallow.model.embed_tokens, shallow.lm_head
+    deeper.model.norm = shallow.model.norm
+    assert difference(run(composed(deeper, tmp_path)), truth) < 1e-5
+    assert difference(run(deeper), truth) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kasa_config": KasaConfig()},
+        {"use_bdlora": BdLoraConfig(target_modules_bd_a=["q_proj"], nblocks=2)},
+        {"trainable_token_indices": [3]},
+    ],
+    ids=["kasa", "bdlora", "tokens"],
+)
+def test_merging_as_the_errors_say(options, tmp_path):
+    """PEFT's merge of these is PEFT's forward, so that the advice is sound."""
+    adapted = save(llama(), LoraConfig(**Q, **options), tmp_path)
+    truth = run(adapted)
+    with quiet():
+        merged = copy.deepcopy(adapted).merge_and_unload()
+    assert difference(run(merged), truth) < 1e-5
+    assert difference(run(llama()), truth) > 1e-3
+
+
+def test_the_wrapper_beside_saved_modules(tmp_path):
+    """PEFT with save_embedding_layers writes each saved embedding three times over."""
+    config = LoraConfig(**Q, modules_to_save=["lm_head", "embed_tokens"])
+    truth = run(save(llama(), config, tmp_path, save_embedding_layers=True))
+    keys = set(load_file(tmp_path / WEIGHTS))
+    assert {
+        f"base_model.model.lm_head.{m}.weight" for m in ("modules_to_save", "original_module")
+    } < keys
+    assert difference(run(composed(llama(), tmp_path)), truth) < 1e-5
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens", "lm_head"]])
+def test_copies_of_the_base(targets, use_dora, tmp_path):
+    """PEFT puts them under the adapter, and DoRA's norm reads them."""
+    config = LoraConfig(r=4, target_modules=targets, use_dora=use_dora)
+    save(llama(), config, tmp_path, save_embedding_layers=True)
+    tensors = load_file(tmp_path / WEIGHTS)
+    copies = [key for key in tensors if "lora_" not in key]
+    assert len(copies) == 2 and all(("base_layer" in k) == (len(targets) == 2) for k in copies)
+    for key in copies:
+        tensors[key] = tensors[key] + 0.01 * torch.randn(tensors[key].shape)
+    save_file(tensors, tmp_path / WEIGHTS)
+    with quiet():
+        truth = run(peft.PeftModel.from_pretrained(llama(), str(tmp_path)).eval())
+    assert difference(run(composed(llama(), tmp_path)), truth) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"modules_to_save": ["embed_tokens"]}, {"target_modules": ["q_proj", "embed_tokens"]}],
+    ids=["saved", "targeted"],
+)
+def test_tied_by_peft(where, tmp_path):
+    """With ensure_weight_tying the file has both sides, so untied params get PEFT's forward."""
+    config = LoraConfig(**{**Q, **where}, ensure_weight_tying=True)
+    truth = run(save(llama(tie_word_embeddings=True), config, tmp_path))
+    assert {"model.embed_tokens", "lm_head"} < set(jaxmix.load(tmp_path).sites)
+    untied = llama()
+    untied.load_state_dict(llama(tie_word_embeddings=True).state_dict())
+    assert difference(run(composed(untied, tmp_path)), truth) < 1e-5
