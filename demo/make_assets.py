@@ -237,14 +237,16 @@ def note_curve(name: str, curve: list[dict[str, Any]]) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def stack(order: tuple[str, ...]) -> peft.PeftMixedModel:
+def stack(order: tuple[str, ...]) -> Any:
     """Return PEFT's mixed model with the saved adapters, loaded and active in this order."""
-    configs = [peft.PeftConfig.from_pretrained(str(ASSETS / name)) for name in order]
-    model = peft.get_peft_model(load_base(), configs[0], adapter_name=order[0], mixed=True)
-    assert isinstance(model, peft.PeftMixedModel)
-    for name, config in zip(order[1:], configs[1:], strict=True):
-        model.add_adapter(name, config)
+    model: Any = None
     for name in order:
+        config = peft.PeftConfig.from_pretrained(str(ASSETS / name))
+        if model is None:
+            model = peft.get_peft_model(load_base(), config, adapter_name=name, mixed=True)
+        else:
+            model.add_adapter(name, config)
+        # At once: under the wrapper of a later adapter PEFT would not find the keys.
         state = load_file(ASSETS / name / "adapter_model.safetensors")
         found = peft.set_peft_model_state_dict(model, state, adapter_name=name)
         if found.unexpected_keys:
