@@ -101,9 +101,10 @@ class Hadamard(Operator):
         ``(B₁A₁) ⊙ (B₂A₂) = (B₁ ∗ B₂)(A₁ ∗ A₂)``, with ``∗`` the product of each row's (column's)
         entries with each other's.
         """
+        (rows, cols), rank = self.shape, self.left.rank * self.right.rank
         b = self.left.b[:, :, None] * self.right.b[:, None, :]
         a = self.left.a[:, None, :] * self.right.a[None, :, :]
-        return LowRank(b.reshape(b.shape[0], -1), a.reshape(-1, a.shape[2]))
+        return LowRank(b.reshape(rows, rank), a.reshape(rank, cols))
 
     def scaled(self, factor: Array | float) -> "Hadamard":
         return Hadamard(self.left.scaled(factor), self.right)

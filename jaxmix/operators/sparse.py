@@ -55,6 +55,8 @@ class Sparse(Operator):
 
     def rows(self, part: slice) -> "Sparse":
         kept = picked(part, self.n_rows)
+        if len(kept) == 0:
+            return Sparse(self.values[:0], self.indices[:, :0], 0, self.n_cols)
         ahead = self.indices[0] - kept.start
         i, off = ahead // kept.step, ahead % kept.step
         # Entries outside stay listed, with the value 0: how many fall inside is not static.

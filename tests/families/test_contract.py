@@ -230,11 +230,9 @@ def test_dtypes_are_kept(row: Row, dtype: Any) -> None:
 
 @each
 def test_numpy_factors_do(row: Row) -> None:
-    """As a reader of files gives them; cast by whoever runs the map, under jit or not."""
-    factors = row.factors(0)
-    update = row.build(dict(factors), row.config)
-    held = as_matrices(row, row.leaves(0))
-    found = jax.eval_shape(lambda: applied(update, held, 1.0))
+    """As a reader of files gives them: they fit, and go through jit like any other."""
+    update, held = row.build(row.factors(0), row.config), as_matrices(row, row.leaves(0))
+    found = jax.eval_shape(lambda update, s: applied(update, held, s), update, 1.0)
     assert [x.shape for x in found] == [row.shape, row.shape[:1]]
     assert update.misfit(row.shape) is None
 
