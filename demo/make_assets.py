@@ -60,7 +60,8 @@ CONFIG = dict(
     eos_token_id=None,
     pad_token_id=None,
 )
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class Recipe:
     lr: float
 
 
+# LoRA on attention alone: where both change the MLPs, each trained without the other, their mix at
+# strength 1 is worse on the Bible than the base (2.00 against 1.93 nats per byte).
 RECIPES = {
     "lora": Recipe(
         "bible",
-        lambda: peft.LoraConfig(r=8, lora_alpha=16, target_modules=LINEAR),
-        steps=500,
+        lambda: peft.LoraConfig(r=8, lora_alpha=16, target_modules=ATTENTION),
+        steps=300,
         lr=2e-3,
     ),
     "loha": Recipe(
