@@ -13,7 +13,8 @@ from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import Replace, Together, Update
 from jaxmix.layout import KERNEL, LAYOUTS, NAMES, Layout, Place
 from jaxmix.plan import Form, Word
-from jaxmix.plan import apply as apply_to_leaf
+from jaxmix.sharded import apply as apply_to_leaf
+from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
 from jaxmix.tied import HEADS, tied_problem
 
@@ -147,7 +148,7 @@ def _fitted(tree: Tree, sites: list[Site]) -> list[_Fitted]:
         word, why = site.word, None
         if site.bias:
             leaf = tree.leaf(site.bias)
-            bias = Form("bias", site.bias.axes, site.bias.index, False, _sharding(leaf))
+            bias = Form("bias", site.bias.axes, site.bias.index, False, sharding_of(leaf))
         if site.weight:
             weight, word, why = _weight_form(tree, site, site.weight)
         elif site.bias:
@@ -202,7 +203,7 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, Wor
     them; PEFT itself looks at the layer. Here the tree is looked at first, then the update.
     """
     leaf = tree.leaf(place)
-    shape, sharding = place.shape(leaf.shape), _sharding(leaf)
+    shape, sharding = place.shape(leaf.shape), sharding_of(leaf)
     size = (shape[0], int(np.prod(shape[1:], dtype=int)))
     says_so = any(update.transposed for _, update in site.word) and len(shape) == 2
     by_name = len(shape) == 2 and place.index is None and place.axes in (None, KERNEL)
@@ -254,15 +255,6 @@ def _turned(word: Word) -> Word:
         return update
 
     return tuple((strength, turned(update)) for strength, update in word)
-
-
-def _sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
-    """The sharding to keep, where a leaf lies on several devices."""
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-        return None
-    sharding = leaf.sharding
-    several = isinstance(sharding, jax.sharding.NamedSharding) and len(leaf.devices()) > 1
-    return sharding if several else None
 
 
 def _array(leaf: Any) -> jax.Array:

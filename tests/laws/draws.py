@@ -10,16 +10,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import jaxmix
 from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
 
-__all__ = ["FAMILIES", "KINDS", "MAKERS", "Module", "adapters", "made", "normal", "tree", "trees"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "MAKERS",
+    "Module",
+    "adapters",
+    "few",
+    "made",
+    "normal",
+    "tree",
+    "trees",
+]
 
 Shape = tuple[int, ...]
 Maker = Callable[[np.random.Generator, "Module"], Update]
 
+# Fixed, since each new shape is compiled anew.
+RANK = 2
 # The six families, and what else takes part in a mix.
 FAMILIES = ("LoRA", "AdaLoRA", "LoHa", "LoKr", "OFT", "SHiRA")
 
@@ -61,7 +75,7 @@ def normal(rng: np.random.Generator, *shape: int, std: float = 1.0) -> np.ndarra
 
 
 def _lora(rng: np.random.Generator, module: Module) -> LoRA:
-    (out, size), r = module.matrix, int(rng.integers(1, 4))
+    (out, size), r = module.matrix, RANK
     bias = normal(rng, out) if module.bias and rng.random() < 0.5 else None
     embedding = module.kind == "embedding"
     a, b = normal(rng, r, size), normal(rng, out, r)
@@ -69,7 +83,7 @@ def _lora(rng: np.random.Generator, module: Module) -> LoRA:
 
 
 def _dora(rng: np.random.Generator, module: Module) -> LoRA:
-    (out, size), r = module.matrix, int(rng.integers(1, 4))
+    (out, size), r = module.matrix, RANK
     embedding = module.kind == "embedding"
     magnitude = 1 + rng.random(size if embedding else out)
     a, b = normal(rng, r, size), normal(rng, out, r)
@@ -77,13 +91,13 @@ def _dora(rng: np.random.Generator, module: Module) -> LoRA:
 
 
 def _adalora(rng: np.random.Generator, module: Module) -> AdaLoRA:
-    (out, size), r = module.matrix, int(rng.integers(1, 4))
+    (out, size), r = module.matrix, RANK + 1
     return AdaLoRA(normal(rng, r, size), normal(rng, out, r), normal(rng, r), 0.6)
 
 
 def _loha(rng: np.random.Generator, module: Module) -> LoHa:
     (out, size), kernel = module.matrix, module.kernel
-    r = int(rng.integers(1, 4))
+    r = RANK
     if len(kernel) == 2 and rng.random() < 0.5:
         b1, b2 = normal(rng, r, out), normal(rng, r, out)
         a1, a2 = (normal(rng, r, module.shape[1]) for _ in range(2))
@@ -96,7 +110,7 @@ def _loha(rng: np.random.Generator, module: Module) -> LoHa:
 def _lokr(rng: np.random.Generator, module: Module) -> LoKr:
     """Every form: each factor whole or a pair, and a Tucker core for two-dimensional kernels."""
     out, channels, *_ = module.shape
-    kernel, r = module.kernel, 2
+    kernel, r = module.kernel, RANK
     rows = next(n for n in (2, 3, 1) if out % n == 0)
     cols = next(n for n in (2, 3, 1) if channels % n == 0)
     x = (normal(rng, rows, cols),)
@@ -179,13 +193,21 @@ def tree(
     return out
 
 
+def few() -> settings:
+    """A third of the profile's examples, for what takes long."""
+    return settings(max_examples=max(settings.default.max_examples // 3, 1))
+
+
 _SEEDS = st.integers(0, 2**16)
 
 
 @st.composite
-def trees(draw: Any, max_modules: int = 3) -> tuple[dict[str, Module], dict[str, np.ndarray]]:
+def trees(
+    draw: Any, max_modules: int = 3, norms: bool = True
+) -> tuple[dict[str, Module], dict[str, np.ndarray]]:
     """Some modules at some depth, and their float64 weights."""
-    kinds = draw(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=max_modules))
+    names = sorted(kind for kind in KINDS if norms or kind != "norm")
+    kinds = draw(st.lists(st.sampled_from(names), min_size=1, max_size=max_modules))
     prefix = draw(st.sampled_from(["", "model.layers."]))
     modules = {f"{prefix}{i}.{kind}": KINDS[kind] for i, kind in enumerate(kinds)}
     return modules, tree(modules, draw(_SEEDS))

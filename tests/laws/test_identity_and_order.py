@@ -1,0 +1,122 @@
+"""Laws 1 and 2 over random trees: nothing is nothing, and order is the order given."""
+
+from itertools import permutations
+from typing import Any
+
+import jax
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmix
+from jaxmix import Adapter
+
+from .draws import KINDS, MAKERS, Module, adapters, few, made, tree, trees
+from .running import composed, error
+from .truth import fold_tree
+
+ADDITIVE = ("LoRA", "AdaLoRA", "LoHa", "LoKr", "SHiRA")
+
+
+@few()
+@given(data=st.data(), drawn=trees())
+def test_nothing_is_the_identity(data: st.DataObject, drawn: Any) -> None:
+    """Without adapters it is the same object, at strength 0 the same numbers."""
+    modules, params = drawn
+    assert jaxmix.compose(params, []) is params and jaxmix.mix()(params) is params
+    off = data.draw(adapters(modules, strengths=st.just(0.0)))
+    with jax.enable_x64(True), jax.disable_jit():
+        out = jaxmix.compose(params, off)
+    for name, leaf in params.items():
+        np.testing.assert_allclose(out[name], leaf, rtol=1e-14, atol=1e-14)
+
+
+@few()
+@given(data=st.data(), drawn=trees())
+def test_what_no_adapter_touches_is_the_same_object(data: st.DataObject, drawn: Any) -> None:
+    """Also of a module of which only the bias, or only the weight, changes."""
+    modules, params = drawn
+    mixed = data.draw(adapters(modules))
+    with jax.enable_x64(True), jax.disable_jit():
+        out = jaxmix.compose(params, mixed)
+    touched: set[str] = set()
+    for adapter in mixed:
+        for site, update in adapter.updates.items():
+            touched |= {f"{site}.weight"} if update.has_weight else set()
+            touched |= {f"{site}.bias"} if update.has_bias else set()
+    for name, leaf in params.items():
+        assert (out[name] is leaf) == (name not in touched), name
+
+
+@given(data=st.data(), drawn=trees())
+def test_the_order_is_the_order_given(data: st.DataObject, drawn: Any) -> None:
+    """Any adapters at any modules are the naive fold of their formulas."""
+    modules, params = drawn
+    mixed = data.draw(adapters(modules))
+    assert error(composed(params, mixed), fold_tree(params, mixed)) < 1e-11
+
+
+@few()
+@given(data=st.data(), drawn=trees(max_modules=2))
+def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
+    """However it is nested; DoRA's norm and replaced leaves included."""
+    modules, params = drawn
+    a, b, c, d = data.draw(adapters(modules, count=4))
+    mix = jaxmix.mix
+    ways = [
+        mix(a, b, c, d),
+        mix(mix(a, b), mix(c, d)),
+        mix(a, mix(b, mix(c, d))),
+        mix(mix(mix(a, b), c), d),
+        mix(mix(), a, mix(b), mix(mix(c, d))),
+    ]
+    wanted = fold_tree(params, [a, b, c, d])
+    for way in (*ways, [a, mix(b, c), d]):
+        assert error(composed(params, way), wanted) < 1e-11
+    with jax.enable_x64(True), jax.disable_jit():
+        assert error(ways[2](params), wanted) < 1e-11
+
+
+@few()
+@given(data=st.data(), drawn=trees(max_modules=2, norms=False))
+def test_additive_updates_commute(data: st.DataObject, drawn: Any) -> None:
+    """All orders of what has L = R = I give one model."""
+    modules, params = drawn
+    three = data.draw(adapters(modules, families=ADDITIVE, count=3))
+    outs = [composed(params, list(order)) for order in permutations(three)]
+    assert max(error(out, outs[0]) for out in outs) < 1e-12
+
+
+@few()
+@given(data=st.data(), drawn=trees(max_modules=2))
+def test_one_after_the_other(data: st.DataObject, drawn: Any) -> None:
+    """What reads no base may be composed in two steps."""
+    modules, params = drawn
+    no_reader = tuple(kind for kind in MAKERS if kind != "DoRA")
+    first, second = data.draw(adapters(modules, families=no_reader, count=2))
+    once = composed(params, [first, second])
+    assert error(composed(composed(params, [first]), [second]), once) < 1e-11
+
+
+def test_what_reads_the_base_reads_it_through_a_mix() -> None:
+    """DoRA after LoRA is not DoRA over LoRA's result; after a replaced leaf it is."""
+    module = Module("linear", (6, 8), True)
+    params = tree({"q": module}, 0)
+    lora, dora, new = (
+        Adapter({"q": made(kind, module, seed)}, name=kind)
+        for kind, seed in (("LoRA", 0), ("DoRA", 1), ("Replace", 4))
+    )
+    assert new.updates["q"].has_weight
+    for first, reads_it in ((lora, False), (new, True)):
+        mixed = composed(params, [first, dora])
+        stepwise = composed(composed(params, [first]), [dora])
+        assert (error(mixed, stepwise) < 1e-11) == reads_it
+
+
+def test_orders_matter() -> None:
+    """These tests could fail: kinds that turn or scale do not commute with the others."""
+    module = KINDS["wide"]
+    params = tree({"q": module}, 0)
+    for pair in (("LoRA", "OFT"), ("OFT", "OFT"), ("SHiRA", "DoRA"), ("LoHa", "Replace")):
+        a, b = (Adapter({"q": made(k, module, i + 1)}, name=str(i)) for i, k in enumerate(pair))
+        assert error(composed(params, [a, b]), composed(params, [b, a])) > 1e-3, pair
