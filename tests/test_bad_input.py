@@ -19,7 +19,7 @@ from .converters.peft.folders import FORMS, SITE, factors, keyed, params, save
 
 def lora(sites=(SITE,), name="style", shape=(6, 4)):
     """A LoRA of ones."""
-    update = LoRA(np.ones((2, shape[1]), np.float32), np.ones((shape[0], 2), np.float32), 1.0)
+    update = LoRA(jnp.ones((2, shape[1])), jnp.ones((shape[0], 2)), 1.0)
     return Adapter(dict.fromkeys(sites, update), name=name)
 
 

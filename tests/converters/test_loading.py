@@ -163,7 +163,7 @@ def test_damaged_in_the_cache(cache):
     assert said.startswith(f"{cache / COMMIT / FILES[1]} (1 bytes) is no whole safetensors file")
 
 
-def failing(kind, at=FILES[0], folder=None):
+def failing(kind, at=FILES[0], folder=Path()):
     """A download that raises at one file, as the hub's client would, and finds the other."""
 
     def download(repo_id, filename, *, subfolder=None, revision=None):

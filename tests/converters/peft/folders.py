@@ -14,10 +14,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import jaxmix
-from jaxmix import JaxmixError
+from jaxmix import JaxmixError, load
 
-__all__ = ["FORMS", "SITE", "Form", "factors", "keyed", "packed", "params", "refused", "save"]
+__all__ = [
+    "FORMS",
+    "SITE",
+    "Form",
+    "factors",
+    "keyed",
+    "one",
+    "packed",
+    "params",
+    "refused",
+    "save",
+]
 
 SITE = "layer.proj"
 _NAMES = {
@@ -156,9 +166,14 @@ def save(
     return folder
 
 
-def refused(kind: type[JaxmixError], folder: Path, **options: Any) -> str:
+def one(field: str, value: Any) -> dict[str, Any]:
+    """A field whose name is a variable, for `save`."""
+    return {field: value}
+
+
+def refused(kind: type[JaxmixError], folder: Path | str, **options: Any) -> str:
     """The text with which reading a folder fails, and it is of just this kind."""
     with pytest.raises(JaxmixError) as caught:
-        jaxmix.load(folder, **options)
+        load(folder, **options)
     assert caught.type is kind
     return str(caught.value)

@@ -1,6 +1,7 @@
 """adapter_config.json: what is no config, what holds the wrong things, what is refused."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from jaxmix.converters.peft.fields import FAMILY_FIELDS
 from jaxmix.converters.peft.refusals import REFUSED_TYPES
 from jaxmix.errors import CheckpointError, UnsupportedError
 
-from .folders import FORMS, SITE, refused, save
+from .folders import FORMS, SITE, one, refused, save
 
 CONFIG = "adapter_config.json"
 
@@ -106,7 +107,7 @@ NAMES = "a list of module names"
 )
 def test_a_field_of_a_wrong_value(form, field, value, expected, tmp_path):
     """Before anything is computed with it: the field, its value, what it may be."""
-    folder = save(tmp_path, form, **{field: value})
+    folder = save(tmp_path, form, **one(field, value))
     said = refused(CheckpointError, folder)
     shown = json.dumps(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "…"
@@ -162,10 +163,10 @@ def test_wrong_fields_are_listed_together(tmp_path):
 
 def test_unknown_fields(tmp_path):
     """What a newer PEFT adds is fine while it is off."""
-    off = {"new_a": None, "new_b": False, "new_c": "", "new_d": [], "new_e": {}}
+    off: dict[str, Any] = {"new_a": None, "new_b": False, "new_c": "", "new_d": [], "new_e": {}}
     assert jaxmix.load(save(tmp_path, **off)).sites == (SITE,)
     for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
-        said = refused(UnsupportedError, save(tmp_path, new_a=on, **{"new_b": False}))
+        said = refused(UnsupportedError, save(tmp_path, new_a=on, new_b=False))
         assert (
             f"\n  new_a = {json.dumps(on)}: not a field that this version of jaxmix knows. If it "
             "does not change the weights, take it out of the file." in said
@@ -184,15 +185,15 @@ def test_refused_fields(family, field, tmp_path):
     """On: refused with a reason and what to do. Off, as PEFT sees it: read."""
     form = next(name for name, form in FORMS.items() if form.family == family)
     refusal = FAMILY_FIELDS[family].refused[field]
-    said = refused(UnsupportedError, save(tmp_path, form, **{field: [7]}))
+    said = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
     assert f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix can't honour" in said
     assert f"\n  {field} = [7]: {refusal.why}. {refusal.todo}" in said
     assert len(refusal.why) > 20 and len(refusal.todo) > 10
     for off in (None, False):
-        assert jaxmix.load(save(tmp_path, form, **{field: off})).sites == (SITE,)
+        assert jaxmix.load(save(tmp_path, form, **one(field, off))).sites == (SITE,)
     # PEFT makes a config of its defaults from an empty object, and takes [] for no layers.
     for empty in ([], {}):
-        folder = save(tmp_path, form, **{field: empty})
+        folder = save(tmp_path, form, **one(field, empty))
         if refusal.is_off_when_empty:
             assert jaxmix.load(folder).sites == (SITE,)
         else:

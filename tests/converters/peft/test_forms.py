@@ -1,6 +1,7 @@
 """Every family and form: a good folder is read as it stands, a misshaped one is refused."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,17 +11,16 @@ import jaxmix
 from jaxmix import JaxmixError
 from jaxmix.errors import AdapterError, CheckpointError, ShapeError, UnsupportedError
 
-from .folders import FORMS, SITE, factors, keyed, params, refused, save
+from .folders import FORMS, SITE, factors, keyed, one, params, refused, save
 
 FACTORS = [(name, factor) for name, form in FORMS.items() for factor in form.shapes]
 # Where only a weight tells, the family does the talking, by the names of its own.
-NAMED = {
+NAMED: dict[str, str] = {
     "lora_embedding_A": "lora_B",
     "lora_embedding_B": "lora_A",
     "oft_embedding_R.weight": "oft_R",
     "lokr_t2": "lokr_w2",
 }
-ids = {"ids": lambda value: value}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -40,7 +40,7 @@ def test_the_dtype_of_the_file_is_kept_bit_for_bit(dtype, tmp_path):
     """Also bfloat16, which NumPy does not know by itself, and float64 without JAX's x64."""
     made = factors(FORMS["lora"], np.dtype(dtype))
     adapter = jaxmix.load(save(tmp_path, "lora", keyed(made)))
-    update = adapter.updates[SITE]
+    update: Any = adapter.updates[SITE]
     for got, saved in ((update.a, made["lora_A.weight"]), (update.b, made["lora_B.weight"])):
         assert got.dtype == np.dtype(dtype) and got.tobytes() == saved.tobytes()
 
@@ -60,18 +60,18 @@ def broken(form_name, factor, change, tmp_path):
 
 
 @pytest.mark.parametrize("axis", ["first", "last"])
-@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+@pytest.mark.parametrize(("form", "factor"), FACTORS)
 def test_a_factor_of_a_wrong_size(form, factor, axis, tmp_path):
     """One more on an axis: the site, what was found and what was expected are named."""
     shape = FORMS[form].shapes[factor]
     at = 0 if axis == "first" else len(shape) - 1
     text = broken(form, factor, lambda x: np.concatenate([x, x.take([0], at)], at), tmp_path)
     stem = factor.removesuffix(".weight").removesuffix("_a").removesuffix("_b")
-    assert stem in text or NAMED.get(factor, stem) in text
+    assert stem in text or str(NAMED.get(factor)) in text
 
 
 @pytest.mark.parametrize("change", ["empty", "flat", "axis"])
-@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+@pytest.mark.parametrize(("form", "factor"), FACTORS)
 def test_a_factor_of_a_wrong_rank(form, factor, change, tmp_path):
     """Empty, as saves of shards write them; flat; with an axis too many."""
     shape = FORMS[form].shapes[factor]
@@ -83,13 +83,13 @@ def test_a_factor_of_a_wrong_rank(form, factor, change, tmp_path):
     assert factor.split(".")[0] in text and (str(new) in text or factor == "lokr_w2")
 
 
-@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+@pytest.mark.parametrize(("form", "factor"), FACTORS)
 def test_a_factor_is_a_scalar(form, factor, tmp_path):
     """No axis at all."""
     assert "()" in broken(form, factor, lambda x: x.reshape(-1)[0], tmp_path)
 
 
-@pytest.mark.parametrize(("form", "factor"), FACTORS, **ids)
+@pytest.mark.parametrize(("form", "factor"), FACTORS)
 def test_a_factor_is_missing(form, factor, tmp_path):
     """What remains is named, and so is what is missing."""
     made = factors(FORMS[form])
@@ -110,7 +110,7 @@ def test_a_factor_is_missing(form, factor, tmp_path):
 )
 def test_a_rank_that_disagrees_with_the_config(form, field, tmp_path):
     """The config's rank is the one that PEFT builds, so the factors must have it."""
-    text = refused(ShapeError, save(tmp_path, form, **{field: 3}))
+    text = refused(ShapeError, save(tmp_path, form, **one(field, 3)))
     assert "(2, 4)" in text or "(2, 2" in text
     assert "expected (3" in text or "expected (·, 3" in text or "expected rank 3" in text
 
@@ -118,9 +118,8 @@ def test_a_rank_that_disagrees_with_the_config(form, field, tmp_path):
 def test_a_rank_by_pattern(tmp_path):
     """The first pattern that matches the path's end counts, as in PEFT."""
     patterns = {"other": 5, "pro": 6, r"layer\.\w+": 2, "proj": 7}
-    update = jaxmix.load(
-        save(tmp_path, r=9, rank_pattern=patterns, alpha_pattern={"proj": 5})
-    ).updates[SITE]
+    folder = save(tmp_path, r=9, rank_pattern=patterns, alpha_pattern={"proj": 5})
+    update: Any = jaxmix.load(folder).updates[SITE]
     assert update.scale == 2.5
     text = refused(ShapeError, save(tmp_path, r=2, rank_pattern={"proj": 4}))
     assert "lora_A.weight has shape (2, 4), expected (4, ·)" in text
@@ -171,7 +170,8 @@ def test_positions_that_are_none(bad, tmp_path):
     """PEFT on Windows writes them as floats, and then they must be whole numbers still."""
     made = factors(FORMS["shira"])
     made["shira_indices"] = made["shira_indices"].astype(np.float64)
-    assert jaxmix.load(save(tmp_path, "shira", keyed(made))).updates[SITE].indices.dtype == np.int32
+    update: Any = jaxmix.load(save(tmp_path, "shira", keyed(made))).updates[SITE]
+    assert update.indices.dtype == np.int32
     made["shira_indices"][1, 2] = bad
     text = refused(CheckpointError, save(tmp_path, "shira", keyed(made)))
     assert f"{SITE}: shira_indices are not all whole numbers from 0 on. Save it again" in text
@@ -192,7 +192,7 @@ def test_positions_beyond_the_weight(tmp_path):
 )
 def test_a_factor_that_the_config_does_not_know(form, factor, flag, tmp_path):
     """PEFT would drop it without a word, or draw it anew."""
-    text = refused(CheckpointError, save(tmp_path, form, **{flag: False}))
+    text = refused(CheckpointError, save(tmp_path, form, **one(flag, False)))
     assert f"{SITE}: {factor} is there, but {flag} is false in the config" in text
     made = factors(FORMS[form])
     del made[factor]

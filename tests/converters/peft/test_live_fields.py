@@ -62,7 +62,7 @@ def test_every_type_is_read_or_refused():
     assert (read | refused) - types == {"BONE"}  # of an older PEFT
 
 
-T = {"target_modules": ["one", "two"]}
+T: dict[str, Any] = {"target_modules": ["one", "two"]}
 HARMLESS: dict[str, tuple[type, dict[str, Any]]] = {
     "lora-velora": (LoraConfig, {"r": 4, "velora_config": VeloraConfig(num_groups=4)}),
     "lora-monteclora": (LoraConfig, {"r": 4, "monteclora_config": MontecloraConfig()}),

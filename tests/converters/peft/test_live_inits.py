@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Callable
+from typing import Any
 
 import peft
 import pytest
@@ -17,13 +19,13 @@ from jaxmix.errors import UnsupportedError
 from .folders import refused
 from .made import Linears, composed, difference, quiet, reload, run, save
 
-T = {"r": 3, "lora_alpha": 5, "target_modules": ["one", "two"]}
-MORE = {
+T: dict[str, Any] = {"r": 3, "lora_alpha": 5, "target_modules": ["one", "two"]}
+MORE: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True},
     "patterns": {"rank_pattern": {"two": 2}, "alpha_pattern": {"one": 9}},
 }
-OWN = {
+OWN: dict[str, Callable[[], dict[str, Any]]] = {
     "corda": lambda: {"corda_config": CordaConfig(corda_method="kpm")},
     "lora_ga": lambda: {"lora_ga_config": LoraGAConfig()},
 }
@@ -64,7 +66,8 @@ def test_what_changed_the_base(init, options, tmp_path):
     said = refused(UnsupportedError, tmp_path / "raw")
     assert f"init_lora_weights = {init!r}: it took the initial factors' product off" in said
     assert difference(run(composed(Linears(), tmp_path / "plain")), truth) < 2e-6
-    assert jaxmix.load(tmp_path / "plain").updates["one"].a.shape == (6, 12)
+    update: Any = jaxmix.load(tmp_path / "plain").updates["one"]
+    assert update.a.shape == (6, 12)
     # And the refusal is needed: the factors alone, over the original base, are another model.
     config = json.loads((tmp_path / "raw" / "adapter_config.json").read_text())
     (tmp_path / "raw" / "adapter_config.json").write_text(
@@ -127,7 +130,7 @@ def test_eva_leaves_the_base_as_it_was(tmp_path):
         )
         for name, now in model.named_modules():
             if hasattr(now, "base_layer"):
-                first = base.get_submodule(name.removeprefix("base_model.model."))
+                first: Any = base.get_submodule(name.removeprefix("base_model.model."))
                 assert torch.equal(now.base_layer.weight, first.weight)
         with torch.no_grad():
             for param in model.parameters():

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from typing import Any
 
 import peft
 import pytest
@@ -18,8 +19,8 @@ from .folders import refused
 from .made import MHA, Experts, Linears, composed, difference, llama, quiet, run, save
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-Q = {"r": 4, "target_modules": ["q_proj"]}
-LM = {"task_type": "CAUSAL_LM"}
+Q: dict[str, Any] = {"r": 4, "target_modules": ["q_proj"]}
+LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_a_pickle_is_converted_by_the_recipe(tmp_path):
 def test_layers_repeated_by_hand(tmp_path):
     """What the error of layer_replication says to do gives PEFT's forward."""
     kept = [0, 1, 1, 2]
-    config = LoraConfig(r=2, target_modules=["v_proj"], layer_replication=[[0, 2], [1, 3]])
+    config = LoraConfig(r=2, target_modules=["v_proj"], layer_replication=[(0, 2), (1, 3)])
     truth = run(save(llama(), config, tmp_path))
     values = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(values | {"layer_replication": None}))

@@ -1,28 +1,28 @@
 """The order of PEFT's stacks: runs of OFT, splits, names, biases. Parity itself: tests/parity."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxmix
 from jaxmix import Adapter, mix
 from jaxmix.converters.peft import peft_stack
 from jaxmix.errors import AdapterError, UnsupportedError
 from jaxmix.families import OFT, LoRA, Replace, Together
 
-ONE, ROW = np.ones((1, 2), np.float32), np.ones((2, 1), np.float32)
-BIAS = np.ones(2, np.float32)
+ONE, ROW, BIAS = jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(2)
+TURN = jnp.full((1, 1), 0.3)
 UPDATES = {
-    "R": lambda: OFT(np.full((1, 1), 0.3, np.float32)),
-    "E": lambda: OFT(np.full((1, 1), 0.3, np.float32), embedding=True),
+    "R": lambda: OFT(TURN),
+    "E": lambda: OFT(TURN, embedding=True),
     "L": lambda: LoRA(ONE, ROW, 1.0),
     "B": lambda: Replace(bias=BIAS),
-    "W": lambda: Replace(weight=np.eye(2, dtype=np.float32)),
+    "W": lambda: Replace(weight=jnp.eye(2)),
     "b": lambda: LoRA(ONE, ROW, 1.0, bias=BIAS),
-    "r": lambda: Together((Replace(bias=BIAS), OFT(np.full((1, 1), 0.3, np.float32)))),
+    "r": lambda: Together((Replace(bias=BIAS), OFT(TURN))),
 }
 
 
@@ -158,23 +158,24 @@ def test_it_takes_any_sequence():
 def test_what_it_refuses():
     """Mixes, which PEFT does not load; a bare adapter; things that are none; equal names."""
     a, b = adapters("R", "L")
+    stack: Any = peft_stack  # so that wrong types may be tried
     with pytest.raises(
         AdapterError, match=r"(?s)peft_stack got mix of 2 .*expected single adapters"
     ):
-        peft_stack([mix(a, b)])
+        stack([mix(a, b)])
     for bare in (a, mix(a, b)):
         with pytest.raises(
             AdapterError, match=r"(?s)expected a list of adapters.*peft_stack\(\[a, b"
         ):
-            peft_stack(bare)
+            stack(bare)
     with pytest.raises(
         AdapterError, match=r"peft_stack got 'a', expected single adapters: PEFT loads"
     ):
-        peft_stack(["a"])
+        stack(["a"])
     with pytest.raises(AdapterError, match=r"two adapters of a mix have the name 'a'"):
-        peft_stack([a, a])
+        stack([a, a])
     with pytest.raises(AdapterError, match=r"the name 'a'"):  # before they are cut and numbered
-        peft_stack([made.renamed("a") for made in adapters("RL", "RL")])
+        stack([made.renamed("a") for made in adapters("RL", "RL")])
 
 
 @pytest.mark.parametrize(
@@ -198,8 +199,3 @@ def test_biases_that_no_order_serves(letters, lost):
 def test_biases_that_are_served(letters):
     """The last trained bias wins, and what is added comes after."""
     assert len(peft_stack(adapters(*letters)).parts) == len(letters)
-
-
-def test_it_is_in_the_public_module():
-    """As the documents say."""
-    assert jaxmix.converters.peft.peft_stack is peft_stack

@@ -5,6 +5,7 @@ import os
 import pickle
 import struct
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,5 +195,6 @@ def test_each_tensor_is_copied_once(tmp_path):
     finally:
         tracemalloc.stop()
     size = (folder / WEIGHTS).stat().st_size
+    update: Any = adapter.updates[SITE]
     # The look at every number takes a byte for each.
-    assert adapter.updates[SITE].a.nbytes < peak < 1.3 * size
+    assert update.a.nbytes < peak < 1.3 * size
