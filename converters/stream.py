@@ -1,28 +1,26 @@
 """`merge_checkpoint`: a Hugging Face folder and adapters in, a merged folder out, by tensors.
 
-First everything that can go wrong is looked at, on shapes alone (`_plan`); then shard after shard
-is written (`_write`), with one site's tensors in memory. What no adapter touches is not decoded.
+First everything that can go wrong is looked at, on shapes alone (`plan`); then shard after shard is
+written (`_write`), with one site's tensors in memory. What no adapter touches is not decoded.
 """
 
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import jax
 import numpy as np
 
 from jaxmix.adapter import Adapter, Mixable
+from jaxmix.converters.groups import Group, plan, table_of
 from jaxmix.converters.huggingface import FLOATS, Checkpoint, Stored, read_checkpoint, side_files
 from jaxmix.converters.output import checked_output, new_folder
 from jaxmix.converters.untie import untied
-from jaxmix.errors import CheckpointError, LayoutError, listing
-from jaxmix.layout import LAYOUTS, NAMES, Layout, Rule
-from jaxmix.mix import Mix, compose, mix
+from jaxmix.errors import CheckpointError
+from jaxmix.layout import Layout
+from jaxmix.mix import Mix, mix
 
 __all__ = ["Merged", "merge_checkpoint"]
 
@@ -111,11 +109,11 @@ def merge_checkpoint(
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     checkpoint = read_checkpoint(base)
     place = checked_output(out, [base], force=force, size=checkpoint.size)
-    table, is_own = _table(layout)
+    table, is_own = table_of(layout)
     head = None
     if is_own:
         checkpoint, head = untied(checkpoint, mixed, allowed=untie)
-    groups, changed = _plan(checkpoint, mixed, table)
+    groups, changed = plan(checkpoint, mixed, table)
     files, left_out = side_files(checkpoint)
     with new_folder(place, force=force) as folder:
         _write_side_files(checkpoint, files, folder)
@@ -132,126 +130,34 @@ def merge_checkpoint(
     )
 
 
-# ---------------------------------------------------------------- before anything is written
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Sites that share tensors, as a rule one site, and what is needed to compute them."""
-
-    sites: tuple[str, ...]
-    tensors: tuple[Stored, ...]
-    mixed: Mix
-    layout: Layout
-
-    def computed(self) -> dict[str, np.ndarray]:
-        """The new tensors, by name."""
-        params = {tensor.name: tensor.read() for tensor in self.tensors}
-        with _precision(self.tensors):
-            out = compose(params, self.mixed, layout=self.layout)
-            return {name: np.asarray(leaf) for name, leaf in out.items()}
-
-
-def _plan(
-    checkpoint: Checkpoint, mixed: Mix, layout: Layout
-) -> tuple[dict[str, _Group], frozenset[str]]:
-    """Who computes which tensor, and which tensors change; whatever does not fit is raised here."""
-    tensors = checkpoint.tensors
-    groups = _groups(tensors, mixed, layout)
-    unusable = [
-        f"{tensor.name} in {tensor.file.name}: {tensor.dtype}"
-        for group in dict.fromkeys(groups.values())
-        for tensor in group.tensors
-        if tensor.dtype not in FLOATS
-    ]
-    if unusable:
-        raise LayoutError(
-            f"{checkpoint.folder}: tensors that can't take an adapter, expected "
-            f"{', '.join(FLOATS)}:{listing(unusable)}\nDequantize the checkpoint first."
-        )
-    changed: set[str] = set()
-
-    def probe(params: dict[str, Any]) -> None:
-        out = compose(params, mixed, layout=layout)
-        changed.update(name for name in params if out[name] is not params[name])
-
-    shapes = {
-        name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))
-        for name, tensor in tensors.items()
-    }
-    with _precision(tensor for group in groups.values() for tensor in group.tensors):
-        jax.eval_shape(probe, shapes)
-    return groups, frozenset(changed)
-
-
-def _precision(tensors: Iterable[Stored]) -> AbstractContextManager[Any]:
-    """Where tensors are float64, JAX has to be told not to make float32 of them."""
-    is_wide = any(tensor.dtype == "F64" for tensor in tensors)
-    return jax.enable_x64(True) if is_wide else nullcontext()
-
-
-def _groups(tensors: Mapping[str, Stored], mixed: Mix, layout: Layout) -> dict[str, _Group]:
-    """For each tensor that a site may own the group of sites that it belongs to."""
-    joined: dict[str, tuple[list[str], list[str]]] = {}
-    for site in dict.fromkeys(site for part in mixed.parts for site in part.sites):
-        places = (*layout.places(site, "weight"), *layout.places(site, "bias"))
-        names = list(dict.fromkeys(place.leaf for place in places if place.leaf in tensors))
-        sites = [site]
-        # A table may put several sites into one tensor, such as q, k and v.
-        for old in {id(joined[name]): joined[name] for name in names if name in joined}.values():
-            sites, names = [*old[0], *sites], list(dict.fromkeys([*old[1], *names]))
-        joined.update(dict.fromkeys(names, (sites, names)))
-    made: dict[int, _Group] = {}
-    for sites, names in joined.values():
-        if id(sites) not in made:
-            stored = tuple(tensors[name] for name in names)
-            made[id(sites)] = _Group(tuple(sites), stored, _only(mixed, set(sites)), layout)
-    return {name: made[id(sites)] for name, (sites, _) in joined.items()}
-
-
-def _only(mixed: Mix, sites: Iterable[str]) -> Mix:
-    """The mix, at these sites."""
-    cut = (
-        Adapter({s: part.updates[s] for s in sites if s in part.updates}, part.strength, part.name)
-        for part in mixed.parts
-    )
-    return Mix(tuple(part for part in cut if part.updates))
-
-
-def _table(layout: Layout | str | None) -> tuple[Layout, bool]:
-    """The layout meant, and whether it is one of jaxmix's own, with which ties are looked for.
-
-    `compose` looks for ties with its own tables, too. But it would judge one site's tensors without
-    the others, so it is given a table that is equal to none of them: with a rule for nothing.
-    """
-    name = NAMES.name if layout is None else layout
-    known = name if isinstance(name, Layout) else LAYOUTS.get(name)
-    if known is None:
-        raise LayoutError(
-            f"there is no layout {layout!r}, expected None, one of "
-            f"{', '.join(map(repr, LAYOUTS))}, or a jaxmix.Layout with rules of your own."
-        )
-    if known not in LAYOUTS.values():
-        return known, False
-    return Layout(known.name, (*known.rules, Rule("(?!)", ""))), True
-
-
-# ---------------------------------------------------------------- writing
-
-
 def _write(
     checkpoint: Checkpoint,
-    groups: Mapping[str, _Group],
+    groups: Mapping[str, Group],
     changed: frozenset[str],
     folder: Path,
     progress: Progress,
 ) -> None:
     """All shards, in order."""
     done, size = 0, checkpoint.size
+    latest: dict[Group, dict[str, np.ndarray]] = {}
 
-    @lru_cache(maxsize=1)  # a weight and its bias, which lie side by side, are computed together
-    def computed(group: _Group) -> dict[str, np.ndarray]:
-        return group.computed()
+    def pieces(tensor: Stored) -> Iterator[Any]:
+        if tensor.name not in changed:
+            yield from _stored_bytes(tensor)
+            return
+        # A weight and its bias, which lie side by side as a rule, are computed together.
+        group = groups[tensor.name]
+        if group not in latest:
+            latest.clear()
+            latest[group] = group.computed()
+        yield _bytes(latest[group][tensor.name], tensor)
+
+    def write(file: BinaryIO, tensor: Stored, shard: str) -> None:
+        # In a function of its own, so that nothing holds the last piece while the next is made.
+        nonlocal done
+        for piece in pieces(tensor):
+            done += file.write(piece)
+            progress(done, size, shard)
 
     for shard in checkpoint.shards:
         target = folder / shard.name
@@ -259,13 +165,7 @@ def _write(
         with target.open("xb") as file:
             done += file.write(shard.header)
             for tensor in shard.tensors:
-                if tensor.name in changed:
-                    pieces = iter([_bytes(computed(groups[tensor.name])[tensor.name], tensor)])
-                else:
-                    pieces = _stored_bytes(tensor)
-                for piece in pieces:
-                    done += file.write(piece)
-                    progress(done, size, shard.name)
+                write(file, tensor, shard.name)
 
 
 def _bytes(array: np.ndarray, tensor: Stored) -> memoryview:

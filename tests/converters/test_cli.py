@@ -275,9 +275,9 @@ def test_demo(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 SLOW = """
 import sys, time
-from jaxmix.converters import cli, stream
+from jaxmix.converters import cli, groups
 
-plain, calls = stream.compose, []
+plain, calls = groups.compose, []
 
 def slow(*args, **options):
     calls.append(args)
@@ -286,7 +286,7 @@ def slow(*args, **options):
         time.sleep(100)
     return plain(*args, **options)
 
-stream.compose = slow
+groups.compose = slow
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters import huggingface, stream
+from jaxmix.converters import groups, huggingface, stream
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
@@ -88,7 +89,7 @@ def test_nothing_else_is_decoded(
     """Only the touched sites' tensors become arrays, a site at a time; others may be anything."""
     read: list[str] = []
     at_once: list[list[str]] = []
-    plain_read, plain_compose = huggingface.Stored.read, stream.compose
+    plain_read, plain_compose = huggingface.Stored.read, groups.compose
 
     def spy_read(self: huggingface.Stored) -> np.ndarray:
         read.append(self.name)
@@ -106,7 +107,7 @@ def test_nothing_else_is_decoded(
     told["weight_map"] |= dict.fromkeys(packed, first.name)
     index.write_text(json.dumps(told))
     monkeypatch.setattr(huggingface.Stored, "read", spy_read)
-    monkeypatch.setattr(stream, "compose", spy_compose)
+    monkeypatch.setattr(groups, "compose", spy_compose)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     assert set(read) == {name for name in told["weight_map"] if "_proj." in name}
     assert max(map(len, at_once[1:])) == 2 and len(at_once[0]) > 10  # the first on shapes alone
@@ -118,6 +119,24 @@ def load_one(file: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     return load_file(file)
+
+
+def test_what_was_written_is_let_go(
+    base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a site is computed, nothing of the one before is in memory any more."""
+    plain: Any = groups.Group.computed
+    seen: list[list[weakref.ref[np.ndarray]]] = []
+
+    def spy(self: Any) -> dict[str, np.ndarray]:
+        assert not [ref for site in seen for ref in site if ref() is not None]
+        made = plain(self)
+        seen.append([weakref.ref(array) for array in made.values()])
+        return made
+
+    monkeypatch.setattr(groups.Group, "computed", spy)
+    merge_checkpoint(base, mixed(adapters), tmp_path / "out")
+    assert len(seen) == 4
 
 
 def test_sites_that_share_a_tensor(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import jaxmix
-from jaxmix.converters import stream
+from jaxmix.converters import groups, stream
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 
@@ -36,7 +36,7 @@ def test_a_failure_in_the_middle(
 ) -> None:
     """The third site's computing fails: the old output stands, and nothing lies about."""
     out, before = before_and_out
-    plain, calls = stream.compose, []
+    plain, calls = groups.compose, []
 
     def failing(*args: Any, **options: Any) -> Any:
         calls.append(args)
@@ -45,7 +45,7 @@ def test_a_failure_in_the_middle(
             raise error("on the way")
         return plain(*args, **options)
 
-    monkeypatch.setattr(stream, "compose", failing)
+    monkeypatch.setattr(groups, "compose", failing)
     for target in (out, tmp_path / "new"):
         calls.clear()
         with pytest.raises(error, match="on the way"):
