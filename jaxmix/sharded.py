@@ -5,10 +5,11 @@ how its result is laid out. Here that is left to XLA, as on a mesh with automati
 end is fixed: the leaf's own sharding.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from jaxmix import plan
 from jaxmix.plan import Form, Word
@@ -17,20 +18,19 @@ __all__ = ["apply", "sharding_of"]
 
 
 def sharding_of(leaf: Any) -> NamedSharding | None:
-    """The sharding that a leaf's result is to have, its mesh with automatic axes.
+    """The sharding over a mesh with automatic axes that a leaf's result is to be given.
 
     Args:
         leaf: any array.
 
     Returns:
-        None for what lies on one device, or is traced and does not say where it lies.
+        None for what lies on one device, is traced, or has it in its type.
     """
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
         return None
     sharding = leaf.sharding
-    if not isinstance(sharding, NamedSharding) or len(leaf.devices()) == 1:
-        return None
-    return _automatic(sharding)
+    is_one = not isinstance(sharding, NamedSharding) or len(leaf.devices()) == 1
+    return None if is_one or _is_explicit(leaf) else sharding
 
 
 def apply(
@@ -55,46 +55,33 @@ def apply(
     Returns:
         The new leaf, of the same shape, dtype and sharding.
     """
-    if isinstance(leaf, jax.core.Tracer):
-        if not _is_explicit(there := jax.typeof(leaf).sharding):
-            return plan.apply(leaf, word, form, base=base, base_form=base_form)
-
-        def run(leaf: jax.Array, word: Word, base: Any) -> jax.Array:
-            return plan.apply(leaf, word, form, base=base, base_form=base_form)
-
-        return jax.sharding.auto_axes(run, out_sharding=there)(leaf, word, base)
-    there = leaf.sharding
-    leaf, word, base = jax.tree.map(_as_automatic, (leaf, word, base))
+    if _is_explicit(leaf):
+        there = jax.typeof(leaf).sharding
+        run = _explicit_in_place if donate else _explicit
+        return run(leaf, word, base, form=form, base_form=base_form, there=there)
     out = plan.apply(leaf, word, form, base=base, base_form=base_form, donate=donate)
-    if form.sharding is None:
+    # A leaf that had to be moved or cut may come back elsewhere; under vmap nobody can ask.
+    if form.sharding is None or isinstance(out, jax.core.Tracer) or out.sharding == form.sharding:
         return out
-    if isinstance(out, jax.core.Tracer):  # under vmap or grad nobody can ask how it lies
-        return jax.device_put(out, there) if _is_explicit(there) else out
-    # A transposed or indexed leaf may come back otherwise.
-    return out if out.sharding == there else jax.device_put(out, there)
+    return jax.device_put(out, form.sharding)
 
 
-def _is_explicit(sharding: Any) -> bool:
-    mesh = getattr(sharding, "mesh", None)
-    return mesh is not None and AxisType.Explicit in mesh.axis_types
+def _is_explicit(leaf: jax.Array) -> bool:
+    """Whether an array's type says how it lies."""
+    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
-def _automatic(sharding: NamedSharding) -> NamedSharding:
-    """The same, on a mesh with automatic axes."""
-    mesh = sharding.mesh
-    if not _is_explicit(sharding) or not isinstance(mesh, Mesh):
-        return sharding
-    automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
-    return NamedSharding(automatic, sharding.spec, memory_kind=sharding.memory_kind)
+def _automatically(
+    leaf: jax.Array, word: Word, base: Any, *, form: Form, base_form: Form | None, there: Any
+) -> jax.Array:
+    """`jaxmix.plan.apply` as one function in which all axes are automatic."""
+
+    def run(leaf: jax.Array, word: Word, base: Any) -> jax.Array:
+        return plan.apply(leaf, word, form, base=base, base_form=base_form)
+
+    return jax.sharding.auto_axes(run, out_sharding=there)(leaf, word, base)
 
 
-def _as_automatic(x: Any) -> Any:
-    """An array with its sharding seen as automatic; nothing is copied."""
-    if (
-        isinstance(x, jax.core.Tracer)
-        or not isinstance(x, jax.Array)
-        or not _is_explicit(x.sharding)
-    ):
-        return x
-    assert isinstance(x.sharding, NamedSharding)
-    return jax.device_put(x, _automatic(x.sharding))
+_jit = partial(jax.jit, static_argnames=("form", "base_form", "there"))
+_explicit = _jit(_automatically)
+_explicit_in_place = _jit(_automatically, donate_argnames="leaf")

@@ -1,0 +1,243 @@
+"""Law 3: by compiled passes, as one function, over a stack of strengths, sharded: one model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmix
+from jaxmix import Adapter, Layout, Rule
+from jaxmix.families import LoRA
+
+from .draws import KINDS, MAKERS, Module, adapters, few, made, tree, trees
+from .running import eagerly, error
+from .truth import fold_tree
+
+WORDS = (*((kind,) for kind in MAKERS), ("LoRA", "OFT", "DoRA"), ("OFT", "LoKr", "Together"))
+# Sizes that eight devices divide.
+MODULE = Module("linear", (8, 16), True)
+CONV = Module("conv", (8, 4, 2, 3), True)
+
+
+def word(kinds: tuple[str, ...], module: Module = MODULE, site: str = "a") -> list[Adapter]:
+    """An adapter of each kind; the first seeds with which leaves of both kinds are replaced."""
+    return [
+        Adapter({site: made(kind, module, 3 * i + 1)}, 0.7 + 0.2 * i, f"{i}")
+        for i, kind in enumerate(kinds)
+    ]
+
+
+@few()
+@given(data=st.data(), drawn=trees(max_modules=2))
+def test_compiled(data: st.DataObject, drawn: Any) -> None:
+    """Passes compiled one by one, and all of it as one function."""
+    modules, params = drawn
+    mixed = data.draw(adapters(modules))
+    truth = fold_tree(params, mixed)
+    assert error(eagerly(params, mixed), truth) < 1e-11
+    with jax.enable_x64(True):
+        assert error(jax.jit(jaxmix.compose)(params, mixed), truth) < 1e-11
+
+
+@pytest.mark.parametrize("kinds", WORDS, ids="-".join)
+def test_over_a_stack_of_strengths(kinds: tuple[str, ...]) -> None:
+    """`vmap` over strengths is a loop over them; jitted too."""
+    params, adapters = tree({"a": MODULE}, 0), word(kinds)
+    stack = np.array([[0.0, 0.5], [1.0, -0.3], [1.0, 1.0]])[:, :1].repeat(len(kinds), 1)
+    stack[1, 0] = 0.4
+
+    def run(strengths: Any) -> Any:
+        return jaxmix.mix(*adapters, strength=strengths)(params)
+
+    with jax.enable_x64(True):
+        outs = [jax.vmap(run)(jnp.asarray(stack)), jax.jit(jax.vmap(run))(jnp.asarray(stack))]
+    for i, strengths in enumerate(stack):
+        pairs = zip(adapters, strengths, strict=True)
+        truth = fold_tree(params, [a * float(s) for a, s in pairs])
+        for out in outs:
+            touched = {n: np.asarray(x)[i] for n, x in out.items() if np.shape(x)[:1] == (3,)}
+            assert touched and error(touched, truth, only=touched) < 1e-11
+
+
+def test_over_a_stack_of_adapters() -> None:
+    """`vmap` over adapters of equal shapes, as one with stacked leaves."""
+    params = tree({"a": MODULE}, 0)
+    three = [Adapter({"a": made("LoHa", MODULE, i)}, 0.5 + i) for i in range(3)]
+    with jax.enable_x64(True):
+        stacked = jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *three)
+        out = jax.vmap(lambda a: jaxmix.compose(params, a)["a.weight"])(stacked)
+    for i, adapter in enumerate(three):
+        truth = fold_tree(params, [adapter])["a.weight"]
+        np.testing.assert_allclose(out[i], truth, rtol=1e-11)
+
+
+def test_shapes_without_numbers() -> None:
+    """`eval_shape` needs no array."""
+    params = tree({"a": MODULE}, 0)
+    for kinds in WORDS:
+        with jax.enable_x64(True):
+            out = jax.eval_shape(jaxmix.compose, params, word(kinds))
+            assert {n: (x.shape, x.dtype) for n, x in out.items()} == {
+                n: (x.shape, x.dtype) for n, x in params.items()
+            }
+
+
+# ---------------------------------------------------------------- sharded
+
+
+def mesh(kind: AxisType) -> jax.sharding.Mesh:
+    """Eight devices as (4, 2)."""
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+
+
+def placed(leaf: Any, kind: AxisType, *spec: Any) -> jax.Array:
+    """An array on eight devices."""
+    return jax.device_put(np.asarray(leaf, np.float32), NamedSharding(mesh(kind), P(*spec)))
+
+
+KIND = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
+SPECS = {"rows": ("x", None), "both": ("y", "x"), "columns": (None, ("x", "y")), "none": ()}
+
+
+def run_sharded(params: Any, adapters: list[Adapter], **how: Any) -> list[Any]:
+    """By passes, with donation of a copy, and as one function that keeps the shardings."""
+    there = jax.tree.map(lambda x: x.sharding, params)
+    copy = jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), params)
+    out = [
+        jaxmix.compose(params, adapters, **how),
+        jaxmix.compose(copy, adapters, donate=True, **how),
+        jax.jit(lambda p, a: jaxmix.compose(p, a, **how), out_shardings=there)(params, adapters),
+    ]
+    for new in out:
+        same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), new, there)
+        assert all(jax.tree.leaves(same))
+        assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, params)
+    return out
+
+
+@pytest.mark.parametrize("flax", [False, True], ids=["torch", "flax"])
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", KIND)
+def test_sharded(kind: str, spec: str, flax: bool) -> None:
+    """Values, and where they lie, on meshes of both kinds."""
+    assert len(jax.devices()) == 8
+    base = tree({"a": MODULE}, 0, np.float32)
+    weight, bias = base.values()
+    # Which words are tried goes round, so that each meets each sharding of some kind.
+    start = (list(SPECS).index(spec) + 4 * flax) % 3
+    for kinds in WORDS[start::3]:
+        adapters = word(kinds)
+        truth = fold_tree(base, adapters)
+        params = {
+            "a": {
+                ("kernel" if flax else "weight"): placed(
+                    weight.T if flax else weight, KIND[kind], *SPECS[spec]
+                ),
+                "bias": placed(bias, KIND[kind], "x"),
+            }
+        }
+        for out in run_sharded(params, adapters):
+            new = out["a"]["kernel"].T if flax else out["a"]["weight"]
+            ours = {"a.weight": new, "a.bias": out["a"]["bias"]}
+            assert error(ours, truth) < 2e-6, kinds
+
+
+Make = Callable[[np.ndarray], np.ndarray]
+PLACES: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
+    "a convolution, HWIO": (
+        lambda w: np.moveaxis(w, (0, 1), (-1, -2)),
+        lambda k: np.moveaxis(k, (-1, -2), (0, 1)),
+        (None, None, "y", "x"),
+        None,
+    ),
+    "in a stack": (
+        lambda w: np.stack([0 * w, w], 1),
+        lambda k: k[:, 1],
+        ("x", None, "y"),
+        Layout("mine", (Rule("a", "a.kernel", index=":, 1"),)),
+    ),
+    "with heads": (
+        lambda w: w.T.reshape(16, 4, 2),
+        lambda k: k.reshape(16, 8).T,
+        ("y", "x"),
+        Layout("mine", (Rule("a", "a.kernel", "d n h -> (n h) d"),)),
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", KIND)
+def test_sharded_in_other_places(kind: str, place: str) -> None:
+    """Leaves that have to be moved or cut come back where they were."""
+    put, get, spec, layout = PLACES[place]
+    module = CONV if layout is None else MODULE
+    weight = tree({"a": module}, 0, np.float32)["a.weight"]
+    for kinds in (("LoRA",), ("OFT", "DoRA")):
+        adapters = [
+            Adapter({"a": weight_only(made(k, module, i))}, 0.5, k) for i, k in enumerate(kinds)
+        ]
+        params = {"a": {"kernel": placed(put(weight), KIND[kind], *spec)}}
+        truth = fold_tree({"a.weight": weight}, adapters)
+        for out in run_sharded(params, adapters, layout=layout):
+            assert error({"a.weight": get(np.asarray(out["a"]["kernel"]))}, truth) < 2e-6
+
+
+def weight_only(update: Any) -> Any:
+    """The update without its bias."""
+    return (
+        LoRA(update.a, update.b, update.scale, update.magnitude) if hasattr(update, "a") else update
+    )
+
+
+@pytest.mark.parametrize("kind", KIND)
+def test_sharded_under_transformations(kind: str) -> None:
+    """`vmap` over strengths and gradients of them, on sharded leaves."""
+    base = tree({"a": MODULE}, 0, np.float32)
+    params = {
+        "a.weight": placed(base["a.weight"], KIND[kind], "y", "x"),
+        "a.bias": placed(base["a.bias"], KIND[kind], "x"),
+    }
+    adapters = word(("OFT", "DoRA"))
+
+    def run(strengths: Any) -> Any:
+        return jaxmix.mix(*adapters, strength=strengths)(params)["a.weight"]
+
+    stack = jnp.array([[0.0, 1.0], [0.5, 0.3]])
+    with jax.set_mesh(mesh(KIND[kind])):
+        out = jax.vmap(run)(stack)
+        slope = jax.jit(jax.jacfwd(run))(stack[1])
+    for i in range(2):
+        truth = fold_tree(base, [a * float(s) for a, s in zip(adapters, stack[i], strict=True)])
+        assert error({"a.weight": out[i]}, truth, only=["a.weight"]) < 2e-6
+    plain = jax.jacfwd(lambda s: jaxmix.mix(*adapters, strength=s)(base)["a.weight"])(stack[1])
+    np.testing.assert_allclose(slope, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_factors_on_the_mesh() -> None:
+    """Factors that lie on the explicit mesh, replicated or along an axis, go with the leaf."""
+    kind = AxisType.Explicit
+    base = tree({"a": MODULE}, 0, np.float32)
+    params = {name: placed(leaf, kind, "x") for name, leaf in base.items()}
+    update = made("LoRA", Module("linear", (8, 16)), 0)
+    assert isinstance(update, LoRA)
+    there = LoRA(placed(update.a, kind, None, "x"), placed(update.b, kind), update.scale)
+    out = jaxmix.compose(params, Adapter({"a": there}, jax.device_put(jnp.float32(0.5))))
+    truth = fold_tree(base, [Adapter({"a": update}, 0.5)])
+    assert error(out, truth) < 2e-6
+    assert all(jax.typeof(out[name]) == jax.typeof(leaf) for name, leaf in params.items())
+
+
+def test_another_device() -> None:
+    """A leaf on one device stays there."""
+    base = tree({"a": KINDS["wide"]}, 0, np.float32)
+    device = jax.devices()[3]
+    params = jax.device_put(base, device)
+    out = jaxmix.compose(params, [Adapter({"a": made("LoKr", KINDS["wide"], 0)})])
+    assert all(leaf.devices() == {device} for leaf in out.values())
