@@ -26,6 +26,8 @@ ORDERS = (
     ("lora", "loha"), ("lora", "oft"), ("oft", "lora"), ("loha", "oft"), ("oft", "loha"),
     ("lora", "loha", "oft"), ("oft", "lora", "loha"),
 )  # fmt: skip
+# And all three once more, weaker: that PEFT can't do, so that there is nothing to compare with.
+WEAKER = (("lora", "loha", "oft"), 0.5)
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ class Demo:
         """The losses that PEFT's model had for adapters in this order."""
         return next(row[key] for row in self.recorded["losses"] if tuple(row["order"]) == order)
 
-    def mixed(self, order: tuple[str, ...]) -> Decoder:
+    def mixed(self, order: tuple[str, ...], strength: float = 1.0) -> Decoder:
         """The base with adapters in this order."""
-        return jaxmix.compose(self.base, [self.adapters[name] for name in order])
+        mixed = jaxmix.mix(*(self.adapters[name] for name in order), strength=strength)
+        return jaxmix.compose(self.base, mixed)
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,21 @@ class Row:
     """The losses of one model in nats per byte, by domain: ours, and those that PEFT had."""
 
     order: tuple[str, ...]
+    strength: float
     losses: dict[str, float]
     peft: dict[str, float]
 
     @property
     def label(self) -> str:
         """The adapters in the order in which they are applied."""
-        return " → ".join(self.order) or "base"
+        names = " → ".join(self.order) or "base"
+        return names if self.strength == 1 else f"{self.strength:g} · ({names})"
 
     @property
-    def difference(self) -> float:
-        """The largest difference from PEFT, in nats per byte."""
-        return max(abs(self.losses[domain] - self.peft[domain]) for domain in self.losses)
+    def difference(self) -> float | None:
+        """The largest difference from PEFT, in nats per byte; None where PEFT has no figures."""
+        differences = (abs(self.losses[domain] - loss) for domain, loss in self.peft.items())
+        return max(differences, default=None)
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,10 @@ def read_demo(folder: Path = ASSETS) -> Demo:
     rule = recorded["evaluation"]
     length, stride, count = rule["window"], rule["stride"], rule["windows"]
     windows = {}
-    for path in sorted((folder / "text").glob("*.txt")):
-        text = np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32)
-        windows[path.stem] = np.stack([text[stride * k : stride * k + length] for k in range(count)])
+    for domain in recorded["prompts"]:
+        text = np.frombuffer((folder / "text" / f"{domain}.txt").read_bytes(), np.uint8)
+        text = text.astype(np.int32)
+        windows[domain] = np.stack([text[stride * k : stride * k + length] for k in range(count)])
     base = jaxmix.models.load(folder / "base", dtype=jnp.float32)
     adapters = {name: jaxmix.load(folder / name) for name in recorded["adapters"]}
     return Demo(base, adapters, windows, recorded)
@@ -115,14 +122,14 @@ def rows(demo: Demo, step: Callable[[], None]) -> Iterator[Row]:
     Yields:
         A row a model.
     """
-    for order in ORDERS:
-        graph, state = nnx.split(demo.mixed(order))
+    for order, strength in (*((order, 1.0) for order in ORDERS), WEAKER):
+        graph, state = nnx.split(demo.mixed(order, strength))
         losses = {}
         for domain, windows in demo.windows.items():
             total = [_loss(graph, state, part) for part in np.split(windows, len(windows) // 8)]
             losses[domain] = float(np.mean(total))
             step()
-        yield Row(order, losses, demo.peft(order))
+        yield Row(order, strength, losses, demo.peft(order) if strength == 1 else {})
 
 
 @partial(jax.jit, static_argnames="graph")

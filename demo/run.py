@@ -40,11 +40,11 @@ def main(out: Path | None = None) -> int:
         console.print(f"  {adapter!r}, trained on [italic]{domain}[/]", highlight=False)
     found: list[Row] = []
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("held-out loss", total=len(ORDERS) * len(demo.windows))
+        task = progress.add_task("held-out loss", total=(len(ORDERS) + 1) * len(demo.windows))
         for row in rows(demo, lambda: progress.advance(task)):
             found.append(row)
     console.print(_table(found))
-    worst = max(row.difference for row in found)
+    worst = max(row.difference or 0.0 for row in found)
     console.print(f"Largest difference from PEFT's forward: {worst:.1e} nats per byte.\n")
     for order, domain in PASSAGES:
         prompt = demo.recorded["prompts"][domain]
@@ -77,8 +77,9 @@ def _table(found: list[Row]) -> Table:
             f"[green]{loss:.4f}[/]" if loss < base[domain] - 0.01 else f"{loss:.4f}"
             for domain, loss in row.losses.items()
         ]
-        peft = " ".join(f"{loss:.3f}" for loss in row.peft.values())
-        table.add_row(row.label, *cells, peft, f"{row.difference:.0e}")
+        peft = " ".join(f"{row.peft[domain]:.3f}" for domain in row.peft)
+        off = "" if row.difference is None else f"{row.difference:.0e}"
+        table.add_row(row.label, *cells, peft or "has no strengths", off)
     return table
 
 

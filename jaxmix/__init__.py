@@ -5,9 +5,10 @@
 mix of nothing: the identity
 """
 
-from jaxmix import errors, families, layout
+from jaxmix import errors, families, layout, models
 from jaxmix.adapter import Adapter
 from jaxmix.converters.loading import load
+from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import JaxmixError
 from jaxmix.layout import Layout, Rule
 from jaxmix.mix import Mix, compose, mix
@@ -23,5 +24,7 @@ __all__ = [
     "families",
     "layout",
     "load",
+    "merge_checkpoint",
     "mix",
+    "models",
 ]
