@@ -1,0 +1,69 @@
+"""The demo on its own assets: PEFT's losses, what helps where, the picture, the exit code."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxmix.demo import measure, run
+
+DEMO = measure.read_demo()
+OWN = {name: about["trained_on"] for name, about in DEMO.recorded["adapters"].items()}
+
+
+def test_each_adapter_helps_in_its_own_domain() -> None:
+    """By PEFT's own figures; and the LoRA and the LoHa together in both of theirs."""
+    base = DEMO.peft(())
+    for name, domain in OWN.items():
+        assert DEMO.peft((name,))[domain] < base[domain] - 0.3
+    together = DEMO.peft(("lora", "loha"))
+    for name in ("lora", "loha"):
+        assert together[OWN[name]] < base[OWN[name]] - 0.2
+
+
+def test_order_matters_with_oft() -> None:
+    """So that a swapped order would show in the table."""
+    for other in ("lora", "loha"):
+        there, back = DEMO.peft((other, "oft")), DEMO.peft(("oft", other))
+        assert min(abs(there[domain] - back[domain]) for domain in there) > 5e-3
+
+
+def test_main(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole of it: every loss within rounding of PEFT's, every model in the table, a picture."""
+    monkeypatch.setenv("COLUMNS", "140")
+    assert run.main(tmp_path / "table.png") == 0
+    said = capsys.readouterr().out
+    for order in measure.ORDERS:
+        assert (" → ".join(order) or "base") in said
+    assert "0.5 · (lora → loha → oft)" in said
+    assert "Largest difference from PEFT's forward" in said
+    assert "compose of lora, loha, oft" in said and "a token" in said
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.png"]
+
+
+def test_a_loss_that_is_not_pefts_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With other figures recorded the exit code is 1."""
+    orders = ((),)
+    wrong = {domain: loss + 0.01 for domain, loss in DEMO.peft(()).items()}
+    recorded = {**DEMO.recorded, "losses": [{"order": [], "peft_forward": wrong}]}
+    short = {domain: windows[:8] for domain, windows in DEMO.windows.items()}
+    demo = replace(DEMO, recorded=recorded, windows=short)
+    monkeypatch.setattr(run, "read_demo", lambda: demo)
+    monkeypatch.setattr(measure, "ORDERS", orders)
+    monkeypatch.setattr(measure, "WEAKER", ((), 0.5))
+    monkeypatch.setattr(run, "PASSAGES", ())
+    monkeypatch.setattr(run, "times", lambda demo: measure.Times(1.0, 1.0, 1.0))
+    assert run.main(tmp_path / "table.png") == 1
+    assert "more than rounding" in capsys.readouterr().out
+
+
+def test_assets_are_small() -> None:
+    """At most 8 MB, with a word on where the texts are from."""
+    files = [path for path in measure.ASSETS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8e6
+    assert "public domain" in (measure.ASSETS / "README.md").read_text()
