@@ -1,0 +1,98 @@
+"""Law 6: the structure is kept, and 16-bit weights are rounded once."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmix
+from jaxmix import Adapter
+
+from .draws import KINDS, MAKERS, adapters, few, made, tree, trees
+from .truth import fold_tree
+
+WORDS = (*((kind,) for kind in MAKERS), ("LoRA", "OFT", "LoHa", "DoRA"))
+DTYPES = (np.float64, np.float32, jnp.bfloat16, np.float16)
+
+
+@few()
+@given(
+    data=st.data(), drawn=trees(), dtypes=st.lists(st.sampled_from(DTYPES), min_size=6, max_size=6)
+)
+def test_structure_is_kept(data: st.DataObject, drawn: Any, dtypes: list[Any]) -> None:
+    """Treedef, shapes, and dtypes, also where they differ from leaf to leaf, and from factors'."""
+    modules, flat = drawn
+    params = {n: x.astype(d) for (n, x), d in zip(flat.items(), dtypes, strict=False)}
+    params |= {n: x for n, x in flat.items() if n not in params}
+    dtype = data.draw(st.sampled_from(DTYPES))
+    mixed = jax.tree.map(
+        lambda x: x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x,
+        data.draw(adapters(modules)),
+    )
+    nested = {"params": [params, {"other": np.arange(3)}], "none": None}
+    with jax.enable_x64(True), jax.disable_jit():
+        layout = jaxmix.Layout(
+            "mine",
+            tuple(
+                jaxmix.Rule(r"(.+)", rf"params.0.\1.{part}", part=part)
+                for part in ("weight", "bias")
+            ),
+        )
+        out = jaxmix.compose(nested, mixed, layout=layout)
+    assert jax.tree.structure(out) == jax.tree.structure(nested)
+    for new, old in zip(jax.tree.leaves(out), jax.tree.leaves(nested), strict=True):
+        assert new.shape == old.shape and new.dtype == old.dtype
+
+
+def rounded_once(ours: Any, truth: np.ndarray, noise: float) -> bool:
+    """Whether this is the float64 truth rounded once, up to noise before the rounding."""
+    scale = noise * np.abs(truth).max()
+    low, high = ((truth + d).astype(ours.dtype) for d in (-scale, scale))
+    return bool(((low <= ours) & (ours <= high)).all())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("kinds", WORDS, ids="-".join)
+def test_one_rounding(kinds: tuple[str, ...], dtype: Any) -> None:
+    """The arithmetic is float32's, however many passes a word takes; as one function too."""
+    module = KINDS["wide"]
+    params = {n: x.astype(dtype) for n, x in tree({"a": module}, 0).items()}
+    mixed = [Adapter({"a": made(k, module, 4 + i)}, 0.9, f"{i}") for i, k in enumerate(kinds)]
+    truth = fold_tree({n: np.asarray(x, np.float64) for n, x in params.items()}, mixed)
+    # Every word is a program of its own; uncompiled it is the same arithmetic.
+    with jax.disable_jit(len(kinds) == 1):
+        outs = [jaxmix.compose(params, mixed)]
+        outs += [jax.jit(jaxmix.compose)(params, mixed)] if len(kinds) > 1 else []
+    for out in outs:
+        for name, wanted in truth.items():
+            new = np.asarray(out[name])
+            assert new.dtype == np.dtype(dtype) and rounded_once(new, wanted, 2e-6)
+
+
+def test_rounding_twice_would_be_seen() -> None:
+    """The check above can fail: two adapters, each rounded."""
+    module = KINDS["wide"]
+    params = {n: x.astype(jnp.bfloat16) for n, x in tree({"a": module}, 0).items()}
+    a, b = (Adapter({"a": made("LoRA", module, i)}, name=str(i)) for i in range(2))
+    truth = fold_tree({n: np.asarray(x, np.float64) for n, x in params.items()}, [a, b])["a.weight"]
+    twice = jaxmix.compose(jaxmix.compose(params, a), b)["a.weight"]
+    once = jaxmix.compose(params, [a, b])["a.weight"]
+    assert rounded_once(np.asarray(once), truth, 2e-6)
+    assert not rounded_once(np.asarray(twice), truth, 2e-6)
+
+
+def test_sums_of_16_bit_factors_are_exact_to_float32() -> None:
+    """Factors in bfloat16 are widened before they are multiplied."""
+    module = KINDS["wide"]
+    params = tree({"a": module}, 0, np.float32)
+    lora = jax.tree.map(
+        lambda x: np.asarray(x).astype(jnp.bfloat16) if np.ndim(x) else x,
+        Adapter({"a": made("LoKr", module, 0)}),
+    )
+    truth = fold_tree(params, [lora])["a.weight"]
+    out = jaxmix.compose(params, lora)["a.weight"]
+    np.testing.assert_allclose(out, truth, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,170 @@
+"""Law 5 but for its traces: 0 is the identity, 1 the checkpoint's own map, and a way between."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.families import OFT, Replace
+
+from .draws import FAMILIES, KINDS, MAKERS, Module, adapters, few, made, normal, tree, trees
+from .running import composed, error
+from .truth import fold_tree
+
+MODULE = Module("linear", (6, 8), True)
+PARAMS = tree({"a": MODULE}, 0)
+# Seeds for which leaves of both kinds are replaced, and LoRA has a bias.
+UPDATES = {kind: made(kind, MODULE, 4) for kind in MAKERS}
+
+
+def at(kind: str, strength: Any) -> Adapter:
+    """The update of a kind at a strength."""
+    return Adapter({"a": UPDATES[kind]}, strength, kind)
+
+
+@few()
+@given(data=st.data(), drawn=trees(max_modules=2), s=st.floats(-2, 2))
+def test_the_strength_of_a_mix_is_that_of_its_parts(
+    data: st.DataObject, drawn: Any, s: float
+) -> None:
+    """``s * mix(a, b)`` is ``mix(s * a, s * b)``, and so is ``strength=``."""
+    modules, params = drawn
+    a, b = data.draw(adapters(modules, count=2))
+    truth = fold_tree(params, [s * a, s * b])
+    for mixed in (s * jaxmix.mix(a, b), jaxmix.mix(a, b, strength=s)):
+        assert error(composed(params, mixed), truth) < 1e-11
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_nought_is_the_identity(kind: str) -> None:
+    """At strength 0, a number or traced."""
+    with jax.enable_x64(True):
+        traced = jax.jit(lambda s: jaxmix.compose(PARAMS, at(kind, s)))(0.0)
+    for out in (composed(PARAMS, at(kind, 0.0)), traced):
+        for name, leaf in PARAMS.items():
+            np.testing.assert_allclose(out[name], leaf, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", sorted({*MAKERS} - {"OFT", "Together"}))
+def test_a_line(kind: str) -> None:
+    """``W(s) = W(0) + s·(W(1) − W(0))`` for additive updates, replaced leaves, DoRA alone."""
+    start, end = PARAMS, composed(PARAMS, at(kind, 1.0))
+    assert error(end, start) > 1e-3, "the update does nothing"
+    for s in (0.3, -1.5, 2.0):
+        line = {name: start[name] + s * (end[name] - start[name]) for name in start}
+        assert error(composed(PARAMS, at(kind, s)), line) < 1e-12
+
+
+@pytest.mark.parametrize("terms", [None, 5])
+def test_a_rotation_stays_one(terms: int | None) -> None:
+    """OFT at any strength turns: norms of rows stay, and −s turns back."""
+    oft = OFT(normal(np.random.default_rng(0), 2, 6, std=0.02 if terms else 0.5), terms=terms)
+    tolerance = 1e-3 if terms else 1e-12
+    base = PARAMS["a.weight"]
+    for s in (0.5, 1.0, 1.7):
+        there = composed(PARAMS, Adapter({"a": oft}, s))
+        lengths = np.linalg.norm(there["a.weight"], axis=1) / np.linalg.norm(base, axis=1)
+        np.testing.assert_allclose(lengths, 1, atol=tolerance)
+        assert np.abs(there["a.weight"] - base).max() > 1e-3
+        back = composed(there, Adapter({"a": oft}, -s))
+        np.testing.assert_allclose(back["a.weight"], base, atol=tolerance)
+
+
+def slopes(run: Any, at: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """Central differences."""
+    steps = step * np.eye(len(at))
+    return np.array([(run(at + h) - run(at - h)) / (2 * step) for h in steps])
+
+
+@pytest.mark.parametrize("kinds", [*((k,) for k in MAKERS), ("LoHa", "OFT", "DoRA")], ids="-".join)
+@pytest.mark.parametrize("start", [0.0, 0.6])
+def test_gradients_of_strengths(kinds: tuple[str, ...], start: float) -> None:
+    """Against differences of the naive fold; at nought too, where LoRA and OFT begin to train."""
+    weights = {n: normal(np.random.default_rng(1), *x.shape) for n, x in PARAMS.items()}
+    parts = [Adapter({"a": made(k, MODULE, 4 + i)}, name=str(i)) for i, k in enumerate(kinds)]
+
+    def loss(strengths: Any) -> Any:
+        out = jaxmix.mix(*parts, strength=strengths)(PARAMS)
+        return sum(jnp.sum(weights[name] * out[name]) for name in weights)
+
+    def truth(strengths: np.ndarray) -> float:
+        out = fold_tree(PARAMS, [p * float(s) for p, s in zip(parts, strengths, strict=True)])
+        return float(sum((weights[name] * out[name]).sum() for name in weights))
+
+    here = np.full(len(kinds), start)
+    with jax.enable_x64(True):
+        ours = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(here)))
+    wanted = slopes(truth, here)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-6)
+    assert np.abs(wanted).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "DoRA"])
+def test_gradients_of_factors(kind: str) -> None:
+    """Along a random direction of all factors at once; whole numbers have none."""
+    rng = np.random.default_rng(2)
+    floats, rest = split(at(kind, 0.7))
+    ways = [normal(rng, *np.shape(leaf)) for leaf in floats]
+    aim = normal(rng, 6, 8)
+
+    def loss(leaves: list[Any]) -> Any:
+        return jnp.sum(aim * jaxmix.compose(PARAMS, join(leaves, rest))["a.weight"])
+
+    def truth(t: np.ndarray) -> float:
+        moved = [leaf + t[0] * way for leaf, way in zip(floats, ways, strict=True)]
+        return float((aim * fold_tree(PARAMS, [join(moved, rest)])["a.weight"]).sum())
+
+    with jax.enable_x64(True):
+        grads = jax.jit(jax.grad(loss))([jnp.asarray(leaf, float) for leaf in floats])
+    ours = sum(float((np.asarray(g) * w).sum()) for g, w in zip(grads, ways, strict=True))
+    np.testing.assert_allclose(ours, slopes(truth, np.zeros(1))[0], rtol=1e-5, atol=1e-6)
+
+
+def split(adapter: Adapter) -> tuple[list[Any], tuple[Any, list[Any]]]:
+    """The leaves of floats, and what is needed to put them back."""
+    leaves, treedef = jax.tree.flatten(adapter)
+    whole = [leaf if np.asarray(leaf).dtype.kind == "i" else None for leaf in leaves]
+    floats = [np.asarray(leaf) for leaf in leaves if np.asarray(leaf).dtype.kind == "f"]
+    return floats, (treedef, whole)
+
+
+def join(floats: list[Any], rest: tuple[Any, list[Any]]) -> Adapter:
+    """The inverse of `split`."""
+    treedef, whole = rest
+    left = iter(floats)
+    return jax.tree.unflatten(treedef, [next(left) if x is None else x for x in whole])
+
+
+def test_gradients_of_the_base() -> None:
+    """Through DoRA's norm too, on a convolution and an embedding."""
+    for kind in ("conv2d", "embedding"):
+        module = KINDS[kind]
+        params = tree({"a": module}, 3)
+        mixed = [Adapter({"a": made(k, module, 5)}, 0.8, k) for k in ("OFT", "DoRA", "LoKr")]
+        way = normal(np.random.default_rng(4), *module.shape)
+
+        def truth(t: np.ndarray, p: Any = params, m: Any = mixed, way: Any = way) -> float:
+            return float(fold_tree({"a.weight": p["a.weight"] + t[0] * way}, m)["a.weight"].sum())
+
+        with jax.enable_x64(True):
+            grad = jax.grad(
+                lambda w, m=mixed: jaxmix.compose({"a.weight": w}, m)["a.weight"].sum()
+            )(jnp.asarray(params["a.weight"]))
+        ours = (np.asarray(grad) * way).sum()
+        np.testing.assert_allclose(ours, slopes(truth, np.zeros(1))[0], rtol=1e-6)
+
+
+def test_no_gradient_goes_to_a_base_that_is_replaced() -> None:
+    """At strength 1 nothing of the old leaf is left."""
+    new = Adapter({"a": Replace(np.ones((6, 8)))})
+    with jax.enable_x64(True):
+        grad = jax.grad(lambda w: jaxmix.compose({"a.weight": w}, new)["a.weight"].sum())(
+            jnp.asarray(PARAMS["a.weight"])
+        )
+    assert not np.asarray(grad).any()

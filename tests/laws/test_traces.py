@@ -1,0 +1,232 @@
+"""Law 5's second half: what is traced and compiled, and how often; and what donation gives up."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import monitoring
+
+import jaxmix
+from jaxmix import Adapter, Layout, Rule
+
+from .draws import FAMILIES, MAKERS, Module, made, tree
+from .running import error
+from .truth import fold_tree
+
+TRACED = "/jax/core/compile/jaxpr_trace_duration"
+COMPILED = "/jax/core/compile/backend_compile_duration"
+Count = Callable[[Callable[[], Any]], tuple[int, int]]
+
+
+@pytest.fixture
+def count() -> Iterator[Count]:
+    """Runs something and says how often JAX traced and compiled."""
+    seen: Counter[str] = Counter()
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        seen[event] += 1
+
+    def counted(run: Callable[[], Any]) -> tuple[int, int]:
+        seen.clear()
+        jax.block_until_ready(jax.tree.leaves(run()))
+        return seen[TRACED], seen[COMPILED]
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield counted
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def model(layers: int, module: Module) -> dict[str, Any]:
+    """Layers of one shape."""
+    base = tree({f"layers.{i}.q": module for i in range(layers)}, 0, np.float32)
+    return {name: jnp.asarray(leaf) for name, leaf in base.items()}
+
+
+def adapter(kind: str, module: Module, layers: int = 2, seed: int = 4, name: str = "a") -> Adapter:
+    """One kind at all layers; its structure is that of the seed, whatever it is called."""
+    update = made(kind, module, seed)
+    return Adapter({f"layers.{i}.q": update for i in range(layers)}, name=name)
+
+
+def other(adapter: Adapter, name: str, seed: int) -> Adapter:
+    """Another adapter of the same shapes; positions stay where they may be."""
+    rng = np.random.default_rng(seed)
+    new = jax.tree.map(
+        lambda x: (
+            rng.normal(size=x.shape) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+        ),
+        adapter,
+    )
+    return new.renamed(name)
+
+
+# Shapes that no other test has, so that what is counted was not compiled before.
+SHAPES = {kind: Module("linear", (6 + 2 * i, 22), True) for i, kind in enumerate(MAKERS)}
+STRENGTHS = (
+    0.5,
+    -2,
+    np.float32(0.25),
+    np.float64(0.1),
+    np.array(3.0),
+    jnp.asarray(0.7),
+    jnp.int32(2),
+)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_new_strengths_and_adapters_are_not_traced(kind: str, count: Count) -> None:
+    """Compose by itself: strengths of every kind of number, other numbers, other names."""
+    module = SHAPES[kind]
+    params, first = model(2, module), adapter(kind, module)
+    traced, compiled = count(lambda: jaxmix.compose(params, [first]))
+    assert traced > 0 and compiled > 0, "the counter counts nothing"
+    for strength in STRENGTHS:  # JAX's own little programs
+        jnp.asarray((strength * first).strength).astype(np.float32)
+    assert count(lambda: [jaxmix.compose(params, [s * first]) for s in STRENGTHS]) == (0, 0)
+    second = other(first, "another name", 7)
+    assert count(lambda: jaxmix.compose(params, [0.3 * second])) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_users_own_jit_is_traced_once(kind: str) -> None:
+    """Adapters as arguments: other strengths, arrays and names are the same program."""
+    module = SHAPES[kind]
+    params, first = model(1, module), adapter(kind, module, 1)
+    seen: list[int] = []
+
+    @jax.jit
+    def run(params: Any, adapters: Any) -> Any:
+        seen.append(1)
+        return jaxmix.compose(params, adapters)
+
+    for strength in (1.0, 0.5, -3, np.float32(0.2), np.float64(0.1)):
+        run(params, [strength * first])
+    run(params, [0.5 * other(first, "b", 3)])
+    run(params, [0.5 * first.renamed("c")])
+    assert len(seen) == 1
+    for strength in (0.5, 0.7):  # an array with a dtype is another type than a number; once
+        run(params, [jnp.float32(strength) * first])
+    assert len(seen) == 2
+
+
+def test_strengths_as_an_argument_are_traced_once() -> None:
+    """A vector of strengths of a mix, the adapters closed over."""
+    module = Module("linear", (6, 26))
+    params = model(1, module)
+    parts = [adapter(k, module, 1, i, k) for i, k in enumerate(("LoRA", "OFT"))]
+    seen: list[int] = []
+
+    @jax.jit
+    def run(strengths: Any) -> Any:
+        seen.append(1)
+        return jaxmix.mix(*parts, strength=strengths)(params)
+
+    outs = [run(jnp.array([s, 1 - s])) for s in (0.0, 0.5, 1.0)]
+    assert len(seen) == 1 and len(outs) == 3
+
+
+@pytest.mark.parametrize("kinds", [("LoRA",), FAMILIES], ids=["LoRA", "six"])
+def test_compile_time_does_not_grow_with_depth(kinds: tuple[str, ...], count: Count) -> None:
+    """Twelve layers of one shape take the programs of two."""
+    counts = []
+    for layers, size in ((1, 40), (2, 44), (12, 52)):  # the first for what is compiled once for all
+        module = Module("linear", (6, size), True)
+        params = model(layers, module)
+        parts = [adapter(k, module, layers, 4, k) for k in kinds]
+        counts.append(count(lambda p=params, a=parts: jaxmix.compose(p, a)))
+    assert counts[1] == counts[2] and counts[1][1] > 0
+
+
+def test_layers_in_one_leaf_are_one_program_each(count: Count) -> None:
+    """Another index of a stack is another program so far; another strength is not."""
+    params = {"w": jnp.ones((3, 6, 34))}
+    layout = Layout("mine", (Rule(r"layers\.(\d)\.q", "w", index=r"\1"),))
+    lora = adapter("LoRA", Module("linear", (6, 34)), 3)
+    assert count(lambda: jaxmix.compose(params, [lora], layout=layout))[1] > 0
+    assert count(lambda: jaxmix.compose(params, [0.5 * lora], layout=layout)) == (0, 0)
+
+
+def test_no_tracer_leaks() -> None:
+    """Nothing that was traced is kept by anybody."""
+    module = Module("linear", (6, 32), True)
+    params = {n: np.asarray(x) for n, x in model(1, module).items()}
+    parts = [adapter(kind, module, 1, 4, kind) for kind in MAKERS]
+
+    def run(strength: Any) -> Any:
+        return jaxmix.compose(params, jaxmix.mix(*parts, strength=strength))["layers.0.q.weight"]
+
+    with jax.checking_leaks():
+        jax.jit(run)(0.5)
+        jax.jit(jax.vmap(run))(jnp.array([0.5, 1.0]))
+        jax.jit(jax.grad(lambda s: run(s).sum()))(0.5)
+        jax.eval_shape(run, 0.5)
+        jaxmix.compose(params, parts)
+
+
+# ---------------------------------------------------------------- donation
+
+
+def test_donation_gives_up_what_was_touched() -> None:
+    """The same numbers; only touched weights are gone, and no leaf that is in the tree twice."""
+    module = Module("linear", (6, 36), True)
+    sites = ("touched", "twice", "untouched", "numpy")
+    base = tree({site: module for site in sites}, 0, np.float32)
+    params: dict[str, Any] = {n: jnp.asarray(x) for n, x in base.items()}
+    params["again"] = params["twice.weight"]
+    params["numpy.weight"] = kept = base["numpy.weight"].copy()
+    parts = [
+        Adapter({s: made(k, module, 4 + i) for s in sites if s != "untouched"}, 0.5, k)
+        for i, k in enumerate(("LoRA", "DoRA", "OFT", "Replace"))
+    ]
+    truth = fold_tree(base, parts)
+    plain = jaxmix.compose(params, parts)
+    assert not any(x.is_deleted() for x in params.values() if isinstance(x, jax.Array))
+    out = jaxmix.compose(params, parts, donate=True)
+    assert error(out, truth) < 1e-5 and error(plain, truth) < 1e-5
+    gone = {n for n, x in params.items() if isinstance(x, jax.Array) and x.is_deleted()}
+    assert gone == {"touched.weight"}
+    assert out["untouched.weight"] is params["untouched.weight"] and out["again"] is params["again"]
+    np.testing.assert_array_equal(kept, base["numpy.weight"])
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_donation_of_every_kind(kind: str) -> None:
+    """Also of a Flax kernel, and of 16 bits, where there is nothing to take over."""
+    module = SHAPES[kind]
+    base = tree({"a": module}, 0, np.float32)
+    one = [Adapter({"a": made(kind, module, 4)}, 0.6)]
+    for dtype, tolerance in ((np.float32, 1e-5), (jnp.bfloat16, 1e-2)):
+        weight, bias = (x.astype(dtype) for x in base.values())
+        truth = fold_tree({"a.weight": weight, "a.bias": bias}, one)
+        flat = {"a.weight": jnp.asarray(weight), "a.bias": jnp.asarray(bias)}
+        flax = {"a": {"kernel": jnp.asarray(weight.T.copy()), "bias": jnp.asarray(bias)}}
+        assert error(jaxmix.compose(flat, one, donate=True), truth) < tolerance
+        out = jaxmix.compose(flax, one, donate=True)["a"]
+        ours = {"a.weight": np.asarray(out["kernel"]).T, "a.bias": out["bias"]}
+        assert error(ours, truth) < tolerance
+        if dtype is np.float32:
+            assert flat["a.weight"].is_deleted() and flax["a"]["kernel"].is_deleted()
+
+
+def test_donation_inside_jit() -> None:
+    """There is nothing to give up there, and nothing is said of it."""
+    module = Module("linear", (6, 38), True)
+    params = {n: jnp.asarray(x) for n, x in tree({"a": module}, 0, np.float32).items()}
+    one = [Adapter({"a": made("OFT", module, 4)})]
+    out = jax.jit(lambda p, a: jaxmix.compose(p, a, donate=True))(params, one)
+    truth = fold_tree({n: np.asarray(x) for n, x in params.items()}, one)
+    assert error(out, truth) < 1e-5 and not any(x.is_deleted() for x in params.values())
+
+
+def test_what_is_refused_gives_up_nothing() -> None:
+    """An error comes before any buffer is gone."""
+    module = Module("linear", (6, 8))
+    params = {n: jnp.asarray(x) for n, x in tree({"a": module}, 0, np.float32).items()}
+    lora = made("LoRA", module, 0)
+    with pytest.raises(jaxmix.JaxmixError):
+        jaxmix.compose(params, [Adapter({"a": lora, "lost": lora})], donate=True)
+    assert not params["a.weight"].is_deleted()
