@@ -132,8 +132,8 @@ def merge(
     """Put adapters into a model: a Hugging Face folder in, a merged one out.
 
     Adapters are applied from left to right. OUT has the same shards, dtypes and side files as
-    BASE; what no adapter touches is copied byte for byte. It is written beside OUT and renamed at
-    the end.
+    BASE; what no adapter touches is copied byte for byte. It is written into OUT.partial-… and
+    renamed at the end; if the program is killed, that is all that is left, and can be removed.
 
     **Examples**
 

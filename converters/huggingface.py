@@ -119,9 +119,7 @@ class Checkpoint:
         return sum(shard.size for shard in self.shards)
 
     def json(self, name: str) -> dict[str, Any]:
-        """A side file that holds a JSON object; an empty one if there is no such file."""
-        if name in self.texts:
-            return json.loads(self.texts[name])
+        """The folder's file of a JSON object; an empty one if there is no such file."""
         from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
 
         path = self.folder / name
@@ -129,7 +127,9 @@ class Checkpoint:
 
     def with_config(self, **fields: Any) -> "Checkpoint":
         """The same with other fields in config.json."""
-        config = {**self.json(CONFIG_FILE), **fields}
+        from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
+
+        config = {**read_json(self.folder / CONFIG_FILE), **fields}
         return replace(self, texts={**self.texts, CONFIG_FILE: json.dumps(config, indent=2) + "\n"})
 
     def with_copy(self, name: str, of: str) -> "Checkpoint":

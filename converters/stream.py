@@ -188,7 +188,7 @@ def _stored_bytes(tensor: Stored) -> Iterator[bytes]:
 
 def _write_side_files(checkpoint: Checkpoint, names: Iterable[str], folder: Path) -> None:
     """Tokenizer, configs and what else there is."""
-    for name in dict.fromkeys([*names, *checkpoint.texts]):
+    for name in names:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in checkpoint.texts:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import jaxmix
 from jaxmix.converters.stream import merge_checkpoint
-from jaxmix.errors import LayoutError
+from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.families import LoRA
 
 from .checkpoints import Adapters, contents, header, load, mixed, save_base
@@ -94,6 +94,9 @@ def test_untie_where_nothing_is_tied(base: Path, adapters: Adapters, tmp_path: P
     tied = save_base(tmp_path / "tied", tied=True)
     assert merge_checkpoint(tied, mix, tmp_path / "2", untie=True).untied is None
     assert contents(tmp_path / "2")["config.json"] == contents(tied)["config.json"]
+    (tied / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tied has no config.json; found README.md"):
+        merge_checkpoint(tied, embedding, tmp_path / "3", untie=True)
     no_head = save_base(tmp_path / "none", tied=True, config={"tie_word_embeddings": False})
     merged = merge_checkpoint(no_head, embedding, tmp_path / "3")
     assert merged.changed == ("model.embed_tokens.weight",)
