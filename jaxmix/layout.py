@@ -220,8 +220,14 @@ class Layout:
 
     def places(self, site: str, part: Part) -> list[Place]:
         """Where the site's weight or bias may lie, in the order of the rules."""
-        places = (rule.place(site) for rule in self.rules if rule.part == part)
-        return [place for place in places if place is not None]
+        return list(_places(self.rules, site, part))
+
+
+# A model's sites are asked for at every compose, and Python compiles a rule's template anew each time.
+@lru_cache(maxsize=1 << 16)
+def _places(rules: tuple[Rule, ...], site: str, part: Part) -> tuple[Place, ...]:
+    places = (rule.place(site) for rule in rules if rule.part == part)
+    return tuple(place for place in places if place is not None)
 
 
 def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:

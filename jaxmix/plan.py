@@ -133,7 +133,7 @@ def _strength(strength: Any, dtype: Any) -> Any:
 
 # A LoHa whose two products have ranks r₁ and r₂ is one low rank of r₁r₂ (Khatri-Rao), and then joins
 # the product of the other low ranks. Up to here that costs less than a pass of its own.
-_KHATRI_RAO = 64
+_KHATRI_RAO = 36
 
 
 # ---------------------------------------------------------------- everything as one function

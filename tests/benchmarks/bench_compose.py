@@ -163,7 +163,7 @@ def bench(name: str, layers: int, rounds: int) -> dict[str, float]:
 
 
 def _order(path: Path) -> int:
-    return int(path.name[4:])
+    return int(path.name[-1])
 
 
 def memory(name: str, layers: int) -> None:
