@@ -18,7 +18,7 @@ WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
 say = @printf '\033[1m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench notebooks clean
+.PHONY: help demo test lowest lint format docs bench notebooks clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ demo: $(VENV)/.demo ## a real model with three PEFT adapters, alone and mixed (n
 
 test: $(VENV)/.all ## all tests, those against PEFT too
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lowest: $(VENV)-lowest/.all ## the tests without torch, on the lowest versions that are allowed
+	@$(VENV)-lowest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(ARGS)
 
 lint: $(VENV)/.all ## ruff and the type checker
 	@$(BIN)/ruff format --check .
@@ -48,7 +51,7 @@ notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their output
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean: ## remove the environment and what was built
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # ---------------------------------------------------------------- set-up, kept by stamps
 
@@ -78,3 +81,13 @@ $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	$(say) "Installing jaxmix with what tests and linters need"
 	@$(PIP) install --editable '.[$(WITH)]'
 	@touch $@ $(VENV)/.demo
+
+# JAX's and flax's own deprecations of their day are let pass here.
+$(VENV)-lowest/.all: pyproject.toml
+	@$(MAKE) --no-print-directory VENV=$(VENV)-lowest $(VENV)-lowest/bin/python
+	$(say) "Installing the lowest versions"
+	@$(VENV)-lowest/bin/python -c 'import tomllib; print(*(line.replace(">=", "==") for line in \
+	  tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]), sep="\n")' > $(@D)/lowest.txt
+	@$(@D)/bin/python -m pip -qq --disable-pip-version-check install \
+	  --constraint $(@D)/lowest.txt --editable '.[test]'
+	@touch $@
