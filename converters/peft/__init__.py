@@ -86,7 +86,7 @@ def _build(config: Config, factors: Mapping[str, Factors], path: Path) -> dict[s
 
 
 def _check_saved(config: Config, sites: Sites) -> None:
-    """Whether the file has factors, and the modules that its config says were saved."""
+    """Whether the file has factors, and what its config says was saved or pruned."""
     if not sites.factors and not sites.saved:
         raise CheckpointError(
             f"{config.path.parent} holds no weights of a {config.family} adapter, expected "
@@ -98,4 +98,10 @@ def _check_saved(config: Config, sites: Sites) -> None:
         raise CheckpointError(
             f"{config.path}: modules_to_save is {modules!r}, but the file has none of their "
             "leaves. Save it again, or set modules_to_save to null if they were not trained."
+        )
+    masks = (config.values.get("rank_pattern") or ()) if config.family == "ADALORA" else ()
+    if lost := [name for name in masks if name.removesuffix(".lora_E") not in sites.factors]:
+        raise CheckpointError(
+            f"{config.path}: rank_pattern has masks of what the file has no factors of:"
+            f"{listing(lost)}\nExpected <module>.lora_E of modules in the file. Save it again."
         )

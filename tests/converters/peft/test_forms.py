@@ -252,3 +252,14 @@ def test_a_rank_pruned_to_nothing_is_no_error(tmp_path):
     base = params(FORMS["adalora"])
     out = jaxmix.compose(base, [adapter])
     assert jax.numpy.array_equal(out[f"{SITE}.weight"], base[f"{SITE}.weight"])
+
+
+def test_a_mask_of_nothing(tmp_path):
+    """As where the adapter's name is still in it: PEFT would find no such module."""
+    masks = {f"{SITE}.lora_E": [True, True], f"{SITE}.lora_E.default": [True, False]}
+    text = refused(CheckpointError, save(tmp_path, "adalora", rank_pattern=masks))
+    assert text == (
+        f"{tmp_path / 'adapter_config.json'}: rank_pattern has masks of what the file has no "
+        f"factors of:\n  {SITE}.lora_E.default\nExpected <module>.lora_E of modules in the file. "
+        "Save it again."
+    )
