@@ -133,9 +133,7 @@ def rows(demo: Demo, step: Callable[[], None]) -> Iterator[Row]:
 
 
 @partial(jax.jit, static_argnames="graph")
-def _loss(
-    graph: nnx.GraphDef[Decoder], state: Any, tokens: Int[Array, "b t"]
-) -> Float[Array, ""]:
+def _loss(graph: nnx.GraphDef[Decoder], state: Any, tokens: Int[Array, "b t"]) -> Float[Array, ""]:
     """The mean of ``-ln p(byte | bytes before it)``, in nats per byte."""
     logits = nnx.merge(graph, state)(tokens)[:, :-1]
     of_next = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)

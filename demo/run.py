@@ -33,8 +33,8 @@ def main(out: Path | None = None) -> int:
     """
     console, start = Console(), time.perf_counter()
     demo = read_demo()
-    console.print("A Llama of 2.5M parameters that was trained on Jane Austen, bytes as tokens. PEFT")
-    console.print("trained three adapters for it:")
+    console.print("A Llama of 2.5M parameters that was trained on Jane Austen, bytes as tokens.")
+    console.print("PEFT trained three adapters for it:")
     for adapter in demo.adapters.values():
         domain = demo.recorded["adapters"][adapter.name]["trained_on"]
         console.print(f"  {adapter!r}, trained on [italic]{domain}[/]", highlight=False)

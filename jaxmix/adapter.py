@@ -89,6 +89,7 @@ class Adapter(Mixable):
 
     @property
     def parts(self) -> "tuple[Adapter, ...]":
+        """Itself: the mix of one."""
         return (self,)
 
     @property

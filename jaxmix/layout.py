@@ -7,11 +7,10 @@ PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedd
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import einops
 import jax
@@ -19,18 +18,7 @@ import numpy as np
 
 from jaxmix.errors import LayoutError
 
-__all__ = [
-    "FLAX",
-    "KERNEL",
-    "LAYOUTS",
-    "NAMES",
-    "TORCH",
-    "Layout",
-    "Place",
-    "Rule",
-    "leaf_name",
-    "leaf_names",
-]
+__all__ = ["FLAX", "KERNEL", "LAYOUTS", "NAMES", "TORCH", "Layout", "Part", "Place", "Rule"]
 
 Part = Literal["weight", "bias"]
 
@@ -99,7 +87,22 @@ class Rule:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one tensor of a site lies: a leaf's name, an index into it, and its axes there."""
+    """Where one tensor of a site lies: ``leaf[index]``, its axes moved, is PyTorch's.
+
+    Args:
+        leaf: the leaf's dotted name.
+        axes: an einops pattern from the leaf's axes to PyTorch's; None for none.
+        index: a basic NumPy index into the leaf, as text; None for the whole leaf.
+
+    Raises:
+        LayoutError: by `shape`, if the leaf does not have these axes, or the index is none.
+
+    Example:
+        >>> Place("attn.kernel", "d n h -> (n h) d").shape((6, 2, 4))
+        (8, 6)
+
+    Source: https://einops.rocks; DESIGN.md, words.
+    """
 
     leaf: str
     axes: str | None = None
@@ -223,7 +226,7 @@ class Layout:
         return list(_places(self.rules, site, part))
 
 
-# A model's sites are asked for at every compose, and Python compiles a rule's template anew each time.
+# Asked for at every compose; and Python parses a rule's template anew at each expansion.
 @lru_cache(maxsize=1 << 16)
 def _places(rules: tuple[Rule, ...], site: str, part: Part) -> tuple[Place, ...]:
     places = (rule.place(site) for rule in rules if rule.part == part)
@@ -258,52 +261,3 @@ TORCH = Layout("torch", _named(_TORCH))
 FLAX = Layout("flax", _named(_FLAX))
 NAMES = Layout("names", _named({**_TORCH, **_FLAX}))
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
-
-
-def leaf_name(path: Sequence[Any]) -> str:
-    """The dotted name of a leaf, from its path in a pytree.
-
-    The ``value`` at which the variables of an ``nnx.State`` end is left out.
-
-    Args:
-        path: the keys of `jax.tree_util.tree_flatten_with_path`.
-
-    Returns:
-        The keys joined with dots.
-
-    Example:
-        >>> path, _ = jax.tree_util.tree_flatten_with_path({"layers": [{"kernel": 1}]})[0][0]
-        >>> leaf_name(path)
-        'layers.0.kernel'
-    """
-    is_value = len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value")
-    return ".".join(map(_key, path[:-1] if is_value else path))
-
-
-def leaf_names(paths: Sequence[Sequence[Any]]) -> list[str]:
-    """The dotted names of all leaves of a pytree, as `leaf_name` gives them.
-
-    Args:
-        paths: the paths of all leaves. A ``value`` with siblings is no variable's, and stays.
-
-    Returns:
-        A name for each.
-
-    Example:
-        >>> tree = {"attn": {"key": 1, "value": 2}}
-        >>> leaf_names([path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]])
-        ['attn.key', 'attn.value']
-    """
-    children = Counter(tuple(path[:-1]) for path in paths)
-    return [
-        leaf_name(path) if children[tuple(path[:-1])] == 1 else ".".join(map(_key, path))
-        for path in paths
-    ]
-
-
-def _key(entry: Any) -> str:
-    """The text of one key of a path, whatever its kind."""
-    for attribute in ("key", "idx", "name"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)

@@ -1,9 +1,9 @@
 """How a word of updates is applied to one leaf: folded into steps, and in which passes these run.
 
 On an accelerator, or under an outer trace, everything is one function and XLA fuses it. On CPU XLA
-fuses terms of different kinds into one slow loop, so there every pass over the weight (a rotation, a
-low-rank product, …) is a compiled function of its own, which takes the buffer of the one before, and
-so is the making of each update's map. The choice is `_runs_by_pass`, and nowhere else. Compiled
+fuses terms of different kinds into one slow loop, so there every pass over the weight (a rotation,
+a low-rank product, …) is a compiled function of its own, which takes the buffer of the one before,
+and so is the making of each update's map. The choice is `_runs_by_pass`, and nowhere else. Compiled
 functions depend on structure, shapes and dtypes alone: layers of one shape share them, new words on
 CPU are made of the same few, and new strengths or factors do not re-trace.
 """
@@ -125,14 +125,14 @@ def _runs_by_pass(leaf: Array) -> bool:
 
 
 def _strength(strength: Any, dtype: Any) -> Any:
-    """A strength as an array of the arithmetic's dtype, so that a float and an array trace alike."""
+    """A strength as an array of the arithmetic's dtype: a float and an array trace alike."""
     if isinstance(strength, jax.Array):
         return strength.astype(dtype)
     return np.asarray(strength, dtype)
 
 
-# A LoHa whose two products have ranks r₁ and r₂ is one low rank of r₁r₂ (Khatri-Rao), and then joins
-# the product of the other low ranks. Up to here that costs less than a pass of its own.
+# A LoHa whose two products have ranks r₁ and r₂ is one low rank of r₁r₂ (Khatri-Rao), and then
+# joins the product of the other low ranks. Up to here that costs less than a pass of its own.
 _KHATRI_RAO = 36
 
 
@@ -213,7 +213,7 @@ def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
 
 
 def _base(leaf: Array, base: Any, form: Form, base_form: Form | None) -> Base:
-    """The base's leaves at the site as matrices; the weight is given apart where a bias is mapped."""
+    """The base's leaves at the site as matrices; for a bias's map the weight is given apart."""
     own = _cast(form.matrix(leaf), arithmetic(leaf.dtype))
     if form.part == "weight":
         return Base(own, own.shape)

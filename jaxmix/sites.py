@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from jaxmix.errors import LayoutError, listing
-from jaxmix.layout import Layout, Part, Place, leaf_names
+from jaxmix.layout import Layout, Part, Place
+from jaxmix.names import leaf_names
 from jaxmix.plan import Word
 
 __all__ = ["OutAxes", "Site", "Tree", "located", "shared"]

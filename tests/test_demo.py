@@ -31,7 +31,7 @@ def test_order_matters_with_oft() -> None:
 def test_main(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole of it: every loss within rounding of PEFT's, every model in the table, a picture."""
+    """The whole of it: every loss is PEFT's, every model is in the table, and a picture."""
     monkeypatch.setenv("COLUMNS", "140")
     assert run.main(tmp_path / "table.png") == 0
     said = capsys.readouterr().out

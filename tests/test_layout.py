@@ -13,7 +13,8 @@ import jaxmix
 from jaxmix import Adapter, Layout, Rule
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import Replace, Update
-from jaxmix.layout import FLAX, LAYOUTS, NAMES, TORCH, Place, leaf_name, leaf_names
+from jaxmix.layout import FLAX, LAYOUTS, NAMES, TORCH, Place
+from jaxmix.names import leaf_name, leaf_names
 from jaxmix.sites import Site, Tree, shared
 
 from .laws.draws import FAMILIES, Module, made, normal

@@ -106,7 +106,7 @@ def peft_model(params: dict[str, np.ndarray], word: tuple[str, ...], folder: Pat
             model.add_adapter(name, peft_config(kind))
     model.set_adapter(names)
     with torch.no_grad():
-        for key, param in model.named_parameters():
+        for param in model.parameters():
             if param.requires_grad:
                 param.normal_(std=0.02)
     for name, kind in zip(names, word, strict=True):
@@ -140,7 +140,8 @@ def bench(name: str, layers: int, rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         model = peft_model(params, word, Path(temporary))
         adapters = [
-            jaxmix.load(path, name=path.name) for path in sorted(Path(temporary).iterdir(), key=_order)
+            jaxmix.load(path, name=path.name)
+            for path in sorted(Path(temporary).iterdir(), key=_order)
         ]
     base = {key: jnp.array(value) for key, value in params.items()}
     first = seconds(lambda: jaxmix.compose(base, adapters))
@@ -175,7 +176,8 @@ def memory(name: str, layers: int) -> None:
         code += f"peft_model(weights({layers}), {word!r}, Path({temporary!r}))"
         subprocess.run([sys.executable, "-c", code], check=True)
         adapters = [
-            jaxmix.load(path, name=path.name) for path in sorted(Path(temporary).iterdir(), key=_order)
+            jaxmix.load(path, name=path.name)
+            for path in sorted(Path(temporary).iterdir(), key=_order)
         ]
     base = {key: jnp.array(params.pop(key)) for key in list(params)}
     jax.block_until_ready(base)

@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jaxmix.converters.peft import peft_stack
 
 import jaxmix
+from jaxmix.converters.peft import peft_stack
 
 from . import nets
 from .archive import Archive

@@ -14,11 +14,12 @@ ARROWS: dict[str, set[str]] = {
     "operators": {"errors"},
     "affine": {"operators", "errors"},
     "families": {"affine", "operators", "errors"},
+    "names": set(),
     "layout": {"errors"},
     "tied": {"layout", "errors"},
     "plan": {"affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
-    "sites": {"plan", "layout", "families", "errors"},
+    "sites": {"names", "plan", "layout", "families", "errors"},
     "dense": {"sites", "sharded", "plan", "tied", "layout", "families", "affine", "errors"},
     "adapter": {"dense", "families", "layout", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
@@ -28,7 +29,7 @@ ARROWS[""] = set(ARROWS)
 ARROWS["converters"] = set(ARROWS)
 ARROWS["demo"] = set(ARROWS)
 # Beyond the table: the face reads files through `load`, and the command line starts the demo.
-FACE_MAY = "jaxmix.converters.loading."
+FACE_MAY = ("jaxmix.converters.loading.", "jaxmix.converters.stream.")
 COMMANDS_MAY = "jaxmix.demo."
 # What a family may take from its neighbours; the table and its shared parts stand above them.
 FAMILIES_ABOVE = {"__init__", "base", "together"}

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-from jaxmix.converters.peft import peft_stack
 from torch import nn
 
 import jaxmix
+from jaxmix.converters.peft import peft_stack
 
 from .harness import state
 

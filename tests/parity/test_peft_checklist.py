@@ -18,10 +18,10 @@ import peft
 import pytest
 import torch
 import transformers
-from jaxmix.converters.peft import peft_stack
 from safetensors.numpy import save_file
 
 import jaxmix
+from jaxmix.converters.peft import peft_stack
 from jaxmix.errors import JaxmixError
 
 from ..goldens.nets import Layer, Net, run
