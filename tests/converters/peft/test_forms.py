@@ -204,6 +204,14 @@ def test_a_factor_that_the_config_does_not_know(form, factor, flag, tmp_path):
     assert f"{SITE}: {factor} is missing, but {flag} is true in the config" in text
 
 
+def test_a_convolution_whose_b_is_none(tmp_path):
+    """PEFT's B is a convolution of one point."""
+    made = factors(FORMS["lora-conv"])
+    made["lora_B.weight"] = np.ones((6, 2, 2), np.float32)
+    text = refused(ShapeError, save(tmp_path, "lora-conv", keyed(made)))
+    assert "lora_B.weight has shape (6, 2, 2), expected (out, 2, 1, …)" in text
+
+
 def test_a_convolution_in_groups(tmp_path):
     """PEFT's LoRA of one is no weight of it."""
     shapes = {"lora_A.weight": (2, 2, 3), "lora_B.weight": (6, 1, 1)}
