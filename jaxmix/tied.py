@@ -114,5 +114,5 @@ def _head_by_prefix(embedding: str, names: Collection[str]) -> str | None:
         return None
     if not all(name.startswith(f"{outer}.") for name in names):
         return None
-    is_whisper = f"{outer}.encoder.conv1.weight" in names
+    is_whisper = any(name.startswith(f"{outer}.encoder.conv1.") for name in names)
     return "proj_out" if is_whisper else "lm_head"
