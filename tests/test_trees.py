@@ -377,7 +377,7 @@ def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
 
 
 def flax_gpt2(flat: Mapping[str, Any], turned: bool) -> dict[str, Any]:
-    """Kernels (in, out); where turned, those of Conv1D (out, in), as in transformers' Flax GPT-2."""
+    """Kernels (in, out); where turned, Conv1D's are (out, in), as in transformers' Flax GPT-2."""
     out: dict[str, Any] = {}
     for name, leaf in flat.items():
         site, _, part = name.rpartition(".")
@@ -401,7 +401,7 @@ def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
-    """A saved Conv1D is (in, out) as PyTorch has it: told by its shape, or by a flag at the site."""
+    """A saved Conv1D is (in, out), as PyTorch has it: its shape tells, or a flag at the site."""
     adapters = gpt2_adapters(True, ("Replace", "LoRA"))
     for keep in (CONV1D, (*CONV1D[::2], "score", "other.square")):
         chosen = adapters if keep is CONV1D else adapters[:1]
