@@ -131,7 +131,7 @@ def test_one_or_several() -> None:
     assert value(a(PARAMS)) == 0.5 and value(jaxmix.mix(a, b)(PARAMS)) == 1.0
 
 
-@pytest.mark.parametrize("nothing", [[], (), jaxmix.mix(), iter(())], ids=repr)
+@pytest.mark.parametrize("nothing", [[], (), jaxmix.mix(), iter(())], ids=["list", "tuple", "mix", "iterator"])
 def test_nothing(nothing: Any) -> None:
     """Without adapters it is params itself, whatever params is."""
     for params in (PARAMS, {}, None, 3, object()):
