@@ -47,7 +47,7 @@ PROMPTS = {  # each is found in its domain's held-out text
     "devil": "LAWYER, n. ",
 }
 
-CONFIG = dict(
+CONFIG: dict[str, Any] = dict(
     vocab_size=256,
     hidden_size=192,
     num_hidden_layers=6,
@@ -181,7 +181,9 @@ def make_base(texts: dict[str, tuple[bytes, bytes]], steps: int = 2200) -> None:
     if (folder / "model.safetensors").exists():
         return
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
+    config: Any = LlamaConfig(**CONFIG)
+    config._attn_implementation = "eager"
+    model: Any = LlamaForCausalLM(config)
     inner = [p for name, p in model.named_parameters() if "layers." in name and p.ndim == 2]
     outer = [p for name, p in model.named_parameters() if "layers." not in name or p.ndim != 2]
     optimizers = [
@@ -223,7 +225,7 @@ def make_adapter(name: str, texts: dict[str, tuple[bytes, bytes]]) -> None:
     train_text, held_out = texts[recipe.domain]
     data = batches(train_text, 16, LENGTH, recipe.steps, seed=3)
     curve = train(model, [optimizer], data, recipe.steps, {recipe.domain: held_out})
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in
     note_curve(name, curve)
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxmix import dense
@@ -88,7 +89,7 @@ class Adapter(Mixable):
             raise AdapterError(f"an adapter's name is {self.name!r}, expected a text.")
 
     @property
-    def parts(self) -> "tuple[Adapter, ...]":
+    def parts(self) -> "tuple[Adapter, ...]":  # pyright: ignore[reportIncompatibleVariableOverride]
         """Itself: the mix of one."""
         return (self,)
 
@@ -200,7 +201,9 @@ def checked_strength(strength: Any) -> Strength:
         AdapterError: if it is anything else, or NaN or infinite.
     """
     is_array = isinstance(strength, jax.Array)
-    array = strength if is_array else np.asarray(None if isinstance(strength, str) else strength)
+    array: Any = (
+        strength if is_array else np.asarray(None if isinstance(strength, str) else strength)
+    )
     is_real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not is_real or array.shape:
         what = f"an array of shape {array.shape}" if array.shape else repr(strength)
@@ -208,7 +211,7 @@ def checked_strength(strength: Any) -> Strength:
             f"a strength is {what}, expected a real number or an array without axes. For one "
             "strength per adapter write mix(a, b, strength=[…])."
         )
-    if not isinstance(strength, jax.core.Tracer) and not np.isfinite(np.asarray(array, np.float64)):
+    if not isinstance(strength, Tracer) and not np.isfinite(np.asarray(array, np.float64)):
         raise AdapterError(f"a strength is {strength!r}, expected a finite number.")
     if not is_array:
         return float(strength)
@@ -234,7 +237,7 @@ def _size(update: Update) -> str:
 
 def _text(strength: Any) -> str:
     """A strength for people."""
-    if isinstance(strength, jax.core.Tracer):
+    if isinstance(strength, Tracer):
         return "traced"
     if shape := getattr(strength, "shape", ()):
         return f"one of an array {shape}"

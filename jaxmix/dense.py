@@ -204,7 +204,8 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, Wor
     """
     leaf = tree.leaf(place)
     shape, sharding = place.shape(leaf.shape), sharding_of(leaf)
-    size = (shape[0], int(np.prod(shape[1:], dtype=int)))
+    rows, cols = shape[0], int(np.prod(shape[1:], dtype=int))
+    size, turned_size = (rows, cols), (cols, rows)
     says_so = any(update.transposed for _, update in site.word) and len(shape) == 2
     by_name = len(shape) == 2 and place.index is None and place.axes in (None, KERNEL)
     out_axis = tree.out_axes.of(place.leaf) if by_name else None
@@ -213,14 +214,14 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, Wor
     if place.axes is None:
         lies = [out_axis == 1] if out_axis is not None else [True, False] if says_so else [False]
         ways = [
-            (Form("weight", None, place.index, way, sharding), size[::-1] if way else size, way)
+            (Form("weight", None, place.index, way, sharding), turned_size if way else size, way)
             for way in lies
         ]
     elif place.index is None and len(shape) == 2 and _swaps(place.axes):
         # A Flax kernel (in, out): its transpose is the matrix, and nothing has to move.
         way = out_axis != 0
         form = Form("weight", None, None, way, sharding)
-        ways = [(form, size if way else size[::-1], turned) for turned in (says_so, not says_so)]
+        ways = [(form, size if way else turned_size, turned) for turned in (says_so, not says_so)]
     else:
         ways = [(Form("weight", place.axes, place.index, False, sharding), size, says_so)]
     first: str | None = None

@@ -235,14 +235,12 @@ def _places(rules: tuple[Rule, ...], site: str, part: Part) -> tuple[Place, ...]
 
 def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:
     """Rules for leaves that are named after their site, also below Linen's ``params``."""
-    return tuple(
-        Rule(r"(.+)", rf"{above}\1{below}", axes, part=part)
-        for above in ("", "params.")
-        for part, below, axes in (
-            *(("weight", f".{name}" if name else "", axes) for name, axes in weights.items()),
-            ("bias", ".bias", None),
-        )
-    )
+    rules: list[Rule] = []
+    for above in ("", "params."):
+        for name, axes in weights.items():
+            rules.append(Rule(r"(.+)", rf"{above}\1.{name}" if name else rf"{above}\1", axes))
+        rules.append(Rule(r"(.+)", rf"{above}\1.bias", part="bias"))
+    return tuple(rules)
 
 
 # A Flax kernel, HWIO if it is a convolution's.

@@ -148,14 +148,15 @@ def _each(strength: Any, count: int) -> Sequence[Any]:
     """A strength for each argument; None where there is nothing to multiply."""
     if isinstance(strength, float) and strength == 1.0:
         return [None] * count
+    several: Any = strength
     if not isinstance(strength, list | tuple) and getattr(strength, "ndim", 0) != 1:
         return [strength] * count
-    if len(strength) != count:
+    if len(several) != count:
         raise AdapterError(
-            f"mix got {len(strength)} strengths for {count} adapters, expected one for each, or a "
+            f"mix got {len(several)} strengths for {count} adapters, expected one for each, or a "
             "single number for all."
         )
-    return list(strength)
+    return list(several)
 
 
 def _short(thing: Any) -> str:

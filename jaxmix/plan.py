@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, fold
@@ -119,7 +120,7 @@ def apply(
 
 def _runs_by_pass(leaf: Array) -> bool:
     """Whether each pass is compiled alone (see above), or all of them together."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return False
     return all(device.platform == "cpu" for device in leaf.devices())
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding
 
 from jaxmix import plan
@@ -26,11 +27,12 @@ def sharding_of(leaf: Any) -> NamedSharding | None:
     Returns:
         None for what lies on one device, is traced, or has it in its type.
     """
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
         return None
     sharding = leaf.sharding
-    is_one = not isinstance(sharding, NamedSharding) or len(leaf.devices()) == 1
-    return None if is_one or _is_explicit(leaf) else sharding
+    if not isinstance(sharding, NamedSharding) or len(leaf.devices()) == 1:
+        return None
+    return None if _is_explicit(leaf) else sharding
 
 
 def apply(
@@ -61,7 +63,7 @@ def apply(
         return run(leaf, word, base, form=form, base_form=base_form, there=there)
     out = plan.apply(leaf, word, form, base=base, base_form=base_form, donate=donate)
     # A leaf that had to be moved or cut may come back elsewhere; under vmap nobody can ask.
-    if form.sharding is None or isinstance(out, jax.core.Tracer) or out.sharding == form.sharding:
+    if form.sharding is None or isinstance(out, Tracer) or out.sharding == form.sharding:
         return out
     return jax.device_put(out, form.sharding)
 
@@ -79,7 +81,8 @@ def _automatically(
     def run(leaf: jax.Array, word: Word, base: Any) -> jax.Array:
         return plan.apply(leaf, word, form, base=base, base_form=base_form)
 
-    return jax.sharding.auto_axes(run, out_sharding=there)(leaf, word, base)
+    anywhere: Any = jax.sharding.auto_axes(run, out_sharding=there)
+    return anywhere(leaf, word, base)
 
 
 _jit = partial(jax.jit, static_argnames=("form", "base_form", "there"))

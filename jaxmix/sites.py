@@ -153,10 +153,11 @@ def located(tree: Tree, words: Mapping[str, Word], table: Layout) -> list[Site]:
     for name, word in words.items():
         bare = Site(name, word)
         found: dict[Part, Place] = {}
-        for part, needed in (
-            ("weight", bare.changes_weight or bare.reads_base),
-            ("bias", bare.changes_bias),
-        ):
+        needs: dict[Part, bool] = {
+            "weight": bare.changes_weight or bare.reads_base,
+            "bias": bare.changes_bias,
+        }
+        for part, needed in needs.items():
             places = table.places(name, part) if needed else []
             hits = [place for place in places if place.leaf in tree.where]
             if len(hits) == 1 and hits[0].leaf not in tree.twice:

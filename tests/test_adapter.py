@@ -8,19 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxmix
-from jaxmix import Adapter, JaxmixError
+from jaxmix import Adapter, JaxmixError, mix
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace
 
-from .laws.draws import FAMILIES, KINDS, made
+from .laws.draws import FAMILIES, KINDS, made, ones
 
 
 def lora(name: str = "style", sites: int = 1, strength: Any = 1.0) -> Adapter:
     """A LoRA of rank 2 at some sites, (2, 3) each."""
     updates = {
-        f"model.layers.{i}.q": LoRA(a=np.ones((2, 3)), b=np.ones((2, 2)), scale=0.5)
-        for i in range(sites)
+        f"model.layers.{i}.q": LoRA(a=ones((2, 3)), b=ones((2, 2)), scale=0.5) for i in range(sites)
     }
     return Adapter(updates, strength, name)
 
@@ -48,14 +46,14 @@ def test_a_scalar_on_either_side(scalar: Any) -> None:
         assert float(made_of.strength) == float(scalar)
     twice = scalar * (scalar * lora())
     assert float(twice.strength) == float(scalar) ** 2
-    mixed = scalar * jaxmix.mix(lora("a"), 2 * lora("b"))
+    mixed = scalar * mix(lora("a"), 2 * lora("b"))
     assert [float(part.strength) for part in mixed.parts] == [float(scalar), 2 * float(scalar)]
 
 
 def test_minus() -> None:
     """``-a`` takes a away."""
     assert (-lora()).strength == -1.0 and (-(0.5 * lora())).strength == -0.5
-    assert [part.strength for part in (-jaxmix.mix(lora("a"), lora("b"))).parts] == [-1.0, -1.0]
+    assert [part.strength for part in (-mix(lora("a"), lora("b"))).parts] == [-1.0, -1.0]
 
 
 def test_a_number_stays_a_float_and_an_array_an_array() -> None:
@@ -85,7 +83,7 @@ REFUSED = {
         [1.0, 2.0],
         r"a strength is an array of shape \(2,\), .* mix\(a, b, strength=\[…\]\)",
     ),
-    "a vector": (np.ones(2), r"a strength is an array of shape \(2,\)"),
+    "a vector": (ones(2), r"a strength is an array of shape \(2,\)"),
     "a matrix": (jnp.ones((1, 1)), r"a strength is an array of shape \(1, 1\)"),
     "NaN": (float("nan"), "a strength is nan, expected a finite number"),
     "infinity": (np.inf, "a strength is inf, expected a finite number"),
@@ -101,7 +99,7 @@ def test_no_scalar(strength: Any, text: str) -> None:
     for try_it in (
         lambda: lora() * strength,
         lambda: lora(strength=strength),
-        lambda: jaxmix.mix(lora("a")) * strength,
+        lambda: mix(lora("a")) * strength,
     ):
         with pytest.raises(AdapterError, match=text):
             try_it()
@@ -110,7 +108,7 @@ def test_no_scalar(strength: Any, text: str) -> None:
 def test_division_and_sums_are_not_there() -> None:
     """What could be misread is no operation: only a product with a number is."""
     a: Any = lora()
-    for try_it in (lambda: a + a, lambda: a @ a, lambda: 1 / a, lambda: np.ones(2) @ a):
+    for try_it in (lambda: a + a, lambda: a @ a, lambda: 1 / a, lambda: ones(2) @ a):
         with pytest.raises(TypeError):
             try_it()
 
@@ -120,7 +118,7 @@ def test_division_and_sums_are_not_there() -> None:
 
 def test_what_is_no_update() -> None:
     """All of it at once, by site."""
-    wrong: Any = {"q": np.ones((2, 3)), "k": LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0), 3: None}
+    wrong: Any = {"q": ones((2, 3)), "k": LoRA(ones((1, 3)), ones((2, 1)), 1.0), 3: None}
     with pytest.raises(AdapterError, match="no update of a family") as caught:
         Adapter(wrong)
     assert "\n  q: ndarray" in str(caught.value) and "\n  3: NoneType" in str(caught.value)
@@ -129,7 +127,7 @@ def test_what_is_no_update() -> None:
 
 def test_what_is_no_mapping() -> None:
     """A list of updates has no sites."""
-    wrong: Any = [LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0)]
+    wrong: Any = [LoRA(ones((1, 3)), ones((2, 1)), 1.0)]
     with pytest.raises(AdapterError, match=r"updates are a list, expected \{site: update\}"):
         Adapter(wrong)
 
@@ -149,7 +147,7 @@ def test_errors_are_value_errors() -> None:
 
 def test_it_does_not_share_its_dict() -> None:
     """What somebody does to the dict afterwards is nothing to the adapter."""
-    updates: dict[str, Any] = {"q": Replace(np.ones((2, 3)))}
+    updates: dict[str, Any] = {"q": Replace(ones((2, 3)))}
     adapter = Adapter(updates)
     updates.clear()
     assert adapter.sites == ("q",)
@@ -173,7 +171,7 @@ def test_repr_of_many_kinds() -> None:
     """The two most frequent are named."""
     module = KINDS["wide"]
     updates = {f"{f}.{i}": made(f, module, i) for f in FAMILIES for i in range(2)}
-    updates |= {f"{i}.bias": Replace(bias=np.ones(6)) for i in range(5)}
+    updates |= {f"{i}.bias": Replace(bias=ones(6)) for i in range(5)}
     text = repr(Adapter(updates, name="all"))
     assert text.startswith("all: Replace bias, ") and " … at 17 sites" in text and len(text) < 100
 
@@ -183,7 +181,7 @@ def test_repr_of_a_traced_strength() -> None:
     seen: list[str] = []
 
     def show(strength: Any) -> Any:
-        seen.append(repr(strength * lora()) + repr(jaxmix.mix(lora("b"), strength * lora())))
+        seen.append(repr(strength * lora()) + repr(mix(lora("b"), strength * lora())))
         return strength
 
     jax.jit(show)(0.5)
@@ -215,7 +213,7 @@ def test_frozen() -> None:
     with pytest.raises(AttributeError):
         adapter.strength = 2.0
     with pytest.raises(AttributeError):
-        jaxmix.mix(adapter).parts = ()  # pyright: ignore[reportAttributeAccessIssue]
+        mix(adapter).parts = ()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # ---------------------------------------------------------------- as pytrees
@@ -224,7 +222,7 @@ def test_frozen() -> None:
 def test_tree_map_keeps_names_and_static_data() -> None:
     """Names, sites and configs come through, numbers change."""
     module = KINDS["wide"]
-    mixed = jaxmix.mix(*(Adapter({"q": made(f, module, 1)}, 0.5, f) for f in FAMILIES))
+    mixed = mix(*(Adapter({"q": made(f, module, 1)}, 0.5, f) for f in FAMILIES))
     doubled = jax.tree.map(lambda x: 2 * x, mixed)
     assert [part.name for part in doubled.parts] == list(FAMILIES)
     assert [part.strength for part in doubled.parts] == [1.0] * 6

@@ -17,7 +17,7 @@ from jaxmix.layout import FLAX, LAYOUTS, NAMES, TORCH, Place
 from jaxmix.names import leaf_name, leaf_names
 from jaxmix.sites import Site, Tree, shared
 
-from .laws.draws import FAMILIES, Module, made, normal
+from .laws.draws import FAMILIES, Module, made, normal, ones, zeros
 from .laws.truth import fold
 
 KINDS = (*FAMILIES, "DoRA", "Replace")
@@ -139,7 +139,7 @@ def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
     assert out["norm"] is kept and new.shape == leaf.shape
     for i, site in enumerate(sites):
         same(held.get(new, i), truth(adapters, site, held.get(leaf, i)))
-    untouched = np.ones(leaf.shape, bool)
+    untouched = ones(leaf.shape, bool)
     for i in range(held.sites):
         marks = np.arange(leaf.size).reshape(leaf.shape)
         untouched.flat[held.get(marks, i).ravel()] = False
@@ -252,7 +252,7 @@ def test_no_such_layout(layout: Any) -> None:
     with pytest.raises(
         LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', or a jaxm"
     ):
-        jaxmix.compose({"w": np.ones((6, 8), np.float32)}, [lora], layout=layout)
+        jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=layout)
 
 
 WRONG: dict[str, tuple[Rule, str]] = {
@@ -287,7 +287,7 @@ def test_a_rule_that_does_not_fit(rule: Rule, text: str) -> None:
     """Each says which rule, and what the leaf is like."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(LayoutError, match=text):
-        jaxmix.compose({"w": np.ones((6, 8), np.float32)}, [lora], layout=Layout("mine", (rule,)))
+        jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=Layout("mine", (rule,)))
 
 
 def test_rules_that_do_not_fit_are_listed_together() -> None:
@@ -295,7 +295,7 @@ def test_rules_that_do_not_fit_are_listed_together() -> None:
     module = Module("linear", (6, 8))
     lora = Adapter({s: made("LoRA", module, 0) for s in ("a", "b", "c")})
     layout = Layout("mine", (Rule("a|c", "w", "x y z -> x (y z)"), Rule("b", "v", index="9")))
-    params = {"w": np.ones((6, 8), np.float32), "v": np.ones((6, 8), np.float32)}
+    params = {"w": ones((6, 8), np.float32), "v": ones((6, 8), np.float32)}
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(params, [lora], layout=layout)
     assert [f"\n  {s}: " in str(caught.value) for s in "abc"] == [True] * 3
@@ -323,7 +323,7 @@ OVERLAPS: dict[str, tuple[tuple[str | None, str | None], bool]] = {
 @pytest.mark.parametrize(("indices", "meet"), OVERLAPS.values(), ids=OVERLAPS)
 def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -> None:
     """Two sites may share a leaf, but no element of it."""
-    leaf = np.ones((12, 8), np.float32)
+    leaf = ones((12, 8), np.float32)
     rules = tuple(
         Rule(site, "w", None if index is None else "... -> ...", index)
         for site, index in zip("ab", indices, strict=True)
@@ -333,28 +333,28 @@ def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -
     for site, rule in zip("ab", rules, strict=True):
         place = rule.place(site)
         assert place is not None
-        updates[site] = Replace(np.zeros(place.shape(leaf.shape)))
+        updates[site] = Replace(zeros(place.shape(leaf.shape)))
     try:
         out = jaxmix.compose({"w": leaf}, [Adapter(updates)], layout=layout)["w"]
     except LayoutError as error:
         assert meet and "\n  w: a's weight and b's weight\nMend the layout's rules" in str(error)
     else:
-        zeros = sum(np.prod(np.shape(u.weight)) for u in updates.values() if isinstance(u, Replace))
+        zeros = sum(np.size(u.weight) for u in updates.values() if isinstance(u, Replace))
         assert not meet and int((np.asarray(out) == 0).sum()) == zeros
 
 
 def test_a_weight_and_a_bias_in_one_leaf() -> None:
     """Of one site or of two, they are no one's."""
-    update = Replace(np.zeros(3), np.zeros(3))
+    update = Replace(zeros(3), zeros(3))
     layout = Layout("mine", (Rule("a", "w"), Rule("a", "w", part="bias")))
     with pytest.raises(LayoutError, match=r"w: a's weight and a's bias"):
-        jaxmix.compose({"w": np.ones(3, np.float32)}, [Adapter({"a": update})], layout=layout)
+        jaxmix.compose({"w": ones(3, np.float32)}, [Adapter({"a": update})], layout=layout)
 
 
 def test_many_sites_in_one_leaf_take_no_time() -> None:
     """Layers and experts: 6000 sites are not compared pair by pair."""
     places = [Place("w", index=f"{i}, {j}") for i in range(60) for j in range(100)]
-    tree = Tree.of({"w": np.zeros((60, 100, 2))})
+    tree = Tree.of({"w": zeros((60, 100, 2))})
     sites = [Site(f"s{i}", (), place) for i, place in enumerate(places)]
     assert list(shared(tree, sites)) == []
     twice = [*sites, Site("again", (), Place("w", index="59, -1"))]
@@ -385,13 +385,13 @@ def lora_at(*sites: str, shape: tuple[int, int] = (6, 8)) -> list[Adapter]:
     return [Adapter({site: made("LoRA", Module("linear", shape), 2) for site in sites})]
 
 
-LEAF = np.ones((6, 8), np.float32)
+LEAF = ones((6, 8), np.float32)
 
 
 def test_all_sites_without_a_leaf_are_listed() -> None:
     """With the nearest names, and the ones that were found are not."""
     params = {"model": {f"layers_{i}": {"q_proj": {"kernel": LEAF.T}} for i in range(3)}}
-    params["model"]["norm"] = {"scale": np.ones(8, np.float32)}
+    params["model"]["norm"] = {"scale": ones(8, np.float32)}
     sites = [f"model.layers.{i}.q_proj" for i in range(3)]
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(params, lora_at(*sites, "model.layers_1.q_proj"))
@@ -451,7 +451,7 @@ def test_two_leaves_of_one_name() -> None:
 
 def test_no_bias() -> None:
     """An adapter with a bias, a tree without."""
-    adapters = [Adapter({"a": Replace(bias=np.ones(6))})]
+    adapters = [Adapter({"a": Replace(bias=ones(6))})]
     with pytest.raises(
         LayoutError, match=r"changes its bias, but the tree has none there; add one o"
     ):
@@ -476,8 +476,8 @@ def test_quantized_leaves() -> None:
     """In parts, or of small integers or floats: they have to be dequantized."""
     small = LEAF.astype(np.int8)
     for params in (
-        {"a": {"kernel": {"qvalue": small.T, "scale": np.ones(6)}}},
-        {"a": {"kernel": Quantized(small.T, np.ones(6))}},
+        {"a": {"kernel": {"qvalue": small.T, "scale": ones(6)}}},
+        {"a": {"kernel": Quantized(small.T, ones(6))}},
     ):
         with pytest.raises(LayoutError, match=r"has parts \(a\.kernel\.qvalue, a\.kernel\.scale\)"):
             jaxmix.compose(params, lora_at("a"))
@@ -525,15 +525,15 @@ def test_factors_that_do_not_fit_are_listed() -> None:
         "a.weight": LEAF,
         "b.weight": LEAF,
         "c.weight": LEAF,
-        "n.bias": np.ones(3, np.float32),
+        "n.bias": ones(3, np.float32),
     }
     adapters = [
         Adapter(
             {
                 "a": made("LoRA", Module("linear", (6, 7)), 0),
                 "b": made("LoRA", Module("linear", (6, 8)), 0),
-                "c": Replace(np.ones((8, 6))),
-                "n": Replace(bias=np.ones(4)),
+                "c": Replace(ones((8, 6))),
+                "n": Replace(bias=ones(4)),
             }
         )
     ]

@@ -20,6 +20,7 @@ from jaxmix.models import Decoder, read_config
 from jaxmix.tied import tied_problem
 
 from . import tied_names
+from .laws.draws import ones, zeros
 
 SAVED: dict[str, dict[str, Any]] = json.loads(tied_names.FILE.read_text())
 FLAX = {"weight": "kernel"}
@@ -91,12 +92,12 @@ def test_t5_without_a_head_looks_like_one_with() -> None:
 
 EMBED, HEAD = "model.embed_tokens", "lm_head"
 E = np.arange(24, dtype=np.float32).reshape(6, 4)
-TREE = {f"{EMBED}.weight": E, "model.norm.weight": np.ones(4, np.float32)}
+TREE = {f"{EMBED}.weight": E, "model.norm.weight": ones(4, np.float32)}
 
 
 def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
     """Adds 1 everywhere."""
-    a, b = np.ones((1, shape[1])), np.ones((shape[0], 1))
+    a, b = ones((1, shape[1])), ones((shape[0], 1))
     return Adapter({site: LoRA(a, b, 1.0, embedding=site == EMBED) for site in sites})
 
 
@@ -137,10 +138,10 @@ def test_headless_by_layout() -> None:
 
 def test_other_sites_of_a_tied_tree() -> None:
     """A tied tree takes adapters everywhere else, and a bias on the embedding's name is no tie."""
-    params = {**TREE, "model.layers.0.q.weight": np.zeros((6, 4), np.float32)}
+    params = {**TREE, "model.layers.0.q.weight": zeros((6, 4), np.float32)}
     out = jaxmix.compose(params, [lora("model.layers.0.q")])
     assert (np.asarray(out["model.layers.0.q.weight"]) == 1).all()
-    out = jaxmix.compose(params, [Adapter({"model.norm": Replace(np.zeros(4))})])
+    out = jaxmix.compose(params, [Adapter({"model.norm": Replace(zeros(4))})])
     assert not np.asarray(out["model.norm.weight"]).any()
 
 

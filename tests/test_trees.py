@@ -17,7 +17,7 @@ from jaxmix import Adapter
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import OFT, AdaLoRA, LoRA, Replace
 
-from .laws.draws import FAMILIES, KINDS, Module, made, normal, tree
+from .laws.draws import FAMILIES, KINDS, Module, made, normal, ones, tree, zeros
 from .laws.truth import fold, fold_tree
 
 Flat = dict[str, Any]
@@ -79,7 +79,7 @@ class Linen:
 
     @staticmethod
     def make(flat: Flat) -> Any:
-        return {"params": nested(flax_leaves(flat)), "batch_stats": {"mean": np.zeros(3)}}
+        return {"params": nested(flax_leaves(flat)), "batch_stats": {"mean": zeros(3)}}
 
     @staticmethod
     def read(params: Any) -> Flat:
@@ -239,7 +239,8 @@ def test_an_nnx_module_runs() -> None:
     net = nnx.Linear(8, 6, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, nnx.relu)
     update = made("LoRA", MODULES["layers.0"], 0)
-    out = jaxmix.compose(model, [Adapter({"layers.0": update})])
+    out: Any = jaxmix.compose(model, [Adapter({"layers.0": update})])
+    assert net.bias is not None
     x = normal(np.random.default_rng(0), 2, 8).astype(np.float32)
     weight, bias = fold([(1.0, update)], np.asarray(net.kernel[...]).T, np.asarray(net.bias[...]))
     assert weight is not None and bias is not None
@@ -247,7 +248,8 @@ def test_an_nnx_module_runs() -> None:
     np.testing.assert_allclose(
         out(x), np.maximum(x @ weight.T + bias[None], 0), rtol=1e-4, atol=1e-5
     )
-    assert out.layers[0].kernel is not net.kernel
+    first: Any = out.layers[0]
+    assert first.kernel is not net.kernel
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(out, x), out(x), rtol=1e-5, atol=1e-5)
 
 
@@ -279,9 +281,9 @@ def test_an_attribute_called_value() -> None:
         key: Any
         value: Any
 
-    leaf = np.zeros((6, 8), np.float32)
+    leaf = zeros((6, 8), np.float32)
     params = {"attn": Attention(leaf, leaf)}
-    out = jaxmix.compose(params, [Adapter({"attn.value": Replace(np.ones((6, 8)))})])
+    out = jaxmix.compose(params, [Adapter({"attn.value": Replace(ones((6, 8)))})])
     assert out["attn"].key is leaf and (np.asarray(out["attn"].value) == 1).all()
 
 
@@ -439,16 +441,16 @@ def test_a_flag_where_the_tree_does_not_tell() -> None:
 
 def test_factors_for_another_orientation() -> None:
     """Without a flag, a bias or namesakes nobody guesses."""
-    params = {"a.weight": np.ones((8, 6), np.float32)}
+    params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: lora_A has shape"):
         jaxmix.compose(params, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
 
 
 def test_a_whole_weight_of_another_orientation() -> None:
     """A saved weight that is the transpose of PyTorch's own is refused."""
-    params = {"a.weight": np.ones((8, 6), np.float32)}
+    params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: saved weight has shape"):
-        jaxmix.compose(params, [Adapter({"a": Replace(np.ones((6, 8)))})])
+        jaxmix.compose(params, [Adapter({"a": Replace(ones((6, 8)))})])
 
 
 def test_a_flax_kernel_that_has_no_two_axes() -> None:
@@ -456,4 +458,4 @@ def test_a_flax_kernel_that_has_no_two_axes() -> None:
     with pytest.raises(
         LayoutError, match=r"a.kernel of shape \(6,\) does not have the axes '... i o"
     ):
-        jaxmix.compose({"a.kernel": np.ones(6, np.float32)}, [Adapter({"a": Replace(np.ones(6))})])
+        jaxmix.compose({"a.kernel": ones(6, np.float32)}, [Adapter({"a": Replace(ones(6))})])

@@ -79,7 +79,7 @@ def peft_config(kind: str) -> Any:
     """Each kind as it is used: rank 16, LoHa 8, LoKr 8, blocks of 32."""
     import peft
 
-    targets = {"target_modules": [name.split(".")[1] for name in LINEAR]}
+    targets: dict[str, Any] = {"target_modules": [name.split(".")[1] for name in LINEAR]}
     match kind:
         case "lora":
             return peft.LoraConfig(r=16, lora_alpha=32, **targets)

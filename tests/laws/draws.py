@@ -25,8 +25,10 @@ __all__ = [
     "few",
     "made",
     "normal",
+    "ones",
     "tree",
     "trees",
+    "zeros",
 ]
 
 Shape = tuple[int, ...]
@@ -69,7 +71,12 @@ KINDS: dict[str, Module] = {
 }
 
 
-def normal(rng: np.random.Generator, *shape: int, std: float = 1.0) -> np.ndarray:
+# Factors may be NumPy's arrays, though the families' fields say jax.Array.
+ones: Any = np.ones
+zeros: Any = np.zeros
+
+
+def normal(rng: np.random.Generator, *shape: int, std: float = 1.0) -> Any:
     """Random float64 numbers."""
     return std * rng.normal(size=shape)
 
@@ -195,7 +202,8 @@ def tree(
 
 def few() -> settings:
     """A third of the profile's examples, for what takes long."""
-    return settings(max_examples=max(settings.default.max_examples // 3, 1))
+    profile = settings()
+    return settings(profile, max_examples=max(profile.max_examples // 3, 1))
 
 
 _SEEDS = st.integers(0, 2**16)

@@ -212,6 +212,13 @@ def test_a_convolution_whose_b_is_none(tmp_path):
     assert "lora_B.weight has shape (6, 2, 2), expected (out, 2, 1, …)" in text
 
 
+def test_a_factor_with_nothing_in_it(tmp_path):
+    """Of the right rank, but its shards were not gathered: seen before there is a base."""
+    made = factors(FORMS["lora"]) | {"lora_A.weight": np.ones((2, 0), np.float32)}
+    text = refused(ShapeError, save(tmp_path, tensors=keyed(made)))
+    assert "lora_A.weight has shape (2, 0), expected (2, ·)" in text
+
+
 def test_a_convolution_in_groups(tmp_path):
     """PEFT's LoRA of one is no weight of it."""
     shapes = {"lora_A.weight": (2, 2, 3), "lora_B.weight": (6, 1, 1)}
