@@ -339,8 +339,8 @@ def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -
     except LayoutError as error:
         assert meet and "\n  w: a's weight and b's weight\nMend the layout's rules" in str(error)
     else:
-        zeros = sum(np.size(u.weight) for u in updates.values() if isinstance(u, Replace))
-        assert not meet and int((np.asarray(out) == 0).sum()) == zeros
+        blank = sum(np.size(u.weight) for u in updates.values() if isinstance(u, Replace))
+        assert not meet and int((np.asarray(out) == 0).sum()) == blank
 
 
 def test_a_weight_and_a_bias_in_one_leaf() -> None:

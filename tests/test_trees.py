@@ -379,7 +379,7 @@ def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
 
 
 def flax_gpt2(flat: Mapping[str, Any], turned: bool) -> dict[str, Any]:
-    """Kernels (in, out); where turned, Conv1D's are (out, in), as in transformers' Flax GPT-2."""
+    """Kernels (in, out); where turned, Conv1D's are (out, in), as in Flax's GPT-2."""
     out: dict[str, Any] = {}
     for name, leaf in flat.items():
         site, _, part = name.rpartition(".")

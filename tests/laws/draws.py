@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-import jaxmix
+from jaxmix import Adapter
 from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
 
 __all__ = [
@@ -229,7 +229,7 @@ def adapters(
     families: tuple[str, ...] = tuple(MAKERS),
     count: int | None = None,
     strengths: Any = None,
-) -> list[jaxmix.Adapter]:
+) -> list[Adapter]:
     """Adapters of one family each at some of the modules, with strengths, in an order."""
     n = draw(st.integers(0, 4)) if count is None else count
     if strengths is None:
@@ -240,5 +240,5 @@ def adapters(
         sites = draw(st.lists(st.sampled_from(sorted(modules)), min_size=1, unique=True))
         seed = draw(_SEEDS)
         updates = {site: made(family, modules[site], seed + j) for j, site in enumerate(sites)}
-        out.append(jaxmix.Adapter(updates, draw(strengths), f"{family} {i}"))
+        out.append(Adapter(updates, draw(strengths), f"{family} {i}"))
     return out

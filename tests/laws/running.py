@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxmix
+from jaxmix import compose
 
 __all__ = ["composed", "eagerly", "error"]
 
@@ -14,13 +14,13 @@ __all__ = ["composed", "eagerly", "error"]
 def composed(params: Any, adapters: Any, **how: Any) -> Any:
     """What compose makes of it in float64, uncompiled: words are many and compiling is slow."""
     with jax.enable_x64(True), jax.disable_jit():
-        return jax.tree.map(np.asarray, jaxmix.compose(params, adapters, **how))
+        return jax.tree.map(np.asarray, compose(params, adapters, **how))
 
 
 def eagerly(params: Any, adapters: Any, **how: Any) -> Any:
     """The same by compiled passes."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, jaxmix.compose(params, adapters, **how))
+        return jax.tree.map(np.asarray, compose(params, adapters, **how))
 
 
 def error(ours: Mapping[str, Any], truth: Mapping[str, Any], only: Iterable[str] = ()) -> float:

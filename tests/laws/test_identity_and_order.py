@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-import jaxmix
-from jaxmix import Adapter
+from jaxmix import Adapter, compose, mix
 
 from .draws import KINDS, MAKERS, Module, adapters, few, made, tree, trees
 from .running import composed, error
@@ -23,10 +22,10 @@ ADDITIVE = ("LoRA", "AdaLoRA", "LoHa", "LoKr", "SHiRA")
 def test_nothing_is_the_identity(data: st.DataObject, drawn: Any) -> None:
     """Without adapters it is the same object, at strength 0 the same numbers."""
     modules, params = drawn
-    assert jaxmix.compose(params, []) is params and jaxmix.mix()(params) is params
+    assert compose(params, []) is params and mix()(params) is params
     off = data.draw(adapters(modules, strengths=st.just(0.0)))
     with jax.enable_x64(True), jax.disable_jit():
-        out = jaxmix.compose(params, off)
+        out = compose(params, off)
     for name, leaf in params.items():
         np.testing.assert_allclose(out[name], leaf, rtol=1e-14, atol=1e-14)
 
@@ -38,7 +37,7 @@ def test_what_no_adapter_touches_is_the_same_object(data: st.DataObject, drawn: 
     modules, params = drawn
     mixed = data.draw(adapters(modules))
     with jax.enable_x64(True), jax.disable_jit():
-        out = jaxmix.compose(params, mixed)
+        out = compose(params, mixed)
     touched: set[str] = set()
     for adapter in mixed:
         for site, update in adapter.updates.items():
@@ -62,7 +61,6 @@ def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
     """However it is nested; DoRA's norm and replaced leaves included."""
     modules, params = drawn
     a, b, c, d = data.draw(adapters(modules, count=4))
-    mix = jaxmix.mix
     ways = [
         mix(a, b, c, d),
         mix(mix(a, b), mix(c, d)),
