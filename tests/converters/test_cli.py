@@ -274,9 +274,12 @@ def test_demo(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [None, Path("here")]
 
 
+# A shell that starts the tests in the background has them, and their children, ignore SIGINT.
 SLOW = """
-import sys, time
+import signal, sys, time
 from jaxmix.converters import cli, groups
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 plain, calls = groups.compose, []
 
