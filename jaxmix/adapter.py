@@ -201,9 +201,12 @@ def checked_strength(strength: Any) -> Strength:
         AdapterError: if it is anything else, or NaN or infinite.
     """
     is_array = isinstance(strength, jax.Array)
-    array: Any = (
-        strength if is_array else np.asarray(None if isinstance(strength, str) else strength)
-    )
+    try:
+        array: Any = strength if is_array else np.asarray(strength)
+    except ValueError:  # a list of lists of several lengths
+        array = np.asarray(None)
+    if isinstance(strength, str):
+        array = np.asarray(None)
     is_real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not is_real or array.shape:
         what = f"an array of shape {array.shape}" if array.shape else repr(strength)

@@ -81,7 +81,8 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
                 f"mix got {_short(adapter)}, expected adapters and mixes. Read one with "
                 "jaxmix.load, and write mix(a, b), not mix([a, b])."
             )
-        parts.extend(adapter.parts if one is None else (adapter * one).parts)
+        as_is = isinstance(one, float) and one == 1.0
+        parts.extend(adapter.parts if as_is else (adapter * one).parts)
     twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
     if twice:
         raise AdapterError(
@@ -145,9 +146,7 @@ def compose(
 
 
 def _each(strength: Any, count: int) -> Sequence[Any]:
-    """A strength for each argument; None where there is nothing to multiply."""
-    if isinstance(strength, float) and strength == 1.0:
-        return [None] * count
+    """A strength for each argument."""
     several: Any = strength
     if not isinstance(strength, list | tuple) and getattr(strength, "ndim", 0) != 1:
         return [strength] * count

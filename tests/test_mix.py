@@ -180,3 +180,13 @@ def test_help(name: str) -> None:
         assert section in text, section
     doc = inspect.getdoc(getattr(jaxmix, name)) or ""
     assert max(map(len, doc.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("wrong", [None, [None], [[1.0], [1.0, 2.0]], "1"])
+def test_what_is_no_strength(wrong: Any) -> None:
+    """Also where it is the mix's own, and where NumPy itself would refuse it."""
+    with pytest.raises(AdapterError, match=r"a strength is .*expected a real number|strengths for"):
+        jaxmix.mix(Adapter({}, name="a"), strength=wrong)
+    if wrong != [None]:
+        with pytest.raises(AdapterError, match=r"a strength is .*expected a real number"):
+            Adapter({}, name="a") * wrong
