@@ -153,6 +153,24 @@ def test_sizes() -> None:
     )
 
 
+def test_together_is_what_its_parts_are() -> None:
+    """Whatever holds for one of the parts holds for the site."""
+    z = jnp.zeros
+    bias, plain = Replace(bias=z(6)), LoRA(z((3, 9)), z((6, 3)), 1.0)
+    turned = dataclasses.replace(plain, transposed=True)
+    dora = dataclasses.replace(plain, magnitude=z(6))
+    for part, expected in (
+        (bias, (False, True, False, False)),
+        (plain, (True, False, False, False)),
+        (turned, (True, False, True, False)),
+        (dora, (True, False, False, True)),
+    ):
+        for whole in (Together((part,)), Together((part, Replace()))):
+            said = whole.has_weight, whole.has_bias, whole.transposed, whole.reads_base
+            assert said == expected
+    assert Together((plain, bias)).has_bias and Together((bias, plain)).has_weight
+
+
 class Case:
     """DoRA in a word with others that change the bias; numbers by hand."""
 
