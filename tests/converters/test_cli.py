@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,8 @@ import jaxmix
 from jaxmix.converters import cli
 from jaxmix.converters.peft import peft_stack
 from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.tables import adapter_data
+from jaxmix.families import LoRA, Replace, Together
 
 from .checkpoints import Adapters, contents, load, save_adapter, save_base
 
@@ -214,11 +217,24 @@ def test_inspect_as_json(adapters: Adapters, capsys: Captured) -> None:
     )
 
 
+def test_what_shares_a_site_is_told_apart() -> None:
+    """A LoRA and the bias that was trained beside it are two kinds."""
+    bias = Replace(bias=jnp.ones(4))
+    both = Together((bias, LoRA(jnp.ones((1, 3)), jnp.ones((4, 1)), 1.0)))
+    kinds = adapter_data(jaxmix.Adapter({"q": both, "k": bias}))["kinds"]
+    assert [(kind["kind"], kind["numbers"], kind["sites"]) for kind in kinds] == [
+        ("Replace", 8, ("q", "k")),
+        ("LoRA", 7, ("q",)),
+    ]
+
+
 def test_inspect_refuses(capsys: Captured) -> None:
     """In jaxmix's words."""
-    assert main("inspect", "nothing", "--json") == 1
+    assert main("inspect", "[red]nothing", "--json") == 1
     told = capsys.readouterr()
-    assert told.out == "" and told.err.startswith("error: 'nothing' is neither a folder nor a hub")
+    assert told.out == "" and told.err.startswith(
+        "error: '[red]nothing' is neither a folder nor a hub"
+    )
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
 
 
 def test_a_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
-    """It is tied if its config says so: then untying is a matter of the config."""
+    """It is tied if its config says so, and only then: untying is a matter of the config."""
     tied = save_base(tmp_path / "tied", config={"tie_word_embeddings": True})
     adapter = jaxmix.load(adapters["embedding"])
     with pytest.raises(LayoutError, match="ties to another"):
@@ -85,6 +85,8 @@ def test_a_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
     assert merged.untied == "lm_head.weight" and merged.changed == ("model.embed_tokens.weight",)
     assert header(tmp_path / "out/model.safetensors") == header(tied / "model.safetensors")
     assert json.loads((tmp_path / "out/config.json").read_text()) == {"tie_word_embeddings": False}
+    untold = save_base(tmp_path / "untold", config={})
+    assert merge_checkpoint(untold, adapter, tmp_path / "out2").untied is None
 
 
 def test_untie_where_nothing_is_tied(base: Path, adapters: Adapters, tmp_path: Path) -> None:
