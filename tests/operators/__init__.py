@@ -1,0 +1,1 @@
+"""The laws of operators: each alone, sliced, and every pair folded, against NumPy."""

@@ -1,0 +1,190 @@
+"""The operators under test: by name, what makes one and the matrix that it is."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix import operators
+from jaxmix.operators import (
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Hadamard,
+    Identity,
+    Kronecker,
+    LowRank,
+    Operator,
+    Product,
+    Sparse,
+    Sum,
+    Zero,
+)
+
+__all__ = [
+    "CASES",
+    "KINDS",
+    "SHAPES",
+    "SQUARE",
+    "SQUARE_KINDS",
+    "TALL",
+    "TYPES",
+    "WIDE",
+    "Made",
+    "cast",
+    "close",
+    "each",
+    "low_rank",
+    "made",
+    "parts_of",
+    "shapes_of",
+]
+
+Made = tuple[Operator, np.ndarray]
+Maker = Callable[[np.random.Generator, int, int], Made]
+
+SQUARE = (12, 12)
+WIDE = (8, 12)
+TALL = (12, 8)
+SHAPES = (SQUARE, WIDE, TALL)
+
+
+def _zero(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    return Zero(rows, cols), np.zeros((rows, cols))
+
+
+def _identity(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    return Identity(rows), np.eye(rows)
+
+
+def _diagonal(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    d = rng.normal(size=rows)
+    return Diagonal(jnp.asarray(d)), np.diag(d)
+
+
+def _blocks(size: int, shared: bool = False) -> Maker:
+    def make(rng: np.random.Generator, rows: int, cols: int) -> Made:
+        count = rows // size
+        blocks = rng.normal(size=(1 if shared else count, size, size))
+        dense = np.zeros((rows, rows))
+        for i in range(count):
+            at = slice(i * size, (i + 1) * size)
+            dense[at, at] = blocks[i % len(blocks)]
+        return BlockDiagonal(jnp.asarray(blocks), count // len(blocks)), dense
+
+    return make
+
+
+def low_rank(rank: int) -> Maker:
+    def make(rng: np.random.Generator, rows: int, cols: int) -> Made:
+        b, a = rng.normal(size=(rows, rank)), rng.normal(size=(rank, cols))
+        return LowRank(jnp.asarray(b), jnp.asarray(a)), b @ a
+
+    return make
+
+
+def _hadamard(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    (left, one), (right, two) = (low_rank(r)(rng, rows, cols) for r in (2, 3))
+    assert isinstance(left, LowRank) and isinstance(right, LowRank)
+    return Hadamard(left, right), one * two
+
+
+def _kronecker(rows_in: int, cols_in: int) -> Maker:
+    def make(rng: np.random.Generator, rows: int, cols: int) -> Made:
+        x, y = rng.normal(size=(rows_in, cols_in)), None
+        y = rng.normal(size=(rows // rows_in, cols // cols_in))
+        return Kronecker(jnp.asarray(x), jnp.asarray(y)), np.kron(x, y)
+
+    return make
+
+
+def _sparse(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    values = rng.normal(size=9)
+    indices = np.stack([rng.integers(0, rows, 9), rng.integers(0, cols, 9)])
+    indices[:, 3] = indices[:, 5]
+    dense = np.zeros((rows, cols))
+    np.add.at(dense, tuple(indices), values)
+    places = jnp.asarray(indices, jnp.int32)
+    return Sparse(jnp.asarray(values), places, rows, cols), dense
+
+
+def _dense(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    matrix = rng.normal(size=(rows, cols))
+    return Dense(jnp.asarray(matrix)), matrix
+
+
+def _sum(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    (x, one), (y, two) = _hadamard(rng, rows, cols), _sparse(rng, rows, cols)
+    return Sum((x, y)), one + two
+
+
+def _product(first: Maker, second: Maker, inner: int | None = None) -> Maker:
+    def make(rng: np.random.Generator, rows: int, cols: int) -> Made:
+        n = rows if inner is None else inner
+        (x, one), (y, two) = first(rng, rows, n), second(rng, n, cols)
+        return Product(x, y), one @ two
+
+    return make
+
+
+SQUARE_KINDS: dict[str, Maker] = {
+    "identity": _identity,
+    "diagonal": _diagonal,
+    "blocks": _blocks(3),
+    "blocks_large": _blocks(6),
+    "blocks_other": _blocks(4),
+    "blocks_shared": _blocks(3, shared=True),
+}
+KINDS: dict[str, Maker] = {
+    "zero": _zero,
+    **SQUARE_KINDS,
+    "low_rank": low_rank(2),
+    "low_rank_other": low_rank(3),
+    "hadamard": _hadamard,
+    "kronecker": _kronecker(2, 4),
+    "kronecker_other": _kronecker(4, 2),
+    "sparse": _sparse,
+    "dense": _dense,
+    "sum": _sum,
+    "product": _product(_blocks(4), _kronecker(2, 2)),
+    "product_other": _product(_kronecker(2, 2), _sparse, inner=20),
+}
+# Every type is among the kinds; a new one must join them.
+TYPES = {getattr(operators, name) for name in operators.__all__ if name[0].isupper()} - {Operator}
+
+
+def shapes_of(kind: str) -> tuple[tuple[int, int], ...]:
+    """The shapes that a kind is made in."""
+    return (SQUARE,) if kind in SQUARE_KINDS else SHAPES
+
+
+CASES = [(kind, shape) for kind in KINDS for shape in shapes_of(kind)]
+each = pytest.mark.parametrize(("kind", "shape"), CASES, ids=lambda value: str(value))
+
+
+def made(kind: str, shape: tuple[int, int], seed: int = 0) -> Made:
+    """An operator and the matrix that it is, in float64."""
+    return KINDS[kind](np.random.default_rng([seed, *map(ord, kind)]), *shape)
+
+
+def cast(op: Any, dtype: Any) -> Any:
+    """The same in another dtype."""
+    floats = (jnp.float32, jnp.float64)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype in floats else leaf, op)
+
+
+def close(found: Any, expected: Any) -> None:
+    """Equal to float64 noise, and in shape."""
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-12)
+
+
+def parts_of(op: Operator) -> set[type]:
+    """The types of which an operator is made, its own too."""
+    inner = [getattr(op, f.name) for f in fields(op)]  # pyright: ignore[reportArgumentType]
+    flat = [x for part in inner for x in (part if isinstance(part, tuple) else (part,))]
+    return {type(op)}.union(*(parts_of(x) for x in flat if isinstance(x, Operator)))

@@ -1,0 +1,122 @@
+"""One operator: its matrix, its products, and what they cost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.operators import (
+    Hadamard,
+    LowRank,
+    Operator,
+)
+
+from .kinds import KINDS, SQUARE, TYPES, WIDE, close, each, low_rank, made
+
+
+def test_every_type_is_here() -> None:
+    assert {type(made(kind, SQUARE)[0]) for kind in KINDS} == TYPES
+
+
+@each
+def test_alone(kind: str, shape: tuple[int, int]) -> None:
+    """Dense, transposed, multiplied, scaled and added."""
+    op, matrix = made(kind, shape)
+    rng = np.random.default_rng(1)
+    w, factor = rng.normal(size=shape), jnp.asarray(2.5)
+    vectors = [[rng.normal(size=(size, n)) for n in (1, 5, 40)] for size in reversed(shape)]
+
+    @jax.jit
+    def found(op: Operator, factor: jax.Array) -> list[jax.Array]:
+        products = [
+            x @ jnp.asarray(v) for x, vs in zip((op, op.T), vectors, strict=True) for v in vs
+        ]
+        return [
+            op.dense(),
+            op.T.dense(),
+            op.T.T.dense(),
+            op.scaled(factor).dense(),
+            op.scaled(-1.5).dense(),
+            op.T.scaled(factor) @ jnp.asarray(w),
+            op.added_to(jnp.asarray(w)),
+            *products,
+        ]
+
+    assert op.shape == shape
+    assert op.T.shape == shape[::-1]
+    assert type(op.T) is type(op)
+    expected = [
+        matrix,
+        matrix.T,
+        matrix,
+        2.5 * matrix,
+        -1.5 * matrix,
+        2.5 * matrix.T @ w,
+        w + matrix,
+    ]
+    expected += [m @ v for m, vs in zip((matrix, matrix.T), vectors, strict=True) for v in vs]
+    for one, other in zip(found(op, factor), expected, strict=True):
+        close(one, other)
+
+
+@each
+def test_costs_are_counts(kind: str, shape: tuple[int, int]) -> None:
+    op, _ = made(kind, shape)
+    for count in (op.flops(), op.added_flops(), op.matmul_flops(1), op.matmul_flops(7)):
+        assert isinstance(count, int) and count >= 0
+    assert op.T.flops() == op.flops()
+
+
+@pytest.mark.parametrize(
+    "kind", ["low_rank", "hadamard", "kronecker", "kronecker_other", "dense", "product"]
+)
+@pytest.mark.parametrize("n", [1, 40])
+def test_costs_are_what_xla_counts(kind: str, n: int) -> None:
+    """XLA's own count of what the compiled functions do, but for what it saves by fusing."""
+    op, _ = made(kind, WIDE)
+
+    def counted(function: Callable[..., Any], *args: Any) -> float:
+        analysis = jax.jit(function).lower(*args).compile().cost_analysis()
+        assert analysis is not None
+        return analysis["flops"]
+
+    x = jnp.ones((WIDE[1], n))
+    found = counted(lambda o, v: o @ v, op, x)
+    assert 0.8 * op.matmul_flops(n) <= found <= 1.2 * op.matmul_flops(n)
+    if kind != "dense":
+        assert 0.8 * op.flops() <= counted(lambda o: o.dense(), op) <= 1.2 * op.flops()
+
+
+def test_hadamard_multiplies_the_cheaper_way() -> None:
+    """By Khatri-Rao for few columns of large matrices, densely for many ranks of small ones."""
+    rng = np.random.default_rng(0)
+
+    def hadamard(size: int, rank: int) -> Hadamard:
+        one, two = (low_rank(rank)(rng, size, size)[0] for _ in range(2))
+        assert isinstance(one, LowRank) and isinstance(two, LowRank)
+        return Hadamard(one, two)
+
+    def products(op: Hadamard) -> set[tuple[int, ...]]:
+        jaxpr = jax.make_jaxpr(lambda o, v: o @ v)(op, jnp.ones((op.shape[1], 3)))
+        dots = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+        return {e.outvars[0].aval.shape for e in dots}
+
+    assert (64, 64) not in products(hadamard(64, 2))
+    assert (8, 8) in products(hadamard(8, 6))
+    few = hadamard(64, 2)
+    close(few.low_rank().dense(), np.asarray(few.dense()))
+    assert few.low_rank().rank == 4
+    assert few.rows(slice(3, 3)).low_rank().shape == (0, 64)
+
+
+def test_an_operator_must_say_all() -> None:
+    """A new structure that leaves out a law can't be made."""
+
+    class Half(Operator):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()  # pyright: ignore[reportAbstractUsage]

@@ -1,0 +1,184 @@
+"""Two operators and more, added and multiplied."""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmix.errors import ShapeError
+from jaxmix.operators import (
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Hadamard,
+    Identity,
+    Kronecker,
+    LowRank,
+    Operator,
+    Product,
+    Sparse,
+    Sum,
+    Zero,
+    add,
+    multiply,
+)
+
+from .kinds import KINDS, SHAPES, SQUARE, SQUARE_KINDS, TALL, WIDE, close, made, parts_of, shapes_of
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
+    """Every pair of kinds."""
+    kinds = [kind for kind in KINDS if shape in shapes_of(kind)]
+    pairs = [(made(x, shape, 1), made(y, shape, 2)) for x, y in product(kinds, repeat=2)]
+
+    @jax.jit
+    def found(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
+        totals = [add(x, y) for x, y in pairs]
+        for (x, y), total in zip(pairs, totals, strict=True):
+            assert total.flops() <= x.flops() + y.added_flops()
+            assert Dense in parts_of(x) | parts_of(y) or Dense not in parts_of(total)
+        return [total.dense() for total in totals]
+
+    for total, ((_, x), (_, y)) in zip(found([(x[0], y[0]) for x, y in pairs]), pairs, strict=True):
+        close(total, x + y)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"), [(WIDE, SQUARE), (SQUARE, TALL), (SQUARE, SQUARE)], ids=str
+)
+def test_multiply_agrees_with_dense(outer: tuple[int, int], inner: tuple[int, int]) -> None:
+    """Every pair of kinds; on two squares those that have no other shape."""
+    both_square = outer == inner == SQUARE
+    kinds = list(SQUARE_KINDS if both_square else KINDS)
+    firsts = [made(kind, outer, 1) for kind in kinds if outer in shapes_of(kind)]
+    seconds = [made(kind, inner, 2) for kind in kinds if inner in shapes_of(kind)]
+    pairs = list(product(firsts, seconds))
+
+    @jax.jit
+    def found(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
+        folded = [multiply(x, y) for x, y in pairs]
+        for (x, y), one in zip(pairs, folded, strict=True):
+            assert one.flops() <= Product(x, y).flops()
+            assert Dense in parts_of(x) | parts_of(y) or Dense not in parts_of(one)
+        return [one.dense() for one in folded]
+
+    for one, ((_, x), (_, y)) in zip(found([(x[0], y[0]) for x, y in pairs]), pairs, strict=True):
+        close(one, x @ y)
+
+
+ADDS = {
+    ("zero", "kronecker"): Kronecker,
+    ("sparse", "zero"): Sparse,
+    ("low_rank", "low_rank_other"): LowRank,
+    ("sparse", "sparse"): Sparse,
+    ("dense", "dense"): Dense,
+    ("diagonal", "identity"): Diagonal,
+    ("identity", "identity"): Diagonal,
+    ("blocks", "blocks"): BlockDiagonal,
+    ("blocks_shared", "blocks_shared"): BlockDiagonal,
+    ("blocks", "blocks_large"): Sum,
+    ("kronecker", "hadamard"): Sum,
+    ("dense", "low_rank"): Sum,
+}
+MULTIPLIES = {
+    ("identity", "kronecker"): Kronecker,
+    ("sum", "identity"): Sum,
+    ("zero", "dense"): Zero,
+    ("product", "zero"): Zero,
+    ("low_rank", "low_rank_other"): LowRank,
+    ("diagonal", "diagonal"): Diagonal,
+    ("diagonal", "blocks_shared"): BlockDiagonal,
+    ("blocks", "diagonal"): BlockDiagonal,
+    ("blocks", "blocks"): BlockDiagonal,
+    ("blocks", "blocks_large"): BlockDiagonal,
+    ("blocks_large", "blocks_shared"): BlockDiagonal,
+    ("blocks", "blocks_other"): Product,
+    ("diagonal", "hadamard"): Hadamard,
+    ("hadamard", "diagonal"): Hadamard,
+    ("diagonal", "sparse"): Sparse,
+    ("sparse", "diagonal"): Sparse,
+    ("kronecker", "kronecker_other"): Kronecker,
+    ("kronecker", "kronecker"): Product,
+    ("blocks", "kronecker"): Product,
+    ("diagonal", "kronecker"): Product,
+    ("blocks", "hadamard"): Product,
+    ("dense", "blocks"): Dense,
+    ("kronecker", "dense"): Dense,
+} | {
+    pair: LowRank
+    for kind in KINDS
+    for pair in ((kind, "low_rank"), ("low_rank", kind))
+    if kind != "zero"
+}
+
+
+@pytest.mark.parametrize(("pair", "type_"), ADDS.items(), ids=str)
+def test_what_a_sum_becomes(pair: tuple[str, str], type_: type) -> None:
+    assert type(add(*(made(kind, SQUARE)[0] for kind in pair))) is type_
+
+
+@pytest.mark.parametrize(("pair", "type_"), MULTIPLIES.items(), ids=str)
+def test_what_a_product_becomes(pair: tuple[str, str], type_: type) -> None:
+    assert type(multiply(*(made(kind, SQUARE)[0] for kind in pair))) is type_
+
+
+def test_ranks_and_copies_are_kept_small() -> None:
+    """A product of low ranks has the smaller rank, shared blocks stay shared, sums merge inside."""
+    two, three = made("low_rank", SQUARE)[0], made("low_rank_other", SQUARE)[0]
+    for folded in (multiply(two, three), multiply(three, two)):
+        assert isinstance(folded, LowRank) and folded.rank == 2
+    shared = made("blocks_shared", SQUARE)[0]
+    folded = multiply(shared, shared)
+    assert isinstance(folded, BlockDiagonal) and folded.copies == 4
+    both = add(add(two, made("sparse", SQUARE)[0]), add(made("hadamard", SQUARE)[0], three))
+    assert isinstance(both, Sum)
+    assert [type(term) for term in both.terms] == [LowRank, Sparse, Hadamard]
+    merged = both.terms[0]
+    assert isinstance(merged, LowRank) and merged.rank == 5
+
+
+def test_folding_low_ranks_saves_work() -> None:
+    x, y = made("low_rank", WIDE)[0], made("low_rank_other", WIDE)[0]
+    assert add(x, y).flops() == x.flops() + y.flops() < Sum((x, y)).flops()
+    turn = made("blocks", SQUARE)[0]
+    assert multiply(x, turn).flops() == x.flops() < Product(x, turn).flops()
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ShapeError) as caught:
+        add(Zero(2, 3), Zero(3, 2))
+    assert str(caught.value) == (
+        "add: a matrix (3, 2) on one of (2, 3), expected equal shapes. Are both updates for one "
+        "weight?"
+    )
+    with pytest.raises(ShapeError) as caught:
+        multiply(Identity(2), Zero(3, 2))
+    assert str(caught.value) == (
+        "multiply: a matrix (2, 2) times one of (3, 2), expected equal inner sizes. Are both "
+        "updates for one weight?"
+    )
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), min_size=2, max_size=5),
+    st.integers(0, 2**31),
+)
+def test_any_word(word: list[tuple[str, bool]], seed: int) -> None:
+    """Sums and products folded one after another, of any length, whatever they fold to."""
+    with jax.enable_x64(True):
+        total, matrix = made(word[0][0], SQUARE, seed)
+        for i, (kind, adds) in enumerate(word[1:]):
+            op, dense = made(kind, SQUARE, seed + i + 1)
+            total = add(total, op) if adds else multiply(total, op)
+            matrix = matrix + dense if adds else matrix @ dense
+        scale = max(1.0, float(np.abs(matrix).max()))
+        np.testing.assert_allclose(total.dense() / scale, matrix / scale, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            (total @ jnp.ones((12, 1))) / scale, matrix.sum(1, keepdims=True) / scale, atol=1e-12
+        )

@@ -1,0 +1,108 @@
+"""Rows and columns of an operator."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmix.operators import (
+    Dense,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Operator,
+    Product,
+    Sparse,
+    Zero,
+)
+
+from .kinds import CASES, KINDS, SQUARE, close, made, parts_of, shapes_of
+
+SLICES = (
+    slice(None),
+    slice(2, 7),
+    slice(4, 8),
+    slice(5, 6),
+    slice(1, None, 3),
+    slice(None, None, -1),
+    slice(7, 0, -2),
+    slice(-3, None),
+    slice(3, 3),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slices(kind: str) -> None:
+    """A slice is NumPy's, multiplies and transposes, and is structured where the whole was."""
+    shape = shapes_of(kind)[-1]
+    op, matrix = made(kind, shape)
+    x = np.random.default_rng(3).normal(size=(shape[1], 2))
+
+    @jax.jit
+    def found(op: Operator) -> list[jax.Array]:
+        made = []
+        for part in SLICES:
+            rows, cols = op.rows(part), op.cols(part)
+            both = rows.cols(part)
+            assert [rows.shape, cols.shape, both.shape] == [
+                cut.shape for cut in (matrix[part], matrix[:, part], matrix[part][:, part])
+            ]
+            if Dense not in parts_of(op):
+                assert Dense not in parts_of(rows) | parts_of(cols) | parts_of(both)
+            made += [
+                rows.dense(),
+                cols.dense(),
+                both.dense(),
+                rows @ jnp.asarray(x),
+                rows.T @ jnp.ones((rows.shape[0], 1)),
+            ]
+        return made
+
+    results = iter(found(op))
+    for part in SLICES:
+        cut = matrix[part]
+        for expected in (cut, matrix[:, part], cut[:, part], cut @ x, cut.sum(0)[:, None]):
+            close(next(results), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "type_", "numbers"),
+    [
+        ("low_rank", slice(2, 7), LowRank, 5 * 2 + 2 * 12),
+        ("hadamard", slice(1, None, 3), Hadamard, 4 * 5 + 5 * 12),
+        ("kronecker", slice(6, 12), Kronecker, 1 * 4 + 6 * 3),  # whole rows of X
+        ("kronecker", slice(7, 10), Kronecker, 1 * 4 + 3 * 3),  # inside one row of X
+        ("blocks", slice(3, 9), Product, 2 * 9 + 6 * 3),  # two blocks, and where they stand
+        ("diagonal", slice(2, 7), Sparse, 5 * 3),
+        ("identity", slice(2, 7), Sparse, 5 * 3),
+        ("zero", slice(2, 7), Zero, 0),
+        ("blocks", slice(4, 4), Zero, 0),
+        ("kronecker", slice(4, 4), Zero, 0),
+    ],
+)
+def test_slices_hold_few_numbers(kind: str, part: slice, type_: type, numbers: int) -> None:
+    sliced = made(kind, SQUARE)[0].rows(part)
+    assert type(sliced) is type_
+    assert sum(leaf.size for leaf in jax.tree.leaves(sliced)) == numbers
+
+
+slices = st.builds(
+    slice,
+    st.none() | st.integers(-14, 14),
+    st.none() | st.integers(-14, 14),
+    st.none() | st.integers(-3, 3).filter(bool),
+)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(CASES), slices, slices, st.integers(0, 2**31))
+def test_any_slice(case: tuple[str, Any], one: slice, two: slice, seed: int) -> None:
+    kind, shape = case
+    with jax.enable_x64(True):
+        op, matrix = made(kind, shape, seed)
+        found = jax.jit(lambda op: op.rows(one).cols(two).dense())(op)
+        close(found, matrix[one][:, two])
