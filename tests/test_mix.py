@@ -189,4 +189,4 @@ def test_what_is_no_strength(wrong: Any) -> None:
         jaxmix.mix(Adapter({}, name="a"), strength=wrong)
     if wrong != [None]:
         with pytest.raises(AdapterError, match=r"a strength is .*expected a real number"):
-            Adapter({}, name="a") * wrong
+            _ = Adapter({}, name="a") * wrong
