@@ -163,12 +163,16 @@ PLACES: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
         ("x", None, "y"),
         Layout("mine", (Rule("a", "a.kernel", index=":, 1"),)),
     ),
-    "with heads": (
-        lambda w: w.T.reshape(16, 4, 2),
-        lambda k: k.reshape(16, 8).T,
-        ("y", "x"),
-        Layout("mine", (Rule("a", "a.kernel", "d n h -> (n h) d"),)),
-    ),
+    **{
+        f"with heads, {name}": (
+            lambda w: w.T.reshape(16, 4, 2),
+            lambda k: k.reshape(16, 8).T,
+            spec,
+            Layout("mine", (Rule("a", "a.kernel", "d n h -> (n h) d"),)),
+        )
+        # Along the heads' own size XLA by itself does not put the result back.
+        for name, spec in {"outside": ("y", "x"), "inside": ("x", None, "y")}.items()
+    },
 }
 
 
