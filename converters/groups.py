@@ -22,19 +22,23 @@ __all__ = ["Group", "plan", "table_of"]
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Sites that share tensors, as a rule one site, and what is needed to compute them."""
+    """Sites that share tensors, as a rule one site, and what is needed to compute them.
+
+    ``shapes`` are those of the whole checkpoint: how a square weight lies, its namesakes tell.
+    """
 
     sites: tuple[str, ...]
     tensors: tuple[Stored, ...]
     mixed: Mix
     layout: Layout
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
 
     def computed(self) -> dict[str, np.ndarray]:
         """The new tensors, by name."""
-        params = {tensor.name: tensor.read() for tensor in self.tensors}
+        own = {tensor.name: tensor.read() for tensor in self.tensors}
         with _precision(self.tensors):
-            out = compose(params, self.mixed, layout=self.layout)
-            return {name: np.asarray(leaf) for name, leaf in out.items()}
+            out = compose({**self.shapes, **own}, self.mixed, layout=self.layout)
+            return {name: np.asarray(out[name]) for name in own}
 
 
 def plan(
@@ -42,7 +46,11 @@ def plan(
 ) -> tuple[dict[str, Group], frozenset[str]]:
     """Who computes which tensor, and which tensors change; whatever does not fit is raised here."""
     tensors = checkpoint.tensors
-    groups = _groups(tensors, mixed, layout)
+    shapes = {
+        name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))
+        for name, tensor in tensors.items()
+    }
+    groups = _groups(tensors, mixed, layout, shapes)
     unusable = [
         f"{tensor.name} in {tensor.file.name}: {tensor.dtype}"
         for group in dict.fromkeys(groups.values())
@@ -60,10 +68,6 @@ def plan(
         out = compose(params, mixed, layout=layout)
         changed.update(name for name in params if out[name] is not params[name])
 
-    shapes = {
-        name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))
-        for name, tensor in tensors.items()
-    }
     with _precision(tensor for group in groups.values() for tensor in group.tensors):
         jax.eval_shape(probe, shapes)
     return groups, frozenset(changed)
@@ -75,7 +79,12 @@ def _precision(tensors: Iterable[Stored]) -> AbstractContextManager[Any]:
     return jax.enable_x64(True) if is_wide else nullcontext()
 
 
-def _groups(tensors: Mapping[str, Stored], mixed: Mix, layout: Layout) -> dict[str, Group]:
+def _groups(
+    tensors: Mapping[str, Stored],
+    mixed: Mix,
+    layout: Layout,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, Group]:
     """For each tensor that a site may own the group of sites that it belongs to."""
     joined: dict[str, tuple[list[str], list[str]]] = {}
     for site in dict.fromkeys(site for part in mixed.parts for site in part.sites):
@@ -90,7 +99,7 @@ def _groups(tensors: Mapping[str, Stored], mixed: Mix, layout: Layout) -> dict[s
     for sites, names in joined.values():
         if id(sites) not in made:
             stored = tuple(tensors[name] for name in names)
-            made[id(sites)] = Group(tuple(sites), stored, _only(mixed, sites), layout)
+            made[id(sites)] = Group(tuple(sites), stored, _only(mixed, sites), layout, shapes)
     return {name: made[id(sites)] for name, (sites, _) in joined.items()}
 
 
