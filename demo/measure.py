@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 import jaxmix
+from jaxmix.errors import CheckpointError
 from jaxmix.models import Decoder, generate
 
 __all__ = ["ASSETS", "Demo", "Row", "Times", "passage", "read_demo", "rows", "times"]
@@ -46,9 +47,10 @@ class Demo:
     windows: dict[str, Int[np.ndarray, "windows length"]]
     recorded: Mapping[str, Any]
 
-    def peft(self, order: tuple[str, ...], key: str = "peft_forward") -> dict[str, float]:
-        """The losses that PEFT's model had for adapters in this order."""
-        return next(row[key] for row in self.recorded["losses"] if tuple(row["order"]) == order)
+    def peft(self, order: tuple[str, ...]) -> dict[str, float]:
+        """The losses that PEFT's forward had for adapters in this order."""
+        rows = self.recorded["losses"]
+        return next(row["peft_forward"] for row in rows if tuple(row["order"]) == order)
 
     def mixed(self, order: tuple[str, ...], strength: float = 1.0) -> Decoder:
         """The base with adapters in this order."""
@@ -99,7 +101,13 @@ def read_demo(folder: Path = ASSETS) -> Demo:
     Raises:
         CheckpointError: if a file is missing or damaged.
     """
-    recorded = json.loads((folder / "recorded.json").read_text())
+    try:
+        recorded = json.loads((folder / "recorded.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'recorded.json'} can't be read: {error}. Expected the demo's assets there; "
+            "install jaxmix again, or make them with python -m demo.make_assets."
+        ) from error
     rule = recorded["evaluation"]
     length, stride, count = rule["window"], rule["stride"], rule["windows"]
     windows = {}

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -49,7 +50,9 @@ def main(out: Path | None = None) -> int:
     for order, domain in PASSAGES:
         prompt = demo.recorded["prompts"][domain]
         console.print(f"[bold]{' → '.join(order) or 'base'}[/] ({domain})", highlight=False)
-        console.print(f"[dim]{prompt}[/]{passage(demo, order, domain)}\n", highlight=False)
+        # Text that was drawn may well hold what rich would read as a tag.
+        text = escape(passage(demo, order, domain))
+        console.print(f"[dim]{escape(prompt)}[/]{text}\n", highlight=False)
     found_times = times(demo)
     console.print(
         f"compose of {', '.join(demo.adapters)}: {1e3 * found_times.compose:.1f} ms "

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.errors import LayoutError, ShapeError, listing
-from jaxmix.families import Replace, Together, Update
 from jaxmix.layout import KERNEL, LAYOUTS, NAMES, Layout, Place
 from jaxmix.plan import Form, Word
 from jaxmix.sharded import apply as apply_to_leaf
@@ -226,7 +225,7 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, Wor
         ways = [(Form("weight", place.axes, place.index, False, sharding), size, says_so)]
     first: str | None = None
     for form, matrix, turned in ways:
-        word = _turned(site.word) if turned else site.word
+        word = tuple((s, update.turned()) for s, update in site.word) if turned else site.word
         why = _misfit(word, matrix)
         if why is None:
             return form, word, None
@@ -243,19 +242,6 @@ def _swaps(axes: str) -> bool:
 def _misfit(word: Word, shape: tuple[int, int]) -> str | None:
     """The first thing that does not fit a matrix of this shape."""
     return next((why for _, update in word if (why := update.misfit(shape))), None)
-
-
-def _turned(word: Word) -> Word:
-    """The word for a site that PyTorch stores as (in, out): whole weights lie like that too."""
-
-    def turned(update: Update) -> Update:
-        if isinstance(update, Together):
-            return Together(tuple(map(turned, update.parts)))
-        if isinstance(update, Replace) and update.weight is not None and update.weight.ndim == 2:
-            return replace(update, weight=update.weight.T)
-        return update
-
-    return tuple((strength, turned(update)) for strength, update in word)
 
 
 def _array(leaf: Any) -> jax.Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxmix.demo import measure, run
+from jaxmix.errors import CheckpointError
 
 DEMO = measure.read_demo()
 OWN = {name: about["trained_on"] for name, about in DEMO.recorded["adapters"].items()}
@@ -56,10 +57,20 @@ def test_a_loss_that_is_not_pefts_shows(
     monkeypatch.setattr(run, "read_demo", lambda: demo)
     monkeypatch.setattr(measure, "ORDERS", orders)
     monkeypatch.setattr(measure, "WEAKER", ((), 0.5))
-    monkeypatch.setattr(run, "PASSAGES", ())
+    monkeypatch.setattr(run, "PASSAGES", (((), "jargon"),))
+    monkeypatch.setattr(run, "passage", lambda *_: "[techspeak] a tag that nobody opened: [/bold]")
     monkeypatch.setattr(run, "times", lambda demo: measure.Times(1.0, 1.0, 1.0))
     assert run.main(tmp_path / "table.png") == 1
-    assert "more than rounding" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "more than rounding" in said
+    # Drawn text is text, whatever brackets are in it.
+    assert "[techspeak] a tag that nobody opened: [/bold]" in said.replace("\n", " ")
+
+
+def test_missing_assets(tmp_path: Path) -> None:
+    """An error that says which, and what to do."""
+    with pytest.raises(CheckpointError, match=r"recorded\.json can't be read: .*install jaxmix"):
+        measure.read_demo(tmp_path)
 
 
 def test_assets_are_small() -> None:

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.errors import LayoutError, ShapeError
-from jaxmix.families import OFT, AdaLoRA, LoRA, Replace
+from jaxmix.families import OFT, AdaLoRA, LoRA, Replace, Together
 
 from .laws.draws import FAMILIES, KINDS, Module, made, normal, ones, tree, zeros
 from .laws.truth import fold, fold_tree
@@ -459,3 +459,15 @@ def test_a_flax_kernel_that_has_no_two_axes() -> None:
         LayoutError, match=r"a.kernel of shape \(6,\) does not have the axes '... i o"
     ):
         jaxmix.compose({"a.kernel": ones(6, np.float32)}, [Adapter({"a": Replace(ones(6))})])
+
+
+@pytest.mark.parametrize("size", [(4, 6), (4, 4)])
+def test_a_whole_weight_beside_a_lora_of_conv1d(size: tuple[int, int]) -> None:
+    """In one adapter at one site: the saved Conv1D is (in, out), the LoRA's BA (out, in)."""
+    rng, (in_size, out_size) = np.random.default_rng(0), size
+    whole, a, b = normal(rng, *size), normal(rng, 2, in_size), normal(rng, out_size, 2)
+    parts = (Replace(weight=whole), LoRA(a=a, b=b, scale=0.5, transposed=True))
+    adapter = Adapter({"h.c_proj": Together(parts)})
+    with jax.enable_x64(True):
+        out = jaxmix.compose({"h.c_proj.weight": normal(rng, *size)}, adapter)
+    np.testing.assert_allclose(out["h.c_proj.weight"], whole + 0.5 * (b @ a).T, rtol=1e-12)

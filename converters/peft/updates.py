@@ -63,7 +63,7 @@ def _lokr(config: Config, site: str, factors: Factors) -> Update:
         if len(side) == 1 and not 2 <= side[0].ndim <= most:
             raise ShapeError(f"{name} has shape {side[0].shape}, expected (rows, columns)")
     scale = config.by_site("alpha_pattern", "alpha", site) / rank
-    return LoKr(x, y, scale, core, rank=rank)
+    return LoKr(x, y, scale, core)
 
 
 def _side(factors: Factors, name: str) -> tuple[Factor, ...]:

@@ -8,29 +8,12 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 
-__all__ = ["Factors", "Leaf", "Note", "Update", "maps", "mismatch"]
+__all__ = ["Factors", "Leaf", "Update", "maps", "mismatch"]
 
 Leaf = Literal["weight", "bias"]
 
 # By name, factors and the shapes that they should have; a letter is a size that is free.
 Factors = Mapping[str, tuple[Array | None, tuple[int | str | Fraction, ...]]]
-
-
-class Note(int):
-    """A number for people that does not count when pytrees are compared.
-
-    Static data of a pytree is part of jit's key. Two adapters of equal shapes must be one program,
-    whatever their configs say that the program does not use.
-    """
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Note)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(Note)
 
 
 class Update:
@@ -80,6 +63,10 @@ class Update:
         if bias is not None and self.has_bias:
             bias = self.bias_map(base, strength)(bias)
         return Base(matrix, base.shape, bias)
+
+    def turned(self) -> "Update":
+        """The same at a site whose weight PyTorch stores as (in, out): whole weights lie so too."""
+        return self
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """What does not fit a weight of this shape, in words, or None.

@@ -1,7 +1,7 @@
 """LoKr: a Kronecker product, either factor full or low-rank."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Note, Update, mismatch
+from jaxmix.families.base import Factors, Update, mismatch
 from jaxmix.operators import Dense, Kronecker, Operator
 
 __all__ = ["LoKr"]
@@ -33,7 +33,6 @@ class LoKr(Update):
             (r, n·kernel); with a core (r, k) and (r, n).
         scale: γ = alpha/rank; PEFT applies it to full factors too.
         t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None without.
-        rank: r of the config, for people and for `export`; no part of the program.
 
     Raises:
         ShapeError: by `compose`, where X ⊗ Y is not of the weight's size.
@@ -51,12 +50,8 @@ class LoKr(Update):
     y: tuple[Float[Array, "..."], ...]
     scale: Float[Array, ""] | float
     t2: Float[Array, "r r *k"] | None = None
-    rank: int = field(default=0, metadata={"static": True})
 
     family: ClassVar[str] = "LoKr"
-
-    def __post_init__(self):
-        object.__setattr__(self, "rank", Note(self.rank))
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·X ⊗ Y)``."""

@@ -1,7 +1,7 @@
 """Replaced leaves: modules saved whole, and trained biases."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -63,6 +63,11 @@ class Replace(Update):
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s, I, s·b₁)``."""
         return _towards(self.bias, (base.shape[0], 1), strength)
+
+    def turned(self) -> "Replace":
+        """With ``W₁ᵀ``, where W₁ is a matrix."""
+        is_matrix = self.weight is not None and self.weight.ndim == 2
+        return replace(self, weight=self.weight.T) if is_matrix else self
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether the leaves have the base's sizes."""

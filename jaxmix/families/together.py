@@ -83,6 +83,10 @@ class Together(Update):
         made = maps([(strength, part) for part in self.parts], base, leaf)
         return reduce(lambda before, after: compose(after, before), made, identity(shape))
 
+    def turned(self) -> "Together":
+        """With each part turned."""
+        return Together(tuple(part.turned() for part in self.parts))
+
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """The first part's that does not fit."""
         return next((said for part in self.parts if (said := part.misfit(shape))), None)

@@ -114,7 +114,7 @@ def _lokr(f: Factors, config: Config) -> LoKr:
         return (f[name],) if name in f else (f[name + "_a"], f[name + "_b"])
 
     scale = config["alpha"] / config["r"]
-    return LoKr(side("lokr_w1"), side("lokr_w2"), scale, f.get("lokr_t2"), rank=config["r"])
+    return LoKr(side("lokr_w1"), side("lokr_w2"), scale, f.get("lokr_t2"))
 
 
 def _oft(f: Factors, config: Config) -> OFT:

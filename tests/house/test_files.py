@@ -133,3 +133,11 @@ def test_readme_tells_nobody_to_install_the_other_package() -> None:
     """On the package index the bare name is somebody else's."""
     told = re.findall(r"pip install[^`\n]*", "".join((ROOT / page).read_text() for page in PAGES))
     assert told and not [line for line in told if re.search(r"\bjaxmix(?!-peft)", line)]
+
+
+def test_the_design_names_every_room() -> None:
+    """Whoever reads docs/design.md finds each file and folder of jaxmix/ there."""
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    rooms = [*(ROOT / "jaxmix").glob("*.py"), *(ROOT / "jaxmix").glob("*/__init__.py")]
+    names = {p.name if p.parent.name == "jaxmix" else f"{p.parent.name}/" for p in rooms}
+    assert not {name for name in names if f"  {name} " not in page}
