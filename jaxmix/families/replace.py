@@ -66,8 +66,9 @@ class Replace(Update):
 
     def turned(self) -> "Replace":
         """With ``W₁ᵀ``, where W₁ is a matrix."""
-        is_matrix = self.weight is not None and self.weight.ndim == 2
-        return replace(self, weight=self.weight.T) if is_matrix else self
+        if self.weight is None or self.weight.ndim != 2:
+            return self
+        return replace(self, weight=self.weight.T)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether the leaves have the base's sizes."""
