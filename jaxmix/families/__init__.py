@@ -2,6 +2,7 @@
 
 from jaxmix.families.adalora import AdaLoRA
 from jaxmix.families.base import Update
+from jaxmix.families.delta import Delta
 from jaxmix.families.loha import LoHa
 from jaxmix.families.lokr import LoKr
 from jaxmix.families.lora import LoRA
@@ -14,6 +15,7 @@ __all__ = [
     "FAMILIES",
     "OFT",
     "AdaLoRA",
+    "Delta",
     "LoHa",
     "LoKr",
     "LoRA",
@@ -24,5 +26,6 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, type[Update]] = {
-    family.family: family for family in (AdaLoRA, LoHa, LoKr, LoRA, OFT, Replace, SHiRA, Together)
+    family.family: family
+    for family in (AdaLoRA, Delta, LoHa, LoKr, LoRA, OFT, Replace, SHiRA, Together)
 }

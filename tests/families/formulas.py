@@ -14,6 +14,7 @@ import numpy as np
 __all__ = [
     "Leaves",
     "adalora",
+    "delta",
     "dora",
     "dora_embedding",
     "loha",
@@ -192,6 +193,11 @@ def shira(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> Ne
     for (i, j), value in zip(f["shira_indices"].T, f["shira_weight"], strict=True):
         weight[i, j] += s * value
     return weight, leaves.bias
+
+
+def delta(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """LyCORIS's diff and diff_b: added as they are, entry by entry."""
+    return leaves.weight + s * f.get("weight", 0.0), leaves.bias + s * f.get("bias", 0.0)
 
 
 def replace(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
+from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
 
 from . import formulas
 from .formulas import Leaves
@@ -131,6 +131,10 @@ def _replace(f: Factors, config: Config) -> Replace:
     return Replace(f.get("weight"), f.get("bias"))
 
 
+def _delta(f: Factors, config: Config) -> Delta:
+    return Delta(f.get("weight"), f.get("bias"))
+
+
 def _together(f: Factors, config: Config) -> Together:
     """What the reader makes of a trained bias: first what lies in the base."""
     return Together((Replace(bias=f["bias"]), _lora(f, config)))
@@ -209,6 +213,10 @@ def _replace_row(whole: tuple[int, ...], size: str, **shapes: tuple[int, ...]) -
     return Row(_replace, formulas.replace, whole, shapes, size, additive=False)
 
 
+def _delta_row(whole: tuple[int, ...], size: str, **shapes: tuple[int, ...]) -> Row:
+    return Row(_delta, formulas.delta, whole, shapes, size)
+
+
 _CONV1, _CONV2, _CONV3 = (6, 4, 3), (6, 4, 3, 2), (4, 3, 2, 2, 2)
 _M = {"lora_magnitude_vector": (6,)}
 _BIAS = {"lora_B.bias": (6,)}
@@ -279,6 +287,10 @@ ROWS: dict[str, Row] = {
     "replace norm": _replace_row((6,), "weight and bias", weight=(6,), bias=(6,)),
     "replace bias": _replace_row((6, 9), "bias", bias=(6,)),
     "replace both": _replace_row((6, 9), "weight and bias", weight=(6, 9), bias=(6,)),
+    "delta weight": _delta_row((6, 9), "weight", weight=(6, 9)),
+    "delta conv2d": _delta_row(_CONV2, "weight and bias", weight=_CONV2, bias=(6,)),
+    "delta norm": _delta_row((6,), "weight and bias", weight=(6,), bias=(6,)),
+    "delta bias": _delta_row((6, 9), "bias", bias=(6,)),
     "bias and dora": Row(
         _together,
         formulas.replace_then_dora,

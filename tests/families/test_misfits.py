@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
+from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
 
 
 def z(*shape: int) -> Any:
@@ -123,6 +123,14 @@ SAID: dict[str, tuple[Update, str]] = {
     "replace, bias": (
         Replace(bias=z(9)),
         "saved bias has shape (9,), expected (6,)",
+    ),
+    "delta": (
+        Delta(weight=z(9, 6)),
+        "diff has shape (9, 6), expected (6, 9)",
+    ),
+    "delta, bias": (
+        Delta(bias=z(9)),
+        "diff_b has shape (9,), expected (6,)",
     ),
     "together": (
         Together((Replace(bias=z(6)), LoRA(z(3, 9), z(6, 2), 1.0))),
