@@ -110,7 +110,8 @@ class Site:
         name: the site's PyTorch name.
         word: strengths and updates, the first one first.
         weight: where its weight lies; None if the word does not need it.
-        bias: where its bias lies; None if the word does not change it.
+        bias: where its bias lies; None if the word does not change it, or only turns it and there is
+            none.
     """
 
     name: str
@@ -127,6 +128,11 @@ class Site:
     def changes_bias(self) -> bool:
         """Whether an update has a map of the bias."""
         return any(update.has_bias for _, update in self.word)
+
+    @property
+    def turns_bias(self) -> bool:
+        """Whether an update has a map of a bias that need not be there."""
+        return any(update.turns_bias for _, update in self.word)
 
     @property
     def reads_base(self) -> bool:
@@ -158,11 +164,12 @@ def located(tree: Tree, words: Mapping[str, Word], table: Layout) -> list[Site]:
             "bias": bare.changes_bias,
         }
         for part, needed in needs.items():
-            places = table.places(name, part) if needed else []
+            wanted = needed or (part == "bias" and bare.turns_bias)
+            places = table.places(name, part) if wanted else []
             hits = [place for place in places if place.leaf in tree.where]
             if len(hits) == 1 and hits[0].leaf not in tree.twice:
                 found[part] = hits[0]
-            elif needed:
+            elif needed or hits:
                 lost.append((name, part, places))
         sites.append(Site(name, word, found.get("weight"), found.get("bias")))
     if lost:

@@ -53,6 +53,11 @@ class Update:
         """Whether it changes the bias by itself, and not only what others added to it."""
         return False
 
+    @property
+    def turns_bias(self) -> bool:
+        """Whether it maps a bias where there is one, linearly, and so needs none (IA3, RoAd)."""
+        return False
+
     def rebased(self, base: Base, strength: Float[Array, ""]) -> Base:
         """The base as updates after this one read it: another one if this is base-side."""
         if not self.is_base_side:

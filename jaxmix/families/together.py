@@ -65,6 +65,11 @@ class Together(Update):
         """Where one of them has."""
         return any(part.has_bias for part in self.parts)
 
+    @property
+    def turns_bias(self) -> bool:
+        """Where one of them does."""
+        return any(part.turns_bias for part in self.parts)
+
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """The parts' maps, composed."""
         return self._composed(base, strength, "weight", base.shape)
