@@ -7,13 +7,12 @@ from typing import Any
 from jaxmix.adapter import Adapter
 from jaxmix.converters.peft.config import Config, read_config
 from jaxmix.converters.peft.keys import PARAMETERS, Sites, sort_keys
-from jaxmix.converters.peft.rebase import Rebase
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.stack import peft_stack
 from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.peft.updates import BUILDERS
 from jaxmix.errors import CheckpointError, JaxmixError, listing
-from jaxmix.families import Replace, Together, Update
+from jaxmix.families import Rebase, Replace, Together, Update
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "peft_stack", "read_peft"]
 

@@ -7,6 +7,7 @@ from jaxmix.families.loha import LoHa
 from jaxmix.families.lokr import LoKr
 from jaxmix.families.lora import LoRA
 from jaxmix.families.oft import OFT
+from jaxmix.families.rebase import Rebase
 from jaxmix.families.replace import Replace
 from jaxmix.families.shira import SHiRA
 from jaxmix.families.together import Together
@@ -19,6 +20,7 @@ __all__ = [
     "LoHa",
     "LoKr",
     "LoRA",
+    "Rebase",
     "Replace",
     "SHiRA",
     "Together",
@@ -27,5 +29,5 @@ __all__ = [
 
 FAMILIES: dict[str, type[Update]] = {
     family.family: family
-    for family in (AdaLoRA, Delta, LoHa, LoKr, LoRA, OFT, Replace, SHiRA, Together)
+    for family in (AdaLoRA, Delta, LoHa, LoKr, LoRA, OFT, Rebase, Replace, SHiRA, Together)
 }

@@ -22,6 +22,7 @@ __all__ = [
     "lora",
     "lora_embedding",
     "oft",
+    "rebase",
     "replace",
     "replace_then_dora",
     "shira",
@@ -204,6 +205,11 @@ def replace(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> 
     """modules_to_save and trained biases."""
     weight, bias = f.get("weight", leaves.weight), f.get("bias", leaves.bias)
     return (1 - s) * leaves.weight + s * weight, (1 - s) * leaves.bias + s * bias
+
+
+def rebase(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """A base of the file's own under what is there."""
+    return leaves.weight + s * (f["base_weight"] - leaves.base_weight), leaves.bias
 
 
 def replace_then_dora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:

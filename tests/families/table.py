@@ -7,7 +7,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
+from jaxmix.families import (
+    OFT,
+    AdaLoRA,
+    Delta,
+    LoHa,
+    LoKr,
+    LoRA,
+    Rebase,
+    Replace,
+    SHiRA,
+    Together,
+    Update,
+)
 
 from . import formulas
 from .formulas import Leaves
@@ -282,6 +294,14 @@ ROWS: dict[str, Row] = {
     "oft embedding series": _oft_row((11, 12), name="oft_embedding_R", terms=5),
     "shira": _shira_row([[0, 5, 2], [8, 0, 3]]),
     "shira twice": _shira_row([[0, 5, 2, 5, 5], [8, 0, 3, 0, 0]]),
+    "rebase": Row(
+        lambda f, config: Rebase(f["base_weight"]),
+        formulas.rebase,
+        (6, 9),
+        {"base_weight": (6, 9)},
+        "base's own weight",
+        additive=False,
+    ),
     "replace weight": _replace_row((6, 9), "weight", weight=(6, 9)),
     "replace conv2d": _replace_row(_CONV2, "weight", weight=_CONV2),
     "replace norm": _replace_row((6,), "weight and bias", weight=(6,), bias=(6,)),

@@ -244,7 +244,7 @@ def test_what_it_says_of_itself(row: Row) -> None:
     assert update.transposed == row.transposed
     assert update.misfit(row.shape) is None
     names = set(row.shapes)
-    assert update.reads_base == ("lora_magnitude_vector" in names)
+    assert update.reads_base == bool(names & {"lora_magnitude_vector", "base_weight"})
     assert update.has_bias == bool(names & {"bias", "lora_B.bias"})
     assert update.has_weight == bool(names - {"bias"})
 

@@ -6,7 +6,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
+from jaxmix.families import (
+    OFT,
+    AdaLoRA,
+    Delta,
+    LoHa,
+    LoKr,
+    LoRA,
+    Rebase,
+    Replace,
+    SHiRA,
+    Together,
+    Update,
+)
 
 
 def z(*shape: int) -> Any:
@@ -111,6 +123,11 @@ SAID: dict[str, tuple[Update, str]] = {
         SHiRA(z(2), jnp.array([[0, 5], [-1, 8]])),
         "shira_indices go from 0 to 5 and from -1 to 8, expected rows below 6 and columns below 9 "
         "from weight (6, 9)",
+    ),
+    "rebase": (
+        Rebase(z(7, 9)),
+        "the base's weight in the file has shape (7, 9), expected (6, 9); if the adapter was "
+        "trained with new tokens, resize the base's vocabulary first",
     ),
     "replace": (
         Replace(weight=z(9, 6)),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families import Update
+from jaxmix.families.base import Update
 from jaxmix.operators import Dense
 
 __all__ = ["Rebase"]
