@@ -3,6 +3,7 @@
 from jaxmix.families.adalora import AdaLoRA
 from jaxmix.families.base import Update
 from jaxmix.families.delta import Delta
+from jaxmix.families.ia3 import IA3
 from jaxmix.families.loha import LoHa
 from jaxmix.families.lokr import LoKr
 from jaxmix.families.lora import LoRA
@@ -14,6 +15,7 @@ from jaxmix.families.together import Together
 
 __all__ = [
     "FAMILIES",
+    "IA3",
     "OFT",
     "AdaLoRA",
     "Delta",
@@ -29,5 +31,5 @@ __all__ = [
 
 FAMILIES: dict[str, type[Update]] = {
     family.family: family
-    for family in (AdaLoRA, Delta, LoHa, LoKr, LoRA, OFT, Rebase, Replace, SHiRA, Together)
+    for family in (IA3, AdaLoRA, Delta, LoHa, LoKr, LoRA, OFT, Rebase, Replace, SHiRA, Together)
 }

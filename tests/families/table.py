@@ -1,10 +1,7 @@
 """One row a family and form: how its factors are drawn, its update, and the formula it equals."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.families import (
@@ -23,69 +20,10 @@ from jaxmix.families import (
 
 from . import formulas
 from .formulas import Leaves
+from .row import Config, Factors, Row
+from .table_turning import ROWS as TURNING
 
-__all__ = ["ROWS", "Row"]
-
-Factors = dict[str, Any]
-Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A family in one of its forms.
-
-    Args:
-        build: from PEFT's factors and the config to the update, as a reader would.
-        formula: what PEFT computes, of `tests.families.formulas`.
-        weight: the weight's shape in PyTorch.
-        shapes: the shape of each factor, by PEFT's name.
-        size: what ``size()`` says.
-        config: what the formula needs beside the factors.
-        additive: whether it is linear in its strength, ``W + s·Δ``.
-        std: the spread of the factors' numbers.
-        fixed: factors that are not drawn.
-    """
-
-    build: Callable[[Factors, Config], Update]
-    formula: Callable[[Any, Config, Leaves, float], tuple[np.ndarray, np.ndarray]]
-    weight: tuple[int, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    size: str
-    config: Config = field(default_factory=dict)
-    additive: bool = True
-    std: float = 0.7
-    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the weight is stored as (in, out)."""
-        return bool(self.config.get("fan_in_fan_out"))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the weight as a matrix."""
-        first, rest = self.weight[0], int(np.prod(self.weight[1:]))
-        return (rest, first) if self.transposed else (first, rest)
-
-    def matrix(self, weight: np.ndarray) -> np.ndarray:
-        """PyTorch's weight as the matrix that updates act on."""
-        return weight.T if self.transposed else weight.reshape(len(weight), -1)
-
-    def factors(self, seed: int) -> Factors:
-        """PEFT's tensors in float64."""
-        rng = np.random.default_rng(seed)
-        drawn = {name: self.std * rng.normal(size=shape) for name, shape in self.shapes.items()}
-        return {**drawn, **self.fixed}
-
-    def update(self, factors: Factors) -> Update:
-        """The update, of JAX arrays."""
-        return self.build({name: jnp.asarray(f) for name, f in factors.items()}, self.config)
-
-    def leaves(self, seed: int) -> Leaves:
-        """A weight and a bias, and other ones for the base."""
-        rng, bias = np.random.default_rng(seed + 100), self.shape[:1]
-        shapes = (self.weight, bias, self.weight, bias)
-        return Leaves(*(rng.normal(size=shape) for shape in shapes))
+__all__ = ["ROWS"]
 
 
 def _lora(f: Factors, config: Config) -> LoRA:
@@ -320,4 +258,5 @@ ROWS: dict[str, Row] = {
         {"alpha": 5},
         additive=False,
     ),
+    **TURNING,
 }

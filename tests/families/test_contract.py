@@ -14,7 +14,8 @@ from jaxmix.affine import Base
 from jaxmix.families import FAMILIES, Update
 
 from .formulas import Leaves
-from .table import ROWS, Row
+from .row import Row
+from .table import ROWS
 
 # (seed, strength): zero is the identity, one the checkpoint's own map.
 DRAWS = ((0, 0.0), (0, 1.0), (1, 0.3), (2, -0.5))
@@ -244,9 +245,13 @@ def test_what_it_says_of_itself(row: Row) -> None:
     assert update.transposed == row.transposed
     assert update.misfit(row.shape) is None
     names = set(row.shapes)
-    assert update.reads_base == bool(names & {"lora_magnitude_vector", "base_weight"})
-    assert update.has_bias == bool(names & {"bias", "lora_B.bias"})
-    assert update.has_weight == bool(names - {"bias"})
+    told = {
+        "reads_base": bool(names & {"lora_magnitude_vector", "base_weight"}),
+        "has_bias": bool(names & {"bias", "lora_B.bias"}),
+        "has_weight": bool(names - {"bias"}),
+        **{name: said for name, said in row.says.items() if not name.startswith("fits")},
+    }
+    assert {name: getattr(update, name) for name in told} == told
 
 
 @each
@@ -254,8 +259,8 @@ def test_it_fits_no_other_weight(row: Row) -> None:
     """One line for people, for a weight with another out or in, unless it fits that one too."""
     update = row.update(row.factors(0))
     (rows, cols), names = row.shape, set(row.shapes)
-    fits_out = names <= {"oft_R", "oft_embedding_R", "shira_weight"}
-    fits_in = names in ({"bias"}, {"shira_weight"})
+    fits_out = row.says.get("fits_out", names <= {"oft_R", "oft_embedding_R", "shira_weight"})
+    fits_in = row.says.get("fits_in", names in ({"bias"}, {"shira_weight"}))
     for shape, fits in (((rows + 1, cols), fits_out), ((rows, cols + 1), fits_in)):
         said = update.misfit(shape)
         if fits:
