@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.peft.config import Config, read_config
-from jaxmix.converters.peft.keys import PARAMETERS, Sites, sort_keys
+from jaxmix.converters.base import BaseModel
+from jaxmix.converters.peft.config import read_config
+from jaxmix.converters.peft.file import Config, File
+from jaxmix.converters.peft.keys import Sites, sort_keys
+from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.stack import peft_stack
 from jaxmix.converters.peft.tensors import read_tensors
-from jaxmix.converters.peft.updates import BUILDERS
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Rebase, Replace, Together, Update
 
@@ -20,13 +22,16 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def read_peft(folder: Path, name: str, strength: Any = 1.0) -> Adapter:
+def read_peft(
+    folder: Path, name: str, strength: Any = 1.0, *, base: BaseModel | None = None
+) -> Adapter:
     """Reads the adapter in a folder that PEFT's ``save_pretrained`` wrote.
 
     Args:
         folder: the folder with the two files.
         name: what to call the adapter.
         strength: the strength with which it enters a mix, a real scalar.
+        base: the model that it was trained on, for the types whose files say too little without.
 
     Returns:
         The adapter, one update a site, the arrays in the file's shapes and dtypes: LoRA's A (r, in)
@@ -50,7 +55,8 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0) -> Adapter:
     path = folder / WEIGHTS_FILE
     sites = sort_keys(read_tensors(path), config, path)
     _check_saved(config, sites)
-    updates = _build(config, sites.factors, path)
+    file = File(config, tuple(sites.factors), sites.shared, base)
+    updates = _build(file, sites.factors, path)
     # PEFT puts saved leaves into the base, under the adapter: so they come first.
     for site, leaves in sites.saved.items():
         _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
@@ -66,19 +72,20 @@ def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:
     updates[site] = Together((new, *rest)) if rest else new
 
 
-def _build(config: Config, factors: Mapping[str, Factors], path: Path) -> dict[str, Update]:
+def _build(file: File, factors: Mapping[str, Factors], path: Path) -> dict[str, Update]:
     """An update for each site; what fails is gathered and raised at once, by its first kind."""
     updates: dict[str, Update] = {}
     failed: list[tuple[str, JaxmixError]] = []
+    family = file.config.family
     for site, arrays in factors.items():
         try:
-            updates[site] = BUILDERS[config.family](config, site, arrays)
+            updates[site] = KINDS[family].build(file, site, arrays)
         except JaxmixError as error:
             failed.append((site, error))
     if failed:
         lines = [f"{site}: {error}" for site, error in failed]
         raise type(failed[0][1])(
-            f"{path}: factors that make no {config.family} update:{listing(lines)}\n"
+            f"{path}: factors that make no {family} update:{listing(lines)}\n"
             "Was the file edited, or saved before the shards of its factors were gathered?"
         ) from failed[0][1]
     return updates
@@ -89,7 +96,7 @@ def _check_saved(config: Config, sites: Sites) -> None:
     if not sites.factors and not sites.saved:
         raise CheckpointError(
             f"{config.path.parent} holds no weights of a {config.family} adapter, expected "
-            f"{', '.join(PARAMETERS[config.family])} of some module. Was it saved before the "
+            f"{', '.join(KINDS[config.family].parameters)} of some module. Was it saved before the "
             "adapter was added, or by one rank only?"
         )
     modules = config.values.get("modules_to_save") or ()

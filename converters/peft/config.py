@@ -2,44 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.peft.fields import FAMILY_FIELDS, Fields
-from jaxmix.converters.peft.refusals import init_problem, oft_problem, type_problem
-from jaxmix.converters.peft.values import matches, short, wrong_values
+from jaxmix.converters.peft.file import Config
+from jaxmix.converters.peft.kind import Fields
+from jaxmix.converters.peft.kinds import KINDS
+from jaxmix.converters.peft.refusals import type_problem
+from jaxmix.converters.peft.values import short, wrong_values
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
-__all__ = ["Config", "folder_text", "read_config"]
-
-
-@dataclass(frozen=True)
-class Config:
-    """The fields of one adapter's config, for whoever builds its updates.
-
-    Every honoured field holds what `fields` says: `read_config` has looked.
-
-    Args:
-        path: the file, for messages.
-        family: PEFT's name of the family, in capitals.
-        values: the fields as they stand in the file.
-    """
-
-    path: Path
-    family: str
-    values: Mapping[str, Any]
-
-    def flag(self, field: str) -> bool:
-        """A field that is true or false; absent is false."""
-        return bool(self.values.get(field))
-
-    def by_site(self, patterns: str, field: str, site: str) -> Any:
-        """The value for one site: of the first pattern that matches it, else the field's."""
-        for key, value in (self.values.get(patterns) or {}).items():
-            if matches(key, site):
-                return value
-        return self.values[field]
+__all__ = ["folder_text", "read_config"]
 
 
 def read_config(path: Path) -> Config:
@@ -49,7 +22,7 @@ def read_config(path: Path) -> Config:
         path: the file.
 
     Returns:
-        The config, of one of the six families.
+        The config, of one of `KINDS`.
 
     Raises:
         CheckpointError: if it is missing, is no such config, or a field holds what it can't.
@@ -59,19 +32,18 @@ def read_config(path: Path) -> Config:
     family = values.get("peft_type")
     if not isinstance(family, str):
         raise CheckpointError(
-            f"{path}: peft_type is {family!r}, expected one of {', '.join(FAMILY_FIELDS)}. "
+            f"{path}: peft_type is {family!r}, expected one of {', '.join(KINDS)}. "
             "Is it the config of a PEFT adapter?"
         )
-    if family not in FAMILY_FIELDS:
+    if family not in KINDS:
         raise UnsupportedError(f"{path}: {type_problem(family)}")
-    fields = FAMILY_FIELDS[family]
-    judged = {"LORA": init_problem(values.get("init_lora_weights")), "OFT": oft_problem(values)}
-    problems = [*_refused(values, fields), *filter(None, [judged.get(family)])]
+    kind = KINDS[family]
+    problems = [*_refused(values, kind.fields), *kind.judged(values)]
     if problems:
         raise UnsupportedError(
             f"{path}: fields of this {family} config that jaxmix can't honour:{listing(problems)}"
         )
-    if wrong := wrong_values(values, fields.honoured):
+    if wrong := wrong_values(values, kind.fields.honoured):
         raise CheckpointError(
             f"{path}: fields of this {family} config that do not hold what they should:"
             f"{listing(wrong)}\nWas the file edited? Take the one that save_pretrained wrote."

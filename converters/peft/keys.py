@@ -6,35 +6,24 @@ A key is ``base_model.model.<module path>.<parameter>``; PEFT has stripped the a
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmix.converters.peft.config import Config
+from jaxmix.converters.peft.file import Config
+from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.tensors import FLOATS
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
-__all__ = ["PARAMETERS", "Sites", "sort_keys"]
+__all__ = ["Sites", "sort_keys"]
 
-# What each family stores at a site; the names by which updates are built.
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "LORA": (
-        "lora_A.weight",
-        "lora_B.weight",
-        "lora_B.bias",
-        "lora_embedding_A",
-        "lora_embedding_B",
-        "lora_magnitude_vector",
-    ),
-    "ADALORA": ("lora_A", "lora_B", "lora_E"),
-    "LOHA": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-    "LOKR": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    "OFT": ("oft_R.weight", "oft_embedding_R.weight"),
-    "SHIRA": ("shira_weight", "shira_indices"),
-}
-_MARKS = ("lora_", "hada_", "lokr_", "oft_", "shira_")
 _PREFIX = "base_model.model."
+# How the parameters of any type begin: ``lora_``, ``hada_``, …
+_MARKS = tuple(
+    sorted({name.partition("_")[0] + "_" for kind in KINDS.values() for name in kind.parameters})
+)
 # What training alone needs: VeLoRA's direction along which it compresses activations for the
 # backward pass, MonteCLoRA's distribution.
 _FOR_TRAINING = re.compile(r"\.lora_velora_embed$|\.lora_monteclora_sampler\.\w+$")
@@ -51,11 +40,13 @@ class Sites:
         factors: ``{site: {parameter: array}}``, the family's own.
         saved: ``{site: {"weight" or "bias": array}}``, leaves of modules that were trained whole.
         base: ``{site: {"weight": array}}``, copies of the base's weights.
+        shared: ``{parameter: array}``, what the type stores once for the whole model.
     """
 
     factors: dict[str, dict[str, Any]] = field(default_factory=dict)
     saved: dict[str, dict[str, Any]] = field(default_factory=dict)
     base: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
 class _Problem(NamedTuple):
@@ -86,7 +77,12 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
     sites = Sites()
     keys: dict[_Place, str] = {}
     problems: list[tuple[str, _Problem]] = []
+    kind = KINDS[config.family]
     for key, array in tensors.items():
+        shared = key.removeprefix("base_model.").removeprefix("model.")
+        if shared in kind.shared:
+            sites.shared[shared] = array
+            continue
         if config.family == "LORA" and _FOR_TRAINING.search(key):
             continue
         if _WRAPPED.search(key) and _WRAPPED.sub("", key) in tensors:
@@ -105,11 +101,11 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
             text = f"PEFT reads {site}.base_layer.{name} of a module with factors; rename it"
             problems.append((key, _Problem(text)))
     if problems:
-        kind = UnsupportedError if all(p.is_unsupported for _, p in problems) else CheckpointError
-        raise kind(
+        is_mild = all(problem.is_unsupported for _, problem in problems)
+        raise (UnsupportedError if is_mild else CheckpointError)(
             f"{path}: keys that jaxmix can't use in a {config.family} adapter:"
             f"{listing(f'{key}: {problem.text}' for key, problem in problems)}\n"
-            f"Expected <module>.<parameter> with one of {', '.join(PARAMETERS[config.family])}, or "
+            f"Expected <module>.<parameter> with one of {', '.join(kind.parameters)}, or "
             "leaves of modules_to_save, as save_pretrained writes them."
         )
     return sites
@@ -119,11 +115,12 @@ def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
     """Group, site and parameter of a key; or what is wrong with it."""
     if path.endswith("lora_magnitude_vector.weight"):
         path = path.removesuffix(".weight")
-    for name in PARAMETERS[config.family]:
-        if path.endswith("." + name):
-            if array.dtype not in FLOATS and name != "shira_indices":
-                return _Problem(f"{array.dtype}, expected floats")
-            return _at_site(path.removesuffix("." + name), "factors", name)
+    kind = KINDS[config.family]
+    if found := _parameter(kind.parameters).fullmatch(path):
+        site, name = found.groups()
+        if array.dtype not in FLOATS and name not in kind.integers:
+            return _Problem(f"{array.dtype}, expected floats")
+        return _at_site(site, "factors", name)
     if path.endswith(".trainable_tokens_delta"):
         return _Problem("trained tokens come in a later version; merge them with PEFT", True)
     if path.endswith((".oft_r", ".oft_s")):
@@ -134,6 +131,13 @@ def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
         plain = _WRAPPED.sub("", path)
         return _Problem(f"a part of PEFT's wrapper, but {plain}, which PEFT reads, is not there")
     return _leaf(path, array, config)
+
+
+@cache
+def _parameter(names: tuple[str, ...]) -> re.Pattern[str]:
+    """An expression for the site and the parameter of a key; ``*`` in a name is a number."""
+    texts = (re.escape(name).replace(r"\*", r"\d+") for name in names)
+    return re.compile(rf"(.+?)\.({'|'.join(texts)})")
 
 
 def _leaf(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
@@ -173,7 +177,7 @@ def _at_site(module: str, group: str, name: str) -> _Place | _Problem:
 
 def _stuck_name(path: str, family: str) -> str | None:
     """The adapter's name in a key from which PEFT should have stripped it."""
-    for name in PARAMETERS[family]:
+    for name in KINDS[family].parameters:
         stem, _, rest = name.partition(".")
         tail = rf"\.{rest}" if rest else ""
         if found := re.search(rf"\.{stem}\.([^.]+){tail}$", path):

@@ -16,7 +16,7 @@ __all__ = [
     "NUMBER",
     "PATTERNS",
     "RANKS",
-    "Kind",
+    "Check",
     "matches",
     "one_of",
     "short",
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 
-class Kind(NamedTuple):
-    """A kind of value: how people call it, whether a value is one, whether a file must have it."""
+class Check(NamedTuple):
+    """What a value must be, in words and as a test, and whether a file must have it."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -63,31 +63,31 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
-ANY = Kind("anything", lambda value: True, False)
-COUNT = Kind("a whole number from 1 on", _is_count)
-NUMBER = Kind("a finite number", _is_number)
-BOUND = Kind("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool), False)
-NAMES = Kind("a list of module names", _are_names, False)
-RANKS = Kind(
+ANY = Check("anything", lambda value: True, False)
+COUNT = Check("a whole number from 1 on", _is_count)
+NUMBER = Check("a finite number", _is_number)
+BOUND = Check("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)
+FLAG = Check("true or false", lambda value: isinstance(value, bool), False)
+NAMES = Check("a list of module names", _are_names, False)
+RANKS = Check(
     "an object from regular expressions to whole numbers from 1 on",
     lambda value: _are_patterns(value, _is_count),
     False,
 )
-PATTERNS = Kind(
+PATTERNS = Check(
     "an object from regular expressions to finite numbers",
     lambda value: _are_patterns(value, _is_number),
     False,
 )
-MASKS = Kind("an object from the names of lora_E to lists of true and false", _are_masks, False)
+MASKS = Check("an object from the names of lora_E to lists of true and false", _are_masks, False)
 
 
-def one_of(*choices: str) -> Kind:
+def one_of(*choices: str) -> Check:
     """The kind of a field that is one of a few words."""
-    return Kind(" or ".join(map(repr, choices)), lambda value: value in choices, False)
+    return Check(" or ".join(map(repr, choices)), lambda value: value in choices, False)
 
 
-def wrong_values(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> list[str]:
+def wrong_values(values: Mapping[str, Any], kinds: Mapping[str, Check]) -> list[str]:
     """The fields whose values are not of their kinds, in words; null stands for an absent one."""
     wrong: list[str] = []
     for field, kind in kinds.items():

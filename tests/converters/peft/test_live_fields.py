@@ -12,7 +12,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 
 import jaxmix
-from jaxmix.converters.peft.fields import FAMILY_FIELDS
+from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.refusals import REFUSED_TYPES
 
 from .made import Linears, composed, difference, quiet, reload, run, save
@@ -26,20 +26,20 @@ def names_of(family: str) -> set[str]:
     return {field.name for field in dataclasses.fields(made)}
 
 
-@pytest.mark.parametrize("family", FAMILY_FIELDS)
+@pytest.mark.parametrize("family", KINDS)
 def test_every_field_is_in_one_table(family):
     """A field of the installed PEFT that nobody has looked at fails here."""
-    fields = FAMILY_FIELDS[family]
+    fields = KINDS[family].fields
     tables = [set(fields.honoured), set(fields.harmless), set(fields.refused)]
     unknown = names_of(family) - set.union(*tables)
-    assert not unknown, f"say in converters/peft/fields.py what {sorted(unknown)} are"
+    assert not unknown, f"say in its file in converters/peft/kinds what {sorted(unknown)} are"
     assert sum(map(len, tables)) == len(set.union(*tables))
 
 
-@pytest.mark.parametrize("family", FAMILY_FIELDS)
+@pytest.mark.parametrize("family", KINDS)
 def test_no_table_has_a_field_that_peft_does_not(family):
     """SHiRA alone has no layers_to_transform; a misspelt name would honour nothing."""
-    fields = FAMILY_FIELDS[family]
+    fields = KINDS[family].fields
     known = set(fields.honoured) | set(fields.harmless) | set(fields.refused)
     extra = (
         {"layers_to_transform", "layers_pattern", "exclude_modules"} if family == "SHIRA" else set()
@@ -49,13 +49,13 @@ def test_no_table_has_a_field_that_peft_does_not(family):
 
 def test_a_field_can_be_missed():
     """The check above does see one that is taken out of the tables."""
-    known = set(FAMILY_FIELDS["LORA"].honoured) - {"use_dora"}
-    assert "use_dora" in names_of("LORA") - known - FAMILY_FIELDS["LORA"].harmless
+    known = set(KINDS["LORA"].fields.honoured) - {"use_dora"}
+    assert "use_dora" in names_of("LORA") - known - KINDS["LORA"].fields.harmless
 
 
 def test_every_type_is_read_or_refused():
     """And none is both."""
-    read, refused = set(FAMILY_FIELDS), set(REFUSED_TYPES)
+    read, refused = set(KINDS), set(REFUSED_TYPES)
     types = {kind.value for kind in PeftType}
     assert not read & refused
     assert not types - read - refused, "say in converters/peft/refusals.py what these are"

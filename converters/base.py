@@ -1,0 +1,156 @@
+"""The model that an adapter was trained on, as far as a reader of adapters asks for it.
+
+Some files say less than what their adapter is: the names of the modules with their dots gone, no
+factors but those that come out of the base's own weights. Their readers ask here.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmix.converters.huggingface import FLOATS, read_checkpoint
+from jaxmix.errors import CheckpointError
+from jaxmix.layout import NAMES
+from jaxmix.sites import Tree
+
+__all__ = ["BaseModel", "base_model"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The weights of a model by the PyTorch names of its modules, read one by one when asked for.
+
+    Args:
+        shapes: ``{module: shape of its weight}``, in PyTorch's axes; None where it is not known.
+        read: from a module's name to its weight, in PyTorch's axes.
+        what: what it is, for messages.
+    """
+
+    shapes: Mapping[str, tuple[int, ...] | None]
+    read: Callable[[str], np.ndarray]
+    what: str
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules that have a weight."""
+        return tuple(self.shapes)
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """The shape of a module's weight, in PyTorch's axes."""
+        shape = self.shapes[self._named(module)]
+        return self.weight(module).shape if shape is None else shape
+
+    def weight(self, module: str) -> np.ndarray:
+        """A module's weight, in PyTorch's axes.
+
+        Raises:
+            CheckpointError: if there is no such module, or more than one can be meant.
+        """
+        return self.read(self._named(module))
+
+    def _named(self, module: str) -> str:
+        """The name under which the base has a module: often one has a prefix more."""
+        if module in self.shapes:
+            return module
+        ends = [
+            name
+            for name in self.shapes
+            if name.endswith(f".{module}") or module.endswith(f".{name}")
+        ]
+        if len(ends) == 1:
+            return ends[0]
+        found = f"more than one can be meant: {', '.join(ends[:3])}" if ends else "it has none"
+        raise CheckpointError(
+            f"the adapter asks for the weight of {module} in {self.what}, and {found}. Give the "
+            "base on which the adapter was trained."
+        )
+
+
+def base_model(base: Any) -> BaseModel:
+    """What ``base=`` of `jaxmix.load` may be, as one thing.
+
+    Args:
+        base: a Hugging Face folder; a params tree, whose leaves have the names of PyTorch's modules
+            (as `jaxmix.compose` finds them by itself); or the modules' names alone, which serve
+            where weights are not asked for.
+
+    Returns:
+        The model. Of a folder nothing but headers is read.
+
+    Raises:
+        CheckpointError: if it is nothing of the kind.
+
+    Example:
+        >>> base_model({"proj": {"kernel": np.ones((3, 2))}}).shape("proj")
+        (2, 3)
+        >>> base_model(["proj"]).modules
+        ('proj',)
+
+    Source: DESIGN.md, words: site, params.
+    """
+    if isinstance(base, BaseModel):
+        return base
+    if isinstance(base, str | os.PathLike):
+        return _of_folder(Path(base))
+    is_names = isinstance(base, list | tuple | set | frozenset) and base
+    if is_names and all(isinstance(name, str) for name in base):
+        return _of_names(base)
+    return _of_params(base)
+
+
+def _of_folder(folder: Path) -> BaseModel:
+    """A Hugging Face folder."""
+    stored = {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in read_checkpoint(folder).tensors.items()
+        if name.endswith(".weight") and tensor.dtype in FLOATS
+    }
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    return BaseModel(shapes, lambda name: stored[name].read(), str(folder))
+
+
+def _of_names(names: Iterable[str]) -> BaseModel:
+    """Names alone."""
+    what = "a list of module names"
+
+    def read(name: str) -> np.ndarray:
+        raise CheckpointError(
+            f"the adapter asks for the weight of {name}, but base is {what}. Give the params, or "
+            "the base's folder."
+        )
+
+    return BaseModel(dict.fromkeys(names), read, what)
+
+
+# The names of a module's weight, as `layout.NAMES` knows them, and what PyTorch calls no weight.
+_ENDS = (".weight", ".kernel", ".embedding", ".scale")
+
+
+def _of_params(params: Any) -> BaseModel:
+    """A params tree."""
+    tree = Tree.of(params)
+    found = {}
+    for leaf in tree.where:
+        end = next((end for end in _ENDS if leaf.endswith(end)), None)
+        module = leaf.removesuffix(end or "").removeprefix("params.")
+        places = [p for p in NAMES.places(module, "weight") if p.leaf == leaf] if end else []
+        if places and hasattr(tree.leaf(places[0]), "shape"):
+            found[module] = places[0]
+    if not found:
+        raise CheckpointError(
+            f"base is a {type(params).__name__} without weights that have PyTorch's names, "
+            "expected params, a Hugging Face folder, or a list of module names."
+        )
+    shapes = {name: place.shape(tree.leaf(place).shape) for name, place in found.items()}
+
+    def read(name: str) -> np.ndarray:
+        leaf = tree.leaf(found[name])
+        with jax.enable_x64(True):  # float64 stays what it is
+            return np.asarray(found[name].get(jax.numpy.asarray(leaf)))
+
+    return BaseModel(shapes, read, "the params that were given as base")

@@ -1,0 +1,105 @@
+"""What a reader of one of PEFT's types is given: its config, and what else the file knows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from jaxmix.converters.base import BaseModel
+from jaxmix.converters.peft.values import matches
+from jaxmix.errors import CheckpointError
+
+__all__ = ["Config", "File"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The fields of one adapter's config, for whoever builds its updates.
+
+    Every honoured field holds what its type's `Fields` say: `read_config` has looked.
+
+    Args:
+        path: the file, for messages.
+        family: PEFT's name of the type, in capitals.
+        values: the fields as they stand in the file.
+    """
+
+    path: Path
+    family: str
+    values: Mapping[str, Any]
+
+    def flag(self, field: str) -> bool:
+        """A field that is true or false; absent is false."""
+        return bool(self.values.get(field))
+
+    def by_site(self, patterns: str, field: str, site: str) -> Any:
+        """The value for one site: of the first pattern that matches it, else the field's."""
+        for key, value in (self.values.get(patterns) or {}).items():
+            if matches(key, site):
+                return value
+        return self.values[field]
+
+
+@dataclass(frozen=True)
+class File:
+    """An adapter's file, as far as all of its sites need it.
+
+    Args:
+        config: its config.
+        sites: the sites with factors, in the file's order.
+        shared: tensors of the whole model, by the type's name for them.
+        base: the model that it was trained on, where the caller gave one.
+    """
+
+    config: Config
+    sites: tuple[str, ...] = ()
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    base: BaseModel | None = None
+
+    def weight(self, site: str) -> np.ndarray:
+        """The base's weight at a site, in PyTorch's axes.
+
+        Raises:
+            CheckpointError: if no base was given, or it has no such site.
+        """
+        return self._base(site).weight(site)
+
+    def shape(self, site: str) -> tuple[int, ...]:
+        """The shape of the base's weight at a site, in PyTorch's axes.
+
+        Raises:
+            CheckpointError: if no base was given, or it has no such site.
+        """
+        return self._base(site).shape(site)
+
+    def torch(self, what: str) -> ModuleType:
+        """PyTorch, to draw what the file leaves out with its generator.
+
+        Args:
+            what: the things that are left out, for the message.
+
+        Raises:
+            CheckpointError: if it is not installed.
+        """
+        try:
+            import torch
+        except ImportError as error:
+            raise CheckpointError(
+                f"{self.config.path.parent} leaves out {what}, which PEFT draws anew from a seed "
+                "with torch's generator. Install torch (pip install 'jaxmix-peft[torch]') and load "
+                "it once; jaxmix.save writes it with them, and then torch is needed no more."
+            ) from error
+        return torch
+
+    def _base(self, site: str) -> BaseModel:
+        if self.base is None:
+            raise CheckpointError(
+                f"a {self.config.family} adapter's file does not say what it needs of the base's "
+                f"weight at {site}. Give the base: jaxmix.load(…, base=params), or the Hugging "
+                "Face folder that it is in. jaxmix.save writes the adapter so that it is not "
+                "needed again."
+            )
+        return self.base

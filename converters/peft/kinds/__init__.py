@@ -1,0 +1,15 @@
+"""The types of PEFT that jaxmix reads: one file each, a line in this table each."""
+
+from jaxmix.converters.peft.kind import Kind
+from jaxmix.converters.peft.kinds import adalora, loha, lokr, lora, oft, shira
+
+__all__ = ["KINDS"]
+
+KINDS: dict[str, Kind] = {
+    "ADALORA": adalora.KIND,
+    "LOHA": loha.KIND,
+    "LOKR": lokr.KIND,
+    "LORA": lora.KIND,
+    "OFT": oft.KIND,
+    "SHIRA": shira.KIND,
+}

@@ -1,0 +1,87 @@
+"""PEFT's OFT, and how to tell what older versions of PEFT called so."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxmix.converters.peft.file import File
+from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind
+from jaxmix.converters.peft.shapes import Factors, shapes
+from jaxmix.converters.peft.values import ANY, BOUND, COUNT, FLAG, one_of
+from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.families import OFT, Update
+
+__all__ = ["KIND"]
+
+
+def _build(file: File, site: str, factors: Factors) -> Update:
+    """OFT: the blocks' size is the tensor's."""
+    if len(factors) != 1:
+        raise CheckpointError(f"{shapes(factors)}: expected one of them")
+    ((name, generator),) = factors.items()
+    numbers = generator.shape[-1] if generator.ndim == 2 else -1
+    block = round((1 + math.sqrt(1 + 8 * max(numbers, 0))) / 2)
+    if block * (block - 1) // 2 != numbers:
+        raise ShapeError(f"{shapes(factors)}, expected (blocks, b(b − 1)/2)")
+    if file.config.flag("block_share") and generator.shape[0] != 1:
+        raise ShapeError(f"{shapes(factors)}, expected one block: block_share is true")
+    series, values = file.config.flag("use_cayley_neumann"), file.config.values
+    return OFT(
+        generator,
+        terms=values["num_cayley_neumann_terms"] if series else None,
+        eps=float(values["eps"]) if file.config.flag("coft") else None,
+        embedding=name == "oft_embedding_R.weight",
+    )
+
+
+def _judged(values: Mapping[str, Any]) -> Iterator[str]:
+    """Why an OFT of an older PEFT is refused: twice its formula changed.
+
+    Up to 0.13 it rotated the output; 0.14 and 0.15 had other tensors; 0.16 and 0.17 counted the
+    last term of the series twice. Only from 0.18 on does the config say the version.
+    """
+    if "oft_block_size" not in values:
+        why = "saved by peft 0.13 or older, whose OFT rotates the output side"
+        yield f"oft_block_size is missing: {why}. Merge it with that version of PEFT."
+        return
+    if "use_cayley_neumann" not in values:
+        why = "saved by peft 0.14 or 0.15, whose OFT is another formula with other tensors"
+        yield f"use_cayley_neumann is missing: {why}. Merge it with that version of PEFT."
+        return
+    version = values.get("peft_version")
+    if values["use_cayley_neumann"] and _numbers(version) < (0, 18):
+        why = "before peft 0.18 the Cayley-Neumann series counted its last term twice"
+        said = f"use_cayley_neumann = true with peft_version = {version!r}"
+        yield f"{said}: {why}. Merge it with peft 0.17, or train it again."
+
+
+def _numbers(version: Any) -> tuple[int, ...]:
+    """The leading numbers of a version; nothing is the oldest."""
+    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return tuple(int(part) for part in found.groups()) if found else (0,)
+
+
+# The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
+# takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
+KIND = Kind(
+    Fields(
+        {
+            "bias": one_of("none", "all", "oft_only"),
+            "block_share": FLAG,
+            "coft": FLAG,
+            "eps": BOUND,
+            "num_cayley_neumann_terms": COUNT,
+            "oft_block_size": ANY,
+            "peft_version": ANY,
+            "use_cayley_neumann": FLAG,
+            **SAVED,
+        },
+        (ABOUT - {"peft_version"})
+        | WHERE
+        | frozenset("fan_in_fan_out init_weights module_dropout r".split()),
+    ),
+    ("oft_R.weight", "oft_embedding_R.weight"),
+    _build,
+    judged=_judged,
+)

@@ -1,0 +1,34 @@
+"""PEFT's SHiRA."""
+
+import numpy as np
+
+from jaxmix.converters.peft.file import File
+from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind
+from jaxmix.converters.peft.shapes import Factors, need, shapes
+from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.families import SHiRA, Update
+
+__all__ = ["KIND"]
+
+
+def _build(file: File, site: str, factors: Factors) -> Update:
+    """SHiRA: values and where they go. PEFT on Windows saves the positions as floats."""
+    values, indices = need(factors, "shira_weight", "shira_indices")
+    if values.ndim != 1 or indices.shape != (2, values.size):
+        raise ShapeError(f"{shapes(factors)}, expected (N,) and (2, N)")
+    wide = indices.astype(np.float64)
+    if (wide != np.floor(wide)).any() or (wide < 0).any() or (wide >= 2**31).any():
+        raise CheckpointError("shira_indices are not all whole numbers from 0 on. Save it again")
+    return SHiRA(values, wide.astype(np.int32))
+
+
+# The positions are in the file, so what drew them (mask_type, random_seed, r) is history.
+KIND = Kind(
+    Fields(
+        dict(SAVED),
+        ABOUT | WHERE | frozenset("fan_in_fan_out init_weights mask_type r random_seed".split()),
+    ),
+    ("shira_weight", "shira_indices"),
+    _build,
+    integers=("shira_indices",),
+)
