@@ -1,12 +1,13 @@
 """The types of PEFT that jaxmix reads: one file each, a line in this table each."""
 
 from jaxmix.converters.peft.kind import Kind
-from jaxmix.converters.peft.kinds import adalora, loha, lokr, lora, oft, shira
+from jaxmix.converters.peft.kinds import adalora, ia3, loha, lokr, lora, oft, shira
 
 __all__ = ["KINDS"]
 
 KINDS: dict[str, Kind] = {
     "ADALORA": adalora.KIND,
+    "IA3": ia3.KIND,
     "LOHA": loha.KIND,
     "LOKR": lokr.KIND,
     "LORA": lora.KIND,

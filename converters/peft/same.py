@@ -1,0 +1,39 @@
+"""What PEFT's config says once for all of an adapter's sites."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxmix.errors import UnsupportedError, listing
+
+__all__ = ["same"]
+
+
+def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> Any:
+    """The value of one of the config's fields, which every site's update must agree on.
+
+    Args:
+        updates: ``{site: update}``.
+        field: the field, for the message.
+        of: from an update to the field's value.
+
+    Returns:
+        The value.
+
+    Raises:
+        UnsupportedError: if sites differ; it lists them by value.
+
+    Example:
+        >>> same({"a": 1.5, "b": 1.5}, "alpha", lambda update: update)
+        1.5
+    """
+    sites: dict[Any, list[str]] = defaultdict(list)
+    for site, update in updates.items():
+        sites[of(update)].append(site)
+    if len(sites) == 1:
+        return next(iter(sites))
+    lines = [f"{value!r}: {', '.join(names)}" for value, names in sites.items()]
+    raise UnsupportedError(
+        f"PEFT's config has one {field} for all sites, and these differ:{listing(lines)}\n"
+        "Export them as adapters of their own."
+    )
