@@ -7,6 +7,7 @@ from jaxmix.operators.base import Operator
 from jaxmix.operators.blocks import BlockDiagonal, Kronecker
 from jaxmix.operators.compound import Product, Sum
 from jaxmix.operators.lowrank import Hadamard, LowRank
+from jaxmix.operators.permutation import Permutation
 from jaxmix.operators.simple import Dense, Diagonal, Identity, Zero
 from jaxmix.operators.sparse import Sparse
 
@@ -120,6 +121,8 @@ def multiply(x: Operator, y: Operator) -> Operator:
             return _under_diagonal(y, x.T).T
         case BlockDiagonal(), BlockDiagonal():
             return _blocks(x, y)
+        case Permutation(), Permutation():
+            return Permutation(y.order[x.order])
         case Kronecker(), Kronecker() if x.x.shape[1] == y.x.shape[0]:
             return Kronecker(x.x @ y.x, x.y @ y.y)
         case _:

@@ -19,6 +19,7 @@ from jaxmix.operators import (
     Kronecker,
     LowRank,
     Operator,
+    Permutation,
     Product,
     Sparse,
     Sum,
@@ -77,6 +78,11 @@ def _blocks(size: int, shared: bool = False) -> Maker:
         return BlockDiagonal(jnp.asarray(blocks), count // len(blocks)), dense
 
     return make
+
+
+def _permutation(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    order = rng.permutation(rows)
+    return Permutation(jnp.asarray(order, jnp.int32)), np.eye(rows)[order]
 
 
 def low_rank(rank: int) -> Maker:
@@ -138,6 +144,7 @@ SQUARE_KINDS: dict[str, Maker] = {
     "blocks_large": _blocks(6),
     "blocks_other": _blocks(4),
     "blocks_shared": _blocks(3, shared=True),
+    "permutation": _permutation,
 }
 KINDS: dict[str, Maker] = {
     "zero": _zero,

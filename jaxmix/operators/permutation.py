@@ -1,0 +1,66 @@
+"""Permutations of rows."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxmix.operators.base import Operator
+from jaxmix.operators.sparse import Sparse
+
+__all__ = ["Permutation"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Permutation(Operator):
+    """``(P x)[i] = x[order[i]]``: a matrix of zeros and ones, of no dtype of its own.
+
+    Args:
+        order: where each row comes from (n,); every row once.
+
+    Example:
+        >>> Permutation(jnp.array([1, 0])).dense().tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+
+    order: Int[Array, " n"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.order.shape[0], self.order.shape[0]
+
+    @property
+    def T(self) -> "Permutation":
+        back = jnp.zeros_like(self.order).at[self.order].set(self._numbers())
+        return Permutation(back)
+
+    def dense(self) -> Array:
+        return jnp.where(self.order[:, None] == self._numbers()[None], 1.0, 0.0)
+
+    def scaled(self, factor: Array | float) -> Sparse:
+        return self._picked(slice(None), jnp.asarray(factor))
+
+    def __matmul__(self, x: Float[Array, "n k"]) -> Float[Array, "n k"]:
+        return jnp.asarray(x)[self.order]
+
+    def rows(self, part: slice) -> Sparse:
+        return self._picked(part, jnp.asarray(1.0))
+
+    def flops(self) -> int:
+        return 0
+
+    def matmul_flops(self, n: int) -> int:
+        return 0
+
+    def _numbers(self) -> Int[Array, " n"]:
+        """0, 1, 2, …"""
+        return jnp.arange(self.order.shape[0], dtype=self.order.dtype)
+
+    def _picked(self, part: slice, factor: Float[Array, ""]) -> Sparse:
+        """The factor times some of the rows."""
+        cols = self.order[part]
+        rows = self._numbers()[: cols.shape[0]]
+        values = jnp.broadcast_to(factor, cols.shape)
+        return Sparse(values, jnp.stack([rows, cols]), cols.shape[0], self.order.shape[0])
