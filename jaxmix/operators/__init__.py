@@ -5,8 +5,8 @@ multiply a dense matrix or be added to one, be transposed, scaled and sliced, an
 these cost. `add` and `multiply` fold two of them into one where the structure allows.
 
 All are frozen dataclasses registered as pytrees: arrays are children, sizes are static. They have
-the dtype of their arrays. `Zero`, `Identity` and `Permutation` have no floats and so no dtype of their own:
-like Python's numbers they take that of what they meet (JAX's weak types).
+the dtype of their arrays. `Zero`, `Identity` and `Permutation` have no floats and so no dtype of
+their own: like Python's numbers they take that of what they meet (JAX's weak types).
 """
 
 from jaxmix.operators.base import Operator

@@ -55,7 +55,7 @@ class Permutation(Operator):
         return 0
 
     def _numbers(self) -> Int[Array, " n"]:
-        """0, 1, 2, …"""
+        """The numbers of the rows."""
         return jnp.arange(self.order.shape[0], dtype=self.order.dtype)
 
     def _picked(self, part: slice, factor: Float[Array, ""]) -> Sparse:
