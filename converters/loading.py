@@ -1,19 +1,49 @@
-"""`load`: an adapter from a folder or from the Hugging Face hub."""
+"""`load`: an adapter from a folder, from a file, or from the Hugging Face hub."""
 
 import os
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.formats import Format, named, recognised
+from jaxmix.converters.hub import download
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from jaxmix.converters.peft.tensors import pickle_recipe
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.mix import Mix
 
-__all__ = ["load"]
+__all__ = ["FORMATS", "Found", "find", "load"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_EXPECTED = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or 'owner/name'"
+
+
+def _no_peft(file: str) -> str:
+    """What to say of a file that a repository does not have."""
+    if file == CONFIG_FILE:
+        return (
+            ", so it is no PEFT adapter there. If it lies in a folder of the repository, say "
+            "subfolder='…'."
+        )
+    recipe = pickle_recipe("adapter_model.bin", WEIGHTS_FILE)
+    return f". If it has a .bin, download the folder and convert it: {recipe}"
+
+
+PEFT = Format(
+    name="peft",
+    what=f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
+    recognises=lambda path: (path / CONFIG_FILE).exists(),
+    read=read_peft,
+    files=(CONFIG_FILE, WEIGHTS_FILE),
+    absent=_no_peft,
+)
+
+# The first that recognises a folder or a file reads it. The last one gets the folders that nobody
+# recognises, and says what they miss; on the hub it is looked for first.
+FORMATS: tuple[Format, ...] = (PEFT,)
+
+_EXPECTED = f"{PEFT.what}, or 'owner/name'"
 
 
 def load(
@@ -23,11 +53,13 @@ def load(
     subfolder: str | None = None,
     revision: str | None = None,
     strength: Any = 1.0,
-) -> Adapter:
+    format: str | None = None,
+    **options: Any,
+) -> Any:  # an Adapter, but where the file says that it is a mix
     """Reads an adapter: ``{site: update}``, each update an affine map ``W ↦ L W Rᵀ + Δ``.
 
-    A folder that exists is read; anything else is taken as a hub id, ``owner/name``. Nothing is
-    unpickled, no torch is needed, and the arrays keep the dtype of the file.
+    A folder or file that exists is read; anything else is taken as a hub id, ``owner/name``.
+    Nothing is unpickled, no torch is needed, and the arrays keep the dtype of the file.
 
     Args:
         path_or_hub_id: a folder that PEFT saved, or the id of a repository on the hub.
@@ -35,6 +67,8 @@ def load(
         subfolder: where in the folder or repository the adapter lies.
         revision: the branch, tag or commit on the hub.
         strength: the strength with which it enters a mix, a real scalar.
+        format: the format, by name, of what would not be recognised by its files: ``"peft"``.
+        **options: what else the reader of the format takes.
 
     Returns:
         The adapter. Its factors have the file's shapes: LoRA's A (r, in) and B (out, r), and so on.
@@ -56,7 +90,69 @@ def load(
 
     Source: the folder that ``peft.PeftModel.save_pretrained`` writes.
     """
+    found = find(path_or_hub_id, subfolder=subfolder, revision=revision, format=format)
+    return found.read(name, strength, **options)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An adapter that is there and not yet read.
+
+    Args:
+        path: its folder or file.
+        format: what reads it.
+        default: its name if none is given.
+        source: where it came from, as it may be told to others.
+    """
+
+    path: Path
+    format: Format
+    default: str
+    source: str
+
+    def read(self, name: str | None, strength: Any, **options: Any) -> Adapter | Mix:
+        """The adapter.
+
+        Raises:
+            UnsupportedError: if the format's reader does not take one of the options.
+        """
+        if unknown := sorted(set(options) - set(self.format.options)):
+            takes = ", ".join(self.format.options) or "no options"
+            raise UnsupportedError(
+                f"{self.source} is of the format {self.format.name!r}, whose reader takes {takes}; "
+                f"found {', '.join(unknown)}. Leave it out, or force another with format='…'."
+            )
+        given = name or ("" if self.format.named_within else self.default)
+        adapter = self.format.read(self.path, given, strength, **options)
+        if isinstance(adapter, Adapter) and not adapter.source:
+            return replace(adapter, source=self.source)
+        return adapter
+
+
+def find(
+    path_or_hub_id: str | os.PathLike[str],
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    format: str | None = None,
+) -> Found:
+    """Looks up what `load` would read, and fetches it if it is on the hub.
+
+    Args:
+        path_or_hub_id: a folder, a file, or the id of a repository on the hub.
+        subfolder: where in the folder or repository the adapter lies.
+        revision: the branch, tag or commit on the hub.
+        format: the format, by name; recognised by default.
+
+    Returns:
+        What was found.
+
+    Raises:
+        CheckpointError: if nothing is there, or nothing of a known format.
+        UnsupportedError: if there is no format of that name.
+    """
     text = os.fspath(path_or_hub_id)
+    forced = None if format is None else named(FORMATS, format)
     if subfolder is not None:
         _check_inside(subfolder)
     try:
@@ -66,26 +162,31 @@ def load(
         raise CheckpointError(
             f"{_cut(text)} can't be looked up: {error}.\nExpected {_EXPECTED}."
         ) from error
-    if is_folder:
-        folder = path / subfolder if subfolder else path
-        default = folder.resolve().name
-    elif is_there:
-        raise CheckpointError(
-            f"{text} is a file, expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}. "
-            "Give the folder that holds it."
-        )
-    elif _HUB_ID.fullmatch(text):
-        folder = _download(text, subfolder, revision)
+    if is_folder or (is_there and subfolder is None):
+        place = path / subfolder if subfolder else path
+        one = forced or recognised(FORMATS, place, text)
+        default = place.resolve().name if is_folder else place.stem
+        return Found(place, one, default, _told(text, subfolder))
+    if not is_there and _HUB_ID.fullmatch(text):
+        looked_for = [one for one in FORMATS[::-1] if one.files and one is (forced or one)]
+        folder, one = download(text, subfolder, revision, looked_for)
         default = (subfolder or text).rstrip("/").rsplit("/", 1)[-1]
-    else:
-        raise CheckpointError(
-            f"{_cut(text)} is neither a folder nor a hub id.\nExpected {_EXPECTED}."
-        )
-    return read_peft(folder, name or default, strength)
+        at = f"@{revision}" if revision else ""
+        return Found(folder, one, default, text + (f"/{subfolder}" if subfolder else "") + at)
+    what = "is a file, which has no subfolder" if is_there else "is neither a folder nor a hub id"
+    raise CheckpointError(f"{_cut(text)} {what}.\nExpected {_EXPECTED}.")
 
 
 def _cut(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def _told(text: str, subfolder: str | None) -> str:
+    """A path for others to read: of one that is not relative the last part, for it is private."""
+    path = Path(text)
+    is_private = path.is_absolute() or text.startswith("~")
+    shown = path.expanduser().resolve().name if is_private else path.as_posix()
+    return f"{shown}/{subfolder}" if subfolder else shown
 
 
 def _check_inside(subfolder: str) -> None:
@@ -96,64 +197,3 @@ def _check_inside(subfolder: str) -> None:
             f"subfolder {subfolder!r} is no path inside its folder, expected one such as "
             "'checkpoint-100'. Give the folder itself as the first argument."
         )
-
-
-def _download(hub_id: str, subfolder: str | None, revision: str | None) -> Path:
-    """The folder in the local cache with the two files of an adapter on the hub."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    place = f"{hub_id}{f'/{subfolder}' if subfolder else ''} on the hub" + (
-        f" at revision {revision!r}" if revision else ""
-    )
-    found: list[Path] = []
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        try:
-            path = huggingface_hub.hf_hub_download(
-                hub_id, file, subfolder=subfolder, revision=revision
-            )
-        except errors.GatedRepoError as error:
-            raise CheckpointError(
-                f"{place} is gated. Ask for access on its page, then `hf auth login`."
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise CheckpointError(
-                f"{hub_id!r} is neither a folder here nor a repository on the hub. Check the "
-                "spelling; a private repository needs `hf auth login`."
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise CheckpointError(
-                f"{hub_id} on the hub has no revision {revision!r}. Give a branch, a tag or a "
-                "commit that it has."
-            ) from error
-        except errors.LocalEntryNotFoundError as error:
-            raise CheckpointError(
-                f"{place}: {file} is not in the local cache and the hub can't be reached. "
-                f"{hub_id!r} is no folder here either: go online once, or give the path of a "
-                "downloaded folder."
-            ) from error
-        except errors.EntryNotFoundError as error:
-            raise CheckpointError(f"{place} has no {file}{_absent(file)}") from error
-        except Exception as error:  # its kinds differ from version to version of the hub's client
-            raise CheckpointError(
-                f"{place}: {file} can't be had: {error}. Try again, or download the folder and "
-                "give its path."
-            ) from error
-        found.append(Path(path))
-    config, weights = found
-    if config.parent != weights.parent:
-        raise CheckpointError(
-            f"{place} changed between its two files. Try again, or give a commit: revision='…'."
-        )
-    return config.parent
-
-
-def _absent(file: str) -> str:
-    """What to say of a file that a repository does not have."""
-    if file == CONFIG_FILE:
-        return (
-            ", so it is no PEFT adapter there. If it lies in a folder of the repository, say "
-            "subfolder='…'."
-        )
-    recipe = pickle_recipe("adapter_model.bin", WEIGHTS_FILE)
-    return f". If it has a .bin, download the folder and convert it: {recipe}"

@@ -63,10 +63,11 @@ class Adapter(Mixable):
         updates: ``{site: update}``, sites by PyTorch module name.
         strength: the real number with which it enters a mix; 0 is the identity, 1 what was trained.
         name: what people call it.
+        source: where it was read from, for people; as little a part of the structure as the name.
 
     Raises:
         AdapterError: if the strength is no real scalar (by ``*`` too), an update is of no family,
-            or the name is no text.
+            or the name or the source is no text.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -80,6 +81,7 @@ class Adapter(Mixable):
     updates: Mapping[str, Update]
     strength: Strength = 1.0
     name: str = "adapter"
+    source: str = ""
 
     def __post_init__(self) -> None:
         # A dict of its own: whoever made it may go on changing theirs.
@@ -87,6 +89,8 @@ class Adapter(Mixable):
         object.__setattr__(self, "strength", checked_strength(self.strength))
         if not isinstance(self.name, str):
             raise AdapterError(f"an adapter's name is {self.name!r}, expected a text.")
+        if not isinstance(self.source, str):
+            raise AdapterError(f"an adapter's source is {self.source!r}, expected a text.")
 
     @property
     def parts(self) -> "tuple[Adapter, ...]":  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -119,27 +123,27 @@ class Adapter(Mixable):
         return f"{shown or 'nothing'} at {count}, strength {_text(self.strength)}{where}"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], "_Unseen"]:
-        """Its children, and the name, which does not count when structures are compared."""
+        """Its children, and name and source, which do not count when structures are compared."""
         key = jax.tree_util.GetAttrKey
         children = ((key("updates"), self.updates), (key("strength"), self.strength))
-        return children, _Unseen(self.name)
+        return children, _Unseen(self.name, self.source)
 
     @classmethod
     def tree_unflatten(cls, unseen: "_Unseen", children: Any) -> "Adapter":
         """The inverse of `tree_flatten_with_keys`; JAX puts what it likes where arrays were."""
         new = object.__new__(cls)
-        for name, value in zip(
-            ("updates", "strength", "name"), (*children, unseen.text), strict=True
-        ):
+        values = (*children, unseen.name, unseen.source)
+        for name, value in zip(("updates", "strength", "name", "source"), values, strict=True):
             object.__setattr__(new, name, value)
         return new
 
 
 @dataclass(frozen=True)
 class _Unseen:
-    """A text that is equal to every other: static data of a pytree is part of jit's key."""
+    """Texts that are equal to all others: static data of a pytree is part of jit's key."""
 
-    text: str = field(compare=False)
+    name: str = field(compare=False)
+    source: str = field(compare=False)
 
 
 def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:

@@ -1,6 +1,7 @@
 """Adapters: strengths, names, how they read, and what they are as pytrees."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -138,6 +139,17 @@ def test_what_is_no_name() -> None:
     for try_it in (lambda: Adapter({}, name=wrong), lambda: lora().renamed(wrong)):
         with pytest.raises(AdapterError, match=r"name is 3, expected a text"):
             try_it()
+    with pytest.raises(AdapterError, match=r"source is 3, expected a text"):
+        Adapter({}, source=wrong)
+
+
+def test_the_source_is_kept_and_counts_for_nothing() -> None:
+    """Through `*`, another name, and JAX; structures with others are equal."""
+    told = replace(lora(), source="owner/name")
+    one, other = jax.tree.structure(told), jax.tree.structure(lora())
+    assert one == other and hash(one) == hash(other)
+    kept = jax.tree.map(lambda x: x, 0.5 * told.renamed("x"))
+    assert (kept.name, kept.source) == ("x", "owner/name")
 
 
 def test_errors_are_value_errors() -> None:

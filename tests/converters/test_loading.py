@@ -9,10 +9,14 @@ import huggingface_hub
 import pytest
 
 import jaxmix
-from jaxmix.errors import CheckpointError
+from jaxmix import Adapter
+from jaxmix.converters import loading
+from jaxmix.converters.formats import Format
+from jaxmix.errors import CheckpointError, UnsupportedError
 
 from .peft.folders import SITE, refused, save
 
+KNOWN = ", ".join(repr(one.name) for one in loading.FORMATS)
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -135,3 +139,65 @@ def test_without_torch_and_peft(tmp_path):
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "(6, 4)\n"), done.stderr
+
+
+# ------------------------------------------------------------------------------------ formats
+
+
+def test_a_format_by_name(tmp_path):
+    """Forced, and unknown."""
+    folder = save(tmp_path / "style")
+    assert jaxmix.load(folder, format="peft").name == "style"
+    said = refused(UnsupportedError, folder, format="pickle")
+    assert said == f"format 'pickle' is not known, expected one of {KNOWN}."
+
+
+def test_options_that_a_reader_does_not_take(tmp_path):
+    """Nothing is passed over in silence."""
+    folder = save(tmp_path / "style")
+    said = refused(UnsupportedError, folder, rank=3, colour="red")
+    assert said.startswith("style is of the format 'peft', whose reader takes ")
+    assert said.endswith("; found colour, rank. Leave it out, or force another with format='…'.")
+
+
+def test_a_file_of_no_format(tmp_path):
+    """And one in which a subfolder is looked for."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"")
+    said = refused(CheckpointError, path)
+    assert said.startswith(f"{path} is a file, expected a folder with adapter_config.json and ")
+    said = refused(CheckpointError, path, subfolder="a")
+    assert said == f"{str(path)!r} is a file, which has no subfolder.\n{EXPECTED}"
+
+
+def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
+    """A file or folder that it recognises is its own, unless another is forced."""
+    mine = Format(
+        name="mine",
+        what="a file .mine",
+        recognises=lambda path: path.suffix == ".mine",
+        read=lambda path, name, strength, *, rank=1: Adapter({}, strength, f"{name} {rank}"),
+        options=("rank",),
+    )
+    monkeypatch.setattr(loading, "FORMATS", (mine, *loading.FORMATS))
+    folder = save(tmp_path / "style")
+    path = tmp_path / "x.mine"
+    path.write_bytes(b"")
+    assert jaxmix.load(folder).name == "style"
+    assert jaxmix.load(path, rank=3, strength=0.5).name == "x 3"
+    assert jaxmix.load(folder, format="mine").name == "style 1"
+    assert "Not a directory" in refused(CheckpointError, path, format="peft")
+
+
+def test_where_it_came_from(tmp_path, monkeypatch):
+    """As it was said; of a path that is private only the end."""
+    save(tmp_path / "a" / "style")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    told = {"a/style": "a/style", "a/style/": "a/style", "~/a/style": "style", "./a": "a"}
+    told |= {str(tmp_path / "a" / "style"): "style", "a/../a/style": "a/../a/style"}
+    for text, source in told.items():
+        subfolder = "style" if text == "./a" else None
+        found = jaxmix.load(text, subfolder=subfolder, strength=0.5)
+        assert found.source == source + ("/style" if subfolder else "")
+        assert found.renamed("other").source == (2 * found).source == found.source
