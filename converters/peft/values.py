@@ -11,6 +11,7 @@ __all__ = [
     "BOUND",
     "COUNT",
     "FLAG",
+    "INTEGER",
     "MASKS",
     "NAMES",
     "NUMBER",
@@ -65,6 +66,9 @@ def _are_names(value: Any) -> bool:
 
 ANY = Check("anything", lambda value: True, False)
 COUNT = Check("a whole number from 1 on", _is_count)
+INTEGER = Check(
+    "a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)
+)
 NUMBER = Check("a finite number", _is_number)
 BOUND = Check("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)
 FLAG = Check("true or false", lambda value: isinstance(value, bool), False)

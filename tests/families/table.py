@@ -21,6 +21,7 @@ from jaxmix.families import (
 from . import formulas
 from .formulas import Leaves
 from .row import Config, Factors, Row
+from .table_additive import ROWS as ADDITIVE
 from .table_turning import ROWS as TURNING
 
 __all__ = ["ROWS"]
@@ -259,4 +260,5 @@ ROWS: dict[str, Row] = {
         additive=False,
     ),
     **TURNING,
+    **ADDITIVE,
 }
