@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.formats import Format, named, recognised
+from jaxmix.converters.format import Format, named, recognised
 from jaxmix.converters.hub import download
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from jaxmix.converters.peft.tensors import pickle_recipe
