@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxmix.converters.formats import Format
+from jaxmix.converters.format import Format
 from jaxmix.errors import CheckpointError
 
 __all__ = ["download"]

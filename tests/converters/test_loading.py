@@ -11,7 +11,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.converters import loading
-from jaxmix.converters.formats import Format
+from jaxmix.converters.format import Format
 from jaxmix.errors import CheckpointError, UnsupportedError
 
 from .peft.folders import SITE, refused, save
