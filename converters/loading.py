@@ -35,6 +35,7 @@ PEFT = Format(
     what=f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
     recognises=lambda path: (path / CONFIG_FILE).exists(),
     read=read_peft,
+    options=("base",),
     files=(CONFIG_FILE, WEIGHTS_FILE),
     absent=_no_peft,
 )
@@ -68,7 +69,9 @@ def load(
         revision: the branch, tag or commit on the hub.
         strength: the strength with which it enters a mix, a real scalar.
         format: the format, by name, of what would not be recognised by its files: ``"peft"``.
-        **options: what else the reader of the format takes.
+        **options: what else the reader of the format takes. ``base=`` is the model on which the
+            adapter was trained, params or a Hugging Face folder, where a file says too little
+            without it.
 
     Returns:
         The adapter. Its factors have the file's shapes: LoRA's A (r, in) and B (out, r), and so on.

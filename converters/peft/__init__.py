@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.base import BaseModel
+from jaxmix.converters.base import base_model
 from jaxmix.converters.peft.config import read_config
 from jaxmix.converters.peft.file import Config, File
 from jaxmix.converters.peft.keys import Sites, sort_keys
@@ -22,16 +22,15 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def read_peft(
-    folder: Path, name: str, strength: Any = 1.0, *, base: BaseModel | None = None
-) -> Adapter:
+def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None) -> Adapter:
     """Reads the adapter in a folder that PEFT's ``save_pretrained`` wrote.
 
     Args:
         folder: the folder with the two files.
         name: what to call the adapter.
         strength: the strength with which it enters a mix, a real scalar.
-        base: the model that it was trained on, for the types whose files say too little without.
+        base: the model that it was trained on, as `jaxmix.converters.base.base_model` takes it, for
+            the types whose files say too little without.
 
     Returns:
         The adapter, one update a site, the arrays in the file's shapes and dtypes: LoRA's A (r, in)
@@ -55,7 +54,8 @@ def read_peft(
     path = folder / WEIGHTS_FILE
     sites = sort_keys(read_tensors(path), config, path)
     _check_saved(config, sites)
-    file = File(config, tuple(sites.factors), sites.shared, base)
+    model = None if base is None else base_model(base)
+    file = File(config, tuple(sites.factors), sites.shared, model)
     updates = _build(file, sites.factors, path)
     # PEFT puts saved leaves into the base, under the adapter: so they come first.
     for site, leaves in sites.saved.items():

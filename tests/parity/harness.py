@@ -7,7 +7,7 @@ rank, COFT's eps), it takes torch's default dtype: with float64 as the default i
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def save_adapter(
     folder: Path,
     *,
     seed: int,
+    draw: Callable[[str, torch.Tensor, np.random.Generator], np.ndarray] | None = None,
 ) -> Any:
     """Adapt a copy of the model with PEFT, draw every trained number anew, save, return it."""
     rng = np.random.default_rng(seed)
@@ -136,7 +137,7 @@ def save_adapter(
         adapted = peft.get_peft_model(copy.deepcopy(model), config)
         for name, param in adapted.named_parameters():
             if param.requires_grad and "ranknum" not in name and "original_module" not in name:
-                param.copy_(_short(_draw(name, param, rng)))
+                param.copy_(_short((draw or _draw)(name, param, rng)))
         adapted.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     return adapted.eval()

@@ -1,0 +1,12 @@
+"""All forms of PEFT's types beyond the six of its mixed model, as one table."""
+
+from .nested import Form
+
+__all__ = ["FORMS"]
+
+FORMS: list[Form] = []
+for _module in ("forms_additive", "forms_turning"):
+    try:
+        FORMS += __import__(f"{__package__}.{_module}", fromlist=["FORMS"]).FORMS
+    except ModuleNotFoundError:
+        pass
