@@ -11,6 +11,7 @@ from jaxmix.converters.loading import load
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import JaxmixError
 from jaxmix.layout import Layout, Rule
+from jaxmix.low_rank import to_lora
 from jaxmix.mix import Mix, compose, mix
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "merge_checkpoint",
     "mix",
     "models",
+    "to_lora",
 ]

@@ -17,17 +17,26 @@ from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
 from jaxmix.tied import HEADS, tied_problem
 
-__all__ = ["Word", "apply"]
+__all__ = ["Fitted", "Word", "apply", "fitted"]
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """A site whose leaves can take its word, and how they hold its tensors."""
+class Fitted:
+    """A site whose leaves can take its word, and how they hold its tensors.
+
+    Args:
+        site: the site, its places found.
+        word: its word as it fits there: turned, where PyTorch has the weight as (in, out).
+        weight: how the weight's leaf holds it; None for none.
+        bias: how the bias's leaf holds it; None for none.
+        turned: whether the word was turned.
+    """
 
     site: Site
     word: Word
     weight: Form | None
     bias: Form | None
+    turned: bool = False
 
 
 def apply(
@@ -54,18 +63,10 @@ def apply(
     """
     if not words:
         return params
-    table = _table(layout)
-    tree = Tree.of(params)
-    tied = list(_tied(tree, words, table))
-    if tied and callable(untied := getattr(params, "untied", None)):
-        tree = Tree.of(untied())
-        tied = list(_tied(tree, words, table))
-    if tied:
-        raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
-    fitted = _fitted(tree, located(tree, words, table))
+    tree, sites = fitted(params, words, layout)
     leaves = list(tree.leaves)
     # Biases first: their maps may read weights, whose buffers may then be given up.
-    for one in fitted:
+    for one in sites:
         if one.bias and (place := one.site.bias):
             reads = one.site.reads_base and one.site.weight
             at = tree.where[place.leaf]
@@ -77,7 +78,7 @@ def apply(
                 base_form=one.weight if reads else None,
             )
     counts = Counter(map(id, tree.leaves))
-    for one in fitted:
+    for one in sites:
         if one.weight and (place := one.site.weight) and one.site.changes_weight:
             at = tree.where[place.leaf]
             leaf = leaves[at]
@@ -86,6 +87,34 @@ def apply(
             may_donate = ours and isinstance(leaf, jax.Array)
             leaves[at] = apply_to_leaf(_array(leaf), one.word, one.weight, donate=may_donate)
     return jax.tree_util.tree_unflatten(tree.treedef, leaves)
+
+
+def fitted(
+    params: Any, words: Mapping[str, Word], layout: Layout | str | None
+) -> tuple[Tree, list[Fitted]]:
+    """The sites of words in a tree, each word fit for its leaves.
+
+    Args:
+        params: any pytree of weights.
+        words: ``{site: ((strength, update), …)}``, the first one first.
+        layout: where sites lie; None for by name.
+
+    Returns:
+        The tree, untied where it has to be and knows how, and a site for each word, in order.
+
+    Raises:
+        LayoutError: as `apply`.
+        ShapeError: as `apply`.
+    """
+    table = _table(layout)
+    tree = Tree.of(params)
+    tied = list(_tied(tree, words, table))
+    if tied and callable(untied := getattr(params, "untied", None)):
+        tree = Tree.of(untied())
+        tied = list(_tied(tree, words, table))
+    if tied:
+        raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
+    return tree, _fitted(tree, located(tree, words, table))
 
 
 def _table(layout: Layout | str | None) -> Layout:
@@ -129,7 +158,7 @@ def _tied(tree: Tree, words: Mapping[str, Word], table: Layout) -> Iterator[str]
                 )
 
 
-def _fitted(tree: Tree, sites: list[Site]) -> list[_Fitted]:
+def _fitted(tree: Tree, sites: list[Site]) -> list[Fitted]:
     """The forms of each site's leaves; leaves and factors that do not fit are listed."""
     if unusable := list(_unusable(tree, sites)):
         raise LayoutError(
@@ -140,28 +169,29 @@ def _fitted(tree: Tree, sites: list[Site]) -> list[_Fitted]:
             f"leaves that are more than one site's:{listing(both)}\nMend the layout's rules: each "
             "site needs a leaf, or an index into one, of its own."
         )
-    fitted: list[_Fitted] = []
+    fits: list[Fitted] = []
     misfits: list[str] = []
     for site in sites:
         bias = weight = None
-        word, why = site.word, None
+        word, turned, why = site.word, False, None
         if site.bias:
             leaf = tree.leaf(site.bias)
             bias = Form("bias", site.bias.axes, site.bias.index, False, sharding_of(leaf))
         if site.weight:
-            weight, word, why = _weight_form(tree, site, site.weight)
+            weight, turned, why = _weight_form(tree, site, site.weight)
+            word = _turned(word) if turned else word
         elif site.bias:
             size = int(np.prod(site.bias.shape(tree.leaf(site.bias).shape), dtype=int))
             why = _misfit(word, (size, 1))
         if why:
             misfits.append(f"{site.name}: {why}")
-        fitted.append(_Fitted(site, word, weight, bias))
+        fits.append(Fitted(site, word, weight, bias, turned))
     if misfits:
         raise ShapeError(
             f"factors that do not fit the params:{listing(misfits)}\nWas the adapter trained on "
             "another model, or on a base of another size?"
         )
-    return fitted
+    return fits
 
 
 def _unusable(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
@@ -194,8 +224,8 @@ def _unfit(leaf: Any) -> str | None:
     return None
 
 
-def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, Word, str | None]:
-    """How a weight's leaf lies, and the word as it fits; or what does not fit it.
+def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, bool, str | None]:
+    """How a weight's leaf lies, and whether the word fits turned; or what does not fit it.
 
     PyTorch stores a linear weight as (out, in), but GPT-2's Conv1D as (in, out). An update may say
     so, but it says it for all sites of an adapter, and what PEFT saves is what held for the last of
@@ -225,12 +255,16 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, Wor
         ways = [(Form("weight", place.axes, place.index, False, sharding), size, says_so)]
     first: str | None = None
     for form, matrix, turned in ways:
-        word = tuple((s, update.turned()) for s, update in site.word) if turned else site.word
-        why = _misfit(word, matrix)
+        why = _misfit(_turned(site.word) if turned else site.word, matrix)
         if why is None:
-            return form, word, None
+            return form, turned, None
         first = first or why
-    return None, site.word, first
+    return None, False, first
+
+
+def _turned(word: Word) -> Word:
+    """The word at a weight that PyTorch has as (in, out)."""
+    return tuple((strength, update.turned()) for strength, update in word)
 
 
 def _swaps(axes: str) -> bool:

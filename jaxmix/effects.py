@@ -1,0 +1,269 @@
+"""Effects: what adapters change at each site of a tree, ``Δ = W' − W`` and ``δ = b' − b``.
+
+An effect that the maps give as a low rank stays one; any other is made dense, site by site. W is
+the matrix (out, in) on which updates act, whichever way its leaf holds it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from jaxmix import dense
+from jaxmix.adapter import Mixable, words
+from jaxmix.affine import AffineMap, Base, fold
+from jaxmix.families import LoRA, Together, Update
+from jaxmix.families.base import maps
+from jaxmix.layout import Layout
+from jaxmix.operators import Dense, Hadamard, LowRank, Operator, Sum, Zero, add
+from jaxmix.plan import Form, Word, arithmetic
+
+__all__ = ["Effect", "Spot", "effects", "effects_of_loras", "is_plain", "low_rank_of"]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A site on which effects act, and how PyTorch has its weight.
+
+    Args:
+        name: the site's PyTorch name.
+        kernel: a convolution's spatial shape; () for none.
+        is_vector: whether the weight has one axis, as a norm's has.
+        embedding: whether the site is an embedding.
+        transposed: whether PyTorch stores the weight as (in, out).
+        weight: the base's own weight (n,), where it is a vector; None elsewhere.
+        bias: the base's own bias (out,), where an effect changes it; None elsewhere.
+    """
+
+    name: str
+    kernel: tuple[int, ...] = ()
+    is_vector: bool = False
+    embedding: bool = False
+    transposed: bool = False
+    weight: Float[Array, " n"] | None = None
+    bias: Float[Array, " out"] | None = None
+
+    def tensor(self, matrix: Float[Array, "out in"]) -> Float[Array, "..."]:
+        """A matrix (out, in) in PyTorch's axes."""
+        if self.is_vector:
+            return matrix[:, 0]
+        if self.transposed:
+            return matrix.T
+        return matrix.reshape(matrix.shape[0], -1, *self.kernel)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one adapter or mix changes at one site.
+
+    Args:
+        weight: Δ (out, in); None if nothing changes the weight there.
+        bias: δ (out,); None if nothing changes the bias there.
+        noise: how large rounding alone may make a singular value of Δ; 0 where Δ was not made as a
+            difference of weights.
+    """
+
+    weight: Operator | None
+    bias: Float[Array, " out"] | None = None
+    noise: Float[Array, ""] | float = 0.0
+
+
+def effects(
+    groups: Sequence[Mixable], params: Any, layout: Layout | str | None = None
+) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
+    """The effects of adapters, each on the base alone, site by site.
+
+    Args:
+        groups: adapters and mixes.
+        params: the base, any pytree of weights.
+        layout: where its sites lie; None for by name.
+
+    Yields:
+        Each site that one of them touches, with an effect for each of them. Who does not touch the
+        site has Δ = 0.
+
+    Raises:
+        LayoutError: as `jaxmix.compose`.
+        ShapeError: as `jaxmix.compose`.
+    """
+    each = [words(group.parts) for group in groups]
+    joint: dict[str, Word] = {}
+    for own in each:
+        for site, word in own.items():
+            joint[site] = (*joint.get(site, ()), *word)
+    tree, sites = dense.fitted(params, joint, layout)
+    for one in sites:
+        # Fit as one word, so that all of them see the weight lie the same way; then parted again.
+        left, parted = list(one.word), []
+        for own in each:
+            count = len(own.get(one.site.name, ()))
+            parted.append(tuple(left[:count]))
+            left = left[count:]
+        weight = _here(tree.leaf(one.site.weight)) if one.site.weight else None
+        bias = _here(tree.leaf(one.site.bias)) if one.site.bias else None
+        with jax.default_matmul_precision("highest"):
+            yield (
+                _spot(one, weight, bias),
+                tuple(_effect(one, word, weight, bias) for word in parted),
+            )
+
+
+def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
+    """The same for adapters made of LoRAs alone (`is_plain`), whose effects need no base."""
+    each = [words(group.parts) for group in groups]
+    for site in dict.fromkeys(site for own in each for site in own):
+        updates: list[Any] = [update for own in each for _, update in own.get(site, ())]
+        dtype = jax.dtypes.canonicalize_dtype(
+            reduce(np.promote_types, (u.a.dtype for u in updates), np.dtype(np.float32))
+        )
+        first = updates[0]
+        shape = (first.b.shape[0], first.a.shape[1])
+        turned = any(update.transposed for update in updates)
+        spot = Spot(site, first.kernel, embedding=first.embedding, transposed=turned)
+        yield spot, tuple(_plain_effect(_cast(own.get(site, ()), dtype), shape) for own in each)
+
+
+def _plain_effect(word: Word, shape: tuple[int, int]) -> Effect:
+    """The effect of LoRAs."""
+    deltas = (one.shift for one in maps(word, Base(None, shape)))
+    biases: list[Any] = [strength * u.scale * u.bias for strength, u in word if u.has_bias]
+    return Effect(reduce(add, deltas, Zero(*shape)), sum(biases) if biases else None)
+
+
+def is_plain(update: Update) -> bool:
+    """Whether an update is a LoRA with nothing that reads the base."""
+    return isinstance(update, LoRA) and update.magnitude is None
+
+
+def low_rank_of(delta: Operator) -> LowRank | None:
+    """The same matrix as one low rank, or None where that has no advantage over a dense one."""
+    match delta:
+        case LowRank():
+            return delta
+        case Zero():
+            rows, cols = delta.shape
+            return LowRank(jnp.zeros((rows, 0)), jnp.zeros((0, cols)))
+        case Hadamard() if delta.left.rank * delta.right.rank < min(delta.shape):
+            return delta.low_rank()
+        case Sum():
+            terms = [low_rank_of(term) for term in delta.terms]
+            thin = [term for term in terms if term is not None]
+            if len(thin) < len(terms) or sum(term.rank for term in thin) >= min(delta.shape):
+                return None
+            both = reduce(add, thin[1:], thin[0])
+            return both if isinstance(both, LowRank) else None
+        case _:
+            return None
+
+
+def _spot(one: dense.Fitted, weight: Any, bias: Any) -> Spot:
+    """What is said of a site beside its effects."""
+    site = one.site
+    place = site.weight if site.changes_weight else None
+    shape = place.shape(weight.shape) if place else ()
+    is_vector = len(shape) == 1
+    by_name = place is not None and place.leaf.endswith(".embedding")
+    whole = one.weight.matrix(weight)[:, 0] if is_vector and one.weight else None
+    return Spot(
+        site.name,
+        tuple(shape[2:]),
+        is_vector,
+        embedding=by_name or any(_is_embedding(update) for _, update in one.word),
+        transposed=one.turned,
+        weight=None if whole is None else whole.astype(arithmetic(whole.dtype)),
+        bias=_column(bias, one.bias)[:, 0] if one.bias else None,
+    )
+
+
+def _is_embedding(update: Update) -> bool:
+    """Whether an update says that its site is an embedding."""
+    if isinstance(update, Together):
+        return any(_is_embedding(part) for part in update.parts)
+    return bool(getattr(update, "embedding", False))
+
+
+def _effect(one: dense.Fitted, word: Word, weight: Any, bias: Any) -> Effect:
+    """The effect of a word at a site."""
+    reads = any(update.reads_base for _, update in word)
+    delta, moved, noise = None, None, 0.0
+    if one.weight and one.site.changes_weight:
+        form, dtype = one.weight, arithmetic(weight.dtype)
+        shape = form.shape(weight.shape)
+        base = Base(_matrix(weight, form) if reads else None, shape)
+        steps = fold(maps(_cast(word, dtype), base))
+        delta = _shift_of(steps, shape)
+        if delta is None:
+            delta, noise = _difference(steps, lambda: _matrix(weight, form))
+    if one.bias and any(update.has_bias for _, update in word):
+        column = _column(bias, one.bias)
+        matrix = _matrix(weight, one.weight).astype(column.dtype) if reads and one.weight else None
+        base = Base(matrix, column.shape if matrix is None else matrix.shape, column)
+        steps = fold(maps(_cast(word, column.dtype), base, "bias"))
+        moved = _difference(steps, lambda: column)[0].dense()[:, 0] if steps else column[:, 0] * 0
+    return Effect(delta, moved, noise)
+
+
+def _shift_of(steps: Sequence[AffineMap], shape: tuple[int, int]) -> Operator | None:
+    """The Δ of steps that only add a low rank; None for others."""
+    if not steps:
+        return Zero(*shape)
+    if len(steps) > 1 or not steps[0].is_shift:
+        return None
+    return low_rank_of(steps[0].shift)
+
+
+def _difference(
+    steps: Sequence[AffineMap], start: Callable[[], Array]
+) -> tuple[Dense, Float[Array, ""] | float]:
+    """``W' − W`` as a dense matrix, and the noise of rounding in it.
+
+    What is only added is never lost in the digits of a large W: a difference of weights is taken
+    only where a step has an L or an R.
+    """
+    moved: Array | None = None
+    noise: Any = 0.0
+    for step in steps:
+        if not step.is_shift:
+            w = start()
+            now = w if moved is None else w + moved
+            moved = replace(step, shift=Zero(*step.shape))(now) - w
+            noise = jnp.finfo(w.dtype).eps * jnp.linalg.norm(w)
+        if moved is None:
+            moved = step.shift.dense()
+        else:
+            moved = step.shift.added_to(moved)
+    assert moved is not None
+    return Dense(moved), noise
+
+
+def _matrix(leaf: Any, form: Form) -> Float[Array, "out in"]:
+    """A weight as (out, in), in the dtype of the arithmetic."""
+    return form.matrix(leaf).astype(arithmetic(leaf.dtype))
+
+
+def _column(leaf: Any, form: Form) -> Float[Array, "out 1"]:
+    """A bias as (out, 1), in the dtype of the arithmetic."""
+    return form.matrix(leaf).astype(arithmetic(leaf.dtype))
+
+
+def _cast(word: Word, dtype: Any) -> Word:
+    """A word with its floats in a dtype."""
+
+    def one(x: Any) -> Array:
+        x = jnp.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, word)
+
+
+def _here(leaf: Any) -> jax.Array:
+    """A leaf as an array on one device: a decomposition needs the whole of it."""
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1:
+        return jnp.asarray(leaf)
+    return jnp.asarray(np.asarray(leaf))

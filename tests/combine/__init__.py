@@ -1,0 +1,1 @@
+"""Mixes as one LoRA, and adapters combined, against NumPy formulas."""

@@ -1,0 +1,296 @@
+"""`to_lora`: any mix as one LoRA, against the independent truth and NumPy's SVD."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmix
+from jaxmix import Adapter, compose, low_rank, mix, to_lora
+from jaxmix.errors import AdapterError, LayoutError, ShapeError
+from jaxmix.families import AdaLoRA, Delta, LoHa, LoRA, Replace
+
+from ..laws.draws import FAMILIES, KINDS, Module, adapters, made, normal, tree, trees
+from ..laws.running import error
+from ..laws.truth import fold_tree
+
+WIDE = Module("linear", (12, 20), True)
+PARAMS = tree({"a": WIDE, "b": KINDS["conv2d"]}, 0)
+
+
+def lora(seed: int, rank: int, shape: tuple[int, int] = (12, 20), **more: Any) -> LoRA:
+    rng = np.random.default_rng(seed)
+    return LoRA(normal(rng, rank, shape[1]), normal(rng, shape[0], rank), 0.5, **more)
+
+
+def at(update: Any, site: str = "a", name: str = "one") -> Adapter:
+    return Adapter({site: update}, name=name)
+
+
+@given(data=st.data(), drawn=trees())
+def test_exact_it_is_the_mix(data: st.DataObject, drawn: Any) -> None:
+    """Any mix of any kinds on any layer, at the effect's own rank, is what compose makes."""
+    modules, params = drawn
+    mixed = mix(*data.draw(adapters(modules)))
+    made_of = to_lora(mixed, params)
+    truth = fold_tree(params, mixed.parts)
+    assert error(compose(params, made_of), truth) < 1e-11
+    for site, update in made_of.updates.items():
+        assert isinstance(update, LoRA | Replace), site
+
+
+def test_a_mix_of_three_kinds_at_full_rank() -> None:
+    """OFT, LoRA and LoHa, at whole numbers as rank too, to 1e-12."""
+    kinds = ("OFT", "LoRA", "LoHa")
+    mixed = mix(*(at(made(kind, WIDE, 1), name=kind) for kind in kinds))
+    truth = fold_tree(PARAMS, mixed.parts)
+    for rank in (12, None, "exact", 15):
+        made_of = to_lora(mixed, PARAMS, rank=rank)
+        assert error(compose(PARAMS, made_of), truth) < 1e-12
+    shapes = [made_of.updates["a"].a.shape, made_of.updates["a"].b.shape]
+    assert shapes == [(15, 20), (12, 15)]
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_it_is_the_best_of_its_rank(rank: int) -> None:
+    """The error is that of NumPy's SVD of W' − W, and it is what is said."""
+    mixed = mix(at(made("OFT", WIDE, 1), name="x"), 0.7 * at(made("LoHa", WIDE, 2), name="y"))
+    delta = fold_tree(PARAMS, mixed.parts)["a.weight"] - PARAMS["a.weight"]
+    s = np.linalg.svd(delta, compute_uv=False)
+    best = np.sqrt((s[rank:] ** 2).sum() / (s**2).sum())
+    made_of, errors = to_lora(mixed, PARAMS, rank=rank, with_errors=True)
+    update = made_of.updates["a"]
+    assert (update.scale, update.a.shape, update.b.shape) == (1.0, (rank, 20), (12, rank))
+    ours = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
+    np.testing.assert_allclose(ours, best, rtol=1e-9)
+    np.testing.assert_allclose(errors["a"], best, rtol=1e-9)
+    assert type(errors["a"]) is float
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_the_smallest_rank_that_keeps_a_share(share: float) -> None:
+    mixed = at(made("LoKr", WIDE, 3))
+    delta = fold_tree(PARAMS, [mixed])["a.weight"] - PARAMS["a.weight"]
+    s2 = np.linalg.svd(delta, compute_uv=False) ** 2
+    rank = next(r for r in range(1, 13) if s2[:r].sum() >= share * s2.sum())
+    made_of, errors = to_lora(mixed, PARAMS, rank=share, with_errors=True)
+    assert made_of.updates["a"].a.shape == (rank, 20)
+    assert errors["a"] ** 2 <= 1 - share
+
+
+def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nobody makes a Δ."""
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("a dense delta was made")
+
+    monkeypatch.setattr(low_rank, "_dense", refuse)
+    monkeypatch.setattr("jaxmix.effects._difference", refuse)
+
+
+def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 16 of two rank-8 LoRAs, and what else is of low rank, without Δ and without W."""
+    forbid_dense(monkeypatch)
+    big = tree({"a": Module("linear", (40, 50))}, 0)
+    rng = np.random.default_rng(3)
+    thin = [normal(rng, 40, 2), normal(rng, 2, 50), normal(rng, 40, 3), normal(rng, 3, 50)]
+    updates = {
+        "x": lora(1, 8, (40, 50)),
+        "y": lora(2, 8, (40, 50)),
+        "ada": AdaLoRA(normal(rng, 3, 50), normal(rng, 40, 3), normal(rng, 3), 0.7),
+        "loha": LoHa(*thin, 0.3),
+    }
+    for names, rank in ((("x", "y"), 16), (("x", "ada", "loha", "y"), 25), (("x", "y"), None)):
+        mixed = mix(*(0.8 * at(updates[name], name=name) for name in names))
+        made_of, errors = to_lora(mixed, big, rank=rank, with_errors=True)
+        assert made_of.updates["a"].a.shape == (rank or 16, 50)
+        assert errors == {"a": pytest.approx(0, abs=1e-14)}
+        assert error(compose(big, made_of), fold_tree(big, mixed.parts)) < 1e-12
+
+
+def test_a_dense_delta_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail."""
+    forbid_dense(monkeypatch)
+    for kind in ("SHiRA", "OFT"):
+        with pytest.raises(RuntimeError, match="a dense delta was made"):
+            to_lora(at(made(kind, WIDE, 1)), PARAMS, rank=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", [*FAMILIES, "DoRA", "Together"])
+def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
+    """Kernels, embeddings and biases: as PEFT would save them."""
+    module = KINDS[kind]
+    if family == "Replace":
+        return
+    params = tree({"m": module}, 5)
+    one = Adapter({"m": made(family, module, 2)}, name=family)
+    update = to_lora(one, params).updates["m"]
+    if module.kind == "norm":
+        assert isinstance(update, Replace)
+        return
+    assert isinstance(update, LoRA)
+    assert update.kernel == module.kernel
+    says = family in ("LoRA", "DoRA", "OFT", "Together")
+    assert update.embedding == (module.kind == "embedding" and says)
+    has_bias = one.updates["m"].has_bias
+    assert (update.bias is not None) == has_bias
+
+
+def test_only_a_bias_is_replaced() -> None:
+    """Where the weight stays there is no LoRA to carry it."""
+    one = at(Replace(bias=np.ones(12)))
+    made_of, errors = to_lora(0.5 * one, PARAMS, with_errors=True)
+    assert errors == {}
+    update = made_of.updates["a"]
+    assert isinstance(update, Replace) and update.weight is None
+    np.testing.assert_allclose(update.bias, 0.5 * PARAMS["a.bias"] + 0.5, rtol=1e-14)
+
+
+def test_kernels_of_flax_and_conv1d() -> None:
+    """Leaves that lie as (in, out): a Flax kernel, and GPT-2's Conv1D in PyTorch."""
+    weight = tree({"a": Module("linear", (12, 20))}, 1)["a.weight"]
+    mixed = mix(at(made("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
+    truth = fold_tree({"a.weight": weight}, mixed.parts)["a.weight"]
+    flax = {"a": {"kernel": weight.T}}
+    ours = compose(flax, to_lora(mixed, flax))
+    np.testing.assert_allclose(ours["a"]["kernel"].T, truth, rtol=1e-11, atol=1e-11)
+    # A square Conv1D: only the update can say how it lies.
+    square = tree({"a": KINDS["square"]}, 1)["a.weight"]
+    one = at(lora(1, 3, (6, 6), transposed=True))
+    made_of = to_lora(one, {"a.weight": square})
+    assert made_of.updates["a"].transposed
+    ours, theirs = (compose({"a.weight": square}, who) for who in (made_of, one))
+    np.testing.assert_allclose(ours["a.weight"], theirs["a.weight"], rtol=1e-12, atol=1e-12)
+
+
+def test_a_layout_with_axes() -> None:
+    """A leaf of heads, and one that holds two sites."""
+    weight = tree({"a": Module("linear", (12, 20))}, 1)["a.weight"]
+    params = {"qk": np.stack([weight, 2 * weight]), "heads": weight.reshape(3, 4, 20)}
+    rules = (
+        jaxmix.Rule("q", "qk", index="0"),
+        jaxmix.Rule("k", "qk", index="1"),
+        jaxmix.Rule("v", "heads", "h d i -> (h d) i"),
+    )
+    table = jaxmix.Layout("mine", rules)
+    updates = {site: lora(i, 3) for i, site in enumerate("qkv")}
+    one = Adapter(updates)
+    made_of = to_lora(one, params, layout=table, rank=3)
+    ours, theirs = (compose(params, who, layout=table) for who in (made_of, one))
+    assert error(ours, theirs) < 1e-12 < error(ours, params)
+
+
+def test_a_small_change_of_a_large_weight_keeps_its_digits() -> None:
+    """What is only added is not taken as a difference of weights: float32 would lose it."""
+    params = {"a.weight": np.full((12, 20), 1e4, np.float32)}
+    delta = normal(np.random.default_rng(0), 12, 20).astype(np.float32) * 1e-4
+    made_of = to_lora(at(Delta(delta)), params)
+    update = made_of.updates["a"]
+    np.testing.assert_allclose(update.b @ update.a, delta, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_rank_that_a_turn_of_few_columns_has(dtype: Any) -> None:
+    """Rounding in W' − W is not taken for rank."""
+    from jaxmix.families import OFT
+
+    numbers = np.zeros((5, 6), dtype)
+    numbers[0] = 0.3
+    params = {"a.weight": normal(np.random.default_rng(1), 30, 20).astype(dtype) * 50}
+    made_of = to_lora(at(OFT(numbers)), params)
+    assert made_of.updates["a"].a.shape[0] == 4
+    assert made_of.updates["a"].a.dtype == dtype
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    params = {"a.weight": jnp.asarray(PARAMS["a.weight"], jnp.bfloat16)}
+    update = to_lora(at(lora(1, 3)), params, rank=3).updates["a"]
+    assert (update.a.dtype, update.b.dtype) == (jnp.float32, jnp.float32)
+
+
+def test_nothing_changed_is_rank_one_of_zeros() -> None:
+    for rank in (None, 0.9, 2):
+        made_of, errors = to_lora(0.0 * at(lora(1, 3)), PARAMS, rank=rank, with_errors=True)
+        assert made_of.updates["a"].a.shape[0] == (2 if rank == 2 else 1)
+        assert not np.any(made_of.updates["a"].b @ made_of.updates["a"].a)
+        assert errors == {"a": 0.0}
+    assert to_lora(mix(), PARAMS).sites == ()
+
+
+def test_names() -> None:
+    one = at(lora(1, 3), name="style")
+    assert to_lora(one, PARAMS).name == "style"
+    assert to_lora(mix(one), PARAMS).name == "lora"
+    assert to_lora(one, PARAMS, name="new").name == "new"
+
+
+def test_under_jit() -> None:
+    """With a whole number as rank it is a program of strengths and params."""
+    one = at(made("OFT", WIDE, 1))
+
+    @jax.jit
+    def run(params: Any, s: Any) -> Any:
+        made_of, errors = to_lora(s * one, params, rank=12, with_errors=True)
+        return compose(params, made_of), errors
+
+    out, errors = run(PARAMS, 0.5)
+    assert error(out, fold_tree(PARAMS, [0.5 * one])) < 1e-12
+    assert float(errors["a"]) < 1e-12
+
+
+def test_over_devices() -> None:
+    """A leaf that lies on several devices."""
+    mesh = jax.make_mesh((2,), ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = {"a.weight": jax.device_put(PARAMS["a.weight"].astype(np.float32), sharding)}
+    mixed = mix(at(made("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
+    one = to_lora(mixed, params, rank=12).updates["a"]
+    other = to_lora(mixed, jax.tree.map(np.asarray, params), rank=12).updates["a"]
+    np.testing.assert_allclose(one.b @ one.a, other.b @ other.a, rtol=1e-5, atol=1e-5)
+
+
+def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near the optimum on a spectrum that falls, and its error is the one that it makes."""
+    monkeypatch.setattr(low_rank, "LARGE", 60)
+    rng = np.random.default_rng(0)
+    u, _ = np.linalg.qr(normal(rng, 100, 80))
+    v, _ = np.linalg.qr(normal(rng, 80, 80))
+    s = 0.9 ** np.arange(80)
+    delta = (u * s) @ v.T
+    params = {"a.weight": np.zeros((100, 80))}
+    best = np.sqrt((s[5:] ** 2).sum() / (s**2).sum())
+    found = {}
+    for key in (None, jax.random.key(0), jax.random.key(1)):
+        made_of, errors = to_lora(at(Delta(delta)), params, rank=5, key=key, with_errors=True)
+        update = made_of.updates["a"]
+        ours = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
+        np.testing.assert_allclose(errors["a"], ours, rtol=1e-9)
+        assert best * (1 - 1e-9) <= ours < 1.001 * best
+        found[None if key is None else int(jax.random.key_data(key)[-1])] = np.asarray(update.a)
+    assert len(found) == 3
+    assert np.abs(found[0] - found[1]).max() > 0
+    # Not for a small matrix, nor for a rank that is not small against it, nor by energy.
+    exact = to_lora(at(Delta(delta)), params, rank=11, key=jax.random.key(0))
+    again = to_lora(at(Delta(delta)), params, rank=11)
+    np.testing.assert_array_equal(exact.updates["a"].a, again.updates["a"].a)
+
+
+def test_bad_input() -> None:
+    one = at(lora(1, 3))
+    with pytest.raises(AdapterError, match=r"to_lora got a list, expected an adapter or a mix\."):
+        to_lora([one], PARAMS)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    for rank in (0, -1, 1.0, 0.0, 1.5, True, "all", float("nan")):
+        with pytest.raises(AdapterError, match=r"a rank is .*, expected a whole number from 1 on"):
+            to_lora(one, PARAMS, rank=rank)  # pyright: ignore
+    with pytest.raises(LayoutError, match="no leaf for its weight"):
+        to_lora(at(lora(1, 3), "nowhere"), PARAMS)
+    with pytest.raises(ShapeError, match=r"lora_A has shape \(3, 21\)"):
+        to_lora(at(lora(1, 3, (12, 21))), PARAMS)
+    tied = {"model.embed_tokens.weight": np.ones((12, 20)), "model.norm.weight": np.ones(20)}
+    with pytest.raises(LayoutError, match="sites whose leaf the tree ties to another"):
+        to_lora(at(lora(1, 3), "model.embed_tokens"), tied)
