@@ -12,7 +12,7 @@ from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update
 from jaxmix.operators import BlockDiagonal, Identity, Zero
 
-__all__ = ["OFT"]
+__all__ = ["OFT", "cayley"]
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +76,7 @@ class OFT(Update):
         if self.terms is not None:
             return _series(q, self.terms)
         # LAPACK works in float32 at the least.
-        return _cayley(q.astype(np.promote_types(q.dtype, np.float32))).astype(q.dtype)
+        return cayley(q.astype(np.promote_types(q.dtype, np.float32))).astype(q.dtype)
 
     def _skew(self) -> Float[Array, "blocks b b"]:
         """Q, projected if it is constrained."""
@@ -118,7 +118,7 @@ def _triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
     return sign - sign.T, number + number.T
 
 
-def _cayley(q: Array) -> Array:
+def cayley(q: Array) -> Array:
     """``(I + Q)⁻¹ (I − Q) = 2 (I − Q²)⁻¹ (I − Q) − I`` of skew blocks.
 
     ``I − Q²`` is symmetric and at least I, so Cholesky's factors serve. They compile and run in a

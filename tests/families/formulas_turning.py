@@ -10,7 +10,7 @@ import numpy as np
 
 from .formulas import Factors, Leaves, New
 
-__all__ = ["ia3"]
+__all__ = ["boft", "glora", "hira", "hra", "ia3", "miss", "miss_bat", "road", "tokens"]
 
 
 def ia3(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
@@ -22,3 +22,132 @@ def ia3(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
         at = (i,) if axis == 0 else (slice(None), i)
         weight[at] *= number
     return weight, leaves.bias if config.get("feedforward") else leaves.bias * scaling
+
+
+def boft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """get_delta_weight: Cayley's blocks, each factor between a permutation and its inverse."""
+    r, n = f["boft_R"], f["boft_R"].shape[1] * f["boft_R"].shape[2]
+    size, rotation = r.shape[2], np.eye(n)
+    for i, blocks in enumerate(r):
+        whole = np.zeros((n, n))
+        for k, block in enumerate(blocks):
+            at, q = slice(k * size, (k + 1) * size), s * 0.5 * (block - block.T)
+            whole[at, at] = (np.eye(size) - q) @ np.linalg.inv(np.eye(size) + q)
+        move = np.eye(n)[_sorted_halves(n, size * 2**i, size // 2)] if i else np.eye(n)
+        rotation = move @ whole @ move.T @ rotation
+    flat = leaves.weight.reshape(len(leaves.weight), -1)
+    scale = (1 - s) + s * f["boft_s"].reshape(-1)
+    weight = (rotation @ flat.T).T * scale[:, None]
+    bias = (leaves.bias - leaves.base_bias) * scale + leaves.base_bias
+    return weight.reshape(leaves.weight.shape), bias
+
+
+def _sorted_halves(n: int, run: int, half: int) -> list[int]:
+    """block_butterfly_perm: in each run the even halves of blocks, then the odd ones."""
+    order = []
+    for start in range(0, n, run):
+        halves = [list(range(k, k + half)) for k in range(start, start + run, half)]
+        order += [i for part in halves[::2] + halves[1::2] for i in part]
+    return order
+
+
+def hra(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """get_delta_weight: one reflection after the other, or of an orthogonal basis."""
+    u, flat = f["hra_u"], leaves.weight.reshape(len(leaves.weight), -1)
+    whole, basis = np.eye(len(u)), []
+    for column in u.T:
+        if config.get("apply_GS"):
+            for before in basis:
+                column = column - (before @ column) * before
+        unit = column / np.linalg.norm(column)
+        basis.append(unit)
+        whole = whole @ (np.eye(len(u)) - 2 * np.outer(unit, unit))
+    whole = (1 - s) * np.eye(len(u)) + s * whole
+    return (flat @ whole).reshape(leaves.weight.shape), leaves.bias
+
+
+def road(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """_apply_road, on every column of the weight and on the bias."""
+    theta, group = s * f["road_theta"], config["group"]
+    alpha, half = (1 - s) + s * f["road_alpha"], config["group"] // 2
+    cos, sin, out = [], [], len(leaves.weight)
+    for o in range(out):
+        g, i = divmod(o, group)
+        if config["variant"] == 1:
+            at = [g * half + i % half] * 2
+        elif config["variant"] == 2:
+            at = [o, o]
+        else:
+            at = [2 * g * group + i, (2 * g + 1) * group + i]
+        cos.append(alpha[at[0]] * np.cos(theta[at[0]]))
+        sin.append(alpha[at[1]] * np.sin(theta[at[1]]))
+
+    def turned(x: np.ndarray) -> np.ndarray:
+        y = np.empty_like(x)
+        for o in range(out):
+            is_first = o % group < half
+            other = -x[o + half] if is_first else x[o - half]
+            y[o] = x[o] * cos[o] + other * sin[o]
+        return y
+
+    return turned(leaves.weight), turned(leaves.bias)
+
+
+def tokens(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """get_merged_weights: index_copy."""
+    weight = leaves.weight.copy()
+    for row, value in zip(f["token_indices"], f["trainable_tokens_delta"], strict=True):
+        weight[row] = (1 - s) * weight[row] + s * value
+    return weight, leaves.bias
+
+
+def miss(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """The forward sums the input in runs of r, padded at the end; mini repeats over outputs."""
+    block, weight = f["miss_block"], leaves.weight.copy()
+    for o, i in np.ndindex(weight.shape):
+        weight[o, i] += s * block[i % block.shape[0], o % block.shape[1]]
+    return weight, leaves.bias
+
+
+def miss_bat(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """get_delta_weight: each block (r, r) of the base's weight, times that of its rows, plus it."""
+    block, weight = f["miss_block"], leaves.weight.copy()
+    r = block.shape[1]
+    for k in range(len(block)):
+        for c in range(weight.shape[1] // r):
+            at = slice(k * r, (k + 1) * r), slice(c * r, (c + 1) * r)
+            weight[at] += s * (leaves.base_weight[at] @ block[k] + block[k])
+    return weight, leaves.bias
+
+
+def hira(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """The base's weight times BA, entry by entry."""
+    a, b = f["hira_A"], f["hira_B"]
+    product = b.reshape(len(b), -1) @ a.reshape(len(a), -1)
+    if config.get("fan_in_fan_out"):
+        product = product.T
+    if config.get("embedding"):
+        product = (f["hira_B"] @ f["hira_A"]).T
+    product = product.reshape(leaves.weight.shape)
+    return leaves.weight + s * leaves.base_weight * product, leaves.bias
+
+
+def glora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """weight_eff and bias_eff; a path is a product, a vector, a number or nothing."""
+
+    def path(name: str) -> Any:
+        if f"glora_{name}.Xd" in f:
+            return f[f"glora_{name}.Xd"] @ f[f"glora_{name}.Xu"]
+        found = f.get(f"glora_{name}.X", np.zeros(1))
+        return found[0] if found.shape == (1,) else found
+
+    moved = leaves.base_bias * path("D") + path("E")
+    if config.get("on_input"):  # LyCORIS
+        flat = leaves.weight.reshape(len(leaves.weight), len(path("A")), -1)
+        scaled = np.einsum("ock,cd->odk", flat, path("A"))
+    else:
+        scaled = leaves.base_weight * path("A")
+    weight = leaves.weight + s * (scaled.reshape(leaves.weight.shape) + path("B"))
+    if np.ndim(path("C")):
+        moved = moved + (leaves.base_weight @ path("C"))[:, 0]
+    return weight, leaves.bias + s * moved

@@ -32,8 +32,9 @@ class Row:
         std: the spread of the factors' numbers.
         fixed: factors that are not drawn.
         says: what the update says of itself where the factors' names do not tell: ``reads_base``,
-            ``has_bias``, ``has_weight``, and ``fits_out`` and ``fits_in`` where a weight with one
-            more output, or input, fits too.
+            ``has_bias``, ``has_weight``; ``fits_out`` and ``fits_in`` where a weight with one
+            more output, or input, fits too; ``reads_bias_alone`` where the map of the weight reads
+            nothing.
     """
 
     build: Callable[[Factors, Config], Update]

@@ -1,0 +1,66 @@
+"""HiRA: the base's weight times a low rank, entry by entry."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import Dense
+
+__all__ = ["HiRA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class HiRA(Update):
+    """HiRA: ``W' = W + W₀ ⊙ BA``, with W₀ the base's weight, whatever came before.
+
+    Strength s: ``W' = W + s·W₀ ⊙ BA``.
+
+    Args:
+        a: A (r, in), PEFT's ``hira_A``. A convolution's is flattened to (r, in·k), an embedding's
+            (W is (V, D)) is the transposed ``hira_embedding_B``, (r, D).
+        b: B (out, r), PEFT's ``hira_B``; an embedding's is the transposed ``hira_embedding_A``.
+        kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
+        embedding: whether the site is an embedding; likewise.
+        transposed: whether PyTorch stores the weight as (in, out): ``fan_in_fan_out``.
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> two = HiRA(jnp.ones((1, 2)), jnp.full((1, 1), 2.0))
+        >>> base = Base(jnp.array([[5.0, 7.0]]), (1, 2))
+        >>> two.weight_map(base, jnp.ones(()))(jnp.zeros((1, 2))).tolist()
+        [[10.0, 14.0]]
+
+    Source: https://openreview.net/forum?id=TwJrTz9cRS; ``peft/tuners/hira/layer.py``.
+    """
+
+    a: Float[Array, "r in"]
+    b: Float[Array, "out r"]
+    kernel: tuple[int, ...] = field(default=(), metadata={"static": True})
+    embedding: bool = field(default=False, metadata={"static": True})
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "HiRA"
+    reads_base: ClassVar[bool] = True
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·W₀ ⊙ BA)``: no thrifty form, since W₀ has none."""
+        product = (strength * jnp.asarray(self.b)) @ jnp.asarray(self.a)
+        return shift(Dense(base.read("matrix") * product))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether B A has the weight's sizes."""
+        out_size, in_size = shape
+        factors = {"hira_A": (self.a, ("r", in_size)), "hira_B": (self.b, (out_size, "r"))}
+        return mismatch(factors, shape)
+
+    def size(self) -> str:
+        """Its rank."""
+        return f"rank {self.a.shape[0]}"

@@ -1,0 +1,84 @@
+"""Trained tokens: some rows of an embedding are replaced."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from jaxmix.affine import AffineMap, Base
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import Diagonal, Identity, Sparse
+
+__all__ = ["Tokens"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Tokens(Update):
+    """Replaced rows: ``W'[i] = v`` for the rows listed; the others stay.
+
+    PEFT's trainable tokens: W is an embedding (V, D), or the head that is tied to it.
+
+    Strength s goes along the line: ``W'[i] = (1 − s)·W[i] + s·v``.
+
+    Args:
+        values: v (n, D), PEFT's ``trainable_tokens_delta``, which are the rows and no differences.
+        rows: i (n,) int32, PEFT's ``token_indices``, each once.
+
+    Raises:
+        ShapeError: by `compose`, where rows lie beyond W, are listed twice, or are of another
+            length.
+
+    Example:
+        >>> last = Tokens(jnp.array([[7.0, 8.0]]), jnp.array([1]))
+        >>> half = last.weight_map(Base(None, (2, 2)), jnp.asarray(0.5))
+        >>> half(jnp.ones((2, 2))).tolist()
+        [[1.0, 1.0], [4.0, 4.5]]
+
+    Source: ``peft/tuners/trainable_tokens/layer.py``.
+    """
+
+    values: Float[Array, "n d"]
+    rows: Int[Array, " n"]
+
+    family: ClassVar[str] = "Tokens"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(1 − s on the rows, I, s·v on the rows)``."""
+        (count, length), rows = self.values.shape, jnp.asarray(self.rows)
+        values = strength * jnp.asarray(self.values)
+        line = jnp.ones(base.shape[0], values.dtype)
+        line = line.at[rows].set(jnp.broadcast_to(1 - strength, (count,)).astype(values.dtype))
+        columns = jnp.broadcast_to(jnp.arange(length, dtype=rows.dtype)[None], (count, length))
+        places = jnp.stack([jnp.repeat(rows, length), columns.reshape(-1)])
+        put = Sparse(values.reshape(-1), places, *base.shape)
+        return AffineMap(Diagonal(line), Identity(base.shape[1]), put)
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether the rows lie in W, each once, and are as long as its rows.
+
+        Where the rows are traced nobody can say where they lie.
+        """
+        factors = {
+            "trainable_tokens_delta": (self.values, ("n", shape[1])),
+            "token_indices": (self.rows, ("n",)),
+        }
+        if said := mismatch(factors, shape):
+            return said
+        if isinstance(self.rows, Tracer) or self.values.size == 0:
+            return None
+        rows = np.asarray(self.rows)
+        if rows.min() < 0 or rows.max() >= shape[0]:
+            found = f"token_indices go from {rows.min()} to {rows.max()}"
+            return f"{found}, expected rows below {shape[0]} from weight {shape}"
+        if len(set(rows.tolist())) < len(rows):
+            return "token_indices has a row twice, expected each once"
+        return None
+
+    def size(self) -> str:
+        """How many rows."""
+        return f"{self.values.shape[0]} rows"
