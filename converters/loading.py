@@ -9,6 +9,7 @@ from typing import Any
 from jaxmix.adapter import Adapter
 from jaxmix.converters.format import Format, named, recognised
 from jaxmix.converters.hub import download
+from jaxmix.converters.kohya import is_kohya, read_kohya
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from jaxmix.converters.peft.tensors import pickle_recipe
 from jaxmix.errors import CheckpointError, UnsupportedError
@@ -40,9 +41,17 @@ PEFT = Format(
     absent=_no_peft,
 )
 
+KOHYA = Format(
+    name="kohya",
+    what="a .safetensors of kohya's scripts or LyCORIS",
+    recognises=is_kohya,
+    read=read_kohya,
+    options=("base", "part"),
+)
+
 # The first that recognises a folder or a file reads it. The last one gets the folders that nobody
 # recognises, and says what they miss; on the hub it is looked for first.
-FORMATS: tuple[Format, ...] = (PEFT,)
+FORMATS: tuple[Format, ...] = (KOHYA, PEFT)
 
 _EXPECTED = f"{PEFT.what}, or 'owner/name'"
 

@@ -1,0 +1,150 @@
+"""kohya's single files, and LyCORIS's: `lora_unet_…`, `lora_te1_…`, `lycoris_…`.
+
+A key is ``<prefix>_<module, dots as underscores>.<parameter>``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.base import base_model
+from jaxmix.converters.lycoris.files import file_keys
+from jaxmix.converters.lycoris.keys import split_key
+from jaxmix.converters.lycoris.names import found_modules
+from jaxmix.converters.lycoris.updates import build_all
+from jaxmix.converters.peft.shapes import Factors
+from jaxmix.converters.peft.tensors import read_tensors
+from jaxmix.errors import CheckpointError, listing
+
+__all__ = ["PREFIXES", "is_kohya", "read_kohya"]
+
+# A file's prefix, and the part of a pipeline that it is for.
+PREFIXES: dict[str, str] = {
+    "lora_unet": "unet",
+    "lora_transformer": "unet",
+    "lora_prior_unet": "unet",
+    "lora_te": "te1",
+    "lora_te1": "te1",
+    "lora_te2": "te2",
+    "lora_te3": "te3",
+    "lora_prior_te": "te1",
+    "lycoris": "",
+}
+
+
+def is_kohya(path: Path) -> bool:
+    """Whether a file's keys are kohya's or LyCORIS's."""
+    return path.is_file() and any(_prefix(key) for key in file_keys(path))
+
+
+def read_kohya(
+    path: Path, name: str, strength: Any = 1.0, *, base: Any = None, part: str | None = None
+) -> Adapter:
+    """Reads a file that kohya's scripts or LyCORIS wrote, or another in their names.
+
+    Args:
+        path: the file.
+        name: what to call the adapter.
+        strength: the strength with which it enters a mix, a real scalar.
+        base: what the adapter is for, to tell dots from underscores: params, a flat dict, a Hugging
+            Face folder, or a list of module names.
+        part: the prefix to read where a file is for several models (``lora_unet``); other keys are
+            left. None reads all.
+
+    Returns:
+        The adapter; its sites are the base's modules.
+
+    Raises:
+        CheckpointError: if keys mean nothing, names do not fit the base, or there is no base.
+        UnsupportedError: if a module's tensors are of a kind that jaxmix does not do.
+        ShapeError: if they disagree.
+        AdapterError: if a number is not finite.
+
+    Example:
+        >>> read_kohya(Path("no/such/file"), "style")
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: no/such has no file; found no such folder. ...
+
+    Source: kohya-ss/sd-scripts, ``networks/lora.py``; KohakuBlueleaf/LyCORIS.
+    """
+    modules = _sorted(read_tensors(path), str(path), part)
+    names = _sites(modules, base, str(path))
+    return (
+        Adapter(
+            build_all({names[module]: tensors for module, tensors in modules.items()}, str(path)),
+            name=name,
+        )
+        * strength
+    )
+
+
+def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[str, Factors]:
+    """The tensors by module, under the names of the file."""
+    modules: dict[str, Factors] = {}
+    unknown: list[str] = []
+    parts: set[str] = set()
+    for key, tensor in tensors.items():
+        prefix, split = _prefix(key), split_key(key)
+        if prefix is not None:
+            parts.add(prefix)
+        if prefix is None or split is None or "." in split[0]:
+            unknown.append(f"{key}: {_unknown(key)}")
+        elif part is None or prefix == part:
+            module, parameter = split
+            if parameter in modules.setdefault(module, {}):
+                unknown.append(f"{key}: {parameter} a second time")
+            modules[module][parameter] = tensor
+    if unknown:
+        raise CheckpointError(
+            f"{where}: keys that mean nothing in a file of kohya's or LyCORIS's:{listing(unknown)}"
+            f"\nExpected <prefix>_<module>.<parameter>, with one of {', '.join(PREFIXES)}."
+        )
+    if not modules:
+        raise CheckpointError(
+            f"{where} has nothing for part={part!r}, expected one of {', '.join(sorted(parts))}."
+        )
+    return modules
+
+
+def _unknown(key: str) -> str:
+    """What to say of a key that is no parameter."""
+    end = key.rpartition(".")[2]
+    if end in _KNOWN_BUT_NOT_DONE:
+        return _KNOWN_BUT_NOT_DONE[end]
+    return "no prefix that is known" if _prefix(key) is None else "no parameter that is known"
+
+
+_KNOWN_BUT_NOT_DONE = {
+    "lokr_t1": "no version of LyCORIS writes or reads it",
+    "lambda_layer": "T-LoRA, whose rank depends on the timestep, so that no weight does the same",
+    "scalar": "a scale that LyCORIS itself leaves out when it loads; save the file again with it",
+}
+
+
+def _prefix(key: str) -> str | None:
+    """The longest known prefix of a key, up to the module's name."""
+    fitting = [prefix for prefix in PREFIXES if key.startswith(f"{prefix}_")]
+    return max(fitting, key=len, default=None)
+
+
+def _sites(modules: Mapping[str, Factors], base: Any, where: str) -> dict[str, str]:
+    """The base's module for each of the file's."""
+    wanted: dict[str, tuple[str, str]] = {}
+    for module in modules:
+        prefix = _prefix(f"{module}.") or ""
+        wanted[module] = PREFIXES[prefix], module.removeprefix(f"{prefix}_")
+    if base is not None:
+        return found_modules(wanted, base_model(base).modules, where)
+    # A name of one word has no dot to lose.
+    open_names = [module for module, (_, rest) in wanted.items() if "_" in rest]
+    rests = [rest for _, rest in wanted.values()]
+    if open_names or len(set(rests)) < len(rests):
+        raise CheckpointError(
+            f"{where}: in its {len(modules)} names dots became underscores "
+            f"({(open_names or rests)[0]} …), so that the file alone does not say which modules it "
+            "is for. Give what it was trained on: load(path, base=…), with base the params, a "
+            "Hugging Face folder, or a list of module names."
+        )
+    return {module: rest for module, (_, rest) in wanted.items()}

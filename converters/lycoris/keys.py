@@ -1,0 +1,59 @@
+"""A key's end: which parameter it is, under the one name by which updates are built."""
+
+__all__ = ["FAMILIES", "PARAMETERS", "split_key"]
+
+# The names that kohya's scripts and LyCORIS give them are the ones used here.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "LoRA": ("lora_down.weight", "lora_up.weight", "lora_mid.weight"),
+    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    "Delta": ("diff",),
+    "norm": ("w_norm", "b_norm"),
+    "IA3": ("weight", "on_input"),
+    "OFT": ("oft_blocks", "rescale"),
+    "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
+}
+# What may stand beside the factors of any family.
+_BESIDE = ("alpha", "scale", "dora_scale", "diff_b", "lora_up.bias", "lora_magnitude_vector")
+PARAMETERS = frozenset(name for names in FAMILIES.values() for name in names) | set(_BESIDE)
+
+# The same under the names of PEFT, diffusers, and those who write like them.
+_OTHER_NAMES = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_A.default.weight": "lora_down.weight",
+    "lora_B.default.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight",
+    "lora.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight",
+    "lora_linear_layer.up.weight": "lora_up.weight",
+    "lora_A": "lora_down.weight",
+    "lora_B": "lora_up.weight",
+    "lora_B.bias": "lora_up.bias",
+    "lora_magnitude_vector.weight": "lora_magnitude_vector",
+}
+# The longest first, so that `lora_A.weight` is not taken for the `weight` of an IA3.
+_ENDS = sorted((*PARAMETERS, *_OTHER_NAMES), key=lambda name: -name.count("."))
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """The module of a key and the parameter, by the name used here; None for any other key.
+
+    Args:
+        key: a tensor's name.
+
+    Returns:
+        Module and parameter, or None.
+
+    Example:
+        >>> split_key("transformer.proj_out.lora_A.weight")
+        ('transformer.proj_out', 'lora_down.weight')
+        >>> split_key("lora_unet_mid_block.alpha")
+        ('lora_unet_mid_block', 'alpha')
+        >>> split_key("emb_params")
+    """
+    for end in _ENDS:
+        if key.endswith(f".{end}"):
+            module = key.removesuffix(f".{end}")
+            return (module, _OTHER_NAMES.get(end, end)) if module else None
+    return None

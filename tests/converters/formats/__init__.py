@@ -1,0 +1,1 @@
+"""The formats of other libraries, beside PEFT's."""

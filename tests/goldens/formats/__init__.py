@@ -1,0 +1,1 @@
+"""What other libraries wrote and computed, for `tests/converters/formats`."""
