@@ -10,12 +10,13 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.format import Format, named, recognised
 from jaxmix.converters.hub import download
 from jaxmix.converters.kohya import is_kohya, read_kohya
+from jaxmix.converters.mixfile import MIX_FILE, TENSORS_FILE, is_mix, read_mix
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from jaxmix.converters.peft.tensors import pickle_recipe
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mix import Mix
 
-__all__ = ["FORMATS", "Found", "find", "load"]
+__all__ = ["FORMATS", "Found", "find", "find_on_hub", "is_hub_id", "load"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -49,9 +50,20 @@ KOHYA = Format(
     options=("base", "part"),
 )
 
+MIX = Format(
+    name="mix",
+    what=f"a folder with {MIX_FILE} (or that file, or a recipe)",
+    recognises=is_mix,
+    read=read_mix,
+    files=(MIX_FILE,),
+    extras=(TENSORS_FILE,),
+    absent=lambda file: ", so it is no mix of jaxmix there.",
+    named_within=True,
+)
+
 # The first that recognises a folder or a file reads it. The last one gets the folders that nobody
 # recognises, and says what they miss; on the hub it is looked for first.
-FORMATS: tuple[Format, ...] = (KOHYA, PEFT)
+FORMATS: tuple[Format, ...] = (MIX, KOHYA, PEFT)
 
 _EXPECTED = f"{PEFT.what}, or 'owner/name'"
 
@@ -72,18 +84,22 @@ def load(
     Nothing is unpickled, no torch is needed, and the arrays keep the dtype of the file.
 
     Args:
-        path_or_hub_id: a folder that PEFT saved, or the id of a repository on the hub.
-        name: what to call the adapter; the last part of the path or id by default.
+        path_or_hub_id: a folder that PEFT or `jaxmix.save` wrote, a recipe (a file of JSON that
+            names the parts of a mix), or the id of a repository on the hub.
+        name: what to call the adapter; the last part of the path or id by default. The parts of a
+            saved mix keep their names, or come to be called ``name/part``.
         subfolder: where in the folder or repository the adapter lies.
         revision: the branch, tag or commit on the hub.
         strength: the strength with which it enters a mix, a real scalar.
-        format: the format, by name, of what would not be recognised by its files: ``"peft"``.
+        format: the format, by name, of what would not be recognised by its files: ``"peft"``,
+            ``"mix"``.
         **options: what else the reader of the format takes. ``base=`` is the model on which the
             adapter was trained, params or a Hugging Face folder, where a file says too little
             without it.
 
     Returns:
-        The adapter. Its factors have the file's shapes: LoRA's A (r, in) and B (out, r), and so on.
+        The adapter, or the mix that was saved. Its factors have the file's shapes: LoRA's A (r, in)
+        and B (out, r), and so on.
 
     Raises:
         CheckpointError: if a file is missing, damaged or incomplete, or holds keys that mean
@@ -100,7 +116,7 @@ def load(
         jaxmix.errors.CheckpointError: 'no/such/folder/here' is neither a folder nor a hub id.
         Expected a folder with adapter_config.json and adapter_model.safetensors, or 'owner/name'.
 
-    Source: the folder that ``peft.PeftModel.save_pretrained`` writes.
+    Source: the folder that ``peft.PeftModel.save_pretrained`` writes, and that of `jaxmix.save`.
     """
     found = find(path_or_hub_id, subfolder=subfolder, revision=revision, format=format)
     return found.read(name, strength, **options)
@@ -179,14 +195,54 @@ def find(
         one = forced or recognised(FORMATS, place, text)
         default = place.resolve().name if is_folder else place.stem
         return Found(place, one, default, _told(text, subfolder))
-    if not is_there and _HUB_ID.fullmatch(text):
-        looked_for = [one for one in FORMATS[::-1] if one.files and one is (forced or one)]
-        folder, one = download(text, subfolder, revision, looked_for)
-        default = (subfolder or text).rstrip("/").rsplit("/", 1)[-1]
-        at = f"@{revision}" if revision else ""
-        return Found(folder, one, default, text + (f"/{subfolder}" if subfolder else "") + at)
+    if not is_there and is_hub_id(text):
+        return find_on_hub(text, subfolder=subfolder, revision=revision, format=format)
     what = "is a file, which has no subfolder" if is_there else "is neither a folder nor a hub id"
     raise CheckpointError(f"{_cut(text)} {what}.\nExpected {_EXPECTED}.")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, ``owner/name``.
+
+    Args:
+        text: the text.
+
+    Returns:
+        Whether it has.
+    """
+    return _HUB_ID.fullmatch(text) is not None
+
+
+def find_on_hub(
+    hub_id: str,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    format: str | None = None,
+) -> Found:
+    """Fetches what `load` would read of a repository on the hub, whatever lies here.
+
+    Args:
+        hub_id: ``owner/name``.
+        subfolder: where in the repository the adapter lies.
+        revision: the branch, tag or commit.
+        format: the format, by name; by default that of which the files are there.
+
+    Returns:
+        What was found.
+
+    Raises:
+        CheckpointError: if it can't be had.
+        UnsupportedError: if there is no format of that name.
+    """
+    if subfolder is not None:
+        _check_inside(subfolder)
+    forced = None if format is None else named(FORMATS, format)
+    looked_for = [one for one in FORMATS[::-1] if one.files and one is (forced or one)]
+    folder, one = download(hub_id, subfolder, revision, looked_for)
+    place = f"{hub_id}/{subfolder}".rstrip("/") if subfolder else hub_id
+    at = f"@{revision}" if revision else ""
+    return Found(folder, one, place.rsplit("/", 1)[-1], place + at)
 
 
 def _cut(text: str) -> str:

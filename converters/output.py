@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def checked_output(
     *,
     force: bool = False,
     size: int = 0,
+    marks: Sequence[str] = _MARKS,
 ) -> Path:
     """The place for a new folder, as far as can be told before it is written.
 
@@ -38,6 +39,7 @@ def checked_output(
         inputs: folders that are read from, which it must not replace, nor be a part of.
         force: whether a checkpoint that stands there may be replaced.
         size: the bytes to be written.
+        marks: files one of which tells that a folder is what may be replaced.
 
     Returns:
         The place, links resolved.
@@ -61,9 +63,9 @@ def checked_output(
                 f"the output {out} exists. Give another folder, or say force=True (--force) to "
                 "replace it; it then stays until the new one is whole."
             )
-        if any(place.iterdir()) and not any((place / mark).exists() for mark in _MARKS):
+        if any(place.iterdir()) and not any((place / mark).exists() for mark in marks):
             raise CheckpointError(
-                f"the output {out} holds no checkpoint, expected one of {', '.join(_MARKS)} in "
+                f"the output {out} holds no checkpoint, expected one of {', '.join(marks)} in "
                 "what is to be replaced. Give another folder, or empty this one."
             )
     elif place.exists():

@@ -8,6 +8,7 @@ mix of nothing: the identity
 from jaxmix import errors, families, layout, models
 from jaxmix.adapter import Adapter
 from jaxmix.converters.loading import load
+from jaxmix.converters.mixfile import save
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import JaxmixError
 from jaxmix.layout import Layout, Rule
@@ -28,5 +29,6 @@ __all__ = [
     "merge_checkpoint",
     "mix",
     "models",
+    "save",
     "to_lora",
 ]

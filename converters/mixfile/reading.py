@@ -1,0 +1,228 @@
+"""A saved mix, or a recipe, back."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.mixfile.coding import decode_strength, decode_updates, shown
+from jaxmix.converters.mixfile.hashing import fingerprint
+from jaxmix.converters.mixfile.record import MIX_FILE, parse
+from jaxmix.converters.mixfile.tensors import read, tensor_keys
+from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, listing
+from jaxmix.mix import Mix, mix
+
+__all__ = ["is_mix", "read_mix"]
+
+# How deep recipes may lie in recipes.
+_DEPTH = 16
+
+
+def is_mix(path: Path) -> bool:
+    """Whether a folder or file is a saved mix or a recipe, by its name.
+
+    Args:
+        path: a folder with mix.json, or a file of JSON that is not PEFT's config.
+
+    Returns:
+        Whether it is.
+    """
+    if path.is_file():
+        return path.suffix == ".json" and path.name != "adapter_config.json"
+    return (path / MIX_FILE).exists()
+
+
+def read_mix(
+    path: Path, name: str = "", strength: Any = 1.0, *, above: tuple[Path, ...] = ()
+) -> Adapter | Mix:
+    """Reads what `save` wrote, or a recipe: a mix.json whose parts are paths or hub ids.
+
+    Paths are relative to the folder of the recipe and stay in it. Recipes may lie in recipes: their
+    parts join, their strengths multiply.
+
+    Args:
+        path: the folder, or the file of JSON; a mix's tensors lie beside it.
+        name: what to call the adapter; before the names of a mix's parts, as ``name/part``. "" to
+            keep the names that the file says.
+        strength: a real scalar with which every part's strength is multiplied.
+        above: the recipes that ask for this one.
+
+    Returns:
+        The adapter or mix that was saved: arrays as NumPy's, in the shapes and dtypes in which they
+        were, LoRA's A (r, in) and B (out, r); what was one array is one.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, has tensors or fields too few or too many,
+            a hash differs, a path leads out of the folder, or a recipe asks for itself.
+        UnsupportedError: if it is of a newer version.
+        AdapterError: if a number is not finite, or two parts have one name.
+
+    Example:
+        >>> read_mix(Path("no/such/folder"))
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: no/such/folder can't be read: No such file or directory. ...
+
+    Source: the format is jaxmix's own, `jaxmix.converters.mixfile`.
+    """
+    file = path / MIX_FILE if path.is_dir() else path
+    _check_depth(file, above)
+    head = parse(file)
+    tensors = _tensors(file, head["parts"])
+    used: set[str] = set()
+    parts: list[Adapter | Mix] = []
+    differ: list[str] = []
+    digests: dict[int, str] = {}
+    for i, part in enumerate(head["parts"], 1):
+        where = f"{file}: part {i}"
+        if "updates" in part:
+            one: Adapter | Mix = _stored(part, tensors, used, where)
+        else:
+            one = _told(part, file, where, above)
+        found = fingerprint(one, digests) if "sha256" in part else None
+        if found != part.get("sha256"):
+            differ.append(f"part {i}, {part.get('name') or part['source']}: {found}")
+        # Its own strength is no part of a mix's hash.
+        parts.append(one if "updates" in part else _times(one, float(part.get("strength", 1.0))))
+    if left := sorted(set(tensors) - used):
+        raise CheckpointError(
+            f"{_beside(file)} has tensors that no part asks for:{listing(left)}\n"
+            "Expected those of mix.json alone. Save the mix again."
+        )
+    if differ:
+        raise CheckpointError(
+            f"{file}: parts whose hash (SHA-256 of their updates) is not the one in the file:"
+            f"{listing(differ)}\nThey changed since. Take the files that belong together; if the "
+            "change is meant, put the new hash in the place of the old."
+        )
+    return _times(_whole(head["kind"], parts, file, name), strength)
+
+
+def _check_depth(file: Path, above: tuple[Path, ...]) -> None:
+    """Refuses recipes that go round, or too deep."""
+    if (here := file.resolve()) in above:
+        raise CheckpointError(
+            f"{file} asks for itself, by way of {len(above)} recipe"
+            f"{'' if len(above) == 1 else 's'}. Expected parts that are adapters, or recipes of "
+            f"others; take out the part that leads back to {here.parent.name}."
+        )
+    if len(above) >= _DEPTH:
+        raise CheckpointError(
+            f"{file} lies {len(above)} recipes deep, expected {_DEPTH} at most. Save the inner "
+            "ones with jaxmix.save."
+        )
+
+
+def _beside(file: Path) -> Path:
+    """The tensors of a file of JSON."""
+    return file.with_suffix(".safetensors")
+
+
+def _tensors(file: Path, parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The arrays of the parts that have theirs here."""
+    path = _beside(file)
+    is_stored = any("updates" in part for part in parts)
+    if is_stored and not path.exists():
+        raise CheckpointError(
+            f"{file.parent} has no {path.name}, expected it beside {file.name}, whose parts have "
+            "their arrays there. Copy, download or save it again."
+        )
+    # Beside a recipe of another name may lie anything.
+    return read(path, tensor_keys(path)) if is_stored or file.name == MIX_FILE else {}
+
+
+def _stored(
+    part: Mapping[str, Any], tensors: Mapping[str, np.ndarray], used: set[str], where: str
+) -> Adapter:
+    """A part whose updates are in the file."""
+    strength = decode_strength(part["strength"], tensors, used, where)
+    updates = decode_updates(part["updates"], tensors, used, where)
+    return Adapter(updates, strength, part["name"], part["source"])
+
+
+def _times(one: Adapter | Mix, strength: Any) -> Adapter | Mix:
+    """Times a strength; as it is where that is 1, as in `mix`."""
+    return one if isinstance(strength, float) and strength == 1.0 else one * strength
+
+
+def _whole(kind: str, parts: list[Adapter | Mix], file: Path, name: str) -> Adapter | Mix:
+    """What the parts make, under a name if one is given."""
+    if kind == "adapter":
+        if len(parts) != 1 or not isinstance(parts[0], Adapter):
+            count = sum(len(part.parts) for part in parts)
+            raise CheckpointError(
+                f"{file}: kind is 'adapter', and there are {count} adapters, expected 1. Write "
+                "'mix', or leave kind out."
+            )
+        return parts[0].renamed(name) if name else parts[0]
+    try:
+        mixed = mix(*parts)
+    except AdapterError as error:
+        raise AdapterError(f'{file}: {error} In a recipe: "name": "other".') from error
+    if not name:
+        return mixed
+    return Mix(tuple(part.renamed(f"{name}/{part.name}") for part in mixed.parts))
+
+
+# --------------------------------------------------------------------------------- recipes
+
+
+def _told(
+    part: Mapping[str, Any], file: Path, where: str, above: tuple[Path, ...]
+) -> Adapter | Mix:
+    """A part that is read from its source, at the strength that it has there."""
+    # Not at the top: loading's table has a line for this format.
+    from jaxmix.converters.loading import find, find_on_hub, is_hub_id
+
+    source = part["source"]
+    where = f"{where}, {source}"
+    options = {key: part.get(key) for key in ("subfolder", "format")}
+    place = _inside(file.parent, source, where)
+    try:
+        if os.path.lexists(place):
+            _check_no_way_out(place, file.parent, options["subfolder"], where)
+            if "revision" in part:
+                raise CheckpointError("it is a folder here, which has no revision")
+            found = find(place, **options)
+        elif is_hub_id(source):
+            found = find_on_hub(source, revision=part.get("revision"), **options)
+        else:
+            raise CheckpointError(
+                f"it is neither in {file.parent} nor a hub id. Expected a path relative to "
+                f"{file.name}, or 'owner/name'."
+            )
+        name = part.get("name")
+        if found.format.read is not read_mix:
+            return replace(found, source=source).read(name, 1.0)
+        return read_mix(found.path, name or "", above=(*above, file.resolve()))
+    except JaxmixError as error:
+        if isinstance(error, CheckpointError) and str(error).startswith(where):
+            raise
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _inside(folder: Path, source: str, where: str) -> Path:
+    """The path that a source would be; it must not be absolute, nor climb."""
+    windows = PureWindowsPath(source)
+    is_absolute = PurePosixPath(source).is_absolute() or bool(windows.drive or windows.root)
+    if is_absolute or source.startswith("~") or ".." in windows.parts or "\\" in source:
+        raise CheckpointError(
+            f"{where}: the source is {shown(source)}, expected a path below the folder of the "
+            "recipe, with '/', or a hub id. Put the recipe into a folder above its adapters, or "
+            "mix with jaxmix.mix and jaxmix.save."
+        )
+    return folder / source
+
+
+def _check_no_way_out(place: Path, folder: Path, subfolder: str | None, where: str) -> None:
+    """Refuses a link that leads out of the recipe's folder."""
+    end = (place / subfolder if subfolder else place).resolve()
+    if not end.is_relative_to(folder.resolve()):
+        raise CheckpointError(
+            f"{where}: it is a link out of the recipe's folder. Expected what lies below it; copy "
+            "the adapter there."
+        )
