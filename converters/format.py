@@ -26,7 +26,8 @@ class Format:
             format. Without any, the format is not looked for on the hub.
         extras: what to fetch too where a repository has it.
         absent: what to say of one of ``files`` that a repository does not have.
-        named_within: whether its files name their adapters: ``name`` is then "" if none was given.
+        named_within: whether its files say names and sources themselves: ``name`` is then "" if
+            none was given, and a mix may come of it.
     """
 
     name: str

@@ -152,9 +152,9 @@ class Found:
             )
         given = name or ("" if self.format.named_within else self.default)
         adapter = self.format.read(self.path, given, strength, **options)
-        if isinstance(adapter, Adapter) and not adapter.source:
-            return replace(adapter, source=self.source)
-        return adapter
+        if self.format.named_within:  # its parts say by themselves where they came from
+            return adapter
+        return replace(adapter, source=self.source)
 
 
 def find(
@@ -233,12 +233,17 @@ def find_on_hub(
 
     Raises:
         CheckpointError: if it can't be had.
-        UnsupportedError: if there is no format of that name.
+        UnsupportedError: if there is no format of that name, or it is not looked for on the hub.
     """
     if subfolder is not None:
         _check_inside(subfolder)
     forced = None if format is None else named(FORMATS, format)
     looked_for = [one for one in FORMATS[::-1] if one.files and one is (forced or one)]
+    if not looked_for:
+        raise UnsupportedError(
+            f"{hub_id}: the format {format!r} is one of single files, which are not looked for on "
+            f"the hub. Download the file with `hf download {hub_id}`, and give its path."
+        )
     folder, one = download(hub_id, subfolder, revision, looked_for)
     place = f"{hub_id}/{subfolder}".rstrip("/") if subfolder else hub_id
     at = f"@{revision}" if revision else ""

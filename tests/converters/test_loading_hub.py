@@ -8,7 +8,9 @@ from huggingface_hub import constants, errors
 
 import jaxmix
 from jaxmix import JaxmixError
-from jaxmix.errors import CheckpointError
+from jaxmix.converters import loading
+from jaxmix.converters.format import Format
+from jaxmix.errors import CheckpointError, UnsupportedError
 
 from .peft.folders import SITE, refused, save
 
@@ -75,7 +77,9 @@ def failing(kind, at=FILES[0], folder=Path()):
     """A download that raises at one file, as the hub's client would, and finds the other."""
 
     def download(repo_id, filename, *, subfolder=None, revision=None):
-        assert repo_id == "owner/name" and filename in FILES
+        assert repo_id == "owner/name"
+        if filename not in FILES:  # that of another format: a PEFT repository has none
+            raise errors.EntryNotFoundError("not there")
         if filename == at:
             error = kind.__new__(kind)
             error.args = ("what the client said",)
@@ -137,6 +141,16 @@ def test_a_repository_with_pickles_only(tmp_path, monkeypatch):
         "folder and convert it: jaxmix reads no pickles. With torch:\n"
         "  tensors = torch.load('adapter_model.bin', map_location='cpu', weights_only=True)\n"
         "  safetensors.torch.save_file(tensors, 'adapter_model.safetensors')"
+    )
+
+
+def test_a_format_of_single_files(monkeypatch):
+    """There is no file to look for."""
+    one = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
+    monkeypatch.setattr(loading, "FORMATS", (one, *loading.FORMATS))
+    assert refused(UnsupportedError, "owner/name", format="mine") == (
+        "owner/name: the format 'mine' is one of single files, which are not looked for on the "
+        "hub. Download the file with `hf download owner/name`, and give its path."
     )
 
 

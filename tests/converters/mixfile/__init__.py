@@ -1,0 +1,1 @@
+"""Saved mixes and recipes."""
