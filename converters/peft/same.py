@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxmix.errors import UnsupportedError, listing
 
-__all__ = ["same"]
+__all__ = ["same", "unless"]
 
 
 def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> Any:
@@ -37,3 +37,21 @@ def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> An
         f"PEFT's config has one {field} for all sites, and these differ:{listing(lines)}\n"
         "Export them as adapters of their own."
     )
+
+
+def unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], said: str) -> None:
+    """Refuses to write updates of a form that PEFT's type does not have.
+
+    Args:
+        updates: ``{site: update}``.
+        fits: whether PEFT has an update's form.
+        said: what is the matter with those that do not fit, and what to do.
+
+    Raises:
+        UnsupportedError: if some do not; it lists their sites.
+
+    Example:
+        >>> unless({"a": 1}, lambda update: update > 0, "a number that is not positive")
+    """
+    if sites := [site for site, update in updates.items() if not fits(update)]:
+        raise UnsupportedError(f"{said}:{listing(sites)}")

@@ -30,7 +30,6 @@ class HRA(Update):
     Args:
         u: U (in, r), PEFT's ``hra_u``; a convolution's (in·k, r).
         orthogonal: whether the u are made orthogonal first, PEFT's ``apply_GS``.
-        convolution: whether the site is a convolution; what `export` needs, not the map.
 
     Raises:
         ShapeError: by `compose`, where U has not the weight's inputs.
@@ -45,7 +44,6 @@ class HRA(Update):
 
     u: Float[Array, "in r"]
     orthogonal: bool = field(default=False, metadata={"static": True})
-    convolution: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "HRA"
 

@@ -58,8 +58,13 @@ def neighbours(form: Form) -> tuple[peft.PeftConfig, peft.PeftConfig]:
     if form.net.endswith("groups"):
         return peft.LoKrConfig(r=2, alpha=3, **where), loha
     lora = peft.LoraConfig(r=3, lora_alpha=5, **where, **fan)
-    if form.net.startswith(("embedding", "gpt2", "conv3d")):
-        return lora, peft.LoraConfig(r=2, lora_alpha=3, **where, **fan)
+    # No second LoRA: adding it turns off the first one, which does not know the new one's name.
+    if form.net.startswith(("gpt2", "conv3d")):
+        if form.make is peft.IA3Config:
+            return lora, peft.HiraConfig(r=2, **where, **fan)
+        return lora, peft.IA3Config(feedforward_modules=[], **where, **fan)
+    if form.net.startswith("embedding"):
+        return lora, peft.OFTConfig(oft_block_size=2, **where)
     return lora, loha
 
 
