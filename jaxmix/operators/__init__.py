@@ -11,15 +11,19 @@ their own: like Python's numbers they take that of what they meet (JAX's weak ty
 
 from jaxmix.operators.base import Operator
 from jaxmix.operators.blocks import BlockDiagonal, Kronecker
+from jaxmix.operators.circulant import Circulant
 from jaxmix.operators.compound import Product, Sum
 from jaxmix.operators.fold import add, multiply
 from jaxmix.operators.lowrank import Hadamard, LowRank
 from jaxmix.operators.permutation import Permutation
 from jaxmix.operators.simple import Dense, Diagonal, Identity, Zero
 from jaxmix.operators.sparse import Sparse
+from jaxmix.operators.stacked import StackedLowRank
+from jaxmix.operators.tiles import Tiles
 
 __all__ = [
     "BlockDiagonal",
+    "Circulant",
     "Dense",
     "Diagonal",
     "Hadamard",
@@ -30,7 +34,9 @@ __all__ = [
     "Permutation",
     "Product",
     "Sparse",
+    "StackedLowRank",
     "Sum",
+    "Tiles",
     "Zero",
     "add",
     "multiply",

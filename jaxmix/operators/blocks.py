@@ -12,7 +12,7 @@ from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
 from jaxmix.operators.sparse import selection
 
-__all__ = ["BlockDiagonal", "Kronecker"]
+__all__ = ["BlockDiagonal", "Kronecker", "covering", "within"]
 
 
 @jax.tree_util.register_dataclass
@@ -77,11 +77,11 @@ class BlockDiagonal(Operator):
         kept = picked(part, n)
         if len(kept) == 0:
             return Zero(0, n)
-        first, last = _covering(kept, b)
+        first, last = covering(kept, b)
         strip = BlockDiagonal(self.all_blocks()[first:last], 1)
         columns = range(first * b, last * b)
         whole = strip if len(columns) == n else Product(strip, selection(columns, n))
-        return whole if kept == columns else Product(_within(kept, columns), whole)
+        return whole if kept == columns else Product(within(kept, columns), whole)
 
     def flops(self) -> int:
         return 0
@@ -140,7 +140,7 @@ class Kronecker(Operator):
         kept = picked(part, self.shape[0])
         if len(kept) == 0:
             return Zero(0, self.shape[1])
-        first, last = _covering(kept, k)
+        first, last = covering(kept, k)
         covered = range(first * k, last * k)
         strip = Kronecker(self.x[first:last], self.y)
         if kept == covered:
@@ -148,7 +148,7 @@ class Kronecker(Operator):
         if last - first == 1:
             inner = jnp.asarray([i - covered.start for i in kept], jnp.int32)
             return Kronecker(strip.x, self.y[inner])
-        return Product(_within(kept, covered), strip)
+        return Product(within(kept, covered), strip)
 
     def flops(self) -> int:
         return math.prod(self.shape)
@@ -174,12 +174,12 @@ def _spread(blocks: Float[Array, "k b b"]) -> Float[Array, "kb kb"]:
     return spread.reshape(k * b, k * b)
 
 
-def _covering(kept: range, size: int) -> tuple[int, int]:
+def covering(kept: range, size: int) -> tuple[int, int]:
     """The first block of this size that rows touch, and the one after the last."""
     return min(kept) // size, max(kept) // size + 1
 
 
-def _within(kept: range, covered: range) -> Operator:
+def within(kept: range, covered: range) -> Operator:
     """The selection of rows out of the run of rows that covers them."""
     start = covered.start
     return selection(range(kept.start - start, kept.stop - start, kept.step), len(covered))

@@ -12,6 +12,7 @@ import pytest
 from jaxmix import operators
 from jaxmix.operators import (
     BlockDiagonal,
+    Circulant,
     Dense,
     Diagonal,
     Hadamard,
@@ -22,7 +23,9 @@ from jaxmix.operators import (
     Permutation,
     Product,
     Sparse,
+    StackedLowRank,
     Sum,
+    Tiles,
     Zero,
 )
 
@@ -93,6 +96,11 @@ def low_rank(rank: int) -> Maker:
     return make
 
 
+def _stacked(rng: np.random.Generator, rows: int, cols: int) -> Made:
+    b, a = rng.normal(size=(rows, 2, 3)), rng.normal(size=(rows, 3, cols // 2))
+    return StackedLowRank(jnp.asarray(b), jnp.asarray(a)), (b @ a).reshape(rows, cols)
+
+
 def _hadamard(rng: np.random.Generator, rows: int, cols: int) -> Made:
     (left, one), (right, two) = (low_rank(r)(rng, rows, cols) for r in (2, 3))
     assert isinstance(left, LowRank) and isinstance(right, LowRank)
@@ -104,6 +112,24 @@ def _kronecker(rows_in: int, cols_in: int) -> Maker:
         x, y = rng.normal(size=(rows_in, cols_in)), None
         y = rng.normal(size=(rows // rows_in, cols // cols_in))
         return Kronecker(jnp.asarray(x), jnp.asarray(y)), np.kron(x, y)
+
+    return make
+
+
+def _tiles(size: int) -> Maker:
+    def make(rng: np.random.Generator, rows: int, cols: int) -> Made:
+        m, n = rows // size, cols // 4
+        b, a = rng.normal(size=(m, n, size, 2)), rng.normal(size=(m, n, 2, 4))
+        return Tiles(jnp.asarray(b), jnp.asarray(a)), np.block(list(map(list, b @ a)))
+
+    return make
+
+
+def _circulant(size: int) -> Maker:
+    def make(rng: np.random.Generator, rows: int, cols: int) -> Made:
+        kernels = rng.normal(size=(rows // size, cols // size, size))
+        rolled = [[np.stack([np.roll(k, p) for p in range(size)]) for k in r] for r in kernels]
+        return Circulant(jnp.asarray(kernels)), np.block(rolled)
 
     return make
 
@@ -152,8 +178,13 @@ KINDS: dict[str, Maker] = {
     "low_rank": low_rank(2),
     "low_rank_other": low_rank(3),
     "hadamard": _hadamard,
+    "stacked": _stacked,
     "kronecker": _kronecker(2, 4),
     "kronecker_other": _kronecker(4, 2),
+    "tiles": _tiles(2),
+    "tiles_other": _tiles(4),
+    "circulant": _circulant(2),
+    "circulant_other": _circulant(4),
     "sparse": _sparse,
     "dense": _dense,
     "sum": _sum,

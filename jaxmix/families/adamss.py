@@ -1,0 +1,100 @@
+"""AdaMSS: groups of rows, each with a low rank of its own, behind one projection of the input."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxmix.affine import AffineMap, Base, identity, shift
+from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.operators import Dense, LowRank
+
+__all__ = ["AdaMSS"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class AdaMSS(Update):
+    """AdaMSS: ``W'[rows i] = W[rows i] + Bᵢ Aᵢ P``, over groups i of rows of the weight.
+
+    Where the layer has a bias PEFT takes it for one more column of the weight, so that P has one
+    more too, p: ``b'[rows i] = b[rows i] + Bᵢ Aᵢ p``.
+
+    Strength s: ``W' = W + s·Δ`` and ``b' = b + s·δ``.
+
+    Args:
+        a: the Aᵢ (rᵢ, r), PEFT's ``adamss_A.i``.
+        b: the Bᵢ (rows of group i, rᵢ), PEFT's ``adamss_B.i``.
+        projection: P (r, in), PEFT's ``adamss_newB`` without the bias's column.
+        rows: the numbers of the rows (out,), group by group, which PEFT finds by clustering the
+            base's and does not save.
+        bias: p (r,), the bias's column; None for a layer without a bias.
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> one, rows = jnp.ones((1, 1)), jnp.array([1, 0])
+        >>> two = AdaMSS((one, one), (one, 3 * one), one, rows)
+        >>> two.weight_map(Base(None, (2, 1)), jnp.ones(())).shift.dense().tolist()
+        [[3.0], [1.0]]
+
+    Source: ``peft/tuners/adamss/layer.py``.
+    """
+
+    a: tuple[Float[Array, "ri r"], ...]
+    b: tuple[Float[Array, "rows ri"], ...]
+    projection: Float[Array, "r in"]
+    rows: Int[Array, " out"]
+    bias: Float[Array, " r"] | None = None
+
+    family: ClassVar[str] = "AdaMSS"
+
+    @property
+    def has_bias(self) -> bool:
+        """Where the layer has a bias."""
+        return self.bias is not None
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·Δ)``."""
+        return shift(LowRank(self._left(base.shape[0], strength), self._inner() @ self.projection))
+
+    def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·δ)``."""
+        if self.bias is None:
+            return identity((base.shape[0], 1))
+        inner = self._inner() @ self.bias[:, None]
+        return shift(Dense(self._left(base.shape[0], strength) @ inner))
+
+    def _inner(self) -> Float[Array, "ranks r"]:
+        """The Aᵢ below each other."""
+        return jnp.concatenate(self.a)
+
+    def _left(self, out_size: int, strength: Float[Array, ""]) -> Float[Array, "out ranks"]:
+        """The Bᵢ along a diagonal, their rows where they belong."""
+        blocks = jax.scipy.linalg.block_diag(*(jnp.asarray(b) for b in self.b))
+        left = jnp.zeros((out_size, blocks.shape[1]), blocks.dtype)
+        return (strength * left.at[self.rows].set(blocks)).astype(blocks.dtype)
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether P has the weight's inputs, and the groups have its rows."""
+        out_size, in_size = shape
+        factors: Factors = {
+            "adamss_newB": (self.projection, ("r", in_size)),
+            "the bias's column": (self.bias, ("r",)),
+            "the groups' rows": (self.rows, (out_size,)),
+        }
+        for i, (a, b) in enumerate(zip(self.a, self.b, strict=True)):
+            factors[f"adamss_A.{i}"] = (a, (f"r{i}", "r"))
+            factors[f"adamss_B.{i}"] = (b, (f"n{i}", f"r{i}"))
+        if said := mismatch(factors, shape):
+            return said
+        if (found := sum(b.shape[0] for b in self.b)) != out_size:
+            return f"adamss_B have {found} rows in all, expected {out_size} from weight {shape}"
+        return None
+
+    def size(self) -> str:
+        """How many groups, and their ranks together."""
+        return f"{len(self.a)} groups of rank {sum(a.shape[0] for a in self.a)} in all"

@@ -1,0 +1,57 @@
+"""C3A: a grid of circulant blocks."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import Circulant
+
+__all__ = ["C3A"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class C3A(Update):
+    """C3A: ``W' = W + C/in``, with C a grid of circulant blocks.
+
+    The entry (p, q) of block (i, j) is ``k[i, j, (q − p) mod b]``.
+
+    Strength s: ``W' = W + s·C/in``.
+
+    Args:
+        kernels: k (out/b, in/b, b), PEFT's ``c3a_kernel``.
+
+    Raises:
+        ShapeError: by `compose`, where the blocks do not make up the weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> two = C3A(jnp.array([[[2.0, 4.0]]]))
+        >>> two.weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense().tolist()
+        [[1.0, 2.0], [2.0, 1.0]]
+
+    Source: https://arxiv.org/abs/2407.19342; ``peft/tuners/c3a/layer.py``.
+    """
+
+    kernels: Float[Array, "m n b"]
+
+    family: ClassVar[str] = "C3A"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·C/in)``."""
+        return shift(Circulant(self.kernels).scaled(strength / base.shape[1]))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether the blocks make up the weight: fractions where they do not divide it."""
+        b = self.kernels.shape[2] if self.kernels.ndim == 3 else 1
+        rows, cols = (Fraction(size, max(b, 1)) for size in shape)
+        return mismatch({"c3a_kernel": (self.kernels, (rows, cols, "b"))}, shape)
+
+    def size(self) -> str:
+        """The size of its blocks."""
+        return f"block {self.kernels.shape[2]}"

@@ -1,0 +1,84 @@
+"""DeLoRA: a low rank whose length is bounded, apart from its direction."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import LowRank
+
+__all__ = ["DeLoRA"]
+
+# PEFT's least length of a row of A, or a column of B.
+_LEAST = 1e-4
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class DeLoRA(Update):
+    """DeLoRA: ``W' = W + λ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n)``.
+
+    Each rank is as long as λ/r, and n, the norms of the base's columns when training began, are in
+    the file. Lengths ‖aᵢ‖ and ‖bᵢ‖ below 1e-4 count as that.
+
+    Strength s: ``W' = W + s·λ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n)``.
+
+    Args:
+        a: A (r, in), PEFT's ``delora_A``.
+        b: B (out, r), PEFT's ``delora_B``.
+        bound: λ (1,), PEFT's ``delora_lambda``, which is trained.
+        norms: n (in,), PEFT's ``delora_w_norm``.
+        transposed: whether PyTorch stores the weight as (in, out).
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> one = DeLoRA(jnp.ones((1, 1)), jnp.full((2, 1), 7.0), jnp.ones(1), jnp.ones(1))
+        >>> long = one.weight_map(Base(None, (2, 1)), jnp.ones(())).shift.dense()
+        >>> round(float(jnp.linalg.norm(long)), 6)
+        1.0
+
+    Source: https://arxiv.org/abs/2503.18225; ``peft/tuners/delora/layer.py``.
+    """
+
+    a: Float[Array, "r in"]
+    b: Float[Array, "out r"]
+    bound: Float[Array, " 1"]
+    norms: Float[Array, " in"]
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "DeLoRA"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sλ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n))``."""
+        lengths = _length(self.a, 1) * _length(self.b, 0)
+        weights = strength * self.bound / self.a.shape[0] / lengths
+        return shift(LowRank(self.b * weights[None, :], self.a * self.norms[None, :]))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether B A and the norms have the weight's sizes."""
+        out_size, in_size = shape
+        factors = {
+            "delora_A": (self.a, ("r", in_size)),
+            "delora_B": (self.b, (out_size, "r")),
+            "delora_lambda": (self.bound, (1,)),
+            "delora_w_norm": (self.norms, (in_size,)),
+        }
+        return mismatch(factors, shape)
+
+    def size(self) -> str:
+        """Its rank."""
+        return f"rank {self.a.shape[0]}"
+
+
+def _length(x: Array, axis: int) -> Array:
+    """Lengths along an axis, of 1e-4 at the least.
+
+    The square is bounded and not the root, whose slope at 0, where B starts, is infinite.
+    """
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.asarray(x) ** 2, axis), _LEAST**2))

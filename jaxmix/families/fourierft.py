@@ -1,0 +1,103 @@
+"""FourierFT: a few entries of the spectrum of Δ."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.families.places import beyond
+from jaxmix.operators import Dense, LowRank, Operator
+
+__all__ = ["FourierFT"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class FourierFT(Update):
+    """FourierFT: ``W' = W + γ·Re F⁻¹(S)``, with S a sparse spectrum (out, in).
+
+    An entry v at (i, j) is a wave, ``v/(out·in) · cos 2π(i·p/out + j·q/in)``, of rank two. A few of
+    them are thriftier as a low rank; of many the inverse transform is, and Δ is dense.
+
+    Strength s: ``W' = W + s·γ·Re F⁻¹(S)``.
+
+    Args:
+        spectrum: the numbers of S (n,), PEFT's ``fourierft_spectrum``.
+        indices: (2, n), the rows and the columns, which PEFT draws from a seed and does not save.
+        scale: γ, PEFT's ``scaling``.
+        seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
+        transposed: whether PyTorch stores the weight as (in, out).
+
+    Raises:
+        ShapeError: by `compose`, where numbers and positions differ in number, or lie beyond W.
+
+    Example:
+        >>> flat = FourierFT(jnp.ones(1), jnp.zeros((2, 1), int), scale=6.0)
+        >>> flat.weight_map(Base(None, (1, 2)), jnp.ones(())).shift.dense().tolist()
+        [[3.0, 3.0]]
+
+    Source: https://arxiv.org/abs/2405.03003; ``peft/tuners/fourierft/layer.py``.
+    """
+
+    spectrum: Float[Array, " n"]
+    indices: Int[Array, "2 n"]
+    scale: Float[Array, ""] | float
+    seed: int | None = field(default=None, metadata={"static": True})
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "FourierFT"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sγ·Re F⁻¹(S))``."""
+        out_size, in_size = base.shape
+        values = strength * self.scale * self.spectrum
+        if 2 * values.shape[0] * (out_size + in_size) < out_size * in_size:
+            return shift(_waves(values, self.indices, base.shape))
+        return shift(_inverse(values, self.indices, base.shape))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether there is a number a position, and the positions lie in W."""
+        factors = {
+            "fourierft_spectrum": (self.spectrum, ("n",)),
+            "indices": (self.indices, (2, "n")),
+        }
+        return mismatch(factors, shape) or beyond("indices", self.indices, shape)
+
+    def size(self) -> str:
+        """How many entries the spectrum has."""
+        return f"{self.spectrum.shape[0]} frequencies"
+
+
+def _inverse(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:
+    """Δ by the inverse transform of the whole spectrum."""
+    exact = jnp.asarray(values, np.promote_types(values.dtype, np.float32))
+    spectrum = jnp.zeros(shape, exact.dtype).at[indices[0], indices[1]].add(exact)
+    return Dense(jnp.fft.ifft2(spectrum).real.astype(values.dtype))
+
+
+def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:
+    """Δ by ``cos(α + β) = cos α cos β − sin α sin β``."""
+    exact = np.promote_types(values.dtype, np.float32)
+    rows, cols = (_angles(jnp.asarray(i), n, exact) for i, n in zip(indices, shape, strict=True))
+    heights = jnp.concatenate([values, -values]) / math.prod(shape)
+    left = jnp.concatenate([jnp.cos(rows), jnp.sin(rows)]).astype(values.dtype)
+    right = jnp.concatenate([jnp.cos(cols), jnp.sin(cols)]).astype(values.dtype)
+    return LowRank((heights[:, None] * left).T, right)
+
+
+def _angles(frequencies: Array, size: int, dtype: np.dtype) -> Array:
+    """``2π·i·p/size`` for all places p, (n, size), by whole numbers: cosines of far angles blur.
+
+    The product i·p is taken in two steps, each small enough for 32 bits.
+    """
+    step = math.isqrt(size) + 1
+    places = np.arange(size, dtype=np.int32)
+    i = frequencies.astype(jnp.int32)[:, None]
+    turns = (i * step % size * (places // step)[None] + i * (places % step)[None]) % size
+    return turns.astype(dtype) * (2 * math.pi / size)

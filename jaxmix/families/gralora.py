@@ -1,0 +1,87 @@
+"""GraLoRA: a grid of tiles, each of a low rank of its own."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.operators import LowRank, Tiles, add
+
+__all__ = ["GraLoRA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class GraLoRA(Update):
+    """GraLoRA: ``W' = W + γ·(G + B_g A_g)``, with G a grid of k × k tiles of rank r/k.
+
+    Tile (m, n) of G is ``(A[n, :, part m] B[m, part n, :])ᵀ``, where the r ranks of each block fall
+    into k parts. The hybrid form adds a plain low rank for the whole weight.
+
+    Strength s: ``W' = W + s·γ·(G + B_g A_g)``.
+
+    Args:
+        a: A (k, in/k, r), PEFT's ``gralora_A``.
+        b: B (k, r, out/k), PEFT's ``gralora_B``.
+        scale: γ = alpha/(r + hybrid_r).
+        a_general: A_g (hybrid_r, in), PEFT's ``gralora_A_general``; None without.
+        b_general: B_g (out, hybrid_r), PEFT's ``gralora_B_general``; None without.
+        transposed: whether PyTorch stores the weight as (in, out).
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tiles = GraLoRA(jnp.ones((2, 1, 2)), jnp.ones((2, 2, 1)), 3.0)
+        >>> tiles.weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense().tolist()
+        [[3.0, 3.0], [3.0, 3.0]]
+
+    Source: https://arxiv.org/abs/2505.20355; ``peft/tuners/gralora/layer.py``.
+    """
+
+    a: Float[Array, "k in_k r"]
+    b: Float[Array, "k r out_k"]
+    scale: Float[Array, ""] | float
+    a_general: Float[Array, "h in"] | None = None
+    b_general: Float[Array, "out h"] | None = None
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "GraLoRA"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sγ·(G + B_g A_g))``."""
+        (k, inputs, rank), outputs = self.a.shape, self.b.shape[2]
+        left = self.b.reshape(k, k, rank // k, outputs).transpose(0, 1, 3, 2)
+        right = self.a.reshape(k, inputs, k, rank // k).transpose(2, 0, 3, 1)
+        delta = Tiles(left, right)
+        if self.a_general is not None and self.b_general is not None:
+            delta = add(delta, LowRank(self.b_general, self.a_general))
+        return shift(delta.scaled(strength * self.scale))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether the grid, and the general low rank, have the weight's sizes."""
+        out_size, in_size = shape
+        k = self.a.shape[0] if self.a.ndim else 0
+        # Fractions, so that a grid that does not divide the weight fits no factor.
+        inputs, outputs = (Fraction(size, max(k, 1)) for size in (in_size, out_size))
+        factors: Factors = {
+            "gralora_A": (self.a, (k, inputs, "r")),
+            "gralora_B": (self.b, (k, "r", outputs)),
+            "gralora_A_general": (self.a_general, ("h", in_size)),
+            "gralora_B_general": (self.b_general, (out_size, "h")),
+        }
+        if said := mismatch(factors, shape):
+            return said
+        if self.a.shape[2] % k:
+            return f"gralora_A has rank {self.a.shape[2]}, expected a multiple of its {k} blocks"
+        return None
+
+    def size(self) -> str:
+        """Its rank and its grid."""
+        hybrid = "" if self.a_general is None else f" + {self.a_general.shape[0]}"
+        return f"rank {self.a.shape[2]}{hybrid} in {self.a.shape[0]} blocks"

@@ -1,0 +1,86 @@
+"""KaSA: the base's smallest singular values are taken off, a LoRA written like an SVD put there."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import LowRank, add
+
+__all__ = ["KaSA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class KaSA(Update):
+    """KaSA: ``W' = W − U S V + γ·B diag(d) A``, with U S V the r smallest singular parts of W₀.
+
+    W₀ is the base's weight, whatever came before. PEFT takes them off the base when it loads the
+    adapter, in float32.
+
+    Strength s: ``W' = W + s·(γ·B diag(d) A − U S V)``.
+
+    Args:
+        a: A (r, in), PEFT's ``lora_A``.
+        b: B (out, r), PEFT's ``lora_B``.
+        d: the trained singular values (r,), PEFT's ``lora_diag``.
+        scale: γ = alpha/rank, or alpha/√rank with rslora.
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight, or have its full rank.
+
+    Example:
+        >>> none = KaSA(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.zeros(1), 1.0)
+        >>> matrix = jnp.diag(jnp.array([3.0, 2.0]))
+        >>> jnp.round(none.weight_map(Base(matrix, (2, 2)), jnp.ones(()))(matrix), 6).tolist()
+        [[3.0, 0.0], [0.0, 0.0]]
+
+    Source: https://arxiv.org/abs/2412.06071; ``peft/tuners/lora/variants.py``.
+    """
+
+    a: Float[Array, "r in"]
+    b: Float[Array, "out r"]
+    d: Float[Array, " r"]
+    scale: Float[Array, ""] | float
+
+    family: ClassVar[str] = "KaSA"
+    reads_base: ClassVar[bool] = True
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·(γ·B diag(d) A − U S V))``."""
+        weights = strength * self.scale * self.d
+        put = LowRank(self.b * weights[None, :], self.a)
+        return shift(add(put, self._taken(base).scaled(-strength)))
+
+    def _taken(self, base: Base) -> LowRank:
+        """``U S V``."""
+        matrix = base.read("matrix")
+        # LAPACK works in float32 at the least.
+        exact = matrix.astype(np.promote_types(matrix.dtype, np.float32))
+        u, values, v = jnp.linalg.svd(exact, full_matrices=False)
+        kept = values.shape[0] - self.d.shape[0]
+        left, right = u[:, kept:] * values[None, kept:], v[kept:]
+        return LowRank(left.astype(matrix.dtype), right.astype(matrix.dtype))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether B diag(d) A has the weight's sizes, and leaves a singular part of it."""
+        out_size, in_size = shape
+        factors = {
+            "lora_A": (self.a, ("r", in_size)),
+            "lora_B": (self.b, (out_size, "r")),
+            "lora_diag": (self.d, ("r",)),
+        }
+        if said := mismatch(factors, shape):
+            return said
+        if self.d.shape[0] < min(shape):
+            return None
+        return f"lora_diag has rank {self.d.shape[0]}, expected less than {min(shape)} of {shape}"
+
+    def size(self) -> str:
+        """Its rank."""
+        return f"rank {self.d.shape[0]}"

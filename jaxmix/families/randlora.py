@@ -1,0 +1,91 @@
+"""RandLoRA: fixed random bases for all sites, combined to a full rank at each."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import Dense
+
+__all__ = ["RandLoRA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class RandLoRA(Update):
+    """RandLoRA: ``W' = W + γ·Σᵢ B̃ᵢ (Λ A Γ)ᵢ``, over as many bases as fill the weight's rank.
+
+    ``T[k, i, q] = λ[k, i]·A[k, q]·Γ[i, q]`` read as a matrix (r·n, small) is multiplied by B read
+    as (large, n·r), where large and small are the larger and the smaller of out and in. That is how
+    PEFT pairs them: by position, T's rows by rank and then basis, B's columns by basis and then
+    rank. A wide weight gets the transpose. A and B are the same for all sites, as large as the
+    largest.
+
+    Its rank is full, so that a dense Δ is thriftier than the factors.
+
+    Strength s: ``W' = W + s·γ·Σᵢ B̃ᵢ (Λ A Γ)ᵢ``.
+
+    Args:
+        a: A (r, 1, small or more), PEFT's ``randlora_A``.
+        b: B (large or more, n or more, r), PEFT's ``randlora_B``.
+        weights: λ (r, n), PEFT's ``randlora_lambda``.
+        gamma: Γ (n, small), PEFT's ``randlora_gamma``.
+        scale: γ = alpha/r.
+        transposed: whether PyTorch stores the weight as (in, out).
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> a, b, weights = jnp.ones((1, 1, 1)), jnp.ones((2, 1, 1)), jnp.full((1, 1), 3.0)
+        >>> update = RandLoRA(a, b, weights, jnp.ones((1, 1)), 0.5)
+        >>> update.weight_map(Base(None, (1, 2)), jnp.ones(())).shift.dense().tolist()
+        [[1.5, 1.5]]
+
+    Source: https://arxiv.org/abs/2502.00987; ``peft/tuners/randlora/layer.py``.
+    """
+
+    a: Float[Array, "r 1 small_or_more"]
+    b: Float[Array, "large_or_more n_or_more r"]
+    weights: Float[Array, "r n"]
+    gamma: Float[Array, "n small"]
+    scale: Float[Array, ""] | float
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "RandLoRA"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sγ·Σᵢ B̃ᵢ (Λ A Γ)ᵢ)``."""
+        (out_size, in_size), bases = base.shape, self.weights.shape[1]
+        small, large = sorted((out_size, in_size))
+        weights = strength * self.scale * self.weights
+        inner = weights[:, :, None] * self.a[:, :, :small] * self.gamma[None]
+        outer = self.b[:large, :bases].reshape(large, -1)
+        delta = outer @ inner.reshape(-1, small)
+        return shift(Dense(delta if small == in_size else delta.T))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether the bases are large enough, and as many as the weight's rank asks for."""
+        small, large = sorted(shape)
+        rank = self.weights.shape[0] if self.weights.ndim else 1
+        bases = -(-small // max(rank, 1))
+        at_least = [
+            max([size, *array.shape[axis : axis + 1]])
+            for array, axis, size in ((self.a, 2, small), (self.b, 0, large), (self.b, 1, bases))
+        ]
+        factors = {
+            "randlora_lambda": (self.weights, (rank, bases)),
+            "randlora_gamma": (self.gamma, (bases, small)),
+            "randlora_A": (self.a, (rank, 1, at_least[0])),
+            "randlora_B": (self.b, (*at_least[1:], rank)),
+        }
+        return mismatch(factors, shape)
+
+    def size(self) -> str:
+        """The rank of its bases, and their number."""
+        rank, bases = self.weights.shape
+        return f"{bases} bases of rank {rank}"

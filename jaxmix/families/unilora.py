@@ -1,0 +1,75 @@
+"""UniLoRA: a LoRA whose numbers are all taken from one short vector."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update, mismatch
+from jaxmix.operators import LowRank
+
+__all__ = ["UniLoRA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class UniLoRA(Update):
+    """UniLoRA: ``W' = W + B A`` with ``A = θ[i_A] ⊙ c_A`` and ``B = θ[i_B] ⊙ c_B``.
+
+    Strength s: ``W' = W + s·B A``.
+
+    Args:
+        theta: θ (d,), the same for all sites, PEFT's ``unilora_theta_d``.
+        a_indices: i_A (r, in), which number of θ each of A's is, PEFT's ``unilora_indices_A``.
+        b_indices: i_B (out, r), PEFT's ``unilora_indices_B``.
+        a_scales: c_A (r, in), one over the root of how often the number is taken, PEFT's
+            ``unilora_scales_A``.
+        b_scales: c_B (out, r), PEFT's ``unilora_scales_B``.
+        transposed: whether PyTorch stores the weight as (in, out).
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> theta, first, last = jnp.array([2.0, 3.0]), jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
+        >>> update = UniLoRA(theta, first, last, jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> update.weight_map(Base(None, (1, 1)), jnp.ones(())).shift.dense().tolist()
+        [[6.0]]
+
+    Source: https://arxiv.org/abs/2506.00799; ``peft/tuners/unilora/layer.py``.
+    """
+
+    theta: Float[Array, " d"]
+    a_indices: Int[Array, "r in"]
+    b_indices: Int[Array, "out r"]
+    a_scales: Float[Array, "r in"]
+    b_scales: Float[Array, "out r"]
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "UniLoRA"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·B A)``."""
+        theta = jnp.asarray(self.theta)
+        a = theta[self.a_indices] * self.a_scales
+        b = theta[self.b_indices] * self.b_scales
+        return shift(LowRank(b, a).scaled(strength))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether B A has the weight's sizes."""
+        out_size, in_size = shape
+        factors = {
+            "unilora_theta_d": (self.theta, ("d",)),
+            "unilora_indices_A": (self.a_indices, ("r", in_size)),
+            "unilora_indices_B": (self.b_indices, (out_size, "r")),
+            "unilora_scales_A": (self.a_scales, ("r", in_size)),
+            "unilora_scales_B": (self.b_scales, (out_size, "r")),
+        }
+        return mismatch(factors, shape)
+
+    def size(self) -> str:
+        """Its rank, and how many numbers there are for all sites."""
+        return f"rank {self.a_indices.shape[0]} of {self.theta.shape[0]} numbers"

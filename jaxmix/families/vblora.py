@@ -1,0 +1,99 @@
+"""VB-LoRA: a LoRA whose factors are mixed from vectors of one bank."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.operators import LowRank
+
+__all__ = ["VBLoRA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class VBLoRA(Update):
+    """VB-LoRA: ``W' = W + B A``, each stretch of a row of A, or a column of B, mixed from a bank.
+
+    A stretch of length l is ``Σ softmax(top-k logits) · bank vector``, over the k largest of its
+    logits. What PEFT saves with ``save_only_topk_weights`` are these softmaxes, without the last,
+    which makes up for 1, and the numbers of the vectors.
+
+    Strength s: ``W' = W + s·B A``.
+
+    Args:
+        a: the logits (r, in/l, vectors), PEFT's ``vblora_logits_A``, alone; or the softmaxes
+            (r, in/l, k − 1) and the numbers (r, in/l, k).
+        b: the logits (out/l, r, vectors), PEFT's ``vblora_logits_B``, alone; or the pair.
+        bank: (vectors, l), the same for all sites, PEFT's ``vblora_vector_bank``.
+        topk: k.
+        transposed: whether PyTorch stores the weight as (in, out).
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> logits, bank = jnp.array([[[0.0, 9.0]]]), jnp.array([[1.0], [3.0]])
+        >>> update = VBLoRA((logits,), (logits,), bank, topk=1)
+        >>> update.weight_map(Base(None, (1, 1)), jnp.ones(())).shift.dense().tolist()
+        [[9.0]]
+
+    Source: https://arxiv.org/abs/2405.15179; ``peft/tuners/vblora/layer.py``.
+    """
+
+    a: tuple[Array, ...]
+    b: tuple[Array, ...]
+    bank: Array
+    topk: int = field(metadata={"static": True})
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "VBLoRA"
+
+    def weight_map(self, base: Base, strength: Array) -> AffineMap:
+        """``(I, I, s·B A)``."""
+        a, b = self._mixed(self.a), self._mixed(self.b)
+        rank = a.shape[0]
+        b = jnp.swapaxes(b, 1, 2).reshape(-1, rank)
+        return shift(LowRank(b, a.reshape(rank, -1)).scaled(strength))
+
+    def _mixed(self, side: tuple[Array, ...]) -> Array:
+        """The stretches of one factor (…, l)."""
+        if len(side) == 1:
+            largest, places = jax.lax.top_k(side[0], self.topk)
+            weights = jax.nn.softmax(largest, axis=-1)
+        else:
+            first, places = jnp.asarray(side[0]), side[1]
+            weights = jnp.concatenate([first, 1 - first.sum(-1, keepdims=True)], -1)
+        return (weights[..., None] * jnp.asarray(self.bank)[places]).sum(-2)
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether the stretches make up the weight's sides: fractions where they do not."""
+        length = self.bank.shape[1] if self.bank.ndim == 2 else 1
+        rows, cols = (Fraction(size, max(length, 1)) for size in shape)
+        factors: Factors = {
+            "vblora_vector_bank": (self.bank, ("vectors", "l")),
+            **self._expected("A", self.a, ("r", cols)),
+            **self._expected("B", self.b, (rows, "r")),
+        }
+        return mismatch(factors, shape)
+
+    def _expected(
+        self, name: str, side: tuple[Array, ...], sizes: tuple[str | Fraction, ...]
+    ) -> Factors:
+        """The tensors of one factor by PEFT's names, and the shapes that fit."""
+        name = f"vblora_logits_{name}"
+        if len(side) == 1:
+            return {name: (side[0], (*sizes, "vectors"))}
+        return {
+            f"{name}_topk_weights": (side[0], (*sizes, self.topk - 1)),
+            f"{name}_topk_indices": (side[1], (*sizes, self.topk)),
+        }
+
+    def size(self) -> str:
+        """Its rank, and the size of the bank."""
+        return f"rank {self.a[0].shape[0]} of {self.bank.shape[0]} vectors"
