@@ -7,6 +7,7 @@ mix of nothing: the identity
 
 from jaxmix import errors, families, layout, models
 from jaxmix.adapter import Adapter
+from jaxmix.combine import combine
 from jaxmix.converters.loading import load
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.stream import merge_checkpoint
@@ -21,6 +22,7 @@ __all__ = [
     "Layout",
     "Mix",
     "Rule",
+    "combine",
     "compose",
     "errors",
     "families",

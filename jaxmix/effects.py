@@ -21,10 +21,11 @@ from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.families import LoRA, Together, Update
 from jaxmix.families.base import maps
 from jaxmix.layout import Layout
-from jaxmix.operators import Dense, Hadamard, LowRank, Operator, Sum, Zero, add
+from jaxmix.operators import Dense, Operator, Zero, add
 from jaxmix.plan import Form, Word, arithmetic
+from jaxmix.singular import low_rank_of
 
-__all__ = ["Effect", "Spot", "effects", "effects_of_loras", "is_plain", "low_rank_of"]
+__all__ = ["Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,7 @@ def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Ef
     each = [words(group.parts) for group in groups]
     for site in dict.fromkeys(site for own in each for site in own):
         updates: list[Any] = [update for own in each for _, update in own.get(site, ())]
-        dtype = jax.dtypes.canonicalize_dtype(
-            reduce(np.promote_types, (u.a.dtype for u in updates), np.dtype(np.float32))
-        )
+        dtype = common_dtype(updates)
         first = updates[0]
         shape = (first.b.shape[0], first.a.shape[1])
         turned = any(update.transposed for update in updates)
@@ -136,30 +135,15 @@ def _plain_effect(word: Word, shape: tuple[int, int]) -> Effect:
     return Effect(reduce(add, deltas, Zero(*shape)), sum(biases) if biases else None)
 
 
+def common_dtype(updates: Sequence[LoRA]) -> Any:
+    """The dtype of arithmetic with LoRAs: float32 at the least."""
+    dtypes = (update.a.dtype for update in updates)
+    return jax.dtypes.canonicalize_dtype(reduce(np.promote_types, dtypes, np.dtype(np.float32)))
+
+
 def is_plain(update: Update) -> bool:
     """Whether an update is a LoRA with nothing that reads the base."""
     return isinstance(update, LoRA) and update.magnitude is None
-
-
-def low_rank_of(delta: Operator) -> LowRank | None:
-    """The same matrix as one low rank, or None where that has no advantage over a dense one."""
-    match delta:
-        case LowRank():
-            return delta
-        case Zero():
-            rows, cols = delta.shape
-            return LowRank(jnp.zeros((rows, 0)), jnp.zeros((0, cols)))
-        case Hadamard() if delta.left.rank * delta.right.rank < min(delta.shape):
-            return delta.low_rank()
-        case Sum():
-            terms = [low_rank_of(term) for term in delta.terms]
-            thin = [term for term in terms if term is not None]
-            if len(thin) < len(terms) or sum(term.rank for term in thin) >= min(delta.shape):
-                return None
-            both = reduce(add, thin[1:], thin[0])
-            return both if isinstance(both, LowRank) else None
-        case _:
-            return None
 
 
 def _spot(one: dense.Fitted, weight: Any, bias: Any) -> Spot:

@@ -1,29 +1,22 @@
 """Any mix as one LoRA: the singular value decomposition of what it changes at each site."""
 
 from typing import Any, Literal, overload
+from zlib import crc32
 
 import jax
-import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.effects import Effect, Spot, effects, low_rank_of
+from jaxmix.effects import Effect, Spot, effects
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace, Update
 from jaxmix.layout import Layout
-from jaxmix.operators import LowRank, Operator
+from jaxmix.singular import truncated
 
-__all__ = ["Rank", "checked_rank", "compressed", "decomposed", "to_lora"]
+__all__ = ["Rank", "checked_rank", "compressed", "site_key", "to_lora"]
 
 Rank = int | float | Literal["exact"] | None
-
-# A randomised decomposition is used from this size on, if a key is given. Below, an exact one of a
-# matrix takes less than a second on two cores.
-LARGE = 768
-# Halko, Martinsson, Tropp: a few more directions than asked for, and a few power iterations.
-_OVERSAMPLING = 10
-_ITERATIONS = 4
 
 
 @overload
@@ -113,14 +106,19 @@ def to_lora(
     rank = checked_rank(rank)
     updates: dict[str, Update] = {}
     errors: dict[str, float] = {}
-    for i, (spot, (effect,)) in enumerate(effects([mixed], params, layout)):
-        own = None if key is None else jax.random.fold_in(key, i)
+    for spot, (effect,) in effects([mixed], params, layout):
+        own = None if key is None else site_key(key, spot.name)
         updates[spot.name], error = compressed(spot, effect, rank, own)
         if error is not None:
             errors[spot.name] = error
     own_name = mixed.name if isinstance(mixed, Adapter) else "lora"
     made = Adapter(updates, name=own_name if name is None else name)
     return (made, errors) if with_errors else made
+
+
+def site_key(key: Array, site: str) -> Array:
+    """A key of a site's own, the same whatever other sites there are."""
+    return jax.random.fold_in(key, crc32(site.encode()))
 
 
 def checked_rank(rank: Any) -> Rank:
@@ -167,7 +165,7 @@ def compressed(
         if effect.weight is None:
             return Replace(bias=new_bias), None
         return Replace(_sum(spot.weight, effect.weight.dense()[:, 0]), new_bias), None
-    b, a, error = decomposed(effect.weight, rank, key, effect.noise)
+    b, a, error = truncated(effect.weight, rank, key, effect.noise)
     update = LoRA(
         a,
         b,
@@ -183,81 +181,3 @@ def compressed(
 def _sum(base: Array | None, moved: Array) -> Array:
     assert base is not None
     return base + moved
-
-
-def decomposed(
-    delta: Operator, rank: Rank, key: Array | None = None, noise: Any = 0.0
-) -> tuple[Float[Array, "out r"], Float[Array, "r in"], Any]:
-    """``B A ≈ Δ`` of the rank asked for, the singular values shared evenly, and its error.
-
-    Args:
-        delta: Δ (out, in).
-        rank: as `to_lora` takes it, checked.
-        key: for a randomised decomposition; None for an exact one.
-        noise: how large rounding alone may make a singular value of Δ.
-
-    Returns:
-        B (out, r), A (r, in), and ``‖Δ − B A‖ / ‖Δ‖``.
-    """
-    with jax.default_matmul_precision("highest"):
-        if (thin := low_rank_of(delta)) is not None:
-            u, s, vt = _thin_svd(thin)
-        else:
-            matrix = _dense(delta)
-            if key is not None and isinstance(rank, int) and _is_large(matrix.shape, rank):
-                return _randomised(matrix, rank, key)
-            u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-        squares = jnp.concatenate([jnp.cumsum((s**2)[::-1])[::-1], jnp.zeros_like(s[:1])])
-        kept = _kept(rank, s, squares, noise, delta.shape)
-        error = jnp.sqrt(squares[min(kept, s.size)] / jnp.where(squares[0] > 0, squares[0], 1))
-        return *_shared(u, s, vt, kept), error
-
-
-def _kept(rank: Rank, s: Array, tails: Array, noise: Any, shape: tuple[int, int]) -> int:
-    """How many singular values to keep; ``tails`` are the sums of squares from each one on."""
-    if isinstance(rank, int):
-        return rank
-    if rank is None:
-        own = max(shape) * jnp.finfo(s.dtype).eps * jnp.max(s, initial=0)
-        return max(1, int(jnp.sum(s > jnp.maximum(own, noise))))
-    assert isinstance(rank, float)
-    return max(1, int(jnp.sum(tails[:-1] > (1 - rank) * tails[0])))
-
-
-def _shared(u: Array, s: Array, vt: Array, kept: int) -> tuple[Array, Array]:
-    """``B = U √Σ`` and ``A = √Σ Vᵀ``, cut or filled with zeros."""
-    root = jnp.sqrt(s[:kept])
-    b, a = u[:, :kept] * root[None, :], root[:, None] * vt[:kept]
-    more = kept - root.size
-    return jnp.pad(b, ((0, 0), (0, more))), jnp.pad(a, ((0, more), (0, 0)))
-
-
-def _thin_svd(delta: LowRank) -> tuple[Array, Array, Array]:
-    """The SVD of ``B A`` by QR of both factors and the SVD of the small core between them."""
-    q_b, r_b = jnp.linalg.qr(delta.b)
-    q_a, r_a = jnp.linalg.qr(delta.a.T)
-    u, s, vt = jnp.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return q_b @ u, s, vt @ q_a.T
-
-
-def _dense(delta: Operator) -> Float[Array, "out in"]:
-    """Δ itself."""
-    return delta.dense()
-
-
-def _is_large(shape: tuple[int, ...], rank: int) -> bool:
-    """Whether a randomised decomposition is the faster one by far."""
-    return min(shape) >= LARGE and 4 * (rank + _OVERSAMPLING) <= min(shape)
-
-
-def _randomised(matrix: Array, rank: int, key: Array) -> tuple[Array, Array, Array]:
-    """The SVD within the range of a few random products of Δ, and the error that was made."""
-    size = (matrix.shape[1], rank + _OVERSAMPLING)
-    q, _ = jnp.linalg.qr(matrix @ jax.random.normal(key, size, matrix.dtype))
-    for _ in range(_ITERATIONS):
-        back, _ = jnp.linalg.qr(matrix.T @ q)
-        q, _ = jnp.linalg.qr(matrix @ back)
-    u, s, vt = jnp.linalg.svd(q.T @ matrix, full_matrices=False)
-    b, a = _shared(q @ u, s, vt, rank)
-    norm = jnp.linalg.norm(matrix)
-    return b, a, jnp.linalg.norm(matrix - b @ a) / jnp.where(norm > 0, norm, 1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxmix
-from jaxmix import Adapter, compose, low_rank, mix, to_lora
+from jaxmix import Adapter, compose, mix, singular, to_lora
 from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoRA, Replace
 
@@ -88,7 +88,7 @@ def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError("a dense delta was made")
 
-    monkeypatch.setattr(low_rank, "_dense", refuse)
+    monkeypatch.setattr(singular, "_dense", refuse)
     monkeypatch.setattr("jaxmix.effects._difference", refuse)
 
 
@@ -256,7 +256,7 @@ def test_over_devices() -> None:
 
 def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Near the optimum on a spectrum that falls, and its error is the one that it makes."""
-    monkeypatch.setattr(low_rank, "LARGE", 60)
+    monkeypatch.setattr(singular, "LARGE", 60)
     rng = np.random.default_rng(0)
     u, _ = np.linalg.qr(normal(rng, 100, 80))
     v, _ = np.linalg.qr(normal(rng, 80, 80))

@@ -23,9 +23,12 @@ ARROWS: dict[str, set[str]] = {
     "dense": {"sites", "sharded", "plan", "tied", "layout", "families", "affine", "errors"},
     "adapter": {"dense", "families", "layout", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
-    "effects": {"adapter", "dense", "plan", "layout", "families", "affine", "operators", "errors"},
-    "low_rank": {"effects", "adapter", "layout", "families", "operators", "errors"},
-    "combine": {"low_rank", "effects", "adapter", "dense", "plan", "layout", "families", "errors"},
+    "singular": {"operators"},
+    "effects": {"adapter", "dense", "plan", "singular", "layout", "families", "affine"}
+    | {"operators", "errors"},
+    "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
+    "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
+    | {"operators", "errors"},
     "models": {"errors"},
 }
 ARROWS[""] = set(ARROWS)

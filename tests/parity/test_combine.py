@@ -1,0 +1,204 @@
+"""`jaxmix.combine` of LoRAs against PEFT's own `add_weighted_adapter`, layer by layer in float64."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import jaxmix
+from jaxmix import Adapter, combine, compose
+from jaxmix.combine import formulas
+
+from ..goldens.nets import Layer, Net
+from .harness import build, difference, exact, save_adapter, state
+
+NET: Net = (
+    Layer("emb", "embedding", (11, 8)),
+    Layer("layers.0.lin", "linear", (12, 20)),
+    Layer("layers.1.gpt", "gpt2", (20, 14)),
+    Layer("layers.2.conv", "conv2d", (4, 6), (3, 2)),
+    Layer("layers.3.lin", "linear", (9, 5)),
+)
+SITES = [layer.name for layer in NET]
+# Every layer is in at least one, and not every one is in all.
+TARGETS = (SITES, SITES[:4], [SITES[0], *SITES[2:]])
+ALPHAS = (5, 9, 3)
+EQUAL, UNEQUAL = (4, 4, 4), (3, 5, 2)
+WEIGHTS = {"positive": [0.7, 1.3, 0.4], "negative": [0.7, -1.3, 0.4]}
+PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+METHODS = ("linear", "cat", "svd", *PRUNING, *(f"{name}_svd" for name in PRUNING))
+
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build(NET)
+
+
+def config(i: int, rank: int) -> peft.LoraConfig:
+    """A LoRA of some of the layers, the second by rslora."""
+    return peft.LoraConfig(
+        r=rank, lora_alpha=ALPHAS[i], target_modules=TARGETS[i], use_rslora=i == 1
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[Path]]:
+    """Three LoRAs of equal ranks, and three of others, as PEFT saved them."""
+    saved = {}
+    for ranks in (EQUAL, UNEQUAL):
+        root = tmp_path_factory.mktemp("combine")
+        saved[ranks] = [root / str(i) for i in range(len(ranks))]
+        for i, rank in enumerate(ranks):
+            save_adapter(model, config(i, rank), saved[ranks][i], seed=10 * rank + i)
+    return saved
+
+
+def theirs(model: Any, folders: list[Path], weights: list[float], **how: Any) -> dict[str, Any]:
+    """What PEFT's combined adapter adds to each layer's weight."""
+    names = [f"a{i}" for i in range(len(folders))]
+    with exact():
+        adapted: Any = None
+        for name, folder in zip(names, folders, strict=True):
+            own = peft.PeftConfig.from_pretrained(str(folder))
+            if adapted is None:
+                adapted = peft.get_peft_model(copy.deepcopy(model), own, name)
+            else:
+                adapted.add_adapter(name, own)
+            tensors = load_file(folder / "adapter_model.safetensors")
+            peft.set_peft_model_state_dict(adapted, tensors, adapter_name=name)
+        adapted.add_weighted_adapter(names, weights, "merged", **how)
+        modules = dict(adapted.base_model.model.named_modules())
+        return {site: modules[site].get_delta_weight("merged").numpy() for site in SITES}
+
+
+def read(folders: list[Path]) -> list[Adapter]:
+    """The same files by jaxmix, their sites in the net's order."""
+    adapters = [jaxmix.load(folder) for folder in folders]
+    return [
+        Adapter({site: one.updates[site] for site in SITES if site in one.updates}, name=one.name)
+        for one in adapters
+    ]
+
+
+def ours(model: Any, adapters: list[Adapter], **how: Any) -> dict[str, np.ndarray]:
+    """What jaxmix's combined adapter adds to each layer's weight."""
+    params = state(model)
+    with jax.enable_x64(True):
+        out = compose(params, combine(adapters, **how))
+    return {s: np.asarray(out[f"{s}.weight"]) - params[f"{s}.weight"] for s in SITES}
+
+
+def worst(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    return max(difference(one[site], other[site]) for site in SITES)
+
+
+def same_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.ndarray]:
+    """From here on jaxmix's masks are those that torch drew before, in the order of the sites."""
+    drawn: list[np.ndarray] = []
+    draw = torch.bernoulli
+
+    def bernoulli(*args: Any, **how: Any) -> torch.Tensor:
+        mask = draw(*args, **how)
+        drawn.append(mask.numpy())
+        return mask
+
+    def mask(key: Any, density: float, tensor: Any) -> Any:
+        if not tensor.any():  # of an adapter that is not there, which PEFT passes over
+            return tensor > 0
+        if not method.endswith("_svd") and drawn and tensor.shape in ((4, 8), (11, 4)):
+            # An embedding's A is our B: PEFT has the masks of all A's first.
+            wanted = (8, 4) if tensor.shape == (4, 8) else (4, 11)
+            i = next(i for i, one in enumerate(drawn) if one.shape == wanted)
+            return drawn.pop(i).T.astype(bool)
+        flat = drawn.pop(0)
+        flat = flat.reshape(len(flat), -1)
+        return (flat if flat.shape == tensor.shape else flat.T).astype(bool)
+
+    monkeypatch.setattr(torch, "bernoulli", bernoulli)
+    monkeypatch.setattr(formulas, "_mask", mask)
+    return drawn
+
+
+@pytest.mark.parametrize("signs", WEIGHTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_peft(
+    method: str,
+    signs: str,
+    model: Any,
+    folders: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Record,
+) -> None:
+    """Three LoRAs of several alphas on layers of all kinds; where votes have no sign, but there."""
+    weights = WEIGHTS[signs]
+    drawn = same_masks(monkeypatch, method)
+    density = {"density": 0.6} if method.startswith(PRUNING) else {}
+    truth = theirs(model, folders[EQUAL], weights, combination_type=method, **density)
+    key = {"key": jax.random.key(0)} if "dare" in method else {}
+    found = ours(model, read(folders[EQUAL]), method=method, weights=weights, **density, **key)
+    error = worst(found, truth)
+    assert not drawn
+    if "ties" in method and signs == "negative":
+        assert error > 1e-2  # PEFT's negated adapter votes with the entries that it does not add
+        return
+    record_property("parity_cases", len(SITES))
+    record_property("parity_worst", error)
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize("rank", [None, 2, 4])
+@pytest.mark.parametrize("method", ["cat", "svd", "magnitude_prune_svd", "ties_svd"])
+def test_ranks_that_differ(method: str, rank: int | None, model: Any, folders: Any) -> None:
+    """The methods for which PEFT takes LoRAs of several ranks."""
+    weights = WEIGHTS["positive"]
+    if method == "cat" and rank:
+        return
+    density = {"density": 0.6} if method.startswith(PRUNING) else {}
+    truth = theirs(
+        model, folders[UNEQUAL], weights, combination_type=method, svd_rank=rank, **density
+    )
+    adapters = read(folders[UNEQUAL])
+    for params in (None, state(model)):
+        how = {"rank": rank, "params": params, **density}
+        found = ours(model, adapters, method=method, weights=weights, **how)
+        assert worst(found, truth) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["ties", "ties_svd"])
+def test_signs_by_frequency(method: str, model: Any, folders: Any) -> None:
+    weights, more = WEIGHTS["positive"], {"density": 0.8}
+    truth = theirs(
+        model,
+        folders[EQUAL],
+        weights,
+        combination_type=method,
+        majority_sign_method="frequency",
+        **more,
+    )
+    adapters = read(folders[EQUAL])
+    found = ours(model, adapters, method=method, weights=weights, majority_sign="frequency", **more)
+    assert worst(found, truth) < 1e-12
+    total = ours(model, adapters, method=method, weights=weights, **more)
+    assert worst(total, truth) > 1e-2
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "svd" not in name[:4]])
+def test_peft_too_refuses_ranks_that_differ(method: str, model: Any, folders: Any) -> None:
+    """Where factors are added up."""
+    if method == "cat" or method.endswith("_svd"):
+        return
+    density = {} if method == "linear" else {"density": 0.6}
+    with pytest.raises(ValueError, match="must have the same r value"):
+        theirs(model, folders[UNEQUAL], [1.0, 1.0, 1.0], combination_type=method, **density)
+    key = {"key": jax.random.key(0)} if "dare" in method else {}
+    with pytest.raises(jaxmix.errors.AdapterError, match="these have different ranks"):
+        combine(read(folders[UNEQUAL]), method=method, **density, **key)
