@@ -25,6 +25,8 @@ __all__ = ["BaseModel", "base_model"]
 class BaseModel:
     """The weights of a model by the PyTorch names of its modules, read one by one when asked for.
 
+    A leaf that is no module's weight, such as the stacked one of experts, has its own name.
+
     Args:
         shapes: ``{module: shape of its weight}``, in PyTorch's axes; None where it is not known.
         read: from a module's name to its weight, in PyTorch's axes.
@@ -108,7 +110,7 @@ def _of_folder(folder: Path) -> BaseModel:
     stored = {
         name.removesuffix(".weight"): tensor
         for name, tensor in read_checkpoint(folder).tensors.items()
-        if name.endswith(".weight") and tensor.dtype in FLOATS
+        if tensor.dtype in FLOATS and not name.endswith(".bias")
     }
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     return BaseModel(shapes, lambda name: stored[name].read(), str(folder))
@@ -136,10 +138,10 @@ def _of_params(params: Any) -> BaseModel:
     tree = Tree.of(params)
     found = {}
     for leaf in tree.where:
-        end = next((end for end in _ENDS if leaf.endswith(end)), None)
-        module = leaf.removesuffix(end or "").removeprefix("params.")
-        places = [p for p in NAMES.places(module, "weight") if p.leaf == leaf] if end else []
-        if places and hasattr(tree.leaf(places[0]), "shape"):
+        end = next((end for end in _ENDS if leaf.endswith(end)), "")
+        module = leaf.removesuffix(end).removeprefix("params.")
+        places = [place for place in NAMES.places(module, "weight") if place.leaf == leaf]
+        if places and not leaf.endswith(".bias") and hasattr(tree.leaf(places[0]), "shape"):
             found[module] = places[0]
     if not found:
         raise CheckpointError(

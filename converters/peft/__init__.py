@@ -13,6 +13,8 @@ from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.stack import peft_stack
 from jaxmix.converters.peft.tensors import read_tensors
+from jaxmix.converters.peft.tokens import token_rows
+from jaxmix.converters.peft.wrapped import located, stripped
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Rebase, Replace, Together, Update
 
@@ -55,8 +57,10 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None)
     sites = sort_keys(read_tensors(path), config, path)
     _check_saved(config, sites)
     model = None if base is None else base_model(base)
-    file = File(config, tuple(sites.factors), sites.shared, model)
-    updates = _build(file, sites.factors, path)
+    file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
+    updates = _build(file, located(file, sites.factors), path)
+    for site, rows in sites.tokens.items():
+        _put_first(updates, site, token_rows(config, site, rows))
     # PEFT puts saved leaves into the base, under the adapter: so they come first.
     for site, leaves in sites.saved.items():
         _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
@@ -93,7 +97,7 @@ def _build(file: File, factors: Mapping[str, Factors], path: Path) -> dict[str, 
 
 def _check_saved(config: Config, sites: Sites) -> None:
     """Whether the file has factors, and what its config says was saved or pruned."""
-    if not sites.factors and not sites.saved:
+    if not sites.factors and not sites.saved and not sites.tokens:
         raise CheckpointError(
             f"{config.path.parent} holds no weights of a {config.family} adapter, expected "
             f"{', '.join(KINDS[config.family].parameters)} of some module. Was it saved before the "
@@ -104,6 +108,11 @@ def _check_saved(config: Config, sites: Sites) -> None:
         raise CheckpointError(
             f"{config.path}: modules_to_save is {modules!r}, but the file has none of their "
             "leaves. Save it again, or set modules_to_save to null if they were not trained."
+        )
+    if config.values.get("trainable_token_indices") and not sites.tokens:
+        raise CheckpointError(
+            f"{config.path}: trainable_token_indices is set, but the file has no "
+            "token_adapter.trainable_tokens_delta. Save it again, or set it to null."
         )
     masks = (config.values.get("rank_pattern") or ()) if config.family == "ADALORA" else ()
     if lost := [name for name in masks if name.removesuffix(".lora_E") not in sites.factors]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxmix.converters.peft.file import Config
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.tensors import FLOATS
+from jaxmix.converters.peft.wrapped import INNER, parameters, stripped
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
 __all__ = ["Sites", "sort_keys"]
@@ -27,6 +28,8 @@ _MARKS = tuple(
 # What training alone needs: VeLoRA's direction along which it compresses activations for the
 # backward pass, MonteCLoRA's distribution.
 _FOR_TRAINING = re.compile(r"\.lora_velora_embed$|\.lora_monteclora_sampler\.\w+$")
+# What `trainable_token_indices` adds to an embedding.
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 # PEFT's wrapper of modules_to_save. Where it saves the embeddings too, as after new tokens, it
 # writes the wrapper's two modules beside the plain key, and reads the plain key alone.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)(?=\.)")
@@ -37,15 +40,18 @@ class Sites:
     """A file's tensors by site: NumPy arrays, which the families take for jax's.
 
     Args:
-        factors: ``{site: {parameter: array}}``, the family's own.
+        factors: ``{site: {parameter: array}}``, the family's own; where LoRA's wrappers mean more
+            by it (`jaxmix.converters.peft.wrapped`), by the path in the key.
         saved: ``{site: {"weight" or "bias": array}}``, leaves of modules that were trained whole.
         base: ``{site: {"weight": array}}``, copies of the base's weights.
+        tokens: ``{site: {"trainable_tokens_delta": array}}``, rows of embeddings.
         shared: ``{parameter: array}``, what the type stores once for the whole model.
     """
 
     factors: dict[str, dict[str, Any]] = field(default_factory=dict)
     saved: dict[str, dict[str, Any]] = field(default_factory=dict)
     base: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
 
 
@@ -97,7 +103,8 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
             group, site, name = place
             getattr(sites, group).setdefault(site, {})[name] = array
     for (group, site, name), key in keys.items():
-        if group != "factors" and site in sites.factors and ".base_layer." not in key:
+        is_leaf = group in ("saved", "base")
+        if is_leaf and site in sites.factors and ".base_layer." not in key:
             text = f"PEFT reads {site}.base_layer.{name} of a module with factors; rename it"
             problems.append((key, _Problem(text)))
     if problems:
@@ -120,9 +127,9 @@ def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
         site, name = found.groups()
         if array.dtype not in FLOATS and name not in kind.integers:
             return _Problem(f"{array.dtype}, expected floats")
-        return _at_site(site, "factors", name)
-    if path.endswith(".trainable_tokens_delta"):
-        return _Problem("trained tokens come in a later version; merge them with PEFT", True)
+        return _at_site(site, "factors", name, config)
+    if path.endswith(_TOKENS) and config.values.get("trainable_token_indices"):
+        return "tokens", path.removesuffix(_TOKENS), "trainable_tokens_delta"
     if path.endswith((".oft_r", ".oft_s")):
         return _Problem("the OFT of peft 0.15 or older, another formula; merge it with that", True)
     if stuck := _stuck_name(path, config.family):
@@ -149,9 +156,9 @@ def _leaf(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
         return _Problem(f"a buffer of {array.dtype}, which jaxmix can't mix; leave it out", True)
     site, _, leaf = path.rpartition(".")
     if leaf == "weight" and (site.endswith(".base_layer") or (array.ndim == 2 and not is_saved)):
-        return _at_site(site, "base", leaf)
+        return _at_site(site, "base", leaf, config)
     if leaf in ("weight", "bias") and site:
-        return _at_site(site, "saved", leaf)
+        return _at_site(site, "saved", leaf, config)
     return ("saved", path, "weight") if is_saved else _Problem("no parameter of this family")
 
 
@@ -162,17 +169,16 @@ def _is_saved(path: str, names: list[str] | tuple[()]) -> bool:
     return any(module.endswith(name) for module in modules for name in names)
 
 
-def _at_site(module: str, group: str, name: str) -> _Place | _Problem:
-    """The site of a module path: PEFT's wrappers add ``base_layer`` at its end, nowhere else."""
-    parts = module.split(".")
-    while parts[-1] == "base_layer" and len(parts) > 1:
-        parts.pop()
-    if "base_layer" in parts:
-        text = (
-            "a part of a wrapped module (torch's MultiheadAttention, or several target_parameters)"
-        )
-        return _Problem(f"{text}, which jaxmix does not read; leave that module out", True)
-    return group, ".".join(parts), name
+def _at_site(module: str, group: str, name: str, config: Config) -> _Place | _Problem:
+    """The site of a module path; of factors the path, where LoRA's wrappers mean more by it."""
+    site = stripped(module)
+    if INNER not in site and not (group == "factors" and parameters(config, site)):
+        return group, site, name
+    is_attention = site.endswith(f"{INNER}.out_proj") and site.count(INNER) == 1
+    if config.family == "LORA" and group == "factors" and (is_attention or INNER not in site):
+        return group, module if INNER not in site else site, name
+    text = f"a part of a wrapped module of a kind that jaxmix does not know in {config.family}"
+    return _Problem(f"{text}; leave that module out", True)
 
 
 def _stuck_name(path: str, family: str) -> str | None:

@@ -17,6 +17,7 @@ __all__ = [
     "NUMBER",
     "PATTERNS",
     "RANKS",
+    "TOKENS",
     "Check",
     "matches",
     "one_of",
@@ -64,6 +65,12 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value
+    )
+
+
 ANY = Check("anything", lambda value: True, False)
 COUNT = Check("a whole number from 1 on", _is_count)
 INTEGER = Check(
@@ -81,6 +88,13 @@ RANKS = Check(
 PATTERNS = Check(
     "an object from regular expressions to finite numbers",
     lambda value: _are_patterns(value, _is_number),
+    False,
+)
+TOKENS = Check(
+    "a list of token numbers, or an object from module names to such lists",
+    lambda value: (
+        _are_tokens(value) or (isinstance(value, dict) and all(map(_are_tokens, value.values())))
+    ),
     False,
 )
 MASKS = Check("an object from the names of lora_E to lists of true and false", _are_masks, False)

@@ -1,6 +1,6 @@
 """SHiRA: a sparse update at high rank."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -25,6 +25,7 @@ class SHiRA(Update):
     Args:
         values: v (N,), PEFT's ``shira_weight``.
         indices: (2, N) int32, the rows and the columns, PEFT's ``shira_indices``.
+        rank: the r of N = r·(in + out), where it is known; what the export needs, not the map.
 
     Raises:
         ShapeError: by `compose`, where values and positions differ in number, or lie beyond W.
@@ -40,6 +41,7 @@ class SHiRA(Update):
 
     values: Float[Array, " n"]
     indices: Int[Array, "2 n"]
+    rank: int | None = field(default=None, metadata={"static": True})
 
     family: ClassVar[str] = "SHiRA"
 

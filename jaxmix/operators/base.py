@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import field
+from dataclasses import MISSING, field
 from typing import Any
 
 from jaxtyping import Array, Float
@@ -64,9 +64,9 @@ class Operator(ABC):
         return self.flops() + math.prod(self.shape)
 
 
-def static() -> Any:
+def static(default: Any = MISSING) -> Any:
     """A dataclass field that is no child of the pytree but part of its structure."""
-    return field(metadata={"static": True})
+    return field(default=default, metadata={"static": True})
 
 
 def picked(part: slice, size: int) -> range:

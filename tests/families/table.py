@@ -15,13 +15,14 @@ from jaxmix.families import (
     Replace,
     SHiRA,
     Together,
-    Update,
 )
 
 from . import formulas
 from .formulas import Leaves
 from .row import Config, Factors, Row
 from .table_additive import ROWS as ADDITIVE
+from .table_lycoris import ROWS as LYCORIS
+from .table_lora import ROWS as LORA
 from .table_turning import ROWS as TURNING
 
 __all__ = ["ROWS"]
@@ -259,6 +260,8 @@ ROWS: dict[str, Row] = {
         {"alpha": 5},
         additive=False,
     ),
+    **LORA,
     **TURNING,
     **ADDITIVE,
+    **LYCORIS,
 }

@@ -1,8 +1,23 @@
 """PEFT's AdaLoRA."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, AGAIN, SAVED, WHERE, Fields, Kind, Refusal
-from jaxmix.converters.peft.kinds.lora import LORA_HARMLESS, LORA_REFUSED
+from jaxmix.converters.peft.kind import (
+    ABOUT,
+    AGAIN,
+    MERGE,
+    SAVED,
+    WHERE,
+    Fields,
+    Kind,
+    Refusal,
+    Written,
+)
+from jaxmix.converters.peft.kinds.lora_config import LORA_HARMLESS, LORA_REFUSED
+from jaxmix.converters.peft.patterns import number
+from jaxmix.converters.peft.same import same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, MASKS, NUMBER, one_of
 from jaxmix.errors import ShapeError
@@ -27,6 +42,39 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return AdaLoRA(a, b, e[:, 0], scale, transposed=file.config.flag("fan_in_fan_out"))
 
 
+def _write(updates: Mapping[str, Any]) -> Written:
+    """The largest rank is the first one; masks say which of it the other sites have kept."""
+    ranks = {site: update.e.shape[0] for site, update in updates.items()}
+    most = max(ranks.values())
+    masks = {
+        f"{site}.lora_E": [True] * rank + [False] * (most - rank)
+        for site, rank in ranks.items()
+        if rank < most
+    }
+    scale = same(updates, "lora_alpha", lambda update: number(update.scale))
+    fields = {
+        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "init_r": most,
+        "lora_alpha": scale * (most + 1e-5),
+        "rank_pattern": masks or None,
+        "target_r": most,
+        "total_step": 1,
+    }
+    tensors = {}
+    for site, update in updates.items():
+        tensors |= {f"{site}.lora_A": update.a, f"{site}.lora_B": update.b}
+        tensors[f"{site}.lora_E"] = update.e[:, None]
+    return Written(fields, tensors)
+
+
+_FAMILY_ONLY = {
+    "kasa_config": Refusal("PEFT's AdaLoRA has no KaSA", MERGE),
+    "target_parameters": Refusal("PEFT's AdaLoRA has no experts", MERGE, is_off_when_empty=True),
+    "trainable_token_indices": Refusal("AdaLoRA with trained tokens was not looked at", MERGE),
+    "use_bdlora": Refusal("PEFT's AdaLoRA has no BD-LoRA", AGAIN),
+    "use_dora": Refusal("PEFT's AdaLoRA has no DoRA", AGAIN),
+    "use_qalora": Refusal("PEFT's AdaLoRA has no QALoRA", AGAIN),
+}
 # PEFT's AdaLoRA inherits LoRA's fields and reads few of them: no r, no alpha_pattern, no rslora, no
 # bias of its own, and no init but its own.
 KIND = Kind(
@@ -44,10 +92,11 @@ KIND = Kind(
         | LORA_HARMLESS
         | frozenset(
             "alpha_pattern beta1 beta2 deltaT init_lora_weights lora_bias orth_reg_weight "
-            "r target_r tfinal tinit total_step use_rslora".split()
+            "qalora_group_size r target_r tfinal tinit total_step use_rslora".split()
         ),
-        LORA_REFUSED | {"use_dora": Refusal("PEFT's AdaLoRA has no DoRA", AGAIN)},
+        LORA_REFUSED | _FAMILY_ONLY,
     ),
     ("lora_A", "lora_B", "lora_E"),
     _build,
+    _write,
 )

@@ -1,7 +1,11 @@
 """PEFT's LoHa."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, RANK_PATTERNS, SAVED, WHERE, Fields, Kind
+from jaxmix.converters.peft.kind import ABOUT, RANK_PATTERNS, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.peft.patterns import ranks_and_alphas
 from jaxmix.converters.peft.shapes import Factors, check_cores, check_ranks, need, shapes
 from jaxmix.converters.peft.values import COUNT, NUMBER
 from jaxmix.errors import CheckpointError
@@ -33,8 +37,22 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return LoHa(b1, a1, b2, a2, scale, t1, t2, kernel=kernel)
 
 
+def _write(updates: Mapping[str, Any]) -> Written:
+    """With cores it is an effective convolution, where PEFT's switch is for all sites."""
+    tensors, ranks = {}, {}
+    for site, up in updates.items():
+        named = {"w1_a": up.b1, "w1_b": up.a1, "w2_a": up.b2, "w2_b": up.a2, "t1": up.t1}
+        named["t2"] = up.t2
+        tensors |= {f"{site}.hada_{name}": f for name, f in named.items() if f is not None}
+        ranks[site] = up.a1.shape[0]
+    fields = ranks_and_alphas(ranks, {site: up.scale for site, up in updates.items()})
+    is_effective = any(up.t1 is not None for up in updates.values())
+    return Written({**fields, "use_effective_conv2d": is_effective}, tensors)
+
+
 KIND = Kind(
     Fields(dict(LYCORIS), ABOUT | WHERE | LYCORIS_HARMLESS),
     ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     _build,
+    _write,
 )

@@ -1,10 +1,16 @@
 """PEFT's LoKr."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, WHERE, Fields, Kind
+from jaxmix.converters.peft.kind import ABOUT, WHERE, Fields, Kind, Written
 from jaxmix.converters.peft.kinds.loha import LYCORIS, LYCORIS_HARMLESS
+from jaxmix.converters.peft.patterns import ranks_and_alphas
 from jaxmix.converters.peft.shapes import Factor, Factors, check_cores, check_ranks, shapes
-from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import LoKr, Update
 
 __all__ = ["KIND"]
@@ -38,6 +44,79 @@ def _side(factors: Factors, name: str) -> tuple[Factor, ...]:
     raise CheckpointError(f"{shapes(factors)}: expected {name}, or {name}_a and {name}_b")
 
 
+def _write(updates: Mapping[str, Any]) -> Written:
+    """PEFT tells the form from the rank and one factor for all sites; both are found by trying.
+
+    A pair that PEFT would not make in its place is multiplied and written whole.
+    """
+    sizes = {site: _sizes(update) for site, update in updates.items()}
+    made = {(w, v) for x, y in sizes.values() for w, v in zip(x, y, strict=True)}
+    factors = [-1, *sorted({w for w, _ in made})]
+    factor = next((f for f in factors if all(_halves(w * v, f) == (w, v) for w, v in made)), None)
+    if factor is None:
+        shapes = (f"{site}: {x} ⊗ {y}" for site, (x, y) in sizes.items())
+        raise UnsupportedError(
+            f"PEFT has no decompose_factor that makes Kronecker factors of these shapes:"
+            f"{listing(shapes)}\nExport it as a LoRA: jaxmix.to_lora."
+        )
+    both = all(len(update.x) == 2 for update in updates.values())
+    tensors, ranks = {}, {}
+    for site, update in updates.items():
+        (x, y), forms = sizes[site], {}
+        pairs = [side for side in (update.x, update.y) if len(side) == 2]
+        rank = min((len(side[1]) for side in pairs), default=max(y))
+        for name, side, size, core in (
+            ("lokr_w1", update.x, x, None),
+            ("lokr_w2", update.y, y, update.t2),
+        ):
+            is_pair = rank < max(size) / 2 and (name == "lokr_w2" or both)
+            if len(side) == 2 and not is_pair:
+                side, core = (_whole(side, core),), None
+            if len(side) == 1 and is_pair:
+                raise UnsupportedError(f"{site}: PEFT would write {name} as a pair. Use to_lora")
+            names = (name,) if len(side) == 1 else (f"{name}_a", f"{name}_b")
+            forms |= dict(zip(names, side, strict=True))
+            if core is not None:
+                forms["lokr_t2"] = core
+        tensors |= {f"{site}.{name}": array for name, array in forms.items()}
+        ranks[site] = rank
+    fields = ranks_and_alphas(ranks, {site: update.scale for site, update in updates.items()})
+    fields |= {"decompose_both": both, "decompose_factor": factor}
+    has_core = any(update.t2 is not None for update in updates.values())
+    return Written({**fields, "use_effective_conv2d": has_core}, tensors)
+
+
+def _whole(side: tuple[Factor, ...], core: Factor | None) -> Factor:
+    """A pair's product."""
+    return side[0] @ side[1] if core is None else np.einsum("ij...,ip,jq->pq...", core, *side)
+
+
+def _sizes(update: LoKr) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The rows and columns of X and of Y, a kernel aside."""
+    if len(update.x) == 1:
+        x = update.x[0].shape
+    else:
+        x = (update.x[0].shape[0], update.x[1].shape[1])
+    if update.t2 is not None:
+        y = (update.y[0].shape[1], update.y[1].shape[1])
+    elif len(update.y) == 1:
+        y = update.y[0].shape[:2]
+    else:
+        y = (update.y[0].shape[0], update.y[1].shape[1])
+    return x, y
+
+
+def _halves(size: int, factor: int) -> tuple[int, int]:
+    """The two factors of a size, as PEFT chooses them: near the factor, or near the root."""
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    best = (1, size)
+    for low in range(2, int(size**0.5) + 1):
+        if size % low == 0 and (factor < 0 or low <= factor) and low <= size // low:
+            best = (low, size // low)
+    return best
+
+
 KIND = Kind(
     Fields(
         dict(LYCORIS),
@@ -48,4 +127,5 @@ KIND = Kind(
     ),
     ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     _build,
+    _write,
 )

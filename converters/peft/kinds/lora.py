@@ -1,93 +1,39 @@
 """PEFT's LoRA, with DoRA and the other forms that one config can ask for."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+
+import numpy as np
 
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import (
-    ABOUT,
-    MERGE,
-    RANK_PATTERNS,
-    SAVED,
-    WHERE,
-    Fields,
-    Kind,
-    Refusal,
-)
-from jaxmix.converters.peft.shapes import Factor, Factors, check_ranks, need
-from jaxmix.converters.peft.values import ANY, COUNT, FLAG, NUMBER, one_of
+from jaxmix.converters.peft.kind import Kind
+from jaxmix.converters.peft.kinds.lora_config import FIELDS, SUBTRACTED, problems
+from jaxmix.converters.peft.kinds.lora_write import write
+from jaxmix.converters.peft.shapes import Factor, Factors, check_ranks, need, shapes
+from jaxmix.converters.peft.wrapped import parameters
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
-from jaxmix.families import LoRA, Update
+from jaxmix.families import ExpertLoRA, KaSA, LoRA, Update
 
-__all__ = ["KIND", "LORA_HARMLESS", "LORA_REFUSED"]
-
-_LATER = "it comes in a later version of jaxmix"
-
-LORA_REFUSED = {
-    "alora_invocation_tokens": Refusal(
-        "aLoRA acts from a token on, by position: no fixed weight computes that", "Keep it in PEFT."
-    ),
-    "arrow_config": Refusal(
-        "Arrow routes every token to other adapters: no fixed weight computes that",
-        "Load the single adapters and mix them with strengths.",
-    ),
-    "kasa_config": Refusal("KaSA truncates the base's singular values when it is loaded", MERGE),
-    # PEFT lets the copies of a layer share their weights, so that its own merge is wrong.
-    "layer_replication": Refusal(
-        "it repeats layers of the base, so that the sites are those of another, deeper model",
-        "Make that base: its layers copied in this order; then set layer_replication to null.",
-        is_off_when_empty=True,
-    ),
-    "megatron_config": Refusal(
-        "the file may hold one rank's part of Megatron's parallel layers",
-        "Gather the parts and save a plain LoRA.",
-        is_off_when_empty=True,
-    ),
-    "target_parameters": Refusal(
-        f"the stacked weights of experts: {_LATER}", MERGE, is_off_when_empty=True
-    ),
-    "trainable_token_indices": Refusal(
-        f"trained tokens replace rows of the embedding: {_LATER}", MERGE
-    ),
-    "use_bdlora": Refusal(f"BD-LoRA's factors are block-diagonal: {_LATER}", MERGE),
-    "use_qalora": Refusal(
-        "QALoRA pools the input of quantized layers before it multiplies A",
-        "Keep it in PEFT, with its quantized base.",
-    ),
-}
-# Inits are judged by `init_lora_weights`; their own configs, then, do nothing more. VeLoRA changes
-# the backward pass only, and MonteCLoRA samples in training only. `ensure_weight_tying` says where,
-# and the keys of the file say it too.
-LORA_HARMLESS = frozenset(
-    "corda_config ensure_weight_tying eva_config loftq_config lora_dropout lora_ga_config "
-    "megatron_core monteclora_config qalora_group_size runtime_config velora_config".split()
-)
-
-# What `init_lora_weights` may be and leave the base as it was: these choose the factors only (EVA
-# from activations, MiCA from the base's singular vectors). The others take something off the base
-# when PEFT makes the layer.
-_MILD_INITS = ("eva", "gaussian", "mica", "orthogonal")
-_BASE_INITS = ("corda", "lora_ga", "olora", "pissa")
-_CONVERT = (
-    "Save it as a plain LoRA with PEFT: model.save_pretrained(…, "
-    "path_initial_model_for_weight_conversion=folder), where folder is the adapter's as it was "
-    "before training (for 'pissa' and 'olora' get_peft_model on the base makes it again)."
-)
+__all__ = ["KIND"]
 
 
 def _build(file: File, site: str, factors: Factors) -> Update:
-    """LoRA and DoRA, of a linear layer, a convolution or an embedding."""
-    rank = file.config.by_site("rank_pattern", "r", site)
-    alpha = file.config.by_site("alpha_pattern", "lora_alpha", site)
-    scale = alpha / (math.sqrt(rank) if file.config.flag("use_rslora") else rank)
+    """LoRA and DoRA, of a linear layer, a convolution, an embedding or experts."""
+    config = file.config
+    rank = config.by_site("rank_pattern", "r", site)
+    alpha = config.by_site("alpha_pattern", "lora_alpha", site)
+    scale = alpha / (math.sqrt(rank) if config.flag("use_rslora") else rank)
     magnitude = _magnitude(file, factors)
     if "lora_embedding_A" in factors or "lora_embedding_B" in factors:
         a, b = need(factors, "lora_embedding_A", "lora_embedding_B")
         check_ranks(factors, {"lora_embedding_A": (2, 0), "lora_embedding_B": (2, 1)}, rank)
         # The weight is (V, D), and PEFT stores A (r, V), B (D, r).
-        return LoRA(b.T, a.T, scale, magnitude=magnitude, embedding=True)
+        plain = LoRA(b.T, a.T, scale, magnitude=magnitude, embedding=True)
+        return _on_its_base(file, site, plain, rank)
     a, b = need(factors, "lora_A.weight", "lora_B.weight")
+    module, _, parameter = site.rpartition(".")
+    if parameter in parameters(config, module) and len(a) != rank:
+        return _experts(file, site, factors, rank, scale)
+    a, b = _widened(file, site, a, b, rank)
     if b.ndim == a.ndim > 2 and a.shape[0] == rank and rank > b.shape[1] > 0:
         raise UnsupportedError(
             f"lora_B has {b.shape[1]} of {rank} ranks: a LoRA of a convolution in groups mixes the "
@@ -95,18 +41,106 @@ def _build(file: File, site: str, factors: Factors) -> Update:
             "that layer"
         )
     axes = max(a.ndim, 2)
-    check_ranks(factors, {"lora_A.weight": (axes, 0), "lora_B.weight": (axes, 1)}, rank)
+    sizes = {"lora_A.weight": a, "lora_B.weight": b}
+    check_ranks(sizes, {"lora_A.weight": (axes, 0), "lora_B.weight": (axes, 1)}, rank)
     if b.shape[2:] != (1,) * (axes - 2):
         raise ShapeError(f"lora_B.weight has shape {b.shape}, expected (out, {rank}, 1, …)")
     kernel = a.shape[2:]
-    return LoRA(
-        a.reshape(rank, -1),
-        b.reshape(-1, rank),
+    a, b, is_turned = a.reshape(rank, -1), b.reshape(-1, rank), config.flag("fan_in_fan_out")
+    if (diagonal := _flagged(file, factors, "lora_diag", "kasa_config")) is not None:
+        return KaSA(a, b, diagonal, scale)
+    plain = LoRA(
+        a,
+        b,
         scale,
         magnitude=magnitude,
         bias=_bias(file, factors, b.shape[:1]),
         kernel=kernel,
-        transposed=file.config.flag("fan_in_fan_out") and not kernel,
+        transposed=is_turned and not kernel,
+    )
+    return _on_its_base(file, site, plain, rank)
+
+
+def _experts(file: File, site: str, factors: Factors, rank: int, scale: float) -> Update:
+    """LoRA of a leaf of experts. PEFT keeps A's experts slow in (e·r) and B's fast in (r·e)."""
+    a, b = factors["lora_A.weight"], factors["lora_B.weight"]
+    if len(factors) > 2 or a.ndim != 2 or b.ndim != 2 or len(a) % rank or len(a) != b.shape[1]:
+        raise ShapeError(f"{shapes(factors)}, expected (experts·{rank}, in), (out, {rank}·experts)")
+    experts, sizes = len(a) // rank, (b.shape[0], a.shape[1])
+    shape = file.shape(site)
+    if shape[:1] != (experts,) or sorted(shape[1:]) != sorted(sizes):
+        raise ShapeError(
+            f"{shapes(factors)} are of {experts} experts (out, in) = {sizes}, but {site} is {shape}"
+        )
+    if sizes[0] == sizes[1]:
+        raise UnsupportedError(
+            f"the experts' matrices are square, {sizes}, and the file does not say whether they "
+            "lie as (out, in) or as (in, out). Merge it with PEFT"
+        )
+    return ExpertLoRA(
+        a.reshape(experts, rank, -1),
+        b.reshape(len(b), rank, experts).transpose(2, 0, 1),
+        scale,
+        in_first=shape[1:] != sizes,
+    )
+
+
+def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor]:
+    """A and B as matrices where BD-LoRA keeps their blocks alone, or QALoRA pools the inputs."""
+    config = file.config
+    if config.flag("use_qalora"):
+        # PEFT takes the mean of each group of inputs, times the number of groups; but only over
+        # layers that are quantized, and over others a plain LoRA.
+        groups, size = a.shape[1], math.prod(file.shape(site)[1:])
+        if groups != size and groups * (config.values.get("qalora_group_size") or 16) == size:
+            a = np.repeat(a, size // groups, axis=1) * np.asarray(groups**2 / size, a.dtype)
+        return a, b
+    if isinstance(told := config.values.get("use_bdlora"), dict):
+        name, count = site.rpartition(".")[2], told.get("nblocks", 1)
+        if any(part in name for part in told.get("target_modules_bd_a") or ()):
+            return _block_diagonal(a, count), b
+        if any(part in name for part in told.get("target_modules_bd_b") or ()):
+            return a, _block_diagonal(b, count)
+    return a, b
+
+
+def _block_diagonal(stacked: Factor, count: int) -> Factor:
+    """Blocks (rows, cols/count), one under the other, along a diagonal."""
+    rows, cols = stacked.shape[0] // count, stacked.shape[1]
+    if stacked.shape[0] % count:
+        raise ShapeError(f"a factor of shape {stacked.shape} is not made of {count} blocks")
+    out = np.zeros((stacked.shape[0], cols * count), stacked.dtype)
+    for i in range(count):
+        rows_here = slice(i * rows, (i + 1) * rows)
+        out[rows_here, i * cols : (i + 1) * cols] = stacked[rows_here]
+    return out
+
+
+def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
+    """With what PiSSA and OLoRA took off the base, as PEFT does it when it makes the layer.
+
+    The initial product is that of the base's own factors, so that it does not depend on signs. It
+    is what PEFT takes for a plain LoRA of twice the rank.
+    """
+    if (init := str(file.config.values.get("init_lora_weights")).lower()) not in SUBTRACTED:
+        return update
+    if update.kernel or update.embedding:
+        raise UnsupportedError(f"PEFT has no {init} of this layer. Save it as a plain LoRA")
+    weight = file.weight(site).astype(np.float64)
+    weight = weight.T if update.transposed else weight
+    if init == "pissa":
+        left, values, right = np.linalg.svd(weight, full_matrices=False)
+        taken, by = left[:, :rank] * values[:rank] / update.scale, right[:rank]
+    else:
+        left, right = np.linalg.qr(weight)
+        taken, by = left[:, :rank], right[:rank]
+    return LoRA(
+        np.concatenate([update.a, by.astype(update.a.dtype)], 0),
+        np.concatenate([update.b, -taken.astype(update.b.dtype)], 1),
+        update.scale,
+        magnitude=update.magnitude,
+        bias=update.bias,
+        transposed=update.transposed,
     )
 
 
@@ -133,55 +167,22 @@ def _flagged(file: File, factors: Factors, name: str, flag: str) -> Factor | Non
     if (name in factors) == file.config.flag(flag):
         return factors.get(name)
     found = "there" if name in factors else "missing"
-    said = "true" if file.config.flag(flag) else "false"
+    said = "on" if file.config.flag(flag) else "off"
     raise CheckpointError(f"{name} is {found}, but {flag} is {said} in the config")
 
 
-def _init_problem(init: Any) -> str | None:
-    """Why a LoRA's ``init_lora_weights`` is refused: its factors fit only a changed base."""
-    said = f"init_lora_weights = {init!r}"
-    name = str(init).lower()
-    if init is None or isinstance(init, bool) or name in _MILD_INITS:
-        return None
-    if name == "loftq":
-        why = "LoftQ replaced the base's weights by quantized ones, and the factors fit only those"
-        todo = "Merge it with PEFT (merge_and_unload) and use the merged model as the base."
-        return f"{said}: {why}. {todo}"
-    if name.startswith(_BASE_INITS):
-        return f"{said}: it took the initial factors' product off the base's weights. {_CONVERT}"
-    return f"{said}: unknown; it may have changed the base's weights. {_CONVERT}"
-
-
-def _judged(values: Mapping[str, Any]) -> Iterator[str]:
-    if problem := _init_problem(values.get("init_lora_weights")):
-        yield problem
-
-
 KIND = Kind(
-    Fields(
-        {
-            "bias": one_of("none", "all", "lora_only"),
-            "fan_in_fan_out": FLAG,
-            "init_lora_weights": ANY,
-            "lora_alpha": NUMBER,
-            "lora_bias": FLAG,
-            "r": COUNT,
-            "use_dora": FLAG,
-            "use_rslora": FLAG,
-            **SAVED,
-            **RANK_PATTERNS,
-        },
-        ABOUT | WHERE | LORA_HARMLESS,
-        LORA_REFUSED,
-    ),
+    FIELDS,
     (
         "lora_A.weight",
         "lora_B.weight",
         "lora_B.bias",
+        "lora_diag",
         "lora_embedding_A",
         "lora_embedding_B",
         "lora_magnitude_vector",
     ),
     _build,
-    judged=_judged,
+    write,
+    judged=problems,
 )

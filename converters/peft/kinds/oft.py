@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind
+from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.peft.patterns import number
+from jaxmix.converters.peft.same import same
 from jaxmix.converters.peft.shapes import Factors, shapes
 from jaxmix.converters.peft.values import ANY, BOUND, COUNT, FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError
@@ -62,6 +64,31 @@ def _numbers(version: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in found.groups()) if found else (0,)
 
 
+def _write(updates: Mapping[str, Any]) -> Written:
+    """Blocks of one size, or as many at each site: PEFT's config can say either."""
+    blocks = {up.generator.shape[0] for up in updates.values()}
+    sizes = {up.block_size for up in updates.values()}
+    by_count = len(sizes) > 1 and len(blocks) == 1 and blocks != {1}
+    if by_count:
+        size = {"r": blocks.pop(), "oft_block_size": 0}
+    else:
+        size = {"r": 0, "oft_block_size": same(updates, "oft_block_size", lambda u: u.block_size)}
+    terms = same(updates, "num_cayley_neumann_terms", lambda update: update.terms)
+    eps = same(updates, "eps", lambda u: None if u.eps is None else number(u.eps))
+    fields = {
+        **size,
+        "block_share": blocks == {1},
+        "coft": eps is not None,
+        "eps": 6e-5 if eps is None else eps,
+        "num_cayley_neumann_terms": 5 if terms is None else terms,
+        "use_cayley_neumann": terms is not None,
+    }
+    names = {True: "oft_embedding_R.weight", False: "oft_R.weight"}
+    return Written(
+        fields, {f"{site}.{names[up.embedding]}": up.generator for site, up in updates.items()}
+    )
+
+
 # The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
 # takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
 KIND = Kind(
@@ -83,5 +110,6 @@ KIND = Kind(
     ),
     ("oft_R.weight", "oft_embedding_R.weight"),
     _build,
+    _write,
     judged=_judged,
 )

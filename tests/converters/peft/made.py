@@ -58,18 +58,41 @@ class MHA(nn.Module):
     def __init__(self) -> None:
         """One attention."""
         super().__init__()
-        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        torch.manual_seed(0)
+        self.attn = nn.MultiheadAttention(12, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Each number of the batch attends to the others."""
+        return self.attn(x[None], x[None], x[None])[0]
+
+
+class _Stack(nn.Module):
+    """Three experts, all of them asked: as transformers 5 has them, or (in, out) as GPT-OSS."""
+
+    def __init__(self, in_first: bool) -> None:
+        super().__init__()
+        self.is_transposed = in_first
+        shapes = ((3, 12, 10), (3, 10, 7)) if in_first else ((3, 10, 12), (3, 7, 10))
+        self.up, self.down = (nn.Parameter(torch.randn(shape)) for shape in shapes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ends = "enm,emk->enk" if self.is_transposed else "enm,ekm->enk"
+        inside = torch.einsum(ends, x[None].expand(3, -1, -1), self.up)
+        return torch.einsum(ends, torch.tanh(inside), self.down).sum(0)
 
 
 class Experts(nn.Module):
     """A stack of experts: two parameters of one module."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_first: bool = False) -> None:
         """Three experts."""
         super().__init__()
-        self.mlp = nn.Module()
-        self.mlp.up = nn.Parameter(torch.randn(3, 5, 4))
-        self.mlp.down = nn.Parameter(torch.randn(3, 4, 5))
+        torch.manual_seed(0)
+        self.mlp = _Stack(in_first)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Their sum."""
+        return self.mlp(x)
 
 
 def llama(**options: Any) -> LlamaForCausalLM:
@@ -108,10 +131,12 @@ def run(model: Any) -> np.ndarray:
         return model(torch.randn(5, 12)).numpy()
 
 
-def composed(model: nn.Module, folder: Path, params: Mapping[str, Any] | None = None) -> nn.Module:
-    """A copy of the pristine model with jaxmix's weights in it."""
+def composed(
+    model: nn.Module, folder: Path, params: Mapping[str, Any] | None = None, *, base: bool = False
+) -> nn.Module:
+    """A copy of the pristine model with jaxmix's weights in it, the base given at load or not."""
     state = params or {name: x.numpy().copy() for name, x in model.state_dict().items()}
-    out = jaxmix.compose(state, [jaxmix.load(folder)])
+    out = jaxmix.compose(state, [jaxmix.load(folder, base=state if base else None)])
     twin = copy.deepcopy(model)
     twin.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in out.items()})
     return twin.eval()

@@ -154,8 +154,8 @@ def test_wrong_fields_are_listed_together(tmp_path):
     """And refused ones before them."""
     said = refused(CheckpointError, save(tmp_path, r=0, use_dora="yes", lora_alpha=None))
     assert [line.split()[0] for line in said.splitlines()[1:-1]] == ["lora_alpha", "r", "use_dora"]
-    said = refused(UnsupportedError, save(tmp_path, r=0, kasa_config={}, mystery=3))
-    assert "kasa_config = {}" in said and "mystery = 3" in said and "r is 0" not in said
+    said = refused(UnsupportedError, save(tmp_path, r=0, arrow_config={}, mystery=3))
+    assert "arrow_config = {}" in said and "mystery = 3" in said and "r is 0" not in said
 
 
 # -------------------------------------------------------------------------------- refused fields

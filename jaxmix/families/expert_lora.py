@@ -1,0 +1,67 @@
+"""LoRA of experts: one low rank for each of the matrices that a leaf stacks."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Update
+from jaxmix.operators import StackedLowRank
+
+__all__ = ["ExpertLoRA"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class ExpertLoRA(Update):
+    """LoRA of a leaf of experts: ``Wₑ' = Wₑ + γ·BₑAₑ``.
+
+    Strength s: ``Wₑ + s·γ·BₑAₑ``.
+
+    Args:
+        a: A₁ … (experts, r, in), of PEFT's ``lora_A`` (experts·r, in).
+        b: B₁ … (experts, out, r), of PEFT's ``lora_B`` (out, r·experts), the experts running fast.
+        scale: γ = alpha/rank, or alpha/√rank with rslora.
+        in_first: whether the leaf is (experts, in, out) and not (experts, out, in).
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> two = ExpertLoRA(jnp.ones((2, 1, 3)), jnp.ones((2, 4, 1)), scale=1.0)
+        >>> two.weight_map(Base(None, (2, 12)), jnp.ones(())).shift.dense().shape
+        (2, 12)
+
+    Source: ``peft/tuners/lora/layer.py`` (``ParamWrapper``; ``target_parameters``).
+    """
+
+    a: Float[Array, "experts r in"]
+    b: Float[Array, "experts out r"]
+    scale: Float[Array, ""] | float
+    in_first: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "ExpertLoRA"
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sγ·BA)``, each expert's flattened to a row."""
+        delta = StackedLowRank(self.b, self.a)
+        if self.in_first:
+            delta = StackedLowRank(self.a.swapaxes(1, 2), self.b.swapaxes(1, 2))
+        return shift(delta.scaled(strength * self.scale))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether each expert's product has the weight's size."""
+        (experts, rank, n), (_, out, _) = self.a.shape, self.b.shape
+        if self.b.shape == (experts, out, rank) and shape == (experts, out * n):
+            return None
+        return (
+            f"lora_A of {experts} experts {self.a.shape} and lora_B {self.b.shape}: expected "
+            f"{shape[0]} experts, out·in = {shape[1]} from weight (experts, out·in) {shape}"
+        )
+
+    def size(self) -> str:
+        """The rank of each expert's product."""
+        return f"{self.a.shape[0]} × rank {self.a.shape[1]}"

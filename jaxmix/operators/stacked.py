@@ -1,0 +1,84 @@
+"""Low ranks that lie one after the other in a leaf with a further axis, as experts do."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.operators.base import Operator, picked, static
+from jaxmix.operators.compound import Product
+from jaxmix.operators.simple import Zero
+from jaxmix.operators.sparse import selection
+
+__all__ = ["StackedLowRank"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class StackedLowRank(Operator):
+    """The matrix whose row e is ``BₑAₑ``, flattened: (experts, p·q).
+
+    A leaf of experts (experts, p, q) is the matrix (experts, p·q), as a convolution (out, in, *k)
+    is (out, in·k).
+
+    Args:
+        b: B₁ … (experts, p, r).
+        a: A₁ … (experts, r, q).
+        turned: whether it is the transpose (p·q, experts) of that.
+
+    Example:
+        >>> two = StackedLowRank(jnp.ones((2, 1, 1)), jnp.array([[[1.0, 2.0]], [[3.0, 4.0]]]))
+        >>> two.dense().tolist()
+        [[1.0, 2.0], [3.0, 4.0]]
+
+    Source: ``peft/tuners/lora/layer.py`` (``ParamWrapper``).
+    """
+
+    b: Float[Array, "experts p r"]
+    a: Float[Array, "experts r q"]
+    turned: bool = static(False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        shape = self.b.shape[0], self.b.shape[1] * self.a.shape[2]
+        return shape[::-1] if self.turned else shape
+
+    @property
+    def T(self) -> "StackedLowRank":
+        return StackedLowRank(self.b, self.a, not self.turned)
+
+    def dense(self) -> Array:
+        (experts, p, _), (*_, q) = self.b.shape, self.a.shape
+        rows = jnp.einsum("epr,erq->epq", self.b, self.a).reshape(experts, p * q)
+        return rows.T if self.turned else rows
+
+    def scaled(self, factor: Array | float) -> "StackedLowRank":
+        if self.b.size < self.a.size:
+            return StackedLowRank(factor * self.b, self.a, self.turned)
+        return StackedLowRank(self.b, factor * self.a, self.turned)
+
+    def __matmul__(self, x: Array) -> Array:
+        (_, p, _), (*_, q), n = self.b.shape, self.a.shape, x.shape[1]
+        if self.turned:
+            # Σₑ BₑAₑ xₑ: the experts' ranks are one inner axis.
+            wide = jnp.einsum("erq,en->erqn", self.a, x)
+            return jnp.einsum("epr,erqn->pqn", self.b, wide).reshape(p * q, n)
+        thin = jnp.einsum("epr,pqn->erqn", self.b, x.reshape(p, q, n))
+        return jnp.einsum("erq,erqn->en", self.a, thin)
+
+    def rows(self, part: slice) -> Operator:
+        if not self.turned:
+            return StackedLowRank(self.b[part], self.a[part])
+        kept = picked(part, self.shape[0])
+        if len(kept) == 0:
+            return Zero(0, self.shape[1])
+        return Product(selection(kept, self.shape[0]), self)
+
+    def flops(self) -> int:
+        return 2 * self.a.shape[1] * math.prod(self.shape)
+
+    def matmul_flops(self, n: int) -> int:
+        inner, outer = self.b.size * self.a.shape[2], self.a.size
+        return 2 * (inner + outer) * n

@@ -1,0 +1,81 @@
+"""LoRA's rarer forms, as PEFT writes them, against PEFT's forward."""
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+from torch import nn
+
+import jaxmix
+from jaxmix.errors import CheckpointError, UnsupportedError
+
+from .folders import refused
+from .made import MHA, Experts, Linears, composed, difference, llama, quiet, run, save
+
+BOTH: dict[str, Any] = {"r": 3, "lora_alpha": 5, "target_modules": ["one", "two"]}
+Q: dict[str, Any] = {"r": 4, "target_modules": ["q_proj"]}
+UP, DOWN = ["mlp.up"], ["mlp.up", "mlp.down"]
+BD = {"target_modules_bd_a": ["one"], "target_modules_bd_b": ["two"], "nblocks": 2}
+
+
+def experts(**options: Any) -> LoraConfig:
+    """A config for parameters."""
+    return LoraConfig(r=2, lora_alpha=3, target_modules=[], **options)
+
+
+CASES: dict[str, tuple[nn.Module, LoraConfig, bool]] = {
+    "attention": (MHA(), LoraConfig(r=2, target_modules=["attn"]), False),
+    "attention rslora": (MHA(), LoraConfig(r=2, target_modules=["attn"], use_rslora=True), False),
+    "experts": (Experts(), experts(target_parameters=UP), True),
+    "experts, two": (Experts(), experts(target_parameters=DOWN), True),
+    "experts, two told backwards": (Experts(), experts(target_parameters=DOWN[::-1]), True),
+    "experts (in, out)": (Experts(True), experts(target_parameters=DOWN), True),
+    "experts, ranks": (
+        Experts(),
+        experts(target_parameters=DOWN, rank_pattern={"mlp.up": 4}),
+        True,
+    ),
+    "a parameter of a layer": (Linears(), experts(target_parameters=["one.weight"]), False),
+    "block-diagonal": (
+        Linears(),
+        LoraConfig(**{**BOTH, "r": 4}, use_bdlora=BdLoraConfig(**BD)),
+        False,
+    ),
+    "pooled": (Linears(), LoraConfig(**BOTH, use_qalora=True, qalora_group_size=4), True),
+    "kasa": (Linears(), LoraConfig(**BOTH, kasa_config=KasaConfig()), False),
+    "pissa": (Linears(), LoraConfig(**BOTH, init_lora_weights="pissa"), True),
+    "olora": (Linears(), LoraConfig(**BOTH, init_lora_weights="olora"), True),
+    "pissa rslora": (
+        Linears(),
+        LoraConfig(**BOTH, init_lora_weights="pissa", use_rslora=True),
+        True,
+    ),
+    "pissa dora": (Linears(), LoraConfig(**BOTH, init_lora_weights="pissa", use_dora=True), True),
+    "tokens": (llama(), LoraConfig(**Q, trainable_token_indices=[3, 7, 5]), False),
+    "tokens by name": (
+        llama(),
+        LoraConfig(**Q, trainable_token_indices={"embed_tokens": [3, 7], "lm_head": [1]}),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_form(name, tmp_path):
+    """With the weights of jaxmix the model gives what PEFT's gives."""
+    model, config, base = CASES[name]
+    truth = run(save(model, config, tmp_path))
+    assert difference(run(composed(model, tmp_path, base=base)), truth) < 3e-6
+    assert difference(run(model), truth) > 1e-2
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, base) in CASES.items() if base])
+def test_the_base_is_asked_for(name, tmp_path):
+    """Where the file says too little; but for one parameter, whose axes it does not say."""
+    model, config, _ = CASES[name]
+    save(model, config, tmp_path)
+    said = refused(CheckpointError, tmp_path)
+    assert "Give the base: jaxmix.load(…, base=params)" in said
