@@ -29,6 +29,7 @@ PREFIXES: dict[str, str] = {
     "lora_te2": "te2",
     "lora_te3": "te3",
     "lora_prior_te": "te1",
+    "oft_unet": "unet",
     "lycoris": "",
 }
 

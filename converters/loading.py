@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.diffusers import is_diffusers, read_diffusers
 from jaxmix.converters.format import Format, named, recognised
 from jaxmix.converters.hub import download
 from jaxmix.converters.kohya import is_kohya, read_kohya
@@ -61,9 +62,17 @@ MIX = Format(
     named_within=True,
 )
 
+DIFFUSERS = Format(
+    name="diffusers",
+    what="one of diffusers, ComfyUI or ai-toolkit",
+    recognises=is_diffusers,
+    read=read_diffusers,
+    options=("base", "part"),
+)
+
 # The first that recognises a folder or a file reads it. The last one gets the folders that nobody
 # recognises, and says what they miss; on the hub it is looked for first.
-FORMATS: tuple[Format, ...] = (MIX, KOHYA, PEFT)
+FORMATS: tuple[Format, ...] = (MIX, KOHYA, DIFFUSERS, PEFT)
 
 _EXPECTED = f"{PEFT.what}, or 'owner/name'"
 

@@ -7,7 +7,6 @@ and the weights of its own forward: the outputs of the wrapped layers for every 
 float64, but where LyCORIS itself goes through float32 (the rotations).
 """
 
-import math
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
 from torch import nn
 
 from ..archive import pack
+from .layers import effective
 
 __all__ = ["CASES", "main"]
 
@@ -117,35 +117,6 @@ class Net(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList([Block()])
         self.head_out = nn.Linear(10, 16)
-
-
-def effective(layer: nn.Module, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The weight and the bias that a layer's forward has, from its outputs for unit inputs."""
-    if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-        return _norms(layer, dtype)
-    if isinstance(layer, nn.Linear):
-        shape: tuple[int, ...] = (layer.in_features,)
-    else:
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        shape = (layer.in_channels, *layer.kernel_size)
-    units = torch.eye(math.prod(shape), dtype=dtype).reshape(-1, *shape)
-    bias = layer(torch.zeros_like(units[:1])).reshape(-1)
-    weight = (layer(units).reshape(len(units), -1) - bias).T.reshape(-1, *shape)
-    return weight.detach().numpy(), bias.detach().numpy()
-
-
-def _norms(layer: nn.LayerNorm | nn.GroupNorm, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """A norm's, from two points of a line for each channel."""
-    if isinstance(layer, nn.LayerNorm):
-        size = layer.normalized_shape[0]
-        plain: nn.Module = nn.LayerNorm(size, layer.eps, elementwise_affine=False)
-    else:
-        size = layer.num_channels
-        plain = nn.GroupNorm(layer.num_groups, size, layer.eps, affine=False)
-    x = torch.randn(2, size, dtype=dtype)
-    (y1, y2), (n1, n2) = layer(x), plain(x)
-    weight = (y1 - y2) / (n1 - n2)
-    return weight.detach().numpy(), (y1 - weight * n1).detach().numpy()
 
 
 def _fill(network: LycorisNetwork) -> None:

@@ -1,0 +1,155 @@
+"""Single files with dots in their names: diffusers', ComfyUI's, ai-toolkit's.
+
+A key is ``<part>.<module>.<parameter>``: ``unet.….lora.down.weight``,
+``transformer.….lora_A.weight``, ``diffusion_model.….lokr_w1``.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.base import base_model
+from jaxmix.converters.lycoris.dotted import Place, dotted_sites, modern, sorted_keys
+from jaxmix.converters.lycoris.files import file_keys, file_metadata, json_of, stands_alone
+from jaxmix.converters.lycoris.keys import split_key
+from jaxmix.converters.lycoris.updates import build_all
+from jaxmix.converters.peft.shapes import Factors
+from jaxmix.converters.peft.tensors import read_tensors
+from jaxmix.converters.peft.values import matches
+from jaxmix.errors import CheckpointError, UnsupportedError, listing
+
+__all__ = ["METADATA", "is_diffusers", "read_diffusers"]
+
+METADATA = "lora_adapter_metadata"
+
+# Fields of the metadata, a LoraConfig of PEFT's, that change what the factors mean.
+_UNDONE = {
+    "alora_invocation_tokens": "aLoRA, which is gated by the token's position",
+    "use_qalora": "QALoRA pools the inputs, which no weight does",
+    "target_parameters": "experts' factors, whose axes the file does not tell",
+}
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether a file is a safetensors by itself, with a factor of some adapter in it."""
+    if not stands_alone(path):
+        return False
+    found = (split_key(modern(key)) for key in file_keys(path))
+    # A `weight` by itself is any checkpoint's.
+    return any(one is not None and one[1] != "weight" for one in found)
+
+
+def read_diffusers(
+    path: Path, name: str, strength: Any = 1.0, *, base: Any = None, part: str | None = None
+) -> Adapter:
+    """Reads a file that diffusers, ComfyUI's trainers or ai-toolkit wrote.
+
+    Args:
+        path: the file.
+        name: what to call the adapter.
+        strength: the strength with which it enters a mix, a real scalar.
+        base: what the adapter is for, to check its names; not needed.
+        part: the model to read, where a file is for several: what stands before the names, such as
+            ``transformer``. Other keys are left. None reads all.
+
+    Returns:
+        The adapter. Without a base its sites are the module names in the file's one model; of a
+        file for several models they begin with the part.
+
+    Raises:
+        CheckpointError: if keys mean nothing, or the metadata contradict them.
+        UnsupportedError: if it is of a kind that jaxmix does not do.
+        ShapeError: if tensors disagree.
+        AdapterError: if a number is not finite.
+
+    Example:
+        >>> read_diffusers(Path("no/such/file"), "style")
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: no/such has no file; found no such folder. ...
+
+    Source: huggingface/diffusers, ``loaders/lora_base.py``, ``utils/state_dict_utils.py``.
+    """
+    tensors, where = read_tensors(path), str(path)
+    places = sorted_keys(tensors, where, part)
+    text = file_metadata(path).get(METADATA)
+    if text is not None:
+        config = json_of(text)
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{where}: {METADATA} is {text[:60]!r}, expected an object")
+        _add_scales(places, config, where)
+    modules = None if base is None else frozenset(base_model(base).modules)
+    sites = dotted_sites(tuple(places), modules, where)
+    updates = build_all({sites[place]: factors for place, factors in places.items()}, where)
+    return Adapter(updates, name=name) * strength
+
+
+def _add_scales(places: dict[Place, Factors], config: dict[str, Any], where: str) -> None:
+    """Puts the scale that the metadata say beside the factors of each place."""
+    problems: list[str] = []
+    undone: list[str] = []
+    for place, factors in places.items():
+        if "lora_down.weight" not in factors:
+            continue
+        prefix = f"{place.part}." if place.part else ""
+        own = {key.removeprefix(prefix): x for key, x in config.items() if key.startswith(prefix)}
+        full = f"{prefix}{place.module}"
+        if "lora_alpha" not in own or "r" not in own:
+            problems.append(f"{full}: no {prefix}r and {prefix}lora_alpha in them")
+            continue
+        undone += [f"{prefix}{field}: {why}" for field, why in _UNDONE.items() if own.get(field)]
+        if str(own.get("init_lora_weights", "")).startswith(("pissa", "olora", "corda", "lora_ga")):
+            undone.append(
+                f"{prefix}init_lora_weights = {own['init_lora_weights']!r} moves the base"
+            )
+        if said := _contradiction(own, place.module, factors):
+            problems.append(f"{full}: {said}")
+            continue
+        rank = factors["lora_down.weight"].shape[0]
+        alpha = _by_module(own, "alpha_pattern", "lora_alpha", place.module)
+        root = own.get("use_rslora") is True
+        factors["scale"] = np.asarray(alpha / (rank**0.5 if root else rank))
+    if undone:
+        kinds = listing(dict.fromkeys(undone))
+        raise UnsupportedError(f"{where}: {METADATA} of a kind that jaxmix does not do:{kinds}")
+    if problems:
+        raise CheckpointError(
+            f"{where}: {METADATA} that contradict the keys:{listing(problems)}\nSave the file "
+            "again with diffusers, or take the metadata out: then alpha is the rank, as there."
+        )
+
+
+def _contradiction(own: dict[str, Any], module: str, factors: Factors) -> str | None:
+    """What the metadata of a module say that its tensors do not."""
+    if "alpha" in factors:
+        return "alpha is in the keys and in the metadata, which diffusers refuses too"
+    rank, alpha = (
+        _by_module(own, *fields, module)
+        for fields in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
+    found = factors["lora_down.weight"].shape[:1]
+    if found != (rank,) or not found[0]:
+        return f"lora_A has the rank {found[0] if found else None}, the metadata say {rank!r}"
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or abs(alpha) > 1e38:
+        return f"lora_alpha is {alpha!r}, expected a number"
+    for field, parameter in (("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_up.bias")):
+        if bool(own.get(field)) != (parameter in factors):
+            return f"{field} is {own.get(field)!r}, and {parameter} is " + (
+                "there" if parameter in factors else "not there"
+            )
+    return None
+
+
+def _by_module(own: dict[str, Any], patterns: str, default: str, module: str) -> Any:
+    """The value for a module: the first pattern that fits, else the default."""
+    found = own.get(patterns)
+    for pattern, value in found.items() if isinstance(found, dict) else ():
+        try:
+            if matches(pattern, module):
+                return value
+        except re.error:  # no regular expression, so none that fits
+            continue
+    return own[default]

@@ -1,0 +1,62 @@
+"""The weight that a layer of torch has, seen from outside: from its outputs."""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["effective", "effective_all", "fill"]
+
+
+def fill(parameters: "list[tuple[str, nn.Parameter]]", seed: int = 11) -> None:
+    """Every parameter drawn anew, so that none is zero or one."""
+    torch.manual_seed(seed)
+    for name, parameter in parameters:
+        drawn = 0.4 * torch.randn_like(parameter)
+        is_scale = name.endswith(("dora_scale", "rescale", "scalar", "default"))
+        parameter.data.copy_(1 + drawn.abs() if is_scale else drawn)
+
+
+def effective_all(
+    root: nn.Module, names: "list[str]", dtype: torch.dtype, prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """The weights and biases of these modules, under ``<prefix><name>.weight``."""
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        layer = root.get_submodule(name)
+        weight, bias = effective(layer, dtype)
+        found[f"{prefix}{name}.weight"] = weight
+        if np.abs(bias).max() > 0:
+            found[f"{prefix}{name}.bias"] = bias
+    return found
+
+
+def effective(layer: nn.Module, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and the bias that a layer's forward has, from its outputs for unit inputs."""
+    if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
+        return _norms(layer, dtype)
+    plain = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    if isinstance(plain, nn.Linear):
+        shape: tuple[int, ...] = (plain.in_features,)
+    else:
+        assert isinstance(plain, nn.Conv1d | nn.Conv2d)
+        shape = (plain.in_channels, *plain.kernel_size)
+    units = torch.eye(math.prod(shape), dtype=dtype).reshape(-1, *shape)
+    bias = layer(torch.zeros_like(units[:1])).reshape(-1)
+    weight = (layer(units).reshape(len(units), -1) - bias).T.reshape(-1, *shape)
+    return weight.detach().numpy(), bias.detach().numpy()
+
+
+def _norms(layer: nn.LayerNorm | nn.GroupNorm, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """A norm's, from two points of a line for each channel."""
+    if isinstance(layer, nn.LayerNorm):
+        size = layer.normalized_shape[0]
+        plain: nn.Module = nn.LayerNorm(size, layer.eps, elementwise_affine=False)
+    else:
+        size = layer.num_channels
+        plain = nn.GroupNorm(layer.num_groups, size, layer.eps, affine=False)
+    x = torch.randn(2, size, dtype=dtype)
+    (y1, y2), (n1, n2) = layer(x), plain(x)
+    weight = (y1 - y2) / (n1 - n2)
+    return weight.detach().numpy(), (y1 - weight * n1).detach().numpy()
