@@ -1,0 +1,66 @@
+"""What LyCORIS computes, naive and dense, in NumPy: its norm over any update, its rotation.
+
+Written from ``lycoris/functional/general.py`` and ``diag_oft.py`` (lycoris-lora 4.1.3), and from
+``peft/tuners/oft/layer.py`` (peft 0.13.2 and 0.15.2), knowing nothing of jaxmix.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .formulas import Factors, Leaves, New, loha, lokr, lora
+
+__all__ = ["diag_oft", "normed"]
+
+_ADDED = {"lora": lora, "loha": loha, "lokr": lokr}
+
+
+def normed(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """apply_weight_decompose, of the base's weight with the update's difference."""
+    base = Leaves(leaves.base_weight, leaves.bias, leaves.base_weight, leaves.base_bias)
+    adapted = _ADDED[config["over"]](f, config, base, 1.0)[0]
+    delta = adapted - leaves.base_weight
+    if config["axis"] == "out":
+        norm = np.sqrt((adapted.reshape(len(adapted), -1) ** 2).sum(1)) + config["eps"]
+        c = (f["dora_scale"] / norm).reshape(-1, *[1] * (adapted.ndim - 1))
+    else:
+        turned = adapted.swapaxes(0, 1)
+        norm = np.sqrt((turned.reshape(len(turned), -1) ** 2).sum(1)) + config["eps"]
+        c = (f["dora_scale"] / norm).reshape(1, -1, *[1] * (adapted.ndim - 2))
+    return (1 - s) * leaves.weight + s * c * (leaves.weight + delta), leaves.bias
+
+
+def diag_oft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
+    """make_weight, and get_delta_weight of the two old PEFTs, the generator scaled by s."""
+    flat = leaves.weight.reshape(len(leaves.weight), -1)
+    if "oft_blocks" in f:
+        flat = _turned(f["oft_blocks"], config, flat, s)
+    if "rescale" in f:
+        flat = ((1 - s) + s * f["rescale"])[:, None] * flat
+    return flat.reshape(leaves.weight.shape), leaves.bias
+
+
+def _turned(d: np.ndarray, config: Mapping[str, Any], flat: np.ndarray, s: float) -> np.ndarray:
+    """The matrix with its outputs, or inputs, rotated."""
+    (count, b, _), bound, written_by = d.shape, config.get("bound"), config["written_by"]
+    if written_by == "lycoris":
+        q = d - d.swapaxes(1, 2)
+        if bound is not None and np.sqrt((q**2).sum()) > bound:
+            q = q * bound / np.sqrt((q**2).sum())
+        q, inverse = s * q, True
+    else:
+        if bound is not None:
+            norms = np.sqrt((d**2).sum((1, 2), keepdims=True))
+            d = np.where(norms > bound, d * bound / norms, d)
+        q, inverse = s * 0.5 * (d - d.swapaxes(1, 2)), False
+    eye = np.eye(b)
+    size = len(flat) if written_by != "peft 0.15" else flat.shape[1]
+    whole = np.zeros((-(-size // b) * b,) * 2)
+    for k in range(len(whole) // b):
+        one, at = q[k if count > 1 else 0], slice(k * b, (k + 1) * b)
+        plus, minus = eye + one, eye - one
+        # LyCORIS has (I + Q)(I − Q)⁻¹, PEFT (I − S)(I + S)⁻¹.
+        whole[at, at] = plus @ np.linalg.inv(minus) if inverse else minus @ np.linalg.inv(plus)
+    whole = whole[:size, :size]
+    return flat @ whole.T if written_by == "peft 0.15" else whole.T @ flat
