@@ -5,11 +5,13 @@ from jaxmix.families.adamss import AdaMSS
 from jaxmix.families.base import Update
 from jaxmix.families.boft import BOFT
 from jaxmix.families.c3a import C3A
+from jaxmix.families.deft import DEFT
 from jaxmix.families.delora import DeLoRA
 from jaxmix.families.delta import Delta
 from jaxmix.families.diag_oft import DiagOFT
 from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.fourierft import FourierFT
+from jaxmix.families.frod import FRoD
 from jaxmix.families.glora import GLoRA
 from jaxmix.families.gralora import GraLoRA
 from jaxmix.families.hira import HiRA
@@ -22,6 +24,8 @@ from jaxmix.families.lora import LoRA
 from jaxmix.families.miss import MiSS
 from jaxmix.families.normed import Normed
 from jaxmix.families.oft import OFT
+from jaxmix.families.peanut import PEANuT
+from jaxmix.families.psoft import PSOFT
 from jaxmix.families.randlora import RandLoRA
 from jaxmix.families.rebase import Rebase
 from jaxmix.families.replace import Replace
@@ -39,16 +43,19 @@ from jaxmix.families.waveft import WaveFT
 __all__ = [
     "BOFT",
     "C3A",
+    "DEFT",
     "FAMILIES",
     "HRA",
     "IA3",
     "OFT",
+    "PSOFT",
     "AdaLoRA",
     "AdaMSS",
     "DeLoRA",
     "Delta",
     "DiagOFT",
     "ExpertLoRA",
+    "FRoD",
     "FourierFT",
     "GLoRA",
     "GraLoRA",
@@ -59,6 +66,7 @@ __all__ = [
     "LoRA",
     "MiSS",
     "Normed",
+    "PEANuT",
     "PVeRA",
     "RandLoRA",
     "Rebase",
@@ -79,6 +87,10 @@ __all__ = [
 FAMILIES: dict[str, type[Update]] = {
     family.family: family
     for family in (
+        FRoD,
+        PEANuT,
+        DEFT,
+        PSOFT,
         GLoRA,
         HiRA,
         MiSS,

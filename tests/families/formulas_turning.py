@@ -10,7 +10,7 @@ import numpy as np
 
 from .formulas import Factors, Leaves, New
 
-__all__ = ["boft", "glora", "hira", "hra", "ia3", "miss", "miss_bat", "road", "tokens"]
+__all__ = ["boft", "hra", "ia3", "road", "tokens"]
 
 
 def ia3(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
@@ -99,55 +99,3 @@ def tokens(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
     for row, value in zip(f["token_indices"], f["trainable_tokens_delta"], strict=True):
         weight[row] = (1 - s) * weight[row] + s * value
     return weight, leaves.bias
-
-
-def miss(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The forward sums the input in runs of r, padded at the end; mini repeats over outputs."""
-    block, weight = f["miss_block"], leaves.weight.copy()
-    for o, i in np.ndindex(weight.shape):
-        weight[o, i] += s * block[i % block.shape[0], o % block.shape[1]]
-    return weight, leaves.bias
-
-
-def miss_bat(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """get_delta_weight: each block (r, r) of the base's weight, times that of its rows, plus it."""
-    block, weight = f["miss_block"], leaves.weight.copy()
-    r = block.shape[1]
-    for k in range(len(block)):
-        for c in range(weight.shape[1] // r):
-            at = slice(k * r, (k + 1) * r), slice(c * r, (c + 1) * r)
-            weight[at] += s * (leaves.base_weight[at] @ block[k] + block[k])
-    return weight, leaves.bias
-
-
-def hira(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The base's weight times BA, entry by entry."""
-    a, b = f["hira_A"], f["hira_B"]
-    product = b.reshape(len(b), -1) @ a.reshape(len(a), -1)
-    if config.get("fan_in_fan_out"):
-        product = product.T
-    if config.get("embedding"):
-        product = (f["hira_B"] @ f["hira_A"]).T
-    product = product.reshape(leaves.weight.shape)
-    return leaves.weight + s * leaves.base_weight * product, leaves.bias
-
-
-def glora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """weight_eff and bias_eff; a path is a product, a vector, a number or nothing."""
-
-    def path(name: str) -> Any:
-        if f"glora_{name}.Xd" in f:
-            return f[f"glora_{name}.Xd"] @ f[f"glora_{name}.Xu"]
-        found = f.get(f"glora_{name}.X", np.zeros(1))
-        return found[0] if found.shape == (1,) else found
-
-    moved = leaves.base_bias * path("D") + path("E")
-    if config.get("on_input"):  # LyCORIS
-        flat = leaves.weight.reshape(len(leaves.weight), len(path("A")), -1)
-        scaled = np.einsum("ock,cd->odk", flat, path("A"))
-    else:
-        scaled = leaves.base_weight * path("A")
-    weight = leaves.weight + s * (scaled.reshape(leaves.weight.shape) + path("B"))
-    if np.ndim(path("C")):
-        moved = moved + (leaves.base_weight @ path("C"))[:, 0]
-    return weight, leaves.bias + s * moved

@@ -1,10 +1,10 @@
-"""Rows of the contract's table for families that turn or rescale a weight, or read it."""
+"""Rows of the contract's table for families that turn or rescale a weight."""
 
 from typing import Any
 
 import numpy as np
 
-from jaxmix.families import BOFT, HRA, IA3, GLoRA, HiRA, MiSS, RoAd, Tokens
+from jaxmix.families import BOFT, HRA, IA3, RoAd, Tokens
 from jaxmix.families.boft import butterfly
 
 from . import formulas_turning as formulas
@@ -71,62 +71,6 @@ def _tokens(f: Factors, config: Config) -> Tokens:
     return Tokens(f["trainable_tokens_delta"], f["token_indices"])
 
 
-def _miss(f: Factors, config: Config) -> MiSS:
-    return MiSS(f["miss_block"], bool(config.get("bat")))
-
-
-def _miss_row(size: str, block: tuple[int, ...], **says: bool) -> Row:
-    is_bat = len(block) == 3
-    formula = formulas.miss_bat if is_bat else formulas.miss
-    told = {"reads_base": is_bat, "fits_in": not is_bat, **says}
-    shapes = {"miss_block": block}
-    return Row(_miss, formula, (6, 9), shapes, size, {"bat": is_bat}, says=told)
-
-
-def _hira(f: Factors, config: Config) -> HiRA:
-    a, b = f["hira_A"], f["hira_B"]
-    if config.get("embedding"):
-        return HiRA(b.T, a.T, embedding=True)
-    kernel, fan = a.shape[2:], bool(config.get("fan_in_fan_out"))
-    return HiRA(a.reshape(len(a), -1), b.reshape(len(b), -1), kernel, transposed=fan)
-
-
-def _hira_row(a: tuple[int, ...], b: tuple[int, ...], weight: tuple[int, ...], **kw: Any) -> Row:
-    shapes, says = {"hira_A": a, "hira_B": b}, {"reads_base": True}
-    return Row(_hira, formulas.hira, weight, shapes, "rank 3", kw, says=says)
-
-
-def _glora(f: Factors, config: Config) -> GLoRA:
-    def path(name: str) -> tuple[Any, ...]:
-        keys = [f"glora_{name}.{end}" for end in ("Xd", "Xu", "X")]
-        return tuple(f[key] for key in keys if key in f)
-
-    return GLoRA(*map(path, "ABCDE"), on_input=bool(config.get("on_input")))
-
-
-def _glora_row(size: str, weight: tuple[int, ...] = (6, 9), **paths: Any) -> Row:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in "ABCDE":
-        found = paths.get(name)
-        if found and isinstance(found[0], tuple):
-            shapes |= {f"glora_{name}.Xd": found[0], f"glora_{name}.Xu": found[1]}
-        elif found:
-            shapes[f"glora_{name}.X"] = found
-    on_input = bool(paths.get("on_input"))
-    reads = {name for name in "ACD" if name in paths} - ({"A"} if on_input else set())
-    says = {
-        "reads_base": bool(reads),
-        "has_bias": bool(set("CDE") & set(paths)),
-        "reads_bias_alone": "A" not in reads,
-        **paths.get("says", {}),
-    }
-    config = {"on_input": on_input}
-    return Row(_glora, formulas.glora, weight, shapes, size, config, not on_input, says=says)
-
-
-_COLUMN, _NUMBER = (6, 1), (1,)
-_LORA = ((6, 3), (3, 9))
-
 ROWS: dict[str, Row] = {
     "ia3": _ia3_row((6, 1)),
     "ia3 feedforward": _ia3_row((1, 9), size="9 inputs", feedforward=True),
@@ -157,26 +101,5 @@ ROWS: dict[str, Row] = {
         additive=False,
         fixed={"token_indices": np.array([7, 0, 10], np.int32)},
         says={"fits_out": True},
-    ),
-    "miss": _miss_row("rank 3", (3, 6)),
-    "miss cut": _miss_row("rank 4", (4, 6)),
-    "miss whole": _miss_row("rank 9", (9, 6)),
-    "miss mini": _miss_row("rank 3", (3, 2)),
-    "miss mini of one": _miss_row("rank 4", (4, 1), fits_out=True),
-    "miss bat": _miss_row("rank 3 bat", (2, 3, 3)),
-    "hira": _hira_row((3, 9), (6, 3), (6, 9)),
-    "hira fan_in_fan_out": _hira_row((3, 9), (6, 3), (9, 6), fan_in_fan_out=True),
-    "hira conv2d": _hira_row((3, 4, 3, 2), (6, 3, 1, 1), _CONV2),
-    "hira embedding": _hira_row((3, 11), (6, 3), (11, 6), embedding=True),
-    "glora": _glora_row("rank 3 ABCDE", A=_LORA, B=_LORA, C=((9, 3), (3, 1)), D=_NUMBER, E=_NUMBER),
-    "glora vectors": _glora_row("ABCDE", A=_COLUMN, B=_COLUMN, C=(9, 1), D=(6,), E=(6,)),
-    "glora numbers": _glora_row(
-        "ABDE", A=_NUMBER, B=_NUMBER, D=_NUMBER, E=_NUMBER, says={"fits_out": True, "fits_in": True}
-    ),
-    "glora weight alone": _glora_row("rank 3 AB", A=_LORA, B=_LORA),
-    "glora bias alone": _glora_row("CE", C=(9, 1), E=(6,)),
-    "glora on_input": _glora_row("rank 3 AB", A=((9, 3), (3, 9)), B=_LORA, on_input=True),
-    "glora on_input conv": _glora_row(
-        "rank 3 A", _CONV2, A=((4, 3), (3, 4)), on_input=True, says={"fits_out": True}
     ),
 }

@@ -1,0 +1,88 @@
+"""FRoD: the weight in a basis that its kind of layer shares, with other entries there."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.operators import Dense, Sparse
+
+__all__ = ["FRoD"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class FRoD(Update):
+    """FRoD: ``W' = W − W₀ + U (S + diag(l)) Vᵀ``, with W₀ the base's weight and S sparse.
+
+    U has the columns of ``W₀ V⁻ᵀ``, each of length one, so that with no S and the lengths as l the
+    weight is what it was. PEFT takes U to float32.
+
+    Strength s: ``W' = W + s·(U (S + diag(l)) Vᵀ − W₀)``.
+
+    Args:
+        v: V (in, in), PEFT's ``frod_V`` of the site's kind of layer.
+        values: S's entries (n,), PEFT's ``frod_lambda_s_values``.
+        indices: (2, n) int32, the rows and the columns, PEFT's ``frod_s_indices``.
+        lengths: l (in,), PEFT's ``frod_lambda_l``.
+        transposed: whether PyTorch stores the weight as (in, out): ``fan_in_fan_out``.
+
+    Raises:
+        ShapeError: by `compose`, where the factors have not the weight's inputs.
+
+    Example:
+        >>> two = FRoD(jnp.eye(1), jnp.zeros(0), jnp.zeros((2, 0), int), jnp.array([7.0]))
+        >>> two.weight_map(Base(jnp.array([[-2.0]]), (1, 1)), jnp.ones(()))(jnp.ones((1, 1)))
+        Array([[-4.]], dtype=float32)
+
+    Source: ``peft/tuners/frod/layer.py``.
+    """
+
+    v: Float[Array, "in in"]
+    values: Float[Array, " n"]
+    indices: Int[Array, "2 n"]
+    lengths: Float[Array, " in"]
+    transposed: bool = field(default=False, metadata={"static": True})
+
+    family: ClassVar[str] = "FRoD"
+    reads_base: ClassVar[bool] = True
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, s·(U (S + diag(l)) Vᵀ − W₀))``."""
+        w, v = base.read("matrix"), jnp.asarray(self.v)
+        inner = Sparse(jnp.asarray(self.values), jnp.asarray(self.indices), *v.shape)
+        whole = inner.added_to(jnp.diag(jnp.asarray(self.lengths)))
+        made = _directions(w, v) @ (whole @ v.T)
+        return shift(Dense(strength * (made - w)))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether the basis and what is in it have the weight's inputs."""
+        factors: Factors = {
+            "frod_V": (self.v, (shape[1], shape[1])),
+            "frod_lambda_s_values": (self.values, ("n",)),
+            "frod_s_indices": (self.indices, (2, "n")),
+            "frod_lambda_l": (self.lengths, (shape[1],)),
+        }
+        return mismatch(factors, shape)
+
+    def size(self) -> str:
+        """How many entries beside the diagonal."""
+        return f"{self.values.shape[0]} entries"
+
+
+def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
+    """U: the columns of ``W₀ V⁻ᵀ`` at length one, those of no length at zero."""
+    # LAPACK works in float32 at the least.
+    wide = np.promote_types(w.dtype, np.float32)
+    columns = jnp.linalg.solve(v.astype(wide), w.T.astype(wide)).T
+    square = jnp.sum(columns * columns, axis=0)
+    is_there = square > 1e-24
+    length = jnp.sqrt(jnp.where(is_there, square, jnp.ones_like(square)))
+    return jnp.where(is_there[None], columns / length[None], jnp.zeros_like(columns)).astype(
+        w.dtype
+    )

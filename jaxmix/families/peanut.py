@@ -1,0 +1,124 @@
+"""PEANuT: a small network reads the base's weight."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, shift
+from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.operators import LowRank
+
+__all__ = ["ACTIVATIONS", "PEANuT"]
+
+
+def _gelu(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _laplace(x: Array) -> Array:
+    return 0.5 * (1 + jax.scipy.special.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
+
+
+# By their names in transformers, whose numbers these are. PReLU's slope is not trained here.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    **dict.fromkeys(("gelu", "gelu_python"), _gelu),
+    **dict.fromkeys(
+        ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh"),
+        _gelu_tanh,
+    ),
+    "gelu_10": lambda x: jnp.clip(_gelu(x), -10, 10),
+    "hardswish": jax.nn.hard_swish,
+    "laplace": _laplace,
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.01),
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "prelu": lambda x: jax.nn.leaky_relu(x, 0.25),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jax.nn.relu(x) ** 2,
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "sqrtsoftplus": lambda x: jnp.sqrt(jax.nn.softplus(x)),
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class PEANuT(Update):
+    """PEANuT: ``W' = W + γ·B f(W₀)``, with f a network that reads the base's columns.
+
+    ``h = σ(A W₀)``; then each encoder, ``h ← σ(E h)``; then each decoder, ``h ← σ(D h) + h'``, with
+    h' what the encoder of the same level took in, the last one's first. ``f(W₀)`` is h (r, in).
+
+    Strength s: ``W' = W + s·γ·B f(W₀)``.
+
+    Args:
+        a: A (r, out), PEFT's ``peanut_A``.
+        b: B (out, r), PEFT's ``peanut_B``.
+        encoders: E (r, r) each, the first one first.
+        decoders: D (r, r) each, as many.
+        scale: γ, PEFT's ``scaling``.
+        activation: σ, one of `ACTIVATIONS`.
+
+    Raises:
+        ShapeError: by `compose`, where the factors do not fit the weight.
+
+    Example:
+        >>> one = PEANuT(jnp.ones((1, 1)), jnp.full((1, 1), 3.0))
+        >>> base = Base(jnp.array([[2.0, -2.0]]), (1, 2))
+        >>> one.weight_map(base, jnp.ones(())).shift.dense().tolist()
+        [[6.0, 0.0]]
+
+    Source: https://arxiv.org/abs/2410.01870; ``peft/tuners/peanut/layer.py``.
+    """
+
+    a: Float[Array, "r out"]
+    b: Float[Array, "out r"]
+    encoders: tuple[Float[Array, "r r"], ...] = ()
+    decoders: tuple[Float[Array, "r r"], ...] = ()
+    scale: Float[Array, ""] | float = 1.0
+    activation: str = field(default="relu", metadata={"static": True})
+
+    family: ClassVar[str] = "PEANuT"
+    reads_base: ClassVar[bool] = True
+
+    def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
+        """``(I, I, sγ·B f(W₀))``, which is of low rank."""
+        act, levels = ACTIVATIONS[self.activation], []
+        h = act(jnp.asarray(self.a) @ base.read("matrix"))
+        for encoder in self.encoders:
+            levels.append(h)
+            h = act(jnp.asarray(encoder) @ h)
+        for decoder in self.decoders:
+            h = act(jnp.asarray(decoder) @ h) + levels.pop()
+        return shift(LowRank(strength * self.scale * jnp.asarray(self.b), h))
+
+    def misfit(self, shape: tuple[int, int]) -> str | None:
+        """Whether all have one rank, and the weight's outputs, and the levels are pairs."""
+        if len(self.encoders) != len(self.decoders):
+            return f"{len(self.encoders)} encoders and {len(self.decoders)} decoders, not as many"
+        factors: dict[str, tuple[Array | None, tuple[int | str, ...]]] = {
+            "peanut_A": (self.a, ("r", shape[0])),
+            "peanut_B": (self.b, (shape[0], "r")),
+        }
+        for name, layers in (("encoders", self.encoders), ("decoders", self.decoders)):
+            factors |= {f"peanut_{name}.{i}": (x, ("r", "r")) for i, x in enumerate(layers)}
+        checked: Factors = dict(factors)
+        return mismatch(checked, shape)
+
+    def size(self) -> str:
+        """Its rank, and how deep it is."""
+        depth = len(self.encoders)
+        return f"rank {self.a.shape[0]}" + (f", depth {depth}" if depth else "")

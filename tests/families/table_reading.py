@@ -1,0 +1,173 @@
+"""Rows of the contract's table for families that read the base's weight."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxmix.families import DEFT, PSOFT, FRoD, GLoRA, HiRA, MiSS, PEANuT
+
+from . import formulas_reading as formulas
+from .row import Config, Factors, Row
+
+__all__ = ["ROWS"]
+
+_CONV2 = (6, 4, 3, 2)
+
+
+def _miss(f: Factors, config: Config) -> MiSS:
+    return MiSS(f["miss_block"], bool(config.get("bat")))
+
+
+def _miss_row(size: str, block: tuple[int, ...], **says: bool) -> Row:
+    is_bat = len(block) == 3
+    formula = formulas.miss_bat if is_bat else formulas.miss
+    told = {"reads_base": is_bat, "fits_in": not is_bat, **says}
+    shapes = {"miss_block": block}
+    return Row(_miss, formula, (6, 9), shapes, size, {"bat": is_bat}, says=told)
+
+
+def _hira(f: Factors, config: Config) -> HiRA:
+    a, b = f["hira_A"], f["hira_B"]
+    if config.get("embedding"):
+        return HiRA(b.T, a.T, embedding=True)
+    kernel, fan = a.shape[2:], bool(config.get("fan_in_fan_out"))
+    return HiRA(a.reshape(len(a), -1), b.reshape(len(b), -1), kernel, transposed=fan)
+
+
+def _hira_row(a: tuple[int, ...], b: tuple[int, ...], weight: tuple[int, ...], **kw: Any) -> Row:
+    shapes, says = {"hira_A": a, "hira_B": b}, {"reads_base": True}
+    return Row(_hira, formulas.hira, weight, shapes, "rank 3", kw, says=says)
+
+
+def _glora(f: Factors, config: Config) -> GLoRA:
+    def path(name: str) -> tuple[Any, ...]:
+        keys = [f"glora_{name}.{end}" for end in ("Xd", "Xu", "X")]
+        return tuple(f[key] for key in keys if key in f)
+
+    return GLoRA(*map(path, "ABCDE"), on_input=bool(config.get("on_input")))
+
+
+def _glora_row(size: str, weight: tuple[int, ...] = (6, 9), **paths: Any) -> Row:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in "ABCDE":
+        found = paths.get(name)
+        if found and isinstance(found[0], tuple):
+            shapes |= {f"glora_{name}.Xd": found[0], f"glora_{name}.Xu": found[1]}
+        elif found:
+            shapes[f"glora_{name}.X"] = found
+    on_input = bool(paths.get("on_input"))
+    reads = {name for name in "ACD" if name in paths} - ({"A"} if on_input else set())
+    says = {
+        "reads_base": bool(reads),
+        "has_bias": bool(set("CDE") & set(paths)),
+        "reads_bias_alone": "A" not in reads,
+        **paths.get("says", {}),
+    }
+    config = {"on_input": on_input}
+    return Row(_glora, formulas.glora, weight, shapes, size, config, not on_input, says=says)
+
+
+_COLUMN, _NUMBER = (6, 1), (1,)
+_LORA = ((6, 3), (3, 9))
+
+
+def _psoft(f: Factors, config: Config) -> PSOFT:
+    return PSOFT(
+        f["A"],
+        f["B"],
+        f["psoft_R.weight"],
+        config["scale"],
+        f.get("psoft_R.vector_b"),
+        f.get("psoft_R.vector_a"),
+        config["terms"],
+        config.get("eps"),
+    )
+
+
+def _psoft_row(*more: str, weight: tuple[int, ...] = (6,), std: float = 0.7, **config: Any) -> Row:
+    shapes = {"A": (4, 9), "B": (6, 4), "psoft_R.weight": weight}
+    shapes |= {f"psoft_R.{name}": (4,) for name in more}
+    whole = {"scale": 1.5, "terms": None, **config}
+    return Row(_psoft, formulas.psoft, (6, 9), shapes, "rank 4", whole, std=std)
+
+
+def _deft(f: Factors, config: Config) -> DEFT:
+    fan = bool(config.get("fan_in_fan_out"))
+    return DEFT(f["deft_P"], f.get("deft_R"), config["scale"], config["method"], fan)
+
+
+def _deft_row(size: str, *names: str, weight: tuple[int, ...] = (6, 9), **config: Any) -> Row:
+    shapes = {"deft_P": (6, 3), **{name: (3, 9) for name in names}}
+    whole = {"scale": 1.5, "method": "relu", **config}
+    says = {"reads_base": True, "reads_bias_alone": True, "fits_in": not names}
+    return Row(_deft, formulas.deft, weight, shapes, size, whole, False, says=says)
+
+
+def _peanut(f: Factors, config: Config) -> PEANuT:
+    encoders, decoders = (
+        tuple(f[f"{name}{i}"] for i in range(config["depth"])) for name in ("encoder", "decoder")
+    )
+    scale, act = config["scaling"], config["act_fn"]
+    return PEANuT(f["peanut_A"], f["peanut_B"], encoders, decoders, scale, act)
+
+
+def _peanut_row(size: str, depth: int, act: str) -> Row:
+    shapes = {"peanut_A": (3, 6), "peanut_B": (6, 3)}
+    shapes |= {f"{name}{i}": (3, 3) for name in ("encoder", "decoder") for i in range(depth)}
+    config = {"depth": depth, "act_fn": act, "scaling": 1.5}
+    says = {"reads_base": True, "fits_in": True}
+    return Row(_peanut, formulas.peanut, (6, 9), shapes, size, config, says=says)
+
+
+def _frod(f: Factors, config: Config) -> FRoD:
+    names = ("frod_V", "frod_lambda_s_values", "frod_s_indices", "frod_lambda_l")
+    return FRoD(*(f[name] for name in names), transposed=bool(config.get("fan_in_fan_out")))
+
+
+def _frod_row(weight: tuple[int, ...], **config: Any) -> Row:
+    places = np.array([[0, 5, 2], [8, 0, 3]], np.int32)
+    v = np.eye(9) + 0.1 * np.random.default_rng(7).normal(size=(9, 9))
+    shapes = {"frod_lambda_s_values": (3,), "frod_lambda_l": (9,)}
+    says, fixed = {"reads_base": True, "fits_out": True}, {"frod_s_indices": places, "frod_V": v}
+    return Row(_frod, formulas.frod, weight, shapes, "3 entries", config, fixed=fixed, says=says)
+
+
+ROWS: dict[str, Row] = {
+    "miss": _miss_row("rank 3", (3, 6)),
+    "miss cut": _miss_row("rank 4", (4, 6)),
+    "miss whole": _miss_row("rank 9", (9, 6)),
+    "miss mini": _miss_row("rank 3", (3, 2)),
+    "miss mini of one": _miss_row("rank 4", (4, 1), fits_out=True),
+    "miss bat": _miss_row("rank 3 bat", (2, 3, 3)),
+    "hira": _hira_row((3, 9), (6, 3), (6, 9)),
+    "hira fan_in_fan_out": _hira_row((3, 9), (6, 3), (9, 6), fan_in_fan_out=True),
+    "hira conv2d": _hira_row((3, 4, 3, 2), (6, 3, 1, 1), _CONV2),
+    "hira embedding": _hira_row((3, 11), (6, 3), (11, 6), embedding=True),
+    "glora": _glora_row("rank 3 ABCDE", A=_LORA, B=_LORA, C=((9, 3), (3, 1)), D=_NUMBER, E=_NUMBER),
+    "glora vectors": _glora_row("ABCDE", A=_COLUMN, B=_COLUMN, C=(9, 1), D=(6,), E=(6,)),
+    "glora numbers": _glora_row(
+        "ABDE", A=_NUMBER, B=_NUMBER, D=_NUMBER, E=_NUMBER, says={"fits_out": True, "fits_in": True}
+    ),
+    "glora weight alone": _glora_row("rank 3 AB", A=_LORA, B=_LORA),
+    "glora bias alone": _glora_row("CE", C=(9, 1), E=(6,)),
+    "glora on_input": _glora_row("rank 3 AB", A=((9, 3), (3, 9)), B=_LORA, on_input=True),
+    "glora on_input conv": _glora_row(
+        "rank 3 A", _CONV2, A=((4, 3), (3, 4)), on_input=True, says={"fits_out": True}
+    ),
+    "psoft": _psoft_row(),
+    "psoft both vectors": _psoft_row("vector_a", "vector_b"),
+    "psoft one vector": _psoft_row("vector_b"),
+    "psoft free": _psoft_row("vector_a", weight=(4, 4)),
+    **{f"psoft {n} terms": _psoft_row(terms=n, std=0.3) for n in (2, 3, 5, 6)},
+    "psoft bound": _psoft_row(terms=5, eps=0.9),
+    "deft": _deft_row("rank 3", "deft_R"),
+    "deft qr": _deft_row("rank 3", "deft_R", method="qr"),
+    "deft para": _deft_row("rank 3 PaRa"),
+    "deft para qr": _deft_row("rank 3 PaRa", method="qr"),
+    "deft fan_in_fan_out": _deft_row("rank 3", "deft_R", weight=(9, 6), fan_in_fan_out=True),
+    "peanut": _peanut_row("rank 3", 0, "relu"),
+    "peanut deep": _peanut_row("rank 3, depth 2", 2, "tanh"),
+    "frod": _frod_row((6, 9)),
+    "frod tall": _frod_row((12, 9)),
+    "frod fan_in_fan_out": _frod_row((9, 6), fan_in_fan_out=True),
+}
