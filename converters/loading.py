@@ -12,6 +12,8 @@ from jaxmix.converters.format import Format, named, recognised
 from jaxmix.converters.hub import download
 from jaxmix.converters.kohya import is_kohya, read_kohya
 from jaxmix.converters.mixfile import MIX_FILE, TENSORS_FILE, is_mix, read_mix
+from jaxmix.converters.mlx import WEIGHTS_FILE as MLX_WEIGHTS
+from jaxmix.converters.mlx import is_mlx, read_mlx
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from jaxmix.converters.peft.tensors import pickle_recipe
 from jaxmix.errors import CheckpointError, UnsupportedError
@@ -70,9 +72,18 @@ DIFFUSERS = Format(
     options=("base", "part"),
 )
 
+MLX = Format(
+    name="mlx",
+    what=f"mlx-lm's with {MLX_WEIGHTS}",
+    recognises=is_mlx,
+    read=read_mlx,
+    options=("base", "scale"),
+    files=(MLX_WEIGHTS, CONFIG_FILE),
+)
+
 # The first that recognises a folder or a file reads it. The last one gets the folders that nobody
 # recognises, and says what they miss; on the hub it is looked for first.
-FORMATS: tuple[Format, ...] = (MIX, KOHYA, DIFFUSERS, PEFT)
+FORMATS: tuple[Format, ...] = (MIX, KOHYA, DIFFUSERS, MLX, PEFT)
 
 _EXPECTED = f"{PEFT.what}, or 'owner/name'"
 

@@ -14,8 +14,8 @@ from jaxmix.families import Normed, Update
 
 from ...goldens.archive import Archive
 
-WRITERS = ("lycoris", "kohya", "diffusers")
-# Rotations are computed in float32 by who wrote them, and handed over as such.
+WRITERS = ("lycoris", "kohya", "diffusers", "mlx")
+# Of rotations by LyCORIS and sd-scripts, and of mlx, the truth itself is in float32.
 TOLERANCE = {False: 1e-12, True: 1e-6}
 
 
@@ -64,7 +64,8 @@ def test_the_weights_are_those_of_its_own_forward(
     """Every leaf of every layer, those that the adapter leaves alone too."""
     archive = golden(writer)
     base, expected = (archive.tensors(f"{x}.safetensors") for x in ("base", f"{name}.expected"))
-    found = composed(folder / writer / "adapters" / f"{name}.safetensors", base)
+    path = folder / writer / "adapters" / name
+    found = composed(path if path.is_dir() else path.with_suffix(".safetensors"), base)
     wide = {key: x.astype(np.float64) for key, x in expected.items()}
     errors = {
         key: float(np.abs(found[key] - wide.get(key, base[key])).max() / np.abs(found[key]).max())
