@@ -10,6 +10,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.combine import combine
 from jaxmix.converters.loading import load
 from jaxmix.converters.mixfile import save
+from jaxmix.converters.peft.export import export_peft
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import JaxmixError
 from jaxmix.layout import Layout, Rule
@@ -25,6 +26,7 @@ __all__ = [
     "combine",
     "compose",
     "errors",
+    "export_peft",
     "families",
     "layout",
     "load",

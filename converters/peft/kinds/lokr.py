@@ -1,5 +1,6 @@
 """PEFT's LoKr."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,9 +51,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     A pair that PEFT would not make in its place is multiplied and written whole.
     """
     sizes = {site: _sizes(update) for site, update in updates.items()}
-    made = {(w, v) for x, y in sizes.values() for w, v in zip(x, y, strict=True)}
-    factors = [-1, *sorted({w for w, _ in made})]
-    factor = next((f for f in factors if all(_halves(w * v, f) == (w, v) for w, v in made)), None)
+    factor = _factor(updates, sizes)
     if factor is None:
         shapes = (f"{site}: {x} ⊗ {y}" for site, (x, y) in sizes.items())
         raise UnsupportedError(
@@ -104,6 +103,29 @@ def _sizes(update: LoKr) -> tuple[tuple[int, int], tuple[int, int]]:
     else:
         y = (update.y[0].shape[0], update.y[1].shape[1])
     return x, y
+
+
+def _factor(updates: Mapping[str, LoKr], sizes: Mapping[str, Any]) -> int | None:
+    """PEFT's ``decompose_factor`` from which all sizes come, or None.
+
+    A pair's columns are channels times the points of a kernel, which are not known of a pair: what
+    serves with one number of points for all is tried first.
+    """
+    loose = {site for site, up in updates.items() if len(up.y) == 2 and up.t2 is None}
+    factors = [-1, *sorted({size for x, _ in sizes.values() for size in x})]
+    columns = math.gcd(*(sizes[site][1][1] for site in loose))
+    for points in [n for n in range(1, columns + 1) if columns % n == 0] + [0]:
+        for factor in factors:
+            if all(_makes(factor, *xy, points if s in loose else 1) for s, xy in sizes.items()):
+                return factor
+    return None
+
+
+def _makes(factor: int, x: tuple[int, int], y: tuple[int, int], points: int) -> bool:
+    """Whether PEFT makes these sizes, of a kernel of so many points; 0 stands for any number."""
+    channels = [n for n in range(1, y[1] + 1) if y[1] % n == 0] if not points else [y[1] // points]
+    rows = _halves(x[0] * y[0], factor) == (x[0], y[0])
+    return rows and any(_halves(x[1] * n, factor) == (x[1], n) for n in channels)
 
 
 def _halves(size: int, factor: int) -> tuple[int, int]:

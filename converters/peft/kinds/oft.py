@@ -11,7 +11,7 @@ from jaxmix.converters.peft.patterns import number
 from jaxmix.converters.peft.same import same
 from jaxmix.converters.peft.shapes import Factors, shapes
 from jaxmix.converters.peft.values import ANY, BOUND, COUNT, FLAG, one_of
-from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import OFT, Update
 
 __all__ = ["KIND"]
@@ -35,6 +35,32 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         eps=float(values["eps"]) if file.config.flag("coft") else None,
         embedding=name == "oft_embedding_R.weight",
     )
+
+
+def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, int]:
+    """``oft_block_size``, or ``r``, from which PEFT makes each site's count and size of blocks."""
+    counts, sizes = ({pair[i] for pair in made.values()} for i in (0, 1))
+    if is_shared and len(sizes) == 1:
+        return {"r": 0, "oft_block_size": sizes.pop()}
+    for size in range(min(sizes), max(sizes) + 1):
+        if not is_shared and all(_adjusted(n * b, size) == b for n, b in made.values()):
+            return {"r": 0, "oft_block_size": size}
+    for r in range(min(counts), max(counts) + 1):
+        if all(_adjusted(n * b, r) == n for n, b in made.values()):
+            return {"r": r, "oft_block_size": 0}
+    lines = (f"{site}: {n} blocks of {b}" for site, (n, b) in made.items())
+    raise UnsupportedError(
+        f"PEFT has no oft_block_size and no r from which these come:{listing(lines)}\nExport them "
+        "as adapters of their own, or a LoRA of them: jaxmix.to_lora."
+    )
+
+
+def _adjusted(size: int, told: int) -> int:
+    """The divisor of a size that PEFT takes for a number that is none: the nearest."""
+    if told >= size:
+        return size
+    divisors = [d for d in range(1, size + 1) if size % d == 0]
+    return min(divisors, key=lambda d: (abs(d - told), d))
 
 
 def _judged(values: Mapping[str, Any]) -> Iterator[str]:
@@ -65,19 +91,16 @@ def _numbers(version: Any) -> tuple[int, ...]:
 
 
 def _write(updates: Mapping[str, Any]) -> Written:
-    """Blocks of one size, or as many at each site: PEFT's config can say either."""
-    blocks = {up.generator.shape[0] for up in updates.values()}
-    sizes = {up.block_size for up in updates.values()}
-    by_count = len(sizes) > 1 and len(blocks) == 1 and blocks != {1}
-    if by_count:
-        size = {"r": blocks.pop(), "oft_block_size": 0}
-    else:
-        size = {"r": 0, "oft_block_size": same(updates, "oft_block_size", lambda u: u.block_size)}
+    """Blocks of one size, or as many at each site: PEFT's config says either, for all sites."""
+    made = {site: (up.generator.shape[0], up.block_size) for site, up in updates.items()}
+    is_shared = all(count == 1 for count, _ in made.values())
+    size = _sizes(made, is_shared)
+    is_shared &= size["r"] != 1
     terms = same(updates, "num_cayley_neumann_terms", lambda update: update.terms)
     eps = same(updates, "eps", lambda u: None if u.eps is None else number(u.eps))
     fields = {
         **size,
-        "block_share": blocks == {1},
+        "block_share": is_shared,
         "coft": eps is not None,
         "eps": 6e-5 if eps is None else eps,
         "num_cayley_neumann_terms": 5 if terms is None else terms,

@@ -1,0 +1,244 @@
+"""`export_peft`: an adapter as a folder that PEFT itself loads, a mix as several and a script."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.output import checked_output, new_folder
+from jaxmix.converters.peft.kind import Written
+from jaxmix.converters.peft.kinds import KINDS
+from jaxmix.converters.peft.loading_script import ordered, script
+from jaxmix.errors import AdapterError, UnsupportedError, listing
+from jaxmix.families import FAMILIES, Rebase, Replace, Together, Tokens, Update
+from jaxmix.mix import Mix
+
+__all__ = ["export_peft"]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+SCRIPT_FILE = "load_in_peft.py"
+# The version whose format is written; PEFT's OFT asks for it.
+_VERSION = "0.21.2"
+
+# PEFT's type for each family that it has; `Delta` is BEFT where it is a bias alone.
+_TYPES: dict[str, str] = {
+    **{name: name.upper() for name in FAMILIES},
+    "Delta": "BEFT",
+    "ExpertLoRA": "LORA",
+    "KaSA": "LORA",
+    "Replace": "LN_TUNING",
+    "Tokens": "TRAINABLE_TOKENS",
+}
+
+
+def export_peft(
+    adapter: Adapter | Mix,
+    folder: str | os.PathLike[str],
+    *,
+    base_model: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Writes an adapter as PEFT's ``save_pretrained`` would: ``{site: update}`` as factors.
+
+    What PEFT loads from the folder computes the same as the adapter. An adapter's strength goes
+    into its scale, which PEFT has for additive kinds alone. A mix is written as a folder for each
+    of its adapters, in order, and a short script that loads them one after the other.
+
+    Args:
+        adapter: an adapter whose updates are of one type of PEFT, or a mix of such.
+        folder: where to write. It is written beside its place and renamed, so that it is never half
+            there.
+        base_model: the base's path or hub id, for the config's ``base_model_name_or_path``.
+        force: whether to replace an adapter that stands there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnsupportedError: if PEFT has no type for an update, no config for all of them, or no
+            strength for their kind; `jaxmix.to_lora` makes a LoRA of any of these.
+        AdapterError: if it is no adapter.
+        CheckpointError: if the place is taken, or can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxmix.families import LoRA
+        >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), scale=1.0)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     there = export_peft(Adapter({"proj": ones}), parent + "/lora")
+        ...     sorted(file.name for file in there.iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
+
+    Source: ``peft/utils/save_and_load.py``.
+    """
+    if not isinstance(adapter, Adapter | Mix):
+        raise AdapterError(
+            f"export_peft got a {type(adapter).__name__}, expected an adapter or a mix of them."
+        )
+    parts = ordered(adapter.parts)
+    made = [_folder(part, base_model) for part in parts]
+    place = checked_output(folder, (), force=force, marks=(CONFIG_FILE, SCRIPT_FILE))
+    with new_folder(place, force=force) as beside:
+        if isinstance(adapter, Adapter):
+            _save(beside, *made[0])
+        else:
+            names = [f"{i:02d}-{_plain(part.name)}" for i, part in enumerate(parts, 1)]
+            for name, (config, tensors) in zip(names, made, strict=True):
+                (beside / name).mkdir()
+                _save(beside / name, config, tensors)
+            (beside / SCRIPT_FILE).write_text(script(names), encoding="utf-8")
+    return place
+
+
+def _plain(name: str) -> str:
+    """A name that can be a folder's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "adapter"
+
+
+def _save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """The two files."""
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+@dataclass
+class _Sorted:
+    """An adapter's updates, by what PEFT makes of them."""
+
+    own: dict[str, Update] = field(default_factory=dict)
+    saved: dict[str, Replace] = field(default_factory=dict)
+    rebased: dict[str, Rebase] = field(default_factory=dict)
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+
+
+def _folder(adapter: Adapter, base_model: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the tensors of one adapter."""
+    parts = _sorted(adapter)
+    types = {site: _TYPES.get(update.family, "") for site, update in parts.own.items()}
+    kinds = {name for name in types.values() if name}
+    if lost := [f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in KINDS]:
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT has no type for:{listing(lost)}\nMake a LoRA of it: "
+            "jaxmix.to_lora(adapter, params)."
+        )
+    if len(kinds) != 1:
+        found = [f"{name}: {sum(t == name for t in types.values())} sites" for name in kinds]
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT's folders hold adapters of one type, and this one has "
+            f"{'none' if not kinds else 'several'}:{listing(found)}\nMake a LoRA of it: "
+            "jaxmix.to_lora(adapter, params), or export its parts as adapters of their own."
+        )
+    (name,) = kinds
+    write = KINDS[name].write
+    if write is None:
+        raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
+    written = write(parts.own)
+    config = {
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "peft_type": name,
+        "peft_version": _VERSION,
+        "target_modules": list(parts.own),
+        "task_type": None,
+        **written.fields,
+    }
+    tensors = _tensors(parts, written, name, config)
+    return config, tensors
+
+
+def _sorted(adapter: Adapter) -> _Sorted:
+    """The updates apart, with the strength in them."""
+    out = _Sorted()
+    weak: list[str] = []
+    twice: list[str] = []
+    for site, update in adapter.updates.items():
+        for part in update.parts if isinstance(update, Together) else (update,):
+            strong = _at(part, adapter.strength)
+            if strong is None:
+                weak.append(f"{site}: {part.family}")
+                continue
+            group: dict[str, Any] = out.own
+            if isinstance(part, Rebase):
+                group = out.rebased
+            elif isinstance(part, Replace):
+                group = out.saved
+            elif isinstance(part, Tokens):
+                group = out.tokens
+            if site in group:
+                twice.append(f"{site}: {update.size()}")
+            group[site] = strong
+    if weak:
+        raise UnsupportedError(
+            f"{adapter.name} has strength {adapter.strength}, and PEFT has none for:{listing(weak)}"
+            "\nExport it at strength 1, or make a LoRA of it: jaxmix.to_lora(adapter, params)."
+        )
+    if twice:
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT has one update of an adapter at a site, and here are more:"
+            f"{listing(twice)}\nMake a LoRA of it: jaxmix.to_lora(adapter, params)."
+        )
+    if not out.own:
+        # Alone these are types of their own.
+        for name in ("tokens", "saved"):
+            if rest := getattr(out, name):
+                out.own, _ = dict(rest), setattr(out, name, {})
+                break
+    return out
+
+
+def _at(update: Update, strength: Any) -> Update | None:
+    """The update with a strength in it, or None if it has no scale to take it."""
+    if isinstance(strength, float) and strength == 1.0:
+        return update
+    is_additive = not update.reads_base and not update.is_base_side
+    if not is_additive or "scale" not in {f.name for f in fields(update)}:  # pyright: ignore
+        return None
+    return replace(update, scale=strength * update.scale)  # pyright: ignore
+
+
+def _tensors(parts: _Sorted, written: Written, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """All tensors by PEFT's keys; what lies in the base is told in the config."""
+    tensors = {f"base_model.{shared}": array for shared, array in written.shared.items()}
+    prefix = "base_model.model."
+    tensors |= {prefix + key: array for key, array in written.tensors.items()}
+    biases: dict[str, Any] = {}
+    saved: list[str] = []
+    for site, update in parts.saved.items():
+        if update.weight is None:
+            biases[f"{site}.base_layer.bias" if site in parts.own else f"{site}.bias"] = update.bias
+            continue
+        saved.append(site)
+        for leaf in ("weight", "bias"):
+            if (array := getattr(update, leaf)) is not None:
+                tensors[f"{prefix}{site}.{leaf}"] = array
+    if biases and "bias" not in KINDS[name].fields.honoured:
+        raise UnsupportedError(
+            f"PEFT's {name} has no trained biases, and this adapter has:{listing(biases)}"
+        )
+    for site, update in parts.rebased.items():
+        inner = ".base_layer" if site in parts.own else ""
+        tensors[f"{prefix}{site}{inner}.weight"] = update.weight
+    if parts.tokens and "trainable_token_indices" not in KINDS[name].fields.honoured:
+        raise UnsupportedError(
+            f"PEFT's {name} has no trained tokens, and this adapter has:{listing(parts.tokens)}"
+        )
+    for site, rows in parts.tokens.items():
+        tensors[f"{prefix}{site}.token_adapter.trainable_tokens_delta"] = rows.values
+    if parts.tokens:
+        config["trainable_token_indices"] = {
+            site: np.asarray(rows.rows).tolist() for site, rows in parts.tokens.items()
+        }
+    if biases:
+        config["bias"] = "all"
+        tensors |= {prefix + key: array for key, array in biases.items()}
+    config["modules_to_save"] = saved or None
+    return tensors

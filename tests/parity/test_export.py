@@ -1,0 +1,129 @@
+"""What jaxmix writes for PEFT, PEFT loads, and computes what it was before."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+
+import jaxmix
+from jaxmix.errors import UnsupportedError
+
+from .forms import FORMS
+from .harness import (
+    TOLERANCE,
+    TorchNet,
+    build,
+    difference,
+    exact,
+    forward,
+    inputs,
+    mixed_model,
+    save_adapter,
+    state,
+)
+from .layer_cases import CASES, MLP, NETS, Case
+from .nested import Form, nested, save_all
+from .truth import make
+
+Record = Callable[[str, object], None]
+SINGLE = [case for case in CASES if len(case.adapters) == 1]
+
+
+def exported(folder: Path, out: Path, base: object = None) -> Path:
+    """A folder of PEFT's, read and written again by jaxmix."""
+    with jax.enable_x64(True):
+        return jaxmix.export_peft(jaxmix.load(folder, base=base), out)
+
+
+@pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
+def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
+    """Every layer type and form of the six."""
+    truth = make(case, tmp_path)
+    folder = exported(truth.folders[0], tmp_path / "out")
+    if case.truth == "single":
+        with exact():
+            model = peft.PeftModel.from_pretrained(build(truth.net), str(folder)).eval()
+    else:
+        model = mixed_model(truth.model, [folder])
+        if case.truth == "merged":
+            with exact():
+                model = model.merge_and_unload()
+    error = difference(forward(model, truth.x), truth.output)
+    record_property("parity_cases", 1)
+    record_property("parity_worst", error)
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
+    """Every form of the others."""
+    model, x = build(NETS[form.net]), inputs(NETS[form.net])
+    folder = save_all(model, form, tmp_path)[1]
+    truth = forward(nested(model, [folder]), x)
+    out = exported(folder, tmp_path / "out", state(model) if form.reads else None)
+    error = difference(forward(nested(model, [out]), x), truth)
+    record_property("parity_cases", 1)
+    record_property("parity_worst", error)
+    assert error < form.tolerance
+
+
+WORDS = [
+    ("lora", "loha"),
+    ("oft", "oft2"),
+    ("oft", "oft2", "lora"),
+    ("lora", "oft", "oft2", "loha"),
+    ("shira", "lora", "oft"),
+    ("adalora", "lokr", "oft", "lora"),
+]
+
+
+@pytest.mark.parametrize("word", WORDS, ids="->".join)
+def test_mix(word: tuple[str, ...], mlp: TorchNet, tmp_path: Path) -> None:
+    """Folders in order, and a script that loads them as they stand."""
+    wheres = ["layers.0.lin", "layers.1.lin", "layers.2.lin"]
+    configs = {
+        "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=wheres),
+        "loha": peft.LoHaConfig(r=3, alpha=4, target_modules=wheres),
+        "lokr": peft.LoKrConfig(r=3, alpha=4, target_modules=wheres),
+        "adalora": peft.AdaLoraConfig(init_r=3, total_step=9, target_modules=wheres),
+        "oft": peft.OFTConfig(oft_block_size=4, target_modules=wheres),
+        "oft2": peft.OFTConfig(oft_block_size=2, target_modules=wheres),
+        "shira": peft.ShiraConfig(r=2, target_modules=wheres),
+    }
+    adapters = []
+    with jax.enable_x64(True):
+        for i, name in enumerate(word):
+            save_adapter(mlp, configs[name], tmp_path / name, seed=i)
+            adapters.append(jaxmix.load(tmp_path / name))
+        out = jaxmix.export_peft(jaxmix.mix(*adapters), tmp_path / "out")
+        weights = jaxmix.compose(state(mlp), adapters)
+    twin = build(MLP)
+    twin.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
+    x = inputs(MLP)
+    with exact():
+        loaded = runpy.run_path(str(out / "load_in_peft.py"))["load"](build(MLP))
+    assert difference(forward(loaded, x), forward(twin.eval(), x)) < TOLERANCE
+
+
+def test_a_mix_that_peft_does_not_have(mlp: TorchNet, tmp_path: Path) -> None:
+    """SHiRA over others; types that its mixed model does not take."""
+    where = {"target_modules": ["lin"]}
+    for i, (name, config) in enumerate(
+        {
+            "lora": peft.LoraConfig(**where),
+            "shira": peft.ShiraConfig(r=2, **where),
+            "ia3": peft.IA3Config(feedforward_modules=[], **where),
+        }.items()
+    ):
+        save_adapter(mlp, config, tmp_path / name, seed=i)
+    lora, shira, ia3 = (jaxmix.load(tmp_path / name) for name in ("lora", "shira", "ia3"))
+    for mixed, name in ((jaxmix.mix(lora, shira), "shira"), (jaxmix.mix(ia3, lora), "ia3")):
+        with pytest.raises(UnsupportedError) as caught:
+            jaxmix.export_peft(mixed, tmp_path / "out")
+        assert f"it does not have the type of '{name}' beside others" in str(caught.value)
+        assert "jaxmix.to_lora(mix, params)" in str(caught.value)
