@@ -21,8 +21,9 @@ from . import formulas
 from .formulas import Leaves
 from .row import Config, Factors, Row
 from .table_additive import ROWS as ADDITIVE
-from .table_lycoris import ROWS as LYCORIS
 from .table_lora import ROWS as LORA
+from .table_lycoris import ROWS as LYCORIS
+from .table_reading import ROWS as READING
 from .table_turning import ROWS as TURNING
 
 __all__ = ["ROWS"]
@@ -261,6 +262,7 @@ ROWS: dict[str, Row] = {
         additive=False,
     ),
     **LORA,
+    **READING,
     **TURNING,
     **ADDITIVE,
     **LYCORIS,
