@@ -187,7 +187,8 @@ def _told(
             _check_no_way_out(place, file.parent, options["subfolder"], where)
             if "revision" in part:
                 raise CheckpointError("it is a folder here, which has no revision")
-            found = find(place, **options)
+            inner = f"/{options['subfolder']}" if options["subfolder"] else ""
+            found = replace(find(place, **options), source=source + inner)
         elif is_hub_id(source):
             found = find_on_hub(source, revision=part.get("revision"), **options)
         else:
@@ -197,7 +198,7 @@ def _told(
             )
         name = part.get("name")
         if found.format.read is not read_mix:
-            return replace(found, source=source).read(name, 1.0)
+            return found.read(name, 1.0)
         return read_mix(found.path, name or "", above=(*above, file.resolve()))
     except JaxmixError as error:
         if isinstance(error, CheckpointError) and str(error).startswith(where):

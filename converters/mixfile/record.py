@@ -1,6 +1,7 @@
 """mix.json: read and looked at, and written so that people can read it."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -154,7 +155,10 @@ def _parse(path: Path) -> dict[str, Any]:
     """The file as a dict."""
     try:
         data = json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_no_number
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_once,
+            parse_constant=_finite,
+            parse_float=_finite,
         )
     except OSError as error:
         raise CheckpointError(
@@ -179,5 +183,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+def _finite(text: str) -> float:
+    """A float; JSON itself would take NaN, and read one that is too large as infinite."""
+    number = float(text)
+    if math.isfinite(number):
+        return number
+    raise ValueError(f"{text} is no finite number")
