@@ -18,7 +18,7 @@ __all__ = ["KIND"]
 
 
 def _build(file: File, site: str, factors: Factors) -> Update:
-    """BOFT: its form is the tensors'; a linear layer's boft_s is (out, 1), a convolution's (1, out).
+    """BOFT, its form the tensors': a linear layer's boft_s is (out, 1), a convolution's (1, out).
 
     Where PEFT finds no CUDA it trains one factor, whatever boft_n_butterfly_factor says.
     """
@@ -45,13 +45,22 @@ def _write(updates: Mapping[str, Any]) -> Written:
             (1, -1) if update.convolution else (-1, 1)
         )
     fields = {
-        "boft_block_num": 0,
-        "boft_block_size": same(updates, "boft_block_size", lambda x: x.generator.shape[2]),
+        **_blocks(updates),
         "boft_n_butterfly_factor": same(
             updates, "boft_n_butterfly_factor", lambda x: x.generator.shape[0]
         ),
     }
     return Written(fields, tensors)
+
+
+def _blocks(updates: Mapping[str, Any]) -> dict[str, int]:
+    """As many blocks at each site, or blocks of one size: PEFT's config says either."""
+    counts = {update.generator.shape[1] for update in updates.values()}
+    sizes = {update.generator.shape[2] for update in updates.values()}
+    if len(sizes) > 1 and len(counts) == 1:
+        return {"boft_block_num": counts.pop(), "boft_block_size": 0}
+    size = same(updates, "boft_block_size", lambda update: update.generator.shape[2])
+    return {"boft_block_num": 0, "boft_block_size": size}
 
 
 def _is_butterfly(update: BOFT) -> bool:
