@@ -27,9 +27,7 @@ REFUSED_TYPES: dict[str, str] = {
         "PROMPT_TUNING",
         _ROUTED: "LILY POLY XLORA",
         _PARALLEL: "SHADOW",
-        _LATER: "ADAMSS C3A DEFT DELORA FOURIERFT FROD GRALORA "
-        "OSF PEANUT PSOFT RANDLORA SUPERTUNING TINYLORA "
-        "UNILORA VBLORA WAVEFT",
+        _LATER: "FROD ",
     }.items()
     for name in names.split()
 }

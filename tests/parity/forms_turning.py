@@ -3,8 +3,9 @@
 import functools
 from typing import Any
 
-import numpy as np
 import peft
+
+from jaxmix.families.peanut import ACTIVATIONS
 
 from .nested import Form
 
@@ -124,6 +125,50 @@ def _glora() -> list[Form]:
     ]
 
 
+def _deft() -> list[Form]:
+    """PEFT computes in float32."""
+    form = functools.partial(Form, make=peft.DeftConfig, tolerance=3e-6)
+    qr = {"decomposition_method": "qr"}
+    return [
+        form("deft-linear", "linear", options={"r": 4}),
+        form("deft-alpha", "no_bias", options={"r": 4, "alpha": 6}),
+        form("deft-qr", "linear", options={"r": 4, "alpha": 6, **qr}),
+        form("deft-qr-capped", "linear", options={"r": 8, "alpha": 6, **qr}),
+        form("deft-para", "linear", options={"r": 3, "para": True}),
+        form("deft-para-qr", "linear", options={"r": 3, "para": True, **qr}),
+        form("deft-gpt2", "gpt2", options={"r": 3, **_FAN}),
+        form("deft-gpt2_square-qr", "gpt2_square", options={"r": 3, **qr, **_FAN}),
+    ]
+
+
+def _peanut() -> list[Form]:
+    form = functools.partial(Form, make=peft.PeanutConfig)
+    return [
+        form("peanut", "linear", options={"r": 3}),
+        form("peanut-scaling", "no_bias", options={"r": 3, "scaling": 0.5, "act_fn": "gelu"}),
+        *(
+            form(
+                f"peanut-{act}",
+                "linear",
+                options={"r": 3, "depth": 2, "act_fn": act},
+                nests=True if act == "relu" else None,
+            )
+            for act in ACTIVATIONS
+        ),
+    ]
+
+
+def _osf() -> list[Form]:
+    """PEFT's SVD is in float32."""
+    form = functools.partial(Form, make=peft.OSFConfig, reads=True, tolerance=3e-6)
+    return [
+        form("osf-linear", "linear"),
+        form("osf-rank", "no_bias", options={"effective_rank": 5}),
+        form("osf-fraction", "linear", options={"effective_rank": 0.75}),
+        form("osf-pattern", "wide", options={"rank_pattern": {"two": 9}}),
+    ]
+
+
 def _others() -> list[Form]:
     tokens: Any = {"target_modules": ["one"], "token_indices": [7, 0, 10]}
     return [
@@ -134,4 +179,16 @@ def _others() -> list[Form]:
     ]
 
 
-FORMS = [*_ia3(), *_boft(), *_hra(), *_road(), *_miss(), *_hira(), *_glora(), *_others()]
+FORMS = [
+    *_ia3(),
+    *_boft(),
+    *_hra(),
+    *_road(),
+    *_miss(),
+    *_hira(),
+    *_glora(),
+    *_deft(),
+    *_peanut(),
+    *_osf(),
+    *_others(),
+]

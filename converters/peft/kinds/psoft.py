@@ -1,0 +1,116 @@
+"""PEFT's PSOFT."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmix.converters.peft.file import File
+from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind
+from jaxmix.converters.peft.shapes import Factors, need, shapes
+from jaxmix.converters.peft.values import BOUND, COUNT, FLAG, INTEGER, NUMBER, one_of
+from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.families import PSOFT, Update
+
+__all__ = ["KIND"]
+
+
+def _build(file: File, site: str, factors: Factors) -> Update:
+    """PSOFT: A and B are not in the file, but come out of the base by the SVD of PEFT's load."""
+    (numbers,) = need(factors, "psoft_R.weight")
+    values, config = file.config.values, file.config
+    rank, is_bound = values["r"], _is_on(values, "psoft_orth")
+    wanted = (rank * (rank - 1) // 2,) if is_bound else (rank, rank)
+    vectors = [_vector(values, factors, side, rank) for side in "ba"]
+    if numbers.shape != wanted:
+        raise ShapeError(f"psoft_R.weight has shape {numbers.shape}, expected {wanted} by r")
+    scale = values["psoft_alpha"] / rank
+    a, b = _subspace(file, site, rank, scale)
+    is_series = is_bound and config.flag("use_cayley_neumann")
+    terms = values.get("num_cayley_neumann_terms", 5) if is_series else None
+    eps = values.get("cayley_neumann_eps") if is_series else None
+    return PSOFT(a, b, numbers, scale, *vectors, terms=terms, eps=eps)
+
+
+def _is_on(values: Mapping[str, Any], field: str) -> bool:
+    """A field that is true where it is absent."""
+    return values.get(field) is not False
+
+
+def _vector(values: Mapping[str, Any], factors: Factors, side: str, rank: int) -> Any:
+    """The magnitudes of one side of R, where the config says that there are any."""
+    name, is_on = f"psoft_R.vector_{side}", _is_on(values, f"psoft_mag_{side}")
+    vector = factors.get(name)
+    if (vector is not None) != is_on:
+        found, said = "there" if vector is not None else "missing", str(is_on).lower()
+        raise CheckpointError(f"{name} is {found}, but psoft_mag_{side} is {said} in the config")
+    if vector is not None and vector.shape != (rank,):
+        raise ShapeError(f"{shapes({name: vector})}, expected ({rank},) by the config's r")
+    return vector
+
+
+def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]:
+    """A and B, as PEFT makes them of the base's weight in float32.
+
+    The signs of singular vectors are the LAPACK's own: NumPy's and torch's differ for one in
+    fifteen, and with another sign the same R means another update. So it is torch's that is asked.
+    """
+    torch, values = _torch(file), file.config.values
+    weight = torch.from_numpy(np.array(file.weight(site), np.float32))
+    if weight.ndim != 2 or rank > min(weight.shape):
+        raise ShapeError(
+            f"the base's weight at {site} has shape {tuple(weight.shape)}, expected a matrix of at "
+            f"least {rank} rows and columns, by the config's r"
+        )
+    if values.get("psoft_svd") == "lowrank":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(values.get("random_seed", 0))
+            niter = values.get("psoft_svd_lowrank_niter", 10)
+            u, s, v = torch.svd_lowrank(weight, q=rank, niter=niter)
+        vh = v.T
+    else:
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    u, s, vh = (x.numpy() for x in (u[:, :rank], s[:rank] / scale, vh[:rank]))
+    if values.get("ab_svd_init") == "pissa_init":
+        root = np.sqrt(s)
+        return root[:, None] * vh, u * root
+    return vh, u * s
+
+
+def _torch(file: File) -> Any:
+    """PyTorch, for its SVD."""
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"{file.config.path.parent} leaves out A and B, which PEFT takes from the base's "
+            "weight by torch's SVD; another library's may give other signs, and so another "
+            "adapter. Install torch (pip install 'jaxmix-peft[torch]') and load it once; "
+            "jaxmix.save writes it with A and B, and then torch is needed no more"
+        ) from error
+    return torch
+
+
+# Nothing is written: PEFT's file could not hold A and B. A LoRA can (jaxmix.to_lora).
+KIND = Kind(
+    Fields(
+        {
+            "ab_svd_init": one_of("psoft_init", "pissa_init"),
+            "cayley_neumann_eps": BOUND._replace(is_needed=False),
+            "num_cayley_neumann_terms": COUNT._replace(is_needed=False),
+            "psoft_alpha": NUMBER,
+            "psoft_mag_a": FLAG,
+            "psoft_mag_b": FLAG,
+            "psoft_orth": FLAG,
+            "psoft_svd": one_of("full", "lowrank"),
+            "psoft_svd_lowrank_niter": INTEGER._replace(is_needed=False),
+            "r": COUNT,
+            "random_seed": INTEGER._replace(is_needed=False),
+            "use_cayley_neumann": FLAG,
+            **SAVED,
+        },
+        ABOUT | WHERE | {"fan_in_fan_out", "init_weights", "psoft_dropout"},
+    ),
+    ("psoft_R.weight", "psoft_R.vector_a", "psoft_R.vector_b"),
+    _build,
+)
