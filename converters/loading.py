@@ -16,6 +16,7 @@ from jaxmix.converters.mlx import WEIGHTS_FILE as MLX_WEIGHTS
 from jaxmix.converters.mlx import is_mlx, read_mlx
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from jaxmix.converters.peft.tensors import pickle_recipe
+from jaxmix.converters.qwix import is_qwix, read_qwix
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mix import Mix
 
@@ -81,9 +82,17 @@ MLX = Format(
     files=(MLX_WEIGHTS, CONFIG_FILE),
 )
 
+QWIX = Format(
+    name="qwix",
+    what="an Orbax checkpoint or .safetensors with qwix's lora_a and lora_b",
+    recognises=is_qwix,
+    read=read_qwix,
+    options=("alpha", "axis"),
+)
+
 # The first that recognises a folder or a file reads it. The last one gets the folders that nobody
 # recognises, and says what they miss; on the hub it is looked for first.
-FORMATS: tuple[Format, ...] = (MIX, KOHYA, DIFFUSERS, MLX, PEFT)
+FORMATS: tuple[Format, ...] = (MIX, KOHYA, DIFFUSERS, MLX, QWIX, PEFT)
 
 _EXPECTED = f"{PEFT.what}, or 'owner/name'"
 
