@@ -86,7 +86,7 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
     kind = KINDS[config.family]
     for key, array in tensors.items():
         shared = key.removeprefix("base_model.").removeprefix("model.")
-        if shared in kind.shared:
+        if kind.shared and _any_of(kind.shared).fullmatch(shared):
             sites.shared[shared] = array
             continue
         if config.family == "LORA" and _FOR_TRAINING.search(key):
@@ -141,10 +141,16 @@ def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
 
 
 @cache
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    """An expression for one of these names; ``*`` in a name is a number, ``#`` a word."""
+    texts = (re.escape(name).replace(r"\*", r"\d+").replace(r"\#", r"[^.]+") for name in names)
+    return re.compile(rf"({'|'.join(texts)})")
+
+
+@cache
 def _parameter(names: tuple[str, ...]) -> re.Pattern[str]:
     """An expression for the site and the parameter of a key; ``*`` in a name is a number."""
-    texts = (re.escape(name).replace(r"\*", r"\d+") for name in names)
-    return re.compile(rf"(.+?)\.({'|'.join(texts)})")
+    return re.compile(rf"(.+?)\.{_any_of(names).pattern}")
 
 
 def _leaf(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:

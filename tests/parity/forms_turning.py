@@ -169,6 +169,19 @@ def _osf() -> list[Form]:
     ]
 
 
+def _frod() -> list[Form]:
+    """PEFT's forward puts the weight together anew, whatever it wraps, and has U in float32."""
+    form = functools.partial(Form, make=peft.FrodConfig, nests=False, tolerance=3e-6)
+    plain = {"progressbar": False, "sparse_rate": 0.1}
+    return [
+        form("frod-linear", "linear", options=plain),
+        form("frod-no_bias", "no_bias", options=plain),
+        form("frod-none", "linear", options={**plain, "sparse_rate": 0.0}),
+        form("frod-gpt2", "gpt2", options={**plain, **_FAN}),
+        form("frod-gpt2_square", "gpt2_square", options={**plain, **_FAN}),
+    ]
+
+
 def _others() -> list[Form]:
     tokens: Any = {"target_modules": ["one"], "token_indices": [7, 0, 10]}
     return [
@@ -190,5 +203,6 @@ FORMS = [
     *_deft(),
     *_peanut(),
     *_osf(),
+    *_frod(),
     *_others(),
 ]

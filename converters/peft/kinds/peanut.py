@@ -14,10 +14,9 @@ from jaxmix.families.peanut import ACTIVATIONS
 
 __all__ = ["KIND"]
 
-_DEEPEST = 32
 _DEPTH = Check(
-    f"a whole number from 0 to {_DEEPEST}",
-    lambda value: value in range(_DEEPEST + 1) and not isinstance(value, bool),
+    "a whole number from 0 on",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
 )
 _LEVELS = ("peanut_encoders", "peanut_decoders")
 
@@ -66,11 +65,7 @@ KIND = Kind(
         },
         ABOUT | WHERE | {"init_weights"},
     ),
-    (
-        "peanut_A.weight",
-        "peanut_B.weight",
-        *(f"{name}.{i}.weight" for name in _LEVELS for i in range(_DEEPEST)),
-    ),
+    ("peanut_A.weight", "peanut_B.weight", *(f"{name}.*.weight" for name in _LEVELS)),
     _build,
     _write,
 )
