@@ -15,10 +15,6 @@ _ROUTED = (
     "and mix them with strengths"
 )
 _PARALLEL = "it runs a parallel network beside the base. Keep it in PEFT"
-_LATER = (
-    "it changes weights, but this version of jaxmix does not read it yet. Merge it with PEFT "
-    "(merge_and_unload) and use the merged model as the base"
-)
 
 REFUSED_TYPES: dict[str, str] = {
     name: why
@@ -27,7 +23,6 @@ REFUSED_TYPES: dict[str, str] = {
         "PROMPT_TUNING",
         _ROUTED: "LILY POLY XLORA",
         _PARALLEL: "SHADOW",
-        _LATER: "FROD ",
     }.items()
     for name in names.split()
 }

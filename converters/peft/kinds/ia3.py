@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
 from jaxmix.converters.peft.same import same
 from jaxmix.converters.peft.shapes import Factors, need
 from jaxmix.converters.peft.values import FLAG, NAMES, Check
@@ -74,7 +74,7 @@ def _shaped(update: IA3) -> Any:
 KIND = Kind(
     Fields(
         {"fan_in_fan_out": FLAG, "feedforward_modules": _MODULES, **SAVED},
-        ABOUT | WHERE | {"init_ia3_weights"},
+        ABOUT | {"exclude_modules", "init_ia3_weights", "target_modules"},
     ),
     ("ia3_l",),
     _build,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
+from jaxmix.converters.peft.kind import ABOUT, Fields, Kind, Written
 from jaxmix.converters.peft.same import same
 from jaxmix.converters.peft.shapes import Factors, need
 from jaxmix.converters.peft.values import Check
@@ -46,7 +46,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
 
 
 KIND = Kind(
-    Fields({"token_indices": _TOKENS, **SAVED}, ABOUT | {"init_weights", "target_modules"}),
+    Fields({"token_indices": _TOKENS}, ABOUT | {"init_weights", "target_modules"}),
     ("trainable_tokens_delta",),
     _build,
     _write,

@@ -26,7 +26,10 @@ def names_of(family: str) -> set[str]:
     return {field.name for field in dataclasses.fields(made)}
 
 
-@pytest.mark.parametrize("family", KINDS)
+OF_TODAY = [family for family in KINDS if family != "BONE"]  # of an older PEFT
+
+
+@pytest.mark.parametrize("family", OF_TODAY)
 def test_every_field_is_in_one_table(family):
     """A field of the installed PEFT that nobody has looked at fails here."""
     fields = KINDS[family].fields
@@ -36,7 +39,7 @@ def test_every_field_is_in_one_table(family):
     assert sum(map(len, tables)) == len(set.union(*tables))
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", OF_TODAY)
 def test_no_table_has_a_field_that_peft_does_not(family):
     """SHiRA alone has no layers_to_transform; a misspelt name would honour nothing."""
     fields = KINDS[family].fields
