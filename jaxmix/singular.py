@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxmix.operators import Hadamard, LowRank, Operator, Sum, Zero, add
 
-__all__ = ["low_rank_of", "singular", "truncated"]
+__all__ = ["low_rank_of", "rounding", "singular", "truncated"]
 
 # A randomised decomposition is used from this size on, if a key is given. Below, an exact one of a
 # matrix takes less than a second on two cores.
@@ -104,10 +104,23 @@ def truncated(
         return *_shared(u, s, vt, kept), jnp.sqrt(left / jnp.where(tails[0] > 0, tails[0], 1))
 
 
+def rounding(s: Float[Array, " r"], noise: Any, shape: tuple[int, int]) -> Float[Array, ""]:
+    """How large a singular value of a matrix is that may be nought but for rounding.
+
+    Args:
+        s: the matrix's singular values (r,).
+        noise: how large it may be by rounding alone before the decomposition.
+        shape: the matrix's shape (out, in).
+
+    Returns:
+        A number, ().
+    """
+    return jnp.maximum(max(shape) * jnp.finfo(s.dtype).eps * jnp.max(s), noise)
+
+
 def _rank(s: Array, noise: Any, shape: tuple[int, int]) -> int:
     """How many singular values are more than rounding; 1 where none is."""
-    own = max(shape) * jnp.finfo(s.dtype).eps * jnp.max(s)
-    return max(1, int(jnp.sum(s > jnp.maximum(own, noise))))
+    return max(1, int(jnp.sum(s > rounding(s, noise, shape))))
 
 
 def _shared(u: Array, s: Array, vt: Array, kept: int) -> tuple[Array, Array]:

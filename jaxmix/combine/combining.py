@@ -115,6 +115,7 @@ def combine(
         method,
         len(groups),
         has_weights=weights is not None,
+        has_rank=rank is not None,
         density=density,
         key=key,
         majority_sign=majority_sign,

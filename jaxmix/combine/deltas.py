@@ -12,7 +12,7 @@ from jaxmix.combine.formulas import Options, linear
 from jaxmix.combine.methods import Method
 from jaxmix.effects import Effect
 from jaxmix.operators import Dense, LowRank, Operator, Zero, add
-from jaxmix.singular import low_rank_of, singular
+from jaxmix.singular import low_rank_of, rounding, singular
 
 __all__ = ["combined_effect"]
 
@@ -88,8 +88,13 @@ def _typed(delta: Operator, dtype: Any) -> Operator:
 def _knots(
     deltas: Sequence[Operator], weights: Array, method: Method, options: Options, noise: Any
 ) -> LowRank:
-    """KnOTS: ``[Δ₁ … Δₙ] = U Σ [V₁ᵀ … Vₙᵀ]``, and ``U Σ`` times what TIES makes of the Vᵢᵀ."""
-    u, s, vt = singular(_beside(deltas), noise)
+    """KnOTS: ``[Δ₁ … Δₙ] = U Σ [V₁ᵀ … Vₙᵀ]``, and ``U Σ`` times what TIES makes of the Vᵢᵀ.
+
+    An entry of V that is nought but for rounding is nought: it would have a vote in TIES.
+    """
+    beside = _beside(deltas)
+    u, s, vt = singular(beside, noise)
+    vt = jnp.where(s[:, None] * jnp.abs(vt) > rounding(s, noise, beside.shape), vt, 0)
     parts = vt.reshape(s.size, len(deltas), -1).swapaxes(0, 1)
     return LowRank(u * s[None, :], method.formula(parts, weights, options, None))
 

@@ -78,6 +78,7 @@ def checked_options(
     count: int,
     *,
     has_weights: bool,
+    has_rank: bool,
     density: Any,
     key: Any,
     majority_sign: Any,
@@ -89,6 +90,7 @@ def checked_options(
         method: its name.
         count: how many adapters are to be combined.
         has_weights: whether the user gave weights.
+        has_rank: whether the user gave a rank, and so the result is made by SVD.
         density: what the user said, or None.
         key: what the user said, or None.
         majority_sign: what the user said, or None.
@@ -113,6 +115,7 @@ def checked_options(
         "majority_sign": majority_sign is not None and not found.votes,
         "outliers": outliers is not None and not found.crops,
         "weights": has_weights and not found.weighted,
+        "key": key is not None and not (found.random or found.svd or has_rank),
     }
     if names := [name for name, is_needless in needless.items() if is_needless]:
         raise AdapterError(

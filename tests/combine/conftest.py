@@ -1,4 +1,4 @@
-"""Everything here is compared in float64."""
+"""Everything here is compared in float64; compiling is what takes long: it is not optimised."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""`jaxmix.combine` of LoRAs against PEFT's own `add_weighted_adapter`, layer by layer in float64."""
+"""`jaxmix.combine` of LoRAs against PEFT's own `add_weighted_adapter`, layer by layer."""
 
 import copy
 from collections.abc import Callable
