@@ -31,11 +31,13 @@ class BaseModel:
         shapes: ``{module: shape of its weight}``, in PyTorch's axes; None where it is not known.
         read: from a module's name to its weight, in PyTorch's axes.
         what: what it is, for messages.
+        read_bias: from a module's name to its bias, None where it has none.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     read: Callable[[str], np.ndarray]
     what: str
+    read_bias: Callable[[str], np.ndarray | None] = lambda name: None
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -54,6 +56,20 @@ class BaseModel:
             CheckpointError: if there is no such module, or more than one can be meant.
         """
         return self.read(self._named(module))
+
+    def bias(self, module: str) -> np.ndarray:
+        """A module's bias.
+
+        Raises:
+            CheckpointError: if there is no such module, or it has no bias.
+        """
+        found = self.read_bias(self._named(module))
+        if found is None:
+            raise CheckpointError(
+                f"the adapter asks for the bias of {module} in {self.what}, and it has none. Give "
+                "the base on which the adapter was trained."
+            )
+        return found
 
     def _named(self, module: str) -> str:
         """The name under which the base has a module: often one has a prefix more."""
@@ -107,13 +123,19 @@ def base_model(base: Any) -> BaseModel:
 
 def _of_folder(folder: Path) -> BaseModel:
     """A Hugging Face folder."""
+    tensors = read_checkpoint(folder).tensors
     stored = {
         name.removesuffix(".weight"): tensor
-        for name, tensor in read_checkpoint(folder).tensors.items()
+        for name, tensor in tensors.items()
         if tensor.dtype in FLOATS and not name.endswith(".bias")
     }
     shapes = {name: tensor.shape for name, tensor in stored.items()}
-    return BaseModel(shapes, lambda name: stored[name].read(), str(folder))
+
+    def read_bias(name: str) -> np.ndarray | None:
+        tensor = tensors.get(f"{name}.bias")
+        return None if tensor is None else tensor.read()
+
+    return BaseModel(shapes, lambda name: stored[name].read(), str(folder), read_bias)
 
 
 def _of_names(names: Iterable[str]) -> BaseModel:
@@ -155,4 +177,11 @@ def _of_params(params: Any) -> BaseModel:
         with jax.enable_x64(True):  # float64 stays what it is
             return np.asarray(found[name].get(jax.numpy.asarray(leaf)))
 
-    return BaseModel(shapes, read, "the params that were given as base")
+    def read_bias(name: str) -> np.ndarray | None:
+        places = [place for place in NAMES.places(name, "bias") if place.leaf in tree.where]
+        if not places:
+            return None
+        with jax.enable_x64(True):
+            return np.asarray(jax.numpy.asarray(tree.leaf(places[0])))
+
+    return BaseModel(shapes, read, "the params that were given as base", read_bias)

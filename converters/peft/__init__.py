@@ -54,7 +54,7 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None)
     """
     config = read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    sites = sort_keys(read_tensors(path), config, path)
+    sites = sort_keys(read_tensors(path, KINDS[config.family].integers), config, path)
     _check_saved(config, sites)
     model = None if base is None else base_model(base)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)

@@ -52,12 +52,14 @@ class File:
         sites: the sites with factors, in the file's order.
         shared: tensors of the whole model, by the type's name for them.
         base: the model that it was trained on, where the caller gave one.
+        kept: what the reader of one site keeps for those after it.
     """
 
     config: Config
     sites: tuple[str, ...] = ()
     shared: Mapping[str, Any] = field(default_factory=dict)
     base: BaseModel | None = None
+    kept: dict[Any, Any] = field(default_factory=dict)
 
     def weight(self, site: str) -> np.ndarray:
         """The base's weight at a site, in PyTorch's axes.
@@ -66,6 +68,14 @@ class File:
             CheckpointError: if no base was given, or it has no such site.
         """
         return self._base(site).weight(site)
+
+    def bias(self, site: str) -> np.ndarray:
+        """The base's bias at a site.
+
+        Raises:
+            CheckpointError: if no base was given, or it has no such site, or no bias there.
+        """
+        return self._base(site).bias(site)
 
     def shape(self, site: str) -> tuple[int, ...]:
         """The shape of the base's weight at a site, in PyTorch's axes.

@@ -15,6 +15,8 @@ __all__ = ["FLOATS", "pickle_recipe", "read_tensors"]
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 # By safetensors' names; the integers are SHiRA's positions.
 _DTYPES = ("F64", "F32", "F16", "BF16", "I32", "I64")
+# Where a type says so: VB-LoRA's numbers of vectors.
+_SHORT = ("U8", "I16")
 # What a file that is no safetensors may begin with; a safetensors has a brace after eight bytes.
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its repository",
@@ -24,11 +26,12 @@ _BEGINNINGS = {
 }
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path, integers: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Reads a safetensors file, memory-mapped, without torch: each tensor is copied once.
 
     Args:
         path: the file.
+        integers: ends of the keys that may be whole numbers of few bits.
 
     Returns:
         ``{key: array}`` in the file's dtypes; bfloat16 is ml_dtypes'.
@@ -43,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             for key in file.keys():
                 dtype = file.get_slice(key).get_dtype()
-                if dtype in _DTYPES:
+                if dtype in _DTYPES or (dtype in _SHORT and key.endswith(integers)):
                     tensors[key] = file.get_tensor(key)
                 else:
                     wrong.append(f"{key}: {dtype}")
@@ -80,7 +83,7 @@ def pickle_recipe(source: str, target: str) -> str:
 
 def _infinite(array: np.ndarray) -> int:
     """How many of the numbers are not finite."""
-    return 0 if array.dtype.kind == "i" else array.size - int(np.isfinite(array).sum())
+    return 0 if array.dtype.kind in "iu" else array.size - int(np.isfinite(array).sum())
 
 
 def _missing(path: Path) -> str:

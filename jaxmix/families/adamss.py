@@ -1,6 +1,6 @@
 """AdaMSS: groups of rows, each with a low rank of its own, behind one projection of the input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -31,6 +31,7 @@ class AdaMSS(Update):
         rows: the numbers of the rows (out,), group by group, which PEFT finds by clustering the
             base's and does not save.
         bias: p (r,), the bias's column; None for a layer without a bias.
+        seed: the ``random_seed`` with which PEFT finds these rows; what `export` needs, not the map.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -49,6 +50,7 @@ class AdaMSS(Update):
     projection: Float[Array, "r in"]
     rows: Int[Array, " out"]
     bias: Float[Array, " r"] | None = None
+    seed: int | None = field(default=None, metadata={"static": True})
 
     family: ClassVar[str] = "AdaMSS"
 

@@ -1,6 +1,6 @@
 """SuperTuning: a sparse update where the base's weights are largest, or smallest, and a LoRA."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -29,6 +29,8 @@ class SuperTuning(Update):
         scale: γ = alpha/r.
         a: A (r, in), PEFT's ``supertuning_lora_A``; None without.
         b: B (out, r), PEFT's ``supertuning_lora_B``; None without.
+        sparsity: the part of the weight that is left as it is, from which PEFT computes n; what
+            `export` needs, not the map. None where it is not known.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight, or positions lie beyond.
@@ -46,6 +48,7 @@ class SuperTuning(Update):
     scale: Float[Array, ""] | float = 1.0
     a: Float[Array, "r in"] | None = None
     b: Float[Array, "out r"] | None = None
+    sparsity: float | None = field(default=None, metadata={"static": True})
 
     family: ClassVar[str] = "SuperTuning"
 

@@ -29,7 +29,9 @@ class TinyLoRA(Update):
         b: B (out, r), PEFT's ``tinylora_B``.
         projections: P (u, r, r), PEFT's ``tinylora_P``.
         v: v (u,), the same for all sites of a group, PEFT's ``tinylora_v``.
-        embedding: whether the site is an embedding.
+        number: which of the model's adapted modules it is, in their order, which says which of
+            PEFT's vectors it has; what `export` needs, not the map. None where it is not known.
+        seed: the seed from which PEFT draws P; what `export` needs.
         transposed: whether PyTorch stores the weight as (in, out).
 
     Raises:
@@ -47,7 +49,8 @@ class TinyLoRA(Update):
     b: Float[Array, "out r"]
     projections: Float[Array, "u r r"]
     v: Float[Array, " u"]
-    embedding: bool = field(default=False, metadata={"static": True})
+    number: int | None = field(default=None, metadata={"static": True})
+    seed: int | None = field(default=None, metadata={"static": True})
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "TinyLoRA"

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,10 +46,11 @@ def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]
         sizes = [size[::-1] for size in sizes]
     out_size, in_size = (max(axis) for axis in zip(*sizes, strict=True))
     seed = file.config.values["projection_prng_key"]
-    return _drawn(torch, seed, (wide, in_size), (out_size, rank))
+    if "drawn" not in file.kept:  # all sites hold the same two objects
+        file.kept["drawn"] = _drawn(torch, seed, (wide, in_size), (out_size, rank))
+    return file.kept["drawn"]
 
 
-@lru_cache(maxsize=1)  # so that all sites hold the same two objects
 def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> tuple[np.ndarray, ...]:
     """Kaiming-uniform matrices, one after the other from one generator."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
@@ -58,9 +58,7 @@ def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> tuple[np.ndarray, .
     for shape in pair:
         bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
         empty = torch.empty(shape, dtype=torch.float32)
-        array = empty.uniform_(-bound, bound, generator=generator).numpy()
-        array.setflags(write=False)
-        made.append(array)
+        made.append(empty.uniform_(-bound, bound, generator=generator).numpy())
     return tuple(made)
 
 

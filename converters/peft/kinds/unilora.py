@@ -1,0 +1,101 @@
+"""PEFT's UniLoRA."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmix.converters.peft.arrays import same_array
+from jaxmix.converters.peft.file import File
+from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.shapes import Factors, need, shapes
+from jaxmix.converters.peft.values import COUNT, FLAG, one_of
+from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.families import UniLoRA
+
+__all__ = ["KIND"]
+
+_THETA = "unilora_theta_d"
+# By PEFT's name for the end of the key, the update's field.
+_TENSORS = {
+    "unilora_indices_A": "a_indices",
+    "unilora_indices_B": "b_indices",
+    "unilora_scales_A": "a_scales",
+    "unilora_scales_B": "b_scales",
+}
+
+
+def _build(file: File, site: str, factors: Factors) -> UniLoRA:
+    """UniLoRA at a site."""
+    theta, said = file.shared.get(_THETA), file.config.values
+    if theta is None:
+        raise CheckpointError(f"{_THETA} missing, which all sites share")
+    a, b, a_scales, b_scales = need(factors, *_TENSORS)
+    is_site = a.ndim == b.ndim == 2 and (a.shape[0], b.shape[1]) == (said["r"],) * 2
+    if not is_site or (a.shape, b.shape) != (a_scales.shape, b_scales.shape):
+        raise ShapeError(
+            f"{shapes(factors)}, expected A's ({said['r']}, in), B's (out, {said['r']})"
+        )
+    if theta.shape != (said["theta_d_length"],):
+        expected = f"({said['theta_d_length']},) from the config"
+        raise ShapeError(f"{_THETA} has shape {theta.shape}, expected {expected}")
+    if not all(0 <= x.min() <= x.max() < theta.size for x in (a, b) if x.size):
+        raise CheckpointError(f"the indices are not all below {theta.size}, the size of {_THETA}")
+    indices = a.astype(np.int32), b.astype(np.int32)
+    fan = file.config.flag("fan_in_fan_out")
+    return UniLoRA(theta, *indices, a_scales, b_scales, fan)
+
+
+def _write(updates: Mapping[str, Any]) -> Written:
+    """With the indices, in PEFT's 64 bits."""
+    theta = same_array(updates, _THETA, lambda update: update.theta)
+    tensors: dict[str, Any] = {}
+    for site, update in updates.items():
+        for name, field in _TENSORS.items():
+            array = getattr(update, field)
+            is_index = "indices" in name
+            tensors[f"{site}.{name}"] = np.asarray(array, np.int64) if is_index else array
+    fields = {
+        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "r": same(updates, "r", lambda update: update.a_indices.shape[0]),
+        "save_indices": True,
+        "theta_d_length": theta.shape[0],
+    }
+    return Written(fields, tensors, {_THETA: theta})
+
+
+def _left_out(values: Mapping[str, Any]) -> Iterator[str]:
+    """PEFT deals the indices over all sites in an order that no file tells."""
+    if not values.get("save_indices"):
+        yield (
+            "save_indices = false: the file has one vector and no word of the modules. PEFT deals "
+            "its numbers out to them in the order in which the model makes its modules, which "
+            "neither this file nor the base's tells. Load it with PEFT once, set "
+            "model.peft_config['default'].save_indices = True, and for each layer's "
+            "unilora_indices_A, unilora_indices_B, unilora_scales_A and unilora_scales_B "
+            "persistent = True, and save it again"
+        )
+
+
+KIND = Kind(
+    Fields(
+        {
+            "bias": one_of("none", "all", "unilora_only"),
+            "fan_in_fan_out": FLAG,
+            "r": COUNT,
+            "save_indices": FLAG,
+            "theta_d_length": COUNT,
+            **SAVED,
+        },
+        ABOUT
+        | (WHERE - {"exclude_modules"})
+        | {"init_theta_d_bound", "init_weights", "proj_seed", "unilora_dropout"},
+    ),
+    tuple(_TENSORS),
+    _build,
+    _write,
+    shared=(_THETA,),
+    judged=_left_out,
+    integers=("unilora_indices_A", "unilora_indices_B"),
+)
