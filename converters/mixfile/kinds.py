@@ -6,6 +6,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, Literal, TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import AbstractArray
 
@@ -60,6 +61,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and _fit_all(value, args)
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         return _is_array(value) and _fits_array(value, kind)
+    if kind is jax.Array:
+        return _is_array(value)
     if kind is None or kind is type(None):
         return value is None
     if kind is Any or isinstance(kind, TypeVar) or not isinstance(kind, type):
@@ -119,6 +122,7 @@ _NAMES: dict[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     str: ("a text", "texts"),
+    jax.Array: ("an array", "arrays"),
     type(None): ("nothing", "nothing"),
     Update: ("an update", "updates"),
 }

@@ -39,7 +39,8 @@ DTYPES: dict[np.dtype, str] = {
 
 def _bytes(array: Any) -> memoryview:
     """The bytes of an array, row by row; not copied where they lie so already."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    raw: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return memoryview(raw)
 
 
 def digest(array: Any) -> str:

@@ -1,6 +1,7 @@
-"""Law 3: by compiled passes, as one function, over a stack of strengths, sharded: one model."""
+"""Law 3: by compiled passes, as one function, from a file, over strengths, sharded: one model."""
 
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -44,6 +45,19 @@ def test_compiled(data: st.DataObject, drawn: Any) -> None:
     assert error(eagerly(params, mixed), truth) < 1e-11
     with jax.enable_x64(True):
         assert error(jax.jit(jaxmix.compose)(params, mixed), truth) < 1e-11
+
+
+@few()
+@given(data=st.data(), drawn=trees(max_modules=2))
+def test_saved_and_loaded_again(data: st.DataObject, drawn: Any) -> None:
+    """The same to the last bit."""
+    modules, params = drawn
+    mixed = jaxmix.mix(*data.draw(adapters(modules)))
+    with TemporaryDirectory() as folder:
+        found = jaxmix.load(jaxmix.save(mixed, f"{folder}/mixed"))
+    out, expected = eagerly(params, list(found.parts)), eagerly(params, list(mixed.parts))
+    assert error(out, fold_tree(params, list(mixed.parts))) < 1e-11
+    assert all(np.array_equal(out[name], expected[name]) for name in params)
 
 
 @pytest.mark.parametrize("kinds", WORDS, ids="-".join)

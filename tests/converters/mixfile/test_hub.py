@@ -42,7 +42,7 @@ def put(snapshot: Path, folder: Path, inner: str = "") -> None:
 
 
 def test_up(tmp_path: Path) -> None:
-    """`upload_folder` takes a folder's plain files as they are: two, and nothing else lies there."""
+    """`upload_folder` takes a folder's plain files: two, and nothing else lies there."""
     folder = jaxmix.save(MIXED, tmp_path / "mixed")
     assert sorted(file.name for file in folder.rglob("*")) == ["mix.json", "mix.safetensors"]
     assert all(file.is_file() and not file.is_symlink() for file in folder.iterdir())

@@ -36,7 +36,7 @@ def refused(kind: type[JaxmixError], path: Path) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache laid out as the hub's client does it, and no network: the place of a commit's files."""
+    """A cache as the hub's client lays it out, and no network: the place of a commit's files."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--name"
@@ -171,8 +171,7 @@ OUT = (
 
 @pytest.mark.parametrize(
     "source",
-    ["/abs/lora", "../lora", "a/../../lora", "a/..", "~/lora", "~", "C:/lora", "C:lora", "\\lora"]
-    + ["a\\..\\b", "//host/share", ".."],
+    "/abs/lora ../lora a/../../lora a/.. .. ~/lora ~ C:/lora C:lora \\lora a\\..\\b //x/y".split(),
 )
 def test_paths_that_lead_out(source: str, tmp_path: Path) -> None:
     """Absolute, climbing, of a home, of Windows."""
