@@ -4,6 +4,8 @@ A key is ``<part>.<module>.<parameter>``: ``unet.….lora.down.weight``,
 ``transformer.….lora_A.weight``, ``diffusion_model.….lokr_w1``.
 """
 
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,18 @@ import numpy as np
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.base import base_model
-from jaxmix.converters.lycoris.dotted import Place, dotted_sites, modern, sorted_keys
+from jaxmix.converters.lycoris.dotted import Place, dotted_sites, modern, place_of, sorted_keys
 from jaxmix.converters.lycoris.files import file_keys, file_metadata, json_of, stands_alone
 from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.lycoris.updates import build_all
+from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.peft.values import matches
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.families import LoRA
 
-__all__ = ["METADATA", "is_diffusers", "read_diffusers"]
+__all__ = ["METADATA", "export_diffusers", "is_diffusers", "read_diffusers"]
 
 METADATA = "lora_adapter_metadata"
 
@@ -153,3 +157,99 @@ def _by_module(own: dict[str, Any], patterns: str, default: str, module: str) ->
         except re.error:  # no regular expression, so none that fits
             continue
     return own[default]
+
+
+def export_diffusers(
+    adapter: Adapter,
+    path: str | os.PathLike[str],
+    *,
+    prefix: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Writes an adapter with dots in its names: ``<prefix>.<site>.lora_A.weight``.
+
+    Where all updates are LoRA or DoRA their scales go into the metadata, as diffusers has it since
+    0.34. Others, which ComfyUI reads, have ``alpha`` beside their factors.
+
+    Args:
+        adapter: of LoRA, LoHa, LoKr, these with a norm, or plain differences. Its strength goes
+            into alpha.
+        path: the file, ``….safetensors``.
+        prefix: what to put before each name: ``unet``, ``transformer``, ``diffusion_model``. None
+            for nothing, where the sites begin with it already.
+        force: whether to replace a file that stands there.
+
+    Returns:
+        The path.
+
+    Raises:
+        UnsupportedError: if an update has no form there; `jaxmix.to_lora` makes a LoRA of it.
+        AdapterError: if it is no adapter.
+        CheckpointError: if the place is taken, or can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxmix.families import LoRA
+        >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), scale=4.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     there = Path(folder, "x.safetensors")
+        ...     _ = export_diffusers(Adapter({"to_q": ones}), there, prefix="unet")
+        ...     read_diffusers(there, "again").updates["to_q"].scale
+        4.0
+
+    Source: huggingface/diffusers, ``loaders/lora_base.py`` (``write_lora_layers``).
+    """
+    tensors: dict[str, Any] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    modules = module_tensors(adapter)
+    is_lora = all(isinstance(update, LoRA) for update in adapter.updates.values())
+    for site, factors in modules.items():
+        full = f"{prefix}.{site}" if prefix else site
+        if is_lora:
+            place = place_of(full)
+            _add_to_config(configs.setdefault(place.part, {}), place.module, factors)
+            factors = {_PEFT_NAMES[key]: x for key, x in factors.items() if key != "alpha"}
+            if (magnitude := factors.get("lora_magnitude_vector")) is not None:
+                points = (1,) * (magnitude.ndim - 2)
+                shape = (1, -1, *points) if points else (-1,)
+                factors["lora_magnitude_vector"] = magnitude.reshape(shape)
+        else:
+            factors = with_plain_bias(factors)
+        tensors |= {f"{full}.{key}": x for key, x in factors.items()}
+    said = {
+        f"{part}.{key}" if part else key: value
+        for part, config in configs.items()
+        for key, value in config.items()
+    }
+    text = json.dumps(said, indent=2, sort_keys=True)
+    return save_tensors(path, tensors, {METADATA: text} if said else {}, force=force)
+
+
+_PEFT_NAMES = {
+    "lora_down.weight": "lora_A.weight",
+    "lora_up.weight": "lora_B.weight",
+    "lora_up.bias": "lora_B.bias",
+    "dora_scale": "lora_magnitude_vector",
+}
+
+
+def _add_to_config(config: dict[str, Any], module: str, factors: Factors) -> None:
+    """A module's rank and alpha, in the LoraConfig of its model."""
+    down = factors["lora_down.weight"]
+    rank, alpha = int(down.shape[0]), float(factors["alpha"])
+    flags = {"use_dora": "dora_scale" in factors, "lora_bias": "lora_up.bias" in factors}
+    if not config:
+        patterns: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}, "target_modules": []}
+        config |= {"r": rank, "lora_alpha": alpha, **patterns, **flags, "use_rslora": False}
+    if any(config[key] != value for key, value in flags.items()):
+        raise UnsupportedError(
+            f"{module}: with and without DoRA's norm, or a bias, in one model, for which diffusers "
+            "has one flag. Export the parts as files of their own."
+        )
+    # PEFT looks for the end of a name, which this pins to the whole.
+    pattern = f"^{re.escape(module)}"
+    if rank != config["r"]:
+        config["rank_pattern"][pattern] = rank
+    if alpha != config["lora_alpha"]:
+        config["alpha_pattern"][pattern] = alpha
+    config["target_modules"].append(module)

@@ -3,6 +3,7 @@
 A key is ``<prefix>_<module, dots as underscores>.<parameter>``.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from jaxmix.converters.lycoris.files import file_keys
 from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.lycoris.names import found_modules
 from jaxmix.converters.lycoris.updates import build_all
+from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.tensors import read_tensors
-from jaxmix.errors import CheckpointError, listing
+from jaxmix.errors import AdapterError, CheckpointError, listing
 
-__all__ = ["PREFIXES", "is_kohya", "read_kohya"]
+__all__ = ["PREFIXES", "export_kohya", "is_kohya", "read_kohya"]
 
 # A file's prefix, and the part of a pipeline that it is for.
 PREFIXES: dict[str, str] = {
@@ -149,3 +151,88 @@ def _sites(modules: Mapping[str, Factors], base: Any, where: str) -> dict[str, s
             "Hugging Face folder, or a list of module names."
         )
     return {module: rest for module, (_, rest) in wanted.items()}
+
+
+# What the parts of a pipeline are called in a file of kohya's. With a second text encoder the
+# first one has a number too.
+_PARTS = {
+    "unet": "lora_unet",
+    "transformer": "lora_unet",
+    "diffusion_model": "lora_unet",
+    "text_encoder": "lora_te",
+    "text_encoder_2": "lora_te2",
+    "text_encoder_3": "lora_te3",
+}
+
+
+def export_kohya(
+    adapter: Adapter,
+    path: str | os.PathLike[str],
+    *,
+    prefix: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Writes an adapter as kohya's scripts, LyCORIS and A1111 do: dots as underscores.
+
+    Args:
+        adapter: of LoRA, LoHa, LoKr, these with a norm, or plain differences. Its strength goes
+            into alpha.
+        path: the file, ``….safetensors``.
+        prefix: what to put before each name: ``lora_unet``, ``lora_te``, ``lycoris``. By default
+            what a site's first word says (``unet.…``, ``text_encoder_2.…``), which is then left
+            out; and ``lora_unet`` where it says nothing.
+        force: whether to replace a file that stands there.
+
+    Returns:
+        The path.
+
+    Raises:
+        UnsupportedError: if an update has no form there; `jaxmix.to_lora` makes a LoRA of it.
+        AdapterError: if it is no adapter, or two of its sites would have one name.
+        CheckpointError: if the place is taken, or can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from jaxmix.families import LoRA
+        >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), scale=1.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     there = export_kohya(Adapter({"mid.to_q": ones}), folder + "/x.safetensors")
+        ...     read_kohya(there, "again", base=["mid.to_q"]).sites
+        ('mid.to_q',)
+
+    Source: kohya-ss/sd-scripts, ``networks/lora.py`` (``save_weights``).
+    """
+    modules = module_tensors(adapter)
+    names = {site: _written(site, tuple(modules), prefix) for site in modules}
+    owners: dict[str, list[str]] = {}
+    for site, name in names.items():
+        owners.setdefault(name, []).append(site)
+    if several := [f"{n}: {' and '.join(s)}" for n, s in owners.items() if len(s) > 1]:
+        raise AdapterError(
+            f"{adapter.name}: sites that would have one name, their dots as underscores:"
+            f"{listing(several)}\nExport them with dots: jaxmix.converters.diffusers."
+        )
+    tensors: dict[str, Any] = {}
+    for site, factors in modules.items():
+        for parameter, tensor in with_plain_bias(factors).items():
+            tensors[f"{names[site]}.{parameter}"] = tensor
+    is_lora = all(set(factors) <= _OF_LORA for factors in modules.values())
+    module = "networks.lora" if is_lora else "lycoris.kohya"
+    return save_tensors(path, tensors, {"ss_network_module": module}, force=force)
+
+
+_OF_LORA = {"lora_down.weight", "lora_up.weight", "alpha"}
+
+
+def _written(site: str, sites: tuple[str, ...], prefix: str | None) -> str:
+    """The name of a site in a file."""
+    first, _, rest = site.partition(".")
+    if prefix is not None:
+        return f"{prefix}_{site.replace('.', '_')}"
+    if first not in _PARTS or not rest:
+        return f"lora_unet_{site.replace('.', '_')}"
+    part = _PARTS[first]
+    if part == "lora_te" and any(one.startswith("text_encoder_2.") for one in sites):
+        part = "lora_te1"
+    return f"{part}_{rest.replace('.', '_')}"

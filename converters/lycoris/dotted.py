@@ -8,7 +8,7 @@ from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
-__all__ = ["PARTS", "Place", "dotted_sites", "modern", "sorted_keys"]
+__all__ = ["PARTS", "Place", "dotted_sites", "modern", "place_of", "sorted_keys"]
 
 # What stands before the module's name, and means the model that it is in.
 PARTS: tuple[str, ...] = (
@@ -68,7 +68,7 @@ def sorted_keys(
             unknown.append(f"{key}: no parameter that is known")
             continue
         module, parameter = split
-        place = _place(module)
+        place = place_of(module)
         if part is not None and place.part != part:
             continue
         if parameter in places.setdefault(place, {}):
@@ -81,7 +81,7 @@ def sorted_keys(
             "lokr_w1, hada_w1_a, alpha."
         )
     if not places:
-        found = sorted({_place(key).part or "''" for key in tensors})
+        found = sorted({place_of(key).part or "''" for key in tensors})
         raise CheckpointError(
             f"{where} has nothing for part={part!r}, expected one of {', '.join(found)}."
         )
@@ -153,7 +153,7 @@ def modern(key: str) -> str:
     return f"{key[: found.start()]}.{name}.lora.{found['end']}"
 
 
-def _place(module: str) -> Place:
+def place_of(module: str) -> Place:
     """The part and the rest of a name."""
     part = next((one for one in PARTS if module.startswith(f"{one}.")), "")
     return Place(part, module.removeprefix(f"{part}.") if part else module)
