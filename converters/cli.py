@@ -34,8 +34,9 @@ __all__ = ["app", "load_all", "main", "parse_adapter"]
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _ADAPTER = (
-    "A PEFT folder or a hub id, with a strength if a number follows the last colon: `lora`, "
-    "`owner/lora:0.6`, `lora:-1`. A folder whose own name ends so needs another: `run:2:1`."
+    "A PEFT folder, a saved mix, a recipe or a hub id, with a strength if a number follows the "
+    "last colon: `lora`, `owner/lora:0.6`, `lora:-1`. A folder whose own name ends so needs "
+    "another: `run:2:1`."
 )
 
 app = typer.Typer(
@@ -172,15 +173,12 @@ def inspect(
     - `jaxmix inspect my-lora owner/loha --json`
     """
     told = [parse_adapter(text) for text in adapters]
-    loaded = load_all(told)
+    loaded = _each(told)
     if as_json:
-        data = [
-            {"path": one.path, **adapter_data(adapter)}
-            for one, adapter in zip(told, loaded, strict=True)
-        ]
+        data = [{"path": one.path, **adapter_data(adapter)} for one, adapter in loaded]
         typer.echo(json.dumps({"adapters": data}, indent=2))
     else:
-        Console(highlight=False).print(adapter_table(loaded))
+        Console(highlight=False).print(adapter_table(adapter for _, adapter in loaded))
 
 
 # ---------------------------------------------------------------- adapters
@@ -202,18 +200,23 @@ def parse_adapter(text: str) -> _Told:
 
 
 def load_all(told: Sequence[_Told]) -> list[Adapter]:
-    """The adapters, each under a name of its own."""
+    """The adapters, each under a name of its own; of a saved mix or a recipe its parts."""
+    return [adapter for _, adapter in _each(told)]
+
+
+def _each(told: Sequence[_Told]) -> list[tuple[_Told, Adapter]]:
+    """The adapters, each with what told of it."""
     taken: set[str] = set()
-    adapters = []
+    found = []
     for one in told:
-        adapter = load(one.path, strength=one.strength)
-        name, count = adapter.name, 1
-        while name in taken:
-            count += 1
-            name = f"{adapter.name}-{count}"
-        taken.add(name)
-        adapters.append(adapter.renamed(name))
-    return adapters
+        for adapter in load(one.path, strength=one.strength).parts:
+            name, count = adapter.name, 1
+            while name in taken:
+                count += 1
+                name = f"{adapter.name}-{count}"
+            taken.add(name)
+            found.append((one, adapter.renamed(name)))
+    return found
 
 
 def _check_apart(out: Path, told: Sequence[_Told]) -> None:

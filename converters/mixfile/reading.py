@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.finding import Found, find, find_on_hub, is_hub_id
 from jaxmix.converters.mixfile.coding import decode_strength, decode_updates, shown
 from jaxmix.converters.mixfile.hashing import fingerprint
 from jaxmix.converters.mixfile.record import MIX_FILE, parse
@@ -37,7 +38,12 @@ def is_mix(path: Path) -> bool:
 
 
 def read_mix(
-    path: Path, name: str = "", strength: Any = 1.0, *, above: tuple[Path, ...] = ()
+    path: Path,
+    name: str = "",
+    strength: Any = 1.0,
+    *,
+    base: Any = None,
+    above: tuple[Path, ...] = (),
 ) -> Adapter | Mix:
     """Reads what `save` wrote, or a recipe: a mix.json whose parts are paths or hub ids.
 
@@ -49,6 +55,7 @@ def read_mix(
         name: what to call the adapter; before the names of a mix's parts, as ``name/part``. "" to
             keep the names that the file says.
         strength: a real scalar with which every part's strength is multiplied.
+        base: the model that a recipe's adapters were trained on, for those readers that take it.
         above: the recipes that ask for this one.
 
     Returns:
@@ -82,7 +89,7 @@ def read_mix(
         if "updates" in part:
             one: Adapter | Mix = _stored(part, tensors, used, where)
         else:
-            one = _told(part, file, where, above)
+            one = _told(part, file, where, base, above)
         found = fingerprint(one, digests) if "sha256" in part else None
         if found != part.get("sha256"):
             differ.append(f"part {i}, {part.get('name') or part['source']}: {found}")
@@ -172,38 +179,60 @@ def _whole(kind: str, parts: list[Adapter | Mix], file: Path, name: str) -> Adap
 
 
 def _told(
-    part: Mapping[str, Any], file: Path, where: str, above: tuple[Path, ...]
+    part: Mapping[str, Any], file: Path, where: str, base: Any, above: tuple[Path, ...]
 ) -> Adapter | Mix:
     """A part that is read from its source, at the strength that it has there."""
-    # Not at the top: loading's table has a line for this format.
-    from jaxmix.converters.loading import find, find_on_hub, is_hub_id
-
     source = part["source"]
     where = f"{where}, {source}"
-    options = {key: part.get(key) for key in ("subfolder", "format")}
     place = _inside(file.parent, source, where)
+    options = dict(part.get("options", {}))
     try:
-        if os.path.lexists(place):
-            _check_no_way_out(place, file.parent, options["subfolder"], where)
-            if "revision" in part:
-                raise CheckpointError("it is a folder here, which has no revision")
-            inner = f"/{options['subfolder']}" if options["subfolder"] else ""
-            found = replace(find(place, **options), source=source + inner)
-        elif is_hub_id(source):
-            found = find_on_hub(source, revision=part.get("revision"), **options)
-        else:
-            raise CheckpointError(
-                f"it is neither in {file.parent} nor a hub id. Expected a path relative to "
-                f"{file.name}, or 'owner/name'."
-            )
-        name = part.get("name")
-        if found.format.read is not read_mix:
-            return found.read(name, 1.0)
-        return read_mix(found.path, name or "", above=(*above, file.resolve()))
+        found = _found(part, file, place, where)
+        if found.format.read is read_mix and not options:
+            inner = (*above, file.resolve())
+            return read_mix(found.path, part.get("name", ""), base=base, above=inner)
+        if base is not None and "base" in found.format.options:
+            options["base"] = base
+        return found.read(part.get("name"), 1.0, **options)
     except JaxmixError as error:
         if isinstance(error, CheckpointError) and str(error).startswith(where):
             raise
         raise type(error)(f"{where}: {error}") from error
+
+
+def _found(part: Mapping[str, Any], file: Path, place: Path, where: str) -> Found:
+    """What a part's source is: a path beside the recipe, also on the hub, or a hub id."""
+    # Not at the top: loading's table has a line for this format.
+    from jaxmix.converters.loading import FORMATS
+
+    source, subfolder, form = part["source"], part.get("subfolder"), part.get("format")
+    inner = f"/{subfolder}" if subfolder else ""
+    if os.path.lexists(place):
+        _check_no_way_out(place, file.parent, subfolder, where)
+        if "revision" in part:
+            raise CheckpointError("it is a folder here, which has no revision")
+        found = find(FORMATS, place, subfolder=subfolder, format=form)
+        return replace(found, source=source + inner)
+    if is_hub_id(source) and not source.startswith("./"):
+        revision = part.get("revision")
+        return find_on_hub(FORMATS, source, subfolder=subfolder, revision=revision, format=form)
+    if on_hub := _on_hub(file.parent):
+        hub_id, commit, folder = on_hub
+        beside = (folder / source).as_posix() + inner
+        return find_on_hub(FORMATS, hub_id, subfolder=beside, revision=commit, format=form)
+    raise CheckpointError(
+        f"it is neither in {file.parent} nor a hub id. Expected a path relative to {file.name}, or "
+        "'owner/name'."
+    )
+
+
+def _on_hub(folder: Path) -> tuple[str, str, Path] | None:
+    """Repository, commit and path of a folder in the local cache of the hub; None of another."""
+    parts = folder.resolve().parts
+    for i, part in enumerate(parts[1:-1], 1):
+        if part == "snapshots" and parts[i - 1].startswith("models--"):
+            return "/".join(parts[i - 1].split("--")[1:]), parts[i + 1], Path(*parts[i + 2 :])
+    return None
 
 
 def _inside(folder: Path, source: str, where: str) -> Path:
@@ -220,9 +249,10 @@ def _inside(folder: Path, source: str, where: str) -> Path:
 
 
 def _check_no_way_out(place: Path, folder: Path, subfolder: str | None, where: str) -> None:
-    """Refuses a link that leads out of the recipe's folder."""
-    end = (place / subfolder if subfolder else place).resolve()
-    if not end.is_relative_to(folder.resolve()):
+    """Refuses a link that leads out of the recipe's folder, or of the hub's cache for its files."""
+    end, home = (place / subfolder if subfolder else place).resolve(), folder.resolve()
+    is_cached = _on_hub(folder) and end.parent.name == "blobs" and end.parents[1] in home.parents
+    if not (end.is_relative_to(home) or is_cached):
         raise CheckpointError(
             f"{where}: it is a link out of the recipe's folder. Expected what lies below it; copy "
             "the adapter there."

@@ -21,7 +21,7 @@ VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")
 _HEAD = {"format", "version", "kind", "parts"}
 _STORED = {"name", "strength", "source", "sha256", "updates"}
-_TOLD = {"source", "name", "strength", "revision", "subfolder", "format", "sha256"}
+_TOLD = {"source", "name", "strength", "revision", "subfolder", "format", "options", "sha256"}
 
 
 def text(head: Mapping[str, Any]) -> str:
@@ -136,10 +136,21 @@ def _wrong(part: Any) -> list[str]:
             wrong.append(f"{key} is {shown(part[key])}, expected a text")
     if "strength" in part and not _is_strength(part["strength"], is_stored):
         wrong.append(f"strength is {shown(part['strength'])}, expected a finite number")
+    options = part.get("options", {})
+    if not isinstance(options, dict) or not all(map(_is_option, options, options.values())):
+        wrong.append(
+            f"options is {shown(options)}, expected an object of numbers, texts, true and false; "
+            "a base is given to jaxmix.load(…, base=…)"
+        )
     told = part.get("sha256", "0" * 64)
     if not (isinstance(told, str) and _HASH.fullmatch(told)):
         wrong.append(f"sha256 is {shown(told)}, expected 64 hexadecimal digits")
     return wrong
+
+
+def _is_option(key: str, value: Any) -> bool:
+    """Whether a reader may be given it: no model, which a file can't hold but as a path."""
+    return key != "base" and isinstance(value, bool | int | float | str)
 
 
 def _is_strength(value: Any, is_stored: bool) -> bool:

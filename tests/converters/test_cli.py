@@ -108,6 +108,30 @@ def test_names_are_made_unique(adapters: Adapters, tmp_path: Path) -> None:
     assert [part.name for part in cli.load_all(told)] == ["lora", "oft", "lora-2", "lora-3"]
 
 
+def test_a_saved_mix_and_a_recipe(
+    base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """Their parts, one by one, in their order and at their strengths."""
+    lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
+    saved = jaxmix.save(jaxmix.mix(0.5 * lora, oft), tmp_path / "saved")
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(
+        '{"format": "jaxmix", "version": 1, "parts": [{"source": "saved", "strength": 2}]}'
+    )
+    assert main("merge", base, f"{saved}:0.5", recipe, "-o", tmp_path / "out") == 0
+    parts = (0.25 * lora, 0.5 * oft, lora.renamed("lora-2"), (2 * oft).renamed("oft-2"))
+    merge_checkpoint(base, parts, tmp_path / "expected")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+    capsys.readouterr()
+    assert main("inspect", saved, adapters["loha"], "--json") == 0
+    told = json.loads(capsys.readouterr().out)["adapters"]
+    assert [(Path(one["path"]).name, one["name"], one["strength"]) for one in told] == [
+        ("saved", "lora", 0.5),
+        ("saved", "oft", 1.0),
+        ("loha", "loha", 1.0),
+    ]
+
+
 def test_the_order_of_peft(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """Two OFT in a row change places."""
     words = (adapters["oft"], f"{adapters['oft']}:0.5", adapters["lora"])

@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 import jaxmix
+from jaxmix import Adapter
+from jaxmix.converters import loading
+from jaxmix.converters.format import Format
 from jaxmix.converters.mixfile import fingerprint
-from jaxmix.errors import AdapterError, CheckpointError, JaxmixError
+from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, UnsupportedError
 
 from ..peft.folders import save as save_peft
 from .same import assert_same
@@ -159,6 +163,88 @@ def test_a_recipe_on_the_hub(tmp_path: Path, cache: Path, monkeypatch: pytest.Mo
     assert jaxmix.load("owner/name").parts[0].strength == 0.25
     outer = recipe(tmp_path / "r.json", {"source": "owner/name", "strength": 0.5})
     assert jaxmix.load(outer).parts[0].strength == 0.125
+
+
+def test_a_repository_with_a_recipe_and_its_adapters(tmp_path: Path, cache: Path) -> None:
+    """Paths in it are paths in the repository, at the commit of the recipe."""
+    recipe(cache / "in" / "mix.json", {"source": "lora"}, {"source": "./a/b"}, {"source": "deep"})
+    recipe(cache / "in" / "deep" / "mix.json", {"source": "oft", "subfolder": "x"})
+    kept = {"lora": "lora", "a/b": "loha", "deep/oft/x": "oft"}
+    for inner, form in kept.items():
+        save_peft(cache / "in" / inner, form)
+    sources = ["lora", "./a/b", "oft/x"]
+    found = jaxmix.load("owner/name", subfolder="in")
+    assert [(part.name, part.source) for part in found.parts] == list(
+        zip(["lora", "b", "x"], sources, strict=True)
+    )
+    # The client fetches files one by one: here they lie elsewhere until they are asked for.
+    asked = []
+
+    def download(hub_id: str, file: str, *, subfolder: str, revision: str | None) -> str:
+        asked.append((hub_id, subfolder, revision))
+        path, hidden = cache / subfolder / file, tmp_path / "hidden" / subfolder / file
+        if hidden.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hidden.rename(path)
+        if not path.exists():
+            raise huggingface_hub.errors.EntryNotFoundError("not there")
+        return str(path)
+
+    (tmp_path / "hidden").mkdir()
+    (cache / "in").rename(tmp_path / "hidden" / "in")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub, "hf_hub_download", download)
+        found = jaxmix.load("owner/name", subfolder="in", revision="main")
+    assert [part.source for part in found.parts] == [
+        f"owner/name/in/{inner}@{COMMIT}" for inner in kept
+    ]
+    assert {one[0] for one in asked} == {"owner/name"}
+    assert {one[2] for one in asked if one[1] != "in"} == {COMMIT}
+
+
+def test_a_file_in_the_cache_of_the_hub(cache: Path) -> None:
+    """There files are links into another folder of the same repository."""
+    inner = recipe(cache.parents[1] / "blobs" / "0123", {"source": "lora"})
+    save_peft(cache / "lora")
+    (cache / "inner.json").symlink_to(inner)
+    recipe(cache / "mix.json", {"source": "inner.json"})
+    assert len(jaxmix.load(cache).parts) == 1
+    (cache / "inner.json").unlink()
+    (cache / "inner.json").symlink_to(inner.rename(cache.parents[1] / "0123"))
+    assert "is a link out of the recipe's folder" in refused(CheckpointError, cache)
+
+
+def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a part stand in the recipe; a base is given to `load`, for whoever takes it."""
+    told: list[Any] = []
+
+    def read(path: Path, name: str, strength: Any, **options: Any) -> Adapter:
+        told.append(options)
+        return Adapter({}, strength, name)
+
+    def is_mine(path: Path) -> bool:
+        return path.suffix in (".mine", ".bare")
+
+    one = Format("mine", "mine", is_mine, read, options=("base", "part"))
+    bare = Format("bare", "bare", lambda path: path.suffix == ".bare", read)
+    monkeypatch.setattr(loading, "FORMATS", (bare, one, *loading.FORMATS))
+    for file in ("a.mine", "b.bare"):
+        (tmp_path / file).write_bytes(b"")
+    parts = ({"source": "a.mine", "options": {"part": "unet"}}, {"source": "b.bare"})
+    path = recipe(tmp_path / "in" / "x.json")
+    inner = recipe(tmp_path / "mix.json", *parts)
+    jaxmix.load(inner)
+    outer = recipe(tmp_path / "outer.json", {"source": "mix.json"})
+    jaxmix.load(outer, base="model")
+    assert told == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]
+    recipe(path, {"source": "x", "options": {"base": "/model"}}, {"source": "x", "options": [1]})
+    said = refused(CheckpointError, path)
+    what = "expected an object of numbers, texts, true and false; a base is given to jaxmix.load"
+    assert f"part 1: options is {{'base': '/model'}}, {what}(…, base=…)" in said
+    assert f"part 2: options is [1], {what}(…, base=…)" in said
+    recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
+    said = refused(UnsupportedError, outer)
+    assert "is of the format 'mix', whose reader takes base; found part." in said
 
 
 # --------------------------------------------------------------------------------- refused
