@@ -130,8 +130,6 @@ def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
         return _at_site(site, "factors", name, config)
     if path.endswith(_TOKENS) and config.values.get("trainable_token_indices"):
         return "tokens", path.removesuffix(_TOKENS), "trainable_tokens_delta"
-    if path.endswith((".oft_r", ".oft_s")):
-        return _Problem("the OFT of peft 0.15 or older, another formula; merge it with that", True)
     if stuck := _stuck_name(path, config.family):
         return _Problem(f"the adapter's name {stuck!r} is still in it; take it out of the key")
     if _WRAPPED.search(path):

@@ -23,7 +23,8 @@ class OFT(Update):
     A block R is made of the skew matrix Q whose upper triangle is ``generator``: by the Cayley
     transform ``(I + Q)⁻¹ (I − Q)``, or by n terms of the series that PEFT uses for
     ``(I + Q)(I − Q)⁻¹``, ``I + 2Q + 2Q² + … + 2Qⁿ⁻² + Qⁿ⁻¹``: the *inverse* rotation for the same
-    numbers, and orthogonal only for small Q. An embedding is ``E R``.
+    numbers, and orthogonal only for small Q. Before peft 0.18 the last power counted twice as well.
+    An embedding is ``E R``.
 
     Strength s scales Q: ``R(s) = cayley(s·Q)``.
 
@@ -34,6 +35,7 @@ class OFT(Update):
             larger; None without. PEFT rounds this bound to float32.
         embedding: whether the site is an embedding.
         transposed: whether PyTorch stores the weight as (in, out).
+        ends_twice: whether the series' last power counts twice, ``I + 2Q + … + 2Qⁿ⁻¹``.
 
     Raises:
         ShapeError: by `compose`, where the blocks do not make up the weight's input side.
@@ -54,6 +56,7 @@ class OFT(Update):
     eps: Float[Array, ""] | float | None = None
     embedding: bool = field(default=False, metadata={"static": True})
     transposed: bool = field(default=False, metadata={"static": True})
+    ends_twice: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "OFT"
 
@@ -74,7 +77,7 @@ class OFT(Update):
         """The blocks of R, at a strength."""
         q = strength * self._skew()
         if self.terms is not None:
-            return _series(q, self.terms)
+            return _twice(q, self.terms) if self.ends_twice else _series(q, self.terms)
         # LAPACK works in float32 at the least.
         return cayley(q.astype(np.promote_types(q.dtype, np.float32))).astype(q.dtype)
 
@@ -147,3 +150,12 @@ def _series(q: Array, terms: int) -> Array:
         power = power @ q
         total = total + 2 * power
     return total + power @ q
+
+
+def _twice(q: Array, terms: int) -> Array:
+    """The series of peft 0.16 and 0.17: every power counts twice."""
+    total = power = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
+    for _ in range(1, terms):
+        power = power @ q
+        total = total + 2 * power
+    return total

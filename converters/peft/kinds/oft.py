@@ -2,25 +2,31 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
 from jaxmix.converters.peft.patterns import number
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import same, unless
 from jaxmix.converters.peft.shapes import Factors, shapes
-from jaxmix.converters.peft.values import ANY, BOUND, COUNT, FLAG, one_of
+from jaxmix.converters.peft.values import ANY, BOUND, COUNT, FLAG, Check, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
-from jaxmix.families import OFT, Update
+from jaxmix.families import OFT, DiagOFT, Update
 
 __all__ = ["KIND"]
 
 
 def _build(file: File, site: str, factors: Factors) -> Update:
     """OFT: the blocks' size is the tensor's."""
-    if len(factors) != 1:
+    if "oft_r" in factors:
+        return _before_016(file, site, factors)
+    if len(factors) != 1 or "oft_s" in factors:
         raise CheckpointError(f"{shapes(factors)}: expected one of them")
+    if missing := [name for name in _NEEDED if file.config.values.get(name) is None]:
+        raise CheckpointError(
+            f"the config has no {', '.join(missing)}, which an OFT of {', '.join(factors)} needs"
+        )
     ((name, generator),) = factors.items()
     numbers = generator.shape[-1] if generator.ndim == 2 else -1
     block = round((1 + math.sqrt(1 + 8 * max(numbers, 0))) / 2)
@@ -34,7 +40,32 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         terms=values["num_cayley_neumann_terms"] if series else None,
         eps=float(values["eps"]) if file.config.flag("coft") else None,
         embedding=name == "oft_embedding_R.weight",
+        # Only from 0.18 on does the config say the version.
+        ends_twice=series and _numbers(values.get("peft_version")) < (0, 18),
     )
+
+
+def _before_016(file: File, site: str, factors: Factors) -> Update:
+    """The OFT of peft 0.13 and before, of outputs; or that of 0.14 and 0.15, with a rescaling."""
+    blocks, rescale = factors["oft_r"], factors.get("oft_s")
+    shape, values = blocks.shape, file.config.values
+    is_shared = file.config.flag("block_share")
+    is_square = len(shape) == 3 and shape[1] == shape[2]
+    if len(factors) > 2 or not is_square or (is_shared and len(blocks) > 1):
+        raise ShapeError(f"{shapes(factors)}, expected ({1 if is_shared else 'blocks'}, b, b)")
+    size = shape[1]
+    if rescale is None:
+        bound = values.get("eps", 6e-5) * size**2 / len(blocks) ** 0.5
+        return DiagOFT(blocks, None, bound if values.get("coft") else None, -0.5, "out", True)
+    if rescale.ndim != 2 or rescale.shape[1] != 1:
+        raise ShapeError(f"{shapes(factors)}, expected oft_s (out, 1)")
+    bound = None
+    if values.get("coft"):
+        count = len(blocks)
+        if is_shared:
+            count = math.prod(file.shape(site)[1:]) // size
+        bound = values.get("eps", 6e-5) * math.ceil(len(rescale) / count) ** 2 / len(blocks) ** 0.5
+    return DiagOFT(blocks, rescale[:, 0], bound, 0.5, "in", True)
 
 
 def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, int]:
@@ -63,27 +94,6 @@ def _adjusted(size: int, told: int) -> int:
     return min(divisors, key=lambda d: (abs(d - told), d))
 
 
-def _judged(values: Mapping[str, Any]) -> Iterator[str]:
-    """Why an OFT of an older PEFT is refused: twice its formula changed.
-
-    Up to 0.13 it rotated the output; 0.14 and 0.15 had other tensors; 0.16 and 0.17 counted the
-    last term of the series twice. Only from 0.18 on does the config say the version.
-    """
-    if "oft_block_size" not in values:
-        why = "saved by peft 0.13 or older, whose OFT rotates the output side"
-        yield f"oft_block_size is missing: {why}. Merge it with that version of PEFT."
-        return
-    if "use_cayley_neumann" not in values:
-        why = "saved by peft 0.14 or 0.15, whose OFT is another formula with other tensors"
-        yield f"use_cayley_neumann is missing: {why}. Merge it with that version of PEFT."
-        return
-    version = values.get("peft_version")
-    if values["use_cayley_neumann"] and _numbers(version) < (0, 18):
-        why = "before peft 0.18 the Cayley-Neumann series counted its last term twice"
-        said = f"use_cayley_neumann = true with peft_version = {version!r}"
-        yield f"{said}: {why}. Merge it with peft 0.17, or train it again."
-
-
 def _numbers(version: Any) -> tuple[int, ...]:
     """The leading numbers of a version; nothing is the oldest."""
     found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
@@ -96,6 +106,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     is_shared = all(count == 1 for count, _ in made.values())
     size = _sizes(made, is_shared)
     is_shared &= size["r"] != 1
+    unless(updates, lambda up: not up.ends_twice, "PEFT from 0.18 on has another series than these")
     terms = same(updates, "num_cayley_neumann_terms", lambda update: update.terms)
     eps = same(updates, "eps", lambda u: None if u.eps is None else number(u.eps))
     fields = {
@@ -112,6 +123,10 @@ def _write(updates: Mapping[str, Any]) -> Written:
     )
 
 
+# Older configs do not have these.
+_NEEDED = ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
+_BOUND = Check(BOUND.text, BOUND.holds, False)
+_COUNT = Check(COUNT.text, COUNT.holds, False)
 # The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
 # takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
 KIND = Kind(
@@ -120,8 +135,8 @@ KIND = Kind(
             "bias": one_of("none", "all", "oft_only"),
             "block_share": FLAG,
             "coft": FLAG,
-            "eps": BOUND,
-            "num_cayley_neumann_terms": COUNT,
+            "eps": _BOUND,
+            "num_cayley_neumann_terms": _COUNT,
             "oft_block_size": ANY,
             "peft_version": ANY,
             "use_cayley_neumann": FLAG,
@@ -129,10 +144,11 @@ KIND = Kind(
         },
         (ABOUT - {"peft_version"})
         | WHERE
-        | frozenset("fan_in_fan_out init_weights module_dropout r".split()),
+        | frozenset(
+            "alpha_pattern fan_in_fan_out init_weights module_dropout r rank_pattern".split()
+        ),
     ),
-    ("oft_R.weight", "oft_embedding_R.weight"),
+    ("oft_R.weight", "oft_embedding_R.weight", "oft_r", "oft_s"),
     _build,
     _write,
-    judged=_judged,
 )

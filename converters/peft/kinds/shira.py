@@ -44,7 +44,7 @@ _RANK = Check(COUNT.text, COUNT.holds, False)
 KIND = Kind(
     Fields(
         {"r": _RANK, **SAVED},
-        ABOUT | WHERE | frozenset("fan_in_fan_out init_weights mask_type r random_seed".split()),
+        ABOUT | WHERE | frozenset("fan_in_fan_out init_weights mask_type random_seed".split()),
     ),
     ("shira_weight", "shira_indices"),
     _build,

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 import jaxmix
@@ -134,8 +135,6 @@ def test_numbers_that_json_should_not_have(number, tmp_path):
         ("adalora", "init_r"),
         ("loha", "alpha"),
         ("lokr", "r"),
-        ("oft", "eps"),
-        ("oft", "num_cayley_neumann_terms"),
     ],
 )
 @pytest.mark.parametrize("null", [True, False])
@@ -226,7 +225,7 @@ def test_inits_that_leave_the_base(init, tmp_path):
     assert jaxmix.load(save(tmp_path, init_lora_weights=init)).sites == (SITE,)
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "lora_ga"])
+@pytest.mark.parametrize("init", ["pissa_niter_16", "corda", "lora_ga"])
 def test_inits_that_change_the_base(init, tmp_path):
     """What was taken off, and how PEFT turns such an adapter into a plain one."""
     said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
@@ -234,6 +233,25 @@ def test_inits_that_change_the_base(init, tmp_path):
     assert "path_initial_model_for_weight_conversion=folder" in said
     # AdaLoRA has no init but its own, whatever the field says.
     assert jaxmix.load(save(tmp_path, "adalora", init_lora_weights=init)).sites == (SITE,)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
+def test_inits_that_ask_for_the_base(init, tmp_path):
+    """What they took off the base comes out of the base."""
+    folder = save(tmp_path, init_lora_weights=init)
+    said = refused(CheckpointError, folder)
+    assert f"needs of the base's weight at {SITE}. Give the base: jaxmix.load(…, base=" in said
+    base = {f"{SITE}.weight": np.random.default_rng(0).normal(size=(6, 4))}
+    update = jaxmix.load(folder, base=base).updates[SITE]
+    assert update.size() == "rank 4"
+    with pytest.raises(CheckpointError, match=r"asks for the weight of layer\.proj, but base is a"):
+        jaxmix.load(folder, base=[SITE])
+    with pytest.raises(CheckpointError, match="in the params that were given as base, and it has"):
+        jaxmix.load(folder, base={"other.weight": np.ones((2, 2))})
+    with pytest.raises(CheckpointError, match=r"more than one can be meant: a\.layer"):
+        jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
+    with pytest.raises(CheckpointError, match="base is a dict without weights that have PyTorch"):
+        jaxmix.load(folder, base={})
 
 
 def test_inits_that_are_quantized_or_unknown(tmp_path):
@@ -246,34 +264,23 @@ def test_inits_that_are_quantized_or_unknown(tmp_path):
         assert f"init_lora_weights = {init!r}: unknown; it may have changed the base" in said
 
 
-@pytest.mark.parametrize(
-    ("missing", "fields", "why", "todo"),
-    [
-        ("oft_block_size", {}, "saved by peft 0.13 or older", "with that version of PEFT"),
-        ("use_cayley_neumann", {}, "saved by peft 0.14 or 0.15", "with that version of PEFT"),
-        (
-            "peft_version",
-            {"use_cayley_neumann": True},
-            "use_cayley_neumann = true with peft_version = None: before peft 0.18",
-            "Merge it with peft 0.17, or train it again.",
-        ),
-        (
-            None,
-            {"use_cayley_neumann": True, "peft_version": "0.17.2.dev0@abc"},
-            "with peft_version = '0.17.2.dev0@abc': before peft 0.18",
-            "train it again",
-        ),
-        (None, {"use_cayley_neumann": True, "peft_version": 18}, "peft_version = 18", "train it"),
-    ],
-)
-def test_old_oft(missing, fields, why, todo, tmp_path):
-    """Twice the formula changed, and the files' tensors with it once."""
-    folder = save(tmp_path, "oft", **fields)
+@pytest.mark.parametrize("missing", ["use_cayley_neumann", "num_cayley_neumann_terms", "eps"])
+def test_an_oft_without_what_its_tensors_need(missing, tmp_path):
+    """Older configs do not have these, but their tensors are others."""
+    folder = save(tmp_path, "oft")
     values = json.loads((folder / CONFIG).read_text())
-    values.pop(missing, None)
+    del values[missing]
     (folder / CONFIG).write_text(json.dumps(values))
-    said = refused(UnsupportedError, folder)
-    assert why in said and todo in said
+    said = refused(CheckpointError, folder)
+    assert f"{SITE}: the config has no {missing}, which an OFT of oft_R.weight needs" in said
+
+
+@pytest.mark.parametrize("version", [None, "0.17.2.dev0@abc", "0.16.0", 18])
+def test_a_series_that_ends_twice(version, tmp_path):
+    """Before 0.18; and only since then does the config say the version."""
+    fields = {"use_cayley_neumann": True, "peft_version": version}
+    update: Any = jaxmix.load(save(tmp_path, "oft", **fields)).updates[SITE]
+    assert update.ends_twice
 
 
 def test_oft_that_did_not_change(tmp_path):
@@ -283,4 +290,5 @@ def test_oft_that_did_not_change(tmp_path):
         {"use_cayley_neumann": True, "peft_version": "0.18.0"},
         {"use_cayley_neumann": True, "peft_version": "1.0.0"},
     ):
-        assert jaxmix.load(save(tmp_path, "oft", **fields)).sites == (SITE,)
+        update: Any = jaxmix.load(save(tmp_path, "oft", **fields)).updates[SITE]
+        assert not update.ends_twice

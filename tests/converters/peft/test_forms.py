@@ -197,11 +197,11 @@ def test_positions_beyond_the_weight(tmp_path):
 def test_a_factor_that_the_config_does_not_know(form, factor, flag, tmp_path):
     """PEFT would drop it without a word, or draw it anew."""
     text = refused(CheckpointError, save(tmp_path, form, **one(flag, False)))
-    assert f"{SITE}: {factor} is there, but {flag} is false in the config" in text
+    assert f"{SITE}: {factor} is there, but {flag} is off in the config" in text
     made = factors(FORMS[form])
     del made[factor]
     text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
-    assert f"{SITE}: {factor} is missing, but {flag} is true in the config" in text
+    assert f"{SITE}: {factor} is missing, but {flag} is on in the config" in text
 
 
 def test_a_convolution_whose_b_is_none(tmp_path):

@@ -2,18 +2,15 @@
 
 from typing import Any
 
-import peft
 import pytest
-import torch
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from torch import nn
 
-import jaxmix
-from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.errors import CheckpointError
 
 from .folders import refused
-from .made import MHA, Experts, Linears, composed, difference, llama, quiet, run, save
+from .made import MHA, Experts, Linears, composed, difference, llama, run, save
 
 BOTH: dict[str, Any] = {"r": 3, "lora_alpha": 5, "target_modules": ["one", "two"]}
 Q: dict[str, Any] = {"r": 4, "target_modules": ["q_proj"]}
