@@ -17,7 +17,7 @@ from jaxmix.converters.lycoris.updates import build_all
 from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.tensors import read_tensors
-from jaxmix.errors import AdapterError, CheckpointError, listing
+from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing
 
 __all__ = ["PREFIXES", "export_kohya", "is_kohya", "read_kohya"]
 
@@ -104,6 +104,13 @@ def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[st
             f"{where}: keys that mean nothing in a file of kohya's or LyCORIS's:{listing(unknown)}"
             f"\nExpected <prefix>_<module>.<parameter>, with one of {', '.join(PREFIXES)}."
         )
+    still = [
+        f"{module}: alpha is 0, to which sd-scripts' OFT bounds every rotation: it does nothing"
+        for module, factors in modules.items()
+        if module.startswith("oft_") and "alpha" in factors and not factors["alpha"].any()
+    ]
+    if still:
+        raise UnsupportedError(f"{where}: modules without effect:{listing(still)}\nLeave them out.")
     if not modules:
         raise CheckpointError(
             f"{where} has nothing for part={part!r}, expected one of {', '.join(sorted(parts))}."

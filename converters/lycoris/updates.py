@@ -168,11 +168,9 @@ def _lokr(factors: Factors) -> Update:
 
 def _side(factors: Factors, name: str) -> tuple[Factor, ...]:
     """A Kronecker factor: whole, or as a pair."""
-    whole, pair = factors.get(name), [factors.get(name + end) for end in ("_a", "_b")]
-    if whole is not None and pair == [None, None]:
-        return (whole,)
-    if whole is None and pair[0] is not None and pair[1] is not None:
-        return pair[0], pair[1]
+    there = tuple(key for key in (name, f"{name}_a", f"{name}_b") if key in factors)
+    if there in ((name,), (f"{name}_a", f"{name}_b")):
+        return tuple(factors[key] for key in there)
     raise CheckpointError(f"{shapes(factors)}: expected {name}, or {name}_a and {name}_b")
 
 

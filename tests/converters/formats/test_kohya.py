@@ -1,0 +1,211 @@
+"""kohya's and LyCORIS's files: names, scales, and what is refused, word by word."""
+
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError
+from jaxmix.families import LoKr, LoRA, Normed, Together
+
+from ..peft.folders import refused
+from .files import BASE, FACTORS, changed, drawn, factors, kohya, save
+
+
+def put(tmp_path, **changes: Any):
+    """A LoRA's file with tensors changed; None takes one out."""
+    return save(tmp_path / "x.safetensors", changed("lora", changes))
+
+
+# -------------------------------------------------------------------------------------- names
+
+
+def test_dots_come_back_by_the_base(tmp_path):
+    """From a list, a flat dict, a tree, and a folder."""
+    name = "lora_unet_mid_attn_1_to_q"
+    path = save(tmp_path / "x.safetensors", kohya("lora", name))
+    folder = tmp_path / "base"
+    folder.mkdir()
+    weight = drawn(6, 4)
+    save_file({f"{one}.weight": weight for one in BASE}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    tree = {"mid": {"attn_1": {"to_q": {"kernel": weight.T}}}}
+    for base in (list(BASE), {f"{one}.weight": weight for one in BASE}, folder, tree):
+        assert jaxmix.load(path, base=base).sites == ("mid.attn_1.to_q",)
+
+
+def test_parts_of_a_pipeline(tmp_path):
+    """A part's name may stand before the module's; each part can be read by itself."""
+    tensors = {
+        f"{name}.{key}": tensor
+        for name in ("lora_unet_a_b", "lora_te1_a_b", "lora_te2_a_b", "lora_te3_c_d")
+        for key, tensor in factors("lora").items()
+    }
+    path = save(tmp_path / "x.safetensors", tensors)
+    whole = ["unet.a.b", "text_encoder.a.b", "text_encoder_2.a.b", "text_encoder_3.c.d"]
+    assert sorted(jaxmix.load(path, base=whole).sites) == sorted(whole)
+    assert jaxmix.load(path, base=["a.b"], part="lora_unet").sites == ("a.b",)
+    said = refused(CheckpointError, path, base=["a.b", "c.d"])
+    assert "lora_unet_a_b: is a.b, and so is lora_te1_a_b" in said
+    assert "with several models in the file give part='…'" in said
+    assert refused(CheckpointError, path, base=["a.b"], part="lora_te") == (
+        f"{path} has nothing for part='lora_te', expected one of lora_te1, lora_te2, lora_te3, "
+        "lora_unet."
+    )
+
+
+def test_names_that_the_base_does_not_settle(tmp_path):
+    """All are listed, those that are not there and those that are there twice."""
+    tensors = {**kohya("lora", "lora_unet_a_b_c"), **kohya("lora", "lora_unet_x_y")}
+    path = save(tmp_path / "x.safetensors", tensors)
+    assert refused(CheckpointError, path, base=["a.b_c", "a_b.c", "z"]) == (
+        f"{path}: names in which dots became underscores, and that the base does not settle:"
+        "\n  lora_unet_a_b_c: may be a.b_c or a_b.c"
+        "\n  lora_unet_x_y: no module of this name"
+        "\nExpected for each exactly one of the base's 3 modules (a.b_c, a_b.c, z …). Give the "
+        "base that the adapter was trained on; with several models in the file give part='…', one "
+        "of the prefixes before the module's name."
+    )
+
+
+def test_without_a_base(tmp_path):
+    """A name of one word is clear by itself; others say how to give the base."""
+    path = save(tmp_path / "x.safetensors", kohya("lora"))
+    assert jaxmix.load(path).sites == ("proj",)
+    path = save(tmp_path / "y.safetensors", kohya("lora", "lora_unet_mid_attn"))
+    assert refused(CheckpointError, path) == (
+        f"{path}: in its 1 names dots became underscores (lora_unet_mid_attn …), so that the file "
+        "alone does not say which modules it is for. Give what it was trained on: load(path, "
+        "base=…), with base the params, a Hugging Face folder, or a list of module names."
+    )
+    both = {**kohya("lora", "lora_te1_proj"), **kohya("lora", "lora_te2_proj")}
+    path = save(tmp_path / "z.safetensors", both)
+    assert "so that the file alone does not say" in refused(CheckpointError, path)
+
+
+def test_forced(tmp_path):
+    """format= chooses the reader of a file that it would not be recognised by."""
+    path = save(tmp_path / "x.safetensors", {"proj.lora_down.weight": drawn(2, 4)})
+    assert "no prefix that is known" in refused(CheckpointError, path, format="kohya")
+
+
+# ------------------------------------------------------------------------------------- scales
+
+
+@pytest.mark.parametrize(
+    ("alpha", "scale"),
+    [(3.0, 1.5), (0.0, 1.0), (None, 1.0), (-1.0, -0.5), ([3.0], 1.5)],
+)
+def test_alpha(alpha, scale, tmp_path):
+    """Over the rank; none, and 0, mean the rank, as in the original libraries."""
+    tensor = None if alpha is None else np.asarray(alpha, ml_dtypes.bfloat16)
+    update: Any = jaxmix.load(put(tmp_path, alpha=tensor)).updates["proj"]
+    assert update.scale == scale
+
+
+def test_a_written_scale_wins(tmp_path):
+    """As in A1111."""
+    path = put(tmp_path, alpha=np.asarray(3.0), scale=np.asarray(0.25))
+    update: Any = jaxmix.load(path).updates["proj"]
+    assert update.scale == 0.25
+
+
+def test_metadata_that_contradict_are_left(tmp_path):
+    """The original libraries read the keys alone."""
+    said = {"ss_network_dim": "64", "ss_network_alpha": "9", "ss_network_module": "networks.oft"}
+    path = save(tmp_path / "x.safetensors", kohya("lora"), said)
+    update: Any = jaxmix.load(path).updates["proj"]
+    assert isinstance(update, LoRA) and update.a.shape == (2, 4)
+
+
+def test_two_whole_factors_have_no_scale(tmp_path):
+    """LyCORIS's LoKr without a rank takes 1 for the scale, whatever alpha says."""
+    path = save(tmp_path / "x.safetensors", kohya("lokr-full"))
+    update = jaxmix.load(path).updates["proj"]
+    assert isinstance(update, LoKr) and update.scale == 1.0
+
+
+def test_the_norm_s_side_is_its_shape_s(tmp_path):
+    """(out, 1) or (1, in); a weight of one output has (1, 1)."""
+    for form, axis in (("dora", "out"), ("dora-in", "in")):
+        update = jaxmix.load(save(tmp_path / "x.safetensors", kohya(form))).updates["proj"]
+        assert isinstance(update, Normed) and update.axis == axis
+        assert update.eps == float(np.finfo(np.float32).eps)
+    path = put(tmp_path, lora_up__weight=drawn(1, 2), dora_scale=drawn(1, 1))
+    update = jaxmix.load(path).updates["proj"]
+    assert isinstance(update, Normed) and update.axis == "out"
+
+
+def test_a_bias_beside_any_family(tmp_path):
+    """``diff_b``, which ComfyUI reads beside LoRA too."""
+    path = save(tmp_path / "x.safetensors", kohya("lora-bias"))
+    update = jaxmix.load(path).updates["proj"]
+    assert isinstance(update, Together) and [p.family for p in update.parts] == ["LoRA", "Delta"]
+
+
+@pytest.mark.parametrize("form", FACTORS)
+@pytest.mark.parametrize(
+    "dtype", [np.float16, ml_dtypes.bfloat16, np.float64], ids=lambda d: d.__name__
+)
+def test_dtypes(form, dtype, tmp_path):
+    """Factors stay as the file has them, or become float32 where something was multiplied in."""
+    tensors = {k: x if x.dtype.kind == "i" else x.astype(dtype) for k, x in kohya(form).items()}
+    adapter = jaxmix.load(save(tmp_path / "x.safetensors", tensors))
+    least = {np.dtype(dtype), np.promote_types(dtype, np.float32), np.dtype(np.int32)}
+    arrays = [leaf for leaf in jax.tree.leaves(adapter.updates) if np.ndim(leaf)]
+    assert arrays and {x.dtype for x in arrays} <= least
+
+
+# ----------------------------------------------------------------------------------- refusals
+
+
+def test_keys_that_mean_nothing(tmp_path):
+    """All of them, with what is known of them."""
+    extra = {
+        "lora_unet_proj.lora_left.weight": drawn(2, 2),
+        "lora_unet_proj.lokr_t1": drawn(2, 2),
+        "lora_unet_proj.lambda_layer": drawn(2, 2),
+        "lora_unet_proj.scalar": drawn(1),
+        "bundle_emb.x": drawn(2),
+        "lora_unet_a.b.alpha": drawn(1),
+        "lora_unet_proj.lora_A.weight": drawn(2, 4),
+    }
+    path = save(tmp_path / "x.safetensors", {**kohya("lora"), **extra})
+    said = refused(CheckpointError, path)
+    for line in (
+        "lora_unet_proj.lora_left.weight: no parameter that is known",
+        "lora_unet_proj.lokr_t1: no version of LyCORIS writes or reads it",
+        "lora_unet_proj.lambda_layer: T-LoRA, whose rank depends on the timestep",
+        "lora_unet_proj.scalar: a scale that LyCORIS itself leaves out when it loads",
+        "bundle_emb.x: no prefix that is known",
+        "lora_unet_a.b.alpha: no parameter that is known",
+        "lora_unet_proj.lora_down.weight: lora_down.weight a second time",
+    ):
+        assert line in said or line.replace("lora_down.weight:", "lora_A.weight:") in said
+    assert "Expected <prefix>_<module>.<parameter>, with one of lora_unet" in said
+
+
+def test_numbers_that_are_none(tmp_path):
+    """NaN anywhere, alpha too."""
+    path = put(tmp_path, alpha=np.asarray(np.nan, np.float32))
+    assert "lora_unet_proj.alpha: 1 of 1" in refused(AdapterError, path)
+
+
+def test_a_file_that_is_none(tmp_path):
+    """Cut, or another thing under the name: forced, its reader says what."""
+    path = put(tmp_path)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "is no whole safetensors file" in refused(CheckpointError, path, format="kohya")
+
+
+def test_sd_scripts_own_oft(tmp_path):
+    """There an alpha of 0 forbids every rotation, and does not allow every one."""
+    tensors = kohya("diag-oft", "oft_unet_proj")
+    tensors["oft_unet_proj.alpha"] = np.asarray(0.0, np.float32)
+    del tensors["oft_unet_proj.rescale"]
+    path = save(tmp_path / "x.safetensors", tensors)
+    assert "oft_unet_proj: alpha is 0" in refused(UnsupportedError, path)

@@ -1,0 +1,162 @@
+"""LyCORIS's tensors that make no update: what is said, word by word."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxmix import JaxmixError, load
+from jaxmix.errors import CheckpointError, ShapeError
+
+from ..peft.folders import refused
+from .files import changed, drawn, save
+
+SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "none": (
+        {"lora_up__weight": None},
+        CheckpointError,
+        "proj: lora_up.weight missing beside alpha (), lora_down.weight (2, 4)",
+    ),
+    "alpha alone": (
+        {"lora_up__weight": None, "lora_down__weight": None},
+        CheckpointError,
+        "proj: alpha () without the factors they belong to",
+    ),
+    "two families": (
+        {"hada_w1_a": drawn(2, 2)},
+        CheckpointError,
+        "factors of LoRA and LoHa at one module",
+    ),
+    "ranks": (
+        {"lora_up__weight": drawn(6, 3)},
+        ShapeError,
+        "lora_up.weight (6, 3), expected lora_up (out, 2, 1 …)",
+    ),
+    "axes": (
+        {"lora_down__weight": drawn(4)},
+        ShapeError,
+        "expected lora_down of 2 to 5 axes",
+    ),
+    "a vector of alphas": (
+        {"alpha": drawn(2)},
+        ShapeError,
+        "expected alpha of one number",
+    ),
+    "integers": (
+        {"lora_up__weight": np.ones((6, 2), np.int32)},
+        CheckpointError,
+        "proj: lora_up.weight of integers in ",
+    ),
+    "a norm of the wrong form": (
+        {"dora_scale": drawn(6)},
+        ShapeError,
+        "dora_scale has shape (6,), expected (out, 1 …) or (1, in, 1 …)",
+    ),
+    "a bias of the wrong form": (
+        {"diff_b": drawn(6, 1)},
+        ShapeError,
+        "diff_b has shape (6, 1), expected (out,)",
+    ),
+    "a norm alone": (
+        {
+            "lora_up__weight": None,
+            "lora_down__weight": None,
+            "alpha": None,
+            "dora_scale": drawn(6, 1),
+            "diff_b": drawn(6),
+        },
+        CheckpointError,
+        "dora_scale without an update to norm",
+    ),
+    "a norm over a difference": (
+        {
+            "lora_up__weight": None,
+            "lora_down__weight": None,
+            "alpha": None,
+            "diff": drawn(6, 4),
+            "dora_scale": drawn(6, 1),
+        },
+        CheckpointError,
+        "dora_scale beside Delta, expected LoRA, LoHa or LoKr",
+    ),
+    "a difference with a scale": (
+        {"lora_up__weight": None, "lora_down__weight": None, "diff": drawn(6, 4)},
+        CheckpointError,
+        "alpha beside a difference, which has no scale",
+    ),
+    "an empty difference": (
+        {"lora_up__weight": None, "lora_down__weight": None, "alpha": None, "diff": drawn(0)},
+        ShapeError,
+        "expected diff (out, in, kernel …)",
+    ),
+    "a core": (
+        {"lora_mid__weight": drawn(2, 2, 3)},
+        ShapeError,
+        "expected lora_mid (2, 2, kernel …) and lora_down (…, 1 …)",
+    ),
+    "a magnitude": (
+        {"lora_magnitude_vector": drawn(4)},
+        ShapeError,
+        "expected lora_magnitude_vector (out,)",
+    ),
+    "a bias of lora_bias": (
+        {"lora_up__bias": drawn(4)},
+        ShapeError,
+        "expected lora_up.bias (out,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_tensors_that_make_no_update(case, tmp_path):
+    """The site, what was found, and what was expected."""
+    changes, kind, said = SAID[case]
+    path = save(tmp_path / "x.safetensors", changed("lora", changes))
+    found = refused(kind, path)
+    assert found.startswith(f"{path}: tensors that make no update:\n  proj: ")
+    assert said in found and found.endswith("Was the file edited, or cut?")
+
+
+FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "loha, one core": ("loha-tucker", {"hada_t2": None}, "one of hada_t1 and hada_t2 is missing"),
+    "loha, ranks": ("loha", {"hada_w2_b": drawn(3, 4)}, "expected one rank"),
+    "loha, axes": ("loha", {"hada_w2_b": drawn(2)}, "expected matrices"),
+    "loha, cores": ("loha-tucker", {"hada_t2": drawn(2, 3, 3, 1)}, "expected cores (2, 2, kernel"),
+    "lokr, both": (
+        "lokr",
+        {"lokr_w2": drawn(3, 2)},
+        "expected lokr_w2, or lokr_w2_a",
+    ),
+    "lokr, a core": ("lokr-full", {"lokr_t2": drawn(1, 1, 3, 1)}, "lokr_t2 beside "),
+    "lokr, axes": ("lokr-full", {"lokr_w1": drawn(2)}, "expected matrices"),
+    "lokr, w1": ("lokr-full", {"lokr_w1": drawn(2, 2, 1)}, "expected"),
+    "lokr, ranks": ("lokr", {"lokr_w2_b": drawn(2, 2)}, "expected one rank in lokr_w2"),
+    "lokr, core": (
+        "lokr-core",
+        {"lokr_t2": drawn(1, 2, 3, 1)},
+        "expected lokr_t2 (1, 1, kernel",
+    ),
+    "norm": ("norm", {"b_norm": drawn(5)}, "expected vectors"),
+    "ia3": ("ia3", {"weight": drawn(6, 2)}, "expected weight (n,) or (1, n, 1 …), on_input ()"),
+    "ia3, alone": ("ia3", {"on_input": None}, "on_input missing beside weight (6,)"),
+    "oft": ("diag-oft", {"oft_blocks": drawn(2, 3, 2)}, "expected oft_blocks (blocks, b, b)"),
+    "oft, rescale": ("diag-oft", {"rescale": drawn(5, 1)}, "expected rescale (6, 1 …)"),
+    "oft, alpha": ("diag-oft", {"alpha": drawn(2)}, "expected alpha of one number"),
+    "boft": (
+        "boft",
+        {"oft_blocks": drawn(3, 2, 2, 2)},
+        "expected oft_blocks (stages, blocks",
+    ),
+    "glora": ("glora", {"b2.weight": drawn(3, 4)}, "expected a1 (in, 2), a2 (2, in), b1 (out, 2)"),
+    "glora, core": ("glora", {"bm.weight": drawn(2, 2)}, "bm.weight, which no LyCORIS could write"),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_forms_that_are_none(case, tmp_path):
+    """Of each family."""
+    form, changes, said = FORMS[case]
+    path = save(tmp_path / "x.safetensors", changed(form, changes))
+    with pytest.raises(JaxmixError) as caught:
+        load(path)
+    assert said in str(caught.value)
