@@ -10,6 +10,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 __all__ = [
@@ -149,8 +151,27 @@ def _ranked(stack: Stack, start: int, stop: int) -> Stack:
 
 def _largest(sizes: Float[Array, "*shape"], start: int, stop: int) -> Bool[Array, "*shape"]:
     """Which entries are from ``start`` to ``stop``, the largest first; of equals the first."""
-    order = jnp.argsort(-sizes.reshape(-1), stable=True)
-    return jnp.zeros(order.shape, bool).at[order[start:stop]].set(True).reshape(sizes.shape)
+    flat = sizes.reshape(-1)
+    return (_first(flat, stop) & ~_first(flat, start)).reshape(sizes.shape)
+
+
+def _first(sizes: Float[Array, " size"], count: int) -> Bool[Array, " size"]:
+    """Which entries are the largest ``count`` ones."""
+    if count == 0:
+        return jnp.zeros(sizes.shape, bool)
+    least = _ordered(sizes, sizes.size - count)
+    above, equal = sizes > least, sizes == least
+    return above | (equal & (jnp.cumsum(equal) <= count - jnp.sum(above)))
+
+
+def _ordered(sizes: Float[Array, " size"], place: int) -> Array | np.ndarray:
+    """The number that stands at this place when they are in order.
+
+    On CPU, XLA sorts thirty times slower than NumPy finds the one number.
+    """
+    if isinstance(sizes, Tracer) or any(d.platform != "cpu" for d in sizes.devices()):
+        return jnp.sort(sizes)[place]
+    return np.partition(np.asarray(sizes), place)[place]
 
 
 def _dropped(stack: Stack, density: float, key: Key) -> Stack:
