@@ -74,7 +74,7 @@ class MiSS(Update):
         else:
             fits = len(found) == 2 and 0 < found[0] <= in_size and 0 < found[1]
             fits = fits and out_size % found[1] == 0
-            wanted = "(r, q) with r up to in and a q that divides out"
+            wanted = "(r, q) with r up to in and q that divides out"
         return None if fits else f"miss_block has shape {found}, expected {wanted}: weight {shape}"
 
     def size(self) -> str:

@@ -108,7 +108,8 @@ class PEANuT(Update):
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether all have one rank, and the weight's outputs, and the levels are pairs."""
         if len(self.encoders) != len(self.decoders):
-            return f"{len(self.encoders)} encoders and {len(self.decoders)} decoders, not as many"
+            found = f"{len(self.encoders)} encoders and {len(self.decoders)} decoders"
+            return f"{found}, expected as many of both"
         factors: dict[str, tuple[Array | None, tuple[int | str, ...]]] = {
             "peanut_A": (self.a, ("r", shape[0])),
             "peanut_B": (self.b, (shape[0], "r")),

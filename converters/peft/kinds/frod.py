@@ -79,7 +79,14 @@ def _write(updates: Mapping[str, Any]) -> Written:
     fan = same(updates, "fan_in_fan_out", lambda update: update.transposed)
     rate = _rate(updates)
     return Written(
-        {"fan_in_fan_out": fan, "save_projection": True, "sparse_rate": rate}, tensors, shared
+        {
+            "fan_in_fan_out": fan,
+            "progressbar": False,
+            "save_projection": True,
+            "sparse_rate": rate,
+        },
+        tensors,
+        shared,
     )
 
 

@@ -1,0 +1,159 @@
+"""What is said of factors that do not fit: families that turn a weight, or read it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmix.families import (
+    BOFT,
+    DEFT,
+    HRA,
+    IA3,
+    PSOFT,
+    FRoD,
+    GLoRA,
+    HiRA,
+    MiSS,
+    PEANuT,
+    RoAd,
+    Tokens,
+    Update,
+)
+
+
+def z(*shape: int) -> Any:
+    """An array of this shape."""
+    return jnp.zeros(shape)
+
+
+def rows(*numbers: int) -> Any:
+    """Rows of an embedding."""
+    return jnp.array(numbers)
+
+
+# A weight (6, 9) throughout.
+SAID: dict[str, tuple[Update, str]] = {
+    "ia3": (IA3(z(9)), "ia3_l has shape (9,), expected (6,) from weight (6, 9)"),
+    "ia3, inputs": (
+        IA3(z(3), on_input=True),
+        "ia3_l has shape (3,), expected (9,) from weight (6, 9)",
+    ),
+    "ia3, channels": (
+        IA3(z(4), on_input=True, axes=2),
+        "ia3_l has shape (4,), expected (in / kernel,) from weight (6, 9)",
+    ),
+    "boft": (
+        BOFT(z(1, 2, 4, 4), z(6)),
+        "boft_R (1, 2, 4, 4): 2 blocks of 4 rotate 8, expected 9 from weight (6, 9)",
+    ),
+    "boft, on outputs": (
+        BOFT(z(1, 3, 3, 3), on_output=True),
+        "boft_R (1, 3, 3, 3): 3 blocks of 3 rotate 9, expected 6 from weight (6, 9)",
+    ),
+    "boft, an axis too few": (
+        BOFT(z(3, 3, 3)),
+        "boft_R has shape (3, 3, 3), expected (factors, blocks, b, b)",
+    ),
+    "boft, orders": (
+        BOFT(z(2, 3, 3, 3), orders=jnp.zeros((1, 9), int)),
+        "orders have shape (1, 9), expected (2, 9)",
+    ),
+    "boft, rescale": (
+        BOFT(z(1, 3, 3, 3), z(9)),
+        "boft_s has shape (9,), expected (6,)",
+    ),
+    "hra": (HRA(z(6, 4)), "hra_u has shape (6, 4), expected (9, 4) from weight (6, 9)"),
+    "hra, too many": (
+        HRA(z(9, 10), orthogonal=True),
+        "hra_u has 10 columns to make orthogonal, expected 9",
+    ),
+    "road": (
+        RoAd(z(4), z(3), 1, 2),
+        "road_theta has shape (4,), expected (3,) for variant 1 from weight (6, 9)",
+    ),
+    "road, groups": (
+        RoAd(z(3), z(3), 1, 4),
+        "groups of 4 outputs, expected an even divisor of 6",
+    ),
+    "tokens": (
+        Tokens(z(2, 8), rows(0, 1)),
+        "trainable_tokens_delta has shape (2, 8), expected (2, 9) from weight (6, 9)",
+    ),
+    "tokens, beyond": (
+        Tokens(z(2, 9), rows(0, 6)),
+        "token_indices go from 0 to 6, expected rows below 6 from weight (6, 9)",
+    ),
+    "tokens, twice": (
+        Tokens(z(2, 9), rows(3, 3)),
+        "token_indices has a row twice, expected each once",
+    ),
+    "miss": (
+        MiSS(z(3, 4)),
+        "miss_block has shape (3, 4), expected (r, q) with r up to in and q that divides out: "
+        "weight (6, 9)",
+    ),
+    "miss, bat": (
+        MiSS(z(3, 2, 2), bat=True),
+        "miss_block has shape (3, 2, 2), expected (out/r, r, r) with an r that divides out and "
+        "in: weight (6, 9)",
+    ),
+    "hira": (
+        HiRA(z(3, 8), z(5, 3)),
+        "hira_A has shape (3, 8), expected (3, 9); hira_B has shape (5, 3), expected (6, 3) from "
+        "weight (6, 9)",
+    ),
+    "glora": (
+        GLoRA(a=(z(6, 2), z(3, 9)), b=(z(5, 1),), c=(z(6, 1),), d=(z(9),)),
+        "glora_A.Xu has shape (3, 9), expected (2, 9); glora_B.X has shape (5, 1), expected "
+        "(6, 1); glora_C.X has shape (6, 1), expected (9, 1); glora_D.X has shape (9,), expected "
+        "(6,) from weight (6, 9)",
+    ),
+    "glora, on inputs": (
+        GLoRA(a=(z(4, 2), z(2, 4)), on_input=True),
+        "glora_A.Xd has shape (4, 2), expected (9, 2); glora_A.Xu has shape (2, 4), expected "
+        "(2, 9) from weight (6, 9)",
+    ),
+    "psoft": (
+        PSOFT(z(4, 9), z(6, 4), z(5), 1.0, outputs=z(3)),
+        "psoft_R.weight has shape (5,), expected (6,); psoft_R.vector_b has shape (3,), expected "
+        "(4,) from weight (6, 9)",
+    ),
+    "deft": (
+        DEFT(z(5, 3), z(3, 9)),
+        "deft_P has shape (5, 3), expected (6, 3) from weight (6, 9)",
+    ),
+    "deft, too many": (
+        DEFT(z(6, 7), method="qr"),
+        "deft_P has 7 columns to make orthogonal, expected 6",
+    ),
+    "peanut": (
+        PEANuT(z(3, 6), z(6, 3), (z(3, 2),), (z(3, 3),)),
+        "peanut_encoders.0 has shape (3, 2), expected (3, 3) from weight (6, 9)",
+    ),
+    "peanut, no pairs": (
+        PEANuT(z(3, 6), z(6, 3), (z(3, 3),)),
+        "1 encoders and 0 decoders, expected as many of both",
+    ),
+    "frod": (
+        FRoD(z(8, 8), z(2), jnp.zeros((2, 3), int), z(9)),
+        "frod_V has shape (8, 8), expected (9, 9); frod_s_indices has shape (2, 3), expected "
+        "(2, 2) from weight (6, 9)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("update", "said"), SAID.values(), ids=SAID)
+def test_misfits(update: Update, said: str) -> None:
+    assert update.misfit((6, 9)) == said
+
+
+def test_rows_that_are_traced_are_taken_on_trust() -> None:
+    """Under jit only shapes can be looked at."""
+    beyond = Tokens(z(1, 9), rows(6))
+    assert beyond.misfit((6, 9))
+    found = []
+    jax.jit(lambda update: found.append(update.misfit((6, 9))))(beyond)
+    assert found == [None]
+    assert Tokens(z(0, 9), jnp.zeros(0, int)).misfit((6, 9)) is None
