@@ -1,0 +1,117 @@
+"""What is said of DiagOFT and Normed that do not fit, word by word. A weight (6, 9) throughout."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.affine import Base
+from jaxmix.families import OFT, Delta, DiagOFT, LoRA, Normed, Replace, Update
+
+
+def z(*shape: int) -> Any:
+    """An array of this shape."""
+    return jnp.zeros(shape)
+
+
+_LORA = LoRA(z(3, 9), z(6, 3), 1.0)
+
+SAID: dict[str, tuple[Update, str]] = {
+    "rescale": (DiagOFT(rescale=z(5)), "rescale has shape (5,), expected (6,) from (6, 9)"),
+    "blocks of other axes": (
+        DiagOFT(z(6, 6)),
+        "oft_blocks has shape (6, 6), expected (blocks, b, b)",
+    ),
+    "blocks that are not square": (
+        DiagOFT(z(2, 3, 2)),
+        "oft_blocks has shape (2, 3, 2), expected (blocks, b, b)",
+    ),
+    "blocks of another side": (
+        DiagOFT(z(3, 3, 3)),
+        "oft_blocks (3, 3, 3): 3 blocks of 3 rotate 9 outputs, expected 6 from weight (6, 9)",
+    ),
+    "blocks of inputs": (
+        DiagOFT(z(2, 3, 3), side="in"),
+        "oft_blocks (2, 3, 3): 2 blocks of 3 rotate 6 inputs, expected 9 from weight (6, 9)",
+    ),
+    "a shared block": (
+        DiagOFT(z(1, 4, 4)),
+        "oft_blocks (1, 4, 4): 1 blocks of 4 rotate 4 outputs, expected 6 from weight (6, 9)",
+    ),
+    "blocks that overhang by one too many": (
+        DiagOFT(z(2, 4, 4), factor=-0.5),
+        "oft_blocks (2, 4, 4): 2 blocks of 4 rotate 8 outputs, expected 6 from weight (6, 9)",
+    ),
+    "what is normed": (
+        Normed(LoRA(z(3, 8), z(6, 3), 1.0), z(6)),
+        "lora_A has shape (3, 8), expected (3, 9) from weight (6, 9)",
+    ),
+    "magnitude": (
+        Normed(_LORA, z(9)),
+        "dora_scale has shape (9,), expected (6,) from weight (6, 9)",
+    ),
+    "magnitude of inputs": (
+        Normed(_LORA, z(6), axis="in"),
+        "dora_scale has shape (6,), expected (9 / kernel,) from weight (6, 9)",
+    ),
+    "a rotation": (
+        Normed(OFT(z(3, 3)), z(6)),
+        "dora_scale over OFT, expected an update that adds to W alone",
+    ),
+    "what reads the base": (
+        Normed(LoRA(z(3, 9), z(6, 3), 1.0, magnitude=z(6)), z(6)),
+        "dora_scale over LoRA, expected an update that adds to W alone",
+    ),
+    "a bias": (
+        Normed(LoRA(z(3, 9), z(6, 3), 1.0, bias=z(6)), z(6)),
+        "dora_scale over LoRA, expected an update that adds to W alone",
+    ),
+    "a replaced leaf": (
+        Normed(Replace(z(6, 9)), z(6)),
+        "dora_scale over Replace, expected an update that adds to W alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_is_said(case: str) -> None:
+    """One line, of the first thing that does not fit."""
+    update, said = SAID[case]
+    assert update.misfit((6, 9)) == said
+
+
+def test_what_fits() -> None:
+    """Blocks that PEFT up to 0.13 cuts, a kernel's points for each channel."""
+    for update in (
+        DiagOFT(z(1, 4, 4), factor=-0.5),
+        DiagOFT(z(1, 2, 2)),
+        Normed(_LORA, z(3), axis="in"),
+        Normed(_LORA, z(6)),
+    ):
+        assert update.misfit((6, 9)) is None
+    # Of 7 outputs in four blocks each has two, and the last one of them is cut.
+    assert DiagOFT(z(4, 2, 2), factor=-0.5).misfit((7, 9)) is None
+
+
+def test_float16_and_numpy() -> None:
+    """A norm of factors as a file gives them, of several dtypes, is looked at without arithmetic."""
+    update = Normed(
+        LoRA(np.zeros((3, 9), np.float16), np.zeros((6, 3), np.float32), 0.5),  # pyright: ignore
+        np.ones(6, np.float64),  # pyright: ignore
+    )
+    assert update.misfit((6, 9)) is None
+
+
+def test_a_norm_says_what_it_is() -> None:
+    """For people."""
+    assert Normed(_LORA, z(6)).size() == "LoRA rank 3 normed by output"
+    assert DiagOFT(rescale=z(6)).size() == "6 outputs" and DiagOFT().size() == "0 outputs"
+    assert DiagOFT().weight_map(Base(None, (6, 9)), jnp.ones(())).shape == (6, 9)
+
+
+def test_a_norm_is_turned_with_its_update() -> None:
+    """Where PyTorch stores the weight as (in, out)."""
+    update = Normed(Delta(z(9, 6)), z(6)).turned()
+    assert update.update.weight.shape == (6, 9)  # pyright: ignore[reportAttributeAccessIssue]
+    assert not update.transposed
