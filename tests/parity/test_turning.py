@@ -1,0 +1,150 @@
+"""What the table of forms can't say: BOFT's butterfly, PSOFT in float32, FRoD's bases, Bone."""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+from peft.tuners.boft import layer as boft_layer
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+import jaxmix
+
+from ..goldens.nets import Layer, Net
+from .harness import TorchNet, build, difference, exact, forward, inputs, save_adapter, state
+from .layer_cases import NETS
+
+
+def composed(model: nn.Module, folder: Path, base: Any = None) -> dict[str, Any]:
+    """The model's weights with the folder's adapter in them."""
+    with jax.enable_x64(True):
+        out = jaxmix.compose(state(model), [jaxmix.load(folder, base=base)])
+        return {name: torch.from_numpy(np.array(leaf)) for name, leaf in out.items()}
+
+
+def with_weights(model: TorchNet, weights: dict[str, Any]) -> nn.Module:
+    """A copy of the model with other weights."""
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(weights)
+    return twin.eval()
+
+
+class _Blocks:
+    """What PEFT's CUDA kernel computes: blocks along a diagonal, for each factor."""
+
+    @staticmethod
+    def apply(blocks: torch.Tensor) -> torch.Tensor:
+        """(factors, blocks, b, b) to (factors, n, n)."""
+        return torch.stack([torch.block_diag(*factor) for factor in blocks])
+
+
+@pytest.fixture
+def butterfly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PEFT with a kernel, without which it trains one factor."""
+    monkeypatch.setattr(boft_layer, "get_fbd_cuda", lambda: True)
+    monkeypatch.setattr(boft_layer, "FastBlockDiag", _Blocks)
+    yield
+
+
+@pytest.mark.usefixtures("butterfly")
+@pytest.mark.parametrize(
+    ("net", "target", "block", "factors"),
+    [("wide", "one", 2, 2), ("wide", "two", 6, 3), ("conv2d_point", "one", 2, 2)],
+)
+def test_boft_with_more_factors(
+    net: str, target: str, block: int, factors: int, tmp_path: Path
+) -> None:
+    """Rotations of which each mixes the blocks of the one before; and written back."""
+    model, x = build(NETS[net]), inputs(NETS[net])
+    config = peft.BOFTConfig(
+        target_modules=[target], boft_block_size=block, boft_n_butterfly_factor=factors
+    )
+    truth = forward(save_adapter(model, config, tmp_path / "peft", seed=1), x)
+    ours = with_weights(model, composed(model, tmp_path / "peft"))
+    assert difference(forward(ours, x), truth) < 1e-12
+    assert difference(forward(model, x), truth) > 1e-2
+    jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
+    with exact():
+        again = peft.PeftModel.from_pretrained(build(NETS[net]), str(tmp_path / "out")).eval()
+    assert difference(forward(again, x), truth) < 1e-12
+
+
+PSOFT: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "pissa": {"ab_svd_init": "pissa_init", "psoft_alpha": 5},
+    "lowrank": {"psoft_svd": "lowrank", "random_seed": 3},
+    "free": {"psoft_orth": False, "psoft_mag_a": False},
+    "one vector": {"psoft_mag_b": False},
+    "series": {"use_cayley_neumann": True},
+    "bound": {"use_cayley_neumann": True, "num_cayley_neumann_terms": 7, "cayley_neumann_eps": 0.4},
+}
+
+
+@pytest.mark.parametrize("options", PSOFT.values(), ids=PSOFT)
+def test_psoft(options: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT takes no float64 base, so it is made in float32 and runs in float64."""
+    x = inputs(NETS["linear"])
+    model = build(NETS["linear"]).float()
+    config = peft.PsoftConfig(target_modules=["one", "two"], r=3, **options)
+    adapted = peft.get_peft_model(copy.deepcopy(model), config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, param in adapted.named_parameters():
+            if param.requires_grad:
+                spread = 1.0 if "vector" in name else 0.3
+                param.copy_(spread * torch.randn(param.shape, generator=generator))
+    adapted.save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path)).double().eval()
+    model = model.double()
+    truth = forward(again, x)
+    ours = with_weights(model, composed(model, tmp_path, state(model)))
+    assert difference(forward(ours, x), truth) < 1e-10
+    assert difference(forward(model, x), truth) > 1e-2
+
+
+def test_frod_shares_its_bases(tmp_path: Path) -> None:
+    """Layers of one kind have one V, and it is written once."""
+    net: Net = (
+        Layer("layers.0.attn.proj", "linear", (8, 8)),
+        Layer("layers.1.attn.proj", "linear", (8, 8)),
+        Layer("layers.1.lin", "linear", (8, 6)),
+    )
+    model, x = build(net), inputs(net)
+    config = peft.FrodConfig(target_modules=["proj", "lin"], progressbar=False, sparse_rate=0.1)
+    truth = forward(save_adapter(model, config, tmp_path / "peft", seed=1), x)
+    for folder in ("peft", "out"):
+        found = forward(with_weights(model, composed(model, tmp_path / folder)), x)
+        assert difference(found, truth) < 3e-6
+        tensors = load_file(tmp_path / folder / "adapter_model.safetensors")
+        assert {name for name in tensors if "frod_V" in name} == {
+            "base_model.frod_V.attn_proj",
+            "base_model.frod_V.lin",
+        }
+        if folder == "peft":
+            jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", [True, "bat"])
+def test_bone_is_miss_by_another_name(form: Any, tmp_path: Path) -> None:
+    """The type that peft 0.19 renamed: the same tensors and formula."""
+    model = build(NETS["linear"])
+    options: dict[str, Any] = {"target_modules": ["one", "two"], "r": 2, "init_weights": form}
+    save_adapter(model, peft.MissConfig(**options), tmp_path / "miss", seed=1)
+    shutil.copytree(tmp_path / "miss", tmp_path / "bone")
+    config = json.loads((tmp_path / "miss" / "adapter_config.json").read_text())
+    told = {k: v for k, v in config.items() if k not in ("miss_dropout", "mini_r")}
+    told["peft_type"] = "BONE"
+    (tmp_path / "bone" / "adapter_config.json").write_text(json.dumps(told))
+    tensors = load_file(tmp_path / "miss" / "adapter_model.safetensors")
+    renamed = {k.replace("miss_block", "bone_block"): v for k, v in tensors.items()}
+    save_file(renamed, tmp_path / "bone" / "adapter_model.safetensors")
+    miss, bone = (composed(model, tmp_path / name) for name in ("miss", "bone"))
+    assert all(torch.equal(miss[name], bone[name]) for name in miss)
