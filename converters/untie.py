@@ -5,11 +5,12 @@ merged checkpoint needs both tensors, and a config that no longer ties them.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxmix.converters.huggingface import Checkpoint
 from jaxmix.errors import LayoutError, listing
+from jaxmix.families import Update, parts_of
 from jaxmix.mix import Mix
 from jaxmix.tied import tied_problem
 
@@ -45,6 +46,12 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
             f"untie=True (on the command line --untie) does so in the output: it writes {_HEAD} as "
             f"a tensor of its own and sets {_FLAG} to false in config.json."
         )
+    tokens = {s for s, up in _updates(mixed) if any(part.keeps_tie for part in parts_of(up))}
+    if tokens:
+        raise LayoutError(
+            "an adapter trained tokens, which changes both sides of a tied embedding, and another "
+            f"changes one side of it:{listing([*tokens, *problems])}\nMerge one after the other."
+        )
     if _HEAD not in tensors:
         checkpoint = checkpoint.with_copy(_HEAD, of=_embedding(checkpoint, problems))
     return checkpoint.with_config(**_untied_fields(checkpoint)), _HEAD
@@ -59,9 +66,12 @@ def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _weight_sites(mixed: Mix) -> list[str]:
-    """The sites whose weight changes."""
-    updates = (item for part in mixed.parts for item in part.updates.items())
-    return list(dict.fromkeys(site for site, update in updates if update.has_weight))
+    """The sites whose weight changes on one side only, if it is tied to another."""
+    return list(dict.fromkeys(s for s, up in _updates(mixed) if up.has_weight and not up.keeps_tie))
+
+
+def _updates(mixed: Mix) -> Iterator[tuple[str, Update]]:
+    return (item for part in mixed.parts for item in part.updates.items())
 
 
 def _is_outside_layers(name: str) -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.errors import LayoutError, ShapeError, listing
+from jaxmix.families import parts_of
 from jaxmix.layout import KERNEL, LAYOUTS, NAMES, Layout, Place
 from jaxmix.plan import Form, Word
 from jaxmix.sharded import apply as apply_to_leaf
@@ -110,6 +111,12 @@ def fitted(
     tree = Tree.of(params)
     tied = list(_tied(tree, words, table))
     if tied and callable(untied := getattr(params, "untied", None)):
+        if both := [site for site, word in words.items() if _changes_both_sides(word)]:
+            raise LayoutError(
+                "an adapter trained tokens, which changes both sides of a tied embedding, and "
+                f"another changes one side of it:{listing([*both, *tied])}\nUntie the model, and "
+                "give the head tokens of its own."
+            )
         tree = Tree.of(untied())
         tied = list(_tied(tree, words, table))
     if tied:
@@ -142,7 +149,7 @@ def _tied(tree: Tree, words: Mapping[str, Word], table: Layout) -> Iterator[str]
     for head in () if by_name else HEADS:
         heads.update({p.leaf: head for p in table.places(head, "weight") if p.leaf in tree.where})
     for site, word in words.items():
-        if not any(update.has_weight for _, update in word):
+        if not any(update.has_weight and not update.keeps_tie for _, update in word):
             continue
         if by_name:
             if problem := tied_problem(site, tree.where):
@@ -156,6 +163,11 @@ def _tied(tree: Tree, words: Mapping[str, Word], table: Layout) -> Iterator[str]
                     "PEFT's forward changes one side only: give the head a leaf and a rule of its "
                     "own, or none"
                 )
+
+
+def _changes_both_sides(word: Word) -> bool:
+    """Whether something in a word changes both sides of a tied embedding."""
+    return any(part.keeps_tie for _, update in word for part in parts_of(update))
 
 
 def _fitted(tree: Tree, sites: list[Site]) -> list[Fitted]:

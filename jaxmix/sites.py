@@ -149,7 +149,7 @@ def located(tree: Tree, words: Mapping[str, Word], table: Layout) -> list[Site]:
         table: the layout.
 
     Returns:
-        A site for each word, in order.
+        A site for each word, in order; but for copies that find no leaf.
 
     Raises:
         LayoutError: if sites find no leaf, or more than one; it lists them all.
@@ -158,6 +158,10 @@ def located(tree: Tree, words: Mapping[str, Word], table: Layout) -> list[Site]:
     sites: list[Site] = []
     for name, word in words.items():
         bare = Site(name, word)
+        if all(update.is_copy for _, update in word):
+            places = table.places(name, "weight")
+            if not any(place.leaf in tree.where for place in places):
+                continue
         found: dict[Part, Place] = {}
         needs: dict[Part, bool] = {
             "weight": bare.changes_weight or bare.reads_base,

@@ -14,7 +14,7 @@ from flax import nnx
 import jaxmix
 from jaxmix import Adapter, Layout, Rule
 from jaxmix.errors import LayoutError
-from jaxmix.families import LoRA, Replace
+from jaxmix.families import LoRA, Replace, Together, Tokens
 from jaxmix.layout import NAMES
 from jaxmix.models import Decoder, read_config
 from jaxmix.tied import tied_problem
@@ -235,3 +235,32 @@ def test_what_does_not_untie_itself_is_refused() -> None:
     tree = Stubborn({"embed_tokens": {"weight": E}})
     with pytest.raises(LayoutError, match="ties to another"):
         jaxmix.compose(tree, [lora(EMBED)])
+
+
+def test_tokens_keep_the_tie_and_others_do_not() -> None:
+    """One leaf for both sides takes them; an adapter of one side beside them is refused."""
+    tokens = Tokens(ones((1, 4)), np.array([2], np.int32))
+    alone, beside = (
+        Adapter({"model.embed_tokens": update}, name=type(update).__name__)
+        for update in (tokens, Together((tokens, Replace(zeros((6, 4))))))
+    )
+    tied = {"model.embed_tokens.weight": jnp.zeros((6, 4)), "model.norm.weight": jnp.ones(4)}
+    out = jaxmix.compose(tied, alone)["model.embed_tokens.weight"]
+    assert out.sum() == 4 and out[2].sum() == 4
+    with pytest.raises(LayoutError, match="has one leaf for both, and PEFT's forward changes one"):
+        jaxmix.compose(tied, beside)
+
+    class Model(dict):
+        """A model that can be untied."""
+
+        def untied(self) -> dict[str, Any]:
+            return {**self, "lm_head.weight": self["model.embed_tokens.weight"]}
+
+    jax.tree_util.register_pytree_with_keys(
+        Model,
+        lambda m: ([(jax.tree_util.DictKey(k), v) for k, v in m.items()], tuple(m)),
+        lambda keys, values: Model(zip(keys, values, strict=True)),
+    )
+    assert isinstance(jaxmix.compose(Model(tied), alone), Model)
+    with pytest.raises(LayoutError, match="trained tokens, which changes both sides of a tied"):
+        jaxmix.compose(Model(tied), beside)

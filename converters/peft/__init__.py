@@ -13,7 +13,7 @@ from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.stack import peft_stack
 from jaxmix.converters.peft.tensors import read_tensors
-from jaxmix.converters.peft.tokens import token_rows
+from jaxmix.converters.peft.tokens import token_rows, with_copies_marked
 from jaxmix.converters.peft.wrapped import located, stripped
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Rebase, Replace, Together, Update
@@ -66,7 +66,7 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None)
         _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
     for site, leaves in sites.base.items():
         _put_first(updates, site, Rebase(leaves["weight"]))
-    return Adapter(updates, name=name) * strength
+    return Adapter(with_copies_marked(updates), name=name) * strength
 
 
 def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:

@@ -16,7 +16,7 @@ from jaxmix.converters.peft.kind import Written
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.loading_script import ordered, script
 from jaxmix.errors import AdapterError, UnsupportedError, listing
-from jaxmix.families import FAMILIES, Rebase, Replace, Together, Tokens, Update
+from jaxmix.families import FAMILIES, Rebase, Replace, Tokens, Update, parts_of
 from jaxmix.mix import Mix
 
 __all__ = ["export_peft"]
@@ -161,7 +161,7 @@ def _sorted(adapter: Adapter) -> _Sorted:
     weak: list[str] = []
     twice: list[str] = []
     for site, update in adapter.updates.items():
-        for part in update.parts if isinstance(update, Together) else (update,):
+        for part in parts_of(update):
             strong = _at(part, adapter.strength)
             if strong is None:
                 weak.append(f"{site}: {part.family}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxmix.adapter import Adapter
 from jaxmix.converters.peft.stack import peft_stack
 from jaxmix.errors import JaxmixError, UnsupportedError
-from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, SHiRA, Together
+from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, SHiRA, Update, parts_of
 
 __all__ = ["ordered", "script"]
 
@@ -48,11 +48,8 @@ def ordered(parts: Sequence[Adapter]) -> list[Adapter]:
     return order
 
 
-def _is_mixed(update: object) -> bool:
-    return all(
-        isinstance(part, _MIXED)
-        for part in (update.parts if isinstance(update, Together) else (update,))
-    )
+def _is_mixed(update: Update) -> bool:
+    return all(isinstance(part, _MIXED) for part in parts_of(update))
 
 
 def _runs_turned(parts: Sequence[Adapter]) -> list[Adapter]:

@@ -12,7 +12,7 @@ from itertools import combinations, groupby, pairwise
 
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.errors import AdapterError, UnsupportedError, listing
-from jaxmix.families import OFT, LoRA, Replace, Together, Update
+from jaxmix.families import OFT, LoRA, Replace, Update, parts_of
 from jaxmix.mix import Mix, mix
 
 __all__ = ["peft_stack"]
@@ -87,13 +87,9 @@ def _word(updates: Sequence[Update], numbers: Sequence[int]) -> Word:
     return tuple(next(turned) if number in wraps else number for number in numbers)
 
 
-def _parts(update: Update) -> tuple[Update, ...]:
-    return update.parts if isinstance(update, Together) else (update,)
-
-
 def _is_rotation(update: Update) -> bool:
     """Whether an update has an OFT of the input in it, beside base-side leaves or not."""
-    return any(isinstance(part, OFT) and not part.embedding for part in _parts(update))
+    return any(isinstance(part, OFT) and not part.embedding for part in parts_of(update))
 
 
 def _check_biases(adapters: Sequence[Adapter], words: Mapping[str, Word]) -> None:
@@ -118,11 +114,11 @@ def _check_biases(adapters: Sequence[Adapter], words: Mapping[str, Word]) -> Non
 
 
 def _saves_bias(update: Update) -> bool:
-    return any(isinstance(part, Replace) and part.bias is not None for part in _parts(update))
+    return any(isinstance(part, Replace) and part.bias is not None for part in parts_of(update))
 
 
 def _adds_bias(update: Update) -> bool:
-    return any(isinstance(part, LoRA) and part.bias is not None for part in _parts(update))
+    return any(isinstance(part, LoRA) and part.bias is not None for part in parts_of(update))
 
 
 def _one_order(words: Iterable[Word], count: int) -> Word | None:

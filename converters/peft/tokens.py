@@ -1,5 +1,7 @@
-"""Trained tokens that an adapter of another type brings along: ``trainable_token_indices``."""
+"""Trained tokens: those that another type brings along, and those that PEFT saves twice."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,10 @@ import numpy as np
 from jaxmix.converters.peft.file import Config
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.errors import ShapeError
-from jaxmix.families import Tokens
+from jaxmix.families import Tokens, Update
+from jaxmix.tied import HEADS
 
-__all__ = ["token_rows"]
+__all__ = ["token_rows", "with_copies_marked"]
 
 
 def token_rows(config: Config, site: str, factors: Factors) -> Tokens:
@@ -42,3 +45,27 @@ def _indices(told: Any, site: str) -> list[int] | None:
     if isinstance(told, list):
         return told
     return next((rows for name, rows in told.items() if site.endswith(name)), None)
+
+
+def with_copies_marked(updates: Mapping[str, Update]) -> dict[str, Update]:
+    """The updates, heads marked that have the tokens of an embedding.
+
+    PEFT's type of its own saves them for the embedding and for the head that is tied to it.
+
+    Args:
+        updates: ``{site: update}``.
+
+    Returns:
+        The same.
+    """
+    tokens = {site: update for site, update in updates.items() if isinstance(update, Tokens)}
+    out = dict(updates)
+    for site, update in tokens.items():
+        others = [other for name, other in tokens.items() if name != site]
+        if site.endswith(HEADS) and any(_is_same(update, other) for other in others):
+            out[site] = replace(update, is_copy=True)
+    return out
+
+
+def _is_same(a: Tokens, b: Tokens) -> bool:
+    return np.array_equal(a.rows, b.rows) and np.array_equal(a.values, b.values)

@@ -33,7 +33,7 @@ from jaxmix.families.road import RoAd
 from jaxmix.families.shira import SHiRA
 from jaxmix.families.supertuning import SuperTuning
 from jaxmix.families.tinylora import TinyLoRA
-from jaxmix.families.together import Together
+from jaxmix.families.together import Together, parts_of
 from jaxmix.families.tokens import Tokens
 from jaxmix.families.unilora import UniLoRA
 from jaxmix.families.vblora import VBLoRA

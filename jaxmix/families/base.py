@@ -27,12 +27,18 @@ class Update:
         family: the name by which people call it.
         reads_base: whether its maps need the base's own leaves (``base.matrix``, ``base.bias``).
         is_base_side: whether it changes the base itself, which updates after it then read.
+        keeps_tie: whether at a tied embedding it changes both sides, as PEFT's trained tokens do;
+            all others change the side that they are for.
+        is_copy: whether it is there once more for a head that is tied to an embedding, and has no
+            leaf then; it is left out where it finds none.
         transposed: whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does.
     """
 
     family: ClassVar[str]
     reads_base: ClassVar[bool] = False
     is_base_side: ClassVar[bool] = False
+    keeps_tie: ClassVar[bool] = False
+    is_copy: bool = False
     transposed: bool = False
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

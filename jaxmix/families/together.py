@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, compose, identity
 from jaxmix.families.base import Leaf, Update, maps
 
-__all__ = ["Together"]
+__all__ = ["Together", "parts_of"]
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +49,11 @@ class Together(Update):
     def is_base_side(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where one of them is."""
         return any(part.is_base_side for part in self.parts)
+
+    @property
+    def keeps_tie(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where all of them do that change the weight."""
+        return all(part.keeps_tie or not part.has_weight for part in self.parts)
 
     @property
     def transposed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -99,3 +104,15 @@ class Together(Update):
     def size(self) -> str:
         """The parts' sizes."""
         return " + ".join(part.size() for part in self.parts)
+
+
+def parts_of(update: Update) -> tuple[Update, ...]:
+    """The updates of which one is made: itself, if it is not of several.
+
+    Args:
+        update: an update.
+
+    Returns:
+        Its parts, the one that is applied first first.
+    """
+    return update.parts if isinstance(update, Together) else (update,)

@@ -1,6 +1,6 @@
 """Trained tokens: some rows of an embedding are replaced."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -21,13 +21,15 @@ __all__ = ["Tokens"]
 class Tokens(Update):
     """Replaced rows: ``W'[i] = v`` for the rows listed; the others stay.
 
-    PEFT's trainable tokens: W is an embedding (V, D), or the head that is tied to it.
+    PEFT's trainable tokens: W is an embedding (V, D). Where the head is tied to it, PEFT changes
+    both, and so does `compose` with the one leaf that they are.
 
     Strength s goes along the line: ``W'[i] = (1 − s)·W[i] + s·v``.
 
     Args:
         values: v (n, D), PEFT's ``trainable_tokens_delta``, which are the rows and no differences.
         rows: i (n,) int32, PEFT's ``token_indices``, each once.
+        is_copy: whether the site is a head that PEFT had tied to an embedding with the same tokens.
 
     Raises:
         ShapeError: by `compose`, where rows lie beyond W, are listed twice, or are of another
@@ -44,8 +46,10 @@ class Tokens(Update):
 
     values: Float[Array, "n d"]
     rows: Int[Array, " n"]
+    is_copy: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "Tokens"
+    keeps_tie: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s on the rows, I, s·v on the rows)``."""

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import jaxmix
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
-from jaxmix.families import LoRA
+from jaxmix.families import LoRA, Tokens
 
 from .checkpoints import Adapters, contents, header, load, mixed, save_base
 
@@ -126,3 +126,18 @@ def test_heads_that_can_not_be_untied(site: str, others: list[str], tmp_path: Pa
         LayoutError, match=rf"{text}.*for {site}. Untie the model with transformers"
     ):
         merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", untie=True)
+
+
+def test_tokens_keep_the_tie(adapters: Adapters, tmp_path: Path) -> None:
+    """Trained tokens change the one tensor; beside an adapter of one side they are refused."""
+    base = save_base(tmp_path / "base", tied=True, config={"tie_word_embeddings": True})
+    params = load(base)
+    rows: Any = np.ones((1, params["model.embed_tokens.weight"].shape[1]), np.float32)
+    update = Tokens(rows, np.array([1], np.int32))  # pyright: ignore[reportArgumentType]
+    tokens = jaxmix.Adapter({"model.embed_tokens": update}, name="tokens")
+    merged = merge_checkpoint(base, tokens, tmp_path / "out")
+    assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
+    with pytest.raises(LayoutError, match="and another changes one side of it"):
+        merge_checkpoint(
+            base, [tokens, jaxmix.load(adapters["head"])], tmp_path / "no", untie=True
+        )

@@ -15,6 +15,8 @@ from jaxmix.families import ExpertLoRA, KaSA, LoRA
 __all__ = ["write"]
 
 Tensors = dict[str, Any]
+# A site that is a layer's leaf, and not the layer, comes of target_parameters.
+_LEAF = ".weight"
 
 
 def write(updates: Mapping[str, Any]) -> Written:
@@ -44,13 +46,14 @@ def write(updates: Mapping[str, Any]) -> Written:
     attentions = _attentions(layers)
     tensors: Tensors = {}
     for site, update in layers.items():
-        path, by = attentions.get(site, (site, 1.0))
+        path, by = attentions.get(site, (site.removesuffix(_LEAF), 1.0))
         made = _layer(update, has_bias)
         if by != 1.0:
             made["lora_B.weight"] = made["lora_B.weight"] * by
         tensors |= {f"{path}.{name}": array for name, array in made.items()}
     tensors |= _experts(experts)
     told = {attentions.get(s, (s,))[0]: u for s, u in updates.items() if not _is_inner(s, layers)}
+    leaves = [path for path in told if path in experts or path.endswith(_LEAF)]
     scales = {path: update.scale for path, update in told.items()}
     fields = {
         **ranks_and_alphas(
@@ -61,8 +64,8 @@ def write(updates: Mapping[str, Any]) -> Written:
         "kasa_config": {} if is_kasa else None,
         "lora_bias": has_bias,
         "lora_dropout": 0.0,
-        "target_modules": [path for path in told if path not in experts],
-        "target_parameters": list(experts) or None,
+        "target_modules": [path for path in told if path not in leaves],
+        "target_parameters": leaves or None,
         "use_dora": use_dora,
         "use_rslora": False,
     }

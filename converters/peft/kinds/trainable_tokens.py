@@ -42,7 +42,8 @@ def _build(file: File, site: str, factors: Factors) -> Update:
 def _write(updates: Mapping[str, Any]) -> Written:
     indices = same(updates, "token_indices", lambda update: tuple(np.asarray(update.rows).tolist()))
     tensors = {f"{site}.trainable_tokens_delta": update.values for site, update in updates.items()}
-    return Written({"token_indices": list(indices)}, tensors)
+    own = [site for site, update in updates.items() if not update.is_copy]
+    return Written({"token_indices": list(indices), "target_modules": own}, tensors)
 
 
 KIND = Kind(

@@ -1,16 +1,21 @@
 """LoRA's rarer forms, as PEFT writes them, against PEFT's forward."""
 
+import copy
 from typing import Any
 
+import numpy as np
+import peft
 import pytest
+import torch
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from torch import nn
 
+import jaxmix
 from jaxmix.errors import CheckpointError
 
 from .folders import refused
-from .made import MHA, Experts, Linears, composed, difference, llama, run, save
+from .made import MHA, Experts, Linears, composed, difference, llama, reload, run, save
 
 BOTH: dict[str, Any] = {"r": 3, "lora_alpha": 5, "target_modules": ["one", "two"]}
 Q: dict[str, Any] = {"r": 4, "target_modules": ["q_proj"]}
@@ -76,3 +81,35 @@ def test_the_base_is_asked_for(name, tmp_path):
     save(model, config, tmp_path)
     said = refused(CheckpointError, tmp_path)
     assert "Give the base: jaxmix.load(…, base=params)" in said
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_of_a_tied_embedding(tied, tmp_path):
+    """PEFT changes both sides of the tie, and so does the one leaf."""
+    model = llama(tie_word_embeddings=tied)
+    for config in (
+        LoraConfig(**Q, trainable_token_indices=[3, 7, 5]),
+        peft.TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=[3, 7, 5]),
+    ):
+        folder = tmp_path / config.peft_type.value
+        truth = run(save(model, config, folder))
+        params = {name: x.numpy().copy() for name, x in model.state_dict().items()}
+        if tied:
+            del params["lm_head.weight"]
+        weights = {k: np.array(v) for k, v in jaxmix.compose(params, jaxmix.load(folder)).items()}
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+        twin = copy.deepcopy(model)
+        twin.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
+        assert difference(run(twin), truth) < 3e-6
+
+
+# What PEFT's own config can't say again is written as the plain LoRA that it is.
+@pytest.mark.parametrize("name", CASES)
+def test_written_again(name, tmp_path):
+    """What export_peft writes PEFT loads, and computes the same."""
+    model, config, base = CASES[name]
+    truth = run(save(model, config, tmp_path / "in"))
+    params = {name: x.numpy().copy() for name, x in model.state_dict().items()}
+    adapter = jaxmix.load(tmp_path / "in", base=params if base else None)
+    jaxmix.export_peft(adapter, tmp_path / "out")
+    assert difference(run(reload(model, tmp_path / "out")), truth) < 3e-6
