@@ -85,11 +85,14 @@ class File:
         """
         return self._base(site).shape(site)
 
-    def torch(self, what: str) -> ModuleType:
-        """PyTorch, to draw what the file leaves out with its generator.
+    def torch(
+        self, what: str, how: str = "draws anew from a seed with torch's generator"
+    ) -> ModuleType:
+        """PyTorch, to make what the file leaves out as PEFT does.
 
         Args:
             what: the things that are left out, for the message.
+            how: what PEFT does to have them.
 
         Raises:
             CheckpointError: if it is not installed.
@@ -98,9 +101,9 @@ class File:
             import torch
         except ImportError as error:
             raise CheckpointError(
-                f"{self.config.path.parent} leaves out {what}, which PEFT draws anew from a seed "
-                "with torch's generator. Install torch (pip install 'jaxmix-peft[torch]') and load "
-                "it once; jaxmix.save writes it with them, and then torch is needed no more."
+                f"{self.config.path.parent} leaves out {what}, which PEFT {how}. Install torch "
+                "(pip install 'jaxmix-peft[torch]') and load it once; jaxmix.save writes it with "
+                "them, and then torch is needed no more."
             ) from error
         return torch
 

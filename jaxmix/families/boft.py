@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Update
-from jaxmix.families.oft import cayley
 from jaxmix.operators import (
     BlockDiagonal,
     Dense,
@@ -22,6 +21,7 @@ from jaxmix.operators import (
     Zero,
     multiply,
 )
+from jaxmix.operators.rotations import cayley
 
 __all__ = ["BOFT", "butterfly"]
 
@@ -91,9 +91,7 @@ class BOFT(Update):
         """R, at a strength."""
         g = jnp.asarray(self.generator)
         q = strength * (g - jnp.swapaxes(g, 2, 3)) / 2
-        # LAPACK works in float32 at the least.
-        wide = q.astype(np.promote_types(q.dtype, np.float32)).reshape(-1, *q.shape[2:])
-        blocks = cayley(wide).astype(q.dtype).reshape(q.shape)
+        blocks = cayley(q.reshape(-1, *q.shape[2:])).reshape(q.shape)
         turns: list[Operator] = [BlockDiagonal(one, 1) for one in blocks]
         if self.orders is not None:
             moves = [Permutation(order) for order in jnp.asarray(self.orders)]

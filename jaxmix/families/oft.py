@@ -4,15 +4,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update
 from jaxmix.operators import BlockDiagonal, Identity, Zero
+from jaxmix.operators.rotations import cayley, series, shrunk, skew
 
-__all__ = ["OFT", "cayley"]
+__all__ = ["OFT"]
 
 
 @jax.tree_util.register_dataclass
@@ -75,26 +74,11 @@ class OFT(Update):
 
     def rotations(self, strength: Float[Array, ""]) -> Float[Array, "blocks b b"]:
         """The blocks of R, at a strength."""
-        q = strength * self._skew()
-        if self.terms is not None:
-            return _twice(q, self.terms) if self.ends_twice else _series(q, self.terms)
-        # LAPACK works in float32 at the least.
-        return cayley(q.astype(np.promote_types(q.dtype, np.float32))).astype(q.dtype)
-
-    def _skew(self) -> Float[Array, "blocks b b"]:
-        """Q, projected if it is constrained."""
-        if self.block_size == 1:
-            return jnp.zeros((self.generator.shape[0], 1, 1), self.generator.dtype)
-        sign, number = _triangle(self.block_size)
-        q = self.generator[:, number] * jnp.asarray(sign, self.generator.dtype)[None]
-        if self.eps is None:
-            return q
-        square = jnp.sum(q * q, axis=(1, 2), keepdims=True)
-        bound = self.eps / q.shape[0] ** 0.5
-        # Compared as squares: the root's slope at Q = 0, where training starts, is infinite.
-        is_far = square > bound**2
-        root = jnp.sqrt(jnp.where(is_far, square, jnp.ones_like(square)))
-        return jnp.where(is_far, q * (bound / root), q)
+        q = skew(self.generator)
+        if self.eps is not None:
+            q = shrunk(q, self.eps / q.shape[0] ** 0.5)
+        q = strength * q
+        return cayley(q) if self.terms is None else series(q, self.terms, self.ends_twice)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether the blocks, shared or not, tile the input side."""
@@ -111,51 +95,3 @@ class OFT(Update):
     def size(self) -> str:
         """The size of its blocks."""
         return f"block {self.block_size}"
-
-
-def _triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each entry of a skew matrix its sign, and which number of the upper triangle it is."""
-    sign, number = np.zeros((size, size)), np.zeros((size, size), np.int32)
-    upper = np.triu_indices(size, 1)
-    sign[upper], number[upper] = 1, np.arange(len(upper[0]))
-    return sign - sign.T, number + number.T
-
-
-def cayley(q: Array) -> Array:
-    """``(I + Q)⁻¹ (I − Q) = 2 (I − Q²)⁻¹ (I − Q) − I`` of skew blocks.
-
-    ``I − Q²`` is symmetric and at least I, so Cholesky's factors serve. They compile and run in a
-    part of the time that pivoting takes, at the cost of digits where Q is far beyond 1.
-    """
-    eye = jnp.eye(q.shape[-1], dtype=q.dtype)[None]
-    factor = jax.lax.linalg.cholesky(eye - q @ q, symmetrize_input=False)
-    half = jax.lax.linalg.triangular_solve(factor, eye - q, left_side=True, lower=True)
-    inverse = jax.lax.linalg.triangular_solve(
-        factor, half, left_side=True, lower=True, transpose_a=True
-    )
-    return 2 * inverse - eye
-
-
-def _series(q: Array, terms: int) -> Array:
-    """PEFT's Cayley-Neumann series: the last power counts once, those between twice."""
-    total = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
-    if terms < 2:
-        return total
-    total = total + 2 * q
-    if terms == 2:
-        return total
-    power = q @ q
-    total = total + 2 * power
-    for _ in range(3, terms - 1):
-        power = power @ q
-        total = total + 2 * power
-    return total + power @ q
-
-
-def _twice(q: Array, terms: int) -> Array:
-    """The series of peft 0.16 and 0.17: every power counts twice."""
-    total = power = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
-    for _ in range(1, terms):
-        power = power @ q
-        total = total + 2 * power
-    return total

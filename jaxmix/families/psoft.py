@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.oft import OFT
 from jaxmix.operators import LowRank
+from jaxmix.operators.rotations import cayley, series, shrunk, skew
 
 __all__ = ["PSOFT"]
 
@@ -70,10 +70,10 @@ class PSOFT(Update):
         """R."""
         free = jnp.asarray(self.rotation)
         if free.ndim == 1:
-            # OFT's exact rotation is the inverse one for the same numbers, its series is not.
-            numbers = (free if self.terms is not None else -free)[None]
-            turns = OFT(numbers, self.terms, self.eps).rotations(jnp.ones((), free.dtype))
-            free = turns[0]
+            q = skew(free[None])
+            q = q if self.eps is None else shrunk(q, self.eps)
+            # The exact rotation is the one whose inverse OFT takes.
+            free = (cayley(-q) if self.terms is None else series(q, self.terms))[0]
         if self.outputs is not None:
             free = jnp.asarray(self.outputs)[:, None] * free
         return free if self.inputs is None else free * jnp.asarray(self.inputs)[None]

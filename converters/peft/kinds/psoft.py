@@ -14,6 +14,11 @@ from jaxmix.families import PSOFT, Update
 
 __all__ = ["KIND"]
 
+_HOW = (
+    "takes from the base's weight by torch's SVD, where another library may give other signs, and "
+    "so another adapter"
+)
+
 
 def _build(file: File, site: str, factors: Factors) -> Update:
     """PSOFT: A and B are not in the file, but come out of the base by the SVD of PEFT's load."""
@@ -55,7 +60,7 @@ def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]
     The signs of singular vectors are the LAPACK's own: NumPy's and torch's differ for one in
     fifteen, and with another sign the same R means another update. So it is torch's that is asked.
     """
-    torch, values = _torch(file), file.config.values
+    torch, values = file.torch("A and B", _HOW), file.config.values
     weight = torch.from_numpy(np.array(file.weight(site), np.float32))
     if weight.ndim != 2 or rank > min(weight.shape):
         raise ShapeError(
@@ -75,20 +80,6 @@ def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]
         root = np.sqrt(s)
         return root[:, None] * vh, u * root
     return vh, u * s
-
-
-def _torch(file: File) -> Any:
-    """PyTorch, for its SVD."""
-    try:
-        import torch
-    except ImportError as error:
-        raise CheckpointError(
-            f"{file.config.path.parent} leaves out A and B, which PEFT takes from the base's "
-            "weight by torch's SVD; another library's may give other signs, and so another "
-            "adapter. Install torch (pip install 'jaxmix-peft[torch]') and load it once; "
-            "jaxmix.save writes it with A and B, and then torch is needed no more"
-        ) from error
-    return torch
 
 
 # Nothing is written: PEFT's file could not hold A and B. A LoRA can (jaxmix.to_lora).

@@ -1,0 +1,121 @@
+"""Rotations made of skew matrices: what the blocks of OFT, BOFT and PSOFT are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+__all__ = ["cayley", "series", "shrunk", "skew"]
+
+
+def skew(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
+    """The skew matrices of which these are the upper triangles, row by row.
+
+    Args:
+        numbers: b(b − 1)/2 of them for each matrix.
+
+    Returns:
+        The matrices.
+
+    Example:
+        >>> skew(jnp.array([[3.0]])).tolist()
+        [[[0.0, 3.0], [-3.0, 0.0]]]
+    """
+    size = round((1 + (1 + 8 * numbers.shape[1]) ** 0.5) / 2)
+    if size == 1:
+        return jnp.zeros((numbers.shape[0], 1, 1), numbers.dtype)
+    sign, number = _triangle(size)
+    return numbers[:, number] * jnp.asarray(sign, numbers.dtype)[None]
+
+
+def _triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each entry of a skew matrix its sign, and which number of the upper triangle it is."""
+    sign, number = np.zeros((size, size)), np.zeros((size, size), np.int32)
+    upper = np.triu_indices(size, 1)
+    sign[upper], number[upper] = 1, np.arange(len(upper[0]))
+    return sign - sign.T, number + number.T
+
+
+def shrunk(q: Float[Array, "k b b"], bound: Float[Array, ""] | float) -> Float[Array, "k b b"]:
+    """The matrices, each brought to this Frobenius norm if its own is larger.
+
+    Args:
+        q: the matrices.
+        bound: the norm.
+
+    Returns:
+        Matrices of the same shape.
+
+    Example:
+        >>> shrunk(jnp.full((1, 2, 2), 4.0), 1.0).tolist()
+        [[[0.5, 0.5], [0.5, 0.5]]]
+    """
+    square = jnp.sum(q * q, axis=(1, 2), keepdims=True)
+    # Compared as squares: the root's slope at Q = 0, where training starts, is infinite.
+    is_far = square > bound**2
+    root = jnp.sqrt(jnp.where(is_far, square, jnp.ones_like(square)))
+    return jnp.where(is_far, q * (bound / root), q)
+
+
+def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
+    """``(I + Q)⁻¹ (I − Q) = 2 (I − Q²)⁻¹ (I − Q) − I`` of skew matrices.
+
+    ``I − Q²`` is symmetric and at least I, so Cholesky's factors serve. They compile and run in a
+    part of the time that pivoting takes, at the cost of digits where Q is far beyond 1.
+
+    Args:
+        q: the matrices Q.
+
+    Returns:
+        The rotations, in Q's dtype; LAPACK works in float32 at the least.
+
+    Example:
+        >>> quarter = cayley(jnp.array([[[0.0, 1.0], [-1.0, 0.0]]]))
+        >>> jnp.round(quarter[0, :, 1], 4).tolist()
+        [-1.0, 0.0]
+    """
+    wide = q.astype(np.promote_types(q.dtype, np.float32))
+    eye = jnp.eye(q.shape[-1], dtype=wide.dtype)[None]
+    factor = jax.lax.linalg.cholesky(eye - wide @ wide, symmetrize_input=False)
+    half = jax.lax.linalg.triangular_solve(factor, eye - wide, left_side=True, lower=True)
+    inverse = jax.lax.linalg.triangular_solve(
+        factor, half, left_side=True, lower=True, transpose_a=True
+    )
+    return (2 * inverse - eye).astype(q.dtype)
+
+
+def series(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Array:
+    """PEFT's Cayley-Neumann series, ``I + 2Q + 2Q² + … + 2Qⁿ⁻² + Qⁿ⁻¹``.
+
+    It approximates ``(I + Q)(I − Q)⁻¹``: the inverse of `cayley` for the same Q. PEFT's loop gives
+    for three terms what it gives for four.
+
+    Args:
+        q: the matrices Q.
+        terms: n.
+        ends_twice: whether the last power counts twice too, as before peft 0.18.
+
+    Returns:
+        The sums, which are rotations for small Q only.
+
+    Example:
+        >>> series(jnp.full((1, 1, 1), 0.5), 5).tolist()
+        [[[2.8125]]]
+    """
+    total = power = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
+    if ends_twice:
+        for _ in range(1, terms):
+            power = power @ q
+            total = total + 2 * power
+        return total
+    if terms < 2:
+        return total
+    total = total + 2 * q
+    if terms == 2:
+        return total
+    power = q @ q
+    total = total + 2 * power
+    for _ in range(3, terms - 1):
+        power = power @ q
+        total = total + 2 * power
+    return total + power @ q
