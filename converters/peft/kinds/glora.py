@@ -23,7 +23,8 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     PEFT saves zeros for a path that is off, and leaves the paths of the bias off where the base has
     none.
     """
-    return GLoRA(*(_path(file, factors, name) for name in _PATHS))
+    a, b, c, d, e = (_path(file, factors, name) for name in _PATHS)
+    return GLoRA(a, b, c, d, e)
 
 
 def _path(file: File, factors: Factors, name: str) -> tuple[Any, ...]:

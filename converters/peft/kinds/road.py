@@ -22,7 +22,8 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     """RoAd: as many scales as angles, in whole groups."""
     theta, alpha = need(factors, "road_theta", "road_alpha")
     values = file.config.values
-    variant, group = _VARIANTS[values["variant"]], values["group_size"]
+    variant: Any = _VARIANTS[values["variant"]]
+    group = values["group_size"]
     step = group * variant // 2
     if theta.ndim != 1 or theta.shape != alpha.shape or theta.size % step or not theta.size:
         raise ShapeError(f"{shapes(factors)}, expected (n,) each with n a multiple of {step}")
