@@ -24,6 +24,7 @@ from jaxmix.layout import Layout
 from jaxmix.operators import Dense, Operator, Zero, add
 from jaxmix.plan import Form, Word, arithmetic
 from jaxmix.singular import low_rank_of
+from jaxmix.sites import Tree
 
 __all__ = ["Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
 
@@ -100,19 +101,23 @@ def effects(
             joint[site] = (*joint.get(site, ()), *word)
     tree, sites = dense.fitted(params, joint, layout)
     for one in sites:
-        # Fit as one word, so that all of them see the weight lie the same way; then parted again.
-        left, parted = list(one.word), []
-        for own in each:
-            count = len(own.get(one.site.name, ()))
-            parted.append(tuple(left[:count]))
-            left = left[count:]
-        weight = _here(tree.leaf(one.site.weight)) if one.site.weight else None
-        bias = _here(tree.leaf(one.site.bias)) if one.site.bias else None
-        with jax.default_matmul_precision("highest"):
-            yield (
-                _spot(one, weight, bias),
-                tuple(_effect(one, word, weight, bias) for word in parted),
-            )
+        yield _at(one, [len(own.get(one.site.name, ())) for own in each], tree)
+
+
+@jax.default_matmul_precision("highest")
+def _at(one: dense.Fitted, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effect, ...]]:
+    """A site and the effects there of words of so many updates.
+
+    They were fit as one word, so that all of them see the weight lie the same way.
+    """
+    weight = _here(tree.leaf(one.site.weight)) if one.site.weight else None
+    bias = _here(tree.leaf(one.site.bias)) if one.site.bias else None
+    found: list[Effect] = []
+    left = one.word
+    for count in counts:
+        found.append(_effect(one, left[:count], weight, bias))
+        left = left[count:]
+    return _spot(one, weight, bias), tuple(found)
 
 
 def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
@@ -130,9 +135,12 @@ def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Ef
 
 def _plain_effect(word: Word, shape: tuple[int, int]) -> Effect:
     """The effect of LoRAs."""
-    deltas = (one.shift for one in maps(word, Base(None, shape)))
-    biases: list[Any] = [strength * u.scale * u.bias for strength, u in word if u.has_bias]
-    return Effect(reduce(add, deltas, Zero(*shape)), sum(biases) if biases else None)
+    none = Base(None, shape)
+    delta = reduce(add, (one.shift for one in maps(word, none)), Zero(*shape))
+    if not any(update.has_bias for _, update in word):
+        return Effect(delta)
+    own = (one.shift for one in maps(word, none, "bias"))
+    return Effect(delta, reduce(add, own, Zero(shape[0], 1)).dense()[:, 0])
 
 
 def common_dtype(updates: Sequence[LoRA]) -> Any:
@@ -152,16 +160,15 @@ def _spot(one: dense.Fitted, weight: Any, bias: Any) -> Spot:
     place = site.weight if site.changes_weight else None
     shape = place.shape(weight.shape) if place else ()
     is_vector = len(shape) == 1
-    by_name = place is not None and place.leaf.endswith(".embedding")
-    whole = one.weight.matrix(weight)[:, 0] if is_vector and one.weight else None
+    is_named = place is not None and place.leaf.endswith(".embedding")
     return Spot(
         site.name,
         tuple(shape[2:]),
         is_vector,
-        embedding=by_name or any(_is_embedding(update) for _, update in one.word),
+        embedding=is_named or any(_is_embedding(update) for _, update in one.word),
         transposed=one.turned,
-        weight=None if whole is None else whole.astype(arithmetic(whole.dtype)),
-        bias=_column(bias, one.bias)[:, 0] if one.bias else None,
+        weight=_matrix(weight, one.weight)[:, 0] if is_vector and one.weight else None,
+        bias=_matrix(bias, one.bias)[:, 0] if one.bias else None,
     )
 
 
@@ -184,12 +191,13 @@ def _effect(one: dense.Fitted, word: Word, weight: Any, bias: Any) -> Effect:
         delta = _shift_of(steps, shape)
         if delta is None:
             delta, noise = _difference(steps, lambda: _matrix(weight, form))
-    if one.bias and any(update.has_bias for _, update in word):
-        column = _column(bias, one.bias)
+    if one.bias and any(update.has_bias or update.turns_bias for _, update in word):
+        column = _matrix(bias, one.bias)
         matrix = _matrix(weight, one.weight).astype(column.dtype) if reads and one.weight else None
-        base = Base(matrix, column.shape if matrix is None else matrix.shape, column)
-        steps = fold(maps(_cast(word, column.dtype), base, "bias"))
-        moved = _difference(steps, lambda: column)[0].dense()[:, 0] if steps else column[:, 0] * 0
+        rows, cols = column.shape if matrix is None else matrix.shape
+        steps = fold(maps(_cast(word, column.dtype), Base(matrix, (rows, cols), column), "bias"))
+        same = jnp.zeros_like(column)
+        moved = (_difference(steps, lambda: column)[0].dense() if steps else same)[:, 0]
     return Effect(delta, moved, noise)
 
 
@@ -227,12 +235,7 @@ def _difference(
 
 
 def _matrix(leaf: Any, form: Form) -> Float[Array, "out in"]:
-    """A weight as (out, in), in the dtype of the arithmetic."""
-    return form.matrix(leaf).astype(arithmetic(leaf.dtype))
-
-
-def _column(leaf: Any, form: Form) -> Float[Array, "out 1"]:
-    """A bias as (out, 1), in the dtype of the arithmetic."""
+    """A weight as (out, in), or a bias as (out, 1), in the dtype of the arithmetic."""
     return form.matrix(leaf).astype(arithmetic(leaf.dtype))
 
 

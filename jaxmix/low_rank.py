@@ -103,12 +103,12 @@ def to_lora(
             f"to_lora got a {type(mixed).__name__}, expected an adapter or a mix. Write "
             "to_lora(mix(a, b), params)."
         )
-    rank = checked_rank(rank)
+    limit = checked_rank(rank)
     updates: dict[str, Update] = {}
     errors: dict[str, float] = {}
     for spot, (effect,) in effects([mixed], params, layout):
         own = None if key is None else site_key(key, spot.name)
-        updates[spot.name], error = compressed(spot, effect, rank, own)
+        updates[spot.name], error = compressed(spot, effect, limit, own)
         if error is not None:
             errors[spot.name] = error
     own_name = mixed.name if isinstance(mixed, Adapter) else "lora"
@@ -121,7 +121,7 @@ def site_key(key: Array, site: str) -> Array:
     return jax.random.fold_in(key, crc32(site.encode()))
 
 
-def checked_rank(rank: Any) -> Rank:
+def checked_rank(rank: Any) -> int | float | None:
     """A rank that makes sense.
 
     Args:
@@ -135,8 +135,9 @@ def checked_rank(rank: Any) -> Rank:
     """
     if rank is None or (isinstance(rank, str) and rank == "exact"):
         return None
-    is_whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    if is_whole or (isinstance(rank, float) and 0 < rank < 1):
+    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
+        return rank
+    if isinstance(rank, float) and 0 < rank < 1:
         return rank
     raise AdapterError(
         f"a rank is {rank!r}, expected a whole number from 1 on, a share of the energy between 0 "
@@ -145,8 +146,8 @@ def checked_rank(rank: Any) -> Rank:
 
 
 def compressed(
-    spot: Spot, effect: Effect, rank: Rank, key: Array | None = None
-) -> tuple[Update, float | None]:
+    spot: Spot, effect: Effect, rank: int | float | None, key: Array | None = None
+) -> tuple[Update, Any]:
     """The update of low rank for an effect, and the relative error of its B A.
 
     Args:

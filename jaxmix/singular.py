@@ -89,9 +89,9 @@ def truncated(
         ((2, 1), (1, 2), 0.6)
     """
     with jax.default_matmul_precision("highest"):
-        is_random = key is not None and isinstance(rank, int) and _is_large(delta.shape, rank)
-        if is_random and low_rank_of(delta) is None:
-            return _randomised(_dense(delta), rank, key)
+        if key is not None and isinstance(rank, int) and _is_large(delta.shape, rank):
+            if low_rank_of(delta) is None:
+                return _randomised(_dense(delta), rank, key)
         u, s, vt = _decomposed(delta)
         tails = jnp.cumsum(s[::-1] ** 2)[::-1]
         if isinstance(rank, int):

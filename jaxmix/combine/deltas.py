@@ -17,6 +17,7 @@ from jaxmix.singular import low_rank_of, rounding, singular
 __all__ = ["combined_effect"]
 
 
+@jax.default_matmul_precision("highest")
 def combined_effect(
     effects: Sequence[Effect],
     weights: Sequence[Any],
@@ -42,7 +43,7 @@ def combined_effect(
     noise: Any = 0.0
     if deltas:
         shape = deltas[0].shape
-        each = [effect.weight or Zero(*shape) for effect in effects]
+        each = [Zero(*shape) if effect.weight is None else effect.weight for effect in effects]
         noise = sum((abs(w) * e.noise for w, e in zip(weights, effects, strict=True)), 0.0)
         delta = _combined(each, weights, method, options, keys[0], noise)
     biases = [effect.bias for effect in effects if effect.bias is not None]

@@ -28,6 +28,7 @@ def have_factors(groups: Sequence[Mixable]) -> bool:
     return all(len(group.parts) == 1 for group in groups) and all(map(is_plain, updates))
 
 
+@jax.default_matmul_precision("highest")
 def combined_factors(
     groups: Sequence[Mixable],
     weights: Sequence[Any],

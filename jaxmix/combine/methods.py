@@ -49,7 +49,7 @@ class Method:
         return "svd" if self.name == "linear" else f"{self.name}_svd"
 
 
-def _both(name: str, formula: Any, **needs: bool) -> tuple[Method, Method]:
+def _both(name: str, formula: Any, **needs: Any) -> tuple[Method, Method]:
     """A method of PEFT's on factors, and the same on Δ's."""
     one = Method(name, formula, on_factors=True, **needs)
     return one, Method(one.by_svd, formula, svd=True, **needs)

@@ -99,7 +99,7 @@ def model_stock(tensors: Tensors) -> np.ndarray:
     cosines = [cosine(tensors[i], tensors[j]) for i in range(n) for j in range(i)]
     mean = max(sum(cosines) / len(cosines), 0.0)
     t = n * mean / (1 + (n - 1) * mean)
-    return t * sum(tensors) / n
+    return t * np.mean(tensors, 0)
 
 
 def slerp(tensors: Tensors, weights: Sequence[float]) -> np.ndarray:

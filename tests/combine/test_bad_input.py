@@ -12,6 +12,7 @@ from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import LoRA
 
 from ..laws.draws import Module, made, normal, tree
+from .looking import of
 
 MODULE = Module("linear", (6, 8))
 PARAMS = tree({"lin": MODULE}, 0)
@@ -198,7 +199,7 @@ def test_loras_of_two_models(method: str) -> None:
         combine(wrong, PARAMS, method=method)
     with pytest.raises(LayoutError, match="no leaf for its weight"):
         combine(
-            [Adapter({"nowhere": one.updates["lin"]}, name=one.name) for one in TWO],
+            [Adapter({"nowhere": of(one)["lin"]}, name=one.name) for one in TWO],
             PARAMS,
             method=method,
         )

@@ -18,6 +18,7 @@ from ..laws.draws import KINDS, Module, few, made, normal, tree
 from ..laws.running import error
 from ..laws.truth import fold_tree
 from . import naive
+from .looking import of
 
 MODULES = {"lin": KINDS["wide"], "conv": KINDS["conv2d"], "emb": KINDS["embedding"]}
 MODULES |= {"norm": KINDS["norm"], "square": KINDS["square"]}
@@ -95,7 +96,7 @@ def test_kinds_of_all_sorts(method: str, weights: list[float]) -> None:
     truth = expected(PARAMS, adapters, formula)
     assert error(compose(PARAMS, made_of), truth) < 1e-10
     assert set(made_of.updates) == set(MODULES)
-    assert all(isinstance(update, Delta) for update in made_of.updates.values())
+    assert all(isinstance(update, Delta) for update in of(made_of).values())
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,8 @@ def test_dare_of_other_kinds(method: str) -> None:
     adapters = [one * 1.0 for one in of_kinds("OFT", seed=1)]
     runs = [combine(adapters, PARAMS, method=method, density=0.5, key=key) for key in (KEY, KEY)]
     truth = deltas(PARAMS, adapters)
-    for site, update in runs[0].updates.items():
-        np.testing.assert_array_equal(update.weight, runs[1].updates[site].weight)
+    for site, update in of(runs[0]).items():
+        np.testing.assert_array_equal(update.weight, of(runs[1])[site].weight)
         whole = truth[f"{site}.weight"][0]
         found = np.asarray(update.weight).reshape(whole.shape)
         kept = found != 0
@@ -132,13 +133,11 @@ def test_dare_of_other_kinds(method: str) -> None:
 def test_a_site_s_mask_is_its_own() -> None:
     """The same key gives a site the same entries, whatever other sites there are."""
     one, two = loras(3, 3)
-    alone = [Adapter({"more": a.updates["more"]}, a.strength, a.name) for a in (one, two)]
+    alone = [Adapter({"more": of(a)["more"]}, a.strength, a.name) for a in (one, two)]
     for params, method in ((None, "dare_linear"), (PLAIN, "dare_ties"), (None, "dare_ties_svd")):
         whole = combine([one, two], params, method=method, density=0.5, key=KEY)
         part = combine(alone, params, method=method, density=0.5, key=KEY)
-        for a, b in zip(
-            *map(jax.tree.leaves, (whole.updates["more"], part.updates["more"])), strict=True
-        ):
+        for a, b in zip(*map(jax.tree.leaves, (of(whole)["more"], of(part)["more"])), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -164,7 +163,7 @@ def test_loras_need_no_params(method: str) -> None:
     bare = combine(adapters, method=method, **needs(method))
     told = combine(adapters, PLAIN, method=method, **needs(method))
     assert error(compose(PLAIN, bare), compose(PLAIN, told)) < 1e-10
-    kinds = {type(update) for update in bare.updates.values()}
+    kinds = {type(update) for update in of(bare).values()}
     assert kinds == ({LoRA} if METHODS[method].svd or method == "cat" else {Delta})
 
 
@@ -179,9 +178,9 @@ def test_exact_sums() -> None:
     ):
         made_of = combine(adapters, weights=[0.5, -2.0], **how)
         assert error(compose(PLAIN, made_of), truth) < 1e-12
-        assert made_of.updates["lin"].a.shape == (4, 8)
-    assert combine(adapters, method="svd").updates["lin"].a.shape == (3, 8)
-    assert combine(adapters, method="svd", rank=0.5).updates["lin"].a.shape[0] < 3
+        assert of(made_of)["lin"].a.shape == (4, 8)
+    assert of(combine(adapters, method="svd"))["lin"].a.shape == (3, 8)
+    assert of(combine(adapters, method="svd", rank=0.5))["lin"].a.shape[0] < 3
     truth = fold_tree(PLAIN, adapters)
     assert error(compose(PLAIN, combine(adapters, PLAIN, method="cat")), truth) < 1e-12
 
@@ -201,8 +200,8 @@ def test_svd_of_loras_makes_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> N
 def test_linear_on_factors() -> None:
     """``Σ √|wγ| Bᵢ · Σ ±√|wγ| Aᵢ``, and one LoRA alone is itself, of any sign."""
     a, b = loras(3, 3)
-    found = combine([a, b], method="linear", weights=[0.5, -2.0]).updates["lin"]
-    one, two = (x.updates["lin"] for x in (a, b))
+    found = of(combine([a, b], method="linear", weights=[0.5, -2.0]))["lin"]
+    one, two = (of(x)["lin"] for x in (a, b))
     w = [0.5 * 2.0 * 0.3, 2.0 * 1.3]
     np.testing.assert_allclose(found.a, w[0] ** 0.5 * one.a - w[1] ** 0.5 * two.a, rtol=1e-12)
     np.testing.assert_allclose(found.b, w[0] ** 0.5 * one.b + w[1] ** 0.5 * two.b, rtol=1e-12)
@@ -215,10 +214,10 @@ def test_biases_of_loras_are_combined() -> None:
     """``lora_bias``, on factors and on deltas; PEFT drops it."""
     rng = np.random.default_rng(0)
     params = {**PLAIN, "lin.bias": normal(rng, 6)}
-    a, b = (one.updates["lin"] for one in loras(2, 2))
+    a, b = (of(one)["lin"] for one in loras(2, 2))
     one = Adapter({"lin": LoRA(a.a, a.b, 0.5, bias=normal(rng, 6))}, name="one")
     two = Adapter({"lin": LoRA(b.a, b.b, 0.4)}, name="two")
-    truth = params["lin.bias"] - 2.0 * 0.5 * one.updates["lin"].bias
+    truth = params["lin.bias"] - 2.0 * 0.5 * of(one)["lin"].bias
     for base in (None, params):
         for method in ("linear", "svd", "cat"):
             made_of = combine([one, two], base, method=method, weights=[-2.0, 1.0])
@@ -240,16 +239,16 @@ def test_other_kinds_as_loras() -> None:
 
         truth = expected(PARAMS, adapters, formula)
         assert error(compose(PARAMS, made_of), truth) < 1e-10
-        kinds = {site: type(update) for site, update in made_of.updates.items()}
+        kinds = {site: type(update) for site, update in of(made_of).items()}
         assert kinds == {site: Replace if site == "norm" else LoRA for site in MODULES}
-    assert combine(adapters, PARAMS, method="svd", rank=2).updates["lin"].a.shape == (2, 8)
+    assert of(combine(adapters, PARAMS, method="svd", rank=2))["lin"].a.shape == (2, 8)
 
 
 def test_cat_of_what_is_of_low_rank() -> None:
     """AdaLoRA and a mix of LoRAs side by side, without loss, as a LoRA."""
     ada = Adapter({"lin": made("AdaLoRA", LINEAR["lin"], 0)}, name="ada")
     made_of = combine([ada, loras(2)[0]], PLAIN, method="cat")
-    assert made_of.updates["lin"].a.shape == (2 + 3, 8)
+    assert of(made_of)["lin"].a.shape == (2 + 3, 8)
     truth = fold_tree(PLAIN, [ada, loras(2)[0]])
     assert error(compose(PLAIN, made_of), truth) < 1e-12
 
@@ -261,7 +260,7 @@ def test_conv1d_lies_as_pytorch_has_it() -> None:
     turn = Adapter({"a": OFT(normal(rng, 2, 6, std=0.2))}, name="turn")
     lora = Adapter({"a": LoRA(normal(rng, 2, 8), normal(rng, 6, 2), 0.5, transposed=True)})
     made_of = combine([turn, lora], params, method="linear")
-    update = made_of.updates["a"]
+    update = of(made_of)["a"]
     assert update.weight.shape == (8, 6)
     one, two = (np.asarray(compose(params, one)["a.weight"]) for one in (turn, lora))
     found = np.asarray(compose(params, made_of)["a.weight"])
@@ -272,7 +271,7 @@ def test_trained_biases_that_only_one_has() -> None:
     """A Replace next to a LoRA: the other one's δ is nought."""
     params = {**PLAIN, "lin.bias": np.arange(6.0)}
     one, two = loras(2, 2)
-    both = Together((Replace(bias=np.ones(6)), one.updates["lin"]))
+    both = Together((Replace(bias=np.ones(6)), of(one)["lin"]))
     made_of = combine([Adapter({"lin": both}), two], params, method="linear", weights=[0.5, 1.0])
     found = compose(params, made_of)
     np.testing.assert_allclose(found["lin.bias"], np.arange(6.0) / 2 + 0.5, rtol=1e-14)
@@ -298,7 +297,7 @@ def test_float32_and_half() -> None:
     half = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), one) for one in (a, b)]
     for method in ("linear", "svd", "ties"):
         made_of = combine(half, method=method, **needs(method))
-        update = made_of.updates["lin"]
+        update = of(made_of)["lin"]
         assert (update.a.dtype, update.b.dtype) == (jnp.float32, jnp.float32)
 
 

@@ -14,9 +14,11 @@ from jaxmix import Adapter, compose, mix, singular, to_lora
 from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoRA, Replace
 
+from ..families.table import ROWS
 from ..laws.draws import FAMILIES, KINDS, Module, adapters, made, normal, tree, trees
-from ..laws.running import error
+from ..laws.running import composed, error
 from ..laws.truth import fold_tree
+from .looking import of
 
 WIDE = Module("linear", (12, 20), True)
 PARAMS = tree({"a": WIDE, "b": KINDS["conv2d"]}, 0)
@@ -39,7 +41,7 @@ def test_exact_it_is_the_mix(data: st.DataObject, drawn: Any) -> None:
     made_of = to_lora(mixed, params)
     truth = fold_tree(params, mixed.parts)
     assert error(compose(params, made_of), truth) < 1e-11
-    for site, update in made_of.updates.items():
+    for site, update in of(made_of).items():
         assert isinstance(update, LoRA | Replace), site
 
 
@@ -51,7 +53,7 @@ def test_a_mix_of_three_kinds_at_full_rank() -> None:
     for rank in (12, None, "exact", 15):
         made_of = to_lora(mixed, PARAMS, rank=rank)
         assert error(compose(PARAMS, made_of), truth) < 1e-12
-    shapes = [made_of.updates["a"].a.shape, made_of.updates["a"].b.shape]
+    shapes = [of(made_of)["a"].a.shape, of(made_of)["a"].b.shape]
     assert shapes == [(15, 20), (12, 15)]
 
 
@@ -63,7 +65,7 @@ def test_it_is_the_best_of_its_rank(rank: int) -> None:
     s = np.linalg.svd(delta, compute_uv=False)
     best = np.sqrt((s[rank:] ** 2).sum() / (s**2).sum())
     made_of, errors = to_lora(mixed, PARAMS, rank=rank, with_errors=True)
-    update = made_of.updates["a"]
+    update = of(made_of)["a"]
     assert (update.scale, update.a.shape, update.b.shape) == (1.0, (rank, 20), (12, rank))
     ours = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
     np.testing.assert_allclose(ours, best, rtol=1e-9)
@@ -78,8 +80,20 @@ def test_the_smallest_rank_that_keeps_a_share(share: float) -> None:
     s2 = np.linalg.svd(delta, compute_uv=False) ** 2
     rank = next(r for r in range(1, 13) if s2[:r].sum() >= share * s2.sum())
     made_of, errors = to_lora(mixed, PARAMS, rank=share, with_errors=True)
-    assert made_of.updates["a"].a.shape == (rank, 20)
+    assert of(made_of)["a"].a.shape == (rank, 20)
     assert errors["a"] ** 2 <= 1 - share
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_family(name: str) -> None:
+    """Each row of the families' table, at the effect's own rank and at a strength."""
+    row = ROWS[name]
+    leaves = row.leaves(1)
+    params = {"m.weight": leaves.weight, "m.bias": leaves.bias}
+    if row.shape[0] != leaves.bias.size or len(row.weight) == 1:
+        params["m.bias"] = leaves.bias[: row.shape[0]]
+    one = 0.6 * Adapter({"m": row.update(row.factors(2))}, name="one")
+    assert error(composed(params, to_lora(one, params)), composed(params, one)) < 1e-11
 
 
 def forbid_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,17 +111,17 @@ def test_low_ranks_make_no_dense_delta(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_dense(monkeypatch)
     big = tree({"a": Module("linear", (40, 50))}, 0)
     rng = np.random.default_rng(3)
-    thin = [normal(rng, 40, 2), normal(rng, 2, 50), normal(rng, 40, 3), normal(rng, 3, 50)]
+    b1, a1, b2, a2 = (normal(rng, *shape) for shape in ((40, 2), (2, 50), (40, 3), (3, 50)))
     updates = {
         "x": lora(1, 8, (40, 50)),
         "y": lora(2, 8, (40, 50)),
         "ada": AdaLoRA(normal(rng, 3, 50), normal(rng, 40, 3), normal(rng, 3), 0.7),
-        "loha": LoHa(*thin, 0.3),
+        "loha": LoHa(b1, a1, b2, a2, 0.3),
     }
     for names, rank in ((("x", "y"), 16), (("x", "ada", "loha", "y"), 25), (("x", "y"), None)):
         mixed = mix(*(0.8 * at(updates[name], name=name) for name in names))
         made_of, errors = to_lora(mixed, big, rank=rank, with_errors=True)
-        assert made_of.updates["a"].a.shape == (rank or 16, 50)
+        assert of(made_of)["a"].a.shape == (rank or 16, 50)
         assert errors == {"a": pytest.approx(0, abs=1e-14)}
         assert error(compose(big, made_of), fold_tree(big, mixed.parts)) < 1e-12
 
@@ -129,7 +143,7 @@ def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
         return
     params = tree({"m": module}, 5)
     one = Adapter({"m": made(family, module, 2)}, name=family)
-    update = to_lora(one, params).updates["m"]
+    update = of(to_lora(one, params))["m"]
     if module.kind == "norm":
         assert isinstance(update, Replace)
         return
@@ -137,7 +151,7 @@ def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
     assert update.kernel == module.kernel
     says = family in ("LoRA", "DoRA", "OFT", "Together")
     assert update.embedding == (module.kind == "embedding" and says)
-    has_bias = one.updates["m"].has_bias
+    has_bias = of(one)["m"].has_bias
     assert (update.bias is not None) == has_bias
 
 
@@ -146,9 +160,9 @@ def test_only_a_bias_is_replaced() -> None:
     one = at(Replace(bias=np.ones(12)))
     made_of, errors = to_lora(0.5 * one, PARAMS, with_errors=True)
     assert errors == {}
-    update = made_of.updates["a"]
+    update = of(made_of)["a"]
     assert isinstance(update, Replace) and update.weight is None
-    np.testing.assert_allclose(update.bias, 0.5 * PARAMS["a.bias"] + 0.5, rtol=1e-14)
+    np.testing.assert_allclose(np.asarray(update.bias), 0.5 * PARAMS["a.bias"] + 0.5, rtol=1e-14)
 
 
 def test_kernels_of_flax_and_conv1d() -> None:
@@ -163,7 +177,7 @@ def test_kernels_of_flax_and_conv1d() -> None:
     square = tree({"a": KINDS["square"]}, 1)["a.weight"]
     one = at(lora(1, 3, (6, 6), transposed=True))
     made_of = to_lora(one, {"a.weight": square})
-    assert made_of.updates["a"].transposed
+    assert of(made_of)["a"].transposed
     ours, theirs = (compose({"a.weight": square}, who) for who in (made_of, one))
     np.testing.assert_allclose(ours["a.weight"], theirs["a.weight"], rtol=1e-12, atol=1e-12)
 
@@ -190,7 +204,7 @@ def test_a_small_change_of_a_large_weight_keeps_its_digits() -> None:
     params = {"a.weight": np.full((12, 20), 1e4, np.float32)}
     delta = normal(np.random.default_rng(0), 12, 20).astype(np.float32) * 1e-4
     made_of = to_lora(at(Delta(delta)), params)
-    update = made_of.updates["a"]
+    update = of(made_of)["a"]
     np.testing.assert_allclose(update.b @ update.a, delta, rtol=1e-3, atol=1e-9)
 
 
@@ -203,21 +217,21 @@ def test_the_rank_that_a_turn_of_few_columns_has(dtype: Any) -> None:
     numbers[0] = 0.3
     params = {"a.weight": normal(np.random.default_rng(1), 30, 20).astype(dtype) * 50}
     made_of = to_lora(at(OFT(numbers)), params)
-    assert made_of.updates["a"].a.shape[0] == 4
-    assert made_of.updates["a"].a.dtype == dtype
+    assert of(made_of)["a"].a.shape[0] == 4
+    assert of(made_of)["a"].a.dtype == dtype
 
 
 def test_half_precision_is_computed_in_float32() -> None:
     params = {"a.weight": jnp.asarray(PARAMS["a.weight"], jnp.bfloat16)}
-    update = to_lora(at(lora(1, 3)), params, rank=3).updates["a"]
+    update = of(to_lora(at(lora(1, 3)), params, rank=3))["a"]
     assert (update.a.dtype, update.b.dtype) == (jnp.float32, jnp.float32)
 
 
 def test_nothing_changed_is_rank_one_of_zeros() -> None:
     for rank in (None, 0.9, 2):
         made_of, errors = to_lora(0.0 * at(lora(1, 3)), PARAMS, rank=rank, with_errors=True)
-        assert made_of.updates["a"].a.shape[0] == (2 if rank == 2 else 1)
-        assert not np.any(made_of.updates["a"].b @ made_of.updates["a"].a)
+        assert of(made_of)["a"].a.shape[0] == (2 if rank == 2 else 1)
+        assert not np.any(of(made_of)["a"].b @ of(made_of)["a"].a)
         assert errors == {"a": 0.0}
     assert to_lora(mix(), PARAMS).sites == ()
 
@@ -249,8 +263,8 @@ def test_over_devices() -> None:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     params = {"a.weight": jax.device_put(PARAMS["a.weight"].astype(np.float32), sharding)}
     mixed = mix(at(made("OFT", WIDE, 1), name="x"), at(lora(1, 3), name="y"))
-    one = to_lora(mixed, params, rank=12).updates["a"]
-    other = to_lora(mixed, jax.tree.map(np.asarray, params), rank=12).updates["a"]
+    one = of(to_lora(mixed, params, rank=12))["a"]
+    other = of(to_lora(mixed, jax.tree.map(np.asarray, params), rank=12))["a"]
     np.testing.assert_allclose(one.b @ one.a, other.b @ other.a, rtol=1e-5, atol=1e-5)
 
 
@@ -267,7 +281,7 @@ def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for key in (None, jax.random.key(0), jax.random.key(1)):
         made_of, errors = to_lora(at(Delta(delta)), params, rank=5, key=key, with_errors=True)
-        update = made_of.updates["a"]
+        update = of(made_of)["a"]
         ours = np.linalg.norm(delta - update.b @ update.a) / np.linalg.norm(delta)
         np.testing.assert_allclose(errors["a"], ours, rtol=1e-9)
         assert best * (1 - 1e-9) <= ours < 1.001 * best
@@ -277,7 +291,7 @@ def test_randomised_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     # Not for a small matrix, nor for a rank that is not small against it, nor by energy.
     exact = to_lora(at(Delta(delta)), params, rank=11, key=jax.random.key(0))
     again = to_lora(at(Delta(delta)), params, rank=11)
-    np.testing.assert_array_equal(exact.updates["a"].a, again.updates["a"].a)
+    np.testing.assert_array_equal(of(exact)["a"].a, of(again)["a"].a)
 
 
 def test_bad_input() -> None:

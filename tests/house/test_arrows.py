@@ -24,8 +24,8 @@ ARROWS: dict[str, set[str]] = {
     "adapter": {"dense", "families", "layout", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
-    "effects": {"adapter", "dense", "plan", "singular", "layout", "families", "affine"}
-    | {"operators", "errors"},
+    "effects": {"adapter", "dense", "plan", "sites", "singular", "layout", "families"}
+    | {"affine", "operators", "errors"},
     "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
     "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
     | {"operators", "errors"},
