@@ -21,7 +21,7 @@ from jaxmix.converters.lycoris.updates import build_all
 from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.tensors import read_tensors
-from jaxmix.converters.peft.values import matches
+from jaxmix.converters.peft.values import NUMBER, matches
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 from jaxmix.families import LoRA
 
@@ -137,7 +137,7 @@ def _contradiction(own: dict[str, Any], module: str, factors: Factors) -> str | 
     found = factors["lora_down.weight"].shape[:1]
     if found != (rank,) or not found[0]:
         return f"lora_A has the rank {found[0] if found else None}, the metadata say {rank!r}"
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or abs(alpha) > 1e38:
+    if not NUMBER.holds(alpha):
         return f"lora_alpha is {alpha!r}, expected a number"
     for field, parameter in (("use_dora", "lora_magnitude_vector"), ("lora_bias", "lora_up.bias")):
         if bool(own.get(field)) != (parameter in factors):

@@ -12,6 +12,7 @@ from jaxmix.converters.base import BaseModel, base_model
 from jaxmix.converters.lycoris.files import json_of
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
+from jaxmix.converters.peft.values import NUMBER
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
 from jaxmix.families import LoRA, Replace, Update
 
@@ -66,6 +67,8 @@ def read_mlx(
         )
     file = path / WEIGHTS_FILE
     sites = _sites(read_tensors(file), kind, file)
+    if scale is not None and not NUMBER.holds(scale):
+        raise UnsupportedError(f"scale is {scale!r}, expected a finite number, or None.")
     given = _scale(config, path / CONFIG_FILE) if scale is None and kind != "full" else scale
     model = None if base is None else base_model(base)
     updates: dict[str, Update] = {}
@@ -103,7 +106,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _scale(config: Mapping[str, Any], path: Path) -> float:
     """The scale, which mlx-lm does not divide by the rank."""
     said = config.get("lora_parameters")
-    if not isinstance(said, dict) or not _is_number(said.get("scale")):
+    if not isinstance(said, dict) or not NUMBER.holds(said.get("scale")):
         raise CheckpointError(
             f"{path}: lora_parameters is {said!r}, expected an object with a number as scale. "
             "Give the scale that it was trained with: load(path, scale=…)."
@@ -116,10 +119,6 @@ def _scale(config: Mapping[str, Any], path: Path) -> float:
             "later ones leave alpha out. Say which it is: load(path, scale=…)."
         )
     return float(said["scale"])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38
 
 
 def _sites(tensors: Mapping[str, Any], kind: str, file: Path) -> dict[str, Factors]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxmix.adapter import Adapter
 from jaxmix.converters.lycoris.files import file_keys, file_metadata, json_of
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
+from jaxmix.converters.peft.values import NUMBER
 from jaxmix.errors import AdapterError, CheckpointError, ShapeError, listing
 from jaxmix.families import LoRA, Update
 from jaxmix.names import leaf_names
@@ -79,6 +80,12 @@ def read_qwix(
     """
     if path.is_file():
         tree: Any = read_tensors(path)
+        if other := [key for key in tree if not _FACTOR.fullmatch(_dotted(key))]:
+            raise CheckpointError(
+                f"{path}: tensors that are no factors of qwix's:{listing(other)}\nExpected "
+                "<leaf>_lora_a and <leaf>_lora_b alone. Leave the others out, or give the tree to "
+                "jaxmix.converters.qwix.qwix_adapter, which leaves them aside."
+            )
         said: dict[str, Any] = dict(file_metadata(path))
     else:
         tree, said = _restored(path)
@@ -86,7 +93,7 @@ def read_qwix(
     if isinstance(beside, str):
         beside = json_of(beside)
     given = beside if alpha is None else alpha
-    if not isinstance(given, int | float) or isinstance(given, bool):
+    if not NUMBER.holds(given):
         raise CheckpointError(
             f"{path}: qwix keeps alpha in its rule and not with the factors, and nothing beside "
             f"them says it (found {beside!r}). Give it: load(path, alpha=…)."
@@ -152,6 +159,10 @@ def _pairs(tree: Any, where: str) -> dict[str, _Pair]:
     for text, (_, array) in zip(leaf_names([path for path, _ in leaves]), leaves, strict=True):
         match = _FACTOR.fullmatch(_dotted(text).removesuffix(".value"))
         if match is None:
+            if "_lora_" in text:
+                raise CheckpointError(
+                    f"{where}: {text} is neither <leaf>_lora_a nor <leaf>_lora_b."
+                )
             continue
         leaf = match["leaf"].removeprefix("params.")
         leaf = leaf if match["new"] else f"{leaf}.kernel"

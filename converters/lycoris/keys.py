@@ -1,6 +1,6 @@
 """A key's end: which parameter it is, under the one name by which updates are built."""
 
-__all__ = ["FAMILIES", "PARAMETERS", "split_key"]
+__all__ = ["BESIDE", "FAMILIES", "PARAMETERS", "split_key"]
 
 # The names that kohya's scripts and LyCORIS give them are the ones used here.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -13,9 +13,19 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "OFT": ("oft_blocks", "rescale"),
     "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
 }
-# What may stand beside the factors of any family.
-_BESIDE = ("alpha", "scale", "dora_scale", "diff_b", "lora_up.bias", "lora_magnitude_vector")
-PARAMETERS = frozenset(name for names in FAMILIES.values() for name in names) | set(_BESIDE)
+# What may stand beside the factors of a family, and means something there; OFT's alpha is a bound.
+BESIDE: dict[str, tuple[str, ...]] = {
+    "LoRA": ("alpha", "scale", "lora_up.bias", "lora_magnitude_vector"),
+    "LoHa": ("alpha", "scale"),
+    "LoKr": ("alpha", "scale"),
+    "OFT": ("alpha",),
+    "GLoRA": ("alpha", "scale"),
+}
+# What may stand beside any.
+_COMMON = ("dora_scale", "diff_b")
+PARAMETERS = frozenset(
+    name for table in (FAMILIES, BESIDE) for names in table.values() for name in names
+).union(_COMMON)
 
 # The same under the names of PEFT, diffusers, and those who write like them.
 _OTHER_NAMES = {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxmix.converters.lycoris.keys import FAMILIES
+from jaxmix.converters.lycoris.keys import BESIDE, FAMILIES
 from jaxmix.converters.lycoris.turns import diag_oft, glora, ia3, scale_of
 from jaxmix.converters.peft.shapes import Factor, Factors, need, shapes
 from jaxmix.converters.peft.tensors import FLOATS
@@ -81,7 +81,12 @@ def build(factors: Factors) -> Update:
         raise CheckpointError(f"{shapes(factors)} without the factors they belong to")
     parts: list[Update] = []
     if found:
-        update = BUILDERS[found[0]](used)
+        family = found[0]
+        belonging = (*FAMILIES[family], *BESIDE.get(family, ()))
+        if lost := [name for name in used if name not in belonging]:
+            said = f"{', '.join(lost)} beside {family}, where it means nothing"
+            raise CheckpointError(f"{shapes(factors)}: {said}")
+        update = BUILDERS[family](used)
         parts.append(update if norm is None else _normed(update, norm))
     elif norm is not None:
         raise CheckpointError(f"{shapes(factors)}: dora_scale without an update to norm")
@@ -178,7 +183,6 @@ def _diff(factors: Factors) -> Update:
     """A whole difference."""
     diff = factors["diff"]
     _check(factors, diff.ndim > 0 and diff.size > 0, "diff (out, in, kernel …)")
-    _no_scale(factors)
     return Delta(weight=diff)
 
 
@@ -187,7 +191,6 @@ def _norm(factors: Factors) -> Update:
     (weight,) = need(factors, "w_norm")
     bias = factors.get("b_norm")
     _check(factors, weight.ndim == 1 and (bias is None or bias.shape == weight.shape), "vectors")
-    _no_scale(factors)
     return Delta(weight=weight, bias=bias)
 
 
@@ -214,13 +217,6 @@ def _rows(update: Update) -> int:
             return update.x[0].shape[0] * second
         case _:
             return 0
-
-
-def _no_scale(factors: Factors) -> None:
-    """LyCORIS writes no scale beside a difference, and reads none."""
-    if beside := [name for name in ("scale", "alpha") if name in factors]:
-        said = " and ".join(beside)
-        raise CheckpointError(f"{shapes(factors)}: {said} beside a difference, which has no scale")
 
 
 def _with_core(mid: Factor, down: Factor) -> Factor:

@@ -82,7 +82,17 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a difference with a scale": (
         {"lora_up__weight": None, "lora_down__weight": None, "diff": drawn(6, 4)},
         CheckpointError,
-        "alpha beside a difference, which has no scale",
+        "alpha beside Delta, where it means nothing",
+    ),
+    "a scale of no use": (
+        {
+            "lora_up__weight": None,
+            "lora_down__weight": None,
+            "weight": drawn(6),
+            "on_input": np.asarray(1),
+        },
+        CheckpointError,
+        "alpha beside IA3, where it means nothing",
     ),
     "an empty difference": (
         {"lora_up__weight": None, "lora_down__weight": None, "alpha": None, "diff": drawn(0)},

@@ -24,6 +24,11 @@ def drawn(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
+def pair(module: str) -> dict[str, np.ndarray]:
+    """Two factors."""
+    return {f"{module}.kernel_lora_a": drawn(4, 2), f"{module}.kernel_lora_b": drawn(2, 3)}
+
+
 def stacked(axis: int, layers: int = 4, rank: int = 2) -> dict[str, np.ndarray]:
     """The factors of a scanned query (emb 6, heads 3, head 5), as MaxText has them."""
     b = drawn(rank, layers, 3, 5, seed=1)
@@ -122,6 +127,11 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="kernel_lora_a is of int64, expected floats"):
         bad = {"q.kernel_lora_a": np.ones((4, 2), int), "q.kernel_lora_b": drawn(2, 3)}
         qwix_adapter(bad, alpha=1)
+    save_file({**pair("q"), "step": drawn(2)}, path)
+    assert "tensors that are no factors of qwix's:\n  step\n" in refused(CheckpointError, path)
+    with pytest.raises(CheckpointError, match="kernel_lora_c is neither <leaf>_lora_a nor"):
+        qwix_adapter({**pair("q"), "q.kernel_lora_c": drawn(2)}, alpha=1)
+    assert qwix_adapter({**pair("q"), "step": drawn(2)}, alpha=1).sites == ("q",)
     twice = {f"q.{leaf}_lora_{x}": drawn(2, 2) for leaf in ("kernel", "w") for x in "ab"}
     with pytest.raises(ShapeError, match="a second one for the site q"):
         qwix_adapter(twice, alpha=1)
