@@ -34,7 +34,7 @@ class Found:
     default: str
     source: str
 
-    def read(self, name: str | None, strength: Any, **options: Any) -> Adapter | Mix:
+    def read(self, name: str | None, strength: Any, /, **options: Any) -> Adapter | Mix:
         """The adapter.
 
         Raises:

@@ -24,6 +24,8 @@ from jaxmix import Adapter, JaxmixError, Mix
 from jaxmix.converters.mixfile import fingerprint
 from jaxmix.families import OFT, LoKr, LoRA, Replace, SHiRA, Together
 
+from ..peft.folders import save as save_peft
+
 FILES = ("mix.json", "mix.safetensors")
 _BANK = np.arange(8.0, dtype=np.float32).reshape(2, 4)
 
@@ -224,3 +226,54 @@ def test_json_of_anything(data: Any) -> None:
             assert str(error)
         else:
             assert isinstance(found, Mix) and jax.tree.leaves(found) == []
+
+
+@cache
+def shelf() -> tuple[TemporaryDirectory[str], frozenset[str]]:
+    """A folder with adapters to name in recipes, and what they do; removed at the end."""
+    holder = TemporaryDirectory()
+    folder = Path(holder.name)
+    save_peft(folder / "lora")
+    save_peft(folder / "in" / "oft", "oft")
+    jaxmix.save(original(), folder / "mixed")
+    known = (jaxmix.load(folder / "lora"), jaxmix.load(folder / "in" / "oft"))
+    return holder, frozenset(map(fingerprint, known)) | hashes()
+
+
+def recipe_tried(text: bytes) -> str:
+    """What comes of a recipe: "refused", or "read" as adapters that lie beside it."""
+    holder, known = shelf()
+    path = Path(holder.name, "recipe.json")
+    path.write_bytes(text)
+    try:
+        found = jaxmix.load(path)
+    except JaxmixError as error:
+        assert str(error)
+        return "refused"
+    assert {fingerprint(part) for part in found.parts} <= known
+    assert all(math.isfinite(float(part.strength)) for part in found.parts)
+    return "read"
+
+
+def told_recipe() -> bytes:
+    """A recipe with every field."""
+    oft = jaxmix.load(Path(shelf()[0].name, "in", "oft"))
+    parts = [
+        {"source": "lora", "strength": 0.5, "name": "a", "options": {}},
+        {"source": "in", "subfolder": "oft", "format": "peft", "sha256": fingerprint(oft)},
+        {"source": "mixed", "strength": -2, "name": "b"},
+    ]
+    return json.dumps({"format": "jaxmix", "version": 1, "parts": parts}).encode()
+
+
+def test_the_recipe_as_it_is() -> None:
+    """The check passes what is right."""
+    assert recipe_tried(told_recipe()) == "read"
+
+
+@settings(max_examples=settings().max_examples * 2)
+@given(data=st.data())
+def test_mutated_recipes(data: st.DataObject) -> None:
+    """Of the bytes and of the fields."""
+    mutated = data.draw(st.sampled_from([mutated_bytes, mutated_fields]))
+    recipe_tried(mutated(data.draw, told_recipe()))
