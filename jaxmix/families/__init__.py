@@ -82,6 +82,7 @@ __all__ = [
     "VBLoRA",
     "VeRA",
     "WaveFT",
+    "parts_of",
 ]
 
 FAMILIES: dict[str, type[Update]] = {
