@@ -87,6 +87,7 @@ def to_lora(
         ShapeError: as `jaxmix.compose`.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxmix.families import OFT
         >>> turned = Adapter({"proj": OFT(jnp.ones((2, 1)))}, name="turned")
         >>> params = {"proj.weight": jnp.eye(4)}

@@ -29,6 +29,7 @@ def low_rank_of(delta: Operator) -> LowRank | None:
         ``B A``, without a dense matrix having been made.
 
     Example:
+        >>> from jaxmix.operators import Dense
         >>> one = LowRank(jnp.ones((3, 1)), jnp.ones((1, 3)))
         >>> low_rank_of(Hadamard(one, one)).rank, low_rank_of(Dense(jnp.ones((3, 3))))
         (1, None)
@@ -84,6 +85,7 @@ def truncated(
         B (out, r), A (r, in), and ``‖Δ − B A‖ / ‖Δ‖``, () and 0 for a Δ of noughts.
 
     Example:
+        >>> from jaxmix.operators import Dense
         >>> b, a, error = truncated(Dense(jnp.diag(jnp.array([4.0, 3.0]))), 1)
         >>> b.shape, a.shape, round(float(error), 3)
         ((2, 1), (1, 2), 0.6)
