@@ -15,12 +15,17 @@ import numpy as np
 from jaxmix.adapter import Adapter
 from jaxmix.converters.base import base_model
 from jaxmix.converters.lycoris.dotted import Place, dotted_sites, modern, place_of, sorted_keys
-from jaxmix.converters.lycoris.files import file_keys, file_metadata, json_of, stands_alone
+from jaxmix.converters.lycoris.files import (
+    file_keys,
+    file_metadata,
+    file_tensors,
+    json_of,
+    stands_alone,
+)
 from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.lycoris.updates import build_all
 from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
-from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.peft.values import NUMBER, matches
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 from jaxmix.families import LoRA
@@ -73,11 +78,11 @@ def read_diffusers(
         >>> read_diffusers(Path("no/such/file"), "style")
         Traceback (most recent call last):
         ...
-        jaxmix.errors.CheckpointError: no/such has no file; found no such folder. ...
+        jaxmix.errors.CheckpointError: no/such/file is no file, expected a .safetensors. ...
 
     Source: huggingface/diffusers, ``loaders/lora_base.py``, ``utils/state_dict_utils.py``.
     """
-    tensors, where = read_tensors(path), str(path)
+    tensors, where = file_tensors(path), str(path)
     places = sorted_keys(tensors, where, part)
     text = file_metadata(path).get(METADATA)
     if text is not None:

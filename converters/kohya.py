@@ -10,13 +10,12 @@ from typing import Any
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.base import base_model
-from jaxmix.converters.lycoris.files import file_keys
+from jaxmix.converters.lycoris.files import file_keys, file_tensors
 from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.lycoris.names import found_modules
 from jaxmix.converters.lycoris.updates import build_all
 from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
-from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing
 
 __all__ = ["PREFIXES", "export_kohya", "is_kohya", "read_kohya"]
@@ -68,11 +67,11 @@ def read_kohya(
         >>> read_kohya(Path("no/such/file"), "style")
         Traceback (most recent call last):
         ...
-        jaxmix.errors.CheckpointError: no/such has no file; found no such folder. ...
+        jaxmix.errors.CheckpointError: no/such/file is no file, expected a .safetensors. ...
 
     Source: kohya-ss/sd-scripts, ``networks/lora.py``; KohakuBlueleaf/LyCORIS.
     """
-    modules = _sorted(read_tensors(path), str(path), part)
+    modules = _sorted(file_tensors(path), str(path), part)
     names = _sites(modules, base, str(path))
     return (
         Adapter(

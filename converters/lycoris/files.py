@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["file_keys", "file_metadata", "json_of", "stands_alone"]
+from jaxmix.converters.peft.tensors import read_tensors
+from jaxmix.errors import CheckpointError
+
+__all__ = ["file_keys", "file_metadata", "file_tensors", "json_of", "stands_alone"]
 
 
 def file_keys(path: Path) -> tuple[str, ...]:
@@ -24,6 +28,24 @@ def file_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError):
         return {}
+
+
+def file_tensors(path: Path) -> dict[str, Any]:
+    """The tensors of a file by their names.
+
+    Args:
+        path: the file.
+
+    Returns:
+        ``{key: array}``, as `jaxmix.converters.peft.tensors.read_tensors` gives them.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is damaged or empty.
+        AdapterError: if a number in it is not finite.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file, expected a .safetensors. Give its path.")
+    return read_tensors(path)
 
 
 def stands_alone(path: Path) -> bool:

@@ -15,8 +15,8 @@ _FACTORS: dict[str, Any] = {"lycoris": 1.0, "peft 0.13": -0.5, "peft 0.15": 0.5}
 
 def _added(f: Factors, config: Config) -> Update:
     if config["over"] == "loha":
-        names = ("w1_a", "w1_b", "w2_a", "w2_b")
-        return LoHa(*(f[f"hada_{name}"] for name in names), config["alpha"] / 2)
+        b1, a1, b2, a2 = (f[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        return LoHa(b1, a1, b2, a2, config["alpha"] / 2)
     if config["over"] == "lokr":
         return LoKr((f["lokr_w1"],), (f["lokr_w2"],), config["alpha"] / config["r"])
     a, b = f["lora_A"], f["lora_B"]

@@ -200,6 +200,8 @@ def test_a_file_that_is_none(tmp_path):
     path = put(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
     assert "is no whole safetensors file" in refused(CheckpointError, path, format="kohya")
+    said = refused(CheckpointError, tmp_path, format="kohya")
+    assert said == f"{tmp_path} is no file, expected a .safetensors. Give its path."
 
 
 def test_sd_scripts_own_oft(tmp_path):

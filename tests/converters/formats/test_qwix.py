@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,7 +84,7 @@ def test_an_axis_that_shapes_leave_open():
     for axis, pattern in ((0, "lir,lro->lio"), (1, "ilr,rlo->ilo")):
         adapter = qwix_adapter(tree, alpha=2, axis=axis)
         whole = np.take(np.einsum(pattern, a, b), 1, axis)
-        update = adapter.updates["layers.1"]
+        update: Any = adapter.updates["layers.1"]
         np.testing.assert_allclose(update.b @ update.a, whole.T)
     with pytest.raises(ShapeError, match="no axis of layers"):
         qwix_adapter({"layers.w_lora_a": drawn(2, 3, 2), "layers.w_lora_b": drawn(2, 4)}, alpha=1)
@@ -100,7 +101,7 @@ def test_an_orbax_checkpoint_with_maxtext_s_metadata(tmp_path):
     metadata = {"custom_metadata": {"lora": {"lora_rank": 2, "lora_alpha": 5.0}}}
     (tmp_path / "0" / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
     for path in (tmp_path / "0", tmp_path / "0" / "items"):
-        update = jaxmix.load(path).updates["decoder.mlp.wi_0"]
+        update: Any = jaxmix.load(path).updates["decoder.mlp.wi_0"]
         assert update.scale == 2.5 and update.a.shape == (2, 4) and update.b.shape == (3, 2)
     said = refused(CheckpointError, tmp_path / "0", alpha=6.0)
     assert "alpha = 6.0 was given, and beside the factors stands 5.0" in said
@@ -144,7 +145,8 @@ def test_what_is_refused(tmp_path):
 def test_maxtext_s_older_names():
     """``lora_a.kernel`` beside the kernel."""
     tree = {"q": {"lora_a.kernel": drawn(4, 2), "lora_b.kernel": drawn(2, 3)}}
-    assert qwix_adapter(tree, alpha=2).updates["q"].scale == 1.0
+    update: Any = qwix_adapter(tree, alpha=2).updates["q"]
+    assert update.scale == 1.0
 
 
 def test_paths_of_other_trees(tmp_path: Path):

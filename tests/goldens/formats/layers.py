@@ -1,6 +1,7 @@
 """The weight that a layer of torch has, seen from outside: from its outputs."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def effective(layer: nn.Module, dtype: torch.dtype) -> tuple[np.ndarray, np.ndar
     """The weight and the bias that a layer's forward has, from its outputs for unit inputs."""
     if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
         return _norms(layer, dtype)
-    plain = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    wrapped: Any = layer
+    plain = wrapped.get_base_layer() if hasattr(layer, "get_base_layer") else layer
     if isinstance(plain, nn.Linear):
         shape: tuple[int, ...] = (plain.in_features,)
     else:
