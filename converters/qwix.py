@@ -92,7 +92,7 @@ def read_qwix(
     beside = next((said[key] for key in ("lora_alpha", "alpha") if key in said), None)
     if isinstance(beside, str):
         beside = json_of(beside)
-    given = beside if alpha is None else alpha
+    given: Any = beside if alpha is None else alpha
     if not NUMBER.holds(given):
         raise CheckpointError(
             f"{path}: qwix keeps alpha in its rule and not with the factors, and nothing beside "

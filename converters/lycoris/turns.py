@@ -36,9 +36,9 @@ def _boft(factors: Factors) -> Update:
     norm, bound = float(np.linalg.norm(wide - wide.swapaxes(2, 3))), _bound(factors, out_size)
     if bound is not None and norm > bound:
         wide = wide * (bound / norm)
-    generator = (-2 * wide).astype(np.promote_types(blocks.dtype, np.float32))
-    rescale = _rescale(factors, out_size)
-    return BOFT(generator, rescale, np.stack(orders), on_output=True, convolution=False)
+    generator: Factor = (-2 * wide).astype(np.promote_types(blocks.dtype, np.float32))
+    order: Factor = np.stack(orders)
+    return BOFT(generator, _rescale(factors, out_size), order, on_output=True)
 
 
 def _bound(factors: Factors, out_size: int) -> float | None:

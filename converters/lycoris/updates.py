@@ -5,6 +5,7 @@ Orientation: lora_down (r, in, *k), lora_up (out, r, 1 …), weight (out, in, *k
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -93,9 +94,10 @@ def build(factors: Factors) -> Update:
     if bias is not None:
         if bias.ndim != 1 or not bias.size:
             raise ShapeError(f"diff_b has shape {bias.shape}, expected (out,)")
+        if parts and isinstance(parts[0], Delta) and parts[0].bias is None:
+            return replace(parts[0], bias=bias)
         parts.append(Delta(bias=bias))
-    update = parts[0] if len(parts) == 1 else Together(tuple(parts))
-    return update
+    return parts[0] if len(parts) == 1 else Together(tuple(parts))
 
 
 def _lora(factors: Factors) -> Update:
@@ -141,7 +143,8 @@ def _loha(factors: Factors) -> Update:
 
 def _lokr(factors: Factors) -> Update:
     """LoKr, its form told from the keys that are there; two whole factors have scale 1."""
-    x, y = _side(factors, "lokr_w1"), _side(factors, "lokr_w2")
+    x: tuple[Factor, ...] = _side(factors, "lokr_w1")
+    y: tuple[Factor, ...] = _side(factors, "lokr_w2")
     core = factors.get("lokr_t2")
     if core is not None and len(y) == 1:
         raise CheckpointError(f"lokr_t2 beside {shapes(factors)}: expected lokr_w2_a and lokr_w2_b")
@@ -158,7 +161,7 @@ def _lokr(factors: Factors) -> Update:
         y = (a, b.reshape(b.shape[0], -1))
     elif y[0].ndim == 3:
         y = (y[0].reshape(y[0].shape[0], -1),)
-    if core is not None:
+    if core is not None and len(y) == 2:
         rank = y[1].shape[0]
         fits = core.shape[:2] == (rank, rank) and core.ndim > 2 and core.size
         _check(factors, bool(fits), f"lokr_t2 ({rank}, {rank}, kernel …)")
@@ -167,7 +170,8 @@ def _lokr(factors: Factors) -> Update:
     if core is not None and core.ndim == 3:
         # By multiplying it out, for the same reason.
         whole = np.einsum("ijk,ip,jq->pqk", *map(_wide, (core, *y)))
-        y, core = (_narrow(whole.reshape(whole.shape[0], -1), core),), None
+        flat: Factor = _narrow(whole.reshape(whole.shape[0], -1), core)
+        y, core = (flat,), None
     return LoKr(x, y, scale, core)
 
 

@@ -127,7 +127,7 @@ def _tensors(update: Update, strength: float) -> Factors:
                 raise UnsupportedError("a norm over a DoRA")
             return {**factors, "dora_scale": _norm(update.magnitude, factors, update.axis == "out")}
         case Delta():
-            is_norm = np.ndim(update.weight) == 1 and update.weight is not None
+            is_norm = update.weight is not None and np.ndim(update.weight) == 1
             keys = ("w_norm", "b_norm") if is_norm else ("diff", "diff_b")
             named = dict(zip(keys, (update.weight, update.bias), strict=True))
             return {key: _scaled(x, strength) for key, x in named.items() if x is not None}

@@ -95,7 +95,7 @@ def test_what_fits() -> None:
 
 
 def test_float16_and_numpy() -> None:
-    """A norm of factors as a file gives them, of several dtypes, is looked at without arithmetic."""
+    """A norm of factors of several dtypes is looked at without arithmetic."""
     update = Normed(
         LoRA(np.zeros((3, 9), np.float16), np.zeros((6, 3), np.float32), 0.5),  # pyright: ignore
         np.ones(6, np.float64),  # pyright: ignore
