@@ -114,5 +114,12 @@ def parts_of(update: Update) -> tuple[Update, ...]:
 
     Returns:
         Its parts, the one that is applied first first.
+
+    Example:
+        >>> one = Update()
+        >>> parts_of(one) == (one,)
+        True
+
+    Source: DESIGN.md, words: update.
     """
     return update.parts if isinstance(update, Together) else (update,)

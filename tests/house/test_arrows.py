@@ -35,13 +35,15 @@ ARROWS[""] = set(ARROWS)
 ARROWS["converters"] = set(ARROWS)
 ARROWS["demo"] = set(ARROWS)
 # Beyond the table: the face reads files through `load`, and the command line starts the demo.
-FACE_MAY = ("jaxmix.converters.loading.", "jaxmix.converters.stream.")
+FACE_MAY = tuple(
+    f"jaxmix.converters.{name}." for name in ("loading", "mixfile", "peft.export", "stream")
+)
 COMMANDS_MAY = "jaxmix.demo."
 # What a family may take from its neighbours; the table and its shared parts stand above them.
-FAMILIES_ABOVE = {"__init__", "base", "together"}
+FAMILIES_ABOVE = {"__init__", "base", "places", "together", "wavelets"}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install where it is missing.
-EXTRAS = {"matplotlib", "equinox"}
+EXTRAS = {"matplotlib", "equinox", "sklearn", "torch"}
 # These make the demo's assets with torch and peft, and are not part of what a user runs.
 MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 
