@@ -26,10 +26,10 @@ def _ia3() -> list[Form]:
         form("ia3-no_bias", "no_bias", options=inputs),
         form("ia3-gpt2", "gpt2", options={**inputs, **_FAN}),
         form("ia3-gpt2_square", "gpt2_square", options={**inputs, **_FAN}),
-        form("ia3-conv2d", "conv2d", options=inputs, **alone),
-        form("ia3-conv2d_point", "conv2d_point", options=inputs, **alone),
+        form("ia3-conv2d", "conv2d", options=inputs, reads=True, **alone),
+        form("ia3-conv2d_point", "conv2d_point", options=inputs, reads=True, **alone),
         form("ia3-conv2d_groups", "conv2d_groups", options=outputs, **alone),
-        form("ia3-conv3d", "conv3d", options=inputs, **alone),
+        form("ia3-conv3d", "conv3d", options=inputs, reads=True, **alone),
     ]
 
 

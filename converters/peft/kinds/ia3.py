@@ -9,7 +9,7 @@ from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
 from jaxmix.converters.peft.same import same
 from jaxmix.converters.peft.shapes import Factors, need
 from jaxmix.converters.peft.values import FLAG, NAMES, Check
-from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import IA3, Update
 
 __all__ = ["KIND"]
@@ -37,8 +37,24 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         expected = "(1, n), or (1, n, 1, …)" if along else "(n, 1), or (1, n, 1, …)"
         side = "inputs" if on_input else "outputs"
         raise ShapeError(f"ia3_l has shape {shape}, expected {expected}: it scales {side}")
+    if along and on_input and vector.ndim > 2:
+        _check_groups(file, site, vector.size)
     transposed = file.config.flag("fan_in_fan_out") and vector.ndim == 2
     return IA3(vector.reshape(-1), bool(on_input), vector.ndim - 2, transposed)
+
+
+def _check_groups(file: File, site: str, inputs: int) -> None:
+    """Whether each column of a convolution's weight has one input: in groups it has several.
+
+    The file does not say, and a column's place alone does not either.
+    """
+    found = file.shape(site)
+    if len(found) < 3 or found[1] != inputs:
+        raise UnsupportedError(
+            f"ia3_l scales {inputs} inputs, and the base's weight has shape {found}: in groups "
+            "each group scales its inputs by numbers of its own, which no one scale of the weight's "
+            "columns does. Train it without that layer, or with its outputs scaled"
+        )
 
 
 def _is_feedforward(file: File, site: str) -> bool | None:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind
+from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import BOUND, COUNT, FLAG, INTEGER, NUMBER, one_of
-from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import PSOFT, Update
 
 __all__ = ["KIND"]
@@ -82,7 +82,14 @@ def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]
     return vh, u * s
 
 
-# Nothing is written: PEFT's file could not hold A and B. A LoRA can (jaxmix.to_lora).
+def _write(updates: Mapping[str, Any]) -> Written:
+    """PEFT's file has no place for A and B."""
+    raise UnsupportedError(
+        "a file of PEFT's PSOFT leaves out A and B, and PEFT would take others from its base. Make "
+        f"a LoRA of it, jaxmix.to_lora(adapter, params), which it is:{listing(updates)}"
+    )
+
+
 KIND = Kind(
     Fields(
         {
@@ -104,4 +111,5 @@ KIND = Kind(
     ),
     ("psoft_R.weight", "psoft_R.vector_a", "psoft_R.vector_b"),
     _build,
+    _write,
 )

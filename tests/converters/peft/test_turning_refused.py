@@ -9,6 +9,7 @@ import jaxmix
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.families import BOFT, DEFT, FRoD, GLoRA, HiRA, RoAd
+from jaxmix.families import PSOFT as Psoft
 
 from .bad_turning import BAD, PSOFT
 from .folders import SITE, Form, keyed, refused, save
@@ -54,6 +55,19 @@ def test_what_the_base_does_not_fit(family, config, made, tmp_path):
     wrong = {f"{SITE}.weight": np.ones((6, 1))}
     said = f"the base's weight at {SITE} has shape (6, 1), expected "
     assert said in refused(S, folder, base=wrong)
+
+
+def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
+    """Its columns could be three points of each channel, or six points of half of them."""
+    config = {"feedforward_modules": ["proj"]}
+    folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
+    assert "Give the base: jaxmix.load(…, base=params)" in refused(C, folder)
+    grouped = {f"{SITE}.weight": np.ones((6, 2, 3, 2))}
+    said = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in groups each"
+    assert said in refused(U, folder, base=grouped)
+    plain = {f"{SITE}.weight": np.ones((6, 4, 3, 1), np.float32)}
+    adapter = jaxmix.load(folder, base=plain)
+    assert np.all(np.asarray(jaxmix.compose(plain, [adapter])[f"{SITE}.weight"]) == 2)
 
 
 def test_psoft_without_torch(tmp_path, monkeypatch):
@@ -107,6 +121,12 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
         "DEFT",
         {"a": DEFT(z((6, 2)), z((2, 4)), 0.0)},
         "a scale of 0 PEFT takes for no alpha; leave the adapter out",
+    ),
+    "psoft": (
+        "PSOFT",
+        {"a": Psoft(z((1, 4)), z((6, 1)), z((1, 1)), 1.0)},
+        "a file of PEFT's PSOFT leaves out A and B, and PEFT would take others from its base. Make "
+        "a LoRA of it, jaxmix.to_lora(adapter, params), which it is:\n  a",
     ),
     "frod of two numbers of entries": (
         "FROD",
