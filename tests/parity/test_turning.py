@@ -21,6 +21,7 @@ import jaxmix
 from ..goldens.nets import Layer, Net
 from .harness import TorchNet, build, difference, exact, forward, inputs, save_adapter, state
 from .layer_cases import NETS
+from .nested import nested
 
 
 def composed(model: nn.Module, folder: Path, base: Any = None) -> dict[str, Any]:
@@ -130,6 +131,33 @@ def test_frod_shares_its_bases(tmp_path: Path) -> None:
         }
         if folder == "peft":
             jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
+
+
+T: dict[str, Any] = {"target_modules": ["one", "two"]}
+AFTER: dict[str, tuple[peft.PeftConfig, float]] = {
+    "ia3": (peft.IA3Config(feedforward_modules=["two"], **T), 1e-12),
+    "boft": (peft.BOFTConfig(boft_block_size=4, **T), 1e-12),
+    "road": (peft.RoadConfig(group_size=2, **T), 1e-12),
+    "deft": (peft.DeftConfig(r=3, **T), 3e-6),
+    "hira": (peft.HiraConfig(r=3, **T), 1e-12),
+    "beft": (peft.BeftConfig(**T), 1e-12),
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
+def test_a_bias_that_another_adapter_added(after: str, tmp_path: Path) -> None:
+    """BOFT and DEFT turn it and leave the base's; IA3 and RoAd turn both."""
+    model, x = build(NETS["linear"]), inputs(NETS["linear"])
+    config, tolerance = AFTER[after]
+    lora = peft.LoraConfig(r=3, lora_alpha=5, lora_bias=True, **T)
+    folders = [tmp_path / "lora", tmp_path / after]
+    for i, (one, folder) in enumerate(zip((lora, config), folders, strict=True)):
+        save_adapter(model, copy.deepcopy(one), folder, seed=i)
+    truth = forward(nested(model, folders), x)
+    with jax.enable_x64(True):
+        out = jaxmix.compose(state(model), [jaxmix.load(folder) for folder in folders])
+        weights = {name: torch.from_numpy(np.array(leaf)) for name, leaf in out.items()}
+    assert difference(forward(with_weights(model, weights), x), truth) < tolerance
 
 
 @pytest.mark.parametrize("form", [True, "bat"])

@@ -52,8 +52,8 @@ def _check_groups(file: File, site: str, inputs: int) -> None:
     if len(found) < 3 or found[1] != inputs:
         raise UnsupportedError(
             f"ia3_l scales {inputs} inputs, and the base's weight has shape {found}: in groups "
-            "each group scales its inputs by numbers of its own, which no one scale of the weight's "
-            "columns does. Train it without that layer, or with its outputs scaled"
+            "each group scales its inputs by numbers of its own, which no one scale of the "
+            "weight's columns does. Train it without that layer, or with its outputs scaled"
         )
 
 
