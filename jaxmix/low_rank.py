@@ -78,8 +78,8 @@ def to_lora(
 
     Returns:
         The adapter, of scale 1 at each site, so that alpha is the rank. With ``with_errors`` a
-        pair: the adapter, and ``{site: error}`` with ``‖Δ − B A‖ / ‖Δ‖`` (Frobenius) of each LoRA,
-        as floats that a writer can put into a file's metadata.
+        pair: the adapter, and ``{site: error}`` with ``‖Δ − B A‖ / ‖Δ‖`` (Frobenius, rounding
+        aside) of each LoRA, as floats that a writer can put into a file's metadata.
 
     Raises:
         AdapterError: if ``mixed`` is no adapter, or the rank is none of these.

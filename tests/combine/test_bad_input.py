@@ -211,3 +211,6 @@ def test_every_method_is_refused_something() -> None:
         more = {"density": 0.5} if method.prunes else {}
         more |= {"key": KEY} if method.random else {}
         assert combine(TWO, PARAMS, method=name, **more).sites == ("lin",)
+    # A key is of use where there is an SVD.
+    assert combine(TWO, method="svd", key=KEY).sites == ("lin",)
+    assert combine(TWO, method="slerp", key=KEY, rank=2).sites == ("lin",)

@@ -141,6 +141,14 @@ def test_a_site_s_mask_is_its_own() -> None:
             np.testing.assert_array_equal(a, b)
 
 
+def test_two_sites_have_two_masks() -> None:
+    """Of one shape, and with one key."""
+    one, two = loras(3, 3)
+    twins = [Adapter({site: of(a)["lin"] for site in "xy"}, name=a.name) for a in (one, two)]
+    made_of = combine(twins, method="dare_linear", density=0.5, key=KEY)
+    assert ((of(made_of)["x"].a == 0) != (of(made_of)["y"].a == 0)).any()
+
+
 @few()
 @given(seed=st.integers(0, 99), method=st.sampled_from([*METHODS]), w=st.floats(-2, 2))
 def test_a_negative_weight_is_that_of_the_negated_adapter(seed: int, method: str, w: float) -> None:

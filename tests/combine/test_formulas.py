@@ -56,6 +56,16 @@ def test_ties_and_pruning(
     close(run(formulas.linear, stack, weights), naive.linear(stack, weights))
 
 
+def test_what_elects_a_sign() -> None:
+    """One large entry against two small ones."""
+    stack = np.array([[5.0, 1.0], [-1.0, 2.0], [-2.0, 3.0]])
+    found = {
+        majority: run(formulas.ties, stack, [1.0, 1.0, 1.0], majority_sign=majority).tolist()
+        for majority in ("total", "frequency")
+    }
+    assert found == {"total": [5.0, 2.0], "frequency": [-1.5, 2.0]}
+
+
 @given(stack=STACKS, density=DENSITIES, outliers=st.sampled_from([0.0, 0.1, 0.3, 0.9]))
 def test_breadcrumbs(stack: np.ndarray, density: float, outliers: float) -> None:
     weights = [0.5, -1.0, 2.0][: len(stack)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import jaxmix
 from jaxmix import Adapter, compose, mix, singular, to_lora
 from jaxmix.errors import AdapterError, LayoutError, ShapeError
-from jaxmix.families import AdaLoRA, Delta, LoHa, LoRA, Replace
+from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoRA, Replace
 
 from ..families.table import ROWS
 from ..laws.draws import FAMILIES, KINDS, Module, adapters, made, normal, tree, trees
@@ -209,16 +209,18 @@ def test_a_small_change_of_a_large_weight_keeps_its_digits() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_rank_that_a_turn_of_few_columns_has(dtype: Any) -> None:
-    """Rounding in W' − W is not taken for rank."""
-    from jaxmix.families import OFT
-
-    numbers = np.zeros((5, 6), dtype)
-    numbers[0] = 0.3
-    params = {"a.weight": normal(np.random.default_rng(1), 30, 20).astype(dtype) * 50}
-    made_of = to_lora(at(OFT(numbers)), params)
-    assert of(made_of)["a"].a.shape[0] == 4
+def test_rounding_is_not_taken_for_rank(dtype: Any) -> None:
+    """Two turns that undo each other, of a large weight, and a LoRA: what they leave in W' − W."""
+    rng = np.random.default_rng(1)
+    numbers = normal(rng, 5, 6, std=0.2).astype(dtype)
+    params = {"a.weight": normal(rng, 30, 20, std=1e4).astype(dtype)}
+    thin = LoRA(normal(rng, 2, 20).astype(dtype), normal(rng, 30, 2).astype(dtype), 1.0)
+    turns = [at(OFT(numbers), name="there"), at(OFT(-numbers), name="back")]
+    made_of = to_lora(mix(*turns, at(thin)), params)
+    assert of(made_of)["a"].a.shape[0] == 2
     assert of(made_of)["a"].a.dtype == dtype
+    # And what is rank is taken for it.
+    assert of(to_lora(turns[0], params))["a"].a.shape[0] == 20
 
 
 def test_half_precision_is_computed_in_float32() -> None:
