@@ -30,12 +30,16 @@ def test_frod_of_shapes_that_disagree(tmp_path):
     """The bases do not lie at the site."""
     made: dict[str, Any] = keyed({"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)})
     shared = {"base_model.frod_V.layer_proj": np.eye(4)}
-    for indices, said in (
-        (np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
-        (np.full((2, 2), 4), "frod_s_indices.layer_proj goes from 4 to 4, expected 0 to 3"),
+    for kind, size, indices, said in (
+        (S, 4, np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
+        (S, 4, np.full((2, 2), 4), "frod_s_indices.layer_proj goes from 4 to 4, expected 0 to 3"),
+        (C, 5, np.zeros((2, 2), np.int64), "frod_s_size.layer_proj is [5, 5], expected (4, 4) as"),
     ):
-        places = {"base_model.frod_s_indices.layer_proj": indices}
-        text = refused(S, save(tmp_path, Form("FROD", {}, {}), made | shared | places))
+        places = {
+            "base_model.frod_s_indices.layer_proj": indices,
+            "base_model.frod_s_size.layer_proj": np.array([size, size]),
+        }
+        text = refused(kind, save(tmp_path, Form("FROD", {}, {}), made | shared | places))
         assert said in text, text
 
 
