@@ -41,7 +41,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**63
 
 
 def _is_pattern(text: str) -> bool:
@@ -74,7 +74,8 @@ def _are_tokens(value: Any) -> bool:
 ANY = Check("anything", lambda value: True, False)
 COUNT = Check("a whole number from 1 on", _is_count)
 INTEGER = Check(
-    "a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)
+    "a whole number",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
 )
 NUMBER = Check("a finite number", _is_number)
 BOUND = Check("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)

@@ -21,13 +21,15 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     """FRoD: sites of one category share V and the positions; U the update takes from the base."""
     values, lengths = need(factors, "frod_lambda_s_values", "frod_lambda_l")
     category = _category(site)
-    names = [f"{name}.{category}" for name in ("frod_V", "frod_s_indices")]
+    names = [f"{name}.{category}" for name in ("frod_V", "frod_s_indices", "frod_s_size")]
     if missing := [name for name in names if name not in file.shared]:
         raise CheckpointError(f"{', '.join(missing)} missing, which its kind of module shares")
-    v, indices = (file.shared[name] for name in names)
+    v, indices, told = (file.shared[name] for name in names)
     size = len(v)
-    found = dict(zip(names, (v, indices), strict=True)) | factors
+    found = dict(zip(names, (v, indices), strict=False)) | factors
     fits = v.shape == (size, size) and lengths.shape == (size,) and values.ndim == 1
+    if tuple(told.reshape(-1).tolist()) != v.shape:
+        raise CheckpointError(f"{names[2]} is {told.tolist()}, expected {v.shape} as {names[0]} is")
     if not fits or indices.shape != (2, values.size):
         raise ShapeError(f"{shapes(found)}, expected (in, in), (2, n), (n,) and (in,)")
     if values.size and not 0 <= indices.min() <= indices.max() < size:

@@ -8,7 +8,7 @@ from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
 from jaxmix.converters.peft.same import same, unless
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, one_of
-from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import GLoRA, Update
 
 __all__ = ["KIND"]
@@ -23,15 +23,21 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     PEFT saves zeros for a path that is off, and leaves the paths of the bias off where the base has
     none.
     """
-    a, b, c, d, e = (_path(file, factors, name) for name in _PATHS)
+    a, b, c, d, e = (
+        _path(file, factors, name, file.config.values.get(field) == "none")
+        for field, names in _FIELDS.items()
+        for name in names
+    )
     return GLoRA(a, b, c, d, e)
 
 
-def _path(file: File, factors: Factors, name: str) -> tuple[Any, ...]:
+def _path(file: File, factors: Factors, name: str, is_off: bool) -> tuple[Any, ...]:
     """The tensors of one path."""
     stem = f"glora_{name}"
     own = {key: array for key, array in factors.items() if key.startswith(stem + ".")}
     found = {key.removeprefix(stem + ".") for key in own}
+    if is_off and not found:
+        return ()
     if found == {"zeros"} and not own[f"{stem}.zeros"].any():
         return ()
     if found == {"X"}:
@@ -78,8 +84,13 @@ def _paths(update: GLoRA) -> dict[str, tuple[Any, ...]]:
 
 def _form(update: GLoRA, names: str) -> str:
     """What the config calls the form of paths that it has together."""
-    found = {_named(_paths(update)[name], name) for name in names}
-    return next(iter(found)) if len(found) == 1 else " and ".join(sorted(found))
+    found = sorted({_named(_paths(update)[name], name) for name in names})
+    if len(found) == 1:
+        return found[0]
+    raise UnsupportedError(
+        f"PEFT's GLoRA has one form for the paths {' and '.join(names)}, and here are "
+        f"{' and '.join(found)}. Make a LoRA of it: jaxmix.to_lora(adapter, params)."
+    )
 
 
 def _named(path: tuple[Any, ...], name: str) -> str:

@@ -31,7 +31,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         return _on_its_base(file, site, plain, rank)
     a, b = need(factors, "lora_A.weight", "lora_B.weight")
     module, _, parameter = site.rpartition(".")
-    if parameter in parameters(config, module) and len(a) != rank:
+    if parameter in parameters(config, module) and a.shape[:1] != (rank,):
         return _experts(file, site, factors, rank, scale)
     a, b = _widened(file, site, a, b, rank)
     if b.ndim == a.ndim > 2 and a.shape[0] == rank and rank > b.shape[1] > 0:

@@ -61,7 +61,7 @@ def write(updates: Mapping[str, Any]) -> Written:
         ),
         "fan_in_fan_out": is_turned,
         "init_lora_weights": True,
-        "kasa_config": {} if is_kasa else None,
+        "kasa_config": {"beta": 1e-4, "gamma": 1e-3} if is_kasa else None,
         "lora_bias": has_bias,
         "lora_dropout": 0.0,
         "target_modules": [path for path in told if path not in leaves],

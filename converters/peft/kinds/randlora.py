@@ -25,7 +25,7 @@ def _build(file: File, site: str, factors: Factors) -> RandLoRA:
     said, a, b = file.config.values, *_bases(file)
     rank = said["r"]
     bases = weights.shape[1] if weights.ndim == 2 else -1
-    is_site = gamma.ndim == 2 and (weights.shape[0], gamma.shape[0]) == (rank, bases)
+    is_site = gamma.ndim == 2 and (weights.shape[:1], gamma.shape[:1]) == ((rank,), (bases,))
     if not is_site or a.ndim != 3 or b.ndim != 3 or (*a.shape[:2], b.shape[2]) != (rank, 1, rank):
         found = shapes({"randlora_A": a, "randlora_B": b, **factors})
         raise ShapeError(
@@ -107,6 +107,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
             "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
             "r": rank,
             "randlora_alpha": same(updates, "randlora_alpha", lambda up: number(up.scale) * rank),
+            "projection_prng_key": 0,
             "save_projection": True,
         },
         tensors,

@@ -14,7 +14,7 @@ from jaxmix.families import RoAd, Update
 __all__ = ["KIND"]
 
 _VARIANTS = {"road_1": 1, "road_2": 2, "road_4": 4}
-_VARIANT = Check(" or ".join(map(repr, _VARIANTS)), lambda value: value in _VARIANTS)
+_VARIANT = Check(" or ".join(map(repr, _VARIANTS)), lambda value: value in [*_VARIANTS])
 _GROUP = Check("an even number from 2 on", lambda value: COUNT.holds(value) and value % 2 == 0)
 
 

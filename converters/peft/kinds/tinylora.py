@@ -121,6 +121,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     fields = {
         "fan_in_fan_out": any(update.transposed for update in updates.values()),
         "r": max(update.a.shape[0] for update in updates.values()),
+        "projection_seed": 42,
         "save_projection": True,
         "u": same(updates, "u", lambda update: update.v.shape[0]),
     }
@@ -137,7 +138,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     )
     numbers = {update.number for update in updates.values()}
     unless(updates, lambda update: numbers == set(range(len(updates))), said)
-    fields["projection_seed"] = same(updates, "projection_seed", lambda update: update.seed)
+    fields |= {"projection_seed": same(updates, "projection_seed", lambda update: update.seed)}
     shared = {f"{_V}{update.number}": update.v for update in updates.values()}
     return Written({**fields, "weight_tying": 0.0}, tensors, shared)
 

@@ -69,6 +69,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     return Written(
         {
             "r": same(updates, "r", lambda update: update.b.shape[1]),
+            "projection_prng_key": 0,
             "save_projection": True,
             "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
         },

@@ -126,7 +126,7 @@ def _shape(made: Made, rng: random.Random) -> None:
             x[..., None],
             x[None],
             x.reshape(-1),
-            x.reshape(-1)[:1].reshape(()),
+            x.reshape(-1)[:1].reshape(() if x.size else (0,)),
             x.reshape(-1)[:0],
             np.zeros((0, *x.shape[1:]), x.dtype) if x.ndim else x,
             np.concatenate([x, x]) if x.ndim else x,
@@ -148,7 +148,7 @@ def _dtype(made: Made, rng: random.Random) -> None:
 def _number(made: Made, rng: random.Random) -> None:
     key = _some(made, rng)
     x = made.tensors[key].copy()
-    if x.dtype.kind != "i" and x.size:
+    if x.dtype.kind not in "iub" and x.size:
         x.reshape(-1)[rng.randrange(x.size)] = rng.choice(
             [np.nan, np.inf, -np.inf, 0, -1, 1e38, 1e-44]
         )
