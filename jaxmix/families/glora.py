@@ -102,6 +102,11 @@ class GLoRA(Update):
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether every path has the weight's, or the bias's, sizes."""
         out_size, in_size = shape
+        for name, path in zip("ABCDE", (self.a, self.b, self.c, self.d, self.e), strict=True):
+            least = 2 if name == "A" and self.on_input and path else 0
+            if not least <= len(path) <= 2:
+                wanted = "2" if least else "2 at the most"
+                return f"glora_{name} has {len(path)} factors, expected {wanted}"
         rows = _rows(self.a, in_size) if self.on_input else out_size
         factors = {
             **_expected("A", self.a, rows, rows if self.on_input else in_size),
@@ -141,7 +146,7 @@ def _added(path: Path, shape: tuple[int, int], strength: Array) -> Operator:
 
 def _rows(path: Path, in_size: int) -> int:
     """How many inputs a multiplied A acts on: the columns, or a convolution's channels."""
-    rows = path[0].shape[0] if path else in_size
+    rows = path[0].shape[0] if path and path[0].ndim else in_size
     return rows if rows and in_size % rows == 0 else in_size
 
 

@@ -80,7 +80,7 @@ class PSOFT(Update):
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether all have one rank, and the weight's sizes."""
-        (out_size, in_size), rank = shape, self.a.shape[0]
+        (out_size, in_size), rank = shape, self.a.shape[0] if self.a.ndim else 0
         numbers: tuple[int | str, ...] = (rank, rank)
         if self.rotation.ndim != 2:
             numbers = (rank * (rank - 1) // 2,)

@@ -115,6 +115,19 @@ SAID: dict[str, tuple[Update, str]] = {
         "glora_A.Xd has shape (4, 2), expected (9, 2); glora_A.Xu has shape (2, 4), expected "
         "(2, 9) from weight (6, 9)",
     ),
+    "glora, on inputs, spread": (
+        GLoRA(a=(z(1),), on_input=True),
+        "glora_A has 1 factors, expected 2",
+    ),
+    "glora, three factors": (
+        GLoRA(b=(z(6, 1), z(1, 1), z(1, 9))),
+        "glora_B has 3 factors, expected 2 at the most",
+    ),
+    "psoft, a number": (
+        PSOFT(z(), z(6, 4), z(6), 1.0),
+        "A has shape (), expected (r, 9); psoft_R.weight has shape (6,), expected (0,) from weight "
+        "(6, 9)",
+    ),
     "psoft": (
         PSOFT(z(4, 9), z(6, 4), z(5), 1.0, outputs=z(3)),
         "psoft_R.weight has shape (5,), expected (6,); psoft_R.vector_b has shape (3,), expected "

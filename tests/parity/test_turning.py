@@ -133,6 +133,22 @@ def test_frod_shares_its_bases(tmp_path: Path) -> None:
             jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
 
 
+def test_ln_tuning_of_norms(tmp_path: Path) -> None:
+    """A norm with a bias and one without: what the type is for."""
+    with exact():
+        model: Any = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.RMSNorm(8))
+    config = peft.LNTuningConfig(target_modules=["1", "2"])
+    adapted = save_adapter(model, config, tmp_path / "peft", seed=1)
+    x = np.random.default_rng(0).normal(size=(3, 6))
+    ours = with_weights(model, composed(model, tmp_path / "peft"))
+    assert difference(forward(ours, x), forward(adapted, x)) < 1e-14
+    assert difference(forward(model, x), forward(adapted, x)) > 1e-2
+    jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
+    with exact():
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "out")).eval()
+    assert difference(forward(again, x), forward(adapted, x)) < 1e-14
+
+
 T: dict[str, Any] = {"target_modules": ["one", "two"]}
 AFTER: dict[str, tuple[peft.PeftConfig, float]] = {
     "ia3": (peft.IA3Config(feedforward_modules=["two"], **T), 1e-12),

@@ -248,8 +248,8 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {},
         {"frod_lambda_l": (4,), "frod_lambda_s_values": (2,)},
         C,
-        "frod_V.layer_proj, frod_s_indices.layer_proj, frod_s_size.layer_proj missing, which its kind "
-        "of module shares",
+        "frod_V.layer_proj, frod_s_indices.layer_proj, frod_s_size.layer_proj missing, which its "
+        "kind of module shares",
     ),
     "frod that leaves them out": (
         "FROD",
