@@ -3,6 +3,7 @@
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,17 +35,25 @@ Record = Callable[[str, object], None]
 SINGLE = [case for case in CASES if len(case.adapters) == 1]
 
 
-def exported(folder: Path, out: Path, base: object = None) -> Path:
-    """A folder of PEFT's, read and written again by jaxmix."""
+def exported(folder: Path, out: Path, params: Any, base: bool = False) -> Path:
+    """A folder of PEFT's, read and written again by jaxmix, which reads it too."""
+    given = params if base else None
     with jax.enable_x64(True):
-        return jaxmix.export_peft(jaxmix.load(folder, base=base), out)
+        adapter = jaxmix.load(folder, base=given)
+        there = jaxmix.export_peft(adapter, out)
+        first, second = (
+            jaxmix.compose(params, one) for one in (adapter, jaxmix.load(there, base=given))
+        )
+        for name, leaf in first.items():
+            np.testing.assert_allclose(second[name], leaf, rtol=1e-9, atol=1e-9)
+    return there
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
 def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
     """Every layer type and form of the six."""
     truth = make(case, tmp_path)
-    folder = exported(truth.folders[0], tmp_path / "out")
+    folder = exported(truth.folders[0], tmp_path / "out", state(truth.model))
     if case.truth == "single":
         with exact():
             model = peft.PeftModel.from_pretrained(build(truth.net), str(folder)).eval()
@@ -65,7 +74,7 @@ def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
     model, x = build(NETS[form.net]), inputs(NETS[form.net])
     folder = save_all(model, form, tmp_path)[1]
     truth = forward(nested(model, [folder]), x)
-    out = exported(folder, tmp_path / "out", state(model) if form.reads else None)
+    out = exported(folder, tmp_path / "out", state(model), form.reads)
     error = difference(forward(nested(model, [out]), x), truth)
     record_property("parity_cases", 1)
     record_property("parity_worst", error)
