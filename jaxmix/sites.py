@@ -110,8 +110,8 @@ class Site:
         name: the site's PyTorch name.
         word: strengths and updates, the first one first.
         weight: where its weight lies; None if the word does not need it.
-        bias: where its bias lies; None if the word does not change it, or only turns it and there is
-            none.
+        bias: where its bias lies; None if the word does not change it, or only turns it and there
+            is none.
     """
 
     name: str
