@@ -152,7 +152,7 @@ def _adapters(adapters: Any) -> list[Mixable]:
     """The adapters, each of them one."""
     if isinstance(adapters, Mixable | str | bytes | Mapping) or not isinstance(adapters, Iterable):
         raise AdapterError(
-            f"combine got a {type(adapters).__name__}, expected a list of adapters and mixes: "
+            f"combine got one {type(adapters).__name__}, expected a list of adapters and mixes: "
             "combine([a, b], params, method=…)."
         )
     groups: list[Any] = list(adapters)

@@ -47,10 +47,10 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no list": (
         lora(),
         {"method": "linear"},
-        "combine got a Adapter, expected a list of adapters and mixes: combine([a, b], params, "
+        "combine got one Adapter, expected a list of adapters and mixes: combine([a, b], params, "
         "method=…).",
     ),
-    "a mix is no list": (mix(lora()), {"method": "linear"}, "combine got a Mix, expected a list"),
+    "a mix is no list": (mix(lora()), {"method": "linear"}, "combine got one Mix, expected a list"),
     "no adapters": (
         [],
         {"method": "linear"},
