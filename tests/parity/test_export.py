@@ -45,7 +45,8 @@ def exported(folder: Path, out: Path, params: Any, base: bool = False) -> Path:
             jaxmix.compose(params, one) for one in (adapter, jaxmix.load(there, base=given))
         )
         for name, leaf in first.items():
-            np.testing.assert_allclose(second[name], leaf, rtol=1e-9, atol=1e-9)
+            # VB-LoRA's largest weights PEFT takes in float32 only.
+            np.testing.assert_allclose(second[name], leaf, rtol=1e-6, atol=1e-6)
     return there
 
 

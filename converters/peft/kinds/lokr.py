@@ -38,9 +38,10 @@ def _build(file: File, site: str, factors: Factors) -> Update:
 def _side(factors: Factors, name: str) -> tuple[Factor, ...]:
     """A Kronecker factor: whole, or as a pair."""
     whole, pair = factors.get(name), [factors.get(name + end) for end in ("_a", "_b")]
-    if whole is not None and pair == [None, None]:
+    there = [factor is not None for factor in pair]
+    if whole is not None and not any(there):
         return (whole,)
-    if whole is None and pair[0] is not None and pair[1] is not None:
+    if whole is None and all(there):
         return pair[0], pair[1]
     raise CheckpointError(f"{shapes(factors)}: expected {name}, or {name}_a and {name}_b")
 
