@@ -144,7 +144,7 @@ def merge(
     - `jaxmix merge base lora --out merged --force --json`
     """
     told = [parse_adapter(text) for text in adapters]
-    loaded = load_all(told)
+    loaded = load_all(told, base)
     _check_apart(out, told)
     mixed = peft_stack(loaded) if peft_order else mix(*loaded)
     with _terminable(), _progress(hidden=as_json) as progress:
@@ -199,17 +199,17 @@ def parse_adapter(text: str) -> _Told:
     return _Told(text, 1.0)
 
 
-def load_all(told: Sequence[_Told]) -> list[Adapter]:
+def load_all(told: Sequence[_Told], base: Any = None) -> list[Adapter]:
     """The adapters, each under a name of its own; of a saved mix or a recipe its parts."""
-    return [adapter for _, adapter in _each(told)]
+    return [adapter for _, adapter in _each(told, base)]
 
 
-def _each(told: Sequence[_Told]) -> list[tuple[_Told, Adapter]]:
+def _each(told: Sequence[_Told], base: Any = None) -> list[tuple[_Told, Adapter]]:
     """The adapters, each with what told of it."""
     taken: set[str] = set()
     found = []
     for one in told:
-        for adapter in load(one.path, strength=one.strength).parts:
+        for adapter in load(one.path, strength=one.strength, base=base).parts:
             name, count = adapter.name, 1
             while name in taken:
                 count += 1

@@ -95,6 +95,7 @@ def load(
     subfolder: str | None = None,
     revision: str | None = None,
     strength: Any = 1.0,
+    base: Any = None,
     format: str | None = None,
     **options: Any,
 ) -> Any:  # an Adapter, but where the file says that it is a mix
@@ -111,11 +112,13 @@ def load(
         subfolder: where in the folder or repository the adapter lies.
         revision: the branch, tag or commit on the hub.
         strength: the strength with which it enters a mix, a real scalar.
+        base: the model on which the adapter was trained, where its file says too little without:
+            params, a Hugging Face folder, or a list of the names of its modules. What needs none
+            does not look at it.
         format: the format, by name, of what would not be recognised by its files: ``"peft"``,
-            ``"mix"``.
-        **options: what else the reader of the format takes. ``base=`` is the model on which the
-            adapter was trained, params or a Hugging Face folder, where a file says too little
-            without it.
+            ``"mix"``, ``"kohya"``, ``"diffusers"``, ``"mlx"`` or ``"qwix"``.
+        **options: what else the reader of the format takes: ``part=`` of a file with several
+            models in it, ``scale=`` or ``alpha=`` of a file without.
 
     Returns:
         The adapter, or the mix that was saved. Its factors have the file's shapes: LoRA's A (r, in)
@@ -139,4 +142,6 @@ def load(
     Source: the folder that ``peft.PeftModel.save_pretrained`` writes, and that of `jaxmix.save`.
     """
     found = find(FORMATS, path_or_hub_id, subfolder=subfolder, revision=revision, format=format)
+    if base is not None and "base" in found.format.options:
+        options["base"] = base
     return found.read(name, strength, **options)
