@@ -21,6 +21,7 @@ import jaxmix
 from .harness import TorchNet, build, difference, forward, inputs, save_adapter, state
 from .layer_cases import NETS
 from .nested import Form, neighbours, nested
+from .test_forms import record
 
 Record = Callable[[str, object], None]
 
@@ -130,6 +131,5 @@ def test_drawn(form: Form, tmp_path: Path, record_property: Record) -> None:
     errors = [difference(_run(form, _ours(model, form, word), x), truth) for word, truth in words]
     # And it is not the base that was compared.
     assert min(difference(_run(form, model, x), truth) for _, truth in words) > 1e-2
-    record_property("parity_cases", len(words))
-    record_property("parity_worst", max(errors))
+    record(record_property, form, errors)
     assert max(errors) < form.tolerance, errors

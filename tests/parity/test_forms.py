@@ -32,6 +32,13 @@ def ours(model: nn.Module, form: Form, folders: list[Path]) -> nn.Module:
     return twin.eval()
 
 
+def record(record_property: Record, form: Form, errors: list[float]) -> None:
+    """What the summary counts, and docs/peft_types.md shows: alone, and between its neighbours."""
+    record_property("parity_cases", len(errors))
+    record_property("parity_worst", max(errors))
+    record_property("parity_type", (form.config().peft_type.value, form.net, errors))
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
     """Composed by jaxmix, run in torch."""
@@ -44,6 +51,5 @@ def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
         errors.append(difference(forward(ours(model, form, word), x), truth))
         # And it is not the base that was compared.
         assert difference(forward(model, x), truth) > 1e-2
-    record_property("parity_cases", len(words))
-    record_property("parity_worst", max(errors))
+    record(record_property, form, errors)
     assert max(errors) < form.tolerance, errors

@@ -20,6 +20,9 @@ def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
     error = difference(forward(jaxmix_model(truth.model, truth.folders), truth.x), truth.output)
     record_property("parity_cases", 1)
     record_property("parity_worst", error)
+    if len(case.adapters) == 1:
+        kind = case.configs()[0].peft_type.value
+        record_property("parity_type", (kind, case.net, [error]))
     assert error < TOLERANCE
     # And it is not the base that was compared: only one row is meant to change (almost) nothing.
     moved = difference(forward(truth.model, truth.x), truth.output)

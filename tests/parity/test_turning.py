@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ..goldens.nets import Layer, Net
 from .harness import TorchNet, build, difference, exact, forward, inputs, save_adapter, state
 from .layer_cases import NETS
 from .nested import nested
+
+Record = Callable[[str, object], None]
 
 
 def composed(model: nn.Module, folder: Path, base: Any = None) -> dict[str, Any]:
@@ -90,7 +92,7 @@ PSOFT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", PSOFT.values(), ids=PSOFT)
-def test_psoft(options: dict[str, Any], tmp_path: Path) -> None:
+def test_psoft(options: dict[str, Any], tmp_path: Path, record_property: Record) -> None:
     """PEFT takes no float64 base, so it is made in float32 and runs in float64."""
     x = inputs(NETS["linear"])
     model = build(NETS["linear"]).float()
@@ -107,7 +109,11 @@ def test_psoft(options: dict[str, Any], tmp_path: Path) -> None:
     model = model.double()
     truth = forward(again, x)
     ours = with_weights(model, composed(model, tmp_path, state(model)))
-    assert difference(forward(ours, x), truth) < 1e-10
+    error = difference(forward(ours, x), truth)
+    record_property("parity_cases", 1)
+    record_property("parity_worst", error)
+    record_property("parity_type", ("PSOFT", "linear", [error]))
+    assert error < 1e-10
     assert difference(forward(model, x), truth) > 1e-2
 
 

@@ -61,7 +61,7 @@ def _groups(file: File, site: str, has_bias: bool, count: int) -> list[np.ndarra
     weight = np.asarray(file.weight(site), np.float32)
     if has_bias:
         weight = np.concatenate([weight, np.asarray(file.bias(site), np.float32)[:, None]], 1)
-    matrix, said = torch.from_numpy(np.ascontiguousarray(weight)), file.config.values
+    matrix, said = torch.from_numpy(np.array(weight)), file.config.values
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(said["random_seed"])
         left, _, _ = torch.svd_lowrank(matrix, q=min(said["r"], *weight.shape), niter=2)
