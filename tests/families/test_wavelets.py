@@ -1,0 +1,34 @@
+"""The wavelets' filters by the laws that define them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxmix.families.wavelets import WAVELETS, low_pass
+
+
+@pytest.mark.parametrize("name", WAVELETS)
+def test_a_filter_is_orthonormal_and_has_its_moments(name: str) -> None:
+    h, order = np.array(low_pass(name)), 1 if name == "haar" else int(name.lstrip("dbsymcoif"))
+    length, count = (6 * order, 2 * order) if name.startswith("coif") else (2 * order, order)
+    assert len(h) == length
+    assert h.sum() == pytest.approx(math.sqrt(2), abs=1e-13)
+    for shift in range(0, length, 2):
+        overlap = h[shift:] @ h[: length - shift]
+        assert overlap == pytest.approx(float(shift == 0), abs=1e-12)
+    places = (np.arange(length) - length / 2) / length
+    for power in range(count):
+        assert (h * (-1.0) ** np.arange(length) * places**power).sum() == pytest.approx(
+            0, abs=1e-11
+        )
+    if name.startswith("coif"):
+        about = (np.arange(length) - 2 * order) / length
+        for power in range(1, count):
+            assert h @ about**power == pytest.approx(0, abs=1e-12)
+
+
+def test_they_are_different() -> None:
+    """But for those that bear two names: haar and db1, and sym2 and sym3 are db2 and db3."""
+    assert len({low_pass(name) for name in WAVELETS}) == len(WAVELETS) - 3
+    assert low_pass("sym3") == low_pass("db3")

@@ -1,0 +1,40 @@
+"""Circulant blocks that are large enough for Fourier transforms to be cheaper."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.operators import Circulant
+
+from .kinds import close
+
+
+def circulant(m: int, n: int, b: int) -> Circulant:
+    return Circulant(jnp.asarray(np.random.default_rng(b).normal(size=(m, n, b))))
+
+
+@pytest.mark.parametrize("b", [60, 61], ids=["even", "odd"])
+def test_it_multiplies_by_transforms_where_these_are_cheaper(b: int) -> None:
+    """The same numbers, and no matrix of the whole size."""
+    with jax.enable_x64(True):
+        op, x = circulant(2, 3, b), jnp.asarray(np.random.default_rng(0).normal(size=(3 * b, 40)))
+        close(op @ x, np.asarray(op.dense()) @ np.asarray(x))
+        y = x[: 2 * b]
+        close(op.T @ y, np.asarray(op.dense()).T @ np.asarray(y))
+        jaxpr = jax.make_jaxpr(lambda o, v: o @ v)(op, x)
+        assert "fft" in str(jaxpr)
+        assert all(v.aval.size < op.dense().size for e in jaxpr.eqns for v in e.outvars)
+        assert op.matmul_flops(40) < 2 * op.dense().size * 40
+        small = circulant(2, 3, 2)
+        assert "fft" not in str(jax.make_jaxpr(lambda o, v: o @ v)(small, x[:6]))
+
+
+def test_sixteen_bits_go_through_float32() -> None:
+    op = circulant(1, 2, 64)
+    low = Circulant(op.kernels.astype(jnp.bfloat16))
+    x = jnp.ones((128, 40), jnp.bfloat16)
+    made = low @ x
+    assert made.dtype == jnp.bfloat16
+    exact = np.asarray(low.kernels, np.float32).sum()
+    np.testing.assert_allclose(np.asarray(made, np.float32), exact, rtol=1e-2, atol=1e-2)
