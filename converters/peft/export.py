@@ -16,7 +16,7 @@ from jaxmix.converters.peft.kind import Written
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.loading_script import ordered, script
 from jaxmix.errors import AdapterError, UnsupportedError, listing
-from jaxmix.families import FAMILIES, Rebase, Replace, Tokens, Update, parts_of
+from jaxmix.families import FAMILIES, Delta, Rebase, Replace, Together, Tokens, Update, parts_of
 from jaxmix.mix import Mix
 
 __all__ = ["export_peft"]
@@ -27,7 +27,10 @@ SCRIPT_FILE = "load_in_peft.py"
 # The version whose format is written; PEFT's OFT asks for it.
 _VERSION = "0.21.2"
 
-# PEFT's type for each family that it has; `Delta` is BEFT where it is a bias alone.
+# What PEFT puts into the base, in this order, before an adapter's own update.
+_FIRST = (Rebase, Replace, Tokens)
+
+# PEFT's type for each family that it has.
 _TYPES: dict[str, str] = {
     **{name: name.upper() for name in FAMILIES},
     "Delta": "BEFT",
@@ -43,6 +46,7 @@ def export_peft(
     folder: str | os.PathLike[str],
     *,
     base_model: str | None = None,
+    errors: Mapping[str, float] | None = None,
     force: bool = False,
 ) -> Path:
     """Writes an adapter as PEFT's ``save_pretrained`` would: ``{site: update}`` as factors.
@@ -56,6 +60,8 @@ def export_peft(
         folder: where to write. It is written beside its place and renamed, so that it is never half
             there.
         base_model: the base's path or hub id, for the config's ``base_model_name_or_path``.
+        errors: what `to_lora` says of the error that it made at each site; kept in the metadata of
+            the file of an adapter, as JSON under ``errors``.
         force: whether to replace an adapter that stands there.
 
     Returns:
@@ -82,12 +88,17 @@ def export_peft(
         raise AdapterError(
             f"export_peft got a {type(adapter).__name__}, expected an adapter or a mix of them."
         )
+    if errors and isinstance(adapter, Mix):
+        raise AdapterError(
+            f"export_peft got errors= for a mix, whose sites are of {len(adapter.parts)} adapters. "
+            "Export the one that to_lora made."
+        )
     parts = ordered(adapter.parts)
     made = [_folder(part, base_model) for part in parts]
     place = checked_output(folder, (), force=force, marks=(CONFIG_FILE, SCRIPT_FILE))
     with new_folder(place, force=force) as beside:
         if isinstance(adapter, Adapter):
-            _save(beside, *made[0])
+            _save(beside, *made[0], {"errors": json.dumps(dict(errors))} if errors else {})
         else:
             names = [f"{i:02d}-{_plain(part.name)}" for i, part in enumerate(parts, 1)]
             for name, (config, tensors) in zip(names, made, strict=True):
@@ -102,11 +113,16 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "adapter"
 
 
-def _save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+def _save(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    told: Mapping[str, str] = {},  # noqa: B006 - nobody writes into it
+) -> None:
     """The two files."""
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt", **told})
 
 
 @dataclass
@@ -122,7 +138,7 @@ class _Sorted:
 def _folder(adapter: Adapter, base_model: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the tensors of one adapter."""
     parts = _sorted(adapter)
-    types = {site: _TYPES.get(update.family, "") for site, update in parts.own.items()}
+    types = {site: _type(update) for site, update in parts.own.items()}
     kinds = {name for name in types.values() if name}
     if lost := [f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in KINDS]:
         raise UnsupportedError(
@@ -155,27 +171,32 @@ def _folder(adapter: Adapter, base_model: str | None) -> tuple[dict[str, Any], d
     return config, tensors
 
 
+def _type(update: Update) -> str:
+    """PEFT's type for an update; it has none for a difference of weights."""
+    return "" if isinstance(update, Delta) and update.has_weight else _TYPES.get(update.family, "")
+
+
 def _sorted(adapter: Adapter) -> _Sorted:
     """The updates apart, with the strength in them."""
     out = _Sorted()
     weak: list[str] = []
     twice: list[str] = []
+    late: list[str] = []
     for site, update in adapter.updates.items():
+        # A module is saved whole, or it is adapted.
+        last, is_mixed = 0, isinstance(update, Together)
         for part in parts_of(update):
             strong = _at(part, adapter.strength)
             if strong is None:
                 weak.append(f"{site}: {part.family}")
                 continue
-            group: dict[str, Any] = out.own
-            if isinstance(part, Rebase):
-                group = out.rebased
-            elif isinstance(part, Replace):
-                group = out.saved
-            elif isinstance(part, Tokens):
-                group = out.tokens
-            if site in group:
+            at = next((i for i, kind in enumerate(_FIRST) if isinstance(part, kind)), len(_FIRST))
+            groups: tuple[dict[str, Any], ...] = (out.rebased, out.saved, out.tokens, out.own)
+            if site in groups[at] or (is_mixed and isinstance(part, Replace) and part.has_weight):
                 twice.append(f"{site}: {update.size()}")
-            group[site] = strong
+            elif at < last:
+                late.append(f"{site}: {update.size()}")
+            groups[at][site], last = strong, at
     if weak:
         raise UnsupportedError(
             f"{adapter.name} has strength {adapter.strength}, and PEFT has none for:{listing(weak)}"
@@ -185,6 +206,12 @@ def _sorted(adapter: Adapter) -> _Sorted:
         raise UnsupportedError(
             f"{adapter.name}: PEFT has one update of an adapter at a site, and here are more:"
             f"{listing(twice)}\nMake a LoRA of it: jaxmix.to_lora(adapter, params)."
+        )
+    if late:
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT puts copies of the base, saved leaves and tokens, in this order, "
+            f"under an adapter's own update, and these are in another:{listing(late)}\nMake a LoRA "
+            "of it: jaxmix.to_lora(adapter, params)."
         )
     if not out.own:
         # Alone these are types of their own.
@@ -220,6 +247,10 @@ def _tensors(parts: _Sorted, written: Written, name: str, config: dict[str, Any]
         for leaf in ("weight", "bias"):
             if (array := getattr(update, leaf)) is not None:
                 tensors[f"{prefix}{site}.{leaf}"] = array
+    if saved and "modules_to_save" not in KINDS[name].fields.honoured:
+        raise UnsupportedError(
+            f"PEFT's {name} has no modules saved whole, and this adapter has:{listing(saved)}"
+        )
     if biases and "bias" not in KINDS[name].fields.honoured:
         raise UnsupportedError(
             f"PEFT's {name} has no trained biases, and this adapter has:{listing(biases)}"

@@ -44,6 +44,8 @@ def _indices(told: Any, site: str) -> list[int] | None:
     """The indices for a module, which PEFT finds by the end of its name."""
     if isinstance(told, list):
         return told
+    if site in told:  # the end of another's name may come first
+        return told[site]
     return next((rows for name, rows in told.items() if site.endswith(name)), None)
 
 

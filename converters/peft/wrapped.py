@@ -13,7 +13,7 @@ from typing import Any
 from jaxmix.converters.peft.file import Config, File
 from jaxmix.errors import CheckpointError
 
-__all__ = ["INNER", "located", "stripped"]
+__all__ = ["INNER", "located", "pattern_site", "stripped"]
 
 INNER = ".base_layer"
 _OUT_PROJ = f"{INNER}.out_proj"
@@ -56,6 +56,23 @@ def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict
         for path, parameter in _assigned(file, module, factors, paths).items():
             out[f"{module}.{parameter}"] = factors[path]
     return out
+
+
+def pattern_site(file: File, site: str) -> str:
+    """The module of a site by which PEFT's patterns find it.
+
+    Both projections of a MultiheadAttention go by the attention's name, and not by their own.
+
+    Args:
+        file: the adapter's file.
+        site: the site.
+
+    Returns:
+        The site, or the attention that it is a part of.
+    """
+    module, _, name = site.rpartition(".")
+    is_part = name in ("in_proj_weight", "out_proj") and f"{module}{_OUT_PROJ}" in file.sites
+    return module if is_part else site
 
 
 def _twice(factors: dict[str, Any]) -> dict[str, Any]:

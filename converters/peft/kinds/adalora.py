@@ -52,6 +52,9 @@ def _write(updates: Mapping[str, Any]) -> Written:
         if rank < most
     }
     scale = same(updates, "lora_alpha", lambda update: number(update.scale))
+    # An alpha of 0 or less PEFT takes for none, so it stands in the values.
+    by = 1.0 if scale > 0 else scale
+    scale = scale if scale > 0 else 1.0
     fields = {
         "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
         "init_r": most,
@@ -63,7 +66,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     tensors = {}
     for site, update in updates.items():
         tensors |= {f"{site}.lora_A": update.a, f"{site}.lora_B": update.b}
-        tensors[f"{site}.lora_E"] = update.e[:, None]
+        tensors[f"{site}.lora_E"] = update.e[:, None] if by == 1.0 else by * update.e[:, None]
     return Written(fields, tensors)
 
 

@@ -1,6 +1,7 @@
 """PEFT's LoRA, with DoRA and the other forms that one config can ask for."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,8 @@ from jaxmix.converters.peft.kind import Kind
 from jaxmix.converters.peft.kinds.lora_config import FIELDS, SUBTRACTED, problems
 from jaxmix.converters.peft.kinds.lora_write import write
 from jaxmix.converters.peft.shapes import Factor, Factors, check_ranks, need, shapes
-from jaxmix.converters.peft.wrapped import parameters
+from jaxmix.converters.peft.values import COUNT, short
+from jaxmix.converters.peft.wrapped import parameters, pattern_site
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import ExpertLoRA, KaSA, LoRA, Update
 
@@ -18,9 +20,9 @@ __all__ = ["KIND"]
 
 def _build(file: File, site: str, factors: Factors) -> Update:
     """LoRA and DoRA, of a linear layer, a convolution, an embedding or experts."""
-    config = file.config
-    rank = config.by_site("rank_pattern", "r", site)
-    alpha = config.by_site("alpha_pattern", "lora_alpha", site)
+    config, module = file.config, pattern_site(file, site)
+    rank = config.by_site("rank_pattern", "r", module)
+    alpha = config.by_site("alpha_pattern", "lora_alpha", module)
     scale = alpha / (math.sqrt(rank) if config.flag("use_rslora") else rank)
     magnitude = _magnitude(file, factors)
     if "lora_embedding_A" in factors or "lora_embedding_B" in factors:
@@ -91,24 +93,37 @@ def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Fa
     if config.flag("use_qalora"):
         # PEFT takes the mean of each group of inputs, times the number of groups; but only over
         # layers that are quantized, and over others a plain LoRA.
-        groups, size = a.shape[1], math.prod(file.shape(site)[1:])
-        if groups != size and groups * (config.values.get("qalora_group_size") or 16) == size:
+        group = _count(config.values.get("qalora_group_size", 16), "qalora_group_size")
+        groups, size = a.shape[-1], math.prod(file.shape(site)[1:])
+        if a.ndim == 2 and groups != size and groups * group == size:
             a = np.repeat(a, size // groups, axis=1) * np.asarray(groups**2 / size, a.dtype)
         return a, b
     if isinstance(told := config.values.get("use_bdlora"), dict):
-        name, count = site.rpartition(".")[2], told.get("nblocks", 1)
-        if any(part in name for part in told.get("target_modules_bd_a") or ()):
+        name, count = site.rpartition(".")[2], _count(told.get("nblocks", 1), "nblocks")
+        if _is_named(name, told.get("target_modules_bd_a")):
             return _block_diagonal(a, count), b
-        if any(part in name for part in told.get("target_modules_bd_b") or ()):
+        if _is_named(name, told.get("target_modules_bd_b")):
             return a, _block_diagonal(b, count)
     return a, b
 
 
+def _count(value: Any, name: str) -> int:
+    """A number out of a part of the config that `Fields` do not look into."""
+    if not COUNT.holds(value):
+        raise CheckpointError(f"{name} is {short(value)} in the config, expected {COUNT.text}")
+    return value
+
+
+def _is_named(name: str, parts: Any) -> bool:
+    """Whether one of the texts is in a module's name, as PEFT looks for them."""
+    return isinstance(parts, list) and any(str(part) in name for part in parts)
+
+
 def _block_diagonal(stacked: Factor, count: int) -> Factor:
     """Blocks (rows, cols/count), one under the other, along a diagonal."""
-    rows, cols = stacked.shape[0] // count, stacked.shape[1]
-    if stacked.shape[0] % count:
+    if stacked.ndim != 2 or stacked.shape[0] % count:
         raise ShapeError(f"a factor of shape {stacked.shape} is not made of {count} blocks")
+    rows, cols = stacked.shape[0] // count, stacked.shape[1]
     out = np.zeros((stacked.shape[0], cols * count), stacked.dtype)
     for i in range(count):
         rows_here = slice(i * rows, (i + 1) * rows)

@@ -131,15 +131,17 @@ def _attentions(layers: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
         module, _, name = site.rpartition(".")
         if name != "in_proj_weight":
             continue
-        inner = layers.get(f"{module}.out_proj")
-        if inner is None or _rank(inner) != _rank(update):
+        inner, outer = layers.get(f"{module}.out_proj"), number(update.scale)
+        is_lost = inner is not None and outer == 0 != number(inner.scale)
+        if inner is None or _rank(inner) != _rank(update) or is_lost:
+            found_here = "none" if inner is None else f"rank {_rank(inner)}, scale {inner.scale}"
             raise UnsupportedError(
                 f"{site}: PEFT adapts both projections of an attention, with one rank. Found "
-                f"{'none' if inner is None else f'rank {_rank(inner)}'} at {module}.out_proj, "
-                f"expected rank {_rank(update)}. Merge it instead"
+                f"{found_here} at {module}.out_proj, expected rank {_rank(update)}"
+                f"{', scale 0' if is_lost else ''}. Merge it instead"
             )
         found[site] = (module, 1.0)
-        by = number(inner.scale) / (2 * number(update.scale))
+        by = number(inner.scale) / (2 * outer) if outer else 0.5
         found[f"{module}.out_proj"] = (f"{module}.base_layer.out_proj", by)
     return found
 
