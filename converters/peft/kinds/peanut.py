@@ -26,6 +26,8 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     values = file.config.values
     rank, depth = values["r"], values["depth"]
     a, b = need(factors, "peanut_A.weight", "peanut_B.weight")
+    if len(factors) != 2 + 2 * depth:
+        raise ShapeError(f"{shapes(factors)}, expected {depth} encoders and decoders by its depth")
     encoders, decoders = (
         need(factors, *(f"{name}.{i}.weight" for i in range(depth))) for name in _LEVELS
     )
@@ -34,8 +36,6 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         raise ShapeError(
             f"{shapes(factors)}, expected ({rank}, out), (out, {rank}) and ({rank}, {rank})"
         )
-    if len(factors) != 2 + 2 * depth:
-        raise ShapeError(f"{shapes(factors)}, expected {depth} encoders and decoders by its depth")
     return PEANuT(a, b, encoders, decoders, values["scaling"], values["act_fn"])
 
 

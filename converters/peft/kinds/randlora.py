@@ -22,8 +22,11 @@ __all__ = ["KIND"]
 def _build(file: File, site: str, factors: Factors) -> RandLoRA:
     """RandLoRA at a site."""
     weights, gamma = need(factors, "randlora_lambda", "randlora_gamma")
-    said, a, b = file.config.values, *_bases(file)
+    said = file.config.values
     rank = said["r"]
+    if weights.shape[:1] != (rank,):
+        raise ShapeError(f"randlora_lambda has shape {weights.shape}, expected ({rank}, n)")
+    a, b = _bases(file)
     bases = weights.shape[1] if weights.ndim == 2 else -1
     is_site = gamma.ndim == 2 and (weights.shape[:1], gamma.shape[:1]) == ((rank,), (bases,))
     if not is_site or a.ndim != 3 or b.ndim != 3 or (*a.shape[:2], b.shape[2]) != (rank, 1, rank):

@@ -41,7 +41,8 @@ def _positions(file: File, site: str, name: str, spectrum: Any) -> np.ndarray:
     out_size, in_size = file.shape(site)[:: -1 if file.config.flag("fan_in_fan_out") else 1]
     if spectrum.ndim != 1 or not 0 < spectrum.size <= out_size * in_size:
         raise ShapeError(
-            f"{name} has shape {spectrum.shape}, expected (n,) with n from 1 to {out_size * in_size}"
+            f"{name} has shape {spectrum.shape}, expected (n,) with n from 1 to "
+            f"{out_size * in_size}"
         )
     generator = torch.Generator().manual_seed(file.config.values["random_loc_seed"])
     flat = torch.randperm(out_size * in_size, generator=generator)[: spectrum.size].numpy()
