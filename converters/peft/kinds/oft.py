@@ -107,6 +107,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     size = _sizes(made, is_shared)
     is_shared &= size["r"] != 1
     unless(updates, lambda up: not up.ends_twice, "PEFT from 0.18 on has another series than these")
+    unless(updates, lambda up: not up.transposed, "PEFT's OFT takes no layer stored as (in, out)")
     terms = same(updates, "num_cayley_neumann_terms", lambda update: update.terms)
     eps = same(updates, "eps", lambda u: None if u.eps is None else number(u.eps))
     fields = {

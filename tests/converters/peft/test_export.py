@@ -1,9 +1,7 @@
-"""What `export_peft` writes `load` reads, bit for bit, and what it refuses; without PEFT."""
+"""What `export_peft` writes `load` reads, bit for bit; without PEFT."""
 
 import ast
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,16 @@ from safetensors import safe_open
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.affine import Base
-from jaxmix.converters.peft.arrays import same_array
-from jaxmix.converters.peft.kinds import KINDS
-from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, UnsupportedError
+from jaxmix.errors import CheckpointError
 from jaxmix.families import (
     OFT,
     AdaLoRA,
     Delta,
-    DiagOFT,
     ExpertLoRA,
     KaSA,
     LoHa,
     LoKr,
     LoRA,
-    Normed,
     Rebase,
     Replace,
     SHiRA,
