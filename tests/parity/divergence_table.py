@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..goldens.nets import MLP
-from . import probes
+from . import probes, probes_types
 from .harness import TorchNet, build, difference, exact, forward, inputs, mixed_model
 from .ours import jaxmix_model
 from .stacks import ADDITIVE_AND_OFT, KINDS, folders_of, save_all, stacks
@@ -149,7 +149,7 @@ def _page(rows: dict[tuple[str, ...], Row | None]) -> str:
 
 def _probed() -> list[tuple[str, str, str]]:
     out = []
-    for case, probe, ours in probes.PROBES:
+    for case, probe, ours in (*probes.PROBES, *probes_types.PROBES):
         with tempfile.TemporaryDirectory() as folder:
             out.append((case, _outcome(probe, Path(folder)), ours))
     return out

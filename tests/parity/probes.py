@@ -220,7 +220,7 @@ PROBES: list[tuple[str, Callable[[Path], str], str]] = [
     ("`all-linear` twice", _all_linear, "a file's own keys say which modules"),
     ("`layer_replication`", _replicated, "refused"),
     ("AdaLoRA with a `rank_pattern`", _pruned, "loaded; the tensors say the ranks"),
-    ("`init_lora_weights=\"pissa\"`", _pissa, "refused unless converted when saved"),
+    ("`init_lora_weights=\"pissa\"`", _pissa, "as PEFT, given the base: `load(…, base=params)`"),
     ("LoKr, Tucker form of rank 1, on Conv1d", _kron_rank_one, "composed as on Conv2d"),
-    ("saving a mix", _saves, "`jaxmix.save` (a later issue)"),
+    ("saving a mix", _saves, "`jaxmix.save(mix, folder)`"),
 ]  # fmt: skip

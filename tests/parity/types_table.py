@@ -20,9 +20,7 @@ __all__ = ["main"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "peft_types.md"
-TESTS = tuple(
-    f"test_{name}.py" for name in ("adamss", "drawn", "forms", "layers", "turning")
-)
+TESTS = tuple(f"test_{name}.py" for name in ("adamss", "drawn", "forms", "layers", "turning"))
 # The six of PEFT's mixed model are compared in every order, in stacks of up to four.
 # Plugins of others are imported before pytest can rewrite them, which is no matter here.
 _OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
@@ -35,6 +33,43 @@ LAYERS = {
     "embedding": "Embedding",
     "norm": "norms",
 }
+
+
+_TEXT = """\
+# PEFT's types
+
+Every `PeftType` of peft {version} is read, with parity to PEFT's own unmerged forward in float64, or
+refused with the reason why it is no function of weights. This page is written by `make docs` out of
+the parity tests; a test walks `peft.PeftType` and fails on one that is neither.
+
+*Alone* is the largest relative difference between PEFT's forward and the composed weights, over all
+forms and layer types; *between* that of LoRA → it → LoHa, with PEFT's wrappers nested by hand (– where
+PEFT can't wrap a wrapped layer, or leaves out what is inside: see
+[where PEFT differs](peft_divergence.md)). Errors of 1e-7 and more are float32 inside PEFT. *Asks for*
+is what some of the type's files leave out: the base is given as `jaxmix.load(…, base=params)`; torch
+(`pip install 'jaxmix-peft[torch]'`) draws what PEFT draws from a seed, and AdaMSS needs scikit-learn
+beside it. `jaxmix.save` writes what was drawn, so that it is asked for once.
+
+| type | layers | forms | alone | between | asks for |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+BONE, which PEFT dropped, is read as MISS, and the OFT of peft 0.13, 0.15 and 0.17 as those had it. All
+ordered pairs, triples and quadruples of LoRA, AdaLoRA, LoHa, LoKr and OFT, and those with SHiRA and
+DoRA that PEFT loads, are compared too: see [the stacks](peft_divergence.md).
+
+## Refused
+
+| type | why |
+| --- | --- |
+{refused}
+
+## Fields of LoRA's config that are refused
+
+| type | field | why, and what to do |
+| --- | --- | --- |
+{fields}
+"""
 
 
 @dataclass
@@ -100,43 +135,11 @@ def _page(types: dict[str, _Seen]) -> str:
     left = {kind.value for kind in PeftType} - set(KINDS) - set(REFUSED_TYPES)
     if left:
         raise SystemExit(f"neither read nor refused: {sorted(left)}")
-    return "\n".join(
-        [
-            "# PEFT's types",
-            "",
-            f"Every `PeftType` of peft {version('peft')} is read, with parity to PEFT's own unmerged",
-            "forward in float64, or refused with the reason why it is no function of weights. This",
-            "page is written by `make docs` out of the parity tests; a test walks `peft.PeftType` and",
-            "fails on one that is neither.",
-            "",
-            "*Alone* is the largest relative difference between PEFT's forward and the composed",
-            "weights over all forms and layer types; *between* that of LoRA → it → LoHa, PEFT's",
-            "wrappers nested by hand (– where PEFT can't wrap a wrapped layer, or leaves out what is",
-            "inside: see [where PEFT differs](peft_divergence.md)). Errors of 1e-7 and more are",
-            "float32 inside PEFT. *Asks for* is what a file may leave out: the base is then given as",
-            "`jaxmix.load(…, base=params)`, and torch draws what PEFT draws from a seed; some forms",
-            "need neither, and `jaxmix.save` writes what was drawn, so that it is asked for once.",
-            "",
-            "| type | layers | forms | alone | between | asks for |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-            "BONE, which PEFT dropped, is read as MISS. All ordered pairs, triples and quadruples of",
-            "the first six are compared too: 934 stacks, worst 4e-15.",
-            "",
-            "## Refused",
-            "",
-            "| type | why |",
-            "| --- | --- |",
-            *refused,
-            "",
-            "## Fields of LoRA's config that are refused",
-            "",
-            "| type | field | why, and what to do |",
-            "| --- | --- | --- |",
-            *fields,
-            "",
-        ]
+    return _TEXT.format(
+        version=version("peft"),
+        rows="\n".join(rows),
+        refused="\n".join(refused),
+        fields="\n".join(fields),
     )
 
 

@@ -1,0 +1,84 @@
+"""Findings about PEFT's other types, and about LoRA's rarer forms: see `probes`."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from torch import nn
+
+from .harness import build, difference, forward, inputs, save_adapter
+from .layer_cases import NETS
+from .nested import nested
+
+__all__ = ["PROBES"]
+
+_BOTH = {"target_modules": ["one", "two"]}
+
+
+def _inside(make: type[peft.PeftConfig], **options: Any) -> Callable[[Path], str]:
+    """Whether a LoRA inside of a type's wrapper still acts."""
+
+    def probe(folder: Path) -> str:
+        model, x = build(NETS["linear"]), inputs(NETS["linear"])
+        configs = peft.LoraConfig(r=3, **_BOTH), make(**_BOTH, **options)
+        folders = [folder / "lora", folder / "other"]
+        for i, (config, place) in enumerate(zip(configs, folders, strict=True)):
+            save_adapter(model, config, place, seed=i)
+        both, alone = (forward(nested(model, word), x) for word in (folders, folders[1:]))
+        is_dropped = difference(both, alone) < 1e-12
+        return "the LoRA is dropped without a word" if is_dropped else "the LoRA acts"
+
+    return probe
+
+
+def _attention(folder: Path) -> str:
+    """How often the output projection's product is added."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True))
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    adapted: Any = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    x = torch.randn(1, 3, 8)
+
+    def run(net: Any) -> np.ndarray:
+        return net(x, x, x)[0].detach().numpy()
+
+    layer = adapted.base_model.model[0]
+    truth = run(layer)
+    for times in (1, 2):
+        twin: Any = copy.deepcopy(model)[0].eval()
+        with torch.no_grad():
+            for weight, lora in (
+                (twin.in_proj_weight, layer),
+                (twin.out_proj.weight, layer.get_base_layer().out_proj),
+            ):
+                delta = lora.lora_B["default"].weight @ lora.lora_A["default"].weight
+                count = times if weight is twin.out_proj.weight else 1
+                weight += count * lora.scaling["default"] * delta
+        if difference(run(twin), truth) < 1e-5:
+            return f"the output projection's BA is added {('once', 'twice')[times - 1]}"
+    return "something else"
+
+
+def _hira(folder: Path) -> str:
+    config = peft.HiraConfig(r=4, rank_pattern={"two": 2}, **_BOTH)
+    adapted: Any = peft.get_peft_model(build(NETS["linear"]), config)
+    rank = adapted.base_model.model.two.hira_A["default"].shape[0]
+    return f"`rank_pattern` of 2 gives rank {rank}"
+
+
+_COMPOSED = "affine maps compose: the LoRA acts, whatever comes after"
+PROBES: list[tuple[str, Callable[[Path], str], str]] = [
+    ("LoRA, HRA around it", _inside(peft.HRAConfig, r=2), _COMPOSED),
+    ("LoRA, GLoRA around it", _inside(peft.GloraConfig, r=2), _COMPOSED),
+    ("LoRA, MiSS *bat* around it", _inside(peft.MissConfig, r=2, init_weights="bat"), _COMPOSED),
+    ("LoRA, FRoD around it",
+     _inside(peft.FrodConfig, progressbar=False, sparse_rate=0.1), _COMPOSED),
+    ("LoRA, HiRA around it", _inside(peft.HiraConfig, r=2), _COMPOSED),
+    ("LoRA, OSF around it", _inside(peft.OSFConfig), _COMPOSED),
+    ("LoRA on torch's MultiheadAttention", _attention, "the same: so it is trained"),
+    ("HiRA with a `rank_pattern`", _hira, "the tensors say the ranks"),
+]  # fmt: skip
