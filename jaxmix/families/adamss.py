@@ -31,7 +31,8 @@ class AdaMSS(Update):
         rows: the numbers of the rows (out,), group by group, which PEFT finds by clustering the
             base's and does not save.
         bias: p (r,), the bias's column; None for a layer without a bias.
-        seed: the ``random_seed`` with which PEFT finds these rows; what `export` needs, not the map.
+        seed: the ``random_seed`` with which PEFT finds these rows; what `export` needs, not the
+            map.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -83,14 +84,14 @@ class AdaMSS(Update):
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether P has the weight's inputs, and the groups have its rows."""
         out_size, in_size = shape
+        groups = range(len(self.a))
         factors: Factors = {
             "adamss_newB": (self.projection, ("r", in_size)),
             "the bias's column": (self.bias, ("r",)),
             "the groups' rows": (self.rows, (out_size,)),
+            **{f"adamss_A.{i}": (self.a[i], (f"r{i}", "r")) for i in groups},
+            **{f"adamss_B.{i}": (self.b[i], (f"n{i}", f"r{i}")) for i in groups},
         }
-        for i, (a, b) in enumerate(zip(self.a, self.b, strict=True)):
-            factors[f"adamss_A.{i}"] = (a, (f"r{i}", "r"))
-            factors[f"adamss_B.{i}"] = (b, (f"n{i}", f"r{i}"))
         if said := mismatch(factors, shape):
             return said
         if (found := sum(b.shape[0] for b in self.b)) != out_size:

@@ -34,8 +34,9 @@ class UniLoRA(Update):
         ShapeError: by `compose`, where the factors do not fit the weight.
 
     Example:
-        >>> theta, first, last = jnp.array([2.0, 3.0]), jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
-        >>> update = UniLoRA(theta, first, last, jnp.ones((1, 1)), jnp.ones((1, 1)))
+        >>> first, last = jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
+        >>> one = jnp.ones((1, 1))
+        >>> update = UniLoRA(jnp.array([2.0, 3.0]), first, last, one, one)
         >>> update.weight_map(Base(None, (1, 1)), jnp.ones(())).shift.dense().tolist()
         [[6.0]]
 

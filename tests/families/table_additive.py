@@ -36,7 +36,7 @@ def _fan(config: Config) -> bool:
 
 
 def _weight(config: Config, weight: tuple[int, int] = _W) -> tuple[int, int]:
-    return weight[::-1] if _fan(config) else weight
+    return (weight[1], weight[0]) if _fan(config) else weight
 
 
 def _ints(below: int, *shape: int) -> np.ndarray:
@@ -67,9 +67,8 @@ def _vera_row(spare: int = 0, name: str = "vera", twice: int = 1, **config: Any)
 
 
 def _randlora(f: Factors, config: Config) -> RandLoRA:
-    names = ("A", "B", "lambda", "gamma")
-    scale = config["alpha"] / len(f["randlora_A"])
-    return RandLoRA(*(f[f"randlora_{n}"] for n in names), scale, transposed=_fan(config))
+    a, b, weights, gamma = (f[f"randlora_{name}"] for name in ("A", "B", "lambda", "gamma"))
+    return RandLoRA(a, b, weights, gamma, config["alpha"] / len(a), transposed=_fan(config))
 
 
 def _randlora_row(
@@ -93,7 +92,8 @@ def _randlora_row(
 
 
 def _delora(f: Factors, config: Config) -> DeLoRA:
-    return DeLoRA(*(f[f"delora_{name}"] for name in ("A", "B", "lambda", "w_norm")))
+    a, b, bound, norms = (f[f"delora_{name}"] for name in ("A", "B", "lambda", "w_norm"))
+    return DeLoRA(a, b, bound, norms)
 
 
 def _delora_row(**fixed: Any) -> Row:

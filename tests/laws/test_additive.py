@@ -51,7 +51,8 @@ def folded(params: Any, adapters: list[jaxmix.Adapter]) -> dict[str, np.ndarray]
         else:
             site = _step(site, s, update)
     assert site.weight is not None
-    return {"site.weight": site.weight} | ({} if b0 is None else {"site.bias": site.bias})
+    bias = {} if site.bias is None else {"site.bias": site.bias}
+    return {"site.weight": site.weight} | bias
 
 
 def close(got: Any, expected: Any) -> None:

@@ -42,7 +42,7 @@ def _build(file: File, site: str, factors: Factors) -> AdaMSS:
             "on? Else merge it with PEFT (merge_and_unload) where it was trained"
         )
     bias = projection[:, in_size] if extra else None
-    order = np.concatenate(rows).astype(np.int32)
+    order: Any = np.concatenate(rows).astype(np.int32)
     seed = file.config.values["random_seed"]
     return AdaMSS(a, b, projection[:, :in_size], order, bias, seed)
 
@@ -65,14 +65,14 @@ def _groups(file: File, site: str, has_bias: bool, count: int) -> list[np.ndarra
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(said["random_seed"])
         left, _, _ = torch.svd_lowrank(matrix, q=min(said["r"], *weight.shape), niter=2)
-    means = KMeans(
+    options: Any = dict(
         n_clusters=min(said["num_subspaces"], len(weight)),
         init="random",
         n_init=1,
         max_iter=_ROUNDS,
         random_state=_SEED,
     )
-    found = means.fit_predict(left.numpy().astype("float32"))
+    found = KMeans(**options).fit_predict(left.numpy().astype("float32"))
     return [np.flatnonzero(found == i) for i in range(count)]
 
 

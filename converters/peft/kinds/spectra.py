@@ -35,7 +35,7 @@ def _waveft(file: File, site: str, factors: Factors) -> WaveFT:
     return WaveFT(spectrum, indices, said["scaling"], wavelet, seed, fan)
 
 
-def _positions(file: File, site: str, name: str, spectrum: Any) -> np.ndarray:
+def _positions(file: File, site: str, name: str, spectrum: Any) -> Any:
     """The rows and columns of the numbers: the first ones of a permutation of the whole weight."""
     torch = file.torch("the positions of its numbers")
     out_size, in_size = file.shape(site)[:: -1 if file.config.flag("fan_in_fan_out") else 1]

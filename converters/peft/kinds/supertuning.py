@@ -31,7 +31,8 @@ def _build(file: File, site: str, factors: Factors) -> SuperTuning:
         positions = _found(file, site, values.size)
     if values.ndim != 1 or positions.shape != values.shape:
         raise ShapeError(f"{shapes(factors)}, expected values (n,) and indices (n,)")
-    said, places = file.config.values, positions.astype(np.int32)
+    places: Any = positions.astype(np.int32)
+    said = file.config.values
     rank, sparsity = said.get("r"), said.get("sparsity")
     if rank is None:
         if extra := [name for name in (_A, _B) if name in factors]:
@@ -43,7 +44,7 @@ def _build(file: File, site: str, factors: Factors) -> SuperTuning:
     return SuperTuning(values, places, alpha / rank, a, b, sparsity)
 
 
-def _found(file: File, site: str, count: int) -> np.ndarray:
+def _found(file: File, site: str, count: int) -> Any:
     """The positions of the largest weights of the base, or the smallest, in the order of torch's.
 
     Equal weights come in an order that only torch's own function knows.

@@ -92,9 +92,7 @@ def _number(file: File, projections: Any, shape: tuple[int, int, int]) -> int | 
     return same[0]
 
 
-def _drawn(
-    file: File, seed: int, shape: tuple[int, int, int], dtype: str = "float32"
-) -> np.ndarray:
+def _drawn(file: File, seed: int, shape: tuple[int, int, int], dtype: str = "float32") -> Any:
     """The projections of one module; PEFT draws them in torch's default dtype."""
     key = (seed, shape, dtype)
     if key not in file.kept:

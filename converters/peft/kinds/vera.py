@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from jaxmix.converters.peft.arrays import same_array
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
@@ -51,7 +49,7 @@ def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]
     return file.kept["drawn"]
 
 
-def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> tuple[np.ndarray, ...]:
+def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> Any:
     """Kaiming-uniform matrices, one after the other from one generator."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     made = []

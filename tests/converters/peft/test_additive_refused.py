@@ -69,8 +69,10 @@ BAD: dict[str, Case] = {
         "no fixed weight computes that. Set it to false for the mean"),
     "randlora, rank": ("RANDLORA", _RAND, {"randlora_lambda": z(3, 2), "randlora_gamma": z(2, 4),
         "/randlora_A": z(2, 1, 4), "/randlora_B": z(6, 2, 2)}, S,
-        "randlora_gamma (2, 4), randlora_lambda (3, 2), expected (2, 1, ·), (·, ·, 2), lambda "
-        "(2, n), gamma (n, ·)"),
+        "randlora_lambda has shape (3, 2), expected (2, n)"),
+    "randlora, bases": ("RANDLORA", _RAND, {**_RAND_SITE, "/randlora_A": z(2, 1, 4),
+        "/randlora_B": z(6, 2, 3)}, S,
+        "expected (2, 1, ·), (·, ·, 2), lambda (2, n), gamma (n, ·)"),
     "randlora, not saved": ("RANDLORA", _RAND, _RAND_SITE, C,
         "randlora_A or randlora_B missing, but save_projection is true"),
     "delora": ("DELORA", {"r": 2}, {"delora_A": z(2, 4), "delora_B": z(6, 2),
@@ -219,6 +221,7 @@ def _tiny(number: int | None, v: float) -> TinyLoRA:
     return TinyLoRA(z(2, 4), z(6, 2), z(3, 2, 2), v + z(3), number, 42)
 
 
+_NO_SEED = AdaMSS((z(1, 2),), (z(6, 1),), z(2, 4), z(6))
 UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
     "two seeds": ("FOURIERFT", FourierFT(z(1), z(2, 1), 1.0, 7), FourierFT(z(1), z(2, 1), 1.0, 8),
         "PEFT's config has one random_loc_seed for all sites, and these differ:"),
@@ -230,7 +233,7 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
         "\n  two"),
     "no numbers": ("TINYLORA", _tiny(0, 1.0), _tiny(None, 2.0), "these have no numbers, or not "
         "those from 0 to 1. Export them as LoRA (jaxmix.to_lora)"),
-    "no seed of the groups": ("ADAMSS", *2 * (AdaMSS((z(1, 2),), (z(6, 1),), z(2, 4), z(6)),),
+    "no seed of the groups": ("ADAMSS", _NO_SEED, _NO_SEED,
         "PEFT stores no rows of the groups but finds them with a seed"),
     "two projections": ("VERA", VeRA(z(2, 4), z(6, 2), z(6), z(2)),
         VeRA(1 + z(2, 4), z(6, 2), z(6), z(2)),
