@@ -37,7 +37,8 @@ def token_rows(config: Config, site: str, factors: Factors) -> Tokens:
             f"{config.path.parent}: {site} has trainable_tokens_delta {values.shape}, expected "
             f"({'?' if indices is None else len(indices)}, D) by trainable_token_indices"
         )
-    return Tokens(values, np.asarray(indices, np.int32))
+    places: Any = np.asarray(indices, np.int32)
+    return Tokens(values, places)
 
 
 def _indices(told: Any, site: str) -> list[int] | None:

@@ -42,8 +42,8 @@ class StackedLowRank(Operator):
 
     @property
     def shape(self) -> tuple[int, int]:
-        shape = self.b.shape[0], self.b.shape[1] * self.a.shape[2]
-        return shape[::-1] if self.turned else shape
+        experts, wide = self.b.shape[0], self.b.shape[1] * self.a.shape[2]
+        return (wide, experts) if self.turned else (experts, wide)
 
     @property
     def T(self) -> "StackedLowRank":

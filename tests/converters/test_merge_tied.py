@@ -138,6 +138,4 @@ def test_tokens_keep_the_tie(adapters: Adapters, tmp_path: Path) -> None:
     merged = merge_checkpoint(base, tokens, tmp_path / "out")
     assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
     with pytest.raises(LayoutError, match="and another changes one side of it"):
-        merge_checkpoint(
-            base, [tokens, jaxmix.load(adapters["head"])], tmp_path / "no", untie=True
-        )
+        merge_checkpoint(base, [tokens, jaxmix.load(adapters["head"])], tmp_path / "no", untie=True)

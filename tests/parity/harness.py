@@ -31,6 +31,7 @@ __all__ = [
     "mixed_model",
     "save_adapter",
     "state",
+    "type_of",
 ]
 
 TOLERANCE = 1e-10
@@ -183,3 +184,8 @@ def difference(ours: np.ndarray, truth: np.ndarray) -> float:
     if ours.shape != truth.shape or not np.isfinite(ours).all() or not np.isfinite(truth).all():
         return float("inf")
     return float(np.abs(ours - truth).max() / np.abs(truth).max())
+
+
+def type_of(config: Any) -> str:
+    """PEFT's name of a config's type, in capitals."""
+    return config.peft_type.value

@@ -53,7 +53,8 @@ class Form:
 def neighbours(form: Form) -> tuple[peft.PeftConfig, peft.PeftConfig]:
     """The adapters before and after it: LoRA and LoHa, but where PEFT has none for such a layer."""
     fan = {"fan_in_fan_out": True} if form.net.startswith("gpt2") else {}
-    where = {"target_modules": form.config().target_modules or ["one", "two"]}
+    told: Any = form.config()
+    where = {"target_modules": told.target_modules or ["one", "two"]}
     loha = peft.LoHaConfig(r=3, alpha=4, **where)
     if form.net.endswith("groups"):
         return peft.LoKrConfig(r=2, alpha=3, **where), loha
@@ -91,5 +92,6 @@ def nested(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
             extra = [k for k in found.unexpected_keys if not k.endswith("base_layer.weight")]
             if extra:
                 raise ValueError(f"PEFT did not load {folder}: {extra}")
-            model = wrapped.base_model.model
+            inner: Any = wrapped.base_model.model
+            model = inner
     return model.eval()

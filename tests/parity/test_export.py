@@ -1,6 +1,7 @@
 """What jaxmix writes for PEFT, PEFT loads, and computes what it was before."""
 
 import copy
+import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors import safe_open
 
 import jaxmix
 from jaxmix.errors import UnsupportedError
@@ -156,3 +158,32 @@ def test_a_mix_that_peft_does_not_have(mlp: TorchNet, tmp_path: Path) -> None:
             jaxmix.export_peft(mixed, tmp_path / "out")
         assert f"it does not have the type of '{name}' beside others" in str(caught.value)
         assert "jaxmix.to_lora(mix, params)" in str(caught.value)
+
+
+@pytest.mark.parametrize("net", ["linear", "gpt2", "conv2d", "embedding"])
+def test_one_lora_of_a_mix(net: str, tmp_path: Path) -> None:
+    """A rotation, a LoRA and a rescaling go out as one LoRA that PEFT loads, errors and all."""
+    both = {"target_modules": ["one", "two"]}
+    fan = {"fan_in_fan_out": True} if net == "gpt2" else {}
+    configs = [
+        peft.LoraConfig(r=3, **both, **fan),
+        peft.LoraConfig(r=2, use_dora=True, **both, **fan),
+    ]
+    if net not in ("gpt2", "conv2d"):
+        configs.insert(0, peft.OFTConfig(oft_block_size=2, **both))
+    model, x = build(NETS[net]), inputs(NETS[net])
+    for i, config in enumerate(configs):
+        save_adapter(model, config, tmp_path / f"{i}", seed=i)
+    params = state(model)
+    with jax.enable_x64(True):
+        mixed = jaxmix.mix(*(jaxmix.load(tmp_path / f"{i}") for i in range(len(configs))))
+        weights = jaxmix.compose(params, mixed)
+        lora, errors = jaxmix.to_lora(mixed, params, rank=None, with_errors=True)
+        out = jaxmix.export_peft(lora, tmp_path / "out", errors=errors)
+    twin = build(NETS[net])
+    twin.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
+    with exact():
+        loaded = peft.PeftModel.from_pretrained(build(NETS[net]), str(out)).eval()
+    assert difference(forward(loaded, x), forward(twin.eval(), x)) < TOLERANCE
+    with safe_open(out / "adapter_model.safetensors", "numpy") as file:
+        assert json.loads(file.metadata()["errors"]).keys() == {"one", "two"}

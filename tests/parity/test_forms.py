@@ -12,7 +12,7 @@ from torch import nn
 import jaxmix
 
 from .forms import FORMS
-from .harness import build, difference, forward, inputs, state
+from .harness import build, difference, forward, inputs, state, type_of
 from .layer_cases import NETS
 from .nested import Form, nested, save_all
 
@@ -36,7 +36,7 @@ def record(record_property: Record, form: Form, errors: list[float]) -> None:
     """What the summary counts, and docs/peft_types.md shows: alone, and between its neighbours."""
     record_property("parity_cases", len(errors))
     record_property("parity_worst", max(errors))
-    record_property("parity_type", (form.config().peft_type.value, form.net, errors))
+    record_property("parity_type", (type_of(form.config()), form.net, errors))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)

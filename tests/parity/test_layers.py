@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import TOLERANCE, difference, forward
+from .harness import TOLERANCE, difference, forward, type_of
 from .layer_cases import CASES, Case
 from .ours import jaxmix_model
 from .truth import make
@@ -21,7 +21,7 @@ def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
     record_property("parity_cases", 1)
     record_property("parity_worst", error)
     if len(case.adapters) == 1:
-        kind = case.configs()[0].peft_type.value
+        kind = type_of(case.configs()[0])
         record_property("parity_type", (kind, case.net, [error]))
     assert error < TOLERANCE
     # And it is not the base that was compared: only one row is meant to change (almost) nothing.

@@ -93,17 +93,10 @@ def _whole(side: tuple[Factor, ...], core: Factor | None) -> Factor:
 
 def _sizes(update: LoKr) -> tuple[tuple[int, int], tuple[int, int]]:
     """The rows and columns of X and of Y, a kernel aside."""
-    if len(update.x) == 1:
-        x = update.x[0].shape
-    else:
-        x = (update.x[0].shape[0], update.x[1].shape[1])
+    (rows, cols), (k, n) = ((side[0].shape[0], side[-1].shape[1]) for side in (update.x, update.y))
     if update.t2 is not None:
-        y = (update.y[0].shape[1], update.y[1].shape[1])
-    elif len(update.y) == 1:
-        y = update.y[0].shape[:2]
-    else:
-        y = (update.y[0].shape[0], update.y[1].shape[1])
-    return x, y
+        k = update.y[0].shape[1]
+    return (rows, cols), (k, n)
 
 
 def _factor(updates: Mapping[str, LoKr], sizes: Mapping[str, Any]) -> int | None:
@@ -117,7 +110,9 @@ def _factor(updates: Mapping[str, LoKr], sizes: Mapping[str, Any]) -> int | None
     columns = math.gcd(*(sizes[site][1][1] for site in loose))
     for points in [n for n in range(1, columns + 1) if columns % n == 0] + [0]:
         for factor in factors:
-            if all(_makes(factor, *xy, points if s in loose else 1) for s, xy in sizes.items()):
+            if all(
+                _makes(factor, x, y, points if s in loose else 1) for s, (x, y) in sizes.items()
+            ):
                 return factor
     return None
 

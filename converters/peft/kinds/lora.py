@@ -149,9 +149,11 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     else:
         left, right = np.linalg.qr(weight)
         taken, by = left[:, :rank], right[:rank]
+    a: Any = np.concatenate([update.a, by.astype(update.a.dtype)], 0)
+    b: Any = np.concatenate([update.b, -taken.astype(update.b.dtype)], 1)
     return LoRA(
-        np.concatenate([update.a, by.astype(update.a.dtype)], 0),
-        np.concatenate([update.b, -taken.astype(update.b.dtype)], 1),
+        a,
+        b,
         update.scale,
         magnitude=update.magnitude,
         bias=update.bias,

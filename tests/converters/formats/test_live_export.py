@@ -1,5 +1,8 @@
 """Files that jaxmix wrote, loaded by the libraries that they are for."""
 
+# Collected only where these libraries are installed.
+# pyright: reportMissingImports=false
+
 from pathlib import Path
 from typing import Any
 

@@ -8,6 +8,9 @@ one, of attention processors, it only reads: there the keys are turned back here
 reader. With each file go the weights of PEFT's own forward.
 """
 
+# Run where these libraries are installed.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false
+
 import tempfile
 from importlib.metadata import version
 from pathlib import Path

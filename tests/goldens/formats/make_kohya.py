@@ -8,6 +8,9 @@ the network's state dict, as its ``save_weights`` hands it to safetensors, and t
 own forward. The rotations go through float32.
 """
 
+# Run where these libraries are installed.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false
+
 import sys
 import tempfile
 import types

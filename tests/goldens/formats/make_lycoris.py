@@ -7,6 +7,9 @@ and the weights of its own forward: the outputs of the wrapped layers for every 
 float64, but where LyCORIS itself goes through float32 (the rotations).
 """
 
+# Run where these libraries are installed.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false
+
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version

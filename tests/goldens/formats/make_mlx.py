@@ -7,6 +7,9 @@ mlx computes on the CPU too. For each case: the folder that mlx-lm's trainer wri
 layers' own forward, in float32: their outputs for unit inputs.
 """
 
+# Run where these libraries are installed.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false
+
 import tempfile
 from importlib.metadata import version
 from pathlib import Path

@@ -7,6 +7,9 @@ LoRA leaves under their paths. Beside it the kernels of the model's own forward:
 unit inputs.
 """
 
+# Run where these libraries are installed.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false
+
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
