@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
@@ -16,7 +17,7 @@ from jaxmix.converters.peft.kind import Written
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.loading_script import ordered, script
 from jaxmix.errors import AdapterError, UnsupportedError, listing
-from jaxmix.families import FAMILIES, Delta, Rebase, Replace, Together, Tokens, Update, parts_of
+from jaxmix.families import FAMILIES, Delta, Rebase, Replace, Tokens, Update, parts_of
 from jaxmix.mix import Mix
 
 __all__ = ["export_peft"]
@@ -68,9 +69,10 @@ def export_peft(
         The folder.
 
     Raises:
-        UnsupportedError: if PEFT has no type for an update, no config for all of them, or no
-            strength for their kind; `jaxmix.to_lora` makes a LoRA of any of these.
-        AdapterError: if it is no adapter.
+        UnsupportedError: if PEFT has no type for an update, no config for all of them, no strength
+            for their kind, or another order of those at one site; `jaxmix.to_lora` makes a LoRA of
+            any of these.
+        AdapterError: if it is no adapter, or errors are given for a mix.
         CheckpointError: if the place is taken, or can't be written.
 
     Example:
@@ -117,7 +119,7 @@ def _save(
     folder: Path,
     config: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    told: Mapping[str, str] = {},  # noqa: B006 - nobody writes into it
+    told: Mapping[str, str] = {},
 ) -> None:
     """The two files."""
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -184,7 +186,7 @@ def _sorted(adapter: Adapter) -> _Sorted:
     late: list[str] = []
     for site, update in adapter.updates.items():
         # A module is saved whole, or it is adapted.
-        last, is_mixed = 0, isinstance(update, Together)
+        last, is_mixed = 0, len(parts_of(update)) > 1
         for part in parts_of(update):
             strong = _at(part, adapter.strength)
             if strong is None:
@@ -209,9 +211,9 @@ def _sorted(adapter: Adapter) -> _Sorted:
         )
     if late:
         raise UnsupportedError(
-            f"{adapter.name}: PEFT puts copies of the base, saved leaves and tokens, in this order, "
-            f"under an adapter's own update, and these are in another:{listing(late)}\nMake a LoRA "
-            "of it: jaxmix.to_lora(adapter, params)."
+            f"{adapter.name}: PEFT puts copies of the base, saved leaves and tokens, in this "
+            f"order, under an adapter's own update, and these are in another:{listing(late)}\n"
+            "Make a LoRA of it: jaxmix.to_lora(adapter, params)."
         )
     if not out.own:
         # Alone these are types of their own.
@@ -224,7 +226,7 @@ def _sorted(adapter: Adapter) -> _Sorted:
 
 def _at(update: Update, strength: Any) -> Update | None:
     """The update with a strength in it, or None if it has no scale to take it."""
-    if isinstance(strength, float) and strength == 1.0:
+    if not isinstance(strength, Tracer) and np.all(np.asarray(strength) == 1.0):
         return update
     is_additive = not update.reads_base and not update.is_base_side
     if not is_additive or "scale" not in {f.name for f in fields(update)}:  # pyright: ignore

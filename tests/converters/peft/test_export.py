@@ -174,6 +174,20 @@ def test_a_strength_is_in_the_scale(name: str, strength: Any, tmp_path: Path) ->
             np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-6)
 
 
+def test_a_strength_of_one_is_none(tmp_path: Path) -> None:
+    """Also as an array: DoRA has no scale to take it."""
+    updates = {"q": lora(magnitude=n(6)), "norm": BIAS}
+    written = jnp.float32(1.0) * Adapter(updates)
+    same(jaxmix.load(jaxmix.export_peft(written, tmp_path / "out")).updates, updates)
+
+
+def test_a_bias_for_all(tmp_path: Path) -> None:
+    """PEFT's lora_bias is for all sites, so those without get zeros."""
+    sites = {"q": lora(bias=n(6)), "k": lora(9)}
+    again = jaxmix.load(jaxmix.export_peft(Adapter(sites), tmp_path / "out"))
+    same(again.updates, {**sites, "k": lora(9, bias=np.zeros(9, np.float32))})
+
+
 def metadata(folder: Path) -> dict[str, str]:
     """What the file of an adapter says about itself."""
     with safe_open(folder / WEIGHTS, framework="numpy") as file:

@@ -50,7 +50,7 @@ def shira(rank: int | None) -> SHiRA:
     return SHiRA(n(10), np.zeros((2, 10), np.int32), rank)
 
 
-HEAD = {"at.in_proj_weight": lora(12)}
+HEAD: dict[str, Update] = {"at.in_proj_weight": lora(12)}
 WHOLE, COPY = Replace(n(6, 4)), Rebase(n(6, 4))
 # Updates by site, and the text.
 REFUSED: dict[str, tuple[dict[str, Update], str]] = {
