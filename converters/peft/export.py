@@ -193,12 +193,12 @@ def _sorted(adapter: Adapter) -> _Sorted:
                 weak.append(f"{site}: {part.family}")
                 continue
             at = next((i for i, kind in enumerate(_FIRST) if isinstance(part, kind)), len(_FIRST))
-            groups: tuple[dict[str, Any], ...] = (out.rebased, out.saved, out.tokens, out.own)
-            if site in groups[at] or (is_mixed and isinstance(part, Replace) and part.has_weight):
+            group: Any = (out.rebased, out.saved, out.tokens, out.own)[at]
+            if site in group or (is_mixed and isinstance(part, Replace) and part.has_weight):
                 twice.append(f"{site}: {update.size()}")
             elif at < last:
                 late.append(f"{site}: {update.size()}")
-            groups[at][site], last = strong, at
+            group[site], last = strong, at
     if weak:
         raise UnsupportedError(
             f"{adapter.name} has strength {adapter.strength}, and PEFT has none for:{listing(weak)}"

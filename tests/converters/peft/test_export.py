@@ -70,7 +70,11 @@ BASE = {"mlp.up": n(3, 10, 4), "mlp.down": n(3, 4, 7)}
 BIAS = Replace(bias=n(6))
 HADA = (n(6, 2), n(2, 4), n(6, 2, seed=1), n(2, 4, seed=1))
 KRON = {"x": (n(2, 2),), "y": (n(3, 2),)}
-LOOSE = {"q": lora(), "k": lora(rank=3, scale=2.0), "a.v": lora(rank=4, scale=7 / 4)}
+LOOSE: dict[str, Update] = {
+    "q": lora(),
+    "k": lora(rank=3, scale=2.0),
+    "a.v": lora(rank=4, scale=7 / 4),
+}
 # Updates by site, each a form that PEFT's files have.
 FORMS: dict[str, dict[str, Update]] = {
     "lora": {"a.q": lora(), "b.q": lora()},
@@ -144,6 +148,16 @@ def test_patterns(tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"]) == (2, 3)
     assert config["rank_pattern"] == {"^k": 3, r"^a\.v": 4}
     assert config["alpha_pattern"] == {"^k": 6, r"^a\.v": 7}
+
+
+def test_the_first_parameter_is_wrapped_first(tmp_path: Path) -> None:
+    """So PEFT loads it; reading looks at shapes, and would not see it."""
+    folder = jaxmix.export_peft(Adapter(FORMS["experts"]), tmp_path / "out")
+    assert json.loads((folder / CONFIG).read_text())["target_parameters"] == ["mlp.up", "mlp.down"]
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        for path, size in (("mlp.base_layer", 4), ("mlp", 7)):
+            key = f"base_model.model.{path}.lora_A.weight"
+            assert file.get_slice(key).get_shape() == [6, size]
 
 
 SCALED = "lora, bias, conv, embedding, experts, attention, ranks and alphas, loha, lokr"
