@@ -232,4 +232,42 @@ def _stacked() -> list[Case]:
     ]
 
 
-CASES = [*_lora(), *_adalora(), *_loha(), *_lokr(), *_oft(), *_ride_along(), *_stacked()]
+def _between() -> list[Case]:
+    """Forms of LoRA and of OFT with a LoRA inside and a LoHa around."""
+    lora, loha = (LoraConfig, _LORA), (LoHaConfig, {"r": 2, "alpha": 3})
+    oft, exact = {"oft_block_size": 4}, {"use_cayley_neumann": False}
+    two = {"target_modules": ["two"]}
+    forms: dict[str, tuple[str, tuple[type[PeftConfig], dict[str, Any]]]] = {
+        "lora_bias": ("linear", (LoraConfig, {**_LORA, "lora_bias": True})),
+        "bias-all": ("linear", (LoraConfig, {**_LORA, "bias": "all"})),
+        "lora-saved": ("mlp", (LoraConfig, {**_LORA, "target_modules": ["layers.1.lin"],
+                                           "modules_to_save": ["layers.2.lin"]})),
+        "lora-embedding": ("embedding", (LoraConfig, _LORA)),
+        "oft-exact": ("linear", (OFTConfig, {**oft, **exact})),
+        "oft-neumann": ("linear", (OFTConfig, oft)),
+        "oft-shared": ("linear", (OFTConfig, {**oft, "block_share": True})),
+        "oft-coft": ("linear", (OFTConfig, {**oft, "coft": True, "eps": 0.5})),
+    }  # fmt: skip
+    where = {"mlp": {"target_modules": ["layers.0.lin", "layers.1.lin"]}, "embedding": two}
+    return [
+        Case(
+            f"between-{name}",
+            net,
+            tuple((make, {**kw, **where.get(net, {})}) for make, kw in (lora,))
+            + (form,)
+            + tuple((make, {**kw, **where.get(net, {})}) for make, kw in (loha,)),
+        )
+        for name, (net, form) in forms.items()
+    ]
+
+
+CASES = [
+    *_lora(),
+    *_adalora(),
+    *_loha(),
+    *_lokr(),
+    *_oft(),
+    *_ride_along(),
+    *_stacked(),
+    *_between(),
+]

@@ -7,6 +7,7 @@ float64.
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def _ours(model: TorchNet, form: Form, folders: list[Path]) -> TorchNet:
     return twin.eval()
 
 
+def _saved_needs_no_torch(folder: Path, params: dict[str, np.ndarray], out: Path) -> None:
+    """What was drawn is written, so that torch and the base are asked for once."""
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        adapter = jaxmix.load(folder, base=params)
+        jaxmix.save(adapter, out)
+        patch.setitem(sys.modules, "torch", None)
+        first, again = (jaxmix.compose(params, one) for one in (adapter, jaxmix.load(out)))
+        assert all(np.array_equal(first[name], again[name]) for name in params)
+
+
 # PEFT advises to save what it draws.
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", _forms(), ids=lambda form: form.name)
@@ -123,6 +134,8 @@ def test_drawn(form: Form, tmp_path: Path, record_property: Record) -> None:
     adapted.save_pretrained(str(folders[0]))
     for i, config in enumerate(neighbours(form)):
         save_adapter(model, config, folders[1 + i], seed=i)
+    if form.reads:
+        _saved_needs_no_torch(folders[0], state(model), tmp_path / "saved")
     inner = adapted.base_model.model
     words = [
         (folders[:1], _run(form, adapted, x)),

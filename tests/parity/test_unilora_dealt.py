@@ -1,0 +1,182 @@
+"""UniLoRA whose file leaves out the indices: dealt to the modules of a base in PEFT's order.
+
+PEFT loads the file anew, so that it deals the indices again too; its forward is the truth.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import peft
+import pytest
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+
+import jaxmix
+from jaxmix.converters.peft.file import Config
+from jaxmix.converters.peft.targets import targeted
+from jaxmix.errors import CheckpointError
+
+from ..goldens.nets import Layer, Net
+from .harness import TOLERANCE, TorchNet, build, difference, forward, inputs, save_adapter, state
+from .nested import Form, nested, save_all
+from .test_forms import record
+
+Record = Callable[[str, object], None]
+
+
+def _blocks(kind: str, path: str, names: tuple[str, str], count: int) -> Net:
+    """Two layers a block, from 8 to 12 and back, and a head."""
+    sizes = (8, 12), (12, 8)
+    return (
+        *(
+            Layer(f"{path}.{i}.{name}", kind, size)
+            for i in range(count)
+            for name, size in zip(names, sizes, strict=True)
+        ),
+        Layer("head", "linear", (8, 5)),
+    )
+
+
+# Each block makes ``up`` before ``down``, which sorting turns around; as it does 10 and 2.
+_NETS: dict[str, Net] = {
+    "linear": _blocks("linear", "model.layers", ("mlp.up", "mlp.down"), 3),
+    "linear_short": _blocks("linear", "layers", ("up", "down"), 3),
+    "linear_many": _blocks("linear", "layers", ("up", "down"), 11),
+    "gpt2": _blocks("gpt2", "h", ("c_fc", "attn.c_proj"), 3),
+}
+_BOTH = ["up", "down"]
+_FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "list": ("linear", {"target_modules": _BOTH}),
+    "list and head": ("linear", {"target_modules": ["head", *_BOTH]}),
+    "regex": ("linear", {"target_modules": r"model\.layers\.[02]\.mlp\.(up|down)"}),
+    "paths": ("linear", {"target_modules": ["model.layers.2.mlp.up", "model.layers.0.mlp.down"]}),
+    "one": ("linear", {"target_modules": ["head"]}),
+    "layers": ("linear", {"target_modules": _BOTH, "layers_to_transform": [0, 2]}),
+    "one layer": ("linear", {"target_modules": _BOTH, "layers_to_transform": 1}),
+    "layers by pattern": (
+        "linear_short",
+        {"target_modules": _BOTH, "layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+    ),
+    "path beside layers": (
+        "linear",
+        {"target_modules": ["head", "up"], "layers_to_transform": [2]},
+    ),
+    "many": ("linear_many", {"target_modules": ["up"]}),
+    "many, both": ("linear_many", {"target_modules": _BOTH}),
+    "seed": ("linear", {"target_modules": _BOTH, "proj_seed": 7}),
+    "more numbers than places": ("linear", {"target_modules": _BOTH, "theta_d_length": 999}),
+    "bias": ("linear", {"target_modules": _BOTH, "bias": "unilora_only"}),
+    "saved": ("linear", {"target_modules": ["head", *_BOTH], "modules_to_save": ["head"]}),
+    "gpt2": ("gpt2", {"target_modules": ["c_fc", "c_proj"], "fan_in_fan_out": True}),
+    "gpt2, not said": ("gpt2", {"target_modules": ["c_proj", "c_fc"]}),
+}
+
+
+def _form(name: str, **more: Any) -> Form:
+    net, options = _FORMS[name]
+    options = {"r": 3, "theta_d_length": 20, **options, **more}
+    return Form(f"unilora-{name}", net, peft.UniLoraConfig, options, reads=True)
+
+
+def _ours(model: TorchNet, folders: Iterable[Path], base: Mapping[str, Any]) -> TorchNet:
+    """A copy of the model with jaxmix's weights in it."""
+    with jax.enable_x64(True):
+        adapters = [jaxmix.load(folder, base=base) for folder in folders]
+        weights = jaxmix.compose(state(model), adapters)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
+    return twin.eval()
+
+
+@pytest.mark.parametrize("name", _FORMS)
+def test_dealt(name: str, tmp_path: Path, record_property: Record) -> None:
+    """Alone, and between a LoRA and another one."""
+    form = _form(name)
+    assert not form.config().save_indices
+    model, x = build(_NETS[form.net]), inputs(_NETS[form.net])
+    folders = save_all(model, form, tmp_path)
+    errors = []
+    for word in (folders[1:2], folders):
+        truth = forward(nested(model, word), x)
+        errors.append(difference(forward(_ours(model, word, state(model)), x), truth))
+        assert difference(forward(model, x), truth) > 1e-2
+    record(record_property, form, errors)
+    assert max(errors) < TOLERANCE, errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Indices and scales are PEFT's own, the scales rounded to the weights' dtype as there."""
+    form = _form("list and head")
+    model = build(_NETS["linear"]).to(dtype)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(copy.deepcopy(model), form.config())
+    adapted.save_pretrained(str(tmp_path))
+    ours = np.dtype(str(dtype).removeprefix("torch.")) if dtype != torch.bfloat16 else None
+    base = {
+        name: tensor.float().numpy().astype(ours or ml_dtypes.bfloat16)
+        for name, tensor in model.state_dict().items()
+    }
+    updates = jaxmix.load(tmp_path, base=base).updates
+    layers = {
+        name: module for name, module in adapted.base_model.model.named_modules()
+        if isinstance(module, peft.tuners.unilora.layer.UniLoraLayer)
+    }  # fmt: skip
+    assert list(updates) == list(layers) and len(layers) == 7
+    for site, update in updates.items():
+        for side in "AB":
+            for what in ("indices", "scales"):
+                theirs = getattr(layers[site], f"unilora_{what}_{side}")["default"]
+                mine = np.asarray(getattr(update, f"{side.lower()}_{what}"))
+                np.testing.assert_array_equal(mine.astype(float), theirs.double().numpy())
+
+
+def test_a_sorted_base_would_be_wrong(tmp_path: Path) -> None:
+    """What is refused is refused for a reason: dealt by that order, the numbers are others."""
+    form = _form("list")
+    model, x = build(_NETS["linear"]), inputs(_NETS["linear"])
+    save_adapter(model, form.config(), tmp_path, seed=0)
+    base = state(model)
+    with pytest.raises(CheckpointError, match="whose names in model.layers.0 are sorted"):
+        jaxmix.load(tmp_path, base=dict(sorted(base.items())))
+    # The same names, in an order that another model could have.
+    blocks = [name for name in base if name.startswith("model.")]
+    other = sorted(blocks, key=lambda name: (name.split(".")[:4], -ord(name.split(".")[-1][0])))
+    assert other != blocks
+    wrong = _ours(model, [tmp_path], {name: base[name] for name in [*other, *base]})
+    assert difference(forward(wrong, x), forward(nested(model, [tmp_path]), x)) > 1e-2
+
+
+_PATHS = [
+    f"{top}{i}.{name}"
+    for top in ("layers.", "model.layers.", "model.h.", "a.layers.1.experts.")
+    for i in (0, 1, 12)
+    for name in ("q", "attn.q", "attn.xq", "q.sub", "k")
+] + ["q", "k", "head", "model.head", "model.head.q"]
+_ASKED: list[dict[str, Any]] = [
+    {"target_modules": ["q"]},
+    {"target_modules": ["attn.q", "k"]},
+    {"target_modules": ".*q"},
+    {"target_modules": r"model\..*\.(q|k)|head"},
+    {"target_modules": ["q", "head"], "modules_to_save": ["head"]},
+    {"target_modules": ["q"], "modules_to_save": ["attn", "h.1"]},
+    {"target_modules": ["q", "layers.0.k"], "layers_to_transform": [1]},
+    {"target_modules": ["q"], "layers_to_transform": 12},
+    {"target_modules": ["q"], "layers_to_transform": []},
+    {"target_modules": ["q"], "layers_to_transform": [0, 1], "layers_pattern": "layers"},
+    {"target_modules": ["q"], "layers_to_transform": [1], "layers_pattern": ["h", "experts"]},
+    {"target_modules": ["q"], "layers_to_transform": [1], "layers_pattern": []},
+]
+
+
+@pytest.mark.parametrize("asked", _ASKED, ids=str)
+def test_modules_are_those_of_peft(asked: dict[str, Any]) -> None:
+    config = peft.UniLoraConfig(**copy.deepcopy(asked))
+    theirs = [path for path in _PATHS if check_target_module_exists(config, path)]
+    assert targeted(Config(Path("c"), "UNILORA", asked), _PATHS) == theirs
+    assert theirs
