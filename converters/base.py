@@ -32,12 +32,16 @@ class BaseModel:
         read: from a module's name to its weight, in PyTorch's axes.
         what: what it is, for messages.
         read_bias: from a module's name to its bias, None where it has none.
+        order: the names of all leaves in the order in which the caller gave them, as PyTorch's
+            ``state_dict`` has the model's own; empty where there is no such order: a folder's files
+            and jax's trees are sorted.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
     read: Callable[[str], np.ndarray]
     what: str
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
+    order: tuple[str, ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -175,13 +179,24 @@ def _of_params(params: Any) -> BaseModel:
     def read(name: str) -> np.ndarray:
         leaf = tree.leaf(found[name])
         with jax.enable_x64(True):  # float64 stays what it is
-            return np.asarray(found[name].get(jax.numpy.asarray(leaf)))
+            return np.asarray(found[name].get(_array(leaf)))
 
     def read_bias(name: str) -> np.ndarray | None:
         places = [place for place in NAMES.places(name, "bias") if place.leaf in tree.where]
         if not places:
             return None
         with jax.enable_x64(True):
-            return np.asarray(jax.numpy.asarray(tree.leaf(places[0])))
+            return np.asarray(_array(tree.leaf(places[0])))
 
-    return BaseModel(shapes, read, "the params that were given as base", read_bias)
+    # jax sorts a dict; a flat one still has its own order.
+    is_flat = isinstance(params, Mapping) and set(params) == set(tree.where)
+    order = tuple(params) if is_flat else ()
+    return BaseModel(shapes, read, "the params that were given as base", read_bias, order)
+
+
+def _array(leaf: Any) -> jax.Array:
+    """A leaf as jax's; torch's bfloat16 does not go by way of NumPy, which has none."""
+    try:
+        return jax.numpy.asarray(leaf)
+    except TypeError:
+        return jax.numpy.from_dlpack(leaf)

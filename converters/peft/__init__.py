@@ -1,6 +1,7 @@
 """PEFT's folders: adapter_config.json and adapter_model.safetensors."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,14 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None)
     """
     config = read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
-    sites = sort_keys(read_tensors(path, KINDS[config.family].integers), config, path)
-    _check_saved(config, sites)
+    kind = KINDS[config.family]
+    sites = sort_keys(read_tensors(path, kind.integers), config, path)
     model = None if base is None else base_model(base)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
+    if more := kind.unsaved(file):
+        sites.factors.update({site: dict(factors) for site, factors in more.items()})
+        file = replace(file, sites=tuple(sites.factors))
+    _check_saved(config, sites)
     updates = _build(file, located(file, sites.factors), path)
     for site, rows in sites.tokens.items():
         _put_first(updates, site, token_rows(config, site, rows))

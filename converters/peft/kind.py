@@ -79,6 +79,7 @@ class Kind:
         shared: what it stores once for the whole model.
         judged: what is wrong with the config as a whole, in words.
         integers: those of its parameters that are whole numbers.
+        unsaved: from the file and its base to the tensors of sites that the file does not name.
     """
 
     fields: Fields
@@ -88,6 +89,7 @@ class Kind:
     shared: tuple[str, ...] = ()
     judged: Callable[[Mapping[str, Any]], Iterable[str]] = lambda values: ()
     integers: tuple[str, ...] = ()
+    unsaved: Callable[[File], Mapping[str, Factors]] = lambda file: {}
 
 
 # Who made it and for what, and where it was put: the keys of the file say where.

@@ -20,7 +20,8 @@ __all__ = ["main"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "peft_types.md"
-TESTS = tuple(f"test_{name}.py" for name in ("adamss", "drawn", "forms", "layers", "turning"))
+_TESTS = ("adamss", "drawn", "forms", "layers", "turning", "unilora_dealt")
+TESTS = tuple(f"test_{name}.py" for name in _TESTS)
 # The six of PEFT's mixed model are compared in every order, in stacks of up to four.
 # Plugins of others are imported before pytest can rewrite them, which is no matter here.
 _OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]

@@ -1,13 +1,14 @@
 """PEFT's UniLoRA."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxmix.converters.peft.arrays import same_array
 from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
+from jaxmix.converters.peft.kinds.unilora_dealt import DEALING, THETA, dealt, vector
 from jaxmix.converters.peft.same import same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, one_of
@@ -16,7 +17,6 @@ from jaxmix.families import UniLoRA
 
 __all__ = ["KIND"]
 
-_THETA = "unilora_theta_d"
 # By PEFT's name for the end of the key, the update's field.
 _TENSORS = {
     "unilora_indices_A": "a_indices",
@@ -28,20 +28,15 @@ _TENSORS = {
 
 def _build(file: File, site: str, factors: Factors) -> UniLoRA:
     """UniLoRA at a site."""
-    theta, said = file.shared.get(_THETA), file.config.values
-    if theta is None:
-        raise CheckpointError(f"{_THETA} missing, which all sites share")
+    theta, said = vector(file), file.config.values
     a, b, a_scales, b_scales = need(factors, *_TENSORS)
     is_site = a.ndim == b.ndim == 2 and (a.shape[0], b.shape[1]) == (said["r"],) * 2
     if not is_site or (a.shape, b.shape) != (a_scales.shape, b_scales.shape):
         raise ShapeError(
             f"{shapes(factors)}, expected A's ({said['r']}, in), B's (out, {said['r']})"
         )
-    if theta.shape != (said["theta_d_length"],):
-        expected = f"({said['theta_d_length']},) from the config"
-        raise ShapeError(f"{_THETA} has shape {theta.shape}, expected {expected}")
     if not all(0 <= x.min() <= x.max() < theta.size for x in (a, b) if x.size):
-        raise CheckpointError(f"the indices are not all below {theta.size}, the size of {_THETA}")
+        raise CheckpointError(f"the indices are not all below {theta.size}, the size of {THETA}")
     indices = a.astype(np.int32), b.astype(np.int32)
     fan = file.config.flag("fan_in_fan_out")
     return UniLoRA(theta, *indices, a_scales, b_scales, fan)
@@ -49,7 +44,7 @@ def _build(file: File, site: str, factors: Factors) -> UniLoRA:
 
 def _write(updates: Mapping[str, Any]) -> Written:
     """With the indices, in PEFT's 64 bits."""
-    theta = same_array(updates, _THETA, lambda update: update.theta)
+    theta = same_array(updates, THETA, lambda update: update.theta)
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
         for name, field in _TENSORS.items():
@@ -62,20 +57,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
         "save_indices": True,
         "theta_d_length": theta.shape[0],
     }
-    return Written(fields, tensors, {_THETA: theta})
-
-
-def _left_out(values: Mapping[str, Any]) -> Iterator[str]:
-    """PEFT deals the indices over all sites in an order that no file tells."""
-    if not values.get("save_indices"):
-        yield (
-            "save_indices = false: the file has one vector and no word of the modules. PEFT deals "
-            "its numbers out to them in the order in which the model makes its modules, which "
-            "neither this file nor the base's tells. Load it with PEFT once, set "
-            "model.peft_config['default'].save_indices = True, and for each layer's "
-            "unilora_indices_A, unilora_indices_B, unilora_scales_A and unilora_scales_B "
-            "persistent = True, and save it again"
-        )
+    return Written(fields, tensors, {THETA: theta})
 
 
 KIND = Kind(
@@ -86,16 +68,15 @@ KIND = Kind(
             "r": COUNT,
             "save_indices": FLAG,
             "theta_d_length": COUNT,
+            **DEALING,
             **SAVED,
         },
-        ABOUT
-        | (WHERE - {"exclude_modules"})
-        | {"init_theta_d_bound", "init_weights", "proj_seed", "unilora_dropout"},
+        ABOUT | {"init_theta_d_bound", "init_weights", "unilora_dropout"},
     ),
     tuple(_TENSORS),
     _build,
     _write,
-    shared=(_THETA,),
-    judged=_left_out,
+    shared=(THETA,),
     integers=("unilora_indices_A", "unilora_indices_B"),
+    unsaved=dealt,
 )

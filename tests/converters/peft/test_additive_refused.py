@@ -98,8 +98,6 @@ BAD: dict[str, Case] = {
         "expected three axes with r = 2 and topk = 3, one less for the weights"),
     "vblora, beyond": ("VBLORA", {**_VB, "save_only_topk_weights": True}, {**_TOP, **_BANK}, C,
         "vblora_logits_B_topk_indices are not all below 5"),
-    "unilora, no indices": ("UNILORA", {**_UNI, "save_indices": False}, _UNI_SITE, U,
-        "save_indices = false: the file has one vector and no word of the modules."),
     "unilora, no vector": ("UNILORA", _UNI, _UNI_SITE, C,
         "unilora_theta_d missing, which all sites share"),
     "unilora, rank": ("UNILORA", {**_UNI, "r": 3}, {**_UNI_SITE, "/unilora_theta_d": z(5)}, S,
