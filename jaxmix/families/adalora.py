@@ -61,6 +61,7 @@ class AdaLoRA(Update):
             "lora_A": (self.a, ("r", in_size)),
             "lora_B": (self.b, (out_size, "r")),
             "lora_E": (self.e, ("r",)),
+            "scale": (self.scale, ()),
         }
         return mismatch(factors, shape)
 

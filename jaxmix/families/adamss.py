@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.places import not_each_once
 from jaxmix.operators import Dense, LowRank
 
 __all__ = ["AdaMSS"]
@@ -96,7 +97,7 @@ class AdaMSS(Update):
             return said
         if (found := sum(b.shape[0] for b in self.b)) != out_size:
             return f"adamss_B have {found} rows in all, expected {out_size} from weight {shape}"
-        return None
+        return not_each_once("the groups' rows", self.rows)
 
     def size(self) -> str:
         """How many groups, and their ranks together."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
@@ -13,7 +14,7 @@ __all__ = ["Factors", "Leaf", "Update", "maps", "mismatch"]
 Leaf = Literal["weight", "bias"]
 
 # By name, factors and the shapes that they should have; a letter is a size that is free.
-Factors = Mapping[str, tuple[Array | None, tuple[int | str | Fraction, ...]]]
+Factors = Mapping[str, tuple[Array | float | None, tuple[int | str | Fraction, ...]]]
 
 
 class Update:
@@ -142,12 +143,13 @@ def mismatch(factors: Factors, shape: tuple[int, int]) -> str | None:
     for name, (factor, dims) in factors.items():
         if factor is None:
             continue
-        if factor.ndim == len(dims):
-            for dim, found in zip(dims, factor.shape, strict=True):
+        found = np.shape(factor)  # of a scale that is a number too
+        if len(found) == len(dims):
+            for dim, size in zip(dims, found, strict=True):
                 if isinstance(dim, str):
-                    sizes.setdefault(dim, found)
+                    sizes.setdefault(dim, size)
         expected = tuple(sizes.get(dim, dim) for dim in dims)
-        if factor.shape != expected:
+        if found != expected:
             text = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
-            wrong.append(f"{name} has shape {factor.shape}, expected ({text})")
+            wrong.append(f"{name} has shape {found}, expected ({text})")
     return f"{'; '.join(wrong)} from weight {shape}" if wrong else None

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Update
+from jaxmix.families.places import not_each_once, numbers
 from jaxmix.operators import (
     BlockDiagonal,
     Dense,
@@ -94,7 +95,7 @@ class BOFT(Update):
         blocks = cayley(q.reshape(-1, *q.shape[2:])).reshape(q.shape)
         turns: list[Operator] = [BlockDiagonal(one, 1) for one in blocks]
         if self.orders is not None:
-            moves = [Permutation(order) for order in jnp.asarray(self.orders)]
+            moves = [Permutation(order) for order in numbers(self.orders)]
             turns = [multiply(multiply(p, d), p.T) for p, d in zip(moves, turns, strict=True)]
         return reduce(lambda before, after: multiply(after, before), turns)
 
@@ -112,14 +113,16 @@ class BOFT(Update):
             return f"boft_R {found}: {made}, expected {turned} from weight {shape}"
         if self.orders is not None and self.orders.shape != (found[0], turned):
             return f"orders have shape {self.orders.shape}, expected {(found[0], turned)}"
+        if self.orders is not None and (said := not_each_once("orders", self.orders)):
+            return said
         if self.rescale is not None and self.rescale.shape != shape[:1]:
             return f"boft_s has shape {self.rescale.shape}, expected {shape[:1]}"
         return None
 
     def size(self) -> str:
         """The size of its blocks, and how many factors there are."""
-        factors, _, block, _ = self.generator.shape
-        return f"block {block}" + (f" × {factors}" if factors > 1 else "")
+        factors = self.generator.shape[0]
+        return f"block {self.generator.shape[3]}" + (f" × {factors}" if factors > 1 else "")
 
 
 def butterfly(factors: int, blocks: int, size: int) -> np.ndarray:

@@ -88,6 +88,7 @@ class DEFT(Update):
         factors = {
             "deft_P": (self.p, (out_size, "r")),
             "deft_R": (self.injected, ("r", in_size)),
+            "scale": (self.scale, ()),
         }
         if said := mismatch(factors, shape):
             return said

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Update
+from jaxmix.families.base import Factors, Update, mismatch
 from jaxmix.operators import StackedLowRank
 
 __all__ = ["ExpertLoRA"]
@@ -54,6 +55,13 @@ class ExpertLoRA(Update):
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether each expert's product has the weight's size."""
+        factors: Factors = {
+            "lora_A": (self.a, ("experts", "r", "in")),
+            "lora_B": (self.b, ("experts", "out", "r")),
+            "scale": (self.scale, ()),
+        }
+        if self.a.ndim != 3 or self.b.ndim != 3 or np.shape(self.scale):
+            return mismatch(factors, shape)
         (experts, rank, n), (_, out, _) = self.a.shape, self.b.shape
         if self.b.shape == (experts, out, rank) and shape == (experts, out * n):
             return None

@@ -66,6 +66,7 @@ class FourierFT(Update):
         factors = {
             "fourierft_spectrum": (self.spectrum, ("n",)),
             "indices": (self.indices, (2, "n")),
+            "scale": (self.scale, ()),
         }
         return mismatch(factors, shape) or beyond("indices", self.indices, shape)
 

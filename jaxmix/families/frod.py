@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.places import beyond, numbers
 from jaxmix.operators import Dense, Sparse
 
 __all__ = ["FRoD"]
@@ -55,7 +56,7 @@ class FRoD(Update):
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(U (S + diag(l)) Vᵀ − W₀))``."""
         w, v = base.read("matrix"), jnp.asarray(self.v)
-        inner = Sparse(jnp.asarray(self.values), jnp.asarray(self.indices), *v.shape)
+        inner = Sparse(jnp.asarray(self.values), numbers(self.indices), *v.shape)
         whole = inner.added_to(jnp.diag(jnp.asarray(self.lengths)))
         made = _directions(w, v) @ (whole @ v.T)
         return shift(Dense(strength * (made - w)))
@@ -68,7 +69,8 @@ class FRoD(Update):
             "frod_s_indices": (self.indices, (2, "n")),
             "frod_lambda_l": (self.lengths, (shape[1],)),
         }
-        return mismatch(factors, shape)
+        within = (shape[1], shape[1])
+        return mismatch(factors, shape) or beyond("frod_s_indices", self.indices, within)
 
     def size(self) -> str:
         """How many entries beside the diagonal."""

@@ -74,6 +74,7 @@ class GraLoRA(Update):
             "gralora_B": (self.b, (k, "r", outputs)),
             "gralora_A_general": (self.a_general, ("h", in_size)),
             "gralora_B_general": (self.b_general, (out_size, "h")),
+            "scale": (self.scale, ()),
         }
         if said := mismatch(factors, shape):
             return said

@@ -71,8 +71,11 @@ class HRA(Update):
 
 
 def _chain(u: Float[Array, "in r"]) -> LowRank:
-    """``U Tᵀ Uᵀ``, of the transposed product."""
-    u = u / jnp.linalg.norm(u, axis=0, keepdims=True)
+    """``U Tᵀ Uᵀ``, of the transposed product. A u of length zero reflects nothing."""
+    square = jnp.sum(u * u, axis=0, keepdims=True)
+    is_there = square > 0
+    length = jnp.sqrt(jnp.where(is_there, square, jnp.ones_like(square)))
+    u = jnp.where(is_there, u / length, jnp.zeros_like(u))
     gram = u.T @ u
     inverse = jnp.tril(gram, -1) + jnp.eye(len(gram), dtype=u.dtype) / 2
     return LowRank(u, jax.lax.linalg.triangular_solve(inverse, u.T, left_side=True, lower=True))

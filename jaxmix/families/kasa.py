@@ -74,6 +74,7 @@ class KaSA(Update):
             "lora_A": (self.a, ("r", in_size)),
             "lora_B": (self.b, (out_size, "r")),
             "lora_diag": (self.d, ("r",)),
+            "scale": (self.scale, ()),
         }
         if said := mismatch(factors, shape):
             return said

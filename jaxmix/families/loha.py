@@ -70,7 +70,7 @@ class LoHa(Update):
         """Whether both products have the weight's sizes."""
         first = _expected("1", self.b1, self.a1, self.t1, shape)
         second = _expected("2", self.b2, self.a2, self.t2, shape)
-        return mismatch({**first, **second}, shape)
+        return mismatch({**first, **second, "scale": (self.scale, ())}, shape)
 
     def size(self) -> str:
         """The rank of each product."""

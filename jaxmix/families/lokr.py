@@ -67,9 +67,9 @@ class LoKr(Update):
         for name, side, core in (("lokr_w1", self.x, None), ("lokr_w2", self.y, self.t2)):
             if len(side) != 2 and (len(side) != 1 or core is not None):
                 return f"{name} has {len(side)} factors, expected 1, or 2 and with a core 2"
-        first = _expected("lokr_w1", self.x, None, ("l", "m"))
+        first = _expected("lokr_w1", self.x, None, ("l", "m"), kernel=False)
         second = _expected("lokr_w2", self.y, self.t2, ("k", "n"))
-        if said := mismatch({**first, **second}, shape):
+        if said := mismatch({**first, **second, "scale": (self.scale, ())}, shape):
             return said
         (rows, cols), (k, *points) = _shape(self.x, None), _shape(self.y, self.t2)
         made = (rows * k, cols * math.prod(points))
@@ -99,12 +99,17 @@ def _shape(side: tuple[Array, ...], core: Array | None) -> tuple[int, ...]:
 
 
 def _expected(
-    name: str, side: tuple[Array, ...], core: Array | None, sizes: tuple[str, str]
+    name: str,
+    side: tuple[Array, ...],
+    core: Array | None,
+    sizes: tuple[str, str],
+    *,
+    kernel: bool = True,
 ) -> Factors:
     """The factors of one side by PEFT's names, and the shapes in which they fit each other."""
     rows, cols = sizes
     if len(side) == 1:
-        return {name: (side[0], (rows, cols, *side[0].shape[2:]))}
+        return {name: (side[0], (rows, cols, *(side[0].shape[2:] if kernel else ())))}
     return {
         f"{name}_a": (side[0], (rows, "r") if core is None else ("r", rows)),
         f"{name}_b": (side[1], ("r", cols)),

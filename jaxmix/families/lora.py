@@ -117,6 +117,7 @@ class LoRA(Update):
             "lora_B": (self.b, (out_size, "r")),
             "lora_magnitude_vector": (self.magnitude, (in_size if self.embedding else out_size,)),
             "lora_B.bias": (self.bias, (out_size,)),
+            "scale": (self.scale, ()),
         }
         return mismatch(factors, shape)
 

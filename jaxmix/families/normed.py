@@ -1,6 +1,7 @@
 """Normed updates: LyCORIS's weight decomposition, DoRA's idea over any additive update."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -87,6 +88,8 @@ class Normed(Update):
             return said
         if self.update.has_bias or self.update.reads_base or not _adds(self.update, shape):
             return f"dora_scale over {self.update.family}, expected an update that adds to W alone"
+        if np.shape(self.eps):
+            return f"dora_scale's eps has shape {np.shape(self.eps)}, expected a number"
         found, (out_size, in_size) = self.magnitude.shape, shape
         if self.axis == "out":
             fits, wanted = found == (out_size,), f"({out_size},)"
@@ -110,7 +113,11 @@ def _adds(update: Update, shape: tuple[int, int]) -> bool:
         dtype = np.float32 if is_float else jnp.result_type(leaf)
         return jax.ShapeDtypeStruct(np.shape(leaf), dtype)
 
-    def mapped(update: Update) -> AffineMap:
-        return update.weight_map(Base(None, shape), jnp.ones((), np.float32))
+    return _outlined.eval_shape(jax.tree.map(outline, update), shape).is_shift
 
-    return jax.eval_shape(mapped, jax.tree.map(outline, update)).is_shift
+
+# Under `jit`, since what is traced is then kept: a base has many sites of one shape.
+@partial(jax.jit, static_argnums=1)
+def _outlined(update: Update, shape: tuple[int, int]) -> AffineMap:
+    """The update's map."""
+    return update.weight_map(Base(None, shape), jnp.ones((), np.float32))

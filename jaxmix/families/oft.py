@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
@@ -84,6 +85,8 @@ class OFT(Update):
         """Whether the blocks, shared or not, tile the input side."""
         if self.generator.ndim != 2:
             return f"oft_R has shape {self.generator.shape}, expected (blocks, b(b − 1)/2)"
+        if np.shape(self.eps):
+            return f"eps has shape {np.shape(self.eps)}, expected a number"
         (blocks, numbers), b, in_size = self.generator.shape, self.block_size, shape[1]
         if b * (b - 1) // 2 != numbers:
             return f"oft_R has {numbers} numbers a block, expected b(b − 1)/2"

@@ -110,9 +110,10 @@ class PEANuT(Update):
         if len(self.encoders) != len(self.decoders):
             found = f"{len(self.encoders)} encoders and {len(self.decoders)} decoders"
             return f"{found}, expected as many of both"
-        factors: dict[str, tuple[Array | None, tuple[int | str, ...]]] = {
+        factors: dict[str, tuple[Array | float | None, tuple[int | str, ...]]] = {
             "peanut_A": (self.a, ("r", shape[0])),
             "peanut_B": (self.b, (shape[0], "r")),
+            "scale": (self.scale, ()),
         }
         for name, layers in (("encoders", self.encoders), ("decoders", self.decoders)):
             factors |= {f"peanut_{name}.{i}": (x, ("r", "r")) for i, x in enumerate(layers)}

@@ -1,10 +1,11 @@
-"""Positions in a weight that a family lists: whether they lie in it."""
+"""Positions that a family lists, in a weight or elsewhere: whether they lie in it."""
 
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-__all__ = ["beyond"]
+__all__ = ["beyond", "not_each_once", "numbers", "outside"]
 
 
 def beyond(name: str, indices: Int[Array, "2 n"], shape: tuple[int, int]) -> str | None:
@@ -35,3 +36,65 @@ def beyond(name: str, indices: Int[Array, "2 n"], shape: tuple[int, int]) -> str
         f"{name} go to row {row} and column {col}, expected rows below {shape[0]} and columns "
         f"below {shape[1]}"
     )
+
+
+def numbers(positions: Int[Array, "..."]) -> Int[Array, "..."]:
+    """Positions as int32, which whatever they meet has: a file may have them in other widths.
+
+    Args:
+        positions: whole numbers below 2³¹.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> numbers(np.array([200], np.uint8)) + 100
+        Array([300], dtype=int32)
+    """
+    return jnp.asarray(positions).astype(np.int32)
+
+
+def outside(name: str, positions: Int[Array, "..."], size: int) -> str | None:
+    """The words for numbers of things of which there are not so many, or None where all are there.
+
+    Args:
+        name: what the numbers are called.
+        positions: the numbers, from 0 on. Where they are traced nobody can say what they are.
+        size: how many things there are.
+
+    Returns:
+        One line, or None.
+
+    Example:
+        >>> outside("indices", np.array([0, 6]), 6)
+        'indices go from 0 to 6, expected from 0 on and below 6'
+    """
+    if isinstance(positions, Tracer) or positions.size == 0:
+        return None
+    found = np.asarray(positions)
+    low, high = int(found.min()), int(found.max())
+    if low >= 0 and high < size:
+        return None
+    return f"{name} go from {low} to {high}, expected from 0 on and below {size}"
+
+
+def not_each_once(name: str, orders: Int[Array, "*many n"]) -> str | None:
+    """The words for orders in which a place is twice, or beyond; None where each is there once.
+
+    Args:
+        name: what the orders are called.
+        orders: the order, or orders, of n places. Where they are traced nobody can say.
+
+    Returns:
+        One line, or None.
+
+    Example:
+        >>> not_each_once("orders", np.array([[0, 1], [1, 1]]))
+        'orders hold a number twice or beyond 1, expected each from 0 to 1 once'
+    """
+    if isinstance(orders, Tracer) or orders.size == 0:
+        return None
+    last = orders.shape[-1] - 1
+    if (np.sort(np.asarray(orders), axis=-1) == np.arange(last + 1)).all():
+        return None
+    return f"{name} hold a number twice or beyond {last}, expected each from 0 to {last} once"

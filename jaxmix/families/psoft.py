@@ -90,6 +90,8 @@ class PSOFT(Update):
             "psoft_R.weight": (self.rotation, numbers),
             "psoft_R.vector_b": (self.outputs, ("r",)),
             "psoft_R.vector_a": (self.inputs, ("r",)),
+            "scale": (self.scale, ()),
+            "eps": (self.eps, ()),
         }
         return mismatch(factors, shape)
 

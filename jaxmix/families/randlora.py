@@ -82,10 +82,10 @@ class RandLoRA(Update):
             "randlora_gamma": (self.gamma, (bases, small)),
             "randlora_A": (self.a, (rank, 1, at_least[0])),
             "randlora_B": (self.b, (*at_least[1:], rank)),
+            "scale": (self.scale, ()),
         }
         return mismatch(factors, shape)
 
     def size(self) -> str:
         """The rank of its bases, and their number."""
-        rank, bases = self.weights.shape
-        return f"{bases} bases of rank {rank}"
+        return f"{self.weights.shape[1]} bases of rank {self.weights.shape[0]}"

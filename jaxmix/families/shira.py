@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.places import numbers
 from jaxmix.operators import Sparse
 
 __all__ = ["SHiRA"]
@@ -47,7 +48,7 @@ class SHiRA(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·sparse)``."""
-        return shift(Sparse(strength * self.values, self.indices, *base.shape))
+        return shift(Sparse(strength * self.values, numbers(self.indices), *base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether there is a value a position, and the positions lie in W.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.places import numbers
 from jaxmix.operators import LowRank, Sparse, add
 
 __all__ = ["SuperTuning"]
@@ -54,8 +55,11 @@ class SuperTuning(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(S + γ·B A))``."""
-        in_size = base.shape[1]
-        places = jnp.stack([self.positions // in_size, self.positions % in_size])
+        in_size, positions = base.shape[1], jnp.asarray(self.positions)
+        # Positions may be beyond 32 bits, or in fewer; rows and columns are of 32.
+        if positions.dtype.itemsize < 4:
+            positions = numbers(positions)
+        places = numbers(jnp.stack([positions // in_size, positions % in_size]))
         delta = Sparse(strength * self.values, places, *base.shape)
         if self.a is None or self.b is None:
             return shift(delta)
@@ -72,6 +76,7 @@ class SuperTuning(Update):
             "supertuning_indices": (self.positions, ("n",)),
             "supertuning_lora_A": (self.a, ("r", in_size)),
             "supertuning_lora_B": (self.b, (out_size, "r")),
+            "scale": (self.scale, ()),
         }
         if said := mismatch(factors, shape):
             return said
@@ -79,7 +84,13 @@ class SuperTuning(Update):
             return None
         positions, count = np.asarray(self.positions), out_size * in_size
         if positions.min() >= 0 and positions.max() < count:
-            return None
+            fits = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
+            if fits or positions.max() <= np.iinfo(np.int32).max:
+                return None
+            return (
+                f"supertuning_indices go to {positions.max()}, beyond 32 bits: they need "
+                "jax.config.update('jax_enable_x64', True)"
+            )
         return (
             f"supertuning_indices go from {positions.min()} to {positions.max()}, expected from 0 "
             f"on and below {count} from weight {shape}"

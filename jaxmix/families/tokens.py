@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
+from jaxmix.families.places import numbers
 from jaxmix.operators import Diagonal, Identity, Sparse
 
 __all__ = ["Tokens"]
@@ -53,7 +54,7 @@ class Tokens(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s on the rows, I, s·v on the rows)``."""
-        (count, length), rows = self.values.shape, jnp.asarray(self.rows)
+        (count, length), rows = self.values.shape, numbers(self.rows)
         values = strength * jnp.asarray(self.values)
         line = jnp.ones(base.shape[0], values.dtype)
         line = line.at[rows].set(jnp.broadcast_to(1 - strength, (count,)).astype(values.dtype))

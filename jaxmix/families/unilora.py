@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
+from jaxmix.families.places import outside
 from jaxmix.operators import LowRank
 
 __all__ = ["UniLoRA"]
@@ -60,7 +61,7 @@ class UniLoRA(Update):
         return shift(LowRank(b, a).scaled(strength))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A has the weight's sizes."""
+        """Whether B A has the weight's sizes, and its numbers are among θ's."""
         out_size, in_size = shape
         factors = {
             "unilora_theta_d": (self.theta, ("d",)),
@@ -69,7 +70,12 @@ class UniLoRA(Update):
             "unilora_scales_A": (self.a_scales, ("r", in_size)),
             "unilora_scales_B": (self.b_scales, (out_size, "r")),
         }
-        return mismatch(factors, shape)
+        count = self.theta.shape[0] if self.theta.ndim else 0
+        return (
+            mismatch(factors, shape)
+            or outside("unilora_indices_A", self.a_indices, count)
+            or outside("unilora_indices_B", self.b_indices, count)
+        )
 
     def size(self) -> str:
         """Its rank, and how many numbers there are for all sites."""

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.places import outside
 from jaxmix.operators import LowRank
 
 __all__ = ["VBLoRA"]
@@ -80,7 +81,16 @@ class VBLoRA(Update):
             **self._expected("A", self.a, ("r", cols)),
             **self._expected("B", self.b, (rows, "r")),
         }
-        return mismatch(factors, shape)
+        return mismatch(factors, shape) or self._unknown("A", self.a) or self._unknown("B", self.b)
+
+    def _unknown(self, name: str, side: tuple[Array, ...]) -> str | None:
+        """The words for vectors that the bank does not have."""
+        count, name = self.bank.shape[0], f"vblora_logits_{name}"
+        if len(side) == 2:
+            return outside(f"{name}_topk_indices", side[1], count)
+        if self.topk <= count:
+            return None
+        return f"{name}: the {self.topk} largest of {count} vectors, expected {count} at the most"
 
     def _expected(
         self, name: str, side: tuple[Array, ...], sizes: tuple[str | Fraction, ...]

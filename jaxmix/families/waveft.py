@@ -1,5 +1,6 @@
 """WaveFT: a few wavelet coefficients of Δ."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import beyond
+from jaxmix.families.places import beyond, numbers
 from jaxmix.families.wavelets import low_pass
 from jaxmix.operators import Product, Sparse
 
@@ -23,7 +24,8 @@ class WaveFT(Update):
     """WaveFT: ``W' = W + γ·R S Cᵀ``, with S sparse, and R and C putting a wavelet together.
 
     S is padded for the filter, and its quarters are the coefficients of the one level that PEFT
-    uses: averages, details along columns, along rows, along both. All three factors are sparse.
+    uses: averages, details along columns, along rows, along both. All three factors are sparse, and
+    so is the product of a few numbers: each is a patch as large as the filter.
 
     Strength s: ``W' = W + s·γ·R S Cᵀ``.
 
@@ -59,19 +61,21 @@ class WaveFT(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·R S Cᵀ)``."""
-        values = strength * self.scale * self.spectrum
+        values, indices = strength * self.scale * self.spectrum, numbers(self.indices)
         if self.wavelet is None:
-            return shift(Sparse(values, self.indices, *base.shape))
+            return shift(Sparse(values, indices, *base.shape))
         filters = low_pass(self.wavelet)
         rows, cols = (_padded(size, len(filters)) for size in base.shape)
-        i = self.indices[0] + (rows - base.shape[0]) // 2
-        j = self.indices[1] + (cols - base.shape[1]) // 2
+        i = indices[0] + (rows - base.shape[0]) // 2
+        j = indices[1] + (cols - base.shape[1]) // 2
         # PEFT takes the upper right quarter for details along columns of W: R's own details.
         up, left = i < rows // 2, j < cols // 2
         swapped = up != left
         i = jnp.where(swapped, jnp.where(up, i + rows // 2, i - rows // 2), i)
         j = jnp.where(swapped, jnp.where(left, j + cols // 2, j - cols // 2), j)
         spectrum = Sparse(values, jnp.stack([i, j]), rows, cols)
+        if spectrum.values.size * len(filters) ** 2 <= math.prod(base.shape):
+            return shift(_patches(filters, spectrum, base.shape))
         first = _synthesis(filters, base.shape[0], values.dtype)
         last = _synthesis(filters, base.shape[1], values.dtype)
         return shift(Product(Product(first, spectrum), last.T))
@@ -81,6 +85,7 @@ class WaveFT(Update):
         factors = {
             "waveft_spectrum": (self.spectrum, ("n",)),
             "waveft_indices": (self.indices, (2, "n")),
+            "scale": (self.scale, ()),
         }
         return mismatch(factors, shape) or beyond("waveft_indices", self.indices, shape)
 
@@ -94,6 +99,39 @@ def _padded(size: int, length: int) -> int:
     return size + length - 2 + (size + length) % 2
 
 
+def _cut(size: int, length: int) -> int:
+    """How many of the numbers that coefficients make for a side are cut off before its first."""
+    made = _padded(size, length) - length + 2  # of coefficients + length − 2, both ends cut
+    return length - 2 + (made - size) // 2
+
+
+def _pair(filters: tuple[float, ...]) -> np.ndarray:
+    """The filter of averages and that of details (2, length)."""
+    low = np.asarray(filters)
+    return np.stack([low, low[::-1] * (-1.0) ** np.arange(len(low))])
+
+
+def _patches(filters: tuple[float, ...], spectrum: Sparse, shape: tuple[int, int]) -> Sparse:
+    """``R S Cᵀ`` entry by entry: a number of S is the product of two filters, where it lies.
+
+    R times a dense matrix takes as many times its memory as the filter has numbers.
+    """
+    length, pair = len(filters), jnp.asarray(_pair(filters), spectrum.values.dtype)
+    sides: list[tuple[Array, Array]] = []
+    for at, count, size in zip(spectrum.indices, spectrum.shape, shape, strict=True):
+        is_detail = (at >= count // 2).astype(at.dtype)
+        start = 2 * (at - count // 2 * is_detail) - _cut(size, length)
+        places = start[:, None] + jnp.arange(length, dtype=at.dtype)[None]
+        inside = (places >= 0) & (places < size)
+        heights = jnp.where(inside, pair[is_detail], 0)
+        sides.append((jnp.where(inside, places, 0), heights))
+    (rows, up), (cols, across) = sides
+    values = spectrum.values[:, None, None] * up[:, :, None] * across[:, None, :]
+    grids = (rows[:, :, None], cols[:, None, :])
+    indices = jnp.stack([jnp.broadcast_to(grid, values.shape).reshape(-1) for grid in grids])
+    return Sparse(values.reshape(-1), indices, *shape)
+
+
 def _synthesis(filters: tuple[float, ...], size: int, dtype: np.dtype) -> Sparse:
     """The matrix (size, coefficients): averages in its left half, details in its right.
 
@@ -101,12 +139,9 @@ def _synthesis(filters: tuple[float, ...], size: int, dtype: np.dtype) -> Sparse
     the filter's length is cut off.
     """
     length = len(filters)
-    columns = _padded(size, length)
+    columns, cut = _padded(size, length), _cut(size, length)
     half = columns // 2
-    made = columns - length + 2  # of columns + length − 2, both ends cut
-    cut = length - 2 + (made - size) // 2
-    low = np.asarray(filters)
-    high = low[::-1] * (-1.0) ** np.arange(length)
+    low, high = _pair(filters)
     k, t = (axis.ravel() for axis in np.meshgrid(np.arange(half), np.arange(length), indexing="ij"))
     rows = 2 * k + t - cut
     inside = (rows >= 0) & (rows < size)

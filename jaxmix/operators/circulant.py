@@ -42,9 +42,11 @@ class Circulant(Operator):
         return Circulant(jnp.swapaxes(first, 0, 1))
 
     def dense(self) -> Array:
-        places = np.arange(self.kernels.shape[2])
-        spread = self.kernels[:, :, (places[None, :] - places[:, None]) % len(places)]
-        return jnp.transpose(jnp.asarray(spread), (0, 2, 1, 3)).reshape(self.shape)
+        # Places are counted by XLA: as a constant of the program they would be as large as a block.
+        size = self.kernels.shape[2]
+        places = jnp.arange(size, dtype=np.int32)
+        spread = jnp.asarray(self.kernels)[:, :, (places[None, :] - places[:, None]) % size]
+        return jnp.transpose(spread, (0, 2, 1, 3)).reshape(self.shape)
 
     def scaled(self, factor: Array | float) -> "Circulant":
         return Circulant(factor * self.kernels)

@@ -24,16 +24,12 @@ def skew(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
     size = round((1 + (1 + 8 * numbers.shape[1]) ** 0.5) / 2)
     if size == 1:
         return jnp.zeros((numbers.shape[0], 1, 1), numbers.dtype)
-    sign, number = _triangle(size)
-    return numbers[:, number] * jnp.asarray(sign, numbers.dtype)[None]
-
-
-def _triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each entry of a skew matrix its sign, and which number of the upper triangle it is."""
-    sign, number = np.zeros((size, size)), np.zeros((size, size), np.int32)
-    upper = np.triu_indices(size, 1)
-    sign[upper], number[upper] = 1, np.arange(len(upper[0]))
-    return sign - sign.T, number + number.T
+    # Counted by XLA: as constants of the program these would be as large as a matrix.
+    i, j = jnp.arange(size, dtype=np.int32)[:, None], jnp.arange(size, dtype=np.int32)[None]
+    low, high = jnp.minimum(i, j), jnp.maximum(i, j)
+    number = jnp.where(i == j, 0, low * (2 * size - low - 1) // 2 + high - low - 1)
+    sign = jnp.sign(j - i).astype(numbers.dtype)
+    return jnp.asarray(numbers)[:, number] * sign[None]
 
 
 def shrunk(q: Float[Array, "k b b"], bound: Float[Array, ""] | float) -> Float[Array, "k b b"]:
