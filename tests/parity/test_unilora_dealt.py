@@ -4,7 +4,7 @@ PEFT loads the file anew, so that it deals the indices again too; its forward is
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _form(name: str, **more: Any) -> Form:
     return Form(f"unilora-{name}", net, peft.UniLoraConfig, options, nests=nests, reads=True)
 
 
-def _ours(model: TorchNet, folders: Iterable[Path], base: Mapping[str, Any]) -> TorchNet:
+def _ours(model: TorchNet, folders: Iterable[Path], base: Any) -> TorchNet:
     """A copy of the model with jaxmix's weights in it."""
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
@@ -134,6 +134,21 @@ def test_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
                 theirs = getattr(layers[site], f"unilora_{what}_{side}")["default"]
                 mine = np.asarray(getattr(update, f"{side.lower()}_{what}"))
                 np.testing.assert_array_equal(mine.astype(float), theirs.double().numpy())
+
+
+def test_written_with_its_indices(tmp_path: Path) -> None:
+    """Saved or exported, it needs no base again, and PEFT gets the same out of it."""
+    form = _form("list and head")
+    model, x = build(_NETS["linear"]), inputs(_NETS["linear"])
+    save_adapter(model, form.config(), tmp_path / "first", seed=0)
+    with jax.enable_x64(True):
+        adapter = jaxmix.load(tmp_path / "first", base=state(model))
+        jaxmix.save(adapter, tmp_path / "saved.safetensors")
+        jaxmix.export_peft(adapter, tmp_path / "exported")
+    truth = forward(nested(model, [tmp_path / "first"]), x)
+    for path in (tmp_path / "saved.safetensors", tmp_path / "exported"):
+        assert difference(forward(_ours(model, [path], None), x), truth) < TOLERANCE
+    assert difference(forward(nested(model, [tmp_path / "exported"]), x), truth) < TOLERANCE
 
 
 def test_a_sorted_base_would_be_wrong(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_a_folder_has_no_order(tmp_path):
     [
         # One module has no order, whatever the names are in.
         ("a.k.weight a.q.weight", "a.k"),
+        ("a.k.weight b.weight a.q.weight", "a.k"),
         # Within a list the numbers are the order.
         ("a.0.k.weight a.1.k.weight a.2.k.weight", "a.0.k a.1.k a.2.k"),
         # The two are in order either way, and the block around them shows that it is the model's.
@@ -159,3 +160,13 @@ def test_a_folder_has_no_order(tmp_path):
 )
 def test_an_order_that_may_be_the_models(leaves, modules):
     assert order_problem(leaves.split(), modules.split()) == ""
+
+
+def test_sorted_as_texts():
+    """A hyphen comes before the dot."""
+    assert order_problem(["q-k.w", "q.w"], ["q-k", "q"]) == "whose names in all of it are sorted"
+
+
+def test_the_same_numbers_in_another_shape_are_another_module(tmp_path):
+    base = {"layers.q.weight": np.ones((6, 4)), "layers.k.weight": np.ones((4, 6))}
+    assert len(load(_save(tmp_path), base=base).updates) == 2
