@@ -1,0 +1,73 @@
+"""Updates of every family at sites of their own, so that one program runs them all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmix import Adapter
+from jaxmix.families import Update
+
+from .draws import Module, tree
+from .test_every_family import ALL, STACKED
+from .truth_all import folded
+
+__all__ = ["LINEAR", "MODULES", "UPDATES", "base", "floats", "folds", "is_float", "off", "whole"]
+
+# Sizes that eight devices divide.
+_FLAT, _STACK = Module("linear", (8, 16), True), Module("conv", (8, 4, 6), True)
+
+MODULES: dict[str, Module] = {}
+UPDATES: dict[str, Update] = {}
+for _kind, _make in ALL.items():
+    for _seed in range(3):
+        _site = f"{_kind}{_seed}"
+        MODULES[_site] = _STACK if _kind in STACKED else _FLAT
+        UPDATES[_site] = _make(np.random.default_rng([_seed, 7]), MODULES[_site])
+
+# Those at linear layers.
+LINEAR = {site: update for site, update in UPDATES.items() if MODULES[site] is _FLAT}
+
+
+def base(sites: Mapping[str, Any], dtype: Any = np.float64) -> dict[str, np.ndarray]:
+    """The params of some sites."""
+    return tree({site: MODULES[site] for site in sites}, 0, dtype)
+
+
+def folds(params: Mapping[str, Any], updates: Mapping[str, Update], s: float) -> dict[str, Any]:
+    """What the dense fold makes of each site, from its leaves as they are."""
+    truth: dict[str, Any] = {}
+    with jax.enable_x64(True), jax.disable_jit():
+        for site, update in updates.items():
+            parts = ("weight", "bias")
+            own = {f"site.{p}": np.asarray(params[f"{site}.{p}"], np.float64) for p in parts}
+            new = folded(own, [Adapter({"site": update}, s)])
+            truth |= {f"{site}.{p}": np.asarray(new[f"site.{p}"]) for p in parts}
+    return truth
+
+
+def off(got: Mapping[str, Any], truth: Mapping[str, Any], bound: float) -> dict[str, float]:
+    """The leaves that differ by more than a bound, beside the leaf's largest number."""
+    errors = {
+        name: float(np.abs(np.asarray(got[name], np.float64) - leaf).max() / np.abs(leaf).max())
+        for name, leaf in truth.items()
+    }
+    return {name: error for name, error in errors.items() if not error < bound}
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf can be trained."""
+    return np.asarray(leaf).dtype.kind == "f"
+
+
+def floats(tree: Any) -> list[Any]:
+    """A tree's leaves of floats, and None for the others."""
+    return [np.asarray(x, float) if is_float(x) else None for x in jax.tree.leaves(tree)]
+
+
+def whole(tree: Any, floats: list[Any]) -> Any:
+    """The inverse of `floats`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = zip(leaves, floats, strict=True)
+    return jax.tree.unflatten(treedef, [old if new is None else new for old, new in pairs])

@@ -1,0 +1,262 @@
+"""All families under JAX's transformations: adapters are arguments, so that arrays are traced."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import monitoring
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.families import DEFT, HRA, FRoD
+
+from .crowd import LINEAR, UPDATES, base, floats, folds, is_float, off, whole
+
+# Those whose map is no line in their strength.
+ROTATIONS = {"OFT", "BOFT", "DiagOFT", "RoAd"}
+TWO = {site: update for site, update in UPDATES.items() if not site.endswith("2")}
+
+
+@cache
+def compiled() -> Callable[[float], dict[str, np.ndarray]]:
+    """All families' maps as one program in float64, at a strength; it is traced once."""
+    params, seen = base(UPDATES), []
+
+    @jax.jit
+    def run(params: Any, adapter: Any) -> Any:
+        seen.append(1)
+        return jaxmix.compose(params, adapter)
+
+    def at(strength: float) -> dict[str, np.ndarray]:
+        with jax.enable_x64(True):
+            out = jax.tree.map(np.asarray, run(params, Adapter(UPDATES, strength)))
+        assert len(seen) == 1
+        return out
+
+    return at
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.7, -0.6])
+def test_traced_arrays(strength: float) -> None:
+    """Whole numbers too: where they lie nobody can ask then."""
+    assert off(compiled()(strength), folds(base(UPDATES), UPDATES, strength), 1e-12) == {}
+
+
+def test_nought_is_the_base_itself() -> None:
+    """Bit for bit, of every family."""
+    params, out = base(UPDATES), compiled()(0.0)
+    assert [name for name, leaf in params.items() if not np.array_equal(out[name], leaf)] == []
+
+
+def test_lines() -> None:
+    """All but rotations go along the line from the base to PEFT's map."""
+    start, end = compiled()(0.0), compiled()(1.0)
+    for s in (0.3, -1.5):
+        line = {name: leaf + s * (end[name] - leaf) for name, leaf in start.items()}
+        curved = off(compiled()(s), line, 1e-12)
+        # Nor need two lines be one, the one after the other.
+        assert {name.split(".")[0][:-1] for name in curved} - {"Together"} == ROTATIONS
+
+
+def test_shapes_without_numbers() -> None:
+    """`eval_shape` of params and adapters that are outlines alone."""
+    params = base(UPDATES, np.float32)
+    outlines = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), (params, Adapter(UPDATES))
+    )
+    out = jax.eval_shape(jaxmix.compose, *outlines)
+    assert out == outlines[0]
+
+
+def test_over_stacks_of_adapters() -> None:
+    """`vmap` over adapters of equal shapes as one with stacked leaves."""
+    params = base(TWO, np.float32)
+    other = jax.tree.map(lambda x: 0.8 * x if is_float(x) else x, TWO)
+    stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), TWO, other)
+    assert all(repr(Adapter({site: update})) for site, update in stack.items())
+    run = jax.vmap(lambda updates: jaxmix.compose(params, Adapter(updates, 0.7)))
+    out = jax.tree.map(np.asarray, jax.jit(run)(stack))
+    for i, one in enumerate((TWO, other)):
+        assert off({n: x[i] for n, x in out.items()}, folds(params, one, 0.7), 5e-6) == {}
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@cache
+def trained() -> Callable[[list[Any], dict[str, float]], Any]:
+    """Each site's own loss, and gradients with respect to floats and strengths."""
+    params = base(TWO)
+    rng = np.random.default_rng(3)
+    aims = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
+
+    def loss(numbers: list[Any], strengths: dict[str, Any]) -> Any:
+        updates = whole(TWO, numbers)
+        parts = [Adapter({site: updates[site]}, strengths[site], site) for site in TWO]
+        out = jaxmix.compose(params, parts)
+        each = {
+            site: sum(jnp.sum(aims[n] * out[n]) for n in (f"{site}.weight", f"{site}.bias"))
+            for site in TWO
+        }
+        return sum(each.values()), each
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+    def called(numbers: list[Any], strengths: dict[str, float]) -> Any:
+        with jax.enable_x64(True):
+            (_, each), slopes = run(numbers, strengths)
+            return jax.tree.map(np.asarray, (each, *slopes))
+
+    return called
+
+
+def along(ways: list[Any], step: float) -> list[Any]:
+    """The factors, moved."""
+    pairs = zip(floats(TWO), ways, strict=True)
+    return [None if x is None else x + step * way for x, way in pairs]
+
+
+def test_gradients() -> None:
+    """Of all factors at once and of strengths, against differences."""
+    rng, h = np.random.default_rng(4), 1e-6
+    ways = [None if x is None else rng.normal(size=x.shape) for x in floats(TWO)]
+    here = {site: 0.7 for site in TWO}
+    _, slopes, by_strength = trained()(floats(TWO), here)
+    pairs = zip(slopes, ways, strict=True)
+    products = [0.0 if way is None else float((x * way).sum()) for x, way in pairs]
+    numbers = whole(TWO, products)
+    high, low = (trained()(along(ways, step), here)[0] for step in (h, -h))
+    more, less = (trained()(floats(TWO), {site: 0.7 + step for site in TWO})[0] for step in (h, -h))
+    wrong: dict[str, tuple[float, float]] = {}
+    for site, update in TWO.items():
+        # What is no float was left as it is: whole numbers have no slope.
+        leaves = zip(jax.tree.leaves(numbers[site]), jax.tree.leaves(update), strict=True)
+        ours = sum(float(x) for x, leaf in leaves if is_float(leaf))
+        for name, found, wanted in (
+            (site, ours, (high[site] - low[site]) / (2 * h)),
+            (f"{site}'s strength", by_strength[site], (more[site] - less[site]) / (2 * h)),
+        ):
+            if not abs(found - wanted) < 1e-6 * max(1.0, abs(wanted)):
+                wrong[name] = (float(found), float(wanted))
+    assert wrong == {}
+
+
+def still(update: Any) -> Any:
+    """An update as it is where nothing may be zero: no basis is made of nothing."""
+    if isinstance(update, FRoD):
+        return dataclasses.replace(update, v=np.eye(len(update.v)), lengths=0 * update.lengths)
+    return update
+
+
+# LAPACK's QR has no slope there.
+BASES = (lambda u: isinstance(u, DEFT) and u.method == "qr",
+         lambda u: isinstance(u, HRA) and u.orthogonal)  # fmt: skip
+
+
+@pytest.mark.parametrize("strength", [0.7, 0.0])
+@pytest.mark.parametrize("which", [None, 0, 1, 2, 3])
+def test_factors_of_zeros(which: int | None, strength: float) -> None:
+    """As training begins with them: all of them, or one; nothing is infinite or undefined."""
+    updates: dict[str, Any] = {}
+    for site, update in TWO.items():
+        leaves, treedef = jax.tree.flatten(update)
+        zeros = [
+            np.zeros_like(x) if is_float(x) and which in (None, i) else x
+            for i, x in enumerate(leaves)
+        ]
+        needs_it = isinstance(update, FRoD) or any(is_one(update) for is_one in BASES)
+        updates[site] = still(update) if needs_it else jax.tree.unflatten(treedef, zeros)
+    here = {site: strength for site in TWO}
+    each, slopes, by_strength = trained()(floats(updates), here)
+    by_site = whole(updates, slopes)
+    assert [site for site in TWO if not np.isfinite(each[site])] == []
+    assert [site for site in TWO if not np.isfinite(by_strength[site])] == []
+    assert [
+        site
+        for site in TWO
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(by_site[site]))
+    ] == []
+
+
+# ---------------------------------------------------------------- traces, donation, devices, places
+
+
+def test_by_pass_it_is_traced_once_and_gives_up_its_buffers() -> None:
+    """Other strengths and other arrays of equal shapes are the same programs, of every family."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        seen.append(event)
+
+    params = {name: jnp.asarray(leaf) for name, leaf in base(TWO, np.float32).items()}
+    other = jax.tree.map(lambda x: 1.1 * x if isinstance(x, np.ndarray) and is_float(x) else x, TWO)
+    first = jaxmix.compose(params, Adapter(TWO, 0.7))
+    assert off(first, folds(params, TWO, 0.7), 5e-6) == {}
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jaxmix.compose(params, Adapter(other, 0.5))
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+    assert [event for event in seen if "trace" in event or "backend_compile" in event] == []
+    again = jaxmix.compose(params, Adapter(TWO, 0.7), donate=True)
+    assert off(again, {n: np.asarray(x) for n, x in first.items()}, 1e-6) == {}
+    assert all(params[f"{site}.weight"].is_deleted() for site in TWO)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_sharded(kind: AxisType) -> None:
+    """The values of one device, where the leaves lay."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    specs = {1: P("x"), 2: P("y", "x"), 3: P("x", None, "y")}
+    plain = base(TWO, np.float32)
+    params = {n: jax.device_put(x, NamedSharding(mesh, specs[x.ndim])) for n, x in plain.items()}
+    if kind is AxisType.Auto:
+        out = jaxmix.compose(params, Adapter(TWO, 0.7))
+    else:
+        out = jax.jit(jaxmix.compose)(params, Adapter(TWO, 0.7))
+    assert off(out, folds(plain, TWO, 0.7), 5e-6) == {}
+    assert {n: jax.typeof(x) for n, x in out.items()} == {
+        n: jax.typeof(x) for n, x in params.items()
+    }
+    assert [n for n, x in out.items() if not x.sharding.is_equivalent_to(params[n].sharding, x.ndim)
+            ] == []  # fmt: skip
+
+
+def test_a_model_of_nnx() -> None:
+    """Kernels (in, out), in a state."""
+    plain = base(LINEAR, np.float32)
+
+    class Model(nnx.Module):
+        """A linear layer a site."""
+
+        def __init__(self) -> None:
+            for site in LINEAR:
+                layer = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+                layer.kernel[...] = jnp.asarray(plain[f"{site}.weight"].T)
+                layer.bias[...] = jnp.asarray(plain[f"{site}.bias"])
+                setattr(self, site, layer)
+
+    graph, state = nnx.split(Model())
+    out = nnx.merge(graph, jax.jit(jaxmix.compose)(state, Adapter(LINEAR, 0.7)))
+    ours = {f"{site}.weight": getattr(out, site).kernel[...].T for site in LINEAR}
+    ours |= {f"{site}.bias": getattr(out, site).bias[...] for site in LINEAR}
+    assert off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}
+
+
+def test_at_gpt2s_conv1d() -> None:
+    """PyTorch's own (in, out): by the bias's size, whatever an update says."""
+    plain = base(LINEAR, np.float32)
+    turned = {n: x.T.copy() if x.ndim == 2 else x for n, x in plain.items()}
+    # Whole weights lie there as the file has them.
+    updates = {site: update.turned() for site, update in LINEAR.items()}
+    out = jax.jit(jaxmix.compose)(turned, Adapter(updates, 0.7))
+    ours = {n: x.T if x.ndim == 2 else x for n, x in out.items()}
+    assert off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}

@@ -1,0 +1,173 @@
+"""All families in few bits and in many: floats, whole numbers, and what a program keeps of them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.affine import Base
+from jaxmix.families import FAMILIES, WaveFT, parts_of
+from jaxmix.operators import Product, Sparse
+
+from .crowd import LINEAR, UPDATES, base, folds, is_float
+from .draws import Module
+from .test_every_family import ALL, FLAT
+from .test_shape import rounded_once
+
+# By the last figure of the site's name: one program for all.
+DTYPES = {"0": jnp.bfloat16, "1": np.float16, "2": np.float32}
+# Before the one rounding; KaSA's singular vectors are the least exact.
+NOISE = 5e-6
+
+
+def test_one_rounding() -> None:
+    """Weights of 16 bits, factors of float64: computed in float32 and rounded once."""
+    plain = base(UPDATES)
+    params = {n: x.astype(DTYPES[n.split(".")[0][-1]]) for n, x in plain.items()}
+    out = jax.jit(jaxmix.compose)(params, Adapter(UPDATES, 0.7))
+    truth = folds(params, UPDATES, 0.7)
+    assert {n: x.dtype for n, x in out.items()} == {n: x.dtype for n, x in params.items()}
+    assert [
+        n for n, wanted in truth.items() if not rounded_once(np.asarray(out[n]), wanted, NOISE)
+    ] == []
+
+
+def test_factors_of_16_bits() -> None:
+    """They are widened, never narrowed: into float32, uncompiled."""
+    dtype = jnp.bfloat16
+    updates = jax.tree.map(
+        lambda x: np.asarray(x).astype(dtype) if is_float(x) else x,
+        {site: update for site, update in UPDATES.items() if site.endswith("2")},
+    )
+    params = base(updates, np.float32)
+    with jax.disable_jit():
+        out = jaxmix.compose(params, Adapter(updates, 0.7))
+    assert {n: x.dtype for n, x in out.items()} == {n: x.dtype for n, x in params.items()}
+    wide = jax.tree.map(
+        lambda x: np.asarray(x).astype(float) if np.asarray(x).dtype == dtype else x, updates
+    )
+    truth = folds(params, wide, 0.7)
+    assert [
+        n for n, wanted in truth.items() if not rounded_once(np.asarray(out[n]), wanted, NOISE)
+    ] == []
+
+
+def is_whole(leaf: Any) -> bool:
+    """Whether a leaf holds positions."""
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu"
+
+
+INDEXED = {
+    site: update
+    for site, update in LINEAR.items()
+    if any(map(is_whole, jax.tree.leaves(update))) and not site.endswith("2")
+}
+
+
+def test_who_lists_positions() -> None:
+    """So that the next test has something to test."""
+    kinds = {part.family for update in INDEXED.values() for part in parts_of(update)}
+    assert kinds == {
+        *("AdaMSS", "BOFT", "FRoD", "FourierFT", "SHiRA", "SuperTuning", "Tokens", "UniLoRA"),
+        *("VBLoRA", "WaveFT"),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint32, np.int64, np.uint64])
+def test_positions_of_every_width(dtype: Any) -> None:
+    """As a file may have them, and beside those of another file; nothing of them overflows."""
+    params = base(INDEXED)
+    turned = jax.tree.map(lambda x: x.astype(dtype) if is_whole(x) else x, INDEXED)
+    beside = {site: UPDATES["SHiRA2"] for site in INDEXED}
+    with jax.enable_x64(True), jax.disable_jit():
+        out = jaxmix.compose(params, [Adapter(turned, 0.7, "a"), Adapter(beside, 0.5, "b")])
+    truth = folds(params, INDEXED, 0.7)
+    truth = folds(truth, beside, 0.5)  # what only adds does not mind what was there
+    for name, wanted in truth.items():
+        np.testing.assert_allclose(out[name], wanted, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def test_positions_beyond_a_narrow_width() -> None:
+    """Columns of a row are counted in 32 bits, whatever the rows' numbers are in."""
+    params = {"a.weight": np.zeros((4, 300), np.float32)}
+    rows, values = np.array([2], np.uint8), np.ones((1, 300), np.float32)
+    tokens = jaxmix.families.Tokens(values, rows)
+    out = jaxmix.compose(params, Adapter({"a": tokens}))["a.weight"]
+    assert float(out.sum()) == 300.0 and float(out[2].sum()) == 300.0
+    one = jaxmix.families.SuperTuning(np.ones(1, np.float32), np.array([200], np.uint8))
+    out = jaxmix.compose(params, Adapter({"a": one}))["a.weight"]
+    assert float(out[0, 200]) == 1.0 == float(out.sum())
+
+
+# ---------------------------------------------------------------- memory
+
+
+def constants(program: Any) -> Iterator[int]:
+    """The sizes of all constants in a program and in those that it calls."""
+    if hasattr(program, "consts"):
+        yield from (np.size(x) for x in program.consts)
+        program = program.jaxpr
+    for line in program.eqns:
+        yield from (np.size(x.val) for x in line.invars if hasattr(x, "val"))
+        for value in line.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                    yield from constants(inner)
+
+
+WIDE = Module("linear", (96, 160), True)
+
+
+def wide(kind: str, seed: int) -> tuple[dict[str, Any], Adapter]:
+    """A larger layer and its update."""
+    params = {"a.weight": np.zeros((96, 160), np.float32), "a.bias": np.zeros(96, np.float32)}
+    return params, Adapter({"a": ALL[kind](np.random.default_rng([seed, 7]), WIDE)})
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_no_constant_as_large_as_a_side_squared(kind: str) -> None:
+    """What is made of sizes alone is counted by XLA, and is no part of the program."""
+    for seed in range(3):
+        program = jax.make_jaxpr(jaxmix.compose)(*wide(kind, seed))
+        assert max(constants(program), default=0) < 96 * 96 / 2
+
+
+def test_the_constants_are_found() -> None:
+    """The check above can fail."""
+    grid = np.ones((96, 96))
+    assert max(constants(jax.make_jaxpr(jax.jit(lambda x: x + grid[0, 0] * grid[0]))(grid[0]))) > 90
+
+
+def test_a_wavelet_takes_no_more_memory_than_its_weight() -> None:
+    """Of few coefficients; a filter of eight numbers took ten times the weight."""
+    params, adapter = wide("WaveFT", 0)
+    update: Any = adapter.updates["a"]
+    assert update.wavelet == "sym4"
+    memory = jax.jit(jaxmix.compose).lower(params, adapter).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2 * params["a.weight"].nbytes
+
+
+@pytest.mark.parametrize("name", ["haar", "db2", "db10", "sym4", "sym5", "coif1", "coif3"])
+def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
+    """Patches where they are few, products where they are many: the same Δ."""
+    shape, rng = (38, 41), np.random.default_rng(0)
+    flat = rng.permutation(shape[0] * shape[1]).astype(np.int32)
+    places = np.stack([flat // 41, flat % 41])
+    few = WaveFT(rng.normal(size=3), places[:, :3], 2.0, name)
+    numbers = np.concatenate([few.spectrum, np.zeros(len(flat) - 3)])
+    many = WaveFT(numbers, places, 2.0, name)
+    with jax.enable_x64(True), jax.disable_jit():
+        one, other = (x.weight_map(Base(None, shape), jnp.ones(())).shift for x in (few, many))
+        assert isinstance(one, Sparse) and isinstance(other, Product)
+        np.testing.assert_allclose(one.dense(), other.dense(), rtol=1e-12, atol=1e-12)
+
+
+def test_all_families_are_here() -> None:
+    """A new one joins the makers, and so these laws."""
+    seen = {one.family for update in UPDATES.values() for one in (update, *parts_of(update))}
+    assert set(FAMILIES) <= seen

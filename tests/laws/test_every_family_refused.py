@@ -1,0 +1,170 @@
+"""All families with what does not belong there: words, never an error of JAX or a silent answer."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import ShapeError
+from jaxmix.families import (
+    BOFT,
+    HRA,
+    OFT,
+    AdaMSS,
+    DiagOFT,
+    ExpertLoRA,
+    FRoD,
+    KaSA,
+    LoHa,
+    LoKr,
+    LoRA,
+    Normed,
+    SuperTuning,
+    UniLoRA,
+    VBLoRA,
+)
+
+from .crowd import MODULES, UPDATES, base
+
+ones: Any = np.ones
+
+
+def shapes_near(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Shapes that a leaf of this one might have by mistake."""
+    if not shape:
+        return {(2,), (1, 1)}
+    more, less = (*shape[:-1], shape[-1] + 1), (shape[0] + 1, *shape[1:])
+    wrong = {(), (3,), (0,), shape[:-1], shape[::-1], (*shape, 1), (1, *shape), (2, *shape)}
+    return (wrong | {more, less, (0, *shape[1:]), (1,) * len(shape), (2, 3, 4, 5, 6)}) - {shape}
+
+
+@pytest.mark.parametrize("site", UPDATES)
+def test_every_leaf_in_other_shapes(site: str) -> None:
+    """It has a text, and what `misfit` lets pass runs."""
+    leaves, treedef = jax.tree.flatten(UPDATES[site])
+    params, shape, passed = base([site], np.float32), MODULES[site].matrix, 0
+    for i, leaf in enumerate(leaves):
+        for other in sorted(shapes_near(np.shape(leaf))):
+            new = np.zeros(other, jnp.result_type(leaf) if np.ndim(leaf) else np.float32)
+            update = jax.tree.unflatten(treedef, [*leaves[:i], new, *leaves[i + 1 :]])
+            assert repr(Adapter({site: update}))
+            if update.misfit(shape) is None and np.ndim(leaf) and passed < 3:
+                passed += 1
+                with jax.disable_jit():
+                    out = jaxmix.compose(params, Adapter({site: update}))
+                assert {n: x.shape for n, x in out.items()} == {
+                    n: x.shape for n, x in params.items()
+                }
+            # A scale that is no number is never let pass.
+            assert np.ndim(leaf) or update.misfit(shape) is not None
+
+
+@pytest.mark.parametrize("site", UPDATES)
+def test_texts_of_outlines(site: str) -> None:
+    """Sizes and texts need no numbers; nor does an update need to be hashed or equal to another."""
+    update = UPDATES[site]
+    outline = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), update)
+    assert outline.size() == update.size() and update.size() != ""
+    found = Adapter({site: outline}, 0.5, "mine")
+    assert repr(found) == f"mine: {found.summary()}" == repr(Adapter({site: update}, 0.5, "mine"))
+    assert update != dataclasses.replace(update) and hash(update) is not None
+
+
+def said(update: Any, shape: tuple[int, int]) -> str:
+    """The words."""
+    found = update.misfit(shape)
+    assert found is not None
+    return found
+
+
+def changed(site: str, **fields: Any) -> Any:
+    """A crowd's update with other fields."""
+    return dataclasses.replace(UPDATES[site], **fields)
+
+
+def test_numbers_of_what_is_not_there() -> None:
+    """JAX would take the last one, or drop it."""
+    theta, scales = ones(3), (ones((1, 2)), ones((2, 1)))
+    rows, cols = np.array([[0, 3]]), np.zeros((2, 1), int)
+    assert said(UniLoRA(theta, rows, cols, *scales), (2, 2)) == (
+        "unilora_indices_A go from 0 to 3, expected from 0 on and below 3"
+    )
+    bank, pair = ones((4, 1)), lambda n: (ones((1, 2, 1)), np.full((1, 2, 2), n, np.uint8))
+    turned = (ones((2, 1, 1)), np.zeros((2, 1, 2), np.uint8))
+    assert VBLoRA(pair(3), turned, bank, topk=2).misfit((2, 2)) is None
+    assert said(VBLoRA(pair(4), turned, bank, topk=2), (2, 2)) == (
+        "vblora_logits_A_topk_indices go from 4 to 4, expected from 0 on and below 4"
+    )
+    logits = (ones((1, 2, 4)),), (ones((2, 1, 4)),)
+    assert said(VBLoRA(*logits, bank, topk=5), (2, 2)) == (
+        "vblora_logits_A: the 5 largest of 4 vectors, expected 4 at the most"
+    )
+    assert said(FRoD(np.eye(2), ones(1), np.array([[0], [2]]), ones(2)), (3, 2)) == (
+        "frod_s_indices go to row 0 and column 2, expected rows below 2 and columns below 2"
+    )
+    one = ones((1, 1))
+    assert said(AdaMSS((one, one), (one, one), one, np.array([1, 1])), (2, 1)) == (
+        "the groups' rows hold a number twice or beyond 1, expected each from 0 to 1 once"
+    )
+    orders: Any = np.array([[0, 1, 2, 4]])
+    assert said(BOFT(ones((1, 2, 2, 2)), orders=orders), (3, 4)) == (
+        "orders hold a number twice or beyond 3, expected each from 0 to 3 once"
+    )
+
+
+def test_positions_beyond_32_bits() -> None:
+    """Without 64 bits JAX would cut them off."""
+    far = SuperTuning(ones(1), np.array([2**31]))
+    assert said(far, (70_000, 40_000)) == (
+        "supertuning_indices go to 2147483648, beyond 32 bits: they need "
+        "jax.config.update('jax_enable_x64', True)"
+    )
+    with jax.enable_x64(True):
+        assert far.misfit((70_000, 40_000)) is None
+
+
+def test_scales_that_are_no_numbers() -> None:
+    """As those of a stack of adapters are, outside of `vmap`."""
+    two = ones(2)
+    assert said(changed("LoRA0", scale=two), (8, 16)) == (
+        "scale has shape (2,), expected () from weight (8, 16)"
+    )
+    for kind, name in ((LoHa, "scale"), (LoKr, "scale"), (KaSA, "scale")):
+        update = UPDATES[f"{kind.__name__}0"]
+        assert said(dataclasses.replace(update, **{name: two}), (8, 16)).startswith(f"{name} has")
+    assert said(OFT(ones((8, 1)), eps=two), (8, 16)) == "eps has shape (2,), expected a number"
+    blocks = ones((4, 2, 2))
+    assert said(DiagOFT(blocks, bound=two), (8, 16)) == (
+        "the bound has shape (2,), expected a number"
+    )
+    assert said(changed("Normed0", eps=two), (8, 16)) == (
+        "dora_scale's eps has shape (2,), expected a number"
+    )
+    lora = LoRA(ones((1, 16)), ones((8, 1)), two)
+    assert said(Normed(lora, ones(8)), (8, 16)).startswith("scale has shape (2,)")
+
+
+def test_factors_with_other_axes() -> None:
+    """What unpacking them said before."""
+    stack = LoKr((ones((1, 2, 2)),), (ones((4, 8)),), 1.0)
+    assert "lokr_w1 has shape (1, 2, 2)" in said(stack, (8, 16))
+    flat = ExpertLoRA(ones((2, 3)), ones((2, 4, 1)), 1.0)
+    assert said(flat, (2, 12)).startswith("lora_A has shape (2, 3), expected (")
+    with pytest.raises(ShapeError, match=re.escape("lora_A has shape (2, 3), expected (")):
+        jaxmix.compose({"a.weight": ones((2, 4, 3), np.float32)}, Adapter({"a": flat}))
+
+
+def test_a_reflection_at_nothing() -> None:
+    """It is none; PEFT divides by zero."""
+    u: Any = np.array([[3.0, 0.0], [0.0, 0.0]])
+    w = np.array([[1.0, 2.0]], np.float32)
+    both, one = (
+        jaxmix.compose({"a.weight": w}, Adapter({"a": HRA(x)}))["a.weight"] for x in (u, u[:, :1])
+    )
+    np.testing.assert_array_equal(both, one)
