@@ -98,8 +98,8 @@ def base_model(base: Any) -> BaseModel:
 
     Args:
         base: a Hugging Face folder; a params tree, whose leaves have the names of PyTorch's modules
-            (as `jaxmix.compose` finds them by itself); or the modules' names alone, which serve
-            where weights are not asked for.
+            (as `jaxmix.compose` finds them by itself), a flat dict in the model's own order where
+            that is asked for; or the modules' names alone, which serve where weights are not.
 
     Returns:
         The model. Of a folder nothing but headers is read.

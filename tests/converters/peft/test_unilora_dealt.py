@@ -108,7 +108,8 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = 
     "vector": ({"theta_d_length": 6}, _QK, ShapeError,
         "unilora_theta_d has shape (5,), expected (6,) from the config"),
     "no layer": ({"target_modules": ["q", "1"]}, _QK, CheckpointError,
-        "are no linear layers in the params that were given as base:\n  layers.1: no layers.1.weight\n"),
+        "are no linear layers in the params that were given as base:\n"
+        "  layers.1: no layers.1.weight\n"),
     "three axes": ({}, {**_QK, "layers.1.k.weight": np.ones((6, 4, 3))}, CheckpointError,
         "  layers.1.k: weight (6, 4, 3) float64\nExpected floats (out, in), or (in, out) of"),
     "integers": ({}, {**_QK, "layers.1.k.weight": np.ones((6, 4), np.int8)}, CheckpointError,
