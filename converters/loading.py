@@ -113,8 +113,9 @@ def load(
         revision: the branch, tag or commit on the hub.
         strength: the strength with which it enters a mix, a real scalar.
         base: the model on which the adapter was trained, where its file says too little without:
-            params, a Hugging Face folder, or a list of the names of its modules. What needs none
-            does not look at it.
+            params, a Hugging Face folder, or a list of the names of its modules. UniLoRA without
+            its indices asks for a flat dict in the model's own order. What needs none does not look
+            at it.
         format: the format, by name, of what would not be recognised by its files: ``"peft"``,
             ``"mix"``, ``"kohya"``, ``"diffusers"``, ``"mlx"`` or ``"qwix"``.
         **options: what else the reader of the format takes: ``part=`` of a file with several
