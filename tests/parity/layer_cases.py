@@ -249,14 +249,12 @@ def _between() -> list[Case]:
         "oft-coft": ("linear", (OFTConfig, {**oft, "coft": True, "eps": 0.5})),
     }  # fmt: skip
     where = {"mlp": {"target_modules": ["layers.0.lin", "layers.1.lin"]}, "embedding": two}
+
+    def put(net: str, make: type[PeftConfig], kw: dict[str, Any]) -> Any:
+        return make, {**kw, **where.get(net, {})}
+
     return [
-        Case(
-            f"between-{name}",
-            net,
-            tuple((make, {**kw, **where.get(net, {})}) for make, kw in (lora,))
-            + (form,)
-            + tuple((make, {**kw, **where.get(net, {})}) for make, kw in (loha,)),
-        )
+        Case(f"between-{name}", net, (put(net, *lora), form, put(net, *loha)))
         for name, (net, form) in forms.items()
     ]
 
