@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
-from jaxmix.families.base import Update
+from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Diagonal, Identity, Operator, Zero, multiply
 
 __all__ = ["DiagOFT"]
@@ -100,8 +100,8 @@ class DiagOFT(Update):
             return f"rescale has shape {self.rescale.shape}, expected {shape[:1]} from {shape}"
         if self.blocks is None:
             return None
-        if np.shape(self.bound):
-            return f"the bound has shape {np.shape(self.bound)}, expected a number"
+        if said := mismatch({"the bound": (self.bound, ())}, shape):
+            return said
         found, size = self.blocks.shape, shape[0 if self.side == "out" else 1]
         if len(found) != 3 or found[1] != found[2] or 0 in found:
             return f"oft_blocks has shape {found}, expected (blocks, b, b)"

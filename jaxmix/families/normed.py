@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
-from jaxmix.families.base import Update
+from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Diagonal, Identity, multiply
 
 __all__ = ["Normed"]
@@ -88,8 +88,8 @@ class Normed(Update):
             return said
         if self.update.has_bias or self.update.reads_base or not _adds(self.update, shape):
             return f"dora_scale over {self.update.family}, expected an update that adds to W alone"
-        if np.shape(self.eps):
-            return f"dora_scale's eps has shape {np.shape(self.eps)}, expected a number"
+        if said := mismatch({"dora_scale's eps": (self.eps, ())}, shape):
+            return said
         found, (out_size, in_size) = self.magnitude.shape, shape
         if self.axis == "out":
             fits, wanted = found == (out_size,), f"({out_size},)"

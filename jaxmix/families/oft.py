@@ -4,11 +4,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
-from jaxmix.families.base import Update
+from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Identity, Zero
 from jaxmix.operators.rotations import cayley, series, shrunk, skew
 
@@ -85,8 +84,8 @@ class OFT(Update):
         """Whether the blocks, shared or not, tile the input side."""
         if self.generator.ndim != 2:
             return f"oft_R has shape {self.generator.shape}, expected (blocks, b(b − 1)/2)"
-        if np.shape(self.eps):
-            return f"eps has shape {np.shape(self.eps)}, expected a number"
+        if said := mismatch({"eps": (self.eps, ())}, shape):
+            return said
         (blocks, numbers), b, in_size = self.generator.shape, self.block_size, shape[1]
         if b * (b - 1) // 2 != numbers:
             return f"oft_R has {numbers} numbers a block, expected b(b − 1)/2"

@@ -239,7 +239,7 @@ def test_a_model_of_nnx() -> None:
 
         def __init__(self) -> None:
             for site in LINEAR:
-                layer = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
+                layer: Any = nnx.Linear(16, 8, rngs=nnx.Rngs(0))
                 layer.kernel[...] = jnp.asarray(plain[f"{site}.weight"].T)
                 layer.bias[...] = jnp.asarray(plain[f"{site}.bias"])
                 setattr(self, site, layer)

@@ -11,11 +11,11 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.affine import Base
-from jaxmix.families import FAMILIES, WaveFT, parts_of
+from jaxmix.families import C3A, FAMILIES, OFT, WaveFT, parts_of
 from jaxmix.operators import Product, Sparse
 
 from .crowd import LINEAR, UPDATES, base, folds, is_float
-from .draws import Module
+from .draws import Module, ones
 from .test_every_family import ALL, FLAT
 from .test_shape import rounded_once
 
@@ -137,6 +137,14 @@ def test_no_constant_as_large_as_a_side_squared(kind: str) -> None:
         assert max(constants(program), default=0) < 96 * 96 / 2
 
 
+@pytest.mark.parametrize("update", [C3A(ones((1, 1, 96))), OFT(ones((1, 48 * 95)))])
+def test_nor_of_blocks_as_large_as_the_weight(update: Any) -> None:
+    """A circulant's places, and those of a triangle."""
+    params = {"a.weight": np.zeros((96, 96), np.float32)}
+    program = jax.make_jaxpr(jaxmix.compose)(params, Adapter({"a": update}))
+    assert max(constants(program), default=0) < 96 * 96 / 2
+
+
 def test_the_constants_are_found() -> None:
     """The check above can fail."""
     grid = np.ones((96, 96))
@@ -148,7 +156,7 @@ def test_a_wavelet_takes_no_more_memory_than_its_weight() -> None:
     params, adapter = wide("WaveFT", 0)
     update: Any = adapter.updates["a"]
     assert update.wavelet == "sym4"
-    memory = jax.jit(jaxmix.compose).lower(params, adapter).compile().memory_analysis()
+    memory: Any = jax.jit(jaxmix.compose).lower(params, adapter).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 2 * params["a.weight"].nbytes
 
 

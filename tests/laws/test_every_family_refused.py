@@ -132,20 +132,14 @@ def test_positions_beyond_32_bits() -> None:
 def test_scales_that_are_no_numbers() -> None:
     """As those of a stack of adapters are, outside of `vmap`."""
     two = ones(2)
-    assert said(changed("LoRA0", scale=two), (8, 16)) == (
-        "scale has shape (2,), expected () from weight (8, 16)"
-    )
+    assert said(changed("LoRA0", scale=two), (8, 16)).startswith("scale has shape (2,)")
     for kind, name in ((LoHa, "scale"), (LoKr, "scale"), (KaSA, "scale")):
         update = UPDATES[f"{kind.__name__}0"]
         assert said(dataclasses.replace(update, **{name: two}), (8, 16)).startswith(f"{name} has")
-    assert said(OFT(ones((8, 1)), eps=two), (8, 16)) == "eps has shape (2,), expected a number"
-    blocks = ones((4, 2, 2))
-    assert said(DiagOFT(blocks, bound=two), (8, 16)) == (
-        "the bound has shape (2,), expected a number"
-    )
-    assert said(changed("Normed0", eps=two), (8, 16)) == (
-        "dora_scale's eps has shape (2,), expected a number"
-    )
+    tail = "has shape (2,), expected () from weight (8, 16)"
+    assert said(OFT(ones((8, 1)), eps=two), (8, 16)) == f"eps {tail}"
+    assert said(DiagOFT(ones((4, 2, 2)), bound=two), (8, 16)) == f"the bound {tail}"
+    assert said(changed("Normed0", eps=two), (8, 16)) == f"dora_scale's eps {tail}"
     lora = LoRA(ones((1, 16)), ones((8, 1)), two)
     assert said(Normed(lora, ones(8)), (8, 16)).startswith("scale has shape (2,)")
 
