@@ -37,13 +37,13 @@ def _waveft(file: File, site: str, factors: Factors) -> WaveFT:
 
 def _positions(file: File, site: str, name: str, spectrum: Any) -> Any:
     """The rows and columns of the numbers: the first ones of a permutation of the whole weight."""
-    torch = file.torch("the positions of its numbers")
     out_size, in_size = file.shape(site)[:: -1 if file.config.flag("fan_in_fan_out") else 1]
     if spectrum.ndim != 1 or not 0 < spectrum.size <= out_size * in_size:
         raise ShapeError(
             f"{name} has shape {spectrum.shape}, expected (n,) with n from 1 to "
             f"{out_size * in_size}"
         )
+    torch = file.torch("the positions of its numbers")
     generator = torch.Generator().manual_seed(file.config.values["random_loc_seed"])
     flat = torch.randperm(out_size * in_size, generator=generator)[: spectrum.size].numpy()
     return np.stack([flat // in_size, flat % in_size]).astype(np.int32)

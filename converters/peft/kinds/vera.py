@@ -38,11 +38,11 @@ def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]
         return a, b
     if file.config.values.get("save_projection", True):
         raise CheckpointError(f"{name}_A or {name}_B missing, but save_projection is true")
-    torch = file.torch(f"{name}_A and {name}_B")
     sizes = [file.shape(site)[:2] for site in file.sites]
     if file.config.flag("fan_in_fan_out"):
         sizes = [size[::-1] for size in sizes]
     out_size, in_size = (max(axis) for axis in zip(*sizes, strict=True))
+    torch = file.torch(f"{name}_A and {name}_B")
     seed = file.config.values["projection_prng_key"]
     if "drawn" not in file.kept:  # all sites hold the same two objects
         file.kept["drawn"] = _drawn(torch, seed, (wide, in_size), (out_size, rank))

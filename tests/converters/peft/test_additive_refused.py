@@ -2,6 +2,7 @@
 
 import builtins
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedE
 from jaxmix.families import AdaMSS, FourierFT, SuperTuning, TinyLoRA, Update, VeRA
 
 from .folders import SITE, Form, keyed, refused, save
+
+# What is drawn or clustered again takes what PEFT takes; the messages without are tested too.
+drawn = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("sklearn", "torch")), reason="draws with torch"
+)
 
 S, C, U = ShapeError, CheckpointError, UnsupportedError
 Case = tuple[str, Mapping[str, Any], Mapping[str, Any], type[JaxmixError], str]
@@ -168,6 +174,7 @@ def test_what_is_drawn_asks_for_torch(family, tmp_path, monkeypatch):
     assert "leaves out " in text and "Install torch" in text, text
 
 
+@drawn
 def test_adamss(tmp_path, monkeypatch):
     """The shapes, scikit-learn, and groups of another size than the file's."""
     form = Form("ADAMSS", {"r": 2, "num_subspaces": 2, "random_seed": 0}, {})
@@ -204,7 +211,11 @@ def _without(patch: pytest.MonkeyPatch, package: str) -> None:
             "tinylora_P",
             "tinylora_P missing: PEFT draws it anew from a seed that counts the modules",
         ),
-        ("", "tinylora_P is that of 0 of the 2 modules when drawn again from projection_seed 42"),
+        pytest.param(
+            "",
+            "tinylora_P is that of 0 of the 2 modules when drawn again from projection_seed 42",
+            marks=drawn,
+        ),
     ],
 )
 def test_tinylora_of_unknown_order(left_out, said, tmp_path):

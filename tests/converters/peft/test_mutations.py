@@ -7,6 +7,7 @@ same, of 50,000 folders, found what `FOUND` has, and nothing after that was mend
 import json
 import random
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ VALUES += [
     "bat",
     {"proj": 3},
 ]
+# Types whose files leave something out.
+DRAWN = ("ADAMSS", "FOURIERFT", "TINYLORA", "WAVEFT")
 # Changes of tensors; of the config there are some of its own.
 TENSORS = ("drop", "rename", "shape", "dtype", "number", "foreign")
 
@@ -139,6 +142,8 @@ def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
     if name not in _folders():
         return
     tensors, config = _folders()[name]
+    if config["peft_type"] in DRAWN and find_spec("torch") is None:
+        pytest.skip("PEFT draws a part of it with torch")
 
     def loaded(folder: str, tensors: dict[str, np.ndarray]) -> Any:
         return jaxmix.load(
