@@ -60,13 +60,14 @@ def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]
     The signs of singular vectors are the LAPACK's own: NumPy's and torch's differ for one in
     fifteen, and with another sign the same R means another update. So it is torch's that is asked.
     """
-    torch, values = file.torch("A and B", _HOW), file.config.values
-    weight = torch.from_numpy(np.array(file.weight(site), np.float32))
-    if weight.ndim != 2 or rank > min(weight.shape):
+    matrix, values = np.array(file.weight(site), np.float32), file.config.values
+    if matrix.ndim != 2 or rank > min(matrix.shape):
         raise ShapeError(
-            f"the base's weight at {site} has shape {tuple(weight.shape)}, expected a matrix of at "
+            f"the base's weight at {site} has shape {matrix.shape}, expected a matrix of at "
             f"least {rank} rows and columns, by the config's r"
         )
+    torch = file.torch("A and B", _HOW)
+    weight = torch.from_numpy(matrix)
     if values.get("psoft_svd") == "lowrank":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(values.get("random_seed", 0))
