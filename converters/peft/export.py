@@ -155,10 +155,7 @@ def _folder(adapter: Adapter, base_model: str | None) -> tuple[dict[str, Any], d
             "jaxmix.to_lora(adapter, params), or export its parts as adapters of their own."
         )
     (name,) = kinds
-    write = KINDS[name].write
-    if write is None:
-        raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
-    written = write(parts.own)
+    written = KINDS[name].write(parts.own)
     config = {
         "base_model_name_or_path": base_model,
         "inference_mode": True,
@@ -215,12 +212,11 @@ def _sorted(adapter: Adapter) -> _Sorted:
             f"order, under an adapter's own update, and these are in another:{listing(late)}\n"
             "Make a LoRA of it: jaxmix.to_lora(adapter, params)."
         )
-    if not out.own:
-        # Alone these are types of their own.
-        for name in ("tokens", "saved"):
-            if rest := getattr(out, name):
-                out.own, _ = dict(rest), setattr(out, name, {})
-                break
+    # Alone these are types of their own.
+    if not out.own and out.tokens:
+        return replace(out, own=dict(out.tokens), tokens={})
+    if not out.own and out.saved:
+        return replace(out, own=dict(out.saved), saved={})
     return out
 
 

@@ -87,6 +87,8 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
     for key, array in tensors.items():
         shared = key.removeprefix("base_model.").removeprefix("model.")
         if kind.shared and _any_of(kind.shared).fullmatch(shared):
+            if shared in sites.shared:
+                problems.append((key, _Problem(f"{shared} is there twice; keep one of the two")))
             sites.shared[shared] = array
             continue
         if config.family == "LORA" and _FOR_TRAINING.search(key):

@@ -48,7 +48,7 @@ def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict
             out[f"{path}.in_proj_weight"] = own
         elif path.endswith(_OUT_PROJ):
             out[path.replace(_OUT_PROJ, ".out_proj")] = _twice(own)
-        elif parameters(file.config, stripped(path)):
+        elif _parameters(file, path, own):
             modules[stripped(path)].append(path)
         else:
             out[stripped(path)] = own
@@ -94,11 +94,26 @@ def parameters(config: Config, module: str) -> list[str]:
     return found
 
 
+def _parameters(file: File, path: str, own: Mapping[str, Any]) -> list[str]:
+    """The parameters that a wrapper with these factors may be for; none if it is a layer's.
+
+    A target without a module is any module's, and so would be a layer's that is targeted beside it;
+    but only a parameter's A is stacked.
+    """
+    names = parameters(file.config, stripped(path))
+    bare = set(names).intersection(file.config.values.get("target_parameters") or ())
+    if not bare:
+        return names
+    rank = file.config.by_site("rank_pattern", "r", f"{stripped(path)}.{names[0]}")
+    is_layer = getattr(own.get("lora_A.weight"), "shape", ())[:1] == (rank,)
+    return [name for name in names if not (is_layer and name in bare)]
+
+
 def _assigned(
     file: File, module: str, factors: Mapping[str, dict[str, Any]], paths: list[str]
 ) -> dict[str, str]:
     """Which parameter each of a module's wrappers is for: by their shapes, if there are several."""
-    names = parameters(file.config, module)
+    names = list(dict.fromkeys(parameters(file.config, module)))
     if len(names) == len(paths) == 1:
         return {paths[0]: names[0]}
     shapes = {name: file.shape(f"{module}.{name}")[-2:] for name in names}

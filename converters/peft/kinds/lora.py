@@ -99,10 +99,10 @@ def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Fa
             a = np.repeat(a, size // groups, axis=1) * np.asarray(groups**2 / size, a.dtype)
         return a, b
     if isinstance(told := config.values.get("use_bdlora"), dict):
-        name, count = site.rpartition(".")[2], _count(told.get("nblocks", 1), "nblocks")
-        if _is_named(name, told.get("target_modules_bd_a")):
+        count = _count(told.get("nblocks", 1), "nblocks")
+        if _is_named(site, told.get("target_modules_bd_a")):
             return _block_diagonal(a, count), b
-        if _is_named(name, told.get("target_modules_bd_b")):
+        if _is_named(site, told.get("target_modules_bd_b")):
             return a, _block_diagonal(b, count)
     return a, b
 
@@ -114,9 +114,9 @@ def _count(value: Any, name: str) -> int:
     return value
 
 
-def _is_named(name: str, parts: Any) -> bool:
-    """Whether one of the texts is in a module's name, as PEFT looks for them."""
-    return isinstance(parts, list) and any(str(part) in name for part in parts)
+def _is_named(site: str, parts: Any) -> bool:
+    """Whether one of the texts is in a module's path, as PEFT looks for them."""
+    return isinstance(parts, list) and any(str(part) in site for part in parts)
 
 
 def _block_diagonal(stacked: Factor, count: int) -> Factor:
@@ -139,8 +139,11 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     """
     if (init := str(file.config.values.get("init_lora_weights")).lower()) not in SUBTRACTED:
         return update
-    if update.kernel or update.embedding:
+    # PEFT's OLoRA takes a weight that lies as (in, out) for one that does not.
+    if update.kernel or update.embedding or (init == "olora" and update.transposed):
         raise UnsupportedError(f"PEFT has no {init} of this layer. Save it as a plain LoRA")
+    if not update.scale:
+        raise CheckpointError(f"lora_alpha is 0, by which {init} divides. Save it as a plain LoRA")
     weight = file.weight(site).astype(np.float64)
     weight = weight.T if update.transposed else weight
     if init == "pissa":

@@ -10,7 +10,7 @@ import jaxmix
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA, Replace, Together
 
-from .folders import FORMS, SITE, factors, keyed, params, refused, save
+from .folders import FORMS, SITE, Form, factors, keyed, params, refused, save
 
 ROOT = "base_model.model."
 WHOLE = np.full((5, 3), 2.0, np.float32)
@@ -194,3 +194,13 @@ def test_what_wraps_in_ways_unknown(tmp_path):
     made |= {"mystery.scale": WHOLE}
     text = refused(CheckpointError, save(tmp_path, "loha", made))
     assert f"{key}: {why}" in text and "mystery.scale: no parameter" in text
+
+
+def test_a_shared_tensor_twice(tmp_path):
+    """With PEFT's two spellings of its path."""
+    made = {f"base_model.{x}vera_A": np.ones((2, 4), np.float32) for x in ("", "model.")}
+    made |= {"base_model.vera_B": np.ones((6, 2), np.float32)}
+    site = {"vera_lambda_b": np.ones(6, np.float32), "vera_lambda_d": np.ones(2, np.float32)}
+    form = Form("VERA", {"r": 2, "projection_prng_key": 0, "save_projection": True}, {})
+    text = refused(CheckpointError, save(tmp_path, form, made | keyed(site)))
+    assert ": vera_A is there twice; keep one of the two" in text

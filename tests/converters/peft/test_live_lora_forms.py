@@ -9,6 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.variants import QALoraLinearVariant
 from torch import nn
 
 import jaxmix
@@ -113,3 +115,45 @@ def test_written_again(name, tmp_path):
     adapter = jaxmix.load(tmp_path / "in", base=params if base else None)
     jaxmix.export_peft(adapter, tmp_path / "out")
     assert difference(run(reload(model, tmp_path / "out")), truth) < 3e-6
+
+
+class _Both(nn.Module):
+    """A layer beside experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed = Experts()  # which sets the seed
+        self.last = nn.Linear(7, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.mixed(x))
+
+
+def test_a_parameter_told_without_its_module(tmp_path):
+    """It is any module's that has it, and the layer that is targeted beside it is a layer."""
+    options: dict[str, Any] = {"target_modules": ["last"], "target_parameters": ["up"]}
+    truth = run(save(_Both(), LoraConfig(r=2, lora_alpha=3, **options), tmp_path))
+    assert set(jaxmix.load(tmp_path, base=_weights(_Both())).sites) == {"mixed.mlp.up", "last"}
+    assert difference(run(composed(_Both(), tmp_path, base=True)), truth) < 3e-6
+
+
+def test_pooled_inputs_of_a_quantized_layer(tmp_path, monkeypatch):
+    """QALoRA's own forward, which PEFT takes for GPTQ's layers only, put onto a plain one."""
+    monkeypatch.setattr(Linear, "resolve_lora_variant", lambda *a, **k: QALoraLinearVariant())
+    config = LoraConfig(r=3, target_modules=["one"], use_qalora=True, qalora_group_size=4)
+    truth = run(save(Linears(), config, tmp_path))
+    assert difference(run(composed(Linears(), tmp_path, base=True)), truth) < 3e-6
+    assert difference(run(Linears()), truth) > 1e-2
+
+
+def _weights(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: x.numpy().copy() for name, x in model.state_dict().items()}
+
+
+def test_blocks_told_by_a_part_of_the_path(tmp_path):
+    """PEFT looks for the texts anywhere in a module's path."""
+    blocks = BdLoraConfig(target_modules_bd_a=["layers.0."], target_modules_bd_b=["layers.1."],
+                          nblocks=2, match_strict=False)  # fmt: skip
+    truth = run(save(llama(), LoraConfig(**Q, use_bdlora=blocks), tmp_path))
+    assert difference(run(composed(llama(), tmp_path)), truth) < 3e-6
+    assert difference(run(llama()), truth) > 1e-3

@@ -277,3 +277,16 @@ def test_patterns_go_by_an_attention(tmp_path):
     text = refused(S, save(tmp_path, "lora", attention(3), **fields))
     assert "at.out_proj: lora_A.weight has shape (3, 4), expected (4, ·)" in text
     assert "at.in_proj_weight: lora_A.weight has shape (3, 4), expected (4, ·)" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "said"),
+    [
+        ({"init_lora_weights": "olora", "fan_in_fan_out": True}, UnsupportedError, "no olora of"),
+        ({"init_lora_weights": "pissa", "lora_alpha": 0}, CheckpointError, "lora_alpha is 0, by"),
+    ],
+)
+def test_what_no_base_helps(fields, kind, said, tmp_path):
+    """PEFT's OLoRA takes no account of the order of axes, and an alpha of 0 divides."""
+    with pytest.raises(kind, match=said):
+        jaxmix.load(save(tmp_path, **fields), base={f"{SITE}.weight": np.ones((6, 4))})
