@@ -155,7 +155,10 @@ def _folder(adapter: Adapter, base_model: str | None) -> tuple[dict[str, Any], d
             "jaxmix.to_lora(adapter, params), or export its parts as adapters of their own."
         )
     (name,) = kinds
-    written = KINDS[name].write(parts.own)
+    write = KINDS[name].write
+    if write is None:
+        raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
+    written = write(parts.own)
     config = {
         "base_model_name_or_path": base_model,
         "inference_mode": True,

@@ -74,7 +74,8 @@ class Kind:
         fields: its config's fields, each of them accounted for.
         parameters: what it stores at a site, as the key ends after the module's path.
         build: from the file and the tensors of one site to the update.
-        write: from the updates of all sites to what PEFT writes, or an error where it can't say it.
+        write: from the updates of all sites to what PEFT writes, or an error where it can't say it;
+            None for a type whose updates are written as another's, as BONE's are.
         shared: what it stores once for the whole model.
         judged: what is wrong with the config as a whole, in words.
         integers: those of its parameters that are whole numbers.
@@ -84,7 +85,7 @@ class Kind:
     fields: Fields
     parameters: tuple[str, ...]
     build: Callable[[File, str, Factors], Update]
-    write: Callable[[Mapping[str, Any]], Written]
+    write: Callable[[Mapping[str, Any]], Written] | None = None
     shared: tuple[str, ...] = ()
     judged: Callable[[Mapping[str, Any]], Iterable[str]] = lambda values: ()
     integers: tuple[str, ...] = ()

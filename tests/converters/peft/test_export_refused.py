@@ -10,6 +10,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.converters.peft.arrays import same_array
+from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.errors import AdapterError, JaxmixError, UnsupportedError
 from jaxmix.families import (
     OFT,
@@ -212,6 +213,13 @@ def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
     for update in (OFT(n(2, 1)), KaSA(n(2, 4), n(6, 2), n(2), 1.0), COPY, shira(1)):
         text = said(UnsupportedError, Adapter({"q": update}, 0.5), tmp_path)
         assert f"PEFT has none for:\n  q: {update.family}\n" in text
+
+
+def test_a_type_that_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of those that a family has; a new one may begin so."""
+    monkeypatch.setitem(KINDS, "LORA", replace(KINDS["LORA"], write=None))
+    text = said(UnsupportedError, Adapter(FORMS["lora"], name="style"), tmp_path)
+    assert text == "style: jaxmix does not write PEFT's LORA yet."
 
 
 def test_mixes_that_peft_has_not(tmp_path: Path) -> None:
