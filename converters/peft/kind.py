@@ -75,7 +75,7 @@ class Kind:
         parameters: what it stores at a site, as the key ends after the module's path.
         build: from the file and the tensors of one site to the update.
         write: from the updates of all sites to what PEFT writes, or an error where it can't say it;
-            None for a type whose updates are written as another's, as BONE's are.
+            None for a type whose updates are written as another's (BONE's as MISS, OSF's as LORA).
         shared: what it stores once for the whole model.
         judged: what is wrong with the config as a whole, in words.
         integers: those of its parameters that are whole numbers.
