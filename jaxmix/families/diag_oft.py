@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Diagonal, Identity, Operator, Zero, multiply
+from jaxmix.operators.rotations import cayley, shrunk
 
 __all__ = ["DiagOFT"]
 
@@ -78,20 +78,17 @@ class DiagOFT(Update):
 
     def rotations(self, strength: Float[Array, ""]) -> Float[Array, "k b b"]:
         """The blocks of R, at a strength."""
-        q = strength * self._skew()
-        # LAPACK works in float32 at the least.
-        wide = q.astype(np.promote_types(q.dtype, np.float32))
-        eye = jnp.eye(q.shape[-1], dtype=wide.dtype)[None]
-        return jnp.linalg.solve(eye + wide, eye - wide).astype(q.dtype)
+        return cayley(strength * self._skew())
 
     def _skew(self) -> Float[Array, "k b b"]:
         """Q, shrunk if it is bounded."""
         d = jnp.asarray(self.blocks)
         if self.bound is not None and self.by_block:
-            d = _shrunk(d, self.bound, (1, 2))
+            d = shrunk(d, self.bound)
         q = self.factor * (d - jnp.swapaxes(d, 1, 2))
         if self.bound is not None and not self.by_block:
-            q = _shrunk(q, self.bound, (0, 1, 2))
+            # All blocks as one.
+            q = shrunk(q.reshape(1, -1, q.shape[-1]), self.bound).reshape(q.shape)
         return q
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
@@ -130,12 +127,3 @@ def _fitted(blocks: Array, size: int) -> Operator:
     if turn.shape[0] == size:
         return turn
     return turn.rows(slice(size)).cols(slice(size))
-
-
-def _shrunk(x: Array, bound: Array | float, axes: tuple[int, ...]) -> Array:
-    """``x``, brought to the norm ``bound`` where its own is larger."""
-    square = jnp.sum(x * x, axis=axes, keepdims=True)
-    # Compared as squares: the root's slope at 0, where training starts, is infinite.
-    is_far = square > jnp.asarray(bound, x.dtype) ** 2
-    root = jnp.sqrt(jnp.where(is_far, square, jnp.ones_like(square)))
-    return jnp.where(is_far, x * (bound / root), x)

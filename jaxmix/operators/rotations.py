@@ -1,4 +1,4 @@
-"""Rotations made of skew matrices: what the blocks of OFT, BOFT and PSOFT are."""
+"""Rotations made of skew matrices: what the blocks of OFT, BOFT, PSOFT and Diag-OFT are."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def skew(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
     return jnp.asarray(numbers)[:, number] * sign[None]
 
 
-def shrunk(q: Float[Array, "k b b"], bound: Float[Array, ""] | float) -> Float[Array, "k b b"]:
+def shrunk(q: Float[Array, "k a b"], bound: Float[Array, ""] | float) -> Float[Array, "k a b"]:
     """The matrices, each brought to this Frobenius norm if its own is larger.
 
     Args:
