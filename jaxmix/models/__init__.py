@@ -1,25 +1,33 @@
-"""A small decoder to run: Llama, Mistral, Qwen2, Qwen3 and Gemma from a Hugging Face folder.
+"""Small models to run, read from a Hugging Face folder: decoders, GPT-2, BERT.
 
-An NNX module whose tree keeps Hugging Face's names. It knows nothing of adapters.
+The decoders are Llama, Mistral, Qwen2, Qwen3 and Gemma. Each is an NNX module whose tree keeps
+Hugging Face's names. They know nothing of adapters.
 """
 
+from jaxmix.models.bert import Bert, sentence_embeddings
 from jaxmix.models.cache import Cache
 from jaxmix.models.checkpoint import read_tensors, tensor_files
-from jaxmix.models.config import DecoderConfig
+from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
 from jaxmix.models.decoder import Decoder
 from jaxmix.models.generate import generate
+from jaxmix.models.gpt2 import GPT2
 from jaxmix.models.reading import read_config
 from jaxmix.models.weights import from_torch, load, to_torch
 
 __all__ = [
+    "GPT2",
+    "Bert",
+    "BertConfig",
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "GPT2Config",
     "from_torch",
     "generate",
     "load",
     "read_config",
     "read_tensors",
+    "sentence_embeddings",
     "tensor_files",
     "to_torch",
 ]

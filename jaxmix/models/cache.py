@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmix.models.config import DecoderConfig
+from jaxmix.models.config import DecoderConfig, GPT2Config
 
 __all__ = ["Cache"]
 
@@ -43,11 +43,11 @@ class Cache:
     length: Int[Array, ""]
 
     @staticmethod
-    def empty(config: DecoderConfig, rows: int, slots: int, dtype: Any) -> "Cache":
+    def empty(config: DecoderConfig | GPT2Config, rows: int, slots: int, dtype: Any) -> "Cache":
         """A cache that holds nothing.
 
         Args:
-            config: the decoder's.
+            config: the model's.
             rows: b.
             slots: s, as many as there will be tokens, padding included.
             dtype: the activations', ``model.dtype``.

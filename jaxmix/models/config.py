@@ -1,10 +1,10 @@
-"""What a decoder computes, whatever kind of model it is."""
+"""What a model computes, in terms that are the same for all kinds: decoder, GPT-2, BERT."""
 
 from dataclasses import dataclass
 
 from jaxmix.models.rope import Rope
 
-__all__ = ["DecoderConfig"]
+__all__ = ["BertConfig", "DecoderConfig", "GPT2Config"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,112 @@ class DecoderConfig:
     max_position_embeddings: int = 2048
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """What a GPT-2 computes.
+
+    Read one with `read_config`; change it with ``dataclasses.replace``.
+
+    Args:
+        vocab_size: V.
+        hidden_size: D, ``n_embd``.
+        intermediate_size: the width of the feed-forward, ``n_inner``; 4 D where that is null.
+        num_hidden_layers: how many layers, ``n_layer``.
+        num_attention_heads: heads, ``n_head``.
+        max_position_embeddings: how many positions have been learned, ``n_positions``. A text ends
+            there.
+        activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
+        layer_norm_eps: what the norms add to the variance.
+        score_scales: for each layer, what attention's scores are multiplied with: ``1/√d``, unless
+            ``scale_attn_weights`` or ``scale_attn_by_inverse_layer_idx`` say otherwise.
+        tie_word_embeddings: whether the logits are made with the embedding.
+        eos_token_ids: the tokens that end a text.
+        pad_token_id: what follows the end; None for the first of ``eos_token_ids``.
+        kind: ``model_type``, for messages only.
+
+    Example:
+        >>> from jaxmix.models import read_config
+        >>> config = read_config(
+        ...     dict(model_type="gpt2", vocab_size=11, n_positions=32, n_embd=8)
+        ...     | dict(n_layer=2, n_head=2)
+        ... )
+        >>> config.head_dim, config.intermediate_size, config.score_scales
+        (4, 32, (0.5, 0.5))
+
+    Source: ``transformers/models/gpt2/configuration_gpt2.py`` of 5.24.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    activation: str
+    layer_norm_eps: float
+    score_scales: tuple[float, ...]
+    tie_word_embeddings: bool = True
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    kind: str = "gpt2"
+
+    @property
+    def head_dim(self) -> int:
+        """The size of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Heads of keys and values: one for each of the queries'."""
+        return self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """What a BERT encoder computes.
+
+    Read one with `read_config`; change it with ``dataclasses.replace``.
+
+    Args:
+        vocab_size: V.
+        hidden_size: D.
+        intermediate_size: the width of the feed-forward.
+        num_hidden_layers: how many layers.
+        num_attention_heads: heads.
+        max_position_embeddings: how many positions have been learned. A text ends there.
+        type_vocab_size: how many kinds of tokens (first and second text).
+        activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
+        layer_norm_eps: what the norms add to the variance.
+        pooler: whether there is one. No file says so: reading weights sets it by what they hold.
+        kind: ``model_type``, for messages only.
+
+    Example:
+        >>> from jaxmix.models import read_config
+        >>> config = read_config(
+        ...     dict(model_type="bert", vocab_size=11, hidden_size=8, intermediate_size=12)
+        ...     | dict(num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32)
+        ... )
+        >>> config.head_dim, config.activation, config.layer_norm_eps
+        (4, 'gelu', 1e-12)
+
+    Source: ``transformers/models/bert/configuration_bert.py`` of 5.24.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    activation: str
+    layer_norm_eps: float
+    pooler: bool = True
+    kind: str = "bert"
+
+    @property
+    def head_dim(self) -> int:
+        """The size of a head."""
+        return self.hidden_size // self.num_attention_heads

@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from jaxmix.errors import JaxmixError, ShapeError
 from jaxmix.models.cache import Cache
-from jaxmix.models.decoder import Decoder
+from jaxmix.models.causal import CausalLM
 
 __all__ = ["generate"]
 
 
 def generate(
-    model: Decoder,
+    model: CausalLM,
     tokens: Integer[Array, "b t"],
     *,
     max_new_tokens: int,
@@ -34,7 +34,7 @@ def generate(
     end tokens may change without another trace.
 
     Args:
-        model: the decoder.
+        model: a `Decoder` or a `GPT2`.
         tokens: the prompts, one a row. Shorter ones are padded on the left, see ``mask``.
         max_new_tokens: n, how many tokens to add at most.
         temperature: 0 takes the likeliest token each time.
@@ -54,7 +54,7 @@ def generate(
 
     Example:
         >>> import jax
-        >>> from jaxmix.models import read_config
+        >>> from jaxmix.models import Decoder, read_config
         >>> config = read_config(
         ...     dict(model_type="llama", vocab_size=11, hidden_size=8, intermediate_size=12)
         ...     | dict(num_hidden_layers=2, num_attention_heads=4)
@@ -90,7 +90,7 @@ def generate(
 
 @partial(jax.jit, static_argnames=("graph", "steps", "top_k"))
 def _generate(
-    graph: nnx.GraphDef[Decoder],
+    graph: nnx.GraphDef[CausalLM],
     state: Any,
     tokens: Int[Array, "b t"],
     mask: Bool[Array, "b t"],
@@ -113,7 +113,7 @@ def _generate(
 
     def run(tokens: Array, positions: Array, cache: Cache) -> tuple[Array, Cache]:
         """The logits of the last token only: a prompt's others are not needed."""
-        hidden, after = model.model(tokens, positions, cache)
+        hidden, after = model.hidden(tokens, positions=positions, cache=cache)
         assert after is not None
         return model.logits(hidden[:, -1:])[:, 0], after
 
@@ -154,7 +154,7 @@ def _draw(
 
 
 def _check(
-    model: Decoder,
+    model: CausalLM,
     tokens: Array,
     steps: int,
     temperature: float,
@@ -184,6 +184,13 @@ def _check(
         )
     if steps < 1:
         raise JaxmixError(f"max_new_tokens is {steps}, expected at least 1.")
+    # The last new token is never looked at.
+    count = tokens.shape[1] if mask is None else int(np.max(np.sum(mask, axis=1)))
+    if model.longest is not None and count + steps - 1 > model.longest:
+        raise JaxmixError(
+            f"a prompt of {count} tokens and {steps} new ones need {count + steps - 1} positions, "
+            f"but the model has learned {model.longest}. Cut the prompt, or ask for fewer."
+        )
     if top_k is not None and top_k < 1:
         raise JaxmixError(f"top_k is {top_k}, expected at least 1, or None for all tokens.")
     if not 0 <= temperature < float("inf"):

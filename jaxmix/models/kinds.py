@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COMMON", "HARMLESS", "KINDS", "REFUSED", "Kind"]
+__all__ = ["BERT", "COMMON", "GPT2", "HARMLESS", "KINDS", "REFUSED", "Kind"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One ``model_type``: the fields that it reads, and what is not in its config.
+    """One ``model_type`` of decoder: the fields that it reads, and what is not in its config.
 
     Args:
         reads: the fields that change its forward, beside those that all kinds read.
@@ -80,13 +80,48 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-# What all kinds read.
+# What all decoders read.
 COMMON = frozenset(
     """model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
     num_key_value_heads head_dim hidden_act rms_norm_eps max_position_embeddings rope_theta
     rope_scaling rope_parameters partial_rotary_factor tie_word_embeddings eos_token_id
     pad_token_id""".split()
 )
+
+# What is given to `fields.Fields`: of GPT-2, and of BERT.
+_NO_CROSS = "layers would look at another model's hidden states, which there are none of here"
+GPT2: dict[str, Any] = {
+    # reorder_and_upcast_attn says in which order scores are scaled and rounded, no more.
+    "reads": frozenset(
+        """model_type vocab_size n_positions n_embd n_layer n_head n_inner activation_function
+        layer_norm_epsilon scale_attn_weights scale_attn_by_inverse_layer_idx tie_word_embeddings
+        eos_token_id pad_token_id reorder_and_upcast_attn n_ctx resid_pdrop embd_pdrop attn_pdrop
+        summary_activation summary_first_dropout summary_proj_to_labels summary_type
+        summary_use_proj""".split()
+    ),
+    "defaults": {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+        "eos_token_id": 50256,
+    },
+    "refuses": {"add_cross_attention": _NO_CROSS},
+}
+BERT: dict[str, Any] = {
+    # The pooler_ fields are the original's and read by nobody; a head is none of the encoder's.
+    "reads": frozenset(
+        """model_type vocab_size hidden_size intermediate_size num_hidden_layers
+        num_attention_heads max_position_embeddings type_vocab_size hidden_act layer_norm_eps
+        position_embedding_type attention_probs_dropout_prob hidden_dropout_prob classifier_dropout
+        directionality pad_token_id eos_token_id tie_word_embeddings pooler_fc_size
+        pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type""".split()
+    ),
+    "defaults": {"hidden_act": "gelu", "type_vocab_size": 2},
+    "refuses": {
+        "add_cross_attention": _NO_CROSS,
+        "is_decoder": "no token would see what follows it, and BERT here is an encoder",
+    },
+}
 
 # Who made it, how it is trained, served and written down; and what generation does by default,
 # which is for the caller of `generate` to say. `dtype` is the file's own.

@@ -1,7 +1,7 @@
-"""The layers of a decoder, their leaves named as Hugging Face names them.
+"""The layers that the models share, and the decoder's; leaves named as Hugging Face names them.
 
 In shapes: b rows, t tokens, s slots of the cache, D the hidden size, h heads of the queries, k of
-keys and values, d the size of a head.
+keys and values, d the size of a head. A kernel is (in, out).
 """
 
 from collections.abc import Callable
@@ -15,9 +15,22 @@ from jaxtyping import Array, Bool, Float, Integer, Key
 from jaxmix.models.config import DecoderConfig
 from jaxmix.models.rope import rotate, widened
 
-__all__ = ["MLP", "Attention", "Embed", "Layer", "Linear", "RMSNorm"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "Attention",
+    "Embed",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "Past",
+    "RMSNorm",
+    "attend",
+    "heads_of",
+    "remember",
+]
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -42,10 +55,9 @@ class Linear(nnx.Module):
 class Embed(nnx.Module):
     """Rows of an embedding (V, D), which may make the logits too."""
 
-    def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
-        shape = (config.vocab_size, config.hidden_size)
-        self.embedding = nnx.Param(_normal(rngs.params(), shape, dtype))
-        self.scale = config.embed_scale
+    def __init__(self, rows: int, size: int, dtype: Any, rngs: nnx.Rngs, scale: float = 1.0):
+        self.embedding = nnx.Param(_normal(rngs.params(), (rows, size), dtype))
+        self.scale = scale
 
     def __call__(self, tokens: Integer[Array, "b t"]) -> Float[Array, "b t D"]:
         # A token that is not in the vocabulary gives NaN, and not some other token's row.
@@ -74,6 +86,22 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * scale.astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """``(x − mean x)/√(var x + ε) · w + b``, rounded at the end."""
+
+    def __init__(self, size: int, epsilon: float, dtype: Any):
+        self.scale = nnx.Param(jnp.ones(size, dtype))
+        self.bias = nnx.Param(jnp.zeros(size, dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "b t n"]) -> Float[Array, "b t n"]:
+        y = x.astype(widened(x.dtype))
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        scale, bias = (leaf[...].astype(y.dtype)[None, None, :] for leaf in (self.scale, self.bias))
+        return (y * scale + bias).astype(x.dtype)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention, its queries and keys turned by their positions."""
 
@@ -91,21 +119,21 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t D"],
+        past: Past | None,
         turn: tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
         mask: Bool[Array, "b t s"],
-        past: Past | None,
     ) -> tuple[Float[Array, "b t D"], tuple[Array, Array]]:
         """What the tokens take from what they see, and the keys and values (b, k, s, d)."""
         q, k, v = (
-            proj(x).reshape(*x.shape[:2], -1, self.head_dim)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            heads_of(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
         q, k = rotate(q, *turn), rotate(k, *turn)
         new = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        keys, values = new if past is None else _put(past, *new)
-        return self.o_proj(_attend(q, keys, values, mask)), (keys, values)
+        keys, values = remember(past, *new)
+        seen = attend(q, keys, values, mask, self.head_dim**-0.5)
+        return self.o_proj(seen), (keys, values)
 
 
 class MLP(nnx.Module):
@@ -119,7 +147,7 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "b t D"]) -> Float[Array, "b t D"]:
-        return self.down_proj(_ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nnx.Module):
@@ -134,11 +162,11 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t D"],
+        past: Past | None,
         turn: tuple[Array, Array],
         mask: Bool[Array, "b t s"],
-        past: Past | None,
     ) -> tuple[Float[Array, "b t D"], tuple[Array, Array]]:
-        seen, memory = self.self_attn(self.input_layernorm(x), turn, mask, past)
+        seen, memory = self.self_attn(self.input_layernorm(x), past, turn, mask)
         x = x + seen
         return x + self.mlp(self.post_attention_layernorm(x)), memory
 
@@ -148,8 +176,26 @@ def _normal(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Array:
     return 0.02 * jax.random.normal(key, shape, dtype)
 
 
-def _put(past: Past, new_keys: Array, new_values: Array) -> tuple[Array, Array]:
-    """The keys and values with the new ones in their slots."""
+def heads_of(x: Float[Array, "b t hd"], size: int) -> Float[Array, "b t h d"]:
+    """The heads side by side, taken apart."""
+    return x.reshape(*x.shape[:2], -1, size)
+
+
+def remember(
+    past: Past | None, new_keys: Float[Array, "b k t d"], new_values: Float[Array, "b k t d"]
+) -> tuple[Float[Array, "b k s d"], Float[Array, "b k s d"]]:
+    """The keys and values with the new ones in their slots; just these where nothing came before.
+
+    Args:
+        past: those of the cache.
+        new_keys: of the tokens of this call.
+        new_values: likewise.
+
+    Returns:
+        Keys and values.
+    """
+    if past is None:
+        return new_keys, new_values
     keys, values, start = past
     zero = jnp.zeros_like(start)
     at = (zero, zero, start, zero)
@@ -159,16 +205,28 @@ def _put(past: Past, new_keys: Array, new_values: Array) -> tuple[Array, Array]:
     )
 
 
-def _attend(
+def attend(
     q: Float[Array, "b t h d"],
     keys: Float[Array, "b k s d"],
     values: Float[Array, "b k s d"],
     mask: Bool[Array, "b t s"],
+    scale: float,
 ) -> Float[Array, "b t hd"]:
-    """``softmax(q kᵀ/√d) v``, each head of k and v for a group of the queries'."""
+    """``softmax(scale · q kᵀ) v``, each head of k and v for a group of the queries'.
+
+    Args:
+        q: queries.
+        keys: keys.
+        values: values.
+        mask: what each token sees.
+        scale: what the scores are multiplied with, as a rule ``1/√d``.
+
+    Returns:
+        What each token takes, its heads side by side.
+    """
     rows, count, heads, size = q.shape
     grouped = q.reshape(rows, count, keys.shape[1], -1, size)
-    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, keys) * size**-0.5
+    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, keys) * scale
     wide = widened(scores.dtype)
     lowest = jnp.finfo(wide).min
     scores = jnp.where(mask[:, None, None, :, :], scores.astype(wide), lowest)

@@ -1,8 +1,9 @@
-"""From PyTorch's names and orientation to the decoder's tree, and back."""
+"""From PyTorch's names and orientation to a model's tree, and back."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +12,39 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
+from jaxmix.models.bert import Bert
 from jaxmix.models.checkpoint import read_tensors
-from jaxmix.models.config import DecoderConfig
-from jaxmix.models.decoder import Decoder, Path, assemble, skeleton
+from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
+from jaxmix.models.decoder import Decoder
+from jaxmix.models.gpt2 import GPT2
 from jaxmix.models.reading import read_config
+from jaxmix.models.spelling import Config, Found, find, is_transposed, torch_name
+from jaxmix.models.tree import Path, assemble, skeleton
 
-__all__ = ["from_torch", "load", "to_torch", "torch_name"]
+__all__ = ["MODELS", "from_torch", "load", "to_torch"]
 
-_TORCH_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+MODELS: dict[type, type[Decoder] | type[GPT2] | type[Bert]] = {
+    DecoderConfig: Decoder,
+    GPT2Config: GPT2,
+    BertConfig: Bert,
+}
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
 
 
-def load(folder: str | os.PathLike[str], *, dtype: Any = None) -> Decoder:
-    """Reads a decoder from a Hugging Face folder.
+# Any, so that whoever knows the folder need not narrow a union.
+def load(folder: str | os.PathLike[str], *, dtype: Any = None, ignore: Sequence[str] = ()) -> Any:
+    """Reads a model from a Hugging Face folder.
 
     Args:
         folder: with config.json, and model.safetensors or its shards and their index.
         dtype: what to cast the weights to; by default each keeps the file's. Activations have the
             embedding's dtype; norms, softmax and angles are computed in float32 at the least.
+        ignore: as for `from_torch`.
 
     Returns:
-        The model, with its config. The logits are transformers'.
+        A `Decoder`, `GPT2` or `Bert`, by ``model_type``, with its config. The logits or hidden
+        states are transformers'.
 
     Raises:
         CheckpointError: if a file is missing, damaged or makes no sense, or if tensors are missing
@@ -48,31 +60,58 @@ def load(folder: str | os.PathLike[str], *, dtype: Any = None) -> Decoder:
         jaxmix.errors.CheckpointError: no/such/folder has no config.json; found no such folder.
         Give a folder that transformers' save_pretrained wrote.
 
-    Source: ``transformers.AutoModelForCausalLM.from_pretrained``.
+    Source: ``transformers.AutoModelForCausalLM.from_pretrained``, for BERT ``AutoModel``'s.
     """
     config = read_config(folder)
     tensors = read_tensors(folder)
     try:
-        return from_torch(config, tensors, dtype=dtype)
+        return from_torch(config, tensors, dtype=dtype, ignore=ignore)
     except JaxmixError as error:
         raise type(error)(f"{os.fspath(folder)}: {error}") from error
 
 
-def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any = None) -> Decoder:
-    """A decoder from a flat dict of PyTorch's names: ``kernel = weightᵀ``.
+@overload
+def from_torch(
+    config: DecoderConfig,
+    tensors: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+    ignore: Sequence[str] = (),
+) -> Decoder: ...
+
+
+@overload
+def from_torch(
+    config: GPT2Config, tensors: Mapping[str, Any], *, dtype: Any = None, ignore: Sequence[str] = ()
+) -> GPT2: ...
+
+
+@overload
+def from_torch(
+    config: BertConfig, tensors: Mapping[str, Any], *, dtype: Any = None, ignore: Sequence[str] = ()
+) -> Bert: ...
+
+
+def from_torch(
+    config: Config, tensors: Mapping[str, Any], *, dtype: Any = None, ignore: Sequence[str] = ()
+) -> Decoder | GPT2 | Bert:
+    """A model from a flat dict of PyTorch's names: ``kernel = weightᵀ``, or the weight of a Conv1D.
 
     Args:
-        config: what the model computes.
+        config: what the model computes. Whether a BERT has a pooler goes by the tensors.
         tensors: NumPy or JAX arrays by PyTorch's names, in PyTorch's orientation: a weight is (out,
-            in). They are copied, one at a time. ``rotary_emb.inv_freq`` is passed over, and so is
-            ``lm_head.weight`` where it is tied and equal.
+            in), in GPT-2's Conv1D (in, out). They are copied, one at a time. GPT-2's may lack the
+            prefix ``transformer.``, BERT's may have ``bert.``. Buffers (``rotary_emb.inv_freq``,
+            ``attn.bias``, ``position_ids``) are passed over, and so is ``lm_head.weight`` where it
+            is tied and equal.
         dtype: what to cast them to; each keeps its own by default.
+        ignore: modules whose tensors are left out, such as ``["cls"]``: no head of a BERT is built.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: if tensors are missing or not used.
+        CheckpointError: if tensors are missing or not used, or are there under two names.
         ShapeError: if some have other shapes than the config says.
         UnsupportedError: if some are no floats, or are wider than JAX is set to.
 
@@ -89,17 +128,20 @@ def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any 
         >>> from_torch(config, tensors)(jnp.array([[1, 2]])).shape
         (1, 2, 11)
 
-    Source: the state dict of transformers' ``*ForCausalLM``.
+    Source: the state dict of transformers' ``*ForCausalLM``, ``GPT2LMHeadModel``, ``BertModel``.
     """
-    graph, empty = skeleton(config)
+    found = find(config, tensors, ignore)
+    if isinstance(config, BertConfig):
+        config = replace(config, pooler="pooler.dense.weight" in found.files)
+    graph, empty = skeleton(MODELS[type(config)], config)
     paths = {torch_name(path): path for path in empty}
-    _check_names(paths, tensors, config)
+    _check_names(paths, found, tensors, config)
     leaves: dict[Path, Array] = {}
     misshaped, odd = [], []
-    for name, path in paths.items():
+    for own, path in paths.items():
+        name, turned = found.files[own], is_transposed(config, path)
         tensor = tensors[name]
-        expected = empty[path].shape
-        expected = expected[::-1] if path[-1] == "kernel" else expected
+        expected = empty[path].shape[::-1] if turned else empty[path].shape
         target = np.dtype(tensor.dtype if dtype is None else dtype)
         if tuple(tensor.shape) != expected:
             misshaped.append(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
@@ -109,7 +151,7 @@ def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any 
             odd.append(f"{name} would be {target}, which JAX rounds unless jax_enable_x64 is set")
         else:
             # A copy in any case: the caller's array may change later.
-            leaves[path] = jnp.array(tensor.T if path[-1] == "kernel" else tensor, target)
+            leaves[path] = jnp.array(tensor.T if turned else tensor, target)
     if misshaped:
         raise ShapeError(
             f"tensors that do not fit the config:{listing(misshaped)}\n"
@@ -123,11 +165,11 @@ def from_torch(config: DecoderConfig, tensors: Mapping[str, Any], *, dtype: Any 
     return assemble(graph, empty, leaves)
 
 
-def to_torch(model: Decoder) -> dict[str, Array]:
-    """The weights as a flat dict of PyTorch's names: ``weight = kernelᵀ``.
+def to_torch(model: Decoder | GPT2 | Bert) -> dict[str, Array]:
+    """The weights as a flat dict of PyTorch's names: ``weight = kernelᵀ``, or the kernel itself.
 
     Args:
-        model: the decoder.
+        model: the model.
 
     Returns:
         ``{name: array}`` in PyTorch's orientation and the model's dtypes, in the tree's order. A
@@ -146,40 +188,40 @@ def to_torch(model: Decoder) -> dict[str, Array]:
         ... )
         ((11, 8), True)
 
-    Source: the state dict of transformers' ``*ForCausalLM``.
+    Source: the state dict of transformers' ``*ForCausalLM``, ``GPT2LMHeadModel``, ``BertModel``.
     """
     leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {
-        torch_name(path): leaf[...].T if path[-1] == "kernel" else leaf[...]
+        torch_name(path): leaf[...].T if is_transposed(model.config, path) else leaf[...]
         for path, leaf in leaves
     }
 
 
-def torch_name(path: Path) -> str:
-    """PyTorch's name of a leaf."""
-    return ".".join([*map(str, path[:-1]), _TORCH_LEAF[str(path[-1])]])
-
-
 def _check_names(
-    paths: Mapping[str, Any], tensors: Mapping[str, Any], config: DecoderConfig
+    paths: Mapping[str, Any], found: Found, tensors: Mapping[str, Any], config: Config
 ) -> None:
     """Whether the tensors are just those of the config."""
-    missing = [f"missing: {name}" for name in paths if name not in tensors]
-    unused = [
-        f"not used: {name}"
-        for name in tensors
-        if name not in paths and not name.endswith("rotary_emb.inv_freq")
-    ]
-    if config.tie_word_embeddings and f"not used: {_HEAD}" in unused and _EMBEDDING in tensors:
-        if not np.array_equal(np.asarray(tensors[_HEAD]), np.asarray(tensors[_EMBEDDING])):
-            raise CheckpointError(
-                f"{_HEAD} differs from {_EMBEDDING}, though the config ties them. "
-                "Set tie_word_embeddings to false to use both."
-            )
-        unused.remove(f"not used: {_HEAD}")
-    if missing or unused:
+    missing = [f"missing: {name}" for name in paths if name not in found.files]
+    unused = {name: file for name, file in found.files.items() if name not in paths}
+    if _HEAD in unused and not isinstance(config, BertConfig) and config.tie_word_embeddings:
+        embedding = torch_name(MODELS[type(config)].EMBEDDING)
+        if embedding in found.files:
+            _check_tied(tensors, unused.pop(_HEAD), found.files[embedding])
+    wrong = [*missing, *(f"not used: {file}" for file in unused.values()), *found.twice]
+    if wrong:
+        what = "an encoder" if isinstance(config, BertConfig) else "a causal language model"
         raise CheckpointError(
             f"tensors that do not fit a {config.kind} of {config.num_hidden_layers} layers:"
-            f"{listing(missing + unused)}\nIs it a causal language model of this kind, whole, and "
-            "with no adapter's names in it?"
+            f"{listing(wrong)}\nIs it {what} of this kind, whole, and with no adapter's names in "
+            "it? If it is one with a head that is not wanted, name the head's modules: "
+            "ignore=['cls']."
+        )
+
+
+def _check_tied(tensors: Mapping[str, Any], head: str, embedding: str) -> None:
+    """Whether a head that the config ties is the embedding."""
+    if not np.array_equal(np.asarray(tensors[head]), np.asarray(tensors[embedding])):
+        raise CheckpointError(
+            f"{head} differs from {embedding}, though the config ties them. "
+            "Set tie_word_embeddings to false to use both."
         )

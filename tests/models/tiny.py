@@ -12,8 +12,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxmix.models import Decoder, DecoderConfig, from_torch, read_config
-from jaxmix.models.decoder import skeleton
-from jaxmix.models.weights import torch_name
+from jaxmix.models.spelling import Config, is_transposed, torch_name
+from jaxmix.models.tree import skeleton
+from jaxmix.models.weights import MODELS
 
 FIELDS = {
     "vocab_size": 23,
@@ -43,13 +44,13 @@ def config(kind: str = "llama", **fields: Any) -> DecoderConfig:
     return read_config({"model_type": kind, **FIELDS, **KINDS.get(kind, {}), **fields})
 
 
-def tensors(of: DecoderConfig, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+def tensors(of: Config, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Random tensors by PyTorch's names, norms and biases too."""
     draw = np.random.default_rng(seed)
     made = {}
-    for path, leaf in skeleton(of)[1].items():
-        shape = leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
-        center = 1 - of.norm_offset if path[-1] == "scale" else 0
+    for path, leaf in skeleton(MODELS[type(of)], of)[1].items():
+        shape = leaf.shape[::-1] if is_transposed(of, path) else leaf.shape
+        center = 1 - getattr(of, "norm_offset", 0) if path[-1] == "scale" else 0
         made[torch_name(path)] = (center + 0.4 * draw.normal(size=shape)).astype(dtype)
     return made
 

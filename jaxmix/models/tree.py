@@ -1,0 +1,29 @@
+"""A module without its arrays, and the arrays put into it."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+__all__ = ["Path", "assemble", "skeleton"]
+
+# Of a leaf: ("model", "layers", 0, "self_attn", "q_proj", "kernel").
+Path = tuple[Any, ...]
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def skeleton(module: type[Model], config: Any) -> tuple[nnx.GraphDef[Model], dict[Path, Any]]:
+    """A model without arrays: its graph, and at each path a variable that knows its shape."""
+    empty = nnx.eval_shape(lambda: module(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(empty)
+    return graph, {path: variable for path, variable in nnx.to_flat_state(state)}
+
+
+def assemble(
+    graph: nnx.GraphDef[Model], empty: Mapping[Path, Any], leaves: Mapping[Path, Array]
+) -> Model:
+    """The model of a `skeleton` with these leaves, one for each path."""
+    filled = [(path, variable.replace(leaves[path])) for path, variable in empty.items()]
+    return nnx.merge(graph, nnx.from_flat_state(filled))

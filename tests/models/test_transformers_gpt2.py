@@ -1,0 +1,107 @@
+"""GPT-2's logits and greedy tokens are transformers'."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers import AutoConfig, GPT2Model
+
+from jaxmix import models
+
+from .cases import distance, logits_of, tokens_of
+from .others import CASES, GPTS, outputs, randomize, save, state_of, torch_model, torch_model64
+
+
+@pytest.mark.parametrize("case", [case for case in GPTS if case != "gpt2-upcast"])
+def test_logits(case: str, tmp_path: Path) -> None:
+    """From the folder, in 64 bits."""
+    expected = outputs(torch_model64(case), tokens_of(1)).logits.numpy()
+    with jax.enable_x64(True):
+        model = models.load(save(case, tmp_path), dtype=jnp.float64)
+        assert isinstance(model, models.GPT2)
+        assert distance(logits_of(model, tokens_of(1)), expected) < 1e-12
+
+
+# The scores of the second are of 32 bits in any model.
+@pytest.mark.parametrize("case", ["gpt2", "gpt2-upcast"])
+def test_logits_in_32_bits(case: str, tmp_path: Path) -> None:
+    model = models.load(save(case, tmp_path))
+    expected = outputs(torch_model(case), tokens_of(1)).logits.numpy()
+    logits = logits_of(model, tokens_of(1))
+    assert model.dtype == logits.dtype == jnp.float32
+    assert distance(logits, expected) < 1e-5
+
+
+@pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"activation": "gelu_tanh"}])
+def test_each_field_shows(change: dict) -> None:
+    """The comparison would see a field that is not honoured."""
+    case = "gpt2-inner"
+    config = models.read_config(CASES[case])
+    wrong = models.from_torch(replace(config, **change), state_of(torch_model(case)))
+    expected = outputs(torch_model(case), tokens_of(1)).logits.numpy()
+    assert distance(logits_of(wrong, tokens_of(1)), expected) > 1e-4
+
+
+def test_there_and_back() -> None:
+    """The flat dict is torch's, and ours again."""
+    for case in ("gpt2", "gpt2-untied"):
+        state = state_of(torch_model(case))
+        tensors = models.to_torch(models.from_torch(models.read_config(CASES[case]), state))
+        tied = set() if case == "gpt2-untied" else {"lm_head.weight"}
+        assert tensors.keys() == state.keys() - tied
+        for name, leaf in tensors.items():
+            np.testing.assert_array_equal(leaf, state[name])
+
+
+def test_without_the_prefix(tmp_path: Path) -> None:
+    """As ``GPT2Model`` saves it, and OpenAI's file with its masks."""
+    theirs = GPT2Model(AutoConfig.for_model(**CASES["gpt2"])).eval()
+    randomize(theirs, seed=3)
+    model = models.load(save("gpt2", tmp_path, theirs))
+    hidden = nnx.jit(lambda model, tokens: model.hidden(tokens)[0])(model, tokens_of(2))
+    expected = outputs(theirs, tokens_of(2)).last_hidden_state.numpy()
+    assert distance(np.asarray(hidden), expected) < 1e-5
+
+
+def test_positions_and_padding(tmp_path: Path) -> None:
+    """A negative position is transformers' masked token."""
+    tokens, lengths = tokens_of(4, 3, 13), np.array([13, 6, 9])
+    mask = np.arange(13)[None] >= 13 - lengths[:, None]
+    positions = np.where(mask, np.cumsum(mask, axis=1) - 1, -1)
+    given = {"attention_mask": mask.astype(int), "position_ids": positions.clip(0)}
+    expected = outputs(torch_model("gpt2"), tokens, **given).logits.numpy()
+    model = models.load(save("gpt2", tmp_path))
+    logits = logits_of(model, tokens, positions=positions)
+    assert distance(logits[mask], expected[mask]) < 1e-5
+
+
+def test_greedy(tmp_path: Path) -> None:
+    """Texts of several lengths, padded on the left, up to the last position that was learned."""
+    model = models.load(save("gpt2", tmp_path))
+    tokens, lengths = tokens_of(5, 3, 11), np.array([[11], [4], [8]])
+    mask = np.arange(11)[None] >= 11 - lengths
+    found = models.generate(
+        model, jnp.asarray(tokens), max_new_tokens=16, mask=jnp.asarray(mask), eos_token_ids=()
+    )
+    expected = torch_model("gpt2").generate(
+        torch.tensor(tokens),
+        attention_mask=torch.tensor(mask.astype(int)),
+        max_new_tokens=16,
+        do_sample=False,
+        eos_token_id=47,
+        pad_token_id=47,
+    )
+    np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_the_config_that_openai_wrote(tmp_path: Path) -> None:
+    """The fields of the published file are all read or known to be harmless."""
+    values = json.loads((save("gpt2", tmp_path) / "config.json").read_text())
+    old = {"n_ctx": 26, "task_specific_params": {"text-generation": {"max_length": 50}}}
+    assert models.read_config({**values, **old}) == models.read_config(values)
