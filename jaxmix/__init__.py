@@ -13,20 +13,25 @@ from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import JaxmixError
+from jaxmix.factored import Factored, attach, detach, factored
 from jaxmix.layout import Layout, Rule
 from jaxmix.low_rank import to_lora
 from jaxmix.mix import Mix, compose, mix
 
 __all__ = [
     "Adapter",
+    "Factored",
     "JaxmixError",
     "Layout",
     "Mix",
     "Rule",
+    "attach",
     "combine",
     "compose",
+    "detach",
     "errors",
     "export_peft",
+    "factored",
     "families",
     "layout",
     "load",

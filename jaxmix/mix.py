@@ -11,7 +11,7 @@ from jaxmix.adapter import Adapter, Mixable
 from jaxmix.errors import AdapterError
 from jaxmix.layout import Layout
 
-__all__ = ["Mix", "compose", "mix"]
+__all__ = ["Mix", "compose", "mix", "several"]
 
 
 @jax.tree_util.register_dataclass
@@ -135,14 +135,30 @@ def compose(
 
     Source: DESIGN.md, how a mix is computed; ``peft/tuners/mixed/model.py`` for the same in torch.
     """
+    return several(adapters, "compose")(params, layout=layout, donate=donate)
+
+
+def several(adapters: Any, who: str) -> Mix:
+    """What a function was given for its adapters, as one mix.
+
+    Args:
+        adapters: an adapter, a mix, or several.
+        who: the function's name.
+
+    Returns:
+        Their mix, in order.
+
+    Raises:
+        AdapterError: if it is anything else.
+    """
     if isinstance(adapters, Mixable):
         adapters = (adapters,)
     elif not isinstance(adapters, Iterable) or isinstance(adapters, str | bytes | Mapping):
         raise AdapterError(
-            f"compose got {_short(adapters)} for its adapters, expected an adapter, a mix, or a "
-            "list of them. Write compose(params, [a, b]), and read adapters with jaxmix.load."
+            f"{who} got {_short(adapters)} for its adapters, expected an adapter, a mix, or a "
+            f"list of them. Write {who}(params, [a, b]), and read adapters with jaxmix.load."
         )
-    return mix(*adapters)(params, layout=layout, donate=donate)
+    return mix(*adapters)
 
 
 def _each(strength: Any, count: int) -> Sequence[Any]:

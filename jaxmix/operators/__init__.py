@@ -19,6 +19,7 @@ from jaxmix.operators.permutation import Permutation
 from jaxmix.operators.simple import Dense, Diagonal, Identity, Zero
 from jaxmix.operators.sparse import Sparse
 from jaxmix.operators.stacked import StackedLowRank
+from jaxmix.operators.stacking import stack_factors, stack_terms
 from jaxmix.operators.tiles import Tiles
 
 __all__ = [
@@ -40,4 +41,6 @@ __all__ = [
     "Zero",
     "add",
     "multiply",
+    "stack_factors",
+    "stack_terms",
 ]

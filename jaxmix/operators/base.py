@@ -5,7 +5,9 @@ from abc import ABC, abstractmethod
 from dataclasses import MISSING, field
 from typing import Any
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 __all__ = ["Operator", "picked", "static"]
 
@@ -54,6 +56,24 @@ class Operator(ABC):
     def cols(self, part: slice) -> "Operator":
         """``M[:, part]``, structured too."""
         return self.T.rows(part).T
+
+    def __rmatmul__(self, x: Float[Array, "n rows"]) -> Float[Array, "n cols"]:
+        """``x M`` for a dense matrix ``x``, by the structure: what tokens, one a row, go through."""
+        return (self.T @ x.T).T
+
+    def picked_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
+        """``M[at]``, dense: the rows of an embedding that tokens look up.
+
+        Args:
+            at: the rows' numbers, inside the matrix.
+        """
+        ones = at[None, :] == jnp.arange(self.shape[0], dtype=at.dtype)[:, None]
+        return (self.T @ ones.astype(self._dtype())).T
+
+    def _dtype(self) -> Any:
+        """The dtype of its numbers; of the arithmetic, where it has none of its own."""
+        floats = [x.dtype for x in jax.tree.leaves(self) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
 
     def added_to(self, x: Float[Array, "rows cols"]) -> Float[Array, "rows cols"]:
         """``x + M``."""

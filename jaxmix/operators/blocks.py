@@ -72,6 +72,11 @@ class BlockDiagonal(Operator):
         parts = x.reshape(self.copies, k, b, x.shape[1])
         return jnp.einsum("kab,ckbn->ckan", self.blocks, parts).reshape(x.shape)
 
+    def __rmatmul__(self, x: Array) -> Array:
+        k, b, _ = self.blocks.shape
+        parts = x.reshape(x.shape[0], self.copies, k, b)
+        return jnp.einsum("nckb,kba->ncka", parts, self.blocks).reshape(x.shape)
+
     def rows(self, part: slice) -> Operator:
         n, b = self.shape[0], self.block_size
         kept = picked(part, n)
@@ -134,6 +139,20 @@ class Kronecker(Operator):
         else:
             wide = jnp.einsum("kn,lnc->lkc", self.y, jnp.einsum("lm,mnc->lnc", self.x, parts))
         return wide.reshape(self.shape[0], x.shape[1])
+
+    def __rmatmul__(self, x: Array) -> Array:
+        (rows, _), (k, _) = self.x.shape, self.y.shape
+        parts = x.reshape(x.shape[0], rows, k)
+        if self._y_first() <= self._x_first():
+            wide = jnp.einsum("clk,lm->cmk", parts, self.x) @ self.y
+        else:
+            wide = jnp.einsum("cln,lm->cmn", parts @ self.y, self.x)
+        return wide.reshape(x.shape[0], self.shape[1])
+
+    def picked_rows(self, at: Array) -> Array:
+        k = self.y.shape[0]
+        x, y = jnp.asarray(self.x)[at // k], jnp.asarray(self.y)[at % k]
+        return (x[:, :, None] * y[:, None, :]).reshape(at.shape[0], self.shape[1])
 
     def rows(self, part: slice) -> Operator:
         k = self.y.shape[0]

@@ -44,6 +44,13 @@ class Sum(Operator):
     def __matmul__(self, x: Array) -> Array:
         return reduce(lambda y, term: y + term @ x, self.terms[1:], self.terms[0] @ x)
 
+    def __rmatmul__(self, x: Array) -> Array:
+        return reduce(lambda y, term: y + x @ term, self.terms[1:], x @ self.terms[0])
+
+    def picked_rows(self, at: Array) -> Array:
+        first, *rest = self.terms
+        return reduce(lambda y, term: y + term.picked_rows(at), rest, first.picked_rows(at))
+
     def rows(self, part: slice) -> "Sum":
         return Sum(tuple(term.rows(part) for term in self.terms))
 
@@ -99,6 +106,12 @@ class Product(Operator):
 
     def __matmul__(self, x: Array) -> Array:
         return self.first @ (self.second @ x)
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return (x @ self.first) @ self.second
+
+    def picked_rows(self, at: Array) -> Array:
+        return self.first.picked_rows(at) @ self.second
 
     def rows(self, part: slice) -> "Product":
         return Product(self.first.rows(part), self.second)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.operators.base import Operator
@@ -52,6 +53,12 @@ class LowRank(Operator):
 
     def __matmul__(self, x: Array) -> Array:
         return self.b @ (self.a @ x)
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return (x @ self.b) @ self.a
+
+    def picked_rows(self, at: Array) -> Array:
+        return jnp.asarray(self.b)[at] @ self.a
 
     def rows(self, part: slice) -> "LowRank":
         return LowRank(self.b[part], self.a)
@@ -114,6 +121,15 @@ class Hadamard(Operator):
         if self._thin_flops(n) <= self._wide_flops(n):
             return self.low_rank() @ x
         return self.dense() @ x
+
+    def __rmatmul__(self, x: Array) -> Array:
+        n = x.shape[0]
+        if self._thin_flops(n) <= self._wide_flops(n):
+            return x @ self.low_rank()
+        return x @ self.dense()
+
+    def picked_rows(self, at: Array) -> Array:
+        return self.left.picked_rows(at) * self.right.picked_rows(at)
 
     def rows(self, part: slice) -> "Hadamard":
         return Hadamard(self.left.rows(part), self.right.rows(part))

@@ -45,6 +45,9 @@ class Permutation(Operator):
     def __matmul__(self, x: Float[Array, "n k"]) -> Float[Array, "n k"]:
         return jnp.asarray(x)[self.order]
 
+    def __rmatmul__(self, x: Float[Array, "k n"]) -> Float[Array, "k n"]:
+        return jnp.asarray(x)[:, self.T.order]
+
     def rows(self, part: slice) -> Sparse:
         return self._picked(part, jnp.asarray(1.0))
 

@@ -48,6 +48,9 @@ class Zero(Operator):
     def __matmul__(self, x: Array) -> Array:
         return jnp.zeros((self.n_rows, x.shape[1]), x.dtype)
 
+    def __rmatmul__(self, x: Array) -> Array:
+        return jnp.zeros((x.shape[0], self.n_cols), x.dtype)
+
     def rows(self, part: slice) -> "Zero":
         return Zero(len(picked(part, self.n_rows)), self.n_cols)
 
@@ -96,6 +99,9 @@ class Identity(Operator):
     def __matmul__(self, x: Array) -> Array:
         return x
 
+    def __rmatmul__(self, x: Array) -> Array:
+        return x
+
     def rows(self, part: slice) -> Sparse:
         return selection(picked(part, self.size), self.size)
 
@@ -137,6 +143,9 @@ class Diagonal(Operator):
 
     def __matmul__(self, x: Array) -> Array:
         return self.d[:, None] * x
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return x * self.d[None, :]
 
     def rows(self, part: slice) -> Sparse:
         kept = picked(part, self.d.shape[0])
@@ -182,6 +191,12 @@ class Dense(Operator):
 
     def __matmul__(self, x: Array) -> Array:
         return self.matrix @ x
+
+    def __rmatmul__(self, x: Array) -> Array:
+        return x @ self.matrix
+
+    def picked_rows(self, at: Array) -> Array:
+        return jnp.asarray(self.matrix)[at]
 
     def rows(self, part: slice) -> "Dense":
         return Dense(self.matrix[part])

@@ -53,6 +53,11 @@ class Sparse(Operator):
         out = jnp.zeros((self.n_rows, x.shape[1]), x.dtype)
         return out.at[i].add(self.values[:, None] * jnp.asarray(x)[j])
 
+    def __rmatmul__(self, x: Array) -> Array:
+        i, j = self.indices
+        out = jnp.zeros((x.shape[0], self.n_cols), x.dtype)
+        return out.at[:, j].add(jnp.asarray(x)[:, i] * self.values[None, :])
+
     def rows(self, part: slice) -> "Sparse":
         kept = picked(part, self.n_rows)
         if len(kept) == 0:

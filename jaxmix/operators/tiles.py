@@ -54,6 +54,11 @@ class Tiles(Operator):
         inner = jnp.einsum("mnrq,nqc->mnrc", self.a, parts)
         return jnp.einsum("mnpr,mnrc->mpc", self.b, inner).reshape(self.shape[0], x.shape[1])
 
+    def __rmatmul__(self, x: Array) -> Array:
+        parts = x.reshape(x.shape[0], self.b.shape[0], self.b.shape[2])
+        inner = jnp.einsum("cmp,mnpr->cmnr", parts, self.b)
+        return jnp.einsum("cmnr,mnrq->cnq", inner, self.a).reshape(x.shape[0], self.shape[1])
+
     def rows(self, part: slice) -> Operator:
         kept, size = picked(part, self.shape[0]), self.b.shape[2]
         if len(kept) == 0:

@@ -29,6 +29,8 @@ ARROWS: dict[str, set[str]] = {
     "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
     "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
     | {"operators", "errors"},
+    "factored": {"mix", "adapter", "dense", "plan", "sites", "layout", "families", "affine"}
+    | {"operators", "errors"},
     "models": {"errors"},
 }
 ARROWS[""] = set(ARROWS)

@@ -27,6 +27,7 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
     op, matrix = made(kind, shape)
     rng = np.random.default_rng(1)
     w, factor = rng.normal(size=shape), jnp.asarray(2.5)
+    places = [0, shape[0] - 1, 3, 3]
     vectors = [[rng.normal(size=(size, n)) for n in (1, 5, 40)] for size in reversed(shape)]
 
     @jax.jit
@@ -43,6 +44,8 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
             op.T.scaled(factor) @ jnp.asarray(w),
             op.added_to(jnp.asarray(w)),
             *products,
+            *(v.T @ op.T for v in map(jnp.asarray, vectors[0])),
+            op.picked_rows(jnp.asarray(places)),
         ]
 
     assert op.shape == shape
@@ -58,6 +61,8 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
         w + matrix,
     ]
     expected += [m @ v for m, vs in zip((matrix, matrix.T), vectors, strict=True) for v in vs]
+    expected += [v.T @ matrix.T for v in vectors[0]]
+    expected += [matrix[places]]
     for one, other in zip(found(op, factor), expected, strict=True):
         close(one, other)
 

@@ -1,0 +1,7 @@
+"""Running without merging: leaves that keep base and factors apart, and functions on them."""
+
+from jaxmix.factored.attaching import attach, detach
+from jaxmix.factored.leaf import Factored
+from jaxmix.factored.running import factored
+
+__all__ = ["Factored", "attach", "detach", "factored"]

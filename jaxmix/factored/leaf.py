@@ -1,0 +1,239 @@
+"""A leaf that keeps its base and the updates of its sites apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxmix import plan
+from jaxmix.affine import AffineMap, Base, compose, identity, shift
+from jaxmix.factored.quantized import dequantized
+from jaxmix.factored.weight import How, Weight
+from jaxmix.families.base import maps
+from jaxmix.operators import (
+    LowRank,
+    Operator,
+    StackedLowRank,
+    Sum,
+    add,
+    stack_factors,
+    stack_terms,
+)
+from jaxmix.plan import Form, Word, arithmetic
+
+__all__ = ["Factored", "Tags", "stacked"]
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What is told of a leaf's words beside their numbers; it does not count in comparisons.
+
+    Args:
+        sites: the name of each of its sites.
+        parts: for each site, which adapter of the mix each of its updates is of.
+        turned: for each site, whether its updates were turned to fit.
+        adapters: name and source of every adapter of the mix.
+        beside: adapter and site of each update that has no leaf.
+    """
+
+    sites: tuple[str, ...] = field(compare=False)
+    parts: tuple[tuple[int, ...], ...] = field(compare=False)
+    turned: tuple[bool, ...] = field(compare=False)
+    adapters: tuple[tuple[str, str], ...] = field(compare=False)
+    beside: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """A leaf of params that keeps its base and the updates of its sites apart.
+
+    Args:
+        base: the leaf itself, an array or a quantized one.
+        words: for each of its sites, strengths and updates, the first one first.
+        reads: the leaf of the weight beside a bias, where the bias's map reads it; None else.
+        beside: strengths and updates that find no leaf in the tree, kept in one of its leaves.
+        forms: for each site, how the leaf holds its tensor.
+        reads_form: how that weight's leaf holds its tensor.
+        tags: which sites, and which adapters, these are.
+
+    Example:
+        >>> from jaxmix import Adapter, attach
+        >>> from jaxmix.families import LoRA
+        >>> lora = Adapter({"proj": LoRA(jnp.ones((1, 3)), jnp.ones((2, 1)), 1.0)})
+        >>> attach({"proj.weight": jnp.zeros((2, 3))}, lora)["proj.weight"]
+        Factored (2, 3) float32: LoRA rank 1
+    """
+
+    base: Any
+    words: tuple[Word, ...]
+    reads: Any
+    beside: Word
+    forms: tuple[Form, ...] = field(metadata={"static": True})
+    reads_form: Form | None = field(metadata={"static": True})
+    tags: Tags = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the leaf."""
+        return tuple(self.base.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the leaf."""
+        return self.base.dtype
+
+    def __repr__(self) -> str:
+        sizes = dict.fromkeys(f"{u.family} {u.size()}" for word in self.words for _, u in word)
+        return f"Factored {self.shape} {self.dtype}: {', '.join(sizes)}"
+
+    def dense(self) -> Array:
+        """The leaf with all updates in it, as `jaxmix.compose` makes it."""
+        leaf = jnp.asarray(dequantized(self.base))
+        for word, form in zip(self.words, self.forms, strict=True):
+            leaf = plan.apply(leaf, word, form, base=self.reads, base_form=self.reads_form)
+        return leaf
+
+    def weight(self, how: How = "auto") -> Weight | Array:
+        """What stands for it in a program: its maps made, or the dense leaf where that is all."""
+        made = self.apart(how)
+        return self.dense() if isinstance(made, str) else made
+
+    def apart(self, how: How = "auto") -> Weight | str:
+        """Its base and map; or why there is no such thing."""
+        if self.forms[0].part == "bias" or len(self.shape) == 1:
+            return "a vector, as cheap to make as to use"
+        axes = [_axes(form, len(self.shape)) for form in self.forms]
+        if any(one is None for one in axes):
+            return "its layout splits an axis of the leaf"
+        rows, cols, _ = axes[0]
+        if self.forms[0].index is None:
+            return _experts(Weight(self.base, self._map(0), rows, cols, None, how))
+        if any(one != axes[0] for one in axes) or axes[0][2] is None:
+            return "its sites are parts of the leaf, not layers of it"
+        return self._stack(how, rows, cols, axes[0][2])
+
+    def _stack(self, how: How, rows: Any, cols: Any, axis: int) -> Weight:
+        """Its sites as the layers of a stack."""
+        at = [form_place(form, self.shape)[axis] for form in self.forms]
+        made: dict[int, AffineMap] = dict(zip(at, map(self._map, range(len(at))), strict=True))
+        same = identity(next(iter(made.values())).shape)
+        every = [made.get(layer, same) for layer in range(self.shape[axis])]
+        return Weight(self.base, stacked(every), rows, cols, axis, how)
+
+    def _map(self, which: int) -> AffineMap:
+        """The map of one of its sites."""
+        word, form = self.words[which], self.forms[which]
+        dtype = arithmetic(self.dtype)
+        reads = any(update.reads_base for _, update in word)
+        with jax.default_matmul_precision("highest"):
+            matrix = form.matrix(self._array()).astype(dtype) if reads else None
+            shape = form.shape(self.shape)
+            return reduce(
+                lambda earlier, later: compose(later, earlier),
+                maps(_cast(word, dtype), Base(matrix, shape)),
+                identity(shape),
+            )
+
+    def _array(self) -> Array:
+        return jnp.asarray(dequantized(self.base))
+
+
+def stacked(every: Sequence[AffineMap]) -> AffineMap:
+    """Maps, one a layer, as one whose arrays have a further first axis; see `operators.stacking`.
+
+    Args:
+        every: the maps, at least one, all of one shape.
+
+    Returns:
+        A stack; under `jax.vmap` each of its entries is the layer's map.
+    """
+    left = stack_factors([one.left for one in every])
+    right = stack_factors([one.right for one in every])
+    return AffineMap(left, right, stack_terms([one.shift for one in every]))
+
+
+def _experts(weight: Weight) -> Weight:
+    """A leaf whose rows are matrices of experts, with a low rank for each, as a stack of these."""
+    shift_ = weight.map.shift
+    terms = shift_.terms if isinstance(shift_, Sum) else (shift_,)
+    low = [LowRank(t.b, t.a) for t in terms if isinstance(t, StackedLowRank) and not t.turned]
+    is_all = len(low) == len(terms) and weight.map.is_shift
+    rows, cols, _ = weight.axes
+    if not is_all or len(rows) != 1 or len(cols) != 2:
+        return weight
+    sizes = tuple(weight.shape[k] for k in cols)
+    if any((one.b.shape[1], one.a.shape[2]) != sizes for one in low):
+        return weight
+    made = jax.vmap(lambda *terms: shift(reduce(add, terms)))(*low)
+    into = weight.into
+    return Weight(weight.base, made, into[:1], into[1:], weight.out[0], weight.how)
+
+
+def _axes(form: Form, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int | None] | None:
+    """The leaf's axes, from the end, that are rows, columns and layers; None if one is split."""
+    kept = list(range(n))
+    layer = None
+    if form.index is not None:
+        picked = [part.strip() for part in form.index.split(",")]
+        numbers = [k for k, part in enumerate(picked) if ":" not in part]
+        others = [part for part in picked if part.replace(" ", "") not in (":", "::")]
+        if len(numbers) == 1 and len(others) == 1:
+            layer = numbers[0]
+            kept.remove(layer)
+    if form.transposed:
+        rows, cols = kept[1:2], kept[:1]
+    elif form.axes is None:
+        rows, cols = kept[:1], kept[1:]
+    else:
+        parsed = _parsed(form.axes, len(kept))
+        if parsed is None:
+            return None
+        rows, cols = ([kept[k] for k in side] for side in parsed)
+    lower = tuple(k - n for k in rows), tuple(k - n for k in cols)
+    return *lower, None if layer is None else layer - n
+
+
+def _parsed(axes: str, n: int) -> tuple[list[int], list[int]] | None:
+    """The rows and columns of an einops pattern; None if it splits an axis of the leaf."""
+    here, there = (side.split() for side in axes.split("->"))
+    if any("(" in name for name in here):
+        return None
+    names = [name for name in here if name != "..."]
+    if "..." in here:
+        at = here.index("...")
+        here = [*here[:at], *(f"…{k}" for k in range(n - len(names))), *here[at + 1 :]]
+    first, depth, rows, cols = True, 0, [], []
+    for name in there:
+        opens, closes = name.startswith("("), name.endswith(")")
+        bare = name.strip("()")
+        found = [f"…{k}" for k in range(n - len(names))] if bare == "..." else [bare] if bare else []
+        depth += opens
+        (rows if first else cols).extend(here.index(one) for one in found)
+        depth -= closes
+        first = first and depth > 0
+    return rows, cols
+
+
+def form_place(form: Form, shape: tuple[int, ...]) -> dict[int, int]:
+    """The number that a form's index picks of each axis, counted from the end, that it picks of."""
+    assert form.index is not None
+    parts = [part.strip() for part in form.index.split(",")]
+    return {
+        k - len(shape): int(part) % shape[k] for k, part in enumerate(parts) if ":" not in part
+    }
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """A word with its floats in the arithmetic's dtype, its strengths too."""
+
+    def one(x: Any) -> Array:
+        x = jnp.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, np.floating) else x
+
+    return jax.tree.map(one, tree)
