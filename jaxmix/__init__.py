@@ -13,10 +13,11 @@ from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
 from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import JaxmixError
-from jaxmix.factored import Factored, attach, detach, factored
+from jaxmix.factored import Factored, attach, detach, explain, factored
 from jaxmix.layout import Layout, Rule
 from jaxmix.low_rank import to_lora
 from jaxmix.mix import Mix, compose, mix
+from jaxmix.quantized import requantized
 
 __all__ = [
     "Adapter",
@@ -30,6 +31,7 @@ __all__ = [
     "compose",
     "detach",
     "errors",
+    "explain",
     "export_peft",
     "factored",
     "families",
@@ -38,6 +40,7 @@ __all__ = [
     "merge_checkpoint",
     "mix",
     "models",
+    "requantized",
     "save",
     "to_lora",
 ]

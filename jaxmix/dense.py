@@ -13,6 +13,7 @@ from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import parts_of
 from jaxmix.layout import KERNEL, LAYOUTS, NAMES, Layout, Place
 from jaxmix.plan import Form, Word
+from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
 from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
@@ -224,7 +225,7 @@ def _unusable(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
 
 def _unfit(leaf: Any) -> str | None:
     """Why a leaf can't take an update, or None."""
-    if not isinstance(leaf, jax.Array | np.ndarray):
+    if not isinstance(leaf, jax.Array | np.ndarray) and not is_quantized(leaf):
         return f"is a {type(leaf).__name__}"
     if not jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.finfo(leaf.dtype).bits < 16:
         return f"has dtype {leaf.dtype}; dequantize or cast it first"
@@ -291,5 +292,6 @@ def _misfit(word: Word, shape: tuple[int, int]) -> str | None:
 
 
 def _array(leaf: Any) -> jax.Array:
-    """A leaf as a jax array, of its own dtype."""
+    """A leaf as a jax array, of its own dtype; a quantized one dequantized."""
+    leaf = dequantized(leaf)
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)

@@ -23,6 +23,7 @@ from jaxmix.families.base import maps
 from jaxmix.layout import Layout
 from jaxmix.operators import Dense, Operator, Zero, add
 from jaxmix.plan import Form, Word, arithmetic
+from jaxmix.quantized import dequantized
 from jaxmix.singular import low_rank_of
 from jaxmix.sites import Tree
 
@@ -115,8 +116,8 @@ def _at(one: dense.Fitted, counts: Sequence[int], tree: Tree) -> tuple[Spot, tup
 
     They were fit as one word, so that all of them see the weight lie the same way.
     """
-    weight = _here(tree.leaf(one.site.weight)) if one.site.weight else None
-    bias = _here(tree.leaf(one.site.bias)) if one.site.bias else None
+    weight = _here(dequantized(tree.leaf(one.site.weight))) if one.site.weight else None
+    bias = _here(dequantized(tree.leaf(one.site.bias))) if one.site.bias else None
     found: list[Effect] = []
     left = one.word
     for count in counts:

@@ -14,6 +14,7 @@ from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place
 from jaxmix.names import leaf_names
 from jaxmix.plan import Word
+from jaxmix.quantized import is_quantized
 
 __all__ = ["OutAxes", "Site", "Tree", "located", "shared"]
 
@@ -39,7 +40,7 @@ class Tree:
     @classmethod
     def of(cls, params: Any) -> "Tree":
         """Takes a tree apart."""
-        paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+        paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
         names = leaf_names([path for path, _ in paths])
         twice = frozenset(name for name, count in Counter(names).items() if count > 1)
         where = {name: i for i, name in enumerate(names)}

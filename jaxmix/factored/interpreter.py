@@ -129,7 +129,9 @@ def _scanned(params: Any, values: Values) -> Values | None:
         outs = _dense(run(params["jaxpr"], [*consts, *carry, *xs]))
         return outs[: len(carry)], outs[len(carry) :]
 
-    known = {k: params[k] for k in ("reverse", "length", "unroll", "_split_transpose") if k in params}
+    known = {
+        k: params[k] for k in ("reverse", "length", "unroll", "_split_transpose") if k in params
+    }
     carry, ys = lax.scan(body, carry, xs, **known)
     return [*carry, *ys]
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxmix import plan
 from jaxmix.affine import AffineMap, Base, compose, identity, shift
-from jaxmix.factored.quantized import dequantized
+from jaxmix.quantized import dequantized
 from jaxmix.factored.weight import How, Weight
 from jaxmix.families.base import maps
 from jaxmix.operators import (
@@ -212,7 +212,9 @@ def _parsed(axes: str, n: int) -> tuple[list[int], list[int]] | None:
     for name in there:
         opens, closes = name.startswith("("), name.endswith(")")
         bare = name.strip("()")
-        found = [f"…{k}" for k in range(n - len(names))] if bare == "..." else [bare] if bare else []
+        found = (
+            [f"…{k}" for k in range(n - len(names))] if bare == "..." else [bare] if bare else []
+        )
         depth += opens
         (rows if first else cols).extend(here.index(one) for one in found)
         depth -= closes
@@ -224,9 +226,7 @@ def form_place(form: Form, shape: tuple[int, ...]) -> dict[int, int]:
     """The number that a form's index picks of each axis, counted from the end, that it picks of."""
     assert form.index is not None
     parts = [part.strip() for part in form.index.split(",")]
-    return {
-        k - len(shape): int(part) % shape[k] for k, part in enumerate(parts) if ":" not in part
-    }
+    return {k - len(shape): int(part) % shape[k] for k, part in enumerate(parts) if ":" not in part}
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

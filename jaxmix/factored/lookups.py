@@ -21,6 +21,7 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
     Returns:
         The result; None where the dense weight is the way.
     """
+    x = jnp.asarray(x)
     spec, rows, cols = params["dimension_numbers"], *weight.axes[:2]
     low = low_rank_of(weight.map.shift) if not weight.is_stacked else None
     as_it_lies = rows == spec.rhs_spec[:1] and cols == spec.rhs_spec[1:]
@@ -92,6 +93,7 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
     Returns:
         The rows; None where the dense weight is the way.
     """
+    at = jnp.asarray(at)
     numbers = params["dimension_numbers"]
     rows, cols, stack = weight.axes
     axis = numbers.collapsed_slice_dims
@@ -99,7 +101,12 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
         n == (1 if k in axis else weight.shape[k]) for k, n in enumerate(params["slice_sizes"])
     )
     turned = axis == cols and axis != rows
-    if not whole or axis not in (rows, cols) or numbers.start_index_map != axis or stack is not None:
+    if (
+        not whole
+        or axis not in (rows, cols)
+        or numbers.start_index_map != axis
+        or stack is not None
+    ):
         return None
     if numbers.operand_batching_dims or weight.how == "dense":
         return None

@@ -33,6 +33,7 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
         weight, x, (wc, wb), (xc, xb) = rhs, lhs, (rc, rb), (lc, lb)
     else:
         weight, x, (wc, wb), (xc, xb) = lhs, rhs, (lc, lb), (rc, rb)
+    x = jnp.asarray(x)
     plan = _Plan.of(weight, x, tuple(wc), tuple(wb), tuple(xc), tuple(xb))
 
     def base_product(x: Any, w: Any) -> Array:

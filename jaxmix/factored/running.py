@@ -10,7 +10,7 @@ import numpy as np
 from jaxmix.errors import AdapterError
 from jaxmix.factored.attaching import is_factored
 from jaxmix.factored.interpreter import run
-from jaxmix.factored.quantized import is_quantized
+from jaxmix.quantized import is_quantized
 from jaxmix.factored.weight import How, Weight
 
 __all__ = ["factored"]

@@ -9,7 +9,7 @@ import jax
 from jax import lax
 from jaxtyping import Array
 
-from jaxmix.factored.quantized import is_quantized
+from jaxmix.quantized import is_quantized
 from jaxmix.factored.weight import Weight
 
 __all__ = ["reshaped", "sliced"]

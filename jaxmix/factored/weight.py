@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
-from jaxmix.factored.quantized import dequantized
+from jaxmix.quantized import dequantized
 from jaxmix.operators import Zero
 from jaxmix.plan import arithmetic
 

@@ -16,21 +16,26 @@ ARROWS: dict[str, set[str]] = {
     "families": {"affine", "operators", "errors"},
     "names": set(),
     "layout": {"errors"},
+    "quantized": {"names", "errors"},
     "tied": {"layout", "errors"},
     "plan": {"affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
-    "sites": {"names", "plan", "layout", "families", "errors"},
-    "dense": {"sites", "sharded", "plan", "tied", "layout", "families", "affine", "errors"},
+    "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
+    "dense": {"sites", "quantized", "sharded", "plan", "tied", "layout", "families", "affine", "errors"},
     "adapter": {"dense", "families", "layout", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
-    "effects": {"adapter", "dense", "plan", "sites", "singular", "layout", "families"}
+    "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
     | {"affine", "operators", "errors"},
     "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
     "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
     | {"operators", "errors"},
-    "factored": {"mix", "adapter", "dense", "plan", "sites", "layout", "families", "affine"}
+    "factored": {"mix", "quantized", "names", "adapter", "dense", "plan", "sites", "layout", "families", "affine"}
     | {"operators", "errors"},
+    "training": {"factored", "mix", "adapter", "dense", "sites", "plan", "layout", "families"}
+    | {"affine", "operators", "names", "quantized", "errors"},
+    "bank": {"factored", "mix", "adapter", "dense", "sites", "plan", "layout", "families"}
+    | {"affine", "operators", "names", "quantized", "errors"},
     "models": {"errors"},
 }
 ARROWS[""] = set(ARROWS)
@@ -46,7 +51,7 @@ SHARED_BY_FAMILIES = ("base", "places", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install where it is missing.
-EXTRAS = {"matplotlib", "equinox", "sklearn", "torch"}
+EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "torch"}
 # These make the demo's assets with torch and peft, and are not part of what a user runs.
 MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 
