@@ -93,7 +93,8 @@ def _gpt2(fields: Fields) -> GPT2Config:
 
 def _bert(fields: Fields) -> BertConfig:
     """BERT's fields."""
-    sizes = {name: fields.size(name) for name in (*_SIZES, "max_position_embeddings")}
+    names = (*_SIZES, "max_position_embeddings", "type_vocab_size")
+    sizes: dict[str, Any] = {name: fields.size(name) for name in names}
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     fields.parted("hidden_size", hidden, "num_attention_heads", heads)
     kind = fields.get("position_embedding_type") or "absolute"
@@ -101,7 +102,6 @@ def _bert(fields: Fields) -> BertConfig:
         fields.refused.append(f"position_embedding_type = {kind!r}: expected 'absolute'")
     config = BertConfig(
         **sizes,
-        type_vocab_size=fields.size("type_vocab_size"),
         activation=fields.activation("hidden_act", fields.get("hidden_act")),
         layer_norm_eps=fields.epsilon("layer_norm_eps", 1e-12),
     )

@@ -1,6 +1,6 @@
 """A module without its arrays, and the arrays put into it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ Path = tuple[Any, ...]
 Model = TypeVar("Model", bound=nnx.Module)
 
 
-def skeleton(module: type[Model], config: Any) -> tuple[nnx.GraphDef[Model], dict[Path, Any]]:
+def skeleton(
+    module: Callable[..., Model], config: Any
+) -> tuple[nnx.GraphDef[Model], dict[Path, Any]]:
     """A model without arrays: its graph, and at each path a variable that knows its shape."""
     empty = nnx.eval_shape(lambda: module(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(empty)

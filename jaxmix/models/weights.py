@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
 from jaxmix.models.bert import Bert
+from jaxmix.models.causal import CausalLM
 from jaxmix.models.checkpoint import read_tensors
 from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
 from jaxmix.models.decoder import Decoder
@@ -203,8 +204,10 @@ def _check_names(
     """Whether the tensors are just those of the config."""
     missing = [f"missing: {name}" for name in paths if name not in found.files]
     unused = {name: file for name, file in found.files.items() if name not in paths}
-    if _HEAD in unused and not isinstance(config, BertConfig) and config.tie_word_embeddings:
-        embedding = torch_name(MODELS[type(config)].EMBEDDING)
+    module = MODELS[type(config)]
+    if _HEAD in unused and issubclass(module, CausalLM):
+        # Not used, so it is tied.
+        embedding = torch_name(module.EMBEDDING)
         if embedding in found.files:
             _check_tied(tensors, unused.pop(_HEAD), found.files[embedding])
     wrong = [*missing, *(f"not used: {file}" for file in unused.values()), *found.twice]

@@ -1,4 +1,4 @@
-"""Tiny decoders with random leaves, and their folders, made without torch."""
+"""Tiny models with random leaves, and their folders, made without torch."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from jaxmix.models import Decoder, DecoderConfig, from_torch, read_config
+from jaxmix.models import from_torch, read_config
 from jaxmix.models.spelling import Config, is_transposed, torch_name
 from jaxmix.models.tree import skeleton
 from jaxmix.models.weights import MODELS
@@ -31,6 +31,25 @@ WINDOWED = {
     "sliding_window": 3,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 23,
+    "n_positions": 14,
+    "n_embd": 12,
+    "n_layer": 2,
+    "n_head": 3,
+    "n_inner": 18,
+    "eos_token_id": None,
+}
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 23,
+    "max_position_embeddings": 14,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 18,
+}
 # Between them: biases, q and k norms, windows, tied heads, Gemma's norms.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -39,8 +58,10 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def config(kind: str = "llama", **fields: Any) -> DecoderConfig:
+def config(kind: str = "llama", **fields: Any) -> Any:
     """A config of a kind."""
+    if kind in ("gpt2", "bert"):
+        return read_config({**(GPT2 if kind == "gpt2" else BERT), **fields})
     return read_config({"model_type": kind, **FIELDS, **KINDS.get(kind, {}), **fields})
 
 
@@ -55,14 +76,14 @@ def tensors(of: Config, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.
     return made
 
 
-def model(kind: str = "llama", *, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> Decoder:
+def model(kind: str = "llama", *, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> Any:
     """A random model of a kind."""
     made = config(kind, **fields)
     return from_torch(made, tensors(made, seed, dtype))
 
 
 @nnx.jit
-def run(model: Decoder, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+def run(model: Any, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
     """The logits, compiled once for all tests with models of one structure."""
     return model(tokens, positions=positions)
 

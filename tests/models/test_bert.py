@@ -1,0 +1,129 @@
+"""BERT alone: its tree, padding, its config and files, what it refuses; and adapters on it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxmix
+from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
+from jaxmix.families import LoRA
+from jaxmix.models import Bert, from_torch, sentence_embeddings, to_torch
+
+from . import tiny
+
+
+@nnx.jit
+def run(model: Bert, tokens: Any, **given: Any) -> Any:
+    """The hidden states."""
+    return model(tokens, **given)
+
+
+def test_the_tree_has_hugging_faces_names() -> None:
+    model = tiny.model("bert")
+    found = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
+    products = [f"attention.self.{p}" for p in ("query", "key", "value")]
+    products += ["attention.output.dense", "intermediate.dense", "output.dense"]
+    leaves = [f"{p}.{leaf}" for p in products for leaf in ("kernel", "bias")]
+    norms = ("attention.output.LayerNorm", "output.LayerNorm")
+    leaves += [f"{norm}.{leaf}" for norm in norms for leaf in ("scale", "bias")]
+    layers = {f"encoder.layer.{i}.{leaf}" for i in (0, 1) for leaf in leaves}
+    ends = {f"embeddings.{p}_embeddings.embedding" for p in ("word", "position", "token_type")}
+    ends |= {"embeddings.LayerNorm.scale", "embeddings.LayerNorm.bias"}
+    assert found == layers | ends | {"pooler.dense.kernel", "pooler.dense.bias"}
+
+
+def test_padding_is_not_seen() -> None:
+    """A text in a longer row is as if it stood alone; tokens see what follows them."""
+    model, tokens = tiny.model("bert", num_hidden_layers=1), tiny.tokens()
+    mask = jnp.broadcast_to(jnp.arange(9) < 6, (2, 9))
+    alone = run(model, tokens[:, :6])
+    np.testing.assert_allclose(run(model, tokens, mask=mask)[:, :6], alone, rtol=1e-5, atol=1e-5)
+    seen = run(model, tokens, mask=jnp.ones_like(mask))
+    assert np.abs(seen[:, 0] - alone[:, 0]).max() > 1e-3
+
+
+def test_sentence_embeddings() -> None:
+    """The mean over the mask, of length 1; a row of padding is 0 and no NaN."""
+    model, tokens = tiny.model("bert", num_hidden_layers=1), tiny.tokens(rows=3)
+    mask = jnp.arange(9)[None] < jnp.array([[9], [4], [0]])
+    vectors = np.asarray(nnx.jit(sentence_embeddings)(model, tokens, mask=mask))
+    hidden = np.asarray(run(model, tokens, mask=mask))
+    for i, count in enumerate((9, 4)):
+        mean = hidden[i, :count].mean(axis=0)
+        np.testing.assert_allclose(vectors[i], mean / np.linalg.norm(mean), rtol=1e-5, atol=1e-6)
+    assert not vectors[2].any()
+
+
+def test_adapters() -> None:
+    """Of a product and of the embedding, which no head is tied to."""
+    model, draw = tiny.model("bert"), np.random.default_rng(0)
+    site = "encoder.layer.1.intermediate.dense"
+    shapes = {site: (18, 12), "embeddings.word_embeddings": (23, 12)}
+    updates = {}
+    for name, (rows, columns) in shapes.items():
+        a, b = draw.normal(size=(2, columns)), draw.normal(size=(rows, 2))
+        updates[name] = LoRA(a=a.astype(np.float32), b=b.astype(np.float32), scale=0.5)
+    out = jaxmix.compose(model, jaxmix.Adapter(updates))
+    assert isinstance(out, Bert)
+    before, after = to_torch(model), to_torch(out)
+    for name, leaf in after.items():
+        update = updates.get(name.removesuffix(".weight"))
+        change = 0 if update is None else 0.5 * update.b @ update.a
+        np.testing.assert_allclose(leaf, before[name] + change, rtol=1e-5, atol=1e-5)
+
+
+def test_names_in_files() -> None:
+    """With the prefix, buffers, older names of the norms; without a pooler; and what is left."""
+    config = tiny.config("bert")
+    tensors = tiny.tensors(config)
+    old = {}
+    for name, leaf in tensors.items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        old["bert." + name.replace("LayerNorm.bias", "LayerNorm.beta")] = leaf
+    buffers = {"bert.embeddings.position_ids": np.arange(14)[None]}
+    again = to_torch(from_torch(config, {**old, **buffers}))
+    assert again.keys() == tensors.keys()
+    assert all(np.array_equal(again[name], leaf) for name, leaf in tensors.items())
+    bare = {name: leaf for name, leaf in tensors.items() if not name.startswith("pooler")}
+    model = from_torch(config, bare)
+    assert not model.config.pooler and to_torch(model).keys() == bare.keys()
+    with pytest.raises(JaxmixError, match=r"this BERT has no pooler: its file holds none\. For a"):
+        model.pooled(jnp.zeros((1, 2, 12)))
+    left = {**old, "cls.predictions.bias": np.zeros(23), "cls.seq_relationship.bias": np.zeros(2)}
+    with pytest.raises(CheckpointError) as caught:
+        from_torch(config, {**left, "classifier.bias": np.zeros(2)}, ignore=["cls"])
+    text = "of 2 layers:\n  not used: classifier.bias\nIs it an encoder of this kind, whole, and"
+    assert text in str(caught.value) and "name the head's modules: ignore=['cls']" in str(
+        caught.value
+    )
+    assert from_torch(config, left, ignore=["cls"]).config.pooler
+
+
+def test_fields_that_are_refused() -> None:
+    config = tiny.config("bert", layer_norm_eps=1e-6, classifier_dropout=0.1)
+    assert (config.layer_norm_eps, config.type_vocab_size, config.activation) == (1e-6, 2, "gelu")
+    with pytest.raises(UnsupportedError) as told:
+        tiny.config("bert", is_decoder=True, position_embedding_type="relative_key", hidden_act="x")
+    text = str(told.value)
+    assert "is_decoder = True: no token would see what follows it, and BERT here is an" in text
+    assert "position_embedding_type = 'relative_key': expected 'absolute'" in text
+    assert "hidden_act = 'x': expected one of silu" in text
+    with pytest.raises(CheckpointError, match=r"hidden_size = 12 is no multiple of num_att.* = 5"):
+        tiny.config("bert", num_attention_heads=5)
+
+
+def test_refused_arguments() -> None:
+    model, tokens = tiny.model("bert"), tiny.tokens()
+    with pytest.raises(ShapeError, match=r"tokens are int32 \(9,\), expected whole numbers"):
+        model(tokens[0])
+    with pytest.raises(ShapeError, match=r"mask have shape \(9,\), expected the tokens' \(2, 9\)"):
+        model(tokens, mask=jnp.ones(9, bool))
+    with pytest.raises(ShapeError, match=r"token_types have shape \(2, 8\), expected"):
+        model(tokens, token_types=tokens[:, 1:])
+    with pytest.raises(ShapeError, match=r"mask is int32, expected bool: .* attention_mask == 1"):
+        model(tokens, mask=jnp.ones_like(tokens))
+    with pytest.raises(ShapeError, match=r"\(2, 15\), but this BERT has learned 14 positions"):
+        model(tiny.tokens(count=15))

@@ -1,0 +1,154 @@
+"""GPT-2 alone: its tree, its cache, its config and files, what it refuses; and adapters on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxmix
+from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
+from jaxmix.families import LoRA
+from jaxmix.models import GPT2, Cache, from_torch, generate, read_config, to_torch
+
+from . import tiny
+
+
+def names(model: GPT2) -> set[str]:
+    """The paths of the leaves."""
+    return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
+
+
+def test_the_tree_has_hugging_faces_names() -> None:
+    products = [
+        f"{p}.{leaf}"
+        for p in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        for leaf in ("kernel", "bias")
+    ]
+    norms = [f"ln_{i}.{leaf}" for i in (1, 2) for leaf in ("scale", "bias")]
+    layers = {f"transformer.h.{i}.{leaf}" for i in (0, 1) for leaf in (*products, *norms)}
+    ends = {f"transformer.{leaf}" for leaf in ("wte.embedding", "wpe.embedding")}
+    ends |= {"transformer.ln_f.scale", "transformer.ln_f.bias"}
+    assert names(tiny.model("gpt2")) == layers | ends
+    assert names(tiny.model("gpt2", tie_word_embeddings=False)) == layers | ends | {
+        "lm_head.kernel"
+    }
+
+
+def test_a_kernel_is_the_weight_of_a_conv1d() -> None:
+    """And the transpose of the head's; there and back bit for bit."""
+    config = tiny.config("gpt2", tie_word_embeddings=False)
+    tensors = tiny.tensors(config)
+    model = from_torch(config, tensors)
+    kernel = model.transformer.h[1].attn.c_attn.kernel[...]
+    np.testing.assert_array_equal(kernel, tensors["transformer.h.1.attn.c_attn.weight"])
+    np.testing.assert_array_equal(model.lm_head.kernel[...], tensors["lm_head.weight"].T)
+    again = to_torch(model)
+    assert again.keys() == tensors.keys()
+    assert all(np.array_equal(again[name], leaf) for name, leaf in tensors.items())
+
+
+def test_a_cache_changes_nothing() -> None:
+    """Tokens in pieces, with slots to spare, in 64 bits: the same logits."""
+    with jax.enable_x64(True):
+        model, tokens = tiny.model("gpt2", dtype=np.float64), tiny.tokens()
+        step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
+        cache, pieces = Cache.empty(model.config, 2, 11, model.dtype), []
+        for piece in jnp.split(tokens, 3, axis=1):
+            logits, cache = step(model, piece, cache)
+            pieces.append(logits)
+        whole = tiny.run(model, tokens)
+        np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-11, atol=1e-11)
+
+
+def test_padding_is_not_seen() -> None:
+    """A negative position: the text after it is as if it stood alone."""
+    model, tokens = tiny.model("gpt2"), tiny.tokens()
+    padded = tiny.run(model, tokens, jnp.broadcast_to(jnp.arange(-4, 5), (2, 9)))
+    alone = tiny.run(model, tokens[:, 4:])
+    np.testing.assert_allclose(padded[:, 4:], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_positions_that_were_not_learned() -> None:
+    """Refused where it can be told, and NaN where it can't, even if seen by nobody."""
+    model, long = tiny.model("gpt2"), tiny.tokens(count=15)
+    with pytest.raises(ShapeError, match=r"\(2, 15\), but this GPT-2 has learned 14 positions"):
+        model(long)
+    logits = tiny.run(model, tiny.tokens(), jnp.broadcast_to(jnp.arange(6, 15), (2, 9)))
+    assert np.isnan(logits).all()
+    text = "9 tokens and 7 new ones need 15 positions, but the model has learned 14"
+    with pytest.raises(JaxmixError, match=text):
+        generate(model, tiny.tokens(), max_new_tokens=7)
+    assert generate(model, tiny.tokens(), max_new_tokens=6).shape == (2, 15)
+
+
+@pytest.mark.parametrize("site", ["transformer.wte", "lm_head"])
+def test_adapters(site: str) -> None:
+    """Of a product, and of one side of the tied embedding, which unties it."""
+    model, draw = tiny.model("gpt2"), np.random.default_rng(0)
+
+    def lora(rows: int, columns: int) -> LoRA:
+        a, b = draw.normal(size=(2, columns)), draw.normal(size=(rows, 2))
+        return LoRA(a=a.astype(np.float32), b=b.astype(np.float32), scale=0.5)
+
+    product = "transformer.h.0.attn.c_attn"
+    updates = {product: lora(36, 12), site: lora(23, 12)}
+    out = jaxmix.compose(model, jaxmix.Adapter(updates))
+    assert isinstance(out, GPT2) and not out.config.tie_word_embeddings
+    before, after = to_torch(model.untied()), to_torch(out)
+    delta = {name: 0.5 * update.b @ update.a for name, update in updates.items()}
+    delta[product] = delta[product].T
+    for name, leaf in after.items():
+        change = delta.get(name.removesuffix(".weight"), 0)
+        np.testing.assert_allclose(leaf, before[name] + change, rtol=1e-5, atol=1e-5)
+
+
+def test_names_in_files() -> None:
+    """Without the prefix, with masks; and a tensor under two names."""
+    config = tiny.config("gpt2")
+    tensors = tiny.tensors(config)
+    bare = {name.removeprefix("transformer."): leaf for name, leaf in tensors.items()}
+    masks = {"h.0.attn.bias": np.ones((1, 1, 14, 14)), "h.1.attn.masked_bias": np.float32(-1e4)}
+    model = from_torch(
+        config, {**bare, **masks, "lm_head.weight": tensors["transformer.wte.weight"]}
+    )
+    np.testing.assert_array_equal(
+        model.transformer.h[0].attn.c_attn.bias[...], tensors["transformer.h.0.attn.c_attn.bias"]
+    )
+    with pytest.raises(CheckpointError) as caught:
+        from_torch(config, {**tensors, "wte.weight": bare["wte.weight"], "score.weight": masks})
+    assert "not used: score.weight\n  twice: transformer.wte.weight and wte.weight" in str(
+        caught.value
+    )
+    with pytest.raises(CheckpointError, match=r"head.weight differs from wte.weight, though"):
+        from_torch(config, {**bare, "lm_head.weight": 2 * bare["wte.weight"]})
+
+
+def test_a_config() -> None:
+    config = tiny.config("gpt2", n_inner=None, eos_token_id=[3, 4], activation_function="relu")
+    assert (config.hidden_size, config.intermediate_size, config.head_dim) == (12, 48, 4)
+    assert (config.activation, config.eos_token_ids, config.layer_norm_eps) == (
+        "relu",
+        (3, 4),
+        1e-5,
+    )
+    assert config.tie_word_embeddings and config.score_scales == (0.5, 0.5)
+    by_layer = tiny.config("gpt2", scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False)
+    assert by_layer.score_scales == (1.0, 0.5)
+    bare = {k: v for k, v in tiny.GPT2.items() if k != "eos_token_id"}
+    assert read_config(bare).eos_token_ids == (50256,) and read_config(bare).pad_token_id is None
+
+
+def test_fields_that_are_refused() -> None:
+    with pytest.raises(UnsupportedError) as told:
+        tiny.config("gpt2", add_cross_attention=True, rope_theta=3.0, activation_function=["gelu"])
+    text = str(told.value)
+    assert "add_cross_attention = True: layers would look at another model's hidden" in text
+    assert "rope_theta = 3.0: not a field of gpt2 that this version of jaxmix knows" in text
+    assert "activation_function = ['gelu']: expected one of silu, swish, gelu, " in text
+    with pytest.raises(CheckpointError) as told:
+        tiny.config("gpt2", n_head=5, n_layer=None, layer_norm_epsilon="x")
+    text = str(told.value)
+    assert "n_embd = 12 is no multiple of n_head = 5\n" in text
+    assert "n_layer is None, expected a whole number of at least 1\n" in text
+    assert "layer_norm_epsilon is 'x', expected a number of at least 0\n" in text

@@ -1,0 +1,101 @@
+"""BERT's hidden states and pooled outputs are transformers'."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from transformers import AutoConfig, BertForMaskedLM, BertForPreTraining
+
+from jaxmix import models
+from jaxmix.errors import CheckpointError
+
+from .cases import distance, tokens_of
+from .others import BERTS, CASES, outputs, randomize, save, state_of, torch_model, torch_model64
+
+MASK = np.arange(19)[None] < np.array([[19], [12]])
+TYPES = np.random.default_rng(0).integers(0, 3, (2, 19))
+
+
+@nnx.jit
+def run(model: models.Bert, tokens: Any, **given: Any) -> tuple[Any, Any]:
+    """Hidden states and pooled outputs."""
+    hidden = model(tokens, **given)
+    return hidden, model.pooled(hidden) if model.config.pooler else None
+
+
+@pytest.mark.parametrize("case", BERTS)
+def test_outputs(case: str, tmp_path: Path) -> None:
+    """From the folder, in 64 bits, with padding and types; what is made of padding is not asked."""
+    tokens = tokens_of(1)
+    given = {"attention_mask": MASK.astype(int), "token_type_ids": TYPES}
+    theirs = outputs(torch_model64(case), tokens, **given)
+    with jax.enable_x64(True):
+        model = models.load(save(case, tmp_path), dtype=jnp.float64)
+        assert isinstance(model, models.Bert)
+        hidden, pooled = run(model, tokens, mask=MASK, token_types=TYPES)
+    expected = theirs.last_hidden_state.numpy()
+    assert distance(np.asarray(hidden)[MASK], expected[MASK]) < 1e-12
+    assert distance(np.asarray(pooled), theirs.pooler_output.numpy()) < 1e-12
+
+
+def test_outputs_in_32_bits(tmp_path: Path) -> None:
+    """Tokens alone."""
+    model = models.load(save("bert", tmp_path))
+    hidden, pooled = run(model, tokens_of(2))
+    theirs = outputs(torch_model("bert"), tokens_of(2))
+    assert model.dtype == hidden.dtype == jnp.float32
+    assert distance(np.asarray(hidden), theirs.last_hidden_state.numpy()) < 1e-5
+    assert distance(np.asarray(pooled), theirs.pooler_output.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"activation": "gelu"}])
+def test_each_field_shows(change: dict) -> None:
+    """The comparison would see a field that is not honoured."""
+    case = "bert-relu"
+    config = models.read_config(CASES[case])
+    wrong = models.from_torch(replace(config, **change), state_of(torch_model(case)))
+    expected = outputs(torch_model(case), tokens_of(1)).last_hidden_state.numpy()
+    assert distance(np.asarray(run(wrong, tokens_of(1))[0]), expected) > 1e-4
+
+
+def test_there_and_back() -> None:
+    state = state_of(torch_model("bert"))
+    tensors = models.to_torch(models.from_torch(models.read_config(CASES["bert"]), state))
+    assert tensors.keys() == state.keys()
+    for name, leaf in tensors.items():
+        np.testing.assert_array_equal(leaf, state[name])
+
+
+def test_under_a_head(tmp_path: Path) -> None:
+    """With the prefix, without a pooler, and with a head that has to be left out by name."""
+    theirs = BertForMaskedLM(AutoConfig.for_model(**CASES["bert-relu"])).eval()
+    randomize(theirs, seed=4)
+    with pytest.raises(CheckpointError) as caught:
+        models.load(save("bert", tmp_path, theirs))
+    text = str(caught.value)
+    assert "tensors that do not fit a bert of 1 layers:\n  not used: cls.predictions.bias" in text
+    assert "If it is one with a head that is not wanted, name the head's modules" in text
+    model = models.load(tmp_path, ignore=["cls"])
+    hidden, pooled = run(model, tokens_of(3))
+    assert pooled is None and not model.config.pooler
+    expected = outputs(theirs.bert, tokens_of(3)).last_hidden_state.numpy()
+    assert distance(np.asarray(hidden), expected) < 1e-5
+
+
+def test_norms_as_google_named_them() -> None:
+    """``LayerNorm.gamma`` and ``.beta``, as in bert-base-uncased, and a pooler."""
+    theirs = BertForPreTraining(AutoConfig.for_model(**CASES["bert-relu"]))
+    randomize(theirs, seed=5)
+    renamed = {}
+    for name, leaf in state_of(theirs).items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        renamed[name.replace("LayerNorm.bias", "LayerNorm.beta")] = leaf
+    config = models.read_config(CASES["bert-relu"])
+    tensors = models.to_torch(models.from_torch(config, renamed, ignore=["cls"]))
+    for name, leaf in state_of(theirs.bert).items():
+        np.testing.assert_array_equal(tensors[name], leaf)
