@@ -57,7 +57,7 @@ def requantized(params: Any, like: Any) -> tuple[Any, dict[str, float | Array]]:
     Source: https://github.com/google/qwix, ``qwix/_src/core/qarray.py``.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
-    others, other_def = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantized)
+    others, _ = jax.tree_util.tree_flatten_with_path(like, is_leaf=is_quantized)
     names, other_names = (leaf_names([path for path, _ in tree]) for tree in (paths, others))
     if odd := sorted(set(names) ^ set(other_names)):
         raise LayoutError(

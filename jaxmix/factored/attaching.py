@@ -26,7 +26,7 @@ def is_factored(x: Any) -> bool:
 def attach(
     params: Any, adapters: Mixable | Iterable[Mixable], *, layout: Layout | str | None = None
 ) -> Any:
-    """The params with adapters beside them: leaves keep base and factors apart, ``W`` and ``(L, R, Δ)``.
+    """The params with adapters beside them: leaves keep ``W`` and ``(L, R, Δ)`` apart.
 
     What `jaxmix.factored` runs: ``factored(fn)(attach(params, adapters), x)`` is
     ``fn(compose(params, adapters), x)``, and no weight is made. Nothing is computed and nothing
@@ -61,8 +61,8 @@ def attach(
     """
     if any(map(is_factored, jax.tree.leaves(params, is_leaf=is_factored))):
         raise AdapterError(
-            "attach: the params have adapters attached already, expected a base. Take them off with "
-            "jaxmix.detach and attach all together, in order: attach(params, [first, second])."
+            "attach: the params have adapters attached already, expected a base. Take them off "
+            "with jaxmix.detach and attach all together, in order: attach(params, [first, second])."
         )
     parts = several(adapters, "attach").parts
     by_site = words(tuple(_as_array(part) for part in parts))

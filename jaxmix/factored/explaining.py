@@ -128,26 +128,25 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
     weight = jax.eval_shape(apart, leaf)
     if weight is None:
         return Way(name, sites, "dense", said[0], "", 2 * size * tokens, 0, size)
-    one = weight.one_map
     layers = weight.shape[weight.axes[2]] if weight.is_stacked else 1
-    added, made = layers * added_flops(one, tokens), layers * one.flops()
+    added, made, described, why = weight.count(
+        lambda one: (added_flops(one, tokens), one.flops(), _described(one), _why(one))
+    )
     is_thin = is_cheaper(weight, tokens, turned=False)
     return Way(
         name,
         sites,
         "factored" if is_thin else "dense",
-        _why(one, is_thin),
-        _described(one),
+        "the operators cost less than a pass over the weight" if is_thin else why,
+        described,
         2 * size * tokens,
-        added,
-        made + size,
+        layers * added,
+        layers * made + size,
     )
 
 
-def _why(one: AffineMap, is_thin: bool) -> str:
-    """What decided it, in words."""
-    if is_thin:
-        return "the operators cost less than a pass over the weight"
+def _why(one: AffineMap) -> str:
+    """Why its operators cost more than the dense weight, in words."""
     terms = one.shift.terms if isinstance(one.shift, Sum) else (one.shift,)
     if any(isinstance(term, Dense) for term in terms):
         return "a term of Δ has no structure, so its product costs what the base's does"

@@ -1,9 +1,9 @@
 """A program run on weights whose base and map are apart.
 
 The program is a jaxpr. Equations that no such weight enters are run as they are, in one piece, so
-that whatever JAX knows (custom derivatives, kernels, collectives) stays as it was. Where one enters,
-the table at the end has a rule for its primitive; without a rule, or where the rule gives none, the
-weight is made dense there.
+that whatever JAX knows (custom derivatives, kernels, collectives) stays as it was. Where one
+enters, the table at the end has a rule for its primitive; without a rule, or where the rule gives
+none, the weight is made dense there.
 """
 
 from collections.abc import Callable, Sequence

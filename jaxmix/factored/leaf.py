@@ -12,12 +12,10 @@ from jaxtyping import Array
 
 from jaxmix import plan
 from jaxmix.affine import AffineMap, Base, compose, identity, shift
-from jaxmix.quantized import dequantized
 from jaxmix.factored.weight import How, Weight
 from jaxmix.families.base import maps
 from jaxmix.operators import (
     LowRank,
-    Operator,
     StackedLowRank,
     Sum,
     add,
@@ -25,6 +23,7 @@ from jaxmix.operators import (
     stack_terms,
 )
 from jaxmix.plan import Form, Word, arithmetic
+from jaxmix.quantized import dequantized
 
 __all__ = ["Factored", "Tags", "stacked"]
 

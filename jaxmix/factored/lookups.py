@@ -1,5 +1,7 @@
 """Convolutions, and rows looked up, of a weight whose base and map are apart."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxmix.factored.products import cast, precise
-from jaxmix.factored.weight import Weight, added_flops
+from jaxmix.factored.weight import PASS, Weight, added_flops
 from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Sum, Zero, add
 from jaxmix.plan import arithmetic
 
@@ -16,7 +18,7 @@ __all__ = ["conv", "gather", "low_rank_of"]
 
 
 def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
-    """``lax.conv_general_dilated``: Δ = BA is a convolution with A and one of a single point with B.
+    """``lax.conv_general_dilated``: Δ = BA is a convolution with A, then one of a single point.
 
     Returns:
         The result; None where the dense weight is the way.
@@ -72,9 +74,10 @@ def _is_cheap(weight: Weight, low: LowRank | Zero, x: Array, spec: Any) -> bool:
     if weight.how != "auto":
         return weight.how == "factored"
     points = x.size // x.shape[spec.lhs_spec[1]]
-    made = weight.map
-    thin = added_flops(type(made)(made.left, made.right, low), points)
-    return thin <= made.flops() + weight.base.size * 16
+    thin = replace(weight, map=replace(weight.map, shift=low)).count(
+        lambda one: added_flops(one, points)
+    )
+    return thin <= weight.count(lambda one: one.flops()) + PASS * math.prod(weight.shape)
 
 
 def low_rank_of(delta: Operator) -> LowRank | Zero | None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -69,8 +68,7 @@ class _Plan:
         x_sum = tuple(xc[wc.index(axis)] for axis in summed)
         x_free = tuple(k for k in range(x.ndim) if k not in (*xc, *xb))
         tokens = math.prod(x.shape[k] for k in x_free)
-        one = weight.one_map
-        turns = not isinstance((one.left if turned else one.right), Identity)
+        turns = not isinstance(weight.map.left if turned else weight.map.right, Identity)
         if (stack is not None and not wb and turns) or not is_cheaper(weight, tokens, turned):
             return None
         return cls(weight, turned, wb, xb, x_sum, x_free)

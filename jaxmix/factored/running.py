@@ -10,8 +10,8 @@ import numpy as np
 from jaxmix.errors import AdapterError
 from jaxmix.factored.attaching import is_factored
 from jaxmix.factored.interpreter import run
-from jaxmix.quantized import is_quantized
 from jaxmix.factored.weight import How, Weight
+from jaxmix.quantized import is_quantized
 
 __all__ = ["factored"]
 
@@ -21,8 +21,8 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
 
     ``factored(fn)(attach(params, adapters), x)`` equals ``fn(compose(params, adapters), x)``. The
     function sees an array in place of each such leaf, as under `jax.jit`; where it multiplies by
-    one, convolves with it or looks its rows up, tokens go through base and operators apart. What has
-    no such form takes the dense weight there, and `jaxmix.explain` says which leaves and why.
+    one, convolves with it or looks its rows up, tokens go through base and operators apart. What
+    has no such form takes the dense weight there; `jaxmix.explain` says which leaves, and why.
 
     Args:
         fn: any function that JAX can trace, of Linen, NNX (a module as its argument, or through

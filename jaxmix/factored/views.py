@@ -1,4 +1,4 @@
-"""Other looks at a weight whose base and map are apart: its axes moved, split, merged or sliced."""
+"""Views of a weight whose base and map are apart: its axes split, merged or sliced."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import jax
 from jax import lax
 from jaxtyping import Array
 
-from jaxmix.quantized import is_quantized
 from jaxmix.factored.weight import Weight
+from jaxmix.quantized import is_quantized
 
-__all__ = ["reshaped", "sliced"]
+__all__ = ["reshaped", "sliced", "unstacked"]
 
 
 def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
@@ -21,7 +21,7 @@ def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
     rows, cols, stack = weight.axes
     if groups is None or is_quantized(weight.base):
         return None
-    new_rows, new_cols, new_stack = list(rows), list(cols), None
+    new_stack: int | None = None
     taken: dict[int, list[int]] = {}
     for old, new in groups:
         big = [k for k in old if weight.shape[k] != 1] or old[:1]
@@ -31,7 +31,7 @@ def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
         if big == [stack] and len(new) == 1:
             new_stack = new[0]
             continue
-        for role, axes in ((new_rows, rows), (new_cols, cols)):
+        for axes in (rows, cols):
             if all(k in axes for k in big):
                 at = [axes.index(k) for k in big]
                 if at != list(range(at[0], at[0] + len(at))):

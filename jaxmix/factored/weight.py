@@ -1,7 +1,7 @@
 """What stands for a weight while a function runs: its base and its map, apart."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,11 +9,11 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
-from jaxmix.quantized import dequantized
 from jaxmix.operators import Zero
 from jaxmix.plan import arithmetic
+from jaxmix.quantized import dequantized
 
-__all__ = ["How", "Weight", "added_flops", "is_cheaper"]
+__all__ = ["PASS", "How", "Weight", "added_flops", "is_cheaper"]
 
 # Whether products go by the operators, by the dense weight, or by whichever costs less.
 How = Literal["auto", "factored", "dense"]
@@ -69,12 +69,13 @@ class Weight:
         rows, cols, _ = self.axes
         return math.prod(self.shape[k] for k in rows), math.prod(self.shape[k] for k in cols)
 
-    @property
-    def one_map(self) -> AffineMap:
-        """Its map, or shapes of a stack's first, for their costs."""
-        if not self.is_stacked:
-            return self.map
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.map)
+    def count(self, measure: Callable[[AffineMap], Any]) -> Any:
+        """What is told of its map, or of one of a stack's, by shapes alone: nothing is computed."""
+        cut = 1 if self.is_stacked else 0
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[cut:], x.dtype), self.map)
+        said: list[Any] = []
+        jax.eval_shape(lambda one: said.append(measure(one)), shapes)
+        return said[0]
 
     def plain(self) -> Array:
         """The base as an array."""
@@ -123,16 +124,19 @@ def _put(one: AffineMap, matrix: Float[Array, "out in"]) -> Float[Array, "out in
 
 # A pass over a weight takes as long as this many operations a number. Accelerators were not
 # measured.
-_PASS = 16
+PASS = 16
 
 
 def is_cheaper(weight: Weight, tokens: int, turned: bool) -> bool:
     """Whether products with so many tokens cost less by the operators than by the dense weight."""
     if weight.how != "auto":
         return weight.how == "factored"
-    one = weight.one_map
-    thin = added_flops(one.T if turned else one, tokens)
-    return thin <= one.flops() + _PASS * math.prod(weight.matrix_shape)
+
+    def is_less(one: AffineMap) -> bool:
+        thin = added_flops(one.T if turned else one, tokens)
+        return thin <= one.flops() + PASS * math.prod(weight.matrix_shape)
+
+    return weight.count(is_less)
 
 
 def added_flops(one: AffineMap, tokens: int) -> int:

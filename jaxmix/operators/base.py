@@ -58,7 +58,7 @@ class Operator(ABC):
         return self.T.rows(part).T
 
     def __rmatmul__(self, x: Float[Array, "n rows"]) -> Float[Array, "n cols"]:
-        """``x M`` for a dense matrix ``x``, by the structure: what tokens, one a row, go through."""
+        """``x M`` for a dense matrix ``x``, by the structure: tokens are rows."""
         return (self.T @ x.T).T
 
     def picked_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:

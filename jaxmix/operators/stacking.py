@@ -118,7 +118,9 @@ def _stacked(entries: Sequence[Any]) -> Any:
             values = jnp.stack(_padded([x.values for x in entries], 0))
             return Sparse(values, jnp.stack(_padded([x.indices for x in entries], 1)), *first.shape)
         case Sum():
-            return Sum(tuple(_stacked(terms) for terms in zip(*(x.terms for x in entries))))
+            return Sum(
+                tuple(_stacked(terms) for terms in zip(*(x.terms for x in entries), strict=True))
+            )
         case Product():
             return Product(
                 _stacked([x.first for x in entries]), _stacked([x.second for x in entries])
