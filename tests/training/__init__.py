@@ -1,0 +1,1 @@
+"""Training: what is trained, gradients, strengths that are learned, checkpoints, a real mix."""

@@ -1,0 +1,256 @@
+"""What is trained, apart from the rest: names, sharing, the way back, JAX's transformations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import AdapterError, UnsupportedError
+from jaxmix.families import SHiRA
+from jaxmix.training import labels, trainable
+
+from .made import PARAMS, bank, loha, lora, normal, oft, stepped, with_bias
+
+
+def shapes(values: Any) -> Any:
+    """The values' names and shapes."""
+    return jax.tree.map(np.shape, values)
+
+
+def loss(params: Any) -> Any:
+    """A number that everything has a part in."""
+    return sum(jnp.sum(jnp.sin(x)) for x in params.values())
+
+
+def test_names_and_what_stays() -> None:
+    """Scales, strengths and whole numbers stay; parts of several updates keep their places."""
+    places = np.array([[0, 1], [2, 3]], np.int32)
+    shira = Adapter({"one": SHiRA(normal(0, 2), places)}, 0.5, "shira")
+    values, whole = trainable(jaxmix.mix(lora(), shira, with_bias()))
+    assert shapes(values) == {
+        "lora": {"updates": {"one": {"a": (2, 8), "b": (6, 2)}, "two": {"a": (2, 6), "b": (4, 2)}}},
+        "shira": {"updates": {"one": {"values": (2,)}}},
+        "biased": {
+            "updates": {"one": {"parts": {"0": {"bias": (6,)}, "1": {"a": (2, 8), "b": (6, 2)}}}}
+        },
+    }
+    again = whole(values)
+    assert [part.name for part in again.parts] == ["lora", "shira", "biased"]
+    assert again.parts[1].strength == 0.5 and again.parts[1].updates["one"].indices is places
+    for old, new in zip(
+        jax.tree.leaves(jaxmix.mix(lora(), shira, with_bias())), jax.tree.leaves(again), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_an_adapter_alone_comes_back_as_one() -> None:
+    """Not as a mix of one."""
+    values, whole = trainable(0.5 * lora())
+    again = whole(values)
+    assert isinstance(again, Adapter) and again.name == "lora" and again.strength == 0.5
+
+
+def test_only_some() -> None:
+    """One adapter of a mix; the other one's arrays are the same objects."""
+    mixed = jaxmix.mix(lora(), oft())
+    values, whole = trainable(mixed, only=("oft",))
+    assert shapes(values) == {"oft": {"updates": {"one": {"generator": (2, 6)}}}}
+    kept, before = (one.parts[0].updates["one"] for one in (whole(values), mixed))
+    assert all(new is old for new, old in zip(*map(jax.tree.leaves, (kept, before)), strict=True))
+
+
+def test_strengths() -> None:
+    """Beside the updates, as arrays whose dtype is no weak one."""
+    values, whole = trainable(jaxmix.mix(0.5 * lora(), oft()), only=("lora",), strengths=True)
+    assert values["lora"]["strength"] == 0.5
+    assert not values["lora"]["strength"].weak_type
+    values["lora"]["strength"] = jnp.asarray(2.0)
+    assert [part.strength for part in whole(values).parts] == [2.0, 1.0]
+
+
+def test_float16_and_float64() -> None:
+    """The dtype that the adapter has."""
+    for dtype, wanted in ((jnp.bfloat16, jnp.bfloat16), (np.float64, np.float32)):
+        half = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), lora())
+        assert {x.dtype for x in jax.tree.leaves(trainable(half)[0])} == {np.dtype(wanted)}
+
+
+# ---------------------------------------------------------------- shared arrays
+
+
+def test_a_shared_array_is_one_value() -> None:
+    """At its first site; its gradient is the sum over sites, and it stays shared."""
+    adapter = bank()
+    values, whole = trainable(adapter)
+    sites = values["bank"]["updates"]
+    assert "bank" in sites["one"] and "bank" not in sites["two"]
+    updates: Any = whole(values).updates
+    assert updates["one"].bank is updates["two"].bank is sites["one"]["bank"]
+
+    slope = jax.jit(jax.grad(lambda values: loss(jaxmix.compose(PARAMS, whole(values)))))(values)
+
+    def by_site(one: Any, two: Any) -> Any:
+        updates: Any = dict(adapter.updates)
+        for site, array in (("one", one), ("two", two)):
+            new = {**vars(updates[site]), "bank": array}
+            updates[site] = type(updates[site])(**new)
+        return loss(jaxmix.compose(PARAMS, Adapter(updates)))
+
+    array: Any = adapter.updates["one"]
+    apart = jax.grad(by_site, argnums=(0, 1))(array.bank, array.bank)
+    assert min(float(jnp.abs(x).max()) for x in apart) > 1e-3
+    np.testing.assert_allclose(
+        slope["bank"]["updates"]["one"]["bank"], apart[0] + apart[1], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_equal_arrays_are_not_shared() -> None:
+    """Zeros of two sites, as training begins with them."""
+    zeros = jax.tree.map(np.zeros_like, lora())
+    assert len(jax.tree.leaves(trainable(zeros)[0])) == 4
+
+
+# ---------------------------------------------------------------- transformations
+
+
+def test_a_step_under_jit() -> None:
+    """The rest is an argument: another adapter of equal shapes is the same program."""
+    seen: list[int] = []
+    optimizer = optax.adam(1e-1)
+
+    @jax.jit
+    def step(values: Any, state: Any, whole: Any, params: Any) -> Any:
+        seen.append(1)
+        value, slope = jax.value_and_grad(lambda v: loss(jaxmix.compose(params, whole(v))))(values)
+        return *stepped(optimizer, slope, state, values), value
+
+    found = []
+    for mixed in (jaxmix.mix(lora(), oft()), jaxmix.mix(0.3 * lora(), oft())):
+        values, whole = trainable(mixed, only=["lora"])
+        state, losses = optimizer.init(values), []
+        for _ in range(5):
+            values, state, value = step(values, state, whole, PARAMS)
+            losses.append(float(value))
+        found.append(losses)
+    assert len(seen) == 1
+    assert all(losses[-1] < losses[0] - 0.1 for losses in found) and found[0] != found[1]
+
+
+def test_several_seeds_at_once() -> None:
+    """`vmap` over a function that makes, and over one that trains."""
+
+    def made(key: jax.Array) -> dict[str, Any]:
+        adapter = bank()
+        new = jax.random.normal(key, (5, 2))
+        updates: Any = {s: type(u)(**{**vars(u), "bank": new}) for s, u in adapter.updates.items()}
+        return trainable(Adapter(updates, name="bank"))[0]
+
+    stack = jax.vmap(made)(jax.random.split(jax.random.key(0), 3))
+    whole = trainable(bank())[1]
+    assert stack["bank"]["updates"]["one"]["bank"].shape == (3, 5, 2)
+    assert "bank" not in stack["bank"]["updates"]["two"]
+    run = jax.jit(jax.vmap(lambda values: loss(jaxmix.compose(PARAMS, whole(values)))))
+    each = [
+        loss(jaxmix.compose(PARAMS, whole(jax.tree.map(lambda x, i=i: x[i], stack))))
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(run(stack), np.array(each), rtol=1e-5)
+    assert len({float(x) for x in each}) == 3
+
+
+def test_optimizers_by_adapter() -> None:
+    """The names are labels enough."""
+    values, _ = trainable(jaxmix.mix(lora(), oft()))
+    slow, fast = optax.sgd(1e-3), optax.sgd(1.0)
+    optimizer = optax.multi_transform({"slow": slow, "fast": fast}, {"lora": "slow", "oft": "fast"})
+    ones = jax.tree.map(jnp.ones_like, values)
+    change: Any = optimizer.update(ones, optimizer.init(values), values)[0]
+    rates = {name: {-float(x.min()) for x in jax.tree.leaves(c)} for name, c in change.items()}
+    assert rates == {"lora": {float(np.float32(1e-3))}, "oft": {1.0}}
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_labels_over_the_whole_adapter() -> None:
+    """As optax takes them: what is frozen stays, bit for bit."""
+    mixed = jaxmix.mix(lora(), oft())
+    function = labels(mixed, only=("lora",))
+    told = function(mixed)
+    assert jax.tree.structure(told) == jax.tree.structure(mixed)
+    assert [path for path, label in marked(told) if label == "trained"] == [
+        ".parts[0].updates['one'].a",
+        ".parts[0].updates['one'].b",
+        ".parts[0].updates['two'].a",
+        ".parts[0].updates['two'].b",
+    ]
+    parts = {"trained": optax.adam(1e-1), "frozen": optax.set_to_zero()}
+    masked = optax.masked(optax.adam(1e-1), labels(mixed, trained=True, frozen=False))
+    slope = jax.grad(lambda mixed: loss(jaxmix.compose(PARAMS, mixed)))(mixed)
+    for optimizer, frozen_too in ((optax.multi_transform(parts, function), True), (masked, False)):
+        after, _ = stepped(optimizer, slope, optimizer.init(mixed), mixed)
+        change = jax.tree.map(lambda new, old: new - old, after, mixed)
+        for (path, label), x in zip(marked(told), jax.tree.leaves(change), strict=True):
+            # `masked` hands on the slopes of what it leaves alone.
+            assert (label == "trained") == bool(np.any(x)) or not frozen_too, path
+
+
+def marked(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves with their paths as text."""
+    pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in pairs]
+
+
+# ---------------------------------------------------------------- refused
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "no adapter": (
+        lambda: trainable({"a": 1}),  # pyright: ignore[reportArgumentType]
+        AdapterError,
+        "trainable got a dict, expected an adapter or a mix. Read one with jaxmix.load, or make "
+        "one with jaxmix.init.",
+    ),
+    "names": (
+        lambda: trainable(jaxmix.mix(lora(), oft()), only=("oft", "x", "y")),
+        AdapterError,
+        "no adapter is called 'x', 'y', expected names of 'lora', 'oft'.",
+    ),
+    "nothing": (
+        lambda: trainable(jaxmix.mix()),
+        AdapterError,
+        "nothing is trained of a mix of nothing. Expected an adapter of a family with trained "
+        "arrays; with strengths=True its strength is trained.",
+    ),
+    "other values": (
+        lambda: trainable(loha())[1]({"loha": {"updates": {"two": {"b1": 1, "x": 2}}}}),
+        AdapterError,
+        "values that are not those of these adapters:\n"
+        "  loha / updates / two / a1: missing\n"
+        "  loha / updates / two / a2: missing\n"
+        "  loha / updates / two / b2: missing\n"
+        "  loha / updates / two / x: not expected\n"
+        "Give what jaxmix.trainable gave with this function, with other numbers in it.",
+    ),
+    "labels of shared arrays": (
+        lambda: labels(bank()),
+        UnsupportedError,
+        "arrays that sites share can't be trained as leaves of their own:\n"
+        "  bank / updates / one / bank\n"
+        "Train the values of jaxmix.trainable, where each of them is one value.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), REFUSED.values(), ids=REFUSED)
+def test_refused(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
+    """Where, what was found, what was expected, what to do."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value) == text
