@@ -1,0 +1,166 @@
+"""Makes flax457.zip: adapters composed into the params of transformers 4.57's Flax models (Linen).
+
+In two steps, since those models are at their end and want an environment of their own:
+
+    python -m tests.goldens.flax457 peft DIR     beside torch, peft, transformers 5
+    python -m tests.goldens.flax457 flax DIR     beside transformers==4.57.6, flax, jax
+
+The first draws a tiny BERT and a tiny GPT-2 and adapters of each, and records what PEFT computes
+with them, adapter in adapter, unmerged. The second gives the same weights to the Flax models, lets
+jaxmix compose the adapters into their params, and records these and what the models compute.
+"""
+
+import json
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from .archive import pack
+
+__all__ = ["main"]
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 23,
+    "max_position_embeddings": 12,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 18,
+    "hidden_act": "gelu",
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 23,
+    "n_positions": 12,
+    "n_embd": 12,
+    "n_layer": 2,
+    "n_head": 3,
+    "n_inner": 18,
+    "activation_function": "gelu_new",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CONFIGS = {"bert": BERT, "gpt2": GPT2}
+STACKS = {"bert": ("lora", "loha", "ia3", "oft"), "gpt2": ("dora", "ia3", "hira")}
+MASK = np.arange(9)[None] < np.array([[9], [6]])
+
+
+def adapters(kind: str) -> dict[str, Any]:
+    """PEFT's configs, square and other layers, the weight and the bias."""
+    import peft
+
+    if kind == "bert":
+        both = ["key", "value", "output.dense"]
+        return {
+            "lora": peft.LoraConfig(r=2, lora_alpha=3, target_modules=["query", "value"]),
+            "loha": peft.LoHaConfig(r=2, alpha=3, target_modules=["intermediate.dense", "query"]),
+            "ia3": peft.IA3Config(target_modules=both, feedforward_modules=["output.dense"]),
+            "oft": peft.OFTConfig(r=0, oft_block_size=3, target_modules=["query", "output.dense"]),
+        }
+    fan: dict[str, Any] = {"fan_in_fan_out": True}
+    all_four = ["c_attn", "c_fc", "c_proj"]
+    ia3 = {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]}
+    # One LoRA only: PEFT turns it off when it wraps another one around it.
+    return {
+        "dora": peft.LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules=all_four, **fan),
+        "ia3": peft.IA3Config(**ia3, **fan),
+        "hira": peft.HiraConfig(r=2, target_modules=["c_attn", "attn.c_proj"], **fan),
+    }
+
+
+def by_peft(root: Path) -> None:
+    """Weights, adapters, and PEFT's unmerged forward."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, BertModel
+
+    from ..parity import harness, nested
+
+    for kind, values in CONFIGS.items():
+        folder, rng = root / kind, np.random.default_rng(len(kind))
+        folder.mkdir(parents=True)
+        config = AutoConfig.for_model(**values, attn_implementation="eager")
+        with harness.exact():
+            make: Any = BertModel if kind == "bert" else AutoModelForCausalLM.from_config
+            model = make(config).eval().double()
+            for name, leaf in model.named_parameters():
+                center = 1.0 if name.endswith("weight") and leaf.ndim == 1 else 0.0
+                drawn = center + 0.4 * rng.normal(size=leaf.shape)
+                leaf.copy_(torch.from_numpy(drawn.astype(np.float32).astype(np.float64)))
+        for i, (name, made) in enumerate(adapters(kind).items()):
+            harness.save_adapter(model, made, folder / "adapters" / name, seed=i)
+        stack = [folder / "adapters" / name for name in STACKS[kind]]
+        tokens = rng.integers(0, 23, (2, 9))
+        mixed = nested.nested(model, stack)
+        with harness.exact():
+            out: Any = mixed(torch.from_numpy(tokens), attention_mask=torch.from_numpy(1 * MASK))
+        state = {k: v for k, v in harness.state(model).items() if k != "lm_head.weight"}
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in state.items()}, folder / "state.safetensors"
+        )
+        truth = out.last_hidden_state if kind == "bert" else out.logits
+        save_file({"tokens": tokens, "peft": truth.numpy()}, folder / "truth.safetensors")
+
+
+def by_flax(root: Path) -> None:
+    """The Flax models' params, jaxmix's in their place, and what they compute; all packed."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict, unflatten_dict
+    from transformers import BertConfig, FlaxBertModel, FlaxGPT2LMHeadModel, GPT2Config
+
+    import jaxmix
+
+    models: dict[str, Any] = {
+        "bert": FlaxBertModel(BertConfig(**BERT), dtype=jnp.float64),
+        "gpt2": FlaxGPT2LMHeadModel(GPT2Config(**GPT2), dtype=jnp.float64),
+    }
+    tensors: dict[str, dict[str, np.ndarray]] = {}
+    for kind, model in models.items():
+        truth = load_file(root / kind / "truth.safetensors")
+        params = unflatten_dict(linen(load_file(root / kind / "state.safetensors")))
+        shapes = jax.tree.map(jnp.shape, model.params)
+        assert jax.tree.map(jnp.shape, params) == shapes, "the names of the Flax model are others"
+        mix = [jaxmix.load(root / kind / "adapters" / name) for name in STACKS[kind]]
+        composed = jaxmix.compose(jax.tree.map(jnp.asarray, params), mix)
+        asked = {"attention_mask": jnp.asarray(MASK, int)}
+        for name, tree in (("base", params), ("composed", composed)):
+            out = model(jnp.asarray(truth["tokens"]), params=tree, **asked)
+            truth[f"flax_{name}"] = np.asarray(out[0])
+            leaves = {k: np.asarray(v) for k, v in flatten_dict(tree, sep=".").items()}
+            tensors[f"{kind}/{name}.safetensors"] = leaves
+        tensors[f"{kind}/truth.safetensors"] = {**truth, "mask": MASK}
+        shutil.copytree(root / kind / "adapters", root / "adapters" / kind, dirs_exist_ok=True)
+    written_by = {name: version(name) for name in ("transformers", "flax", "jax")}
+    data = {"written_by.json": written_by, "configs.json": CONFIGS, "stacks.json": STACKS}
+    print(json.dumps(written_by), pack("flax457", data, tensors, root / "adapters"), "bytes")
+
+
+def linen(state: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
+    """The leaves of a Flax model from a state dict; FlaxConv1D's kernel is (out, in)."""
+    found = {}
+    for name, tensor in state.items():
+        module, _, leaf = name.rpartition(".")
+        path = module.split(".")
+        if path[-1] in ("wte", "wpe") or path[-1].endswith("_embeddings"):
+            leaf = "embedding"
+        elif leaf == "weight":
+            leaf, tensor = ("scale", tensor) if tensor.ndim == 1 else ("kernel", tensor.T)
+        found[*path, leaf] = tensor
+    return found
+
+
+def main(step: str, folder: str) -> None:
+    """One of the two steps."""
+    {"peft": by_peft, "flax": by_flax}[step](Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
