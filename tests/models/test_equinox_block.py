@@ -1,0 +1,95 @@
+"""An Equinox copy of one BERT block takes PEFT's adapters, and computes what our NNX block does."""
+
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxmix
+
+from ..goldens.test_flax457 import mix, module, nested
+
+HEADS, PREFIX = 3, "encoder.layer.0."
+
+
+class Output(eqx.Module):
+    """A product, added to what went in, and normed."""
+
+    dense: eqx.nn.Linear
+    LayerNorm: eqx.nn.LayerNorm
+
+    def __call__(self, y: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.vmap(self.LayerNorm)(jax.vmap(self.dense)(y) + x)
+
+
+class Block(eqx.Module):
+    """One text through a block, its weights (out, in) as Equinox has them."""
+
+    attention: dict[str, Any]
+    intermediate: dict[str, eqx.nn.Linear]
+    output: Output
+
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        own = self.attention["self"]
+        q, k, v = (
+            jax.vmap(own[name])(x).reshape(len(x), HEADS, -1) for name in ("query", "key", "value")
+        )
+        scores = jnp.einsum("thd,shd->hts", q, k) / np.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, -jnp.inf), axis=-1)
+        seen = jnp.einsum("hts,shd->thd", weights, v).reshape(x.shape)
+        x = self.attention["output"](seen, x)
+        wide = jax.nn.gelu(jax.vmap(self.intermediate["dense"])(x), approximate=False)
+        return self.output(wide, x)
+
+
+def copy_of(block: Any) -> Block:
+    """Our NNX block in Equinox."""
+
+    def linear(ours: Any) -> eqx.nn.Linear:
+        kernel, key = ours.kernel[...], jax.random.key(0)
+        made = eqx.nn.Linear(*kernel.shape, key=key)
+        leaves = (kernel.T, ours.bias[...])
+        return eqx.tree_at(lambda layer: (layer.weight, layer.bias), made, leaves)
+
+    def output(ours: Any) -> Output:
+        norm = ours.LayerNorm
+        made = eqx.nn.LayerNorm(norm.scale.shape, eps=norm.epsilon)
+        leaves = (norm.scale[...], norm.bias[...])
+        made = eqx.tree_at(lambda layer: (layer.weight, layer.bias), made, leaves)
+        return Output(linear(ours.dense), made)
+
+    own = block.attention.self
+    products = {name: linear(getattr(own, name)) for name in ("query", "key", "value")}
+    attention = {"self": products, "output": output(block.attention.output)}
+    return Block(attention, {"dense": linear(block.intermediate.dense)}, output(block.output))
+
+
+def in_block(adapter: jaxmix.Adapter) -> dict[str, Any]:
+    """The updates of the first block, by the names inside it."""
+    items = adapter.updates.items()
+    return {site.removeprefix(PREFIX): update for site, update in items if site.startswith(PREFIX)}
+
+
+def test_equinox(tmp_path: Path) -> None:
+    """LoRA, LoHa, IA3 and OFT, in 64 bits."""
+    with jax.enable_x64(True):
+        model, adapters = module("bert", nested("bert", "base")), mix("bert", tmp_path)
+        of_block = [jaxmix.Adapter(in_block(adapter), name=adapter.name) for adapter in adapters]
+        draw = np.random.default_rng(0)
+        x = jnp.asarray(draw.normal(size=(2, 9, 12)))
+        mask = jnp.asarray(np.arange(9)[None] < np.array([[9], [6]]))
+        seen = jnp.broadcast_to(mask[:, None, :], (2, 9, 9))
+        nnx_block = nnx.jit(lambda block: block(x, seen))
+        eqx_block = eqx.filter_jit(lambda block: jax.vmap(block)(x, mask))
+        base = copy_of(model.encoder.layer[0])
+        before = nnx_block(model.encoder.layer[0])
+        np.testing.assert_allclose(eqx_block(base), before, rtol=1e-12, atol=1e-12)
+        composed = jaxmix.compose(base, of_block)
+        assert isinstance(composed, Block)
+        expected = nnx_block(module("bert", nested("bert", "composed")).encoder.layer[0])
+        np.testing.assert_allclose(eqx_block(composed), expected, rtol=1e-12, atol=1e-12)
+        assert jnp.abs(expected - before).max() > 1e-2
