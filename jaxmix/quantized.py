@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxmix.errors import LayoutError, listing
@@ -99,4 +100,4 @@ def _error(leaf: Array, new: Array) -> float | Array:
     norm = jnp.linalg.norm(leaf.astype(wide))
     off = jnp.linalg.norm(leaf.astype(wide) - new.astype(wide))
     error = jnp.where(norm > 0, off / jnp.where(norm > 0, norm, 1), 0)
-    return error if isinstance(error, jax.core.Tracer) else float(error)
+    return error if isinstance(error, Tracer) else float(error)

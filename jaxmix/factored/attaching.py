@@ -1,6 +1,7 @@
 """`attach` and `detach`: adapters put beside the leaves of a tree, and taken away again."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from jaxmix import dense
 from jaxmix.adapter import Adapter, Mixable, words
+from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
 from jaxmix.factored.leaf import Factored, Tags
 from jaxmix.families import Update
@@ -24,7 +26,11 @@ def is_factored(x: Any) -> bool:
 
 
 def attach(
-    params: Any, adapters: Mixable | Iterable[Mixable], *, layout: Layout | str | None = None
+    params: Any,
+    adapters: Mixable | Iterable[Mixable],
+    *,
+    layout: Layout | str | None = None,
+    ready: bool = False,
 ) -> Any:
     """The params with adapters beside them: leaves keep ``W`` and ``(L, R, Δ)`` apart.
 
@@ -38,6 +44,9 @@ def attach(
             quantized arrays, which stay so.
         adapters: one adapter or mix, or several, the one to apply first first.
         layout: where the sites lie in the tree, as in `jaxmix.compose`.
+        ready: make the operators here, once, and keep them beside: rotations solved, norms taken,
+            factors multiplied. Calls are faster then, where adapters turn or read the weight; new
+            strengths need a new tree; gradients reach the operators and not the updates.
 
     Returns:
         A tree of the same structure, with a `Factored` in place of each leaf that adapters change;
@@ -91,14 +100,30 @@ def attach(
     for at, those in tenants.items():
         leaves[at] = _leaf(tree, at, those, numbers, names, lost)
         lost = []
+    if ready:
+        leaves = [_ready(leaf) if is_factored(leaf) else leaf for leaf in leaves]
     return jax.tree_util.tree_unflatten(tree.treedef, leaves)
+
+
+def _ready(leaf: Factored) -> Factored:
+    """A leaf with its map made."""
+    made = _made(leaf)
+    return leaf if made is None else replace(leaf, made=made)
+
+
+@jax.jit
+def _made(leaf: Factored) -> AffineMap | None:
+    """The map of a leaf; None where it has none apart from the dense weight."""
+    weight = leaf.apart(whole=True)
+    return None if isinstance(weight, str) else weight.map
 
 
 def _as_array(part: Adapter) -> Adapter:
     """An adapter whose strength is an array: other numbers are no other program then."""
     if isinstance(part.strength, jax.Array):
         return part
-    return Adapter(part.updates, np.asarray(part.strength), part.name, part.source)
+    strength: Any = np.asarray(part.strength)
+    return Adapter(part.updates, strength, part.name, part.source)
 
 
 def _leaf(
@@ -120,6 +145,7 @@ def _leaf(
         tuple(one.word for one, _ in those),
         reads,
         tuple(pair for _, _, pair in lost),
+        None,
         tuple(form for form in forms if form is not None),
         reads_form,
         Tags(

@@ -184,8 +184,5 @@ def _named(x: Operator) -> str:
 
 def _short(count: int) -> str:
     """A count in three digits: ``1.05M``."""
-    for unit in ("", "k", "M", "G", "T"):
-        if count < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g}P"
+    power = max(0, min(5, (len(str(count)) - 1) // 3))
+    return f"{count / 1000**power:.3g}{('', 'k', 'M', 'G', 'T', 'P')[power]}"

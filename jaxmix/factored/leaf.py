@@ -57,6 +57,7 @@ class Factored:
         words: for each of its sites, strengths and updates, the first one first.
         reads: the leaf of the weight beside a bias, where the bias's map reads it; None else.
         beside: strengths and updates that find no leaf in the tree, kept in one of its leaves.
+        made: its map, where it was made once and for all; None where each call makes it.
         forms: for each site, how the leaf holds its tensor.
         reads_form: how that weight's leaf holds its tensor.
         tags: which sites, and which adapters, these are.
@@ -73,6 +74,7 @@ class Factored:
     words: tuple[Word, ...]
     reads: Any
     beside: Word
+    made: AffineMap | None
     forms: tuple[Form, ...] = field(metadata={"static": True})
     reads_form: Form | None = field(metadata={"static": True})
     tags: Tags = field(metadata={"static": True})
@@ -103,27 +105,35 @@ class Factored:
         made = self.apart(how)
         return self.dense() if isinstance(made, str) else made
 
-    def apart(self, how: How = "auto") -> Weight | str:
-        """Its base and map; or why there is no such thing."""
+    def apart(self, how: How = "auto", whole: bool = False) -> Weight | str:
+        """Its base and map; or why there is no such thing.
+
+        Args:
+            how: how products go.
+            whole: whether a leaf of experts stays one matrix of rows.
+        """
         if self.forms[0].part == "bias" or len(self.shape) == 1:
             return "a vector, as cheap to make as to use"
-        axes = [_axes(form, len(self.shape)) for form in self.forms]
-        if any(one is None for one in axes):
+        found = [_axes(form, len(self.shape)) for form in self.forms]
+        axes = [one for one in found if one is not None]
+        if len(axes) < len(found):
             return "its layout splits an axis of the leaf"
-        rows, cols, _ = axes[0]
+        rows, cols, stack = axes[0]
         if self.forms[0].index is None:
-            return _experts(Weight(self.base, self._map(0), rows, cols, None, how))
-        if any(one != axes[0] for one in axes) or axes[0][2] is None:
+            made = self._map(0) if self.made is None else self.made
+            weight = Weight(self.base, made, rows, cols, None, how)
+            return weight if whole else _experts(weight)
+        if any(one != axes[0] for one in axes) or stack is None:
             return "its sites are parts of the leaf, not layers of it"
-        return self._stack(how, rows, cols, axes[0][2])
+        made = self._stack(stack) if self.made is None else self.made
+        return Weight(self.base, made, rows, cols, stack, how)
 
-    def _stack(self, how: How, rows: Any, cols: Any, axis: int) -> Weight:
-        """Its sites as the layers of a stack."""
-        at = [form_place(form, self.shape)[axis] for form in self.forms]
-        made: dict[int, AffineMap] = dict(zip(at, map(self._map, range(len(at))), strict=True))
-        same = identity(next(iter(made.values())).shape)
-        every = [made.get(layer, same) for layer in range(self.shape[axis])]
-        return Weight(self.base, stacked(every), rows, cols, axis, how)
+    def _stack(self, axis: int) -> AffineMap:
+        """The maps of its sites as those of a stack's layers."""
+        at = [_layer(form, axis, self.shape) for form in self.forms]
+        made = dict(zip(at, map(self._map, range(len(at))), strict=True))
+        same = identity(made[at[0]].shape)
+        return stacked([made.get(layer, same) for layer in range(self.shape[axis])])
 
     def _map(self, which: int) -> AffineMap:
         """The map of one of its sites."""
@@ -221,11 +231,10 @@ def _parsed(axes: str, n: int) -> tuple[list[int], list[int]] | None:
     return rows, cols
 
 
-def form_place(form: Form, shape: tuple[int, ...]) -> dict[int, int]:
-    """The number that a form's index picks of each axis, counted from the end, that it picks of."""
+def _layer(form: Form, axis: int, shape: tuple[int, ...]) -> int:
+    """The layer of a stack that a form's index picks."""
     assert form.index is not None
-    parts = [part.strip() for part in form.index.split(",")]
-    return {k - len(shape): int(part) % shape[k] for k, part in enumerate(parts) if ":" not in part}
+    return int(form.index.split(",")[axis + len(shape)]) % shape[axis]
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

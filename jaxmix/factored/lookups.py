@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxmix.affine import shift
 from jaxmix.factored.products import cast, precise
 from jaxmix.factored.weight import PASS, Weight, added_flops
 from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Sum, Zero, add
@@ -41,11 +42,11 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
             flat = moved.reshape(-1, moved.shape[-1]) @ made.left.T
             moved = flat.reshape(moved.shape)
         if not isinstance(low, Zero):
-            moved = moved + _thin(x.astype(dtype), cast(low, dtype), weight, params)
+            moved = moved + _thin(x.astype(dtype), cast(shift(low), dtype).shift, weight, params)
     return jnp.moveaxis(moved, -1, channels).astype(y.dtype)
 
 
-def _thin(x: Array, low: LowRank, weight: Weight, params: dict[str, Any]) -> Array:
+def _thin(x: Array, low: Any, weight: Weight, params: dict[str, Any]) -> Array:
     """``x`` convolved with Δ, channels last. In groups, each has all of A and its own rows of B."""
     spec, groups, rank = params["dimension_numbers"], params["feature_group_count"], low.rank
     shape = [weight.shape[axis] for axis in spec.rhs_spec]

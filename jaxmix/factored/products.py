@@ -25,22 +25,25 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
     or over all of its rows; any other product takes the dense weight, as does one for which that is
     cheaper.
     """
-    if isinstance(lhs, Weight) and isinstance(rhs, Weight):
-        rhs = rhs.dense()
     (lc, rc), (lb, rb) = params["dimension_numbers"]
+    x: Any
     if isinstance(rhs, Weight):
         weight, x, (wc, wb), (xc, xb) = rhs, lhs, (rc, rb), (lc, lb)
+        x = lhs.dense() if isinstance(lhs, Weight) else lhs
+        last = True
     else:
+        assert isinstance(lhs, Weight)
         weight, x, (wc, wb), (xc, xb) = lhs, rhs, (lc, lb), (rc, rb)
+        last = False
     x = jnp.asarray(x)
     plan = _Plan.of(weight, x, tuple(wc), tuple(wb), tuple(xc), tuple(xb))
 
     def base_product(x: Any, w: Any) -> Array:
-        return lax.dot_general(*((x, w) if weight is rhs else (w, x)), **params)
+        return lax.dot_general(*((x, w) if last else (w, x)), **params)
 
     if plan is None:
         return base_product(x, weight.dense())
-    return plan.run(x, base_product, weight_last=weight is rhs, precision=params["precision"])
+    return plan.run(x, base_product, weight_last=last, precision=params["precision"])
 
 
 class _Plan:
@@ -105,7 +108,8 @@ class _Plan:
         """``L y + x Δᵀ``, y's axes as the product gave them."""
         n_batch, n_free = len(self.x_batch), len(self.x_free)
         # What the product left of the weight, in the order in which it left it.
-        left = sorted((*self.left_axes, *((self.stack,) if self.is_free else ())))
+        free = (self.stack,) if self.is_free and self.stack is not None else ()
+        left = sorted((*self.left_axes, *free))
         if weight_last:
             x_at, w_at = n_batch, n_batch + n_free
         else:
@@ -114,14 +118,13 @@ class _Plan:
         order = [
             *range(n_batch),
             *range(x_at, x_at + n_free),
-            *([at[self.stack]] if self.is_free else ()),
+            *(at[axis] for axis in free),
             *(at[axis] for axis in self.left_axes),
         ]
         moved = y.transpose(order)
-        n_stack = int(self.is_free)
         out = math.prod(moved.shape[len(order) - len(self.left_axes) :])
         count = math.prod(lead[n_batch:])
-        stacks = moved.shape[n_batch + n_free : n_batch + n_free + n_stack]
+        stacks = moved.shape[n_batch + n_free : n_batch + n_free + len(free)]
         flat = moved.reshape(*lead[:n_batch], count, *stacks, out)
         finish = _finish
         if self.is_batched:
