@@ -113,14 +113,15 @@ def by_flax(root: Path) -> None:
 
     jax.config.update("jax_enable_x64", True)
     import jax.numpy as jnp
+    import transformers
     from flax.traverse_util import flatten_dict, unflatten_dict
-    from transformers import BertConfig, FlaxBertModel, FlaxGPT2LMHeadModel, GPT2Config
 
     import jaxmix
 
+    old: Any = transformers  # the Flax models are no longer there today
     models: dict[str, Any] = {
-        "bert": FlaxBertModel(BertConfig(**BERT), dtype=jnp.float64),
-        "gpt2": FlaxGPT2LMHeadModel(GPT2Config(**GPT2), dtype=jnp.float64),
+        "bert": old.FlaxBertModel(old.BertConfig(**BERT), dtype=jnp.float64),
+        "gpt2": old.FlaxGPT2LMHeadModel(old.GPT2Config(**GPT2), dtype=jnp.float64),
     }
     tensors: dict[str, dict[str, np.ndarray]] = {}
     for kind, model in models.items():

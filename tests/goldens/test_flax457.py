@@ -4,6 +4,7 @@ Recorded by flax457.py: the models' params, jaxmix's in their place, what the mo
 both, and what PEFT computes with the same adapters unmerged.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def mix(kind: str, folder: Path) -> list[jaxmix.Adapter]:
 def module(kind: str, params: Any) -> Any:
     """Our own model with these params: a kernel of theirs is PyTorch's transpose, also in GPT-2."""
     tensors = {}
-    for path, leaf in flatten_dict(params).items():
+    leaves: dict[Any, Any] = flatten_dict(params)
+    for path, leaf in leaves.items():
         name = ".".join([*path[:-1], _TORCH[path[-1]]])
         tensors[name] = leaf.T if path[-1] == "kernel" else leaf
     return models.from_torch(models.read_config(GOLDEN.json("configs.json")[kind]), tensors)
@@ -68,10 +70,8 @@ def test_linen(kind: str, tmp_path: Path) -> None:
         composed = jaxmix.compose(base, adapters)
         # Today's params are those that the Flax model ran with.
         recorded = nested(kind, "composed")
-        assert jax.tree.structure(composed) == jax.tree.structure(recorded)
-        for path, leaf in flatten_dict(composed).items():
-            expected = flatten_dict(recorded)[path]
-            np.testing.assert_allclose(leaf, expected, rtol=1e-12, atol=1e-12, err_msg=str(path))
+        close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
+        jax.tree.map(close, composed, recorded)
         # What it computed is what PEFT does, and what our model does, from either end.
         assert error(truth["flax_composed"], truth["peft"], mask) < 1e-12
         assert error(truth["flax_base"], truth["peft"], mask) > 1e-2
