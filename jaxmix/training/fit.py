@@ -1,7 +1,8 @@
 """Strengths learned by gradient: few numbers, found on text that the mix is to be good at."""
 
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxmix.adapter import Mixable
@@ -109,7 +111,7 @@ def fit(
 
     if per not in ("mix", "adapter", "site"):
         raise AdapterError(f"fit got per={per!r}, expected 'mix', 'adapter' or 'site'.")
-    whole = by_site(mixed) if per == "site" else mix(mixed)
+    whole = by_site(mixed) if per == "site" else mix(*mixed.parts)
     if not any(part.sites for part in whole.parts):
         raise AdapterError(f"fit got {mixed!r}, expected adapters whose strengths can be learned.")
     count = len(batches) if isinstance(batches, Sized) else None
@@ -135,8 +137,7 @@ def fit(
 
     numbers = _numbers(whole, per)
     state, losses = optimizer.init(numbers), []
-    with _bar(progress) as bar:
-        task = bar.add_task("strengths", total=total, loss="")
+    with _bar(progress, total) as shown:
         for batch in islice(batches, steps):
             numbers, state, value = step(numbers, state, whole, params, batch)
             losses.append(float(value))
@@ -145,7 +146,7 @@ def fit(
                     f"the loss of step {len(losses)} is {losses[-1]}, expected a finite number. "
                     "Give an optimizer with a smaller rate, and look at loss_fn of the mix itself."
                 )
-            bar.update(task, advance=1, loss=f"loss {losses[-1]:.4f}", refresh=True)
+            shown(losses[-1])
     if not losses:
         raise AdapterError("fit got no batches, expected one for each step.")
     return Fit(_settled(_with(whole, numbers, per)), tuple(losses))
@@ -200,7 +201,13 @@ def _settled(whole: Mix) -> Mix:
     return Mix(tuple(replace(part, strength=float(part.strength)) for part in whole.parts))
 
 
-def _bar(shown: bool) -> Progress:
-    """A bar with the loss beside it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"))
-    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown)
+@contextmanager
+def _bar(shown: bool, total: int | None) -> Iterator[Callable[[float], None]]:
+    """A bar with the loss beside it: what is called with the loss of each step."""
+    if not shown:
+        yield lambda loss: None
+        return
+    columns = (TextColumn("strengths"), BarColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(), transient=True) as progress:
+        task = progress.add_task("strengths", total=total, loss="")
+        yield lambda loss: progress.update(task, advance=1, loss=f"loss {loss:.4f}", refresh=True)

@@ -1,0 +1,52 @@
+"""Types of PEFT that are trained, a form or two of each, and how near PEFT's gradients are."""
+
+from typing import Any
+
+import peft
+
+from ..parity.forms import FORMS
+from ..parity.nested import Form
+
+__all__ = ["CASES", "FLOAT32", "NOT_THE_SAME"]
+
+_BY_NAME = {form.name: form for form in FORMS}
+_LORA: dict[str, Any] = {"r": 3, "lora_alpha": 5}
+_FOURIER: dict[str, Any] = {"n_frequency": 20, "scaling": 30.0}
+_OFT: dict[str, Any] = {"oft_block_size": 4}
+
+CASES: tuple[Form, ...] = (
+    Form("lora", "linear", peft.LoraConfig, {**_LORA, "lora_bias": True}),
+    Form("dora", "linear", peft.LoraConfig, {**_LORA, "use_dora": True}),
+    Form("adalora", "linear", peft.AdaLoraConfig, {"init_r": 3, "total_step": 10}),
+    Form("loha", "linear", peft.LoHaConfig, {"r": 2, "alpha": 3}),
+    Form("lokr", "linear", peft.LoKrConfig, {"r": 1, "alpha": 3, "decompose_both": True}),
+    Form("oft", "linear", peft.OFTConfig, _OFT),
+    Form("oft-cayley", "linear", peft.OFTConfig, {**_OFT, "use_cayley_neumann": False}),
+    Form("oft-coft", "linear", peft.OFTConfig, {**_OFT, "coft": True, "eps": 1.0}),
+    Form("shira", "linear", peft.ShiraConfig, {"r": 2}),
+    Form("vera", "linear", peft.VeraConfig, {"r": 3}),
+    Form("pvera", "linear", peft.PveraConfig, {"r": 3}),
+    Form("randlora", "linear", peft.RandLoraConfig, {"r": 3}),
+    Form("tinylora", "linear", peft.TinyLoraConfig, {"r": 2, "u": 5, "weight_tying": 1.0}),
+    Form("fourierft", "linear", peft.FourierFTConfig, _FOURIER, reads=True),
+    Form("adamss", "linear", peft.AdamssConfig, {"r": 4}, reads=True),
+    Form("psoft", "linear", peft.PsoftConfig, {"r": 3}, reads=True),
+    *(
+        _BY_NAME[name]
+        for name in (
+            "delora", "gralora-hybrid-linear", "vblora-linear", "unilora-linear", "c3a",
+            "supertuning-supra", "waveft-linear", "kasa", "ia3-linear", "boft-bias", "hra-linear",
+            "hra-apply_GS", "road_4-linear", "miss-mini", "miss-bat-small", "hira-linear",
+            "glora", "deft-qr", "peanut-gelu", "frod-linear", "beft", "ln_tuning-linear",
+        )
+    ),
+)  # fmt: skip
+
+# Here PEFT computes in float32, whatever it is given.
+FLOAT32 = {"c3a", "kasa", "deft-qr", "frod-linear", "fourierft", "psoft"}
+
+# What PEFT holds constant, and jaxmix does not.
+NOT_THE_SAME = {
+    "dora": "the norm of W₀ + γBA is a constant for its gradient",
+    "oft-coft": "the numbers are shrunk in place by the forward, which its gradient does not see",
+}

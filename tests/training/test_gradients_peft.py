@@ -1,0 +1,232 @@
+"""PEFT's own gradients for the same adapter and batch, for each of its types and for mixes.
+
+The gradients are put where the adapter's numbers are and written as a PEFT folder, whose tensors
+then stand beside the gradients of PEFT's parameters: writing only moves numbers about.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+import peft
+import torch
+from safetensors.numpy import load_file
+
+import jaxmix
+from jaxmix.affine import Base
+from jaxmix.families import PSOFT, LoRA
+from jaxmix.families import oft as oft_family
+from jaxmix.operators import rotations
+from jaxmix.training import trainable
+
+from ..parity.harness import build, exact, inputs, mixed_model, save_adapter, state
+from ..parity.layer_cases import NETS
+from ..parity.nested import Form
+from .peft_forms import CASES, FLOAT32, NOT_THE_SAME
+
+Record = Callable[[str, object], None]
+
+NET = NETS["linear"]
+X = inputs(NET, batch=3)
+AIM = np.random.default_rng(5).normal(size=(3, 6))
+
+
+# Its file has no A and B, so that none is written.
+PSOFT_NAMES = {"R.weight": "rotation", "R.vector_a": "inputs", "R.vector_b": "outputs"}
+
+
+def run(params: Any, x: Any) -> Any:
+    """The net as JAX runs it, and a number of its output."""
+    for name in ("one", "two"):
+        x = jnp.tanh(x) if name == "two" else x
+        x = x @ params[f"{name}.weight"].T + params[f"{name}.bias"][None]
+    return jnp.sum(x * AIM)
+
+
+def net_loss(values: Any, whole: Any, params: Any) -> Any:
+    """The net's loss by what is trained, un-merged."""
+    return jaxmix.factored(run)(jaxmix.attach(params, whole(values)), X)
+
+
+def in_peft(model: Any, names: tuple[str, ...] = ("default",)) -> list[dict[str, Any]]:
+    """The gradients of PEFT's parameters by their names in the file, for each adapter."""
+    with torch.enable_grad():
+        out = model(torch.from_numpy(X))
+        (out * torch.from_numpy(AIM)).sum().backward()
+    # A tensor that sites share has one name in the file, and several in the model.
+    slopes = {p.data_ptr(): p.grad for p in model.parameters() if p.grad is not None}
+    files = [peft.get_peft_model_state_dict(model, adapter_name=name) for name in names]
+    wrapped = isinstance(model, peft.PeftMixedModel)
+    return [
+        {
+            # A wrapper inside another's has a longer name.
+            key.replace("base_layer.", "") if wrapped else key: slopes[x.data_ptr()].numpy()
+            for key, x in file.items()
+            if x.data_ptr() in slopes
+        }
+        for file in files
+    ]
+
+
+def made(form: Form, folder: Path) -> Any:
+    """PEFT's model with an adapter of this form, which is saved."""
+    model = build(NET)
+    if form.make is not peft.PsoftConfig:
+        return save_adapter(model, form.config(), folder, seed=3, draw=form.draw)
+    # It takes no base in float64.
+    save_adapter(model.float(), form.config(), folder, seed=3)
+    return peft.PeftModel.from_pretrained(
+        build(NET).float(), str(folder), is_trainable=True
+    ).double()
+
+
+def written(slopes: Any, folder: Path) -> dict[str, np.ndarray]:
+    """An adapter's arrays as PEFT's file has them."""
+    if isinstance(next(iter(slopes.updates.values())), PSOFT):
+        return {
+            f"base_model.model.{site}.psoft_{name}": np.asarray(getattr(update, field))
+            for site, update in slopes.updates.items()
+            for name, field in PSOFT_NAMES.items()
+        }
+    numbers = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, slopes)
+    jaxmix.export_peft(numbers, folder)
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def prefixed(adapter: jaxmix.Adapter, name: str) -> jaxmix.Adapter:
+    """The adapter at the sites of a net of its own."""
+    return jaxmix.Adapter({f"{name}/{s}": u for s, u in adapter.updates.items()}, name=name)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
+    """PEFT's gradients and ours, by form; ours in one program."""
+    root = tmp_path_factory.mktemp("slopes")
+    theirs: dict[str, Any] = {}
+    parts: list[jaxmix.Adapter] = []
+    with exact(), jax.enable_x64(True):
+        params = state(build(NET))
+        for form in CASES:
+            model = made(form, root / form.name)
+            # FourierFT's forward needs torch's own default.
+            wide = form.make is not peft.FourierFTConfig
+            torch.set_default_dtype(torch.float64 if wide else torch.float32)
+            theirs[form.name] = in_peft(model)[0]
+            torch.set_default_dtype(torch.float64)
+            adapter = jaxmix.load(root / form.name, base=params if form.reads else None)
+            parts.append(prefixed(adapter, form.name))
+        every = {f"{form.name}/{n}": x for form in CASES for n, x in params.items()}
+
+        def loss(leaves: Any) -> Any:
+            nets = [{n: leaves[f"{form.name}/{n}"] for n in params} for form in CASES]
+            return sum(run(net, X) for net in nets)
+
+        def whole_loss(values: Any, whole: Any) -> Any:
+            return jaxmix.factored(loss)(jaxmix.attach(every, whole(values)))
+
+        values, whole = trainable(jaxmix.Mix(tuple(parts)))
+        slopes = whole(jax.jit(jax.grad(whole_loss))(values, whole))
+        ours = {}
+        for part in slopes.parts:
+            updates = {site.split("/")[1]: update for site, update in part.updates.items()}
+            ours[part.name] = written(jaxmix.Adapter(updates), root / f"{part.name} slopes")
+    return {name: (theirs[name], ours[name]) for name in theirs}
+
+
+def errors(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
+    """How far each tensor is off, beside its largest number."""
+    assert theirs
+    pairs = {key: (ours[key], slope) for key, slope in theirs.items()}
+    assert {key: (x.shape, y.shape) for key, (x, y) in pairs.items() if x.shape != y.shape} == {}
+    return {key: float(np.abs(x - y).max() / np.abs(y).max()) for key, (x, y) in pairs.items()}
+
+
+@pytest.mark.parametrize("name", [form.name for form in CASES if form.name not in NOT_THE_SAME])
+def test_a_type(name: str, both: dict[str, tuple[Any, Any]], record_property: Record) -> None:
+    """Every number that PEFT trains has PEFT's slope."""
+    found = errors(*both[name])
+    record_property("gradient", (name, max(found.values())))
+    assert max(found.values()) < (1e-5 if name in FLOAT32 else 1e-10), found
+
+
+# ---------------------------------------------------------------- what PEFT holds constant
+
+
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DoRA's norm is no function of A and B, and what `coft` does to the numbers is none."""
+    rescaling, still = LoRA._rescaling, jax.lax.stop_gradient
+
+    def by_constant_norm(self: LoRA, base: Base) -> Any:
+        return rescaling(replace(self, a=still(self.a), b=still(self.b)), base)
+
+    def in_place(q: Any, bound: Any) -> Any:
+        return q + still(rotations.shrunk(q, bound) - q)
+
+    monkeypatch.setattr(LoRA, "_rescaling", by_constant_norm)
+    monkeypatch.setattr(oft_family, "shrunk", in_place)
+
+
+def test_with_that_held_constant_the_rest_is_the_same(
+    both: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The magnitudes' slopes are PEFT's anyway; the others once the norm is held."""
+    off = {name: errors(*both[name]) for name in NOT_THE_SAME}
+    for name, found in off.items():
+        for key, error in found.items():
+            assert (error < 1e-10) == ("magnitude" in key), (name, key, error)
+    held(monkeypatch)
+    for form in CASES:
+        if form.name in NOT_THE_SAME:
+            with exact(), jax.enable_x64(True):
+                made(form, tmp_path / form.name)
+                values, whole = trainable(jaxmix.load(tmp_path / form.name))
+                slope = jax.jit(jax.grad(net_loss))(values, whole, state(build(NET)))
+                ours = written(whole(slope), tmp_path / f"{form.name} slopes")
+            found = errors(both[form.name][0], ours)
+            assert max(found.values()) < 1e-10, found
+
+
+# ---------------------------------------------------------------- mixes
+
+MIXES: dict[str, tuple[str, ...]] = {
+    "lora and oft": ("lora", "oft"),
+    "oft and lora": ("oft", "lora"),
+    "loha and lokr": ("loha", "lokr"),
+    "adalora, oft, loha": ("adalora", "oft", "loha"),
+}
+
+
+@pytest.mark.parametrize("names", MIXES.values(), ids=MIXES)
+def test_mixes(names: tuple[str, ...], tmp_path: Path, record_property: Record) -> None:
+    """PEFT's mixed model with all of them trained; one trained alone has the same slopes."""
+    forms = {form.name: form for form in CASES}
+    folders = [tmp_path / name for name in names]
+    with exact(), jax.enable_x64(True):
+        params = state(build(NET))
+        for i, (name, folder) in enumerate(zip(names, folders, strict=True)):
+            save_adapter(build(NET), forms[name].config(), folder, seed=i)
+        theirs = in_peft(
+            mixed_model(build(NET), folders), tuple(f"adapter{i}" for i in range(len(names)))
+        )
+        mixed = jaxmix.mix(*map(jaxmix.load, folders))
+
+        for only in (None, (names[-1],)):
+            values, whole = trainable(mixed, only=only)
+            slopes = whole(jax.jit(jax.grad(net_loss))(values, whole, params)).parts
+            for i in range(len(names)):
+                if only and names[i] not in only:
+                    continue
+                found = errors(theirs[i], written(slopes[i], tmp_path / f"{i} {only}"))
+                record_property(
+                    "gradient", (f"{names[i]} of {' → '.join(names)}", max(found.values()))
+                )
+                assert max(found.values()) < 1e-10, found
