@@ -48,6 +48,7 @@ class AdaLoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "AdaLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "e")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·B diag(e) A)``."""

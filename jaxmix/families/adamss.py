@@ -55,6 +55,7 @@ class AdaMSS(Update):
     seed: int | None = field(default=None, metadata={"static": True})
 
     family: ClassVar[str] = "AdaMSS"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b")
 
     @property
     def has_bias(self) -> bool:

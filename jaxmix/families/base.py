@@ -26,6 +26,8 @@ class Update:
 
     Attributes:
         family: the name by which people call it.
+        trained: the names of the fields that PEFT trains, or would if it had the family; one that
+            holds None is not there, and of one that holds numbers of places nothing is trained.
         reads_base: whether its maps need the base's own leaves (``base.matrix``, ``base.bias``).
         is_base_side: whether it changes the base itself, which updates after it then read.
         keeps_tie: whether at a tied embedding it changes both sides, as PEFT's trained tokens do;
@@ -36,6 +38,7 @@ class Update:
     """
 
     family: ClassVar[str]
+    trained: ClassVar[tuple[str, ...]] = ()
     reads_base: ClassVar[bool] = False
     is_base_side: ClassVar[bool] = False
     keeps_tie: ClassVar[bool] = False

@@ -66,6 +66,7 @@ class BOFT(Update):
     convolution: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "BOFT"
+    trained: ClassVar[tuple[str, ...]] = ("generator", "rescale")
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -41,6 +41,7 @@ class C3A(Update):
     kernels: Float[Array, "m n b"]
 
     family: ClassVar[str] = "C3A"
+    trained: ClassVar[tuple[str, ...]] = ("kernels",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·C/in)``."""

@@ -51,6 +51,7 @@ class DEFT(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "DEFT"
+    trained: ClassVar[tuple[str, ...]] = ("p", "injected")
     # The bias's map does.
     reads_base: ClassVar[bool] = True
 

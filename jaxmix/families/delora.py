@@ -53,6 +53,7 @@ class DeLoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "DeLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "bound")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sλ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n))``."""

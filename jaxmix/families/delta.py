@@ -44,6 +44,7 @@ class Delta(Update):
     bias: Float[Array, " out"] | None = None
 
     family: ClassVar[str] = "Delta"
+    trained: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     @property
     def has_weight(self) -> bool:

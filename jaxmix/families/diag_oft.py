@@ -61,6 +61,7 @@ class DiagOFT(Update):
     by_block: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "DiagOFT"
+    trained: ClassVar[tuple[str, ...]] = ("blocks", "rescale")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(r R, I, 0)``, or ``(r, R, 0)``."""

@@ -45,6 +45,7 @@ class ExpertLoRA(Update):
     in_first: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "ExpertLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·BA)``, each expert's flattened to a row."""

@@ -52,6 +52,7 @@ class FourierFT(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "FourierFT"
+    trained: ClassVar[tuple[str, ...]] = ("spectrum",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·Re F⁻¹(S))``."""

@@ -51,6 +51,7 @@ class FRoD(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "FRoD"
+    trained: ClassVar[tuple[str, ...]] = ("values", "lengths")
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

@@ -59,6 +59,7 @@ class GLoRA(Update):
     on_input: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "GLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "c", "d", "e")
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -52,6 +52,7 @@ class GraLoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "GraLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "a_general", "b_general")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·(G + B_g A_g))``."""

@@ -48,6 +48,7 @@ class HiRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "HiRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b")
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

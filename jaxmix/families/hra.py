@@ -46,6 +46,7 @@ class HRA(Update):
     orthogonal: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "HRA"
+    trained: ClassVar[tuple[str, ...]] = ("u",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I − s·U Tᵀ Uᵀ, 0)``."""

@@ -47,6 +47,7 @@ class IA3(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "IA3"
+    trained: ClassVar[tuple[str, ...]] = ("vector",)
 
     @property
     def turns_bias(self) -> bool:

@@ -49,6 +49,7 @@ class KaSA(Update):
     scale: Float[Array, ""] | float
 
     family: ClassVar[str] = "KaSA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "d")
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

@@ -59,6 +59,7 @@ class LoHa(Update):
     kernel: tuple[int, ...] = field(default=(), metadata={"static": True})
 
     family: ClassVar[str] = "LoHa"
+    trained: ClassVar[tuple[str, ...]] = ("b1", "a1", "b2", "a2", "t1", "t2")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·(B₁A₁) ⊙ (B₂A₂))``."""

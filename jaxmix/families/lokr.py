@@ -52,6 +52,7 @@ class LoKr(Update):
     t2: Float[Array, "r r *k"] | None = None
 
     family: ClassVar[str] = "LoKr"
+    trained: ClassVar[tuple[str, ...]] = ("x", "y", "t2")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·X ⊗ Y)``."""

@@ -65,6 +65,7 @@ class LoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "LoRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "magnitude", "bias")
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -46,6 +46,7 @@ class MiSS(Update):
     bat: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "MiSS"
+    trained: ClassVar[tuple[str, ...]] = ("block",)
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

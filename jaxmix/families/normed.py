@@ -53,6 +53,7 @@ class Normed(Update):
     axis: Literal["out", "in"] = field(default="out", metadata={"static": True})
 
     family: ClassVar[str] = "Normed"
+    trained: ClassVar[tuple[str, ...]] = ("update", "magnitude")
     reads_base: ClassVar[bool] = True
 
     @property

@@ -58,6 +58,7 @@ class OFT(Update):
     ends_twice: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "OFT"
+    trained: ClassVar[tuple[str, ...]] = ("generator",)
 
     @property
     def block_size(self) -> int:

@@ -92,6 +92,7 @@ class PEANuT(Update):
     activation: str = field(default="relu", metadata={"static": True})
 
     family: ClassVar[str] = "PEANuT"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "encoders", "decoders")
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

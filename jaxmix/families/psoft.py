@@ -59,6 +59,7 @@ class PSOFT(Update):
     eps: Float[Array, ""] | float | None = None
 
     family: ClassVar[str] = "PSOFT"
+    trained: ClassVar[tuple[str, ...]] = ("rotation", "outputs", "inputs")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·B (R − I) A)``."""

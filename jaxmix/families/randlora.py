@@ -57,6 +57,7 @@ class RandLoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "RandLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("weights", "gamma")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·Σᵢ B̃ᵢ (Λ A Γ)ᵢ)``."""

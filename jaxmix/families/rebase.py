@@ -44,6 +44,7 @@ class Rebase(Update):
     weight: Float[Array, "out in"]
 
     family: ClassVar[str] = "Rebase"
+    trained: ClassVar[tuple[str, ...]] = ()
     reads_base: ClassVar[bool] = True
     is_base_side: ClassVar[bool] = True
 

@@ -44,6 +44,7 @@ class Replace(Update):
     bias: Float[Array, " out"] | None = None
 
     family: ClassVar[str] = "Replace"
+    trained: ClassVar[tuple[str, ...]] = ("weight", "bias")
     is_base_side: ClassVar[bool] = True
 
     @property

@@ -51,6 +51,7 @@ class RoAd(Update):
     group: int = field(default=64, metadata={"static": True})
 
     family: ClassVar[str] = "RoAd"
+    trained: ClassVar[tuple[str, ...]] = ("theta", "alpha")
 
     @property
     def turns_bias(self) -> bool:

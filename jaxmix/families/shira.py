@@ -45,6 +45,7 @@ class SHiRA(Update):
     rank: int | None = field(default=None, metadata={"static": True})
 
     family: ClassVar[str] = "SHiRA"
+    trained: ClassVar[tuple[str, ...]] = ("values",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·sparse)``."""

@@ -52,6 +52,7 @@ class SuperTuning(Update):
     sparsity: float | None = field(default=None, metadata={"static": True})
 
     family: ClassVar[str] = "SuperTuning"
+    trained: ClassVar[tuple[str, ...]] = ("values", "a", "b")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(S + γ·B A))``."""

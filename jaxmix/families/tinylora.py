@@ -28,7 +28,7 @@ class TinyLoRA(Update):
         a: A (r, in), PEFT's ``tinylora_A``.
         b: B (out, r), PEFT's ``tinylora_B``.
         projections: P (u, r, r), PEFT's ``tinylora_P``.
-        v: v (u,), the same for all sites of a group, PEFT's ``tinylora_v``.
+        v: v (u,), one and the same array at all sites of a group, PEFT's ``tinylora_v``.
         number: which of the model's adapted modules it is, in their order, which says which of
             PEFT's vectors it has; what `export` needs, not the map. None where it is not known.
         seed: the seed from which PEFT draws P; what `export` needs.
@@ -54,6 +54,7 @@ class TinyLoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "TinyLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("v",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·B (Σᵢ vᵢ Pᵢ) A)``."""

@@ -39,6 +39,7 @@ class Together(Update):
     parts: tuple[Update, ...]
 
     family: ClassVar[str] = "Together"
+    trained: ClassVar[tuple[str, ...]] = ("parts",)
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

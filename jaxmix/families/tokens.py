@@ -50,6 +50,7 @@ class Tokens(Update):
     is_copy: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "Tokens"
+    trained: ClassVar[tuple[str, ...]] = ("values",)
     keeps_tie: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

@@ -23,7 +23,7 @@ class UniLoRA(Update):
     Strength s: ``W' = W + s·B A``.
 
     Args:
-        theta: θ (d,), the same for all sites, PEFT's ``unilora_theta_d``.
+        theta: θ (d,), one and the same array at all sites, PEFT's ``unilora_theta_d``.
         a_indices: i_A (r, in), which number of θ each of A's is, PEFT's ``unilora_indices_A``.
         b_indices: i_B (out, r), PEFT's ``unilora_indices_B``.
         a_scales: c_A (r, in), one over the root of how often the number is taken, PEFT's
@@ -52,6 +52,7 @@ class UniLoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "UniLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("theta",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·B A)``."""

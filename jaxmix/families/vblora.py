@@ -31,7 +31,7 @@ class VBLoRA(Update):
         a: the logits (r, in/l, vectors), PEFT's ``vblora_logits_A``, alone; or the softmaxes
             (r, in/l, k − 1) and the numbers (r, in/l, k).
         b: the logits (out/l, r, vectors), PEFT's ``vblora_logits_B``, alone; or the pair.
-        bank: (vectors, l), the same for all sites, PEFT's ``vblora_vector_bank``.
+        bank: (vectors, l), one and the same array at all sites, PEFT's ``vblora_vector_bank``.
         topk: k.
         transposed: whether PyTorch stores the weight as (in, out).
 
@@ -54,6 +54,7 @@ class VBLoRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "VBLoRA"
+    trained: ClassVar[tuple[str, ...]] = ("a", "b", "bank")
 
     def weight_map(self, base: Base, strength: Array) -> AffineMap:
         """``(I, I, s·B A)``."""

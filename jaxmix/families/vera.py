@@ -50,6 +50,7 @@ class VeRA(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "VeRA"
+    trained: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
     prefix: ClassVar[str] = "vera"
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
@@ -112,6 +113,7 @@ class PVeRA(VeRA):
     """
 
     family: ClassVar[str] = "PVeRA"
+    trained: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
     prefix: ClassVar[str] = "pvera"
 
     def _rank(self) -> str | Fraction:

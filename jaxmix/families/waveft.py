@@ -58,6 +58,7 @@ class WaveFT(Update):
     transposed: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "WaveFT"
+    trained: ClassVar[tuple[str, ...]] = ("spectrum",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·R S Cᵀ)``."""
