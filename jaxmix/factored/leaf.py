@@ -95,9 +95,10 @@ class Factored:
 
     def dense(self) -> Array:
         """The leaf with all updates in it, as `jaxmix.compose` makes it."""
-        leaf = jnp.asarray(dequantized(self.base))
+        leaf = self._array()
+        reads = None if self.reads is None else jnp.asarray(dequantized(self.reads))
         for word, form in zip(self.words, self.forms, strict=True):
-            leaf = plan.apply(leaf, word, form, base=self.reads, base_form=self.reads_form)
+            leaf = plan.apply(leaf, word, form, base=reads, base_form=self.reads_form)
         return leaf
 
     def weight(self, how: How = "auto") -> Weight | Array:

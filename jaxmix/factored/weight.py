@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
@@ -79,7 +80,7 @@ class Weight:
 
     def plain(self) -> Array:
         """The base as an array."""
-        return dequantized(self.base)
+        return jnp.asarray(dequantized(self.base))
 
     def dense(self) -> Array:
         """The array that it stands for, ``L W Rᵀ + Δ``."""

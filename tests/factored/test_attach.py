@@ -1,0 +1,184 @@
+"""`attach`, `detach`, `factored` and `explain`: what goes in comes out, and what is refused."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import AdapterError, LayoutError, ShapeError
+from jaxmix.families import OFT, LoRA, Replace, Tokens
+from jaxmix.models import Decoder, read_config
+
+from ..laws.crowd import UPDATES, base
+
+
+def normal(*shape: int) -> Any:
+    return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
+
+
+def lora(i: int = 6, o: int = 4, **more: Any) -> LoRA:
+    return LoRA(normal(2, i), normal(o, 2), 0.5, **more)
+
+
+PARAMS = {"a.weight": normal(4, 6), "a.bias": normal(4), "b.weight": normal(4, 4)}
+
+
+def same(one: Any, two: Any) -> bool:
+    return jax.tree.structure(one) == jax.tree.structure(two) and all(
+        np.array_equal(np.asarray(x), np.asarray(y))
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
+
+
+def test_detach_is_the_inverse_of_attach() -> None:
+    """For updates of all families: leaves are the same objects, adapters the same numbers."""
+    params = base(UPDATES)
+    first = Adapter(UPDATES, 0.3, name="first", source="here")
+    second = Adapter(UPDATES, jnp.float32(0.7), name="second")
+    with jax.enable_x64(True):
+        got, adapters = jaxmix.detach(jaxmix.attach(params, [first, second]))
+    assert all(got[name] is leaf for name, leaf in params.items())
+    for one, other in zip(adapters, (first, second), strict=True):
+        assert (one.name, one.source) == (other.name, other.source)
+        assert type(one.strength) is type(other.strength) and same(one, other)
+
+
+def test_leaves_without_adapters_are_the_same_objects() -> None:
+    leaves = jaxmix.attach(PARAMS, Adapter({"a": lora()}))
+    assert leaves["b.weight"] is PARAMS["b.weight"] and leaves["a.bias"] is PARAMS["a.bias"]
+    assert jaxmix.attach(PARAMS, []) is PARAMS
+    assert repr(leaves["a.weight"]) == "Factored (4, 6) float32: LoRA rank 2"
+
+
+def test_turned_updates_come_back_as_they_were() -> None:
+    """Of a weight that PyTorch has as (in, out), whole weights are turned to fit."""
+    whole = Replace(normal(6, 4))
+    params = {"a.weight": normal(6, 4), "a.bias": normal(4)}
+    _, (got,) = jaxmix.detach(jaxmix.attach(params, Adapter({"a": whole})))
+    assert same(got.updates["a"], whole)
+
+
+def test_copies_without_a_leaf_come_back() -> None:
+    """A tied model has no leaf for the head's tokens."""
+    tokens = Tokens(normal(2, 4), jnp.array([1, 3]))
+    copy = Tokens(normal(2, 4), jnp.array([1, 3]), is_copy=True)
+    both = Adapter({"embed_tokens": tokens, "lm_head": copy}, 0.5)
+    leaves = jaxmix.attach({"embed_tokens.weight": normal(9, 4)}, both)
+    _, (got,) = jaxmix.detach(leaves)
+    assert same(got, both)
+
+
+def test_a_tied_model_is_untied() -> None:
+    config = read_config(
+        dict(model_type="llama", vocab_size=11, hidden_size=8, intermediate_size=12)
+        | dict(num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=True)
+    )
+    model = Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    site = "model.embed_tokens"
+    mixed = Adapter({site: LoRA(normal(2, 8), normal(11, 2), 0.5, embedding=True)})
+    tokens = jnp.array([[1, 2, 10]])
+    leaves = jaxmix.attach(model, mixed)
+    got = jax.jit(jaxmix.factored(lambda model, t: model(t)))(leaves, tokens)
+    np.testing.assert_allclose(got, jaxmix.compose(model, mixed)(tokens), atol=1e-6)
+
+
+def test_ready_operators() -> None:
+    """Made once; the rotation's are no longer solved in the program."""
+    mixed = jaxmix.mix(
+        Adapter({"a": OFT(normal(3, 1))}, name="oft"), Adapter({"a": lora()}, 0.5, name="lora")
+    )
+    leaves = jaxmix.attach(PARAMS, mixed, ready=True)
+
+    def run(params: Any, x: Any) -> Any:
+        return x @ params["a.weight"].T
+
+    x, factored = normal(3, 6), jaxmix.factored(run, "factored")
+    np.testing.assert_allclose(
+        factored(leaves, x), run(jaxmix.compose(PARAMS, mixed), x), atol=1e-5
+    )
+    assert "solve" not in str(jax.make_jaxpr(factored)(leaves, x))
+    assert "solve" in str(jax.make_jaxpr(factored)(jaxmix.attach(PARAMS, mixed), x))
+    assert same(jaxmix.detach(leaves)[1], list(mixed.parts))
+
+
+def test_refused() -> None:
+    mixed = Adapter({"a": lora()})
+    leaves = jaxmix.attach(PARAMS, mixed)
+    with pytest.raises(AdapterError, match=r"attach: the params have adapters attached already"):
+        jaxmix.attach(leaves, mixed)
+    with pytest.raises(AdapterError, match=r"attach got int 3 for its adapters, expected an"):
+        jaxmix.attach(PARAMS, 3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
+        jaxmix.attach(PARAMS, Adapter({"z": lora()}))
+    with pytest.raises(ShapeError, match=r"b: lora_A has shape \(2, 6\), expected \(2, 4\)"):
+        jaxmix.attach(PARAMS, Adapter({"b": lora()}))
+    with pytest.raises(AdapterError, match=r"detach: no leaf has adapters beside it"):
+        jaxmix.detach(PARAMS)
+    with pytest.raises(AdapterError, match=r"explain: no leaf has adapters beside it"):
+        jaxmix.explain(PARAMS)
+    for tokens in (0, 1.5, True):
+        with pytest.raises(AdapterError, match=r"explain: tokens is .*, expected a whole number"):
+            jaxmix.explain(leaves, tokens)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(AdapterError, match=r"how is 'fast', expected one of 'auto', 'factored'"):
+        jaxmix.factored(lambda x: x, "fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_nothing_attached_is_the_function_itself() -> None:
+    assert jaxmix.factored(lambda x, y: [x, y])("text", 3) == ["text", 3]
+
+
+def test_arguments_that_are_no_arrays_stay() -> None:
+    """Numbers, texts and None, by position and by name."""
+    leaves = jaxmix.attach(PARAMS, Adapter({"a": lora()}))
+
+    def run(params: Any, x: Any, factor: float, *, sign: str, none: None) -> Any:
+        assert none is None
+        return factor * (x @ params["a.weight"].T) if sign == "+" else None
+
+    got = jaxmix.factored(run)(leaves, normal(1, 6), 2.0, sign="+", none=None)
+    assert got.shape == (1, 4)
+
+
+# ---------------------------------------------------------------- explain
+
+
+def test_explain() -> None:
+    """Which way each leaf goes, by what its operators cost, and why."""
+    params = {"a.weight": normal(64, 64), "a.bias": normal(64), "b.weight": normal(64, 64)}
+    low, whole = lora(64, 64, bias=normal(64)), Replace(normal(64, 64))
+    said = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=3)
+    ways = {way.leaf: way for way in said.ways}
+    assert ways["a.weight"].way == "factored"
+    assert ways["a.weight"].operators == "Δ LowRank r=2"
+    assert ways["a.weight"].base_flops == 2 * 64 * 64 * 3
+    assert ways["a.weight"].added_flops == 2 * 2 * 128 * 3 + 64 * 3
+    assert ways["a.weight"].dense_flops == 2 * 2 * 64 * 64 + 2 * 64 * 64
+    assert ways["a.bias"].why == "a vector, as cheap to make as to use"
+    assert ways["b.weight"].way == "factored"
+    many = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=500)
+    ways = {way.leaf: way for way in many.ways}
+    assert ways["b.weight"].way == "dense" and "Δ has no structure" in ways["b.weight"].why
+    assert "for so many tokens" in ways["a.weight"].why
+    lines = str(said).splitlines()
+    assert lines[0] == "operations for 3 tokens"
+    assert lines[1].split() == "leaf way operators base added to make dense why".split()
+    assert "24.6k" in lines[3] and repr(said) == str(said)
+
+
+def test_explain_says_why_sites_in_one_leaf_are_dense() -> None:
+    rules = (jaxmix.Rule(r"q", "qkv", None, "0:2"), jaxmix.Rule(r"v", "qkv", None, "2:4"))
+    layout = jaxmix.Layout("fused", rules)
+    params = {"qkv": normal(6, 6)}
+    mixed = Adapter({"q": lora(6, 2), "v": OFT(normal(3, 1))})
+    leaves = jaxmix.attach(params, mixed, layout=layout)
+    (way,) = jaxmix.explain(leaves).ways
+    assert way.way == "dense" and way.why == "its sites are parts of the leaf, not layers of it"
+    x = normal(3, 6)
+    got = jaxmix.factored(lambda p, x: x @ p["qkv"].T)(leaves, x)
+    want = x @ jaxmix.compose(params, mixed, layout=layout)["qkv"].T
+    np.testing.assert_allclose(got, want, atol=1e-5)

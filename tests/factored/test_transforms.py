@@ -1,0 +1,139 @@
+"""Factored leaves under JAX's transformations, in few bits and on many devices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.families import OFT, LoHa, LoRA
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), jnp.float32)
+
+
+def mixed(seed: int = 0) -> jaxmix.Mix:
+    """A LoRA with DoRA beside it, a rotation and a LoHa, on a weight (8, 16)."""
+    magnitude = 1 + abs(normal(8))
+    first = {"a": LoRA(normal(2, 16, seed=seed), normal(8, 2), 0.5)}
+    second = {"a": OFT(0.3 * normal(8, 1, seed=seed))}
+    third = {"a": LoHa(*(normal(*s) for s in ((8, 2), (2, 16), (8, 2), (2, 16))), 0.1)}
+    fourth = {"a": LoRA(normal(2, 16), normal(8, 2), 0.5, magnitude=magnitude)}
+    those = {"lora": first, "oft": second, "loha": third, "dora": fourth}
+    return jaxmix.mix(*(Adapter(u, 0.7, name=n) for n, u in those.items()))
+
+
+PARAMS = {"a.weight": normal(8, 16), "a.bias": normal(8)}
+X = normal(5, 16)
+
+
+def run(params: Any, x: Any) -> Any:
+    return jnp.tanh(x @ params["a.weight"].T + params["a.bias"][None])
+
+
+def loss(params: Any, x: Any) -> Any:
+    return (run(params, x) ** 2).sum()
+
+
+factored_run, factored_loss = (jaxmix.factored(f, "factored") for f in (run, loss))
+
+
+def close(one: Any, two: Any, bound: float = 1e-5) -> None:
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert float(jnp.abs(x - y).max() / (1e-3 + jnp.abs(y).max())) < bound
+
+
+def test_gradients_are_those_of_the_composed_weights() -> None:
+    """By adapters and strengths, by the base, by leaves, and twice."""
+    adapters = mixed()
+    ours = jax.jit(jax.grad(lambda a, p: factored_loss(jaxmix.attach(p, a), X), (0, 1)))
+    theirs = jax.grad(lambda a, p: loss(jaxmix.compose(p, a), X), (0, 1))
+    close(ours(adapters, PARAMS), theirs(adapters, PARAMS))
+    by_leaf = jax.grad(factored_loss)(jaxmix.attach(PARAMS, adapters), X)
+    close(by_leaf["a.weight"].words[0][0][1].a, ours(adapters, PARAMS)[0].parts[0].updates["a"].a)
+
+    def along(f: Any, combined: Any) -> Any:
+        return jax.jvp(jax.grad(lambda s: f(combined(PARAMS, adapters * s), X)), (1.0,), (1.0,))
+
+    close(along(factored_loss, jaxmix.attach), along(loss, jaxmix.compose))
+
+
+def test_many_adapters_at_once() -> None:
+    """`jax.vmap` over adapters of equal shapes."""
+    both = [mixed(1), mixed(2)]
+    stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *both)
+    got = jax.vmap(lambda a: factored_run(jaxmix.attach(PARAMS, a), X))(stack)
+    close(got, jnp.stack([run(jaxmix.compose(PARAMS, a), X) for a in both]))
+
+
+def test_new_strengths_and_adapters_trace_nothing() -> None:
+    count = [0]
+
+    def counted(params: Any, x: Any) -> Any:
+        count[0] += 1
+        return run(params, x)
+
+    jitted = jax.jit(jaxmix.factored(counted))
+    for adapters in (mixed(), mixed(3), 0.2 * mixed(), mixed() * jnp.float32(0.4)):
+        renamed = jaxmix.mix(*(part.renamed(f"new {part.name}") for part in adapters.parts))
+        for own in (adapters, renamed):
+            close(jitted(jaxmix.attach(PARAMS, own), X), run(jaxmix.compose(PARAMS, own), X))
+    assert count == [1]
+
+
+def test_shapes_alone() -> None:
+    shapes = jax.eval_shape(lambda: jaxmix.attach(PARAMS, mixed()))
+    assert jax.eval_shape(factored_run, shapes, X).shape == (5, 8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kept", [True, False], ids=["tokens too", "weights only"])
+def test_sixteen_bits(dtype: Any, kept: bool) -> None:
+    """Under strict promotion; tokens and weights keep their dtypes."""
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    x = X.astype(dtype) if kept else X
+
+    def product(params: Any, x: Any) -> Any:
+        return x @ params["a.weight"].T.astype(x.dtype)
+
+    with jax.numpy_dtype_promotion("strict"):
+        got = jaxmix.factored(product, "factored")(jaxmix.attach(params, mixed()), x)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    want = product(jaxmix.compose(wide, mixed()), X)
+    assert got.dtype == x.dtype
+    close(got.astype(jnp.float32), want, 2e-2 if kept else 1e-2)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_sharded(kind: AxisType) -> None:
+    """Over eight devices: what comes out is what one device gives, and lies as x does."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+    place = NamedSharding(mesh, P("model", None))
+    weight = jax.device_put(PARAMS["a.weight"], place)
+    x = jax.device_put(normal(4, 16), NamedSharding(mesh, P("data", None)))
+    with jax.set_mesh(mesh):
+        leaves = jaxmix.attach({"a.weight": weight}, mixed())
+        assert leaves["a.weight"].base.sharding == place
+
+        def product(params: Any, x: Any) -> Any:
+            return x @ params["a.weight"].T
+
+        got = jax.jit(jaxmix.factored(product, "factored"))(leaves, x)
+    want = normal(4, 16) @ jaxmix.compose(PARAMS, mixed())["a.weight"].T
+    close(np.asarray(got), np.asarray(want))
+    assert got.sharding.spec == P("data", "model")
+
+
+def test_within_shard_map() -> None:
+    """Rows over devices, leaves whole on each."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    leaves = jaxmix.attach(PARAMS, mixed())
+    over = jax.shard_map(factored_run, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows"))
+    x = normal(16, 16)
+    close(jax.jit(over)(leaves, x), run(jaxmix.compose(PARAMS, mixed()), x))
