@@ -1,5 +1,6 @@
 """BERT's hidden states and pooled outputs are transformers'."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,18 @@ def test_each_field_shows(change: dict) -> None:
     wrong = models.from_torch(replace(config, **change), state_of(torch_model(case)))
     expected = outputs(torch_model(case), tokens_of(1)).last_hidden_state.numpy()
     assert distance(np.asarray(run(wrong, tokens_of(1))[0]), expected) > 1e-4
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    """Both are as far from the truth of these weights as from each other."""
+    theirs = deepcopy(torch_model("bert")).bfloat16()
+    model = models.load(save("bert", tmp_path, theirs))
+    rounded = outputs(theirs, tokens_of(3)).last_hidden_state.float().numpy()
+    truth = outputs(theirs.float(), tokens_of(3)).last_hidden_state.numpy()
+    hidden = np.asarray(run(model, tokens_of(3))[0])
+    assert model.dtype == hidden.dtype == jnp.bfloat16
+    noise = np.std(rounded - truth) / np.std(truth)
+    assert np.std(hidden.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
 
 
 def test_there_and_back() -> None:

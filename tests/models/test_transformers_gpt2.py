@@ -1,6 +1,7 @@
 """GPT-2's logits and greedy tokens are transformers'."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def test_each_field_shows(change: dict) -> None:
     wrong = models.from_torch(replace(config, **change), state_of(torch_model(case)))
     expected = outputs(torch_model(case), tokens_of(1)).logits.numpy()
     assert distance(logits_of(wrong, tokens_of(1)), expected) > 1e-4
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    """Both are as far from the truth of these weights as from each other."""
+    theirs = deepcopy(torch_model("gpt2")).bfloat16()
+    model = models.load(save("gpt2", tmp_path, theirs))
+    rounded = outputs(theirs, tokens_of(3)).logits.float().numpy()
+    truth = outputs(theirs.float(), tokens_of(3)).logits.numpy()
+    logits = logits_of(model, tokens_of(3))
+    assert model.dtype == logits.dtype == jnp.bfloat16
+    noise = np.std(rounded - truth) / np.std(truth)
+    assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
 
 
 def test_there_and_back() -> None:
