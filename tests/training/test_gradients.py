@@ -9,6 +9,7 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter, Mix
+from jaxmix.families import OFT, LoRA
 from jaxmix.training import trainable
 
 from ..laws.crowd import LINEAR, base
@@ -130,3 +131,38 @@ def test_mixes(kinds: tuple[str, ...]) -> None:
                     *map(jax.tree.leaves, (again[kind], slopes[kind])), strict=True
                 ):
                     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+# ---------------------------------------------------------------- the base is left alone
+
+
+def test_no_slope_of_the_base_is_made() -> None:
+    """What the compiled program needs beside its arguments is far less than the base's weights."""
+    sites, size, tokens = [f"layers.{i}" for i in range(6)], 512, 16
+    outline = jax.ShapeDtypeStruct
+    params = {f"{site}.weight": outline((size, size), jnp.float32) for site in sites}
+    ones: Any = np.ones
+    lora = LoRA(ones((4, size), np.float32), ones((size, 4), np.float32), 0.5)
+    oft = OFT(ones((size // 8, 28), np.float32))
+    mixed = jaxmix.mix(
+        Adapter(dict.fromkeys(sites, lora), name="lora"),
+        Adapter(dict.fromkeys(sites, oft), name="oft"),
+    )
+    values, whole = trainable(mixed)
+
+    def run(params: Any, x: Any) -> Any:
+        for site in sites:
+            x = jnp.tanh(x @ params[f"{site}.weight"].T)
+        return jnp.sum(x)
+
+    def memory(loss: Any) -> Any:
+        x = outline((tokens, size), jnp.float32)
+        return jax.jit(jax.grad(loss)).lower(values, whole, params, x).compile().memory_analysis()
+
+    base = 4 * size * size * len(sites)
+    apart = memory(lambda v, w, p, x: jaxmix.factored(run)(jaxmix.attach(p, w(v)), x))
+    dense = memory(lambda v, w, p, x: run(jaxmix.compose(p, w(v)), x))
+    assert apart.output_size_in_bytes < 0.02 * base
+    assert apart.temp_size_in_bytes < 0.2 * base
+    # Where weights are made there are slopes of them: the check can fail.
+    assert dense.temp_size_in_bytes > base

@@ -134,6 +134,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
             return jaxmix.factored(loss)(jaxmix.attach(every, whole(values)))
 
         values, whole = trainable(jaxmix.Mix(tuple(parts)))
+        for name, slopes in theirs.items():
+            # No number is trained that PEFT does not train; a shared one is one.
+            ours = sum(x.size for x in jax.tree.leaves(values[name]))
+            assert ours == sum(x.size for x in slopes.values()), name
         slopes = whole(jax.jit(jax.grad(whole_loss))(values, whole))
         ours = {}
         for part in slopes.parts:
