@@ -74,7 +74,10 @@ def attach(
             "with jaxmix.detach and attach all together, in order: attach(params, [first, second])."
         )
     parts = several(adapters, "attach").parts
-    by_site = words(tuple(_as_array(part) for part in parts))
+    by_site = {
+        site: tuple((_as_array(strength), update) for strength, update in word)
+        for site, word in words(parts).items()
+    }
     if not by_site:
         return params
     numbers: dict[str, list[int]] = {}
@@ -118,12 +121,9 @@ def _made(leaf: Factored) -> AffineMap | None:
     return None if isinstance(weight, str) else weight.map
 
 
-def _as_array(part: Adapter) -> Adapter:
-    """An adapter whose strength is an array: other numbers are no other program then."""
-    if isinstance(part.strength, jax.Array):
-        return part
-    strength: Any = np.asarray(part.strength)
-    return Adapter(part.updates, strength, part.name, part.source)
+def _as_array(strength: Any) -> Any:
+    """A strength as an array: another number is no other program then."""
+    return strength if isinstance(strength, jax.Array) else np.asarray(strength)
 
 
 def _leaf(
