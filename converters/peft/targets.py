@@ -1,12 +1,13 @@
 """Which of a model's modules a config adapts, by PEFT's own rules: for files that do not say."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from jaxmix.converters.peft.file import Config
 from jaxmix.converters.peft.values import Check
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.training.targets import Rules, is_named
 
 __all__ = ["TARGETS", "targeted"]
 
@@ -58,6 +59,9 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
     Source: ``peft/tuners/tuners_utils.py``, `check_target_module_exists`.
     """
     modules, values = list(modules), config.values
+    # What PEFT left out when it made the adapter is not among the names that it then saves.
+    words = ("modules_to_save", *list(TARGETS)[1:])
+    rules = Rules(values.get("target_modules"), **{word: values.get(word) for word in words})
     targets = values.get("target_modules")
     if not targets or (isinstance(targets, str) and targets.lower() == "all-linear"):
         raise CheckpointError(
@@ -66,14 +70,14 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
             "an adapter: save it again, or write them into the file."
         )
     try:
-        found = [module for module in modules if _is_target(values, module)]
+        found = [module for module in modules if rules.takes(module)]
     except re.error as error:
         raise CheckpointError(
             f"{config.path}: target_modules, layers_pattern or modules_to_save is no regular "
             f"expression: {error}. Was the file edited? Take the one that save_pretrained wrote."
         ) from error
     named = targets if isinstance(targets, list) else []
-    lost = [name for name in named if not any(_is_named(module, name) for module in modules)]
+    lost = [name for name in named if not any(is_named(module, [name]) for module in modules)]
     if lost or not found:
         what = f"the base has no modules for:{listing(lost)}" if lost else (
             f"the base has no modules for target_modules {targets!r}, "
@@ -84,39 +88,3 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
             "its leaves; if that has no such modules either, take them out of the config."
         )
     return found
-
-
-def _is_named(module: str, name: str) -> bool:
-    """Whether a module goes by a name: its path, or the end of it."""
-    return module == name or module.endswith(f".{name}")
-
-
-def _is_target(values: Mapping[str, Any], module: str) -> bool:
-    """Whether PEFT adapts a module."""
-    saved = values.get("modules_to_save") or ()
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
-        return False
-    targets = values["target_modules"]
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    # A whole path is meant as it stands, in whatever layer.
-    return module in targets or (
-        any(_is_named(module, name) for name in targets) and _is_layer(values, module)
-    )
-
-
-def _is_layer(values: Mapping[str, Any], module: str) -> bool:
-    """Whether a module is in one of the layers that are asked for; null asks for all."""
-    layers, patterns = values.get("layers_to_transform"), values.get("layers_pattern")
-    if layers is None or layers == []:
-        return True
-    if not patterns:
-        found = re.match(r".*?\.[^.]*\.(\d+)\.", module)
-    else:
-        several = [patterns] if isinstance(patterns, str) else patterns
-        tried = (re.match(rf"(?:^|.*?\.){text}\.(?P<n>\d+)\.", module) for text in several)
-        found = next((match for match in tried if match), None)
-    if found is None:
-        return False
-    number = int(found["n"] if patterns else found[1])
-    return number == layers if isinstance(layers, int) else number in layers

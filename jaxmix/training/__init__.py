@@ -1,6 +1,7 @@
-"""Adapters that are trained: what of them is, strengths that are learned, AdaLoRA's schedule."""
+"""Adapters that are trained: their start, what of them is trained, strengths, AdaLoRA's schedule."""
 
 from jaxmix.training.fit import Fit, by_site, fit
+from jaxmix.training.init import init
 from jaxmix.training.partition import Whole, labels, trainable
 from jaxmix.training.schedule import RankSchedule, RankState, orthogonality
 
@@ -11,6 +12,7 @@ __all__ = [
     "Whole",
     "by_site",
     "fit",
+    "init",
     "labels",
     "orthogonality",
     "trainable",

@@ -1,0 +1,43 @@
+"""Numbers drawn as PyTorch's initialisers draw them, from JAX's keys."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["kaiming", "normal", "uniform"]
+
+Key = Any
+
+
+def kaiming(key: Key, shape: tuple[int, ...], dtype: Any, slope: float = math.sqrt(5)) -> jax.Array:
+    """Uniform numbers as ``torch.nn.init.kaiming_uniform_`` draws them.
+
+    Args:
+        key: a JAX key.
+        shape: of two axes at the least; the first one is that of outputs.
+        dtype: what float they are to be.
+        slope: PyTorch's ``a``. With √5, which PEFT takes, they lie within 1/√inputs.
+
+    Returns:
+        The numbers.
+
+    Example:
+        >>> bool(jnp.abs(kaiming(jax.random.key(0), (9, 4), jnp.float32)).max() <= 1 / 2)
+        True
+
+    Source: ``torch.nn.init``; https://arxiv.org/abs/1502.01852.
+    """
+    inputs = math.prod(shape[1:])
+    return uniform(key, shape, dtype, math.sqrt(6 / ((1 + slope * slope) * max(inputs, 1))))
+
+
+def uniform(key: Key, shape: tuple[int, ...], dtype: Any, bound: float) -> jax.Array:
+    """Uniform numbers within a bound on both sides of 0."""
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def normal(key: Key, shape: tuple[int, ...], dtype: Any, stddev: float = 1.0) -> jax.Array:
+    """Normal numbers about 0."""
+    return jnp.asarray(stddev, dtype) * jax.random.normal(key, shape, dtype)

@@ -1,0 +1,303 @@
+"""Adapters made from nothing, as PEFT makes them before training."""
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxmix.adapter import Adapter
+from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError, listing
+from jaxmix.families import Replace, Together, Update
+from jaxmix.layout import LAYOUTS, NAMES, Layout
+from jaxmix.sites import Tree
+from jaxmix.training.kinds import KINDS, Kind
+from jaxmix.training.modules import Target, is_head, modules_of, target
+from jaxmix.training.targets import Rules, by_pattern, is_named
+
+__all__ = ["init"]
+
+Names = str | Sequence[str] | None
+
+# What is a family, and nothing that training starts from.
+_NO_START = {
+    "delta": "a difference that is there already",
+    "diagoft": "written by LyCORIS and by PEFT up to 0.15; 'oft' is what PEFT makes now",
+    "normed": "written by LyCORIS; 'dora' is what PEFT makes",
+    "rebase": "a copy of the base's own weight",
+    "replace": "what modules_to_save makes, beside another kind",
+    "together": "several updates of one adapter",
+}
+
+
+def init(
+    kind: str,
+    params: Any,
+    key: Any,
+    *,
+    target_modules: Names = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    name: str | None = None,
+    layout: Layout | str | None = None,
+    exclude_modules: Names = None,
+    layers_to_transform: int | Sequence[int] | None = None,
+    layers_pattern: Names = None,
+    modules_to_save: Sequence[str] | None = None,
+    target_parameters: Sequence[str] | None = None,
+    **config: Any,
+) -> Adapter:
+    r"""A new adapter, ready to be trained: random where PEFT draws, and the base's own function.
+
+    ``jaxmix.init("lora", params, key, target_modules=["q_proj", "v_proj"], rank=8, alpha=16)``.
+
+    A tree of weights has no classes, so names and shapes tell what a module is. ``"all-linear"`` is
+    every ``weight`` or ``kernel`` of two axes but those of embeddings (a Flax ``embedding``, or a
+    module called ``embed_tokens``, ``wte``, ``word_embeddings`` and the like) and of output heads
+    (``lm_head``, ``embed_out``, … outside the numbered layers). PEFT takes a classifier's head for
+    a linear layer too, unless its ``task_type`` says what it is: name it in ``exclude_modules``. A
+    convolution, an embedding and a norm have to be named.
+
+    Arrays are float32, or float64 where the base is. The key of a site comes from its name, so that
+    it has the same numbers whatever else is targeted.
+
+    Args:
+        kind: what to make, by PEFT's name of the type in small letters: ``"lora"``, ``"oft"``, …;
+            and ``"dora"`` and ``"kasa"``, which PEFT has as options of LoRA.
+        params: the base's params, any pytree of weights; traced too, or of shapes alone where the
+            kind does not read the base.
+        key: a JAX key.
+        target_modules: names, each a module's whole path or its end; a regular expression for whole
+            paths; or ``"all-linear"``.
+        rank: PEFT's ``r``; None for the kind's own default.
+        alpha: PEFT's ``lora_alpha`` or ``alpha``; None for the kind's own default.
+        name: what to call the adapter; None for the kind.
+        layout: where sites lie in the tree; None for by name. With one of your own name the modules
+            by their whole paths.
+        exclude_modules: names or a regular expression, as above, of what is left out.
+        layers_to_transform: the numbers of the layers that are meant; names alone obey it.
+        layers_pattern: what stands before a layer's number in a path.
+        modules_to_save: names of modules that are trained whole: they start as the base has them.
+        target_parameters: names of leaves of experts, for LoRA.
+        **config: the kind's other words, by PEFT's names and with PEFT's defaults; what they are an
+            unknown one is told. A word may differ by site: ``rank_pattern={r"layers\.0\.q": 4}``,
+            and so for every other, with regular expressions for the end of a path or all of it.
+
+    Returns:
+        The adapter, of strength 1.
+
+    Raises:
+        AdapterError: if there is no such kind or word, or targets are none, or nobody's.
+        UnsupportedError: if a family is nothing that training starts from, or PEFT has the kind, or
+            an option, not for such a module.
+        ShapeError: if numbers do not divide a weight as they should.
+        LayoutError: if there is no such layout, or one of your own is asked for more than names.
+
+    Example:
+        >>> params = {"q": {"kernel": jnp.ones((4, 6))}, "lm_head": {"kernel": jnp.ones((4, 9))}}
+        >>> init("lora", params, jax.random.key(0), target_modules="all-linear", rank=2)
+        lora: LoRA rank 2 at 1 site, strength 1 (q)
+
+    Source: ``peft/mapping_func.py``, ``get_peft_model``; each tuner's ``layer.py``.
+    """
+    known, table = _kind(kind), _table(layout)
+    words, patterns = _words(kind, known, {"rank": rank, "alpha": alpha}, config)
+    rules = Rules(
+        target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern
+    )
+    tree = Tree.of(params)
+    targets = _targets(kind, known, tree, table, rules, target_parameters)
+    updates = _made(kind, known, key, targets, words, patterns)
+    for site, saved in _saved(tree, table, modules_to_save).items():
+        updates[site] = Together((saved, updates[site])) if site in updates else saved
+    return Adapter(updates, name=kind if name is None else name)
+
+
+def _kind(kind: str) -> Kind:
+    """The kind of this name."""
+    if kind in KINDS:
+        return KINDS[kind]
+    if why := _NO_START.get(str(kind).lower()):
+        raise UnsupportedError(
+            f"{kind!r} can't be trained from the start: it is {why}. Expected one of "
+            f"{', '.join(KINDS)}."
+        )
+    raise AdapterError(f"there is no kind {kind!r}, expected one of {', '.join(KINDS)}.")
+
+
+def _table(layout: Layout | str | None) -> Layout:
+    """The layout meant."""
+    if isinstance(layout, Layout):
+        return layout
+    if layout is None:
+        return NAMES
+    if layout in LAYOUTS:
+        return LAYOUTS[layout]
+    raise LayoutError(
+        f"there is no layout {layout!r}, expected None, one of {', '.join(map(repr, LAYOUTS))}, or "
+        "a jaxmix.Layout with rules of your own."
+    )
+
+
+def _words(
+    kind: str, known: Kind, named: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+    """The words for the kind, and those of them that differ by site."""
+    given = {word: value for word, value in named.items() if value is not None} | dict(config)
+    takes = known.words
+    patterns = {
+        word.removesuffix("_pattern"): given.pop(word)
+        for word in list(given)
+        if word.endswith("_pattern") and word.removesuffix("_pattern") in takes and not known.shared
+    }
+    if unknown := [word for word in given if word not in takes]:
+        told = [f"{word}={value!r}" for word, value in takes.items()]
+        raise AdapterError(
+            f"{kind} takes no {', '.join(unknown)}, expected words of:{listing(told)}\n"
+            + ("" if known.shared else "Each of them may have a …_pattern beside it.")
+        )
+    return given, patterns
+
+
+def _targets(
+    kind: str,
+    known: Kind,
+    tree: Tree,
+    table: Layout,
+    rules: Rules,
+    parameters: Sequence[str] | None,
+) -> dict[str, Target]:
+    """The modules that are to have an adapter, in the tree's order."""
+    modules = _modules(tree, table, rules)
+    asked = rules.target_modules
+    found: dict[str, Target | None] = {}
+    if isinstance(asked, str) and asked.lower() == "all-linear":
+        for module in modules:
+            one = None if rules.excludes(module) else target(tree, table, module)
+            if one is not None and one.layer in ("linear", "conv1d") and not is_head(module):
+                found[module] = one
+    elif asked:
+        found = {one: target(tree, table, one) for one in _chosen(modules, rules)}
+    elif not parameters:
+        raise AdapterError(
+            f"target_modules is {asked!r}, expected names, a regular expression or 'all-linear'. "
+            "PEFT has names for models that it knows, but a tree of weights is of no model. "
+            f"Its modules are:{listing(modules)}"
+        )
+    for one in parameters or ():
+        found.update({m: target(tree, table, m) for m in modules if is_named(m, [one])})
+    if not found:
+        raise AdapterError(
+            f"no module of the params is one of target_modules {_told(asked)}. Its modules are:"
+            f"{listing(modules)}"
+        )
+    wrong = [f"{site}: {_what(one)}" for site, one in found.items() if not _fits(known, one)]
+    if wrong:
+        raise UnsupportedError(
+            f"modules that can't have {kind}, which is for {', '.join(known.layers)}:"
+            f"{listing(wrong)}\nName others, or leave these out with exclude_modules."
+        )
+    return {site: one for site, one in found.items() if one is not None}
+
+
+def _modules(tree: Tree, table: Layout, rules: Rules) -> list[str]:
+    """The names that modules can have: the tree's own, or with another layout those asked for."""
+    if table in LAYOUTS.values():
+        return modules_of(tree)
+    if isinstance(rules.target_modules, str) or not rules.target_modules:
+        raise LayoutError(
+            f"the layout {table.name!r} does not say which modules there are, and target_modules "
+            f"is {rules.target_modules!r}. Give a list of modules by their whole paths."
+        )
+    return list(rules.target_modules)
+
+
+def _chosen(modules: Sequence[str], rules: Rules) -> list[str]:
+    """The modules that the rules choose; every name has to be somebody's."""
+    try:
+        chosen = [module for module in modules if rules.takes(module)]
+        left_out = [module for module in modules if rules.excludes(module)]
+    except re.error as error:
+        raise AdapterError(
+            "target_modules, exclude_modules, layers_pattern or modules_to_save is no regular "
+            f"expression: {error}. A list is of names, a text is an expression for whole paths."
+        ) from error
+    lost = [
+        f"{word}: {name!r}"
+        for word, names in (
+            ("target_modules", rules.target_modules),
+            ("exclude_modules", rules.exclude_modules),
+        )
+        if not isinstance(names, str)
+        for name in names or ()
+        if not any(is_named(module, [name]) for module in modules)
+    ]
+    if isinstance(rules.exclude_modules, str) and not left_out:
+        lost.append(f"exclude_modules: {rules.exclude_modules!r}")
+    if lost:
+        raise AdapterError(
+            f"names that no module of the params has:{listing(lost)}\nIts modules are:"
+            f"{listing(modules)}"
+        )
+    return chosen
+
+
+def _fits(known: Kind, one: Target | None) -> bool:
+    """Whether a kind is for such a module."""
+    return one is not None and one.layer in known.layers
+
+
+def _what(one: Target | None) -> str:
+    """A module for people."""
+    return "it has no weight of floats" if one is None else f"{one.layer} of shape {one.shape}"
+
+
+def _told(asked: Any) -> str:
+    return repr(asked if isinstance(asked, str) or asked is None else list(asked))
+
+
+def _made(
+    kind: str,
+    known: Kind,
+    key: Any,
+    targets: Mapping[str, Target],
+    words: Mapping[str, Any],
+    patterns: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Update]:
+    """The updates; what fails is gathered and raised at once, by its first kind."""
+    if known.shared:
+        return known.make_all(key, targets, words)
+    updates: dict[str, Update] = {}
+    failed: list[tuple[str, JaxmixError]] = []
+    for site, one in targets.items():
+        here = dict(words)
+        for word, told in patterns.items():
+            default = words.get(word, known.words[word])
+            here[word] = by_pattern(told, site, default)
+        try:
+            # Python's own hash of a text differs by process.
+            own = jax.random.fold_in(key, zlib.crc32(site.encode()))
+            updates[site] = known.make(own, one, here)
+        except JaxmixError as error:
+            failed.append((site, error))
+    if failed:
+        lines = [f"{site}: {error}" for site, error in failed]
+        raise type(failed[0][1])(f"sites that can't have such a {kind}:{listing(lines)}")
+    return updates
+
+
+def _saved(tree: Tree, table: Layout, names: Sequence[str] | None) -> dict[str, Update]:
+    """The modules that are trained whole, as the base has them."""
+    saved: dict[str, Update] = {}
+    for name in names or ():
+        inside = [m for m in modules_of(tree) if is_named(m, [name])]
+        parts = [
+            m for m in modules_of(tree) if any(m == i or m.startswith(f"{i}.") for i in inside)
+        ]
+        found = {m: one for m in parts if (one := target(tree, table, m)) is not None}
+        if not found:
+            raise AdapterError(f"modules_to_save: no module of the params is called {name!r}.")
+        for module, one in found.items():
+            saved[module] = Replace(one.tensor, None if one.bias is None else one.bias_vector)
+    return saved

@@ -1,0 +1,8 @@
+"""The kinds of adapters that `jaxmix.init` makes: a line in a table each."""
+
+from jaxmix.training.kinds import lora
+from jaxmix.training.kinds.kind import Kind
+
+__all__ = ["KINDS", "Kind"]
+
+KINDS: dict[str, Kind] = {**lora.KINDS}

@@ -1,0 +1,191 @@
+"""The modules of a params tree: a tree has no classes, so names and shapes tell what each is."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmix.layout import KERNEL, LAYOUTS, Layout, Place
+from jaxmix.plan import arithmetic
+from jaxmix.quantized import dequantized
+from jaxmix.sites import Tree
+from jaxmix.tied import HEADS
+
+__all__ = ["Layer", "Target", "is_head", "modules_of", "target"]
+
+Layer = Literal["linear", "conv1d", "convolution", "embedding", "norm", "parameter"]
+
+_WEIGHTS = ("weight", "kernel", "embedding", "scale")
+# A name's last part that says embedding, where the leaf's own does not.
+_EMBEDDING = re.compile(
+    r"(.*_)?(embed(ding)?s?|emb)(_tokens?|_positions?|_in|_table)?|w[tp]e|shared"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module that is to have an adapter, as the families see it.
+
+    Args:
+        site: its PyTorch name.
+        layer: what it is. "conv1d" is GPT-2's, a linear layer whose weight PyTorch stores as
+            (in, out).
+        shape: the weight's, (out, in), (out, in, *k), an embedding's (V, D); never turned.
+        dtype: that of the numbers to make: the base's, float32 at the least.
+        leaf: the tree's leaf.
+        place: where the weight lies in it.
+        bias: the bias's own leaf and place; None for none.
+    """
+
+    site: str
+    layer: Layer
+    shape: tuple[int, ...]
+    dtype: Any
+    leaf: Any = field(repr=False)
+    place: Place = field(repr=False)
+    bias: tuple[Any, Place] | None = field(default=None, repr=False)
+
+    @property
+    def outputs(self) -> int:
+        """The first axis of the weight."""
+        return self.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """The other axes of the weight as one."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """A convolution's spatial axes."""
+        return self.shape[2:]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether PyTorch stores the weight as (in, out)."""
+        return self.layer == "conv1d"
+
+    @cached_property
+    def tensor(self) -> jax.Array:
+        """The weight, in the shape of `shape`."""
+        tensor = self.place.get(jnp.asarray(dequantized(self.leaf))).astype(self.dtype)
+        return tensor.T if self.is_turned else tensor
+
+    @property
+    def matrix(self) -> jax.Array:
+        """The weight as a matrix (out, in)."""
+        return self.tensor.reshape(self.outputs, -1)
+
+    @property
+    def bias_vector(self) -> jax.Array:
+        """The bias (out,)."""
+        assert self.bias is not None
+        leaf, place = self.bias
+        return place.get(jnp.asarray(leaf)).astype(self.dtype).reshape(-1)
+
+
+def modules_of(tree: Tree) -> list[str]:
+    """The names of all modules of a tree whose leaves are named after them, parents too.
+
+    Args:
+        tree: the tree, by PyTorch's names or Flax's.
+
+    Returns:
+        Each once, in the order of the tree's leaves. A leaf that is no module's weight or bias is
+        there under its own name.
+
+    Example:
+        >>> modules_of(Tree.of({"layers": [{"q": {"kernel": 1.0, "bias": 1.0}}]}))
+        ['layers', 'layers.0', 'layers.0.q']
+    """
+    found: dict[str, None] = {}
+    for name in tree.where:
+        name = name.removeprefix("params.")
+        module, _, last = name.rpartition(".")
+        parts = (module if last in (*_WEIGHTS, "bias") else name).split(".")
+        for end in range(1, len(parts) + 1):
+            found[".".join(parts[:end])] = None
+    found.pop("", None)
+    return list(found)
+
+
+def is_head(site: str) -> bool:
+    """Whether a module is the output head of a language model, by the names that such have.
+
+    Args:
+        site: its name.
+
+    Returns:
+        Whether it ends in one of them, and lies in no numbered layer.
+
+    Example:
+        >>> is_head("lm_head"), is_head("model.layers.0.output")
+        (True, False)
+    """
+    is_inner = any(part.isdigit() for part in site.split("."))
+    return not is_inner and any(site == head or site.endswith(f".{head}") for head in HEADS)
+
+
+def target(tree: Tree, table: Layout, site: str) -> Target | None:
+    """The module of a name with its leaves, or None where the tree has no weight there.
+
+    Args:
+        tree: the params.
+        table: where sites lie in it.
+        site: the name.
+
+    Returns:
+        The module; whether the weight is one that can be adapted its `Target.layer` says.
+    """
+    place = next(_there(tree, table, site, "weight"), None)
+    if place is None:
+        return None
+    leaf = tree.leaf(place)
+    if not hasattr(leaf, "shape") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return None
+    shape = place.shape(tuple(leaf.shape))
+    layer, shape = _layer(tree, table, site, place, shape)
+    bias = next(_there(tree, table, site, "bias"), None)
+    found = None if bias is None else (tree.leaf(bias), bias)
+    return Target(site, layer, shape, arithmetic(_float(leaf.dtype)), leaf, place, found)
+
+
+def _float(dtype: Any) -> Any:
+    """The dtype that there can be."""
+    return jax.dtypes.canonicalize_dtype(np.dtype(dtype))
+
+
+def _there(tree: Tree, table: Layout, site: str, part: Any) -> Iterator[Place]:
+    """The places of a site's leaf that the tree has."""
+    for place in table.places(site, part):
+        if place.leaf in tree.where and place.leaf not in tree.twice:
+            yield place
+
+
+def _layer(
+    tree: Tree, table: Layout, site: str, place: Place, shape: tuple[int, ...]
+) -> tuple[Layer, tuple[int, ...]]:
+    """What a module is, and its weight's shape, unturned."""
+    by_name = table in LAYOUTS.values()
+    last = place.leaf.rpartition(".")[2]
+    if by_name and place.leaf.removeprefix("params.") == site:
+        return "parameter", shape
+    if len(shape) < 2:
+        return "norm", shape
+    if len(shape) > 2:
+        return "convolution", shape
+    if last == "embedding" or _EMBEDDING.fullmatch(site.rpartition(".")[2]):
+        return "embedding", shape
+    axis = tree.out_axes.of(place.leaf) if place.index is None else None
+    if place.axes is None and axis == 1:
+        return "conv1d", shape[::-1]
+    if place.axes == KERNEL and axis == 0:
+        # A Flax port of GPT-2 keeps the kernel as (out, in), which its rule turns.
+        return "conv1d", shape[::-1]
+    return "linear", shape
