@@ -1,0 +1,90 @@
+"""A real mix: trained in JAX on the demo's text, exported, and run by PEFT to the same loss."""
+
+import runpy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+import torch
+import transformers
+
+import jaxmix
+from jaxmix.demo.measure import ASSETS
+from jaxmix.training import init, trainable
+
+from ..parity.harness import exact
+from .made import stepped
+
+TEXT = np.frombuffer((ASSETS / "text" / "bible.txt").read_bytes(), np.uint8).astype(np.int32)
+LENGTH, ROWS, STEPS = 64, 8, 6
+# Stretches to learn from, and others to be measured on.
+SEEN = np.stack([TEXT[768 * k : 768 * k + LENGTH] for k in range(ROWS)])
+UNSEEN = np.stack([TEXT[768 * k + 384 : 768 * k + 384 + LENGTH] for k in range(4)])
+
+
+def loss(model: Any, tokens: Any) -> Any:
+    """Nats per byte."""
+    logits = model(tokens)[:, :-1]
+    chances = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
+    return -jnp.mean(chances)
+
+
+def loss_in_peft(folder: Path) -> float:
+    """The same, of PEFT's mixed model as the exported script loads it, in float64."""
+    with exact():
+        base: Any = transformers.LlamaForCausalLM.from_pretrained(ASSETS / "base").double()
+        model = runpy.run_path(str(folder / "load_in_peft.py"))["load"](base).eval()
+        tokens = torch.from_numpy(UNSEEN).long()
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+        return float(
+            torch.nn.functional.cross_entropy(logits.reshape(-1, 256), tokens[:, 1:].reshape(-1))
+        )
+
+
+def test_a_mix_trained_here_is_the_same_in_peft(tmp_path: Path) -> None:
+    """LoRA and OFT, both from nothing and both trained, un-merged."""
+    base = jaxmix.models.load(ASSETS / "base", dtype=jnp.float32)
+    key = jax.random.key(0)
+    mixed = jaxmix.mix(
+        init("lora", base, key, target_modules=["q_proj", "o_proj"], rank=4, alpha=8),
+        init("oft", base, key, target_modules=["q_proj", "down_proj"], oft_block_size=32),
+    )
+    values, whole = trainable(mixed)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(values: Any, state: Any, whole: Any, base: Any) -> Any:
+        def of(values: Any) -> Any:
+            return jaxmix.factored(loss)(jaxmix.attach(base, whole(values)), SEEN)
+
+        value, slopes = jax.value_and_grad(of)(values)
+        return *stepped(optimizer, slopes, state, values), value
+
+    state, losses = optimizer.init(values), []
+    for _ in range(STEPS):
+        values, state, value = step(values, state, whole, base)
+        losses.append(float(value))
+    assert losses[-1] < losses[0] - 0.2
+
+    trained = whole(values)
+    jaxmix.export_peft(trained, tmp_path / "mix")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = loss_in_peft(tmp_path / "mix")
+    with jax.enable_x64(True):
+        exactly = jaxmix.models.load(ASSETS / "base", dtype=jnp.float64)
+        run = jax.jit(loss)
+        before = float(run(exactly, UNSEEN))
+        ours = float(run(jaxmix.compose(exactly, trained), UNSEEN))
+    # transformers' norms are in float32 in whatever dtype the rest is.
+    assert abs(ours - theirs) < 1e-6
+    assert theirs < before - 0.1
