@@ -1,8 +1,9 @@
-"""Adapters that are trained: their start, what of them is trained, strengths, AdaLoRA's schedule."""
+"""Adapters that are trained: their start, what of them is, strengths, AdaLoRA's schedule."""
 
 from jaxmix.training.fit import Fit, by_site, fit
 from jaxmix.training.init import init
 from jaxmix.training.partition import Whole, labels, trainable
+from jaxmix.training.picture import draw_strengths, strengths_by_site
 from jaxmix.training.schedule import RankSchedule, RankState, orthogonality
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "RankState",
     "Whole",
     "by_site",
+    "draw_strengths",
     "fit",
     "init",
     "labels",
     "orthogonality",
+    "strengths_by_site",
     "trainable",
 ]

@@ -37,6 +37,7 @@ class Fit:
         AdapterError: by `fit`, which makes them.
 
     Example:
+        >>> from jaxmix.adapter import Adapter
         >>> Fit(mix(0.5 * Adapter({}, name="a")), (2.0, 1.5)).strengths
         {'a': 0.5}
 
@@ -95,13 +96,14 @@ def fit(
         ShapeError: as `jaxmix.compose`.
 
     Example:
+        >>> from jaxmix.adapter import Adapter
         >>> from jaxmix.families import LoRA
         >>> one = LoRA(jnp.ones((1, 1)), jnp.ones((1, 1)), 1.0)
         >>> lora = Adapter({"proj": one}, name="lora")
         >>> def loss(params, wanted):
         ...     return jnp.sum((params["proj.weight"] - wanted) ** 2)
         >>> params = {"proj.weight": jnp.zeros((1, 1))}
-        >>> found = fit(lora, params, loss, [jnp.full((1, 1), 0.5)] * 60, progress=False)
+        >>> found = fit(lora, params, loss, [jnp.full((1, 1), 0.5)] * 99, progress=False)
         >>> f"{found.strengths['lora']:.2f}"
         '0.50'
 
@@ -166,6 +168,7 @@ def by_site(mixed: Mixable) -> Mix:
         AdapterError: if two of the names are one.
 
     Example:
+        >>> from jaxmix.adapter import Adapter
         >>> from jaxmix.families import Replace
         >>> two = Adapter({"x": Replace(jnp.ones(1)), "y": Replace(jnp.ones(1))}, name="norms")
         >>> [part.name for part in by_site(two).parts]

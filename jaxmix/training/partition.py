@@ -200,9 +200,14 @@ def _leaves(part: Adapter) -> Iterator[tuple[Path, Any, bool]]:
         for key in keys:
             if isinstance(at, Update):
                 is_trained = key.name in at.trained
-            at = getattr(at, key.name) if hasattr(key, "name") else at[_index(key)]
+            at = _inner(at, key)
         is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         yield (part.name, *map(_key, keys)), leaf, is_trained and is_float
+
+
+def _inner(at: Any, key: Any) -> Any:
+    """What is a step down."""
+    return getattr(at, key.name) if hasattr(key, "name") else at[_index(key)]
 
 
 def _index(key: Any) -> Any:

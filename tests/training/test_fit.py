@@ -1,6 +1,7 @@
 """Strengths learned by gradient: found where they are known, and refused in words."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.errors import AdapterError
-from jaxmix.training import by_site, fit
+from jaxmix.training import by_site, draw_strengths, fit, strengths_by_site
+from jaxmix.training.picture import _grid as grid
 
 from .made import PARAMS, loha, lora, oft
 
@@ -125,3 +127,41 @@ def test_refused(call: Callable[[], Any], text: str) -> None:
     with pytest.raises(AdapterError) as caught:
         call()
     assert str(caught.value) == text
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def test_strengths_by_site_are_read_back() -> None:
+    """Adapters that were taken apart are one again; a name with the sign in it is none."""
+    mixed = jaxmix.mix(*by_site(0.5 * lora()).parts, oft().renamed("odd@name"))
+    assert strengths_by_site(mixed) == {
+        "lora": {"one": 0.5, "two": 0.5},
+        "odd@name": {"one": 1.0},
+    }
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    """A map for each adapter: rows are modules, columns are layers."""
+    pytest.importorskip("matplotlib")
+    sites = {"h.0.q": 0.2, "h.0.v": 1.5, "h.10.q": 0.9, "h.2.q": 1.1, "head": 0.4}
+    update = lora().updates["one"]
+    parts = [Adapter({site: update}, s, f"a@{site}") for site, s in sites.items()]
+    mixed = jaxmix.mix(*parts, Adapter({"head": update}, name="b"))
+    path = draw_strengths(mixed, tmp_path / "strengths.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
+    rows, columns, numbers = grid(sites)
+    assert (rows, columns) == (["q", "v", "head"], ["", "0", "2", "10"])
+    np.testing.assert_array_equal(
+        numbers,
+        [[np.nan, 0.2, 1.1, 0.9], [np.nan, 1.5, np.nan, np.nan], [0.4, np.nan, np.nan, np.nan]],
+    )
+
+
+def test_no_picture_of_nothing(tmp_path: Path) -> None:
+    """In words."""
+    with pytest.raises(AdapterError) as caught:
+        draw_strengths(jaxmix.mix(), tmp_path / "x.png")
+    assert str(caught.value) == (
+        "draw_strengths got mix of nothing: the identity, expected an adapter with sites."
+    )
