@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from math import prod
 from typing import Any
 
 import jax
@@ -12,8 +13,10 @@ from jaxtyping import Array
 
 from jaxmix import plan
 from jaxmix.affine import AffineMap, Base, compose, identity, shift
+from jaxmix.factored.parts import joined
 from jaxmix.factored.weight import How, Weight
 from jaxmix.families.base import maps
+from jaxmix.layout import Place
 from jaxmix.operators import (
     LowRank,
     StackedLowRank,
@@ -118,16 +121,43 @@ class Factored:
         found = [_axes(form, len(self.shape)) for form in self.forms]
         axes = [one for one in found if one is not None]
         if len(axes) < len(found):
-            return "its layout splits an axis of the leaf"
+            return "its layout splits an axis of the leaf, or picks of two"
         rows, cols, stack = axes[0]
         if self.forms[0].index is None:
             made = self._map(0) if self.made is None else self.made
             weight = Weight(self.base, made, rows, cols, None, how)
             return weight if whole else _experts(weight)
-        if any(one != axes[0] for one in axes) or stack is None:
-            return "its sites are parts of the leaf, not layers of it"
-        made = self._stack(stack) if self.made is None else self.made
-        return Weight(self.base, made, rows, cols, stack, how)
+        if any(one != axes[0] for one in axes):
+            return "its sites do not lie alike in the leaf"
+        if stack is not None:
+            made = self._stack(stack) if self.made is None else self.made
+            return Weight(self.base, made, rows, cols, stack, how)
+        made = self._side_by_side(rows, cols) if self.made is None else self.made
+        return made if isinstance(made, str) else Weight(self.base, made, rows, cols, None, how)
+
+    def _side_by_side(self, rows: tuple[int, ...], cols: tuple[int, ...]) -> AffineMap | str:
+        """The map of sites that are runs of the leaf's rows, or of its columns."""
+        n = len(self.shape)
+        picked = [Place("", None, form.index).ranges(self.shape) for form in self.forms]
+        cut = {k - n for ranges in picked for k, r in enumerate(ranges) if len(r) < self.shape[k]}
+        if not cut <= {rows[0]} and not cut <= {cols[0]}:
+            return "its sites are no runs of the leaf's rows or columns"
+        axis = rows[0] if cut <= {rows[0]} else cols[0]
+        across = cut <= {rows[0]}
+        sizes = [prod(self.shape[k] for k in axes) for axes in (rows, cols)]
+        each = sizes[0 if across else 1] // self.shape[axis]
+        runs = [ranges[axis] for ranges in picked]
+        if any(run.step != 1 for run in runs):
+            return "its sites are no runs of the leaf's rows or columns"
+        parts = [range(each * run.start, each * run.stop) for run in runs]
+        maps = [self._map(i) for i in range(len(self.words))]
+        shape = (sizes[0], sizes[1])
+        if across:
+            made = joined(maps, parts, shape)
+        else:
+            made = joined([one.T for one in maps], parts, shape[::-1])
+            made = None if made is None else made.T
+        return made or "its sites are parts of the leaf, and one of them turns what they share"
 
     def _stack(self, axis: int) -> AffineMap:
         """The maps of its sites as those of a stack's layers."""
@@ -190,10 +220,11 @@ def _axes(form: Form, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int | N
     kept = list(range(n))
     layer = None
     if form.index is not None:
-        picked = [part.strip() for part in form.index.split(",")]
-        numbers = [k for k, part in enumerate(picked) if ":" not in part]
-        others = [part for part in picked if part.replace(" ", "") not in (":", "::")]
-        if len(numbers) == 1 and len(others) == 1:
+        numbers = [k for k, part in enumerate(form.index.split(",")) if ":" not in part]
+        others = [part for part in form.index.split(",") if part.strip() not in (":", "::")]
+        if numbers and len(others) > 1:  # an axis is gone, and another one cut
+            return None
+        if numbers:
             layer = numbers[0]
             kept.remove(layer)
     if form.transposed:

@@ -170,15 +170,58 @@ def test_explain() -> None:
     assert "24.6k" in lines[3] and repr(said) == str(said)
 
 
-def test_explain_says_why_sites_in_one_leaf_are_dense() -> None:
-    rules = (jaxmix.Rule(r"q", "qkv", None, "0:2"), jaxmix.Rule(r"v", "qkv", None, "2:4"))
-    layout = jaxmix.Layout("fused", rules)
-    params = {"qkv": normal(6, 6)}
-    mixed = Adapter({"q": lora(6, 2), "v": OFT(normal(3, 1))})
+@pytest.mark.parametrize("along", ["rows", "columns"])
+def test_sites_side_by_side_in_one_leaf(along: str) -> None:
+    """Runs of a leaf's rows, as a fused projection has them, or of its columns."""
+    first, second = ("0:2", "3:6") if along == "rows" else (":, 0:2", ":, 3:6")
+    rules = (jaxmix.Rule(r"q", "qv", None, first), jaxmix.Rule(r"v", "qv", None, second))
+    layout, params = jaxmix.Layout("fused", rules), {"qv": normal(6, 6)}
+
+    def update(size: int, **more: Any) -> LoRA:
+        return lora(6, size, **more) if along == "rows" else lora(size, 6, **more)
+
+    loras = Adapter({"q": update(2), "v": update(3)}, name="lora")
+    scaled = {"rows": LoRA(normal(2, 6), normal(3, 2), 0.5, magnitude=1 + abs(normal(3)))}
+    ways = [(loras, "factored", "")]
+    if along == "rows":
+        dora = Adapter({"v": scaled["rows"]}, name="dora")
+        ways.append((jaxmix.mix(loras, dora), "factored", ""))
+        turning = Adapter({"v": OFT(normal(3, 1))}, name="oft")
+        ways.append((jaxmix.mix(loras, turning), "dense", "one of them turns what they share"))
+    for mixed, way, why in ways:
+        leaves = jaxmix.attach(params, mixed, layout=layout)
+        (said,) = jaxmix.explain(leaves).ways
+        assert said.way == way and why in said.why
+        x = normal(3, 6)
+        got = jaxmix.factored(lambda p, x: x @ p["qv"].T, "factored")(leaves, x)
+        want = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("index", "other", "why"),
+    [
+        ("0:2", ":, 2:6", "do not lie alike"),
+        ("0:6:2", "1:6:2", "no runs of the leaf's rows or columns"),
+        ("0:2, 0:2", "2:4, 2:4", "no runs of the leaf's rows or columns"),
+    ],
+)
+def test_explain_says_why_sites_in_one_leaf_are_dense(index: str, other: str, why: str) -> None:
+    rules = (jaxmix.Rule(r"q", "qv", None, index), jaxmix.Rule(r"v", "qv", None, other))
+    layout, params = jaxmix.Layout("odd", rules), {"qv": normal(6, 6)}
+    sizes = {"0:2": (2, 6), ":, 2:6": (6, 4), "0:2, 0:2": (2, 2), "2:4, 2:4": (2, 2)}
+    (o, i), (p, j) = (sizes.get(text, (3, 6)) for text in (index, other))
+    if why == "do not lie alike":
+        params, rules = (
+            {"qv": normal(8, 6)},
+            (rules[0], jaxmix.Rule(r"v", "qv", "a b -> b a", "2:8")),
+        )
+        layout, (p, j) = jaxmix.Layout("odd", rules), (6, 6)
+    mixed = Adapter({"q": lora(i, o), "v": lora(j, p)})
     leaves = jaxmix.attach(params, mixed, layout=layout)
     (way,) = jaxmix.explain(leaves).ways
-    assert way.way == "dense" and way.why == "its sites are parts of the leaf, not layers of it"
+    assert way.way == "dense" and why in way.why
     x = normal(3, 6)
-    got = jaxmix.factored(lambda p, x: x @ p["qkv"].T)(leaves, x)
-    want = x @ jaxmix.compose(params, mixed, layout=layout)["qkv"].T
+    got = jaxmix.factored(lambda p, x: x @ p["qv"].T)(leaves, x)
+    want = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
     np.testing.assert_allclose(got, want, atol=1e-5)
