@@ -1,12 +1,13 @@
 """Numbers drawn as PyTorch's initialisers draw them, from JAX's keys."""
 
 import math
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["kaiming", "normal", "uniform"]
+__all__ = ["kaiming", "normal", "site_key", "uniform"]
 
 Key = Any
 
@@ -41,3 +42,9 @@ def uniform(key: Key, shape: tuple[int, ...], dtype: Any, bound: float) -> jax.A
 def normal(key: Key, shape: tuple[int, ...], dtype: Any, stddev: float = 1.0) -> jax.Array:
     """Normal numbers about 0."""
     return jnp.asarray(stddev, dtype) * jax.random.normal(key, shape, dtype)
+
+
+def site_key(key: Key, site: str) -> Key:
+    """The key of a site, or of what all share: the same whatever other sites there are."""
+    # Python's own hash of a text differs by process.
+    return jax.random.fold_in(key, zlib.crc32(site.encode()))

@@ -1,17 +1,15 @@
 """Adapters made from nothing, as PEFT makes them before training."""
 
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import jax
 
 from jaxmix.adapter import Adapter
 from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError, listing
 from jaxmix.families import Replace, Together, Update
 from jaxmix.layout import LAYOUTS, NAMES, Layout
 from jaxmix.sites import Tree
+from jaxmix.training.draws import site_key
 from jaxmix.training.kinds import KINDS, Kind
 from jaxmix.training.modules import Target, is_head, modules_of, target
 from jaxmix.training.targets import Rules, by_pattern, is_named
@@ -276,9 +274,7 @@ def _made(
             default = words.get(word, known.words[word])
             here[word] = by_pattern(told, site, default)
         try:
-            # Python's own hash of a text differs by process.
-            own = jax.random.fold_in(key, zlib.crc32(site.encode()))
-            updates[site] = known.make(own, one, here)
+            updates[site] = known.make(site_key(key, site), one, here)
         except JaxmixError as error:
             failed.append((site, error))
     if failed:
@@ -299,5 +295,5 @@ def _saved(tree: Tree, table: Layout, names: Sequence[str] | None) -> dict[str, 
         if not found:
             raise AdapterError(f"modules_to_save: no module of the params is called {name!r}.")
         for module, one in found.items():
-            saved[module] = Replace(one.tensor, None if one.bias is None else one.bias_vector)
+            saved[module] = Replace(one.stored, None if one.bias is None else one.bias_vector)
     return saved

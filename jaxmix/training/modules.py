@@ -71,11 +71,15 @@ class Target:
         """Whether PyTorch stores the weight as (in, out)."""
         return self.layer == "conv1d"
 
+    @property
+    def stored(self) -> jax.Array:
+        """The weight as PyTorch stores it."""
+        return self.place.get(jnp.asarray(dequantized(self.leaf))).astype(self.dtype)
+
     @cached_property
     def tensor(self) -> jax.Array:
         """The weight, in the shape of `shape`."""
-        tensor = self.place.get(jnp.asarray(dequantized(self.leaf))).astype(self.dtype)
-        return tensor.T if self.is_turned else tensor
+        return self.stored.T if self.is_turned else self.stored
 
     @property
     def matrix(self) -> jax.Array:

@@ -1,8 +1,16 @@
 """The kinds of adapters that `jaxmix.init` makes: a line in a table each."""
 
-from jaxmix.training.kinds import lora
+from jaxmix.training.kinds import lora, products, reading, shared, sparse, turning, whole
 from jaxmix.training.kinds.kind import Kind
 
 __all__ = ["KINDS", "Kind"]
 
-KINDS: dict[str, Kind] = {**lora.KINDS}
+KINDS: dict[str, Kind] = {
+    **lora.KINDS,
+    **products.KINDS,
+    **turning.KINDS,
+    **sparse.KINDS,
+    **shared.KINDS,
+    **reading.KINDS,
+    **whole.KINDS,
+}

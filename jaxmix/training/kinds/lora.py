@@ -136,7 +136,6 @@ def adalora(key: Any, target: Target, *, rank: int = 12, alpha: float = 8) -> Up
         normal(two, (target.outputs, rank), target.dtype, 0.02),
         jnp.zeros(rank, target.dtype),
         scale,
-        kernel=target.kernel,
         transposed=target.is_turned,
     )
 

@@ -1,0 +1,138 @@
+"""How LoHa and LoKr start: all factors uniform but one, which is zero."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxmix.errors import ShapeError, UnsupportedError
+from jaxmix.families import LoHa, LoKr, Update
+from jaxmix.training.draws import kaiming
+from jaxmix.training.kinds.kind import Kind
+from jaxmix.training.modules import Target
+
+__all__ = ["KINDS"]
+
+
+def loha(
+    key: Any,
+    target: Target,
+    *,
+    rank: int = 8,
+    alpha: float = 8,
+    use_effective_conv2d: bool = False,
+) -> Update:
+    """LoHa: ``hada_w2_b`` is zero."""
+    keys, dtype = jax.random.split(key, 5), target.dtype
+    scale, kernel = _scale(rank, alpha), _kernel(target)
+    if not use_effective_conv2d or not _has_core(kernel):
+        b, a = (target.outputs, rank), (rank, target.inputs)
+        b1, a1, b2 = (kaiming(keys[i], s, dtype) for i, s in enumerate((b, a, b)))
+        return LoHa(b1, a1, b2, jnp.zeros(a, dtype), scale)
+    b, a = (rank, target.outputs), (rank, target.shape[1])
+    # PEFT keeps a Conv1d's core with an axis of length one more.
+    core = (rank, rank, *kernel) if len(kernel) == 2 else (rank, rank, *kernel, 1)
+    shapes = (b, a, b, core, core)
+    b1, a1, b2, t1, t2 = (kaiming(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
+    return LoHa(b1, a1, b2, jnp.zeros(a, dtype), scale, t1, t2, core[2:])
+
+
+def lokr(
+    key: Any,
+    target: Target,
+    *,
+    rank: int = 8,
+    alpha: float = 8,
+    use_effective_conv2d: bool = False,
+    decompose_both: bool = False,
+    decompose_factor: int = -1,
+    init_weights: Literal[True, "lycoris"] = True,
+) -> Update:
+    """LoKr: ``lokr_w1`` is zero, and as LyCORIS has it ``lokr_w2``; of a pair one of the two."""
+    scale, kernel, keys = _scale(rank, alpha), _kernel(target), jax.random.split(key, 5)
+    k, n = target.outputs, target.shape[1]
+    (rows, k), (cols, n) = divided(k, decompose_factor), divided(n, decompose_factor)
+    if init_weights not in (True, "lycoris"):
+        raise UnsupportedError(f"init_weights is {init_weights!r}, expected True or 'lycoris'")
+    first_is_zero, dtype = init_weights is True, target.dtype
+
+    def made(shapes: tuple[tuple[int, ...], ...], zero: int | None, start: int) -> tuple[Any, ...]:
+        return tuple(
+            jnp.zeros(shape, dtype) if i == zero else kaiming(keys[start + i], shape, dtype)
+            for i, shape in enumerate(shapes)
+        )
+
+    is_pair = decompose_both and rank < max(rows, cols) / 2
+    x = made(
+        ((rows, rank), (rank, cols)) if is_pair else ((rows, cols),),
+        0 if first_is_zero else None,
+        0,
+    )
+    points = 1
+    for size in kernel:
+        points *= size
+    whole, core = ((k, n, *kernel),), None
+    if rank >= max(k, n) / 2:
+        return LoKr(x, made(whole, None if first_is_zero else 0, 2), scale)
+    if use_effective_conv2d and _has_core(kernel):
+        core_shape = (rank, rank, *kernel) if len(kernel) == 2 else (rank, rank, *kernel, 1)
+        core = kaiming(keys[4], core_shape, dtype)
+        pair = ((rank, k), (rank, n))
+    else:
+        pair = ((k, rank), (rank, n * points))
+    return LoKr(x, made(pair, None if first_is_zero else 1, 2), scale, core)
+
+
+def divided(size: int, factor: int = -1) -> tuple[int, int]:
+    """A size as a product of two numbers, as LyCORIS and PEFT divide it.
+
+    Args:
+        size: the size.
+        factor: what the first number is to be; where it does not divide the size, or is -1, they
+            are the nearest to each other of those whose first is no larger.
+
+    Returns:
+        The two, the smaller one first unless the factor divides.
+
+    Example:
+        >>> divided(128), divided(127), divided(128, 4)
+        ((8, 16), (1, 127), (4, 32))
+
+    Source: https://arxiv.org/abs/2309.14859; ``peft/tuners/lokr/layer.py``, ``factorization``.
+    """
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    most = size if factor == -1 else factor
+    best, total = (1, size), size + 1
+    for first in range(2, size + 1):
+        if size % first:
+            continue
+        second = size // first
+        if first + second > total or first > most or best[0] >= best[1]:
+            break
+        best, total = (first, second), first + second
+    return min(best), max(best)
+
+
+def _scale(rank: int, alpha: float) -> float:
+    """γ."""
+    if rank < 1:
+        raise ShapeError(f"rank is {rank}, expected 1 at the least")
+    return alpha / rank
+
+
+def _kernel(target: Target) -> tuple[int, ...]:
+    """A convolution's kernel, of one axis or two."""
+    if len(target.kernel) > 2:
+        raise UnsupportedError("PEFT has it for convolutions of one and of two axes")
+    return target.kernel
+
+
+def _has_core(kernel: tuple[int, ...]) -> bool:
+    """Whether a kernel is of more than a point."""
+    return any(size != 1 for size in kernel)
+
+
+_LAYERS = ("linear", "convolution")
+
+KINDS = {"loha": Kind(loha, _LAYERS), "lokr": Kind(lokr, _LAYERS)}

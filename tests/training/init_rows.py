@@ -1,0 +1,135 @@
+"""What `jaxmix.init` makes, a row or more of each kind: its words, where, and how it starts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["PARAMS", "ROWS", "Row"]
+
+
+def _drawn(seed: int, *shape: int) -> Any:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# By PyTorch's names and shapes; "gpt" is GPT-2's Conv1D, which its bias tells.
+PARAMS: dict[str, Any] = {
+    "conv.bias": _drawn(1, 16),
+    "conv.weight": _drawn(2, 16, 8, 3, 3),
+    "conv1.weight": _drawn(3, 16, 8, 3),
+    "emb.weight": _drawn(4, 48, 24),
+    "gpt.bias": _drawn(5, 48),
+    "gpt.weight": _drawn(6, 24, 48),
+    "lin.bias": _drawn(7, 48),
+    "lin.weight": _drawn(8, 48, 24),
+    "more.wide.weight": _drawn(9, 24, 36),
+    "norm.bias": _drawn(10, 24),
+    "norm.weight": _drawn(11, 24),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form of a kind.
+
+    Args:
+        kind: its name.
+        words: its words.
+        at: the modules that are targeted.
+        off: why it does not start at the base, or "" where it does.
+    """
+
+    kind: str
+    words: dict[str, Any] = field(default_factory=dict)
+    at: tuple[str, ...] = ("lin",)
+    off: str = ""
+
+    def __str__(self) -> str:
+        told = (f"{word}={value}" for word, value in self.words.items())
+        return " ".join((self.kind, *told, *self.at)).replace("(", "").replace(")", "")
+
+
+_NEAR = "PEFT draws all of it"
+_ALL = ("lin", "gpt", "conv", "emb")
+_GPT = ("lin", "gpt")
+
+ROWS = (
+    Row("lora", {"rank": 4, "alpha": 6}, _ALL),
+    Row("lora", {"rank": 4, "use_rslora": True, "lora_bias": True}),
+    Row("lora", {"init_lora_weights": "gaussian", "rank": 4}, _GPT),
+    Row("lora", {"rank_pattern": {"lin": 3}, "alpha_pattern": {"gpt": 5}}, _GPT),
+    Row("lora", {"init_lora_weights": "pissa", "rank": 4}, _GPT),
+    Row("lora", {"init_lora_weights": "olora", "rank": 4}),
+    Row("dora", {"rank": 4, "alpha": 6}, _ALL),
+    Row("dora", {"rank": 4, "init_lora_weights": "pissa"}, _GPT),
+    Row("adalora", {"rank": 6, "alpha": 5}, ("lin", "gpt", "conv")),
+    Row("adalora", {"alpha": -1}),
+    Row("kasa", {"rank": 4}, off="the base's smallest singular parts are gone at once"),
+    Row("hira", {"rank": 4}, _ALL),
+    Row("hira", {"rank": 4, "init_weights": "gaussian"}),
+    Row("loha", {"rank": 3, "alpha": 5}, ("lin", "conv", "conv1")),
+    Row("loha", {"rank": 3, "use_effective_conv2d": True}, ("lin", "conv", "conv1")),
+    Row("lokr", {"rank": 2, "alpha": 3}, ("lin", "conv", "conv1")),
+    Row("lokr", {"rank": 8}, ("lin", "conv")),
+    Row("lokr", {"rank": 1, "decompose_both": True, "decompose_factor": 4}, ("lin", "more.wide")),
+    Row("lokr", {"rank": 1, "use_effective_conv2d": True}, ("lin", "conv")),
+    Row("lokr", {"rank": 1, "init_weights": "lycoris"}, ("lin", "conv")),
+    Row("lokr", {"rank": 9, "init_weights": "lycoris"}),
+    Row("oft", {"oft_block_size": 4}, ("lin", "conv", "emb")),
+    Row("oft", {"rank": 5}, ("lin",)),
+    Row("oft", {"oft_block_size": 7, "coft": True, "block_share": True}, ("more.wide",)),
+    Row("oft", {"use_cayley_neumann": False}),
+    Row("boft", {"boft_block_size": 4}, ("lin", "conv")),
+    Row("boft", {"boft_block_size": 0, "boft_block_num": 6}),
+    Row("hra", {"rank": 4}, ("lin", "conv")),
+    Row("hra", {"rank": 4, "apply_GS": True}, off="PEFT makes equal vectors orthogonal"),
+    Row("hra", {"rank": 3}, off="an odd number of reflections"),
+    Row("road", {"group_size": 8}),
+    Row("road", {"group_size": 16, "variant": "road_2"}),
+    Row("road", {"group_size": 8, "variant": "road_4"}),
+    Row("ia3", {"feedforward_modules": ["lin"]}, ("lin", "gpt", "conv")),
+    Row("ia3", {"feedforward_modules": ".*conv"}, ("conv",)),
+    Row("psoft", {"rank": 4, "alpha": 6}),
+    Row("psoft", {"rank": 4, "psoft_orth": False, "ab_svd_init": "pissa_init"}),
+    Row("psoft", {"rank": 4, "use_cayley_neumann": True, "psoft_mag_a": False}),
+    Row("shira", {"rank": 3}),
+    Row("fourierft", {"n_frequency": 40, "init_weights": True}, _GPT),
+    Row("fourierft", {"n_frequency": 400, "scaling": 2.0}, off=_NEAR),
+    Row("waveft", {"n_frequency": 40, "wavelet_family": "db2"}, _GPT),
+    Row("waveft", {"n_frequency": 40, "use_idwt": False}),
+    Row("c3a", {"block_size": 12}, off=_NEAR),
+    Row("c3a", {"block_size": 12, "init_weights": "gaussian"}, off=_NEAR),
+    Row("c3a", {"block_size": 12, "init_weights": "kaiming_uniform"}, off=_NEAR),
+    Row("c3a", {"block_size": 6, "init_weights": True}),
+    Row("supertuning", {"sparsity": 0.9}),
+    Row("supertuning", {"sparsity": 0.9, "select_top": False, "rank": 4}),
+    Row("vera", {"rank": 8}, ("lin", "gpt", "more.wide")),
+    Row("pvera", {"rank": 8, "d_initial": 0.2}, ("lin", "more.wide")),
+    Row("randlora", {"rank": 5}, ("lin", "gpt", "more.wide")),
+    Row(
+        "vblora",
+        {"rank": 4, "num_vectors": 16, "vector_length": 12},
+        ("lin", "gpt"),
+        off=_NEAR,
+    ),
+    Row("unilora", {"rank": 3, "theta_d_length": 500}, ("lin", "gpt"), off=_NEAR),
+    Row("tinylora", {"rank": 3, "u": 5}, ("lin", "emb")),
+    Row("tinylora", {"weight_tying": 1.0, "init_weights": "uniform"}, ("lin", "gpt"), off=_NEAR),
+    Row("delora", {"rank": 4, "delora_lambda": 12}),
+    Row("gralora", {"rank": 4, "hybrid_r": 3}, _GPT),
+    Row("gralora", {"rank": 6, "gralora_k": 3, "alpha": 5}),
+    Row("miss", {"rank": 5}),
+    Row("miss", {"rank": 12, "init_weights": "bat"}),
+    Row("miss", {"rank": 5, "init_weights": "mini", "mini_r": 4}),
+    Row("peanut", {"rank": 6, "depth": 2, "act_fn": "gelu", "scaling": 2.0}),
+    Row("glora", {"rank": 4}, ("lin", "more.wide")),
+    Row("glora", {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"}),
+    Row("glora", {"config_A_B": "constant", "config_C": "none", "config_D_E": "none"}),
+    Row("deft", {"rank": 4, "alpha": 6}, _GPT),
+    Row("deft", {"rank": 4, "decomposition_method": "qr"}),
+    Row("deft", {"rank": 4, "para": True}, off="PaRa takes a subspace off"),
+    Row("osf", {"effective_rank": 20}),
+    Row("beft"),
+    Row("ln_tuning", {}, ("norm", "lin")),
+    Row("trainable_tokens", {"token_indices": [3, 40]}, ("emb",)),
+)

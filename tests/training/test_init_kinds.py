@@ -1,0 +1,55 @@
+"""Every kind that `jaxmix.init` makes: the base at the start, under jit, and by key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.training import init
+from jaxmix.training.kinds import KINDS
+
+from .init_rows import PARAMS, ROWS, Row
+
+_KEY = jax.random.key(7)
+
+
+def _made(row: Row, params: Any = PARAMS, key: Any = _KEY) -> Any:
+    return init(row.kind, params, key, target_modules=list(row.at), **row.words)
+
+
+def test_every_kind_has_a_row() -> None:
+    assert {row.kind for row in ROWS} == set(KINDS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_start(row: Row) -> None:
+    adapter = _made(row)
+    assert set(adapter.sites) == set(row.at) and adapter.name == row.kind
+    for leaf in jax.tree.leaves(adapter.updates):
+        kind = jnp.result_type(leaf)
+        assert kind in (np.float32, np.int32) or not hasattr(leaf, "dtype"), kind
+    with jax.disable_jit():
+        changed = jaxmix.compose(PARAMS, adapter)
+    names = [f"{site}.{leaf}" for site in row.at for leaf in ("weight", "bias")]
+    off = max(_off(changed[name], PARAMS[name]) for name in names if name in PARAMS)
+    assert (off > 1e-4) if row.off else (off < 5e-6), off
+
+
+def _off(found: Any, base: Any) -> float:
+    return float(np.abs(np.asarray(found) - base).max() / np.abs(base).max())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_traced(row: Row) -> None:
+    """Shapes and structure are the same when params and key are traced."""
+    traced = jax.eval_shape(lambda params, key: _made(row, params, key), PARAMS, _KEY)
+    eager = _made(row)
+    assert jax.tree.structure(traced) == jax.tree.structure(eager)
+    assert _shapes(eager) == _shapes(traced)
+
+
+def _shapes(adapter: Any) -> list[Any]:
+    return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(adapter)]
