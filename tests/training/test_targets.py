@@ -1,0 +1,81 @@
+"""Which modules an adapter is for, by names and by shapes, and what is refused in words."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.errors import JaxmixError
+from jaxmix.training import init
+
+from .init_rows import PARAMS
+
+_KEY = jax.random.key(0)
+_TREE: Any = {
+    "params": {
+        "embed": {"embedding": jnp.ones((9, 4))},
+        "layers": {
+            str(i): {"q": {"kernel": jnp.ones((4, 6))}, "k": {"kernel": jnp.ones((4, 6))}}
+            for i in range(2)
+        },
+        "lm_head": {"kernel": jnp.ones((4, 9))},
+    }
+}
+
+
+def _sites(**words: Any) -> set[str]:
+    return set(init("lora", _TREE, _KEY, rank=1, **words).sites)
+
+
+def test_names_expressions_and_all_linear() -> None:
+    every = {f"layers.{i}.{name}" for i in range(2) for name in "qk"}
+    assert _sites(target_modules="all-linear") == every
+    assert _sites(target_modules=["q"]) == {"layers.0.q", "layers.1.q"}
+    assert _sites(target_modules=r".*1\.[qk]") == {"layers.1.q", "layers.1.k"}
+    assert _sites(target_modules=["q", "k"], exclude_modules=["k"]) == _sites(target_modules=["q"])
+    params = {"m": _TREE["params"]}
+    only = init("lora", params, _KEY, target_modules=["q"], layers_to_transform=[1])
+    assert set(only.sites) == {"m.layers.1.q"}
+
+
+def test_patterns_and_saved_modules() -> None:
+    made = init(
+        "lora", PARAMS, _KEY, target_modules=["lin", "wide"], rank=4,
+        rank_pattern={"wide": 2}, alpha_pattern={"lin": 16}, modules_to_save=["norm"],
+    )  # fmt: skip
+    lin, wide = made.updates["lin"], made.updates["more.wide"]
+    assert (len(lin.a), lin.scale, len(wide.a), wide.scale) == (4, 4.0, 2, 4.0)
+    np.testing.assert_array_equal(made.updates["norm"].weight, PARAMS["norm.weight"])
+
+
+def test_key_of_a_site_is_its_own() -> None:
+    one = init("lora", PARAMS, _KEY, target_modules=["lin"])
+    two = init("lora", PARAMS, _KEY, target_modules=["lin", "gpt"])
+    np.testing.assert_array_equal(one.updates["lin"].a, two.updates["lin"].a)
+    other = init("lora", PARAMS, jax.random.key(1), target_modules=["lin"])
+    assert not np.array_equal(one.updates["lin"].a, other.updates["lin"].a)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        ("lore", {}, "there is no kind 'lore', expected one of lora, dora"),
+        ("delta", {}, "'delta' can't be trained from the start: it is a difference"),
+        ("lora", {}, "target_modules is None, expected names, a regular expression or"),
+        ("lora", {"target_modules": ["nope"]}, "target_modules: 'nope'"),
+        ("lora", {"target_modules": "nope"}, "no module of the params is one of target_modules"),
+        ("lora", {"target_modules": "("}, "is no regular expression"),
+        ("lora", {"target_modules": ["norm"]}, "norm: norm of shape (24,)"),
+        ("lora", {"target_modules": ["lin"], "rnak": 3}, "lora takes no rnak, expected words of"),
+        ("lora", {"target_modules": ["lin"], "rank": 0}, "lin: rank is 0, expected 1"),
+        ("lora", {"target_modules": ["lin"], "layout": "x"}, "there is no layout 'x'"),
+        ("lora", {"target_modules": ["lin"], "modules_to_save": ["y"]}, "is called 'y'"),
+        ("oft", {"target_modules": ["lin"], "rank": 2, "oft_block_size": 2}, "expected one of"),
+    ],
+)
+def test_refused(kind: str, words: dict[str, Any], said: str) -> None:
+    with pytest.raises(JaxmixError, match=re.escape(said)):
+        init(kind, PARAMS, _KEY, **words)
