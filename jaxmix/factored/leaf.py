@@ -71,6 +71,8 @@ class Factored:
         >>> lora = Adapter({"proj": LoRA(jnp.ones((1, 3)), jnp.ones((2, 1)), 1.0)})
         >>> attach({"proj.weight": jnp.zeros((2, 3))}, lora)["proj.weight"]
         Factored (2, 3) float32: LoRA rank 1
+
+    Source: DESIGN.md, words: dense and factored.
     """
 
     base: Any
@@ -155,7 +157,7 @@ class Factored:
         if across:
             made = joined(maps, parts, shape)
         else:
-            made = joined([one.T for one in maps], parts, shape[::-1])
+            made = joined([one.T for one in maps], parts, (sizes[1], sizes[0]))
             made = None if made is None else made.T
         return made or "its sites are parts of the leaf, and one of them turns what they share"
 

@@ -23,7 +23,7 @@ def mixed(seed: int = 0) -> jaxmix.Mix:
     magnitude = 1 + abs(normal(8))
     first = {"a": LoRA(normal(2, 16, seed=seed), normal(8, 2), 0.5)}
     second = {"a": OFT(0.3 * normal(8, 1, seed=seed))}
-    third = {"a": LoHa(*(normal(*s) for s in ((8, 2), (2, 16), (8, 2), (2, 16))), 0.1)}
+    third = {"a": LoHa(normal(8, 2), normal(2, 16), normal(8, 2), normal(2, 16), 0.1)}
     fourth = {"a": LoRA(normal(2, 16), normal(8, 2), 0.5, magnitude=magnitude)}
     those = {"lora": first, "oft": second, "loha": third, "dora": fourth}
     return jaxmix.mix(*(Adapter(u, 0.7, name=n) for n, u in those.items()))

@@ -21,7 +21,17 @@ ARROWS: dict[str, set[str]] = {
     "plan": {"affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
     "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
-    "dense": {"sites", "quantized", "sharded", "plan", "tied", "layout", "families", "affine", "errors"},
+    "dense": {
+        "sites",
+        "quantized",
+        "sharded",
+        "plan",
+        "tied",
+        "layout",
+        "families",
+        "affine",
+        "errors",
+    },
     "adapter": {"dense", "families", "layout", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
@@ -30,9 +40,30 @@ ARROWS: dict[str, set[str]] = {
     "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
     "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
     | {"operators", "errors"},
-    "factored": {"mix", "quantized", "names", "adapter", "dense", "plan", "sites", "layout", "families", "affine"}
+    "factored": {
+        "mix",
+        "quantized",
+        "names",
+        "adapter",
+        "dense",
+        "plan",
+        "sites",
+        "layout",
+        "families",
+        "affine",
+    }
     | {"operators", "errors"},
-    "training": {"factored", "mix", "adapter", "dense", "sites", "plan", "layout", "families"}
+    "training": {
+        "factored",
+        "tied",
+        "mix",
+        "adapter",
+        "dense",
+        "sites",
+        "plan",
+        "layout",
+        "families",
+    }
     | {"affine", "operators", "names", "quantized", "errors"},
     "bank": {"factored", "mix", "adapter", "dense", "sites", "plan", "layout", "families"}
     | {"affine", "operators", "names", "quantized", "errors"},

@@ -1,5 +1,8 @@
 """What `jaxmix.init` makes beside what PEFT makes of the same config: structure, values, spread."""
 
+# Updates are asked for the fields of their families.
+# pyright: reportAttributeAccessIssue=false
+
 import warnings
 from dataclasses import fields, replace
 from importlib.util import find_spec

@@ -1,5 +1,8 @@
 """Which modules an adapter is for, by names and by shapes, and what is refused in words."""
 
+# Updates are asked for the fields of their families.
+# pyright: reportAttributeAccessIssue=false
+
 import re
 from typing import Any
 

@@ -1,0 +1,214 @@
+"""The bank: each row gets what its own composed weights give."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, Bank
+from jaxmix.errors import AdapterError, LayoutError, ShapeError, UnsupportedError
+from jaxmix.families import OFT, LoHa, LoKr, LoRA
+
+from ..laws.draws import Module, tree
+from ..laws.test_every_family import ALL, FLAT, word
+
+PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), jnp.float32)
+
+
+def lora(r: int = 2, seed: int = 0) -> Adapter:
+    return Adapter({"a": LoRA(normal(r, 6, seed=seed), normal(8, r, seed=seed), 0.5)}, name="lora")
+
+
+def loha(seed: int = 0) -> Adapter:
+    pair = normal(8, 2, seed=seed), normal(2, 6, seed=seed)
+    return Adapter({"a": LoHa(*pair, *pair, 0.5)}, name="loha")  # pyright: ignore[reportCallIssue]
+
+
+def oft(seed: int = 0) -> Adapter:
+    return Adapter({"a": OFT(0.3 * normal(3, 1, seed=seed))}, name="oft")
+
+
+def lokr() -> Adapter:
+    return Adapter({"a": LoKr((normal(2, 3),), (normal(4, 2),), 0.5)}, name="lokr")
+
+
+def run(params: Any, x: Any) -> Any:
+    return jnp.tanh(x @ params["a.weight"].T)
+
+
+MEMBERS: dict[str, Any] = {
+    "lora": lora(),
+    "loha": 0.5 * loha(),
+    "both": jaxmix.mix(lora(3, 1), oft()),
+    "turned": jaxmix.mix(oft(2), lokr()),
+}
+X = normal(6, 4, 6)
+
+
+def each(who: Any, members: Any = MEMBERS, x: Any = X) -> Any:
+    """One row after another, each with its composed weights."""
+    rows = []
+    for row, name in zip(x, who, strict=True):
+        mixed = [] if name is None else [members[name]]
+        rows.append(run(jaxmix.compose(PARAMS, mixed), row[None])[0])
+    return jnp.stack(rows)
+
+
+def close(one: Any, two: Any) -> None:
+    np.testing.assert_allclose(one, two, atol=2e-5)
+
+
+def test_names_numbers_and_none() -> None:
+    bank, who = Bank(MEMBERS, PARAMS), ["both", None, "lora", "turned", "loha", "both"]
+    close(bank(run)(PARAMS, X, who), each(who))
+    close(bank(run)(PARAMS, X, np.array([2, -1, 0, 3, 1, 2])), each(who))
+    jitted = jax.jit(lambda bank, p, x, who: bank(run)(p, x, who))
+    close(jitted(bank, PARAMS, X, bank.who(who)), each(who))
+
+
+def test_all_families() -> None:
+    """One bank of a member of each, and of words of three, on a layer with a bias."""
+    module = Module("linear", (6, 8), True)
+    kinds = [kind for kind in FLAT if kind in ALL]
+    words = [(kind,) for kind in kinds] + [tuple(kinds[i : i + 3]) for i in range(0, 36, 3)]
+    params = tree({"site": module}, 1)
+    members = {str(i): jaxmix.mix(*word(kinds, module, i)) for i, kinds in enumerate(words)}
+    x = np.random.default_rng(2).normal(size=(len(words) + 1, 2, 8))
+
+    def layer(params: Any, x: Any) -> Any:
+        w, b = params["site.weight"], params["site.bias"]
+        return x @ jnp.asarray(w).T + jnp.asarray(b)[None, None]
+
+    with jax.enable_x64(True):
+        bank = Bank(members, params)
+        got = jax.jit(bank(layer))(params, x, np.arange(-1, len(words)))
+        for row, (number, kinds) in enumerate(((-1, ()), *enumerate(words))):
+            mixed = [members[str(number)]] if kinds else []
+            want = layer(jaxmix.compose(params, mixed), x[row][None])[0]
+            error = np.abs(got[row] - want).max() / max(np.abs(want).max(), 1)
+            assert error < 1e-9, kinds
+    assert "site.weight: " in bank.explain()
+
+
+def test_strengths_a_row() -> None:
+    """A row's mix is that of all members in order, each at its strength; those that turn, too."""
+    bank = Bank(MEMBERS, PARAMS)
+    strengths = np.random.default_rng(3).uniform(-1, 1, (6, 4)).astype(np.float32)
+    strengths[2] = 0
+    rows = []
+    for row, own in zip(X, strengths, strict=True):
+        parts = [
+            part.renamed(f"{name} {part.name}")
+            for (name, member), s in zip(MEMBERS.items(), own, strict=True)
+            for part in (member * float(s)).parts
+        ]
+        rows.append(run(jaxmix.compose(PARAMS, parts), row[None])[0])
+    close(bank(run)(PARAMS, X, strengths), jnp.stack(rows))
+    named = [dict(zip(MEMBERS, map(float, own), strict=True)) for own in strengths]
+    close(bank(run)(PARAMS, X, named), jnp.stack(rows))
+
+
+def test_members_change_without_a_trace() -> None:
+    """Replaced, removed and added up to the room there is; beyond it, once more."""
+    count = [0]
+
+    def counted(params: Any, x: Any) -> Any:
+        count[0] += 1
+        return run(params, x)
+
+    jitted = jax.jit(lambda bank, p, x, who: bank(counted)(p, x, who))
+    members = {"one": lora(3, 1), "two": jaxmix.mix(lora(2, 2), oft(1))}
+    bank = Bank(members, PARAMS, capacity=4)
+
+    def check(bank: Bank, members: Any, who: Any) -> None:
+        close(jitted(bank, PARAMS, X, bank.who(who)), each(who, members))
+
+    who = ["one", "two", None, "two", "one", "one"]
+    check(bank, members, who)
+    members["one"] = lora(2, 5)
+    bank = bank.replace("one", members["one"])
+    check(bank, members, who)
+    members["three"] = oft(7)
+    bank = bank.add("three", members["three"])
+    check(bank, members, ["three", *who[1:]])
+    check(bank.remove("three"), members, who)
+    first = count[0]
+    assert first == 1
+    members |= {"four": lora(2, 8), "five": lora(9, 9)}
+    bank = bank.add("four", members["four"]).add("five", members["five"])
+    check(bank, members, ["five", "four", *who[2:]])
+    assert count[0] == 2 and bank.capacity >= 5
+
+
+def test_gradients_reach_the_tokens() -> None:
+    bank, who = Bank(MEMBERS, PARAMS), ["both", None, "lora", "turned", "loha", "both"]
+    got = jax.grad(lambda x: (bank(run)(PARAMS, x, who) ** 2).sum())(X)
+    close(got, jax.grad(lambda x: (each(who, x=x) ** 2).sum())(X))
+
+
+def test_refused() -> None:
+    bank = Bank(MEMBERS, PARAMS)
+    with pytest.raises(
+        AdapterError, match=r"names that the bank does not have:\n.*'no' \(rows 1\)"
+    ):
+        bank(run)(PARAMS, X[:2], ["lora", "no"])
+    with pytest.raises(AdapterError, match=r"numbers of members .* does not have:\n.*row 0: 9"):
+        bank(run)(PARAMS, X[:2], np.array([9, 0]))
+    with pytest.raises(ShapeError, match=r"who says it for 3 rows, but the batch has 2"):
+        bank(run)(PARAMS, X[:2], ["lora"] * 3)
+    with pytest.raises(AdapterError, match=r"who is 'lora', expected for each row"):
+        bank(run)(PARAMS, X, "lora")
+    with pytest.raises(AdapterError, match=r"who is an array float32 \(2, 3\), expected whole"):
+        bank(run)(PARAMS, X[:2], np.zeros((2, 3), np.float32))
+    with pytest.raises(AdapterError, match=r"a strength that is not finite"):
+        bank(run)(PARAMS, X[:1], np.full((1, 4), np.nan, np.float32))
+    with pytest.raises(AdapterError, match=r"Bank got a list, expected \{name: adapter or mix\}"):
+        Bank([lora()], PARAMS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(AdapterError, match=r"no adapter or mix, or no name for one:\n.*'x': int"):
+        Bank({"x": 3}, PARAMS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(AdapterError, match=r"capacity is 1, expected a whole number from 4 on"):
+        Bank(MEMBERS, PARAMS, capacity=1)
+    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
+        Bank({"z": Adapter({"z": LoRA(normal(2, 6), normal(8, 2), 1.0)})}, PARAMS)
+    with pytest.raises(LayoutError, match=r"not those for which the bank was made:\n.*found none"):
+        bank(run)({"b.weight": PARAMS["a.weight"]}, X, [None] * 6)
+    with pytest.raises(AdapterError, match=r"Bank.add: the bank has a member 'lora' already"):
+        bank.add("lora", lora())
+    with pytest.raises(AdapterError, match=r"Bank.replace: no member 'no'. The bank has 'lora'"):
+        bank.replace("no", lora())
+    with pytest.raises(AdapterError, match=r"Bank.remove: no member 'no'"):
+        bank.remove("no")
+    with pytest.raises(ShapeError, match=r"leaves differ in their first axis"):
+        bank(lambda p, x: x[0])(PARAMS, (X, X[:2]), [None] * 6)
+    with pytest.raises(ShapeError, match=r"expected rows as the first axis. A mean over the batch"):
+        bank(lambda p, x: run(p, x).mean())(PARAMS, X, [None] * 6)
+
+
+def test_refused_of_a_bank_inside_jit() -> None:
+    bank = Bank(MEMBERS, PARAMS)
+    again = jax.tree.map(lambda x: x, bank)
+    with pytest.raises(UnsupportedError, match=r"Bank.add of a bank that came out of a transform"):
+        again.add("new", lora())
+    with pytest.raises(UnsupportedError, match=r"names of members in a traced function"):
+        jax.jit(lambda bank: bank(run)(PARAMS, X, ["lora"] * 6))(bank)
+    ones = jnp.ones((6, 4))
+    with pytest.raises(UnsupportedError, match=r"a strength for each member, of a bank that is an"):
+        jax.jit(lambda bank: bank(run)(PARAMS, X, ones))(bank)
+    blend = Bank(MEMBERS, PARAMS, blend=True)
+    close(
+        jax.jit(lambda bank: bank(run)(PARAMS, X, ones))(blend),
+        bank(run)(PARAMS, X, np.ones((6, 4))),
+    )
+
+
+def test_a_traced_number_of_no_member_gives_nan() -> None:
+    bank = Bank(MEMBERS, PARAMS)
+    got = jax.jit(lambda who: bank(run)(PARAMS, X[:2], who))(jnp.array([7, 0]))
+    assert jnp.isnan(got[0]).all() and jnp.isfinite(got[1]).all()
