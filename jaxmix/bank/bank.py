@@ -22,7 +22,6 @@ from jaxmix.mix import Mix
 __all__ = ["Bank"]
 
 Member = Adapter | Mix
-_CHILDREN = ("leaves", "owners", "taken", "blend")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -72,7 +71,6 @@ class Bank:
     """
 
     leaves: tuple[Kept, ...]
-    owners: tuple[Array, ...]
     taken: Bool[Array, " capacity"]
     blend: dict[str, Member] | None
     names: tuple[str | None, ...]
@@ -115,9 +113,7 @@ class Bank:
         @wraps(fn)
         def run(params: Any, batch: Any, who: Any) -> Any:
             pick = self.who(who)
-            return calls.run(
-                fn, params, batch, pick, self.leaves, self.owners, self.taken, self._blended
-            )
+            return calls.run(fn, params, batch, pick, self.leaves, self.taken, self._blended)
 
         return run
 
@@ -217,14 +213,14 @@ class Bank:
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], making.Names]:
         """Its arrays, and the names, which do not count when structures are compared."""
         key = jax.tree_util.GetAttrKey
-        children = tuple((key(name), getattr(self, name)) for name in _CHILDREN)
+        children = tuple((key(name), getattr(self, name)) for name in ("leaves", "taken", "blend"))
         return children, making.Names(self.names)
 
     @classmethod
     def tree_unflatten(cls, unseen: making.Names, children: Any) -> "Bank":
         """The inverse of `tree_flatten_with_keys`; what it was made of is not there any more."""
         new = object.__new__(cls)
-        new.leaves, new.owners, new.taken, new.blend = children
+        new.leaves, new.taken, new.blend = children
         new.names, new._origin = unseen.names, None
         return new
 

@@ -10,7 +10,6 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxmix.adapter import Mixable
-from jaxmix.bank.kinds import slot_of
 from jaxmix.bank.leaves import Kept
 from jaxmix.bank.making import every, factored_by_name
 from jaxmix.bank.who import wrong_number
@@ -28,7 +27,6 @@ def run(
     batch: Any,
     pick: Any,
     leaves: Sequence[Kept],
-    owners: Sequence[Array],
     taken: Array,
     blended: Callable[[Any, Array], Any],
 ) -> Any:
@@ -40,7 +38,6 @@ def run(
         batch: a pytree whose leaves have rows as their first axis.
         pick: for each row its member (rows,), or a strength for each member (rows, members).
         leaves: what members do.
-        owners: for each group of kinds, whose its slots are.
         taken: whether there is a member of each number.
         blended: the params with all members attached at strengths, for leaves that are not linear.
 
@@ -61,16 +58,14 @@ def run(
     numbers = {name: i for i, name in enumerate(factored_by_name(params))}
     bases, tree = jax.tree.flatten(params)
     is_blend = jnp.issubdtype(pick.dtype, jnp.floating)
-    each = max(1, rows // max(taken.shape[0], 1))
     alone = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
 
     def one(pick: Array, row: Any) -> Any:
         flat = list(bases)
         if len(alone) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
-        slots = [slot_of(owner, pick) for owner in owners]
         for leaf in alone:
-            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], slots, each)
+            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick)
         single = jax.tree.map(lambda x: x[None], row)
         return jax.tree.map(_single, factored(fn, "factored")(tree.unflatten(flat), single))
 

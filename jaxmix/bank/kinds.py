@@ -7,7 +7,7 @@ nearly one size are of one kind.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from jaxmix.operators import (
     Zero,
 )
 
-__all__ = ["Kind", "chosen", "factors_of", "key_of", "kinds_of", "slot_of", "terms_of", "written"]
+__all__ = ["Kind", "chosen", "factors_of", "freed", "kinds_of", "put", "slot_of", "terms_of"]
 
 # Up to this rank a Hadamard is made a LowRank, by Khatri-Rao, and then is of that kind. In a loop
 # over rows, where a row's factors are in the cache, both took the same time at 16, and this is one
@@ -45,19 +45,13 @@ class Kind:
     Args:
         stack: a pytree whose arrays have an axis of slots: the first one, or the second one of what
             has layers.
+        owner: whose each slot is, a member's number; -1 for a free one.
         axis: which axis is the slots'.
-        group: which of the bank's lists of owners says whose each slot is; kinds of several leaves
-            that the same members have are one group.
     """
 
     stack: Any
+    owner: Int[Array, " slots"]
     axis: int = field(metadata={"static": True})
-    group: int = field(metadata={"static": True})
-
-    @property
-    def slots(self) -> int:
-        """How many slots it has."""
-        return jax.tree.leaves(self.stack)[0].shape[self.axis]
 
     @property
     def key(self) -> Hashable:
@@ -81,15 +75,13 @@ def factors_of(side: Operator) -> list[Operator]:
 
 
 def kinds_of(
-    members: Mapping[int, Sequence[Any]],
-    take: Callable[[Sequence[int]], tuple[int, int]],
-    axis: int,
+    members: Mapping[int, Sequence[Any]], room: Callable[[int], int], axis: int = 0
 ) -> tuple[Kind, ...]:
     """The kinds of what members have, each member of a kind in a slot.
 
     Args:
         members: by number, a member's operators, or arrays.
-        take: gives the group and the number of slots for members of these numbers.
+        room: how many slots so many members of a kind get.
         axis: which axis of the stacks is to be the slots'.
 
     Returns:
@@ -99,84 +91,95 @@ def kinds_of(
     for number, things in members.items():
         seen: dict[Hashable, int] = {}
         for thing in things:
-            key = key_of(thing)
+            key = _key(thing)
             seen[key] = seen.get(key, 0) + 1
             found.setdefault((key, seen[key]), {})[number] = thing
-    return tuple(_kind(list(own.values()), *take(list(own)), axis) for own in found.values())
+    return tuple(_kind(things, room(len(things)), axis) for things in found.values())
 
 
-def _kind(things: Sequence[Any], group: int, slots: int, axis: int) -> Kind:
+def _kind(things: Mapping[int, Any], slots: int, axis: int) -> Kind:
     def stacked(*leaves: Array) -> Array:
         free = [jnp.zeros_like(leaves[0])] * (slots - len(leaves))
         return jnp.stack([*leaves, *free], axis)
 
-    return Kind(jax.tree.map(stacked, *things), axis, group)
+    owner = np.full(slots, -1, np.int32)
+    owner[: len(things)] = list(things)
+    return Kind(jax.tree.map(stacked, *things.values()), jnp.asarray(owner), axis)
 
 
-def written(kind: Kind, slot: int, thing: Any) -> Kind:
-    """The kind with something in a slot; None writes zeros."""
-    index = (slice(None),) * kind.axis + (slot,)
-    if thing is None:
-        stack = jax.tree.map(lambda old: old.at[index].set(0), kind.stack)
-    else:
-        stack = jax.tree.map(lambda old, new: old.at[index].set(new), kind.stack, thing)
-    return replace(kind, stack=stack)
+def put(kinds: Sequence[Kind], number: int, things: Sequence[Any]) -> tuple[Kind, ...] | None:
+    """The kinds with a member's operators in free slots; None where there is none for one."""
+    now = list(kinds)
+    left = list(range(len(now)))
+    for thing in things:
+        key = _key(thing)
+        at = next((i for i in left if now[i].key == key and (now[i].owner < 0).any()), None)
+        if at is None:
+            return None
+        left.remove(at)
+        kind = now[at]
+        slot = int(jnp.argmax(kind.owner < 0))
+        index = (slice(None),) * kind.axis + (slot,)
+        stack = jax.tree.map(lambda old, new, i=index: old.at[i].set(new), kind.stack, thing)
+        now[at] = Kind(stack, kind.owner.at[slot].set(number), kind.axis)
+    return tuple(now)
 
 
-def slot_of(owner: Int[Array, " slots"], pick: Array) -> Array:
-    """A row's slot, by its member's number, -1 for none; or a strength for each slot."""
+def freed(kinds: Sequence[Kind], number: int) -> tuple[Kind, ...]:
+    """The kinds with a member's slots free."""
+    return tuple(
+        Kind(kind.stack, jnp.where(kind.owner == number, -1, kind.owner), kind.axis)
+        for kind in kinds
+    )
+
+
+def slot_of(kind: Kind, pick: Array) -> Array:
+    """A row's slot in a kind, by its member's number, -1 for none; or a strength for each slot."""
     if jnp.issubdtype(pick.dtype, jnp.floating):
-        own = pick.at[jnp.maximum(owner, 0)].get(mode="fill", fill_value=np.nan)
-        return jnp.where(owner >= 0, own, 0)
-    mine = (owner == pick) & (pick >= 0)
+        own = pick.at[jnp.maximum(kind.owner, 0)].get(mode="fill", fill_value=np.nan)
+        return jnp.where(kind.owner >= 0, own, 0)
+    mine = (kind.owner == pick) & (pick >= 0)
     return jnp.where(mine.any(), jnp.argmax(mine), -1).astype(np.int32)
 
 
-def chosen(
-    kinds: Sequence[Kind],
-    slots: Sequence[Array],
-    shape: tuple[int, int],
-    is_factor: bool,
-    each: int,
-) -> Operator:
+def chosen(kinds: Sequence[Kind], pick: Array, shape: tuple[int, int], is_factor: bool) -> Operator:
     """What a row has of the kinds on one side of its map.
 
     Args:
         kinds: the kinds of L, of R or of Δ.
-        slots: for each group of the bank, what `slot_of` gives.
+        pick: the row's member, or a strength for each member.
         shape: the operators' shape.
         is_factor: whether it is an L or R.
-        each: how many rows of a batch a slot takes on average, where all are taken.
 
     Returns:
         An operator; of a leaf with layers, a stack of them.
     """
     if not kinds:
         return Identity(shape[0]) if is_factor else Zero(*shape)
-    picks = [slots[kind.group] for kind in kinds]
+    slots = [slot_of(kind, pick) for kind in kinds]
     if is_factor and all(isinstance(kind.stack, Diagonal) for kind in kinds):
         # A vector a row is small, and is read as it is multiplied with: no loop, no product.
-        return Diagonal(_vector(kinds, picks))
+        return Diagonal(_vector(kinds, slots))
     if kinds[0].axis:
         layers = jax.tree.leaves(kinds[0].stack)[0].shape[0]
-        picks = [jnp.broadcast_to(pick[None], (layers, *pick.shape)) for pick in picks]
+        slots = [jnp.broadcast_to(slot[None], (layers, *slot.shape)) for slot in slots]
     stacks = tuple(kind.stack for kind in kinds)
-    return Chosen(stacks, tuple(picks), *shape, is_factor, each=each)
+    return Chosen(stacks, tuple(slots), *shape, is_factor)
 
 
-def _vector(kinds: Sequence[Kind], picks: Sequence[Array]) -> Array:
+def _vector(kinds: Sequence[Kind], slots: Sequence[Array]) -> Array:
     """The diagonal that a row chose, or ones."""
     now = jnp.ones_like(jax.lax.index_in_dim(kinds[0].stack.d, 0, kinds[0].axis, keepdims=False))
-    for kind, pick in zip(kinds, picks, strict=True):
-        own = jnp.take(kind.stack.d, jnp.maximum(pick, 0), axis=kind.axis, mode="clip")
-        now = jnp.where(pick >= 0, own, now)
+    for kind, slot in zip(kinds, slots, strict=True):
+        own = jnp.take(kind.stack.d, jnp.maximum(slot, 0), axis=kind.axis, mode="clip")
+        now = jnp.where(slot >= 0, own, now)
     return now
 
 
 # ---------------------------------------------------------------- one operator
 
 
-def key_of(thing: Any) -> Hashable:
+def _key(thing: Any) -> Hashable:
     """What things must have in common to lie in one stack."""
     leaves, structure = jax.tree.flatten(thing)
     return structure, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)

@@ -1,8 +1,7 @@
 """What the members of a bank do to one leaf, made once; and the leaf as one row sees it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
-from jaxmix.bank.kinds import Kind, chosen, factors_of, kinds_of, terms_of
+from jaxmix.bank.kinds import Kind, chosen, factors_of, freed, kinds_of, put, slot_of, terms_of
 from jaxmix.factored.leaf import Factored, Tags
 from jaxmix.plan import Form
 from jaxmix.quantized import dequantized
@@ -47,13 +46,12 @@ class Kept:
     is_linear: bool = field(metadata={"static": True})
     why: str = field(metadata={"static": True})
 
-    def of_row(self, base: Any, slots: Sequence[Array], each: int) -> Any:
+    def of_row(self, base: Any, pick: Array) -> Any:
         """The leaf that one row sees.
 
         Args:
             base: the leaf itself.
-            slots: for each group of the bank, the row's slot, or of a linear leaf strengths.
-            each: how many rows of a batch a member has on average.
+            pick: the row's member, -1 for none; or, of a linear leaf, a strength for each member.
 
         Returns:
             A factored leaf, or an array where it is kept whole.
@@ -61,14 +59,14 @@ class Kept:
         if self.why:
             now = jnp.asarray(dequantized(base))
             for kind in self.kinds["whole"]:
-                slot = slots[kind.group]
+                slot = slot_of(kind, pick)
                 own = jnp.take(kind.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
                 now = jnp.where(slot >= 0, own.astype(now.dtype), now)
             return now
         out, into = self.shape
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
-            side: chosen(self.kinds[side], slots, shapes[side], is_factor, each)
+            side: chosen(self.kinds[side], pick, shapes[side], is_factor)
             for side, is_factor in _SIDES.items()
         }
         names = tuple("" for _ in self.forms)
@@ -87,24 +85,29 @@ class Kept:
         ]
         return f"{self.name}: {', '.join(shown) or 'nothing'}"
 
-    def things(self, leaf: Factored) -> dict[str, list[Any]] | None:
-        """What another member would put into each side; None where it does not fit."""
-        if not self.why and (_axes(leaf) != self.axes or _is_linear(leaf) != self.is_linear):
+    def freed(self, number: int) -> "Kept":
+        """Without a member."""
+        return replace(self, kinds={side: freed(own, number) for side, own in self.kinds.items()})
+
+    def put(self, number: int, leaf: Factored) -> "Kept | None":
+        """With another member's leaf in free slots; None where it does not fit."""
+        things = _things(leaf, not self.why)
+        if things is None or (not self.why and _axes(leaf) != self.axes):
             return None
-        return _things(leaf, not self.why)
+        now = {side: put(self.kinds[side], number, things[side]) for side in things}
+        is_linear = self.is_linear and _is_linear(leaf)
+        if is_linear != self.is_linear or any(kinds is None for kinds in now.values()):
+            return None
+        return replace(self, kinds=now)
 
 
-def kept(
-    name: str,
-    leaves: Mapping[int, Factored],
-    take: Callable[[str, Sequence[int]], tuple[int, int]],
-) -> Kept:
+def kept(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) -> Kept:
     """What members do to one leaf.
 
     Args:
         name: the leaf's dotted name.
         leaves: by number, each member's factored leaf, its map made.
-        take: gives the group and the number of slots for members of these numbers on a side.
+        room: how many slots so many members of a kind get.
 
     Returns:
         The kinds of their operators; or whole leaves, where one of them has no map apart from them.
@@ -123,9 +126,7 @@ def kept(
         axis = int(first.forms[0].index is not None)
         sides, shape = tuple(_SIDES), _shape(first)
     kinds = {
-        side: kinds_of(
-            {n: things[side] for n, things in every.items() if things}, partial(take, side), axis
-        )
+        side: kinds_of({n: things[side] for n, things in every.items() if things}, room, axis)
         for side in sides
     }
     is_linear = not why and all(map(_is_linear, leaves.values()))
