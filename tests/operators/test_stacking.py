@@ -1,0 +1,74 @@
+"""Stacks: each entry is the operator that went in, whatever stands beside it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.operators import (
+    Diagonal,
+    Identity,
+    LowRank,
+    Operator,
+    Permutation,
+    Product,
+    Sum,
+    Zero,
+    add,
+    stack_factors,
+    stack_terms,
+)
+
+from .kinds import KINDS, SQUARE, SQUARE_KINDS, WIDE, close, made
+
+
+def entries(stack: Operator) -> Any:
+    return jax.vmap(lambda one: one.dense() + jnp.zeros(one.shape))(stack)
+
+
+def check(make: Callable[[Sequence[Operator]], Operator], those: Sequence[Operator]) -> None:
+    stack = make(those)
+    count = len(those)
+    if not jax.tree.leaves(stack):
+        close(stack.dense(), those[0].dense())
+        return
+    assert all(leaf.shape[0] == count for leaf in jax.tree.leaves(stack))
+    for got, one in zip(entries(stack), those, strict=True):
+        close(got, one.dense())
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_terms(kind: str) -> None:
+    """Of every structure, among others, sums and none."""
+    with jax.enable_x64(True):
+        shape = SQUARE if kind in SQUARE_KINDS else WIDE
+        one, other = made(kind, shape)[0], made("low_rank", shape)[0]
+        wider = LowRank(jnp.ones((shape[0], 5)), jnp.ones((5, shape[1])))
+        check(stack_terms, [Zero(*shape), one, add(one, other), wider, one])
+
+
+@pytest.mark.parametrize("kind", sorted(SQUARE_KINDS))
+def test_factors(kind: str) -> None:
+    """Of every square structure; what is missing is the identity."""
+    with jax.enable_x64(True):
+        one = made(kind, SQUARE)[0]
+        turned = Diagonal(jnp.arange(1.0, 13.0))
+        permuted = Permutation(jnp.arange(12)[::-1])
+        reflected = Sum((Identity(12), LowRank(jnp.ones((12, 2)), jnp.ones((2, 12)))))
+        less = Sum((Identity(12), LowRank(jnp.ones((12, 1)), jnp.ones((1, 12)))))
+        those = [Identity(12), one, turned, Product(permuted, turned), reflected, less]
+        check(stack_factors, those)
+
+
+def test_ranks_are_padded() -> None:
+    stack = stack_terms([LowRank(jnp.ones((3, r)), jnp.ones((r, 2))) for r in (1, 4, 2)])
+    assert isinstance(stack, LowRank) and stack.a.shape == (3, 4, 2)
+    np.testing.assert_array_equal(entries(stack)[:, 0, 0], [1, 4, 2])
+
+
+def test_nothing_stays_nothing() -> None:
+    assert isinstance(stack_terms([Zero(2, 3)] * 2), Zero)
+    assert isinstance(stack_factors([Identity(2)] * 3), Identity)
