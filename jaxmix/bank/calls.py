@@ -58,6 +58,7 @@ def run(
     numbers = {name: i for i, name in enumerate(factored_by_name(params))}
     bases, tree = jax.tree.flatten(params)
     is_blend = jnp.issubdtype(pick.dtype, jnp.floating)
+    each = max(1, rows // max(taken.shape[0], 1))
     alone = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
 
     def one(pick: Array, row: Any) -> Any:
@@ -65,7 +66,7 @@ def run(
         if len(alone) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
         for leaf in alone:
-            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick)
+            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick, each)
         single = jax.tree.map(lambda x: x[None], row)
         return jax.tree.map(_single, factored(fn, "factored")(tree.unflatten(flat), single))
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-from jaxmix.operators import Dense, Identity, Operator, Product
+from jaxmix.operators import Dense, Identity, Operator, Product, Sparse
 from jaxmix.operators.base import static
 
 __all__ = ["Chosen", "entry"]
@@ -40,6 +41,7 @@ class Chosen(Operator):
         n_cols: how many columns.
         is_factor: whether nothing chosen is the identity, and not zero.
         turned: whether it is the transposes of the stacks' operators.
+        each: how many rows of a batch a slot takes on average, where all are taken.
 
     Example:
         >>> from jaxmix.operators import Diagonal
@@ -56,6 +58,7 @@ class Chosen(Operator):
     n_cols: int = static()
     is_factor: bool = static()
     turned: bool = static(False)
+    each: int = static(1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,7 +80,7 @@ class Chosen(Operator):
         return Product(Identity(self.n_rows).scaled(factor), self)
 
     def __rmatmul__(self, x: Float[Array, "n rows"]) -> Float[Array, "n cols"]:
-        product = _grouped(_times, self.turned, self.n_cols, self.is_factor)
+        product = _grouped(_times, self.turned, self.n_cols, self.is_factor, self.each)
         return product(x, self.stacks, self.picks)
 
     def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
@@ -86,7 +89,8 @@ class Chosen(Operator):
     def picked_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
         if self.is_factor:
             return self.dense()[at]
-        return _grouped(_picked, self.turned, self.n_cols, False)(at, self.stacks, self.picks)
+        picked = _grouped(_picked, self.turned, self.n_cols, False, self.each)
+        return picked(at, self.stacks, self.picks)
 
     def rows(self, part: slice) -> Dense:
         return Dense(self.dense()[part])
@@ -153,29 +157,92 @@ def _alone(
     return now
 
 
-def _together(use: Use, is_factor: bool, start: Array, x: Array, stacks: Any, picks: Any) -> Array:
-    """The same for a batch of rows, row by row, and only those that chose something."""
+def _together(
+    use: Use, is_factor: bool, start: Array, x: Array, stacks: Any, picks: Any, each: int
+) -> Array:
+    """The same for a batch of rows, and only for those that chose something."""
     now = start
     for stack, pick in zip(stacks, picks, strict=True):
-        flat = pick.reshape(-1)
-        idle = flat < 0 if _is_slot(pick) else flat == 0
-        order, slots = jnp.argsort(idle, stable=True), flat.size // pick.shape[0]
-
-        def add(k: Array, now: Array, stack=stack, pick=pick, order=order, slots=slots) -> Array:
-            row, slot = order[k] // slots, order[k] % slots
-            one = entry(stack, pick[row] if _is_slot(pick) else slot)
-            made = use(one, entry(x, row)).astype(now.dtype)
-            if not _is_slot(pick):
-                made = pick[row, slot].astype(made.dtype) * made
-            made = made if is_factor else entry(now, row) + made
-            return jax.lax.dynamic_update_index_in_dim(now, made, row, 0)
-
-        now = jax.lax.fori_loop(0, jnp.sum(~idle), add, now)
+        if _is_slot(pick):
+            now = _by_slot(use, is_factor, now, x, stack, pick, each)
+        else:
+            now = _by_strength(use, now, x, stack, pick)
     return now
 
 
+def _by_slot(
+    use: Use, is_factor: bool, now: Array, x: Array, stack: Any, pick: Array, each: int
+) -> Array:
+    """Each row by the operator in its slot.
+
+    Where most slots are wanted, all of them take so many rows each in one batched product, which
+    reads the stack as it lies; rows beyond, or all rows where few slots are wanted, go one by one.
+    """
+    rows, slots = pick.shape[0], _count(stack)
+    wanted = jnp.where(pick < 0, slots, pick)
+    order = jnp.argsort(wanted, stable=True).astype(np.int32)
+    wanted = wanted[order]
+    first = jnp.searchsorted(wanted, jnp.arange(slots + 1, dtype=wanted.dtype)).astype(np.int32)
+
+    numbers = jnp.arange(rows, dtype=np.int32)
+    at = first[:slots, None] + jnp.arange(each, dtype=np.int32)[None]
+    there = at < first[1:, None]
+    idle = wanted == slots
+    if slots > 1 and _is_batchable(stack):
+        is_full = 2 * jnp.sum(there) >= slots * each
+
+        def batched(now: Array) -> Array:
+            own = jnp.where(there, order[jnp.minimum(at, rows - 1)], rows).reshape(-1)
+            inputs = x.at[own].get(mode="clip")
+            tokens = inputs.reshape(slots, each * x.shape[1], *x.shape[2:])
+            made = jax.vmap(use)(stack, tokens).astype(now.dtype).reshape(-1, *now.shape[1:])
+            ref = now.at[own]
+            return ref.set(made, mode="drop") if is_factor else ref.add(made, mode="drop")
+
+        now = jax.lax.cond(is_full, batched, lambda now: now, now)
+        idle = idle | (is_full & (numbers - first[wanted] < each))
+    left = jnp.argsort(idle, stable=True)
+
+    def add(k: Array, now: Array) -> Array:
+        row = order[left[k]]
+        made = use(entry(stack, pick[row]), entry(x, row)).astype(now.dtype)
+        made = made if is_factor else entry(now, row) + made
+        return jax.lax.dynamic_update_index_in_dim(now, made, row, 0)
+
+    return jax.lax.fori_loop(0, jnp.sum(~idle), add, now)
+
+
+def _by_strength(use: Use, now: Array, x: Array, stack: Any, pick: Array) -> Array:
+    """Each row by all operators of which it wants something, one by one."""
+    slots = _count(stack)
+    idle = (pick == 0).reshape(-1)
+    order = jnp.argsort(idle, stable=True)
+
+    def add(k: Array, now: Array) -> Array:
+        row, slot = order[k] // slots, order[k] % slots
+        made = use(entry(stack, slot), entry(x, row)).astype(now.dtype)
+        made = entry(now, row) + pick[row, slot].astype(now.dtype) * made
+        return jax.lax.dynamic_update_index_in_dim(now, made, row, 0)
+
+    return jax.lax.fori_loop(0, jnp.sum(~idle), add, now)
+
+
+def _count(stack: Any) -> int:
+    """How many slots a stack has; 1 where it has no arrays and all are alike."""
+    leaves = jax.tree.leaves(stack)
+    return leaves[0].shape[0] if leaves else 1
+
+
+def _is_batchable(stack: Any) -> bool:
+    """Whether one product for all slots is faster: not where it scatters, as measured on CPU."""
+    held = jax.tree.leaves(stack, is_leaf=lambda x: isinstance(x, Sparse))
+    return not any(isinstance(one, Sparse) for one in held)
+
+
 @lru_cache
-def _grouped(use: Any, turned: bool, n_cols: int, is_factor: bool) -> Callable[..., Array]:
+def _grouped(
+    use: Any, turned: bool, n_cols: int, is_factor: bool, each: int
+) -> Callable[..., Array]:
     """A use of what was chosen, ``(x, stacks, picks)``, with its rule for a batch of rows."""
     act = partial(use, turned)
 
@@ -198,7 +265,7 @@ def _grouped(use: Any, turned: bool, n_cols: int, is_factor: bool) -> Callable[.
             axes = jax.tree.map(lambda one: 0 if one else None, tuple(is_batched))
             return jax.vmap(alone, axes, axis_size=size)(x, stacks, picks), True
         x = x if is_batched[0] else jnp.broadcast_to(x[None], (size, *x.shape))
-        return _together(act, is_factor, start(x, stacks), x, stacks, picks), True
+        return _together(act, is_factor, start(x, stacks), x, stacks, picks, each), True
 
     @jax.custom_vjp
     def product(x: Array, stacks: Any, picks: Any) -> Array:

@@ -142,7 +142,9 @@ def slot_of(kind: Kind, pick: Array) -> Array:
     return jnp.where(mine.any(), jnp.argmax(mine), -1).astype(np.int32)
 
 
-def chosen(kinds: Sequence[Kind], pick: Array, shape: tuple[int, int], is_factor: bool) -> Operator:
+def chosen(
+    kinds: Sequence[Kind], pick: Array, shape: tuple[int, int], is_factor: bool, each: int
+) -> Operator:
     """What a row has of the kinds on one side of its map.
 
     Args:
@@ -150,6 +152,7 @@ def chosen(kinds: Sequence[Kind], pick: Array, shape: tuple[int, int], is_factor
         pick: the row's member, or a strength for each member.
         shape: the operators' shape.
         is_factor: whether it is an L or R.
+        each: how many rows of a batch a slot takes on average, where all are taken.
 
     Returns:
         An operator; of a leaf with layers, a stack of them.
@@ -164,7 +167,7 @@ def chosen(kinds: Sequence[Kind], pick: Array, shape: tuple[int, int], is_factor
         layers = jax.tree.leaves(kinds[0].stack)[0].shape[0]
         slots = [jnp.broadcast_to(slot[None], (layers, *slot.shape)) for slot in slots]
     stacks = tuple(kind.stack for kind in kinds)
-    return Chosen(stacks, tuple(slots), *shape, is_factor)
+    return Chosen(stacks, tuple(slots), *shape, is_factor, each=each)
 
 
 def _vector(kinds: Sequence[Kind], slots: Sequence[Array]) -> Array:

@@ -46,12 +46,13 @@ class Kept:
     is_linear: bool = field(metadata={"static": True})
     why: str = field(metadata={"static": True})
 
-    def of_row(self, base: Any, pick: Array) -> Any:
+    def of_row(self, base: Any, pick: Array, each: int) -> Any:
         """The leaf that one row sees.
 
         Args:
             base: the leaf itself.
             pick: the row's member, -1 for none; or, of a linear leaf, a strength for each member.
+            each: how many rows of a batch a member has on average.
 
         Returns:
             A factored leaf, or an array where it is kept whole.
@@ -66,7 +67,7 @@ class Kept:
         out, into = self.shape
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
-            side: chosen(self.kinds[side], pick, shapes[side], is_factor)
+            side: chosen(self.kinds[side], pick, shapes[side], is_factor, each)
             for side, is_factor in _SIDES.items()
         }
         names = tuple("" for _ in self.forms)
