@@ -20,6 +20,7 @@ Names = str | Sequence[str] | None
 
 # What is a family, and nothing that training starts from.
 _NO_START = {
+    **dict.fromkeys(("adamss", "frod"), "begun from a decomposition that is not made here yet"),
     "delta": "a difference that is there already",
     "diagoft": "written by LyCORIS and by PEFT up to 0.15; 'oft' is what PEFT makes now",
     "normed": "written by LyCORIS; 'dora' is what PEFT makes",
@@ -117,12 +118,10 @@ def _kind(kind: str) -> Kind:
     """The kind of this name."""
     if kind in KINDS:
         return KINDS[kind]
+    known = f"expected one of {', '.join(KINDS)}."
     if why := _NO_START.get(str(kind).lower()):
-        raise UnsupportedError(
-            f"{kind!r} can't be trained from the start: it is {why}. Expected one of "
-            f"{', '.join(KINDS)}."
-        )
-    raise AdapterError(f"there is no kind {kind!r}, expected one of {', '.join(KINDS)}.")
+        raise UnsupportedError(f"{kind!r} can't be trained from the start: it is {why}; {known}")
+    raise AdapterError(f"there is no kind {kind!r}, {known}")
 
 
 def _table(layout: Layout | str | None) -> Layout:
