@@ -94,6 +94,7 @@ def init(
         LayoutError: if there is no such layout, or one of your own is asked for more than names.
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> params = {"q": {"kernel": jnp.ones((4, 6))}, "lm_head": {"kernel": jnp.ones((4, 9))}}
         >>> init("lora", params, jax.random.key(0), target_modules="all-linear", rank=2)
