@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import parts_of
-from jaxmix.layout import KERNEL, LAYOUTS, NAMES, Layout, Place
+from jaxmix.layout import KERNEL, LAYOUTS, Layout, Place, named
 from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
@@ -108,7 +108,7 @@ def fitted(
         LayoutError: as `apply`.
         ShapeError: as `apply`.
     """
-    table = _table(layout)
+    table = named(layout)
     tree = Tree.of(params)
     tied = list(_tied(tree, words, table))
     if tied and callable(untied := getattr(params, "untied", None)):
@@ -123,20 +123,6 @@ def fitted(
     if tied:
         raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
     return tree, _fitted(tree, located(tree, words, table))
-
-
-def _table(layout: Layout | str | None) -> Layout:
-    """The layout meant."""
-    if isinstance(layout, Layout):
-        return layout
-    if layout is None:
-        return NAMES
-    if isinstance(layout, str) and layout in LAYOUTS:
-        return LAYOUTS[layout]
-    raise LayoutError(
-        f"there is no layout {layout!r}, expected None, one of {', '.join(map(repr, LAYOUTS))}, or "
-        "a jaxmix.Layout with rules of your own."
-    )
 
 
 def _tied(tree: Tree, words: Mapping[str, Word], table: Layout) -> Iterator[str]:

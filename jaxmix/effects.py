@@ -22,7 +22,7 @@ from jaxmix.families import LoRA, Together, Update
 from jaxmix.families.base import maps
 from jaxmix.layout import Layout
 from jaxmix.operators import Dense, Operator, Zero, add
-from jaxmix.plan import Form, Word, arithmetic
+from jaxmix.plan import Form, Word, arithmetic, cast
 from jaxmix.quantized import dequantized
 from jaxmix.singular import low_rank_of
 from jaxmix.sites import Tree
@@ -136,7 +136,7 @@ def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Ef
         shape = (first.b.shape[0], first.a.shape[1])
         turned = any(update.transposed for update in updates)
         spot = Spot(site, first.kernel, embedding=first.embedding, transposed=turned)
-        yield spot, tuple(_plain_effect(_cast(own.get(site, ()), dtype), shape) for own in each)
+        yield spot, tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in each)
 
 
 def _plain_effect(word: Word, shape: tuple[int, int]) -> Effect:
@@ -193,7 +193,7 @@ def _effect(one: dense.Fitted, word: Word, weight: Any, bias: Any) -> Effect:
         form, dtype = one.weight, arithmetic(weight.dtype)
         shape = form.shape(weight.shape)
         base = Base(_matrix(weight, form) if reads else None, shape)
-        steps = fold(maps(_cast(word, dtype), base))
+        steps = fold(maps(cast(word, dtype), base))
         delta = _shift_of(steps, shape)
         if delta is None:
             delta, noise = _difference(steps, lambda: _matrix(weight, form))
@@ -201,7 +201,7 @@ def _effect(one: dense.Fitted, word: Word, weight: Any, bias: Any) -> Effect:
         column = _matrix(bias, one.bias)
         matrix = _matrix(weight, one.weight).astype(column.dtype) if reads and one.weight else None
         rows, cols = column.shape if matrix is None else matrix.shape
-        steps = fold(maps(_cast(word, column.dtype), Base(matrix, (rows, cols), column), "bias"))
+        steps = fold(maps(cast(word, column.dtype), Base(matrix, (rows, cols), column), "bias"))
         same = jnp.zeros_like(column)
         moved = (_difference(steps, lambda: column)[0].dense() if steps else same)[:, 0]
     return Effect(delta, moved, noise)
@@ -243,16 +243,6 @@ def _difference(
 def _matrix(leaf: Any, form: Form) -> Float[Array, "out in"]:
     """A weight as (out, in), or a bias as (out, 1), in the dtype of the arithmetic."""
     return form.matrix(leaf).astype(arithmetic(leaf.dtype))
-
-
-def _cast(word: Word, dtype: Any) -> Word:
-    """A word with its floats in a dtype."""
-
-    def one(x: Any) -> Array:
-        x = jnp.asarray(x)
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(one, word)
 
 
 def _here(leaf: Any) -> jax.Array:

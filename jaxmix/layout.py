@@ -18,7 +18,18 @@ import numpy as np
 
 from jaxmix.errors import LayoutError
 
-__all__ = ["FLAX", "KERNEL", "LAYOUTS", "NAMES", "TORCH", "Layout", "Part", "Place", "Rule"]
+__all__ = [
+    "FLAX",
+    "KERNEL",
+    "LAYOUTS",
+    "NAMES",
+    "TORCH",
+    "Layout",
+    "Part",
+    "Place",
+    "Rule",
+    "named",
+]
 
 Part = Literal["weight", "bias"]
 
@@ -259,3 +270,24 @@ TORCH = Layout("torch", _named(_TORCH))
 FLAX = Layout("flax", _named(_FLAX))
 NAMES = Layout("names", _named({**_TORCH, **_FLAX}))
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
+
+
+def named(layout: Layout | str | None) -> Layout:
+    """The layout that is meant.
+
+    Args:
+        layout: a layout, the name of one, or None for by the leaves' names.
+
+    Raises:
+        LayoutError: if there is none of that name.
+    """
+    if isinstance(layout, Layout):
+        return layout
+    if layout is None:
+        return NAMES
+    if isinstance(layout, str) and layout in LAYOUTS:
+        return LAYOUTS[layout]
+    raise LayoutError(
+        f"there is no layout {layout!r}, expected None, one of {', '.join(map(repr, LAYOUTS))}, or "
+        "a jaxmix.Layout with rules of your own."
+    )

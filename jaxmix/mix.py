@@ -115,8 +115,9 @@ def compose(
             must not be used afterwards.
 
     Returns:
-        A tree of the same structure, shapes, dtypes and shardings. Leaves that no adapter touches
-        are the same objects; without adapters it is ``params`` itself. An object that ties its
+        A tree of the same structure, shapes, dtypes and shardings; of a leaf that qwix quantized,
+        the dequantized array (`jaxmix.requantized`). Leaves that no adapter touches are the same
+        objects; without adapters it is ``params`` itself. An object that ties its
         embedding and has a method ``untied``, as `jaxmix.models.Decoder` does, comes back untied if
         an adapter changes one of the two.
 

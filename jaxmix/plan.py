@@ -26,7 +26,7 @@ from jaxmix.families.base import maps
 from jaxmix.layout import Part, Place
 from jaxmix.operators import Hadamard, Operator, Sum, Zero
 
-__all__ = ["Form", "Word", "apply"]
+__all__ = ["Form", "Word", "apply", "arithmetic", "as_matrix", "cast"]
 
 # What acts on one site: strengths and updates, the first one first.
 Word = tuple[tuple[Any, Update], ...]
@@ -83,6 +83,16 @@ class Form:
 def arithmetic(dtype: Any) -> np.dtype:
     """The dtype of the arithmetic for weights of a dtype: float32 at the least."""
     return np.promote_types(dtype, np.float32)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """A pytree with its floats as arrays of a dtype, its whole numbers as they are."""
+
+    def one(x: Any) -> Array:
+        x = jnp.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, tree)
 
 
 def as_matrix(tensor: Array, part: Part) -> Float[Array, "rows cols"]:
@@ -146,7 +156,7 @@ def _all(leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None)
     dtype = arithmetic(leaf.dtype)
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form)
-        made = [_thrifty(one) for one in maps(_cast(word, dtype), start, form.part)]
+        made = [_thrifty(one) for one in maps(cast(word, dtype), start, form.part)]
     tensor = form.tensor(leaf)
     now = tensor.astype(dtype)
     for work, operators in _passes(fold([m.T for m in made] if form.transposed else made)):
@@ -200,14 +210,14 @@ def _one_map(
 ) -> AffineMap:
     """One update's map, of the matrix as the leaf holds it."""
     with jax.default_matmul_precision("highest"):
-        (made,) = maps([_cast((strength, update), dtype)], base, part)
+        (made,) = maps([cast((strength, update), dtype)], base, part)
         made = _thrifty(made)
     return made.T if transposed else made
 
 
 def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
     """The base as updates after a base-side one read it."""
-    strength, update = _cast((strength, update), dtype)
+    strength, update = cast((strength, update), dtype)
     return update.rebased(base, strength)
 
 
@@ -216,12 +226,12 @@ def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
 
 def _base(leaf: Array, base: Any, form: Form, base_form: Form | None) -> Base:
     """The base's leaves at the site as matrices; for a bias's map the weight is given apart."""
-    own = _cast(form.matrix(leaf), arithmetic(leaf.dtype))
+    own = cast(form.matrix(leaf), arithmetic(leaf.dtype))
     if form.part == "weight":
         return Base(own, own.shape)
     if base is None or base_form is None:
         return Base(None, (own.shape[0], 1), own)
-    matrix = _cast(base_form.matrix(base), own.dtype)
+    matrix = cast(base_form.matrix(base), own.dtype)
     return Base(matrix, matrix.shape, own)
 
 
@@ -231,16 +241,6 @@ def _thrifty(made: AffineMap) -> AffineMap:
     if isinstance(delta, Hadamard) and delta.left.rank * delta.right.rank <= _KHATRI_RAO:
         return AffineMap(made.left, made.right, delta.low_rank())
     return made
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    """A pytree with its floats in the arithmetic's dtype."""
-
-    def one(x: Any) -> Array:
-        x = jnp.asarray(x)
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(one, tree)
 
 
 def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:

@@ -17,6 +17,7 @@ from jax.extend import core
 
 from jaxmix.factored import lookups, products, views
 from jaxmix.factored.weight import Weight
+from jaxmix.quantized import is_quantized
 
 __all__ = ["run"]
 
@@ -33,10 +34,11 @@ def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> Values:
     Returns:
         Its outputs, weights among them where one is handed through.
     """
-    frame = _Frame(program.jaxpr, dict(zip(program.jaxpr.constvars, program.consts, strict=True)))
-    frame.values.update(zip(program.jaxpr.invars, args, strict=True))
+    jaxpr = program.jaxpr
+    frame = _Frame(jaxpr, dict(zip(jaxpr.constvars, program.consts, strict=True)), _last(jaxpr))
+    frame.values.update(zip(jaxpr.invars, args, strict=True))
     waiting: list[Any] = []
-    for number, eqn in enumerate(program.jaxpr.eqns):
+    for number, eqn in enumerate(jaxpr.eqns):
         if not any(isinstance(frame.read(atom), Weight) for atom in eqn.invars):
             waiting.append(eqn)
             continue
@@ -51,16 +53,17 @@ def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> Values:
             frame.evaluate([eqn], number)
         else:
             frame.values.update(zip(eqn.outvars, outs, strict=True))
-    frame.evaluate(waiting, len(program.jaxpr.eqns))
-    return [frame.read(atom) for atom in program.jaxpr.outvars]
+    frame.evaluate(waiting, len(jaxpr.eqns))
+    return [frame.read(atom) for atom in jaxpr.outvars]
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """A jaxpr and the values of its variables."""
+    """A jaxpr, the values of its variables, and the last equation that takes each."""
 
     jaxpr: core.Jaxpr
     values: dict[Any, Any]
+    last: dict[Any, int]
 
     def read(self, atom: Any) -> Any:
         """What an equation takes; None for what waits to be evaluated."""
@@ -73,7 +76,7 @@ class _Frame:
         made = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
         used = [atom for eqn in eqns for atom in eqn.invars if not isinstance(atom, core.Literal)]
         taken = [var for var in dict.fromkeys(used) if var not in made]
-        kept = [var for var in made if self._last_use.get(var, -1) >= number]
+        kept = [var for var in made if self.last.get(var, -1) >= number]
         effects = frozenset().union(*(eqn.effects for eqn in eqns))
         piece = self.jaxpr.replace(
             constvars=[], invars=taken, outvars=kept, eqns=list(eqns), effects=effects
@@ -81,18 +84,12 @@ class _Frame:
         outs = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))(*(self.values[v] for v in taken))
         self.values.update(zip(kept, outs, strict=True))
 
-    @property
-    def _last_use(self) -> dict[Any, int]:
-        """The number of the last equation that takes each variable; past the end for outputs."""
-        found = self.values.get("last use")
-        if found is None:
-            found = {}
-            for number, eqn in enumerate(self.jaxpr.eqns):
-                found.update((a, number) for a in eqn.invars if not isinstance(a, core.Literal))
-            end = len(self.jaxpr.eqns)
-            found.update((a, end) for a in self.jaxpr.outvars if not isinstance(a, core.Literal))
-            self.values["last use"] = found
-        return found
+
+def _last(jaxpr: core.Jaxpr) -> dict[Any, int]:
+    """The number of the last equation that takes each variable; past the end for outputs."""
+    taken = [*((n, a) for n, eqn in enumerate(jaxpr.eqns) for a in eqn.invars)]
+    taken += [(len(jaxpr.eqns), atom) for atom in jaxpr.outvars]
+    return {atom: number for number, atom in taken if not isinstance(atom, core.Literal)}
 
 
 def _dense(values: Sequence[Any]) -> Values:
@@ -238,9 +235,11 @@ def _kept(params: Any, values: Values) -> Values:
     return values
 
 
-def _placed(params: Any, values: Values) -> Values:
+def _placed(params: Any, values: Values) -> Values | None:
     """`jax.lax.with_sharding_constraint`, of the base."""
     weight = values[0]
+    if is_quantized(weight.base):
+        return None
     return [replace(weight, base=lax.with_sharding_constraint(weight.base, params["sharding"]))]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from jaxmix import plan
@@ -25,7 +24,7 @@ from jaxmix.operators import (
     stack_factors,
     stack_terms,
 )
-from jaxmix.plan import Form, Word, arithmetic
+from jaxmix.plan import Form, Word, arithmetic, cast
 from jaxmix.quantized import dequantized
 
 __all__ = ["Factored", "Tags", "stacked"]
@@ -33,7 +32,9 @@ __all__ = ["Factored", "Tags", "stacked"]
 
 @dataclass(frozen=True)
 class Tags:
-    """What is told of a leaf's words beside their numbers; it does not count in comparisons.
+    """What is told of a leaf's words beside their numbers.
+
+    The adapters' names do not count in comparisons: under other names it is the same program.
 
     Args:
         sites: the name of each of its sites.
@@ -43,11 +44,11 @@ class Tags:
         beside: adapter and site of each update that has no leaf.
     """
 
-    sites: tuple[str, ...] = field(compare=False)
-    parts: tuple[tuple[int, ...], ...] = field(compare=False)
-    turned: tuple[bool, ...] = field(compare=False)
+    sites: tuple[str, ...]
+    parts: tuple[tuple[int, ...], ...]
+    turned: tuple[bool, ...]
     adapters: tuple[tuple[str, str], ...] = field(compare=False)
-    beside: tuple[tuple[int, str], ...] = field(default=(), compare=False)
+    beside: tuple[tuple[int, str], ...] = ()
 
 
 @jax.tree_util.register_dataclass
@@ -178,7 +179,7 @@ class Factored:
             shape = form.shape(self.shape)
             return reduce(
                 lambda earlier, later: compose(later, earlier),
-                maps(_cast(word, dtype), Base(matrix, shape)),
+                maps(cast(word, dtype), Base(matrix, shape)),
                 identity(shape),
             )
 
@@ -269,13 +270,3 @@ def _layer(form: Form, axis: int, shape: tuple[int, ...]) -> int:
     """The layer of a stack that a form's index picks."""
     assert form.index is not None
     return int(form.index.split(",")[axis + len(shape)]) % shape[axis]
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    """A word with its floats in the arithmetic's dtype, its strengths too."""
-
-    def one(x: Any) -> Array:
-        x = jnp.asarray(x)
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, np.floating) else x
-
-    return jax.tree.map(one, tree)

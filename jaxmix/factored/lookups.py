@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxmix.affine import shift
-from jaxmix.factored.products import cast, precise
+from jaxmix.factored.products import precise
 from jaxmix.factored.weight import PASS, Weight, added_flops
 from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Sum, Zero, add
-from jaxmix.plan import arithmetic
+from jaxmix.plan import arithmetic, cast
 
 __all__ = ["conv", "gather", "low_rank_of"]
 
@@ -42,7 +41,7 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
             flat = moved.reshape(-1, moved.shape[-1]) @ made.left.T
             moved = flat.reshape(moved.shape)
         if not isinstance(low, Zero):
-            moved = moved + _thin(x.astype(dtype), cast(shift(low), dtype).shift, weight, params)
+            moved = moved + _thin(x.astype(dtype), cast(low, dtype), weight, params)
     return jnp.moveaxis(moved, -1, channels).astype(y.dtype)
 
 

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.factored.weight import Weight, is_cheaper
 from jaxmix.operators import Identity, Operator, Zero
-from jaxmix.plan import arithmetic
+from jaxmix.plan import arithmetic, cast
 
-__all__ = ["cast", "dot_general", "precise"]
+__all__ = ["dot_general", "precise"]
 
 
 def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Array:
@@ -147,15 +147,6 @@ def _finish(
     if not isinstance(left, Identity):
         y = y @ left.T
     return y if isinstance(shift, Zero) else y + x @ shift.T
-
-
-def cast(made: AffineMap, dtype: Any) -> AffineMap:
-    """A map in the dtype of the arithmetic with tokens."""
-
-    def one(x: Array) -> Array:
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-    return jax.tree.map(one, made)
 
 
 _NAMES = {lax.Precision.HIGHEST: "highest", lax.Precision.HIGH: "high"}

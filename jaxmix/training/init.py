@@ -7,7 +7,7 @@ from typing import Any
 from jaxmix.adapter import Adapter
 from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError, listing
 from jaxmix.families import Replace, Together, Update
-from jaxmix.layout import LAYOUTS, NAMES, Layout
+from jaxmix.layout import LAYOUTS, Layout, named
 from jaxmix.sites import Tree
 from jaxmix.training.draws import site_key
 from jaxmix.training.kinds import KINDS, Kind
@@ -102,7 +102,7 @@ def init(
 
     Source: ``peft/mapping_func.py``, ``get_peft_model``; each tuner's ``layer.py``.
     """
-    known, table = _kind(kind), _table(layout)
+    known, table = _kind(kind), named(layout)
     words, patterns = _words(kind, known, {"rank": rank, "alpha": alpha}, config)
     rules = Rules(
         target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern
@@ -123,20 +123,6 @@ def _kind(kind: str) -> Kind:
     if why := _NO_START.get(str(kind).lower()):
         raise UnsupportedError(f"{kind!r} can't be trained from the start: it is {why}; {known}")
     raise AdapterError(f"there is no kind {kind!r}, {known}")
-
-
-def _table(layout: Layout | str | None) -> Layout:
-    """The layout meant."""
-    if isinstance(layout, Layout):
-        return layout
-    if layout is None:
-        return NAMES
-    if layout in LAYOUTS:
-        return LAYOUTS[layout]
-    raise LayoutError(
-        f"there is no layout {layout!r}, expected None, one of {', '.join(map(repr, LAYOUTS))}, or "
-        "a jaxmix.Layout with rules of your own."
-    )
 
 
 def _words(
