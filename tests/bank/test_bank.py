@@ -12,7 +12,10 @@ from jaxmix import Adapter, Bank
 from jaxmix.errors import AdapterError, LayoutError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
 
-from ..laws.draws import Module, tree
+from ..factored.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
+from ..factored.test_words import inputs
+from ..factored.test_words import run as layer_of
+from ..laws.draws import KINDS, Module, tree
 from ..laws.test_every_family import ALL, FLAT, word
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
@@ -95,6 +98,54 @@ def test_all_families() -> None:
             error = np.abs(got[row] - want).max() / max(np.abs(want).max(), 1)
             assert error < 1e-9, kinds
     assert "site.weight: " in bank.explain()
+
+
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "embedding"])
+def test_other_modules(kind: str) -> None:
+    """A member of every third family, and words of two, on convolutions and embeddings."""
+    module = KINDS[kind]
+    words = [(name,) for name in FLAT[::3]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
+    params, x = tree({"site": module}, 1), inputs(kind, module)
+    members = {str(i): jaxmix.mix(*word(kinds, module, i)) for i, kinds in enumerate(words)}
+    with jax.enable_x64(True):
+        rows = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)[:1]] * len(words)), x)
+        got = Bank(members, params)(_rows)(params, rows, np.arange(len(words)))
+        for row, kinds in enumerate(words):
+            own = jaxmix.compose(params, [members[str(row)]])
+            want = layer_of(own, jax.tree.map(lambda leaf, i=row: leaf[i], rows))
+            pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+            for one, other in pairs:
+                error = np.abs(one[row] - other).max() / max(np.abs(other).max(), 1)
+                assert error < 1e-9, kinds
+
+
+def _rows(params: Any, rows: Any) -> Any:
+    """A layer over rows, each of which is a batch of one."""
+    one = jax.tree.map(lambda leaf: leaf[0], rows)
+    return jax.tree.map(lambda leaf: leaf[None], layer_of(params, one))
+
+
+def test_scanned_layers() -> None:
+    """Members whose ranks and kinds differ by layer, and by member."""
+    members = {
+        "all": LAYERED,
+        "half": 0.5 * PADDED,
+        "one": Adapter({"layers.2.fc": OFT(0.3 * normal(3, 1, seed=4))}, name="oft"),
+    }
+    x, who = normal(5, 3, 6), ["all", None, "half", "one", "all"]
+    bank = Bank(members, STACK, layout=LAYERS)
+    got = bank(lambda p, x: scanned(p, x[0])[None])(STACK, x, who)
+    for row, name, own in zip(got, who, x, strict=True):
+        mixed = [] if name is None else [members[name]]
+        close(row, scanned(jaxmix.compose(STACK, mixed, layout=LAYERS), own))
+
+
+def test_it_says_what_it_is() -> None:
+    bank = Bank(MEMBERS, PARAMS)
+    said = "Bank of 4 at 1 leaves, room for 4 (lora, loha, both, turned)"
+    assert repr(bank) == said and repr(Bank({}, PARAMS)).startswith("Bank of 0 at 0 leaves")
+    assert "R BlockDiagonal of 2 slots" in bank.explain()
+    assert Bank({}, PARAMS).explain() == "no leaf is changed"
 
 
 def test_strengths_a_row() -> None:

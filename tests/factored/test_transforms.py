@@ -137,3 +137,34 @@ def test_within_shard_map() -> None:
     over = jax.shard_map(factored_run, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows"))
     x = normal(16, 16)
     close(jax.jit(over)(leaves, x), run(jaxmix.compose(PARAMS, mixed()), x))
+
+
+def test_leaves_out_of_jit_are_detached_as_they_went_in() -> None:
+    """Who acts where is part of the structure: trees that differ in it are no one program."""
+    params = {**PARAMS, "b.weight": normal(8, 16, seed=1)}
+
+    def lora(site: str, seed: int) -> dict[str, Any]:
+        return {site: LoRA(normal(2, 16, seed=seed), normal(8, 2, seed=seed), 0.5)}
+
+    same = jax.jit(lambda leaves: leaves)
+    for first, second in (("a", "b"), ("b", "a")):
+        parts = [Adapter(lora(first, 1), name="one"), Adapter(lora(second, 2), name="two")]
+        _, got = jaxmix.detach(same(jaxmix.attach(params, parts)))
+        assert [part.sites for part in got] == [(first,), (second,)]
+        close(got[0].updates[first].a, parts[0].updates[first].a)
+
+
+def test_a_constraint_is_put_on_the_base() -> None:
+    """`jax.lax.with_sharding_constraint` of a weight, and no dense weight for it."""
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    place = NamedSharding(mesh, P("model", None))
+
+    def product(params: Any, x: Any) -> Any:
+        return x @ jax.lax.with_sharding_constraint(params["a.weight"], place).T
+
+    leaves = jaxmix.attach(PARAMS, mixed())
+    run_it = jax.jit(jaxmix.factored(product, "factored"))
+    close(run_it(leaves, X), X @ jaxmix.compose(PARAMS, mixed())["a.weight"].T)
+    text = str(jax.make_jaxpr(jaxmix.factored(product, "factored"))(leaves, X))
+    constrained = next(line for line in text.splitlines() if "sharding_constraint" in line)
+    assert "f32[8,16]" in constrained

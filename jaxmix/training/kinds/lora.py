@@ -1,6 +1,5 @@
 """How LoRA and what is like it starts: one factor random, the other zero."""
 
-import math
 from typing import Any, Literal
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jaxmix.errors import ShapeError, UnsupportedError
 from jaxmix.families import AdaLoRA, ExpertLoRA, HiRA, KaSA, LoRA, Rebase, Together, Update
 from jaxmix.training.draws import kaiming, normal
+from jaxmix.training.kinds.checks import one_of, positive, scale_of
 from jaxmix.training.kinds.kind import LINEAR, Kind
 from jaxmix.training.modules import Target
 
@@ -31,12 +31,8 @@ def lora(
     is_transposed: bool = False,
 ) -> Update:
     """LoRA and DoRA: A uniform and B zero; PiSSA and OLoRA out of the base, which loses as much."""
-    scale = _scale(rank, alpha, use_rslora)
-    if init_lora_weights not in _STARTS:
-        raise UnsupportedError(
-            f"init_lora_weights is {init_lora_weights!r}, expected one of "
-            f"{', '.join(map(repr, _STARTS))}"
-        )
+    scale = scale_of(rank, alpha, use_rslora)
+    one_of("init_lora_weights", init_lora_weights, _STARTS)
     if target.layer == "parameter":
         if use_dora or lora_bias or init_lora_weights is not True:
             raise UnsupportedError("experts take a plain LoRA alone, as in PEFT")
@@ -55,13 +51,6 @@ def lora(
         transposed=target.is_turned,
     )
     return update if base is None else Together((Rebase(_as_stored(target, base)), update))
-
-
-def _scale(rank: int, alpha: float, use_rslora: bool = False) -> float:
-    """γ; what PEFT refuses is refused."""
-    if rank < 1:
-        raise ShapeError(f"rank is {rank}, expected 1 at the least")
-    return alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 def _factors(
@@ -127,7 +116,7 @@ def _experts(key: Any, target: Target, rank: int, scale: float, in_first: bool) 
 
 def adalora(key: Any, target: Target, *, rank: int = 12, alpha: float = 8) -> Update:
     """AdaLoRA: both factors normal and the singular values zero; ``rank`` is ``init_r``."""
-    _scale(rank, alpha)
+    positive(rank=rank)
     one, two = jax.random.split(key)
     # PEFT divides α by the rank that it counts, 1e-5 above it, and takes an α below 1 for the rank.
     scale = (alpha if alpha > 0 else rank) / (rank + 1e-5)
@@ -144,7 +133,7 @@ def kasa(
     key: Any, target: Target, *, rank: int = 8, alpha: float = 8, use_rslora: bool = False
 ) -> Update:
     """KaSA: A uniform, B zero, the diagonal normal; the base's smallest parts are gone at once."""
-    scale = _scale(rank, alpha, use_rslora)
+    scale = scale_of(rank, alpha, use_rslora)
     one, two = jax.random.split(key)
     return KaSA(
         kaiming(one, (rank, target.inputs), target.dtype),
@@ -162,7 +151,7 @@ def hira(
     init_weights: Literal[True, "gaussian"] = True,
 ) -> Update:
     """HiRA: as LoRA, without a scale."""
-    _scale(rank, 1)
+    positive(rank=rank)
     a, b, _ = _factors(key, target, rank, 1.0, init_weights)
     return HiRA(
         a,

@@ -5,9 +5,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmix.errors import ShapeError, UnsupportedError
+from jaxmix.errors import UnsupportedError
 from jaxmix.families import LoHa, LoKr, Update
 from jaxmix.training.draws import kaiming
+from jaxmix.training.kinds.checks import one_of, scale_of
 from jaxmix.training.kinds.kind import Kind
 from jaxmix.training.modules import Target
 
@@ -24,7 +25,7 @@ def loha(
 ) -> Update:
     """LoHa: ``hada_w2_b`` is zero."""
     keys, dtype = jax.random.split(key, 5), target.dtype
-    scale, kernel = _scale(rank, alpha), _kernel(target)
+    scale, kernel = scale_of(rank, alpha), _kernel(target)
     if not use_effective_conv2d or not _has_core(kernel):
         b, a = (target.outputs, rank), (rank, target.inputs)
         b1, a1, b2 = (kaiming(keys[i], s, dtype) for i, s in enumerate((b, a, b)))
@@ -49,11 +50,10 @@ def lokr(
     init_weights: Literal[True, "lycoris"] = True,
 ) -> Update:
     """LoKr: ``lokr_w1`` is zero, and as LyCORIS has it ``lokr_w2``; of a pair one of the two."""
-    scale, kernel, keys = _scale(rank, alpha), _kernel(target), jax.random.split(key, 5)
+    scale, kernel, keys = scale_of(rank, alpha), _kernel(target), jax.random.split(key, 5)
     k, n = target.outputs, target.shape[1]
     (rows, k), (cols, n) = divided(k, decompose_factor), divided(n, decompose_factor)
-    if init_weights not in (True, "lycoris"):
-        raise UnsupportedError(f"init_weights is {init_weights!r}, expected True or 'lycoris'")
+    one_of("init_weights", init_weights, (True, "lycoris"))
     first_is_zero, dtype = init_weights is True, target.dtype
 
     def made(shapes: tuple[tuple[int, ...], ...], zero: int | None, start: int) -> tuple[Any, ...]:
@@ -112,13 +112,6 @@ def divided(size: int, factor: int = -1) -> tuple[int, int]:
             break
         best, total = (first, second), first + second
     return min(best), max(best)
-
-
-def _scale(rank: int, alpha: float) -> float:
-    """γ."""
-    if rank < 1:
-        raise ShapeError(f"rank is {rank}, expected 1 at the least")
-    return alpha / rank
 
 
 def _kernel(target: Target) -> tuple[int, ...]:

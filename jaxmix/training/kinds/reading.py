@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxmix.errors import ShapeError, UnsupportedError
+from jaxmix.errors import ShapeError
 from jaxmix.families import (
     DEFT,
     AdaLoRA,
@@ -20,29 +20,16 @@ from jaxmix.families import (
 )
 from jaxmix.families.peanut import ACTIVATIONS
 from jaxmix.training.draws import kaiming, normal
+from jaxmix.training.kinds.checks import one_of, positive
 from jaxmix.training.kinds.kind import LINEAR, Kind
 from jaxmix.training.modules import Target
 
 __all__ = ["KINDS"]
 
 
-def _positive(rank: int) -> None:
-    """What PEFT refuses is refused."""
-    if rank < 1:
-        raise ShapeError(f"rank is {rank}, expected 1 at the least")
-
-
-def _one_of(word: str, value: Any, known: tuple[Any, ...]) -> None:
-    """Whether a word is one of those that PEFT knows."""
-    if value not in known:
-        raise UnsupportedError(
-            f"{word} is {value!r}, expected one of {', '.join(map(repr, known))}"
-        )
-
-
 def delora(key: Any, target: Target, *, rank: int = 8, delora_lambda: float = 15) -> Update:
     """DeLoRA: A uniform, B zero, λ as said, and the norms of the base's columns."""
-    _positive(rank)
+    positive(rank=rank)
     return DeLoRA(
         kaiming(key, (rank, target.inputs), target.dtype),
         jnp.zeros((target.outputs, rank), target.dtype),
@@ -61,7 +48,7 @@ def gralora(
     hybrid_r: int = 0,
 ) -> Update:
     """GraLoRA: A uniform by blocks, B zero; likewise the general factors of the hybrid form."""
-    _positive(rank)
+    positive(rank=rank)
     k, (out_size, in_size), dtype = gralora_k, target.shape, target.dtype
     if k < 1 or rank % k or out_size % k or in_size % k or hybrid_r < 0:
         raise ShapeError(
@@ -91,8 +78,8 @@ def miss(
 ) -> Update:
     """MiSS: zeros, in one of its three forms."""
     del key
-    _positive(rank)
-    _one_of("init_weights", init_weights, (True, "bat", "mini"))
+    positive(rank=rank)
+    one_of("init_weights", init_weights, (True, "bat", "mini"))
     (out_size, in_size), is_bat = target.shape, init_weights == "bat"
     columns = mini_r if init_weights == "mini" else out_size
     if rank > in_size or (is_bat and (in_size % rank or out_size % rank)):
@@ -114,8 +101,8 @@ def peanut(
     scaling: float = 1.0,
 ) -> Update:
     """PEANuT: all uniform but B, which is zero."""
-    _positive(rank)
-    _one_of("act_fn", act_fn, tuple(ACTIVATIONS))
+    positive(rank=rank)
+    one_of("act_fn", act_fn, tuple(ACTIVATIONS))
     keys = jax.random.split(key, 1 + 2 * depth)
     inner = [kaiming(one, (rank, rank), target.dtype) for one in keys[1:]]
     return PEANuT(
@@ -138,10 +125,10 @@ def glora(
     config_D_E: str = "constant",
 ) -> Update:
     """GLoRA: all paths zero; those of the bias only where there is one."""
-    _positive(rank)
-    _one_of("config_A_B", config_A_B, ("lora", "vector", "constant", "none"))
-    _one_of("config_C", config_C, ("lora", "vector", "none"))
-    _one_of("config_D_E", config_D_E, ("vector", "constant", "none"))
+    positive(rank=rank)
+    one_of("config_A_B", config_A_B, ("lora", "vector", "constant", "none"))
+    one_of("config_C", config_C, ("lora", "vector", "none"))
+    one_of("config_D_E", config_D_E, ("vector", "constant", "none"))
     one, two, three = jax.random.split(key, 3)
     (out_size, in_size), dtype = target.shape, target.dtype
     c = d = "none"
@@ -175,8 +162,8 @@ def deft(
     para: bool = False,
 ) -> Update:
     """DEFT: P normal, and N what P takes off the base; PaRa has no N, and so is not the base."""
-    _positive(rank)
-    _one_of("decomposition_method", decomposition_method, ("relu", "qr"))
+    positive(rank=rank)
+    one_of("decomposition_method", decomposition_method, ("relu", "qr"))
     rank = min(rank, target.outputs)
     scale = alpha / rank if alpha else 1.0
     p = normal(key, (target.outputs, rank), target.dtype, 0.02)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxmix.errors import ShapeError, UnsupportedError, listing
 from jaxmix.families import PVeRA, RandLoRA, TinyLoRA, UniLoRA, Update, VBLoRA, VeRA
 from jaxmix.training.draws import kaiming, normal, site_key, uniform
+from jaxmix.training.kinds.checks import positive
 from jaxmix.training.kinds.kind import LINEAR, Kind
 from jaxmix.training.modules import Target
 
@@ -21,12 +22,6 @@ Targets = Mapping[str, Target]
 def _dtype(targets: Targets) -> Any:
     """The dtype of what all share."""
     return np.result_type(*(one.dtype for one in targets.values()))
-
-
-def _positive(**words: int) -> None:
-    """What PEFT refuses is refused."""
-    if wrong := [f"{word} is {value}" for word, value in words.items() if value < 1]:
-        raise ShapeError(f"{', '.join(wrong)}, expected 1 at the least")
 
 
 def vera(
@@ -65,7 +60,7 @@ def pvera(
 
 def _projections(key: Any, targets: Targets, rows: int, rank: int) -> tuple[jax.Array, jax.Array]:
     """A (rows, in) and B (out, rank) for the largest sites."""
-    _positive(rank=rank)
+    positive(rank=rank)
     one, two = jax.random.split(key)
     inputs = max(x.inputs for x in targets.values())
     outputs = max(x.outputs for x in targets.values())
@@ -78,7 +73,7 @@ def randlora(
     key: Any, targets: Targets, *, rank: int = 32, alpha: float = 640
 ) -> dict[str, Update]:
     """RandLoRA: A and B uniform, of deviation 1, the same for all sites; λ zero."""
-    _positive(rank=rank)
+    positive(rank=rank)
     one, two = jax.random.split(key)
     inputs = max(x.inputs for x in targets.values())
     outputs = max(x.outputs for x in targets.values())
@@ -113,7 +108,7 @@ def vblora(
     init_logits_std: float = 0.1,
 ) -> dict[str, Update]:
     """VB-LoRA: a uniform bank for all sites, normal logits; so it is not quite the base."""
-    _positive(rank=rank, num_vectors=num_vectors, vector_length=vector_length, topk=topk)
+    positive(rank=rank, num_vectors=num_vectors, vector_length=vector_length, topk=topk)
     length = vector_length
     odd = [
         f"{site}: ({one.outputs}, {one.inputs})"
@@ -147,7 +142,7 @@ def unilora(
     init_theta_d_bound: float = 0.02,
 ) -> dict[str, Update]:
     """UniLoRA: θ uniform, its numbers dealt to all factors as often each; not quite the base."""
-    _positive(rank=rank, theta_d_length=theta_d_length)
+    positive(rank=rank, theta_d_length=theta_d_length)
     first, second, third = jax.random.split(key, 3)
     dtype = _dtype(targets)
     theta = uniform(first, (theta_d_length,), dtype, init_theta_d_bound)
@@ -180,7 +175,7 @@ def tinylora(
     init_v_bound: float = 0.02,
 ) -> dict[str, Update]:
     """TinyLoRA: v zero, or uniform, one for a group of sites; P normal; A and B the base's own."""
-    _positive(rank=rank, u=u)
+    positive(rank=rank, u=u)
     if init_weights not in (True, "uniform") or not 0 <= weight_tying <= 1:
         raise UnsupportedError(
             f"init_weights is {init_weights!r} and weight_tying {weight_tying}, expected True or "

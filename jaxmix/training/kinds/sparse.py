@@ -10,6 +10,7 @@ from jaxmix.errors import ShapeError, UnsupportedError
 from jaxmix.families import C3A, FourierFT, SHiRA, SuperTuning, Update, WaveFT
 from jaxmix.families.wavelets import WAVELETS
 from jaxmix.training.draws import kaiming, normal, uniform
+from jaxmix.training.kinds.checks import one_of, positive
 from jaxmix.training.kinds.kind import Kind
 from jaxmix.training.modules import Target
 
@@ -76,10 +77,7 @@ def waveft(
 ) -> Update:
     """WaveFT: zeros."""
     _frequencies(target, n_frequency)
-    if wavelet_family not in WAVELETS:
-        raise UnsupportedError(
-            f"wavelet_family is {wavelet_family!r}, expected one of {', '.join(WAVELETS)}"
-        )
+    one_of("wavelet_family", wavelet_family, WAVELETS)
     return WaveFT(
         jnp.zeros(n_frequency, target.dtype),
         _places(key, target, n_frequency),
@@ -106,11 +104,7 @@ def c3a(
     if init_weights == "gaussian":
         return C3A(normal(key, shape, dtype))
     bounds = {"xavier_uniform": (6 / (in_size + out_size)) ** 0.5, "kaiming_uniform": in_size**-0.5}
-    if init_weights not in bounds:
-        raise UnsupportedError(
-            f"init_weights is {init_weights!r}, expected True, 'gaussian', "
-            f"{', '.join(map(repr, bounds))}"
-        )
+    one_of("init_weights", init_weights, (True, "gaussian", *bounds))
     return C3A(uniform(key, shape, dtype, bounds[str(init_weights)]))
 
 
@@ -132,8 +126,7 @@ def supertuning(
     values = jnp.zeros(count, target.dtype)
     if rank is None:
         return SuperTuning(values, positions, sparsity=sparsity)
-    if rank < 1:
-        raise ShapeError(f"rank is {rank}, expected 1 at the least")
+    positive(rank=rank)
     return SuperTuning(
         values,
         positions,

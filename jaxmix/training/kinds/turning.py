@@ -10,6 +10,7 @@ from jaxmix.errors import AdapterError, ShapeError, UnsupportedError
 from jaxmix.families import BOFT, HRA, IA3, OFT, PSOFT, RoAd, Update
 from jaxmix.families.boft import butterfly
 from jaxmix.training.draws import kaiming
+from jaxmix.training.kinds.checks import one_of, positive
 from jaxmix.training.kinds.kind import LINEAR, Kind
 from jaxmix.training.modules import Target
 
@@ -109,8 +110,7 @@ def boft(
 
 def hra(key: Any, target: Target, *, rank: int = 8, apply_GS: bool = False) -> Update:
     """HRA: pairs of equal reflections, which undo each other; with an odd rank none are equal."""
-    if rank < 1:
-        raise ShapeError(f"rank is {rank}, expected 1 at the least")
+    positive(rank=rank)
     if rank % 2:
         return HRA(kaiming(key, (target.inputs, rank), target.dtype), apply_GS)
     half = kaiming(key, (target.inputs, rank // 2), target.dtype)
@@ -120,8 +120,7 @@ def hra(key: Any, target: Target, *, rank: int = 8, apply_GS: bool = False) -> U
 def road(key: Any, target: Target, *, variant: str = "road_1", group_size: int = 64) -> Update:
     """RoAd: no angle, and rescaled by one."""
     del key
-    if variant not in _ROAD:
-        raise UnsupportedError(f"variant is {variant!r}, expected one of {', '.join(_ROAD)}")
+    one_of("variant", variant, _ROAD)
     if group_size < 2 or group_size % 2 or target.outputs % group_size:
         raise ShapeError(
             f"group_size is {group_size}, expected an even divisor of {target.outputs}"
