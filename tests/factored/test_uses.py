@@ -226,7 +226,13 @@ def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
         moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), params)
         return jax.lax.scan(body, x, moved)[0]
 
-    assert difference(run, params, mixed, normal(4, 6), Layout("heads", rules)) < 1e-5
+    def unrolled(params: Any, x: Any) -> Any:
+        for i in range(4):
+            x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[:, i], params))
+        return x
+
+    for one in (run, unrolled):
+        assert difference(one, params, mixed, normal(4, 6), Layout("heads", rules)) < 1e-5
     assert made_dense == [0]
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from jaxmix.operators import (
+    BlockDiagonal,
     Diagonal,
     Identity,
+    Kronecker,
     LowRank,
     Operator,
     Permutation,
@@ -61,6 +63,20 @@ def test_factors(kind: str) -> None:
         less = Sum((Identity(12), LowRank(jnp.ones((12, 1)), jnp.ones((1, 12)))))
         those = [Identity(12), one, turned, Product(permuted, turned), reflected, less]
         check(stack_factors, those)
+
+
+def test_two_terms_of_one_structure() -> None:
+    """They do not merge, and each entry may have one, two or none of them."""
+    one, two = (Kronecker(s * jnp.ones((2, 3)), jnp.ones((4, 4))) for s in (1.0, 3.0))
+    check(stack_terms, [Sum((one, two)), Zero(8, 12), two, Sum((two, two))])
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_sum_that_is_missing_is_one_identity(is_first: bool) -> None:
+    """Of its terms the one without numbers stays, wherever it stands."""
+    blocks = BlockDiagonal(jnp.arange(8.0).reshape(2, 2, 2), 1)
+    terms: tuple[Operator, ...] = (Permutation(jnp.array([1, 0, 3, 2])), blocks)
+    check(stack_factors, [Sum(terms if is_first else terms[::-1]), Identity(4)])
 
 
 def test_ranks_are_padded() -> None:
