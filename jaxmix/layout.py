@@ -278,8 +278,17 @@ def named(layout: Layout | str | None) -> Layout:
     Args:
         layout: a layout, the name of one, or None for by the leaves' names.
 
+    Returns:
+        The layout.
+
     Raises:
         LayoutError: if there is none of that name.
+
+    Example:
+        >>> named("torch").places("proj", "bias")[0].leaf
+        'proj.bias'
+
+    Source: DESIGN.md, words: layout.
     """
     if isinstance(layout, Layout):
         return layout

@@ -2,8 +2,9 @@
 
 Under `jax.vmap` over the rows a plain choice would gather every row's factors into a copy of them
 all before it multiplies; on CPU that took longer than the base's product. So the rule for such a
-batch is written here: a loop over the rows that have something to do, whose trip count is traced.
-It reads each row's factors where they lie, once, and skips all other rows.
+batch is written here: where most slots are wanted, one batched product reads the stack as it lies;
+what is left goes through a loop over rows whose trip count is traced, which reads each row's
+factors once and skips all others.
 """
 
 from collections.abc import Callable
