@@ -290,10 +290,8 @@ def named(layout: Layout | str | None) -> Layout:
 
     Source: DESIGN.md, words: layout.
     """
-    if isinstance(layout, Layout):
-        return layout
-    if layout is None:
-        return NAMES
+    if layout is None or isinstance(layout, Layout):
+        return layout or NAMES
     if isinstance(layout, str) and layout in LAYOUTS:
         return LAYOUTS[layout]
     raise LayoutError(
