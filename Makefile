@@ -45,8 +45,10 @@ docs: $(VENV)/.all ## write the pages in docs/ that are measured
 	@$(BIN)/python -m tests.parity.divergence_table
 	@$(BIN)/python -m tests.parity.types_table
 
-bench: $(VENV)/.all ## compose against PEFT's merge, in one run
+bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one batch
 	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.bench_factored
+	@$(BIN)/python -m tests.benchmarks.bench_bank
 
 notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their outputs
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
