@@ -30,9 +30,8 @@ class Bank:
 
     ``bank(fn)(params, batch, who)`` gives for each row what ``fn(compose(params, mix), row)``
     gives, ``mix`` being the row's own. At each weight, ``y = L((x R) Wᵀ) + x Δᵀ``: the base's
-    product is one for the whole batch, and a row reads its own L, R and Δ once; rows may differ in
-    families, ranks and sites. (A convolution makes each row's dense weight, and so does a lookup
-    under an L that is no diagonal.)
+    product is one for the whole batch, and a row reads its own L, R and Δ once. (A convolution
+    makes each row's dense weight, and so does a lookup under an L that is no diagonal.)
 
     A bank is a pytree. Given to a function under `jax.jit` as an argument, it is traced once: who
     is for which row, and members that are exchanged, removed or put into free slots, do not trace
