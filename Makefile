@@ -44,6 +44,7 @@ format: $(VENV)/.all ## let ruff write
 docs: $(VENV)/.all ## write the pages in docs/ that are measured
 	@$(BIN)/python -m tests.parity.divergence_table
 	@$(BIN)/python -m tests.parity.types_table
+	@$(BIN)/python -m tests.training.strengths_page
 
 bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one batch
 	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)
