@@ -1,8 +1,7 @@
 """A base checkpoint read by slices: each process reads what its devices hold, and no more.
 
 A safetensors file has each tensor's numbers in one run, row after row. So a slice of rows is one
-read, and a slice of columns is one read a row, but where the pieces are shorter than a page: then
-what lies between them is read along, as the disk would.
+read, and a slice of columns is one read a row.
 """
 
 import math
@@ -30,8 +29,8 @@ _WHOLE: dict[str, Any] = {
     "I64": np.int64,
 }
 _DTYPES = FLOATS | _WHOLE
-# What a disk reads at the least.
-_PAGE = 4096
+# Pieces of fewer bytes are read along with what lies between them, as a disk would.
+_SHORT = 512
 
 Where = (
     jax.sharding.Sharding
@@ -128,8 +127,7 @@ def read_slice(
     Source: https://github.com/huggingface/safetensors, format.
     """
     shape = stored.shape or (1,)
-    index = (*index, *[slice(None)] * (len(shape) - len(index)))
-    kept = [range(*part.indices(size)) for part, size in zip(index, shape, strict=True)]
+    kept = _ranges(index, shape)
     out = np.empty([len(part) for part in kept], _DTYPES[stored.dtype])
     if out.size:
         with stored.file.open("rb", buffering=0) as file:
@@ -151,7 +149,7 @@ def _runs(
     # Along an axis from which on everything is kept, and farther out while pieces are short.
     while axis and (
         len(kept[axis]) == shape[axis]
-        or len(kept[axis]) * math.prod(shape[axis + 1 :]) * item < _PAGE
+        or len(kept[axis]) * math.prod(shape[axis + 1 :]) * item < _SHORT
     ):
         axis -= 1
     steps = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
@@ -175,17 +173,46 @@ def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None
 def _array(
     stored: Stored, dtype: Any, sharding: jax.sharding.Sharding, counter: Counter[str] | None
 ) -> jax.Array:
-    """One tensor on its devices; a slice that several of them hold is read once."""
-    found: dict[str, np.ndarray] = {}
+    """One tensor on its devices.
 
-    def read(index: tuple[slice, ...] | None) -> np.ndarray:
-        index = index or ()
-        key = repr(index)  # slices have no hash before Python 3.12
-        if key not in found:
-            found[key] = read_slice(stored, index, counter).astype(dtype, copy=False)
-        return found[key]
+    What this process's devices hold of it is read at once where that is a block, since then runs
+    are long; else slice by slice. What several of them hold is read once.
+    """
+    places = sharding.addressable_devices_indices_map(stored.shape).values()
+    # Slices have no hash before Python 3.12.
+    needed = {repr(index): _ranges(index, stored.shape) for index in places}
+    block = [range(min(k.start for k in axis), max(k.stop for k in axis))
+             for axis in zip(*needed.values(), strict=True)]  # fmt: skip
+    is_whole = _size(block) == sum(map(_size, needed.values()))
+    parts = [block] if is_whole else needed.values()
+    read = [
+        (part, read_slice(stored, tuple(slice(k.start, k.stop) for k in part), counter))
+        for part in parts
+    ]
 
-    return jax.make_array_from_callback(stored.shape, sharding, read, dtype=dtype)
+    def cut(index: tuple[slice, ...] | None) -> np.ndarray:
+        wanted = _ranges(index, stored.shape)
+        for part, data in read:
+            if is_whole or part == wanted:
+                inner = (
+                    slice(k.start - own.start, k.stop - own.start)
+                    for k, own in zip(wanted, part, strict=True)
+                )
+                return data[tuple(inner)].astype(dtype, copy=False)
+        raise AssertionError("JAX asks for a slice that it has not named")
+
+    return jax.make_array_from_callback(stored.shape, sharding, cut, dtype=dtype)
+
+
+def _ranges(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> list[range]:
+    """The indices of a slice along each axis."""
+    parts = (*(index or ()), *[slice(None)] * len(shape))
+    return [range(*part.indices(size)) for part, size in zip(parts, shape, strict=False)]
+
+
+def _size(part: list[range]) -> int:
+    """How many numbers a slice has."""
+    return math.prod(map(len, part))
 
 
 def _targets(wanted: Mapping[str, Stored], dtype: Any) -> dict[str, np.dtype]:

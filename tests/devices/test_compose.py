@@ -56,7 +56,7 @@ TURNS: dict[str, Any] = {
     "BOFT of outputs": BOFT(
         normal(RNG, 2, 8, 8, 8, std=0.1), None, butterfly(2, 8, 8), on_output=True
     ),
-    "RoAd": RoAd(normal(RNG, 32), normal(RNG, 32), 1, 64),
+    "RoAd, pairs apart": RoAd(normal(RNG, 32), normal(RNG, 32), 1, 64),
 }
 
 
@@ -214,7 +214,7 @@ def test_rotations(spec: str, monkeypatch: Any) -> None:
 def _goes_across(kind: str, where: tuple[Any, Any]) -> bool:
     """Whether a rotation's blocks go across the parts of its side."""
     rows, cols = where
-    if kind in ("BOFT of outputs", "RoAd"):
+    if kind in ("BOFT of outputs", "RoAd, pairs apart"):
         return rows is not None
     if cols is None:
         return False
@@ -222,7 +222,7 @@ def _goes_across(kind: str, where: tuple[Any, Any]) -> bool:
     return {"OFT, blocks of 12": False, "OFT, one block for all": parts == 8}.get(kind, True)
 
 
-@pytest.mark.parametrize("kind", ["OFT, blocks of 48", "RoAd"])
+@pytest.mark.parametrize("kind", ["OFT, blocks of 48", "RoAd, pairs apart"])
 def test_rotations_on_explicit_axes_within_jit(kind: str) -> None:
     """There the type of a traced leaf says where it lies, so nothing is gathered within jit too."""
     leaves = params(grid(AxisType.Explicit), ("x", "y"))
