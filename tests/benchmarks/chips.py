@@ -83,6 +83,12 @@ class Llama:
         """Numbers in a LoRA at all linear layers."""
         return self.layers * rank * sum(map(sum, self.linears))
 
+    def parts(self, rank: int, mesh: tuple[int, int]) -> float:
+        """The same where B's rows and A's columns lie as the weight's do."""
+        over_rows, over_cols = mesh
+        sides = sum(out / over_rows + into / over_cols for out, into in self.linears)
+        return self.layers * rank * sides
+
 
 # Their config.json on the hub: meta-llama/Llama-3.1-70B, meta-llama/Llama-3.1-405B.
 MODELS = (
@@ -126,16 +132,16 @@ def compose(
 ) -> Bill:
     """A LoRA composed into all linear layers, leaf by leaf.
 
-    The leaf in float32 and Δ in float32 are there at one time; factors lie whole on each chip.
+    The leaf in float32 and Δ in float32 are there at one time. Factors that come from a file, as
+    NumPy's arrays, go to each chip in part.
     """
     n, largest = chips.count, max(map(math.prod, model.linears))
-    factors = max(map(sum, model.linears)) * rank
-    base = model.params * item / n
+    base, factors = model.params * item / n, 4 * model.parts(rank, chips.mesh)
     memory = {
         "weights": base,
         "result": 0 if donate else model.adapted * item / n,
-        "factors": model.factors(rank) * 4,
-        "one leaf": 2 * largest * 4 / n + 2 * factors * 4,
+        "factors": factors,
+        "one leaf": 2 * largest * 4 / n,
     }
     moved = model.adapted * (2 * item + 8) / n
     return Bill(
@@ -145,7 +151,7 @@ def compose(
             "memory": moved / chips.bandwidth,
             "products": 2 * rank * model.adapted / n / chips.flops32,
         },
-        ("adapters' factors", model.factors(rank) * 4),
+        ("adapters' factors", factors),
     )
 
 
@@ -162,27 +168,29 @@ def run(
     """Tokens through base and factors apart: so many rows of `length` tokens, `context` behind.
 
     Weights stay where they are, and activations move (2D, weight-stationary). Keys and values are
-    spread over all chips. With `adapters`, a bank of these; each row reads its own factors.
+    spread over all chips, factors over the model axis: over both, tokens would have to be moved to
+    them. With `adapters`, a bank of these; each row reads its own factors.
     """
     n, tokens = chips.count, rows * length
     weights = model.params * item / n
     cache = 2 * model.layers * model.kv * item / n
-    factors = model.factors(rank) * item
+    data, over = chips.mesh
+    factors = model.factors(rank) * item / over
     held = {
         "weights": weights,
-        "factors": factors * max(adapters, 1) / n,
+        "factors": factors * max(adapters, 1),
         "keys and values": rows * (context + length) * cache,
-        # A layer's widest activations, three of them at a time.
-        "activations": 3 * tokens * (model.hidden + model.ffn) * 4 / n,
+        # A layer's widest, three of them at a time; they may lie whole along the model axis.
+        "activations": 3 * tokens * (model.hidden + model.ffn) * 4 / data,
     }
-    read = weights + factors * (min(rows, adapters) or 1) / n + held["keys and values"]
+    read = weights + factors * (min(rows, adapters) or 1) + held["keys and values"]
     # Twice a layer an all-gather and a reduce-scatter along each axis (arXiv 2211.05102, 2D).
     widths = [model.hidden / axis for axis in chips.mesh if axis > 1]
     moved = model.layers * 4 * tokens * item * sum(widths)
     work = 2 * (model.params + model.factors(rank)) * tokens / n
     name = "decode" if length == 1 else "prefill"
     what = f"Bank of {adapters:,}, {name}" if adapters else f"factored {name}"
-    grows = ("adapters", factors / n) if adapters else ("cached tokens", cache)
+    grows = ("adapters", factors) if adapters else ("cached tokens", cache)
     seconds = {
         "memory": read / chips.bandwidth,
         "products": work / chips.flops,
@@ -196,29 +204,31 @@ def train(
 ) -> Bill:
     """A step of Adam on a LoRA; activations are made again on the way back, layer by layer.
 
-    Rows lie over all chips as far as there are any; each layer's weights are gathered twice, when
-    they are wanted (FSDP). The base has no gradient and no moments.
+    Rows lie over the data axis, a row's activations over the model axis. A layer's weights are
+    gathered over the data axis each time that they are wanted. The base has no slope and no
+    moments; the adapter's lie with it, over the model axis.
     """
-    n, tokens = chips.count, rows * length
-    here = length * -(-rows // n)
-    layer = sum(map(math.prod, model.linears))
+    n, tokens, (data, over) = chips.count, rows * length, chips.mesh
+    here = tokens / data
+    layer = model.adapted * item / model.layers
     memory = {
         "weights": model.params * item / n,
-        "adapter, slopes, moments": 4 * model.factors(rank) * 4 / n,
-        "kept between layers": here * model.hidden * model.layers * item,
-        "logits": 2 * here * model.vocab * 4,
-        "one layer": layer * item + 6 * here * (model.hidden + model.ffn) * 4,
+        "adapter, slopes, moments": 4 * model.factors(rank) * 4 / over,
+        "kept between layers": here * model.hidden * model.layers * item / over,
+        "logits": 2 * here * model.vocab * 4 / over,
+        "one layer": layer / over + 6 * here * (model.hidden + model.ffn) * 4 / over,
     }
+    sums = 4 * model.layers * 3 * here * model.hidden * item  # of activations, over the model axis
     return Bill(
         f"train, {rows} × {length} tokens",
         memory,
         {
-            "memory": 3 * model.params * item / chips.bandwidth,
+            "memory": 3 * model.params * item / over / chips.bandwidth,
             # Forward, forward again, and the slope of what came in: none of the weights.
             "products": 3 * 2 * model.params * tokens / n / chips.flops,
-            "links": 2 * model.adapted * item / chips.link,
+            "links": (sums + (3 * model.adapted * item / over if data > 1 else 0)) / chips.link,
         },
-        ("rows on each chip", length * model.hidden * model.layers * item),
+        ("rows", memory["kept between layers"] / rows),
     )
 
 
@@ -226,9 +236,9 @@ USES: tuple[Callable[[Llama, Chips], Bill], ...] = (
     lambda model, chips: compose(model, chips),
     lambda model, chips: compose(model, chips, donate=True),
     lambda model, chips: run(model, chips, rows=32, length=1, context=4096),
-    lambda model, chips: run(model, chips, rows=4, length=2048, context=0),
+    lambda model, chips: run(model, chips, rows=16, length=2048, context=0),
     lambda model, chips: run(model, chips, rows=32, length=1, context=4096, adapters=64),
-    lambda model, chips: train(model, chips, rows=chips.count, length=2048),
+    lambda model, chips: train(model, chips, rows=16, length=2048),
 )
 
 
