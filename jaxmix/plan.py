@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
@@ -24,7 +25,7 @@ from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.families import Update
 from jaxmix.families.base import maps
 from jaxmix.layout import Part, Place
-from jaxmix.operators import Hadamard, Operator, Sum, Zero
+from jaxmix.operators import Hadamard, Operator, Sum, Zero, spread
 
 __all__ = ["Form", "Word", "apply", "arithmetic", "as_matrix", "cast"]
 
@@ -130,7 +131,8 @@ def apply(
 
 def _runs_by_pass(leaf: Array) -> bool:
     """Whether each pass is compiled alone (see above), or all of them together."""
-    if isinstance(leaf, Tracer):
+    # Over several devices it is one program: what was made alone would lie whole on one of them.
+    if isinstance(leaf, Tracer) or len(leaf.devices()) > 1:
         return False
     return all(device.platform == "cpu" for device in leaf.devices())
 
@@ -161,7 +163,8 @@ def _all(leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None)
     now = tensor.astype(dtype)
     for work, operators in _passes(fold([m.T for m in made] if form.transposed else made)):
         now = _in_matrix(work, now, operators, form, dtype)
-    return form.back(leaf, now.astype(leaf.dtype))
+    out = form.back(leaf, now.astype(leaf.dtype))
+    return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)
 
 
 _fused = jax.jit(_all, static_argnames=("form", "base_form"))
@@ -253,27 +256,27 @@ def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], 
                 yield _add, term
 
 
-def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator]) -> Array:
+def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator], lies: Any) -> Array:
     """``L W Rᵀ``."""
     left, right = operators
-    return (right @ (left @ w).T).T
+    return spread.times(right, spread.times(left, w, lies).T, spread.flipped(lies)).T
 
 
-def _add(w: Float[Array, "out in"], term: Operator) -> Array:
+def _add(w: Float[Array, "out in"], term: Operator, lies: Any) -> Array:
     """``W + Δ``, for one term."""
     return term.added_to(w)
 
 
 def _in_matrix(
-    work: Callable[[Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
+    work: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
 ) -> Array:
     """A pass over a tensor, done on its matrix in float32 at the least."""
+    there = form.sharding if form.is_plain else None
     with jax.default_matmul_precision("highest"):
         matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
-        out = work(matrix, operators).reshape(tensor.shape).astype(dtype)
-    if form.sharding is None or not form.is_plain:
-        return out
-    return jax.lax.with_sharding_constraint(out, form.sharding)
+        made = work(matrix, operators, spread.as_matrix(there, tensor.shape))
+        out = made.reshape(tensor.shape).astype(dtype)
+    return out if there is None else lax.with_sharding_constraint(out, there)
 
 
 _map = jax.jit(_one_map, static_argnames=("part", "transposed", "dtype"))

@@ -1,16 +1,22 @@
 """Leaves that lie on several devices: what comes back lies there too.
 
+Each device makes its own part of Δ out of factors that lie whole on all of them; where a rotation
+goes across the parts, parts are exchanged, and no weight is gathered (`operators.spread`). What is
+as large as the leaf itself, a replaced weight, is given to each device in part too.
+
 A mesh may have *explicit* axes, JAX's default, with which each product and each reshape must say
 how its result is laid out. Here that is left to XLA, as on a mesh with automatic axes, and only the
 end is fixed: the leaf's own sharding.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxmix import plan
 from jaxmix.plan import Form, Word
@@ -61,11 +67,34 @@ def apply(
         there = jax.typeof(leaf).sharding
         run = _explicit_in_place if donate else _explicit
         return run(leaf, word, base, form=form, base_form=base_form, there=there)
+    word = _spread(word, leaf, form)
     out = plan.apply(leaf, word, form, base=base, base_form=base_form, donate=donate)
     # A leaf that had to be moved or cut may come back elsewhere; under vmap nobody can ask.
     if form.sharding is None or isinstance(out, Tracer) or out.sharding == form.sharding:
         return out
     return jax.device_put(out, form.sharding)
+
+
+def _spread(word: Word, leaf: jax.Array, form: Form) -> Word:
+    """The word with arrays of the leaf's own shape in parts, as the leaf is."""
+    sharding = form.sharding
+    if sharding is None or not form.is_plain:
+        return word
+    shape = leaf.shape
+    if form.transposed and leaf.ndim == 2:
+        shape = shape[::-1]
+        rows, cols = (*sharding.spec, None, None)[:2]
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(cols, rows))
+
+    def part(x: Any) -> Any:
+        if np.shape(x) != shape or isinstance(x, Tracer):
+            return x
+        if isinstance(x, jax.Array) and (len(x.devices()) > 1 or not x.is_fully_addressable):
+            return x
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(part, word)
 
 
 def _is_explicit(leaf: jax.Array) -> bool:
@@ -79,7 +108,9 @@ def _automatically(
     """`jaxmix.plan.apply` as one function in which all axes are automatic."""
 
     def run(leaf: jax.Array, word: Word, base: Any) -> jax.Array:
-        return plan.apply(leaf, word, form, base=base, base_form=base_form)
+        here = NamedSharding(jax.sharding.get_abstract_mesh(), there.spec)
+        own = replace(form, sharding=here)
+        return plan.apply(leaf, word, own, base=base, base_form=base_form)
 
     anywhere: Any = jax.sharding.auto_axes(run, out_sharding=there)
     return anywhere(leaf, word, base)

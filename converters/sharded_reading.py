@@ -1,0 +1,270 @@
+"""A base checkpoint read by slices: each process reads what its devices hold, and no more.
+
+A safetensors file has each tensor's numbers in one run, row after row. So a slice of rows is one
+read, and a slice of columns is one read a row.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import RawIOBase
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmix.converters.huggingface import FLOATS, Stored, read_checkpoint
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
+
+__all__ = ["load_params", "read_slice"]
+
+# safetensors' names of other dtypes that a model's buffers may have.
+_WHOLE: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+}
+_DTYPES = FLOATS | _WHOLE
+# Pieces of fewer bytes are read along with what lies between them, as a disk would.
+_SHORT = 512
+
+Where = (
+    jax.sharding.Sharding
+    | Mapping[str, jax.sharding.Sharding]
+    | Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
+)
+
+
+def load_params(
+    folder: str | os.PathLike[str],
+    shardings: Where | None = None,
+    *,
+    dtype: Any = None,
+    names: Iterable[str] | None = None,
+    counter: Counter[str] | None = None,
+) -> dict[str, jax.Array]:
+    """The weights of a Hugging Face folder on many devices: ``{name: array}``, read by slices.
+
+    Under several processes (``jax.distributed.initialize``) each calls it with the same arguments,
+    sees the same folder, and reads only the slices that its own devices hold. No tensor is whole on
+    any host unless its sharding says so. What comes out is the params of `jaxmix.compose`, and the
+    ``tensors`` of `jaxmix.models.from_torch`.
+
+    Args:
+        folder: with ``model.safetensors``, or its shards and their index.
+        shardings: where each tensor is to lie: one for all, a mapping by name, or a function of the
+            name and a ``jax.ShapeDtypeStruct``. Names that a mapping leaves out lie whole on each
+            device of the others' mesh. By default all lie on the first device.
+        dtype: what to cast floats to, slice by slice; by default each keeps the file's.
+        names: which tensors to read; all by default.
+        counter: if given, the bytes that were read of each tensor are added up in it.
+
+    Returns:
+        Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in).
+
+    Raises:
+        CheckpointError: if the folder is none, a file is damaged, or a name is not in it.
+        ShapeError: if a sharding does not divide its tensor; all are listed.
+        UnsupportedError: if tensors have a dtype that can't be read, or that JAX would round.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.numpy import save_file
+        >>> mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+        >>> rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"up.weight": np.ones((4, 2))}, folder + "/model.safetensors")
+        ...     load_params(folder, rows, dtype=np.float32)["up.weight"].sharding.spec
+        PartitionSpec('x',)
+
+    Source: https://github.com/huggingface/safetensors, format; ``jax.make_array_from_callback``.
+    """
+    stored = read_checkpoint(folder).tensors
+    if unknown := sorted(set(names or ()) - stored.keys()):
+        raise CheckpointError(
+            f"{os.fspath(folder)} has no tensors of these names:{listing(unknown)}\nExpected names "
+            f"such as {next(iter(stored), 'none: it has no tensors')}."
+        )
+    wanted = stored if names is None else {name: stored[name] for name in names}
+    targets = _targets(wanted, dtype)
+    place = _placing(shardings)
+    outlines = {
+        name: jax.ShapeDtypeStruct(one.shape, targets[name]) for name, one in wanted.items()
+    }
+    places = {name: place(name, outline) for name, outline in outlines.items()}
+    _check_division(outlines, places)
+    return {name: _array(one, targets[name], places[name], counter) for name, one in wanted.items()}
+
+
+def read_slice(
+    stored: Stored, index: tuple[slice, ...] = (), counter: Counter[str] | None = None
+) -> np.ndarray:
+    """``tensor[index]`` out of a file, of which little more than these bytes is read.
+
+    Args:
+        stored: where the tensor lies.
+        index: slices of the first axes, of step 1.
+        counter: if given, the bytes that were read are added to its entry of the tensor's name.
+
+    Returns:
+        The numbers, in the file's dtype.
+
+    Raises:
+        CheckpointError: if the file ends before.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.numpy import save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"w": np.arange(6.0).reshape(3, 2)}, folder + "/model.safetensors")
+        ...     read_slice(read_checkpoint(folder).tensors["w"], (slice(1, 2),)).tolist()
+        [[2.0, 3.0]]
+
+    Source: https://github.com/huggingface/safetensors, format.
+    """
+    shape = stored.shape or (1,)
+    kept = _ranges(index, shape)
+    out = np.empty([len(part) for part in kept], _DTYPES[stored.dtype])
+    if out.size:
+        with stored.file.open("rb", buffering=0) as file:
+            for at, place, run in _runs(shape, kept, out.dtype.itemsize):
+                data = np.empty(run, out.dtype)
+                _read(file, data, stored, stored.start + place * out.dtype.itemsize)
+                inner = tuple(slice(part.start, part.stop) for part in kept[len(at) + 1 :])
+                out[at] = data[(slice(None), *inner)]
+                if counter is not None:
+                    counter[stored.name] += data.nbytes
+    return out if stored.shape else out[0]
+
+
+def _runs(
+    shape: tuple[int, ...], kept: list[range], item: int
+) -> Iterator[tuple[tuple[int, ...], int, tuple[int, ...]]]:
+    """What lies together in the file: where it belongs, where it starts, and its shape."""
+    axis = len(shape) - 1
+    # Along an axis from which on everything is kept, and farther out while pieces are short.
+    while axis and (
+        len(kept[axis]) == shape[axis]
+        or len(kept[axis]) * math.prod(shape[axis + 1 :]) * item < _SHORT
+    ):
+        axis -= 1
+    steps = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
+    for at in np.ndindex(*(len(part) for part in kept[:axis])):
+        firsts = [part[i] for part, i in zip(kept, (*at, 0), strict=False)]
+        place = sum(first * step for first, step in zip(firsts, steps, strict=False))
+        yield at, place, (len(kept[axis]), *shape[axis + 1 :])
+
+
+def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None:
+    """Fills an array from a place in a file."""
+    view = memoryview(data.reshape(-1).view(np.uint8))
+    file.seek(start)
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise CheckpointError(stored.cut)
+        view = view[count:]
+
+
+def _array(
+    stored: Stored, dtype: Any, sharding: jax.sharding.Sharding, counter: Counter[str] | None
+) -> jax.Array:
+    """One tensor on its devices.
+
+    What this process's devices hold of it is read at once where that is a block, since then runs
+    are long; else slice by slice. What several of them hold is read once.
+    """
+    places = sharding.addressable_devices_indices_map(stored.shape).values()
+    # Slices have no hash before Python 3.12.
+    needed = {repr(index): _ranges(index, stored.shape) for index in places}
+    block = [range(min(k.start for k in axis), max(k.stop for k in axis))
+             for axis in zip(*needed.values(), strict=True)]  # fmt: skip
+    is_whole = _size(block) == sum(map(_size, needed.values()))
+    parts = [block] if is_whole else needed.values()
+    read = [
+        (part, read_slice(stored, tuple(slice(k.start, k.stop) for k in part), counter))
+        for part in parts
+    ]
+
+    def cut(index: tuple[slice, ...] | None) -> np.ndarray:
+        wanted = _ranges(index, stored.shape)
+        for part, data in read:
+            if is_whole or part == wanted:
+                inner = (
+                    slice(k.start - own.start, k.stop - own.start)
+                    for k, own in zip(wanted, part, strict=True)
+                )
+                return data[tuple(inner)].astype(dtype, copy=False)
+        raise AssertionError("JAX asks for a slice that it has not named")
+
+    return jax.make_array_from_callback(stored.shape, sharding, cut, dtype=dtype)
+
+
+def _ranges(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> list[range]:
+    """The indices of a slice along each axis."""
+    parts = (*(index or ()), *[slice(None)] * len(shape))
+    return [range(*part.indices(size)) for part, size in zip(parts, shape, strict=False)]
+
+
+def _size(part: list[range]) -> int:
+    """How many numbers a slice has."""
+    return math.prod(map(len, part))
+
+
+def _targets(wanted: Mapping[str, Stored], dtype: Any) -> dict[str, np.dtype]:
+    """The dtype of each array."""
+    made: dict[str, np.dtype] = {}
+    odd = []
+    for name, stored in wanted.items():
+        if stored.dtype not in _DTYPES:
+            odd.append(f"{name} is {stored.dtype}, expected one of {', '.join(_DTYPES)}")
+            continue
+        cast = stored.dtype in FLOATS and dtype is not None
+        target = np.dtype(dtype if cast else _DTYPES[stored.dtype])
+        canonical = np.dtype(jax.dtypes.canonicalize_dtype(target))
+        if stored.dtype in FLOATS and canonical != target:
+            odd.append(f"{name} would be {target}, which JAX rounds unless jax_enable_x64 is set")
+        made[name] = canonical
+    if odd:
+        raise UnsupportedError(
+            f"tensors of a dtype that is not done here:{listing(odd)}\n"
+            "Take an unquantized checkpoint, or say dtype=jnp.float32."
+        )
+    return made
+
+
+def _placing(shardings: Where | None) -> Callable[[str, Any], jax.sharding.Sharding]:
+    """The sharding of each tensor, as a function."""
+    if shardings is None:
+        alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return lambda name, outline: alone
+    if isinstance(shardings, jax.sharding.Sharding):
+        return lambda name, outline: shardings
+    if callable(shardings):
+        return shardings
+    some = next(iter(shardings.values()), None)
+    if isinstance(some, jax.sharding.NamedSharding):
+        some = jax.sharding.NamedSharding(some.mesh, jax.sharding.PartitionSpec())
+    rest = _placing(some)
+    return lambda name, outline: shardings[name] if name in shardings else rest(name, outline)
+
+
+def _check_division(
+    outlines: Mapping[str, jax.ShapeDtypeStruct], places: Mapping[str, jax.sharding.Sharding]
+) -> None:
+    """Whether each sharding divides its tensor."""
+    wrong = []
+    for name, outline in outlines.items():
+        try:
+            places[name].shard_shape(outline.shape)
+        except ValueError:
+            wrong.append(f"{name} {outline.shape}: {places[name]}")
+    if wrong:
+        raise ShapeError(
+            f"tensors that their sharding does not divide:{listing(wrong)}\nLet such an axis lie "
+            "whole on each device: PartitionSpec() in its place."
+        )

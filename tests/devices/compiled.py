@@ -1,0 +1,72 @@
+"""What a compiled program does on each device: its collectives, and the arrays that it holds.
+
+The text is HLO after partitioning, so that all shapes in it are those of one device.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Collective", "collectives", "large", "largest"]
+
+_KINDS = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+# `%name = type op(`, where the type is `f32[2,3]{1,0}` or a tuple of such.
+_LINE = re.compile(
+    r"=\s+(?P<type>\((?:[^()]|\([^()]*\))*\)|\S+)\s+(?P<op>[a-z][\w-]*)\(", re.MULTILINE
+)
+_SHAPE = re.compile(r"\b(?P<dtype>pred|bf16|[fsuc]\d+\w*)\[(?P<dims>[\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """An operation between devices, and how many numbers each of them gets by it."""
+
+    kind: str
+    size: int
+
+
+def _sizes(text: str) -> list[int]:
+    """The sizes of all arrays in a type."""
+    return [
+        math.prod(int(n) for n in dims.split(",") if n)
+        for dims in (found["dims"] for found in _SHAPE.finditer(text))
+    ]
+
+
+def _instructions(text: str) -> Iterator[tuple[str, str]]:
+    """(operation, type of its result) of each instruction."""
+    for found in _LINE.finditer(text):
+        yield found["op"], found["type"]
+
+
+def collectives(text: str) -> list[Collective]:
+    """All operations between devices in a compiled text, asynchronous ones too.
+
+    Args:
+        text: HLO, as ``compiled.as_text()`` gives it.
+    """
+    found = []
+    for op, kind in _instructions(text):
+        name = op.removesuffix("-start")
+        if name in _KINDS:
+            found.append(Collective(name, sum(_sizes(kind))))
+    return found
+
+
+def large(text: str, size: int) -> list[Collective]:
+    """The collectives by which a device gets so many numbers or more."""
+    return [one for one in collectives(text) if one.size >= size]
+
+
+def largest(text: str) -> int:
+    """The size of the largest array on any device: arguments, results and all between."""
+    return max((size for _, kind in _instructions(text) for size in _sizes(kind)), default=0)

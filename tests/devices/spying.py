@@ -1,0 +1,48 @@
+"""Meshes, leaves on them, and a look at the programs that an eager `compose` runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxmix import plan
+
+__all__ = ["flat", "grid", "placed", "programs"]
+
+
+def flat() -> jax.sharding.Mesh:
+    """Eight devices in a row."""
+    return jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+
+def grid(kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
+    """Two by four."""
+    return jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind,) * 2)
+
+
+def placed(leaf: Any, mesh: jax.sharding.Mesh, *spec: Any) -> jax.Array:
+    """A leaf on the mesh."""
+    return jax.device_put(np.asarray(leaf), NamedSharding(mesh, P(*spec)))
+
+
+@contextmanager
+def programs(monkeypatch: Any) -> Iterator[list[Any]]:
+    """The programs that `compose` runs meanwhile: those themselves, not others that are alike."""
+    seen: list[Any] = []
+
+    def spied(real: Any) -> Any:
+        def run(leaf: Any, base: Any, word: Any, form: Any, base_form: Any) -> Any:
+            compiled = real.lower(leaf, base, word, form, base_form).compile()
+            seen.append(compiled)
+            return compiled(leaf, base, word)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("_fused", "_fused_in_place"):
+            patch.setattr(plan, name, spied(getattr(plan, name)))
+        yield seen

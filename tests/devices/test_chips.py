@@ -1,0 +1,173 @@
+"""The calculator's counts of memory and work, beside what eight devices are given."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.factored.attaching import is_factored
+from jaxmix.families import LoRA
+
+from ..benchmarks.chips import MODELS, Bill, Chips, Llama, compose, markdown, run, train
+from ..house.sources import ROOT
+from .spying import grid, programs
+
+# Eight devices as chips, and a small model of a Llama's proportions.
+EIGHT = Chips("8 devices", (2, 4), 1e9, 1e9, 1e9, 1e9, 1e9)
+SMALL = Llama("small", 128, 2, 32, 384, 512)
+RANK = 8
+NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def leaves(dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:
+    """The model's weights, spread over both axes."""
+    there = NamedSharding(grid(), P("x", "y"))
+    shapes = {
+        f"layers.{i}.{name}.weight": shape
+        for i in range(SMALL.layers)
+        for name, shape in zip(NAMES, SMALL.linears, strict=True)
+    }
+    shapes |= {name: (SMALL.vocab, SMALL.hidden) for name in ("embed.weight", "head.weight")}
+    return {n: jax.ShapeDtypeStruct(s, dtype, sharding=there) for n, s in shapes.items()}
+
+
+def lora(dtype: Any = np.float32) -> Adapter:
+    """A LoRA at all linear layers."""
+    made = {
+        name.removesuffix(".weight"): LoRA(
+            np.ones((RANK, leaf.shape[1]), dtype), np.ones((leaf.shape[0], RANK), dtype), 1.0
+        )
+        for name, leaf in leaves().items()
+        if name.startswith("layers")
+    }
+    return Adapter(made, name="lora")
+
+
+def forward(params: Any, tokens: Any) -> Any:
+    """A Llama's products, without its attention: that has no weights."""
+    x = params["embed.weight"][tokens]
+    for i in range(SMALL.layers):
+        q, k, v, o, gate, up, down = (params[f"layers.{i}.{name}.weight"].T for name in NAMES)
+        few = jnp.concatenate([x @ k + x @ v] * (SMALL.hidden // SMALL.kv), -1)
+        x = x + jnp.tanh(x @ q + few) @ o
+        x = x + (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    return x @ params["head.weight"].T
+
+
+def within(found: float, counted: float, factor: float) -> None:
+    """Whether a count holds to within a factor either way."""
+    assert counted / factor <= found <= counted * factor, (found, counted)
+
+
+def test_counts_of_the_models() -> None:
+    """As large as they are called."""
+    assert [round(model.params / 1e9) for model in MODELS] == [71, 406]
+    assert MODELS[0].factors(16) == 80 * 16 * (2 * 16384 + 2 * 9216 + 3 * 36864)
+
+
+def test_compose(monkeypatch: Any) -> None:
+    """Weights and result to the byte; what one leaf takes in passing, within twice."""
+    bill = compose(SMALL, EIGHT, RANK)
+    adapter = lora()
+    there = {n: jax.device_put(np.ones(x.shape, x.dtype), x.sharding) for n, x in leaves().items()}
+    with programs(monkeypatch) as seen:
+        jaxmix.compose(there, adapter)
+    told = [one.memory_analysis() for one in seen]
+    layers = SMALL.adapted * 2 // 8
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in there.values())
+    assert held == bill.memory["weights"]
+    assert sum(one.output_size_in_bytes for one in told) == bill.memory["result"] == layers
+    factors = sum(one.argument_size_in_bytes for one in told) - layers
+    within(factors, bill.memory["factors"], 1.05)  # strengths and scales are there too
+    within(max(one.temp_size_in_bytes for one in told), bill.memory["one leaf"], 2)
+    flops = sum(one.cost_analysis()["flops"] for one in seen)
+    within(flops, 2 * RANK * SMALL.adapted / 8, 1.5)
+
+
+ROWS, LENGTH = 8, 16
+
+
+def lowered(fn: Any, *args: Any, out: Any = None) -> Any:
+    return jax.jit(fn, out_shardings=out).lower(*args).compile()
+
+
+def over_model(x: Any) -> Any:
+    """An outline with its longest axis over the model axis, as the calculator counts factors."""
+    spec: list[Any] = [None] * np.ndim(x)
+    if np.size(x) >= 64:
+        spec[int(np.argmax(np.shape(x)))] = "y"
+    there = NamedSharding(grid(), P(*spec))
+    return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=there)
+
+
+@cache
+def inputs() -> tuple[Any, Any, Any]:
+    """Weights in float32 (which CPU multiplies as they are), tokens, and where logits go."""
+    tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), np.int32, sharding=NamedSharding(grid(), P("x")))
+    return leaves(np.float32), tokens, NamedSharding(grid(), P("x", None, "y"))
+
+
+def test_factored() -> None:
+    """Tokens through base and factors apart."""
+    params, tokens, out = inputs()
+    held = jaxmix.attach({n: np.zeros(x.shape, x.dtype) for n, x in params.items()}, lora())
+    there = {
+        name: replace(jax.tree.map(over_model, leaf), base=params[name])
+        if is_factored(leaf)
+        else params[name]
+        for name, leaf in held.items()
+    }
+    program = lowered(jaxmix.factored(forward, "factored"), there, tokens, out=out)
+    check(program, run(SMALL, EIGHT, ROWS, LENGTH, 0, RANK, item=4))
+
+
+def test_bank() -> None:
+    """A bank of four."""
+    params, tokens, out = inputs()
+    base = {n: jnp.zeros(x.shape, x.dtype) for n, x in params.items()}
+    bank = jax.tree.map(over_model, jaxmix.Bank({str(i): lora() for i in range(4)}, base))
+
+    def called(bank: Any, params: Any, tokens: Any, who: Any) -> Any:
+        return bank(forward)(params, tokens, who)
+
+    program = lowered(called, bank, params, tokens, np.zeros(ROWS, np.int32), out=out)
+    check(program, run(SMALL, EIGHT, ROWS, LENGTH, 0, RANK, 4, item=4))
+
+
+def check(program: Any, bill: Bill) -> None:
+    """What a device is given, within 1.3, and what it makes in passing, within 2."""
+    told = program.memory_analysis()
+    within(told.argument_size_in_bytes, bill.memory["weights"] + bill.memory["factors"], 1.3)
+    within(told.temp_size_in_bytes, bill.memory["activations"], 2)
+
+
+def test_train() -> None:
+    """A step's slopes, layers made again on the way back."""
+    params, tokens, _ = inputs()
+    values, whole = jaxmix.trainable(lora())
+
+    def loss(values: Any, params: Any, tokens: Any) -> Any:
+        held = jaxmix.attach(params, whole(values))
+        return jnp.mean(jaxmix.factored(forward, "factored")(held, tokens) ** 2)
+
+    there = jax.tree.map(over_model, values)
+    places = jax.tree.map(lambda x: x.sharding, there)
+    program = lowered(jax.grad(loss), there, params, tokens, out=places)
+    bill, told = train(SMALL, EIGHT, ROWS, LENGTH, RANK, item=4), program.memory_analysis()
+    factors = bill.memory["adapter, slopes, moments"] / 4
+    within(told.argument_size_in_bytes, bill.memory["weights"] + factors, 1.3)
+    within(told.output_size_in_bytes, factors, 1.3)
+    passing = sum(bill.memory[name] for name in ("kept between layers", "logits", "one layer"))
+    within(told.temp_size_in_bytes, passing, 3)
+
+
+def test_the_page_has_the_table() -> None:
+    """docs/scale.md shows what the script says now."""
+    assert markdown() in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

@@ -1,0 +1,162 @@
+"""Exported for TPU and CUDA on a host that has neither: no call back to the host in any of it.
+
+What is lowered here is what would run there, but it was run on CPU alone: that XLA compiles it for
+these chips, and how fast it is, is not shown.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import export
+from jax.sharding import AxisType
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.families import DEFT, OFT
+
+from ..laws.draws import Module, tree
+from ..laws.test_every_family import ALL, STACKED
+from .spying import grid, placed
+
+MODULE = Module("linear", (8, 16), True)
+PLATFORMS = ("tpu", "cuda")
+# Custom calls that run on the chip itself: solvers of XLA's TPU backend, and cuSOLVER's.
+# Rotations take Cholesky and triangular solves, which are StableHLO's own operations on TPU, and
+# Cholesky a call on CUDA; DEFT takes a QR, KaSA an SVD, FRoD an LU.
+ALLOWED = {
+    "tpu": {"Qr", "ProductOfElementaryHouseholderReflectors", "Eigh", "LuDecomposition"},
+    "cuda": {
+        "cusolver_potrf_ffi",
+        "cusolver_geqrf_ffi",
+        "cusolver_orgqr_ffi",
+        "cusolver_gesvdj_ffi",
+        "cusolver_getrf_ffi",
+        "cu_lu_pivots_to_permutation",
+    },
+}
+# How shardings are said; they are gone once it is compiled.
+MARKS = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
+CALL = re.compile(r"custom_call\s*@(\w+)|call_target_name\s*=\s*\"(\w+)\"")
+
+
+def custom_calls(text: str) -> set[str]:
+    """The targets of all custom calls in a StableHLO text."""
+    return {one or other for one, other in CALL.findall(text)} - MARKS
+
+
+def exported(run: Callable[..., Any], *args: Any, platform: str) -> str:
+    """The text of a function lowered for a platform; exporting refuses calls that may change."""
+    return export.export(jax.jit(run), platforms=[platform])(*args).mlir_module()
+
+
+UPDATES = {
+    kind: jax.tree.map(
+        lambda x: np.asarray(x, np.float32) if np.asarray(x).dtype.kind == "f" else x,
+        make(np.random.default_rng(1), MODULE),
+    )
+    for kind, make in ALL.items()
+    if kind not in STACKED
+}
+
+
+UPDATES["DEFT by QR"] = DEFT(
+    *(np.ones(shape, np.float32) for shape in ((8, 2), (2, 16))), 1.0, "qr"
+)
+UPDATES["OFT, exact"] = OFT(np.ones((4, 6), np.float32))
+SITES = dict.fromkeys(UPDATES, MODULE)
+BASE = tree(SITES, 0, np.float32)
+X = np.ones((4, 16), np.float32)
+
+
+def forward(params: Any, x: Any) -> Any:
+    """All layers one after the other."""
+    for kind in UPDATES:
+        y = x @ params[f"{kind}.weight"].T + params[f"{kind}.bias"][None]
+        x = jnp.tanh(jnp.concatenate([y, y], 1))
+    return x
+
+
+def everything() -> Adapter:
+    """All families, each at a layer of its own."""
+    return Adapter(UPDATES, 0.7)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_compose(platform: str) -> None:
+    """Every family; and each of the calls that are allowed is met, so that none is for nothing."""
+    text = exported(jaxmix.compose, BASE, everything(), platform=platform)
+    assert custom_calls(text) == ALLOWED[platform]
+    assert ("stablehlo.cholesky" in text) == (platform == "tpu")
+    assert "stablehlo.triangular_solve" in text
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_factored_and_a_training_step(platform: str) -> None:
+    """Tokens through all families, slopes of all that is trained, and Adam."""
+    leaves = jaxmix.attach(BASE, everything())
+    text = exported(jaxmix.factored(forward, "factored"), leaves, X, platform=platform)
+    assert custom_calls(text) <= ALLOWED[platform]
+    values, whole = jaxmix.trainable(everything())
+    optimizer = optax.adam(1e-2)
+
+    def loss(values: Any, params: Any, x: Any) -> Any:
+        leaves = jaxmix.attach(params, whole(values))
+        return jnp.mean(jaxmix.factored(forward, "factored")(leaves, x) ** 2)
+
+    def step(values: Any, state: Any, params: Any, x: Any) -> Any:
+        slope = jax.grad(loss)(values, params, x)
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimizer.update(slope, state, values)
+            return optax.apply_updates(values, change), state
+
+    text = exported(step, values, optimizer.init(values), BASE, X, platform=platform)
+    assert custom_calls(text) <= ALLOWED[platform]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_bank(platform: str) -> None:
+    """Members that add, turn, scale and replace."""
+    kinds = ("LoRA", "OFT, exact", "IA3", "Replace", "SHiRA")
+    members = {kind: Adapter({"LoRA": UPDATES[kind]}, 0.7) for kind in kinds}
+    params = {name: BASE[name] for name in ("LoRA.weight", "LoRA.bias")}
+    bank = jaxmix.Bank(members, params)
+
+    def run(bank: Any, params: Any, x: Any, who: Any) -> Any:
+        return bank(lambda p, x: x @ p["LoRA.weight"].T + p["LoRA.bias"][None])(params, x, who)
+
+    text = exported(
+        run, bank, params, X, bank.who(["LoRA", "IA3", None, "SHiRA"]), platform=platform
+    )
+    assert custom_calls(text) <= ALLOWED[platform]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_over_eight_devices(platform: str) -> None:
+    """With where leaves lie in the program, and an exchange for the rotation that goes across."""
+    mesh = grid(AxisType.Explicit)
+    weight = placed(np.ones((64, 96), np.float32), mesh, "x", "y")
+    adapter = Adapter({"a": OFT(np.ones((2, 48 * 47 // 2), np.float32))})
+    made = export.export(jax.jit(jaxmix.compose), platforms=[platform])(
+        {"a.weight": weight}, adapter
+    )
+    assert made.nr_devices == 8 and custom_calls(made.mlir_module()) <= ALLOWED[platform]
+    assert made.mlir_module().count("sdy.sharding_constraint") >= 2
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_call_to_the_host_is_seen(platform: str) -> None:
+    """JAX does not lower one for another platform; on its own it is a call not on the list."""
+
+    def calls(x: Any) -> Any:
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    with pytest.raises((ValueError, NotImplementedError)):
+        exported(calls, X, platform=platform)
+    text = jax.jit(calls).lower(X).as_text()  # as it is on this host
+    assert custom_calls(text) - ALLOWED[platform]

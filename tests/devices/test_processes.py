@@ -1,0 +1,185 @@
+"""Two processes with four devices each, over loopback: what each reads, makes and saves."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.converters.huggingface import read_checkpoint
+from jaxmix.converters.sharded_reading import load_params, read_slice
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
+from jaxmix.families import OFT, LoRA, Replace
+
+from ..house.sources import ROOT
+from .spying import grid
+
+# By rows and columns, by columns alone, and whole on every device.
+SPECS: dict[str, list[Any]] = {
+    "up.weight": [["host", "x"], None],
+    "down.weight": [None, ["host", "x"]],
+    "down.bias": [],
+    "norm.weight": ["host"],
+}
+SHAPES = {"up.weight": (4096, 256), "down.weight": (256, 4096), "down.bias": (256,)} | {
+    "norm.weight": (4096,)
+}
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(list(shape)).normal(size=shape).astype(np.float32) / 16
+
+
+def mixed() -> jaxmix.Mix:
+    """A LoRA, a rotation that goes across the parts, and a bias."""
+    lora = Adapter({"up": LoRA(normal(4, 256), normal(4096, 4), 0.5)}, 0.7, "lora")
+    oft = Adapter({"down": OFT(normal(1, 64 * 63 // 2))}, 0.5, "oft")
+    bias = Adapter({"down": Replace(bias=normal(256))}, 1.0, "bias")
+    return jaxmix.mix(lora, oft, bias)
+
+
+def forward(params: Any, x: np.ndarray) -> np.ndarray:
+    h = np.tanh(x @ np.asarray(params["up.weight"]).T)
+    return h @ np.asarray(params["down.weight"]).T + np.asarray(params["down.bias"])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: Any) -> list[dict[str, Any]]:
+    """What both processes saw."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "base").mkdir()
+    base = {name: normal(*shape) for name, shape in SHAPES.items()}
+    save_file(base, folder / "base" / "model.safetensors")
+    jaxmix.save(mixed(), folder / "mix")
+    truth = {name: np.asarray(leaf) for name, leaf in jaxmix.compose(base, mixed()).items()}
+    x = normal(16, 256)
+    np.savez(folder / "truth.npz", x=x, y=forward(truth, x), **truth)
+    (folder / "specs.json").write_text(json.dumps(SPECS))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    program = [sys.executable, "-m", "tests.devices.process"]
+    started = [
+        subprocess.Popen(
+            [*program, str(i), str(port), str(folder)], cwd=ROOT, env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    ended = [one.communicate(timeout=240) for one in started]
+    assert [one.returncode for one in started] == [0, 0], [err[-3000:] for _, err in ended]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+
+
+def test_each_reads_what_it_holds(told: list[dict[str, Any]]) -> None:
+    """Of each tensor its own slices, once, whatever number of its devices hold them."""
+    for one in told:
+        half = {name: 4 * math.prod(shape) // 2 for name, shape in SHAPES.items()}
+        wanted = {**half, "down.bias": 2 * half["down.bias"]}
+        assert one["counted"] == wanted
+        # Held by four devices each: the norm's half, and the bias.
+        assert one["held"]["norm.weight"] == 4 * wanted["norm.weight"]
+        # What the system says: besides, headers of a few hundred bytes are read a few times.
+        assert one["read"] == 0 or 0 <= one["read"] - sum(wanted.values()) < 20_000
+    assert sum(told[0]["counted"].values()) < 0.51 * 4 * sum(map(math.prod, SHAPES.values()))
+
+
+def test_what_they_make_is_what_one_makes(told: list[dict[str, Any]]) -> None:
+    """Composed, run un-merged, a loss, saved by Orbax and restored: each part on its device."""
+    for one in told:
+        assert one["kept"] and one["restored kept"]
+        for what in ("off", "factored off", "restored off"):
+            assert one[what] < 1e-5, what
+    assert told[0]["loss"] == told[1]["loss"]
+
+
+# ---------------------------------------------------------------- reading slices, in one process
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A base with a tensor of each kind."""
+    tensors = {
+        "matrix": np.arange(64 * 3000, dtype=np.float32).reshape(64, 3000) % 99,
+        "conv": np.arange(8 * 4 * 3 * 2, dtype=np.float16).reshape(8, 4, 3, 2),
+        "scalar": np.asarray(3.0),
+        "ids": np.arange(5),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "numbers"),
+    [
+        ("matrix", (slice(3, 9),), 6 * 3000),
+        ("matrix", (slice(3, 9), slice(0, 1500)), 6 * 1500),
+        ("matrix", (slice(0, 64), slice(10, 20)), 64 * 3000),  # short pieces are read along
+        ("matrix", (slice(5, 5), slice(None)), 0),
+        ("matrix", (), 64 * 3000),
+        ("conv", (slice(2, 4), slice(1, 3), slice(0, 3), slice(1, 2)), 2 * 24),
+        ("scalar", (), 1),
+    ],
+)
+def test_slices(folder: Path, name: str, index: Any, numbers: int) -> None:
+    """The numbers of the slice, and how many are read for it."""
+    stored = read_checkpoint(folder).tensors[name]
+    counter: Counter[str] = Counter()
+    got = read_slice(stored, index, counter)
+    np.testing.assert_array_equal(got, stored.read()[index])
+    assert counter[name] == numbers * got.dtype.itemsize
+
+
+def test_where_tensors_go(folder: Path) -> None:
+    """By one sharding, a mapping, a function or none; floats are cast, whole numbers stay."""
+    mesh = grid()
+    cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", "y"))
+    names = ["matrix", "ids"]
+    by_name = load_params(folder, {"matrix": cut}, dtype=np.float16, names=names)
+    assert by_name["matrix"].sharding == cut and by_name["matrix"].dtype == np.float16
+    assert by_name["ids"].sharding.is_fully_replicated and by_name["ids"].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    told = load_params(folder, lambda name, like: cut, names=["matrix"])
+    alone = load_params(folder, names=names)["matrix"]
+    assert told["matrix"].sharding == cut and len(alone.devices()) == 1
+    np.testing.assert_array_equal(told["matrix"], alone)
+    assert load_params(folder, cut, names=["matrix"])["matrix"].sharding == cut
+
+
+def test_what_is_refused(folder: Path) -> None:
+    """All offenders together."""
+    cut = jax.sharding.NamedSharding(grid(), jax.sharding.PartitionSpec("y"))
+    with pytest.raises(CheckpointError, match=r"no tensors of these names:\n.*other\n.*such as"):
+        load_params(folder, names=["other"])
+    with pytest.raises(ShapeError, match=r"does not divide:\n(.*\n)*.*ids \(5,\)(.*\n)*Let such"):
+        load_params(folder, cut, names=["ids"])
+    with pytest.raises(UnsupportedError, match=r"scalar would be float64, which JAX rounds"):
+        load_params(folder, names=["scalar"])
+    save_file({"q": np.zeros(3, np.uint16)}, folder / "model.safetensors")
+    with pytest.raises(UnsupportedError, match=r"q is U16, expected one of F64, F32"):
+        load_params(folder)
+
+
+def test_a_file_that_ends_early(folder: Path) -> None:
+    """As one that is changed meanwhile."""
+    stored = read_checkpoint(folder).tensors["matrix"]
+    stored.file.write_bytes(stored.file.read_bytes()[: stored.start + 100])
+    with pytest.raises(CheckpointError, match="ends within matrix"):
+        read_slice(stored)

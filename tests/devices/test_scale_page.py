@@ -1,0 +1,36 @@
+"""docs/scale.md: its Python is run as one program, on eight devices."""
+
+import os
+import re
+import subprocess
+import sys
+
+from ..house.sources import ROOT
+
+PAGE = ROOT / "docs" / "scale.md"
+
+
+def blocks() -> list[str]:
+    """What the page shows as whole: ```python. What only hosts in a cluster can run is ```py."""
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_it_runs() -> None:
+    """All blocks, one after the other; then what they made is looked at."""
+    checks = """
+assert len(jax.devices()) == 8 and logits.shape == answers.shape == (8, 32, 256)
+assert bool(jnp.isfinite(logits).all()) and float(before) > 0
+whole_model = jaxmix.models.from_torch(config, composed)
+gap = jnp.abs(whole_model(tokens) - logits).max()
+assert float(gap) < 1e-3, gap
+print("as it says")
+"""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    program = [sys.executable, "-W", "error", "-c", "\n".join([*blocks(), checks])]
+    done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0 and done.stdout == "as it says\n", done.stderr[-4000:]
+
+
+def test_every_step_is_there() -> None:
+    """Mesh and load, compose, run and Bank, training, saving."""
+    assert len(blocks()) == 6
