@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import jaxmix
 from jaxmix.converters import groups, huggingface, stream
-from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
 

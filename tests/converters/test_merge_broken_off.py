@@ -12,7 +12,7 @@ import pytest
 
 import jaxmix
 from jaxmix.converters import groups, stream
-from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 
 from .checkpoints import Adapters, contents, header, mixed
@@ -169,7 +169,7 @@ def test_a_base_that_is_cut_meanwhile(
 
 KILLED = """
 import sys, time
-from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint
 import jaxmix
 
 def wait(done, size, shard):

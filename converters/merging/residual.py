@@ -1,0 +1,145 @@
+"""A merged tensor held against base plus mix in float64: the maps one by one, not folded.
+
+It shares with the merge the families and operators, and nothing of how they are run: neither the
+folding, nor the passes, nor the runs of rows and threads, nor the arithmetic's width.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from jaxmix import plan
+from jaxmix.affine import AffineMap, Base
+from jaxmix.converters.huggingface import Stored
+from jaxmix.converters.merging import blocks
+from jaxmix.converters.merging.files import read_rows
+from jaxmix.converters.merging.recipe import Recipe, Share
+from jaxmix.families.base import maps
+
+__all__ = ["Residual", "residual"]
+
+# The numbers of a run of rows: in float64 8 MB, of which a handful are in memory at once.
+_BLOCK = 1 << 20
+# What arithmetic of float32 may be off, in units of its precision and of a row's largest number.
+_SLACK = 128
+_EXPONENTS = {"float64": -1022, "float32": -126, "bfloat16": -126, "float16": -14}
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What is left of a merged tensor when base and mix are taken off.
+
+    Args:
+        worst: the largest ``|out − (base + d)|``, over half a unit in the last place and what the
+            merge's own arithmetic may be off. Up to 1 the rounding explains it.
+        kept: ``⟨out − base, d⟩ / ⟨d, d⟩``, the part of the mix's effect d that the rounding left:
+            near 1 as a rule, and 0 if it hid it. None where the mix does nothing.
+    """
+
+    worst: float
+    kept: float | None
+
+
+def residual(recipe: Recipe, out: Callable[[slice], np.ndarray]) -> Residual:
+    """Holds a merged tensor against base plus mix.
+
+    Args:
+        recipe: how it was made.
+        out: from a run of rows to the merged ones.
+
+    Returns:
+        What is left.
+    """
+    worst, along, square = 0.0, 0.0, 0.0
+    with jax.enable_x64(True):
+        for rows, exact, base in _exact(recipe):
+            found = np.asarray(out(rows), np.float64).reshape(exact.shape)
+            effect = exact - base
+            allowed = _allowed(recipe.dtype, found, exact, base, effect)
+            off = np.abs(found - exact)
+            with np.errstate(invalid="ignore"):
+                ratio = np.where(off == 0, 0.0, off / allowed)
+            worst = max(worst, float(np.nanmax(ratio, initial=0.0)))
+            if not np.isfinite(found).all():
+                worst = math.inf
+            along += float(np.vdot(found - base, effect))
+            square += float(np.vdot(effect, effect))
+    return Residual(worst, along / square if square else None)
+
+
+def _allowed(dtype: Any, found: Any, exact: Any, base: Any, effect: Any) -> np.ndarray:
+    """Half a unit in the last place, and the arithmetic's own error."""
+    told = ml_dtypes.finfo(dtype)
+    _, exponent = np.frexp(np.maximum(np.abs(found), np.abs(exact)))
+    unit = np.ldexp(1.0, np.maximum(exponent - 1, _EXPONENTS[str(dtype)]) - told.nmant)
+    scale = np.abs(base).max(axis=-1, keepdims=True) + np.abs(effect).max(axis=-1, keepdims=True)
+    return unit / 2 + _SLACK * np.finfo(plan.arithmetic(dtype)).eps * scale
+
+
+def _exact(recipe: Recipe) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Runs of rows: base plus mix in float64, and the base."""
+    tensor = recipe.tensor
+    rows = tensor.shape[0] if tensor.shape else 1
+    if not recipe.is_plain:
+        whole = slice(0, rows)
+        base = now = _wide(tensor, whole)
+        for share in recipe.shares:
+            now = _through(share, now)
+        yield whole, np.asarray(now), np.asarray(base)
+        return
+    made: list[AffineMap] = []
+    for share in recipe.shares:
+        start = _wide(tensor, slice(0, rows)) if _reads(share) else None
+        made = _maps(share, start, tensor.shape)
+        del start
+    width = max(1, math.prod(tensor.shape[1:]))
+    for part in blocks.parts(rows, max(1, _BLOCK // width), blocks.unit(made)):
+        base = _wide(tensor, part)
+        now = base.reshape(base.shape[0], -1)
+        for one in blocks.cut(made, part):
+            now = one(now)
+        yield part, np.asarray(now).reshape(base.shape), np.asarray(base)
+
+
+def _through(share: Share, leaf: Any) -> Any:
+    """A tensor of which a site has a part, with its maps in it."""
+    tensor = share.form.tensor(leaf)
+    matrix = share.form.matrix(leaf)
+    for one in _maps(share, leaf, leaf.shape):
+        # `_maps` has them as the tensor lies; here the matrix is PyTorch's.
+        matrix = (one.T if share.form.transposed else one)(matrix)
+    new = matrix.T if share.form.transposed else matrix
+    return share.form.back(leaf, new.reshape(tensor.shape))
+
+
+def _maps(share: Share, leaf: Any, shape: tuple[int, ...]) -> list[AffineMap]:
+    """A site's maps in float64, one for each update, as the tensor holds its matrix."""
+    form = share.form
+    base = Base(None, form.shape(shape))
+    if _reads(share):
+        own = form.matrix(leaf)
+        base = Base(own, own.shape)
+        if form.part == "bias" and share.base is not None and share.base_form is not None:
+            rows = share.base.shape[0] if share.base.shape else 1
+            weight = share.base_form.matrix(_wide(share.base, slice(0, rows)))
+            base = Base(weight, weight.shape, own)
+        elif form.part == "bias":
+            base = Base(None, (own.shape[0], 1), own)
+    made = maps(plan.cast(share.word, np.float64), base, form.part)
+    return [one.T if form.transposed else one for one in made]
+
+
+def _reads(share: Share) -> bool:
+    """Whether a map reads the base."""
+    return any(update.reads_base for _, update in share.word)
+
+
+def _wide(tensor: Stored, rows: slice) -> Any:
+    """Rows in float64."""
+    return jnp.asarray(read_rows(tensor, rows).astype(np.float64))
