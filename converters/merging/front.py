@@ -7,7 +7,7 @@ written into a folder beside (`pipeline`, `place`), which is exchanged with the 
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxmix.converters.merging.place import Place
 from jaxmix.converters.merging.planning import precision
 from jaxmix.converters.merging.quantized import is_packed
 from jaxmix.converters.merging.rounding import Loss, Rounding, summed
-from jaxmix.converters.merging.verifying import Verified, verified
+from jaxmix.converters.merging.verifying import Verified, joined, verified
 from jaxmix.converters.merging.work import Adapters, Work, look_at
 from jaxmix.errors import CheckpointError
 from jaxmix.layout import Layout
@@ -131,11 +131,7 @@ def merge_checkpoint(
         if done is None:
             return _merged(work, place, len(work.checkpoint.shards), None)
         _write(work, place, done, progress)
-        proof = None
-        if verify:
-            proof = verified(work, place.new, progress)
-            if not proof.ok:
-                raise CheckpointError(f"{place.out} was not written: {proof.text}")
+        proof = _proof(work, place, progress) if verify else None
         merged = _merged(work, place, len(done), proof)
         together.only_first(lambda: place.put(force=force))
     return merged
@@ -199,7 +195,7 @@ def verify_merge(
     if place.is_dir() == work.checkpoint.is_file or not place.exists():
         what = "a safetensors file" if work.checkpoint.is_file else "a folder"
         raise CheckpointError(f"{out} is no merged checkpoint, expected {what}, as the base is.")
-    return verified(work, place, progress)
+    return verified(work, place, progress, dict(enumerate(work.checkpoint.shards)))
 
 
 def _write(work: Work, place: Place, done: Mapping[int, Any], progress: Progress | None) -> None:
@@ -218,6 +214,24 @@ def _write(work: Work, place: Place, done: Mapping[int, Any], progress: Progress
     except BaseException as caught:
         error = caught
     together.agreed(error)
+
+
+def _proof(work: Work, place: Place, progress: Progress | None) -> Verified:
+    """What reading the new output back shows; each process reads its own shards."""
+    numbers = together.mine(dict(enumerate(work.checkpoint.shards)))
+    error: BaseException | None = None
+    proof = None
+    try:
+        proof = verified(work, place.new, progress, numbers)
+    except BaseException as caught:
+        error = caught
+    together.agreed(error)
+    assert proof is not None
+    proofs = [Verified.of(told) for told in together.gathered(asdict(proof))]
+    proof = joined(proofs, work.checkpoint.tensors)
+    if not proof.ok:
+        raise CheckpointError(f"{place.out} was not written: {proof.text}")
+    return proof
 
 
 def _write_side_files(work: Work, folder: Path) -> None:

@@ -7,6 +7,7 @@ folding, nor the passes, nor the runs of rows and threads, nor the arithmetic's 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxmix.converters.merging import blocks
 from jaxmix.converters.merging.files import read_rows
 from jaxmix.converters.merging.recipe import Recipe, Share
 from jaxmix.families.base import maps
+from jaxmix.plan import Form
 
 __all__ = ["Residual", "residual"]
 
@@ -28,6 +30,8 @@ __all__ = ["Residual", "residual"]
 _BLOCK = 1 << 20
 # What arithmetic of float32 may be off, in units of its precision and of a row's largest number.
 _SLACK = 128
+# What is said of a number that is none; a finite one, so that it is JSON too.
+_FAR = 1e30
 _EXPONENTS = {"float64": -1022, "float32": -126, "bfloat16": -126, "float16": -14}
 
 
@@ -57,7 +61,7 @@ def residual(recipe: Recipe, out: Callable[[slice], np.ndarray]) -> Residual:
         What is left.
     """
     worst, along, square = 0.0, 0.0, 0.0
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for rows, exact, base in _exact(recipe):
             found = np.asarray(out(rows), np.float64).reshape(exact.shape)
             effect = exact - base
@@ -65,9 +69,9 @@ def residual(recipe: Recipe, out: Callable[[slice], np.ndarray]) -> Residual:
             off = np.abs(found - exact)
             with np.errstate(invalid="ignore"):
                 ratio = np.where(off == 0, 0.0, off / allowed)
-            worst = max(worst, float(np.nanmax(ratio, initial=0.0)))
+            worst = max(worst, min(_FAR, float(np.nanmax(ratio, initial=0.0))))
             if not np.isfinite(found).all():
-                worst = math.inf
+                worst = _FAR
             along += float(np.vdot(found - base, effect))
             square += float(np.vdot(effect, effect))
     return Residual(worst, along / square if square else None)
@@ -103,7 +107,7 @@ def _exact(recipe: Recipe) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         base = _wide(tensor, part)
         now = base.reshape(base.shape[0], -1)
         for one in blocks.cut(made, part):
-            now = one(now)
+            now = _applied(one, now)
         yield part, np.asarray(now).reshape(base.shape), np.asarray(base)
 
 
@@ -113,26 +117,36 @@ def _through(share: Share, leaf: Any) -> Any:
     matrix = share.form.matrix(leaf)
     for one in _maps(share, leaf, leaf.shape):
         # `_maps` has them as the tensor lies; here the matrix is PyTorch's.
-        matrix = (one.T if share.form.transposed else one)(matrix)
+        matrix = _applied(one.T if share.form.transposed else one, matrix)
     new = matrix.T if share.form.transposed else matrix
     return share.form.back(leaf, new.reshape(tensor.shape))
 
 
 def _maps(share: Share, leaf: Any, shape: tuple[int, ...]) -> list[AffineMap]:
     """A site's maps in float64, one for each update, as the tensor holds its matrix."""
-    form = share.form
-    base = Base(None, form.shape(shape))
+    form, own, weight = share.form, None, None
     if _reads(share):
         own = form.matrix(leaf)
-        base = Base(own, own.shape)
         if form.part == "bias" and share.base is not None and share.base_form is not None:
             rows = share.base.shape[0] if share.base.shape else 1
             weight = share.base_form.matrix(_wide(share.base, slice(0, rows)))
-            base = Base(weight, weight.shape, own)
-        elif form.part == "bias":
-            base = Base(None, (own.shape[0], 1), own)
-    made = maps(plan.cast(share.word, np.float64), base, form.part)
+    return _made(share.word, own, weight, form, form.shape(shape))
+
+
+@partial(jax.jit, static_argnames=("form", "shape"))
+def _made(word: Any, own: Any, weight: Any, form: Form, shape: Any) -> list[AffineMap]:
+    """The maps of a word; of a bias's weight only where a map reads it."""
+    base = Base(own, shape) if form.part == "weight" else Base(weight, shape, own)
+    if weight is not None:
+        base = Base(weight, weight.shape, own)
+    made = maps(plan.cast(word, np.float64), base, form.part)
     return [one.T if form.transposed else one for one in made]
+
+
+@jax.jit
+def _applied(one: AffineMap, matrix: Any) -> Any:
+    """``L W Rᵀ + Δ``."""
+    return one(matrix)
 
 
 def _reads(share: Share) -> bool:

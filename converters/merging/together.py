@@ -1,6 +1,8 @@
 """Several processes at one merge: who writes which shard, and how all learn that one has failed."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from jaxmix.converters.huggingface import Shard
 from jaxmix.errors import CheckpointError
 
-__all__ = ["agreed", "is_first", "mine", "only_first"]
+__all__ = ["agreed", "gathered", "is_first", "mine", "only_first"]
 
 
 def is_first() -> bool:
@@ -72,3 +74,21 @@ def only_first(work: Callable[[], object]) -> None:
         except BaseException as caught:
             error = caught
     agreed(error)
+
+
+def gathered(told: Any) -> list[Any]:
+    """What each process has to tell, in order: anything that JSON has.
+
+    Args:
+        told: this one's.
+    """
+    if jax.process_count() == 1:
+        return [told]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([data.size]))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: data.size] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

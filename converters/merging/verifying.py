@@ -1,10 +1,10 @@
 """The proof that an output is base plus mix and nothing else: tensor by tensor, file by file."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from jaxmix.converters.merging.residual import Residual, residual
 from jaxmix.converters.merging.work import Work
 from jaxmix.errors import CheckpointError, listing
 
-__all__ = ["Verdict", "Verified", "verified"]
+__all__ = ["Verdict", "Verified", "joined", "verified"]
 
-Told = Callable[[int, str], None]
 # Below this part of the mix's effect what is left of it is no proof of it.
 _KEPT = 0.5
 
@@ -65,6 +64,12 @@ class Verified:
     failed: int
     ok: bool
 
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Verified":
+        """What `asdict` made, as JSON has it."""
+        tensors = tuple(Verdict(**one) for one in told["tensors"])
+        return cls(**{**told, "tensors": tensors, "problems": tuple(told["problems"])})
+
     @property
     def text(self) -> str:
         """What is wrong, in words."""
@@ -75,18 +80,24 @@ class Verified:
         )
 
 
-def verified(work: Work, out: Path, progress: Callable[[int, int, str], None] | None) -> Verified:
+def verified(
+    work: Work,
+    out: Path,
+    progress: Callable[[int, int, str], None] | None,
+    shards: Mapping[int, Shard],
+) -> Verified:
     """Reads an output back.
 
     Args:
         work: what it should be.
         out: the folder, or the file.
         progress: called with bytes done, bytes in all, and the shard.
+        shards: those to read, by their numbers; with the first of all go the side files.
 
     Returns:
         The verdicts.
     """
-    done, size = 0, work.checkpoint.size
+    is_file, done, size = work.checkpoint.is_file, 0, sum(shard.size for shard in shards.values())
 
     def told(count: int, shard: str) -> None:
         nonlocal done
@@ -95,17 +106,29 @@ def verified(work: Work, out: Path, progress: Callable[[int, int, str], None] | 
             progress(done, size, shard)
 
     verdicts: list[Verdict] = []
-    problems = [] if work.checkpoint.is_file else list(_wrong_files(work, out))
+    problems = list(_wrong_files(work, out)) if 0 in shards and not is_file else []
     with precision(recipe.tensor for recipe in work.recipes.values()):
-        for shard in work.checkpoint.shards:
-            path = out if work.checkpoint.is_file else out / shard.name
+        for shard in shards.values():
+            path = out if is_file else out / shard.name
             told(len(shard.header), shard.name)
-            there, wrong = _opened(path, out.parent if work.checkpoint.is_file else out, shard)
+            there, wrong = _opened(path, out.parent if is_file else out, shard)
             problems += wrong
             for tensor in shard.tensors:
                 found = there.get(tensor.name)
                 verdicts.append(_judged(tensor, found, work.recipes.get(tensor.name)))
                 told(tensor.size, shard.name)
+    return _summed(verdicts, problems)
+
+
+def joined(proofs: Sequence[Verified], names: Iterable[str]) -> Verified:
+    """What several processes found, each in its shards; the tensors in the order of these names."""
+    found = {one.tensor: one for proof in proofs for one in proof.tensors}
+    tensors = [found[name] for name in names]
+    return _summed(tensors, [problem for proof in proofs for problem in proof.problems])
+
+
+def _summed(verdicts: Sequence[Verdict], problems: Sequence[str]) -> Verified:
+    """Verdicts, counted."""
     counts = {kind: 0 for kind in ("proven", "inconclusive", "failed")}
     for one in verdicts:
         counts[one.verdict] += 1

@@ -1,4 +1,4 @@
-"""Going on where a merge was broken off: with the same, and with nothing else; and one at a time."""
+"""Going on where a merge was broken off: with the same and nothing else, and one at a time."""
 
 import errno
 import json
