@@ -24,7 +24,7 @@ __all__ = ["Progress", "write_shards"]
 Progress = Callable[[int, int, str], None]
 
 # Bytes that may wait to be computed, and as many to be written.
-BOUND = 64 << 20
+BOUND = 32 << 20
 # What is copied takes no memory, but should not be listed as a whole either.
 _FUTURES = 64
 

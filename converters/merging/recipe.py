@@ -19,8 +19,8 @@ from jaxmix.plan import Form, Word
 
 __all__ = ["Made", "Recipe", "Share"]
 
-# The numbers of a run of rows; in float32, in which they are computed, 16 MB.
-BLOCK = 4 << 20
+# The numbers of a run of rows; in float32, in which they are computed, 4 MB, which caches hold.
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,8 @@ from jaxmix.plan import Form
 
 __all__ = ["Residual", "residual"]
 
-# The numbers of a run of rows: in float64 8 MB, of which a handful are in memory at once.
-_BLOCK = 1 << 20
+# The numbers of a run of rows: in float64 4 MB, of which a handful are in memory at once.
+_BLOCK = 1 << 19
 # What arithmetic of float32 may be off, in units of its precision and of a row's largest number.
 _SLACK = 128
 # What is said of a number that is none; a finite one, so that it is JSON too.
@@ -63,30 +63,35 @@ def residual(recipe: Recipe, out: Callable[[slice], np.ndarray]) -> Residual:
     worst, along, square = 0.0, 0.0, 0.0
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for rows, exact, base in _exact(recipe):
-            found = np.asarray(out(rows), np.float64).reshape(exact.shape)
-            effect = exact - base
-            allowed = _allowed(recipe.dtype, found, exact, base, effect)
-            off = np.abs(found - exact)
-            with np.errstate(invalid="ignore"):
-                ratio = np.where(off == 0, 0.0, off / allowed)
-            worst = max(worst, min(_FAR, float(np.nanmax(ratio, initial=0.0))))
-            if not np.isfinite(found).all():
-                worst = _FAR
-            along += float(np.vdot(found - base, effect))
-            square += float(np.vdot(effect, effect))
+            found = jnp.asarray(out(rows)).reshape(exact.shape)
+            far, *sums = _compared(found, exact, base, recipe.dtype)
+            worst = max(worst, min(_FAR, float(far)))
+            along, square = along + float(sums[0]), square + float(sums[1])
     return Residual(worst, along / square if square else None)
 
 
-def _allowed(dtype: Any, found: Any, exact: Any, base: Any, effect: Any) -> np.ndarray:
-    """Half a unit in the last place, and the arithmetic's own error."""
+@partial(jax.jit, static_argnames="dtype")
+def _compared(found: Any, exact: Any, base: Any, dtype: Any) -> tuple[Any, Any, Any]:
+    """The largest distance over what is allowed; ``⟨out − base, d⟩``; ``⟨d, d⟩``."""
+    found, effect = found.astype(exact.dtype), exact - base
     told = ml_dtypes.finfo(dtype)
-    _, exponent = np.frexp(np.maximum(np.abs(found), np.abs(exact)))
-    unit = np.ldexp(1.0, np.maximum(exponent - 1, _EXPONENTS[str(dtype)]) - told.nmant)
-    scale = np.abs(base).max(axis=-1, keepdims=True) + np.abs(effect).max(axis=-1, keepdims=True)
-    return unit / 2 + _SLACK * np.finfo(plan.arithmetic(dtype)).eps * scale
+    _, exponent = jnp.frexp(jnp.maximum(jnp.abs(found), jnp.abs(exact)))
+    lowest = jnp.asarray(_EXPONENTS[str(dtype)], exponent.dtype)
+    unit = jnp.ldexp(jnp.ones_like(exact), jnp.maximum(exponent - 1, lowest) - told.nmant)
+    scale = sum(jnp.max(jnp.abs(x), axis=-1, keepdims=True) for x in (base, effect))
+    slack = jnp.nan_to_num(_SLACK * float(np.finfo(plan.arithmetic(dtype)).eps) * scale)
+    off = jnp.abs(found - exact)
+    # Where base plus mix is no number, none is expected.
+    both = jnp.isfinite(found) & jnp.isfinite(exact)
+    one = jnp.isfinite(found) ^ jnp.isfinite(exact)
+    none = jnp.zeros_like(off)
+    far = jnp.where(both & (off > 0), off / (unit / 2 + slack), none)
+    far = jnp.max(jnp.where(one, jnp.full_like(off, jnp.inf), far), initial=0.0)
+    change, effect = jnp.where(both, found - base, none), jnp.where(both, effect, none)
+    return far, jnp.vdot(change, effect), jnp.vdot(effect, effect)
 
 
-def _exact(recipe: Recipe) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+def _exact(recipe: Recipe) -> Iterator[tuple[slice, Any, Any]]:
     """Runs of rows: base plus mix in float64, and the base."""
     tensor = recipe.tensor
     rows = tensor.shape[0] if tensor.shape else 1
@@ -95,7 +100,7 @@ def _exact(recipe: Recipe) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         base = now = _wide(tensor, whole)
         for share in recipe.shares:
             now = _through(share, now)
-        yield whole, np.asarray(now), np.asarray(base)
+        yield whole, now, base
         return
     made: list[AffineMap] = []
     for share in recipe.shares:
@@ -108,7 +113,7 @@ def _exact(recipe: Recipe) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         now = base.reshape(base.shape[0], -1)
         for one in blocks.cut(made, part):
             now = _applied(one, now)
-        yield part, np.asarray(now).reshape(base.shape), np.asarray(base)
+        yield part, now.reshape(base.shape), base
 
 
 def _through(share: Share, leaf: Any) -> Any:
@@ -156,4 +161,4 @@ def _reads(share: Share) -> bool:
 
 def _wide(tensor: Stored, rows: slice) -> Any:
     """Rows in float64."""
-    return jnp.asarray(read_rows(tensor, rows).astype(np.float64))
+    return jnp.asarray(read_rows(tensor, rows)).astype(np.float64)

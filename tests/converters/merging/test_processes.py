@@ -78,7 +78,8 @@ def run(base: Path, adapters: Adapters, out: Path, *, force: bool = False) -> li
     ]
     told = [child.communicate(timeout=300) for child in children]
     assert all(child.returncode == 0 for child in children), told
-    return [json.loads(out.splitlines()[-1]) for out, _ in told]
+    lines = [[line for line in out.splitlines() if line.startswith("{")] for out, _ in told]
+    return [json.loads(found[-1]) for found in lines]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
