@@ -24,8 +24,8 @@ from rich.progress import (
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.loading import load
+from jaxmix.converters.merging import Merged, merge_checkpoint
 from jaxmix.converters.peft import peft_stack
-from jaxmix.converters.stream import Merged, merge_checkpoint
 from jaxmix.converters.tables import adapter_data, adapter_table
 from jaxmix.errors import CheckpointError, JaxmixError
 from jaxmix.mix import mix

@@ -6,10 +6,9 @@ so headers are copied as they are, and of a tensor that nobody touches only the 
 """
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,17 @@ import numpy as np
 
 from jaxmix.errors import CheckpointError
 
-__all__ = ["FLOATS", "INDEX_FILE", "Checkpoint", "Shard", "Stored", "read_checkpoint", "side_files"]
+__all__ = [
+    "CONFIG_FILE",
+    "FLOATS",
+    "INDEX_FILE",
+    "Checkpoint",
+    "Shard",
+    "Stored",
+    "read_checkpoint",
+    "read_shard",
+    "side_files",
+]
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -91,6 +100,11 @@ class Shard:
         """The bytes of the whole file."""
         return len(self.header) + sum(tensor.size for tensor in self.tensors)
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the header says beside the tensors."""
+        return json.loads(self.header[8:]).get("__metadata__") or {}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -101,12 +115,14 @@ class Checkpoint:
         shards: its safetensors files.
         indexed: whether it has an index of its shards.
         texts: side files that are to be written with other contents than the folder's.
+        is_file: whether it is one file alone, whose neighbours are not part of it.
     """
 
     folder: Path
     shards: tuple[Shard, ...]
     indexed: bool = False
     texts: Mapping[str, str] = field(default_factory=dict)
+    is_file: bool = False
 
     @property
     def tensors(self) -> dict[str, Stored]:
@@ -118,45 +134,26 @@ class Checkpoint:
         """The bytes of all shards."""
         return sum(shard.size for shard in self.shards)
 
+    @property
+    def name(self) -> str:
+        """What to call it in messages: the folder, or the one file."""
+        return str(self.folder / self.shards[0].name if self.is_file else self.folder)
+
     def json(self, name: str) -> dict[str, Any]:
-        """The folder's file of a JSON object; an empty one if there is no such file."""
+        """A file of a JSON object, as it is to be written; an empty one if there is none."""
         from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
 
+        if name in self.texts:
+            return json.loads(self.texts[name])
         path = self.folder / name
         return read_json(path) if path.exists() else {}
 
-    def with_config(self, **fields: Any) -> "Checkpoint":
-        """The same with other fields in config.json."""
-        from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
-
-        config = {**read_json(self.folder / CONFIG_FILE), **fields}
-        return replace(self, texts={**self.texts, CONFIG_FILE: json.dumps(config, indent=2) + "\n"})
-
-    def with_copy(self, name: str, of: str) -> "Checkpoint":
-        """The same with one tensor twice: its shard and the index then have it as ``name`` too.
-
-        The copy comes right after its original. So a file in safetensors' own order (wide dtypes
-        first) stays aligned.
-        """
-        shards = tuple(_with_copy(shard, name, of) for shard in self.shards)
-        new = replace(self, shards=shards)
-        if not self.indexed:
-            return new
-        index = self.json(INDEX_FILE)
-        index["weight_map"] = dict(_after(index["weight_map"], of, name, index["weight_map"][of]))
-        tensor, told = self.tensors[of], index.get("metadata") or {}
-        count = math.prod(tensor.shape)
-        for key, more in (("total_size", tensor.size), ("total_parameters", count)):
-            if isinstance(told.get(key), int):
-                told[key] += more
-        return replace(new, texts={**self.texts, INDEX_FILE: json.dumps(index, indent=2) + "\n"})
-
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Reads the headers of a Hugging Face folder, whole or sharded.
+    """Reads the headers of a Hugging Face folder, whole or sharded, or of one file.
 
     Args:
-        folder: where the files lie.
+        folder: where the files lie, or the one file; its name then ends in ``.safetensors``.
 
     Returns:
         The checkpoint; of the tensors nothing is read.
@@ -175,9 +172,12 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     Source: https://github.com/huggingface/safetensors, format.
     """
     # Not at the top: jaxmix.models brings Flax, which takes a second, and this file is on the face.
-    from jaxmix.models.checkpoint import tensor_files
+    from jaxmix.models.checkpoint import safetensors_file, tensor_files
 
     folder = Path(folder).expanduser()
+    if folder.suffix == ".safetensors" and folder.is_file():
+        safetensors_file(folder)
+        return Checkpoint(folder.parent, (read_shard(folder.parent, folder),), is_file=True)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(
@@ -187,7 +187,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     files = dict.fromkeys(tensor_files(folder).values())
     # Like transformers, tensor_files takes a whole file before an index, which is stale then.
     indexed = not (folder / SINGLE_FILE).exists()
-    return Checkpoint(folder, tuple(_read_shard(folder, file) for file in files), indexed)
+    return Checkpoint(folder, tuple(read_shard(folder, file) for file in files), indexed)
 
 
 def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
@@ -203,6 +203,8 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
         The paths in the folder of the files that belong to it; and of those left out, each with the
         reason.
     """
+    if checkpoint.is_file:
+        return [], []
     shards = {shard.name for shard in checkpoint.shards}
     found: list[str] = []
     left_out: list[str] = []
@@ -243,7 +245,7 @@ def _leads_inside(link: Path, folder: Path) -> bool:
     return home.parent.name == "snapshots" and end.is_relative_to(home.parents[1] / "blobs")
 
 
-def _read_shard(folder: Path, file: Path) -> Shard:
+def read_shard(folder: Path, file: Path) -> Shard:
     """A file's header. That it is whole and has no holes is checked where files are listed."""
     with file.open("rb") as opened:
         length = opened.read(8)
@@ -257,32 +259,3 @@ def _read_shard(folder: Path, file: Path) -> Shard:
             tensors.append(Stored(name, told["dtype"], tuple(told["shape"]), *place))
     tensors.sort(key=lambda tensor: (tensor.start, tensor.size))
     return Shard(file.relative_to(folder).as_posix(), header, tuple(tensors))
-
-
-def _with_copy(shard: Shard, name: str, of: str) -> Shard:
-    """The shard with one of its tensors twice, if it is there."""
-    found = next((tensor for tensor in shard.tensors if tensor.name == of), None)
-    if found is None:
-        return shard
-    tensors = []
-    for tensor in shard.tensors:
-        tensors.extend((tensor, replace(tensor, name=name)) if tensor is found else (tensor,))
-    header: dict[str, Any] = {}
-    if metadata := json.loads(shard.header[8:]).get("__metadata__"):
-        header["__metadata__"] = metadata
-    end = 0
-    for tensor in tensors:
-        begin, end = end, end + tensor.size
-        told = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
-        header[tensor.name] = told
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return Shard(shard.name, len(text).to_bytes(8, "little") + text, tuple(tensors))
-
-
-def _after(table: Mapping[str, str], key: str, new: str, value: str) -> Iterator[tuple[str, str]]:
-    """The items of a table, with one more after ``key``."""
-    for item in table.items():
-        yield item
-        if item[0] == key:
-            yield new, value

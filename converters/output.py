@@ -10,11 +10,11 @@ from pathlib import Path
 
 from jaxmix.errors import CheckpointError
 
-__all__ = ["checked_output", "new_folder"]
+__all__ = ["HINTS", "checked_file", "checked_output", "new_folder"]
 
 # What makes a folder a checkpoint, which --force may replace. Anything else might be a home folder.
 _MARKS = ("config.json", "model.safetensors", "model.safetensors.index.json")
-_HINTS = {
+HINTS = {
     errno.ENOSPC: "Make room, or choose another disk.",
     errno.EDQUOT: "Make room, or choose another disk.",
     errno.EFBIG: "Choose a place that takes files of this size.",
@@ -47,16 +47,7 @@ def checked_output(
     Raises:
         CheckpointError: if the place is taken, touches an input, or its disk has too little room.
     """
-    place = Path(out).expanduser().resolve()
-    for told in inputs:
-        folder = Path(told).expanduser().resolve()
-        if place == folder or place.is_relative_to(folder) or folder.is_relative_to(place):
-            how = (
-                "is" if place == folder else "lies in" if place.is_relative_to(folder) else "holds"
-            )
-            raise CheckpointError(
-                f"the output {out} {how} {told}, which is read from. Give a folder apart from it."
-            )
+    place = _apart(out, inputs, "folder")
     if place.is_dir():
         if not force:
             raise CheckpointError(
@@ -70,13 +61,74 @@ def checked_output(
             )
     elif place.exists():
         raise CheckpointError(f"the output {out} is a file. Give a folder's name.")
+    _check_room(out, place, size)
+    return place
+
+
+def checked_file(
+    out: str | os.PathLike[str],
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    force: bool = False,
+    size: int = 0,
+) -> Path:
+    """The place for a new safetensors file, as far as can be told before it is written.
+
+    Args:
+        out: where the file should come to stand.
+        inputs: files that are read from.
+        force: whether a file that stands there may be replaced.
+        size: the bytes to be written.
+
+    Returns:
+        The place, links resolved.
+
+    Raises:
+        CheckpointError: if the place is taken, is an input, or its disk has too little room.
+    """
+    place = _apart(out, inputs, "file")
+    if place.is_dir():
+        raise CheckpointError(
+            f"the output {out} is a folder, and the base is a file. Give a file's name."
+        )
+    if place.suffix != ".safetensors":
+        raise CheckpointError(
+            f"the output {out} is to be a safetensors file, as the base is. Give a name that ends "
+            "in .safetensors."
+        )
+    if place.exists() and not force:
+        raise CheckpointError(
+            f"the output {out} exists. Give another name, or say force=True (--force) to replace "
+            "it; it then stays until the new one is whole."
+        )
+    _check_room(out, place, size)
+    return place
+
+
+def _apart(
+    out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]], what: str
+) -> Path:
+    """The output's place, if it neither is nor holds an input, nor lies in one."""
+    place = Path(out).expanduser().resolve()
+    for told in inputs:
+        source = Path(told).expanduser().resolve()
+        if place == source or place.is_relative_to(source) or source.is_relative_to(place):
+            how = "is" if place == source else "lies in"
+            how = "holds" if place != source and source.is_relative_to(place) else how
+            raise CheckpointError(
+                f"the output {out} {how} {told}, which is read from. Give a {what} apart from it."
+            )
+    return place
+
+
+def _check_room(out: str | os.PathLike[str], place: Path, size: int) -> None:
+    """Whether the disk has room."""
     parent = next(folder for folder in place.parents if folder.exists())
     if parent.is_dir() and (free := shutil.disk_usage(parent).free) < size:
         raise CheckpointError(
             f"the output {out} needs {size:,} bytes, and {parent} has {free:,} left. "
-            f"{_HINTS[errno.ENOSPC]}"
+            f"{HINTS[errno.ENOSPC]}"
         )
-    return place
 
 
 @contextmanager
@@ -100,7 +152,7 @@ def new_folder(place: Path, *, force: bool = False) -> Iterator[Path]:
         yield beside
         _put(beside, place, force)
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "")
+        hint = HINTS.get(error.errno or 0, "")
         raise CheckpointError(
             f"the output {place} could not be written: {error}. What was written is removed again, "
             f"and all else is as it was. {hint}".rstrip()

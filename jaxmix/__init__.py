@@ -10,9 +10,9 @@ from jaxmix.adapter import Adapter
 from jaxmix.bank import Bank
 from jaxmix.combine import combine
 from jaxmix.converters.loading import load
+from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
-from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.errors import JaxmixError
 from jaxmix.factored import Factored, attach, detach, explain, factored
 from jaxmix.layout import Layout, Rule

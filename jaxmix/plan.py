@@ -27,7 +27,7 @@ from jaxmix.families.base import maps
 from jaxmix.layout import Part, Place
 from jaxmix.operators import Hadamard, Operator, Sum, Zero, spread
 
-__all__ = ["Form", "Word", "apply", "arithmetic", "as_matrix", "cast"]
+__all__ = ["Form", "Word", "apply", "arithmetic", "as_matrix", "cast", "made", "run"]
 
 # What acts on one site: strengths and updates, the first one first.
 Word = tuple[tuple[Any, Update], ...]
@@ -178,23 +178,29 @@ def _by_pass(
     leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None, donate: bool
 ) -> Array:
     """The same by one compiled function for each map and each pass."""
-    passes = list(_passes(fold(list(_made(leaf, base, word, form, base_form)))))
-    if not passes:
-        return leaf
-    now, ours = leaf, donate
-    if not form.is_plain:
-        now, ours = _enter(leaf, form), True
+    steps = fold(list(made(leaf, base, word, form, base_form)))
+    if not steps or form.is_plain:
+        return run(leaf, steps, form, leaf.dtype, donate=donate) if steps else leaf
+    tensor = run(_enter(leaf, form), steps, form, leaf.dtype, donate=True)
+    return _leave(leaf, tensor, form)
+
+
+def run(
+    tensor: Array, steps: Iterable[AffineMap], form: Form, dtype: Any, *, donate: bool = False
+) -> Array:
+    """Folded steps applied to a tensor, each pass by a compiled function; the last one rounds."""
+    passes = list(_passes(steps))
     for i, (work, operators) in enumerate(passes):
-        dtype = leaf.dtype if i + 1 == len(passes) else arithmetic(leaf.dtype)
-        run = _PASSES[work, ours and now.dtype == dtype]
-        now, ours = run(now, operators, form, dtype), True
-    return now if form.is_plain else _leave(leaf, now, form)
+        wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
+        run_pass = _PASSES[work, donate and tensor.dtype == wide]
+        tensor, donate = run_pass(tensor, operators, form, wide), True
+    return tensor
 
 
-def _made(
-    leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None
+def made(
+    leaf: Any, base: Any, word: Word, form: Form, base_form: Form | None = None
 ) -> Iterator[AffineMap]:
-    """The word's maps, as `families.base.maps` makes them, each by a compiled function."""
+    """The word's maps, each by a compiled function. A leaf that none reads may be its shape."""
     shape = form.shape(leaf.shape)
     dtype = arithmetic(leaf.dtype)
     bare = start = Base(None, shape)
@@ -203,9 +209,9 @@ def _made(
         bare = Base(None, start.shape)
     for strength, update in word:
         sees = start if update.reads_base or update.is_base_side else bare
-        yield _map(update, strength, sees, form.part, form.transposed, dtype)
+        yield _map(update, _strength(strength, dtype), sees, form.part, form.transposed, dtype)
         if update.is_base_side and start is not bare:
-            start = _rebase(update, strength, start, dtype)
+            start = _rebase(update, _strength(strength, dtype), start, dtype)
 
 
 def _one_map(

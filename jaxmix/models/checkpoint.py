@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import CheckpointError, listing
 
-__all__ = ["read_json", "read_tensors", "tensor_files"]
+__all__ = ["read_json", "read_tensors", "safetensors_file", "tensor_files"]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -49,13 +49,13 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     folder = Path(folder)
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.exists():
-        return {name: single for name in _open(single).keys()}
+        return {name: single for name in safetensors_file(single).keys()}
     if not index.exists():
         raise CheckpointError(_no_weights(folder))
     said = _weight_map(index)
     found: dict[str, list[Path]] = {}
     for file in dict.fromkeys(said.values()):
-        for name in _open(file).keys():
+        for name in safetensors_file(file).keys():
             found.setdefault(name, []).append(file)
     wrong = [
         f"{name}: in {_names(found.get(name, []))}, the index says {_names([said.get(name)])}"
@@ -102,7 +102,7 @@ class _Tensors(Mapping[str, np.ndarray]):
 
     def __init__(self, files: dict[str, Path]):
         self._files = files
-        self._open = {file: _open(file) for file in dict.fromkeys(files.values())}
+        self._open = {file: safetensors_file(file) for file in dict.fromkeys(files.values())}
 
     def __getitem__(self, name: str) -> np.ndarray:
         file = self._files[name]
@@ -151,8 +151,18 @@ def read_json(path: Path) -> dict[str, Any]:
     raise CheckpointError(f"{path} holds a {type(values).__name__}, expected a JSON object.")
 
 
-def _open(path: Path) -> Any:
-    """The file's handle: its header is read and its length checked."""
+def safetensors_file(path: Path) -> Any:
+    """A file's handle: its header is read and its length checked.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What `safetensors.safe_open` gives.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
     try:
         return safe_open(path, framework="numpy")
     except FileNotFoundError as error:

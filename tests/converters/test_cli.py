@@ -15,8 +15,8 @@ import pytest
 
 import jaxmix
 from jaxmix.converters import cli
+from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.converters.peft import peft_stack
-from jaxmix.converters.stream import merge_checkpoint
 from jaxmix.converters.tables import adapter_data
 from jaxmix.families import LoRA, Replace, Together
 

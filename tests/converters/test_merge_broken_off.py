@@ -1,18 +1,14 @@
-"""Merges that fail on the way: the old output stands, nothing is left."""
+"""Merges that fail on the way: the old output stands, and nothing is left but what is of use."""
 
 import errno
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import jaxmix
-from jaxmix.converters import groups, stream
-from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.merging import exchange, front, merge_checkpoint, place, recipe
 from jaxmix.errors import CheckpointError, LayoutError
 
 from .checkpoints import Adapters, contents, header, mixed
@@ -34,18 +30,19 @@ def test_a_failure_in_the_middle(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The third site's computing fails: the old output stands, and nothing lies about."""
+    """The third tensor's computing fails: the old output stands, and nothing lies about."""
     out, before = before_and_out
-    plain, calls = groups.compose, []
+    plain: Any = recipe.Prepared.made
+    calls: list[Any] = []
 
-    def failing(*args: Any, **options: Any) -> Any:
+    def failing(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) > 3:
-            assert any(tmp_path.glob("*.partial-*/model.safetensors"))
+        if len(calls) > 2:
+            assert any(tmp_path.glob("*.partial/parts/0.safetensors"))
             raise error("on the way")
-        return plain(*args, **options)
+        return plain(*args)
 
-    monkeypatch.setattr(groups, "compose", failing)
+    monkeypatch.setattr(recipe.Prepared, "made", failing)
     for target in (out, tmp_path / "new"):
         calls.clear()
         with pytest.raises(error, match="on the way"):
@@ -77,7 +74,7 @@ def test_the_system_refuses_to_write(
     def failing(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(stream.shutil, "copyfile", failing)
+    monkeypatch.setattr(front.shutil, "copyfile", failing)
     with pytest.raises(CheckpointError) as caught:
         merge_checkpoint(base, mixed(adapters), out, force=True)
     text = str(caught.value)
@@ -111,8 +108,35 @@ def test_a_folder_for_reading_only(base: Path, adapters: Adapters, tmp_path: Pat
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("failing_rename", [1, 2])
 def test_the_last_step_fails(
+    base: Path,
+    adapters: Adapters,
+    before_and_out: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The old output stands, and the whole shards wait; `resume` has only this step to do again."""
+    out, before = before_and_out
+
+    def failing(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "exchanged", failing)
+        text = (
+            r"could not be written.* 1 of 1 shards are whole in \S+out.partial: resume=True \(--re"
+        )
+        with pytest.raises(CheckpointError, match=text + r".*Choose a folder in which you"):
+            merge_checkpoint(base, mixed(adapters), out, force=True)
+    assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}
+    merged = merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
+    assert merged.resumed == 1 and not list(tmp_path.glob("out.*"))
+    merge_checkpoint(base, mixed(adapters), tmp_path / "other")
+    assert contents(out) == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize("failing_rename", [1, 2])
+def test_where_folders_can_not_be_exchanged(
     failing_rename: int,
     base: Path,
     adapters: Adapters,
@@ -120,22 +144,44 @@ def test_the_last_step_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Either renaming: the old output is back in its place."""
+    """There two renamings do; if either fails, the old output is back in its place."""
     out, before = before_and_out
     plain, calls = Path.rename, []
 
     def failing(self: Path, target: Path) -> Path:
-        calls.append(target)
-        if len(calls) == failing_rename:
-            raise PermissionError(errno.EACCES, "no")
+        if Path(target).name in ("old", "out") and "partial" in str(self) + str(target):
+            calls.append(target)
+            if len(calls) == failing_rename:
+                raise PermissionError(errno.EACCES, "no")
         return plain(self, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(
-        CheckpointError, match=r"could not be written.*Choose a folder in which you"
-    ):
-        merge_checkpoint(base, mixed(adapters), out, force=True)
-    assert contents(tmp_path) == before
+    monkeypatch.setattr(place, "exchanged", lambda *_: False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with pytest.raises(CheckpointError, match=r"could not be written.*Choose a folder in wh"):
+            merge_checkpoint(base, mixed(adapters), out, force=True)
+    assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}
+    merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
+    merge_checkpoint(base, mixed(adapters), tmp_path / "other")
+    assert contents(out) == contents(tmp_path / "other") and not list(tmp_path.glob("out.*"))
+
+
+def test_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders change places; where the system lacks the call, or the path, it says so."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    done = exchange.exchanged(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / ("b" if done else "a")).exists()
+    if done:
+        with pytest.raises(FileNotFoundError):
+            exchange.exchanged(tmp_path / "a", tmp_path / "c")
+
+    class Old:
+        """A C library of former days."""
+
+    monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: Old())
+    assert not exchange.exchanged(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_output_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_path: Path) -> None:
@@ -146,9 +192,12 @@ def test_an_output_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_pa
         out.mkdir(exist_ok=True)
         (out / "config.json").write_text("{}")
 
-    with pytest.raises(CheckpointError, match=r"could not be written: .*not empty"):
+    with pytest.raises(CheckpointError, match=r"could not be written: \S+out has appeared mean"):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, progress=meddle)
-    assert contents(out) == {"config.json": b"{}"} and len(list(tmp_path.glob("out*"))) == 1
+    assert contents(out) == {"config.json": b"{}"}
+    merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, resume=True, force=True)
+    assert contents(out).keys() == contents(base).keys()
+    assert len(list(tmp_path.glob("out*"))) == 1
 
 
 @pytest.mark.parametrize("which", ["lora", "embedding"])
@@ -165,36 +214,3 @@ def test_a_base_that_is_cut_meanwhile(
         adapter = jaxmix.load(adapters[which])
         merge_checkpoint(sharded, adapter, tmp_path / "out", progress=cut)
     assert not list(tmp_path.glob("out*"))
-
-
-KILLED = """
-import sys, time
-from jaxmix.converters.stream import merge_checkpoint
-import jaxmix
-
-def wait(done, size, shard):
-    if shard.startswith("model-00002"):
-        print("now", flush=True)
-        time.sleep(100)
-
-base, lora, out = sys.argv[1:]
-merge_checkpoint(base, jaxmix.load(lora), out, force=True, progress=wait)
-"""
-
-
-def test_killed(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Between two shards, by the signal that can't be caught: no half output, and the old one."""
-    lora, out = jaxmix.load(adapters["lora"]), tmp_path / "out"
-    merge_checkpoint(sharded, [], out)
-    before = contents(out)
-    words = [sys.executable, "-c", KILLED, sharded, adapters["lora"], out]
-    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout and child.stdout.readline() == "now\n"
-        child.send_signal(signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL and contents(out) == before
-    assert sorted(path.name.partition("-")[0] for path in tmp_path.glob("out*")) == [
-        "out",
-        "out.partial",
-    ]
-    assert merge_checkpoint(sharded, lora, out, force=True).changed
-    assert contents(out).keys() == before.keys() and contents(out) != before

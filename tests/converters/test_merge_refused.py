@@ -13,7 +13,7 @@ import pytest
 
 import jaxmix
 from jaxmix.converters import output
-from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
 from jaxmix.families import LoRA, SHiRA
 

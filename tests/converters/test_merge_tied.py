@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.families import LoRA, Tokens
 

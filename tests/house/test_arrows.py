@@ -74,7 +74,7 @@ ARROWS["converters"] = set(ARROWS)
 ARROWS["demo"] = set(ARROWS)
 # Beyond the table: the face reads files through `load`, and the command line starts the demo.
 FACE_MAY = tuple(
-    f"jaxmix.converters.{name}." for name in ("loading", "mixfile", "peft.export", "stream")
+    f"jaxmix.converters.{name}." for name in ("loading", "mixfile", "peft.export", "merging")
 )
 COMMANDS_MAY = "jaxmix.demo."
 # What a family may take from its neighbours; the table and its shared parts stand above them.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxmix.converters.huggingface import Checkpoint
+from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.errors import LayoutError, listing
 from jaxmix.families import Update, parts_of
 from jaxmix.mix import Mix
@@ -42,7 +43,7 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
         return checkpoint, None
     if not allowed:
         raise LayoutError(
-            f"sites whose tensor {checkpoint.folder} ties to another:{listing(problems.values())}\n"
+            f"sites whose tensor {checkpoint.name} ties to another:{listing(problems.values())}\n"
             f"untie=True (on the command line --untie) does so in the output: it writes {_HEAD} as "
             f"a tensor of its own and sets {_FLAG} to false in config.json."
         )
@@ -53,8 +54,8 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
             f"changes one side of it:{listing([*tokens, *problems])}\nMerge one after the other."
         )
     if _HEAD not in tensors:
-        checkpoint = checkpoint.with_copy(_HEAD, of=_embedding(checkpoint, problems))
-    return checkpoint.with_config(**_untied_fields(checkpoint)), _HEAD
+        checkpoint = with_copy(checkpoint, _HEAD, of=_embedding(checkpoint, problems))
+    return with_config(checkpoint, _untied_fields(checkpoint)), _HEAD
 
 
 def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
     if len(both) == 1 and not is_shared and tied_problem(_HEAD.removesuffix(".weight"), tensors):
         return both[0]
     raise LayoutError(
-        f"untie=True (--untie) knows decoders with a plain {_HEAD}, and {checkpoint.folder} is "
+        f"untie=True (--untie) knows decoders with a plain {_HEAD}, and {checkpoint.name} is "
         f"none: found {', '.join(both) or 'no embedding'}, for {', '.join(problems)}. Untie the "
         "model with transformers: give the head a parameter of its own, set "
         f"config.{_FLAG} = False, save it."

@@ -1,0 +1,7 @@
+"""The streaming merge: a checkpoint of any size and adapters in, a merged checkpoint out."""
+
+from jaxmix.converters.merging.front import Merged, merge_checkpoint, verify_merge
+from jaxmix.converters.merging.rounding import Rounding
+from jaxmix.converters.merging.verifying import Verdict, Verified
+
+__all__ = ["Merged", "Rounding", "Verdict", "Verified", "merge_checkpoint", "verify_merge"]

@@ -1,0 +1,94 @@
+"""Steps of affine maps, cut into runs of rows: ``(L W Rᵀ + Δ)[part] = L' W[part] Rᵀ + Δ[part]``.
+
+That holds where L does not reach out of the part: for the identity, a diagonal, and blocks along
+the diagonal that the part does not cut. So a large tensor goes through memory by runs of rows.
+"""
+
+import math
+from collections.abc import Sequence
+
+from jaxmix.affine import AffineMap
+from jaxmix.operators import BlockDiagonal, Diagonal, Identity, Operator, Product
+
+__all__ = ["cut", "parts", "unit"]
+
+
+def unit(steps: Sequence[AffineMap]) -> int | None:
+    """How many rows have to stay together: a multiple of what every L mixes.
+
+    Args:
+        steps: maps of one matrix, the first one first.
+
+    Returns:
+        A number of rows; None if an L mixes all of them.
+
+    Example:
+        >>> from jaxmix.affine import identity
+        >>> unit([identity((4, 2))])
+        1
+    """
+    sizes = [_unit(step.left) for step in steps]
+    return None if None in sizes else math.lcm(*(size or 1 for size in sizes))
+
+
+def parts(rows: int, most: int, together: int | None) -> list[slice]:
+    """The rows in runs of about one size, none of them cut where it must not be.
+
+    Args:
+        rows: how many there are.
+        most: how many a run should have at the most.
+        together: what `unit` said.
+
+    Returns:
+        The runs, in order; a single one where nothing may be cut.
+
+    Example:
+        >>> parts(10, 4, 2)
+        [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
+    """
+    if together is None or rows <= most:
+        return [slice(0, rows)]
+    # Even runs, so that all but the last have one shape, and one compiled function.
+    count = -(-rows // max(most, together))
+    size = -(-rows // (count * together)) * together
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def cut(steps: Sequence[AffineMap], part: slice) -> list[AffineMap]:
+    """The steps of a run of rows.
+
+    Args:
+        steps: maps of the whole matrix, the first one first.
+        part: a run that `parts` gave for their `unit`.
+
+    Returns:
+        Maps of the run.
+    """
+    if part == slice(0, steps[0].shape[0] if steps else 0):
+        return list(steps)
+    return [AffineMap(_square(s.left, part), s.right, s.shift.rows(part)) for s in steps]
+
+
+def _unit(left: Operator) -> int | None:
+    """How many rows an L mixes; None for all of them."""
+    if isinstance(left, Identity | Diagonal):
+        return 1
+    if isinstance(left, BlockDiagonal):
+        return left.block_size
+    if isinstance(left, Product):
+        sizes = _unit(left.first), _unit(left.second)
+        return None if None in sizes else math.lcm(*(size or 1 for size in sizes))
+    return None
+
+
+def _square(left: Operator, part: slice) -> Operator:
+    """``L[part, part]``, which is all of ``L[part]`` that is not zero."""
+    if isinstance(left, Diagonal):
+        return Diagonal(left.d[part])
+    if isinstance(left, BlockDiagonal):
+        size = left.block_size
+        return BlockDiagonal(left.all_blocks()[part.start // size : part.stop // size], 1)
+    if isinstance(left, Product):
+        return Product(_square(left.first, part), _square(left.second, part))
+    assert isinstance(left, Identity)
+    return Identity(part.stop - part.start)

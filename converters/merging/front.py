@@ -1,0 +1,272 @@
+"""`merge_checkpoint`: a Hugging Face checkpoint and adapters in, a merged one out, by tensors.
+
+First everything that can go wrong is looked at, on shapes alone (`work`). Then shard after shard is
+written into a folder beside (`pipeline`, `place`), which is exchanged with the output at the end.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxmix.converters.merging import together
+from jaxmix.converters.merging.growing import growing
+from jaxmix.converters.merging.pipeline import Progress, Told, write_shards
+from jaxmix.converters.merging.place import Place
+from jaxmix.converters.merging.planning import precision
+from jaxmix.converters.merging.quantized import is_packed
+from jaxmix.converters.merging.rounding import Loss, Rounding, summed
+from jaxmix.converters.merging.verifying import Verified, joined, verified
+from jaxmix.converters.merging.work import Adapters, Work, look_at
+from jaxmix.errors import CheckpointError
+from jaxmix.layout import Layout
+
+__all__ = ["Merged", "merge_checkpoint", "verify_merge"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge_checkpoint` wrote.
+
+    Args:
+        out: the folder, or the file.
+        shards: its safetensors files.
+        changed: the tensors that adapters changed; all others are the base's, byte for byte, or
+            dequantized.
+        copied: how many tensors are the base's.
+        size: the bytes of all shards.
+        untied: the head that was given a tensor of its own, if one was.
+        left_out: the base's files that were not copied, each with the reason.
+        dequantized: how many tensors of fp8 are bfloat16 now.
+        resumed: how many shards a run before this one had written.
+        rounding: the error of the one rounding to 16 bits, in all and of each tensor; None where
+            nothing was rounded.
+        verified: what reading the output back showed; None if it was not asked for.
+    """
+
+    out: Path
+    shards: tuple[str, ...]
+    changed: tuple[str, ...]
+    copied: int
+    size: int
+    untied: str | None
+    left_out: tuple[str, ...]
+    dequantized: int = 0
+    resumed: int = 0
+    rounding: Rounding | None = None
+    verified: Verified | None = None
+
+
+def merge_checkpoint(
+    base: str | os.PathLike[str],
+    adapters: Adapters,
+    out: str | os.PathLike[str],
+    *,
+    layout: Layout | str | None = None,
+    force: bool = False,
+    untie: bool = False,
+    resume: bool = False,
+    verify: bool = False,
+    dequantize: bool = False,
+    progress: Progress | None = None,
+) -> Merged:
+    """Merges adapters into a Hugging Face checkpoint of any size: ``W' = Aₙ(… A₁(W))``.
+
+    The output has the same shards, index, order of tensors, dtypes, metadata and side files.
+    Tensors that no adapter touches are copied byte for byte; the others are what `compose` makes of
+    them, rounded once. It grows in ``out.partial`` and takes its place in one step once it is
+    whole. Memory does not grow with the model. Under `jax.distributed` the shards are dealt to the
+    processes, each of which must make this call.
+
+    Args:
+        base: a Hugging Face folder with ``model.safetensors``, or with shards and their index;
+            weights (out, in). Or one safetensors file; then ``out`` is a file too.
+        adapters: one adapter or mix, or several, the one to apply first first.
+        out: the folder or the file to write.
+        layout: where the sites lie among the tensors; None to find them by name.
+        force: replace ``out`` if there is such a checkpoint, which stays until the new one is
+            whole; and begin anew where a merge was broken off.
+        untie: where an adapter touches an embedding that is also the head, give the head a tensor
+            of its own, as PEFT's forward needs it: a copy of the base's embedding (V, D).
+        resume: go on where a merge of the same was broken off: its whole shards stay. Where there
+            is none, begin.
+        verify: read the output back before it takes its place, and prove that it is base plus mix.
+        dequantize: write tensors of fp8, with their scales, in bfloat16.
+        progress: called after every few megabytes with the bytes done so far, the bytes in all
+            and the name of the shard; first of writing, then of verifying.
+
+    Returns:
+        What was written: the tensors that changed, what the rounding did, and the base's files that
+        were left out.
+
+    Raises:
+        CheckpointError: if the base is damaged, the output can't be written there, a merge was
+            broken off there, or verifying fails.
+        LayoutError: if sites find no tensor, a tied one, or one that is not of floats.
+        ShapeError: if factors do not fit their weights.
+        AdapterError: if something is no adapter, or two have one name.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from jaxmix.adapter import Adapter
+        >>> from safetensors.numpy import load_file, save_file
+        >>> from jaxmix.families import LoRA
+        >>> ones = np.ones((1, 2), np.float32)
+        >>> lora = Adapter({"proj": LoRA(a=ones, b=ones[:, :1], scale=1.0)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     base, out = Path(folder, "base"), Path(folder, "out")
+        ...     base.mkdir()
+        ...     save_file({"proj.weight": ones, "norm.weight": ones}, base / "model.safetensors")
+        ...     merged = merge_checkpoint(base, [0.5 * lora], out)
+        ...     load_file(out / "model.safetensors")["proj.weight"], merged.changed
+        (array([[1.5, 1.5]], dtype=float32), ('proj.weight',))
+
+    Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
+    """
+    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize)
+    with growing(work, base, out, resume=resume, force=force) as (place, done):
+        if done is None:
+            return _merged(work, place, len(work.checkpoint.shards), None)
+        _write(work, place, done, progress)
+        proof = _proof(work, place, progress) if verify else None
+        merged = _merged(work, place, len(done), proof)
+        together.only_first(lambda: place.put(force=force))
+    return merged
+
+
+def verify_merge(
+    base: str | os.PathLike[str],
+    adapters: Adapters,
+    out: str | os.PathLike[str],
+    *,
+    layout: Layout | str | None = None,
+    untie: bool = False,
+    dequantize: bool = False,
+    progress: Progress | None = None,
+) -> Verified:
+    """Reads a merged checkpoint and proves that it is base plus mix: ``W' = Aₙ(… A₁(W))``.
+
+    Each tensor is proven twice: by replay, which makes its bytes again, and by residual, which
+    holds it against the same maps in float64, one after the other and neither folded nor cut, to
+    half a unit in the last place. Where rounding hides most of what the mix does, nothing can be
+    told, and the answer is 'inconclusive'.
+
+    Args:
+        base: as in `merge_checkpoint`.
+        adapters: as there, at the same strengths.
+        out: the folder or the file to look at; weights (out, in).
+        layout: as there.
+        untie: as there.
+        dequantize: as there.
+        progress: called after every few megabytes with the bytes read so far, the bytes in all and
+            the name of the shard.
+
+    Returns:
+        A verdict for each tensor, and what is wrong with files and headers.
+
+    Raises:
+        CheckpointError: if the base is damaged, or there is no such output.
+        LayoutError: as `merge_checkpoint`.
+        ShapeError: as `merge_checkpoint`.
+        AdapterError: as `merge_checkpoint`.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from jaxmix.adapter import Adapter
+        >>> from safetensors.numpy import save_file
+        >>> from jaxmix.families import LoRA
+        >>> ones = np.ones((1, 2), np.float32)
+        >>> lora = Adapter({"proj": LoRA(a=ones, b=ones[:, :1], scale=1.0)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     base, out = Path(folder, "base.safetensors"), Path(folder, "out.safetensors")
+        ...     save_file({"proj.weight": ones, "norm.weight": ones}, base)
+        ...     merged = merge_checkpoint(base, 0.5 * lora, out)
+        ...     verify_merge(base, 0.5 * lora, out).ok, verify_merge(base, lora, out).ok
+        (True, False)
+
+    Source: https://github.com/huggingface/safetensors, format.
+    """
+    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize)
+    place = Path(out).expanduser()
+    if place.is_dir() == work.checkpoint.is_file or not place.exists():
+        what = "a safetensors file" if work.checkpoint.is_file else "a folder"
+        raise CheckpointError(f"{out} is no merged checkpoint, expected {what}, as the base is.")
+    return verified(work, place, progress, dict(enumerate(work.checkpoint.shards)))
+
+
+def _write(work: Work, place: Place, done: Mapping[int, Any], progress: Progress | None) -> None:
+    """All that is not there yet; each process its own shards, the first one the side files."""
+    shards = {i: shard for i, shard in enumerate(work.checkpoint.shards) if i not in done}
+    ours = together.mine(shards)
+    theirs = sum(shard.size for i, shard in shards.items() if i not in ours)
+    size = work.checkpoint.size - theirs
+    told = Told(size - sum(shard.size for shard in ours.values()), size, progress)
+    error: BaseException | None = None
+    try:
+        if together.is_first() and not place.is_file:
+            _write_side_files(work, place.new)
+        with precision(recipe.tensor for recipe in work.recipes.values()):
+            write_shards(ours, work.recipes, place, told)
+    except BaseException as caught:
+        error = caught
+    together.agreed(error)
+
+
+def _proof(work: Work, place: Place, progress: Progress | None) -> Verified:
+    """What reading the new output back shows; each process reads its own shards."""
+    numbers = together.mine(dict(enumerate(work.checkpoint.shards)))
+    error: BaseException | None = None
+    proof = None
+    try:
+        proof = verified(work, place.new, progress, numbers)
+    except BaseException as caught:
+        error = caught
+    together.agreed(error)
+    assert proof is not None
+    proofs = [Verified.of(told) for told in together.gathered(asdict(proof))]
+    proof = joined(proofs, work.checkpoint.tensors)
+    if not proof.ok:
+        raise CheckpointError(f"{place.out} was not written: {proof.text}")
+    return proof
+
+
+def _write_side_files(work: Work, folder: Path) -> None:
+    """Tokenizer, configs and what else there is."""
+    texts = work.checkpoint.texts
+    for name in work.files:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in texts:
+            target.write_text(texts[name], encoding="utf-8")
+        else:
+            shutil.copyfile(work.checkpoint.folder / name, target)
+
+
+def _merged(work: Work, place: Place, resumed: int, proof: Verified | None) -> Merged:
+    """What there is to tell of the output, all of whose shards are whole."""
+    shards = work.checkpoint.shards
+    losses = {
+        name: Loss.of(told)
+        for record in place.records(len(shards))
+        for name, told in record["losses"].items()
+    }
+    changed = work.changed
+    packed = sum(is_packed(tensor) for tensor in work.checkpoint.tensors.values())
+    ours = dict.fromkeys((*changed, *work.recipes))
+    return Merged(
+        out=place.out,
+        shards=tuple(shard.name for shard in shards),
+        changed=changed,
+        copied=len(work.checkpoint.tensors) - len(ours),
+        size=work.checkpoint.size,
+        untied=work.head,
+        left_out=work.left_out,
+        dequantized=packed,
+        resumed=resumed,
+        rounding=summed({name: losses[name] for name in changed if name in losses}),
+        verified=proof,
+    )

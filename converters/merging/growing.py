@@ -1,0 +1,100 @@
+"""An output while it grows: held for this process, kept if it is of use, removed if it is not."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxmix.converters.huggingface import Shard
+from jaxmix.converters.merging import together
+from jaxmix.converters.merging.journal import journal
+from jaxmix.converters.merging.place import Place, locked
+from jaxmix.converters.merging.work import Work
+from jaxmix.converters.output import HINTS, checked_file, checked_output
+from jaxmix.errors import CheckpointError, JaxmixError
+
+__all__ = ["growing"]
+
+
+@contextmanager
+def growing(
+    work: Work, base: Any, out: Any, *, resume: bool, force: bool
+) -> Iterator[tuple[Place, dict[int, Mapping[str, Any]] | None]]:
+    """Where the output grows, and the records of the shards that are whole there.
+
+    None for these if a run before this one was killed when all was done. What was written stays if
+    something can go on from it, else it is removed.
+    """
+    shards = work.checkpoint.shards
+    place = Place(Path(out).expanduser().resolve(), work.checkpoint.is_file)
+    try:
+        with ExitStack() as stack:
+
+            def begin() -> None:
+                stack.enter_context(_begun(work, place, base, out, resume=resume, force=force))
+
+            together.only_first(begin)
+            is_done = place.is_placed
+            with _kept_if_of_use(place, shards):
+                yield place, None if is_done else place.whole(shards)
+            if is_done:
+                together.only_first(place.removed)
+    except OSError as error:
+        kept = _kept(place, shards)
+        kept = kept or "What was written is removed again, and all else is as it was."
+        raise CheckpointError(
+            f"the output {place.out} could not be written: {error}. {kept} "
+            f"{HINTS.get(error.errno or 0, '')}".rstrip()
+        ) from error
+
+
+@contextmanager
+def _begun(
+    work: Work, place: Place, base: Any, out: Any, *, resume: bool, force: bool
+) -> Iterator[None]:
+    """The place, for this process alone, and begun or to be gone on with."""
+    shards = work.checkpoint.shards
+    check = partial(checked_file if place.is_file else checked_output, out, [base], force=force)
+    if not place.beside.exists():
+        check(size=work.checkpoint.size)
+    now = journal(work.checkpoint, work.mixed, work.table)
+    with locked(place):
+        place.mended()
+        if not (place.is_placed and resume and place.journal == now):
+            if place.is_placed:
+                place.emptied()
+            check()
+            done = place.begun(now, shards, resume=resume, force=force)
+            try:
+                check(size=sum(shard.size for i, shard in enumerate(shards) if i not in done))
+            except CheckpointError:
+                if not done:
+                    place.removed()
+                raise
+        yield
+
+
+@contextmanager
+def _kept_if_of_use(place: Place, shards: tuple[Shard, ...]) -> Iterator[None]:
+    """Removes what was written when something goes wrong from which nobody could go on."""
+    try:
+        yield
+    except BaseException as error:
+        kept = "" if isinstance(error, JaxmixError) else _kept(place, shards)
+        if not kept and together.is_first():
+            place.removed()
+        elif kept and not isinstance(error, OSError):
+            error.add_note(kept)
+        raise
+
+
+def _kept(place: Place, shards: tuple[Shard, ...]) -> str:
+    """What to say of the shards that are whole; nothing if there are none."""
+    whole = len(place.whole(shards))
+    if not whole:
+        return ""
+    return (
+        f"{whole} of {len(shards)} shards are whole in {place.beside}: resume=True (--resume) goes "
+        "on from there."
+    )

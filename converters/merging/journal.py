@@ -1,0 +1,80 @@
+"""What a broken-off merge was: so that `resume` goes on with the same, and with nothing else."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxmix.converters.huggingface import Checkpoint
+from jaxmix.converters.mixfile import fingerprint
+from jaxmix.layout import Layout
+from jaxmix.mix import Mix
+
+__all__ = ["differences", "journal", "read_json", "write_json"]
+
+FORMAT = "jaxmix merge"
+
+
+def journal(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any]:
+    """All that decides which bytes a merge writes.
+
+    Args:
+        checkpoint: what is to be written: with an untied head, dequantized, as options have it.
+        mixed: the adapters.
+        layout: the table in use.
+
+    Returns:
+        Texts and numbers by what people call them.
+    """
+    headers = hashlib.sha256()
+    for shard in checkpoint.shards:
+        headers.update(shard.name.encode() + b"\0" + shard.header)
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "the base's tensors": headers.hexdigest(),
+        "the base's files": {
+            shard.name: _when(checkpoint.folder / shard.name) for shard in checkpoint.shards
+        },
+        "the changed side files": dict(sorted(checkpoint.texts.items())),
+        "the adapters": [[part.name, fingerprint(part)] for part in mixed.parts],
+        "their strengths": [repr(float(part.strength)) for part in mixed.parts],
+        "the layout": hashlib.sha256(repr(layout).encode()).hexdigest(),
+        "the programs": [
+            f"jaxmix {version('jaxmix-peft')}, jax {jax.__version__}, {jax.default_backend()}"
+        ],
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What two journals do not have in common, in words."""
+    return [key for key in dict.fromkeys((*one, *other)) if one.get(key) != other.get(key)]
+
+
+def _when(path: Path) -> list[int]:
+    """A file's size, and when it was written: a base that was exchanged is seen."""
+    told = path.stat()
+    return [told.st_size, told.st_mtime_ns]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a file that is there whole, or not at all."""
+    beside = path.with_name(f"{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What such a file holds; None if there is none, or none of this kind."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,269 @@
+"""Where an output grows until it is whole: ``OUT.partial``, with all that a later run must know.
+
+It holds
+
+- ``lock``: locked by the process that is at work, and its number;
+- ``journal.json``: what is being merged;
+- ``new``: the output; its shards come in once they are whole, from ``parts``;
+- ``whole/*.json``: for each shard that is, its size and what the rounding did;
+- ``sealed.json``: written when all is; its number says which of two folders the new one is;
+- ``old``: what stood in the output's place, where the system can't exchange two folders at once.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxmix.converters.huggingface import Shard
+from jaxmix.converters.merging.exchange import exchanged
+from jaxmix.converters.merging.files import synced
+from jaxmix.converters.merging.journal import differences, read_json, write_json
+from jaxmix.errors import CheckpointError
+
+__all__ = ["Place", "locked"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An output, and the folder beside it in which it grows.
+
+    Args:
+        out: where it comes to stand, links resolved.
+        is_file: whether it is one file.
+    """
+
+    out: Path
+    is_file: bool = False
+
+    @property
+    def beside(self) -> Path:
+        """The folder in which it grows."""
+        return self.out.with_name(f"{self.out.name}.partial")
+
+    @property
+    def new(self) -> Path:
+        """The output while it grows."""
+        return self.beside / "new"
+
+    def target(self, shard: Shard) -> Path:
+        """Where a whole shard lies in the new output."""
+        return self.new if self.is_file else self.new / shard.name
+
+    def part(self, number: int) -> Path:
+        """Where a shard is written, by its number."""
+        return self.beside / "parts" / f"{number}.safetensors"
+
+    def record(self, number: int) -> Path:
+        """What is written of a shard once it is whole."""
+        return self.beside / "whole" / f"{number}.json"
+
+    # ------------------------------------------------------------ what was there before
+
+    @property
+    def journal(self) -> Any:
+        """What was being merged here; None if nobody said."""
+        return read_json(self.beside / "journal.json")
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the output of the merge here stands in its place: the folder may go."""
+        return self._seal is not None and not self._has_new
+
+    @property
+    def _seal(self) -> Any:
+        return read_json(self.beside / "sealed.json")
+
+    @property
+    def _has_new(self) -> bool:
+        """Whether the new output is here still: after an exchange the old one lies in its place."""
+        return self.new.exists() and self.new.stat().st_ino == self._seal
+
+    def mended(self) -> None:
+        """Ends what a run was killed in, between the two renamings that some systems need."""
+        old = self.beside / "old"
+        if old.exists() and not os.path.lexists(self.out):
+            (self.new if self._has_new else old).rename(self.out)
+
+    def records(self, count: int) -> list[Mapping[str, Any]]:
+        """What was written of the shards, all of which are whole."""
+        return [read_json(self.record(number)) for number in range(count)]
+
+    def whole(self, shards: tuple[Shard, ...]) -> dict[int, Mapping[str, Any]]:
+        """The records of the shards that are whole, by their numbers."""
+        found = {}
+        for number, shard in enumerate(shards):
+            record, target = read_json(self.record(number)), self.target(shard)
+            if isinstance(record, dict) and target.is_file():
+                if target.stat().st_size == shard.size == record.get("size"):
+                    found[number] = record
+        return found
+
+    def begun(
+        self, journal: Mapping[str, Any], shards: tuple[Shard, ...], *, resume: bool, force: bool
+    ) -> dict[int, Mapping[str, Any]]:
+        """The shards to go on from; all else that lies there is removed.
+
+        Args:
+            journal: what is being merged.
+            shards: those to be written.
+            resume: whether to go on from them.
+            force: whether to begin anew.
+
+        Returns:
+            The records of the whole shards, by number; empty where it begins anew.
+
+        Raises:
+            CheckpointError: if there are whole shards and neither was said, or they are of another
+                merge.
+        """
+        before = self.journal
+        unlike = differences(journal, before) if isinstance(before, dict) else []
+        done = self.whole(shards) if before and not unlike else {}
+        if resume and unlike:
+            raise CheckpointError(
+                f"{self.beside} is of another merge, so that there is nothing to go on from. "
+                f"Different: {', '.join(unlike)}. Merge what it began with, or say force=True "
+                "(--force) without resume to begin anew."
+            )
+        if not resume and not force and (done or (unlike and any(self.beside.glob("whole/*")))):
+            what = f"{len(done)} of {len(shards)} shards of this merge" if done else "another merge"
+            goes_on = "resume=True (--resume) goes on from there, " if done else ""
+            raise CheckpointError(
+                f"{self.beside} holds {what}, broken off. {goes_on}force=True (--force) begins "
+                "anew, or remove it."
+            )
+        if not resume or not done:
+            self.emptied()
+            done = {}
+        for folder in ("parts", "whole", *(() if self.is_file else ("new",))):
+            (self.beside / folder).mkdir(exist_ok=True)
+        (self.beside / "sealed.json").unlink(missing_ok=True)
+        write_json(self.beside / "journal.json", journal)
+        return done
+
+    # ------------------------------------------------------------ on the way
+
+    def finished(self, number: int, shard: Shard, record: Mapping[str, Any]) -> None:
+        """Puts a shard that was written in among the whole ones."""
+        part, target = self.part(number), self.target(shard)
+        synced(part)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.rename(target)
+        synced(target.parent)
+        write_json(self.record(number), {"size": shard.size, **record})
+
+    def put(self, *, force: bool) -> None:
+        """Brings the new output, which is whole, to its place; what stood there is gone then."""
+        for folder, _, files in os.walk(self.new):
+            for name in files:
+                if not name.endswith(".safetensors"):  # these were synced one by one
+                    synced(Path(folder, name))
+            synced(Path(folder))
+        write_json(self.beside / "sealed.json", self.new.stat().st_ino)
+        if self.is_file and force:
+            self.new.replace(self.out)
+        elif force and self.out.exists():
+            self._exchanged()
+        elif os.path.lexists(self.out) and (self.is_file or any(self.out.iterdir())):
+            raise FileExistsError(f"{self.out} has appeared meanwhile")
+        else:
+            self.new.rename(self.out)
+        synced(self.out.parent)
+        self.removed()
+
+    def _exchanged(self) -> None:
+        """Puts the new folder in the place of another one."""
+        old = self.beside / "old"
+        if exchanged(self.new, self.out):
+            self.new.rename(old)
+            return
+        self.out.rename(old)
+        try:
+            self.new.rename(self.out)
+        except BaseException:
+            old.rename(self.out)
+            raise
+
+    def emptied(self) -> None:
+        """Removes all but the lock."""
+        for path in self.beside.iterdir():
+            if path.name == "lock":
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def removed(self) -> None:
+        """Removes the folder, the lock last; if that fails, what is left does no harm."""
+        try:
+            # What tells of whole shards goes first: a kill in between leaves nothing to go on from.
+            (self.beside / "journal.json").unlink(missing_ok=True)
+            self.emptied()
+        except OSError:
+            pass
+        shutil.rmtree(self.beside, ignore_errors=True)
+
+
+@contextmanager
+def locked(place: Place) -> Iterator[None]:
+    """Holds an output for this process alone: the lock goes with the process, however it ends.
+
+    Yields:
+        Nothing; the folder beside is there.
+
+    Raises:
+        CheckpointError: if another process is at it.
+    """
+    file = _locked_file(place)
+    try:
+        yield
+    finally:
+        file.close()
+        # Nothing but the lock: a refusal, say. Whoever waits makes it anew.
+        try:
+            if [path.name for path in place.beside.iterdir()] == ["lock"]:
+                place.removed()
+        except OSError:
+            pass
+
+
+def _locked_file(place: Place) -> Any:
+    """The open lock; closing it lets it go."""
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:  # Windows, where an open file can't be replaced anyway
+
+        def flock(*_: Any) -> None: ...
+
+        LOCK_EX = LOCK_NB = 0
+    path = place.beside / "lock"
+    while True:
+        place.beside.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and any(place.beside.iterdir()):
+            raise CheckpointError(
+                f"{place.beside} is in the way: the output grows there, and what lies there is no "
+                "merge that was broken off. Move it, or give another name for the output."
+            )
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # removed between these two lines
+            continue
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            who = file.read().strip() or "unknown"
+            file.close()
+            raise CheckpointError(
+                f"another process (number {who}) is writing the output {place.out} right now. Wait "
+                "until it is done, or give another folder."
+            ) from error
+        # The one before us may have removed the file that we opened.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            return file
+        file.close()

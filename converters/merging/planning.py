@@ -1,0 +1,108 @@
+"""What a mix does to a checkpoint: which tensor is made of what, and by which maps.
+
+Everything that can go wrong is looked at here, on shapes alone, before anything is read or written.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmix.adapter import words
+from jaxmix.converters.huggingface import FLOATS, Checkpoint, Stored
+from jaxmix.converters.merging.quantized import refusal
+from jaxmix.converters.merging.recipe import Recipe, Share
+from jaxmix.dense import Fitted, fitted
+from jaxmix.errors import LayoutError
+from jaxmix.layout import LAYOUTS, NAMES, Layout, Rule
+from jaxmix.mix import Mix
+
+__all__ = ["plan", "precision", "table_of"]
+
+
+def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe]:
+    """How each tensor that changes is made; whatever does not fit is raised here.
+
+    Args:
+        checkpoint: the base.
+        mixed: the adapters.
+        layout: where their sites lie, as `table_of` gives it.
+
+    Returns:
+        ``{name: recipe}``, in the order of the files.
+
+    Raises:
+        LayoutError: if sites find no tensor, or one that is not of floats.
+        ShapeError: if factors do not fit their weights.
+    """
+    tensors, word_at = checkpoint.tensors, words(mixed.parts)
+    touched = {name: tensors[name] for name in _touched(word_at, layout, tensors)}
+    if why := refusal(checkpoint, list(word_at), touched):
+        raise LayoutError(why)
+    found: list[Fitted] = []
+
+    def probe(params: Any) -> None:
+        found.extend(fitted(params, word_at, layout)[1])
+
+    shapes = {
+        name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))
+        for name, tensor in tensors.items()
+    }
+    with precision(touched.values()):
+        jax.eval_shape(probe, shapes)
+    shares: dict[str, list[Share]] = {}
+    for one in found:
+        for name, share in _shares(one, tensors):
+            shares.setdefault(name, []).append(share)
+    return {
+        name: Recipe(tensor, tuple(shares[name]))
+        for name, tensor in tensors.items()
+        if name in shares
+    }
+
+
+def _shares(one: Fitted, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Share]]:
+    """What a site does to its bias and to its weight, by the names of these tensors."""
+    weight, bias = one.site.weight, one.site.bias
+    if bias and one.bias:
+        reads = weight if one.site.reads_base else None
+        base = tensors[reads.leaf] if reads else None
+        yield bias.leaf, Share(one.site.name, one.word, one.bias, base, one.weight)
+    if weight and one.weight and one.site.changes_weight:
+        yield weight.leaf, Share(one.site.name, one.word, one.weight)
+
+
+def _touched(sites: Iterable[str], layout: Layout, tensors: Mapping[str, Stored]) -> Iterator[str]:
+    """The tensors that a site may own, once each."""
+    seen: set[str] = set()
+    for site in sites:
+        for place in (*layout.places(site, "weight"), *layout.places(site, "bias")):
+            if place.leaf in tensors and place.leaf not in seen:
+                seen.add(place.leaf)
+                yield place.leaf
+
+
+def precision(tensors: Iterable[Stored]) -> AbstractContextManager[Any]:
+    """Where tensors are float64, JAX has to be told not to make float32 of them."""
+    is_wide = any(tensor.dtype == "F64" for tensor in tensors)
+    return jax.enable_x64(True) if is_wide else nullcontext()
+
+
+def table_of(layout: Layout | str | None) -> tuple[Layout, bool]:
+    """The layout meant, and whether it is one of jaxmix's own, with which ties are looked for.
+
+    `compose` looks for ties with its own tables, too. But it does not read config.json, so it is
+    given a table that is equal to none of them: with a rule for nothing.
+    """
+    name = NAMES.name if layout is None else layout
+    known = name if isinstance(name, Layout) else LAYOUTS.get(name)
+    if known is None:
+        raise LayoutError(
+            f"there is no layout {layout!r}, expected None, one of "
+            f"{', '.join(map(repr, LAYOUTS))}, or a jaxmix.Layout with rules of your own."
+        )
+    if known not in LAYOUTS.values():
+        return known, False
+    return Layout(known.name, (*known.rules, Rule("(?!)", ""))), True

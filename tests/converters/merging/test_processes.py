@@ -1,0 +1,125 @@
+"""Two processes at one merge, of four devices each: each reads its own shards, and they agree."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxmix.converters.huggingface import read_checkpoint
+from jaxmix.converters.merging import merge_checkpoint, together, verify_merge
+
+from ..checkpoints import Adapters, contents, mixed, save_base
+
+# Counts what is asked of the base's files: by Python, and by the system's own copying.
+PROGRAM = """
+import json, os, sys
+port, number, base, out, *adapters = sys.argv[1:]
+import jax
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number), initialization_timeout=120)
+assert jax.process_count() == 2 and len(jax.local_devices()) == 4
+import jaxmix
+from jaxmix.converters.merging import files, merge_checkpoint
+
+read = {}
+
+def count(tensor, size):
+    read[tensor.file.name] = read.get(tensor.file.name, 0) + size
+
+plain_fill, plain_copy = files.fill, files._copied_by_the_system
+
+def fill(file, data, tensor):
+    count(tensor, data.size)
+    plain_fill(file, data, tensor)
+
+def copy(tensor, *args):
+    done = plain_copy(tensor, *args)
+    count(tensor, done)
+    return done
+
+files.fill, files._copied_by_the_system = fill, copy
+loaded = [jaxmix.load(path) for path in adapters]
+told = {}
+try:
+    merged = merge_checkpoint(base, [loaded[0], 0.5 * loaded[2], -0.7 * loaded[1]], out,
+                              verify=True, force=os.environ.get("FORCE") == "1")
+    told = {"changed": merged.changed, "rms": merged.rounding and merged.rounding.rms,
+            "proven": merged.verified.proven}
+except Exception as error:
+    told = {"error": f"{type(error).__name__}: {error}"}
+print(json.dumps({**told, "read": read}), flush=True)
+"""
+
+
+def run(base: Path, adapters: Adapters, out: Path, *, force: bool = False) -> list[dict[str, Any]]:
+    """What two processes say."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=4"
+    around = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "FORCE": f"{int(force)}"}
+    paths = [adapters[name] for name in ("lora", "loha", "oft")]
+    words: Sequence[object] = (base, out, *paths)
+    pipe = subprocess.PIPE
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(port), str(i), *map(str, words)],
+            env=around,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    told = [child.communicate(timeout=300) for child in children]
+    assert all(child.returncode == 0 for child in children), told
+    lines = [[line for line in out.splitlines() if line.startswith("{")] for out, _ in told]
+    return [json.loads(found[-1]) for found in lines]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
+def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
+    """The bytes are those of one process; each read its own shards, and the second nothing else."""
+    base, out = save_base(tmp_path / "base", shards=3, dtype="float16"), tmp_path / "out"
+    first, second = run(base, adapters, out)
+    merged = merge_checkpoint(base, mixed(adapters), tmp_path / "one", verify=True)
+    assert contents(out) == contents(tmp_path / "one") and not list(tmp_path.glob("out.*"))
+    assert merged.rounding is not None and merged.verified is not None
+    for told in (first, second):
+        assert told["changed"] == list(merged.changed) and told["rms"] == merged.rounding.rms
+        assert told["proven"] == 10
+    checkpoint = read_checkpoint(base)
+    sizes = {shard.name: shard.size - len(shard.header) for shard in checkpoint.shards}
+    # The largest shard goes to one, the two others to the other. The proof reads each three times:
+    # a copied tensor once, a computed one for the replay and in float64.
+    assert first["read"].keys() | second["read"].keys() == sizes.keys()
+    assert not first["read"].keys() & second["read"].keys()
+    assert verify_merge(base, mixed(adapters), out).ok
+
+
+@pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
+def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
+    """What is wrong is said by the one, and the other does not wait for ever."""
+    base, out = save_base(tmp_path / "base", shards=3), tmp_path / "out"
+    merge_checkpoint(base, [], out)
+    first, second = run(base, adapters, out)
+    assert "out exists. Give another folder, or say force=True" in first["error"]
+    assert second["error"] == (
+        "CheckpointError: the merge failed in process 0 of 2; what it says there is the reason."
+    )
+
+
+def test_shards_are_dealt(monkeypatch: pytest.MonkeyPatch, sharded: Path) -> None:
+    """Each to one process, the bytes about even."""
+    shards = dict(enumerate(read_checkpoint(sharded).shards))
+    monkeypatch.setattr(together.jax, "process_count", lambda: 2)
+    dealt = []
+    for index in range(2):
+        monkeypatch.setattr(together.jax, "process_index", lambda index=index: index)
+        dealt.append(together.mine(shards))
+    assert sorted([*dealt[0], *dealt[1]]) == [0, 1, 2] and min(map(len, dealt)) == 1

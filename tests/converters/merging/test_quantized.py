@@ -1,0 +1,250 @@
+"""Bases of fp8, dequantized when told so; and bases that other methods quantized, refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint, quantized, recipe, verify_merge
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoRA
+
+BF16, E4, E5 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
+SHAPE = (5, 7)
+SITE = "model.layers.0.proj"
+METHOD = {"quant_method": "fp8", "weight_block_size": [2, 3]}
+
+
+def lora(site: str = SITE) -> jaxmix.Adapter:
+    """An adapter for one site."""
+    rng = np.random.default_rng(1)
+    a, b = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 7), (5, 2)))
+    return jaxmix.Adapter({site: LoRA(a, b, 0.5)})
+
+
+def save(
+    folder: Path, tensors: dict[str, Any], method: dict[str, Any] | None = METHOD, **config: Any
+) -> Path:
+    """A base in two shards; scales and weights lie apart."""
+    folder.mkdir()
+    told = {"model_type": "x", **config, **({"quantization_config": method} if method else {})}
+    (folder / "config.json").write_text(json.dumps(told))
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+    where = {name: file for file, part in parts.items() for name in part}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def codes(dtype: Any, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Numbers of fp8."""
+    return np.asarray(np.random.default_rng(0).normal(size=shape) * 3, dtype)
+
+
+def by_blocks(q: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """The values, one by one, in float64."""
+    out = np.empty(q.shape)
+    for at in np.ndindex(q.shape):
+        out[at] = float(q[at]) * float(scale[at[0] // block[0], at[1] // block[1]])
+    return out
+
+
+def scales(kind: str) -> tuple[str, np.ndarray, tuple[int, int]]:
+    """A scale's ending, the scale, and for how many numbers each is."""
+    rng = np.random.default_rng(2)
+    name, shape, block = {
+        "blocks": ("weight_scale_inv", (3, 3), (2, 3)),
+        "one": ("weight_scale", (1, 1), SHAPE),
+        "rows": ("weight_scale", (5, 1), (1, 7)),
+        "rows in bfloat16": ("weight_scale", (5, 1), (1, 7)),
+    }[kind]
+    scale = np.asarray(rng.uniform(0.5, 2, size=shape), np.float32)
+    return name, scale.astype(BF16) if "bf" in kind else scale, block
+
+
+@pytest.mark.parametrize("run", [1000, 14])
+@pytest.mark.parametrize("dtype", [E4, E5])
+@pytest.mark.parametrize("kind", ["blocks", "one", "rows", "rows in bfloat16"])
+def test_dequantized(
+    kind: str, dtype: Any, run: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole model in bfloat16, rounded once; scales, and what the config says, are gone."""
+    monkeypatch.setattr(recipe, "BLOCK", run)
+    end, scale, block = scales(kind)
+    q, norm = codes(dtype), np.ones(7, np.float32)
+    tensors = {"model.norm.weight": norm, "model.other.bias": norm}
+    for site in (SITE, "model.layers.0.other"):
+        stored = scale.reshape(()) if kind == "one" and site == SITE else scale
+        tensors |= {f"{site}.weight": q, f"{site}.{end}": stored, f"{site}.input_scale": norm[:1]}
+    base, out = save(tmp_path / "base", tensors, torch_dtype="float16"), tmp_path / "out"
+    merged = merge_checkpoint(base, lora(), out, dequantize=True, verify=True)
+    found = {n: a for f in sorted(out.glob("*.safetensors")) for n, a in load_file(f).items()}
+    assert found.keys() == {n for n in tensors if not n.endswith(("_scale", "_scale_inv"))}
+    values = by_blocks(q, scale, block)
+    assert np.array_equal(
+        found["model.layers.0.other.weight"], values.astype(np.float32).astype(BF16)
+    )
+    update: Any = lora().updates[SITE]
+    exact = values + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
+    off = np.abs(found[f"{SITE}.weight"].astype(np.float64) - exact)
+    assert (off <= np.abs(exact) * 2**-8 + 1e-6).all()
+    told = json.loads((out / "config.json").read_text())
+    assert told == {"model_type": "x", "torch_dtype": "bfloat16"}
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(a.nbytes for a in found.values())
+    assert index["weight_map"] == {
+        n: f.name for f in sorted(out.glob("*.safetensors")) for n in load_file(f)
+    }
+    assert (merged.dequantized, merged.copied, merged.changed) == (2, 2, (f"{SITE}.weight",))
+    assert merged.rounding is not None and merged.rounding.tensors.keys() == {f"{SITE}.weight"}
+    assert merged.verified is not None and merged.verified.ok
+    assert not verify_merge(base, 2 * lora(), out, dequantize=True).ok
+
+
+def test_experts_and_casts(tmp_path: Path) -> None:
+    """Experts in one tensor, each with its blocks; and a plain cast, as image models have it."""
+    q = codes(E4, (2, 5, 7))
+    scale = np.asarray(np.random.default_rng(3).uniform(1, 2, size=(2, 3, 3)), np.float32)
+    save(
+        tmp_path / "1",
+        {
+            "experts.up": q,
+            "experts.up_scale_inv": scale,
+            f"{SITE}.weight": q[0],
+            f"{SITE}.weight_scale": scale[0, 0, :1],
+        },
+    )
+    merge_checkpoint(tmp_path / "1", lora(), tmp_path / "2", dequantize=True)
+    found = load_file(tmp_path / "2" / "model-1.safetensors") | load_file(
+        tmp_path / "2" / "model-2.safetensors"
+    )
+    for expert in range(2):
+        values = by_blocks(q[expert], scale[expert], (2, 3)).astype(np.float32)
+        assert np.array_equal(found["experts.up"][expert], values.astype(BF16))
+    save(tmp_path / "3", {f"{SITE}.weight": q[0], "experts.up": q}, None)
+    merge_checkpoint(tmp_path / "3", lora(), tmp_path / "4", dequantize=True)
+    made = load_file(tmp_path / "4" / "model-1.safetensors")["experts.up"]
+    assert np.array_equal(made, q.astype(np.float32).astype(BF16))
+
+
+def test_text_models_of_image_models(tmp_path: Path) -> None:
+    """Their config has it in a part."""
+    tensors = {
+        f"{SITE}.weight": codes(E4),
+        f"{SITE}.weight_scale": np.ones(1, np.float32),
+        "z": np.ones(1),
+    }
+    text = {"quantization_config": METHOD, "a": 1}
+    save(tmp_path / "base", tensors, None, text_config=text)
+    merge_checkpoint(tmp_path / "base", lora(), tmp_path / "out", dequantize=True)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told == {"model_type": "x", "text_config": {"a": 1}}
+
+
+def test_fp8_is_not_dequantized_in_secret(tmp_path: Path) -> None:
+    """Where an adapter touches it, it must be said; where none does, it is copied."""
+    tensors = {
+        f"{SITE}.weight": codes(E4),
+        f"{SITE}.weight_scale_inv": np.ones((3, 3), np.float32),
+        "head.weight": np.ones(SHAPE, np.float32),
+    }
+    base = save(tmp_path / "base", tensors)
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, lora(), tmp_path / "out")
+    text = str(caught.value)
+    assert "(config.json says that it is quantized by fp8): tensors that can't take an ad" in text
+    assert (
+        f"{SITE}.weight in model-2.safetensors: F8_E4M3\nDequantize the checkpoint first: deq"
+        in text
+    )
+    assert text.endswith(
+        "dequantize=True (on the command line --dequantize) writes all of fp8 in bfloat16."
+    )
+    merged = merge_checkpoint(base, lora("head"), tmp_path / "out")
+    assert (merged.copied, merged.dequantized) == (2, 0)
+    assert (tmp_path / "out" / "config.json").read_text() == (base / "config.json").read_text()
+
+
+def test_dequantize_where_nothing_is_quantized(tmp_path: Path) -> None:
+    """It does nothing; a config that speaks of a method stays as it is."""
+    base = save(tmp_path / "base", {f"{SITE}.weight": np.ones(SHAPE, np.float32), "z": np.ones(1)})
+    merged = merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
+    assert merged.dequantized == 0
+    assert (tmp_path / "out" / "config.json").read_text() == (base / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        (None, f"no {SITE}.weight_scale_inv, no {SITE}.weight_scale"),
+        (np.ones((2, 3), np.float32), f"{SITE}.weight_scale has shape (2, 3), blocks (2, 3)"),
+        (np.ones((1, 1, 5), np.float32), f"{SITE}.weight_scale has shape (1, 1, 5)"),
+        (np.ones((3, 3), np.int32), f"{SITE}.weight_scale is I32"),
+    ],
+)
+def test_scales_that_do_not_fit(scale: Any, text: str, tmp_path: Path) -> None:
+    """All are listed, and nothing is written."""
+    tensors: dict[str, Any] = {f"{SITE}.weight": codes(E4), "z": np.ones(1)}
+    if scale is not None:
+        tensors[f"{SITE}.weight_scale"] = scale
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(
+            save(tmp_path / "base", tensors), lora(), tmp_path / "out", dequantize=True
+        )
+    told = str(caught.value)
+    assert (
+        f"{SITE}.weight (5, 7): {text}" in told and "one scale for a tensor, a row or a bl" in told
+    )
+    assert "Dequantize the checkpoint with the library that made it" in told
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+@pytest.mark.parametrize(
+    ("method", "part", "dtype"),
+    [
+        ("gptq", "qweight", np.int32),
+        ("awq", "qweight", np.int32),
+        ("bitsandbytes", "weight", np.uint8),
+        ("compressed-tensors", "weight_packed", np.int32),
+        ("hqq", "W_q", np.uint8),
+        ("aqlm", "codes", np.int16),
+        ("mxfp4", "blocks", np.uint8),
+    ],
+)
+def test_other_methods(
+    method: str, part: str, dtype: Any, dequantize: bool, tmp_path: Path
+) -> None:
+    """The method is named, and what is to be done; where no adapter touches it, it is copied."""
+    join = "_" if method == "mxfp4" else "."
+    packed = f"{SITE}{join}{part}"
+    tensors = {packed: np.ones(SHAPE, dtype), "head.weight": np.ones(SHAPE, np.float32)}
+    base = save(tmp_path / "base", tensors, {"quant_method": method})
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, lora(), tmp_path / "out", dequantize=dequantize)
+    text = str(caught.value)
+    kind = {np.int32: "I32", np.uint8: "U8", np.int16: "I16"}[dtype]
+    assert f"quantized by {method}): tensors that can't take an adapter" in text
+    assert (
+        f"{packed} in model-2.safetensors: {kind}\nDequantize the checkpoint first: load it" in text
+    )
+    assert merge_checkpoint(base, lora("head"), tmp_path / "out", dequantize=dequantize).copied == 1
+
+
+def test_a_method_without_a_name(tmp_path: Path) -> None:
+    """It is said so."""
+    tensors = {f"{SITE}.weight": np.ones(SHAPE, np.int8), "z": np.ones(1)}
+    base = save(tmp_path / "base", tensors, {"bits": 8})
+    with pytest.raises(LayoutError, match="quantized by an unknown method"):
+        merge_checkpoint(base, lora(), tmp_path / "out")
+    assert quantized.FP8.keys() == {"F8_E4M3", "F8_E5M2"}

@@ -1,0 +1,309 @@
+"""Going on where a merge was broken off: with the same and nothing else, and one at a time."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint, place, recipe, verify_merge
+from jaxmix.errors import CheckpointError
+
+from ..checkpoints import Adapters, contents, mixed, save_base
+
+SECOND, THIRD = (f"model-0000{i}-of-00003.safetensors" for i in (2, 3))
+
+
+class Stop(Exception):
+    """What breaks a merge off."""
+
+
+@contextmanager
+def breaking(beside: Path, error: BaseException) -> Iterator[None]:
+    """Merges fail in the third shard, once the first one is whole."""
+    plain: Any = recipe.Prepared.made
+
+    def failing(self: Any, *args: Any) -> Any:
+        if self.recipe.tensor.file.name == THIRD:
+            while not (beside / "whole" / "0.json").exists():
+                time.sleep(0.01)
+            raise error
+        return plain(self, *args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(recipe.Prepared, "made", failing)
+        yield
+
+
+@pytest.fixture
+def broken(sharded: Path, adapters: Adapters, tmp_path: Path) -> Path:
+    """An output of which one shard is whole, or two."""
+    with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop) as caught:
+        merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
+    (note,) = caught.value.__notes__
+    assert re.search(
+        r"[12] of 3 shards are whole in \S+out.partial: resume=True \(--resume\)", note
+    )
+    assert not (tmp_path / "out").exists()
+    return tmp_path / "out.partial"
+
+
+def test_it_goes_on(
+    broken: Path,
+    sharded: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whole shards stay, the rest is made; files, rounding and all are those of one run."""
+    whole = [path.stat().st_ino for path in sorted((broken / "new").glob("*.safetensors"))]
+    seen: list[int] = []
+    merged = merge_checkpoint(
+        sharded,
+        mixed(adapters),
+        tmp_path / "out",
+        resume=True,
+        progress=lambda done, *_: seen.append(done),
+    )
+    unbroken = merge_checkpoint(sharded, mixed(adapters), tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert merged.resumed == len(whole) > 0 and unbroken.resumed == 0
+    made = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert [path.stat().st_ino for path in made[: len(whole)]] == whole
+    assert seen[0] > sum(path.stat().st_size for path in made[: len(whole)])
+    assert seen[-1] == merged.size and not broken.exists()
+
+
+def test_what_rounding_did_is_remembered(adapters: Adapters, tmp_path: Path) -> None:
+    """The figures of shards that an earlier run wrote are in the result."""
+    base = save_base(tmp_path / "half", shards=3, dtype="float16")
+    with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop):
+        merge_checkpoint(base, mixed(adapters), tmp_path / "out")
+    merged = merge_checkpoint(base, mixed(adapters), tmp_path / "out", resume=True)
+    unbroken = merge_checkpoint(base, mixed(adapters), tmp_path / "whole")
+    assert merged.resumed > 0 and merged.rounding == unbroken.rounding is not None
+
+
+def test_it_must_be_said(broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Neither the work is thrown away, nor is it gone on with, unless one is told to."""
+    before = contents(broken)
+    text = (
+        r"out.partial holds [12] of 3 shards of this merge, broken off. resume=True \(--resume\) "
+        r"goes on from there, force=True \(--force\) begins anew, or remove it"
+    )
+    with pytest.raises(CheckpointError, match=text):
+        merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
+    assert contents(broken).keys() == before.keys()
+    merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", force=True)
+    assert merged.resumed == 0 and not broken.exists()
+
+
+def test_where_there_is_nothing_to_go_on_from(
+    sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """It begins: a script may always say resume. What is broken off with no shard is forgotten."""
+    merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
+    assert merged.resumed == 0
+    (tmp_path / "two.partial").mkdir()
+    (tmp_path / "two.partial" / "lock").touch()
+    (tmp_path / "two.partial" / "rest").mkdir()
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "two")
+    assert contents(tmp_path / "out") == contents(tmp_path / "two")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """What differs is named, whatever it is; and nothing is lost."""
+    mix = mixed(adapters)
+    out, before = tmp_path / "out", contents(broken)
+    parts = list(mix.parts)
+    parts[0] = 0.5 * parts[0]
+    other = [*mix.parts[:2], jaxmix.load(adapters["lora"], name=mix.parts[2].name)]
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (parts, {}, "their strengths"),
+        (list(mix.parts[::-1]), {}, "the adapters, their strengths"),
+        (other, {}, "the adapters, their strengths"),
+        (mix, {"layout": "torch"}, "the layout"),
+    ]
+    for adapters_now, options, what in cases:
+        with pytest.raises(
+            CheckpointError, match=rf"is of another merge.*Different: {what}\. Merge what it began"
+        ):
+            merge_checkpoint(sharded, adapters_now, out, resume=True, **options)
+        with pytest.raises(CheckpointError, match=r"holds another merge, broken off\. force=True"):
+            merge_checkpoint(sharded, adapters_now, out, **options)
+    os.utime(sharded / SECOND)
+    with pytest.raises(CheckpointError, match=r"Different: the base's files\."):
+        merge_checkpoint(sharded, mix, out, resume=True)
+    assert contents(broken).keys() == before.keys()
+    assert merge_checkpoint(sharded, mix, out, force=True).resumed == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "record", "journal"])
+def test_what_is_not_whole_is_made_again(
+    damage: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """A shard of another size, one that is gone, one of which nothing is written."""
+    shard = next((broken / "new").glob("*.safetensors"))
+    if damage == "cut":
+        os.truncate(shard, 100)
+    elif damage == "gone":
+        shard.unlink()
+    else:
+        name = "journal.json" if damage == "journal" else "whole/0.json"
+        (broken / name).write_text("[")
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_the_disk_is_full(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """In the third shard: what is whole stays, and the message says how to go on."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    text = r"No space left on device. [12] of 3 shards are whole in \S+: resume=True .* Make room"
+    with breaking(tmp_path / "out.partial", full), pytest.raises(CheckpointError, match=text):
+        merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
+    assert merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True).resumed
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_killed_when_only_the_rest_was_to_be_removed(
+    is_there: bool,
+    sharded: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The output stands; `resume` says what it is, though nobody said force."""
+    out = tmp_path / "out"
+    if is_there:
+        merge_checkpoint(sharded, [], out)
+    with monkeypatch.context() as patched:
+        patched.setattr(place.Place, "removed", lambda _: None)
+        told = merge_checkpoint(sharded, mixed(adapters), out, force=is_there)
+    before = contents(out)
+    assert (tmp_path / "out.partial").exists()
+    shutil.copytree(tmp_path / "out.partial", tmp_path / "saved")
+    again = merge_checkpoint(sharded, mixed(adapters), out, resume=True)
+    assert again.resumed == 3 and (again.changed, again.rounding) == (told.changed, told.rounding)
+    assert contents(out) == before and not (tmp_path / "out.partial").exists()
+    # Without it the output is one that exists, and the rest goes once it may be replaced.
+    (tmp_path / "saved").rename(tmp_path / "out.partial")
+    with pytest.raises(CheckpointError, match=r"out exists\. Give another folder"):
+        merge_checkpoint(sharded, [], out)
+    merge_checkpoint(sharded, [], out, force=True)
+    assert contents(out) != before and not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("new_is_whole", [True, False])
+def test_killed_between_two_renamings(
+    new_is_whole: bool,
+    sharded: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where folders can't be exchanged there is a moment with no output: the next run ends it."""
+    out = tmp_path / "out"
+    merge_checkpoint(sharded, [], out)
+    old = contents(out)
+
+    def moved(self: place.Place) -> None:
+        self.out.rename(self.beside / "old")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, "exchanged", lambda *_: False)
+    with monkeypatch.context() as patched:
+        patched.setattr(place.Place, "_exchanged", moved)
+        with pytest.raises(KeyboardInterrupt):
+            merge_checkpoint(sharded, mixed(adapters), out, force=True)
+    assert not out.exists()
+    if not new_is_whole:
+        (tmp_path / "out.partial/sealed.json").unlink()
+        with pytest.raises(CheckpointError, match=r"out exists\. Give another folder"):
+            merge_checkpoint(sharded, mixed(adapters), out)
+        assert contents(out) == old
+        return
+    assert merge_checkpoint(sharded, mixed(adapters), out, resume=True).resumed == 3
+    assert contents(out) != old and verify_merge(sharded, mixed(adapters), out).ok
+
+
+def test_what_is_in_the_way(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Somebody's own folder of that name is not taken for ours."""
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("x")
+    for options in ({}, {"force": True}, {"resume": True}):
+        with pytest.raises(
+            CheckpointError, match=r"out.partial is in the way: the output grows th"
+        ):
+            merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", **options)
+    assert contents(tmp_path / "out.partial") == {"thesis.txt": b"x"}
+
+
+TWO = """
+import sys
+import jaxmix
+base, lora, out = sys.argv[1:]
+print("now", flush=True)
+sys.stdin.readline()
+jaxmix.merge_checkpoint(base, jaxmix.load(lora), out)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks")
+def test_two_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The second is told so, with the number of the first; the first is not disturbed."""
+    lora, out, told = jaxmix.load(adapters["lora"]), tmp_path / "out", list[str]()
+    words = [sys.executable, "-c", TWO, sharded, adapters["lora"], out]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        list(map(str, words)), stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as child:
+        assert child.stdout and child.stdout.readline() == "now\n"
+
+        def meanwhile(*_: Any) -> None:
+            if not told:
+                told.append(child.communicate("go\n")[1])
+
+        merge_checkpoint(sharded, lora, out, progress=meanwhile)
+    assert child.returncode == 1
+    assert f"another process (number {os.getpid()}) is writing the output {out} right" in told[0]
+    assert verify_merge(sharded, lora, out).ok and not list(tmp_path.glob("out.*"))
+
+
+def test_a_lock_that_goes_meanwhile(
+    sharded: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process before us removes folder and lock while we open it: we make it anew."""
+    plain: Any = Path.open
+    gone: list[str] = []
+
+    def meddling(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == "lock" and len(gone) < 2:
+            file = None if gone else plain(self, *args, **options)
+            gone.append(self.name)
+            shutil.rmtree(self.parent)
+            return file or plain(self, *args, **options)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", meddling)
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
+    assert len(gone) == 2 and not list(tmp_path.glob("out.*"))
+
+
+def test_the_journal_is_for_people_too(broken: Path) -> None:
+    """Whoever finds the folder can read what it is."""
+    told = json.loads((broken / "journal.json").read_text())
+    assert (told["format"], told["version"]) == ("jaxmix merge", 1)
+    assert [name for name, _ in told["the adapters"]] == ["lora", "oft", "loha"]
+    assert told["their strengths"] == ["1.0", "0.5", "-0.7"]
