@@ -1,23 +1,24 @@
 """Words of updates put into the leaves of a params tree: the dense way to run a mix."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.choosing import chosen
 from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import parts_of
-from jaxmix.layout import KERNEL, LAYOUTS, Layout, Place, named
+from jaxmix.layout import KERNEL, Layout, Part, Place, named
 from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
 from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
-from jaxmix.tied import HEADS, tied_problem
+from jaxmix.tied import tied_sites
 
 __all__ = ["Fitted", "Word", "apply", "fitted"]
 
@@ -108,9 +109,9 @@ def fitted(
         LayoutError: as `apply`.
         ShapeError: as `apply`.
     """
-    table = named(layout)
     tree = Tree.of(params)
-    tied = list(_tied(tree, words, table))
+    table = named(layout) if layout is not None else _chosen(tree, words)
+    tied = list(tied_sites(tree.where, words, table))
     if tied and callable(untied := getattr(params, "untied", None)):
         if both := [site for site, word in words.items() if _changes_both_sides(word)]:
             raise LayoutError(
@@ -119,37 +120,19 @@ def fitted(
                 "give the head tokens of its own."
             )
         tree = Tree.of(untied())
-        tied = list(_tied(tree, words, table))
+        tied = list(tied_sites(tree.where, words, table))
     if tied:
         raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
     return tree, _fitted(tree, located(tree, words, table))
 
 
-def _tied(tree: Tree, words: Mapping[str, Word], table: Layout) -> Iterator[str]:
-    """The sites whose weight is tied, each with what to do.
+def _chosen(tree: Tree, words: Mapping[str, Word]) -> Layout:
+    """The layout that fits a tree, where nobody says which it is."""
 
-    With a layout of jaxmix's own the names tell; a user's says it where it has the head in the same
-    leaf.
-    """
-    by_name = table in LAYOUTS.values()
-    heads: dict[str, str] = {}
-    for head in () if by_name else HEADS:
-        heads.update({p.leaf: head for p in table.places(head, "weight") if p.leaf in tree.where})
-    for site, word in words.items():
-        if not any(update.has_weight and not update.keeps_tie for _, update in word):
-            continue
-        if by_name:
-            if problem := tied_problem(site, tree.where):
-                yield problem
-            continue
-        for place in table.places(site, "weight"):
-            head = heads.get(place.leaf, site)
-            if head != site:
-                yield (
-                    f"{site}: the layout {table.name!r} has {head} in the same leaf {place.leaf}. "
-                    "PEFT's forward changes one side only: give the head a leaf and a rule of its "
-                    "own, or none"
-                )
+    def fits(sites: Sequence[Site], table: Layout) -> bool:
+        return not list(_unusable(tree, sites)) and not _misfits(_forms(tree, sites))
+
+    return chosen(tree, words, fits)
 
 
 def _changes_both_sides(word: Word) -> bool:
@@ -168,29 +151,45 @@ def _fitted(tree: Tree, sites: list[Site]) -> list[Fitted]:
             f"leaves that are more than one site's:{listing(both)}\nMend the layout's rules: each "
             "site needs a leaf, or an index into one, of its own."
         )
-    fits: list[Fitted] = []
-    misfits: list[str] = []
+    forms = _forms(tree, sites)
+    if misfits := _misfits(forms):
+        raise ShapeError(
+            f"factors that do not fit the params:{listing(misfits)}\nWas the adapter trained on "
+            "another model, or on a base of another size?"
+        )
+    return [one for one, _ in forms]
+
+
+def _forms(tree: Tree, sites: Iterable[Site]) -> list[tuple[Fitted, str | None]]:
+    """The sites with their forms, each with what does not fit it."""
+    found: list[tuple[Fitted, str | None]] = []
     for site in sites:
         bias = weight = None
         word, turned, why = site.word, False, None
         if site.bias:
-            leaf = tree.leaf(site.bias)
-            bias = Form("bias", site.bias.axes, site.bias.index, False, sharding_of(leaf))
+            bias = _form("bias", tree, site.bias)
         if site.weight:
             weight, turned, why = _weight_form(tree, site, site.weight)
             word = _turned(word) if turned else word
         elif site.bias:
             size = int(np.prod(site.bias.shape(tree.leaf(site.bias).shape), dtype=int))
             why = _misfit(word, (size, 1))
-        if why:
-            misfits.append(f"{site.name}: {why}")
-        fits.append(Fitted(site, word, weight, bias, turned))
-    if misfits:
-        raise ShapeError(
-            f"factors that do not fit the params:{listing(misfits)}\nWas the adapter trained on "
-            "another model, or on a base of another size?"
-        )
-    return fits
+        found.append((Fitted(site, word, weight, bias, turned), why))
+    return found
+
+
+def _misfits(forms: Iterable[tuple[Fitted, str | None]]) -> list[str]:
+    """What does not fit, in words."""
+    return [f"{one.site.name}: {why}" for one, why in forms if why]
+
+
+def _form(part: Part, tree: Tree, place: Place) -> Form:
+    """How a leaf holds a tensor, as its place says."""
+    leaf = tree.leaf(place)
+    factor = place.factor(tuple(leaf.shape))
+    return Form(
+        part, place.axes, place.index, False, sharding_of(leaf), sizes=place.sizes, scale=factor
+    )
 
 
 def _unusable(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
@@ -231,7 +230,7 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, boo
     them; PEFT itself looks at the layer. Here the tree is looked at first, then the update.
     """
     leaf = tree.leaf(place)
-    shape, sharding = place.shape(leaf.shape), sharding_of(leaf)
+    shape, form = place.shape(leaf.shape), _form("weight", tree, place)
     rows, cols = shape[0], int(np.prod(shape[1:], dtype=int))
     size, turned_size = (rows, cols), (cols, rows)
     says_so = any(update.transposed for _, update in site.word) and len(shape) == 2
@@ -241,17 +240,14 @@ def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, boo
     ways: list[tuple[Form, tuple[int, int], bool]]
     if place.axes is None:
         lies = [out_axis == 1] if out_axis is not None else [True, False] if says_so else [False]
-        ways = [
-            (Form("weight", None, place.index, way, sharding), turned_size if way else size, way)
-            for way in lies
-        ]
+        ways = [(replace(form, transposed=way), turned_size if way else size, way) for way in lies]
     elif place.index is None and len(shape) == 2 and _swaps(place.axes):
         # A Flax kernel (in, out): its transpose is the matrix, and nothing has to move.
         way = out_axis != 0
-        form = Form("weight", None, None, way, sharding)
-        ways = [(form, size if way else turned_size, turned) for turned in (says_so, not says_so)]
+        plain = replace(form, axes=None, transposed=way)
+        ways = [(plain, size if way else turned_size, turned) for turned in (says_so, not says_so)]
     else:
-        ways = [(Form("weight", place.axes, place.index, False, sharding), size, says_so)]
+        ways = [(form, size, says_so)]
     first: str | None = None
     for form, matrix, turned in ways:
         why = _misfit(_turned(site.word) if turned else site.word, matrix)

@@ -6,17 +6,15 @@ are one name. A layout is a table of rules from site to leaf name; what a rule s
 PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
-import einops
-import jax
-import numpy as np
-
 from jaxmix.errors import LayoutError
+from jaxmix.place import Place, Scale
 
 __all__ = [
     "FLAX",
@@ -28,6 +26,8 @@ __all__ = [
     "Part",
     "Place",
     "Rule",
+    "Scale",
+    "libraries",
     "named",
 ]
 
@@ -38,24 +38,32 @@ Part = Literal["weight", "bias"]
 class Rule:
     r"""One line of a layout: the sites that it is for, and where their leaf lies.
 
-    ``leaf[index]``, its axes moved as ``axes`` says, is PyTorch's tensor.
+    ``leaf[index] / scale``, its axes moved as ``axes`` says, is PyTorch's tensor.
 
     Args:
         site: a regular expression for the whole PyTorch module name.
-        leaf: the leaf's name, with ``\1`` … for what the expression's groups matched.
+        leaf: the leaf's name, with ``\1`` … for what the expression's groups matched, and whole
+            numbers of them divided: ``{\1//2}``, ``{\1%2}``, where layers of two kinds alternate.
         axes: an einops pattern from the leaf's axes to PyTorch's, such as ``"d n h -> (n h) d"``;
             None where the leaf lies as PyTorch stores it.
         index: a basic NumPy index where the leaf holds several sites, such as ``"1"``, ``":, \1"``
             or ``"0:64"``; groups as above; None for the whole leaf.
         part: whether the leaf is the site's weight or its bias.
+        sizes: sizes of axes that the leaf's own do not tell: with ``(("two", 2),)`` the pattern
+            ``"d n (h two) -> (n two h) d"`` undoes an interleaved rotary embedding.
+        scale: what the leaf holds is PyTorch's tensor times this: a number, or the sizes of axes of
+            the pattern, each to a power, such as ``(("h", -0.5),)``.
 
     Raises:
-        LayoutError: if ``site`` is no regular expression, or something else is no text.
+        LayoutError: if ``site`` is no regular expression, or something else is not as said.
 
     Example:
         >>> rule = Rule(r"layers\.(\d+)\.attn\.k", "decoder.kv", "d n h -> (n h) d", r":, \1, 0")
-        >>> rule.place("layers.3.attn.k")
-        Place(leaf='decoder.kv', axes='d n h -> (n h) d', index=':, 3, 0')
+        >>> place = rule.place("layers.3.attn.k")
+        >>> place.leaf, place.index
+        ('decoder.kv', ':, 3, 0')
+        >>> Rule(r"h\.(\d+)\.q", r"block_{\1%2}.q", index=r"{\1//2}").place("h.5.q").index
+        '2'
 
     Source: the tables of model libraries in DESIGN.md's field notes; https://einops.rocks.
     """
@@ -65,6 +73,8 @@ class Rule:
     axes: str | None = None
     index: str | None = None
     part: Part = "weight"
+    sizes: tuple[tuple[str, int], ...] = ()
+    scale: Scale = 1.0
 
     def __post_init__(self) -> None:
         texts = (self.site, self.leaf, self.axes or "", self.index or "")
@@ -72,6 +82,11 @@ class Rule:
             raise LayoutError(
                 f"{self!r} is no rule, expected texts, and 'weight' or 'bias' as its part. An "
                 "index is a text too, such as '1'."
+            )
+        if not _pairs(self.sizes, _size) or not (_above(self.scale) or _pairs(self.scale, _power)):
+            raise LayoutError(
+                f"{self!r} is no rule, expected sizes such as (('two', 2),), and as its scale a "
+                "number above 0, or sizes of axes to powers such as (('h', -0.5),)."
             )
         try:
             re.compile(self.site)
@@ -81,14 +96,15 @@ class Rule:
                 r"PyTorch module name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
             ) from error
 
-    def place(self, site: str) -> "Place | None":
+    def place(self, site: str) -> Place | None:
         """Where the site's leaf would lie, or None if the rule is not for this site."""
         found = re.fullmatch(self.site, site)
         if found is None:
             return None
         try:
-            index = None if self.index is None else found.expand(self.index)
-            return Place(found.expand(self.leaf), self.axes, index)
+            index = None if self.index is None else _divided(found.expand(self.index))
+            leaf = _divided(found.expand(self.leaf))
+            return Place(leaf, self.axes, index, self.sizes, self.scale)
         except (re.error, IndexError) as error:
             raise LayoutError(
                 f"the rule for {self.site!r} names a group that the expression does not have, in "
@@ -96,104 +112,40 @@ class Rule:
             ) from error
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where one tensor of a site lies: ``leaf[index]``, its axes moved, is PyTorch's.
+def _divided(text: str) -> str:
+    """A text with the quotients and remainders in braces worked out."""
+    if "{" not in text:
+        return text
 
-    Args:
-        leaf: the leaf's dotted name.
-        axes: an einops pattern from the leaf's axes to PyTorch's; None for none.
-        index: a basic NumPy index into the leaf, as text; None for the whole leaf.
+    def value(found: re.Match[str]) -> str:
+        a, how, b = int(found[1]), found[2], int(found[3])
+        return str(a // b if how == "//" else a % b)
 
-    Raises:
-        LayoutError: by `shape`, if the leaf does not have these axes, or the index is none.
-
-    Example:
-        >>> Place("attn.kernel", "d n h -> (n h) d").shape((6, 2, 4))
-        (8, 6)
-
-    Source: https://einops.rocks; DESIGN.md, words.
-    """
-
-    leaf: str
-    axes: str | None = None
-    index: str | None = None
-
-    def get(self, leaf: jax.Array) -> jax.Array:
-        """PyTorch's tensor, out of the leaf."""
-        part = leaf if self.index is None else leaf[_index(self.index)]
-        return part if self.axes is None else einops.rearrange(part, self.axes)
-
-    def put(self, leaf: jax.Array, tensor: jax.Array) -> jax.Array:
-        """The leaf with PyTorch's tensor in its place."""
-        part = leaf if self.index is None else leaf[_index(self.index)]
-        if self.axes is not None:
-            here, there = (side.strip() for side in self.axes.split("->"))
-            sizes = einops.parse_shape(part, here) if "(" in there else {}
-            tensor = einops.rearrange(tensor, f"{there} -> {here}", **sizes)
-        tensor = tensor.reshape(part.shape)
-        return tensor if self.index is None else leaf.at[_index(self.index)].set(tensor)
-
-    def ranges(self, leaf_shape: tuple[int, ...]) -> tuple[range, ...]:
-        """The positions along each of the leaf's axes that the index picks."""
-        index = () if self.index is None else _index(self.index)
-        index = (*index, *[slice(None)] * (len(leaf_shape) - len(index)))
-        return tuple(
-            range(size)[at] if isinstance(at, slice) else range(size)[at : at + 1 or None]
-            for size, at in zip(leaf_shape, index, strict=True)
-        )
-
-    def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """PyTorch's shape of the tensor, of a leaf of this shape.
-
-        Raises:
-            LayoutError: if the leaf does not have the axes that the rule says.
-        """
-        return _shape(self, leaf_shape)
+    return re.sub(r"\{(\d+)(//|%)([1-9]\d*)\}", value, text)
 
 
-@lru_cache(maxsize=4096)
-def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
-    if place.axes is None and place.index is None:
-        return leaf_shape
-    index = () if place.index is None else _index(place.index)
-    try:
-        # JAX clamps an index that lies outside; NumPy refuses it.
-        np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index]
-        leaf = jax.ShapeDtypeStruct(leaf_shape, np.float32)
-        tensor = jax.eval_shape(place.get, leaf)
-        jax.eval_shape(place.put, leaf, tensor)
-        return tensor.shape
-    except (einops.EinopsError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        at = "" if place.index is None else f"[{place.index}]"
-        what = "index" if place.axes is None else f"axes {place.axes!r}"
-        why = str(error).splitlines()[-1].strip()
-        raise LayoutError(
-            f"{place.leaf}{at} of shape {leaf_shape} does not have the {what} that the layout's "
-            f"rule says ({why}). Mend the rule."
-        ) from error
+def _pairs(given: object, is_good: Callable[[object], bool]) -> bool:
+    """Whether something is a tuple of names, each with a number."""
+    pairs = given if isinstance(given, tuple) else (given,)
+    return all(
+        isinstance(pair, tuple) and list(map(type, pair[:1])) == [str] and is_good(*pair[1:])
+        for pair in pairs
+    )
 
 
-@lru_cache(maxsize=4096)
-def _index(text: str) -> tuple[int | slice, ...]:
-    """A basic index, read from its text."""
-    items: list[int | slice] = []
-    for item in text.split(","):
-        parts = [part.strip() for part in item.split(":")]
-        try:
-            numbers = [int(part) if part else None for part in parts]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1 and numbers[0] is not None:
-            items.append(numbers[0])
-        elif 1 < len(numbers) <= 3:
-            items.append(slice(*numbers))
-        else:
-            raise LayoutError(
-                f"the index {text!r} of a layout's rule is no basic index, expected integers and "
-                "slices with commas between them, such as ':, 3' or '0:64'."
-            )
-    return tuple(items)
+def _power(given: object = None, *more: object) -> bool:
+    """Whether something is one finite number."""
+    return not more and type(given) in (int, float) and math.isfinite(given)  # pyright: ignore
+
+
+def _above(given: object = None, *more: object) -> bool:
+    """Whether something is one number above 0."""
+    return _power(given, *more) and given > 0  # pyright: ignore
+
+
+def _size(given: object = None, *more: object) -> bool:
+    """Whether something is one whole number above 0."""
+    return _above(given, *more) and isinstance(given, int)
 
 
 @dataclass(frozen=True)
@@ -206,6 +158,8 @@ class Layout:
     Args:
         name: what to call it in messages.
         rules: the table, in any order.
+        by_name: whether leaves are named after their sites, so that the tree's names tell which
+            modules there are, and what is tied.
 
     Raises:
         LayoutError: if a rule is no `Rule`; by `compose`, where a site finds no leaf, or more
@@ -214,13 +168,22 @@ class Layout:
     Example:
         >>> linen = Layout("mine", (Rule(r"h\.(\d+)\.fc", r"block_\1.w", "i o -> o i"),))
         >>> linen.places("h.2.fc", "weight")
-        [Place(leaf='block_2.w', axes='i o -> o i', index=None)]
+        [Place(leaf='block_2.w', axes='i o -> o i', index=None, sizes=(), scale=1.0)]
 
     Source: DESIGN.md, rooms of the house.
     """
 
     name: str
     rules: tuple[Rule, ...]
+    by_name: bool = False
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Of many rules; and places are asked for at every compose.
+        return hash((self.name, self.rules))
 
     def __post_init__(self) -> None:
         rules = tuple(self.rules) if isinstance(self.rules, Iterable) else (self.rules,)
@@ -234,13 +197,13 @@ class Layout:
 
     def places(self, site: str, part: Part) -> list[Place]:
         """Where the site's weight or bias may lie, in the order of the rules."""
-        return list(_places(self.rules, site, part))
+        return list(_places(self, site, part))
 
 
 # Asked for at every compose; and Python parses a rule's template anew at each expansion.
 @lru_cache(maxsize=1 << 16)
-def _places(rules: tuple[Rule, ...], site: str, part: Part) -> tuple[Place, ...]:
-    places = (rule.place(site) for rule in rules if rule.part == part)
+def _places(layout: Layout, site: str, part: Part) -> tuple[Place, ...]:
+    places = (rule.place(site) for rule in layout.rules if rule.part == part)
     return tuple(place for place in places if place is not None)
 
 
@@ -266,10 +229,27 @@ _FLAX: dict[str, str | None] = {
     "": None,
 }
 
-TORCH = Layout("torch", _named(_TORCH))
-FLAX = Layout("flax", _named(_FLAX))
-NAMES = Layout("names", _named({**_TORCH, **_FLAX}))
+TORCH = Layout("torch", _named(_TORCH), by_name=True)
+FLAX = Layout("flax", _named(_FLAX), by_name=True)
+NAMES = Layout("names", _named({**_TORCH, **_FLAX}), by_name=True)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
+
+
+def libraries() -> Mapping[str, Layout]:
+    """The layouts of the model libraries.
+
+    Returns:
+        Each by its name; read at the first call.
+
+    Example:
+        >>> [name for name in libraries() if name.startswith("maxtext_l")]
+        ['maxtext_llama']
+
+    Source: ``jaxmix/converters/layouts``, a table for each library.
+    """
+    from jaxmix.converters.layouts import TABLES
+
+    return TABLES
 
 
 def named(layout: Layout | str | None) -> Layout:
@@ -287,6 +267,8 @@ def named(layout: Layout | str | None) -> Layout:
     Example:
         >>> named("torch").places("proj", "bias")[0].leaf
         'proj.bias'
+        >>> named("maxtext_llama").places("lm_head", "weight")[1].leaf
+        'params.decoder.logits_dense.kernel'
 
     Source: DESIGN.md, words: layout.
     """
@@ -294,7 +276,10 @@ def named(layout: Layout | str | None) -> Layout:
         return layout or NAMES
     if isinstance(layout, str) and layout in LAYOUTS:
         return LAYOUTS[layout]
+    known = {**LAYOUTS, **libraries()}
+    if isinstance(layout, str) and layout in known:
+        return known[layout]
     raise LayoutError(
-        f"there is no layout {layout!r}, expected None, one of {', '.join(map(repr, LAYOUTS))}, or "
-        "a jaxmix.Layout with rules of your own."
+        f"there is no layout {layout!r}, expected None, one of {', '.join(map(repr, known))}, or a "
+        "jaxmix.Layout with rules of your own."
     )

@@ -8,9 +8,7 @@ functions depend on structure, shapes and dtypes alone: layers of one shape shar
 CPU are made of the same few, and new strengths or factors do not re-trace.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,66 +22,13 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.families import Update
 from jaxmix.families.base import maps
-from jaxmix.layout import Part, Place
+from jaxmix.form import At, Form, arithmetic, as_matrix
 from jaxmix.operators import Hadamard, Operator, Sum, Zero, spread
 
 __all__ = ["Form", "Word", "apply", "arithmetic", "as_matrix", "cast", "made", "run"]
 
 # What acts on one site: strengths and updates, the first one first.
 Word = tuple[tuple[Any, Update], ...]
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a leaf holds a site's tensor: what a compiled function needs to know beside the shapes.
-
-    Args:
-        part: whether it is the site's weight or its bias.
-        axes: the rule's einops pattern, from leaf to PyTorch's tensor; None for none.
-        index: the rule's index into the leaf; None for the whole.
-        transposed: whether the tensor, of two axes, is (in, out) and not (out, in).
-        sharding: the leaf's sharding over devices, which the result keeps; None for one device.
-    """
-
-    part: Part = "weight"
-    axes: str | None = None
-    index: str | None = None
-    transposed: bool = False
-    sharding: jax.sharding.NamedSharding | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the leaf is a matrix, or its transpose, but for a reshape."""
-        return self.axes is None and self.index is None
-
-    @property
-    def _place(self) -> Place:
-        return Place("", self.axes, self.index)
-
-    def tensor(self, leaf: Array) -> Array:
-        """The leaf's tensor for the passes: itself if it is plain, else PyTorch's."""
-        return leaf if self.is_plain else self._place.get(leaf)
-
-    def back(self, leaf: Array, tensor: Array) -> Array:
-        """The leaf with its tensor exchanged."""
-        return tensor if self.is_plain else self._place.put(leaf, tensor)
-
-    def matrix(self, leaf: Array) -> Float[Array, "out in"]:
-        """The leaf as the matrix on which updates act: (out, in), a bias (out, 1)."""
-        tensor = as_matrix(self.tensor(leaf), self.part)
-        return tensor.T if self.transposed else tensor
-
-    def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, int]:
-        """The shape of that matrix, of a leaf of this shape."""
-        shape = leaf_shape if self.is_plain else self._place.shape(leaf_shape)
-        size = math.prod(shape)
-        rows = size if self.part == "bias" else shape[0]
-        return (size // rows, rows) if self.transposed else (rows, size // rows)
-
-
-def arithmetic(dtype: Any) -> np.dtype:
-    """The dtype of the arithmetic for weights of a dtype: float32 at the least."""
-    return np.promote_types(dtype, np.float32)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
@@ -94,11 +39,6 @@ def cast(tree: Any, dtype: Any) -> Any:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(one, tree)
-
-
-def as_matrix(tensor: Array, part: Part) -> Float[Array, "rows cols"]:
-    """A tensor as a matrix: all axes but the first are one; a bias is a column."""
-    return tensor.reshape(-1, 1) if part == "bias" else tensor.reshape(tensor.shape[0], -1)
 
 
 def apply(
@@ -124,9 +64,10 @@ def apply(
         The new leaf, of the same shape, dtype and sharding.
     """
     word = tuple((_strength(strength, arithmetic(leaf.dtype)), update) for strength, update in word)
+    form, at = form.picked
     if not _runs_by_pass(leaf):
-        return (_fused_in_place if donate else _fused)(leaf, base, word, form, base_form)
-    return _by_pass(leaf, base, word, form, base_form, donate)
+        return (_fused_in_place if donate else _fused)(leaf, base, word, form, base_form, at)
+    return _by_pass(leaf, base, word, form, base_form, at, donate)
 
 
 def _runs_by_pass(leaf: Array) -> bool:
@@ -153,17 +94,16 @@ _KHATRI_RAO = 36
 # ---------------------------------------------------------------- everything as one function
 
 
-def _all(leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None) -> Array:
+def _all(leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None, at: At) -> Array:
     """The leaf with the word in it."""
     dtype = arithmetic(leaf.dtype)
     with jax.default_matmul_precision("highest"):
-        start = _base(leaf, base, form, base_form)
+        start = _base(leaf, base, form, base_form, at)
         made = [_thrifty(one) for one in maps(cast(word, dtype), start, form.part)]
-    tensor = form.tensor(leaf)
-    now = tensor.astype(dtype)
-    for work, operators in _passes(fold([m.T for m in made] if form.transposed else made)):
+    now = form.tensor(leaf, at).astype(dtype)
+    for work, operators in _passes(fold([form.turned(one) for one in made])):
         now = _in_matrix(work, now, operators, form, dtype)
-    out = form.back(leaf, now.astype(leaf.dtype))
+    out = form.back(leaf, now.astype(leaf.dtype), at)
     return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)
 
 
@@ -175,25 +115,33 @@ _fused_in_place = jax.jit(_all, static_argnames=("form", "base_form"), donate_ar
 
 
 def _by_pass(
-    leaf: Array, base: Any, word: Word, form: Form, base_form: Form | None, donate: bool
+    leaf: Array,
+    base: Any,
+    word: Word,
+    form: Form,
+    base_form: Form | None,
+    at: At,
+    donate: bool,
 ) -> Array:
     """The same by one compiled function for each map and each pass."""
-    steps = fold(list(made(leaf, base, word, form, base_form)))
-    if not steps or form.is_plain:
-        return run(leaf, steps, form, leaf.dtype, donate=donate) if steps else leaf
-    tensor = run(_enter(leaf, form), steps, form, leaf.dtype, donate=True)
-    return _leave(leaf, tensor, form)
+    steps = fold(list(_made(leaf, base, word, form, base_form, at)))
+    if not steps:
+        return leaf
+    if form.is_plain:
+        return run(leaf, steps, form, leaf.dtype, donate=donate)
+    tensor = run(_enter(leaf, at, form), steps, form, leaf.dtype, donate=True)
+    return (_leave_in_place if donate else _leave)(leaf, tensor, at, form)
 
 
 def run(
     tensor: Array, steps: Iterable[AffineMap], form: Form, dtype: Any, *, donate: bool = False
 ) -> Array:
     """Folded steps applied to a tensor, each pass by a compiled function; the last one rounds."""
-    passes = list(_passes(steps))
+    passes, bare = list(_passes(steps)), form.bare
     for i, (work, operators) in enumerate(passes):
         wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
         run_pass = _PASSES[work, donate and tensor.dtype == wide]
-        tensor, donate = run_pass(tensor, operators, form, wide), True
+        tensor, donate = run_pass(tensor, operators, bare, wide), True
     return tensor
 
 
@@ -201,27 +149,32 @@ def made(
     leaf: Any, base: Any, word: Word, form: Form, base_form: Form | None = None
 ) -> Iterator[AffineMap]:
     """The word's maps, each by a compiled function. A leaf that none reads may be its shape."""
+    form, at = form.picked
+    return _made(leaf, base, word, form, base_form, at)
+
+
+def _made(
+    leaf: Any, base: Any, word: Word, form: Form, base_form: Form | None, at: At
+) -> Iterator[AffineMap]:
+    """The word's maps, of a form whose index is picked."""
     shape = form.shape(leaf.shape)
     dtype = arithmetic(leaf.dtype)
     bare = start = Base(None, shape)
     if any(update.reads_base for _, update in word):
-        start = _read(leaf, base, form, base_form)
+        start = _read(leaf, base, form, base_form, at)
         bare = Base(None, start.shape)
     for strength, update in word:
         sees = start if update.reads_base or update.is_base_side else bare
-        yield _map(update, _strength(strength, dtype), sees, form.part, form.transposed, dtype)
+        yield _map(update, _strength(strength, dtype), sees, form.bare, dtype)
         if update.is_base_side and start is not bare:
             start = _rebase(update, _strength(strength, dtype), start, dtype)
 
 
-def _one_map(
-    update: Update, strength: Any, base: Base, part: Part, transposed: bool, dtype: Any
-) -> AffineMap:
+def _one_map(update: Update, strength: Any, base: Base, form: Form, dtype: Any) -> AffineMap:
     """One update's map, of the matrix as the leaf holds it."""
     with jax.default_matmul_precision("highest"):
-        (made,) = maps([cast((strength, update), dtype)], base, part)
-        made = _thrifty(made)
-    return made.T if transposed else made
+        (made,) = maps([cast((strength, update), dtype)], base, form.part)
+        return form.turned(_thrifty(made))
 
 
 def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
@@ -233,9 +186,9 @@ def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
 # ---------------------------------------------------------------- what both have in common
 
 
-def _base(leaf: Array, base: Any, form: Form, base_form: Form | None) -> Base:
+def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) -> Base:
     """The base's leaves at the site as matrices; for a bias's map the weight is given apart."""
-    own = cast(form.matrix(leaf), arithmetic(leaf.dtype))
+    own = cast(form.matrix(leaf, at), arithmetic(leaf.dtype))
     if form.part == "weight":
         return Base(own, own.shape)
     if base is None or base_form is None:
@@ -285,11 +238,18 @@ def _in_matrix(
     return out if there is None else lax.with_sharding_constraint(out, there)
 
 
-_map = jax.jit(_one_map, static_argnames=("part", "transposed", "dtype"))
+_map = jax.jit(_one_map, static_argnames=("form", "dtype"))
 _rebase = jax.jit(_rebased, static_argnames="dtype")
 _read = jax.jit(_base, static_argnames=("form", "base_form"))
-_enter = jax.jit(lambda leaf, form: form.tensor(leaf), static_argnames="form")
-_leave = jax.jit(lambda leaf, tensor, form: form.back(leaf, tensor), static_argnames="form")
+_enter = jax.jit(lambda leaf, at, form: form.tensor(leaf, at), static_argnames="form")
+
+
+def _left(leaf: Array, tensor: Array, at: At, form: Form) -> Array:
+    return form.back(leaf, tensor, at)
+
+
+_leave = jax.jit(_left, static_argnames="form")
+_leave_in_place = jax.jit(_left, static_argnames="form", donate_argnames="leaf")
 _PASSES = {
     (work, in_place): jax.jit(
         partial(_in_matrix, work),

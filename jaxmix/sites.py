@@ -16,7 +16,7 @@ from jaxmix.names import leaf_names
 from jaxmix.plan import Word
 from jaxmix.quantized import is_quantized
 
-__all__ = ["OutAxes", "Site", "Tree", "located", "shared"]
+__all__ = ["OutAxes", "Site", "Tree", "located", "placed", "shared"]
 
 _SHOWN = 20
 
@@ -155,6 +155,37 @@ def located(tree: Tree, words: Mapping[str, Word], table: Layout) -> list[Site]:
     Raises:
         LayoutError: if sites find no leaf, or more than one; it lists them all.
     """
+    sites, lost = placed(tree, words, table)
+    if lost:
+        # Only those that are shown are looked into: the search for near names is slow.
+        shown, rest = lost[:_SHOWN], lost[_SHOWN:]
+        lines = [f"{name}: {_lost(name, part, places, tree)}" for name, part, places in shown]
+        lines += [name for name, _, _ in rest]
+        count = len({name for name, _, _ in lost})
+        raise LayoutError(
+            f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
+            f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
+            "trained on another model? If the leaves have other names, give "
+            "layout=jaxmix.Layout(…) with rules."
+        )
+    return sites
+
+
+def placed(
+    tree: Tree, words: Mapping[str, Word], table: Layout, *, is_strict: bool = False
+) -> tuple[list[Site], list[tuple[str, Part, list[Place]]]]:
+    """The sites that a layout places, and those that it does not.
+
+    Args:
+        tree: the params.
+        words: ``{site: word}``.
+        table: the layout.
+        is_strict: whether to stop at the first that finds no leaf.
+
+    Returns:
+        A site for each word, in order, but for copies that find no leaf; and for each leaf that is
+        not found, or more than once, its site, its part, and where it was looked for.
+    """
     lost: list[tuple[str, Part, list[Place]]] = []
     sites: list[Site] = []
     for name, word in words.items():
@@ -176,20 +207,10 @@ def located(tree: Tree, words: Mapping[str, Word], table: Layout) -> list[Site]:
                 found[part] = hits[0]
             elif needed or hits:
                 lost.append((name, part, places))
+        if lost and is_strict:
+            break
         sites.append(Site(name, word, found.get("weight"), found.get("bias")))
-    if lost:
-        # Only those that are shown are looked into: the search for near names is slow.
-        shown, rest = lost[:_SHOWN], lost[_SHOWN:]
-        lines = [f"{name}: {_lost(name, part, places, tree)}" for name, part, places in shown]
-        lines += [name for name, _, _ in rest]
-        count = len({name for name, _, _ in lost})
-        raise LayoutError(
-            f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
-            f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
-            "trained on another model? If the leaves have other names, give "
-            "layout=jaxmix.Layout(…) with rules."
-        )
-    return sites
+    return sites, lost
 
 
 def _lost(name: str, part: Part, places: list[Place], tree: Tree) -> str:

@@ -5,9 +5,12 @@ both, no tree of weights computes PEFT's forward, so such a tree has to be untie
 not say that it is tied: it only lacks a head. The leaves' names tell whether there should be one.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-__all__ = ["HEADS", "tied_problem"]
+from jaxmix.layout import Layout
+
+__all__ = ["HEADS", "tied_problem", "tied_sites"]
 
 # Where Hugging Face's models keep an embedding, and the head that may be tied to it; held against
 # the names of the files that transformers saves by tests/test_tied.py.
@@ -72,6 +75,53 @@ def tied_problem(site: str, names: Collection[str]) -> str | None:
         how = _how_to_untie(site, embedding, weights[embedding])
         return f"{site} is tied to {embedding}. {how}"
     return None
+
+
+def tied_sites(where: Collection[str], words: Mapping[str, Any], table: Layout) -> Iterator[str]:
+    """The sites whose weight is tied, each with what to do.
+
+    With a layout of names the names tell; another says it where it has the head in the same leaf,
+    or knows a leaf for the head that the tree lacks.
+
+    Args:
+        where: the dotted names of all leaves of the tree.
+        words: ``{site: ((strength, update), …)}``.
+        table: where sites lie.
+
+    Yields:
+        A line for each.
+    """
+    heads: dict[str, str] = {}
+    missing: list[str] = []
+    for head in () if table.by_name else HEADS:
+        places = table.places(head, "weight")
+        heads.update({place.leaf: head for place in places if place.leaf in where})
+        # A rule for whatever name says nothing of a head.
+        is_known = len(places) > len(table.places("-", "weight"))
+        if is_known and not any(place.leaf in where for place in places):
+            missing.append(head)
+    for site, word in words.items():
+        if not any(update.has_weight and not update.keeps_tie for _, update in word):
+            continue
+        if table.by_name:
+            if problem := tied_problem(site, where):
+                yield problem
+            continue
+        for place in table.places(site, "weight"):
+            head = heads.get(place.leaf, site)
+            if head != site:
+                yield (
+                    f"{site}: the layout {table.name!r} has {head} in the same leaf {place.leaf}. "
+                    "PEFT's forward changes one side only: give the head a leaf and a rule of its "
+                    "own, or none"
+                )
+            elif missing and not heads and _last(site) in _EMBEDDINGS and place.leaf in where:
+                yield (
+                    f"{site}: the layout {table.name!r} has a leaf for {missing[0]}, but the tree "
+                    "has none, so that the embedding is the head too (tied). PEFT's forward "
+                    "changes one side only: give the head a leaf of its own; or, where the model "
+                    "has no head at all, give a jaxmix.Layout without a rule for one"
+                )
 
 
 def _last(module: str) -> str:

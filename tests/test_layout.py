@@ -250,7 +250,7 @@ def test_no_such_layout(layout: Any) -> None:
     """The names that there are, and what else it could be."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(
-        LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', or a jaxm"
+        LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', '.*maxtext.*, or a jaxm"
     ):
         jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=layout)
 

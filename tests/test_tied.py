@@ -155,8 +155,14 @@ def test_a_table_that_has_both_in_one_leaf() -> None:
         jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", rules))
     jaxmix.compose(params, [lora("q")], layout=Layout("mine", rules))
     split = (Rule(r"model\.embed_tokens", "embedder"), Rule("lm_head", "head"))
-    out = jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", split))
+    out = jaxmix.compose({**params, "head": E}, [lora(EMBED)], layout=Layout("mine", split))
     np.testing.assert_array_equal(out["embedder"], E + 1)
+    with pytest.raises(
+        LayoutError,
+        match=r"embed_tokens: the layout 'mine' has a leaf for lm_head, but the tree has none",
+    ):
+        jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", split))
+    jaxmix.compose(params, [lora("q")], layout=Layout("mine", (*split, Rule("q", "q"))))
 
 
 # ---------------------------------------------------------------- our own models

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jaxmix import plan
 from jaxmix.affine import AffineMap, Base, compose, identity, shift
+from jaxmix.factored.axes import axes_of, in_leaf, layer_of
 from jaxmix.factored.parts import joined
 from jaxmix.factored.weight import How, Weight
 from jaxmix.families.base import maps
@@ -121,7 +122,7 @@ class Factored:
         """
         if self.forms[0].part == "bias" or len(self.shape) == 1:
             return "a vector, as cheap to make as to use"
-        found = [_axes(form, len(self.shape)) for form in self.forms]
+        found = [axes_of(form, len(self.shape)) for form in self.forms]
         axes = [one for one in found if one is not None]
         if len(axes) < len(found):
             return "its layout splits an axis of the leaf, or picks of two"
@@ -164,7 +165,7 @@ class Factored:
 
     def _stack(self, axis: int) -> AffineMap:
         """The maps of its sites as those of a stack's layers."""
-        at = [_layer(form, axis, self.shape) for form in self.forms]
+        at = [layer_of(form, axis, self.shape) for form in self.forms]
         made = dict(zip(at, map(self._map, range(len(at))), strict=True))
         same = identity(made[at[0]].shape)
         return stacked([made.get(layer, same) for layer in range(self.shape[axis])])
@@ -177,11 +178,12 @@ class Factored:
         with jax.default_matmul_precision("highest"):
             matrix = form.matrix(self._array()).astype(dtype) if reads else None
             shape = form.shape(self.shape)
-            return reduce(
+            made = reduce(
                 lambda earlier, later: compose(later, earlier),
                 maps(cast(word, dtype), Base(matrix, shape)),
                 identity(shape),
             )
+            return in_leaf(made, form, self.shape)
 
     def _array(self) -> Array:
         return jnp.asarray(dequantized(self.base))
@@ -216,57 +218,3 @@ def _experts(weight: Weight) -> Weight:
     made = jax.vmap(lambda *terms: shift(reduce(add, terms)))(*low)
     into = weight.into
     return Weight(weight.base, made, into[:1], into[1:], weight.out[0], weight.how)
-
-
-def _axes(form: Form, n: int) -> tuple[tuple[int, ...], tuple[int, ...], int | None] | None:
-    """The leaf's axes, from the end, that are rows, columns and layers; None if one is split."""
-    kept = list(range(n))
-    layer = None
-    if form.index is not None:
-        numbers = [k for k, part in enumerate(form.index.split(",")) if ":" not in part]
-        others = [part for part in form.index.split(",") if part.strip() not in (":", "::")]
-        if numbers and len(others) > 1:  # an axis is gone, and another one cut
-            return None
-        if numbers:
-            layer = numbers[0]
-            kept.remove(layer)
-    if form.transposed:
-        rows, cols = kept[1:2], kept[:1]
-    elif form.axes is None:
-        rows, cols = kept[:1], kept[1:]
-    else:
-        parsed = _parsed(form.axes, len(kept))
-        if parsed is None:
-            return None
-        rows, cols = ([kept[k] for k in side] for side in parsed)
-    lower = tuple(k - n for k in rows), tuple(k - n for k in cols)
-    return *lower, None if layer is None else layer - n
-
-
-def _parsed(axes: str, n: int) -> tuple[list[int], list[int]] | None:
-    """The rows and columns of an einops pattern; None if it splits an axis of the leaf."""
-    here, there = (side.split() for side in axes.split("->"))
-    if any("(" in name for name in here):
-        return None
-    names = [name for name in here if name != "..."]
-    if "..." in here:
-        at = here.index("...")
-        here = [*here[:at], *(f"…{k}" for k in range(n - len(names))), *here[at + 1 :]]
-    first, depth, rows, cols = True, 0, [], []
-    for name in there:
-        opens, closes = name.startswith("("), name.endswith(")")
-        bare = name.strip("()")
-        found = (
-            [f"…{k}" for k in range(n - len(names))] if bare == "..." else [bare] if bare else []
-        )
-        depth += opens
-        (rows if first else cols).extend(here.index(one) for one in found)
-        depth -= closes
-        first = first and depth > 0
-    return rows, cols
-
-
-def _layer(form: Form, axis: int, shape: tuple[int, ...]) -> int:
-    """The layer of a stack that a form's index picks."""
-    assert form.index is not None
-    return int(form.index.split(",")[axis + len(shape)]) % shape[axis]

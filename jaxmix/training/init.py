@@ -7,7 +7,7 @@ from typing import Any
 from jaxmix.adapter import Adapter
 from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError, listing
 from jaxmix.families import Replace, Together, Update
-from jaxmix.layout import LAYOUTS, Layout, named
+from jaxmix.layout import Layout, named
 from jaxmix.sites import Tree
 from jaxmix.training.draws import site_key
 from jaxmix.training.kinds import KINDS, Kind
@@ -189,7 +189,7 @@ def _targets(
 
 def _modules(tree: Tree, table: Layout, rules: Rules) -> list[str]:
     """The names that modules can have: the tree's own, or with another layout those asked for."""
-    if table in LAYOUTS.values():
+    if table.by_name:
         return modules_of(tree)
     if isinstance(rules.target_modules, str) or not rules.target_modules:
         raise LayoutError(

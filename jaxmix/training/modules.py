@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.layout import KERNEL, LAYOUTS, Layout, Place
+from jaxmix.layout import KERNEL, Layout, Place
 from jaxmix.plan import arithmetic
 from jaxmix.quantized import dequantized
 from jaxmix.sites import Tree
@@ -74,7 +74,7 @@ class Target:
     @property
     def stored(self) -> jax.Array:
         """The weight as PyTorch stores it."""
-        return self.place.get(jnp.asarray(dequantized(self.leaf))).astype(self.dtype)
+        return self.place.get(jnp.asarray(dequantized(self.leaf)).astype(self.dtype))
 
     @cached_property
     def tensor(self) -> jax.Array:
@@ -91,7 +91,7 @@ class Target:
         """The bias (out,)."""
         assert self.bias is not None
         leaf, place = self.bias
-        return place.get(jnp.asarray(leaf)).astype(self.dtype).reshape(-1)
+        return place.get(jnp.asarray(leaf).astype(self.dtype)).reshape(-1)
 
 
 def modules_of(tree: Tree) -> list[str]:
@@ -176,7 +176,7 @@ def _layer(
     tree: Tree, table: Layout, site: str, place: Place, shape: tuple[int, ...]
 ) -> tuple[Layer, tuple[int, ...]]:
     """What a module is, and its weight's shape, unturned."""
-    by_name = table in LAYOUTS.values()
+    by_name = table.by_name
     last = place.leaf.rpartition(".")[2]
     if by_name and place.leaf.removeprefix("params.") == site:
         return "parameter", shape

@@ -15,13 +15,17 @@ ARROWS: dict[str, set[str]] = {
     "affine": {"operators", "errors"},
     "families": {"affine", "operators", "errors"},
     "names": set(),
-    "layout": {"errors"},
+    "place": {"errors"},
+    "layout": {"place", "errors"},
+    "form": {"affine", "layout"},
     "quantized": {"names", "errors"},
     "tied": {"layout", "errors"},
-    "plan": {"affine", "operators", "families", "layout", "errors"},
+    "plan": {"form", "affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
     "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
+    "choosing": {"sites", "plan", "layout", "errors"},
     "dense": {
+        "choosing",
         "sites",
         "quantized",
         "sharded",
@@ -47,6 +51,7 @@ ARROWS: dict[str, set[str]] = {
         "adapter",
         "dense",
         "plan",
+        "place",
         "sites",
         "layout",
         "families",
@@ -77,6 +82,9 @@ FACE_MAY = tuple(
     f"jaxmix.converters.{name}." for name in ("loading", "mixfile", "peft.export", "merging")
 )
 COMMANDS_MAY = "jaxmix.demo."
+# And layouts are asked for by name: the tables of the model libraries, which know nothing else.
+LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
+TABLES_MAY = ("jaxmix.layout.", "jaxmix.converters.layouts.")
 # What a family may take from its neighbours; the table and its shared parts stand above them.
 SHARED_BY_FAMILIES = ("base", "places", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
@@ -108,6 +116,9 @@ def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
         allowed = there is None or there == room or there in ARROWS[room]
         allowed |= room == "" and found.name.startswith(FACE_MAY)
         allowed |= room == "converters" and found.lazy and found.name.startswith(COMMANDS_MAY)
+        allowed |= room == "layout" and found.lazy and found.name == LAYOUT_MAY
+        if name.startswith("jaxmix.converters.layouts"):
+            allowed = there is None or f"{found.name}.".startswith(TABLES_MAY)
         if not allowed:
             wrong.append(f"{name}:{found.line} imports {found.name}")
     return wrong
@@ -134,6 +145,9 @@ def test_arrows(module: Module) -> None:
         ("jaxmix", "from jaxmix import demo"),
         ("jaxmix.converters.cli", "from jaxmix.demo import run"),
         ("jaxmix.new", "import jax"),
+        ("jaxmix.layout", "from jaxmix.converters.layouts import TABLES"),
+        ("jaxmix.dense", "def f():\n    from jaxmix.converters.layouts import TABLES"),
+        ("jaxmix.converters.layouts.gemma", "from jaxmix.errors import LayoutError"),
     ],
 )
 def test_arrows_can_fail(name: str, source: str) -> None:
@@ -147,6 +161,8 @@ def test_arrows_can_pass() -> None:
         "jaxmix": "from jaxmix.converters.loading import load\nfrom jaxmix.mix import mix",
         "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
         "jaxmix.converters.cli": "import jaxmix\ndef f():\n    from jaxmix.demo import run",
+        "jaxmix.layout": "def f():\n    from jaxmix.converters.layouts import TABLES",
+        "jaxmix.converters.layouts": "import re\nfrom jaxmix.converters.layouts import gemma",
         "jaxmix.demo.run": "import jaxmix\nfrom jaxmix.converters import huggingface",
     }.items():
         assert not wrong_arrows(source, name, name == "jaxmix")

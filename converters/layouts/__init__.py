@@ -1,0 +1,15 @@
+"""Where JAX's model libraries keep the weights of Hugging Face's models: one table a library.
+
+A table is a `jaxmix.layout.Layout`: pure data. `jaxmix.layout` asks for `TABLES`, the one list.
+"""
+
+from jaxmix.converters.layouts import flax_transformers, maxtext
+from jaxmix.layout import Layout
+
+__all__ = ["TABLES"]
+
+_LIBRARIES = (flax_transformers, maxtext)
+
+TABLES: dict[str, Layout] = {
+    table.name: table for library in _LIBRARIES for table in library.TABLES
+}

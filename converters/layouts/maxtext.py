@@ -1,0 +1,174 @@
+r"""MaxText: layers in one leaf, scanned on axis 1, or a leaf for each.
+
+Its Llama interleaves the halves of each rotary head, and its queries are divided by √head_dim; its
+Qwen does neither, its Mixtral and Gemma 2 only the second. The leaves have the same names, so that
+whoever adapts queries or keys has to say which model it is. Gemma's norms are kept with 1 added,
+which no rule can say: they have none.
+Source: ``maxtext/checkpoint_conversion/utils/param_mapping.py`` at e591f30 (August 2026).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM, below
+from jaxmix.layout import Layout, Rule
+
+__all__ = ["TABLES", "maxtext", "maxtext_gemma3"]
+
+_PREFIXES = ("", "params.", "base.")
+_HEADS, _HEADS_IN = "d n h -> (n h) d", "n h d -> d (n h)"
+_INTERLEAVED = "d n (h two) -> (n two h) d"
+_ATTENTION = {
+    "q_proj": ("query.kernel", _HEADS),
+    "k_proj": ("key.kernel", _HEADS),
+    "v_proj": ("value.kernel", _HEADS),
+    "o_proj": ("out.kernel", _HEADS_IN),
+    "q_norm": ("query_norm.scale", None),
+    "k_norm": ("key_norm.scale", None),
+}
+_BIASES = {"q_proj": "query.bias", "k_proj": "key.bias", "v_proj": "value.bias"}
+_MLP = {"gate_proj": "wi_0", "up_proj": "wi_1", "down_proj": "wo"}
+_NORMS = {
+    "input_layernorm": "pre_self_attention_layer_norm",
+    "post_attention_layernorm": "post_self_attention_layer_norm",
+}
+_TOP = (
+    Rule(EMBEDDING, "token_embedder.embedding"),
+    Rule(NORM, "decoder.decoder_norm.scale"),
+    Rule(HEAD, "decoder.logits_dense.kernel", KERNEL),
+)
+
+
+def maxtext(
+    name: str = "maxtext", *, is_interleaved: bool = False, scales_queries: bool = False
+) -> Layout:
+    """MaxText's tree of a model of Llama's kind: Llama, Mistral, Qwen, and Mixtral's experts.
+
+    Args:
+        name: what to call it in messages.
+        is_interleaved: whether the halves of each head of q and k lie interleaved.
+        scales_queries: whether queries are divided by √head_dim.
+
+    Returns:
+        The layout, for scanned layers and for others.
+
+    Example:
+        >>> maxtext().places("model.layers.3.mlp.down_proj", "weight")[0]
+        Place(leaf='decoder.layers.mlp.wo.kernel', axes='i o -> o i', index=':, 3', ...)
+    """
+    rules = (*_TOP, *_layers(is_interleaved, scales_queries), *_experts())
+    return Layout(name, below(rules, *_PREFIXES))
+
+
+def _layers(is_interleaved: bool, scales_queries: bool) -> Iterator[Rule]:
+    """A layer's own leaves."""
+    for stack, index in (("decoder.layers", r":, \1"), (r"decoder.layers_\1", None)):
+        yield from _attention(
+            f"{LAYER}self_attn", f"{stack}.self_attention", index, is_interleaved, scales_queries
+        )
+        for module, leaf in _MLP.items():
+            yield Rule(rf"{LAYER}mlp\.{module}", f"{stack}.mlp.{leaf}.kernel", KERNEL, index)
+        for module, leaf in _NORMS.items():
+            yield Rule(f"{LAYER}{module}", f"{stack}.{leaf}.scale", None, index)
+
+
+def _attention(
+    site: str, leaf: str, index: str | None, is_interleaved: bool, scales_queries: bool
+) -> Iterator[Rule]:
+    """The leaves of an attention."""
+    for module, (name, axes) in _ATTENTION.items():
+        how: dict[str, Any] = {}
+        if module == "q_proj" and scales_queries:
+            how["scale"] = (("h", -0.5),)
+        if module in ("q_proj", "k_proj") and is_interleaved:
+            axes, how["sizes"] = _INTERLEAVED, (("two", 2),)
+            if "scale" in how:
+                how["scale"] = (("h", -0.5), ("two", -0.5))
+        yield Rule(rf"{site}\.{module}", f"{leaf}.{name}", axes, index, **how)
+    for module, name in _BIASES.items():
+        yield Rule(rf"{site}\.{module}", f"{leaf}.{name}", "n h -> (n h)", index, "bias")
+
+
+def _experts() -> Iterator[Rule]:
+    """Experts, stacked before the layers."""
+    qwen = rf"{LAYER}mlp\.experts\.(\d+)\.", "moe_block", _MLP
+    mixtral = (
+        rf"{LAYER}block_sparse_moe\.experts\.(\d+)\.",
+        "MoeBlock_0",
+        {"w1": "wi_0", "w3": "wi_1", "w2": "wo"},
+    )
+    gates = (rf"{LAYER}mlp\.gate", "moe_block"), (rf"{LAYER}block_sparse_moe\.gate", "MoeBlock_0")
+    for stack, layer, expert in (
+        ("decoder.layers", r":, \1", r"\2, \1"),
+        (r"decoder.layers_\1", None, r"\2"),
+    ):
+        for site, block, names in (qwen, mixtral):
+            for module, leaf in names.items():
+                yield Rule(f"{site}{module}", f"{stack}.{block}.{leaf}", KERNEL, expert)
+        for site, block in gates:
+            yield Rule(site, f"{stack}.{block}.gate.kernel", KERNEL, layer)
+
+
+def _gemma2() -> Layout:
+    """Gemma 2: a local and a global layer are one, the even and the odd ones."""
+    scale = (("d", 0.5),)
+    rules = [
+        Rule(EMBEDDING, "token_embedder.embedding", "v d -> v d", scale=scale),
+        Rule(HEAD, "token_embedder.embedding", "v d -> v d", scale=scale),
+    ]
+    for kind, numbers in (("local", r"\d*[02468]"), ("global", r"\d*[13579]")):
+        layer = LAYER.replace(r"\d+", numbers)
+        for stack, index in (
+            ("decoder.layers", r":, {\1//2}"),
+            (r"decoder.layers_{\1//2}", None),
+        ):
+            leaf = f"{stack}.self_attention_{kind}"
+            rules += _attention(f"{layer}self_attn", leaf, index, False, True)
+            for module, name in _MLP.items():
+                leaf = f"{stack}.mlp_{kind}.{name}.kernel"
+                rules.append(Rule(rf"{layer}mlp\.{module}", leaf, KERNEL, index))
+    return Layout("maxtext_gemma2", below(rules, *_PREFIXES))
+
+
+def maxtext_gemma3(name: str = "maxtext_gemma3", *, layers: int = 0) -> Layout:
+    """MaxText's tree of Gemma 3: six layers, of which the last is global, are scanned as one.
+
+    Args:
+        name: what to call it in messages.
+        layers: how many layers the model has, where they are scanned and 6 does not divide them:
+            those that are left over have leaves of their own.
+
+    Returns:
+        The layout, for scanned layers and for others.
+
+    Example:
+        >>> place = maxtext_gemma3().places("model.layers.13.self_attn.o_proj", "weight")[0]
+        >>> place.leaf, place.index
+        ('decoder.layers.layers_1.self_attention.out.kernel', ':, 2')
+    """
+    left = range(layers - layers % 6, layers)
+    kinds = [(LAYER, r"decoder.layers_\1", None)]
+    scanned = rf"(?!(?:{'|'.join(map(str, left))})\.)\d+" if left else r"\d+"
+    kinds.append((LAYER.replace(r"\d+", scanned), r"decoder.layers.layers_{\1%6}", r":, {\1//6}"))
+    if left:
+        numbers = "|".join(map(str, left))
+        leaf = r"decoder.layers_remainder.layers_{\1%6}"
+        kinds.append((LAYER.replace(r"\d+", numbers), leaf, None))
+    rules: list[Rule] = []
+    for layer, stack, index in reversed(kinds):
+        rules += _attention(f"{layer}self_attn", f"{stack}.self_attention", index, False, False)
+        for module, leaf in _MLP.items():
+            rules.append(
+                Rule(rf"{layer}mlp\.{module}", f"{stack}.mlp.{leaf}.kernel", KERNEL, index)
+            )
+    # The embedding is kept times √width, rounded to bfloat16: no rule can say so.
+    return Layout(name, below((r for r in rules if "norm" not in r.site), *_PREFIXES))
+
+
+TABLES = (
+    maxtext("maxtext_llama", is_interleaved=True, scales_queries=True),
+    maxtext("maxtext_qwen"),
+    maxtext("maxtext_mixtral", scales_queries=True),
+    _gemma2(),
+    maxtext_gemma3(),
+)

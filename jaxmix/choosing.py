@@ -1,0 +1,82 @@
+"""Which layout is meant where nobody says: the leaves' names, else the one library that fits."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxmix.errors import LayoutError, listing
+from jaxmix.layout import NAMES, Layout, libraries
+from jaxmix.plan import Word
+from jaxmix.sites import Site, Tree, placed
+
+__all__ = ["chosen"]
+
+
+def chosen(
+    tree: Tree, words: Mapping[str, Word], fits: Callable[[Sequence[Site], Layout], bool]
+) -> Layout:
+    """The layout by which all sites find a leaf.
+
+    Leaves that are named after their sites need no table. Else the tables of the model libraries
+    are tried: first by the names of leaves, and if this leaves several, by shapes.
+
+    Args:
+        tree: the params.
+        words: ``{site: word}``.
+        fits: whether sites, placed by a layout, fit the shapes of their leaves.
+
+    Returns:
+        The layout; where none finds all, the one that finds the most, whose misses are told.
+
+    Raises:
+        LayoutError: if several fit that see the sites differently.
+    """
+    if not placed(tree, words, NAMES, is_strict=True)[1]:
+        return NAMES
+    tables = list(libraries().values())
+    found = [(table, placed(tree, words, table, is_strict=True)) for table in tables]
+    named = [(table, sites) for table, (sites, lost) in found if not lost]
+    if not named:
+        misses = {table: len(placed(tree, words, table)[1]) for table in (NAMES, *tables)}
+        return min(misses, key=misses.__getitem__)
+    others = _others(tree, named)
+    if not others:
+        return named[0][0]
+    shaped = [(table, sites) for table, sites in named if fits(sites, table)]
+    if not shaped:
+        return named[0][0]
+    if others := _others(tree, shaped):
+        one = shaped[0][0]
+        lines = [f"{site}: {one.name!r} and {other.name!r}" for site, other in others]
+        names = list(dict.fromkeys([one.name, *(other.name for _, other in others)]))
+        raise LayoutError(
+            f"several layouts fit the params, {' and '.join(map(repr, names))}, and say otherwise "
+            f"how leaves are to be read:{listing(lines)}\nSay which it is: "
+            f"{' or '.join(f'layout={name!r}' for name in names)}."
+        )
+    return shaped[0][0]
+
+
+def _others(tree: Tree, found: Sequence[tuple[Layout, Sequence[Site]]]) -> list[tuple[str, Layout]]:
+    """The layouts that do not see every site as the first one does, each with its first such."""
+    others: list[tuple[str, Layout]] = []
+    (_, first), *rest = found
+    for table, sites in rest:
+        for ours, theirs in zip(first, sites, strict=True):
+            if not _same(tree, ours, theirs):
+                others.append((ours.name, table))
+                break
+    return others
+
+
+def _same(tree: Tree, ours: Site, theirs: Site) -> bool:
+    """Whether two layouts see a site alike."""
+    for one, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
+        if one == other:
+            continue
+        if one is None or other is None or one.leaf != other.leaf:
+            return False
+        try:
+            if not one.same(other, tuple(tree.leaf(one).shape)):
+                return False
+        except (AttributeError, IndexError, LayoutError, ValueError):
+            return False
+    return True

@@ -1,0 +1,243 @@
+"""Places: where one tensor of a site lies in a leaf, and how to get it out and put it in."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmix.errors import LayoutError
+
+__all__ = ["Place", "Scale", "atoms", "parsed_index", "spelled"]
+
+# A number, or sizes of axes to powers: (("h", -0.5),) is 1/√h.
+Scale = float | tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor of a site lies: ``leaf[index] / scale``, its axes moved, is PyTorch's.
+
+    Args:
+        leaf: the leaf's dotted name.
+        axes: an einops pattern from the leaf's axes to PyTorch's; None for none.
+        index: a basic NumPy index into the leaf, as text; None for the whole leaf.
+        sizes: sizes of axes that the leaf's own do not tell, such as those of a split one.
+        scale: what the leaf holds is PyTorch's tensor times this: a number, or the sizes of some of
+            the pattern's axes, each to a power.
+
+    Raises:
+        LayoutError: by `shape`, if the leaf does not have these axes, or the index is none.
+
+    Example:
+        >>> Place("attn.kernel", "d n h -> (n h) d").shape((6, 2, 4))
+        (8, 6)
+        >>> turned = Place("q", "d n (h two) -> (n two h) d", None, (("two", 2),), (("h", -0.5),))
+        >>> turned.shape((6, 2, 8)), turned.factor((6, 2, 8))
+        ((16, 6), 0.5)
+
+    Source: https://einops.rocks; DESIGN.md, words.
+    """
+
+    leaf: str
+    axes: str | None = None
+    index: str | None = None
+    sizes: tuple[tuple[str, int], ...] = ()
+    scale: Scale = 1.0
+
+    def get(self, leaf: jax.Array, at: Sequence[Any] = ()) -> jax.Array:
+        """PyTorch's tensor, out of the leaf; ``at`` stands for the numbers in the index."""
+        part = leaf if self.index is None else leaf[self._index(at)]
+        if (factor := self.factor(leaf.shape)) != 1:
+            part = part / factor
+        return part if self.axes is None else einops.rearrange(part, self.axes, **dict(self.sizes))
+
+    def put(self, leaf: jax.Array, tensor: jax.Array, at: Sequence[Any] = ()) -> jax.Array:
+        """The leaf with PyTorch's tensor in its place; ``at`` as in `get`."""
+        part = leaf if self.index is None else leaf[self._index(at)]
+        if self.axes is not None:
+            here, there = (side.strip() for side in self.axes.split("->"))
+            sizes = self.axis_sizes(part.shape) if "(" in self.axes else {}
+            tensor = einops.rearrange(tensor, f"{there} -> {here}", **sizes)
+        if (factor := self.factor(leaf.shape)) != 1:
+            tensor = tensor * factor
+        tensor = tensor.reshape(part.shape).astype(leaf.dtype)
+        return tensor if self.index is None else leaf.at[self._index(at)].set(tensor)
+
+    def _index(self, at: Sequence[Any]) -> tuple[Any, ...]:
+        """The index, its numbers exchanged for those given."""
+        assert self.index is not None
+        given = iter(at)
+        index = parsed_index(self.index)
+        return tuple(x if isinstance(x, slice) else next(given, x) for x in index)
+
+    def factor(self, leaf_shape: tuple[int, ...]) -> float:
+        """The scale as a number, of a leaf of this shape."""
+        if not isinstance(self.scale, tuple):
+            return self.scale
+        return _factor(self, leaf_shape)
+
+    def axis_sizes(self, part_shape: Sequence[int]) -> dict[str, int]:
+        """The size of each axis that the pattern names, of a part (after the index) of a leaf."""
+        here = spelled((self.axes or "...").split("->")[0], len(part_shape))
+        known, found = dict(self.sizes), {}
+        for group, size in zip(here, part_shape, strict=True):
+            said = math.prod(known[name] for name in group if name in known)
+            found.update({name: known.get(name, size // said) for name in group})
+        return found
+
+    def ranges(self, leaf_shape: tuple[int, ...]) -> tuple[range, ...]:
+        """The positions along each of the leaf's axes that the index picks."""
+        index = () if self.index is None else parsed_index(self.index)
+        index = (*index, *[slice(None)] * (len(leaf_shape) - len(index)))
+        return tuple(
+            range(size)[at] if isinstance(at, slice) else range(size)[at : at + 1 or None]
+            for size, at in zip(leaf_shape, index, strict=True)
+        )
+
+    def part_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what the index picks."""
+        index = () if self.index is None else parsed_index(self.index)
+        return np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index].shape
+
+    def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """PyTorch's shape of the tensor, of a leaf of this shape.
+
+        Raises:
+            LayoutError: if the leaf does not have the axes that the rule says.
+        """
+        return _shape(self, leaf_shape)
+
+    def same(self, other: "Place", leaf_shape: tuple[int, ...]) -> bool:
+        """Whether another place is this one, if in other words."""
+        return _meaning(self, leaf_shape) == _meaning(other, leaf_shape)
+
+
+def atoms(side: str) -> list[list[str]]:
+    """One side of an einops pattern as the names in each of its axes.
+
+    Args:
+        side: the text on one side of the arrow.
+
+    Returns:
+        A list for each axis; an ellipsis is one of its own.
+
+    Example:
+        >>> atoms("d (n h) ... 1")
+        [['d'], ['n', 'h'], ['...'], []]
+    """
+    groups = re.findall(r"\(([^()]*)\)|(\S+)", side.strip())
+    return [
+        (inner.split() if not name else [] if name == "1" else [name]) for inner, name in groups
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _factor(place: Place, leaf_shape: tuple[int, ...]) -> float:
+    assert isinstance(place.scale, tuple)
+    sizes = place.axis_sizes(place.part_shape(leaf_shape))
+    return math.prod(sizes[name] ** power for name, power in place.scale)
+
+
+@lru_cache(maxsize=4096)
+def _meaning(place: Place, leaf_shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """A place whose axes are numbered, and its pattern gone where it moves nothing."""
+    axes, sizes = place.axes, ()
+    picked = tuple((r.start, r.stop, r.step) for r in place.ranges(leaf_shape))
+    if axes is not None:
+        n = len(place.part_shape(leaf_shape))
+        here, there = (spelled(side, n) for side in axes.split("->"))
+        number = {name: i for i, name in enumerate(name for group in here for name in group)}
+        here, there = ([[number[name] for name in g] for g in side] for side in (here, there))
+        axes = None if here == there else (here, there)
+        said: Mapping[str, int] = dict(place.sizes)
+        sizes = tuple(sorted((number[k], v) for k, v in said.items() if k in number))
+    return place.leaf, str(axes), picked, sizes, place.factor(leaf_shape)
+
+
+def spelled(side: str, n: int) -> list[list[str]]:
+    """One side of an einops pattern, its ellipsis written out.
+
+    Args:
+        side: the text on one side of the arrow.
+        n: how many axes the tensor on the pattern's left has.
+
+    Returns:
+        As `atoms`, with an axis for each that the ellipsis stands for.
+
+    Example:
+        >>> spelled("... i o", 3)
+        [['…0'], ['i'], ['o']]
+    """
+    groups = atoms(side)
+    spare = n - len(groups) + 1
+    if ["..."] not in groups:
+        return groups
+    at = groups.index(["..."])
+    return [*groups[:at], *([f"…{i}"] for i in range(spare)), *groups[at + 1 :]]
+
+
+@lru_cache(maxsize=4096)
+def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
+    if place.axes is None and place.index is None and place.scale == 1:
+        return leaf_shape
+    index = () if place.index is None else parsed_index(place.index)
+    try:
+        # JAX clamps an index that lies outside; NumPy refuses it.
+        np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index]
+        leaf = jax.ShapeDtypeStruct(leaf_shape, jnp.float32)
+        tensor = jax.eval_shape(place.get, leaf)
+        jax.eval_shape(place.put, leaf, tensor)
+        return tensor.shape
+    except (einops.EinopsError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        at = "" if place.index is None else f"[{place.index}]"
+        what = "index" if place.axes is None else f"axes {place.axes!r}"
+        if isinstance(error, KeyError):
+            what, error = f"axis {error} of the scale {place.scale}", "the pattern names no such"
+        why = str(error).splitlines()[-1].strip()
+        raise LayoutError(
+            f"{place.leaf}{at} of shape {leaf_shape} does not have the {what} that the layout's "
+            f"rule says ({why}). Mend the rule."
+        ) from None
+
+
+@lru_cache(maxsize=4096)
+def parsed_index(text: str) -> tuple[int | slice, ...]:
+    """A basic index, read from its text.
+
+    Args:
+        text: integers and slices with commas between them.
+
+    Returns:
+        The index.
+
+    Raises:
+        LayoutError: if it is none.
+
+    Example:
+        >>> parsed_index(":, 3")
+        (slice(None, None, None), 3)
+    """
+    items: list[int | slice] = []
+    for item in text.split(","):
+        parts = [part.strip() for part in item.split(":")]
+        try:
+            numbers = [int(part) if part else None for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1 and numbers[0] is not None:
+            items.append(numbers[0])
+        elif 1 < len(numbers) <= 3:
+            items.append(slice(*numbers))
+        else:
+            raise LayoutError(
+                f"the index {text!r} of a layout's rule is no basic index, expected integers and "
+                "slices with commas between them, such as ':, 3' or '0:64'."
+            )
+    return tuple(items)
