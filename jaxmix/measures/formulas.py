@@ -1,19 +1,21 @@
 """Formulas of what adapters change: norms, ranks, angles and signs, of matrices and subspaces.
 
 They are NumPy's: ranks differ from site to site, and each shape would be compiled anew for the sake
-of a few numbers. A matrix is an operator whose arrays are NumPy's (`on_host`).
+of a few numbers.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from jaxmix.operators import Dense, LowRank, Operator
+from jaxmix.operators import Operator
 from jaxmix.singular import low_rank_of, rounding
 
 __all__ = [
+    "Matrix",
+    "Thin",
     "effective_rank",
     "inner",
     "on_host",
@@ -28,7 +30,17 @@ __all__ = [
 _BLOCK = 1 << 22
 
 
-def on_host(delta: Operator) -> LowRank | Dense:
+class Thin(NamedTuple):
+    """A matrix of low rank, ``B A``: B (out, r) and A (r, in)."""
+
+    b: np.ndarray
+    a: np.ndarray
+
+
+Matrix = Thin | np.ndarray
+
+
+def on_host(delta: Operator) -> Matrix:
     """A matrix as NumPy's arrays: the factors of one of low rank, and any other itself.
 
     Args:
@@ -39,17 +51,27 @@ def on_host(delta: Operator) -> LowRank | Dense:
 
     Example:
         >>> from jaxmix.operators import Zero
-        >>> on_host(Zero(3, 2)).shape
-        (3, 2)
+        >>> on_host(Zero(3, 2)).b.shape
+        (3, 1)
     """
     if (thin := low_rank_of(delta)) is None:
-        return Dense(np.asarray(delta.dense()))
-    return LowRank(np.asarray(thin.b), np.asarray(thin.a))
+        return np.asarray(delta.dense())
+    return Thin(np.asarray(thin.b), np.asarray(thin.a))
 
 
-def singular_on_host(
-    delta: LowRank | Dense, noise: Any = 0.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _shape(matrix: Matrix) -> tuple[int, int]:
+    """``(out, in)``."""
+    if isinstance(matrix, Thin):
+        return matrix.b.shape[0], matrix.a.shape[1]
+    return matrix.shape[0], matrix.shape[1]
+
+
+def _rows(matrix: Matrix, part: slice) -> np.ndarray:
+    """Some of its rows, dense."""
+    return matrix.b[part] @ matrix.a if isinstance(matrix, Thin) else matrix[part]
+
+
+def singular_on_host(delta: Matrix, noise: Any = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``Δ = U Σ Vᵀ`` without what is nought to rounding, as `jaxmix.singular.singular` has it.
 
     Args:
@@ -60,22 +82,22 @@ def singular_on_host(
         U (out, r), Σ's diagonal (r,), the largest first, and Vᵀ (r, in).
 
     Example:
-        >>> u, s, vt = singular_on_host(LowRank(np.ones((4, 2)), np.ones((2, 9))))
+        >>> u, s, vt = singular_on_host(Thin(np.ones((4, 2)), np.ones((2, 9))))
         >>> u.shape, s.round(6).tolist(), vt.shape
         ((4, 1), [12.0], (1, 9))
     """
-    if isinstance(delta, LowRank):
+    if isinstance(delta, Thin):
         q_b, r_b = np.linalg.qr(delta.b)
         q_a, r_a = np.linalg.qr(delta.a.T)
         u, s, vt = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
         u, vt = q_b @ u, vt @ q_a.T
     else:
-        u, s, vt = np.linalg.svd(delta.dense(), full_matrices=False)
-    kept = max(1, int(np.sum(s > float(rounding(s, noise, delta.shape)))))
+        u, s, vt = np.linalg.svd(delta, full_matrices=False)
+    kept = max(1, int(np.sum(s > float(rounding(s, noise, _shape(delta))))))
     return u[:, :kept], s[:kept], vt[:kept]
 
 
-def inner(a: Operator, b: Operator) -> float:
+def inner(a: Matrix, b: Matrix) -> float:
     """The inner product ``⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ``, by the factors of what is of low rank.
 
     Args:
@@ -86,21 +108,18 @@ def inner(a: Operator, b: Operator) -> float:
         A number.
 
     Example:
-        >>> ones = LowRank(np.ones((3, 1)), np.ones((1, 2)))
-        >>> inner(ones, ones), inner(Dense(2 * np.ones((3, 2))), ones)
+        >>> ones = Thin(np.ones((3, 1)), np.ones((1, 2)))
+        >>> inner(ones, ones), inner(2 * np.ones((3, 2)), ones)
         (6.0, 12.0)
     """
-    thin, other = low_rank_of(a), low_rank_of(b)
-    if thin is None and other is not None:
-        return inner(b, a)
-    if thin is None:
-        return float(np.vdot(a.dense(), b.dense()))
-    if other is None:
-        return float(np.sum(thin.b * (b @ thin.a.T)))
-    return float(np.sum((thin.b.T @ other.b) * (thin.a @ other.a.T)))
+    if not isinstance(a, Thin):
+        return inner(b, a) if isinstance(b, Thin) else float(np.vdot(a, b))
+    if not isinstance(b, Thin):
+        return float(np.sum(a.b * (b @ a.a.T)))
+    return float(np.sum((a.b.T @ b.b) * (a.a @ b.a.T)))
 
 
-def effective_rank(s: Float[Array, " r"]) -> float:
+def effective_rank(s: Float[np.ndarray, " r"]) -> float:
     """The effective rank of a matrix, ``exp(− Σ pᵢ ln pᵢ)`` with ``pᵢ = sᵢ / Σ sⱼ``.
 
     Args:
@@ -122,7 +141,9 @@ def effective_rank(s: Float[Array, " r"]) -> float:
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def principal_angles(p: Float[Array, "n k"], q: Float[Array, "n l"]) -> Float[Array, " m"]:
+def principal_angles(
+    p: Float[np.ndarray, "n k"], q: Float[np.ndarray, "n l"]
+) -> Float[np.ndarray, " m"]:
     """The principal angles between two subspaces, ``cos θᵢ = σᵢ(PᵀQ)``.
 
     Small angles come from their sines, which rounding leaves alone.
@@ -149,7 +170,7 @@ def principal_angles(p: Float[Array, "n k"], q: Float[Array, "n l"]) -> Float[Ar
     return np.sort(np.arctan2(sines, cosines))
 
 
-def overlap(angles: Float[Array, " m"], sizes: Iterable[int], size: int) -> float:
+def overlap(angles: Float[np.ndarray, " m"], sizes: Iterable[int], size: int) -> float:
     """How much of the smaller of two subspaces lies in the larger, above chance.
 
     ``(mean cos² θᵢ − c) / (1 − c)``, where c, the larger one's share of all directions, is what two
@@ -174,7 +195,7 @@ def overlap(angles: Float[Array, " m"], sizes: Iterable[int], size: int) -> floa
     return (float(np.mean(np.cos(angles) ** 2)) - chance) / (1 - chance)
 
 
-def sign_agreement(a: Operator, b: Operator) -> float | None:
+def sign_agreement(a: Matrix, b: Matrix) -> float | None:
     """The share of entries in which two matrices have the same sign.
 
     Args:
@@ -186,21 +207,21 @@ def sign_agreement(a: Operator, b: Operator) -> float | None:
 
     Example:
         >>> a, b = np.array([[1.0, -2.0, 0.0]]), np.array([[3.0, 4.0, 5.0]])
-        >>> sign_agreement(Dense(a), Dense(b))
+        >>> sign_agreement(a, b)
         0.5
     """
-    rows, cols = a.shape
+    rows, cols = _shape(a)
     step = max(1, _BLOCK // cols)
     same = known = 0
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
-        product = np.sign(a.rows(part).dense()) * np.sign(b.rows(part).dense())
+        product = np.sign(_rows(a, part)) * np.sign(_rows(b, part))
         same += int(np.sum(product > 0))
         known += int(np.sum(product != 0))
     return same / known if known else None
 
 
-def shares(so_far: Sequence[Operator]) -> list[float]:
+def shares(so_far: Sequence[Matrix]) -> list[float]:
     """The share of each step in the whole, ``⟨Δᵢ − Δᵢ₋₁, Δₙ⟩ / ‖Δₙ‖²``.
 
     Args:
@@ -210,7 +231,7 @@ def shares(so_far: Sequence[Operator]) -> list[float]:
         A number for each; together 1, or 0 where all of it comes to nought.
 
     Example:
-        >>> shares([Dense(np.ones((2, 3))), Dense(4 * np.ones((2, 3)))])
+        >>> shares([np.ones((2, 3)), 4 * np.ones((2, 3))])
         [0.25, 0.75]
     """
     pulls = [float(inner(one, so_far[-1])) for one in so_far]

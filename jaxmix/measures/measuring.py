@@ -12,6 +12,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.effects import Effect, effects
 from jaxmix.layout import Layout
 from jaxmix.measures.formulas import (
+    Matrix,
     effective_rank,
     inner,
     on_host,
@@ -22,7 +23,6 @@ from jaxmix.measures.formulas import (
     singular_on_host,
 )
 from jaxmix.mix import Mix, mix
-from jaxmix.operators import Dense, LowRank
 
 __all__ = ["Measures", "OfPair", "OfSite", "measure"]
 
@@ -170,7 +170,7 @@ def _at_site(
 class _Directions:
     """``Δ = U Σ Vᵀ`` without what is nought to rounding, and how many directions lead."""
 
-    delta: LowRank | Dense
+    delta: Matrix
     u: Float[np.ndarray, "out r"]
     s: Float[np.ndarray, " r"]
     v: Float[np.ndarray, "in r"]
@@ -186,7 +186,7 @@ def _directions(effect: Effect) -> _Directions:
     return _Directions(delta, u, s, vt.T, min(leading, s.size))
 
 
-def _matrix(effect: Effect) -> LowRank | Dense:
+def _matrix(effect: Effect) -> Matrix:
     """An effect's Δ, where it has one."""
     assert effect.weight is not None
     return on_host(effect.weight)
@@ -198,7 +198,7 @@ def _pair(a: _Directions, b: _Directions) -> OfPair:
     columns, rows = (
         principal_angles(x[:, : a.leading], y[:, : b.leading]) for x, y in ((a.u, b.u), (a.v, b.v))
     )
-    sizes, (out_size, in_size) = (a.leading, b.leading), a.delta.shape
+    sizes, out_size, in_size = (a.leading, b.leading), len(a.u), len(a.v)
     return OfPair(
         inner(a.delta, b.delta) / whole if whole else 0.0,
         sign_agreement(a.delta, b.delta),
