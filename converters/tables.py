@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ class _Kind:
     kind: str
     size: str
     dtype: str
+    scale: tuple[float, ...]
     numbers: int
     sites: tuple[str, ...]
 
@@ -34,11 +35,13 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
         adapter: the adapter.
 
     Returns:
-        Its name, its strength, and for each kind of update its size, dtype, count of numbers and
+        Its name, strength and source, and for each kind of update its size, dtype, scale (alpha by
+        rank, in most kinds; the smallest and the largest where they differ), count of numbers and
         sites.
     """
     kinds = [asdict(kind) for kind in _kinds(adapter)]
-    return {"name": adapter.name, "strength": float(adapter.strength), "kinds": kinds}
+    told = {"name": adapter.name, "strength": float(adapter.strength), "source": adapter.source}
+    return {**told, "kinds": kinds}
 
 
 def adapter_table(adapters: Iterable[Adapter]) -> Table:
@@ -51,22 +54,27 @@ def adapter_table(adapters: Iterable[Adapter]) -> Table:
         A table for rich.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "kind", "size"):
+    for title in ("adapter", "kind", "size"):
         table.add_column(title, overflow="fold")
-    for title in ("strength", "sites", "numbers"):
+    for title in ("scale", "sites", "parameters"):
         table.add_column(title, justify="right")
     table.add_column("modules", overflow="fold", ratio=1)
     for adapter in adapters:
+        who = f"{adapter.name} × {float(adapter.strength):g}"
+        who += f"\n  {adapter.source}" if adapter.source not in ("", adapter.name) else ""
         for kind in _kinds(adapter):
-            counts = (f"{float(adapter.strength):g}", str(len(kind.sites)), _count(kind))
-            cells = (adapter.name, kind.kind, kind.size, *counts, "\n".join(_modules(kind.sites)))
+            scale = "–".join(f"{number:.4g}" for number in kind.scale)
+            counts = (scale, str(len(kind.sites)), f"{kind.numbers:,} {kind.dtype}".rstrip())
+            cells = (who, kind.kind, kind.size, *counts, "\n".join(_modules(kind.sites)))
             table.add_row(*map(escape, cells))
+            who = ""
     return table
 
 
 def _kinds(adapter: Adapter) -> list[_Kind]:
     """What the adapter is made of: one for each kind, size and dtype."""
     sites: dict[tuple[str, str, str], list[str]] = {}
+    scales: dict[tuple[str, str, str], set[float]] = {}
     numbers: Counter[tuple[str, str, str]] = Counter()
     for site, update in adapter.updates.items():
         for one in update.parts if isinstance(update, Together) else (update,):
@@ -75,7 +83,17 @@ def _kinds(adapter: Adapter) -> list[_Kind]:
             key = (one.family, one.size(), "" if widest is None else str(widest.dtype))
             sites.setdefault(key, []).append(site)
             numbers[key] += sum(array.size for array in arrays)
-    return [_Kind(*key, numbers[key], tuple(found)) for key, found in sites.items()]
+            if (scale := getattr(one, "scale", None)) is not None:
+                scales.setdefault(key, set()).add(float(scale))
+    return [
+        _Kind(*key, _ends(scales.get(key, ())), numbers[key], tuple(found))
+        for key, found in sites.items()
+    ]
+
+
+def _ends(numbers: Collection[float]) -> tuple[float, ...]:
+    """The smallest and the largest; one number where they are one."""
+    return tuple(sorted({min(numbers), max(numbers)})) if numbers else ()
 
 
 def _arrays(update: Update) -> list[Any]:
@@ -83,10 +101,15 @@ def _arrays(update: Update) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(update) if getattr(leaf, "ndim", 0)]
 
 
-def _count(kind: _Kind) -> str:
-    return f"{kind.numbers:,} {kind.dtype}".rstrip()
-
-
 def _modules(sites: Sequence[str]) -> list[str]:
-    """Sites for people: those that differ in numbers only are one line."""
-    return list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", site) for site in sites))
+    """Sites for people, a line a parent: those that differ in numbers only are one."""
+    children: dict[str, list[str]] = {}
+    for site in dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", site) for site in sites):
+        parent, _, child = site.rpartition(".")
+        children.setdefault(parent, []).append(child)
+    return [
+        ", ".join(names)
+        if not parent
+        else f"{parent}{': ' if names[1:] else '.'}{', '.join(names)}"
+        for parent, names in children.items()
+    ]

@@ -1,6 +1,8 @@
 """`jaxmix demo`: adapters of three kinds, alone and mixed, beside what PEFT published for them."""
 
+import json
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,11 +22,12 @@ PASSAGES = (
 PICTURE = "jaxmix-demo.png"
 
 
-def main(out: Path | None = None) -> int:
+def main(out: Path | None = None, *, as_json: bool = False) -> int:
     """Runs the demo on its own small Llama and writes a picture.
 
     Args:
         out: the PNG file; ``jaxmix-demo.png`` in the current folder by default.
+        as_json: whether all that is said goes to stderr, and to stdout one JSON document.
 
     Returns:
         The exit code: 0, or 1 if a loss differs from PEFT's by more than rounding.
@@ -32,7 +35,7 @@ def main(out: Path | None = None) -> int:
     Raises:
         CheckpointError: if an asset is missing or damaged.
     """
-    console, start = Console(), time.perf_counter()
+    console, start = Console(stderr=as_json), time.perf_counter()
     demo = read_demo()
     console.print("A Llama of 2.5M parameters that was trained on Jane Austen, bytes as tokens.")
     console.print("PEFT trained three adapters for it:")
@@ -59,10 +62,14 @@ def main(out: Path | None = None) -> int:
         f"({found_times.compose_first:.1f} s the first time, with compilation); "
         f"a token: {1e3 * found_times.token:.2f} ms"
     )
-    _picture(found, out or Path(PICTURE), console)
+    picture = _picture(found, out or Path(PICTURE), console)
     console.print(f"{time.perf_counter() - start:.0f} s in all")
     if worst > 1e-4:
         console.print("[red]That is more than rounding: please report it.[/]")
+    if as_json:
+        losses = [{**asdict(row), "difference": row.difference} for row in found]
+        told = {"losses": losses, "seconds": asdict(found_times), "picture": picture}
+        print(json.dumps({**told, "largest_difference": worst}, indent=2))
     return 0 if worst <= 1e-4 else 1
 
 
@@ -86,12 +93,13 @@ def _table(found: list[Row]) -> Table:
     return table
 
 
-def _picture(found: list[Row], path: Path, console: Console) -> None:
+def _picture(found: list[Row], path: Path, console: Console) -> str | None:
     """The picture, where matplotlib is there to draw it."""
     if find_spec("matplotlib") is None:
         console.print("No picture: install matplotlib (the extra 'plot') to have one.")
-        return
+        return None
     from jaxmix.demo.picture import draw
 
     draw(found, path)
     console.print(f"The table as a picture: {path}")
+    return str(path)

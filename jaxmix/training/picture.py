@@ -1,18 +1,16 @@
 """The strengths of a mix as a picture: a map for each adapter, modules by layers."""
 
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from jaxmix.adapter import Mixable
 from jaxmix.errors import AdapterError
+from jaxmix.pictures import grid, heat_map, pyplot, save_picture
 
 __all__ = ["draw_strengths", "strengths_by_site"]
 
 # What weakens an adapter is red, what strengthens it blue, what leaves it as it was white.
 _COLOURS = "RdBu"
-_LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
 def strengths_by_site(mixed: Mixable) -> dict[str, dict[str, float]]:
@@ -51,14 +49,15 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
 
     Args:
         mixed: the adapter or the mix, as `jaxmix.fit` gives it with ``per="site"``.
-        path: the PNG file to write.
+        path: the file to write: PNG, or by its name SVG or PDF.
 
     Returns:
         The file.
 
     Raises:
         AdapterError: if no adapter of it has a site.
-        ImportError: if matplotlib is not there: install the extra ``plot``.
+        UnsupportedError: if matplotlib is not there, or the file is of no format of a picture.
+        CheckpointError: if the picture can't be written there.
 
     Example:
         >>> import tempfile
@@ -74,12 +73,8 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
     found = strengths_by_site(mixed)
     if not found:
         raise AdapterError(f"draw_strengths got {mixed!r}, expected an adapter with sites.")
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    grids = {name: _grid(strengths) for name, strengths in found.items()}
+    plt = pyplot()
+    grids = {name: grid(strengths) for name, strengths in found.items()}
     wide = max(len(columns) for _, columns, _ in grids.values())
     tall = [len(rows) for rows, _, _ in grids.values()]
     figure, every = plt.subplots(
@@ -91,7 +86,8 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
     reach = min(far, 1.0) or 1.0
     image = None
     for axes, (name, (rows, columns, numbers)) in zip(every[:, 0], grids.items(), strict=True):
-        image = axes.imshow(numbers, cmap=_COLOURS, vmin=1 - reach, vmax=1 + reach, aspect="auto")
+        limits = {"vmin": 1 - reach, "vmax": 1 + reach}
+        image = heat_map(axes, rows, columns, numbers, cmap=_COLOURS, **limits)
         for y, line in enumerate(numbers):
             for x, strength in enumerate(line):
                 if strength == strength:  # no site there is NaN
@@ -99,39 +95,10 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
                     axes.text(
                         x, y, f"{strength:.2f}", ha="center", va="center", color=colour, size=8
                     )
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.tick_params(length=0)
         axes.set_title(name, loc="left", size=10, weight="bold")
-        if any(columns):
-            axes.set_xlabel("layer", size=9)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
     assert image is not None
     figure.colorbar(
         image, ax=list(every[:, 0]), label="strength: 1 is as it was trained", shrink=0.6,
         aspect=30, extend="both" if far > 1 else "neither",
     )  # fmt: skip
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, dpi=130, format="png", pil_kwargs={"optimize": True})
-    plt.close(figure)
-    beside.replace(path)
-    return path
-
-
-def _grid(strengths: Mapping[str, float]) -> tuple[list[str], list[str], list[list[float]]]:
-    """Rows, columns and numbers: a row a module, a column a layer; NaN where there is no site."""
-    places = {site: _place(site) for site in strengths}
-    rows = list(dict.fromkeys(row for row, _ in places.values()))
-    columns = sorted({column for _, column in places.values()})
-    at = {place: strengths[site] for site, place in places.items()}
-    numbers = [[at.get((row, column), float("nan")) for column in columns] for row in rows]
-    return rows, ["" if column < 0 else str(column) for column in columns], numbers
-
-
-def _place(site: str) -> tuple[str, int]:
-    """A site's module and its layer: what follows the first number of its path, and that."""
-    if not (found := _LAYER.search(site)):
-        return site, -1
-    return site[found.end() :] or site[: found.start()], int(found[1])
+    return save_picture(figure, path)

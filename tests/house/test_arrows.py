@@ -41,6 +41,9 @@ ARROWS: dict[str, set[str]] = {
     "singular": {"operators"},
     "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
     | {"affine", "operators", "errors"},
+    "pictures": {"errors"},
+    "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}
+    | {"families", "errors"},
     "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
     "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
     | {"operators", "errors"},
@@ -60,6 +63,7 @@ ARROWS: dict[str, set[str]] = {
     | {"operators", "errors"},
     "training": {
         "factored",
+        "pictures",
         "tied",
         "mix",
         "adapter",
@@ -77,6 +81,7 @@ ARROWS: dict[str, set[str]] = {
 ARROWS[""] = set(ARROWS)
 ARROWS["converters"] = set(ARROWS)
 ARROWS["demo"] = set(ARROWS)
+ARROWS["__main__"] = {"converters"}
 # Beyond the table: the face reads files through `load`, and the command line starts the demo.
 FACE_MAY = tuple(
     f"jaxmix.converters.{name}." for name in ("loading", "mixfile", "peft.export", "merging")
@@ -90,7 +95,7 @@ SHARED_BY_FAMILIES = ("base", "places", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install where it is missing.
-EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "torch"}
+EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "tokenizers", "torch", "transformers"}
 # These make the demo's assets with torch and peft, and are not part of what a user runs.
 MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 

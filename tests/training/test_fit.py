@@ -1,7 +1,6 @@
 """Strengths learned by gradient: found where they are known, and refused in words."""
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.errors import AdapterError
+from jaxmix.pictures import grid
 from jaxmix.training import by_site, draw_strengths, fit, strengths_by_site
 
 from .made import PARAMS, loha, lora, oft
@@ -150,7 +150,7 @@ def test_the_picture(tmp_path: Path) -> None:
     mixed = jaxmix.mix(*parts, Adapter({"head": update}, name="b"))
     path = draw_strengths(mixed, tmp_path / "strengths.png")
     assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
-    rows, columns, numbers = import_module("jaxmix.training.picture")._grid(sites)
+    rows, columns, numbers = grid(sites)
     assert (rows, columns) == (["q", "v", "head"], ["", "0", "2", "10"])
     np.testing.assert_array_equal(
         numbers,

@@ -1,0 +1,125 @@
+"""Adapters on the command line: ``path:strength``, each under a name of its own."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.loading import load
+from jaxmix.converters.peft import peft_stack
+from jaxmix.errors import CheckpointError
+from jaxmix.mix import Mix, mix
+
+__all__ = [
+    "AdapterArguments",
+    "AdapterOptions",
+    "PeftOrder",
+    "Told",
+    "check_apart",
+    "load_each",
+    "load_mix",
+    "parse_adapter",
+    "strengths_data",
+    "strengths_text",
+]
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_HELP = (
+    "A PEFT folder, a file of another format, a saved mix, a recipe (.json) or a hub id, with a "
+    "strength if a number follows the last colon: `lora`, `owner/lora:0.6`, `lora:-1`. A folder "
+    "whose own name ends so needs another: `run:2:1`."
+)
+_METAVAR = "ADAPTER[:STRENGTH]"
+
+AdapterArguments = Annotated[
+    list[str], typer.Argument(metavar=f"{_METAVAR}...", help=_HELP, show_default=False)
+]
+AdapterOptions = Annotated[
+    list[str],
+    typer.Option(
+        "--adapter",
+        "-a",
+        metavar=_METAVAR,
+        help=f"{_HELP} Once for each adapter, the one to apply first first.",
+        show_default=False,
+    ),
+]
+PeftOrder = Annotated[
+    bool,
+    typer.Option("--peft-order", help="The order of PEFT's forward: it turns runs of OFT around."),
+]
+
+
+class Told(NamedTuple):
+    """An adapter on the command line."""
+
+    path: str
+    strength: float
+
+
+def parse_adapter(text: str) -> Told:
+    """``path:strength``, where a number follows the last colon; else a path, of strength 1."""
+    path, colon, tail = text.rpartition(":")
+    if colon and path and _NUMBER.fullmatch(tail):
+        return Told(path, float(tail))
+    return Told(text, 1.0)
+
+
+def load_each(
+    texts: Sequence[str], base: Any = None, **options: Any
+) -> list[tuple[Told, list[Adapter]]]:
+    """What the command line names, each with its adapters: of a mix or a recipe its parts.
+
+    Args:
+        texts: the words of the command line.
+        base: the base, for the readers that ask for it.
+        **options: what else `jaxmix.load` is to be told.
+
+    Returns:
+        Adapters under names that are all different.
+    """
+    taken: set[str] = set()
+    found = []
+    for told in map(parse_adapter, texts):
+        parts = []
+        for adapter in load(told.path, strength=told.strength, base=base, **options).parts:
+            name, count = adapter.name, 1
+            while name in taken:
+                count += 1
+                name = f"{adapter.name}-{count}"
+            taken.add(name)
+            parts.append(adapter.renamed(name))
+        found.append((told, parts))
+    return found
+
+
+def load_mix(texts: Sequence[str], base: Any = None, *, peft_order: bool = False) -> Mix:
+    """What the command line names as one mix, in order."""
+    parts = [part for _, parts in load_each(texts, base) for part in parts]
+    return peft_stack(parts) if peft_order else mix(*parts)
+
+
+def check_apart(out: Path, texts: Sequence[str]) -> None:
+    """Whether the output would replace an adapter, or lie in it."""
+    place = out.expanduser().resolve()
+    for told in map(parse_adapter, texts):
+        folder = Path(told.path).expanduser()
+        here = folder.resolve()
+        if folder.is_dir() and (here.is_relative_to(place) or place.is_relative_to(here)):
+            raise CheckpointError(
+                f"the output {out} and the adapter {told.path} lie one in the other. Give a folder "
+                "apart from it."
+            )
+
+
+def strengths_text(mixed: Adapter | Mix) -> str:
+    """Names and strengths for people: ``lora × 0.6, then oft × 1``."""
+    return ", then ".join(f"{part.name} × {float(part.strength):g}" for part in mixed.parts)
+
+
+def strengths_data(mixed: Adapter | Mix) -> list[dict[str, Any]]:
+    """Names and strengths for machines."""
+    return [{"name": part.name, "strength": float(part.strength)} for part in mixed.parts]

@@ -1,0 +1,131 @@
+"""Bases on the command line: a Hugging Face folder as params that are read where they are used."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from jaxmix.adapter import Adapter
+from jaxmix.affine import Base
+from jaxmix.converters.huggingface import FLOATS, read_checkpoint
+from jaxmix.errors import CheckpointError, listing
+from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Update
+from jaxmix.families.base import maps
+from jaxmix.layout import Layout, Rule
+from jaxmix.mix import Mix
+from jaxmix.plan import cast
+
+__all__ = ["OWN_LAYOUT", "BaseOption", "mapped", "needs_base", "params_of"]
+
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        "-b",
+        metavar="BASE",
+        help="The model that the adapters are for: a Hugging Face folder with safetensors.",
+    ),
+]
+
+# In the params that `params_of` makes without a base each site has leaves of its own, so that no
+# name says that one is tied to another.
+OWN_LAYOUT = Layout(
+    "the adapters' own", (Rule(r"(.+)", r"\1.weight"), Rule(r"(.+)", r"\1.bias", part="bias"))
+)
+
+
+def mapped(base: Path) -> dict[str, np.ndarray]:
+    """A base's tensors, memory-mapped: what nobody asks for is not read.
+
+    Args:
+        base: a Hugging Face folder.
+
+    Returns:
+        ``{name: tensor}`` by PyTorch's names, a weight (out, in). What is not of floats is there as
+        its bytes, which nobody takes for a weight.
+    """
+    files: dict[Path, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in read_checkpoint(base).tensors.items():
+        if tensor.file not in files:
+            files[tensor.file] = np.memmap(tensor.file, np.uint8, mode="r")
+        data = files[tensor.file][tensor.start : tensor.start + tensor.size]
+        is_float = tensor.dtype in FLOATS
+        found[name] = data.view(FLOATS[tensor.dtype]).reshape(tensor.shape) if is_float else data
+    return found
+
+
+def params_of(mixed: Adapter | Mix, base: Path | None) -> tuple[Any, Layout | None]:
+    """The params on which a mix can be looked at, and their layout.
+
+    Args:
+        mixed: the adapter or the mix.
+        base: the base's folder; None for zeros, which serve where nothing reads or turns the base.
+
+    Returns:
+        A flat dict, and the layout, None for by name.
+
+    Raises:
+        CheckpointError: if there is no base, and something asks for it.
+    """
+    if base is not None:
+        return mapped(base), None
+    if needy := needs_base(mixed):
+        raise CheckpointError(
+            f"there is no base, and adapters that can't be looked at without:{listing(needy)}\n"
+            "Give the model that they are for: --base FOLDER."
+        )
+    params: dict[str, Any] = {}
+    for part in mixed.parts:
+        for site, update in part.updates.items():
+            shape = _own_shape(update)
+            assert shape is not None
+            params[f"{site}.weight"] = np.zeros(shape, np.float32)
+            if update.has_bias:
+                params[f"{site}.bias"] = np.zeros(shape[:1], np.float32)
+    return params, OWN_LAYOUT
+
+
+def needs_base(mixed: Adapter | Mix) -> list[str]:
+    """The adapters whose effects ask for the base, each with the reason."""
+    found = []
+    for part in mixed.parts:
+        needy = [
+            (site, update) for site, update in part.updates.items() if _own_shape(update) is None
+        ]
+        if needy:
+            site, update = needy[0]
+            more = f" and {len(needy) - 1} more" if len(needy) > 1 else ""
+            found.append(f"{part.name}: {update.family} {update.size()} at {site}{more}")
+    return found
+
+
+def _own_shape(update: Update) -> tuple[int, int] | None:
+    """The weight (out, in) that an update is for, if it says so by itself and only adds to it."""
+    if update.reads_base or (shape := _guess(update)) is None or update.misfit(shape):
+        return None
+    (one,) = maps(cast(((1.0, update),), np.float32), Base(None, shape))
+    return shape if one.is_shift else None
+
+
+def _guess(update: Update) -> tuple[int, int] | None:
+    """The shape that the factors of the commonest additive kinds are for."""
+    match update:
+        case LoRA() | AdaLoRA():
+            return _shape(update.b, update.a)
+        case LoHa():
+            return _shape(update.b1, update.a1)
+        case LoKr():
+            outer, inner = (_shape(side[0], side[-1]) for side in (update.x, update.y))
+            return outer[0] * inner[0], outer[1] * inner[1]
+        case Delta() if update.weight is not None:
+            return _shape(update.weight, update.weight)
+        case _:
+            return None
+
+
+def _shape(b: Any, a: Any) -> tuple[int, int]:
+    """The rows of the one, the columns of the other."""
+    return b.shape[0], math.prod(a.shape[1:])

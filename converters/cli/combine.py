@@ -1,0 +1,131 @@
+"""``jaxmix combine``."""
+
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.markup import escape
+
+from jaxmix.combine import METHODS
+from jaxmix.combine import combine as combined
+from jaxmix.combine.formulas import MajoritySign
+from jaxmix.converters.cli.adapters import AdapterOptions, check_apart, parse_adapter
+from jaxmix.converters.cli.bases import BaseOption, mapped
+from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
+from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
+from jaxmix.converters.loading import load
+from jaxmix.converters.mixfile import save
+from jaxmix.converters.peft.export import export_peft
+
+__all__ = ["combine"]
+
+_FORMATS = ("mix", "peft")
+
+
+def combine(
+    adapters: AdapterOptions,
+    out: Out,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="METHOD",
+            help=f"One of {', '.join(METHODS)}.",
+            **one_of(tuple(METHODS)),
+        ),
+    ],
+    base: BaseOption = None,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            "--density", metavar="SHARE", help="The share of entries that each keeps: 0.3."
+        ),
+    ] = None,
+    majority_sign: Annotated[
+        str | None,
+        typer.Option(
+            "--majority-sign",
+            metavar="RULE",
+            help="What elects a sign in TIES: total (by default) or frequency.",
+            **one_of(get_args(MajoritySign)),
+        ),
+    ] = None,
+    outliers: Annotated[
+        float | None,
+        typer.Option(
+            "--outliers",
+            metavar="SHARE",
+            help="The share of entries that breadcrumbs drops as too large, 0.01 by default.",
+        ),
+    ] = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="NUMBER", help="For what drops entries at random (DARE)."),
+    ] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="mix: jaxmix's own, which holds any result. peft: a folder that PEFT loads.",
+            **one_of(_FORMATS),
+        ),
+    ] = _FORMATS[0],
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make one adapter of several: TIES, DARE, slerp and others, over any kinds.
+
+    The number after an adapter's colon is its weight; for sce and model_stock, which find their own
+    weights, it is the strength at which it goes in. LoRAs alone are combined as PEFT does it; other
+    kinds by what they change in the base, for which they need `--base`. A mix or a recipe counts as
+    one adapter.
+
+    **Examples**
+
+    - `jaxmix combine -a lora-1:0.7 -a lora-2:0.3 -m linear -o both --to peft`
+    - `jaxmix combine -a lora -a loha -m ties --density 0.3 --base base --rank 16 -o both`
+    - `jaxmix combine -a lora -a oft -m dare_ties --density 0.5 --seed 0 --base base -o both`
+    """
+    limit = rank_of(rank, energy)
+    told = [parse_adapter(text) for text in adapters]
+    weighted = METHODS[method].weighted
+    groups = [load(path, strength=1.0 if weighted else s, base=base) for path, s in told]
+    check_apart(out, adapters)
+    options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
+    weights = [strength for _, strength in told]
+    with waiting(f"combining by {method}", as_json=as_json):
+        made = combined(
+            groups,
+            None if base is None else mapped(base),
+            method=method,
+            weights=weights if weighted else None,
+            key=None if seed is None else _key(seed),
+            outliers=outliers,
+            name=out.name or "combined",
+            **options,
+        )
+    place = (save if to == "mix" else export_peft)(made, out, force=force)
+    if as_json:
+        tell_json(
+            {
+                "adapters": [{"path": path, "weight": weight} for path, weight in told],
+                "method": method,
+                "out": place,
+                "format": to,
+                "sites": list(made.sites),
+                "is": made.summary(),
+            }
+        )
+    else:
+        names = ", ".join(f"{path} × {weight:g}" for path, weight in told)
+        say(f"[bold]{escape(str(place))}[/]: {method} of {escape(names)}", escape(made.summary()))
+
+
+def _key(seed: int) -> Any:
+    """A key of JAX's."""
+    import jax
+
+    return jax.random.key(seed)

@@ -1,0 +1,35 @@
+"""The program, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxmix.converters import cli
+
+__all__ = ["Captured", "main", "run", "told"]
+
+Captured = pytest.CaptureFixture[str]
+
+
+def run(*words: object, module: str = "") -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own: the script, or a module."""
+    script = str(Path(sys.executable).with_name("jaxmix"))
+    program = [sys.executable, "-m", module] if module else [script]
+    return subprocess.run([*program, *map(str, words)], capture_output=True, text=True)
+
+
+def main(*words: object) -> int:
+    """The same in this process, which is faster."""
+    return cli.main([str(word) for word in words])
+
+
+def told(capsys: Captured, *words: object, code: int = 0) -> Any:
+    """The JSON document of a run, which is all of its stdout; stderr is silent."""
+    assert main(*words, "--json") == code
+    said = capsys.readouterr()
+    assert said.err == ""
+    return json.loads(said.out)

@@ -1,0 +1,141 @@
+"""``jaxmix convert``: from one format to another, and back to the same adapter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.mixfile.recipe import save_recipe
+from jaxmix.errors import CheckpointError
+
+from ..checkpoints import Adapters, contents, load
+from .running import Captured, main, run, told
+
+
+def effects(path: object, base: Path, **options: Any) -> dict[str, np.ndarray]:
+    """The base's tensors with an adapter in them."""
+    adapter = jaxmix.load(str(path), **options)
+    return jax.tree.map(np.asarray, jaxmix.compose(load(base), adapter))
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Tensors that are equal but for rounding."""
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        np.testing.assert_allclose(tensor, other[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("to", "prefix"), [("kohya", "lora_te1"), ("diffusers", "transformer")])
+def test_there_and_back(
+    to: str, prefix: str, base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """The same effect on the base; the strength is in the file."""
+    file = tmp_path / "x.safetensors"
+    words = ("convert", f"{adapters['lora']}:0.5", "--to", to, "--prefix", prefix, "-o", file)
+    document = told(capsys, *words)
+    sites = list(jaxmix.load(adapters["lora"]).sites)
+    assert document == {
+        "adapters": [{"name": "lora", "strength": 0.5}],
+        "format": to,
+        "out": str(file),
+        "sites": {"lora": sites},
+    }
+    assert all(key.startswith(prefix) for key in load_file(file))
+    assert main("convert", file, "--to", "peft", "--base", base, "-o", tmp_path / "back") == 0
+    assert f"{tmp_path}/back: peft, x × 1, 2 sites\n" == capsys.readouterr().out
+    want = effects(adapters["lora"], base, strength=0.5)
+    assert_same(effects(tmp_path / "back", base), want)
+    assert [main(*words), main(*words, "--force")] == [1, 0]
+
+
+def test_in_a_process(adapters: Adapters, tmp_path: Path) -> None:
+    """Several as a mix, which is loaded again bit for bit."""
+    out = tmp_path / "both"
+    done = run("convert", f"{adapters['lora']}:0.5", adapters["oft"], "--to", "mix", "-o", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{out}: mix, lora × 0.5, then oft × 1, 4 sites\n"
+    lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
+    place = jaxmix.save(jaxmix.mix(0.5 * lora, oft), tmp_path / "expected")
+    assert contents(out) == contents(place)
+
+
+def test_what_is_read(tmp_path: Path, capsys: Captured) -> None:
+    """The format can be forced, and the readers' options are handed on."""
+    file = tmp_path / "x.safetensors"
+    ones = np.ones((2, 4), np.float32)
+    names = ("a/kernel_lora_a", "a/kernel_lora_b")
+    save_file(dict(zip(names, (ones.T.copy(), ones), strict=True)), file)
+    words = ("convert", file, "--from", "qwix", "--to", "mix", "-o", tmp_path / "out")
+    assert "alpha" in told(capsys, *words, code=1)["error"]
+    told(capsys, *words, "--alpha", 4)
+    (update,) = jaxmix.load(tmp_path / "out").updates.values()
+    assert float(update.scale) == 2.0
+    document = told(capsys, *words, "--part", "unet", "--scale", 2, "--axis", 1, code=1)
+    assert "found part, scale" in document["error"]
+
+
+def test_refused(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """What can't be said in a format, by its writer; several in a file of one; a prefix of none."""
+    file = tmp_path / "x.safetensors"
+    document = told(capsys, "convert", adapters["oft"], "--to", "kohya", "-o", file, code=1)
+    assert "OFT, which has no form in LyCORIS's names" in document["error"]
+    two = (adapters["lora"], adapters["loha"])
+    document = told(capsys, "convert", *two, "--to", "kohya", "-o", file, code=1)
+    assert document["error"] == (
+        "2 adapters, and a file of kohya holds one. Write them one by one, or as a mix (peft, mix, "
+        "recipe); `jaxmix export --rank` makes one LoRA of them."
+    )
+    words = ("convert", adapters["lora"], "--prefix", "x", "-o", tmp_path / "out", "--to")
+    document = told(capsys, *words, "peft", code=2)
+    assert document["error"].startswith("Invalid value: --prefix is nothing to peft, whose names")
+    assert not list(tmp_path.glob("x*")) and not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def test_a_recipe(adapters: Adapters, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says where the parts are, and reads as their mix; nothing need be there yet."""
+    folder = adapters["lora"].parent
+    monkeypatch.chdir(folder.parent)
+    words = ("convert", f"{folder}/lora:0.5", "adapters/oft", "owner/name:2", "--to", "recipe")
+    assert main(*words, "-o", "r.json") == 0
+    said = f"r.json: recipe, {folder}/lora × 0.5, then adapters/oft × 1, then owner/name × 2\n"
+    assert capsys.readouterr().out == said
+    assert json.loads(Path("r.json").read_text())["parts"] == [
+        {"source": "./adapters/lora", "strength": 0.5},
+        {"source": "./adapters/oft", "strength": 1.0},
+        {"source": "owner/name", "strength": 2.0},
+    ]
+    document = told(capsys, *words[:-3], "--to", "recipe", "-o", "s.json")
+    assert document["adapters"][0] == {"source": f"{folder}/lora", "strength": 0.5}
+    mixed = jaxmix.load("s.json")
+    assert [(part.name, part.strength) for part in mixed.parts] == [("lora", 0.5), ("oft", 1.0)]
+
+
+def test_recipes_that_are_refused(tmp_path: Path) -> None:
+    """A part outside, a name that is none, a place that is taken or closed."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "lora").mkdir()
+    for sources, place, text in (
+        ([(f"{tmp_path}/lora", 1.0)], "in/r.json", "parts that lie outside of "),
+        ([], "r.txt", "r.txt is no name for a recipe, expected one in .json."),
+        ([], "no/r.json", "no/r.json can't be written: "),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            save_recipe(sources, tmp_path / place)
+        assert text in str(caught.value)
+    place = save_recipe([], tmp_path / "r.json")
+    with pytest.raises(CheckpointError, match=r"r\.json exists\. Give another name, or replace it"):
+        save_recipe([], place)
+    save_recipe([("owner/x", 1.0)], place, force=True)
+    assert "owner/x" in place.read_text() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "in",
+        "lora",
+        "r.json",
+    ]

@@ -1,0 +1,71 @@
+"""``jaxmix demo``: started as it is asked for, and its files put where the other commands find them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxmix.demo import measure, run
+from jaxmix.demo.measure import ASSETS
+
+from ..checkpoints import contents
+from .running import Captured, main, told
+from .running import run as program
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_demo(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started with the file and the way to tell it; its exit code is the program's."""
+    calls: list[tuple[Path | None, bool]] = []
+
+    def pretend(out: Path | None = None, *, as_json: bool = False) -> int:
+        calls.append((out, as_json))
+        return code
+
+    monkeypatch.setattr(run, "main", pretend)
+    assert [main("demo"), main("demo", "--out", "here.png", "--json")] == [code, code]
+    assert calls == [(None, False), (Path("here.png"), True)]
+
+
+def test_copy(tmp_path: Path, capsys: Captured) -> None:
+    """The model, the adapters and the texts, as they are; not over anything."""
+    done = program("demo", "--copy", tmp_path / "try")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path}/try: base, lora, loha, oft, text\n"
+    expected = {k: v for k, v in contents(ASSETS).items() if "/" in k and "__pycache__" not in k}
+    assert contents(tmp_path / "try") == expected
+    assert (
+        "exists. Give another folder"
+        in told(capsys, "demo", "--copy", tmp_path / "try", code=1)["error"]
+    )
+    document = told(capsys, "demo", "--copy", tmp_path / "again")
+    assert document["out"] == str(tmp_path / "again") and "lora" in document["folders"]
+    document = told(capsys, "demo", "--copy", tmp_path / "x", "--out", "x.png", code=2)
+    assert "--copy runs nothing, so that there is no picture for --out." in document["error"]
+
+
+def test_json(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One document on stdout; what people are told goes to stderr."""
+    row = measure.Row(("lora",), 1.0, {"bible": 1.25}, {"bible": 1.0})
+    monkeypatch.setattr(run, "rows", lambda demo, step: iter([row]))
+    monkeypatch.setattr(run, "PASSAGES", ())
+    monkeypatch.setattr(run, "times", lambda demo: measure.Times(3.0, 2.0, 1.0))
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    assert main("demo", "--out", tmp_path / "x.png", "--json") == 1
+    said: Any = capsys.readouterr()
+    assert "No picture: install matplotlib" in said.err
+    assert json.loads(said.out) == {
+        "losses": [
+            {
+                "order": ["lora"],
+                "strength": 1.0,
+                "losses": {"bible": 1.25},
+                "peft": {"bible": 1.0},
+                "difference": 0.25,
+            }
+        ],
+        "seconds": {"compose_first": 3.0, "compose": 2.0, "token": 1.0},
+        "picture": None,
+        "largest_difference": 0.25,
+    }

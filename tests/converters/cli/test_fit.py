@@ -1,0 +1,216 @@
+"""``jaxmix fit``: strengths that are learned on a text, with whatever reads the text."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.families import LoRA
+
+from ...models import tiny
+from .running import Captured, main, run, told
+
+VOCABULARY = 256
+TEXT = b"In the beginning was the word. " * 20
+SITES = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of bytes, a text, and two adapters: one with sense, one with none."""
+    folder = tmp_path_factory.mktemp("fit")
+    config = tiny.config(vocab_size=VOCABULARY)
+    tiny.write(folder / "base", tiny.tensors(config), vocab_size=VOCABULARY)
+    (folder / "text.txt").write_bytes(TEXT)
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        updates = {
+            site: LoRA(
+                np.asarray(rng.normal(size=(2, 12)) / 4, np.float32),
+                np.asarray(rng.normal(size=(18, 2)) / 4, np.float32),
+                1.0,
+            )
+            for site in SITES
+        }
+        jaxmix.save(jaxmix.Adapter(updates, name=name), folder / name)
+    return folder
+
+
+def words(place: Path, *more: object) -> tuple[object, ...]:
+    """A command line for it."""
+    adapters = ("-a", place / "one", "-a", f"{place / 'two'}:0.5")
+    sizes = ("--steps", 4, "--batch", 3, "--length", 16)
+    return ("fit", place / "base", *adapters, "--text", place / "text.txt", *sizes, *more)
+
+
+def test_in_a_process(place: Path, tmp_path: Path) -> None:
+    """It writes a mix with other strengths, and tells the loss on text that it did not learn."""
+    done = run(*words(place, "-o", tmp_path / "out"))
+    assert done.returncode == 0 and "learning strengths" in done.stderr and "4/4" in done.stderr
+    mixed = jaxmix.load(tmp_path / "out")
+    strengths = {part.name: part.strength for part in mixed.parts}
+    told, losses = done.stdout.splitlines()
+    names = ", then ".join(f"{name} × {strength:g}" for name, strength in strengths.items())
+    assert told == f"{tmp_path}/out: {names}" and list(strengths) == ["one", "two"]
+    assert strengths["one"] != 1 and strengths["two"] != 0.5
+    before, after = (float(word) for word in losses.split() if word[0].isdigit())
+    assert losses.startswith("loss on text not learned from: ") and after < before
+
+
+def test_as_the_library(place: Path, tmp_path: Path, capsys: Captured) -> None:
+    """The strengths are those of `jaxmix.fit` on the same windows."""
+    document = told(capsys, *words(place, "-o", tmp_path / "out", "--per", "mix", "--rate", 0.2))
+    factors = [one["strength"] / s for one, s in zip(document["adapters"], (1, 0.5), strict=True)]
+    assert factors[0] == pytest.approx(factors[1]) and abs(factors[0] - 1) > 0.05
+    losses = document["losses"]
+    assert len(losses["steps"]) == 4 and losses["after"] < losses["before"]
+    model = jaxmix.models.load(place / "base", dtype=jnp.float32)
+    mixed = jaxmix.mix(jaxmix.load(place / "one"), 0.5 * jaxmix.load(place / "two"))
+    _, held = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 14, Path())
+    logits = np.asarray(jaxmix.compose(model, mixed)(jnp.asarray(held)), float)[:, :-1]
+    chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    picked = np.take_along_axis(chances, held[:, 1:, None].astype(int), -1)
+    # The model's own windows are longer or shorter than what was asked for; they are its 14 at most.
+    assert losses["before"] == pytest.approx(-picked.mean(), rel=0.2)
+
+
+def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -> None:
+    """A strength for each adapter at each site, drawn and told as a range."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "s.svg"
+    more = ("--per", "site", "--plot", picture, "-o", tmp_path / "out", "--dtype", "bfloat16")
+    assert main(*words(place, *more)) == 0
+    said = capsys.readouterr().out
+    assert f"The strengths as a picture: {picture}\n" in said and picture.exists()
+    assert said.startswith(f"{tmp_path}/out: one × ") and "at 2 sites, then two × " in said
+    names = [part.name for part in jaxmix.load(tmp_path / "out").parts]
+    assert names == [f"{name}@{site}" for name in ("one", "two") for site in SITES]
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "text"),
+    [
+        (("--length", 4000), 1, "expected at least two windows of 4000"),
+        (("--text", "nothing"), 1, "the text nothing can't be read: No such file"),
+        (("--per", "layer"), 2, "'layer' is none of mix, adapter, site."),
+        (("--dtype", "int8"), 2, "'int8' is none of float32, bfloat16, float16."),
+        (("--plot", "x.gif"), 1, "the picture x.gif is of a format that is not written here"),
+    ],
+)
+def test_refused(
+    more: tuple[object, ...], code: int, text: str, place: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Before anything is learned."""
+    document = told(capsys, *words(place, *more, "-o", tmp_path / "out"), code=code)
+    assert text in document["error"] and not list(tmp_path.iterdir())
+
+
+def test_an_output_that_exists(place: Path, capsys: Captured) -> None:
+    """Is told at once."""
+    document = told(capsys, *words(place, "-o", place / "one"), code=1)
+    assert "lie one in the other" in document["error"]
+    document = told(capsys, *words(place, "-o", place / "base" / "x"), code=1)
+    assert "lies in" in document["error"]
+
+
+def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captured) -> None:
+    """BERT says of no text how likely it is."""
+    config = tiny.config("bert", vocab_size=VOCABULARY)
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    fields = {**tiny.BERT, "vocab_size": VOCABULARY}
+    tiny.write(folder, tiny.tensors(config))
+    (folder / "config.json").write_text(json.dumps(fields))
+    line = ("fit", folder, "-a", place / "one", "--text", place / "text.txt", "-o", tmp_path / "o")
+    document = told(capsys, *line, code=1)
+    assert document["error"] == (
+        f"{folder} holds a Bert, expected a decoder or a GPT-2, which say how likely a text is."
+    )
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_windows() -> None:
+    """Every tenth is kept apart, and one at least; none is in both."""
+    for count, held in ((2, [1]), (5, [4]), (10, [9]), (25, [9, 19])):
+        seen, kept = windows_of(np.arange(3 * count + 2), 3, Path("x"))
+        assert (kept[:, 0] // 3).tolist() == held
+        assert sorted([*seen[:, 0], *kept[:, 0]]) == [3 * i for i in range(count)]
+    with pytest.raises(CheckpointError) as caught:
+        windows_of(np.arange(7), 4, Path("x"))
+    assert str(caught.value) == (
+        "x has 7 tokens, expected at least two windows of 4. Give a longer text, or a smaller "
+        "--length."
+    )
+
+
+def test_bytes(place: Path, tmp_path: Path) -> None:
+    """For a model of 256 tokens without a tokenizer, and where it is asked for."""
+    text = tmp_path / "x"
+    text.write_bytes(b"\x00\xff")
+    assert tokens_of(text, tmp_path, None, 256).tolist() == [0, 255]
+    assert tokens_of(text, tmp_path, "bytes", 300).tolist() == [0, 255]
+    with pytest.raises(UnsupportedError) as caught:
+        tokens_of(text, tmp_path, None, 300)
+    assert str(caught.value) == (
+        f"{tmp_path} has no tokenizer, expected one of tokenizer.json, tokenizer_config.json, "
+        "tokenizer.model, vocab.json, spiece.model in it. Give the folder of one with --tokenizer, "
+        "or say --tokenizer bytes if bytes are its tokens."
+    )
+    with pytest.raises(CheckpointError) as caught:
+        tokens_of(text, tmp_path, "bytes", 200)
+    assert str(caught.value) == (
+        f"{text} has the token 255, and the model in {tmp_path} knows 200. Give its own tokenizer: "
+        "--tokenizer FOLDER."
+    )
+
+
+def test_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own file is read by it, others by transformers; each is named if it is missing."""
+
+    class Words:
+        """A tokenizer that counts letters."""
+
+        from_file = from_pretrained = classmethod(lambda cls, *_, **how: cls())
+
+        def encode(self, text: str) -> Any:
+            """As `tokenizers` has it."""
+            return SimpleNamespace(ids=[len(word) for word in text.split()])
+
+        def __call__(self, text: str) -> Any:
+            return {"input_ids": self.encode(text).ids[::-1]}
+
+    text = tmp_path / "text"
+    text.write_text("three is ä")
+    for library, name, kind, expected in (
+        ("tokenizers", "tokenizer.json", "Tokenizer", [5, 2, 1]),
+        ("transformers", "tokenizer.model", "AutoTokenizer", [1, 2, 5]),
+    ):
+        folder = tmp_path / library
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        module = ModuleType(library)
+        setattr(module, kind, Words)
+        monkeypatch.setitem(sys.modules, library, module)
+        assert tokens_of(text, folder, None, 9).tolist() == expected
+        assert tokens_of(text, tmp_path, str(folder), 9).tolist() == expected
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(UnsupportedError) as caught:
+            tokens_of(text, folder, None, 9)
+        where = folder / name if library == "tokenizers" else folder
+        assert str(caught.value) == (
+            f"the tokenizer {where} is read by {library}, which is not installed here. Install it: "
+            f"pip install {library}."
+        )
+    text.write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it\."):
+        tokens_of(text, tmp_path / "tokenizers", None, 9)

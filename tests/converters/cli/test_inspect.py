@@ -1,0 +1,213 @@
+"""``jaxmix inspect``: what adapters are, and what they change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.converters.cli.bases import mapped, needs_base, params_of
+from jaxmix.converters.tables import adapter_data
+from jaxmix.errors import CheckpointError
+from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
+from jaxmix.measures import measure
+
+from ..checkpoints import Adapters, load, save_adapter, save_base
+from .running import Captured, main, run, told
+
+DOWN, Q = "model.layers.*.down_proj", "model.layers.*.q_proj"
+
+
+def test_the_script(adapters: Adapters) -> None:
+    """A line for each kind; the script is installed."""
+    done = run("inspect", f"{adapters['oft']}:-0.5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split() for line in done.stdout.splitlines()[:2]] == [
+        ["adapter", "kind", "size", "scale", "sites", "parameters", "modules"],
+        ["oft", "×", "-0.5", "OFT", "block", "5", "2", "40", "float32", DOWN],
+    ]
+
+
+def test_the_source(adapters: Adapters, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path from here stands below the name; one that would tell of a machine does not."""
+    monkeypatch.chdir(adapters["loha"].parents[1])
+    assert main("inspect", "adapters/loha", adapters["lora"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == "adapters/loha" and len(lines) == 4
+
+
+def test_the_table(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """A line for each adapter and kind of update; what would be rich's markup is none."""
+    config = json.loads((adapters["lora"] / "adapter_config.json").read_text())
+    factors = {
+        key.removeprefix("base_model.model."): a for key, a in load(adapters["lora"]).items()
+    }
+    factors["model.norm.weight"] = np.ones(6, np.float32)
+    saved = save_adapter(tmp_path / "s[red]", {**config, "modules_to_save": ["norm"]}, factors)
+    assert main("inspect", saved, f"{adapters['oft']}:-0.5") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["adapter", "kind", "size", "scale", "sites", "parameters", "modules"],
+        ["s[red]", "×", "1", "LoRA", "rank", "2", "2", "2", "72", "float32", Q],
+        ["Replace", "weight", "1", "6", "float32", "model.norm"],
+        ["oft", "×", "-0.5", "OFT", "block", "5", "2", "40", "float32", DOWN],
+        ["OFT", "block", "3", "2", "12", "float32", Q],
+    ]
+
+
+def test_modules_and_scales_are_gathered(tmp_path: Path, capsys: Captured) -> None:
+    """Modules of one parent are a line; scales that differ are a range."""
+    lora = LoRA(np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), 0.5)
+    other = LoRA(lora.a, lora.b, 2.0)
+    updates = {"h.0.mlp.up": lora, "h.1.mlp.up": other, "h.0.mlp.down": lora, "head": lora}
+    saved = jaxmix.save(jaxmix.Adapter(updates, name="x"), tmp_path / "x")
+    assert main("inspect", saved) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    start = ["x", "×", "1", "LoRA", "rank", "1", "0.5–2", "4", "20", "float32"]
+    assert rows == [[*start, "h.*.mlp:", "up,", "down"], ["head"]]
+
+
+def test_as_json(adapters: Adapters, capsys: Captured) -> None:
+    """The same for machines, with every site."""
+    sites = [f"model.layers.{i}.q_proj" for i in range(2)]
+    kind: dict[str, Any] = {"kind": "LoHa", "size": "rank 2", "dtype": "float32", "scale": [1.5]}
+    one = {"path": str(adapters["loha"]), "name": "loha", "strength": 2.0, "source": "loha"}
+    assert told(capsys, "inspect", f"{adapters['loha']}:2") == {
+        "adapters": [{**one, "kinds": [{**kind, "numbers": 112, "sites": sites}]}]
+    }
+
+
+def test_what_shares_a_site_is_told_apart() -> None:
+    """A LoRA and the bias that was trained beside it are two kinds."""
+    bias = Replace(bias=jnp.ones(4))
+    both = Together((bias, LoRA(jnp.ones((1, 3)), jnp.ones((4, 1)), 1.0)))
+    kinds = adapter_data(jaxmix.Adapter({"q": both, "k": bias}))["kinds"]
+    assert [(kind["kind"], kind["numbers"], kind["sites"]) for kind in kinds] == [
+        ("Replace", 8, ("q", "k")),
+        ("LoRA", 7, ("q",)),
+    ]
+
+
+def test_refused(capsys: Captured) -> None:
+    """In jaxmix's words; as JSON too."""
+    assert main("inspect", "[red]nothing") == 1
+    said = capsys.readouterr()
+    text = "'[red]nothing' is neither a folder nor a hub id.\nExpected a"
+    assert said.out == "" and said.err.startswith(f"error: {text}")
+    document = told(capsys, "inspect", "[red]nothing", code=1)
+    assert document["error"].startswith(text) and document["kind"] == "CheckpointError"
+
+
+# ---------------------------------------------------------------- measures
+
+
+def test_measures(base: Path, adapters: Adapters, capsys: Captured) -> None:
+    """They are those of the library on the base's tensors."""
+    words = (adapters["lora"], f"{adapters['oft']}:0.5")
+    document = told(capsys, "inspect", *words, "--base", base, "--measure")
+    lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
+    found = measure(jaxmix.mix(lora, 0.5 * oft), load(base))
+    assert [one["adapter"] for one in document["measures"]] == ["lora", "oft"]
+    for one in document["measures"]:
+        name = one["adapter"]
+        assert (one["norm"], one["share"]) == (found.norm(name), found.share(name))
+        for site, numbers in one["sites"].items():
+            assert numbers == vars(found.sites[name][site])
+    (pair,) = document["pairs"]
+    assert pair["adapters"] == ["lora", "oft"] and document["needs_base"] == []
+    assert list(pair["sites"]) == [f"model.layers.{i}.q_proj" for i in range(2)]
+    assert main("inspect", *words, "--base", base, "--measure") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = ["lora", "2", f"{found.norm('lora'):.4g}"]
+    assert [line for line in lines if line[:3] == start]
+    cosines = [one.cosine for one in found.pairs["lora", "oft"].values()]
+    assert [
+        line for line in lines if line[:5] == ["lora", "and", "oft", "2", f"{np.mean(cosines):.3f}"]
+    ]
+    assert q.norm > 0
+
+
+def test_without_a_base(base: Path, adapters: Adapters, capsys: Captured) -> None:
+    """Additive kinds are measured all the same, to the same numbers; the others are named."""
+    words = (adapters["lora"], adapters["loha"])
+    bare = told(capsys, "inspect", *words, adapters["oft"], "--measure")
+    full = told(capsys, "inspect", *words, "--base", base, "--measure")
+    assert bare["needs_base"] == ["oft: OFT block 5 at model.layers.0.down_proj and 3 more"]
+    for one, other in zip(bare["measures"], full["measures"], strict=True):
+        for site, numbers in one["sites"].items():
+            assert numbers == pytest.approx(other["sites"][site], rel=1e-5)
+    assert main("inspect", adapters["lora"], adapters["oft"], "--measure") == 0
+    assert "needs the base (--base FOLDER):\n  oft: OFT block 5 at" in capsys.readouterr().out
+    document = told(capsys, "inspect", adapters["oft"], "--measure", code=1)
+    assert document["error"] == (
+        "there is no base, and adapters that can't be looked at without:\n  oft: OFT block 5 at "
+        "model.layers.0.down_proj and 3 more\nGive the model that they are for: --base FOLDER."
+    )
+
+
+def test_which_kinds_need_no_base() -> None:
+    """Those whose factors say the weight's shape, and that only add to it."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return np.asarray(rng.normal(size=shape), np.float32)
+
+    additive = {
+        "lora": LoRA(draw(2, 5), draw(7, 2), 0.5, bias=draw(7)),
+        "adalora": AdaLoRA(draw(2, 5), draw(7, 2), draw(2), 0.5),
+        "loha": LoHa(draw(7, 2), draw(2, 5), draw(7, 2), draw(2, 5), 0.5),
+        "lokr": LoKr((draw(3, 2), draw(2, 4)), (draw(5, 6),), 0.5),
+        "delta": Delta(draw(7, 5), draw(7)),
+        "lm_head": LoRA(draw(2, 5), draw(7, 2), 0.5),
+        "model.embed_tokens": LoRA(draw(2, 5), draw(7, 2), 0.5, embedding=True),
+    }
+    mixed = jaxmix.mix(jaxmix.Adapter(additive))
+    assert needs_base(mixed) == []
+    params, layout = params_of(mixed, None)
+    after = jaxmix.compose(params, mixed, layout=layout)
+    assert after["lokr.weight"].shape == (15, 24)
+    assert all(np.any(np.asarray(after[f"{site}.weight"])) for site in additive)
+    x, y = additive["lokr"].x[0] @ additive["lokr"].x[1], additive["lokr"].y[0]
+    np.testing.assert_allclose(after["lokr.weight"], 0.5 * np.kron(x, y), rtol=1e-5)
+    reading = {
+        "dora": LoRA(draw(2, 5), draw(7, 2), 0.5, magnitude=draw(7)),
+        "whole": Replace(draw(7, 5)),
+        "bias": Replace(bias=draw(7)),
+        "core": LoHa(
+            draw(2, 7), draw(2, 5), draw(2, 7), draw(2, 5), 0.5, draw(2, 2, 3), draw(2, 2, 3)
+        ),
+    }
+    for site, update in reading.items():
+        with pytest.raises(CheckpointError, match=f"adapter: {update.family} .* at {site}\n"):
+            params_of(jaxmix.Adapter({site: update}), None)
+
+
+def test_a_mapped_base(tmp_path: Path) -> None:
+    """All tensors as they are, bfloat16 too, from several files; what is not of floats as bytes."""
+    for dtype in (np.float32, jnp.bfloat16):
+        folder = save_base(tmp_path / np.dtype(dtype).name, shards=2, dtype=dtype)
+        found, expected = mapped(folder), load(folder)
+        assert set(found) == set(expected)
+        for name, tensor in expected.items():
+            same = tensor if tensor.dtype == dtype else tensor.view(np.uint8)
+            np.testing.assert_array_equal(found[name], same)
+            assert isinstance(found[name], np.memmap) and found[name].dtype == same.dtype
+
+
+def test_the_picture(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """It is written where it was asked for; what is no picture's name is refused first."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "effects.png"
+    assert main("inspect", adapters["lora"], "--plot", picture) == 0
+    assert f"The measures as a picture: {picture}\n" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    document = told(capsys, "inspect", adapters["lora"], "--plot", picture)
+    assert document["picture"] == str(picture) and document["measures"]
+    document = told(capsys, "inspect", adapters["lora"], "--plot", tmp_path / "x.gif", code=1)
+    assert (
+        document["kind"] == "UnsupportedError"
+        and "x.gif is of a format that is" in document["error"]
+    )

@@ -1,0 +1,169 @@
+"""``jaxmix merge``: the folder that `merge_checkpoint` writes, told in lines or as JSON."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxmix
+from jaxmix.converters.cli.adapters import load_mix
+from jaxmix.converters.peft import peft_stack
+from jaxmix.converters.stream import merge_checkpoint
+
+from ..checkpoints import Adapters, contents, load, save_base
+from .running import Captured, main, run, told
+
+
+def test_merge(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Strengths and order are those of the command line."""
+    (sharded / "pytorch_model.bin").write_text("x")
+    words = ("-a", adapters["lora"], "-a", f"{adapters['oft']}:0.5", "-a", f"{adapters['lora']}:-1")
+    done = run("merge", sharded, *words, "--out", tmp_path / "out", module="jaxmix.converters")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [
+            f"{tmp_path}/out: lora × 1, then oft × 0.5, then lora-2 × -1",
+            "6 tensors changed, 4 copied as they are, 2,656 bytes in 3 files",
+            "left out pytorch_model.bin: weights that are still the base's",
+        ],
+    )
+    assert "model-00003-of-00003.safetensors" in done.stderr and "2.7/2.7 kB" in done.stderr
+    lora, oft = jaxmix.load(adapters["lora"]), jaxmix.load(adapters["oft"])
+    (sharded / "pytorch_model.bin").unlink()
+    merge_checkpoint(sharded, [lora, 0.5 * oft, -lora.renamed("2")], tmp_path / "expected")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_a_saved_mix_and_a_recipe(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Their parts, one by one, in their order and at their strengths."""
+    lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
+    saved = jaxmix.save(jaxmix.mix(0.5 * lora, oft), tmp_path / "saved")
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(
+        '{"format": "jaxmix", "version": 1, "parts": [{"source": "saved", "strength": 2}]}'
+    )
+    words = ("-a", f"{saved}:0.5", "--adapter", recipe)
+    assert main("merge", base, *words, "-o", tmp_path / "out") == 0
+    parts = (0.25 * lora, 0.5 * oft, lora.renamed("lora-2"), (2 * oft).renamed("oft-2"))
+    merge_checkpoint(base, parts, tmp_path / "expected")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_the_order_of_peft(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Two OFT in a row change places."""
+    words = [str(adapters["oft"]), f"{adapters['oft']}:0.5", str(adapters["lora"])]
+    options = [part for word in words for part in ("-a", word)]
+    for i, flag in enumerate(["--peft-order", "--force"]):
+        assert main("merge", base, *options, "-o", tmp_path / f"{i}", flag) == 0
+    parts = load_mix(words).parts
+    merge_checkpoint(base, peft_stack(parts), tmp_path / "peft")
+    merge_checkpoint(base, parts, tmp_path / "plain")
+    assert contents(tmp_path / "0") == contents(tmp_path / "peft") != contents(tmp_path / "plain")
+    assert contents(tmp_path / "1") == contents(tmp_path / "plain")
+
+
+def test_untie(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """An error that says how, and a word about what was done."""
+    base = save_base(tmp_path / "base", tied=True)
+    words = ("merge", base, "-a", adapters["embedding"], "--out", tmp_path / "out")
+    assert main(*words) == 1
+    assert "untie=True (on the command line --untie) does so" in capsys.readouterr().err
+    assert main(*words, "--untie") == 0
+    said = capsys.readouterr().out
+    assert "1 tensor changed, 9 copied as they are, 2,544 bytes in 1 file\n" in said
+    assert "untied: lm_head.weight is a tensor of its own now, made from the base's emb" in said
+    assert "lm_head.weight" in load(tmp_path / "out")
+
+
+def test_json(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """One document on stdout, and nothing on stderr."""
+    out = tmp_path / "out"
+    document = told(capsys, "merge", base, "-a", f"{adapters['lora']}:2", "--out", out)
+    site = "model.layers.{}.q_proj.{}"
+    assert document == {
+        "base": str(base),
+        "adapters": [{"name": "lora", "strength": 2.0}],
+        "out": str(out),
+        "shards": ["model.safetensors"],
+        "changed": [site.format(i, part) for i in range(2) for part in ("bias", "weight")],
+        "copied": 6,
+        "size": (out / "model.safetensors").stat().st_size,
+        "untied": None,
+        "left_out": [],
+    }
+
+
+def test_force(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """What exists is replaced only then."""
+    words = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out")
+    assert [main(*words), main(*words), main(*words, "--force")] == [0, 1, 0]
+    assert "out exists. Give another folder, or say force=True (--force)" in capsys.readouterr().err
+
+
+def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captured) -> None:
+    """It would be removed."""
+    lora = adapters["lora"]
+    before = contents(lora.parent)
+    (lora.parent / "config.json").write_text("{}")
+    for out in (lora, lora / "out", lora.parent):
+        assert main("merge", base, "-a", f"{lora}:0.5", "--out", out, "--force") == 1
+        assert (
+            f"the output {out} and the adapter {lora} lie one in the oth" in capsys.readouterr().err
+        )
+    assert contents(lora.parent) == {**before, "config.json": b"{}"}
+
+
+# A shell that starts the tests in the background has them, and their children, ignore SIGINT.
+SLOW = """
+import signal, sys, time
+from jaxmix.converters import cli, groups
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+plain, calls = groups.compose, []
+
+def slow(*args, **options):
+    calls.append(args)
+    if len(calls) == 3:
+        print("now", flush=True)
+        time.sleep(100)
+    return plain(*args, **options)
+
+groups.compose = slow
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("number", "words", "out", "err"),
+    [
+        (signal.SIGTERM, [], "", "error: stopped. What was begun is removed.\n"),
+        (signal.SIGINT, ["--json"], '"kind": "Interrupted"', ""),
+    ],
+)
+def test_ended(
+    number: signal.Signals,
+    words: list[str],
+    out: str,
+    err: str,
+    base: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+) -> None:
+    """Asked to end in the middle, it removes what it wrote, and says so."""
+    before = contents(tmp_path)
+    words = ["merge", base, "-a", adapters["lora"], "--out", tmp_path / "out", *words]
+    program = [sys.executable, "-c", SLOW, *map(str, words)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdout and child.stdout.readline() == "now\n"
+        assert len(list(tmp_path.glob("out.partial-*/model.safetensors"))) == 1
+        child.send_signal(number)
+        said, complained = child.communicate()
+    assert child.returncode == 128 + number
+    assert out in said and err in complained and "Traceback" not in complained
+    assert contents(tmp_path) == before and not list(tmp_path.glob("out*"))

@@ -1,0 +1,132 @@
+"""The formulas against NumPy on dense matrices, none of them square."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.measures import (
+    effective_rank,
+    formulas,
+    inner,
+    overlap,
+    principal_angles,
+    shares,
+    sign_agreement,
+)
+from jaxmix.measures.formulas import Matrix, Thin, on_host, singular_on_host
+from jaxmix.operators import Kronecker, LowRank, Zero
+
+RNG = np.random.default_rng(0)
+ROWS, COLS = 7, 5
+
+
+def low(rank: int) -> Thin:
+    """A matrix of low rank, with factors that are no bases."""
+    return Thin(RNG.normal(size=(ROWS, rank)), RNG.normal(size=(rank, COLS)))
+
+
+THIN, WIDE = low(2), low(3)
+FULL = RNG.normal(size=(ROWS, COLS))
+MATRICES: dict[str, Matrix] = {"thin": THIN, "wide": WIDE, "full": FULL}
+
+
+def dense(matrix: Matrix) -> np.ndarray:
+    """The matrix itself."""
+    return matrix.b @ matrix.a if isinstance(matrix, Thin) else matrix
+
+
+@pytest.mark.parametrize("b", MATRICES)
+@pytest.mark.parametrize("a", MATRICES)
+def test_inner(a: str, b: str) -> None:
+    """By factors or not, it is the sum of products."""
+    one, other = MATRICES[a], MATRICES[b]
+    np.testing.assert_allclose(inner(one, other), np.sum(dense(one) * dense(other)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_singular(name: str) -> None:
+    """The matrix again, of its own rank, with orthonormal sides."""
+    delta = MATRICES[name]
+    u, s, vt = singular_on_host(delta)
+    rank = np.linalg.matrix_rank(dense(delta))
+    assert (u.shape, s.shape, vt.shape) == ((ROWS, rank), (rank,), (rank, COLS))
+    np.testing.assert_allclose(u * s @ vt, dense(delta), atol=1e-12)
+    np.testing.assert_allclose(u.T @ u, np.eye(rank), atol=1e-12)
+    np.testing.assert_allclose(s, np.linalg.svd(dense(delta))[1][:rank], rtol=1e-12)
+
+
+def test_noise_is_no_direction() -> None:
+    """What rounding alone may have made is left out; of nought one direction stays."""
+    delta = np.diag([2.0, 1e-3, 1e-3])[:, :2]
+    assert singular_on_host(delta, 0.01)[1].tolist() == [2.0]
+    assert singular_on_host(np.zeros((3, 2)))[1].tolist() == [0.0]
+
+
+def test_on_host() -> None:
+    """What is of low rank stays so; anything else is the matrix itself."""
+    x, y = jnp.arange(2.0)[:, None], jnp.arange(12.0).reshape(3, 4)
+    made = on_host(Kronecker(x, y))
+    assert isinstance(made, np.ndarray)
+    np.testing.assert_array_equal(made, np.kron(x, y))
+    thin = on_host(LowRank(y, y.T))
+    assert isinstance(thin, Thin) and isinstance(thin.b, np.ndarray)
+    assert isinstance(on_host(Zero(2, 3)), Thin)
+
+
+def test_effective_rank() -> None:
+    """The exponential of the entropy: 1 for one direction, r for r alike, between for others."""
+    assert effective_rank(np.array([3.0])) == 1.0
+    assert effective_rank(np.array([3.0, 0.0])) == 1.0
+    np.testing.assert_allclose(effective_rank(np.full(3, 0.2)), 3)
+    p = np.array([0.75, 0.25])
+    np.testing.assert_allclose(effective_rank(8 * p), np.exp(-(p * np.log(p)).sum()))
+    assert effective_rank(np.zeros(2)) == 0
+
+
+def test_principal_angles() -> None:
+    """Known ones, in spaces that are given by turned bases; tiny ones too, which a cosine loses."""
+    angles = np.array([1e-9, 0.3, 1.2])
+    n = 8
+    turn, _ = np.linalg.qr(RNG.normal(size=(n, n)))
+    p = turn[:, :3]
+    q = np.cos(angles) * turn[:, :3] + np.sin(angles) * turn[:, 3:6]
+    mixed, _ = np.linalg.qr(RNG.normal(size=(3, 3)))
+    np.testing.assert_allclose(principal_angles(p @ mixed, q), angles, rtol=1e-6)
+    # The smaller space may be either.
+    more = np.concatenate([q @ mixed, turn[:, 6:7]], axis=1)
+    for pair in ((p, more), (more, p)):
+        np.testing.assert_allclose(principal_angles(*pair), angles, rtol=1e-6)
+
+
+def test_overlap() -> None:
+    """1 where one space holds the other, and nought on the average of random ones."""
+    n, k, j = 12, 3, 4
+    assert overlap(np.zeros(k), (k, j), n) == 1
+    assert overlap(np.full(k, np.pi / 2), (k, j), n) == pytest.approx(-0.5)
+    assert overlap(np.zeros(k), (k, n), n) == 0
+    found = []
+    for _ in range(300):
+        p, q = (np.linalg.qr(RNG.normal(size=(n, size)))[0] for size in (k, j))
+        found.append(overlap(principal_angles(p, q), (k, j), n))
+    assert abs(np.mean(found)) < 0.03 and np.std(found) > 0.05
+
+
+def test_sign_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the entries that both have, also by blocks of rows."""
+    sparse = np.where(RNG.random((ROWS, COLS)) < 0.4, FULL, 0)
+    signs = np.sign(sparse) * np.sign(dense(THIN))
+    expected = np.sum(signs > 0) / np.sum(sparse != 0)
+    for block in (1 << 22, 2 * COLS, 1):
+        monkeypatch.setattr(formulas, "_BLOCK", block)
+        assert sign_agreement(sparse, THIN) == expected
+    assert sign_agreement(np.zeros((2, 3)), np.ones((2, 3))) is None
+
+
+def test_shares() -> None:
+    """By hand: the second step turns some of the first one back."""
+    first, both = np.array([[2.0, 0.0, 1.0]]), np.array([[1.0, 1.0, 1.0]])
+    assert shares([first, both]) == [1.0, 0.0]
+    assert shares([THIN, THIN]) == [1.0, 0.0]
+    assert shares([first, 0 * first]) == [0.0, 0.0]
+    steps = [low(1), low(2), low(3)]
+    assert sum(shares(steps)) == pytest.approx(1)

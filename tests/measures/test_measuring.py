@@ -1,0 +1,141 @@
+"""`measure` on a tree, against effects that NumPy makes: of kinds that add, and one that turns."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import AdapterError, LayoutError
+from jaxmix.families import OFT, LoRA, Replace
+from jaxmix.measures import Measures, OfPair, OfSite, draw_measures, measure
+
+RNG = np.random.default_rng(1)
+PARAMS = {
+    "h.0.q.weight": np.asarray(RNG.normal(size=(6, 4)), np.float32),
+    "h.1.q.weight": np.asarray(RNG.normal(size=(6, 4)), np.float32),
+    "h.1.q.bias": np.zeros(6, np.float32),
+    "norm.weight": np.ones(5, np.float32),
+}
+
+
+def lora(rank: int) -> LoRA:
+    """A LoRA for q."""
+    a, b = RNG.normal(size=(rank, 4)), RNG.normal(size=(6, rank))
+    return LoRA(np.asarray(a, np.float32), np.asarray(b, np.float32), 0.5)
+
+
+FIRST = Adapter({"h.0.q": lora(1), "h.1.q": lora(2)}, 1.0, "first")
+TURNED = OFT(jnp.asarray(RNG.normal(size=(2, 1)), jnp.float32))
+SECOND = Adapter(
+    {"h.1.q": TURNED, "norm": Replace(weight=np.full(5, 3.0, np.float32))}, 0.5, "second"
+)
+MIXED = jaxmix.mix(FIRST, SECOND)
+
+
+def deltas(mixed: jaxmix.Adapter | jaxmix.Mix) -> dict[str, np.ndarray]:
+    """W' − W by compose, in float64."""
+    after = jaxmix.compose(PARAMS, mixed)
+    return {
+        name.removesuffix(".weight"): np.asarray(after[name], float) - np.asarray(before, float)
+        for name, before in PARAMS.items()
+        if name.endswith("weight")
+    }
+
+
+def test_each_site() -> None:
+    """Norm and effective rank of each alone; shares of what each does in its place."""
+    steps: list[tuple[int, int]] = []
+    found = measure(MIXED, PARAMS, progress=lambda *at: steps.append(at))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert {name: list(sites) for name, sites in found.sites.items()} == {
+        "first": ["h.0.q", "h.1.q"],
+        "second": ["h.1.q", "norm"],
+    }
+    whole, after_first = deltas(MIXED), deltas(FIRST)
+    for name, alone in (("first", after_first), ("second", deltas(SECOND))):
+        for site, one in found.sites[name].items():
+            delta = alone[site].reshape(len(alone[site]), -1)
+            s = np.linalg.svd(delta, compute_uv=False)
+            p = s[s > 1e-5] / s.sum()
+            there = whole[site] - after_first[site] if name == "second" else after_first[site]
+            np.testing.assert_allclose(one.norm, np.linalg.norm(delta), rtol=1e-5)
+            np.testing.assert_allclose(one.rank, np.exp(-(p * np.log(p)).sum()), rtol=1e-4)
+            share = np.sum(there * whole[site]) / np.sum(whole[site] ** 2)
+            np.testing.assert_allclose(one.share, share, rtol=1e-4)
+    at_q = [found.sites[name]["h.1.q"].share for name in ("first", "second")]
+    assert sum(at_q) == pytest.approx(1) and min(map(abs, at_q)) > 0.01
+    for site, energy in found.energies.items():
+        np.testing.assert_allclose(energy, np.sum(whole[site] ** 2), rtol=1e-5)
+
+
+def test_pairs() -> None:
+    """Only where both change the weight; against NumPy's own."""
+    found = measure(MIXED, PARAMS)
+    assert {names: list(sites) for names, sites in found.pairs.items()} == {
+        ("first", "second"): ["h.1.q"]
+    }
+    a, b = (deltas(one)["h.1.q"] for one in (FIRST, SECOND))
+    one = found.pairs["first", "second"]["h.1.q"]
+    cosine = np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
+    np.testing.assert_allclose(one.cosine, cosine, rtol=1e-4)
+    assert one.signs == np.mean(np.sign(a) == np.sign(b))
+
+    def leading(delta: np.ndarray) -> np.ndarray:
+        u, s, _ = np.linalg.svd(delta)
+        held = np.cumsum(s**2) / np.sum(s**2)
+        return u[:, : 1 + int(np.sum(held < 0.9))]
+
+    for side, overlap, angle in (("T", one.inputs, one.input_angle), ("", one.outputs, None)):
+        p, q = leading(a.T if side else a), leading(b.T if side else b)
+        cosines = np.linalg.svd(p.T @ q, compute_uv=False)
+        chance = max(p.shape[1], q.shape[1]) / len(p)
+        np.testing.assert_allclose(
+            overlap, (np.mean(cosines**2) - chance) / (1 - chance), rtol=1e-3
+        )
+        if angle is not None:
+            np.testing.assert_allclose(angle, np.degrees(np.arccos(cosines.max())), rtol=1e-3)
+
+
+def test_over_all_sites() -> None:
+    """Norms add up as squares, shares by energy."""
+    sites = {"a": OfSite(3.0, 1.0, 0.5), "b": OfSite(4.0, 1.0, -1.0)}
+    found = Measures({"x": sites}, {}, {"a": 6.0, "b": 2.0})
+    assert (found.norm("x"), found.share("x")) == (5.0, 0.125)
+    assert Measures({"x": {}}).share("x") == 0.0
+
+
+def test_biases_are_left_aside() -> None:
+    """An adapter that changes nothing else has no measures."""
+    found = measure(Adapter({"h.1.q": Replace(bias=np.ones(6, np.float32))}, name="b"), PARAMS)
+    assert found == Measures({"b": {}}, {}, {})
+
+
+def test_a_site_that_is_not_there() -> None:
+    """As compose says it."""
+    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
+        measure(Adapter({"h.7.q": lora(1)}), PARAMS)
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    """For one adapter and for two, with sites that only one has, and pairs without signs."""
+    pytest.importorskip("matplotlib")
+    found = measure(MIXED, PARAMS)
+    pair = found.pairs["first", "second"]
+    silent = OfPair(**{**asdict(pair["h.1.q"]), "signs": None})
+    many = {f"h.{i}.q": OfSite(1.0, 2.0, 1.0) for i in range(20)}
+    for measures in (
+        found,
+        Measures(found.sites, {("first", "second"): {"h.1.q": silent}}, found.energies),
+        Measures({"one": many, "none": {}}, {}, {}),
+    ):
+        path = draw_measures(measures, tmp_path / "x.png")
+        assert path.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(AdapterError) as caught:
+        draw_measures(Measures({"b": {}}), tmp_path / "y.png")
+    assert str(caught.value) == (
+        "draw_measures got measures of no site, expected those of an adapter."
+    )
