@@ -17,7 +17,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.telling import AsJson, Force, Out, bytes_bar, count, say, tell_json
-from jaxmix.converters.stream import Merged, merge_checkpoint
+from jaxmix.converters.merging import Merged, merge_checkpoint
 from jaxmix.mix import Mix
 
 __all__ = ["merge"]

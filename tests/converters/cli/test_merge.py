@@ -11,7 +11,7 @@ import pytest
 import jaxmix
 from jaxmix.converters.cli.adapters import load_mix
 from jaxmix.converters.peft import peft_stack
-from jaxmix.converters.stream import merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint
 
 from ..checkpoints import Adapters, contents, load, save_base
 from .running import Captured, main, run, told
