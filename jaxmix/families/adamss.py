@@ -1,10 +1,11 @@
 """AdaMSS: groups of rows, each with a low rank of its own, behind one projection of the input."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity, shift
@@ -12,7 +13,10 @@ from jaxmix.families.base import Factors, Update, mismatch
 from jaxmix.families.places import not_each_once
 from jaxmix.operators import Dense, LowRank
 
-__all__ = ["AdaMSS"]
+__all__ = ["AdaMSS", "grouped"]
+
+# PEFT's own numbers for the k-means.
+_ROUNDS, _SEED = 10, 123456789
 
 
 @jax.tree_util.register_dataclass
@@ -103,3 +107,42 @@ class AdaMSS(Update):
     def size(self) -> str:
         """How many groups, and their ranks together."""
         return f"{len(self.a)} groups of rank {sum(a.shape[0] for a in self.a)} in all"
+
+
+def grouped(
+    matrix: np.ndarray, rank: int, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """PEFT's groups of rows: k-means over the weight's left singular vectors.
+
+    Args:
+        matrix: the base's weight (out, in), with the bias as one more column where there is one.
+        rank: how many singular vectors; no more than there are are taken.
+        count: how many groups; no more than there are rows are made.
+        seed: PEFT's ``random_seed``, from which PyTorch draws the start of the singular vectors.
+
+    Returns:
+        The left singular vectors (out, r), the right ones (r, in), and each group's rows.
+
+    Raises:
+        ImportError: if PyTorch or scikit-learn is not installed.
+
+    Source: ``peft/tuners/adamss/utils.py``.
+    """
+    import torch
+    from sklearn.cluster import KMeans
+
+    whole = torch.from_numpy(np.array(matrix, np.float32))
+    # PEFT's numbers come from torch's generator; the caller's own goes on as if nothing had been.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        left, _, right = torch.svd_lowrank(whole, q=min(rank, *whole.shape), niter=2)
+    options: Any = dict(
+        n_clusters=min(count, len(whole)),
+        init="random",
+        n_init=1,
+        max_iter=_ROUNDS,
+        random_state=_SEED,
+    )
+    found = KMeans(**options).fit_predict(left.numpy().astype("float32"))
+    rows = [np.flatnonzero(found == i) for i in range(found.max() + 1)]
+    return left.numpy(), right.numpy().T, rows

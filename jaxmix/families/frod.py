@@ -13,7 +13,7 @@ from jaxmix.families.base import Factors, Update, mismatch
 from jaxmix.families.places import beyond, numbers
 from jaxmix.operators import Dense, Sparse
 
-__all__ = ["FRoD"]
+__all__ = ["FRoD", "kind_of_module", "lengths"]
 
 
 @jax.tree_util.register_dataclass
@@ -78,11 +78,62 @@ class FRoD(Update):
         return f"{self.values.shape[0]} entries"
 
 
-def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
-    """U: the columns of ``W₀ V⁻ᵀ`` at length one, those of no length at zero."""
+def kind_of_module(site: str) -> str:
+    """The kind of module that a site is of, all of which share V and the positions.
+
+    PEFT takes the last two parts of its path; the last one alone where a layer's number stands
+    before it; and the projection after BERT's attention is not the one after its MLP, though both
+    are an ``output.dense``.
+
+    Args:
+        site: its name.
+
+    Returns:
+        The name of the kind.
+
+    Example:
+        >>> kind_of_module("layers.0.attn.q"), kind_of_module("h.0.fc"), kind_of_module("head")
+        ('attn_q', 'fc', 'head')
+
+    Source: ``peft/tuners/frod/model.py``.
+    """
+    *before, last = site.split(".")
+    if not before or before[-1].isdigit():
+        return last
+    if before[-2:] == ["attention", "output"] and last == "dense":
+        return "attention_output"
+    return f"{before[-1]}_{last}"
+
+
+def lengths(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, " in"]:
+    """The lengths of the columns of ``W₀ V⁻ᵀ``: with them as l, and no S, the weight is W₀.
+
+    Args:
+        w: the base's weight W₀.
+        v: V.
+
+    Returns:
+        l, in the dtype of the weight.
+
+    Example:
+        >>> lengths(jnp.array([[3.0, 0.0], [4.0, 2.0]]), jnp.eye(2)).tolist()
+        [5.0, 2.0]
+
+    Source: ``peft/tuners/frod/layer.py``.
+    """
+    return jnp.linalg.norm(_columns(w, v), axis=0).astype(w.dtype)
+
+
+def _columns(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
+    """``W₀ V⁻ᵀ``."""
     # LAPACK works in float32 at the least.
     wide = np.promote_types(w.dtype, np.float32)
-    columns = jnp.linalg.solve(v.astype(wide), w.T.astype(wide)).T
+    return jnp.linalg.solve(v.astype(wide), w.T.astype(wide)).T
+
+
+def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
+    """U: the columns of ``W₀ V⁻ᵀ`` at length one, those of no length at zero."""
+    columns = _columns(w, v)
     square = jnp.sum(columns * columns, axis=0)
     is_there = square > 1e-24
     length = jnp.sqrt(jnp.where(is_there, square, jnp.ones_like(square)))

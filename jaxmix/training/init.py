@@ -20,7 +20,6 @@ Names = str | Sequence[str] | None
 
 # What is a family, and nothing that training starts from.
 _NO_START = {
-    **dict.fromkeys(("adamss", "frod"), "begun from a decomposition that is not made here yet"),
     "delta": "a difference that is there already",
     "diagoft": "written by LyCORIS and by PEFT up to 0.15; 'oft' is what PEFT makes now",
     "normed": "written by LyCORIS; 'dora' is what PEFT makes",

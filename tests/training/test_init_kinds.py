@@ -1,5 +1,6 @@
 """Every kind that `jaxmix.init` makes: the base at the start, under jit, and by key."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ from jaxmix.training.kinds import KINDS
 from .init_rows import PARAMS, ROWS, Row
 
 _KEY = jax.random.key(7)
+# AdaMSS has the shapes that torch and scikit-learn find in the base's numbers.
+_FOUND = [row for row in ROWS if row.kind == "adamss"]
+_CAN_FIND = all(find_spec(name) is not None for name in ("torch", "sklearn"))
+_MADE = [row for row in ROWS if _CAN_FIND or row not in _FOUND]
 
 
 def _made(row: Row, params: Any = PARAMS, key: Any = _KEY) -> Any:
@@ -24,7 +29,7 @@ def test_every_kind_has_a_row() -> None:
     assert {row.kind for row in ROWS} == set(KINDS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", _MADE, ids=str)
 def test_start(row: Row) -> None:
     adapter = _made(row)
     assert set(adapter.sites) == set(row.at) and adapter.name == row.kind
@@ -42,7 +47,7 @@ def _off(found: Any, base: Any) -> float:
     return float(np.abs(np.asarray(found) - base).max() / np.abs(base).max())
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in _FOUND], ids=str)
 def test_traced(row: Row) -> None:
     """Shapes and structure are the same when params and key are traced."""
     traced = jax.eval_shape(lambda params, key: _made(row, params, key), PARAMS, _KEY)

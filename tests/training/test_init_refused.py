@@ -20,6 +20,7 @@ PARAMS: dict[str, Any] = {
     "embed_tokens.weight": jnp.ones((10, 4)),
     "experts": jnp.ones((3, 4, 5)),
     "flat": jnp.ones((3, 4, 5, 6)),
+    "zero.weight": jnp.zeros((24, 16)),
 }
 
 NUMBERS = "expected 1 at the least"
@@ -96,6 +97,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], type[JaxmixError], str]] = [
     ),
     ("psoft", "lin", {"rank": 17}, ShapeError, "rank is 17, expected from 1 to 16"),
     ("psoft", "lin", {"rank": 2, "ab_svd_init": "x"}, UnsupportedError, "ab_svd_init is 'x' and"),
+    ("frod", "lin", {"sparse_rate": 1.5}, ShapeError, "sparse_rate is 1.5, expected from 0 to 1"),
+    ("frod", "zero", {}, ShapeError, "don't:\n  zero: a weight of 16 inputs\nLeave them out"),
+    ("adamss", "lin", {"num_subspaces": 0}, ShapeError, f"num_subspaces is 0, {NUMBERS}"),
     ("beft", "bare", {}, UnsupportedError, "it has no bias, to which BEFT adds"),
     ("trainable_tokens", "embed_tokens", {"token_indices": [10]}, AdapterError, "rows from 0 to 9"),
     ("trainable_tokens", "embed_tokens", {"token_indices": [1, 1]}, AdapterError, "each once"),
@@ -112,7 +116,7 @@ def test_refused(
 ) -> None:
     with pytest.raises(error, match=re.escape(said)) as raised:
         init(kind, PARAMS, jax.random.key(0), target_modules=[site], **words)
-    assert site in str(raised.value) or kind in ("vera", "tinylora")
+    assert site in str(raised.value) or kind in ("vera", "tinylora", "frod")
 
 
 @pytest.mark.parametrize(

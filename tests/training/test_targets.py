@@ -67,7 +67,6 @@ def test_key_of_a_site_is_its_own() -> None:
     [
         ("lore", {}, "there is no kind 'lore', expected one of lora, dora"),
         ("delta", {}, "'delta' can't be trained from the start: it is a difference"),
-        ("frod", {}, "it is begun from a decomposition that is not made here yet; expected one"),
         ("lora", {}, "target_modules is None, expected names, a regular expression or"),
         ("lora", {"target_modules": ["nope"]}, "target_modules: 'nope'"),
         ("lora", {"target_modules": "nope"}, "no module of the params is one of target_modules"),

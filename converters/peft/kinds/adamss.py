@@ -12,11 +12,9 @@ from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, INTEGER
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import AdaMSS
+from jaxmix.families.adamss import grouped
 
 __all__ = ["KIND"]
-
-# PEFT's own numbers for the k-means.
-_ROUNDS, _SEED = 10, 123456789
 
 
 def _build(file: File, site: str, factors: Factors) -> AdaMSS:
@@ -32,7 +30,7 @@ def _build(file: File, site: str, factors: Factors) -> AdaMSS:
             f"{shapes(factors)}, expected adamss_newB (r, {in_size}), or one column more with a "
             "bias, adamss_A (rᵢ, r) and adamss_B (rows, rᵢ)"
         )
-    rows = _groups(file, site, bool(extra), count)
+    rows = _groups(file, site, bool(extra))
     sizes = [len(group) for group in rows]
     if sizes != [len(x) for x in b]:
         raise CheckpointError(
@@ -47,33 +45,22 @@ def _build(file: File, site: str, factors: Factors) -> AdaMSS:
     return AdaMSS(a, b, projection[:, :in_size], order, bias, seed)
 
 
-def _groups(file: File, site: str, has_bias: bool, count: int) -> list[np.ndarray]:
+def _groups(file: File, site: str, has_bias: bool) -> list[np.ndarray]:
     """The rows of each group, found as PEFT does: k-means over the base's left singular vectors."""
-    torch = file.torch("which rows its groups have")
+    file.torch("which rows its groups have")
+    weight = np.asarray(file.weight(site), np.float32)
+    if has_bias:
+        weight = np.concatenate([weight, np.asarray(file.bias(site), np.float32)[:, None]], 1)
+    said = file.config.values
     try:
-        from sklearn.cluster import KMeans
+        _, _, rows = grouped(weight, said["r"], said["num_subspaces"], said["random_seed"])
     except ImportError as error:
         raise CheckpointError(
             f"{file.config.path.parent} leaves out which rows its groups have: PEFT finds them "
             "anew with scikit-learn's k-means. Install it (pip install scikit-learn) and load it "
             "once; jaxmix.save writes it with them"
         ) from error
-    weight = np.asarray(file.weight(site), np.float32)
-    if has_bias:
-        weight = np.concatenate([weight, np.asarray(file.bias(site), np.float32)[:, None]], 1)
-    matrix, said = torch.from_numpy(np.array(weight)), file.config.values
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(said["random_seed"])
-        left, _, _ = torch.svd_lowrank(matrix, q=min(said["r"], *weight.shape), niter=2)
-    options: Any = dict(
-        n_clusters=min(said["num_subspaces"], len(weight)),
-        init="random",
-        n_init=1,
-        max_iter=_ROUNDS,
-        random_state=_SEED,
-    )
-    found = KMeans(**options).fit_predict(left.numpy().astype("float32"))
-    return [np.flatnonzero(found == i) for i in range(count)]
+    return rows
 
 
 def _write(updates: Mapping[str, Any]) -> Written:

@@ -13,6 +13,7 @@ from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import FRoD, Update
+from jaxmix.families.frod import kind_of_module
 
 __all__ = ["KIND"]
 
@@ -20,7 +21,7 @@ __all__ = ["KIND"]
 def _build(file: File, site: str, factors: Factors) -> Update:
     """FRoD: sites of one category share V and the positions; U the update takes from the base."""
     values, lengths = need(factors, "frod_lambda_s_values", "frod_lambda_l")
-    category = _category(site)
+    category = kind_of_module(site)
     names = [f"{name}.{category}" for name in ("frod_V", "frod_s_indices", "frod_s_size")]
     if missing := [name for name in names if name not in file.shared]:
         raise CheckpointError(f"{', '.join(missing)} missing, which its kind of module shares")
@@ -40,20 +41,6 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return FRoD(v, values, places, lengths, file.config.flag("fan_in_fan_out"))
 
 
-def _category(site: str) -> str:
-    """The kind of module that a site is of: PEFT takes the last two parts of its path.
-
-    The last one alone where a layer's number stands before it; and the projection after BERT's
-    attention is not the one after its MLP, though both are an ``output.dense``.
-    """
-    *before, last = site.split(".")
-    if not before or before[-1].isdigit():
-        return last
-    if before[-2:] == ["attention", "output"] and last == "dense":
-        return "attention_output"
-    return f"{before[-1]}_{last}"
-
-
 def _judged(values: Mapping[str, Any]) -> Iterator[str]:
     """What is not in the file hangs on all of the base's layers at once."""
     if values.get("save_projection") is False:
@@ -68,7 +55,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     kinds: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
-        kinds.setdefault(_category(site), {})[site] = update
+        kinds.setdefault(kind_of_module(site), {})[site] = update
         tensors[f"{site}.frod_lambda_s_values"] = update.values
         tensors[f"{site}.frod_lambda_l"] = update.lengths
     shared: dict[str, Any] = {}

@@ -1,6 +1,15 @@
 """The kinds of adapters that `jaxmix.init` makes: a line in a table each."""
 
-from jaxmix.training.kinds import lora, products, reading, shared, sparse, turning, whole
+from jaxmix.training.kinds import (
+    decomposed,
+    lora,
+    products,
+    reading,
+    shared,
+    sparse,
+    turning,
+    whole,
+)
 from jaxmix.training.kinds.kind import Kind
 
 __all__ = ["KINDS", "Kind"]
@@ -12,5 +21,6 @@ KINDS: dict[str, Kind] = {
     **sparse.KINDS,
     **shared.KINDS,
     **reading.KINDS,
+    **decomposed.KINDS,
     **whole.KINDS,
 }

@@ -1,0 +1,90 @@
+"""What starts with parts of the base, which loses as much: PiSSA, OLoRA, with DoRA too, and OSF."""
+
+# Updates are asked for the fields of their families.
+# pyright: reportAttributeAccessIssue=false
+
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.families import parts_of
+from jaxmix.training import init, trainable
+
+from .init_rows import PARAMS, Row
+from .made import normal
+
+if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
+    pytest.skip("parity with PEFT needs torch and peft", allow_module_level=True)
+
+import torch
+
+from .peft_made import model_of
+
+_KEY = jax.random.key(0)
+
+
+# PEFT's OLoRA takes GPT-2's weight for one that is not turned.
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize(("how", "site"), [("pissa", "lin"), ("pissa", "gpt"), ("olora", "lin")])
+def test_factors_and_what_is_left(how: str, kind: str, site: str) -> None:
+    """PEFT's factors but for signs, the base that it leaves, and DoRA's norms."""
+    words: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": how}
+    row = Row(kind, {**words, "fan_in_fan_out": True} if site == "gpt" else words, (site,))
+    layer = getattr(model_of(row).base_model.model, site)
+    a, b = (layer.lora_A.default.weight.detach(), layer.lora_B.default.weight.detach())
+    made = init(kind, PARAMS, _KEY, target_modules=[site], **words)
+    rebase, lora = parts_of(made.updates[site])
+    left = layer.base_layer.weight.detach().numpy()
+    np.testing.assert_allclose(rebase.weight, left.T if site == "gpt" else left, atol=1e-4)
+    np.testing.assert_allclose(lora.b @ lora.a, (b @ a).numpy(), atol=1e-4)
+    np.testing.assert_allclose(np.abs(lora.a), a.abs().numpy(), atol=1e-4)
+    assert lora.scale == 1.5 and (lora.magnitude is not None) == (kind == "dora")
+    if kind == "dora":
+        norms = layer.lora_magnitude_vector.default.weight.detach().numpy()
+        np.testing.assert_allclose(lora.magnitude, norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["lin", "more.wide"])
+@pytest.mark.parametrize("rank", [None, 7, 0.25])
+def test_osf(rank: Any, site: str) -> None:
+    """PEFT's parts at the start; and after a step of descent its weight.
+
+    Its gradients are kept from what is frozen, as an optimizer of ours has to do.
+    """
+    model = model_of(Row("osf", {"effective_rank": rank}, (site,)))
+    layer = model.base_model.model.get_submodule(site)
+    parts = layer.osf_svd_params.default
+    made = init("osf", PARAMS, _KEY, target_modules=[site], effective_rank=rank)
+    rebase, low = parts_of(made.updates[site])
+    weight = PARAMS[f"{site}.weight"]
+    now = parts.U_low * parts.S_low[None] @ parts.V_low
+    np.testing.assert_allclose(low.e, parts.S_low.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose((low.b * low.e[None]) @ low.a, now.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(rebase.weight, weight - now.detach().numpy(), atol=1e-4)
+
+    x, aim = normal(80, 5, weight.shape[1]), normal(81, 5, weight.shape[0])
+    descent = torch.optim.SGD(parts.parameters(), lr=0.02)
+    (layer(torch.tensor(x)) * torch.tensor(aim)).sum().backward()
+    descent.step()
+    with torch.no_grad():
+        theirs = weight + layer.get_delta_weight("default").numpy()
+
+    def loss(values: Any) -> Any:
+        params = jaxmix.compose({f"{site}.weight": weight}, whole(values))
+        return jnp.sum((x @ params[f"{site}.weight"].T) * aim)
+
+    values, whole = trainable(made)
+    slopes = whole(jax.grad(loss)(values)).updates[site]
+    left, _, right = jnp.linalg.svd(rebase.weight, full_matrices=False)
+    high = min(weight.shape) - len(low.e)
+    u, v, slope = left[:, :high], right[:high], parts_of(slopes)[1]
+    b = low.b - 0.02 * (slope.b - u @ (u.T @ slope.b))
+    a = low.a - 0.02 * (slope.a - (slope.a @ v.T) @ v)
+    e = low.e - 0.02 * slope.e
+    assert np.abs(theirs - weight).max() > 0.05
+    np.testing.assert_allclose(rebase.weight + (b * e[None]) @ a, theirs, atol=2e-4)
