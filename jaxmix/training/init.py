@@ -169,6 +169,8 @@ def _targets(
             "PEFT has names for models that it knows, but a tree of weights is of no model. "
             f"Its modules are:{listing(modules)}"
         )
+    if lost := [one for one in parameters or () if not any(is_named(m, [one]) for m in modules)]:
+        raise _nobodys([f"target_parameters: {name!r}" for name in lost], modules)
     for one in parameters or ():
         found.update({m: target(tree, table, m) for m in modules if is_named(m, [one])})
     if not found:
@@ -220,11 +222,16 @@ def _chosen(modules: Sequence[str], rules: Rules) -> list[str]:
     if isinstance(rules.exclude_modules, str) and not left_out:
         lost.append(f"exclude_modules: {rules.exclude_modules!r}")
     if lost:
-        raise AdapterError(
-            f"names that no module of the params has:{listing(lost)}\nIts modules are:"
-            f"{listing(modules)}"
-        )
+        raise _nobodys(lost, modules)
     return chosen
+
+
+def _nobodys(names: Sequence[str], modules: Sequence[str]) -> AdapterError:
+    """What is said of names that nobody has."""
+    return AdapterError(
+        f"names that no module of the params has:{listing(names)}\nIts modules are:"
+        f"{listing(modules)}"
+    )
 
 
 def _fits(known: Kind, one: Target | None) -> bool:

@@ -1,0 +1,69 @@
+"""LoRA of experts from the start, beside PEFT's ``target_parameters``; and what is not found."""
+
+# Updates are asked for the fields of their families.
+# pyright: reportAttributeAccessIssue=false
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import AdapterError
+from jaxmix.training import init, trainable
+
+from .made import normal
+
+_KEY = jax.random.key(2)
+_BOTH = ["mlp.up", "mlp.down"]
+
+
+@pytest.mark.parametrize("in_first", [False, True])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_like_peft(in_first: bool, use_rslora: bool, tmp_path: Path) -> None:
+    """Structure, shapes, scales, spread and count; two parameters of one module, of other ranks."""
+    pytest.importorskip("peft")
+    import peft
+
+    from ..converters.peft.made import Experts, quiet
+
+    words: dict[str, Any] = {"rank_pattern": {"mlp.up": 4}, "use_rslora": use_rslora}
+    model = Experts(in_first)
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=[], target_parameters=_BOTH, **words)
+    params = {name: x.detach().numpy().copy() for name, x in model.named_parameters()}
+    with quiet():
+        adapted = peft.get_peft_model(model, config)
+        adapted.save_pretrained(str(tmp_path))
+    theirs = jaxmix.load(tmp_path, name="lora", base=params)
+    ours = init(
+        *("lora", params, _KEY), target_parameters=_BOTH, rank=2, alpha=3,
+        is_transposed=in_first, **words,
+    )  # fmt: skip
+    assert set(ours.updates) == set(theirs.updates) == set(_BOTH)
+    for site, update in ours.updates.items():
+        other = theirs.updates[site]
+        assert jax.tree.structure(update) == jax.tree.structure(other)
+        assert update.a.shape == other.a.shape and update.b.shape == other.b.shape
+        assert not update.b.any() and not other.b.any()
+        assert float(update.scale) == pytest.approx(float(other.scale))
+        assert abs(np.std(update.a) / np.std(other.a) - 1) < 5 / update.a.size**0.5
+        bound = update.a.shape[-1] ** -0.5
+        assert 0.9 * bound < np.abs(update.a).max() <= bound >= np.abs(other.a).max()
+    values, _ = trainable(ours)
+    trained = [p.numel() for p in adapted.parameters() if p.requires_grad]
+    assert sum(x.size for x in jax.tree.leaves(values)) == sum(trained)
+    changed = jaxmix.compose(params, ours)
+    for name, weight in params.items():
+        np.testing.assert_array_equal(changed[name], weight)
+
+
+def test_a_parameter_that_is_not_there() -> None:
+    """Each name has to be somebody's, be others found or not."""
+    params = {"mlp.up": normal(1, 3, 4, 5), "lin.weight": normal(2, 4, 5)}
+    said = "names that no module of the params has:\n  target_parameters: 'mlp.upp'\nIts modules"
+    for more in ([], ["mlp.up"]):
+        with pytest.raises(AdapterError, match=re.escape(said)):
+            init("lora", params, _KEY, target_parameters=[*more, "mlp.upp"])
