@@ -10,6 +10,7 @@ from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
 from jaxmix.factored.attaching import is_factored
 from jaxmix.factored.leaf import Factored
+from jaxmix.factored.ragged import is_ragged
 from jaxmix.factored.weight import Weight, added_flops, is_cheaper
 from jaxmix.names import leaf_names
 from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero
@@ -78,8 +79,10 @@ class Explanation:
 def explain(leaves: Any, tokens: int = 1) -> Explanation:
     """How `jaxmix.factored` runs each leaf of a tree that `jaxmix.attach` made, and at what cost.
 
-    It tells of products that sum over a weight's inputs. A function may use a weight in another way
-    that has no factored form (its norm, say); it takes the dense weight there.
+    It tells of products that sum over a weight's inputs, `jax.lax.ragged_dot` of experts among
+    them; where that alone has no form for a leaf's operators, it says so. A function may use a
+    weight in another way that has no factored form (its norm, say); it takes the dense weight
+    there.
 
     Args:
         leaves: the tree.
@@ -133,11 +136,14 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
         lambda one: (added_flops(one, tokens), one.flops(), _described(one), _why(one))
     )
     is_thin = is_cheaper(weight, tokens, turned=False)
+    why = "the operators cost less than a pass over the weight" if is_thin else why
+    if is_thin and weight.is_stacked and not weight.count(is_ragged):
+        why += "; lax.ragged_dot takes the dense weight"
     return Way(
         name,
         sites,
         "factored" if is_thin else "dense",
-        "the operators cost less than a pass over the weight" if is_thin else why,
+        why,
         described,
         2 * size * tokens,
         layers * added,

@@ -15,7 +15,7 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from jaxmix.factored import lookups, products, views
+from jaxmix.factored import lookups, products, ragged, views
 from jaxmix.factored.weight import Weight
 from jaxmix.quantized import is_quantized
 
@@ -174,6 +174,14 @@ def _convolved(params: Any, values: Values) -> Values | None:
     return None if out is None else [out]
 
 
+def _ragged(params: Any, values: Values) -> Values | None:
+    x, weight, sizes = values
+    if isinstance(x, Weight) or not isinstance(weight, Weight) or isinstance(sizes, Weight):
+        return None
+    out = ragged.ragged_dot(jax.numpy.asarray(x), weight, sizes, **params)
+    return None if out is None else [out]
+
+
 def _looked_up(params: Any, values: Values) -> Values | None:
     weight, at = values
     if not isinstance(weight, Weight) or isinstance(at, Weight):
@@ -256,6 +264,7 @@ _RULES: dict[str, Callable[[Any, Values], Values | None]] = {
     "while": _looped,
     "cond": _branched,
     "dot_general": _product,
+    "ragged_dot_general": _ragged,
     "conv_general_dilated": _convolved,
     "gather": _looked_up,
     "transpose": _transposed,

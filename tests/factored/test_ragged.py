@@ -1,0 +1,141 @@
+"""Experts that `jax.lax.ragged_dot` runs stay apart: the same function as with dense weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Layout, Rule
+from jaxmix.families import IA3, OFT, ExpertLoRA, Replace, Update
+
+from .test_uses import adapter, difference, dora, loha, lora, made_dense, normal
+
+__all__ = ["made_dense"]
+
+EXPERTS, TOKENS, IN, OUT = 3, 11, 6, 4
+# Two tokens that are nobody's, and an expert without any.
+SIZES = jnp.array([5, 0, 4])
+# Experts as sites of their own, in one leaf (experts, in, out).
+EACH = Layout("experts", (Rule(r"experts\.(\d+)", "experts", "i o -> o i", r"\1"),))
+KERNEL = {"experts": normal(EXPERTS, IN, OUT)}
+X = normal(TOKENS, IN)
+
+
+def run(params: Any, x: Any) -> Any:
+    return jax.lax.ragged_dot(x, params["experts"], SIZES)
+
+
+def of_each(name: str, make: Callable[[], Update]) -> jaxmix.Adapter:
+    """An update for each expert but the last."""
+    return jaxmix.Adapter({f"experts.{i}": make() for i in range(EXPERTS - 1)}, name=name)
+
+
+def low(r: int, in_first: bool) -> ExpertLoRA:
+    return ExpertLoRA(normal(EXPERTS, r, IN), normal(EXPERTS, OUT, r), 0.5, in_first=in_first)
+
+
+@pytest.mark.parametrize("in_first", [True, False])
+def test_low_ranks_of_experts(in_first: bool, made_dense: list[int]) -> None:
+    """PEFT's ``target_parameters``, as the leaf lies and turned."""
+    mixed = jaxmix.mix(
+        adapter("a", experts=low(2, in_first)), 0.3 * adapter("b", experts=low(3, in_first))
+    )
+
+    def turned(params: Any, x: Any) -> Any:
+        return run({"experts": params["experts"].swapaxes(1, 2)}, x)
+
+    params = KERNEL if in_first else {"experts": KERNEL["experts"].swapaxes(1, 2)}
+    assert difference(run if in_first else turned, params, mixed, X) < 2e-6
+    assert made_dense == [0]
+
+
+WORDS: dict[str, tuple[Callable[[], Update], ...]] = {
+    "lora": (lambda: lora(IN, OUT),),
+    "dora": (lambda: dora(IN, OUT),),
+    "loha, lora": (lambda: loha(IN, OUT), lambda: lora(IN, OUT)),
+    "scaled inputs, lora, dora": (
+        lambda: IA3(1 + normal(IN), on_input=True),
+        lambda: lora(IN, OUT),
+        lambda: dora(IN, OUT),
+    ),
+}
+
+
+@pytest.mark.parametrize("word", WORDS.values(), ids=WORDS)
+def test_each_expert_its_own(word: tuple[Callable[[], Update], ...], made_dense: list[int]) -> None:
+    """Diagonals and low ranks by expert; the last one stays as it was."""
+    mixed = jaxmix.mix(*(of_each(f"part{i}", make) for i, make in enumerate(word)))
+    assert difference(run, KERNEL, mixed, X, EACH) < 2e-6
+    assert made_dense == [0]
+
+
+@pytest.mark.parametrize("how", ["auto", "factored", "dense"])
+def test_rotations_take_the_dense_weights(how: Any, made_dense: list[int]) -> None:
+    """They have no form here, and it is said."""
+    mixed = of_each("oft", lambda: OFT(0.3 * normal(IN // 2, 1)))
+    leaves = jaxmix.attach(KERNEL, mixed, layout=EACH)
+    found = jaxmix.factored(run, how)(leaves, X)
+    want = run(jaxmix.compose(KERNEL, mixed, layout=EACH), X)
+    np.testing.assert_allclose(found, want, atol=2e-6)
+    assert made_dense == [1]
+
+
+def test_what_is_told() -> None:
+    """Of experts whose maps it has no form for."""
+    big = {"experts": jnp.zeros((EXPERTS, 64, 64))}
+    made: dict[str, Callable[[], Update]] = {
+        "lora": lambda: lora(64, 64),
+        "oft": lambda: OFT(0.3 * normal(32, 1)),
+    }
+    whys = {}
+    for name, make in made.items():
+        leaves = jaxmix.attach(big, of_each(name, make), layout=EACH)
+        (way,) = jaxmix.explain(leaves).ways
+        assert way.way == "factored"
+        whys[name] = way.why
+    assert whys["lora"] == "the operators cost less than a pass over the weight"
+    assert whys["oft"] == f"{whys['lora']}; lax.ragged_dot takes the dense weight"
+
+
+def test_gradients_and_16_bits() -> None:
+    """To the factors as of the dense weights; and one rounding of the sum."""
+    mixed = adapter("a", experts=low(2, True))
+
+    def loss(params: Any) -> Any:
+        return jnp.sum(jnp.sin(run(params, X)))
+
+    def apart(mixed: Any) -> Any:
+        return jaxmix.factored(loss, "factored")(jaxmix.attach(KERNEL, mixed))
+
+    ours = jax.grad(apart)(mixed)
+    theirs = jax.grad(lambda mixed: loss(jaxmix.compose(KERNEL, mixed)))(mixed)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), KERNEL)
+    out = jaxmix.factored(run, "factored")(jaxmix.attach(half, mixed), X.astype(jnp.bfloat16))
+    want = run(jaxmix.compose(KERNEL, mixed), X)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(np.float32), want, atol=0.03 * np.abs(want).max())
+
+
+def test_no_other_form(made_dense: list[int]) -> None:
+    """A weight for tokens, and experts of which one adapter changes more than by low ranks."""
+
+    def on_the_left(params: Any, w: Any) -> Any:
+        return jax.lax.ragged_dot(params["proj.weight"], w, SIZES)
+
+    proj = {"proj.weight": normal(TOKENS, IN)}
+    both = jaxmix.mix(
+        adapter("a", experts=low(2, True)), adapter("b", experts=Replace(normal(EXPERTS, IN, OUT)))
+    )
+    for fn, params, mixed, x in (
+        (on_the_left, proj, adapter("a", proj=lora(IN, TOKENS)), KERNEL["experts"]),
+        (run, KERNEL, both, X),
+    ):
+        made_dense[0] = 0
+        assert difference(fn, params, mixed, x) < 2e-6
+        assert made_dense == [1]
