@@ -83,10 +83,12 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
     wide = max(len(columns) for _, columns, _ in grids.values())
     tall = [len(rows) for rows, _, _ in grids.values()]
     figure, every = plt.subplots(
-        len(grids), 1, figsize=(2.6 + 0.62 * wide, 0.36 * sum(tall) + 1.1 * len(grids)),
+        len(grids), 1, figsize=(2.6 + 0.62 * wide, 0.33 * sum(tall) + 1.2 * len(grids)),
         height_ratios=tall, squeeze=False, layout="constrained",
     )  # fmt: skip
-    reach = max([abs(s - 1) for each in found.values() for s in each.values()]) or 1.0
+    # An adapter that is off has the deepest red; beyond that, as beyond twice, colours end.
+    far = max(abs(s - 1) for each in found.values() for s in each.values())
+    reach = min(far, 1.0) or 1.0
     image = None
     for axes, (name, (rows, columns, numbers)) in zip(every[:, 0], grids.items(), strict=True):
         image = axes.imshow(numbers, cmap=_COLOURS, vmin=1 - reach, vmax=1 + reach, aspect="auto")
@@ -100,14 +102,19 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(length=0)
-        axes.set_title(name, loc="left", size=10)
+        axes.set_title(name, loc="left", size=10, weight="bold")
+        if any(columns):
+            axes.set_xlabel("layer", size=9)
         for spine in axes.spines.values():
             spine.set_visible(False)
     assert image is not None
-    figure.colorbar(image, ax=list(every[:, 0]), label="strength", shrink=0.8)
+    figure.colorbar(
+        image, ax=list(every[:, 0]), label="strength: 1 is as it was trained", shrink=0.6,
+        aspect=30, extend="both" if far > 1 else "neither",
+    )  # fmt: skip
     path = Path(path)
     beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, dpi=150, format="png")
+    figure.savefig(beside, dpi=130, format="png", pil_kwargs={"optimize": True})
     plt.close(figure)
     beside.replace(path)
     return path

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jax
 import pytest
 
 import jaxmix
@@ -122,11 +123,14 @@ def test_readme_code_names_what_exists() -> None:
                 assert hasattr(jaxmix, node.attr), node.attr
 
 
-@pytest.mark.parametrize("page", ["docs/layouts.md"])
+@pytest.mark.parametrize("page", ["docs/layouts.md", "docs/training.md"])
 def test_code_on_pages_runs(page: str) -> None:
-    """What a page shows as whole runs."""
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
-        exec(compile(block, page, "exec"), {})
+    """What a page shows runs, from top to bottom."""
+    names: dict[str, object] = {}
+    # A reader has JAX's own rules of promotion.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            exec(compile(block, page, "exec"), names)
 
 
 def test_readme_tells_nobody_to_install_the_other_package() -> None:

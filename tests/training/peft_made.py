@@ -99,7 +99,7 @@ def model_of(row: Row, params: Any = PARAMS) -> Any:
     if row.kind == "oft" and "rank" in row.words:
         config["oft_block_size"] = 0
     torch.manual_seed(0)
-    net = _Net()
+    net: Any = _Net()
     if params is BIG:
         net.add_module("big", nn.Linear(256, 192, bias=False))
         net.big.weight.data = torch.tensor(BIG["big.weight"])

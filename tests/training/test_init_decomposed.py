@@ -59,7 +59,7 @@ def test_bases_of_frod(shape: tuple[int, int]) -> None:
 
     params = _layers(*shape)
     config = peft.FrodConfig(target_modules=["q"], progressbar=False, regularization_alpha=0.01)
-    theirs = peft.get_peft_model(_net(params), config).base_model
+    theirs: Any = peft.get_peft_model(_net(params), config).base_model
     ours = init("frod", params, _KEY, target_modules=["q"], regularization_alpha=0.01)
     one = ours.updates["layers.0.attn.q"]
     v = theirs.frod_V["attn_q"]["default"].numpy()
@@ -112,7 +112,7 @@ def test_groups_of_adamss(tmp_path: Path) -> None:
     params = {"lin.weight": normal(44, 20, 12)}
     words: dict[str, Any] = {"num_subspaces": 4, "subspace_rank": 2, "random_seed": 3}
     config = peft.AdamssConfig(target_modules=["lin"], r=6, **words)
-    theirs = peft.get_peft_model(_net(params), config).base_model.model.lin
+    theirs: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
     ours = init("adamss", params, _KEY, target_modules=["lin"], rank=6, **words)
     update = ours.updates["lin"]
     np.testing.assert_array_equal(update.rows, theirs.scatter_index["default"].numpy())
@@ -123,7 +123,7 @@ def test_groups_of_adamss(tmp_path: Path) -> None:
     trained = replace(update, b=tuple(normal(50 + i, *b.shape) for i, b in enumerate(update.b)))
     mixed = jaxmix.Adapter({"lin": trained}, name="adamss")
     jaxmix.export_peft(mixed, tmp_path / "out")
-    model = peft.PeftModel.from_pretrained(_net(params), str(tmp_path / "out"))
+    model: Any = peft.PeftModel.from_pretrained(_net(params), str(tmp_path / "out"))
     x = normal(60, 5, 12)
     with torch.no_grad():
         out = model.base_model.model.lin(torch.tensor(x)).numpy()
@@ -140,7 +140,7 @@ def test_leanings_of_adamss() -> None:
     params = {"lin.weight": (left[:, :9] * 0.05 ** np.arange(9.0)[None]).astype("f") @ right}
     words: dict[str, Any] = {"num_subspaces": 2, "subspace_rank": 9, "use_dynamic_rank": True}
     config = peft.AdamssConfig(target_modules=["lin"], r=9, svd_threshold=0.3, **words)
-    theirs = peft.get_peft_model(_net(params), config).base_model.model.lin
+    theirs: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
     ours = init(
         "adamss", params, _KEY, target_modules=["lin"], rank=9, svd_threshold=0.3, **words
     ).updates["lin"]

@@ -1,0 +1,69 @@
+"""Writes docs/strengths.png, and the table of docs/training.md: strengths learned on the demo.
+
+``python -m tests.training.strengths_page``, or ``make docs``.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import jaxmix
+from jaxmix.training import draw_strengths, strengths_by_site
+
+from ..house.sources import ROOT
+from .demo_fit import DOMAINS, trial
+
+PAGE, PICTURE = ROOT / "docs" / "training.md", ROOT / "docs" / "strengths.png"
+START, END = "<!-- measured -->\n", "<!-- until here -->\n"
+STEPS, LENGTH = 80, 128
+PER: tuple[Any, ...] = ("mix", "adapter", "site")
+
+
+def main() -> None:
+    """Learn the strengths in all three ways and write what came of it."""
+    demo = trial()
+    rows = [_row("the base", demo.losses(jaxmix.mix()), "")]
+    rows += [
+        _row(f"{part.name} alone", demo.losses(jaxmix.mix(part)), "1") for part in demo.mix.parts
+    ]
+    rows.append(_row("all strengths 1", demo.losses(demo.mix), "1, 1"))
+    for per in PER:
+        start = time.monotonic()
+        found = demo.fitted(per, STEPS, length=LENGTH).mix
+        print(f"per {per}: {time.monotonic() - start:.0f} s")
+        rows.append(_row(f'`per="{per}"`', demo.losses(found), _told(found)))
+        if per == "site":
+            _draw(found)
+    head = ["| strengths | " + " | ".join(DOMAINS) + " | lora, loha |", "| --- | --- | --- | --- |"]
+    before, _, rest = PAGE.read_text().partition(START)
+    PAGE.write_text(
+        before + START + "\n".join([*head, *rows]) + "\n" + END + rest.partition(END)[2]
+    )
+
+
+def _row(name: str, losses: Mapping[str, float], told: str) -> str:
+    cells = [name, *(f"{losses[domain]:.3f}" for domain in DOMAINS), told]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _told(mixed: jaxmix.Mix) -> str:
+    """The strengths, or from where to where those of an adapter go."""
+    found = [list(each.values()) for each in strengths_by_site(mixed).values()]
+    return ", ".join(
+        f"{min(each):.2f}" if np.ptp(each) < 1e-6 else f"{min(each):.2f} to {max(each):.2f}"
+        for each in found
+    )
+
+
+def _draw(mixed: jaxmix.Mix) -> None:
+    draw_strengths(mixed, PICTURE)
+    size = os.path.getsize(PICTURE)
+    print(f"{PICTURE.name}: {size} bytes")
+    assert size <= 120_000
+
+
+if __name__ == "__main__":
+    main()
