@@ -49,8 +49,9 @@ def test_factors_and_what_is_left(how: str, kind: str, site: str) -> None:
         np.testing.assert_allclose(lora.magnitude, norms, rtol=1e-5)
 
 
-@pytest.mark.parametrize("site", ["lin", "more.wide"])
-@pytest.mark.parametrize("rank", [None, 7, 0.25])
+@pytest.mark.parametrize(
+    ("rank", "site"), [(None, "lin"), (7, "more.wide"), (0.25, "lin")], ids=str
+)
 def test_osf(rank: Any, site: str) -> None:
     """PEFT's parts at the start; and after a step of descent its weight.
 

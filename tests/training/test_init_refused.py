@@ -100,6 +100,10 @@ REFUSED: list[tuple[str, str, dict[str, Any], type[JaxmixError], str]] = [
     ("frod", "lin", {"sparse_rate": 1.5}, ShapeError, "sparse_rate is 1.5, expected from 0 to 1"),
     ("frod", "zero", {}, ShapeError, "don't:\n  zero: a weight of 16 inputs\nLeave them out"),
     ("adamss", "lin", {"num_subspaces": 0}, ShapeError, f"num_subspaces is 0, {NUMBERS}"),
+    (
+        *("adamss", "lin", {"rank": 2, "subspace_rank": 3}, ShapeError),
+        "subspace_rank is 3, expected 2 at the most, which is the rank of all groups",
+    ),
     ("beft", "bare", {}, UnsupportedError, "it has no bias, to which BEFT adds"),
     ("trainable_tokens", "embed_tokens", {"token_indices": [10]}, AdapterError, "rows from 0 to 9"),
     ("trainable_tokens", "embed_tokens", {"token_indices": [1, 1]}, AdapterError, "each once"),
