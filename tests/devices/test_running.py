@@ -56,14 +56,14 @@ def lora(out: int, into: int, seed: int = 0, **more: Any) -> LoRA:
 
 def kinds() -> dict[str, Adapter]:
     """Adapters that add, turn, read, scale, replace and change biases."""
-    four = [normal(*shape) for shape in ((H, 2), (2, D)) * 2]
+    b1, a1, b2, a2 = (normal(*shape) for shape in ((H, 2), (2, D)) * 2)
     at = np.stack([np.arange(9, dtype=np.int32) * 7, np.arange(9, dtype=np.int32)])
     biased = Together((Replace(bias=normal(H, seed=2)), lora(H, D, 3)))
     updates: dict[str, dict[str, Any]] = {
         "lora": {"up": biased, "odd": lora(7, H), "down": lora(D, 7)},
         "dora": {"up": lora(H, D, 4, magnitude=1 + abs(normal(H)))},
         "oft": {"up": OFT(normal(4, 120)), "odd": OFT(normal(1, 28))},
-        "loha": {"up": LoHa(*four, 0.3)},
+        "loha": {"up": LoHa(b1, a1, b2, a2, 0.3)},
         "lokr": {"up": LoKr((normal(6, 8),), (normal(16, 8),), 0.5)},
         "hira": {"up": HiRA(normal(2, D), normal(H, 2), 0.5)},
         "shira": {"up": SHiRA(normal(9), at, 0.5)},
