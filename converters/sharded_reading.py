@@ -78,8 +78,8 @@ def load_params(
         >>> rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_file({"up.weight": np.ones((4, 2))}, folder + "/model.safetensors")
-        ...     load_params(folder, rows, dtype=np.float32)["up.weight"].sharding.spec
-        PartitionSpec('x',)
+        ...     load_params(folder, rows, dtype=np.float32)["up.weight"].sharding == rows
+        True
 
     Source: https://github.com/huggingface/safetensors, format; ``jax.make_array_from_callback``.
     """
@@ -161,7 +161,7 @@ def _runs(
 
 def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None:
     """Fills an array from a place in a file."""
-    view = memoryview(data.reshape(-1).view(np.uint8))
+    view = data.reshape(-1).view(np.uint8).data
     file.seek(start)
     while view:
         count = file.readinto(view)

@@ -21,7 +21,7 @@ from .spying import grid, programs
 
 # Eight devices as chips, and a small model of a Llama's proportions.
 EIGHT = Chips("8 devices", (2, 4), 1e9, 1e9, 1e9, 1e9, 1e9)
-SMALL = Llama("small", 128, 2, 32, 384, 512)
+SMALL = Llama("small", 128, 1, 32, 384, 512)
 RANK = 8
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -65,9 +65,8 @@ UPDATES = {
 }
 
 
-UPDATES["DEFT by QR"] = DEFT(
-    *(np.ones(shape, np.float32) for shape in ((8, 2), (2, 16))), 1.0, "qr"
-)
+P, N = (np.ones(shape, np.float32) for shape in ((8, 2), (2, 16)))
+UPDATES["DEFT by QR"] = DEFT(P, N, 1.0, "qr")
 UPDATES["OFT, exact"] = OFT(np.ones((4, 6), np.float32))
 SITES = dict.fromkeys(UPDATES, MODULE)
 BASE = tree(SITES, 0, np.float32)

@@ -69,7 +69,8 @@ def told(tmp_path_factory: Any) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags}
     program = [sys.executable, "-m", "tests.devices.process"]
     started = [
         subprocess.Popen(
