@@ -133,8 +133,8 @@ def merge(
     """Put adapters into a model: a Hugging Face folder in, a merged one out.
 
     Adapters are applied from left to right. OUT has the same shards, dtypes and side files as
-    BASE; what no adapter touches is copied byte for byte. It is written into OUT.partial-… and
-    renamed at the end; if the program is killed, that is all that is left, and can be removed.
+    BASE; what no adapter touches is copied byte for byte. It is written into OUT.partial and takes
+    its place at the end; if the program is killed, that is all that is left, and can be removed.
 
     **Examples**
 
