@@ -18,7 +18,7 @@ from jaxmix.errors import AdapterError
 from jaxmix.layout import Layout
 from jaxmix.mix import Mix
 
-__all__ = ["differences", "journal", "read_json", "write_json"]
+__all__ = ["content", "differences", "journal", "read_json", "write_json"]
 
 FORMAT = "jaxmix merge"
 
@@ -45,7 +45,7 @@ def journal(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any
             shard.name: _when(checkpoint.folder / shard.name) for shard in checkpoint.shards
         },
         "the changed side files": dict(sorted(checkpoint.texts.items())),
-        "the adapters": [[part.name, _content(part)] for part in mixed.parts],
+        "the adapters": [[part.name, content(part)] for part in mixed.parts],
         "their strengths": [repr(float(part.strength)) for part in mixed.parts],
         "the layout": hashlib.sha256(repr(layout).encode()).hexdigest(),
         "the programs": [
@@ -59,7 +59,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [key for key in dict.fromkeys((*one, *other)) if one.get(key) != other.get(key)]
 
 
-def _content(part: Adapter) -> str:
+def content(part: Adapter) -> str:
     """The hash of an adapter; of one that no file could hold that of its arrays and structure."""
     try:
         return fingerprint(part)
