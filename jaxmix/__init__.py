@@ -10,7 +10,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.bank import Bank
 from jaxmix.combine import combine
 from jaxmix.converters.loading import load
-from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
 from jaxmix.errors import JaxmixError
@@ -50,4 +50,5 @@ __all__ = [
     "save",
     "to_lora",
     "trainable",
+    "verify_merge",
 ]

@@ -153,7 +153,7 @@ def written(data: Any, into: Path, at: int) -> int:
 def synced(path: Path) -> None:
     """Waits until a file or a folder is on the disk; a folder, where the system can."""
     try:
-        here = os.open(path, os.O_RDONLY)
+        here = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     except PermissionError:  # Windows opens no folders
         return
     try:

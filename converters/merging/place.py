@@ -231,13 +231,6 @@ def locked(place: Place) -> Iterator[None]:
 
 def _locked_file(place: Place) -> Any:
     """The open lock; closing it lets it go."""
-    try:
-        from fcntl import LOCK_EX, LOCK_NB, flock
-    except ImportError:  # Windows, where an open file can't be replaced anyway
-
-        def flock(*_: Any) -> None: ...
-
-        LOCK_EX = LOCK_NB = 0
     path = place.beside / "lock"
     while True:
         place.beside.mkdir(parents=True, exist_ok=True)
@@ -251,7 +244,7 @@ def _locked_file(place: Place) -> Any:
         except FileNotFoundError:  # removed between these two lines
             continue
         try:
-            flock(file, LOCK_EX | LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             who = file.read().strip() or "unknown"
@@ -267,3 +260,12 @@ def _locked_file(place: Place) -> Any:
             file.flush()
             return file
         file.close()
+
+
+def _lock(file: Any) -> None:
+    """Locks an open file, or raises BlockingIOError; Windows has no such lock."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

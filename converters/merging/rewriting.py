@@ -31,8 +31,9 @@ def with_config(
     config = checkpoint.json(CONFIG_FILE) or read_json(checkpoint.folder / CONFIG_FILE)
     config |= fields
     for part in (config, config.get("text_config")):
-        for name in without if isinstance(part, dict) else ():
-            part.pop(name, None)
+        if isinstance(part, dict):
+            for name in without:
+                part.pop(name, None)
     return _with_text(checkpoint, CONFIG_FILE, config)
 
 

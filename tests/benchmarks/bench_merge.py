@@ -5,9 +5,9 @@
 
 The first makes a Llama-like folder of about 850 MB and adapters of LoRA, LoHa, LoKr and OFT on all
 linear layers, and merges one, three and four of them, by turns: jaxmix, PEFT (``from_pretrained``,
-``load_adapter``, ``merge_and_unload``, ``save_pretrained``), and ``cp -r``. Each is a process of its
-own; seconds are told without what Python takes to import, memory is the peak above what the process
-had then. Medians. Needs torch, peft and transformers.
+``load_adapter``, ``merge_and_unload``, ``save_pretrained``), and ``cp -r``. Each is a process of
+its own; seconds are told without what Python takes to import, memory is the peak above what the
+process had then. Medians. Needs torch, peft and transformers.
 
 The second merges a checkpoint of sparse files of that size, with no import of torch.
 """

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -13,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, place, recipe, verify_merge
+from jaxmix.converters.merging.journal import content
 from jaxmix.errors import CheckpointError
+from jaxmix.families import LoRA
 
 from ..checkpoints import Adapters, contents, mixed, save_base
 
@@ -307,3 +311,14 @@ def test_the_journal_is_for_people_too(broken: Path) -> None:
     assert (told["format"], told["version"]) == ("jaxmix merge", 1)
     assert [name for name, _ in told["the adapters"]] == ["lora", "oft", "loha"]
     assert told["their strengths"] == ["1.0", "0.5", "-0.7"]
+
+
+def test_adapters_that_no_file_can_hold() -> None:
+    """They have a content too, by their arrays and structure."""
+    a, b = np.ones((1, 3), np.float32), np.ones((2, 1), np.float32)
+
+    def told(scale: float, b: np.ndarray = b) -> str:
+        return content(jaxmix.Adapter({"proj": LoRA(a, b, scale)}))
+
+    assert told(math.inf) == told(math.inf) != told(math.inf, 2 * b)
+    assert len({told(1.0), told(2.0), told(math.inf)}) == 3

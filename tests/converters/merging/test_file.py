@@ -1,0 +1,94 @@
+"""One safetensors file in, one out."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint, verify_merge
+from jaxmix.errors import CheckpointError, LayoutError
+
+from ..checkpoints import Adapters, contents, header, mixed, save_base
+
+
+def test_a_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The bytes of the folder's one shard, and nothing beside it."""
+    file, out = base / "model.safetensors", tmp_path / "sub" / "merged.safetensors"
+    merged = merge_checkpoint(file, mixed(adapters), out, verify=True)
+    merge_checkpoint(base, mixed(adapters), tmp_path / "folder")
+    assert out.read_bytes() == (tmp_path / "folder" / "model.safetensors").read_bytes()
+    assert (merged.out, merged.shards, merged.left_out) == (out, ("model.safetensors",), ())
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert merged.verified is not None and verify_merge(file, mixed(adapters), out).ok
+    with pytest.raises(CheckpointError, match=r"merged.safetensors exists. Give another name, or"):
+        merge_checkpoint(file, [], out)
+    merge_checkpoint(file, [], out, force=True)
+    assert out.read_bytes() == file.read_bytes()
+    assert not verify_merge(file, mixed(adapters), out).ok
+
+
+@pytest.mark.parametrize(
+    ("out", "text"),
+    [
+        (
+            "base/model.safetensors",
+            r"is \S+model.safetensors, which is read from. Give a file apart",
+        ),
+        ("folder", "folder is a folder, and the base is a file. Give a file's name"),
+        (
+            "x.bin",
+            "to be a safetensors file, as the base is. Give a name that ends in .safetensors",
+        ),
+        ("link.safetensors", r"is \S+model.safetensors, which is read from"),
+    ],
+)
+def test_outputs_that_can_not_be(
+    out: str, text: str, base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Each is said, and all stays."""
+    (tmp_path / "link.safetensors").symlink_to(base / "model.safetensors")
+    (tmp_path / "folder").mkdir()
+    before = contents(tmp_path)
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match=text):
+            merge_checkpoint(
+                base / "model.safetensors", mixed(adapters), tmp_path / out, force=force
+            )
+    assert contents(tmp_path) == before
+
+
+def test_beside_the_base(base: Path, adapters: Adapters) -> None:
+    """Another file in the base's own folder is a place like any."""
+    file, out = base / "model.safetensors", base / "merged.safetensors"
+    merge_checkpoint(file, mixed(adapters), out, verify=True)
+    assert header(out) == header(file)
+
+
+def test_ties(adapters: Adapters, tmp_path: Path) -> None:
+    """Its neighbour says whether it is tied; a head of its own goes into the file."""
+    base = save_base(tmp_path / "base", tied=True)
+    file, embedding = base / "model.safetensors", jaxmix.load(adapters["embedding"])
+    with pytest.raises(LayoutError, match=r"model.safetensors ties to another"):
+        merge_checkpoint(file, embedding, tmp_path / "out.safetensors")
+    merged = merge_checkpoint(file, embedding, tmp_path / "out.safetensors", untie=True)
+    assert merged.untied == "lm_head.weight"
+    assert "lm_head.weight" in load_file(tmp_path / "out.safetensors")
+
+
+def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
+    """Cut, and none at all."""
+    file = tmp_path / "base.safetensors"
+    save_file({"x.weight": np.ones((2, 3))}, file)
+    os.truncate(file, file.stat().st_size - 1)
+    lora: Any = jaxmix.load(adapters["lora"])
+    with pytest.raises(CheckpointError, match=r"base\.safetensors is no whole safetensors file"):
+        merge_checkpoint(file, lora, tmp_path / "out.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"nothing\.safetensors does not exist, expected a Hug"
+    ):
+        merge_checkpoint(tmp_path / "nothing.safetensors", lora, tmp_path / "out.safetensors")
+    assert not list(tmp_path.glob("out*"))

@@ -1,0 +1,95 @@
+"""What the one rounding to 16 bits does: the figures, against NumPy's in float64."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.merging import Rounding, merge_checkpoint, recipe
+from jaxmix.errors import CheckpointError
+from jaxmix.families import LoRA
+
+from ..checkpoints import Adapters, load, mixed, save_base
+
+BF16 = ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("block", [1 << 20, 20])
+@pytest.mark.parametrize("dtype", [BF16, np.float16])
+def test_figures(
+    dtype: Any, block: int, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each tensor and of all, in one run of rows or in many."""
+    monkeypatch.setattr(recipe, "BLOCK", block)
+    base = save_base(tmp_path / "base", dtype=dtype, shards=3)
+    told = merge_checkpoint(base, mixed(adapters), tmp_path / "out").rounding
+    assert told is not None
+    weights, found = load(base), load(tmp_path / "out")
+    wide = {n: a.astype(np.float32) for n, a in weights.items() if a.dtype == dtype}
+    exact = {n: np.asarray(a) for n, a in jaxmix.compose(wide, mixed(adapters)).items()}
+    names = [name for name in wide if "_proj." in name]
+    rows = []
+    for name in names:
+        w, e = (x[name].astype(np.float64).ravel() for x in (wide, exact))
+        rows.append((found[name].astype(np.float64).ravel() - e, w, e - w))
+        _check(told.tensors[name], *rows[-1])
+    assert set(told.tensors) == set(names)
+    error, weight, effect = (np.concatenate(column) for column in zip(*rows, strict=True))
+    _check(told, error, weight, effect)
+    # Uniform between two neighbours: the step of such numbers over √12, about.
+    assert told.of_weight is not None
+    assert 0.3 < told.of_weight / (2.0**-8 if dtype == BF16 else 2.0**-11) < 1.5
+
+
+def _check(told: Rounding, error: Any, weight: Any, effect: Any) -> None:
+    """The figures of numbers."""
+    square = [float(np.sum(x * x)) for x in (error, weight, effect)]
+    most = [float(np.abs(x).max()) for x in (error, weight, effect)]
+    expected = {
+        "largest": most[0],
+        "rms": math.sqrt(square[0] / error.size),
+        "of_weight": math.sqrt(square[0] / square[1]),
+        "of_effect": math.sqrt(square[0] / square[2]),
+        "largest_of_weight": most[0] / most[1],
+        "largest_of_effect": most[0] / most[2],
+    }
+    for name, value in expected.items():
+        assert getattr(told, name) == pytest.approx(value, rel=1e-3), name
+
+
+def test_where_nothing_is_rounded_or_done(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """float32 is as it is computed; a mix of strength 0 has no effect to compare with."""
+    assert merge_checkpoint(base, mixed(adapters), tmp_path / "1").rounding is None
+    half = save_base(tmp_path / "half", dtype=np.float16)
+    told = merge_checkpoint(half, 0.0 * mixed(adapters), tmp_path / "2").rounding
+    assert told is not None and (told.largest, told.rms, told.of_effect) == (0.0, 0.0, None)
+    assert merge_checkpoint(half, [], tmp_path / "3").rounding is None
+
+
+def test_numbers_beyond_float16(tmp_path: Path) -> None:
+    """They would be infinite: an error that says how large, and nothing is written."""
+    (tmp_path / "base").mkdir()
+    file = tmp_path / "base" / "model.safetensors"
+    save_file({"proj.weight": np.full((3, 2), 60000, np.float16)}, file)
+    a, b = jnp.ones((1, 2)), jnp.asarray([[0.0], [10000.0], [20000.0]])
+    adapter = jaxmix.Adapter({"proj": LoRA(a, b, 1.0)})
+    text = (
+        r"proj.weight: 4 numbers of the merged tensor lie beyond what float16 holds \(the largest "
+        r"is 80000\). Convert the base to bfloat16 or float32 first, or lower the strengths"
+    )
+    with pytest.raises(CheckpointError, match=text):
+        merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    merge_checkpoint(tmp_path / "base", 0.25 * adapter, tmp_path / "out", verify=True)
+    # What the base has already is its own affair.
+    weights = np.array([[np.inf, 1], [np.nan, 2], [3, 4]], np.float16)
+    save_file({"proj.weight": weights}, file)
+    merge_checkpoint(tmp_path / "base", 0.25 * adapter, tmp_path / "out", force=True, verify=True)
+    found = load_file(tmp_path / "out" / "model.safetensors")["proj.weight"]
+    assert np.array_equal(np.isfinite(found), np.isfinite(weights))
