@@ -44,6 +44,7 @@ format: $(VENV)/.all ## let ruff write
 docs: $(VENV)/.all ## write the pages in docs/ that are measured
 	@$(BIN)/python -m tests.parity.divergence_table
 	@$(BIN)/python -m tests.parity.types_table
+	@$(BIN)/python -m tests.command_line
 
 bench: $(VENV)/.all ## compose against PEFT's merge, in one run
 	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)

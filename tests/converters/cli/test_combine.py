@@ -41,9 +41,7 @@ def test_loras(adapters: Adapters, tmp_path: Path) -> None:
         ],
     )
     lora = jaxmix.load(adapters["lora"])
-    made = jaxmix.combine(
-        [lora, lora], method="ties", density=0.5, weights=[0.7, -0.3], name="both"
-    )
+    made = jaxmix.combine([lora, lora], method="cat", weights=[0.7, -0.3], name="both")
     assert contents(out) == contents(jaxmix.export_peft(made, tmp_path / "expected"))
 
 
