@@ -35,7 +35,7 @@ _HELP = (
 _METAVAR = "ADAPTER[:STRENGTH]"
 
 AdapterArguments = Annotated[
-    list[str], typer.Argument(metavar=f"{_METAVAR}...", help=_HELP, show_default=False)
+    list[str], typer.Argument(metavar=_METAVAR, help=_HELP, show_default=False)
 ]
 AdapterOptions = Annotated[
     list[str],

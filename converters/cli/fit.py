@@ -56,8 +56,8 @@ def fit(
             **one_of(get_args(Per)),
         ),
     ] = "adapter",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="How many batches.")] = 100,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Windows of text in a batch.")] = 8,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="How many batches.")] = 50,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Windows of text in a batch.")] = 4,
     length: Annotated[int, typer.Option("--length", min=2, help="Tokens in a window.")] = 256,
     rate: Annotated[
         float, typer.Option("--rate", help="The first step's size; it falls to 0 along a cosine.")
@@ -108,7 +108,7 @@ def fit(
     checked_output(out, [base], force=force, marks=_MARKS)
     model = _model(base, dtype)
     tokens = tokens_of(text, base, tokenizer, model.config.vocab_size)
-    seen, held = windows_of(tokens, min(length, _longest(model, length)), text)
+    seen, held = windows_of(tokens, length, text)
     with steps_bar("learning strengths", as_json=as_json) as progress:
         batches = _Batches(seen, min(batch, len(seen)), steps, seed, progress)
         found = _fitted(mixed, model, batches, cast(Per, per), rate)
@@ -155,11 +155,6 @@ def _model(base: Path, dtype: str) -> Any:
             "likely a text is."
         )
     return model
-
-
-def _longest(model: Any, length: int) -> int:
-    """The longest window that the model takes."""
-    return int(getattr(model.config, "max_position_embeddings", None) or length)
 
 
 @dataclass(frozen=True)

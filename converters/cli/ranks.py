@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from jaxmix.low_rank import Rank as LoraRank
+
 __all__ = ["Energy", "Rank", "rank_of"]
 
 Rank = Annotated[
@@ -21,7 +23,7 @@ Energy = Annotated[
 ]
 
 
-def rank_of(rank: int | None, energy: float | None) -> int | float | str | None:
+def rank_of(rank: int | None, energy: float | None) -> LoraRank:
     """The rank as `jaxmix.to_lora` takes it; None if nothing was said."""
     if rank is not None and energy is not None:
         raise typer.BadParameter("--rank and --energy say the same thing in two ways. Give one.")

@@ -93,7 +93,8 @@ def singular_on_host(delta: Matrix, noise: Any = 0.0) -> tuple[np.ndarray, np.nd
         u, vt = q_b @ u, vt @ q_a.T
     else:
         u, s, vt = np.linalg.svd(delta, full_matrices=False)
-    kept = max(1, int(np.sum(s > float(rounding(s, noise, _shape(delta))))))
+    values: Any = s
+    kept = max(1, int(np.sum(s > float(rounding(values, noise, _shape(delta))))))
     return u[:, :kept], s[:kept], vt[:kept]
 
 

@@ -96,6 +96,8 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
                         x, y, f"{strength:.2f}", ha="center", va="center", color=colour, size=8
                     )
         axes.set_title(name, loc="left", size=10, weight="bold")
+        if any(columns):
+            axes.set_xlabel("layer", size=9)
     assert image is not None
     figure.colorbar(
         image, ax=list(every[:, 0]), label="strength: 1 is as it was trained", shrink=0.6,

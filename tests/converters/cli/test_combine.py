@@ -1,84 +1,104 @@
 """``jaxmix combine``: what `jaxmix.combine` makes, saved."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 import jaxmix
+from jaxmix.families import LoRA
 
 from ..checkpoints import Adapters, contents, load, save_adapters
 from .running import Captured, main, run, told
 
 
-def same(folder: Path, expected: Any, tmp_path: Path) -> bool:
-    """Whether a folder is what `jaxmix.save` writes of it."""
-    place = jaxmix.save(expected, tmp_path / f"{folder.name}-expected")
-    return contents(folder) == contents(place)
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the library is called with from now on, in place of a call."""
+    calls: list[Any] = []
+
+    def pretend(*args: Any, **options: Any) -> jaxmix.Adapter:
+        calls.append((args, options))
+        return jaxmix.Adapter({"x": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1.0)})
+
+    # By its module: the package has the command under this name.
+    monkeypatch.setattr(sys.modules["jaxmix.converters.cli.combine"], "combined", pretend)
+    return calls
 
 
 def test_loras(adapters: Adapters, tmp_path: Path) -> None:
     """Without a base, as PEFT combines them; the numbers after the colons are weights."""
     out = tmp_path / "both"
     words = ("-a", f"{adapters['lora']}:0.7", "-a", f"{adapters['lora']}:-0.3")
-    done = run("combine", *words, "-m", "ties", "--density", 0.5, "--to", "peft", "-o", out)
+    done = run("combine", *words, "-m", "cat", "--to", "peft", "-o", out)
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
         [
-            f"{out}: ties of {adapters['lora']} × 0.7, {adapters['lora']} × -0.3",
-            "LoRA rank 2 at 2 sites, strength 1 (model.layers.0.q_proj, …)",
+            f"{out}: cat of {adapters['lora']} × 0.7, {adapters['lora']} × -0.3",
+            "LoRA rank 4 at 2 sites, strength 1 (model.layers.0.q_proj, …)",
         ],
     )
     lora = jaxmix.load(adapters["lora"])
-    made = jaxmix.combine(
-        [lora, lora], method="ties", density=0.5, weights=[0.7, -0.3], name="both"
-    )
+    made = jaxmix.combine([lora, lora], method="cat", weights=[0.7, -0.3], name="both")
     assert contents(out) == contents(jaxmix.export_peft(made, tmp_path / "expected"))
 
 
-def test_other_kinds(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+def test_other_kinds(
+    base: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """By what they change in the base; a saved mix counts as one, and what is random has a seed."""
-    lora, loha, oft = (jaxmix.load(adapters[name]) for name in ("lora", "loha", "oft"))
-    mixed = jaxmix.mix(lora, 0.5 * oft)
-    saved = jaxmix.save(mixed, tmp_path / "saved")
-    words = ("combine", "-a", saved, "-a", f"{adapters['loha']}:0.5", "--base", base)
-    out = tmp_path / "out"
-    options = ("-m", "dare_linear", "--density", 0.5, "--seed", 3, "--rank", 2)
-    document = told(capsys, *words, *options, "-o", out)
+    lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
+    saved = jaxmix.save(jaxmix.mix(lora, 0.5 * oft), tmp_path / "saved")
+    calls, out = recorded(monkeypatch), tmp_path / "out"
+    words = ("combine", "-a", saved, "-a", f"{adapters['loha']}:0.5", "--base", base, "-o", out)
+    options = ("-m", "dare_ties", "--density", 0.5, "--seed", 3, "--rank", 2)
+    document = told(capsys, *words, *options, "--majority-sign", "frequency")
     assert document == {
         "adapters": [
             {"path": str(saved), "weight": 1.0},
             {"path": str(adapters["loha"]), "weight": 0.5},
         ],
-        "method": "dare_linear",
+        "method": "dare_ties",
         "out": str(out),
         "format": "mix",
-        "sites": [*dict.fromkeys([*lora.sites, *oft.sites, *loha.sites])],
-        "is": "LoRA rank 2 at 4 sites, strength 1 (model.layers.0.q_proj, …)",
+        "sites": ["x"],
+        "is": "LoRA rank 1 at 1 site, strength 1 (x)",
     }
-    made = jaxmix.combine(
-        [mixed, loha],
-        load(base),
-        method="dare_linear",
-        weights=[1.0, 0.5],
-        density=0.5,
-        key=jax.random.key(3),
-        rank=2,
-        name="out",
-    )
-    assert same(out, made, tmp_path)
+    (((groups, params), how),) = calls
+    assert [[(part.name, part.strength) for part in one.parts] for one in groups] == [
+        [("lora", 1.0), ("oft", 0.5)],
+        [("loha", 1.0)],
+    ]
+    assert set(params) == set(load(base)) and how.pop("key") == jax.random.key(3)
+    assert how == {
+        "method": "dare_ties",
+        "weights": [1.0, 0.5],
+        "density": 0.5,
+        "majority_sign": "frequency",
+        "outliers": None,
+        "rank": 2,
+        "name": "out",
+    }
+    assert repr(jaxmix.load(out)) == "adapter: LoRA rank 1 at 1 site, strength 1 (x)"
 
 
 def test_methods_that_find_their_weights(
-    base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+    adapters: Adapters, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the numbers are strengths."""
-    words = ("combine", "-a", f"{adapters['lora']}:0.5", "-a", adapters["loha"], "--base", base)
-    told(capsys, *words, "-m", "sce", "--density", 0.5, "-o", tmp_path / "out")
-    lora, loha = (jaxmix.load(adapters[name]) for name in ("lora", "loha"))
-    made = jaxmix.combine([0.5 * lora, loha], load(base), method="sce", density=0.5, name="out")
-    assert same(tmp_path / "out", made, tmp_path)
+    calls = recorded(monkeypatch)
+    words = ("combine", "-a", f"{adapters['lora']}:0.5", "-a", adapters["loha"])
+    more = ("-m", "sce", "--density", 0.5, "--energy", 0.9, "-o", tmp_path / "out")
+    told(capsys, *words, *more)
+    (((groups, params), how),) = calls
+    assert [one.strength for one in groups] == [0.5, 1.0]
+    assert (params, how["weights"], how["key"], how["rank"]) == (None, None, None, 0.9)
 
 
 def test_refused(tmp_path: Path, capsys: Captured) -> None:

@@ -30,25 +30,34 @@ def assert_same(one: Any, other: Any) -> None:
         np.testing.assert_allclose(tensor, other[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("to", "prefix"), [("kohya", "lora_te1"), ("diffusers", "transformer")])
+@pytest.mark.parametrize(
+    ("name", "to", "prefix"),
+    [("loha", "kohya", "lora_te1"), ("lora", "diffusers", "transformer")],
+)
 def test_there_and_back(
-    to: str, prefix: str, base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+    name: str,
+    to: str,
+    prefix: str,
+    base: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    capsys: Captured,
 ) -> None:
     """The same effect on the base; the strength is in the file."""
     file = tmp_path / "x.safetensors"
-    words = ("convert", f"{adapters['lora']}:0.5", "--to", to, "--prefix", prefix, "-o", file)
+    words = ("convert", f"{adapters[name]}:0.5", "--to", to, "--prefix", prefix, "-o", file)
     document = told(capsys, *words)
-    sites = list(jaxmix.load(adapters["lora"]).sites)
+    sites = list(jaxmix.load(adapters[name]).sites)
     assert document == {
-        "adapters": [{"name": "lora", "strength": 0.5}],
+        "adapters": [{"name": name, "strength": 0.5}],
         "format": to,
         "out": str(file),
-        "sites": {"lora": sites},
+        "sites": {name: sites},
     }
     assert all(key.startswith(prefix) for key in load_file(file))
     assert main("convert", file, "--to", "peft", "--base", base, "-o", tmp_path / "back") == 0
     assert f"{tmp_path}/back: peft, x × 1, 2 sites\n" == capsys.readouterr().out
-    want = effects(adapters["lora"], base, strength=0.5)
+    want = effects(adapters[name], base, strength=0.5)
     assert_same(effects(tmp_path / "back", base), want)
     assert [main(*words), main(*words, "--force")] == [1, 0]
 

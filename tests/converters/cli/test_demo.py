@@ -1,4 +1,4 @@
-"""``jaxmix demo``: started as it is asked for, and its files put where the other commands find them."""
+"""``jaxmix demo``: started as it is asked for, and its files put where other commands find them."""
 
 import json
 from pathlib import Path

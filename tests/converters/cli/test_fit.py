@@ -6,14 +6,18 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmix
+from jaxmix import training
 from jaxmix.converters.cli.tokens import tokens_of, windows_of
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
+from jaxmix.training import by_site
+from jaxmix.training.fit import Fit
 
 from ...models import tiny
 from .running import Captured, main, run, told
@@ -65,34 +69,62 @@ def test_in_a_process(place: Path, tmp_path: Path) -> None:
     assert losses.startswith("loss on text not learned from: ") and after < before
 
 
-def test_as_the_library(place: Path, tmp_path: Path, capsys: Captured) -> None:
-    """The strengths are those of `jaxmix.fit` on the same windows."""
-    document = told(capsys, *words(place, "-o", tmp_path / "out", "--per", "mix", "--rate", 0.2))
-    factors = [one["strength"] / s for one, s in zip(document["adapters"], (1, 0.5), strict=True)]
-    assert factors[0] == pytest.approx(factors[1]) and abs(factors[0] - 1) > 0.05
+def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -> None:
+    """A strength for each adapter at each site, drawn; the losses are those of the held windows."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "s.svg"
+    out = tmp_path / "out"
+    document = told(capsys, *words(place, "--per", "site", "--plot", picture, "-o", out))
+    names = [f"{name}@{site}" for name in ("one", "two") for site in SITES]
+    mixed = jaxmix.load(out)
+    assert [part.name for part in mixed.parts] == names and picture.exists()
+    assert document["adapters"] == [
+        {"name": part.name, "strength": part.strength} for part in mixed.parts
+    ]
+    assert (document["out"], document["picture"]) == (str(out), str(picture))
     losses = document["losses"]
     assert len(losses["steps"]) == 4 and losses["after"] < losses["before"]
     model = jaxmix.models.load(place / "base", dtype=jnp.float32)
-    mixed = jaxmix.mix(jaxmix.load(place / "one"), 0.5 * jaxmix.load(place / "two"))
-    _, held = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 14, Path())
+    _, held = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
     logits = np.asarray(jaxmix.compose(model, mixed)(jnp.asarray(held)), float)[:, :-1]
     chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(chances, held[:, 1:, None].astype(int), -1)
-    # The model's own windows are longer or shorter than what was asked for; they are its 14 at most.
-    assert losses["before"] == pytest.approx(-picked.mean(), rel=0.2)
+    np.testing.assert_allclose(losses["after"], -picked.mean(), rtol=1e-4)
 
 
-def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -> None:
-    """A strength for each adapter at each site, drawn and told as a range."""
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "s.svg"
-    more = ("--per", "site", "--plot", picture, "-o", tmp_path / "out", "--dtype", "bfloat16")
+def test_options_are_handed_on(
+    place: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches, their order, the rate and what has a strength; of sites the range is told."""
+    calls: list[Any] = []
+
+    def pretend(mixed: Any, model: Any, loss: Any, batches: Any, **how: Any) -> Fit:
+        calls.append((mixed, model, list(batches), how))
+        return Fit(by_site(mixed), (1.0,))
+
+    monkeypatch.setattr(training, "fit", pretend)
+    module = sys.modules["jaxmix.converters.cli.fit"]
+    monkeypatch.setattr(module, "_loss_on", lambda *_: 1.0)
+    out = tmp_path / "out"
+    more = ("--per", "site", "--rate", 0.25, "--steps", 14, "--dtype", "bfloat16", "-o", out)
     assert main(*words(place, *more)) == 0
-    said = capsys.readouterr().out
-    assert f"The strengths as a picture: {picture}\n" in said and picture.exists()
-    assert said.startswith(f"{tmp_path}/out: one × ") and "at 2 sites, then two × " in said
-    names = [part.name for part in jaxmix.load(tmp_path / "out").parts]
-    assert names == [f"{name}@{site}" for name in ("one", "two") for site in SITES]
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"{out}: one × 1 to 1 at 2 sites, then two × 0.5 to 0.5 at 2 sites"
+    )
+    assert main(*words(place, "--seed", 1, "--force", "-o", out)) == 0
+    (mixed, model, batches, how), (_, _, others, other_how) = calls
+    assert [(part.name, part.strength) for part in mixed.parts] == [("one", 1.0), ("two", 0.5)]
+    assert model.lm_head.kernel.dtype == jnp.bfloat16
+    assert (how["per"], other_how["per"], how["progress"]) == ("site", "adapter", False)
+    slope, numbers = jnp.ones(1), jnp.ones(1)
+    with jax.numpy_dtype_promotion("standard"):  # as `fit` has it
+        change, _ = how["optimizer"].update(slope, how["optimizer"].init(numbers), numbers)
+    np.testing.assert_allclose(change, -0.25, rtol=1e-4)
+    seen, _ = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
+    assert {batch.shape for batch in batches} == {(3, 16)} and len(batches) == 14
+    rows = [tuple(row) for batch in batches[: len(seen) // 3] for row in batch]
+    assert set(rows) <= {tuple(row) for row in seen} and len(rows) == len(seen) // 3 * 3
+    assert not np.array_equal(batches[0], others[0]) and len(others) == 4
 
 
 @pytest.mark.parametrize(
@@ -175,7 +207,7 @@ def test_bytes(place: Path, tmp_path: Path) -> None:
 
 
 def test_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's own file is read by it, others by transformers; each is named if it is missing."""
+    """Each library reads its own files, and is named where it is missing."""
 
     class Words:
         """A tokenizer that counts letters."""

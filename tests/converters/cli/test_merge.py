@@ -156,8 +156,8 @@ def test_ended(
 ) -> None:
     """Asked to end in the middle, it removes what it wrote, and says so."""
     before = contents(tmp_path)
-    words = ["merge", base, "-a", adapters["lora"], "--out", tmp_path / "out", *words]
-    program = [sys.executable, "-c", SLOW, *map(str, words)]
+    line = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out", *words)
+    program = [sys.executable, "-c", SLOW, *map(str, line)]
     pipe = subprocess.PIPE
     with subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout and child.stdout.readline() == "now\n"

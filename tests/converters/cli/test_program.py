@@ -167,7 +167,7 @@ for line in sys.stdin.read().splitlines():
 
 
 def test_completion() -> None:
-    """A shell is told commands, options and the names that an option takes; files it finds itself."""
+    """A shell is told commands, options and names that options take; files it finds itself."""
     lines = [
         "jaxmix me",
         "jaxmix combine --method dare_t",

@@ -1,0 +1,70 @@
+"""docs/command_line.md is the program's own help."""
+
+import re
+from typing import Any
+
+import pytest
+import typer
+
+from jaxmix.converters.cli import app
+
+from .command_line import PAGE, PICTURE, RUNS, help_texts, versions
+
+TEXT = PAGE.read_text(encoding="utf-8")
+# Whatever the version of typer: an option's boxes, lines and columns count for nothing.
+LETTERS = re.compile(r"[^\w]+")
+
+
+def letters(text: str) -> str:
+    """Letters, digits and nothing else."""
+    return LETTERS.sub("", text)
+
+
+def section(command: str) -> str:
+    """The help of a command on the page."""
+    title = f"jaxmix {command}".rstrip()
+    found = re.search(rf"```\n\$ {title} --help\n(.*?)\n```", TEXT, re.DOTALL)
+    assert found, f"no help of {title}; run make docs"
+    return found[1]
+
+
+def test_the_help_is_the_programs() -> None:
+    """To the letter, where it is laid out by the versions that wrote the page."""
+    if f"Laid out by {versions()}." not in TEXT:
+        pytest.skip(f"the page is not of {versions()}; the words are compared below")
+    for command, text in help_texts().items():
+        assert section(command) == text, f"{command}: run make docs"
+
+
+def missing(page: str, command: Any) -> list[str]:
+    """What a command says of itself that is not on a page."""
+    said = letters(page)
+    words = [*re.split(r"\n\s*\n|\n *- ", command.help)]
+    for option in command.params:
+        words += [*option.opts[option.param_type_name == "argument" :], option.help or ""]
+    return [text for text in words if letters(text) not in said]
+
+
+GROUP: Any = typer.main.get_command(app)
+
+
+@pytest.mark.parametrize("name", GROUP.commands)
+def test_every_word_is_there(name: str) -> None:
+    """Whatever lays it out: each paragraph, each example, each option and what is said of it."""
+    command = GROUP.commands[name]
+    assert len(command.params) > 2 and not missing(section(name), command), "run make docs"
+
+
+def test_a_missing_word_is_seen() -> None:
+    """The check can fail."""
+    command, page = GROUP.commands["merge"], section("merge")
+    for cut in ("--untie", "byte for byte", "--peft-order -o merged", "stays until the new one"):
+        assert cut in page and missing(page.replace(cut, ""), command), cut
+
+
+def test_every_run_is_there() -> None:
+    """With what it said, and without a folder of whoever ran it."""
+    for line, _ in RUNS:
+        assert re.search(rf"\n\$ {re.escape(line)}\n[^`$]", TEXT), line
+    assert "/tmp" not in TEXT and "Traceback" not in TEXT
+    assert PICTURE.stat().st_size <= 150_000 and f"({PICTURE.name})" in TEXT
