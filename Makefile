@@ -44,11 +44,8 @@ format: $(VENV)/.all ## let ruff write
 docs: $(VENV)/.all ## write the pages in docs/ that are measured
 	@$(BIN)/python -m tests.parity.divergence_table
 	@$(BIN)/python -m tests.parity.types_table
-<<<<<<< HEAD
 	@$(BIN)/python -m tests.training.strengths_page
-=======
 	@$(BIN)/python -m tests.command_line
->>>>>>> c76182c5683fbc628cc00e8c37c37150c1db0db8
 
 bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one batch
 	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)
