@@ -5,6 +5,7 @@ Everything that can go wrong is looked at here, on shapes alone, before anything
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jaxmix.converters.merging.quantized import refusal
 from jaxmix.converters.merging.recipe import Recipe, Share
 from jaxmix.dense import Fitted, fitted
 from jaxmix.errors import LayoutError
-from jaxmix.layout import LAYOUTS, NAMES, Layout, Rule
+from jaxmix.layout import Layout, named
 from jaxmix.mix import Mix
 
 __all__ = ["plan", "precision", "table_of"]
@@ -91,18 +92,10 @@ def precision(tensors: Iterable[Stored]) -> AbstractContextManager[Any]:
 
 
 def table_of(layout: Layout | str | None) -> tuple[Layout, bool]:
-    """The layout meant, and whether it is one of jaxmix's own, with which ties are looked for.
+    """The layout meant, and whether it is one with which ties are looked for.
 
-    `compose` looks for ties with its own tables, too. But it does not read config.json, so it is
-    given a table that is equal to none of them: with a rule for nothing.
+    `compose` looks for them by the names of a tree. A checkpoint's are in its config.json, and are
+    undone before; so the table goes on as one that says nothing of names.
     """
-    name = NAMES.name if layout is None else layout
-    known = name if isinstance(name, Layout) else LAYOUTS.get(name)
-    if known is None:
-        raise LayoutError(
-            f"there is no layout {layout!r}, expected None, one of "
-            f"{', '.join(map(repr, LAYOUTS))}, or a jaxmix.Layout with rules of your own."
-        )
-    if known not in LAYOUTS.values():
-        return known, False
-    return Layout(known.name, (*known.rules, Rule("(?!)", ""))), True
+    known = named(layout)
+    return (replace(known, by_name=False), True) if known.by_name else (known, False)

@@ -10,8 +10,8 @@ import pytest
 
 import jaxmix
 from jaxmix.converters.cli.adapters import load_mix
-from jaxmix.converters.peft import peft_stack
 from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.converters.peft import peft_stack
 
 from ..checkpoints import Adapters, contents, load, save_base
 from .running import Captured, main, run, told
@@ -93,6 +93,10 @@ def test_json(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) 
         "size": (out / "model.safetensors").stat().st_size,
         "untied": None,
         "left_out": [],
+        "dequantized": 0,
+        "resumed": 0,
+        "rounding": None,
+        "verified": None,
     }
 
 
@@ -119,20 +123,21 @@ def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captur
 # A shell that starts the tests in the background has them, and their children, ignore SIGINT.
 SLOW = """
 import signal, sys, time
-from jaxmix.converters import cli, groups
+from jaxmix.converters import cli
+from jaxmix.converters.merging import recipe
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-plain, calls = groups.compose, []
+plain, calls = recipe.Prepared.made, []
 
-def slow(*args, **options):
+def slow(*args):
     calls.append(args)
     if len(calls) == 3:
         print("now", flush=True)
         time.sleep(100)
-    return plain(*args, **options)
+    return plain(*args)
 
-groups.compose = slow
+recipe.Prepared.made = slow
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -161,7 +166,7 @@ def test_ended(
     pipe = subprocess.PIPE
     with subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout and child.stdout.readline() == "now\n"
-        assert len(list(tmp_path.glob("out.partial-*/model.safetensors"))) == 1
+        assert len(list(tmp_path.glob("out.partial/parts/*.safetensors"))) == 1
         child.send_signal(number)
         said, complained = child.communicate()
     assert child.returncode == 128 + number
