@@ -106,7 +106,8 @@ def test_logits_of_peft(
     assert (len(list(base.glob("*.safetensors"))) > 2) == (size == "3KB")
     wide = torch.promote_types(dtype, torch.float32)
     truth = logits(mixed_model(opened(base, wide), paths))
-    assert cli.main(["merge", str(base), *map(str, paths), "--out", str(out)]) == 0
+    told = [word for path in paths for word in ("-a", str(path))]
+    assert cli.main(["merge", str(base), *told, "--out", str(out)]) == 0
     merged = opened(out, dtype)
     params, found = load(base), load(out)
     with jax.enable_x64(True) if dtype == torch.float64 else nullcontext():
