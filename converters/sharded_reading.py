@@ -64,7 +64,8 @@ def load_params(
         counter: if given, the bytes that were read of each tensor are added up in it.
 
     Returns:
-        Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in).
+        Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in). Whole numbers are
+        in JAX's own dtype, int32 unless ``jax_enable_x64`` is set.
 
     Raises:
         CheckpointError: if the folder is none, a file is damaged, or a name is not in it.
@@ -166,7 +167,10 @@ def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None
     while view:
         count = file.readinto(view)
         if not count:
-            raise CheckpointError(stored.cut)
+            raise CheckpointError(
+                f"{stored.file} ends within {stored.name}. Was it changed meanwhile? Download or save "
+                "it again, whole."
+            )
         view = view[count:]
 
 
