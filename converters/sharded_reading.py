@@ -64,7 +64,8 @@ def load_params(
         counter: if given, the bytes that were read of each tensor are added up in it.
 
     Returns:
-        Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in).
+        Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in). Whole numbers are
+        in JAX's own dtype, int32 unless ``jax_enable_x64`` is set.
 
     Raises:
         CheckpointError: if the folder is none, a file is damaged, or a name is not in it.
@@ -166,7 +167,10 @@ def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None
     while view:
         count = file.readinto(view)
         if not count:
-            raise CheckpointError(stored.cut)
+            raise CheckpointError(
+                f"{stored.file} ends within {stored.name}. Was it changed meanwhile? Download or save "
+                "it again, whole."
+            )
         view = view[count:]
 
 
@@ -179,27 +183,23 @@ def _array(
     are long; else slice by slice. What several of them hold is read once.
     """
     places = sharding.addressable_devices_indices_map(stored.shape).values()
-    # Slices have no hash before Python 3.12.
-    needed = {repr(index): _ranges(index, stored.shape) for index in places}
-    block = [range(min(k.start for k in axis), max(k.stop for k in axis))
-             for axis in zip(*needed.values(), strict=True)]  # fmt: skip
-    is_whole = _size(block) == sum(map(_size, needed.values()))
-    parts = [block] if is_whole else needed.values()
-    read = [
-        (part, read_slice(stored, tuple(slice(k.start, k.stop) for k in part), counter))
-        for part in parts
+    # By text, since slices have no hash before Python 3.12.
+    wanted = {repr(index): _ranges(index, stored.shape) for index in places}
+    block = [
+        range(min(part.start for part in axis), max(part.stop for part in axis))
+        for axis in zip(*wanted.values(), strict=True)
     ]
+    is_block = _size(block) == sum(map(_size, wanted.values()))
+    read = {
+        key: (part, read_slice(stored, tuple(slice(k.start, k.stop) for k in part), counter))
+        for key, part in ({"": block} if is_block else wanted).items()
+    }
 
     def cut(index: tuple[slice, ...] | None) -> np.ndarray:
-        wanted = _ranges(index, stored.shape)
-        for part, data in read:
-            if is_whole or part == wanted:
-                inner = (
-                    slice(k.start - own.start, k.stop - own.start)
-                    for k, own in zip(wanted, part, strict=True)
-                )
-                return data[tuple(inner)].astype(dtype, copy=False)
-        raise AssertionError("JAX asks for a slice that it has not named")
+        part, data = read["" if is_block else repr(index)]
+        pairs = zip(wanted[repr(index)], part, strict=True)
+        inner = tuple(slice(k.start - own.start, k.stop - own.start) for k, own in pairs)
+        return data[inner].astype(dtype, copy=False)
 
     return jax.make_array_from_callback(stored.shape, sharding, cut, dtype=dtype)
 

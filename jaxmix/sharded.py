@@ -1,8 +1,8 @@
 """Leaves that lie on several devices: what comes back lies there too.
 
-Each device makes its own part of Δ out of factors that lie whole on all of them; where a rotation
-goes across the parts, parts are exchanged, and no weight is gathered (`operators.spread`). What is
-as large as the leaf itself, a replaced weight, is given to each device in part too.
+It is one program a leaf, and XLA gives each device what it needs of the factors for its own part of
+Δ, of a replaced weight its part; arrays that were put onto devices by hand stay there. Where a
+rotation goes across the parts, these are exchanged, and no weight is gathered (`operators.spread`).
 
 A mesh may have *explicit* axes, JAX's default, with which each product and each reshape must say
 how its result is laid out. Here that is left to XLA, as on a mesh with automatic axes, and only the
@@ -14,9 +14,8 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
 
 from jaxmix import plan
 from jaxmix.plan import Form, Word
@@ -67,34 +66,11 @@ def apply(
         there = jax.typeof(leaf).sharding
         run = _explicit_in_place if donate else _explicit
         return run(leaf, word, base, form=form, base_form=base_form, there=there)
-    word = _spread(word, leaf, form)
     out = plan.apply(leaf, word, form, base=base, base_form=base_form, donate=donate)
     # A leaf that had to be moved or cut may come back elsewhere; under vmap nobody can ask.
     if form.sharding is None or isinstance(out, Tracer) or out.sharding == form.sharding:
         return out
     return jax.device_put(out, form.sharding)
-
-
-def _spread(word: Word, leaf: jax.Array, form: Form) -> Word:
-    """The word with arrays of the leaf's own shape in parts, as the leaf is."""
-    sharding = form.sharding
-    if sharding is None or not form.is_plain:
-        return word
-    shape = leaf.shape
-    if form.transposed and leaf.ndim == 2:
-        shape = shape[::-1]
-        rows, cols = (*sharding.spec, None, None)[:2]
-        sharding = NamedSharding(sharding.mesh, PartitionSpec(cols, rows))
-
-    def part(x: Any) -> Any:
-        if np.shape(x) != shape or isinstance(x, Tracer):
-            return x
-        if isinstance(x, jax.Array) and (len(x.devices()) > 1 or not x.is_fully_addressable):
-            return x
-        whole = np.asarray(x)
-        return jax.make_array_from_callback(shape, sharding, lambda index: whole[index])
-
-    return jax.tree.map(part, word)
 
 
 def _is_explicit(leaf: jax.Array) -> bool:

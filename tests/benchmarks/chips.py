@@ -44,8 +44,8 @@ class Chips:
         return math.prod(self.mesh)
 
 
-# https://cloud.google.com/tpu/docs/v5e: 16 GB, 819 GB/s, 197 TFLOP/s, 1600 Gb/s between chips (all
-# four links); float32 products at the highest precision are six in bfloat16.
+# https://cloud.google.com/tpu/docs/v5e: 16 GB, 819 GB/s, 197 TFLOP/s, 400 GB/s between chips, in
+# both directions together; float32 products at the highest precision are six in bfloat16.
 V5E = Chips("v5e-256", (16, 16), 16 * GB, 819 * GB, 197e12, 197e12 / 6, 200 * GB)
 # https://www.nvidia.com/en-us/data-center/h100, SXM: 80 GB, 3.35 TB/s, 1979 TFLOP/s with sparsity
 # and half of it without, 67 in float32, NVLink 900 GB/s in both directions together.

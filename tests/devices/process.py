@@ -32,6 +32,11 @@ def was_read() -> int:
     return int(told.read_text().split("rchar: ")[1].split()[0])
 
 
+def axes(entry: Any) -> Any:
+    """An entry of a spec out of JSON."""
+    return tuple(entry) if isinstance(entry, list) else entry
+
+
 def off(array: jax.Array, truth: np.ndarray) -> float:
     """How far the parts on this process's devices are from the truth."""
     parts = [
@@ -46,7 +51,7 @@ def main(number: int, port: int, folder: Path) -> dict[str, Any]:
     jax.distributed.initialize(f"localhost:{port}", 2, number)
     mesh = jax.make_mesh((2, 4), ("host", "x"), axis_types=(AxisType.Auto,) * 2)
     specs = json.loads((folder / "specs.json").read_text())
-    places = {name: NamedSharding(mesh, P(*spec)) for name, spec in specs.items()}
+    places = {name: NamedSharding(mesh, P(*map(axes, spec))) for name, spec in specs.items()}
 
     counter: Counter[str] = Counter()
     before = was_read()

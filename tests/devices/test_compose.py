@@ -1,6 +1,5 @@
 """`compose` over eight devices: where leaves lie, what is moved, and what each device makes."""
 
-from functools import cache
 from typing import Any
 
 import jax
@@ -8,65 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import monitoring
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmix
-from jaxmix import Adapter
-from jaxmix.families import BOFT, OFT, LoHa, LoRA, RoAd
-from jaxmix.families.boft import butterfly
+from jaxmix import Adapter, Layout, Rule
+from jaxmix.families import OFT, LoHa, LoRA, Together
 
-from ..laws.draws import Module, normal, tree
-from ..laws.test_every_family import ALL, STACKED
+from ..laws.draws import normal, tree
 from .compiled import Collective, collectives, large, largest
-from .spying import flat, grid, placed, programs
+from .layer import MODULE, PART, RNG, SIZE, UPDATES, params, small
+from .spying import grid, placed, programs
 
-# A leaf, and what eight devices hold of it each.
-MODULE = Module("linear", (64, 96), True)
-SIZE = 64 * 96
-PART = SIZE // 8
 # These families take the singular values of their leaf, or products with all of it.
 WHOLE = {"KaSA", "FRoD"}
 # Blocks that do not end where parts do are made up to their own ends; RandLoRA's bases, which all
 # sites share, are larger than this leaf.
 LARGER = {"C3A": 2 * PART, "RandLoRA": 2 * SIZE}
-RNG = np.random.default_rng(3)
-
-
-def small(update: Any) -> Any:
-    """With floats in float32, as a file has them."""
-    return jax.tree.map(lambda x: np.asarray(x, np.float32) if _is_float(x) else x, update)
-
-
-def _is_float(x: Any) -> bool:
-    return np.asarray(x).dtype.kind == "f"
-
-
-UPDATES = {
-    kind: small(make(np.random.default_rng(1), MODULE))
-    for kind, make in ALL.items()
-    if kind not in STACKED
-}
-# Rotations of blocks that end where parts do, and of others.
-TURNS: dict[str, Any] = {
-    "OFT, blocks of 12": OFT(normal(RNG, 8, 66, std=0.1)),
-    "OFT, blocks of 48": OFT(normal(RNG, 2, 48 * 47 // 2, std=0.1)),
-    "OFT, one block for all": OFT(normal(RNG, 1, 28, std=0.1)),
-    "BOFT of inputs": BOFT(normal(RNG, 2, 12, 8, 8, std=0.1), normal(RNG, 64), butterfly(2, 12, 8)),
-    "BOFT of outputs": BOFT(
-        normal(RNG, 2, 8, 8, 8, std=0.1), None, butterfly(2, 8, 8), on_output=True
-    ),
-    "RoAd, pairs apart": RoAd(normal(RNG, 32), normal(RNG, 32), 1, 64),
-}
-
-
-def params(mesh: jax.sharding.Mesh, spec: Any, dtype: Any = np.float32) -> dict[str, jax.Array]:
-    """A layer on the mesh."""
-    base = tree({"a": MODULE}, 0, dtype)
-    return {
-        "a.weight": placed(base["a.weight"], mesh, *spec),
-        "a.bias": placed(base["a.bias"], mesh, spec[0]),
-    }
 
 
 # ---------------------------------------------------------------- the checks themselves
@@ -175,75 +132,36 @@ def test_every_family_within_jit() -> None:
     assert large(text, PART // 2) == [] and largest(text) == PART
 
 
-# ---------------------------------------------------------------- rotations
-
-
-@cache
-def alone(kinds: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """What one device makes of the layer in float64, for each kind by itself."""
-    updates = {**TURNS, **{kind: ALL[kind](np.random.default_rng(1), MODULE) for kind in UPDATES}}
-    layer = tree({"a": MODULE}, 0)
-    base = {f"{kind}{name[1:]}": leaf for kind in kinds for name, leaf in layer.items()}
-    adapter = Adapter({kind: updates[kind] for kind in kinds}, 0.7)
-    return jax.tree.map(np.asarray, jax.jit(jaxmix.compose)(base, adapter))
-
-
-SPECS = {
-    "rows": (flat, ("x", None)),
-    "columns": (flat, (None, "x")),
-    "both": (grid, ("x", "y")),
-    "both on one": (grid, (None, ("y", "x"))),
-}
-# Which rotations are tried where: some that go across parts, and some that do not.
-TRIED = {
-    "rows": ("OFT, blocks of 48", "BOFT of outputs"),
-    "columns": ("OFT, blocks of 12", "OFT, one block for all"),
-    "both": tuple(TURNS),
-    "both on one": ("OFT, blocks of 12", "BOFT of inputs", "BOFT of outputs"),
+HEADS = Layout("mine", (Rule("a", "a.kernel", "d n h -> (n h) d"),))
+LAYERS = Layout("mine", tuple(Rule(f"a{i}", "a.kernel", "i o -> o i", f":, {i}") for i in range(2)))
+# A leaf's shape, how it lies, its layout, and (out, in) of its sites.
+LEAVES: dict[str, Any] = {
+    "heads": ((96, 8, 16), ("x", "y"), HEADS, (128, 96)),
+    "heads over both": ((96, 8, 16), (None, ("x", "y")), HEADS, (128, 96)),
+    "layers": ((96, 2, 64), ("x", None, "y"), LAYERS, (64, 96)),
+    "a kernel": ((96, 64), ("y", "x"), "flax", (64, 96)),
+    "a convolution": ((3, 3, 32, 16), (None, None, "y", "x"), "flax", (16, 288)),
 }
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_rotations(spec: str, monkeypatch: Any) -> None:
-    """In float64 what one device gives; moved is nothing, or each part once there and once back."""
-    make, where = SPECS[spec]
-    with jax.enable_x64(True):
-        leaves = params(make(), where, np.float64)
-        truth = alone(tuple(TURNS))
-        for kind in TRIED[spec]:
-            adapter = Adapter({"a": TURNS[kind]}, 0.7)
-            with programs(monkeypatch) as seen:
-                out = jaxmix.compose(leaves, adapter)
-            moved = [one for p in seen for one in large(p.as_text(), PART // 2)]
-            assert moved == [Collective("all-to-all", PART)] * (2 * _goes_across(kind, where)), kind
-            for name, leaf in out.items():
-                wanted = truth[name.replace("a.", f"{kind}.")]
-                assert np.abs(np.asarray(leaf) - wanted).max() < 1e-12, kind
-                assert leaf.sharding == leaves[name].sharding
-
-
-def _goes_across(kind: str, where: tuple[Any, Any]) -> bool:
-    """Whether a rotation's blocks go across the parts of its side."""
-    rows, cols = where
-    if kind in ("BOFT of outputs", "RoAd, pairs apart"):
-        return rows is not None
-    if cols is None:
-        return False
-    parts = 4 if cols == "y" else 8
-    return {"OFT, blocks of 12": False, "OFT, one block for all": parts == 8}.get(kind, True)
-
-
-@pytest.mark.parametrize("kind", ["OFT, blocks of 48", "RoAd, pairs apart"])
-def test_rotations_on_explicit_axes_within_jit(kind: str) -> None:
-    """There the type of a traced leaf says where it lies, so nothing is gathered within jit too."""
-    leaves = params(grid(AxisType.Explicit), ("x", "y"))
-    adapter = Adapter({"a": small(TURNS[kind])}, 0.7)
-    compiled = jax.jit(jaxmix.compose).lower(leaves, adapter).compile()
-    moved = large(compiled.as_text(), PART // 2)
-    assert moved == [Collective("all-to-all", PART)] * 2
-    alone = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    truth = jaxmix.compose(alone, adapter)["a.weight"]
-    np.testing.assert_allclose(compiled(leaves, adapter)["a.weight"], truth, atol=1e-5)
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaves_that_lie_otherwise(name: str, monkeypatch: Any) -> None:
+    """Kernels, heads, scanned layers and convolutions: nothing is gathered, nothing made whole."""
+    shape, where, layout, (out, into) = LEAVES[name]
+    leaf, part = placed(normal(RNG, *shape).astype(np.float32), grid(), *where), np.prod(shape) // 8
+    lora = LoRA(normal(RNG, 2, into), normal(RNG, out, 2), 1.0, magnitude=1 + abs(normal(RNG, out)))
+    update = small(Together((lora, OFT(normal(RNG, into // 8, 28, std=0.1)))))
+    sites = ["a0", "a1"] if name == "layers" else ["a"]
+    adapter = Adapter(dict.fromkeys(sites, update), 0.7)
+    with programs(monkeypatch) as seen:
+        got = jaxmix.compose({"a.kernel": leaf}, adapter, layout=layout)["a.kernel"]
+    for one in seen:
+        assert large(one.as_text(), part // 2) == [] and largest(one.as_text()) == part
+    truth = jax.jit(lambda p: jaxmix.compose(p, adapter, layout=layout))(
+        {"a.kernel": np.asarray(leaf)}
+    )
+    np.testing.assert_allclose(got, truth["a.kernel"], atol=1e-4)
+    assert got.sharding == leaf.sharding
 
 
 # ---------------------------------------------------------------- memory, precision, trees
@@ -269,24 +187,6 @@ def test_memory(monkeypatch: Any) -> None:
     (program,) = seen
     assert program.memory_analysis().temp_size_in_bytes < 4 * part
     assert largest(program.as_text()) == leaf.size // 8
-
-
-@pytest.mark.parametrize("spec", ["both", "columns"])
-def test_dora_and_others_across_parts(spec: str) -> None:
-    """Norms are those of whole rows; in float64 to 1e-12, in float32 to 1e-5."""
-    kinds = ("DoRA", "Normed", "HiRA", "HRA", "OFT", "IA3", "Replace", "SHiRA", "LoKr")
-    make, where = SPECS[spec]
-    with jax.enable_x64(True):
-        truth = alone(kinds)
-        for dtype, bound in ((np.float64, 1e-12), (np.float32, 1e-5)):
-            leaves = params(make(), where, dtype)
-            for kind in kinds if dtype is np.float64 and spec == "both" else ("DoRA", "HRA"):
-                exact = ALL[kind](np.random.default_rng(1), MODULE)
-                update = UPDATES[kind] if dtype is np.float32 else exact
-                out = jaxmix.compose(leaves, Adapter({"a": update}, 0.7))
-                for name, leaf in out.items():
-                    wanted = truth[name.replace("a.", f"{kind}.")]
-                    assert np.abs(np.asarray(leaf) - wanted).max() < bound * np.abs(wanted).max()
 
 
 def test_a_replaced_weight_is_given_in_parts(monkeypatch: Any) -> None:

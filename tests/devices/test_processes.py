@@ -25,9 +25,9 @@ from jaxmix.families import OFT, LoRA, Replace
 from ..house.sources import ROOT
 from .spying import grid
 
-# By rows and columns, by columns alone, and whole on every device.
+# Rows that a process has here and there, columns that lie together, whole on every device, halves.
 SPECS: dict[str, list[Any]] = {
-    "up.weight": [["host", "x"], None],
+    "up.weight": [["x", "host"], None],
     "down.weight": [None, ["host", "x"]],
     "down.bias": [],
     "norm.weight": ["host"],
