@@ -48,9 +48,10 @@ def parts(rows: int, most: int, together: int | None) -> list[slice]:
     """
     if together is None or rows <= most:
         return [slice(0, rows)]
-    # Even runs, so that all but the last have one shape, and one compiled function.
-    count = -(-rows // max(most, together))
-    size = -(-rows // (count * together)) * together
+    # Equal runs where the number of rows allows it: one shape is one compiled function.
+    most = max(most, together) // together * together
+    equal = (n for n in range(most, most // 2, -together) if rows % n == 0)
+    size = next(equal, None) or -(-rows // (-(-rows // most) * together)) * together
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 

@@ -88,11 +88,12 @@ def rounded(exact: Array, base: Array, dtype: Any) -> tuple[Array, Loss]:
     Returns:
         The numbers of that dtype, and the loss.
     """
-    out, squares, most, over = _rounded(exact, base, dtype)
+    out, *told = _rounded(exact, base, dtype)
+    squares, most, over = jax.device_get(told)
     lost = float(np.max(over[1], initial=0.0))
-    sums = tuple(float(np.sum(np.asarray(s, np.float64))) for s in squares)
-    tops = tuple(float(np.max(np.asarray(m), initial=0.0)) for m in most)
-    count = int(np.sum(np.asarray(over[0], np.int64)))
+    sums = tuple(float(np.sum(s, dtype=np.float64)) for s in squares)
+    tops = tuple(float(np.max(m, initial=0.0)) for m in most)
+    count = int(np.sum(over[0], dtype=np.int64))
     return out, Loss(math.prod(exact.shape), sums, tops, count, lost)  # pyright: ignore[reportArgumentType]
 
 

@@ -211,7 +211,7 @@ def test_large_tensors_go_in_pieces(
     for name, array in whole.items():
         np.testing.assert_allclose(cut[name], array, rtol=1e-5, atol=1e-6)
         assert name in merged.changed or cut[name].tobytes() == array.tobytes()
-    assert sorted(sizes) == [2] * 8 + [3] * 4 + [8] * 2  # the biases are one run each
+    assert sorted(sizes) == [2] * 14 + [8] * 2  # the biases are one run each
 
 
 def _refuse(number: int, *_: Any) -> None:

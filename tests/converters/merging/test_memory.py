@@ -5,6 +5,7 @@ Files are sparse, so that large ones cost nothing; that they hold zeros is the s
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +59,8 @@ def save_sparse(folder: Path, tensors: int) -> Path:
     sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(), reason="reads /proc"
 )
 def test_three_tensors_at_the_most(tmp_path: Path) -> None:
-    """Less than three of the largest tensors, while five of them go through, each changed."""
-    count = 5
+    """Less than three of the largest tensors, while four of them go through, each changed."""
+    count = 4
     bases = save_sparse(tmp_path / "small", 1), save_sparse(tmp_path / "base", count)
     rng = np.random.default_rng(0)
     factors = {}
@@ -75,7 +76,11 @@ def test_three_tensors_at_the_most(tmp_path: Path) -> None:
         save_file(those, tmp_path / name / "adapter_model.safetensors")
         adapters.append(tmp_path / name)
     words = [sys.executable, "-c", PROGRAM, *bases, *adapters, tmp_path / "out"]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
+    # As a user has it: eight devices, as the other tests have them, would be many more threads.
+    around = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, timeout=300, env=around
+    )
     assert done.returncode == 0, done.stderr
     allowed = 3 * TENSOR + sum(math.prod(array.shape) * 4 for array in factors.values())
     for line in done.stdout.splitlines():
