@@ -72,7 +72,7 @@ a recipe, are adapters too. `python -m jaxmix` is the same program.
 | 1 | refused; the message says what was found, what was expected, and what to do |
 | 2 | the command line makes no sense |
 | 3 | `merge --verify` found the output to be wrong |
-| 130, 143 | stopped by Ctrl-C, by SIGTERM; what was begun is removed |
+| 130, 143 | stopped by Ctrl-C, by SIGTERM; outputs are as they were |
 
 With `--json` a command writes one JSON document to stdout, and nothing else; an error is one too,
 `{{"error": …, "kind": …}}`, beside the exit code. Progress goes to stderr, and is not shown with
