@@ -21,7 +21,6 @@ PAGE, PICTURE = DOCS / "command_line.md", DOCS / "inspect.png"
 # What a terminal would change: its width, its colours, and what CI says of itself.
 ENVIRONMENT = {"COLUMNS": "92", "LINES": "40", "NO_COLOR": "1", "TERM": "dumb", "LANG": "C.UTF-8"}
 FORCED = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_WIDTH", "TTY_COMPATIBLE")
-COLOURS = 64
 
 # Each is run in the folder that the first one makes; what it writes, the next ones read.
 RUNS = (
@@ -72,7 +71,7 @@ a recipe, are adapters too. `python -m jaxmix` is the same program.
 | 1 | refused; the message says what was found, what was expected, and what to do |
 | 2 | the command line makes no sense |
 | 3 | `merge --verify` found the output to be wrong |
-| 130, 143 | stopped by Ctrl-C, by SIGTERM; what was begun is removed |
+| 130, 143 | stopped by Ctrl-C, by SIGTERM; outputs are as they were |
 
 With `--json` a command writes one JSON document to stdout, and nothing else; an error is one too,
 `{{"error": …, "kind": …}}`, beside the exit code. Progress goes to stderr, and is not shown with
@@ -150,11 +149,12 @@ def _run(line: str, folder: Path) -> str:
 
 
 def _save_small(picture: Path) -> None:
-    """The picture with fewer colours: a third of the bytes."""
+    """The picture with 256 colours, those of the ends of its scales too: a third of the bytes."""
     from PIL import Image
 
     with Image.open(picture) as image:
-        image.convert("RGB").quantize(COLOURS).save(PICTURE, optimize=True)
+        few = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+        few.save(PICTURE, optimize=True)
 
 
 def _helps() -> str:

@@ -63,7 +63,7 @@ def _program(
     - 1: refused; the message says what was found, what was expected, and what to do
     - 2: the command line makes no sense
     - 3: `merge --verify` found the output to be wrong
-    - 130, 143: stopped by Ctrl-C, by SIGTERM; what was begun is removed
+    - 130, 143: stopped by Ctrl-C, by SIGTERM; outputs are as they were
     """
 
 
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     if code in (_INTERRUPTED, _TERMINATED):
         kind = "Interrupted" if code == _INTERRUPTED else "Terminated"
-        tell_error("stopped. What was begun is removed.", kind, as_json=as_json)
+        tell_error("stopped; outputs are as they were.", kind, as_json=as_json)
     return code
 
 

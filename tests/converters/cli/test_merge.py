@@ -146,7 +146,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("number", "words", "out", "err"),
     [
-        (signal.SIGTERM, [], "", "error: stopped. What was begun is removed.\n"),
+        (signal.SIGTERM, [], "", "error: stopped; outputs are as they were.\n"),
         (signal.SIGINT, ["--json"], '"kind": "Interrupted"', ""),
     ],
 )

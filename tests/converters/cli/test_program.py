@@ -112,11 +112,11 @@ def test_stopped(
 
     monkeypatch.setattr(program, "app", stop)
     assert told(capsys, "inspect", "x", code=code) == {
-        "error": "stopped. What was begun is removed.",
+        "error": "stopped; outputs are as they were.",
         "kind": kind,
     }
     assert main("inspect", "x") == code
-    assert capsys.readouterr().err == "error: stopped. What was begun is removed.\n"
+    assert capsys.readouterr().err == "error: stopped; outputs are as they were.\n"
 
 
 def test_other_ends(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
