@@ -3,12 +3,32 @@
 A table is a `jaxmix.layout.Layout`: pure data. `jaxmix.layout` asks for `TABLES`, the one list.
 """
 
-from jaxmix.converters.layouts import flax_transformers, maxtext
+from jaxmix.converters.layouts import (
+    bonsai,
+    easydel,
+    flax_transformers,
+    gemma,
+    keras_hub,
+    levanter,
+    maxtext,
+    torchax,
+    tunix,
+)
 from jaxmix.layout import Layout
 
 __all__ = ["TABLES"]
 
-_LIBRARIES = (flax_transformers, maxtext)
+_LIBRARIES = (
+    bonsai,
+    easydel,
+    flax_transformers,
+    gemma,
+    keras_hub,
+    levanter,
+    maxtext,
+    torchax,
+    tunix,
+)
 
 TABLES: dict[str, Layout] = {
     table.name: table for library in _LIBRARIES for table in library.TABLES

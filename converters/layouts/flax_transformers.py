@@ -1,11 +1,11 @@
 """The Flax models of transformers 4 (BERT, GPT-2, Llama, …): Hugging Face's names, Flax's leaves.
 
-Kernels are (in, out), but GPT-2's, whose bias tells that they lie the other way.
+Llama's norms are a ``weight`` all the same. Kernels are (in, out), but GPT-2's, whose bias tells that they lie the other way.
 Source: ``transformers/models/*/modeling_flax_*.py``, up to 4.57.
 """
 
-from jaxmix.layout import FLAX, Layout
+from jaxmix.layout import NAMES, Layout
 
 __all__ = ["TABLES"]
 
-TABLES = (Layout("flax_transformers", FLAX.rules, by_name=True),)
+TABLES = (Layout("flax_transformers", NAMES.rules, by_name=True),)

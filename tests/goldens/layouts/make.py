@@ -1,0 +1,94 @@
+"""Makes the goldens beside it: one Hugging Face model in a library's own tree, adapters in both.
+
+In two steps, since each library wants an environment of its own:
+
+    python -m tests.goldens.layouts.make hf DIR        beside torch, transformers 5
+    python -m tests.goldens.layouts.make LIBRARY DIR   beside that library, and jaxmix
+
+The first saves tiny random models and what they compute, with and without adapters. The second lets
+the library load them by its own means, records its leaves' names, shapes and numbers, composes the
+same adapters into its tree, and records what the library computes.
+"""
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.names import leaf_names
+
+from ...layouts.models import CONFIGS, adapters, state, tokens
+
+__all__ = ["main"]
+
+HERE = Path(__file__).parent
+
+
+def by_torch(root: Path) -> None:
+    """Checkpoints, and what torch computes with them, as they are and with the adapters."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for kind, config in CONFIGS.items():
+        folder = root / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        base = state(kind)
+        save_file(base, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config))
+        asked = AutoConfig.from_pretrained(folder, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(asked).eval()
+        truth = {"tokens": tokens()}
+        for name, tensors in (("base", base), ("composed", jaxmix.compose(base, adapters(kind)))):
+            given = {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
+            left = model.load_state_dict(given, strict=False)
+            assert not left.unexpected_keys and set(left.missing_keys) <= {"lm_head.weight"}
+            with torch.no_grad():
+                truth[name] = model(torch.from_numpy(tokens()).long()).logits.numpy()
+        save_file(truth, root / f"{kind}.safetensors")
+
+
+def by_library(library: str, root: Path) -> None:
+    """The library's own tree of each model that it loads, and what it computes."""
+    import jax
+
+    from . import loading
+
+    for kind, (load, layout) in loading.LIBRARIES[library].items():
+        model = kind.partition("-")[0]
+        truth = load_file(root / f"{model}.safetensors")
+        params, run = load(root / model, kind)
+        paths, _ = jax.tree_util.tree_flatten_with_path(params)
+        names = leaf_names([path for path, _ in paths])
+        leaves = {n: np.asarray(x) for n, (_, x) in zip(names, paths, strict=True)}
+        composed = jaxmix.compose(params, adapters(model), layout=layout)
+        out = {"torch_base": truth["base"], "torch_composed": truth["composed"]} if run else {}
+        for name, tree in (("base", params), ("composed", composed)) if run else ():
+            out[name] = np.asarray(run(tree, tokens()), np.float32)
+            worst = np.abs(out[name] - truth[name]).max() / np.abs(truth[name]).max()
+            print(library, kind, name, f"off by {worst:.1e}")
+        told = {
+            "library": library,
+            "versions": {p: version(p) for p in (*loading.PACKAGES[library], "jax")},
+            "source": loading.SOURCES.get(library, "installed"),
+            "kind": kind,
+            "layout": getattr(layout, "name", layout),
+            "leaves": {name: list(leaf.shape) for name, leaf in leaves.items()},
+        }
+        (HERE / f"{library}-{kind}.json").write_text(json.dumps(told, indent=1) + "\n")
+        held = {f"leaf.{name}": leaf for name, leaf in leaves.items()}
+        path = HERE / f"{library}-{kind}.safetensors"
+        save_file({k: np.ascontiguousarray(v) for k, v in {**held, **out}.items()}, path)
+        print(path.name, path.stat().st_size, "bytes", len(leaves), "leaves")
+
+
+def main(step: str, folder: str) -> None:
+    """One of the steps."""
+    by_torch(Path(folder)) if step == "hf" else by_library(step, Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
