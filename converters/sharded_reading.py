@@ -168,8 +168,8 @@ def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None
         count = file.readinto(view)
         if not count:
             raise CheckpointError(
-                f"{stored.file} ends within {stored.name}. Was it changed meanwhile? Download or save "
-                "it again, whole."
+                f"{stored.file} ends within {stored.name}. Was it changed meanwhile? Download or "
+                "save it again, whole."
             )
         view = view[count:]
 
