@@ -7,10 +7,23 @@ the diagonal that the part does not cut. So a large tensor goes through memory b
 import math
 from collections.abc import Sequence
 
-from jaxmix.affine import AffineMap
-from jaxmix.operators import BlockDiagonal, Diagonal, Identity, Operator, Product
+import jax
+import numpy as np
 
-__all__ = ["cut", "parts", "unit"]
+from jaxmix.affine import AffineMap
+from jaxmix.operators import (
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Hadamard,
+    Identity,
+    LowRank,
+    Operator,
+    Product,
+    Sum,
+)
+
+__all__ = ["cut", "light", "parts", "unit"]
 
 
 def unit(steps: Sequence[AffineMap]) -> int | None:
@@ -55,6 +68,11 @@ def parts(rows: int, most: int, together: int | None) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
+def light(step: AffineMap) -> AffineMap:
+    """The same map with what is merely sliced in NumPy's arrays: JAX compiles a program a slice."""
+    return AffineMap(step.left, step.right, _light(step.shift))
+
+
 def cut(steps: Sequence[AffineMap], part: slice) -> list[AffineMap]:
     """The steps of a run of rows.
 
@@ -68,6 +86,14 @@ def cut(steps: Sequence[AffineMap], part: slice) -> list[AffineMap]:
     if part == slice(0, steps[0].shape[0] if steps else 0):
         return list(steps)
     return [AffineMap(_square(s.left, part), s.right, s.shift.rows(part)) for s in steps]
+
+
+def _light(delta: Operator) -> Operator:
+    """A Δ whose low ranks and dense terms are NumPy's."""
+    if isinstance(delta, Sum):
+        return Sum(tuple(map(_light, delta.terms)))
+    is_sliced = isinstance(delta, LowRank | Hadamard | Dense)
+    return jax.tree.map(np.asarray, delta) if is_sliced else delta
 
 
 def _unit(left: Operator) -> int | None:

@@ -81,7 +81,8 @@ def _kept_if_of_use(place: Place, shards: tuple[Shard, ...]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        kept = "" if isinstance(error, JaxmixError) else _kept(place, shards)
+        is_refusal = isinstance(error, JaxmixError) and not isinstance(error, together.OthersFailed)
+        kept = "" if is_refusal else _kept(place, shards)
         if not kept and together.is_first():
             place.removed()
         elif kept and not isinstance(error, OSError):

@@ -74,8 +74,7 @@ class Recipe:
         if any(update.reads_base for _, update in share.word):
             leaf, base = _array(self.tensor), share.base and _array(share.base)
         maps = plan.made(leaf, base, share.word, share.form, share.base_form)
-        # In NumPy's arrays, of which a slice is no program to compile.
-        return Prepared(self, tuple(jax.tree.map(np.asarray, fold(list(maps)))))
+        return Prepared(self, tuple(blocks.light(step) for step in fold(list(maps))))
 
 
 @dataclass(frozen=True, eq=False)

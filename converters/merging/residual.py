@@ -61,10 +61,11 @@ def residual(recipe: Recipe, out: Callable[[slice], np.ndarray]) -> Residual:
         What is left.
     """
     worst, along, square = 0.0, 0.0, 0.0
+    if not recipe.tensor.size:
+        return Residual(worst, None)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         for rows, exact, base in _exact(recipe):
-            found = jnp.asarray(out(rows)).reshape(exact.shape)
-            far, *sums = _compared(found, exact, base, recipe.dtype)
+            far, *sums = _compared(jnp.asarray(out(rows)), exact, base, recipe.dtype)
             worst = max(worst, min(_FAR, float(far)))
             along, square = along + float(sums[0]), square + float(sums[1])
     return Residual(worst, along / square if square else None)
@@ -73,12 +74,15 @@ def residual(recipe: Recipe, out: Callable[[slice], np.ndarray]) -> Residual:
 @partial(jax.jit, static_argnames="dtype")
 def _compared(found: Any, exact: Any, base: Any, dtype: Any) -> tuple[Any, Any, Any]:
     """The largest distance over what is allowed; ``⟨out − base, d⟩``; ``⟨d, d⟩``."""
-    found, effect = found.astype(exact.dtype), exact - base
+    # A bias is one row, and a convolution's kernel lies within one.
+    rows = base.shape[0] if base.ndim > 1 else 1
+    found, exact, base = (x.astype(base.dtype).reshape(rows, -1) for x in (found, exact, base))
+    effect = exact - base
     told = ml_dtypes.finfo(dtype)
     _, exponent = jnp.frexp(jnp.maximum(jnp.abs(found), jnp.abs(exact)))
     lowest = jnp.asarray(_EXPONENTS[str(dtype)], exponent.dtype)
     unit = jnp.ldexp(jnp.ones_like(exact), jnp.maximum(exponent - 1, lowest) - told.nmant)
-    scale = sum(jnp.max(jnp.abs(x), axis=-1, keepdims=True) for x in (base, effect))
+    scale = sum(jnp.max(jnp.abs(x), axis=1, keepdims=True) for x in (base, effect))
     slack = jnp.nan_to_num(_SLACK * float(np.finfo(plan.arithmetic(dtype)).eps) * scale)
     off = jnp.abs(found - exact)
     # Where base plus mix is no number, none is expected.
@@ -113,7 +117,7 @@ def _exact(recipe: Recipe) -> Iterator[tuple[slice, Any, Any]]:
         now = base.reshape(base.shape[0], -1)
         for one in blocks.cut(made, part):
             now = _applied(one, now)
-        yield part, now.reshape(base.shape), base
+        yield part, now, base
 
 
 def _through(share: Share, leaf: Any) -> Any:

@@ -10,7 +10,11 @@ import numpy as np
 from jaxmix.converters.huggingface import Shard
 from jaxmix.errors import CheckpointError
 
-__all__ = ["agreed", "gathered", "is_first", "mine", "only_first"]
+__all__ = ["OthersFailed", "agreed", "gathered", "is_first", "mine", "only_first"]
+
+
+class OthersFailed(CheckpointError):
+    """Something went wrong in another process, which says what; here all is well."""
 
 
 def is_first() -> bool:
@@ -52,7 +56,7 @@ def agreed(error: BaseException | None = None) -> None:
     if error is not None:
         raise error
     if failed:
-        raise CheckpointError(
+        raise OthersFailed(
             f"the merge failed in process {', '.join(map(str, failed))} of {jax.process_count()}; "
             "what it says there is the reason."
         )

@@ -1,0 +1,59 @@
+"""Families through the streaming merge, by runs of a few rows: what `compose` makes of it.
+
+A row for each structure of an operator; with ``HYPOTHESIS_PROFILE=long`` all rows,
+which takes minutes.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint, recipe
+
+from ...families.table import ROWS
+
+SOME = (
+    *("lora fan_in_fan_out", "dora bias", "loha conv2d", "lokr both factored", "oft", "shira"),
+    *("hira", "ia3", "boft", "road_1 in groups of 2", "tokens", "c3a", "diag-oft rescaled"),
+)
+CHOSEN = ROWS if os.environ.get("HYPOTHESIS_PROFILE") == "long" else SOME
+
+
+def test_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model that has a module for each row of the contract's table, and one adapter for all."""
+    monkeypatch.setattr(recipe, "BLOCK", 12)
+    runs: list[int] = []
+    plain: Any = recipe.Prepared.made
+
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+        runs.append(len(self.runs))
+        return plain(self, read, rows)
+
+    monkeypatch.setattr(recipe.Prepared, "made", spy)
+    tensors, updates = {}, {}
+    for i, row in enumerate(ROWS[name] for name in CHOSEN):
+        leaves = row.leaves(i)
+        tensors[f"rows.{i}.weight"] = np.asarray(leaves.weight, np.float32)
+        tensors[f"rows.{i}.bias"] = np.asarray(leaves.bias, np.float32)
+        factors = {
+            name: np.asarray(f, np.float32) if np.asarray(f).dtype.kind == "f" else f
+            for name, f in row.factors(i).items()
+        }
+        updates[f"rows.{i}"] = row.update(factors)
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    adapter = 0.7 * jaxmix.Adapter(updates)
+    merged = merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", verify=True)
+    assert merged.verified is not None and not merged.verified.failed, merged.verified.text
+    expected, found = (
+        jaxmix.compose(tensors, adapter),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], rtol=2e-4, atol=2e-4, err_msg=name)
+    assert len(merged.changed) >= len(CHOSEN) and max(runs) > 3
