@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -33,10 +32,9 @@ def test_one_lora(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 6 and len(others) == 3
     loha, oft = (jaxmix.load(adapters[name]) for name in ("loha", "oft"))
     before = load(base)
-    with jax.disable_jit():
-        after, cut = (
-            jaxmix.compose(before, one) for one in (jaxmix.mix(loha, 0.5 * oft), jaxmix.load(out))
-        )
+    after, cut = (
+        jaxmix.compose(before, one) for one in (jaxmix.mix(loha, 0.5 * oft), jaxmix.load(out))
+    )
     for site, error in errors.items():
         delta, low = (
             np.asarray(one[f"{site}.weight"]) - before[f"{site}.weight"] for one in (after, cut)
