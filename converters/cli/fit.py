@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import typer
 from rich.markup import escape
@@ -144,8 +147,6 @@ def _strengths(mixed: Mix, per: str) -> str:
 
 def _model(base: Path, dtype: str) -> Any:
     """A model that writes text."""
-    import jax.numpy as jnp
-
     from jaxmix import models  # not at the top: it brings Flax
 
     model = models.load(base, dtype=jnp.dtype(dtype))
@@ -191,9 +192,6 @@ class _Batches(Sequence[Any]):
 
 def _loss(model: Any, tokens: Any) -> Any:
     """The mean of ``-ln p(token | tokens before it)``, in nats, in float32 at the least."""
-    import jax
-    import jax.numpy as jnp
-
     logits = model(tokens)[:, :-1].astype(jnp.float32)
     chances = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
     return -jnp.mean(chances)
@@ -211,13 +209,17 @@ def _fitted(mixed: Mix, model: Any, batches: _Batches, per: Per, rate: float) ->
 
 def _loss_on(mixed: Mix, model: Any, windows: np.ndarray, size: int) -> float:
     """The mean loss of a mix on windows, a batch at a time."""
-    import jax
     from flax import nnx
 
     graph, state = nnx.split(compose(model, mixed))
-    run = jax.jit(lambda state, tokens: _loss(nnx.merge(graph, state), tokens))
-    total = sum(
-        float(run(state, part)) * len(part)
-        for part in np.split(windows, range(size, len(windows), size))
-    )
+    parts = np.split(windows, range(size, len(windows), size))
+    total = sum(float(_loss_of(graph, state, part)) * len(part) for part in parts)
     return total / len(windows)
+
+
+@partial(jax.jit, static_argnames="graph")
+def _loss_of(graph: Any, state: Any, tokens: Any) -> Any:
+    """The loss of a model that was taken apart, compiled once for all mixes."""
+    from flax import nnx
+
+    return _loss(nnx.merge(graph, state), tokens)
