@@ -91,7 +91,7 @@ def _is_left_out(told: dict[str, Any], name: str) -> bool:
 def test_the_library_computed_what_torch_does(path: Path) -> None:
     """With the base, and with a LoRA, an OFT and a DoRA at every linear layer."""
     told, _, outputs = golden(path)
-    # EasyDeL makes its rotations in bfloat16.
+    # EasyDeL's logits are off by 3e-3 without adapters too.
     off = 1e-2 if told["library"] == "easydel" else 1e-4
     if not outputs:
         assert path.stem.startswith("maxtext")
