@@ -11,9 +11,9 @@ __all__ = ["chosen"]
 
 
 def chosen(
-    tree: Tree, words: Mapping[str, Word], fits: Callable[[Sequence[Site], Layout], bool]
-) -> Layout:
-    """The layout by which all sites find a leaf.
+    tree: Tree, words: Mapping[str, Word], fits: Callable[[Sequence[Site]], bool]
+) -> tuple[Layout, list[Site] | None]:
+    """The layout by which all sites find a leaf, and the sites as it places them.
 
     Leaves that are named after their sites need no table. Else the tables of the model libraries
     are tried: first by the names of leaves, and if this leaves several, by shapes.
@@ -21,28 +21,28 @@ def chosen(
     Args:
         tree: the params.
         words: ``{site: word}``.
-        fits: whether sites, placed by a layout, fit the shapes of their leaves.
+        fits: whether sites, as they were placed, fit the shapes of their leaves.
 
     Returns:
-        The layout; where none finds all, the one that finds the most, whose misses are told.
+        The layout and the sites; where none finds all, the one that finds the most, and None.
 
     Raises:
         LayoutError: if several fit that see the sites differently.
     """
-    if not placed(tree, words, NAMES, is_strict=True)[1]:
-        return NAMES
+    sites, lost = placed(tree, words, NAMES, is_strict=True)
+    if not lost:
+        return NAMES, sites
     tables = list(libraries().values())
     found = [(table, placed(tree, words, table, is_strict=True)) for table in tables]
     named = [(table, sites) for table, (sites, lost) in found if not lost]
     if not named:
         misses = {table: len(placed(tree, words, table)[1]) for table in (NAMES, *tables)}
-        return min(misses, key=misses.__getitem__)
-    others = _others(tree, named)
-    if not others:
-        return named[0][0]
-    shaped = [(table, sites) for table, sites in named if fits(sites, table)]
+        return min(misses, key=misses.__getitem__), None
+    if not _others(tree, named):
+        return named[0]
+    shaped = [(table, sites) for table, sites in named if fits(sites)]
     if not shaped:
-        return named[0][0]
+        return named[0]
     if others := _others(tree, shaped):
         one = shaped[0][0]
         lines = [f"{site}: {one.name!r} and {other.name!r}" for site, other in others]
@@ -52,7 +52,7 @@ def chosen(
             f"how leaves are to be read:{listing(lines)}\nSay which it is: "
             f"{' or '.join(f'layout={name!r}' for name in names)}."
         )
-    return shaped[0][0]
+    return shaped[0]
 
 
 def _others(tree: Tree, found: Sequence[tuple[Layout, Sequence[Site]]]) -> list[tuple[str, Layout]]:

@@ -109,8 +109,15 @@ def fitted(
         LayoutError: as `apply`.
         ShapeError: as `apply`.
     """
-    tree = Tree.of(params)
-    table = named(layout) if layout is not None else _chosen(tree, words)
+    tree, sites = Tree.of(params), None
+    if layout is None:
+
+        def fits(sites: Sequence[Site]) -> bool:
+            return not list(_unusable(tree, sites)) and not _misfits(_forms(tree, sites))
+
+        table, sites = chosen(tree, words, fits)
+    else:
+        table = named(layout)
     tied = list(tied_sites(tree.where, words, table))
     if tied and callable(untied := getattr(params, "untied", None)):
         if both := [site for site, word in words.items() if _changes_both_sides(word)]:
@@ -119,20 +126,11 @@ def fitted(
                 f"another changes one side of it:{listing([*both, *tied])}\nUntie the model, and "
                 "give the head tokens of its own."
             )
-        tree = Tree.of(untied())
+        tree, sites = Tree.of(untied()), None
         tied = list(tied_sites(tree.where, words, table))
     if tied:
         raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
-    return tree, _fitted(tree, located(tree, words, table))
-
-
-def _chosen(tree: Tree, words: Mapping[str, Word]) -> Layout:
-    """The layout that fits a tree, where nobody says which it is."""
-
-    def fits(sites: Sequence[Site], table: Layout) -> bool:
-        return not list(_unusable(tree, sites)) and not _misfits(_forms(tree, sites))
-
-    return chosen(tree, words, fits)
+    return tree, _fitted(tree, located(tree, words, table) if sites is None else sites)
 
 
 def _changes_both_sides(word: Word) -> bool:

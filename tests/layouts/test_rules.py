@@ -23,7 +23,7 @@ from ..laws.draws import Module, made, normal
 from ..laws.truth import fold
 
 TWO = (("two", 2),)
-KINDS = ("LoRA", "DoRA", "LoHa", "OFT", "LoKr", "SHiRA", "Replace")
+KINDS = ("LoRA", "DoRA", "LoHa", "OFT", "Replace")
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ HELD = {
         factor=0.5,
     ),
     "interleaved, scaled, scanned": Held(
-        (8, 3, 3, 4),
+        (8, 2, 3, 4),
         lambda x, i: heads(halves(x[:, i])) * 2,
         (Rule(r"a(\d)", "w", ROTARY, r":, \1", sizes=TWO, scale=SCALE),),
-        sites=3,
+        sites=2,
         factor=0.5,
     ),
     "interleaved columns": Held(
@@ -130,15 +130,14 @@ same = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
-@pytest.mark.parametrize("donate", [False, True])
-def test_dense(held: Held, donate: bool) -> None:
-    """All kinds in one mix, uncompiled; and one kind compiled."""
+def test_dense(held: Held) -> None:
+    """All kinds in one mix, uncompiled; and one kind compiled, its buffers given up."""
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True):
         for mixed in (adapters(held), adapters(held)[1:2]):
-            params = jax.tree.map(jnp.asarray, old)
-            with jax.disable_jit(len(mixed) > 1):
-                new = jaxmix.compose(params, mixed, layout=layout, donate=donate)
+            params, is_one = jax.tree.map(jnp.asarray, old), len(mixed) == 1
+            with jax.disable_jit(not is_one):
+                new = jaxmix.compose(params, mixed, layout=layout, donate=is_one)
             for i in range(held.sites):
                 same(matrix(held, new, i), truth(held, mixed, old, i))
 
@@ -149,7 +148,7 @@ def test_factored(held: Held) -> None:
     layout, old = Layout("mine", held.rules), tree(held)
     with jax.enable_x64(True), jax.disable_jit():
         params = jax.tree.map(jnp.asarray, old)
-        for mixed in (adapters(held)[:2], adapters(held)[2:5], adapters(held)[5:]):
+        for mixed in (adapters(held)[:2], adapters(held)[2:4]):
             leaves = jaxmix.attach(params, mixed, layout=layout)
             own = [x for x in jax.tree.leaves(leaves, is_leaf=_held) if _held(x)]
             want = jax.tree.leaves(jaxmix.compose(params, mixed, layout=layout))
@@ -174,7 +173,7 @@ def _name(held: Held) -> str:
 def test_runs(name: str) -> None:
     """A function of the leaf: by the factors, and in a bank, as with the composed weights."""
     held = HELD[name]
-    layout, mixed = Layout("mine", held.rules), adapters(held)[:4]
+    layout, mixed = Layout("mine", held.rules), [adapters(held)[i] for i in (1, 3)]
 
     def run(params: Any, x: Any) -> Any:
         w = params["w"] if held.sites == 1 else params["w"][:, 1]
@@ -197,7 +196,7 @@ def test_runs(name: str) -> None:
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
 def test_to_lora(held: Held) -> None:
     """One LoRA of full rank is the mix, in PyTorch's axes and at PyTorch's scale."""
-    layout, mixed = Layout("mine", held.rules), jaxmix.mix(*adapters(held)[:4])
+    layout, mixed = Layout("mine", held.rules), jaxmix.mix(*adapters(held)[1:4:2])
     with jax.enable_x64(True), jax.disable_jit():
         params = jax.tree.map(jnp.asarray, tree(held))
         one = jaxmix.to_lora(mixed, params, layout=layout, rank=8)

@@ -276,7 +276,9 @@ def easydel(folder: Path, kind: str) -> tuple[Any, Any]:
     name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     known = {k: v for k, v in _config(folder).items() if k not in ("architectures", "model_type")}
     known.pop("torch_dtype")
-    made = getattr(ed, f"{name}Config")(**known, attn_mechanism="vanilla")
+    made = getattr(ed, f"{name}Config")(
+        **known, attn_mechanism="vanilla", attn_dtype=jnp.float32, kvdtype=jnp.float32
+    )
     model = getattr(ed, f"{name}ForCausalLM")(
         made, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
