@@ -18,7 +18,7 @@ from .spying import grid, programs
 TRIED = {
     "rows": ("OFT, blocks of 48", "BOFT of outputs"),
     "columns": ("OFT, blocks of 12", "OFT, one block for all"),
-    "both": tuple(TURNS),
+    "both": ("OFT, blocks of 12", "OFT, blocks of 48", "BOFT of inputs", "RoAd, pairs apart"),
     "both on one": ("OFT, blocks of 12", "BOFT of inputs", "BOFT of outputs"),
 }
 

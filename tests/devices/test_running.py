@@ -205,7 +205,7 @@ def test_training() -> None:
 def test_fit() -> None:
     """Strengths by gradient: the same as on one device."""
     over, params, _ = spread("mixed on 2 × 4")
-    mixed = jaxmix.mix(kinds()["lora"], kinds()["oft"])
+    mixed = jaxmix.mix(kinds()["lora"], kinds()["ia3"])
     batches = [(X, normal(16, D, seed=9))] * 3
 
     def distance(params: Any, batch: Any) -> Any:
