@@ -8,14 +8,11 @@ import numpy as np
 import typer
 
 from jaxmix.adapter import Adapter
-from jaxmix.affine import Base
 from jaxmix.converters.huggingface import FLOATS, read_checkpoint
 from jaxmix.errors import CheckpointError, listing
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Update
-from jaxmix.families.base import maps
 from jaxmix.layout import Layout, Rule
 from jaxmix.mix import Mix
-from jaxmix.plan import cast
 
 __all__ = ["OWN_LAYOUT", "BaseOption", "mapped", "needs_base", "params_of"]
 
@@ -104,14 +101,12 @@ def needs_base(mixed: Adapter | Mix) -> list[str]:
 
 def _own_shape(update: Update) -> tuple[int, int] | None:
     """The weight (out, in) that an update is for, if it says so by itself and only adds to it."""
-    if update.reads_base or (shape := _guess(update)) is None or update.misfit(shape):
-        return None
-    (one,) = maps(cast(((1.0, update),), np.float32), Base(None, shape))
-    return shape if one.is_shift else None
+    shape = None if update.reads_base else _guess(update)
+    return None if shape is None or update.misfit(shape) else shape
 
 
 def _guess(update: Update) -> tuple[int, int] | None:
-    """The shape that the factors of the commonest additive kinds are for."""
+    """The shape that the factors of the commonest additive kinds are for; None for all others."""
     match update:
         case LoRA() | AdaLoRA():
             return _shape(update.b, update.a)

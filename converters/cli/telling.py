@@ -83,15 +83,13 @@ def count(number: int, what: str) -> str:
 def one_of(names: Collection[str]) -> dict[str, Any]:
     """What makes an option one of some names: the check, and completion in the shell."""
 
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in names if name.startswith(incomplete)]
-
     def check(value: str | None) -> str | None:
         if value is not None and value not in names:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
         return value
 
-    return {"autocompletion": complete, "callback": check}
+    # typer leaves out those that do not begin as the word does.
+    return {"autocompletion": lambda: list(names), "callback": check}
 
 
 # ---------------------------------------------------------------- progress, on stderr
