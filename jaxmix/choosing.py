@@ -32,7 +32,8 @@ def chosen(
     sites, lost = placed(tree, words, NAMES, is_strict=True)
     if not lost:
         return NAMES, sites
-    tables = list(libraries().values())
+    # What of names is not found by all of them, or twice, is not found by some of them either.
+    tables = [table for table in libraries().values() if not table.by_name]
     found = [(table, placed(tree, words, table, is_strict=True)) for table in tables]
     named = [(table, sites) for table, (sites, lost) in found if not lost]
     if not named:

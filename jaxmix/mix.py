@@ -109,9 +109,9 @@ def compose(
             with ``kernel`` (in, out), an ``nnx.Module``, an ``nnx.State``, an Equinox module, any
             other.
         adapters: one adapter or mix, or several, the one to apply first first.
-        layout: where the sites lie in the tree: None to find it by the leaves' names and shapes, the
-            name of a layout (``"torch"``, ``"flax"``, a model library's such as ``"tunix"``), or a
-            `Layout`.
+        layout: where the sites lie in the tree: None to find it by the leaves' names and shapes,
+            the name of a layout (``"torch"``, ``"flax"``, a model library's such as ``"tunix"``),
+            or a `Layout`.
         donate: give up the buffers of the leaves that change, so that they are used again; params
             must not be used afterwards.
 
@@ -123,8 +123,8 @@ def compose(
         an adapter changes one of the two.
 
     Raises:
-        LayoutError: if sites find no leaf, or more than one, several layouts fit that differ, a leaf
-            is not of floats, or the tree ties what they separate.
+        LayoutError: if sites find no leaf, or more than one, several layouts fit that differ, a
+            leaf is not of floats, or the tree ties what they separate.
         ShapeError: if factors do not fit their weights.
         AdapterError: if something is no adapter, or two have one name.
 

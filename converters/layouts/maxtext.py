@@ -147,7 +147,7 @@ def maxtext_gemma3(name: str = "maxtext_gemma3", *, layers: int = 0) -> Layout:
         ('decoder.layers.layers_1.self_attention.out.kernel', ':, 2')
     """
     left = range(layers - layers % 6, layers)
-    kinds = [(LAYER, r"decoder.layers_\1", None)]
+    kinds: list[tuple[str, str, str | None]] = [(LAYER, r"decoder.layers_\1", None)]
     scanned = rf"(?!(?:{'|'.join(map(str, left))})\.)\d+" if left else r"\d+"
     kinds.append((LAYER.replace(r"\d+", scanned), r"decoder.layers.layers_{\1%6}", r":, {\1//6}"))
     if left:

@@ -313,8 +313,9 @@ def flax_transformers(folder: Path, kind: str) -> tuple[Any, Any]:
     known = {k: v for k, v in _config(folder).items() if k != "torch_dtype"}
     model = old.FlaxLlamaForCausalLM(old.LlamaConfig(**known), dtype=jnp.float32)
     held = load_file(folder / "model.safetensors")
-    flat = {}
-    for path, leaf in flatten_dict(model.params).items():
+    flat: dict[Any, Any] = {}
+    leaves: dict[Any, Any] = flatten_dict(model.params)
+    for path, leaf in leaves.items():
         module = ".".join(path[:-1])
         tensor = held[f"{module}.weight"]
         flat[path] = jnp.asarray(tensor.T if path[-1] == "kernel" else tensor)
