@@ -13,6 +13,7 @@ __all__ = [
     "LayoutError",
     "ShapeError",
     "UnsupportedError",
+    "VerificationError",
 ]
 
 
@@ -34,6 +35,10 @@ class ShapeError(JaxmixError):
 
 class CheckpointError(JaxmixError):
     """A file that is missing, damaged, incomplete, or that holds what nobody asked for."""
+
+
+class VerificationError(CheckpointError):
+    """An output that was read back, and is not what it should be."""
 
 
 class UnsupportedError(JaxmixError):

@@ -29,7 +29,10 @@ RUNS = (
         "jaxmix inspect try/lora try/loha try/oft --base try/base --plot inspect.png",
         "And what they do, as a picture too:",
     ),
-    ("jaxmix merge try/base -a try/lora:0.5 -a try/loha:0.5 -o merged", "A mix in a model:"),
+    (
+        "jaxmix merge try/base -a try/lora:0.5 -a try/loha:0.5 -o merged --verify",
+        "A mix in a model, read back and proven:",
+    ),
     (
         "jaxmix convert try/lora:0.5 try/loha --to recipe -o both.json",
         "A mix as a small file, which the other commands take for an adapter:",

@@ -22,7 +22,7 @@ BaseOption = Annotated[
         "--base",
         "-b",
         metavar="BASE",
-        help="The model that the adapters are for: a Hugging Face folder with safetensors.",
+        help="The model that the adapters are for: a Hugging Face folder, or one safetensors file.",
     ),
 ]
 

@@ -16,20 +16,65 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.telling import AsJson, Force, Out, bytes_bar, count, say, tell_json
-from jaxmix.converters.merging import Merged, merge_checkpoint
+from jaxmix.converters.cli.telling import AsJson, bytes_bar, count, say, tell_json
+from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
+from jaxmix.layout import LAYOUTS
 from jaxmix.mix import Mix
 
 __all__ = ["merge"]
 
+# So many of the tensors of which nothing can be told are named.
+_SHOWN = 5
+
 
 def merge(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="A Hugging Face folder with safetensors.")
+        Path,
+        typer.Argument(
+            metavar="BASE", help="A Hugging Face folder with safetensors, or one such file."
+        ),
     ],
     adapters: AdapterOptions,
-    out: Out,
-    force: Force = False,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="OUT", help="The folder to write, or the file, as BASE is."
+        ),
+    ],
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace OUT, which stays until the new one is whole; begin anew where a merge "
+            "was broken off.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where a merge of the same was broken off."),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read the output back, and prove by replay and by residual that it is base plus "
+            "mix; if not, it is not put into its place, and the exit code is 3.",
+        ),
+    ] = False,
+    dequantize: Annotated[
+        bool,
+        typer.Option("--dequantize", help="Write tensors of fp8, with their scales, in bfloat16."),
+    ] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            metavar="NAME",
+            help="Where the modules lie among the tensors; by their names if it is left out. One "
+            f"of {', '.join(LAYOUTS)}.",
+            autocompletion=lambda: list(LAYOUTS),
+        ),
+    ] = None,
     untie: Annotated[
         bool, typer.Option("--untie", help="Give a tied head a tensor of its own where need be.")
     ] = False,
@@ -39,8 +84,12 @@ def merge(
     """Put adapters into a model: a Hugging Face folder in, a merged one out.
 
     Adapters are applied in their order. OUT has the same shards, dtypes and side files as BASE;
-    what no adapter touches is copied byte for byte. It is written into OUT.partial-… and renamed at
-    the end; if the program is killed, that is all that is left, and can be removed.
+    what no adapter touches is copied byte for byte. It grows in OUT.partial and takes its place at
+    the end; if the program is killed, that is all that is left, and `--resume` goes on from it.
+
+    With `--verify` each tensor is proven to be base plus mix, or the base's own. Where the rounding
+    to 16 bits hides most of what the mix does nothing can be told: those tensors are named as
+    inconclusive, and the exit code is 0.
 
     **Examples**
 
@@ -48,12 +97,24 @@ def merge(
     - `jaxmix merge base -a lora:0.6 -a owner/loha -a oft:-1 -o merged`: three kinds, with strengths
     - `jaxmix merge base -a recipe.json -o merged`: a mix that a file names
     - `jaxmix merge base -a oft-1 -a oft-2 --peft-order -o merged`: what PEFT's forward computes
-    - `jaxmix merge base -a lora -o merged --force --json`
+    - `jaxmix merge base -a lora -o merged --resume --verify`
+    - `jaxmix merge model.safetensors -a lora -o merged.safetensors --force --json`
     """
     mixed = load_mix(adapters, base, peft_order=peft_order)
     check_apart(out, adapters)
     with bytes_bar(as_json=as_json) as progress:
-        merged = merge_checkpoint(base, mixed, out, force=force, untie=untie, progress=progress)
+        merged = merge_checkpoint(
+            base,
+            mixed,
+            out,
+            layout=layout,
+            force=force,
+            untie=untie,
+            resume=resume,
+            verify=verify,
+            dequantize=dequantize,
+            progress=progress,
+        )
     if as_json:
         tell_json({"base": base, "adapters": strengths_data(mixed), **asdict(merged)})
     else:
@@ -72,5 +133,32 @@ def _tell(merged: Merged, mixed: Adapter | Mix) -> None:
             f"untied: {merged.untied} is a tensor of its own now, made from the base's embedding, "
             "and config.json says tie_word_embeddings = false"
         )
+    if merged.resumed:
+        say(f"{count(merged.resumed, 'file')} were whole from a run before")
+    if merged.dequantized:
+        say(f"{count(merged.dequantized, 'tensor')} of fp8 are bfloat16 now")
+    if merged.rounding is not None:
+        say(
+            f"rounded once to 16 bits: {_share(merged.rounding.of_weight)} of the weights, "
+            f"{_share(merged.rounding.of_effect)} of what the mix does"
+        )
+    if merged.verified is not None:
+        _tell_verified(merged.verified)
     for line in merged.left_out:
         say(f"[dim]left out {escape(line)}[/]")
+
+
+def _share(number: float | None) -> str:
+    return "nothing" if number is None else f"{number:.2%}"
+
+
+def _tell_verified(verified: Verified) -> None:
+    """What reading the output back showed."""
+    say(
+        f"verified: {count(verified.proven, 'tensor')} proven"
+        + (f", {verified.inconclusive:,} inconclusive:" if verified.inconclusive else "")
+    )
+    open_ones = [one for one in verified.tensors if one.verdict == "inconclusive"]
+    say(*(f"  {escape(one.tensor)}: {escape(one.reason)}" for one in open_ones[:_SHOWN]))
+    if (more := len(open_ones) - _SHOWN) > 0:
+        say(f"  … and {more:,} more")

@@ -18,7 +18,7 @@ from jaxmix.converters.cli.fit import fit
 from jaxmix.converters.cli.inspect import inspect
 from jaxmix.converters.cli.merge import merge
 from jaxmix.converters.cli.telling import tell_error
-from jaxmix.errors import JaxmixError
+from jaxmix.errors import JaxmixError, VerificationError
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -26,6 +26,7 @@ COMMANDS = (demo, inspect, merge, convert, export, fit, combine)
 
 # typer's older versions take it from click, the newer ones have their own; both call it this.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+_UNVERIFIED = 3
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 app = typer.Typer(
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = app(words or ["--help"], prog_name="jaxmix", standalone_mode=False) or 0
     except JaxmixError as error:
         tell_error(str(error), type(error).__name__, as_json=as_json)
-        return 1
+        return _UNVERIFIED if isinstance(error, VerificationError) else 1
     except _UsageError as error:
         tell_error(_usage(error), "UsageError", as_json=as_json)
         return 2

@@ -20,7 +20,7 @@ from jaxmix.converters.merging.quantized import is_packed
 from jaxmix.converters.merging.rounding import Loss, Rounding, summed
 from jaxmix.converters.merging.verifying import Verified, joined, verified
 from jaxmix.converters.merging.work import Adapters, Work, look_at
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, VerificationError
 from jaxmix.layout import Layout
 
 __all__ = ["Merged", "merge_checkpoint", "verify_merge"]
@@ -103,7 +103,8 @@ def merge_checkpoint(
 
     Raises:
         CheckpointError: if the base is damaged, the output can't be written there, a merge was
-            broken off there, or verifying fails.
+            broken off there.
+        VerificationError: if verifying fails, which is a CheckpointError too.
         LayoutError: if sites find no tensor, a tied one, or one that is not of floats.
         ShapeError: if factors do not fit their weights.
         AdapterError: if something is no adapter, or two have one name.
@@ -230,7 +231,7 @@ def _proof(work: Work, place: Place, progress: Progress | None) -> Verified:
     proofs = [Verified.of(told) for told in together.gathered(asdict(proof))]
     proof = joined(proofs, work.checkpoint.tensors)
     if not proof.ok:
-        raise CheckpointError(f"{place.out} was not written: {proof.text}")
+        raise VerificationError(f"{place.out} was not written: {proof.text}")
     return proof
 
 

@@ -4,13 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import pytest
 
 import jaxmix
 from jaxmix.converters.cli.adapters import load_mix
-from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.converters.merging import front, merge_checkpoint
+from jaxmix.converters.merging.verifying import Verdict, Verified
 from jaxmix.converters.peft import peft_stack
 
 from ..checkpoints import Adapters, contents, load, save_base
@@ -118,6 +122,104 @@ def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captur
             f"the output {out} and the adapter {lora} lie one in the oth" in capsys.readouterr().err
         )
     assert contents(lora.parent) == {**before, "config.json": b"{}"}
+
+
+def test_verified(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """A verdict for each tensor; what the rounding hides is named, and is no failure."""
+    base = save_base(tmp_path / "base", dtype=ml_dtypes.bfloat16)
+    words = ("merge", base, "-a", f"{adapters['lora']}:0.001", "--verify")
+    assert main(*words, "-o", tmp_path / "out") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("rounded once to 16 bits: 0.") and "of what the mix does" in lines[2]
+    assert lines[3] == "verified: 6 tensors proven, 4 inconclusive:" and len(lines) == 8
+    assert all("rounding to BF16 left" in line for line in lines[4:])
+    document = told(capsys, *words, "-o", tmp_path / "again")
+    verdicts = [one["verdict"] for one in document["verified"]["tensors"]]
+    assert sorted(verdicts) == ["inconclusive"] * 4 + ["proven"] * 6
+    assert document["verified"]["ok"] and 0 < document["rounding"]["of_weight"] < 0.01
+
+
+def test_many_that_are_inconclusive(
+    base: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some are named, the others counted."""
+    open_ones = tuple(Verdict(f"x{i}", "inconclusive", "hidden") for i in range(7))
+    monkeypatch.setattr(front, "verified", lambda *_: Verified(open_ones, (), 0, 7, 0, True))
+    monkeypatch.setattr(front, "joined", lambda proofs, names: proofs[0])
+    words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", tmp_path / "out")
+    assert main(*words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        "verified: 0 tensors proven, 7 inconclusive:",
+        *(f"  x{i}: hidden" for i in range(5)),
+        "  … and 2 more",
+    ]
+
+
+def test_not_verified(
+    base: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was written is not what it should be: exit code 3, and no output."""
+    plain = front.verified
+
+    def tampered(work: Any, out: Path, *others: Any) -> Any:
+        file = out / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        return plain(work, out, *others)
+
+    monkeypatch.setattr(front, "verified", tampered)
+    out = tmp_path / "out"
+    words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", out)
+    document = told(capsys, *words, code=3)
+    assert document["kind"] == "VerificationError"
+    assert document["error"].startswith(f"{out} was not written: 1 thing found that are not base")
+    assert not out.exists()
+
+
+def test_one_file(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """A file in, a file out; the layout can be named, and what is no layout's name is refused."""
+    file, out = base / "model.safetensors", tmp_path / "out.safetensors"
+    words = ("merge", file, "-a", adapters["lora"], "-o", out, "--layout")
+    assert main(*words, "torch") == 0
+    merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "expected")
+    assert out.read_bytes() == (tmp_path / "expected" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "there is no layout 'x'" in told(capsys, *words, "x", "--force", code=1)["error"]
+
+
+def test_flags_are_handed_on(
+    base: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each by its own name; and what they did is told."""
+    calls: list[dict[str, Any]] = []
+    done = merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "done")
+
+    def pretend(*_: Any, progress: Any, **how: Any) -> Any:
+        calls.append({name: value for name, value in how.items() if value})
+        return replace(done, resumed=2, dequantized=3)
+
+    monkeypatch.setattr(sys.modules["jaxmix.converters.cli.merge"], "merge_checkpoint", pretend)
+    words = ("merge", base, "-a", adapters["lora"], "-o", tmp_path / "out")
+    flags = ("resume", "verify", "dequantize", "force", "untie")
+    for flag in flags:
+        assert main(*words, f"--{flag}") == 0
+    assert calls == [{flag: True} for flag in flags]
+    said = capsys.readouterr().out
+    assert "2 files were whole from a run before\n3 tensors of fp8 are bfloat16 now\n" in said
 
 
 # A shell that starts the tests in the background has them, and their children, ignore SIGINT.
