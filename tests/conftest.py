@@ -1,14 +1,16 @@
 """What every test runs under: strict promotion, no lazy defaults, the same draws on CI.
 
 Eight host devices are asked for before JAX starts, so that sharding is tested everywhere; one
-thread of torch, since two workers share the machine.
+thread of torch, since two workers share the machine. Most programs here run once, so LLVM is told
+not to optimise them: that takes longer than they do.
 """
 
 import os
 from importlib.util import find_spec
 
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0".strip()
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

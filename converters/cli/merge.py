@@ -18,7 +18,7 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.telling import AsJson, bytes_bar, count, say, tell_json
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
-from jaxmix.layout import LAYOUTS
+from jaxmix.layout import LAYOUTS, libraries
 from jaxmix.mix import Mix
 
 __all__ = ["merge"]
@@ -71,8 +71,8 @@ def merge(
             "--layout",
             metavar="NAME",
             help="Where the modules lie among the tensors; by their names if it is left out. One "
-            f"of {', '.join(LAYOUTS)}.",
-            autocompletion=lambda: list(LAYOUTS),
+            f"of {', '.join(LAYOUTS)}, or a model library's.",
+            autocompletion=lambda: [*LAYOUTS, *libraries()],
         ),
     ] = None,
     untie: Annotated[

@@ -128,7 +128,8 @@ def test_a_tied_model(size: str, folders: Callable[..., list[Path]], tmp_path: P
     """Untied by --untie, it has the forward of PEFT, which changes the embedding only."""
     base, out = tmp_path / "base", tmp_path / "out"
     model(tied=True).save_pretrained(base, max_shard_size=size)
-    words = ["merge", str(base), *map(str, folders("embedding")), "--out", str(out)]
+    (adapter,) = folders("embedding")
+    words = ["merge", str(base), "-a", str(adapter), "--out", str(out)]
     assert [cli.main(words), cli.main([*words, "--untie"])] == [1, 0]
     merged = opened(out, torch.float32)
     assert not merged.config.tie_word_embeddings
