@@ -41,7 +41,7 @@ class Fit:
         >>> Fit(mix(0.5 * Adapter({}, name="a")), (2.0, 1.5)).strengths
         {'a': 0.5}
 
-    Source: issue 5's name for what it returns.
+    Source: DESIGN.md, strength.
     """
 
     mix: Mix

@@ -33,7 +33,7 @@ def strengths_by_site(mixed: Mixable) -> dict[str, dict[str, float]]:
         >>> strengths_by_site(two)
         {'norms': {'x': 0.5, 'y': 0.5}}
 
-    Source: issue 5's «strength per site».
+    Source: DESIGN.md, words: strength, site.
     """
     found: dict[str, dict[str, float]] = {}
     for part in mixed.parts:
@@ -68,7 +68,7 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
         ...     draw_strengths(one, folder + "/strengths.png").name
         'strengths.png'
 
-    Source: issue 5's «shown as a picture (strength per site)».
+    Source: DESIGN.md, words: strength, site.
     """
     found = strengths_by_site(mixed)
     if not found:
