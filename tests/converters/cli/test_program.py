@@ -196,7 +196,7 @@ def test_completion() -> None:
         "jaxmix convert x --from k": ["kohya"],
         "jaxmix fit base --per ": ["mix", "adapter", "site"],
         "jaxmix merge base --unt": ["--untie"],
-        "jaxmix merge base --layout t": ["torch"],
+        "jaxmix merge base --layout t": ["torch", "torchax", "tunix", "tunix_gemma"],
         "jaxmix merge ": [],
         "jaxmix merge base -a ": [],
         "jaxmix inspect x --base ": [],
