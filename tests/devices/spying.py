@@ -35,10 +35,10 @@ def programs(monkeypatch: Any) -> Iterator[list[Any]]:
     seen: list[Any] = []
 
     def spied(real: Any) -> Any:
-        def run(leaf: Any, base: Any, word: Any, form: Any, base_form: Any) -> Any:
-            compiled = real.lower(leaf, base, word, form, base_form).compile()
+        def run(leaf: Any, base: Any, word: Any, form: Any, base_form: Any, at: Any) -> Any:
+            compiled = real.lower(leaf, base, word, form, base_form, at).compile()
             seen.append(compiled)
-            return compiled(leaf, base, word)
+            return compiled(leaf, base, word, at)
 
         return run
 

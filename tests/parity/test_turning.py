@@ -93,7 +93,10 @@ PSOFT: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", PSOFT.values(), ids=PSOFT)
 def test_psoft(options: dict[str, Any], tmp_path: Path, record_property: Record) -> None:
-    """PEFT takes no float64 base, so it is made in float32 and runs in float64."""
+    """PEFT takes no float64 base, so it is made in float32 and runs in float64.
+
+    The base that "pissa" leaves is computed in float32, and its last bits hang on the machine.
+    """
     x = inputs(NETS["linear"])
     model = build(NETS["linear"]).float()
     config = peft.PsoftConfig(target_modules=["one", "two"], r=3, **options)
@@ -113,7 +116,7 @@ def test_psoft(options: dict[str, Any], tmp_path: Path, record_property: Record)
     record_property("parity_cases", 1)
     record_property("parity_worst", error)
     record_property("parity_type", ("PSOFT", "linear", [error]))
-    assert error < 1e-10
+    assert error < (1e-6 if "ab_svd_init" in options else 1e-10)
     assert difference(forward(model, x), truth) > 1e-2
 
 
