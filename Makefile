@@ -51,6 +51,7 @@ bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one bat
 	@$(BIN)/python -m tests.benchmarks.bench_compose $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.bench_factored
 	@$(BIN)/python -m tests.benchmarks.bench_bank
+	@$(BIN)/python -m tests.benchmarks.bench_merge
 
 notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their outputs
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
