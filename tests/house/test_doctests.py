@@ -1,7 +1,7 @@
 """Every docstring's example runs.
 
-pytest's own collector would import converters/ and demo/ by the names of their folders; a user, and
-so their examples, imports them below jaxmix.
+pytest's own collector would import converters/ and demo/ by the names of their folders; users,
+and so the examples, import them as jaxmix.converters and jaxmix.demo.
 """
 
 import doctest

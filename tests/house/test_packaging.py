@@ -1,0 +1,127 @@
+"""Installs the package each way that people do, and imports it from each place where they stand."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .sources import ROOT, ROOTS, modules
+
+BUILT = ("build", "dist", "jaxmix_peft.egg-info", ".venv", "notebooks", "tests")
+IMPORT = (
+    "import jaxmix, jaxmix.converters.loading, jaxmix.demo; assert jaxmix.mix;"
+    "print(jaxmix.__file__)"
+)
+
+
+def run(*command: object, cwd: Path, path: Path | None = None) -> str:
+    """Runs a command and returns what it prints; fails with both of its streams."""
+    environment = {**os.environ, "PYTHONPATH": str(path) if path else "", "PYTHONSAFEPATH": ""}
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(clone: Path, command: str, out: Path) -> Path:
+    """Builds a wheel or an sdist of a clone, as pip does but without fetching setuptools anew."""
+    script = (
+        "import sys, setuptools.build_meta as backend; print(backend.__getattribute__(sys.argv[1])"
+        "(sys.argv[2]))"
+    )
+    out.mkdir()
+    return out / run(sys.executable, "-c", script, command, out, cwd=clone).splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, in a folder named as `git clone` names it."""
+    there = tmp_path_factory.mktemp("beside") / "jaxmix"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", *BUILT)
+    shutil.copytree(ROOT, there, symlinks=True, ignore=ignored)
+    return there
+
+
+@pytest.fixture(scope="module")
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that is built from the clone."""
+    return build(clone, "build_wheel", tmp_path_factory.mktemp("wheel") / "out")
+
+
+def packages() -> set[str]:
+    """Every file that has to be installed, by its path below site-packages."""
+    return {
+        "/".join((*ROOTS[top].split("."), *module.path.relative_to(ROOT / top).parts))
+        for module in modules()
+        for top in [module.path.relative_to(ROOT).parts[0]]
+    }
+
+
+def imports(clone: Path, installed: Path, tmp_path: Path) -> None:
+    """Asserts that the import works from within the clone, beside it, and elsewhere."""
+    for place in (clone, clone.parent, tmp_path):
+        found = Path(run(sys.executable, "-c", IMPORT, cwd=place, path=installed).strip())
+        # Python's own rule: a package in the current folder comes before an installed one.
+        expected = clone if place == clone else installed
+        assert found.resolve() == (expected / "jaxmix" / "__init__.py").resolve()
+
+
+def test_the_wheel_holds_every_module(wheel: Path) -> None:
+    """And the demo's assets and the typed marker, and nothing at the top level beside jaxmix."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert packages() <= names and "jaxmix/py.typed" in names
+    assert any(name.startswith("jaxmix/demo/assets/") for name in names)
+    assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"jaxmix"}
+
+
+def test_a_wheel_imports_everywhere(clone: Path, wheel: Path, tmp_path: Path) -> None:
+    """`pip install .`, and then an import within the clone, beside it, and elsewhere."""
+    installed, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    zipfile.ZipFile(wheel).extractall(installed)
+    imports(clone, installed, elsewhere)
+
+
+def test_an_sdist_builds_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path) -> None:
+    """The links are followed, so that what is unpacked needs none."""
+    archive = build(clone, "build_sdist", tmp_path / "sdist")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    [unpacked] = tmp_path.glob("jaxmix_peft-*")
+    again = build(unpacked, "build_wheel", tmp_path / "again")
+    ours = set(zipfile.ZipFile(wheel).namelist())
+    assert set(zipfile.ZipFile(again).namelist()) == ours
+
+
+def test_an_editable_install_imports_everywhere(clone: Path, tmp_path: Path) -> None:
+    """It is a folder on the path, not a finder that comes too late for the folder beside it."""
+    built = build(clone, "build_editable", tmp_path / "editable")
+    names = [n for n in zipfile.ZipFile(built).namelist() if ".dist-info" not in n]
+    assert len(names) == 1 and names[0].endswith(".pth")
+    folder = zipfile.ZipFile(built).read(names[0]).decode().strip()
+    assert Path(folder).resolve() == clone.resolve()
+    imports(clone, clone, tmp_path)
+
+
+def test_an_uninstalled_clone_imports(clone: Path) -> None:
+    """Within the clone nothing has to be installed but the dependencies."""
+    found = run(sys.executable, "-c", IMPORT, cwd=clone)
+    assert Path(found.strip()).resolve().is_relative_to(clone.resolve())
+
+
+def test_links_lead_to_the_rooms_at_the_top() -> None:
+    """converters/ and demo/ are real folders, and jaxmix/ has relative links to them."""
+    for folder, package in ROOTS.items():
+        if folder != "jaxmix":
+            link = ROOT / Path(*package.split("."))
+            assert link.is_symlink() and not os.readlink(link).startswith("/")
+            assert link.resolve() == ROOT / folder and not (ROOT / folder).is_symlink()
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert tools["package-dir"] == {"": "."} and "package-data" in tools
