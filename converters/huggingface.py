@@ -208,7 +208,14 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     shards = {shard.name for shard in checkpoint.shards}
     found: list[str] = []
     left_out: list[str] = []
-    for above, folders, files in os.walk(checkpoint.folder):
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(
+            f"{checkpoint.name} can't be listed whole: {error}. Files of the checkpoint may lie "
+            "there. Make it readable, or move it out of the folder."
+        ) from error
+
+    for above, folders, files in os.walk(checkpoint.folder, onerror=refuse):
         here = Path(above).relative_to(checkpoint.folder)
         linked = [name for name in folders if (Path(above) / name).is_symlink()]
         folders[:] = sorted(name for name in folders if name[0] != "." and name not in linked)

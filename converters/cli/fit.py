@@ -21,7 +21,7 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, steps_bar, tell_json
 from jaxmix.converters.cli.tokens import tokens_of, windows_of
-from jaxmix.converters.mixfile import save
+from jaxmix.converters.mixfile import MIX_FILE, is_saved, save
 from jaxmix.converters.output import checked_output
 from jaxmix.errors import UnsupportedError
 from jaxmix.mix import Mix, compose
@@ -31,7 +31,6 @@ __all__ = ["fit"]
 
 Per = Literal["mix", "adapter", "site"]
 _DTYPES = ("float32", "bfloat16", "float16")
-_MARKS = ("mix.json",)
 
 
 def fit(
@@ -108,7 +107,7 @@ def fit(
         checked_picture(plot)
     mixed = load_mix(adapters, base)
     check_apart(out, adapters)
-    checked_output(out, [base], force=force, marks=_MARKS)
+    checked_output(out, [base], force=force, marks=(MIX_FILE,), replaces=is_saved)
     model = _model(base, dtype)
     tokens = tokens_of(text, base, tokenizer, model.config.vocab_size)
     seen, held = windows_of(tokens, length, text)

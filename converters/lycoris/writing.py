@@ -1,6 +1,7 @@
 """From an update to the tensors of one module, by LyCORIS's names, and files of such tensors."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def save_tensors(
         raise CheckpointError(f"{place} is no name for the file, expected one in .safetensors.")
     if place.exists() and not force:
         raise CheckpointError(f"{place} exists. Give another name, or replace it: force=True.")
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    beside = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     try:
         # Its own dict: safetensors changes the one that it is given.
         save_file(dict(tensors), beside, metadata={"format": "pt", **metadata})

@@ -8,16 +8,18 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.merging import together
-from jaxmix.converters.merging.growing import growing
+from jaxmix.converters.merging.growing import checker, growing
 from jaxmix.converters.merging.pipeline import Progress, Told, write_shards
 from jaxmix.converters.merging.place import Place
 from jaxmix.converters.merging.planning import precision
 from jaxmix.converters.merging.quantized import is_packed
 from jaxmix.converters.merging.rounding import Loss, Rounding, summed
+from jaxmix.converters.merging.stamps import check_unchanged, watched
 from jaxmix.converters.merging.verifying import Verified, joined, verified
 from jaxmix.converters.merging.work import Adapters, Work, look_at
 from jaxmix.errors import CheckpointError, VerificationError
@@ -134,7 +136,11 @@ def merge_checkpoint(
         _write(work, place, done, progress)
         proof = _proof(work, place, progress) if verify else None
         merged = _merged(work, place, len(done), proof)
-        together.only_first(lambda: place.put(force=force))
+        together.only_first(
+            lambda: place.put(
+                force=force, check=partial(_check_place, work, place, base, out, force)
+            )
+        )
     return merged
 
 
@@ -196,7 +202,15 @@ def verify_merge(
     if place.is_dir() == work.checkpoint.is_file or not place.exists():
         what = "a safetensors file" if work.checkpoint.is_file else "a folder"
         raise CheckpointError(f"{out} is no merged checkpoint, expected {what}, as the base is.")
-    return verified(work, place, progress, dict(enumerate(work.checkpoint.shards)))
+    with watched(work.stamps):
+        return verified(work, place, progress, dict(enumerate(work.checkpoint.shards)))
+
+
+def _check_place(work: Work, place: Place, base: Any, out: Any, force: bool) -> None:
+    """Looks once more, right before the output takes its place."""
+    check_unchanged(work.stamps)
+    if not place.is_file:
+        checker(work, place, base, out, force=force)()
 
 
 def _write(work: Work, place: Place, done: Mapping[int, Any], progress: Progress | None) -> None:
@@ -210,8 +224,9 @@ def _write(work: Work, place: Place, done: Mapping[int, Any], progress: Progress
     try:
         if together.is_first() and not place.is_file:
             _write_side_files(work, place.new)
-        with precision(recipe.tensor for recipe in work.recipes.values()):
-            write_shards(ours, work.recipes, place, told)
+        tensors = (recipe.tensor for recipe in work.recipes.values())
+        with watched(work.stamps), precision(tensors):
+            write_shards(ours, work.recipes, place, told, work.stamps)
     except BaseException as caught:
         error = caught
     together.agreed(error)
@@ -223,7 +238,8 @@ def _proof(work: Work, place: Place, progress: Progress | None) -> Verified:
     error: BaseException | None = None
     proof = None
     try:
-        proof = verified(work, place.new, progress, numbers)
+        with watched(work.stamps):
+            proof = verified(work, place.new, progress, numbers)
     except BaseException as caught:
         error = caught
     together.agreed(error)

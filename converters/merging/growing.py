@@ -1,6 +1,7 @@
 """An output while it grows: held for this process, kept if it is of use, removed if it is not."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,19 @@ from typing import Any
 from jaxmix.converters.huggingface import Shard
 from jaxmix.converters.merging import together
 from jaxmix.converters.merging.journal import journal
-from jaxmix.converters.merging.place import Place, locked
+from jaxmix.converters.merging.locking import locked
+from jaxmix.converters.merging.place import Place
 from jaxmix.converters.merging.work import Work
-from jaxmix.converters.output import HINTS, checked_file, checked_output
+from jaxmix.converters.output import (
+    HINTS,
+    check_apart,
+    checked_file,
+    checked_output,
+    is_checkpoint_file,
+)
 from jaxmix.errors import CheckpointError, JaxmixError
 
-__all__ = ["growing"]
+__all__ = ["checker", "growing"]
 
 
 @contextmanager
@@ -55,13 +63,14 @@ def _begun(
 ) -> Iterator[None]:
     """The place, for this process alone, and begun or to be gone on with."""
     shards = work.checkpoint.shards
-    check = partial(checked_file if place.is_file else checked_output, out, [base], force=force)
-    if not place.beside.exists():
+    check = checker(work, place, base, out, force=force)
+    check_apart(place.beside, [base], "the output grows in")
+    if not os.path.lexists(place.beside):
         check(size=work.checkpoint.size)
     now = journal(work.checkpoint, work.mixed, work.table)
     with locked(place):
         place.mended()
-        if not (place.is_placed and resume and place.journal == now):
+        if not (place.is_placed and resume and place.merge == now):
             if place.is_placed:
                 place.emptied()
             check()
@@ -70,9 +79,34 @@ def _begun(
                 check(size=sum(shard.size for i, shard in enumerate(shards) if i not in done))
             except CheckpointError:
                 if not done:
-                    place.removed()
+                    place.emptied()
                 raise
         yield
+
+
+def checker(work: Work, place: Place, base: Any, out: Any, *, force: bool) -> Callable[..., Path]:
+    """What raises an error if the output must not take its place, given the ``size`` to be written.
+
+    Args:
+        work: the merge.
+        place: the output.
+        base: what is read from.
+        out: the output as the caller named it.
+        force: whether a checkpoint there may be replaced.
+
+    Returns:
+        `checked_file` or `checked_output`, with what they are to be asked.
+    """
+    if place.is_file:
+        return partial(checked_file, out, [base], force=force)
+    ours = {*work.files, *(shard.name for shard in work.checkpoint.shards)}
+    return partial(
+        checked_output,
+        out,
+        [base],
+        force=force,
+        replaces=lambda name: name in ours or is_checkpoint_file(name),
+    )
 
 
 @contextmanager

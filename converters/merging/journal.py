@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
+import stat
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +20,13 @@ from jaxmix.errors import AdapterError
 from jaxmix.layout import Layout
 from jaxmix.mix import Mix
 
-__all__ = ["content", "differences", "journal", "read_json", "write_json"]
+__all__ = ["content", "differences", "journal", "new_file", "read_json", "write_json"]
 
-FORMAT = "jaxmix merge"
+# More than any record has: names and figures of one shard's tensors.
+_MOST = 256 << 20
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
 def journal(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any]:
@@ -38,8 +44,6 @@ def journal(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any
     for shard in checkpoint.shards:
         headers.update(shard.name.encode() + b"\0" + shard.header)
     return {
-        "format": FORMAT,
-        "version": 1,
         "the base's tensors": headers.hexdigest(),
         "the base's files": {
             shard.name: _when(checkpoint.folder / shard.name) for shard in checkpoint.shards
@@ -77,19 +81,31 @@ def _when(path: Path) -> list[int]:
     return [told.st_size, told.st_mtime_ns]
 
 
+def new_file(path: Path) -> Any:
+    """A file that was not there before, open for writing; a link in its place is not followed.
+
+    Raises:
+        FileExistsError: if something has that name.
+    """
+    return os.fdopen(os.open(path, _NEW | _BINARY, 0o666), "wb", buffering=0)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Writes a file that is there whole, or not at all."""
-    beside = path.with_name(f"{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(data, file)
-        file.flush()
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with new_file(beside) as file:
+        file.write(json.dumps(data).encode())
         os.fsync(file.fileno())
     beside.replace(path)
 
 
 def read_json(path: Path) -> Any:
-    """What such a file holds; None if there is none, or none of this kind."""
+    """What such a file holds; None if there is none, or something else: a link, a pipe."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with os.fdopen(os.open(path, _READ | _BINARY), "rb") as file:
+            told = os.fstat(file.fileno())
+            if not stat.S_ISREG(told.st_mode) or told.st_size > _MOST:
+                return None
+            return json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
         return None

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.huggingface import Shard, Stored
 from jaxmix.converters.merging.files import STRIDE, copied, read_rows, row_bytes, written
+from jaxmix.converters.merging.journal import new_file
 from jaxmix.converters.merging.place import Place
 from jaxmix.converters.merging.recipe import Prepared, Recipe
 from jaxmix.converters.merging.rounding import Loss, total
+from jaxmix.converters.merging.stamps import Stamp, check_unchanged
 
 __all__ = ["Progress", "write_shards"]
 
@@ -62,6 +65,7 @@ def write_shards(
     recipes: Mapping[str, Recipe],
     place: Place,
     told: "Told",
+    stamps: Mapping[Path, Stamp],
 ) -> None:
     """Writes shards, in order, and puts each among the whole ones once it is.
 
@@ -70,6 +74,7 @@ def write_shards(
         recipes: how the tensors are made that change.
         place: where they grow.
         told: whom to tell of the bytes.
+        stamps: of the base's files, which must not change before a shard is whole.
 
     Raises:
         OSError: if the system refuses.
@@ -79,7 +84,8 @@ def write_shards(
         waiting = _Waiting(told)
         for number, shard in shards.items():
             part = place.part(number)
-            part.write_bytes(shard.header)
+            with new_file(part) as opened:
+                opened.write(shard.header)
             waiting.add(writer.submit(len, shard.header), 0, shard.name)
             losses: dict[str, list[Loss]] = {}
             mine: list[Future[int]] = []
@@ -99,7 +105,7 @@ def write_shards(
                 del piece, rows, future
             record = {"losses": {name: asdict(total(all_)) for name, all_ in losses.items()}}
             # It waits in a thread: one of the two is enough for what is still to be written.
-            end = writer.submit(_finish, mine, place, number, shard, record)
+            end = writer.submit(_finish, mine, place, number, shard, record, stamps)
             waiting.add(end, 0, shard.name)
         waiting.until(0)
 
@@ -120,11 +126,17 @@ def pieces(shard: Shard, recipes: Mapping[str, Recipe]) -> Iterator[Piece]:
 
 
 def _finish(
-    writes: list["Future[int]"], place: Place, number: int, shard: Shard, record: Mapping[str, Any]
+    writes: list["Future[int]"],
+    place: Place,
+    number: int,
+    shard: Shard,
+    record: Mapping[str, Any],
+    stamps: Mapping[Path, Stamp],
 ) -> int:
     """Waits for a shard's bytes, and for the disk."""
     for future in writes:
         future.result()
+    check_unchanged(stamps, (tensor.file for tensor in shard.tensors))
     place.finished(number, shard, record)
     return 0
 

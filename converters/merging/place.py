@@ -2,18 +2,19 @@
 
 It holds
 
-- ``lock``: locked by the process that is at work, and its number;
-- ``journal.json``: what is being merged;
+- ``journal.json``: that it is a merge's, and of which output; locked by the process at work;
+- ``process``: the number of that process;
+- ``merge.json``: what is being merged;
 - ``new``: the output; its shards come in once they are whole, from ``parts``;
 - ``whole/*.json``: for each shard that is, its size and what the rounding did;
 - ``sealed.json``: written when all is; its number says which of two folders the new one is;
 - ``old``: what stood in the output's place, where the system can't exchange two folders at once.
 """
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ from jaxmix.converters.huggingface import Shard
 from jaxmix.converters.merging.exchange import exchanged
 from jaxmix.converters.merging.files import synced
 from jaxmix.converters.merging.journal import differences, read_json, write_json
+from jaxmix.converters.merging.rounding import Loss
 from jaxmix.errors import CheckpointError
 
-__all__ = ["Place", "locked"]
+__all__ = ["JOURNAL", "PROCESS", "Place"]
+
+JOURNAL = "journal.json"
+PROCESS = "process"
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ class Place:
     # ------------------------------------------------------------ what was there before
 
     @property
-    def journal(self) -> Any:
-        """What was being merged here; None if nobody said."""
-        return read_json(self.beside / "journal.json")
+    def merge(self) -> Any:
+        """What is being merged here; None if no merge has begun."""
+        return read_json(self.beside / "merge.json")
 
     @property
     def is_placed(self) -> bool:
@@ -89,15 +94,35 @@ class Place:
             (self.new if self._has_new else old).rename(self.out)
 
     def records(self, count: int) -> list[Mapping[str, Any]]:
-        """What was written of the shards, all of which are whole."""
-        return [read_json(self.record(number)) for number in range(count)]
+        """What was written of the shards, all of which are whole.
+
+        Raises:
+            CheckpointError: if one is not there, or was changed.
+        """
+        found = [self._read(number) for number in range(count)]
+        if None in found:
+            raise CheckpointError(
+                f"{self.record(found.index(None))} is not what a merge wrote. Say force=True "
+                "(--force) without resume to begin anew."
+            )
+        return [record for record in found if record is not None]
+
+    def _read(self, number: int) -> Mapping[str, Any] | None:
+        """The record of a shard; None if there is none, or something else."""
+        record = read_json(self.record(number))
+        try:
+            for told in record["losses"].values():
+                Loss.of(told)
+        except (TypeError, KeyError, AttributeError, ValueError):
+            return None
+        return record
 
     def whole(self, shards: tuple[Shard, ...]) -> dict[int, Mapping[str, Any]]:
         """The records of the shards that are whole, by their numbers."""
         found = {}
         for number, shard in enumerate(shards):
-            record, target = read_json(self.record(number)), self.target(shard)
-            if isinstance(record, dict) and target.is_file():
+            record, target = self._read(number), self.target(shard)
+            if record is not None and target.is_file() and not target.is_symlink():
                 if target.stat().st_size == shard.size == record.get("size"):
                     found[number] = record
         return found
@@ -120,7 +145,7 @@ class Place:
             CheckpointError: if there are whole shards and neither was said, or they are of another
                 merge.
         """
-        before = self.journal
+        before = self.merge
         unlike = differences(journal, before) if isinstance(before, dict) else []
         done = self.whole(shards) if before and not unlike else {}
         if resume and unlike:
@@ -136,14 +161,33 @@ class Place:
                 f"{self.beside} holds {what}, broken off. {goes_on}force=True (--force) begins "
                 "anew, or remove it."
             )
+        if resume:
+            done = self._intact(done, shards)
         if not resume or not done:
             self.emptied()
             done = {}
+        parts = self.beside / "parts"
+        if parts.is_dir():  # of shards that were not finished
+            shutil.rmtree(parts)
         for folder in ("parts", "whole", *(() if self.is_file else ("new",))):
             (self.beside / folder).mkdir(exist_ok=True)
         (self.beside / "sealed.json").unlink(missing_ok=True)
-        write_json(self.beside / "journal.json", journal)
+        write_json(self.beside / "merge.json", journal)
         return done
+
+    def _intact(
+        self, done: Mapping[int, Mapping[str, Any]], shards: tuple[Shard, ...]
+    ) -> dict[int, Mapping[str, Any]]:
+        """The records of the shards that hold what was written; the others are made anew."""
+        intact = {}
+        for number, record in done.items():
+            target = self.target(shards[number])
+            if record.get("sha256") == _hash(target):
+                intact[number] = record
+            else:
+                self.record(number).unlink()
+                target.unlink()
+        return intact
 
     # ------------------------------------------------------------ on the way
 
@@ -152,17 +196,24 @@ class Place:
         part, target = self.part(number), self.target(shard)
         synced(part)
         target.parent.mkdir(parents=True, exist_ok=True)
+        written = {"size": shard.size, "sha256": _hash(part), **record}
         part.rename(target)
         synced(target.parent)
-        write_json(self.record(number), {"size": shard.size, **record})
+        write_json(self.record(number), written)
 
-    def put(self, *, force: bool) -> None:
-        """Brings the new output, which is whole, to its place; what stood there is gone then."""
+    def put(self, *, force: bool, check: Callable[[], object]) -> None:
+        """Brings the new output, which is whole, to its place; what stood there is gone then.
+
+        Args:
+            force: whether something that stands there may be replaced.
+            check: raises an error if it must not be put there after all.
+        """
         for folder, _, files in os.walk(self.new):
             for name in files:
                 if not name.endswith(".safetensors"):  # these were synced one by one
                     synced(Path(folder, name))
             synced(Path(folder))
+        check()
         write_json(self.beside / "sealed.json", self.new.stat().st_ino)
         if self.is_file and force:
             self.new.replace(self.out)
@@ -189,83 +240,26 @@ class Place:
             raise
 
     def emptied(self) -> None:
-        """Removes all but the lock."""
+        """Removes all that a merge has written here; the folder stays locked."""
         for path in self.beside.iterdir():
-            if path.name == "lock":
-                continue
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if path.name not in (JOURNAL, PROCESS):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def removed(self) -> None:
-        """Removes the folder, the lock last; if that fails, what is left does no harm."""
+        """Removes the folder; if that fails, what is left does no harm."""
         try:
             # What tells of whole shards goes first: a kill in between leaves nothing to go on from.
-            (self.beside / "journal.json").unlink(missing_ok=True)
+            # The journal goes last: without it the folder would be a stranger's.
+            (self.beside / "merge.json").unlink(missing_ok=True)
             self.emptied()
-        except OSError:
-            pass
-        shutil.rmtree(self.beside, ignore_errors=True)
-
-
-@contextmanager
-def locked(place: Place) -> Iterator[None]:
-    """Holds an output for this process alone: the lock goes with the process, however it ends.
-
-    Yields:
-        Nothing; the folder beside is there.
-
-    Raises:
-        CheckpointError: if another process is at it.
-    """
-    file = _locked_file(place)
-    try:
-        yield
-    finally:
-        file.close()
-        # Nothing but the lock: a refusal, say. Whoever waits makes it anew.
-        try:
-            if [path.name for path in place.beside.iterdir()] == ["lock"]:
-                place.removed()
+            for name in (PROCESS, JOURNAL):
+                (self.beside / name).unlink(missing_ok=True)
+            self.beside.rmdir()
         except OSError:
             pass
 
 
-def _locked_file(place: Place) -> Any:
-    """The open lock; closing it lets it go."""
-    path = place.beside / "lock"
-    while True:
-        place.beside.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(place.beside.iterdir()):
-            raise CheckpointError(
-                f"{place.beside} is in the way: the output grows there, and what lies there is no "
-                "merge that was broken off. Move it, or give another name for the output."
-            )
-        try:
-            file = path.open("a+", encoding="utf-8")
-        except FileNotFoundError:  # removed between these two lines
-            continue
-        try:
-            _lock(file)
-        except BlockingIOError as error:
-            file.seek(0)
-            who = file.read().strip() or "unknown"
-            file.close()
-            raise CheckpointError(
-                f"another process (number {who}) is writing the output {place.out} right now. Wait "
-                "until it is done, or give another folder."
-            ) from error
-        # The one before us may have removed the file that we opened.
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            return file
-        file.close()
-
-
-def _lock(file: Any) -> None:
-    """Locks an open file, or raises BlockingIOError; Windows has no such lock."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

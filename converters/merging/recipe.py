@@ -15,12 +15,17 @@ from jaxmix.converters.huggingface import FLOATS, Stored
 from jaxmix.converters.merging import blocks, rounding
 from jaxmix.converters.merging.files import read_rows
 from jaxmix.errors import CheckpointError
+from jaxmix.operators import Identity
 from jaxmix.plan import Form, Word
 
-__all__ = ["Made", "Recipe", "Share"]
+__all__ = ["Made", "Recipe", "Share", "UnwritableError"]
 
 # The numbers of a run of rows; in float32, in which they are computed, 4 MB, which caches hold.
 BLOCK = 1 << 20
+
+
+class UnwritableError(CheckpointError):
+    """Numbers that a merge would make are none, or none of the tensor's dtype."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +119,8 @@ class Prepared:
         """The rows with the mix in them: computed in float32 at the least, rounded once.
 
         Raises:
-            CheckpointError: if numbers leave the range of the tensor's dtype.
+            UnwritableError: if numbers leave the range of the tensor's dtype, or are NaN or
+                infinite where the base's are finite.
         """
         leaf, dtype = jnp.asarray(base), self.recipe.dtype
         wide = plan.arithmetic(dtype)
@@ -126,15 +132,41 @@ class Prepared:
             form = Form(self.recipe.shares[0].form.part)
             exact = plan.run(leaf, blocks.cut(self.steps, rows), form, wide)
         if not rounding.is_rounded(dtype):
-            return Made(np.asarray(exact), None)
+            made = np.asarray(exact)
+            if not np.isfinite(made).all():
+                self._check_finite(made, base)
+            return Made(made, None)
         out, loss = rounding.rounded(exact, leaf, dtype)
+        if not np.isfinite(loss.squares).all():  # which a single number suffices for
+            self._check_finite(np.asarray(exact), base)
         if loss.overflowed:
-            raise CheckpointError(
+            raise UnwritableError(
                 f"{self.recipe.tensor.name}: {loss.overflowed:,} numbers of the merged tensor lie "
                 f"beyond what {dtype} holds (the largest is {loss.largest:.6g}). Convert the base "
                 "to bfloat16 or float32 first, or lower the strengths."
             )
         return Made(np.asarray(out), loss)
+
+    def _check_finite(self, made: np.ndarray, base: np.ndarray) -> None:
+        """Refuses numbers that the mix made NaN or infinite; those of the base's stay.
+
+        Where a map mixes rows or columns, a number of the base's that is not finite reaches others.
+        So there nothing is said of a tensor that has some.
+        """
+        lost = ~np.isfinite(made)
+        spoiled = ~np.isfinite(base.astype(made.dtype))
+        if spoiled.any():
+            is_additive = self.steps is not None and all(
+                isinstance(side, Identity)
+                for step in self.steps
+                for side in (step.left, step.right)
+            )
+            lost &= ~spoiled if is_additive else False
+        if count := int(lost.sum()):
+            raise UnwritableError(
+                f"{self.recipe.tensor.name}: the mix makes {count:,} numbers NaN or infinite where "
+                "the base's are finite. Look at the adapters' factors and strengths."
+            )
 
     def _of_many(self, leaf: Any) -> Any:
         """A tensor in which several sites lie, or one behind an index: as a whole."""

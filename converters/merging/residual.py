@@ -82,13 +82,14 @@ def _compared(found: Any, exact: Any, base: Any, dtype: Any) -> tuple[Any, Any, 
     _, exponent = jnp.frexp(jnp.maximum(jnp.abs(found), jnp.abs(exact)))
     lowest = jnp.asarray(_EXPONENTS[str(dtype)], exponent.dtype)
     unit = jnp.ldexp(jnp.ones_like(exact), jnp.maximum(exponent - 1, lowest) - told.nmant)
-    scale = sum(jnp.max(jnp.abs(x), axis=1, keepdims=True) for x in (base, effect))
-    slack = jnp.nan_to_num(_SLACK * float(np.finfo(plan.arithmetic(dtype)).eps) * scale)
+    none = jnp.zeros_like(exact)
+    sizes = (jnp.where(jnp.isfinite(x), jnp.abs(x), none) for x in (base, effect))
+    scale = sum(jnp.max(x, axis=1, keepdims=True) for x in sizes)
+    slack = _SLACK * float(np.finfo(plan.arithmetic(dtype)).eps) * scale
     off = jnp.abs(found - exact)
     # Where base plus mix is no number, none is expected.
     both = jnp.isfinite(found) & jnp.isfinite(exact)
     one = jnp.isfinite(found) ^ jnp.isfinite(exact)
-    none = jnp.zeros_like(off)
     far = jnp.where(both & (off > 0), off / (unit / 2 + slack), none)
     far = jnp.max(jnp.where(one, jnp.full_like(off, jnp.inf), far), initial=0.0)
     change, effect = jnp.where(both, found - base, none), jnp.where(both, effect, none)

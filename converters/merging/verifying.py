@@ -11,7 +11,7 @@ import numpy as np
 from jaxmix.converters.huggingface import Shard, Stored, read_shard
 from jaxmix.converters.merging.files import forget, read_rows, stored_pieces
 from jaxmix.converters.merging.planning import precision
-from jaxmix.converters.merging.recipe import Recipe
+from jaxmix.converters.merging.recipe import Recipe, UnwritableError
 from jaxmix.converters.merging.residual import Residual, residual
 from jaxmix.converters.merging.work import Work
 from jaxmix.errors import CheckpointError, listing
@@ -190,7 +190,10 @@ def _judged(tensor: Stored, found: Stored | None, recipe: Recipe | None) -> Verd
                 tensor.name, "failed", f"{differing:,} bytes are not the base's", differing
             )
         return Verdict(tensor.name, "proven", "the base's, byte for byte")
-    differing = _unlike_replay(recipe, found)
+    try:
+        differing = _unlike_replay(recipe, found)
+    except UnwritableError as error:
+        return Verdict(tensor.name, "failed", f"it can't be base plus mix: {error}")
     return _of_changed(tensor, differing, residual(recipe, lambda rows: read_rows(found, rows)))
 
 

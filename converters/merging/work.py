@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.converters.huggingface import Checkpoint, read_checkpoint, side_files
 from jaxmix.converters.merging.planning import plan, table_of
 from jaxmix.converters.merging.quantized import dequantized, is_packed
 from jaxmix.converters.merging.recipe import Recipe
+from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
 from jaxmix.layout import Layout
 from jaxmix.mix import Mix, mix
@@ -30,6 +32,7 @@ class Work:
         files: the side files to copy.
         left_out: those that are not copied, with the reason.
         head: the head that is untied, if one is.
+        stamps: of the base's files, from when their headers were read.
     """
 
     checkpoint: Checkpoint
@@ -39,6 +42,7 @@ class Work:
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     head: str | None
+    stamps: Mapping[Path, Stamp]
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -71,6 +75,7 @@ def look_at(
     """
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     checkpoint = read_checkpoint(base)
+    stamps = stamps_of(checkpoint)
     table, is_own = table_of(layout)
     head = None
     if is_own:
@@ -81,4 +86,4 @@ def look_at(
     files, left_out = side_files(checkpoint)
     all_ = {**packed, **recipes}
     ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}
-    return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head)
+    return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head, stamps)

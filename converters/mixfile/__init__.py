@@ -29,6 +29,15 @@ part does has its hash.
 from jaxmix.converters.mixfile.hashing import fingerprint
 from jaxmix.converters.mixfile.reading import is_mix, read_mix
 from jaxmix.converters.mixfile.record import MIX_FILE, TENSORS_FILE, VERSION
-from jaxmix.converters.mixfile.writing import save
+from jaxmix.converters.mixfile.writing import is_saved, save
 
-__all__ = ["MIX_FILE", "TENSORS_FILE", "VERSION", "fingerprint", "is_mix", "read_mix", "save"]
+__all__ = [
+    "MIX_FILE",
+    "TENSORS_FILE",
+    "VERSION",
+    "fingerprint",
+    "is_mix",
+    "is_saved",
+    "read_mix",
+    "save",
+]

@@ -2,12 +2,13 @@
 
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.finding import is_hub_id
-from jaxmix.converters.mixfile.record import FORMAT, VERSION
+from jaxmix.converters.mixfile.record import FORMAT, VERSION, is_ours
 from jaxmix.errors import CheckpointError, listing
 
 __all__ = ["save_recipe"]
@@ -41,6 +42,10 @@ def save_recipe(
         raise CheckpointError(f"{place} is no name for a recipe, expected one in .json.")
     if place.exists() and not force:
         raise CheckpointError(f"{place} exists. Give another name, or replace it: force=True.")
+    if place.exists() and not is_ours(place):
+        raise CheckpointError(
+            f"{place} is not replaced, for it is no recipe. Give another name, or move it."
+        )
     parts: list[dict[str, Any]] = []
     outside: list[str] = []
     folder = place.resolve().parent
@@ -61,7 +66,7 @@ def save_recipe(
             "elsewhere, or save the mix whole: jaxmix.save."
         )
     text = json.dumps({"format": FORMAT, "version": VERSION, "parts": parts}, indent=2) + "\n"
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    beside = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     try:
         beside.write_text(text, encoding="utf-8")
         beside.replace(place)

@@ -14,7 +14,7 @@ from jaxmix.converters.output import checked_output, new_folder
 from jaxmix.errors import AdapterError, CheckpointError
 from jaxmix.mix import Mix, mix
 
-__all__ = ["save"]
+__all__ = ["is_saved", "save"]
 
 # From a key and an array to what stands for it in mix.json.
 _Put = Callable[[str, Any], dict[str, str]]
@@ -77,10 +77,13 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
     head = {"format": FORMAT, "version": VERSION, "kind": kind, "parts": told}
     told_text = _encoded(text(head))
     size = sum(array.nbytes for array in arrays.values())
-    place = checked_output(folder, (), force=force, size=size, marks=(MIX_FILE,))
-    if force:
-        _check_ours(place)
-    with new_folder(place, force=force) as new:
+    place = checked_output(folder, (), force=force, size=size, marks=(MIX_FILE,), replaces=is_saved)
+    if (place / MIX_FILE).exists() and not is_ours(place / MIX_FILE):
+        raise CheckpointError(
+            f"the output {place} is not replaced, for jaxmix.save did not write its {MIX_FILE}. "
+            "Give another folder, or move it."
+        )
+    with new_folder(place, force=force, replaces=is_saved) as new:
         write(new / TENSORS_FILE, arrays)
         (new / MIX_FILE).write_bytes(told_text)
     return place
@@ -113,14 +116,13 @@ def _encoded(data: str) -> bytes:
         ) from error
 
 
-def _check_ours(place: Path) -> None:
-    """Whether what is to be replaced is a saved mix and nothing else."""
-    if not place.exists() or not any(place.iterdir()):
-        return
-    others = sorted(e.name for e in place.iterdir() if e.name not in (MIX_FILE, TENSORS_FILE))
-    if others or not is_ours(place / MIX_FILE):
-        what = f"{', '.join(others[:8])} too" if others else f"a {MIX_FILE} of another kind"
-        raise CheckpointError(
-            f"the output {place} holds {what}, expected a folder that jaxmix.save wrote. Give "
-            "another folder, or move away what should stay and empty this one."
-        )
+def is_saved(name: str) -> bool:
+    """Whether a file is one of the two that `save` writes.
+
+    Args:
+        name: its path in the folder.
+
+    Returns:
+        Whether it is.
+    """
+    return name in (MIX_FILE, TENSORS_FILE)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -25,6 +26,10 @@ __all__ = ["export_peft"]
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 SCRIPT_FILE = "load_in_peft.py"
+_EXPORTED = re.compile(
+    rf"(\d\d-[^/]+/)?({re.escape(CONFIG_FILE)}|{re.escape(WEIGHTS_FILE)}|README\.md)"
+    rf"|{re.escape(SCRIPT_FILE)}"
+)
 # The version whose format is written; PEFT's OFT asks for it.
 _VERSION = "0.21.2"
 
@@ -97,8 +102,9 @@ def export_peft(
         )
     parts = ordered(adapter.parts)
     made = [_folder(part, base_model) for part in parts]
-    place = checked_output(folder, (), force=force, marks=(CONFIG_FILE, SCRIPT_FILE))
-    with new_folder(place, force=force) as beside:
+    marks = (CONFIG_FILE, SCRIPT_FILE)
+    place = checked_output(folder, (), force=force, marks=marks, replaces=_is_exported)
+    with new_folder(place, force=force, replaces=_is_exported) as beside:
         if isinstance(adapter, Adapter):
             _save(beside, *made[0], {"errors": json.dumps(dict(errors))} if errors else {})
         else:
@@ -108,6 +114,11 @@ def export_peft(
                 _save(beside / name, config, tensors)
             (beside / SCRIPT_FILE).write_text(script(names), encoding="utf-8")
     return place
+
+
+def _is_exported(name: str) -> bool:
+    """Whether a file, by its path in the folder, is one that is written here, or by PEFT."""
+    return _EXPORTED.fullmatch(name) is not None
 
 
 def _plain(name: str) -> str:

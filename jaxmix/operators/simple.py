@@ -142,10 +142,10 @@ class Diagonal(Operator):
         return Diagonal(factor * self.d)
 
     def __matmul__(self, x: Array) -> Array:
-        return self.d[:, None] * x
+        return _scaled(x, self.d[:, None])
 
     def __rmatmul__(self, x: Array) -> Array:
-        return x * self.d[None, :]
+        return _scaled(x, self.d[None, :])
 
     def rows(self, part: slice) -> Sparse:
         kept = picked(part, self.d.shape[0])
@@ -206,3 +206,11 @@ class Dense(Operator):
 
     def matmul_flops(self, n: int) -> int:
         return 2 * math.prod(self.shape) * n
+
+
+def _scaled(x: Array, d: Array) -> Array:
+    """``d · x``, where zero takes NaN and infinities out too: what replaces rows does not read them.
+
+    The product stays, for the sake of its gradient with respect to d.
+    """
+    return d * jnp.where((d == 0) & ~jnp.isfinite(x), jnp.zeros_like(x), x)

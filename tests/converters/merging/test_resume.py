@@ -118,9 +118,8 @@ def test_where_there_is_nothing_to_go_on_from(
     """It begins: a script may always say resume. What is broken off with no shard is forgotten."""
     merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
     assert merged.resumed == 0
-    (tmp_path / "two.partial").mkdir()
-    (tmp_path / "two.partial" / "lock").touch()
-    (tmp_path / "two.partial" / "rest").mkdir()
+    (tmp_path / "two.partial").mkdir()  # a merge that was killed in its first moments
+    (tmp_path / "two.partial" / "journal.json").touch()
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "two")
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
     assert not list(tmp_path.glob("*.partial"))
@@ -153,18 +152,25 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
     assert merge_checkpoint(sharded, mix, out, force=True).resumed == 0
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "record", "journal"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "bits", "record", "losses", "merge"])
 def test_what_is_not_whole_is_made_again(
     damage: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """A shard of another size, one that is gone, one of which nothing is written."""
-    shard = next((broken / "new").glob("*.safetensors"))
+    """A shard of another size, with other bits, that is gone, of which nothing is written."""
+    shard = min((broken / "new").glob("*.safetensors"))
     if damage == "cut":
         os.truncate(shard, 100)
+    elif damage == "bits":
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
     elif damage == "gone":
         shard.unlink()
+    elif damage == "losses":
+        record = json.loads((broken / "whole/0.json").read_text())
+        (broken / "whole/0.json").write_text(json.dumps({**record, "losses": {"x": 1}}))
     else:
-        name = "journal.json" if damage == "journal" else "whole/0.json"
+        name = "merge.json" if damage == "merge" else "whole/0.json"
         (broken / name).write_text("[")
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "whole")
@@ -288,27 +294,28 @@ def test_two_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
 def test_a_lock_that_goes_meanwhile(
     sharded: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process before us removes folder and lock while we open it: we make it anew."""
-    plain: Any = Path.open
+    """The process before us removes folder and journal while we open it: we make it anew."""
+    plain: Any = os.open
     gone: list[str] = []
 
-    def meddling(self: Path, *args: Any, **options: Any) -> Any:
-        if self.name == "lock" and len(gone) < 2:
-            file = None if gone else plain(self, *args, **options)
-            gone.append(self.name)
-            shutil.rmtree(self.parent)
-            return file or plain(self, *args, **options)
-        return plain(self, *args, **options)
+    def meddling(path: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(path, Path) and path.name == "journal.json" and len(gone) < 2:
+            file = None if gone else plain(path, *args, **options)
+            gone.append(path.name)
+            shutil.rmtree(path.parent)
+            return file or plain(path, *args, **options)
+        return plain(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", meddling)
+    monkeypatch.setattr(os, "open", meddling)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     assert len(gone) == 2 and not list(tmp_path.glob("out.*"))
 
 
 def test_the_journal_is_for_people_too(broken: Path) -> None:
     """Whoever finds the folder can read what it is."""
-    told = json.loads((broken / "journal.json").read_text())
-    assert (told["format"], told["version"]) == ("jaxmix merge", 1)
+    whose = json.loads((broken / "journal.json").read_text())
+    assert whose == {"format": "jaxmix merge", "version": 2, "output": "out"}
+    told = json.loads((broken / "merge.json").read_text())
     assert [name for name, _ in told["the adapters"]] == ["lora", "oft", "loha"]
     assert told["their strengths"] == ["1.0", "0.5", "-0.7"]
 

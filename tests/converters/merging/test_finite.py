@@ -1,0 +1,115 @@
+"""Numbers that are none: those that a mix makes are an error, those of the base stay."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint, verify_merge
+from jaxmix.errors import CheckpointError
+from jaxmix.families import IA3, LoRA, Replace
+
+OUT, IN = 6, 4
+
+
+def _base(folder: Path, dtype: Any, spoiled: bool = False) -> Path:
+    rng = np.random.default_rng(0)
+    tensors = {
+        f"layers.{i}.proj.weight": np.asarray(rng.normal(size=(OUT, IN)), dtype) for i in range(2)
+    }
+    if spoiled:
+        tensors["layers.1.proj.weight"][2, 1] = np.nan
+        tensors["layers.1.proj.weight"][3, 0] = np.inf
+    save_file(tensors, folder / "base.safetensors")
+    return folder / "base.safetensors"
+
+
+def _lora(bad: float | None = None, scale: float = 1.0) -> LoRA:
+    rng = np.random.default_rng(1)
+    a, b = (np.asarray(rng.normal(size=s), np.float32) for s in ((2, IN), (OUT, 2)))
+    if bad is not None:
+        b[4, 1] = bad
+    return LoRA(a, b, scale)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    ("update", "count"),
+    [
+        (_lora(np.nan), IN),
+        (_lora(np.inf), IN),
+        (_lora(scale=1e39), OUT * IN),
+        (_lora(3e38, 10.0), None),
+    ],
+    ids=["nan", "inf", "scale", "product"],
+)
+def test_what_a_mix_makes(update: LoRA, count: int | None, dtype: Any, tmp_path: Path) -> None:
+    """The tensor is named; nothing is put in place, and verifying says no."""
+    base = _base(tmp_path, dtype)
+    adapter = jaxmix.Adapter({"layers.0.proj": _lora(), "layers.1.proj": update})
+    text = r"layers.1.proj.weight: the mix makes \d+ numbers NaN or infinite where the base's are"
+    with pytest.raises(CheckpointError, match=text) as caught:
+        merge_checkpoint(base, adapter, tmp_path / "out.safetensors")
+    assert count is None or f"makes {count} numbers" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["base.safetensors"]
+    sound = jaxmix.Adapter({"layers.0.proj": _lora(), "layers.1.proj": _lora()})
+    merge_checkpoint(base, sound, tmp_path / "out.safetensors")
+    proof = verify_merge(base, adapter, tmp_path / "out.safetensors")
+    bad = {one.tensor: one.reason for one in proof.tensors if one.verdict == "failed"}
+    assert list(bad) == ["layers.1.proj.weight"]
+    assert "it can't be base plus mix: layers.1.proj.weight: the mix makes" in bad[next(iter(bad))]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_what_the_base_has_stays(dtype: Any, tmp_path: Path) -> None:
+    """An additive adapter leaves it where it is; one that scales may carry it on."""
+    base = _base(tmp_path, dtype, spoiled=True)
+    for name, update in (("lora", _lora()), ("ia3", IA3(np.full(OUT, 2, np.float32)))):
+        adapter = jaxmix.Adapter({"layers.1.proj": update})
+        out = tmp_path / f"{name}.safetensors"
+        merge_checkpoint(base, adapter, out, verify=True)
+        made = load_file(out)["layers.1.proj.weight"].astype(np.float32)
+        assert np.argwhere(~np.isfinite(made)).tolist() == [[2, 1], [3, 0]]
+
+
+def test_both_in_one_tensor(tmp_path: Path) -> None:
+    """A number that the mix spoils is seen beside one that the base has."""
+    base = _base(tmp_path, np.float32, spoiled=True)
+    with pytest.raises(CheckpointError, match=f"makes {IN} numbers NaN or infinite"):
+        adapter = jaxmix.Adapter({"layers.1.proj": _lora(np.nan)})
+        merge_checkpoint(base, adapter, tmp_path / "out.safetensors")
+
+
+def test_a_replaced_weight_does_not_read_the_base(tmp_path: Path) -> None:
+    """At strength 1 what was there does not matter, even if it is none."""
+    base = _base(tmp_path, np.float32, spoiled=True)
+    weight = np.arange(OUT * IN, dtype=np.float32).reshape(OUT, IN)
+    adapter = jaxmix.Adapter({"layers.1.proj": Replace(weight)})
+    merge_checkpoint(base, adapter, tmp_path / "out.safetensors", verify=True)
+    made = load_file(tmp_path / "out.safetensors")["layers.1.proj.weight"]
+    np.testing.assert_array_equal(made, weight)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_replaced_leaf_in_a_tree(kernel: bool) -> None:
+    """`compose` does not read it either, whichever way it lies; the gradient of strength stays."""
+    rng = np.random.default_rng(2)
+    base = jnp.asarray(rng.normal(size=(OUT, IN)), jnp.float32).at[2, 1].set(jnp.nan)
+    weight = jnp.asarray(rng.normal(size=(OUT, IN)), jnp.float32)
+    params: Any = {"proj": {"kernel": base.T}} if kernel else {"proj.weight": base}
+
+    def made(strength: Any) -> Any:
+        adapter = jaxmix.Adapter({"proj": Replace(weight)}, strength=strength)
+        (leaf,) = jax.tree.leaves(jaxmix.compose(params, adapter))
+        return leaf.T if kernel else leaf
+
+    np.testing.assert_array_equal(made(1.0), weight)
+    slope = np.asarray(jax.jit(jax.jacfwd(made))(jnp.float32(1)))
+    finite = np.isfinite(base)
+    np.testing.assert_allclose(slope[finite], (weight - base)[finite], rtol=1e-5)

@@ -1,0 +1,154 @@
+"""Folders in which no output may grow: those that are not a merge's own are left as they are."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.errors import CheckpointError
+
+from ..checkpoints import Adapters, contents
+
+
+def _file(path: Path) -> None:
+    path.write_text("a user's")
+
+
+def _lock(path: Path) -> None:
+    path.mkdir()
+    (path / "lock").write_text("")
+    (path / "thesis.tex").write_text("years of work")
+
+
+def _lone_lock(path: Path) -> None:
+    path.mkdir()
+    (path / "lock").write_text("")
+
+
+def _journal(text: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "journal.json").write_text(text)
+        (path / "new").mkdir()
+        (path / "new" / "thesis.tex").write_text("years of work")
+
+    return make
+
+
+def _linked(path: Path) -> None:
+    target = path.with_name("elsewhere")
+    target.mkdir()
+    _journal(json.dumps({"format": "jaxmix merge", "version": 2, "output": "out"}))(target / "x")
+    path.symlink_to(target / "x")
+
+
+def _linked_journal(path: Path) -> None:
+    path.mkdir()
+    told = {"format": "jaxmix merge", "version": 2, "output": "out"}
+    path.with_name("journal").write_text(json.dumps(told))
+    (path / "journal.json").symlink_to("../journal")
+
+
+def _pipe(path: Path) -> None:
+    path.mkdir()
+    os.mkfifo(path / "journal.json")
+
+
+OTHERS = {
+    "a file": _file,
+    "a folder with a lock": _lock,
+    "a lock alone": _lone_lock,
+    "a link": _linked,
+    "a linked journal": _linked_journal,
+    "a pipe": _pipe,
+    "an empty journal beside a file": _journal(""),
+    "no JSON": _journal("{"),
+    "too deep": _journal("[" * 50_000),
+    "another journal": _journal('{"format": "mine"}'),
+    "another output's": _journal('{"format": "jaxmix merge", "version": 2, "output": "other"}'),
+    "no journal's type": _journal("[1]"),
+}
+
+
+def _tree(folder: Path) -> dict[str, object]:
+    """Everything below a folder: links by where they lead, pipes by their names."""
+    return {
+        path.relative_to(folder).as_posix(): os.readlink(path)
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("option", ["plain", "force", "resume"])
+def test_a_folder_that_is_not_a_merges(
+    make: Callable[[Path], None], option: str, base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """It is refused and left, whatever is asked for."""
+    make(tmp_path / "out.partial")
+    before = _tree(tmp_path)
+    with pytest.raises(CheckpointError, match=r"out.partial is in the way: the output grows there"):
+        options = {} if option == "plain" else {option: True}
+        merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out", **options)
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("inner", ["", "new"])
+def test_a_base_where_the_output_would_grow(
+    inner: str, base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """A base named `m.partial` and the output `m`: the base is neither deleted nor emptied."""
+    (tmp_path / "m.partial").mkdir()
+    place = tmp_path / "m.partial" / inner
+    base.rename(place)
+    (tmp_path / "m.partial" / "lock").write_text("")
+    before = _tree(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"the output grows in \S+m.partial (is|holds) \S+, wh"
+    ):
+        merge_checkpoint(place, jaxmix.load(adapters["lora"]), tmp_path / "m", force=True)
+    assert _tree(tmp_path) == before
+
+
+def test_links_where_a_merge_was_interrupted(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """What they lead to is neither emptied nor truncated."""
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / "0.safetensors").write_text("a user's")
+    beside = tmp_path / "out.partial"
+    beside.mkdir()
+    told = {"format": "jaxmix merge", "version": 2, "output": "out"}
+    (beside / "journal.json").write_text(json.dumps(told))
+    for name in ("parts", "new", "whole"):
+        (beside / name).symlink_to(target)
+    (beside / "process").symlink_to(target / "0.safetensors")
+    merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out", resume=True)
+    assert contents(target) == {"0.safetensors": b"a user's"}
+    assert not beside.exists()
+
+
+def test_a_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Path) -> None:
+    """Nor those above the output, if they were not there before."""
+    from jaxmix.converters import output
+
+    lora = jaxmix.load(adapters["lora"])
+
+    class Usage:
+        free = 10**6
+
+    with pytest.MonkeyPatch.context() as patched:
+        # There is room when it is looked for first, and none once the folders are made.
+        sizes = iter([Usage(), *[type("Full", (), {"free": 0})()] * 9])
+        patched.setattr(output.shutil, "disk_usage", lambda _: next(sizes))
+        with pytest.raises(CheckpointError, match="has 0 left"):
+            merge_checkpoint(base, lora, tmp_path / "new" / "deep" / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "base"]

@@ -1,0 +1,135 @@
+"""A base that is changed while it is merged, or verified: an error, and nothing is put in place."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxmix.converters.huggingface import read_checkpoint
+from jaxmix.converters.merging import merge_checkpoint, verify_merge
+from jaxmix.converters.merging.stamps import check_unchanged, stamps_of
+from jaxmix.errors import CheckpointError
+
+from ..checkpoints import Adapters, contents, mixed
+
+
+def _saved_anew(file: Path) -> None:
+    """As save_pretrained does it: another file with this name, other numbers."""
+    tensors = {name: x + 1 for name, x in load_file(file).items()}
+    save_file(tensors, file.with_name("other"), metadata={"format": "pt"})
+    file.with_name("other").replace(file)
+
+
+def _longer_header(file: Path) -> None:
+    save_file(load_file(file), file, metadata={"format": "pt", "note": "x" * 64})
+
+
+def _in_place(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(-8, os.SEEK_END)
+        opened.write(b"\0" * 8)
+    os.utime(file, ns=(1, 1))  # clocks of some disks are coarse
+
+
+def _same_file_again(file: Path) -> None:
+    told = file.stat()
+    shutil.copy2(file, file.with_name("other"))
+    os.utime(file.with_name("other"), ns=(told.st_atime_ns, told.st_mtime_ns))
+    file.with_name("other").replace(file)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "saved anew": (_saved_anew, "another file has its name|another header|bytes, and had"),
+    "a longer header": (_longer_header, "bytes, and had"),
+    "in place": (_in_place, "it was written to"),
+    "the same again": (_same_file_again, "another file has its name"),
+    "removed": (Path.unlink, r"it can't be read any more \(No such file"),
+}
+
+
+@pytest.mark.parametrize(("change", "text"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("when", ["writing", "verifying"])
+def test_a_base_that_is_changed(
+    when: str,
+    change: Callable[[Path], object],
+    text: str,
+    sharded: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+) -> None:
+    """While shards are written, and while the output is read back."""
+    file = sharded / "model-00001-of-00003.safetensors"
+    size = sum(path.stat().st_size for path in sharded.glob("*.safetensors"))
+    done: list[int] = []
+
+    def progress(count: int, *_: Any) -> None:
+        # Verifying counts from the beginning again.
+        is_time = not done if when == "writing" else bool(done) and count < max(done)
+        if is_time and file.exists() and -1 not in done:
+            change(file)
+            done.append(-1)
+        done.append(count)
+
+    with pytest.raises(CheckpointError, match=rf"(?s)the base was changed while .*({text})"):
+        merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", verify=True, progress=progress)
+    assert -1 in done and max(done) <= size
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_verifying_later(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """`verify_merge` notices it as well."""
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
+    before, seen = contents(tmp_path / "out"), list[int]()
+
+    def progress(*_: Any) -> None:
+        if not seen:
+            _same_file_again(sharded / "model-00003-of-00003.safetensors")
+        seen.append(1)
+
+    with pytest.raises(CheckpointError, match="Merge again once nothing writes to the base"):
+        verify_merge(sharded, mixed(adapters), tmp_path / "out", progress=progress)
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_old_output_stays(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """With force too."""
+    merge_checkpoint(sharded, [], tmp_path / "out")
+    before = contents(tmp_path / "out")
+
+    def progress(*_: Any) -> None:
+        _in_place(sharded / "model-00002-of-00003.safetensors")
+
+    with pytest.raises(CheckpointError, match="the base was changed while it was read"):
+        merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", force=True, progress=progress)
+    assert contents(tmp_path / "out") == before and not list(tmp_path.glob("out?*"))
+
+
+def test_unchanged_files_pass(sharded: Path) -> None:
+    """A file that is merely read is no change; of several changes all are listed."""
+    stamps = stamps_of(read_checkpoint(sharded))
+    for file in stamps:
+        load_file(file)
+    check_unchanged(stamps)
+    files = sorted(stamps)
+    for file in files[:2]:
+        _in_place(file)
+    check_unchanged(stamps, files[2:])
+    with pytest.raises(CheckpointError) as caught:
+        check_unchanged(stamps)
+    assert all(f"{file}: it was written to" in str(caught.value) for file in files[:2])
+    assert str(files[2]) not in str(caught.value)
+
+
+def test_a_header_of_any_length(tmp_path: Path) -> None:
+    """Garbage in the first eight bytes asks for no memory."""
+    file = tmp_path / "model.safetensors"
+    save_file({"norm.weight": np.ones(3, np.float32)}, file)
+    stamps = stamps_of(read_checkpoint(tmp_path))
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(CheckpointError, match="it has another header"):
+        check_unchanged(stamps)
