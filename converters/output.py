@@ -167,7 +167,7 @@ def check_replaceable(place: Path, replaces: Callable[[str], bool]) -> None:
 
 
 def _contents(folder: Path) -> Iterator[str]:
-    """The paths in a folder of its files and links, and of what is neither file nor folder."""
+    """The paths in a folder of its files, links and empty folders, these with a slash."""
 
     def refuse(error: OSError) -> None:
         raise CheckpointError(
@@ -178,6 +178,8 @@ def _contents(folder: Path) -> Iterator[str]:
         here = Path(above).relative_to(folder)
         links = [name for name in folders if (Path(above) / name).is_symlink()]
         yield from sorted((here / name).as_posix() for name in (*files, *links))
+        if not files and not folders and above != str(folder):
+            yield f"{here.as_posix()}/"
 
 
 def _apart(

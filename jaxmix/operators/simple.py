@@ -209,7 +209,7 @@ class Dense(Operator):
 
 
 def _scaled(x: Array, d: Array) -> Array:
-    """``d · x``, where zero takes NaN and infinities out too: what replaces rows does not read them.
+    """``d · x``, where zero takes out NaN and infinities: what replaces rows does not read them.
 
     The product stays, for the sake of its gradient with respect to d.
     """

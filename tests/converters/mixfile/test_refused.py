@@ -547,14 +547,13 @@ def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
     """Also where other things stand beside a mix, as adapters beside a recipe do."""
     one = Adapter({"a": LORA})
-    hint = (
-        ", expected a folder that jaxmix.save wrote. Give another folder, or move away what should "
-        "stay and empty this one."
-    )
     (folder / "lora").mkdir()
     (folder / "README.md").write_text("x")
     said = unsaved(CheckpointError, one, folder, force=True)
-    assert said == f"the output {folder} holds README.md, lora too{hint}"
+    assert said == (
+        f"the output {folder} is not replaced, for it also holds what is not written there:\n"
+        "  README.md\n  lora/\nMove these files, or give another folder."
+    )
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "notes").write_text("x")
     said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
@@ -562,7 +561,10 @@ def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
     assert "expected one of mix.json in what is to be replaced" in said
     (tmp_path / "home" / "notes").rename(tmp_path / "home" / "mix.json")
     said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
-    assert said == f"the output {tmp_path / 'home'} holds a mix.json of another kind{hint}"
+    assert said == (
+        f"the output {tmp_path / 'home'} is not replaced, for jaxmix.save did not write its "
+        "mix.json. Give another folder, or move it."
+    )
 
 
 def test_broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
