@@ -14,6 +14,8 @@ from rich.markup import escape
 
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
+    Filenames,
+    Ignored,
     check_apart,
     load_mix,
     strengths_data,
@@ -87,6 +89,8 @@ def fit(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw the strengths: .png, .svg or .pdf."),
     ] = None,
+    ignore: Ignored = None,
+    filename: Filenames = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -106,7 +110,7 @@ def fit(
     """
     if plot is not None:
         checked_picture(plot)
-    mixed = load_mix(adapters, base)
+    mixed = load_mix(adapters, base, ignore=ignore, filename=filename)
     check_apart(out, adapters)
     checked_output(out, [base], force=force, marks=_MARKS)
     model = _model(base, dtype)

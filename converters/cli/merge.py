@@ -10,6 +10,8 @@ from rich.markup import escape
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
+    Filenames,
+    Ignored,
     PeftOrder,
     check_apart,
     load_mix,
@@ -79,6 +81,8 @@ def merge(
         bool, typer.Option("--untie", help="Give a tied head a tensor of its own where need be.")
     ] = False,
     peft_order: PeftOrder = False,
+    ignore: Ignored = None,
+    filename: Filenames = None,
     as_json: AsJson = False,
 ) -> None:
     """Put adapters into a model: a Hugging Face folder in, a merged one out.
@@ -100,7 +104,7 @@ def merge(
     - `jaxmix merge base -a lora -o merged --resume --verify`
     - `jaxmix merge model.safetensors -a lora -o merged.safetensors --force --json`
     """
-    mixed = load_mix(adapters, base, peft_order=peft_order)
+    mixed = load_mix(adapters, base, peft_order=peft_order, ignore=ignore, filename=filename)
     check_apart(out, adapters)
     with bytes_bar(as_json=as_json) as progress:
         merged = merge_checkpoint(

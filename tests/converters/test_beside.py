@@ -1,4 +1,4 @@
-"""Weights beside an adapter: read as replaced leaves, named in one error, or left out on purpose."""
+"""Weights beside an adapter: read as replaced leaves, listed in one error, or left out."""
 
 import json
 from pathlib import Path
