@@ -1,7 +1,6 @@
 """Where an adapter lies, and of what format it is: a folder, a file, or a repository on the hub."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +10,11 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.alone import checked_filename, chosen_file, is_copy_of
 from jaxmix.converters.beside import names_in, unread_error, weights_beside
 from jaxmix.converters.format import Format, named, recognised
-from jaxmix.converters.hub import download
+from jaxmix.converters.hub import download, is_hub_id
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mix import Mix
 
 __all__ = ["Found", "find", "find_on_hub", "is_hub_id"]
-
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -168,18 +165,6 @@ def _is_known_file(
 ) -> Callable[[str], bool]:
     """From the name of a file in a folder to whether it holds an adapter."""
     return lambda name: _is_known((forced,) if forced else formats, folder / name)
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a hub id, ``owner/name``.
-
-    Args:
-        text: the text.
-
-    Returns:
-        Whether it has.
-    """
-    return _HUB_ID.fullmatch(text) is not None
 
 
 def find_on_hub(

@@ -1,6 +1,7 @@
 """Files from the Hugging Face hub, as folders in the local cache: of adapters and of bases."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from jaxmix.converters.hub_errors import is_absence, translated
 from jaxmix.converters.torch_files import has_torch, is_torch_file
 from jaxmix.errors import CheckpointError
 
-__all__ = ["Downloaded", "download", "download_base"]
+__all__ = ["Downloaded", "base_folder", "download", "is_hub_id"]
 
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # What a base checkpoint is merged and written from: its weights, configs and tokenizer.
 _BASE_FILES = (
     "*.safetensors",
@@ -94,26 +96,43 @@ def download(
     return Downloaded(mark.parent, one, _beside(place, mark.parent, one, ignore))
 
 
-def download_base(base: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Fetches a base checkpoint from the hub: its safetensors, configs and tokenizer.
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, ``owner/name``.
 
     Args:
-        base: ``owner/name``.
-        revision: The branch, tag or commit.
+        text: The text.
 
     Returns:
-        Its folder in the local cache.
+        Whether it has.
+    """
+    return _HUB_ID.fullmatch(text) is not None
+
+
+def base_folder(base: str | os.PathLike[str]) -> Path:
+    """Finds a base checkpoint: a path is taken as it is, and a hub id is downloaded.
+
+    Of a repository the safetensors, the configs and the tokenizer are fetched.
+
+    Args:
+        base: A path; or, where nothing lies there, ``owner/name`` or ``owner/name@revision``.
+
+    Returns:
+        The path, or the folder in the local cache.
 
     Raises:
-        CheckpointError: If it can't be had; the message says why, and what to do.
+        CheckpointError: If it can't be had from the hub; the message says why, and what to do.
     """
+    path = Path(base).expanduser()
+    hub_id, _, revision = Path(base).as_posix().partition("@")
+    if not is_hub_id(hub_id) or path.exists():
+        return path
     import huggingface_hub
 
-    place = _Place(Path(base).as_posix(), None, revision)
+    place = _Place(hub_id, None, revision or None)
     with translated(place, "the checkpoint", lambda file: ""):
         folder = huggingface_hub.snapshot_download(
-            place.hub_id,
-            revision=revision,
+            hub_id,
+            revision=place.revision,
             allow_patterns=list(_BASE_FILES),
             ignore_patterns=list(_BASE_COPIES),
         )

@@ -23,6 +23,7 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, steps_bar, tell_json
 from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.converters.hub import base_folder
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.output import checked_output
 from jaxmix.errors import UnsupportedError
@@ -40,7 +41,8 @@ def fit(
     base: Annotated[
         Path,
         typer.Argument(
-            metavar="BASE", help="A Hugging Face folder: Llama, Mistral, Qwen, Gemma or GPT-2."
+            metavar="BASE",
+            help="A Hugging Face folder or hub id: Llama, Mistral, Qwen, Gemma or GPT-2.",
         ),
     ],
     adapters: AdapterOptions,
@@ -110,6 +112,7 @@ def fit(
     """
     if plot is not None:
         checked_picture(plot)
+    base = base_folder(base)
     mixed = load_mix(adapters, base, ignore=ignore, filename=filename)
     check_apart(out, adapters)
     checked_output(out, [base], force=force, marks=_MARKS)
