@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.adapterhub import is_adapterhub, read_adapterhub
+from jaxmix.converters.adapterhub import PICKLE_FILE as ADAPTERHUB_PICKLE
+from jaxmix.converters.adapterhub import WEIGHTS_FILE as ADAPTERHUB_WEIGHTS
+from jaxmix.converters.adapterhub import is_adapterhub, is_adapterhub_file, read_adapterhub
 from jaxmix.converters.beside import patterns
 from jaxmix.converters.diffusers import is_diffusers, read_diffusers
 from jaxmix.converters.finding import find
@@ -63,10 +65,14 @@ PEFT = Format(
 
 ADAPTERHUB = Format(
     name="adapterhub",
-    what=f"one of AdapterHub with its own {CONFIG_FILE}",
+    what=f"one of AdapterHub's with {ADAPTERHUB_WEIGHTS}",
     recognises=is_adapterhub,
     read=read_adapterhub,
-    files=(CONFIG_FILE,),
+    files=(CONFIG_FILE, ADAPTERHUB_WEIGHTS),
+    instead={ADAPTERHUB_WEIGHTS: (ADAPTERHUB_PICKLE,)},
+    options=("base",),
+    is_read=is_adapterhub_file,
+    takes_beside=True,
 )
 
 KOHYA = Format(
@@ -119,7 +125,7 @@ QWIX = Format(
 
 # The first that recognises a folder or a file reads it. The last one gets the folders that nobody
 # recognises, and says what they miss; on the hub it is looked for first.
-FORMATS: tuple[Format, ...] = (MIX, KOHYA, DIFFUSERS, MLX, QWIX, ADAPTERHUB, PEFT)
+FORMATS: tuple[Format, ...] = (MIX, ADAPTERHUB, KOHYA, DIFFUSERS, MLX, QWIX, PEFT)
 
 
 def load(
