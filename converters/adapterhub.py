@@ -195,7 +195,9 @@ def _lora(site: str, factors: Factors, config: Mapping[str, Any], is_transposed:
     count = len(thirds) or 1
     is_fit = a is not None and b is not None and a.ndim == b.ndim == 2
     if not is_fit or a.shape[0] != count * rank or b.shape[1] != rank or b.shape[0] % count:
-        raise ShapeError(f"{shapes(factors)}, expected lora_A ({count * rank}, in), (out, {rank})")
+        raise ShapeError(
+            f"{shapes(factors)}, expected lora_A ({count * rank}, in), lora_B (out, {rank})"
+        )
     if thirds:
         rows, whole = (
             b.shape[0] // count,

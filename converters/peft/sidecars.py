@@ -14,6 +14,7 @@ from jaxmix.converters.base import BaseModel
 from jaxmix.converters.beside import is_whole_model, unread_error
 from jaxmix.converters.peft.keys import Sites, plain_leaf
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
+from jaxmix.tied import HEADS
 
 __all__ = ["read_sidecars"]
 
@@ -43,9 +44,10 @@ def read_sidecars(
             all such files are listed.
         AdapterError: If a number is not finite.
     """
-    # A tree of another library has other names, which say nothing about what it lacks.
     modules = set() if base is None else {_tail(module) for module in base.modules}
+    # A tree of another library has other names, which say nothing about what it lacks.
     is_named_alike = any(_tail(site) in modules for site in sites.factors)
+    modules |= {_tail(head) for head in HEADS}  # A tied base may have none of its own.
     found: dict[str, dict[str, np.ndarray]] = {}
     problems: dict[str, str] = {}
     for name in names:

@@ -127,6 +127,18 @@ def test_shards_and_weights_beside(place: tuple[Path, str]) -> None:
     assert "\n  mm_projector.bin: saved by torch" in refused(CheckpointError, text)
 
 
+def test_an_adapter_of_adapterhub_s(place: tuple[Path, str]) -> None:
+    """Its config has the name of PEFT's, and is none."""
+    from .formats.test_adapterhub import LORA as CONFIG
+    from .formats.test_adapterhub import Q, folder, keyed
+
+    tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
+    folder(place[0], tensors, CONFIG)
+    for options in ({}, {"filename": "adapter.safetensors"}, {"format": "adapterhub"}):
+        found: Any = jaxmix.load(place[1], **options)
+        assert (found.name, found.sites) == ("style", (Q,))
+
+
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a/..", "a/", "."])
 def test_a_filename_that_leads_out(name: str, place: tuple[Path, str]) -> None:
     """It stays in its folder."""

@@ -129,6 +129,12 @@ def test_modules_that_the_base_does_not_have(tmp_path: Path) -> None:
     assert set(jaxmix.load(tmp_path, base=["decoder"]).sites) == sites
 
 
+def test_a_head_of_a_tied_base(tmp_path: Path) -> None:
+    """It has no leaf of its own there, and is read all the same: merging says what to do."""
+    beside(tmp_path, "head.safetensors", {"lm_head.weight": NEW})
+    assert jaxmix.load(tmp_path, base=[SITE, "embed"]).sites == (SITE, "lm_head")
+
+
 def test_a_leaf_that_is_there_twice(tmp_path: Path) -> None:
     """Equal is no matter; otherwise it can't be told which was meant."""
     beside(tmp_path, "x.safetensors", {"embed.weight": NEW})
