@@ -111,7 +111,7 @@ def read_adapterhub(
         )
     model = base_model(base) if base is not None and beside else None
     for site, leaves in read_sidecars(folder, beside, Sites(sites), model).items():
-        whole = Replace(leaves.get("weight"), leaves.get("bias"))
+        whole = Replace(*(leaves.get(leaf) for leaf in ("weight", "bias")))
         updates[site] = Together((whole, updates[site])) if site in updates else whole
     return Adapter(updates, name=name) * strength
 
@@ -119,7 +119,7 @@ def read_adapterhub(
 def _config(folder: Path) -> dict[str, Any]:
     """The config, if it is AdapterHub's; else an empty dict."""
     try:
-        found = json_of((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+        found: Any = json_of((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return {}
     is_theirs = isinstance(found, dict) and "config" in found and "peft_type" not in found
@@ -188,21 +188,20 @@ def _thirds(site: str, config: Mapping[str, Any]) -> list[int]:
     return [i for i, x in enumerate("qkv") if is_fused and x in config["attn_matrices"]]
 
 
-def _lora(site: str, factors: Factors, config: Mapping[str, Any], is_transposed: bool) -> Update:
+def _lora(
+    site: str, factors: dict[str, Any], config: Mapping[str, Any], is_transposed: bool
+) -> Update:
     """W + alpha / r · BA."""
-    a, b, rank = factors.get("lora_A"), factors.get("lora_B"), config["r"]
-    thirds = _thirds(site, config)
+    thirds, rank = _thirds(site, config), config["r"]
     count = len(thirds) or 1
-    is_fit = a is not None and b is not None and a.ndim == b.ndim == 2
-    if not is_fit or a.shape[0] != count * rank or b.shape[1] != rank or b.shape[0] % count:
+    a, b = (_matrix(factors, name) for name in ("lora_A", "lora_B"))
+    if a.shape[0] != count * rank or b.shape[1] != rank or b.shape[0] % count:
         raise ShapeError(
             f"{shapes(factors)}, expected lora_A ({count * rank}, in), lora_B (out, {rank})"
         )
     if thirds:
-        rows, whole = (
-            b.shape[0] // count,
-            np.zeros((3 * b.shape[0] // count, count * rank), b.dtype),
-        )
+        rows = b.shape[0] // count
+        whole: Any = np.zeros((3 * rows, count * rank), b.dtype)
         for j, i in enumerate(thirds):
             block = b[j * rows : (j + 1) * rows]
             whole[i * rows : (i + 1) * rows, j * rank : (j + 1) * rank] = block
@@ -210,17 +209,26 @@ def _lora(site: str, factors: Factors, config: Mapping[str, Any], is_transposed:
     return LoRA(a, b, config["alpha"] / rank, transposed=is_transposed)
 
 
-def _ia3(site: str, factors: Factors, config: Mapping[str, Any], is_transposed: bool) -> Update:
+def _ia3(
+    site: str, factors: dict[str, Any], config: Mapping[str, Any], is_transposed: bool
+) -> Update:
     """diag(alpha · l) W, and the bias likewise."""
-    b, thirds = factors.get("lora_B"), _thirds(site, config)
+    thirds = _thirds(site, config)
     count = len(thirds) or 1
-    is_fit = b is not None and b.ndim == 2 and b.shape[1] == 1 and not b.shape[0] % count
-    if not is_fit or len(factors) > 1 or config["r"] != 1:
+    b = _matrix(factors, "lora_B")
+    if b.shape[1] != 1 or b.shape[0] % count or len(factors) > 1 or config["r"] != 1:
         raise ShapeError(f"{shapes(factors)} and r = {config['r']}, expected lora_B (out, 1) alone")
     vector = b[:, 0]
     if thirds:
-        whole = np.ones((3, len(vector) // count), vector.dtype)
+        whole: Any = np.ones((3, len(vector) // count), vector.dtype)
         whole[thirds] = vector.reshape(count, -1)
         vector = whole.reshape(-1)
     vector = vector if config["alpha"] == 1 else vector * np.asarray(config["alpha"], vector.dtype)
     return IA3(vector, transposed=is_transposed)
+
+
+def _matrix(factors: dict[str, Any], name: str) -> Any:
+    """A factor with two axes."""
+    if name not in factors or factors[name].ndim != 2:
+        raise ShapeError(f"{shapes(factors)}, expected {name} with two axes")
+    return factors[name]

@@ -166,11 +166,11 @@ def test_keys_that_mean_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "factors", "expected"),
     [
-        (LORA, {"lora_A": (2, 4)}, "expected lora_A (2, in), lora_B (out, 2)"),
+        (LORA, {"lora_A": (2, 4)}, "expected lora_B with two axes"),
         (LORA, {"lora_A": (4, 4), "lora_B": (6, 2)}, "expected lora_A (2, in), lora_B (out, 2)"),
         (LORA, {"lora_A": (2, 4), "lora_B": (6, 3)}, "expected lora_A (2, in), lora_B (out, 2)"),
         (SCALE, {"lora_A": (1, 4), "lora_B": (6, 1)}, "and r = 1, expected lora_B (out, 1) alone"),
-        (SCALE, {"lora_B": (6,)}, "and r = 1, expected lora_B (out, 1) alone"),
+        (SCALE, {"lora_B": (6,)}, "expected lora_B with two axes"),
         ({**SCALE, "r": 2}, {"lora_B": (6, 1)}, "and r = 2, expected lora_B (out, 1) alone"),
     ],
 )
