@@ -111,7 +111,8 @@ def read_adapterhub(
         )
     model = base_model(base) if base is not None and beside else None
     for site, leaves in read_sidecars(folder, beside, Sites(sites), model).items():
-        whole = Replace(*(leaves.get(leaf) for leaf in ("weight", "bias")))
+        own: dict[str, Any] = dict(leaves)
+        whole = Replace(own.get("weight"), own.get("bias"))
         updates[site] = Together((whole, updates[site])) if site in updates else whole
     return Adapter(updates, name=name) * strength
 

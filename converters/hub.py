@@ -10,7 +10,7 @@ from typing import Any
 from jaxmix.converters.alone import chosen_file, is_copy_of
 from jaxmix.converters.beside import is_whole_model, names_in, weights_beside
 from jaxmix.converters.format import Format
-from jaxmix.converters.hub_errors import is_absence, translated
+from jaxmix.converters.hub_errors import is_absence, is_unreachable, translated
 from jaxmix.converters.torch_files import has_torch, is_torch_file
 from jaxmix.errors import CheckpointError
 
@@ -80,7 +80,9 @@ def download(
     try:
         mark, one = _first(place, formats)
     except CheckpointError as error:
-        names = place.names() if is_absence(error) or not formats else ()
+        if formats and not is_absence(error):
+            raise
+        names = place.names(ask=not is_unreachable(error))
         lone = chosen_file(names, place.text)
         if lone is None:
             raise
@@ -142,12 +144,16 @@ def base_folder(base: str | os.PathLike[str]) -> Path:
 def _first(place: "_Place", formats: Sequence[Format]) -> tuple[Path, Format]:
     """The first file of the first format that has it there."""
     first: CheckpointError | None = None
+    absent: set[str] = set()
     for one in formats:
+        if one.files[0] in absent:
+            continue
         try:
             mark = place.fetch(one.files[0], one.absent)
         except CheckpointError as error:
             if not is_absence(error):
                 raise
+            absent.add(one.files[0])
             # What is missing is reported of the first format, which most people have.
             first = first or error
             continue
@@ -240,19 +246,23 @@ class _Place:
                 self.fetch(file)
         return True
 
-    def names(self) -> tuple[str, ...]:
+    def names(self, *, ask: bool = True) -> tuple[str, ...]:
         """The names of the files there; of those in the local cache without an answer."""
+        files = (self._listed() if ask else None) or list(self._cached())
+        inner = f"{self.subfolder}/" if self.subfolder else ""
+        here = [file.removeprefix(inner) for file in files if file.startswith(inner)]
+        return tuple(sorted(file for file in here if "/" not in file))
+
+    def _listed(self) -> list[str] | None:
+        """The paths of the files in the repository; None if the hub does not say."""
         import huggingface_hub
 
         try:
             api = huggingface_hub.HfApi()
             told: Any = api.model_info(self.hub_id, revision=self.revision, timeout=_TIMEOUT)
-            files = [file.rfilename for file in told.siblings or ()]
-        except Exception:  # Without an answer it goes on with what is here.
-            files = list(self._cached())
-        inner = f"{self.subfolder}/" if self.subfolder else ""
-        here = [file.removeprefix(inner) for file in files if file.startswith(inner)]
-        return tuple(sorted(file for file in here if "/" not in file))
+        except Exception:  # It goes on with what is here.
+            return None
+        return [file.rfilename for file in told.siblings or ()]
 
     def _cached(self) -> Iterator[str]:
         """The paths of the files in the local cache."""

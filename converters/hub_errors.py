@@ -6,7 +6,7 @@ from typing import Protocol
 
 from jaxmix.errors import CheckpointError
 
-__all__ = ["is_absence", "translated"]
+__all__ = ["is_absence", "is_unreachable", "translated"]
 
 
 class _Place(Protocol):
@@ -32,6 +32,20 @@ def is_absence(error: CheckpointError) -> bool:
     from huggingface_hub import errors
 
     return isinstance(error.__cause__, errors.EntryNotFoundError)
+
+
+def is_unreachable(error: CheckpointError) -> bool:
+    """Whether the hub did not answer, and the local cache has no such file either.
+
+    Args:
+        error: An error that `translated` raised.
+
+    Returns:
+        Whether it is that.
+    """
+    from huggingface_hub import errors
+
+    return isinstance(error.__cause__, errors.LocalEntryNotFoundError)
 
 
 @contextmanager

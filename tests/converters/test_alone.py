@@ -230,6 +230,23 @@ def test_the_hub_s_list_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "non_lora_trainables.bin" not in fetched
 
 
+def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not asked for its list too, and no file is asked for twice."""
+    fetched, asked = [], []
+
+    def download(repo_id: str, filename: str, **options: Any) -> str:
+        fetched.append(filename)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    ask = lambda self, repo_id, **options: asked.append(repo_id)  # noqa: E731
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
+    said = refused(CheckpointError, "owner/name")
+    assert "adapter_config.json is not in the local cache and the hub can't be reached" in said
+    assert sorted(fetched) == ["adapter_config.json", "adapters.safetensors", "mix.json"]
+    assert not asked
+
+
 def test_an_index_of_a_model_beside_an_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
