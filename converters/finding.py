@@ -9,7 +9,7 @@ from typing import Any
 from jaxmix.adapter import Adapter
 from jaxmix.converters.alone import checked_filename, chosen_file, is_copy_of
 from jaxmix.converters.beside import names_in, unread_error, weights_beside
-from jaxmix.converters.format import Format, named, recognised
+from jaxmix.converters.format import Format, is_folder_file, named, recognised
 from jaxmix.converters.hub import download, is_hub_id
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mix import Mix
@@ -163,8 +163,9 @@ def _is_known(formats: Sequence[Format], place: Path) -> bool:
 def _is_known_file(
     formats: Sequence[Format], forced: Format | None, folder: Path
 ) -> Callable[[str], bool]:
-    """From the name of a file in a folder to whether it holds an adapter."""
-    return lambda name: _is_known((forced,) if forced else formats, folder / name)
+    """From the name of a file in a folder to whether it holds an adapter by itself."""
+    known = (forced,) if forced else formats
+    return lambda name: not is_folder_file(formats, name) and _is_known(known, folder / name)
 
 
 def find_on_hub(

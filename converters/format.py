@@ -9,7 +9,7 @@ from jaxmix.converters.torch_files import is_torch_file, torch_tensors
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mix import Mix
 
-__all__ = ["Format", "named", "recognised"]
+__all__ = ["Format", "is_folder_file", "named", "recognised"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,19 @@ class Format:
     is_alone: bool = False
     takes_beside: bool = False
     named_within: bool = False
+
+
+def is_folder_file(formats: Sequence[Format], name: str) -> bool:
+    """Whether a file is one of a folder of some format, and no adapter without its config.
+
+    Args:
+        formats: the table.
+        name: the file's name.
+
+    Returns:
+        Whether it is.
+    """
+    return any(one.is_read is not None and one.is_read(name) for one in formats)
 
 
 def named(formats: Sequence[Format], name: str) -> Format:

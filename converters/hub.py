@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxmix.converters.alone import chosen_file, is_copy_of
 from jaxmix.converters.beside import is_whole_model, names_in, weights_beside
-from jaxmix.converters.format import Format
+from jaxmix.converters.format import Format, is_folder_file
 from jaxmix.converters.hub_errors import is_absence, is_unreachable, translated
 from jaxmix.converters.torch_files import has_torch, is_torch_file
 from jaxmix.errors import CheckpointError
@@ -83,7 +83,7 @@ def download(
         if formats and not is_absence(error):
             raise
         names = place.names(ask=not is_unreachable(error))
-        lone = chosen_file(names, place.text)
+        lone = chosen_file(names, place.text, lambda name: not is_folder_file(formats, name))
         if lone is None:
             raise
         beside = weights_beside(names, is_copy_of(lone), ignore)

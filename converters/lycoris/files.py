@@ -68,5 +68,5 @@ def json_of(text: str | None) -> object:
     """The value that a text of JSON holds; None if it is none."""
     try:
         return None if text is None else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # The second if it is nested beyond all reason.
         return None

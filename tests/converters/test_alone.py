@@ -169,6 +169,11 @@ def test_a_folder_without_an_adapter(place: tuple[Path, str]) -> None:
     folder, text = place
     (folder / "README.md").write_text("")
     assert "adapter_config.json" in refused(CheckpointError, text)
+    folders.save(folder)
+    (folder / "adapter_config.json").unlink()
+    said = refused(CheckpointError, text)
+    assert "has no adapter_config.json" in said or "adapter_config.json is not in the" in said
+    (folder / "adapter_model.safetensors").unlink()
     said = refused(CheckpointError, text, format="kohya")
     if text == "owner/style":
         assert said == (
