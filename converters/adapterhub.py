@@ -84,7 +84,7 @@ def read_adapterhub(
         >>> read_adapterhub(Path("no/such/folder"), "style")
         Traceback (most recent call last):
         ...
-        jaxmix.errors.UnsupportedError: no/such/folder was saved by AdapterHub's adapters ...
+        jaxmix.errors.CheckpointError: no/such/folder has no adapter_config.json of ...
 
     Source: adapter-hub/adapters, ``src/adapters/methods/lora.py``.
     """
@@ -129,6 +129,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _checked(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The method's config, of LoRA or IA3 and of nothing that can't be honoured."""
+    if not told:
+        raise CheckpointError(
+            f"{folder} has no {_CONFIG_FILE} of AdapterHub's, expected an object with config and "
+            "model_type. Give the folder that model.save_adapter wrote."
+        )
     found = told.get("config")
     method = found.get("architecture", "bottleneck") if isinstance(found, dict) else found
     if not isinstance(found, dict) or method != "lora":

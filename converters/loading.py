@@ -162,7 +162,7 @@ def load(
             its indices asks for a flat dict in the model's own order. What needs none does not look
             at it.
         format: the format, by name, of what would not be recognised by its files: ``"peft"``,
-            ``"mix"``, ``"kohya"``, ``"diffusers"``, ``"mlx"`` or ``"qwix"``.
+            ``"mix"``, ``"kohya"``, ``"diffusers"``, ``"mlx"``, ``"qwix"`` or ``"adapterhub"``.
         ignore: names or globs of files of weights beside the adapter to leave out. Others are read
             as replaced leaves, if they are safetensors of whole modules, or raise an error.
         **options: what else the reader of the format takes: ``part=`` of a file with several

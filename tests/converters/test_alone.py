@@ -1,5 +1,6 @@
 """One file in a folder or a repository: chosen as diffusers does, or by `filename`."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,17 @@ def test_several_files(place: tuple[Path, str]) -> None:
     assert found.source == ("owner/style" if text == "owner/style" else "style") + "/2.safetensors"
     np.testing.assert_array_equal(found.updates["proj"].a, drawn(2, 4, seed=2))
     assert jaxmix.load(text, filename="1.safetensors", format="diffusers").name == "1"
+
+
+def test_a_file_that_a_recipe_names(place: tuple[Path, str], tmp_path: Path) -> None:
+    """`filename` stands in the part."""
+    for i in "12":
+        save(place[0] / f"{i}.safetensors", diffusers(int(i)))
+    part = {"source": place[1].removeprefix(f"{tmp_path}/"), "filename": "2.safetensors"}
+    told = {"format": "jaxmix", "version": 1, "parts": [part]}
+    (tmp_path / "x.json").write_text(json.dumps(told))
+    update: Any = jaxmix.load(tmp_path / "x.json").parts[0].updates["proj"]
+    np.testing.assert_array_equal(update.a, drawn(2, 4, seed=2))
 
 
 def test_embeddings_beside_the_default(place: tuple[Path, str]) -> None:

@@ -146,6 +146,14 @@ def test_fields_that_do_not_hold_what_they_should(fields: dict[str, Any], tmp_pa
     assert "expected a positive integer, a number, 'add' or 'scale', and a list." in said
 
 
+def test_a_folder_that_is_not_theirs(tmp_path: Path) -> None:
+    """Forced by name."""
+    assert refused(CheckpointError, tmp_path, format="adapterhub") == (
+        f"{tmp_path} has no adapter_config.json of AdapterHub's, expected an object with config "
+        "and model_type. Give the folder that model.save_adapter wrote."
+    )
+
+
 def test_keys_that_mean_nothing(tmp_path: Path) -> None:
     """All are listed; so are two adapters in one file."""
     tensors = {
