@@ -16,11 +16,14 @@ from jaxmix.mix import Mix, mix
 __all__ = [
     "AdapterArguments",
     "AdapterOptions",
+    "Filenames",
+    "Ignored",
     "PeftOrder",
     "Told",
     "check_apart",
     "load_each",
     "load_mix",
+    "load_told",
     "parse_adapter",
     "strengths_data",
     "strengths_text",
@@ -47,6 +50,26 @@ AdapterOptions = Annotated[
         show_default=False,
     ),
 ]
+Ignored = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="FILE",
+        help="A file of weights beside an adapter to leave out, by its name or a glob (`*.bin`); "
+        "may be given several times. Without it a file that can't be read is an error.",
+        show_default=False,
+    ),
+]
+Filenames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filename",
+        metavar="FILE",
+        help="Which file of a folder or repository holds the adapter, where there are several: "
+        'once for all adapters, or once for each in their order ("" for none).',
+        show_default=False,
+    ),
+]
 PeftOrder = Annotated[
     bool,
     typer.Option("--peft-order", help="The order of PEFT's forward: it turns runs of OFT around."),
@@ -68,6 +91,46 @@ def parse_adapter(text: str) -> Told:
     return Told(text, 1.0)
 
 
+def load_told(
+    texts: Sequence[str],
+    base: Any = None,
+    *,
+    ignore: Sequence[str] | None = None,
+    filename: Sequence[str] | None = None,
+    weighted: bool = False,
+    **options: Any,
+) -> list[tuple[Told, Adapter | Mix]]:
+    """What the command line names, each read once.
+
+    Args:
+        texts: The words of the command line.
+        base: The base, for the readers that ask for it.
+        ignore: The files beside the adapters to leave out.
+        filename: The file that holds the adapter: one for all, or one for each.
+        weighted: Whether the numbers after the colons are weights, so that strengths are 1.
+        **options: What else `jaxmix.load` is given.
+
+    Returns:
+        Each word's path and number, and its adapter or mix.
+
+    Raises:
+        typer.BadParameter: If there are several file names, and not one for each adapter.
+    """
+    filename = filename or [""]
+    if len(filename) not in (1, len(texts)):
+        raise typer.BadParameter(
+            f"--filename is given {len(filename)} times for {len(texts)} adapters, expected once, "
+            "or once for each in their order."
+        )
+    names = filename if len(filename) > 1 else [*filename] * len(texts)
+    found = []
+    for told, name in zip(map(parse_adapter, texts), names, strict=True):
+        strength = 1.0 if weighted else told.strength
+        given = {"base": base, "filename": name or None, "ignore": list(ignore or ()), **options}
+        found.append((told, load(told.path, strength=strength, **given)))
+    return found
+
+
 def load_each(
     texts: Sequence[str], base: Any = None, **options: Any
 ) -> list[tuple[Told, list[Adapter]]]:
@@ -76,16 +139,16 @@ def load_each(
     Args:
         texts: the words of the command line.
         base: the base, for the readers that ask for it.
-        **options: what else `jaxmix.load` is to be told.
+        **options: what else `load_told` takes.
 
     Returns:
         Adapters under names that are all different.
     """
     taken: set[str] = set()
     found = []
-    for told in map(parse_adapter, texts):
+    for told, loaded in load_told(texts, base, **options):
         parts = []
-        for adapter in load(told.path, strength=told.strength, base=base, **options).parts:
+        for adapter in loaded.parts:
             name, count = adapter.name, 1
             while name in taken:
                 count += 1
@@ -96,9 +159,11 @@ def load_each(
     return found
 
 
-def load_mix(texts: Sequence[str], base: Any = None, *, peft_order: bool = False) -> Mix:
+def load_mix(
+    texts: Sequence[str], base: Any = None, *, peft_order: bool = False, **options: Any
+) -> Mix:
     """What the command line names as one mix, in order."""
-    parts = [part for _, parts in load_each(texts, base) for part in parts]
+    parts = [part for _, parts in load_each(texts, base, **options) for part in parts]
     return peft_stack(parts) if peft_order else mix(*parts)
 
 

@@ -11,6 +11,8 @@ from rich.markup import escape
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterArguments,
+    Filenames,
+    Ignored,
     Told,
     check_apart,
     load_each,
@@ -115,6 +117,8 @@ def convert(
             "transformer, unet (diffusers).",
         ),
     ] = None,
+    ignore: Ignored = None,
+    filename: Filenames = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,11 +137,17 @@ def convert(
     - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only where they are
     """
     if to == _RECIPE:
+        if ignore or filename:
+            raise typer.BadParameter(
+                "a recipe is written without reading its adapters: write --ignore and --filename "
+                'into its parts, as "ignore": "…" and "filename": "…".'
+            )
         _recipe(adapters, out, force=force, as_json=as_json)
         return
     given = {"format": source, "part": part, "alpha": alpha, "axis": axis, "scale": scale}
     options = {name: value for name, value in given.items() if value is not None}
-    parts = [part for _, own in load_each(adapters, base, **options) for part in own]
+    read = load_each(adapters, base, ignore=ignore, filename=filename, **options)
+    parts = [part for _, own in read for part in own]
     check_apart(out, adapters)
     made = _written(parts, to)
     named: dict[str, Any] = {}

@@ -8,6 +8,8 @@ from rich.markup import escape
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
+    Filenames,
+    Ignored,
     PeftOrder,
     check_apart,
     load_mix,
@@ -42,6 +44,8 @@ def export(
     ] = None,
     force: Force = False,
     peft_order: PeftOrder = False,
+    ignore: Ignored = None,
+    filename: Filenames = None,
     as_json: AsJson = False,
 ) -> None:
     """Write any mix as a folder that PEFT loads: one LoRA, or its parts.
@@ -60,7 +64,7 @@ def export(
     - `jaxmix export -a lora:0.6 -a loha -o for-peft`: the parts, and load_in_peft.py
     """
     limit = rank_of(rank, energy)
-    mixed = load_mix(adapters, base, peft_order=peft_order)
+    mixed = load_mix(adapters, base, peft_order=peft_order, ignore=ignore, filename=filename)
     check_apart(out, adapters)
     told: dict[str, Any] = {"adapters": strengths_data(mixed)}
     options: dict[str, Any] = {"base_model": base_name, "force": force}

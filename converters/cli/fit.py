@@ -14,6 +14,8 @@ from rich.markup import escape
 
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
+    Filenames,
+    Ignored,
     check_apart,
     load_mix,
     strengths_data,
@@ -21,6 +23,7 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, steps_bar, tell_json
 from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.converters.hub import base_folder
 from jaxmix.converters.mixfile import MIX_FILE, is_saved, save
 from jaxmix.converters.output import checked_output
 from jaxmix.errors import UnsupportedError
@@ -37,7 +40,8 @@ def fit(
     base: Annotated[
         Path,
         typer.Argument(
-            metavar="BASE", help="A Hugging Face folder: Llama, Mistral, Qwen, Gemma or GPT-2."
+            metavar="BASE",
+            help="A Hugging Face folder or hub id: Llama, Mistral, Qwen, Gemma or GPT-2.",
         ),
     ],
     adapters: AdapterOptions,
@@ -86,6 +90,8 @@ def fit(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw the strengths: .png, .svg or .pdf."),
     ] = None,
+    ignore: Ignored = None,
+    filename: Filenames = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +111,8 @@ def fit(
     """
     if plot is not None:
         checked_picture(plot)
-    mixed = load_mix(adapters, base)
+    base = base_folder(base)
+    mixed = load_mix(adapters, base, ignore=ignore, filename=filename)
     check_apart(out, adapters)
     checked_output(out, [base], force=force, marks=(MIX_FILE,), replaces=is_saved)
     model = _model(base, dtype)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.cli.adapters import AdapterArguments, load_each
+from jaxmix.converters.cli.adapters import AdapterArguments, Filenames, Ignored, load_each
 from jaxmix.converters.cli.bases import BaseOption, needs_base, params_of
 from jaxmix.converters.cli.telling import AsJson, say, steps_bar, tell_json
 from jaxmix.converters.tables import adapter_data, adapter_table
@@ -38,6 +38,8 @@ def inspect(
             "--plot", metavar="FILE", help="Draw the measures, module by layer: .png, .svg or .pdf."
         ),
     ] = None,
+    ignore: Ignored = None,
+    filename: Filenames = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what adapters are: kinds, sizes, and the modules that they touch.
@@ -57,7 +59,7 @@ def inspect(
     """
     if plot is not None:
         checked_picture(plot)
-    each = load_each(adapters, base)
+    each = load_each(adapters, base, ignore=ignore, filename=filename)
     parts = [part for _, several in each for part in several]
     found, left_out = None, []
     if measured or plot is not None:

@@ -21,9 +21,10 @@
     }
 
 A part has its updates, whose arrays lie in mix.safetensors, or it has none and is read from its
-source: a path below the folder of mix.json, or a hub id (``./owner/name`` is a path). A file of
-the second kind alone is a recipe. Names, strengths and the order of parts may be edited; what a
-part does has its hash.
+source: a path below the folder of mix.json, or a hub id (``./owner/name`` is a path), with
+``subfolder``, ``filename``, ``format``, ``ignore`` and ``options`` as `jaxmix.load` takes them. A
+file of the second kind alone is a recipe. Names, strengths and the order of parts may be edited;
+what a part does has its hash.
 """
 
 from jaxmix.converters.mixfile.hashing import fingerprint

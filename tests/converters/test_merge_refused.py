@@ -99,11 +99,11 @@ def test_damaged_bases(
 
 
 def test_bases_that_are_none(adapters: Adapters, tmp_path: Path) -> None:
-    """A hub id, and a file."""
+    """A folder that is not there, and a file; hub ids are in test_base_hub."""
     (tmp_path / "file").write_text("x")
-    for name, what in (("owner/name", "does not exist"), (tmp_path / "file", "is a file")):
+    for name, what in ((tmp_path / "none", "does not exist"), (tmp_path / "file", "is a file")):
         with pytest.raises(
-            CheckpointError, match=rf"{what}, expected a Hugging Face folder.*hf down"
+            CheckpointError, match=rf"{what}, expected a Hugging Face folder.*'owner/name'"
         ):
             merge_checkpoint(name, jaxmix.load(adapters["lora"]), tmp_path / "out")
 
