@@ -1,36 +1,19 @@
-"""A base checkpoint read by slices: each process reads what its devices hold, and no more.
-
-A safetensors file has each tensor's numbers in one run, row after row. So a slice of rows is one
-read, and a slice of columns is one read a row.
-"""
+"""A base checkpoint read by slices: each process reads what its devices hold, and no more."""
 
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import RawIOBase
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmix.converters.huggingface import FLOATS, Stored, read_checkpoint
+from jaxmix.converters.slicing import DTYPES, ranges, read_slice
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 
 __all__ = ["load_params", "read_slice"]
-
-# safetensors' names of other dtypes that a model's buffers may have.
-_WHOLE: dict[str, Any] = {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "I16": np.int16,
-    "I32": np.int32,
-    "I64": np.int64,
-}
-_DTYPES = FLOATS | _WHOLE
-# Pieces of fewer bytes are read along with what lies between them, as a disk would.
-_SHORT = 512
 
 Where = (
     jax.sharding.Sharding
@@ -101,79 +84,6 @@ def load_params(
     return {name: _array(one, targets[name], places[name], counter) for name, one in wanted.items()}
 
 
-def read_slice(
-    stored: Stored, index: tuple[slice, ...] = (), counter: Counter[str] | None = None
-) -> np.ndarray:
-    """``tensor[index]`` out of a file, of which little more than these bytes is read.
-
-    Args:
-        stored: where the tensor lies.
-        index: slices of the first axes, of step 1.
-        counter: if given, the bytes that were read are added to its entry of the tensor's name.
-
-    Returns:
-        The numbers, in the file's dtype.
-
-    Raises:
-        CheckpointError: if the file ends before.
-
-    Example:
-        >>> import tempfile
-        >>> from safetensors.numpy import save_file
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_file({"w": np.arange(6.0).reshape(3, 2)}, folder + "/model.safetensors")
-        ...     read_slice(read_checkpoint(folder).tensors["w"], (slice(1, 2),)).tolist()
-        [[2.0, 3.0]]
-
-    Source: https://github.com/huggingface/safetensors, format.
-    """
-    shape = stored.shape or (1,)
-    kept = _ranges(index, shape)
-    out = np.empty([len(part) for part in kept], _DTYPES[stored.dtype])
-    if out.size:
-        with stored.file.open("rb", buffering=0) as file:
-            for at, place, run in _runs(shape, kept, out.dtype.itemsize):
-                data = np.empty(run, out.dtype)
-                _read(file, data, stored, stored.start + place * out.dtype.itemsize)
-                inner = tuple(slice(part.start, part.stop) for part in kept[len(at) + 1 :])
-                out[at] = data[(slice(None), *inner)]
-                if counter is not None:
-                    counter[stored.name] += data.nbytes
-    return out if stored.shape else out[0]
-
-
-def _runs(
-    shape: tuple[int, ...], kept: list[range], item: int
-) -> Iterator[tuple[tuple[int, ...], int, tuple[int, ...]]]:
-    """What lies together in the file: where it belongs, where it starts, and its shape."""
-    axis = len(shape) - 1
-    # Along an axis from which on everything is kept, and farther out while pieces are short.
-    while axis and (
-        len(kept[axis]) == shape[axis]
-        or len(kept[axis]) * math.prod(shape[axis + 1 :]) * item < _SHORT
-    ):
-        axis -= 1
-    steps = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
-    for at in np.ndindex(*(len(part) for part in kept[:axis])):
-        firsts = [part[i] for part, i in zip(kept, (*at, 0), strict=False)]
-        place = sum(first * step for first, step in zip(firsts, steps, strict=False))
-        yield at, place, (len(kept[axis]), *shape[axis + 1 :])
-
-
-def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None:
-    """Fills an array from a place in a file."""
-    view = data.reshape(-1).view(np.uint8).data
-    file.seek(start)
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise CheckpointError(
-                f"{stored.file} ends within {stored.name}. Was it changed meanwhile? Download or "
-                "save it again, whole."
-            )
-        view = view[count:]
-
-
 def _array(
     stored: Stored, dtype: Any, sharding: jax.sharding.Sharding, counter: Counter[str] | None
 ) -> jax.Array:
@@ -184,7 +94,7 @@ def _array(
     """
     places = sharding.addressable_devices_indices_map(stored.shape).values()
     # By text, since slices have no hash before Python 3.12.
-    wanted = {repr(index): _ranges(index, stored.shape) for index in places}
+    wanted = {repr(index): ranges(index, stored.shape) for index in places}
     block = [
         range(min(part.start for part in axis), max(part.stop for part in axis))
         for axis in zip(*wanted.values(), strict=True)
@@ -204,12 +114,6 @@ def _array(
     return jax.make_array_from_callback(stored.shape, sharding, cut, dtype=dtype)
 
 
-def _ranges(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> list[range]:
-    """The indices of a slice along each axis."""
-    parts = (*(index or ()), *[slice(None)] * len(shape))
-    return [range(*part.indices(size)) for part, size in zip(parts, shape, strict=False)]
-
-
 def _size(part: list[range]) -> int:
     """How many numbers a slice has."""
     return math.prod(map(len, part))
@@ -220,11 +124,11 @@ def _targets(wanted: Mapping[str, Stored], dtype: Any) -> dict[str, np.dtype]:
     made: dict[str, np.dtype] = {}
     odd = []
     for name, stored in wanted.items():
-        if stored.dtype not in _DTYPES:
-            odd.append(f"{name} is {stored.dtype}, expected one of {', '.join(_DTYPES)}")
+        if stored.dtype not in DTYPES:
+            odd.append(f"{name} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
             continue
         cast = stored.dtype in FLOATS and dtype is not None
-        target = np.dtype(dtype if cast else _DTYPES[stored.dtype])
+        target = np.dtype(dtype if cast else DTYPES[stored.dtype])
         canonical = np.dtype(jax.dtypes.canonicalize_dtype(target))
         if stored.dtype in FLOATS and canonical != target:
             odd.append(f"{name} would be {target}, which JAX rounds unless jax_enable_x64 is set")
