@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.huggingface import FLOATS, Stored, read_checkpoint
+from jaxmix.converters.huggingface import FLOATS, Checkpoint, Stored, read_checkpoint
+from jaxmix.converters.quantization import Packed, look, method_of, unpacked
 from jaxmix.converters.slicing import DTYPES, ranges, read_slice
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 
@@ -29,6 +30,7 @@ def load_params(
     dtype: Any = None,
     names: Iterable[str] | None = None,
     counter: Counter[str] | None = None,
+    dequantize: bool = False,
 ) -> dict[str, jax.Array]:
     """The weights of a Hugging Face folder on many devices: ``{name: array}``, read by slices.
 
@@ -44,7 +46,10 @@ def load_params(
             device of the others' mesh. By default all lie on the first device.
         dtype: what to cast floats to, slice by slice; by default each keeps the file's.
         names: which tensors to read; all by default.
-        counter: if given, the bytes that were read of each tensor are added up in it.
+        counter: if given, the bytes that were read of each tensor are added up in it; those of
+            packed weights are not.
+        dequantize: read packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) as what they stand
+            for, in bfloat16 unless ``dtype`` says otherwise.
 
     Returns:
         Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in). Whole numbers are
@@ -53,7 +58,8 @@ def load_params(
     Raises:
         CheckpointError: if the folder is none, a file is damaged, or a name is not in it.
         ShapeError: if a sharding does not divide its tensor; all are listed.
-        UnsupportedError: if tensors have a dtype that can't be read, or that JAX would round.
+        UnsupportedError: if tensors have a dtype that can't be read, or that JAX would round; or
+            are packed, and ``dequantize`` is not set.
 
     Example:
         >>> import tempfile
@@ -67,7 +73,7 @@ def load_params(
 
     Source: https://github.com/huggingface/safetensors, format; ``jax.make_array_from_callback``.
     """
-    stored = read_checkpoint(folder).tensors
+    stored = _stored(read_checkpoint(folder), names, dequantize=dequantize)
     if unknown := sorted(set(names or ()) - stored.keys()):
         raise CheckpointError(
             f"{os.fspath(folder)} has no tensors of these names:{listing(unknown)}\nExpected names "
@@ -82,6 +88,32 @@ def load_params(
     places = {name: place(name, outline) for name, outline in outlines.items()}
     _check_division(outlines, places)
     return {name: _array(one, targets[name], places[name], counter) for name, one in wanted.items()}
+
+
+def _stored(
+    checkpoint: Checkpoint, names: Iterable[str] | None, *, dequantize: bool
+) -> Mapping[str, Stored]:
+    """The tensors of a folder by name, none of which is a part of a packed weight."""
+    readout = look(checkpoint)
+    wanted = readout.parts if names is None else readout.parts.intersection(names)
+    packed = sorted(wanted & checkpoint.tensors.keys())
+    if not packed or (dequantize and not readout.wrong):
+        return unpacked(checkpoint, readout) if dequantize else checkpoint.tensors
+    method = method_of(checkpoint)
+    how = "Take the checkpoint that it was made from."
+    if not readout.wrong:
+        how = "dequantize=True reads the weights that they stand for."
+    raise UnsupportedError(
+        f"{checkpoint.name} is quantized{f' by {method}' if method else ''}: tensors that are no "
+        f"weights by themselves:{listing(readout.wrong if dequantize else packed)}\n{how}"
+    )
+
+
+def _read(stored: Stored, index: tuple[slice, ...], counter: Counter[str] | None) -> np.ndarray:
+    """A slice of a tensor; of a packed weight in float32."""
+    if isinstance(stored, Packed) and stored.shape:
+        return stored.rows(index[0])[(slice(None), *index[1:])]
+    return stored.read() if isinstance(stored, Packed) else read_slice(stored, index, counter)
 
 
 def _array(
@@ -101,7 +133,7 @@ def _array(
     ]
     is_block = _size(block) == sum(map(_size, wanted.values()))
     read = {
-        key: (part, read_slice(stored, tuple(slice(k.start, k.stop) for k in part), counter))
+        key: (part, _read(stored, tuple(slice(k.start, k.stop) for k in part), counter))
         for key, part in ({"": block} if is_block else wanted).items()
     }
 

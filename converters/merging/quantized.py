@@ -20,6 +20,10 @@ from jaxmix.errors import LayoutError, listing
 __all__ = ["dequantized", "is_packed", "refusal", "stale"]
 
 _DTYPES = ("torch_dtype", "dtype")
+_OPTION = (
+    "dequantize=True (on the command line --dequantize) writes all that is packed in bfloat16, and "
+    "merges into that."
+)
 
 
 def is_packed(tensor: Stored) -> bool:
@@ -106,6 +110,8 @@ def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
         leaves: the names of the tensors that adapters may touch.
     """
     tensors, readout = checkpoint.tensors, look(checkpoint)
+    # What weights that can be read are made of; the others' parts are told one by one.
+    known = {*readout.parts} if not readout.wrong else set[str]()
     unread: list[str] = []
     read: list[str] = []
     for leaf in leaves:
@@ -117,21 +123,18 @@ def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
         elif not tensor:
             module = leaf.removesuffix(".weight")
             names = [f"{module}.{part}" for part in PARTS] + [f"{leaf}_blocks"]
-            found = [tensors[name] for name in names if name in tensors]
+            found = [tensors[name] for name in names if name in tensors and name not in known]
             unread += [f"{part.name} in {part.file.name}: {part.dtype}" for part in found]
     if not read and not unread:
         return None
-    how = _how(checkpoint) if unread or readout.wrong else _OPTION
+    how = _how(checkpoint) if unread else _OPTION
+    if read and readout.wrong:
+        others = listing(readout.wrong)
+        how = f"Other packed tensors can't be dequantized:{others}\n{_how(checkpoint)}"
     return (
         f"{_named(checkpoint)}: tensors that can't take an adapter, expected {', '.join(FLOATS)}:"
         f"{listing([*read, *unread])}\n{how}"
     )
-
-
-_OPTION = (
-    "dequantize=True (on the command line --dequantize) writes all that is packed in bfloat16, and "
-    "merges into that."
-)
 
 
 def _named(checkpoint: Checkpoint) -> str:
@@ -143,11 +146,11 @@ def _named(checkpoint: Checkpoint) -> str:
 def _how(checkpoint: Checkpoint) -> str:
     """What to do about weights that can't be read."""
     method = method_of(checkpoint)
-    known = f"dequantize=True reads {', '.join(READERS)} and fp8"
     if method in READERS:
         return "Download or save the checkpoint again, or merge into the model it was made from."
-    what = f"not {method}" if method else "and needs the config.json that names the method"
+    named = f"not {method}" if method else "by the method that config.json names; none is named"
     return (
-        f"{known}, {what}. Load it in transformers, call model.dequantize() and save it; or merge "
-        "into the model that it was made from, and quantize the result."
+        f"dequantize=True reads {', '.join(READERS)}, {named}. Load the model in transformers, "
+        "call model.dequantize() and save it; or merge into the model that it was made from, and "
+        "quantize the result."
     )

@@ -1,6 +1,6 @@
 """Packed weights of quantized checkpoints: a reader a quantization, one table of all of them."""
 
 from jaxmix.converters.quantization.packed import Packed
-from jaxmix.converters.quantization.table import method_of, unpacked
+from jaxmix.converters.quantization.table import look, method_of, unpacked
 
-__all__ = ["Packed", "method_of", "unpacked"]
+__all__ = ["Packed", "look", "method_of", "unpacked"]

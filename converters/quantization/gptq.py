@@ -38,7 +38,7 @@ class Grouped(Packed):
         zeros: the zero points.
         scale: the scales.
         groups: the group of each input; None if they follow each other.
-        size: how many inputs a group has, where they follow each other.
+        run: how many inputs a group has, where they follow each other.
         bits: how many bits a code has.
         is_less: whether the zero points are stored less 1.
     """
@@ -46,7 +46,7 @@ class Grouped(Packed):
     zeros: Stored
     scale: Stored
     groups: Stored | None
-    size: int
+    run: int
     bits: int
     is_less: bool
 
@@ -55,7 +55,7 @@ class Grouped(Packed):
         words = read_slice(self.main, (slice(None), part))
         codes = fields(words.T, self.bits)
         zeros = self._zeros(part)
-        group = np.arange(self.shape[1]) // self.size
+        group = np.arange(self.shape[1]) // self.run
         if self.groups is not None:
             group = read_slice(self.groups)
             count = self.scale.shape[0]
@@ -141,14 +141,14 @@ def _grouped(
         return f"{module}: {_shapes(codes, zeros, scale)} do not fit each other"
     if groups is not None and (groups.shape != (inputs,) or groups.dtype not in ("I32", "I64")):
         return f"{groups.name} is {groups.dtype} {groups.shape}, expected I32 ({inputs},)"
-    size = settings.get("group_size")
-    if type(size) is not int or size < 1 or -(-inputs // size) != count:
-        size = -(-inputs // count)
-    if groups is None and -(-inputs // size) != count:
+    run = settings.get("group_size")
+    if type(run) is not int or run < 1 or -(-inputs // run) != count:
+        run = -(-inputs // count)
+    if groups is None and -(-inputs // run) != count:
         return f"{module}: {_shapes(codes, zeros, scale)} do not fit each other"
     where = place(f"{module}.weight", (out, inputs), codes)
     kind = f"GPTQ, {bits} bits"
-    return Grouped(*where, codes, kind, zeros, scale, groups, size, bits, _FORMATS[told])
+    return Grouped(*where, codes, kind, zeros, scale, groups, run, bits, _FORMATS[told])
 
 
 def _shapes(*tensors: Stored) -> str:

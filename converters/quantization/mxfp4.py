@@ -33,7 +33,8 @@ class Experts(Packed):
     def rows(self, part: slice) -> np.ndarray:
         """See `Packed`: a run of experts."""
         values = E2M1[fields(read_slice(self.main, (part,)), 4)]
-        values *= power_of_two(read_slice(self.scale, (part,)))[..., None]
+        with np.errstate(over="ignore"):
+            values *= power_of_two(read_slice(self.scale, (part,)))[..., None]
         experts, out, groups, size = values.shape
         return np.ascontiguousarray(values.reshape(experts, out, groups * size).swapaxes(1, 2))
 

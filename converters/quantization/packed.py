@@ -122,8 +122,8 @@ def fields(words: np.ndarray, bits: int) -> np.ndarray:
         return data
     if bits == 3:
         single = np.unpackbits(data, axis=-1, bitorder="little")
-        single = single.reshape(*data.shape[:-1], -1, 3)
+        single = single.reshape(*data.shape[:-1], data.shape[-1] * 8 // 3, 3)
         return single[..., 0] | single[..., 1] << 1 | single[..., 2] << 2
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     parts = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-    return parts.reshape(*data.shape[:-1], -1)
+    return parts.reshape(*data.shape[:-1], data.shape[-1] * 8 // bits)

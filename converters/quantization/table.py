@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxmix.converters.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Stored
 from jaxmix.converters.quantization import awq, bitsandbytes, fp8, gptq, mxfp4
-from jaxmix.converters.quantization.packed import Packed, Readout, Source, Turned
+from jaxmix.converters.quantization.packed import Readout, Source, Turned
 
 __all__ = [
     "CONFIGS",
@@ -22,10 +22,11 @@ Reader = Callable[[Source, Readout], None]
 
 # The fields of config.json that tell of a quantization.
 CONFIGS = ("quantization_config", "compression_config")
-# A reader for each ``quant_method``. fp8 is told by the tensors, whatever the method's name.
+# A reader for each ``quant_method``. That of fp8 is asked whatever the method's name.
 READERS: Mapping[str, Reader] = {
     "awq": awq.read,
     "bitsandbytes": bitsandbytes.read,
+    "fp8": fp8.read,
     "gptq": gptq.read,
     "mxfp4": mxfp4.read,
 }
@@ -68,7 +69,7 @@ def look(checkpoint: Checkpoint) -> Readout:
     tensors, method = checkpoint.tensors, method_of(checkpoint)
     source, readout = Source(tensors, settings_of(checkpoint)), Readout()
     for name in _BY_TENSORS if method is None else [method]:
-        if name in READERS:
+        if name in READERS and name != "fp8":
             READERS[name](source, readout)
     fp8.read(Source(_others(tensors, readout), source.settings), readout)
     if _has_conv1d(checkpoint):
@@ -79,6 +80,7 @@ def look(checkpoint: Checkpoint) -> Readout:
     for name, tensor in _others(tensors, readout).items():
         if _is_quantized(name, tensor, known=known):
             readout.wrong.append(f"{name} in {tensor.file.name}: {tensor.dtype} {tensor.shape}")
+            readout.parts.add(name)
     return readout
 
 
@@ -133,12 +135,11 @@ def _has_conv1d(checkpoint: Checkpoint) -> bool:
     return any(str(part.get("model_type")) in _CONV1D_MODELS for part in parts)
 
 
-def unpacked(checkpoint: Checkpoint) -> dict[str, Stored]:
-    """All tensors by name, packed weights as what they stand for; what can't be read stays.
+def unpacked(checkpoint: Checkpoint, readout: Readout) -> dict[str, Stored]:
+    """All tensors by name, packed weights as what they stand for, without those that can't be read.
 
     Args:
         checkpoint: the base.
+        readout: what `look` found in it.
     """
-    readout = look(checkpoint)
-    packed: Mapping[str, Packed] = readout.packed
-    return _others(checkpoint.tensors, readout) | packed
+    return _others(checkpoint.tensors, readout) | readout.packed
