@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmix.converters.huggingface import Stored
-from jaxmix.converters.quantization.packed import Packed, Readout, Source, fields, place
+from jaxmix.converters.quantization.packed import Packed, Readout, Source, place
 from jaxmix.converters.slicing import read_slice
 
-__all__ = ["E2M1", "power_of_two", "read"]
+__all__ = ["power_of_two", "read"]
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 # What a code of 4 bits stands for: a sign, two bits of exponent, one of mantissa.
-E2M1 = np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_E2M1 = np.array([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+_PAIRS = _E2M1[np.stack([np.arange(256) & 15, np.arange(256) >> 4], axis=-1)]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Experts(Packed):
 
     def rows(self, part: slice) -> np.ndarray:
         """See `Packed`: a run of experts."""
-        values = E2M1[fields(read_slice(self.main, (part,)), 4)]
+        # Both numbers of a byte at once.
+        values = _PAIRS[read_slice(self.main, (part,))]
+        values = values.reshape(*values.shape[:-2], 2 * values.shape[-2])
         with np.errstate(over="ignore"):
             values *= power_of_two(read_slice(self.scale, (part,)))[..., None]
         experts, out, groups, size = values.shape
