@@ -5,9 +5,7 @@ integers lie along the outputs, eight a word in an order of their own. W[o, i] =
 (code[i, o] − zero[g, o]), rounded to the scales' dtype.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -67,19 +65,13 @@ def read(source: Source, readout: Readout) -> None:
         if name.endswith(_MAIN):
             module = name.removesuffix(_MAIN)
             parts = [f"{module}.{part}" for part in _PARTS]
-            found = [source.tensors.get(part) for part in parts]
-            weight = _interleaved(module, *found, source.settings)  # pyright: ignore[reportArgumentType]
-            readout.add(weight, *parts)
+            readout.add(_interleaved(module, source), *parts)
 
 
-def _interleaved(
-    module: str,
-    codes: Stored,
-    zeros: Stored | None,
-    scale: Stored | None,
-    settings: Mapping[str, Any],
-) -> Packed | str:
+def _interleaved(module: str, source: Source) -> Packed | str:
     """A module's weight, or what is wrong with it."""
+    settings, codes = source.settings, source.tensors[module + _MAIN]
+    zeros, scale = (source.tensors.get(f"{module}.{part}") for part in _PARTS[1:])
     version = str(settings.get("version") or settings.get("format") or "gemm").lower()
     if version not in _VERSIONS or settings.get("backend") == "llm-awq":
         what = version if version not in _VERSIONS else "llm-awq"

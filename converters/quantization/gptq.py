@@ -9,9 +9,7 @@ The files of version 1 hold each zero point less 1. Like GPTQModel, which transf
 with, this adds the 1 to whole words; so what a borrow changed is right again.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -106,20 +104,13 @@ def read(source: Source, readout: Readout) -> None:
         if name.endswith(_MAIN):
             module = name.removesuffix(_MAIN)
             parts = [f"{module}.{part}" for part in _PARTS]
-            found = [source.tensors.get(part) for part in parts]
-            weight = _grouped(module, *found, source.settings)  # pyright: ignore[reportArgumentType]
-            readout.add(weight, *parts)
+            readout.add(_grouped(module, source), *parts)
 
 
-def _grouped(
-    module: str,
-    codes: Stored,
-    zeros: Stored | None,
-    scale: Stored | None,
-    groups: Stored | None,
-    settings: Mapping[str, Any],
-) -> Packed | str:
+def _grouped(module: str, source: Source) -> Packed | str:
     """A module's weight, or what is wrong with it."""
+    settings, codes = source.settings, source.tensors[module + _MAIN]
+    zeros, scale, groups = (source.tensors.get(f"{module}.{part}") for part in _PARTS[1:])
     told = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
     if told not in _FORMATS:
         return f"{module}: checkpoint_format is {told!r}, expected {' or '.join(_FORMATS)}"

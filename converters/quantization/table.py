@@ -52,6 +52,8 @@ PARTS = (
     "weight_blocks",
     "B",
 )
+# What holds codes by its name alone.
+_CODES = (".weight", ".qweight", ".weight_packed", ".W_q", "_blocks")
 # Models of which these modules are GPT-2's Conv1D, (in, out), and linear once they are quantized.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 _CONV1D = {"c_attn", "q_attn", "c_proj", "c_fc"}
@@ -76,28 +78,21 @@ def look(checkpoint: Checkpoint) -> Readout:
         for name, packed in readout.packed.items():
             if name.removesuffix(".weight").rpartition(".")[2] in _CONV1D:
                 readout.packed[name] = Turned.of(packed)
-    known = method is None or method in READERS
     for name, tensor in _others(tensors, readout).items():
-        if _is_quantized(name, tensor, known=known):
+        if _is_quantized(name, tensor, method):
             readout.wrong.append(f"{name} in {tensor.file.name}: {tensor.dtype} {tensor.shape}")
             readout.parts.add(name)
     return readout
 
 
-def _is_quantized(name: str, tensor: Stored, *, known: bool) -> bool:
-    """Whether a tensor that no reader took is part of a packed weight, as far as can be told.
-
-    Args:
-        name: its name.
-        tensor: the tensor.
-        known: whether the checkpoint's method has a reader, or it has none.
-    """
-    if tensor.dtype in FLOATS or tensor.dtype == "BOOL":
+def _is_quantized(name: str, tensor: Stored, method: str | None) -> bool:
+    """Whether a tensor that no reader took is part of a packed weight, as far as can be told."""
+    # Models count and index in int64, which no method packs into.
+    if tensor.dtype in FLOATS or tensor.dtype in ("BOOL", "I64"):
         return False
-    if tensor.dtype.startswith("F") or name.endswith((".weight", *(f".{p}" for p in PARTS))):
+    if tensor.dtype.startswith("F") or name.endswith(_CODES):
         return True
-    # Of another method any integers may be its codes, but for the indices that models count in.
-    return not known and tensor.dtype != "I64"
+    return method is not None and method not in READERS
 
 
 def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _loaded(package: str, file: str) -> Any:
 
 
 def _bitsandbytes() -> dict[str, Case]:
-    import bitsandbytes.functional as bnb
+    import bitsandbytes.functional as bnb  # pyright: ignore[reportMissingImports]
 
     made: dict[str, Case] = {}
     for name, kind, dtype, shape, nested, storage in (

@@ -61,7 +61,7 @@ def test_a_zero_point_of_0_is_a_borrow(tmp_path: Path) -> None:
     """Version 1 takes 1 off whole words, so that a zero point of 0 takes one from the next."""
     tensors, zeros = packed("gptq_4"), np.zeros((4, 96), np.uint32)
     zeros[:, 1::2] = 5
-    words = sum(zeros[:, k::8] << np.uint32(4 * k) for k in range(8))
+    words = np.bitwise_or.reduce([zeros[:, k::8] << np.uint32(4 * k) for k in range(8)])
     settings = CASES["gptq_4"]["settings"]
     plain = {"proj.qzeros": words.view(np.int32)}
     less = {"proj.qzeros": (words - np.uint32(0x11111111)).view(np.int32)}
