@@ -76,10 +76,14 @@ def look(checkpoint: Checkpoint) -> Readout:
     fp8.read(Source(_others(tensors, readout), source.settings), readout)
     if _has_conv1d(checkpoint):
         for name, packed in readout.packed.items():
-            if name.removesuffix(".weight").rpartition(".")[2] in _CONV1D:
+            is_turned = name.removesuffix(".weight").rpartition(".")[2] in _CONV1D
+            if is_turned and len(packed.shape) == 2:
                 readout.packed[name] = Turned.of(packed)
     for name, tensor in _others(tensors, readout).items():
-        if _is_quantized(name, tensor, method):
+        if name in readout.packed:
+            main = readout.packed[name].main.name
+            readout.wrong.append(f"{name}: it is there both packed, as {main}, and unpacked")
+        elif _is_quantized(name, tensor, method):
             readout.wrong.append(f"{name} in {tensor.file.name}: {tensor.dtype} {tensor.shape}")
             readout.parts.add(name)
     return readout
@@ -92,7 +96,7 @@ def _is_quantized(name: str, tensor: Stored, method: str | None) -> bool:
         return False
     if tensor.dtype.startswith("F") or name.endswith(_CODES):
         return True
-    return method is not None and method not in READERS
+    return method is not None
 
 
 def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:

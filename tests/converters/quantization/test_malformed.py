@@ -134,6 +134,18 @@ WRONG: list[tuple[str, Change, dict[str, Any], str]] = [
     ("gptq_4", without("proj.scales"), {}, "proj: proj.scales is missing"),
     (
         "gptq_4",
+        lambda tensors: tensors.update({"proj.weight": np.ones((96, 64), F16)}),
+        {},
+        "proj.weight: it is there both packed, as proj.qweight, and unpacked",
+    ),
+    (
+        "gptq_4",
+        lambda tensors: tensors.update({"marlin.B": np.ones((4, 64), I32)}),
+        {},
+        "marlin.B in model-1.safetensors: I32 (4, 64)",
+    ),
+    (
+        "gptq_4",
         having(qweight=np.ones((8, 96), np.int16)),
         {},
         "proj: proj.qweight is I16 (8, 96); expected matrices of I32 and of floats",

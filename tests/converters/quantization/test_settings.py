@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.converters.merging.place import Place
 from jaxmix.converters.quantization import look
 from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.families import LoRA
 
 from .bases import CASES, packed, save, unpacked
 
@@ -181,6 +183,20 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         want = unpacked("gptq_4").astype(BF16)
         np.testing.assert_array_equal(made.pop(f"{name}.proj.weight"), want)
     assert not made
+
+
+def test_a_packed_head_is_no_tied_one(tmp_path: Path) -> None:
+    """Where the head is packed in tensors of other names, an embedding may change alone."""
+    wide = np.ones((96, 64), np.float32)
+    tensors = packed("gptq_4", "lm_head.") | {"model.embed_tokens.weight": wide}
+    tensors = {name.replace("lm_head.proj", "lm_head"): tensor for name, tensor in tensors.items()}
+    base = save(tmp_path / "base", tensors, CASES["gptq_4"]["settings"])
+    factors = jnp.ones((1, 64)), jnp.ones((96, 1))
+    lora = jaxmix.Adapter({"model.embed_tokens": LoRA(*factors, 1.0)})
+    merged = merge_checkpoint(base, lora, tmp_path / "out", dequantize=True)
+    assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
+    made = {n: a for f in (tmp_path / "out").glob("*.safetensors") for n, a in load_file(f).items()}
+    assert made.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
 
 
 def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
