@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxmix.converters.huggingface import FLOATS, read_checkpoint
+from jaxmix.converters.quantization import look, method_of, unpacked
 from jaxmix.errors import CheckpointError
 from jaxmix.layout import NAMES
 from jaxmix.sites import Tree
@@ -126,8 +127,10 @@ def base_model(base: Any) -> BaseModel:
 
 
 def _of_folder(folder: Path) -> BaseModel:
-    """A Hugging Face folder."""
-    tensors = read_checkpoint(folder).tensors
+    """A Hugging Face folder; packed weights are read as what they stand for."""
+    checkpoint = read_checkpoint(folder)
+    readout, method = look(checkpoint), method_of(checkpoint)
+    tensors = unpacked(checkpoint, readout)
     stored = {
         name.removesuffix(".weight"): tensor
         for name, tensor in tensors.items()
@@ -139,7 +142,8 @@ def _of_folder(folder: Path) -> BaseModel:
         tensor = tensors.get(f"{name}.bias")
         return None if tensor is None else tensor.read()
 
-    return BaseModel(shapes, lambda name: stored[name].read(), str(folder), read_bias)
+    what = f"{folder}, whose weights {method} packed" if method and readout.wrong else str(folder)
+    return BaseModel(shapes, lambda name: stored[name].read(), what, read_bias)
 
 
 def _of_names(names: Iterable[str]) -> BaseModel:

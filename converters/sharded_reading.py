@@ -1,36 +1,20 @@
-"""A base checkpoint read by slices: each process reads what its devices hold, and no more.
-
-A safetensors file has each tensor's numbers in one run, row after row. So a slice of rows is one
-read, and a slice of columns is one read a row.
-"""
+"""A base checkpoint read by slices: each process reads what its devices hold, and no more."""
 
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import RawIOBase
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmix.converters.huggingface import FLOATS, Stored, read_checkpoint
+from jaxmix.converters.huggingface import FLOATS, Checkpoint, Stored, read_checkpoint
+from jaxmix.converters.quantization import Packed, look, method_of, unpacked
+from jaxmix.converters.slicing import DTYPES, ranges, read_slice
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 
 __all__ = ["load_params", "read_slice"]
-
-# safetensors' names of other dtypes that a model's buffers may have.
-_WHOLE: dict[str, Any] = {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "I16": np.int16,
-    "I32": np.int32,
-    "I64": np.int64,
-}
-_DTYPES = FLOATS | _WHOLE
-# Pieces of fewer bytes are read along with what lies between them, as a disk would.
-_SHORT = 512
 
 Where = (
     jax.sharding.Sharding
@@ -46,6 +30,7 @@ def load_params(
     dtype: Any = None,
     names: Iterable[str] | None = None,
     counter: Counter[str] | None = None,
+    dequantize: bool = False,
 ) -> dict[str, jax.Array]:
     """The weights of a Hugging Face folder on many devices: ``{name: array}``, read by slices.
 
@@ -61,7 +46,10 @@ def load_params(
             device of the others' mesh. By default all lie on the first device.
         dtype: what to cast floats to, slice by slice; by default each keeps the file's.
         names: which tensors to read; all by default.
-        counter: if given, the bytes that were read of each tensor are added up in it.
+        counter: if given, the bytes that were read of each tensor are added up in it; those of
+            packed weights are not.
+        dequantize: read packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) as what they stand
+            for, in bfloat16 unless ``dtype`` says otherwise.
 
     Returns:
         Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in). Whole numbers are
@@ -70,7 +58,8 @@ def load_params(
     Raises:
         CheckpointError: if the folder is none, a file is damaged, or a name is not in it.
         ShapeError: if a sharding does not divide its tensor; all are listed.
-        UnsupportedError: if tensors have a dtype that can't be read, or that JAX would round.
+        UnsupportedError: if tensors have a dtype that can't be read, or that JAX would round; or
+            are packed, and ``dequantize`` is not set.
 
     Example:
         >>> import tempfile
@@ -84,7 +73,7 @@ def load_params(
 
     Source: https://github.com/huggingface/safetensors, format; ``jax.make_array_from_callback``.
     """
-    stored = read_checkpoint(folder).tensors
+    stored = _stored(read_checkpoint(folder), names, dequantize=dequantize)
     if unknown := sorted(set(names or ()) - stored.keys()):
         raise CheckpointError(
             f"{os.fspath(folder)} has no tensors of these names:{listing(unknown)}\nExpected names "
@@ -101,77 +90,30 @@ def load_params(
     return {name: _array(one, targets[name], places[name], counter) for name, one in wanted.items()}
 
 
-def read_slice(
-    stored: Stored, index: tuple[slice, ...] = (), counter: Counter[str] | None = None
-) -> np.ndarray:
-    """``tensor[index]`` out of a file, of which little more than these bytes is read.
-
-    Args:
-        stored: where the tensor lies.
-        index: slices of the first axes, of step 1.
-        counter: if given, the bytes that were read are added to its entry of the tensor's name.
-
-    Returns:
-        The numbers, in the file's dtype.
-
-    Raises:
-        CheckpointError: if the file ends before.
-
-    Example:
-        >>> import tempfile
-        >>> from safetensors.numpy import save_file
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_file({"w": np.arange(6.0).reshape(3, 2)}, folder + "/model.safetensors")
-        ...     read_slice(read_checkpoint(folder).tensors["w"], (slice(1, 2),)).tolist()
-        [[2.0, 3.0]]
-
-    Source: https://github.com/huggingface/safetensors, format.
-    """
-    shape = stored.shape or (1,)
-    kept = _ranges(index, shape)
-    out = np.empty([len(part) for part in kept], _DTYPES[stored.dtype])
-    if out.size:
-        with stored.file.open("rb", buffering=0) as file:
-            for at, place, run in _runs(shape, kept, out.dtype.itemsize):
-                data = np.empty(run, out.dtype)
-                _read(file, data, stored, stored.start + place * out.dtype.itemsize)
-                inner = tuple(slice(part.start, part.stop) for part in kept[len(at) + 1 :])
-                out[at] = data[(slice(None), *inner)]
-                if counter is not None:
-                    counter[stored.name] += data.nbytes
-    return out if stored.shape else out[0]
+def _stored(
+    checkpoint: Checkpoint, names: Iterable[str] | None, *, dequantize: bool
+) -> Mapping[str, Stored]:
+    """The tensors of a folder by name, none of which is a part of a packed weight."""
+    readout = look(checkpoint)
+    wanted = readout.parts if names is None else readout.parts.intersection(names)
+    packed = sorted(wanted & checkpoint.tensors.keys())
+    if not packed or (dequantize and not readout.wrong):
+        return unpacked(checkpoint, readout) if dequantize else checkpoint.tensors
+    method = method_of(checkpoint)
+    how = "Take the checkpoint that it was made from."
+    if not readout.wrong:
+        how = "dequantize=True reads the weights that they stand for."
+    raise UnsupportedError(
+        f"{checkpoint.name} is quantized{f' by {method}' if method else ''}: tensors that are no "
+        f"weights by themselves:{listing(readout.wrong if dequantize else packed)}\n{how}"
+    )
 
 
-def _runs(
-    shape: tuple[int, ...], kept: list[range], item: int
-) -> Iterator[tuple[tuple[int, ...], int, tuple[int, ...]]]:
-    """What lies together in the file: where it belongs, where it starts, and its shape."""
-    axis = len(shape) - 1
-    # Along an axis from which on everything is kept, and farther out while pieces are short.
-    while axis and (
-        len(kept[axis]) == shape[axis]
-        or len(kept[axis]) * math.prod(shape[axis + 1 :]) * item < _SHORT
-    ):
-        axis -= 1
-    steps = [math.prod(shape[k + 1 :]) for k in range(len(shape))]
-    for at in np.ndindex(*(len(part) for part in kept[:axis])):
-        firsts = [part[i] for part, i in zip(kept, (*at, 0), strict=False)]
-        place = sum(first * step for first, step in zip(firsts, steps, strict=False))
-        yield at, place, (len(kept[axis]), *shape[axis + 1 :])
-
-
-def _read(file: RawIOBase, data: np.ndarray, stored: Stored, start: int) -> None:
-    """Fills an array from a place in a file."""
-    view = data.reshape(-1).view(np.uint8).data
-    file.seek(start)
-    while view:
-        count = file.readinto(view)
-        if not count:
-            raise CheckpointError(
-                f"{stored.file} ends within {stored.name}. Was it changed meanwhile? Download or "
-                "save it again, whole."
-            )
-        view = view[count:]
+def _read(stored: Stored, index: tuple[slice, ...], counter: Counter[str] | None) -> np.ndarray:
+    """A slice of a tensor; of a packed weight in float32."""
+    if isinstance(stored, Packed) and stored.shape:
+        return stored.rows(index[0])[(slice(None), *index[1:])]
+    return stored.read() if isinstance(stored, Packed) else read_slice(stored, index, counter)
 
 
 def _array(
@@ -184,14 +126,14 @@ def _array(
     """
     places = sharding.addressable_devices_indices_map(stored.shape).values()
     # By text, since slices have no hash before Python 3.12.
-    wanted = {repr(index): _ranges(index, stored.shape) for index in places}
+    wanted = {repr(index): ranges(index, stored.shape) for index in places}
     block = [
         range(min(part.start for part in axis), max(part.stop for part in axis))
         for axis in zip(*wanted.values(), strict=True)
     ]
     is_block = _size(block) == sum(map(_size, wanted.values()))
     read = {
-        key: (part, read_slice(stored, tuple(slice(k.start, k.stop) for k in part), counter))
+        key: (part, _read(stored, tuple(slice(k.start, k.stop) for k in part), counter))
         for key, part in ({"": block} if is_block else wanted).items()
     }
 
@@ -204,12 +146,6 @@ def _array(
     return jax.make_array_from_callback(stored.shape, sharding, cut, dtype=dtype)
 
 
-def _ranges(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> list[range]:
-    """The indices of a slice along each axis."""
-    parts = (*(index or ()), *[slice(None)] * len(shape))
-    return [range(*part.indices(size)) for part, size in zip(parts, shape, strict=False)]
-
-
 def _size(part: list[range]) -> int:
     """How many numbers a slice has."""
     return math.prod(map(len, part))
@@ -220,11 +156,11 @@ def _targets(wanted: Mapping[str, Stored], dtype: Any) -> dict[str, np.dtype]:
     made: dict[str, np.dtype] = {}
     odd = []
     for name, stored in wanted.items():
-        if stored.dtype not in _DTYPES:
-            odd.append(f"{name} is {stored.dtype}, expected one of {', '.join(_DTYPES)}")
+        if stored.dtype not in DTYPES:
+            odd.append(f"{name} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
             continue
         cast = stored.dtype in FLOATS and dtype is not None
-        target = np.dtype(dtype if cast else _DTYPES[stored.dtype])
+        target = np.dtype(dtype if cast else DTYPES[stored.dtype])
         canonical = np.dtype(jax.dtypes.canonicalize_dtype(target))
         if stored.dtype in FLOATS and canonical != target:
             odd.append(f"{name} would be {target}, which JAX rounds unless jax_enable_x64 is set")

@@ -67,7 +67,10 @@ def merge(
     ] = False,
     dequantize: Annotated[
         bool,
-        typer.Option("--dequantize", help="Write tensors of fp8, with their scales, in bfloat16."),
+        typer.Option(
+            "--dequantize",
+            help="Write packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) in bfloat16.",
+        ),
     ] = False,
     layout: Annotated[
         str | None,
@@ -143,7 +146,7 @@ def _tell(merged: Merged, mixed: Adapter | Mix) -> None:
     if merged.resumed:
         say(f"{count(merged.resumed, 'file')} were whole from a run before")
     if merged.dequantized:
-        say(f"{count(merged.dequantized, 'tensor')} of fp8 are bfloat16 now")
+        say(f"{count(merged.dequantized, 'tensor')} dequantized to bfloat16")
     if merged.rounding is not None:
         say(
             f"rounded once to 16 bits: {_share(merged.rounding.of_weight)} of the weights, "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.converters.huggingface import FLOATS, Stored
-from jaxmix.converters.merging.quantized import Packed
+from jaxmix.converters.quantization import Packed
 from jaxmix.errors import CheckpointError
 
 __all__ = ["copied", "forget", "read_rows", "row_bytes", "stored_pieces", "synced", "written"]
@@ -30,7 +30,7 @@ def row_bytes(tensor: Stored) -> int:
 
 
 def read_rows(tensor: Stored, rows: slice) -> np.ndarray:
-    """A run of a tensor's rows, of one of `FLOATS`; of fp8 that is dequantized, in float32.
+    """A run of a tensor's rows, of one of `FLOATS`; of a packed weight in float32.
 
     Args:
         tensor: the tensor.
@@ -43,7 +43,7 @@ def read_rows(tensor: Stored, rows: slice) -> np.ndarray:
         CheckpointError: if the file ends before.
     """
     if isinstance(tensor, Packed):
-        return tensor.rows(rows, _rows(tensor.packed, rows, np.uint8))
+        return tensor.rows(rows)
     return _rows(tensor, rows, FLOATS[tensor.dtype])
 
 

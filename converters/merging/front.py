@@ -42,7 +42,7 @@ class Merged:
         size: the bytes of all shards.
         untied: the head that was given a tensor of its own, if one was.
         left_out: the base's files that were not copied, each with the reason.
-        dequantized: how many tensors of fp8 are bfloat16 now.
+        dequantized: how many packed weights are bfloat16 now.
         resumed: how many shards a run before this one had written.
         rounding: the error of the one rounding to 16 bits, in all and of each tensor; None where
             nothing was rounded.
@@ -97,7 +97,7 @@ def merge_checkpoint(
         resume: go on where a merge of the same was broken off: its whole shards stay. Where there
             is none, begin.
         verify: read the output back before it takes its place, and prove that it is base plus mix.
-        dequantize: write tensors of fp8, with their scales, in bfloat16.
+        dequantize: write packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) in bfloat16.
         progress: called after every few megabytes with the bytes done so far, the bytes in all
             and the name of the shard; first of writing, then of verifying.
 

@@ -39,8 +39,9 @@ def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe
         ShapeError: if factors do not fit their weights.
     """
     tensors, word_at = checkpoint.tensors, words(mixed.parts)
-    touched = {name: tensors[name] for name in _touched(word_at, layout, tensors)}
-    if why := refusal(checkpoint, list(word_at), touched):
+    leaves = list(_leaves(word_at, layout))
+    touched = {name: tensors[name] for name in leaves if name in tensors}
+    if why := refusal(checkpoint, leaves):
         raise LayoutError(why)
     found: list[Fitted] = []
 
@@ -75,12 +76,12 @@ def _shares(one: Fitted, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, S
         yield weight.leaf, Share(one.site.name, one.word, one.weight)
 
 
-def _touched(sites: Iterable[str], layout: Layout, tensors: Mapping[str, Stored]) -> Iterator[str]:
-    """The tensors that a site may own, once each."""
+def _leaves(sites: Iterable[str], layout: Layout) -> Iterator[str]:
+    """The names of the tensors that sites may own, once each."""
     seen: set[str] = set()
     for site in sites:
         for place in (*layout.places(site, "weight"), *layout.places(site, "bias")):
-            if place.leaf in tensors and place.leaf not in seen:
+            if place.leaf not in seen:
                 seen.add(place.leaf)
                 yield place.leaf
 

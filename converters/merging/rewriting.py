@@ -19,7 +19,7 @@ def with_config(
     Args:
         checkpoint: the base.
         fields: what the config is to say.
-        without: the fields that go, from the part for an image model's text too.
+        without: the fields that go, from the parts for an image model's text and the like too.
 
     Raises:
         CheckpointError: if the folder has no config.json.
@@ -30,7 +30,7 @@ def with_config(
 
     config = checkpoint.json(CONFIG_FILE) or read_json(checkpoint.folder / CONFIG_FILE)
     config |= fields
-    for part in (config, config.get("text_config")):
+    for part in (config, *config.values()):
         if isinstance(part, dict):
             for name in without:
                 part.pop(name, None)

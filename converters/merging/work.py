@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.converters.huggingface import Checkpoint, read_checkpoint, side_files
 from jaxmix.converters.merging.planning import plan, table_of
-from jaxmix.converters.merging.quantized import dequantized, is_packed
+from jaxmix.converters.merging.quantized import dequantized, is_packed, stale
 from jaxmix.converters.merging.recipe import Recipe
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
@@ -78,12 +78,15 @@ def look_at(
     stamps = stamps_of(checkpoint)
     table, is_own = table_of(layout)
     head = None
+    checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     if is_own:
         checkpoint, head = untied(checkpoint, mixed, allowed=untie)
-    checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     recipes = plan(checkpoint, mixed, table)
     packed = {n: Recipe(t, ()) for n, t in checkpoint.tensors.items() if is_packed(t)}
     files, left_out = side_files(checkpoint)
+    old = stale(checkpoint, files)
+    files = [name for name in files if name not in old]
+    left_out += [f"{name}: it tells how the base was quantized" for name in old]
     all_ = {**packed, **recipes}
     ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}
     return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head, stamps)

@@ -51,7 +51,7 @@ def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
     told = {np.int8: "I8"}.get(dtype, "F8_E4M3")
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, jaxmix.Adapter({"model.packed": _lora(3, 4)}), tmp_path / "out")
-    assert f"{name} in model.safetensors: {told}\nDequantize the checkpoint" in str(caught.value)
+    assert f"{name} in model.safetensors: {told}\ndequantize=True" in str(caught.value)
     assert "expected F64, F32, F16, BF16" in str(caught.value)
 
 

@@ -219,7 +219,7 @@ def test_flags_are_handed_on(
         assert main(*words, f"--{flag}") == 0
     assert calls == [{flag: True} for flag in flags]
     said = capsys.readouterr().out
-    assert "2 files were whole from a run before\n3 tensors of fp8 are bfloat16 now\n" in said
+    assert "2 files were whole from a run before\n3 tensors dequantized to bfloat16\n" in said
 
 
 # A shell that starts the tests in the background has them, and their children, ignore SIGINT.

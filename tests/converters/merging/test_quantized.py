@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxmix
-from jaxmix.converters.merging import merge_checkpoint, quantized, recipe, verify_merge
+from jaxmix.converters.merging import merge_checkpoint, recipe, verify_merge
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
 
@@ -162,13 +162,11 @@ def test_fp8_is_not_dequantized_in_secret(tmp_path: Path) -> None:
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, lora(), tmp_path / "out")
     text = str(caught.value)
-    assert "(config.json says that it is quantized by fp8): tensors that can't take an ad" in text
-    assert (
-        f"{SITE}.weight in model-2.safetensors: F8_E4M3\nDequantize the checkpoint first: deq"
-        in text
-    )
+    assert "(quantized by fp8): tensors that can't take an adapter, expected F64" in text
+    assert f"{SITE}.weight in model-2.safetensors: F8_E4M3\ndequantize=True" in text
     assert text.endswith(
-        "dequantize=True (on the command line --dequantize) writes all of fp8 in bfloat16."
+        "dequantize=True (on the command line --dequantize) writes all that is packed in bfloat16, "
+        "and merges into that."
     )
     merged = merge_checkpoint(base, lora("head"), tmp_path / "out")
     assert (merged.copied, merged.dequantized) == (2, 0)
@@ -183,62 +181,130 @@ def test_dequantize_where_nothing_is_quantized(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "config.json").read_text() == (base / "config.json").read_text()
 
 
+@pytest.mark.parametrize("kind", ["F8_E8M0", "U8"])
+@pytest.mark.parametrize("shape", [(), (5, 1), (3, 3)])
+def test_scales_that_are_powers_of_two(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """As floats of exponents only, or as bytes; 127 is 1, as transformers reads them."""
+    exponents = np.asarray(np.random.default_rng(4).integers(120, 134, shape), np.uint8)
+    stored = exponents.view(ml_dtypes.float8_e8m0fnu) if kind == "F8_E8M0" else exponents
+    q = codes(E4)
+    tensors = {f"{SITE}.weight": q, f"{SITE}.weight_scale_inv": stored, "z": np.ones(1)}
+    base = save(tmp_path / "base", tensors)
+    merged = merge_checkpoint(base, jaxmix.Adapter({}), tmp_path / "out", dequantize=True)
+    assert merged.dequantized == 1
+    scale = np.exp2(exponents.astype(np.float64) - 127)
+    if shape == (3, 3):
+        scale = np.repeat(np.repeat(scale, 2, 0), 3, 1)[:5, :7]
+    made = load_file(tmp_path / "out" / "model-1.safetensors") | load_file(
+        tmp_path / "out" / "model-2.safetensors"
+    )
+    assert made.keys() == {f"{SITE}.weight", "z"}
+    want = (q.astype(np.float64) * scale).astype(np.float32).astype(BF16)
+    np.testing.assert_array_equal(made[f"{SITE}.weight"], want)
+
+
+def test_blocks_of_another_size_than_the_config_says(tmp_path: Path) -> None:
+    """Experts have blocks of their own; a grid that divides the weight says of which size."""
+    q, scale = (
+        codes(E4, (6, 8)),
+        np.asarray([[1, 2, 4, 8], [2, 4, 8, 16], [3, 5, 7, 9]], np.float32),
+    )
+    base = save(tmp_path / "base", {"e.weight": q, "e.weight_scale_inv": scale, "z": np.ones(1)})
+    merge_checkpoint(base, jaxmix.Adapter({}), tmp_path / "out", dequantize=True)
+    made = load_file(tmp_path / "out" / "model-1.safetensors")["e.weight"]
+    np.testing.assert_array_equal(made, by_blocks(q, scale, (2, 2)).astype(np.float32).astype(BF16))
+
+
 @pytest.mark.parametrize(
-    ("scale", "text"),
+    ("scale", "method", "text"),
     [
-        (None, f"no {SITE}.weight_scale_inv, no {SITE}.weight_scale"),
-        (np.ones((2, 3), np.float32), f"{SITE}.weight_scale has shape (2, 3), blocks (2, 3)"),
-        (np.ones((1, 1, 5), np.float32), f"{SITE}.weight_scale has shape (1, 1, 5)"),
-        (np.ones((3, 3), np.int32), f"{SITE}.weight_scale is I32"),
+        (None, {}, f"no {SITE}.weight_scale_inv, no {SITE}.weight_scale"),
+        (np.ones((2, 3), np.float32), {}, f"{SITE}.weight_scale has shape (2, 3), blocks (2, 3)"),
+        (np.ones((1, 1, 5), np.float32), {}, f"{SITE}.weight_scale has shape (1, 1, 5)"),
+        (np.ones((3, 3), np.int32), {}, f"{SITE}.weight_scale is I32"),
+        *[
+            (
+                np.ones((3, 3), np.float32),
+                {"weight_block_size": size},
+                f"weight_block_size is {size!r}, expected a positive integer for each axis",
+            )
+            for size in ("x", [0, 3], [2, -1], [], [1, 2, 3], {"a": 1}, [2.0, 3], [True, 3], 7)
+        ],
     ],
 )
-def test_scales_that_do_not_fit(scale: Any, text: str, tmp_path: Path) -> None:
+def test_scales_that_do_not_fit(
+    scale: Any, method: dict[str, Any], text: str, tmp_path: Path
+) -> None:
     """All are listed, and nothing is written."""
     tensors: dict[str, Any] = {f"{SITE}.weight": codes(E4), "z": np.ones(1)}
     if scale is not None:
         tensors[f"{SITE}.weight_scale"] = scale
+    base = save(tmp_path / "base", tensors, METHOD | method)
     with pytest.raises(LayoutError) as caught:
-        merge_checkpoint(
-            save(tmp_path / "base", tensors), lora(), tmp_path / "out", dequantize=True
-        )
+        merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
     told = str(caught.value)
-    assert (
-        f"{SITE}.weight (5, 7): {text}" in told and "one scale for a tensor, a row or a bl" in told
+    assert "(quantized by fp8): tensors that can't be dequantized:" in told
+    assert f"{SITE}.weight (5, 7): {text}" in told
+    assert told.endswith(
+        "Download or save the checkpoint again, or merge into the model it was made from."
     )
-    assert "Dequantize the checkpoint with the library that made it" in told
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("dequantize", [False, True])
-@pytest.mark.parametrize(
-    ("method", "part", "dtype"),
-    [
-        ("gptq", "qweight", np.int32),
-        ("awq", "qweight", np.int32),
-        ("bitsandbytes", "weight", np.uint8),
-        ("compressed-tensors", "weight_packed", np.int32),
-        ("hqq", "W_q", np.uint8),
-        ("aqlm", "codes", np.int16),
-        ("mxfp4", "blocks", np.uint8),
-    ],
-)
-def test_other_methods(
-    method: str, part: str, dtype: Any, dequantize: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("settings", [METHOD, None])
+def test_other_floats_of_8_bits(settings: Any, tmp_path: Path) -> None:
+    """Nothing that was quantized stays so when the config no longer says it."""
+    odd = np.ones(SHAPE, np.uint8).view(ml_dtypes.float8_e8m0fnu)
+    tensors = {"odd.weight": odd, f"{SITE}.weight": codes(E4), "z": np.ones(1)}
+    tensors |= {f"{SITE}.weight_scale": np.ones((), np.float32)}
+    base = save(tmp_path / "base", tensors, settings)
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
+    assert "odd.weight in model-1.safetensors: F8_E8M0 (5, 7)" in str(caught.value)
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, lora(), tmp_path / "out")
+    text = str(caught.value)
+    assert f"{SITE}.weight in model" in text
+    assert "Other packed tensors can't be dequantized:" in text and "odd.weight in model" in text
+
+
+OTHERS = [
+    ("hqq", "W_q", np.uint8),
+    ("aqlm", "codes", np.int16),
+    ("eetq", "weight", np.int8),
+    ("compressed-tensors", "weight_packed", np.int32),
+    ("torchao", "weight_qdata", np.int8),
+    ("quanto", "weight._data", np.int8),
+    ("vptq", "indices", np.int32),
+    ("auto-round", "qweight", np.int32),
+    ("bitnet", "weight", np.uint8),
+]
+
+
+@pytest.mark.parametrize(("method", "part", "dtype"), OTHERS)
+def test_other_methods(method: str, part: str, dtype: Any, tmp_path: Path) -> None:
     """The method is named, and what is to be done; where no adapter touches it, it is copied."""
-    join = "_" if method == "mxfp4" else "."
-    packed = f"{SITE}{join}{part}"
+    packed = f"{SITE}.{part}"
     tensors = {packed: np.ones(SHAPE, dtype), "head.weight": np.ones(SHAPE, np.float32)}
     base = save(tmp_path / "base", tensors, {"quant_method": method})
-    with pytest.raises(LayoutError) as caught:
-        merge_checkpoint(base, lora(), tmp_path / "out", dequantize=dequantize)
-    text = str(caught.value)
-    kind = {np.int32: "I32", np.uint8: "U8", np.int16: "I16"}[dtype]
-    assert f"quantized by {method}): tensors that can't take an adapter" in text
-    assert (
-        f"{packed} in model-2.safetensors: {kind}\nDequantize the checkpoint first: load it" in text
+    end = (
+        f"dequantize=True reads awq, bitsandbytes, fp8, gptq, mxfp4, not {method}. Load the model "
+        "in transformers, call model.dequantize() and save it; or merge into the model that it was "
+        "made from, and quantize the result."
     )
-    assert merge_checkpoint(base, lora("head"), tmp_path / "out", dequantize=dequantize).copied == 1
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, lora(), tmp_path / "out")
+    text = str(caught.value)
+    assert f"(quantized by {method}): tensors that can't take an adapter" in text
+    assert f"{packed} in model-2.safetensors: " in text and text.endswith(end)
+    for adapter in (lora(), lora("head")):
+        with pytest.raises(LayoutError) as caught:
+            merge_checkpoint(base, adapter, tmp_path / "out", dequantize=True)
+        text = str(caught.value)
+        assert f"(quantized by {method}): tensors that can't be dequantized:" in text
+        assert f"{packed} in model-2.safetensors: " in text and text.endswith(end)
+    assert not list(tmp_path.glob("out*"))
+    assert merge_checkpoint(base, lora("head"), tmp_path / "out").copied == 1
 
 
 def test_a_method_without_a_name(tmp_path: Path) -> None:
@@ -247,4 +313,12 @@ def test_a_method_without_a_name(tmp_path: Path) -> None:
     base = save(tmp_path / "base", tensors, {"bits": 8})
     with pytest.raises(LayoutError, match="quantized by an unknown method"):
         merge_checkpoint(base, lora(), tmp_path / "out")
-    assert quantized.FP8.keys() == {"F8_E4M3", "F8_E5M2"}
+
+
+def test_integers_that_nothing_explains(tmp_path: Path) -> None:
+    """Without a config that names a method, codes are not guessed at."""
+    tensors = {f"{SITE}.qweight": np.ones(SHAPE, np.int32), "z": np.ones(1)}
+    base = save(tmp_path / "base", tensors, None)
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
+    assert "by the method that config.json names; none is named." in str(caught.value)
