@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.converters.huggingface import Checkpoint, read_checkpoint, side_files
+from jaxmix.converters.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.merging.planning import plan, table_of
 from jaxmix.converters.merging.quantized import dequantized, is_packed
 from jaxmix.converters.merging.recipe import Recipe
 from jaxmix.converters.merging.untying import untied
+from jaxmix.converters.side_files import side_files
 from jaxmix.layout import Layout
 from jaxmix.mix import Mix, mix
 
@@ -71,6 +72,7 @@ def look_at(
     """
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     checkpoint = read_checkpoint(base)
+    files, left_out = side_files(checkpoint)
     table, is_own = table_of(layout)
     head = None
     if is_own:
@@ -78,7 +80,6 @@ def look_at(
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     recipes = plan(checkpoint, mixed, table)
     packed = {n: Recipe(t, ()) for n, t in checkpoint.tensors.items() if is_packed(t)}
-    files, left_out = side_files(checkpoint)
     all_ = {**packed, **recipes}
     ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}
     return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head)
