@@ -18,7 +18,7 @@ from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
 from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
-from jaxmix.tied import tied_sites
+from jaxmix.tied import tied_sites, trained_as_one
 
 __all__ = ["Fitted", "Word", "apply", "fitted"]
 
@@ -110,6 +110,9 @@ def fitted(
         ShapeError: as `apply`.
     """
     tree, sites = Tree.of(params), None
+    is_named = layout is None or named(layout).by_name
+    as_one, copies = trained_as_one(words, tree.where) if is_named else (frozenset(), frozenset())
+    words = {site: word for site, word in words.items() if site not in copies}
     if layout is None:
 
         def fits(sites: Sequence[Site]) -> bool:
@@ -118,7 +121,8 @@ def fitted(
         table, sites = chosen(tree, words, fits)
     else:
         table = named(layout)
-    tied = list(tied_sites(tree.where, words, table))
+    one_sided = {site: word for site, word in words.items() if site not in as_one}
+    tied = list(tied_sites(tree.where, one_sided, table))
     if tied and callable(untied := getattr(params, "untied", None)):
         if both := [site for site, word in words.items() if _changes_both_sides(word)]:
             raise LayoutError(
@@ -127,7 +131,7 @@ def fitted(
                 "give the head tokens of its own."
             )
         tree, sites = Tree.of(untied()), None
-        tied = list(tied_sites(tree.where, words, table))
+        tied = list(tied_sites(tree.where, one_sided, table))
     if tied:
         raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
     return tree, _fitted(tree, located(tree, words, table) if sites is None else sites)

@@ -76,7 +76,7 @@ def look_at(
     table, is_own = table_of(layout)
     head = None
     if is_own:
-        checkpoint, head = untied(checkpoint, mixed, allowed=untie)
+        checkpoint, mixed, head = untied(checkpoint, mixed, allowed=untie)
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     recipes = plan(checkpoint, mixed, table)
     packed = {n: Recipe(t, ()) for n, t in checkpoint.tensors.items() if is_packed(t)}
