@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmix.choosing import chosen
 from jaxmix.errors import LayoutError, ShapeError, listing
-from jaxmix.families import parts_of
+from jaxmix.families import Rebase, Replace, parts_of
 from jaxmix.layout import KERNEL, Layout, Part, Place, named
 from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
@@ -157,9 +157,26 @@ def _fitted(tree: Tree, sites: list[Site]) -> list[Fitted]:
     if misfits := _misfits(forms):
         raise ShapeError(
             f"factors that do not fit the params:{listing(misfits)}\nWas the adapter trained on "
-            "another model, or on a base of another size?"
+            f"another model, or on a base of another size?{_resize_hint(forms)}"
         )
     return [one for one, _ in forms]
+
+
+def _resize_hint(forms: Iterable[tuple[Fitted, str | None]]) -> str:
+    """What to do where a file brings a leaf with more or fewer rows than the params have."""
+    updates = (
+        part
+        for one, why in forms
+        if why and one.site.weight
+        for _, update in one.site.word
+        for part in parts_of(update)
+    )
+    if not any(isinstance(part, Replace | Rebase) and part.has_weight for part in updates):
+        return ""
+    return (
+        " If it was trained with more tokens, resize these leaves of the params first, or merge "
+        "into the checkpoint with jaxmix.merge_checkpoint(..., resize=True)."
+    )
 
 
 def _forms(tree: Tree, sites: Iterable[Site]) -> list[tuple[Fitted, str | None]]:

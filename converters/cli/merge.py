@@ -65,6 +65,14 @@ def merge(
         bool,
         typer.Option("--dequantize", help="Write tensors of fp8, with their scales, in bfloat16."),
     ] = False,
+    resize: Annotated[
+        bool,
+        typer.Option(
+            "--resize",
+            help="Give embedding and heads the adapters' rows where those were trained with more "
+            "tokens, fewer, or other labels.",
+        ),
+    ] = False,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +121,7 @@ def merge(
             resume=resume,
             verify=verify,
             dequantize=dequantize,
+            resize=resize,
             progress=progress,
         )
     if as_json:
@@ -137,6 +146,8 @@ def _tell(merged: Merged, mixed: Adapter | Mix) -> None:
         say(f"{count(merged.resumed, 'file')} were whole from a run before")
     if merged.dequantized:
         say(f"{count(merged.dequantized, 'tensor')} of fp8 are bfloat16 now")
+    for name, (before, now) in merged.resized.items():
+        say(f"resized: {escape(name)} has {now:,} rows now, {before:,} before")
     if merged.rounding is not None:
         say(
             f"rounded once to 16 bits: {_share(merged.rounding.of_weight)} of the weights, "

@@ -7,7 +7,7 @@ written into a folder beside (`pipeline`, `place`), which is exchanged with the 
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Merged:
         untied: the head that was given a tensor of its own, if one was.
         left_out: the base's files that were not copied, each with the reason.
         dequantized: how many tensors of fp8 are bfloat16 now.
+        resized: the tensors with more or fewer rows than the base's: the rows before and now.
         resumed: how many shards a run before this one had written.
         rounding: the error of the one rounding to 16 bits, in all and of each tensor; None where
             nothing was rounded.
@@ -54,6 +55,7 @@ class Merged:
     untied: str | None
     left_out: tuple[str, ...]
     dequantized: int = 0
+    resized: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     resumed: int = 0
     rounding: Rounding | None = None
     verified: Verified | None = None
@@ -70,6 +72,7 @@ def merge_checkpoint(
     resume: bool = False,
     verify: bool = False,
     dequantize: bool = False,
+    resize: bool = False,
     progress: Progress | None = None,
 ) -> Merged:
     """Merges adapters into a Hugging Face checkpoint of any size: ``W' = Aₙ(… A₁(W))``.
@@ -94,6 +97,8 @@ def merge_checkpoint(
             is none, begin.
         verify: read the output back before it takes its place, and prove that it is base plus mix.
         dequantize: write tensors of fp8, with their scales, in bfloat16.
+        resize: where adapters were trained on a base with more tokens, fewer, or other labels, give
+            its embedding and heads the adapters' rows, and ``config.json`` the new size.
         progress: called after every few megabytes with the bytes done so far, the bytes in all
             and the name of the shard; first of writing, then of verifying.
 
@@ -127,7 +132,7 @@ def merge_checkpoint(
 
     Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
     """
-    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize)
+    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize, resize=resize)
     with growing(work, base, out, resume=resume, force=force) as (place, done):
         if done is None:
             return _merged(work, place, len(work.checkpoint.shards), None)
@@ -146,6 +151,7 @@ def verify_merge(
     layout: Layout | str | None = None,
     untie: bool = False,
     dequantize: bool = False,
+    resize: bool = False,
     progress: Progress | None = None,
 ) -> Verified:
     """Reads a merged checkpoint and proves that it is base plus mix: ``W' = Aₙ(… A₁(W))``.
@@ -162,6 +168,7 @@ def verify_merge(
         layout: as there.
         untie: as there.
         dequantize: as there.
+        resize: as there.
         progress: called after every few megabytes with the bytes read so far, the bytes in all and
             the name of the shard.
 
@@ -191,7 +198,7 @@ def verify_merge(
 
     Source: https://github.com/huggingface/safetensors, format.
     """
-    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize)
+    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize, resize=resize)
     place = Path(out).expanduser()
     if place.is_dir() == work.checkpoint.is_file or not place.exists():
         what = "a safetensors file" if work.checkpoint.is_file else "a folder"
@@ -267,6 +274,7 @@ def _merged(work: Work, place: Place, resumed: int, proof: Verified | None) -> M
         untied=work.head,
         left_out=work.left_out,
         dequantized=packed,
+        resized=dict(work.resized),
         resumed=resumed,
         rounding=summed({name: losses[name] for name in changed if name in losses}),
         verified=proof,

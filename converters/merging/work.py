@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.converters.huggingface import Checkpoint, read_checkpoint
+from jaxmix.converters.merging.grown import Grown
 from jaxmix.converters.merging.planning import plan, table_of
 from jaxmix.converters.merging.quantized import dequantized, is_packed
 from jaxmix.converters.merging.recipe import Recipe
+from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.untying import untied
 from jaxmix.converters.side_files import side_files
 from jaxmix.layout import Layout
@@ -31,6 +33,7 @@ class Work:
         files: the side files to copy.
         left_out: those that are not copied, with the reason.
         head: the head that is untied, if one is.
+        resized: the tensors that get more or fewer rows, with the rows before and after.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +43,7 @@ class Work:
     files: tuple[str, ...]
     left_out: tuple[str, ...]
     head: str | None
+    resized: Mapping[str, tuple[int, int]]
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -54,6 +58,7 @@ def look_at(
     *,
     untie: bool,
     dequantize: bool,
+    resize: bool,
 ) -> Work:
     """All that can be told before anything is written.
 
@@ -63,6 +68,7 @@ def look_at(
         layout: as there.
         untie: as there.
         dequantize: as there.
+        resize: as there.
 
     Returns:
         The merge, which can be done.
@@ -78,8 +84,13 @@ def look_at(
     if is_own:
         checkpoint, mixed, head = untied(checkpoint, mixed, allowed=untie)
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
+    checkpoint, rows = resized(checkpoint, mixed, table, allowed=resize)
     recipes = plan(checkpoint, mixed, table)
-    packed = {n: Recipe(t, ()) for n, t in checkpoint.tensors.items() if is_packed(t)}
-    all_ = {**packed, **recipes}
+    made = {
+        n: Recipe(t, ())
+        for n, t in checkpoint.tensors.items()
+        if is_packed(t) or isinstance(t, Grown)
+    }
+    all_ = {**made, **recipes}
     ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}
-    return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head)
+    return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head, rows)
