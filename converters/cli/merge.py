@@ -73,6 +73,23 @@ def merge(
             "tokens, fewer, or other labels.",
         ),
     ] = False,
+    new_head: Annotated[
+        bool,
+        typer.Option(
+            "--new-head",
+            help="Write a head that the adapters bring and BASE has not (a classifier on a "
+            "language model) as new tensors, and the class that has it into config.json.",
+        ),
+    ] = False,
+    head_class: Annotated[
+        str | None,
+        typer.Option(
+            "--head-class",
+            metavar="CLASS",
+            help="The class of that head, where its leaves do not tell it: "
+            "`BertForTokenClassification`. Implies --new-head.",
+        ),
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +139,7 @@ def merge(
             verify=verify,
             dequantize=dequantize,
             resize=resize,
+            new_head=head_class or new_head,
             progress=progress,
         )
     if as_json:
@@ -146,6 +164,8 @@ def _tell(merged: Merged, mixed: Adapter | Mix) -> None:
         say(f"{count(merged.resumed, 'file')} were whole from a run before")
     if merged.dequantized:
         say(f"{count(merged.dequantized, 'tensor')} of fp8 are bfloat16 now")
+    if merged.new_head:
+        say(f"new head: it is a {escape(merged.new_head)} now, and config.json says so")
     for name, (before, now) in merged.resized.items():
         say(f"resized: {escape(name)} has {now:,} rows now, {before:,} before")
     if merged.rounding is not None:

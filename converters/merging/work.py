@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.converters.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.merging.grown import Grown
+from jaxmix.converters.merging.new_head import NewHead, with_new_head
 from jaxmix.converters.merging.planning import plan, table_of
 from jaxmix.converters.merging.quantized import dequantized, is_packed
 from jaxmix.converters.merging.recipe import Recipe
@@ -34,6 +35,7 @@ class Work:
         left_out: those that are not copied, with the reason.
         head: the head that is untied, if one is.
         resized: the tensors that get more or fewer rows, with the rows before and after.
+        new_head: the class whose checkpoint the base becomes by a head that the adapters bring.
     """
 
     checkpoint: Checkpoint
@@ -44,6 +46,7 @@ class Work:
     left_out: tuple[str, ...]
     head: str | None
     resized: Mapping[str, tuple[int, int]]
+    new_head: str | None
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -59,6 +62,7 @@ def look_at(
     untie: bool,
     dequantize: bool,
     resize: bool,
+    new_head: bool | str,
 ) -> Work:
     """All that can be told before anything is written.
 
@@ -69,6 +73,7 @@ def look_at(
         untie: as there.
         dequantize: as there.
         resize: as there.
+        new_head: as there.
 
     Returns:
         The merge, which can be done.
@@ -80,17 +85,28 @@ def look_at(
     checkpoint = read_checkpoint(base)
     files, left_out = side_files(checkpoint)
     table, is_own = table_of(layout)
-    head = None
+    head, made = None, NewHead()
     if is_own:
+        checkpoint, made = with_new_head(checkpoint, mixed, allowed=new_head)
         checkpoint, mixed, head = untied(checkpoint, mixed, allowed=untie)
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     checkpoint, rows = resized(checkpoint, mixed, table, allowed=resize)
     recipes = plan(checkpoint, mixed, table)
-    made = {
+    packed = {
         n: Recipe(t, ())
         for n, t in checkpoint.tensors.items()
         if is_packed(t) or isinstance(t, Grown)
     }
-    all_ = {**made, **recipes}
+    all_ = {**packed, **recipes}
     ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}
-    return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head, rows)
+    return Work(
+        checkpoint,
+        mixed,
+        table,
+        ordered,
+        tuple(files),
+        (*left_out, *made.dropped),
+        head,
+        rows,
+        made.name,
+    )
