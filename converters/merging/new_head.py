@@ -5,11 +5,8 @@ names of the saved leaves, in a table that ``python -m tests.heads`` writes from
 output is that class's checkpoint: its body's prefix, the head as new tensors, no other head.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ import numpy as np
 from jaxmix.adapter import words
 from jaxmix.converters.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.grown import new
+from jaxmix.converters.merging.head_classes import HeadClass, head_classes
 from jaxmix.converters.merging.labels import label_fields
 from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
 from jaxmix.errors import LayoutError, ShapeError, listing
@@ -24,9 +22,8 @@ from jaxmix.families import Replace, parts_of
 from jaxmix.mix import Mix
 from jaxmix.tied import HEADS
 
-__all__ = ["TABLE", "NewHead", "with_new_head"]
+__all__ = ["NewHead", "with_new_head"]
 
-TABLE = Path(__file__).with_name("heads.json")
 # How heads are called in models that the table does not have.
 _USUAL = ("score", "classifier", "qa_outputs", "classification_head")
 # Old heads in a checkpoint without a prefix, by their first name.
@@ -34,44 +31,6 @@ _OLD = frozenset({"cls", "cls_predictions", *(head.partition(".")[0] for head in
 # Prefixes of a language model's body, where the class with the head has another.
 _BODIES = {"model.", "transformer."}
 _LABELS, _QUESTIONS = "labels", "QUESTION_ANS"
-
-
-@dataclass(frozen=True)
-class HeadClass:
-    """A class of transformers with a head.
-
-    Args:
-        name: Its name.
-        task: What PEFT calls its task.
-        prefix: The prefix of its body.
-        head: Its parameters beside the body: each with its number of rows, "labels", or None.
-        needs: Parameters of the body that another class's checkpoint may lack.
-        lacks: Parameters that another's body may have, and this has not.
-    """
-
-    name: str
-    task: str
-    prefix: str
-    head: Mapping[str, int | str | None]
-    needs: Sequence[str] = ()
-    lacks: Sequence[str] = ()
-
-    @property
-    def parameters(self) -> dict[str, int | str | None]:
-        """Those of the head, and those that it needs beside, each with its number of rows."""
-        return {**self.head, **{f"{self.prefix}.{name}": None for name in self.needs}}
-
-    def fits(self, leaves: Mapping[str, np.ndarray]) -> bool:
-        """Whether these are whole modules of its head, with as many rows."""
-        rows = self.parameters
-        sites = {name.rpartition(".")[0] for name in leaves}
-        if {name for name in rows if name.rpartition(".")[0] in sites} != leaves.keys():
-            return False
-        return all(
-            not isinstance(n, int) or len(leaf) == n
-            for name, leaf in leaves.items()
-            for n in [rows[name]]
-        )
 
 
 @dataclass(frozen=True)
@@ -106,12 +65,13 @@ def with_new_head(
         ShapeError: If adapters bring heads of different sizes.
     """
     config = checkpoint.json(CONFIG_FILE)
-    classes = _classes(config.get("model_type"))
-    leaves = _saved_leaves(checkpoint, mixed, classes)
+    classes = head_classes(config.get("model_type"))
+    is_other = _is_other_task(config, mixed, classes)
+    leaves = _saved_leaves(checkpoint, mixed, classes, is_other=is_other)
     if not leaves:
         return checkpoint, NewHead()
     found = _chosen(checkpoint, mixed, leaves, classes, allowed)
-    tensors, dropped = _renamed(checkpoint, mixed, found)
+    tensors, dropped = _renamed(checkpoint, mixed, found, leaves)
     there = {one.name for one in tensors.values()} | leaves.keys()
     if lost := [name for name in found.parameters if name not in there]:
         raise LayoutError(
@@ -126,21 +86,9 @@ def with_new_head(
         fields |= label_fields(config, max(labels))
     out = _with(checkpoint, tensors, leaves)
     out = out if out.is_file else with_config(out, fields)
-    return out, NewHead(
-        found.name, tuple(f"{name}: {found.name} has no such tensor" for name in dropped)
-    )
-
-
-@cache
-def _table() -> dict[str, dict[str, Any]]:
-    """The table, by model type and class."""
-    return json.loads(TABLE.read_text(encoding="utf-8"))
-
-
-def _classes(model_type: Any) -> list[HeadClass]:
-    """The classes with a head of a model type."""
-    found = _table().get(model_type, {}) if isinstance(model_type, str) else {}
-    return [HeadClass(name, **data) for name, data in found.items()]
+    reason = f"{found.name} has no such tensor"
+    reasons = {name: "replaced by the new head" if name in leaves else reason for name in dropped}
+    return out, NewHead(found.name, tuple(f"{name}: {why}" for name, why in reasons.items()))
 
 
 def _is_of(name: str, site: str) -> bool:
@@ -148,15 +96,23 @@ def _is_of(name: str, site: str) -> bool:
     return name.rpartition(".")[0] == site
 
 
+def _is_other_task(config: Mapping[str, Any], mixed: Mix, classes: Sequence[HeadClass]) -> bool:
+    """Whether the base has a head of another task than the adapters', though of the same name."""
+    said = set(_said(mixed)).intersection(x for one in classes for x in (one.name, one.task))
+    own = [one for one in classes if one.name in (config.get("architectures") or ())]
+    return bool(own and said) and not any({one.name, one.task} & said for one in own)
+
+
 def _saved_leaves(
-    checkpoint: Checkpoint, mixed: Mix, classes: Sequence[HeadClass]
+    checkpoint: Checkpoint, mixed: Mix, classes: Sequence[HeadClass], *, is_other: bool
 ) -> dict[str, np.ndarray]:
     """The leaves of heads that adapters saved and the base lacks; the first adapter's."""
     known = {name for one in classes for name in one.parameters}
     tensors, found, wrong = checkpoint.tensors, {}, []
     for site, word in words(mixed.parts).items():
         is_known = any(_is_of(name, site) for name in known) or site.split(".")[0] in _USUAL
-        if not is_known or any(f"{site}.{kind}" in tensors for kind in ("weight", "bias")):
+        is_there = any(f"{site}.{kind}" in tensors for kind in ("weight", "bias"))
+        if not is_known or (is_there and not is_other):
             continue
         for _, update in word:
             for part in parts_of(update):
@@ -228,7 +184,7 @@ def _said(mixed: Mix) -> Iterator[str]:
 
 
 def _renamed(
-    checkpoint: Checkpoint, mixed: Mix, found: HeadClass
+    checkpoint: Checkpoint, mixed: Mix, found: HeadClass, leaves: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Stored], list[str]]:
     """The base's tensors under the class's names, by their old names; and those that go."""
     prefix = f"{found.prefix}."
@@ -237,9 +193,9 @@ def _renamed(
     for name, tensor in checkpoint.tensors.items():
         inner = name.removeprefix(old) if name.startswith(old) else None
         is_old_head = inner is not None and not old and name.partition(".")[0] in _OLD
-        if name in found.head:
+        if name in found.head and name not in leaves:
             kept[name] = tensor
-        elif inner is None or is_old_head or inner in found.lacks:
+        elif name in leaves or inner is None or is_old_head or inner in found.lacks:
             dropped.append(name)
         else:
             kept[name] = replace(tensor, name=f"{prefix}{inner}")

@@ -59,7 +59,7 @@ class _Wanted:
 
 
 def resized(
-    checkpoint: Checkpoint, mixed: Mix, layout: Layout, *, allowed: bool
+    checkpoint: Checkpoint, mixed: Mix, layout: Layout, *, allowed: bool, labels: bool = False
 ) -> tuple[Checkpoint, dict[str, tuple[int, int]]]:
     """Gives embeddings and heads as many rows as the adapters have.
 
@@ -68,6 +68,7 @@ def resized(
         mixed: The adapters.
         layout: Where their sites lie.
         allowed: Whether to resize; if not, an adapter that needs it is an error.
+        labels: Whether to resize heads for labels, in any case.
 
     Returns:
         The checkpoint, and ``{tensor: (rows before, rows now)}``.
@@ -78,7 +79,7 @@ def resized(
     wanted = {one.tensor.name: one for one in _wanted(checkpoint, mixed, layout)}
     if not wanted:
         return checkpoint, {}
-    if not allowed:
+    if not allowed and not (labels and not any(map(_is_vocabulary, _sites(wanted)))):
         raise ShapeError(
             f"{checkpoint.name} has another number of tokens or labels than the adapters:"
             f"{listing(one.text for one in wanted.values())}\nIf they were trained on this model, "
@@ -105,6 +106,10 @@ def resized(
     if fields and not out.is_file:
         out = with_config(out, fields)
     return out, {name: (_rows(old), _rows(new)) for name, (old, new) in changes.items()}
+
+
+def _sites(wanted: Mapping[str, _Wanted]) -> list[str]:
+    return [one.site for one in wanted.values()]
 
 
 def _rows(shape: tuple[int, ...]) -> int:

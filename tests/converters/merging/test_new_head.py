@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import jaxmix
 from jaxmix.converters.merging import merge_checkpoint
-from jaxmix.converters.merging.new_head import TABLE
+from jaxmix.converters.merging.head_classes import TABLE
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import LoRA, Replace
 
@@ -199,6 +199,32 @@ def test_the_base_has_the_head(tmp_path: Path) -> None:
     save_file(tensors, base / "model.safetensors")
     merged = merge_checkpoint(base, head("score", bias=False), tmp_path / "out", new_head=True)
     assert merged.new_head is None and load(tmp_path / "out").keys() == tensors.keys()
+
+
+def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
+    """A classifier of tokens on one of sequences: the adapter's task and the base's class tell."""
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    names = [*(f"bert.pooler.dense.{kind}" for kind in ("weight", "bias")), "bert.x.weight"]
+    base = save(tmp_path / "base", config, *names)
+    tensors = {**load(base), "classifier.weight": draw(2, D), "classifier.bias": draw(2)}
+    save_file(tensors, base / "model.safetensors")
+    tokens = head("classifier", rows=2, task="TOKEN_CLS")
+    with pytest.raises(LayoutError, match="It is that of a BertForTokenClassification"):
+        merge_checkpoint(base, tokens, tmp_path / "out")
+    merged = merge_checkpoint(base, tokens, tmp_path / "out", new_head=True, verify=True)
+    assert merged.new_head == "BertForTokenClassification"
+    assert "classifier.weight: replaced by the new head" in merged.left_out
+    assert load(tmp_path / "out").keys() == {
+        "bert.x.weight",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    # Of the same task with more labels it is resized, with either option.
+    more = head("classifier", rows=4, task="SEQ_CLS")
+    with pytest.raises(ShapeError, match="another number of tokens or labels"):
+        merge_checkpoint(base, more, tmp_path / "more")
+    merged = merge_checkpoint(base, more, tmp_path / "more", new_head=True)
+    assert merged.new_head is None and set(merged.resized.values()) == {(2, 4)}
 
 
 def test_the_table() -> None:
