@@ -18,7 +18,7 @@ from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
 from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
-from jaxmix.tied import tied_sites, trained_as_one
+from jaxmix.tied import tied_sites, trained_as_one, without_copies
 
 __all__ = ["Fitted", "Word", "apply", "fitted"]
 
@@ -112,7 +112,7 @@ def fitted(
     tree, sites = Tree.of(params), None
     is_named = layout is None or named(layout).by_name
     as_one, copies = trained_as_one(words, tree.where) if is_named else (frozenset(), frozenset())
-    words = {site: word for site, word in words.items() if site not in copies}
+    words = without_copies(words, copies, tree.where)
     if layout is None:
 
         def fits(sites: Sequence[Site]) -> bool:

@@ -13,10 +13,18 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxmix.families import LoRA, Update, parts_of
+from jaxmix.families import LoRA, Replace, Update, parts_of
 from jaxmix.layout import Layout
 
-__all__ = ["EMBEDDINGS", "HEADS", "tied_problem", "tied_sites", "trained_as_one"]
+__all__ = [
+    "EMBEDDINGS",
+    "HEADS",
+    "bias_alone",
+    "tied_problem",
+    "tied_sites",
+    "trained_as_one",
+    "without_copies",
+]
 
 # Where Hugging Face's models keep an embedding, and the head that may be tied to it; held against
 # the names of the files that transformers saves by tests/test_tied.py.
@@ -169,6 +177,41 @@ def trained_as_one(
     return frozenset(sites), copies
 
 
+def bias_alone(
+    site: str, update: Update, names: Collection[str]
+) -> tuple[str, Update] | tuple[None, None]:
+    """What is left of a head's update where the embedding's leaf takes what it does to the weight.
+
+    Args:
+        site: The head.
+        update: What was to be done there.
+        names: The dotted names of all leaves of the tree.
+
+    Returns:
+        The site that has the bias (BERT keeps it one module above the tied decoder), and the update
+        of the bias; None for both if there is none.
+    """
+    parts = [part for part in parts_of(update) if isinstance(part, Replace) and part.has_bias]
+    if not parts:
+        return None, None
+    above = site.rpartition(".")[0]
+    is_above = any(name.removeprefix("params.") == f"{above}.bias" for name in names)
+    return above if is_above else site, replace(parts[-1], weight=None)
+
+
+def without_copies(
+    words: Mapping[str, Any], copies: Collection[str], names: Collection[str]
+) -> dict[str, Any]:
+    """The words without those at sites whose weight is another's leaf, but for the biases there."""
+    out = {site: word for site, word in words.items() if site not in copies}
+    for site in copies:
+        for strength, update in words[site]:
+            owner, bias = bias_alone(site, update, names)
+            if owner is not None and bias is not None:
+                out[owner] = (*out.get(owner, ()), (strength, bias))
+    return out
+
+
 def _is_same_word(one: Any, other: Any) -> bool:
     """Whether two words of updates do the same to one weight."""
     return len(one) == len(other) and all(
@@ -178,14 +221,19 @@ def _is_same_word(one: Any, other: Any) -> bool:
 
 def _is_same_update(one: Update, other: Update) -> bool:
     """Whether two updates do the same to one weight, of an embedding here and of a head there."""
-    ours, theirs = (tuple(map(_as_linear, parts_of(update))) for update in (one, other))
+    ours, theirs = (
+        tuple(_as_linear(part) for part in parts_of(update) if part.has_weight)
+        for update in (one, other)
+    )
     leaves, structure = jax.tree.flatten(ours)
     others, other_structure = jax.tree.flatten(theirs)
     return structure == other_structure and all(map(_is_equal, leaves, others))
 
 
 def _as_linear(update: Update) -> Update:
-    """An embedding's LoRA as that of a linear layer, which is the same map without DoRA's norm."""
+    """What an update does to the weight alone: an embedding's LoRA is a linear layer's there."""
+    if isinstance(update, Replace):
+        return replace(update, bias=None)
     if isinstance(update, LoRA) and update.embedding and update.magnitude is None:
         return replace(update, embedding=False)
     return update

@@ -162,6 +162,23 @@ def test_trained_as_one_takes_all_sides() -> None:
     assert out.keys() == t5.keys()
 
 
+def test_a_bias_of_a_head_trained_as_one() -> None:
+    """It is the head's own, and lies where the tree has it: with the head, or one module above."""
+    bias = np.arange(6, dtype=np.float32)
+    site = "bert.embeddings.word_embeddings"
+    head = "cls.predictions.decoder"
+    tree = {f"{site}.weight": E, "cls.predictions.bias": np.zeros_like(bias)}
+    both = {site: Replace(weight=E + 1), head: Replace(weight=E + 1, bias=bias)}
+    out = jaxmix.compose(tree, 0.5 * Adapter(both))
+    np.testing.assert_array_equal(out[f"{site}.weight"], E + 0.5)
+    np.testing.assert_array_equal(out["cls.predictions.bias"], bias / 2)
+    apart = {head: Together((Replace(weight=E + 1), Replace(bias=bias)))}
+    out = jaxmix.compose(tree, Adapter({**both, **apart}))
+    np.testing.assert_array_equal(out["cls.predictions.bias"], bias)
+    with pytest.raises(LayoutError, match="lm_head: no leaf for its bias"):
+        jaxmix.compose(TREE, Adapter({EMBED: both[site], HEAD: both[head]}))
+
+
 def test_headless_by_layout() -> None:
     """The way out for a model that has no head although its names look so."""
     headless = Layout("headless", jaxmix.layout.NAMES.rules)

@@ -42,12 +42,14 @@ class _Wanted:
         tensor: The base's.
         rows: How many rows the adapters have.
         extra: The rows that the base lacks; None if no adapter has all of them.
+        is_base: Whether these are the resized base's own, which a tied head has too.
     """
 
     site: str
     tensor: Stored
     rows: int
     extra: np.ndarray | None
+    is_base: bool
 
     @property
     def text(self) -> str:
@@ -59,7 +61,13 @@ class _Wanted:
 
 
 def resized(
-    checkpoint: Checkpoint, mixed: Mix, layout: Layout, *, allowed: bool, labels: bool = False
+    checkpoint: Checkpoint,
+    mixed: Mix,
+    layout: Layout,
+    *,
+    allowed: bool,
+    labels: bool = False,
+    untied: str | None = None,
 ) -> tuple[Checkpoint, dict[str, tuple[int, int]]]:
     """Gives embeddings and heads as many rows as the adapters have.
 
@@ -69,6 +77,7 @@ def resized(
         layout: Where their sites lie.
         allowed: Whether to resize; if not, an adapter that needs it is an error.
         labels: Whether to resize heads for labels, in any case.
+        untied: The head that is a copy of the base's embedding.
 
     Returns:
         The checkpoint, and ``{tensor: (rows before, rows now)}``.
@@ -92,7 +101,7 @@ def resized(
         (one.tensor.shape[0], one.rows) for one in wanted.values() if _is_vocabulary(one.site)
     }
     for before, now in vocabulary:
-        lost += _add_partners(checkpoint, before, now, made, wanted)
+        lost += _add_partners(checkpoint, before, now, made, wanted, untied)
     if lost or len(vocabulary) > 1:
         raise ShapeError(
             f"{checkpoint.name} can't be resized, since no adapter has the rows that it lacks:"
@@ -160,7 +169,8 @@ def _with_vocabulary(config: Mapping[str, Any], before: int, now: int) -> dict[s
 
 def _is_vocabulary(site: str) -> bool:
     """Whether a site has a row for each token."""
-    return site.rpartition(".")[2] in EMBEDDINGS or site.endswith(HEADS)
+    is_bias = f"{site}.bias".endswith(_BIASES)
+    return is_bias or site.rpartition(".")[2] in EMBEDDINGS or site.endswith(HEADS)
 
 
 def _add_partners(
@@ -169,13 +179,14 @@ def _add_partners(
     now: int,
     made: dict[str, Grown],
     wanted: Mapping[str, _Wanted],
+    untied: str | None,
 ) -> Iterator[str]:
     """Resizes what else has a row for each token, in ``made``; yields what can't be.
 
     Rows that go are cut everywhere. New rows of a bias are zero, as transformers has them; those of
     a tied head are the embedding's.
     """
-    config = checkpoint.json(CONFIG_FILE)
+    is_tied = checkpoint.json(CONFIG_FILE).get("tie_word_embeddings") is True
     for name, tensor in checkpoint.tensors.items():
         if name in wanted or tensor.dtype not in FLOATS:
             continue
@@ -186,10 +197,16 @@ def _add_partners(
             array[..., :count] = tensor.read()[..., :count]
             made[name] = new_tensor(name, tensor.dtype, array, tensor.file)
         elif kind == "weight" and _is_vocabulary(module) and tensor.shape[:1] == (before,):
-            twins = [one for one in made.values() if one.shape == (now, *tensor.shape[1:])]
+            shape = (now, *tensor.shape[1:])
+            twins = [
+                one
+                for twin, one in made.items()
+                if one.shape == shape
+                and (is_tied or (name == untied and twin in wanted and wanted[twin].is_base))
+            ]
             if now < before:
                 made[name] = grown(tensor, now, np.zeros((0, *tensor.shape[1:]), np.float32))
-            elif config.get("tie_word_embeddings") is True and twins:
+            elif twins:
                 made[name] = grown(tensor, now, twins[0].extra)
             else:
                 yield f"{name} has {before} rows of {now}, and no adapter saved it"
@@ -210,7 +227,8 @@ def _wanted(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Wan
             if len(sizes) > 1:
                 disagreeing.append(f"{site}: {', '.join(map(str, sorted(sizes)))} rows")
             elif sizes and (rows := sizes.pop()) != leaf.shape[0]:
-                yield _Wanted(site, leaf, rows, _extra(updates, kind, leaf.shape, rows))
+                is_base = any(isinstance(update, Rebase) for update in updates)
+                yield _Wanted(site, leaf, rows, _extra(updates, kind, leaf.shape, rows), is_base)
     if disagreeing:
         raise ShapeError(
             f"adapters were trained with different numbers of tokens or labels:"

@@ -15,7 +15,7 @@ from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.errors import LayoutError, listing
 from jaxmix.families import Update, parts_of
 from jaxmix.mix import Mix, mix
-from jaxmix.tied import tied_problem, trained_as_one
+from jaxmix.tied import bias_alone, tied_problem, trained_as_one
 
 __all__ = ["untied"]
 
@@ -50,7 +50,7 @@ def untied(
         return checkpoint, mixed, None
     as_one, copies = trained_as_one(words(mixed.parts), without_head)
     if as_one.issuperset(problems):
-        return checkpoint, _without(mixed, copies.difference(_modules(tensors))), None
+        return checkpoint, _without(mixed, copies.difference(_modules(tensors)), tensors), None
     if not allowed:
         raise LayoutError(
             f"sites whose tensor {checkpoint.name} ties to another:{listing(problems.values())}\n"
@@ -68,12 +68,16 @@ def untied(
     return with_config(checkpoint, _untied_fields(checkpoint)), mixed, _HEAD
 
 
-def _without(mixed: Mix, sites: Collection[str]) -> Mix:
-    """The mix without some sites."""
-    parts = [
-        replace(part, updates={s: up for s, up in part.updates.items() if s not in sites})
-        for part in mixed.parts
-    ]
+def _without(mixed: Mix, sites: frozenset[str], tensors: Collection[str]) -> Mix:
+    """The mix without some sites' weights."""
+    parts = []
+    for part in mixed.parts:
+        updates = {site: up for site, up in part.updates.items() if site not in sites}
+        for site in sites & part.updates.keys():
+            owner, bias = bias_alone(site, part.updates[site], tensors)
+            if owner is not None and bias is not None:
+                updates[owner] = bias
+        parts.append(replace(part, updates=updates))
     return mix(*parts)
 
 

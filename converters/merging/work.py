@@ -90,7 +90,9 @@ def look_at(
         checkpoint, made = with_new_head(checkpoint, mixed, allowed=new_head)
         checkpoint, mixed, head = untied(checkpoint, mixed, allowed=untie)
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
-    checkpoint, rows = resized(checkpoint, mixed, table, allowed=resize, labels=bool(new_head))
+    checkpoint, rows = resized(
+        checkpoint, mixed, table, allowed=resize, labels=bool(new_head), untied=head
+    )
     recipes = plan(checkpoint, mixed, table)
     packed = {
         n: Recipe(t, ())
