@@ -14,7 +14,8 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import LoRA, Rebase, Replace, Together, Tokens, Update
 
-from ..checkpoints import VOCAB, WIDTH, Adapters, header, load, mixed, save_base
+from ..checkpoints import VOCAB, WIDTH, Adapters, contents, header, load, mixed, save_base
+from .test_resume import Stop, breaking
 
 EMBED, HEAD = "model.embed_tokens", "lm_head"
 
@@ -244,6 +245,23 @@ def test_new_rows_beyond_float16(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"embed_tokens.weight: new rows lie beyond what F16"):
         merge_checkpoint(base, adapter, tmp_path / "out", resize=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_resize_resumes(tmp_path: Path) -> None:
+    """With the bytes of an unbroken run, and only with the same option and rows."""
+    base = save_base(tmp_path / "base", shards=3)
+    adapter = saved(VOCAB + 3, EMBED, HEAD)
+    layer = jaxmix.Adapter({"model.layers.1.q_proj": Replace(draw(8, WIDTH))}, name="layer")
+    out = tmp_path / "out"
+    with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop):
+        merge_checkpoint(base, [adapter, layer], out, resize=True)
+    with pytest.raises(CheckpointError, match="the base's tensors, the changed side files"):
+        other = saved(VOCAB + 2, EMBED, HEAD)
+        merge_checkpoint(base, [other, layer], out, resize=True, resume=True)
+    merged = merge_checkpoint(base, [adapter, layer], out, resize=True, resume=True)
+    assert merged.resumed
+    merge_checkpoint(base, [adapter, layer], tmp_path / "whole", resize=True)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("count", [2, 5])
