@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from jaxmix.converters.duplicates import is_copy
 from jaxmix.converters.huggingface import INDEX_FILE, Checkpoint
+from jaxmix.errors import CheckpointError
 
 __all__ = ["side_files"]
 
@@ -71,7 +72,14 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
 def _names(checkpoint: Checkpoint) -> Iterator[str]:
     """The files of the folder beside the shards, by their paths in it; hidden ones are skipped."""
     shards = {shard.name for shard in checkpoint.shards}
-    for above, folders, files in os.walk(checkpoint.folder):
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(
+            f"{checkpoint.name} can't be listed whole: {error}. Files of the checkpoint may lie "
+            "there. Make it readable, or move it out of the folder."
+        ) from error
+
+    for above, folders, files in os.walk(checkpoint.folder, onerror=refuse):
         here = Path(above).relative_to(checkpoint.folder)
         linked = [name for name in folders if (Path(above) / name).is_symlink()]
         folders[:] = sorted(name for name in folders if name[0] != "." and name not in linked)
