@@ -27,7 +27,6 @@ __all__ = [
     "Stored",
     "read_checkpoint",
     "read_shard",
-    "side_files",
 ]
 
 CONFIG_FILE = "config.json"
@@ -41,10 +40,6 @@ FLOATS: dict[str, Any] = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
-# Files that hold weights in another form, and so would still be those of the base.
-_OTHER_WEIGHTS = frozenset(
-    ".bin .ckpt .gguf .h5 .msgpack .npz .onnx .onnx_data .ot .pt .pth .safetensors .tflite".split()
-)
 
 
 @dataclass(frozen=True)
@@ -190,68 +185,6 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     # Like transformers, tensor_files takes a whole file before an index, which is stale then.
     indexed = not (folder / SINGLE_FILE).exists()
     return Checkpoint(folder, tuple(read_shard(folder, file) for file in files), indexed)
-
-
-def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """What else a checkpoint's folder holds: tokenizer, configs, pages.
-
-    Hidden files, links that lead out of the folder (but for those of the hub's cache) and weights
-    in other forms are no side files: the last would still be those of the base.
-
-    Args:
-        checkpoint: the checkpoint.
-
-    Returns:
-        The paths in the folder of the files that belong to it; and of those left out, each with the
-        reason.
-    """
-    if checkpoint.is_file:
-        return [], []
-    shards = {shard.name for shard in checkpoint.shards}
-    found: list[str] = []
-    left_out: list[str] = []
-
-    def refuse(error: OSError) -> None:
-        raise CheckpointError(
-            f"{checkpoint.name} can't be listed whole: {error}. Files of the checkpoint may lie "
-            "there. Make it readable, or move it out of the folder."
-        ) from error
-
-    for above, folders, files in os.walk(checkpoint.folder, onerror=refuse):
-        here = Path(above).relative_to(checkpoint.folder)
-        linked = [name for name in folders if (Path(above) / name).is_symlink()]
-        folders[:] = sorted(name for name in folders if name[0] != "." and name not in linked)
-        for file in sorted([*files, *linked]):
-            name = (here / file).as_posix()
-            if file[0] == "." or name in shards:
-                continue
-            if why := _no_side_file(checkpoint, name):
-                left_out.append(f"{name}: {why}")
-            else:
-                found.append(name)
-    return found, left_out
-
-
-def _no_side_file(checkpoint: Checkpoint, name: str) -> str | None:
-    """Why a file is not copied, or None."""
-    path = checkpoint.folder / name
-    if path.is_symlink() and not _leads_inside(path, checkpoint.folder):
-        return "a link that leads out of the folder"
-    if not path.is_file():
-        return "no plain file"
-    is_index = name.endswith(".index.json") and not (checkpoint.indexed and name == INDEX_FILE)
-    if path.suffix in _OTHER_WEIGHTS or is_index:
-        return "weights that are still the base's"
-    # With it in the folder, transformers would put the adapter onto the merged model once more.
-    return "an adapter's config" if path.name == "adapter_config.json" else None
-
-
-def _leads_inside(link: Path, folder: Path) -> bool:
-    """Whether a link ends in the folder, or in the hub's cache, where all files are links."""
-    end, home = link.resolve(), folder.resolve()
-    if end.is_relative_to(home):
-        return True
-    return home.parent.name == "snapshots" and end.is_relative_to(home.parents[1] / "blobs")
 
 
 def read_shard(folder: Path, file: Path) -> Shard:

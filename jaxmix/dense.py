@@ -11,14 +11,14 @@ import numpy as np
 
 from jaxmix.choosing import chosen
 from jaxmix.errors import LayoutError, ShapeError, listing
-from jaxmix.families import parts_of
+from jaxmix.families import Rebase, Replace, parts_of
 from jaxmix.layout import KERNEL, Layout, Part, Place, named
 from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
 from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
-from jaxmix.tied import tied_sites
+from jaxmix.tied import tied_sites, trained_as_one, without_copies
 
 __all__ = ["Fitted", "Word", "apply", "fitted"]
 
@@ -110,6 +110,9 @@ def fitted(
         ShapeError: as `apply`.
     """
     tree, sites = Tree.of(params), None
+    is_named = layout is None or named(layout).by_name
+    as_one, copies = trained_as_one(words, tree.where) if is_named else (frozenset(), frozenset())
+    words = without_copies(words, copies, tree.where)
     if layout is None:
 
         def fits(sites: Sequence[Site]) -> bool:
@@ -118,7 +121,8 @@ def fitted(
         table, sites = chosen(tree, words, fits)
     else:
         table = named(layout)
-    tied = list(tied_sites(tree.where, words, table))
+    one_sided = {site: word for site, word in words.items() if site not in as_one}
+    tied = list(tied_sites(tree.where, one_sided, table))
     if tied and callable(untied := getattr(params, "untied", None)):
         if both := [site for site, word in words.items() if _changes_both_sides(word)]:
             raise LayoutError(
@@ -127,7 +131,7 @@ def fitted(
                 "give the head tokens of its own."
             )
         tree, sites = Tree.of(untied()), None
-        tied = list(tied_sites(tree.where, words, table))
+        tied = list(tied_sites(tree.where, one_sided, table))
     if tied:
         raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
     return tree, _fitted(tree, located(tree, words, table) if sites is None else sites)
@@ -153,9 +157,26 @@ def _fitted(tree: Tree, sites: list[Site]) -> list[Fitted]:
     if misfits := _misfits(forms):
         raise ShapeError(
             f"factors that do not fit the params:{listing(misfits)}\nWas the adapter trained on "
-            "another model, or on a base of another size?"
+            f"another model, or on a base of another size?{_resize_hint(forms)}"
         )
     return [one for one, _ in forms]
+
+
+def _resize_hint(forms: Iterable[tuple[Fitted, str | None]]) -> str:
+    """What to do where a file brings a leaf with more or fewer rows than the params have."""
+    updates = (
+        part
+        for one, why in forms
+        if why and one.site.weight
+        for _, update in one.site.word
+        for part in parts_of(update)
+    )
+    if not any(isinstance(part, Replace | Rebase) and part.has_weight for part in updates):
+        return ""
+    return (
+        " If it was trained with more tokens, resize these leaves of the params first, or merge "
+        "into the checkpoint with jaxmix.merge_checkpoint(..., resize=True)."
+    )
 
 
 def _forms(tree: Tree, sites: Iterable[Site]) -> list[tuple[Fitted, str | None]]:

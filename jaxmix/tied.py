@@ -6,15 +6,29 @@ not say that it is tied: it only lacks a head. The leaves' names tell whether th
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from jaxmix.families import LoRA, Replace, Update, parts_of
 from jaxmix.layout import Layout
 
-__all__ = ["HEADS", "tied_problem", "tied_sites"]
+__all__ = [
+    "EMBEDDINGS",
+    "HEADS",
+    "bias_alone",
+    "tied_problem",
+    "tied_sites",
+    "trained_as_one",
+    "without_copies",
+]
 
 # Where Hugging Face's models keep an embedding, and the head that may be tied to it; held against
 # the names of the files that transformers saves by tests/test_tied.py.
-_EMBEDDINGS = (
+EMBEDDINGS = (
     *("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared"),
     *("embeddings", "word_embedding", "tokens_embed"),
 )
@@ -60,14 +74,14 @@ def tied_problem(site: str, names: Collection[str]) -> str | None:
         if kind in ("weight", "kernel", "embedding"):
             weights[module] = kind
     if site in weights:
-        if _last(site) not in _EMBEDDINGS or (head := _missing_head(site, weights, names)) is None:
+        if _last(site) not in EMBEDDINGS or (head := _missing_head(site, weights, names)) is None:
             return None
         return (
             f"{site} is the embedding and, since the tree has no {head}, the head too (tied). "
             f"{_how_to_untie(head, site, weights[site])} If the model has no head at all, say "
             "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
         )
-    embedding = next((module for module in weights if _last(module) in _EMBEDDINGS), None)
+    embedding = next((module for module in weights if _last(module) in EMBEDDINGS), None)
     if embedding is None:
         return None
     shares = _last(site) == "embed_tokens" and _last(embedding) == "shared"
@@ -115,13 +129,123 @@ def tied_sites(where: Collection[str], words: Mapping[str, Any], table: Layout) 
                     "PEFT's forward changes one side only: give the head a leaf and a rule of its "
                     "own, or none"
                 )
-            elif missing and not heads and _last(site) in _EMBEDDINGS and place.leaf in where:
+            elif missing and not heads and _last(site) in EMBEDDINGS and place.leaf in where:
                 yield (
                     f"{site}: the layout {table.name!r} has a leaf for {missing[0]}, but the tree "
                     "has none, so that the embedding is the head too (tied). PEFT's forward "
                     "changes one side only: give the head a leaf of its own; or, where the model "
                     "has no head at all, give a jaxmix.Layout without a rule for one"
                 )
+
+
+def trained_as_one(
+    words: Mapping[str, Any], names: Collection[str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Finds an embedding and its tied head that adapters change in the same way.
+
+    PEFT's ``ensure_weight_tying`` trains both as one and saves both. Then nothing comes apart: the
+    one leaf that they share takes the update once.
+
+    Args:
+        words: ``{site: ((strength, update), …)}``.
+        names: The dotted names of all leaves of the tree.
+
+    Returns:
+        The sites that were trained as one, and those of them that have no leaf of their own. Both
+        are empty where the updates differ, or where their numbers are traced.
+    """
+    weights = {name.removeprefix("params.").rpartition(".")[0] for name in names}
+    sites = [
+        site
+        for site, word in words.items()
+        if (site in HEADS or _last(site) in EMBEDDINGS)
+        and any(update.has_weight and not update.keeps_tie for _, update in word)
+        and tied_problem(site, names)
+    ]
+    copies = frozenset(site for site in sites if site not in weights)
+    if len(sites) in (0, len(copies)) or not copies:
+        return frozenset(), frozenset()
+    first, *rest = (words[site] for site in sites)
+    if not all(_is_same_word(first, word) for word in rest):
+        return frozenset(), frozenset()
+    for shared in (site for site in sites if _last(site) == "shared"):
+        outer = shared.removesuffix("shared")
+        for stack in (f"{outer}encoder.", f"{outer}decoder."):
+            has_stack = any(module.startswith(stack) for module in weights)
+            if has_stack and f"{stack}embed_tokens" not in sites:
+                return frozenset(), frozenset()
+    return frozenset(sites), copies
+
+
+def bias_alone(
+    site: str, update: Update, names: Collection[str]
+) -> tuple[str, Update] | tuple[None, None]:
+    """What is left of a head's update where the embedding's leaf takes what it does to the weight.
+
+    Args:
+        site: The head.
+        update: What was to be done there.
+        names: The dotted names of all leaves of the tree.
+
+    Returns:
+        The site that has the bias (BERT keeps it one module above the tied decoder), and the update
+        of the bias; None for both if there is none.
+    """
+    parts = [part for part in parts_of(update) if isinstance(part, Replace) and part.has_bias]
+    if not parts:
+        return None, None
+    above = site.rpartition(".")[0]
+    is_above = any(name.removeprefix("params.") == f"{above}.bias" for name in names)
+    return above if is_above else site, replace(parts[-1], weight=None)
+
+
+def without_copies(
+    words: Mapping[str, Any], copies: Collection[str], names: Collection[str]
+) -> dict[str, Any]:
+    """The words without those at sites whose weight is another's leaf, but for the biases there."""
+    out = {site: word for site, word in words.items() if site not in copies}
+    for site in copies:
+        for strength, update in words[site]:
+            owner, bias = bias_alone(site, update, names)
+            if owner is not None and bias is not None:
+                out[owner] = (*out.get(owner, ()), (strength, bias))
+    return out
+
+
+def _is_same_word(one: Any, other: Any) -> bool:
+    """Whether two words of updates do the same to one weight."""
+    return len(one) == len(other) and all(
+        _is_equal(s, t) and _is_same_update(u, v) for (s, u), (t, v) in zip(one, other, strict=True)
+    )
+
+
+def _is_same_update(one: Update, other: Update) -> bool:
+    """Whether two updates do the same to one weight, of an embedding here and of a head there."""
+    ours, theirs = (
+        tuple(_as_linear(part) for part in parts_of(update) if part.has_weight)
+        for update in (one, other)
+    )
+    leaves, structure = jax.tree.flatten(ours)
+    others, other_structure = jax.tree.flatten(theirs)
+    return structure == other_structure and all(map(_is_equal, leaves, others))
+
+
+def _as_linear(update: Update) -> Update:
+    """What an update does to the weight alone: an embedding's LoRA is a linear layer's there."""
+    if isinstance(update, Replace):
+        return replace(update, bias=None)
+    if isinstance(update, LoRA) and update.embedding and update.magnitude is None:
+        return replace(update, embedding=False)
+    return update
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Whether two leaves are equal; of traced ones that is known only if they are one object."""
+    if one is other:
+        return True
+    if isinstance(one, Tracer) or isinstance(other, Tracer):
+        return False
+    return np.shape(one) == np.shape(other) and bool(np.array_equal(one, other))
 
 
 def _last(module: str) -> str:

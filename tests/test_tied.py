@@ -1,7 +1,7 @@
 """Tied embeddings: found by the names that transformers saves, refused with what to do, untied."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -104,7 +104,7 @@ def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
 def test_a_tied_tree_is_refused() -> None:
     """Both sides, listed together."""
     with pytest.raises(LayoutError, match=r"^sites whose leaf the tree ties to another:") as caught:
-        jaxmix.compose(TREE, [lora(EMBED, HEAD)])
+        jaxmix.compose(TREE, [lora(EMBED), 0.5 * lora(HEAD).renamed("head")])
     text = str(caught.value)
     assert f"\n  {EMBED} is the embedding and, since the tree has no lm_head, the head too" in text
     assert f"\n  {HEAD} is tied to {EMBED}. " in text
@@ -127,6 +127,56 @@ def test_the_message_helps() -> None:
     out = jaxmix.compose(untied, [lora(HEAD)])
     np.testing.assert_array_equal(out[f"{HEAD}.weight"], E + 1)
     assert out[f"{EMBED}.weight"] is E
+
+
+def test_both_sides_trained_as_one_stay_tied() -> None:
+    """The leaf that they share takes the update once, under its names in PyTorch and in Flax."""
+    out = jaxmix.compose(TREE, [lora(EMBED, HEAD), (-3 * lora(EMBED, HEAD)).renamed("other")])
+    assert out.keys() == TREE.keys()
+    np.testing.assert_array_equal(out[f"{EMBED}.weight"], E - 2)
+    nested = {"params": {"model": {"embed_tokens": {"embedding": E}}}}
+    out = jaxmix.compose(nested, lora(EMBED, HEAD), layout="flax")
+    np.testing.assert_array_equal(out["params"]["model"]["embed_tokens"]["embedding"], E + 1)
+    saved = Adapter({site: Replace(weight=E * 2) for site in (EMBED, HEAD)})
+    out = jaxmix.compose(TREE, 0.5 * saved)
+    np.testing.assert_array_equal(out[f"{EMBED}.weight"], E * 1.5)
+    untied = {**TREE, f"{HEAD}.weight": E}
+    out = jaxmix.compose(untied, saved)
+    assert all(np.array_equal(out[f"{site}.weight"], E * 2) for site in (EMBED, HEAD))
+
+
+def test_trained_as_one_takes_all_sides() -> None:
+    """The same numbers on every side, and numbers that are known."""
+    dora = LoRA(ones((1, 4)), ones((6, 1)), 1.0, magnitude=ones(4), embedding=True)
+    other = replace(dora, embedding=False)  # its norm is taken along the other axis
+    with pytest.raises(LayoutError, match="ties to another"):
+        jaxmix.compose(TREE, Adapter({EMBED: dora, HEAD: other}))
+    with pytest.raises(LayoutError, match="ties to another"):
+        jax.jit(lambda adapter: jaxmix.compose(TREE, adapter))(lora(EMBED, HEAD))
+    t5 = {"shared.weight": E, **{f"{s}.block.0.x.weight": E for s in ("encoder", "decoder")}}
+    sides = ["shared", "lm_head", "encoder.embed_tokens", "decoder.embed_tokens"]
+    with pytest.raises(LayoutError, match="ties to another"):
+        jaxmix.compose(t5, Adapter({site: Replace(weight=E + 1) for site in sides[:3]}))
+    out = jaxmix.compose(t5, Adapter({site: Replace(weight=E + 1) for site in sides}))
+    np.testing.assert_array_equal(out["shared.weight"], E + 1)
+    assert out.keys() == t5.keys()
+
+
+def test_a_bias_of_a_head_trained_as_one() -> None:
+    """It is the head's own, and lies where the tree has it: with the head, or one module above."""
+    bias = np.arange(6, dtype=np.float32)
+    site = "bert.embeddings.word_embeddings"
+    head = "cls.predictions.decoder"
+    tree = {f"{site}.weight": E, "cls.predictions.bias": np.zeros_like(bias)}
+    both = {site: Replace(weight=E + 1), head: Replace(weight=E + 1, bias=bias)}
+    out = jaxmix.compose(tree, 0.5 * Adapter(both))
+    np.testing.assert_array_equal(out[f"{site}.weight"], E + 0.5)
+    np.testing.assert_array_equal(out["cls.predictions.bias"], bias / 2)
+    apart = {head: Together((Replace(weight=E + 1), Replace(bias=bias)))}
+    out = jaxmix.compose(tree, Adapter({**both, **apart}))
+    np.testing.assert_array_equal(out["cls.predictions.bias"], bias)
+    with pytest.raises(LayoutError, match="lm_head: no leaf for its bias"):
+        jaxmix.compose(TREE, Adapter({EMBED: both[site], HEAD: both[head]}))
 
 
 def test_headless_by_layout() -> None:

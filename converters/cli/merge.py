@@ -72,6 +72,31 @@ def merge(
             help="Write packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) in bfloat16.",
         ),
     ] = False,
+    resize: Annotated[
+        bool,
+        typer.Option(
+            "--resize",
+            help="Give embedding and heads the adapters' rows where those were trained with more "
+            "tokens, fewer, or other labels.",
+        ),
+    ] = False,
+    new_head: Annotated[
+        bool,
+        typer.Option(
+            "--new-head",
+            help="Write a head that the adapters bring and BASE has not (a classifier on a "
+            "language model) as new tensors, and the class that has it into config.json.",
+        ),
+    ] = False,
+    head_class: Annotated[
+        str | None,
+        typer.Option(
+            "--head-class",
+            metavar="CLASS",
+            help="The class of that head, where its leaves do not tell it: "
+            "`BertForTokenClassification`. Implies --new-head.",
+        ),
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -123,6 +148,8 @@ def merge(
             resume=resume,
             verify=verify,
             dequantize=dequantize,
+            resize=resize,
+            new_head=head_class or new_head,
             progress=progress,
         )
     if as_json:
@@ -147,6 +174,10 @@ def _tell(merged: Merged, mixed: Adapter | Mix) -> None:
         say(f"{count(merged.resumed, 'file')} were whole from a run before")
     if merged.dequantized:
         say(f"{count(merged.dequantized, 'tensor')} dequantized to bfloat16")
+    if merged.new_head:
+        say(f"new head: it is a {escape(merged.new_head)} now, and config.json says so")
+    for name, (before, now) in merged.resized.items():
+        say(f"resized: {escape(name)} has {now:,} rows now, {before:,} before")
     if merged.rounding is not None:
         say(
             f"rounded once to 16 bits: {_share(merged.rounding.of_weight)} of the weights, "

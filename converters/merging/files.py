@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.converters.huggingface import FLOATS, Stored
+from jaxmix.converters.merging.grown import Grown
 from jaxmix.converters.quantization import Packed
 from jaxmix.errors import CheckpointError
 
@@ -42,6 +43,8 @@ def read_rows(tensor: Stored, rows: slice) -> np.ndarray:
     Raises:
         CheckpointError: if the file ends before.
     """
+    if isinstance(tensor, Grown):
+        return tensor.rows(rows, read_rows)
     if isinstance(tensor, Packed):
         return tensor.rows(rows)
     return _rows(tensor, rows, FLOATS[tensor.dtype])

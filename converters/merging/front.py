@@ -7,7 +7,7 @@ written into a folder beside (`pipeline`, `place`), which is exchanged with the 
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 from jaxmix.converters.hub import base_folder
 from jaxmix.converters.merging import together
 from jaxmix.converters.merging.growing import checker, growing
+from jaxmix.converters.merging.merged import Merged, merged_of
 from jaxmix.converters.merging.pipeline import Progress, Told, write_shards
 from jaxmix.converters.merging.place import Place
 from jaxmix.converters.merging.planning import precision
-from jaxmix.converters.merging.quantized import is_packed
-from jaxmix.converters.merging.rounding import Loss, Rounding, summed
 from jaxmix.converters.merging.stamps import check_unchanged, watched
 from jaxmix.converters.merging.verifying import Verified, joined, verified
 from jaxmix.converters.merging.work import Adapters, Work, look_at
@@ -27,39 +26,6 @@ from jaxmix.errors import CheckpointError, VerificationError
 from jaxmix.layout import Layout
 
 __all__ = ["Merged", "merge_checkpoint", "verify_merge"]
-
-
-@dataclass(frozen=True)
-class Merged:
-    """What `merge_checkpoint` wrote.
-
-    Args:
-        out: the folder, or the file.
-        shards: its safetensors files.
-        changed: the tensors that adapters changed; all others are the base's, byte for byte, or
-            dequantized.
-        copied: how many tensors are the base's.
-        size: the bytes of all shards.
-        untied: the head that was given a tensor of its own, if one was.
-        left_out: the base's files that were not copied, each with the reason.
-        dequantized: how many packed weights are bfloat16 now.
-        resumed: how many shards a run before this one had written.
-        rounding: the error of the one rounding to 16 bits, in all and of each tensor; None where
-            nothing was rounded.
-        verified: what reading the output back showed; None if it was not asked for.
-    """
-
-    out: Path
-    shards: tuple[str, ...]
-    changed: tuple[str, ...]
-    copied: int
-    size: int
-    untied: str | None
-    left_out: tuple[str, ...]
-    dequantized: int = 0
-    resumed: int = 0
-    rounding: Rounding | None = None
-    verified: Verified | None = None
 
 
 def merge_checkpoint(
@@ -73,6 +39,8 @@ def merge_checkpoint(
     resume: bool = False,
     verify: bool = False,
     dequantize: bool = False,
+    resize: bool = False,
+    new_head: bool | str = False,
     progress: Progress | None = None,
 ) -> Merged:
     """Merges adapters into a Hugging Face checkpoint of any size: ``W' = Aₙ(… A₁(W))``.
@@ -98,6 +66,12 @@ def merge_checkpoint(
             is none, begin.
         verify: read the output back before it takes its place, and prove that it is base plus mix.
         dequantize: write packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) in bfloat16.
+        resize: where adapters were trained on a base with more tokens, fewer, or other labels, give
+            its embedding and heads the adapters' rows, and ``config.json`` the new size.
+        new_head: where adapters bring a head that the base has not (a classifier on a language
+            model), write it as new tensors and drop the old one: the output is the checkpoint of
+            transformers' class with that head, and ``config.json`` says so. Give the class's name
+            where the head's leaves do not tell it.
         progress: called after every few megabytes with the bytes done so far, the bytes in all
             and the name of the shard; first of writing, then of verifying.
 
@@ -132,13 +106,21 @@ def merge_checkpoint(
     Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
     """
     base = base_folder(base)
-    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize)
+    work = look_at(
+        base,
+        adapters,
+        layout,
+        untie=untie,
+        dequantize=dequantize,
+        resize=resize,
+        new_head=new_head,
+    )
     with growing(work, base, out, resume=resume, force=force) as (place, done):
         if done is None:
-            return _merged(work, place, len(work.checkpoint.shards), None)
+            return merged_of(work, place, len(work.checkpoint.shards), None)
         _write(work, place, done, progress)
         proof = _proof(work, place, progress) if verify else None
-        merged = _merged(work, place, len(done), proof)
+        merged = merged_of(work, place, len(done), proof)
         together.only_first(
             lambda: place.put(
                 force=force, check=partial(_check_place, work, place, base, out, force)
@@ -155,6 +137,8 @@ def verify_merge(
     layout: Layout | str | None = None,
     untie: bool = False,
     dequantize: bool = False,
+    resize: bool = False,
+    new_head: bool | str = False,
     progress: Progress | None = None,
 ) -> Verified:
     """Reads a merged checkpoint and proves that it is base plus mix: ``W' = Aₙ(… A₁(W))``.
@@ -171,6 +155,8 @@ def verify_merge(
         layout: as there.
         untie: as there.
         dequantize: as there.
+        resize: as there.
+        new_head: as there.
         progress: called after every few megabytes with the bytes read so far, the bytes in all and
             the name of the shard.
 
@@ -200,7 +186,15 @@ def verify_merge(
 
     Source: https://github.com/huggingface/safetensors, format.
     """
-    work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize)
+    work = look_at(
+        base,
+        adapters,
+        layout,
+        untie=untie,
+        dequantize=dequantize,
+        resize=resize,
+        new_head=new_head,
+    )
     place = Path(out).expanduser()
     if place.is_dir() == work.checkpoint.is_file or not place.exists():
         what = "a safetensors file" if work.checkpoint.is_file else "a folder"
@@ -264,29 +258,3 @@ def _write_side_files(work: Work, folder: Path) -> None:
             target.write_text(texts[name], encoding="utf-8")
         else:
             shutil.copyfile(work.checkpoint.folder / name, target)
-
-
-def _merged(work: Work, place: Place, resumed: int, proof: Verified | None) -> Merged:
-    """What there is to tell of the output, all of whose shards are whole."""
-    shards = work.checkpoint.shards
-    losses = {
-        name: Loss.of(told)
-        for record in place.records(len(shards))
-        for name, told in record["losses"].items()
-    }
-    changed = work.changed
-    packed = sum(is_packed(tensor) for tensor in work.checkpoint.tensors.values())
-    ours = dict.fromkeys((*changed, *work.recipes))
-    return Merged(
-        out=place.out,
-        shards=tuple(shard.name for shard in shards),
-        changed=changed,
-        copied=len(work.checkpoint.tensors) - len(ours),
-        size=work.checkpoint.size,
-        untied=work.head,
-        left_out=work.left_out,
-        dequantized=packed,
-        resumed=resumed,
-        rounding=summed({name: losses[name] for name in changed if name in losses}),
-        verified=proof,
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.converters.huggingface import CONFIG_FILE, INDEX_FILE, Checkpoint, Shard, Stored
 
-__all__ = ["with_config", "with_copy", "with_tensors"]
+__all__ = ["total", "with_config", "with_copy", "with_tensors"]
 
 
 def with_config(
@@ -51,15 +51,26 @@ def with_copy(checkpoint: Checkpoint, name: str, of: str) -> Checkpoint:
             if one.name == of:
                 yield replace(one, name=name)
 
-    def more(told: dict[str, Any]) -> None:
-        for key, size in (
-            ("total_size", tensor.size),
-            ("total_parameters", math.prod(tensor.shape)),
-        ):
-            if isinstance(told.get(key), int):
-                told[key] += size
+    return with_tensors(checkpoint, twice, total([tensor]))
 
-    return with_tensors(checkpoint, twice, more)
+
+def total(
+    more: Iterable[Stored], without: Iterable[Stored] = ()
+) -> Callable[[dict[str, Any]], None]:
+    """What tensors that come and tensors that go change in the index's sums, for `with_tensors`."""
+    come, go = tuple(more), tuple(without)
+    sizes = {
+        "total_size": sum(x.size for x in come) - sum(x.size for x in go),
+        "total_parameters": sum(math.prod(x.shape) for x in come)
+        - sum(math.prod(x.shape) for x in go),
+    }
+
+    def change(metadata: dict[str, Any]) -> None:
+        for key, size in sizes.items():
+            if isinstance(metadata.get(key), int):
+                metadata[key] += size
+
+    return change
 
 
 def with_tensors(

@@ -5,15 +5,17 @@ merged checkpoint needs both tensors, and a config that no longer ties them.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
+from jaxmix.adapter import words
 from jaxmix.converters.huggingface import Checkpoint
 from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.errors import LayoutError, listing
 from jaxmix.families import Update, parts_of
-from jaxmix.mix import Mix
-from jaxmix.tied import tied_problem
+from jaxmix.mix import Mix, mix
+from jaxmix.tied import bias_alone, tied_problem, trained_as_one
 
 __all__ = ["untied"]
 
@@ -21,8 +23,12 @@ _HEAD = "lm_head.weight"
 _FLAG = "tie_word_embeddings"
 
 
-def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkpoint, str | None]:
+def untied(
+    checkpoint: Checkpoint, mixed: Mix, *, allowed: bool
+) -> tuple[Checkpoint, Mix, str | None]:
     """The checkpoint with a head of its own, if the mix changes an embedding that is also the head.
+
+    Where the mix does the same to both, as after PEFT's ``ensure_weight_tying``, they stay tied.
 
     Args:
         checkpoint: the base.
@@ -30,7 +36,8 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
         allowed: whether to untie; if not, a mix that needs it is an error.
 
     Returns:
-        The checkpoint to work on, and the name of the head that was untied; None if nothing was.
+        The checkpoint to work on, the mix without sites that the checkpoint has no tensor for since
+        another's is theirs, and the name of the head that was untied; None if nothing was.
 
     Raises:
         LayoutError: if the mix needs an untied checkpoint and this is not allowed, or not possible.
@@ -40,7 +47,10 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
     sites = filter(_is_outside_layers, _weight_sites(mixed))
     problems = {site: told for site in sites if (told := tied_problem(site, without_head))}
     if not problems or not _is_tied(checkpoint, tensors):
-        return checkpoint, None
+        return checkpoint, mixed, None
+    as_one, copies = trained_as_one(words(mixed.parts), without_head)
+    if as_one.issuperset(problems):
+        return checkpoint, _without(mixed, copies.difference(_modules(tensors)), tensors), None
     if not allowed:
         raise LayoutError(
             f"sites whose tensor {checkpoint.name} ties to another:{listing(problems.values())}\n"
@@ -55,7 +65,25 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
         )
     if _HEAD not in tensors:
         checkpoint = with_copy(checkpoint, _HEAD, of=_embedding(checkpoint, problems))
-    return with_config(checkpoint, _untied_fields(checkpoint)), _HEAD
+    return with_config(checkpoint, _untied_fields(checkpoint)), mixed, _HEAD
+
+
+def _without(mixed: Mix, sites: frozenset[str], tensors: Collection[str]) -> Mix:
+    """The mix without some sites' weights."""
+    parts = []
+    for part in mixed.parts:
+        updates = {site: up for site, up in part.updates.items() if site not in sites}
+        for site in sites & part.updates.keys():
+            owner, bias = bias_alone(site, part.updates[site], tensors)
+            if owner is not None and bias is not None:
+                updates[owner] = bias
+        parts.append(replace(part, updates=updates))
+    return mix(*parts)
+
+
+def _modules(tensors: Iterable[str]) -> set[str]:
+    """The modules that have a weight."""
+    return {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
 
 
 def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.converters.huggingface import Checkpoint, read_checkpoint, side_files
+from jaxmix.converters.huggingface import Checkpoint, read_checkpoint
+from jaxmix.converters.merging.grown import Grown
+from jaxmix.converters.merging.new_head import NewHead, with_new_head
 from jaxmix.converters.merging.planning import plan, table_of
 from jaxmix.converters.merging.quantized import dequantized, is_packed, stale
 from jaxmix.converters.merging.recipe import Recipe
+from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
+from jaxmix.converters.side_files import side_files
 from jaxmix.layout import Layout
 from jaxmix.mix import Mix, mix
 
@@ -33,6 +37,8 @@ class Work:
         left_out: those that are not copied, with the reason.
         head: the head that is untied, if one is.
         stamps: of the base's files, from when their headers were read.
+        resized: the tensors that get more or fewer rows, with the rows before and after.
+        new_head: the class whose checkpoint the base becomes by a head that the adapters bring.
     """
 
     checkpoint: Checkpoint
@@ -43,6 +49,8 @@ class Work:
     left_out: tuple[str, ...]
     head: str | None
     stamps: Mapping[Path, Stamp]
+    resized: Mapping[str, tuple[int, int]]
+    new_head: str | None
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -57,6 +65,8 @@ def look_at(
     *,
     untie: bool,
     dequantize: bool,
+    resize: bool,
+    new_head: bool | str,
 ) -> Work:
     """All that can be told before anything is written.
 
@@ -66,6 +76,8 @@ def look_at(
         layout: as there.
         untie: as there.
         dequantize: as there.
+        resize: as there.
+        new_head: as there.
 
     Returns:
         The merge, which can be done.
@@ -76,17 +88,39 @@ def look_at(
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     checkpoint = read_checkpoint(base)
     stamps = stamps_of(checkpoint)
-    table, is_own = table_of(layout)
-    head = None
-    checkpoint = dequantized(checkpoint) if dequantize else checkpoint
-    if is_own:
-        checkpoint, head = untied(checkpoint, mixed, allowed=untie)
-    recipes = plan(checkpoint, mixed, table)
-    packed = {n: Recipe(t, ()) for n, t in checkpoint.tensors.items() if is_packed(t)}
     files, left_out = side_files(checkpoint)
+    table, is_own = table_of(layout)
+    head, made = None, NewHead()
+    # First of all: a packed head would look like a tied one, or like none.
+    checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     old = stale(checkpoint, files)
-    files = [name for name in files if name not in old]
-    left_out += [f"{name}: it tells how the base was quantized" for name in old]
+    if is_own:
+        checkpoint, made = with_new_head(checkpoint, mixed, allowed=new_head)
+        checkpoint, mixed, head = untied(checkpoint, mixed, allowed=untie)
+    checkpoint, rows = resized(
+        checkpoint, mixed, table, allowed=resize, labels=bool(new_head), untied=head
+    )
+    recipes = plan(checkpoint, mixed, table)
+    packed = {
+        n: Recipe(t, ())
+        for n, t in checkpoint.tensors.items()
+        if is_packed(t) or isinstance(t, Grown)
+    }
     all_ = {**packed, **recipes}
     ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}
-    return Work(checkpoint, mixed, table, ordered, tuple(files), tuple(left_out), head, stamps)
+    return Work(
+        checkpoint,
+        mixed,
+        table,
+        ordered,
+        tuple(name for name in files if name not in old),
+        (
+            *left_out,
+            *(f"{name}: it tells how the base was quantized" for name in old),
+            *made.dropped,
+        ),
+        head,
+        stamps,
+        rows,
+        made.name,
+    )

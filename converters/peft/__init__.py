@@ -14,7 +14,7 @@ from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.sidecars import read_sidecars
 from jaxmix.converters.peft.stack import peft_stack
-from jaxmix.converters.peft.tokens import token_rows, with_copies_marked
+from jaxmix.converters.peft.tokens import token_rows, with_copies_marked, with_tied_heads_saved
 from jaxmix.converters.peft.weights import WEIGHTS_FILE, read_weights
 from jaxmix.converters.peft.wrapped import located, stripped
 from jaxmix.errors import CheckpointError, JaxmixError, listing
@@ -77,6 +77,7 @@ def read_peft(
     updates = _build(file, located(file, sites.factors), path)
     for site, rows in sites.tokens.items():
         _put_first(updates, site, token_rows(config, site, rows))
+    with_tied_heads_saved(sites.saved, sites.base)
     # PEFT puts saved leaves into the base, under the adapter: so they come first.
     for site, leaves in sites.saved.items():
         _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))

@@ -12,7 +12,7 @@ from jaxmix.errors import ShapeError
 from jaxmix.families import Tokens, Update
 from jaxmix.tied import HEADS
 
-__all__ = ["token_rows", "with_copies_marked"]
+__all__ = ["token_rows", "with_copies_marked", "with_tied_heads_saved"]
 
 
 def token_rows(config: Config, site: str, factors: Factors) -> Tokens:
@@ -68,6 +68,21 @@ def with_copies_marked(updates: Mapping[str, Update]) -> dict[str, Update]:
         if site.endswith(HEADS) and any(_is_same(update, other) for other in others):
             out[site] = replace(update, is_copy=True)
     return out
+
+
+def with_tied_heads_saved(saved: dict[str, Any], base: dict[str, Any]) -> None:
+    """Moves heads that were trained as one with a saved embedding from ``base`` to ``saved``.
+
+    PEFT's ``ensure_weight_tying`` names one of the two in ``modules_to_save`` and saves both.
+
+    Args:
+        saved: ``{site: leaves}`` of modules that were trained whole; extended.
+        base: ``{site: leaves}`` of copies of the base; those that equal a saved weight leave it.
+    """
+    weights = [leaves["weight"] for leaves in saved.values() if "weight" in leaves]
+    for site in [*base]:
+        if any(np.array_equal(base[site]["weight"], weight) for weight in weights):
+            saved[site] = {**base.pop(site), **saved.get(site, {})}
 
 
 def _is_same(a: Tokens, b: Tokens) -> bool:

@@ -17,12 +17,14 @@ __all__ = ["INNER", "located", "pattern_site", "stripped"]
 
 INNER = ".base_layer"
 _OUT_PROJ = f"{INNER}.out_proj"
+# Trained tokens beside another type wrap the embedding once more.
+_TOKENS = ".token_adapter"
 
 
 def stripped(path: str) -> str:
     """A module's path without what wrappers add at its end."""
     while path.endswith(INNER):
-        path = path.removesuffix(INNER)
+        path = path.removesuffix(INNER).removesuffix(_TOKENS)
     return path
 
 

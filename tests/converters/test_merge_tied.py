@@ -14,7 +14,17 @@ from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.families import LoRA, Tokens
 
-from .checkpoints import Adapters, contents, header, load, mixed, save_base
+from .checkpoints import (
+    VOCAB,
+    WIDTH,
+    Adapters,
+    contents,
+    header,
+    load,
+    mixed,
+    save_adapter,
+    save_base,
+)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -139,3 +149,54 @@ def test_tokens_keep_the_tie(adapters: Adapters, tmp_path: Path) -> None:
     assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
     with pytest.raises(LayoutError, match="and another changes one side of it"):
         merge_checkpoint(base, [tokens, jaxmix.load(adapters["head"])], tmp_path / "no", untie=True)
+
+
+def trained_as_one(folder: Path, kind: str, *, differs: bool = False) -> Path:
+    """What PEFT writes with ``ensure_weight_tying``: both sides of the tie, with equal numbers."""
+    rng = np.random.default_rng(3)
+    config: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    config["ensure_weight_tying"] = True
+    embedding, head = "model.embed_tokens", "lm_head"
+    weight = rng.standard_normal((VOCAB, WIDTH)).astype(np.float32)
+    other = weight + differs
+    if kind == "saved":
+        q = {f"model.layers.0.q_proj.lora_{x}.weight": np.ones(s, np.float32) for x, s in Q}
+        config["modules_to_save"] = ["embed_tokens"]
+        return save_adapter(
+            folder, config, {f"{embedding}.weight": weight, f"{head}.weight": other, **q}
+        )
+    a, b = rng.standard_normal((2, WIDTH)), rng.standard_normal((VOCAB, 2))
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    factors = {f"{embedding}.lora_embedding_A": np.ascontiguousarray(b.T)}
+    factors |= {f"{embedding}.lora_embedding_B": np.ascontiguousarray(a.T)}
+    factors |= {f"{head}.lora_A.weight": a + differs, f"{head}.lora_B.weight": b}
+    factors |= {f"{site}.base_layer.weight": weight for site in (embedding, head)}
+    return save_adapter(folder, config, factors)
+
+
+Q = (("A", (2, WIDTH)), ("B", (8, 2)))
+
+
+@pytest.mark.parametrize("kind", ["saved", "lora"])
+def test_trained_as_one(kind: str, tmp_path: Path) -> None:
+    """The tie stays, in a file with one tensor and in one with both; nothing is to be untied."""
+    adapter = jaxmix.load(trained_as_one(tmp_path / "adapter", kind))
+    base = save_base(tmp_path / "base", tied=True)
+    both = save_base(tmp_path / "both", config={"tie_word_embeddings": True})
+    site = "model.embed_tokens.weight"
+    (both / "model.safetensors").unlink()
+    save_file({**load(base), "lm_head.weight": load(base)[site]}, both / "model.safetensors")
+    merged = jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", verify=True)
+    assert merged.untied is None and site in merged.changed
+    found = load(tmp_path / "out")
+    assert found.keys() == load(base).keys()
+    expected = jaxmix.compose({**load(base), "lm_head.weight": load(base)[site]}, adapter)
+    np.testing.assert_array_equal(found[site], np.asarray(expected["lm_head.weight"]))
+    assert contents(tmp_path / "out")["config.json"] == contents(base)["config.json"]
+    merge_checkpoint(both, adapter, tmp_path / "out2")
+    for name in (site, "lm_head.weight"):
+        np.testing.assert_array_equal(load(tmp_path / "out2")[name], found[site])
+    other = jaxmix.load(trained_as_one(tmp_path / "other", kind, differs=True))
+    for folder in (base, both):
+        with pytest.raises(LayoutError, match="ties to another"):
+            merge_checkpoint(folder, other, tmp_path / "no")

@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "layout": {"place", "errors"},
     "form": {"affine", "layout"},
     "quantized": {"names", "errors"},
-    "tied": {"layout", "errors"},
+    "tied": {"families", "layout", "errors"},
     "plan": {"form", "affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
     "sites": {"names", "quantized", "plan", "layout", "families", "errors"},

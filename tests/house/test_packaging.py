@@ -78,6 +78,7 @@ def test_the_wheel_holds_every_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert packages() <= names and "jaxmix/py.typed" in names
     assert any(name.startswith("jaxmix/demo/assets/") for name in names)
+    assert "jaxmix/converters/merging/heads.json" in names
     assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"jaxmix"}
 
 

@@ -98,6 +98,8 @@ def test_json(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) 
         "untied": None,
         "left_out": [],
         "dequantized": 0,
+        "resized": {},
+        "new_head": None,
         "resumed": 0,
         "rounding": None,
         "verified": None,

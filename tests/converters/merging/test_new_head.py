@@ -1,0 +1,238 @@
+"""`merge_checkpoint(new_head=True)`: which class a head is of, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.converters.merging.head_classes import TABLE
+from jaxmix.errors import LayoutError, ShapeError
+from jaxmix.families import LoRA, Replace
+
+from ..checkpoints import Adapters, header, load, mixed, save_base
+from ..cli.running import Captured, main
+
+D = 6
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "id2label": {"0": "a"}}
+BERT = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+
+
+def draw(*shape: int) -> Any:
+    """Numbers."""
+    return np.random.default_rng(4).standard_normal(shape).astype(np.float32)
+
+
+def head(*sites: str, rows: int = 3, bias: bool = True, task: str = "") -> jaxmix.Adapter:
+    """An adapter that brings these modules, with as many rows in the last one."""
+    sizes = [D] * (len(sites) - 1) + [rows]
+    updates = {
+        site: Replace(draw(n, D), draw(n) if bias else None)
+        for site, n in zip(sites, sizes, strict=True)
+    }
+    adapter = jaxmix.Adapter(updates, name=f"of {rows}")
+    object.__setattr__(adapter, "metadata", {"task_type": task})
+    return adapter
+
+
+def save(folder: Path, config: dict[str, Any], *names: str) -> Path:
+    """A base with these tensors."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: draw(D, D) for name in names}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path) -> None:
+    """The head is new, of its own dtype; the old one goes; index, config and header say so."""
+    base = save_base(tmp_path / "base", shards=shards, dtype=ml_dtypes.bfloat16, config=LLAMA)
+    mix, out = jaxmix.mix(mixed(adapters), head("score", bias=False)), tmp_path / "out"
+    merged = merge_checkpoint(base, mix, out, new_head=True, verify=True)
+    assert merged.new_head == "LlamaForSequenceClassification"
+    assert "lm_head.weight: LlamaForSequenceClassification has no such tensor" in merged.left_out
+    assert "score.weight" in merged.changed
+    found, before = load(out), load(base)
+    kept = before.keys() - {"lm_head.weight"} - {"model.positions"}
+    assert found.keys() == {*kept, "model.positions", "score.weight"}
+    assert found["score.weight"].tobytes() == draw(3, D).tobytes()
+    expected = jaxmix.compose(before, mixed(adapters))
+    assert all(found[name].tobytes() == np.asarray(expected[name]).tobytes() for name in kept)
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["label2id"] == {f"LABEL_{i}": i for i in range(3)}
+    for shard in merged.shards:
+        for name, told in json.loads(header(out / shard)[8:]).items():
+            assert name == "__metadata__" or told["data_offsets"][0] % 2 == 0
+    if shards > 1:
+        index = json.loads((out / "model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == found.keys()
+        assert index["metadata"]["total_size"] == sum(array.nbytes for array in found.values())
+
+
+def test_a_shard_that_held_the_old_head_alone(tmp_path: Path) -> None:
+    """It stays, without tensors or with the new head."""
+    base = tmp_path / "base"
+    base.mkdir()
+    where = {"lm_head.weight": "model-1.safetensors", "model.norm.weight": "model-2.safetensors"}
+    for name, file in where.items():
+        save_file({name: draw(D, D)}, base / file)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (base / "config.json").write_text(json.dumps(LLAMA))
+    merge_checkpoint(base, head("score", bias=False), tmp_path / "out", new_head=True, verify=True)
+    assert load(tmp_path / "out").keys() == {"model.norm.weight", "score.weight"}
+
+
+def test_names_of_the_class(tmp_path: Path) -> None:
+    """A base without the class's prefix is given it, also where no adapter touches its body."""
+    body = ["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"]
+    base = save(tmp_path / "base", BERT, *body, "pooler.dense.weight", "cls.predictions.bias")
+    adapter = head("classifier", task="TOKEN_CLS")
+    merged = merge_checkpoint(base, adapter, tmp_path / "out", new_head=True)
+    new = {f"bert.{name}" for name in body} | {"classifier.weight", "classifier.bias"}
+    assert load(tmp_path / "out").keys() == new
+    assert len(merged.left_out) == 2
+    lora = LoRA(draw(2, D), draw(D, 2), 1.0)
+    more = jaxmix.Adapter({f"bert.{body[1].removesuffix('.weight')}": lora}, name="lora")
+    merged = merge_checkpoint(base, [adapter, more], tmp_path / "two", new_head=True, verify=True)
+    assert f"bert.{body[1]}" in merged.changed and load(tmp_path / "two").keys() == new
+
+
+def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
+    """The error names the class; on the command line too, where the option is a flag."""
+    base = save(tmp_path / "base", LLAMA, "model.norm.weight")
+    adapter = head("score", bias=False)
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, adapter, tmp_path / "out")
+    assert str(caught.value) == (
+        f"the adapters bring a head that {base} has not (config.json says LlamaForCausalLM):\n"
+        "  score.weight (3, 6)\n"
+        "It is that of a LlamaForSequenceClassification. new_head=True (on the command line "
+        "--new-head) writes it as new tensors, and the class and its labels into config.json. Or "
+        "save such a base with transformers, and merge into that: LlamaForSequenceClassification"
+        ".from_pretrained(base).save_pretrained(folder)."
+    )
+    saved = jaxmix.save(adapter, tmp_path / "adapter")
+    words = ("merge", base, "-a", saved, "-o", tmp_path / "out")
+    assert main(*words) == 1 and main(*words, "--new-head") == 0
+    assert "new head: it is a LlamaForSequenceClassification now" in capsys.readouterr().out
+    words = (*words, "--force", "--head-class", "LlamaForSequenceClassification")
+    assert main(*words) == 0
+
+
+def test_a_head_of_several_classes(tmp_path: Path) -> None:
+    """The adapter's task tells, or the name of the class; else it is an error that lists them."""
+    names = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "bert.x.weight"]
+    base = save(tmp_path / "base", BERT, *names)
+    both = "BertForSequenceClassification or BertForTokenClassification"
+    with pytest.raises(LayoutError, match=rf"It may be that of a {both}\. Say which: new_head='B"):
+        merge_checkpoint(base, head("classifier"), tmp_path / "no", new_head=True)
+    for i, name in enumerate(["BertForSequenceClassification", "BertForTokenClassification"]):
+        out = tmp_path / str(i)
+        assert merge_checkpoint(base, head("classifier"), out, new_head=name).new_head == name
+        assert ("bert.pooler.dense.weight" in load(out)) == (i == 0)
+    one = head("classifier", rows=1, task="MULTIPLE_CHOICE")
+    merged = merge_checkpoint(base, one, tmp_path / "one", new_head=True)
+    assert merged.new_head == "BertForMultipleChoice"
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config == {**BERT, "architectures": ["BertForMultipleChoice"]}
+    with pytest.raises(LayoutError, match=r"A LlamaModel has no such head, expected Bert.* or Be"):
+        merge_checkpoint(base, head("classifier"), tmp_path / "no", new_head="LlamaModel")
+
+
+def test_a_class_by_name(tmp_path: Path) -> None:
+    """PEFT writes it where there is no task, as for image models."""
+    base = save(tmp_path / "base", {"model_type": "vit"}, "layernorm.weight")
+    adapter = head("classifier")
+    auto = {"base_model_class": "ViTForImageClassification"}
+    object.__setattr__(adapter, "metadata", {"auto_mapping": auto})
+    merged = merge_checkpoint(base, adapter, tmp_path / "out", new_head=True)
+    assert merged.new_head == "ViTForImageClassification"
+    assert "vit.layernorm.weight" in load(tmp_path / "out")
+
+
+def test_parts_that_no_file_has(tmp_path: Path) -> None:
+    """A layer before the classifier, or a pooler, was random in training: refused."""
+    base = save(tmp_path / "base", BERT, "bert.x.weight", "cls.predictions.bias")
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, head("classifier", task="SEQ_CLS"), tmp_path / "no", new_head=True)
+    text = str(caught.value)
+    assert f"has tensors that neither {base} nor an adapter has:\n  bert.pooler.dense.bias" in text
+    assert "train it with these modules in modules_to_save" in text
+    pooled = head("bert.pooler.dense", "classifier", task="SEQ_CLS")
+    merge_checkpoint(base, pooled, tmp_path / "out", new_head=True, verify=True)
+    assert "bert.pooler.dense.bias" in load(tmp_path / "out")
+    other = save(tmp_path / "other", {"model_type": "distilbert"}, "distilbert.x.weight")
+    with pytest.raises(LayoutError, match=r"\n  pre_classifier.bias\n  pre_classifier.weight\n"):
+        merge_checkpoint(other, head("classifier", task="SEQ_CLS"), tmp_path / "no", new_head=True)
+
+
+def test_heads_of_no_known_class(tmp_path: Path) -> None:
+    """Of a model that is not in the table, or of another kind on one that is."""
+    base = save(tmp_path / "base", {"model_type": "mine"}, "x.weight")
+    with pytest.raises(LayoutError, match="No class of transformers that jaxmix knows has it on"):
+        merge_checkpoint(base, head("classifier.out_proj"), tmp_path / "no", new_head=True)
+    with pytest.raises(LayoutError, match=r"config\.json says mine"):
+        merge_checkpoint(base, head("score"), tmp_path / "no")
+    other = save(tmp_path / "other", {}, "x.weight")
+    with pytest.raises(LayoutError, match=r"config\.json says no class"):
+        merge_checkpoint(other, head("score"), tmp_path / "no")
+
+
+def test_heads_of_different_sizes(tmp_path: Path) -> None:
+    """Two adapters, of which only one can be right."""
+    base = save(tmp_path / "base", LLAMA, "model.norm.weight")
+    both = [head("score", bias=False), head("score", bias=False, rows=5)]
+    with pytest.raises(ShapeError, match=r"different sizes:\n  score.weight: \(3, 6\) and \(5, 6"):
+        merge_checkpoint(base, both, tmp_path / "no", new_head=True)
+
+
+def test_the_base_has_the_head(tmp_path: Path) -> None:
+    """Then nothing is new, whatever is asked for."""
+    base = save(tmp_path / "base", LLAMA, "model.norm.weight")
+    tensors = {**load(base), "score.weight": draw(3, D)}
+    save_file(tensors, base / "model.safetensors")
+    merged = merge_checkpoint(base, head("score", bias=False), tmp_path / "out", new_head=True)
+    assert merged.new_head is None and load(tmp_path / "out").keys() == tensors.keys()
+
+
+def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
+    """A classifier of tokens on one of sequences: the adapter's task and the base's class tell."""
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    names = [*(f"bert.pooler.dense.{kind}" for kind in ("weight", "bias")), "bert.x.weight"]
+    base = save(tmp_path / "base", config, *names)
+    tensors = {**load(base), "classifier.weight": draw(2, D), "classifier.bias": draw(2)}
+    save_file(tensors, base / "model.safetensors")
+    tokens = head("classifier", rows=2, task="TOKEN_CLS")
+    with pytest.raises(LayoutError, match="It is that of a BertForTokenClassification"):
+        merge_checkpoint(base, tokens, tmp_path / "out")
+    merged = merge_checkpoint(base, tokens, tmp_path / "out", new_head=True, verify=True)
+    assert merged.new_head == "BertForTokenClassification"
+    assert "classifier.weight: replaced by the new head" in merged.left_out
+    assert load(tmp_path / "out").keys() == {
+        "bert.x.weight",
+        "classifier.weight",
+        "classifier.bias",
+    }
+    # Of the same task with more labels it is resized, with either option.
+    more = head("classifier", rows=4, task="SEQ_CLS")
+    with pytest.raises(ShapeError, match="another number of tokens or labels"):
+        merge_checkpoint(base, more, tmp_path / "more")
+    merged = merge_checkpoint(base, more, tmp_path / "more", new_head=True)
+    assert merged.new_head is None and set(merged.resized.values()) == {(2, 4)}
+
+
+def test_the_table() -> None:
+    """What it says of some classes; that it is transformers', tests/parity/test_heads.py says."""
+    table = json.loads(TABLE.read_text())
+    assert sum(map(len, table.values())) > 300
+    assert table["llama"]["LlamaForSequenceClassification"] == {
+        "task": "SEQ_CLS",
+        "prefix": "model",
+        "head": {"score.weight": "labels"},
+    }

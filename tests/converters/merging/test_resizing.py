@@ -1,0 +1,290 @@
+"""`merge_checkpoint(resize=True)`: more or fewer tokens or labels than the base has."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint, verify_merge
+from jaxmix.errors import CheckpointError, ShapeError
+from jaxmix.families import LoRA, Rebase, Replace, Together, Tokens, Update
+
+from ..checkpoints import VOCAB, WIDTH, Adapters, contents, header, load, mixed, save_base
+from .test_resume import Stop, breaking
+
+EMBED, HEAD = "model.embed_tokens", "lm_head"
+
+
+def draw(*shape: int, seed: int = 5) -> Any:
+    """Numbers of a seed, the same for all shapes that begin alike."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def lora(rows: int) -> LoRA:
+    """A LoRA of rank 2 for that many rows."""
+    return LoRA(a=draw(2, WIDTH, seed=8), b=draw(rows, 2, seed=9), scale=1.0)
+
+
+def saved(rows: int, *sites: str, name: str = "saved", kind: type = Replace) -> jaxmix.Adapter:
+    """An adapter that brings these modules whole."""
+    updates = {site: kind(weight=draw(rows, WIDTH, seed=i)) for i, site in enumerate(sites)}
+    return jaxmix.Adapter(updates, name=name)
+
+
+def weight_of(adapter: jaxmix.Adapter, site: str) -> Any:
+    """What it brings for a site."""
+    update = adapter.updates[site]
+    assert isinstance(update, Replace | Rebase)
+    return update.weight
+
+
+def padded(params: dict[str, Any], rows: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """The base's params as the adapters need them: cut, or with these rows at the end."""
+    out = dict(params)
+    for site, array in extra.items():
+        kept = out[f"{site}.weight"][:rows]
+        out[f"{site}.weight"] = np.concatenate([kept, array[len(kept) :].astype(kept.dtype)])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("rows", "shards", "dtype"),
+    [
+        (VOCAB + 3, 1, np.float32),
+        (VOCAB + 3, 3, ml_dtypes.bfloat16),
+        (VOCAB - 2, 3, np.float32),
+        (VOCAB - 2, 1, ml_dtypes.bfloat16),
+    ],
+)
+def test_saved_modules(
+    rows: int, shards: int, dtype: Any, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Embedding and head get the file's rows; index and config say so; all else is as ever."""
+    config = {"vocab_size": VOCAB, "x_config": {"vocab_size": VOCAB, "y": 1}, "z": {}}
+    config["vision_config"] = {"vocab_size": VOCAB}
+    base = save_base(tmp_path / "base", shards=shards, dtype=dtype, config=config)
+    own = saved(rows, EMBED, HEAD)
+    mix, out = jaxmix.mix(mixed(adapters), own), tmp_path / "out"
+    merged = merge_checkpoint(base, mix, out, resize=True, verify=True)
+    names = [f"{EMBED}.weight", f"{HEAD}.weight"]
+    assert merged.resized == dict.fromkeys(names, (VOCAB, rows))
+    assert merged.verified is not None and merged.verified.ok
+    found = load(out)
+    whole = {site: weight_of(own, site) for site in (EMBED, HEAD)}
+    expected = jaxmix.compose(padded(load(base), rows, whole), mix)
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        assert array.tobytes() == np.asarray(expected[name]).tobytes(), name
+    for site in (EMBED, HEAD):
+        assert np.array_equal(found[f"{site}.weight"], whole[site].astype(dtype))
+    told = json.loads((out / "config.json").read_text())
+    changed = {"vocab_size": rows, "x_config": {"vocab_size": rows, "y": 1}}
+    assert told == {**config, **changed}
+    if shards > 1:
+        told = json.loads((out / "model.safetensors.index.json").read_text())["metadata"]
+        assert told["total_size"] == sum(array.nbytes for array in found.values())
+        assert told["total_parameters"] == 1 + 2 * (rows - VOCAB) * WIDTH
+    assert all(len(header(out / shard)) % 8 == 0 for shard in merged.shards)
+    assert verify_merge(base, mix, out, resize=True).ok
+    with pytest.raises(ShapeError, match="another number of tokens"):
+        verify_merge(base, mix, out)
+
+
+def test_without_the_option(tmp_path: Path) -> None:
+    """An error that lists all of them, and says the option; `compose` says it too."""
+    base = save_base(tmp_path / "base")
+    adapter = saved(VOCAB + 3, EMBED, HEAD)
+    with pytest.raises(ShapeError) as caught:
+        merge_checkpoint(base, adapter, tmp_path / "out")
+    assert str(caught.value) == (
+        f"{base} has another number of tokens or labels than the adapters:\n"
+        "  model.embed_tokens: the adapter is for (17, 6), but model.embed_tokens.weight has shape "
+        "(14, 6)\n"
+        "  lm_head: the adapter is for (17, 6), but lm_head.weight has shape (14, 6)\n"
+        "If they were trained on this model, resized, resize=True (on the command line --resize) "
+        "gives these tensors the adapters' rows, and says so in config.json."
+    )
+    hint = r"resize these leaves of the params first, or merge into the checkpoint with .*resize=T"
+    with pytest.raises(ShapeError, match=hint):
+        jaxmix.compose(load(base), adapter)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_come_from_the_first_that_has_them(tmp_path: Path) -> None:
+    """On the base's rows strengths act as ever; a row that only files have is the file's."""
+    base = save_base(tmp_path / "base")
+    rows = VOCAB + 2
+    one, two = (
+        jaxmix.Adapter({s: Rebase(draw(rows, WIDTH, seed=k)) for s in (EMBED, HEAD)}, name=str(k))
+        for k in (1, 2)
+    )
+    merge_checkpoint(base, [0.5 * one, two], tmp_path / "out", resize=True, verify=True)
+    found, before = load(tmp_path / "out"), load(base)
+    first, second = (weight_of(adapter, EMBED) for adapter in (one, two))
+    for site in (EMBED, HEAD):
+        name, weight = f"{site}.weight", before[f"{site}.weight"]
+        expected = weight + (first[:VOCAB] - weight) / 2
+        expected = expected + second[:VOCAB] - (weight + (first[:VOCAB] - weight) / 2)
+        assert np.allclose(found[name][VOCAB:], second[VOCAB:], atol=1e-6)
+        assert found[name].shape == (rows, WIDTH)
+    merge_checkpoint(base, 0.5 * saved(rows, EMBED, HEAD), tmp_path / "half", resize=True)
+    half = load(tmp_path / "half")[f"{EMBED}.weight"]
+    weight = draw(rows, WIDTH, seed=0)
+    assert np.allclose(half[:VOCAB], (before[f"{EMBED}.weight"] + weight[:VOCAB]) / 2)
+    assert np.array_equal(half[VOCAB:], weight[VOCAB:])
+
+
+@pytest.mark.parametrize("rows", [VOCAB + 3, VOCAB - 2])
+def test_lora_over_saved_rows(rows: int, tmp_path: Path) -> None:
+    """PEFT's ``save_embedding_layers``: factors of the new size, and the resized base beside."""
+    base = save_base(tmp_path / "base", shards=3)
+    weights = {site: draw(rows, WIDTH, seed=i) for i, site in enumerate((EMBED, HEAD))}
+    updates: dict[str, Update] = {
+        site: Together((Rebase(weight), lora(rows))) for site, weight in weights.items()
+    }
+    adapter = jaxmix.Adapter(updates)
+    merge_checkpoint(base, adapter, tmp_path / "out", resize=True, verify=True)
+    found = load(tmp_path / "out")
+    for site, weight in weights.items():
+        expected = weight + lora(rows).b @ lora(rows).a
+        np.testing.assert_allclose(found[f"{site}.weight"], expected, atol=1e-5)
+
+
+def test_fewer_rows_need_no_file(tmp_path: Path) -> None:
+    """Rows that go are the base's own: a head that no adapter saved is cut too, and a bias."""
+    extra = {"lm_head.bias": draw(VOCAB), "final_logits_bias": draw(1, VOCAB)}
+    base = save_base(tmp_path / "base", extra=extra, config={"text_config": {"a": 1}})
+    rows = VOCAB - 4
+    adapter = jaxmix.Adapter({EMBED: lora(rows)})
+    merged = merge_checkpoint(base, adapter, tmp_path / "out", resize=True, verify=True)
+    names = ["final_logits_bias", "lm_head.bias", "lm_head.weight", f"{EMBED}.weight"]
+    assert dict(merged.resized) == dict.fromkeys(names, (VOCAB, rows))
+    assert merged.changed == (f"{EMBED}.weight",)
+    before, found = load(base), load(tmp_path / "out")
+    assert np.array_equal(found["lm_head.weight"], before["lm_head.weight"][:rows])
+    assert np.array_equal(found["lm_head.bias"], extra["lm_head.bias"][:rows])
+    assert np.array_equal(found["final_logits_bias"], extra["final_logits_bias"][:, :rows])
+    told = json.loads((tmp_path / "out/config.json").read_text())
+    assert told == {"text_config": {"a": 1, "vocab_size": rows}}
+
+
+def test_new_rows_of_biases_are_zero(tmp_path: Path) -> None:
+    """As transformers resizes them; a bias that was trained comes from the file."""
+    extra = {"lm_head.bias": draw(VOCAB), "cls.predictions.bias": draw(VOCAB)}
+    base = save_base(tmp_path / "base", extra=extra, config={})
+    bias = draw(VOCAB + 1, seed=7)
+    updates = {EMBED: Replace(draw(VOCAB + 1, WIDTH)), HEAD: Replace(draw(VOCAB + 1, WIDTH), bias)}
+    merge_checkpoint(base, jaxmix.Adapter(updates), tmp_path / "out", resize=True, verify=True)
+    found = load(tmp_path / "out")
+    assert np.array_equal(found["lm_head.bias"], bias)
+    assert np.array_equal(found["cls.predictions.bias"], [*extra["cls.predictions.bias"], 0])
+    assert json.loads((tmp_path / "out/config.json").read_text()) == {"vocab_size": VOCAB + 1}
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_tied_base(both: bool, tmp_path: Path) -> None:
+    """Trained as one, or as tokens: the tie stays, and a head in the file grows along."""
+    config = {"tie_word_embeddings": True, "vocab_size": VOCAB}
+    base = save_base(tmp_path / "base", tied=True, config=config)
+    if both:
+        tensors = load(base)
+        tensors[f"{HEAD}.weight"] = tensors[f"{EMBED}.weight"]
+        save_file(tensors, base / "model.safetensors")
+    rows, weight = VOCAB + 2, draw(VOCAB + 2, WIDTH)
+    one = jaxmix.Adapter({site: Replace(weight) for site in (EMBED, HEAD)})
+    merge_checkpoint(base, one, tmp_path / "one", resize=True, verify=True)
+    tokens = Tokens(weight[-3:], np.arange(rows - 3, rows, dtype=np.int32))
+    merge_checkpoint(base, jaxmix.Adapter({EMBED: tokens}), tmp_path / "two", resize=True)
+    found = [load(tmp_path / name) for name in ("one", "two")]
+    assert np.array_equal(found[0][f"{EMBED}.weight"], weight)
+    expected = np.concatenate([load(base)[f"{EMBED}.weight"][:-1], weight[-3:]])
+    assert np.array_equal(found[1][f"{EMBED}.weight"], expected)
+    for tensors in found:
+        assert (f"{HEAD}.weight" in tensors) == both
+        assert tensors.get(f"{HEAD}.weight", np.ones((rows, 1))).shape[0] == rows
+    told = json.loads((tmp_path / "one/config.json").read_text())
+    assert told == {"tie_word_embeddings": True, "vocab_size": rows}
+
+
+def test_rows_that_no_file_has(tmp_path: Path) -> None:
+    """Factors of another size alone, a head that was not saved, a gap between tokens."""
+    base = save_base(tmp_path / "base")
+    gap = Tokens(draw(1, WIDTH), np.array([VOCAB + 1], np.int32))
+    for update, line in {
+        lora(VOCAB + 2): "model.embed_tokens: the adapter is for (16, 6), but",
+        gap: "model.embed_tokens: the adapter is for (16, 6), but",
+        Replace(draw(VOCAB + 1, WIDTH)): "lm_head.weight has 14 rows of 15, and no adapter",
+    }.items():
+        with pytest.raises(ShapeError) as caught:
+            merge_checkpoint(base, jaxmix.Adapter({EMBED: update}), tmp_path / "out", resize=True)
+        text = str(caught.value)
+        assert f"can't be resized, since no adapter has the rows that it lacks:\n  {line}" in text
+        assert "(save_embedding_layers=True in PEFT's save_pretrained)" in text
+
+
+def test_adapters_that_disagree(tmp_path: Path) -> None:
+    """Of one site, and of embedding and head."""
+    base = save_base(tmp_path / "base")
+    both = [saved(VOCAB + 1, EMBED, HEAD), saved(VOCAB + 2, EMBED, HEAD, name="other")]
+    with pytest.raises(ShapeError, match=r"different numbers .*:\n  model.*: 15, 16 rows\n  lm_h"):
+        merge_checkpoint(base, both, tmp_path / "out", resize=True)
+    apart = [saved(VOCAB + 1, EMBED), saved(VOCAB + 2, HEAD, name="other")]
+    with pytest.raises(ShapeError, match=r"can't be resized"):
+        merge_checkpoint(base, apart, tmp_path / "out", resize=True)
+
+
+def test_new_rows_beyond_float16(tmp_path: Path) -> None:
+    """An error before anything is written."""
+    base = save_base(tmp_path / "base", dtype=np.float16)
+    adapter = jaxmix.Adapter({s: Replace(draw(VOCAB + 1, WIDTH) * 1e6) for s in (EMBED, HEAD)})
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight: new rows lie beyond what F16"):
+        merge_checkpoint(base, adapter, tmp_path / "out", resize=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_resize_resumes(tmp_path: Path) -> None:
+    """With the bytes of an unbroken run, and only with the same option and rows."""
+    base = save_base(tmp_path / "base", shards=3)
+    adapter = saved(VOCAB + 3, EMBED, HEAD)
+    layer = jaxmix.Adapter({"model.layers.1.q_proj": Replace(draw(8, WIDTH))}, name="layer")
+    out = tmp_path / "out"
+    with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop):
+        merge_checkpoint(base, [adapter, layer], out, resize=True)
+    with pytest.raises(CheckpointError, match="the base's tensors, the changed side files"):
+        other = saved(VOCAB + 2, EMBED, HEAD)
+        merge_checkpoint(base, [other, layer], out, resize=True, resume=True)
+    merged = merge_checkpoint(base, [adapter, layer], out, resize=True, resume=True)
+    assert merged.resumed
+    merge_checkpoint(base, [adapter, layer], tmp_path / "whole", resize=True)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_labels(count: int, tmp_path: Path) -> None:
+    """A classifier of another size: the labels' names go, those of the same number stay."""
+    names = {str(i): f"name {i}" for i in range(5)}
+    config = {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
+    extra = {"classifier.weight": draw(4, WIDTH), "classifier.bias": draw(4)}
+    base = save_base(tmp_path / "base", extra=extra, config={**config, "num_labels": 4})
+    weight, bias = draw(count, WIDTH, seed=1), draw(count, seed=2)
+    adapter = jaxmix.Adapter({"classifier": Replace(weight, bias)})
+    merge_checkpoint(base, adapter, tmp_path / "out", resize=True, verify=True)
+    found = load(tmp_path / "out")
+    assert np.array_equal(found["classifier.weight"], weight)
+    assert np.array_equal(found["classifier.bias"], bias)
+    told = json.loads((tmp_path / "out/config.json").read_text())
+    new = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    assert told == {**(config if count == 5 else new), "num_labels": count}
+
+
+def test_a_single_file(tmp_path: Path) -> None:
+    """It has no config."""
+    base = save_base(tmp_path / "base") / "model.safetensors"
+    out = tmp_path / "out.safetensors"
+    merged = merge_checkpoint(base, saved(VOCAB + 1, EMBED, HEAD), out, resize=True, verify=True)
+    assert len(merged.resized) == 2 and not (tmp_path / "config.json").exists()
