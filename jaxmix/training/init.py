@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxmix.adapter import Adapter
@@ -11,7 +12,8 @@ from jaxmix.layout import Layout, named
 from jaxmix.sites import Tree
 from jaxmix.training.draws import site_key
 from jaxmix.training.kinds import KINDS, Kind
-from jaxmix.training.modules import Target, is_head, modules_of, target
+from jaxmix.training.modules import Target, is_head
+from jaxmix.training.survey import Survey, survey
 from jaxmix.training.targets import Rules, by_pattern, is_named
 
 __all__ = ["init"]
@@ -101,15 +103,15 @@ def init(
 
     Source: ``peft/mapping_func.py``, ``get_peft_model``; each tuner's ``layer.py``.
     """
-    known, table = _kind(kind), named(layout)
+    known = _kind(kind)
     words, patterns = _words(kind, known, {"rank": rank, "alpha": alpha}, config)
     rules = Rules(
         target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern
     )
-    tree = Tree.of(params)
-    targets = _targets(kind, known, tree, table, rules, target_parameters)
+    found = _survey(Tree.of(params), layout, rules)
+    targets = _targets(kind, known, found, rules, target_parameters)
     updates = _made(kind, known, key, targets, words, patterns)
-    for site, saved in _saved(tree, table, modules_to_save).items():
+    for site, saved in _saved(found, modules_to_save).items():
         updates[site] = Together((saved, updates[site])) if site in updates else saved
     return Adapter(updates, name=kind if name is None else name)
 
@@ -145,24 +147,15 @@ def _words(
 
 
 def _targets(
-    kind: str,
-    known: Kind,
-    tree: Tree,
-    table: Layout,
-    rules: Rules,
-    parameters: Sequence[str] | None,
+    kind: str, known: Kind, found: Survey, rules: Rules, parameters: Sequence[str] | None
 ) -> dict[str, Target]:
     """The modules that are to have an adapter, in the tree's order."""
-    modules = _modules(tree, table, rules)
-    asked = rules.target_modules
-    found: dict[str, Target | None] = {}
+    modules, asked = list(found.modules), rules.target_modules
+    targets: dict[str, Target | None] = {}
     if isinstance(asked, str) and asked.lower() == "all-linear":
-        for module in modules:
-            one = None if rules.excludes(module) else target(tree, table, module)
-            if one is not None and one.layer in ("linear", "conv1d") and not is_head(module):
-                found[module] = one
+        targets.update(_all_linear(found, rules))
     elif asked:
-        found = {one: target(tree, table, one) for one in _chosen(modules, rules)}
+        targets = {one: found.target(one) for one in _chosen(found, rules)}
     elif not parameters:
         raise AdapterError(
             f"target_modules is {asked!r}, expected names, a regular expression or 'all-linear'. "
@@ -172,38 +165,72 @@ def _targets(
     if lost := [one for one in parameters or () if not any(is_named(m, [one]) for m in modules)]:
         raise _nobodys([f"target_parameters: {name!r}" for name in lost], modules)
     for one in parameters or ():
-        found.update({m: target(tree, table, m) for m in modules if is_named(m, [one])})
-    if not found:
+        targets.update({m: found.target(m) for m in modules if is_named(m, [one])})
+    if not targets:
         raise AdapterError(
             f"no module of the params is one of target_modules {_told(asked)}. Its modules are:"
             f"{listing(modules)}"
         )
-    wrong = [f"{site}: {_what(one)}" for site, one in found.items() if not _fits(known, one)]
+    if unclear := {s: one for s, one in targets.items() if one and one.layer == "unclear"}:
+        raise _unclear({site: one.leaf.shape for site, one in unclear.items()})
+    wrong = [f"{site}: {_what(one)}" for site, one in targets.items() if not _fits(known, one)]
     if wrong:
         raise UnsupportedError(
             f"modules that can't have {kind}, which is for {', '.join(known.layers)}:"
             f"{listing(wrong)}\nName others, or leave these out with exclude_modules."
         )
-    return {site: one for site, one in found.items() if one is not None}
+    fit = {site: one for site, one in targets.items() if one is not None}
+    if error := found.disagreement(fit):
+        raise error
+    return fit
 
 
-def _modules(tree: Tree, table: Layout, rules: Rules) -> list[str]:
-    """The names that modules can have: the tree's own, or with another layout those asked for."""
-    if table.by_name:
-        return modules_of(tree)
-    if isinstance(rules.target_modules, str) or not rules.target_modules:
+def _all_linear(found: Survey, rules: Rules) -> dict[str, Target]:
+    """The linear layers but for the head, as PEFT finds them; what can't be judged is listed."""
+    every = {m: one for m in found.modules if (one := found.target(m)) is not None}
+    left_out = {m for m, alias in found.modules.items() if rules.excludes(m, alias) or is_head(m)}
+    unclear = {
+        site: role.shape
+        for site, role in found.unclear(every).items()
+        if not rules.excludes(site) and not is_head(site)
+    }
+    if unclear:
+        raise _unclear(unclear)
+    return {m: one for m, one in every.items() if m not in left_out and found.is_linear(one)}
+
+
+def _unclear(shapes: Mapping[str, tuple[int, ...]]) -> LayoutError:
+    """The error for weights of which nothing tells what they are."""
+    lines = [f"{site}: {tuple(shape)}" for site, shape in shapes.items()]
+    return LayoutError(
+        "weights that may be linear layers, but neither names, classes nor biases tell which of "
+        f"their axes are inputs, outputs or layers:{listing(lines)}\nGive the nnx or Equinox "
+        "module itself, layout=jaxmix.Layout(…) with a rule for each (layout='flax' where they are "
+        "convolutions), or leave them out with exclude_modules."
+    )
+
+
+def _survey(tree: Tree, layout: Layout | str | None, rules: Rules) -> Survey:
+    """The modules of the tree; with a layout of your own those asked for too."""
+    found = survey(tree, None if layout is None else named(layout))
+    names = rules.target_modules
+    if found.table.by_name or found.rivals or layout is None:
+        return found
+    given = [] if isinstance(names, str) else [n for n in names or () if found.target(n)]
+    if not given and not found.modules:
         raise LayoutError(
-            f"the layout {table.name!r} does not say which modules there are, and target_modules "
-            f"is {rules.target_modules!r}. Give a list of modules by their whole paths."
+            f"the layout {found.table.name!r} finds no module in the params by its rules, and "
+            f"target_modules is {names!r}. Give a list of modules by their whole paths."
         )
-    return list(rules.target_modules)
+    return replace(found, modules={**found.modules, **{name: name for name in given}})
 
 
-def _chosen(modules: Sequence[str], rules: Rules) -> list[str]:
+def _chosen(found: Survey, rules: Rules) -> list[str]:
     """The modules that the rules choose; every name has to be somebody's."""
+    modules = found.modules
     try:
-        chosen = [module for module in modules if rules.takes(module)]
-        left_out = [module for module in modules if rules.excludes(module)]
+        chosen = [module for module, alias in modules.items() if rules.takes(module, alias)]
+        left_out = [module for module, alias in modules.items() if rules.excludes(module, alias)]
     except re.error as error:
         raise AdapterError(
             "target_modules, exclude_modules, layers_pattern or modules_to_save is no regular "
@@ -217,12 +244,12 @@ def _chosen(modules: Sequence[str], rules: Rules) -> list[str]:
         )
         if not isinstance(names, str)
         for name in names or ()
-        if not any(is_named(module, [name]) for module in modules)
+        if not any(is_named(m, [name]) or is_named(alias, [name]) for m, alias in modules.items())
     ]
     if isinstance(rules.exclude_modules, str) and not left_out:
         lost.append(f"exclude_modules: {rules.exclude_modules!r}")
     if lost:
-        raise _nobodys(lost, modules)
+        raise _nobodys(lost, list(modules))
     return chosen
 
 
@@ -276,15 +303,15 @@ def _made(
     return updates
 
 
-def _saved(tree: Tree, table: Layout, names: Sequence[str] | None) -> dict[str, Update]:
+def _saved(survey: Survey, names: Sequence[str] | None) -> dict[str, Update]:
     """The modules that are trained whole, as the base has them."""
     saved: dict[str, Update] = {}
     for name in names or ():
-        inside = [m for m in modules_of(tree) if is_named(m, [name])]
-        parts = [
-            m for m in modules_of(tree) if any(m == i or m.startswith(f"{i}.") for i in inside)
+        inside = [
+            m for m, alias in survey.modules.items() if is_named(m, [name]) or alias == name
         ]
-        found = {m: one for m in parts if (one := target(tree, table, m)) is not None}
+        parts = [m for m in survey.modules if any(f"{m}.".startswith(f"{i}.") for i in inside)]
+        found = {m: one for m in parts if (one := survey.target(m)) is not None}
         if not found:
             raise AdapterError(f"modules_to_save: no module of the params is called {name!r}.")
         for module, one in found.items():
