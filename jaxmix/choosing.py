@@ -1,5 +1,6 @@
 """Which layout is meant where nobody says: the leaves' names, else the one library that fits."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from jaxmix.errors import LayoutError, listing
@@ -125,10 +126,10 @@ def library(shapes: Mapping[str, tuple[int, ...]]) -> list[Layout]:
         sizes = {
             site: place.shape(shapes[place.leaf])
             for site, place in sites_of(table, shapes).items()
-            if ".layers." in site
+            if re.search(r"(^|\.)layers\.", site)
         }
         linear = {site: size for site, size in sizes.items() if len(size) == 2}
-        if not any(".self_attn." in site for site in linear) or not _is_one_width(linear):
+        if not any("attn." in site for site in linear) or not _is_one_width(linear):
             continue
         if len(linear) > most:
             best, most = [], len(linear)

@@ -10,7 +10,7 @@ from jaxmix.layout import Layout, Place, Rule
 __all__ = ["sites_of"]
 
 # A group of a site's expression that is a number, such as (\d+) or ((?!8\.)\d+).
-_NUMBER = re.compile(r"(\(\?!.*\))?(\\d[*+]?)(\[\d+\])?")
+_NUMBER = re.compile(r"(\(\?!.*\))?(\\d[*+]?)(\[\d+\])?|\d+(\|\d+)*")
 _GROUP = re.compile(r"\\(\d+)|\{\\(\d+)(?://|%)(\d+)\}")
 
 
@@ -72,7 +72,7 @@ def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
         counted = [n for n in range(1, len(groups) + 1) if n not in named]
         if not all(_NUMBER.fullmatch(groups[n - 1]) for n in counted):
             continue
-        bounds = [range(_bound(rule, n, leaf, shape)) for n in counted]
+        bounds = [_choices(rule, n, groups[n - 1], leaf, shape) for n in counted]
         values: dict[int, str] = {n: match[f"g{n}"] for n in named}
         for numbers in product(*bounds):
             values.update({n: str(number) for n, number in zip(counted, numbers, strict=True)})
@@ -81,6 +81,15 @@ def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
             if site not in seen:
                 seen.add(site)
                 yield site
+
+
+def _choices(
+    rule: Rule, number: int, group: str, leaf: str, shape: Sequence[int]
+) -> Sequence[int]:
+    """The numbers that a group may be."""
+    if re.fullmatch(r"\d+(\|\d+)*", group):
+        return [int(each) for each in group.split("|")]
+    return range(_bound(rule, number, leaf, shape))
 
 
 def _bound(rule: Rule, group: int, leaf: str, shape: Sequence[int]) -> int:

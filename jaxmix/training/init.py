@@ -188,7 +188,8 @@ def _targets(
 def _all_linear(found: Survey, rules: Rules) -> dict[str, Target]:
     """The linear layers but for the head, as PEFT finds them; what can't be judged is listed."""
     every = {m: one for m in found.modules if (one := found.target(m)) is not None}
-    left_out = {m for m, alias in found.modules.items() if rules.excludes(m, alias) or is_head(m)}
+    heads = {m for m, one in every.items() if found.is_head(one)}
+    left_out = heads | {m for m, alias in found.modules.items() if rules.excludes(m, alias)}
     unclear = {
         site: role.shape
         for site, role in found.unclear(every).items()

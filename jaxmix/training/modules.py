@@ -152,7 +152,9 @@ def target(
     leaf = tree.leaf(place)
     if not hasattr(leaf, "shape") or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return None
-    shape = place.shape(tuple(leaf.shape))
+    # A norm's kernel, as EasyDeL has it, lacks the axes that a linear layer's rule moves.
+    shape = tuple(leaf.shape)
+    shape = place.shape(shape) if len(shape) > 1 or place.axes is None else shape
     role = (roles or {}).get(place.leaf) if table.by_name else None
     layer, shape = _layer(tree, table, site, place, shape, role)
     bias = next(_there(tree, table, site, "bias"), None)

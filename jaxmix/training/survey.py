@@ -1,7 +1,9 @@
 """Which modules a tree has: by its own names, or by the layout of a model library."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxmix.choosing import library
 from jaxmix.errors import LayoutError, listing
@@ -9,9 +11,11 @@ from jaxmix.inverse import sites_of
 from jaxmix.layout import NAMES, Layout
 from jaxmix.roles import Role, Roles, own_layout
 from jaxmix.sites import Tree
-from jaxmix.training.modules import Target, modules_of, target
+from jaxmix.training.modules import Target, is_head, modules_of, target
 
 __all__ = ["Survey", "survey"]
+
+_HEAD = re.compile(r"head|logit|output|unembed|vocab|decoder|lm")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,24 @@ class Survey:
         if found.layer not in ("linear", "conv1d"):
             return False
         return not self.table.by_name or self.roles[found.place.leaf].kind == "linear"
+
+    def is_head(self, found: Target) -> bool:
+        """Whether a linear layer is the head of a language model: by its name, or by its size.
+
+        By its size it leads from the width of an embedding to the size of its vocabulary.
+        """
+        if is_head(found.site):
+            return True
+        is_inner = any(part.isdigit() for part in found.site.split("."))
+        last = found.site.rpartition(".")[2].lower()
+        if is_inner or found.shape not in self._tables or not _HEAD.search(last):
+            return False
+        return found.layer == "linear"
+
+    @cached_property
+    def _tables(self) -> set[tuple[int, ...]]:
+        """The shapes of the tree's embeddings."""
+        return {role.shape for role in self.roles.values() if role.kind == "embedding"}
 
     def unclear(self, found: Mapping[str, Target]) -> dict[str, Role]:
         """The weights that may be linear layers, though neither tree nor layout tells, by site.
@@ -100,19 +122,22 @@ def survey(tree: Tree, layout: Layout | None) -> Survey:
     for role in stacked.values():
         if layout.name != "the tree's own" or role.is_plain:
             continue
-        modules.pop(role.site, None)
-        modules.pop(role.leaf.removeprefix("params."), None)
+        leaf = role.leaf.removeprefix("params.")
+        for name in (role.site, leaf, leaf.rpartition(".")[0]):
+            modules.pop(name, None)
         modules.update(role.sites)
     return Survey(tree, layout, _with_parents(modules), roles.by_leaf)
 
 
 def _with_parents(modules: Mapping[str, str]) -> dict[str, str]:
-    """The modules, and those that hold them."""
+    """The modules, and those that hold them, but for a stack of modules itself."""
     found: dict[str, str] = {}
+    aliases = {alias for module, alias in modules.items() if alias != module}
     for module, alias in modules.items():
         parts = module.split(".")
         for end in range(1, len(parts)):
             above = ".".join(parts[:end])
-            found.setdefault(above, above)
+            if above not in aliases:
+                found.setdefault(above, above)
         found[module] = alias
     return found
