@@ -37,16 +37,17 @@ def chosen(
     if not lost and not _has_axes(tree, sites):
         return NAMES, sites
     own = own_layout(Roles(tree))
-    if own is not None:
-        ours, missing = placed(tree, words, own, is_strict=True)
-        if not missing and (lost or fits(ours)):
-            return own, ours
+    ours, missing = ([], [None]) if own is None else placed(tree, words, own, is_strict=True)
+    if own is not None and not missing and fits(ours):
+        return own, ours
     if not lost:
         return NAMES, sites
     # What of names is not found by all of them, or twice, is not found by some of them either.
     tables = [table for table in libraries().values() if not table.by_name]
     found = [(table, placed(tree, words, table, is_strict=True)) for table in tables]
     named = [(table, sites) for table, (sites, lost) in found if not lost]
+    if not named and own is not None and not missing:
+        return own, ours
     if not named:
         misses = {table: len(placed(tree, words, table)[1]) for table in (NAMES, *tables)}
         return min(misses, key=misses.__getitem__), None

@@ -224,7 +224,7 @@ def own_layout(roles: Roles) -> Layout | None:
     special = [
         role
         for role in roles.by_leaf.values()
-        if not role.is_plain and (role.stack or role.is_matrix)
+        if not role.is_plain and (role.stack or role.is_matrix) and role.kind != "unclear"
     ]
     if not special:
         return None

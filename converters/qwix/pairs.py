@@ -52,12 +52,13 @@ def is_factor(key: str) -> bool:
     return is_named_factor(key) or _BARE.fullmatch(_dotted(key)) is not None
 
 
-def pairs_of(tree: Any, where: str) -> list[Pair]:
+def pairs_of(tree: Any, where: str, others: Collection[str] = ()) -> list[Pair]:
     """All pairs of a tree; leaves that are no factors are left aside.
 
     Args:
         tree: a params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
         where: what the tree is, for messages.
+        others: the paths of leaves beside those of the tree.
 
     Returns:
         The pairs, in the order of the tree.
@@ -69,7 +70,7 @@ def pairs_of(tree: Any, where: str) -> list[Pair]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [_dotted(x).removesuffix(".value") for x in leaf_names([path for path, _ in leaves])]
     found: dict[tuple[str, bool], dict[str, Any]] = {}
-    others: list[str] = []
+    others = [_dotted(name).removesuffix(".value") for name in others]
     strange: list[str] = []
     for name, (_, array) in zip(names, leaves, strict=True):
         if match := _NAMED.fullmatch(name):

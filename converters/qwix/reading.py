@@ -79,7 +79,7 @@ def read_qwix(
                 "others out, or give the tree to jaxmix.converters.qwix.qwix_adapter, which leaves "
                 "them aside."
             )
-        found = Restored(tree, dict(file_metadata(path)), is_tunix=False)
+        found = Restored(tree, dict(file_metadata(path)))
     else:
         found = restored(path)
     record = found.record
@@ -97,7 +97,7 @@ def read_qwix(
             "MaxText refuses too. Leave it out, or give that."
         )
     adapter = _adapter(
-        pairs_of(found.tree, str(path)),
+        pairs_of(found.tree, str(path), found.others),
         name,
         beside if alpha is None else alpha,
         axis,
