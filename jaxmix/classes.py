@@ -95,12 +95,11 @@ def judged(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | N
     return known
 
 
-def _linear(
-    owner: Any, names: set[str], leaf: str, shape: tuple[int, ...]
-) -> Known | None:
+def _linear(owner: Any, names: set[str], leaf: str, shape: tuple[int, ...]) -> Known | None:
     """What a linear layer's own numbers say of its weight."""
-    ins, outs = _sizes(getattr(owner, "in_features", None)), _sizes(
-        getattr(owner, "out_features", None)
+    ins, outs = (
+        _sizes(getattr(owner, "in_features", None)),
+        _sizes(getattr(owner, "out_features", None)),
     )
     equation = getattr(owner, "einsum_str", None)
     if isinstance(equation, str) and leaf in ("kernel", "w", "weight"):

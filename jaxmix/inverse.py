@@ -83,9 +83,7 @@ def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
                 yield site
 
 
-def _choices(
-    rule: Rule, number: int, group: str, leaf: str, shape: Sequence[int]
-) -> Sequence[int]:
+def _choices(rule: Rule, number: int, group: str, leaf: str, shape: Sequence[int]) -> Sequence[int]:
     """The numbers that a group may be."""
     if re.fullmatch(r"\d+(\|\d+)*", group):
         return [int(each) for each in group.split("|")]

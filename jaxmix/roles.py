@@ -30,7 +30,9 @@ EMBEDDING = re.compile(
     r"(.*_)?(embed(ding)?s?|emb)(_(audio_)?tokens?|_positions?|_in|_table)?|w[tp]e|shared"
     r"|relative_attention_bias"
 )
-_NORM = re.compile(r"(.*_)?(layer_?norm|rms_?norm|batch_?norm|group_?norm|norm|ln)(_?[\da-z]+)?", re.I)
+_NORM = re.compile(
+    r"(.*_)?(layer_?norm|rms_?norm|batch_?norm|group_?norm|norm|ln)(_?[\da-z]+)?", re.I
+)
 _ADAPTER = re.compile(r"(.*_)?lora_(a|b|A|B|embedding_A|embedding_B|magnitude_vector)")
 _QUERIES = ("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v")
 _OUTS = ("out", "attention_output", "o_proj", "out_proj", "o")
@@ -180,9 +182,7 @@ class Roles:
             return "convolution", 0
         return self._of_more_axes(leaf, module, name, kept)
 
-    def _of_more_axes(
-        self, leaf: str, module: str, name: str, kept: list[int]
-    ) -> tuple[Kind, int]:
+    def _of_more_axes(self, leaf: str, module: str, name: str, kept: list[int]) -> tuple[Kind, int]:
         """A Flax kernel of three axes or more: of heads, or a convolution's."""
         above = module.rpartition(".")[0]
         siblings = self._children.get(above, set())

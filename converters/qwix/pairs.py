@@ -123,7 +123,9 @@ def _is_einsum(module: str) -> bool:
 
 def _check(found: dict[tuple[str, bool], dict[str, Any]], where: str) -> None:
     """Raises an error for factors that are alone, or not of finite floats."""
-    if alone := [f"{leaf}: lora_{x} alone" for (leaf, _), p in found.items() for x in p if len(p) < 2]:
+    if alone := [
+        f"{leaf}: lora_{x} alone" for (leaf, _), p in found.items() for x in p if len(p) < 2
+    ]:
         raise CheckpointError(f"{where}: factors without the other one:{listing(alone)}")
     for (leaf, is_named), pair in found.items():
         for x, value in pair.items():

@@ -194,9 +194,11 @@ def _check_alpha(pairs: list[Pair], alpha: Any, where: str, use_rslora: bool) ->
     """Raises an error for an alpha that is missing, or that nothing asks for."""
     scaled = [pair for pair in pairs if pair.way not in ("flax", "openpi")]
     if scaled and not NUMBER.holds(alpha):
-        plain = " flax.nnx.LoRA has none: alpha is the rank then." if any(
-            pair.way == "plain" for pair in scaled
-        ) else ""
+        plain = (
+            " flax.nnx.LoRA has none: alpha is the rank then."
+            if any(pair.way == "plain" for pair in scaled)
+            else ""
+        )
         raise CheckpointError(
             f"{where}: qwix keeps alpha in its rule and openpi in its config, not with the factors, "
             f"and nothing beside them says it (found {alpha!r}). Give it: load(path, alpha=…)."
@@ -214,5 +216,3 @@ def _check_alpha(pairs: list[Pair], alpha: Any, where: str, use_rslora: bool) ->
             f"{where}: alpha = {alpha} was given, but flax.nnx.LoRA has no alpha, and its scale is "
             f"1:{listing(lines)}\nLeave alpha out."
         )
-
-

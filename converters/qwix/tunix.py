@@ -59,7 +59,11 @@ def _shape(pair: Pair, axes: str | None, index: str | None) -> tuple[int, ...] |
     here, (rows, cols) = _sides(axes or "")
     ins, outs = pair.a.shape[:-1], pair.b.shape[1:]
     leading = () if index is None else outs[:1]
-    if len(ins) != len(cols) or len(outs) - len(leading) != len(rows) or pair.b.shape[0] != pair.a.shape[-1]:
+    if (
+        len(ins) != len(cols)
+        or len(outs) - len(leading) != len(rows)
+        or pair.b.shape[0] != pair.a.shape[-1]
+    ):
         return None
     sizes = dict(zip((*cols, *rows), (*ins, *outs[len(leading) :]), strict=True))
     return (*leading, *(sizes[name] for name in here))

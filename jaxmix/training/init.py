@@ -308,9 +308,7 @@ def _saved(survey: Survey, names: Sequence[str] | None) -> dict[str, Update]:
     """The modules that are trained whole, as the base has them."""
     saved: dict[str, Update] = {}
     for name in names or ():
-        inside = [
-            m for m, alias in survey.modules.items() if is_named(m, [name]) or alias == name
-        ]
+        inside = [m for m, alias in survey.modules.items() if is_named(m, [name]) or alias == name]
         parts = [m for m in survey.modules if any(f"{m}.".startswith(f"{i}.") for i in inside)]
         found = {m: one for m in parts if (one := survey.target(m)) is not None}
         if not found:

@@ -70,7 +70,8 @@ class Survey:
         Args:
             found: the modules of the tree.
         """
-        held = {each.place.leaf for each in found.values() if each.layer != "unclear"}
+        unknown = ("unclear", "parameter")
+        held = {each.place.leaf for each in found.values() if each.layer not in unknown}
         kinds = ("unclear",) if self.table.by_name else ("unclear", "linear")
         return {
             role.site: role

@@ -329,7 +329,10 @@ def test_leaves_of_no_model_of_tunix_s_keep_their_paths() -> None:
     mlp = {"layers.0.mlp.up_proj.kernel_lora_a": drawn(D, R)}
     mlp["layers.0.mlp.up_proj.kernel_lora_b"] = drawn(R, F)
     assert qwix_adapter(mlp, alpha=1).sites == ("layers.0.mlp.up_proj",)
-    own = {f"layers.0.attn.q_proj.w_lora_{x}": y for x, y in (("a", drawn(D, R)), ("b", drawn(R, N, H)))}
+    own = {
+        f"layers.0.attn.q_proj.w_lora_{x}": y
+        for x, y in (("a", drawn(D, R)), ("b", drawn(R, N, H)))
+    }
     assert qwix_adapter({**mlp, **own}, alpha=1).sites == (
         "model.layers.0.self_attn.q_proj",
         "model.layers.0.mlp.up_proj",
