@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from jaxmix.errors import LayoutError, listing
 from jaxmix.inverse import sites_of
 from jaxmix.layout import NAMES, Layout, libraries
+from jaxmix.own import own_layout
 from jaxmix.plan import Word
-from jaxmix.roles import Roles, own_layout
+from jaxmix.roles import Roles
 from jaxmix.sites import Site, Tree, placed
 
 __all__ = ["chosen", "library"]
@@ -115,8 +116,7 @@ def library(shapes: Mapping[str, tuple[int, ...]]) -> list[Layout]:
         no library's.
 
     Example:
-        >>> found = library({"layers.0.attn.q_proj.w": (4, 2, 3), "layers.0.attn.o_proj.w": (2, 3, 4)})
-        >>> [layout.name for layout in found]
+        >>> [layout.name for layout in library({"layers.0.attn.q_proj.w": (4, 2, 3)})]
         ['tunix']
     """
     best: list[Layout] = []

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 
-__all__ = ["Known", "Kind", "judged", "owners"]
+__all__ = ["Kind", "Known", "judged", "owners"]
 
 Kind = Literal["linear", "convolution", "embedding", "norm", "recurrent", "other", "unclear"]
 

@@ -129,8 +129,8 @@ def _leaf_pattern(template: str, groups: Sequence[str]) -> tuple[re.Pattern[str]
 def _parsed(site: str) -> list[tuple[str, bool]] | None:
     """A site's expression as literal texts and groups; None where it has something else.
 
-    An optional part is left out, but a repeated one (``(?:model\\.)*``) stands once; what only looks
-    ahead is left out too, and the rule's own expression has the last word.
+    An optional part is left out, but a part that may be repeated, as ``model.`` above the layers,
+    stands once. What only looks ahead is left out: the rule's own expression has the last word.
     """
     parts: list[tuple[str, bool]] = []
     at = 0

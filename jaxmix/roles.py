@@ -2,8 +2,7 @@
 
 A tree that is not flat PyTorch has linear layers of more than two axes: stacked along layers, with
 axes of their own for heads, or both. `Roles` tells these from convolutions, norms and embeddings,
-and says which weights it can't judge. `own_layout` makes of them a layout in which every layer of a
-stack is a site.
+and says which weights it can't judge.
 """
 
 import re
@@ -17,12 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmix.classes import Kind, Known, judged, owners
-from jaxmix.layout import NAMES, Layout, Rule
 from jaxmix.quantized import is_quantized
 from jaxmix.sites import Tree
 from jaxmix.stacks import Stack, stacks
 
-__all__ = ["EMBEDDING", "Role", "Roles", "own_layout"]
+__all__ = ["EMBEDDING", "Role", "Roles", "depth"]
 
 _WEIGHTS = ("weight", "kernel", "embedding", "embeddings", "scale", "w")
 # A name's last part that says embedding, where the leaf's own does not.
@@ -80,9 +78,9 @@ class Role:
             parts = self.site.split(".") if self.site else []
             # From the innermost, so that what stands before it stays where it was.
             for stack, number in sorted(
-                zip(self.stack, numbers, strict=True), key=lambda x: -_depth(x[0].root)
+                zip(self.stack, numbers, strict=True), key=lambda x: -depth(x[0].root)
             ):
-                parts.insert(_depth(stack.root), str(number))
+                parts.insert(depth(stack.root), str(number))
             found[".".join(parts)] = self.site
         return found
 
@@ -211,85 +209,10 @@ class Roles:
         return None
 
 
-def own_layout(roles: Roles) -> Layout | None:
-    """A layout of the tree's own names, in which each layer of a stack is a site.
-
-    Args:
-        roles: the roles of the tree's weights.
-
-    Returns:
-        The layout; None where the names alone say all of it. A weight ``layers.up.kernel`` of
-        stacked layers holds the sites ``layers.0.up``, ``layers.1.up``, ….
-    """
-    special = [
-        role
-        for role in roles.by_leaf.values()
-        if not role.is_plain and (role.stack or role.is_matrix) and role.kind != "unclear"
-    ]
-    if not special:
-        return None
-    rules: list[Rule] = []
-    for role in special:
-        site, index = _numbered(role.site, role.leaf, role.stack)
-        rules.append(Rule(site, role.leaf, _axes(role), index))
-        rules += _bias_rules(roles, role, site)
-    # What is named after its site and has a rule of its own is that rule's alone.
-    own = "|".join(dict.fromkeys(re.escape(role.site) for role in special if not role.stack))
-    others = rf"(?!(?:{own})$)(.+)" if own else r"(.+)"
-    rest = [Rule(others, r.leaf, r.axes, r.index, r.part) for r in NAMES.rules]
-    return Layout("the tree's own", (*rules, *rest), by_name=True)
-
-
-def _bias_rules(roles: Roles, role: Role, site: str) -> Iterator[Rule]:
-    """The rule for the bias of a weight."""
-    module = role.leaf.rpartition(".")[0]
-    for name in (f"{module}.bias", f"{module}.b"):
-        if name not in roles.shapes:
-            continue
-        stack = roles.stacks.get(name, ())
-        if len(stack) != len(role.stack):
-            continue
-        _, index = _numbered(role.site, name, stack)
-        count = len(roles.shapes[name]) - len(stack)
-        letters = " ".join(f"b{i}" for i in range(count))
-        yield Rule(site, name, f"{letters} -> ({letters})" if count > 1 else None, index, "bias")
-
-
-def _numbered(site: str, leaf: str, stack: tuple[Stack, ...]) -> tuple[str, str | None]:
-    """The expression for a module's sites, and the index that their numbers make."""
-    if not stack:
-        return re.escape(site), None
-    # A number stands after the name of what is stacked; of two at one place the outer one first.
-    parts = site.split(".") if site else []
-    order = sorted(range(len(stack)), key=lambda k: (_depth(stack[k].root), k))
-    text: list[str] = []
-    for depth in range(len(parts) + 1):
-        text += [r"(\d+)" for k in order if _depth(stack[k].root) == depth]
-        text += [re.escape(part) for part in parts[depth : depth + 1]]
-    groups = {stack[k].axis: rf"\{number}" for number, k in enumerate(order, 1)}
-    last = max(groups)
-    return r"\.".join(text), ", ".join(groups.get(axis, ":") for axis in range(last + 1))
-
-
-def _depth(root: str) -> int:
-    """How many parts the site's name has up to the stack."""
+def depth(root: str) -> int:
+    """How many parts a site's name has up to the root of a stack."""
     name = _site(root)
     return len(name.split(".")) if name else 0
-
-
-def _axes(role: Role) -> str | None:
-    """The pattern from the leaf's axes, after the index, to PyTorch's."""
-    if not role.is_matrix:
-        taken = [each.axis for each in role.stack]
-        left = len(role.shape) - len(taken)
-        return "... i o -> o i ..." if role.leaf.endswith(".kernel") and left > 2 else None
-    kept = sorted((*role.rows, *role.cols))
-    if (*role.rows, *role.cols) == tuple(kept) and len(role.rows) == len(role.cols) == 1:
-        return None
-    names = {axis: f"x{i}" for i, axis in enumerate(kept)}
-    sides = [" ".join(names[axis] for axis in side) for side in (role.rows, role.cols)]
-    rows, cols = (f"({side})" if " " in side else side for side in sides)
-    return f"{' '.join(names.values())} -> {rows} {cols}"
 
 
 def _floats(tree: Tree) -> Iterator[tuple[str, tuple[Any, ...], Any]]:

@@ -14,7 +14,7 @@ __all__ = ["updates_of"]
 
 # A weight by these names is its module's; by any other it has a name of its own in it.
 _WEIGHTS = ("kernel", "w", "weight", "embedding")
-# How many axes the factors of one layer have, in openpi: (N, D, r), (2, K, D, r), (2, D, r), (F, r).
+# How many axes openpi's factors of one layer have: (N, D, r), (2, K, D, r), (2, D, r), (F, r).
 _AXES = {"q_einsum": 3, "kv_einsum": 4, "qkv_einsum": 4, "attn_vec_einsum": 3, "gating_einsum": 3}
 
 

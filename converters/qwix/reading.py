@@ -4,8 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxmix.adapter import Adapter
 from jaxmix.converters.lycoris.files import file_keys, file_metadata, json_of
 from jaxmix.converters.mlx import CONFIG_FILE as MLX_CONFIG
@@ -200,13 +198,14 @@ def _check_alpha(pairs: list[Pair], alpha: Any, where: str, use_rslora: bool) ->
             else ""
         )
         raise CheckpointError(
-            f"{where}: qwix keeps alpha in its rule and openpi in its config, not with the factors, "
-            f"and nothing beside them says it (found {alpha!r}). Give it: load(path, alpha=…)."
+            f"{where}: qwix keeps alpha in its rule and openpi in its config, not with the factors,"
+            f" and nothing beside them says it (found {alpha!r}). Give it: load(path, alpha=…)."
             f"{plain}"
         )
     if use_rslora and any(pair.way == "qwix" for pair in pairs):
         raise CheckpointError(
-            f"{where}: use_rslora is for openpi's einsums, and qwix has no such scale. Leave it out."
+            f"{where}: use_rslora is for openpi's einsums, and qwix has no such scale. "
+            "Leave it out."
         )
     if scaled or alpha is None:
         return

@@ -9,7 +9,8 @@ from jaxmix.choosing import library
 from jaxmix.errors import LayoutError, listing
 from jaxmix.inverse import sites_of
 from jaxmix.layout import NAMES, Layout
-from jaxmix.roles import Role, Roles, own_layout
+from jaxmix.own import own_layout
+from jaxmix.roles import Role, Roles
 from jaxmix.sites import Tree
 from jaxmix.training.modules import Target, is_head, modules_of, target
 

@@ -80,7 +80,7 @@ def test_layouts_that_read_leaves_in_several_ways(stem: str) -> None:
 
 
 def test_a_leaf_beside_a_library_s_tree_is_listed() -> None:
-    """A weight that the layout has no rule for may be a linear layer: it is not left out quietly."""
+    """A weight that the layout has no rule for may be a linear layer: it is an error."""
     (path,) = [path for path in GOLDENS if path.stem == "tunix-llama"]
     tree = {**tree_of(path), "value_head": {"kernel": jnp.ones((24, 1))}}
     with pytest.raises(LayoutError, match=r"which of their axes .*\n  value_head: \(24, 1\)\n"):
@@ -90,7 +90,7 @@ def test_a_leaf_beside_a_library_s_tree_is_listed() -> None:
 
 
 def test_a_layout_of_your_own() -> None:
-    """Its rules are read backwards, and modules that no rule spells are asked for by whole paths."""
+    """Its rules are read backwards; modules that no rule spells are asked for by whole paths."""
     layout = Layout(
         "mine",
         (
@@ -116,7 +116,7 @@ def test_a_layout_of_your_own() -> None:
 
 
 def test_numbers_are_counted_by_the_index_alone() -> None:
-    """A vocabulary's size does not make as many layers, and experts are counted by their own axis."""
+    """Layers and experts are each counted by their own axis, not by the largest."""
     shapes = {"decoder.layers.moe_block.wi_0": (2, 3, 4000, 5000)}
     found = sites_of(jaxmix.layout.named("maxtext_qwen"), shapes)
     assert set(found) == {

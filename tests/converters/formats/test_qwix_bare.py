@@ -124,7 +124,7 @@ def test_a_file_of_bare_factors(tmp_path: Path) -> None:
 
 
 def openpi(stacked: bool = True) -> dict[str, Any]:
-    """openpi's tree: leaves of the einsums and of the MLP, with their factors."""
+    """Openpi's tree: leaves of the einsums and of the MLP, with their factors."""
     shapes = {
         "attn.q_einsum.w": (N, D, H),
         "attn.kv_einsum.w": (2, K, D, H),
@@ -194,7 +194,7 @@ def test_openpi_einsums_that_do_not_fit() -> None:
 
 
 def test_rslora_is_openpi_s_alone() -> None:
-    """qwix divides by the rank, always."""
+    """Qwix divides by the rank, always."""
     tree = {"q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}
     with pytest.raises(CheckpointError, match="use_rslora is for openpi's einsums"):
         qwix_adapter(tree, alpha=2, use_rslora=True)
@@ -320,7 +320,7 @@ def test_a_run_of_several_steps(tmp_path: Path) -> None:
     for step in (5, 20):
         (tmp_path / str(step) / "model_params").mkdir(parents=True)
         (tmp_path / str(step) / "model_params" / "_METADATA").write_text(json.dumps({}))
-    with pytest.raises(CheckpointError, match="has the steps 5, 20. Give the folder of one of th"):
+    with pytest.raises(CheckpointError, match=r"has the steps 5, 20\. Give the folder of one"):
         jaxmix.load(tmp_path, alpha=5)
 
 
