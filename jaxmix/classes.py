@@ -86,7 +86,7 @@ def judged(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | N
     names = {cls.__name__ for cls in type(owner).__mro__ if _is_library(cls)}
     if leaf in ("bias", "b"):
         return None
-    kind = next((_KINDS[name] for name in names if name in _KINDS), None)
+    kind: Kind | None = next((_KINDS[name] for name in names if name in _KINDS), None)
     if kind is not None:
         return Known(kind)
     known = _linear(owner, names, leaf, shape)

@@ -94,7 +94,7 @@ def _openpi(last: str, a: Any, b: Any, scale: float) -> Update:
         return LoRA(a.reshape(-1, rank).T, b.sum(axis=0).T, scale)
     heads = math.prod(a.shape[:-2])
     a, b = a.reshape(heads, -1, rank), b.reshape(heads, rank, -1)
-    rows = np.zeros((heads, b.shape[2], heads, rank), b.dtype)
+    rows: Any = np.zeros((heads, b.shape[2], heads, rank), b.dtype)
     for head in range(heads):
         rows[head, :, head] = b[head].T
     columns = a.transpose(0, 2, 1).reshape(heads * rank, -1)

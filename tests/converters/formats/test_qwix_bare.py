@@ -277,7 +277,7 @@ class Tunix(nnx.Module):
         return x
 
 
-def with_lora(is_gemma: bool, x: jax.Array) -> tuple[Tunix, Tunix]:
+def with_lora(is_gemma: bool, x: jax.Array) -> tuple[Any, Any]:
     """A model, and qwix's LoRA of it with numbers in both factors."""
     base = Tunix(is_gemma, nnx.Rngs(0))
     rule = qwix.LoraProvider(module_path=".*", rank=R, alpha=5.0)
