@@ -51,10 +51,12 @@ def init(
 
     ``jaxmix.init("lora", params, key, target_modules=["q_proj", "v_proj"], rank=8, alpha=16)``.
 
-    A tree of weights has no classes, so names and shapes tell what a module is. ``"all-linear"`` is
-    every ``weight`` or ``kernel`` of two axes but those of embeddings (a Flax ``embedding``, or a
-    module called ``embed_tokens``, ``wte``, ``word_embeddings`` and the like) and of output heads
-    (``lm_head``, ``embed_out``, … outside the numbered layers). PEFT takes a classifier's head for
+    ``"all-linear"`` is every linear layer but an output head (``lm_head``, ``embed_out``, … outside
+    the numbered layers, or a ``head`` from an embedding's width to its vocabulary), each layer of a
+    stack and each attention with axes for heads included. The class of an NNX or Equinox module
+    tells what a weight is, and else names and shapes do: an ``embedding``, a module called
+    ``embed_tokens`` or ``wte``, a ``scale``, and the gates of a recurrent cell are none. A tree of
+    a model library has Hugging Face's names, through its layout. PEFT takes a classifier's head for
     a linear layer too, unless its ``task_type`` says what it is: name it in ``exclude_modules``. A
     convolution, an embedding and a norm have to be named.
 
@@ -72,8 +74,8 @@ def init(
         rank: PEFT's ``r``; None for the kind's own default.
         alpha: PEFT's ``lora_alpha`` or ``alpha``; None for the kind's own default.
         name: what to call the adapter; None for the kind.
-        layout: where sites lie in the tree; None for by name. With one of your own name the modules
-            by their whole paths.
+        layout: where sites lie in the tree; None to look for a model library's, and else for the
+            tree's own names. The rules of a layout of your own are read backwards.
         exclude_modules: names or a regular expression, as above, of what is left out.
         layers_to_transform: the numbers of the layers that are meant; names alone obey it.
         layers_pattern: what stands before a layer's number in a path.
@@ -91,7 +93,7 @@ def init(
         UnsupportedError: if a family is nothing that training starts from, or PEFT has the kind, or
             an option, not for such a module.
         ShapeError: if numbers do not divide a weight as they should.
-        LayoutError: if there is no such layout, or one of your own is asked for more than names.
+        LayoutError: if there is no such layout, several fit, or weights can't be judged.
 
     Example:
         >>> import jax
