@@ -88,6 +88,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
     with ocp.PyTreeCheckpointer() as reader:
         found = reader.metadata(folder).item_metadata
+        if found is None:
+            raise FileNotFoundError("it has no metadata of Orbax")
         paths, _ = jax.tree_util.tree_flatten_with_path(found.tree)
         names = leaf_names([path for path, _ in paths])
         kept = [at for at, name in enumerate(names) if "lora_" in name]

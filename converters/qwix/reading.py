@@ -137,6 +137,7 @@ def qwix_adapter(
         AdapterError: if a number is not finite.
 
     Example:
+        >>> import numpy as np
         >>> tree = {"proj": {"kernel_lora_a": np.ones((3, 1)), "kernel_lora_b": np.ones((1, 2))}}
         >>> qwix_adapter(tree, alpha=2.0).updates["proj"].scale
         2.0
