@@ -120,7 +120,7 @@ QWIX = Format(
     what="an Orbax checkpoint or .safetensors with qwix's lora_a and lora_b",
     recognises=is_qwix,
     read=read_qwix,
-    options=("alpha", "axis"),
+    options=("alpha", "axis", "use_rslora"),
 )
 
 # The first that recognises a folder or a file reads it. The last one gets the folders that nobody

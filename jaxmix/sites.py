@@ -30,12 +30,14 @@ class Tree:
         treedef: its structure.
         where: the place of each leaf among them, by its dotted name.
         twice: the names that more than one leaf has.
+        root: the tree itself, whose modules' classes tell what their leaves are.
     """
 
     leaves: list[Any]
     treedef: Any
     where: dict[str, int]
     twice: frozenset[str]
+    root: Any = None
 
     @classmethod
     def of(cls, params: Any) -> "Tree":
@@ -44,7 +46,7 @@ class Tree:
         names = leaf_names([path for path, _ in paths])
         twice = frozenset(name for name, count in Counter(names).items() if count > 1)
         where = {name: i for i, name in enumerate(names)}
-        return cls([leaf for _, leaf in paths], treedef, where, twice)
+        return cls([leaf for _, leaf in paths], treedef, where, twice, params)
 
     def leaf(self, place: Place) -> Any:
         """The leaf at a place."""

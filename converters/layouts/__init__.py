@@ -11,6 +11,7 @@ from jaxmix.converters.layouts import (
     keras_hub,
     levanter,
     maxtext,
+    openpi,
     torchax,
     tunix,
 )
@@ -26,6 +27,7 @@ _LIBRARIES = (
     keras_hub,
     levanter,
     maxtext,
+    openpi,
     torchax,
     tunix,
 )

@@ -1,17 +1,18 @@
 """Adapters made from nothing, as PEFT makes them before training."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError, listing
+from jaxmix.errors import AdapterError, JaxmixError, UnsupportedError, listing
 from jaxmix.families import Replace, Together, Update
-from jaxmix.layout import Layout, named
+from jaxmix.layout import Layout
 from jaxmix.sites import Tree
+from jaxmix.training.choose import surveyed, targets_of
 from jaxmix.training.draws import site_key
 from jaxmix.training.kinds import KINDS, Kind
-from jaxmix.training.modules import Target, is_head, modules_of, target
+from jaxmix.training.modules import Target
+from jaxmix.training.survey import Survey
 from jaxmix.training.targets import Rules, by_pattern, is_named
 
 __all__ = ["init"]
@@ -50,10 +51,12 @@ def init(
 
     ``jaxmix.init("lora", params, key, target_modules=["q_proj", "v_proj"], rank=8, alpha=16)``.
 
-    A tree of weights has no classes, so names and shapes tell what a module is. ``"all-linear"`` is
-    every ``weight`` or ``kernel`` of two axes but those of embeddings (a Flax ``embedding``, or a
-    module called ``embed_tokens``, ``wte``, ``word_embeddings`` and the like) and of output heads
-    (``lm_head``, ``embed_out``, … outside the numbered layers). PEFT takes a classifier's head for
+    ``"all-linear"`` is every linear layer but an output head (``lm_head``, ``embed_out``, … outside
+    the numbered layers, or a ``head`` from an embedding's width to its vocabulary), each layer of a
+    stack and each attention with axes for heads included. The class of an NNX or Equinox module
+    tells what a weight is, and else names and shapes do: an ``embedding``, a module called
+    ``embed_tokens`` or ``wte``, a ``scale``, and the gates of a recurrent cell are none. A tree of
+    a model library has Hugging Face's names, through its layout. PEFT takes a classifier's head for
     a linear layer too, unless its ``task_type`` says what it is: name it in ``exclude_modules``. A
     convolution, an embedding and a norm have to be named.
 
@@ -71,8 +74,8 @@ def init(
         rank: PEFT's ``r``; None for the kind's own default.
         alpha: PEFT's ``lora_alpha`` or ``alpha``; None for the kind's own default.
         name: what to call the adapter; None for the kind.
-        layout: where sites lie in the tree; None for by name. With one of your own name the modules
-            by their whole paths.
+        layout: where sites lie in the tree; None to look for a model library's, and else for the
+            tree's own names. The rules of a layout of your own are read backwards.
         exclude_modules: names or a regular expression, as above, of what is left out.
         layers_to_transform: the numbers of the layers that are meant; names alone obey it.
         layers_pattern: what stands before a layer's number in a path.
@@ -90,7 +93,7 @@ def init(
         UnsupportedError: if a family is nothing that training starts from, or PEFT has the kind, or
             an option, not for such a module.
         ShapeError: if numbers do not divide a weight as they should.
-        LayoutError: if there is no such layout, or one of your own is asked for more than names.
+        LayoutError: if there is no such layout, several fit, or weights can't be judged.
 
     Example:
         >>> import jax
@@ -101,15 +104,15 @@ def init(
 
     Source: ``peft/mapping_func.py``, ``get_peft_model``; each tuner's ``layer.py``.
     """
-    known, table = _kind(kind), named(layout)
+    known = _kind(kind)
     words, patterns = _words(kind, known, {"rank": rank, "alpha": alpha}, config)
     rules = Rules(
         target_modules, exclude_modules, modules_to_save, layers_to_transform, layers_pattern
     )
-    tree = Tree.of(params)
-    targets = _targets(kind, known, tree, table, rules, target_parameters)
+    found = surveyed(Tree.of(params), layout, rules)
+    targets = targets_of(kind, known, found, rules, target_parameters)
     updates = _made(kind, known, key, targets, words, patterns)
-    for site, saved in _saved(tree, table, modules_to_save).items():
+    for site, saved in _saved(found, modules_to_save).items():
         updates[site] = Together((saved, updates[site])) if site in updates else saved
     return Adapter(updates, name=kind if name is None else name)
 
@@ -144,110 +147,6 @@ def _words(
     return given, patterns
 
 
-def _targets(
-    kind: str,
-    known: Kind,
-    tree: Tree,
-    table: Layout,
-    rules: Rules,
-    parameters: Sequence[str] | None,
-) -> dict[str, Target]:
-    """The modules that are to have an adapter, in the tree's order."""
-    modules = _modules(tree, table, rules)
-    asked = rules.target_modules
-    found: dict[str, Target | None] = {}
-    if isinstance(asked, str) and asked.lower() == "all-linear":
-        for module in modules:
-            one = None if rules.excludes(module) else target(tree, table, module)
-            if one is not None and one.layer in ("linear", "conv1d") and not is_head(module):
-                found[module] = one
-    elif asked:
-        found = {one: target(tree, table, one) for one in _chosen(modules, rules)}
-    elif not parameters:
-        raise AdapterError(
-            f"target_modules is {asked!r}, expected names, a regular expression or 'all-linear'. "
-            "PEFT has names for models that it knows, but a tree of weights is of no model. "
-            f"Its modules are:{listing(modules)}"
-        )
-    if lost := [one for one in parameters or () if not any(is_named(m, [one]) for m in modules)]:
-        raise _nobodys([f"target_parameters: {name!r}" for name in lost], modules)
-    for one in parameters or ():
-        found.update({m: target(tree, table, m) for m in modules if is_named(m, [one])})
-    if not found:
-        raise AdapterError(
-            f"no module of the params is one of target_modules {_told(asked)}. Its modules are:"
-            f"{listing(modules)}"
-        )
-    wrong = [f"{site}: {_what(one)}" for site, one in found.items() if not _fits(known, one)]
-    if wrong:
-        raise UnsupportedError(
-            f"modules that can't have {kind}, which is for {', '.join(known.layers)}:"
-            f"{listing(wrong)}\nName others, or leave these out with exclude_modules."
-        )
-    return {site: one for site, one in found.items() if one is not None}
-
-
-def _modules(tree: Tree, table: Layout, rules: Rules) -> list[str]:
-    """The names that modules can have: the tree's own, or with another layout those asked for."""
-    if table.by_name:
-        return modules_of(tree)
-    if isinstance(rules.target_modules, str) or not rules.target_modules:
-        raise LayoutError(
-            f"the layout {table.name!r} does not say which modules there are, and target_modules "
-            f"is {rules.target_modules!r}. Give a list of modules by their whole paths."
-        )
-    return list(rules.target_modules)
-
-
-def _chosen(modules: Sequence[str], rules: Rules) -> list[str]:
-    """The modules that the rules choose; every name has to be somebody's."""
-    try:
-        chosen = [module for module in modules if rules.takes(module)]
-        left_out = [module for module in modules if rules.excludes(module)]
-    except re.error as error:
-        raise AdapterError(
-            "target_modules, exclude_modules, layers_pattern or modules_to_save is no regular "
-            f"expression: {error}. A list is of names, a text is an expression for whole paths."
-        ) from error
-    lost = [
-        f"{word}: {name!r}"
-        for word, names in (
-            ("target_modules", rules.target_modules),
-            ("exclude_modules", rules.exclude_modules),
-        )
-        if not isinstance(names, str)
-        for name in names or ()
-        if not any(is_named(module, [name]) for module in modules)
-    ]
-    if isinstance(rules.exclude_modules, str) and not left_out:
-        lost.append(f"exclude_modules: {rules.exclude_modules!r}")
-    if lost:
-        raise _nobodys(lost, modules)
-    return chosen
-
-
-def _nobodys(names: Sequence[str], modules: Sequence[str]) -> AdapterError:
-    """What is said of names that nobody has."""
-    return AdapterError(
-        f"names that no module of the params has:{listing(names)}\nIts modules are:"
-        f"{listing(modules)}"
-    )
-
-
-def _fits(known: Kind, one: Target | None) -> bool:
-    """Whether a kind is for such a module."""
-    return one is not None and one.layer in known.layers
-
-
-def _what(one: Target | None) -> str:
-    """A module for people."""
-    return "it has no weight of floats" if one is None else f"{one.layer} of shape {one.shape}"
-
-
-def _told(asked: Any) -> str:
-    return repr(asked if isinstance(asked, str) or asked is None else list(asked))
-
-
 def _made(
     kind: str,
     known: Kind,
@@ -276,15 +175,13 @@ def _made(
     return updates
 
 
-def _saved(tree: Tree, table: Layout, names: Sequence[str] | None) -> dict[str, Update]:
+def _saved(survey: Survey, names: Sequence[str] | None) -> dict[str, Update]:
     """The modules that are trained whole, as the base has them."""
     saved: dict[str, Update] = {}
     for name in names or ():
-        inside = [m for m in modules_of(tree) if is_named(m, [name])]
-        parts = [
-            m for m in modules_of(tree) if any(m == i or m.startswith(f"{i}.") for i in inside)
-        ]
-        found = {m: one for m in parts if (one := target(tree, table, m)) is not None}
+        inside = [m for m, alias in survey.modules.items() if is_named(m, [name]) or alias == name]
+        parts = [m for m in survey.modules if any(f"{m}.".startswith(f"{i}.") for i in inside)]
+        found = {m: one for m in parts if (one := survey.target(m)) is not None}
         if not found:
             raise AdapterError(f"modules_to_save: no module of the params is called {name!r}.")
         for module, one in found.items():

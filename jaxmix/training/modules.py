@@ -1,8 +1,7 @@
 """The modules of a params tree: a tree has no classes, so names and shapes tell what each is."""
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -14,18 +13,15 @@ import numpy as np
 from jaxmix.layout import KERNEL, Layout, Place
 from jaxmix.plan import arithmetic
 from jaxmix.quantized import dequantized
+from jaxmix.roles import EMBEDDING, Role
 from jaxmix.sites import Tree
 from jaxmix.tied import HEADS
 
 __all__ = ["Layer", "Target", "is_head", "modules_of", "target"]
 
-Layer = Literal["linear", "conv1d", "convolution", "embedding", "norm", "parameter"]
+Layer = Literal["linear", "conv1d", "convolution", "embedding", "norm", "parameter", "unclear"]
 
 _WEIGHTS = ("weight", "kernel", "embedding", "scale")
-# A name's last part that says embedding, where the leaf's own does not.
-_EMBEDDING = re.compile(
-    r"(.*_)?(embed(ding)?s?|emb)(_tokens?|_positions?|_in|_table)?|w[tp]e|shared"
-)
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Target:
     Args:
         site: its PyTorch name.
         layer: what it is. "conv1d" is GPT-2's, a linear layer whose weight PyTorch stores as
-            (in, out).
+            (in, out). Of one that is "unclear" nothing tells how its axes lie.
         shape: the weight's, (out, in), (out, in, *k), an embedding's (V, D); never turned.
         dtype: that of the numbers to make: the base's, float32 at the least.
         leaf: the tree's leaf.
@@ -136,13 +132,16 @@ def is_head(site: str) -> bool:
     return not is_inner and any(site == head or site.endswith(f".{head}") for head in HEADS)
 
 
-def target(tree: Tree, table: Layout, site: str) -> Target | None:
+def target(
+    tree: Tree, table: Layout, site: str, roles: Mapping[str, Role] | None = None
+) -> Target | None:
     """The module of a name with its leaves, or None where the tree has no weight there.
 
     Args:
         tree: the params.
         table: where sites lie in it.
         site: the name.
+        roles: what the tree tells of its weights, by the names of their leaves.
 
     Returns:
         The module; whether the weight is one that can be adapted its `Target.layer` says.
@@ -153,8 +152,11 @@ def target(tree: Tree, table: Layout, site: str) -> Target | None:
     leaf = tree.leaf(place)
     if not hasattr(leaf, "shape") or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return None
-    shape = place.shape(tuple(leaf.shape))
-    layer, shape = _layer(tree, table, site, place, shape)
+    # A norm's kernel, as EasyDeL has it, lacks the axes that a linear layer's rule moves.
+    shape = tuple(leaf.shape)
+    shape = place.shape(shape) if len(shape) > 1 or place.axes is None else shape
+    role = (roles or {}).get(place.leaf) if table.by_name else None
+    layer, shape = _layer(tree, table, site, place, shape, role)
     bias = next(_there(tree, table, site, "bias"), None)
     found = None if bias is None else (tree.leaf(bias), bias)
     return Target(site, layer, shape, arithmetic(_float(leaf.dtype)), leaf, place, found)
@@ -173,19 +175,25 @@ def _there(tree: Tree, table: Layout, site: str, part: Any) -> Iterator[Place]:
 
 
 def _layer(
-    tree: Tree, table: Layout, site: str, place: Place, shape: tuple[int, ...]
+    tree: Tree,
+    table: Layout,
+    site: str,
+    place: Place,
+    shape: tuple[int, ...],
+    role: Role | None,
 ) -> tuple[Layer, tuple[int, ...]]:
     """What a module is, and its weight's shape, unturned."""
-    by_name = table.by_name
     last = place.leaf.rpartition(".")[2]
-    if by_name and place.leaf.removeprefix("params.") == site:
+    if table.by_name and place.leaf.removeprefix("params.") == site:
         return "parameter", shape
-    if len(shape) < 2:
+    kind = None if role is None else role.kind
+    if kind == "norm" or len(shape) < 2:
         return "norm", shape
-    if len(shape) > 2:
-        return "convolution", shape
-    if last == "embedding" or _EMBEDDING.fullmatch(site.rpartition(".")[2]):
+    is_named_so = last == "embedding" or EMBEDDING.fullmatch(site.rpartition(".")[2])
+    if len(shape) == 2 and (kind == "embedding" or (kind is None and is_named_so)):
         return "embedding", shape
+    if len(shape) > 2:
+        return ("convolution" if kind in (None, "convolution", "other") else "unclear"), shape
     axis = tree.out_axes.of(place.leaf) if place.index is None else None
     if place.axes is None and axis == 1:
         return "conv1d", shape[::-1]

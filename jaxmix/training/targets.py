@@ -39,23 +39,24 @@ class Rules:
     layers_to_transform: Any = None
     layers_pattern: Any = None
 
-    def takes(self, module: str) -> bool:
-        """Whether PEFT adapts the module of this path."""
-        if self.excludes(module):
+    def takes(self, module: str, alias: str | None = None) -> bool:
+        """Whether PEFT adapts the module of this path; ``alias`` is another name of its own."""
+        if self.excludes(module, alias):
             return False
         targets = self.target_modules
         if isinstance(targets, str):
             return re.fullmatch(targets, module) is not None
         # A whole path is meant as it stands, in whatever layer.
-        return module in targets or (is_named(module, targets) and self._is_layer(module))
+        is_target = is_named(module, targets) or is_named(alias or module, targets)
+        return module in targets or (is_target and self._is_layer(module))
 
-    def excludes(self, module: str) -> bool:
+    def excludes(self, module: str, alias: str | None = None) -> bool:
         """Whether the module is left out, whatever is targeted."""
         left_out = self.exclude_modules or ()
         if isinstance(left_out, str):
             if re.fullmatch(left_out, module):
                 return True
-        elif is_named(module, left_out):
+        elif is_named(module, left_out) or is_named(alias or module, left_out):
             return True
         saved = self.modules_to_save or ()
         return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved)

@@ -112,7 +112,7 @@ def test_composed_in_either_tree(path: Path) -> None:
     mixed = jaxmix.mix(*(_at(part, ".1.") for part in adapters(kind).parts[1:]))
     with jax.disable_jit():
         want = jaxmix.compose(state(kind), mixed)
-        tree = _nested(leaves)
+        tree = nested(leaves)
         got = dict(
             zip(leaves, _flat(jaxmix.compose(tree, mixed, layout=layout), leaves), strict=True)
         )
@@ -129,7 +129,7 @@ def _at(part: jaxmix.Adapter, word: str) -> jaxmix.Adapter:
     return jaxmix.Adapter(own, part.strength, part.name)
 
 
-def _nested(leaves: dict[str, np.ndarray]) -> Any:
+def nested(leaves: dict[str, np.ndarray]) -> Any:
     """The leaves as a nested dict, as most libraries have them."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
@@ -149,7 +149,7 @@ def _flat(tree: Any, leaves: dict[str, np.ndarray]) -> list[Any]:
 def test_every_table_has_a_golden() -> None:
     """But for those that are read from sources only."""
     covered = {table(path).name for path in GOLDENS}
-    assert set(TABLES) - covered == {"maxtext_mixtral", "bonsai_gemma3", "torchax"}
+    assert set(TABLES) - covered == {"maxtext_mixtral", "bonsai_gemma3", "openpi", "torchax"}
 
 
 def test_torchax_keeps_the_state_dict() -> None:

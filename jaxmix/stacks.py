@@ -1,0 +1,153 @@
+"""Stacks of layers: subtrees whose every leaf has one more axis, that of the layers.
+
+``nnx.vmap``, ``nnx.scan``, ``eqx.filter_vmap`` and Linen's ``nn.scan`` make such a subtree of one
+block. No leaf says so by itself: the vectors of a block (its norms and biases) have two axes then.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+__all__ = ["Stack", "stacks"]
+
+_VECTORS = ("bias", "b", "scale", "mean", "var")
+_WEIGHTS = ("kernel", "w", "weight")
+_PLURAL = re.compile(r"(.*_)?(layers|blocks|stack(ed)?|repeats)")
+_NORM = re.compile(r"(.*[_.])?(layer_?norm|rms_?norm|batch_?norm|group_?norm|norm|ln)[^.]*", re.I)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One axis of layers that a leaf has.
+
+    Args:
+        root: the name of the subtree that is stacked; "" for the whole tree.
+        axis: the axis of the leaf.
+        size: how many layers there are.
+    """
+
+    root: str
+    axis: int
+    size: int
+
+
+def stacks(
+    shapes: Mapping[str, Shape], known: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[Stack, ...]]:
+    """The axes of layers of each leaf, the outermost stack first.
+
+    Args:
+        shapes: the shape of each leaf of floats, by its dotted name.
+        known: the axes of layers that a leaf's class tells; () for a leaf that has none.
+
+    Returns:
+        The stacks of each leaf that has any.
+
+    Example:
+        >>> found = stacks({"layers.up.kernel": (3, 4, 5), "layers.up.bias": (3, 5)}, {})
+        >>> found["layers.up.kernel"]
+        (Stack(root='layers', axis=0, size=3),)
+    """
+    found: dict[str, tuple[Stack, ...]] = {}
+    left = {name: tuple(range(len(shape))) for name, shape in shapes.items()}
+    _visit("", dict(shapes), left, known, found)
+    return found
+
+
+def _visit(
+    root: str,
+    shapes: dict[str, Shape],
+    left: dict[str, tuple[int, ...]],
+    known: Mapping[str, tuple[int, ...]],
+    found: dict[str, tuple[Stack, ...]],
+) -> None:
+    """Looks for a stack at a subtree, and then below it; `left` holds the axes not yet taken."""
+    below = {name: tuple(shapes[name][axis] for axis in left[name]) for name in shapes}
+    at = next((at for at in (0, 1) if _is_stack(root, below, at, left, known)), None)
+    if at is not None:
+        top = root or _top(shapes)
+        for name in shapes:
+            axis = left[name][at]
+            stack = Stack(top, axis, shapes[name][axis])
+            found[name] = (*found.get(name, ()), stack)
+            left[name] = tuple(each for each in left[name] if each != axis)
+        if len(found[next(iter(shapes))]) < 3:
+            _visit(root, shapes, left, known, found)
+        return
+    children: dict[str, dict[str, Shape]] = {}
+    start = len(root) + 1 if root else 0
+    for name, shape in shapes.items():
+        head, dot, _ = name[start:].partition(".")
+        if dot:
+            children.setdefault(f"{root}.{head}" if root else head, {})[name] = shape
+    for child, inside in children.items():
+        _visit(child, inside, left, known, found)
+
+
+def _top(names: Iterable[str]) -> str:
+    """What all leaves of a stack are below, but for a list of modules and the last module."""
+    parts = [name.split(".")[:-2] for name in names]
+    top: list[str] = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        top.append(level[0])
+    deeper = {name.split(".")[len(top)] for name in names if len(name.split(".")) > len(top)}
+    return ".".join(top[:-1] if top and all(part.isdigit() for part in deeper) else top)
+
+
+def _is_stack(
+    root: str,
+    shapes: Mapping[str, Shape],
+    at: int,
+    left: Mapping[str, tuple[int, ...]],
+    known: Mapping[str, tuple[int, ...]],
+) -> bool:
+    """Whether all leaves of a subtree have the axis, of one size, beyond those of their own."""
+    if not shapes or not all(len(shape) > at for shape in shapes.values()):
+        return False
+    if len({shape[at] for shape in shapes.values()}) != 1:
+        return False
+    told = {name: axes for name, axes in known.items() if name in shapes}
+    if told:
+        return all(left[name][at] in axes for name, axes in told.items())
+    vectors = [name for name in shapes if _is_vector(name)]
+    matrices = {name: shape for name, shape in shapes.items() if _last(name) in _WEIGHTS}
+    matrices = {name: shape for name, shape in matrices.items() if name not in vectors}
+    if not all(len(shape) > 2 for shape in matrices.values()):
+        return False
+    if vectors:
+        fits = all(len(shapes[name]) > 1 for name in vectors)
+        return fits and bool(matrices) and not _is_of_heads(shapes, at)
+    start = len(root) + 1 if root else 0
+    is_list = any(name[start:].partition(".")[0].isdigit() for name in shapes)
+    return (
+        bool(matrices)
+        and not is_list
+        and _PLURAL.fullmatch(root.rpartition(".")[2]) is not None
+        and not any("conv" in name.lower() for name in matrices)
+    )
+
+
+def _is_of_heads(shapes: Mapping[str, Shape], at: int) -> bool:
+    """Whether it is one layer whose bias has the axes of its heads: (D, N, H) and (N, H)."""
+    if len(shapes) != 2:
+        return False
+    bias, kernel = sorted(shapes.values(), key=len)
+    return len(bias) > 1 and kernel[1:] == bias and bias != (kernel[at], kernel[-1])
+
+
+def _is_vector(name: str) -> bool:
+    """Whether a leaf is by nature one vector, by its name."""
+    last = _last(name)
+    return last in _VECTORS or (last in _WEIGHTS and _NORM.fullmatch(_module(name)) is not None)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0].rpartition(".")[2]

@@ -1,0 +1,373 @@
+"""`jaxmix.init` on trees that are not flat PyTorch: stacked layers, heads, cells, adapters."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxmix
+from jaxmix.errors import LayoutError, UnsupportedError
+from jaxmix.sites import Tree
+
+L, D, N, H, F, V = 3, 10, 2, 3, 6, 11
+_KEY = jax.random.key(0)
+LAYERS = [
+    f"layers.{i}.{name}"
+    for i in range(L)
+    for name in ("attn.query", "attn.key", "attn.value", "attn.out", "up", "down")
+]
+
+
+class Block(nnx.Module):
+    """Attention with axes for heads, a norm, an MLP."""
+
+    def __init__(self, rngs: nnx.Rngs, use_bias: bool = True) -> None:
+        self.norm = nnx.LayerNorm(D, rngs=rngs)
+        how: dict[str, Any] = {"use_bias": use_bias, "rngs": rngs}
+        self.attn = nnx.MultiHeadAttention(N, D, qkv_features=N * H, decode=False, **how)
+        self.up, self.down = nnx.Linear(D, F, **how), nnx.Linear(F, D, **how)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """One layer."""
+        x = x + self.attn(self.norm(x))
+        return x + self.down(jnp.tanh(self.up(x)))
+
+
+class Net(nnx.Module):
+    """Layers that are stacked along an axis, between an embedding and a head."""
+
+    def __init__(self, rngs: nnx.Rngs, axis: int = 0, use_bias: bool = True) -> None:
+        axes = nnx.StateAxes({nnx.Param: axis, ...: 0})
+
+        @nnx.split_rngs(splits=L)
+        @nnx.vmap(in_axes=(nnx.StateAxes({...: 0}),), out_axes=axes)
+        def blocks(rngs: nnx.Rngs) -> Block:
+            return Block(rngs, use_bias)
+
+        self.embed = nnx.Embed(V, D, rngs=rngs)
+        self.position = nnx.Param(jnp.ones((4, D)))
+        self.layers = blocks(rngs)
+        self.norm = nnx.RMSNorm(D, rngs=rngs)
+        self.head = nnx.Linear(D, V, use_bias=False, rngs=rngs)
+        self.axes = axes
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Logits."""
+
+        @nnx.scan(in_axes=(self.axes, nnx.Carry), out_axes=nnx.Carry)
+        def run(block: Block, x: jax.Array) -> jax.Array:
+            return block(x)
+
+        x = self.embed(tokens) + self.position[...][None, : tokens.shape[-1]]
+        return self.head(self.norm(run(self.layers, x)))
+
+
+def net(**words: Any) -> Net:
+    """A model."""
+    return Net(nnx.Rngs(0), **words)
+
+
+def pure(module: nnx.Module) -> Any:
+    """Its parameters as a pure dict."""
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+FORMS: dict[str, Callable[[Net], Any]] = {
+    "module": lambda module: module,
+    "state": lambda module: nnx.state(module, nnx.Param),
+    "pure": pure,
+    "linen": lambda module: {"params": pure(module)},
+}
+# How a slice of one layer becomes PyTorch's (out, in).
+AXES = {
+    "query": lambda w: w.reshape(D, N * H).T,
+    "key": lambda w: w.reshape(D, N * H).T,
+    "value": lambda w: w.reshape(D, N * H).T,
+    "out": lambda w: w.reshape(N * H, D).T,
+    "up": lambda w: w.T,
+    "down": lambda w: w.T,
+}
+
+
+def leaves(tree: Any) -> dict[str, np.ndarray]:
+    """A tree's leaves by name."""
+    found = Tree.of(tree)
+    return {
+        name.removeprefix("params."): np.asarray(found.leaves[i])
+        for name, i in found.where.items()
+        if jnp.issubdtype(found.leaves[i].dtype, jnp.floating)
+    }
+
+
+def moved(adapter: jaxmix.Adapter) -> Any:
+    """The adapter with no factor zero."""
+    return jax.tree.map(lambda x: x + 0.3 if getattr(x, "ndim", 0) == 2 else x, adapter)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_stacked_layers_of_heads(form: str, axis: int) -> None:
+    """Each layer's linear maps are sites, in the module and where classes are gone."""
+    params = FORMS[form](net(axis=axis))
+    made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)
+    assert set(made.sites) == set(LAYERS)
+    adapter = moved(made)
+    with jax.disable_jit():
+        new = leaves(jaxmix.compose(params, adapter))
+    old = leaves(params)
+    for site in LAYERS:
+        _, number, rest = site.split(".", 2)
+        name = f"layers.{rest}.kernel"
+        update: Any = adapter.updates[site]
+        delta = np.take(new[name] - old[name], int(number), axis)
+        want = update.scale * np.asarray(update.b) @ np.asarray(update.a)
+        np.testing.assert_allclose(AXES[rest.rpartition(".")[2]](delta), want, atol=1e-5)
+    touched = {f"layers.{site.split('.', 2)[2]}.kernel" for site in LAYERS}
+    assert {name for name in old if (old[name] != new[name]).any()} == touched
+
+
+def test_names_on_a_stack() -> None:
+    """The suffix rule, excludes and layers hold for the layers of a stack."""
+
+    def sites(**words: Any) -> set[str]:
+        return set(jaxmix.init("lora", pure(net()), _KEY, rank=1, **words).sites)
+
+    assert sites(target_modules=["query", "up"]) == {
+        site for site in LAYERS if site.endswith(("query", "up"))
+    }
+    one = {"layers_to_transform": [1], "layers_pattern": "layers"}
+    assert sites(target_modules=["out"], **one) == {"layers.1.attn.out"}
+    assert sites(target_modules=r"layers\.2\.(up|down)") == {"layers.2.up", "layers.2.down"}
+    assert sites(target_modules="all-linear", exclude_modules=["attn.out", "down"]) == {
+        site for site in LAYERS if not site.endswith(("out", "down"))
+    }
+    assert sites(target_modules=["layers.up"]) == {f"layers.{i}.up" for i in range(L)}
+
+
+@pytest.mark.parametrize("kind", ["lora", "oft"])
+def test_every_layer_of_a_stack_is_trained(kind: str) -> None:
+    """Through the merged module: its own forward at the start, then a gradient at each site."""
+    model = net()
+    tokens = jnp.arange(4)[None]
+    made = jaxmix.init(kind, model, _KEY, target_modules="all-linear")
+    np.testing.assert_allclose(jaxmix.compose(model, made)(tokens), model(tokens), atol=1e-5)
+    values, whole = jaxmix.trainable(made if kind == "oft" else moved(made))
+
+    def loss(values: Any) -> jax.Array:
+        return jnp.sum(jaxmix.compose(model, whole(values))(tokens)[..., 0] ** 2)
+
+    slopes = whole(jax.jit(jax.grad(loss))(values))
+    for site, update in slopes.updates.items():
+        assert any(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(update)), site
+
+
+def test_attached_without_merging() -> None:
+    """Factored leaves of stacked layers and heads give the merged model's outputs and gradients."""
+    params = pure(net())
+    x = jax.random.normal(_KEY, (4, D))
+
+    def forward(params: Any) -> jax.Array:
+        def layer(x: jax.Array, block: Any) -> tuple[jax.Array, None]:
+            attn = block["attn"]
+            q, k, v = (
+                jnp.einsum("td,dnh->tnh", x, attn[name]["kernel"]) + attn[name]["bias"][None]
+                for name in ("query", "key", "value")
+            )
+            x = x + jnp.einsum("tnh,nhd->td", q * k * v, attn["out"]["kernel"])
+            return x + jnp.tanh(x @ block["up"]["kernel"]) @ block["down"]["kernel"], None
+
+        return jnp.sum(jax.lax.scan(layer, x, params["layers"])[0] ** 2)
+
+    adapter = moved(jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)) * 0.1
+    values, whole = jaxmix.trainable(adapter)
+    apart = jax.jit(
+        jax.value_and_grad(lambda v: jaxmix.factored(forward)(jaxmix.attach(params, whole(v))))
+    )(values)
+    merged = jax.jit(jax.value_and_grad(lambda v: forward(jaxmix.compose(params, whole(v)))))(
+        values
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), apart, merged)
+
+
+# ------------------------------------------------------------------------------ other libraries
+
+
+class Eqx(eqx.Module):
+    """A stacked MLP and stacked attention beside all that is no linear layer."""
+
+    embedding: eqx.nn.Embedding
+    layers: eqx.nn.MLP
+    attention: eqx.nn.MultiheadAttention
+    norm: eqx.nn.LayerNorm
+    gru: eqx.nn.GRUCell
+    conv: eqx.nn.Conv1d
+    lm_head: eqx.nn.Linear
+
+    def __init__(self, key: Any) -> None:
+        keys = jax.random.split(key, L)
+        self.embedding = eqx.nn.Embedding(V, D, key=key)
+        self.layers = eqx.filter_vmap(lambda k: eqx.nn.MLP(D, D, F, 1, use_bias=False, key=k))(keys)
+        self.attention = eqx.filter_vmap(lambda k: eqx.nn.MultiheadAttention(N, D, key=k))(keys)
+        self.norm = eqx.nn.LayerNorm((D, V))
+        self.gru = eqx.nn.GRUCell(D, F, key=key)
+        self.conv = eqx.nn.Conv1d(D, F, 3, use_bias=False, key=key)
+        self.lm_head = eqx.nn.Linear(D, V, key=key)
+
+
+def test_equinox_modules_stacked_by_filter_vmap() -> None:
+    """Without a bias or a norm that would tell: the classes do."""
+    model = Eqx(_KEY)
+    made = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=2)
+    names = [f"layers.{i}.layers.{j}" for i in range(L) for j in range(2)]
+    names += [
+        f"attention.{i}.{x}_proj" for i in range(L) for x in ("query", "key", "value", "output")
+    ]
+    assert set(made.sites) == set(names)
+    adapter = moved(made)
+    new = jaxmix.compose(model, adapter)
+    update: Any = adapter.updates["layers.1.layers.0"]
+    delta = new.layers.layers[0].weight[1] - model.layers.layers[0].weight[1]
+    np.testing.assert_allclose(delta, update.scale * update.b @ update.a, atol=1e-5)
+    outputs = eqx.filter_vmap(lambda mlp: mlp(jnp.ones(D)))
+    assert (outputs(new.layers) != outputs(model.layers)).all()
+
+
+class LinenBlock(nn.Module):
+    """A layer of Linen."""
+
+    @nn.compact
+    def __call__(self, x: Any, _: Any) -> Any:
+        """One layer."""
+        x = x + nn.MultiHeadDotProductAttention(N, qkv_features=N * H)(nn.LayerNorm()(x))
+        return x + nn.Dense(D)(nn.Dense(F)(x)), None
+
+
+class Linen(nn.Module):
+    """Scanned layers, a cell, a convolution."""
+
+    @nn.compact
+    def __call__(self, tokens: Any) -> Any:
+        """Logits."""
+        x = nn.Embed(V, D)(tokens) + self.param("pos_embedding", nn.initializers.ones, (4, D))
+        how: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        x, _ = nn.scan(LinenBlock, length=L, **how)(name="layers")(x, None)
+        x = nn.Conv(D, (3,))(nn.RNN(nn.OptimizedLSTMCell(D))(x[None]))
+        return nn.Dense(V, name="lm_head")(x)
+
+
+def test_linen_s_scan_and_its_cells() -> None:
+    """A pure dict: biases and norms tell the layers, names the gates of a cell."""
+    params = jax.eval_shape(Linen().init, _KEY, jnp.arange(4))
+    made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
+    attn = "MultiHeadDotProductAttention_0"
+    names = [f"{attn}.{x}" for x in ("query", "key", "value", "out")] + ["Dense_0", "Dense_1"]
+    assert set(made.sites) == {f"layers.{i}.{name}" for i in range(L) for name in names}
+
+
+class Others(nnx.Module):
+    """What is no linear layer, and two that are."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.lstm = nnx.LSTMCell(D, F, rngs=rngs)
+        self.gru = nnx.GRUCell(D, F, rngs=rngs)
+        self.conv = nnx.Conv(D, F, (3,), use_bias=False, rngs=rngs)
+        self.inside = nnx.LoRALinear(D, F, lora_rank=2, rngs=rngs)
+        linear = nnx.LinearGeneral(D, (N, H), use_bias=False, rngs=rngs)
+        self.around = nnx.LoRA(D, 2, N * H, base_module=linear, rngs=rngs)
+        self.einsum = nnx.Einsum("abc,cde->abde", (D, N, H), rngs=rngs)
+
+
+def test_nothing_that_is_no_linear_layer() -> None:
+    """Cells, convolutions and LoRA's own factors are none; what LoRA wraps is one."""
+    model = Others(nnx.Rngs(0))
+    made = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=1)
+    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in dict[str, Any](made.updates).items()}
+    assert sizes == {"inside": (F, D), "around": (N * H, D), "einsum": (N * H, D)}
+    out = jaxmix.compose(model, moved(made))
+    update: Any = moved(made).updates["einsum"]
+    delta = out.einsum.kernel[...] - model.einsum.kernel[...]
+    want = (update.scale * update.b @ update.a).T.reshape(D, N, H)
+    np.testing.assert_allclose(delta, want, atol=1e-5)
+
+
+TREES: dict[str, tuple[dict[str, tuple[int, ...]], list[str]]] = {
+    "norm": (
+        {"norm.scale": (L, D), "q.kernel": (L, D, F), "q.bias": (L, F)},
+        ["0.q", "1.q", "2.q"],
+    ),
+    "bias": ({"q.kernel": (D, N, H), "q.bias": (N, H)}, ["q"]),
+    "t5": ({"t.relative_attention_bias.weight": (8, N), "t.q.weight": (F, D)}, ["t.q"]),
+    "peft": (
+        {"q.base_layer.weight": (F, D), "q.lora_A.default.weight": (2, D)},
+        ["q.base_layer"],
+    ),
+    "names": ({"pos_embed.kernel": (4, D), "ln_1.weight": (4, D), "q.kernel": (D, F)}, ["q"]),
+    "conv": (
+        {"conv.kernel": (3, 3, D, F), "stem.conv1.kernel": (3, D, F), "q.w": (D, F)},
+        ["q"],
+    ),
+    "plural": (
+        {"layers.up.kernel": (L, D, F), "layers.down.kernel": (L, F, D)},
+        [f"layers.{i}.{name}" for i in range(L) for name in ("up", "down")],
+    ),
+    "single": (
+        {"up.kernel": (L, D, F), "up.bias": (L, F), "q.kernel": (D, F), "q.bias": (F,)},
+        ["q", "up.0", "up.1", "up.2"],
+    ),
+    "head": (
+        {"token.embedding": (V, D), "head.kernel": (D, V), "score.kernel": (D, 3)},
+        ["score"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("shapes", "linear"), TREES.values(), ids=TREES)
+def test_by_names_and_shapes_alone(shapes: dict[str, tuple[int, ...]], linear: list[str]) -> None:
+    """Trees without classes: each site is a linear layer, and none is missed."""
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
+    assert sorted(made.sites) == sorted(linear)
+    with jax.disable_jit():
+        jaxmix.compose(params, made)
+
+
+def test_what_can_t_be_judged_is_listed() -> None:
+    """All of it in one error, which says what to give; what is left out is not there."""
+    params = {
+        "proj": {"kernel": jnp.ones((D, N, H))},
+        "mix_einsum": jnp.ones((2, D, F)),
+        "q": {"kernel": jnp.ones((D, F))},
+    }
+    said = (
+        "may be linear layers, but neither names, classes nor biases tell which of their axes are "
+        "inputs, outputs or layers:\n  mix_einsum: (2, 10, 6)\n  proj: (10, 2, 3)\nGive the nnx or "
+        "Equinox module itself, layout=jaxmix.Layout(…)"
+    )
+    with pytest.raises(LayoutError, match=re.escape(said)):
+        jaxmix.init("lora", params, _KEY, target_modules="all-linear")
+    with pytest.raises(LayoutError, match=r"layers:\n  proj: \(10, 2, 3\)\nGive"):
+        jaxmix.init("lora", params, _KEY, target_modules=["proj", "q"])
+    left = {"exclude_modules": ["proj", "mix_einsum"]}
+    assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **left).sites == ("q",)
+    rule = jaxmix.Rule("proj", "proj.kernel", "d n h -> (n h) d")
+    own = jaxmix.Layout("own", (rule,))
+    made = jaxmix.init("lora", params, _KEY, target_modules=["proj"], layout=own)
+    assert made.sites == ("proj",)
+    conv = jaxmix.init("lora", params, _KEY, target_modules=["q"], layout="flax")
+    assert conv.sites == ("q",)
+
+
+def test_a_norm_of_a_stack_by_name() -> None:
+    """It is refused as a norm, not taken for a matrix (layers, width)."""
+    with pytest.raises(UnsupportedError, match=r"layers\.0\.norm: norm of shape \(10,\)"):
+        jaxmix.init("lora", net(), _KEY, target_modules=["layers.norm"])
+    made = jaxmix.init("lora", net(), _KEY, target_modules=["up"], modules_to_save=["layers.norm"])
+    replaced: Any = made.updates["layers.1.norm"]
+    assert replaced.weight.shape == (D,)
