@@ -157,25 +157,32 @@ class Layout:
 
     Args:
         name: what to call it in messages.
-        rules: the table, in any order.
+        rules: the table, in any order; left out, leaves are named after their sites.
         by_name: whether leaves are named after their sites, so that the tree's names tell which
             modules there are, and what is tied.
+        conv1d: A regular expression for the sites whose weight PyTorch stores as (in, out), as
+            transformers' ``Conv1D`` does; all others are (out, in), as ``torch.nn.Linear`` has
+            them. ``""`` is for none. If absent, the shapes of weights and biases tell.
 
     Raises:
-        LayoutError: if a rule is no `Rule`; by `compose`, where a site finds no leaf, or more
-            than one.
+        LayoutError: if a rule is no `Rule`, or ``conv1d`` no regular expression; by `compose`,
+            where a site finds no leaf, or more than one.
 
     Example:
         >>> linen = Layout("mine", (Rule(r"h\.(\d+)\.fc", r"block_\1.w", "i o -> o i"),))
         >>> linen.places("h.2.fc", "weight")
         [Place(leaf='block_2.w', axes='i o -> o i', index=None, sizes=(), scale=1.0)]
+        >>> gpt2 = Layout("gpt2", conv1d=r".*\.c_(attn|fc|proj)")
+        >>> gpt2.is_conv1d("h.0.attn.c_proj"), gpt2.is_conv1d("lm_head")
+        (True, False)
 
     Source: DESIGN.md, rooms of the house.
     """
 
     name: str
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = ()
     by_name: bool = False
+    conv1d: str | None = None
 
     def __hash__(self) -> int:
         return self._hash
@@ -183,7 +190,7 @@ class Layout:
     @cached_property
     def _hash(self) -> int:
         # Of many rules; and places are asked for at every compose.
-        return hash((self.name, self.rules))
+        return hash((self.name, self.rules, self.conv1d))
 
     def __post_init__(self) -> None:
         rules = tuple(self.rules) if isinstance(self.rules, Iterable) else (self.rules,)
@@ -193,7 +200,22 @@ class Layout:
             raise LayoutError(
                 f"the layout {self.name!r} has {self.rules!r}, expected a tuple of jaxmix.Rule."
             )
+        if not rules:
+            object.__setattr__(self, "by_name", True)
+            rules = NAMES.rules
         object.__setattr__(self, "rules", rules)
+        try:
+            re.compile(self.conv1d or "")
+        except (re.error, TypeError) as error:
+            raise LayoutError(
+                f"the layout {self.name!r} has conv1d={self.conv1d!r}, which is no regular "
+                f"expression: {error}. Write the names of the modules with their dots escaped, "
+                r"such as r'.*\.c_proj', or '' for none."
+            ) from error
+
+    def is_conv1d(self, site: str) -> bool | None:
+        """Whether PyTorch stores the site's weight as (in, out); None if it is not said."""
+        return None if self.conv1d is None else bool(re.fullmatch(self.conv1d, site))
 
     def places(self, site: str, part: Part) -> list[Place]:
         """Where the site's weight or bias may lie, in the order of the rules."""

@@ -9,7 +9,7 @@ from jaxmix.combine import METHODS
 from jaxmix.combine import combine as combined
 from jaxmix.combine.formulas import MajoritySign
 from jaxmix.converters.cli.adapters import AdapterOptions, check_apart, parse_adapter
-from jaxmix.converters.cli.bases import BaseOption, mapped
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, layout_of, mapped
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
 from jaxmix.converters.loading import load
@@ -73,6 +73,7 @@ def combine(
             **one_of(_FORMATS),
         ),
     ] = _FORMATS[0],
+    conv1d: Conv1d = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,6 +102,7 @@ def combine(
             groups,
             None if base is None else mapped(base),
             method=method,
+            layout=None if base is None else layout_of(base, conv1d),
             weights=weights if weighted else None,
             key=None if seed is None else _key(seed),
             outliers=outliers,

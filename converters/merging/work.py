@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxmix.adapter import Adapter, Mixable
+from jaxmix.converters.conv1d import conv1d_pattern
 from jaxmix.converters.huggingface import Checkpoint, read_checkpoint, side_files
 from jaxmix.converters.merging.planning import plan, table_of
 from jaxmix.converters.merging.quantized import dequantized, is_packed
@@ -75,6 +76,8 @@ def look_at(
     head = None
     if is_own:
         checkpoint, head = untied(checkpoint, mixed, allowed=untie)
+    if table.conv1d is None:
+        table = replace(table, conv1d=conv1d_pattern(checkpoint))
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     recipes = plan(checkpoint, mixed, table)
     packed = {n: Recipe(t, ()) for n, t in checkpoint.tensors.items() if is_packed(t)}

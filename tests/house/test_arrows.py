@@ -22,10 +22,13 @@ ARROWS: dict[str, set[str]] = {
     "tied": {"layout", "errors"},
     "plan": {"form", "affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
-    "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
+    "orientation": set(),
+    "sites": {"orientation", "names", "quantized", "plan", "layout", "families", "errors"},
     "choosing": {"sites", "plan", "layout", "errors"},
+    "reading": {"orientation", "sites", "sharded", "plan", "layout", "families"},
     "dense": {
         "choosing",
+        "reading",
         "sites",
         "quantized",
         "sharded",
@@ -39,7 +42,17 @@ ARROWS: dict[str, set[str]] = {
     "adapter": {"dense", "families", "layout", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
-    "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
+    "effects": {
+        "orientation",
+        "adapter",
+        "dense",
+        "quantized",
+        "plan",
+        "sites",
+        "singular",
+        "layout",
+        "families",
+    }
     | {"affine", "operators", "errors"},
     "pictures": {"errors"},
     "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}
