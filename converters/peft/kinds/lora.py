@@ -76,7 +76,11 @@ def _experts(file: File, site: str, factors: Factors, rank: int, scale: float) -
         raise ShapeError(
             f"{shapes(factors)} are of {experts} experts (out, in) = {sizes}, but {site} is {shape}"
         )
+    in_first = shape[1:] != sizes
     if sizes[0] == sizes[1]:
+        # Other parameters of the module lie the same way.
+        in_first = file.kept.get((site.rpartition(".")[0], "in_first"))
+    if in_first is None:
         raise UnsupportedError(
             f"the experts' matrices are square, {sizes}, and the file does not say whether they "
             "lie as (out, in) or as (in, out). Merge it with PEFT"
@@ -85,7 +89,7 @@ def _experts(file: File, site: str, factors: Factors, rank: int, scale: float) -
         a.reshape(experts, rank, -1),
         b.reshape(len(b), rank, experts).transpose(2, 0, 1),
         scale,
-        in_first=shape[1:] != sizes,
+        in_first=in_first,
     )
 
 
