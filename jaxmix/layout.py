@@ -88,13 +88,7 @@ class Rule:
                 f"{self!r} is no rule, expected sizes such as (('two', 2),), and as its scale a "
                 "number above 0, or sizes of axes to powers such as (('h', -0.5),)."
             )
-        try:
-            re.compile(self.site)
-        except re.error as error:
-            raise LayoutError(
-                f"the rule's site {self.site!r} is no regular expression: {error}. Write the "
-                r"PyTorch module name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
-            ) from error
+        _check_pattern(self.site, "the rule's site")
 
     def place(self, site: str) -> Place | None:
         """Where the site's leaf would lie, or None if the rule is not for this site."""
@@ -110,6 +104,17 @@ class Rule:
                 f"the rule for {self.site!r} names a group that the expression does not have, in "
                 f"{self.leaf!r} or {self.index!r}: {error}."
             ) from error
+
+
+def _check_pattern(pattern: str, what: str) -> None:
+    """Refuses what is no regular expression for sites."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise LayoutError(
+            f"{what} {pattern!r} is no regular expression: {error}. Write the PyTorch module name "
+            r"with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
+        ) from error
 
 
 def _divided(text: str) -> str:
@@ -204,14 +209,8 @@ class Layout:
             object.__setattr__(self, "by_name", True)
             rules = NAMES.rules
         object.__setattr__(self, "rules", rules)
-        try:
-            re.compile(self.conv1d or "")
-        except (re.error, TypeError) as error:
-            raise LayoutError(
-                f"the layout {self.name!r} has conv1d={self.conv1d!r}, which is no regular "
-                f"expression: {error}. Write the names of the modules with their dots escaped, "
-                r"such as r'.*\.c_proj', or '' for none."
-            ) from error
+        if self.conv1d is not None:
+            _check_pattern(self.conv1d, f"the layout {self.name!r}: conv1d")
 
     def is_conv1d(self, site: str) -> bool | None:
         """Whether PyTorch stores the site's weight as (in, out); None if it is not said."""

@@ -148,13 +148,21 @@ def test_every_way_to_run_a_mix_takes_the_layout(run: str) -> None:
         np.testing.assert_allclose(found[f"{name}.weight"], expected, rtol=1e-10, atol=1e-10)
 
 
+def test_init_takes_the_layout() -> None:
+    """What is made is for the layer that the layout says."""
+    params, key = leaves(**site("a"), **site("b")), jax.random.key(0)
+    table = Layout("mine", conv1d="b")
+    made = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=table)
+    assert [made.updates[name].transposed for name in "ab"] == [False, True]
+
+
 def test_a_pattern_that_is_none() -> None:
     with pytest.raises(LayoutError) as caught:
         Layout("mine", conv1d="(")
     assert str(caught.value).startswith(
-        "the layout 'mine' has conv1d='(', which is no regular expression: missing )"
+        "the layout 'mine': conv1d '(' is no regular expression: missing ), unterminated"
     )
-    with pytest.raises(LayoutError, match="conv1d=3, which is no regular expression"):
+    with pytest.raises(LayoutError, match="conv1d 3 is no regular expression"):
         Layout("mine", conv1d=3)  # pyright: ignore[reportArgumentType]
 
 

@@ -187,7 +187,8 @@ def _layer(
     if last == "embedding" or _EMBEDDING.fullmatch(site.rpartition(".")[2]):
         return "embedding", shape
     axis = tree.out_axes.of(place.leaf) if place.index is None else None
-    if place.axes is None and axis == 1:
+    said = table.is_conv1d(site)
+    if place.axes is None and (axis == 1 if said is None else said):
         return "conv1d", shape[::-1]
     if place.axes == KERNEL and axis == 0:
         # A Flax port of GPT-2 keeps the kernel as (out, in), which its rule turns.
