@@ -6,15 +6,14 @@ are one name. A layout is a table of rules from site to leaf name; what a rule s
 PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 from jaxmix.errors import LayoutError
-from jaxmix.place import Place, Scale
+from jaxmix.place import Place, Scale, are_sizes, is_scale
 
 __all__ = [
     "FLAX",
@@ -83,7 +82,7 @@ class Rule:
                 f"{self!r} is no rule, expected texts, and 'weight' or 'bias' as its part. An "
                 "index is a text too, such as '1'."
             )
-        if not _pairs(self.sizes, _size) or not (_above(self.scale) or _pairs(self.scale, _power)):
+        if not are_sizes(self.sizes) or not is_scale(self.scale):
             raise LayoutError(
                 f"{self!r} is no rule, expected sizes such as (('two', 2),), and as its scale a "
                 "number above 0, or sizes of axes to powers such as (('h', -0.5),)."
@@ -127,30 +126,6 @@ def _divided(text: str) -> str:
         return str(a // b if how == "//" else a % b)
 
     return re.sub(r"\{(\d+)(//|%)([1-9]\d*)\}", value, text)
-
-
-def _pairs(given: object, is_good: Callable[[object], bool]) -> bool:
-    """Whether something is a tuple of names, each with a number."""
-    pairs = given if isinstance(given, tuple) else (given,)
-    return all(
-        isinstance(pair, tuple) and list(map(type, pair[:1])) == [str] and is_good(*pair[1:])
-        for pair in pairs
-    )
-
-
-def _power(given: object = None, *more: object) -> bool:
-    """Whether something is one finite number."""
-    return not more and type(given) in (int, float) and math.isfinite(given)  # pyright: ignore
-
-
-def _above(given: object = None, *more: object) -> bool:
-    """Whether something is one number above 0."""
-    return _power(given, *more) and given > 0  # pyright: ignore
-
-
-def _size(given: object = None, *more: object) -> bool:
-    """Whether something is one whole number above 0."""
-    return _above(given, *more) and isinstance(given, int)
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,12 @@ class _Captioner(nn.Module):
 
     def __init__(self, inner: int = 18) -> None:
         super().__init__()
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList([_Linears()])
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([_Linears()])})
         config = GPT2Config(vocab_size=20, n_embd=12, n_inner=inner, n_layer=1, n_head=2)
         self.decoder = GPT2LMHeadModel(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inside = self.encoder.layers[0](x)[:, None, :12]
+        inside = self.get_submodule("encoder.layers.0")(x)[:, None, :12]
         return self.decoder(inputs_embeds=inside).logits
 
 
@@ -246,11 +245,10 @@ class _Parameters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lin0, self.lin1 = nn.Linear(6, 9), nn.Linear(9, 6)
-        self.block = nn.Module()
-        self.block.c_proj, self.c_proj = Conv1D(6, 6), Conv1D(9, 6)
+        self.block, self.c_proj = nn.ModuleDict({"c_proj": Conv1D(6, 6)}), Conv1D(9, 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c_proj(self.block.c_proj(self.lin1(torch.tanh(self.lin0(x)))))
+        return self.c_proj(self.block["c_proj"](self.lin1(torch.tanh(self.lin0(x)))))
 
 
 @pytest.mark.parametrize(
