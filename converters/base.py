@@ -5,6 +5,7 @@ factors but those that come out of the base's own weights. Their readers ask her
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxmix.converters.conv1d import conv1d_pattern
 from jaxmix.converters.huggingface import FLOATS, read_checkpoint
 from jaxmix.converters.quantization import look, method_of, unpacked
 from jaxmix.errors import CheckpointError
 from jaxmix.layout import NAMES
+from jaxmix.orientation import OutAxes
 from jaxmix.sites import Tree
 
 __all__ = ["BaseModel", "base_model"]
@@ -33,6 +36,8 @@ class BaseModel:
         read: from a module's name to its weight, in PyTorch's axes.
         what: what it is, for messages.
         read_bias: from a module's name to its bias, None where it has none.
+        conv1d: from a module's name to whether its weight is stored as (in, out), as transformers'
+            ``Conv1D`` stores it; None where nothing tells.
         order: the names of all leaves in the order in which the caller gave them, as PyTorch's
             ``state_dict`` has the model's own; empty where there is no such order: a folder's files
             and jax's trees are sorted.
@@ -42,6 +47,7 @@ class BaseModel:
     read: Callable[[str], np.ndarray]
     what: str
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
+    conv1d: Callable[[str], bool | None] = lambda name: None
     order: tuple[str, ...] = ()
 
     @property
@@ -76,15 +82,27 @@ class BaseModel:
             )
         return found
 
-    def _named(self, module: str) -> str:
-        """The name under which the base has a module: often one has a prefix more."""
+    def is_conv1d(self, module: str) -> bool | None:
+        """Whether a module's weight is stored as (in, out); None if nothing tells."""
+        return self.conv1d(self._named(module))
+
+    def has(self, module: str) -> bool:
+        """Whether there is exactly one module that can be meant."""
+        return len(self._ends(module)) == 1
+
+    def _ends(self, module: str) -> list[str]:
+        """The names under which the base may have a module: often one has a prefix more."""
         if module in self.shapes:
-            return module
-        ends = [
+            return [module]
+        return [
             name
             for name in self.shapes
             if name.endswith(f".{module}") or module.endswith(f".{name}")
         ]
+
+    def _named(self, module: str) -> str:
+        """The name under which the base has a module."""
+        ends = self._ends(module)
         if len(ends) == 1:
             return ends[0]
         found = f"more than one can be meant: {', '.join(ends[:3])}" if ends else "it has none"
@@ -143,7 +161,29 @@ def _of_folder(folder: Path) -> BaseModel:
         return None if tensor is None else tensor.read()
 
     what = f"{folder}, whose weights {method} packed" if method and readout.wrong else str(folder)
-    return BaseModel(shapes, lambda name: stored[name].read(), what, read_bias)
+    biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
+    pattern = conv1d_pattern(checkpoint)
+    conv1d = _orientations(shapes, biases, pattern)
+    return BaseModel(shapes, lambda name: stored[name].read(), what, read_bias, conv1d)
+
+
+def _orientations(
+    shapes: Mapping[str, tuple[int, ...]],
+    biases: Mapping[str, tuple[int, ...]],
+    pattern: str | None,
+) -> Callable[[str], bool | None]:
+    """Whether modules' weights are stored as (in, out), by a pattern or by all shapes."""
+    if pattern is not None:
+        return lambda name: bool(re.fullmatch(pattern, name))
+    axes = OutAxes({**{f"{name}.weight": shape for name, shape in shapes.items()}, **biases})
+
+    def is_conv1d(name: str) -> bool | None:
+        axis = axes.of(leaf := f"{name}.weight")
+        if axis is None and axes.is_linear(leaf):
+            return False
+        return None if axis is None else axis == 1
+
+    return is_conv1d
 
 
 def _of_names(names: Iterable[str]) -> BaseModel:
@@ -195,7 +235,16 @@ def _of_params(params: Any) -> BaseModel:
     # jax sorts a dict; a flat one still has its own order.
     is_flat = isinstance(params, Mapping) and set(params) == set(tree.where)
     order = tuple(params) if is_flat else ()
-    return BaseModel(shapes, read, "the params that were given as base", read_bias, order)
+    at = {name: NAMES.places(name, "bias") for name in found}
+    biases = {
+        f"{name}.bias": tuple(tree.leaf(place).shape)
+        for name, places in at.items()
+        for place in places
+        if place.leaf in tree.where
+    }
+    conv1d = _orientations(shapes, biases, None)
+    what = "the params that were given as base"
+    return BaseModel(shapes, read, what, read_bias, conv1d, order)
 
 
 def _array(leaf: Any) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,11 +12,11 @@ import numpy as np
 from jaxmix.choosing import chosen
 from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import Rebase, Replace, parts_of
-from jaxmix.layout import KERNEL, Layout, Part, Place, named
+from jaxmix.layout import Layout, named
 from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
+from jaxmix.reading import form_of, misfit, read_weight, turned_word
 from jaxmix.sharded import apply as apply_to_leaf
-from jaxmix.sharded import sharding_of
 from jaxmix.sites import Site, Tree, located, shared
 from jaxmix.tied import tied_sites, trained_as_one, without_copies
 
@@ -116,7 +116,7 @@ def fitted(
     if layout is None:
 
         def fits(sites: Sequence[Site]) -> bool:
-            return not list(_unusable(tree, sites)) and not _misfits(_forms(tree, sites))
+            return not list(_unusable(tree, sites)) and not _misfits(_fits(tree, sites))
 
         table, sites = chosen(tree, words, fits)
     else:
@@ -134,7 +134,7 @@ def fitted(
         tied = list(tied_sites(tree.where, one_sided, table))
     if tied:
         raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
-    return tree, _fitted(tree, located(tree, words, table) if sites is None else sites)
+    return tree, _fitted(tree, located(tree, words, table) if sites is None else sites, table)
 
 
 def _changes_both_sides(word: Word) -> bool:
@@ -142,7 +142,7 @@ def _changes_both_sides(word: Word) -> bool:
     return any(part.keeps_tie for _, update in word for part in parts_of(update))
 
 
-def _fitted(tree: Tree, sites: list[Site]) -> list[Fitted]:
+def _fitted(tree: Tree, sites: list[Site], table: Layout) -> list[Fitted]:
     """The forms of each site's leaves; leaves and factors that do not fit are listed."""
     if unusable := list(_unusable(tree, sites)):
         raise LayoutError(
@@ -153,22 +153,48 @@ def _fitted(tree: Tree, sites: list[Site]) -> list[Fitted]:
             f"leaves that are more than one site's:{listing(both)}\nMend the layout's rules: each "
             "site needs a leaf, or an index into one, of its own."
         )
-    forms = _forms(tree, sites)
-    if misfits := _misfits(forms):
+    fits = _fits(tree, sites, table)
+    if misfits := _misfits(fits):
         raise ShapeError(
             f"factors that do not fit the params:{listing(misfits)}\nWas the adapter trained on "
-            f"another model, or on a base of another size?{_resize_hint(forms)}"
+            f"another model, or on a base of another size?{_resize_hint(fits)}"
         )
-    return [one for one, _ in forms]
+    if unclear := [fit.site.site for fit in fits if fit.is_unclear]:
+        lines = [f"{s.name}: {s.weight.leaf} {s.weight.shape(tree.leaf(s.weight).shape)}"
+                 for s in unclear if s.weight]  # fmt: skip
+        raise LayoutError(
+            f"weights whose orientation is unknown:{listing(lines)}\nPyTorch stores them as (out, "
+            "in) if they are torch.nn.Linear, as (in, out) if they are transformers' Conv1D, and "
+            "neither config.json, shapes nor biases tell which. The adapter's fan_in_fan_out = "
+            "true holds for the last layer that PEFT wrapped, and need not for others. Say which "
+            "modules are Conv1D by a regular expression, '' for none: "
+            r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj'), or --conv1d."
+        )
+    return [fit.site for fit in fits]
 
 
-def _resize_hint(forms: Iterable[tuple[Fitted, str | None]]) -> str:
+@dataclass(frozen=True)
+class _Fit:
+    """A site with its forms, and what is wrong with it.
+
+    Args:
+        site: The site.
+        misfit: What does not fit, in words; None if all does.
+        is_unclear: Whether nothing tells which way its weight lies.
+    """
+
+    site: Fitted
+    misfit: str | None = None
+    is_unclear: bool = False
+
+
+def _resize_hint(fits: Iterable[_Fit]) -> str:
     """What to do where a file brings a leaf with more or fewer rows than the params have."""
     updates = (
         part
-        for one, why in forms
-        if why and one.site.weight
-        for _, update in one.site.word
+        for fit in fits
+        if fit.misfit and fit.site.site.weight
+        for _, update in fit.site.site.word
         for part in parts_of(update)
     )
     if not any(isinstance(part, Replace | Rebase) and part.has_weight for part in updates):
@@ -179,36 +205,26 @@ def _resize_hint(forms: Iterable[tuple[Fitted, str | None]]) -> str:
     )
 
 
-def _forms(tree: Tree, sites: Iterable[Site]) -> list[tuple[Fitted, str | None]]:
-    """The sites with their forms, each with what does not fit it."""
-    found: list[tuple[Fitted, str | None]] = []
+def _fits(tree: Tree, sites: Iterable[Site], table: Layout | None = None) -> list[_Fit]:
+    """The sites with their forms, each with what is wrong with it."""
+    found: list[_Fit] = []
     for site in sites:
-        bias = weight = None
-        word, turned, why = site.word, False, None
-        if site.bias:
-            bias = _form("bias", tree, site.bias)
+        bias = form_of("bias", tree, site.bias) if site.bias else None
         if site.weight:
-            weight, turned, why = _weight_form(tree, site, site.weight)
-            word = _turned(word) if turned else word
-        elif site.bias:
-            size = int(np.prod(site.bias.shape(tree.leaf(site.bias).shape), dtype=int))
-            why = _misfit(word, (size, 1))
-        found.append((Fitted(site, word, weight, bias, turned), why))
+            read = read_weight(tree, site, site.weight, table)
+            word = turned_word(site.word) if read.turned else site.word
+            one = Fitted(site, word, read.form, bias, read.turned)
+            found.append(_Fit(one, read.misfit, read.is_unclear))
+        else:
+            size = site.bias and np.prod(site.bias.shape(tree.leaf(site.bias).shape), dtype=int)
+            why = misfit(site.word, (int(size), 1)) if size is not None else None
+            found.append(_Fit(Fitted(site, site.word, None, bias), why))
     return found
 
 
-def _misfits(forms: Iterable[tuple[Fitted, str | None]]) -> list[str]:
+def _misfits(fits: Iterable[_Fit]) -> list[str]:
     """What does not fit, in words."""
-    return [f"{one.site.name}: {why}" for one, why in forms if why]
-
-
-def _form(part: Part, tree: Tree, place: Place) -> Form:
-    """How a leaf holds a tensor, as its place says."""
-    leaf = tree.leaf(place)
-    factor = place.factor(tuple(leaf.shape))
-    return Form(
-        part, place.axes, place.index, False, sharding_of(leaf), sizes=place.sizes, scale=factor
-    )
+    return [f"{fit.site.site.name}: {fit.misfit}" for fit in fits if fit.misfit]
 
 
 def _unusable(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
@@ -239,57 +255,6 @@ def _unfit(leaf: Any) -> str | None:
             "cast it"
         )
     return None
-
-
-def _weight_form(tree: Tree, site: Site, place: Place) -> tuple[Form | None, bool, str | None]:
-    """How a weight's leaf lies, and whether the word fits turned; or what does not fit it.
-
-    PyTorch stores a linear weight as (out, in), but GPT-2's Conv1D as (in, out). An update may say
-    so, but it says it for all sites of an adapter, and what PEFT saves is what held for the last of
-    them; PEFT itself looks at the layer. Here the tree is looked at first, then the update.
-    """
-    leaf = tree.leaf(place)
-    shape, form = place.shape(leaf.shape), _form("weight", tree, place)
-    rows, cols = shape[0], int(np.prod(shape[1:], dtype=int))
-    size, turned_size = (rows, cols), (cols, rows)
-    says_so = any(update.transposed for _, update in site.word) and len(shape) == 2
-    by_name = len(shape) == 2 and place.index is None and place.axes in (None, KERNEL)
-    out_axis = tree.out_axes.of(place.leaf) if by_name else None
-    # Each way to read it: the form, the matrix, and whether PyTorch has it as (in, out).
-    ways: list[tuple[Form, tuple[int, int], bool]]
-    if place.axes is None:
-        lies = [out_axis == 1] if out_axis is not None else [True, False] if says_so else [False]
-        ways = [(replace(form, transposed=way), turned_size if way else size, way) for way in lies]
-    elif place.index is None and len(shape) == 2 and _swaps(place.axes):
-        # A Flax kernel (in, out): its transpose is the matrix, and nothing has to move.
-        way = out_axis != 0
-        plain = replace(form, axes=None, transposed=way)
-        ways = [(plain, size if way else turned_size, turned) for turned in (says_so, not says_so)]
-    else:
-        ways = [(form, size, says_so)]
-    first: str | None = None
-    for form, matrix, turned in ways:
-        why = _misfit(_turned(site.word) if turned else site.word, matrix)
-        if why is None:
-            return form, turned, None
-        first = first or why
-    return None, False, first
-
-
-def _turned(word: Word) -> Word:
-    """The word at a weight that PyTorch has as (in, out)."""
-    return tuple((strength, update.turned()) for strength, update in word)
-
-
-def _swaps(axes: str) -> bool:
-    """Whether a pattern merely exchanges the two axes of a matrix."""
-    here, there = ([n for n in side.split() if n != "..."] for side in axes.split("->"))
-    return len(here) == 2 and there == here[::-1]
-
-
-def _misfit(word: Word, shape: tuple[int, int]) -> str | None:
-    """The first thing that does not fit a matrix of this shape."""
-    return next((why for _, update in word if (why := update.misfit(shape))), None)
 
 
 def _array(leaf: Any) -> jax.Array:

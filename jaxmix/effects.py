@@ -18,10 +18,12 @@ from jaxtyping import Array, Float
 from jaxmix import dense
 from jaxmix.adapter import Mixable, words
 from jaxmix.affine import AffineMap, Base, fold
+from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Together, Update
-from jaxmix.families.base import maps
+from jaxmix.families.base import joint_flag, maps
 from jaxmix.layout import Layout
 from jaxmix.operators import Dense, Operator, Zero, add
+from jaxmix.orientation import may_be_conv1d
 from jaxmix.plan import Form, Word, arithmetic, cast
 from jaxmix.quantized import dequantized
 from jaxmix.singular import low_rank_of
@@ -44,7 +46,7 @@ class Spot:
         kernel: a convolution's spatial shape; () for none.
         is_vector: whether the weight has one axis, as a norm's has.
         embedding: whether the site is an embedding.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
         weight: the base's own weight (n,), where it is a vector; None elsewhere.
         bias: the base's own bias (out,), where an effect changes it; None elsewhere.
     """
@@ -53,15 +55,27 @@ class Spot:
     kernel: tuple[int, ...] = ()
     is_vector: bool = False
     embedding: bool = False
-    transposed: bool = False
+    transposed: bool | None = False
     weight: Float[Array, " n"] | None = None
     bias: Float[Array, " out"] | None = None
 
     def tensor(self, matrix: Float[Array, "out in"]) -> Float[Array, "..."]:
-        """A matrix (out, in) in PyTorch's axes."""
+        """A matrix (out, in) in PyTorch's axes.
+
+        Raises:
+            AdapterError: if these are unknown, and the matrix is square.
+        """
         if self.is_vector:
             return matrix[:, 0]
-        if self.transposed:
+        if self.transposed is None and matrix.shape[0] == matrix.shape[1]:
+            raise AdapterError(
+                f"{self.name}: the file that the adapter was read from does not tell whether "
+                f"PyTorch stores this weight {matrix.shape} as (out, in) or as (in, out), on which "
+                "a dense update depends. Give the base: params=…, or --base."
+            )
+        # Of other shapes a wrong guess fits no leaf.
+        is_guess = self.transposed is None and may_be_conv1d(f"{self.name}.weight")
+        if self.transposed or is_guess:
             return matrix.T
         return matrix.reshape(matrix.shape[0], -1, *self.kernel)
 
@@ -134,7 +148,7 @@ def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Ef
         dtype = common_dtype(updates)
         first = updates[0]
         shape = (first.b.shape[0], first.a.shape[1])
-        turned = any(update.transposed for update in updates)
+        turned = joint_flag(update.transposed for update in updates)
         spot = Spot(site, first.kernel, embedding=first.embedding, transposed=turned)
         yield spot, tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in each)
 

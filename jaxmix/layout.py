@@ -6,15 +6,14 @@ are one name. A layout is a table of rules from site to leaf name; what a rule s
 PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 from jaxmix.errors import LayoutError
-from jaxmix.place import Place, Scale
+from jaxmix.place import Place, Scale, are_sizes, is_scale
 
 __all__ = [
     "FLAX",
@@ -83,18 +82,12 @@ class Rule:
                 f"{self!r} is no rule, expected texts, and 'weight' or 'bias' as its part. An "
                 "index is a text too, such as '1'."
             )
-        if not _pairs(self.sizes, _size) or not (_above(self.scale) or _pairs(self.scale, _power)):
+        if not are_sizes(self.sizes) or not is_scale(self.scale):
             raise LayoutError(
                 f"{self!r} is no rule, expected sizes such as (('two', 2),), and as its scale a "
                 "number above 0, or sizes of axes to powers such as (('h', -0.5),)."
             )
-        try:
-            re.compile(self.site)
-        except re.error as error:
-            raise LayoutError(
-                f"the rule's site {self.site!r} is no regular expression: {error}. Write the "
-                r"PyTorch module name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
-            ) from error
+        _check_pattern(self.site, "the rule's site")
 
     def place(self, site: str) -> Place | None:
         """Where the site's leaf would lie, or None if the rule is not for this site."""
@@ -112,6 +105,17 @@ class Rule:
             ) from error
 
 
+def _check_pattern(pattern: str, what: str) -> None:
+    """Refuses what is no regular expression for sites."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise LayoutError(
+            f"{what} {pattern!r} is no regular expression: {error}. Write the PyTorch module name "
+            r"with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
+        ) from error
+
+
 def _divided(text: str) -> str:
     """A text with the quotients and remainders in braces worked out."""
     if "{" not in text:
@@ -124,30 +128,6 @@ def _divided(text: str) -> str:
     return re.sub(r"\{(\d+)(//|%)([1-9]\d*)\}", value, text)
 
 
-def _pairs(given: object, is_good: Callable[[object], bool]) -> bool:
-    """Whether something is a tuple of names, each with a number."""
-    pairs = given if isinstance(given, tuple) else (given,)
-    return all(
-        isinstance(pair, tuple) and list(map(type, pair[:1])) == [str] and is_good(*pair[1:])
-        for pair in pairs
-    )
-
-
-def _power(given: object = None, *more: object) -> bool:
-    """Whether something is one finite number."""
-    return not more and type(given) in (int, float) and math.isfinite(given)  # pyright: ignore
-
-
-def _above(given: object = None, *more: object) -> bool:
-    """Whether something is one number above 0."""
-    return _power(given, *more) and given > 0  # pyright: ignore
-
-
-def _size(given: object = None, *more: object) -> bool:
-    """Whether something is one whole number above 0."""
-    return _above(given, *more) and isinstance(given, int)
-
-
 @dataclass(frozen=True)
 class Layout:
     r"""Where the sites of a model lie in its params: a table of rules.
@@ -157,25 +137,32 @@ class Layout:
 
     Args:
         name: what to call it in messages.
-        rules: the table, in any order.
+        rules: the table, in any order; left out, leaves are named after their sites.
         by_name: whether leaves are named after their sites, so that the tree's names tell which
             modules there are, and what is tied.
+        conv1d: A regular expression for the sites whose weight PyTorch stores as (in, out), as
+            transformers' ``Conv1D`` does; all others are (out, in), as ``torch.nn.Linear`` has
+            them. ``""`` is for none. If absent, the shapes of weights and biases tell.
 
     Raises:
-        LayoutError: if a rule is no `Rule`; by `compose`, where a site finds no leaf, or more
-            than one.
+        LayoutError: if a rule is no `Rule`, or ``conv1d`` no regular expression; by `compose`,
+            where a site finds no leaf, or more than one.
 
     Example:
         >>> linen = Layout("mine", (Rule(r"h\.(\d+)\.fc", r"block_\1.w", "i o -> o i"),))
         >>> linen.places("h.2.fc", "weight")
         [Place(leaf='block_2.w', axes='i o -> o i', index=None, sizes=(), scale=1.0)]
+        >>> gpt2 = Layout("gpt2", conv1d=r".*\.c_(attn|fc|proj)")
+        >>> gpt2.is_conv1d("h.0.attn.c_proj"), gpt2.is_conv1d("lm_head")
+        (True, False)
 
     Source: DESIGN.md, rooms of the house.
     """
 
     name: str
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = ()
     by_name: bool = False
+    conv1d: str | None = None
 
     def __hash__(self) -> int:
         return self._hash
@@ -183,7 +170,7 @@ class Layout:
     @cached_property
     def _hash(self) -> int:
         # Of many rules; and places are asked for at every compose.
-        return hash((self.name, self.rules))
+        return hash((self.name, self.rules, self.conv1d))
 
     def __post_init__(self) -> None:
         rules = tuple(self.rules) if isinstance(self.rules, Iterable) else (self.rules,)
@@ -193,7 +180,16 @@ class Layout:
             raise LayoutError(
                 f"the layout {self.name!r} has {self.rules!r}, expected a tuple of jaxmix.Rule."
             )
+        if not rules:
+            object.__setattr__(self, "by_name", True)
+            rules = NAMES.rules
         object.__setattr__(self, "rules", rules)
+        if self.conv1d is not None:
+            _check_pattern(self.conv1d, f"the layout {self.name!r}: conv1d")
+
+    def is_conv1d(self, site: str) -> bool | None:
+        """Whether PyTorch stores the site's weight as (in, out); None if it is not said."""
+        return None if self.conv1d is None else bool(re.fullmatch(self.conv1d, site))
 
     def places(self, site: str, part: Part) -> list[Place]:
         """Where the site's weight or bias may lie, in the order of the rules."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.errors import LayoutError
 
-__all__ = ["Place", "Scale", "atoms", "parsed_index", "spelled"]
+__all__ = ["Place", "Scale", "are_sizes", "atoms", "is_scale", "parsed_index", "spelled"]
 
 # A number, or sizes of axes to powers: (("h", -0.5),) is 1/√h.
 Scale = float | tuple[tuple[str, float], ...]
@@ -241,3 +241,59 @@ def parsed_index(text: str) -> tuple[int | slice, ...]:
                 "slices with commas between them, such as ':, 3' or '0:64'."
             )
     return tuple(items)
+
+
+def are_sizes(given: object) -> bool:
+    """Whether something is a tuple of names of axes, each with its size.
+
+    Args:
+        given: A rule's ``sizes``.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> are_sizes((("two", 2),)), are_sizes((("two", 0.5),))
+        (True, False)
+    """
+    return _pairs(given, _size)
+
+
+def is_scale(given: object) -> bool:
+    """Whether something is a number above 0, or names of axes with powers.
+
+    Args:
+        given: A rule's ``scale``.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> is_scale(0.5), is_scale((("h", -0.5),)), is_scale(0)
+        (True, True, False)
+    """
+    return _above(given) or _pairs(given, _power)
+
+
+def _pairs(given: object, is_good: Callable[[object], bool]) -> bool:
+    """Whether something is a tuple of names, each with a number."""
+    pairs = given if isinstance(given, tuple) else (given,)
+    return all(
+        isinstance(pair, tuple) and list(map(type, pair[:1])) == [str] and is_good(*pair[1:])
+        for pair in pairs
+    )
+
+
+def _power(given: object = None, *more: object) -> bool:
+    """Whether something is one finite number."""
+    return not more and type(given) in (int, float) and math.isfinite(given)  # pyright: ignore
+
+
+def _above(given: object = None, *more: object) -> bool:
+    """Whether something is one number above 0."""
+    return _power(given, *more) and given > 0  # pyright: ignore
+
+
+def _size(given: object = None, *more: object) -> bool:
+    """Whether something is one whole number above 0."""
+    return _above(given, *more) and isinstance(given, int)

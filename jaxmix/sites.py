@@ -13,10 +13,11 @@ import jax
 from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place
 from jaxmix.names import leaf_names
+from jaxmix.orientation import OutAxes
 from jaxmix.plan import Word
 from jaxmix.quantized import is_quantized
 
-__all__ = ["OutAxes", "Site", "Tree", "located", "placed", "shared"]
+__all__ = ["Site", "Tree", "located", "placed", "shared"]
 
 _SHOWN = 20
 
@@ -57,52 +58,6 @@ class Tree:
         """Which axis of a linear layer's weight is its output."""
         shapes = {name: getattr(self.leaves[i], "shape", ()) for name, i in self.where.items()}
         return OutAxes(shapes)
-
-
-class OutAxes:
-    """Which axis of a linear layer's weight is its output: the one of its bias's size.
-
-    A square weight says nothing; then its namesakes do (``mlp.c_proj`` for ``attn.c_proj``).
-    PyTorch has that axis first and Flax last, but GPT-2's Conv1D and its Flax port do not.
-
-    Args:
-        shapes: the shape of each leaf, by its dotted name.
-
-    Example:
-        >>> shapes = {"mlp.c_proj.weight": (6, 4), "mlp.c_proj.bias": (4,)}
-        >>> axes = OutAxes({**shapes, "attn.c_proj.weight": (4, 4), "attn.c_proj.bias": (4,)})
-        >>> axes.of("mlp.c_proj.weight"), axes.of("attn.c_proj.weight")
-        (1, 1)
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
-        self._shapes = shapes
-
-    def of(self, name: str) -> int | None:
-        """0 or 1 for a leaf; None if the tree does not tell."""
-        own = self._own(name)
-        said = {own} if own is not None else self._namesakes[_kind(name)]
-        return next(iter(said)) if len(said) == 1 else None
-
-    @cached_property
-    def _namesakes(self) -> dict[tuple[str, ...], set[int]]:
-        """What the weights of each kind say, by `_kind`."""
-        said: dict[tuple[str, ...], set[int]] = defaultdict(set)
-        for name in self._shapes:
-            if name.endswith((".weight", ".kernel")) and (axis := self._own(name)) is not None:
-                said[_kind(name)].add(axis)
-        return said
-
-    def _own(self, name: str) -> int | None:
-        shape, bias = self._shapes[name], self._shapes.get(f"{name.rpartition('.')[0]}.bias", ())
-        if len(shape) != 2 or len(bias) != 1 or shape.count(bias[0]) != 1:
-            return None
-        return shape.index(bias[0])
-
-
-def _kind(name: str) -> tuple[str, ...]:
-    """The last two parts of a leaf's name: the module's own name, and what of it this is."""
-    return tuple(name.split(".")[-2:])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Bases on the command line: a Hugging Face folder as params that are read where they are used."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +9,22 @@ import numpy as np
 import typer
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.conv1d import conv1d_pattern
 from jaxmix.converters.huggingface import FLOATS, read_checkpoint
 from jaxmix.errors import CheckpointError, listing
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Update
-from jaxmix.layout import Layout, Rule
+from jaxmix.layout import NAMES, Layout, Rule
 from jaxmix.mix import Mix
 
-__all__ = ["OWN_LAYOUT", "BaseOption", "mapped", "needs_base", "params_of"]
+__all__ = [
+    "OWN_LAYOUT",
+    "BaseOption",
+    "Conv1d",
+    "layout_of",
+    "mapped",
+    "needs_base",
+    "params_of",
+]
 
 BaseOption = Annotated[
     Path | None,
@@ -27,10 +37,23 @@ BaseOption = Annotated[
     ),
 ]
 
+Conv1d = Annotated[
+    str | None,
+    typer.Option(
+        "--conv1d",
+        metavar="REGEX",
+        help="The modules whose weight the base stores as (in, out), as GPT-2's Conv1D: a regular "
+        "expression for their whole names, '' for none. Needed only where neither the base's "
+        "config.json nor its shapes tell.",
+    ),
+]
+
 # In the params that `params_of` makes without a base each site has leaves of its own, so that no
 # name says that one is tied to another.
 OWN_LAYOUT = Layout(
-    "the adapters' own", (Rule(r"(.+)", r"\1.weight"), Rule(r"(.+)", r"\1.bias", part="bias"))
+    "the adapters' own",
+    (Rule(r"(.+)", r"\1.weight"), Rule(r"(.+)", r"\1.bias", part="bias")),
+    conv1d="",
 )
 
 
@@ -55,21 +78,38 @@ def mapped(base: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def params_of(mixed: Adapter | Mix, base: Path | None) -> tuple[Any, Layout | None]:
+def layout_of(base: Path, conv1d: str | None = None) -> Layout:
+    """Where the modules lie among a base's tensors.
+
+    Args:
+        base: The base's folder.
+        conv1d: What ``--conv1d`` says; if absent, the base's config.json is asked.
+
+    Returns:
+        The layout by names, with what is known of `jaxmix.Layout.conv1d`.
+    """
+    said = conv1d_pattern(read_checkpoint(base)) if conv1d is None else conv1d
+    return replace(NAMES, conv1d=said)
+
+
+def params_of(
+    mixed: Adapter | Mix, base: Path | None, conv1d: str | None = None
+) -> tuple[Any, Layout]:
     """The params on which a mix can be looked at, and their layout.
 
     Args:
         mixed: the adapter or the mix.
         base: the base's folder; None for zeros, which serve where nothing reads or turns the base.
+        conv1d: What ``--conv1d`` says of the base.
 
     Returns:
-        A flat dict, and the layout, None for by name.
+        A flat dict, and the layout.
 
     Raises:
         CheckpointError: if there is no base, and something asks for it.
     """
     if base is not None:
-        return mapped(base), None
+        return mapped(base), layout_of(base, conv1d)
     if needy := needs_base(mixed):
         raise CheckpointError(
             f"there is no base, and adapters that can't be looked at without:{listing(needy)}\n"

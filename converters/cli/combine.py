@@ -15,7 +15,7 @@ from jaxmix.converters.cli.adapters import (
     check_apart,
     load_told,
 )
-from jaxmix.converters.cli.bases import BaseOption, mapped
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, layout_of, mapped
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
 from jaxmix.converters.mixfile import save
@@ -80,6 +80,7 @@ def combine(
     ] = _FORMATS[0],
     ignore: Ignored = None,
     filename: Filenames = None,
+    conv1d: Conv1d = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,6 +110,7 @@ def combine(
             groups,
             None if base is None else mapped(base),
             method=method,
+            layout=None if base is None else layout_of(base, conv1d),
             weights=weights if weighted else None,
             key=None if seed is None else _key(seed),
             outliers=outliers,

@@ -16,7 +16,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import BaseOption, params_of
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, params_of
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, count, say, tell_json, waiting
 from jaxmix.converters.peft.export import export_peft
@@ -42,6 +42,7 @@ def export(
             help="The base's path or hub id, for PEFT's base_model_name_or_path.",
         ),
     ] = None,
+    conv1d: Conv1d = None,
     force: Force = False,
     peft_order: PeftOrder = False,
     ignore: Ignored = None,
@@ -75,7 +76,7 @@ def export(
         lines = [f"{len(folders)} folders and load_in_peft.py" if folders else "one folder"]
         told |= {"out": place, "folders": folders}
     else:
-        params, layout = params_of(mixed, base)
+        params, layout = params_of(mixed, base, conv1d)
         with waiting("decomposing", as_json=as_json):
             made = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
         lora, errors = made

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import AdapterArguments, Filenames, Ignored, load_each
-from jaxmix.converters.cli.bases import BaseOption, needs_base, params_of
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, needs_base, params_of
 from jaxmix.converters.cli.telling import AsJson, say, steps_bar, tell_json
 from jaxmix.converters.tables import adapter_data, adapter_table
 from jaxmix.measures import Measures, draw_measures, measure
@@ -40,6 +40,7 @@ def inspect(
     ] = None,
     ignore: Ignored = None,
     filename: Filenames = None,
+    conv1d: Conv1d = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what adapters are: kinds, sizes, and the modules that they touch.
@@ -63,7 +64,7 @@ def inspect(
     parts = [part for _, several in each for part in several]
     found, left_out = None, []
     if measured or plot is not None:
-        found, left_out = _measured(parts, base, as_json=as_json)
+        found, left_out = _measured(parts, base, conv1d, as_json=as_json)
     if found is not None and plot is not None:
         draw_measures(found, plot)
     if as_json:
@@ -86,7 +87,7 @@ def inspect(
 
 
 def _measured(
-    parts: list[Adapter], base: Path | None, *, as_json: bool
+    parts: list[Adapter], base: Path | None, conv1d: str | None, *, as_json: bool
 ) -> tuple[Measures, list[str]]:
     """The measures of those that can be measured, and why the others can't be."""
     needy = {} if base is not None else {part.name: needs_base(part) for part in parts}
@@ -94,7 +95,7 @@ def _measured(
     left_out = [line for lines in needy.values() for line in lines]
     if not mixed.parts:
         params_of(mix(*parts), None)  # which says what it needs
-    params, layout = params_of(mixed, base)
+    params, layout = params_of(mixed, base, conv1d)
     with steps_bar("measuring", as_json=as_json) as progress:
         return measure(mixed, params, layout=layout, progress=progress), left_out
 

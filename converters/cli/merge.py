@@ -1,6 +1,6 @@
 """``jaxmix merge``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +18,11 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
+from jaxmix.converters.cli.bases import Conv1d
 from jaxmix.converters.cli.telling import AsJson, bytes_bar, count, say, tell_json
 from jaxmix.converters.hub import base_folder
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
-from jaxmix.layout import LAYOUTS, libraries
+from jaxmix.layout import LAYOUTS, libraries, named
 from jaxmix.mix import Mix
 
 __all__ = ["merge"]
@@ -107,6 +108,7 @@ def merge(
             autocompletion=lambda: [*LAYOUTS, *libraries()],
         ),
     ] = None,
+    conv1d: Conv1d = None,
     untie: Annotated[
         bool, typer.Option("--untie", help="Give a tied head a tensor of its own where need be.")
     ] = False,
@@ -142,7 +144,7 @@ def merge(
             folder,
             mixed,
             out,
-            layout=layout,
+            layout=layout if conv1d is None else replace(named(layout), conv1d=conv1d),
             force=force,
             untie=untie,
             resume=resume,

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxmix.adapter import Adapter, Mixable
+from jaxmix.converters.conv1d import conv1d_pattern
 from jaxmix.converters.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.merging.grown import Grown
 from jaxmix.converters.merging.new_head import NewHead, with_new_head
@@ -94,6 +95,8 @@ def look_at(
     # First of all: a packed head would look like a tied one, or like none.
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     old = stale(checkpoint, files)
+    if table.conv1d is None:
+        table = replace(table, conv1d=conv1d_pattern(checkpoint))
     if is_own:
         checkpoint, made = with_new_head(checkpoint, mixed, allowed=new_head)
         checkpoint, mixed, head = untied(checkpoint, mixed, allowed=untie)

@@ -85,6 +85,42 @@ class File:
         """
         return self._base(site).shape(site)
 
+    @property
+    def transposed(self) -> bool | None:
+        """What ``fan_in_fan_out`` says of any one site: False if it is off, else nothing.
+
+        PEFT's config has one flag for all layers. PEFT corrects it for each layer by the layer's
+        class, and writes what held for the last one; so that a flag that is on may be any layer's.
+        """
+        return None if self.config.flag("fan_in_fan_out") else False
+
+    def is_conv1d(self, site: str) -> bool:
+        """Whether the base stores a site's weight as (in, out), as transformers' ``Conv1D`` does.
+
+        Raises:
+            CheckpointError: if no base was given, it has no such site, or it does not tell and the
+                config has ``fan_in_fan_out`` on.
+        """
+        found = self._base(site).is_conv1d(site)
+        if found is None and self.config.flag("fan_in_fan_out"):
+            raise CheckpointError(
+                f"a {self.config.family} adapter's file does not tell whether the weight at {site} "
+                f"is stored as (out, in) or as (in, out), and {self._base(site).what} does not "
+                "either. Give a base with its biases, or its folder with config.json"
+            )
+        return bool(found)
+
+    def sizes(self, site: str) -> tuple[int, int]:
+        """Outputs and inputs of the base's linear layer at a site.
+
+        Raises:
+            CheckpointError: as `is_conv1d`; of a square weight it is not asked.
+        """
+        first, second = self.shape(site)[:2]
+        if first == second or not self.is_conv1d(site):
+            return first, second
+        return second, first
+
     def torch(
         self, what: str, how: str = "draws anew from a seed with torch's generator"
     ) -> ModuleType:

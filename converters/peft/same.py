@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxmix.errors import UnsupportedError, listing
 
-__all__ = ["same", "unless"]
+__all__ = ["fan_in_fan_out", "same", "unless"]
 
 
 def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> Any:
@@ -37,6 +37,25 @@ def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> An
         f"PEFT's config has one {field} for all sites, and these differ:{listing(lines)}\n"
         "Export them as adapters of their own."
     )
+
+
+def fan_in_fan_out(updates: Mapping[str, Any]) -> bool:
+    """The config's ``fan_in_fan_out``: whether some site's weight may be stored as (in, out).
+
+    PEFT corrects it for each layer by the layer's class, so that sites need not agree.
+
+    Args:
+        updates: ``{site: update}``.
+
+    Returns:
+        The flag.
+
+    Example:
+        >>> from jaxmix.families import Delta
+        >>> fan_in_fan_out({"a": Delta()})
+        False
+    """
+    return any(update.transposed is not False for update in updates.values())
 
 
 def unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], said: str) -> None:

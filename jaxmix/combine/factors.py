@@ -13,6 +13,7 @@ from jaxmix.combine.methods import Method
 from jaxmix.effects import common_dtype, is_plain
 from jaxmix.errors import AdapterError, listing
 from jaxmix.families import LoRA
+from jaxmix.families.base import joint_flag
 from jaxmix.low_rank import site_key
 
 __all__ = ["combined_factors", "have_factors"]
@@ -95,5 +96,5 @@ def _combined(here: list[Weighted], method: Method, options: Options, key: Array
         bias=bias,
         kernel=first.kernel,
         embedding=first.embedding,
-        transposed=any(update.transposed for _, update in here),
+        transposed=joint_flag(update.transposed for _, update in here),
     )

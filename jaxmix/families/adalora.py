@@ -26,7 +26,7 @@ class AdaLoRA(Update):
         e: the singular values (r,), PEFT's ``lora_E`` without its last axis.
         scale: γ = alpha/(init_r + 1e-5): PEFT divides by the rank before pruning.
         kernel: the convolution's spatial shape, () for none.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -45,7 +45,7 @@ class AdaLoRA(Update):
     e: Float[Array, " r"]
     scale: Float[Array, ""] | float
     kernel: tuple[int, ...] = field(default=(), metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "AdaLoRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "e")

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 
-__all__ = ["Factors", "Leaf", "Update", "maps", "mismatch"]
+__all__ = ["Factors", "Leaf", "Update", "joint_flag", "maps", "mismatch"]
 
 Leaf = Literal["weight", "bias"]
 
@@ -34,7 +34,8 @@ class Update:
             all others change the side that they are for.
         is_copy: whether it is there once more for a head that is tied to an embedding, and has no
             leaf then; it is left out where it finds none.
-        transposed: whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does.
+        transposed: whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does;
+            None if that is unknown, as in a file of PEFT's, whose one flag holds for some sites.
     """
 
     family: ClassVar[str]
@@ -43,7 +44,7 @@ class Update:
     is_base_side: ClassVar[bool] = False
     keeps_tie: ClassVar[bool] = False
     is_copy: bool = False
-    transposed: bool = False
+    transposed: bool | None = False
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """The map of the weight (out, in): the identity at strength 0, the file's own at 1."""
@@ -94,6 +95,23 @@ class Update:
     def size(self) -> str:
         """Its size in a word or two, for people: ``rank 8``."""
         raise NotImplementedError
+
+
+def joint_flag(flags: Iterable[bool | None]) -> bool | None:
+    """What several updates at one site say together: True if one does, else None if one does.
+
+    Args:
+        flags: The updates' ``transposed``.
+
+    Returns:
+        Their disjunction, in which None is unknown.
+
+    Example:
+        >>> joint_flag([False, None]), joint_flag([None, True]), joint_flag([])
+        (None, True, False)
+    """
+    found = set(flags)
+    return True if True in found else None if None in found else False
 
 
 def maps(word: Iterable[tuple[Any, Update]], base: Base, leaf: Leaf = "weight") -> list[AffineMap]:

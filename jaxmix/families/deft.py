@@ -31,7 +31,7 @@ class DEFT(Update):
         injected: N (r, in), PEFT's ``deft_R``; None for PaRa.
         scale: γ = alpha/rank, or 1.
         method: what makes Q and K of P, PEFT's ``decomposition_method``.
-        transposed: whether PyTorch stores the weight as (in, out): ``fan_in_fan_out``.
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -48,7 +48,7 @@ class DEFT(Update):
     injected: Float[Array, "r in"] | None = None
     scale: Float[Array, ""] | float = 1.0
     method: Literal["relu", "qr"] = field(default="relu", metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "DEFT"
     trained: ClassVar[tuple[str, ...]] = ("p", "injected")

@@ -32,7 +32,7 @@ class DeLoRA(Update):
         b: B (out, r), PEFT's ``delora_B``.
         bound: λ (1,), PEFT's ``delora_lambda``, which is trained.
         norms: n (in,), PEFT's ``delora_w_norm``.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -50,7 +50,7 @@ class DeLoRA(Update):
     b: Float[Array, "out r"]
     bound: Float[Array, " 1"]
     norms: Float[Array, " in"]
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "DeLoRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "bound")

@@ -32,7 +32,7 @@ class FourierFT(Update):
         indices: (2, n), the rows and the columns, which PEFT draws from a seed and does not save.
         scale: γ, PEFT's ``scaling``.
         seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where numbers and positions differ in number, or lie beyond W.
@@ -49,7 +49,7 @@ class FourierFT(Update):
     indices: Int[Array, "2 n"]
     scale: Float[Array, ""] | float
     seed: int | None = field(default=None, metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "FourierFT"
     trained: ClassVar[tuple[str, ...]] = ("spectrum",)

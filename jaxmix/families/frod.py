@@ -31,7 +31,7 @@ class FRoD(Update):
         values: S's entries (n,), PEFT's ``frod_lambda_s_values``.
         indices: (2, n) int32, the rows and the columns, PEFT's ``frod_s_indices``.
         lengths: l (in,), PEFT's ``frod_lambda_l``.
-        transposed: whether PyTorch stores the weight as (in, out): ``fan_in_fan_out``.
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors have not the weight's inputs.
@@ -48,7 +48,7 @@ class FRoD(Update):
     values: Float[Array, " n"]
     indices: Int[Array, "2 n"]
     lengths: Float[Array, " in"]
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "FRoD"
     trained: ClassVar[tuple[str, ...]] = ("values", "lengths")

@@ -30,7 +30,7 @@ class GraLoRA(Update):
         scale: γ = alpha/(r + hybrid_r).
         a_general: A_g (hybrid_r, in), PEFT's ``gralora_A_general``; None without.
         b_general: B_g (out, hybrid_r), PEFT's ``gralora_B_general``; None without.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -49,7 +49,7 @@ class GraLoRA(Update):
     scale: Float[Array, ""] | float
     a_general: Float[Array, "h in"] | None = None
     b_general: Float[Array, "out h"] | None = None
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "GraLoRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "a_general", "b_general")

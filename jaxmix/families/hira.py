@@ -27,7 +27,7 @@ class HiRA(Update):
         b: B (out, r), PEFT's ``hira_B``; an embedding's is the transposed ``hira_embedding_A``.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
         embedding: whether the site is an embedding; likewise.
-        transposed: whether PyTorch stores the weight as (in, out): ``fan_in_fan_out``.
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -45,7 +45,7 @@ class HiRA(Update):
     b: Float[Array, "out r"]
     kernel: tuple[int, ...] = field(default=(), metadata={"static": True})
     embedding: bool = field(default=False, metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "HiRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b")

@@ -28,7 +28,7 @@ class IA3(Update):
         vector: l (out,), or (in,) of the inputs; PEFT's ``ia3_l`` without its axes of length one.
         on_input: whether inputs are rescaled: PEFT's ``feedforward_modules``. The bias then stays.
         axes: how many spatial axes the convolution has, 0 for none; what `export` needs.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where l is not as long as the weight's side.
@@ -44,7 +44,7 @@ class IA3(Update):
     vector: Float[Array, " n"]
     on_input: bool = field(default=False, metadata={"static": True})
     axes: int = field(default=0, metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "IA3"
     trained: ClassVar[tuple[str, ...]] = ("vector",)

@@ -40,7 +40,7 @@ class LoRA(Update):
         bias: (out,) of ``lora_bias``; None without.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
         embedding: whether the site is an embedding.
-        transposed: whether PyTorch stores the weight as (in, out): ``fan_in_fan_out``.
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -62,7 +62,7 @@ class LoRA(Update):
     bias: Float[Array, " out"] | None = None
     kernel: tuple[int, ...] = field(default=(), metadata={"static": True})
     embedding: bool = field(default=False, metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "LoRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "magnitude", "bias")

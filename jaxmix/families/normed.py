@@ -57,7 +57,7 @@ class Normed(Update):
     reads_base: ClassVar[bool] = True
 
     @property
-    def transposed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def transposed(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where the update is."""
         return self.update.transposed
 

@@ -33,7 +33,7 @@ class OFT(Update):
         eps: with ``coft`` a block of Q is shrunk to the Frobenius norm eps/√blocks if its own is
             larger; None without. PEFT rounds this bound to float32.
         embedding: whether the site is an embedding.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
         ends_twice: whether the series' last power counts twice, ``I + 2Q + … + 2Qⁿ⁻¹``.
 
     Raises:
@@ -54,7 +54,7 @@ class OFT(Update):
     terms: int | None = field(default=None, metadata={"static": True})
     eps: Float[Array, ""] | float | None = None
     embedding: bool = field(default=False, metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
     ends_twice: bool = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "OFT"

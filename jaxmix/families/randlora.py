@@ -34,7 +34,7 @@ class RandLoRA(Update):
         weights: λ (r, n), PEFT's ``randlora_lambda``.
         gamma: Γ (n, small), PEFT's ``randlora_gamma``.
         scale: γ = alpha/r.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -54,7 +54,7 @@ class RandLoRA(Update):
     weights: Float[Array, "r n"]
     gamma: Float[Array, "n small"]
     scale: Float[Array, ""] | float
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "RandLoRA"
     trained: ClassVar[tuple[str, ...]] = ("weights", "gamma")

@@ -32,7 +32,7 @@ class TinyLoRA(Update):
         number: which of the model's adapted modules it is, in their order, which says which of
             PEFT's vectors it has; what `export` needs, not the map. None where it is not known.
         seed: the seed from which PEFT draws P; what `export` needs.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -51,7 +51,7 @@ class TinyLoRA(Update):
     v: Float[Array, " u"]
     number: int | None = field(default=None, metadata={"static": True})
     seed: int | None = field(default=None, metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "TinyLoRA"
     trained: ClassVar[tuple[str, ...]] = ("v",)

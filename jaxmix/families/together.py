@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, compose, identity
-from jaxmix.families.base import Leaf, Update, maps
+from jaxmix.families.base import Leaf, Update, joint_flag, maps
 
 __all__ = ["Together", "parts_of"]
 
@@ -57,9 +57,9 @@ class Together(Update):
         return all(part.keeps_tie or not part.has_weight for part in self.parts)
 
     @property
-    def transposed(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def transposed(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where one of them says so."""
-        return any(part.transposed for part in self.parts)
+        return joint_flag(part.transposed for part in self.parts)
 
     @property
     def has_weight(self) -> bool:

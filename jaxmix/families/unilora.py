@@ -29,7 +29,7 @@ class UniLoRA(Update):
         a_scales: c_A (r, in), one over the root of how often the number is taken, PEFT's
             ``unilora_scales_A``.
         b_scales: c_B (out, r), PEFT's ``unilora_scales_B``.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -49,7 +49,7 @@ class UniLoRA(Update):
     b_indices: Int[Array, "out r"]
     a_scales: Float[Array, "r in"]
     b_scales: Float[Array, "out r"]
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "UniLoRA"
     trained: ClassVar[tuple[str, ...]] = ("theta",)

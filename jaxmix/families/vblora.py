@@ -33,7 +33,7 @@ class VBLoRA(Update):
         b: the logits (out/l, r, vectors), PEFT's ``vblora_logits_B``, alone; or the pair.
         bank: (vectors, l), one and the same array at all sites, PEFT's ``vblora_vector_bank``.
         topk: k.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -51,7 +51,7 @@ class VBLoRA(Update):
     b: tuple[Array, ...]
     bank: Array
     topk: int = field(metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "VBLoRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "bank")

@@ -29,7 +29,7 @@ class VeRA(Update):
         b: B (out or more, r), PEFT's ``vera_B``.
         lambda_b: λ_b (out,), PEFT's ``vera_lambda_b``.
         lambda_d: λ_d (r,), PEFT's ``vera_lambda_d``.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.
@@ -47,7 +47,7 @@ class VeRA(Update):
     b: Float[Array, "out_or_more r"]
     lambda_b: Float[Array, " out"]
     lambda_d: Float[Array, " r"]
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "VeRA"
     trained: ClassVar[tuple[str, ...]] = ("lambda_b", "lambda_d")
@@ -98,7 +98,7 @@ class PVeRA(VeRA):
         b: B (out or more, r), PEFT's ``pvera_B``.
         lambda_b: λ_b (out,), PEFT's ``pvera_lambda_b``.
         lambda_d: (2r,), PEFT's ``pvera_lambda_d``; μ is its first half.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where the factors do not fit the weight.

@@ -37,7 +37,7 @@ class WaveFT(Update):
         wavelet: the wavelet's name, one of `jaxmix.families.wavelets`; None for S as it is
             (``use_idwt=False``).
         seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
-        transposed: whether PyTorch stores the weight as (in, out).
+        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
         ShapeError: by `compose`, where numbers and positions differ in number, or lie beyond W.
@@ -55,7 +55,7 @@ class WaveFT(Update):
     scale: Float[Array, ""] | float
     wavelet: str | None = field(default="db1", metadata={"static": True})
     seed: int | None = field(default=None, metadata={"static": True})
-    transposed: bool = field(default=False, metadata={"static": True})
+    transposed: bool | None = field(default=False, metadata={"static": True})
 
     family: ClassVar[str] = "WaveFT"
     trained: ClassVar[tuple[str, ...]] = ("spectrum",)

@@ -195,7 +195,8 @@ def _layer(
     if len(shape) > 2:
         return ("convolution" if kind in (None, "convolution", "other") else "unclear"), shape
     axis = tree.out_axes.of(place.leaf) if place.index is None else None
-    if place.axes is None and axis == 1:
+    said = table.is_conv1d(site)
+    if place.axes is None and (axis == 1 if said is None else said):
         return "conv1d", shape[::-1]
     if place.axes == KERNEL and axis == 0:
         # A Flax port of GPT-2 keeps the kernel as (out, in), which its rule turns.

@@ -4,13 +4,16 @@ A net is a tuple of layers with tanh between them. Weights lie as PyTorch has th
 (out, in), convolution (out, in / groups, *kernel), embedding (V, D), GPT-2's Conv1D (in, out).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-__all__ = ["MLP", "Layer", "Net", "from_json", "run", "to_json"]
+from jaxmix import Layout
+
+__all__ = ["MLP", "Layer", "Net", "from_json", "layout", "run", "to_json"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ MLP: Net = (
     Layer("layers.1.lin", "linear", (20, 18)),
     Layer("layers.2.lin", "linear", (18, 10)),
 )
+
+
+def layout(net: Net) -> Layout:
+    """Which layers are Conv1D, which square ones alone do not tell."""
+    names = (re.escape(layer.name) for layer in net if layer.kind == "gpt2")
+    return Layout("the net's", conv1d="|".join(names))
 
 
 def to_json(net: Net) -> list[dict]:

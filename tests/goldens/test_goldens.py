@@ -31,11 +31,13 @@ def layer_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return LAYERS.unpack(tmp_path_factory.mktemp("layers"))
 
 
-def composed(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> dict[str, np.ndarray]:
+def composed(
+    params: Mapping[str, np.ndarray], folders: Sequence[Path], net: nets.Net
+) -> dict[str, np.ndarray]:
     """The weights under the stack of these folders, in float64."""
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
-        out = jaxmix.compose(params, [peft_stack(adapters)])
+        out = jaxmix.compose(params, [peft_stack(adapters)], layout=nets.layout(net))
         return {name: np.asarray(leaf) for name, leaf in out.items()}
 
 
@@ -63,7 +65,7 @@ def test_stacks(first: str, length: int, stack_folders: Path) -> None:
     rows = [i for i, stack in enumerate(ALL_STACKS) if stack[0] == first and len(stack) == length]
     errors = {}
     for i in rows:
-        weights = composed(base, [stack_folders / name for name in ALL_STACKS[i]])
+        weights = composed(base, [stack_folders / name for name in ALL_STACKS[i]], net)
         ours = nets.run(net, weights, recorded["x"])
         errors[" -> ".join(ALL_STACKS[i])] = difference(ours, recorded["output"][i])
     wrong = {stack: error for stack, error in errors.items() if not error < TOLERANCE}
@@ -76,5 +78,5 @@ def test_layers(case: dict, layer_folders: Path) -> None:
     net = nets.from_json(LAYERS.json("nets.json")[case["net"]])
     base = LAYERS.tensors(f"{case['net']}.safetensors")
     x, truth = base.pop("x"), LAYERS.tensors("output.safetensors")[case["name"]]
-    weights = composed(base, [layer_folders / folder for folder in case["folders"]])
+    weights = composed(base, [layer_folders / folder for folder in case["folders"]], net)
     assert difference(nets.run(net, weights, x), truth) < TOLERANCE

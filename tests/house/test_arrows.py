@@ -22,15 +22,18 @@ ARROWS: dict[str, set[str]] = {
     "tied": {"families", "layout", "errors"},
     "plan": {"form", "affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
-    "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
+    "orientation": set(),
     "classes": set(),
     "stacks": set(),
     "inverse": {"layout", "errors"},
     "roles": {"classes", "stacks", "sites", "quantized"},
     "own": {"roles", "stacks", "layout"},
     "choosing": {"inverse", "own", "roles", "sites", "plan", "layout", "errors"},
+    "sites": {"orientation", "names", "quantized", "plan", "layout", "families", "errors"},
+    "reading": {"orientation", "sites", "sharded", "plan", "layout", "families"},
     "dense": {
         "choosing",
+        "reading",
         "sites",
         "quantized",
         "sharded",
@@ -44,7 +47,17 @@ ARROWS: dict[str, set[str]] = {
     "adapter": {"dense", "families", "layout", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
-    "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
+    "effects": {
+        "orientation",
+        "adapter",
+        "dense",
+        "quantized",
+        "plan",
+        "sites",
+        "singular",
+        "layout",
+        "families",
+    }
     | {"affine", "operators", "errors"},
     "pictures": {"errors"},
     "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}

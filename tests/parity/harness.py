@@ -6,6 +6,7 @@ rank, COFT's eps), it takes torch's default dtype: with float64 as the default i
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from jaxmix import Layout
+
 from ..goldens.nets import Layer, Net
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "exact",
     "forward",
     "inputs",
+    "layout",
     "mixed_model",
     "save_adapter",
     "state",
@@ -177,6 +181,12 @@ def forward(model: nn.Module, x: np.ndarray) -> np.ndarray:
 def state(model: nn.Module) -> dict[str, np.ndarray]:
     """The model's weights as a flat dict {PyTorch name: array}, copied."""
     return {name: param.numpy().copy() for name, param in model.state_dict().items()}
+
+
+def layout(model: nn.Module) -> Layout:
+    """Which of the model's layers are Conv1D, which square ones alone do not tell."""
+    found = (re.escape(name) for name, part in model.named_modules() if isinstance(part, Conv1D))
+    return Layout("the model's classes", conv1d="|".join(found))
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:

@@ -12,22 +12,26 @@ from torch import nn
 import jaxmix
 from jaxmix.converters.peft import peft_stack
 
-from .harness import state
+from .harness import layout, state
 
 __all__ = ["composed", "jaxmix_model"]
 
 
-def composed(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> dict[str, np.ndarray]:
+def composed(
+    params: Mapping[str, np.ndarray],
+    folders: Sequence[Path],
+    table: jaxmix.Layout | None = None,
+) -> dict[str, np.ndarray]:
     """The weights of jaxmix for PEFT's stack of these folders."""
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
-        out = jaxmix.compose(params, [peft_stack(adapters)])
+        out = jaxmix.compose(params, [peft_stack(adapters)], layout=table)
         return {name: np.asarray(leaf) for name, leaf in out.items()}
 
 
 def jaxmix_model(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
     """A pristine copy of the model with jaxmix's weights in it."""
     twin = copy.deepcopy(model)
-    weights = composed(state(model), folders)
+    weights = composed(state(model), folders, layout(model))
     twin.load_state_dict({name: torch.from_numpy(w.copy()) for name, w in weights.items()})
     return twin.eval()

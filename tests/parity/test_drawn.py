@@ -19,7 +19,7 @@ import torch
 
 import jaxmix
 
-from .harness import TorchNet, build, difference, forward, inputs, save_adapter, state
+from .harness import TorchNet, build, difference, forward, inputs, layout, save_adapter, state
 from .layer_cases import NETS
 from .nested import Form, neighbours, nested
 from .test_forms import record
@@ -103,18 +103,21 @@ def _ours(model: TorchNet, form: Form, folders: list[Path]) -> TorchNet:
     with jax.enable_x64(True):
         base = params if form.reads else None
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
-        weights = jaxmix.compose(params, adapters)
+        weights = jaxmix.compose(params, adapters, layout=layout(model))
     twin.load_state_dict({name: torch.from_numpy(np.array(w)) for name, w in weights.items()})
     return twin.eval()
 
 
-def _saved_needs_no_torch(folder: Path, params: dict[str, np.ndarray], out: Path) -> None:
+def _saved_needs_no_torch(folder: Path, model: torch.nn.Module, out: Path) -> None:
     """What was drawn is written, so that torch and the base are asked for once."""
+    params = state(model)
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         adapter = jaxmix.load(folder, base=params)
         jaxmix.save(adapter, out)
         patch.setitem(sys.modules, "torch", None)
-        first, again = (jaxmix.compose(params, one) for one in (adapter, jaxmix.load(out)))
+        first, again = (
+            jaxmix.compose(params, one, layout=layout(model)) for one in (adapter, jaxmix.load(out))
+        )
         assert all(np.array_equal(first[name], again[name]) for name in params)
 
 
@@ -135,7 +138,7 @@ def test_drawn(form: Form, tmp_path: Path, record_property: Record) -> None:
     for i, config in enumerate(neighbours(form)):
         save_adapter(model, config, folders[1 + i], seed=i)
     if form.reads:
-        _saved_needs_no_torch(folders[0], state(model), tmp_path / "saved")
+        _saved_needs_no_torch(folders[0], model, tmp_path / "saved")
     inner = adapted.base_model.model
     words = [
         (folders[:1], _run(form, adapted, x)),

@@ -26,6 +26,7 @@ from .harness import (
     exact,
     forward,
     inputs,
+    layout,
     mixed_model,
     save_adapter,
     state,
@@ -38,14 +39,16 @@ Record = Callable[[str, object], None]
 SINGLE = [case for case in CASES if len(case.adapters) == 1]
 
 
-def exported(folder: Path, out: Path, params: Any, base: bool = False) -> Path:
+def exported(folder: Path, out: Path, model: Any, base: bool = False) -> Path:
     """A folder of PEFT's, read and written again by jaxmix, which reads it too."""
+    params = state(model)
     given = params if base else None
     with jax.enable_x64(True):
         adapter = jaxmix.load(folder, base=given)
         there = jaxmix.export_peft(adapter, out)
         first, second = (
-            jaxmix.compose(params, one) for one in (adapter, jaxmix.load(there, base=given))
+            jaxmix.compose(params, one, layout=layout(model))
+            for one in (adapter, jaxmix.load(there, base=given))
         )
         for name, leaf in first.items():
             # VB-LoRA's largest weights PEFT takes in float32 only.
@@ -57,7 +60,7 @@ def exported(folder: Path, out: Path, params: Any, base: bool = False) -> Path:
 def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
     """Every layer type and form of the six."""
     truth = make(case, tmp_path)
-    folder = exported(truth.folders[0], tmp_path / "out", state(truth.model))
+    folder = exported(truth.folders[0], tmp_path / "out", truth.model)
     if case.truth == "single":
         with exact():
             model = peft.PeftModel.from_pretrained(build(truth.net), str(folder)).eval()
@@ -83,7 +86,7 @@ def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
     model, x = build(NETS[form.net]), inputs(NETS[form.net])
     folder = save_all(model, form, tmp_path)[1]
     truth = forward(nested(model, [folder]), x)
-    out = exported(folder, tmp_path / "out", state(model), form.reads)
+    out = exported(folder, tmp_path / "out", model, form.reads)
     error = difference(forward(nested(model, [out]), x), truth)
     record_property("parity_cases", 1)
     record_property("parity_worst", error)
@@ -96,7 +99,7 @@ def test_form_in_float32(form: Form, tmp_path: Path) -> None:
     model, x = build(NETS[form.net]), inputs(NETS[form.net])
     folder = save_all(model, form, tmp_path)[1]
     truth = forward(nested(model, [folder]), x)
-    out = exported(folder, tmp_path / "out", state(model))
+    out = exported(folder, tmp_path / "out", model)
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model).float(), str(out)).eval()
     with torch.no_grad():
         got = loaded(torch.from_numpy(x).float()).double().numpy()

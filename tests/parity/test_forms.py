@@ -12,7 +12,7 @@ from torch import nn
 import jaxmix
 
 from .forms import FORMS
-from .harness import build, difference, forward, inputs, state, type_of
+from .harness import build, difference, forward, inputs, layout, state, type_of
 from .layer_cases import NETS
 from .nested import Form, nested, save_all
 
@@ -25,7 +25,7 @@ def ours(model: nn.Module, form: Form, folders: list[Path]) -> nn.Module:
         params = state(model)
         base = params if form.reads else None
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
-        weights = jaxmix.compose(params, adapters)
+        weights = jaxmix.compose(params, adapters, layout=layout(model))
         tensors = {name: torch.from_numpy(np.array(w)) for name, w in weights.items()}
     twin = build(NETS[form.net])
     twin.load_state_dict(tensors)

@@ -17,7 +17,7 @@ from jaxmix.converters.peft.kind import (
 )
 from jaxmix.converters.peft.kinds.lora_config import LORA_HARMLESS, LORA_REFUSED
 from jaxmix.converters.peft.patterns import number
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, MASKS, NUMBER, one_of
 from jaxmix.errors import ShapeError
@@ -39,7 +39,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         expected = f"({rank}, in), (out, {rank}), ({rank}, 1)"
         raise ShapeError(f"{shapes(factors)}, expected {expected} by the config")
     scale = (alpha if alpha > 0 else rank) / (init_r + 1e-5)
-    return AdaLoRA(a, b, e[:, 0], scale, transposed=file.config.flag("fan_in_fan_out"))
+    return AdaLoRA(a, b, e[:, 0], scale, transposed=file.transposed)
 
 
 def _write(updates: Mapping[str, Any]) -> Written:
@@ -56,7 +56,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     by = 1.0 if scale > 0 else scale
     scale = scale if scale > 0 else 1.0
     fields = {
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "init_r": most,
         "lora_alpha": scale * (most + 1e-5),
         "rank_pattern": masks or None,

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, need
 from jaxmix.converters.peft.values import COUNT, FLAG, NUMBER, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
@@ -32,7 +32,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         injected,
         alpha / rank if alpha else 1.0,
         values.get("decomposition_method") or "relu",
-        file.config.flag("fan_in_fan_out"),
+        file.transposed,
     )
 
 
@@ -43,7 +43,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     fields = {
         "alpha": _alpha(updates),
         "decomposition_method": same(updates, "decomposition_method", lambda x: x.method),
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda x: x.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "para": same(updates, "para", lambda x: x.injected is None),
         "r": rank,
     }

@@ -8,7 +8,7 @@ import numpy as np
 from jaxmix.converters.peft.arrays import same_array
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
@@ -38,7 +38,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
             f"{names[1]} goes from {indices.min()} to {indices.max()}, expected 0 to {size - 1}"
         )
     places: Any = indices.astype(np.int32)
-    return FRoD(v, values, places, lengths, file.config.flag("fan_in_fan_out"))
+    return FRoD(v, values, places, lengths, file.transposed)
 
 
 def _judged(values: Mapping[str, Any]) -> Iterator[str]:
@@ -65,7 +65,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
         indices = same_array(own, places, lambda update: update.indices)
         shared[places] = np.asarray(indices, np.int64)
         shared[f"frod_s_size.{category}"] = np.array(shared[v].shape, np.int64)
-    fan = same(updates, "fan_in_fan_out", lambda update: update.transposed)
+    fan = fan_in_fan_out(updates)
     rate = _rate(updates)
     return Written(
         {

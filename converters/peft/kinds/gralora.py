@@ -6,7 +6,7 @@ from typing import Any
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
 from jaxmix.converters.peft.patterns import number
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, INTEGER, NUMBER, one_of
 from jaxmix.errors import ShapeError
@@ -43,8 +43,7 @@ def _build(file: File, site: str, factors: Factors) -> GraLoRA:
             + (f", general ({hybrid}, in) and (out, {hybrid})" if hybrid else ", no general ones")
         )
     scale = said["alpha"] / (rank + hybrid)
-    transposed = file.config.flag("fan_in_fan_out")
-    return GraLoRA(a, b, scale, *made[2:], transposed=transposed)
+    return GraLoRA(a, b, scale, *made[2:], transposed=file.transposed)
 
 
 def _write(updates: Mapping[str, Any]) -> Written:
@@ -53,7 +52,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
 
     fields = {
         "alpha": same(updates, "alpha", lambda up: number(up.scale) * (up.a.shape[2] + hybrid(up))),
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "gralora_k": same(updates, "gralora_k", lambda update: update.a.shape[0]),
         "hybrid_r": same(updates, "hybrid_r", hybrid),
         "r": same(updates, "r", lambda update: update.a.shape[2]),

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, check_ranks, need
 from jaxmix.converters.peft.values import FLAG
 from jaxmix.errors import ShapeError
@@ -31,13 +31,13 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     if b.shape[2:] != (1,) * (axes - 2):
         raise ShapeError(f"hira_B has shape {b.shape}, expected (out, {rank}, 1, …)")
     kernel = a.shape[2:]
-    transposed = file.config.flag("fan_in_fan_out") and not kernel
+    transposed = False if kernel else file.transposed
     return HiRA(a.reshape(rank, -1), b.reshape(-1, rank), kernel, transposed=transposed)
 
 
 def _write(updates: Mapping[str, Any]) -> Written:
     fields = {
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "r": same(updates, "r", lambda update: update.a.shape[0]),
     }
     tensors: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out
 from jaxmix.converters.peft.shapes import Factors, need
 from jaxmix.converters.peft.values import FLAG, NAMES, Check
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
@@ -39,7 +39,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         raise ShapeError(f"ia3_l has shape {shape}, expected {expected}: it scales {side}")
     if along and on_input and vector.ndim > 2:
         _check_groups(file, site, vector.size)
-    transposed = file.config.flag("fan_in_fan_out") and vector.ndim == 2
+    transposed = file.transposed if vector.ndim == 2 else False
     return IA3(vector.reshape(-1), bool(on_input), vector.ndim - 2, transposed)
 
 
@@ -74,7 +74,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     """The sites that scale inputs are named whole, by a regular expression."""
     inputs = [re.escape(site) for site, update in updates.items() if update.on_input]
     fields = {
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "feedforward_modules": "|".join(inputs) if inputs else [],
     }
     return Written(fields, {f"{site}.ia3_l": _shaped(update) for site, update in updates.items()})

@@ -48,7 +48,9 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     if b.shape[2:] != (1,) * (axes - 2):
         raise ShapeError(f"lora_B.weight has shape {b.shape}, expected (out, {rank}, 1, …)")
     kernel = a.shape[2:]
-    a, b, is_turned = a.reshape(rank, -1), b.reshape(-1, rank), config.flag("fan_in_fan_out")
+    a, b = a.reshape(rank, -1), b.reshape(-1, rank)
+    # The updates of a parameter lie as it does, and so they are never turned.
+    is_fixed = bool(kernel) or parameter in parameters(config, module)
     if (diagonal := _flagged(file, factors, "lora_diag", "kasa_config")) is not None:
         return KaSA(a, b, diagonal, scale)
     plain = LoRA(
@@ -58,7 +60,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         magnitude=magnitude,
         bias=_bias(file, factors, b.shape[:1]),
         kernel=kernel,
-        transposed=is_turned and not kernel,
+        transposed=False if is_fixed else file.transposed,
     )
     return _on_its_base(file, site, plain, rank)
 
@@ -74,7 +76,11 @@ def _experts(file: File, site: str, factors: Factors, rank: int, scale: float) -
         raise ShapeError(
             f"{shapes(factors)} are of {experts} experts (out, in) = {sizes}, but {site} is {shape}"
         )
+    in_first = shape[1:] != sizes
     if sizes[0] == sizes[1]:
+        # Other parameters of the module lie the same way.
+        in_first = file.kept.get((site.rpartition(".")[0], "in_first"))
+    if in_first is None:
         raise UnsupportedError(
             f"the experts' matrices are square, {sizes}, and the file does not say whether they "
             "lie as (out, in) or as (in, out). Merge it with PEFT"
@@ -83,7 +89,7 @@ def _experts(file: File, site: str, factors: Factors, rank: int, scale: float) -
         a.reshape(experts, rank, -1),
         b.reshape(len(b), rank, experts).transpose(2, 0, 1),
         scale,
-        in_first=shape[1:] != sizes,
+        in_first=in_first,
     )
 
 
@@ -139,13 +145,15 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     """
     if (init := str(file.config.values.get("init_lora_weights")).lower()) not in SUBTRACTED:
         return update
+    is_linear = not (update.kernel or update.embedding)
+    is_turned = is_linear and file.is_conv1d(site)
     # PEFT's OLoRA takes a weight that lies as (in, out) for one that does not.
-    if update.kernel or update.embedding or (init == "olora" and update.transposed):
+    if not is_linear or (init == "olora" and is_turned):
         raise UnsupportedError(f"PEFT has no {init} of this layer. Save it as a plain LoRA")
     if not update.scale:
         raise CheckpointError(f"lora_alpha is 0, by which {init} divides. Save it as a plain LoRA")
     weight = file.weight(site).astype(np.float64)
-    weight = weight.T if update.transposed else weight
+    weight = weight.T if is_turned else weight
     if init == "pissa":
         left, values, right = np.linalg.svd(weight, full_matrices=False)
         taken, by = left[:, :rank] * values[:rank] / update.scale, right[:rank]

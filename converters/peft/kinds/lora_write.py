@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmix.converters.peft.kind import Written
 from jaxmix.converters.peft.patterns import number, ranks_and_alphas
-from jaxmix.converters.peft.same import same, unless
+from jaxmix.converters.peft.same import fan_in_fan_out, same, unless
 from jaxmix.errors import UnsupportedError
 from jaxmix.families import ExpertLoRA, KaSA, LoRA
 
@@ -42,7 +42,6 @@ def write(updates: Mapping[str, Any]) -> Written:
     if has_bias:
         said = "PEFT has no bias of its own (lora_bias) for an embedding, and one for all others"
         unless(layers, lambda update: not getattr(update, "embedding", False), said)
-    is_turned = bool(layers) and _turned(layers)
     attentions = _attentions(layers)
     tensors: Tensors = {}
     for site, update in layers.items():
@@ -59,7 +58,7 @@ def write(updates: Mapping[str, Any]) -> Written:
         **ranks_and_alphas(
             {path: _rank(u) for path, u in told.items()}, scales, alpha="lora_alpha"
         ),
-        "fan_in_fan_out": is_turned,
+        "fan_in_fan_out": fan_in_fan_out(layers),
         "init_lora_weights": True,
         "kasa_config": {"beta": 1e-4, "gamma": 1e-3} if is_kasa else None,
         "lora_bias": has_bias,
@@ -82,16 +81,6 @@ def _is_dora(update: Any) -> bool:
 
 def _bias(update: Any) -> Any:
     return getattr(update, "bias", None)
-
-
-def _turned(layers: Mapping[str, Any]) -> bool:
-    """``fan_in_fan_out``, which an embedding and a convolution do not look at."""
-    looking = {
-        site: update
-        for site, update in layers.items()
-        if not (getattr(update, "embedding", False) or getattr(update, "kernel", ()))
-    }
-    return bool(looking) and same(looking, "fan_in_fan_out", lambda update: update.transposed)
 
 
 def _layer(update: LoRA | KaSA, has_bias: bool) -> Tensors:

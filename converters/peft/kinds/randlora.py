@@ -10,7 +10,7 @@ from jaxmix.converters.peft.arrays import same_array
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
 from jaxmix.converters.peft.patterns import number
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, INTEGER, NUMBER, one_of
 from jaxmix.errors import CheckpointError, ShapeError
@@ -34,7 +34,7 @@ def _build(file: File, site: str, factors: Factors) -> RandLoRA:
         raise ShapeError(
             f"{found}, expected ({rank}, 1, ·), (·, ·, {rank}), lambda ({rank}, n), gamma (n, ·)"
         )
-    scale, fan = said["randlora_alpha"] / rank, file.config.flag("fan_in_fan_out")
+    scale, fan = said["randlora_alpha"] / rank, file.transposed
     return RandLoRA(a, b, weights, gamma, scale, fan)
 
 
@@ -50,8 +50,8 @@ def _bases(file: File) -> tuple[Any, Any]:
     if said.get("save_projection", True):
         raise CheckpointError("randlora_A or randlora_B missing, but save_projection is true")
     torch = file.torch("randlora_A and randlora_B")
-    # The largest out and the largest in may be two sites'; turned ones give the same pair.
-    sizes = [file.shape(site)[:2] for site in file.sites]
+    # The largest out and the largest in may be two sites'.
+    sizes = [file.sizes(site) for site in file.sites]
     small, large = sorted(max(axis) for axis in zip(*sizes, strict=True))
     sparsity = None
     if said.get("very_sparse"):
@@ -107,7 +107,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
         tensors[f"{site}.randlora_gamma"] = update.gamma
     return Written(
         {
-            "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+            "fan_in_fan_out": fan_in_fan_out(updates),
             "r": rank,
             "randlora_alpha": same(updates, "randlora_alpha", lambda up: number(up.scale) * rank),
             "projection_prng_key": 0,

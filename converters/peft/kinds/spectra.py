@@ -8,7 +8,7 @@ import numpy as np
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
 from jaxmix.converters.peft.patterns import number, spread
-from jaxmix.converters.peft.same import same, unless
+from jaxmix.converters.peft.same import fan_in_fan_out, same, unless
 from jaxmix.converters.peft.shapes import Factors, need
 from jaxmix.converters.peft.values import FLAG, INTEGER, NUMBER, one_of
 from jaxmix.errors import ShapeError
@@ -21,7 +21,7 @@ __all__ = ["FOURIERFT", "WAVEFT"]
 def _fourierft(file: File, site: str, factors: Factors) -> FourierFT:
     """FourierFT; the config's ``n_frequency`` is the tensor's size."""
     (spectrum,) = need(factors, "fourierft_spectrum")
-    said, fan = file.config.values, file.config.flag("fan_in_fan_out")
+    said, fan = file.config.values, file.transposed
     indices, seed = _positions(file, site, "fourierft_spectrum", spectrum), said["random_loc_seed"]
     return FourierFT(spectrum, indices, said["scaling"], seed, fan)
 
@@ -29,7 +29,7 @@ def _fourierft(file: File, site: str, factors: Factors) -> FourierFT:
 def _waveft(file: File, site: str, factors: Factors) -> WaveFT:
     """WaveFT; how many numbers a site has the tensor says, in whatever proportion they are."""
     (spectrum,) = need(factors, "waveft_spectrum")
-    said, fan = file.config.values, file.config.flag("fan_in_fan_out")
+    said, fan = file.config.values, file.transposed
     wavelet = said["wavelet_family"] if said.get("use_idwt", True) else None
     indices, seed = _positions(file, site, "waveft_spectrum", spectrum), said["random_loc_seed"]
     return WaveFT(spectrum, indices, said["scaling"], wavelet, seed, fan)
@@ -37,7 +37,7 @@ def _waveft(file: File, site: str, factors: Factors) -> WaveFT:
 
 def _positions(file: File, site: str, name: str, spectrum: Any) -> Any:
     """The rows and columns of the numbers: the first ones of a permutation of the whole weight."""
-    out_size, in_size = file.shape(site)[:: -1 if file.config.flag("fan_in_fan_out") else 1]
+    out_size, in_size = file.sizes(site)
     if spectrum.ndim != 1 or not 0 < spectrum.size <= out_size * in_size:
         raise ShapeError(
             f"{name} has shape {spectrum.shape}, expected (n,) with n from 1 to "
@@ -82,7 +82,7 @@ def _common(updates: Mapping[str, Any]) -> dict[str, Any]:
     )
     unless(updates, lambda update: update.seed is not None, said)
     return {
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "random_loc_seed": same(updates, "random_loc_seed", lambda update: update.seed),
         "scaling": same(updates, "scaling", lambda update: number(update.scale)),
     }

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.peft.same import same, unless
+from jaxmix.converters.peft.same import fan_in_fan_out, same, unless
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, INTEGER, NUMBER, one_of
 from jaxmix.errors import CheckpointError, ShapeError
@@ -34,18 +34,7 @@ def _build(file: File, site: str, factors: Factors) -> TinyLoRA:
         raise ShapeError(
             f"tinylora_P has shape {p.shape}, tinylora_v {v.shape}, expected {shape}, {shape[:1]}"
         )
-    return TinyLoRA(a, b, p, v, number, seed, _is_turned(file, site, a, b))
-
-
-def _is_turned(file: File, site: str, a: Any, b: Any) -> bool:
-    """Whether the weight is stored as (in, out), which an embedding beside such layers is not.
-
-    Only the base tells them apart; without it an embedding's factors then fit no leaf.
-    """
-    if not file.config.flag("fan_in_fan_out"):
-        return False
-    is_embedding = file.base is not None and file.shape(site) == (b.shape[0], a.shape[1])
-    return not is_embedding or a.shape[1] == b.shape[0]
+    return TinyLoRA(a, b, p, v, number, seed, file.transposed)
 
 
 def _vector(file: File, number: int) -> Any:
@@ -117,7 +106,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     vectors = {site: update.v for site, update in updates.items()}
     (_, first), *rest = vectors.items()
     fields = {
-        "fan_in_fan_out": any(update.transposed for update in updates.values()),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "r": max(update.a.shape[0] for update in updates.values()),
         "projection_seed": 42,
         "save_projection": True,

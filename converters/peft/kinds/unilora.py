@@ -9,7 +9,7 @@ from jaxmix.converters.peft.arrays import same_array
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
 from jaxmix.converters.peft.kinds.unilora_dealt import DEALING, THETA, dealt, vector
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError
@@ -38,8 +38,7 @@ def _build(file: File, site: str, factors: Factors) -> UniLoRA:
     if not all(0 <= x.min() <= x.max() < theta.size for x in (a, b) if x.size):
         raise CheckpointError(f"the indices are not all below {theta.size}, the size of {THETA}")
     indices = a.astype(np.int32), b.astype(np.int32)
-    fan = file.config.flag("fan_in_fan_out")
-    return UniLoRA(theta, *indices, a_scales, b_scales, fan)
+    return UniLoRA(theta, *indices, a_scales, b_scales, file.transposed)
 
 
 def _write(updates: Mapping[str, Any]) -> Written:
@@ -52,7 +51,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
             is_index = "indices" in name
             tensors[f"{site}.{name}"] = np.asarray(array, np.int64) if is_index else array
     fields = {
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "r": same(updates, "r", lambda update: update.a_indices.shape[0]),
         "save_indices": True,
         "theta_d_length": theta.shape[0],

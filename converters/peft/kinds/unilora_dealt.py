@@ -119,7 +119,7 @@ def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple
     """Output, input and dtype of the sites; each of which must be one linear layer of its own."""
     sizes: dict[str, tuple[int, int, Any]] = {}
     twins: dict[Any, list[str]] = defaultdict(list)
-    wrong, fan = [], file.config.flag("fan_in_fan_out")
+    wrong = []
     for site in sites:
         if f"{site}.weight" not in base.order or site not in base.shapes:
             wrong.append(f"{site}: no {site}.weight")
@@ -128,11 +128,9 @@ def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple
         if weight.ndim != 2 or not jnp.issubdtype(weight.dtype, jnp.floating):
             wrong.append(f"{site}: weight {weight.shape} {weight.dtype}")
             continue
-        out_size, in_size = weight.shape[::-1] if fan else weight.shape
+        out_size, in_size = file.sizes(site)
         if bias is not None and bias.shape != (out_size,):
-            wrong.append(
-                f"{site}: weight {weight.shape}, bias {bias.shape}, with fan_in_fan_out {fan}"
-            )
+            wrong.append(f"{site}: weight {weight.shape}, bias {bias.shape}")
         sizes[site] = out_size, in_size, weight.dtype
         some = weight.ravel()[:: max(1, weight.size // 4096)]
         twins[weight.shape, some.tobytes()].append(site)
@@ -140,7 +138,7 @@ def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple
         raise CheckpointError(
             f"{file.config.path.parent}: modules for which the config asks, and which are no "
             f"linear layers in {base.what}:{listing(wrong)}\nExpected floats (out, in), or (in, "
-            "out) of GPT-2's Conv1D, if fan_in_fan_out says so for all. Give the base on which "
+            "out) of GPT-2's Conv1D. Give the base on which "
             f"the adapter was trained. Or {_SAVED}"
         )
     if same := [" = ".join(names) for names in twins.values() if len(names) > 1]:

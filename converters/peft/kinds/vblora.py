@@ -8,7 +8,7 @@ import numpy as np
 from jaxmix.converters.peft.arrays import same_array
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError
@@ -28,9 +28,8 @@ def _build(file: File, site: str, factors: Factors) -> VBLoRA:
     if bank.shape != (said["num_vectors"], said["vector_length"]):
         expected = (said["num_vectors"], said["vector_length"])
         raise ShapeError(f"{_BANK} has shape {bank.shape}, expected {expected} from the config")
-    fan = file.config.flag("fan_in_fan_out")
     a, b = (_side(file, name, axis, factors) for axis, name in enumerate(_SIDES))
-    return VBLoRA(a, b, bank, said["topk"], fan)
+    return VBLoRA(a, b, bank, said["topk"], file.transposed)
 
 
 def _side(file: File, name: str, axis: int, factors: Factors) -> tuple[Any, ...]:
@@ -72,7 +71,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
         for end, array in zip(ends, side, strict=True)
     }
     fields = {
-        "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+        "fan_in_fan_out": fan_in_fan_out(updates),
         "num_vectors": bank.shape[0],
         "r": same(updates, "r", lambda update: update.a[0].shape[0]),
         "save_only_topk_weights": only_topk,

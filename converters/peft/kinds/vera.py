@@ -7,7 +7,7 @@ from typing import Any
 from jaxmix.converters.peft.arrays import same_array
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.peft.same import same
+from jaxmix.converters.peft.same import fan_in_fan_out, same
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.values import COUNT, FLAG, INTEGER, one_of
 from jaxmix.errors import CheckpointError, ShapeError
@@ -28,7 +28,7 @@ def _build(file: File, site: str, factors: Factors) -> VeRA:
     if (a.ndim, b.ndim, *a.shape[:1], *b.shape[1:]) != (2, 2, wide, rank):
         found = shapes({f"{name}_A": a, f"{name}_B": b})
         raise ShapeError(f"{found}, expected ({wide}, in) and (out, {rank}) with rank {rank}")
-    return make(a, b, lambda_b, lambda_d, transposed=file.config.flag("fan_in_fan_out"))
+    return make(a, b, lambda_b, lambda_d, transposed=file.transposed)
 
 
 def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]:
@@ -38,9 +38,7 @@ def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]
         return a, b
     if file.config.values.get("save_projection", True):
         raise CheckpointError(f"{name}_A or {name}_B missing, but save_projection is true")
-    sizes = [file.shape(site)[:2] for site in file.sites]
-    if file.config.flag("fan_in_fan_out"):
-        sizes = [size[::-1] for size in sizes]
+    sizes = [file.sizes(site) for site in file.sites]
     out_size, in_size = (max(axis) for axis in zip(*sizes, strict=True))
     torch = file.torch(f"{name}_A and {name}_B")
     seed = file.config.values["projection_prng_key"]
@@ -69,7 +67,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
             "r": same(updates, "r", lambda update: update.b.shape[1]),
             "projection_prng_key": 0,
             "save_projection": True,
-            "fan_in_fan_out": same(updates, "fan_in_fan_out", lambda update: update.transposed),
+            "fan_in_fan_out": fan_in_fan_out(updates),
         },
         {f"{site}.{name}_{end}": getattr(up, end) for site, up in updates.items() for end in ends},
         {

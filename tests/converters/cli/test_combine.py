@@ -1,6 +1,7 @@
 """``jaxmix combine``: what `jaxmix.combine` makes, saved."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import jaxmix
 from jaxmix.families import LoRA
+from jaxmix.layout import NAMES
 
 from ..checkpoints import Adapters, contents, load, save_adapters
 from .running import Captured, main, run, told
@@ -76,6 +78,7 @@ def test_other_kinds(
         [("loha", 1.0)],
     ]
     assert set(params) == set(load(base)) and how.pop("key") == jax.random.key(3)
+    assert how.pop("layout") == replace(NAMES, conv1d="")  # as the base's config.json says
     assert how == {
         "method": "dare_ties",
         "weights": [1.0, 0.5],

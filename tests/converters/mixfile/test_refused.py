@@ -218,7 +218,7 @@ UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
     ),
     "a flag": (
         lambda d: first(d).update(transposed=1),
-        "a: transposed is 1, expected true or false",
+        "a: transposed is 1, expected true or false or nothing",
     ),
     "a tuple": (
         lambda d: first(d).update(kernel=[3, "x"]),

@@ -79,7 +79,7 @@ LOOSE: dict[str, Update] = {
 FORMS: dict[str, dict[str, Update]] = {
     "lora": {"a.q": lora(), "b.q": lora()},
     "bfloat16": {"q": LoRA(n(2, 4, dtype=BFLOAT16), n(6, 2, dtype=BFLOAT16), 0.5)},
-    "fan_in_fan_out": {"q": lora(transposed=True), "k": lora(transposed=True)},
+    "fan_in_fan_out": {"q": lora(transposed=None), "k": lora(transposed=None)},
     "bias": {"q": lora(bias=n(6)), "k": lora(bias=n(6, seed=1))},
     "dora": {"q": lora(magnitude=n(6)), "k": lora(magnitude=n(6, seed=1))},
     "conv": {"one": lora(6, 12, kernel=(3,)), "two": lora(6, 60, kernel=(3, 5)), "q": lora()},

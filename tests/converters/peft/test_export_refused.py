@@ -105,10 +105,6 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
         {"q": lora(), "k": lora(magnitude=n(6)), "mlp.up": experts(4, 5)},
         "one use_dora for all sites, and these differ:\n  False: q\n  True: k\nExport",
     ),
-    "turned and not": (
-        {"q": lora(), "k": lora(transposed=True), "c": lora(6, 12, kernel=(3,))},
-        "one fan_in_fan_out for all sites, and these differ:\n  False: q\n  True: k\nExport",
-    ),
     "dora with a bias": (
         {"q": lora(magnitude=n(6)), "k": lora(magnitude=n(6), bias=n(6))},
         "PEFT has no DoRA with a bias of its own (lora_bias), which these have:\n  k",
@@ -163,10 +159,6 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     "adalora of two scales": (
         {"q": adalora(1.0), "k": adalora(2.0)},
         "one lora_alpha for all sites, and these differ:\n  1.0: q\n  2.0: k",
-    ),
-    "adalora, turned and not": (
-        {"q": adalora(1.0), "k": replace(adalora(1.0), transposed=True)},
-        "one fan_in_fan_out for all sites, and these differ:\n  False: q\n  True: k",
     ),
     "shira of no rank": (
         {"q": shira(1), "k": shira(None)},

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import jaxmix
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
@@ -232,16 +233,32 @@ def test_bad_experts(made, base, kind, said, tmp_path):
         assert "Give the base: jaxmix.load(…, base=params)" in refused(C, folder)
 
 
-@pytest.mark.parametrize("down", [(3, 5, 4), (3, 4, 5), (3, 9, 9)])
-def test_parameters_that_can_not_be_told(down, tmp_path):
+@pytest.mark.parametrize(
+    ("down", "how"), [((3, 5, 4), "several"), ((3, 4, 5), "none"), ((3, 9, 9), "none")]
+)
+def test_parameters_that_can_not_be_told(down, how, tmp_path):
     """Two of a module, of one shape, or of none that fits: which is which the file does not say."""
     folder = of_experts(tmp_path, "mlp.up", "mlp.down", outer=UP, inner=UP)
-    base = {"mlp.up": np.ones((3, 5, 4)), "mlp.down": np.ones(down)}
+    base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
-        f"{tmp_path}: it can't be told which factors at mlp are for which of up, down, whose "
-        f"shapes are [(5, 4), {down[1:]}]. The file does not say; train them as adapters of their "
-        "own."
+        f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down, whose shapes are "
+        f"[(3, 5, 4), {down}], and the file does not say which is whose. Give the base on which "
+        "the adapter was trained as a flat dict in the model's own order, jaxmix.load(…, "
+        "base={name: array for name, array in model.state_dict().items()}), or train them as "
+        "adapters of their own."
     )
+
+
+def test_parameters_told_by_the_order_of_the_model(tmp_path):
+    """PEFT wraps the parameter that the module registers first innermost."""
+    folder = of_experts(tmp_path, "mlp.down", "mlp.up", outer=UP, inner=UP)
+    path = folder / "adapter_model.safetensors"
+    made = load_file(path)
+    made["base_model.model.mlp.lora_A.weight"] *= 2
+    save_file(made, path)
+    base = {"mlp.up": np.ones((3, 5, 4)), "mlp.down": np.ones((3, 5, 4))}
+    updates: Any = jaxmix.load(folder, base=base).updates
+    assert [np.max(updates[f"mlp.{name}"].a) for name in ("up", "down")] == [1, 2]
 
 
 @pytest.mark.parametrize("told", [[1, 2, 3], {"embed": [1]}, {"other": [1, 2]}])
@@ -282,11 +299,24 @@ def test_patterns_go_by_an_attention(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "kind", "said"),
     [
-        ({"init_lora_weights": "olora", "fan_in_fan_out": True}, UnsupportedError, "no olora of"),
+        ({"init_lora_weights": "olora"}, UnsupportedError, "no olora of"),
         ({"init_lora_weights": "pissa", "lora_alpha": 0}, CheckpointError, "lora_alpha is 0, by"),
     ],
 )
 def test_what_no_base_helps(fields, kind, said, tmp_path):
-    """PEFT's OLoRA takes no account of the order of axes, and an alpha of 0 divides."""
+    """PEFT's OLoRA takes no account of a Conv1D's order of axes, and an alpha of 0 divides."""
+    base = {f"{SITE}.weight": np.ones((4, 6)), f"{SITE}.bias": np.ones(6)}
     with pytest.raises(kind, match=said):
-        jaxmix.load(save(tmp_path, **fields), base={f"{SITE}.weight": np.ones((6, 4))})
+        jaxmix.load(save(tmp_path, **fields), base=base)
+
+
+def test_a_base_that_does_not_tell_its_orientation(tmp_path):
+    """A square weight of a file whose flag is on, which PiSSA has to know."""
+    made = keyed({"lora_A.weight": np.ones((2, 4)), "lora_B.weight": np.ones((4, 2))})
+    folder = save(tmp_path, tensors=made, init_lora_weights="pissa", fan_in_fan_out=True)
+    base = {f"{SITE}.weight": np.eye(4), f"{SITE}.bias": np.ones(4)}
+    assert (
+        "does not tell whether the weight at layer.proj is stored as (out, in) or as (in, out), "
+        "and the params that were given as base does not either. Give a base with its biases"
+    ) in refused(C, folder, base=base)
+    assert jaxmix.load(folder, base={f"{SITE}.weight": np.eye(4)}).sites == (SITE,)

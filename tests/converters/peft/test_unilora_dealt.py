@@ -114,8 +114,8 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = 
         "  layers.1.k: weight (6, 4, 3) float64\nExpected floats (out, in), or (in, out) of"),
     "integers": ({}, {**_QK, "layers.1.k.weight": np.ones((6, 4), np.int8)}, CheckpointError,
         "  layers.1.k: weight (6, 4) int8\n"),
-    "wrong way": ({"fan_in_fan_out": True}, _QK, CheckpointError,
-        "  layers.0.q: weight (6, 4), bias (6,), with fan_in_fan_out True\n"),
+    "bias": ({}, {**_QK, "layers.0.q.bias": np.ones(5)}, CheckpointError,
+        "  layers.0.q: weight (6, 4), bias (5,)\n"),
     "twins": ({}, _TIED, CheckpointError, "modules with the same weights in the params that were "
         "given as base:\n  layers.0.q = layers.1.q\nOne module under two names PEFT adapts once"),
 }  # fmt: skip
