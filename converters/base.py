@@ -7,6 +7,7 @@ factors but those that come out of the base's own weights. Their readers ask her
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from jaxmix.converters.huggingface import FLOATS, read_checkpoint
 from jaxmix.errors import CheckpointError
 from jaxmix.layout import NAMES
+from jaxmix.names import Spellings
 from jaxmix.sites import Tree
 
 __all__ = ["BaseModel", "base_model"]
@@ -42,6 +44,10 @@ class BaseModel:
     what: str
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
     order: tuple[str, ...] = ()
+
+    @cached_property
+    def _spellings(self) -> Spellings:
+        return Spellings(self.shapes)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -79,6 +85,8 @@ class BaseModel:
         """The name under which the base has a module: often one has a prefix more."""
         if module in self.shapes:
             return module
+        if len(others := self._spellings.of(module)) == 1:
+            return others[0]
         ends = [
             name
             for name in self.shapes

@@ -1,22 +1,22 @@
 """Sites found in a params tree: which leaves a word of updates changes, and how these lie there."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
 from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place
-from jaxmix.names import leaf_names
+from jaxmix.names import Spellings, leaf_names
 from jaxmix.plan import Word
 from jaxmix.quantized import is_quantized
 
-__all__ = ["OutAxes", "Site", "Tree", "located", "placed", "shared"]
+__all__ = ["OutAxes", "Site", "Tree", "located", "placed", "respelled", "shared"]
 
 _SHOWN = 20
 
@@ -49,6 +49,11 @@ class Tree:
     def leaf(self, place: Place) -> Any:
         """The leaf at a place."""
         return self.leaves[self.where[place.leaf]]
+
+    @cached_property
+    def spellings(self) -> Spellings:
+        """The leaves' names by what is left of them without wrappers."""
+        return Spellings(self.where)
 
     @cached_property
     def out_axes(self) -> "OutAxes":
@@ -190,9 +195,9 @@ def placed(
     sites: list[Site] = []
     for name, word in words.items():
         bare = Site(name, word)
+        tried = respelled(table, name, tree.where, tree.spellings)
         if all(update.is_copy for _, update in word):
-            places = table.places(name, "weight")
-            if not any(place.leaf in tree.where for place in places):
+            if not any(place.leaf in tree.where for place in tried["weight"]):
                 continue
         found: dict[Part, Place] = {}
         needs: dict[Part, bool] = {
@@ -201,7 +206,7 @@ def placed(
         }
         for part, needed in needs.items():
             wanted = needed or (part == "bias" and bare.turns_bias)
-            places = table.places(name, part) if wanted else []
+            places = tried[part] if wanted else []
             hits = [place for place in places if place.leaf in tree.where]
             if len(hits) == 1 and hits[0].leaf not in tree.twice:
                 found[part] = hits[0]
@@ -211,6 +216,32 @@ def placed(
             break
         sites.append(Site(name, word, found.get("weight"), found.get("bias")))
     return sites, lost
+
+
+def respelled(
+    table: Layout, site: str, where: Collection[str], spellings: Spellings
+) -> dict[Part, list[Place]]:
+    """The places of a site's weight and bias, under the names that the leaves have.
+
+    Args:
+        table: the layout.
+        site: the site.
+        where: the names of the leaves.
+        spellings: the same, to look names up in.
+
+    Returns:
+        The layout's places if one of them is a leaf, or nothing else is. Else the places of the
+        leaves that differ from these by wrappers alone; only then, so that no module is taken for
+        its neighbour ``module``.
+    """
+    parts: dict[Part, list[Place]] = {part: table.places(site, part) for part in get_args(Part)}
+    if any(place.leaf in where for places in parts.values() for place in places):
+        return parts
+    others: dict[Part, list[Place]] = {
+        part: [replace(p, leaf=leaf) for p in places for leaf in spellings.of(p.leaf)]
+        for part, places in parts.items()
+    }
+    return others if any(others.values()) else parts
 
 
 def _lost(name: str, part: Part, places: list[Place], tree: Tree) -> str:

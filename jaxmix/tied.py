@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from jaxmix.layout import Layout
+from jaxmix.names import bare
 
 __all__ = ["HEADS", "tied_problem", "tied_sites"]
 
@@ -53,7 +54,7 @@ def tied_problem(site: str, names: Collection[str]) -> str | None:
         model.embed_tokens is the embedding and, since the tree has no lm_head, the head too ...
         >>> tied_problem("model.embed_tokens", ["model.embed_tokens.weight", "lm_head.weight"])
     """
-    names = [name.removeprefix("params.") for name in names]
+    names, site = [bare(name.removeprefix("params.")) for name in names], bare(site)
     weights: dict[str, str] = {}
     for name in names:
         module, _, kind = name.rpartition(".")

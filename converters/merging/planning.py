@@ -6,6 +6,7 @@ Everything that can go wrong is looked at here, on shapes alone, before anything
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from jaxmix.dense import Fitted, fitted
 from jaxmix.errors import LayoutError
 from jaxmix.layout import Layout, named
 from jaxmix.mix import Mix
+from jaxmix.names import Spellings
+from jaxmix.sites import respelled
 
 __all__ = ["plan", "precision", "table_of"]
 
@@ -78,8 +81,9 @@ def _shares(one: Fitted, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, S
 def _touched(sites: Iterable[str], layout: Layout, tensors: Mapping[str, Stored]) -> Iterator[str]:
     """The tensors that a site may own, once each."""
     seen: set[str] = set()
+    spellings = Spellings(tensors)
     for site in sites:
-        for place in (*layout.places(site, "weight"), *layout.places(site, "bias")):
+        for place in chain(*respelled(layout, site, tensors, spellings).values()):
             if place.leaf in tensors and place.leaf not in seen:
                 seen.add(place.leaf)
                 yield place.leaf

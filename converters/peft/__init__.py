@@ -11,6 +11,7 @@ from jaxmix.converters.peft.config import read_config
 from jaxmix.converters.peft.file import Config, File
 from jaxmix.converters.peft.keys import Sites, sort_keys
 from jaxmix.converters.peft.kinds import KINDS
+from jaxmix.converters.peft.plain import plain_values
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.stack import peft_stack
 from jaxmix.converters.peft.tensors import read_tensors
@@ -54,10 +55,12 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None)
     Source: ``peft/utils/save_and_load.py``.
     """
     config = read_config(folder / CONFIG_FILE)
+    config = replace(config, values=plain_values(config))
     path = folder / WEIGHTS_FILE
     kind = KINDS[config.family]
-    sites = sort_keys(read_tensors(path, kind.integers), config, path)
     model = None if base is None else base_model(base)
+    modules = () if model is None else model.modules
+    sites = sort_keys(read_tensors(path, kind.integers), config, path, modules)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
     if more := kind.unsaved(file):
         sites.factors.update({site: dict(factors) for site, factors in more.items()})
