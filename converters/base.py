@@ -17,8 +17,8 @@ import numpy as np
 from jaxmix.converters.huggingface import FLOATS, read_checkpoint
 from jaxmix.errors import CheckpointError
 from jaxmix.layout import NAMES
-from jaxmix.names import Spellings
 from jaxmix.sites import Tree
+from jaxmix.spelling import Spellings
 
 __all__ = ["BaseModel", "base_model"]
 

@@ -11,14 +11,14 @@ serves to compare names with those of a tree that has the last word.
 """
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
 
-__all__ = ["Spellings", "bare", "leaf_name", "leaf_names", "unwrapped", "without_wrappers"]
+__all__ = ["bare", "leaf_name", "leaf_names", "unwrapped", "without_wrappers"]
 
 
 def _part(*names: str) -> re.Pattern[str]:
@@ -28,21 +28,25 @@ def _part(*names: str) -> re.Pattern[str]:
 
 
 # torch.compile, FSDP (and its older name), activation checkpointing, Lightning's strategies.
-_WRAPPERS = _part(
+_NAMES = (
     *("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"),
     "_forward_module",
 )
+_WRAPPERS = _part(*_NAMES)
+# The same in kohya's names, whose dots are underscores.
+_UNDERSCORED = re.compile(rf"(?:(?<=_)|^)(?:{'|'.join(_NAMES)})_")
 # DataParallel, DistributedDataParallel and DeepSpeed.
 _MODULE = _part("module")
 # PEFT, which may be wrapped by itself again.
 _PEFT = re.compile(r"(?:(?<=\.)|^)(?:base_model\.(?:module\.)*model\.)+")
 
 
-def without_wrappers(name: str) -> str:
+def without_wrappers(name: str, *, is_underscored: bool = False) -> str:
     """Removes the names of wrappers that no model uses for its own modules.
 
     Args:
         name: a dotted name, or a regular expression for such names.
+        is_underscored: whether the name has underscores for its dots, as kohya's have.
 
     Returns:
         The name without them.
@@ -50,30 +54,39 @@ def without_wrappers(name: str) -> str:
     Example:
         >>> without_wrappers("_orig_mod.model.layers.0._orig_mod.mlp.module.up")
         'model.layers.0.mlp.module.up'
+        >>> without_wrappers("_orig_mod_mid_attn", is_underscored=True)
+        'mid_attn'
     """
+    if is_underscored:
+        return _UNDERSCORED.sub("", name)
     # Most names have none, and this is asked for every leaf of a tree.
     return _WRAPPERS.sub("", name) if "_" in name else name
 
 
-def unwrapped(names: Collection[str]) -> dict[str, str]:
-    """The names of one file without what wrappers add to them.
+def unwrapped(names: Collection[str], *, is_peft: bool = False) -> dict[str, str]:
+    """Removes from the names of one file what wrappers add to them.
 
-    An outer ``module.`` is a wrapper's if all names have it. PEFT's own ``base_model.model.`` is
-    removed wherever it stands, so that it may be missing or repeated; an outer ``module.`` below it
-    is a wrapper's if all names that had it go on with ``module.``.
+    An outer ``module.`` is a wrapper's if all names have it. PEFT's own ``base_model.model.`` may
+    be missing, repeated, or below other names; an outer ``module.`` below it is a wrapper's if all
+    names that had PEFT's prefix go on with it.
 
     Args:
         names: all names of the file.
+        is_peft: whether PEFT's prefix is removed too.
 
     Returns:
         ``{name: name without wrappers}``; two names may become one.
 
     Example:
-        >>> unwrapped(["module.base_model.model.base_model.model.h.0.q", "module.h.0.module.k"])
-        {'module.base_model.model.base_model.model.h.0.q': 'h.0.q', 'module.h.0.module.k': ...
+        >>> unwrapped(["module.h.0.q", "module.h.0.module.k"])
+        {'module.h.0.q': 'h.0.q', 'module.h.0.module.k': 'h.0.module.k'}
+        >>> unwrapped(["base_model.model.base_model.model.h.0.q"], is_peft=True)
+        {'base_model.model.base_model.model.h.0.q': 'h.0.q'}
     """
     found = {name: without_wrappers(name) for name in names}
     found = _without_outer(found, found)
+    if not is_peft:
+        return found
     inner = [name for name, short in found.items() if _PEFT.search(short)]
     return _without_outer({name: _PEFT.sub("", short) for name, short in found.items()}, inner)
 
@@ -86,6 +99,8 @@ def _without_outer(found: Mapping[str, str], names: Collection[str]) -> dict[str
     return found
 
 
+# Asked for every leaf whenever a site is not found under its own name.
+@lru_cache(maxsize=1 << 16)
 def bare(name: str) -> str:
     """A name without anything that a wrapper may have added, to compare it with others.
 
@@ -100,32 +115,6 @@ def bare(name: str) -> str:
         ('h.0.q', 'h.0.q')
     """
     return _PEFT.sub("", _MODULE.sub("", without_wrappers(name)))
-
-
-class Spellings:
-    """Finds names that differ from those of a tree or file only by what wrappers add.
-
-    Args:
-        names: the names of the tree or the file.
-
-    Example:
-        >>> Spellings(["_orig_mod.h.0.q", "h.1.module.q"]).of("module.h.0.q")
-        ('_orig_mod.h.0.q',)
-    """
-
-    def __init__(self, names: Iterable[str]):
-        self._names = names
-
-    @cached_property
-    def _by_bare(self) -> Mapping[str, tuple[str, ...]]:
-        found: dict[str, list[str]] = defaultdict(list)
-        for name in self._names:
-            found[bare(name)].append(name)
-        return {name: tuple(names) for name, names in found.items()}
-
-    def of(self, name: str) -> tuple[str, ...]:
-        """The names that mean the same; several if the wrappers alone tell them apart."""
-        return self._by_bare.get(bare(name), ())
 
 
 def leaf_name(path: Sequence[Any]) -> str:

@@ -1,22 +1,23 @@
 """Sites found in a params tree: which leaves a word of updates changes, and how these lie there."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
-from typing import Any, get_args
+from typing import Any
 
 import jax
 
 from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place
-from jaxmix.names import Spellings, leaf_names
+from jaxmix.names import leaf_names
 from jaxmix.plan import Word
 from jaxmix.quantized import is_quantized
+from jaxmix.spelling import Spellings, respelled
 
-__all__ = ["OutAxes", "Site", "Tree", "located", "placed", "respelled", "shared"]
+__all__ = ["OutAxes", "Site", "Tree", "located", "placed", "shared"]
 
 _SHOWN = 20
 
@@ -216,32 +217,6 @@ def placed(
             break
         sites.append(Site(name, word, found.get("weight"), found.get("bias")))
     return sites, lost
-
-
-def respelled(
-    table: Layout, site: str, where: Collection[str], spellings: Spellings
-) -> dict[Part, list[Place]]:
-    """The places of a site's weight and bias, under the names that the leaves have.
-
-    Args:
-        table: the layout.
-        site: the site.
-        where: the names of the leaves.
-        spellings: the same, to look names up in.
-
-    Returns:
-        The layout's places if one of them is a leaf, or nothing else is. Else the places of the
-        leaves that differ from these by wrappers alone; only then, so that no module is taken for
-        its neighbour ``module``.
-    """
-    parts: dict[Part, list[Place]] = {part: table.places(site, part) for part in get_args(Part)}
-    if any(place.leaf in where for places in parts.values() for place in places):
-        return parts
-    others: dict[Part, list[Place]] = {
-        part: [replace(p, leaf=leaf) for p in places for leaf in spellings.of(p.leaf)]
-        for part, places in parts.items()
-    }
-    return others if any(others.values()) else parts
 
 
 def _lost(name: str, part: Part, places: list[Place], tree: Tree) -> str:

@@ -54,7 +54,10 @@ def tied_problem(site: str, names: Collection[str]) -> str | None:
         model.embed_tokens is the embedding and, since the tree has no lm_head, the head too ...
         >>> tied_problem("model.embed_tokens", ["model.embed_tokens.weight", "lm_head.weight"])
     """
-    names, site = [bare(name.removeprefix("params.")) for name in names], bare(site)
+    site = bare(site)
+    if _last(site) not in _EMBEDDINGS and site not in HEADS:
+        return None
+    names = [bare(name.removeprefix("params.")) for name in names]
     weights: dict[str, str] = {}
     for name in names:
         module, _, kind = name.rpartition(".")

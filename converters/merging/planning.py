@@ -20,8 +20,7 @@ from jaxmix.dense import Fitted, fitted
 from jaxmix.errors import LayoutError
 from jaxmix.layout import Layout, named
 from jaxmix.mix import Mix
-from jaxmix.names import Spellings
-from jaxmix.sites import respelled
+from jaxmix.spelling import Spellings, respelled
 
 __all__ = ["plan", "precision", "table_of"]
 

@@ -13,6 +13,7 @@ from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.errors import LayoutError, listing
 from jaxmix.families import Update, parts_of
 from jaxmix.mix import Mix
+from jaxmix.names import bare
 from jaxmix.tied import tied_problem
 
 __all__ = ["untied"]
@@ -36,7 +37,7 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
         LayoutError: if the mix needs an untied checkpoint and this is not allowed, or not possible.
     """
     tensors = list(checkpoint.tensors)
-    without_head = [name for name in tensors if name != _HEAD]
+    without_head = [name for name in tensors if bare(name) != _HEAD]
     sites = filter(_is_outside_layers, _weight_sites(mixed))
     problems = {site: told for site in sites if (told := tied_problem(site, without_head))}
     if not problems or not _is_tied(checkpoint, tensors):
@@ -53,7 +54,7 @@ def untied(checkpoint: Checkpoint, mixed: Mix, *, allowed: bool) -> tuple[Checkp
             "an adapter trained tokens, which changes both sides of a tied embedding, and another "
             f"changes one side of it:{listing([*tokens, *problems])}\nMerge one after the other."
         )
-    if _HEAD not in tensors:
+    if without_head == tensors:
         checkpoint = with_copy(checkpoint, _HEAD, of=_embedding(checkpoint, problems))
     return with_config(checkpoint, _untied_fields(checkpoint)), _HEAD
 
@@ -89,7 +90,7 @@ def _is_tied(checkpoint: Checkpoint, tensors: Iterable[str]) -> bool:
     config = checkpoint.json("config.json")
     part = config.get("text_config")
     said = config.get(_FLAG, part.get(_FLAG) if isinstance(part, dict) else None)
-    return said is True if _HEAD in tensors else said is not False
+    return said is True if _HEAD in map(bare, tensors) else said is not False
 
 
 def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:

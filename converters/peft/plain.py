@@ -63,7 +63,7 @@ def plain_keys(
     known = set(map(without_wrappers, modules))
     paths: dict[str, str] = {}
     names: dict[str, str] = {}
-    for key, short in unwrapped(keys).items():
+    for key, short in unwrapped(keys, is_peft=True).items():
         literal = without_wrappers(key).removeprefix(_PREFIX)
         paths[key] = literal if short != literal and _is_below(known, literal) else short
         if found := _split_name(paths[key], config.family):
@@ -102,7 +102,7 @@ def _plain_value(value: Any) -> Any:
 def _plain_name(text: str) -> str:
     """A module's name or a regular expression; AdaLoRA's masks go by the whole key."""
     if found := re.fullmatch(r"(.+\.lora_E)(?:\.[^.]+)?", text):
-        return next(iter(unwrapped([found[1]]).values()))
+        return next(iter(unwrapped([found[1]], is_peft=True).values()))
     return without_wrappers(text)
 
 
