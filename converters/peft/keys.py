@@ -165,7 +165,8 @@ def _leaf(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Probl
     if array.dtype not in FLOATS:
         return _Problem(f"a buffer of {array.dtype}, which jaxmix can't mix; leave it out", True)
     site, _, leaf = path.rpartition(".")
-    if leaf == "weight" and (site.endswith(".base_layer") or (array.ndim == 2 and not is_saved)):
+    is_base = site.endswith(".base_layer") and array.ndim > 1
+    if leaf == "weight" and (is_base or (array.ndim == 2 and not is_saved)):
         return _at_site(site, "base", leaf, config)
     if leaf in ("weight", "bias") and site:
         return _at_site(site, "saved", leaf, config)
