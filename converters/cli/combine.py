@@ -1,11 +1,12 @@
 """``jaxmix combine``."""
 
+import warnings
 from typing import Annotated, Any, get_args
 
 import typer
 from rich.markup import escape
 
-from jaxmix.combine import METHODS
+from jaxmix.combine import METHODS, partial_sites, partial_text
 from jaxmix.combine import combine as combined
 from jaxmix.combine.formulas import MajoritySign
 from jaxmix.converters.cli.adapters import AdapterOptions, check_apart, parse_adapter
@@ -96,7 +97,9 @@ def combine(
     check_apart(out, adapters)
     options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
     weights = [strength for _, strength in told]
-    with waiting(f"combining by {method}", as_json=as_json):
+    partial = partial_sites(groups)
+    with waiting(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "combine without a base")  # the program reports it itself
         made = combined(
             groups,
             None if base is None else mapped(base),
@@ -116,12 +119,15 @@ def combine(
                 "out": place,
                 "format": to,
                 "sites": list(made.sites),
+                "partial": partial,
                 "is": made.summary(),
             }
         )
     else:
         names = ", ".join(f"{path} × {weight:g}" for path, weight in told)
         say(f"[bold]{escape(str(place))}[/]: {method} of {escape(names)}", escape(made.summary()))
+        if partial:
+            say(escape(partial_text(partial, len(made.sites))))
 
 
 def _key(seed: int) -> Any:

@@ -2,5 +2,6 @@
 
 from jaxmix.combine.combining import combine
 from jaxmix.combine.methods import METHODS
+from jaxmix.combine.overlap import partial_sites, partial_text
 
-__all__ = ["METHODS", "combine"]
+__all__ = ["METHODS", "combine", "partial_sites", "partial_text"]
