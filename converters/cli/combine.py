@@ -97,7 +97,7 @@ def combine(
     check_apart(out, adapters)
     options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
     weights = [strength for _, strength in told]
-    partial = partial_sites(groups)
+    partial = partial_sites(groups) if base is None else {}
     with waiting(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "combine without a base")  # the program reports it itself
         made = combined(
@@ -119,7 +119,7 @@ def combine(
                 "out": place,
                 "format": to,
                 "sites": list(made.sites),
-                "partial": partial,
+                **({"partial": partial} if partial else {}),
                 "is": made.summary(),
             }
         )

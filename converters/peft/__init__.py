@@ -14,6 +14,7 @@ from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.plain import plain_values
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.stack import peft_stack
+from jaxmix.converters.peft.targets import check_targets
 from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.peft.tokens import token_rows, with_copies_marked
 from jaxmix.converters.peft.wrapped import located, stripped
@@ -61,6 +62,7 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None)
     model = None if base is None else base_model(base)
     modules = () if model is None else model.modules
     sites = sort_keys(read_tensors(path, kind.integers), config, path, modules)
+    check_targets(config, sites.factors)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
     if more := kind.unsaved(file):
         sites.factors.update({site: dict(factors) for site, factors in more.items()})

@@ -87,11 +87,13 @@ def plain_values(config: Config) -> dict[str, Any]:
     Returns:
         All of its values.
     """
-    return {field: _plain_value(value) for field, value in config.values.items()}
+    return {field: _plain_value(field, value) for field, value in config.values.items()}
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(field: str, value: Any) -> Any:
     """A list of names, or an object by names, without wrappers; any other value as it is."""
+    if isinstance(value, str) and field in ("target_modules", "exclude_modules"):
+        return _plain_name(value)
     if isinstance(value, dict):
         return {_plain_name(key): own for key, own in value.items()}
     if isinstance(value, list):
