@@ -7,6 +7,7 @@ embeddings with trained tokens (``token_adapter.base_layer.weight``).
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -95,7 +96,10 @@ def _plain_value(field: str, value: Any) -> Any:
     if isinstance(value, str) and field in ("target_modules", "exclude_modules"):
         return _plain_name(value)
     if isinstance(value, dict):
-        return {_plain_name(key): own for key, own in value.items()}
+        names = {key: _plain_name(key) for key in value}
+        # Two that become one are left to those who look for modules of these names.
+        alone = {name for name, count in Counter(names.values()).items() if count == 1}
+        return {names[key] if names[key] in alone else key: own for key, own in value.items()}
     if isinstance(value, list):
         return [_plain_name(own) if isinstance(own, str) else own for own in value]
     return value
