@@ -6,7 +6,13 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.markup import escape
 
-from jaxmix.combine import METHODS, partial_sites, partial_text
+from jaxmix.combine import (
+    METHODS,
+    look_alikes,
+    look_alikes_text,
+    partial_sites,
+    partial_text,
+)
 from jaxmix.combine import combine as combined
 from jaxmix.combine.formulas import MajoritySign
 from jaxmix.converters.cli.adapters import AdapterOptions, check_apart, parse_adapter
@@ -98,6 +104,7 @@ def combine(
     options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
     weights = [strength for _, strength in told]
     partial = partial_sites(groups) if base is None else {}
+    pairs = look_alikes(groups) if base is None else []
     with waiting(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "combine without a base")  # the program reports it itself
         made = combined(
@@ -120,6 +127,7 @@ def combine(
                 "format": to,
                 "sites": list(made.sites),
                 **({"partial": partial} if partial else {}),
+                **({"look_alikes": pairs} if pairs else {}),
                 "is": made.summary(),
             }
         )
@@ -127,7 +135,9 @@ def combine(
         names = ", ".join(f"{path} × {weight:g}" for path, weight in told)
         say(f"[bold]{escape(str(place))}[/]: {method} of {escape(names)}", escape(made.summary()))
         if partial:
-            say(escape(partial_text(partial, len(made.sites))))
+            say(escape(f"note: {partial_text(partial, len(made.sites))}"))
+        if pairs:
+            say(escape(f"note: {look_alikes_text(pairs)}"))
 
 
 def _key(seed: int) -> Any:

@@ -12,7 +12,7 @@ from itertools import combinations
 from jaxmix.adapter import Mixable
 from jaxmix.errors import AdapterError, listing
 
-__all__ = ["check_overlap", "partial_sites", "partial_text"]
+__all__ = ["check_overlap", "look_alikes", "look_alikes_text", "partial_sites", "partial_text"]
 
 _SHOWN = 5
 
@@ -95,19 +95,35 @@ def check_overlap(adapters: Sequence[Mixable]) -> None:
             "modules, give the base (combine(adapters, params, …), on the command line --base), "
             "or mix them instead."
         )
-    if pairs := _look_alikes(partial_sites(adapters)):
-        shown = "; ".join(f"{one} and {other}" for one, other in pairs[:_SHOWN])
-        more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    if pairs := look_alikes(adapters):
         warnings.warn(
-            f"combine without a base: different adapters change sites that may be one module under "
-            f"two names: {shown}{more}. They are combined as different modules. If they are one, "
-            "rename the sites; if not, give the base to combine without this warning.",
+            f"combine without a base: {look_alikes_text(pairs)} They are combined as different "
+            "modules. If they are one, rename the sites; if not, give the base to combine without "
+            "this warning.",
             stacklevel=3,
         )
 
 
-def _look_alikes(partial: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    """Pairs of sites of different adapters whose names end alike, from the layer's number on."""
+def look_alikes(adapters: Sequence[Mixable]) -> list[tuple[str, str]]:
+    """Finds sites of different adapters that may be one module under two names.
+
+    Their names end alike, from the layer's number on: ``language_model.model.layers.0.mlp`` and
+    ``model.language_model.layers.0.mlp``.
+
+    Args:
+        adapters: adapters and mixes.
+
+    Returns:
+        Pairs of sites.
+
+    Example:
+        >>> from jaxmix import Adapter
+        >>> from jaxmix.families import Replace
+        >>> new = Replace(None, [0.0])
+        >>> look_alikes([Adapter({"h.0.q": new}, name="a"), Adapter({"t.h.0.q": new}, name="b")])
+        [('h.0.q', 't.h.0.q')]
+    """
+    partial = partial_sites(adapters)
     ends: dict[str, list[str]] = defaultdict(list)
     for site in partial:
         ends[_end(site)].append(site)
@@ -117,6 +133,20 @@ def _look_alikes(partial: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
         for one, other in combinations(sites, 2)
         if set(partial[one]).isdisjoint(partial[other]) and _may_be_one(one, other)
     ]
+
+
+def look_alikes_text(pairs: Sequence[tuple[str, str]]) -> str:
+    """Describes sites that may be one module.
+
+    Args:
+        pairs: as `look_alikes` returns them.
+
+    Returns:
+        A sentence with the first pairs.
+    """
+    shown = "; ".join(f"{one} and {other}" for one, other in pairs[:_SHOWN])
+    more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    return f"different adapters change sites that may be one module under two names: {shown}{more}."
 
 
 def _may_be_one(one: str, other: str) -> bool:

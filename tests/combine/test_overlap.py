@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmix import Adapter, combine
-from jaxmix.combine import partial_sites, partial_text
+from jaxmix.combine import look_alikes, look_alikes_text, partial_sites, partial_text
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA
 
@@ -76,8 +76,14 @@ def test_sites_of_some_only():
 def test_two_names_of_one_module_warn(one, other):
     """Some sites are shared and others look alike."""
     adapters = [lora("a", "shared", one), lora("b", "shared", other)]
+    assert look_alikes(adapters) == [(one, other)]
     with pytest.warns(UserWarning, match=f"two names: {one} and {other}. They are combined as"):
         combine(adapters, method="linear")
+
+
+def test_many_pairs_are_counted():
+    """The first are shown."""
+    assert look_alikes_text([("a", "b")] * 7).endswith("a and b; and 2 more.")
 
 
 @pytest.mark.parametrize(("one", "other"), [("up.0.q", "down.0.q"), ("mid.to_q", "up.to_q")])
