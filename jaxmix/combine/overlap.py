@@ -35,7 +35,7 @@ def partial_sites(adapters: Sequence[Mixable]) -> dict[str, tuple[str, ...]]:
     """
     labels = _labels(adapters)
     own = [_sites(adapter) for adapter in adapters]
-    every = dict.fromkeys(site for sites in own for site in sites)
+    every = dict.fromkeys(s for adapter in adapters for part in adapter.parts for s in part.sites)
     owners = {
         site: tuple(label for label, sites in zip(labels, own, strict=True) if site in sites)
         for site in every
