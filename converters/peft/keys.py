@@ -145,8 +145,8 @@ def _place(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Prob
     if path.endswith(_TOKENS) and config.values.get("trainable_token_indices"):
         return "tokens", path.removesuffix(_TOKENS), "trainable_tokens_delta"
     if _WRAPPED.search(path):
-        plain = _WRAPPED.sub("", path)
-        return _Problem(f"a part of PEFT's wrapper, but {plain}, which PEFT reads, is not there")
+        read = _WRAPPED.sub("", path)
+        return _Problem(f"a part of PEFT's wrapper, but {read}, which PEFT reads, is not there")
     return _leaf(plain, array, config)
 
 

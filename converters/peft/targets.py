@@ -136,7 +136,8 @@ def check_targets(config: Config, paths: Iterable[str]) -> None:
 
 def _problem(values: Mapping[str, Any], module: str) -> str | None:
     """Why PEFT does not adapt a module; None if it does, or if that can't be told."""
-    targets, layers = values.get("target_modules"), values.get("layers_to_transform")
+    targets: Any = values.get("target_modules")
+    layers = values.get("layers_to_transform")
     said = {word: values.get(word) for word in ("exclude_modules", "modules_to_save")}
     rules = Rules(targets, **said)
     for field, own in said.items():

@@ -19,10 +19,11 @@ ARROWS: dict[str, set[str]] = {
     "layout": {"place", "errors"},
     "form": {"affine", "layout"},
     "quantized": {"names", "errors"},
-    "tied": {"layout", "errors"},
+    "spelling": {"names", "layout"},
+    "tied": {"names", "layout", "errors"},
     "plan": {"form", "affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
-    "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
+    "sites": {"names", "spelling", "quantized", "plan", "layout", "families", "errors"},
     "choosing": {"sites", "plan", "layout", "errors"},
     "dense": {
         "choosing",
