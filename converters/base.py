@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxmix.errors import CheckpointError
 from jaxmix.layout import NAMES
 from jaxmix.orientation import OutAxes
 from jaxmix.sites import Tree
+from jaxmix.spelling import Spellings
 
 __all__ = ["BaseModel", "base_model"]
 
@@ -49,6 +51,10 @@ class BaseModel:
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
     conv1d: Callable[[str], bool | None] = lambda name: None
     order: tuple[str, ...] = ()
+
+    @cached_property
+    def _spellings(self) -> Spellings:
+        return Spellings(self.shapes)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -94,6 +100,8 @@ class BaseModel:
         """The names under which the base may have a module: often one has a prefix more."""
         if module in self.shapes:
             return [module]
+        if len(others := self._spellings.of(module)) == 1:
+            return list(others)
         return [
             name
             for name in self.shapes

@@ -17,6 +17,7 @@ from jaxmix.converters.lycoris.updates import build_all
 from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing
+from jaxmix.names import without_wrappers
 
 __all__ = ["PREFIXES", "export_kohya", "is_kohya", "read_kohya"]
 
@@ -143,7 +144,8 @@ def _sites(modules: Mapping[str, Factors], base: Any, where: str) -> dict[str, s
     wanted: dict[str, tuple[str, str]] = {}
     for module in modules:
         prefix = _prefix(f"{module}.") or ""
-        wanted[module] = PREFIXES[prefix], module.removeprefix(f"{prefix}_")
+        rest = without_wrappers(module.removeprefix(f"{prefix}_"), is_underscored=True)
+        wanted[module] = PREFIXES[prefix], rest
     if base is not None:
         return found_modules(wanted, base_model(base).modules, where)
     # A name of one word has no dot to lose.

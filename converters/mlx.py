@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.base import BaseModel, base_model
-from jaxmix.converters.lycoris.files import json_of
+from jaxmix.converters.lycoris.files import json_of, without_wrappers
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
 from jaxmix.converters.peft.values import NUMBER
@@ -134,7 +134,7 @@ def _sites(tensors: Mapping[str, Any], kind: str, file: Path) -> dict[str, Facto
     names = _PARAMETERS.get(kind, ("weight", "bias"))
     sites: dict[str, Factors] = {}
     unknown: list[str] = []
-    for key, tensor in tensors.items():
+    for key, tensor in without_wrappers(tensors, str(file)).items():
         module, _, parameter = key.rpartition(".")
         if not module or parameter not in names or tensor.dtype not in FLOATS:
             unknown.append(f"{key}: {tensor.dtype} {tensor.shape}")

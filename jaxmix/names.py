@@ -1,12 +1,120 @@
-"""The dotted names of a tree's leaves."""
+"""The dotted names of a tree's leaves, and what wrappers of PyTorch add to such names.
 
+A wrapper keeps the model in an attribute, whose name then stands in every key of its state dict:
+``_orig_mod.model.layers.0.mlp``, ``module.model.layers.0._checkpoint_wrapped_module.mlp``. This is
+the one place that knows these names.
+
+`_orig_mod` and its like are no names that a model gives to its own modules, so they can be removed
+wherever they stand. ``module`` and ``base_model.model`` can be a model's own: `unwrapped`
+removes them from names only where they wrap everything, and `bare`, which removes them everywhere,
+serves to compare names with those of a tree that has the last word.
+"""
+
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
 
-__all__ = ["leaf_name", "leaf_names"]
+__all__ = ["bare", "leaf_name", "leaf_names", "unwrapped", "without_wrappers"]
+
+
+def _part(*names: str) -> re.Pattern[str]:
+    """Matches parts of a dotted name, each with one of its dots, which may be escaped."""
+    one = f"(?:{'|'.join(names)})"
+    return re.compile(rf"(?:(?<=[.^])|^)(?:{one}\\?\.)+|(?:\\?\.|^){one}(?:\\?\.{one})*$")
+
+
+# torch.compile, FSDP (and its older name), activation checkpointing, Lightning's strategies.
+_NAMES = (
+    *("_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"),
+    "_forward_module",
+)
+_WRAPPERS = _part(*_NAMES)
+# The same in kohya's names, whose dots are underscores.
+_UNDERSCORED = re.compile(rf"(?:(?<=_)|^)(?:{'|'.join(_NAMES)})_")
+# DataParallel, DistributedDataParallel and DeepSpeed.
+_MODULE = _part("module")
+# PEFT, which may be wrapped by itself again.
+_PEFT = re.compile(r"(?:(?<=\.)|^)(?:base_model\.(?:module\.)*model\.)+")
+
+
+def without_wrappers(name: str, *, is_underscored: bool = False) -> str:
+    """Removes the names of wrappers that no model uses for its own modules.
+
+    Args:
+        name: a dotted name, or a regular expression for such names.
+        is_underscored: whether the name has underscores for its dots, as kohya's have.
+
+    Returns:
+        The name without them.
+
+    Example:
+        >>> without_wrappers("_orig_mod.model.layers.0._orig_mod.mlp.module.up")
+        'model.layers.0.mlp.module.up'
+        >>> without_wrappers("_orig_mod_mid_attn", is_underscored=True)
+        'mid_attn'
+    """
+    if is_underscored:
+        return _UNDERSCORED.sub("", name)
+    # Most names have none, and this is asked for every leaf of a tree.
+    return _WRAPPERS.sub("", name) if "_" in name else name
+
+
+def unwrapped(names: Collection[str], *, is_peft: bool = False) -> dict[str, str]:
+    """Removes from the names of one file what wrappers add to them.
+
+    An outer ``module.`` is a wrapper's if all names have it. PEFT's own ``base_model.model.`` may
+    be missing, repeated, or below other names; an outer ``module.`` below it is a wrapper's if all
+    names that had PEFT's prefix go on with it.
+
+    Args:
+        names: all names of the file.
+        is_peft: whether PEFT's prefix is removed too.
+
+    Returns:
+        ``{name: name without wrappers}``; two names may become one.
+
+    Example:
+        >>> unwrapped(["module.h.0.q", "module.h.0.module.k"])
+        {'module.h.0.q': 'h.0.q', 'module.h.0.module.k': 'h.0.module.k'}
+        >>> unwrapped(["base_model.model.base_model.model.h.0.q"], is_peft=True)
+        {'base_model.model.base_model.model.h.0.q': 'h.0.q'}
+    """
+    found = {name: without_wrappers(name) for name in names}
+    found = _without_outer(found, found)
+    if not is_peft:
+        return found
+    inner = [name for name, short in found.items() if _PEFT.search(short)]
+    return _without_outer({name: _PEFT.sub("", short) for name, short in found.items()}, inner)
+
+
+def _without_outer(found: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """Removes an outer ``module.`` from these names as often as all of them have it."""
+    found = dict(found)
+    while names and all(found[name].startswith("module.") for name in names):
+        found |= {name: found[name].removeprefix("module.") for name in names}
+    return found
+
+
+# Asked for every leaf whenever a site is not found under its own name.
+@lru_cache(maxsize=1 << 16)
+def bare(name: str) -> str:
+    """A name without anything that a wrapper may have added, to compare it with others.
+
+    Args:
+        name: a dotted name.
+
+    Returns:
+        The name without it.
+
+    Example:
+        >>> bare("module.base_model.model.h.0.module.q"), bare("h.0.q")
+        ('h.0.q', 'h.0.q')
+    """
+    return _PEFT.sub("", _MODULE.sub("", without_wrappers(name)))
 
 
 def leaf_name(path: Sequence[Any]) -> str:

@@ -16,6 +16,7 @@ from jaxmix.names import leaf_names
 from jaxmix.orientation import OutAxes
 from jaxmix.plan import Word
 from jaxmix.quantized import is_quantized
+from jaxmix.spelling import Spellings, respelled
 
 __all__ = ["Site", "Tree", "located", "placed", "shared"]
 
@@ -52,6 +53,11 @@ class Tree:
     def leaf(self, place: Place) -> Any:
         """The leaf at a place."""
         return self.leaves[self.where[place.leaf]]
+
+    @cached_property
+    def spellings(self) -> Spellings:
+        """The leaves' names by what is left of them without wrappers."""
+        return Spellings(self.where)
 
     @cached_property
     def out_axes(self) -> "OutAxes":
@@ -147,9 +153,9 @@ def placed(
     sites: list[Site] = []
     for name, word in words.items():
         bare = Site(name, word)
+        tried = respelled(table, name, tree.where, tree.spellings)
         if all(update.is_copy for _, update in word):
-            places = table.places(name, "weight")
-            if not any(place.leaf in tree.where for place in places):
+            if not any(place.leaf in tree.where for place in tried["weight"]):
                 continue
         found: dict[Part, Place] = {}
         needs: dict[Part, bool] = {
@@ -158,7 +164,7 @@ def placed(
         }
         for part, needed in needs.items():
             wanted = needed or (part == "bias" and bare.turns_bias)
-            places = table.places(name, part) if wanted else []
+            places = tried[part] if wanted else []
             hits = [place for place in places if place.leaf in tree.where]
             if len(hits) == 1 and hits[0].leaf not in tree.twice:
                 found[part] = hits[0]

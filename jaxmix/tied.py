@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from jaxmix.families import LoRA, Replace, Update, parts_of
 from jaxmix.layout import Layout
+from jaxmix.names import bare
 
 __all__ = [
     "EMBEDDINGS",
@@ -67,7 +68,10 @@ def tied_problem(site: str, names: Collection[str]) -> str | None:
         model.embed_tokens is the embedding and, since the tree has no lm_head, the head too ...
         >>> tied_problem("model.embed_tokens", ["model.embed_tokens.weight", "lm_head.weight"])
     """
-    names = [name.removeprefix("params.") for name in names]
+    site = bare(site)
+    if _last(site) not in EMBEDDINGS and site not in HEADS:
+        return None
+    names = [bare(name.removeprefix("params.")) for name in names]
     weights: dict[str, str] = {}
     for name in names:
         module, _, kind = name.rpartition(".")

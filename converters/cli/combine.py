@@ -1,11 +1,18 @@
 """``jaxmix combine``."""
 
+import warnings
 from typing import Annotated, Any, get_args
 
 import typer
 from rich.markup import escape
 
-from jaxmix.combine import METHODS
+from jaxmix.combine import (
+    METHODS,
+    look_alikes,
+    look_alikes_text,
+    partial_sites,
+    partial_text,
+)
 from jaxmix.combine import combine as combined
 from jaxmix.combine.formulas import MajoritySign
 from jaxmix.converters.cli.adapters import (
@@ -105,7 +112,10 @@ def combine(
     check_apart(out, adapters)
     options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
     weights = [strength for _, strength in told]
-    with waiting(f"combining by {method}", as_json=as_json):
+    partial = partial_sites(groups) if base is None else {}
+    pairs = look_alikes(groups) if base is None else []
+    with waiting(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "combine without a base")  # the program reports it itself
         made = combined(
             groups,
             None if base is None else mapped(base),
@@ -126,12 +136,18 @@ def combine(
                 "out": place,
                 "format": to,
                 "sites": list(made.sites),
+                **({"partial": partial} if partial else {}),
+                **({"look_alikes": pairs} if pairs else {}),
                 "is": made.summary(),
             }
         )
     else:
         names = ", ".join(f"{path} × {weight:g}" for path, weight in told)
         say(f"[bold]{escape(str(place))}[/]: {method} of {escape(names)}", escape(made.summary()))
+        if partial:
+            say(escape(f"note: {partial_text(partial, len(made.sites))}"))
+        if pairs:
+            say(escape(f"note: {look_alikes_text(pairs)}"))
 
 
 def _key(seed: int) -> Any:

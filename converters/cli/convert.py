@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from jaxmix.adapter import Adapter
+from jaxmix.combine import look_alikes, look_alikes_text
 from jaxmix.converters.cli.adapters import (
     AdapterArguments,
     Filenames,
@@ -156,13 +157,16 @@ def convert(
             raise typer.BadParameter(f"--prefix is nothing to {to}, whose names have none.")
         named["prefix"] = prefix
     place = _WRITERS[to].write(made, out, force=force, **named)
+    pairs = look_alikes(made.parts) if base is None else []
     if as_json:
         sites = {one.name: list(one.sites) for one in made.parts}
         told = {"adapters": strengths_data(made), "format": to, "out": place}
-        tell_json({**told, "sites": sites})
+        tell_json({**told, "sites": sites, **({"look_alikes": pairs} if pairs else {})})
     else:
         sites = count(len({site for one in made.parts for site in one.sites}), "site")
         say(f"[bold]{escape(str(place))}[/]: {to}, {escape(strengths_text(made))}, {sites}")
+        if pairs:
+            say(escape(f"note: {look_alikes_text(pairs)} They are written as different modules."))
 
 
 def _written(parts: Sequence[Adapter], to: str) -> Adapter | Mix:

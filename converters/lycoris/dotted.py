@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.names import unwrapped
+from jaxmix.spelling import Spellings
 
 __all__ = ["PARTS", "Place", "dotted_sites", "modern", "place_of", "sorted_keys"]
 
@@ -62,13 +64,14 @@ def sorted_keys(
         )
     places: dict[Place, Factors] = {}
     unknown: list[str] = []
+    splits = {key: split_key(modern(key)) for key in tensors}
+    plain = _without_wrappers({place_of(split[0]) for split in splits.values() if split})
     for key, tensor in tensors.items():
-        split = split_key(modern(key))
-        if split is None:
+        if (split := splits[key]) is None:
             unknown.append(f"{key}: no parameter that is known")
             continue
         module, parameter = split
-        place = place_of(module)
+        place = plain[place_of(module)]
         if part is not None and place.part != part:
             continue
         if parameter in places.setdefault(place, {}):
@@ -86,6 +89,18 @@ def sorted_keys(
             f"{where} has nothing for part={part!r}, expected one of {', '.join(found)}."
         )
     return places
+
+
+def _without_wrappers(places: Collection[Place]) -> dict[Place, Place]:
+    """Removes the names of wrappers that all modules of a part lie in (``unet.module.…``)."""
+    parts: dict[str, list[str]] = {}
+    for place in places:
+        parts.setdefault(place.part, []).append(place.module)
+    return {
+        Place(part, module): Place(part, short)
+        for part, modules in parts.items()
+        for module, short in unwrapped(modules).items()
+    }
 
 
 def dotted_sites(
@@ -115,12 +130,15 @@ def dotted_sites(
     several = len({place.part for place in places}) > 1
     sites: dict[Place, str] = {}
     problems: list[str] = []
+    spellings = Spellings(modules or ())
     for place in places:
         full = f"{place.part}.{place.module}" if place.part else place.module
         if modules is None:
             sites[place] = full if several else place.module
             continue
-        fitting = [name for name in dict.fromkeys((full, place.module)) if name in modules]
+        names = tuple(dict.fromkeys((full, place.module)))
+        fitting = [name for name in names if name in modules]
+        fitting = fitting or [module for name in names for module in spellings.of(name)]
         if len(fitting) == 1:
             sites[place] = fitting[0]
         else:

@@ -1,6 +1,7 @@
 """What an adapter's file says of itself, before its tensors are read: safetensors, or torch's."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,31 @@ from safetensors import SafetensorError, safe_open
 
 from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.torch_files import has_torch, is_torch_file, torch_tensors
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, listing
+from jaxmix.names import unwrapped
 
-__all__ = ["file_keys", "file_metadata", "file_tensors", "has_peft_keys", "json_of", "stands_alone"]
+__all__ = [
+    "file_keys",
+    "file_metadata",
+    "file_tensors",
+    "has_peft_keys",
+    "json_of",
+    "stands_alone",
+    "without_wrappers",
+]
 
 
 def file_keys(path: Path) -> tuple[str, ...]:
-    """The names of a file's tensors; none if it can't be read, which its reader will say."""
+    """The names of a file's tensors; none if it can't be read, which its reader will say.
+
+    They are without what wrappers of PyTorch add, as those of `file_tensors`.
+    """
     try:
         if is_torch_file(path):
-            return tuple(torch_tensors(path)) if path.is_file() and has_torch() else ()
+            keys = torch_tensors(path) if path.is_file() and has_torch() else {}
+            return tuple(unwrapped(keys).values())
         with safe_open(path, framework="numpy") as file:
-            return tuple(file.keys())
+            return tuple(unwrapped(file.keys()).values())
     except (SafetensorError, OSError, CheckpointError):
         return ()
 
@@ -40,15 +54,43 @@ def file_tensors(path: Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        ``{key: array}``, as `jaxmix.converters.peft.tensors.read_tensors` gives them.
+        ``{key: array}``, as `jaxmix.converters.peft.tensors.read_tensors` gives them, the keys
+        without what wrappers of PyTorch add.
 
     Raises:
-        CheckpointError: if there is no such file, or it is damaged or empty.
+        CheckpointError: if there is no such file, or it is damaged or empty, or two keys are one
+            without wrappers.
         AdapterError: if a number in it is not finite.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is no file, expected a .safetensors. Give its path.")
-    return read_tensors(path)
+    return without_wrappers(read_tensors(path), str(path))
+
+
+def without_wrappers(tensors: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Removes what wrappers of PyTorch add to the keys of a file.
+
+    Args:
+        tensors: the file's.
+        where: the file, for messages.
+
+    Returns:
+        The tensors by the keys that are left.
+
+    Raises:
+        CheckpointError: if two keys become one; all pairs are listed.
+    """
+    found: dict[str, str] = {}
+    pairs: list[str] = []
+    for key, short in unwrapped(tensors).items():
+        if (other := found.setdefault(short, key)) != key:
+            pairs.append(f"{other} and {key}")
+    if pairs:
+        raise CheckpointError(
+            f"{where}: keys that differ only in the names of wrappers (_orig_mod, module and so "
+            f"on):{listing(pairs)}\nRemove one of each two from the file."
+        )
+    return {short: tensors[key] for short, key in found.items()}
 
 
 def stands_alone(path: Path) -> bool:

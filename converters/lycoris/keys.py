@@ -1,5 +1,7 @@
 """A key's end: which parameter it is, under the one name by which updates are built."""
 
+import re
+
 __all__ = ["BESIDE", "FAMILIES", "PARAMETERS", "split_key"]
 
 # The names that kohya's scripts and LyCORIS give them are the ones used here.
@@ -31,8 +33,6 @@ PARAMETERS = frozenset(
 _OTHER_NAMES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
-    "lora_A.default.weight": "lora_down.weight",
-    "lora_B.default.weight": "lora_up.weight",
     "lora.down.weight": "lora_down.weight",
     "lora.up.weight": "lora_up.weight",
     "lora_linear_layer.down.weight": "lora_down.weight",
@@ -44,6 +44,12 @@ _OTHER_NAMES = {
 }
 # The longest first, so that `lora_A.weight` is not taken for the `weight` of an IA3.
 _ENDS = sorted((*PARAMETERS, *_OTHER_NAMES), key=lambda name: -name.count("."))
+
+# PEFT's names in the state dict of a model in training: with the adapter's name.
+_WITH_NAME = re.compile(
+    r"(?P<before>.+\.(?:lora_[AB]|lora_magnitude_vector))\.(?!weight$|bias$)[^.]+"
+    r"(?P<after>(?:\.(?:weight|bias))?)"
+)
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -60,8 +66,12 @@ def split_key(key: str) -> tuple[str, str] | None:
         ('transformer.proj_out', 'lora_down.weight')
         >>> split_key("lora_unet_mid_block.alpha")
         ('lora_unet_mid_block', 'alpha')
+        >>> split_key("unet.conv_in.lora_A.default_0.weight")
+        ('unet.conv_in', 'lora_down.weight')
         >>> split_key("emb_params")
     """
+    if found := _WITH_NAME.fullmatch(key):
+        key = found["before"] + found["after"]
     for end in _ENDS:
         if key.endswith(f".{end}"):
             module = key.removesuffix(f".{end}")

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.names import bare
 
 __all__ = ["COMPONENTS", "found_modules"]
 
@@ -37,13 +38,16 @@ def found_modules(
         {'lora_unet_mid_attn_to_q': 'mid.attn.to_q'}
     """
     plain: dict[str, list[str]] = {}
+    unwrapped: dict[str, list[str]] = {}
     for module in modules:
         plain.setdefault(module.replace(".", "_"), []).append(module)
+        unwrapped.setdefault(bare(module).replace(".", "_"), []).append(module)
     found: dict[str, str] = {}
     problems: list[str] = []
     for name, (component, rest) in wanted.items():
         under = [f"{prefix}.".replace(".", "_") + rest for prefix in COMPONENTS.get(component, ())]
         fitting = [module for key in (rest, *under) for module in plain.get(key, ())]
+        fitting = fitting or [m for key in (rest, *under) for m in unwrapped.get(key, ())]
         if len(fitting) == 1:
             found[name] = fitting[0]
         elif fitting:

@@ -3,9 +3,10 @@
 Everything that can go wrong is looked at here, on shapes alone, before anything is read or written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxmix.dense import Fitted, fitted
 from jaxmix.errors import LayoutError
 from jaxmix.layout import Layout, named
 from jaxmix.mix import Mix
+from jaxmix.spelling import Spellings, respelled
 
 __all__ = ["plan", "precision", "table_of"]
 
@@ -39,7 +41,7 @@ def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe
         ShapeError: if factors do not fit their weights.
     """
     tensors, word_at = checkpoint.tensors, words(mixed.parts)
-    leaves = list(_leaves(word_at, layout))
+    leaves = list(_leaves(word_at, layout, tensors))
     touched = {name: tensors[name] for name in leaves if name in tensors}
     if why := refusal(checkpoint, leaves):
         raise LayoutError(why)
@@ -76,11 +78,12 @@ def _shares(one: Fitted, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, S
         yield weight.leaf, Share(one.site.name, one.word, one.weight)
 
 
-def _leaves(sites: Iterable[str], layout: Layout) -> Iterator[str]:
+def _leaves(sites: Iterable[str], layout: Layout, tensors: Collection[str]) -> Iterator[str]:
     """The names of the tensors that sites may own, once each."""
     seen: set[str] = set()
+    spellings = Spellings(tensors)
     for site in sites:
-        for place in (*layout.places(site, "weight"), *layout.places(site, "bias")):
+        for place in chain(*respelled(layout, site, tensors, spellings).values()):
             if place.leaf not in seen:
                 seen.add(place.leaf)
                 yield place.leaf

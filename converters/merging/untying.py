@@ -15,6 +15,7 @@ from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.errors import LayoutError, listing
 from jaxmix.families import Update, parts_of
 from jaxmix.mix import Mix, mix
+from jaxmix.names import bare
 from jaxmix.tied import bias_alone, tied_problem, trained_as_one
 
 __all__ = ["untied"]
@@ -43,7 +44,7 @@ def untied(
         LayoutError: if the mix needs an untied checkpoint and this is not allowed, or not possible.
     """
     tensors = list(checkpoint.tensors)
-    without_head = [name for name in tensors if name != _HEAD]
+    without_head = [name for name in tensors if bare(name) != _HEAD]
     sites = filter(_is_outside_layers, _weight_sites(mixed))
     problems = {site: told for site in sites if (told := tied_problem(site, without_head))}
     if not problems or not _is_tied(checkpoint, tensors):
@@ -63,7 +64,7 @@ def untied(
             "an adapter trained tokens, which changes both sides of a tied embedding, and another "
             f"changes one side of it:{listing([*tokens, *problems])}\nMerge one after the other."
         )
-    if _HEAD not in tensors:
+    if without_head == tensors:
         checkpoint = with_copy(checkpoint, _HEAD, of=_embedding(checkpoint, problems))
     return with_config(checkpoint, _untied_fields(checkpoint)), mixed, _HEAD
 
@@ -83,7 +84,7 @@ def _without(mixed: Mix, sites: frozenset[str], tensors: Collection[str]) -> Mix
 
 def _modules(tensors: Iterable[str]) -> set[str]:
     """The modules that have a weight."""
-    return {name.removesuffix(".weight") for name in tensors if name.endswith(".weight")}
+    return {bare(name).removesuffix(".weight") for name in tensors if name.endswith(".weight")}
 
 
 def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _is_tied(checkpoint: Checkpoint, tensors: Iterable[str]) -> bool:
     config = checkpoint.json("config.json")
     part = config.get("text_config")
     said = config.get(_FLAG, part.get(_FLAG) if isinstance(part, dict) else None)
-    return said is True if _HEAD in tensors else said is not False
+    return said is True if _HEAD in map(bare, tensors) else said is not False
 
 
 def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:

@@ -11,9 +11,11 @@ from jaxmix.converters.peft.config import read_config
 from jaxmix.converters.peft.file import Config, File
 from jaxmix.converters.peft.keys import Sites, sort_keys
 from jaxmix.converters.peft.kinds import KINDS
+from jaxmix.converters.peft.plain import plain_values
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.sidecars import read_sidecars
 from jaxmix.converters.peft.stack import peft_stack
+from jaxmix.converters.peft.targets import check_targets
 from jaxmix.converters.peft.tokens import token_rows, with_copies_marked, with_tied_heads_saved
 from jaxmix.converters.peft.weights import WEIGHTS_FILE, read_weights
 from jaxmix.converters.peft.wrapped import located, stripped
@@ -63,10 +65,12 @@ def read_peft(
     """
     folder = path.parent if path.is_file() else path
     config = read_config(folder / CONFIG_FILE)
+    config = replace(config, values=plain_values(config))
     kind = KINDS[config.family]
     path, tensors = read_weights(path, kind.integers)
-    sites = sort_keys(tensors, config, path)
     model = None if base is None else base_model(base)
+    sites = sort_keys(tensors, config, path, () if model is None else model.modules)
+    check_targets(config, sites.factors)
     for site, leaves in read_sidecars(folder, beside, sites, model).items():
         sites.saved.setdefault(site, {}).update(leaves)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)

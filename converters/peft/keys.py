@@ -1,10 +1,10 @@
 """PEFT's keys: every tensor given to a site.
 
-A key is ``base_model.model.<module path>.<parameter>``; PEFT has stripped the adapter's name.
+A key is ``base_model.model.<module path>.<parameter>``, and `plain` removes what else may be in it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,25 +14,26 @@ import numpy as np
 
 from jaxmix.converters.peft.file import Config
 from jaxmix.converters.peft.kinds import KINDS
+from jaxmix.converters.peft.plain import PlainKey, any_of, plain_keys
 from jaxmix.converters.peft.tensors import FLOATS
 from jaxmix.converters.peft.wrapped import INNER, parameters, stripped
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
 __all__ = ["Sites", "plain_leaf", "sort_keys"]
 
-_PREFIX = "base_model.model."
 # How the parameters of any type begin: ``lora_``, ``hada_``, …
 _MARKS = tuple(
     sorted({name.partition("_")[0] + "_" for kind in KINDS.values() for name in kind.parameters})
 )
 # What training alone needs: VeLoRA's direction along which it compresses activations for the
 # backward pass, MonteCLoRA's distribution.
-_FOR_TRAINING = re.compile(r"\.lora_velora_embed$|\.lora_monteclora_sampler\.\w+$")
+_FOR_TRAINING = re.compile(r"\.lora_velora_embed(\.\w+)?$|\.lora_monteclora_sampler(\.\w+){1,2}$")
 # What `trainable_token_indices` adds to an embedding.
 _TOKENS = ".token_adapter.trainable_tokens_delta"
-# PEFT's wrapper of modules_to_save. Where it saves the embeddings too, as after new tokens, it
-# writes the wrapper's two modules beside the plain key, and reads the plain key alone.
-_WRAPPED = re.compile(r"\.(modules_to_save|original_module)(?=\.)")
+# PEFT's wrapper of modules_to_save, of which `plain_keys` leaves only what PEFT reads.
+_WRAPPED = re.compile(r"\.original_module(?=\.)")
+# The same wrapper in a file that `plain_keys` does not see.
+_WHOLE = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|original_module)(?=\.)")
 
 
 @dataclass
@@ -65,13 +66,16 @@ class _Problem(NamedTuple):
 _Place = tuple[str, str, str]
 
 
-def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> Sites:
+def sort_keys(
+    tensors: Mapping[str, np.ndarray], config: Config, path: Path, modules: Collection[str] = ()
+) -> Sites:
     """Gives every key to a site.
 
     Args:
         tensors: the file's.
         config: the adapter's.
         path: the file, for messages.
+        modules: the names of the base's modules, if known.
 
     Returns:
         The tensors by site.
@@ -84,26 +88,35 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
     keys: dict[_Place, str] = {}
     problems: list[tuple[str, _Problem]] = []
     kind = KINDS[config.family]
-    for key, array in tensors.items():
-        shared = key.removeprefix("base_model.").removeprefix("model.")
-        if kind.shared and _any_of(kind.shared).fullmatch(shared):
+    copies: dict[str, tuple[str, np.ndarray]] = {}
+    for key, plain in plain_keys(tensors, config, path, modules).items():
+        array = tensors[key]
+        shared = plain.path.removeprefix("base_model.").removeprefix("model.")
+        if kind.shared and any_of(kind.shared).fullmatch(shared):
             if shared in sites.shared:
                 problems.append((key, _Problem(f"{shared} is there twice; keep one of the two")))
             sites.shared[shared] = array
             continue
-        if config.family == "LORA" and _FOR_TRAINING.search(key):
+        if config.family == "LORA" and _FOR_TRAINING.search(plain.path):
             continue
-        if _WRAPPED.search(key) and _WRAPPED.sub("", key) in tensors:
-            continue
-        place = _place(key.removeprefix(_PREFIX), array, config)
+        place = _place(plain, array, config)
         if isinstance(place, _Problem):
-            problems.append((key, place))
+            if kind.shared and (found := _parameter(kind.shared).fullmatch(plain.path)):
+                copies[key] = found[2], array
+            else:
+                problems.append((key, place))
         elif place in keys:
             problems.append((key, _Problem(f"the same as {keys[place]}; keep one of the two")))
         else:
             keys[place] = key
             group, site, name = place
             getattr(sites, group).setdefault(site, {})[name] = array
+    # While in training each module has what the type stores once.
+    for key, (name, array) in copies.items():
+        if not np.array_equal(sites.shared.setdefault(name, array), array):
+            problems.append(
+                (key, _Problem(f"not the model's {name}, of which it should be a copy"))
+            )
     for (group, site, name), key in keys.items():
         is_leaf = group in ("saved", "base")
         if is_leaf and site in sites.factors and ".base_layer." not in key:
@@ -120,27 +133,25 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
     return sites
 
 
-def plain_leaf(key: str) -> tuple[str, str] | None:
+def plain_leaf(path: str) -> tuple[str, str] | None:
     """The site and the leaf of a key that names a module's own weight or bias.
 
     Args:
-        key: The key, with PEFT's prefix and wrappers or without.
+        path: The key, without PEFT's prefix (`jaxmix.names.unwrapped`).
 
     Returns:
         The site and ``"weight"`` or ``"bias"``; None if the key is an adapter's parameter, or names
         neither.
     """
-    path = key
-    while path.startswith(_PREFIX):
-        path = path.removeprefix(_PREFIX)
-    module, _, leaf = _WRAPPED.sub("", path).rpartition(".")
+    module, _, leaf = _WHOLE.sub("", path).rpartition(".")
     if leaf not in ("weight", "bias") or module.rpartition(".")[2].startswith(_MARKS):
         return None
     return (site, leaf) if (site := stripped(module)) else None
 
 
-def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
+def _place(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Problem:
     """Group, site and parameter of a key; or what is wrong with it."""
+    path = plain.path
     if path.endswith("lora_magnitude_vector.weight"):
         path = path.removesuffix(".weight")
     kind = KINDS[config.family]
@@ -151,36 +162,29 @@ def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
         return _at_site(site, "factors", name, config)
     if path.endswith(_TOKENS) and config.values.get("trainable_token_indices"):
         return "tokens", path.removesuffix(_TOKENS), "trainable_tokens_delta"
-    if stuck := _stuck_name(path, config.family):
-        return _Problem(f"the adapter's name {stuck!r} is still in it; take it out of the key")
     if _WRAPPED.search(path):
-        plain = _WRAPPED.sub("", path)
-        return _Problem(f"a part of PEFT's wrapper, but {plain}, which PEFT reads, is not there")
-    return _leaf(path, array, config)
-
-
-@cache
-def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
-    """An expression for one of these names; ``*`` in a name is a number, ``#`` a word."""
-    texts = (re.escape(name).replace(r"\*", r"\d+").replace(r"\#", r"[^.]+") for name in names)
-    return re.compile(rf"({'|'.join(texts)})")
+        read = _WRAPPED.sub("", path)
+        return _Problem(f"a part of PEFT's wrapper, but {read}, which PEFT reads, is not there")
+    return _leaf(plain, array, config)
 
 
 @cache
 def _parameter(names: tuple[str, ...]) -> re.Pattern[str]:
     """An expression for the site and the parameter of a key; ``*`` in a name is a number."""
-    return re.compile(rf"(.+?)\.{_any_of(names).pattern}")
+    return re.compile(rf"(.+?)\.{any_of(names).pattern}")
 
 
-def _leaf(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:
+def _leaf(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Problem:
     """Where a leaf belongs that was saved whole."""
-    is_saved = _is_saved(path, config.values.get("modules_to_save") or ())
+    path = plain.path
+    is_saved = plain.is_saved or _is_saved(path, config.values.get("modules_to_save") or ())
     if not is_saved and any(part.startswith(_MARKS) for part in path.split(".")[-2:]):
         return _Problem("another family's parameter, or one that this version does not know")
     if array.dtype not in FLOATS:
         return _Problem(f"a buffer of {array.dtype}, which jaxmix can't mix; leave it out", True)
     site, _, leaf = path.rpartition(".")
-    if leaf == "weight" and (site.endswith(".base_layer") or (array.ndim == 2 and not is_saved)):
+    is_base = site.endswith(".base_layer") and array.ndim > 1
+    if leaf == "weight" and (is_base or (array.ndim == 2 and not is_saved)):
         return _at_site(site, "base", leaf, config)
     if leaf in ("weight", "bias") and site:
         return _at_site(site, "saved", leaf, config)
@@ -204,13 +208,3 @@ def _at_site(module: str, group: str, name: str, config: Config) -> _Place | _Pr
         return group, module if INNER not in site else site, name
     text = f"a part of a wrapped module of a kind that jaxmix does not know in {config.family}"
     return _Problem(f"{text}; leave that module out", True)
-
-
-def _stuck_name(path: str, family: str) -> str | None:
-    """The adapter's name in a key from which PEFT should have stripped it."""
-    for name in KINDS[family].parameters:
-        stem, _, rest = name.partition(".")
-        tail = rf"\.{rest}" if rest else ""
-        if found := re.search(rf"\.{stem}\.([^.]+){tail}$", path):
-            return found[1]
-    return None

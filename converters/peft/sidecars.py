@@ -14,6 +14,7 @@ from jaxmix.converters.base import BaseModel
 from jaxmix.converters.beside import is_whole_model, unread_error
 from jaxmix.converters.peft.keys import Sites, plain_leaf
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
+from jaxmix.names import unwrapped
 from jaxmix.tied import HEADS
 
 __all__ = ["read_sidecars"]
@@ -56,8 +57,10 @@ def read_sidecars(
             continue
         leaves: dict[str, dict[str, np.ndarray]] = {}
         wrong: list[str] = []
-        for key, array in read_tensors(folder / name).items():
-            place = plain_leaf(key) if array.dtype in FLOATS else None
+        tensors = read_tensors(folder / name)
+        for key, path in unwrapped(tensors, is_peft=True).items():
+            array = tensors[key]
+            place = plain_leaf(path) if array.dtype in FLOATS else None
             if place is None:
                 wrong.append(f"{key} is not a module's weight or bias")
             elif place[0].split(".")[0] in _HEADS:

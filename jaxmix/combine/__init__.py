@@ -2,5 +2,13 @@
 
 from jaxmix.combine.combining import combine
 from jaxmix.combine.methods import METHODS
+from jaxmix.combine.overlap import look_alikes, look_alikes_text, partial_sites, partial_text
 
-__all__ = ["METHODS", "combine"]
+__all__ = [
+    "METHODS",
+    "combine",
+    "look_alikes",
+    "look_alikes_text",
+    "partial_sites",
+    "partial_text",
+]

@@ -13,6 +13,7 @@ from jaxmix.combine.deltas import combined_effect
 from jaxmix.combine.factors import combined_factors, have_factors
 from jaxmix.combine.formulas import MajoritySign
 from jaxmix.combine.methods import Method, checked_options
+from jaxmix.combine.overlap import check_overlap
 from jaxmix.effects import Effect, Spot, effects, effects_of_loras, is_plain
 from jaxmix.errors import AdapterError, ShapeError, listing
 from jaxmix.families import Delta, LoRA, Update
@@ -77,7 +78,8 @@ def combine(
 
     Args:
         adapters: adapters and mixes, each at its strength.
-        params: the base; not needed where all are LoRAs.
+        params: the base; not needed where all are LoRAs. Without it nothing tells whether two
+            names are one module, so each adapter has to share sites with the others.
         method: one of the above.
         weights: a real number for each; 1 for each by default.
         density: the share of entries that are kept, above 0 and at most 1.
@@ -96,9 +98,14 @@ def combine(
 
     Raises:
         AdapterError: if something is no adapter, there is no such method, it lacks something or has
-            no use for it, or ranks differ where factors are added up.
+            no use for it, ranks differ where factors are added up, or there are no params and an
+            adapter shares no site with the others.
         LayoutError: as `jaxmix.compose`.
         ShapeError: as `jaxmix.compose`, or if LoRAs are for weights of several shapes.
+
+    Warns:
+        UserWarning: if there are no params, and sites of different adapters look like one module
+            under two names.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,6 +136,8 @@ def combine(
                 f"the method {method!r} keeps the rank of LoRAs and got rank={rank!r}. Leave it "
                 f"out, or choose {found.by_svd!r}."
             )
+        if params is None:
+            check_overlap(groups)
         _check_shapes(groups, params, layout)
         return Adapter(combined_factors(groups, each, found, options, key), name=name)
     if params is None and strangers:
@@ -138,6 +147,7 @@ def combine(
         )
     make = _maker(found, rank, groups, strangers)
     if params is None:
+        check_overlap(groups)
         _check_shapes(groups)
     updates: dict[str, Update] = {}
     sites = effects_of_loras(groups) if params is None else effects(groups, params, layout)

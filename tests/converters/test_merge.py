@@ -56,6 +56,32 @@ def test_it_is_the_base_but_for_the_mix(
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", "_orig_mod."),
+        ("", "module."),
+        ("layers.", "layers._fsdp_wrapped_module."),
+        ("_proj.", "_proj.module."),
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_base_with_the_names_of_wrappers(
+    old: str, new: str, tied: bool, adapters: Adapters, tmp_path: Path
+) -> None:
+    """A state dict of a wrapped model: the same numbers under its own names."""
+    base, mix = save_base(tmp_path / "base", tied=tied), mixed(adapters)
+    merge_checkpoint(base, mix, tmp_path / "clean")
+    expected, file = load(tmp_path / "clean"), base / "model.safetensors"
+    names = {name: name.replace(old, new) if old else new + name for name in expected}
+    save_file({names[name]: tensor for name, tensor in load(base).items()}, file)
+    merged = merge_checkpoint(base, mix, tmp_path / "out", verify=True)
+    found = load(tmp_path / "out")
+    assert len(merged.changed) == 6
+    assert found.keys() == set(names.values())
+    assert all(np.array_equal(found[names[name]], tensor) for name, tensor in expected.items())
+
+
 def test_a_weight_and_its_bias_may_lie_apart(sharded: Path) -> None:
     """The table above tests what it should: their files differ."""
     where = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]

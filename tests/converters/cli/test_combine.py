@@ -1,5 +1,6 @@
 """``jaxmix combine``: what `jaxmix.combine` makes, saved."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import jaxmix
 from jaxmix.families import LoRA
@@ -127,3 +129,36 @@ def test_options_are_handed_on(option: str, tmp_path: Path, capsys: Captured) ->
     document = told(capsys, *words, code=1)
     named = {"--seed": "key", "--majority-sign": "majority_sign"}.get(option, option[2:])
     assert document["error"].startswith(f"the method 'linear' has no use for {named}.")
+
+
+def renamed(path: Path, folder: Path, old: str, new: str) -> Path:
+    """A PEFT folder with other names in its keys."""
+    shutil.copytree(path, folder)
+    file = folder / "adapter_model.safetensors"
+    save_file({key.replace(old, new): x for key, x in load_file(file).items()}, file)
+    return folder
+
+
+def test_other_names(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """Without a base: adapters that share no site are an error, and the rest is reported."""
+    other = renamed(adapters["lora"], tmp_path / "other", "model.layers", "layers")
+    words = ("combine", "-a", adapters["lora"], "-m", "cat", "-o", tmp_path / "out")
+    failed = told(capsys, *words, "-a", other, code=1)
+    assert failed["kind"] == "AdapterError" and "they share no site" in failed["error"]
+    assert "layers.0.q_proj" in failed["error"] and not (tmp_path / "out").exists()
+    some = renamed(adapters["lora"], tmp_path / "some", "model.layers.1", "layers.1")
+    made = told(capsys, *words, "-a", some)
+    assert made["partial"] == {"model.layers.1.q_proj": ["lora"], "layers.1.q_proj": ["some"]}
+    assert made["look_alikes"] == [["model.layers.1.q_proj", "layers.1.q_proj"]]
+    assert main(*words, "-a", some, "--force") == 0
+    said = capsys.readouterr().out
+    assert "note: 2 of 3 sites are changed by some of the adapters only" in said
+    assert "note: different adapters change sites that may be one module under two names:" in said
+
+
+def test_wrappers_in_one_file(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """The same sites under one name."""
+    other = renamed(adapters["lora"], tmp_path / "other", "base_model", "_orig_mod.base_model")
+    words = ("combine", "-a", adapters["lora"], "-a", other, "-m", "cat", "-o", tmp_path / "out")
+    made = told(capsys, *words)
+    assert "partial" not in made and len(made["sites"]) == 2

@@ -1,6 +1,7 @@
 """``jaxmix convert``: from one format to another, and back to the same adapter."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,19 @@ def test_recipes_that_are_refused(tmp_path: Path) -> None:
         "lora",
         "r.json",
     ]
+
+
+def test_two_names_for_one_module(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """They are reported where there is no base to tell."""
+    other = tmp_path / "other"
+    shutil.copytree(adapters["lora"], other)
+    file = other / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({key.replace("model.layers", "layers"): x for key, x in tensors.items()}, file)
+    words = ("convert", adapters["lora"], other, "--to", "mix", "-o", tmp_path / "out")
+    pairs = [[f"model.layers.{i}.q_proj", f"layers.{i}.q_proj"] for i in range(2)]
+    assert told(capsys, *words)["look_alikes"] == pairs
+    assert main(*words, "--force") == 0
+    said = capsys.readouterr().out
+    assert "note: different adapters change sites that may be one module under two names:" in said
+    assert "They are written as different modules." in said

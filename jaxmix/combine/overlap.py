@@ -1,0 +1,176 @@
+"""Which sites the adapters of a combination share.
+
+Without a base nothing says that two names are one module: an adapter under other names than the
+rest would be combined with nothing.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from jaxmix.adapter import Mixable
+from jaxmix.errors import AdapterError, listing
+
+__all__ = ["check_overlap", "look_alikes", "look_alikes_text", "partial_sites", "partial_text"]
+
+_SHOWN = 5
+
+
+def partial_sites(adapters: Sequence[Mixable]) -> dict[str, tuple[str, ...]]:
+    """The sites that some of the adapters change and others do not.
+
+    Args:
+        adapters: adapters and mixes.
+
+    Returns:
+        ``{site: names of the adapters that change it}``.
+
+    Example:
+        >>> from jaxmix import Adapter
+        >>> from jaxmix.families import Replace
+        >>> new = Replace(None, [0.0])
+        >>> partial_sites([Adapter({"q": new, "k": new}, name="a"), Adapter({"q": new}, name="b")])
+        {'k': ('a',)}
+    """
+    labels = _labels(adapters)
+    own = [_sites(adapter) for adapter in adapters]
+    every = dict.fromkeys(s for adapter in adapters for part in adapter.parts for s in part.sites)
+    owners = {
+        site: tuple(label for label, sites in zip(labels, own, strict=True) if site in sites)
+        for site in every
+    }
+    return {site: names for site, names in owners.items() if len(names) < len(adapters)}
+
+
+def partial_text(partial: Mapping[str, Sequence[str]], count: int) -> str:
+    """Describes sites that only some adapters change.
+
+    Args:
+        partial: as `partial_sites` returns it.
+        count: how many sites there are in all.
+
+    Returns:
+        A sentence with the first sites.
+    """
+    shown = "; ".join(f"{site} ({', '.join(partial[site])})" for site in list(partial)[:_SHOWN])
+    rest = len(partial) - _SHOWN
+    more = f"; and {rest} more" if rest > 0 else ""
+    return (
+        f"{len(partial)} of {count} sites are changed by some of the adapters only, and the others "
+        f"count as no change there: {shown}{more}."
+    )
+
+
+def check_overlap(adapters: Sequence[Mixable]) -> None:
+    """Checks that adapters which are combined without a base are for the same modules.
+
+    Args:
+        adapters: adapters and mixes.
+
+    Raises:
+        AdapterError: if one of several shares no site with the others.
+
+    Warns:
+        UserWarning: if sites that only some of them change look like one module under two names.
+    """
+    labels, own = _labels(adapters), [_sites(adapter) for adapter in adapters]
+    lonely = [
+        i
+        for i, sites in enumerate(own)
+        if sites and not any(sites & other for j, other in enumerate(own) if j != i)
+    ]
+    if len(adapters) > 1 and lonely:
+        lines = [
+            f"{label}: {', '.join(sorted(sites)[:3])}{' …' if len(sites) > 3 else ''}"
+            for label, sites in zip(labels, own, strict=True)
+        ]
+        alone = "they share no site" if len(lonely) == len(own) else (
+            f"{', '.join(labels[i] for i in lonely)} shares no site with the others"
+        )  # fmt: skip
+        raise AdapterError(
+            f"combine got adapters without a base, and {alone}:{listing(lines)}\nDo their "
+            "files use two names for one module, such as language_model.model.layers and "
+            "model.language_model.layers? Then rename the sites of one. If they are for different "
+            "modules, give the base (combine(adapters, params, …), on the command line --base), "
+            "or mix them instead."
+        )
+    if pairs := look_alikes(adapters):
+        warnings.warn(
+            f"combine without a base: {look_alikes_text(pairs)} They are combined as different "
+            "modules. If they are one, rename the sites; if not, give the base to combine without "
+            "this warning.",
+            stacklevel=3,
+        )
+
+
+def look_alikes(adapters: Sequence[Mixable]) -> list[tuple[str, str]]:
+    """Finds sites of different adapters that may be one module under two names.
+
+    Their names end alike, from the layer's number on: ``language_model.model.layers.0.mlp`` and
+    ``model.language_model.layers.0.mlp``.
+
+    Args:
+        adapters: adapters and mixes.
+
+    Returns:
+        Pairs of sites.
+
+    Example:
+        >>> from jaxmix import Adapter
+        >>> from jaxmix.families import Replace
+        >>> new = Replace(None, [0.0])
+        >>> look_alikes([Adapter({"h.0.q": new}, name="a"), Adapter({"t.h.0.q": new}, name="b")])
+        [('h.0.q', 't.h.0.q')]
+    """
+    partial = partial_sites(adapters)
+    ends: dict[str, list[str]] = defaultdict(list)
+    for site in partial:
+        ends[_end(site)].append(site)
+    return [
+        (one, other)
+        for sites in ends.values()
+        for one, other in combinations(sites, 2)
+        if set(partial[one]).isdisjoint(partial[other]) and _may_be_one(one, other)
+    ]
+
+
+def look_alikes_text(pairs: Sequence[tuple[str, str]]) -> str:
+    """Describes sites that may be one module.
+
+    Args:
+        pairs: as `look_alikes` returns them.
+
+    Returns:
+        A sentence with the first pairs.
+    """
+    shown = "; ".join(f"{one} and {other}" for one, other in pairs[:_SHOWN])
+    more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    return f"different adapters change sites that may be one module under two names: {shown}{more}."
+
+
+def _may_be_one(one: str, other: str) -> bool:
+    """Whether two names that end alike may be one module; without a number one is in the other."""
+    has_number = any(part.isdecimal() for part in one.split("."))
+    return has_number or one.endswith(f".{other}") or other.endswith(f".{one}")
+
+
+def _end(site: str) -> str:
+    """A site's name from the word before its first number on; without a number its last word."""
+    parts = site.split(".")
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts))
+    return ".".join(parts[max(first - 1, 0) :])
+
+
+def _sites(adapter: Mixable) -> set[str]:
+    """The sites that an adapter changes."""
+    return {site for part in adapter.parts for site in part.sites}
+
+
+def _labels(adapters: Sequence[Mixable]) -> list[str]:
+    """A name for each adapter, with a number where names repeat."""
+    names = [" + ".join(part.name for part in adapter.parts) for adapter in adapters]
+    return [
+        name if names.count(name) == 1 else f"{name} (number {i})"
+        for i, name in enumerate(names, 1)
+    ]

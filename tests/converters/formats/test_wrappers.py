@@ -1,0 +1,99 @@
+"""Names of wrappers in the keys of single files and of mlx-lm's folders."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import CheckpointError
+
+from ..peft.folders import refused
+from .files import drawn, factors, kohya, save
+from .test_diffusers import ab
+from .test_mlx import SITE, folder
+
+KOHYA = "lora_unet_mid_attn_1_to_q"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "_orig_mod.unet.mid.to_q",
+        "unet._orig_mod.mid.to_q",
+        "unet._fsdp_wrapped_module.mid._checkpoint_wrapped_module.to_q",
+        "unet.module.mid.to_q",
+        "module.unet.mid.to_q",
+        "module._orig_mod.mid.to_q._orig_mod",
+    ],
+)
+def test_dotted_names(module, tmp_path):
+    """Before, below and after the part's name, in each parameter's spelling."""
+    for a, b in (("lora_A.weight", "lora_B.weight"), ("lora.down.weight", "lora.up.weight")):
+        path = save(tmp_path / "x.safetensors", ab(module, a=a, b=b))
+        assert jaxmix.load(path).sites == ("mid.to_q",)
+        assert jaxmix.load(path, base=["mid.to_q", "other"]).sites == ("mid.to_q",)
+
+
+@pytest.mark.parametrize("name", ["default", "default_0", "style"])
+def test_the_adapters_name_in_dotted_names(name, tmp_path):
+    """Whatever it is; DoRA's magnitude is a weight while in training."""
+    tensors = ab("unet.mid.to_q", a=f"lora_A.{name}.weight", b=f"lora_B.{name}.weight")
+    tensors[f"unet.mid.to_q.lora_magnitude_vector.{name}.weight"] = drawn(6)
+    update: Any = jaxmix.load(save(tmp_path / "x.safetensors", tensors)).updates["mid.to_q"]
+    assert np.array_equal(update.magnitude, drawn(6))
+
+
+def test_modules_named_module(tmp_path):
+    """They stay where others of the part lie beside them."""
+    path = save(tmp_path / "x.safetensors", ab("unet.module.to_q", "unet.up.module.to_q"))
+    assert jaxmix.load(path).sites == ("module.to_q", "up.module.to_q")
+
+
+def test_a_base_with_wrappers(tmp_path):
+    """Its modules are meant, under the names that they have there."""
+    base = ["_orig_mod.mid.attn_1.to_q", "up.module.to_q"]
+    path = save(tmp_path / "x.safetensors", ab("unet.mid.attn_1.to_q", "unet.up.to_q"))
+    assert jaxmix.load(path, base=base).sites == tuple(base)
+    path = save(tmp_path / "y.safetensors", kohya("lora", KOHYA))
+    assert jaxmix.load(path, base=base).sites == (base[0],)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"_orig_mod.{KOHYA}",
+        f"module.{KOHYA}",
+        "lora_unet__orig_mod_mid_attn_1_to_q",
+        "lora_unet_mid__checkpoint_wrapped_module_attn_1_to_q",
+    ],
+)
+def test_kohyas_names(name, tmp_path):
+    """With dots before them, or underscores within."""
+    path = save(tmp_path / "x.safetensors", kohya("lora", name))
+    assert jaxmix.load(path, base=["mid.attn_1.to_q", "mid.attn_1"]).sites == ("mid.attn_1.to_q",)
+
+
+def test_keys_that_become_one(tmp_path):
+    """All pairs are listed."""
+    tensors = ab("unet.mid.to_q", "unet._orig_mod.mid.to_q")
+    path = save(tmp_path / "x.safetensors", tensors)
+    text = refused(CheckpointError, path)
+    assert f"{path}: keys that differ only in the names of wrappers (_orig_mod, module and" in text
+    for end in ("lora_A.weight", "lora_B.weight"):
+        assert f"unet._orig_mod.mid.to_q.{end} and unet.mid.to_q.{end}" in text
+    assert "Remove one of each two from the file." in text
+
+
+def test_mlx(tmp_path):
+    """Its names are PyTorch's too."""
+    tensors = {f"module.{SITE}.lora_a": drawn(4, 2), f"module.{SITE}.lora_b": drawn(2, 6)}
+    assert jaxmix.load(folder(tmp_path, tensors)).sites == (SITE,)
+
+
+def test_a_peft_file_without_its_config_stays_refused(tmp_path):
+    """Its alpha is not in the file, wrappers or not."""
+    tensors = {f"_orig_mod.base_model.model.mid.{k}": x for k, x in factors("lora").items()}
+    path = save(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(jaxmix.errors.UnsupportedError, match=r"is what PEFT saves \(base_model"):
+        jaxmix.load(path)
