@@ -16,6 +16,7 @@ from jaxmix import dense
 from jaxmix.errors import AdapterError, listing
 from jaxmix.families import Update
 from jaxmix.layout import Layout
+from jaxmix.metadata import Metadata, checked_metadata
 
 __all__ = ["Adapter", "Mixable", "words"]
 
@@ -64,10 +65,13 @@ class Adapter(Mixable):
         strength: the real number with which it enters a mix; 0 is the identity, 1 what was trained.
         name: what people call it.
         source: where it was read from, for people; as little a part of the structure as the name.
+        metadata: what its file says beside the numbers, such as PEFT's ``task_type`` and
+            ``base_model_name_or_path``; kept when it is written again, and no part of the
+            structure either.
 
     Raises:
         AdapterError: if the strength is no real scalar (by ``*`` too), an update is of no family,
-            or the name or the source is no text.
+            the name or the source is no text, or the metadata are nothing that JSON can hold.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -82,6 +86,7 @@ class Adapter(Mixable):
     strength: Strength = 1.0
     name: str = "adapter"
     source: str = ""
+    metadata: Metadata = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A dict of its own: whoever made it may go on changing theirs.
@@ -91,6 +96,7 @@ class Adapter(Mixable):
             raise AdapterError(f"an adapter's name is {self.name!r}, expected a text.")
         if not isinstance(self.source, str):
             raise AdapterError(f"an adapter's source is {self.source!r}, expected a text.")
+        object.__setattr__(self, "metadata", checked_metadata(self.metadata))
 
     @property
     def parts(self) -> "tuple[Adapter, ...]":  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -123,27 +129,29 @@ class Adapter(Mixable):
         return f"{shown or 'nothing'} at {count}, strength {_text(self.strength)}{where}"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], "_Unseen"]:
-        """Its children, and name and source, which do not count when structures are compared."""
+        """Its children, and what does not count when structures are compared: name and so on."""
         key = jax.tree_util.GetAttrKey
         children = ((key("updates"), self.updates), (key("strength"), self.strength))
-        return children, _Unseen(self.name, self.source)
+        return children, _Unseen(self.name, self.source, self.metadata)
 
     @classmethod
     def tree_unflatten(cls, unseen: "_Unseen", children: Any) -> "Adapter":
         """The inverse of `tree_flatten_with_keys`; JAX puts what it likes where arrays were."""
         new = object.__new__(cls)
-        values = (*children, unseen.name, unseen.source)
-        for name, value in zip(("updates", "strength", "name", "source"), values, strict=True):
+        names = ("updates", "strength", "name", "source", "metadata")
+        values = (*children, unseen.name, unseen.source, unseen.metadata)
+        for name, value in zip(names, values, strict=True):
             object.__setattr__(new, name, value)
         return new
 
 
 @dataclass(frozen=True)
 class _Unseen:
-    """Texts that are equal to all others: static data of a pytree is part of jit's key."""
+    """Values that are equal to all others: static data of a pytree is part of jit's key."""
 
     name: str = field(compare=False)
     source: str = field(compare=False)
+    metadata: Metadata = field(compare=False)
 
 
 def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:

@@ -12,6 +12,7 @@ from jaxmix.effects import Effect, Spot, effects
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace, Update
 from jaxmix.layout import Layout
+from jaxmix.metadata import shared_metadata
 from jaxmix.singular import truncated
 
 __all__ = ["Rank", "checked_rank", "compressed", "site_key", "to_lora"]
@@ -113,7 +114,8 @@ def to_lora(
         if error is not None:
             errors[spot.name] = error
     own_name = mixed.name if isinstance(mixed, Adapter) else "lora"
-    made = Adapter(updates, name=own_name if name is None else name)
+    metadata = shared_metadata(part.metadata for part in mixed.parts)
+    made = Adapter(updates, name=own_name if name is None else name, metadata=metadata)
     return (made, errors) if with_errors else made
 
 

@@ -15,6 +15,7 @@ ARROWS: dict[str, set[str]] = {
     "affine": {"operators", "errors"},
     "families": {"affine", "operators", "errors"},
     "names": set(),
+    "metadata": {"errors"},
     "place": {"errors"},
     "layout": {"place", "errors"},
     "form": {"affine", "layout"},
@@ -36,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
         "affine",
         "errors",
     },
-    "adapter": {"dense", "families", "layout", "errors"},
+    "adapter": {"dense", "families", "layout", "metadata", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
     "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
@@ -44,11 +45,12 @@ ARROWS: dict[str, set[str]] = {
     "pictures": {"errors"},
     "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}
     | {"families", "errors"},
-    "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
+    "low_rank": {"effects", "adapter", "singular", "layout", "families", "metadata", "errors"},
     "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
-    | {"operators", "errors"},
+    | {"operators", "metadata", "errors"},
     "factored": {
         "mix",
+        "metadata",
         "quantized",
         "names",
         "adapter",

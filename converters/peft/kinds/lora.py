@@ -9,6 +9,7 @@ from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import Kind
 from jaxmix.converters.peft.kinds.lora_config import FIELDS, SUBTRACTED, problems
 from jaxmix.converters.peft.kinds.lora_write import write
+from jaxmix.converters.peft.level import leveled
 from jaxmix.converters.peft.shapes import Factor, Factors, check_ranks, need, shapes
 from jaxmix.converters.peft.values import COUNT, short
 from jaxmix.converters.peft.wrapped import parameters, pattern_site
@@ -205,4 +206,5 @@ KIND = Kind(
     _build,
     write,
     judged=problems,
+    leveled=leveled,
 )
