@@ -12,6 +12,7 @@ from jaxmix.converters.cli.adapters import AdapterOptions, check_apart, parse_ad
 from jaxmix.converters.cli.bases import BaseOption, mapped
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
+from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.loading import load
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
@@ -73,6 +74,9 @@ def combine(
             **one_of(_FORMATS),
         ),
     ] = _FORMATS[0],
+    base_name: BaseName = None,
+    task: Task = None,
+    patterns: Patterns = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -90,6 +94,7 @@ def combine(
     - `jaxmix combine -a lora -a oft -m dare_ties --density 0.5 --seed 0 --base base -o both`
     """
     limit = rank_of(rank, energy)
+    written = peft_options(base_name, task, patterns, to=to)
     told = [parse_adapter(text) for text in adapters]
     weighted = METHODS[method].weighted
     groups = [load(path, strength=1.0 if weighted else s, base=base) for path, s in told]
@@ -107,7 +112,7 @@ def combine(
             name=out.name or "combined",
             **options,
         )
-    place = (save if to == "mix" else export_peft)(made, out, force=force)
+    place = (save if to == "mix" else export_peft)(made, out, force=force, **written)
     if as_json:
         tell_json(
             {
