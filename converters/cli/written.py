@@ -1,4 +1,4 @@
-"""What a command that writes PEFT's folders may be told of them."""
+"""The options of commands that write adapters for other programs."""
 
 from typing import Annotated, Any
 
@@ -32,8 +32,8 @@ Patterns = Annotated[
     bool,
     typer.Option(
         "--patterns",
-        help="Keep each site's own rank and alpha of a LoRA, as PEFT's rank_pattern and "
-        "alpha_pattern: smaller where ranks differ, but only PEFT reads it.",
+        help="Keep each site's own rank and alpha of a LoRA, as rank_pattern and alpha_pattern "
+        "(peft, diffusers): smaller where ranks differ, but other programs read it wrongly.",
     ),
 ]
 
@@ -41,14 +41,14 @@ Patterns = Annotated[
 def peft_options(
     base_name: str | None, task: str | None, patterns: bool, *, to: str = "peft"
 ) -> dict[str, Any]:
-    """The options as `jaxmix.export_peft` takes them; for another format there are none."""
-    if to == "peft":
-        return {
-            "base_model_name_or_path": base_name,
-            "task_type": task,
-            "patterns": patterns,
-        }
-    given = {"--base-name": base_name, "--task-type": task, "--patterns": patterns}
+    """The options as what writes a format takes them; those that it does not are refused."""
+    about = {"base_model_name_or_path": base_name, "task_type": task} if to == "peft" else {}
+    own = {"patterns": patterns} if to in ("peft", "diffusers") else {}
+    given = {
+        "--base-name": not about and base_name,
+        "--task-type": not about and task,
+        "--patterns": not own and patterns,
+    }
     if unused := [name for name, value in given.items() if value]:
-        raise typer.BadParameter(f"{', '.join(unused)}: only for peft, and {to} is written.")
-    return {}
+        raise typer.BadParameter(f"{', '.join(unused)} means nothing to {to}.")
+    return {**about, **own}

@@ -19,17 +19,18 @@ from jaxmix.families import ExpertLoRA, LoRA, Update
 __all__ = ["leveled", "rescaled"]
 
 
-def leveled(updates: Mapping[str, Update]) -> dict[str, Any]:
+def leveled(updates: Mapping[str, Update], scale: float | None = None) -> dict[str, Any]:
     """The same updates with one rank and one scale: each product γBA stays what it is.
 
     The rank is the largest: the factors of the other sites are filled with zeros. The scale is the
-    one that most sites have, so that theirs stay as they are, bit for bit. At the other sites the
-    rest of the scale goes into B, one rounding in B's dtype. It is never zero, which llama.cpp
-    takes for a scale of 1.
+    one that most sites have, unless it is given, so that theirs stay as they are, bit for bit. At
+    the other sites the rest of the scale goes into B, one rounding in B's dtype. It is never zero,
+    which llama.cpp takes for a scale of 1.
 
     Args:
         updates: ``{site: update}``. Updates other than LoRA and ExpertLoRA come back unchanged:
             PEFT's KaSA cuts the base off by its rank.
+        scale: the scale that all of them get; None for the most frequent one.
 
     Returns:
         ``{site: update}``.
@@ -51,8 +52,9 @@ def leveled(updates: Mapping[str, Update]) -> dict[str, Any]:
     if len(loras) < len(updates) or not loras:
         return dict(updates)
     rank = max(1, *(update.a.shape[-2] for update in loras.values()))
-    counts = Counter(scale for x in loras.values() if (scale := number(x.scale)))
-    scale = counts.most_common(1)[0][0] if counts else 1.0
+    if scale is None:
+        counts = Counter(own for x in loras.values() if (own := number(x.scale)))
+        scale = counts.most_common(1)[0][0] if counts else 1.0
     made = {site: rescaled(_padded(update, rank), scale) for site, update in loras.items()}
     if lost := [
         f"{site}: {update.scale} · B in {np.asarray(update.b).dtype}"

@@ -120,7 +120,7 @@ def test_a_classifier_as_one_lora(tmp_path: Path) -> None:
 
 
 def test_the_class_instead_of_a_task(tmp_path: Path) -> None:
-    """A model without a task opens by ``AutoPeftModel``, and by another's name with a task given."""
+    """A model without a task opens by ``AutoPeftModel``, and with a task given by that one's."""
     there = base(transformers.LlamaForCausalLM, tmp_path / "base")
     kind = transformers.LlamaForCausalLM
     truth = trained(kind, there, tmp_path / "in", peft.LoraConfig(**WHERE))

@@ -99,7 +99,7 @@ def test_task_and_patterns(
     for to in ("kohya", "recipe", "mix"):
         command = ("convert", lora, "--to", to, *options, "--patterns", "-o", tmp_path / "x")
         document = told(capsys, *command, code=2)
-        text = f"--base-name, --task-type, --patterns: only for peft, and {to} is written."
+        text = f"--base-name, --task-type, --patterns means nothing to {to}."
         assert text in document["error"]
     assert main("export", "-a", lora, "--task-type", "CHAT", "-o", tmp_path / "x") == 2
     assert "'CHAT' is none of CAUSAL_LM, FEATURE_EXTRACTION" in capsys.readouterr().err
