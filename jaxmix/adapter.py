@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxmix import dense
 from jaxmix.errors import AdapterError, listing
+from jaxmix.factors import checked_factors
 from jaxmix.families import Update
 from jaxmix.layout import Layout
 from jaxmix.metadata import Metadata, checked_metadata
@@ -171,7 +172,7 @@ def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:
 
 
 def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
-    """Updates by site, as a new dict.
+    """Updates by site, as a new dict, their factors as JAX takes them.
 
     Args:
         updates: ``{site: update}``.
@@ -180,7 +181,7 @@ def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
         The same.
 
     Raises:
-        AdapterError: if it is no mapping, or something in it is no update.
+        AdapterError: if it is no mapping, something in it is no update, or factors are no arrays.
     """
     if not isinstance(updates, Mapping):
         raise AdapterError(
@@ -197,7 +198,7 @@ def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
             "an adapter has something that is no update of a family (jaxmix.families), or no name "
             f"for a site:{listing(wrong)}"
         )
-    return dict(updates)
+    return checked_factors(updates)
 
 
 def checked_strength(strength: Any) -> Strength:
@@ -217,7 +218,7 @@ def checked_strength(strength: Any) -> Strength:
         array: Any = strength if is_array else np.asarray(strength)
     except ValueError:  # a list of lists of several lengths
         array = np.asarray(None)
-    if isinstance(strength, str):
+    if isinstance(strength, str | np.ma.MaskedArray):
         array = np.asarray(None)
     is_real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not is_real or array.shape:

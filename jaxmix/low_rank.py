@@ -1,9 +1,11 @@
 """Any mix as one LoRA: the singular value decomposition of what it changes at each site."""
 
+from numbers import Real
 from typing import Any, Literal, overload
 from zlib import crc32
 
 import jax
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -138,10 +140,13 @@ def checked_rank(rank: Any) -> int | float | None:
     """
     if rank is None or (isinstance(rank, str) and rank == "exact"):
         return None
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-        return rank
-    if isinstance(rank, float) and 0 < rank < 1:
-        return rank
+    is_number = isinstance(rank, Real | np.generic | np.ndarray | jax.Array)
+    if is_number and not isinstance(rank, Tracer) and np.ndim(rank) == 0:
+        number = np.asarray(rank)
+        if number.dtype.kind in "iu" and number >= 1:
+            return int(number)
+        if number.dtype.kind == "f" and 0 < number < 1:
+            return float(number)
     raise AdapterError(
         f"a rank is {rank!r}, expected a whole number from 1 on, a share of the energy between 0 "
         "and 1, such as 0.99, or None for the effect's own."

@@ -115,7 +115,9 @@ class Identity(Operator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Diagonal(Operator):
-    """``diag(d)``.
+    """``diag(d)``. What an entry of zero meets is not read: it may be NaN or infinite.
+
+    So a leaf that is replaced as a whole takes nothing over from the one that was there.
 
     Args:
         d: the diagonal (n,).
@@ -142,10 +144,10 @@ class Diagonal(Operator):
         return Diagonal(factor * self.d)
 
     def __matmul__(self, x: Array) -> Array:
-        return self.d[:, None] * x
+        return self.d[:, None] * _read(x, self.d[:, None])
 
     def __rmatmul__(self, x: Array) -> Array:
-        return x * self.d[None, :]
+        return _read(x, self.d[None, :]) * self.d[None, :]
 
     def rows(self, part: slice) -> Sparse:
         kept = picked(part, self.d.shape[0])
@@ -157,6 +159,14 @@ class Diagonal(Operator):
 
     def matmul_flops(self, n: int) -> int:
         return self.d.shape[0] * n
+
+
+def _read(x: Array, d: Array) -> Array:
+    """X with zeros for numbers that are not finite where d is zero.
+
+    The product itself would do as well, but would have no slope with respect to d there.
+    """
+    return jnp.where((d == 0) & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
 
 
 @jax.tree_util.register_dataclass

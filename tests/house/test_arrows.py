@@ -15,6 +15,8 @@ ARROWS: dict[str, set[str]] = {
     "affine": {"operators", "errors"},
     "families": {"affine", "operators", "errors"},
     "names": set(),
+    "buffers": set(),
+    "factors": {"families", "errors"},
     "metadata": {"errors"},
     "place": {"errors"},
     "layout": {"place", "errors"},
@@ -26,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
     "choosing": {"sites", "plan", "layout", "errors"},
     "dense": {
+        "buffers",
         "choosing",
         "sites",
         "quantized",
@@ -37,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
         "affine",
         "errors",
     },
-    "adapter": {"dense", "families", "layout", "metadata", "errors"},
+    "adapter": {"dense", "factors", "families", "layout", "metadata", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
     "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
