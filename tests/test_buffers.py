@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxmix
 from jaxmix import Adapter, Bank
 from jaxmix.buffers import buffer_of, is_deleted
 from jaxmix.errors import LayoutError, ShapeError
-from jaxmix.families import LoRA, Rebase, Replace, Tokens
+from jaxmix.families import IA3, HiRA, LoRA, Rebase, Replace, Tokens
 
 A, B = np.ones((2, 4), np.float32), np.ones((4, 2), np.float32)
 LORA = Adapter({"q": LoRA(A, B, 1.0)})
@@ -73,6 +75,44 @@ def test_a_leaf_that_is_a_factor_too(kind: Any) -> None:
     out = jaxmix.compose(base, adapter, donate=True)
     np.testing.assert_array_equal(out["q.weight"], params()["q.weight"])
     np.testing.assert_array_equal(adapter.updates["q"].weight, params()["q.weight"])
+
+
+SOME = {"q": LoRA(A, B, 1.0), "k": Replace(B @ A + 1), "v": HiRA(A, B), "o": IA3(B[:, 0] + 1)}
+
+
+def some(mesh: Any = None) -> dict[str, Any]:
+    """A weight for each of them, over eight devices or on one."""
+    weights = {f"{site}.weight": np.arange(16, dtype=np.float32).reshape(4, 4) for site in SOME}
+    if mesh is None:
+        return {name: jnp.asarray(weight) for name, weight in weights.items()}
+    return jax.device_put(weights, NamedSharding(mesh, P("y", "x")))
+
+
+@pytest.mark.parametrize("kind", [None, AxisType.Auto, AxisType.Explicit], ids=str)
+def test_nothing_is_given_up_unasked(kind: Any) -> None:
+    """Neither leaves nor factors, on one device or over several: they are read, and stay."""
+    mesh = None if kind is None else jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    base, updates = some(mesh), jax.tree.map(jnp.asarray, SOME)
+    before = jax.tree.map(np.array, (base, updates))
+    run = jax.jit(jaxmix.compose) if kind is AxisType.Explicit else jaxmix.compose
+    outs = [jax.tree.map(np.array, run(base, Adapter(updates, 0.7))) for _ in range(2)]
+    assert not any(map(is_deleted, jax.tree.leaves((base, updates))))
+    for old, new in ((before, (base, updates)), (outs[0], outs[1])):
+        same = jax.tree.map(np.array_equal, old, jax.tree.map(np.asarray, new))
+        assert all(jax.tree.leaves(same))
+
+
+def test_a_traced_program_gives_nothing_up() -> None:
+    """Though the second site of a leaf, traced, asks for the buffer of the first one's result."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    texts = [
+        jax.jit(jaxmix.compose, donate_argnums=given)
+        .lower(some(mesh), Adapter(SOME))
+        .compile()
+        .as_text()
+        for given in ((), 0)
+    ]
+    assert ["input_output_alias" in text for text in texts] == [False, True]
 
 
 def test_bases_of_another_byte_order() -> None:
