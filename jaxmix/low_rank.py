@@ -1,6 +1,5 @@
 """Any mix as one LoRA: the singular value decomposition of what it changes at each site."""
 
-from numbers import Real
 from typing import Any, Literal, overload
 from zlib import crc32
 
@@ -140,7 +139,7 @@ def checked_rank(rank: Any) -> int | float | None:
     """
     if rank is None or (isinstance(rank, str) and rank == "exact"):
         return None
-    is_number = isinstance(rank, Real | np.generic | np.ndarray | jax.Array)
+    is_number = isinstance(rank, int | float | np.generic | np.ndarray | jax.Array)
     if is_number and not isinstance(rank, Tracer) and np.ndim(rank) == 0:
         number = np.asarray(rank)
         if number.dtype.kind in "iu" and number >= 1:

@@ -24,10 +24,11 @@ def checked_metadata(metadata: Any) -> dict[str, Any]:
     Raises:
         AdapterError: if it is anything else.
     """
+    copy: Any = None
     try:
         copy = json.loads(json.dumps(metadata, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
-        copy = None
+        pass
     if not isinstance(metadata, Mapping) or copy != metadata:
         raise AdapterError(
             f"an adapter's metadata are {metadata!r}, expected a dict of strings and other values "

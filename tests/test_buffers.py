@@ -74,7 +74,8 @@ def test_a_leaf_that_is_a_factor_too(kind: Any) -> None:
     adapter = Adapter({"q": kind(base["q.weight"])})
     out = jaxmix.compose(base, adapter, donate=True)
     np.testing.assert_array_equal(out["q.weight"], params()["q.weight"])
-    np.testing.assert_array_equal(adapter.updates["q"].weight, params()["q.weight"])
+    (held,) = jax.tree.leaves(adapter.updates)
+    np.testing.assert_array_equal(held, params()["q.weight"])
 
 
 SOME = {"q": LoRA(A, B, 1.0), "k": Replace(B @ A + 1), "v": HiRA(A, B), "o": IA3(B[:, 0] + 1)}
@@ -112,7 +113,7 @@ def test_a_traced_program_gives_nothing_up() -> None:
         .as_text()
         for given in ((), 0)
     ]
-    assert ["input_output_alias" in text for text in texts] == [False, True]
+    assert ["input_output_alias" in (text or "") for text in texts] == [False, True]
 
 
 def test_bases_of_another_byte_order() -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 import jaxmix
 from jaxmix import Adapter
@@ -84,7 +85,7 @@ def test_what_is_right_is_not_touched() -> None:
     assert all(made[site] is updates[site] for site in updates)
     seen: list[Any] = []
     jax.jit(lambda a: seen.append(checked_factors({"q": LoRA(a, B, 1.0)})["q"]) or a)(A)
-    assert isinstance(seen[0].a, jax.core.Tracer)
+    assert isinstance(seen[0].a, Tracer)
 
 
 def test_within_others() -> None:
