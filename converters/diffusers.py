@@ -7,6 +7,7 @@ A key is ``<part>.<module>.<parameter>``: ``unet.….lora.down.weight``,
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from jaxmix.converters.lycoris.files import (
 from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.lycoris.updates import build_all
 from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
+from jaxmix.converters.peft.level import leveled
+from jaxmix.converters.peft.patterns import number
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.converters.peft.values import NUMBER, matches
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
@@ -169,12 +172,15 @@ def export_diffusers(
     path: str | os.PathLike[str],
     *,
     prefix: str | None = None,
+    patterns: bool = False,
     force: bool = False,
 ) -> Path:
     """Writes an adapter with dots in its names: ``<prefix>.<site>.lora_A.weight``.
 
-    Where all updates are LoRA or DoRA their scales go into the metadata, as diffusers has it since
-    0.34. Others, which ComfyUI reads, have ``alpha`` beside their factors.
+    Where all updates are LoRA or DoRA they are written with one rank, filled with zeros, and a
+    scale of 1, the rest of it in B: what ComfyUI and older versions of diffusers read, who know no
+    metadata. Metadata say the same, as diffusers has them since 0.34. Other updates, which ComfyUI
+    reads, have ``alpha`` beside their factors.
 
     Args:
         adapter: of LoRA, LoHa, LoKr, these with a norm, or plain differences. Its strength goes
@@ -182,6 +188,8 @@ def export_diffusers(
         path: the file, ``….safetensors``.
         prefix: what to put before each name: ``unet``, ``transformer``, ``diffusion_model``. None
             for nothing, where the sites begin with it already.
+        patterns: whether to keep every site's own rank and alpha of a LoRA in the metadata: bit for
+            bit, but only diffusers from 0.34 on reads it.
         force: whether to replace a file that stands there.
 
     Returns:
@@ -199,15 +207,18 @@ def export_diffusers(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     there = Path(folder, "x.safetensors")
         ...     _ = export_diffusers(Adapter({"to_q": ones}), there, prefix="unet")
-        ...     read_diffusers(there, "again").updates["to_q"].scale
-        4.0
+        ...     again = read_diffusers(there, "again").updates["to_q"]
+        >>> again.scale, again.b.tolist()
+        (1.0, [[4.0], [4.0]])
 
     Source: huggingface/diffusers, ``loaders/lora_base.py`` (``write_lora_layers``).
     """
     tensors: dict[str, Any] = {}
     configs: dict[str, dict[str, Any]] = {}
-    modules = module_tensors(adapter)
-    is_lora = all(isinstance(update, LoRA) for update in adapter.updates.values())
+    is_lora = isinstance(adapter, Adapter) and all(
+        isinstance(update, LoRA) for update in adapter.updates.values()
+    )
+    modules = module_tensors(_leveled(adapter) if is_lora and not patterns else adapter)
     for site, factors in modules.items():
         full = f"{prefix}.{site}" if prefix else site
         if is_lora:
@@ -228,6 +239,16 @@ def export_diffusers(
     }
     text = json.dumps(said, indent=2, sort_keys=True)
     return save_tensors(path, tensors, {METADATA: text} if said else {}, force=force)
+
+
+def _leveled(adapter: Adapter) -> Adapter:
+    """LoRAs of one rank, of scale 1, with the strength in them."""
+    strength = number(adapter.strength)
+    loras: dict[str, Any] = dict(adapter.updates)
+    if strength != 1 and any(update.magnitude is not None for update in loras.values()):
+        return adapter  # refused by name: there is no strength of a DoRA
+    strong = {s: replace(up, scale=strength * number(up.scale)) for s, up in loras.items()}
+    return replace(adapter, updates=leveled(strong, 1.0), strength=1.0)
 
 
 _PEFT_NAMES = {

@@ -14,8 +14,10 @@ from jaxtyping import Array, Float
 
 from jaxmix import dense
 from jaxmix.errors import AdapterError, listing
+from jaxmix.factors import checked_factors
 from jaxmix.families import Update
 from jaxmix.layout import Layout
+from jaxmix.metadata import Metadata, checked_metadata
 
 __all__ = ["Adapter", "Mixable", "words"]
 
@@ -64,10 +66,13 @@ class Adapter(Mixable):
         strength: the real number with which it enters a mix; 0 is the identity, 1 what was trained.
         name: what people call it.
         source: where it was read from, for people; as little a part of the structure as the name.
+        metadata: what its file says beside the numbers, such as PEFT's ``task_type`` and
+            ``base_model_name_or_path``; kept when it is written again, and no part of the
+            structure either.
 
     Raises:
         AdapterError: if the strength is no real scalar (by ``*`` too), an update is of no family,
-            or the name or the source is no text.
+            the name or the source is no text, or the metadata are nothing that JSON can hold.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -82,6 +87,7 @@ class Adapter(Mixable):
     strength: Strength = 1.0
     name: str = "adapter"
     source: str = ""
+    metadata: Metadata = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # A dict of its own: whoever made it may go on changing theirs.
@@ -91,6 +97,7 @@ class Adapter(Mixable):
             raise AdapterError(f"an adapter's name is {self.name!r}, expected a text.")
         if not isinstance(self.source, str):
             raise AdapterError(f"an adapter's source is {self.source!r}, expected a text.")
+        object.__setattr__(self, "metadata", checked_metadata(self.metadata))
 
     @property
     def parts(self) -> "tuple[Adapter, ...]":  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -123,27 +130,29 @@ class Adapter(Mixable):
         return f"{shown or 'nothing'} at {count}, strength {_text(self.strength)}{where}"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], "_Unseen"]:
-        """Its children, and name and source, which do not count when structures are compared."""
+        """Its children, and what does not count when structures are compared: name and so on."""
         key = jax.tree_util.GetAttrKey
         children = ((key("updates"), self.updates), (key("strength"), self.strength))
-        return children, _Unseen(self.name, self.source)
+        return children, _Unseen(self.name, self.source, self.metadata)
 
     @classmethod
     def tree_unflatten(cls, unseen: "_Unseen", children: Any) -> "Adapter":
         """The inverse of `tree_flatten_with_keys`; JAX puts what it likes where arrays were."""
         new = object.__new__(cls)
-        values = (*children, unseen.name, unseen.source)
-        for name, value in zip(("updates", "strength", "name", "source"), values, strict=True):
+        names = ("updates", "strength", "name", "source", "metadata")
+        values = (*children, unseen.name, unseen.source, unseen.metadata)
+        for name, value in zip(names, values, strict=True):
             object.__setattr__(new, name, value)
         return new
 
 
 @dataclass(frozen=True)
 class _Unseen:
-    """Texts that are equal to all others: static data of a pytree is part of jit's key."""
+    """Values that are equal to all others: static data of a pytree is part of jit's key."""
 
     name: str = field(compare=False)
     source: str = field(compare=False)
+    metadata: Metadata = field(compare=False)
 
 
 def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:
@@ -163,7 +172,7 @@ def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:
 
 
 def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
-    """Updates by site, as a new dict.
+    """Updates by site, as a new dict, their factors as JAX takes them.
 
     Args:
         updates: ``{site: update}``.
@@ -172,7 +181,7 @@ def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
         The same.
 
     Raises:
-        AdapterError: if it is no mapping, or something in it is no update.
+        AdapterError: if it is no mapping, something in it is no update, or factors are no arrays.
     """
     if not isinstance(updates, Mapping):
         raise AdapterError(
@@ -189,7 +198,7 @@ def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
             "an adapter has something that is no update of a family (jaxmix.families), or no name "
             f"for a site:{listing(wrong)}"
         )
-    return dict(updates)
+    return checked_factors(updates)
 
 
 def checked_strength(strength: Any) -> Strength:
@@ -209,7 +218,7 @@ def checked_strength(strength: Any) -> Strength:
         array: Any = strength if is_array else np.asarray(strength)
     except ValueError:  # a list of lists of several lengths
         array = np.asarray(None)
-    if isinstance(strength, str):
+    if isinstance(strength, str | np.ma.MaskedArray):
         array = np.asarray(None)
     is_real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not is_real or array.shape:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmix.buffers import as_array, buffer_of, is_deleted
 from jaxmix.choosing import chosen
 from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import Rebase, Replace, parts_of
@@ -80,13 +81,15 @@ def apply(
                 base=_array(tree.leaf(reads)) if reads else None,
                 base_form=one.weight if reads else None,
             )
-    counts = Counter(map(id, tree.leaves))
+    # A buffer is given up only where one leaf alone has it, and no factor.
+    held = [*tree.leaves, *jax.tree.leaves(words)] if donate else []
+    counts = Counter(map(buffer_of, held))
     for one in sites:
         if one.weight and (place := one.site.weight) and one.site.changes_weight:
             at = tree.where[place.leaf]
             leaf = leaves[at]
             # A leaf that holds several sites is ours from the second one on.
-            ours = leaf is not tree.leaves[at] or (donate and counts[id(leaf)] == 1)
+            ours = leaf is not tree.leaves[at] or (donate and counts[buffer_of(leaf)] == 1)
             may_donate = ours and isinstance(leaf, jax.Array)
             leaves[at] = apply_to_leaf(_array(leaf), one.word, one.weight, donate=may_donate)
     return jax.tree_util.tree_unflatten(tree.treedef, leaves)
@@ -230,6 +233,8 @@ def _misfits(fits: Iterable[_Fit]) -> list[str]:
 def _unusable(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
     """The leaves that can't take an update, each with the reason."""
     for site in sites:
+        if any(map(is_deleted, jax.tree.leaves(site.word))):
+            yield f"{site.name}: the buffer of a factor was given up, by donation or delete()"
         for place in (site.weight, site.bias):
             if place is None:
                 continue
@@ -247,6 +252,10 @@ def _unfit(leaf: Any) -> str | None:
     """Why a leaf can't take an update, or None."""
     if not isinstance(leaf, jax.Array | np.ndarray) and not is_quantized(leaf):
         return f"is a {type(leaf).__name__}"
+    if isinstance(leaf, np.ma.MaskedArray):
+        return "is a masked array; fill it: np.ma.filled(array, 0)"
+    if is_deleted(leaf):
+        return "was given up (donate=True, or delete()); use the params that compose returned"
     if not jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.finfo(leaf.dtype).bits < 16:
         return f"has dtype {leaf.dtype}; dequantize or cast it first"
     if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
@@ -259,5 +268,4 @@ def _unfit(leaf: Any) -> str | None:
 
 def _array(leaf: Any) -> jax.Array:
     """A leaf as a jax array, of its own dtype; a quantized one dequantized."""
-    leaf = dequantized(leaf)
-    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+    return as_array(dequantized(leaf))

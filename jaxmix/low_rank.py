@@ -4,6 +4,7 @@ from typing import Any, Literal, overload
 from zlib import crc32
 
 import jax
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -12,6 +13,7 @@ from jaxmix.effects import Effect, Spot, effects
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace, Update
 from jaxmix.layout import Layout
+from jaxmix.metadata import shared_metadata
 from jaxmix.singular import truncated
 
 __all__ = ["Rank", "checked_rank", "compressed", "site_key", "to_lora"]
@@ -113,7 +115,8 @@ def to_lora(
         if error is not None:
             errors[spot.name] = error
     own_name = mixed.name if isinstance(mixed, Adapter) else "lora"
-    made = Adapter(updates, name=own_name if name is None else name)
+    metadata = shared_metadata(part.metadata for part in mixed.parts)
+    made = Adapter(updates, name=own_name if name is None else name, metadata=metadata)
     return (made, errors) if with_errors else made
 
 
@@ -136,10 +139,13 @@ def checked_rank(rank: Any) -> int | float | None:
     """
     if rank is None or (isinstance(rank, str) and rank == "exact"):
         return None
-    if isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1:
-        return rank
-    if isinstance(rank, float) and 0 < rank < 1:
-        return rank
+    is_number = isinstance(rank, int | float | np.generic | np.ndarray | jax.Array)
+    if is_number and not isinstance(rank, Tracer) and np.ndim(rank) == 0:
+        number = np.asarray(rank)
+        if number.dtype.kind in "iu" and number >= 1:
+            return int(number)
+        if number.dtype.kind == "f" and 0 < number < 1:
+            return float(number)
     raise AdapterError(
         f"a rank is {rank!r}, expected a whole number from 1 on, a share of the energy between 0 "
         "and 1, such as 0.99, or None for the effect's own."

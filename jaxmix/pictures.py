@@ -8,10 +8,22 @@ from typing import Any
 
 from jaxmix.errors import CheckpointError, UnsupportedError
 
-__all__ = ["FORMATS", "checked_picture", "grid", "heat_map", "pyplot", "save_picture"]
+__all__ = [
+    "AS_IS",
+    "FORMATS",
+    "checked_picture",
+    "grid",
+    "heat_map",
+    "printable",
+    "pyplot",
+    "save_picture",
+]
 
 # By the end of a file's name; without one it is the first.
 FORMATS = ("png", "svg", "pdf")
+
+# Names are no formulas, whatever dollars are in them.
+AS_IS: Mapping[str, Any] = {"parse_math": False}
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -33,6 +45,16 @@ def pyplot() -> Any:
     from matplotlib import pyplot as plt
 
     return plt
+
+
+def printable(name: str) -> str:
+    r"""A name as a picture can hold it: what no font has a glyph for is written as its escape.
+
+    Example:
+        >>> print(printable("a\tb$"))
+        a\tb$
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[float]]]:
@@ -83,8 +105,8 @@ def heat_map(
         The image, for a colour bar.
     """
     image = axes.imshow(numbers, aspect="auto", **options)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), map(printable, columns), **AS_IS)
+    axes.set_yticks(range(len(rows)), map(printable, rows), **AS_IS)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

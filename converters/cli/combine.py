@@ -25,6 +25,7 @@ from jaxmix.converters.cli.adapters import (
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, layout_of, mapped
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
+from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
 
@@ -88,6 +89,9 @@ def combine(
     ignore: Ignored = None,
     filename: Filenames = None,
     conv1d: Conv1d = None,
+    base_name: BaseName = None,
+    task: Task = None,
+    patterns: Patterns = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,6 +109,7 @@ def combine(
     - `jaxmix combine -a lora -a oft -m dare_ties --density 0.5 --seed 0 --base base -o both`
     """
     limit = rank_of(rank, energy)
+    written = peft_options(base_name, task, patterns, to=to)
     weighted = METHODS[method].weighted
     read = load_told(adapters, base, ignore=ignore, filename=filename, weighted=weighted)
     told = [each for each, _ in read]
@@ -127,7 +132,7 @@ def combine(
             name=out.name or "combined",
             **options,
         )
-    place = (save if to == "mix" else export_peft)(made, out, force=force)
+    place = (save if to == "mix" else export_peft)(made, out, force=force, **written)
     if as_json:
         tell_json(
             {

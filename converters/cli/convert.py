@@ -23,6 +23,7 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.bases import BaseOption
 from jaxmix.converters.cli.telling import AsJson, Force, count, one_of, say, tell_json
+from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.diffusers import export_diffusers
 from jaxmix.converters.kohya import export_kohya
 from jaxmix.converters.loading import FORMATS
@@ -120,6 +121,9 @@ def convert(
     ] = None,
     ignore: Ignored = None,
     filename: Filenames = None,
+    base_name: BaseName = None,
+    task: Task = None,
+    patterns: Patterns = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -137,6 +141,7 @@ def convert(
     - `jaxmix convert lora:0.6 owner/loha --to mix -o both`: a mix as a folder
     - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only where they are
     """
+    named: dict[str, Any] = peft_options(base_name, task, patterns, to=to)
     if to == _RECIPE:
         if ignore or filename:
             raise typer.BadParameter(
@@ -151,7 +156,6 @@ def convert(
     parts = [part for _, own in read for part in own]
     check_apart(out, adapters)
     made = _written(parts, to)
-    named: dict[str, Any] = {}
     if prefix is not None:
         if not _WRITERS[to].takes_prefix:
             raise typer.BadParameter(f"--prefix is nothing to {to}, whose names have none.")

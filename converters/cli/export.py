@@ -1,8 +1,7 @@
 """``jaxmix export``."""
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.markup import escape
 
 from jaxmix.adapter import Adapter
@@ -19,6 +18,7 @@ from jaxmix.converters.cli.adapters import (
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, params_of
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, count, say, tell_json, waiting
+from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.peft.export import export_peft
 from jaxmix.low_rank import to_lora
 
@@ -34,15 +34,10 @@ def export(
     base: BaseOption = None,
     rank: Rank = None,
     energy: Energy = None,
-    base_name: Annotated[
-        str | None,
-        typer.Option(
-            "--base-name",
-            metavar="NAME",
-            help="The base's path or hub id, for PEFT's base_model_name_or_path.",
-        ),
-    ] = None,
     conv1d: Conv1d = None,
+    base_name: BaseName = None,
+    task: Task = None,
+    patterns: Patterns = False,
     force: Force = False,
     peft_order: PeftOrder = False,
     ignore: Ignored = None,
@@ -58,6 +53,9 @@ def export(
     Without, nothing is changed: one adapter becomes one folder, and several a folder for each, with
     a script that loads them into PEFT one after the other.
 
+    A LoRA has one rank and one alpha for all sites, as llama.cpp and others need it: factors of
+    smaller ranks are filled with zeros, unless `--patterns` is given.
+
     **Examples**
 
     - `jaxmix export -a lora:0.6 -a oft --base Llama-3.2-1B --rank 16 -o one-lora`
@@ -68,7 +66,7 @@ def export(
     mixed = load_mix(adapters, base, peft_order=peft_order, ignore=ignore, filename=filename)
     check_apart(out, adapters)
     told: dict[str, Any] = {"adapters": strengths_data(mixed)}
-    options: dict[str, Any] = {"base_model": base_name, "force": force}
+    options = {**peft_options(base_name, task, patterns), "force": force}
     if limit is None:
         alone = mixed.parts[0] if len(mixed.parts) == 1 else mixed
         place = export_peft(alone, out, **options)

@@ -151,7 +151,7 @@ def _stored(
     """A part whose updates are in the file."""
     strength = decode_strength(part["strength"], tensors, used, where)
     updates = decode_updates(part["updates"], tensors, used, where)
-    return Adapter(updates, strength, part["name"], part["source"])
+    return Adapter(updates, strength, part["name"], part["source"], part.get("metadata", {}))
 
 
 def _times(one: Adapter | Mix, strength: Any) -> Adapter | Mix:

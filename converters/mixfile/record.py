@@ -128,7 +128,7 @@ def _wrong(part: Any) -> list[str]:
     if not isinstance(part, dict):
         return [f"it is {shown(part)}, expected an object"]
     is_stored = "updates" in part
-    known, needed = (_STORED, _STORED) if is_stored else (_TOLD, {"source"})
+    known, needed = (_STORED | {"metadata"}, _STORED) if is_stored else (_TOLD, {"source"})
     wrong = [f"{shown(key)} is no field of it" for key in part if key not in known]
     wrong += [f"{key} is missing" for key in sorted(needed) if key not in part]
     for key in ("name", "source", *_PLACE):
@@ -137,6 +137,8 @@ def _wrong(part: Any) -> list[str]:
             wrong.append(f"{key} is {shown(part[key])}, expected a text")
     if "strength" in part and not _is_strength(part["strength"], is_stored):
         wrong.append(f"strength is {shown(part['strength'])}, expected a finite number")
+    if not isinstance(part.get("metadata", {}), dict):
+        wrong.append(f"metadata is {shown(part['metadata'])}, expected an object")
     options = part.get("options", {})
     if not isinstance(options, dict) or not all(map(_is_option, options, options.values())):
         wrong.append(

@@ -99,6 +99,7 @@ def _part(i: int, part: Adapter, put: _Put, digests: dict[int, str]) -> dict[str
         "name": part.name,
         "strength": encode_strength(part.strength, lambda array, path: put(f"{i}/{path}", array)),
         "source": part.source,
+        **({"metadata": dict(part.metadata)} if part.metadata else {}),
         "sha256": fingerprint(part, digests),
         "updates": encode_updates(part, leaf),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.base import base_model
+from jaxmix.converters.peft.about import about
 from jaxmix.converters.peft.config import read_config
 from jaxmix.converters.peft.file import Config, File
 from jaxmix.converters.peft.keys import Sites, sort_keys
@@ -87,7 +88,8 @@ def read_peft(
         _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
     for site, leaves in sites.base.items():
         _put_first(updates, site, Rebase(leaves["weight"]))
-    return Adapter(with_copies_marked(updates), name=name) * strength
+    metadata = about(config.values)
+    return Adapter(with_copies_marked(updates), name=name, metadata=metadata) * strength
 
 
 def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:

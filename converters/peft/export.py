@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.output import checked_output, new_folder
+from jaxmix.converters.peft.about import about_fields, checked_task
 from jaxmix.converters.peft.kind import Written
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.loading_script import ordered, script
@@ -51,9 +52,12 @@ def export_peft(
     adapter: Adapter | Mix,
     folder: str | os.PathLike[str],
     *,
-    base_model: str | None = None,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+    patterns: bool = False,
     errors: Mapping[str, float] | None = None,
     force: bool = False,
+    base_model: str | None = None,
 ) -> Path:
     """Writes an adapter as PEFT's ``save_pretrained`` would: ``{site: update}`` as factors.
 
@@ -61,14 +65,26 @@ def export_peft(
     into its scale, which PEFT has for additive kinds alone. A mix is written as a folder for each
     of its adapters, in order, and a short script that loads them one after the other.
 
+    A LoRA is written with one rank, ``r``, and one scale, ``lora_alpha / r``, for all sites, since
+    llama.cpp and others read nothing else. Where ranks differ the factors of the smaller ones are
+    filled with zeros up to the largest; where scales differ the most frequent one is written, and
+    what is left of the others goes into their B, rounded once. So a LoRA of equal ranks and scales
+    goes out bit for bit.
+
     Args:
         adapter: an adapter whose updates are of one type of PEFT, or a mix of such.
         folder: where to write. It is written beside its place and renamed, so that it is never half
             there.
-        base_model: the base's path or hub id, for the config's ``base_model_name_or_path``.
+        base_model_name_or_path: the base's path or hub id, for the config; by default what the
+            file said from which the adapter was read.
+        task_type: PEFT's task, such as "CAUSAL_LM", which ``AutoPeftModelForCausalLM`` asks for; by
+            default what the file said.
+        patterns: whether to keep every site's own rank and alpha of a LoRA, as ``rank_pattern`` and
+            ``alpha_pattern``: smaller where ranks differ, and bit for bit, but only PEFT reads it.
         errors: what `to_lora` says of the error that it made at each site; kept in the metadata of
             the file of an adapter, as JSON under ``errors``.
         force: whether to replace an adapter that stands there.
+        base_model: the older name of ``base_model_name_or_path``.
 
     Returns:
         The folder.
@@ -76,8 +92,9 @@ def export_peft(
     Raises:
         UnsupportedError: if PEFT has no type for an update, no config for all of them, no strength
             for their kind, or another order of those at one site; `jaxmix.to_lora` makes a LoRA of
-            any of these.
-        AdapterError: if it is no adapter, or errors are given for a mix.
+            any of these. If PEFT ignores sites of the adapter in the task that is asked for, or a
+            scale does not fit into B.
+        AdapterError: if it is no adapter, there is no such task, or errors are given for a mix.
         CheckpointError: if the place is taken, or can't be written.
 
     Example:
@@ -100,8 +117,10 @@ def export_peft(
             f"export_peft got errors= for a mix, whose sites are of {len(adapter.parts)} adapters. "
             "Export the one that to_lora made."
         )
+    task = checked_task(task_type)
     parts = ordered(adapter.parts)
-    made = [_folder(part, base_model) for part in parts]
+    base_model_name_or_path = base_model_name_or_path or base_model
+    made = [_folder(part, base_model_name_or_path, task, patterns) for part in parts]
     marks = (CONFIG_FILE, SCRIPT_FILE)
     place = checked_output(folder, (), force=force, marks=marks, replaces=_is_exported)
     with new_folder(place, force=force, replaces=_is_exported) as beside:
@@ -148,7 +167,9 @@ class _Sorted:
     tokens: dict[str, Tokens] = field(default_factory=dict)
 
 
-def _folder(adapter: Adapter, base_model: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _folder(
+    adapter: Adapter, base: str | None, task: str | None, patterns: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the tensors of one adapter."""
     parts = _sorted(adapter)
     types = {site: _type(update) for site, update in parts.own.items()}
@@ -169,15 +190,15 @@ def _folder(adapter: Adapter, base_model: str | None) -> tuple[dict[str, Any], d
     write = KINDS[name].write
     if write is None:
         raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
-    written = write(parts.own)
+    level = KINDS[name].leveled
+    written = write(parts.own if patterns or level is None else level(parts.own))
     config = {
-        "base_model_name_or_path": base_model,
+        **about_fields(adapter, parts.own, base, task),
         "inference_mode": True,
         "modules_to_save": None,
         "peft_type": name,
         "peft_version": _VERSION,
         "target_modules": list(parts.own),
-        "task_type": None,
         **written.fields,
     }
     tensors = _tensors(parts, written, name, config)

@@ -80,6 +80,8 @@ class Kind:
         judged: what is wrong with the config as a whole, in words.
         integers: those of its parameters that are whole numbers.
         unsaved: from the file and its base to the tensors of sites that the file does not name.
+        leveled: from the updates of all sites to the same ones with one rank and one scale, for
+            readers that know no patterns; None for a type that PEFT alone reads.
     """
 
     fields: Fields
@@ -90,6 +92,7 @@ class Kind:
     judged: Callable[[Mapping[str, Any]], Iterable[str]] = lambda values: ()
     integers: tuple[str, ...] = ()
     unsaved: Callable[[File], Mapping[str, Factors]] = lambda file: {}
+    leveled: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 # Who made it and for what, and where it was put: the keys of the file say where.

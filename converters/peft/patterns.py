@@ -1,5 +1,6 @@
 """A number for each site, as PEFT's configs say it: one for all, and patterns for the others."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -47,10 +48,15 @@ def ranks_and_alphas(
     Returns:
         ``r``, alpha, ``rank_pattern`` and ``alpha_pattern``.
     """
-    alphas = {site: number(scales[site]) * rank for site, rank in ranks.items()}
-    whole = {site: round(a) if round(a) / ranks[site] == number(scales[site]) else a
-             for site, a in alphas.items()}  # fmt: skip
+    alphas = {site: _alpha(number(scales[site]), rank) for site, rank in ranks.items()}
     rank, rank_pattern = spread(ranks)
-    most, alpha_pattern = spread(whole)
+    most, alpha_pattern = spread(alphas)
     fields = {"r": rank, alpha: most}
     return {**fields, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
+
+
+def _alpha(scale: float, rank: int) -> float:
+    """The alpha that gives a scale back, bit for bit where one does: an integer if it can be."""
+    product = scale * rank
+    near = (round(product), product, *(math.nextafter(product, to) for to in (-math.inf, math.inf)))
+    return next((alpha for alpha in near if alpha / rank == scale), product)

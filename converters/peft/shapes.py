@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
+
 from jaxmix.errors import CheckpointError, ShapeError
 
-__all__ = ["Factor", "Factors", "check_cores", "check_ranks", "need", "shapes"]
+__all__ = ["Factor", "Factors", "check_cores", "check_ranks", "need", "shapes", "wide"]
 
 # The file's NumPy arrays. The families say `Array`, which is jax's, and take these as well.
 Factor = Any
@@ -38,6 +40,11 @@ def need(factors: Factors, *names: str) -> tuple[Factor, ...]:
     if missing := [name for name in names if name not in factors]:
         raise CheckpointError(f"{', '.join(missing)} missing beside {shapes(factors)}")
     return tuple(factors[name] for name in names)
+
+
+def wide(factor: Factor) -> Factor:
+    """The factor in float32, or as it is in float64: for what is computed with or beside it."""
+    return factor.astype(np.promote_types(factor.dtype, np.float32))
 
 
 def shapes(factors: Factors) -> str:

@@ -8,6 +8,7 @@ so at an embedding, where the wrapper computes ``E R₁ ⋯ Rₖ``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, groupby, pairwise
 
 from jaxmix.adapter import Adapter, Mixable
@@ -156,5 +157,6 @@ def _split(adapters: Sequence[Adapter], words: Mapping[str, Word]) -> list[Adapt
     cut: list[Adapter] = []
     for k, (i, updates) in enumerate(pieces):
         number = f" ({counts[: k + 1].count(i)})" if counts.count(i) > 1 else ""
-        cut.append(Adapter(updates, adapters[i].strength, adapters[i].name + number))
+        own = adapters[i]
+        cut.append(replace(own, updates=updates, name=own.name + number, source=""))
     return cut

@@ -49,6 +49,8 @@ def run(
         ShapeError: if rows are not the same in all of the batch, in pick and in the result.
     """
     rows = _rows(batch)
+    if not rows:
+        raise ShapeError("the batch has no rows, expected one at the least.")
     if pick.shape[0] != rows:
         raise ShapeError(
             f"who says it for {pick.shape[0]} rows, but the batch has {rows}, expected one for "

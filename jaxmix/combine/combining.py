@@ -19,6 +19,7 @@ from jaxmix.errors import AdapterError, ShapeError, listing
 from jaxmix.families import Delta, LoRA, Update
 from jaxmix.layout import Layout
 from jaxmix.low_rank import Rank, checked_rank, compressed, site_key
+from jaxmix.metadata import shared_metadata
 from jaxmix.operators import LowRank
 
 __all__ = ["combine"]
@@ -130,6 +131,7 @@ def combine(
     )
     each = _weights(weights, found, len(groups))
     strangers = _strangers(groups)
+    metadata = shared_metadata(part.metadata for group in groups for part in group.parts)
     if found.on_factors and have_factors(groups):
         if rank is not None:
             raise AdapterError(
@@ -139,7 +141,8 @@ def combine(
         if params is None:
             check_overlap(groups)
         _check_shapes(groups, params, layout)
-        return Adapter(combined_factors(groups, each, found, options, key), name=name)
+        factors = combined_factors(groups, each, found, options, key)
+        return Adapter(factors, name=name, metadata=metadata)
     if params is None and strangers:
         raise AdapterError(
             f"combine got no params, and adapters that are no LoRAs:{listing(strangers)}\nOnly "
@@ -155,7 +158,7 @@ def combine(
         keys: Any = (None, None) if key is None else jax.random.split(site_key(key, spot.name))
         effect = combined_effect(own, each, found, options, keys[0])
         updates[spot.name] = make(spot, effect, keys[1])
-    return Adapter(updates, name=name)
+    return Adapter(updates, name=name, metadata=metadata)
 
 
 def _adapters(adapters: Any) -> list[Mixable]:

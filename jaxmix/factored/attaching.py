@@ -14,6 +14,7 @@ from jaxmix.errors import AdapterError
 from jaxmix.factored.leaf import Factored, Tags
 from jaxmix.families import Update
 from jaxmix.layout import Layout
+from jaxmix.metadata import Metadata
 from jaxmix.mix import several
 from jaxmix.sites import Tree
 
@@ -85,7 +86,7 @@ def attach(
         for site in part.updates:
             numbers.setdefault(site, []).append(number)
     tree, sites = dense.fitted(params, by_site, layout)
-    names = tuple((part.name, part.source) for part in parts)
+    names = tuple((part.name, part.source, part.metadata) for part in parts)
     leaves = list(tree.leaves)
     tenants: dict[int, list[tuple[dense.Fitted, str]]] = {}
     for one in sites:
@@ -131,7 +132,7 @@ def _leaf(
     at: int,
     those: list[tuple[dense.Fitted, str]],
     numbers: dict[str, list[int]],
-    names: tuple[tuple[str, str], ...],
+    names: tuple[tuple[str, str, Metadata], ...],
     lost: list[tuple[int, str, tuple[Any, Update]]],
 ) -> Factored:
     """A leaf and what its tenants do to it."""
@@ -204,7 +205,7 @@ def detach(leaves: Any) -> tuple[Any, list[Adapter]]:
             updates[number][site] = update
     base = treedef.unflatten([leaf.base if is_factored(leaf) else leaf for leaf in flat])
     made = zip(updates, strengths, names, strict=True)
-    return base, [Adapter(own, _number(s), name, source) for own, s, (name, source) in made]
+    return base, [Adapter(own, _number(s), *labels) for own, s, labels in made]
 
 
 def _number(strength: Any) -> Any:

@@ -1,6 +1,6 @@
 """A leaf that keeps its base and the updates of its sites apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from math import prod
@@ -41,14 +41,14 @@ class Tags:
         sites: the name of each of its sites.
         parts: for each site, which adapter of the mix each of its updates is of.
         turned: for each site, whether its updates were turned to fit.
-        adapters: name and source of every adapter of the mix.
+        adapters: name, source and metadata of every adapter of the mix.
         beside: adapter and site of each update that has no leaf.
     """
 
     sites: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
     turned: tuple[bool, ...]
-    adapters: tuple[tuple[str, str], ...] = field(compare=False)
+    adapters: tuple[tuple[str, str, Mapping[str, Any]], ...] = field(compare=False)
     beside: tuple[tuple[int, str], ...] = ()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.errors import AdapterError
 from jaxmix.measures.measuring import Measures, OfPair, OfSite
-from jaxmix.pictures import grid, heat_map, pyplot, save_picture
+from jaxmix.pictures import AS_IS, grid, heat_map, printable, pyplot, save_picture
 
 __all__ = ["draw_measures"]
 
@@ -109,7 +109,7 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
     for x, what in enumerate(maps):
         _column(parts[0], every[:, x], what, found, list(sites))
     for axes, name in zip(every[:, 0], names, strict=True):
-        axes.set_ylabel(name, fontweight="bold")
+        axes.set_ylabel(printable(name), fontweight="bold", **AS_IS)
     for axes in every[-1]:
         axes.set_xlabel("layer")
     if pairs:

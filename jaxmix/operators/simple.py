@@ -115,7 +115,9 @@ class Identity(Operator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Diagonal(Operator):
-    """``diag(d)``.
+    """``diag(d)``. What an entry of zero meets is not read: it may be NaN or infinite.
+
+    So a leaf that is replaced as a whole takes nothing over from the one that was there.
 
     Args:
         d: the diagonal (n,).

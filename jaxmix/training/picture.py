@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxmix.adapter import Mixable
 from jaxmix.errors import AdapterError
-from jaxmix.pictures import grid, heat_map, pyplot, save_picture
+from jaxmix.pictures import AS_IS, grid, heat_map, printable, pyplot, save_picture
 
 __all__ = ["draw_strengths", "strengths_by_site"]
 
@@ -95,7 +95,7 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
                     axes.text(
                         x, y, f"{strength:.2f}", ha="center", va="center", color=colour, size=8
                     )
-        axes.set_title(name, loc="left", size=10, weight="bold")
+        axes.set_title(printable(name), loc="left", size=10, weight="bold", **AS_IS)
         if any(columns):
             axes.set_xlabel("layer", size=9)
     assert image is not None

@@ -15,6 +15,9 @@ ARROWS: dict[str, set[str]] = {
     "affine": {"operators", "errors"},
     "families": {"affine", "operators", "errors"},
     "names": set(),
+    "buffers": set(),
+    "factors": {"families", "errors"},
+    "metadata": {"errors"},
     "place": {"errors"},
     "layout": {"place", "errors"},
     "form": {"affine", "layout"},
@@ -42,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "reading": {"orientation", "sites", "sharded", "plan", "layout", "families"},
     "dense": {
+        "buffers",
         "choosing",
         "reading",
         "sites",
@@ -54,7 +58,7 @@ ARROWS: dict[str, set[str]] = {
         "affine",
         "errors",
     },
-    "adapter": {"dense", "families", "layout", "errors"},
+    "adapter": {"dense", "factors", "families", "layout", "metadata", "errors"},
     "mix": {"adapter", "dense", "layout", "errors"},
     "singular": {"operators"},
     "effects": {
@@ -72,11 +76,12 @@ ARROWS: dict[str, set[str]] = {
     "pictures": {"errors"},
     "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}
     | {"families", "errors"},
-    "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
+    "low_rank": {"effects", "adapter", "singular", "layout", "families", "metadata", "errors"},
     "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
-    | {"operators", "errors"},
+    | {"operators", "metadata", "errors"},
     "factored": {
         "mix",
+        "metadata",
         "quantized",
         "names",
         "adapter",

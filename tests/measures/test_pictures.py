@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jaxmix
 from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.families import LoRA
+from jaxmix.measures import draw_measures, measure
 from jaxmix.pictures import checked_picture, grid, pyplot, save_picture
+from jaxmix.training import draw_strengths
 
 
 def test_grid() -> None:
@@ -58,3 +62,24 @@ def test_no_such_folder(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"the picture {tmp_path}/no/x.png can't be written: [Errno")
     assert str(caught.value).endswith("Choose a folder in which you may write.")
     assert not list(tmp_path.iterdir())
+
+
+# matplotlib would take what stands between two dollars for a formula, and fail at most of it.
+NAMES = ("$x^{$", "b$_\\frac{$", "tab\there\x00", "a $ b")
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    """In every picture: of measures, of strengths, and of the sites in them."""
+    pytest.importorskip("matplotlib")
+    sites = ("h.0.$\\q^$", "h.1.$\\q^$", "$_{$")
+    a, b = np.ones((1, 4), np.float32), np.ones((6, 1), np.float32)
+    params = {f"{site}.weight": np.zeros((6, 4), np.float32) for site in sites}
+    parts = [
+        jaxmix.Adapter({site: LoRA(a * i, b, 1.0) for site in sites}, name=name)
+        for i, name in enumerate(NAMES, 1)
+    ]
+    mixed = jaxmix.mix(*parts)
+    assert draw_strengths(mixed, tmp_path / "strengths.png").stat().st_size
+    found = measure(mixed, params)
+    drawn = draw_measures(found, tmp_path / "measures.svg").read_text()
+    assert "<!-- $x^{$ -->" in drawn and "<!-- tab\\there\\x00 -->" in drawn

@@ -9,7 +9,8 @@ from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import Kind
 from jaxmix.converters.peft.kinds.lora_config import FIELDS, SUBTRACTED, problems
 from jaxmix.converters.peft.kinds.lora_write import write
-from jaxmix.converters.peft.shapes import Factor, Factors, check_ranks, need, shapes
+from jaxmix.converters.peft.level import leveled
+from jaxmix.converters.peft.shapes import Factor, Factors, check_ranks, need, shapes, wide
 from jaxmix.converters.peft.values import COUNT, short
 from jaxmix.converters.peft.wrapped import parameters, pattern_site
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
@@ -102,7 +103,7 @@ def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Fa
         group = _count(config.values.get("qalora_group_size", 16), "qalora_group_size")
         groups, size = a.shape[-1], math.prod(file.shape(site)[1:])
         if a.ndim == 2 and groups != size and groups * group == size:
-            a = np.repeat(a, size // groups, axis=1) * np.asarray(groups**2 / size, a.dtype)
+            a = np.repeat(wide(a), size // groups, axis=1) * np.float32(groups**2 / size)
         return a, b
     if isinstance(told := config.values.get("use_bdlora"), dict):
         count = _count(told.get("nblocks", 1), "nblocks")
@@ -141,7 +142,8 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     """With what PiSSA and OLoRA took off the base, as PEFT does it when it makes the layer.
 
     The initial product is that of the base's own factors, so that it does not depend on signs. It
-    is what PEFT takes for a plain LoRA of twice the rank.
+    is what PEFT takes for a plain LoRA of twice the rank. What is trained and what is taken off
+    nearly cancel: rounded to 16 bits the base's own factors would be off by as much as the change.
     """
     if (init := str(file.config.values.get("init_lora_weights")).lower()) not in SUBTRACTED:
         return update
@@ -160,8 +162,9 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     else:
         left, right = np.linalg.qr(weight)
         taken, by = left[:, :rank], right[:rank]
-    a: Any = np.concatenate([update.a, by.astype(update.a.dtype)], 0)
-    b: Any = np.concatenate([update.b, -taken.astype(update.b.dtype)], 1)
+    a, b = wide(update.a), wide(update.b)
+    a: Any = np.concatenate([a, by.astype(a.dtype)], 0)
+    b: Any = np.concatenate([b, -taken.astype(b.dtype)], 1)
     return LoRA(
         a,
         b,
@@ -213,4 +216,5 @@ KIND = Kind(
     _build,
     write,
     judged=problems,
+    leveled=leveled,
 )

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, Fields, Kind
-from jaxmix.converters.peft.shapes import Factors, need, shapes
+from jaxmix.converters.peft.shapes import Factors, need, shapes, wide
 from jaxmix.errors import ShapeError
 from jaxmix.families import LoRA, Update
 
@@ -19,7 +19,8 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     """``W' = W + U S V − U₀ S₀ V₀``, with U₀ S₀ V₀ what the base has there: of low rank, a LoRA.
 
     How many singular values were trained the tensors say. The base's own come out of an SVD in
-    float32, as PEFT's do at load; its signs do not matter, since only the product is taken off.
+    float32, as PEFT's do at load; its signs do not matter, since only the product is taken off. The
+    two nearly cancel, so that in a file of 16 bits both stay in float32.
     """
     u, s, v = need(factors, *_NAMES)
     count = s.size
@@ -33,9 +34,9 @@ def _build(file: File, site: str, factors: Factors) -> Update:
         )
     high = min(weight.shape) - count
     u0, s0, v0 = np.linalg.svd(weight, full_matrices=False)
-    off = [x.astype(u.dtype) for x in (u0[:, high:] * s0[high:], v0[high:])]
-    b: Any = np.concatenate([u * s, -off[0]], 1)
-    a: Any = np.concatenate([v, off[1]], 0)
+    u, s, v = wide(u), wide(s), wide(v)
+    b: Any = np.concatenate([u * s, (-u0[:, high:] * s0[high:]).astype(u.dtype)], 1)
+    a: Any = np.concatenate([v, v0[high:].astype(v.dtype)], 0)
     return LoRA(a, b, 1.0)
 
 

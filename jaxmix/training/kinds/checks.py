@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from numbers import Integral
 from typing import Any
 
 from jaxmix.errors import ShapeError, UnsupportedError
@@ -10,11 +11,14 @@ __all__ = ["one_of", "positive", "scale_of"]
 
 
 def positive(**words: int) -> None:
-    """Refuses numbers below 1.
+    """Refuses numbers below 1, and what is no integer.
 
     Raises:
         ShapeError: if one is; by its name.
     """
+    for word, value in words.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ShapeError(f"{word} is {value!r}, expected an integer from 1 on")
     if wrong := [f"{word} is {value}" for word, value in words.items() if value < 1]:
         raise ShapeError(f"{', '.join(wrong)}, expected 1 at the least")
 

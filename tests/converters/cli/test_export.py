@@ -66,7 +66,7 @@ def test_the_parts(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None
     )
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     place = jaxmix.export_peft(
-        jaxmix.mix(0.5 * lora, oft), tmp_path / "same", base_model="owner/base"
+        jaxmix.mix(0.5 * lora, oft), tmp_path / "same", base_model_name_or_path="owner/base"
     )
     assert contents(tmp_path / "both") == contents(place)
     document = told(capsys, "export", "-a", adapters["oft"], "-o", tmp_path / "one")
@@ -76,6 +76,33 @@ def test_the_parts(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None
     }
     words = ("export", "-a", adapters["oft"], "-o", tmp_path / "one")
     assert [main(*words), main(*words, "--force")] == [1, 0]
+
+
+def test_task_and_patterns(
+    base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """By every command that writes PEFT's folders; for another format they mean nothing."""
+    lora, options = adapters["lora"], ("--task-type", "CAUSAL_LM", "--base-name", "a/b")
+    words = {
+        "export": ("export", "-a", lora, "--rank", 2, "--base", base),
+        "convert": ("convert", lora, "--to", "peft"),
+        "combine": ("combine", "-a", lora, "-a", lora, "-m", "linear", "--to", "peft"),
+    }
+    for name, command in words.items():
+        told(capsys, *command, *options, "--patterns", "-o", tmp_path / name)
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert (config["task_type"], config["base_model_name_or_path"]) == ("CAUSAL_LM", "a/b")
+        # They are kept by the next command, without a word.
+        told(capsys, "export", "-a", tmp_path / name, "-o", tmp_path / f"{name}-again")
+        again = json.loads((tmp_path / f"{name}-again" / "adapter_config.json").read_text())
+        assert again["task_type"] == "CAUSAL_LM"
+    for to in ("kohya", "recipe", "mix"):
+        command = ("convert", lora, "--to", to, *options, "--patterns", "-o", tmp_path / "x")
+        document = told(capsys, *command, code=2)
+        text = f"--base-name, --task-type, --patterns means nothing to {to}."
+        assert text in document["error"]
+    assert main("export", "-a", lora, "--task-type", "CHAT", "-o", tmp_path / "x") == 2
+    assert "'CHAT' is none of CAUSAL_LM, FEATURE_EXTRACTION" in capsys.readouterr().err
 
 
 def test_it_is_said_what_needs_the_base(

@@ -1,5 +1,6 @@
 """Adapters written as single files, and read again: the same function."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def test_dtypes_are_kept(tmp_path):
     file = export_diffusers(jaxmix.Adapter({"x": one}), tmp_path / "x.safetensors", prefix="unet")
     again = jaxmix.load(file).updates["x"]
     assert again.a.dtype == again.b.dtype == ml_dtypes.bfloat16
-    assert again.a.tobytes() == one.a.tobytes() and again.scale == 0.5
+    assert again.a.tobytes() == one.a.tobytes() and again.scale == 1.0
+    assert again.b.tobytes() == (one.b / 2).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -190,3 +192,32 @@ def test_what_is_refused(tmp_path):
     both = {"x": LoRA(A, B, 1.0), "y": LoRA(A, B, 1.0, magnitude=drawn(6))}
     with pytest.raises(UnsupportedError, match="y: with and without DoRA's norm, or a bias"):
         export_diffusers(jaxmix.Adapter(both), path, force=True)
+
+
+def test_diffusers_reads_the_same_with_metadata_and_without(tmp_path: Path) -> None:
+    """ComfyUI, and diffusers before 0.34, know no metadata: one rank, and a scale of 1."""
+    updates = {
+        "to_q": LoRA(drawn(2, 4), drawn(6, 2), 0.7, bias=drawn(6)),
+        "to_k": LoRA(drawn(3, 4), drawn(5, 3), 2.0, bias=drawn(5)),
+    }
+    adapter = jaxmix.Adapter(updates, 0.6)
+    path = export_diffusers(adapter, tmp_path / "x.safetensors", prefix="unet")
+    with safe_open(path, "numpy") as file:
+        told = json.loads(file.metadata()["lora_adapter_metadata"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    assert (told["unet.r"], told["unet.lora_alpha"]) == (3, 3)
+    assert (told["unet.rank_pattern"], told["unet.alpha_pattern"]) == ({}, {})
+    for site, update in updates.items():
+        a, b, bias = (
+            tensors[f"unet.{site}.{name}"]
+            for name in ("lora_A.weight", "lora_B.weight", "lora_B.bias")
+        )
+        assert a.shape[0] == 3
+        by = 0.6 * float(update.scale)
+        np.testing.assert_allclose(b @ a, by * (update.b @ update.a), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(bias, by * np.asarray(update.bias), rtol=1e-6)
+    kept = export_diffusers(adapter, tmp_path / "y.safetensors", patterns=True)
+    again = jaxmix.load(kept, format="diffusers").updates
+    assert [again[site].a.shape[0] for site in updates] == [2, 3]  # pyright: ignore[reportAttributeAccessIssue]
+    one: Any = again["to_q"]
+    np.testing.assert_array_equal(one.b, updates["to_q"].b)

@@ -118,14 +118,6 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
         "at.in_proj_weight: PEFT adapts both projections of an attention, with one rank. Found "
         "none at at.out_proj, expected rank 2. Merge it instead",
     ),
-    "an attention of two ranks": (
-        {**HEAD, "at.out_proj": lora(4, rank=3)},
-        "Found rank 3, scale 1.5 at at.out_proj, expected rank 2. Merge",
-    ),
-    "an attention, half of it off": (
-        {"at.in_proj_weight": lora(12, scale=0.0), "at.out_proj": lora(4)},
-        "Found rank 2, scale 1.5 at at.out_proj, expected rank 2, scale 0. Merge",
-    ),
     "lokr of odd sizes": (
         {"q": LoKr((n(1, 4),), (n(6, 1),), 1.0), "k": LoKr((n(2, 2),), (n(3, 2),), 1.0)},
         "PEFT has no decompose_factor that makes Kronecker factors of these shapes:\n"
@@ -183,6 +175,49 @@ def said(kind: type[JaxmixError], adapter: Any, folder: Path, **options: Any) ->
 def test_refused(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
     found = said(UnsupportedError, Adapter(updates, name="style"), tmp_path)
     assert text in found, found
+
+
+# With every site's own rank and alpha, which PEFT does not take at an attention.
+BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
+    "an attention of two ranks": (
+        {**HEAD, "at.out_proj": lora(4, rank=3)},
+        "Found rank 3, scale 1.5 at at.out_proj, expected rank 2. Merge",
+    ),
+    "an attention, half of it off": (
+        {"at.in_proj_weight": lora(12, scale=0.0), "at.out_proj": lora(4)},
+        "Found rank 2, scale 1.5 at at.out_proj, expected rank 2, scale 0. Merge",
+    ),
+}
+
+
+@pytest.mark.parametrize(("updates", "text"), BY_PATTERNS.values(), ids=BY_PATTERNS)
+def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
+    """And written without them, with one rank and one scale."""
+    found = said(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
+    assert text in found, found
+    again = jaxmix.load(jaxmix.export_peft(Adapter(updates), tmp_path / "out"))
+    for site, update in updates.items():
+        made, own = (x.scale * (x.b @ x.a) for x in (again.updates[site], update))  # pyright: ignore[reportAttributeAccessIssue]
+        np.testing.assert_allclose(made, own, rtol=1e-5, atol=1e-6)
+
+
+def test_a_task_that_peft_has_not(tmp_path: Path) -> None:
+    text = said(AdapterError, Adapter(FORMS["lora"]), tmp_path, task_type="CHAT")
+    assert text == (
+        "task_type is 'CHAT', expected one of PEFT's: CAUSAL_LM, FEATURE_EXTRACTION, QUESTION_ANS, "
+        "SEQ_2_SEQ_LM, SEQ_CLS, TOKEN_CLS."
+    )
+
+
+def test_a_task_whose_head_peft_saves_whole(tmp_path: Path) -> None:
+    """Factors there it would not load."""
+    updates = {"q": lora(), "score": lora(), "x.classifier": lora()}
+    text = said(UnsupportedError, Adapter(updates, name="style"), tmp_path, task_type="SEQ_CLS")
+    assert text == (
+        "style: for the task SEQ_CLS PEFT saves heads whole and ignores factors there, and this "
+        "adapter has some at:\n  score\n  x.classifier\nLeave task_type out, and load it with "
+        "PeftModel.from_pretrained(model, folder)."
+    )
 
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:

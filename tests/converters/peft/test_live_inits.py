@@ -12,6 +12,7 @@ from peft import LoraConfig
 from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
+from safetensors.torch import load_file, save_file
 
 import jaxmix
 from jaxmix.errors import UnsupportedError
@@ -145,3 +146,24 @@ def test_eva_leaves_the_base_as_it_was(tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"] == "eva"
     assert difference(run(composed(Linears(), tmp_path)), truth) < 2e-6
     assert difference(run(Linears()), truth) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("init", ["pissa", "olora", "osf"])
+def test_factors_of_16_bits(init, dtype, tmp_path):
+    """What comes out of the base is not rounded to the file's dtype: it nearly cancels there."""
+    own = {"target_modules": ["one", "two"]}
+    osf = peft.OSFConfig(**own, effective_rank=8)
+    config = osf if init == "osf" else LoraConfig(**T, init_lora_weights=init)
+    with quiet():
+        model = peft.get_peft_model(Linears(), config)
+        with torch.no_grad():
+            for param in model.parameters():
+                if param.requires_grad:
+                    param.add_(0.01 * torch.randn(param.shape))
+        model.save_pretrained(str(tmp_path))
+    path = str(tmp_path / "adapter_model.safetensors")
+    tensors = {key: tensor.to(dtype) for key, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    truth = run(reload(Linears(), tmp_path))
+    assert difference(run(composed(Linears(), tmp_path, base=True)), truth) < 5e-6

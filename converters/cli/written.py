@@ -1,0 +1,54 @@
+"""The options of commands that write adapters for other programs."""
+
+from typing import Annotated, Any
+
+import typer
+
+from jaxmix.converters.cli.telling import one_of
+from jaxmix.converters.peft.about import TASKS
+
+__all__ = ["BaseName", "Patterns", "Task", "peft_options"]
+
+BaseName = Annotated[
+    str | None,
+    typer.Option(
+        "--base-name",
+        metavar="NAME",
+        help="The base's path or hub id, for PEFT's base_model_name_or_path; by default what the "
+        "adapter's own file says.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task-type",
+        metavar="TASK",
+        help=f"PEFT's task, which AutoPeftModel asks for: {', '.join(TASKS)}; by default what the "
+        "adapter's own file says.",
+        **one_of(tuple(TASKS)),
+    ),
+]
+Patterns = Annotated[
+    bool,
+    typer.Option(
+        "--patterns",
+        help="Keep each site's own rank and alpha of a LoRA, as rank_pattern and alpha_pattern "
+        "(peft, diffusers): smaller where ranks differ, but other programs read it wrongly.",
+    ),
+]
+
+
+def peft_options(
+    base_name: str | None, task: str | None, patterns: bool, *, to: str = "peft"
+) -> dict[str, Any]:
+    """The options as what writes a format takes them; those that it does not are refused."""
+    about = {"base_model_name_or_path": base_name, "task_type": task} if to == "peft" else {}
+    own = {"patterns": patterns} if to in ("peft", "diffusers") else {}
+    given = {
+        "--base-name": not about and base_name,
+        "--task-type": not about and task,
+        "--patterns": not own and patterns,
+    }
+    if unused := [name for name, value in given.items() if value]:
+        raise typer.BadParameter(f"{', '.join(unused)} means nothing to {to}.")
+    return {**about, **own}

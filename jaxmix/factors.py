@@ -1,0 +1,177 @@
+"""Factors at the door: arrays that JAX computes with, whatever the user's code had them in."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from jaxmix.errors import AdapterError, listing
+from jaxmix.families import Update
+
+__all__ = ["checked_factors"]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """What a field of a family holds, read off its annotation."""
+
+    name: str
+    may_be_none: bool
+    is_float: bool
+    is_scalar: bool
+    is_tuple: bool
+    is_static: bool = False
+
+
+class _Unusable(Exception):
+    """A value that no factor can be, in words."""
+
+
+def checked_factors(updates: Mapping[str, Update]) -> dict[str, Update]:
+    """Updates whose factors are arrays and numbers that JAX takes.
+
+    NumPy arrays get the machine's byte order. Lists of numbers and PyTorch's tensors become NumPy
+    arrays, and integers floats where a family has floats. What is an array of JAX, or stands for
+    one, stays as it is.
+
+    Args:
+        updates: ``{site: update}``.
+
+    Returns:
+        The same, an update itself where nothing in it had to change.
+
+    Raises:
+        AdapterError: if factors are nothing of that kind; all of them are listed.
+
+    Example:
+        >>> from jaxmix.families import LoRA
+        >>> update = LoRA([[1, 2, 3]], np.ones((2, 1), ">f4"), 1.0)
+        >>> made = checked_factors({"proj": update})["proj"]
+        >>> made.a.dtype.name, made.b.dtype.isnative
+        ('float64', True)
+    """
+    made: dict[str, Update] = {}
+    wrong: list[str] = []
+    for site, update in updates.items():
+        made[site] = _update(update, f"{site}: ", wrong)
+    if wrong:
+        raise AdapterError(
+            f"factors that are no arrays of numbers:{listing(wrong)}\nExpected NumPy or JAX arrays "
+            "of floats, and a finite number or an array without axes as scale."
+        )
+    return made
+
+
+def _update(update: Any, where: str, wrong: list[str]) -> Any:
+    """An update with its factors checked; what is wrong with them is added to a list."""
+    changed: dict[str, Any] = {}
+    for one in _fields(type(update)):
+        old = getattr(update, one.name)
+        if (new := _value(old, one, where, wrong)) is not old:
+            changed[one.name] = new
+    return replace(update, **changed) if changed else update
+
+
+def _value(value: Any, one: _Field, where: str, wrong: list[str]) -> Any:
+    """A field's value, of tuples each of their values."""
+    if one.is_static:  # a rank, say, that somebody counted with NumPy; no file holds it so
+        return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, Update):
+        return _update(value, where, wrong)
+    if one.is_tuple and isinstance(value, tuple | list):
+        made = tuple(_value(item, replace(one, is_tuple=False), where, wrong) for item in value)
+        is_same = all(a is b for a, b in zip(made, value, strict=True))
+        return value if is_same and isinstance(value, tuple) else made
+    try:
+        return _array(value, one)
+    except _Unusable as problem:
+        wrong.append(f"{where}{one.name} {problem}")
+        return value
+
+
+def _array(value: Any, one: _Field) -> Any:
+    """An array, or a number, as JAX takes it."""
+    if one.is_tuple and hasattr(value, "shape"):
+        raise _Unusable(f"is one array {np.shape(value)}, expected a tuple of arrays")
+    if isinstance(value, jax.Array):
+        return value
+    if value is None:
+        if one.may_be_none:
+            return value
+        raise _Unusable(f"is None, expected {'a number' if one.is_scalar else 'an array'}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise _Unusable("is a masked array; fill it: np.ma.filled(array, 0)")
+    if isinstance(value, int | float):
+        if not math.isfinite(value):
+            raise _Unusable(f"is {value}, expected a finite number")
+        return value
+    if isinstance(value, str | bytes | complex | Mapping | set | frozenset):
+        raise _Unusable(f"is a {type(value).__name__}, expected an array")
+    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
+        value = _of_torch(value)
+    elif isinstance(value, list | tuple | range | memoryview):
+        value = _of_numbers(value)
+    if not isinstance(value, np.ndarray | np.generic):
+        return value  # an outline, a placeholder: what transformations of pytrees put there
+    return _native(value, one)
+
+
+def _of_torch(tensor: Any) -> np.ndarray:
+    """A tensor of PyTorch as an array of its own; NumPy has no bfloat16, whose floats are ours."""
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":
+        return np.array(tensor.float().numpy(), ml_dtypes.bfloat16)
+    try:
+        return np.array(tensor.numpy())
+    except (RuntimeError, TypeError) as error:
+        raise _Unusable(f"is a tensor of PyTorch that NumPy can't hold ({error})") from None
+
+
+def _of_numbers(value: Any) -> Any:
+    """A list of numbers, of such lists, or of arrays, as an array."""
+    if isinstance(value, list | tuple) and any(isinstance(item, jax.Array) for item in value):
+        return jnp.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise _Unusable("is a list whose rows have several lengths, expected an array") from None
+
+
+def _native(array: Any, one: _Field) -> Any:
+    """An array of numbers in the machine's byte order, of floats where the family has floats."""
+    dtype = array.dtype
+    is_number = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if not is_number or dtype in (np.dtype(np.longdouble), np.dtype(object)):
+        raise _Unusable(f"has dtype {dtype}, expected float64, float32, float16 or bfloat16")
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+    if one.is_float and not jnp.issubdtype(dtype, jnp.floating):
+        array = array.astype(np.promote_types(array.dtype, np.float32))
+    if not array.ndim and not np.isfinite(array):
+        raise _Unusable(f"is {array}, expected a finite number")
+    return array
+
+
+@lru_cache(maxsize=256)
+def _fields(family: type) -> tuple[_Field, ...]:
+    """The fields of a family."""
+    return tuple(map(_described, fields(family)))
+
+
+def _described(field: Any) -> _Field:
+    """A field by its annotation: of jaxtyping's arrays, whose names say what they hold."""
+    text = str(field.type)
+    return _Field(
+        field.name,
+        "None" in text or "Array" not in text,
+        "Float[" in text,
+        "| float" in text,
+        "tuple" in text,
+        bool(field.metadata.get("static")),
+    )

@@ -1,0 +1,152 @@
+"""For which model and task an adapter is: kept from one file to the next."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import AdapterError, CheckpointError
+from jaxmix.metadata import checked_metadata, shared_metadata
+
+from .test_export import CONFIG, FORMS, lora, n
+
+SAID = {
+    "base_model_name_or_path": "owner/base",
+    "revision": "main",
+    "task_type": "CAUSAL_LM",
+    "auto_mapping": None,
+}
+PARAMS = {"a.q.weight": n(6, 4), "b.q.weight": n(6, 4)}
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """What the config says of model and task."""
+    values = json.loads((folder / CONFIG).read_text())
+    return {key: values[key] for key in SAID}
+
+
+def saved(folder: Path, **said: Any) -> Adapter:
+    """An adapter that was read from a folder whose config says this."""
+    jaxmix.export_peft(Adapter(FORMS["lora"]), folder)
+    path = folder / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
+    adapter = jaxmix.load(folder)
+    assert isinstance(adapter, Adapter)
+    return adapter
+
+
+def test_kept_from_file_to_file(tmp_path: Path) -> None:
+    """By loading, strengths, names, a saved mix, attached models, one LoRA, and combining."""
+    one = saved(tmp_path / "in", **SAID)
+    two = saved(tmp_path / "other", **{**SAID, "revision": None, "task_type": "SEQ_CLS"})
+    attached = jaxmix.attach(PARAMS, one)
+    made = {
+        "again": one,
+        "half": (0.5 * one).renamed("half"),
+        "ours": jaxmix.load(jaxmix.save(one, tmp_path / "mix")),
+        "detached": jaxmix.detach(attached)[1][0],
+        "tree": jax.tree.map(jnp.asarray, one),
+        "to_lora": jaxmix.to_lora(jaxmix.mix(one, one.renamed("b")), PARAMS, rank=2),
+        "cat": jaxmix.combine([one, one], method="cat"),
+        "linear": jaxmix.combine([one, one], method="linear"),
+    }
+    for name, adapter in made.items():
+        assert config(jaxmix.export_peft(adapter, tmp_path / name)) == SAID, name
+    joined = jaxmix.combine([one, two], method="linear")
+    assert config(jaxmix.export_peft(joined, tmp_path / "joined")) == {**SAID, "task_type": None}
+    out = jaxmix.export_peft(jaxmix.mix(one, two.renamed("two")), tmp_path / "two")
+    assert config(out / "01-in")["task_type"] == "CAUSAL_LM"
+    assert config(out / "02-two")["task_type"] == "SEQ_CLS"
+
+
+def test_given(tmp_path: Path) -> None:
+    """Instead of what the file says; another base is of no revision that the file names."""
+    one = saved(tmp_path / "in", **SAID)
+    out = jaxmix.export_peft(
+        one, tmp_path / "out", base_model_name_or_path="my/base", task_type="SEQ_CLS"
+    )
+    assert config(out) == {
+        **dict.fromkeys(SAID),
+        "base_model_name_or_path": "my/base",
+        "task_type": "SEQ_CLS",
+    }
+    plain = jaxmix.export_peft(Adapter(FORMS["lora"]), tmp_path / "plain")
+    assert config(plain) == dict.fromkeys(SAID)
+
+
+def test_the_class_of_the_model(tmp_path: Path) -> None:
+    """Where PEFT knows no task; a task stands before it."""
+    mapping = {"base_model_class": "LlamaModel", "parent_library": "transformers.models.llama"}
+    one = saved(tmp_path / "in", auto_mapping=mapping)
+    assert config(jaxmix.export_peft(one, tmp_path / "out"))["auto_mapping"] == mapping
+    out = jaxmix.export_peft(one, tmp_path / "task", task_type="CAUSAL_LM")
+    assert config(out)["auto_mapping"] is None
+
+
+def test_fields_that_hold_nothing_are_not_kept(tmp_path: Path) -> None:
+    """No model is computed by them, so they are no error."""
+    odd = {
+        "base_model_name_or_path": 5,
+        "revision": "",
+        "task_type": ["x"],
+        "auto_mapping": {"a": 1},
+    }
+    assert saved(tmp_path / "in", **odd).metadata == {}
+
+
+def test_a_head_that_peft_would_not_load(tmp_path: Path) -> None:
+    """A trained head that became a LoRA: PEFT ignores one there in this task, which is left out."""
+    updates = {"q": lora(), "score": lora()}
+    adapter = Adapter(updates, metadata={"task_type": "SEQ_CLS", "revision": "x"})
+    found = config(jaxmix.export_peft(adapter, tmp_path / "out"))
+    assert found == {**dict.fromkeys(SAID), "revision": "x"}
+
+
+def test_no_part_of_the_structure() -> None:
+    """Adapters for other tasks are the same program."""
+    one, two = (Adapter(FORMS["lora"], metadata={"task_type": x}) for x in ("CAUSAL_LM", "SEQ_CLS"))
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    seen: list[int] = []
+
+    @jax.jit
+    def total(adapter: Any) -> Any:
+        seen.append(1)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(adapter))
+
+    assert total(one) == total(two) and len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", ["text", [1], {1: 2}, {"a": np.ones(2)}, {"a": math.inf}, {"a": (1,)}]
+)
+def test_metadata_that_json_can_not_hold(wrong: Any) -> None:
+    with pytest.raises(AdapterError) as caught:
+        Adapter({}, metadata=wrong)
+    assert str(caught.value) == (
+        f"an adapter's metadata are {wrong!r}, expected a dict of strings and other values that "
+        "JSON can hold."
+    )
+
+
+def test_metadata_are_the_adapters_own() -> None:
+    """Whoever gave them may go on changing theirs."""
+    mine: dict[str, Any] = {"a": {"b": 1}}
+    own = checked_metadata(mine)
+    mine["a"]["b"] = 2
+    assert own == {"a": {"b": 1}}
+    assert shared_metadata([]) == {}
+
+
+def test_a_saved_mix_with_other_metadata(tmp_path: Path) -> None:
+    jaxmix.save(Adapter(FORMS["lora"], metadata={"revision": "x"}), tmp_path / "mix")
+    path = tmp_path / "mix" / "mix.json"
+    path.write_text(path.read_text().replace('{"revision": "x"}', "3"))
+    with pytest.raises(CheckpointError, match="part 1: metadata is 3, expected an object"):
+        jaxmix.load(tmp_path / "mix")

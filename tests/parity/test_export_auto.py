@@ -1,0 +1,162 @@
+"""What jaxmix writes opens by ``AutoPeftModel…``, and clients without patterns read it alike."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+import jaxmix
+
+# PEFT asks transformers for a name that it is about to lose, and looks on the hub for a config.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+}
+IDS = torch.tensor([[3, 7, 11, 2, 29]])
+WHERE = {"target_modules": ["q_proj", "v_proj", "down_proj"], "r": 4, "lora_alpha": 6}
+
+
+def base(kind: Any, folder: Path, **more: Any) -> str:
+    """A tiny Llama with a head, saved."""
+    torch.manual_seed(0)
+    kind(transformers.LlamaConfig(**SIZES, **more)).double().save_pretrained(folder)
+    return str(folder)
+
+
+def drawn(model: Any) -> Any:
+    """A model whose factors are not zero."""
+    generator = torch.Generator().manual_seed(1)
+    for name, number in model.named_parameters():
+        if number.requires_grad:
+            number.data = torch.randn(number.shape, generator=generator, dtype=number.dtype) / 3
+            assert "base_layer" not in name
+    return model.eval()
+
+
+def trained(kind: Any, there: str, out: Path, config: peft.LoraConfig) -> torch.Tensor:
+    """PEFT's folder of an adapter, and the logits with it."""
+    # PEFT corrects the dtype of factors to float32 unless told not to.
+    model = drawn(
+        peft.get_peft_model(
+            kind.from_pretrained(there, dtype=torch.float64), config, autocast_adapter_dtype=False
+        )
+    )
+    model.save_pretrained(out)
+    return logits(model)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def close(found: torch.Tensor, truth: torch.Tensor) -> None:
+    np.testing.assert_allclose(found.numpy(), truth.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_causal_model(tmp_path: Path) -> None:
+    """PEFT's patterns are gone, and the model is the same: after load, and as one LoRA."""
+    kind = transformers.AutoModelForCausalLM
+    there = base(transformers.LlamaForCausalLM, tmp_path / "base")
+    uneven = {
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"v_proj": 9, "layers.1.mlp.down_proj": 1},
+    }
+    config = peft.LoraConfig(**WHERE, **uneven, task_type="CAUSAL_LM")
+    truth = trained(kind, there, tmp_path / "in", config)
+    assert not torch.allclose(truth, logits(kind.from_pretrained(there, dtype=torch.float64)))
+    adapter = jaxmix.load(tmp_path / "in")
+    model = kind.from_pretrained(there, dtype=torch.float64)
+    params = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    with jax.enable_x64(True):
+        lora = jaxmix.to_lora(adapter, params, rank=0.9999999)
+    for name, written in (("again", adapter), ("lora", lora)):
+        out = jaxmix.export_peft(written, tmp_path / name)
+        opened = peft.AutoPeftModelForCausalLM.from_pretrained(str(out), dtype=torch.float64)
+        own = opened.peft_config["default"]
+        assert (own.rank_pattern, own.alpha_pattern, own.task_type) == ({}, {}, "CAUSAL_LM")
+        close(logits(opened), truth)
+
+
+@pytest.mark.parametrize("patterns", [False, True])
+def test_a_classifier(patterns: bool, tmp_path: Path) -> None:
+    """Its head is saved whole, and stays so."""
+    kind = transformers.AutoModelForSequenceClassification
+    there = base(transformers.LlamaForSequenceClassification, tmp_path / "base", num_labels=3)
+    config = peft.LoraConfig(**WHERE, rank_pattern={"q_proj": 2}, task_type="SEQ_CLS")
+    truth = trained(kind, there, tmp_path / "in", config)
+    out = jaxmix.export_peft(jaxmix.load(tmp_path / "in"), tmp_path / "out", patterns=patterns)
+    opened = peft.AutoPeftModelForSequenceClassification.from_pretrained(
+        str(out), dtype=torch.float64, num_labels=3
+    )
+    close(logits(opened), truth)
+
+
+def test_a_classifier_as_one_lora(tmp_path: Path) -> None:
+    """Its head is a LoRA now, which PEFT would ignore in that task: so the task is left out."""
+    kind = transformers.AutoModelForSequenceClassification
+    there = base(transformers.LlamaForSequenceClassification, tmp_path / "base", num_labels=3)
+    truth = trained(kind, there, tmp_path / "in", peft.LoraConfig(**WHERE, task_type="SEQ_CLS"))
+    model = kind.from_pretrained(there, dtype=torch.float64)
+    params = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    with jax.enable_x64(True):
+        lora = jaxmix.to_lora(jaxmix.load(tmp_path / "in"), params)
+    out = jaxmix.export_peft(lora, tmp_path / "out")
+    close(logits(peft.PeftModel.from_pretrained(model, str(out))), truth)
+
+
+def test_the_class_instead_of_a_task(tmp_path: Path) -> None:
+    """A model without a task opens by ``AutoPeftModel``, and with a task given by that one's."""
+    there = base(transformers.LlamaForCausalLM, tmp_path / "base")
+    kind = transformers.LlamaForCausalLM
+    truth = trained(kind, there, tmp_path / "in", peft.LoraConfig(**WHERE))
+    adapter = jaxmix.load(tmp_path / "in")
+    out = jaxmix.export_peft(adapter, tmp_path / "out")
+    close(logits(peft.AutoPeftModel.from_pretrained(str(out), dtype=torch.float64)), truth)
+    out = jaxmix.export_peft(adapter, tmp_path / "task", task_type="CAUSAL_LM")
+    opened = peft.AutoPeftModelForCausalLM.from_pretrained(str(out), dtype=torch.float64)
+    close(logits(opened), truth)
+
+
+def test_an_attention_of_two_ranks(tmp_path: Path) -> None:
+    """PEFT has one rank and one scale for its two projections; jaxmix pads and scales."""
+
+    class Net(torch.nn.Module):
+        """An attention alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(2)
+            self.at = torch.nn.MultiheadAttention(8, 2, dtype=torch.float64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.at(x, x, x, need_weights=False)[0]
+
+    rng, net = np.random.default_rng(0), Net()
+    draw = lambda *shape: rng.normal(size=shape)  # noqa: E731
+    updates = {
+        "at.in_proj_weight": jaxmix.families.LoRA(draw(2, 8), draw(24, 2), 0.5),
+        "at.out_proj": jaxmix.families.LoRA(draw(3, 8), draw(8, 3), 0.7),
+    }
+    out = jaxmix.export_peft(jaxmix.Adapter(updates), tmp_path / "out")
+    x = torch.from_numpy(draw(5, 1, 8))
+    loaded = peft.PeftModel.from_pretrained(Net(), str(out), autocast_adapter_dtype=False).eval()
+    with torch.no_grad():
+        for leaf, update in (("in_proj_weight", 0), ("out_proj.weight", 1)):
+            lora: Any = list(updates.values())[update]
+            net.at.get_parameter(leaf).add_(torch.from_numpy(lora.scale * (lora.b @ lora.a)))
+        close(loaded.double()(x), net.eval()(x))

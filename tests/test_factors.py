@@ -1,0 +1,186 @@
+"""What people put into an update: arrays of any byte order, lists, tensors; and what is none."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.core import Tracer
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import AdapterError
+from jaxmix.factors import checked_factors
+from jaxmix.families import LoHa, LoKr, LoRA, Normed, Replace, SHiRA, Together, Update
+
+A, B = (
+    np.random.default_rng(0).normal(size=shape).astype(np.float32) for shape in [(2, 4), (6, 2)]
+)
+PARAMS = {"q.weight": np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)}
+TRUTH = PARAMS["q.weight"] + B @ A
+
+
+def composed(update: Update) -> np.ndarray:
+    """The weight with an update."""
+    return np.asarray(jaxmix.compose(PARAMS, Adapter({"q": update}))["q.weight"])
+
+
+SPELLED: dict[str, dict[str, Any]] = {
+    "big-endian": {"a": A.astype(">f4"), "b": B.astype(">f8"), "scale": np.asarray(1, ">f4")},
+    "little-endian": {"a": A.astype("<f4"), "b": B.astype("<f8")},
+    "lists": {"a": A.tolist(), "b": [tuple(row) for row in B.tolist()]},
+    "lists of arrays": {"a": list(A), "b": [jnp.asarray(row) for row in B]},
+    "memory": {"a": memoryview(A)},
+    "a number of NumPy's": {"scale": np.int64(1)},
+    "a bool": {"scale": np.bool_(True)},
+}
+
+
+@pytest.mark.parametrize("how", SPELLED)
+def test_spelled_otherwise(how: str) -> None:
+    """The same numbers."""
+    np.testing.assert_allclose(
+        composed(LoRA(**{"a": A, "b": B, "scale": 1.0, **SPELLED[how]})), TRUTH, rtol=1e-5
+    )
+
+
+def test_integers_where_floats_are() -> None:
+    """Under strict promotion too."""
+    whole = np.arange(8).reshape(2, 4)
+    np.testing.assert_allclose(
+        composed(LoRA(whole, B, 1)), PARAMS["q.weight"] + B @ whole, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_tensors_of_pytorch(dtype: str) -> None:
+    """Also those that take part in training; what is made of them is a copy."""
+    torch = pytest.importorskip("torch")
+    own = A.astype(getattr(ml_dtypes, dtype, dtype))
+    tensor = torch.tensor(own.astype(np.float64), dtype=getattr(torch, dtype), requires_grad=True)
+    made: Any = checked_factors({"q": LoRA(tensor, B, 1.0)})["q"]
+    assert made.a.dtype == own.dtype and made.a.tobytes() == own.tobytes()
+    with torch.no_grad():
+        tensor.zero_()
+    assert made.a.tobytes() == own.tobytes()
+    truth = PARAMS["q.weight"] + B @ own.astype(np.float32)
+    np.testing.assert_allclose(composed(made), truth, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_right_is_not_touched() -> None:
+    """The update itself comes back; so do outlines and tracers."""
+    lora = LoRA(A, jnp.asarray(B), 1.0, bias=None)
+    outline = LoRA(jax.ShapeDtypeStruct((2, 4), np.float32), B, 1.0)  # pyright: ignore[reportArgumentType]
+    updates = {
+        "a": lora,
+        "b": Together((Replace(bias=B[:, 0]), lora)),
+        "c": outline,
+        "d": LoKr((A,), (A, B), 1.0),
+        "e": Normed(lora, B[:, 0]),
+    }
+    made = checked_factors(updates)
+    assert all(made[site] is updates[site] for site in updates)
+    seen: list[Any] = []
+    jax.jit(lambda a: seen.append(checked_factors({"q": LoRA(a, B, 1.0)})["q"]) or a)(A)
+    assert isinstance(seen[0].a, Tracer)
+
+
+def test_within_others() -> None:
+    """Parts of parts, and tuples of factors."""
+    swapped = A.astype(">f4")
+    updates = {
+        "together": Together((LoRA(swapped, B, 1.0), Replace(bias=B[:, 0]))),
+        "normed": Normed(LoRA(swapped, B, 1.0), B[:, 0]),
+        "lokr": LoKr([swapped], (A, swapped), 1.0),  # pyright: ignore[reportArgumentType]
+    }
+    for update in checked_factors(updates).values():
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(update)]
+        assert all(leaf.dtype.isnative for leaf in leaves)
+        assert sum(leaf.tobytes() == A.tobytes() for leaf in leaves) >= 1
+    lokr: Any = checked_factors(updates)["lokr"]
+    assert isinstance(lokr.x, tuple)
+
+
+def test_a_static_number_of_numpy() -> None:
+    """No file holds one."""
+    update: Any = checked_factors({"q": SHiRA(A[0], np.zeros((2, 4), np.int32), np.int64(3))})["q"]  # pyright: ignore[reportArgumentType]
+    assert type(update.rank) is int
+
+
+LORA = LoRA(A, B, 1.0)
+WRONG: dict[str, tuple[Any, str]] = {
+    "masked": (
+        replace(LORA, a=np.ma.masked_array(A, A > 0)),
+        "a is a masked array; fill it: np.ma.filled(array, 0)",
+    ),
+    "no scale": (replace(LORA, scale=None), "scale is None, expected a number"),
+    "no factor": (replace(LORA, b=None), "b is None, expected an array"),
+    "text": (replace(LORA, scale="1"), "scale is a str, expected an array"),
+    "NaN": (replace(LORA, scale=float("nan")), "scale is nan, expected a finite number"),
+    "infinite": (replace(LORA, scale=np.float32(np.inf)), "scale is inf, expected a finite number"),
+    "complex": (replace(LORA, a=A + 1j), "a has dtype complex64, expected float64, float32, "),
+    "objects": (replace(LORA, a=A.astype(object)), "a has dtype object, expected float64"),
+    "dates": (replace(LORA, a=np.zeros((2, 4), "M8[s]")), "a has dtype datetime64[s], expected"),
+    "ragged": (
+        replace(LORA, a=[[1.0, 2.0], [3.0]]),
+        "a is a list whose rows have several lengths, expected an array",
+    ),
+    "a dict": (replace(LORA, a={"a": A}), "a is a dict, expected an array"),
+    "no tuple": (LoKr(A, (A, B), 1.0), "x is one array (2, 4), expected a tuple of arrays"),  # pyright: ignore[reportArgumentType]
+    "inside": (Together((replace(LORA, b=None), LORA)), "b is None, expected an array"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("update", "text"), WRONG.values(), ids=WRONG)
+def test_no_factor(update: Any, text: str) -> None:
+    """All of them are told, with their sites."""
+    with pytest.raises(AdapterError) as caught:
+        Adapter({"k": LORA, "q": update, "v": LoHa(B, A, B, A, None)})  # pyright: ignore[reportArgumentType]
+    found = str(caught.value)
+    assert found.startswith(f"factors that are no arrays of numbers:\n  q: {text}"), found
+    assert found.endswith(
+        "\n  v: scale is None, expected a number\nExpected NumPy or JAX arrays of floats, and a "
+        "finite number or an array without axes as scale."
+    )
+
+
+def test_a_tensor_that_numpy_can_not_hold() -> None:
+    torch = pytest.importorskip("torch")
+    sparse = torch.eye(4)[:2].to_sparse()
+    with pytest.raises(AdapterError, match="q: a is a tensor of PyTorch that NumPy can't hold"):
+        Adapter({"q": LoRA(sparse, B, 1.0)})
+
+
+@pytest.mark.parametrize("rank", [np.int64(2), np.uint8(2), np.asarray(2), jnp.int32(2)])
+def test_ranks_of_numpy(rank: Any) -> None:
+    """As integers, wherever a rank is given."""
+    adapter, key = Adapter({"q": LORA}), jax.random.key(0)
+    made = {
+        "to_lora": jaxmix.to_lora(adapter, PARAMS, rank=rank),
+        "combine": jaxmix.combine([adapter], PARAMS, method="svd", rank=rank),
+    }
+    if isinstance(rank, np.integer):
+        made["init"] = jaxmix.init("lora", PARAMS, key, target_modules=["q"], rank=rank)  # pyright: ignore[reportArgumentType]
+    for one in made.values():
+        assert one.updates["q"].a.shape == (2, 4)  # pyright: ignore[reportAttributeAccessIssue]
+    share = jaxmix.to_lora(adapter, PARAMS, rank=np.float32(0.9999))  # pyright: ignore[reportArgumentType]
+    assert share.updates["q"].a.shape == (2, 4)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("rank", [2.0, True, "2", None])
+def test_ranks_that_are_none(rank: Any) -> None:
+    """Not for a new adapter; None is the kind's own."""
+    if rank is None:
+        rank = np.float64(2)
+    with pytest.raises(jaxmix.errors.ShapeError) as caught:
+        jaxmix.init("lora", PARAMS, jax.random.key(0), target_modules=["q"], rank=rank)
+    assert f"q: rank is {rank!r}, expected an integer from 1 on" in str(caught.value)
+
+
+def test_a_masked_strength() -> None:
+    """NumPy would say 0 or NaN for it."""
+    with pytest.raises(AdapterError, match="a strength is masked, expected a real number"):
+        Adapter({}, np.ma.masked)
