@@ -17,7 +17,7 @@ from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
 from jaxmix.sharded import sharding_of
-from jaxmix.sites import Site, Tree, located, shared
+from jaxmix.sites import Site, Tree, check_no_path, located, shared
 from jaxmix.tied import tied_sites
 
 __all__ = ["Fitted", "Word", "apply", "fitted"]
@@ -65,6 +65,7 @@ def apply(
         ShapeError: if factors do not fit their weights.
     """
     if not words:
+        check_no_path(params)
         return params
     tree, sites = fitted(params, words, layout)
     leaves = list(tree.leaves)

@@ -4,7 +4,9 @@ A message says where, what was found, what was expected and what to do, and list
 once. Every kind is also a ``ValueError``, so that code which does not know jaxmix can catch it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 __all__ = [
     "AdapterError",
@@ -14,7 +16,14 @@ __all__ = [
     "ShapeError",
     "UnsupportedError",
     "VerificationError",
+    "option",
+    "spelling",
 ]
+
+# How an option is written by whoever reads the messages: in Python name=value.
+_spelling: ContextVar[Callable[[str, str], str]] = ContextVar(
+    "spelling", default=lambda name, value: f"{name}={value}"
+)
 
 
 class JaxmixError(ValueError):
@@ -59,3 +68,34 @@ def listing(lines: Iterable[str], limit: int = 20) -> str:
     shown = "".join(f"\n  {line}" for line in lines[:limit])
     rest = len(lines) - limit
     return shown + (f"\n  … and {rest} more" if rest > 0 else "")
+
+
+def option(name: str, value: object = True) -> str:
+    """An option as the reader of a message would write it.
+
+    Args:
+        name: the option's name in Python.
+        value: what to give it; a string stands for itself, quoted, or "…" for one of the user's.
+
+    Returns:
+        ``name=value``; on the command line ``--name value``.
+
+    Example:
+        >>> option("force"), option("subfolder", "final"), option("scale", ...)
+        ('force=True', "subfolder='final'", 'scale=…')
+    """
+    return _spelling.get()(name, "…" if value is ... else repr(value))
+
+
+@contextmanager
+def spelling(spell: Callable[[str, str], str]) -> Iterator[None]:
+    """Makes `option` spell options in another way within a ``with`` block.
+
+    Args:
+        spell: from an option's name and the Python literal of its value to what to write.
+    """
+    before = _spelling.set(spell)
+    try:
+        yield
+    finally:
+        _spelling.reset(before)

@@ -15,7 +15,7 @@ from jaxmix.factored.leaf import Factored, Tags
 from jaxmix.families import Update
 from jaxmix.layout import Layout
 from jaxmix.mix import several
-from jaxmix.sites import Tree
+from jaxmix.sites import Tree, check_no_path
 
 __all__ = ["attach", "detach", "is_factored"]
 
@@ -79,6 +79,7 @@ def attach(
         for site, word in words(parts).items()
     }
     if not by_site:
+        check_no_path(params)
         return params
     numbers: dict[str, list[int]] = {}
     for number, part in enumerate(parts):

@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
         "errors",
     },
     "adapter": {"dense", "families", "layout", "errors"},
-    "mix": {"adapter", "dense", "layout", "errors"},
+    "mix": {"adapter", "dense", "families", "layout", "errors"},
     "singular": {"operators"},
     "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
     | {"affine", "operators", "errors"},
