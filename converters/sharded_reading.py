@@ -265,8 +265,8 @@ def _check_shardings(places: Mapping[str, Any]) -> None:
     if wrong:
         raise LayoutError(
             f"shardings that are no jax.sharding.Sharding:{listing(wrong)}\nGive one for every "
-            "tensor, such as NamedSharding(mesh, PartitionSpec('x')); a function of (name, outline) "
-            "must return one."
+            "tensor, such as NamedSharding(mesh, PartitionSpec('x')); a function of (name, "
+            "outline) must return one."
         )
 
 

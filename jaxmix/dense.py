@@ -13,11 +13,12 @@ from jaxmix.choosing import chosen
 from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import parts_of
 from jaxmix.layout import KERNEL, Layout, Part, Place, named
+from jaxmix.params import check_no_path
 from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.sharded import apply as apply_to_leaf
 from jaxmix.sharded import sharding_of
-from jaxmix.sites import Site, Tree, check_no_path, located, shared
+from jaxmix.sites import Site, Tree, located, shared
 from jaxmix.tied import tied_sites
 
 __all__ = ["Fitted", "Word", "apply", "fitted"]

@@ -97,7 +97,7 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
         >>> read_small(Path(os.devnull))
         Traceback (most recent call last):
         ...
-        jaxmix.errors.CheckpointError: /dev/null is a device, expected a regular file. Put one there.
+        jaxmix.errors.CheckpointError: /dev/null is a device, expected a regular file. ...
     """
     # Without O_NONBLOCK a named pipe would wait for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
-from os import PathLike
 from typing import Any
 
 import jax
@@ -14,15 +13,13 @@ import jax
 from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place
 from jaxmix.names import leaf_names
+from jaxmix.params import check_tree
 from jaxmix.plan import Word
 from jaxmix.quantized import is_quantized
 
-__all__ = ["OutAxes", "Site", "Tree", "check_no_path", "located", "placed", "shared"]
+__all__ = ["OutAxes", "Site", "Tree", "located", "placed", "shared"]
 
 _SHOWN = 20
-_PARAMS = (
-    "expected a pytree of weights: a dict of arrays, an nnx.Module or its state, an Equinox module."
-)
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Tree:
         Raises:
             LayoutError: if it is no tree of weights, but a path to one, or nothing.
         """
-        _check_tree(params)
+        check_tree(params)
         paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
         names = leaf_names([path for path, _ in paths])
         twice = frozenset(name for name, count in Counter(names).items() if count > 1)
@@ -64,32 +61,6 @@ class Tree:
         """Which axis of a linear layer's weight is its output."""
         shapes = {name: getattr(self.leaves[i], "shape", ()) for name, i in self.where.items()}
         return OutAxes(shapes)
-
-
-def check_no_path(params: Any) -> None:
-    """Refuses a path in the place of a tree of weights.
-
-    Args:
-        params: what a function was given for its params.
-
-    Raises:
-        LayoutError: if it is a path.
-    """
-    if isinstance(params, str | bytes | PathLike):
-        raise LayoutError(
-            f"the params are the path {params!r}, {_PARAMS} Read a checkpoint with "
-            "jaxmix.models.read_tensors(folder), or merge it on disk with "
-            "jaxmix.merge_checkpoint(folder, adapters, out)."
-        )
-
-
-def _check_tree(params: Any) -> None:
-    """Refuses what can't be a tree of weights: a path, None, a function."""
-    check_no_path(params)
-    is_leaf = jax.tree_util.all_leaves([params], is_leaf=is_quantized)
-    if params is None or (is_leaf and not hasattr(params, "shape")):
-        text = " ".join(repr(params).split())
-        raise LayoutError(f"the params are {text[:80]}, {_PARAMS} Pass the model's weights.")
 
 
 class OutAxes:

@@ -123,7 +123,7 @@ def test_no_adapter(thing):
         (lambda: jaxmix.mix(thing), rf"mix got {kind} .*, expected adapters and mixes"),
         (
             lambda: jaxmix.compose(BASE, [thing]),
-            rf"compose got for its adapters:\n  0: {kind} .*\nExpected an adapter, a mix, or a list",
+            rf"compose got for its adapters:\n  0: {kind} .*\nExpected an adapter",
         ),
     ):
         with pytest.raises(AdapterError) as caught:

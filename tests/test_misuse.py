@@ -40,7 +40,7 @@ def test_a_path_for_params(function, params, adapters):
 
 @pytest.mark.parametrize("params", [None, print, 3])
 def test_params_that_are_no_tree(params):
-    with pytest.raises(LayoutError, match="the params are .*expected a pytree of weights.*Pass th"):
+    with pytest.raises(LayoutError, match=r"the params are .*expected a pytree.*Pass the"):
         compose(params, [ADAPTER])
 
 
@@ -55,9 +55,9 @@ def test_a_result_of_fit_names_its_mix():
 
     found = jaxmix.fit(ADAPTER, PARAMS, loss, [jnp.ones((2, 3))], progress=False)
     for adapters in (found, [found]):
-        with pytest.raises(AdapterError, match="Its mix is an adapter: pass result.mix."):
+        with pytest.raises(AdapterError, match=r"Its mix is an adapter: pass result\.mix\."):
             compose(PARAMS, adapters)
-    with pytest.raises(AdapterError, match="mix got Fit .*pass result.mix"):
+    with pytest.raises(AdapterError, match=r"mix got Fit .*pass result\.mix"):
         mix(found)
     assert compose(PARAMS, [found.mix])["proj.weight"].shape == (2, 3)
 
@@ -67,10 +67,7 @@ def test_all_wrong_adapters_are_listed():
         compose(PARAMS, [ADAPTER, "lora", LORA, 3])
     said = str(caught.value)
     assert said.startswith("compose got for its adapters:\n  1: str 'lora'\n  2: LoRA ")
-    assert (
-        "\n  3: int 3\nExpected an adapter, a mix, or a list of them. Read one with jaxmix.load(path). "
-        in said
-    )
+    assert "\n  3: int 3\nExpected an adapter, a mix, or a list of them. Read one with" in said
     assert said.endswith("Name the module that it updates: jaxmix.Adapter({site: update}).")
 
 

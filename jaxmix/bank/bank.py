@@ -136,9 +136,7 @@ class Bank:
             >>> bank.who(["de", None]).tolist()
             [1, -1]
         """
-        if isinstance(who, np.ndarray) and who.dtype.kind in "OUT":  # names, not numbers
-            who = who.tolist()
-        is_array = isinstance(who, jax.Array | np.ndarray)
+        is_array = rows_.is_array(who)
         if isinstance(self.taken, Tracer):
             if not is_array:
                 raise UnsupportedError(

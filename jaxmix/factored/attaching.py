@@ -15,7 +15,8 @@ from jaxmix.factored.leaf import Factored, Tags
 from jaxmix.families import Update
 from jaxmix.layout import Layout
 from jaxmix.mix import several
-from jaxmix.sites import Tree, check_no_path
+from jaxmix.params import check_no_path
+from jaxmix.sites import Tree
 
 __all__ = ["attach", "detach", "is_factored"]
 

@@ -27,8 +27,8 @@ class NoArray:
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise AttachedLeafError(
             f"{self!r} has adapters attached, so it is no array. Run the function that uses it "
-            "through jaxmix.factored: factored(fn)(params, x), where fn is called as fn(params, x); "
-            "or merge the adapters into the params with jaxmix.compose."
+            "through jaxmix.factored: factored(fn)(params, x) in the place of fn(params, x); or "
+            "merge the adapters into the params with jaxmix.compose."
         )
 
     def __repr__(self) -> str:

@@ -22,10 +22,13 @@ ARROWS: dict[str, set[str]] = {
     "tied": {"layout", "errors"},
     "plan": {"form", "affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
-    "sites": {"names", "quantized", "plan", "layout", "families", "errors"},
+    "params": {"quantized", "errors"},
+    "files": {"errors"},
+    "sites": {"names", "params", "quantized", "plan", "layout", "families", "errors"},
     "choosing": {"sites", "plan", "layout", "errors"},
     "dense": {
         "choosing",
+        "params",
         "sites",
         "quantized",
         "sharded",
@@ -51,6 +54,7 @@ ARROWS: dict[str, set[str]] = {
         "mix",
         "quantized",
         "names",
+        "params",
         "adapter",
         "dense",
         "plan",
@@ -76,7 +80,7 @@ ARROWS: dict[str, set[str]] = {
     | {"affine", "operators", "names", "quantized", "errors"},
     "bank": {"factored", "mix", "adapter", "dense", "sites", "plan", "layout", "families"}
     | {"affine", "operators", "names", "quantized", "errors"},
-    "models": {"errors"},
+    "models": {"files", "errors"},
 }
 ARROWS[""] = set(ARROWS)
 ARROWS["converters"] = set(ARROWS)
