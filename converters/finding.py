@@ -10,7 +10,7 @@ from typing import Any
 from jaxmix.adapter import Adapter
 from jaxmix.converters.format import Format, named, recognised
 from jaxmix.converters.hub import download
-from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.errors import CheckpointError, UnsupportedError, option
 from jaxmix.mix import Mix
 
 __all__ = ["Found", "find", "find_on_hub", "is_hub_id"]
@@ -44,7 +44,8 @@ class Found:
             takes = ", ".join(self.format.options) or "no options"
             raise UnsupportedError(
                 f"{self.source} is of the format {self.format.name!r}, whose reader takes {takes}; "
-                f"found {', '.join(unknown)}. Leave it out, or force another with format='…'."
+                f"found {', '.join(unknown)}. Leave it out, or force another with "
+                f"{option('format', '…')}."
             )
         given = name or ("" if self.format.named_within else self.default)
         adapter = self.format.read(self.path, given, strength, **options)

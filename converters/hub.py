@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxmix.converters.format import Format
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, option
 
 __all__ = ["download"]
 
@@ -39,7 +39,7 @@ def download(
     if any(path.parent != mark.parent for path in found):
         raise CheckpointError(
             f"{place.text} changed between its two files. Try again, or give a commit: "
-            "revision='…'."
+            f"{option('revision', '…')}."
         )
     return mark.parent, one
 

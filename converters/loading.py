@@ -13,6 +13,7 @@ from jaxmix.converters.mlx import is_mlx, read_mlx
 from jaxmix.converters.peft import CONFIG_FILE, WEIGHTS_FILE, read_peft
 from jaxmix.converters.peft.tensors import pickle_recipe
 from jaxmix.converters.qwix import is_qwix, read_qwix
+from jaxmix.errors import option
 
 __all__ = ["FORMATS", "load"]
 
@@ -22,7 +23,7 @@ def _no_peft(file: str) -> str:
     if file == CONFIG_FILE:
         return (
             ", so it is no PEFT adapter there. If it lies in a folder of the repository, say "
-            "subfolder='…'."
+            f"{option('subfolder', '…')}."
         )
     recipe = pickle_recipe("adapter_model.bin", WEIGHTS_FILE)
     return f". If it has a .bin, download the folder and convert it: {recipe}"

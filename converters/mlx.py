@@ -13,7 +13,14 @@ from jaxmix.converters.lycoris.files import json_of
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
 from jaxmix.converters.peft.values import NUMBER
-from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import (
+    CheckpointError,
+    JaxmixError,
+    ShapeError,
+    UnsupportedError,
+    listing,
+    option,
+)
 from jaxmix.families import LoRA, Replace, Update
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "is_mlx", "read_mlx"]
@@ -109,14 +116,15 @@ def _scale(config: Mapping[str, Any], path: Path) -> float:
     if not isinstance(said, dict) or not NUMBER.holds(said.get("scale")):
         raise CheckpointError(
             f"{path}: lora_parameters is {said!r}, expected an object with a number as scale. "
-            "Give the scale that it was trained with: load(path, scale=…)."
+            f"Give the scale that it was trained with: {option('scale', ..., of='load(path')}."
         )
     alpha, rank = said.get("alpha"), said.get("rank")
     if alpha is not None and alpha != rank:
         raise UnsupportedError(
             f"{path}: lora_parameters has alpha = {alpha!r} beside rank = {rank!r} and scale = "
             f"{said['scale']!r}. Old versions of mlx-lm multiplied the scale by alpha / rank, "
-            "later ones leave alpha out. Say which it is: load(path, scale=…)."
+            "later ones leave alpha out. Say which it is: "
+            f"{option('scale', ..., of='load(path')}."
         )
     return float(said["scale"])
 

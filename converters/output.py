@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, option
 
 __all__ = ["HINTS", "checked_file", "checked_output", "new_folder"]
 
@@ -51,7 +51,7 @@ def checked_output(
     if place.is_dir():
         if not force:
             raise CheckpointError(
-                f"the output {out} exists. Give another folder, or say force=True (--force) to "
+                f"the output {out} exists. Give another folder, or say {option('force')} to "
                 "replace it; it then stays until the new one is whole."
             )
         if any(place.iterdir()) and not any((place / mark).exists() for mark in marks):
@@ -98,7 +98,7 @@ def checked_file(
         )
     if place.exists() and not force:
         raise CheckpointError(
-            f"the output {out} exists. Give another name, or say force=True (--force) to replace "
+            f"the output {out} exists. Give another name, or say {option('force')} to replace "
             "it; it then stays until the new one is whole."
         )
     _check_room(out, place, size)

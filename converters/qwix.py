@@ -16,7 +16,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.lycoris.files import file_keys, file_metadata, json_of
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
 from jaxmix.converters.peft.values import NUMBER
-from jaxmix.errors import AdapterError, CheckpointError, ShapeError, listing
+from jaxmix.errors import AdapterError, CheckpointError, ShapeError, listing, option
 from jaxmix.families import LoRA, Update
 from jaxmix.names import leaf_names
 
@@ -96,7 +96,7 @@ def read_qwix(
     if not NUMBER.holds(given):
         raise CheckpointError(
             f"{path}: qwix keeps alpha in its rule and not with the factors, and nothing beside "
-            f"them says it (found {beside!r}). Give it: load(path, alpha=…)."
+            f"them says it (found {beside!r}). Give it: {option('alpha', ..., of='load(path')}."
         )
     if alpha is not None and isinstance(beside, int | float) and beside != alpha:
         raise CheckpointError(

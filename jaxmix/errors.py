@@ -20,10 +20,8 @@ __all__ = [
     "spelling",
 ]
 
-# How an option is written by whoever reads the messages: in Python name=value.
-_spelling: ContextVar[Callable[[str, str], str]] = ContextVar(
-    "spelling", default=lambda name, value: f"{name}={value}"
-)
+# From an option's name and the literal of its value to how the reader of a message writes it.
+_spelling: ContextVar[Callable[[str, str], str] | None] = ContextVar("spelling", default=None)
 
 
 class JaxmixError(ValueError):
@@ -70,21 +68,25 @@ def listing(lines: Iterable[str], limit: int = 20) -> str:
     return shown + (f"\n  … and {rest} more" if rest > 0 else "")
 
 
-def option(name: str, value: object = True) -> str:
-    """An option as the reader of a message would write it.
+def option(name: str, value: object = True, *, of: str = "") -> str:
+    """An option as the reader of a message writes it.
 
     Args:
         name: the option's name in Python.
-        value: what to give it; a string stands for itself, quoted, or "…" for one of the user's.
+        value: what to give it; ``...`` for what only the user knows.
+        of: in Python, the start of the call that takes it, such as ``"load(path"``.
 
     Returns:
-        ``name=value``; on the command line ``--name value``.
+        ``name=value``, or the whole call; on the command line ``--name value``.
 
     Example:
-        >>> option("force"), option("subfolder", "final"), option("scale", ...)
-        ('force=True', "subfolder='final'", 'scale=…')
+        >>> option("force"), option("subfolder", "final"), option("scale", ..., of="load(path")
+        ('force=True', "subfolder='final'", 'load(path, scale=…)')
     """
-    return _spelling.get()(name, "…" if value is ... else repr(value))
+    literal = "…" if value is ... else repr(value)
+    if spell := _spelling.get():
+        return spell(name, literal)
+    return f"{of}, {name}={literal})" if of else f"{name}={literal}"
 
 
 @contextmanager
@@ -93,6 +95,9 @@ def spelling(spell: Callable[[str, str], str]) -> Iterator[None]:
 
     Args:
         spell: from an option's name and the Python literal of its value to what to write.
+
+    Yields:
+        Nothing.
     """
     before = _spelling.set(spell)
     try:

@@ -11,7 +11,14 @@ from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.peft.shapes import Factors
-from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, UnsupportedError, listing
+from jaxmix.errors import (
+    AdapterError,
+    CheckpointError,
+    JaxmixError,
+    UnsupportedError,
+    listing,
+    option,
+)
 from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
 
 __all__ = ["module_tensors", "save_tensors", "with_plain_bias"]
@@ -83,7 +90,9 @@ def save_tensors(
     if place.suffix != ".safetensors":
         raise CheckpointError(f"{place} is no name for the file, expected one in .safetensors.")
     if place.exists() and not force:
-        raise CheckpointError(f"{place} exists. Give another name, or replace it: force=True.")
+        raise CheckpointError(
+            f"{place} exists. Give another name, or replace it: {option('force')}."
+        )
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         # Its own dict: safetensors changes the one that it is given.

@@ -12,7 +12,7 @@ from jaxmix.converters.merging.journal import journal
 from jaxmix.converters.merging.place import Place, locked
 from jaxmix.converters.merging.work import Work
 from jaxmix.converters.output import HINTS, checked_file, checked_output
-from jaxmix.errors import CheckpointError, JaxmixError
+from jaxmix.errors import CheckpointError, JaxmixError, option
 
 __all__ = ["growing"]
 
@@ -96,6 +96,6 @@ def _kept(place: Place, shards: tuple[Shard, ...]) -> str:
     if not whole:
         return ""
     return (
-        f"{whole} of {len(shards)} shards are whole in {place.beside}: resume=True (--resume) goes "
+        f"{whole} of {len(shards)} shards are whole in {place.beside}: {option('resume')} goes "
         "on from there."
     )

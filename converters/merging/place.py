@@ -22,7 +22,7 @@ from jaxmix.converters.huggingface import Shard
 from jaxmix.converters.merging.exchange import exchanged
 from jaxmix.converters.merging.files import synced
 from jaxmix.converters.merging.journal import differences, read_json, write_json
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, option
 
 __all__ = ["Place", "locked"]
 
@@ -126,14 +126,14 @@ class Place:
         if resume and unlike:
             raise CheckpointError(
                 f"{self.beside} is of another merge, so that there is nothing to go on from. "
-                f"Different: {', '.join(unlike)}. Merge what it began with, or say force=True "
-                "(--force) without resume to begin anew."
+                f"Different: {', '.join(unlike)}. Merge what it began with, or say "
+                f"{option('force')} without {option('resume')} to begin anew."
             )
         if not resume and not force and (done or (unlike and any(self.beside.glob("whole/*")))):
             what = f"{len(done)} of {len(shards)} shards of this merge" if done else "another merge"
-            goes_on = "resume=True (--resume) goes on from there, " if done else ""
+            goes_on = f"{option('resume')} goes on from there, " if done else ""
             raise CheckpointError(
-                f"{self.beside} holds {what}, broken off. {goes_on}force=True (--force) begins "
+                f"{self.beside} holds {what}, broken off. {goes_on}{option('force')} begins "
                 "anew, or remove it."
             )
         if not resume or not done:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmix.converters.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.rewriting import with_config, with_tensors
-from jaxmix.errors import LayoutError, listing
+from jaxmix.errors import LayoutError, listing, option
 
 __all__ = ["Packed", "dequantized", "is_packed", "refusal"]
 
@@ -175,7 +175,7 @@ def refusal(
 def _how(wrong: Sequence[str]) -> str:
     """How to dequantize what was found."""
     if all(line.endswith(tuple(FP8)) for line in wrong):
-        return "dequantize=True (on the command line --dequantize) writes all of fp8 in bfloat16."
+        return f"{option('dequantize')} writes all of fp8 in bfloat16."
     return (
         "load it in transformers, call model.dequantize() and save it; or merge into the model of "
         "which it was made, and quantize the result."

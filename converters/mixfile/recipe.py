@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmix.converters.finding import is_hub_id
 from jaxmix.converters.mixfile.record import FORMAT, VERSION
-from jaxmix.errors import CheckpointError, listing
+from jaxmix.errors import CheckpointError, listing, option
 
 __all__ = ["save_recipe"]
 
@@ -40,7 +40,9 @@ def save_recipe(
     if place.suffix != ".json":
         raise CheckpointError(f"{place} is no name for a recipe, expected one in .json.")
     if place.exists() and not force:
-        raise CheckpointError(f"{place} exists. Give another name, or replace it: force=True.")
+        raise CheckpointError(
+            f"{place} exists. Give another name, or replace it: {option('force')}."
+        )
     parts: list[dict[str, Any]] = []
     outside: list[str] = []
     folder = place.resolve().parent

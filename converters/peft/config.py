@@ -10,7 +10,7 @@ from jaxmix.converters.peft.kind import Fields
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.refusals import type_problem
 from jaxmix.converters.peft.values import short, wrong_values
-from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 
 __all__ = ["folder_text", "read_config"]
 
@@ -92,7 +92,11 @@ def _nested(path: Path) -> str:
         inner = sorted(found.parent.name for found in path.parent.glob(f"*/{path.name}"))
     except OSError:
         return ""
-    return f" There is one in {', '.join(inner[:5])}: say subfolder={inner[0]!r}." if inner else ""
+    return (
+        f" There is one in {', '.join(inner[:5])}: say {option('subfolder', inner[0])}."
+        if inner
+        else ""
+    )
 
 
 def _refused(values: Mapping[str, Any], fields: Fields) -> list[str]:

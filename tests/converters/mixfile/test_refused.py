@@ -528,7 +528,7 @@ def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
     """Without force nothing is replaced; with it a saved mix, and nothing else."""
     one = Adapter({"a": LORA}, name="other")
     assert unsaved(CheckpointError, one, folder) == (
-        f"the output {folder} exists. Give another folder, or say force=True (--force) to replace "
+        f"the output {folder} exists. Give another folder, or say force=True to replace "
         "it; it then stays until the new one is whole."
     )
     assert jaxmix.save(one, folder, force=True) == folder
