@@ -1,10 +1,12 @@
 """What a file format is to `jaxmix.load`: a name, how it is recognised, and who reads it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.mistaken import no_adapter
+from jaxmix.converters.torch_files import is_torch_file, torch_tensors
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mix import Mix
 
@@ -26,6 +28,13 @@ class Format:
             format. Without any, the format is not looked for on the hub.
         extras: what to fetch too where a repository has it.
         absent: what to say of one of ``files`` that a repository does not have.
+        instead: what to fetch where a repository lacks one of ``files``: names to try in order.
+        is_read: whether the reader reads the file of a name, or a copy of it; other files of
+            weights in the folder are an error, or for the reader. None if it takes one file alone,
+            whose neighbours are not its own.
+        is_alone: whether an adapter of it is one file, which is then looked for in a folder or a
+            repository.
+        takes_beside: whether the reader takes those other files, by name, as ``beside=``.
         named_within: whether its files say names and sources themselves: ``name`` is then "" if
             none was given, and a mix may come of it.
     """
@@ -38,6 +47,10 @@ class Format:
     files: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
     absent: Callable[[str], str] = lambda file: "."
+    instead: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    is_read: Callable[[str], bool] | None = None
+    is_alone: bool = False
+    takes_beside: bool = False
     named_within: bool = False
 
 
@@ -79,8 +92,12 @@ def recognised(formats: Sequence[Format], path: Path, told: str) -> Format:
     found = next((one for one in formats if one.recognises(path)), None)
     if found is not None:
         return found
+    if path.exists() and (mistaken := no_adapter(path)):
+        raise CheckpointError(f"{told} {mistaken}")
     if not path.is_file():
         return formats[-1]
+    if is_torch_file(path):
+        torch_tensors(path)  # Which says what is wrong with it, if anything is.
     raise CheckpointError(
         f"{told} is a file, expected {' or '.join(one.what for one in formats[::-1])}. Give the "
         "folder that holds it."

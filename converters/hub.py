@@ -1,69 +1,192 @@
-"""An adapter's files from the Hugging Face hub, as a folder in the local cache."""
+"""Files from the Hugging Face hub, as folders in the local cache: of adapters and of bases."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from jaxmix.converters.alone import chosen_file, is_copy_of
+from jaxmix.converters.beside import is_whole_model, names_in, weights_beside
 from jaxmix.converters.format import Format
+from jaxmix.converters.hub_errors import is_absence, translated
+from jaxmix.converters.reaching import asking
+from jaxmix.converters.torch_files import has_torch, is_torch_file
 from jaxmix.errors import CheckpointError, option
+from jaxmix.files import local_path
 
-__all__ = ["download"]
+__all__ = ["Downloaded", "base_folder", "download", "is_hub_id"]
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+# What a base checkpoint is merged and written from: its weights, configs and tokenizer.
+_BASE_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.py",
+    "*.md",
+    "*.tiktoken",
+)
+# Its weights a second time, under other libraries' names.
+_BASE_COPIES = ("original/*", "consolidated*.safetensors", "onnx/*", "openvino/*", "*.fp16.*")
+# How long to wait for a list of files that may be done without.
+_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What lies in the local cache now.
+
+    Args:
+        path: The adapter's folder, or its one file.
+        format: Its format; None if it is one file, which is still to be recognised.
+        beside: The names of other files of weights in its folder of the repository.
+    """
+
+    path: Path
+    format: Format | None
+    beside: tuple[str, ...] = ()
 
 
 def download(
-    hub_id: str, subfolder: str | None, revision: str | None, formats: Sequence[Format]
-) -> tuple[Path, Format]:
-    """Fetches an adapter of one of some formats: of the first whose files are there.
+    hub_id: str,
+    subfolder: str | None,
+    revision: str | None,
+    formats: Sequence[Format],
+    *,
+    name: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Downloaded:
+    """Fetches an adapter: the first of some formats whose files are there, or one file.
 
     Args:
         hub_id: ``owner/name``.
-        subfolder: where in the repository it lies.
-        revision: the branch, tag or commit.
-        formats: what to look for, in this order; each has ``files``.
+        subfolder: Where in the repository it lies.
+        revision: The branch, tag or commit.
+        formats: What to look for, in this order; each has ``files``.
+        name: The one file to fetch; None to look for the formats, and else for an only file.
+        ignore: Names and globs of files of weights that are left where they are.
 
     Returns:
-        The folder in the local cache, and the format.
+        What is in the local cache.
 
     Raises:
-        CheckpointError: if it can't be had; the message says why, and what to do.
+        CheckpointError: If it can't be had; the message says why, and what to do.
     """
     place = _Place(hub_id, subfolder, revision)
-    mark, one = _first(place, formats)
-    found = [mark, *(place.fetch(file, one) for file in one.files[1:])]
-    for file in one.extras:
-        try:
-            found.append(place.fetch(file, one))
-        except CheckpointError as error:
-            if not _is_absence(error):
-                raise
+    with asking(hub_id):
+        return _downloaded(place, formats, name, ignore)
+
+
+def _downloaded(
+    place: "_Place", formats: Sequence[Format], name: str | None, ignore: Sequence[str]
+) -> Downloaded:
+    """The adapter at a place on the hub, in the local cache."""
+    if name is not None:
+        return Downloaded(_one_file(place, name), None)
+    try:
+        mark, one = _first(place, formats)
+    except CheckpointError as error:
+        names = place.names() if is_absence(error) or not formats else ()
+        lone = chosen_file(names, place.text)
+        if lone is None:
+            raise
+        beside = weights_beside(names, is_copy_of(lone), ignore)
+        return Downloaded(_one_file(place, lone), None, beside)
+    found = [mark, *(place.fetch_any(file, one) for file in one.files[1:])]
+    found += [path for file in one.extras if (path := place.fetch_if_there(file))]
     if any(path.parent != mark.parent for path in found):
         raise CheckpointError(
             f"{place.text} changed between its two files. Try again, or give a commit: "
             f"{option('revision', '…')}."
         )
-    return mark.parent, one
+    return Downloaded(mark.parent, one, _beside(place, mark.parent, one, ignore))
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, ``owner/name``.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Whether it has.
+    """
+    return _HUB_ID.fullmatch(text) is not None
+
+
+def base_folder(base: str | os.PathLike[str]) -> Path:
+    """Finds a base checkpoint: a path is taken as it is, and a hub id is downloaded.
+
+    Of a repository the safetensors, the configs and the tokenizer are fetched.
+
+    Args:
+        base: A path; or, where nothing lies there, ``owner/name`` or ``owner/name@revision``.
+
+    Returns:
+        The path, or the folder in the local cache.
+
+    Raises:
+        CheckpointError: If it can't be had from the hub; the message says why, and what to do.
+    """
+    path = local_path(base, "base")
+    hub_id, _, revision = Path(base).as_posix().partition("@")
+    if not is_hub_id(hub_id) or path.exists():
+        return path
+    import huggingface_hub
+
+    place = _Place(hub_id, None, revision or None)
+    with asking(hub_id), translated(place, "the checkpoint", lambda file: ""):
+        folder = huggingface_hub.snapshot_download(
+            hub_id,
+            revision=place.revision,
+            allow_patterns=list(_BASE_FILES),
+            ignore_patterns=list(_BASE_COPIES),
+        )
+    return Path(folder)
 
 
 def _first(place: "_Place", formats: Sequence[Format]) -> tuple[Path, Format]:
     """The first file of the first format that has it there."""
-    said: CheckpointError | None = None
+    first: CheckpointError | None = None
     for one in formats:
         try:
-            return place.fetch(one.files[0], one), one
+            mark = place.fetch(one.files[0], one.absent)
         except CheckpointError as error:
-            if not _is_absence(error):
+            if not is_absence(error):
                 raise
-            # What misses is said of the first one, which most people have.
-            said = said or error
-    assert said is not None, "no format has files to look for on the hub"
-    raise said
+            # What is missing is reported of the first format, which most people have.
+            first = first or error
+            continue
+        rivals = [other for other in formats if other.files[0] == one.files[0]]
+        if len(rivals) == 1 or one.recognises(mark.parent):
+            return mark, one
+    raise first or CheckpointError(
+        f"{place.text} has no file of weights that may be an adapter. Say which one to read: "
+        f"{option('filename', '…')}."
+    )
 
 
-def _is_absence(error: CheckpointError) -> bool:
-    """Whether a file is not in the repository, or not in its local cache."""
-    from huggingface_hub import errors
+def _one_file(place: "_Place", name: str) -> Path:
+    """One file, with what it names if it is an index, and the config beside it."""
+    path = place.fetch(name, lambda file: ". Give the name of a file that it has.")
+    place.fetch_shards(path)
+    place.fetch_if_there("adapter_config.json")
+    return path
 
-    return isinstance(error.__cause__, errors.EntryNotFoundError)
+
+def _beside(place: "_Place", folder: Path, one: Format, ignore: Sequence[str]) -> tuple[str, ...]:
+    """Other files of weights there; those that the format's reader takes are fetched."""
+    if one.is_read is None:
+        return ()
+    beside = weights_beside(place.names() or names_in(folder), one.is_read, ignore)
+    for file in beside if one.takes_beside else ():
+        if file.endswith(".safetensors") and not is_whole_model(file):
+            place.fetch(file)
+    return beside
 
 
 @dataclass(frozen=True)
@@ -81,40 +204,76 @@ class _Place:
         at = f" at revision {self.revision!r}" if self.revision else ""
         return f"{self.hub_id}{inner} on the hub{at}"
 
-    def fetch(self, file: str, one: Format) -> Path:
+    def fetch(self, file: str, absent: Callable[[str], str] = lambda file: ".") -> Path:
         """One file's path in the local cache."""
         import huggingface_hub
-        from huggingface_hub import errors
 
-        try:
+        with translated(self, file, absent):
             path = huggingface_hub.hf_hub_download(
                 self.hub_id, file, subfolder=self.subfolder, revision=self.revision
             )
-        except errors.GatedRepoError as error:
-            raise CheckpointError(
-                f"{self.text} is gated. Ask for access on its page, then `hf auth login`."
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise CheckpointError(
-                f"{self.hub_id!r} is neither a folder here nor a repository on the hub. Check the "
-                "spelling; a private repository needs `hf auth login`."
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise CheckpointError(
-                f"{self.hub_id} on the hub has no revision {self.revision!r}. Give a branch, a tag "
-                "or a commit that it has."
-            ) from error
-        except errors.LocalEntryNotFoundError as error:
-            raise CheckpointError(
-                f"{self.text}: {file} is not in the local cache and the hub can't be reached. "
-                f"{self.hub_id!r} is no folder here either: go online once, or give the path of a "
-                "downloaded folder."
-            ) from error
-        except errors.EntryNotFoundError as error:
-            raise CheckpointError(f"{self.text} has no {file}{one.absent(file)}") from error
-        except Exception as error:  # its kinds differ from version to version of the hub's client
-            raise CheckpointError(
-                f"{self.text}: {file} can't be had: {error}. Try again, or download the folder and "
-                "give its path."
-            ) from error
         return Path(path)
+
+    def fetch_if_there(self, file: str) -> Path | None:
+        """The same; None if the repository has no such file."""
+        try:
+            return self.fetch(file)
+        except CheckpointError as error:
+            if not is_absence(error):
+                raise
+        return None
+
+    def fetch_any(self, file: str, one: Format) -> Path:
+        """A file of a format, or what the format takes instead of it, shards and all."""
+        try:
+            return self.fetch(file, one.absent)
+        except CheckpointError as error:
+            if not is_absence(error):
+                raise
+            for other in one.instead.get(file, ()):
+                if is_torch_file(Path(other)) and not has_torch():
+                    continue
+                path = self.fetch_if_there(other)
+                if path and self.fetch_shards(path, one.is_read):
+                    return path
+            raise
+
+    def fetch_shards(self, path: Path, is_read: Callable[[str], bool] | None = None) -> bool:
+        """Fetches the files that an index names; False if it is the index of something else."""
+        if path.name.endswith(".index.json"):
+            from jaxmix.models.checkpoint import indexed_names  # Not at the top: it brings Flax.
+
+            names = indexed_names(path)
+            if is_read and not all(map(is_read, names)):
+                return False
+            for file in names:
+                self.fetch(file)
+        return True
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the files there; of those in the local cache without an answer."""
+        import huggingface_hub
+
+        try:
+            api = huggingface_hub.HfApi()
+            told: Any = api.model_info(self.hub_id, revision=self.revision, timeout=_TIMEOUT)
+            files = [file.rfilename for file in told.siblings or ()]
+        except Exception:  # Without an answer it goes on with what is here.
+            files = list(self._cached())
+        inner = f"{self.subfolder}/" if self.subfolder else ""
+        here = [file.removeprefix(inner) for file in files if file.startswith(inner)]
+        return tuple(sorted(file for file in here if "/" not in file))
+
+    def _cached(self) -> Iterator[str]:
+        """The paths of the files in the local cache."""
+        import huggingface_hub
+
+        try:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    self.hub_id, revision=self.revision, local_files_only=True
+                )
+            )
+        except Exception:  # There is nothing.
+            return
+        yield from (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

@@ -15,6 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxmix.converters.hub import base_folder
+from jaxmix.converters.mistaken import is_model, no_base
+from jaxmix.converters.near import near_paths
 from jaxmix.errors import CheckpointError
 
 __all__ = [
@@ -153,7 +156,8 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """Reads the headers of a Hugging Face folder, whole or sharded, or of one file.
 
     Args:
-        folder: where the files lie, or the one file; its name then ends in ``.safetensors``.
+        folder: where the files lie, or the one file; its name then ends in ``.safetensors``. Or a
+            hub id, ``owner/name``, whose files are then downloaded.
 
     Returns:
         The checkpoint; of the tensors nothing is read.
@@ -174,16 +178,20 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     # Not at the top: jaxmix.models brings Flax, which takes a second, and this file is on the face.
     from jaxmix.models.checkpoint import safetensors_file, tensor_files
 
-    folder = Path(folder).expanduser()
+    folder = base_folder(folder)
     if folder.suffix == ".safetensors" and folder.is_file():
         safetensors_file(folder)
         return Checkpoint(folder.parent, (read_shard(folder.parent, folder),), is_file=True)
     if not folder.is_dir():
+        if folder.exists() and (mistaken := no_base(folder)):
+            raise CheckpointError(f"{folder} {mistaken}")
         what = "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(
-            f"{folder} {what}, expected a Hugging Face folder with safetensors. To take one from "
-            "the hub: hf download OWNER/NAME --local-dir DIR."
+            f"{folder} {what}, expected a Hugging Face folder with safetensors, or the id of a "
+            f"repository on the hub, 'owner/name'.{near_paths(str(folder))}"
         )
+    if not is_model(folder) and (mistaken := no_base(folder)):
+        raise CheckpointError(f"{folder} {mistaken}")
     files = dict.fromkeys(tensor_files(folder).values())
     # Like transformers, tensor_files takes a whole file before an index, which is stale then.
     indexed = not (folder / SINGLE_FILE).exists()

@@ -23,7 +23,7 @@ from jaxmix.errors import (
 )
 from jaxmix.families import LoRA, Replace, Update
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "is_mlx", "read_mlx"]
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "is_mlx", "is_mlx_file", "read_mlx"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"
@@ -33,8 +33,15 @@ _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embe
 
 
 def is_mlx(path: Path) -> bool:
-    """Whether it is a folder that mlx-lm wrote."""
+    """Whether it is a folder that mlx-lm wrote, or the weights in one."""
+    if path.name == WEIGHTS_FILE and path.is_file():
+        path = path.parent
     return (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file()
+
+
+def is_mlx_file(name: str) -> bool:
+    """Whether a file is the adapter's or, with a step's number before it, an earlier state's."""
+    return name.removesuffix(WEIGHTS_FILE).rstrip("_").isdigit() or name == WEIGHTS_FILE
 
 
 def read_mlx(
@@ -43,7 +50,7 @@ def read_mlx(
     """Reads the adapter in a folder that mlx-lm's trainer wrote.
 
     Args:
-        path: the folder.
+        path: the folder, or its ``adapters.safetensors``.
         name: what to call the adapter.
         strength: the strength with which it enters a mix, a real scalar.
         base: what the adapter is for; asked for the shape of a module that may be an embedding.
@@ -66,6 +73,7 @@ def read_mlx(
 
     Source: ml-explore/mlx-lm, ``mlx_lm/tuner/lora.py``, ``dora.py``, ``utils.py``.
     """
+    path = path.parent if path.is_file() else path
     config = _config(path / CONFIG_FILE)
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora", "full"):

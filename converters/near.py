@@ -34,10 +34,9 @@ def near_paths(text: str) -> str:
     rest = path.relative_to(parents[last - 1])
     # Those in which the rest of the path exists too come first.
     close.sort(key=lambda one: not (folder / one / rest).exists())
-    found = [str(folder / one / rest if (folder / one / rest).exists() else folder / one)
+    found = [folder / one / rest if (folder / one / rest).exists() else folder / one
              for one in close]  # fmt: skip
     if found:
-        return f" Did you mean {' or '.join(found)}?"
-    if last > 1:  # the folder is there, and what it should hold is not
-        return f" There is a folder {folder} without {name}." if str(folder) != "." else ""
-    return ""
+        return f" Did you mean {' or '.join(map(str, found))}?"
+    is_shown = folder.name and not path.is_absolute()
+    return f" The folder {folder} has no {name}." if is_shown else ""

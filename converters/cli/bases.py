@@ -22,7 +22,8 @@ BaseOption = Annotated[
         "--base",
         "-b",
         metavar="BASE",
-        help="The model that the adapters are for: a Hugging Face folder, or one safetensors file.",
+        help="The model that the adapters are for: a Hugging Face folder, one safetensors file, "
+        "or a hub id.",
     ),
 ]
 

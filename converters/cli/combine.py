@@ -3,18 +3,25 @@
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.markup import escape
 
 from jaxmix.combine import METHODS
 from jaxmix.combine import combine as combined
 from jaxmix.combine.formulas import MajoritySign
-from jaxmix.converters.cli.adapters import AdapterOptions, check_apart, parse_adapter
+from jaxmix.converters.cli.adapters import (
+    AdapterOptions,
+    Filenames,
+    Ignored,
+    Revision,
+    Subfolder,
+    check_apart,
+    load_told,
+)
 from jaxmix.converters.cli.bases import BaseOption, mapped
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
-from jaxmix.converters.loading import load
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
+from jaxmix.converters.terminal import escape
 
 __all__ = ["combine"]
 
@@ -73,6 +80,10 @@ def combine(
             **one_of(_FORMATS),
         ),
     ] = _FORMATS[0],
+    ignore: Ignored = None,
+    filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -90,9 +101,18 @@ def combine(
     - `jaxmix combine -a lora -a oft -m dare_ties --density 0.5 --seed 0 --base base -o both`
     """
     limit = rank_of(rank, energy)
-    told = [parse_adapter(text) for text in adapters]
     weighted = METHODS[method].weighted
-    groups = [load(path, strength=1.0 if weighted else s, base=base) for path, s in told]
+    read = load_told(
+        adapters,
+        base,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+        weighted=weighted,
+    )
+    told = [each for each, _ in read]
+    groups = [group for _, group in read]
     check_apart(out, adapters)
     options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
     weights = [strength for _, strength in told]

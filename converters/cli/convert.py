@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterArguments,
+    Filenames,
+    Ignored,
+    Revision,
+    Subfolder,
     Told,
     check_apart,
     load_each,
-    parse_adapter,
+    parse_adapters,
     strengths_data,
     strengths_text,
 )
@@ -26,6 +29,7 @@ from jaxmix.converters.loading import FORMATS
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.mixfile.recipe import save_recipe
 from jaxmix.converters.peft.export import export_peft
+from jaxmix.converters.terminal import escape
 from jaxmix.errors import UnsupportedError
 from jaxmix.mix import Mix, mix
 
@@ -115,6 +119,10 @@ def convert(
             "transformer, unet (diffusers).",
         ),
     ] = None,
+    ignore: Ignored = None,
+    filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,11 +141,25 @@ def convert(
     - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only where they are
     """
     if to == _RECIPE:
+        if ignore or filename or subfolder or revision:
+            raise typer.BadParameter(
+                "a recipe is written without reading its adapters: write --ignore and --filename "
+                'into its parts, as "ignore": "…" and "filename": "…".'
+            )
         _recipe(adapters, out, force=force, as_json=as_json)
         return
     given = {"format": source, "part": part, "alpha": alpha, "axis": axis, "scale": scale}
     options = {name: value for name, value in given.items() if value is not None}
-    parts = [part for _, own in load_each(adapters, base, **options) for part in own]
+    read = load_each(
+        adapters,
+        base,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+        **options,
+    )
+    parts = [part for _, own in read for part in own]
     check_apart(out, adapters)
     made = _written(parts, to)
     named: dict[str, Any] = {}
@@ -170,7 +192,7 @@ def _written(parts: Sequence[Adapter], to: str) -> Adapter | Mix:
 
 def _recipe(adapters: Sequence[str], out: Path, *, force: bool, as_json: bool) -> None:
     """Writes a recipe."""
-    told: list[Told] = [parse_adapter(text) for text in adapters]
+    told: list[Told] = parse_adapters(adapters)
     place = save_recipe(told, out, force=force)
     parts = [{"source": path, "strength": strength} for path, strength in told]
     if as_json:

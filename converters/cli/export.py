@@ -3,12 +3,15 @@
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
+    Filenames,
+    Ignored,
     PeftOrder,
+    Revision,
+    Subfolder,
     check_apart,
     load_mix,
     strengths_data,
@@ -18,6 +21,7 @@ from jaxmix.converters.cli.bases import BaseOption, params_of
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, count, say, tell_json, waiting
 from jaxmix.converters.peft.export import export_peft
+from jaxmix.converters.terminal import escape
 from jaxmix.low_rank import to_lora
 
 __all__ = ["export"]
@@ -42,6 +46,10 @@ def export(
     ] = None,
     force: Force = False,
     peft_order: PeftOrder = False,
+    ignore: Ignored = None,
+    filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Write any mix as a folder that PEFT loads: one LoRA, or its parts.
@@ -60,7 +68,15 @@ def export(
     - `jaxmix export -a lora:0.6 -a loha -o for-peft`: the parts, and load_in_peft.py
     """
     limit = rank_of(rank, energy)
-    mixed = load_mix(adapters, base, peft_order=peft_order)
+    mixed = load_mix(
+        adapters,
+        base,
+        peft_order=peft_order,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+    )
     check_apart(out, adapters)
     told: dict[str, Any] = {"adapters": strengths_data(mixed)}
     options: dict[str, Any] = {"base_model": base_name, "force": force}

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from rich.markup import escape
 
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
+    Filenames,
+    Ignored,
+    Revision,
+    Subfolder,
     check_apart,
     load_mix,
     strengths_data,
@@ -21,8 +24,10 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, steps_bar, tell_json
 from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.converters.hub import base_folder
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.output import checked_output
+from jaxmix.converters.terminal import escape
 from jaxmix.errors import UnsupportedError
 from jaxmix.mix import Mix, compose
 from jaxmix.pictures import checked_picture
@@ -38,7 +43,8 @@ def fit(
     base: Annotated[
         Path,
         typer.Argument(
-            metavar="BASE", help="A Hugging Face folder: Llama, Mistral, Qwen, Gemma or GPT-2."
+            metavar="BASE",
+            help="A Hugging Face folder or hub id: Llama, Mistral, Qwen, Gemma or GPT-2.",
         ),
     ],
     adapters: AdapterOptions,
@@ -87,6 +93,10 @@ def fit(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw the strengths: .png, .svg or .pdf."),
     ] = None,
+    ignore: Ignored = None,
+    filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -106,7 +116,10 @@ def fit(
     """
     if plot is not None:
         checked_picture(plot)
-    mixed = load_mix(adapters, base)
+    base = base_folder(base)
+    mixed = load_mix(
+        adapters, base, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
+    )
     check_apart(out, adapters)
     checked_output(out, [base], force=force, marks=_MARKS)
     model = _model(base, dtype)

@@ -5,19 +5,25 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
+    Filenames,
+    Ignored,
     PeftOrder,
+    Revision,
+    Subfolder,
     check_apart,
+    check_roles,
     load_mix,
     strengths_data,
     strengths_text,
 )
 from jaxmix.converters.cli.telling import AsJson, bytes_bar, count, say, tell_json
+from jaxmix.converters.hub import base_folder
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
+from jaxmix.converters.terminal import escape
 from jaxmix.layout import LAYOUTS, libraries
 from jaxmix.mix import Mix
 
@@ -31,7 +37,8 @@ def merge(
     base: Annotated[
         Path,
         typer.Argument(
-            metavar="BASE", help="A Hugging Face folder with safetensors, or one such file."
+            metavar="BASE",
+            help="A Hugging Face folder with safetensors, one such file, or a hub id.",
         ),
     ],
     adapters: AdapterOptions,
@@ -79,6 +86,10 @@ def merge(
         bool, typer.Option("--untie", help="Give a tied head a tensor of its own where need be.")
     ] = False,
     peft_order: PeftOrder = False,
+    ignore: Ignored = None,
+    filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Put adapters into a model: a Hugging Face folder in, a merged one out.
@@ -100,11 +111,21 @@ def merge(
     - `jaxmix merge base -a lora -o merged --resume --verify`
     - `jaxmix merge model.safetensors -a lora -o merged.safetensors --force --json`
     """
-    mixed = load_mix(adapters, base, peft_order=peft_order)
+    check_roles(base, adapters)
+    folder = base_folder(base)
+    mixed = load_mix(
+        adapters,
+        folder,
+        peft_order=peft_order,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+    )
     check_apart(out, adapters)
     with bytes_bar(as_json=as_json) as progress:
         merged = merge_checkpoint(
-            base,
+            folder,
             mixed,
             out,
             layout=layout,

@@ -1,32 +1,37 @@
-"""What a safetensors file says of itself, before its tensors are read."""
+"""What an adapter's file says of itself, before its tensors are read: safetensors, or torch's."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from jaxmix.converters.peft.tensors import read_tensors
+from jaxmix.converters.torch_files import has_torch, is_torch_file, torch_tensors
 from jaxmix.errors import CheckpointError
+from jaxmix.files import check_regular, parse_json
 
-__all__ = ["file_keys", "file_metadata", "file_tensors", "json_of", "stands_alone"]
+__all__ = ["file_keys", "file_metadata", "file_tensors", "has_peft_keys", "json_of", "stands_alone"]
 
 
 def file_keys(path: Path) -> tuple[str, ...]:
     """The names of a file's tensors; none if it can't be read, which its reader will say."""
     try:
+        if is_torch_file(path):
+            return tuple(torch_tensors(path)) if path.is_file() and has_torch() else ()
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             return tuple(file.keys())
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, CheckpointError):
         return ()
 
 
 def file_metadata(path: Path) -> dict[str, str]:
     """The texts that a file carries beside its tensors; none if it can't be read."""
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, CheckpointError):
         return {}
 
 
@@ -49,17 +54,21 @@ def file_tensors(path: Path) -> dict[str, Any]:
 
 
 def stands_alone(path: Path) -> bool:
-    """Whether a file is an adapter by itself: a safetensors with no config beside it."""
-    return (
-        path.is_file()
-        and path.suffix == ".safetensors"
-        and not (path.parent / "adapter_config.json").exists()
-    )
+    """Whether a file of tensors is an adapter by itself, and not the one of a PEFT config."""
+    if not path.is_file() or not (path.suffix == ".safetensors" or is_torch_file(path)):
+        return False
+    return not (path.parent / "adapter_config.json").exists() or not has_peft_keys(path)
+
+
+def has_peft_keys(path: Path) -> bool:
+    """Whether a file of tensors is PEFT's, by its name or its keys; its config lies beside it."""
+    is_named = path.name.startswith("adapter_model")
+    return is_named or any(key.startswith("base_model.") for key in file_keys(path))
 
 
 def json_of(text: str | None) -> object:
     """The value that a text of JSON holds; None if it is none."""
     try:
-        return None if text is None else json.loads(text)
+        return None if text is None else parse_json(text)
     except ValueError:
         return None

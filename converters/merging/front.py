@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxmix.converters.hub import base_folder
 from jaxmix.converters.merging import together
 from jaxmix.converters.merging.growing import growing
 from jaxmix.converters.merging.pipeline import Progress, Told, write_shards
@@ -82,7 +83,8 @@ def merge_checkpoint(
 
     Args:
         base: a Hugging Face folder with ``model.safetensors``, or with shards and their index;
-            weights (out, in). Or one safetensors file; then ``out`` is a file too.
+            weights (out, in). Or the id of such a repository on the hub, ``owner/name``, which is
+            downloaded. Or one safetensors file; then ``out`` is a file too.
         adapters: one adapter or mix, or several, the one to apply first first.
         out: the folder or the file to write.
         layout: where the sites lie among the tensors; None to find them by name.
@@ -127,6 +129,7 @@ def merge_checkpoint(
 
     Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
     """
+    base = base_folder(base)
     work = look_at(base, adapters, layout, untie=untie, dequantize=dequantize)
     with growing(work, base, out, resume=resume, force=force) as (place, done):
         if done is None:

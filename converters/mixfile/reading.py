@@ -1,7 +1,7 @@
 """A saved mix, or a recipe, back."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -33,7 +33,8 @@ def is_mix(path: Path) -> bool:
         Whether it is.
     """
     if path.is_file():
-        return path.suffix == ".json" and path.name != "adapter_config.json"
+        is_other = path.name == "adapter_config.json" or path.name.endswith(".index.json")
+        return path.suffix == ".json" and not is_other
     return (path / MIX_FILE).exists()
 
 
@@ -43,6 +44,7 @@ def read_mix(
     strength: Any = 1.0,
     *,
     base: Any = None,
+    ignore: Sequence[str] = (),
     above: tuple[Path, ...] = (),
 ) -> Adapter | Mix:
     """Reads what `save` wrote, or a recipe: a mix.json whose parts are paths or hub ids.
@@ -56,6 +58,7 @@ def read_mix(
             keep the names that the file says.
         strength: a real scalar with which every part's strength is multiplied.
         base: the model that a recipe's adapters were trained on, for those readers that take it.
+        ignore: names and globs of files of weights beside a recipe's adapters to leave out.
         above: the recipes that ask for this one.
 
     Returns:
@@ -89,7 +92,7 @@ def read_mix(
         if "updates" in part:
             one: Adapter | Mix = _stored(part, tensors, used, where)
         else:
-            one = _told(part, file, where, base, above)
+            one = _told(part, file, where, base, ignore, above)
         found = fingerprint(one, digests) if "sha256" in part else None
         if found != part.get("sha256"):
             differ.append(f"part {i}, {part.get('name') or part['source']}: {found}")
@@ -179,18 +182,25 @@ def _whole(kind: str, parts: list[Adapter | Mix], file: Path, name: str) -> Adap
 
 
 def _told(
-    part: Mapping[str, Any], file: Path, where: str, base: Any, above: tuple[Path, ...]
+    part: Mapping[str, Any],
+    file: Path,
+    where: str,
+    base: Any,
+    ignore: Sequence[str],
+    above: tuple[Path, ...],
 ) -> Adapter | Mix:
     """A part that is read from its source, at the strength that it has there."""
     source = part["source"]
     where = f"{where}, {source}"
     place = _inside(file.parent, source, where)
     options = dict(part.get("options", {}))
+    ignore = (*ignore, *((part["ignore"],) if part.get("ignore") else ()))
     try:
-        found = _found(part, file, place, where)
+        found = _found(part, file, place, where, ignore)
         if found.format.read is read_mix and not options:
             inner = (*above, file.resolve())
-            return read_mix(found.path, part.get("name", ""), base=base, above=inner)
+            given = part.get("name", "")
+            return read_mix(found.path, given, base=base, ignore=ignore, above=inner)
         if base is not None and "base" in found.format.options:
             options["base"] = base
         return found.read(part.get("name"), 1.0, **options)
@@ -200,26 +210,33 @@ def _told(
         raise type(error)(f"{where}: {error}") from error
 
 
-def _found(part: Mapping[str, Any], file: Path, place: Path, where: str) -> Found:
+def _found(
+    part: Mapping[str, Any], file: Path, place: Path, where: str, ignore: Sequence[str]
+) -> Found:
     """What a part's source is: a path beside the recipe, also on the hub, or a hub id."""
     # Not at the top: loading's table has a line for this format.
     from jaxmix.converters.loading import FORMATS
 
-    source, subfolder, form = part["source"], part.get("subfolder"), part.get("format")
+    source, subfolder = part["source"], part.get("subfolder")
+    asked: dict[str, Any] = {
+        "filename": part.get("filename"),
+        "format": part.get("format"),
+        "ignore": ignore,
+    }
     inner = f"/{subfolder}" if subfolder else ""
     if os.path.lexists(place):
         _check_no_way_out(place, file.parent, subfolder, where)
         if "revision" in part:
             raise CheckpointError("it is a folder here, which has no revision")
-        found = find(FORMATS, place, subfolder=subfolder, format=form)
+        found = find(FORMATS, place, subfolder=subfolder, **asked)
         return replace(found, source=source + inner)
     if is_hub_id(source) and not source.startswith("./"):
         revision = part.get("revision")
-        return find_on_hub(FORMATS, source, subfolder=subfolder, revision=revision, format=form)
+        return find_on_hub(FORMATS, source, subfolder=subfolder, revision=revision, **asked)
     if on_hub := _on_hub(file.parent):
         hub_id, commit, folder = on_hub
         beside = (folder / source).as_posix() + inner
-        return find_on_hub(FORMATS, hub_id, subfolder=beside, revision=commit, format=form)
+        return find_on_hub(FORMATS, hub_id, subfolder=beside, revision=commit, **asked)
     raise CheckpointError(
         f"it is neither in {file.parent} nor a hub id. Expected a path relative to {file.name}, or "
         "'owner/name'."

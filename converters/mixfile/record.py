@@ -21,7 +21,8 @@ VERSION = 1
 _HASH = re.compile(r"[0-9a-f]{64}")
 _HEAD = {"format", "version", "kind", "parts"}
 _STORED = {"name", "strength", "source", "sha256", "updates"}
-_TOLD = {"source", "name", "strength", "revision", "subfolder", "format", "options", "sha256"}
+_PLACE = ("revision", "subfolder", "filename", "format", "ignore")
+_TOLD = {"source", "name", "strength", "options", "sha256", *_PLACE}
 
 
 def text(head: Mapping[str, Any]) -> str:
@@ -130,7 +131,7 @@ def _wrong(part: Any) -> list[str]:
     known, needed = (_STORED, _STORED) if is_stored else (_TOLD, {"source"})
     wrong = [f"{shown(key)} is no field of it" for key in part if key not in known]
     wrong += [f"{key} is missing" for key in sorted(needed) if key not in part]
-    for key in ("name", "source", "revision", "subfolder", "format"):
+    for key in ("name", "source", *_PLACE):
         may_be_empty = is_stored or key not in ("source", "name")
         if key in part and not (isinstance(part[key], str) and (part[key] or may_be_empty)):
             wrong.append(f"{key} is {shown(part[key])}, expected a text")

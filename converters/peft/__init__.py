@@ -1,6 +1,6 @@
-"""PEFT's folders: adapter_config.json and adapter_model.safetensors."""
+"""PEFT's folders: adapter_config.json and adapter_model.safetensors, whole, in shards or .bin."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from jaxmix.converters.peft.file import Config, File
 from jaxmix.converters.peft.keys import Sites, sort_keys
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.shapes import Factors
+from jaxmix.converters.peft.sidecars import read_sidecars
 from jaxmix.converters.peft.stack import peft_stack
-from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.peft.tokens import token_rows, with_copies_marked
+from jaxmix.converters.peft.weights import WEIGHTS_FILE, read_weights
 from jaxmix.converters.peft.wrapped import located, stripped
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Rebase, Replace, Together, Update
@@ -22,18 +23,25 @@ from jaxmix.families import Rebase, Replace, Together, Update
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "peft_stack", "read_peft"]
 
 CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None) -> Adapter:
+def read_peft(
+    path: Path,
+    name: str,
+    strength: Any = 1.0,
+    *,
+    base: Any = None,
+    beside: Sequence[str] = (),
+) -> Adapter:
     """Reads the adapter in a folder that PEFT's ``save_pretrained`` wrote.
 
     Args:
-        folder: the folder with the two files.
+        path: the folder with the config and the tensors, or its file of tensors to read.
         name: what to call the adapter.
         strength: the strength with which it enters a mix, a real scalar.
         base: the model that it was trained on, as `jaxmix.converters.base.base_model` takes it, for
             the types whose files say too little without.
+        beside: the names of other files of weights in the folder, to be read as replaced leaves.
 
     Returns:
         The adapter, one update a site, the arrays in the file's shapes and dtypes: LoRA's A (r, in)
@@ -53,11 +61,14 @@ def read_peft(folder: Path, name: str, strength: Any = 1.0, *, base: Any = None)
 
     Source: ``peft/utils/save_and_load.py``.
     """
+    folder = path.parent if path.is_file() else path
     config = read_config(folder / CONFIG_FILE)
-    path = folder / WEIGHTS_FILE
     kind = KINDS[config.family]
-    sites = sort_keys(read_tensors(path, kind.integers), config, path)
+    path, tensors = read_weights(path, kind.integers)
+    sites = sort_keys(tensors, config, path)
     model = None if base is None else base_model(base)
+    for site, leaves in read_sidecars(folder, beside, sites, model).items():
+        sites.saved.setdefault(site, {}).update(leaves)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
     if more := kind.unsaved(file):
         sites.factors.update({site: dict(factors) for site, factors in more.items()})

@@ -112,7 +112,7 @@ class File:
             raise CheckpointError(
                 f"a {self.config.family} adapter's file does not say what it needs of the base's "
                 f"weight at {site}. Give the base: "
-                f"{option('base', ..., of='jaxmix.load(…')}, its Hugging Face folder or its params. "
-                "jaxmix.save writes the adapter so that it is not needed again."
+                f"{option('base', ..., of='jaxmix.load(…')}, its Hugging Face folder or its "
+                "params. jaxmix.save writes the adapter so that it is not needed again."
             )
         return self.base

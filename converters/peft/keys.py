@@ -18,7 +18,7 @@ from jaxmix.converters.peft.tensors import FLOATS
 from jaxmix.converters.peft.wrapped import INNER, parameters, stripped
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
-__all__ = ["Sites", "sort_keys"]
+__all__ = ["Sites", "plain_leaf", "sort_keys"]
 
 _PREFIX = "base_model.model."
 # How the parameters of any type begin: ``lora_``, ``hada_``, …
@@ -118,6 +118,25 @@ def sort_keys(tensors: Mapping[str, np.ndarray], config: Config, path: Path) -> 
             "leaves of modules_to_save, as save_pretrained writes them."
         )
     return sites
+
+
+def plain_leaf(key: str) -> tuple[str, str] | None:
+    """The site and the leaf of a key that names a module's own weight or bias.
+
+    Args:
+        key: The key, with PEFT's prefix and wrappers or without.
+
+    Returns:
+        The site and ``"weight"`` or ``"bias"``; None if the key is an adapter's parameter, or names
+        neither.
+    """
+    path = key
+    while path.startswith(_PREFIX):
+        path = path.removeprefix(_PREFIX)
+    module, _, leaf = _WRAPPED.sub("", path).rpartition(".")
+    if leaf not in ("weight", "bias") or module.rpartition(".")[2].startswith(_MARKS):
+        return None
+    return (site, leaf) if (site := stripped(module)) else None
 
 
 def _place(path: str, array: np.ndarray, config: Config) -> _Place | _Problem:

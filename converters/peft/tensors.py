@@ -1,16 +1,16 @@
-"""PEFT's adapter_model.safetensors: the file read, and looked at."""
+"""An adapter's file of tensors, safetensors or torch's: read and checked."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxmix.converters.peft.config import folder_text
+from jaxmix.converters.torch_files import is_torch_file, torch_tensors
 from jaxmix.errors import AdapterError, CheckpointError, listing
+from jaxmix.files import check_regular, header_problem
 
-__all__ = ["FLOATS", "pickle_recipe", "read_tensors"]
+__all__ = ["FLOATS", "read_tensors"]
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 # By safetensors' names; the integers are SHiRA's positions.
@@ -27,33 +27,20 @@ _BEGINNINGS = {
 
 
 def read_tensors(path: Path, integers: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Reads a safetensors file, memory-mapped, without torch: each tensor is copied once.
+    """Reads a file of tensors: safetensors without torch, or what ``torch.save`` wrote with it.
 
     Args:
-        path: the file.
-        integers: ends of the keys that may be whole numbers of few bits.
+        path: The file. Safetensors are memory-mapped, and each tensor is copied once.
+        integers: The ends of keys that may hold integers of few bits.
 
     Returns:
         ``{key: array}`` in the file's dtypes; bfloat16 is ml_dtypes'.
 
     Raises:
-        CheckpointError: if it is missing, damaged, empty, or of a dtype that no factor has.
-        AdapterError: if a number in it is not finite.
+        CheckpointError: If it is missing, damaged, empty, or of a dtype that no factor has.
+        AdapterError: If a number in it is not finite.
     """
-    tensors: dict[str, np.ndarray] = {}
-    wrong: list[str] = []
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():
-                dtype = file.get_slice(key).get_dtype()
-                if dtype in _DTYPES or (dtype in _SHORT and key.endswith(integers)):
-                    tensors[key] = file.get_tensor(key)
-                else:
-                    wrong.append(f"{key}: {dtype}")
-    except FileNotFoundError as error:
-        raise CheckpointError(_missing(path)) from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} {_damage(path, error)}") from error
+    tensors, wrong = (_from_torch if is_torch_file(path) else _from_safetensors)(path, integers)
     if wrong:
         raise CheckpointError(
             f"{path}: tensors of a dtype that factors can't have, expected float64, float32, "
@@ -72,35 +59,43 @@ def read_tensors(path: Path, integers: tuple[str, ...] = ()) -> dict[str, np.nda
     return tensors
 
 
-def pickle_recipe(source: str, target: str) -> str:
-    """How to turn a ``.bin`` into safetensors, in torch."""
-    return (
-        "jaxmix reads no pickles. With torch:\n"
-        f"  tensors = torch.load({source!r}, map_location='cpu', weights_only=True)\n"
-        f"  safetensors.torch.save_file(tensors, {target!r})"
-    )
+def _from_safetensors(
+    path: Path, integers: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A safetensors file's tensors, and those of other dtypes."""
+    tensors: dict[str, np.ndarray] = {}
+    wrong: list[str] = []
+    try:
+        check_regular(path)
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():
+                dtype = file.get_slice(key).get_dtype()
+                if dtype in _DTYPES or (dtype in _SHORT and key.endswith(integers)):
+                    tensors[key] = file.get_tensor(key)
+                else:
+                    wrong.append(f"{key}: {dtype}")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist. Give the path of a file.") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} {_damage(path, error)}") from error
+    return tensors, wrong
+
+
+def _from_torch(path: Path, integers: tuple[str, ...]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of a file that torch wrote, and those of other dtypes."""
+    tensors = torch_tensors(path)
+    wrong = [
+        f"{key}: {x.dtype}"
+        for key, x in tensors.items()
+        if x.dtype not in (*FLOATS, np.int32, np.int64)
+        and not (x.dtype in (np.uint8, np.int16) and key.endswith(integers))
+    ]
+    return tensors, wrong
 
 
 def _infinite(array: np.ndarray) -> int:
     """How many of the numbers are not finite."""
     return 0 if array.dtype.kind in "iu" else array.size - int(np.isfinite(array).sum())
-
-
-def _missing(path: Path) -> str:
-    """What to say of weights that are not there."""
-    folder = path.parent
-    pickles = _pickles(folder.iterdir())
-    if not pickles:
-        return (
-            f"{folder} has no {path.name}; found {folder_text(folder)}. "
-            "Give the folder that PEFT's save_pretrained wrote."
-        )
-    recipe = pickle_recipe(str(folder / pickles[0]), str(path))
-    return f"{folder} has {', '.join(pickles)} but no {path.name}. {recipe}"
-
-
-def _pickles(entries: Iterable[Path]) -> list[str]:
-    return sorted(entry.name for entry in entries if entry.suffix in (".bin", ".pt", ".pth"))
 
 
 def _damage(path: Path, error: Exception) -> str:
@@ -110,11 +105,11 @@ def _damage(path: Path, error: Exception) -> str:
             start = file.read(64)
     except OSError as reason:
         return f"can't be read: {reason.strerror}. Expected a file that you may read."
-    found = str(error)
+    found = header_problem(path) or f"{error}."
     if start[8:9] != b"{":
-        seen = (f"it is {what}" for begin, what in _BEGINNINGS.items() if start.startswith(begin))
+        seen = (f"it is {what}." for begin, what in _BEGINNINGS.items() if start.startswith(begin))
         found = next(seen, found)
     return (
-        f"({path.stat().st_size} bytes) is no whole safetensors file: {found}. "
+        f"({path.stat().st_size} bytes) is no whole safetensors file: {found} "
         "Expected the file that save_pretrained wrote; download or save it again."
     )

@@ -14,8 +14,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.files import check_regular, header_problem
 
-__all__ = ["read_json", "read_tensors", "safetensors_file", "tensor_files"]
+__all__ = [
+    "indexed_files",
+    "indexed_names",
+    "read_json",
+    "read_tensors",
+    "safetensors_file",
+    "tensor_files",
+]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -52,6 +60,22 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
         return {name: single for name in safetensors_file(single).keys()}
     if not index.exists():
         raise CheckpointError(_no_weights(folder))
+    return indexed_files(index)
+
+
+def indexed_files(index: Path) -> dict[str, Path]:
+    """Which of the files that an index names holds which tensor.
+
+    Args:
+        index: A file of JSON whose ``weight_map`` gives each tensor's name its file.
+
+    Returns:
+        ``{name: file}``.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged, the index leads out of its folder, or it
+            and the shards disagree.
+    """
     said = _weight_map(index)
     found: dict[str, list[Path]] = {}
     for file in dict.fromkeys(said.values()):
@@ -68,6 +92,22 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
             "Are files of two checkpoints mixed? Download or save the folder again."
         )
     return said
+
+
+def indexed_names(index: Path) -> tuple[str, ...]:
+    """The names of the files that an index names, each once. The files need not be there.
+
+    Args:
+        index: A file of JSON whose ``weight_map`` gives each tensor's name its file.
+
+    Returns:
+        Paths in the index's folder.
+
+    Raises:
+        CheckpointError: If it is no index, or leads out of its folder.
+    """
+    files = dict.fromkeys(_weight_map(index).values())
+    return tuple(file.relative_to(index.parent).as_posix() for file in files)
 
 
 def read_tensors(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
@@ -164,6 +204,7 @@ def safetensors_file(path: Path) -> Any:
         CheckpointError: if it is missing or damaged.
     """
     try:
+        check_regular(path)
         return safe_open(path, framework="numpy")
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -172,7 +213,8 @@ def safetensors_file(path: Path) -> Any:
         ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no whole safetensors file: {error}. Download or save it again."
+            f"{path} is no whole safetensors file: {header_problem(path) or f'{error}.'} Download "
+            "or save it again."
         ) from error
 
 

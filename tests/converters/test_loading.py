@@ -47,10 +47,12 @@ def test_a_folder_is_preferred_to_the_hub(tmp_path, monkeypatch):
 
 
 def test_a_file_instead_of_its_folder(tmp_path):
-    """The folder is what has both."""
-    path = save(tmp_path) / FILES[1]
-    said = refused(CheckpointError, path)
-    assert said.startswith(f"{path} is a file, expected a folder with adapter_config.json and ")
+    """The tensors stand for the folder, whose config is read; another file does not."""
+    path = save(tmp_path / "style") / FILES[1]
+    adapter = jaxmix.load(path)
+    assert (adapter.name, adapter.source) == ("style", "style")
+    assert adapter.updates[SITE].scale == jaxmix.load(tmp_path / "style").updates[SITE].scale
+    said = refused(CheckpointError, path.with_name(FILES[0]))
     assert said.endswith(". Give the folder that holds it.")
     assert all(one.what in said for one in FORMATS)
 
@@ -187,7 +189,7 @@ def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
     assert jaxmix.load(folder).name == "style"
     assert jaxmix.load(path, rank=3, strength=0.5).name == "x 3"
     assert jaxmix.load(folder, format="mine").name == "style 1"
-    assert "Not a directory" in refused(CheckpointError, path, format="peft")
+    assert "has no adapter_config.json" in refused(CheckpointError, path, format="peft")
 
 
 def test_where_it_came_from(tmp_path, monkeypatch):

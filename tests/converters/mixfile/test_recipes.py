@@ -244,7 +244,7 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert f"part 2: options is [1], {what}(…, base=…)" in said
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
     said = refused(UnsupportedError, outer)
-    assert "is of the format 'mix', whose reader takes base; found part." in said
+    assert "is of the format 'mix', whose reader takes base, ignore; found part." in said
     # Found by a mutation: options with the names of `Found.read`'s own arguments.
     names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
     recipe(outer, {"source": "b.bare", "options": names})

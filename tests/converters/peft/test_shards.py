@@ -1,0 +1,106 @@
+"""An adapter in several files, with an index under either name, and without one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import CheckpointError
+
+from .folders import FORMS, SITE, factors, keyed, packed, refused, save
+
+INDEX = "adapter_model.safetensors.index.json"
+SHARDS = ("adapter_model-00001-of-00002.safetensors", "adapter_model-00002-of-00002.safetensors")
+
+
+def sharded(folder: Path, index: str | None = INDEX) -> Path:
+    """A LoRA with one factor in each shard."""
+    save(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    made = keyed(factors(FORMS["lora"]))
+    for file, (key, array) in zip(SHARDS, made.items(), strict=True):
+        (folder / file).write_bytes(packed({key: array}))
+    if index:
+        told = {"metadata": {"total_size": 1}, "weight_map": dict(zip(made, SHARDS, strict=True))}
+        (folder / index).write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize("index", [INDEX, "model.safetensors.index.json", None])
+def test_shards_are_joined(index: str | None, tmp_path: Path) -> None:
+    """With each index, and without one where the names tell all."""
+    folder = sharded(tmp_path / "style", index)
+    for path in (folder, folder / index) if index else (folder,):
+        found: Any = jaxmix.load(path).updates[SITE]
+        np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
+        np.testing.assert_array_equal(found.b, factors(FORMS["lora"])["lora_B.weight"])
+        assert jaxmix.load(path).name == "style"
+
+
+def test_a_whole_file_goes_before_shards(tmp_path: Path) -> None:
+    """As everywhere; the shards are an old copy then."""
+    folder = sharded(tmp_path)
+    save(folder, tensors=keyed({k: 2 * x for k, x in factors(FORMS["lora"]).items()}))
+    found: Any = jaxmix.load(folder).updates[SITE]
+    np.testing.assert_array_equal(found.a, 2 * factors(FORMS["lora"])["lora_A.weight"])
+
+
+@pytest.mark.parametrize("index", [INDEX, None])
+def test_a_missing_shard(index: str | None, tmp_path: Path) -> None:
+    """It is named."""
+    folder = sharded(tmp_path, index)
+    (folder / SHARDS[1]).unlink()
+    said = refused(CheckpointError, folder)
+    if index:
+        assert said.startswith(f"{folder / SHARDS[1]} is missing; found adapter_config.json")
+    else:
+        assert said == (
+            f"{folder} lacks shards 2 of 2, found {SHARDS[0]}. Download the folder again, whole."
+        )
+
+
+def test_an_index_that_disagrees(tmp_path: Path) -> None:
+    """A shard with more than the index says, and one with less."""
+    folder = sharded(tmp_path)
+    (folder / SHARDS[0]).write_bytes(packed(keyed(factors(FORMS["lora"]))))
+    said = refused(CheckpointError, folder)
+    assert f"{folder / INDEX} and its shards disagree:\n" in said
+    assert "lora_B.weight: in adapter_model-00001-of-00002.safetensors, adapter_model-00002" in said
+
+
+def test_an_index_that_leads_out(tmp_path: Path) -> None:
+    """Nothing outside the folder is opened."""
+    folder = sharded(tmp_path / "in")
+    told = {"weight_map": {"a": "../x.safetensors"}}
+    (folder / INDEX).write_text(json.dumps(told))
+    said = refused(CheckpointError, folder)
+    assert said.startswith(f"{folder / INDEX}: files that would lie outside its folder:")
+
+
+def test_shards_of_two_adapters(tmp_path: Path) -> None:
+    """Without an index: of two counts, or with the same tensors."""
+    folder = sharded(tmp_path, None)
+    (folder / SHARDS[1]).write_bytes((folder / SHARDS[0]).read_bytes())
+    said = refused(CheckpointError, folder)
+    assert said == (
+        f"tensors that several shards have:\n  base_model.model.{SITE}.lora_A.weight: again in "
+        f"{SHARDS[1]}\nAre shards of two adapters mixed? Download or save the folder again."
+    )
+    (folder / "adapter_model-00003-of-00003.safetensors").write_bytes(b"")
+    said = refused(CheckpointError, folder)
+    assert said.startswith(f"{folder} has shards of several adapters and no index:\n")
+    assert said.endswith("\nRemove the old ones.")
+
+
+def test_an_index_of_a_model_is_not_the_adapter_s(tmp_path: Path) -> None:
+    """The shards of a model beside it are the base, and no adapter."""
+    folder = sharded(tmp_path)
+    (folder / INDEX).unlink()
+    for file in SHARDS:
+        (folder / file).rename(folder / file.replace("adapter_", ""))
+    told = {"weight_map": {"a": SHARDS[0].replace("adapter_", "")}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(told))
+    assert f"{folder} has no adapter_model.safetensors" in refused(CheckpointError, folder)
