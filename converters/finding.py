@@ -13,6 +13,7 @@ from jaxmix.converters.format import Format, named, recognised
 from jaxmix.converters.hub import download, is_hub_id
 from jaxmix.converters.near import near_paths
 from jaxmix.errors import CheckpointError, UnsupportedError, option
+from jaxmix.files import local_path
 from jaxmix.mix import Mix
 
 __all__ = ["Found", "find", "find_on_hub", "is_hub_id"]
@@ -96,13 +97,8 @@ def find(
     inner, name = checked_filename(filename) if filename else (None, None)
     if subfolder is not None:
         _check_inside(subfolder)
-    try:
-        path = Path(text).expanduser()
-        is_folder, is_there = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # too long a name, a closed folder, no such ~user
-        raise CheckpointError(
-            f"{_cut(text)} can't be looked up: {error}.\nExpected {expected}."
-        ) from error
+    path = local_path(text, "adapter")
+    is_folder, is_there = path.is_dir(), path.exists()
     if is_folder or (is_there and subfolder is None and name is None):
         below = "/".join(part for part in (subfolder, inner, name) if part)
         place = path / below if below else path

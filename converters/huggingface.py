@@ -5,7 +5,6 @@ one after the other. A file with the same tensors of the same shapes and dtypes 
 so headers are copied as they are, and of a tensor that nobody touches only the bytes are read.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from jaxmix.converters.hub import base_folder
 from jaxmix.converters.mistaken import is_model, no_base
 from jaxmix.converters.near import near_paths
 from jaxmix.errors import CheckpointError
+from jaxmix.files import parse_json
 
 __all__ = [
     "CONFIG_FILE",
@@ -106,7 +106,7 @@ class Shard:
     @property
     def metadata(self) -> dict[str, str]:
         """What the header says beside the tensors."""
-        return json.loads(self.header[8:]).get("__metadata__") or {}
+        return parse_json(self.header[8:]).get("__metadata__") or {}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Checkpoint:
         from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
 
         if name in self.texts:
-            return json.loads(self.texts[name])
+            return parse_json(self.texts[name])
         path = self.folder / name
         return read_json(path) if path.exists() else {}
 
@@ -260,7 +260,7 @@ def read_shard(folder: Path, file: Path) -> Shard:
         text = opened.read(int.from_bytes(length, "little"))
     header = length + text
     tensors = []
-    for name, told in json.loads(text).items():
+    for name, told in parse_json(text).items():
         if name != "__metadata__":
             begin, end = told["data_offsets"]
             place = (file, len(header) + begin, end - begin)

@@ -11,12 +11,19 @@ _GGUF = b"GGUF"
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder is an adapter's, and holds no model."""
-    return (path / _ADAPTER_CONFIG).is_file() and not is_model(path)
+    return _has(path, _ADAPTER_CONFIG) and not is_model(path)
 
 
 def is_model(path: Path) -> bool:
     """Whether a folder holds a model's weights."""
-    return any((path / name).is_file() for name in _WEIGHTS)
+    return any(_has(path, name) for name in _WEIGHTS)
+
+
+def _has(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def no_adapter(path: Path) -> str | None:
@@ -28,7 +35,7 @@ def no_adapter(path: Path) -> str | None:
     Returns:
         A text that follows its name; None if it is nothing known.
     """
-    if is_model(path) or (path / _CONFIG).is_file():
+    if is_model(path) or _has(path, _CONFIG):
         return (
             "is a model, not an adapter. Give the folder of an adapter; the model that it is for "
             "is the base."

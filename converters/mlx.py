@@ -22,6 +22,7 @@ from jaxmix.errors import (
     option,
 )
 from jaxmix.families import LoRA, Replace, Update
+from jaxmix.files import read_small
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "is_mlx", "is_mlx_file", "read_mlx"]
 
@@ -107,7 +108,7 @@ def read_mlx(
 def _config(path: Path) -> dict[str, Any]:
     """The config, an object."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} can't be read: {error}. Expected mlx-lm's config."

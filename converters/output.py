@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxmix.errors import CheckpointError, option
+from jaxmix.files import local_path
 
 __all__ = ["HINTS", "checked_file", "checked_output", "new_folder"]
 
@@ -109,9 +110,9 @@ def _apart(
     out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]], what: str
 ) -> Path:
     """The output's place, if it neither is nor holds an input, nor lies in one."""
-    place = Path(out).expanduser().resolve()
+    place = local_path(out, "output").resolve()
     for told in inputs:
-        source = Path(told).expanduser().resolve()
+        source = local_path(told).resolve()
         if place == source or place.is_relative_to(source) or source.is_relative_to(place):
             how = "is" if place == source else "lies in"
             how = "holds" if place != source and source.is_relative_to(place) else how

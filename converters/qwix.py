@@ -18,6 +18,7 @@ from jaxmix.converters.peft.tensors import FLOATS, read_tensors
 from jaxmix.converters.peft.values import NUMBER
 from jaxmix.errors import AdapterError, CheckpointError, ShapeError, listing, option
 from jaxmix.families import LoRA, Update
+from jaxmix.files import read_small
 from jaxmix.names import leaf_names
 
 __all__ = ["is_qwix", "qwix_adapter", "read_qwix"]
@@ -249,8 +250,8 @@ def _restored(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     folder = next((one for one in _steps(path)[::-1] if (one / "_METADATA").exists()), path)
     for one in (folder, folder.parent):
         try:
-            text = (one / "_CHECKPOINT_METADATA").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            text = read_small(one / "_CHECKPOINT_METADATA").decode()
+        except (OSError, ValueError):
             continue
         data = json_of(text)
         custom = data.get("custom_metadata") if isinstance(data, dict) else None

@@ -10,7 +10,7 @@ import jax
 from rich.table import Table
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.terminal import escape
+from jaxmix.converters.terminal import escape, printable
 from jaxmix.families import Together, Update
 
 __all__ = ["adapter_data", "adapter_table"]

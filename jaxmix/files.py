@@ -5,6 +5,7 @@ a sparse file of a terabyte, or JSON that is nested ten thousand deep. Every sma
 here: only regular files, only up to a size, and JSON only up to a depth.
 """
 
+import errno
 import json
 import os
 import stat
@@ -45,7 +46,9 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     try:
         found = Path(text).expanduser()
         try:
-            found.stat()
+            is_folder = stat.S_ISDIR(found.stat().st_mode)
+            if is_folder and not os.access(found, os.R_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (FileNotFoundError, NotADirectoryError):
             pass
     except (OSError, RuntimeError, ValueError) as error:

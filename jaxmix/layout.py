@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 from jaxmix.errors import LayoutError
+from jaxmix.patterns import find, is_match
 from jaxmix.place import Place, Scale
 
 __all__ = [
@@ -89,7 +90,7 @@ class Rule:
                 "number above 0, or sizes of axes to powers such as (('h', -0.5),)."
             )
         try:
-            re.compile(self.site)
+            is_match(self.site, "")
         except re.error as error:
             raise LayoutError(
                 f"the rule's site {self.site!r} is no regular expression: {error}. Write the "
@@ -98,7 +99,7 @@ class Rule:
 
     def place(self, site: str) -> Place | None:
         """Where the site's leaf would lie, or None if the rule is not for this site."""
-        found = re.fullmatch(self.site, site)
+        found = find(self.site, site, full=True)
         if found is None:
             return None
         try:

@@ -12,6 +12,7 @@ from jaxmix.converters.loading import load
 from jaxmix.converters.mistaken import is_adapter, is_model
 from jaxmix.converters.peft import peft_stack
 from jaxmix.errors import CheckpointError
+from jaxmix.files import local_path
 from jaxmix.mix import Mix, mix
 
 __all__ = [
@@ -208,9 +209,9 @@ def load_mix(
 
 def check_apart(out: Path, texts: Sequence[str]) -> None:
     """Whether the output would replace an adapter, or lie in it."""
-    place = out.expanduser().resolve()
+    place = local_path(out, "output").resolve()
     for told in map(parse_adapter, texts):
-        folder = Path(told.path).expanduser()
+        folder = local_path(told.path, "adapter")
         here = folder.resolve()
         if folder.is_dir() and (here.is_relative_to(place) or place.is_relative_to(here)):
             raise CheckpointError(

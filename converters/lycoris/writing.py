@@ -20,6 +20,7 @@ from jaxmix.errors import (
     option,
 )
 from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
+from jaxmix.files import local_path
 
 __all__ = ["module_tensors", "save_tensors", "with_plain_bias"]
 
@@ -86,7 +87,7 @@ def save_tensors(
     Raises:
         CheckpointError: if the place is taken, or can't be written.
     """
-    place = Path(path).expanduser()
+    place = local_path(path, "output")
     if place.suffix != ".safetensors":
         raise CheckpointError(f"{place} is no name for the file, expected one in .safetensors.")
     if place.exists() and not force:

@@ -15,6 +15,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.huggingface import Checkpoint
 from jaxmix.converters.mixfile import fingerprint
 from jaxmix.errors import AdapterError
+from jaxmix.files import parse_json, read_small
 from jaxmix.layout import Layout
 from jaxmix.mix import Mix
 
@@ -90,6 +91,6 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path) -> Any:
     """What such a file holds; None if there is none, or none of this kind."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_small(path))
     except (OSError, ValueError):
         return None

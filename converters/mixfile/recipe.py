@@ -9,6 +9,7 @@ from typing import Any
 from jaxmix.converters.finding import is_hub_id
 from jaxmix.converters.mixfile.record import FORMAT, VERSION
 from jaxmix.errors import CheckpointError, listing, option
+from jaxmix.files import local_path
 
 __all__ = ["save_recipe"]
 
@@ -36,7 +37,7 @@ def save_recipe(
         ...     print(json.loads(there.read_text())["parts"])
         [{'source': 'owner/name', 'strength': 0.5}]
     """
-    place = Path(path).expanduser()
+    place = local_path(path, "output")
     if place.suffix != ".json":
         raise CheckpointError(f"{place} is no name for a recipe, expected one in .json.")
     if place.exists() and not force:
@@ -47,7 +48,7 @@ def save_recipe(
     outside: list[str] = []
     folder = place.resolve().parent
     for source, strength in sources:
-        here = Path(source).expanduser()
+        here = local_path(source, "adapter")
         if here.exists():
             if not here.resolve().is_relative_to(folder):
                 outside.append(source)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxmix.patterns import is_match
+
 __all__ = [
     "ANY",
     "BOUND",
@@ -120,7 +122,7 @@ def wrong_values(values: Mapping[str, Any], kinds: Mapping[str, Check]) -> list[
 
 def matches(pattern: str, site: str) -> bool:
     """Whether one of PEFT's patterns is for a site: a regular expression for its path's end."""
-    return re.match(rf"(.*\.)?({pattern})$", site) is not None
+    return is_match(rf"(.*\.)?({pattern})$", site)
 
 
 def short(value: Any) -> str:

@@ -16,13 +16,14 @@ ARROWS: dict[str, set[str]] = {
     "families": {"affine", "operators", "errors"},
     "names": set(),
     "place": {"errors"},
-    "layout": {"place", "errors"},
+    "layout": {"place", "patterns", "errors"},
     "form": {"affine", "layout"},
     "quantized": {"names", "errors"},
     "tied": {"layout", "errors"},
     "plan": {"form", "affine", "operators", "families", "layout", "errors"},
     "sharded": {"plan"},
     "params": {"quantized", "errors"},
+    "patterns": {"errors"},
     "files": {"errors"},
     "sites": {"names", "params", "quantized", "plan", "layout", "families", "errors"},
     "choosing": {"sites", "plan", "layout", "errors"},
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "singular": {"operators"},
     "effects": {"adapter", "dense", "quantized", "plan", "sites", "singular", "layout", "families"}
     | {"affine", "operators", "errors"},
-    "pictures": {"errors"},
+    "pictures": {"files", "errors"},
     "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}
     | {"families", "errors"},
     "low_rank": {"effects", "adapter", "singular", "layout", "families", "errors"},
@@ -67,6 +68,7 @@ ARROWS: dict[str, set[str]] = {
     | {"operators", "errors"},
     "training": {
         "factored",
+        "patterns",
         "pictures",
         "tied",
         "mix",
