@@ -153,7 +153,7 @@ def _sites(modules: Mapping[str, Factors], base: Any, where: str) -> dict[str, s
         raise CheckpointError(
             f"{where}: in its {len(modules)} names dots became underscores "
             f"({(open_names or rests)[0]} …), so that the file alone does not say which modules it "
-            "is for. Give what it was trained on: {option('base', ..., of='load(path')}, "
+            f"is for. Give what it was trained on: {option('base', ..., of='load(path')}, "
             "its Hugging Face folder, its params, or a list of the names of its modules."
         )
     return {module: rest for module, (_, rest) in wanted.items()}

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.lycoris.files import file_keys, file_metadata, json_of
+from jaxmix.converters.orbax_sizes import check_sizes
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
 from jaxmix.converters.peft.values import NUMBER
 from jaxmix.errors import AdapterError, CheckpointError, ShapeError, listing, option
@@ -261,7 +262,10 @@ def _restored(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
         import orbax.checkpoint as ocp
 
         with ocp.PyTreeCheckpointer() as reader:
+            check_sizes(reader, folder.resolve())
             return reader.restore(folder.resolve()), said
+    except CheckpointError:
+        raise
     except Exception as error:  # of kinds that differ from version to version
         why = str(error).rstrip(".")
         raise CheckpointError(

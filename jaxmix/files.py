@@ -22,8 +22,8 @@ SMALL = 64 * 2**20
 # safetensors' own limit for a header.
 _HEADER = 100_000_000
 _DEPTH = 100
-# Digits of an integer, so that it is a float too. Configs do hold integers of 31 digits.
-_DIGITS = 300
+# Digits of an integer. Configs do hold some of 31 digits.
+_DIGITS = 1000
 
 
 def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
@@ -111,12 +111,14 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
             raise CheckpointError(
                 f"{path} is {_kind(found.st_mode)}, expected a regular file. Put one there."
             )
-        data = b"" if found.st_size > limit else file.read(limit + 1)
-    if found.st_size > limit or len(data) > limit:
-        size = max(found.st_size, len(data))
+        # Sparse files are as large as they say; others may have grown since.
+        data = b"" if found.st_size > limit else file.read(found.st_size + 1)
+    if found.st_size > limit:
         raise CheckpointError(
-            f"{path} has {size:,} bytes, expected at most {limit:,}. Is it the right file?"
+            f"{path} has {found.st_size:,} bytes, expected at most {limit:,}. Is it the right file?"
         )
+    if len(data) > found.st_size:
+        raise CheckpointError(f"{path} is being written. Wait until it is whole.")
     return data
 
 
@@ -150,7 +152,7 @@ def parse_json(text: str | bytes, **hooks: Callable[..., Any]) -> Any:
     except RecursionError as error:
         raise ValueError(f"it is nested more than {_DEPTH} deep") from error
     level = [value]
-    for _ in range(_DEPTH + 1):
+    for _ in range(_DEPTH):
         level = [
             inner
             for outer in level

@@ -19,6 +19,7 @@ __all__ = [
     "NUMBER",
     "PATTERNS",
     "RANKS",
+    "TERMS",
     "TOKENS",
     "Check",
     "matches",
@@ -75,6 +76,8 @@ def _are_tokens(value: Any) -> bool:
 
 ANY = Check("anything", lambda value: True, False)
 COUNT = Check("a whole number from 1 on", _is_count)
+# Of a series that is summed term by term; PEFT's default is 5.
+TERMS = Check("an integer from 1 to 1,000", lambda value: _is_count(value) and value <= 1000, False)
 INTEGER = Check(
     "a whole number",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
