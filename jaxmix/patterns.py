@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from re import _parser  # pyright: ignore[reportAttributeAccessIssue]
-from typing import Any, cast
+from typing import Any
 
 from jaxmix.errors import UnsupportedError
 
@@ -259,11 +259,5 @@ def _at(name: str, text: str, at: int) -> bool:
         return at == len(text)
     if name == "AT_END":
         return text[at:] in ("", "\n")
-    around = [
-        cast(bool, _is_category("CATEGORY_WORD", one)) for one in text[max(at - 1, 0) : at + 1]
-    ]
-    if at == 0 or at == len(text):
-        is_boundary = any(around)
-    else:
-        is_boundary = around[0] != around[1]
-    return is_boundary is (name == "AT_BOUNDARY")
+    letter = "b" if name == "AT_BOUNDARY" else "B"
+    return re.compile(rf"\{letter}").match(text, at) is not None
