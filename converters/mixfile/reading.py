@@ -3,15 +3,16 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.finding import Found, find, find_on_hub, is_hub_id
-from jaxmix.converters.mixfile.coding import decode_strength, decode_updates, shown
+from jaxmix.converters.mixfile.coding import decode_strength, decode_updates
 from jaxmix.converters.mixfile.hashing import fingerprint
+from jaxmix.converters.mixfile.places import check_no_way_out, inside, on_hub
 from jaxmix.converters.mixfile.record import MIX_FILE, parse
 from jaxmix.converters.mixfile.tensors import read, tensor_keys
 from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, listing
@@ -218,7 +219,7 @@ def _told(
     """A part that is read from its source, at the strength that it has there."""
     source = part["source"]
     where = f"{where}, {source}"
-    place = _inside(file.parent, source, where)
+    place = inside(file.parent, source, where)
     options = dict(part.get("options", {}))
     ignore = (*ignore, *((part["ignore"],) if part.get("ignore") else ()))
     try:
@@ -262,7 +263,7 @@ def _found(
     }
     inner = f"/{subfolder}" if subfolder else ""
     if os.path.lexists(place):
-        _check_no_way_out(place, file.parent, subfolder, where)
+        check_no_way_out(place, file.parent, subfolder, where)
         if "revision" in part:
             raise CheckpointError("it is a folder here, which has no revision")
         found = find(FORMATS, place, subfolder=subfolder, **asked)
@@ -270,44 +271,11 @@ def _found(
     if is_hub_id(source) and not source.startswith("./"):
         revision = part.get("revision")
         return find_on_hub(FORMATS, source, subfolder=subfolder, revision=revision, **asked)
-    if on_hub := _on_hub(file.parent):
-        hub_id, commit, folder = on_hub
+    if place_there := on_hub(file.parent):
+        hub_id, commit, folder = place_there
         beside = (folder / source).as_posix() + inner
         return find_on_hub(FORMATS, hub_id, subfolder=beside, revision=commit, **asked)
     raise CheckpointError(
         f"it is neither in {file.parent} nor a hub id. Expected a path relative to {file.name}, or "
         "'owner/name'."
     )
-
-
-def _on_hub(folder: Path) -> tuple[str, str, Path] | None:
-    """Repository, commit and path of a folder in the local cache of the hub; None of another."""
-    parts = folder.resolve().parts
-    for i, part in enumerate(parts[1:-1], 1):
-        if part == "snapshots" and parts[i - 1].startswith("models--"):
-            return "/".join(parts[i - 1].split("--")[1:]), parts[i + 1], Path(*parts[i + 2 :])
-    return None
-
-
-def _inside(folder: Path, source: str, where: str) -> Path:
-    """The path that a source would be; it must not be absolute, nor climb."""
-    windows = PureWindowsPath(source)
-    is_absolute = PurePosixPath(source).is_absolute() or bool(windows.drive or windows.root)
-    if is_absolute or source.startswith("~") or ".." in windows.parts or "\\" in source:
-        raise CheckpointError(
-            f"{where}: the source is {shown(source)}, expected a path below the folder of the "
-            "recipe, with '/', or a hub id. Put the recipe into a folder above its adapters, or "
-            "mix with jaxmix.mix and jaxmix.save."
-        )
-    return folder / source
-
-
-def _check_no_way_out(place: Path, folder: Path, subfolder: str | None, where: str) -> None:
-    """Refuses a link that leads out of the recipe's folder, or of the hub's cache for its files."""
-    end, home = (place / subfolder if subfolder else place).resolve(), folder.resolve()
-    is_cached = _on_hub(folder) and end.parent.name == "blobs" and end.parents[1] in home.parents
-    if not (end.is_relative_to(home) or is_cached):
-        raise CheckpointError(
-            f"{where}: it is a link out of the recipe's folder. Expected what lies below it; copy "
-            "the adapter there."
-        )
