@@ -22,6 +22,7 @@ from jaxmix.converters.peft.tensors import FLOATS, read_tensors
 from jaxmix.converters.peft.values import NUMBER
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import IA3, LoRA, Replace, Together, Update
+from jaxmix.files import read_small
 
 __all__ = ["PICKLE_FILE", "WEIGHTS_FILE", "is_adapterhub", "is_adapterhub_file", "read_adapterhub"]
 
@@ -120,8 +121,8 @@ def read_adapterhub(
 def _config(folder: Path) -> dict[str, Any]:
     """The config, if it is AdapterHub's; else an empty dict."""
     try:
-        found: Any = json_of((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        found: Any = json_of(read_small(folder / _CONFIG_FILE).decode())
+    except (OSError, ValueError):
         return {}
     is_theirs = isinstance(found, dict) and "config" in found and "peft_type" not in found
     return found if is_theirs and ("model_name" in found or "model_type" in found) else {}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxmix.converters.beside import is_whole_model, weights_beside
 from jaxmix.converters.torch_files import TORCH_SUFFIXES
-from jaxmix.errors import CheckpointError, listing
+from jaxmix.errors import CheckpointError, listing, option
 
 __all__ = ["checked_filename", "chosen_file", "is_copy_of"]
 
@@ -40,7 +40,7 @@ def chosen_file(
         if len(found) > 1:
             raise CheckpointError(
                 f"{where} holds several files that may be the adapter:{listing(found)}\n"
-                f"Say which one to read: filename={found[0]!r} (on the command line --filename)."
+                f"Say which one to read: {option('filename', found[0])}."
             )
         if found:
             return found[0]

@@ -5,7 +5,6 @@ factors but those that come out of the base's own weights. Their readers ask her
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from jaxmix.converters.quantization import look, method_of, unpacked
 from jaxmix.errors import CheckpointError
 from jaxmix.layout import NAMES
 from jaxmix.orientation import OutAxes
+from jaxmix.patterns import is_match
 from jaxmix.sites import Tree
 from jaxmix.spelling import Spellings
 
@@ -182,7 +182,7 @@ def _orientations(
 ) -> Callable[[str], bool | None]:
     """Whether modules' weights are stored as (in, out), by a pattern or by all shapes."""
     if pattern is not None:
-        return lambda name: bool(re.fullmatch(pattern, name))
+        return lambda name: is_match(pattern, name, full=True)
     axes = OutAxes({**{f"{name}.weight": shape for name, shape in shapes.items()}, **biases})
 
     def is_conv1d(name: str) -> bool | None:

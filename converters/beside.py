@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from jaxmix.converters.torch_files import is_torch_file
-from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 
 __all__ = ["is_whole_model", "names_in", "patterns", "unread_error", "weights_beside"]
 
@@ -118,7 +118,7 @@ def unread_error(where: str, problems: dict[str, str]) -> CheckpointError:
     return CheckpointError(
         f"{where} has weights beside the adapter that are not read:{listing(lines)}\n"
         "They may have been trained with it, and the result would lack them. To leave them out: "
-        f"ignore={first!r}, a glob or a list (on the command line --ignore)."
+        f"{option('ignore', first)}, or a glob."
     )
 
 

@@ -1,11 +1,11 @@
 """Which modules of a Hugging Face checkpoint are transformers' ``Conv1D``, by its config.json."""
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from jaxmix.converters.huggingface import CONFIG_FILE, Checkpoint
+from jaxmix.files import parse_json, read_small
 from jaxmix.orientation import CONV1D_NAMES, OutAxes
 
 __all__ = ["CONV1D_TYPES", "conv1d_pattern"]
@@ -31,7 +31,7 @@ def conv1d_pattern(checkpoint: Checkpoint) -> str | None:
     if checkpoint.is_file:
         return None
     try:
-        config = json.loads((checkpoint.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = parse_json(read_small(checkpoint.folder / CONFIG_FILE))
     except (OSError, ValueError):
         return None
     types = list(_types(config))

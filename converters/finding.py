@@ -11,7 +11,9 @@ from jaxmix.converters.alone import checked_filename, chosen_file, is_copy_of
 from jaxmix.converters.beside import names_in, unread_error, weights_beside
 from jaxmix.converters.format import Format, is_folder_file, named, recognised
 from jaxmix.converters.hub import download, is_hub_id
-from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.converters.near import near_paths
+from jaxmix.errors import CheckpointError, UnsupportedError, option
+from jaxmix.files import local_path
 from jaxmix.mix import Mix
 
 __all__ = ["Found", "find", "find_on_hub", "is_hub_id"]
@@ -47,7 +49,8 @@ class Found:
             takes = ", ".join(self.format.options) or "no options"
             raise UnsupportedError(
                 f"{self.source} is of the format {self.format.name!r}, whose reader takes {takes}; "
-                f"found {', '.join(unknown)}. Leave it out, or force another with format='…'."
+                f"found {', '.join(unknown)}. Leave it out, or force another with "
+                f"{option('format', '…')}."
             )
         if self.beside and not self.format.takes_beside:
             raise unread_error(self.source, dict.fromkeys(self.beside, ""))
@@ -94,13 +97,8 @@ def find(
     inner, name = checked_filename(filename) if filename else (None, None)
     if subfolder is not None:
         _check_inside(subfolder)
-    try:
-        path = Path(text).expanduser()
-        is_folder, is_there = path.is_dir(), path.exists()
-    except (OSError, RuntimeError) as error:  # too long a name, a closed folder, no such ~user
-        raise CheckpointError(
-            f"{_cut(text)} can't be looked up: {error}.\nExpected {expected}."
-        ) from error
+    path = local_path(text, "adapter")
+    is_folder, is_there = path.is_dir(), path.exists()
     if is_folder or (is_there and subfolder is None and name is None):
         below = "/".join(part for part in (subfolder, inner, name) if part)
         place = path / below if below else path
@@ -124,7 +122,8 @@ def find(
     what = (
         f"is a file, which has no {no_inside}" if is_there else "is neither a folder nor a hub id"
     )
-    raise CheckpointError(f"{_cut(text)} {what}.\nExpected {expected}.")
+    near = "" if is_there else near_paths(text)
+    raise CheckpointError(f"{_cut(text)} {what}.{near}\nExpected {expected}.")
 
 
 def _found_here(

@@ -11,8 +11,10 @@ from jaxmix.converters.alone import chosen_file, is_copy_of
 from jaxmix.converters.beside import is_whole_model, names_in, weights_beside
 from jaxmix.converters.format import Format, is_folder_file
 from jaxmix.converters.hub_errors import is_absence, is_unreachable, translated
+from jaxmix.converters.reaching import asking
 from jaxmix.converters.torch_files import has_torch, is_torch_file
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, option
+from jaxmix.files import local_path
 
 __all__ = ["Downloaded", "base_folder", "download", "is_hub_id"]
 
@@ -75,6 +77,14 @@ def download(
         CheckpointError: If it can't be had; the message says why, and what to do.
     """
     place = _Place(hub_id, subfolder, revision)
+    with asking(hub_id):
+        return _downloaded(place, formats, name, ignore)
+
+
+def _downloaded(
+    place: "_Place", formats: Sequence[Format], name: str | None, ignore: Sequence[str]
+) -> Downloaded:
+    """The adapter at a place on the hub, in the local cache."""
     if name is not None:
         return Downloaded(_one_file(place, name), None)
     try:
@@ -93,7 +103,7 @@ def download(
     if any(path.parent != mark.parent for path in found):
         raise CheckpointError(
             f"{place.text} changed between its two files. Try again, or give a commit: "
-            "revision='…'."
+            f"{option('revision', '…')}."
         )
     return Downloaded(mark.parent, one, _beside(place, mark.parent, one, ignore))
 
@@ -124,14 +134,14 @@ def base_folder(base: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: If it can't be had from the hub; the message says why, and what to do.
     """
-    path = Path(base).expanduser()
+    path = local_path(base, "base")
     hub_id, _, revision = Path(base).as_posix().partition("@")
     if not is_hub_id(hub_id) or path.exists():
         return path
     import huggingface_hub
 
     place = _Place(hub_id, None, revision or None)
-    with translated(place, "the checkpoint", lambda file: ""):
+    with asking(hub_id), translated(place, "the checkpoint", lambda file: ""):
         folder = huggingface_hub.snapshot_download(
             hub_id,
             revision=place.revision,
@@ -162,7 +172,7 @@ def _first(place: "_Place", formats: Sequence[Format]) -> tuple[Path, Format]:
             return mark, one
     raise first or CheckpointError(
         f"{place.text} has no file of weights that may be an adapter. Say which one to read: "
-        "filename='…' (on the command line --filename)."
+        f"{option('filename', '…')}."
     )
 
 

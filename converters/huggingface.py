@@ -5,7 +5,6 @@ one after the other. A file with the same tensors of the same shapes and dtypes 
 so headers are copied as they are, and of a tensor that nobody touches only the bytes are read.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,10 @@ import ml_dtypes
 import numpy as np
 
 from jaxmix.converters.hub import base_folder
+from jaxmix.converters.mistaken import is_model, no_base
+from jaxmix.converters.near import near_paths
 from jaxmix.errors import CheckpointError
+from jaxmix.files import parse_json
 
 __all__ = [
     "CONFIG_FILE",
@@ -99,7 +101,7 @@ class Shard:
     @property
     def metadata(self) -> dict[str, str]:
         """What the header says beside the tensors."""
-        return json.loads(self.header[8:]).get("__metadata__") or {}
+        return parse_json(self.header[8:]).get("__metadata__") or {}
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Checkpoint:
         from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
 
         if name in self.texts:
-            return json.loads(self.texts[name])
+            return parse_json(self.texts[name])
         path = self.folder / name
         return read_json(path) if path.exists() else {}
 
@@ -176,11 +178,15 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         safetensors_file(folder)
         return Checkpoint(folder.parent, (read_shard(folder.parent, folder),), is_file=True)
     if not folder.is_dir():
+        if folder.exists() and (mistaken := no_base(folder)):
+            raise CheckpointError(f"{folder} {mistaken}")
         what = "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(
             f"{folder} {what}, expected a Hugging Face folder with safetensors, or the id of a "
-            "repository on the hub, 'owner/name'."
+            f"repository on the hub, 'owner/name'.{near_paths(str(folder))}"
         )
+    if not is_model(folder) and (mistaken := no_base(folder)):
+        raise CheckpointError(f"{folder} {mistaken}")
     files = dict.fromkeys(tensor_files(folder).values())
     # Like transformers, tensor_files takes a whole file before an index, which is stale then.
     indexed = not (folder / SINGLE_FILE).exists()
@@ -194,7 +200,7 @@ def read_shard(folder: Path, file: Path) -> Shard:
         text = opened.read(int.from_bytes(length, "little"))
     header = length + text
     tensors = []
-    for name, told in json.loads(text).items():
+    for name, told in parse_json(text).items():
         if name != "__metadata__":
             begin, end = told["data_offsets"]
             place = (file, len(header) + begin, end - begin)

@@ -16,7 +16,7 @@ from jaxmix.converters.lycoris.names import found_modules
 from jaxmix.converters.lycoris.updates import build_all
 from jaxmix.converters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.converters.peft.shapes import Factors
-from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing
+from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option
 from jaxmix.names import without_wrappers
 
 __all__ = ["PREFIXES", "export_kohya", "is_kohya", "read_kohya"]
@@ -155,8 +155,8 @@ def _sites(modules: Mapping[str, Factors], base: Any, where: str) -> dict[str, s
         raise CheckpointError(
             f"{where}: in its {len(modules)} names dots became underscores "
             f"({(open_names or rests)[0]} …), so that the file alone does not say which modules it "
-            "is for. Give what it was trained on: load(path, base=…), with base the params, a "
-            "Hugging Face folder, or a list of module names."
+            f"is for. Give what it was trained on: {option('base', ..., of='load(path')}, "
+            "its Hugging Face folder, its params, or a list of the names of its modules."
         )
     return {module: rest for module, (_, rest) in wanted.items()}
 

@@ -26,6 +26,7 @@ from jaxmix.converters.peft.weights import (
 )
 from jaxmix.converters.qwix import is_qwix, read_qwix
 from jaxmix.converters.torch_files import pickle_recipe
+from jaxmix.errors import option
 
 __all__ = ["FORMATS", "load"]
 
@@ -35,7 +36,7 @@ def _no_peft(file: str) -> str:
     if file == CONFIG_FILE:
         return (
             ", so it is no PEFT adapter there. If it lies in a folder of the repository, say "
-            "subfolder='…'."
+            f"{option('subfolder', '…')}."
         )
     recipe = pickle_recipe("adapter_model.bin", WEIGHTS_FILE)
     return f". If it has a .bin, download the folder and convert it: {recipe}"

@@ -13,8 +13,16 @@ from jaxmix.converters.lycoris.files import json_of, without_wrappers
 from jaxmix.converters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.peft.tensors import FLOATS, read_tensors
 from jaxmix.converters.peft.values import NUMBER
-from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import (
+    CheckpointError,
+    JaxmixError,
+    ShapeError,
+    UnsupportedError,
+    listing,
+    option,
+)
 from jaxmix.families import LoRA, Replace, Update
+from jaxmix.files import read_small
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "is_mlx", "is_mlx_file", "read_mlx"]
 
@@ -100,7 +108,7 @@ def read_mlx(
 def _config(path: Path) -> dict[str, Any]:
     """The config, an object."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} can't be read: {error}. Expected mlx-lm's config."
@@ -117,14 +125,15 @@ def _scale(config: Mapping[str, Any], path: Path) -> float:
     if not isinstance(said, dict) or not NUMBER.holds(said.get("scale")):
         raise CheckpointError(
             f"{path}: lora_parameters is {said!r}, expected an object with a number as scale. "
-            "Give the scale that it was trained with: load(path, scale=…)."
+            f"Give the scale that it was trained with: {option('scale', ..., of='load(path')}."
         )
     alpha, rank = said.get("alpha"), said.get("rank")
     if alpha is not None and alpha != rank:
         raise UnsupportedError(
             f"{path}: lora_parameters has alpha = {alpha!r} beside rank = {rank!r} and scale = "
             f"{said['scale']!r}. Old versions of mlx-lm multiplied the scale by alpha / rank, "
-            "later ones leave alpha out. Say which it is: load(path, scale=…)."
+            "later ones leave alpha out. Say which it is: "
+            f"{option('scale', ..., of='load(path')}."
         )
     return float(said["scale"])
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxmix.errors import CheckpointError, listing
+from jaxmix.errors import CheckpointError, listing, option
+from jaxmix.files import local_path
 
 __all__ = [
     "HINTS",
@@ -72,7 +73,7 @@ def checked_output(
     if place.is_dir():
         if not force:
             raise CheckpointError(
-                f"the output {out} exists. Give another folder, or say force=True (--force) to "
+                f"the output {out} exists. Give another folder, or say {option('force')} to "
                 "replace it; it then stays until the new one is whole."
             )
         if any(place.iterdir()) and not any((place / mark).exists() for mark in marks):
@@ -120,7 +121,7 @@ def checked_file(
         )
     if place.exists() and not force:
         raise CheckpointError(
-            f"the output {out} exists. Give another name, or say force=True (--force) to replace "
+            f"the output {out} exists. Give another name, or say {option('force')} to replace "
             "it; it then stays until the new one is whole."
         )
     _check_room(out, place, size)
@@ -187,7 +188,7 @@ def _apart(
 ) -> Path:
     """The output's place, if it neither is nor holds an input, nor lies in one."""
     check_apart(out, inputs, "the output", f" Give a {what} apart from it.")
-    return Path(out).expanduser().resolve()
+    return local_path(out, "output").resolve()
 
 
 def check_apart(
@@ -207,9 +208,9 @@ def check_apart(
     Raises:
         CheckpointError: if they touch.
     """
-    place = Path(out).expanduser().resolve()
+    place = local_path(out, "output").resolve()
     for told in inputs:
-        source = Path(told).expanduser().resolve()
+        source = local_path(told).resolve()
         if place == source or place.is_relative_to(source) or source.is_relative_to(place):
             how = "is" if place == source else "lies in"
             how = "holds" if place != source and source.is_relative_to(place) else how

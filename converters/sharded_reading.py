@@ -12,7 +12,7 @@ import numpy as np
 from jaxmix.converters.huggingface import FLOATS, Checkpoint, Stored, read_checkpoint
 from jaxmix.converters.quantization import Packed, look, method_of, unpacked
 from jaxmix.converters.slicing import DTYPES, ranges, read_slice
-from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, LayoutError, ShapeError, UnsupportedError, listing
 
 __all__ = ["load_params", "read_slice"]
 
@@ -57,6 +57,7 @@ def load_params(
 
     Raises:
         CheckpointError: if the folder is none, a file is damaged, or a name is not in it.
+        LayoutError: if a tensor is given something else than a sharding; all are listed.
         ShapeError: if a sharding does not divide its tensor; all are listed.
         UnsupportedError: if tensors have a dtype that can't be read, or that JAX would round; or
             are packed, and ``dequantize`` is not set.
@@ -86,6 +87,7 @@ def load_params(
         name: jax.ShapeDtypeStruct(one.shape, targets[name]) for name, one in wanted.items()
     }
     places = {name: place(name, outline) for name, outline in outlines.items()}
+    _check_shardings(places)
     _check_division(outlines, places)
     return {name: _array(one, targets[name], places[name], counter) for name, one in wanted.items()}
 
@@ -178,15 +180,30 @@ def _placing(shardings: Where | None) -> Callable[[str, Any], jax.sharding.Shard
     if shardings is None:
         alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return lambda name, outline: alone
-    if isinstance(shardings, jax.sharding.Sharding):
-        return lambda name, outline: shardings
     if callable(shardings):
         return shardings
+    if not isinstance(shardings, Mapping):
+        return lambda name, outline: shardings
     some = next(iter(shardings.values()), None)
     if isinstance(some, jax.sharding.NamedSharding):
         some = jax.sharding.NamedSharding(some.mesh, jax.sharding.PartitionSpec())
     rest = _placing(some)
     return lambda name, outline: shardings[name] if name in shardings else rest(name, outline)
+
+
+def _check_shardings(places: Mapping[str, Any]) -> None:
+    """Whether each tensor was given a sharding."""
+    wrong = [
+        f"{name}: {place!r}"
+        for name, place in places.items()
+        if not isinstance(place, jax.sharding.Sharding)
+    ]
+    if wrong:
+        raise LayoutError(
+            f"shardings that are no jax.sharding.Sharding:{listing(wrong)}\nGive one for every "
+            "tensor, such as NamedSharding(mesh, PartitionSpec('x')); a function of (name, "
+            "outline) must return one."
+        )
 
 
 def _check_division(

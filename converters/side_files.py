@@ -14,7 +14,6 @@ How a copy is recognized, in this order:
   PyTorch archive that names the checkpoint's own tensors.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from jaxmix.converters.duplicates import is_copy
 from jaxmix.converters.huggingface import INDEX_FILE, Checkpoint
 from jaxmix.errors import CheckpointError
+from jaxmix.files import parse_json, read_small
 
 __all__ = ["side_files"]
 
@@ -141,7 +141,7 @@ def _reason_of_index(
 def _json(path: Path) -> list | dict | None:
     """A JSON file's list or object; None if there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_small(path))
     except (OSError, ValueError):
         return None
     return data if isinstance(data, list | dict) else None

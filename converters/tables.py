@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-from rich.markup import escape
 from rich.table import Table
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.terminal import escape, printable
 from jaxmix.families import Together, Update
 
 __all__ = ["adapter_data", "adapter_table"]
@@ -60,13 +60,15 @@ def adapter_table(adapters: Iterable[Adapter]) -> Table:
         table.add_column(title, justify="right")
     table.add_column("modules", overflow="fold", ratio=1)
     for adapter in adapters:
-        who = f"{adapter.name} × {float(adapter.strength):g}"
-        who += f"\n  {adapter.source}" if adapter.source not in ("", adapter.name) else ""
+        who = f"{printable(adapter.name)} × {float(adapter.strength):g}"
+        who += (
+            f"\n  {printable(adapter.source)}" if adapter.source not in ("", adapter.name) else ""
+        )
         for kind in _kinds(adapter):
             scale = "–".join(f"{number:.4g}" for number in kind.scale)
             counts = (scale, str(len(kind.sites)), f"{kind.numbers:,} {kind.dtype}".rstrip())
             cells = (who, kind.kind, kind.size, *counts, "\n".join(_modules(kind.sites)))
-            table.add_row(*map(escape, cells))
+            table.add_row(*("\n".join(map(escape, cell.split("\n"))) for cell in cells))
             who = ""
     return table
 
@@ -104,7 +106,9 @@ def _arrays(update: Update) -> list[Any]:
 def _modules(sites: Sequence[str]) -> list[str]:
     """Sites for people, a line a parent: those that differ in numbers only are one."""
     children: dict[str, list[str]] = {}
-    for site in dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", site) for site in sites):
+    for site in dict.fromkeys(
+        re.sub(r"(?<![^.])\d+(?![^.])", "*", site) for site in map(printable, sites)
+    ):
         parent, _, child = site.rpartition(".")
         children.setdefault(parent, []).append(child)
     return [

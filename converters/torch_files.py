@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.files import check_regular
 
 __all__ = ["TORCH_SUFFIXES", "has_torch", "is_torch_file", "pickle_recipe", "torch_tensors"]
 
@@ -88,6 +89,7 @@ def _loaded(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Old files make torch warn of its own old classes.
+            check_regular(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist. Give the path of a file.") from error

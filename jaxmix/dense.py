@@ -14,6 +14,7 @@ from jaxmix.choosing import chosen
 from jaxmix.errors import LayoutError, ShapeError, listing
 from jaxmix.families import Rebase, Replace, parts_of
 from jaxmix.layout import Layout, named
+from jaxmix.params import check_no_path
 from jaxmix.plan import Form, Word
 from jaxmix.quantized import dequantized, is_quantized
 from jaxmix.reading import form_of, misfit, read_weight, turned_word
@@ -66,6 +67,7 @@ def apply(
         ShapeError: if factors do not fit their weights.
     """
     if not words:
+        check_no_path(params)
         return params
     tree, sites = fitted(params, words, layout)
     leaves = list(tree.leaves)

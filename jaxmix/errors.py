@@ -4,7 +4,9 @@ A message says where, what was found, what was expected and what to do, and list
 once. Every kind is also a ``ValueError``, so that code which does not know jaxmix can catch it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 __all__ = [
     "AdapterError",
@@ -14,7 +16,12 @@ __all__ = [
     "ShapeError",
     "UnsupportedError",
     "VerificationError",
+    "option",
+    "spelling",
 ]
+
+# From an option's name and the literal of its value to how the reader of a message writes it.
+_spelling: ContextVar[Callable[[str, str], str] | None] = ContextVar("spelling", default=None)
 
 
 class JaxmixError(ValueError):
@@ -59,3 +66,41 @@ def listing(lines: Iterable[str], limit: int = 20) -> str:
     shown = "".join(f"\n  {line}" for line in lines[:limit])
     rest = len(lines) - limit
     return shown + (f"\n  … and {rest} more" if rest > 0 else "")
+
+
+def option(name: str, value: object = True, *, of: str = "") -> str:
+    """An option as the reader of a message writes it.
+
+    Args:
+        name: the option's name in Python.
+        value: what to give it; ``...`` for what only the user knows.
+        of: in Python, the start of the call that takes it, such as ``"load(path"``.
+
+    Returns:
+        ``name=value``, or the whole call; on the command line ``--name value``.
+
+    Example:
+        >>> option("force"), option("subfolder", "final"), option("scale", ..., of="load(path")
+        ('force=True', "subfolder='final'", 'load(path, scale=…)')
+    """
+    literal = "…" if value is ... else repr(value)
+    if spell := _spelling.get():
+        return spell(name, literal)
+    return f"{of}, {name}={literal})" if of else f"{name}={literal}"
+
+
+@contextmanager
+def spelling(spell: Callable[[str, str], str]) -> Iterator[None]:
+    """Makes `option` spell options in another way within a ``with`` block.
+
+    Args:
+        spell: from an option's name and the Python literal of its value to what to write.
+
+    Yields:
+        Nothing.
+    """
+    before = _spelling.set(spell)
+    try:
+        yield
+    finally:
+        _spelling.reset(before)

@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 from jaxmix.errors import LayoutError
+from jaxmix.patterns import find, is_match
 from jaxmix.place import Place, Scale, are_sizes, is_scale
 
 __all__ = [
@@ -91,7 +92,7 @@ class Rule:
 
     def place(self, site: str) -> Place | None:
         """Where the site's leaf would lie, or None if the rule is not for this site."""
-        found = re.fullmatch(self.site, site)
+        found = find(self.site, site, full=True)
         if found is None:
             return None
         try:
@@ -108,7 +109,7 @@ class Rule:
 def _check_pattern(pattern: str, what: str) -> None:
     """Refuses what is no regular expression for sites."""
     try:
-        re.compile(pattern)
+        is_match(pattern, "")
     except (re.error, TypeError) as error:
         raise LayoutError(
             f"{what} {pattern!r} is no regular expression: {error}. Write the PyTorch module name "
@@ -189,7 +190,7 @@ class Layout:
 
     def is_conv1d(self, site: str) -> bool | None:
         """Whether PyTorch stores the site's weight as (in, out); None if it is not said."""
-        return None if self.conv1d is None else bool(re.fullmatch(self.conv1d, site))
+        return None if self.conv1d is None else is_match(self.conv1d, site, full=True)
 
     def places(self, site: str, part: Part) -> list[Place]:
         """Where the site's weight or bias may lie, in the order of the rules."""

@@ -3,15 +3,19 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import jax
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.errors import AdapterError
+from jaxmix.errors import AdapterError, listing
+from jaxmix.families import Update
 from jaxmix.layout import Layout
 
 __all__ = ["Mix", "compose", "mix", "several"]
+
+_READ = "Read one with jaxmix.load"
 
 
 @jax.tree_util.register_dataclass
@@ -78,8 +82,8 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
     for adapter, one in zip(adapters, strengths, strict=True):
         if not isinstance(adapter, Mixable):
             raise AdapterError(
-                f"mix got {_short(adapter)}, expected adapters and mixes. Read one with "
-                "jaxmix.load, and write mix(a, b), not mix([a, b])."
+                f"mix got {_short(adapter)}, expected adapters and mixes. "
+                f"{_remedy(adapter) or f'{_READ}, and write mix(a, b), not mix([a, b]).'}"
             )
         as_is = isinstance(one, float) and one == 1.0
         parts.extend(adapter.parts if as_is else (adapter * one).parts)
@@ -153,14 +157,23 @@ def several(adapters: Any, who: str) -> Mix:
     Raises:
         AdapterError: if it is anything else.
     """
-    if isinstance(adapters, Mixable):
-        adapters = (adapters,)
-    elif not isinstance(adapters, Iterable) or isinstance(adapters, str | bytes | Mapping):
+    if isinstance(adapters, Adapter | Mix):
+        return mix(adapters)
+    expected = "expected an adapter, a mix, or a list of them."
+    if not isinstance(adapters, Iterable) or isinstance(adapters, str | bytes | Mapping):
         raise AdapterError(
-            f"{who} got {_short(adapters)} for its adapters, expected an adapter, a mix, or a "
-            f"list of them. Write {who}(params, [a, b]), and read adapters with jaxmix.load."
+            f"{who} got {_short(adapters)} for its adapters, {expected} "
+            f"{_remedy(adapters) or f'{_READ}, and write {who}(params, [a, b]).'}"
         )
-    return mix(*adapters)
+    found = list(adapters)
+    if wrong := [(i, one) for i, one in enumerate(found) if not isinstance(one, Mixable)]:
+        remedies = dict.fromkeys(_remedy(one) for _, one in wrong)
+        raise AdapterError(
+            f"{who} got for its adapters:{listing(f'{i}: {_short(one)}' for i, one in wrong)}\n"
+            f"{expected[0].upper()}{expected[1:]} "
+            + (" ".join(filter(None, remedies)) or f"{_READ}, and write {who}(params, [a, b]).")
+        )
+    return mix(*found)
 
 
 def _each(strength: Any, count: int) -> Sequence[Any]:
@@ -174,6 +187,17 @@ def _each(strength: Any, count: int) -> Sequence[Any]:
             "single number for all."
         )
     return list(several)
+
+
+def _remedy(thing: Any) -> str:
+    """What makes an adapter of a thing that is none; "" if that is not known."""
+    if isinstance(getattr(thing, "mix", None), Mixable):  # what `jaxmix.fit` returns
+        return "Its mix is an adapter: pass result.mix."
+    if isinstance(thing, str | bytes | PathLike):
+        return f"{_READ}(path)."
+    if isinstance(thing, Update):
+        return "Name the module that it updates: jaxmix.Adapter({site: update})."
+    return ""
 
 
 def _short(thing: Any) -> str:

@@ -14,6 +14,7 @@ from jaxmix.errors import LayoutError, listing
 from jaxmix.layout import Layout, Part, Place
 from jaxmix.names import leaf_names
 from jaxmix.orientation import OutAxes
+from jaxmix.params import check_tree
 from jaxmix.plan import Word
 from jaxmix.quantized import is_quantized
 from jaxmix.spelling import Spellings, respelled
@@ -43,7 +44,12 @@ class Tree:
 
     @classmethod
     def of(cls, params: Any) -> "Tree":
-        """Takes a tree apart."""
+        """Takes a tree apart.
+
+        Raises:
+            LayoutError: if it is no tree of weights, but a path to one, or nothing.
+        """
+        check_tree(params)
         paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
         names = leaf_names([path for path, _ in paths])
         twice = frozenset(name for name, count in Counter(names).items() if count > 1)

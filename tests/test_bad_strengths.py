@@ -118,10 +118,15 @@ def test_a_name_twice(make):
 @pytest.mark.parametrize("thing", ["folder", None, 3, [lora()], {"a": 1}, BASE])
 def test_no_adapter(thing):
     """What it is, and how to get one."""
-    for make in (lambda: jaxmix.mix(thing), lambda: jaxmix.compose(BASE, [thing])):
+    kind = type(thing).__name__
+    for make, expected in (
+        (lambda: jaxmix.mix(thing), rf"mix got {kind} .*, expected adapters and mixes"),
+        (
+            lambda: jaxmix.compose(BASE, [thing]),
+            rf"compose got for its adapters:\n  0: {kind} .*\nExpected an adapter",
+        ),
+    ):
         with pytest.raises(AdapterError) as caught:
             make()
-        assert re.match(
-            rf"mix got {type(thing).__name__} .*, expected adapters and mixes", str(caught.value)
-        )
+        assert re.match(expected, str(caught.value))
         assert "Read one with jaxmix.load" in str(caught.value)

@@ -1,6 +1,5 @@
 """Adapters on the command line: ``path:strength``, each under a name of its own."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -8,9 +7,12 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.cli.strengths import NUMBER, check_word
 from jaxmix.converters.loading import load
+from jaxmix.converters.mistaken import is_adapter, is_model
 from jaxmix.converters.peft import peft_stack
 from jaxmix.errors import CheckpointError
+from jaxmix.files import local_path
 from jaxmix.mix import Mix, mix
 
 __all__ = [
@@ -19,17 +21,20 @@ __all__ = [
     "Filenames",
     "Ignored",
     "PeftOrder",
+    "Revision",
+    "Subfolder",
     "Told",
     "check_apart",
+    "check_roles",
     "load_each",
     "load_mix",
     "load_told",
     "parse_adapter",
+    "parse_adapters",
     "strengths_data",
     "strengths_text",
 ]
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _HELP = (
     "A PEFT folder, a file of another format, a saved mix, a recipe (.json) or a hub id, with a "
     "strength if a number follows the last colon: `lora`, `owner/lora:0.6`, `lora:-1`. A folder "
@@ -70,6 +75,24 @@ Filenames = Annotated[
         show_default=False,
     ),
 ]
+Subfolder = Annotated[
+    str | None,
+    typer.Option(
+        "--subfolder",
+        metavar="FOLDER",
+        help="Where in its folder or repository an adapter lies; for all that are named.",
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REVISION",
+        help="The branch, tag or commit of an adapter on the hub; for all that are named.",
+        show_default=False,
+    ),
+]
 PeftOrder = Annotated[
     bool,
     typer.Option("--peft-order", help="The order of PEFT's forward: it turns runs of OFT around."),
@@ -86,9 +109,26 @@ class Told(NamedTuple):
 def parse_adapter(text: str) -> Told:
     """``path:strength``, where a number follows the last colon; else a path, of strength 1."""
     path, colon, tail = text.rpartition(":")
-    if colon and path and _NUMBER.fullmatch(tail):
+    if colon and path and NUMBER.fullmatch(tail):
         return Told(path, float(tail))
     return Told(text, 1.0)
+
+
+def parse_adapters(texts: Sequence[str]) -> list[Told]:
+    """The adapters of a command line.
+
+    Args:
+        texts: The words of the command line.
+
+    Returns:
+        Each word's path and strength.
+
+    Raises:
+        typer.BadParameter: If a strength is misspelled, or a word may mean two things.
+    """
+    for text in texts:
+        check_word(text)
+    return [parse_adapter(text) for text in texts]
 
 
 def load_told(
@@ -124,7 +164,7 @@ def load_told(
         )
     names = filename if len(filename) > 1 else [*filename] * len(texts)
     found = []
-    for told, name in zip(map(parse_adapter, texts), names, strict=True):
+    for told, name in zip(parse_adapters(texts), names, strict=True):
         strength = 1.0 if weighted else told.strength
         given = {"base": base, "filename": name or None, "ignore": list(ignore or ()), **options}
         found.append((told, load(told.path, strength=strength, **given)))
@@ -169,15 +209,25 @@ def load_mix(
 
 def check_apart(out: Path, texts: Sequence[str]) -> None:
     """Whether the output would replace an adapter, or lie in it."""
-    place = out.expanduser().resolve()
+    place = local_path(out, "output").resolve()
     for told in map(parse_adapter, texts):
-        folder = Path(told.path).expanduser()
+        folder = local_path(told.path, "adapter")
         here = folder.resolve()
         if folder.is_dir() and (here.is_relative_to(place) or place.is_relative_to(here)):
             raise CheckpointError(
                 f"the output {out} and the adapter {told.path} lie one in the other. Give a folder "
                 "apart from it."
             )
+
+
+def check_roles(base: Path, texts: Sequence[str]) -> None:
+    """Whether the base and an adapter were given in each other's place."""
+    models = [told.path for told in map(parse_adapter, texts) if is_model(Path(told.path))]
+    if is_adapter(base) and models:
+        raise typer.BadParameter(
+            f"{base} is an adapter, and {models[0]} is a model. The model comes first: "
+            f"jaxmix merge {models[0]} -a {base} …"
+        )
 
 
 def strengths_text(mixed: Adapter | Mix) -> str:

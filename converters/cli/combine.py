@@ -4,7 +4,6 @@ import warnings
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.markup import escape
 
 from jaxmix.combine import (
     METHODS,
@@ -19,6 +18,8 @@ from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
     Ignored,
+    Revision,
+    Subfolder,
     check_apart,
     load_told,
 )
@@ -28,6 +29,7 @@ from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_
 from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.peft.export import export_peft
+from jaxmix.converters.terminal import escape
 
 __all__ = ["combine"]
 
@@ -92,6 +94,8 @@ def combine(
     base_name: BaseName = None,
     task: Task = None,
     patterns: Patterns = False,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +115,15 @@ def combine(
     limit = rank_of(rank, energy)
     written = peft_options(base_name, task, patterns, to=to)
     weighted = METHODS[method].weighted
-    read = load_told(adapters, base, ignore=ignore, filename=filename, weighted=weighted)
+    read = load_told(
+        adapters,
+        base,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+        weighted=weighted,
+    )
     told = [each for each, _ in read]
     groups = [group for _, group in read]
     check_apart(out, adapters)

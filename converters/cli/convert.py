@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from jaxmix.adapter import Adapter
 from jaxmix.combine import look_alikes, look_alikes_text
@@ -14,10 +13,12 @@ from jaxmix.converters.cli.adapters import (
     AdapterArguments,
     Filenames,
     Ignored,
+    Revision,
+    Subfolder,
     Told,
     check_apart,
     load_each,
-    parse_adapter,
+    parse_adapters,
     strengths_data,
     strengths_text,
 )
@@ -30,6 +31,7 @@ from jaxmix.converters.loading import FORMATS
 from jaxmix.converters.mixfile import save
 from jaxmix.converters.mixfile.recipe import save_recipe
 from jaxmix.converters.peft.export import export_peft
+from jaxmix.converters.terminal import escape
 from jaxmix.errors import UnsupportedError
 from jaxmix.mix import Mix, mix
 
@@ -124,6 +126,8 @@ def convert(
     base_name: BaseName = None,
     task: Task = None,
     patterns: Patterns = False,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -143,7 +147,7 @@ def convert(
     """
     named: dict[str, Any] = peft_options(base_name, task, patterns, to=to)
     if to == _RECIPE:
-        if ignore or filename:
+        if ignore or filename or subfolder or revision:
             raise typer.BadParameter(
                 "a recipe is written without reading its adapters: write --ignore and --filename "
                 'into its parts, as "ignore": "…" and "filename": "…".'
@@ -152,7 +156,15 @@ def convert(
         return
     given = {"format": source, "part": part, "alpha": alpha, "axis": axis, "scale": scale}
     options = {name: value for name, value in given.items() if value is not None}
-    read = load_each(adapters, base, ignore=ignore, filename=filename, **options)
+    read = load_each(
+        adapters,
+        base,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+        **options,
+    )
     parts = [part for _, own in read for part in own]
     check_apart(out, adapters)
     made = _written(parts, to)
@@ -188,7 +200,7 @@ def _written(parts: Sequence[Adapter], to: str) -> Adapter | Mix:
 
 def _recipe(adapters: Sequence[str], out: Path, *, force: bool, as_json: bool) -> None:
     """Writes a recipe."""
-    told: list[Told] = [parse_adapter(text) for text in adapters]
+    told: list[Told] = parse_adapters(adapters)
     place = save_recipe(told, out, force=force)
     parts = [{"source": path, "strength": strength} for path, strength in told]
     if as_json:

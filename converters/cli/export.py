@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from rich.markup import escape
-
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
     Ignored,
     PeftOrder,
+    Revision,
+    Subfolder,
     check_apart,
     load_mix,
     strengths_data,
@@ -20,6 +20,7 @@ from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, count, say, tell_json, waiting
 from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.peft.export import export_peft
+from jaxmix.converters.terminal import escape
 from jaxmix.low_rank import to_lora
 
 __all__ = ["export"]
@@ -42,6 +43,8 @@ def export(
     peft_order: PeftOrder = False,
     ignore: Ignored = None,
     filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Write any mix as a folder that PEFT loads: one LoRA, or its parts.
@@ -63,7 +66,15 @@ def export(
     - `jaxmix export -a lora:0.6 -a loha -o for-peft`: the parts, and load_in_peft.py
     """
     limit = rank_of(rank, energy)
-    mixed = load_mix(adapters, base, peft_order=peft_order, ignore=ignore, filename=filename)
+    mixed = load_mix(
+        adapters,
+        base,
+        peft_order=peft_order,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+    )
     check_apart(out, adapters)
     told: dict[str, Any] = {"adapters": strengths_data(mixed)}
     options = {**peft_options(base_name, task, patterns), "force": force}

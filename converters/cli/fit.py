@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from rich.markup import escape
 
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
     Ignored,
+    Revision,
+    Subfolder,
     check_apart,
     load_mix,
     strengths_data,
@@ -26,6 +27,7 @@ from jaxmix.converters.cli.tokens import tokens_of, windows_of
 from jaxmix.converters.hub import base_folder
 from jaxmix.converters.mixfile import MIX_FILE, is_saved, save
 from jaxmix.converters.output import checked_output
+from jaxmix.converters.terminal import escape
 from jaxmix.errors import UnsupportedError
 from jaxmix.mix import Mix, compose
 from jaxmix.pictures import checked_picture
@@ -92,6 +94,8 @@ def fit(
     ] = None,
     ignore: Ignored = None,
     filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +116,9 @@ def fit(
     if plot is not None:
         checked_picture(plot)
     base = base_folder(base)
-    mixed = load_mix(adapters, base, ignore=ignore, filename=filename)
+    mixed = load_mix(
+        adapters, base, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
+    )
     check_apart(out, adapters)
     checked_output(out, [base], force=force, marks=(MIX_FILE,), replaces=is_saved)
     model = _model(base, dtype)

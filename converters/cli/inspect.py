@@ -6,14 +6,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.cli.adapters import AdapterArguments, Filenames, Ignored, load_each
+from jaxmix.converters.cli.adapters import (
+    AdapterArguments,
+    Filenames,
+    Ignored,
+    Revision,
+    Subfolder,
+    load_each,
+)
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, needs_base, params_of
 from jaxmix.converters.cli.telling import AsJson, say, steps_bar, tell_json
 from jaxmix.converters.tables import adapter_data, adapter_table
+from jaxmix.converters.terminal import escape
 from jaxmix.measures import Measures, draw_measures, measure
 from jaxmix.mix import mix
 from jaxmix.pictures import checked_picture
@@ -41,6 +48,8 @@ def inspect(
     ignore: Ignored = None,
     filename: Filenames = None,
     conv1d: Conv1d = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what adapters are: kinds, sizes, and the modules that they touch.
@@ -60,7 +69,9 @@ def inspect(
     """
     if plot is not None:
         checked_picture(plot)
-    each = load_each(adapters, base, ignore=ignore, filename=filename)
+    each = load_each(
+        adapters, base, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
+    )
     parts = [part for _, several in each for part in several]
     found, left_out = None, []
     if measured or plot is not None:
@@ -73,7 +84,7 @@ def inspect(
         drawn = {} if plot is None else {"picture": plot}
         tell_json({"adapters": data, **measures, **drawn})
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(adapter_table(parts))
     for table in () if found is None else (_sites(found), _pairs(found)):
         if table.row_count:

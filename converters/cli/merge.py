@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.cli.adapters import (
@@ -13,7 +12,10 @@ from jaxmix.converters.cli.adapters import (
     Filenames,
     Ignored,
     PeftOrder,
+    Revision,
+    Subfolder,
     check_apart,
+    check_roles,
     load_mix,
     strengths_data,
     strengths_text,
@@ -22,6 +24,7 @@ from jaxmix.converters.cli.bases import Conv1d
 from jaxmix.converters.cli.telling import AsJson, bytes_bar, count, say, tell_json
 from jaxmix.converters.hub import base_folder
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
+from jaxmix.converters.terminal import escape
 from jaxmix.layout import LAYOUTS, libraries, named
 from jaxmix.mix import Mix
 
@@ -115,6 +118,8 @@ def merge(
     peft_order: PeftOrder = False,
     ignore: Ignored = None,
     filename: Filenames = None,
+    subfolder: Subfolder = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Put adapters into a model: a Hugging Face folder in, a merged one out.
@@ -136,8 +141,17 @@ def merge(
     - `jaxmix merge base -a lora -o merged --resume --verify`
     - `jaxmix merge model.safetensors -a lora -o merged.safetensors --force --json`
     """
+    check_roles(base, adapters)
     folder = base_folder(base)
-    mixed = load_mix(adapters, folder, peft_order=peft_order, ignore=ignore, filename=filename)
+    mixed = load_mix(
+        adapters,
+        folder,
+        peft_order=peft_order,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
+    )
     check_apart(out, adapters)
     with bytes_bar(as_json=as_json) as progress:
         merged = merge_checkpoint(

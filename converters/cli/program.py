@@ -15,10 +15,11 @@ from jaxmix.converters.cli.convert import convert
 from jaxmix.converters.cli.demo import demo
 from jaxmix.converters.cli.export import export
 from jaxmix.converters.cli.fit import fit
+from jaxmix.converters.cli.hints import spelled
 from jaxmix.converters.cli.inspect import inspect
 from jaxmix.converters.cli.merge import merge
-from jaxmix.converters.cli.telling import tell_error
-from jaxmix.errors import JaxmixError, VerificationError
+from jaxmix.converters.cli.telling import tell_error, telling_of_the_hub
+from jaxmix.errors import JaxmixError, VerificationError, spelling
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -85,11 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
-        with _terminable():
+        spell = spelled(words[0] if words else "", _options())
+        with _terminable(), spelling(spell), telling_of_the_hub(as_json=as_json):
             code = app(words or ["--help"], prog_name="jaxmix", standalone_mode=False) or 0
     except JaxmixError as error:
         tell_error(str(error), type(error).__name__, as_json=as_json)
         return _UNVERIFIED if isinstance(error, VerificationError) else 1
+    except (OSError, UnicodeError) as error:  # of a path that nobody looked at before
+        tell_error(f"{error}. Check the paths.", type(error).__name__, as_json=as_json)
+        return 1
     except _UsageError as error:
         tell_error(_usage(error), "UsageError", as_json=as_json)
         return 2
@@ -101,6 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = "Interrupted" if code == _INTERRUPTED else "Terminated"
         tell_error("stopped; outputs are as they were.", kind, as_json=as_json)
     return code
+
+
+def _options() -> dict[str, dict[str, str]]:
+    """For each command its flags, and what stands for their value in its help."""
+    commands: Any = typer.main.get_command(app)
+    return {
+        name: {flag: one.metavar or "…" for one in command.params for flag in one.opts}
+        for name, command in commands.commands.items()
+    }
 
 
 def _usage(error: Any) -> str:

@@ -1,6 +1,7 @@
 """What the program says: results on stdout, as text or as one JSON document; the rest on stderr."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,6 +23,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from jaxmix.converters.reaching import log as hub_log
+from jaxmix.converters.terminal import printable
+
 __all__ = [
     "AsJson",
     "Force",
@@ -33,8 +37,12 @@ __all__ = [
     "steps_bar",
     "tell_error",
     "tell_json",
+    "telling_of_the_hub",
     "waiting",
 ]
+
+# Characters of a message that are its own, such as lists have.
+_LINES = "\n"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Tell it as one JSON document, errors too.")]
 Force = Annotated[
@@ -45,7 +53,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folde
 
 def say(*lines: str) -> None:
     """Lines on stdout, in rich's markup."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     for line in lines:
         console.print(line)
 
@@ -71,8 +79,31 @@ def tell_error(text: str, kind: str, *, as_json: bool) -> None:
     if as_json:
         tell_json({"error": text, "kind": kind})
     else:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"[bold red]error:[/] {escape(text)}")
+        console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+        console.print(f"[bold red]error:[/] {escape_markup(printable(text, keep=_LINES))}")
+
+
+@contextmanager
+def telling_of_the_hub(*, as_json: bool) -> Iterator[None]:
+    """Shows on stderr that the hub is asked, which may take a while; not with ``--json``."""
+    if as_json:
+        yield
+        return
+    console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = printable(record.getMessage())
+            console.print(f"[dim]{escape_markup(text)} …[/]")
+
+    handler, level = Lines(), hub_log.level
+    hub_log.addHandler(handler)
+    hub_log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        hub_log.removeHandler(handler)
+        hub_log.setLevel(level)
 
 
 def count(number: int, what: str) -> str:
@@ -98,7 +129,7 @@ def one_of(names: Collection[str]) -> dict[str, Any]:
 @contextmanager
 def _bar(*columns: Any, as_json: bool) -> Iterator[Progress]:
     """A bar; with --json only where a person looks on."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     with Progress(*columns, console=console, disable=as_json and not console.is_terminal) as bar:
         yield bar
 
@@ -117,7 +148,7 @@ def bytes_bar(*, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
         task = bar.add_task("", visible=False)
 
         def tell(done: int, size: int, shard: str) -> None:
-            bar.update(task, completed=done, total=size, description=shard, visible=True)
+            bar.update(task, completed=done, total=size, description=printable(shard), visible=True)
 
         yield tell
 

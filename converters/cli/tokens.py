@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.files import check_regular, local_path
 
 __all__ = ["BYTES", "tokens_of", "windows_of"]
 
@@ -33,12 +34,14 @@ def tokens_of(text: Path, base: Path, tokenizer: str | None, vocabulary: int) ->
         UnsupportedError: if there is no tokenizer, or what reads it is not installed.
     """
     try:
-        data = text.expanduser().read_bytes()
+        text = local_path(text, "text")
+        check_regular(text)
+        data = text.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"the text {text} can't be read: {error.strerror}. Expected a file of plain text."
         ) from error
-    place = base if tokenizer is None else Path(tokenizer).expanduser()
+    place = base if tokenizer is None else local_path(tokenizer, "tokenizer")
     fast = place if place.is_file() else place / _FAST
     if tokenizer == BYTES:
         found = np.frombuffer(data, np.uint8)

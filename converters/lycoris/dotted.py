@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxmix.converters.lycoris.keys import split_key
 from jaxmix.converters.peft.shapes import Factors
-from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.names import unwrapped
 from jaxmix.spelling import Spellings
 
@@ -152,8 +152,8 @@ def dotted_sites(
         raise CheckpointError(
             f"{where}: names that are not those of one module of the base:{listing(problems)}\n"
             f"Expected the names of the base's modules{shown}. Give the base that the adapter was "
-            "trained on; with several models in the file give part='…', what stands before the "
-            "module's name."
+            f"trained on; with several models in the file give {option('part', '…')}, what "
+            "stands before the module's name."
         )
     return sites
 

@@ -1,6 +1,5 @@
 """What an adapter's file says of itself, before its tensors are read: safetensors, or torch's."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from jaxmix.converters.peft.tensors import read_tensors
 from jaxmix.converters.torch_files import has_torch, is_torch_file, torch_tensors
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.files import check_regular, parse_json
 from jaxmix.names import unwrapped
 
 __all__ = [
@@ -32,6 +32,7 @@ def file_keys(path: Path) -> tuple[str, ...]:
         if is_torch_file(path):
             keys = torch_tensors(path) if path.is_file() and has_torch() else {}
             return tuple(unwrapped(keys).values())
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             return tuple(unwrapped(file.keys()).values())
     except (SafetensorError, OSError, CheckpointError):
@@ -41,9 +42,10 @@ def file_keys(path: Path) -> tuple[str, ...]:
 def file_metadata(path: Path) -> dict[str, str]:
     """The texts that a file carries beside its tensors; none if it can't be read."""
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, CheckpointError):
         return {}
 
 
@@ -109,6 +111,6 @@ def has_peft_keys(path: Path) -> bool:
 def json_of(text: str | None) -> object:
     """The value that a text of JSON holds; None if it is none."""
     try:
-        return None if text is None else json.loads(text)
-    except (ValueError, RecursionError):  # The second if it is nested beyond all reason.
+        return None if text is None else parse_json(text)
+    except ValueError:
         return None

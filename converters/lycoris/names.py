@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from jaxmix.errors import CheckpointError, listing
+from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.names import bare
 
 __all__ = ["COMPONENTS", "found_modules"]
@@ -63,7 +63,7 @@ def found_modules(
             f"{where}: names in which dots became underscores, and that the base does not "
             f"settle:{listing(problems)}\nExpected for each exactly one of the base's "
             f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Give the base that the "
-            "adapter was trained on; with several models in the file give part='…', one of the "
-            "prefixes before the module's name."
+            f"adapter was trained on; with several models in the file give "
+            f"{option('part', '…')}, one of the prefixes before the module's name."
         )
     return found

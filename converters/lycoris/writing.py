@@ -12,8 +12,16 @@ from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.peft.shapes import Factors
-from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, UnsupportedError, listing
+from jaxmix.errors import (
+    AdapterError,
+    CheckpointError,
+    JaxmixError,
+    UnsupportedError,
+    listing,
+    option,
+)
 from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
+from jaxmix.files import local_path
 
 __all__ = ["module_tensors", "save_tensors", "with_plain_bias"]
 
@@ -80,11 +88,13 @@ def save_tensors(
     Raises:
         CheckpointError: if the place is taken, or can't be written.
     """
-    place = Path(path).expanduser()
+    place = local_path(path, "output")
     if place.suffix != ".safetensors":
         raise CheckpointError(f"{place} is no name for the file, expected one in .safetensors.")
     if place.exists() and not force:
-        raise CheckpointError(f"{place} exists. Give another name, or replace it: force=True.")
+        raise CheckpointError(
+            f"{place} exists. Give another name, or replace it: {option('force')}."
+        )
     beside = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     try:
         # Its own dict: safetensors changes the one that it is given.

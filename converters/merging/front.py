@@ -23,6 +23,7 @@ from jaxmix.converters.merging.stamps import check_unchanged, watched
 from jaxmix.converters.merging.verifying import Verified, joined, verified
 from jaxmix.converters.merging.work import Adapters, Work, look_at
 from jaxmix.errors import CheckpointError, VerificationError
+from jaxmix.files import local_path
 from jaxmix.layout import Layout
 
 __all__ = ["Merged", "merge_checkpoint", "verify_merge"]
@@ -195,7 +196,7 @@ def verify_merge(
         resize=resize,
         new_head=new_head,
     )
-    place = Path(out).expanduser()
+    place = local_path(out, "output")
     if place.is_dir() == work.checkpoint.is_file or not place.exists():
         what = "a safetensors file" if work.checkpoint.is_file else "a folder"
         raise CheckpointError(f"{out} is no merged checkpoint, expected {what}, as the base is.")

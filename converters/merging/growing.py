@@ -20,7 +20,7 @@ from jaxmix.converters.output import (
     checked_output,
     is_checkpoint_file,
 )
-from jaxmix.errors import CheckpointError, JaxmixError
+from jaxmix.errors import CheckpointError, JaxmixError, option
 
 __all__ = ["checker", "growing"]
 
@@ -130,6 +130,6 @@ def _kept(place: Place, shards: tuple[Shard, ...]) -> str:
     if not whole:
         return ""
     return (
-        f"{whole} of {len(shards)} shards are whole in {place.beside}: resume=True (--resume) goes "
+        f"{whole} of {len(shards)} shards are whole in {place.beside}: {option('resume')} goes "
         "on from there."
     )

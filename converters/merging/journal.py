@@ -17,6 +17,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.converters.huggingface import Checkpoint
 from jaxmix.converters.mixfile import fingerprint
 from jaxmix.errors import AdapterError
+from jaxmix.files import parse_json
 from jaxmix.layout import Layout
 from jaxmix.mix import Mix
 
@@ -106,6 +107,6 @@ def read_json(path: Path) -> Any:
             told = os.fstat(file.fileno())
             if not stat.S_ISREG(told.st_mode) or told.st_size > _MOST:
                 return None
-            return json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+            return parse_json(file.read())
+    except (OSError, ValueError):
         return None

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxmix.converters.merging.place import JOURNAL, PROCESS, Place
 from jaxmix.errors import CheckpointError
+from jaxmix.files import parse_json
 
 __all__ = ["locked"]
 
@@ -148,8 +149,8 @@ def _identity(place: Place) -> dict[str, Any]:
 def _said(text: bytes) -> Any:
     """What a journal says; None if it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 

@@ -17,7 +17,7 @@ from jaxmix.converters.merging.grown import new
 from jaxmix.converters.merging.head_classes import HeadClass, head_classes
 from jaxmix.converters.merging.labels import label_fields
 from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
-from jaxmix.errors import LayoutError, ShapeError, listing
+from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Replace, parts_of
 from jaxmix.mix import Mix
 from jaxmix.tied import HEADS
@@ -162,7 +162,7 @@ def _chosen(
         )
     if not allowed:
         raise LayoutError(
-            f"{found}It is that of a {names}. new_head=True (on the command line --new-head) "
+            f"{found}It is that of a {names}. {option('new_head')} "
             f"writes it as new tensors, and the class and its labels into {CONFIG_FILE}. Or save "
             f"such a base with transformers, and merge into that: {candidates[0].name}"
             ".from_pretrained(base).save_pretrained(folder)."

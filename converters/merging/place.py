@@ -24,7 +24,7 @@ from jaxmix.converters.merging.exchange import exchanged
 from jaxmix.converters.merging.files import synced
 from jaxmix.converters.merging.journal import differences, read_json, write_json
 from jaxmix.converters.merging.rounding import Loss
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, option
 
 __all__ = ["JOURNAL", "PROCESS", "Place"]
 
@@ -102,8 +102,8 @@ class Place:
         found = [self._read(number) for number in range(count)]
         if None in found:
             raise CheckpointError(
-                f"{self.record(found.index(None))} is not what a merge wrote. Say force=True "
-                "(--force) without resume to begin anew."
+                f"{self.record(found.index(None))} is not what a merge wrote. Say "
+                f"{option('force')} without {option('resume')} to begin anew."
             )
         return [record for record in found if record is not None]
 
@@ -151,14 +151,14 @@ class Place:
         if resume and unlike:
             raise CheckpointError(
                 f"{self.beside} is of another merge, so that there is nothing to go on from. "
-                f"Different: {', '.join(unlike)}. Merge what it began with, or say force=True "
-                "(--force) without resume to begin anew."
+                f"Different: {', '.join(unlike)}. Merge what it began with, or say "
+                f"{option('force')} without {option('resume')} to begin anew."
             )
         if not resume and not force and (done or (unlike and any(self.beside.glob("whole/*")))):
             what = f"{len(done)} of {len(shards)} shards of this merge" if done else "another merge"
-            goes_on = "resume=True (--resume) goes on from there, " if done else ""
+            goes_on = f"{option('resume')} goes on from there, " if done else ""
             raise CheckpointError(
-                f"{self.beside} holds {what}, broken off. {goes_on}force=True (--force) begins "
+                f"{self.beside} holds {what}, broken off. {goes_on}{option('force')} begins "
                 "anew, or remove it."
             )
         if resume:

@@ -15,15 +15,11 @@ from jaxmix.converters.quantization.table import (
     look,
     method_of,
 )
-from jaxmix.errors import LayoutError, listing
+from jaxmix.errors import LayoutError, listing, option
 
 __all__ = ["dequantized", "is_packed", "refusal", "stale"]
 
 _DTYPES = ("torch_dtype", "dtype")
-_OPTION = (
-    "dequantize=True (on the command line --dequantize) writes all that is packed in bfloat16, and "
-    "merges into that."
-)
 
 
 def is_packed(tensor: Stored) -> bool:
@@ -127,7 +123,7 @@ def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
             unread += [f"{part.name} in {part.file.name}: {part.dtype}" for part in found]
     if not read and not unread:
         return None
-    how = _how(checkpoint) if unread else _OPTION
+    how = _how(checkpoint) if unread else _what_option_does()
     if read and readout.wrong:
         others = listing(readout.wrong)
         how = f"Other packed tensors can't be dequantized:{others}\n{_how(checkpoint)}"
@@ -143,6 +139,11 @@ def _named(checkpoint: Checkpoint) -> str:
     return checkpoint.name + (f" (quantized by {method})" if method else "")
 
 
+def _what_option_does() -> str:
+    """What to do about weights that can be read."""
+    return f"{option('dequantize')} writes all that is packed in bfloat16, and merges into that."
+
+
 def _how(checkpoint: Checkpoint) -> str:
     """What to do about weights that can't be read."""
     method = method_of(checkpoint)
@@ -150,7 +151,7 @@ def _how(checkpoint: Checkpoint) -> str:
         return "Download or save the checkpoint again, or merge into the model it was made from."
     named = f"not {method}" if method else "by the method that config.json names; none is named"
     return (
-        f"dequantize=True reads {', '.join(READERS)}, {named}. Load the model in transformers, "
-        "call model.dequantize() and save it; or merge into the model that it was made from, and "
-        "quantize the result."
+        f"{option('dequantize')} reads {', '.join(READERS)}, {named}. Load the model in "
+        "transformers, call model.dequantize() and save it; or merge into the model that it was "
+        "made from, and quantize the result."
     )

@@ -19,7 +19,7 @@ from jaxmix.converters.merging.grown import Grown, grown
 from jaxmix.converters.merging.grown import new as new_tensor
 from jaxmix.converters.merging.labels import label_fields
 from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
-from jaxmix.errors import LayoutError, ShapeError, listing
+from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
 from jaxmix.layout import Layout, Part
 from jaxmix.mix import Mix
@@ -92,7 +92,7 @@ def resized(
         raise ShapeError(
             f"{checkpoint.name} has another number of tokens or labels than the adapters:"
             f"{listing(one.text for one in wanted.values())}\nIf they were trained on this model, "
-            "resized, resize=True (on the command line --resize) gives these tensors the "
+            f"resized, {option('resize')} gives these tensors the "
             f"adapters' rows, and says so in {CONFIG_FILE}."
         )
     made = {name: _grown(one) for name, one in wanted.items() if one.extra is not None}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxmix.converters.huggingface import CONFIG_FILE, INDEX_FILE, Checkpoint, Shard, Stored
+from jaxmix.files import parse_json
 
 __all__ = ["total", "with_config", "with_copy", "with_tensors"]
 
@@ -123,7 +124,7 @@ def _where(checkpoint: Checkpoint, before: Mapping[str, str]) -> Iterator[tuple[
 
 def _header(tensors: Iterable[Stored], shard: Shard) -> bytes:
     """The header of a file with these tensors, its length in front."""
-    metadata = json.loads(shard.header[8:]).get("__metadata__")
+    metadata = parse_json(shard.header[8:]).get("__metadata__")
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for tensor in tensors:

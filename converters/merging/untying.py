@@ -12,7 +12,7 @@ from typing import Any
 from jaxmix.adapter import words
 from jaxmix.converters.huggingface import Checkpoint
 from jaxmix.converters.merging.rewriting import with_config, with_copy
-from jaxmix.errors import LayoutError, listing
+from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families import Update, parts_of
 from jaxmix.mix import Mix, mix
 from jaxmix.names import bare
@@ -55,7 +55,7 @@ def untied(
     if not allowed:
         raise LayoutError(
             f"sites whose tensor {checkpoint.name} ties to another:{listing(problems.values())}\n"
-            f"untie=True (on the command line --untie) does so in the output: it writes {_HEAD} as "
+            f"{option('untie')} does so in the output: it writes {_HEAD} as "
             f"a tensor of its own and sets {_FLAG} to false in config.json."
         )
     tokens = {s for s, up in _updates(mixed) if any(part.keeps_tie for part in parts_of(up))}
@@ -134,7 +134,7 @@ def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
     if len(both) == 1 and not is_shared and tied_problem(_HEAD.removesuffix(".weight"), tensors):
         return both[0]
     raise LayoutError(
-        f"untie=True (--untie) knows decoders with a plain {_HEAD}, and {checkpoint.name} is "
+        f"{option('untie')} knows decoders with a plain {_HEAD}, and {checkpoint.name} is "
         f"none: found {', '.join(both) or 'no embedding'}, for {', '.join(problems)}. Untie the "
         "model with transformers: give the head a parameter of its own, set "
         f"config.{_FLAG} = False, save it."

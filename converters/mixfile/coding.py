@@ -207,8 +207,6 @@ def decode_updates(
             updates[site] = update
         except _WrongError as error:
             wrong.append(f"{site}: {error}")
-        except RecursionError:
-            wrong.append(f"{site}: nested beyond all reason")
     if wrong:
         raise CheckpointError(
             f"{where}: what makes no update:{listing(wrong)}\nWas it edited, or written by another "

@@ -3,15 +3,16 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.finding import Found, find, find_on_hub, is_hub_id
-from jaxmix.converters.mixfile.coding import decode_strength, decode_updates, shown
+from jaxmix.converters.mixfile.coding import decode_strength, decode_updates
 from jaxmix.converters.mixfile.hashing import fingerprint
+from jaxmix.converters.mixfile.places import check_no_way_out, inside, on_hub
 from jaxmix.converters.mixfile.record import MIX_FILE, parse
 from jaxmix.converters.mixfile.tensors import read, tensor_keys
 from jaxmix.errors import AdapterError, CheckpointError, JaxmixError, listing
@@ -21,6 +22,10 @@ __all__ = ["is_mix", "read_mix"]
 
 # How deep recipes may lie in recipes.
 _DEPTH = 16
+# How many adapters they may have in all.
+_PARTS = 1024
+# What recipes have read already, so that each file is read once.
+Known = dict[Any, Adapter | Mix]
 
 
 def is_mix(path: Path) -> bool:
@@ -46,6 +51,7 @@ def read_mix(
     base: Any = None,
     ignore: Sequence[str] = (),
     above: tuple[Path, ...] = (),
+    known: Known | None = None,
 ) -> Adapter | Mix:
     """Reads what `save` wrote, or a recipe: a mix.json whose parts are paths or hub ids.
 
@@ -60,6 +66,7 @@ def read_mix(
         base: the model that a recipe's adapters were trained on, for those readers that take it.
         ignore: names and globs of files of weights beside a recipe's adapters to leave out.
         above: the recipes that ask for this one.
+        known: what was read for them already; it is added to.
 
     Returns:
         The adapter or mix that was saved: arrays as NumPy's, in the shapes and dtypes in which they
@@ -67,7 +74,8 @@ def read_mix(
 
     Raises:
         CheckpointError: if a file is missing or damaged, has tensors or fields too few or too many,
-            a hash differs, a path leads out of the folder, or a recipe asks for itself.
+            a hash differs, a path leads out of the folder, a recipe asks for itself, or there are
+            more than 1,024 parts in all.
         UnsupportedError: if it is of a newer version.
         AdapterError: if a number is not finite, or two parts have one name.
 
@@ -81,6 +89,7 @@ def read_mix(
     """
     file = path / MIX_FILE if path.is_dir() else path
     _check_depth(file, above)
+    known = {} if known is None else known
     head = parse(file)
     tensors = _tensors(file, head["parts"])
     used: set[str] = set()
@@ -92,12 +101,13 @@ def read_mix(
         if "updates" in part:
             one: Adapter | Mix = _stored(part, tensors, used, where)
         else:
-            one = _told(part, file, where, base, ignore, above)
+            one = _told(part, file, where, base, ignore, above, known)
         found = fingerprint(one, digests) if "sha256" in part else None
         if found != part.get("sha256"):
             differ.append(f"part {i}, {part.get('name') or part['source']}: {found}")
         # Its own strength is no part of a mix's hash.
         parts.append(one if "updates" in part else _times(one, float(part.get("strength", 1.0))))
+        _check_count(file, parts)
     if left := sorted(set(tensors) - used):
         raise CheckpointError(
             f"{_beside(file)} has tensors that no part asks for:{listing(left)}\n"
@@ -124,6 +134,15 @@ def _check_depth(file: Path, above: tuple[Path, ...]) -> None:
         raise CheckpointError(
             f"{file} lies {len(above)} recipes deep, expected {_DEPTH} at most. Save the inner "
             "ones with jaxmix.save."
+        )
+
+
+def _check_count(file: Path, parts: Sequence[Adapter | Mix]) -> None:
+    """Refuses recipes of recipes that join to more than anyone means."""
+    if sum(len(one.parts) for one in parts) > _PARTS:
+        raise CheckpointError(
+            f"{file} has more than {_PARTS:,} parts, those of the recipes in it counted. Save the "
+            "inner ones as one adapter: jaxmix.combine or jaxmix.to_lora."
         )
 
 
@@ -168,14 +187,21 @@ def _whole(kind: str, parts: list[Adapter | Mix], file: Path, name: str) -> Adap
                 f"{file}: kind is 'adapter', and there are {count} adapters, expected 1. Write "
                 "'mix', or leave kind out."
             )
-        return parts[0].renamed(name) if name else parts[0]
+        return _named(parts[0], name)
     try:
         mixed = mix(*parts)
     except AdapterError as error:
         raise AdapterError(f'{file}: {error} In a recipe: "name": "other".') from error
+    return _named(mixed, name)
+
+
+def _named(one: Adapter | Mix, name: str) -> Adapter | Mix:
+    """What was read under another name, if one is given; a mix's parts keep theirs after it."""
     if not name:
-        return mixed
-    return Mix(tuple(part.renamed(f"{name}/{part.name}") for part in mixed.parts))
+        return one
+    if isinstance(one, Adapter):
+        return one.renamed(name)
+    return Mix(tuple(part.renamed(f"{name}/{part.name}") for part in one.parts))
 
 
 # --------------------------------------------------------------------------------- recipes
@@ -188,22 +214,34 @@ def _told(
     base: Any,
     ignore: Sequence[str],
     above: tuple[Path, ...],
+    known: Known,
 ) -> Adapter | Mix:
     """A part that is read from its source, at the strength that it has there."""
     source = part["source"]
     where = f"{where}, {source}"
-    place = _inside(file.parent, source, where)
+    place = inside(file.parent, source, where)
     options = dict(part.get("options", {}))
     ignore = (*ignore, *((part["ignore"],) if part.get("ignore") else ()))
     try:
         found = _found(part, file, place, where, ignore)
+        key = (found.path, found.format.name, found.source, found.beside, ignore)
+        key = (*key, tuple(sorted(options.items())))
+        given = part.get("name", "")
         if found.format.read is read_mix and not options:
-            inner = (*above, file.resolve())
-            given = part.get("name", "")
-            return read_mix(found.path, given, base=base, ignore=ignore, above=inner)
+            if key not in known:
+                known[key] = read_mix(
+                    found.path,
+                    base=base,
+                    ignore=ignore,
+                    above=(*above, file.resolve()),
+                    known=known,
+                )
+            return _named(known[key], given)
         if base is not None and "base" in found.format.options:
             options["base"] = base
-        return found.read(part.get("name"), 1.0, **options)
+        if key not in known:
+            known[key] = found.read(None, 1.0, **options)
+        return _named(known[key], given)
     except JaxmixError as error:
         if isinstance(error, CheckpointError) and str(error).startswith(where):
             raise
@@ -225,7 +263,7 @@ def _found(
     }
     inner = f"/{subfolder}" if subfolder else ""
     if os.path.lexists(place):
-        _check_no_way_out(place, file.parent, subfolder, where)
+        check_no_way_out(place, file.parent, subfolder, where)
         if "revision" in part:
             raise CheckpointError("it is a folder here, which has no revision")
         found = find(FORMATS, place, subfolder=subfolder, **asked)
@@ -233,44 +271,11 @@ def _found(
     if is_hub_id(source) and not source.startswith("./"):
         revision = part.get("revision")
         return find_on_hub(FORMATS, source, subfolder=subfolder, revision=revision, **asked)
-    if on_hub := _on_hub(file.parent):
-        hub_id, commit, folder = on_hub
+    if place_there := on_hub(file.parent):
+        hub_id, commit, folder = place_there
         beside = (folder / source).as_posix() + inner
         return find_on_hub(FORMATS, hub_id, subfolder=beside, revision=commit, **asked)
     raise CheckpointError(
         f"it is neither in {file.parent} nor a hub id. Expected a path relative to {file.name}, or "
         "'owner/name'."
     )
-
-
-def _on_hub(folder: Path) -> tuple[str, str, Path] | None:
-    """Repository, commit and path of a folder in the local cache of the hub; None of another."""
-    parts = folder.resolve().parts
-    for i, part in enumerate(parts[1:-1], 1):
-        if part == "snapshots" and parts[i - 1].startswith("models--"):
-            return "/".join(parts[i - 1].split("--")[1:]), parts[i + 1], Path(*parts[i + 2 :])
-    return None
-
-
-def _inside(folder: Path, source: str, where: str) -> Path:
-    """The path that a source would be; it must not be absolute, nor climb."""
-    windows = PureWindowsPath(source)
-    is_absolute = PurePosixPath(source).is_absolute() or bool(windows.drive or windows.root)
-    if is_absolute or source.startswith("~") or ".." in windows.parts or "\\" in source:
-        raise CheckpointError(
-            f"{where}: the source is {shown(source)}, expected a path below the folder of the "
-            "recipe, with '/', or a hub id. Put the recipe into a folder above its adapters, or "
-            "mix with jaxmix.mix and jaxmix.save."
-        )
-    return folder / source
-
-
-def _check_no_way_out(place: Path, folder: Path, subfolder: str | None, where: str) -> None:
-    """Refuses a link that leads out of the recipe's folder, or of the hub's cache for its files."""
-    end, home = (place / subfolder if subfolder else place).resolve(), folder.resolve()
-    is_cached = _on_hub(folder) and end.parent.name == "blobs" and end.parents[1] in home.parents
-    if not (end.is_relative_to(home) or is_cached):
-        raise CheckpointError(
-            f"{where}: it is a link out of the recipe's folder. Expected what lies below it; copy "
-            "the adapter there."
-        )

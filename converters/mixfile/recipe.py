@@ -9,7 +9,8 @@ from typing import Any
 
 from jaxmix.converters.finding import is_hub_id
 from jaxmix.converters.mixfile.record import FORMAT, VERSION, is_ours
-from jaxmix.errors import CheckpointError, listing
+from jaxmix.errors import CheckpointError, listing, option
+from jaxmix.files import local_path
 
 __all__ = ["save_recipe"]
 
@@ -37,11 +38,13 @@ def save_recipe(
         ...     print(json.loads(there.read_text())["parts"])
         [{'source': 'owner/name', 'strength': 0.5}]
     """
-    place = Path(path).expanduser()
+    place = local_path(path, "output")
     if place.suffix != ".json":
         raise CheckpointError(f"{place} is no name for a recipe, expected one in .json.")
     if place.exists() and not force:
-        raise CheckpointError(f"{place} exists. Give another name, or replace it: force=True.")
+        raise CheckpointError(
+            f"{place} exists. Give another name, or replace it: {option('force')}."
+        )
     if place.exists() and not is_ours(place):
         raise CheckpointError(
             f"{place} is not replaced, for it is no recipe. Give another name, or move it."
@@ -50,7 +53,7 @@ def save_recipe(
     outside: list[str] = []
     folder = place.resolve().parent
     for source, strength in sources:
-        here = Path(source).expanduser()
+        here = local_path(source, "adapter")
         if here.exists():
             if not here.resolve().is_relative_to(folder):
                 outside.append(source)

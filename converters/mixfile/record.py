@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxmix.converters.mixfile.coding import shown
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.files import parse_json, read_small
 
 __all__ = ["FORMAT", "MIX_FILE", "TENSORS_FILE", "VERSION", "is_ours", "parse", "text"]
 
@@ -168,8 +169,8 @@ def _is_strength(value: Any, is_stored: bool) -> bool:
 def _parse(path: Path) -> dict[str, Any]:
     """The file as a dict."""
     try:
-        data = json.loads(
-            path.read_text(encoding="utf-8"),
+        data = parse_json(
+            read_small(path),
             object_pairs_hook=_once,
             parse_constant=_finite,
             parse_float=_finite,
@@ -178,7 +179,9 @@ def _parse(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} can't be read: {error.strerror}. Expected a file that you may read."
         ) from error
-    except (ValueError, RecursionError) as error:  # no text, no JSON, or nested beyond all reason
+    except CheckpointError:
+        raise
+    except ValueError as error:  # no text, no JSON, or beyond its limits
         raise CheckpointError(
             f"{path} is not JSON: {error}. Expected what jaxmix.save writes; copy, download or "
             "save it again."

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import AdapterError, CheckpointError, listing
+from jaxmix.files import check_regular, header_problem
 
 __all__ = ["DTYPES", "digest", "infinite", "read", "tensor_keys", "write"]
 
@@ -90,12 +91,13 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; what is wrong with it in our words."""
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no whole safetensors file: {error}. Expected the file that jaxmix.save "
-            "wrote; copy, download or save it again."
+            f"{path} is no whole safetensors file: {header_problem(path) or f'{error}.'} Expected "
+            "the file that jaxmix.save wrote; copy, download or save it again."
         ) from error
 
 

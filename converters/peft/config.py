@@ -1,6 +1,5 @@
 """PEFT's adapter_config.json: read, and every field accounted for."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from jaxmix.converters.peft.kind import Fields
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.refusals import type_problem
 from jaxmix.converters.peft.values import short, wrong_values
-from jaxmix.errors import CheckpointError, UnsupportedError, listing
+from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
+from jaxmix.files import parse_json, read_small
 
 __all__ = ["folder_text", "read_config"]
 
@@ -63,7 +63,7 @@ def folder_text(folder: Path) -> str:
 def _parse(path: Path) -> dict[str, Any]:
     """The file as a dict."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_small(path))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; found {folder_text(path.parent)}. "
@@ -73,7 +73,9 @@ def _parse(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} can't be read: {error.strerror}. Expected a file that you may read."
         ) from error
-    except (ValueError, RecursionError) as error:  # no text, no JSON, or nested beyond all reason
+    except CheckpointError:
+        raise
+    except ValueError as error:  # no text, no JSON, or beyond its limits
         raise CheckpointError(
             f"{path} is not JSON: {error}. Expected the object that save_pretrained writes; save "
             "or download it again."
@@ -92,7 +94,11 @@ def _nested(path: Path) -> str:
         inner = sorted(found.parent.name for found in path.parent.glob(f"*/{path.name}"))
     except OSError:
         return ""
-    return f" There is one in {', '.join(inner[:5])}: say subfolder={inner[0]!r}." if inner else ""
+    return (
+        f" There is one in {', '.join(inner[:5])}: say {option('subfolder', inner[0])}."
+        if inner
+        else ""
+    )
 
 
 def _refused(values: Mapping[str, Any], fields: Fields) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmix.converters.base import BaseModel
 from jaxmix.converters.peft.values import matches
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, option
 
 __all__ = ["Config", "File"]
 
@@ -147,8 +147,8 @@ class File:
         if self.base is None:
             raise CheckpointError(
                 f"a {self.config.family} adapter's file does not say what it needs of the base's "
-                f"weight at {site}. Give the base: jaxmix.load(…, base=params), or the Hugging "
-                "Face folder that it is in. jaxmix.save writes the adapter so that it is not "
-                "needed again."
+                f"weight at {site}. Give the base: "
+                f"{option('base', ..., of='jaxmix.load(…')}, its Hugging Face folder or its "
+                "params. jaxmix.save writes the adapter so that it is not needed again."
             )
         return self.base

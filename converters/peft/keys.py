@@ -193,9 +193,7 @@ def _leaf(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Probl
 
 def _is_saved(path: str, names: list[str] | tuple[()]) -> bool:
     """Whether a leaf lies in one of modules_to_save, found as PEFT does, by the end of its path."""
-    parts = path.split(".")
-    modules = [".".join(parts[:n]) for n in range(1, len(parts))]
-    return any(module.endswith(name) for module in modules for name in names)
+    return any(f"{name}." in path for name in names)
 
 
 def _at_site(module: str, group: str, name: str, config: Config) -> _Place | _Problem:

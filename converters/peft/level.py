@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.converters.peft.patterns import number
-from jaxmix.errors import UnsupportedError, listing
+from jaxmix.errors import UnsupportedError, listing, option
 from jaxmix.families import ExpertLoRA, LoRA, Update
 
 __all__ = ["leveled", "rescaled"]
@@ -64,7 +64,7 @@ def leveled(updates: Mapping[str, Update], scale: float | None = None) -> dict[s
         raise UnsupportedError(
             f"scales that make a factor too large for its dtype, where all sites get the scale "
             f"{scale:g}:{listing(lost)}\nCast the adapter to float32, or write the scales beside "
-            "the factors: patterns=True (--patterns)."
+            f"the factors: {option('patterns')}."
         )
     return made
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxmix.converters.torch_files import is_torch_file, torch_tensors
 from jaxmix.errors import AdapterError, CheckpointError, listing
+from jaxmix.files import check_regular, header_problem
 
 __all__ = ["FLOATS", "read_tensors"]
 
@@ -65,6 +66,7 @@ def _from_safetensors(
     tensors: dict[str, np.ndarray] = {}
     wrong: list[str] = []
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             for key in file.keys():
                 dtype = file.get_slice(key).get_dtype()
@@ -103,11 +105,11 @@ def _damage(path: Path, error: Exception) -> str:
             start = file.read(64)
     except OSError as reason:
         return f"can't be read: {reason.strerror}. Expected a file that you may read."
-    found = str(error)
+    found = header_problem(path) or f"{error}."
     if start[8:9] != b"{":
-        seen = (f"it is {what}" for begin, what in _BEGINNINGS.items() if start.startswith(begin))
+        seen = (f"it is {what}." for begin, what in _BEGINNINGS.items() if start.startswith(begin))
         found = next(seen, found)
     return (
-        f"({path.stat().st_size} bytes) is no whole safetensors file: {found}. "
+        f"({path.stat().st_size} bytes) is no whole safetensors file: {found} "
         "Expected the file that save_pretrained wrote; download or save it again."
     )

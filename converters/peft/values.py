@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxmix.patterns import is_match
+
 __all__ = [
     "ANY",
     "BOUND",
@@ -17,6 +19,7 @@ __all__ = [
     "NUMBER",
     "PATTERNS",
     "RANKS",
+    "TERMS",
     "TOKENS",
     "Check",
     "matches",
@@ -73,6 +76,8 @@ def _are_tokens(value: Any) -> bool:
 
 ANY = Check("anything", lambda value: True, False)
 COUNT = Check("a whole number from 1 on", _is_count)
+# Of a series that is summed term by term; PEFT's default is 5.
+TERMS = Check("an integer from 1 to 1,000", lambda value: _is_count(value) and value <= 1000, False)
 INTEGER = Check(
     "a whole number",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
@@ -120,7 +125,7 @@ def wrong_values(values: Mapping[str, Any], kinds: Mapping[str, Check]) -> list[
 
 def matches(pattern: str, site: str) -> bool:
     """Whether one of PEFT's patterns is for a site: a regular expression for its path's end."""
-    return re.match(rf"(.*\.)?({pattern})$", site) is not None
+    return is_match(rf"(.*\.)?({pattern})$", site)
 
 
 def short(value: Any) -> str:

@@ -7,7 +7,6 @@ quantization absmax = nested_quant_map[code] · nested_absmax[block] + offset.
 8 bits: W = weight · SCB / 127, one SCB for each row.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from jaxmix.converters.huggingface import FLOATS, Stored
 from jaxmix.converters.quantization.packed import Packed, Readout, Source, place
 from jaxmix.converters.slicing import read_slice
+from jaxmix.files import parse_json
 
 __all__ = ["read"]
 
@@ -241,8 +241,8 @@ def _json(state: Stored) -> dict[str, Any] | None:
     if state.dtype != "U8" or state.size > _LARGEST_STATE:
         return None
     try:
-        found = json.loads(_bytes(state, 0, state.size).tobytes())
-    except (ValueError, RecursionError):
+        found = parse_json(_bytes(state, 0, state.size).tobytes())
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from jaxmix.converters.lycoris.files import json_of
+from jaxmix.converters.orbax_sizes import check_sizes
 from jaxmix.errors import CheckpointError
+from jaxmix.files import read_small
 from jaxmix.names import leaf_names
 
 __all__ = ["Restored", "is_orbax", "restored"]
@@ -60,8 +62,8 @@ def restored(path: Path) -> Restored:
     record: dict[str, Any] = {}
     for one in (folder, folder.parent):
         try:
-            text = (one / "_CHECKPOINT_METADATA").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            text = read_small(one / "_CHECKPOINT_METADATA").decode()
+        except (OSError, ValueError):
             continue
         data = json_of(text)
         custom = data.get("custom_metadata") if isinstance(data, dict) else None
@@ -69,6 +71,8 @@ def restored(path: Path) -> Restored:
         record = {**lora, **record} if isinstance(lora, dict) else record
     try:
         tree, others = _read(folder.resolve())
+    except CheckpointError:
+        raise
     except Exception as error:  # of kinds that differ from version to version
         why = str(error).rstrip(".")
         raise CheckpointError(
@@ -87,6 +91,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     import orbax.checkpoint as ocp
 
     with ocp.PyTreeCheckpointer() as reader:
+        check_sizes(reader, folder)
         found = reader.metadata(folder).item_metadata
         if found is None:
             raise FileNotFoundError("it has no metadata of Orbax")

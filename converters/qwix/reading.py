@@ -13,7 +13,7 @@ from jaxmix.converters.qwix.factors import updates_of
 from jaxmix.converters.qwix.folders import Restored, is_orbax, restored
 from jaxmix.converters.qwix.pairs import Pair, is_factor, is_named_factor, pairs_of
 from jaxmix.converters.qwix.tunix import tunix_updates
-from jaxmix.errors import CheckpointError, ShapeError, listing
+from jaxmix.errors import CheckpointError, ShapeError, listing, option
 from jaxmix.families import Update
 
 __all__ = ["is_qwix", "qwix_adapter", "read_qwix"]
@@ -87,7 +87,7 @@ def read_qwix(
     if beside is not None and alpha is None and not NUMBER.holds(beside):
         raise CheckpointError(
             f"{path}: beside the factors stands alpha = {beside!r}, expected a number. Give it: "
-            "load(path, alpha=…)."
+            f"{option('alpha', ..., of='load(path')}."
         )
     if alpha is not None and isinstance(beside, int | float) and beside != alpha:
         raise CheckpointError(
@@ -200,7 +200,8 @@ def _check_alpha(pairs: list[Pair], alpha: Any, where: str, use_rslora: bool) ->
         )
         raise CheckpointError(
             f"{where}: qwix keeps alpha in its rule and openpi in its config, not with the factors,"
-            f" and nothing beside them says it (found {alpha!r}). Give it: load(path, alpha=…)."
+            f" and nothing beside them says it (found {alpha!r}). Give it: "
+            f"{option('alpha', ..., of='load(path')}."
             f"{plain}"
         )
     if use_rslora and any(pair.way == "qwix" for pair in pairs):

@@ -136,7 +136,7 @@ class Bank:
             >>> bank.who(["de", None]).tolist()
             [1, -1]
         """
-        is_array = isinstance(who, jax.Array | np.ndarray)
+        is_array = rows_.is_array(who)
         if isinstance(self.taken, Tracer):
             if not is_array:
                 raise UnsupportedError(

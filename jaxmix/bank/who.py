@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from jaxmix.errors import AdapterError, listing
 
-__all__ = ["as_array", "read", "wrong_number"]
+__all__ = ["as_array", "is_array", "read", "wrong_number"]
 
 _EXPECTED = (
     "expected for each row a member's name or None, a whole number (-1 for the base), or a "
@@ -36,7 +36,7 @@ def read(who: Any, names: Sequence[str | None]) -> Any:
     """
     if isinstance(who, str | Mapping) or who is None:
         raise AdapterError(f"who is {who!r}, {_EXPECTED}. One row for one name is [{who!r}].")
-    if not isinstance(who, jax.Array | np.ndarray):
+    if not is_array(who):
         rows = list(who)
         if rows and all(row is None or isinstance(row, str) for row in rows):
             return np.asarray(_numbers(rows, names), np.int32)
@@ -47,6 +47,11 @@ def read(who: Any, names: Sequence[str | None]) -> Any:
         except ValueError:
             who = np.asarray(None)
     return as_array(who, names)
+
+
+def is_array(who: Any) -> bool:
+    """Whether it is an array of numbers; one of names is a list of names."""
+    return isinstance(who, jax.Array | np.ndarray) and who.dtype.kind not in "OUT"
 
 
 def _numbers(rows: Sequence[Any], names: Sequence[str | None]) -> list[int]:

@@ -16,6 +16,7 @@ from jaxmix.families import Update
 from jaxmix.layout import Layout
 from jaxmix.metadata import Metadata
 from jaxmix.mix import several
+from jaxmix.params import check_no_path
 from jaxmix.sites import Tree
 
 __all__ = ["attach", "detach", "is_factored"]
@@ -80,6 +81,7 @@ def attach(
         for site, word in words(parts).items()
     }
     if not by_site:
+        check_no_path(params)
         return params
     numbers: dict[str, list[int]] = {}
     for number, part in enumerate(parts):

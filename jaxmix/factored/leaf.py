@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxmix import plan
 from jaxmix.affine import AffineMap, Base, compose, identity, shift
 from jaxmix.factored.axes import axes_of, in_leaf, layer_of
+from jaxmix.factored.misuse import NoArray
 from jaxmix.factored.parts import joined
 from jaxmix.factored.weight import How, Weight
 from jaxmix.families.base import maps
@@ -54,7 +55,7 @@ class Tags:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Factored:
+class Factored(NoArray):
     """A leaf of params that keeps its base and the updates of its sites apart.
 
     Args:

@@ -3,7 +3,6 @@
 Everything is memory-mapped and read when it is asked for, without torch; nothing is unpickled.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.files import check_regular, header_problem, parse_json, read_small
 
 __all__ = [
     "indexed_files",
@@ -177,13 +177,15 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it is missing, or is no JSON, or no object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_small(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; found {_folder_text(path.parent)}.\n"
             "Give a folder that transformers' save_pretrained wrote."
         ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}. Save or download it again.") from error
     if isinstance(values, dict):
         return values
@@ -203,6 +205,7 @@ def safetensors_file(path: Path) -> Any:
         CheckpointError: if it is missing or damaged.
     """
     try:
+        check_regular(path)
         return safe_open(path, framework="numpy")
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -211,7 +214,8 @@ def safetensors_file(path: Path) -> Any:
         ) from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no whole safetensors file: {error}. Download or save it again."
+            f"{path} is no whole safetensors file: {header_problem(path) or f'{error}.'} Download "
+            "or save it again."
         ) from error
 
 

@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxmix.patterns import find, is_match
+
 __all__ = ["Rules", "by_pattern", "is_named"]
 
 
@@ -24,6 +26,7 @@ class Rules:
 
     Raises:
         re.error: by `takes`, if a regular expression is none.
+        UnsupportedError: by `takes`, if a regular expression may take too long.
 
     Example:
         >>> rules = Rules(["q"], layers_to_transform=[0])
@@ -45,7 +48,7 @@ class Rules:
             return False
         targets = self.target_modules
         if isinstance(targets, str):
-            return re.fullmatch(targets, module) is not None
+            return is_match(targets, module, full=True)
         # A whole path is meant as it stands, in whatever layer.
         is_target = is_named(module, targets) or is_named(alias or module, targets)
         return module in targets or (is_target and self._is_layer(module))
@@ -54,12 +57,12 @@ class Rules:
         """Whether the module is left out, whatever is targeted."""
         left_out = self.exclude_modules or ()
         if isinstance(left_out, str):
-            if re.fullmatch(left_out, module):
+            if is_match(left_out, module, full=True):
                 return True
         elif is_named(module, left_out) or is_named(alias or module, left_out):
             return True
         saved = self.modules_to_save or ()
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved)
+        return any(is_match(rf"(^|.*\.){name}($|\..*)", module) for name in saved)
 
     def _is_layer(self, module: str) -> bool:
         """Whether a module is in one of the layers that are asked for."""
@@ -70,7 +73,7 @@ class Rules:
             found = re.match(r".*?\.[^.]*\.(?P<n>\d+)\.", module)
         else:
             several = [patterns] if isinstance(patterns, str) else patterns
-            tried = (re.match(rf"(?:^|.*?\.){text}\.(?P<n>\d+)\.", module) for text in several)
+            tried = (find(rf"(?:^|.*?\.){text}\.(?P<n>\d+)\.", module) for text in several)
             found = next((match for match in tried if match), None)
         if found is None:
             return False
@@ -114,6 +117,6 @@ def by_pattern(patterns: Mapping[str, Any] | None, module: str, else_: Any) -> A
     Source: ``peft/utils/other.py``, ``get_pattern_key``.
     """
     for pattern, said in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if is_match(rf"(.*\.)?({pattern})$", module):
             return said
     return else_

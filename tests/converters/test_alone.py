@@ -80,7 +80,7 @@ def test_several_files(place: tuple[Path, str]) -> None:
     said = refused(CheckpointError, text)
     assert said.endswith(
         " holds several files that may be the adapter:\n  1.safetensors\n  2.safetensors\n"
-        "Say which one to read: filename='1.safetensors' (on the command line --filename)."
+        "Say which one to read: filename='1.safetensors'."
     )
     found: Any = jaxmix.load(text, filename="2.safetensors", strength=0.5)
     assert (found.name, found.strength) == ("2", 0.5)
@@ -190,7 +190,7 @@ def test_a_folder_without_an_adapter(place: tuple[Path, str]) -> None:
     if text == "owner/style":
         assert said == (
             "owner/style on the hub has no file of weights that may be an adapter. Say which one "
-            "to read: filename='…' (on the command line --filename)."
+            "to read: filename='…'."
         )
     else:
         assert said.startswith(f"{folder} is no file, expected a .safetensors")

@@ -113,6 +113,6 @@ def test_without_a_base(ask: str, tmp_path: Path) -> None:
         getattr(file, ask)("layer.proj")
     assert str(caught.value) == (
         "a VERA adapter's file does not say what it needs of the base's weight at layer.proj. Give "
-        "the base: jaxmix.load(…, base=params), or the Hugging Face folder that it is in. "
+        "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. "
         "jaxmix.save writes the adapter so that it is not needed again."
     )

@@ -1,9 +1,9 @@
 """`load`: paths, subfolders, and a Python that has neither torch nor peft."""
 
+import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -62,31 +62,28 @@ EXPECTED = (
 )
 
 
-@pytest.mark.parametrize("path", ["no/such/folder", "nothing", "/no/such", "a b/c", "a\0b", "é/x"])
+@pytest.mark.parametrize("path", ["no/such/folder", "nothing", "/no/such", "a b/c", "é/x"])
 def test_neither_a_folder_nor_an_id(path):
     """An id has one slash and plain letters."""
     said = refused(CheckpointError, path)
     assert said == f"{path!r} is neither a folder nor a hub id.\n{EXPECTED}"
 
 
-@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "x/" * 3000])
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "\ud800"])
 def test_what_can_not_be_looked_up(path):
     """The system's own reason is passed on, and the path is cut."""
     said = refused(CheckpointError, path)
-    assert said.startswith(repr(path[:79])[:-1]) and "can't be looked up: " in said
-    assert said.endswith(EXPECTED)
+    assert said.startswith(f"the adapter {path[:79]!r}"[:-1]) and "can't be looked up: " in said
+    assert said.endswith(". Check its spelling.")
 
 
 def test_a_folder_closed_to_us(tmp_path, monkeypatch):
     """Where even the look is forbidden."""
     folder = save(tmp_path)
 
-    def closed(self):
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "is_dir", closed)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     said = refused(CheckpointError, folder)
-    assert f"{str(tmp_path)!r} can't be looked up: [Errno 13] Permission denied" in said
+    assert said.endswith(" can't be looked up: Permission denied. Check its spelling.")
 
 
 def test_subfolders(tmp_path):

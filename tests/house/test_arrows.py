@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "factors": {"families", "errors"},
     "metadata": {"errors"},
     "place": {"errors"},
-    "layout": {"place", "errors"},
+    "layout": {"place", "patterns", "errors"},
     "form": {"affine", "layout"},
     "quantized": {"names", "errors"},
     "spelling": {"names", "layout"},
@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
         "orientation",
         "names",
         "spelling",
+        "params",
         "quantized",
         "plan",
         "layout",
@@ -44,10 +45,14 @@ ARROWS: dict[str, set[str]] = {
         "errors",
     },
     "reading": {"orientation", "sites", "sharded", "plan", "layout", "families"},
+    "params": {"quantized", "errors"},
+    "patterns": {"errors"},
+    "files": {"errors"},
     "dense": {
         "buffers",
         "choosing",
         "reading",
+        "params",
         "sites",
         "quantized",
         "sharded",
@@ -59,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
         "errors",
     },
     "adapter": {"dense", "factors", "families", "layout", "metadata", "errors"},
-    "mix": {"adapter", "dense", "layout", "errors"},
+    "mix": {"adapter", "dense", "families", "layout", "errors"},
     "singular": {"operators"},
     "effects": {
         "orientation",
@@ -73,7 +78,7 @@ ARROWS: dict[str, set[str]] = {
         "families",
     }
     | {"affine", "operators", "errors"},
-    "pictures": {"errors"},
+    "pictures": {"files", "errors"},
     "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}
     | {"families", "errors"},
     "low_rank": {"effects", "adapter", "singular", "layout", "families", "metadata", "errors"},
@@ -84,6 +89,7 @@ ARROWS: dict[str, set[str]] = {
         "metadata",
         "quantized",
         "names",
+        "params",
         "adapter",
         "dense",
         "plan",
@@ -96,6 +102,7 @@ ARROWS: dict[str, set[str]] = {
     | {"operators", "errors"},
     "training": {
         "factored",
+        "patterns",
         "pictures",
         "tied",
         "mix",
@@ -113,7 +120,7 @@ ARROWS: dict[str, set[str]] = {
     | {"affine", "operators", "names", "quantized", "errors"},
     "bank": {"factored", "mix", "adapter", "dense", "sites", "plan", "layout", "families"}
     | {"affine", "operators", "names", "quantized", "errors"},
-    "models": {"errors"},
+    "models": {"files", "errors"},
 }
 ARROWS[""] = set(ARROWS)
 ARROWS["converters"] = set(ARROWS)

@@ -11,6 +11,7 @@ from jaxmix.converters.peft.shapes import Factors, need
 from jaxmix.converters.peft.values import FLAG, NAMES, Check
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import IA3, Update
+from jaxmix.patterns import is_match
 
 __all__ = ["KIND"]
 
@@ -66,7 +67,7 @@ def _is_feedforward(file: File, site: str) -> bool | None:
     if modules is None:
         return None
     if isinstance(modules, str):
-        return re.fullmatch(modules, site) is not None
+        return is_match(modules, site, full=True)
     return site.endswith(tuple(modules))
 
 

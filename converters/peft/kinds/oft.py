@@ -10,7 +10,7 @@ from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Writt
 from jaxmix.converters.peft.patterns import number
 from jaxmix.converters.peft.same import same, unless
 from jaxmix.converters.peft.shapes import Factors, shapes
-from jaxmix.converters.peft.values import ANY, BOUND, COUNT, FLAG, Check, one_of
+from jaxmix.converters.peft.values import ANY, BOUND, FLAG, TERMS, Check, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import OFT, DiagOFT, Update
 
@@ -127,7 +127,6 @@ def _write(updates: Mapping[str, Any]) -> Written:
 # Older configs do not have these.
 _NEEDED = ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
 _BOUND = Check(BOUND.text, BOUND.holds, False)
-_COUNT = Check(COUNT.text, COUNT.holds, False)
 # The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
 # takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
 KIND = Kind(
@@ -137,7 +136,7 @@ KIND = Kind(
             "block_share": FLAG,
             "coft": FLAG,
             "eps": _BOUND,
-            "num_cayley_neumann_terms": _COUNT,
+            "num_cayley_neumann_terms": TERMS,
             "oft_block_size": ANY,
             "peft_version": ANY,
             "use_cayley_neumann": FLAG,

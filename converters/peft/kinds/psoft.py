@@ -8,7 +8,7 @@ import numpy as np
 from jaxmix.converters.peft.file import File
 from jaxmix.converters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
 from jaxmix.converters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.peft.values import BOUND, COUNT, FLAG, INTEGER, NUMBER, one_of
+from jaxmix.converters.peft.values import BOUND, COUNT, FLAG, INTEGER, NUMBER, TERMS, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import PSOFT, Update
 
@@ -96,7 +96,7 @@ KIND = Kind(
         {
             "ab_svd_init": one_of("psoft_init", "pissa_init"),
             "cayley_neumann_eps": BOUND._replace(is_needed=False),
-            "num_cayley_neumann_terms": COUNT._replace(is_needed=False),
+            "num_cayley_neumann_terms": TERMS,
             "psoft_alpha": NUMBER,
             "psoft_mag_a": FLAG,
             "psoft_mag_b": FLAG,

@@ -80,7 +80,7 @@ def test_without_a_base(tmp_path):
     assert refused(CheckpointError, path) == (
         f"{path}: in its 1 names dots became underscores (lora_unet_mid_attn …), so that the file "
         "alone does not say which modules it is for. Give what it was trained on: load(path, "
-        "base=…), with base the params, a Hugging Face folder, or a list of module names."
+        "base=…), its Hugging Face folder, its params, or a list of the names of its modules."
     )
     both = {**kohya("lora", "lora_te1_proj"), **kohya("lora", "lora_te2_proj")}
     path = save(tmp_path / "z.safetensors", both)

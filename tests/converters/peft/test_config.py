@@ -24,7 +24,7 @@ CONFIG = "adapter_config.json"
         ('{"r": 8', "is not JSON"),
         ("\ufeff{}", "is not JSON: Unexpected UTF-8 BOM"),
         ("[" * 100_000, "is not JSON"),
-        ('{"r": ' + "9" * 5000 + "}", "is not JSON: Exceeds the limit"),
+        ('{"r": ' + "9" * 5000 + "}", "is not JSON: an integer has 5,000 digits"),
         ("[]", "holds a list, expected a JSON object"),
         ("null", "holds a NoneType, expected a JSON object"),
         ("{}", "peft_type is None, expected one of ADALORA, "),

@@ -82,7 +82,7 @@ def test_the_base_is_asked_for(name, tmp_path):
     model, config, _ = CASES[name]
     save(model, config, tmp_path)
     said = refused(CheckpointError, tmp_path)
-    assert "Give the base: jaxmix.load(…, base=params)" in said
+    assert "Give the base: jaxmix.load(…, base=…)" in said
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -180,9 +180,8 @@ def test_weights_that_can_not_be_read(tmp_path):
     folder = save(tmp_path)
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()
-    assert (
-        f"{folder / WEIGHTS} can't be read: Is a directory. Expected a file that you may read."
-        in refused(CheckpointError, folder)
+    assert f"{folder / WEIGHTS} is a folder, expected a regular file. Put one there." in refused(
+        CheckpointError, folder
     )
 
 

@@ -1,0 +1,142 @@
+"""Wrong objects for params, adapters, shardings and rows, and attached leaves used as arrays."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix import Adapter, Bank, attach, compose, factored, mix
+from jaxmix.converters.sharded_reading import load_params
+from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError
+from jaxmix.families import LoRA
+
+LORA = LoRA(jnp.ones((1, 3)), jnp.ones((2, 1)), 1.0)
+ADAPTER = Adapter({"proj": LORA}, name="lora")
+PARAMS = {"proj.weight": jnp.zeros((2, 3))}
+
+
+def project(params, x):
+    return x @ params["proj.weight"].T
+
+
+@pytest.mark.parametrize("adapters", [[ADAPTER], []])
+@pytest.mark.parametrize("function", [compose, attach])
+@pytest.mark.parametrize("params", ["try/base", Path("try/base")])
+def test_a_path_for_params(function, params, adapters):
+    with pytest.raises(LayoutError) as caught:
+        function(params, adapters)
+    assert str(caught.value) == (
+        f"the params are the path {params!r}, expected a pytree of weights: a dict of arrays, an "
+        "nnx.Module or its state, an Equinox module. Read a checkpoint with "
+        "jaxmix.models.read_tensors(folder), or merge it on disk with "
+        "jaxmix.merge_checkpoint(folder, adapters, out)."
+    )
+
+
+@pytest.mark.parametrize("params", [None, print, 3])
+def test_params_that_are_no_tree(params):
+    with pytest.raises(LayoutError, match=r"the params are .*expected a pytree.*Pass the"):
+        compose(params, [ADAPTER])
+
+
+def test_a_bank_of_a_path():
+    with pytest.raises(LayoutError, match="the params are the path 'try/base', expected a pytree"):
+        Bank({"one": ADAPTER}, "try/base")
+
+
+def test_a_result_of_fit_names_its_mix():
+    def loss(params, wanted):
+        return jnp.sum((params["proj.weight"] - wanted) ** 2)
+
+    found = jaxmix.fit(ADAPTER, PARAMS, loss, [jnp.ones((2, 3))], progress=False)
+    for adapters in (found, [found]):
+        with pytest.raises(AdapterError, match=r"Its mix is an adapter: pass result\.mix\."):
+            compose(PARAMS, adapters)
+    with pytest.raises(AdapterError, match=r"mix got Fit .*pass result\.mix"):
+        mix(found)
+    assert compose(PARAMS, [found.mix])["proj.weight"].shape == (2, 3)
+
+
+def test_all_wrong_adapters_are_listed():
+    with pytest.raises(AdapterError) as caught:
+        compose(PARAMS, [ADAPTER, "lora", LORA, 3])
+    said = str(caught.value)
+    assert said.startswith("compose got for its adapters:\n  1: str 'lora'\n  2: LoRA ")
+    assert "\n  3: int 3\nExpected an adapter, a mix, or a list of them. Read one with" in said
+    assert said.endswith("Name the module that it updates: jaxmix.Adapter({site: update}).")
+
+
+def test_names_of_rows():
+    bank = Bank({"one": ADAPTER, "two": 2 * ADAPTER}, PARAMS)
+    run, x = bank(project), jnp.ones((3, 3))
+    with pytest.raises(AdapterError, match=r"One row for one name is \['one'\]"):
+        jax.jit(lambda params, x: run(params, x, "one"))(PARAMS, x)
+    with pytest.raises(UnsupportedError, match=r"Say bank.who\(\[...\]\) outside"):
+        jax.jit(lambda bank, x: bank(project)(PARAMS, x, "one"))(bank, x)
+    # An array of names is a list of names.
+    rows = np.array(["one", "two", "one"])
+    assert run(PARAMS, x, rows)[:, 0].tolist() == [3, 6, 3]
+    with pytest.raises(UnsupportedError, match="names of members in a traced function"):
+        jax.jit(lambda bank, x: bank(project)(PARAMS, x, rows))(bank, x)
+
+
+ATTACHED = r"has adapters attached, so it is no array\. Run the function .* jaxmix\.factored"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda leaf: leaf.T,
+        lambda leaf: leaf.astype(jnp.bfloat16),
+        lambda leaf: leaf[0],
+        lambda leaf: 2 * leaf,
+        lambda leaf: jnp.ones((3, 3)) @ leaf,
+        lambda leaf: np.ones((3, 3)) @ leaf,
+        lambda leaf: leaf @ jnp.ones(3),
+        lambda leaf: jnp.dot(leaf, jnp.ones(3)),
+        jnp.asarray,
+        np.asarray,
+        lambda leaf: jax.jit(jnp.sum)(leaf),
+    ],
+)
+def test_an_attached_leaf_used_as_an_array(use):
+    leaf = attach(PARAMS, ADAPTER)["proj.weight"]
+    with pytest.raises(JaxmixError, match=ATTACHED):
+        use(leaf)
+
+
+def test_an_attached_model_called_without_factored():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.proj = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.proj(x)
+
+    model = attach(Model(), ADAPTER)
+    with pytest.raises(JaxmixError, match=ATTACHED):
+        model(jnp.ones((1, 3)))
+    assert factored(lambda model, x: model(x))(model, jnp.ones((1, 3))).shape == (1, 2)
+
+
+def test_an_attached_leaf_answers_hasattr():
+    leaf = attach(PARAMS, ADAPTER)["proj.weight"]
+    assert not hasattr(leaf, "T") and not hasattr(leaf, "__len__") and leaf.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "shardings",
+    [lambda name, outline: None, {"up.weight": None}, "x", jax.sharding.PartitionSpec()],
+)
+def test_shardings_that_are_none(shardings, tmp_path):
+    save_file({"up.weight": np.ones((4, 2))}, tmp_path / "model.safetensors")
+    with pytest.raises(LayoutError) as caught:
+        load_params(tmp_path, shardings, dtype=np.float32)
+    said = str(caught.value)
+    assert said.startswith("shardings that are no jax.sharding.Sharding:\n  up.weight: ")
+    assert said.endswith("a function of (name, outline) must return one.")
