@@ -4,12 +4,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.core import Tracer
 from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
@@ -18,8 +16,9 @@ from jaxmix.converters.peft.about import about_fields, checked_task
 from jaxmix.converters.peft.kind import Written
 from jaxmix.converters.peft.kinds import KINDS
 from jaxmix.converters.peft.loading_script import ordered, script
+from jaxmix.converters.peft.parts import Parts, parts_in
 from jaxmix.errors import AdapterError, UnsupportedError, listing
-from jaxmix.families import FAMILIES, Delta, Rebase, Replace, Tokens, Update, parts_of
+from jaxmix.families import FAMILIES, Delta, Update
 from jaxmix.mix import Mix
 
 __all__ = ["export_peft"]
@@ -33,9 +32,6 @@ _EXPORTED = re.compile(
 )
 # The version whose format is written; PEFT's OFT asks for it.
 _VERSION = "0.21.2"
-
-# What PEFT puts into the base, in this order, before an adapter's own update.
-_FIRST = (Rebase, Replace, Tokens)
 
 # PEFT's type for each family that it has.
 _TYPES: dict[str, str] = {
@@ -157,21 +153,11 @@ def _save(
     save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt", **told})
 
 
-@dataclass
-class _Sorted:
-    """An adapter's updates, by what PEFT makes of them."""
-
-    own: dict[str, Update] = field(default_factory=dict)
-    saved: dict[str, Replace] = field(default_factory=dict)
-    rebased: dict[str, Rebase] = field(default_factory=dict)
-    tokens: dict[str, Tokens] = field(default_factory=dict)
-
-
 def _folder(
     adapter: Adapter, base: str | None, task: str | None, patterns: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the tensors of one adapter."""
-    parts = _sorted(adapter)
+    parts = parts_in(adapter)
     types = {site: _type(update) for site, update in parts.own.items()}
     kinds = {name for name in types.values() if name}
     if lost := [f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in KINDS]:
@@ -210,62 +196,7 @@ def _type(update: Update) -> str:
     return "" if isinstance(update, Delta) and update.has_weight else _TYPES.get(update.family, "")
 
 
-def _sorted(adapter: Adapter) -> _Sorted:
-    """The updates apart, with the strength in them."""
-    out = _Sorted()
-    weak: list[str] = []
-    twice: list[str] = []
-    late: list[str] = []
-    for site, update in adapter.updates.items():
-        # A module is saved whole, or it is adapted.
-        last, is_mixed = 0, len(parts_of(update)) > 1
-        for part in parts_of(update):
-            strong = _at(part, adapter.strength)
-            if strong is None:
-                weak.append(f"{site}: {part.family}")
-                continue
-            at = next((i for i, kind in enumerate(_FIRST) if isinstance(part, kind)), len(_FIRST))
-            group: Any = (out.rebased, out.saved, out.tokens, out.own)[at]
-            if site in group or (is_mixed and isinstance(part, Replace) and part.has_weight):
-                twice.append(f"{site}: {update.size()}")
-            elif at < last:
-                late.append(f"{site}: {update.size()}")
-            group[site], last = strong, at
-    if weak:
-        raise UnsupportedError(
-            f"{adapter.name} has strength {adapter.strength}, and PEFT has none for:{listing(weak)}"
-            "\nExport it at strength 1, or make a LoRA of it: jaxmix.to_lora(adapter, params)."
-        )
-    if twice:
-        raise UnsupportedError(
-            f"{adapter.name}: PEFT has one update of an adapter at a site, and here are more:"
-            f"{listing(twice)}\nMake a LoRA of it: jaxmix.to_lora(adapter, params)."
-        )
-    if late:
-        raise UnsupportedError(
-            f"{adapter.name}: PEFT puts copies of the base, saved leaves and tokens, in this "
-            f"order, under an adapter's own update, and these are in another:{listing(late)}\n"
-            "Make a LoRA of it: jaxmix.to_lora(adapter, params)."
-        )
-    # Alone these are types of their own.
-    if not out.own and out.tokens:
-        return replace(out, own=dict(out.tokens), tokens={})
-    if not out.own and out.saved:
-        return replace(out, own=dict(out.saved), saved={})
-    return out
-
-
-def _at(update: Update, strength: Any) -> Update | None:
-    """The update with a strength in it, or None if it has no scale to take it."""
-    if not isinstance(strength, Tracer) and np.all(np.asarray(strength) == 1.0):
-        return update
-    is_additive = not update.reads_base and not update.is_base_side
-    if not is_additive or "scale" not in {f.name for f in fields(update)}:  # pyright: ignore
-        return None
-    return replace(update, scale=strength * update.scale)  # pyright: ignore
-
-
-def _tensors(parts: _Sorted, written: Written, name: str, config: dict[str, Any]) -> dict[str, Any]:
+def _tensors(parts: Parts, written: Written, name: str, config: dict[str, Any]) -> dict[str, Any]:
     """All tensors by PEFT's keys; what lies in the base is told in the config."""
     tensors = {f"base_model.{shared}": array for shared, array in written.shared.items()}
     prefix = "base_model.model."

@@ -1,0 +1,99 @@
+"""An adapter's updates, by where PEFT keeps them: in the base, saved whole, or the type's own."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+from jaxmix.adapter import Adapter
+from jaxmix.errors import UnsupportedError, listing
+from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
+
+__all__ = ["Parts", "parts_in"]
+
+# What PEFT puts into the base, in this order, before an adapter's own update.
+_FIRST = (Rebase, Replace, Tokens)
+
+
+@dataclass
+class Parts:
+    """An adapter's updates by site.
+
+    Args:
+        own: Those of the adapter's own type.
+        saved: Modules and biases that were trained whole.
+        rebased: Copies of the base's weights.
+        tokens: Rows of embeddings.
+    """
+
+    own: dict[str, Update] = field(default_factory=dict)
+    saved: dict[str, Replace] = field(default_factory=dict)
+    rebased: dict[str, Rebase] = field(default_factory=dict)
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+
+
+def parts_in(adapter: Adapter) -> Parts:
+    """Sorts an adapter's updates, with its strength in them.
+
+    Args:
+        adapter: The adapter.
+
+    Returns:
+        Its updates.
+
+    Raises:
+        UnsupportedError: If PEFT has no strength for one, no place for several at a site, or
+            another order of them.
+    """
+    out = Parts()
+    weak: list[str] = []
+    twice: list[str] = []
+    late: list[str] = []
+    for site, update in adapter.updates.items():
+        # A module is saved whole, or it is adapted.
+        last, is_mixed = 0, len(parts_of(update)) > 1
+        for part in parts_of(update):
+            strong = _at(part, adapter.strength)
+            if strong is None:
+                weak.append(f"{site}: {part.family}")
+                continue
+            at = next((i for i, kind in enumerate(_FIRST) if isinstance(part, kind)), len(_FIRST))
+            group: Any = (out.rebased, out.saved, out.tokens, out.own)[at]
+            if site in group or (is_mixed and isinstance(part, Replace) and part.has_weight):
+                twice.append(f"{site}: {update.size()}")
+            elif at < last:
+                late.append(f"{site}: {update.size()}")
+            group[site], last = strong, at
+    if weak:
+        raise UnsupportedError(
+            f"{adapter.name} has strength {adapter.strength}, and PEFT has none for:{listing(weak)}"
+            "\nExport it at strength 1, or make a LoRA of it: jaxmix.to_lora(adapter, params)."
+        )
+    if twice:
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT has one update of an adapter at a site, and here are more:"
+            f"{listing(twice)}\nMake a LoRA of it: jaxmix.to_lora(adapter, params)."
+        )
+    if late:
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT puts copies of the base, saved leaves and tokens, in this "
+            f"order, under an adapter's own update, and these are in another:{listing(late)}\n"
+            "Make a LoRA of it: jaxmix.to_lora(adapter, params)."
+        )
+    # Alone these are types of their own.
+    if not out.own and out.tokens:
+        return replace(out, own=dict(out.tokens), tokens={})
+    if not out.own and out.saved:
+        return replace(out, own=dict(out.saved), saved={})
+    return out
+
+
+def _at(update: Update, strength: Any) -> Update | None:
+    """The update with a strength in it, or None if it has no scale to take it."""
+    if not isinstance(strength, Tracer) and np.all(np.asarray(strength) == 1.0):
+        return update
+    is_additive = not update.reads_base and not update.is_base_side
+    if not is_additive or "scale" not in {f.name for f in fields(update)}:  # pyright: ignore
+        return None
+    return replace(update, scale=strength * update.scale)  # pyright: ignore
