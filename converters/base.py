@@ -17,7 +17,7 @@ import numpy as np
 from jaxmix.converters.conv1d import conv1d_pattern
 from jaxmix.converters.huggingface import FLOATS, read_checkpoint
 from jaxmix.converters.quantization import look, method_of, unpacked
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.layout import NAMES
 from jaxmix.orientation import OutAxes
 from jaxmix.patterns import is_match
@@ -211,9 +211,20 @@ def _of_names(names: Iterable[str]) -> BaseModel:
 _ENDS = (".weight", ".kernel", ".embedding", ".scale")
 
 
+def _no_base(given: Any) -> CheckpointError:
+    """The error for something that is no model."""
+    return CheckpointError(
+        f"base is a {type(given).__name__} without weights that have PyTorch's names, expected "
+        "params, a Hugging Face folder, or a list of module names."
+    )
+
+
 def _of_params(params: Any) -> BaseModel:
     """A params tree."""
-    tree = Tree.of(params)
+    try:
+        tree = Tree.of(params)
+    except LayoutError as error:
+        raise _no_base(params) from error
     found = {}
     for leaf in tree.where:
         end = next((end for end in _ENDS if leaf.endswith(end)), "")
@@ -222,10 +233,7 @@ def _of_params(params: Any) -> BaseModel:
         if places and not leaf.endswith(".bias") and hasattr(tree.leaf(places[0]), "shape"):
             found[module] = places[0]
     if not found:
-        raise CheckpointError(
-            f"base is a {type(params).__name__} without weights that have PyTorch's names, "
-            "expected params, a Hugging Face folder, or a list of module names."
-        )
+        raise _no_base(params)
     shapes = {name: place.shape(tree.leaf(place).shape) for name, place in found.items()}
 
     def read(name: str) -> np.ndarray:

@@ -8,12 +8,13 @@ depends on what another one matched, is refused by name. Both agree on whether t
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterable
+from functools import lru_cache
 from re import _parser  # pyright: ignore[reportAttributeAccessIssue]
 from typing import Any
 
 from jaxmix.errors import UnsupportedError
+from jaxmix.pattern_cost import MOST_STEPS, is_in, ways_of
 
 __all__ = ["find", "is_match"]
 
@@ -21,9 +22,10 @@ __all__ = ["find", "is_match"]
 _LENGTH = 1 << 16
 # The longest name that is matched here; the longest that models have are of some hundred letters.
 _NAME = 4096
-# So many ways are tried by Python's engine at most; so many steps are taken here.
-_WAYS = 20_000
+# So many steps are taken here.
 _STEPS = 1_000_000
+# A flag of the whole expression, or of a part of it.
+_IGNORES_CASE = re.compile(r"\(\?[a-zA-Z]*i")
 
 
 def is_match(pattern: str, text: str, *, full: bool = False) -> bool:
@@ -102,7 +104,8 @@ def _parsed(pattern: str) -> tuple[Any, re.Pattern[str]]:
 @lru_cache(maxsize=1 << 14)
 def _is_quick(pattern: str, length: int) -> bool:
     """Whether Python's engine is quick on any text of a length."""
-    return _ways(_parsed(pattern)[0], length) <= _WAYS
+    ignores_case = _IGNORES_CASE.search(pattern) is not None
+    return ways_of(_parsed(pattern)[0], length, ignores_case=ignores_case)[1] <= MOST_STEPS
 
 
 def _refusal(pattern: str, why: str) -> UnsupportedError:
@@ -111,44 +114,6 @@ def _refusal(pattern: str, why: str) -> UnsupportedError:
         f"the regular expression {short!r} could take forever: {why}. Write it without repeats of "
         "repeats, or list the modules' names."
     )
-
-
-def _ways(tree: Any, length: int) -> float:
-    """How many ways a backtracking engine may have to try on a text of some length, at most."""
-    total = 1.0
-    for op, value in tree:
-        name = str(op)
-        if name == "BRANCH":
-            total *= sum(_ways(one, length) for one in value[1])
-        elif name in _REPEATS:
-            least, most, inner = value[0], min(int(value[1]), length + 1), value[2]
-            ways = _ways(inner, length)
-            if most <= 1:
-                total *= (1 + ways) if least == 0 else ways
-            elif ways > 1:
-                return float("inf")
-            else:
-                total *= max(most - least, 0) + 1
-        else:
-            for one in _inside(name, value):
-                total *= _ways(one, length)
-        if total > _WAYS:
-            return total
-    return total
-
-
-_REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
-
-
-def _inside(name: str, value: Any) -> Sequence[Any]:
-    """The trees within a node that is no choice and no repeat."""
-    if name in ("SUBPATTERN", "ASSERT", "ASSERT_NOT"):
-        return (value[-1],)
-    if name == "ATOMIC_GROUP":
-        return (value,)
-    if name == "GROUPREF_EXISTS":
-        return tuple(one for one in value[1:] if one is not None)
-    return ()
 
 
 class _Ends:
@@ -225,30 +190,8 @@ class _Ends:
         if name == "ANY":
             return self.dotall or one != "\n"
         if name == "IN":
-            return _in(tuple(value), one)
+            return is_in(tuple(value), one)
         return (ord(one) == value) is (name == "LITERAL")
-
-
-@cache
-def _in(members: tuple[Any, ...], one: str) -> bool:
-    """Whether a character is in a set."""
-    negated = str(members[0][0]) == "NEGATE"
-    for op, value in members[1:] if negated else members:
-        name, code = str(op), ord(one)
-        if (
-            (name == "LITERAL" and code == value)
-            or (name == "RANGE" and value[0] <= code <= value[1])
-            or (name == "CATEGORY" and _is_category(str(value), one))
-        ):
-            return not negated
-    return negated
-
-
-def _is_category(name: str, one: str) -> bool:
-    """Whether a character is a digit, a space, part of a word, or none of one of these."""
-    kind = name.removeprefix("CATEGORY_").removeprefix("NOT_")
-    letter = {"DIGIT": "d", "SPACE": "s", "WORD": "w"}[kind]
-    return (re.match(rf"\{letter}", one) is not None) is ("NOT_" not in name)
 
 
 def _at(name: str, text: str, at: int) -> bool:

@@ -86,7 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
-        spell = spelled(words[0] if words else "", _options())
+
+        def spell(name: str, literal: str) -> str:
+            return spelled(words[0] if words else "", _options())(name, literal)
+
         with _terminable(), spelling(spell), telling_of_the_hub(as_json=as_json):
             code = app(words or ["--help"], prog_name="jaxmix", standalone_mode=False) or 0
     except JaxmixError as error:

@@ -6,6 +6,7 @@ the diagonal that the part does not cut. So a large tensor goes through memory b
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -111,7 +112,7 @@ def _unit(left: Operator) -> int | None:
 def _square(left: Operator, part: slice) -> Operator:
     """``L[part, part]``, which is all of ``L[part]`` that is not zero."""
     if isinstance(left, Diagonal):
-        return Diagonal(left.d[part])
+        return replace(left, d=left.d[part])
     if isinstance(left, BlockDiagonal):
         size = left.block_size
         return BlockDiagonal(left.all_blocks()[part.start // size : part.stop // size], 1)

@@ -10,7 +10,7 @@ from jaxmix.converters.peft.file import Config
 from jaxmix.converters.peft.shapes import Factors
 from jaxmix.errors import ShapeError
 from jaxmix.families import Tokens, Update
-from jaxmix.tied import HEADS
+from jaxmix.tied import EMBEDDINGS, HEADS
 
 __all__ = ["token_rows", "with_copies_marked", "with_tied_heads_saved"]
 
@@ -80,9 +80,15 @@ def with_tied_heads_saved(saved: dict[str, Any], base: dict[str, Any]) -> None:
         base: ``{site: leaves}`` of copies of the base; those that equal a saved weight leave it.
     """
     weights = [leaves["weight"] for leaves in saved.values() if "weight" in leaves]
-    for site in [*base]:
+    for site in filter(_is_tied_by_name, [*base]):
         if any(np.array_equal(base[site]["weight"], weight) for weight in weights):
             saved[site] = {**base.pop(site), **saved.get(site, {})}
+
+
+def _is_tied_by_name(site: str) -> bool:
+    """Whether a module is called as one side of a tie is."""
+    ends = (*EMBEDDINGS, *HEADS)
+    return any(site == end or site.endswith(f".{end}") for end in ends)
 
 
 def _is_same(a: Tokens, b: Tokens) -> bool:

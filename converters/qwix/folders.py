@@ -140,5 +140,8 @@ def _steps(path: Path) -> list[Path]:
     """The steps of a run: folders that are numbers and hold an item."""
     if not path.is_dir() or (path / "_METADATA").exists():
         return []
-    numbers = [step for step in path.iterdir() if step.name.isdigit() and step.is_dir()]
+    try:
+        numbers = [step for step in path.iterdir() if step.name.isdigit() and step.is_dir()]
+    except OSError:  # a folder that can't be listed; what is read from it may be known by name
+        return []
     return [step for step in numbers if any((step / item).is_dir() for item in _ITEMS)]

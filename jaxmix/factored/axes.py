@@ -1,6 +1,7 @@
 """Which axes of a leaf are rows, columns and layers, and in which order its rows lie."""
 
 import math
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -132,5 +133,5 @@ def _reordered(side: Operator, order: jnp.ndarray | None) -> Operator:
     if order is None or isinstance(side, Identity):
         return side
     if isinstance(side, Diagonal):
-        return Diagonal(side.d[order])
+        return replace(side, d=side.d[order])
     return multiply(multiply(Permutation(order), side), Permutation(order).T)

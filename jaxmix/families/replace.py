@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Update
-from jaxmix.operators import Dense, Identity
+from jaxmix.operators import Dense, Diagonal, Identity
 
 __all__ = ["Replace"]
 
@@ -87,5 +88,5 @@ def _towards(leaf: Array | None, shape: tuple[int, int], strength: Array) -> Aff
     """The line from what is there to ``leaf``."""
     if leaf is None:
         return identity(shape)
-    rest = Identity(shape[0]).scaled(1 - strength)
+    rest = Diagonal(jnp.broadcast_to(1 - strength, shape[:1]), gates=True)
     return AffineMap(rest, Identity(shape[1]), Dense(strength * leaf.reshape(shape)))

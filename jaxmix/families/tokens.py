@@ -62,7 +62,7 @@ class Tokens(Update):
         columns = jnp.broadcast_to(jnp.arange(length, dtype=rows.dtype)[None], (count, length))
         places = jnp.stack([jnp.repeat(rows, length), columns.reshape(-1)])
         put = Sparse(values.reshape(-1), places, *base.shape)
-        return AffineMap(Diagonal(line), Identity(base.shape[1]), put)
+        return AffineMap(Diagonal(line, gates=True), Identity(base.shape[1]), put)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether the rows lie in W, each once, and are as long as its rows.

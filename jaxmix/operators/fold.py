@@ -133,7 +133,7 @@ def _under_diagonal(x: Diagonal, y: Operator) -> Operator:
     """``diag(d) y``."""
     match y:
         case Diagonal():
-            return Diagonal(x.d * y.d)
+            return Diagonal(x.d * y.d, x.gates or y.gates)
         case Hadamard():
             return Hadamard(LowRank(x @ y.left.b, y.left.a), y.right)
         case Sparse():

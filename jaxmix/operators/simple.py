@@ -1,7 +1,7 @@
 """The operators without factors: zero, identity, diagonal, dense."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,8 @@ class Diagonal(Operator):
 
     Args:
         d: the diagonal (n,).
+        gates: whether zero takes a row out even if it is not finite: of what replaces rows, which
+            must not depend on what was there.
 
     Example:
         >>> Diagonal(jnp.array([2.0, 3.0])).dense().tolist()
@@ -128,6 +130,7 @@ class Diagonal(Operator):
     """
 
     d: Float[Array, " n"]
+    gates: bool = field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,13 +144,15 @@ class Diagonal(Operator):
         return jnp.diag(self.d)
 
     def scaled(self, factor: Array | float) -> "Diagonal":
-        return Diagonal(factor * self.d)
+        return replace(self, d=factor * self.d)
 
     def __matmul__(self, x: Array) -> Array:
-        return _scaled(x, self.d[:, None])
+        d = self.d[:, None]
+        return _gated(x, d) if self.gates else d * x
 
     def __rmatmul__(self, x: Array) -> Array:
-        return _scaled(x, self.d[None, :])
+        d = self.d[None, :]
+        return _gated(x, d) if self.gates else x * d
 
     def rows(self, part: slice) -> Sparse:
         kept = picked(part, self.d.shape[0])
@@ -210,9 +215,10 @@ class Dense(Operator):
         return 2 * math.prod(self.shape) * n
 
 
-def _scaled(x: Array, d: Array) -> Array:
-    """``d · x``, where zero takes out NaN and infinities: what replaces rows does not read them.
+def _gated(x: Array, d: Array) -> Array:
+    """``d · x`` with zero where d is zero, even if x is not finite there.
 
-    The product stays, for the sake of its gradient with respect to d.
+    The product stays, for the sake of its slope with respect to d.
     """
+    x = x * jnp.ones_like(d)  # of the shape, and on a mesh of the sharding, of the result
     return d * jnp.where((d == 0) & ~jnp.isfinite(x), jnp.zeros_like(x), x)

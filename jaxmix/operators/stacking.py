@@ -6,6 +6,7 @@ ones along the diagonal where operators are multiplied; ranks and counts are pad
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -151,7 +152,7 @@ def _one(x: Operator) -> Any:
         case Identity():
             return x
         case Diagonal():
-            return Diagonal(jnp.ones_like(x.d))
+            return replace(x, d=jnp.ones_like(x.d))
         case BlockDiagonal():
             eye = jnp.eye(x.block_size, dtype=x.blocks.dtype)
             return BlockDiagonal(jnp.broadcast_to(eye, x.blocks.shape), x.copies)

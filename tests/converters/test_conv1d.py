@@ -34,7 +34,6 @@ CONFIGS: dict[str, tuple[Any, str, bool | None]] = {
     "a text model": ({"model_type": "x", "text_config": GPT2}, "model.h.0.attn.c_proj", True),
     "a model's own code": ({**GPT2, "auto_map": {}}, "h.0.attn.c_proj", None),
     "no type": ({"architectures": ["GPT2Model"]}, "h.0.attn.c_proj", None),
-    "no object": ([], "h.0.attn.c_proj", None),
 }
 
 

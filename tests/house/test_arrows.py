@@ -46,7 +46,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "reading": {"orientation", "sites", "sharded", "plan", "layout", "families"},
     "params": {"quantized", "errors"},
-    "patterns": {"errors"},
+    "pattern_cost": set(),
+    "patterns": {"pattern_cost", "errors"},
     "files": {"errors"},
     "dense": {
         "buffers",

@@ -100,7 +100,7 @@ NAMES = "a list of module names"
         ("loha", "alpha", "x", NUMBER),
         ("lokr", "r", 1.0, COUNT),
         ("oft", "eps", -1, "a finite number from 0 on"),
-        ("oft", "num_cayley_neumann_terms", 0, COUNT),
+        ("oft", "num_cayley_neumann_terms", 0, "an integer from 1 to 1,000"),
         ("oft", "block_share", 0, FLAG),
         ("oft", "bias", "lora_only", "'none' or 'all' or 'oft_only'"),
         ("shira", "modules_to_save", True, NAMES),

@@ -150,7 +150,7 @@ def test_what_does_not_fit_into_b() -> None:
     assert str(caught.value) == (
         "scales that make a factor too large for its dtype, where all sites get the scale 1.5:\n"
         "  a: 1000000.0 · B in float16\nCast the adapter to float32, or write the scales beside "
-        "the factors: patterns=True (--patterns)."
+        "the factors: patterns=True."
     )
 
 

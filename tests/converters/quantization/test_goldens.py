@@ -118,8 +118,7 @@ def test_not_in_secret(case: str, tmp_path: Path) -> None:
     assert f"(quantized by {settings['quant_method']}): tensors that can't take an adapter" in text
     assert f"\n  {name_of(case)} in model-" in text and f": {kind}\ndequantize=True" in text
     assert text.endswith(
-        "dequantize=True (on the command line --dequantize) writes all that is packed in bfloat16, "
-        "and merges into that."
+        "dequantize=True writes all that is packed in bfloat16, and merges into that."
     )
     ones = np.ones((1, 4), np.float32)
     head = jaxmix.Adapter({"lm_head": LoRA(jnp.asarray(ones), jnp.ones((6, 1)), 1.0)})
