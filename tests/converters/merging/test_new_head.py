@@ -112,8 +112,8 @@ def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
     assert str(caught.value) == (
         f"the adapters bring a head that {base} has not (config.json says LlamaForCausalLM):\n"
         "  score.weight (3, 6)\n"
-        "It is that of a LlamaForSequenceClassification. new_head=True (on the command line "
-        "--new-head) writes it as new tensors, and the class and its labels into config.json. Or "
+        "It is that of a LlamaForSequenceClassification. new_head=True "
+        "writes it as new tensors, and the class and its labels into config.json. Or "
         "save such a base with transformers, and merge into that: LlamaForSequenceClassification"
         ".from_pretrained(base).save_pretrained(folder)."
     )

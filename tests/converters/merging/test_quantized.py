@@ -165,8 +165,7 @@ def test_fp8_is_not_dequantized_in_secret(tmp_path: Path) -> None:
     assert "(quantized by fp8): tensors that can't take an adapter, expected F64" in text
     assert f"{SITE}.weight in model-2.safetensors: F8_E4M3\ndequantize=True" in text
     assert text.endswith(
-        "dequantize=True (on the command line --dequantize) writes all that is packed in bfloat16, "
-        "and merges into that."
+        "dequantize=True writes all that is packed in bfloat16, and merges into that."
     )
     merged = merge_checkpoint(base, lora("head"), tmp_path / "out")
     assert (merged.copied, merged.dequantized) == (2, 0)

@@ -106,7 +106,7 @@ def test_without_the_option(tmp_path: Path) -> None:
         "  model.embed_tokens: the adapter is for (17, 6), but model.embed_tokens.weight has shape "
         "(14, 6)\n"
         "  lm_head: the adapter is for (17, 6), but lm_head.weight has shape (14, 6)\n"
-        "If they were trained on this model, resized, resize=True (on the command line --resize) "
+        "If they were trained on this model, resized, resize=True "
         "gives these tensors the adapters' rows, and says so in config.json."
     )
     hint = r"resize these leaves of the params first, or merge into the checkpoint with .*resize=T"

@@ -320,10 +320,11 @@ def test_the_journal_is_for_people_too(broken: Path) -> None:
 
 def test_adapters_that_no_file_can_hold() -> None:
     """They have a content too, by their arrays and structure."""
-    a, b = np.ones((1, 3), np.float32), np.ones((2, 1), np.float32)
+    b = np.ones((2, 1), np.float32)
 
-    def told(scale: float, b: np.ndarray = b) -> str:
-        return content(jaxmix.Adapter({"proj": LoRA(a, b, scale)}))
+    def told(number: float, b: np.ndarray = b) -> str:
+        a = np.full((1, 3), number, np.float32)
+        return content(jaxmix.Adapter({"proj": LoRA(a, b, 1.0)}))
 
     assert told(math.inf) == told(math.inf) != told(math.inf, 2 * b)
     assert len({told(1.0), told(2.0), told(math.inf)}) == 3

@@ -306,7 +306,8 @@ def test_a_damaged_tensors_file(folder: Path) -> None:
         )
     path.unlink()
     path.mkdir()
-    assert refused(CheckpointError, folder).startswith(f"{path} is no whole safetensors file: ")
+    said = refused(CheckpointError, folder)
+    assert said.startswith(f"{path} is a folder, expected a regular file.")
 
 
 def test_tensors_too_many(folder: Path) -> None:
@@ -432,14 +433,9 @@ BAD = np.array([[np.nan, 1.0], [np.inf, 1.0]])
 UNWRITTEN: dict[str, tuple[Any, str]] = {
     "nan": (replace(LORA, a=BAD), "a has 2 of 4 numbers NaN or infinite"),
     "bf16": (replace(LORA, a=BAD.astype(ml_dtypes.bfloat16)), "a has 2 of 4 numbers NaN or infin"),
-    "inf": (replace(LORA, scale=float("inf")), "scale is inf"),
     "inner": (
         Together((LORA, LoKr((A,), (B, BAD), 1.0))),
         "parts.1.y.1 has 2 of 4 numbers NaN or infinite",
-    ),
-    "dtype": (
-        replace(LORA, a=A.astype(">f4")),
-        "a is an array (2, 4) of >f4, expected an array (r, in) of Float",
     ),
     "f8": (replace(LORA, a=A.astype(ml_dtypes.float8_e4m3fn)), "a is an array of float8_e4m3fn"),
     "axes": (
