@@ -542,4 +542,8 @@ def test_factors_that_do_not_fit_are_listed() -> None:
     text = str(caught.value)
     assert "\n  a: lora_A has shape (" in text and "\n  c: saved weight has shape (8, 6)" in text
     assert "\n  n: saved bias has shape (4,)" in text and "\n  b: " not in text
-    assert text.endswith("or on a base of another size?")
+    assert text.endswith(
+        "or on a base of another size? If it was trained with more tokens, resize these leaves of "
+        "the params first, or merge into the checkpoint with jaxmix.merge_checkpoint(..., "
+        "resize=True)."
+    )
