@@ -1,4 +1,4 @@
-"""One adapter file in a folder or a repository: the one that is meant, where no path says it."""
+"""Chooses the adapter file of a folder or repository, where no path names it."""
 
 from collections.abc import Callable, Sequence
 

@@ -29,7 +29,7 @@ class Found:
         default: its name if none is given.
         source: where it came from, as it may be told to others.
         beside: the names of other files of weights in its folder, which the format does not read by
-            itself, and nobody said to ignore.
+            itself, and that are not ignored.
     """
 
     path: Path

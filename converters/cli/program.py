@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except JaxmixError as error:
         tell_error(str(error), type(error).__name__, as_json=as_json)
         return _UNVERIFIED if isinstance(error, VerificationError) else 1
-    except (OSError, UnicodeError) as error:  # of a path that nobody looked at before
+    except (OSError, UnicodeError) as error:  # from a path that was not checked before
         tell_error(f"{error}. Check the paths.", type(error).__name__, as_json=as_json)
         return 1
     except _UsageError as error:

@@ -1,4 +1,4 @@
-"""What a merge wrote, for whoever asked for it."""
+"""The result of a merge: what it wrote, changed and left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

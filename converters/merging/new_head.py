@@ -140,7 +140,7 @@ def _chosen(
     """The class that has the saved head.
 
     Raises:
-        LayoutError: If nobody asked for it, there is none, or it can't be told which.
+        LayoutError: If the option is not set, no class fits, or several do.
     """
     fitting = [one for one in classes if one.fits(leaves)]
     said = set(_said(mixed))

@@ -106,7 +106,7 @@ def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
         leaves: the names of the tensors that adapters may touch.
     """
     tensors, readout = checkpoint.tensors, look(checkpoint)
-    # What weights that can be read are made of; the others' parts are told one by one.
+    # Parts of weights that can be read; parts of the others are listed one by one.
     known = {*readout.parts} if not readout.wrong else set[str]()
     unread: list[str] = []
     read: list[str] = []

@@ -67,7 +67,7 @@ class Grouped(Packed):
 
     def _zeros(self, part: slice) -> np.ndarray:
         """The zero points (groups, outputs) of a run of outputs."""
-        # 32 of them fill a whole number of words, whatever their bits.
+        # 32 of them end at the end of a word, whatever their bits.
         first, last = part.start // _WORD, -(-part.stop // _WORD)
         words = read_slice(
             self.zeros, (slice(None), slice(first * self.bits, last * self.bits))

@@ -117,7 +117,7 @@ class Identity(Operator):
 class Diagonal(Operator):
     """``diag(d)``. What an entry of zero meets is not read: it may be NaN or infinite.
 
-    So a leaf that is replaced as a whole takes nothing over from the one that was there.
+    So a leaf that is replaced as a whole does not depend on its old numbers.
 
     Args:
         d: the diagonal (n,).
