@@ -11,9 +11,9 @@ It holds
 - ``old``: what stood in the output's place, where the system can't exchange two folders at once.
 """
 
-import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +182,7 @@ class Place:
         intact = {}
         for number, record in done.items():
             target = self.target(shards[number])
-            if record.get("sha256") == _hash(target):
+            if record.get("crc32") == _checksum(target):
                 intact[number] = record
             else:
                 self.record(number).unlink()
@@ -196,7 +196,7 @@ class Place:
         part, target = self.part(number), self.target(shard)
         synced(part)
         target.parent.mkdir(parents=True, exist_ok=True)
-        written = {"size": shard.size, "sha256": _hash(part), **record}
+        written = {"size": shard.size, "crc32": _checksum(part), **record}
         part.rename(target)
         synced(target.parent)
         write_json(self.record(number), written)
@@ -259,7 +259,10 @@ class Place:
             pass
 
 
-def _hash(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksum(path: Path) -> int:
+    """The CRC-32 of a file: it sees what a disk may do to it, at several times SHA-256's speed."""
+    value = 0
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(8 << 20):
+            value = zlib.crc32(data, value)
+    return value
