@@ -180,7 +180,7 @@ def test_attached_without_merging() -> None:
                 jnp.einsum("td,dnh->tnh", x, attn[name]["kernel"]) + attn[name]["bias"][None]
                 for name in ("query", "key", "value")
             )
-            x = x + jnp.einsum("tnh,nhd->td", q * k * v, attn["out"]["kernel"])
+            x = x + jnp.einsum("tnh,nhd->td", jnp.tanh(q * k * v), attn["out"]["kernel"])
             return x + jnp.tanh(x @ block["up"]["kernel"]) @ block["down"]["kernel"], None
 
         return jnp.sum(jax.lax.scan(layer, x, params["layers"])[0] ** 2)
