@@ -22,7 +22,7 @@ __all__ = ["is_copy"]
 _TENSORS, _NUMBERS = 16, 1 << 14
 # What a cast to bfloat16 may change, relative to the number.
 _ROUNDING = 2.0**-7
-# Pickles in a legacy PyTorch file before and with the one that names the tensors.
+# A legacy PyTorch file is a sequence of pickles; the tensors' names are in one of the first five.
 _PICKLES = 5
 
 

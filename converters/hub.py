@@ -270,7 +270,9 @@ class _Place:
         try:
             api = huggingface_hub.HfApi()
             told: Any = api.model_info(self.hub_id, revision=self.revision, timeout=_TIMEOUT)
-        except Exception:  # It goes on with what is here.
+        # The client's kinds of errors differ from version to version. The list only serves to find
+        # weights that are not read; without it, those in the local cache are looked at.
+        except Exception:
             return None
         return [file.rfilename for file in told.siblings or ()]
 
@@ -284,6 +286,6 @@ class _Place:
                     self.hub_id, revision=self.revision, local_files_only=True
                 )
             )
-        except Exception:  # There is nothing.
+        except (OSError, ValueError):  # not in the cache
             return
         yield from (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

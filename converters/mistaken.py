@@ -1,4 +1,4 @@
-"""What a folder or file is that was given for an adapter, or for a base, and is none."""
+"""Recognizes what was given in place of an adapter or a base: a model, an adapter, a GGUF file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What can't be a tree of weights, and is told so."""
+"""Refuses arguments that can't be a tree of weights."""
 
 from os import PathLike
 from typing import Any

@@ -36,7 +36,7 @@ def params() -> dict[str, Any]:
     ids=["donated", "composed", "attached", "decomposed", "banked"],
 )
 def test_used_after_they_were_given_up(use: Any) -> None:
-    """By whoever asks for them again."""
+    """Using a buffer that was given up is an error that says so."""
     base = params()
     jaxmix.compose(base, LORA, donate=True)
     assert is_deleted(base["q.weight"]) and not is_deleted(base["k.weight"])

@@ -104,8 +104,8 @@ def read_json(path: Path) -> Any:
     """What such a file holds; None if there is none, or something else: a link, a pipe."""
     try:
         with os.fdopen(os.open(path, _READ | _BINARY), "rb") as file:
-            told = os.fstat(file.fileno())
-            if not stat.S_ISREG(told.st_mode) or told.st_size > _MOST:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST:
                 return None
             return parse_json(file.read())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The folder in which an output grows: told from a stranger's, and held by one process at a time.
+"""The folder in which an output grows: recognized as a merge's, and held by one process at a time.
 
 It is a merge's if its journal says so, and names the output. Whatever else has its name is left as
 it is: nothing is created in it, emptied or removed.
@@ -79,7 +79,7 @@ def _locked_journal(place: Place) -> Any:
 
 
 def _is_empty(place: Place) -> bool:
-    """Makes the folder if there is none; whether nothing is in it.
+    """Makes the folder if it is absent, and returns whether it is empty.
 
     Raises:
         CheckpointError: if something else has its name.
@@ -96,8 +96,8 @@ def _is_held(file: Any, place: Place) -> bool:
     Raises:
         CheckpointError: if it is another's, or another process holds it.
     """
-    told = os.fstat(file.fileno())
-    if not stat.S_ISREG(told.st_mode) or told.st_size > _MOST:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST:
         raise _in_the_way(place)
     text = file.read()
     if text and _said(text) != _identity(place):
@@ -147,7 +147,7 @@ def _identity(place: Place) -> dict[str, Any]:
 
 
 def _said(text: bytes) -> Any:
-    """What a journal says; None if it is none."""
+    """The content of a journal; None if it is not JSON."""
     try:
         return parse_json(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Quantized checkpoints as what they stand for, when told so; else refused where it matters."""
+"""Dequantizes packed checkpoints on request; without it, refuses adapters on packed weights."""
 
 import math
 from collections.abc import Iterable, Iterator

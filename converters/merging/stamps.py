@@ -85,25 +85,25 @@ def watched(stamps: Mapping[Path, Stamp]) -> Iterator[None]:
 
 def _stamp(checkpoint: Checkpoint, shard: Shard) -> Stamp:
     """The stamp of a file whose header was read a moment ago."""
-    told = (checkpoint.folder / shard.name).stat()
+    status = (checkpoint.folder / shard.name).stat()
     header = hashlib.sha256(shard.header).hexdigest()
-    return Stamp(told.st_size, told.st_mtime_ns, told.st_ino, header)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino, header)
 
 
 def _change(path: Path, before: Stamp) -> str:
     """What is different about a file; empty if nothing is."""
     try:
-        told = path.stat()
+        status = path.stat()
         with path.open("rb") as file:
             length = file.read(8)
             # No longer than the file: eight bytes of anything can ask for any amount of memory.
-            text = file.read(min(int.from_bytes(length, "little"), told.st_size))
+            text = file.read(min(int.from_bytes(length, "little"), status.st_size))
     except OSError as error:
         return f"it can't be read any more ({error.strerror})"
-    if told.st_size != before.size:
-        return f"it has {told.st_size:,} bytes, and had {before.size:,}"
+    if status.st_size != before.size:
+        return f"it has {status.st_size:,} bytes, and had {before.size:,}"
     if hashlib.sha256(length + text).hexdigest() != before.header:
         return "it has another header"
-    if told.st_ino != before.inode:
+    if status.st_ino != before.inode:
         return "another file has its name"
-    return "it was written to" if told.st_mtime_ns != before.modified else ""
+    return "it was written to" if status.st_mtime_ns != before.modified else ""

@@ -11,12 +11,18 @@ import numpy as np
 
 from jaxmix.converters.huggingface import FLOATS, Stored
 from jaxmix.converters.quantization.gptq import scaled
-from jaxmix.converters.quantization.packed import Packed, Readout, Source, fields, place
+from jaxmix.converters.quantization.packed import (
+    Packed,
+    Readout,
+    Source,
+    add_modules,
+    fields,
+    place,
+)
 from jaxmix.converters.slicing import read_slice
 
 __all__ = ["read"]
 
-_MAIN = ".qweight"
 _PARTS = ("qweight", "qzeros", "scales")
 # Which of a word's eight codes, the lowest bits first, belongs to which output.
 _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -61,16 +67,12 @@ def read(source: Source, readout: Readout) -> None:
         source: the checkpoint.
         readout: where they are added.
     """
-    for name in source.tensors:
-        if name.endswith(_MAIN):
-            module = name.removesuffix(_MAIN)
-            parts = [f"{module}.{part}" for part in _PARTS]
-            readout.add(_interleaved(module, source), *parts)
+    add_modules(source, readout, _PARTS, _interleaved)
 
 
 def _interleaved(module: str, source: Source) -> Packed | str:
     """A module's weight, or what is wrong with it."""
-    settings, codes = source.settings, source.tensors[module + _MAIN]
+    settings, codes = source.settings, source.tensors[f"{module}.{_PARTS[0]}"]
     zeros, scale = (source.tensors.get(f"{module}.{part}") for part in _PARTS[1:])
     version = str(settings.get("version") or settings.get("format") or "gemm").lower()
     if version not in _VERSIONS or settings.get("backend") == "llm-awq":

@@ -14,13 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmix.converters.huggingface import FLOATS, Stored
-from jaxmix.converters.quantization.packed import Packed, Readout, Source, fields, place
+from jaxmix.converters.quantization.packed import (
+    Packed,
+    Readout,
+    Source,
+    add_modules,
+    fields,
+    place,
+)
 from jaxmix.converters.slicing import read_slice
 from jaxmix.errors import CheckpointError
 
 __all__ = ["read", "scaled"]
 
-_MAIN = ".qweight"
 _WORD = 32
 _BITS = (2, 3, 4, 8)
 # Whether the zero points of a checkpoint format are stored less 1.
@@ -100,16 +106,12 @@ def read(source: Source, readout: Readout) -> None:
         source: the checkpoint.
         readout: where they are added.
     """
-    for name in source.tensors:
-        if name.endswith(_MAIN):
-            module = name.removesuffix(_MAIN)
-            parts = [f"{module}.{part}" for part in _PARTS]
-            readout.add(_grouped(module, source), *parts)
+    add_modules(source, readout, _PARTS, _grouped)
 
 
 def _grouped(module: str, source: Source) -> Packed | str:
     """A module's weight, or what is wrong with it."""
-    settings, codes = source.settings, source.tensors[module + _MAIN]
+    settings, codes = source.settings, source.tensors[f"{module}.{_PARTS[0]}"]
     zeros, scale, groups = (source.tensors.get(f"{module}.{part}") for part in _PARTS[1:])
     told = str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
     if told not in _FORMATS:

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmix.converters.huggingface import Stored
 
-__all__ = ["Packed", "Readout", "Source", "Turned", "fields", "place"]
+__all__ = ["Packed", "Readout", "Source", "Turned", "add_modules", "fields", "place"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,26 @@ def place(
 ) -> tuple[str, str, tuple[int, ...], Any, int, int]:
     """The first fields of a `Packed`: those of a tensor of bfloat16 in the place of another."""
     return name, "BF16", shape, main.file, main.start, 2 * math.prod(shape)
+
+
+def add_modules(
+    source: Source,
+    readout: Readout,
+    parts: Sequence[str],
+    read: Callable[[str, Source], Packed | str],
+) -> None:
+    """Adds the weight of every module that has the first of some tensors.
+
+    Args:
+        source: The checkpoint.
+        readout: Where they are added.
+        parts: The last names of the tensors of which a weight is made.
+        read: From a module to its weight, or to what is wrong with it.
+    """
+    for name in source.tensors:
+        module, _, last = name.rpartition(".")
+        if module and last == parts[0]:
+            readout.add(read(module, source), *(f"{module}.{part}" for part in parts))
 
 
 def fields(words: np.ndarray, bits: int) -> np.ndarray:

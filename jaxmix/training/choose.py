@@ -33,7 +33,7 @@ def targets_of(
             f"Its modules are:{listing(modules)}"
         )
     if lost := [one for one in parameters or () if not any(is_named(m, [one]) for m in modules)]:
-        raise _nobodys([f"target_parameters: {name!r}" for name in lost], modules)
+        raise _unmatched([f"target_parameters: {name!r}" for name in lost], modules)
     for one in parameters or ():
         targets.update({m: found.target(m) for m in modules if is_named(m, [one])})
     if not targets:
@@ -120,12 +120,12 @@ def _chosen(found: Survey, rules: Rules) -> list[str]:
     if isinstance(rules.exclude_modules, str) and not left_out:
         lost.append(f"exclude_modules: {rules.exclude_modules!r}")
     if lost:
-        raise _nobodys(lost, list(modules))
+        raise _unmatched(lost, list(modules))
     return chosen
 
 
-def _nobodys(names: Sequence[str], modules: Sequence[str]) -> AdapterError:
-    """What is said of names that nobody has."""
+def _unmatched(names: Sequence[str], modules: Sequence[str]) -> AdapterError:
+    """The error for names that no module has."""
     return AdapterError(
         f"names that no module of the params has:{listing(names)}\nIts modules are:"
         f"{listing(modules)}"

@@ -51,7 +51,7 @@ def test_with_a_base_modules_may_differ():
 
 
 def test_one_adapter_alone():
-    """It shares sites with nobody."""
+    """It shares no site with any of the others."""
     assert combine([lora("a", "x")], method="linear").sites == ("x",)
 
 

@@ -93,7 +93,7 @@ def test_contents_that_are_no_tensors(content: Any, expected: str, tmp_path: Pat
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
-    """As in PEFT; the other is a copy that nobody reads, and may be asked for by its path."""
+    """As in PEFT, safetensors goes first; the other copy is read if its path is given."""
     folder = save(tmp_path)
     torch.save({key: 2 * x for key, x in tensors().items()}, folder / BIN)
     safe: Any = jaxmix.load(folder).updates[SITE]

@@ -49,7 +49,7 @@ _TOKENS = list(range(OLD, NEW))
 _SAVED = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
 _BOTH = {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}
 _AS_ONE: dict[str, Any] = {"ensure_weight_tying": True}
-# The model, the new size, what PEFT is told, and what the merge is.
+# The model, the new size, PEFT's arguments, and the merge's.
 CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], dict[str, Any]]] = {
     "saved": (_llama, NEW, _SAVED, {}),
     "saved, fewer": (_llama, OLD - 4, _SAVED, {}),

@@ -146,7 +146,7 @@ def test_flag_of_the_whole_file(name: str, flag: bool, tmp_path: Path) -> None:
     _assert_same(ours, truth, base)
 
 
-# Types that the flag concerns, with what they need. IA3's two kinds of vectors are told by shape.
+# Types that the flag concerns, with what they need. IA3's two kinds of vectors differ in shape.
 TYPES: dict[str, Any] = {
     "adalora": lambda t: peft.AdaLoraConfig(init_r=2, total_step=1, target_modules=t),
     "deft": lambda t: peft.DeftConfig(r=2, target_modules=t),

@@ -157,7 +157,7 @@ def test_a_module_that_was_saved_whole(keys, tmp_path):
 
 @pytest.mark.parametrize("name", ["default.", "style.", ""])
 def test_parts_of_a_module_that_was_saved_whole(name, tmp_path):
-    """The adapter's name is told from the name of a part by the original module."""
+    """The original module tells the adapter's name from the name of a part."""
     made = keyed(factors(FORMS["lora"])) | {
         f"{ROOT}cls.modules_to_save.{name}dense.weight": WHOLE,
         f"{ROOT}cls.original_module.dense.weight": 0 * WHOLE,

@@ -69,7 +69,7 @@ def test_rows(case: str, tmp_path: Path) -> None:
     "case", ["nf4_nested", "nf4_odd", "int8", "gptq_3_desc_act", "awq", "mxfp4"]
 )
 def test_merged(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A weight that nobody touches is rounded once; one with an adapter too, and all is proven."""
+    """Weights with and without an adapter are rounded once, and verified as proven."""
     monkeypatch.setattr(recipe, "BLOCK", 200)
     other, plain = "model.layers.1.", np.ones((6, 4), np.float16)
     tensors = packed(case, MODULE) | packed(case, other)
