@@ -141,11 +141,11 @@ def test_arrows_can_fail(name: str, source: str) -> None:
 def test_arrows_can_pass() -> None:
     """And these are not."""
     for name, source in {
-        "jaxmix": "from jaxmix.converters.merging import verify_merge\nfrom jaxmix.mixing import mix",
+        "jaxmix": "from jaxmix.converters.merging import front\nfrom jaxmix.mixing import mix",
         "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
         "jaxmix.converters.cli": "import jaxmix\ndef f():\n    from jaxmix.demo import run",
         "jaxmix.placement.layout": "def f():\n    from jaxmix.converters.layouts import TABLES",
-        "jaxmix.converters.layouts": "import re\nfrom jaxmix.layout import Rule",
+        "jaxmix.converters.layouts": "import re\nfrom jaxmix.placement.layout import Rule",
         "jaxmix.demo.run": "import jaxmix\nfrom jaxmix.models import from_torch",
     }.items():
         assert not wrong_arrows(source, name, name == "jaxmix")
