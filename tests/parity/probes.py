@@ -63,7 +63,7 @@ def _conv_forward(folder: Path) -> str:
 
 
 def _rotation_order(folder: Path, net: Net) -> str:
-    """Whether the first-loaded of two rotations turns the weight first."""
+    """Whether the rotation that is loaded first rotates the weight first."""
     model, folders = _saved(net, folder, (OFTConfig, {"oft_block_size": 2}), _OFT)
     x = inputs(net)
     truth = forward(mixed_model(model, folders), x)
@@ -71,7 +71,7 @@ def _rotation_order(folder: Path, net: Net) -> str:
     for one in folders:
         steps = mixed_model(steps, [one]).merge_and_unload()
     same = difference(forward(steps, x), truth) < 1e-10
-    return f"the {'first' if same else 'last'}-loaded turns the weight first"
+    return f"the adapter loaded {'first' if same else 'last'} rotates the weight first"
 
 
 def _bias_dropped(folder: Path) -> str:
