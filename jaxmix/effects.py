@@ -17,17 +17,17 @@ from jaxtyping import Array, Float
 
 from jaxmix.adapter import Mixable, words
 from jaxmix.affine import AffineMap, Base, fold
-from jaxmix.apply import dense
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Together, Update
 from jaxmix.families.base import Chain, joint_flag, maps
 from jaxmix.operators import Dense, Operator, Zero, add
+from jaxmix.placement import Site, resolve
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.orientation import may_be_conv1d
 from jaxmix.placement.quantized import dequantized
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 from jaxmix.singular import low_rank_of
 
 __all__ = ["Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
@@ -120,25 +120,25 @@ def effects(
     for own in each:
         for site, word in own.items():
             joint[site] = (*joint.get(site, ()), *word)
-    tree, sites = dense.fitted(params, joint, layout)
-    for one in sites:
-        yield _at(one, [len(own.get(one.site.name, ())) for own in each], tree)
+    resolved = resolve(params, joint, layout)
+    for site in resolved.sites:
+        yield _at(site, [len(own.get(site.name, ())) for own in each], resolved.tree)
 
 
 @jax.default_matmul_precision("highest")
-def _at(one: dense.Fitted, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effect, ...]]:
+def _at(site: Site, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effect, ...]]:
     """A site and the effects there of words of so many updates.
 
     They were fit as one word, so that all of them see the weight lie the same way.
     """
-    weight = _here(dequantized(tree.leaf(one.site.weight))) if one.site.weight else None
-    bias = _here(dequantized(tree.leaf(one.site.bias))) if one.site.bias else None
+    weight = _here(dequantized(tree.leaf(site.weight))) if site.weight else None
+    bias = _here(dequantized(tree.leaf(site.bias))) if site.bias else None
     found: list[Effect] = []
-    left = one.word
+    rest = site.chain
     for count in counts:
-        found.append(_effect(one, left[:count], weight, bias))
-        left = left[count:]
-    return _spot(one, weight, bias), tuple(found)
+        found.append(_effect(site, rest[:count], weight, bias))
+        rest = rest[count:]
+    return _spot(site, weight, bias), tuple(found)
 
 
 def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
@@ -175,9 +175,8 @@ def is_plain(update: Update) -> bool:
     return isinstance(update, LoRA) and update.magnitude is None
 
 
-def _spot(one: dense.Fitted, weight: Any, bias: Any) -> Spot:
+def _spot(site: Site, weight: Any, bias: Any) -> Spot:
     """What is said of a site beside its effects."""
-    site = one.site
     place = site.weight if site.changes_weight else None
     shape = place.shape(weight.shape) if place else ()
     is_vector = len(shape) == 1
@@ -186,10 +185,10 @@ def _spot(one: dense.Fitted, weight: Any, bias: Any) -> Spot:
         site.name,
         tuple(shape[2:]),
         is_vector,
-        embedding=is_named or any(_is_embedding(update) for _, update in one.word),
-        transposed=one.turned,
-        weight=_matrix(weight, one.weight)[:, 0] if is_vector and one.weight else None,
-        bias=_matrix(bias, one.bias)[:, 0] if one.bias else None,
+        embedding=is_named or any(_is_embedding(update) for _, update in site.chain),
+        transposed=site.transposed,
+        weight=_matrix(weight, form)[:, 0] if is_vector and (form := site.weight_form) else None,
+        bias=_matrix(bias, site.bias_form)[:, 0] if site.bias_form else None,
     )
 
 
@@ -200,23 +199,24 @@ def _is_embedding(update: Update) -> bool:
     return bool(getattr(update, "embedding", False))
 
 
-def _effect(one: dense.Fitted, word: Chain, weight: Any, bias: Any) -> Effect:
+def _effect(site: Site, chain: Chain, weight: Any, bias: Any) -> Effect:
     """The effect of a word at a site."""
-    reads = any(update.reads_base for _, update in word)
+    reads = any(update.reads_base for _, update in chain)
     delta, moved, noise = None, None, 0.0
-    if one.weight and one.site.changes_weight:
-        form, dtype = one.weight, arithmetic(weight.dtype)
+    if site.weight_form and site.changes_weight:
+        form, dtype = site.weight_form, arithmetic(weight.dtype)
         shape = form.shape(weight.shape)
         base = Base(_matrix(weight, form) if reads else None, shape)
-        steps = fold(maps(cast(word, dtype), base))
+        steps = fold(maps(cast(chain, dtype), base))
         delta = _shift_of(steps, shape)
         if delta is None:
             delta, noise = _difference(steps, lambda: _matrix(weight, form))
-    if one.bias and any(update.has_bias or update.turns_bias for _, update in word):
-        column = _matrix(bias, one.bias)
-        matrix = _matrix(weight, one.weight).astype(column.dtype) if reads and one.weight else None
+    if site.bias_form and any(update.has_bias or update.turns_bias for _, update in chain):
+        column, matrix = _matrix(bias, site.bias_form), None
+        if reads and site.weight_form:
+            matrix = _matrix(weight, site.weight_form).astype(column.dtype)
         rows, cols = column.shape if matrix is None else matrix.shape
-        steps = fold(maps(cast(word, column.dtype), Base(matrix, (rows, cols), column), "bias"))
+        steps = fold(maps(cast(chain, column.dtype), Base(matrix, (rows, cols), column), "bias"))
         same = jnp.zeros_like(column)
         moved = (_difference(steps, lambda: column)[0].dense() if steps else same)[:, 0]
     return Effect(delta, moved, noise)

@@ -9,13 +9,14 @@ from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import NAMES, Layout, libraries
 from jaxmix.placement.own import own_layout
 from jaxmix.placement.roles import Roles
-from jaxmix.placement.sites import Site, Tree, placed
+from jaxmix.placement.sites import Site, placed
+from jaxmix.placement.tree import Tree
 
 __all__ = ["chosen", "library"]
 
 
 def chosen(
-    tree: Tree, words: Mapping[str, Chain], fits: Callable[[Sequence[Site]], bool]
+    tree: Tree, chains: Mapping[str, Chain], fits: Callable[[Sequence[Site]], bool]
 ) -> tuple[Layout, list[Site] | None]:
     """The layout by which all sites find a leaf, and the sites as it places them.
 
@@ -25,7 +26,7 @@ def chosen(
 
     Args:
         tree: the params.
-        words: ``{site: word}``.
+        chains: ``{site: chain}``.
         fits: whether sites, as they were placed, fit the shapes of their leaves.
 
     Returns:
@@ -34,23 +35,23 @@ def chosen(
     Raises:
         LayoutError: if several fit that see the sites differently.
     """
-    sites, lost = placed(tree, words, NAMES, is_strict=True)
+    sites, lost = placed(tree, chains, NAMES, is_strict=True)
     if not lost and not _has_axes(tree, sites):
         return NAMES, sites
     own = own_layout(Roles(tree))
-    ours, missing = ([], [None]) if own is None else placed(tree, words, own, is_strict=True)
+    ours, missing = ([], [None]) if own is None else placed(tree, chains, own, is_strict=True)
     if own is not None and not missing and fits(ours):
         return own, ours
     if not lost:
         return NAMES, sites
     # What of names is not found by all of them, or twice, is not found by some of them either.
     tables = [table for table in libraries().values() if not table.by_name]
-    found = [(table, placed(tree, words, table, is_strict=True)) for table in tables]
+    found = [(table, placed(tree, chains, table, is_strict=True)) for table in tables]
     named = [(table, sites) for table, (sites, lost) in found if not lost]
     if not named and own is not None and not missing:
         return own, ours
     if not named:
-        misses = {table: len(placed(tree, words, table)[1]) for table in (NAMES, *tables)}
+        misses = {table: len(placed(tree, chains, table)[1]) for table in (NAMES, *tables)}
         return min(misses, key=misses.__getitem__), None
     if not _others(tree, named):
         return named[0]

@@ -7,13 +7,13 @@ PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedd
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Literal, get_args
+from functools import cache, cached_property, lru_cache
+from typing import get_args
 
 from jaxmix.errors import LayoutError
-from jaxmix.placement.place import Place, Scale, are_sizes, is_scale
+from jaxmix.placement.place import Part, Place, Scale, are_sizes, is_scale
 from jaxmix.untrusted.patterns import find, is_match
 
 __all__ = [
@@ -29,9 +29,8 @@ __all__ = [
     "Scale",
     "libraries",
     "named",
+    "register_libraries",
 ]
-
-Part = Literal["weight", "bias"]
 
 
 @dataclass(frozen=True)
@@ -232,11 +231,22 @@ NAMES = Layout("names", _named({**_TORCH, **_FLAX}), by_name=True)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
 
 
-def libraries() -> Mapping[str, Layout]:
-    """The layouts of the model libraries.
+_LIBRARIES: list[Callable[[], Mapping[str, Layout]]] = []
 
-    Returns:
-        Each by its name; read at the first call.
+
+def register_libraries(tables: Callable[[], Mapping[str, Layout]]) -> None:
+    """Registers layouts of model libraries, so that they are found by name and tried on trees.
+
+    Args:
+        tables: Returns ``{name: layout}``; called when a layout is first looked up.
+    """
+    _LIBRARIES.append(tables)
+    libraries.cache_clear()
+
+
+@cache
+def libraries() -> Mapping[str, Layout]:
+    """Returns the layouts of the model libraries by name.
 
     Example:
         >>> [name for name in libraries() if name.startswith("maxtext_l")]
@@ -244,9 +254,7 @@ def libraries() -> Mapping[str, Layout]:
 
     Source: ``jaxmix/converters/layouts``, a table for each library.
     """
-    from jaxmix.converters.layouts import TABLES
-
-    return TABLES
+    return {name: layout for tables in _LIBRARIES for name, layout in tables().items()}
 
 
 def named(layout: Layout | str | None) -> Layout:

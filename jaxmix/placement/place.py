@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import einops
 import jax
@@ -14,7 +14,9 @@ import numpy as np
 
 from jaxmix.errors import LayoutError
 
-__all__ = ["Place", "Scale", "are_sizes", "atoms", "is_scale", "parsed_index", "spelled"]
+__all__ = ["Part", "Place", "Scale", "are_sizes", "atoms", "is_scale", "parsed_index", "spelled"]
+
+Part = Literal["weight", "bias"]
 
 # A number, or sizes of axes to powers: (("h", -0.5),) is 1/√h.
 Scale = float | tuple[tuple[str, float], ...]

@@ -9,9 +9,10 @@ from jaxmix.placement.devices import sharding_of
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import KERNEL, Layout, Part, Place
 from jaxmix.placement.orientation import may_be_conv1d
-from jaxmix.placement.sites import Site, Tree
+from jaxmix.placement.sites import Site
+from jaxmix.placement.tree import Tree
 
-__all__ = ["Reading", "form_of", "misfit", "read_weight", "turned_word"]
+__all__ = ["Reading", "form_of", "misfit", "read_weight", "transposed_chain"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,14 @@ class Reading:
     """How a leaf holds a site's weight.
 
     Args:
-        form: Its form; None if the updates don't fit it.
-        turned: Whether PyTorch stores the weight as (in, out), so that the updates are turned.
-        misfit: What does not fit, in words; None if all does.
-        is_unclear: Whether it may as well lie the other way.
+        form: Its form; None if the updates do not fit it.
+        transposed: Whether PyTorch stores the weight as (in, out) and the updates are transposed.
+        misfit: What does not fit, as a message; None if everything does.
+        is_unclear: Whether the other orientation is just as likely.
     """
 
     form: Form | None
-    turned: bool = False
+    transposed: bool = False
     misfit: str | None = None
     is_unclear: bool = False
 
@@ -52,26 +53,26 @@ def read_weight(tree: Tree, site: Site, place: Place, table: Layout | None) -> R
     shape = place.shape(tree.leaf(place).shape)
     form = form_of("weight", tree, place)
     if len(shape) != 2:
-        return _first_fit(site.word, [(form, False)], shape)
-    flag = joint_flag(update.transposed for _, update in site.word)
+        return _first_fit(site.chain, [(form, False)], shape)
+    flag = joint_flag(update.transposed for _, update in site.chain)
     stated = table.is_conv1d(site.name) if table else None
     if place.axes is None:
         lies = [stated] if stated is not None else _orientations(tree, site, place, flag)
         ways = [(replace(form, transposed=way), way) for way in lies]
-        found = _first_fit(site.word, ways, shape)
+        found = _first_fit(site.chain, ways, shape)
         if stated is None and flag is None and len(lies) == 2:
-            other = _first_fit(site.word, ways[::-1], shape)
-            return replace(found, is_unclear=found.turned != other.turned)
+            other = _first_fit(site.chain, ways[::-1], shape)
+            return replace(found, is_unclear=found.transposed != other.transposed)
         return found
     if place.index is None and _swaps(place.axes):
         # A Flax kernel (in, out): its transpose is the matrix, and nothing has to move.
         is_plain = place.axes == KERNEL and tree.out_axes.of(place.leaf) == 0
-        plain = replace(form, axes=None, transposed=not is_plain)
+        plain = replace(form, place=replace(form.place, axes=None), transposed=not is_plain)
         says = stated if stated is not None else flag
         turned = may_be_conv1d(place.leaf) if says is None else says
         matrix = shape[::-1] if is_plain else shape
-        return _first_fit(site.word, [(plain, turned), (plain, not turned)], matrix, at_rest=True)
-    return _first_fit(site.word, [(form, bool(flag))], shape, at_rest=True)
+        return _first_fit(site.chain, [(plain, turned), (plain, not turned)], matrix, at_rest=True)
+    return _first_fit(site.chain, [(form, bool(flag))], shape, at_rest=True)
 
 
 def _orientations(tree: Tree, site: Site, place: Place, flag: bool | None) -> list[bool]:
@@ -107,7 +108,7 @@ def _first_fit(
     first: str | None = None
     for form, turned in ways:
         size = (cols, rows) if turned and not at_rest else (rows, cols)
-        why = misfit(turned_word(word) if turned else word, size)
+        why = misfit(transposed_chain(word) if turned else word, size)
         if why is None:
             return Reading(form, turned)
         first = first or why
@@ -127,12 +128,11 @@ def form_of(part: Part, tree: Tree, place: Place) -> Form:
     """
     leaf = tree.leaf(place)
     factor = place.factor(tuple(leaf.shape))
-    return Form(
-        part, place.axes, place.index, False, sharding_of(leaf), sizes=place.sizes, scale=factor
-    )
+    nameless = replace(place, leaf="", scale=1.0)
+    return Form(part, nameless, False, sharding_of(leaf), factor)
 
 
-def turned_word(word: Chain) -> Chain:
+def transposed_chain(word: Chain) -> Chain:
     """The word at a weight that PyTorch has as (in, out)."""
     return tuple((strength, update.turned()) for strength, update in word)
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from jaxmix.placement.classes import Kind, Known, judged, owners
 from jaxmix.placement.quantized import is_quantized
-from jaxmix.placement.sites import Tree
 from jaxmix.placement.stacks import Stack, stacks
+from jaxmix.placement.tree import Tree
 
 __all__ = ["EMBEDDING", "Role", "Roles", "depth"]
 

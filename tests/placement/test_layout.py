@@ -15,7 +15,8 @@ from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import Replace, Update
 from jaxmix.placement.layout import FLAX, LAYOUTS, NAMES, TORCH, Place
 from jaxmix.placement.names import leaf_name, leaf_names
-from jaxmix.placement.sites import Site, Tree, shared
+from jaxmix.placement.sites import Site
+from jaxmix.placement.tree import Tree
 
 from ..laws.draws import FAMILIES, Module, made, normal, ones, zeros
 from ..laws.truth import fold
@@ -356,9 +357,9 @@ def test_many_sites_in_one_leaf_take_no_time() -> None:
     places = [Place("w", index=f"{i}, {j}") for i in range(60) for j in range(100)]
     tree = Tree.of({"w": zeros((60, 100, 2))})
     sites = [Site(f"s{i}", (), place) for i, place in enumerate(places)]
-    assert list(shared(tree, sites)) == []
+    assert list(overlaps(tree, sites)) == []
     twice = [*sites, Site("again", (), Place("w", index="59, -1"))]
-    assert list(shared(tree, twice)) == ["w: s5999's weight and again's weight"]
+    assert list(overlaps(tree, twice)) == ["w: s5999's weight and again's weight"]
 
 
 # ---------------------------------------------------------------- names of leaves
