@@ -72,7 +72,7 @@ class PSOFT(Update):
         free = jnp.asarray(self.rotation)
         if free.ndim == 1:
             q = skew(free[None])
-            q = q if self.eps is None else shrunk(q, self.eps)
+            q = q if self.eps is None else shrunk(q, jnp.asarray(self.eps, q.dtype))
             # The exact rotation is the one whose inverse OFT takes.
             free = (cayley(-q) if self.terms is None else series(q, self.terms))[0]
         if self.outputs is not None:
