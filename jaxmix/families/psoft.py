@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
-from jaxmix.operators.rotations import cayley, series, shrunk, skew
+from jaxmix.operators.rotations import cayley, series, shrunk, skew, terms_problem
 
 __all__ = ["PSOFT"]
 
@@ -94,7 +94,7 @@ class PSOFT(Update):
             "scale": (self.scale, ()),
             "eps": (self.eps, ()),
         }
-        return mismatch(factors, shape)
+        return terms_problem(self.terms) or mismatch(factors, shape)
 
     def size(self) -> str:
         """Its rank."""

@@ -117,8 +117,8 @@ BAD: dict[str, Case] = {
     "tinylora, vector": ("TINYLORA", _TINY, {**_TINY_SITE, "/tinylora_v.0": z(4)}, S,
         "tinylora_v.0 (4,), expected (3,) by the config's u"),
     "tinylora, vectors": ("TINYLORA", _TINY, _TINY_SITE, C,
-        "the file has the vectors [], expected 1 from tinylora_v.0 on, for 1 modules with weight_tying 0.0. Were "
-        "some of the modules left out of it?"),
+        "the file has the vectors [], expected 1 from tinylora_v.0 on, for 1 modules with "
+        "weight_tying 0.0. Were some of the modules left out of it?"),
     "supertuning, sizes": ("SUPERTUNING", _SUPER, {**_PLACES, "supertuning_values": z(3)}, S,
         "expected values (n,) and indices (n,)"),
     "supertuning, not saved": ("SUPERTUNING", _SUPER, {"supertuning_values": z(3)}, C,
