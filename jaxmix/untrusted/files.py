@@ -14,7 +14,15 @@ from typing import Any
 
 from jaxmix.errors import CheckpointError
 
-__all__ = ["check_regular", "header_problem", "local_path", "parse_json", "read_small", "shown"]
+__all__ = [
+    "check_regular",
+    "header_problem",
+    "local_path",
+    "output_path",
+    "parse_json",
+    "read_small",
+    "shown",
+]
 
 # The largest small files that people have are the indexes of checkpoints, of some megabytes.
 SMALL = 64 * 2**20
@@ -56,6 +64,43 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
             f"the {what} {shown(text)} can't be looked up: {reason}. Check its spelling."
         ) from error
     return found
+
+
+def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
+    """A path to write to, as the user gave it, with ``~`` expanded.
+
+    Args:
+        path: The path.
+        what: What is written there, for the message.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: If nothing can be written there by name: an empty string, the root of the
+            file system, a path relative to a working directory that is gone; or as `local_path`.
+
+    Example:
+        >>> output_path("/")
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: the output / has no name of its own, expected a folder or ...
+    """
+    place = local_path(path, what)
+    if not os.fspath(path):
+        raise CheckpointError(f"the {what} is an empty string, expected a path. Give one.")
+    try:
+        name = place.resolve().name
+    except OSError as error:  # of the working directory
+        raise CheckpointError(
+            f"the {what} {path} can't be looked up: the working directory is gone. Change to a "
+            "folder that exists, or give a whole path."
+        ) from error
+    if not name:
+        raise CheckpointError(
+            f"the {what} {path} has no name of its own, expected a folder or file in it. Give one."
+        )
+    return place
 
 
 def shown(text: str, limit: int = 80) -> str:
