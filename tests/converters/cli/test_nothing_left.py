@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters import merging
 from jaxmix.converters.adapters.mixfile import writing as mixes
 from jaxmix.converters.adapters.peft import export as exports
+from jaxmix.converters.merging import place
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
@@ -103,8 +103,7 @@ def test_a_full_disk_leaves_nothing(
     monkeypatch.setattr(
         sys.modules["jaxmix.converters.adapters.lycoris.writing"], "save_file", _full
     )
-    monkeypatch.setattr(merging.pipeline, "new_file", _full, raising=False)
-    monkeypatch.setattr(merging.place, "synced", _full)
+    monkeypatch.setattr(place, "synced", _full)
     out = _out(command, tmp_path)
     document = told(capsys, *WORDS[command](base, adapters["lora"]), "-o", out, code=1)
     assert "No space left on device" in document["error"]
