@@ -20,8 +20,8 @@ _SHOWN = 20
 class Site:
     """One module that adapters change, and where its tensors are in a params tree.
 
-    A weight may be one place today. The next step are weights that are assembled from several
-    places, so callers ask `leaves` for names and leave the rest to this package.
+    A site's weight is one place. Callers use the places' ``leaf`` and the forms, and leave their
+    contents to this package.
 
     Args:
         name: The module's PyTorch name.

@@ -160,9 +160,9 @@ def test_a_pattern_that_is_none() -> None:
     with pytest.raises(LayoutError) as caught:
         Layout("mine", conv1d="(")
     assert str(caught.value).startswith(
-        "the layout 'mine': conv1d '(' is no regular expression: missing ), unterminated"
+        "the layout 'mine': conv1d '(' is not a regular expression: missing ), unterminated"
     )
-    with pytest.raises(LayoutError, match="conv1d 3 is no regular expression"):
+    with pytest.raises(LayoutError, match="conv1d 3 is not a regular expression"):
         Layout("mine", conv1d=3)  # pyright: ignore[reportArgumentType]
 
 
