@@ -277,9 +277,9 @@ WRONG: dict[str, tuple[Rule, str]] = {
     "an index beyond, from the end": (Rule("a", "w", index=":, -9"), "out of bounds"),
     "an index of three": (Rule("a", "w", index="0, 0, 0"), "too many indices"),
     "a step of zero": (Rule("a", "w", index="::0"), "slice step cannot be zero"),
-    "no index": (Rule("a", "w", index="1.5"), "index '1.5' of a layout's rule is not a basic index"),
-    "an empty index": (Rule("a", "w", index=""), "index '' of a layout's rule is not a basic index"),
-    "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices with commas"),
+    "no index": (Rule("a", "w", index="1.5"), "'1.5' of a layout's rule is not a basic index"),
+    "an empty index": (Rule("a", "w", index=""), "'' of a layout's rule is not a basic index"),
+    "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices separated"),
     "a scalar": (Rule("a", "w", index="1, 1"), "a: w is a scalar, expected a tensor with axes"),
 }
 
