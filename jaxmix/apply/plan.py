@@ -3,9 +3,9 @@
 On an accelerator, or under an outer trace, everything is one function, and XLA fuses it. On CPU,
 XLA would fuse terms of different kinds into one slow loop. There each pass over the weight (a
 rotation, a low-rank product, …) is a compiled function that reuses the buffer of the previous one,
-and so is the computation of each update's map. `_runs_by_pass` makes this choice, and nothing else does.
-Compiled functions depend on structure, shapes and dtypes only: layers of one shape share them, new
-chains on CPU use the same few, and new strengths or factors do not re-trace.
+and so is the computation of each update's map. Only `_runs_by_pass` makes this choice. Compiled
+functions depend on structure, shapes and dtypes only: layers of one shape share them, new chains on
+CPU use the same few, and new strengths or factors do not re-trace.
 """
 
 from collections.abc import Callable, Iterable, Iterator
