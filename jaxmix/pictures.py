@@ -33,7 +33,7 @@ def pyplot() -> Any:
     """The pyplot of matplotlib, drawing into files and not onto a screen.
 
     Raises:
-        UnsupportedError: if matplotlib is not installed.
+        UnsupportedError: If matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -97,9 +97,9 @@ def heat_map(
 
     Args:
         axes: matplotlib's axes.
-        rows: the rows' names.
-        columns: the columns' names.
-        numbers: a list a row; NaN stays white.
+        rows: The rows' names.
+        columns: The columns' names.
+        numbers: A list a row; NaN stays white.
         **options: colours and their limits, for matplotlib's ``imshow``.
 
     Returns:
@@ -118,13 +118,13 @@ def checked_picture(path: str | os.PathLike[str]) -> Path:
     """The file of a picture, as far as can be told before it is drawn.
 
     Args:
-        path: the file to write.
+        path: The file to write.
 
     Returns:
         The same.
 
     Raises:
-        UnsupportedError: if matplotlib is missing, or the name ends as no picture's here.
+        UnsupportedError: If matplotlib is missing, or the name ends as no picture's here.
     """
     place = local_path(path, "picture")
     if place.suffix.lower()[1:] not in ("", *FORMATS):
@@ -141,14 +141,14 @@ def save_picture(figure: Any, path: str | os.PathLike[str]) -> Path:
 
     Args:
         figure: matplotlib's figure.
-        path: the file to write; what stands there is replaced.
+        path: The file to write; what stands there is replaced.
 
     Returns:
         The file.
 
     Raises:
-        CheckpointError: if it can't be written there.
-        UnsupportedError: as `checked_picture`.
+        CheckpointError: If it can't be written there.
+        UnsupportedError: As `checked_picture`.
     """
     place = checked_picture(path)
     beside = place.with_name(f".{place.name}.{os.getpid()}")

@@ -39,20 +39,20 @@ class Bank:
 
     Args:
         members: ``{name: adapter or mix}``; the order counts where rows mix several of them.
-        params: the base, any pytree of weights.
-        layout: where the sites lie in the tree, as in `jaxmix.compose`.
-        capacity: for how many members there is to be room; the next power of two by default. Each
+        params: The base, any pytree of weights.
+        layout: Where the sites lie in the tree, as in `jaxmix.compose`.
+        capacity: For how many members there is to be room; the next power of two by default. Each
             kind of operators gets room in proportion: with 8 members and a capacity of 16, a kind
             that 3 of them have has room for 6.
-        blend: whether members travel with the pytree. Only then can a bank that is an argument of a
+        blend: Whether members travel with the pytree. Only then can a bank that is an argument of a
             function under `jax.jit` mix members that do not simply add at a strength for each; and
             then another member is another program.
 
     Raises:
-        AdapterError: if members are no ``{name: adapter or mix}``, or capacity is less than they
+        AdapterError: If members are no ``{name: adapter or mix}``, or capacity is less than they
             are.
-        LayoutError: as `jaxmix.compose`; on a call, if the params are not those of the bank.
-        ShapeError: as `jaxmix.compose`; on a call, if the batch's leaves differ in their rows.
+        LayoutError: As `jaxmix.compose`; on a call, if the params are not those of the bank.
+        ShapeError: As `jaxmix.compose`; on a call, if the batch's leaves differ in their rows.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -121,14 +121,14 @@ class Bank:
         """Who each row is for, as an array, for a function under `jax.jit`.
 
         Args:
-            who: as a call takes it.
+            who: As a call takes it.
 
         Returns:
             Members' numbers (rows,) int32, or strengths (rows, members).
 
         Raises:
-            AdapterError: if a name or a number is of no member, or it is nothing that says it.
-            UnsupportedError: if names are given inside a traced function that has the bank as its
+            AdapterError: If a name or a number is of no member, or it is nothing that says it.
+            UnsupportedError: If names are given inside a traced function that has the bank as its
                 argument.
 
         Example:
@@ -150,16 +150,16 @@ class Bank:
         """The bank with one more member.
 
         Args:
-            name: its name, a new one.
-            member: an adapter or a mix.
+            name: Its name, a new one.
+            member: An adapter or a mix.
 
         Returns:
             A new bank. It is the same program, if its kinds of operators are there at its leaves
             and have a free slot; else it is made anew, with twice the room if that was all taken.
 
         Raises:
-            AdapterError: if the name is taken, or it is no adapter.
-            UnsupportedError: if the bank came out of a transformation of pytrees.
+            AdapterError: If the name is taken, or it is no adapter.
+            UnsupportedError: If the bank came out of a transformation of pytrees.
         """
         making.checked({name: member}, "Bank.add")
         if name in self.names:
@@ -177,8 +177,8 @@ class Bank:
         """The bank with another member under a name; see `add`.
 
         Raises:
-            AdapterError: if there is no such member, or it is no adapter.
-            UnsupportedError: as `add`.
+            AdapterError: If there is no such member, or it is no adapter.
+            UnsupportedError: As `add`.
         """
         making.checked({name: member}, "Bank.replace")
         origin = self._made_of("replace")
@@ -189,8 +189,8 @@ class Bank:
         """The bank without a member; the others keep their numbers.
 
         Raises:
-            AdapterError: if there is no such member.
-            UnsupportedError: as `add`.
+            AdapterError: If there is no such member.
+            UnsupportedError: As `add`.
         """
         origin = self._made_of("remove")
         number = self._number(name, "remove")

@@ -33,20 +33,20 @@ def run(
     """A function on a batch of which each row has its own mix.
 
     Args:
-        fn: the function of params and a batch.
-        params: the base.
-        batch: a pytree whose leaves have rows as their first axis.
-        pick: for each row its member (rows,), or a strength for each member (rows, members).
-        leaves: what members do.
-        taken: whether there is a member of each number.
-        blended: the params with all members attached at strengths, for leaves that are not linear.
+        fn: The function of params and a batch.
+        params: The base.
+        batch: A pytree whose leaves have rows as their first axis.
+        pick: For each row its member (rows,), or a strength for each member (rows, members).
+        leaves: What members do.
+        taken: Whether there is a member of each number.
+        blended: The params with all members attached at strengths, for leaves that are not linear.
 
     Returns:
         The function's result, rows first.
 
     Raises:
-        LayoutError: if the params are not those of the bank.
-        ShapeError: if rows are not the same in all of the batch, in pick and in the result.
+        LayoutError: If the params are not those of the bank.
+        ShapeError: If rows are not the same in all of the batch, in pick and in the result.
     """
     rows = _rows(batch)
     if not rows:
@@ -110,7 +110,7 @@ def attached(
     """The params with all members attached, in order, each at its strength.
 
     Raises:
-        UnsupportedError: if nobody knows the members.
+        UnsupportedError: If nobody knows the members.
     """
     if members is None:
         leaf = next(leaf.name for leaf in leaves if not leaf.is_linear)

@@ -36,13 +36,13 @@ class Chosen(Operator):
     of factors a row chooses one at most, and without it has the identity.
 
     Args:
-        stacks: operators of one structure each, whose arrays have a further first axis of slots.
-        picks: for each stack the slot () chosen, or a strength for every slot (slots,).
-        n_rows: how many rows the operators have.
-        n_cols: how many columns.
-        is_factor: whether nothing chosen is the identity, and not zero.
-        turned: whether it is the transposes of the stacks' operators.
-        each: how many rows of a batch a slot takes on average, where all are taken.
+        stacks: Operators of one structure each, whose arrays have a further first axis of slots.
+        picks: For each stack the slot () chosen, or a strength for every slot (slots,).
+        n_rows: How many rows the operators have.
+        n_cols: How many columns.
+        is_factor: Whether nothing chosen is the identity, and not zero.
+        turned: Whether it is the transposes of the stacks' operators.
+        each: How many rows of a batch a slot takes on average, where all are taken.
 
     Example:
         >>> from jaxmix.operators import Diagonal
@@ -114,8 +114,8 @@ def entry(stack: Any, slot: Any) -> Any:
     """The operator in a slot.
 
     Args:
-        stack: a pytree whose arrays have a first axis of slots.
-        slot: its number, traced or not, inside the stack.
+        stack: A pytree whose arrays have a first axis of slots.
+        slot: Its number, traced or not, inside the stack.
     """
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, slot, 0, keepdims=False), stack)
 

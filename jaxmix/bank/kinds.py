@@ -43,10 +43,10 @@ class Kind:
     """Operators of one structure, or arrays of one shape, one in each slot.
 
     Args:
-        stack: a pytree whose arrays have an axis of slots: the first one, or the second one of what
+        stack: A pytree whose arrays have an axis of slots: the first one, or the second one of what
             has layers.
         owner: whose each slot is, a member's number; -1 for a free one.
-        axis: which axis is the slots'.
+        axis: Which axis is the slots'.
     """
 
     stack: Any
@@ -80,9 +80,9 @@ def kinds_of(
     """The kinds of what members have, each member of a kind in a slot.
 
     Args:
-        members: by number, a member's operators, or arrays.
-        room: how many slots so many members of a kind get.
-        axis: which axis of the stacks is to be the slots'.
+        members: By number, a member's operators, or arrays.
+        room: How many slots so many members of a kind get.
+        axis: Which axis of the stacks is to be the slots'.
 
     Returns:
         A kind for each structure; two, where a member has two operators of it.
@@ -148,11 +148,11 @@ def chosen(
     """What a row has of the kinds on one side of its map.
 
     Args:
-        kinds: the kinds of L, of R or of Δ.
-        pick: the row's member, or a strength for each member.
-        shape: the operators' shape.
-        is_factor: whether it is an L or R.
-        each: how many rows of a batch a slot takes on average, where all are taken.
+        kinds: The kinds of L, of R or of Δ.
+        pick: The row's member, or a strength for each member.
+        shape: The operators' shape.
+        is_factor: Whether it is an L or R.
+        each: How many rows of a batch a slot takes on average, where all are taken.
 
     Returns:
         An operator; of a leaf with layers, a stack of them.

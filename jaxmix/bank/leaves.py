@@ -26,14 +26,14 @@ class Kept:
     """What the members do to one leaf: the kinds of their L, R and Δ, or whole leaves.
 
     Args:
-        kinds: the kinds of each side; or, by "whole", of leaves with a member's updates in them.
-        name: the leaf's dotted name.
-        leaf_shape: the leaf's shape.
-        forms: how it holds its sites' tensors, as a factored leaf says it.
-        axes: the leaf's axes that are rows, columns and layers, counted from the end; None for a
+        kinds: The kinds of each side; or, by "whole", of leaves with a member's updates in them.
+        name: The leaf's dotted name.
+        leaf_shape: The leaf's shape.
+        forms: How it holds its sites' tensors, as a factored leaf says it.
+        axes: The leaf's axes that are rows, columns and layers, counted from the end; None for a
             whole one.
         shape: (out, in) of the maps; () for a whole one.
-        is_linear: whether all members add to the weight, and strengths scale what they add.
+        is_linear: Whether all members add to the weight, and strengths scale what they add.
         why: why the leaves are whole; "" where they are not.
     """
 
@@ -50,9 +50,9 @@ class Kept:
         """The leaf that one row sees.
 
         Args:
-            base: the leaf itself.
-            pick: the row's member, -1 for none; or, of a linear leaf, a strength for each member.
-            each: how many rows of a batch a member has on average.
+            base: The leaf itself.
+            pick: The row's member, -1 for none; or, of a linear leaf, a strength for each member.
+            each: How many rows of a batch a member has on average.
 
         Returns:
             A factored leaf, or an array where it is kept whole.
@@ -106,9 +106,9 @@ def kept(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) 
     """What members do to one leaf.
 
     Args:
-        name: the leaf's dotted name.
-        leaves: by number, each member's factored leaf, its map made.
-        room: how many slots so many members of a kind get.
+        name: The leaf's dotted name.
+        leaves: By number, each member's factored leaf, its map made.
+        room: How many slots so many members of a kind get.
 
     Returns:
         The kinds of their operators; or whole leaves, where one of them has no map apart from them.

@@ -49,7 +49,7 @@ def checked(members: Any, who: str) -> dict[str, Any]:
     """Members by name.
 
     Raises:
-        AdapterError: if it is no mapping from names to adapters and mixes.
+        AdapterError: If it is no mapping from names to adapters and mixes.
     """
     if not isinstance(members, Mapping):
         raise AdapterError(

@@ -23,15 +23,15 @@ def read(who: Any, names: Sequence[str | None]) -> Any:
     """Whatever a user says as an array.
 
     Args:
-        who: a sequence of names and Nones, or of ``{name: strength}``; whole numbers (rows,); or
+        who: A sequence of names and Nones, or of ``{name: strength}``; whole numbers (rows,); or
             floats (rows, members).
-        names: the members' names, in order; None where there is none.
+        names: The members' names, in order; None where there is none.
 
     Returns:
         Whole numbers (rows,), int32, or floats (rows, members).
 
     Raises:
-        AdapterError: if it is nothing of that, a name or number is of no member, or a strength is
+        AdapterError: If it is nothing of that, a name or number is of no member, or a strength is
             not finite.
     """
     if isinstance(who, str | Mapping) or who is None:
@@ -86,10 +86,10 @@ def as_array(who: Any, names: Sequence[str | None] | None) -> Any:
 
     Args:
         who: whole numbers (rows,), or floats (rows, members).
-        names: the members' names; None where nobody knows them.
+        names: The members' names; None where nobody knows them.
 
     Raises:
-        AdapterError: as `read`.
+        AdapterError: As `read`.
     """
     is_whole, is_float = (jnp.issubdtype(who.dtype, kind) for kind in (jnp.integer, jnp.floating))
     if is_whole and who.ndim == 1:
@@ -123,7 +123,7 @@ def wrong_number(who: Any, taken: Any) -> Any:
 
     Args:
         who: whole numbers (rows,), traced or not.
-        taken: whether there is a member of each number (n,), likewise.
+        taken: Whether there is a member of each number (n,), likewise.
     """
     size = taken.shape[0]
     inside = (who >= 0) & (who < size)

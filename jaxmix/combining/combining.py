@@ -78,31 +78,31 @@ def combine(
     (there t is negative or infinite); slerp is between effects and not between weights.
 
     Args:
-        adapters: adapters and mixes, each at its strength.
-        params: the base; not needed where all are LoRAs. Without it nothing tells whether two
+        adapters: Adapters and mixes, each at its strength.
+        params: The base; not needed where all are LoRAs. Without it nothing tells whether two
             names are one module, so each adapter has to share sites with the others.
-        method: one of the above.
-        weights: a real number for each; 1 for each by default.
-        density: the share of entries that are kept, above 0 and at most 1.
-        key: a PRNG key: for what is random, and for a randomised SVD as in `jaxmix.to_lora`.
-        rank: the rank of the result where it is made by SVD, as `jaxmix.to_lora` takes it. By
+        method: One of the above.
+        weights: A real number for each; 1 for each by default.
+        density: The share of entries that are kept, above 0 and at most 1.
+        key: A PRNG key: for what is random, and for a randomised SVD as in `jaxmix.to_lora`.
+        rank: The rank of the result where it is made by SVD, as `jaxmix.to_lora` takes it. By
             default the svd methods of LoRAs take the largest rank among them; other svd methods
             need it, and other methods give a `Delta` without it.
-        majority_sign: what elects a sign: "total", the sign of the sum (by default), or
+        majority_sign: What elects a sign: "total", the sign of the sum (by default), or
             "frequency", the sign of most.
-        outliers: the share of entries that breadcrumbs drops as too large, 0.01 by default.
-        layout: where the sites lie in the tree, as in `jaxmix.compose`.
-        name: the name of the result.
+        outliers: The share of entries that breadcrumbs drops as too large, 0.01 by default.
+        layout: Where the sites lie in the tree, as in `jaxmix.compose`.
+        name: The name of the result.
 
     Returns:
         An adapter of strength 1: LoRAs of scale 1, A (r, in) and B (out, r), or Deltas (out, in).
 
     Raises:
-        AdapterError: if something is no adapter, there is no such method, it lacks something or has
+        AdapterError: If something is no adapter, there is no such method, it lacks something or has
             no use for it, ranks differ where factors are added up, or there are no params and an
             adapter shares no site with the others.
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`, or if LoRAs are for weights of several shapes.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`, or if LoRAs are for weights of several shapes.
 
     Warns:
         UserWarning: if there are no params, and sites of different adapters look like one module

@@ -28,11 +28,11 @@ def combined_effect(
     """One effect of several at a site: the method's formula on their Δ's, and on their δ's.
 
     Args:
-        effects: the effects; who does not touch the weight, or the bias, counts as 0 there.
-        weights: a weight for each.
-        method: the method.
-        options: of the method.
-        key: of a random method.
+        effects: The effects; who does not touch the weight, or the bias, counts as 0 there.
+        weights: A weight for each.
+        method: The method.
+        options: Of the method.
+        key: Of a random method.
 
     Returns:
         Δ (out, in) as a `LowRank` where the method keeps it one, and δ (out,).

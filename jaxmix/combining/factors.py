@@ -42,17 +42,17 @@ def combined_factors(
     The sign of ``wᵢγᵢ`` goes to one factor (PEFT's A), so that their product has it once.
 
     Args:
-        groups: adapters for which `have_factors`.
-        weights: a weight for each.
+        groups: Adapters for which `have_factors`.
+        weights: A weight for each.
         method: whose formula f is.
-        options: of the method.
-        key: of a random method.
+        options: Of the method.
+        key: Of a random method.
 
     Returns:
         The LoRAs, of scale 1.
 
     Raises:
-        AdapterError: if ranks at a site differ.
+        AdapterError: If ranks at a site differ.
     """
     adapters: list[Adapter] = [group.parts[0] for group in groups]
     at: dict[str, list[Weighted]] = {}

@@ -38,9 +38,9 @@ class Options:
     """What a method needs to know beside the weights.
 
     Args:
-        density: the share of each tensor's entries that are kept.
-        majority_sign: whether the sign of the sum wins, or the sign that more of them have.
-        outliers: the share of each tensor's entries that are dropped as too large.
+        density: The share of each tensor's entries that are kept.
+        majority_sign: Whether the sign of the sum wins, or the sign that more of them have.
+        outliers: The share of each tensor's entries that are dropped as too large.
     """
 
     density: float = 1.0

@@ -20,16 +20,16 @@ class Method:
     """A way to combine.
 
     Args:
-        name: what people call it.
-        formula: its formula, of `jaxmix.combining.formulas`.
-        on_factors: whether LoRAs are combined factor by factor, as PEFT does, and not by their Δ.
-        svd: whether the result is of low rank, by SVD.
-        prunes: whether it needs a density.
-        random: whether it needs a key.
-        votes: whether it elects signs by a rule that can be chosen.
-        crops: whether it drops outliers.
-        weighted: whether it takes weights; if not it finds its own.
-        counts: how many adapters it takes, the fewest and the most.
+        name: What people call it.
+        formula: Its formula, of `jaxmix.combining.formulas`.
+        on_factors: Whether LoRAs are combined factor by factor, as PEFT does, and not by their Δ.
+        svd: Whether the result is of low rank, by SVD.
+        prunes: Whether it needs a density.
+        random: Whether it needs a key.
+        votes: Whether it elects signs by a rule that can be chosen.
+        crops: Whether it drops outliers.
+        weighted: Whether it takes weights; if not it finds its own.
+        counts: How many adapters it takes, the fewest and the most.
     """
 
     name: str
@@ -87,20 +87,20 @@ def checked_options(
     """The method meant, and its options; nothing that is given is left unused.
 
     Args:
-        method: its name.
-        count: how many adapters are to be combined.
-        has_weights: whether the user gave weights.
-        has_rank: whether the user gave a rank, and so the result is made by SVD.
-        density: what the user said, or None.
-        key: what the user said, or None.
-        majority_sign: what the user said, or None.
-        outliers: what the user said, or None.
+        method: Its name.
+        count: How many adapters are to be combined.
+        has_weights: Whether the user gave weights.
+        has_rank: Whether the user gave a rank, and so the result is made by SVD.
+        density: What the user said, or None.
+        key: What the user said, or None.
+        majority_sign: What the user said, or None.
+        outliers: What the user said, or None.
 
     Returns:
         The method and the options.
 
     Raises:
-        AdapterError: if there is no such method, or it lacks something, or is given what it has no
+        AdapterError: If there is no such method, or it lacks something, or is given what it has no
             use for.
     """
     found = METHODS.get(method) if isinstance(method, str) else None

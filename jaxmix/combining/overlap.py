@@ -21,7 +21,7 @@ def partial_sites(adapters: Sequence[Mixable]) -> dict[str, tuple[str, ...]]:
     """The sites that some of the adapters change and others do not.
 
     Args:
-        adapters: adapters and mixes.
+        adapters: Adapters and mixes.
 
     Returns:
         ``{site: names of the adapters that change it}``.
@@ -47,8 +47,8 @@ def partial_text(partial: Mapping[str, Sequence[str]], count: int) -> str:
     """Describes sites that only some adapters change.
 
     Args:
-        partial: as `partial_sites` returns it.
-        count: how many sites there are in all.
+        partial: As `partial_sites` returns it.
+        count: How many sites there are in all.
 
     Returns:
         A sentence with the first sites.
@@ -66,10 +66,10 @@ def check_overlap(adapters: Sequence[Mixable]) -> None:
     """Checks that adapters which are combined without a base are for the same modules.
 
     Args:
-        adapters: adapters and mixes.
+        adapters: Adapters and mixes.
 
     Raises:
-        AdapterError: if one of several shares no site with the others.
+        AdapterError: If one of several shares no site with the others.
 
     Warns:
         UserWarning: if sites that only some of them change look like one module under two names.
@@ -111,7 +111,7 @@ def look_alikes(adapters: Sequence[Mixable]) -> list[tuple[str, str]]:
     ``model.language_model.layers.0.mlp``.
 
     Args:
-        adapters: adapters and mixes.
+        adapters: Adapters and mixes.
 
     Returns:
         Pairs of sites.
@@ -139,7 +139,7 @@ def look_alikes_text(pairs: Sequence[tuple[str, str]]) -> str:
     """Describes sites that may be one module.
 
     Args:
-        pairs: as `look_alikes` returns them.
+        pairs: As `look_alikes` returns them.
 
     Returns:
         A sentence with the first pairs.

@@ -23,13 +23,13 @@ class AdaLoRA(Update):
     Args:
         a: A (r, in), PEFT's ``lora_A``; a convolution's (r, in·k).
         b: B (out, r), PEFT's ``lora_B``.
-        e: the singular values (r,), PEFT's ``lora_E`` without its last axis.
+        e: The singular values (r,), PEFT's ``lora_E`` without its last axis.
         scale: γ = alpha/(init_r + 1e-5): PEFT divides by the rank before pruning.
         kernel: the convolution's spatial shape, () for none.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp

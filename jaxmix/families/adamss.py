@@ -30,17 +30,17 @@ class AdaMSS(Update):
     Strength s: ``W' = W + s·Δ`` and ``b' = b + s·δ``.
 
     Args:
-        a: the Aᵢ (rᵢ, r), PEFT's ``adamss_A.i``.
-        b: the Bᵢ (rows of group i, rᵢ), PEFT's ``adamss_B.i``.
+        a: The Aᵢ (rᵢ, r), PEFT's ``adamss_A.i``.
+        b: The Bᵢ (rows of group i, rᵢ), PEFT's ``adamss_B.i``.
         projection: P (r, in), PEFT's ``adamss_newB`` without the bias's column.
-        rows: the numbers of the rows (out,), group by group, which PEFT finds by clustering the
+        rows: The numbers of the rows (out,), group by group, which PEFT finds by clustering the
             base's and does not save.
         bias: p (r,), the bias's column; None for a layer without a bias.
         seed: the ``random_seed`` with which PEFT finds these rows; what `export` needs, not the
             map.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> one, rows = jnp.ones((1, 1)), jnp.array([1, 0])
@@ -115,16 +115,16 @@ def grouped(
     """PEFT's groups of rows: k-means over the weight's left singular vectors.
 
     Args:
-        matrix: the base's weight (out, in), with the bias as one more column where there is one.
-        rank: how many singular vectors; no more than there are are taken.
-        count: how many groups; no more than there are rows are made.
+        matrix: The base's weight (out, in), with the bias as one more column where there is one.
+        rank: How many singular vectors; no more than there are are taken.
+        count: How many groups; no more than there are rows are made.
         seed: PEFT's ``random_seed``, from which PyTorch draws the start of the singular vectors.
 
     Returns:
         The left singular vectors (out, r), the right ones (r, in), and each group's rows.
 
     Raises:
-        ImportError: if PyTorch or scikit-learn is not installed.
+        ImportError: If PyTorch or scikit-learn is not installed.
 
     Source: ``peft/tuners/adamss/utils.py``.
     """

@@ -25,16 +25,16 @@ class Update:
     does not know. The arrays arrive in the dtype of the arithmetic, cast by whoever runs the map.
 
     Attributes:
-        family: the name by which people call it.
-        trained: the names of the fields that PEFT trains, or would if it had the family; one that
+        family: The name by which people call it.
+        trained: The names of the fields that PEFT trains, or would if it had the family; one that
             holds None is not there, and of one that holds numbers of places nothing is trained.
-        reads_base: whether its maps need the base's own leaves (``base.matrix``, ``base.bias``).
-        is_base_side: whether it changes the base itself, which updates after it then read.
-        keeps_tie: whether at a tied embedding it changes both sides, as PEFT's trained tokens do;
+        reads_base: Whether its maps need the base's own leaves (``base.matrix``, ``base.bias``).
+        is_base_side: Whether it changes the base itself, which updates after it then read.
+        keeps_tie: Whether at a tied embedding it changes both sides, as PEFT's trained tokens do;
             all others change the side that they are for.
-        is_copy: whether it is there once more for a head that is tied to an embedding, and has no
+        is_copy: Whether it is there once more for a head that is tied to an embedding, and has no
             leaf then; it is left out where it finds none.
-        transposed: whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does;
+        transposed: Whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does;
             None if that is unknown, as in a file of PEFT's, whose one flag holds for some sites.
     """
 
@@ -122,10 +122,10 @@ def maps(word: Iterable[tuple[Any, Update]], base: Base, leaf: Leaf = "weight") 
     """The maps of a word of updates at one site, each read off the base that it is to read.
 
     Args:
-        word: strengths and updates, the first one first.
-        base: the pristine base. Whatever updates do, those after them read this one; only what a
+        word: Strengths and updates, the first one first.
+        base: The pristine base. Whatever updates do, those after them read this one; only what a
             base-side update put into the base is there too, as PEFT has it.
-        leaf: the leaf that is mapped.
+        leaf: The leaf that is mapped.
 
     Returns:
         A map for each update, the first one first.
@@ -149,10 +149,10 @@ def mismatch(factors: Factors, shape: tuple[int, int]) -> str | None:
     """The words for factors that do not fit, or None where all do.
 
     Args:
-        factors: by name, each factor and the shape that it should have. A size that is a letter is
+        factors: By name, each factor and the shape that it should have. A size that is a letter is
             free, but the same in all of them: the first factor with as many axes says which. A
             factor that is None is not there and fits.
-        shape: the weight's own, (out, in).
+        shape: The weight's own, (out, in).
 
     Returns:
         One line, or None: ``lora_B has shape (8, 4), expected (6, 4) from weight (6, 5)``.

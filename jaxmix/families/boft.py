@@ -44,11 +44,11 @@ class BOFT(Update):
         rescale: r (out,), PEFT's ``boft_s`` without its axis of length one; None for none.
         orders: (factors, n), where each row of ``Pᵢ x`` comes from, as `butterfly` makes them; None
             for no permutations.
-        on_output: whether the output is rotated, as LyCORIS does, and not the input.
-        convolution: whether the site is a convolution; what `export` needs, not the map.
+        on_output: Whether the output is rotated, as LyCORIS does, and not the input.
+        convolution: Whether the site is a convolution; what `export` needs, not the map.
 
     Raises:
-        ShapeError: by `compose`, where the blocks do not make up the weight's side.
+        ShapeError: Raised by `compose` if the blocks do not make up the weight's side.
 
     Example:
         >>> half = BOFT(jnp.array([[[[0.0, -2.0], [0.0, 0.0]]]]), jnp.array([10.0]))
@@ -133,9 +133,9 @@ def butterfly(factors: int, blocks: int, size: int) -> np.ndarray:
     block's two halves come from two blocks of the factor before. The first factor has none.
 
     Args:
-        factors: how many factors there are.
-        blocks: how many blocks each has.
-        size: the size b of a block, even where there is more than one factor.
+        factors: How many factors there are.
+        blocks: How many blocks each has.
+        size: The size b of a block, even where there is more than one factor.
 
     Returns:
         The orders (factors, blocks·size).

@@ -27,7 +27,7 @@ class C3A(Update):
         kernels: k (out/b, in/b, b), PEFT's ``c3a_kernel``.
 
     Raises:
-        ShapeError: by `compose`, where the blocks do not make up the weight.
+        ShapeError: Raised by `compose` if the blocks do not make up the weight.
 
     Example:
         >>> import jax.numpy as jnp

@@ -30,11 +30,11 @@ class DEFT(Update):
         p: P (out, r), PEFT's ``deft_P``.
         injected: N (r, in), PEFT's ``deft_R``; None for PaRa.
         scale: γ = alpha/rank, or 1.
-        method: what makes Q and K of P, PEFT's ``decomposition_method``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        method: What makes Q and K of P, PEFT's ``decomposition_method``.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> away = DEFT(jnp.array([[1.0], [0.0]]), jnp.array([[5.0]]))

@@ -32,10 +32,10 @@ class DeLoRA(Update):
         b: B (out, r), PEFT's ``delora_B``.
         bound: λ (1,), PEFT's ``delora_lambda``, which is trained.
         norms: n (in,), PEFT's ``delora_w_norm``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> one = DeLoRA(jnp.ones((1, 1)), jnp.full((2, 1), 7.0), jnp.ones(1), jnp.ones(1))

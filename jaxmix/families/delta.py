@@ -29,7 +29,7 @@ class Delta(Update):
         bias: δ (out,).
 
     Raises:
-        ShapeError: by `compose`, where a leaf has another size.
+        ShapeError: Raised by `compose` if a leaf has another size.
 
     Example:
         >>> import jax.numpy as jnp

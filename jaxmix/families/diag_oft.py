@@ -35,13 +35,13 @@ class DiagOFT(Update):
     Args:
         blocks: D (k, b, b); one block that is repeated if it is shared; None for no rotation.
         rescale: r (out,); None for none.
-        bound: the norm to which Q, or with `by_block` each D, is shrunk; None for no bound.
-        factor: what D − Dᵀ is multiplied by.
-        side: which side is rotated, "out" or "in".
-        by_block: whether the bound is on each block's D.
+        bound: The norm to which Q, or with `by_block` each D, is shrunk; None for no bound.
+        factor: What D − Dᵀ is multiplied by.
+        side: Which side is rotated, "out" or "in".
+        by_block: Whether the bound is on each block's D.
 
     Raises:
-        ShapeError: by `compose`, where the blocks do not make up the weight's side.
+        ShapeError: Raised by `compose` if the blocks do not make up the weight's side.
 
     Example:
         >>> half = DiagOFT(jnp.array([[[0.0, 1.0], [0.0, 0.0]]]), jnp.array([2.0, 1.0]))

@@ -25,10 +25,10 @@ class ExpertLoRA(Update):
         a: A₁ … (experts, r, in), of PEFT's ``lora_A`` (experts·r, in).
         b: B₁ … (experts, out, r), of PEFT's ``lora_B`` (out, r·experts), the experts running fast.
         scale: γ = alpha/rank, or alpha/√rank with rslora.
-        in_first: whether the leaf is (experts, in, out) and not (experts, out, in).
+        in_first: Whether the leaf is (experts, in, out) and not (experts, out, in).
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp

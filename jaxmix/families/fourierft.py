@@ -28,14 +28,14 @@ class FourierFT(Update):
     Strength s: ``W' = W + s·γ·Re F⁻¹(S)``.
 
     Args:
-        spectrum: the numbers of S (n,), PEFT's ``fourierft_spectrum``.
+        spectrum: The numbers of S (n,), PEFT's ``fourierft_spectrum``.
         indices: (2, n), the rows and the columns, which PEFT draws from a seed and does not save.
         scale: γ, PEFT's ``scaling``.
         seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where numbers and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if numbers and positions differ in number, or lie beyond W.
 
     Example:
         >>> flat = FourierFT(jnp.ones(1), jnp.zeros((2, 1), int), scale=6.0)

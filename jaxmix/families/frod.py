@@ -31,10 +31,10 @@ class FRoD(Update):
         values: S's entries (n,), PEFT's ``frod_lambda_s_values``.
         indices: (2, n) int32, the rows and the columns, PEFT's ``frod_s_indices``.
         lengths: l (in,), PEFT's ``frod_lambda_l``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors have not the weight's inputs.
+        ShapeError: Raised by `compose` if the factors have not the weight's inputs.
 
     Example:
         >>> two = FRoD(jnp.eye(1), jnp.zeros(0), jnp.zeros((2, 0), int), jnp.array([7.0]))
@@ -86,7 +86,7 @@ def kind_of_module(site: str) -> str:
     are an ``output.dense``.
 
     Args:
-        site: its name.
+        site: Its name.
 
     Returns:
         The name of the kind.
@@ -109,7 +109,7 @@ def lengths(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array,
     """The lengths of the columns of ``W₀ V⁻ᵀ``: with them as l, and no S, the weight is W₀.
 
     Args:
-        w: the base's weight W₀.
+        w: The base's weight W₀.
         v: V.
 
     Returns:

@@ -36,10 +36,10 @@ class GLoRA(Update):
         c: C: (in, r) and (r, 1); or (in, 1).
         d: D: (out,) or (1,).
         e: E: (out,) or (1,).
-        on_input: whether A is multiplied from the right.
+        on_input: Whether A is multiplied from the right.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> twice = GLoRA(a=(jnp.ones(1),), b=(jnp.array([[3.0]]),))

@@ -30,10 +30,10 @@ class GraLoRA(Update):
         scale: γ = alpha/(r + hybrid_r).
         a_general: A_g (hybrid_r, in), PEFT's ``gralora_A_general``; None without.
         b_general: B_g (out, hybrid_r), PEFT's ``gralora_B_general``; None without.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp

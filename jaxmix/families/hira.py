@@ -26,11 +26,11 @@ class HiRA(Update):
             (W is (V, D)) is the transposed ``hira_embedding_B``, (r, D).
         b: B (out, r), PEFT's ``hira_B``; an embedding's is the transposed ``hira_embedding_A``.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
-        embedding: whether the site is an embedding; likewise.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        embedding: Whether the site is an embedding; likewise.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> two = HiRA(jnp.ones((1, 2)), jnp.full((1, 1), 2.0))

@@ -29,10 +29,10 @@ class HRA(Update):
 
     Args:
         u: U (in, r), PEFT's ``hra_u``; a convolution's (in·k, r).
-        orthogonal: whether the u are made orthogonal first, PEFT's ``apply_GS``.
+        orthogonal: Whether the u are made orthogonal first, PEFT's ``apply_GS``.
 
     Raises:
-        ShapeError: by `compose`, where U has not the weight's inputs.
+        ShapeError: Raised by `compose` if U has not the weight's inputs.
 
     Example:
         >>> mirror = HRA(jnp.array([[3.0], [0.0]])).weight_map(Base(None, (1, 2)), jnp.ones(()))

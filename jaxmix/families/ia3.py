@@ -26,12 +26,12 @@ class IA3(Update):
 
     Args:
         vector: l (out,), or (in,) of the inputs; PEFT's ``ia3_l`` without its axes of length one.
-        on_input: whether inputs are rescaled: PEFT's ``feedforward_modules``. The bias then stays.
+        on_input: Whether inputs are rescaled: PEFT's ``feedforward_modules``. The bias then stays.
         axes: how many spatial axes the convolution has, 0 for none; what `export` needs.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where l is not as long as the weight's side.
+        ShapeError: Raised by `compose` if l is not as long as the weight's side.
 
     Example:
         >>> triple = IA3(jnp.array([3.0])).weight_map(Base(None, (1, 2)), jnp.asarray(0.5))

@@ -28,11 +28,11 @@ class KaSA(Update):
     Args:
         a: A (r, in), PEFT's ``lora_A``.
         b: B (out, r), PEFT's ``lora_B``.
-        d: the trained singular values (r,), PEFT's ``lora_diag``.
+        d: The trained singular values (r,), PEFT's ``lora_diag``.
         scale: γ = alpha/rank, or alpha/√rank with rslora.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight, or have its full rank.
+        ShapeError: Raised by `compose` if the factors do not fit the weight, or have its full rank.
 
     Example:
         >>> none = KaSA(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.zeros(1), 1.0)

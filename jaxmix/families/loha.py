@@ -33,12 +33,12 @@ class LoHa(Update):
         b2: B₂, as B₁.
         a2: A₂, as A₁.
         scale: γ = alpha/rank.
-        t1: the core of the first product, PEFT's ``hada_t1`` (r, r, *k); None without.
-        t2: that of the second.
+        t1: The core of the first product, PEFT's ``hada_t1`` (r, r, *k); None without.
+        t2: That of the second.
         kernel: the convolution's spatial shape, () for none.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp

@@ -35,7 +35,7 @@ class LoKr(Update):
         t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None without.
 
     Raises:
-        ShapeError: by `compose`, where X ⊗ Y is not of the weight's size.
+        ShapeError: Raised by `compose` if X ⊗ Y is not of the weight's size.
 
     Example:
         >>> import jax.numpy as jnp

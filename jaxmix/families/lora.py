@@ -39,11 +39,11 @@ class LoRA(Update):
         magnitude: m (out,), or (D,) for an embedding; None without DoRA.
         bias: (out,) of ``lora_bias``; None without.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
-        embedding: whether the site is an embedding.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        embedding: Whether the site is an embedding.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp

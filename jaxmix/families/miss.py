@@ -29,10 +29,10 @@ class MiSS(Update):
 
     Args:
         block: m (r, q), or M (out/r, r, r) with `bat`; PEFT's ``miss_block``.
-        bat: whether it is of the second form.
+        bat: Whether it is of the second form.
 
     Raises:
-        ShapeError: by `compose`, where the blocks do not make up the weight.
+        ShapeError: Raised by `compose` if the blocks do not make up the weight.
 
     Example:
         >>> low = MiSS(jnp.array([[1.0, 2.0]])).weight_map(Base(None, (2, 3)), jnp.ones(()))

@@ -32,10 +32,10 @@ class Normed(Update):
         update: Δ: a LoRA, LoHa, LoKr, or another update that adds to the weight and does no more.
         magnitude: m (out,), or (channels,) of the inputs; LyCORIS's ``dora_scale``.
         eps: ε, which LyCORIS takes for the smallest step of its dtype.
-        axis: whether m has a number for each output ("out") or for each input channel ("in").
+        axis: Whether m has a number for each output ("out") or for each input channel ("in").
 
     Raises:
-        ShapeError: by `compose`, where the update or the magnitude does not fit the weight.
+        ShapeError: Raised by `compose` if the update or the magnitude does not fit the weight.
 
     Example:
         >>> from jaxmix.families import LoRA

@@ -29,15 +29,15 @@ class OFT(Update):
 
     Args:
         generator: (blocks, b(b − 1)/2), PEFT's ``oft_R.weight``; one block if it is shared.
-        terms: how many terms the series has; None for the exact Cayley transform.
-        eps: with ``coft`` a block of Q is shrunk to the Frobenius norm eps/√blocks if its own is
+        terms: How many terms the series has; None for the exact Cayley transform.
+        eps: With ``coft`` a block of Q is shrunk to the Frobenius norm eps/√blocks if its own is
             larger; None without. PEFT rounds this bound to float32.
-        embedding: whether the site is an embedding.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
-        ends_twice: whether the series' last power counts twice, ``I + 2Q + … + 2Qⁿ⁻¹``.
+        embedding: Whether the site is an embedding.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
+        ends_twice: Whether the series' last power counts twice, ``I + 2Q + … + 2Qⁿ⁻¹``.
 
     Raises:
-        ShapeError: by `compose`, where the blocks do not make up the weight's input side.
+        ShapeError: Raised by `compose` if the blocks do not make up the weight's input side.
 
     Example:
         >>> import jax.numpy as jnp

@@ -73,7 +73,7 @@ class PEANuT(Update):
         activation: σ, one of `ACTIVATIONS`.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> one = PEANuT(jnp.ones((1, 1)), jnp.full((1, 1), 3.0))

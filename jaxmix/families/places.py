@@ -12,10 +12,10 @@ def beyond(name: str, indices: Int[Array, "2 n"], shape: tuple[int, int]) -> str
     """The words for positions that lie beyond a weight, or None where all lie in it.
 
     Args:
-        name: what the positions are called.
-        indices: rows and columns (2, n). Where they are traced nobody can say where they lie, and
+        name: What the positions are called.
+        indices: Rows and columns (2, n). Where they are traced nobody can say where they lie, and
             JAX drops those outside.
-        shape: the weight's, (out, in).
+        shape: The weight's, (out, in).
 
     Returns:
         One line, or None.
@@ -58,9 +58,9 @@ def outside(name: str, positions: Int[Array, "..."], size: int) -> str | None:
     """The words for numbers of things of which there are not so many, or None where all are there.
 
     Args:
-        name: what the numbers are called.
-        positions: the numbers, from 0 on. Where they are traced nobody can say what they are.
-        size: how many things there are.
+        name: What the numbers are called.
+        positions: The numbers, from 0 on. Where they are traced nobody can say what they are.
+        size: How many things there are.
 
     Returns:
         One line, or None.
@@ -82,8 +82,8 @@ def not_each_once(name: str, orders: Int[Array, "*many n"]) -> str | None:
     """The words for orders in which a place is twice, or beyond; None where each is there once.
 
     Args:
-        name: what the orders are called.
-        orders: the order, or orders, of n places. Where they are traced nobody can say.
+        name: What the orders are called.
+        orders: The order, or orders, of n places. Where they are traced nobody can say.
 
     Returns:
         One line, or None.

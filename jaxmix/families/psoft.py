@@ -35,11 +35,11 @@ class PSOFT(Update):
         scale: γ = alpha/rank.
         outputs: m (r,), PEFT's ``psoft_R.vector_b``; None for ones.
         inputs: n (r,), PEFT's ``psoft_R.vector_a``; None for ones.
-        terms: how many terms the series has; None for the exact rotation.
-        eps: the Frobenius norm to which Q is shrunk where it is beyond; None for no bound.
+        terms: How many terms the series has; None for the exact rotation.
+        eps: The Frobenius norm to which Q is shrunk where it is beyond; None for no bound.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight or each other.
+        ShapeError: Raised by `compose` if the factors do not fit the weight or each other.
 
     Example:
         >>> double = PSOFT(jnp.ones((1, 2)), jnp.ones((1, 1)), jnp.full((1, 1), 2.0), 1.0)

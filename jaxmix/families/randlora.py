@@ -34,10 +34,10 @@ class RandLoRA(Update):
         weights: λ (r, n), PEFT's ``randlora_lambda``.
         gamma: Γ (n, small), PEFT's ``randlora_gamma``.
         scale: γ = alpha/r.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp

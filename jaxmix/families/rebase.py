@@ -30,7 +30,7 @@ class Rebase(Update):
         weight: W₁ (out, in).
 
     Raises:
-        ShapeError: by `compose`, where W₁ has another size than the base, as after new tokens.
+        ShapeError: Raised by `compose` if W₁ has another size than the base, as after new tokens.
 
     Example:
         >>> import jax.numpy as jnp

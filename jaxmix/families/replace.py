@@ -30,7 +30,7 @@ class Replace(Update):
         bias: b₁ (out,).
 
     Raises:
-        ShapeError: by `compose`, where a leaf has another size.
+        ShapeError: Raised by `compose` if a leaf has another size.
 
     Example:
         >>> import jax.numpy as jnp

@@ -31,10 +31,10 @@ class RoAd(Update):
         theta: θ (m,), PEFT's ``road_theta``: out/2, out or 2·out numbers by variant.
         alpha: α (m,), PEFT's ``road_alpha``.
         variant: 1, 2 or 4, PEFT's ``road_1`` and so on.
-        group: how many outputs make a group, PEFT's ``group_size``.
+        group: How many outputs make a group, PEFT's ``group_size``.
 
     Raises:
-        ShapeError: by `compose`, where there are not so many angles as outputs need.
+        ShapeError: Raised by `compose` if there are not so many angles as outputs need.
 
     Example:
         >>> quarter = RoAd(jnp.array([jnp.pi / 2]), jnp.array([2.0]), 1, 2)

@@ -26,10 +26,10 @@ class SHiRA(Update):
     Args:
         values: v (N,), PEFT's ``shira_weight``.
         indices: (2, N) int32, the rows and the columns, PEFT's ``shira_indices``.
-        rank: the r of N = r·(in + out), where it is known; what the export needs, not the map.
+        rank: The r of N = r·(in + out), where it is known; what the export needs, not the map.
 
     Raises:
-        ShapeError: by `compose`, where values and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if values and positions differ in number, or lie beyond W.
 
     Example:
         >>> import jax.numpy as jnp

@@ -25,16 +25,17 @@ class SuperTuning(Update):
     Strength s: ``W' = W + s·(S + γ·B A)``.
 
     Args:
-        values: the numbers of S (n,), PEFT's ``supertuning_values``.
-        positions: where they are (n,), row·in + column, PEFT's ``supertuning_indices``.
+        values: The numbers of S (n,), PEFT's ``supertuning_values``.
+        positions: Where they are (n,), row·in + column, PEFT's ``supertuning_indices``.
         scale: γ = alpha/r.
         a: A (r, in), PEFT's ``supertuning_lora_A``; None without.
         b: B (out, r), PEFT's ``supertuning_lora_B``; None without.
-        sparsity: the part of the weight that is left as it is, from which PEFT computes n; what
+        sparsity: The part of the weight that is left as it is, from which PEFT computes n; what
             `export` needs, not the map. None where it is not known.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight, or positions lie beyond.
+        ShapeError: Raised by `compose` if the factors do not fit the weight, or positions lie
+            beyond.
 
     Example:
         >>> one = SuperTuning(jnp.ones(1), jnp.array([1]))

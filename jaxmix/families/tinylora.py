@@ -29,13 +29,13 @@ class TinyLoRA(Update):
         b: B (out, r), PEFT's ``tinylora_B``.
         projections: P (u, r, r), PEFT's ``tinylora_P``.
         v: v (u,), one and the same array at all sites of a group, PEFT's ``tinylora_v``.
-        number: which of the model's adapted modules it is, in their order, which says which of
+        number: Which of the model's adapted modules it is, in their order, which says which of
             PEFT's vectors it has; what `export` needs, not the map. None where it is not known.
         seed: the seed from which PEFT draws P; what `export` needs.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> two = TinyLoRA(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones((2, 1, 1)), jnp.ones(2))

@@ -21,10 +21,10 @@ class Together(Update):
     Strength s goes to each of them.
 
     Args:
-        parts: the updates, the first one first.
+        parts: The updates, the first one first.
 
     Raises:
-        ShapeError: by `compose`, where a part does not fit the weight.
+        ShapeError: Raised by `compose` if a part does not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -111,7 +111,7 @@ def parts_of(update: Update) -> tuple[Update, ...]:
     """The updates of which one is made: itself, if it is not of several.
 
     Args:
-        update: an update.
+        update: An update.
 
     Returns:
         Its parts, the one that is applied first first.

@@ -30,10 +30,10 @@ class Tokens(Update):
     Args:
         values: v (n, D), PEFT's ``trainable_tokens_delta``, which are the rows and no differences.
         rows: i (n,) int32, PEFT's ``token_indices``, each once.
-        is_copy: whether the site is a head that PEFT had tied to an embedding with the same tokens.
+        is_copy: Whether the site is a head that PEFT had tied to an embedding with the same tokens.
 
     Raises:
-        ShapeError: by `compose`, where rows lie beyond W, are listed twice, or are of another
+        ShapeError: Raised by `compose` if rows lie beyond W, are listed twice, or are of another
             length.
 
     Example:

@@ -29,10 +29,10 @@ class UniLoRA(Update):
         a_scales: c_A (r, in), one over the root of how often the number is taken, PEFT's
             ``unilora_scales_A``.
         b_scales: c_B (out, r), PEFT's ``unilora_scales_B``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> first, last = jnp.zeros((1, 1), int), jnp.ones((1, 1), int)

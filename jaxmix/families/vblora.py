@@ -28,15 +28,15 @@ class VBLoRA(Update):
     Strength s: ``W' = W + s·B A``.
 
     Args:
-        a: the logits (r, in/l, vectors), PEFT's ``vblora_logits_A``, alone; or the softmaxes
+        a: The logits (r, in/l, vectors), PEFT's ``vblora_logits_A``, alone; or the softmaxes
             (r, in/l, k − 1) and the numbers (r, in/l, k).
-        b: the logits (out/l, r, vectors), PEFT's ``vblora_logits_B``, alone; or the pair.
+        b: The logits (out/l, r, vectors), PEFT's ``vblora_logits_B``, alone; or the pair.
         bank: (vectors, l), one and the same array at all sites, PEFT's ``vblora_vector_bank``.
         topk: k.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> logits, bank = jnp.array([[[0.0, 9.0]]]), jnp.array([[1.0], [3.0]])

@@ -29,10 +29,10 @@ class VeRA(Update):
         b: B (out or more, r), PEFT's ``vera_B``.
         lambda_b: λ_b (out,), PEFT's ``vera_lambda_b``.
         lambda_d: λ_d (r,), PEFT's ``vera_lambda_d``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -98,10 +98,10 @@ class PVeRA(VeRA):
         b: B (out or more, r), PEFT's ``pvera_B``.
         lambda_b: λ_b (out,), PEFT's ``pvera_lambda_b``.
         lambda_d: (2r,), PEFT's ``pvera_lambda_d``; μ is its first half.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp

@@ -30,17 +30,17 @@ class WaveFT(Update):
     Strength s: ``W' = W + s·γ·R S Cᵀ``.
 
     Args:
-        spectrum: the numbers of S (n,), PEFT's ``waveft_spectrum``.
+        spectrum: The numbers of S (n,), PEFT's ``waveft_spectrum``.
         indices: (2, n), the rows and the columns in W, which PEFT draws from a seed and does not
             save.
         scale: γ, PEFT's ``scaling``.
-        wavelet: the wavelet's name, one of `jaxmix.families.wavelets`; None for S as it is
+        wavelet: The wavelet's name, one of `jaxmix.families.wavelets`; None for S as it is
             (``use_idwt=False``).
         seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where numbers and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if numbers and positions differ in number, or lie beyond W.
 
     Example:
         >>> one = WaveFT(jnp.ones(1), jnp.zeros((2, 1), int), 2.0, "haar")

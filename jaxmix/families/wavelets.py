@@ -37,7 +37,7 @@ def low_pass(name: str) -> tuple[float, ...]:
     """The low-pass filter with which a wavelet is put together again.
 
     Args:
-        name: one of ``WAVELETS``.
+        name: One of ``WAVELETS``.
 
     Returns:
         Its numbers; their sum is √2, the sum of their squares 1.

@@ -44,7 +44,7 @@ def on_host(delta: Operator) -> Matrix:
     """A matrix as NumPy's arrays: the factors of one of low rank, and any other itself.
 
     Args:
-        delta: a matrix (out, in).
+        delta: A matrix (out, in).
 
     Returns:
         The same matrix.
@@ -76,7 +76,7 @@ def singular_on_host(delta: Matrix, noise: Any = 0.0) -> tuple[np.ndarray, np.nd
 
     Args:
         delta: Δ (out, in), by `on_host`.
-        noise: how large rounding alone may make a singular value of Δ.
+        noise: How large rounding alone may make a singular value of Δ.
 
     Returns:
         U (out, r), Σ's diagonal (r,), the largest first, and Vᵀ (r, in).
@@ -102,8 +102,8 @@ def inner(a: Matrix, b: Matrix) -> float:
     """The inner product ``⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ``, by the factors of what is of low rank.
 
     Args:
-        a: a matrix (out, in).
-        b: another (out, in).
+        a: A matrix (out, in).
+        b: Another (out, in).
 
     Returns:
         A number.
@@ -124,7 +124,7 @@ def effective_rank(s: Float[np.ndarray, " r"]) -> float:
     """The effective rank of a matrix, ``exp(− Σ pᵢ ln pᵢ)`` with ``pᵢ = sᵢ / Σ sⱼ``.
 
     Args:
-        s: its singular values (r,).
+        s: Its singular values (r,).
 
     Returns:
         A number from 1 (one direction) to r (r directions alike); 0 for a matrix of noughts.
@@ -150,8 +150,8 @@ def principal_angles(
     Small angles come from their sines, which rounding leaves alone.
 
     Args:
-        p: an orthonormal basis of one (n, k).
-        q: an orthonormal basis of the other (n, l).
+        p: An orthonormal basis of one (n, k).
+        q: An orthonormal basis of the other (n, l).
 
     Returns:
         The angles in radians, (min(k, l),), the smallest first.
@@ -178,9 +178,9 @@ def overlap(angles: Float[np.ndarray, " m"], sizes: Iterable[int], size: int) ->
     spaces drawn at random have.
 
     Args:
-        angles: their principal angles (m,).
-        sizes: their dimensions.
-        size: that of the whole space.
+        angles: Their principal angles (m,).
+        sizes: Their dimensions.
+        size: That of the whole space.
 
     Returns:
         1 where one holds the other, about 0 where they lie as if drawn at random, below 0 where
@@ -200,8 +200,8 @@ def sign_agreement(a: Matrix, b: Matrix) -> float | None:
     """The share of entries in which two matrices have the same sign.
 
     Args:
-        a: a matrix (out, in).
-        b: another (out, in).
+        a: A matrix (out, in).
+        b: Another (out, in).
 
     Returns:
         A number from 0 to 1, of the entries where neither is 0; None where there is none.
@@ -226,7 +226,7 @@ def shares(so_far: Sequence[Matrix]) -> list[float]:
     """The share of each step in the whole, ``⟨Δᵢ − Δᵢ₋₁, Δₙ⟩ / ‖Δₙ‖²``.
 
     Args:
-        so_far: the effect (out, in) of the first step, of the first two, and so on.
+        so_far: The effect (out, in) of the first step, of the first two, and so on.
 
     Returns:
         A number for each; together 1, or 0 where all of it comes to nought.

@@ -36,8 +36,8 @@ class OfSite:
 
     Args:
         norm: ``‖Δ‖``, Frobenius, of the adapter alone on the base.
-        rank: the effective rank of Δ.
-        share: its share in the mix: ``⟨Wᵢ − Wᵢ₋₁, W' − W⟩ / ‖W' − W‖²``, with Wᵢ the weight after
+        rank: The effective rank of Δ.
+        share: Its share in the mix: ``⟨Wᵢ − Wᵢ₋₁, W' − W⟩ / ‖W' − W‖²``, with Wᵢ the weight after
             it. The shares of all adapters at a site are 1 together; one below 0 works against the
             mix.
     """
@@ -53,12 +53,12 @@ class OfPair:
 
     Args:
         cosine: ``⟨Δ₁, Δ₂⟩ / ‖Δ₁‖‖Δ₂‖``; below 0 they work against each other.
-        signs: the share of entries with equal signs, of those where both are not 0; 0.5 is chance.
+        signs: The share of entries with equal signs, of those where both are not 0; 0.5 is chance.
             None where there is no such entry.
         outputs: `overlap` of the leading column spaces: what they write to.
         inputs: `overlap` of the leading row spaces: what they read.
-        output_angle: the smallest principal angle of the column spaces, in degrees.
-        input_angle: the same of the row spaces.
+        output_angle: The smallest principal angle of the column spaces, in degrees.
+        input_angle: The same of the row spaces.
     """
 
     cosine: float
@@ -107,17 +107,17 @@ def measure(
     them; others by the SVD of Δ itself.
 
     Args:
-        mixed: the adapter or the mix.
-        params: the base, any pytree of weights.
-        layout: where its sites lie, as in `jaxmix.compose`.
+        mixed: The adapter or the mix.
+        params: The base, any pytree of weights.
+        layout: Where its sites lie, as in `jaxmix.compose`.
         progress: called after each site with how many are done, and how many there are.
 
     Returns:
         The measures. Changes of biases are left aside.
 
     Raises:
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`.
 
     Example:
         >>> from jaxmix.families import LoRA

@@ -23,11 +23,11 @@ class _Map:
     """What a column of maps, or one of the tables below them, shows.
 
     Args:
-        title: what stands above.
-        number: what is drawn of one site, or one pair.
-        colours: the name of matplotlib's colour map.
-        limits: from the lowest and the highest number to those of the colours.
-        logarithmic: whether colours go by the logarithm.
+        title: What stands above.
+        number: What is drawn of one site, or one pair.
+        colours: The name of matplotlib's colour map.
+        limits: From the lowest and the highest number to those of the colours.
+        logarithmic: Whether colours go by the logarithm.
     """
 
     title: str
@@ -70,16 +70,16 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
     cosine, equal signs, and overlap of what they write to and what they read.
 
     Args:
-        measures: as `measure` gives them.
-        path: the file to write: PNG, or by its name SVG or PDF.
+        measures: As `measure` gives them.
+        path: The file to write: PNG, or by its name SVG or PDF.
 
     Returns:
         The file.
 
     Raises:
-        AdapterError: if nothing was measured.
-        UnsupportedError: if matplotlib is missing, or the file is of no format of a picture.
-        CheckpointError: if the picture can't be written there.
+        AdapterError: If nothing was measured.
+        UnsupportedError: If matplotlib is missing, or the file is of no format of a picture.
+        CheckpointError: If the picture can't be written there.
 
     Example:
         >>> import tempfile

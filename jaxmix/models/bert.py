@@ -141,14 +141,14 @@ class Bert(nnx.Module):
     one.
 
     Args:
-        config: what it computes.
-        dtype: of the leaves, and so of the activations.
+        config: What it computes.
+        dtype: Of the leaves, and so of the activations.
         rngs: ``nnx.Rngs``, for random weights; `load` and `from_torch` give real ones.
 
     Raises:
-        ShapeError: on a call, by tokens that are not (b, t) or more than there are positions, or
+        ShapeError: On a call, by tokens that are not (b, t) or more than there are positions, or
             what comes with them being unlike them.
-        JaxmixError: by `pooled`, if the model has no pooler.
+        JaxmixError: Raised by `pooled` if the model has no pooler.
 
     Example:
         >>> import jax.numpy as jnp
@@ -189,17 +189,17 @@ class Bert(nnx.Module):
         """The hidden states after the last layer.
 
         Args:
-            tokens: the tokens; one beyond the vocabulary gives NaN.
-            mask: which of them are no padding; all by default. Nobody sees padding; what is made of
+            tokens: The tokens; one beyond the vocabulary gives NaN.
+            mask: Which of them are no padding; all by default. Nobody sees padding; what is made of
                 it is of no use.
             token_types: 0 for the first text, 1 for the second; all 0 by default.
-            positions: where each token stands; from 0 by default.
+            positions: Where each token stands; from 0 by default.
 
         Returns:
             ``last_hidden_state`` of transformers, (b, t, D).
 
         Raises:
-            ShapeError: if shapes do not fit together.
+            ShapeError: If shapes do not fit together.
         """
         given = {"mask": mask, "token_types": token_types, "positions": positions}
         check_tokens(tokens, given)
@@ -245,16 +245,16 @@ def sentence_embeddings(
     are what it was trained with. All-MiniLM-L6-v2 was.
 
     Args:
-        model: the encoder.
-        tokens: the texts, one a row.
-        mask: which tokens are no padding; all by default.
-        token_types: as for a call of the model.
+        model: The encoder.
+        tokens: The texts, one a row.
+        mask: Which tokens are no padding; all by default.
+        token_types: As for a call of the model.
 
     Returns:
         The vectors (b, D), so that ``e @ e.T`` are the cosines. A row of padding only gives 0.
 
     Raises:
-        ShapeError: as a call of the model.
+        ShapeError: As a call of the model.
 
     Example:
         >>> import jax.numpy as jnp

@@ -18,10 +18,10 @@ class Cache:
     """The keys and values of the tokens so far, in a fixed number of slots.
 
     Args:
-        keys: of each layer, already turned (b, kv heads, s, d).
-        values: of each layer.
-        visible: which slots hold a token that may be seen (b, s); padding may not.
-        length: how many slots are taken, the same in all rows.
+        keys: Of each layer, already turned (b, kv heads, s, d).
+        values: Of each layer.
+        visible: Which slots hold a token that may be seen (b, s); padding may not.
+        length: How many slots are taken, the same in all rows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,10 +47,10 @@ class Cache:
         """A cache that holds nothing.
 
         Args:
-            config: the model's.
+            config: The model's.
             rows: b.
             slots: s, as many as there will be tokens, padding included.
-            dtype: the activations', ``model.dtype``.
+            dtype: The activations', ``model.dtype``.
 
         Returns:
             The cache, of zeros.

@@ -88,17 +88,17 @@ class CausalLM(nnx.Module):
         """The logits of each next token, and the new cache where one is given.
 
         Args:
-            tokens: the tokens; one beyond the vocabulary gives NaN.
-            positions: where each token stands; from 0, or from the cache's length, by default. A
+            tokens: The tokens; one beyond the vocabulary gives NaN.
+            positions: Where each token stands; from 0, or from the cache's length, by default. A
                 negative one marks padding, which nobody sees. What a token sees goes by the order
                 of the tokens, so rows are one text each, not several.
-            cache: what came before. Its slots must suffice; inside ``jit`` that can't be checked.
+            cache: What came before. Its slots must suffice; inside ``jit`` that can't be checked.
 
         Returns:
             The logits, or ``(logits, cache)``; the given cache is not changed.
 
         Raises:
-            ShapeError: if shapes do not fit together.
+            ShapeError: If shapes do not fit together.
         """
         hidden, after = self.hidden(tokens, positions=positions, cache=cache)
         logits = self.logits(hidden)
@@ -129,10 +129,10 @@ class Context:
     """Where the tokens of one call stand, and what has come before them.
 
     Args:
-        positions: of the tokens (b, t), negative for padding.
-        slots: which slots of the text so far they take (t).
-        visible: which slots may be seen (b, s).
-        cache: what came before, if a cache is kept.
+        positions: Of the tokens (b, t), negative for padding.
+        slots: Which slots of the text so far they take (t).
+        visible: Which slots may be seen (b, s).
+        cache: What came before, if a cache is kept.
     """
 
     positions: Integer[Array, "b t"]
@@ -181,11 +181,11 @@ def check_tokens(tokens: Array, others: dict[str, Array | None]) -> None:
     """Whether tokens are (b, t) whole numbers, and what comes with them has their shape.
 
     Args:
-        tokens: the tokens.
-        others: arrays by the names of their arguments.
+        tokens: The tokens.
+        others: Arrays by the names of their arguments.
 
     Raises:
-        ShapeError: if not.
+        ShapeError: If not.
     """
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ShapeError(

@@ -34,13 +34,13 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     Only the headers are read. Like transformers, ``model.safetensors`` goes before an index.
 
     Args:
-        folder: where the files lie.
+        folder: Where the files lie.
 
     Returns:
         ``{name: file}``, by PyTorch's names.
 
     Raises:
-        CheckpointError: if there is neither a whole file nor an index, if a file is missing or
+        CheckpointError: If there is neither a whole file nor an index, if a file is missing or
             damaged, if the index leads out of the folder, or if it and the shards disagree.
 
     Example:
@@ -113,14 +113,14 @@ def read_tensors(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
     """The tensors of a Hugging Face folder, each read from its file when it is asked for.
 
     Args:
-        folder: where the files lie.
+        folder: Where the files lie.
 
     Returns:
         A mapping of PyTorch's names to arrays in PyTorch's orientation (a weight is (out, in)) and
         the file's dtypes; bfloat16 is ml_dtypes'. ``dict(read_tensors(folder))`` reads all.
 
     Raises:
-        CheckpointError: as `tensor_files`; also on reading a tensor of a dtype that NumPy lacks.
+        CheckpointError: As `tensor_files`; also on reading a tensor of a dtype that NumPy lacks.
 
     Example:
         >>> import tempfile, numpy as np
@@ -168,13 +168,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """A file that holds a JSON object.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         The object as a dict.
 
     Raises:
-        CheckpointError: if it is missing, or is no JSON, or no object.
+        CheckpointError: If it is missing, or is no JSON, or no object.
     """
     try:
         values = parse_json(read_small(path))
@@ -196,13 +196,13 @@ def safetensors_file(path: Path) -> Any:
     """A file's handle: its header is read and its length checked.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         What `safetensors.safe_open` gives.
 
     Raises:
-        CheckpointError: if it is missing or damaged.
+        CheckpointError: If it is missing or damaged.
     """
     try:
         check_regular(path)

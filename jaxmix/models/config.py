@@ -17,25 +17,25 @@ class DecoderConfig:
         kind: ``model_type``, for messages only.
         vocab_size: V.
         hidden_size: D.
-        intermediate_size: the width of the feed-forward.
-        num_hidden_layers: how many layers.
+        intermediate_size: The width of the feed-forward.
+        num_hidden_layers: How many layers.
         num_attention_heads: heads of the queries.
         num_key_value_heads: heads of keys and values; each serves a group of the queries'.
-        head_dim: the size of a head, not always D / heads.
+        head_dim: The size of a head, not always D / heads.
         activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
-        rms_norm_eps: what the norms add to the mean square.
-        rope: the rotary embedding.
-        windows: for each layer, how many tokens back it sees, itself included; None for all.
-        qkv_bias: whether q, k and v have biases.
-        o_bias: whether o has one.
-        mlp_bias: whether the feed-forward has.
-        qk_norm: whether q and k are normed head by head.
+        rms_norm_eps: What the norms add to the mean square.
+        rope: The rotary embedding.
+        windows: For each layer, how many tokens back it sees, itself included; None for all.
+        qkv_bias: Whether q, k and v have biases.
+        o_bias: Whether o has one.
+        mlp_bias: Whether the feed-forward has.
+        qk_norm: Whether q and k are normed head by head.
         norm_offset: norms multiply with ``norm_offset + w``; 1 for Gemma, else 0.
-        embed_scale: what embeddings are multiplied with; √D for Gemma, else 1.
-        tie_word_embeddings: whether the logits are made with the embedding.
-        max_position_embeddings: the context of its training, in tokens. Nothing stops there.
-        eos_token_ids: the tokens that end a text.
-        pad_token_id: what follows the end; None for the first of ``eos_token_ids``.
+        embed_scale: What embeddings are multiplied with; √D for Gemma, else 1.
+        tie_word_embeddings: Whether the logits are made with the embedding.
+        max_position_embeddings: The context of its training, in tokens. Nothing stops there.
+        eos_token_ids: The tokens that end a text.
+        pad_token_id: What follows the end; None for the first of ``eos_token_ids``.
 
     Example:
         >>> from dataclasses import replace
@@ -85,18 +85,18 @@ class GPT2Config:
     Args:
         vocab_size: V.
         hidden_size: D, ``n_embd``.
-        intermediate_size: the width of the feed-forward, ``n_inner``; 4 D where that is null.
-        num_hidden_layers: how many layers, ``n_layer``.
+        intermediate_size: The width of the feed-forward, ``n_inner``; 4 D where that is null.
+        num_hidden_layers: How many layers, ``n_layer``.
         num_attention_heads: heads, ``n_head``.
-        max_position_embeddings: how many positions have been learned, ``n_positions``. A text ends
+        max_position_embeddings: How many positions have been learned, ``n_positions``. A text ends
             there.
         activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
-        layer_norm_eps: what the norms add to the variance.
-        score_scales: for each layer, what attention's scores are multiplied with: ``1/√d``, unless
+        layer_norm_eps: What the norms add to the variance.
+        score_scales: For each layer, what attention's scores are multiplied with: ``1/√d``, unless
             ``scale_attn_weights`` or ``scale_attn_by_inverse_layer_idx`` say otherwise.
-        tie_word_embeddings: whether the logits are made with the embedding.
-        eos_token_ids: the tokens that end a text.
-        pad_token_id: what follows the end; None for the first of ``eos_token_ids``.
+        tie_word_embeddings: Whether the logits are made with the embedding.
+        eos_token_ids: The tokens that end a text.
+        pad_token_id: What follows the end; None for the first of ``eos_token_ids``.
         kind: ``model_type``, for messages only.
 
     Example:
@@ -145,14 +145,14 @@ class BertConfig:
     Args:
         vocab_size: V.
         hidden_size: D.
-        intermediate_size: the width of the feed-forward.
-        num_hidden_layers: how many layers.
+        intermediate_size: The width of the feed-forward.
+        num_hidden_layers: How many layers.
         num_attention_heads: heads.
-        max_position_embeddings: how many positions have been learned. A text ends there.
-        type_vocab_size: how many kinds of tokens (first and second text).
+        max_position_embeddings: How many positions have been learned. A text ends there.
+        type_vocab_size: How many kinds of tokens (first and second text).
         activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
-        layer_norm_eps: what the norms add to the variance.
-        pooler: whether there is one. No file says so: reading weights sets it by what they hold.
+        layer_norm_eps: What the norms add to the variance.
+        pooler: Whether there is one. No file says so: reading weights sets it by what they hold.
         kind: ``model_type``, for messages only.
 
     Example:

@@ -54,12 +54,12 @@ class Decoder(CausalLM):
     ``model.norm.scale`` (D), and ``lm_head.kernel`` (D, V) unless the config ties it.
 
     Args:
-        config: what it computes.
-        dtype: of the leaves, and so of the activations.
+        config: What it computes.
+        dtype: Of the leaves, and so of the activations.
         rngs: ``nnx.Rngs``, for random weights; `load` and `from_torch` give real ones.
 
     Raises:
-        ShapeError: on a call, by tokens that are not (b, t), positions unlike them, or a cache of
+        ShapeError: On a call, by tokens that are not (b, t), positions unlike them, or a cache of
             other rows or with too few slots left.
 
     Example:

@@ -22,11 +22,11 @@ class Fields:
     """The fields of one file, and what was found wrong with them so far.
 
     Args:
-        values: the file's.
-        where: the file, for messages.
-        name: its ``model_type``.
-        reads: the fields that change the forward and are honoured.
-        defaults: what transformers takes for a field that the file leaves out.
+        values: The file's.
+        where: The file, for messages.
+        name: Its ``model_type``.
+        reads: The fields that change the forward and are honoured.
+        defaults: What transformers takes for a field that the file leaves out.
         refuses: why a field is refused when it is on, if it is harmless in other kinds.
     """
 

@@ -34,22 +34,22 @@ def generate(
     end tokens may change without another trace.
 
     Args:
-        model: a `Decoder` or a `GPT2`.
-        tokens: the prompts, one a row. Shorter ones are padded on the left, see ``mask``.
+        model: A `Decoder` or a `GPT2`.
+        tokens: The prompts, one a row. Shorter ones are padded on the left, see ``mask``.
         max_new_tokens: n, how many tokens to add at most.
         temperature: 0 takes the likeliest token each time.
         top_k: draw from the k likeliest tokens only.
-        key: for drawing; needed if the temperature is not 0.
-        mask: which tokens are no padding; all by default.
-        eos_token_ids: the tokens that end a row; the config's by default, () for none. All that
+        key: For drawing; needed if the temperature is not 0.
+        mask: Which tokens are no padding; all by default.
+        eos_token_ids: The tokens that end a row; the config's by default, () for none. All that
             follows one is ``config.pad_token_id``, or the first of these.
 
     Returns:
         The prompts and what follows (b, t + n), int32.
 
     Raises:
-        JaxmixError: if an argument makes no sense, or a key is missing.
-        ShapeError: if tokens are not (b, t) whole numbers of at least one column, or the mask is
+        JaxmixError: If an argument makes no sense, or a key is missing.
+        ShapeError: If tokens are not (b, t) whole numbers of at least one column, or the mask is
             not like them.
 
     Example:

@@ -111,12 +111,12 @@ class GPT2(CausalLM):
     unless the config ties it, as all of OpenAI's do.
 
     Args:
-        config: what it computes.
-        dtype: of the leaves, and so of the activations.
+        config: What it computes.
+        dtype: Of the leaves, and so of the activations.
         rngs: ``nnx.Rngs``, for random weights; `load` and `from_torch` give real ones.
 
     Raises:
-        ShapeError: on a call, by tokens that are not (b, t) or more than there are positions,
+        ShapeError: On a call, by tokens that are not (b, t) or more than there are positions,
             positions unlike them, or a cache of other rows or with too few slots left. A position
             that the model has not learned gives NaN.
 

@@ -16,12 +16,12 @@ class Kind:
     """One ``model_type`` of decoder: the fields that it reads, and what is not in its config.
 
     Args:
-        reads: the fields that change its forward, beside those that all kinds read.
-        defaults: what transformers' config class takes for a field that the file leaves out.
-        qkv_bias: whether q, k and v have biases; None leaves it to ``attention_bias``.
-        o_bias: the same for o.
-        qk_norm: whether q and k are normed head by head before they are turned.
-        gemma: whether norms multiply with ``1 + w`` and the embedding with ``√hidden_size``.
+        reads: The fields that change its forward, beside those that all kinds read.
+        defaults: What transformers' config class takes for a field that the file leaves out.
+        qkv_bias: Whether q, k and v have biases; None leaves it to ``attention_bias``.
+        o_bias: The same for o.
+        qk_norm: Whether q and k are normed head by head before they are turned.
+        gemma: Whether norms multiply with ``1 + w`` and the embedding with ``√hidden_size``.
     """
 
     reads: frozenset[str] = frozenset()

@@ -187,9 +187,9 @@ def remember(
     """The keys and values with the new ones in their slots; just these where nothing came before.
 
     Args:
-        past: those of the cache.
-        new_keys: of the tokens of this call.
-        new_values: likewise.
+        past: Those of the cache.
+        new_keys: Of the tokens of this call.
+        new_values: Likewise.
 
     Returns:
         Keys and values.
@@ -217,9 +217,9 @@ def attend(
     Args:
         q: queries.
         keys: keys.
-        values: values.
-        mask: what each token sees.
-        scale: what the scores are multiplied with, as a rule ``1/√d``.
+        values: Values.
+        mask: What each token sees.
+        scale: What the scores are multiplied with, as a rule ``1/√d``.
 
     Returns:
         What each token takes, its heads side by side.

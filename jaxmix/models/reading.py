@@ -27,15 +27,15 @@ def read_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> Any:
     """The config of a Hugging Face folder, or of the fields of its config.json.
 
     Args:
-        source: the folder, or a dict, as transformers 4 or 5 spells it.
+        source: The folder, or a dict, as transformers 4 or 5 spells it.
 
     Returns:
         A `DecoderConfig`, `GPT2Config` or `BertConfig`, by ``model_type``.
 
     Raises:
-        CheckpointError: if the file is missing or no JSON object, or for fields that are missing or
+        CheckpointError: If the file is missing or no JSON object, or for fields that are missing or
             make no sense; all are listed.
-        UnsupportedError: for a ``model_type``, or fields that would change the forward, which are
+        UnsupportedError: For a ``model_type``, or fields that would change the forward, which are
             not honoured here; all are listed.
 
     Example:

@@ -26,9 +26,9 @@ class Rope:
     """The turn of a head's pairs: frequencies ω, and a factor on cos and sin.
 
     Args:
-        kind: the name of the scaling, ``default`` for none.
+        kind: The name of the scaling, ``default`` for none.
         frequencies: ω (head_dim/2), in radians a position.
-        scale: what cos and sin are multiplied with; 1 but for yarn.
+        scale: What cos and sin are multiplied with; 1 but for yarn.
     """
 
     kind: str
@@ -58,8 +58,8 @@ def rotate(
 
     Args:
         x: queries or keys.
-        cos: of the angles, each half of d the same.
-        sin: likewise.
+        cos: Of the angles, each half of d the same.
+        sin: Likewise.
 
     Returns:
         ``x·cos + (−x₂, x₁)·sin``.
@@ -76,17 +76,17 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
     transformers 5 writes both in ``rope_parameters``.
 
     Args:
-        values: the fields of config.json.
-        head_dim: the size of a head.
+        values: The fields of config.json.
+        head_dim: The size of a head.
         length: ``max_position_embeddings``, which some scalings fall back on.
-        where: the file, for messages.
+        where: The file, for messages.
 
     Returns:
         The frequencies and the factor.
 
     Raises:
-        UnsupportedError: for a scaling, or a field of it, that is not done here.
-        CheckpointError: for a field that is missing, no number, or said twice and differently.
+        UnsupportedError: For a scaling, or a field of it, that is not done here.
+        CheckpointError: For a field that is missing, no number, or said twice and differently.
 
     Source: ``transformers/modeling_rope_utils.py``; yarn is https://arxiv.org/abs/2309.00071.
     """

@@ -36,7 +36,7 @@ class Found:
 
     Args:
         files: ``{name in the tree: name in the file}``.
-        twice: a line for each tensor that the file holds under two names.
+        twice: A line for each tensor that the file holds under two names.
     """
 
     files: dict[str, str]
@@ -47,8 +47,8 @@ def find(config: Config, names: Iterable[str], ignore: Iterable[str]) -> Found:
     """Which tensor of a file is which of the tree.
 
     Args:
-        config: of the model.
-        names: the file's.
+        config: Of the model.
+        names: The file's.
         ignore: modules of the file to leave out.
 
     Returns:

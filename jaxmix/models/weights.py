@@ -38,20 +38,20 @@ def load(folder: str | os.PathLike[str], *, dtype: Any = None, ignore: Sequence[
     """Reads a model from a Hugging Face folder.
 
     Args:
-        folder: with config.json, and model.safetensors or its shards and their index.
-        dtype: what to cast the weights to; by default each keeps the file's. Activations have the
+        folder: With config.json, and model.safetensors or its shards and their index.
+        dtype: What to cast the weights to; by default each keeps the file's. Activations have the
             embedding's dtype; norms, softmax and angles are computed in float32 at the least.
-        ignore: as for `from_torch`.
+        ignore: As for `from_torch`.
 
     Returns:
         A `Decoder`, `GPT2` or `Bert`, by ``model_type``, with its config. The logits or hidden
         states are transformers'.
 
     Raises:
-        CheckpointError: if a file is missing, damaged or makes no sense, or if tensors are missing
+        CheckpointError: If a file is missing, damaged or makes no sense, or if tensors are missing
             or not used; all are listed.
-        ShapeError: if tensors have other shapes than the config says.
-        UnsupportedError: if the kind of model, a field of the config or a dtype would not be
+        ShapeError: If tensors have other shapes than the config says.
+        UnsupportedError: If the kind of model, a field of the config or a dtype would not be
             honoured.
 
     Example:
@@ -99,22 +99,22 @@ def from_torch(
     """A model from a flat dict of PyTorch's names: ``kernel = weightᵀ``, or the weight of a Conv1D.
 
     Args:
-        config: what the model computes. Whether a BERT has a pooler goes by the tensors.
+        config: What the model computes. Whether a BERT has a pooler goes by the tensors.
         tensors: NumPy or JAX arrays by PyTorch's names, in PyTorch's orientation: a weight is (out,
             in), in GPT-2's Conv1D (in, out). They are copied, one at a time. GPT-2's may lack the
             prefix ``transformer.``, BERT's may have ``bert.``. Buffers (``rotary_emb.inv_freq``,
             ``attn.bias``, ``position_ids``) are passed over, and so is ``lm_head.weight`` where it
             is tied and equal.
-        dtype: what to cast them to; each keeps its own by default.
+        dtype: What to cast them to; each keeps its own by default.
         ignore: modules whose tensors are left out, such as ``["cls"]``: no head of a BERT is built.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: if tensors are missing or not used, or are there under two names.
-        ShapeError: if some have other shapes than the config says.
-        UnsupportedError: if some are no floats, or are wider than JAX is set to.
+        CheckpointError: If tensors are missing or not used, or are there under two names.
+        ShapeError: If some have other shapes than the config says.
+        UnsupportedError: If some are no floats, or are wider than JAX is set to.
 
     Example:
         >>> import jax.numpy as jnp
@@ -170,7 +170,7 @@ def to_torch(model: Decoder | GPT2 | Bert) -> dict[str, Array]:
     """The weights as a flat dict of PyTorch's names: ``weight = kernelᵀ``, or the kernel itself.
 
     Args:
-        model: the model.
+        model: The model.
 
     Returns:
         ``{name: array}`` in PyTorch's orientation and the model's dtypes, in the tree's order. A

@@ -65,7 +65,7 @@ class Operator(ABC):
         """``M[at]``, dense: the rows of an embedding that tokens look up.
 
         Args:
-            at: the rows' numbers, inside the matrix.
+            at: The rows' numbers, inside the matrix.
         """
         ones = at[None, :] == jnp.arange(self.shape[0], dtype=at.dtype)[:, None]
         return (self.T @ ones.astype(self._dtype())).T

@@ -22,7 +22,7 @@ class BlockDiagonal(Operator):
 
     Args:
         blocks: M₁ … Mₖ (k, b, b).
-        copies: how many times the run of blocks is repeated; the matrix is (copies·k·b, same).
+        copies: How many times the run of blocks is repeated; the matrix is (copies·k·b, same).
 
     Example:
         >>> BlockDiagonal(jnp.array([[[2.0]], [[3.0]]]), 2).dense().diagonal().tolist()
@@ -54,7 +54,7 @@ class BlockDiagonal(Operator):
         """The same matrix in larger blocks.
 
         Args:
-            size: the blocks' size, a multiple of b and a divisor of the matrix's.
+            size: The blocks' size, a multiple of b and a divisor of the matrix's.
         """
         if size == self.block_size:
             return self

@@ -17,7 +17,7 @@ class Sum(Operator):
     """``M₁ + … + Mₙ``, of structures that do not merge.
 
     Args:
-        terms: the operators, at least one, all of one shape.
+        terms: The operators, at least one, all of one shape.
 
     Example:
         >>> from jaxmix.operators import Identity

@@ -18,14 +18,14 @@ def add(x: Operator, y: Operator) -> Operator:
     """``x + y``, folded: zeros vanish, low ranks concatenate, equal structures merge.
 
     Args:
-        x: a matrix (rows, cols).
-        y: another of the same shape.
+        x: A matrix (rows, cols).
+        y: Another of the same shape.
 
     Returns:
         One operator; a `Sum` with at most one term of each structure that merges.
 
     Raises:
-        ShapeError: if the shapes differ.
+        ShapeError: If the shapes differ.
 
     Example:
         >>> one = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))
@@ -79,14 +79,14 @@ def multiply(x: Operator, y: Operator) -> Operator:
     """``x y``, folded: identities vanish, low rank stays low rank, equal structures merge.
 
     Args:
-        x: a matrix (rows, n).
-        y: a matrix (n, cols).
+        x: A matrix (rows, n).
+        y: A matrix (n, cols).
 
     Returns:
         One operator; a `Product` where the structures do not merge.
 
     Raises:
-        ShapeError: if the inner sizes differ.
+        ShapeError: If the inner sizes differ.
 
     Example:
         >>> one = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))

@@ -18,7 +18,7 @@ class Permutation(Operator):
     """``(P x)[i] = x[order[i]]``: a matrix of zeros and ones, of no dtype of its own.
 
     Args:
-        order: where each row comes from (n,); every row once.
+        order: Where each row comes from (n,); every row once.
 
     Example:
         >>> Permutation(jnp.array([1, 0])).dense().tolist()

@@ -36,8 +36,8 @@ def shrunk(q: Float[Array, "k a b"], bound: Float[Array, ""] | float) -> Float[A
     """The matrices, each brought to this Frobenius norm if its own is larger.
 
     Args:
-        q: the matrices.
-        bound: the norm.
+        q: The matrices.
+        bound: The norm.
 
     Returns:
         Matrices of the same shape.
@@ -60,7 +60,7 @@ def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
     part of the time that pivoting takes, at the cost of digits where Q is far beyond 1.
 
     Args:
-        q: the matrices Q.
+        q: The matrices Q.
 
     Returns:
         The rotations, in Q's dtype; LAPACK works in float32 at the least.
@@ -87,9 +87,9 @@ def series(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Ar
     for three terms what it gives for four.
 
     Args:
-        q: the matrices Q.
+        q: The matrices Q.
         terms: n.
-        ends_twice: whether the last power counts twice too, as before peft 0.18.
+        ends_twice: Whether the last power counts twice too, as before peft 0.18.
 
     Returns:
         The sums, which are rotations for small Q only.

@@ -20,8 +20,8 @@ class Zero(Operator):
     """The zero matrix, of no dtype of its own.
 
     Args:
-        n_rows: how many rows.
-        n_cols: how many columns.
+        n_rows: How many rows.
+        n_cols: How many columns.
 
     Example:
         >>> Zero(1, 2).dense().tolist()
@@ -73,7 +73,7 @@ class Identity(Operator):
     """The identity matrix, of no dtype of its own.
 
     Args:
-        size: how many rows, and columns.
+        size: How many rows, and columns.
 
     Example:
         >>> Identity(2).dense().tolist()
@@ -120,8 +120,8 @@ class Diagonal(Operator):
     So a leaf that is replaced as a whole does not depend on its old numbers.
 
     Args:
-        d: the diagonal (n,).
-        gates: whether zero takes a row out even if it is not finite: of what replaces rows, which
+        d: The diagonal (n,).
+        gates: Whether zero takes a row out even if it is not finite: of what replaces rows, which
             must not depend on what was there.
 
     Example:
@@ -172,7 +172,7 @@ class Dense(Operator):
     """A matrix with no structure to use.
 
     Args:
-        matrix: its numbers (rows, cols).
+        matrix: Its numbers (rows, cols).
 
     Example:
         >>> Dense(jnp.ones((1, 2))).T.shape

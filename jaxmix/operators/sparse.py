@@ -20,8 +20,8 @@ class Sparse(Operator):
     Args:
         values: v (n,).
         indices: i and j (2, n), from 0 on and inside the matrix: JAX drops what lies beyond.
-        n_rows: how many rows.
-        n_cols: how many columns.
+        n_rows: How many rows.
+        n_cols: How many columns.
 
     Example:
         >>> Sparse(jnp.array([2.0, 3.0]), jnp.array([[0, 0], [1, 1]]), 1, 2).dense().tolist()
@@ -86,8 +86,8 @@ def selection(kept: range, size: int) -> Sparse:
     """Rows of the identity: ``selection(kept, size) @ x`` is ``x[kept]``.
 
     Args:
-        kept: the rows, in order.
-        size: the size of the identity.
+        kept: The rows, in order.
+        size: The size of the identity.
 
     Returns:
         A matrix (len(kept), size) of ones and zeros, of no dtype of its own, as `Identity`.

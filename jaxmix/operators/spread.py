@@ -19,8 +19,8 @@ def as_matrix(sharding: NamedSharding | None, shape: tuple[int, ...]) -> NamedSh
     """How a tensor lies once all its axes but the first are one.
 
     Args:
-        sharding: how the tensor lies; None where nobody knows.
-        shape: the tensor's shape.
+        sharding: How the tensor lies; None where nobody knows.
+        shape: The tensor's shape.
 
     Returns:
         The matrix's sharding, with an entry for each axis; None where no sharding says it.
@@ -48,8 +48,8 @@ def stays(m: Operator, parts: int) -> bool:
     """Whether ``M x`` takes no more than sums of few numbers, where x's rows lie in equal parts.
 
     Args:
-        m: a matrix (n, n).
-        parts: how many parts there are.
+        m: A matrix (n, n).
+        parts: How many parts there are.
 
     Returns:
         Whether each part of the rows turns within itself, but for a low rank.
@@ -83,9 +83,9 @@ def times(m: Operator, x: Float[Array, "n k"], lies: NamedSharding | None) -> Fl
     part once, and none ever holds more than its part. Left to itself XLA gathers whole columns.
 
     Args:
-        m: a matrix (n, n).
-        x: another (n, k), in a traced function.
-        lies: how x lies; None where nobody knows, or on one device: then XLA decides.
+        m: A matrix (n, n).
+        x: Another (n, k), in a traced function.
+        lies: How x lies; None where nobody knows, or on one device: then XLA decides.
 
     Returns:
         The product, which lies as x does.

@@ -26,7 +26,7 @@ class StackedLowRank(Operator):
     Args:
         b: B₁ … (experts, p, r).
         a: A₁ … (experts, r, q).
-        turned: whether it is the transpose (p·q, experts) of that.
+        turned: Whether it is the transpose (p·q, experts) of that.
 
     Example:
         >>> two = StackedLowRank(jnp.ones((2, 1, 1)), jnp.array([[[1.0, 2.0]], [[3.0, 4.0]]]))

@@ -29,7 +29,7 @@ def stack_terms(entries: Sequence[Operator]) -> Operator:
     """A stack of operators that are added to something: one that is missing is zero.
 
     Args:
-        entries: the operators, at least one, all of one shape (rows, cols).
+        entries: The operators, at least one, all of one shape (rows, cols).
 
     Returns:
         A stack: a `Zero`, one structure, or a `Sum` of them.
@@ -61,7 +61,7 @@ def stack_factors(entries: Sequence[Operator]) -> Operator:
     """A stack of square operators that something is multiplied by: one that is missing is one.
 
     Args:
-        entries: the operators, at least one, all of one shape (n, n).
+        entries: The operators, at least one, all of one shape (n, n).
 
     Returns:
         A stack: an `Identity`, one structure, or a `Product` of them, of which each entry has one

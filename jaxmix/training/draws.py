@@ -16,9 +16,9 @@ def kaiming(key: Key, shape: tuple[int, ...], dtype: Any, slope: float = math.sq
     """Uniform numbers as ``torch.nn.init.kaiming_uniform_`` draws them.
 
     Args:
-        key: a JAX key.
-        shape: of two axes at the least; the first one is that of outputs.
-        dtype: what float they are to be.
+        key: A JAX key.
+        shape: Of two axes at the least; the first one is that of outputs.
+        dtype: What float they are to be.
         slope: PyTorch's ``a``. With √5, which PEFT takes, they lie within 1/√inputs.
 
     Returns:

@@ -30,11 +30,11 @@ class Fit:
     """What `fit` found.
 
     Args:
-        mix: the mix with the strengths that it found, as floats.
-        losses: the loss of each step's batch, before the step.
+        mix: The mix with the strengths that it found, as floats.
+        losses: The loss of each step's batch, before the step.
 
     Raises:
-        AdapterError: by `fit`, which makes them.
+        AdapterError: Raised by `fit`, which makes them.
 
     Example:
         >>> from jaxmix.adapter import Adapter
@@ -72,28 +72,28 @@ def fit(
     strengths that the mix has.
 
     Args:
-        mixed: the adapter or the mix.
-        params: a pytree of weights, as for `jaxmix.compose`.
-        loss_fn: the loss of params and a batch, a scalar; it is compiled.
-        batches: what the loss is taken of, one a step: arrays or trees of them, of equal shapes.
-        per: whether all have one factor ("mix"), each adapter its strength ("adapter"), or each
+        mixed: The adapter or the mix.
+        params: A pytree of weights, as for `jaxmix.compose`.
+        loss_fn: The loss of params and a batch, a scalar; it is compiled.
+        batches: What the loss is taken of, one a step: arrays or trees of them, of equal shapes.
+        per: Whether all have one factor ("mix"), each adapter its strength ("adapter"), or each
             adapter one at each site ("site"): then the mix that comes back is made of adapters of
             one site each, called ``name@site``.
-        optimizer: an ``optax.GradientTransformation`` over an array of the strengths; by default
+        optimizer: An ``optax.GradientTransformation`` over an array of the strengths; by default
             Adam with a rate of 0.1 that falls to nothing along a cosine if the number of steps is
             known.
-        steps: at most how many; all batches by default.
-        layout: where the sites lie in the tree, as for `jaxmix.compose`.
-        progress: whether a bar is shown.
+        steps: At most how many; all batches by default.
+        layout: Where the sites lie in the tree, as for `jaxmix.compose`.
+        progress: Whether a bar is shown.
 
     Returns:
         The mix with the strengths found, and the losses.
 
     Raises:
-        AdapterError: if there is nothing to fit, no batch, ``per`` is none of the three, or the
+        AdapterError: If there is nothing to fit, no batch, ``per`` is none of the three, or the
             loss is not finite.
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`.
 
     Example:
         >>> from jaxmix.adapter import Adapter
@@ -158,14 +158,14 @@ def by_site(mixed: Mixable) -> Mix:
     """The same mix, made of adapters of one site each: a strength for each adapter and site.
 
     Args:
-        mixed: the adapter or the mix.
+        mixed: The adapter or the mix.
 
     Returns:
         The mix of ``name@site``, in the adapters' order: at each site what acted there acts in the
         order in which it did.
 
     Raises:
-        AdapterError: if two of the names are one.
+        AdapterError: If two of the names are one.
 
     Example:
         >>> from jaxmix.adapter import Adapter

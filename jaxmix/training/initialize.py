@@ -64,24 +64,24 @@ def init(
     it has the same numbers whatever else is targeted.
 
     Args:
-        kind: what to make, by PEFT's name of the type in small letters: ``"lora"``, ``"oft"``, …;
+        kind: What to make, by PEFT's name of the type in small letters: ``"lora"``, ``"oft"``, …;
             and ``"dora"`` and ``"kasa"``, which PEFT has as options of LoRA.
-        params: the base's params, any pytree of weights; traced too, or of shapes alone where the
+        params: The base's params, any pytree of weights; traced too, or of shapes alone where the
             kind does not read the base.
-        key: a JAX key.
-        target_modules: names, each a module's whole path or its end; a regular expression for whole
+        key: A JAX key.
+        target_modules: Names, each a module's whole path or its end; a regular expression for whole
             paths; or ``"all-linear"``.
         rank: PEFT's ``r``; None for the kind's own default.
         alpha: PEFT's ``lora_alpha`` or ``alpha``; None for the kind's own default.
-        name: what to call the adapter; None for the kind.
-        layout: where sites lie in the tree; None to look for a model library's, and else for the
+        name: What to call the adapter; None for the kind.
+        layout: Where sites lie in the tree; None to look for a model library's, and else for the
             tree's own names. The rules of a layout of your own are read backwards.
-        exclude_modules: names or a regular expression, as above, of what is left out.
-        layers_to_transform: the numbers of the layers that are meant; names alone obey it.
-        layers_pattern: what stands before a layer's number in a path.
-        modules_to_save: names of modules that are trained whole: they start as the base has them.
-        target_parameters: names of leaves of experts, for LoRA.
-        **config: the kind's other words, by PEFT's names and with PEFT's defaults; what they are an
+        exclude_modules: Names or a regular expression, as above, of what is left out.
+        layers_to_transform: The numbers of the layers that are meant; names alone obey it.
+        layers_pattern: What stands before a layer's number in a path.
+        modules_to_save: Names of modules that are trained whole: they start as the base has them.
+        target_parameters: Names of leaves of experts, for LoRA.
+        **config: The kind's other words, by PEFT's names and with PEFT's defaults; what they are an
             unknown one is told. A word may differ by site: ``rank_pattern={r"layers\.0\.q": 4}``,
             and so for every other, with regular expressions for the end of a path or all of it.
 
@@ -89,11 +89,11 @@ def init(
         The adapter, of strength 1.
 
     Raises:
-        AdapterError: if there is no such kind or word, or targets are none, or nobody's.
-        UnsupportedError: if a family is nothing that training starts from, or PEFT has the kind, or
+        AdapterError: If there is no such kind or word, or targets are none, or nobody's.
+        UnsupportedError: If a family is nothing that training starts from, or PEFT has the kind, or
             an option, not for such a module.
-        ShapeError: if numbers do not divide a weight as they should.
-        LayoutError: if there is no such layout, several fit, or weights can't be judged.
+        ShapeError: If numbers do not divide a weight as they should.
+        LayoutError: If there is no such layout, several fit, or weights can't be judged.
 
     Example:
         >>> import jax

@@ -29,14 +29,14 @@ class Target:
     """A module that is to have an adapter, as the families see it.
 
     Args:
-        site: its PyTorch name.
-        layer: what it is. "conv1d" is GPT-2's, a linear layer whose weight PyTorch stores as
+        site: Its PyTorch name.
+        layer: What it is. "conv1d" is GPT-2's, a linear layer whose weight PyTorch stores as
             (in, out). Of one that is "unclear" nothing tells how its axes lie.
-        shape: the weight's, (out, in), (out, in, *k), an embedding's (V, D); never turned.
-        dtype: that of the numbers to make: the base's, float32 at the least.
-        leaf: the tree's leaf.
-        place: where the weight lies in it.
-        bias: the bias's own leaf and place; None for none.
+        shape: The weight's, (out, in), (out, in, *k), an embedding's (V, D); never turned.
+        dtype: That of the numbers to make: the base's, float32 at the least.
+        leaf: The tree's leaf.
+        place: Where the weight lies in it.
+        bias: The bias's own leaf and place; None for none.
     """
 
     site: str
@@ -94,7 +94,7 @@ def modules_of(tree: Tree) -> list[str]:
     """The names of all modules of a tree whose leaves are named after them, parents too.
 
     Args:
-        tree: the tree, by PyTorch's names or Flax's.
+        tree: The tree, by PyTorch's names or Flax's.
 
     Returns:
         Each once, in the order of the tree's leaves. A leaf that is no module's weight or bias is
@@ -119,7 +119,7 @@ def is_head(site: str) -> bool:
     """Whether a module is the output head of a language model, by the names that such have.
 
     Args:
-        site: its name.
+        site: Its name.
 
     Returns:
         Whether it ends in one of them, and lies in no numbered layer.
@@ -138,10 +138,10 @@ def target(
     """The module of a name with its leaves, or None where the tree has no weight there.
 
     Args:
-        tree: the params.
-        table: where sites lie in it.
-        site: the name.
-        roles: what the tree tells of its weights, by the names of their leaves.
+        tree: The params.
+        table: Where sites lie in it.
+        site: The name.
+        roles: What the tree tells of its weights, by the names of their leaves.
 
     Returns:
         The module; whether the weight is one that can be adapted its `Target.layer` says.

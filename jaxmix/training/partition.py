@@ -27,12 +27,12 @@ class Whole:
     `jax.jit` as an argument, and they are no constants of the program.
 
     Args:
-        rest: the leaves that stay, in the tree's order; None where a value goes.
-        paths: for each leaf the path of its value, or None; one value may go to several places.
-        structure: the tree's.
+        rest: The leaves that stay, in the tree's order; None where a value goes.
+        paths: For each leaf the path of its value, or None; one value may go to several places.
+        structure: The tree's.
 
     Raises:
-        AdapterError: on a call, if the values are not those of the adapters that it is for.
+        AdapterError: On a call, if the values are not those of the adapters that it is for.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -79,9 +79,9 @@ def trainable(
     `jax.vmap` for several seeds at once.
 
     Args:
-        mixed: the adapter or the mix.
-        only: the names of the adapters to train; all by default.
-        strengths: whether their strengths are trained too.
+        mixed: The adapter or the mix.
+        only: The names of the adapters to train; all by default.
+        strengths: Whether their strengths are trained too.
 
     Returns:
         The values, dicts by name with the adapters' structure: ``{"lora": {"updates": {"proj":
@@ -89,7 +89,7 @@ def trainable(
         that the adapter has. And `Whole`, the way back.
 
     Raises:
-        AdapterError: if it is no adapter, a name is not in it, or nothing in it is trained.
+        AdapterError: If it is no adapter, a name is not in it, or nothing in it is trained.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -139,18 +139,18 @@ def labels(
     function, since a tree of labels would be an adapter, and so a function itself: optax calls it.
 
     Args:
-        mixed: the adapter or the mix.
-        only: the names of the adapters to train; all by default.
-        trained: the label of what is trained.
-        frozen: the label of the rest, and of the strengths.
+        mixed: The adapter or the mix.
+        only: The names of the adapters to train; all by default.
+        trained: The label of what is trained.
+        frozen: The label of the rest, and of the strengths.
 
     Returns:
         A function that gives the labels, in the structure of `mixed`, whatever it is called with.
         For ``optax.masked`` make it with ``trained=True, frozen=False``.
 
     Raises:
-        AdapterError: as `trainable`.
-        UnsupportedError: if sites share an array that is trained: as leaves of their own they
+        AdapterError: As `trainable`.
+        UnsupportedError: If sites share an array that is trained: as leaves of their own they
             would not stay equal.
 
     Example:

@@ -17,14 +17,14 @@ def strengths_by_site(mixed: Mixable) -> dict[str, dict[str, float]]:
     """The strength of each adapter at each of its sites.
 
     Args:
-        mixed: the adapter or the mix; parts of one site that are called ``name@site``, as
+        mixed: The adapter or the mix; parts of one site that are called ``name@site``, as
             `jaxmix.fit` makes them, are one adapter again.
 
     Returns:
         ``{name: {site: strength}}``.
 
     Raises:
-        TypeError: if a strength is traced, so that it has no value yet: by JAX.
+        TypeError: If a strength is traced, so that it has no value yet: by JAX.
 
     Example:
         >>> from jaxmix.adapter import Adapter
@@ -48,16 +48,16 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
     """Draws a map for each adapter: its modules downwards, the layers to the right.
 
     Args:
-        mixed: the adapter or the mix, as `jaxmix.fit` gives it with ``per="site"``.
-        path: the file to write: PNG, or by its name SVG or PDF.
+        mixed: The adapter or the mix, as `jaxmix.fit` gives it with ``per="site"``.
+        path: The file to write: PNG, or by its name SVG or PDF.
 
     Returns:
         The file.
 
     Raises:
-        AdapterError: if no adapter of it has a site.
-        UnsupportedError: if matplotlib is not there, or the file is of no format of a picture.
-        CheckpointError: if the picture can't be written there.
+        AdapterError: If no adapter of it has a site.
+        UnsupportedError: If matplotlib is not there, or the file is of no format of a picture.
+        CheckpointError: If the picture can't be written there.
 
     Example:
         >>> import tempfile

@@ -23,12 +23,12 @@ class RankState:
     """What `RankSchedule` remembers between steps; sites by their place among the values.
 
     Args:
-        sensitivity: the mean of ``|w · ∂w|`` over steps, for each site's ``a``, ``b`` and ``e``.
-        uncertainty: the mean of how far ``|w · ∂w|`` was from it.
-        kept: the ranks that were kept when it was last decided, for each site (r,).
+        sensitivity: The mean of ``|w · ∂w|`` over steps, for each site's ``a``, ``b`` and ``e``.
+        uncertainty: The mean of how far ``|w · ∂w|`` was from it.
+        kept: The ranks that were kept when it was last decided, for each site (r,).
 
     Raises:
-        AdapterError: by `RankSchedule.start`, which makes the first one.
+        AdapterError: Raised by `RankSchedule.start`, which makes the first one.
 
     Example:
         >>> e = {"a": jnp.ones((2, 3)), "b": jnp.ones((4, 2)), "e": jnp.ones(2)}
@@ -55,16 +55,16 @@ class RankSchedule:
     masked. Ranks of equal scores at the threshold are all masked, as PEFT masks them.
 
     Args:
-        target_rank: how many ranks a site keeps in the mean; PEFT's ``target_r``.
+        target_rank: How many ranks a site keeps in the mean; PEFT's ``target_r``.
         steps: T, how many steps there are; PEFT's ``total_step``.
-        warmup: how many of them mask nothing; PEFT's ``tinit``.
-        final: how many at the end mask what was decided before; PEFT's ``tfinal``.
-        every: from one decision to the next; PEFT's ``deltaT``.
-        beta1: how much of the sensitivity is kept.
-        beta2: how much of the uncertainty is kept.
+        warmup: How many of them mask nothing; PEFT's ``tinit``.
+        final: How many at the end mask what was decided before; PEFT's ``tfinal``.
+        every: From one decision to the next; PEFT's ``deltaT``.
+        beta1: How much of the sensitivity is kept.
+        beta2: How much of the uncertainty is kept.
 
     Raises:
-        AdapterError: if the numbers are no schedule.
+        AdapterError: If the numbers are no schedule.
 
     Example:
         >>> schedule = RankSchedule(target_rank=1, steps=3)
@@ -110,13 +110,13 @@ class RankSchedule:
         """The state before the first step.
 
         Args:
-            values: what `jaxmix.trainable` gives of one AdaLoRA adapter, or a part of it.
+            values: What `jaxmix.trainable` gives of one AdaLoRA adapter, or a part of it.
 
         Returns:
             Nothing seen, all ranks kept.
 
         Raises:
-            AdapterError: if there is no site of AdaLoRA, or they have fewer ranks than the target.
+            AdapterError: If there is no site of AdaLoRA, or they have fewer ranks than the target.
         """
         sites = dict(_sites(values))
         if not sites:
@@ -140,10 +140,10 @@ class RankSchedule:
         """What follows a step of the optimizer.
 
         Args:
-            state: what was seen so far.
-            values: the values after the optimizer's step, as PEFT has it.
-            slopes: the gradients of the same step, in the same structure.
-            step: the number of the step, traced or not.
+            state: What was seen so far.
+            values: The values after the optimizer's step, as PEFT has it.
+            slopes: The gradients of the same step, in the same structure.
+            step: The number of the step, traced or not.
 
         Returns:
             The values with ranks masked, and the new state.
@@ -180,9 +180,9 @@ class RankSchedule:
         """How many ranks are left after a step.
 
         Args:
-            step: the number of the step.
-            ranks: how many there are at the start, of all sites.
-            sites: how many sites there are.
+            step: The number of the step.
+            ranks: How many there are at the start, of all sites.
+            sites: How many sites there are.
 
         Returns:
             How many ranks are kept.
@@ -207,13 +207,13 @@ def orthogonality(values: Mapping[str, Any]) -> Float[Array, ""]:
     The mean of ``‖A Aᵀ − I‖`` and ``‖Bᵀ B − I‖``, Frobenius norms, over all sites.
 
     Args:
-        values: what `jaxmix.trainable` gives of an AdaLoRA adapter, or a part of it.
+        values: What `jaxmix.trainable` gives of an AdaLoRA adapter, or a part of it.
 
     Returns:
         The mean; PEFT's ``orth_reg_weight``, 0.5 by default, is its factor.
 
     Raises:
-        AdapterError: if there is no site of AdaLoRA.
+        AdapterError: If there is no site of AdaLoRA.
 
     Example:
         >>> eye = {"a": jnp.eye(2), "b": 2 * jnp.eye(2), "e": jnp.ones(2)}

@@ -24,11 +24,11 @@ class Survey:
     """The modules of a tree.
 
     Args:
-        tree: the tree.
-        table: the layout by which they are found.
-        modules: their names, each with its name without the numbers of stacked layers.
-        roles: what the tree itself tells of each weight, by the name of its leaf.
-        rivals: other layouts that find as much.
+        tree: The tree.
+        table: The layout by which they are found.
+        modules: Their names, each with its name without the numbers of stacked layers.
+        roles: What the tree itself tells of each weight, by the name of its leaf.
+        rivals: Other layouts that find as much.
     """
 
     tree: Tree
@@ -69,7 +69,7 @@ class Survey:
         """The weights that may be linear layers, though neither tree nor layout tells, by site.
 
         Args:
-            found: the modules of the tree.
+            found: The modules of the tree.
         """
         unknown = ("unclear", "parameter")
         held = {each.place.leaf for each in found.values() if each.layer not in unknown}
@@ -101,8 +101,8 @@ def survey(tree: Tree, layout: Layout | None) -> Survey:
     """The modules of a tree.
 
     Args:
-        tree: the tree.
-        layout: the layout to find them by; None to look for one that fits.
+        tree: The tree.
+        layout: The layout to find them by; None to look for one that fits.
 
     Returns:
         The modules. The layout is one of a model library if the leaves have its names, and else

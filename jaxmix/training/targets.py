@@ -15,18 +15,18 @@ class Rules:
     r"""The words of a config that say where an adapter goes.
 
     Args:
-        target_modules: names, each a module's whole path or its end; or a regular expression for
+        target_modules: Names, each a module's whole path or its end; or a regular expression for
             whole paths.
-        exclude_modules: likewise, what is left out.
-        modules_to_save: what is trained whole, and its parts, and so has no adapter.
-        layers_to_transform: the numbers of the layers that are meant, or the one; None for all. It
+        exclude_modules: Likewise, what is left out.
+        modules_to_save: What is trained whole, and its parts, and so has no adapter.
+        layers_to_transform: The numbers of the layers that are meant, or the one; None for all. It
             holds for names alone.
-        layers_pattern: what stands before the number of a layer in a path, a regular expression or
+        layers_pattern: What stands before the number of a layer in a path, a regular expression or
             several; None for the first number in it that is no list's first.
 
     Raises:
-        re.error: by `takes`, if a regular expression is none.
-        UnsupportedError: by `takes`, if a regular expression may take too long.
+        re.error: By `takes`, if a regular expression is none.
+        UnsupportedError: Raised by `takes` if a regular expression may take too long.
 
     Example:
         >>> rules = Rules(["q"], layers_to_transform=[0])
@@ -85,8 +85,8 @@ def is_named(module: str, names: Collection[str]) -> bool:
     """Whether a module goes by one of these names: its path, or the end of it.
 
     Args:
-        module: its path.
-        names: the names.
+        module: Its path.
+        names: The names.
 
     Returns:
         Whether one of them fits.
@@ -104,8 +104,8 @@ def by_pattern(patterns: Mapping[str, Any] | None, module: str, else_: Any) -> A
     Args:
         patterns: regular expressions for the end of the path, or all of it, and what they say. The
             first that fits holds.
-        module: the module's path.
-        else_: what holds where none fits.
+        module: The module's path.
+        else_: What holds where none fits.
 
     Returns:
         What is said.

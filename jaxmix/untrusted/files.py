@@ -29,14 +29,14 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """A path as the user gave it, with ``~`` expanded.
 
     Args:
-        path: the path.
-        what: what it is for, for the message.
+        path: The path.
+        what: What it is for, for the message.
 
     Returns:
         The path. Whether something is there is not checked.
 
     Raises:
-        CheckpointError: if it can't be looked up: links that lead round, an unknown user, a null
+        CheckpointError: If it can't be looked up: links that lead round, an unknown user, a null
             character, a folder that may not be entered.
     """
     text = os.fspath(path)
@@ -67,11 +67,11 @@ def check_regular(path: Path) -> None:
     """Refuses what is there and no regular file, since to open it may wait forever.
 
     Args:
-        path: the path; one that does not exist passes.
+        path: The path; one that does not exist passes.
 
     Raises:
-        CheckpointError: if it is a folder, a named pipe, a device or a socket.
-        OSError: if it can't be looked at.
+        CheckpointError: If it is a folder, a named pipe, a device or a socket.
+        OSError: If it can't be looked at.
     """
     try:
         mode = path.stat().st_mode
@@ -85,15 +85,15 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
     """The bytes of a small file.
 
     Args:
-        path: the file.
-        limit: how many bytes it may have.
+        path: The file.
+        limit: How many bytes it may have.
 
     Returns:
         Its bytes.
 
     Raises:
-        CheckpointError: if it is no regular file, or too large.
-        OSError: if it is missing or can't be read.
+        CheckpointError: If it is no regular file, or too large.
+        OSError: If it is missing or can't be read.
 
     Example:
         >>> read_small(Path(os.devnull))
@@ -125,14 +125,14 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
     """The value of a text of JSON, if it is of a sane size, depth and precision.
 
     Args:
-        text: the text, UTF-8 if it is bytes.
-        **hooks: what else `json.loads` takes, such as ``object_pairs_hook``.
+        text: The text, UTF-8 if it is bytes.
+        **hooks: What else `json.loads` takes, such as ``object_pairs_hook``.
 
     Returns:
         The value.
 
     Raises:
-        ValueError: if it is no JSON, or beyond those limits.
+        ValueError: If it is no JSON, or beyond those limits.
 
     Example:
         >>> parse_json("[" * 999 + "]" * 999)
@@ -167,7 +167,7 @@ def header_problem(path: Path) -> str | None:
     """Why a safetensors file is not whole, if that is because it ends too early.
 
     Args:
-        path: the file, a regular one.
+        path: The file, a regular one.
 
     Returns:
         How many bytes of how many are there; None if it is whole, or damaged in another way.

@@ -32,16 +32,16 @@ def is_match(pattern: str, text: str, *, full: bool = False) -> bool:
     """Whether a regular expression matches, as `re.match` or `re.fullmatch` says.
 
     Args:
-        pattern: the expression.
-        text: what it is matched with.
-        full: whether it must match to the end.
+        pattern: The expression.
+        text: What it is matched with.
+        full: Whether it must match to the end.
 
     Returns:
         Whether it does.
 
     Raises:
-        re.error: if it is no regular expression.
-        UnsupportedError: if it may take too long.
+        re.error: If it is no regular expression.
+        UnsupportedError: If it may take too long.
 
     Example:
         >>> is_match(r"^(?!.*vision).*q_proj$", "model.layers.0.q_proj")
@@ -66,16 +66,16 @@ def find(pattern: str, text: str, *, full: bool = False) -> re.Match[str] | None
     r"""The match of a regular expression, with its groups.
 
     Args:
-        pattern: the expression.
-        text: what it is matched with.
-        full: whether it must match to the end.
+        pattern: The expression.
+        text: What it is matched with.
+        full: Whether it must match to the end.
 
     Returns:
         The match; None if there is none.
 
     Raises:
-        re.error: if it is no regular expression.
-        UnsupportedError: if it may take too long.
+        re.error: If it is no regular expression.
+        UnsupportedError: If it may take too long.
 
     Example:
         >>> found = find(r"layers\.(\d+)", "layers.7")

@@ -14,7 +14,7 @@ def positive(**words: int) -> None:
     """Refuses numbers below 1, and what is no integer.
 
     Raises:
-        ShapeError: if one is; by its name.
+        ShapeError: If one is; by its name.
     """
     for word, value in words.items():
         if isinstance(value, bool) or not isinstance(value, Integral):
@@ -27,7 +27,7 @@ def one_of(word: str, value: Any, known: Collection[Any]) -> None:
     """Refuses what PEFT does not know.
 
     Raises:
-        UnsupportedError: if the value is none of those known.
+        UnsupportedError: If the value is none of those known.
     """
     if value not in known:
         raise UnsupportedError(
@@ -39,7 +39,7 @@ def scale_of(rank: int, alpha: float, use_rslora: bool = False) -> float:
     """γ = alpha/rank, or alpha/√rank.
 
     Raises:
-        ShapeError: if the rank is below 1.
+        ShapeError: If the rank is below 1.
     """
     positive(rank=rank)
     return alpha / (math.sqrt(rank) if use_rslora else rank)

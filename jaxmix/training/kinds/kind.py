@@ -18,12 +18,12 @@ class Kind:
     """A kind of adapter, as PEFT names its types.
 
     Args:
-        start: makes the update of a site, ``start(key, target, **words)``, or with `shared` those
+        start: Makes the update of a site, ``start(key, target, **words)``, or with `shared` those
             of all sites, ``start(key, {site: target}, **words)``. Its keyword-only arguments are
             the words that the kind takes, with PEFT's defaults.
-        layers: what modules PEFT has it for.
-        shared: whether its sites share arrays, and so are made together.
-        fixed: words that the kind's name says already.
+        layers: What modules PEFT has it for.
+        shared: Whether its sites share arrays, and so are made together.
+        fixed: Words that the kind's name says already.
 
     Example:
         >>> def start(key, target, *, rank=8): ...

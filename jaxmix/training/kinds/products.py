@@ -87,8 +87,8 @@ def divided(size: int, factor: int = -1) -> tuple[int, int]:
     """A size as a product of two numbers, as LyCORIS and PEFT divide it.
 
     Args:
-        size: the size.
-        factor: what the first number is to be; where it does not divide the size, or is -1, they
+        size: The size.
+        factor: What the first number is to be; where it does not divide the size, or is -1, they
             are the nearest to each other of those whose first is no larger.
 
     Returns:

@@ -55,8 +55,8 @@ def adjusted(size: int, told: int) -> int:
     """The divisor of a size that PEFT takes for a number that is none: the nearest.
 
     Args:
-        size: the size.
-        told: the number.
+        size: The size.
+        told: The number.
 
     Returns:
         The divisor; of two as near the smaller.
