@@ -212,7 +212,7 @@ def _effect(one: dense.Fitted, word: Chain, weight: Any, bias: Any) -> Effect:
         delta = _shift_of(steps, shape)
         if delta is None:
             delta, noise = _difference(steps, lambda: _matrix(weight, form))
-    if one.bias and any(update.has_bias or update.turns_bias for _, update in word):
+    if one.bias and any(update.has_bias or update.maps_bias for _, update in word):
         column = _matrix(bias, one.bias)
         matrix = _matrix(weight, one.weight).astype(column.dtype) if reads and one.weight else None
         rows, cols = column.shape if matrix is None else matrix.shape

@@ -2,7 +2,8 @@
 
 It is one program a leaf, and XLA gives each device what it needs of the factors for its own part of
 Δ, of a replaced weight its part; arrays that were put onto devices by hand stay there. Where a
-rotation goes across the parts, these are exchanged, and no weight is gathered (`operators.spread`).
+rotation goes across the parts, these are exchanged, and no weight is gathered (see
+`jaxmix.operators.sharded`).
 
 A mesh may have *explicit* axes, JAX's default, with which each product and each reshape must say
 how its result is laid out. Here that is left to XLA, as on a mesh with automatic axes, and only the

@@ -87,7 +87,7 @@ class Chosen(Operator):
     def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
         return (x.T @ self.T).T
 
-    def picked_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
+    def take_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
         if self.is_factor:
             return self.dense()[at]
         picked = _grouped(_picked, self.turned, self.n_cols, False, self.each)
@@ -133,7 +133,7 @@ def _times(turned: bool, one: Operator, x: Array) -> Array:
 
 
 def _picked(turned: bool, one: Operator, at: Array) -> Array:
-    return (one.T if turned else one).picked_rows(at)
+    return (one.T if turned else one).take_rows(at)
 
 
 def _dense(turned: bool, one: Operator) -> Array:

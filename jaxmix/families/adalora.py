@@ -56,7 +56,7 @@ class AdaLoRA(Update):
         return shift(LowRank(self.b * weights[None, :], self.a))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B diag(e) A has the weight's sizes."""
+        """Checks that B diag(e) A has the weight's sizes."""
         out_size, in_size = shape
         factors = {
             "lora_A": (self.a, ("r", in_size)),

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import not_each_once
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import order_misfit
 from jaxmix.operators import Dense, LowRank
 
 __all__ = ["AdaMSS", "grouped"]
@@ -88,21 +88,21 @@ class AdaMSS(Update):
         return (strength * left.at[self.rows].set(blocks)).astype(blocks.dtype)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether P has the weight's inputs, and the groups have its rows."""
+        """Checks that P has the weight's inputs, and the groups have its rows."""
         out_size, in_size = shape
         groups = range(len(self.a))
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "adamss_newB": (self.projection, ("r", in_size)),
             "the bias's column": (self.bias, ("r",)),
             "the groups' rows": (self.rows, (out_size,)),
             **{f"adamss_A.{i}": (self.a[i], (f"r{i}", "r")) for i in groups},
             **{f"adamss_B.{i}": (self.b[i], (f"n{i}", f"r{i}")) for i in groups},
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if (found := sum(b.shape[0] for b in self.b)) != out_size:
             return f"adamss_B have {found} rows in all, expected {out_size} from weight {shape}"
-        return not_each_once("the groups' rows", self.rows)
+        return order_misfit("the groups' rows", self.rows)
 
     def size(self) -> str:
         """How many groups, and their ranks together."""

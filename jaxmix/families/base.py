@@ -9,12 +9,12 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 
-__all__ = ["Chain", "Factors", "Leaf", "Update", "joint_flag", "maps", "mismatch"]
+__all__ = ["Chain", "ExpectedShapes", "Leaf", "Update", "joint_flag", "maps", "mismatch"]
 
 Leaf = Literal["weight", "bias"]
 
 # By name, factors and the shapes that they should have; a letter is a size that is free.
-Factors = Mapping[str, tuple[Array | float | None, tuple[int | str | Fraction, ...]]]
+ExpectedShapes = Mapping[str, tuple[Array | float | None, tuple[int | str | Fraction, ...]]]
 
 
 class Update:
@@ -65,7 +65,7 @@ class Update:
         return False
 
     @property
-    def turns_bias(self) -> bool:
+    def maps_bias(self) -> bool:
         """Whether it maps a bias where there is one, linearly, and so needs none (IA3, RoAd)."""
         return False
 
@@ -80,7 +80,7 @@ class Update:
             bias = self.bias_map(base, strength)(bias)
         return Base(matrix, base.shape, bias)
 
-    def turned(self) -> "Update":
+    def with_transposed_weight(self) -> "Update":
         """The same at a site whose weight PyTorch stores as (in, out): whole weights lie so too."""
         return self
 
@@ -122,13 +122,13 @@ def maps(word: Iterable[tuple[Any, Update]], base: Base, leaf: Leaf = "weight") 
     """The maps of a word of updates at one site, each read off the base that it is to read.
 
     Args:
-        word: Strengths and updates, the first one first.
+        word: Strengths and updates, in order of application.
         base: The pristine base. Whatever updates do, those after them read this one; only what a
             base-side update put into the base is there too, as PEFT has it.
         leaf: The leaf that is mapped.
 
     Returns:
-        A map for each update, the first one first.
+        A map for each update, in order of application.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,7 +145,7 @@ def maps(word: Iterable[tuple[Any, Update]], base: Base, leaf: Leaf = "weight") 
     return made
 
 
-def mismatch(factors: Factors, shape: tuple[int, int]) -> str | None:
+def mismatch(factors: ExpectedShapes, shape: tuple[int, int]) -> str | None:
     """The words for factors that do not fit, or None where all do.
 
     Args:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Update
-from jaxmix.families.places import not_each_once, numbers
+from jaxmix.families.positions import as_int32, order_misfit
 from jaxmix.operators import (
     BlockDiagonal,
     Dense,
@@ -36,7 +36,7 @@ class BOFT(Update):
     ``(I + Q)⁻¹ (I − Q)`` of ``Q = ½ (G − Gᵀ)``. The bias b₀ of the base stays; what others added to
     it is rescaled: ``b' = b₀ + r ⊙ (b − b₀)``.
 
-    Strength s scales Q, and r goes along the line: ``1 − s + s·r``.
+    Strength s scales Q, and r interpolates linearly: ``1 − s + s·r``.
 
     Args:
         generator: G (factors, blocks, b, b), PEFT's ``boft_R``; the factor that acts on the weight
@@ -96,7 +96,7 @@ class BOFT(Update):
         blocks = cayley(q.reshape(-1, *q.shape[2:])).reshape(q.shape)
         turns: list[Operator] = [BlockDiagonal(one, 1) for one in blocks]
         if self.orders is not None:
-            moves = [Permutation(order) for order in numbers(self.orders)]
+            moves = [Permutation(order) for order in as_int32(self.orders)]
             turns = [multiply(multiply(p, d), p.T) for p, d in zip(moves, turns, strict=True)]
         return reduce(lambda before, after: multiply(after, before), turns)
 
@@ -105,7 +105,7 @@ class BOFT(Update):
         return 1 - strength + strength * jnp.asarray(self.rescale)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the blocks make up the side that is turned, and r the outputs."""
+        """Checks that the blocks make up the side that is turned, and r the outputs."""
         found, turned = self.generator.shape, shape[0 if self.on_output else 1]
         if len(found) != 4 or found[2] != found[3]:
             return f"boft_R has shape {found}, expected (factors, blocks, b, b)"
@@ -114,8 +114,8 @@ class BOFT(Update):
             return f"boft_R {found}: {made}, expected {turned} from weight {shape}"
         if self.orders is not None and self.orders.shape != (found[0], turned):
             return f"orders have shape {self.orders.shape}, expected {(found[0], turned)}"
-        if self.orders is not None and (said := not_each_once("orders", self.orders)):
-            return said
+        if self.orders is not None and (problem := order_misfit("orders", self.orders)):
+            return problem
         if self.rescale is not None and self.rescale.shape != shape[:1]:
             return f"boft_s has shape {self.rescale.shape}, expected {shape[:1]}"
         return None

@@ -48,7 +48,7 @@ class C3A(Update):
         return shift(Circulant(self.kernels).scaled(strength / base.shape[1]))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the blocks make up the weight: fractions where they do not divide it."""
+        """Checks that the blocks make up the weight: fractions where they do not divide it."""
         b = self.kernels.shape[2] if self.kernels.ndim == 3 else 1
         rows, cols = (Fraction(size, max(b, 1)) for size in shape)
         return mismatch({"c3a_kernel": (self.kernels, (rows, cols, "b"))}, shape)

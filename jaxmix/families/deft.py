@@ -79,20 +79,20 @@ class DEFT(Update):
         p = jnp.asarray(self.p)
         if self.method == "relu":
             return p, jax.nn.relu(p)
-        # LAPACK works in float32 at the least.
+        # LAPACK needs at least float32.
         q = jnp.linalg.qr(p.astype(np.promote_types(p.dtype, np.float32)))[0].astype(p.dtype)
         return q, q
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether P and N have the weight's sizes."""
+        """Checks that P and N have the weight's sizes."""
         out_size, in_size = shape
         factors = {
             "deft_P": (self.p, (out_size, "r")),
             "deft_R": (self.injected, ("r", in_size)),
             "scale": (self.scale, ()),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if self.method == "qr" and self.p.shape[1] > out_size:
             return f"deft_P has {self.p.shape[1]} columns to make orthogonal, expected {out_size}"
         return None

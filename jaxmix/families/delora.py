@@ -62,7 +62,7 @@ class DeLoRA(Update):
         return shift(LowRank(self.b * weights[None, :], self.a * self.norms[None, :]))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A and the norms have the weight's sizes."""
+        """Checks that B A and the norms have the weight's sizes."""
         out_size, in_size = shape
         factors = {
             "delora_A": (self.a, ("r", in_size)),
@@ -73,7 +73,7 @@ class DeLoRA(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.a.shape[0]}"
 
 

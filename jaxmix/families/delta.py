@@ -48,12 +48,12 @@ class Delta(Update):
 
     @property
     def has_weight(self) -> bool:
-        """Where there is a Δ."""
+        """Whether there is a Δ."""
         return self.weight is not None
 
     @property
     def has_bias(self) -> bool:
-        """Where there is a δ."""
+        """Whether there is a δ."""
         return self.bias is not None
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
@@ -64,14 +64,14 @@ class Delta(Update):
         """``(I, I, s·δ)``."""
         return _added(self.bias, (base.shape[0], 1), strength)
 
-    def turned(self) -> "Delta":
+    def with_transposed_weight(self) -> "Delta":
         """With ``Δᵀ``, where Δ is a matrix."""
         if self.weight is None or self.weight.ndim != 2:
             return self
         return replace(self, weight=self.weight.T)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether Δ and δ have the base's sizes."""
+        """Checks that Δ and δ have the base's sizes."""
         for name, leaf, size in (("diff", self.weight, shape), ("diff_b", self.bias, shape[:1])):
             if leaf is not None and (leaf.shape[:1], leaf.size) != (size[:1], math.prod(size)):
                 return f"{name} has shape {leaf.shape}, expected {size}"

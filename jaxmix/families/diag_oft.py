@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Diagonal, Identity, Operator, Zero, multiply
-from jaxmix.operators.rotations import cayley, shrunk
+from jaxmix.operators.rotations import cayley, clip_norm
 
 __all__ = ["DiagOFT"]
 
@@ -25,17 +25,17 @@ class DiagOFT(Update):
 
     - LyCORIS's Diag-OFT: outputs, factor 1. Its ``alpha`` times out is a bound on the norm of all
       blocks' Q taken together.
-    - PEFT up to 0.13 (``oft_r``): outputs, factor −½. With ``coft`` each block's D is shrunk to
+    - PEFT up to 0.13 (``oft_r``): outputs, factor −½. With ``coft`` each block's D is clipped to
       eps · ⌈out / r⌉² / √blocks. The blocks may overhang the outputs and are cut.
     - PEFT 0.14 to 0.15 (``oft_r``, ``oft_s``): inputs, factor ½, r is ``oft_s``.
     - LyCORIS's IA3 on outputs: no blocks, r is 1 + its vector.
 
-    The bias stays. Strength s scales Q, and r goes along the line: ``1 − s + s·r``.
+    The bias stays. Strength s scales Q, and r interpolates linearly: ``1 − s + s·r``.
 
     Args:
         blocks: D (k, b, b); one block that is repeated if it is shared; None for no rotation.
         rescale: r (out,); None for none.
-        bound: The norm to which Q, or with `by_block` each D, is shrunk; None for no bound.
+        bound: The norm to which Q, or with `by_block` each D, is clipped; None for no bound.
         factor: What D − Dᵀ is multiplied by.
         side: Which side is rotated, "out" or "in".
         by_block: Whether the bound is on each block's D.
@@ -82,24 +82,24 @@ class DiagOFT(Update):
         return cayley(strength * self._skew())
 
     def _skew(self) -> Float[Array, "k b b"]:
-        """Q, shrunk if it is bounded."""
+        """Q, clipped if it is bounded."""
         d = jnp.asarray(self.blocks)
         if self.bound is not None and self.by_block:
-            d = shrunk(d, self.bound)
+            d = clip_norm(d, self.bound)
         q = self.factor * (d - jnp.swapaxes(d, 1, 2))
         if self.bound is not None and not self.by_block:
             # All blocks as one.
-            q = shrunk(q.reshape(1, -1, q.shape[-1]), self.bound).reshape(q.shape)
+            q = clip_norm(q.reshape(1, -1, q.shape[-1]), self.bound).reshape(q.shape)
         return q
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the blocks, shared or not, make up the side, and r the outputs."""
+        """Checks that the blocks, shared or not, make up the side, and r the outputs."""
         if self.rescale is not None and self.rescale.shape != shape[:1]:
             return f"rescale has shape {self.rescale.shape}, expected {shape[:1]} from {shape}"
         if self.blocks is None:
             return None
-        if said := mismatch({"the bound": (self.bound, ())}, shape):
-            return said
+        if problem := mismatch({"the bound": (self.bound, ())}, shape):
+            return problem
         found, size = self.blocks.shape, shape[0 if self.side == "out" else 1]
         if len(found) != 3 or found[1] != found[2] or 0 in found:
             return f"oft_blocks has shape {found}, expected (blocks, b, b)"
@@ -108,8 +108,8 @@ class DiagOFT(Update):
         overhangs = self.factor < 0 and (count == 1 or b == -(-size // count))
         if count * b == size or (count == 1 and size % b == 0) or overhangs:
             return None
-        said = f"{count} blocks of {b} rotate {count * b} {self.side}puts"
-        return f"oft_blocks {found}: {said}, expected {size} from weight {shape}"
+        problem = f"{count} blocks of {b} rotate {count * b} {self.side}puts"
+        return f"oft_blocks {found}: {problem}, expected {size} from weight {shape}"
 
     def size(self) -> str:
         """The size of its blocks."""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import StackedLowRank
 
 __all__ = ["ExpertLoRA"]
@@ -55,8 +55,8 @@ class ExpertLoRA(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether each expert's product has the weight's size."""
-        factors: Factors = {
+        """Checks that each expert's product has the weight's size."""
+        factors: ExpectedShapes = {
             "lora_A": (self.a, ("experts", "r", "in")),
             "lora_B": (self.b, ("experts", "out", "r")),
             "scale": (self.scale, ()),

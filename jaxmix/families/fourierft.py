@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import beyond
+from jaxmix.families.positions import position_misfit
 from jaxmix.operators import Dense, LowRank, Operator
 
 __all__ = ["FourierFT"]
@@ -35,7 +35,7 @@ class FourierFT(Update):
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: Raised by `compose` if numbers and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if values and positions differ in number, or are outside W.
 
     Example:
         >>> flat = FourierFT(jnp.ones(1), jnp.zeros((2, 1), int), scale=6.0)
@@ -63,13 +63,13 @@ class FourierFT(Update):
         return shift(_inverse(values, self.indices, base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a number a position, and the positions lie in W."""
+        """Checks that there is a number a position, and the positions lie in W."""
         factors = {
             "fourierft_spectrum": (self.spectrum, ("n",)),
             "indices": (self.indices, (2, "n")),
             "scale": (self.scale, ()),
         }
-        return mismatch(factors, shape) or beyond("indices", self.indices, shape)
+        return mismatch(factors, shape) or position_misfit("indices", self.indices, shape)
 
     def size(self) -> str:
         """How many entries the spectrum has."""

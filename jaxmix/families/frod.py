@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import beyond, numbers
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.operators import Dense, Sparse
 
-__all__ = ["FRoD", "kind_of_module", "lengths"]
+__all__ = ["FRoD", "lengths", "module_category"]
 
 
 @jax.tree_util.register_dataclass
@@ -57,28 +57,28 @@ class FRoD(Update):
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(U (S + diag(l)) Vᵀ − W₀))``."""
         w, v = base.read("matrix"), jnp.asarray(self.v)
-        inner = Sparse(jnp.asarray(self.values), numbers(self.indices), *v.shape)
+        inner = Sparse(jnp.asarray(self.values), as_int32(self.indices), *v.shape)
         whole = inner.added_to(jnp.diag(jnp.asarray(self.lengths)))
         made = _directions(w, v) @ (whole @ v.T)
         return shift(Dense(strength * (made - w)))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the basis and what is in it have the weight's inputs."""
-        factors: Factors = {
+        """Checks that the basis and what is in it have the weight's inputs."""
+        factors: ExpectedShapes = {
             "frod_V": (self.v, (shape[1], shape[1])),
             "frod_lambda_s_values": (self.values, ("n",)),
             "frod_s_indices": (self.indices, (2, "n")),
             "frod_lambda_l": (self.lengths, (shape[1],)),
         }
         within = (shape[1], shape[1])
-        return mismatch(factors, shape) or beyond("frod_s_indices", self.indices, within)
+        return mismatch(factors, shape) or position_misfit("frod_s_indices", self.indices, within)
 
     def size(self) -> str:
         """How many entries beside the diagonal."""
         return f"{self.values.shape[0]} entries"
 
 
-def kind_of_module(site: str) -> str:
+def module_category(site: str) -> str:
     """The kind of module that a site is of, all of which share V and the positions.
 
     PEFT takes the last two parts of its path; the last one alone where a layer's number stands
@@ -92,7 +92,7 @@ def kind_of_module(site: str) -> str:
         The name of the kind.
 
     Example:
-        >>> kind_of_module("layers.0.attn.q"), kind_of_module("h.0.fc"), kind_of_module("head")
+        >>> module_category("layers.0.attn.q"), module_category("h.0.fc"), module_category("head")
         ('attn_q', 'fc', 'head')
 
     Source: ``peft/tuners/frod/model.py``.
@@ -126,7 +126,7 @@ def lengths(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array,
 
 def _columns(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
     """``W₀ V⁻ᵀ``."""
-    # LAPACK works in float32 at the least.
+    # LAPACK needs at least float32.
     wide = np.promote_types(w.dtype, np.float32)
     return jnp.linalg.solve(v.astype(wide), w.T.astype(wide)).T
 
@@ -135,8 +135,8 @@ def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Ar
     """U: the columns of ``W₀ V⁻ᵀ`` at length one, those of no length at zero."""
     columns = _columns(w, v)
     square = jnp.sum(columns * columns, axis=0)
-    is_there = square > 1e-24
-    length = jnp.sqrt(jnp.where(is_there, square, jnp.ones_like(square)))
-    return jnp.where(is_there[None], columns / length[None], jnp.zeros_like(columns)).astype(
+    is_nonzero = square > 1e-24
+    length = jnp.sqrt(jnp.where(is_nonzero, square, jnp.ones_like(square)))
+    return jnp.where(is_nonzero[None], columns / length[None], jnp.zeros_like(columns)).astype(
         w.dtype
     )

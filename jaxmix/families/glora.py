@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Dense, Identity, LowRank, Operator, Zero, add
 
 __all__ = ["GLoRA"]
@@ -101,7 +101,7 @@ class GLoRA(Update):
         return shift(Dense(strength * moved))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether every path has the weight's, or the bias's, sizes."""
+        """Checks that every path has the weight's, or the bias's, sizes."""
         out_size, in_size = shape
         for name, path in zip("ABCDE", (self.a, self.b, self.c, self.d, self.e), strict=True):
             least = 2 if name == "A" and self.on_input and path else 0
@@ -151,7 +151,7 @@ def _rows(path: Path, in_size: int) -> int:
     return rows if rows and in_size % rows == 0 else in_size
 
 
-def _expected(name: str, path: Path, rows: int, cols: int | None) -> Factors:
+def _expected(name: str, path: Path, rows: int, cols: int | None) -> ExpectedShapes:
     """The factors of one path by PEFT's names, and the shapes that fit."""
     if len(path) == 2:
         return {

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import LowRank, Tiles, add
 
 __all__ = ["GraLoRA"]
@@ -28,8 +28,8 @@ class GraLoRA(Update):
         a: A (k, in/k, r), PEFT's ``gralora_A``.
         b: B (k, r, out/k), PEFT's ``gralora_B``.
         scale: γ = alpha/(r + hybrid_r).
-        a_general: A_g (hybrid_r, in), PEFT's ``gralora_A_general``; None without.
-        b_general: B_g (out, hybrid_r), PEFT's ``gralora_B_general``; None without.
+        a_general: A_g (hybrid_r, in), PEFT's ``gralora_A_general``; None if absent.
+        b_general: B_g (out, hybrid_r), PEFT's ``gralora_B_general``; None if absent.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
@@ -65,20 +65,20 @@ class GraLoRA(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the grid, and the general low rank, have the weight's sizes."""
+        """Checks that the grid, and the general low rank, have the weight's sizes."""
         out_size, in_size = shape
         k = self.a.shape[0] if self.a.ndim else 0
         # Fractions, so that a grid that does not divide the weight fits no factor.
         inputs, outputs = (Fraction(size, max(k, 1)) for size in (in_size, out_size))
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "gralora_A": (self.a, (k, inputs, "r")),
             "gralora_B": (self.b, (k, "r", outputs)),
             "gralora_A_general": (self.a_general, ("h", in_size)),
             "gralora_B_general": (self.b_general, (out_size, "h")),
             "scale": (self.scale, ()),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if self.a.shape[2] % k:
             return f"gralora_A has rank {self.a.shape[2]}, expected a multiple of its {k} blocks"
         return None

@@ -57,11 +57,11 @@ class HiRA(Update):
         return shift(Dense(base.read("matrix") * product))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A has the weight's sizes."""
+        """Checks that B A has the weight's sizes."""
         out_size, in_size = shape
         factors = {"hira_A": (self.a, ("r", in_size)), "hira_B": (self.b, (out_size, "r"))}
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.a.shape[0]}"

@@ -24,7 +24,7 @@ class HRA(Update):
     diagonal halved. With `orthogonal` the u are made orthogonal one after the other, and the
     product is ``I − 2 QQᵀ``, with Q an orthonormal basis of their span.
 
-    Strength s goes along the line, ``I − s·U T Uᵀ``: PEFT begins with pairs of equal reflections,
+    Strength s interpolates linearly, ``I − s·U T Uᵀ``: PEFT begins with pairs of equal reflections,
     whose product is the identity, and so it then is at every strength.
 
     Args:
@@ -52,16 +52,16 @@ class HRA(Update):
         """``(I, I − s·U Tᵀ Uᵀ, 0)``."""
         out_size, in_size = base.shape
         u = jnp.asarray(self.u)
-        # LAPACK works in float32 at the least.
+        # LAPACK needs at least float32.
         wide = u.astype(np.promote_types(u.dtype, np.float32))
         low = _basis(wide) if self.orthogonal else _chain(wide)
         off = LowRank(low.b.astype(u.dtype), low.a.astype(u.dtype)).scaled(-strength)
         return AffineMap(Identity(out_size), add(Identity(in_size), off), Zero(*base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether U has the weight's inputs, and no more columns than these where they need be."""
-        if said := mismatch({"hra_u": (self.u, (shape[1], "r"))}, shape):
-            return said
+        """Checks that U has the weight's inputs, and no more columns than these where they need be."""
+        if problem := mismatch({"hra_u": (self.u, (shape[1], "r"))}, shape):
+            return problem
         if self.orthogonal and self.u.shape[1] > shape[1]:
             return f"hra_u has {self.u.shape[1]} columns to make orthogonal, expected {shape[1]}"
         return None
@@ -74,9 +74,9 @@ class HRA(Update):
 def _chain(u: Float[Array, "in r"]) -> LowRank:
     """``U Tᵀ Uᵀ``, of the transposed product. A u of length zero reflects nothing."""
     square = jnp.sum(u * u, axis=0, keepdims=True)
-    is_there = square > 0
-    length = jnp.sqrt(jnp.where(is_there, square, jnp.ones_like(square)))
-    u = jnp.where(is_there, u / length, jnp.zeros_like(u))
+    is_nonzero = square > 0
+    length = jnp.sqrt(jnp.where(is_nonzero, square, jnp.ones_like(square)))
+    u = jnp.where(is_nonzero, u / length, jnp.zeros_like(u))
     gram = u.T @ u
     inverse = jnp.tril(gram, -1) + jnp.eye(len(gram), dtype=u.dtype) / 2
     return LowRank(u, jax.lax.linalg.triangular_solve(inverse, u.T, left_side=True, lower=True))

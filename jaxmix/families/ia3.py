@@ -22,7 +22,7 @@ class IA3(Update):
     A convolution's inputs are its channels, each for all points of the kernel. One in groups has
     several channels for a column of W, so that no single l scales it: its inputs do not fit.
 
-    Strength s goes along the line: ``W' = diag(1 − s + s·l) W``.
+    Strength s interpolates linearly: ``W' = diag(1 − s + s·l) W``.
 
     Args:
         vector: l (out,), or (in,) of the inputs; PEFT's ``ia3_l`` without its axes of length one.
@@ -50,7 +50,7 @@ class IA3(Update):
     trained: ClassVar[tuple[str, ...]] = ("vector",)
 
     @property
-    def turns_bias(self) -> bool:
+    def maps_bias(self) -> bool:
         """Where outputs are rescaled."""
         return not self.on_input
 
@@ -73,7 +73,7 @@ class IA3(Update):
         return 1 - strength + strength * jnp.asarray(self.vector)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether l has a number for each output, or for each input."""
+        """Checks that l has a number for each output, or for each input."""
         out_size, in_size = shape
         found = self.vector.shape
         if not self.on_input:

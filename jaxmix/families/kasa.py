@@ -61,7 +61,7 @@ class KaSA(Update):
     def _taken(self, base: Base) -> LowRank:
         """``U S V``."""
         matrix = base.read("matrix")
-        # LAPACK works in float32 at the least.
+        # LAPACK needs at least float32.
         exact = matrix.astype(np.promote_types(matrix.dtype, np.float32))
         u, values, v = jnp.linalg.svd(exact, full_matrices=False)
         kept = values.shape[0] - self.d.shape[0]
@@ -69,7 +69,7 @@ class KaSA(Update):
         return LowRank(left.astype(matrix.dtype), right.astype(matrix.dtype))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B diag(d) A has the weight's sizes, and leaves a singular part of it."""
+        """Checks that B diag(d) A has the weight's sizes, and leaves a singular part of it."""
         out_size, in_size = shape
         factors = {
             "lora_A": (self.a, ("r", in_size)),
@@ -77,12 +77,12 @@ class KaSA(Update):
             "lora_diag": (self.d, ("r",)),
             "scale": (self.scale, ()),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if self.d.shape[0] < min(shape):
             return None
         return f"lora_diag has rank {self.d.shape[0]}, expected less than {min(shape)} of {shape}"
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.d.shape[0]}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Hadamard, LowRank
 
 __all__ = ["LoHa"]
@@ -33,7 +33,7 @@ class LoHa(Update):
         b2: B₂, as B₁.
         a2: A₂, as A₁.
         scale: γ = alpha/rank.
-        t1: The core of the first product, PEFT's ``hada_t1`` (r, r, *k); None without.
+        t1: The core of the first product, PEFT's ``hada_t1`` (r, r, *k); None if absent.
         t2: That of the second.
         kernel: the convolution's spatial shape, () for none.
 
@@ -68,7 +68,7 @@ class LoHa(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether both products have the weight's sizes."""
+        """Checks that both products have the weight's sizes."""
         first = _expected("1", self.b1, self.a1, self.t1, shape)
         second = _expected("2", self.b2, self.a2, self.t2, shape)
         return mismatch({**first, **second, "scale": (self.scale, ())}, shape)
@@ -78,7 +78,9 @@ class LoHa(Update):
         return f"rank {self.b1.shape[1] if self.t1 is None else self.b1.shape[0]}"
 
 
-def _expected(name: str, b: Array, a: Array, t: Array | None, shape: tuple[int, int]) -> Factors:
+def _expected(
+    name: str, b: Array, a: Array, t: Array | None, shape: tuple[int, int]
+) -> ExpectedShapes:
     """The factors of one of the two products, by PEFT's names, and the shapes that fit."""
     (out_size, in_size), r = shape, "r" + name
     points = () if t is None else t.shape[2:]

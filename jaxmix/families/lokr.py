@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Dense, Kronecker, Operator
 
 __all__ = ["LoKr"]
@@ -32,7 +32,7 @@ class LoKr(Update):
         y: Y whole (``lokr_w2``, (k, n, *kernel)), or the pair ``lokr_w2_a`` (k, r), ``lokr_w2_b``
             (r, n·kernel); with a core (r, k) and (r, n).
         scale: γ = alpha/rank; PEFT applies it to full factors too.
-        t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None without.
+        t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None if absent.
 
     Raises:
         ShapeError: Raised by `compose` if X ⊗ Y is not of the weight's size.
@@ -64,14 +64,14 @@ class LoKr(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the factors make an X and a Y, and these the weight's sizes."""
+        """Checks that the factors make an X and a Y, and these the weight's sizes."""
         for name, side, core in (("lokr_w1", self.x, None), ("lokr_w2", self.y, self.t2)):
             if len(side) != 2 and (len(side) != 1 or core is not None):
                 return f"{name} has {len(side)} factors, expected 1, or 2 and with a core 2"
         first = _expected("lokr_w1", self.x, None, ("l", "m"), kernel=False)
         second = _expected("lokr_w2", self.y, self.t2, ("k", "n"))
-        if said := mismatch({**first, **second, "scale": (self.scale, ())}, shape):
-            return said
+        if problem := mismatch({**first, **second, "scale": (self.scale, ())}, shape):
+            return problem
         (rows, cols), (k, *points) = _shape(self.x, None), _shape(self.y, self.t2)
         made = (rows * k, cols * math.prod(points))
         if made == shape:
@@ -106,7 +106,7 @@ def _expected(
     sizes: tuple[str, str],
     *,
     kernel: bool = True,
-) -> Factors:
+) -> ExpectedShapes:
     """The factors of one side by PEFT's names, and the shapes in which they fit each other."""
     rows, cols = sizes
     if len(side) == 1:

@@ -25,7 +25,7 @@ class LoRA(Update):
     ``b' = b + γ·bias``. DoRA leaves the base's bias b₀ as it is and scales what others added to it:
     ``b' = b₀ + c ⊙ (b − b₀ + γ·bias)``; an embedding has none.
 
-    Strength s: ``W' = W + s·γ·B A``; DoRA goes along the line, ``(1 − s)·W + s·c ⊙ (W + γ·B A)``,
+    Strength s: ``W' = W + s·γ·B A``; DoRA interpolates linearly, ``(1 − s)·W + s·c ⊙ (W + γ·B A)``,
     and so does its bias.
 
     Gradients go through DoRA's norm; PEFT holds it constant when it trains. DoRA with ``lora_bias``
@@ -37,7 +37,7 @@ class LoRA(Update):
         b: B (out, r), PEFT's ``lora_B``; an embedding's is the transposed ``lora_embedding_A``.
         scale: γ = alpha/rank, or alpha/√rank with rslora.
         magnitude: m (out,), or (D,) for an embedding; None without DoRA.
-        bias: (out,) of ``lora_bias``; None without.
+        bias: (out,) of ``lora_bias``; None if absent.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
         embedding: Whether the site is an embedding.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
@@ -111,7 +111,7 @@ class LoRA(Update):
         )
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A, the magnitude and the bias have the weight's sizes."""
+        """Checks that B A, the magnitude and the bias have the weight's sizes."""
         out_size, in_size = shape
         factors = {
             "lora_A": (self.a, ("r", in_size)),

@@ -66,7 +66,7 @@ class MiSS(Update):
         return Dense(delta.reshape(out_size, in_size))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the blocks make up the weight."""
+        """Checks that the blocks make up the weight."""
         found, (out_size, in_size) = self.block.shape, shape
         if self.bat:
             fits = len(found) == 3 and math.prod(found[:2]) == out_size and found[1] == found[2]

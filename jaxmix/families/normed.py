@@ -25,7 +25,7 @@ class Normed(Update):
     the kernel's points: the two forms of LyCORIS. It reads the base's weight W₀ whatever came
     before, as `LoRA` with a magnitude does. The bias stays.
 
-    Strength s goes along the line: ``W' = (1 − s)·W + s·c ⊙ (W + Δ)``. LyCORIS's multiplier moves
+    Strength s interpolates linearly: ``W' = (1 − s)·W + s·c ⊙ (W + Δ)``. LyCORIS's multiplier moves
     c alone, ``((1 − s) + s·c) ⊙ (W + Δ)``, so that Δ is there at 0 too; at 1 both are the same.
 
     Args:
@@ -79,18 +79,18 @@ class Normed(Update):
             return AffineMap(line, Identity(in_size), multiply(turn, delta))
         return AffineMap(Identity(out_size), line, multiply(delta, turn))
 
-    def turned(self) -> "Normed":
+    def with_transposed_weight(self) -> "Normed":
         """With the update turned."""
-        return replace(self, update=self.update.turned())
+        return replace(self, update=self.update.with_transposed_weight())
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the update fits, adds and does no more, and the magnitude has the side's size."""
-        if said := self.update.misfit(shape):
-            return said
+        """Checks that the update fits, adds and does no more, and the magnitude has the side's size."""
+        if problem := self.update.misfit(shape):
+            return problem
         if self.update.has_bias or self.update.reads_base or not _adds(self.update, shape):
             return f"dora_scale over {self.update.family}, expected an update that adds to W alone"
-        if said := mismatch({"dora_scale's eps": (self.eps, ())}, shape):
-            return said
+        if problem := mismatch({"dora_scale's eps": (self.eps, ())}, shape):
+            return problem
         found, (out_size, in_size) = self.magnitude.shape, shape
         if self.axis == "out":
             fits, wanted = found == (out_size,), f"({out_size},)"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Identity, Zero
-from jaxmix.operators.rotations import cayley, series, shrunk, skew
+from jaxmix.operators.rotations import cayley, cayley_neumann, clip_norm, skew_symmetric
 
 __all__ = ["OFT"]
 
@@ -19,8 +19,8 @@ __all__ = ["OFT"]
 class OFT(Update):
     """OFT: ``W' = W Rᵀ``, with R block-diagonal; the input x becomes ``x R``.
 
-    A block R is made of the skew matrix Q whose upper triangle is ``generator``: by the Cayley
-    transform ``(I + Q)⁻¹ (I − Q)``, or by n terms of the series that PEFT uses for
+    A block R is made of the skew-symmetric matrix Q whose upper triangle is ``generator``: by the Cayley
+    transform ``(I + Q)⁻¹ (I − Q)``, or by n terms of the Neumann series that PEFT uses for
     ``(I + Q)(I − Q)⁻¹``, ``I + 2Q + 2Q² + … + 2Qⁿ⁻² + Qⁿ⁻¹``: the *inverse* rotation for the same
     numbers, and orthogonal only for small Q. Before peft 0.18 the last power counted twice as well.
     An embedding is ``E R``.
@@ -29,12 +29,12 @@ class OFT(Update):
 
     Args:
         generator: (blocks, b(b − 1)/2), PEFT's ``oft_R.weight``; one block if it is shared.
-        terms: How many terms the series has; None for the exact Cayley transform.
-        eps: With ``coft`` a block of Q is shrunk to the Frobenius norm eps/√blocks if its own is
-            larger; None without. PEFT rounds this bound to float32.
+        terms: The number of terms of the Cayley-Neumann series; None for the exact Cayley transform.
+        eps: With ``coft`` a block of Q is clipped to the Frobenius norm eps/√blocks if its own is
+            larger; None if absent. PEFT rounds this bound to float32.
         embedding: Whether the site is an embedding.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
-        ends_twice: Whether the series' last power counts twice, ``I + 2Q + … + 2Qⁿ⁻¹``.
+        ends_twice: Whether the last power counts twice, ``I + 2Q + … + 2Qⁿ⁻¹``.
 
     Raises:
         ShapeError: Raised by `compose` if the blocks do not make up the weight's input side.
@@ -75,18 +75,18 @@ class OFT(Update):
 
     def rotations(self, strength: Float[Array, ""]) -> Float[Array, "blocks b b"]:
         """The blocks of R, at a strength."""
-        q = skew(self.generator)
+        q = skew_symmetric(self.generator)
         if self.eps is not None:
-            q = shrunk(q, self.eps / q.shape[0] ** 0.5)
+            q = clip_norm(q, self.eps / q.shape[0] ** 0.5)
         q = strength * q
-        return cayley(q) if self.terms is None else series(q, self.terms, self.ends_twice)
+        return cayley(q) if self.terms is None else cayley_neumann(q, self.terms, self.ends_twice)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the blocks, shared or not, tile the input side."""
+        """Checks that the blocks, shared or not, tile the input side."""
         if self.generator.ndim != 2:
             return f"oft_R has shape {self.generator.shape}, expected (blocks, b(b − 1)/2)"
-        if said := mismatch({"eps": (self.eps, ())}, shape):
-            return said
+        if problem := mismatch({"eps": (self.eps, ())}, shape):
+            return problem
         (blocks, numbers), b, in_size = self.generator.shape, self.block_size, shape[1]
         if b * (b - 1) // 2 != numbers:
             return f"oft_R has {numbers} numbers a block, expected b(b − 1)/2"

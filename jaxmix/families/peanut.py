@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import LowRank
 
 __all__ = ["ACTIVATIONS", "PEANuT"]
@@ -67,7 +67,7 @@ class PEANuT(Update):
     Args:
         a: A (r, out), PEFT's ``peanut_A``.
         b: B (out, r), PEFT's ``peanut_B``.
-        encoders: E (r, r) each, the first one first.
+        encoders: E (r, r) each, in order of application.
         decoders: D (r, r) each, as many.
         scale: γ, PEFT's ``scaling``.
         activation: σ, one of `ACTIVATIONS`.
@@ -107,7 +107,7 @@ class PEANuT(Update):
         return shift(LowRank(strength * self.scale * jnp.asarray(self.b), h))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether all have one rank, and the weight's outputs, and the levels are pairs."""
+        """Checks that all have one rank, and the weight's outputs, and the levels are pairs."""
         if len(self.encoders) != len(self.decoders):
             found = f"{len(self.encoders)} encoders and {len(self.decoders)} decoders"
             return f"{found}, expected as many of both"
@@ -118,7 +118,7 @@ class PEANuT(Update):
         }
         for name, layers in (("encoders", self.encoders), ("decoders", self.decoders)):
             factors |= {f"peanut_{name}.{i}": (x, ("r", "r")) for i, x in enumerate(layers)}
-        checked: Factors = dict(factors)
+        checked: ExpectedShapes = dict(factors)
         return mismatch(checked, shape)
 
     def size(self) -> str:

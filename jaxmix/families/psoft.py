@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
-from jaxmix.operators.rotations import cayley, series, shrunk, skew
+from jaxmix.operators.rotations import cayley, cayley_neumann, clip_norm, skew_symmetric
 
 __all__ = ["PSOFT"]
 
@@ -20,8 +20,8 @@ __all__ = ["PSOFT"]
 class PSOFT(Update):
     """PSOFT: ``W' = W + γ·B (R − I) A``, with ``γ·B A`` the best rank r of the base's weight.
 
-    R is ``diag(m) C diag(n)``. C is free, or of the skew matrix Q whose upper triangle it is: the
-    rotation ``(I + Q)(I − Q)⁻¹``, or as many terms of its series as `terms` says (see `OFT`).
+    R is ``diag(m) C diag(n)``. C is free, or of the skew-symmetric matrix Q whose upper triangle it is: the
+    rotation ``(I + Q)(I − Q)⁻¹``, or as many terms of its Neumann series as `terms` says (see `OFT`).
 
     A and B come out of the base by an SVD when PEFT loads the adapter. Its file does not hold them,
     but this update does.
@@ -35,8 +35,8 @@ class PSOFT(Update):
         scale: γ = alpha/rank.
         outputs: m (r,), PEFT's ``psoft_R.vector_b``; None for ones.
         inputs: n (r,), PEFT's ``psoft_R.vector_a``; None for ones.
-        terms: How many terms the series has; None for the exact rotation.
-        eps: The Frobenius norm to which Q is shrunk where it is beyond; None for no bound.
+        terms: The number of terms of the Cayley-Neumann series; None for the exact rotation.
+        eps: The Frobenius norm to which Q is clipped where it is beyond; None for no bound.
 
     Raises:
         ShapeError: Raised by `compose` if the factors do not fit the weight or each other.
@@ -71,16 +71,16 @@ class PSOFT(Update):
         """R."""
         free = jnp.asarray(self.rotation)
         if free.ndim == 1:
-            q = skew(free[None])
-            q = q if self.eps is None else shrunk(q, self.eps)
+            q = skew_symmetric(free[None])
+            q = q if self.eps is None else clip_norm(q, self.eps)
             # The exact rotation is the one whose inverse OFT takes.
-            free = (cayley(-q) if self.terms is None else series(q, self.terms))[0]
+            free = (cayley(-q) if self.terms is None else cayley_neumann(q, self.terms))[0]
         if self.outputs is not None:
             free = jnp.asarray(self.outputs)[:, None] * free
         return free if self.inputs is None else free * jnp.asarray(self.inputs)[None]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether all have one rank, and the weight's sizes."""
+        """Checks that all have one rank, and the weight's sizes."""
         (out_size, in_size), rank = shape, self.a.shape[0] if self.a.ndim else 0
         numbers: tuple[int | str, ...] = (rank, rank)
         if self.rotation.ndim != 2:
@@ -97,5 +97,5 @@ class PSOFT(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.a.shape[0]}"

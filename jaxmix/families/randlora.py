@@ -70,7 +70,7 @@ class RandLoRA(Update):
         return shift(Dense(delta if small == in_size else delta.T))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the bases are large enough, and as many as the weight's rank asks for."""
+        """Checks that the bases are large enough, and as many as the weight's rank asks for."""
         small, large = sorted(shape)
         rank = self.weights.shape[0] if self.weights.ndim else 1
         bases = -(-small // max(rank, 1))

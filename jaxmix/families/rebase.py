@@ -53,7 +53,7 @@ class Rebase(Update):
         return shift(Dense(strength * (jnp.asarray(self.weight) - base.read("matrix"))))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether W₁ has the base's size."""
+        """Checks that W₁ has the base's size."""
         if self.weight.shape == shape:
             return None
         return (

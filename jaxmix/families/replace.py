@@ -23,7 +23,7 @@ class Replace(Update):
     PEFT's ``modules_to_save`` and its trained biases (``bias="all"``, ``"lora_only"``). PEFT puts
     them into the base, so what reads the base after them (DoRA) reads them.
 
-    Strength s goes along the line: ``W' = (1 − s)·W + s·W₁``.
+    Strength s interpolates linearly: ``W' = (1 − s)·W + s·W₁``.
 
     Args:
         weight: W₁, in PyTorch's axes (out, in, *k); a norm's (n,).
@@ -50,12 +50,12 @@ class Replace(Update):
 
     @property
     def has_weight(self) -> bool:
-        """Where there is a W₁."""
+        """Whether there is a W₁."""
         return self.weight is not None
 
     @property
     def has_bias(self) -> bool:
-        """Where there is a b₁."""
+        """Whether there is a b₁."""
         return self.bias is not None
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
@@ -66,14 +66,14 @@ class Replace(Update):
         """``(1 − s, I, s·b₁)``."""
         return _towards(self.bias, (base.shape[0], 1), strength)
 
-    def turned(self) -> "Replace":
+    def with_transposed_weight(self) -> "Replace":
         """With ``W₁ᵀ``, where W₁ is a matrix."""
         if self.weight is None or self.weight.ndim != 2:
             return self
         return replace(self, weight=self.weight.T)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the leaves have the base's sizes."""
+        """Checks that the leaves have the base's sizes."""
         for name, leaf, size in (("weight", self.weight, shape), ("bias", self.bias, shape[:1])):
             if leaf is not None and (leaf.shape[:1], leaf.size) != (size[:1], math.prod(size)):
                 return f"saved {name} has shape {leaf.shape}, expected {size}"

@@ -25,7 +25,7 @@ class RoAd(Update):
     Variant 1 has one θ and α a pair, variant 2 one an output, variant 4 one for each c and one for
     each s.
 
-    Strength s scales θ, and α goes along the line: ``1 − s + s·α``.
+    Strength s scales θ, and α interpolates linearly: ``1 − s + s·α``.
 
     Args:
         theta: θ (m,), PEFT's ``road_theta``: out/2, out or 2·out numbers by variant.
@@ -54,7 +54,7 @@ class RoAd(Update):
     trained: ClassVar[tuple[str, ...]] = ("theta", "alpha")
 
     @property
-    def turns_bias(self) -> bool:
+    def maps_bias(self) -> bool:
         """It does."""
         return True
 
@@ -106,14 +106,14 @@ class RoAd(Update):
         return places.transpose(0, 2, 1).reshape(-1)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether groups make up the outputs, and there is an angle for each."""
+        """Checks that groups make up the outputs, and there is an angle for each."""
         if self.group < 2 or self.group % 2 or shape[0] % self.group:
             return f"groups of {self.group} outputs, expected an even divisor of {shape[0]}"
         wanted = (shape[0] * self.variant // 2,)
         for name, found in (("road_theta", self.theta.shape), ("road_alpha", self.alpha.shape)):
             if found != wanted:
-                said = f"expected {wanted} for variant {self.variant} from weight {shape}"
-                return f"{name} has shape {found}, {said}"
+                problem = f"expected {wanted} for variant {self.variant} from weight {shape}"
+                return f"{name} has shape {found}, {problem}"
         return None
 
     def size(self) -> str:

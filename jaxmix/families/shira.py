@@ -9,8 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import numbers
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import as_int32
 from jaxmix.operators import Sparse
 
 __all__ = ["SHiRA"]
@@ -49,19 +49,19 @@ class SHiRA(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·sparse)``."""
-        return shift(Sparse(strength * self.values, numbers(self.indices), *base.shape))
+        return shift(Sparse(strength * self.values, as_int32(self.indices), *base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a value a position, and the positions lie in W.
+        """Checks that there is a value a position, and the positions lie in W.
 
         Where the positions are traced nobody can say where they lie, and JAX drops those outside.
         """
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "shira_weight": (self.values, ("N",)),
             "shira_indices": (self.indices, (2, "N")),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if isinstance(self.indices, Tracer) or self.values.size == 0:
             return None
         indices = np.asarray(self.indices)

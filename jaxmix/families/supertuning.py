@@ -10,8 +10,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import numbers
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import as_int32
 from jaxmix.operators import LowRank, Sparse, add
 
 __all__ = ["SuperTuning"]
@@ -25,11 +25,11 @@ class SuperTuning(Update):
     Strength s: ``W' = W + s·(S + γ·B A)``.
 
     Args:
-        values: The numbers of S (n,), PEFT's ``supertuning_values``.
+        values: The non-zero entries of S (n,), PEFT's ``supertuning_values``.
         positions: Where they are (n,), row·in + column, PEFT's ``supertuning_indices``.
         scale: γ = alpha/r.
-        a: A (r, in), PEFT's ``supertuning_lora_A``; None without.
-        b: B (out, r), PEFT's ``supertuning_lora_B``; None without.
+        a: A (r, in), PEFT's ``supertuning_lora_A``; None if absent.
+        b: B (out, r), PEFT's ``supertuning_lora_B``; None if absent.
         sparsity: The part of the weight that is left as it is, from which PEFT computes n; what
             `export` needs, not the map. None where it is not known.
 
@@ -60,28 +60,28 @@ class SuperTuning(Update):
         in_size, positions = base.shape[1], jnp.asarray(self.positions)
         # Positions may be beyond 32 bits, or in fewer; rows and columns are of 32.
         if positions.dtype.itemsize < 4:
-            positions = numbers(positions)
-        places = numbers(jnp.stack([positions // in_size, positions % in_size]))
+            positions = as_int32(positions)
+        places = as_int32(jnp.stack([positions // in_size, positions % in_size]))
         delta = Sparse(strength * self.values, places, *base.shape)
         if self.a is None or self.b is None:
             return shift(delta)
         return shift(add(delta, LowRank(self.b, self.a).scaled(strength * self.scale)))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a value a position, the positions lie in W, and B A has its sizes.
+        """Checks that there is a value a position, the positions lie in W, and B A has its sizes.
 
         Where the positions are traced nobody can say where they lie, and JAX drops those outside.
         """
         out_size, in_size = shape
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "supertuning_values": (self.values, ("n",)),
             "supertuning_indices": (self.positions, ("n",)),
             "supertuning_lora_A": (self.a, ("r", in_size)),
             "supertuning_lora_B": (self.b, (out_size, "r")),
             "scale": (self.scale, ()),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if isinstance(self.positions, Tracer) or self.values.size == 0:
             return None
         positions, count = np.asarray(self.positions), out_size * in_size

@@ -28,7 +28,7 @@ class TinyLoRA(Update):
         a: A (r, in), PEFT's ``tinylora_A``.
         b: B (out, r), PEFT's ``tinylora_B``.
         projections: P (u, r, r), PEFT's ``tinylora_P``.
-        v: v (u,), one and the same array at all sites of a group, PEFT's ``tinylora_v``.
+        v: v (u,), a single array shared by all sites of a group, PEFT's ``tinylora_v``.
         number: Which of the model's adapted modules it is, in their order, which says which of
             PEFT's vectors it has; what `export` needs, not the map. None where it is not known.
         seed: the seed from which PEFT draws P; what `export` needs.
@@ -62,7 +62,7 @@ class TinyLoRA(Update):
         return shift(LowRank(self.b, middle @ self.a))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B P A has the weight's sizes, and v the number of projections."""
+        """Checks that B P A has the weight's sizes, and v the number of projections."""
         out_size, in_size = shape
         factors = {
             "tinylora_A": (self.a, ("r", in_size)),

@@ -21,7 +21,7 @@ class Together(Update):
     Strength s goes to each of them.
 
     Args:
-        parts: The updates, the first one first.
+        parts: The updates, in order of application.
 
     Raises:
         ShapeError: Raised by `compose` if a part does not fit the weight.
@@ -72,9 +72,9 @@ class Together(Update):
         return any(part.has_bias for part in self.parts)
 
     @property
-    def turns_bias(self) -> bool:
+    def maps_bias(self) -> bool:
         """Where one of them does."""
-        return any(part.turns_bias for part in self.parts)
+        return any(part.maps_bias for part in self.parts)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """The parts' maps, composed."""
@@ -94,13 +94,13 @@ class Together(Update):
         made = maps([(strength, part) for part in self.parts], base, leaf)
         return reduce(lambda before, after: compose(after, before), made, identity(shape))
 
-    def turned(self) -> "Together":
+    def with_transposed_weight(self) -> "Together":
         """With each part turned."""
-        return Together(tuple(part.turned() for part in self.parts))
+        return Together(tuple(part.with_transposed_weight() for part in self.parts))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """The first part's that does not fit."""
-        return next((said for part in self.parts if (said := part.misfit(shape))), None)
+        return next((problem for part in self.parts if (problem := part.misfit(shape))), None)
 
     def size(self) -> str:
         """The parts' sizes."""

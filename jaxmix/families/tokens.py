@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import numbers
+from jaxmix.families.positions import as_int32
 from jaxmix.operators import Diagonal, Identity, Sparse
 
 __all__ = ["Tokens"]
@@ -25,7 +25,7 @@ class Tokens(Update):
     PEFT's trainable tokens: W is an embedding (V, D). Where the head is tied to it, PEFT changes
     both, and so does `compose` with the one leaf that they are.
 
-    Strength s goes along the line: ``W'[i] = (1 − s)·W[i] + s·v``.
+    Strength s interpolates linearly: ``W'[i] = (1 − s)·W[i] + s·v``.
 
     Args:
         values: v (n, D), PEFT's ``trainable_tokens_delta``, which are the rows and no differences.
@@ -55,7 +55,7 @@ class Tokens(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s on the rows, I, s·v on the rows)``."""
-        (count, length), rows = self.values.shape, numbers(self.rows)
+        (count, length), rows = self.values.shape, as_int32(self.rows)
         values = strength * jnp.asarray(self.values)
         line = jnp.ones(base.shape[0], values.dtype)
         line = line.at[rows].set(jnp.broadcast_to(1 - strength, (count,)).astype(values.dtype))
@@ -65,7 +65,7 @@ class Tokens(Update):
         return AffineMap(Diagonal(line, gates=True), Identity(base.shape[1]), put)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the rows lie in W, each once, and are as long as its rows.
+        """Checks that the rows lie in W, each once, and are as long as its rows.
 
         Where the rows are traced nobody can say where they lie.
         """
@@ -73,8 +73,8 @@ class Tokens(Update):
             "trainable_tokens_delta": (self.values, ("n", shape[1])),
             "token_indices": (self.rows, ("n",)),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if isinstance(self.rows, Tracer) or self.values.size == 0:
             return None
         rows = np.asarray(self.rows)

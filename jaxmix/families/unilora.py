@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import outside
+from jaxmix.families.positions import index_misfit
 from jaxmix.operators import LowRank
 
 __all__ = ["UniLoRA"]
@@ -23,7 +23,7 @@ class UniLoRA(Update):
     Strength s: ``W' = W + s·B A``.
 
     Args:
-        theta: θ (d,), one and the same array at all sites, PEFT's ``unilora_theta_d``.
+        theta: θ (d,), a single array shared by all sites, PEFT's ``unilora_theta_d``.
         a_indices: i_A (r, in), which number of θ each of A's is, PEFT's ``unilora_indices_A``.
         b_indices: i_B (out, r), PEFT's ``unilora_indices_B``.
         a_scales: c_A (r, in), one over the root of how often the number is taken, PEFT's
@@ -62,7 +62,7 @@ class UniLoRA(Update):
         return shift(LowRank(b, a).scaled(strength))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A has the weight's sizes, and its numbers are among θ's."""
+        """Checks that B A has the weight's sizes, and its numbers are among θ's."""
         out_size, in_size = shape
         factors = {
             "unilora_theta_d": (self.theta, ("d",)),
@@ -74,8 +74,8 @@ class UniLoRA(Update):
         count = self.theta.shape[0] if self.theta.ndim else 0
         return (
             mismatch(factors, shape)
-            or outside("unilora_indices_A", self.a_indices, count)
-            or outside("unilora_indices_B", self.b_indices, count)
+            or index_misfit("unilora_indices_A", self.a_indices, count)
+            or index_misfit("unilora_indices_B", self.b_indices, count)
         )
 
     def size(self) -> str:

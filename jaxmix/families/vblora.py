@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import outside
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import index_misfit
 from jaxmix.operators import LowRank
 
 __all__ = ["VBLoRA"]
@@ -31,7 +31,7 @@ class VBLoRA(Update):
         a: The logits (r, in/l, vectors), PEFT's ``vblora_logits_A``, alone; or the softmaxes
             (r, in/l, k − 1) and the numbers (r, in/l, k).
         b: The logits (out/l, r, vectors), PEFT's ``vblora_logits_B``, alone; or the pair.
-        bank: (vectors, l), one and the same array at all sites, PEFT's ``vblora_vector_bank``.
+        bank: (vectors, l), a single array shared by all sites, PEFT's ``vblora_vector_bank``.
         topk: k.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
@@ -74,10 +74,10 @@ class VBLoRA(Update):
         return (weights[..., None] * jnp.asarray(self.bank)[places]).sum(-2)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the stretches make up the weight's sides: fractions where they do not."""
+        """Checks that the stretches make up the weight's sides: fractions where they do not."""
         length = self.bank.shape[1] if self.bank.ndim == 2 else 1
         rows, cols = (Fraction(size, max(length, 1)) for size in shape)
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "vblora_vector_bank": (self.bank, ("vectors", "l")),
             **self._expected("A", self.a, ("r", cols)),
             **self._expected("B", self.b, (rows, "r")),
@@ -88,14 +88,14 @@ class VBLoRA(Update):
         """The words for vectors that the bank does not have."""
         count, name = self.bank.shape[0], f"vblora_logits_{name}"
         if len(side) == 2:
-            return outside(f"{name}_topk_indices", side[1], count)
+            return index_misfit(f"{name}_topk_indices", side[1], count)
         if self.topk <= count:
             return None
         return f"{name}: the {self.topk} largest of {count} vectors, expected {count} at the most"
 
     def _expected(
         self, name: str, side: tuple[Array, ...], sizes: tuple[str | Fraction, ...]
-    ) -> Factors:
+    ) -> ExpectedShapes:
         """The tensors of one factor by PEFT's names, and the shapes that fit."""
         name = f"vblora_logits_{name}"
         if len(side) == 1:

@@ -62,7 +62,7 @@ class VeRA(Update):
         return shift(LowRank(b, a))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the projections are large enough, and the vectors have their sizes."""
+        """Checks that the projections are large enough, and the vectors have their sizes."""
         (out_size, in_size), name = shape, self.prefix
         rows, cols = max([out_size, *self.b.shape[:1]]), max([in_size, *self.a.shape[1:2]])
         factors = {
@@ -78,7 +78,7 @@ class VeRA(Update):
         return "r"
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.b.shape[1]}"
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import beyond, numbers
+from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.families.wavelets import low_pass
 from jaxmix.operators import Product, Sparse
 
@@ -25,12 +25,12 @@ class WaveFT(Update):
 
     S is padded for the filter, and its quarters are the coefficients of the one level that PEFT
     uses: averages, details along columns, along rows, along both. All three factors are sparse, and
-    so is the product of a few numbers: each is a patch as large as the filter.
+    so is the product of a few entries: each is a patch as large as the filter.
 
     Strength s: ``W' = W + s·γ·R S Cᵀ``.
 
     Args:
-        spectrum: The numbers of S (n,), PEFT's ``waveft_spectrum``.
+        spectrum: The non-zero entries of S (n,), PEFT's ``waveft_spectrum``.
         indices: (2, n), the rows and the columns in W, which PEFT draws from a seed and does not
             save.
         scale: γ, PEFT's ``scaling``.
@@ -40,7 +40,7 @@ class WaveFT(Update):
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: Raised by `compose` if numbers and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if values and positions differ in number, or are outside W.
 
     Example:
         >>> one = WaveFT(jnp.ones(1), jnp.zeros((2, 1), int), 2.0, "haar")
@@ -62,7 +62,7 @@ class WaveFT(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·R S Cᵀ)``."""
-        values, indices = strength * self.scale * self.spectrum, numbers(self.indices)
+        values, indices = strength * self.scale * self.spectrum, as_int32(self.indices)
         if self.wavelet is None:
             return shift(Sparse(values, indices, *base.shape))
         filters = low_pass(self.wavelet)
@@ -82,13 +82,13 @@ class WaveFT(Update):
         return shift(Product(Product(first, spectrum), last.T))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a number a position, and the positions lie in W."""
+        """Checks that there is a number a position, and the positions lie in W."""
         factors = {
             "waveft_spectrum": (self.spectrum, ("n",)),
             "waveft_indices": (self.indices, (2, "n")),
             "scale": (self.scale, ()),
         }
-        return mismatch(factors, shape) or beyond("waveft_indices", self.indices, shape)
+        return mismatch(factors, shape) or position_misfit("waveft_indices", self.indices, shape)
 
     def size(self) -> str:
         """How many coefficients, and of which wavelet."""
@@ -101,7 +101,7 @@ def _padded(size: int, length: int) -> int:
 
 
 def _cut(size: int, length: int) -> int:
-    """How many of the numbers that coefficients make for a side are cut off before its first."""
+    """How many of the values that coefficients make for a side are cut off before its first."""
     made = _padded(size, length) - length + 2  # of coefficients + length − 2, both ends cut
     return length - 2 + (made - size) // 2
 
@@ -115,7 +115,7 @@ def _pair(filters: tuple[float, ...]) -> np.ndarray:
 def _patches(filters: tuple[float, ...], spectrum: Sparse, shape: tuple[int, int]) -> Sparse:
     """``R S Cᵀ`` entry by entry: a number of S is the product of two filters, where it lies.
 
-    R times a dense matrix takes as many times its memory as the filter has numbers.
+    R times a dense matrix takes as many times its memory as the filter has values.
     """
     length, pair = len(filters), jnp.asarray(_pair(filters), spectrum.values.dtype)
     sides: list[tuple[Array, Array]] = []

@@ -134,7 +134,7 @@ def form_of(part: Part, tree: Tree, place: Place) -> Form:
 
 def turned_word(word: Chain) -> Chain:
     """The word at a weight that PyTorch has as (in, out)."""
-    return tuple((strength, update.turned()) for strength, update in word)
+    return tuple((strength, update.with_transposed_weight()) for strength, update in word)
 
 
 def misfit(word: Chain, shape: tuple[int, int]) -> str | None:

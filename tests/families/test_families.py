@@ -92,7 +92,7 @@ def test_an_update_of_nothing_is_the_identity() -> None:
     assert nothing.weight_map(base, ONE).flops() == nothing.bias_map(base, ONE).flops() == 0
     assert (nothing.has_weight, nothing.has_bias) == (True, False)
     assert not (nothing.reads_base or nothing.is_base_side or nothing.transposed)
-    assert nothing.rebased(base, ONE) is base and nothing.turned() is nothing
+    assert nothing.rebased(base, ONE) is base and nothing.with_transposed_weight() is nothing
     for unsaid in (lambda: nothing.misfit((2, 3)), nothing.size):
         with pytest.raises(NotImplementedError):
             unsaid()

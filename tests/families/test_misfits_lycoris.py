@@ -112,6 +112,6 @@ def test_a_norm_says_what_it_is() -> None:
 
 def test_a_norm_is_turned_with_its_update() -> None:
     """Where PyTorch stores the weight as (in, out)."""
-    update = Normed(Delta(z(9, 6)), z(6)).turned()
+    update = Normed(Delta(z(9, 6)), z(6)).with_transposed_weight()
     assert update.update.weight.shape == (6, 9)  # pyright: ignore[reportAttributeAccessIssue]
     assert not update.transposed

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxmix.errors import ShapeError, UnsupportedError, listing
 from jaxmix.families import AdaMSS, FRoD, Update
 from jaxmix.families.adamss import grouped
-from jaxmix.families.frod import kind_of_module, lengths
+from jaxmix.families.frod import lengths, module_category
 from jaxmix.training.draws import site_key
 from jaxmix.training.kinds.checks import positive
 from jaxmix.training.kinds.kind import LINEAR, Kind
@@ -37,7 +37,7 @@ def frod(
         raise ShapeError(f"sparse_rate is {sparse_rate}, expected from 0 to 1")
     kinds: dict[str, list[str]] = {}
     for site in targets:
-        kinds.setdefault(kind_of_module(site), []).append(site)
+        kinds.setdefault(module_category(site), []).append(site)
     _alike(kinds, targets)
     made: dict[str, Update] = {}
     for kind, sites in kinds.items():

@@ -5,11 +5,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-__all__ = ["beyond", "not_each_once", "numbers", "outside"]
+__all__ = ["as_int32", "index_misfit", "order_misfit", "position_misfit"]
 
 
-def beyond(name: str, indices: Int[Array, "2 n"], shape: tuple[int, int]) -> str | None:
-    """The words for positions that lie beyond a weight, or None where all lie in it.
+def position_misfit(name: str, indices: Int[Array, "2 n"], shape: tuple[int, int]) -> str | None:
+    """The words for positions that are outside a weight, or None where all lie in it.
 
     Args:
         name: What the positions are called.
@@ -21,7 +21,7 @@ def beyond(name: str, indices: Int[Array, "2 n"], shape: tuple[int, int]) -> str
         One line, or None.
 
     Example:
-        >>> beyond("indices", np.array([[0, 6], [1, 8]]), (6, 9))
+        >>> position_misfit("indices", np.array([[0, 6], [1, 8]]), (6, 9))
         'indices go to row 6 and column 8, expected rows below 6 and columns below 9'
     """
     if isinstance(indices, Tracer) or indices.size == 0:
@@ -38,7 +38,7 @@ def beyond(name: str, indices: Int[Array, "2 n"], shape: tuple[int, int]) -> str
     )
 
 
-def numbers(positions: Int[Array, "..."]) -> Int[Array, "..."]:
+def as_int32(positions: Int[Array, "..."]) -> Int[Array, "..."]:
     """Positions as int32, which whatever they meet has: a file may have them in other widths.
 
     Args:
@@ -48,13 +48,13 @@ def numbers(positions: Int[Array, "..."]) -> Int[Array, "..."]:
         The same.
 
     Example:
-        >>> numbers(np.array([200], np.uint8)) + 100
+        >>> as_int32(np.array([200], np.uint8)) + 100
         Array([300], dtype=int32)
     """
     return jnp.asarray(positions).astype(np.int32)
 
 
-def outside(name: str, positions: Int[Array, "..."], size: int) -> str | None:
+def index_misfit(name: str, positions: Int[Array, "..."], size: int) -> str | None:
     """The words for numbers of things of which there are not so many, or None where all are there.
 
     Args:
@@ -66,7 +66,7 @@ def outside(name: str, positions: Int[Array, "..."], size: int) -> str | None:
         One line, or None.
 
     Example:
-        >>> outside("indices", np.array([0, 6]), 6)
+        >>> index_misfit("indices", np.array([0, 6]), 6)
         'indices go from 0 to 6, expected from 0 on and below 6'
     """
     if isinstance(positions, Tracer) or positions.size == 0:
@@ -78,8 +78,8 @@ def outside(name: str, positions: Int[Array, "..."], size: int) -> str | None:
     return f"{name} go from {low} to {high}, expected from 0 on and below {size}"
 
 
-def not_each_once(name: str, orders: Int[Array, "*many n"]) -> str | None:
-    """The words for orders in which a place is twice, or beyond; None where each is there once.
+def order_misfit(name: str, orders: Int[Array, "*many n"]) -> str | None:
+    """The words for orders in which a place is twice, or is outside; None where each is there once.
 
     Args:
         name: What the orders are called.
@@ -89,7 +89,7 @@ def not_each_once(name: str, orders: Int[Array, "*many n"]) -> str | None:
         One line, or None.
 
     Example:
-        >>> not_each_once("orders", np.array([[0, 1], [1, 1]]))
+        >>> order_misfit("orders", np.array([[0, 1], [1, 1]]))
         'orders hold a number twice or beyond 1, expected each from 0 to 1 once'
     """
     if isinstance(orders, Tracer) or orders.size == 0:
