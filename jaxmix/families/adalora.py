@@ -1,4 +1,4 @@
-"""AdaLoRA: LoRA written like an SVD, its ranks pruned site by site."""
+"""AdaLoRA: LoRA in the form of an SVD, with ranks pruned at each site."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -23,7 +23,7 @@ class AdaLoRA(Update):
     Args:
         a: A (r, in), PEFT's ``lora_A``; a convolution's (r, in·k).
         b: B (out, r), PEFT's ``lora_B``.
-        e: The singular values (r,), PEFT's ``lora_E`` without its last axis.
+        e: The singular values (r,), PEFT's ``lora_E`` without its last axis of length one.
         scale: γ = alpha/(init_r + 1e-5): PEFT divides by the rank before pruning.
         kernel: the convolution's spatial shape, () for none.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
@@ -67,5 +67,5 @@ class AdaLoRA(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """What is left of its rank."""
+        """The rank that is left after pruning."""
         return f"rank {self.e.shape[0]}"

@@ -1,4 +1,4 @@
-"""GraLoRA: a grid of tiles, each of a low rank of its own."""
+"""GraLoRA: a grid of tiles, each with its own low rank."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,10 +17,10 @@ __all__ = ["GraLoRA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class GraLoRA(Update):
-    """GraLoRA: ``W' = W + γ·(G + B_g A_g)``, with G a grid of k × k tiles of rank r/k.
+    """GraLoRA: ``W' = W + γ·(G + B_g A_g)``, where G is a grid of k × k tiles of rank r/k.
 
-    Tile (m, n) of G is ``(A[n, :, part m] B[m, part n, :])ᵀ``, where the r ranks of each block fall
-    into k parts. The hybrid form adds a plain low rank for the whole weight.
+    The r ranks of each block are split into k parts; tile (m, n) of G is
+    ``(A[n, :, part m] B[m, part n, :])ᵀ``. The hybrid form adds a low rank for the whole weight.
 
     Strength s: ``W' = W + s·γ·(G + B_g A_g)``.
 
@@ -65,10 +65,10 @@ class GraLoRA(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Checks that the grid, and the general low rank, have the weight's sizes."""
+        """Checks that the grid and the general low rank have the weight's sizes."""
         out_size, in_size = shape
         k = self.a.shape[0] if self.a.ndim else 0
-        # Fractions, so that a grid that does not divide the weight fits no factor.
+        # A fraction never equals an axis, so a grid that does not divide the weight is reported.
         inputs, outputs = (Fraction(size, max(k, 1)) for size in (in_size, out_size))
         factors: ExpectedShapes = {
             "gralora_A": (self.a, (k, inputs, "r")),
@@ -80,10 +80,10 @@ class GraLoRA(Update):
         if problem := mismatch(factors, shape):
             return problem
         if self.a.shape[2] % k:
-            return f"gralora_A has rank {self.a.shape[2]}, expected a multiple of its {k} blocks"
+            return f"gralora_A has rank {self.a.shape[2]}, expected a multiple of {k}, its blocks"
         return None
 
     def size(self) -> str:
-        """Its rank and its grid."""
+        """The rank and the number of blocks."""
         hybrid = "" if self.a_general is None else f" + {self.a_general.shape[0]}"
         return f"rank {self.a.shape[2]}{hybrid} in {self.a.shape[0]} blocks"

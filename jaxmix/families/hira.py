@@ -1,4 +1,4 @@
-"""HiRA: the base's weight times a low rank, entry by entry."""
+"""HiRA: the elementwise product of the base's weight and a low rank."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -17,7 +17,7 @@ __all__ = ["HiRA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class HiRA(Update):
-    """HiRA: ``W' = W + W₀ ⊙ BA``, with W₀ the base's weight, whatever came before.
+    """HiRA: ``W' = W + W₀ ⊙ BA``, where W₀ is the base's weight, regardless of earlier updates.
 
     Strength s: ``W' = W + s·W₀ ⊙ BA``.
 
@@ -52,7 +52,7 @@ class HiRA(Update):
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """``(I, I, s·W₀ ⊙ BA)``: no thrifty form, since W₀ has none."""
+        """``(I, I, s·W₀ ⊙ BA)``, which is dense since W₀ has no structure."""
         product = (strength * jnp.asarray(self.b)) @ jnp.asarray(self.a)
         return shift(Dense(base.read("matrix") * product))
 

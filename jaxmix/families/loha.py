@@ -1,4 +1,4 @@
-"""LoHa: the elementwise product of two low ranks."""
+"""LoHa: the elementwise product of two low-rank matrices."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,20 +21,20 @@ __all__ = ["LoHa"]
 class LoHa(Update):
     """LoHa: ``W' = W + γ·(B₁A₁) ⊙ (B₂A₂)``.
 
-    An *effective* convolution has a core t (r, r, *k) for each product, and then B is stored (r,
-    out) and A (r, in): ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``. That is a low rank again, of ``Bᵀ`` and
-    ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
+    An *effective* convolution has a core t (r, r, *k) for each product and stores B as (r, out) and
+    A as (r, in). Each product is ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``, which is again a low rank of
+    ``Bᵀ`` and ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
 
     Strength s: ``W' = W + s·γ·(B₁A₁) ⊙ (B₂A₂)``.
 
     Args:
         b1: B₁ (out, r), PEFT's ``hada_w1_a``; (r, out) with a core.
         a1: A₁ (r, in·k), PEFT's ``hada_w1_b``; (r, in) with a core.
-        b2: B₂, as B₁.
-        a2: A₂, as A₁.
+        b2: B₂, with the shape of B₁, PEFT's ``hada_w2_a``.
+        a2: A₂, with the shape of A₁, PEFT's ``hada_w2_b``.
         scale: γ = alpha/rank.
         t1: The core of the first product, PEFT's ``hada_t1`` (r, r, *k); None if absent.
-        t2: That of the second.
+        t2: The core of the second product, PEFT's ``hada_t2``.
         kernel: the convolution's spatial shape, () for none.
 
     Raises:
@@ -81,10 +81,10 @@ class LoHa(Update):
 def _expected(
     name: str, b: Array, a: Array, t: Array | None, shape: tuple[int, int]
 ) -> ExpectedShapes:
-    """The factors of one of the two products, by PEFT's names, and the shapes that fit."""
+    """Returns the factors of one product by PEFT's names, with the shapes that fit."""
     (out_size, in_size), r = shape, "r" + name
     points = () if t is None else t.shape[2:]
-    # A fraction, so that a kernel that does not divide the weight fits no factor.
+    # A fraction never equals an axis, so a kernel that does not divide the weight is reported.
     channels = Fraction(in_size, max(math.prod(points), 1))
     return {
         f"hada_w{name}_a": (b, (out_size, r) if t is None else (r, out_size)),
@@ -94,7 +94,7 @@ def _expected(
 
 
 def _low_rank(b: Array, a: Array, t: Array | None) -> LowRank:
-    """One of the two products, its core multiplied in."""
+    """Returns one of the two products, multiplied with its core if it has one."""
     if t is None:
         return LowRank(b, a)
     inner = jnp.einsum("ij...,jn->in...", t, a)

@@ -1,4 +1,4 @@
-"""PSOFT: a rotation within the weight's principal subspace."""
+"""PSOFT: a rotation within the principal subspace of the base's weight."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -18,13 +18,13 @@ __all__ = ["PSOFT"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PSOFT(Update):
-    """PSOFT: ``W' = W + γ·B (R − I) A``, with ``γ·B A`` the best rank r of the base's weight.
+    """PSOFT: ``W' = W + γ·B (R − I) A``, where ``γ·B A`` is the best rank-r fit of the base's weight.
 
-    R is ``diag(m) C diag(n)``. C is free, or of the skew-symmetric matrix Q whose upper triangle it is: the
-    rotation ``(I + Q)(I − Q)⁻¹``, or as many terms of its Neumann series as `terms` says (see `OFT`).
+    ``R = diag(m) C diag(n)``. C is trained freely, or it is a rotation given by the upper triangle
+    of a skew-symmetric matrix Q: ``(I + Q)(I − Q)⁻¹``, or `terms` terms of its series (see `OFT`).
 
-    A and B come out of the base by an SVD when PEFT loads the adapter. Its file does not hold them,
-    but this update does.
+    PEFT computes A and B with an SVD of the base when it loads the adapter and does not save them.
+    This update holds them.
 
     Strength s: ``W' = W + s·γ·B (R − I) A``.
 
@@ -35,8 +35,8 @@ class PSOFT(Update):
         scale: γ = alpha/rank.
         outputs: m (r,), PEFT's ``psoft_R.vector_b``; None for ones.
         inputs: n (r,), PEFT's ``psoft_R.vector_a``; None for ones.
-        terms: The number of terms of the Cayley-Neumann series; None for the exact rotation.
-        eps: The Frobenius norm to which Q is clipped where it is beyond; None for no bound.
+        terms: The number of terms of the series; None for the exact rotation.
+        eps: The Frobenius norm to which Q is clipped; None for no bound.
 
     Raises:
         ShapeError: Raised by `compose` if the factors do not fit the weight or each other.
@@ -63,32 +63,32 @@ class PSOFT(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·B (R − I) A)``."""
-        turn = self._turn()
-        off = turn - jnp.eye(len(turn), dtype=turn.dtype)
-        return shift(LowRank(jnp.asarray(self.b) @ (strength * self.scale * off), self.a))
+        r = self._r()
+        change = r - jnp.eye(len(r), dtype=r.dtype)
+        return shift(LowRank(jnp.asarray(self.b) @ (strength * self.scale * change), self.a))
 
-    def _turn(self) -> Float[Array, "r r"]:
-        """R."""
-        free = jnp.asarray(self.rotation)
-        if free.ndim == 1:
-            q = skew_symmetric(free[None])
+    def _r(self) -> Float[Array, "r r"]:
+        """Returns R."""
+        r = jnp.asarray(self.rotation)
+        if r.ndim == 1:
+            q = skew_symmetric(r[None])
             q = q if self.eps is None else clip_norm(q, self.eps)
-            # The exact rotation is the one whose inverse OFT takes.
-            free = (cayley(-q) if self.terms is None else cayley_neumann(q, self.terms))[0]
+            # OFT's exact rotation is the inverse of this one, hence the sign of Q.
+            r = (cayley(-q) if self.terms is None else cayley_neumann(q, self.terms))[0]
         if self.outputs is not None:
-            free = jnp.asarray(self.outputs)[:, None] * free
-        return free if self.inputs is None else free * jnp.asarray(self.inputs)[None]
+            r = jnp.asarray(self.outputs)[:, None] * r
+        return r if self.inputs is None else r * jnp.asarray(self.inputs)[None]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Checks that all have one rank, and the weight's sizes."""
+        """Checks that all factors have one rank and the weight's sizes."""
         (out_size, in_size), rank = shape, self.a.shape[0] if self.a.ndim else 0
-        numbers: tuple[int | str, ...] = (rank, rank)
+        expected: tuple[int | str, ...] = (rank, rank)
         if self.rotation.ndim != 2:
-            numbers = (rank * (rank - 1) // 2,)
+            expected = (rank * (rank - 1) // 2,)
         factors = {
             "A": (self.a, ("r", in_size)),
             "B": (self.b, (out_size, "r")),
-            "psoft_R.weight": (self.rotation, numbers),
+            "psoft_R.weight": (self.rotation, expected),
             "psoft_R.vector_b": (self.outputs, ("r",)),
             "psoft_R.vector_a": (self.inputs, ("r",)),
             "scale": (self.scale, ()),

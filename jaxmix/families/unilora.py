@@ -1,4 +1,4 @@
-"""UniLoRA: a LoRA whose numbers are all taken from one short vector."""
+"""UniLoRA: a LoRA whose factors take all their values from one short vector."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -24,9 +24,9 @@ class UniLoRA(Update):
 
     Args:
         theta: θ (d,), a single array shared by all sites, PEFT's ``unilora_theta_d``.
-        a_indices: i_A (r, in), which number of θ each of A's is, PEFT's ``unilora_indices_A``.
-        b_indices: i_B (out, r), PEFT's ``unilora_indices_B``.
-        a_scales: c_A (r, in), one over the root of how often the number is taken, PEFT's
+        a_indices: i_A (r, in), the index into θ of each entry of A, PEFT's ``unilora_indices_A``.
+        b_indices: i_B (out, r), likewise for B, PEFT's ``unilora_indices_B``.
+        a_scales: c_A (r, in), 1/√n for an entry of θ that is used n times, PEFT's
             ``unilora_scales_A``.
         b_scales: c_B (out, r), PEFT's ``unilora_scales_B``.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
@@ -62,7 +62,7 @@ class UniLoRA(Update):
         return shift(LowRank(b, a).scaled(strength))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Checks that B A has the weight's sizes, and its numbers are among θ's."""
+        """Checks that B A has the weight's sizes and that the indices are inside θ."""
         out_size, in_size = shape
         factors = {
             "unilora_theta_d": (self.theta, ("d",)),
@@ -79,5 +79,5 @@ class UniLoRA(Update):
         )
 
     def size(self) -> str:
-        """Its rank, and how many numbers there are for all sites."""
-        return f"rank {self.a_indices.shape[0]} of {self.theta.shape[0]} numbers"
+        """The rank, and the length of θ."""
+        return f"rank {self.a_indices.shape[0]} of {self.theta.shape[0]} values"

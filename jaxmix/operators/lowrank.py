@@ -12,8 +12,8 @@ from jaxmix.operators.base import Operator
 __all__ = ["KHATRI_RAO_RANK", "Hadamard", "LowRank"]
 
 # A Hadamard product of ranks r₁ and r₂ is used as one low rank r₁r₂ (see `Hadamard.low_rank`) up to
-# this rank: it then joins the other low-rank terms. On two CPU cores that was cheaper than a pass of
-# its own at 16 and more expensive at 64; in a loop over rows both took the same time at 16.
+# this rank: it then joins the other low-rank terms. On two CPU cores that was cheaper than a pass
+# of its own at 16 and more expensive at 64; in a loop over rows both took the same time at 16.
 # Accelerators were not measured.
 KHATRI_RAO_RANK = 36
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal, get_args
+from typing import get_args
 
 from jaxmix.errors import LayoutError
+from jaxmix.families.base import Part
 from jaxmix.placement.place import Place, Scale, are_sizes, is_scale
 from jaxmix.untrusted.patterns import find, is_match
 
@@ -30,8 +31,6 @@ __all__ = [
     "libraries",
     "named",
 ]
-
-Part = Literal["weight", "bias"]
 
 
 @dataclass(frozen=True)
