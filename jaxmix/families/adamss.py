@@ -88,7 +88,7 @@ class AdaMSS(Update):
         return (strength * left.at[self.rows].set(blocks)).astype(blocks.dtype)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Checks that P has the weight's inputs and that the groups contain each of its rows once."""
+        """Checks that P has the weight's inputs and that the groups partition its rows."""
         out_size, in_size = shape
         groups = range(len(self.a))
         factors: ExpectedShapes = {

@@ -95,7 +95,8 @@ class DEFT(Update):
         if problem := mismatch(factors, shape):
             return problem
         if self.method == "qr" and self.p.shape[1] > out_size:
-            return f"deft_P has {self.p.shape[1]} columns to orthogonalize, expected at most {out_size}"
+            columns = self.p.shape[1]
+            return f"deft_P has {columns} columns to orthogonalize, expected at most {out_size}"
         return None
 
     def size(self) -> str:

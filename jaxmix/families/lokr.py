@@ -64,7 +64,7 @@ class LoKr(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Checks that the factors of X and Y fit each other and that X ⊗ Y has the weight's size."""
+        """Checks that the factors of X and Y fit each other and X ⊗ Y has the weight's size."""
         for name, side, core in (("lokr_w1", self.x, None), ("lokr_w2", self.y, self.t2)):
             if len(side) != 2 and (len(side) != 1 or core is not None):
                 return f"{name} has {len(side)} factors, expected 1 or 2, and 2 with a core"

@@ -35,8 +35,8 @@ def add(x: Operator, y: Operator) -> Operator:
     """
     if x.shape != y.shape:
         raise ShapeError(
-            f"add: the matrices have shapes {x.shape} and {y.shape}, expected equal shapes. Do both "
-            "updates belong to the same weight?"
+            f"add: the matrices have shapes {x.shape} and {y.shape}, expected equal shapes. Do "
+            "both updates belong to the same weight?"
         )
     if isinstance(x, Zero):
         return y
