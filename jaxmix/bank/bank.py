@@ -29,8 +29,8 @@ class Bank:
 
     For each row, ``bank(fn)(params, batch, who)`` returns ``fn(compose(params, mix), row)``, where
     ``mix`` is the row's own. Each weight computes ``y = L((x R) Wᵀ) + x Δᵀ``. The base's product is
-    shared by the whole batch, and each row reads its own L, R and Δ once. A convolution, and a
-    lookup with an L that is not diagonal, makes each row's weight dense.
+    shared by the whole batch, and each row reads its own L, R and Δ once. (A convolution, and a
+    lookup with an L that is not diagonal, makes each row's weight dense.)
 
     A bank is a pytree. Pass it to a jitted function as an argument: assigning rows to other
     members, and replacing, removing or adding members in free slots, does not trace the function
@@ -179,7 +179,6 @@ class Bank:
 
         Raises:
             AdapterError: If there is no such member, or `member` is not an adapter or a mix.
-            UnsupportedError: As `add`.
         """
         building.check_members({name: member}, "Bank.replace")
         origin = self._require_origin("replace")
@@ -191,7 +190,6 @@ class Bank:
 
         Raises:
             AdapterError: If there is no such member.
-            UnsupportedError: As `add`.
         """
         origin = self._require_origin("remove")
         number = self._number(name, "remove")

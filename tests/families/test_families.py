@@ -23,9 +23,9 @@ ONE = jnp.ones(())
 
 
 def subclasses(of: type[Update]) -> Iterator[type[Update]]:
-    """All of them, at any depth, that live among the families."""
+    """The families among the subclasses at any depth: those that have a name of their own."""
     for found in of.__subclasses__():
-        if found.__module__.startswith("jaxmix.families."):
+        if found.__module__.startswith("jaxmix.families.") and "family" in vars(found):
             yield found
         yield from subclasses(found)
 

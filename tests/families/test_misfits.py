@@ -126,7 +126,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "rebase": (
         Rebase(z(7, 9)),
-        "the base weight in the file has shape (7, 9), expected (6, 9); if the adapter was "
+        "the base weight in the file has shape (7, 9), expected (6, 9). If the adapter was "
         "trained with new tokens, resize the base's vocabulary first",
     ),
     "replace": (

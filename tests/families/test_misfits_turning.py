@@ -91,13 +91,13 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "miss": (
         MiSS(z(3, 4)),
-        "miss_block has shape (3, 4), expected (r, q) with r up to in and q that divides out: "
-        "weight (6, 9)",
+        "miss_block has shape (3, 4), expected (r, q) with r at most in and a q that "
+        "divides out from weight (6, 9)",
     ),
     "miss, bat": (
         MiSS(z(3, 2, 2), bat=True),
         "miss_block has shape (3, 2, 2), expected (out/r, r, r) with an r that divides out and "
-        "in: weight (6, 9)",
+        "in from weight (6, 9)",
     ),
     "hira": (
         HiRA(z(3, 8), z(5, 3)),

@@ -139,7 +139,7 @@ def test_scales_that_are_no_numbers() -> None:
     tail = "has shape (2,), expected () from weight (8, 16)"
     assert said(OFT(ones((8, 1)), eps=two), (8, 16)) == f"eps {tail}"
     assert said(DiagOFT(ones((4, 2, 2)), bound=two), (8, 16)) == f"the bound {tail}"
-    assert said(changed("Normed0", eps=two), (8, 16)) == f"dora_scale's eps {tail}"
+    assert said(changed("Normed0", eps=two), (8, 16)) == f"the eps of dora_scale {tail}"
     lora = LoRA(ones((1, 16)), ones((8, 1)), two)
     assert said(Normed(lora, ones(8)), (8, 16)).startswith("scale has shape (2,)")
 
