@@ -225,8 +225,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "nothing": (
         lambda: trainable(jaxmix.mix()),
         AdapterError,
-        "the empty mix has no arrays to train, expected an adapter of a family with trained arrays. "
-        "Pass strengths=True to train its strength.",
+        "the empty mix has no arrays to train, expected an adapter of a family with trained "
+        "arrays. Pass strengths=True to train its strength.",
     ),
     "other values": (
         lambda: trainable(loha())[1]({"loha": {"updates": {"two": {"b1": 1, "x": 2}}}}),
