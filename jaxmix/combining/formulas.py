@@ -144,7 +144,7 @@ def _trimmed(stack: Tensors, density: float) -> Tensors:
 
 
 def _ranked(stack: Tensors, start: int, stop: int) -> Tensors:
-    """Keeps the entries of each tensor whose rank by absolute value is from ``start`` to ``stop``."""
+    """Keeps the entries of each tensor ranked from ``start`` to ``stop`` by absolute value."""
     if start == 0 and stop >= stack[0].size:
         return stack
     kept = jnp.stack([_largest(jnp.abs(tensor), start, stop) for tensor in stack])

@@ -24,14 +24,14 @@ from jaxmix.measures.formulas import (
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
 
-__all__ = ["Measures", "OfPair", "OfSite", "measure"]
+__all__ = ["Measures", "PairMeasures", "SiteMeasures", "measure"]
 
 # The share of an effect's energy that its leading directions hold.
 _ENERGY = 0.9
 
 
 @dataclass(frozen=True)
-class OfSite:
+class SiteMeasures:
     """Measures of one adapter at one site.
 
     Args:
@@ -48,7 +48,7 @@ class OfSite:
 
 
 @dataclass(frozen=True)
-class OfPair:
+class PairMeasures:
     """Measures of two adapters' effects at one site.
 
     Args:
@@ -71,16 +71,16 @@ class OfPair:
 
 @dataclass(frozen=True)
 class Measures:
-    """What `measure` found.
+    """The result of `measure`.
 
     Args:
-        sites: ``{adapter: {site: OfSite}}``, at the sites whose weight it changes.
-        pairs: ``{(adapter, adapter): {site: OfPair}}``, at the sites that both change.
+        sites: ``{adapter: {site: SiteMeasures}}``, for sites whose weight the adapter changes.
+        pairs: ``{(adapter, adapter): {site: PairMeasures}}``, for sites that both change.
         energies: ``{site: ‖W' − W‖²}`` of the whole mix.
     """
 
-    sites: dict[str, dict[str, OfSite]] = field(default_factory=dict)
-    pairs: dict[tuple[str, str], dict[str, OfPair]] = field(default_factory=dict)
+    sites: dict[str, dict[str, SiteMeasures]] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], dict[str, PairMeasures]] = field(default_factory=dict)
     energies: dict[str, float] = field(default_factory=dict)
 
     def norm(self, name: str) -> float:
@@ -160,9 +160,9 @@ def _at_site(
     own: dict[str, _Directions] = {}
     for part, effect, share in zip(parts, alone, each, strict=True):
         if site in part.updates and part.updates[site].has_weight:
-            own[part.name] = here = _directions(effect)
-            norm = float(np.linalg.norm(here.s))
-            found.sites[part.name][site] = OfSite(norm, effective_rank(here.s), share)
+            own[part.name] = directions = _directions(effect)
+            norm = float(np.linalg.norm(directions.s))
+            found.sites[part.name][site] = SiteMeasures(norm, effective_rank(directions.s), share)
     for a, b in combinations(own, 2):
         found.pairs[a, b][site] = _pair(own[a], own[b])
 
@@ -196,14 +196,14 @@ def _matrix(effect: Effect) -> Matrix:
     return on_host(effect.weight)
 
 
-def _pair(a: _Directions, b: _Directions) -> OfPair:
+def _pair(a: _Directions, b: _Directions) -> PairMeasures:
     """Returns the measures of two effects."""
     norms = float(np.linalg.norm(a.s)) * float(np.linalg.norm(b.s))
     columns, rows = (
         principal_angles(x[:, : a.leading], y[:, : b.leading]) for x, y in ((a.u, b.u), (a.v, b.v))
     )
     sizes, out_size, in_size = (a.leading, b.leading), len(a.u), len(a.v)
-    return OfPair(
+    return PairMeasures(
         inner(a.delta, b.delta) / norms if norms else 0.0,
         sign_agreement(a.delta, b.delta),
         overlap(columns, sizes, out_size),

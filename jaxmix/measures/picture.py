@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.errors import AdapterError
-from jaxmix.measures.measuring import Measures, OfPair, OfSite
+from jaxmix.measures.measuring import Measures, PairMeasures, SiteMeasures
 from jaxmix.pictures import AS_IS, grid, heat_map, printable, pyplot, save_picture
 
 __all__ = ["draw_measures"]
@@ -83,7 +83,7 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
 
     Example:
         >>> import tempfile
-        >>> one = Measures({"lora": {"layers.0.q": OfSite(2.0, 1.5, 1.0)}}, {}, {"layers.0.q": 4.0})
+        >>> one = Measures({"lora": {"layers.0.q": SiteMeasures(2.0, 1.5, 1.0)}}, {}, {"layers.0.q": 4.0})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     draw_measures(one, folder + "/lora.png").name
         'lora.png'
@@ -123,7 +123,7 @@ def _column(
     figure: Any,
     panels: Any,
     spec: _Map,
-    found: Mapping[str, Mapping[str, OfSite]],
+    found: Mapping[str, Mapping[str, SiteMeasures]],
     sites: list[str],
 ) -> None:
     """Draws one measure of all adapters, with the same colours."""
@@ -146,7 +146,7 @@ def _table(
     spec: _Map,
     shown: list[str],
     names: list[str],
-    pairs: Mapping[tuple[str, str], Mapping[str, OfPair]],
+    pairs: Mapping[tuple[str, str], Mapping[str, PairMeasures]],
 ) -> None:
     """Draws one measure of all pairs of adapters, as numbers on colours."""
     means: dict[tuple[str, str], float] = {}

@@ -137,5 +137,5 @@ def test_the_picture(tmp_path: Path) -> None:
     with pytest.raises(AdapterError) as caught:
         draw_measures(Measures({"b": {}}), tmp_path / "y.png")
     assert str(caught.value) == (
-        "draw_measures got measures of no site, expected those of an adapter."
+        "draw_measures got no measures, expected those of at least one site."
     )
