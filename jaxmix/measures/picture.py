@@ -83,7 +83,8 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
 
     Example:
         >>> import tempfile
-        >>> one = Measures({"lora": {"layers.0.q": SiteMeasures(2.0, 1.5, 1.0)}}, {}, {"layers.0.q": 4.0})
+        >>> sites = {"lora": {"layers.0.q": SiteMeasures(2.0, 1.5, 1.0)}}
+        >>> one = Measures(sites, {}, {"layers.0.q": 4.0})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     draw_measures(one, folder + "/lora.png").name
         'lora.png'

@@ -47,8 +47,8 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no list": (
         lora(),
         {"method": "linear"},
-        "combine got a single Adapter, expected a list of adapters and mixes: combine([a, b], params, "
-        "method=…).",
+        "combine got a single Adapter, expected a list of adapters and mixes: combine([a, b], "
+        "params, method=…).",
     ),
     "a mix is no list": (
         mix(lora()),
@@ -143,7 +143,8 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "slerp beyond": (
         TWO,
         {"method": "slerp", "weights": [1.5, -0.5]},
-        "the method 'slerp' got weights=[1.5, -0.5], expected weights of at least 0 that are not both 0",
+        "the method 'slerp' got weights=[1.5, -0.5], expected weights of at least 0 that are not "
+        "both 0",
     ),
     "slerp of nothing": (
         TWO,

@@ -38,8 +38,8 @@ def test_another_format(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.docx")
     assert str(caught.value) == (
-        f"the picture {tmp_path}/x.docx has an unsupported format, expected a name that ends in .png, "
-        ".svg, .pdf."
+        f"the picture {tmp_path}/x.docx has an unsupported format, expected a name that ends in "
+        ".png, .svg, .pdf."
     )
 
 

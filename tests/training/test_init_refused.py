@@ -147,7 +147,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], type[JaxmixError], str]] = [
         "subspace_rank is 3, expected at most 2, the rank of all groups together",
     ),
     ("beft", "bare", {}, UnsupportedError, "BEFT needs a bias, but there is none"),
-    ("trainable_tokens", "embed_tokens", {"token_indices": [10]}, AdapterError, "rows from 0 to 9"),
+    (
+        "trainable_tokens",
+        "embed_tokens",
+        {"token_indices": [10]},
+        AdapterError,
+        "expected row indices from 0 to 9",
+    ),
     ("trainable_tokens", "embed_tokens", {"token_indices": [1, 1]}, AdapterError, "each once"),
 ]
 

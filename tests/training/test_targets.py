@@ -84,7 +84,11 @@ def test_key_of_a_site_is_its_own() -> None:
         ("lora", {"target_modules": ["lin"], "rank": 0}, "lin: rank is 0, expected at least 1"),
         ("lora", {"target_modules": ["lin"], "layout": "x"}, "there is no layout 'x'"),
         ("lora", {"target_modules": ["lin"], "modules_to_save": ["y"]}, "is called 'y'"),
-        ("oft", {"target_modules": ["lin"], "rank": 2, "oft_block_size": 2}, "expected one of"),
+        (
+            "oft",
+            {"target_modules": ["lin"], "rank": 2, "oft_block_size": 2},
+            "expected exactly one of",
+        ),
     ],
 )
 def test_refused(kind: str, words: dict[str, Any], said: str) -> None:

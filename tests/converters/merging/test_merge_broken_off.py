@@ -55,7 +55,7 @@ def test_a_failure_in_the_middle(
     [
         (errno.ENOSPC, "Make room, or choose another disk."),
         (errno.EDQUOT, "Make room, or choose another disk."),
-        (errno.EROFS, "Choose a folder with write permission."),
+        (errno.EROFS, "Choose a folder in which you may write."),
         (errno.EIO, "all else is as it was."),
     ],
 )
