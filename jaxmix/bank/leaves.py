@@ -126,7 +126,7 @@ def build_leaf(name: str, leaves: Mapping[int, Factored], room: Callable[[int], 
         Stacks of operators; or of whole leaves, if some member's map can't be kept apart.
     """
     first = next(iter(leaves.values()))
-    every = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
+    items = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
     axes = {_axes(leaf) for leaf in leaves.values()}
     reason = next(
         (reason for leaf in leaves.values() if isinstance(reason := _axes(leaf), str)), ""
@@ -134,14 +134,14 @@ def build_leaf(name: str, leaves: Mapping[int, Factored], room: Callable[[int], 
     if not reason and len(axes) > 1:
         reason = "its members see its axes differently"
     if reason:
-        every = {number: _items(leaf, apart=False) for number, leaf in leaves.items()}
+        items = {number: _items(leaf, apart=False) for number, leaf in leaves.items()}
         sides, shape, axis = ("whole",), (), 0
     else:
         assert first.made is not None
         axis = int(first.forms[0].index is not None)
         sides, shape = tuple(_SIDES), _shape(first)
     stacks = {
-        side: build_stacks({n: items[side] for n, items in every.items() if items}, room, axis)
+        side: build_stacks({n: own[side] for n, own in items.items() if own}, room, axis)
         for side in sides
     }
     is_linear = not reason and all(map(_is_linear, leaves.values()))

@@ -194,12 +194,12 @@ def _by_slot(
         is_full = 2 * jnp.sum(is_row) >= slots * each
 
         def batched(result: Array) -> Array:
-            own = jnp.where(is_row, order[jnp.minimum(at, rows - 1)], rows).reshape(-1)
-            inputs = x.at[own].get(mode="clip")
+            targets = jnp.where(is_row, order[jnp.minimum(at, rows - 1)], rows).reshape(-1)
+            inputs = x.at[targets].get(mode="clip")
             tokens = inputs.reshape(slots, each * x.shape[1], *x.shape[2:])
-            made = jax.vmap(use)(stack, tokens).astype(result.dtype).reshape(-1, *result.shape[1:])
-            ref = result.at[own]
-            return ref.set(made, mode="drop") if is_factor else ref.add(made, mode="drop")
+            out = jax.vmap(use)(stack, tokens).astype(result.dtype).reshape(-1, *result.shape[1:])
+            ref = result.at[targets]
+            return ref.set(out, mode="drop") if is_factor else ref.add(out, mode="drop")
 
         result = jax.lax.cond(is_full, batched, lambda result: result, result)
         idle = idle | (is_full & (numbers - first[wanted] < each))
@@ -207,9 +207,9 @@ def _by_slot(
 
     def add(k: Array, result: Array) -> Array:
         row = order[left[k]]
-        made = use(entry(stack, pick[row]), entry(x, row)).astype(result.dtype)
-        made = made if is_factor else entry(result, row) + made
-        return jax.lax.dynamic_update_index_in_dim(result, made, row, 0)
+        own = use(entry(stack, pick[row]), entry(x, row)).astype(result.dtype)
+        own = own if is_factor else entry(result, row) + own
+        return jax.lax.dynamic_update_index_in_dim(result, own, row, 0)
 
     return jax.lax.fori_loop(0, jnp.sum(~idle), add, result)
 
@@ -222,9 +222,9 @@ def _by_strength(use: Use, result: Array, x: Array, stack: Any, pick: Array) -> 
 
     def add(k: Array, result: Array) -> Array:
         row, slot = order[k] // slots, order[k] % slots
-        made = use(entry(stack, slot), entry(x, row)).astype(result.dtype)
-        made = entry(result, row) + pick[row, slot].astype(result.dtype) * made
-        return jax.lax.dynamic_update_index_in_dim(result, made, row, 0)
+        own = use(entry(stack, slot), entry(x, row)).astype(result.dtype)
+        own = entry(result, row) + pick[row, slot].astype(result.dtype) * own
+        return jax.lax.dynamic_update_index_in_dim(result, own, row, 0)
 
     return jax.lax.fori_loop(0, jnp.sum(~idle), add, result)
 

@@ -26,7 +26,7 @@ class HiRA(Update):
             (W is (V, D)) is the transposed ``hira_embedding_B``, (r, D).
         b: B (out, r), PEFT's ``hira_B``; an embedding's is the transposed ``hira_embedding_A``.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
-        embedding: Whether the site is an embedding; likewise.
+        embedding: Whether the site is an embedding; `export` needs it, the map does not.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:

@@ -120,5 +120,7 @@ def parts_of(update: Update) -> tuple[Update, ...]:
         >>> update = Update()
         >>> parts_of(update) == (update,)
         True
+
+    Source: ``docs/design.md``, "Words".
     """
     return update.parts if isinstance(update, Together) else (update,)

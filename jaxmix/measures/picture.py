@@ -46,20 +46,20 @@ class _Map:
 
 
 _SITE_MAPS = (
-    _Map("norm of the effect, ‖Δ‖", lambda one: one.norm, _SEQUENTIAL, lambda low, high: (0, high)),
-    _Map("effective rank", lambda one: one.rank, _SEQUENTIAL, lambda low, high: (1, high), True),
+    _Map("norm of the effect, ‖Δ‖", lambda x: x.norm, _SEQUENTIAL, lambda low, high: (0, high)),
+    _Map("effective rank", lambda x: x.rank, _SEQUENTIAL, lambda low, high: (1, high), True),
     _Map(
         "share in the mix",
-        lambda one: one.share,
+        lambda x: x.share,
         _DIVERGING,
         lambda low, high: (-max(-low, high), max(-low, high)),
     ),
 )
 _PAIR_TABLES = (
-    _Map("cosine", lambda one: one.cosine, _DIVERGING, lambda *_: (-1, 1)),
-    _Map("equal signs (0.5: chance)", lambda one: one.signs, _DIVERGING, lambda *_: (0, 1)),
-    _Map("overlap of outputs (0: chance)", lambda one: one.outputs, _DIVERGING, lambda *_: (-1, 1)),
-    _Map("overlap of inputs (0: chance)", lambda one: one.inputs, _DIVERGING, lambda *_: (-1, 1)),
+    _Map("cosine", lambda x: x.cosine, _DIVERGING, lambda *_: (-1, 1)),
+    _Map("equal signs (0.5: chance)", lambda x: x.signs, _DIVERGING, lambda *_: (0, 1)),
+    _Map("overlap of outputs (0: chance)", lambda x: x.outputs, _DIVERGING, lambda *_: (-1, 1)),
+    _Map("overlap of inputs (0: chance)", lambda x: x.inputs, _DIVERGING, lambda *_: (-1, 1)),
 )
 
 

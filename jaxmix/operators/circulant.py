@@ -61,8 +61,8 @@ class Circulant(Operator):
         waves = jnp.fft.rfft(jnp.asarray(self.kernels).astype(dtype), axis=2)
         parts = jnp.fft.rfft(x.reshape(n, b, count).astype(dtype), axis=1)
         # The kernel's conjugate makes it a correlation (q − p) instead of a convolution (p − q).
-        made = jnp.fft.irfft(jnp.einsum("mnf,nfc->mfc", waves.conj(), parts), b, axis=1)
-        return made.reshape(self.shape[0], count).astype(out_dtype)
+        out = jnp.fft.irfft(jnp.einsum("mnf,nfc->mfc", waves.conj(), parts), b, axis=1)
+        return out.reshape(self.shape[0], count).astype(out_dtype)
 
     def rows(self, part: slice) -> Operator:
         kept, size = slice_indices(part, self.shape[0]), self.kernels.shape[2]

@@ -51,7 +51,7 @@ def init(
 
     ``jaxmix.init("lora", params, key, target_modules=["q_proj", "v_proj"], rank=8, alpha=16)``.
 
-    Almost all kinds start without changing the base's function, as in PEFT.
+    As in PEFT, almost all kinds start without a change of the base's function.
 
     ``"all-linear"`` targets every linear layer, including each layer of a stack and attention with
     axes for heads, but no output head. Heads are ``lm_head``, ``embed_out`` and similar names

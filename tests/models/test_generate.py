@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxmix.errors import JaxmixError, ShapeError
 from jaxmix.models import generate, to_torch
-from jaxmix.models.decoder import Stack
+from jaxmix.models.decoder import Backbone
 
 from . import tiny
 
@@ -104,13 +104,13 @@ def test_left_padding(kind: str) -> None:
 def test_one_program_for_all_models_of_a_structure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights, keys, temperatures and ends: traced once, prompt and step."""
     traces = []
-    forward = Stack.__call__
+    forward = Backbone.__call__
 
-    def counted(self: Stack, tokens: jax.Array, *rest: Any) -> Any:
+    def counted(self: Backbone, tokens: jax.Array, *rest: Any) -> Any:
         traces.append(tokens.shape)
         return forward(self, tokens, *rest)
 
-    monkeypatch.setattr(Stack, "__call__", counted)
+    monkeypatch.setattr(Backbone, "__call__", counted)
     tokens = tiny.tokens(count=7)
     for seed in range(3):
         key = jax.random.key(seed)
