@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.errors import CheckpointError, UnsupportedError
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import output_path
 
 __all__ = [
     "AS_IS",
@@ -126,7 +126,7 @@ def checked_picture(path: str | os.PathLike[str]) -> Path:
     Raises:
         UnsupportedError: If matplotlib is missing, or the suffix is not that of a supported format.
     """
-    file = local_path(path, "picture")
+    file = output_path(path, "picture")
     if file.suffix.lower()[1:] not in ("", *FORMATS):
         raise UnsupportedError(
             f"the picture {path} has an unsupported format, expected a name that ends in "

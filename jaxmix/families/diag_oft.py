@@ -85,11 +85,12 @@ class DiagOFT(Update):
         """Returns Q, clipped if there is a bound."""
         d = jnp.asarray(self.blocks)
         if self.bound is not None and self.by_block:
-            d = clip_norm(d, self.bound)
+            d = clip_norm(d, jnp.asarray(self.bound, d.dtype))
         q = self.factor * (d - jnp.swapaxes(d, 1, 2))
         if self.bound is not None and not self.by_block:
             # All blocks share one norm.
-            q = clip_norm(q.reshape(1, -1, q.shape[-1]), self.bound).reshape(q.shape)
+            bound = jnp.asarray(self.bound, q.dtype)
+            q = clip_norm(q.reshape(1, -1, q.shape[-1]), bound).reshape(q.shape)
         return q
 
     def misfit(self, shape: tuple[int, int]) -> str | None:

@@ -9,7 +9,13 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Identity, Zero
-from jaxmix.operators.rotations import cayley, cayley_neumann, clip_norm, skew_symmetric
+from jaxmix.operators.rotations import (
+    cayley,
+    cayley_neumann,
+    clip_norm,
+    skew_symmetric,
+    terms_misfit,
+)
 
 __all__ = ["OFT"]
 
@@ -86,6 +92,8 @@ class OFT(Update):
         """Checks that the blocks, shared or not, tile the input side."""
         if self.generator.ndim != 2:
             return f"oft_R has shape {self.generator.shape}, expected (blocks, b(b − 1)/2)"
+        if problem := terms_misfit(self.terms):
+            return problem
         if problem := mismatch({"eps": (self.eps, ())}, shape):
             return problem
         (blocks, numbers), b, in_size = self.generator.shape, self.block_size, shape[1]

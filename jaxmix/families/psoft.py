@@ -10,7 +10,13 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
-from jaxmix.operators.rotations import cayley, cayley_neumann, clip_norm, skew_symmetric
+from jaxmix.operators.rotations import (
+    cayley,
+    cayley_neumann,
+    clip_norm,
+    skew_symmetric,
+    terms_misfit,
+)
 
 __all__ = ["PSOFT"]
 
@@ -72,7 +78,7 @@ class PSOFT(Update):
         r = jnp.asarray(self.rotation)
         if r.ndim == 1:
             q = skew_symmetric(r[None])
-            q = q if self.eps is None else clip_norm(q, self.eps)
+            q = q if self.eps is None else clip_norm(q, jnp.asarray(self.eps, q.dtype))
             # OFT's exact rotation is the inverse of this one, hence the sign of Q.
             r = (cayley(-q) if self.terms is None else cayley_neumann(q, self.terms))[0]
         if self.outputs is not None:
@@ -94,7 +100,7 @@ class PSOFT(Update):
             "scale": (self.scale, ()),
             "eps": (self.eps, ()),
         }
-        return mismatch(factors, shape)
+        return terms_misfit(self.terms) or mismatch(factors, shape)
 
     def size(self) -> str:
         """The rank."""

@@ -1,11 +1,16 @@
 """Rotations from skew-symmetric matrices, which OFT, BOFT, PSOFT and Diag-OFT use as blocks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["cayley", "cayley_neumann", "clip_norm", "skew_symmetric"]
+__all__ = ["MAX_TERMS", "cayley", "cayley_neumann", "clip_norm", "skew_symmetric", "terms_misfit"]
+
+# The most terms of a series: each term is a separate product in the program.
+MAX_TERMS = 1000
 
 
 def skew_symmetric(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
@@ -116,3 +121,21 @@ def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = Fals
         power = power @ q
         total = total + 2 * power
     return total + power @ q
+
+
+def terms_misfit(terms: Any) -> str | None:
+    """Describes an invalid number of terms for `cayley_neumann`.
+
+    Args:
+        terms: The number; None stands for the exact rotation and is valid.
+
+    Returns:
+        A message, or None if the number is valid.
+
+    Example:
+        >>> terms_misfit(5), terms_misfit(2**40)
+        (None, 'terms is 1099511627776, expected an integer from 1 to 1,000')
+    """
+    if terms is None or (type(terms) is int and 1 <= terms <= MAX_TERMS):
+        return None
+    return f"terms is {terms!r}, expected an integer from 1 to {MAX_TERMS:,}"

@@ -14,10 +14,25 @@ from typing import Any
 
 from jaxmix.errors import CheckpointError
 
-__all__ = ["check_regular", "header_problem", "local_path", "parse_json", "read_small", "shown"]
+__all__ = [
+    "ALWAYS",
+    "RATIO",
+    "check_on_disk",
+    "check_regular",
+    "header_problem",
+    "local_path",
+    "occupied",
+    "output_path",
+    "parse_json",
+    "read_small",
+    "shown",
+]
 
 # The largest small files in practice are the indexes of checkpoints, with some megabytes.
 SMALL = 64 * 2**20
+# The size that a file may always claim, and the largest ratio of claimed to stored size beyond it.
+ALWAYS = 2**30
+RATIO = 1000
 # The limit of safetensors for a header.
 _HEADER = 100_000_000
 _DEPTH = 100
@@ -58,6 +73,43 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     return found
 
 
+def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
+    """Converts a user's path for an output to a `Path` and expands ``~``.
+
+    Args:
+        path: The path.
+        what: The purpose of the path, for messages.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: As `local_path`, or if the path has no name: an empty string, the root of
+            the file system, or a path relative to a working directory that no longer exists.
+
+    Example:
+        >>> output_path("/")
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: the output / has no name of its own, expected a folder or ...
+    """
+    target = local_path(path, what)
+    if not os.fspath(path):
+        raise CheckpointError(f"the {what} is an empty string, expected a path. Give one.")
+    try:
+        name = target.resolve().name
+    except OSError as error:  # of the working directory
+        raise CheckpointError(
+            f"the {what} {path} can't be looked up: the working directory is gone. Change to a "
+            "folder that exists, or give a whole path."
+        ) from error
+    if not name:
+        raise CheckpointError(
+            f"the {what} {path} has no name of its own, expected a folder or file in it. Give one."
+        )
+    return target
+
+
 def shown(text: str, limit: int = 80) -> str:
     """Formats a path for a message: quoted, with unprintable characters escaped, and shortened."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
@@ -79,6 +131,40 @@ def check_regular(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{path} is {_type(mode)}, expected a regular file. Put one there.")
+
+
+def occupied(path: Path) -> int:
+    """Returns how many bytes of a file are stored on disk, fewer than its size if it is sparse.
+
+    Windows and some file systems do not report this; then the size is returned.
+    """
+    status = path.stat()
+    blocks = 512 * getattr(status, "st_blocks", 0)
+    return min(status.st_size, blocks) if blocks else status.st_size
+
+
+def check_on_disk(path: Path) -> None:
+    """Checks that a file which is read as a whole is not almost entirely sparse.
+
+    A sparse file of a few kilobytes can claim any size, and reading it needs memory of that size.
+
+    Args:
+        path: The file, which need not exist.
+
+    Raises:
+        CheckpointError: If it claims more than a gibibyte and over 1,000 times its stored size.
+        OSError: If its status can't be read.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    stored = occupied(path)
+    if status.st_size > max(ALWAYS, RATIO * stored):
+        raise CheckpointError(
+            f"{path} claims {status.st_size:,} bytes, but only {stored:,} are stored on disk. Was "
+            "the download interrupted? Download or save it again."
+        )
 
 
 def read_small(path: Path, limit: int = SMALL) -> bytes:
