@@ -27,7 +27,7 @@ class Initializer:
 
     Example:
         >>> def start(key, target, *, rank=8): ...
-        >>> dict(Initializer(start).words)
+        >>> dict(Initializer(start).options)
         {'rank': 8}
     """
 
