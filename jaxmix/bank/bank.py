@@ -208,14 +208,14 @@ class Bank:
         counts = f"{len(present)} at {len(self.leaves)} leaves, room for {self.capacity}"
         return f"Bank of {counts} ({shown})"
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], building.Names]:
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], building.MemberNames]:
         """Returns the arrays, and the names, which comparisons of structures ignore."""
         key = jax.tree_util.GetAttrKey
         children = tuple((key(name), getattr(self, name)) for name in ("leaves", "taken", "blend"))
-        return children, building.Names(self.names)
+        return children, building.MemberNames(self.names)
 
     @classmethod
-    def tree_unflatten(cls, unseen: building.Names, children: Any) -> "Bank":
+    def tree_unflatten(cls, unseen: building.MemberNames, children: Any) -> "Bank":
         """Inverts `tree_flatten_with_keys`; the result does not know what it was built from."""
         new = object.__new__(cls)
         new.leaves, new.taken, new.blend = children

@@ -17,7 +17,7 @@ from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.leaf import Factored
 
 __all__ = [
-    "Names",
+    "MemberNames",
     "Origin",
     "attach_member",
     "build_leaves",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Names:
+class MemberNames:
     """The members' names, ignored in comparisons: renaming members does not recompile."""
 
     names: tuple[str | None, ...] = field(compare=False)

@@ -19,7 +19,7 @@ from jaxmix.errors import ShapeError
 from jaxmix.models.cache import Cache
 from jaxmix.models.config import DecoderConfig, GPT2Config
 from jaxmix.models.layers import Embed, Linear, Past
-from jaxmix.models.tree import Path, assemble, skeleton
+from jaxmix.models.tree import LeafPath, assemble, skeleton
 
 __all__ = ["CausalLM", "Context", "check_tokens"]
 
@@ -31,7 +31,7 @@ class CausalLM(nnx.Module):
     """A causal language model, which maps tokens to logits. `Decoder` and `GPT2` derive from it."""
 
     # The path of the embedding in the tree.
-    EMBEDDING: ClassVar[Path]
+    EMBEDDING: ClassVar[LeafPath]
     config: DecoderConfig | GPT2Config
     lm_head: Linear
 

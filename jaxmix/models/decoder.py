@@ -14,7 +14,7 @@ from jaxmix.models.cache import Cache
 from jaxmix.models.causal import CausalLM, Context
 from jaxmix.models.config import DecoderConfig
 from jaxmix.models.layers import Embed, Layer, Linear, RMSNorm
-from jaxmix.models.tree import Path
+from jaxmix.models.tree import LeafPath
 
 __all__ = ["Decoder"]
 
@@ -79,7 +79,7 @@ class Decoder(CausalLM):
     Source: ``transformers/models/{llama,mistral,qwen2,qwen3,gemma}/modeling_*.py``.
     """
 
-    EMBEDDING: ClassVar[Path] = ("model", "embed_tokens", "embedding")
+    EMBEDDING: ClassVar[LeafPath] = ("model", "embed_tokens", "embedding")
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.model = Backbone(config, dtype, rngs)

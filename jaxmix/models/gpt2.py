@@ -25,7 +25,7 @@ from jaxmix.models.layers import (
     heads_of,
     remember,
 )
-from jaxmix.models.tree import Path
+from jaxmix.models.tree import LeafPath
 
 __all__ = ["GPT2"]
 
@@ -137,7 +137,7 @@ class GPT2(CausalLM):
     Source: ``transformers/models/gpt2/modeling_gpt2.py``, ``GPT2LMHeadModel``.
     """
 
-    EMBEDDING: ClassVar[Path] = ("transformer", "wte", "embedding")
+    EMBEDDING: ClassVar[LeafPath] = ("transformer", "wte", "embedding")
 
     def __init__(self, config: GPT2Config, *, dtype: Any, rngs: nnx.Rngs):
         self.transformer = Transformer(config, dtype, rngs)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
-from jaxmix.models.tree import Path
+from jaxmix.models.tree import LeafPath
 
 __all__ = ["Config", "NameMatch", "is_transposed", "match_names", "torch_name"]
 
@@ -19,12 +19,12 @@ _TORCH_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bi
 _OLD = {".gamma": ".weight", ".beta": ".bias"}
 
 
-def torch_name(path: Path) -> str:
+def torch_name(path: LeafPath) -> str:
     """Returns PyTorch's name of a leaf."""
     return ".".join([*map(str, path[:-1]), _TORCH_LEAF[str(path[-1])]])
 
 
-def is_transposed(config: Config, path: Path) -> bool:
+def is_transposed(config: Config, path: LeafPath) -> bool:
     """Whether PyTorch stores the leaf's transpose, as in a Linear but not in GPT-2's Conv1D."""
     conv1d = isinstance(config, GPT2Config) and path[0] == "transformer"
     return path[-1] == "kernel" and not conv1d

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-__all__ = ["Path", "assemble", "skeleton"]
+__all__ = ["LeafPath", "assemble", "skeleton"]
 
 # The path of a leaf, such as ("model", "layers", 0, "self_attn", "q_proj", "kernel").
-Path = tuple[Any, ...]
+LeafPath = tuple[Any, ...]
 Model = TypeVar("Model", bound=nnx.Module)
 
 
 def skeleton(
     module: Callable[..., Model], config: Any
-) -> tuple[nnx.GraphDef[Model], dict[Path, Any]]:
+) -> tuple[nnx.GraphDef[Model], dict[LeafPath, Any]]:
     """Returns a model's graph, and the variables by path, with shapes but without arrays."""
     empty = nnx.eval_shape(lambda: module(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(empty)
@@ -24,7 +24,7 @@ def skeleton(
 
 
 def assemble(
-    graph: nnx.GraphDef[Model], empty: Mapping[Path, Any], leaves: Mapping[Path, Array]
+    graph: nnx.GraphDef[Model], empty: Mapping[LeafPath, Any], leaves: Mapping[LeafPath, Array]
 ) -> Model:
     """Returns the model of a `skeleton` with the given leaves, one for each path."""
     filled = [(path, variable.replace(leaves[path])) for path, variable in empty.items()]

@@ -20,7 +20,7 @@ from jaxmix.models.decoder import Decoder
 from jaxmix.models.gpt2 import GPT2
 from jaxmix.models.reading import read_config
 from jaxmix.models.torch_names import Config, NameMatch, is_transposed, match_names, torch_name
-from jaxmix.models.tree import Path, assemble, skeleton
+from jaxmix.models.tree import LeafPath, assemble, skeleton
 
 __all__ = ["MODELS", "from_torch", "load", "to_torch"]
 
@@ -136,7 +136,7 @@ def from_torch(
     graph, empty = skeleton(MODELS[type(config)], config)
     paths = {torch_name(path): path for path in empty}
     _check_names(paths, found, tensors, config)
-    leaves: dict[Path, Array] = {}
+    leaves: dict[LeafPath, Array] = {}
     misshaped, unsupported = [], []
     for own, path in paths.items():
         name, transposed = found.files[own], is_transposed(config, path)

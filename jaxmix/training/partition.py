@@ -15,7 +15,7 @@ from jaxmix.families import Update
 __all__ = ["Whole", "labels", "trainable"]
 
 # The path of a value: the adapter's name, "updates" or "strength", the site, the fields.
-Path = tuple[str, ...]
+ValuePath = tuple[str, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +45,7 @@ class Whole:
     """
 
     rest: tuple[Any, ...]
-    paths: tuple[Path | None, ...] = field(metadata={"static": True})
+    paths: tuple[ValuePath | None, ...] = field(metadata={"static": True})
     structure: Any = field(metadata={"static": True})
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
@@ -103,11 +103,11 @@ def trainable(
     """
     names = _names(mixed, only)
     leaves, structure = jax.tree.flatten(mixed)
-    values: dict[Path, Any] = {}
+    values: dict[ValuePath, Any] = {}
     rest: list[Any] = []
-    paths: list[Path | None] = []
+    paths: list[ValuePath | None] = []
     for part in mixed.parts:
-        shared: dict[Any, Path] = {}
+        shared: dict[Any, ValuePath] = {}
         for path, leaf, is_trained in _leaves(part):
             is_value = part.name in names and (strengths if path[1] == "strength" else is_trained)
             rest.append(None if is_value else leaf)
@@ -193,7 +193,7 @@ def _names(mixed: Any, only: Sequence[str] | None) -> tuple[str, ...]:
     return only
 
 
-def _leaves(part: Adapter) -> Iterator[tuple[Path, Any, bool]]:
+def _leaves(part: Adapter) -> Iterator[tuple[ValuePath, Any, bool]]:
     """Yields an adapter's leaves in the tree's order: path, leaf, and whether PEFT trains it."""
     for keys, leaf in jax.tree_util.tree_flatten_with_path(part)[0]:
         # If updates are nested, the innermost one decides.
@@ -227,7 +227,7 @@ def _array(leaf: Any) -> jax.Array:
     return jnp.asarray(leaf, jnp.result_type(float if isinstance(leaf, float) else leaf))
 
 
-def _nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[ValuePath, Any]) -> dict[str, Any]:
     """Converts a dict of paths to nested dicts."""
     nested: dict[str, Any] = {}
     for (*parents, last), value in flat.items():
@@ -238,7 +238,7 @@ def _nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
     return nested
 
 
-def _flat(nested: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def _flat(nested: Any, path: ValuePath = ()) -> Iterator[tuple[ValuePath, Any]]:
     """Inverts `_nested`."""
     if not isinstance(nested, Mapping):
         yield path, nested
@@ -247,6 +247,6 @@ def _flat(nested: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from _flat(inner, (*path, key))
 
 
-def _text(path: Path) -> str:
+def _text(path: ValuePath) -> str:
     """Formats a path for messages."""
     return " / ".join(path)
