@@ -66,7 +66,7 @@ COMMANDS_MAY = "jaxmix.demo."
 # The public module of layouts registers the tables of the model libraries.
 LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
 # What a family may take from its neighbours; the table and its shared parts stand above them.
-SHARED_BY_FAMILIES = ("base", "places", "wavelets")
+SHARED_BY_FAMILIES = ("base", "leaf_update", "positions", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install where it is missing.
