@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import look, method_of, unpacked
+from jaxmix.converters.checkpoints.quantization import look, quantization_method, unpacked
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.orientation import OutAxes
@@ -155,7 +155,7 @@ def base_model(base: Any) -> BaseModel:
 def _of_folder(folder: Path) -> BaseModel:
     """A Hugging Face folder; packed weights are read as what they stand for."""
     checkpoint = read_checkpoint(folder)
-    readout, method = look(checkpoint), method_of(checkpoint)
+    readout, method = look(checkpoint), quantization_method(checkpoint)
     tensors = unpacked(checkpoint, readout)
     stored = {
         name.removesuffix(".weight"): tensor

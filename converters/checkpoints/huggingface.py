@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxmix.converters.files.hub import base_folder
-from jaxmix.converters.files.mistaken import is_model, no_base
-from jaxmix.converters.files.near import near_paths
+from jaxmix.converters.files.wrong_inputs import is_model, describe_non_base
+from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import parse_json
 
@@ -178,14 +178,14 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         safetensors_file(folder)
         return Checkpoint(folder.parent, (read_shard(folder.parent, folder),), is_file=True)
     if not folder.is_dir():
-        if folder.exists() and (mistaken := no_base(folder)):
+        if folder.exists() and (mistaken := describe_non_base(folder)):
             raise CheckpointError(f"{folder} {mistaken}")
         what = "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(
             f"{folder} {what}, expected a Hugging Face folder with safetensors, or the id of a "
-            f"repository on the hub, 'owner/name'.{near_paths(str(folder))}"
+            f"repository on the hub, 'owner/name'.{suggest_paths(str(folder))}"
         )
-    if not is_model(folder) and (mistaken := no_base(folder)):
+    if not is_model(folder) and (mistaken := describe_non_base(folder)):
         raise CheckpointError(f"{folder} {mistaken}")
     files = dict.fromkeys(tensor_files(folder).values())
     # Like transformers, tensor_files takes a whole file before an index, which is stale then.

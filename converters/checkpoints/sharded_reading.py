@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, Stored, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import Packed, look, method_of, unpacked
+from jaxmix.converters.checkpoints.quantization import Packed, look, quantization_method, unpacked
 from jaxmix.converters.checkpoints.slicing import DTYPES, ranges, read_slice
 from jaxmix.errors import CheckpointError, LayoutError, ShapeError, UnsupportedError, listing
 
@@ -101,7 +101,7 @@ def _stored(
     packed = sorted(wanted & checkpoint.tensors.keys())
     if not packed or (dequantize and not readout.wrong):
         return unpacked(checkpoint, readout) if dequantize else checkpoint.tensors
-    method = method_of(checkpoint)
+    method = quantization_method(checkpoint)
     how = "Take the checkpoint that it was made from."
     if not readout.wrong:
         how = "dequantize=True reads the weights that they stand for."

@@ -9,8 +9,8 @@ import typer
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.loading import load
 from jaxmix.converters.adapters.peft import peft_stack
-from jaxmix.converters.cli.strengths import NUMBER, check_word
-from jaxmix.converters.files.mistaken import is_adapter, is_model
+from jaxmix.converters.cli.strengths import NUMBER, check_strength_spelling
+from jaxmix.converters.files.wrong_inputs import is_adapter, is_model
 from jaxmix.errors import CheckpointError
 from jaxmix.mixing import Mix, mix
 from jaxmix.untrusted.files import local_path
@@ -28,7 +28,7 @@ __all__ = [
     "check_roles",
     "load_each",
     "load_mix",
-    "load_told",
+    "load_arguments",
     "parse_adapter",
     "parse_adapters",
     "strengths_data",
@@ -127,11 +127,11 @@ def parse_adapters(texts: Sequence[str]) -> list[Told]:
         typer.BadParameter: If a strength is misspelled, or a word may mean two things.
     """
     for text in texts:
-        check_word(text)
+        check_strength_spelling(text)
     return [parse_adapter(text) for text in texts]
 
 
-def load_told(
+def load_arguments(
     texts: Sequence[str],
     base: Any = None,
     *,
@@ -179,14 +179,14 @@ def load_each(
     Args:
         texts: the words of the command line.
         base: the base, for the readers that ask for it.
-        **options: what else `load_told` takes.
+        **options: what else `load_arguments` takes.
 
     Returns:
         Adapters under names that are all different.
     """
     taken: set[str] = set()
     found = []
-    for told, loaded in load_told(texts, base, **options):
+    for told, loaded in load_arguments(texts, base, **options):
         parts = []
         for adapter in loaded.parts:
             name, count = adapter.name, 1

@@ -20,10 +20,10 @@ __all__ = [
     "OWN_LAYOUT",
     "BaseOption",
     "Conv1d",
-    "layout_of",
+    "base_layout",
     "mapped",
     "needs_base",
-    "params_of",
+    "base_params",
 ]
 
 BaseOption = Annotated[
@@ -48,7 +48,7 @@ Conv1d = Annotated[
     ),
 ]
 
-# In the params that `params_of` makes without a base each site has leaves of its own, so that no
+# In the params that `base_params` makes without a base each site has leaves of its own, so that no
 # name says that one is tied to another.
 OWN_LAYOUT = Layout(
     "the adapters' own",
@@ -78,7 +78,7 @@ def mapped(base: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def layout_of(base: Path, conv1d: str | None = None) -> Layout:
+def base_layout(base: Path, conv1d: str | None = None) -> Layout:
     """Where the modules lie among a base's tensors.
 
     Args:
@@ -92,7 +92,7 @@ def layout_of(base: Path, conv1d: str | None = None) -> Layout:
     return replace(NAMES, conv1d=said)
 
 
-def params_of(
+def base_params(
     mixed: Adapter | Mix, base: Path | None, conv1d: str | None = None
 ) -> tuple[Any, Layout]:
     """The params on which a mix can be looked at, and their layout.
@@ -109,7 +109,7 @@ def params_of(
         CheckpointError: if there is no base, and something asks for it.
     """
     if base is not None:
-        return mapped(base), layout_of(base, conv1d)
+        return mapped(base), base_layout(base, conv1d)
     if needy := needs_base(mixed):
         raise CheckpointError(
             f"there is no base, and adapters that can't be looked at without:{listing(needy)}\n"

@@ -23,12 +23,12 @@ from jaxmix.converters.cli.adapters import (
     Revision,
     Subfolder,
     check_apart,
-    load_told,
+    load_arguments,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, layout_of, mapped
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_layout, mapped
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
-from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
-from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
+from jaxmix.converters.cli.console import AsJson, Force, Out, one_of, say, print_json, waiting
+from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.files.terminal import escape
 
 __all__ = ["combine"]
@@ -115,7 +115,7 @@ def combine(
     limit = rank_of(rank, energy)
     written = peft_options(base_name, task, patterns, to=to)
     weighted = METHODS[method].weighted
-    read = load_told(
+    read = load_arguments(
         adapters,
         base,
         ignore=ignore,
@@ -137,7 +137,7 @@ def combine(
             groups,
             None if base is None else mapped(base),
             method=method,
-            layout=None if base is None else layout_of(base, conv1d),
+            layout=None if base is None else base_layout(base, conv1d),
             weights=weights if weighted else None,
             key=None if seed is None else _key(seed),
             outliers=outliers,
@@ -146,7 +146,7 @@ def combine(
         )
     place = (save if to == "mix" else export_peft)(made, out, force=force, **written)
     if as_json:
-        tell_json(
+        print_json(
             {
                 "adapters": [{"path": path, "weight": weight} for path, weight in told],
                 "method": method,

@@ -29,8 +29,8 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import BaseOption
-from jaxmix.converters.cli.telling import AsJson, Force, count, one_of, say, tell_json
-from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
+from jaxmix.converters.cli.console import AsJson, Force, count, one_of, say, print_json
+from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError
 from jaxmix.mixing import Mix, mix
@@ -177,7 +177,7 @@ def convert(
     if as_json:
         sites = {one.name: list(one.sites) for one in made.parts}
         told = {"adapters": strengths_data(made), "format": to, "out": place}
-        tell_json({**told, "sites": sites, **({"look_alikes": pairs} if pairs else {})})
+        print_json({**told, "sites": sites, **({"look_alikes": pairs} if pairs else {})})
     else:
         sites = count(len({site for one in made.parts for site in one.sites}), "site")
         say(f"[bold]{escape(str(place))}[/]: {to}, {escape(strengths_text(made))}, {sites}")
@@ -204,7 +204,7 @@ def _recipe(adapters: Sequence[str], out: Path, *, force: bool, as_json: bool) -
     place = save_recipe(told, out, force=force)
     parts = [{"source": path, "strength": strength} for path, strength in told]
     if as_json:
-        tell_json({"adapters": parts, "format": _RECIPE, "out": place})
+        print_json({"adapters": parts, "format": _RECIPE, "out": place})
     else:
         names = ", then ".join(f"{path} × {strength:g}" for path, strength in told)
         say(f"[bold]{escape(str(place))}[/]: recipe, {escape(names)}")

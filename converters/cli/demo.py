@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jaxmix.converters.cli.telling import AsJson, say, tell_json
+from jaxmix.converters.cli.console import AsJson, say, print_json
 from jaxmix.converters.files.output import checked_output, new_folder
 
 __all__ = ["demo"]
@@ -50,6 +50,6 @@ def demo(
         for name in _COPIED:
             shutil.copytree(ASSETS / name, beside / name)
     if as_json:
-        tell_json({"out": place, "folders": _COPIED})
+        print_json({"out": place, "folders": _COPIED})
     else:
         say(f"{place}: {', '.join(_COPIED)}")

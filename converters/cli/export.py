@@ -16,10 +16,10 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, params_of
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
-from jaxmix.converters.cli.telling import AsJson, Force, Out, count, say, tell_json, waiting
-from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
+from jaxmix.converters.cli.console import AsJson, Force, Out, count, say, print_json, waiting
+from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.files.terminal import escape
 from jaxmix.low_rank import to_lora
 
@@ -85,7 +85,7 @@ def export(
         lines = [f"{len(folders)} folders and load_in_peft.py" if folders else "one folder"]
         told |= {"out": place, "folders": folders}
     else:
-        params, layout = params_of(mixed, base, conv1d)
+        params, layout = base_params(mixed, base, conv1d)
         with waiting("decomposing", as_json=as_json):
             made = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
         lora, errors = made
@@ -93,7 +93,7 @@ def export(
         lines = _errors(lora, errors)
         told |= {"out": place, "ranks": _ranks(lora), "errors": errors}
     if as_json:
-        tell_json(told)
+        print_json(told)
     else:
         say(f"[bold]{escape(str(place))}[/]: {escape(strengths_text(mixed))}", *lines)
 

@@ -23,8 +23,8 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, steps_bar, tell_json
-from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.converters.cli.console import AsJson, Force, Out, one_of, say, steps_bar, print_json
+from jaxmix.converters.cli.tokens import read_tokens, split_windows
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.output import checked_output
 from jaxmix.converters.files.terminal import escape
@@ -122,8 +122,8 @@ def fit(
     check_apart(out, adapters)
     checked_output(out, [base], force=force, marks=(MIX_FILE,), replaces=is_saved)
     model = _model(base, dtype)
-    tokens = tokens_of(text, base, tokenizer, model.config.vocab_size)
-    seen, held = windows_of(tokens, length, text)
+    tokens = read_tokens(text, base, tokenizer, model.config.vocab_size)
+    seen, held = split_windows(tokens, length, text)
     with steps_bar("learning strengths", as_json=as_json) as progress:
         batches = _Batches(seen, min(batch, len(seen)), steps, seed, progress)
         found = _fitted(mixed, model, batches, cast(Per, per), rate)
@@ -136,7 +136,7 @@ def fit(
     if as_json:
         drawn = {} if plot is None else {"picture": plot}
         losses = {"before": before, "after": after, "steps": found.losses}
-        tell_json({"out": place, "adapters": strengths_data(found.mix), "losses": losses, **drawn})
+        print_json({"out": place, "adapters": strengths_data(found.mix), "losses": losses, **drawn})
         return
     say(f"[bold]{escape(str(place))}[/]: {escape(_strengths(found.mix, per))}")
     say(f"loss on text not learned from: {before:.4f} → {after:.4f} nats per token")

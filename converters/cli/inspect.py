@@ -17,9 +17,9 @@ from jaxmix.converters.cli.adapters import (
     Subfolder,
     load_each,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, needs_base, params_of
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, needs_base, base_params
 from jaxmix.converters.cli.tables import adapter_data, adapter_table
-from jaxmix.converters.cli.telling import AsJson, say, steps_bar, tell_json
+from jaxmix.converters.cli.console import AsJson, say, steps_bar, print_json
 from jaxmix.converters.files.terminal import escape
 from jaxmix.measures import Measures, draw_measures, measure
 from jaxmix.mixing import mix
@@ -82,7 +82,7 @@ def inspect(
         data = [{"path": told.path, **adapter_data(part)} for told, own in each for part in own]
         measures = {} if found is None else {**_data(found), "needs_base": left_out}
         drawn = {} if plot is None else {"picture": plot}
-        tell_json({"adapters": data, **measures, **drawn})
+        print_json({"adapters": data, **measures, **drawn})
         return
     console = Console(highlight=False, emoji=False)
     console.print(adapter_table(parts))
@@ -105,8 +105,8 @@ def _measured(
     mixed = mix(*(part for part in parts if not needy.get(part.name)))
     left_out = [line for lines in needy.values() for line in lines]
     if not mixed.parts:
-        params_of(mix(*parts), None)  # which says what it needs
-    params, layout = params_of(mixed, base, conv1d)
+        base_params(mix(*parts), None)  # which says what it needs
+    params, layout = base_params(mixed, base, conv1d)
     with steps_bar("measuring", as_json=as_json) as progress:
         return measure(mixed, params, layout=layout, progress=progress), left_out
 

@@ -18,7 +18,7 @@ from jaxmix.converters.cli.fit import fit
 from jaxmix.converters.cli.hints import spelled
 from jaxmix.converters.cli.inspect import inspect
 from jaxmix.converters.cli.merge import merge
-from jaxmix.converters.cli.telling import tell_error, telling_of_the_hub
+from jaxmix.converters.cli.console import print_error, show_hub_requests
 from jaxmix.errors import JaxmixError, VerificationError, spelling
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -90,16 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def spell(name: str, literal: str) -> str:
             return spelled(words[0] if words else "", _options())(name, literal)
 
-        with _terminable(), spelling(spell), telling_of_the_hub(as_json=as_json):
+        with _terminable(), spelling(spell), show_hub_requests(as_json=as_json):
             code = app(words or ["--help"], prog_name="jaxmix", standalone_mode=False) or 0
     except JaxmixError as error:
-        tell_error(str(error), type(error).__name__, as_json=as_json)
+        print_error(str(error), type(error).__name__, as_json=as_json)
         return _UNVERIFIED if isinstance(error, VerificationError) else 1
     except (OSError, UnicodeError) as error:  # from a path that was not checked before
-        tell_error(f"{error}. Check the paths.", type(error).__name__, as_json=as_json)
+        print_error(f"{error}. Check the paths.", type(error).__name__, as_json=as_json)
         return 1
     except _UsageError as error:
-        tell_error(_usage(error), "UsageError", as_json=as_json)
+        print_error(_usage(error), "UsageError", as_json=as_json)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     if code in (_INTERRUPTED, _TERMINATED):
         kind = "Interrupted" if code == _INTERRUPTED else "Terminated"
-        tell_error("stopped; outputs are as they were.", kind, as_json=as_json)
+        print_error("stopped; outputs are as they were.", kind, as_json=as_json)
     return code
 
 

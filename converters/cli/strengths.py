@@ -9,7 +9,7 @@ import typer
 from jaxmix.converters.adapters.finding import is_hub_id
 from jaxmix.converters.files.terminal import printable
 
-__all__ = ["NUMBER", "check_word"]
+__all__ = ["NUMBER", "check_strength_spelling"]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # What people write between a path and its strength.
@@ -17,7 +17,7 @@ _SIGNS = re.compile(r"\s*[:=@*×]\s*|\s+x\s+|\s+")
 _NUMBER_LIKE = re.compile(r"[-+−]?[\d.,_/%eE]+%?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
-def check_word(text: str) -> None:
+def check_strength_spelling(text: str) -> None:
     """Refuses a word of the command line whose strength is misspelled.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.untrusted.files import check_regular, local_path
 
-__all__ = ["BYTES", "tokens_of", "windows_of"]
+__all__ = ["BYTES", "read_tokens", "split_windows"]
 
 BYTES = "bytes"
 # What the library `tokenizers` reads by itself; transformers reads all of them.
@@ -16,7 +16,7 @@ _FAST = "tokenizer.json"
 _SLOW = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
-def tokens_of(text: Path, base: Path, tokenizer: str | None, vocabulary: int) -> np.ndarray:
+def read_tokens(text: Path, base: Path, tokenizer: str | None, vocabulary: int) -> np.ndarray:
     """A text file as tokens.
 
     Args:
@@ -98,7 +98,7 @@ def _missing(place: Path, package: str) -> str:
     )
 
 
-def windows_of(tokens: np.ndarray, length: int, text: Path) -> tuple[np.ndarray, np.ndarray]:
+def split_windows(tokens: np.ndarray, length: int, text: Path) -> tuple[np.ndarray, np.ndarray]:
     """Windows to learn from, and every tenth, but one at least, to be measured on.
 
     Args:
@@ -113,7 +113,7 @@ def windows_of(tokens: np.ndarray, length: int, text: Path) -> tuple[np.ndarray,
         CheckpointError: if the text has not two windows.
 
     Example:
-        >>> seen, held = windows_of(np.arange(8), 2, Path("text"))
+        >>> seen, held = split_windows(np.arange(8), 2, Path("text"))
         >>> seen.tolist(), held.tolist()
         ([[0, 1], [2, 3], [4, 5]], [[6, 7]])
     """

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from jaxmix.converters.files.near import near_paths
+from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.errors import CheckpointError
 
 __all__ = ["is_absence", "is_unreachable", "translated"]
@@ -69,7 +69,7 @@ def translated(place: _Place, file: str, absent: Callable[[str], str]) -> Iterat
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{place.hub_id!r} is neither a folder here nor a repository on the hub. Check the "
-            f"spelling; a private repository needs `hf auth login`.{near_paths(place.hub_id)}"
+            f"spelling; a private repository needs `hf auth login`.{suggest_paths(place.hub_id)}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(
@@ -80,7 +80,7 @@ def translated(place: _Place, file: str, absent: Callable[[str], str]) -> Iterat
         raise CheckpointError(
             f"{place.text}: {file} is not in the local cache and the hub can't be reached. "
             f"{place.hub_id!r} is no folder here either: go online once, or give the path of a "
-            f"downloaded folder.{near_paths(place.hub_id)}"
+            f"downloaded folder.{suggest_paths(place.hub_id)}"
         ) from error
     except errors.EntryNotFoundError as error:
         raise CheckpointError(f"{place.text} has no {file}{absent(file)}") from error

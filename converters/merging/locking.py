@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jaxmix.converters.merging.place import JOURNAL, PROCESS, Place
+from jaxmix.converters.merging.staged_output import JOURNAL, PROCESS, Place
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import parse_json
 

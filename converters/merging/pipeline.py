@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import Shard, Stored
-from jaxmix.converters.merging.files import STRIDE, copied, read_rows, row_bytes, written
+from jaxmix.converters.merging.tensor_io import STRIDE, copied, read_rows, row_bytes, written
 from jaxmix.converters.merging.journal import new_file
-from jaxmix.converters.merging.place import Place
+from jaxmix.converters.merging.staged_output import Place
 from jaxmix.converters.merging.recipe import Prepared, Recipe
 from jaxmix.converters.merging.rounding import Loss, total
 from jaxmix.converters.merging.stamps import Stamp, check_unchanged

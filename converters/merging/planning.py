@@ -22,7 +22,7 @@ from jaxmix.mixing import Mix
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.spelling import Spellings, respelled
 
-__all__ = ["plan", "precision", "table_of"]
+__all__ = ["plan", "precision", "resolve_layout"]
 
 
 def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe]:
@@ -31,7 +31,7 @@ def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe
     Args:
         checkpoint: the base.
         mixed: the adapters.
-        layout: where their sites lie, as `table_of` gives it.
+        layout: where their sites lie, as `resolve_layout` gives it.
 
     Returns:
         ``{name: recipe}``, in the order of the files.
@@ -95,7 +95,7 @@ def precision(tensors: Iterable[Stored]) -> AbstractContextManager[Any]:
     return jax.enable_x64(True) if is_wide else nullcontext()
 
 
-def table_of(layout: Layout | str | None) -> tuple[Layout, bool]:
+def resolve_layout(layout: Layout | str | None) -> tuple[Layout, bool]:
     """The layout meant, and whether it is one with which ties are looked for.
 
     `compose` looks for them by the names of a tree. A checkpoint's are in its config.json, and are

@@ -6,13 +6,13 @@ from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.checkpoints.quantization.packed import Packed
-from jaxmix.converters.checkpoints.quantization.table import (
+from jaxmix.converters.checkpoints.quantization.methods import (
     CONFIGS,
     PARTS,
     READERS,
     SETTINGS_FILES,
     look,
-    method_of,
+    quantization_method,
 )
 from jaxmix.converters.merging.rewriting import with_config, with_tensors
 from jaxmix.errors import LayoutError, listing, option
@@ -135,7 +135,7 @@ def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
 
 def _named(checkpoint: Checkpoint) -> str:
     """A checkpoint, and its method."""
-    method = method_of(checkpoint)
+    method = quantization_method(checkpoint)
     return checkpoint.name + (f" (quantized by {method})" if method else "")
 
 
@@ -146,7 +146,7 @@ def _what_option_does() -> str:
 
 def _how(checkpoint: Checkpoint) -> str:
     """What to do about weights that can't be read."""
-    method = method_of(checkpoint)
+    method = quantization_method(checkpoint)
     if method in READERS:
         return "Download or save the checkpoint again, or merge into the model it was made from."
     named = f"not {method}" if method else "by the method that config.json names; none is named"

@@ -13,7 +13,7 @@ from jaxmix.affine import AffineMap, fold
 from jaxmix.apply import plan
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.converters.merging import blocks, rounding
-from jaxmix.converters.merging.files import read_rows
+from jaxmix.converters.merging.tensor_io import read_rows
 from jaxmix.errors import CheckpointError
 from jaxmix.families.base import Chain
 from jaxmix.operators import Identity

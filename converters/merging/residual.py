@@ -19,7 +19,7 @@ from jaxmix.affine import AffineMap, Base
 from jaxmix.apply import plan
 from jaxmix.converters.checkpoints.huggingface import Stored
 from jaxmix.converters.merging import blocks
-from jaxmix.converters.merging.files import read_rows
+from jaxmix.converters.merging.tensor_io import read_rows
 from jaxmix.converters.merging.recipe import Recipe, Share
 from jaxmix.families.base import maps
 from jaxmix.placement.form import Form

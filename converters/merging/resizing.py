@@ -15,9 +15,9 @@ import numpy as np
 
 from jaxmix.adapter import words
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
-from jaxmix.converters.merging.grown import Grown, grown
-from jaxmix.converters.merging.grown import new as new_tensor
-from jaxmix.converters.merging.labels import label_fields
+from jaxmix.converters.merging.resized_tensor import ResizedTensor, grown
+from jaxmix.converters.merging.resized_tensor import new as new_tensor
+from jaxmix.converters.merging.label_config import label_fields
 from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
 from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
@@ -126,12 +126,12 @@ def _rows(shape: tuple[int, ...]) -> int:
     return shape[-1] if shape[0] == 1 else shape[0]
 
 
-def _grown(one: _Wanted) -> Grown:
+def _grown(one: _Wanted) -> ResizedTensor:
     assert one.extra is not None
     return grown(one.tensor, one.rows, one.extra)
 
 
-def _with(checkpoint: Checkpoint, made: Mapping[str, Grown]) -> Checkpoint:
+def _with(checkpoint: Checkpoint, made: Mapping[str, ResizedTensor]) -> Checkpoint:
     """The checkpoint with these tensors in the places of its own."""
 
     def change(shard: Shard) -> Iterator[Stored]:
@@ -177,7 +177,7 @@ def _add_partners(
     checkpoint: Checkpoint,
     before: int,
     now: int,
-    made: dict[str, Grown],
+    made: dict[str, ResizedTensor],
     wanted: Mapping[str, _Wanted],
     untied: str | None,
 ) -> Iterator[str]:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import Shard, Stored, read_shard
-from jaxmix.converters.merging.files import forget, read_rows, stored_pieces
+from jaxmix.converters.merging.tensor_io import forget, read_rows, stored_chunks
 from jaxmix.converters.merging.planning import precision
 from jaxmix.converters.merging.recipe import Recipe, UnwritableError
 from jaxmix.converters.merging.residual import Residual, residual
-from jaxmix.converters.merging.work import Work
+from jaxmix.converters.merging.merge_plan import Work
 from jaxmix.errors import CheckpointError, listing
 
 __all__ = ["Verdict", "Verified", "joined", "verified"]
@@ -221,7 +221,7 @@ def _of_changed(tensor: Stored, differing: int, left: Residual) -> Verdict:
 
 def _unlike_bytes(tensor: Stored, found: Stored) -> int:
     """How many bytes of a tensor that nobody changes are not the base's."""
-    pairs = zip(stored_pieces(tensor), stored_pieces(found), strict=True)
+    pairs = zip(stored_chunks(tensor), stored_chunks(found), strict=True)
     return sum(_unlike(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in pairs)
 
 

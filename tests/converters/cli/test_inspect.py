@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.cli.bases import mapped, needs_base, params_of
+from jaxmix.converters.cli.bases import mapped, needs_base, base_params
 from jaxmix.converters.cli.tables import adapter_data
 from jaxmix.errors import CheckpointError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
@@ -164,7 +164,7 @@ def test_which_kinds_need_no_base() -> None:
     }
     mixed = jaxmix.mix(jaxmix.Adapter(additive))
     assert needs_base(mixed) == []
-    params, layout = params_of(mixed, None)
+    params, layout = base_params(mixed, None)
     after = jaxmix.compose(params, mixed, layout=layout)
     assert after["lokr.weight"].shape == (15, 24)
     assert all(np.any(np.asarray(after[f"{site}.weight"])) for site in additive)
@@ -180,7 +180,7 @@ def test_which_kinds_need_no_base() -> None:
     }
     for site, update in reading.items():
         with pytest.raises(CheckpointError, match=f"adapter: {update.family} .* at {site}\n"):
-            params_of(jaxmix.Adapter({site: update}), None)
+            base_params(jaxmix.Adapter({site: update}), None)
 
 
 def test_a_mapped_base(tmp_path: Path) -> None:

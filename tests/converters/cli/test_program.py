@@ -15,7 +15,7 @@ import typer
 
 from jaxmix.converters import cli
 from jaxmix.converters.cli import program
-from jaxmix.converters.cli.telling import tell_json
+from jaxmix.converters.cli.console import print_json
 
 from .running import Captured, main, run, told
 
@@ -147,7 +147,7 @@ def test_in_a_thread(capsys: Captured) -> None:
 
 def test_json_of_what_json_has_not(capsys: Captured) -> None:
     """A number that is none is null; a path is a text."""
-    tell_json({"a": [float("nan"), 1.0], "b": {Path("x"): (Path("y"), float("inf"))}})
+    print_json({"a": [float("nan"), 1.0], "b": {Path("x"): (Path("y"), float("inf"))}})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.0], "b": {"x": ["y", None]}}
 
 

@@ -118,7 +118,7 @@ def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
     first, second = run(base, adapters, out)
     assert "out exists. Give another folder, or say force=True" in first["error"]
     assert second["error"] == (
-        "OthersFailed: the merge failed in process 0 of 2; what it says there is the reason."
+        "OtherProcessFailed: the merge failed in process 0 of 2; what it says there is the reason."
     )
 
 

@@ -15,7 +15,7 @@ from jaxmix.converters.adapters.base import base_model
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.converters.checkpoints.quantization import look
 from jaxmix.converters.merging import merge_checkpoint
-from jaxmix.converters.merging.place import Place
+from jaxmix.converters.merging.staged_output import Place
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxmix.converters.adapters.peft.about import TASKS
-from jaxmix.converters.cli.telling import one_of
+from jaxmix.converters.cli.console import one_of
 
 __all__ = ["BaseName", "Patterns", "Task", "peft_options"]
 

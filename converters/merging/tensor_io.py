@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.converters.checkpoints.quantization import Packed
-from jaxmix.converters.merging.grown import Grown
+from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.errors import CheckpointError
 
-__all__ = ["copied", "forget", "read_rows", "row_bytes", "stored_pieces", "synced", "written"]
+__all__ = ["copied", "forget", "read_rows", "row_bytes", "stored_chunks", "synced", "written"]
 
 # Bytes at a time where the system does not copy by itself, and between two words of progress.
 CHUNK = 8 << 20
@@ -43,7 +43,7 @@ def read_rows(tensor: Stored, rows: slice) -> np.ndarray:
     Raises:
         CheckpointError: if the file ends before.
     """
-    if isinstance(tensor, Grown):
+    if isinstance(tensor, ResizedTensor):
         return tensor.rows(rows, read_rows)
     if isinstance(tensor, Packed):
         return tensor.rows(rows)
@@ -76,7 +76,7 @@ def fill(file: Any, data: np.ndarray, tensor: Stored) -> None:
         at += count
 
 
-def stored_pieces(tensor: Stored, begin: int = 0, end: int | None = None) -> Iterator[memoryview]:
+def stored_chunks(tensor: Stored, begin: int = 0, end: int | None = None) -> Iterator[memoryview]:
     """A tensor's bytes as they are, a few megabytes at a time."""
     end = tensor.size if end is None else end
     with tensor.file.open("rb", buffering=0) as file:
@@ -106,7 +106,7 @@ def copied(tensor: Stored, begin: int, end: int, into: Path, at: int) -> int:
         CheckpointError: if the tensor's file ends before.
     """
     done = _copied_by_the_system(tensor, begin, end, into, at)
-    for piece in stored_pieces(tensor, begin + done, end):
+    for piece in stored_chunks(tensor, begin + done, end):
         done += written(piece, into, at + done)
     return done
 

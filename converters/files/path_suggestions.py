@@ -3,13 +3,13 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-__all__ = ["near_paths"]
+__all__ = ["suggest_paths"]
 
 # A folder of more entries is not searched.
 _ENTRIES = 10_000
 
 
-def near_paths(text: str) -> str:
+def suggest_paths(text: str) -> str:
     """What to say of a path that does not exist, if something like it does.
 
     Args:
@@ -19,7 +19,7 @@ def near_paths(text: str) -> str:
         A sentence that begins with a space, or "" if nothing like it is there.
 
     Example:
-        >>> near_paths("no/such/folder/here")
+        >>> suggest_paths("no/such/folder/here")
         ''
     """
     try:

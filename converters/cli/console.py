@@ -23,7 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jaxmix.converters.files.reaching import log as hub_log
+from jaxmix.converters.files.hub_connection import log as hub_log
 from jaxmix.converters.files.terminal import printable
 
 __all__ = [
@@ -35,9 +35,9 @@ __all__ = [
     "one_of",
     "say",
     "steps_bar",
-    "tell_error",
-    "tell_json",
-    "telling_of_the_hub",
+    "print_error",
+    "print_json",
+    "show_hub_requests",
     "waiting",
 ]
 
@@ -58,7 +58,7 @@ def say(*lines: str) -> None:
         console.print(line)
 
 
-def tell_json(data: Mapping[str, Any]) -> None:
+def print_json(data: Mapping[str, Any]) -> None:
     """One JSON document on stdout. What is no number is null there."""
     typer.echo(json.dumps(_plain(data), indent=2, allow_nan=False))
 
@@ -74,17 +74,17 @@ def _plain(data: Any) -> Any:
     return str(data) if isinstance(data, Path) else data
 
 
-def tell_error(text: str, kind: str, *, as_json: bool) -> None:
+def print_error(text: str, kind: str, *, as_json: bool) -> None:
     """What went wrong: a line on stderr, or a JSON document on stdout."""
     if as_json:
-        tell_json({"error": text, "kind": kind})
+        print_json({"error": text, "kind": kind})
     else:
         console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
         console.print(f"[bold red]error:[/] {escape_markup(printable(text, keep=_LINES))}")
 
 
 @contextmanager
-def telling_of_the_hub(*, as_json: bool) -> Iterator[None]:
+def show_hub_requests(*, as_json: bool) -> Iterator[None]:
     """Shows on stderr that the hub is asked, which may take a while; not with ``--json``."""
     if as_json:
         yield

@@ -18,8 +18,8 @@ from jaxmix.converters.files.output import (
 from jaxmix.converters.merging import together
 from jaxmix.converters.merging.journal import journal
 from jaxmix.converters.merging.locking import locked
-from jaxmix.converters.merging.place import Place
-from jaxmix.converters.merging.work import Work
+from jaxmix.converters.merging.staged_output import Place
+from jaxmix.converters.merging.merge_plan import Work
 from jaxmix.errors import CheckpointError, JaxmixError, option
 
 __all__ = ["checker", "growing"]
@@ -42,12 +42,12 @@ def growing(
             def begin() -> None:
                 stack.enter_context(_begun(work, place, base, out, resume=resume, force=force))
 
-            together.only_first(begin)
+            together.run_on_first(begin)
             is_done = place.is_placed
             with _kept_if_of_use(place, shards):
                 yield place, None if is_done else place.whole(shards)
             if is_done:
-                together.only_first(place.removed)
+                together.run_on_first(place.removed)
     except OSError as error:
         kept = _kept(place, shards)
         kept = kept or "What was written is removed again, and all else is as it was."
@@ -115,7 +115,7 @@ def _kept_if_of_use(place: Place, shards: tuple[Shard, ...]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        is_refusal = isinstance(error, JaxmixError) and not isinstance(error, together.OthersFailed)
+        is_refusal = isinstance(error, JaxmixError) and not isinstance(error, together.OtherProcessFailed)
         kept = "" if is_refusal else _kept(place, shards)
         if not kept and together.is_first():
             place.removed()

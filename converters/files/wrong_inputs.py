@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["is_adapter", "is_model", "no_adapter", "no_base"]
+__all__ = ["is_adapter", "is_model", "describe_non_adapter", "describe_non_base"]
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -26,7 +26,7 @@ def _has(folder: Path, name: str) -> bool:
         return False
 
 
-def no_adapter(path: Path) -> str | None:
+def describe_non_adapter(path: Path) -> str | None:
     """What something is instead of an adapter, and what to do.
 
     Args:
@@ -43,7 +43,7 @@ def no_adapter(path: Path) -> str | None:
     return _gguf(path, "the adapter in safetensors from which it was made")
 
 
-def no_base(path: Path) -> str | None:
+def describe_non_base(path: Path) -> str | None:
     """What something is instead of a base model, and what to do.
 
     Args:

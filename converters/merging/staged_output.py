@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import Shard
 from jaxmix.converters.merging.exchange import exchanged
-from jaxmix.converters.merging.files import synced
+from jaxmix.converters.merging.tensor_io import synced
 from jaxmix.converters.merging.journal import differences, read_json, write_json
 from jaxmix.converters.merging.rounding import Loss
 from jaxmix.errors import CheckpointError, option

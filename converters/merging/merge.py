@@ -14,14 +14,14 @@ from typing import Any
 
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.merging import together
-from jaxmix.converters.merging.growing import checker, growing
-from jaxmix.converters.merging.merged import Merged, merged_of
+from jaxmix.converters.merging.staging import checker, growing
+from jaxmix.converters.merging.result import Merged, merge_result
 from jaxmix.converters.merging.pipeline import Progress, Told, write_shards
-from jaxmix.converters.merging.place import Place
+from jaxmix.converters.merging.staged_output import Place
 from jaxmix.converters.merging.planning import precision
 from jaxmix.converters.merging.stamps import check_unchanged, watched
 from jaxmix.converters.merging.verifying import Verified, joined, verified
-from jaxmix.converters.merging.work import Adapters, Work, look_at
+from jaxmix.converters.merging.merge_plan import Adapters, Work, plan_merge
 from jaxmix.errors import CheckpointError, VerificationError
 from jaxmix.placement.layout import Layout
 from jaxmix.untrusted.files import local_path
@@ -107,7 +107,7 @@ def merge_checkpoint(
     Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
     """
     base = base_folder(base)
-    work = look_at(
+    work = plan_merge(
         base,
         adapters,
         layout,
@@ -118,11 +118,11 @@ def merge_checkpoint(
     )
     with growing(work, base, out, resume=resume, force=force) as (place, done):
         if done is None:
-            return merged_of(work, place, len(work.checkpoint.shards), None)
+            return merge_result(work, place, len(work.checkpoint.shards), None)
         _write(work, place, done, progress)
         proof = _proof(work, place, progress) if verify else None
-        merged = merged_of(work, place, len(done), proof)
-        together.only_first(
+        merged = merge_result(work, place, len(done), proof)
+        together.run_on_first(
             lambda: place.put(
                 force=force, check=partial(_check_place, work, place, base, out, force)
             )
@@ -187,7 +187,7 @@ def verify_merge(
 
     Source: https://github.com/huggingface/safetensors, format.
     """
-    work = look_at(
+    work = plan_merge(
         base,
         adapters,
         layout,

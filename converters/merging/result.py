@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxmix.converters.merging.place import Place
+from jaxmix.converters.merging.staged_output import Place
 from jaxmix.converters.merging.quantized import is_packed
 from jaxmix.converters.merging.rounding import Loss, Rounding, summed
 from jaxmix.converters.merging.verifying import Verified
-from jaxmix.converters.merging.work import Work
+from jaxmix.converters.merging.merge_plan import Work
 
-__all__ = ["Merged", "merged_of"]
+__all__ = ["Merged", "merge_result"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Merged:
     verified: Verified | None = None
 
 
-def merged_of(work: Work, place: Place, resumed: int, proof: Verified | None) -> Merged:
+def merge_result(work: Work, place: Place, resumed: int, proof: Verified | None) -> Merged:
     """What there is to tell of the output, all of whose shards are whole."""
     shards = work.checkpoint.shards
     losses = {

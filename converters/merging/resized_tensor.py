@@ -10,11 +10,11 @@ import numpy as np
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.errors import CheckpointError
 
-__all__ = ["Grown", "grown"]
+__all__ = ["ResizedTensor", "grown"]
 
 
 @dataclass(frozen=True, eq=False)
-class Grown(Stored):
+class ResizedTensor(Stored):
     """A tensor that begins with rows of the base's and ends with rows that are in memory.
 
     Args:
@@ -37,7 +37,7 @@ class Grown(Stored):
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def grown(stored: Stored, rows: int, extra: np.ndarray) -> Grown:
+def grown(stored: Stored, rows: int, extra: np.ndarray) -> ResizedTensor:
     """Gives a tensor another number of rows.
 
     Args:
@@ -51,7 +51,7 @@ def grown(stored: Stored, rows: int, extra: np.ndarray) -> Grown:
     return _made(stored.name, stored.dtype, (rows, *stored.shape[1:]), stored, extra, stored.file)
 
 
-def new(name: str, dtype: str, array: np.ndarray, file: Path) -> Grown:
+def new(name: str, dtype: str, array: np.ndarray, file: Path) -> ResizedTensor:
     """Makes a tensor that the base has not, for the shard ``file``."""
     return _made(name, dtype, array.shape, None, array, file)
 
@@ -63,7 +63,7 @@ def _made(
     stored: Stored | None,
     extra: np.ndarray,
     file: Path,
-) -> Grown:
+) -> ResizedTensor:
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(extra.astype(FLOATS[dtype]))
     if (
@@ -75,4 +75,4 @@ def _made(
             "float32 first."
         )
     size = math.prod(shape) * np.dtype(FLOATS[dtype]).itemsize
-    return Grown(name, dtype, shape, file, 0, size, stored, cast)
+    return ResizedTensor(name, dtype, shape, file, 0, size, stored, cast)

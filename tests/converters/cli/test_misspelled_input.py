@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 import jaxmix
-from jaxmix.converters.cli.telling import say
+from jaxmix.converters.cli.console import say
 from jaxmix.converters.files import near, reaching
 from jaxmix.converters.files.terminal import escape, printable
 from jaxmix.errors import CheckpointError
@@ -158,9 +158,9 @@ def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_near_names(here: Path) -> None:
-    assert near.near_paths("my-adapter/finale") == " Did you mean my-adapter/final?"
-    assert near.near_paths("my-adapter/other") == " The folder my-adapter has no other."
-    assert near.near_paths("nothing/like/it") == near.near_paths("a\0b") == ""
+    assert near.suggest_paths("my-adapter/finale") == " Did you mean my-adapter/final?"
+    assert near.suggest_paths("my-adapter/other") == " The folder my-adapter has no other."
+    assert near.suggest_paths("nothing/like/it") == near.suggest_paths("a\0b") == ""
 
 
 def test_names_do_not_act_on_the_terminal(here: Path, capsys: Captured) -> None:

@@ -13,8 +13,8 @@ __all__ = [
     "READERS",
     "SETTINGS_FILES",
     "look",
-    "method_of",
-    "settings_of",
+    "quantization_method",
+    "quantization_settings",
     "unpacked",
 ]
 
@@ -68,8 +68,8 @@ def look(checkpoint: Checkpoint) -> Readout:
     Returns:
         The weights, their parts, and what can't be unpacked.
     """
-    tensors, method = checkpoint.tensors, method_of(checkpoint)
-    source, readout = Source(tensors, settings_of(checkpoint)), Readout()
+    tensors, method = checkpoint.tensors, quantization_method(checkpoint)
+    source, readout = Source(tensors, quantization_settings(checkpoint)), Readout()
     for name in _BY_TENSORS if method is None else [method]:
         if name in READERS and name != "fp8":
             READERS[name](source, readout)
@@ -99,7 +99,7 @@ def _is_quantized(name: str, tensor: Stored, method: str | None) -> bool:
     return method is not None
 
 
-def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def quantization_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """What config.json, or a file beside it, says of the quantization; empty if nothing does."""
     config = checkpoint.json(CONFIG_FILE)
     for part in (config, *config.values()):
@@ -113,9 +113,9 @@ def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {}
 
 
-def method_of(checkpoint: Checkpoint) -> str | None:
+def quantization_method(checkpoint: Checkpoint) -> str | None:
     """The method by which a checkpoint is quantized; None if nothing says that it is."""
-    settings = settings_of(checkpoint)
+    settings = quantization_settings(checkpoint)
     found = settings.get("quant_method") or settings.get("quant_algo")
     if found is None and any(settings.get(f"load_in_{bits}bit") for bits in (4, 8)):
         found = "bitsandbytes"

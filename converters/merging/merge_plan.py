@@ -9,9 +9,9 @@ from jaxmix.adapter import Adapter, Mixable
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.checkpoints.side_files import side_files
-from jaxmix.converters.merging.grown import Grown
+from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.converters.merging.new_head import NewHead, with_new_head
-from jaxmix.converters.merging.planning import plan, table_of
+from jaxmix.converters.merging.planning import plan, resolve_layout
 from jaxmix.converters.merging.quantized import dequantized, is_packed, stale
 from jaxmix.converters.merging.recipe import Recipe
 from jaxmix.converters.merging.resizing import resized
@@ -20,7 +20,7 @@ from jaxmix.converters.merging.untying import untied
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
 
-__all__ = ["Adapters", "Work", "look_at"]
+__all__ = ["Adapters", "Work", "plan_merge"]
 
 Adapters = Adapter | Mix | Iterable[Adapter | Mix]
 
@@ -59,7 +59,7 @@ class Work:
         return tuple(name for name, recipe in self.recipes.items() if recipe.shares)
 
 
-def look_at(
+def plan_merge(
     base: str | os.PathLike[str],
     adapters: Adapters,
     layout: Layout | str | None,
@@ -90,7 +90,7 @@ def look_at(
     checkpoint = read_checkpoint(base)
     stamps = stamps_of(checkpoint)
     files, left_out = side_files(checkpoint)
-    table, is_own = table_of(layout)
+    table, is_own = resolve_layout(layout)
     head, made = None, NewHead()
     # First of all: a packed head would look like a tied one, or like none.
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
@@ -107,7 +107,7 @@ def look_at(
     packed = {
         n: Recipe(t, ())
         for n, t in checkpoint.tensors.items()
-        if is_packed(t) or isinstance(t, Grown)
+        if is_packed(t) or isinstance(t, ResizedTensor)
     }
     all_ = {**packed, **recipes}
     ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}

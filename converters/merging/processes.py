@@ -10,10 +10,10 @@ import numpy as np
 from jaxmix.converters.checkpoints.huggingface import Shard
 from jaxmix.errors import CheckpointError
 
-__all__ = ["OthersFailed", "agreed", "gathered", "is_first", "mine", "only_first"]
+__all__ = ["OtherProcessFailed", "agreed", "gathered", "is_first", "mine", "run_on_first"]
 
 
-class OthersFailed(CheckpointError):
+class OtherProcessFailed(CheckpointError):
     """Something went wrong in another process, which says what; here all is well."""
 
 
@@ -56,13 +56,13 @@ def agreed(error: BaseException | None = None) -> None:
     if error is not None:
         raise error
     if failed:
-        raise OthersFailed(
+        raise OtherProcessFailed(
             f"the merge failed in process {', '.join(map(str, failed))} of {jax.process_count()}; "
             "what it says there is the reason."
         )
 
 
-def only_first(work: Callable[[], object]) -> None:
+def run_on_first(work: Callable[[], object]) -> None:
     """Lets the first process do something, for which all others wait.
 
     Args:
