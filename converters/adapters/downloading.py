@@ -8,8 +8,8 @@ from jaxmix.converters.adapters.alone import chosen_file, is_copy_of
 from jaxmix.converters.adapters.beside import is_whole_model, names_in, weights_beside
 from jaxmix.converters.adapters.format import Format, is_folder_file
 from jaxmix.converters.files.hub import Repository
-from jaxmix.converters.files.hub_errors import is_absence, is_unreachable
 from jaxmix.converters.files.hub_connection import asking
+from jaxmix.converters.files.hub_errors import is_absence, is_unreachable
 from jaxmix.converters.files.torch_files import has_torch, is_torch_file
 from jaxmix.errors import CheckpointError, option
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.files.wrong_inputs import describe_non_adapter
 from jaxmix.converters.files.torch_files import is_torch_file, torch_tensors
+from jaxmix.converters.files.wrong_inputs import describe_non_adapter
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mixing import Mix
 

@@ -21,9 +21,9 @@ __all__ = [
     "BaseOption",
     "Conv1d",
     "base_layout",
+    "base_params",
     "mapped",
     "needs_base",
-    "base_params",
 ]
 
 BaseOption = Annotated[

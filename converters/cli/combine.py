@@ -26,9 +26,9 @@ from jaxmix.converters.cli.adapters import (
     load_arguments,
 )
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_layout, mapped
-from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
-from jaxmix.converters.cli.console import AsJson, Force, Out, one_of, say, print_json, waiting
+from jaxmix.converters.cli.console import AsJson, Force, Out, one_of, print_json, say, waiting
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
+from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.files.terminal import escape
 
 __all__ = ["combine"]

@@ -33,11 +33,11 @@ __all__ = [
     "bytes_bar",
     "count",
     "one_of",
-    "say",
-    "steps_bar",
     "print_error",
     "print_json",
+    "say",
     "show_hub_requests",
+    "steps_bar",
     "waiting",
 ]
 

@@ -29,7 +29,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import BaseOption
-from jaxmix.converters.cli.console import AsJson, Force, count, one_of, say, print_json
+from jaxmix.converters.cli.console import AsJson, Force, count, one_of, print_json, say
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jaxmix.converters.cli.console import AsJson, say, print_json
+from jaxmix.converters.cli.console import AsJson, print_json, say
 from jaxmix.converters.files.output import checked_output, new_folder
 
 __all__ = ["demo"]

@@ -17,9 +17,9 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params
-from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
-from jaxmix.converters.cli.console import AsJson, Force, Out, count, say, print_json, waiting
+from jaxmix.converters.cli.console import AsJson, Force, Out, count, print_json, say, waiting
 from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
+from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.files.terminal import escape
 from jaxmix.low_rank import to_lora
 

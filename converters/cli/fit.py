@@ -23,7 +23,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.console import AsJson, Force, Out, one_of, say, steps_bar, print_json
+from jaxmix.converters.cli.console import AsJson, Force, Out, one_of, print_json, say, steps_bar
 from jaxmix.converters.cli.tokens import read_tokens, split_windows
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.output import checked_output

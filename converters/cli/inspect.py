@@ -17,9 +17,9 @@ from jaxmix.converters.cli.adapters import (
     Subfolder,
     load_each,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, needs_base, base_params
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params, needs_base
+from jaxmix.converters.cli.console import AsJson, print_json, say, steps_bar
 from jaxmix.converters.cli.tables import adapter_data, adapter_table
-from jaxmix.converters.cli.console import AsJson, say, steps_bar, print_json
 from jaxmix.converters.files.terminal import escape
 from jaxmix.measures import Measures, draw_measures, measure
 from jaxmix.mixing import mix

@@ -21,7 +21,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import Conv1d
-from jaxmix.converters.cli.console import AsJson, bytes_bar, count, say, print_json
+from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, say
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.terminal import escape
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxmix.converters.cli.combine import combine
+from jaxmix.converters.cli.console import print_error, show_hub_requests
 from jaxmix.converters.cli.convert import convert
 from jaxmix.converters.cli.demo import demo
 from jaxmix.converters.cli.export import export
@@ -18,7 +19,6 @@ from jaxmix.converters.cli.fit import fit
 from jaxmix.converters.cli.hints import spelled
 from jaxmix.converters.cli.inspect import inspect
 from jaxmix.converters.cli.merge import merge
-from jaxmix.converters.cli.console import print_error, show_hub_requests
 from jaxmix.errors import JaxmixError, VerificationError, spelling
 
 __all__ = ["COMMANDS", "app", "main"]

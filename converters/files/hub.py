@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.files.hub_errors import is_absence, translated
 from jaxmix.converters.files.hub_connection import asking
+from jaxmix.converters.files.hub_errors import is_absence, translated
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import local_path
 

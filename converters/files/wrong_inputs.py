@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["is_adapter", "is_model", "describe_non_adapter", "describe_non_base"]
+__all__ = ["describe_non_adapter", "describe_non_base", "is_adapter", "is_model"]
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

@@ -1,7 +1,8 @@
-"""`merge_checkpoint`: a Hugging Face checkpoint and adapters in, a merged one out, by tensors.
+"""`merge_checkpoint` and `verify_merge`: merge adapters into a Hugging Face checkpoint.
 
-First everything that can go wrong is looked at, on shapes alone (`work`). Then shard after shard is
-written into a folder beside (`pipeline`, `place`), which is exchanged with the output at the end.
+Everything that can fail is checked first, from shapes alone (`merge_plan`). Then the shards are
+written one by one into a folder next to the output (`pipeline`, `staged_output`), which replaces
+the output at the end.
 """
 
 import os
@@ -13,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.files.hub import base_folder
-from jaxmix.converters.merging import together
-from jaxmix.converters.merging.staging import checker, growing
-from jaxmix.converters.merging.result import Merged, merge_result
-from jaxmix.converters.merging.pipeline import Progress, Told, write_shards
-from jaxmix.converters.merging.staged_output import Place
+from jaxmix.converters.merging import processes
+from jaxmix.converters.merging.merge_plan import Adapters, AllowedChanges, MergePlan, plan_merge
+from jaxmix.converters.merging.pipeline import ByteCounter, Progress, write_shards
 from jaxmix.converters.merging.planning import precision
-from jaxmix.converters.merging.stamps import check_unchanged, watched
-from jaxmix.converters.merging.verifying import Verified, joined, verified
-from jaxmix.converters.merging.merge_plan import Adapters, Work, plan_merge
+from jaxmix.converters.merging.result import Merged, merge_result
+from jaxmix.converters.merging.staged_output import StagedOutput
+from jaxmix.converters.merging.staging import output_check, staged_output
+from jaxmix.converters.merging.stamps import check_unchanged, expect_unchanged
+from jaxmix.converters.merging.verifying import Verified, join_proofs, verify_output
 from jaxmix.errors import CheckpointError, VerificationError
 from jaxmix.placement.layout import Layout
 from jaxmix.untrusted.files import local_path
@@ -46,47 +47,50 @@ def merge_checkpoint(
 ) -> Merged:
     """Merges adapters into a Hugging Face checkpoint of any size: ``W' = Aₙ(… A₁(W))``.
 
-    The output has the same shards, index, order of tensors, dtypes, metadata and side files.
-    Tensors that no adapter touches are copied byte for byte; the others are what `compose` makes of
-    them, rounded once. It grows in ``out.partial`` and takes its place in one step once it is
-    whole. Memory does not grow with the model. Under `jax.distributed` the shards are dealt to the
-    processes, each of which must make this call.
+    The output has the same shards, index, tensor order, dtypes, metadata and side files as the
+    base. Tensors that no adapter touches are copied byte for byte; the others are computed as
+    `compose` computes them and rounded once. The output is written to ``out.partial`` and renamed
+    to ``out`` in one step once it is complete. Memory does not grow with the model. Under
+    `jax.distributed` the shards are distributed over the processes, each of which must make this
+    call.
 
     Args:
-        base: a Hugging Face folder with ``model.safetensors``, or with shards and their index;
-            weights (out, in). Or the id of such a repository on the hub, ``owner/name``, which is
-            downloaded. Or one safetensors file; then ``out`` is a file too.
-        adapters: one adapter or mix, or several, the one to apply first first.
-        out: the folder or the file to write.
-        layout: where the sites lie among the tensors; None to find them by name.
-        force: replace ``out`` if there is such a checkpoint, which stays until the new one is
-            whole; and begin anew where a merge was broken off.
-        untie: where an adapter touches an embedding that is also the head, give the head a tensor
-            of its own, as PEFT's forward needs it: a copy of the base's embedding (V, D).
-        resume: go on where a merge of the same was broken off: its whole shards stay. Where there
-            is none, begin.
-        verify: read the output back before it takes its place, and prove that it is base plus mix.
-        dequantize: write packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) in bfloat16.
-        resize: where adapters were trained on a base with more tokens, fewer, or other labels, give
-            its embedding and heads the adapters' rows, and ``config.json`` the new size.
-        new_head: where adapters bring a head that the base has not (a classifier on a language
-            model), write it as new tensors and drop the old one: the output is the checkpoint of
-            transformers' class with that head, and ``config.json`` says so. Give the class's name
-            where the head's leaves do not tell it.
-        progress: called after every few megabytes with the bytes done so far, the bytes in all
-            and the name of the shard; first of writing, then of verifying.
+        base: A Hugging Face folder with ``model.safetensors``, or with shards and their index;
+            weights are (out, in). Or the id of such a repository on the hub, ``owner/name``, which
+            is downloaded. Or a single safetensors file; then ``out`` is a file too.
+        adapters: An adapter, a mix, or several of them in order of application.
+        out: The folder or file to write.
+        layout: Where the sites are among the tensors; None to find them by name.
+        force: Replace an existing checkpoint at ``out``, which stays in place until the new one is
+            complete; and start over where an earlier merge was interrupted.
+        untie: Where an adapter touches an embedding that is also the head, give the head a tensor
+            of its own, as PEFT's forward requires: a copy of the base's embedding (V, D).
+        resume: Continue an interrupted merge with the same arguments, keeping its complete shards.
+            Without such a merge, start from the beginning.
+        verify: Read the output back before it is moved into place, and prove that it is base plus
+            mix.
+        dequantize: Write packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) in bfloat16.
+        resize: Where adapters were trained on a base with more or fewer tokens, or with other
+            labels, give its embedding and heads the adapters' rows, and update the size in
+            ``config.json``.
+        new_head: Where adapters have a head that the base lacks (a classifier on a language
+            model), write it as new tensors and drop the old head: the output is a checkpoint of
+            the transformers class with that head, which ``config.json`` then names. Pass the
+            class's name if the head's leaves do not determine it.
+        progress: Called after every few megabytes with the bytes done so far, the total bytes and
+            the shard's name, first while writing, then while verifying.
 
     Returns:
-        What was written: the tensors that changed, what the rounding did, and the base's files that
+        A summary of the output: the changed tensors, the rounding error, and the base's files that
         were left out.
 
     Raises:
-        CheckpointError: if the base is damaged, the output can't be written there, a merge was
-            broken off there.
-        VerificationError: if verifying fails, which is a CheckpointError too.
-        LayoutError: if sites find no tensor, a tied one, or one that is not of floats.
-        ShapeError: if factors do not fit their weights.
-        AdapterError: if something is no adapter, or two have one name.
+        CheckpointError: If the base is damaged, the output can't be written, or an interrupted
+            merge is found and neither ``resume`` nor ``force`` is set.
+        VerificationError: If verification fails. It is a subclass of CheckpointError.
+        LayoutError: If a site matches no tensor, a tied tensor, or a tensor that is not of floats.
+        ShapeError: If factors do not fit their weights.
+        AdapterError: If an argument is not an adapter, or two adapters have the same name.
 
     Example:
         >>> import tempfile
@@ -107,26 +111,16 @@ def merge_checkpoint(
     Source: https://github.com/huggingface/safetensors, format; ``peft``'s ``merge_and_unload``.
     """
     base = base_folder(base)
-    work = plan_merge(
-        base,
-        adapters,
-        layout,
-        untie=untie,
-        dequantize=dequantize,
-        resize=resize,
-        new_head=new_head,
-    )
-    with growing(work, base, out, resume=resume, force=force) as (place, done):
+    changes = AllowedChanges(untie=untie, dequantize=dequantize, resize=resize, new_head=new_head)
+    plan = plan_merge(base, adapters, layout, changes)
+    with staged_output(plan, base, out, resume=resume, force=force) as (output, done):
         if done is None:
-            return merge_result(work, place, len(work.checkpoint.shards), None)
-        _write(work, place, done, progress)
-        proof = _proof(work, place, progress) if verify else None
-        merged = merge_result(work, place, len(done), proof)
-        together.run_on_first(
-            lambda: place.put(
-                force=force, check=partial(_check_place, work, place, base, out, force)
-            )
-        )
+            return merge_result(plan, output, len(plan.checkpoint.shards), None)
+        _write(plan, output, done, progress)
+        proof = _verify(plan, output, progress) if verify else None
+        merged = merge_result(plan, output, len(done), proof)
+        check = partial(_check_output, plan, output, base, out, force)
+        processes.run_on_first(lambda: output.publish(force=force, check=check))
     return merged
 
 
@@ -144,31 +138,31 @@ def verify_merge(
 ) -> Verified:
     """Reads a merged checkpoint and proves that it is base plus mix: ``W' = Aₙ(… A₁(W))``.
 
-    Each tensor is proven twice: by replay, which makes its bytes again, and by residual, which
-    holds it against the same maps in float64, one after the other and neither folded nor cut, to
-    half a unit in the last place. Where rounding hides most of what the mix does, nothing can be
-    told, and the answer is 'inconclusive'.
+    Each tensor is checked twice. Replay computes its bytes again. The residual compares it, to half
+    a unit in the last place, with the same maps applied one after the other in float64, without
+    folding or slicing them. Where rounding hides most of the mix's effect, neither check is
+    conclusive, and the verdict is 'inconclusive'.
 
     Args:
-        base: as in `merge_checkpoint`.
-        adapters: as there, at the same strengths.
-        out: the folder or the file to look at; weights (out, in).
-        layout: as there.
-        untie: as there.
-        dequantize: as there.
-        resize: as there.
-        new_head: as there.
-        progress: called after every few megabytes with the bytes read so far, the bytes in all and
-            the name of the shard.
+        base: As in `merge_checkpoint`.
+        adapters: As in `merge_checkpoint`, at the same strengths.
+        out: The folder or file to check; weights are (out, in).
+        layout: As in `merge_checkpoint`.
+        untie: As in `merge_checkpoint`.
+        dequantize: As in `merge_checkpoint`.
+        resize: As in `merge_checkpoint`.
+        new_head: As in `merge_checkpoint`.
+        progress: Called after every few megabytes with the bytes read so far, the total bytes and
+            the shard's name.
 
     Returns:
-        A verdict for each tensor, and what is wrong with files and headers.
+        A verdict for each tensor, and the problems with files and headers.
 
     Raises:
-        CheckpointError: if the base is damaged, or there is no such output.
-        LayoutError: as `merge_checkpoint`.
-        ShapeError: as `merge_checkpoint`.
-        AdapterError: as `merge_checkpoint`.
+        CheckpointError: If the base is damaged, or there is no such output.
+        LayoutError: As `merge_checkpoint`.
+        ShapeError: As `merge_checkpoint`.
+        AdapterError: As `merge_checkpoint`.
 
     Example:
         >>> import tempfile
@@ -187,75 +181,72 @@ def verify_merge(
 
     Source: https://github.com/huggingface/safetensors, format.
     """
-    work = plan_merge(
-        base,
-        adapters,
-        layout,
-        untie=untie,
-        dequantize=dequantize,
-        resize=resize,
-        new_head=new_head,
-    )
-    place = local_path(out, "output")
-    if place.is_dir() == work.checkpoint.is_file or not place.exists():
-        what = "a safetensors file" if work.checkpoint.is_file else "a folder"
-        raise CheckpointError(f"{out} is no merged checkpoint, expected {what}, as the base is.")
-    with watched(work.stamps):
-        return verified(work, place, progress, dict(enumerate(work.checkpoint.shards)))
+    changes = AllowedChanges(untie=untie, dequantize=dequantize, resize=resize, new_head=new_head)
+    plan = plan_merge(base, adapters, layout, changes)
+    path = local_path(out, "output")
+    if path.is_dir() == plan.checkpoint.is_file or not path.exists():
+        kind = "a safetensors file" if plan.checkpoint.is_file else "a folder"
+        raise CheckpointError(
+            f"{out} is not a merged checkpoint, expected {kind}, as the base is. Check the path."
+        )
+    with expect_unchanged(plan.stamps):
+        return verify_output(plan, path, progress, dict(enumerate(plan.checkpoint.shards)))
 
 
-def _check_place(work: Work, place: Place, base: Any, out: Any, force: bool) -> None:
-    """Looks once more, right before the output takes its place."""
-    check_unchanged(work.stamps)
-    if not place.is_file:
-        checker(work, place, base, out, force=force)()
+def _check_output(plan: MergePlan, output: StagedOutput, base: Any, out: Any, force: bool) -> None:
+    """Checks base and output again right before the output is moved into place."""
+    check_unchanged(plan.stamps)
+    if not output.is_file:
+        output_check(plan, output, base, out, force=force)()
 
 
-def _write(work: Work, place: Place, done: Mapping[int, Any], progress: Progress | None) -> None:
-    """All that is not there yet; each process its own shards, the first one the side files."""
-    shards = {i: shard for i, shard in enumerate(work.checkpoint.shards) if i not in done}
-    ours = together.mine(shards)
+def _write(
+    plan: MergePlan, output: StagedOutput, done: Mapping[int, Any], progress: Progress | None
+) -> None:
+    """Writes what is missing: each process its own shards, the first process the side files."""
+    shards = {i: shard for i, shard in enumerate(plan.checkpoint.shards) if i not in done}
+    ours = processes.own_shards(shards)
     theirs = sum(shard.size for i, shard in shards.items() if i not in ours)
-    size = work.checkpoint.size - theirs
-    told = Told(size - sum(shard.size for shard in ours.values()), size, progress)
+    size = plan.checkpoint.size - theirs
+    counter = ByteCounter(size - sum(shard.size for shard in ours.values()), size, progress)
     error: BaseException | None = None
     try:
-        if together.is_first() and not place.is_file:
-            _write_side_files(work, place.new)
-        tensors = (recipe.tensor for recipe in work.recipes.values())
-        with watched(work.stamps), precision(tensors):
-            write_shards(ours, work.recipes, place, told, work.stamps)
+        if processes.is_first() and not output.is_file:
+            _write_side_files(plan, output.new)
+        tensors = (recipe.tensor for recipe in plan.recipes.values())
+        with expect_unchanged(plan.stamps), precision(tensors):
+            write_shards(ours, plan.recipes, output, counter, plan.stamps)
     except BaseException as caught:
         error = caught
-    together.agreed(error)
+    processes.raise_together(error)
 
 
-def _proof(work: Work, place: Place, progress: Progress | None) -> Verified:
-    """What reading the new output back shows; each process reads its own shards."""
-    numbers = together.mine(dict(enumerate(work.checkpoint.shards)))
+def _verify(plan: MergePlan, output: StagedOutput, progress: Progress | None) -> Verified:
+    """Reads the new output back and raises if it is wrong; each process reads its own shards."""
+    shards = processes.own_shards(dict(enumerate(plan.checkpoint.shards)))
     error: BaseException | None = None
     proof = None
     try:
-        with watched(work.stamps):
-            proof = verified(work, place.new, progress, numbers)
+        with expect_unchanged(plan.stamps):
+            proof = verify_output(plan, output.new, progress, shards)
     except BaseException as caught:
         error = caught
-    together.agreed(error)
+    processes.raise_together(error)
     assert proof is not None
-    proofs = [Verified.of(told) for told in together.gathered(asdict(proof))]
-    proof = joined(proofs, work.checkpoint.tensors)
+    proofs = [Verified.of(fields) for fields in processes.gather(asdict(proof))]
+    proof = join_proofs(proofs, plan.checkpoint.tensors)
     if not proof.ok:
-        raise VerificationError(f"{place.out} was not written: {proof.text}")
+        raise VerificationError(f"{output.path} was not written: {proof.text}")
     return proof
 
 
-def _write_side_files(work: Work, folder: Path) -> None:
-    """Tokenizer, configs and what else there is."""
-    texts = work.checkpoint.texts
-    for name in work.files:
+def _write_side_files(plan: MergePlan, folder: Path) -> None:
+    """Writes the tokenizer, configs and other side files."""
+    texts = plan.checkpoint.texts
+    for name in plan.side_files:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in texts:
             target.write_text(texts[name], encoding="utf-8")
         else:
-            shutil.copyfile(work.checkpoint.folder / name, target)
+            shutil.copyfile(plan.checkpoint.folder / name, target)

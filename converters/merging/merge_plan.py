@@ -1,4 +1,4 @@
-"""A merge that was looked at: what is to be written, and how."""
+"""The plan of a merge: what is to be written, and how, after everything was checked."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,46 +9,63 @@ from jaxmix.adapter import Adapter, Mixable
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.checkpoints.side_files import side_files
-from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.converters.merging.new_head import NewHead, with_new_head
-from jaxmix.converters.merging.planning import plan, resolve_layout
-from jaxmix.converters.merging.quantized import dequantized, is_packed, stale
+from jaxmix.converters.merging.planning import plan_recipes, resolve_layout
+from jaxmix.converters.merging.quantized import dequantized, is_packed, stale_files
 from jaxmix.converters.merging.recipe import Recipe
+from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
 
-__all__ = ["Adapters", "Work", "plan_merge"]
+__all__ = ["Adapters", "AllowedChanges", "MergePlan", "plan_merge"]
 
 Adapters = Adapter | Mix | Iterable[Adapter | Mix]
 
 
-@dataclass(frozen=True)
-class Work:
-    """A merge that was looked at, and can be done.
+@dataclass(frozen=True, kw_only=True)
+class AllowedChanges:
+    """Changes to the base, beyond its weights' values, that the caller allows.
 
     Args:
-        checkpoint: what is to be written.
-        mixed: the adapters.
-        table: the layout.
-        recipes: how the tensors are made that are not copied.
-        files: the side files to copy.
-        left_out: those that are not copied, with the reason.
-        head: the head that is untied, if one is.
-        stamps: of the base's files, from when their headers were read.
-        resized: the tensors that get more or fewer rows, with the rows before and after.
-        new_head: the class whose checkpoint the base becomes by a head that the adapters bring.
+        untie: As in `merge_checkpoint`.
+        dequantize: As in `merge_checkpoint`.
+        resize: As in `merge_checkpoint`.
+        new_head: As in `merge_checkpoint`.
+    """
+
+    untie: bool
+    dequantize: bool
+    resize: bool
+    new_head: bool | str
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge that was checked and can be carried out.
+
+    Args:
+        checkpoint: The checkpoint to write.
+        mixed: The adapters.
+        layout: Where their sites are among the tensors.
+        recipes: How to compute the tensors that are not copied.
+        side_files: The side files to copy.
+        left_out: The side files that are not copied, each with the reason.
+        untied_head: The head that is untied, if any.
+        stamps: Stamps of the base's files, taken when their headers were read.
+        resized: The tensors that gain or lose rows: the rows before and after.
+        new_head: The class of the output, if the adapters have a head that the base lacks.
     """
 
     checkpoint: Checkpoint
     mixed: Mix
-    table: Layout
+    layout: Layout
     recipes: Mapping[str, Recipe]
-    files: tuple[str, ...]
+    side_files: tuple[str, ...]
     left_out: tuple[str, ...]
-    head: str | None
+    untied_head: str | None
     stamps: Mapping[Path, Stamp]
     resized: Mapping[str, tuple[int, int]]
     new_head: str | None
@@ -63,67 +80,64 @@ def plan_merge(
     base: str | os.PathLike[str],
     adapters: Adapters,
     layout: Layout | str | None,
-    *,
-    untie: bool,
-    dequantize: bool,
-    resize: bool,
-    new_head: bool | str,
-) -> Work:
-    """All that can be told before anything is written.
+    changes: AllowedChanges,
+) -> MergePlan:
+    """Checks everything that can be checked before anything is written.
 
     Args:
-        base: the base's folder or file.
-        adapters: as `merge_checkpoint` takes them.
-        layout: as there.
-        untie: as there.
-        dequantize: as there.
-        resize: as there.
-        new_head: as there.
+        base: As in `merge_checkpoint`.
+        adapters: As in `merge_checkpoint`.
+        layout: As in `merge_checkpoint`.
+        changes: The changes to the base that are allowed.
 
     Returns:
-        The merge, which can be done.
+        A merge that can be carried out.
 
     Raises:
-        JaxmixError: if it can't.
+        JaxmixError: If the merge is impossible.
     """
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     checkpoint = read_checkpoint(base)
     stamps = stamps_of(checkpoint)
     files, left_out = side_files(checkpoint)
-    table, is_own = resolve_layout(layout)
-    head, made = None, NewHead()
-    # First of all: a packed head would look like a tied one, or like none.
-    checkpoint = dequantized(checkpoint) if dequantize else checkpoint
-    old = stale(checkpoint, files)
+    table, finds_ties = resolve_layout(layout)
+    untied_head, added_head = None, NewHead()
+    # Dequantize first: a packed head would look like a tied or a missing one.
+    checkpoint = dequantized(checkpoint) if changes.dequantize else checkpoint
+    stale = stale_files(checkpoint, files)
     if table.conv1d is None:
         table = replace(table, conv1d=conv1d_pattern(checkpoint))
-    if is_own:
-        checkpoint, made = with_new_head(checkpoint, mixed, allowed=new_head)
-        checkpoint, mixed, head = untied(checkpoint, mixed, allowed=untie)
+    if finds_ties:
+        checkpoint, added_head = with_new_head(checkpoint, mixed, allowed=changes.new_head)
+        checkpoint, mixed, untied_head = untied(checkpoint, mixed, allowed=changes.untie)
     checkpoint, rows = resized(
-        checkpoint, mixed, table, allowed=resize, labels=bool(new_head), untied=head
-    )
-    recipes = plan(checkpoint, mixed, table)
-    packed = {
-        n: Recipe(t, ())
-        for n, t in checkpoint.tensors.items()
-        if is_packed(t) or isinstance(t, ResizedTensor)
-    }
-    all_ = {**packed, **recipes}
-    ordered = {name: all_[name] for name in checkpoint.tensors if name in all_}
-    return Work(
         checkpoint,
         mixed,
         table,
-        ordered,
-        tuple(name for name in files if name not in old),
+        allowed=changes.resize,
+        labels=bool(changes.new_head),
+        untied=untied_head,
+    )
+    recipes = plan_recipes(checkpoint, mixed, table)
+    rewritten = {
+        name: Recipe(tensor, ())
+        for name, tensor in checkpoint.tensors.items()
+        if is_packed(tensor) or isinstance(tensor, ResizedTensor)
+    }
+    all_recipes = {**rewritten, **recipes}
+    return MergePlan(
+        checkpoint,
+        mixed,
+        table,
+        {name: all_recipes[name] for name in checkpoint.tensors if name in all_recipes},
+        tuple(name for name in files if name not in stale),
         (
             *left_out,
-            *(f"{name}: it tells how the base was quantized" for name in old),
-            *made.dropped,
+            *(f"{name}: it describes how the base was quantized" for name in stale),
+            *added_head.dropped,
         ),
-        head,
+        untied_head,
         stamps,
         rows,
-        made.name,
+        added_head.name,
     )

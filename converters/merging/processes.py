@@ -1,4 +1,4 @@
-"""Several processes at one merge: who writes which shard, and how all learn that one has failed."""
+"""A merge by several processes: distributes the shards and makes all processes fail together."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,89 +10,97 @@ import numpy as np
 from jaxmix.converters.checkpoints.huggingface import Shard
 from jaxmix.errors import CheckpointError
 
-__all__ = ["OtherProcessFailed", "agreed", "gathered", "is_first", "mine", "run_on_first"]
+__all__ = [
+    "OtherProcessFailed",
+    "gather",
+    "is_first",
+    "own_shards",
+    "raise_together",
+    "run_on_first",
+]
 
 
 class OtherProcessFailed(CheckpointError):
-    """Something went wrong in another process, which says what; here all is well."""
+    """Another process failed and reports the reason; this one did not."""
 
 
 def is_first() -> bool:
-    """Whether this process makes the folder, and brings it to its place."""
+    """Whether this process creates the folder and moves it into place."""
     return jax.process_index() == 0
 
 
-def mine(shards: Mapping[int, Shard]) -> dict[int, Shard]:
-    """The shards for this process: the largest first, each to who has the fewest bytes.
+def own_shards(shards: Mapping[int, Shard]) -> dict[int, Shard]:
+    """Returns this process's shards: largest first, each to the process with the fewest bytes.
 
     Args:
-        shards: those to write, by number; the same in all processes.
+        shards: The shards to write by number, the same in all processes.
     """
     count = jax.process_count()
-    load, dealt = [0] * count, {number: 0 for number in shards}
+    load, owners = [0] * count, {number: 0 for number in shards}
     for number in sorted(shards, key=lambda number: (-shards[number].size, number)):
         least = load.index(min(load))
         load[least] += shards[number].size
-        dealt[number] = least
-    return {n: shard for n, shard in shards.items() if dealt[n] == jax.process_index()}
+        owners[number] = least
+    return {n: shard for n, shard in shards.items() if owners[n] == jax.process_index()}
 
 
-def agreed(error: BaseException | None = None) -> None:
-    """Waits for all processes, and fails in all of them if one has.
+def raise_together(error: BaseException | None = None) -> None:
+    """Waits for all processes, and raises in all of them if one has failed.
 
     Args:
-        error: what went wrong in this one.
+        error: The error in this process, if any.
 
     Raises:
-        CheckpointError: if something went wrong in another process.
+        CheckpointError: If another process failed.
     """
     failed: Sequence[int] = ()
     if jax.process_count() > 1:
-        # A barrier that carries a word: a process that fails must not leave the others waiting.
+        # A barrier that carries a flag: a process that fails must not leave the others waiting.
         from jax.experimental import multihost_utils
 
-        told = multihost_utils.process_allgather(np.array([error is not None]))
-        failed = np.flatnonzero(np.asarray(told)).tolist()
+        flags = multihost_utils.process_allgather(np.array([error is not None]))
+        failed = np.flatnonzero(np.asarray(flags)).tolist()
     if error is not None:
         raise error
     if failed:
         raise OtherProcessFailed(
-            f"the merge failed in process {', '.join(map(str, failed))} of {jax.process_count()}; "
-            "what it says there is the reason."
+            f"the merge failed in process {', '.join(map(str, failed))} of {jax.process_count()}. "
+            "See the error message of that process."
         )
 
 
-def run_on_first(work: Callable[[], object]) -> None:
-    """Lets the first process do something, for which all others wait.
+def run_on_first(action: Callable[[], object]) -> None:
+    """Runs an action in the first process while the others wait.
 
     Args:
-        work: what it does.
+        action: The action.
 
     Raises:
-        CheckpointError: in the others, if it fails.
+        CheckpointError: In the other processes, if the action fails.
     """
     error: BaseException | None = None
     if is_first():
         try:
-            work()
+            action()
         except BaseException as caught:
             error = caught
-    agreed(error)
+    raise_together(error)
 
 
-def gathered(told: Any) -> list[Any]:
-    """What each process has to tell, in order: anything that JSON has.
+def gather(data: Any) -> list[Any]:
+    """Returns the data of every process, in order of the processes.
 
     Args:
-        told: this one's.
+        data: This process's data, as JSON can hold it.
     """
     if jax.process_count() == 1:
-        return [told]
+        return [data]
     from jax.experimental import multihost_utils
 
-    data = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.array([data.size]))).reshape(-1)
+    encoded = np.frombuffer(json.dumps(data).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([encoded.size]))).reshape(-1)
     padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: data.size] = data
+    padded[: encoded.size] = encoded
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    # The project's own data, encoded above: the reader for foreign JSON is not needed.
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -1,39 +1,38 @@
-"""The result of a merge: what it wrote, changed and left out."""
+"""The result of a merge: what was written, changed and left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxmix.converters.merging.staged_output import Place
+from jaxmix.converters.merging.merge_plan import MergePlan
 from jaxmix.converters.merging.quantized import is_packed
-from jaxmix.converters.merging.rounding import Loss, Rounding, summed
+from jaxmix.converters.merging.rounding import Loss, Rounding, summarize
+from jaxmix.converters.merging.staged_output import StagedOutput
 from jaxmix.converters.merging.verifying import Verified
-from jaxmix.converters.merging.merge_plan import Work
 
 __all__ = ["Merged", "merge_result"]
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What `merge_checkpoint` wrote.
+    """A summary of what `merge_checkpoint` wrote.
 
     Args:
-        out: the folder, or the file.
-        shards: its safetensors files.
-        changed: the tensors that adapters changed; all others are the base's, byte for byte, or
+        out: The folder or file.
+        shards: The names of its safetensors files.
+        changed: The tensors that adapters changed; all others are the base's, byte for byte or
             dequantized.
-        copied: how many tensors are the base's.
-        size: the bytes of all shards.
-        untied: the head that was given a tensor of its own, if one was.
-        left_out: the base's files that were not copied, each with the reason.
-        dequantized: how many packed weights are bfloat16 now.
-        resized: the tensors with more or fewer rows than the base's: the rows before and now.
-        new_head: the class whose checkpoint it is by a head that the adapters brought; None if they
-            brought none.
-        resumed: how many shards a run before this one had written.
-        rounding: the error of the one rounding to 16 bits, in all and of each tensor; None where
+        copied: The number of tensors that are the base's.
+        size: The bytes of all shards.
+        untied: The head that was given a tensor of its own, if any.
+        left_out: The base's files that were not copied, each with the reason.
+        dequantized: The number of packed weights that were written in bfloat16.
+        resized: The tensors with more or fewer rows than the base's: the rows before and after.
+        new_head: The class of the output, if the adapters have a head that the base lacks.
+        resumed: The number of shards that an earlier, interrupted run had written.
+        rounding: The error of the one rounding to 16 bits, in total and by tensor; None where
             nothing was rounded.
-        verified: what reading the output back showed; None if it was not asked for.
+        verified: The result of reading the output back; None if not requested.
     """
 
     out: Path
@@ -51,29 +50,31 @@ class Merged:
     verified: Verified | None = None
 
 
-def merge_result(work: Work, place: Place, resumed: int, proof: Verified | None) -> Merged:
-    """What there is to tell of the output, all of whose shards are whole."""
-    shards = work.checkpoint.shards
+def merge_result(
+    plan: MergePlan, output: StagedOutput, resumed: int, proof: Verified | None
+) -> Merged:
+    """Summarizes an output whose shards are all complete."""
+    shards = plan.checkpoint.shards
     losses = {
-        name: Loss.of(told)
-        for record in place.records(len(shards))
-        for name, told in record["losses"].items()
+        name: Loss.of(fields)
+        for record in output.read_records(len(shards))
+        for name, fields in record["losses"].items()
     }
-    changed = work.changed
-    packed = sum(is_packed(tensor) for tensor in work.checkpoint.tensors.values())
-    ours = dict.fromkeys((*changed, *work.recipes))
+    changed = plan.changed
+    packed = sum(is_packed(tensor) for tensor in plan.checkpoint.tensors.values())
+    computed = dict.fromkeys((*changed, *plan.recipes))
     return Merged(
-        out=place.out,
+        out=output.path,
         shards=tuple(shard.name for shard in shards),
         changed=changed,
-        copied=len(work.checkpoint.tensors) - len(ours),
-        size=work.checkpoint.size,
-        untied=work.head,
-        left_out=work.left_out,
+        copied=len(plan.checkpoint.tensors) - len(computed),
+        size=plan.checkpoint.size,
+        untied=plan.untied_head,
+        left_out=plan.left_out,
         dequantized=packed,
-        resized=dict(work.resized),
-        new_head=work.new_head,
+        resized=dict(plan.resized),
+        new_head=plan.new_head,
         resumed=resumed,
-        rounding=summed({name: losses[name] for name in changed if name in losses}),
+        rounding=summarize({name: losses[name] for name in changed if name in losses}),
         verified=proof,
     )

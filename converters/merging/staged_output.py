@@ -1,14 +1,16 @@
-"""Where an output grows until it is whole: ``OUT.partial``, with all that a later run must know.
+"""The folder ``OUT.partial``, in which an output is written until it is complete.
 
-It holds
+It contains everything that a later run needs to know:
 
-- ``journal.json``: that it is a merge's, and of which output; locked by the process at work;
+- ``journal.json``: that the folder belongs to a merge, and to which output; locked by the process
+  that writes;
 - ``process``: the number of that process;
-- ``merge.json``: what is being merged;
-- ``new``: the output; its shards come in once they are whole, from ``parts``;
-- ``whole/*.json``: for each shard that is, its size and what the rounding did;
-- ``sealed.json``: written when all is; its number says which of two folders the new one is;
-- ``old``: what stood in the output's place, where the system can't exchange two folders at once.
+- ``merge.json``: a description of the merge;
+- ``new``: the output; its shards are moved here from ``parts`` once they are complete;
+- ``whole/*.json``: for each complete shard, its size and rounding error;
+- ``sealed.json``: written when everything is complete; its number identifies the new one of two
+  folders;
+- ``old``: the folder that the output replaces, where the system can't exchange two folders at once.
 """
 
 import os
@@ -20,247 +22,249 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import Shard
-from jaxmix.converters.merging.exchange import exchanged
-from jaxmix.converters.merging.tensor_io import synced
+from jaxmix.converters.merging.exchange import exchange_paths
 from jaxmix.converters.merging.journal import differences, read_json, write_json
 from jaxmix.converters.merging.rounding import Loss
+from jaxmix.converters.merging.tensor_io import fsync
 from jaxmix.errors import CheckpointError, option
 
-__all__ = ["JOURNAL", "PROCESS", "Place"]
+__all__ = ["JOURNAL", "PROCESS", "StagedOutput"]
 
 JOURNAL = "journal.json"
 PROCESS = "process"
 
 
 @dataclass(frozen=True)
-class Place:
-    """An output, and the folder beside it in which it grows.
+class StagedOutput:
+    """An output, and the folder next to it in which it is written.
 
     Args:
-        out: where it comes to stand, links resolved.
-        is_file: whether it is one file.
+        path: The final path of the output, with links resolved.
+        is_file: Whether the output is a single file.
     """
 
-    out: Path
+    path: Path
     is_file: bool = False
 
     @property
-    def beside(self) -> Path:
-        """The folder in which it grows."""
-        return self.out.with_name(f"{self.out.name}.partial")
+    def folder(self) -> Path:
+        """The folder in which the output is written."""
+        return self.path.with_name(f"{self.path.name}.partial")
 
     @property
     def new(self) -> Path:
-        """The output while it grows."""
-        return self.beside / "new"
+        """The new output within the folder."""
+        return self.folder / "new"
 
-    def target(self, shard: Shard) -> Path:
-        """Where a whole shard lies in the new output."""
+    def shard_path(self, shard: Shard) -> Path:
+        """Returns the path of a complete shard in the new output."""
         return self.new if self.is_file else self.new / shard.name
 
-    def part(self, number: int) -> Path:
-        """Where a shard is written, by its number."""
-        return self.beside / "parts" / f"{number}.safetensors"
+    def part_path(self, number: int) -> Path:
+        """Returns the path to which the shard with this number is written."""
+        return self.folder / "parts" / f"{number}.safetensors"
 
-    def record(self, number: int) -> Path:
-        """What is written of a shard once it is whole."""
-        return self.beside / "whole" / f"{number}.json"
+    def record_path(self, number: int) -> Path:
+        """Returns the path of a complete shard's record."""
+        return self.folder / "whole" / f"{number}.json"
 
-    # ------------------------------------------------------------ what was there before
-
-    @property
-    def merge(self) -> Any:
-        """What is being merged here; None if no merge has begun."""
-        return read_json(self.beside / "merge.json")
+    # ------------------------------------------------------------ the state left by an earlier run
 
     @property
-    def is_placed(self) -> bool:
-        """Whether the output of the merge here stands in its place: the folder may go."""
+    def journal(self) -> Any:
+        """The description of the merge in this folder; None if no merge has begun."""
+        return read_json(self.folder / "merge.json")
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the output was moved into place, so that only the folder is left to delete."""
         return self._seal is not None and not self._has_new
 
     @property
     def _seal(self) -> Any:
-        return read_json(self.beside / "sealed.json")
+        return read_json(self.folder / "sealed.json")
 
     @property
     def _has_new(self) -> bool:
-        """Whether the new output is here still: after an exchange the old one lies in its place."""
+        """Whether ``new`` is the new output: after an exchange the old one has this path."""
         return self.new.exists() and self.new.stat().st_ino == self._seal
 
-    def mended(self) -> None:
-        """Ends what a run was killed in, between the two renamings that some systems need."""
-        old = self.beside / "old"
-        if old.exists() and not os.path.lexists(self.out):
-            (self.new if self._has_new else old).rename(self.out)
+    def recover(self) -> None:
+        """Completes a move that was killed between the two renames that some systems need."""
+        old = self.folder / "old"
+        if old.exists() and not os.path.lexists(self.path):
+            (self.new if self._has_new else old).rename(self.path)
 
-    def records(self, count: int) -> list[Mapping[str, Any]]:
-        """What was written of the shards, all of which are whole.
+    def read_records(self, count: int) -> list[Mapping[str, Any]]:
+        """Returns the records of all shards, which must be complete.
 
         Raises:
-            CheckpointError: if one is not there, or was changed.
+            CheckpointError: If a record is missing or was changed.
         """
-        found = [self._read(number) for number in range(count)]
+        found = [self._read_record(number) for number in range(count)]
         if None in found:
             raise CheckpointError(
-                f"{self.record(found.index(None))} is not what a merge wrote. Say "
-                f"{option('force')} without {option('resume')} to begin anew."
+                f"{self.record_path(found.index(None))} is not what a merge wrote. Use "
+                f"{option('force')} without {option('resume')} to start over."
             )
         return [record for record in found if record is not None]
 
-    def _read(self, number: int) -> Mapping[str, Any] | None:
-        """The record of a shard; None if there is none, or something else."""
-        record = read_json(self.record(number))
+    def _read_record(self, number: int) -> Mapping[str, Any] | None:
+        """Returns the record of a shard; None if it is missing or invalid."""
+        record = read_json(self.record_path(number))
         try:
-            for told in record["losses"].values():
-                Loss.of(told)
+            for fields in record["losses"].values():
+                Loss.of(fields)
         except (TypeError, KeyError, AttributeError, ValueError):
             return None
         return record
 
-    def whole(self, shards: tuple[Shard, ...]) -> dict[int, Mapping[str, Any]]:
-        """The records of the shards that are whole, by their numbers."""
+    def complete_shards(self, shards: tuple[Shard, ...]) -> dict[int, Mapping[str, Any]]:
+        """Returns the records of the complete shards by number."""
         found = {}
         for number, shard in enumerate(shards):
-            record, target = self._read(number), self.target(shard)
+            record, target = self._read_record(number), self.shard_path(shard)
             if record is not None and target.is_file() and not target.is_symlink():
                 if target.stat().st_size == shard.size == record.get("size"):
                     found[number] = record
         return found
 
-    def begun(
+    def begin(
         self, journal: Mapping[str, Any], shards: tuple[Shard, ...], *, resume: bool, force: bool
     ) -> dict[int, Mapping[str, Any]]:
-        """The shards to go on from; all else that lies there is removed.
+        """Prepares the folder for writing: keeps the shards to resume from, deletes the rest.
 
         Args:
-            journal: what is being merged.
-            shards: those to be written.
-            resume: whether to go on from them.
-            force: whether to begin anew.
+            journal: The description of the merge.
+            shards: The shards to write.
+            resume: Whether to keep complete shards.
+            force: Whether to start over.
 
         Returns:
-            The records of the whole shards, by number; empty where it begins anew.
+            The records of the complete shards by number; empty when starting over.
 
         Raises:
-            CheckpointError: if there are whole shards and neither was said, or they are of another
-                merge.
+            CheckpointError: If there are complete shards and neither option is set, or if they
+                belong to another merge.
         """
-        before = self.merge
+        before = self.journal
         unlike = differences(journal, before) if isinstance(before, dict) else []
-        done = self.whole(shards) if before and not unlike else {}
+        done = self.complete_shards(shards) if before and not unlike else {}
         if resume and unlike:
             raise CheckpointError(
-                f"{self.beside} is of another merge, so that there is nothing to go on from. "
-                f"Different: {', '.join(unlike)}. Merge what it began with, or say "
-                f"{option('force')} without {option('resume')} to begin anew."
+                f"{self.folder} belongs to another merge, which can't be resumed. Different: "
+                f"{', '.join(unlike)}. Merge with the same arguments as before, or use "
+                f"{option('force')} without {option('resume')} to start over."
             )
-        if not resume and not force and (done or (unlike and any(self.beside.glob("whole/*")))):
-            what = f"{len(done)} of {len(shards)} shards of this merge" if done else "another merge"
-            goes_on = f"{option('resume')} goes on from there, " if done else ""
+        if not resume and not force and (done or (unlike and any(self.folder.glob("whole/*")))):
+            found = (
+                f"{len(done)} of {len(shards)} shards of this merge" if done else "another merge"
+            )
+            resuming = f"Use {option('resume')} to continue, " if done else "Use "
             raise CheckpointError(
-                f"{self.beside} holds {what}, broken off. {goes_on}{option('force')} begins "
-                "anew, or remove it."
+                f"{self.folder} holds {found}, which was interrupted. {resuming}"
+                f"{option('force')} to start over, or delete the folder."
             )
         if resume:
             done = self._intact(done, shards)
         if not resume or not done:
-            self.emptied()
+            self.clear()
             done = {}
-        parts = self.beside / "parts"
+        parts = self.folder / "parts"
         if parts.is_dir():  # of shards that were not finished
             shutil.rmtree(parts)
         for folder in ("parts", "whole", *(() if self.is_file else ("new",))):
-            (self.beside / folder).mkdir(exist_ok=True)
-        (self.beside / "sealed.json").unlink(missing_ok=True)
-        write_json(self.beside / "merge.json", journal)
+            (self.folder / folder).mkdir(exist_ok=True)
+        (self.folder / "sealed.json").unlink(missing_ok=True)
+        write_json(self.folder / "merge.json", journal)
         return done
 
     def _intact(
         self, done: Mapping[int, Mapping[str, Any]], shards: tuple[Shard, ...]
     ) -> dict[int, Mapping[str, Any]]:
-        """The records of the shards that hold what was written; the others are made anew."""
+        """Returns the records of the shards that are unchanged on disk; deletes the others."""
         intact = {}
         for number, record in done.items():
-            target = self.target(shards[number])
+            target = self.shard_path(shards[number])
             if record.get("crc32") == _checksum(target):
                 intact[number] = record
             else:
-                self.record(number).unlink()
+                self.record_path(number).unlink()
                 target.unlink()
         return intact
 
-    # ------------------------------------------------------------ on the way
+    # ------------------------------------------------------------ writing
 
-    def finished(self, number: int, shard: Shard, record: Mapping[str, Any]) -> None:
-        """Puts a shard that was written in among the whole ones."""
-        part, target = self.part(number), self.target(shard)
-        synced(part)
+    def finish_shard(self, number: int, shard: Shard, record: Mapping[str, Any]) -> None:
+        """Moves a shard that was written into the new output and writes its record."""
+        part, target = self.part_path(number), self.shard_path(shard)
+        fsync(part)
         target.parent.mkdir(parents=True, exist_ok=True)
-        written = {"size": shard.size, "crc32": _checksum(part), **record}
+        full_record = {"size": shard.size, "crc32": _checksum(part), **record}
         part.rename(target)
-        synced(target.parent)
-        write_json(self.record(number), written)
+        fsync(target.parent)
+        write_json(self.record_path(number), full_record)
 
-    def put(self, *, force: bool, check: Callable[[], object]) -> None:
-        """Brings the new output, which is whole, to its place; what stood there is gone then.
+    def publish(self, *, force: bool, check: Callable[[], object]) -> None:
+        """Moves the complete output into place, and deletes what it replaces.
 
         Args:
-            force: whether something that stands there may be replaced.
-            check: raises an error if it must not be put there after all.
+            force: Whether an existing output may be replaced.
+            check: Raises an error if the output must not be moved into place after all.
         """
         for folder, _, files in os.walk(self.new):
             for name in files:
-                if not name.endswith(".safetensors"):  # these were synced one by one
-                    synced(Path(folder, name))
-            synced(Path(folder))
+                if not name.endswith(".safetensors"):  # shards were synced when they were finished
+                    fsync(Path(folder, name))
+            fsync(Path(folder))
         check()
-        write_json(self.beside / "sealed.json", self.new.stat().st_ino)
+        write_json(self.folder / "sealed.json", self.new.stat().st_ino)
         if self.is_file and force:
-            self.new.replace(self.out)
-        elif force and self.out.exists():
-            self._exchanged()
-        elif os.path.lexists(self.out) and (self.is_file or any(self.out.iterdir())):
-            raise FileExistsError(f"{self.out} has appeared meanwhile")
+            self.new.replace(self.path)
+        elif force and self.path.exists():
+            self._swap()
+        elif os.path.lexists(self.path) and (self.is_file or any(self.path.iterdir())):
+            raise FileExistsError(f"{self.path} was created while the merge ran")
         else:
-            self.new.rename(self.out)
-        synced(self.out.parent)
-        self.removed()
+            self.new.rename(self.path)
+        fsync(self.path.parent)
+        self.delete()
 
-    def _exchanged(self) -> None:
-        """Puts the new folder in the place of another one."""
-        old = self.beside / "old"
-        if exchanged(self.new, self.out):
+    def _swap(self) -> None:
+        """Exchanges the new folder and the one that it replaces."""
+        old = self.folder / "old"
+        if exchange_paths(self.new, self.path):
             self.new.rename(old)
             return
-        self.out.rename(old)
+        self.path.rename(old)
         try:
-            self.new.rename(self.out)
+            self.new.rename(self.path)
         except BaseException:
-            old.rename(self.out)
+            old.rename(self.path)
             raise
 
-    def emptied(self) -> None:
-        """Removes all that a merge has written here; the folder stays locked."""
-        for path in self.beside.iterdir():
+    def clear(self) -> None:
+        """Deletes everything that a merge has written to the folder, which stays locked."""
+        for path in self.folder.iterdir():
             if path.name not in (JOURNAL, PROCESS):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def removed(self) -> None:
-        """Removes the folder; if that fails, what is left does no harm."""
+    def delete(self) -> None:
+        """Deletes the folder. If that fails, the remaining files do no harm."""
         try:
-            # What tells of whole shards goes first: a kill in between leaves nothing to go on from.
-            # The journal goes last: without it the folder would be a stranger's.
-            (self.beside / "merge.json").unlink(missing_ok=True)
-            self.emptied()
+            # The description goes first: a kill after that leaves nothing to resume from.
+            # The journal goes last: without it the folder would not be recognized as a merge's.
+            (self.folder / "merge.json").unlink(missing_ok=True)
+            self.clear()
             for name in (PROCESS, JOURNAL):
-                (self.beside / name).unlink(missing_ok=True)
-            self.beside.rmdir()
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
         except OSError:
             pass
 
 
 def _checksum(path: Path) -> int:
-    """The CRC-32 of a file: it sees what a disk may do to it, at several times SHA-256's speed."""
+    """Returns a file's CRC-32, which finds disk errors several times faster than SHA-256."""
     value = 0
     with path.open("rb", buffering=0) as file:
         while data := file.read(8 << 20):

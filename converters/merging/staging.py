@@ -1,4 +1,4 @@
-"""An output while it grows: held for this process, kept if it is of use, removed if it is not."""
+"""Stages an output: locks its folder, keeps it for resuming, or deletes it after an error."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,91 +15,93 @@ from jaxmix.converters.files.output import (
     checked_output,
     is_checkpoint_file,
 )
-from jaxmix.converters.merging import together
-from jaxmix.converters.merging.journal import journal
+from jaxmix.converters.merging import processes
+from jaxmix.converters.merging.journal import describe_merge
 from jaxmix.converters.merging.locking import locked
-from jaxmix.converters.merging.staged_output import Place
-from jaxmix.converters.merging.merge_plan import Work
+from jaxmix.converters.merging.merge_plan import MergePlan
+from jaxmix.converters.merging.staged_output import StagedOutput
 from jaxmix.errors import CheckpointError, JaxmixError, option
 
-__all__ = ["checker", "growing"]
+__all__ = ["output_check", "staged_output"]
 
 
 @contextmanager
-def growing(
-    work: Work, base: Any, out: Any, *, resume: bool, force: bool
-) -> Iterator[tuple[Place, dict[int, Mapping[str, Any]] | None]]:
-    """Where the output grows, and the records of the shards that are whole there.
+def staged_output(
+    plan: MergePlan, base: Any, out: Any, *, resume: bool, force: bool
+) -> Iterator[tuple[StagedOutput, dict[int, Mapping[str, Any]] | None]]:
+    """Yields the staged output and the records of its complete shards.
 
-    None for these if a run before this one was killed when all was done. What was written stays if
-    something can go on from it, else it is removed.
+    The records are None if an earlier run was killed after the output was moved into place. On an
+    error, what was written is kept if it can be resumed from, and deleted otherwise.
     """
-    shards = work.checkpoint.shards
-    place = Place(Path(out).expanduser().resolve(), work.checkpoint.is_file)
+    shards = plan.checkpoint.shards
+    output = StagedOutput(Path(out).expanduser().resolve(), plan.checkpoint.is_file)
     try:
         with ExitStack() as stack:
 
             def begin() -> None:
-                stack.enter_context(_begun(work, place, base, out, resume=resume, force=force))
+                stack.enter_context(_begun(plan, output, base, out, resume=resume, force=force))
 
-            together.run_on_first(begin)
-            is_done = place.is_placed
-            with _kept_if_of_use(place, shards):
-                yield place, None if is_done else place.whole(shards)
+            processes.run_on_first(begin)
+            is_done = output.is_published
+            with _deleted_if_useless(output, shards):
+                yield output, None if is_done else output.complete_shards(shards)
             if is_done:
-                together.run_on_first(place.removed)
+                processes.run_on_first(output.delete)
     except OSError as error:
-        kept = _kept(place, shards)
-        kept = kept or "What was written is removed again, and all else is as it was."
+        note = _resuming_note(output, shards)
+        note = note or "What was written is deleted, and nothing else has changed."
         raise CheckpointError(
-            f"the output {place.out} could not be written: {error}. {kept} "
+            f"the output {output.path} could not be written: {error}. {note} "
             f"{HINTS.get(error.errno or 0, '')}".rstrip()
         ) from error
 
 
 @contextmanager
 def _begun(
-    work: Work, place: Place, base: Any, out: Any, *, resume: bool, force: bool
+    plan: MergePlan, output: StagedOutput, base: Any, out: Any, *, resume: bool, force: bool
 ) -> Iterator[None]:
-    """The place, for this process alone, and begun or to be gone on with."""
-    shards = work.checkpoint.shards
-    check = checker(work, place, base, out, force=force)
-    check_apart(place.beside, [base], "the output grows in")
-    if not os.path.lexists(place.beside):
-        check(size=work.checkpoint.size)
-    now = journal(work.checkpoint, work.mixed, work.table)
-    with locked(place):
-        place.mended()
-        if not (place.is_placed and resume and place.merge == now):
-            if place.is_placed:
-                place.emptied()
+    """Locks the output for this process, and begins or resumes it."""
+    shards = plan.checkpoint.shards
+    check = output_check(plan, output, base, out, force=force)
+    check_apart(output.folder, [base], "the folder for the unfinished output")
+    if not os.path.lexists(output.folder):
+        check(size=plan.checkpoint.size)
+    journal = describe_merge(plan.checkpoint, plan.mixed, plan.layout)
+    with locked(output):
+        output.recover()
+        if not (output.is_published and resume and output.journal == journal):
+            if output.is_published:
+                output.clear()
             check()
-            done = place.begun(now, shards, resume=resume, force=force)
+            done = output.begin(journal, shards, resume=resume, force=force)
             try:
                 check(size=sum(shard.size for i, shard in enumerate(shards) if i not in done))
             except CheckpointError:
                 if not done:
-                    place.emptied()
+                    output.clear()
                 raise
         yield
 
 
-def checker(work: Work, place: Place, base: Any, out: Any, *, force: bool) -> Callable[..., Path]:
-    """What raises an error if the output must not take its place, given the ``size`` to be written.
+def output_check(
+    plan: MergePlan, output: StagedOutput, base: Any, out: Any, *, force: bool
+) -> Callable[..., Path]:
+    """Returns a function of the ``size`` to write, which raises if the output must not be written.
 
     Args:
-        work: the merge.
-        place: the output.
-        base: what is read from.
-        out: the output as the caller named it.
-        force: whether a checkpoint there may be replaced.
+        plan: The merge.
+        output: The output.
+        base: The base, which must not be overwritten.
+        out: The output as the caller named it.
+        force: Whether an existing checkpoint may be replaced.
 
     Returns:
-        `checked_file` or `checked_output`, with what they are to be asked.
+        `checked_file` or `checked_output` with these arguments.
     """
-    if place.is_file:
+    if output.is_file:
         return partial(checked_file, out, [base], force=force)
-    ours = {*work.files, *(shard.name for shard in work.checkpoint.shards)}
+    ours = {*plan.side_files, *(shard.name for shard in plan.checkpoint.shards)}
     return partial(
         checked_output,
         out,
@@ -110,26 +112,27 @@ def checker(work: Work, place: Place, base: Any, out: Any, *, force: bool) -> Ca
 
 
 @contextmanager
-def _kept_if_of_use(place: Place, shards: tuple[Shard, ...]) -> Iterator[None]:
-    """Removes what was written when something goes wrong from which nobody could go on."""
+def _deleted_if_useless(output: StagedOutput, shards: tuple[Shard, ...]) -> Iterator[None]:
+    """Deletes what was written after an error, unless a later run can resume from it."""
     try:
         yield
     except BaseException as error:
-        is_refusal = isinstance(error, JaxmixError) and not isinstance(error, together.OtherProcessFailed)
-        kept = "" if is_refusal else _kept(place, shards)
-        if not kept and together.is_first():
-            place.removed()
-        elif kept and not isinstance(error, OSError):
-            error.add_note(kept)
+        is_other = isinstance(error, processes.OtherProcessFailed)
+        is_refusal = isinstance(error, JaxmixError) and not is_other
+        note = "" if is_refusal else _resuming_note(output, shards)
+        if not note and processes.is_first():
+            output.delete()
+        elif note and not isinstance(error, OSError):
+            error.add_note(note)
         raise
 
 
-def _kept(place: Place, shards: tuple[Shard, ...]) -> str:
-    """What to say of the shards that are whole; nothing if there are none."""
-    whole = len(place.whole(shards))
-    if not whole:
+def _resuming_note(output: StagedOutput, shards: tuple[Shard, ...]) -> str:
+    """Describes the shards that can be resumed from; empty if there are none."""
+    complete = len(output.complete_shards(shards))
+    if not complete:
         return ""
     return (
-        f"{whole} of {len(shards)} shards are whole in {place.beside}: {option('resume')} goes "
-        "on from there."
+        f"{complete} of {len(shards)} shards are complete in {output.folder}. Use "
+        f"{option('resume')} to continue from there."
     )

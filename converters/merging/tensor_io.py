@@ -1,4 +1,4 @@
-"""Bytes of files: read into aligned memory, copied by the system, written where they belong."""
+"""Reads, copies and writes tensors' bytes in files."""
 
 import errno
 import os
@@ -13,35 +13,43 @@ from jaxmix.converters.checkpoints.quantization import Packed
 from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.errors import CheckpointError
 
-__all__ = ["copied", "forget", "read_rows", "row_bytes", "stored_chunks", "synced", "written"]
+__all__ = [
+    "copy_bytes",
+    "drop_from_cache",
+    "fsync",
+    "read_rows",
+    "row_bytes",
+    "stored_chunks",
+    "write_bytes",
+]
 
-# Bytes at a time where the system does not copy by itself, and between two words of progress.
+# Bytes copied at a time where the system does not copy files itself.
 CHUNK = 8 << 20
-# What the system is asked to copy at once.
+# Bytes that the system is asked to copy at a time, and between two calls of ``progress``.
 STRIDE = 64 << 20
-# XLA takes memory that begins at such a place as it is, and copies other.
-_ALIGNED = 64
-# What it says where it can't copy from here to there.
-_CAN_NOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+# XLA uses NumPy arrays at such addresses without copying them.
+_ALIGNMENT = 64
+# The errors of a system that does not support copying between these files.
+_UNSUPPORTED = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
 def row_bytes(tensor: Stored) -> int:
-    """The bytes of one of a tensor's rows as the file has them; of a scalar all of them."""
+    """Returns the stored bytes of one row of a tensor, or of the whole scalar."""
     return tensor.size // tensor.shape[0] if tensor.shape and tensor.shape[0] else tensor.size
 
 
 def read_rows(tensor: Stored, rows: slice) -> np.ndarray:
-    """A run of a tensor's rows, of one of `FLOATS`; of a packed weight in float32.
+    """Reads a run of rows in the tensor's dtype, one of `FLOATS`; packed weights in float32.
 
     Args:
-        tensor: the tensor.
-        rows: the run, start and stop given; of a scalar the whole.
+        tensor: The tensor.
+        rows: The rows, with start and stop; all of a scalar.
 
     Returns:
-        The rows (stop − start, …), in memory that JAX need not copy.
+        The rows (stop − start, …), in memory that JAX can use without copying.
 
     Raises:
-        CheckpointError: if the file ends before.
+        CheckpointError: If the file is too short.
     """
     if isinstance(tensor, ResizedTensor):
         return tensor.rows(rows, read_rows)
@@ -51,14 +59,14 @@ def read_rows(tensor: Stored, rows: slice) -> np.ndarray:
 
 
 def _rows(tensor: Stored, rows: slice, dtype: Any) -> np.ndarray:
-    """A run of rows as they are stored."""
+    """Reads a run of rows in the stored dtype."""
     whole = not tensor.shape or rows == slice(0, tensor.shape[0])
     width = row_bytes(tensor)
     size = tensor.size if whole else (rows.stop - rows.start) * width
     start = tensor.start + (0 if whole else rows.start * width)
-    room = np.empty(size + _ALIGNED, np.uint8)
-    first = -room.ctypes.data % _ALIGNED
-    data = room[first : first + size]
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -buffer.ctypes.data % _ALIGNMENT
+    data = buffer[first : first + size]
     with tensor.file.open("rb", buffering=0) as file:
         file.seek(start)
         fill(file, data, tensor)
@@ -67,17 +75,17 @@ def _rows(tensor: Stored, rows: slice, dtype: Any) -> np.ndarray:
 
 
 def fill(file: Any, data: np.ndarray, tensor: Stored) -> None:
-    """Reads until an array of bytes is full."""
+    """Fills an array of bytes from a file."""
     at = 0
     while at < data.size:
-        count = file.readinto(data[at : at + (1 << 30)])  # it gives no more than 2 GB
+        count = file.readinto(data[at : at + (1 << 30)])  # the system reads at most 2 GB at a time
         if not count:
-            raise CheckpointError(tensor.cut)
+            raise CheckpointError(tensor.truncation_message)
         at += count
 
 
 def stored_chunks(tensor: Stored, begin: int = 0, end: int | None = None) -> Iterator[memoryview]:
-    """A tensor's bytes as they are, a few megabytes at a time."""
+    """Yields a tensor's stored bytes, a few megabytes at a time."""
     end = tensor.size if end is None else end
     with tensor.file.open("rb", buffering=0) as file:
         file.seek(tensor.start + begin)
@@ -87,86 +95,86 @@ def stored_chunks(tensor: Stored, begin: int = 0, end: int | None = None) -> Ite
             yield data.data
 
 
-def copied(tensor: Stored, begin: int, end: int, into: Path, at: int) -> int:
-    """Copies a part of a tensor's bytes to a place of a file that is there.
+def copy_bytes(tensor: Stored, begin: int, end: int, into: Path, at: int) -> int:
+    """Copies some of a tensor's bytes into an existing file.
 
-    The system does so by itself where it can: on some disks without copying at all.
+    The system copies them itself where it can, on some disks without moving any data.
 
     Args:
-        tensor: the tensor.
-        begin: the first byte, counted from the tensor's own.
-        end: the byte after the last one.
-        into: the file to write.
-        at: where the first byte goes.
+        tensor: The tensor.
+        begin: The first byte, counted from the tensor's first.
+        end: The byte after the last one.
+        into: The file to write to.
+        at: The position of the first byte in that file.
 
     Returns:
-        How many bytes these were.
+        The number of bytes.
 
     Raises:
-        CheckpointError: if the tensor's file ends before.
+        CheckpointError: If the tensor's file is too short.
     """
-    done = _copied_by_the_system(tensor, begin, end, into, at)
+    done = _copy_by_system(tensor, begin, end, into, at)
     for piece in stored_chunks(tensor, begin + done, end):
-        done += written(piece, into, at + done)
+        done += write_bytes(piece, into, at + done)
     return done
 
 
-def _copied_by_the_system(tensor: Stored, begin: int, end: int, into: Path, at: int) -> int:
-    """How many bytes the system copied: all, or none."""
+def _copy_by_system(tensor: Stored, begin: int, end: int, into: Path, at: int) -> int:
+    """Lets the system copy the bytes; returns how many it copied: all or none."""
     done = 0
     if not hasattr(os, "copy_file_range"):
         return done
     with tensor.file.open("rb") as file, into.open("r+b") as out:
         while begin + done < end:
             size = min(STRIDE, end - begin - done)
-            places = (tensor.start + begin + done, at + done)
+            positions = (tensor.start + begin + done, at + done)
             try:
-                count = os.copy_file_range(file.fileno(), out.fileno(), size, *places)
+                count = os.copy_file_range(file.fileno(), out.fileno(), size, *positions)
             except OSError as error:
-                if done or error.errno not in _CAN_NOT:
+                if done or error.errno not in _UNSUPPORTED:
                     raise
                 return 0
             if count == 0:
-                raise CheckpointError(tensor.cut)
+                raise CheckpointError(tensor.truncation_message)
             done += count
     return done
 
 
-def written(data: Any, into: Path, at: int) -> int:
-    """Writes bytes to a place of a file that is there, all of them.
+def write_bytes(data: Any, into: Path, at: int) -> int:
+    """Writes all bytes of an array into an existing file.
 
     Args:
-        data: the bytes.
-        into: the file.
-        at: where the first one goes.
+        data: The bytes.
+        into: The file.
+        at: The position of the first byte in that file.
 
     Returns:
-        How many these were.
+        The number of bytes.
     """
     left = memoryview(data).cast("B")
     size = len(left)
     with into.open("r+b", buffering=0) as file:
         file.seek(at)
         while left:
-            # The system takes no more than 2 GB at a time.
+            # The system writes at most 2 GB at a time.
             left = left[file.write(left[: 1 << 30]) :]
     return size
 
 
-def synced(path: Path) -> None:
-    """Waits until a file or a folder is on the disk; a folder, where the system can."""
+def fsync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk; a folder only where the system supports it."""
     try:
-        here = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     except PermissionError:  # Windows opens no folders
         return
     try:
-        os.fsync(here)
+        os.fsync(descriptor)
     finally:
-        os.close(here)
+        os.close(descriptor)
 
 
-def forget(path: Path) -> None:
-    """Lets the system drop what it remembers of a file, so that it is read from the disk."""
+def drop_from_cache(path: Path) -> None:
+    """Asks the system to drop a file from its page cache, to read it from the disk afterwards."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

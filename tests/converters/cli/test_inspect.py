@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.cli.bases import mapped, needs_base, base_params
+from jaxmix.converters.cli.bases import base_params, mapped, needs_base
 from jaxmix.converters.cli.tables import adapter_data
 from jaxmix.errors import CheckpointError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together

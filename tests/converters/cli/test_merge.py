@@ -14,7 +14,7 @@ import pytest
 import jaxmix
 from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.converters.cli.adapters import load_mix
-from jaxmix.converters.merging import front, merge_checkpoint
+from jaxmix.converters.merging import merge, merge_checkpoint
 from jaxmix.converters.merging.verifying import Verdict, Verified
 
 from ..bases import Adapters, contents, load, save_base
@@ -150,8 +150,8 @@ def test_many_that_are_inconclusive(
 ) -> None:
     """Some are named, the others counted."""
     open_ones = tuple(Verdict(f"x{i}", "inconclusive", "hidden") for i in range(7))
-    monkeypatch.setattr(front, "verified", lambda *_: Verified(open_ones, (), 0, 7, 0, True))
-    monkeypatch.setattr(front, "joined", lambda proofs, names: proofs[0])
+    monkeypatch.setattr(merge, "verify_output", lambda *_: Verified(open_ones, (), 0, 7, 0, True))
+    monkeypatch.setattr(merge, "join_proofs", lambda proofs, names: proofs[0])
     words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", tmp_path / "out")
     assert main(*words) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -170,7 +170,7 @@ def test_not_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was written is not what it should be: exit code 3, and no output."""
-    plain = front.verified
+    plain = merge.verify_output
 
     def tampered(work: Any, out: Path, *others: Any) -> Any:
         file = out / "model.safetensors"
@@ -179,7 +179,7 @@ def test_not_verified(
         file.write_bytes(data)
         return plain(work, out, *others)
 
-    monkeypatch.setattr(front, "verified", tampered)
+    monkeypatch.setattr(merge, "verify_output", tampered)
     out = tmp_path / "out"
     words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", out)
     document = told(capsys, *words, code=3)
@@ -232,7 +232,7 @@ from jaxmix.converters.merging import recipe
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-plain, calls = recipe.Prepared.made, []
+plain, calls = recipe.Prepared.compute, []
 
 def slow(*args):
     calls.append(args)
@@ -241,7 +241,7 @@ def slow(*args):
         time.sleep(100)
     return plain(*args)
 
-recipe.Prepared.made = slow
+recipe.Prepared.compute = slow
 sys.exit(cli.main(sys.argv[1:]))
 """
 

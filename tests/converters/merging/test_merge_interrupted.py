@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import jaxmix
-from jaxmix.converters.merging import exchange, front, merge_checkpoint, place, recipe
+from jaxmix.converters.merging import exchange, merge, merge_checkpoint, recipe, staged_output
 from jaxmix.errors import CheckpointError, LayoutError
 
 from ..bases import Adapters, contents, header, mixed
@@ -32,7 +32,7 @@ def test_a_failure_in_the_middle(
 ) -> None:
     """The third tensor's computing fails: the old output stands, and nothing lies about."""
     out, before = before_and_out
-    plain: Any = recipe.Prepared.made
+    plain: Any = recipe.Prepared.compute
     calls: list[Any] = []
 
     def failing(*args: Any) -> Any:
@@ -42,7 +42,7 @@ def test_a_failure_in_the_middle(
             raise error("on the way")
         return plain(*args)
 
-    monkeypatch.setattr(recipe.Prepared, "made", failing)
+    monkeypatch.setattr(recipe.Prepared, "compute", failing)
     for target in (out, tmp_path / "new"):
         calls.clear()
         with pytest.raises(error, match="on the way"):
@@ -74,7 +74,7 @@ def test_the_system_refuses_to_write(
     def failing(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(front.shutil, "copyfile", failing)
+    monkeypatch.setattr(merge.shutil, "copyfile", failing)
     with pytest.raises(CheckpointError) as caught:
         merge_checkpoint(base, mixed(adapters), out, force=True)
     text = str(caught.value)
@@ -122,7 +122,7 @@ def test_the_last_step_fails(
         raise PermissionError(errno.EACCES, "no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(place, "exchanged", failing)
+        patched.setattr(staged_output, "exchange_paths", failing)
         text = r"could not be written.* 1 of 1 shards are whole in \S+out.partial: resume=True"
         with pytest.raises(CheckpointError, match=text + r".*Choose a folder in which you"):
             merge_checkpoint(base, mixed(adapters), out, force=True)
@@ -153,7 +153,7 @@ def test_where_folders_can_not_be_exchanged(
                 raise PermissionError(errno.EACCES, "no")
         return plain(self, target)
 
-    monkeypatch.setattr(place, "exchanged", lambda *_: False)
+    monkeypatch.setattr(staged_output, "exchange_paths", lambda *_: False)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", failing)
         with pytest.raises(CheckpointError, match=r"could not be written.*Choose a folder in wh"):

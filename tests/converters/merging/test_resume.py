@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.merging import merge_checkpoint, place, recipe, verify_merge
-from jaxmix.converters.merging.journal import content
+from jaxmix.converters.merging import merge_checkpoint, recipe, staged_output, verify_merge
+from jaxmix.converters.merging.journal import adapter_hash
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
@@ -35,7 +35,7 @@ class Stop(Exception):
 @contextmanager
 def breaking(beside: Path, error: BaseException) -> Iterator[None]:
     """Merges fail in the third shard, once the first one is whole."""
-    plain: Any = recipe.Prepared.made
+    plain: Any = recipe.Prepared.compute
 
     def failing(self: Any, *args: Any) -> Any:
         if self.recipe.tensor.file.name == THIRD:
@@ -45,7 +45,7 @@ def breaking(beside: Path, error: BaseException) -> Iterator[None]:
         return plain(self, *args)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(recipe.Prepared, "made", failing)
+        patched.setattr(recipe.Prepared, "compute", failing)
         yield
 
 
@@ -197,7 +197,7 @@ def test_killed_when_only_the_rest_was_to_be_removed(
     if is_there:
         merge_checkpoint(sharded, [], out)
     with monkeypatch.context() as patched:
-        patched.setattr(place.Place, "removed", lambda _: None)
+        patched.setattr(staged_output.StagedOutput, "delete", lambda _: None)
         told = merge_checkpoint(sharded, mixed(adapters), out, force=is_there)
     before = contents(out)
     assert (tmp_path / "out.partial").exists()
@@ -226,13 +226,13 @@ def test_killed_between_two_renamings(
     merge_checkpoint(sharded, [], out)
     old = contents(out)
 
-    def moved(self: place.Place) -> None:
-        self.out.rename(self.beside / "old")
+    def moved(self: staged_output.StagedOutput) -> None:
+        self.path.rename(self.folder / "old")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(place, "exchanged", lambda *_: False)
+    monkeypatch.setattr(staged_output, "exchange_paths", lambda *_: False)
     with monkeypatch.context() as patched:
-        patched.setattr(place.Place, "_exchanged", moved)
+        patched.setattr(staged_output.StagedOutput, "_swap", moved)
         with pytest.raises(KeyboardInterrupt):
             merge_checkpoint(sharded, mixed(adapters), out, force=True)
     assert not out.exists()
@@ -324,7 +324,7 @@ def test_adapters_that_no_file_can_hold() -> None:
 
     def told(number: float, b: np.ndarray = b) -> str:
         a = np.full((1, 3), number, np.float32)
-        return content(jaxmix.Adapter({"proj": LoRA(a, b, 1.0)}))
+        return adapter_hash(jaxmix.Adapter({"proj": LoRA(a, b, 1.0)}))
 
     assert told(math.inf) == told(math.inf) != told(math.inf, 2 * b)
     assert len({told(1.0), told(2.0), told(math.inf)}) == 3

@@ -210,7 +210,7 @@ def test_a_merge_that_is_not_verified_is_not_put_in_place(
         data[0] ^= 1
         return plain(data, *args)
 
-    monkeypatch.setattr(pipeline, "written", losing)
+    monkeypatch.setattr(pipeline, "write_bytes", losing)
     text = r"out was not written: 6 things found that are not base plus mix:\n  model.layers"
     with pytest.raises(CheckpointError, match=text):
         merge_checkpoint(base, mixed(adapters), tmp_path / "out", force=True, verify=True)

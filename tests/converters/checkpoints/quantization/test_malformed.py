@@ -10,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
-from jaxmix.converters.checkpoints.quantization import look
+from jaxmix.converters.checkpoints.quantization import find_packed
 from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 
@@ -242,4 +242,4 @@ def test_a_sound_case_is_not_refused(tmp_path: Path) -> None:
     """So that the changes above are what is refused."""
     for case, (settings) in ((case, CASES[case]["settings"]) for case, *_ in WRONG):
         base = save(tmp_path / f"{case}{len(list(tmp_path.iterdir()))}", packed(case), settings)
-        assert not look(read_checkpoint(base)).wrong
+        assert not find_packed(read_checkpoint(base)).problems

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 from jaxmix.converters.adapters.base import base_model
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
-from jaxmix.converters.checkpoints.quantization import look
+from jaxmix.converters.checkpoints.quantization import find_packed
 from jaxmix.converters.merging import merge_checkpoint
-from jaxmix.converters.merging.staged_output import Place
+from jaxmix.converters.merging.staged_output import StagedOutput
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 
@@ -27,8 +27,8 @@ NOTHING = jaxmix.Adapter({})
 
 def read(folder: Path, name: str = "proj.weight") -> np.ndarray:
     """A packed weight as it is read."""
-    readout = look(read_checkpoint(folder))
-    assert not readout.wrong
+    readout = find_packed(read_checkpoint(folder))
+    assert not readout.problems
     return readout.packed[name].read()
 
 
@@ -153,7 +153,7 @@ def test_conv1d(case: str, nested: bool, tmp_path: Path) -> None:
     assert base_model(base).shape("h.0.attn.c_attn") == want.T.shape
     np.testing.assert_array_equal(read(base, "h.0.attn.c_attn.weight"), want.T)
     np.testing.assert_array_equal(read(base, "h.0.attn.other.weight"), want)
-    turned = look(read_checkpoint(base)).packed["h.0.attn.c_attn.weight"]
+    turned = find_packed(read_checkpoint(base)).packed["h.0.attn.c_attn.weight"]
     np.testing.assert_array_equal(turned.rows(slice(3, 7)), want.T[3:7])
 
 
@@ -171,7 +171,7 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(Place, "finished", failing)
+        patch.setattr(StagedOutput, "finish_shard", failing)
         with pytest.raises(CheckpointError, match="1 of 2 shards are whole"):
             merge_checkpoint(base, NOTHING, out, dequantize=True)
     with pytest.raises(CheckpointError, match="Different: the base's tensors"):
