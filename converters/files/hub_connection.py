@@ -1,58 +1,55 @@
-"""Asking the hub without waiting for minutes: whether it answers at all is found out first.
+"""Checks that the hub answers before using it, to avoid minutes of retries without a network.
 
-Its client tries each file six times, with growing pauses, when there is no network; and one adapter
-is several files.
+Without a network, the hub's client tries each file six times with growing pauses, and an adapter
+consists of several files.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["asking", "is_reachable", "log"]
+__all__ = ["hub_request", "is_reachable", "log"]
 
-# The command line shows it on stderr.
+# The command line prints these messages to stderr.
 log = logging.getLogger("jaxmix.hub")
 
 _SECONDS = 5.0
 
 
 def is_reachable() -> bool:
-    """Whether the hub answers within some seconds, with whatever status.
+    """Whether the hub answers within a few seconds, with any status.
 
     Returns:
-        Whether it does.
+        True if it answers.
     """
     import huggingface_hub
     from huggingface_hub import constants
 
     try:
-        # By the client's own session, which knows proxies and certificates.
+        # The client's own session is configured with proxies and certificates.
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception:  # its kinds differ from version to version of the hub's client
+    except Exception:  # the client's error types differ between versions
         return False
     return True
 
 
 @contextmanager
-def asking(hub_id: str) -> Iterator[None]:
-    """Logs that the hub is asked. If it does not answer, its client looks in its local cache alone.
+def hub_request(hub_id: str) -> Iterator[None]:
+    """Logs a request to the hub. If the hub does not answer, only the local cache is used within.
 
     Args:
         hub_id: ``owner/name``.
-
-    Yields:
-        Nothing.
     """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         yield
         return
-    log.info("asking the Hugging Face hub for %s", hub_id)
+    log.info("requesting %s from the Hugging Face hub", hub_id)
     if is_reachable():
         yield
         return
-    log.info("the hub does not answer; looking in its local cache")
+    log.info("the hub does not answer; using its local cache")
     constants.HF_HUB_OFFLINE = True
     try:
         yield

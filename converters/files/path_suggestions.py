@@ -1,22 +1,22 @@
-"""What a mistyped path may have meant: the names that lie where it goes astray."""
+"""Suggests corrections for mistyped paths, from the names in the last folder that exists."""
 
 from difflib import get_close_matches
 from pathlib import Path
 
 __all__ = ["suggest_paths"]
 
-# A folder of more entries is not searched.
+# The most entries of a folder that are searched.
 _ENTRIES = 10_000
 
 
 def suggest_paths(text: str) -> str:
-    """What to say of a path that does not exist, if something like it does.
+    """Suggests existing paths similar to one that does not exist.
 
     Args:
-        text: the path as the user wrote it.
+        text: The path as the user wrote it.
 
     Returns:
-        A sentence that begins with a space, or "" if nothing like it is there.
+        A sentence with a leading space, or "" if no similar path exists.
 
     Example:
         >>> suggest_paths("no/such/folder/here")
@@ -32,11 +32,11 @@ def suggest_paths(text: str) -> str:
         return ""
     close = get_close_matches(name, names, n=3, cutoff=0.7)
     rest = path.relative_to(parents[last - 1])
-    # Those in which the rest of the path exists too come first.
-    close.sort(key=lambda one: not (folder / one / rest).exists())
-    found = [folder / one / rest if (folder / one / rest).exists() else folder / one
-             for one in close]  # fmt: skip
-    if found:
-        return f" Did you mean {' or '.join(map(str, found))}?"
+    # Names under which the rest of the path exists come first.
+    close.sort(key=lambda name: not (folder / name / rest).exists())
+    paths = [folder / name / rest if (folder / name / rest).exists() else folder / name
+             for name in close]  # fmt: skip
+    if paths:
+        return f" Did you mean {' or '.join(map(str, paths))}?"
     is_shown = folder.name and not path.is_absolute()
     return f" The folder {folder} has no {name}." if is_shown else ""

@@ -1,4 +1,4 @@
-"""Recognizes what was given in place of an adapter or a base: a model, an adapter, a GGUF file."""
+"""Recognizes inputs of the wrong kind: a model, an adapter or a GGUF file."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _GGUF = b"GGUF"
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder is an adapter's, and holds no model."""
+    """Whether a folder holds an adapter and no model."""
     return _has(path, _ADAPTER_CONFIG) and not is_model(path)
 
 
@@ -27,50 +27,50 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def describe_non_adapter(path: Path) -> str | None:
-    """What something is instead of an adapter, and what to do.
+    """Describes what a path is instead of an adapter, and what to do.
 
     Args:
-        path: a folder or file that no format recognises.
+        path: A folder or file that no format recognizes.
 
     Returns:
-        A text that follows its name; None if it is nothing known.
+        A message to follow the path; None if the kind is unknown.
     """
     if is_model(path) or _has(path, _CONFIG):
         return (
-            "is a model, not an adapter. Give the folder of an adapter; the model that it is for "
-            "is the base."
+            "is a model, not an adapter. Use the folder of an adapter here, and pass the model as "
+            "the base."
         )
-    return _gguf(path, "the adapter in safetensors from which it was made")
+    return _gguf(path, "the original adapter in safetensors")
 
 
 def describe_non_base(path: Path) -> str | None:
-    """What something is instead of a base model, and what to do.
+    """Describes what a path is instead of a base model, and what to do.
 
     Args:
-        path: a folder or file that is no Hugging Face checkpoint.
+        path: A folder or file that is not a Hugging Face checkpoint.
 
     Returns:
-        A text that follows its name; None if it is nothing known.
+        A message to follow the path; None if the kind is unknown.
     """
     if is_adapter(path):
         return (
-            f"is an adapter ({_ADAPTER_CONFIG}), not a model. Give the model that it was trained "
+            f"is an adapter ({_ADAPTER_CONFIG}), not a model. Use the model that it was trained "
             "on, a Hugging Face folder with safetensors."
         )
-    return _gguf(path, "the Hugging Face folder with safetensors from which it was made")
+    return _gguf(path, "the original Hugging Face folder with safetensors")
 
 
 def _gguf(path: Path, instead: str) -> str | None:
-    """What to say of llama.cpp's files."""
+    """Describes llama.cpp's files; None for other files."""
     try:
         if path.is_file():
             with path.open("rb") as file:
                 is_gguf = path.suffix == ".gguf" or file.read(len(_GGUF)) == _GGUF
-            what = "is a GGUF file"
+            found = "is a GGUF file"
         else:
             names = [entry.suffix for entry in path.iterdir()]
             is_gguf = ".gguf" in names and ".safetensors" not in names
-            what = "holds GGUF files"
+            found = "holds GGUF files"
     except OSError:
         return None
-    return f"{what}, which jaxmix does not read. Give {instead}." if is_gguf else None
+    return f"{found}, which jaxmix does not read. Use {instead}." if is_gguf else None
