@@ -74,8 +74,8 @@ class Recipe:
     lr: float
 
 
-# LoRA changes attention only: if LoRA and LoHa both changed the MLPs, trained separately, their mix at
-# strength 1 would be worse on the Bible than the base (2.00 against 1.93 nats per byte).
+# LoRA changes attention only: if LoRA and LoHa both changed the MLPs, trained separately, their mix
+# at strength 1 would be worse on the Bible than the base (2.00 against 1.93 nats per byte).
 RECIPES = {
     "lora": Recipe(
         "bible",

@@ -35,7 +35,7 @@ _ASCII = {
 
 
 def split_texts(work: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Returns ``{domain: (training bytes, held-out bytes)}``, unpacking the packages in ``work``."""
+    """Returns ``{domain: (training bytes, held-out bytes)}``; unpacks packages in ``work``."""
     root = _unpack(work)
     texts = {
         "austen": austen(root),
@@ -47,7 +47,7 @@ def split_texts(work: Path) -> dict[str, tuple[bytes, bytes]]:
 
 
 def austen(root: Path) -> str:
-    """Returns six novels. R's lazy-load file is a series of zlib blocks, each a serialized vector."""
+    """Returns six novels, from R's lazy-load file: zlib blocks, each a serialized vector."""
     data = (root / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
     novels, position = [], 0
     while position < len(data):

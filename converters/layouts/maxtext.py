@@ -110,7 +110,7 @@ def _experts() -> Iterator[Rule]:
 
 
 def _gemma2() -> Layout:
-    """Returns the layout of Gemma 2, which stacks pairs of an even local and an odd global layer."""
+    """Returns the layout of Gemma 2, which stacks pairs of a local and a global layer."""
     scale = (("d", 0.5),)
     rules = [
         Rule(EMBEDDING, "token_embedder.embedding", "v d -> v d", scale=scale),
