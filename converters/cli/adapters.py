@@ -13,7 +13,7 @@ from jaxmix.converters.cli.strengths import NUMBER, check_strength_spelling
 from jaxmix.converters.files.wrong_inputs import is_adapter, is_model
 from jaxmix.errors import CheckpointError
 from jaxmix.mixing import Mix, mix
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import local_path, output_path
 
 __all__ = [
     "AdapterArguments",
@@ -212,7 +212,7 @@ def load_mix(
 
 def check_apart(out: Path, texts: Sequence[str]) -> None:
     """Refuses an output that overlaps an adapter's folder."""
-    output = local_path(out, "output").resolve()
+    output = output_path(out).resolve()
     for parsed in map(parse_adapter, texts):
         folder = local_path(parsed.path, "adapter")
         source = folder.resolve()

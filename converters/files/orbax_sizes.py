@@ -8,12 +8,9 @@ import jax
 import numpy as np
 
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.untrusted.files import ALWAYS, RATIO, occupied
 
 __all__ = ["check_sizes"]
-
-# Sizes up to this are always allowed: zeros compress well, and chunks of zeros may be left out.
-_ALLOWED = 2**30
-_RATIO = 1000
 
 
 def check_sizes(reader: Any, folder: Path) -> None:
@@ -30,8 +27,9 @@ def check_sizes(reader: Any, folder: Path) -> None:
     item = getattr(found, "item_metadata", found)
     leaves = jax.tree_util.tree_leaves_with_path(getattr(item, "tree", item))
     sizes = {jax.tree_util.keystr(path): _bytes(leaf) for path, leaf in leaves}
-    on_disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    if sum(sizes.values()) > max(_ALLOWED, _RATIO * on_disk):
+    on_disk = sum(occupied(file) for file in folder.rglob("*") if file.is_file())
+    # Zeros compress well, and chunks of zeros may be left out, so small arrays are always allowed.
+    if sum(sizes.values()) > max(ALWAYS, RATIO * on_disk):
         largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
         raise CheckpointError(
             f"{folder} has {on_disk:,} bytes on disk, but its metadata states arrays of "

@@ -6,11 +6,11 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxmix.errors import CheckpointError, listing, option
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import local_path, output_path
 
 __all__ = [
     "HINTS",
@@ -83,6 +83,11 @@ def checked_output(
                 f"{', '.join(marks)}. Choose another folder, or empty this one."
             )
         check_replaceable(path, replaces or is_checkpoint_file)
+        if Path.cwd().is_relative_to(path):
+            raise CheckpointError(
+                f"the output {out} contains the working directory, which would be deleted with the "
+                "folder that is replaced. Change to another directory, or choose another folder."
+            )
     elif path.exists():
         raise CheckpointError(f"the output {out} is a file. Choose the path of a folder.")
     _check_space(out, path, size)
@@ -189,7 +194,7 @@ def _resolved_apart(
 ) -> Path:
     """Returns the output's path with links resolved, if it does not overlap an input."""
     check_apart(out, inputs, "the output", f" Choose a separate {kind}.")
-    return local_path(out, "output").resolve()
+    return output_path(out).resolve()
 
 
 def check_apart(
@@ -209,7 +214,7 @@ def check_apart(
     Raises:
         CheckpointError: If output and input overlap.
     """
-    path = local_path(out, "output").resolve()
+    path = output_path(out).resolve()
     for given in inputs:
         source = local_path(given).resolve()
         if path == source or path.is_relative_to(source) or source.is_relative_to(path):
@@ -248,6 +253,7 @@ def new_folder(
         CheckpointError: If the system refuses to write, in the body too.
     """
     temporary = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    missing = [folder for folder in temporary.parents if not os.path.lexists(folder)]
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -262,6 +268,9 @@ def new_folder(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for folder in missing:  # innermost first; a folder that is not empty stays
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _move_into_place(new: Path, path: Path, force: bool) -> None:

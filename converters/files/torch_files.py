@@ -4,6 +4,7 @@ Without torch they are refused, with instructions for converting them where torc
 """
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +14,12 @@ import ml_dtypes
 import numpy as np
 
 from jaxmix.errors import CheckpointError, listing
-from jaxmix.untrusted.files import check_regular
+from jaxmix.untrusted.files import ALWAYS, RATIO, check_on_disk, check_regular
 
 __all__ = ["TORCH_SUFFIXES", "has_torch", "is_torch_file", "pickle_recipe", "torch_tensors"]
 
+# The most that a zip of numbers may be compressed: trained numbers do not compress, zeros do.
+_COMPRESSED = 20
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -79,6 +82,16 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
             f"{path} holds entries that are not named tensors:{listing(lines)}\n"
             "Expected a state dict. Save only the tensors, preferably as safetensors."
         )
+    # An expanded tensor, with stride 0, has any size for one number in the file.
+    sizes = {key: x.numel() * x.element_size() for key, x in found.items()}
+    size = path.stat().st_size
+    if sum(sizes.values()) > max(ALWAYS, RATIO * size):
+        largest = sorted(sizes, key=lambda key: -sizes[key])[:5]
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, but its tensors have {sum(sizes.values()):,} bytes; the "
+            f"largest are:{listing(f'{key} {tuple(found[key].shape)}' for key in largest)}\n"
+            "Were they expanded? Save them with .contiguous()."
+        )
     return {key: _array(torch, x) for key, x in found.items()}
 
 
@@ -90,9 +103,13 @@ def _loaded(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # For old files torch warns about its own old classes.
             check_regular(path)
+            check_on_disk(path)
+            _check_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist. Check the path.") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # Torch raises errors of many types for damaged files.
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
@@ -100,6 +117,19 @@ def _loaded(path: Path) -> Any:
             "Expected a dict of tensors written by torch.save. Download it again, or convert it to "
             "safetensors if you trust it."
         ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses a zip that unpacks to far more bytes: torch.save does not compress."""
+    if not zipfile.is_zipfile(path):
+        return  # the format of old versions
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(part.file_size for part in file.infolist())
+    if unpacked > max(ALWAYS, _COMPRESSED * (size := path.stat().st_size)):
+        raise CheckpointError(
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}, expected a zip written by "
+            "torch.save, which is not compressed. Download it again."
+        )
 
 
 def _is_tensor(torch: Any, key: Any, value: Any) -> bool:

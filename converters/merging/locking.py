@@ -43,8 +43,8 @@ def locked(output: StagedOutput) -> Iterator[None]:
                 if {path.name for path in output.folder.iterdir()} <= {JOURNAL, PROCESS}:
                     output.delete()
     finally:
-        with suppress(OSError):
-            for folder in missing:  # innermost first; a folder that is not empty stays
+        for folder in missing:  # innermost first; a folder that is not empty stays
+            with suppress(OSError):
                 folder.rmdir()
 
 

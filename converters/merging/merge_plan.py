@@ -17,6 +17,7 @@ from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
+from jaxmix.converters.names import with_stored_names
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
 
@@ -105,6 +106,7 @@ def plan_merge(
     # Dequantize first: a packed head would look like a tied or a missing one.
     checkpoint = dequantized(checkpoint) if changes.dequantize else checkpoint
     stale = stale_files(checkpoint, files)
+    mixed = with_stored_names(mixed, checkpoint) if finds_ties else mixed
     if table.conv1d is None:
         table = replace(table, conv1d=conv1d_pattern(checkpoint))
     if finds_ties:

@@ -78,7 +78,8 @@ class StagedOutput:
     @property
     def is_published(self) -> bool:
         """Whether the output was moved into place, so that only the folder is left to delete."""
-        return self._seal is not None and not self._has_new
+        seal = self._seal
+        return type(seal) is int and self.path.exists() and self.path.stat().st_ino == seal
 
     @property
     def _seal(self) -> Any:
@@ -148,7 +149,9 @@ class StagedOutput:
                 belong to another merge.
         """
         before = self.journal
-        unlike = differences(journal, before) if isinstance(before, dict) else []
+        if not isinstance(before, dict):  # damaged or edited: the earlier merge is unknown
+            before = {}
+        unlike = differences(journal, before) if before else []
         done = self.complete_shards(shards) if before and not unlike else {}
         if resume and unlike:
             raise CheckpointError(

@@ -21,6 +21,7 @@ from jaxmix.converters.merging.locking import locked
 from jaxmix.converters.merging.merge_plan import MergePlan
 from jaxmix.converters.merging.staged_output import StagedOutput
 from jaxmix.errors import CheckpointError, JaxmixError, option
+from jaxmix.untrusted.files import output_path
 
 __all__ = ["output_check", "staged_output"]
 
@@ -35,7 +36,7 @@ def staged_output(
     error, what was written is kept if it can be resumed from, and deleted otherwise.
     """
     shards = plan.checkpoint.shards
-    output = StagedOutput(Path(out).expanduser().resolve(), plan.checkpoint.is_file)
+    output = StagedOutput(output_path(out).resolve(), plan.checkpoint.is_file)
     try:
         with ExitStack() as stack:
 
