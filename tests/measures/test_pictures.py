@@ -60,7 +60,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         save_picture(pyplot().figure(), tmp_path / "no" / "x.png")
     assert str(caught.value).startswith(f"the picture {tmp_path}/no/x.png can't be written: [Errno")
-    assert str(caught.value).endswith("Choose a folder in which you may write.")
+    assert str(caught.value).endswith("Choose a folder to which you can write.")
     assert not list(tmp_path.iterdir())
 
 

@@ -184,7 +184,7 @@ def test_not_verified(
     words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", out)
     document = told(capsys, *words, code=3)
     assert document["kind"] == "VerificationError"
-    assert document["error"].startswith(f"{out} was not written: 1 thing found that are not base")
+    assert document["error"].startswith(f"{out} was not written: 1 difference from base plus mix")
     assert not out.exists()
 
 

@@ -43,7 +43,7 @@ def test_an_edited_field_of_what_is_merged(
         with pytest.raises(CheckpointError) as caught:
             merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
         assert (
-            f"is of another merge, so that there is nothing to go on from. Different: {key}. "
+            f"belongs to another merge, which can't be resumed. Different: {key}. "
             in (str(caught.value))
         )
 

@@ -30,7 +30,7 @@ def test_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     plain: Any = recipe.Prepared.compute
 
-    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
         runs.append(len(self.runs))
         return plain(self, read, rows)
 

@@ -149,7 +149,7 @@ def test_what_was_written_is_let_go(
     plain: Any = recipe.Prepared.compute
     seen: list[weakref.ref[np.ndarray]] = []
 
-    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
         assert not [ref for ref in seen if ref() is not None]
         made = plain(self, read, rows)
         seen.extend((weakref.ref(made.array), weakref.ref(read)))
@@ -226,7 +226,7 @@ def test_large_tensors_go_in_pieces(
     sizes: list[int] = []
     plain: Any = recipe.Prepared.compute
 
-    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
         sizes.append(rows.stop - rows.start)
         return plain(self, read, rows)
 
@@ -270,10 +270,10 @@ def test_what_is_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> Non
     assert list(merged.left_out) == [
         "a.safetensors: weights that are still the base's",
         "adapter_config.json: an adapter's config",
-        "escape: a link that leads out of the folder",
-        "escapes: a link that leads out of the folder",
+        "escape: a link that points out of the folder",
+        "escapes: a link that points out of the folder",
         "model.safetensors.index.json: weights that are still the base's",
-        "pipe: no plain file",
+        "pipe: not a regular file",
         "pytorch_model.bin: weights that are still the base's",
         "pytorch_model.bin.index.json: weights that are still the base's",
         "onnx/model.onnx: weights that are still the base's",

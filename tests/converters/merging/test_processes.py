@@ -116,9 +116,9 @@ def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
     base, out = save_base(tmp_path / "base", shards=3), tmp_path / "out"
     merge_checkpoint(base, [], out)
     first, second = run(base, adapters, out)
-    assert "out exists. Give another folder, or say force=True" in first["error"]
+    assert "out exists. Choose another folder, or use force=True" in first["error"]
     assert second["error"] == (
-        "OtherProcessFailed: the merge failed in process 0 of 2; what it says there is the reason."
+        "OtherProcessFailed: the merge failed in process 0 of 2. See the error message of that process."
     )
 
 

@@ -520,7 +520,7 @@ def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
     """Without force nothing is replaced; with it a saved mix, and nothing else."""
     one = Adapter({"a": LORA}, name="other")
     assert unsaved(CheckpointError, one, folder) == (
-        f"the output {folder} exists. Give another folder, or say force=True to replace "
+        f"the output {folder} exists. Choose another folder, or use force=True to replace "
         "it; it then stays until the new one is whole."
     )
     assert jaxmix.save(one, folder, force=True) == folder
@@ -569,7 +569,7 @@ def test_broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "write", fail)
     said = unsaved(CheckpointError, Adapter({"a": LORA}), folder, force=True)
     assert "could not be written: [Errno 28] No space left on device." in said
-    assert said.endswith("Make room, or choose another disk.")
+    assert said.endswith("Free some space, or choose another disk.")
     assert len(jaxmix.load(folder).parts) == 2
 
 

@@ -115,8 +115,8 @@ def test_not_in_secret(case: str, tmp_path: Path) -> None:
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, adapter(case), tmp_path / "out")
     text, kind = str(caught.value), find_packed(read_checkpoint(base)).packed[name_of(case)].kind
-    assert f"(quantized by {settings['quant_method']}): tensors that can't take an adapter" in text
-    assert f"\n  {name_of(case)} in model-" in text and f": {kind}\ndequantize=True" in text
+    assert f"(quantized by {settings['quant_method']}): adapters can't be merged into these tensors, expected dtypes" in text
+    assert f"\n  {name_of(case)} in model-" in text and f": {kind}\nUse dequantize=True" in text
     assert text.endswith(
         "dequantize=True writes all that is packed in bfloat16, and merges into that."
     )

@@ -220,7 +220,7 @@ def test_refused(
     told = str(caught.value)
     assert "tensors that can't be dequantized:" in told and text in told
     assert told.endswith(
-        "Download or save the checkpoint again, or merge into the model it was made from."
+        "Download or save the checkpoint again, or merge into the unquantized model."
     )
     assert not list(tmp_path.glob("out*"))
 
