@@ -39,7 +39,7 @@ def has_torch() -> bool:
 def pickle_recipe(source: str, target: str) -> str:
     """Returns instructions for converting a ``.bin`` file to safetensors with torch."""
     return (
-        "jaxmix does not read pickles. Convert it with torch:\n"
+        "jaxmix does not read pickles. With torch:\n"
         f"  tensors = torch.load({source!r}, map_location='cpu', weights_only=True)\n"
         f"  safetensors.torch.save_file(tensors, {target!r})"
     )

@@ -66,7 +66,7 @@ def test_in_a_process(place: Path, tmp_path: Path) -> None:
     assert told == f"{tmp_path}/out: {names}" and list(strengths) == ["one", "two"]
     assert strengths["one"] != 1 and strengths["two"] != 0.5
     before, after = (float(word) for word in losses.split() if word[0].isdigit())
-    assert losses.startswith("loss on text not learned from: ") and after < before
+    assert losses.startswith("loss on held-out text: ") and after < before
 
 
 def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -132,8 +132,8 @@ def test_options_are_handed_on(
     [
         (("--length", 4000), 1, "expected at least two windows of 4000"),
         (("--text", "nothing"), 1, "the text nothing can't be read: No such file"),
-        (("--per", "layer"), 2, "'layer' is none of mix, adapter, site."),
-        (("--dtype", "int8"), 2, "'int8' is none of float32, bfloat16, float16."),
+        (("--per", "layer"), 2, "'layer' is not one of mix, adapter, site."),
+        (("--dtype", "int8"), 2, "'int8' is not one of float32, bfloat16, float16."),
         (("--plot", "x.gif"), 1, "the picture x.gif is of a format that is not written here"),
     ],
 )
@@ -148,7 +148,7 @@ def test_refused(
 def test_an_output_that_exists(place: Path, capsys: Captured) -> None:
     """Is told at once."""
     document = told(capsys, *words(place, "-o", place / "one"), code=1)
-    assert "lie one in the other" in document["error"]
+    assert "overlap: one contains the other" in document["error"]
     document = told(capsys, *words(place, "-o", place / "base" / "x"), code=1)
     assert "lies in" in document["error"]
 
@@ -164,7 +164,8 @@ def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captur
     line = ("fit", folder, "-a", place / "one", "--text", place / "text.txt", "-o", tmp_path / "o")
     document = told(capsys, *line, code=1)
     assert document["error"] == (
-        f"{folder} holds a Bert, expected a decoder or a GPT-2, which say how likely a text is."
+        f"{folder} holds a Bert, expected a decoder or a GPT-2, which predict the next token. Use "
+        "such a base."
     )
 
 
@@ -180,7 +181,7 @@ def test_windows() -> None:
     with pytest.raises(CheckpointError) as caught:
         split_windows(np.arange(7), 4, Path("x"))
     assert str(caught.value) == (
-        "x has 7 tokens, expected at least two windows of 4. Give a longer text, or a smaller "
+        "x has 7 tokens, expected at least two windows of 4. Use a longer text, or a smaller "
         "--length."
     )
 
@@ -195,14 +196,14 @@ def test_bytes(place: Path, tmp_path: Path) -> None:
         read_tokens(text, tmp_path, None, 300)
     assert str(caught.value) == (
         f"{tmp_path} has no tokenizer, expected one of tokenizer.json, tokenizer_config.json, "
-        "tokenizer.model, vocab.json, spiece.model in it. Give the folder of one with --tokenizer, "
-        "or say --tokenizer bytes if bytes are its tokens."
+        "tokenizer.model, vocab.json, spiece.model. Pass the folder of a tokenizer with "
+        "--tokenizer, or --tokenizer bytes if its tokens are bytes."
     )
     with pytest.raises(CheckpointError) as caught:
         read_tokens(text, tmp_path, "bytes", 200)
     assert str(caught.value) == (
-        f"{text} has the token 255, and the model in {tmp_path} knows 200. Give its own tokenizer: "
-        "--tokenizer FOLDER."
+        f"{text} has the token 255, but the model in {tmp_path} has 200 tokens. Use the model's "
+        "own tokenizer: --tokenizer FOLDER."
     )
 
 
@@ -240,9 +241,11 @@ def test_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             read_tokens(text, folder, None, 9)
         where = folder / name if library == "tokenizers" else folder
         assert str(caught.value) == (
-            f"the tokenizer {where} is read by {library}, which is not installed here. Install it: "
-            f"pip install {library}."
+            f"the tokenizer {where} needs the package {library}, which is not installed. Install "
+            f"it: pip install {library}."
         )
     text.write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it\."):
+    with pytest.raises(
+        CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it to UTF-8\."
+    ):
         read_tokens(text, tmp_path / "tokenizers", None, 9)

@@ -138,11 +138,15 @@ def test_without_a_base(base: Path, adapters: Adapters, capsys: Captured) -> Non
         for site, numbers in one["sites"].items():
             assert numbers == pytest.approx(other["sites"][site], rel=1e-5)
     assert main("inspect", adapters["lora"], adapters["oft"], "--measure") == 0
-    assert "needs the base (--base FOLDER):\n  oft: OFT block 5 at" in capsys.readouterr().out
+    assert (
+        "not measured without the base (--base FOLDER):\n  oft: OFT block 5 at"
+        in capsys.readouterr().out
+    )
     document = told(capsys, "inspect", adapters["oft"], "--measure", code=1)
     assert document["error"] == (
-        "there is no base, and adapters that can't be looked at without:\n  oft: OFT block 5 at "
-        "model.layers.0.down_proj and 3 more\nGive the model that they are for: --base FOLDER."
+        "these adapters need the base, which is not given:\n  oft: OFT block 5 at "
+        "model.layers.0.down_proj and 3 more\nPass the model that they were trained on: "
+        "--base FOLDER."
     )
 
 
@@ -200,7 +204,7 @@ def test_the_picture(base: Path, adapters: Adapters, tmp_path: Path, capsys: Cap
     pytest.importorskip("matplotlib")
     picture = tmp_path / "effects.png"
     assert main("inspect", adapters["lora"], "--plot", picture) == 0
-    assert f"The measures as a picture: {picture}\n" in capsys.readouterr().out
+    assert f"plot of the measures: {picture}\n" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
     document = told(capsys, "inspect", adapters["lora"], "--plot", picture)
     assert document["picture"] == str(picture) and document["measures"]

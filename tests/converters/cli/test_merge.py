@@ -30,7 +30,7 @@ def test_merge(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
         0,
         [
             f"{tmp_path}/out: lora × 1, then oft × 0.5, then lora-2 × -1",
-            "6 tensors changed, 4 copied as they are, 2,656 bytes in 3 files",
+            "6 tensors changed, 4 copied unchanged, 2,656 bytes in 3 files",
             "left out pytorch_model.bin: weights that are still the base's",
         ],
     )
@@ -77,8 +77,8 @@ def test_untie(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     assert "--untie does so" in capsys.readouterr().err
     assert main(*words, "--untie") == 0
     said = capsys.readouterr().out
-    assert "1 tensor changed, 9 copied as they are, 2,544 bytes in 1 file\n" in said
-    assert "untied: lm_head.weight is a tensor of its own now, made from the base's emb" in said
+    assert "1 tensor changed, 9 copied unchanged, 2,544 bytes in 1 file\n" in said
+    assert "untied: lm_head.weight is now a tensor of its own, a copy of the base's emb" in said
     assert "lm_head.weight" in load(tmp_path / "out")
 
 
@@ -110,7 +110,7 @@ def test_force(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured)
     """What exists is replaced only then."""
     words = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out")
     assert [main(*words), main(*words), main(*words, "--force")] == [0, 1, 0]
-    assert "out exists. Give another folder, or say --force" in capsys.readouterr().err
+    assert "out exists. Choose another folder, or use --force" in capsys.readouterr().err
 
 
 def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captured) -> None:
@@ -121,7 +121,8 @@ def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captur
     for out in (lora, lora / "out", lora.parent):
         assert main("merge", base, "-a", f"{lora}:0.5", "--out", out, "--force") == 1
         assert (
-            f"the output {out} and the adapter {lora} lie one in the oth" in capsys.readouterr().err
+            f"the output {out} and the adapter {lora} overlap: one contains the oth"
+            in capsys.readouterr().err
         )
     assert contents(lora.parent) == {**before, "config.json": b"{}"}
 
@@ -132,7 +133,10 @@ def test_verified(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     words = ("merge", base, "-a", f"{adapters['lora']}:0.001", "--verify")
     assert main(*words, "-o", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("rounded once to 16 bits: 0.") and "of what the mix does" in lines[2]
+    assert (
+        lines[2].startswith("error of rounding to 16 bits: 0.")
+        and "of the mix's effect" in lines[2]
+    )
     assert lines[3] == "verified: 6 tensors proven, 4 inconclusive:" and len(lines) == 8
     assert all("rounding to BF16 left" in line for line in lines[4:])
     document = told(capsys, *words, "-o", tmp_path / "again")
@@ -221,7 +225,7 @@ def test_flags_are_handed_on(
         assert main(*words, f"--{flag}") == 0
     assert calls == [{flag: True} for flag in flags]
     said = capsys.readouterr().out
-    assert "2 files were whole from a run before\n3 tensors dequantized to bfloat16\n" in said
+    assert "2 files complete from an earlier run\n3 tensors dequantized to bfloat16\n" in said
 
 
 # A shell that starts the tests in the background has them, and their children, ignore SIGINT.
@@ -250,7 +254,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("number", "words", "out", "err"),
     [
-        (signal.SIGTERM, [], "", "error: stopped; outputs are as they were.\n"),
+        (signal.SIGTERM, [], "", "error: stopped; outputs are unchanged.\n"),
         (signal.SIGINT, ["--json"], '"kind": "Interrupted"', ""),
     ],
 )

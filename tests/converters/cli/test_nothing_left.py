@@ -175,7 +175,9 @@ def test_the_working_directory(
         monkeypatch.chdir(tmp_path / where)
         before = _tree(tmp_path)
         for out in (".", tmp_path / where, f"../{where}"):
-            with pytest.raises(CheckpointError, match="contains the working directory, which would"):
+            with pytest.raises(
+                CheckpointError, match="contains the working directory, which would"
+            ):
                 CALLS[call](base, lora, out)
         with pytest.raises(CheckpointError, match="the output is an empty string, expected a path"):
             CALLS[call](base, lora, "")

@@ -30,7 +30,10 @@ from .running import Captured, main, run, told
         (["merge", "base", "-a", "x", "y", "-o", "out"], "unexpected extra argument"),
         (["inspect"], "Missing argument"),
         (["convert", "x"], "Missing option"),
-        (["convert", "x", "--to", "gguf", "-o", "y"], "'gguf' is none of peft, kohya, diffusers"),
+        (
+            ["convert", "x", "--to", "gguf", "-o", "y"],
+            "'gguf' is not one of peft, kohya, diffusers",
+        ),
         (["export", "-o", "x"], "Missing option"),
         (["combine", "-a", "x", "-o", "y"], "Missing option"),
         (["fit", "base", "-a", "x"], "Missing option"),
@@ -58,7 +61,7 @@ def test_help(capsys: Captured) -> None:
         assert main(*words) == 0
         said = capsys.readouterr().out
         assert all(re.search(rf"\b{command}\b", said) for command in COMMANDS)
-        assert "Begin with jaxmix demo" in said and "130, 143: stopped by Ctrl-C" in said
+        assert "Start with jaxmix demo" in said and "130, 143: stopped by Ctrl-C" in said
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -112,11 +115,11 @@ def test_stopped(
 
     monkeypatch.setattr(program, "app", stop)
     assert told(capsys, "inspect", "x", code=code) == {
-        "error": "stopped; outputs are as they were.",
+        "error": "stopped; outputs are unchanged.",
         "kind": kind,
     }
     assert main("inspect", "x") == code
-    assert capsys.readouterr().err == "error: stopped; outputs are as they were.\n"
+    assert capsys.readouterr().err == "error: stopped; outputs are unchanged.\n"
 
 
 def test_other_ends(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ def test_a_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert (merged.out, merged.shards, merged.left_out) == (out, ("model.safetensors",), ())
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert merged.verified is not None and verify_merge(file, mixed(adapters), out).ok
-    with pytest.raises(CheckpointError, match=r"merged.safetensors exists. Choose another name, or"):
+    with pytest.raises(
+        CheckpointError, match=r"merged.safetensors exists. Choose another name, or"
+    ):
         merge_checkpoint(file, [], out)
     merge_checkpoint(file, [], out, force=True)
     assert out.read_bytes() == file.read_bytes()
@@ -72,7 +74,9 @@ def test_ties(adapters: Adapters, tmp_path: Path) -> None:
     """Its neighbour says whether it is tied; a head of its own goes into the file."""
     base = save_base(tmp_path / "base", tied=True)
     file, embedding = base / "model.safetensors", jaxmix.load(adapters["embedding"])
-    with pytest.raises(LayoutError, match=r"model.safetensors ties the tensors of these sites to others"):
+    with pytest.raises(
+        LayoutError, match=r"model.safetensors ties the tensors of these sites to others"
+    ):
         merge_checkpoint(file, embedding, tmp_path / "out.safetensors")
     merged = merge_checkpoint(file, embedding, tmp_path / "out.safetensors", untie=True)
     assert merged.untied == "lm_head.weight"

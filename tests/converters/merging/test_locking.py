@@ -94,7 +94,9 @@ def test_a_folder_that_is_not_a_merges(
     """It is refused and left, whatever is asked for."""
     make(tmp_path / "out.partial")
     before = _tree(tmp_path)
-    with pytest.raises(CheckpointError, match=r"out.partial is in the way: the unfinished output would be"):
+    with pytest.raises(
+        CheckpointError, match=r"out.partial is in the way: the unfinished output would be"
+    ):
         options = {} if option == "plain" else {option: True}
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out", **options)
     assert _tree(tmp_path) == before
@@ -111,7 +113,8 @@ def test_a_base_where_the_output_would_grow(
     (tmp_path / "m.partial" / "lock").write_text("")
     before = _tree(tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"the folder for the unfinished output \S+m.partial (is|contains) the input \S+"
+        CheckpointError,
+        match=r"the folder for the unfinished output \S+m.partial (is|contains) the input \S+",
     ):
         merge_checkpoint(place, jaxmix.load(adapters["lora"]), tmp_path / "m", force=True)
     assert _tree(tmp_path) == before

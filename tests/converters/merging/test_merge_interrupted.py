@@ -90,7 +90,9 @@ def test_files_may_not_grow(base: Path, adapters: Adapters, tmp_path: Path) -> N
     largest = (base / "model.safetensors").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 100, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"File too large.*supports files of this size\.$"):
+        with pytest.raises(
+            CheckpointError, match=r"File too large.*supports files of this size\.$"
+        ):
             merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -209,7 +211,8 @@ def test_a_base_that_is_cut_meanwhile(
         os.truncate(last, len(header(last)) + 8)
 
     with pytest.raises(
-        CheckpointError, match=r"(?s)the base changed while it was being read.*00003\S+ it has [\d,]+ bytes, before"
+        CheckpointError,
+        match=r"(?s)the base changed while it was being read.*00003\S+ it has [\d,]+ bytes, before",
     ):
         adapter = jaxmix.load(adapters[which])
         merge_checkpoint(sharded, adapter, tmp_path / "out", progress=cut)

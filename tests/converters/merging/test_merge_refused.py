@@ -175,6 +175,7 @@ def test_too_little_room(
 
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(
-        CheckpointError, match=r"out needs [\d,]+ bytes, and \S+ has 99 bytes free\. Free some space"
+        CheckpointError,
+        match=r"out needs [\d,]+ bytes, and \S+ has 99 bytes free\. Free some space",
     ):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")

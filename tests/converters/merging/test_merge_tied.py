@@ -131,7 +131,9 @@ def test_heads_that_can_not_be_untied(site: str, others: list[str], tmp_path: Pa
     )
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     adapter = jaxmix.Adapter({site: LoRA(jnp.ones((1, 3)), jnp.ones((7, 1)), 1.0)})
-    text = r"^untie=True supports decoders with a plain lm_head.weight, which \S+base is not: found "
+    text = (
+        r"^untie=True supports decoders with a plain lm_head.weight, which \S+base is not: found "
+    )
     with pytest.raises(
         LayoutError, match=rf"{text}.* for {site}\. Untie the model with transformers instead"
     ):

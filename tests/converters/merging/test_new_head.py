@@ -130,7 +130,9 @@ def test_a_head_of_several_classes(tmp_path: Path) -> None:
     names = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "bert.x.weight"]
     base = save(tmp_path / "base", BERT, *names)
     both = "BertForSequenceClassification or BertForTokenClassification"
-    with pytest.raises(LayoutError, match=rf"It may be the head of {both}\. Choose one: new_head='B"):
+    with pytest.raises(
+        LayoutError, match=rf"It may be the head of {both}\. Choose one: new_head='B"
+    ):
         merge_checkpoint(base, head("classifier"), tmp_path / "no", new_head=True)
     for i, name in enumerate(["BertForSequenceClassification", "BertForTokenClassification"]):
         out = tmp_path / str(i)

@@ -310,7 +310,10 @@ def test_other_methods(method: str, part: str, dtype: Any, tmp_path: Path) -> No
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, lora(), tmp_path / "out")
     text = str(caught.value)
-    assert f"(quantized by {method}): adapters can't be merged into these tensors, expected dtypes" in text
+    assert (
+        f"(quantized by {method}): adapters can't be merged into these tensors, expected dtypes"
+        in text
+    )
     assert f"{packed} in model-2.safetensors: " in text and text.endswith(end)
     for adapter in (lora(), lora("head")):
         with pytest.raises(LayoutError) as caught:

@@ -218,7 +218,9 @@ def test_rows_that_no_file_has(tmp_path: Path) -> None:
     for update, line in {
         lora(VOCAB + 2): "model.embed_tokens: the adapter fits shape (16, 6), ",
         gap: "model.embed_tokens: the adapter fits shape (16, 6), ",
-        Replace(draw(VOCAB + 1, WIDTH)): "lm_head.weight has 14 rows, 15 are needed, and no adapter",
+        Replace(
+            draw(VOCAB + 1, WIDTH)
+        ): "lm_head.weight has 14 rows, 15 are needed, and no adapter",
     }.items():
         with pytest.raises(ShapeError) as caught:
             merge_checkpoint(base, jaxmix.Adapter({EMBED: update}), tmp_path / "out", resize=True)
@@ -242,7 +244,9 @@ def test_new_rows_beyond_float16(tmp_path: Path) -> None:
     """An error before anything is written."""
     base = save_base(tmp_path / "base", dtype=np.float16)
     adapter = jaxmix.Adapter({s: Replace(draw(VOCAB + 1, WIDTH) * 1e6) for s in (EMBED, HEAD)})
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight: the new rows exceed the range of F16"):
+    with pytest.raises(
+        CheckpointError, match=r"embed_tokens.weight: the new rows exceed the range of F16"
+    ):
         merge_checkpoint(base, adapter, tmp_path / "out", resize=True)
     assert not (tmp_path / "out").exists()
 

@@ -101,10 +101,13 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
     ]
     for adapters_now, options, what in cases:
         with pytest.raises(
-            CheckpointError, match=rf"belongs to another merge, which can't be resumed.*Different: {what}\. Merge with the"
+            CheckpointError,
+            match=rf"belongs to another merge, which can't be resumed.*Different: {what}\. Merge with the",
         ):
             merge_checkpoint(sharded, adapters_now, out, resume=True, **options)
-        with pytest.raises(CheckpointError, match=r"holds another merge, which was interrupted\. Use force=True"):
+        with pytest.raises(
+            CheckpointError, match=r"holds another merge, which was interrupted\. Use force=True"
+        ):
             merge_checkpoint(sharded, adapters_now, out, **options)
     os.utime(sharded / SECOND)
     with pytest.raises(CheckpointError, match=r"Different: the base's files\."):

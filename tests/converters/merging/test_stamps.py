@@ -75,7 +75,9 @@ def test_a_base_that_is_changed(
             done.append(-1)
         done.append(count)
 
-    with pytest.raises(CheckpointError, match=rf"(?s)the base changed while it was being read:.*({text})"):
+    with pytest.raises(
+        CheckpointError, match=rf"(?s)the base changed while it was being read:.*({text})"
+    ):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", verify=True, progress=progress)
     assert -1 in done and max(done) <= size
     assert not list(tmp_path.glob("out*"))
@@ -91,7 +93,9 @@ def test_verifying_later(sharded: Path, adapters: Adapters, tmp_path: Path) -> N
             _same_file_again(sharded / "model-00003-of-00003.safetensors")
         seen.append(1)
 
-    with pytest.raises(CheckpointError, match="Merge again when no other program writes to the base"):
+    with pytest.raises(
+        CheckpointError, match="Merge again when no other program writes to the base"
+    ):
         verify_merge(sharded, mixed(adapters), tmp_path / "out", progress=progress)
     assert contents(tmp_path / "out") == before
 

@@ -260,7 +260,9 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
 def test_what_is_no_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """Nothing there, or a file where the base is a folder."""
     for out, what in ((tmp_path / "nothing", "a folder"), (base / "config.json", "a folder")):
-        with pytest.raises(CheckpointError, match=f"is not a merged checkpoint, expected {what}, as the"):
+        with pytest.raises(
+            CheckpointError, match=f"is not a merged checkpoint, expected {what}, as the"
+        ):
             verify_merge(base, mixed(adapters), out)
     with pytest.raises(CheckpointError, match="expected a safetensors file, as the base is"):
         verify_merge(base / "model.safetensors", mixed(adapters), base)

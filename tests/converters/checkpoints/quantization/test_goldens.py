@@ -115,7 +115,10 @@ def test_not_in_secret(case: str, tmp_path: Path) -> None:
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, adapter(case), tmp_path / "out")
     text, kind = str(caught.value), find_packed(read_checkpoint(base)).packed[name_of(case)].kind
-    assert f"(quantized by {settings['quant_method']}): adapters can't be merged into these tensors, expected dtypes" in text
+    assert (
+        f"(quantized by {settings['quant_method']}): adapters can't be merged into these tensors, expected dtypes"
+        in text
+    )
     assert f"\n  {name_of(case)} in model-" in text and f": {kind}\nUse dequantize=True" in text
     assert text.endswith(
         "dequantize=True writes all that is packed in bfloat16, and merges into that."
@@ -140,8 +143,8 @@ def test_readers_of_adapters_and_params(case: str, tmp_path: Path) -> None:
         load_params(base)
     text, part = str(caught.value), next(iter(packed(case, MODULE)))
     assert f"quantized by {CASES[case]['settings']['quant_method']}: tensors that are no we" in text
-    assert part in text and text.endswith("dequantize=True reads the weights that they stand for.")
-    with pytest.raises(UnsupportedError, match="no weights by themselves"):
+    assert part in text and text.endswith("Pass dequantize=True to read the dequantized weights.")
+    with pytest.raises(UnsupportedError, match="these tensors are not weights by themselves:"):
         load_params(base, names=[part])
     assert load_params(base, names=["norm.weight"]).keys() == {"norm.weight"}
     params = load_params(base, dequantize=True)

@@ -212,5 +212,5 @@ def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError) as caught:
             load_params(base, dequantize=dequantize)
         text = str(caught.value)
-        assert "is quantized by eetq: tensors that are no weights by themselves" in text
-        assert "a.weight" in text and text.endswith("Take the checkpoint that it was made from.")
+        assert "is quantized by eetq: these tensors are not weights by themselves:" in text
+        assert "a.weight" in text and text.endswith("Use the unquantized checkpoint.")
