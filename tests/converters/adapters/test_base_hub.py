@@ -112,7 +112,8 @@ def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (
             errors.LocalEntryNotFoundError,
             "owner/name on the hub: the checkpoint is not in the local cache and the hub can't be "
-            "reached. 'owner/name' is not a local folder either. Connect to the internet to download it, or use the path of a "
+            "reached. 'owner/name' is not a local folder either. Connect to the internet to "
+            "download it, or use the path of a "
             "downloaded folder.",
         ),
         (
@@ -122,8 +123,8 @@ def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             ConnectionError,
-            "owner/name on the hub: the checkpoint can't be downloaded: what the client said. Try again, "
-            "or download the folder and use its path.",
+            "owner/name on the hub: the checkpoint can't be downloaded: what the client said. Try "
+            "again, or download the folder and use its path.",
         ),
     ],
 )

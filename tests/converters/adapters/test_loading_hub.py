@@ -55,7 +55,8 @@ def test_not_in_the_cache(cache):
     ):
         assert refused(CheckpointError, "owner/name", **options) == (
             f"{place}: adapter_config.json is not in the local cache and the hub can't be reached. "
-            "'owner/name' is not a local folder either. Connect to the internet to download it, or use the path of a "
+            "'owner/name' is not a local folder either. Connect to the internet to download "
+            "it, or use the path of a "
             "downloaded folder."
         )
     save(cache / COMMIT)
@@ -121,8 +122,8 @@ def test_what_the_hub_says(kind, expected, monkeypatch):
     """Each of the client's errors in our words, and any other passed on in its own."""
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing(kind))
     expected = expected or (
-        "owner/name/sub on the hub at revision 'v1': adapter_config.json can't be downloaded: what the "
-        "client said. Try again, or download the folder and use its path."
+        "owner/name/sub on the hub at revision 'v1': adapter_config.json can't be downloaded: what "
+        "the client said. Try again, or download the folder and use its path."
     )
     with pytest.raises(JaxmixError) as caught:
         jaxmix.load("owner/name", subfolder="sub", revision="v1")

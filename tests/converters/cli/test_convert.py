@@ -143,9 +143,7 @@ def test_recipes_that_are_refused(tmp_path: Path) -> None:
             save_recipe(sources, tmp_path / place)
         assert text in str(caught.value)
     place = save_recipe([], tmp_path / "r.json")
-    with pytest.raises(
-        CheckpointError, match=r"r\.json exists\. Choose another name, or replace it"
-    ):
+    with pytest.raises(CheckpointError, match=r"r\.json exists\. Give another name, or replace it"):
         save_recipe([], place)
     save_recipe([("owner/x", 1.0)], place, force=True)
     assert "owner/x" in place.read_text() and sorted(p.name for p in tmp_path.iterdir()) == [

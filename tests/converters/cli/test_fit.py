@@ -150,7 +150,7 @@ def test_an_output_that_exists(place: Path, capsys: Captured) -> None:
     document = told(capsys, *words(place, "-o", place / "one"), code=1)
     assert "overlap: one contains the other" in document["error"]
     document = told(capsys, *words(place, "-o", place / "base" / "x"), code=1)
-    assert "lies in" in document["error"]
+    assert "is in the input" in document["error"]
 
 
 def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captured) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.cli.bases import base_params, mapped, needs_base
+from jaxmix.converters.cli.bases import base_params, map_tensors, needs_base
 from jaxmix.converters.cli.tables import adapter_data
 from jaxmix.errors import CheckpointError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
@@ -191,7 +191,7 @@ def test_a_mapped_base(tmp_path: Path) -> None:
     """All tensors as they are, bfloat16 too, from several files; what is not of floats as bytes."""
     for dtype in (np.float32, jnp.bfloat16):
         folder = save_base(tmp_path / np.dtype(dtype).name, shards=2, dtype=dtype)
-        found, expected = mapped(folder), load(folder)
+        found, expected = map_tensors(folder), load(folder)
         assert set(found) == set(expected)
         for name, tensor in expected.items():
             same = tensor if tensor.dtype == dtype else tensor.view(np.uint8)

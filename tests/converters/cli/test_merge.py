@@ -74,7 +74,7 @@ def test_untie(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     base = save_base(tmp_path / "base", tied=True)
     words = ("merge", base, "-a", adapters["embedding"], "--out", tmp_path / "out")
     assert main(*words) == 1
-    assert "--untie does so" in capsys.readouterr().err
+    assert "Use --untie to untie them in the output" in capsys.readouterr().err
     assert main(*words, "--untie") == 0
     said = capsys.readouterr().out
     assert "1 tensor changed, 9 copied unchanged, 2,544 bytes in 1 file\n" in said

@@ -44,7 +44,7 @@ def here(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.Mon
             "lora:−2",
             "'−2' is not a strength, expected ADAPTER:STRENGTH with a number such as lora:-2.",
         ),
-        ("lora:", "there is not a strength after the colon"),
+        ("lora:", "the strength after the colon is missing"),
         ("lora:nan", "'nan' is not a strength"),
         ("lora=0.5", "lora=0.5: a strength must follow a colon, expected ADAPTER:STRENGTH with a "),
         ("lora x 0,7", "a number such as lora:0.7."),
@@ -54,7 +54,8 @@ def here(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.Mon
         ("owner/name:abc", "'abc' is not a strength"),
         (
             "run:2",
-            "run:2 is ambiguous: it is an existing path, and could mean run at strength 2. Write run:2:1 ",
+            "run:2 is ambiguous: it is an existing path, and could mean run at strength 2. "
+            "Write run:2:1 ",
         ),
         ("run:2", "Write run:2:1 for the path, or run:2.0 for the strength."),
     ],

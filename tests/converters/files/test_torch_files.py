@@ -121,8 +121,11 @@ def test_a_torch_file_that_is_not_there(tmp_path: Path) -> None:
     """For a reader that is called by itself."""
     from jaxmix.converters.adapters.peft.tensors import read_tensors
 
-    for name in ("x.bin", "x.safetensors"):
-        with pytest.raises(CheckpointError, match=f"{name} does not exist. Check the path"):
+    for name, advice in (
+        ("x.bin", r"Check the path\."),
+        ("x.safetensors", r"Give the path of a file\."),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name} does not exist\. {advice}$"):
             read_tensors(tmp_path / name)
 
 

@@ -27,7 +27,7 @@ def tree_of(path: Path) -> Any:
     return leaves if "keras" in path.stem else nested(leaves)
 
 
-def base_layout(path: Path) -> Layout | None:
+def layout_of(path: Path) -> Layout | None:
     """The layout, where leaves of these names may lie in several ways."""
     return table(path) if path.stem.removesuffix("-unscanned") in SAID else None
 
@@ -35,7 +35,7 @@ def base_layout(path: Path) -> Layout | None:
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_all_linear_is_what_peft_finds(path: Path) -> None:
     """Every linear layer but the head, by Hugging Face's names and sizes; and it composes."""
-    tree, layout, kind = tree_of(path), base_layout(path), kind_of(path)
+    tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
     made = jaxmix.init("lora", tree, _KEY, target_modules="all-linear", rank=2, layout=layout)
     sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(made).items()}
     assert sizes == linears(kind)
@@ -52,7 +52,7 @@ def test_all_linear_is_what_peft_finds(path: Path) -> None:
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_names_are_ends_of_paths(path: Path) -> None:
     """PEFT's suffix rule, with its excludes and its layers, on names that no leaf has."""
-    tree, layout, kind = tree_of(path), base_layout(path), kind_of(path)
+    tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
     how: dict[str, Any] = {"rank": 1, "layout": layout}
     made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
     assert set(made.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}

@@ -125,7 +125,10 @@ def test_the_last_step_fails(
 
     with monkeypatch.context() as patched:
         patched.setattr(staged_output, "exchange_paths", failing)
-        text = r"could not be written.* 1 of 1 shards are complete in \S+out\.partial\. Use resume=True"
+        text = (
+            r"could not be written.* 1 of 1 shards are complete in \S+out\.partial\. Use "
+            r"resume=True"
+        )
         with pytest.raises(CheckpointError, match=text + r".*Choose a folder to which you"):
             merge_checkpoint(base, mixed(adapters), out, force=True)
     assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}

@@ -118,7 +118,8 @@ def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
     first, second = run(base, adapters, out)
     assert "out exists. Choose another folder, or use force=True" in first["error"]
     assert second["error"] == (
-        "OtherProcessFailed: the merge failed in process 0 of 2. See the error message of that process."
+        "OtherProcessFailed: the merge failed in process 0 of 2. See the error message of that "
+        "process."
     )
 
 

@@ -116,8 +116,8 @@ def test_not_in_secret(case: str, tmp_path: Path) -> None:
         merge_checkpoint(base, adapter(case), tmp_path / "out")
     text, kind = str(caught.value), find_packed(read_checkpoint(base)).packed[name_of(case)].kind
     assert (
-        f"(quantized by {settings['quant_method']}): adapters can't be merged into these tensors, expected dtypes"
-        in text
+        f"(quantized by {settings['quant_method']}): adapters can't be merged into these "
+        f"tensors, expected dtypes" in text
     )
     assert f"\n  {name_of(case)} in model-" in text and f": {kind}\nUse dequantize=True" in text
     assert text.endswith(
