@@ -121,7 +121,7 @@ def test_not_in_secret(case: str, tmp_path: Path) -> None:
     )
     assert f"\n  {name_of(case)} in model-" in text and f": {kind}\nUse dequantize=True" in text
     assert text.endswith(
-        "dequantize=True writes all that is packed in bfloat16, and merges into that."
+        "\nUse dequantize=True to write packed weights in bfloat16 and merge into them."
     )
     ones = np.ones((1, 4), np.float32)
     head = jaxmix.Adapter({"lm_head": LoRA(jnp.asarray(ones), jnp.ones((6, 1)), 1.0)})
@@ -142,7 +142,7 @@ def test_readers_of_adapters_and_params(case: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         load_params(base)
     text, part = str(caught.value), next(iter(packed(case, MODULE)))
-    assert f"quantized by {CASES[case]['settings']['quant_method']}: tensors that are no we" in text
+    assert f"quantized by {CASES[case]['settings']['quant_method']}: these tensors are not" in text
     assert part in text and text.endswith("Pass dequantize=True to read the dequantized weights.")
     with pytest.raises(UnsupportedError, match="these tensors are not weights by themselves:"):
         load_params(base, names=[part])

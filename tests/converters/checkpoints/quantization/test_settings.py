@@ -92,7 +92,7 @@ def test_settings_beside_the_config(file: str, case: str, tmp_path: Path) -> Non
     if case == "gptq_4":
         (base / file).write_text(json.dumps({"bits": 4, "group_size": 16}))
     merged = merge_checkpoint(base, NOTHING, tmp_path / "out", dequantize=True, verify=True)
-    assert merged.left_out == (f"{file}: it tells how the base was quantized",)
+    assert merged.left_out == (f"{file}: it describes how the base was quantized",)
     assert not (tmp_path / "out" / file).exists()
     made = load_file(tmp_path / "out" / "model-1.safetensors")
     made |= load_file(tmp_path / "out" / "model-2.safetensors")
@@ -161,9 +161,9 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge that was interrupted goes on with the shards that it had dequantized."""
     tensors = packed("gptq_4", "a.") | packed("gptq_4", "b.") | packed("gptq_4", "c.")
     base = save(tmp_path / "base", tensors, CASES["gptq_4"]["settings"])
-    finish, whole = Place.finished, []
+    finish, whole = StagedOutput.finish_shard, []
 
-    def failing(self: Place, number: int, *args: Any) -> None:
+    def failing(self: StagedOutput, number: int, *args: Any) -> None:
         if whole:
             raise OSError("no more")
         whole.append(number)
