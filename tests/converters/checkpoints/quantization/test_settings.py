@@ -172,7 +172,7 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(StagedOutput, "finish_shard", failing)
-        with pytest.raises(CheckpointError, match="1 of 2 shards are whole"):
+        with pytest.raises(CheckpointError, match="1 of 2 shards are complete"):
             merge_checkpoint(base, NOTHING, out, dequantize=True)
     with pytest.raises(CheckpointError, match="Different: the base's tensors"):
         merge_checkpoint(base, NOTHING, out, resume=True)
