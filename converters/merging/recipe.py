@@ -35,14 +35,14 @@ class Share:
 
     Args:
         site: The site's name.
-        word: Strengths and updates in order of application.
+        chain: Strengths and updates in order of application.
         form: How the tensor holds the site's weight, or its bias.
         base: The weight that the map of a bias reads, if it reads one.
         base_form: How ``base`` holds that weight.
     """
 
     site: str
-    word: Chain
+    chain: Chain
     form: Form
     base: Stored | None = None
     base_form: Form | None = None
@@ -78,9 +78,9 @@ class Recipe:
         (share,) = self.shares
         leaf: Any = jax.ShapeDtypeStruct(self.tensor.shape, self.dtype)
         base = None
-        if any(update.reads_base for _, update in share.word):
+        if any(update.reads_base for _, update in share.chain):
             leaf, base = _array(self.tensor), share.base and _array(share.base)
-        maps = plan.made(leaf, base, share.word, share.form, share.base_form)
+        maps = plan.made(leaf, base, share.chain, share.form, share.base_form)
         return Prepared(self, tuple(blocks.with_numpy_factors(step) for step in fold(list(maps))))
 
 
@@ -179,7 +179,7 @@ class Prepared:
         """Applies the updates to a whole tensor that holds several sites, or an indexed site."""
         for share in self.recipe.shares:
             base = share.base and _array(share.base)
-            leaf = plan.apply(leaf, share.word, share.form, base=base, base_form=share.base_form)
+            leaf = plan.apply(leaf, share.chain, share.form, base=base, base_form=share.base_form)
         return leaf
 
 

@@ -140,16 +140,16 @@ def _maps(share: Share, leaf: Any, shape: tuple[int, ...]) -> list[AffineMap]:
         if form.part == "bias" and share.base is not None and share.base_form is not None:
             rows = share.base.shape[0] if share.base.shape else 1
             weight = share.base_form.matrix(_wide(share.base, slice(0, rows)))
-    return _build_maps(share.word, own, weight, form, form.shape(shape))
+    return _build_maps(share.chain, own, weight, form, form.shape(shape))
 
 
 @partial(jax.jit, static_argnames=("form", "shape"))
-def _build_maps(word: Any, own: Any, weight: Any, form: Form, shape: Any) -> list[AffineMap]:
+def _build_maps(chain: Any, own: Any, weight: Any, form: Form, shape: Any) -> list[AffineMap]:
     """Builds the maps; ``weight`` is given for a bias whose maps read the weight."""
     base = Base(own, shape) if form.part == "weight" else Base(weight, shape, own)
     if weight is not None:
         base = Base(weight, weight.shape, own)
-    steps = maps(plan.cast(word, np.float64), base, form.part)
+    steps = maps(plan.cast(chain, np.float64), base, form.part)
     return [step.T if form.transposed else step for step in steps]
 
 
@@ -161,7 +161,7 @@ def _apply(step: AffineMap, matrix: Any) -> Any:
 
 def _reads(share: Share) -> bool:
     """Whether any update reads the base."""
-    return any(update.reads_base for _, update in share.word)
+    return any(update.reads_base for _, update in share.chain)
 
 
 def _wide(tensor: Stored, rows: slice) -> Any:
