@@ -14,28 +14,28 @@ from typing import Any
 import numpy as np
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.common.base_model import base_model
+from jaxmix.converters.adapters.common.equal_ranks import with_equal_ranks
+from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.common.site_values import as_float
+from jaxmix.converters.adapters.common.tensor_files import (
+    file_keys,
+    file_metadata,
+    file_tensors,
+    is_adapter_by_itself,
+    parse_json_or_none,
+)
+from jaxmix.converters.adapters.common.values import NUMBER, matches_site
 from jaxmix.converters.adapters.lycoris.dotted import (
-    Place,
+    PartModule,
     dotted_sites,
     modern,
     place_of,
     sorted_keys,
 )
-from jaxmix.converters.adapters.lycoris.files import (
-    file_keys,
-    file_metadata,
-    file_tensors,
-    json_of,
-    stands_alone,
-)
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
-from jaxmix.converters.adapters.peft.level import leveled
-from jaxmix.converters.adapters.peft.patterns import number
-from jaxmix.converters.adapters.peft.shapes import Factors
-from jaxmix.converters.adapters.peft.values import NUMBER, matches
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 from jaxmix.families import LoRA
 
@@ -53,7 +53,7 @@ _UNDONE = {
 
 def is_diffusers(path: Path) -> bool:
     """Whether a file is a safetensors by itself, with a factor of some adapter in it."""
-    if not stands_alone(path):
+    if not is_adapter_by_itself(path):
         return False
     found = (split_key(modern(key)) for key in file_keys(path))
     # A `weight` by itself is any checkpoint's.
@@ -95,7 +95,7 @@ def read_diffusers(
     places = sorted_keys(tensors, where, part)
     text = file_metadata(path).get(METADATA)
     if text is not None:
-        config = json_of(text)
+        config = parse_json_or_none(text)
         if not isinstance(config, dict):
             raise CheckpointError(f"{where}: {METADATA} is {text[:60]!r}, expected an object")
         _add_scales(places, config, where)
@@ -105,7 +105,7 @@ def read_diffusers(
     return Adapter(updates, name=name) * strength
 
 
-def _add_scales(places: dict[Place, Factors], config: dict[str, Any], where: str) -> None:
+def _add_scales(places: dict[PartModule, SiteTensors], config: dict[str, Any], where: str) -> None:
     """Puts the scale that the metadata say beside the factors of each place."""
     problems: list[str] = []
     undone: list[str] = []
@@ -140,7 +140,7 @@ def _add_scales(places: dict[Place, Factors], config: dict[str, Any], where: str
         )
 
 
-def _contradiction(own: dict[str, Any], module: str, factors: Factors) -> str | None:
+def _contradiction(own: dict[str, Any], module: str, factors: SiteTensors) -> str | None:
     """What the metadata of a module say that its tensors do not."""
     if "alpha" in factors:
         return "alpha is in the keys and in the metadata, which diffusers refuses too"
@@ -166,7 +166,7 @@ def _by_module(own: dict[str, Any], patterns: str, default: str, module: str) ->
     found = own.get(patterns)
     for pattern, value in found.items() if isinstance(found, dict) else ():
         try:
-            if matches(pattern, module):
+            if matches_site(pattern, module):
                 return value
         except re.error:  # no regular expression, so none that fits
             continue
@@ -249,12 +249,12 @@ def export_diffusers(
 
 def _leveled(adapter: Adapter) -> Adapter:
     """LoRAs of one rank, of scale 1, with the strength in them."""
-    strength = number(adapter.strength)
+    strength = as_float(adapter.strength)
     loras: dict[str, Any] = dict(adapter.updates)
     if strength != 1 and any(update.magnitude is not None for update in loras.values()):
         return adapter  # refused by name: there is no strength of a DoRA
-    strong = {s: replace(up, scale=strength * number(up.scale)) for s, up in loras.items()}
-    return replace(adapter, updates=leveled(strong, 1.0), strength=1.0)
+    strong = {s: replace(up, scale=strength * as_float(up.scale)) for s, up in loras.items()}
+    return replace(adapter, updates=with_equal_ranks(strong, 1.0), strength=1.0)
 
 
 _PEFT_NAMES = {
@@ -265,7 +265,7 @@ _PEFT_NAMES = {
 }
 
 
-def _add_to_config(config: dict[str, Any], module: str, factors: Factors) -> None:
+def _add_to_config(config: dict[str, Any], module: str, factors: SiteTensors) -> None:
     """A module's rank and alpha, in the LoraConfig of its model."""
     down = factors["lora_down.weight"]
     rank, alpha = int(down.shape[0]), float(factors["alpha"])

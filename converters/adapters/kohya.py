@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.base import base_model
-from jaxmix.converters.adapters.lycoris.files import file_keys, file_tensors
+from jaxmix.converters.adapters.common.base_model import base_model
+from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.common.tensor_files import file_keys, file_tensors
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.names import found_modules
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
-from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import without_wrappers
 
@@ -83,9 +83,9 @@ def read_kohya(
     )
 
 
-def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[str, Factors]:
+def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[str, SiteTensors]:
     """The tensors by module, under the names of the file."""
-    modules: dict[str, Factors] = {}
+    modules: dict[str, SiteTensors] = {}
     unknown: list[str] = []
     parts: set[str] = set()
     for key, tensor in tensors.items():
@@ -139,7 +139,7 @@ def _prefix(key: str) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def _sites(modules: Mapping[str, Factors], base: Any, where: str) -> dict[str, str]:
+def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[str, str]:
     """The base's module for each of the file's."""
     wanted: dict[str, tuple[str, str]] = {}
     for module in modules:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.base import BaseModel, base_model
-from jaxmix.converters.adapters.lycoris.files import json_of, without_wrappers
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.tensors import FLOATS, read_tensors
-from jaxmix.converters.adapters.peft.values import NUMBER
+from jaxmix.converters.adapters.common.base_model import BaseModel, base_model
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.tensor_files import (
+    CONFIG_FILE,
+    parse_json_or_none,
+    strip_wrappers,
+)
+from jaxmix.converters.adapters.common.tensors import FACTOR_DTYPES, read_tensors
+from jaxmix.converters.adapters.common.values import NUMBER
 from jaxmix.errors import (
     CheckpointError,
     JaxmixError,
@@ -24,9 +28,8 @@ from jaxmix.errors import (
 from jaxmix.families import LoRA, Replace, Update
 from jaxmix.untrusted.files import read_small
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "is_mlx", "is_mlx_file", "read_mlx"]
+__all__ = ["WEIGHTS_FILE", "is_mlx", "is_mlx_file", "read_mlx"]
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 _PARAMETERS = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}
 # Of these modules the weight is (V, D), and the factors lie in its own order.
@@ -113,7 +116,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} can't be read: {error}. Expected mlx-lm's config."
         ) from error
-    config = json_of(text)
+    config = parse_json_or_none(text)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is no JSON object, expected mlx-lm's config. Save it again.")
     return config
@@ -138,14 +141,14 @@ def _scale(config: Mapping[str, Any], path: Path) -> float:
     return float(said["scale"])
 
 
-def _sites(tensors: Mapping[str, Any], kind: str, file: Path) -> dict[str, Factors]:
+def _sites(tensors: Mapping[str, Any], kind: str, file: Path) -> dict[str, SiteTensors]:
     """The tensors by module."""
     names = _PARAMETERS.get(kind, ("weight", "bias"))
-    sites: dict[str, Factors] = {}
+    sites: dict[str, SiteTensors] = {}
     unknown: list[str] = []
-    for key, tensor in without_wrappers(tensors, str(file)).items():
+    for key, tensor in strip_wrappers(tensors, str(file)).items():
         module, _, parameter = key.rpartition(".")
-        if not module or parameter not in names or tensor.dtype not in FLOATS:
+        if not module or parameter not in names or tensor.dtype not in FACTOR_DTYPES:
             unknown.append(f"{key}: {tensor.dtype} {tensor.shape}")
         else:
             sites.setdefault(module, {})[parameter] = tensor
@@ -158,19 +161,21 @@ def _sites(tensors: Mapping[str, Any], kind: str, file: Path) -> dict[str, Facto
 
 
 def _low_rank(
-    site: str, factors: Factors, kind: str, scale: float, base: BaseModel | None
+    site: str, factors: SiteTensors, kind: str, scale: float, base: BaseModel | None
 ) -> Update:
     """LoRA or DoRA, of a linear layer or an embedding."""
-    a, b = need(factors, "lora_a", "lora_b")
+    a, b = required(factors, "lora_a", "lora_b")
     if a.ndim == b.ndim == 3:
-        raise UnsupportedError(f"{shapes(factors)}: of experts, which jaxmix does not read yet")
+        raise UnsupportedError(
+            f"{describe_shapes(factors)}: of experts, which jaxmix does not read yet"
+        )
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or 0 in (*a.shape, *b.shape):
-        raise ShapeError(f"{shapes(factors)}, expected lora_a (in, r) and lora_b (r, out)")
-    magnitude = need(factors, "m")[0] if kind == "dora" else None
+        raise ShapeError(f"{describe_shapes(factors)}, expected lora_a (in, r) and lora_b (r, out)")
+    magnitude = required(factors, "m")[0] if kind == "dora" else None
     is_embedding = _is_embedding(site, (a.shape[0], b.shape[1]), base)
     rows = a.shape[0] if is_embedding else b.shape[1]
     if magnitude is not None and magnitude.shape != (rows,):
-        raise ShapeError(f"{shapes(factors)}, expected m ({rows},)")
+        raise ShapeError(f"{describe_shapes(factors)}, expected m ({rows},)")
     if is_embedding:
         # DoRA's norm is a token's here, so that to jaxmix it is a layer like any other.
         return LoRA(b, a, scale, magnitude=magnitude, embedding=magnitude is None)
@@ -184,11 +189,13 @@ def _is_embedding(site: str, shape: tuple[int, int], base: BaseModel | None) -> 
     return site.rpartition(".")[2] in _EMBEDDINGS
 
 
-def _replaced(factors: Factors) -> Update:
+def _replaced(factors: SiteTensors) -> Update:
     """A layer that was trained whole."""
     weight, bias = factors.get("weight"), factors.get("bias")
     if weight is not None and (weight.ndim not in (1, 2) or not weight.size):
-        raise UnsupportedError(f"{shapes(factors)}: mlx lays convolutions out in another order")
+        raise UnsupportedError(
+            f"{describe_shapes(factors)}: mlx lays convolutions out in another order"
+        )
     if bias is not None and (bias.ndim != 1 or not bias.size):
-        raise ShapeError(f"{shapes(factors)}, expected bias (out,)")
+        raise ShapeError(f"{describe_shapes(factors)}, expected bias (out,)")
     return Replace(weight, bias)

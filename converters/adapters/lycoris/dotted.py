@@ -4,13 +4,13 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.lycoris.keys import split_key
-from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import unwrapped
 from jaxmix.placement.spelling import Spellings
 
-__all__ = ["PARTS", "Place", "dotted_sites", "modern", "place_of", "sorted_keys"]
+__all__ = ["PARTS", "PartModule", "dotted_sites", "modern", "place_of", "sorted_keys"]
 
 # What stands before the module's name, and means the model that it is in.
 PARTS: tuple[str, ...] = (
@@ -33,7 +33,7 @@ _PROCESSOR = re.compile(r"\.(?P<layer>to_q|to_k|to_v|to_out)_lora\.(?P<end>(?:do
 _OF_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
-class Place(NamedTuple):
+class PartModule(NamedTuple):
     """Where a tensor belongs: the part ("" for none), and the module's name in it."""
 
     part: str
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 def sorted_keys(
     tensors: Mapping[str, Any], where: str, part: str | None
-) -> dict[Place, dict[str, Any]]:
+) -> dict[PartModule, dict[str, Any]]:
     """The tensors by place.
 
     Args:
@@ -62,7 +62,7 @@ def sorted_keys(
             f"{where} is what PEFT saves (base_model.model.…), whose alpha is in its config and "
             "not in the file. Give the folder that holds it and its adapter_config.json."
         )
-    places: dict[Place, Factors] = {}
+    places: dict[PartModule, SiteTensors] = {}
     unknown: list[str] = []
     splits = {key: split_key(modern(key)) for key in tensors}
     plain = _without_wrappers({place_of(split[0]) for split in splits.values() if split})
@@ -91,21 +91,21 @@ def sorted_keys(
     return places
 
 
-def _without_wrappers(places: Collection[Place]) -> dict[Place, Place]:
+def _without_wrappers(places: Collection[PartModule]) -> dict[PartModule, PartModule]:
     """Removes the names of wrappers that all modules of a part lie in (``unet.module.…``)."""
     parts: dict[str, list[str]] = {}
     for place in places:
         parts.setdefault(place.part, []).append(place.module)
     return {
-        Place(part, module): Place(part, short)
+        PartModule(part, module): PartModule(part, short)
         for part, modules in parts.items()
         for module, short in unwrapped(modules).items()
     }
 
 
 def dotted_sites(
-    places: Collection[Place], modules: Collection[str] | None, where: str
-) -> dict[Place, str]:
+    places: Collection[PartModule], modules: Collection[str] | None, where: str
+) -> dict[PartModule, str]:
     """The site of each place.
 
     With a base it is the base's module of that name, with or without the part before it. Without,
@@ -124,11 +124,11 @@ def dotted_sites(
             listed.
 
     Example:
-        >>> dotted_sites([Place("unet", "mid.to_q")], None, "file")
-        {Place(part='unet', module='mid.to_q'): 'mid.to_q'}
+        >>> dotted_sites([PartModule("unet", "mid.to_q")], None, "file")
+        {PartModule(part='unet', module='mid.to_q'): 'mid.to_q'}
     """
     several = len({place.part for place in places}) > 1
-    sites: dict[Place, str] = {}
+    sites: dict[PartModule, str] = {}
     problems: list[str] = []
     spellings = Spellings(modules or ())
     for place in places:
@@ -143,7 +143,7 @@ def dotted_sites(
             sites[place] = fitting[0]
         else:
             problems.append(f"{full}: {' and '.join(fitting) if fitting else 'no such module'}")
-    owners: dict[str, Place] = {}
+    owners: dict[str, PartModule] = {}
     for place, site in sites.items():
         if (other := owners.setdefault(site, place)) != place:
             problems.append(f"{site}: for {other.part or 'no part'} and {place.part or 'no part'}")
@@ -171,7 +171,7 @@ def modern(key: str) -> str:
     return f"{key[: found.start()]}.{name}.lora.{found['end']}"
 
 
-def place_of(module: str) -> Place:
+def place_of(module: str) -> PartModule:
     """The part and the rest of a name."""
     part = next((one for one in PARTS if module.startswith(f"{one}.")), "")
-    return Place(part, module.removeprefix(f"{part}.") if part else module)
+    return PartModule(part, module.removeprefix(f"{part}.") if part else module)

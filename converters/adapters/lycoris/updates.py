@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import Factor, SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.tensors import FACTOR_DTYPES
 from jaxmix.converters.adapters.lycoris.keys import BESIDE, FAMILIES
 from jaxmix.converters.adapters.lycoris.turns import diag_oft, glora, ia3, scale_of
-from jaxmix.converters.adapters.peft.shapes import Factor, Factors, need, shapes
-from jaxmix.converters.adapters.peft.tensors import FLOATS
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, listing
 from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
 
@@ -22,7 +22,7 @@ __all__ = ["build", "build_all"]
 NORM_EPS = float(np.finfo(np.float32).eps)
 
 
-def build_all(sites: Mapping[str, Factors], where: str) -> dict[str, Update]:
+def build_all(sites: Mapping[str, SiteTensors], where: str) -> dict[str, Update]:
     """An update for each site; what fails is gathered and raised at once, by its first kind.
 
     Args:
@@ -50,7 +50,7 @@ def build_all(sites: Mapping[str, Factors], where: str) -> dict[str, Update]:
     return updates
 
 
-def build(factors: Factors) -> Update:
+def build(factors: SiteTensors) -> Update:
     """The update of one module.
 
     Args:
@@ -73,24 +73,26 @@ def build(factors: Factors) -> Update:
     """
     found = [name for name, own in FAMILIES.items() if any(key in factors for key in own)]
     if len(found) > 1:
-        raise CheckpointError(f"{shapes(factors)}: factors of {' and '.join(found)} at one module")
-    if wrong := [name for name, x in factors.items() if x.dtype not in FLOATS and x.ndim]:
-        raise CheckpointError(f"{', '.join(wrong)} of integers in {shapes(factors)}")
+        raise CheckpointError(
+            f"{describe_shapes(factors)}: factors of {' and '.join(found)} at one module"
+        )
+    if wrong := [name for name, x in factors.items() if x.dtype not in FACTOR_DTYPES and x.ndim]:
+        raise CheckpointError(f"{', '.join(wrong)} of integers in {describe_shapes(factors)}")
     used = dict(factors)
     norm, bias = used.pop("dora_scale", None), used.pop("diff_b", None)
     if not found and bias is None:
-        raise CheckpointError(f"{shapes(factors)} without the factors they belong to")
+        raise CheckpointError(f"{describe_shapes(factors)} without the factors they belong to")
     parts: list[Update] = []
     if found:
         family = found[0]
         belonging = (*FAMILIES[family], *BESIDE.get(family, ()))
         if lost := [name for name in used if name not in belonging]:
             said = f"{', '.join(lost)} beside {family}, where it means nothing"
-            raise CheckpointError(f"{shapes(factors)}: {said}")
+            raise CheckpointError(f"{describe_shapes(factors)}: {said}")
         update = BUILDERS[family](used)
         parts.append(update if norm is None else _normed(update, norm))
     elif norm is not None:
-        raise CheckpointError(f"{shapes(factors)}: dora_scale without an update to norm")
+        raise CheckpointError(f"{describe_shapes(factors)}: dora_scale without an update to norm")
     if bias is not None:
         if bias.ndim != 1 or not bias.size:
             raise ShapeError(f"diff_b has shape {bias.shape}, expected (out,)")
@@ -100,9 +102,9 @@ def build(factors: Factors) -> Update:
     return parts[0] if len(parts) == 1 else Together(tuple(parts))
 
 
-def _lora(factors: Factors) -> Update:
+def _lora(factors: SiteTensors) -> Update:
     """LoRA, LoCon and DyLoRA; a Tucker core is multiplied into A."""
-    down, up = need(factors, "lora_down.weight", "lora_up.weight")
+    down, up = required(factors, "lora_down.weight", "lora_up.weight")
     mid, bias = factors.get("lora_mid.weight"), factors.get("lora_up.bias")
     rank = down.shape[0] if down.ndim else 0
     _check(factors, down.ndim in (2, 3, 4, 5) and down.size > 0, "lora_down of 2 to 5 axes")
@@ -124,12 +126,14 @@ def _lora(factors: Factors) -> Update:
     return LoRA(a, b, scale, magnitude=magnitude, bias=bias, kernel=kernel)
 
 
-def _loha(factors: Factors) -> Update:
+def _loha(factors: SiteTensors) -> Update:
     """LoHa, as PEFT has it."""
-    b1, a1, b2, a2 = need(factors, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    b1, a1, b2, a2 = required(factors, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     t1, t2 = factors.get("hada_t1"), factors.get("hada_t2")
     if (t1 is None) != (t2 is None):
-        raise CheckpointError(f"one of hada_t1 and hada_t2 is missing beside {shapes(factors)}")
+        raise CheckpointError(
+            f"one of hada_t1 and hada_t2 is missing; found {describe_shapes(factors)}"
+        )
     _check(factors, all(x.ndim == 2 and x.size for x in (b1, a1, b2, a2)), "matrices")
     axis, rank = (1, a1.shape[0]) if t1 is None else (0, a1.shape[0])
     ranks = {b1.shape[axis], b2.shape[axis], a1.shape[0], a2.shape[0]}
@@ -141,13 +145,15 @@ def _loha(factors: Factors) -> Update:
     return LoHa(b1, a1, b2, a2, scale_of(factors, rank), t1, t2, kernel=kernel)
 
 
-def _lokr(factors: Factors) -> Update:
+def _lokr(factors: SiteTensors) -> Update:
     """LoKr, its form told from the keys that are there; two whole factors have scale 1."""
     x: tuple[Factor, ...] = _side(factors, "lokr_w1")
     y: tuple[Factor, ...] = _side(factors, "lokr_w2")
     core = factors.get("lokr_t2")
     if core is not None and len(y) == 1:
-        raise CheckpointError(f"lokr_t2 beside {shapes(factors)}: expected lokr_w2_a and lokr_w2_b")
+        raise CheckpointError(
+            f"lokr_t2 beside {describe_shapes(factors)}: expected lokr_w2_a and lokr_w2_b"
+        )
     _check(factors, all(a.ndim > 1 and a.size for a in (*x, *y)), "matrices")
     _check(factors, all(a.ndim == 2 for a in (*x, *y[:-1])) or len(y) == 1, "matrices")
     _check(factors, x[0].ndim == 2, "lokr_w1 (rows, columns)")
@@ -175,24 +181,24 @@ def _lokr(factors: Factors) -> Update:
     return LoKr(x, y, scale, core)
 
 
-def _side(factors: Factors, name: str) -> tuple[Factor, ...]:
+def _side(factors: SiteTensors, name: str) -> tuple[Factor, ...]:
     """A Kronecker factor: whole, or as a pair."""
     there = tuple(key for key in (name, f"{name}_a", f"{name}_b") if key in factors)
     if there in ((name,), (f"{name}_a", f"{name}_b")):
         return tuple(factors[key] for key in there)
-    raise CheckpointError(f"{shapes(factors)}: expected {name}, or {name}_a and {name}_b")
+    raise CheckpointError(f"{describe_shapes(factors)}: expected {name}, or {name}_a and {name}_b")
 
 
-def _diff(factors: Factors) -> Update:
+def _diff(factors: SiteTensors) -> Update:
     """A whole difference."""
     diff = factors["diff"]
     _check(factors, diff.ndim > 0 and diff.size > 0, "diff (out, in, kernel …)")
     return Delta(weight=diff)
 
 
-def _norm(factors: Factors) -> Update:
+def _norm(factors: SiteTensors) -> Update:
     """What training added to a norm's weight and bias."""
-    (weight,) = need(factors, "w_norm")
+    (weight,) = required(factors, "w_norm")
     bias = factors.get("b_norm")
     _check(factors, weight.ndim == 1 and (bias is None or bias.shape == weight.shape), "vectors")
     return Delta(weight=weight, bias=bias)
@@ -238,13 +244,13 @@ def _narrow(product: np.ndarray, like: Factor) -> np.ndarray:
     return product.astype(np.promote_types(like.dtype, np.float32))
 
 
-def _check(factors: Factors, holds: bool, expected: str) -> None:
+def _check(factors: SiteTensors, holds: bool, expected: str) -> None:
     """Raises what the shapes should be, unless they are."""
     if not holds:
-        raise ShapeError(f"{shapes(factors)}, expected {expected}")
+        raise ShapeError(f"{describe_shapes(factors)}, expected {expected}")
 
 
-BUILDERS: dict[str, Callable[[Factors], Update]] = {
+BUILDERS: dict[str, Callable[[SiteTensors], Update]] = {
     "LoRA": _lora,
     "LoHa": _loha,
     "LoKr": _lokr,

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.peft.shapes import Factors
+from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.errors import (
     AdapterError,
     CheckpointError,
@@ -26,7 +26,7 @@ from jaxmix.untrusted.files import local_path
 __all__ = ["module_tensors", "save_tensors", "with_plain_bias"]
 
 
-def module_tensors(adapter: Adapter) -> dict[str, Factors]:
+def module_tensors(adapter: Adapter) -> dict[str, SiteTensors]:
     """The tensors of every site, the strength multiplied into alpha.
 
     Args:
@@ -106,7 +106,7 @@ def save_tensors(
     return place
 
 
-def with_plain_bias(factors: Factors) -> Factors:
+def with_plain_bias(factors: SiteTensors) -> SiteTensors:
     """A LoRA's bias as a plain difference, ``diff_b``: the name that others than PEFT have for it.
 
     Args:
@@ -122,7 +122,7 @@ def with_plain_bias(factors: Factors) -> Factors:
     return {**rest, "diff_b": _scaled(factors["lora_up.bias"], scale)}
 
 
-def _tensors(update: Update, strength: float) -> Factors:
+def _tensors(update: Update, strength: float) -> SiteTensors:
     """One update's."""
     match update:
         case LoRA():
@@ -149,7 +149,7 @@ def _tensors(update: Update, strength: float) -> Factors:
             raise UnsupportedError(f"{update.family}, which has no form in LyCORIS's names here")
 
 
-def _lora(update: LoRA, strength: float) -> Factors:
+def _lora(update: LoRA, strength: float) -> SiteTensors:
     """LoRA; a DoRA's magnitude as LyCORIS's norm by output, whose epsilon is float32's."""
     if update.transposed:
         raise UnsupportedError("a layer that PyTorch stores as (in, out)")
@@ -171,7 +171,7 @@ def _lora(update: LoRA, strength: float) -> Factors:
     return factors
 
 
-def _loha(update: LoHa, strength: float) -> Factors:
+def _loha(update: LoHa, strength: float) -> SiteTensors:
     """LoHa."""
     b1 = np.asarray(update.b1)
     rank = np.shape(update.a1)[0]
@@ -187,7 +187,7 @@ def _loha(update: LoHa, strength: float) -> Factors:
     return {**factors, **{name: core for name, core in cores.items() if core is not None}}
 
 
-def _lokr(update: LoKr, strength: float) -> Factors:
+def _lokr(update: LoKr, strength: float) -> SiteTensors:
     """LoKr; of two whole factors the first one takes the scale, which LyCORIS has as 1."""
     x, y = update.x, update.y
     if np.ndim(y[0]) == 3:
@@ -213,7 +213,7 @@ def _alpha(scale: Any, strength: float, rank: int, like: Any) -> tuple[np.ndarra
     return np.asarray(alpha or float(rank), _least(like)), alpha == 0
 
 
-def _norm(magnitude: Any, factors: Factors, by_output: bool) -> np.ndarray:
+def _norm(magnitude: Any, factors: SiteTensors, by_output: bool) -> np.ndarray:
     """The magnitude with axes of length one, as many as the weight has more."""
     points = next((len(np.shape(factors[key])) - 2 for key in _WITH_KERNEL if key in factors), 0)
     shape = (-1, 1, *(1,) * points) if by_output else (1, -1, *(1,) * points)

@@ -21,20 +21,20 @@ from jaxmix.errors import AdapterError, CheckpointError, listing
 from jaxmix.families import FAMILIES, Update
 
 __all__ = [
-    "Leaf",
+    "EncodeArray",
     "decode_strength",
     "decode_updates",
     "encode_strength",
     "encode_updates",
-    "shown",
+    "short_repr",
 ]
 
 # What stands in the data for an array, given the array and the path of the field that holds it. A
 # ValueError says what is wrong with it.
-Leaf = Callable[[Any, str], Any]
+EncodeArray = Callable[[Any, str], Any]
 
 
-def encode_updates(adapter: Adapter, leaf: Callable[[str], Leaf]) -> dict[str, Any]:
+def encode_updates(adapter: Adapter, leaf: Callable[[str], EncodeArray]) -> dict[str, Any]:
     """The updates of an adapter as data that JSON can hold.
 
     Args:
@@ -62,7 +62,7 @@ def encode_updates(adapter: Adapter, leaf: Callable[[str], Leaf]) -> dict[str, A
     return data
 
 
-def encode_strength(strength: Any, leaf: Leaf) -> Any:
+def encode_strength(strength: Any, leaf: EncodeArray) -> Any:
     """A strength as data: a number, or what stands for an array without axes.
 
     Args:
@@ -77,7 +77,7 @@ def encode_strength(strength: Any, leaf: Leaf) -> Any:
     """
     if getattr(strength, "shape", ()) or isinstance(strength, Tracer):
         raise AdapterError(
-            f"a strength is {shown(strength)}, expected a number. Save outside of jax.jit and "
+            f"a strength is {short_repr(strength)}, expected a number. Save outside of jax.jit and "
             "jax.vmap."
         )
     return strength if isinstance(strength, float) else leaf(strength, "strength")
@@ -118,7 +118,7 @@ class _WrongError(Exception):
     """What is wrong with one value; the site is told by whoever catches it."""
 
 
-def _encode(value: Any, leaf: Leaf, path: str) -> Any:
+def _encode(value: Any, leaf: EncodeArray, path: str) -> Any:
     """A value of an update's field, or an update, as data."""
     if isinstance(value, Update):
         return _encode_update(value, leaf, path)
@@ -135,7 +135,7 @@ def _encode(value: Any, leaf: Leaf, path: str) -> Any:
     raise _WrongError(f"{path} is a {type(value).__name__}")
 
 
-def _encode_array(array: Any, leaf: Leaf, path: str) -> Any:
+def _encode_array(array: Any, leaf: EncodeArray, path: str) -> Any:
     if array.dtype not in DTYPES:
         raise _WrongError(f"{path} is an array of {array.dtype}")
     try:
@@ -146,7 +146,7 @@ def _encode_array(array: Any, leaf: Leaf, path: str) -> Any:
         raise _WrongError(f"{path} {error}") from error
 
 
-def _encode_update(update: Update, leaf: Leaf, path: str) -> dict[str, Any]:
+def _encode_update(update: Update, leaf: EncodeArray, path: str) -> dict[str, Any]:
     family = type(update)
     if FAMILIES.get(update.family) is not family:
         raise _WrongError(f"{path or 'it'} is a {family.__name__}, which is no family of jaxmix")
@@ -196,14 +196,16 @@ def decode_updates(
             or a tensor is missing; all such listed together.
     """
     if not isinstance(data, dict):
-        raise CheckpointError(f"{where}: updates are {shown(data)}, expected {{site: update}}.")
+        raise CheckpointError(
+            f"{where}: updates are {short_repr(data)}, expected {{site: update}}."
+        )
     wrong: list[str] = []
     updates: dict[str, Update] = {}
     for site, one in data.items():
         try:
             update = _decode(one, tensors, used, "")
             if not isinstance(update, Update):
-                raise _WrongError(f"{shown(one)} is no update")
+                raise _WrongError(f"{short_repr(one)} is no update")
             updates[site] = update
         except _WrongError as error:
             wrong.append(f"{site}: {error}")
@@ -236,7 +238,7 @@ def _decode_update(
     name = data.get("family")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        raise _WrongError(f"the family {shown(name)} is not known")
+        raise _WrongError(f"the family {short_repr(name)} is not known")
     kinds, defaults = field_kinds(family), _defaults(family)
     inner = f"{path}." if path else ""
     if unknown := [key for key in data if key not in kinds and key != "family"]:
@@ -255,7 +257,7 @@ def _decode_update(
         raise _WrongError(f"{path or family.family}: {error}") from error
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value of the file for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

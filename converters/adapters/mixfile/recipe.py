@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.adapters.finding import is_hub_id
 from jaxmix.converters.adapters.mixfile.record import FORMAT, VERSION, is_ours
+from jaxmix.converters.files.hub import is_hub_id
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.untrusted.files import local_path
 

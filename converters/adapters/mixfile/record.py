@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.adapters.mixfile.coding import shown
+from jaxmix.converters.adapters.mixfile.coding import short_repr
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 from jaxmix.untrusted.files import parse_json, read_small
 
@@ -94,13 +94,13 @@ def parse(path: Path) -> dict[str, Any]:
     head = _parse(path)
     if head.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is no mix of jaxmix: its format is {shown(head.get('format'))}, expected "
+            f"{path} is no mix of jaxmix: its format is {short_repr(head.get('format'))}, expected "
             f"{FORMAT!r}. Give a folder that jaxmix.save wrote, or a recipe."
         )
     version = head.get("version")
     if type(version) is not int or version < 1:
         raise CheckpointError(
-            f"{path}: version is {shown(version)}, expected a whole number up to {VERSION}. Save "
+            f"{path}: version is {short_repr(version)}, expected a whole number up to {VERSION}. Save "
             "the mix again."
         )
     if version > VERSION:
@@ -108,14 +108,14 @@ def parse(path: Path) -> dict[str, Any]:
             f"{path} is of version {version}, and this jaxmix reads up to {VERSION}. Update "
             "jaxmix, or save the mix with this one."
         )
-    wrong = [f"{shown(key)} is no field of it" for key in head if key not in _HEAD]
+    wrong = [f"{short_repr(key)} is no field of it" for key in head if key not in _HEAD]
     if head.setdefault("kind", "mix") not in ("mix", "adapter"):
-        wrong.append(f"kind is {shown(head['kind'])}, expected 'mix' or 'adapter'")
+        wrong.append(f"kind is {short_repr(head['kind'])}, expected 'mix' or 'adapter'")
     parts = head.get("parts")
     if isinstance(parts, list):
         wrong += [f"part {i}: {said}" for i, one in enumerate(parts, 1) for said in _wrong(one)]
     else:
-        wrong.append(f"parts is {shown(parts)}, expected a list")
+        wrong.append(f"parts is {short_repr(parts)}, expected a list")
     if wrong:
         raise CheckpointError(
             f"{path}: what makes no mix:{listing(wrong)}\nExpected what jaxmix.save writes, or a "
@@ -127,28 +127,28 @@ def parse(path: Path) -> dict[str, Any]:
 def _wrong(part: Any) -> list[str]:
     """What is wrong with a part's fields, in words."""
     if not isinstance(part, dict):
-        return [f"it is {shown(part)}, expected an object"]
+        return [f"it is {short_repr(part)}, expected an object"]
     is_stored = "updates" in part
     known, needed = (_STORED | {"metadata"}, _STORED) if is_stored else (_TOLD, {"source"})
-    wrong = [f"{shown(key)} is no field of it" for key in part if key not in known]
+    wrong = [f"{short_repr(key)} is no field of it" for key in part if key not in known]
     wrong += [f"{key} is missing" for key in sorted(needed) if key not in part]
     for key in ("name", "source", *_PLACE):
         may_be_empty = is_stored or key not in ("source", "name")
         if key in part and not (isinstance(part[key], str) and (part[key] or may_be_empty)):
-            wrong.append(f"{key} is {shown(part[key])}, expected a text")
+            wrong.append(f"{key} is {short_repr(part[key])}, expected a text")
     if "strength" in part and not _is_strength(part["strength"], is_stored):
-        wrong.append(f"strength is {shown(part['strength'])}, expected a finite number")
+        wrong.append(f"strength is {short_repr(part['strength'])}, expected a finite number")
     if not isinstance(part.get("metadata", {}), dict):
-        wrong.append(f"metadata is {shown(part['metadata'])}, expected an object")
+        wrong.append(f"metadata is {short_repr(part['metadata'])}, expected an object")
     options = part.get("options", {})
     if not isinstance(options, dict) or not all(map(_is_option, options, options.values())):
         wrong.append(
-            f"options is {shown(options)}, expected an object of numbers, texts, true and false; "
+            f"options is {short_repr(options)}, expected an object of numbers, texts, true and false; "
             "a base is given to jaxmix.load(…, base=…)"
         )
     told = part.get("sha256", "0" * 64)
     if not (isinstance(told, str) and _HASH.fullmatch(told)):
-        wrong.append(f"sha256 is {shown(told)}, expected 64 hexadecimal digits")
+        wrong.append(f"sha256 is {short_repr(told)}, expected 64 hexadecimal digits")
     return wrong
 
 
@@ -196,7 +196,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"{shown(twice)} is there twice in one object")
+        raise ValueError(f"{short_repr(twice)} is there twice in one object")
     return data
 
 

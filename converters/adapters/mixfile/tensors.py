@@ -2,17 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import AdapterError, CheckpointError, listing
-from jaxmix.untrusted.files import check_regular, header_problem
+from jaxmix.untrusted.safetensors import opened_safetensors
 
 __all__ = ["DTYPES", "digest", "infinite", "read", "tensor_keys", "write"]
 
@@ -36,6 +34,8 @@ DTYPES: dict[np.dtype, str] = {
         "C64": np.complex64,
     }.items()
 }
+
+_ADVICE = "Expected the file that jaxmix.save wrote; copy, download or save it again."
 
 
 def _bytes(array: Any) -> memoryview:
@@ -87,20 +87,6 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
             file.write(_bytes(arrays[key]))
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; what is wrong with it in our words."""
-    try:
-        check_regular(path)
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file: {header_problem(path) or f'{error}.'} Expected "
-            "the file that jaxmix.save wrote; copy, download or save it again."
-        ) from error
-
-
 def tensor_keys(path: Path) -> dict[str, str]:
     """The keys of a file and safetensors' names of their dtypes; nothing where there is no file.
 
@@ -115,7 +101,7 @@ def tensor_keys(path: Path) -> dict[str, str]:
     """
     if not path.exists():
         return {}
-    with _opened(path) as file:
+    with opened_safetensors(path, advice=_ADVICE) as file:
         dtypes = {key: str(file.get_slice(key).get_dtype()) for key in file.keys()}
     known = set(DTYPES.values())
     if wrong := [f"{key}: {dtype}" for key, dtype in dtypes.items() if dtype not in known]:
@@ -143,7 +129,7 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     keys = list(keys)
     if not keys:
         return {}
-    with _opened(path) as file:
+    with opened_safetensors(path, advice=_ADVICE) as file:
         arrays = {key: file.get_tensor(key) for key in keys}
     if bad := [f"{key}: {infinite(x)} of {x.size}" for key, x in arrays.items() if infinite(x)]:
         raise AdapterError(

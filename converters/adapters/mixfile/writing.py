@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.converters.adapters.mixfile.coding import Leaf, encode_strength, encode_updates
+from jaxmix.converters.adapters.mixfile.coding import EncodeArray, encode_strength, encode_updates
 from jaxmix.converters.adapters.mixfile.hashing import fingerprint
 from jaxmix.converters.adapters.mixfile.record import (
     FORMAT,
@@ -99,7 +99,7 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
 def _part(i: int, part: Adapter, put: _Put, digests: dict[int, str]) -> dict[str, Any]:
     """A part as mix.json has it."""
 
-    def leaf(site: str) -> Leaf:
+    def leaf(site: str) -> EncodeArray:
         return lambda array, path: put(f"{i}/{site}/{path}", array)
 
     return {

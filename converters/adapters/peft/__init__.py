@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.common.base_model import base_model
+from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.common.sidecars import read_sidecars
+from jaxmix.converters.adapters.common.tensor_files import CONFIG_FILE
 from jaxmix.converters.adapters.peft.about import about
 from jaxmix.converters.adapters.peft.config import read_config
 from jaxmix.converters.adapters.peft.file import Config, File
-from jaxmix.converters.adapters.peft.keys import Sites, sort_keys
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.keys import Sites, sort_keys, split_leaf
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.plain import plain_values
-from jaxmix.converters.adapters.peft.shapes import Factors
-from jaxmix.converters.adapters.peft.sidecars import read_sidecars
 from jaxmix.converters.adapters.peft.stack import peft_stack
 from jaxmix.converters.adapters.peft.targets import check_targets
 from jaxmix.converters.adapters.peft.tokens import (
@@ -27,9 +28,7 @@ from jaxmix.converters.adapters.peft.wrapped import located, stripped
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Rebase, Replace, Together, Update
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "peft_stack", "read_peft"]
-
-CONFIG_FILE = "adapter_config.json"
+__all__ = ["WEIGHTS_FILE", "peft_stack", "read_peft"]
 
 
 def read_peft(
@@ -71,15 +70,23 @@ def read_peft(
     folder = path.parent if path.is_file() else path
     config = read_config(folder / CONFIG_FILE)
     config = replace(config, values=plain_values(config))
-    kind = KINDS[config.family]
+    kind = PEFT_TYPES[config.family]
     path, tensors = read_weights(path, kind.integers)
     model = None if base is None else base_model(base)
     sites = sort_keys(tensors, config, path, () if model is None else model.modules)
     check_targets(config, sites.factors)
-    for site, leaves in read_sidecars(folder, beside, sites, model).items():
+    extra = read_sidecars(
+        folder,
+        beside,
+        split_leaf=split_leaf,
+        sites=sites.factors,
+        own_leaves=(sites.saved, sites.base),
+        base=model,
+    )
+    for site, leaves in extra.items():
         sites.saved.setdefault(site, {}).update(leaves)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
-    if more := kind.unsaved(file):
+    if more := kind.derive_tensors(file):
         sites.factors.update({site: dict(factors) for site, factors in more.items()})
         file = replace(file, sites=tuple(sites.factors))
     _check_saved(config, sites)
@@ -103,14 +110,14 @@ def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:
     updates[site] = Together((new, *rest)) if rest else new
 
 
-def _build(file: File, factors: Mapping[str, Factors], path: Path) -> dict[str, Update]:
+def _build(file: File, factors: Mapping[str, SiteTensors], path: Path) -> dict[str, Update]:
     """An update for each site; what fails is gathered and raised at once, by its first kind."""
     updates: dict[str, Update] = {}
     failed: list[tuple[str, JaxmixError]] = []
     family = file.config.family
     for site, arrays in factors.items():
         try:
-            updates[site] = KINDS[family].build(file, site, arrays)
+            updates[site] = PEFT_TYPES[family].build(file, site, arrays)
         except JaxmixError as error:
             failed.append((site, error))
     if failed:
@@ -127,7 +134,7 @@ def _check_saved(config: Config, sites: Sites) -> None:
     if not sites.factors and not sites.saved and not sites.tokens:
         raise CheckpointError(
             f"{config.path.parent} holds no weights of a {config.family} adapter, expected "
-            f"{', '.join(KINDS[config.family].parameters)} of some module. Was it saved before the "
+            f"{', '.join(PEFT_TYPES[config.family].parameters)} of some module. Was it saved before the "
             "adapter was added, or by one rank only?"
         )
     modules = config.values.get("modules_to_save") or ()

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmix.converters.adapters.common.values import describe_wrong_values, short_json
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.kind import Fields
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
+from jaxmix.converters.adapters.peft.peft_type import ConfigFields
 from jaxmix.converters.adapters.peft.refusals import type_problem
-from jaxmix.converters.adapters.peft.values import short, wrong_values
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.untrusted.files import parse_json, read_small
 
@@ -22,7 +22,7 @@ def read_config(path: Path) -> Config:
         path: the file.
 
     Returns:
-        The config, of one of `KINDS`.
+        The config, of one of `PEFT_TYPES`.
 
     Raises:
         CheckpointError: if it is missing, is no such config, or a field holds what it can't.
@@ -32,18 +32,18 @@ def read_config(path: Path) -> Config:
     family = values.get("peft_type")
     if not isinstance(family, str):
         raise CheckpointError(
-            f"{path}: peft_type is {family!r}, expected one of {', '.join(KINDS)}. "
+            f"{path}: peft_type is {family!r}, expected one of {', '.join(PEFT_TYPES)}. "
             "Is it the config of a PEFT adapter?"
         )
-    if family not in KINDS:
+    if family not in PEFT_TYPES:
         raise UnsupportedError(f"{path}: {type_problem(family)}")
-    kind = KINDS[family]
-    problems = [*_refused(values, kind.fields), *kind.judged(values)]
+    kind = PEFT_TYPES[family]
+    problems = [*_refused(values, kind.fields), *kind.find_problems(values)]
     if problems:
         raise UnsupportedError(
             f"{path}: fields of this {family} config that jaxmix can't honour:{listing(problems)}"
         )
-    if wrong := wrong_values(values, kind.fields.honoured):
+    if wrong := describe_wrong_values(values, kind.fields.supported):
         raise CheckpointError(
             f"{path}: fields of this {family} config that do not hold what they should:"
             f"{listing(wrong)}\nWas the file edited? Take the one that save_pretrained wrote."
@@ -101,19 +101,21 @@ def _nested(path: Path) -> str:
     )
 
 
-def _refused(values: Mapping[str, Any], fields: Fields) -> list[str]:
+def _refused(values: Mapping[str, Any], fields: ConfigFields) -> list[str]:
     """The fields that are refused or unknown, and on."""
     problems = []
     for field, value in values.items():
-        if field in fields.honoured or field in fields.harmless:
+        if field in fields.supported or field in fields.harmless:
             continue
         if refusal := fields.refused.get(field):
             is_off = not value if refusal.is_off_when_empty else value is None or value is False
             if not is_off:
-                problems.append(f"{field} = {short(value)}: {refusal.why}. {refusal.todo}")
+                problems.append(
+                    f"{field} = {short_json(value)}: {refusal.reason}. {refusal.remedy}"
+                )
         elif value is not None and value is not False and value not in ("", [], {}):
             problems.append(
-                f"{field} = {short(value)}: not a field that this version of jaxmix knows. If it "
+                f"{field} = {short_json(value)}: not a field that this version of jaxmix knows. If it "
                 "does not change the weights, take it out of the file."
             )
     return problems

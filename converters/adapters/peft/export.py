@@ -11,11 +11,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.adapters.common.tensor_files import CONFIG_FILE
 from jaxmix.converters.adapters.peft.about import about_fields, checked_task
-from jaxmix.converters.adapters.peft.kind import Written
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.loading_script import ordered, script
 from jaxmix.converters.adapters.peft.parts import Parts, parts_in
+from jaxmix.converters.adapters.peft.peft_type import PeftContent
 from jaxmix.converters.files.output import checked_output, new_folder
 from jaxmix.errors import AdapterError, UnsupportedError, listing
 from jaxmix.families import FAMILIES, Delta, Update
@@ -23,7 +24,6 @@ from jaxmix.mixing import Mix
 
 __all__ = ["export_peft"]
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 SCRIPT_FILE = "load_in_peft.py"
 _EXPORTED = re.compile(
@@ -160,7 +160,9 @@ def _folder(
     parts = parts_in(adapter)
     types = {site: _type(update) for site, update in parts.own.items()}
     kinds = {name for name in types.values() if name}
-    if lost := [f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in KINDS]:
+    if lost := [
+        f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in PEFT_TYPES
+    ]:
         raise UnsupportedError(
             f"{adapter.name}: PEFT has no type for:{listing(lost)}\nMake a LoRA of it: "
             "jaxmix.to_lora(adapter, params)."
@@ -173,10 +175,10 @@ def _folder(
             "jaxmix.to_lora(adapter, params), or export its parts as adapters of their own."
         )
     (name,) = kinds
-    write = KINDS[name].write
+    write = PEFT_TYPES[name].write
     if write is None:
         raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
-    level = KINDS[name].leveled
+    level = PEFT_TYPES[name].with_equal_ranks
     written = write(parts.own if patterns or level is None else level(parts.own))
     config = {
         **about_fields(adapter, parts.own, base, task),
@@ -196,7 +198,9 @@ def _type(update: Update) -> str:
     return "" if isinstance(update, Delta) and update.has_weight else _TYPES.get(update.family, "")
 
 
-def _tensors(parts: Parts, written: Written, name: str, config: dict[str, Any]) -> dict[str, Any]:
+def _tensors(
+    parts: Parts, written: PeftContent, name: str, config: dict[str, Any]
+) -> dict[str, Any]:
     """All tensors by PEFT's keys; what lies in the base is told in the config."""
     tensors = {f"base_model.{shared}": array for shared, array in written.shared.items()}
     prefix = "base_model.model."
@@ -211,18 +215,18 @@ def _tensors(parts: Parts, written: Written, name: str, config: dict[str, Any]) 
         for leaf in ("weight", "bias"):
             if (array := getattr(update, leaf)) is not None:
                 tensors[f"{prefix}{site}.{leaf}"] = array
-    if saved and "modules_to_save" not in KINDS[name].fields.honoured:
+    if saved and "modules_to_save" not in PEFT_TYPES[name].fields.supported:
         raise UnsupportedError(
             f"PEFT's {name} has no modules saved whole, and this adapter has:{listing(saved)}"
         )
-    if biases and "bias" not in KINDS[name].fields.honoured:
+    if biases and "bias" not in PEFT_TYPES[name].fields.supported:
         raise UnsupportedError(
             f"PEFT's {name} has no trained biases, and this adapter has:{listing(biases)}"
         )
     for site, update in parts.rebased.items():
         inner = ".base_layer" if site in parts.own else ""
         tensors[f"{prefix}{site}{inner}.weight"] = update.weight
-    if parts.tokens and "trainable_token_indices" not in KINDS[name].fields.honoured:
+    if parts.tokens and "trainable_token_indices" not in PEFT_TYPES[name].fields.supported:
         raise UnsupportedError(
             f"PEFT's {name} has no trained tokens, and this adapter has:{listing(parts.tokens)}"
         )

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.adapters.base import BaseModel
-from jaxmix.converters.adapters.peft.values import matches
+from jaxmix.converters.adapters.common.base_model import BaseModel
+from jaxmix.converters.adapters.common.values import matches_site
 from jaxmix.errors import CheckpointError, option
 
 __all__ = ["Config", "File"]
@@ -19,7 +19,7 @@ __all__ = ["Config", "File"]
 class Config:
     """The fields of one adapter's config, for whoever builds its updates.
 
-    Every honoured field holds what its type's `Fields` say: `read_config` has looked.
+    Every honoured field holds what its type's `ConfigFields` say: `read_config` has looked.
 
     Args:
         path: the file, for messages.
@@ -38,7 +38,7 @@ class Config:
     def by_site(self, patterns: str, field: str, site: str) -> Any:
         """The value for one site: of the first pattern that matches it, else the field's."""
         for key, value in (self.values.get(patterns) or {}).items():
-            if matches(key, site):
+            if matches_site(key, site):
                 return value
         return self.values[field]
 
@@ -105,7 +105,7 @@ class File:
         if found is None and self.config.flag("fan_in_fan_out"):
             raise CheckpointError(
                 f"a {self.config.family} adapter's file does not tell whether the weight at {site} "
-                f"is stored as (out, in) or as (in, out), and {self._base(site).what} does not "
+                f"is stored as (out, in) or as (in, out), and {self._base(site).description} does not "
                 "either. Give a base with its biases, or its folder with config.json"
             )
         return bool(found)

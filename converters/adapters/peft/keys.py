@@ -12,18 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.tensors import FACTOR_DTYPES
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.plain import PlainKey, any_of, plain_keys
-from jaxmix.converters.adapters.peft.tensors import FLOATS
 from jaxmix.converters.adapters.peft.wrapped import INNER, parameters, stripped
 from jaxmix.errors import CheckpointError, UnsupportedError, listing
 
-__all__ = ["Sites", "plain_leaf", "sort_keys"]
+__all__ = ["Sites", "sort_keys", "split_leaf"]
 
 # How the parameters of any type begin: ``lora_``, ``hada_``, …
 _MARKS = tuple(
-    sorted({name.partition("_")[0] + "_" for kind in KINDS.values() for name in kind.parameters})
+    sorted(
+        {name.partition("_")[0] + "_" for kind in PEFT_TYPES.values() for name in kind.parameters}
+    )
 )
 # What training alone needs: VeLoRA's direction along which it compresses activations for the
 # backward pass, MonteCLoRA's distribution.
@@ -87,7 +89,7 @@ def sort_keys(
     sites = Sites()
     keys: dict[_Place, str] = {}
     problems: list[tuple[str, _Problem]] = []
-    kind = KINDS[config.family]
+    kind = PEFT_TYPES[config.family]
     copies: dict[str, tuple[str, np.ndarray]] = {}
     for key, plain in plain_keys(tensors, config, path, modules).items():
         array = tensors[key]
@@ -133,7 +135,7 @@ def sort_keys(
     return sites
 
 
-def plain_leaf(path: str) -> tuple[str, str] | None:
+def split_leaf(path: str) -> tuple[str, str] | None:
     """The site and the leaf of a key that names a module's own weight or bias.
 
     Args:
@@ -154,10 +156,10 @@ def _place(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Prob
     path = plain.path
     if path.endswith("lora_magnitude_vector.weight"):
         path = path.removesuffix(".weight")
-    kind = KINDS[config.family]
+    kind = PEFT_TYPES[config.family]
     if found := _parameter(kind.parameters).fullmatch(path):
         site, name = found.groups()
-        if array.dtype not in FLOATS and name not in kind.integers:
+        if array.dtype not in FACTOR_DTYPES and name not in kind.integers:
             return _Problem(f"{array.dtype}, expected floats")
         return _at_site(site, "factors", name, config)
     if path.endswith(_TOKENS) and config.values.get("trainable_token_indices"):
@@ -180,7 +182,7 @@ def _leaf(plain: PlainKey, array: np.ndarray, config: Config) -> _Place | _Probl
     is_saved = plain.is_saved or _is_saved(path, config.values.get("modules_to_save") or ())
     if not is_saved and any(part.startswith(_MARKS) for part in path.split(".")[-2:]):
         return _Problem("another family's parameter, or one that this version does not know")
-    if array.dtype not in FLOATS:
+    if array.dtype not in FACTOR_DTYPES:
         return _Problem(f"a buffer of {array.dtype}, which jaxmix can't mix; leave it out", True)
     site, _, leaf = path.rpartition(".")
     is_base = site.endswith(".base_layer") and array.ndim > 1

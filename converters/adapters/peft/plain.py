@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, listing
 from jaxmix.placement.names import unwrapped, without_wrappers
 
@@ -120,7 +120,7 @@ def _is_below(modules: Collection[str], path: str) -> bool:
 
 def _split_name(path: str, family: str) -> tuple[str, str] | None:
     """The path without the adapter's name, and the name; None if there is none in it."""
-    kind = KINDS[family]
+    kind = PEFT_TYPES[family]
     names = (*kind.parameters, *kind.shared)
     if re.fullmatch(rf"(?:.+\.)?{any_of(names).pattern}", path):
         return None

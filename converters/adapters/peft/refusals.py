@@ -2,7 +2,7 @@
 
 from difflib import get_close_matches
 
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 
 __all__ = ["REFUSED_TYPES", "type_problem"]
 
@@ -32,6 +32,6 @@ def type_problem(family: str) -> str:
     """Why a ``peft_type`` is refused, and what to do."""
     if family in REFUSED_TYPES:
         return f"peft_type {family!r} is refused: {REFUSED_TYPES[family]}."
-    near = get_close_matches(family.upper(), KINDS, 1)
+    near = get_close_matches(family.upper(), PEFT_TYPES, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"peft_type {family!r} is unknown, expected one of {', '.join(KINDS)}.{hint}"
+    return f"peft_type {family!r} is unknown, expected one of {', '.join(PEFT_TYPES)}.{hint}"

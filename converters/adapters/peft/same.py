@@ -6,10 +6,10 @@ from typing import Any
 
 from jaxmix.errors import UnsupportedError, listing
 
-__all__ = ["fan_in_fan_out", "same", "unless"]
+__all__ = ["equal_value", "fan_in_fan_out", "refuse_unless"]
 
 
-def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> Any:
+def equal_value(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> Any:
     """The value of one of the config's fields, which every site's update must agree on.
 
     Args:
@@ -24,7 +24,7 @@ def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> An
         UnsupportedError: if sites differ; it lists them by value.
 
     Example:
-        >>> same({"a": 1.5, "b": 1.5}, "alpha", lambda update: update)
+        >>> equal_value({"a": 1.5, "b": 1.5}, "alpha", lambda update: update)
         1.5
     """
     sites: dict[Any, list[str]] = defaultdict(list)
@@ -58,7 +58,7 @@ def fan_in_fan_out(updates: Mapping[str, Any]) -> bool:
     return any(update.transposed is not False for update in updates.values())
 
 
-def unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], said: str) -> None:
+def refuse_unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], said: str) -> None:
     """Refuses to write updates of a form that PEFT's type does not have.
 
     Args:
@@ -70,7 +70,7 @@ def unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], said: str) -
         UnsupportedError: if some do not; it lists their sites.
 
     Example:
-        >>> unless({"a": 1}, lambda update: update > 0, "a number that is not positive")
+        >>> refuse_unless({"a": 1}, lambda update: update > 0, "a number that is not positive")
     """
     if sites := [site for site, update in updates.items() if not fits(update)]:
         raise UnsupportedError(f"{said}:{listing(sites)}")

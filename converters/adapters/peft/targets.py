@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from jaxmix.converters.adapters.common.values import Check, short_json
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.values import Check, short
 from jaxmix.converters.adapters.peft.wrapped import INNER, parameters, stripped
 from jaxmix.errors import CheckpointError, listing
 from jaxmix.training.targets import Rules, is_named
@@ -142,14 +142,14 @@ def _problem(values: Mapping[str, Any], module: str) -> str | None:
     rules = Rules(targets, **said)
     for field, own in said.items():
         if Rules(None, **{field: own}).excludes(module):
-            return f"left out by {field} = {short(own)}"
+            return f"left out by {field} = {short_json(own)}"
     if not _are_named(targets):
         return None
     # The model may have been wrapped when the adapter was made, and the names are without that.
     spelled = (module, f"base_model.model.{module}", f"module.{module}")
     ends = [target for target in targets if target.endswith(f".{module}")]
     if not any(map(rules.takes, spelled)) and (isinstance(targets, str) or not ends):
-        return f"not in target_modules = {short(targets)}"
+        return f"not in target_modules = {short_json(targets)}"
     patterns = values.get("layers_pattern")
     layered = replace(rules, layers_to_transform=layers, layers_pattern=patterns)
     if isinstance(targets, str) or ends or any(map(layered.takes, spelled)):
@@ -157,8 +157,8 @@ def _problem(values: Mapping[str, Any], module: str) -> str | None:
     # Before 0.19 PEFT took the last number of a path, that of an expert, for the layer's.
     if len([part for part in module.split(".") if part.isdecimal()]) > 1:
         return None
-    also = f" and layers_pattern = {short(patterns)}" if patterns else ""
-    return f"not in layers_to_transform = {short(layers)}{also}"
+    also = f" and layers_pattern = {short_json(patterns)}" if patterns else ""
+    return f"not in layers_to_transform = {short_json(layers)}{also}"
 
 
 def _are_named(targets: Any) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.errors import ShapeError
 from jaxmix.families import Tokens, Update
 from jaxmix.placement.tied import EMBEDDINGS, HEADS
@@ -15,7 +15,7 @@ from jaxmix.placement.tied import EMBEDDINGS, HEADS
 __all__ = ["token_rows", "with_copies_marked", "with_tied_heads_saved"]
 
 
-def token_rows(config: Config, site: str, factors: Factors) -> Tokens:
+def token_rows(config: Config, site: str, factors: SiteTensors) -> Tokens:
     """The rows of an embedding that were trained.
 
     Args:

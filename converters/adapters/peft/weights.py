@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.tensors import read_tensors
 from jaxmix.converters.adapters.peft.config import folder_text
-from jaxmix.converters.adapters.peft.tensors import read_tensors
 from jaxmix.converters.files.torch_files import TORCH_SUFFIXES, has_torch, pickle_recipe
 from jaxmix.errors import CheckpointError, listing
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.adapters.lycoris.files import json_of
+from jaxmix.converters.adapters.common.tensor_files import parse_json_or_none
 from jaxmix.converters.files.orbax_sizes import check_sizes
 from jaxmix.errors import CheckpointError
 from jaxmix.placement.names import leaf_names
@@ -65,7 +65,7 @@ def restored(path: Path) -> Restored:
             text = read_small(one / "_CHECKPOINT_METADATA").decode()
         except (OSError, ValueError):
             continue
-        data = json_of(text)
+        data = parse_json_or_none(text)
         custom = data.get("custom_metadata") if isinstance(data, dict) else None
         lora = custom.get("lora") if isinstance(custom, dict) else None
         record = {**lora, **record} if isinstance(lora, dict) else record

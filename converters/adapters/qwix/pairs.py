@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxmix.converters.adapters.peft.tensors import FLOATS
+from jaxmix.converters.adapters.common.tensors import FACTOR_DTYPES
 from jaxmix.errors import AdapterError, CheckpointError, listing
 from jaxmix.placement.names import leaf_names
 
@@ -130,7 +130,7 @@ def _check(found: dict[tuple[str, bool], dict[str, Any]], where: str) -> None:
     for (leaf, is_named), pair in found.items():
         for x, value in pair.items():
             array, name = np.asarray(value), f"{leaf}{'_' if is_named else '.'}lora_{x}"
-            if array.dtype not in FLOATS:
+            if array.dtype not in FACTOR_DTYPES:
                 raise CheckpointError(f"{where}: {name} is of {array.dtype}, expected floats")
             if not np.isfinite(array.astype(np.float64)).all():
                 said = f"{where}: {name} has numbers that are NaN or infinite"

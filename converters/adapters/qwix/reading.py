@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.lycoris.files import file_keys, file_metadata, json_of
-from jaxmix.converters.adapters.mlx import CONFIG_FILE as MLX_CONFIG
-from jaxmix.converters.adapters.peft.tensors import read_tensors
-from jaxmix.converters.adapters.peft.values import NUMBER
+from jaxmix.converters.adapters.common.tensor_files import (
+    CONFIG_FILE,
+    file_keys,
+    file_metadata,
+    parse_json_or_none,
+)
+from jaxmix.converters.adapters.common.tensors import read_tensors
+from jaxmix.converters.adapters.common.values import NUMBER
 from jaxmix.converters.adapters.qwix.factors import updates_of
 from jaxmix.converters.adapters.qwix.folders import Restored, is_orbax, restored
 from jaxmix.converters.adapters.qwix.pairs import Pair, is_factor, is_named_factor, pairs_of
@@ -24,7 +28,7 @@ def is_qwix(path: Path) -> bool:
     if path.is_file():
         keys = file_keys(path)
         # mlx-lm calls factors lora_a too, and has a config beside them.
-        has_bare = any(map(is_factor, keys)) and not (path.parent / MLX_CONFIG).exists()
+        has_bare = any(map(is_factor, keys)) and not (path.parent / CONFIG_FILE).exists()
         return has_bare or any(map(is_named_factor, keys))
     return is_orbax(path)
 
@@ -83,7 +87,7 @@ def read_qwix(
     record = found.record
     beside = next((record[key] for key in ("lora_alpha", "alpha") if key in record), None)
     if isinstance(beside, str):
-        beside = json_of(beside)
+        beside = parse_json_or_none(beside)
     if beside is not None and alpha is None and not NUMBER.holds(beside):
         raise CheckpointError(
             f"{path}: beside the factors stands alpha = {beside!r}, expected a number. Give it: "

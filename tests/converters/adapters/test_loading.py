@@ -174,8 +174,8 @@ def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
     """A file or folder that it recognises is its own, unless another is forced."""
     mine = Format(
         name="mine",
-        what="a file .mine",
-        recognises=lambda path: path.suffix == ".mine",
+        description="a file .mine",
+        recognizes=lambda path: path.suffix == ".mine",
         read=lambda path, name, strength, *, rank=1: Adapter({}, strength, f"{name} {rank}"),
         options=("rank",),
     )

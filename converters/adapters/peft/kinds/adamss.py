@@ -5,29 +5,36 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import COUNT, INTEGER
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import same, unless
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, INTEGER
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, refuse_unless
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import AdaMSS
 from jaxmix.families.adamss import grouped
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> AdaMSS:
+def _build(file: File, site: str, factors: SiteTensors) -> AdaMSS:
     """AdaMSS: one A and one B for each group, and one projection of the input."""
-    (projection,) = need(factors, "adamss_newB")
+    (projection,) = required(factors, "adamss_newB")
     count = len([name for name in factors if name.startswith("adamss_A.")])
-    a = need(factors, *(f"adamss_A.{i}" for i in range(count)))
-    b = need(factors, *(f"adamss_B.{i}" for i in range(count)))
+    a = required(factors, *(f"adamss_A.{i}" for i in range(count)))
+    b = required(factors, *(f"adamss_B.{i}" for i in range(count)))
     in_size = file.shape(site)[1]
     extra = projection.shape[1] - in_size if projection.ndim == 2 else -1
     if extra not in (0, 1) or any(x.ndim != 2 for x in (*a, *b)) or not count:
         raise ShapeError(
-            f"{shapes(factors)}, expected adamss_newB (r, {in_size}), or one column more with a "
+            f"{describe_shapes(factors)}, expected adamss_newB (r, {in_size}), or one column more with a "
             "bias, adamss_A (rᵢ, r) and adamss_B (rows, rᵢ)"
         )
     rows = _groups(file, site, bool(extra))
@@ -63,13 +70,13 @@ def _groups(file: File, site: str, has_bias: bool) -> list[np.ndarray]:
     return rows
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     """PEFT finds the same rows again on the same base, with the same seed."""
     said = (
         "PEFT stores no rows of the groups but finds them with a seed; those of these come from no "
         "seed. Export them as LoRA (jaxmix.to_lora)"
     )
-    unless(updates, lambda update: update.seed is not None, said)
+    refuse_unless(updates, lambda update: update.seed is not None, said)
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
         for name, side in (("adamss_A", update.a), ("adamss_B", update.b)):
@@ -79,16 +86,16 @@ def _write(updates: Mapping[str, Any]) -> Written:
             parts.append(np.asarray(update.bias)[:, None])
         tensors[f"{site}.adamss_newB"] = np.concatenate(parts, 1)
     fields = {
-        "num_subspaces": same(updates, "num_subspaces", lambda update: len(update.a)),
+        "num_subspaces": equal_value(updates, "num_subspaces", lambda update: len(update.a)),
         "r": max(update.projection.shape[0] for update in updates.values()),
-        "random_seed": same(updates, "random_seed", lambda update: update.seed),
+        "random_seed": equal_value(updates, "random_seed", lambda update: update.seed),
         "subspace_rank": max(a.shape[0] for update in updates.values() for a in update.a),
     }
-    return Written(fields, tensors)
+    return PeftContent(fields, tensors)
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {"num_subspaces": COUNT, "r": COUNT, "random_seed": INTEGER, **SAVED},
         ABOUT
         | (WHERE - {"exclude_modules"})

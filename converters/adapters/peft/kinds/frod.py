@@ -5,22 +5,29 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import FLAG, one_of
 from jaxmix.converters.adapters.peft.arrays import same_array
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.converters.adapters.peft.same import fan_in_fan_out
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import FRoD, Update
 from jaxmix.families.frod import kind_of_module
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
     """FRoD: sites of one category share V and the positions; U the update takes from the base."""
-    values, lengths = need(factors, "frod_lambda_s_values", "frod_lambda_l")
+    values, lengths = required(factors, "frod_lambda_s_values", "frod_lambda_l")
     category = kind_of_module(site)
     names = [f"{name}.{category}" for name in ("frod_V", "frod_s_indices", "frod_s_size")]
     if missing := [name for name in names if name not in file.shared]:
@@ -32,7 +39,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     if tuple(told.reshape(-1).tolist()) != v.shape:
         raise CheckpointError(f"{names[2]} is {told.tolist()}, expected {v.shape} as {names[0]} is")
     if not fits or indices.shape != (2, values.size):
-        raise ShapeError(f"{shapes(found)}, expected (in, in), (2, n), (n,) and (in,)")
+        raise ShapeError(f"{describe_shapes(found)}, expected (in, in), (2, n), (n,) and (in,)")
     if values.size and not 0 <= indices.min() <= indices.max() < size:
         raise ShapeError(
             f"{names[1]} goes from {indices.min()} to {indices.max()}, expected 0 to {size - 1}"
@@ -51,7 +58,7 @@ def _judged(values: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     kinds: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
@@ -67,7 +74,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
         shared[f"frod_s_size.{category}"] = np.array(shared[v].shape, np.int64)
     fan = fan_in_fan_out(updates)
     rate = _rate(updates)
-    return Written(
+    return PeftContent(
         {
             "fan_in_fan_out": fan,
             "progressbar": False,
@@ -98,8 +105,8 @@ def _rate(updates: Mapping[str, Any]) -> float:
     return min((low + high) / 2, 1.0)
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "frod_only"),
             "fan_in_fan_out": FLAG,
@@ -117,5 +124,5 @@ KIND = Kind(
     _build,
     _write,
     shared=("frod_V.#", "frod_s_indices.#", "frod_s_size.#"),
-    judged=_judged,
+    find_problems=_judged,
 )

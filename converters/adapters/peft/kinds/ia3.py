@@ -4,16 +4,22 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, required
+from jaxmix.converters.adapters.common.values import FLAG, NAMES, Check
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.converters.adapters.peft.same import fan_in_fan_out
-from jaxmix.converters.adapters.peft.shapes import Factors, need
-from jaxmix.converters.adapters.peft.values import FLAG, NAMES, Check
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import IA3, Update
 from jaxmix.untrusted.patterns import is_match
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 _MODULES = Check(
     "a regular expression or a list of module names",
@@ -22,9 +28,9 @@ _MODULES = Check(
 )
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
     """IA3: a linear layer's vector lies along what it scales, a convolution's always (1, n, …)."""
-    (vector,) = need(factors, "ia3_l")
+    (vector,) = required(factors, "ia3_l")
     on_input, shape = _is_feedforward(file, site), vector.shape
     if vector.ndim > 2 and on_input is None:
         raise CheckpointError(
@@ -71,14 +77,16 @@ def _is_feedforward(file: File, site: str) -> bool | None:
     return site.endswith(tuple(modules))
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     """The sites that scale inputs are named whole, by a regular expression."""
     inputs = [re.escape(site) for site, update in updates.items() if update.on_input]
     fields = {
         "fan_in_fan_out": fan_in_fan_out(updates),
         "feedforward_modules": "|".join(inputs) if inputs else [],
     }
-    return Written(fields, {f"{site}.ia3_l": _shaped(update) for site, update in updates.items()})
+    return PeftContent(
+        fields, {f"{site}.ia3_l": _shaped(update) for site, update in updates.items()}
+    )
 
 
 def _shaped(update: IA3) -> Any:
@@ -88,8 +96,8 @@ def _shaped(update: IA3) -> Any:
     return update.vector.reshape((1, -1) if update.on_input else (-1, 1))
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {"fan_in_fan_out": FLAG, "feedforward_modules": _MODULES, **SAVED},
         ABOUT | {"exclude_modules", "init_ia3_weights", "target_modules"},
     ),

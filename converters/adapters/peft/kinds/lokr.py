@@ -6,24 +6,38 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import (
+    Factor,
+    SiteTensors,
+    check_cores,
+    check_ranks,
+    describe_shapes,
+)
+from jaxmix.converters.adapters.common.site_values import ranks_and_alphas
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, WHERE, Fields, Kind, Written
 from jaxmix.converters.adapters.peft.kinds.loha import LYCORIS, LYCORIS_HARMLESS
-from jaxmix.converters.adapters.peft.patterns import ranks_and_alphas
-from jaxmix.converters.adapters.peft.shapes import Factor, Factors, check_cores, check_ranks, shapes
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import LoKr, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
     """LoKr, its form told from the keys that are there."""
     rank = file.config.by_site("rank_pattern", "r", site)
     x, y = _side(factors, "lokr_w1"), _side(factors, "lokr_w2")
     core = factors.get("lokr_t2")
     if core is not None and len(y) == 1:
-        raise CheckpointError(f"lokr_t2 beside {shapes(factors)}: expected lokr_w2_a and lokr_w2_b")
+        raise CheckpointError(
+            f"lokr_t2 beside {describe_shapes(factors)}: expected lokr_w2_a and lokr_w2_b"
+        )
     rows = 1 if core is None else 0
     axes = {"lokr_w1_a": (2, 1), "lokr_w1_b": (2, 0), "lokr_w2_a": (2, rows), "lokr_w2_b": (2, 0)}
     check_ranks(factors, axes, rank)
@@ -35,7 +49,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return LoKr(x, y, scale, core)
 
 
-def _side(factors: Factors, name: str) -> tuple[Factor, ...]:
+def _side(factors: SiteTensors, name: str) -> tuple[Factor, ...]:
     """A Kronecker factor: whole, or as a pair."""
     whole, pair = factors.get(name), [factors.get(name + end) for end in ("_a", "_b")]
     there = [factor is not None for factor in pair]
@@ -43,10 +57,10 @@ def _side(factors: Factors, name: str) -> tuple[Factor, ...]:
         return (whole,)
     if whole is None and all(there):
         return pair[0], pair[1]
-    raise CheckpointError(f"{shapes(factors)}: expected {name}, or {name}_a and {name}_b")
+    raise CheckpointError(f"{describe_shapes(factors)}: expected {name}, or {name}_a and {name}_b")
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     """PEFT tells the form from the rank and one factor for all sites; both are found by trying.
 
     A pair that PEFT would not make in its place is multiplied and written whole.
@@ -54,10 +68,10 @@ def _write(updates: Mapping[str, Any]) -> Written:
     sizes = {site: _sizes(update) for site, update in updates.items()}
     factor = _factor(updates, sizes)
     if factor is None:
-        shapes = (f"{site}: {x} ⊗ {y}" for site, (x, y) in sizes.items())
+        lines = (f"{site}: {x} ⊗ {y}" for site, (x, y) in sizes.items())
         raise UnsupportedError(
             f"PEFT has no decompose_factor that makes Kronecker factors of these shapes:"
-            f"{listing(shapes)}\nExport it as a LoRA: jaxmix.to_lora."
+            f"{listing(lines)}\nExport it as a LoRA: jaxmix.to_lora."
         )
     both = all(len(update.x) == 2 for update in updates.values())
     tensors, ranks = {}, {}
@@ -83,7 +97,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     fields = ranks_and_alphas(ranks, {site: update.scale for site, update in updates.items()})
     fields |= {"decompose_both": both, "decompose_factor": factor}
     has_core = any(update.t2 is not None for update in updates.values())
-    return Written({**fields, "use_effective_conv2d": has_core}, tensors)
+    return PeftContent({**fields, "use_effective_conv2d": has_core}, tensors)
 
 
 def _whole(side: tuple[Factor, ...], core: Factor | None) -> Factor:
@@ -135,8 +149,8 @@ def _halves(size: int, factor: int) -> tuple[int, int]:
     return best
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         dict(LYCORIS),
         ABOUT
         | WHERE

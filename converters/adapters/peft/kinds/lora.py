@@ -5,21 +5,28 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.equal_ranks import with_equal_ranks
+from jaxmix.converters.adapters.common.shapes import (
+    Factor,
+    SiteTensors,
+    at_least_float32,
+    check_ranks,
+    describe_shapes,
+    required,
+)
+from jaxmix.converters.adapters.common.values import COUNT, short_json
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import Kind
 from jaxmix.converters.adapters.peft.kinds.lora_config import FIELDS, SUBTRACTED, problems
 from jaxmix.converters.adapters.peft.kinds.lora_write import write
-from jaxmix.converters.adapters.peft.level import leveled
-from jaxmix.converters.adapters.peft.shapes import Factor, Factors, check_ranks, need, shapes, wide
-from jaxmix.converters.adapters.peft.values import COUNT, short
+from jaxmix.converters.adapters.peft.peft_type import PeftType
 from jaxmix.converters.adapters.peft.wrapped import parameters, pattern_site
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import ExpertLoRA, KaSA, LoRA, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
     """LoRA and DoRA, of a linear layer, a convolution, an embedding or experts."""
     config, module = file.config, pattern_site(file, site)
     rank = config.by_site("rank_pattern", "r", module)
@@ -27,12 +34,12 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     scale = alpha / (math.sqrt(rank) if config.flag("use_rslora") else rank)
     magnitude = _magnitude(file, factors)
     if "lora_embedding_A" in factors or "lora_embedding_B" in factors:
-        a, b = need(factors, "lora_embedding_A", "lora_embedding_B")
+        a, b = required(factors, "lora_embedding_A", "lora_embedding_B")
         check_ranks(factors, {"lora_embedding_A": (2, 0), "lora_embedding_B": (2, 1)}, rank)
         # The weight is (V, D), and PEFT stores A (r, V), B (D, r).
         plain = LoRA(b.T, a.T, scale, magnitude=magnitude, embedding=True)
         return _on_its_base(file, site, plain, rank)
-    a, b = need(factors, "lora_A.weight", "lora_B.weight")
+    a, b = required(factors, "lora_A.weight", "lora_B.weight")
     module, _, parameter = site.rpartition(".")
     if parameter in parameters(config, module) and a.shape[:1] != (rank,):
         return _experts(file, site, factors, rank, scale)
@@ -66,16 +73,18 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return _on_its_base(file, site, plain, rank)
 
 
-def _experts(file: File, site: str, factors: Factors, rank: int, scale: float) -> Update:
+def _experts(file: File, site: str, factors: SiteTensors, rank: int, scale: float) -> Update:
     """LoRA of a leaf of experts. PEFT keeps A's experts slow in (e·r) and B's fast in (r·e)."""
     a, b = factors["lora_A.weight"], factors["lora_B.weight"]
     if len(factors) > 2 or a.ndim != 2 or b.ndim != 2 or len(a) % rank or len(a) != b.shape[1]:
-        raise ShapeError(f"{shapes(factors)}, expected (experts·{rank}, in), (out, {rank}·experts)")
+        raise ShapeError(
+            f"{describe_shapes(factors)}, expected (experts·{rank}, in), (out, {rank}·experts)"
+        )
     experts, sizes = len(a) // rank, (b.shape[0], a.shape[1])
     shape = file.shape(site)
     if shape[:1] != (experts,) or sorted(shape[1:]) != sorted(sizes):
         raise ShapeError(
-            f"{shapes(factors)} are of {experts} experts (out, in) = {sizes}, but {site} is {shape}"
+            f"{describe_shapes(factors)} are of {experts} experts (out, in) = {sizes}, but {site} is {shape}"
         )
     in_first = shape[1:] != sizes
     if sizes[0] == sizes[1]:
@@ -103,7 +112,9 @@ def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Fa
         group = _count(config.values.get("qalora_group_size", 16), "qalora_group_size")
         groups, size = a.shape[-1], math.prod(file.shape(site)[1:])
         if a.ndim == 2 and groups != size and groups * group == size:
-            a = np.repeat(wide(a), size // groups, axis=1) * np.float32(groups**2 / size)
+            a = np.repeat(at_least_float32(a), size // groups, axis=1) * np.float32(
+                groups**2 / size
+            )
         return a, b
     if isinstance(told := config.values.get("use_bdlora"), dict):
         count = _count(told.get("nblocks", 1), "nblocks")
@@ -115,9 +126,11 @@ def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Fa
 
 
 def _count(value: Any, name: str) -> int:
-    """A number out of a part of the config that `Fields` do not look into."""
+    """A number out of a part of the config that `ConfigFields` do not look into."""
     if not COUNT.holds(value):
-        raise CheckpointError(f"{name} is {short(value)} in the config, expected {COUNT.text}")
+        raise CheckpointError(
+            f"{name} is {short_json(value)} in the config, expected {COUNT.description}"
+        )
     return value
 
 
@@ -162,7 +175,7 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     else:
         left, right = np.linalg.qr(weight)
         taken, by = left[:, :rank], right[:rank]
-    a, b = wide(update.a), wide(update.b)
+    a, b = at_least_float32(update.a), at_least_float32(update.b)
     a: Any = np.concatenate([a, by.astype(a.dtype)], 0)
     b: Any = np.concatenate([b, -taken.astype(b.dtype)], 1)
     return LoRA(
@@ -175,7 +188,7 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     )
 
 
-def _bias(file: File, factors: Factors, shape: tuple[int, ...]) -> Factor | None:
+def _bias(file: File, factors: SiteTensors, shape: tuple[int, ...]) -> Factor | None:
     """The bias of ``lora_bias``."""
     bias = _flagged(file, factors, "lora_B.bias", "lora_bias")
     if bias is not None and bias.shape != shape:
@@ -183,7 +196,7 @@ def _bias(file: File, factors: Factors, shape: tuple[int, ...]) -> Factor | None
     return bias
 
 
-def _magnitude(file: File, factors: Factors) -> Factor | None:
+def _magnitude(file: File, factors: SiteTensors) -> Factor | None:
     """DoRA's magnitude without the axes of length one that a convolution's has."""
     magnitude = _flagged(file, factors, "lora_magnitude_vector", "use_dora")
     if magnitude is None:
@@ -193,7 +206,7 @@ def _magnitude(file: File, factors: Factors) -> Factor | None:
     return magnitude.reshape(-1)
 
 
-def _flagged(file: File, factors: Factors, name: str, flag: str) -> Factor | None:
+def _flagged(file: File, factors: SiteTensors, name: str, flag: str) -> Factor | None:
     """A factor that is there exactly if a flag says so."""
     if (name in factors) == file.config.flag(flag):
         return factors.get(name)
@@ -202,7 +215,7 @@ def _flagged(file: File, factors: Factors, name: str, flag: str) -> Factor | Non
     raise CheckpointError(f"{name} is {found}, but {flag} is {said} in the config")
 
 
-KIND = Kind(
+PEFT_TYPE = PeftType(
     FIELDS,
     (
         "lora_A.weight",
@@ -215,6 +228,6 @@ KIND = Kind(
     ),
     _build,
     write,
-    judged=problems,
-    leveled=leveled,
+    find_problems=problems,
+    with_equal_ranks=with_equal_ranks,
 )

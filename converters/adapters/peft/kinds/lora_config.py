@@ -3,16 +3,16 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxmix.converters.adapters.peft.kind import (
+from jaxmix.converters.adapters.common.values import ANY, COUNT, FLAG, NAMES, NUMBER, TOKENS, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
     ABOUT,
     MERGE,
     RANK_PATTERNS,
     SAVED,
     WHERE,
-    Fields,
+    ConfigFields,
     Refusal,
 )
-from jaxmix.converters.adapters.peft.values import ANY, COUNT, FLAG, NAMES, NUMBER, TOKENS, one_of
 
 __all__ = ["FIELDS", "LORA_HARMLESS", "LORA_REFUSED", "SUBTRACTED", "problems"]
 
@@ -43,7 +43,7 @@ LORA_HARMLESS = frozenset(
     "corda_config ensure_weight_tying eva_config loftq_config lora_dropout lora_ga_config "
     "megatron_core monteclora_config runtime_config velora_config".split()
 )
-FIELDS = Fields(
+FIELDS = ConfigFields(
     {
         "bias": one_of("none", "all", "lora_only"),
         "fan_in_fan_out": FLAG,

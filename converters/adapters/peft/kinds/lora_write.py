@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.adapters.peft.kind import Written
-from jaxmix.converters.adapters.peft.patterns import number, ranks_and_alphas
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same, unless
+from jaxmix.converters.adapters.common.site_values import as_float, ranks_and_alphas
+from jaxmix.converters.adapters.peft.peft_type import PeftContent
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out, refuse_unless
 from jaxmix.errors import UnsupportedError
 from jaxmix.families import ExpertLoRA, KaSA, LoRA
 
@@ -19,7 +19,7 @@ Tensors = dict[str, Any]
 _LEAF = ".weight"
 
 
-def write(updates: Mapping[str, Any]) -> Written:
+def write(updates: Mapping[str, Any]) -> PeftContent:
     """LoRA, DoRA, KaSA or LoRA of experts.
 
     Args:
@@ -31,17 +31,17 @@ def write(updates: Mapping[str, Any]) -> Written:
     Raises:
         UnsupportedError: if PEFT has no config for all of them.
     """
-    is_kasa = same(updates, "kasa_config", lambda update: isinstance(update, KaSA))
+    is_kasa = equal_value(updates, "kasa_config", lambda update: isinstance(update, KaSA))
     layers = {site: up for site, up in updates.items() if not isinstance(up, ExpertLoRA)}
     experts = {site: up for site, up in updates.items() if isinstance(up, ExpertLoRA)}
-    use_dora = bool(layers) and same(layers, "use_dora", _is_dora)
+    use_dora = bool(layers) and equal_value(layers, "use_dora", _is_dora)
     has_bias = any(_bias(update) is not None for update in layers.values())
     if use_dora and has_bias:
         said = "PEFT has no DoRA with a bias of its own (lora_bias), which these have"
-        unless(layers, lambda update: _bias(update) is None, said)
+        refuse_unless(layers, lambda update: _bias(update) is None, said)
     if has_bias:
         said = "PEFT has no bias of its own (lora_bias) for an embedding, and one for all others"
-        unless(layers, lambda update: not getattr(update, "embedding", False), said)
+        refuse_unless(layers, lambda update: not getattr(update, "embedding", False), said)
     attentions = _attentions(layers)
     tensors: Tensors = {}
     for site, update in layers.items():
@@ -68,7 +68,7 @@ def write(updates: Mapping[str, Any]) -> Written:
         "use_dora": use_dora,
         "use_rslora": False,
     }
-    return Written(fields, tensors)
+    return PeftContent(fields, tensors)
 
 
 def _rank(update: Any) -> int:
@@ -120,8 +120,8 @@ def _attentions(layers: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
         module, _, name = site.rpartition(".")
         if name != "in_proj_weight":
             continue
-        inner, outer = layers.get(f"{module}.out_proj"), number(update.scale)
-        is_lost = inner is not None and outer == 0 != number(inner.scale)
+        inner, outer = layers.get(f"{module}.out_proj"), as_float(update.scale)
+        is_lost = inner is not None and outer == 0 != as_float(inner.scale)
         if inner is None or _rank(inner) != _rank(update) or is_lost:
             found_here = "none" if inner is None else f"rank {_rank(inner)}, scale {inner.scale}"
             raise UnsupportedError(
@@ -130,7 +130,7 @@ def _attentions(layers: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
                 f"{', scale 0' if is_lost else ''}. Merge it instead"
             )
         found[site] = (module, 1.0)
-        by = number(inner.scale) / (2 * outer) if outer else 0.5
+        by = as_float(inner.scale) / (2 * outer) if outer else 0.5
         found[f"{module}.out_proj"] = (f"{module}.base_layer.out_proj", by)
     return found
 

@@ -5,24 +5,31 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes
+from jaxmix.converters.adapters.common.site_values import as_float
+from jaxmix.converters.adapters.common.values import ANY, BOUND, FLAG, TERMS, Check, one_of
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.patterns import number
-from jaxmix.converters.adapters.peft.same import same, unless
-from jaxmix.converters.adapters.peft.shapes import Factors, shapes
-from jaxmix.converters.adapters.peft.values import ANY, BOUND, FLAG, TERMS, Check, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, refuse_unless
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import OFT, DiagOFT, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
     """OFT: the blocks' size is the tensor's."""
     if "oft_r" in factors:
         return _before_016(file, site, factors)
     if len(factors) != 1 or "oft_s" in factors:
-        raise CheckpointError(f"{shapes(factors)}: expected one of them")
+        raise CheckpointError(f"{describe_shapes(factors)}: expected one of them")
     if missing := [name for name in _NEEDED if file.config.values.get(name) is None]:
         raise CheckpointError(
             f"the config has no {', '.join(missing)}, which an OFT of {', '.join(factors)} needs"
@@ -31,9 +38,9 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     numbers = generator.shape[-1] if generator.ndim == 2 else -1
     block = round((1 + math.sqrt(1 + 8 * max(numbers, 0))) / 2)
     if block * (block - 1) // 2 != numbers:
-        raise ShapeError(f"{shapes(factors)}, expected (blocks, b(b − 1)/2)")
+        raise ShapeError(f"{describe_shapes(factors)}, expected (blocks, b(b − 1)/2)")
     if file.config.flag("block_share") and generator.shape[0] != 1:
-        raise ShapeError(f"{shapes(factors)}, expected one block: block_share is true")
+        raise ShapeError(f"{describe_shapes(factors)}, expected one block: block_share is true")
     series, values = file.config.flag("use_cayley_neumann"), file.config.values
     return OFT(
         generator,
@@ -45,20 +52,22 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     )
 
 
-def _before_016(file: File, site: str, factors: Factors) -> Update:
+def _before_016(file: File, site: str, factors: SiteTensors) -> Update:
     """The OFT of peft 0.13 and before, of outputs; or that of 0.14 and 0.15, with a rescaling."""
     blocks, rescale = factors["oft_r"], factors.get("oft_s")
     shape, values = blocks.shape, file.config.values
     is_shared = file.config.flag("block_share")
     is_square = len(shape) == 3 and shape[1] == shape[2]
     if len(factors) > 2 or not is_square or (is_shared and len(blocks) > 1):
-        raise ShapeError(f"{shapes(factors)}, expected ({1 if is_shared else 'blocks'}, b, b)")
+        raise ShapeError(
+            f"{describe_shapes(factors)}, expected ({1 if is_shared else 'blocks'}, b, b)"
+        )
     size = shape[1]
     if rescale is None:
         bound = values.get("eps", 6e-5) * size**2 / len(blocks) ** 0.5
         return DiagOFT(blocks, None, bound if values.get("coft") else None, -0.5, "out", True)
     if rescale.ndim != 2 or rescale.shape[1] != 1:
-        raise ShapeError(f"{shapes(factors)}, expected oft_s (out, 1)")
+        raise ShapeError(f"{describe_shapes(factors)}, expected oft_s (out, 1)")
     bound = None
     if values.get("coft"):
         count = len(blocks)
@@ -100,16 +109,20 @@ def _numbers(version: Any) -> tuple[int, ...]:
     return tuple(int(part) for part in found.groups()) if found else (0,)
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     """Blocks of one size, or as many at each site: PEFT's config says either, for all sites."""
     made = {site: (up.generator.shape[0], up.block_size) for site, up in updates.items()}
     is_shared = all(count == 1 for count, _ in made.values())
     size = _sizes(made, is_shared)
     is_shared &= size["r"] != 1
-    unless(updates, lambda up: not up.ends_twice, "PEFT from 0.18 on has another series than these")
-    unless(updates, lambda up: not up.transposed, "PEFT's OFT takes no layer stored as (in, out)")
-    terms = same(updates, "num_cayley_neumann_terms", lambda update: update.terms)
-    eps = same(updates, "eps", lambda u: None if u.eps is None else number(u.eps))
+    refuse_unless(
+        updates, lambda up: not up.ends_twice, "PEFT from 0.18 on has another series than these"
+    )
+    refuse_unless(
+        updates, lambda up: not up.transposed, "PEFT's OFT takes no layer stored as (in, out)"
+    )
+    terms = equal_value(updates, "num_cayley_neumann_terms", lambda update: update.terms)
+    eps = equal_value(updates, "eps", lambda u: None if u.eps is None else as_float(u.eps))
     fields = {
         **size,
         "block_share": is_shared,
@@ -119,18 +132,18 @@ def _write(updates: Mapping[str, Any]) -> Written:
         "use_cayley_neumann": terms is not None,
     }
     names = {True: "oft_embedding_R.weight", False: "oft_R.weight"}
-    return Written(
+    return PeftContent(
         fields, {f"{site}.{names[up.embedding]}": up.generator for site, up in updates.items()}
     )
 
 
 # Older configs do not have these.
 _NEEDED = ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
-_BOUND = Check(BOUND.text, BOUND.holds, False)
+_BOUND = Check(BOUND.description, BOUND.holds, False)
 # The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
 # takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "oft_only"),
             "block_share": FLAG,

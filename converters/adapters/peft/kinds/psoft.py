@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import (
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import (
     BOUND,
     COUNT,
     FLAG,
@@ -17,10 +15,19 @@ from jaxmix.converters.adapters.peft.values import (
     TERMS,
     one_of,
 )
+from jaxmix.converters.adapters.peft.file import File
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import PSOFT, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 _HOW = (
     "takes from the base's weight by torch's SVD, where another library may give other signs, and "
@@ -28,9 +35,9 @@ _HOW = (
 )
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
     """PSOFT: A and B are not in the file, but come out of the base by the SVD of PEFT's load."""
-    (numbers,) = need(factors, "psoft_R.weight")
+    (numbers,) = required(factors, "psoft_R.weight")
     values, config = file.config.values, file.config
     rank, is_bound = values["r"], _is_on(values, "psoft_orth")
     wanted = (rank * (rank - 1) // 2,) if is_bound else (rank, rank)
@@ -50,7 +57,7 @@ def _is_on(values: Mapping[str, Any], field: str) -> bool:
     return values.get(field) is not False
 
 
-def _vector(values: Mapping[str, Any], factors: Factors, side: str, rank: int) -> Any:
+def _vector(values: Mapping[str, Any], factors: SiteTensors, side: str, rank: int) -> Any:
     """The magnitudes of one side of R, where the config says that there are any."""
     name, is_on = f"psoft_R.vector_{side}", _is_on(values, f"psoft_mag_{side}")
     vector = factors.get(name)
@@ -58,7 +65,7 @@ def _vector(values: Mapping[str, Any], factors: Factors, side: str, rank: int) -
         found, said = "there" if vector is not None else "missing", str(is_on).lower()
         raise CheckpointError(f"{name} is {found}, but psoft_mag_{side} is {said} in the config")
     if vector is not None and vector.shape != (rank,):
-        raise ShapeError(f"{shapes({name: vector})}, expected ({rank},) by the config's r")
+        raise ShapeError(f"{describe_shapes({name: vector})}, expected ({rank},) by the config's r")
     return vector
 
 
@@ -91,7 +98,7 @@ def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]
     return vh, u * s
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     """PEFT's file has no place for A and B."""
     raise UnsupportedError(
         "a file of PEFT's PSOFT leaves out A and B, and PEFT would take others from its base. Make "
@@ -99,20 +106,20 @@ def _write(updates: Mapping[str, Any]) -> Written:
     )
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "ab_svd_init": one_of("psoft_init", "pissa_init"),
-            "cayley_neumann_eps": BOUND._replace(is_needed=False),
+            "cayley_neumann_eps": BOUND._replace(is_required=False),
             "num_cayley_neumann_terms": TERMS,
             "psoft_alpha": NUMBER,
             "psoft_mag_a": FLAG,
             "psoft_mag_b": FLAG,
             "psoft_orth": FLAG,
             "psoft_svd": one_of("full", "lowrank"),
-            "psoft_svd_lowrank_niter": INTEGER._replace(is_needed=False),
+            "psoft_svd_lowrank_niter": INTEGER._replace(is_required=False),
             "r": COUNT,
-            "random_seed": INTEGER._replace(is_needed=False),
+            "random_seed": INTEGER._replace(is_required=False),
             "use_cayley_neumann": FLAG,
             **SAVED,
         },

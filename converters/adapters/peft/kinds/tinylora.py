@@ -5,25 +5,34 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import COUNT, FLAG, INTEGER, NUMBER, one_of
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same, unless
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, FLAG, INTEGER, NUMBER, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out, refuse_unless
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import TinyLoRA
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 _V = "tinylora_v."
 
 
-def _build(file: File, site: str, factors: Factors) -> TinyLoRA:
+def _build(file: File, site: str, factors: SiteTensors) -> TinyLoRA:
     """TinyLoRA at a site, of a linear layer or an embedding: B R A of both."""
     said = file.config.values
-    a, b = need(factors, "tinylora_A", "tinylora_B")
+    a, b = required(factors, "tinylora_A", "tinylora_B")
     if a.ndim != 2 or b.ndim != 2 or not 0 < len(a) == b.shape[1] <= said["r"]:
-        raise ShapeError(f"{shapes(factors)}, expected (r, in) and (out, r), r {said['r']} or less")
+        raise ShapeError(
+            f"{describe_shapes(factors)}, expected (r, in) and (out, r), r {said['r']} or less"
+        )
     shape, seed = (said["u"], len(a), len(a)), said["projection_seed"]
     p = factors.get("tinylora_P")
     number = _number(file, p, shape)
@@ -71,14 +80,14 @@ def _number(file: File, projections: Any, shape: tuple[int, int, int]) -> int | 
         return None
     seed = said["projection_seed"]
     sought = np.asarray(projections, np.float32)
-    same = [i for i in range(count) if _is_drawn(file, seed + i, shape, sought)]
-    if len(same) != 1:
+    equal_value = [i for i in range(count) if _is_drawn(file, seed + i, shape, sought)]
+    if len(equal_value) != 1:
         raise CheckpointError(
             f"tinylora_P is that of {len(same)} of the {count} modules when drawn again from "
             f"projection_seed {seed}, expected one, so that nobody can say which tinylora_v is "
             "its own. Was it saved by another version of PEFT or torch?"
         )
-    return same[0]
+    return equal_value[0]
 
 
 def _drawn(file: File, seed: int, shape: tuple[int, int, int], dtype: str = "float32") -> Any:
@@ -101,7 +110,7 @@ def _is_drawn(file: File, seed: int, shape: tuple[int, int, int], saved: np.ndar
     return any(np.allclose(drawn, saved, rtol=0.01, atol=0.01) for drawn in draws)
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     """One vector for all, or one for each module in the order of their numbers."""
     vectors = {site: update.v for site, update in updates.items()}
     (_, first), *rest = vectors.items()
@@ -110,7 +119,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
         "r": max(update.a.shape[0] for update in updates.values()),
         "projection_seed": 42,
         "save_projection": True,
-        "u": same(updates, "u", lambda update: update.v.shape[0]),
+        "u": equal_value(updates, "u", lambda update: update.v.shape[0]),
     }
     tensors = {
         f"{site}.tinylora_{name}": array
@@ -118,20 +127,22 @@ def _write(updates: Mapping[str, Any]) -> Written:
         for name, array in (("A", update.a), ("B", update.b), ("P", update.projections))
     }
     if all(v is first or np.array_equal(v, first) for _, v in rest):
-        return Written({**fields, "weight_tying": 1.0}, tensors, {f"{_V}0": first})
+        return PeftContent({**fields, "weight_tying": 1.0}, tensors, {f"{_V}0": first})
     said = (
         "PEFT counts the vectors by its model's modules, all of them adapted, and these have no "
         f"numbers, or not those from 0 to {len(updates) - 1}. Export them as LoRA (jaxmix.to_lora)"
     )
     numbers = {update.number for update in updates.values()}
-    unless(updates, lambda update: numbers == set(range(len(updates))), said)
-    fields |= {"projection_seed": same(updates, "projection_seed", lambda update: update.seed)}
+    refuse_unless(updates, lambda update: numbers == set(range(len(updates))), said)
+    fields |= {
+        "projection_seed": equal_value(updates, "projection_seed", lambda update: update.seed)
+    }
     shared = {f"{_V}{update.number}": update.v for update in updates.values()}
-    return Written({**fields, "weight_tying": 0.0}, tensors, shared)
+    return PeftContent({**fields, "weight_tying": 0.0}, tensors, shared)
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "tinylora_only"),
             "fan_in_fan_out": FLAG,

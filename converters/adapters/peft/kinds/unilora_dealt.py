@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.converters.adapters.base import BaseModel
+from jaxmix.converters.adapters.common.base_model import BaseModel
+from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.common.values import Check
 from jaxmix.converters.adapters.peft.file import File
 from jaxmix.converters.adapters.peft.model_order import modules_of, order_problem
-from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.converters.adapters.peft.targets import TARGETS, targeted
-from jaxmix.converters.adapters.peft.values import Check
 from jaxmix.errors import CheckpointError, ShapeError, listing
 
 __all__ = ["DEALING", "THETA", "dealt", "vector"]
@@ -40,7 +40,7 @@ _GIVE = (
 )
 
 
-def dealt(file: File) -> dict[str, Factors]:
+def dealt(file: File) -> dict[str, SiteTensors]:
     """The indices and scales of all sites of a file that has but the vector.
 
     Args:
@@ -74,7 +74,7 @@ def dealt(file: File) -> dict[str, Factors]:
     base = _in_order(file)
     sites = targeted(file.config, modules_of(base.order))
     if problem := order_problem(base.order, sites):
-        raise CheckpointError(f"{path.parent}: {_why(f'{base.what}, {problem}')}")
+        raise CheckpointError(f"{path.parent}: {_why(f'{base.description}, {problem}')}")
     return _deal(file, _sizes(file, base, sites))
 
 
@@ -101,7 +101,7 @@ def vector(file: File, where: str = "") -> Any:
 def _in_order(file: File) -> BaseModel:
     """The base, if it has an order."""
     if file.base is None or not file.base.order:
-        found = "no base" if file.base is None else f"{file.base.what}, which has no order"
+        found = "no base" if file.base is None else f"{file.base.description}, which has no order"
         raise CheckpointError(f"{file.config.path.parent}: {_why(found)}")
     return file.base
 
@@ -137,20 +137,20 @@ def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple
     if wrong:
         raise CheckpointError(
             f"{file.config.path.parent}: modules for which the config asks, and which are no "
-            f"linear layers in {base.what}:{listing(wrong)}\nExpected floats (out, in), or (in, "
+            f"linear layers in {base.description}:{listing(wrong)}\nExpected floats (out, in), or (in, "
             "out) of GPT-2's Conv1D. Give the base on which "
             f"the adapter was trained. Or {_SAVED}"
         )
     if same := [" = ".join(names) for names in twins.values() if len(names) > 1]:
         raise CheckpointError(
-            f"{file.config.path.parent}: modules with the same weights in {base.what}:"
+            f"{file.config.path.parent}: modules with the same weights in {base.description}:"
             f"{listing(same)}\nOne module under two names PEFT adapts once, two modules twice, and "
             f"a state_dict does not say which these are. Expected others: {_SAVED}"
         )
     return sizes
 
 
-def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, Factors]:
+def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, SiteTensors]:
     """Every number of the vector as often as any other, shuffled, to A and B of one site, then on.
 
     What is divided by is how often a number occurs, in float32 as in PEFT.
@@ -161,7 +161,7 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, Facto
     indices = _shuffled(count, length, values["proj_seed"])
     often = np.bincount(indices, minlength=length).astype(np.float32)
     scales = 1 / np.sqrt(np.maximum(often, 1))  # what does not occur is not asked for
-    made: dict[str, Factors] = {}
+    made: dict[str, SiteTensors] = {}
     start = 0
     for site, (out_size, in_size, dtype) in sizes.items():
         made[site] = {}

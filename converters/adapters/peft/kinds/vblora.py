@@ -5,22 +5,29 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import COUNT, FLAG, one_of
 from jaxmix.converters.adapters.peft.arrays import same_array
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, FLAG, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import VBLoRA
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 _SIDES = ("vblora_logits_A", "vblora_logits_B")
 _BANK = "vblora_vector_bank"
 
 
-def _build(file: File, site: str, factors: Factors) -> VBLoRA:
+def _build(file: File, site: str, factors: SiteTensors) -> VBLoRA:
     """VB-LoRA at a site."""
     bank, said = file.shared.get(_BANK), file.config.values
     if bank is None:
@@ -32,12 +39,12 @@ def _build(file: File, site: str, factors: Factors) -> VBLoRA:
     return VBLoRA(a, b, bank, said["topk"], file.transposed)
 
 
-def _side(file: File, name: str, axis: int, factors: Factors) -> tuple[Any, ...]:
+def _side(file: File, name: str, axis: int, factors: SiteTensors) -> tuple[Any, ...]:
     """The logits, or the softmaxes and the numbers of the largest."""
     said = file.config.values
     rank, topk = said["r"], said["topk"]
     if not file.config.flag("save_only_topk_weights"):
-        (logits,) = need(factors, name)
+        (logits,) = required(factors, name)
         if logits.ndim != 3 or (logits.shape[axis], logits.shape[2]) != (rank, said["num_vectors"]):
             raise ShapeError(
                 f"{name} has shape {logits.shape}, expected three axes with r = {rank} and "
@@ -46,11 +53,11 @@ def _side(file: File, name: str, axis: int, factors: Factors) -> tuple[Any, ...]
         if topk > logits.shape[2]:
             raise ShapeError(f"topk is {topk}, but {name} has {logits.shape[2]} logits a stretch")
         return (logits,)
-    weights, places = need(factors, f"{name}_topk_weights", f"{name}_topk_indices")
+    weights, places = required(factors, f"{name}_topk_weights", f"{name}_topk_indices")
     is_fit = weights.ndim == places.ndim == 3 and weights.shape[axis] == rank
     if not is_fit or places.shape != (*weights.shape[:2], topk) or weights.shape[2] != topk - 1:
         raise ShapeError(
-            f"{shapes(factors)}, expected three axes with r = {rank} and topk = {topk}, one less "
+            f"{describe_shapes(factors)}, expected three axes with r = {rank} and topk = {topk}, one less "
             "for the weights"
         )
     if places.size and not 0 <= places.min() <= places.max() < said["num_vectors"]:
@@ -58,9 +65,9 @@ def _side(file: File, name: str, axis: int, factors: Factors) -> tuple[Any, ...]
     return weights, places
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     """Whole logits if all sites have them, else the largest alone."""
-    only_topk = same(updates, "save_only_topk_weights", lambda update: len(update.a) == 2)
+    only_topk = equal_value(updates, "save_only_topk_weights", lambda update: len(update.a) == 2)
     bank = same_array(updates, _BANK, lambda update: update.bank)
     ends = ("_topk_weights", "_topk_indices") if only_topk else ("",)
     # PEFT reads the weights back into an array of float32, and no others.
@@ -73,16 +80,16 @@ def _write(updates: Mapping[str, Any]) -> Written:
     fields = {
         "fan_in_fan_out": fan_in_fan_out(updates),
         "num_vectors": bank.shape[0],
-        "r": same(updates, "r", lambda update: update.a[0].shape[0]),
+        "r": equal_value(updates, "r", lambda update: update.a[0].shape[0]),
         "save_only_topk_weights": only_topk,
-        "topk": same(updates, "topk", lambda update: update.topk),
+        "topk": equal_value(updates, "topk", lambda update: update.topk),
         "vector_length": bank.shape[1],
     }
-    return Written(fields, tensors, {_BANK: bank})
+    return PeftContent(fields, tensors, {_BANK: bank})
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "vblora_only"),
             "fan_in_fan_out": FLAG,

@@ -245,7 +245,7 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
     said = refused(UnsupportedError, outer)
     assert "is of the format 'mix', whose reader takes base, ignore; found part." in said
-    # Found by a mutation: options with the names of `Found.read`'s own arguments.
+    # Found by a mutation: options with the names of `LocatedAdapter.read`'s own arguments.
     names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
     recipe(outer, {"source": "b.bare", "options": names})
     said = refused(UnsupportedError, outer)

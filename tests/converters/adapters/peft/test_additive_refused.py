@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmix.converters.adapters.peft.arrays import same_array
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.families import AdaMSS, FourierFT, SuperTuning, TinyLoRA, Update, VeRA
 
@@ -253,7 +253,7 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
 
 @pytest.mark.parametrize(("family", "one", "two", "said"), UNWRITTEN.values(), ids=UNWRITTEN)
 def test_what_is_not_written(family, one, two, said):
-    write = KINDS[family].write
+    write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
         write({"one": one, "two": two})

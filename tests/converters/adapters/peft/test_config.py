@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 from jaxmix.errors import CheckpointError, UnsupportedError
 
@@ -176,18 +176,18 @@ def test_unknown_fields(tmp_path):
     )
 
 
-REFUSED = [(family, field) for family, kind in KINDS.items() for field in kind.fields.refused]
+REFUSED = [(family, field) for family, kind in PEFT_TYPES.items() for field in kind.fields.refused]
 
 
 @pytest.mark.parametrize(("family", "field"), REFUSED)
 def test_refused_fields(family, field, tmp_path):
     """On: refused with a reason and what to do. Off, as PEFT sees it: read."""
     form = next(name for name, form in FORMS.items() if form.family == family)
-    refusal = KINDS[family].fields.refused[field]
+    refusal = PEFT_TYPES[family].fields.refused[field]
     said = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
     assert f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix can't honour" in said
-    assert f"\n  {field} = [7]: {refusal.why}. {refusal.todo}" in said
-    assert len(refusal.why) > 20 and len(refusal.todo) > 10
+    assert f"\n  {field} = [7]: {refusal.reason}. {refusal.remedy}" in said
+    assert len(refusal.reason) > 20 and len(refusal.remedy) > 10
     for off in (None, False):
         assert jaxmix.load(save(tmp_path, form, **one(field, off))).sites == (SITE,)
     # PEFT makes a config of its defaults from an empty object, and takes [] for no layers.
@@ -214,7 +214,7 @@ def test_unknown_types(name, near, tmp_path):
     assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in said
     assert said.endswith(f"Did you mean {near!r}?")
     said = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
-    assert said.endswith(f"expected one of {', '.join(KINDS)}.")
+    assert said.endswith(f"expected one of {', '.join(PEFT_TYPES)}.")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.converters.adapters.peft.arrays import same_array
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import AdapterError, JaxmixError, UnsupportedError
 from jaxmix.families import (
     OFT,
@@ -244,7 +244,7 @@ def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
 
 def test_a_type_that_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of those that a family has; a new one may begin so."""
-    monkeypatch.setitem(KINDS, "LORA", replace(KINDS["LORA"], write=None))
+    monkeypatch.setitem(PEFT_TYPES, "LORA", replace(PEFT_TYPES["LORA"], write=None))
     text = said(UnsupportedError, Adapter(FORMS["lora"], name="style"), tmp_path)
     assert text == "style: jaxmix does not write PEFT's LORA yet."
 

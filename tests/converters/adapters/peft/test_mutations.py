@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 import jaxmix
 from jaxmix import Adapter, JaxmixError
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import UnsupportedError
 
 from ....families.table import ROWS
@@ -106,7 +106,9 @@ def _changed(name: str, seed: int) -> Made:
     made = Made(dict(tensors), {}, json.loads(json.dumps(config)), {})
     for _ in range(rng.choice([1, 1, 2, 3])):
         if rng.random() < 0.4:
-            field = rng.choice([*KINDS[config["peft_type"]].fields.honoured, *config, "mystery"])
+            field = rng.choice(
+                [*PEFT_TYPES[config["peft_type"]].fields.supported, *config, "mystery"]
+            )
             assert made.config is not None
             made.config[field] = rng.choice(VALUES)
         elif made.tensors:
@@ -170,7 +172,7 @@ def test_most_types_are_here() -> None:
     # A rank or a seed is not known of these rows, PSOFT has no place for A and B in its file.
     unwritten = {"ADAMSS", "PSOFT", "SHIRA", "SUPERTUNING"}
     # And these are written as MISS and as LORA.
-    assert set(KINDS) - types == {*unwritten, "BONE", "OSF"}
+    assert set(PEFT_TYPES) - types == {*unwritten, "BONE", "OSF"}
 
 
 def _set(**fields: Any) -> Any:

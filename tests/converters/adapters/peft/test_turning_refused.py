@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.families import BOFT, DEFT, FRoD, GLoRA, HiRA, RoAd
 from jaxmix.families import PSOFT as Psoft
@@ -146,7 +146,7 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("family", "updates", "said"), UNWRITTEN.values(), ids=UNWRITTEN)
 def test_what_is_not_written(family, updates, said):
-    write = KINDS[family].write
+    write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
         write(updates)

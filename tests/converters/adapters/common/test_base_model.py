@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmix.converters.adapters.base import BaseModel, base_model
+from jaxmix.converters.adapters.common.base_model import BaseModel, base_model
 from jaxmix.converters.adapters.peft.file import Config, File
 from jaxmix.errors import CheckpointError
 
-from ..bases import save_base
+from ...bases import save_base
 
 WEIGHT, BIAS = np.arange(6.0).reshape(2, 3), np.ones(2)
 AS_TORCH = {"model.proj.weight": WEIGHT, "model.proj.bias": BIAS, "head.weight": WEIGHT}

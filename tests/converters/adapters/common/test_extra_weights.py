@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters.adapters.beside import weights_beside
+from jaxmix.converters.adapters.common.extra_weights import extra_weights
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA, Replace, Together
 
-from .formats import files
-from .peft.folders import SITE, refused, save
+from ..formats import files
+from ..peft.folders import SITE, refused, save
 
 NEW = np.arange(12, dtype=np.float32).reshape(3, 4)
 PREFIX = "base_model.model."
@@ -214,7 +214,7 @@ def test_other_formats(tmp_path: Path) -> None:
     names = ["adapters.safetensors", "0000100_adapters.safetensors", "x.safetensors"]
     from jaxmix.converters.adapters.mlx import is_mlx_file
 
-    assert weights_beside(names, is_mlx_file) == ("x.safetensors",)
+    assert extra_weights(names, is_mlx_file) == ("x.safetensors",)
     for name in ("a.safetensors", "b.safetensors"):
         files.save(tmp_path / name, files.kohya("lora"))
     assert jaxmix.load(tmp_path / "a.safetensors", base=list(files.BASE)).sites == ("proj",)

@@ -15,7 +15,7 @@ import jaxmix
 from jaxmix.converters.files.torch_files import has_torch
 from jaxmix.errors import CheckpointError
 
-from .folders import FORMS, SITE, factors, keyed, packed, refused, save
+from ..peft.folders import FORMS, SITE, factors, keyed, packed, refused, save
 
 WEIGHTS = "adapter_model.safetensors"
 
