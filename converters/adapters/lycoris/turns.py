@@ -1,4 +1,4 @@
-"""Updates that turn the weight, from LyCORIS's tensors: Diag-OFT, IA3, GLoRA."""
+"""Builds updates that multiply the weight from LyCORIS's tensors: Diag-OFT, IA3, GLoRA."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ __all__ = ["diag_oft", "glora", "ia3", "scale_of"]
 
 
 def diag_oft(factors: SiteTensors) -> Update:
-    """Diag-OFT; ``alpha`` times the number of outputs is the bound of its generator, 0 for none."""
+    """Builds a Diag-OFT; ``alpha`` times the number of outputs bounds its generator, 0 if unbounded."""
     (blocks,) = required(factors, "oft_blocks")
     if blocks.ndim == 4:
         return _boft(factors)
@@ -21,7 +21,7 @@ def diag_oft(factors: SiteTensors) -> Update:
 
 
 def _boft(factors: SiteTensors) -> Update:
-    """BOFT. LyCORIS turns the other way round than PEFT, by twice as much, and outputs."""
+    """BOFT. LyCORIS rotates outputs, in the opposite direction to PEFT and by twice the angle."""
     blocks = factors["oft_blocks"]
     stages, count, b, _ = blocks.shape
     out_size = count * b
@@ -31,7 +31,7 @@ def _boft(factors: SiteTensors) -> Update:
         )
     places, orders = np.arange(out_size, dtype=np.int32), []
     for stage in range(stages):
-        # The numbers of 2ᵏ⁺¹ half blocks, each half with its partner half a run away.
+        # The indices of 2ᵏ⁺¹ half blocks; the partner of each half is half a run away.
         runs = places.reshape(-1, 2, (b // 2) << stage).transpose(0, 2, 1)
         orders.append(np.argsort(runs.reshape(-1)).astype(np.int32))
     wide = np.asarray(blocks, np.float64)
@@ -44,17 +44,17 @@ def _boft(factors: SiteTensors) -> Update:
 
 
 def _bound(factors: SiteTensors, out_size: int) -> float | None:
-    """The bound on the norm of the generator; 0 or none for none."""
+    """The bound on the norm of the generator; None if there is none, or it is 0."""
     if "alpha" not in factors:
         return None
     if factors["alpha"].size != 1:
-        raise ShapeError(f"{describe_shapes(factors)}, expected alpha of one number")
+        raise ShapeError(f"{describe_shapes(factors)}, expected alpha with one element")
     bound = float(factors["alpha"].reshape(())) * out_size
     return bound if bound > 0 else None
 
 
 def _rescale(factors: SiteTensors, out_size: int) -> Factor | None:
-    """The factors of the outputs, without the axes of length one."""
+    """The rescaling of the outputs, without the axes of length one."""
     rescale = factors.get("rescale")
     if rescale is None:
         return None
@@ -64,7 +64,7 @@ def _rescale(factors: SiteTensors, out_size: int) -> Factor | None:
 
 
 def ia3(factors: SiteTensors) -> Update:
-    """IA3: the weight is multiplied by 1 + ``weight``, and the bias stays."""
+    """Builds an IA3 that multiplies the weight by 1 + ``weight`` and not the bias."""
     weight, on_input = required(factors, "weight", "on_input")
     axes = [size for size in weight.shape if size != 1]
     fits = weight.ndim == 1 or (weight.ndim > 2 and weight.shape[0] == 1)
@@ -80,11 +80,11 @@ def ia3(factors: SiteTensors) -> Update:
 
 
 def glora(factors: SiteTensors) -> Update:
-    """GLoRA: ``W' = W + γ·(W A₁A₂ + B₁B₂)``; a convolution's A acts on the channels."""
+    """Builds a GLoRA: ``W' = W + γ·(W A₁A₂ + B₁B₂)``; a convolution's A acts on the channels."""
     a1, a2, b1, b2 = required(factors, "a1.weight", "a2.weight", "b1.weight", "b2.weight")
     if "bm.weight" in factors:
         raise UnsupportedError(
-            f"{describe_shapes(factors)}: bm.weight, which no LyCORIS could write"
+            f"{describe_shapes(factors)}: bm.weight, which no version of LyCORIS can write"
         )
     rank = a2.shape[0] if a2.ndim else 0
     fits = all(x.ndim > 1 and x.size for x in (a1, a2, b1, b2)) and b2.shape[0] == rank
@@ -101,13 +101,13 @@ def glora(factors: SiteTensors) -> Update:
 
 
 def scale_of(factors: SiteTensors, rank: int | None) -> float:
-    """A written `scale`, as A1111 takes it; else alpha / rank, and 1 where there is no alpha.
+    """Returns a `scale` in the file, as A1111 does, otherwise alpha / rank, or 1 without alpha.
 
-    An alpha of 0 means the rank, in kohya's scripts and in LyCORIS alike.
+    An alpha of 0 means the rank, both in kohya's scripts and in LyCORIS.
     """
     for name in ("scale", "alpha"):
         if name in factors and factors[name].size != 1:
-            raise ShapeError(f"{describe_shapes(factors)}, expected {name} of one number")
+            raise ShapeError(f"{describe_shapes(factors)}, expected {name} with one element")
     if "scale" in factors:
         return float(factors["scale"].reshape(()))
     alpha = float(factors["alpha"].reshape(())) if "alpha" in factors else 0.0
@@ -115,5 +115,5 @@ def scale_of(factors: SiteTensors, rank: int | None) -> float:
 
 
 def _times(x: Factor, scale: float) -> Factor:
-    """``scale · x``, in float32 at the least."""
+    """``scale · x``, in float32 or wider."""
     return (np.asarray(x, np.float64) * scale).astype(np.promote_types(x.dtype, np.float32))

@@ -38,14 +38,14 @@ def encode_updates(adapter: Adapter, leaf: Callable[[str], EncodeArray]) -> dict
     """The updates of an adapter as data that JSON can hold.
 
     Args:
-        adapter: the adapter.
-        leaf: from a site to what stands there for its arrays.
+        adapter: The adapter.
+        leaf: From a site to what stands there for its arrays.
 
     Returns:
         ``{site: {"family": …, field: …}}``.
 
     Raises:
-        AdapterError: if something in an update can't be written, all such listed together.
+        AdapterError: If something in an update can't be written, all such listed together.
     """
     wrong: list[str] = []
     data: dict[str, Any] = {}
@@ -66,14 +66,14 @@ def encode_strength(strength: Any, leaf: EncodeArray) -> Any:
     """A strength as data: a number, or what stands for an array without axes.
 
     Args:
-        strength: a part's.
-        leaf: what stands there for an array ().
+        strength: A part's.
+        leaf: What stands there for an array ().
 
     Returns:
         The data.
 
     Raises:
-        AdapterError: if it is traced, or an array with axes.
+        AdapterError: If it is traced, or an array with axes.
     """
     if getattr(strength, "shape", ()) or isinstance(strength, Tracer):
         raise AdapterError(
@@ -89,16 +89,16 @@ def decode_strength(
     """The inverse of `encode_strength`.
 
     Args:
-        data: what stands in the file; `parse` has looked.
-        tensors: the arrays by key.
-        used: the keys that were asked for; added to.
-        where: file and part, for messages.
+        data: What stands in the file; `parse` has looked.
+        tensors: The arrays by key.
+        used: The keys that were asked for; added to.
+        where: File and part, for messages.
 
     Returns:
         A float, or a JAX array () of the file's dtype.
 
     Raises:
-        CheckpointError: if its tensor is missing, or no real number.
+        CheckpointError: If its tensor is missing, or no real number.
     """
     if not isinstance(data, dict):
         return float(data)
@@ -183,16 +183,16 @@ def decode_updates(
     """The inverse of `encode_updates`. Families come from the table only; nothing is evaluated.
 
     Args:
-        data: what stands in the file.
-        tensors: the arrays by key.
-        used: the keys that were asked for; added to.
-        where: file and part, for messages.
+        data: What stands in the file.
+        tensors: The arrays by key.
+        used: The keys that were asked for; added to.
+        where: File and part, for messages.
 
     Returns:
         ``{site: update}``.
 
     Raises:
-        CheckpointError: if a family or a field is not known, a field is missing or of another kind,
+        CheckpointError: If a family or a field is not known, a field is missing or of another kind,
             or a tensor is missing; all such listed together.
     """
     if not isinstance(data, dict):

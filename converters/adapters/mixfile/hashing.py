@@ -20,14 +20,14 @@ def fingerprint(adapter: Adapter | Mix, digests: dict[int, str] | None = None) -
     order, with their strengths.
 
     Args:
-        adapter: the adapter or mix.
+        adapter: The adapter or mix.
         digests: SHA-256 of arrays by ``id``, as far as known; added to. The arrays must live on.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        AdapterError: if something in it can't be written, so that there is nothing to hash.
+        AdapterError: If something in it can't be written, so that there is nothing to hash.
 
     Example:
         >>> fingerprint(Adapter({})) == fingerprint(0.5 * Adapter({}, name="b"))

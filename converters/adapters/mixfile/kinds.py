@@ -20,7 +20,7 @@ def field_kinds(family: type[Update]) -> dict[str, Any]:
     """The fields of a family and their annotations.
 
     Args:
-        family: the dataclass.
+        family: The dataclass.
 
     Returns:
         ``{field: annotation}``, in order.
@@ -33,8 +33,8 @@ def misfit(value: Any, kind: Any) -> str | None:
     """What was found and what was expected, where a value is not of a kind.
 
     Args:
-        value: a field's value; arrays are NumPy's or JAX's.
-        kind: the field's annotation: jaxtyping's arrays by dtype and number of axes, numbers,
+        value: A field's value; arrays are NumPy's or JAX's.
+        kind: The field's annotation: jaxtyping's arrays by dtype and number of axes, numbers,
             texts, None, updates, tuples and unions of these.
 
     Returns:
@@ -42,7 +42,7 @@ def misfit(value: Any, kind: Any) -> str | None:
 
     Example:
         >>> misfit(np.ones(3), field_kinds(Update.__subclasses__()[0])["kernel"])
-        'an array (3,) of float64, expected a tuple of whole numbers'
+        'an array (3,) of float64, expected a tuple of integers'
     """
     return None if _fits(value, kind) else f"{_found(value)}, expected {_expected(kind)}"
 
@@ -119,7 +119,7 @@ def _expected(kind: Any) -> str:
 
 _NAMES: dict[Any, tuple[str, str]] = {
     bool: ("true or false", "true and false"),
-    int: ("a whole number", "whole numbers"),
+    int: ("an integer", "integers"),
     float: ("a number", "numbers"),
     str: ("a text", "texts"),
     jax.Array: ("an array", "arrays"),

@@ -21,15 +21,15 @@ def save_recipe(
     """Writes a recipe, which `jaxmix.load` reads as a mix.
 
     Args:
-        sources: a path or hub id and a strength for each part, the one that is applied first first.
-        path: the file to write, ``….json``. Parts that are paths lie in its folder or below.
-        force: whether to replace a recipe that stands there.
+        sources: A path or hub id and a strength for each part, the one that is applied first first.
+        path: The file to write, ``….json``. Parts that are paths lie in its folder or below.
+        force: Whether to replace a recipe that stands there.
 
     Returns:
         The file.
 
     Raises:
-        CheckpointError: if a part lies elsewhere, or the place is taken or can't be written.
+        CheckpointError: If a part lies elsewhere, or the place is taken or can't be written.
 
     Example:
         >>> import tempfile

@@ -30,7 +30,7 @@ def text(head: Mapping[str, Any]) -> str:
     """The file's text: a line a site, all else a line a field.
 
     Args:
-        head: the object, its parts with their updates.
+        head: The object, its parts with their updates.
 
     Returns:
         JSON.
@@ -65,7 +65,7 @@ def is_ours(path: Path) -> bool:
     """Whether a file says that it is a mix of jaxmix, of whatever version.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         Whether it does; False if it can't be read.
@@ -80,16 +80,16 @@ def parse(path: Path) -> dict[str, Any]:
     """Reads mix.json, or a recipe under another name.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         The object, with ``kind`` and ``parts``, each part of them with fields of the right kinds.
         What the updates of a part are is not looked at.
 
     Raises:
-        CheckpointError: if it is damaged, or no mix of jaxmix, or has fields that mean nothing or
+        CheckpointError: If it is damaged, or no mix of jaxmix, or has fields that mean nothing or
             are of the wrong kind; all such listed together.
-        UnsupportedError: if it is of a newer version.
+        UnsupportedError: If it is of a newer version.
     """
     head = _parse(path)
     if head.get("format") != FORMAT:
@@ -100,7 +100,7 @@ def parse(path: Path) -> dict[str, Any]:
     version = head.get("version")
     if type(version) is not int or version < 1:
         raise CheckpointError(
-            f"{path}: version is {short_repr(version)}, expected a whole number up to {VERSION}. Save "
+            f"{path}: version is {short_repr(version)}, expected an integer up to {VERSION}. Save "
             "the mix again."
         )
     if version > VERSION:
@@ -135,7 +135,7 @@ def _wrong(part: Any) -> list[str]:
     for key in ("name", "source", *_PLACE):
         may_be_empty = is_stored or key not in ("source", "name")
         if key in part and not (isinstance(part[key], str) and (part[key] or may_be_empty)):
-            wrong.append(f"{key} is {short_repr(part[key])}, expected a text")
+            wrong.append(f"{key} is {short_repr(part[key])}, expected a string")
     if "strength" in part and not _is_strength(part["strength"], is_stored):
         wrong.append(f"strength is {short_repr(part['strength'])}, expected a finite number")
     if not isinstance(part.get("metadata", {}), dict):

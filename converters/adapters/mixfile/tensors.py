@@ -67,8 +67,8 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes a safetensors file: wide dtypes first, so that each tensor is aligned.
 
     Args:
-        path: the file.
-        arrays: by key, of a dtype in `DTYPES`.
+        path: The file.
+        arrays: By key, of a dtype in `DTYPES`.
     """
     order = sorted(arrays, key=lambda key: -arrays[key].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "jaxmix"}}
@@ -91,13 +91,13 @@ def tensor_keys(path: Path) -> dict[str, str]:
     """The keys of a file and safetensors' names of their dtypes; nothing where there is no file.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         ``{key: dtype}``.
 
     Raises:
-        CheckpointError: if it is damaged, can't be read, or holds dtypes that `write` does not.
+        CheckpointError: If it is damaged, can't be read, or holds dtypes that `write` does not.
     """
     if not path.exists():
         return {}
@@ -116,15 +116,15 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     """Reads tensors; each is copied once.
 
     Args:
-        path: the file.
-        keys: those to read, which it has.
+        path: The file.
+        keys: Those to read, which it has.
 
     Returns:
         ``{key: array}``, bfloat16 as ml_dtypes'.
 
     Raises:
-        CheckpointError: if the file is damaged.
-        AdapterError: if a number in it is not finite.
+        CheckpointError: If the file is damaged.
+        AdapterError: If a number in it is not finite.
     """
     keys = list(keys)
     if not keys:

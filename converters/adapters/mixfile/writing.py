@@ -37,17 +37,17 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
     ``huggingface_hub.upload_folder`` takes as they are, and ``jaxmix.load("owner/name")`` reads.
 
     Args:
-        mixed: what to save. Its arrays may be NumPy's or JAX's; they come back as NumPy's.
-        folder: where it should come to stand.
-        force: replace ``folder`` if a saved mix stands there; it stays until the new one is whole.
+        mixed: What to save. Its arrays may be NumPy's or JAX's; they come back as NumPy's.
+        folder: Where it should come to stand.
+        force: Replace ``folder`` if a saved mix stands there; it stays until the new one is whole.
 
     Returns:
         The folder, links resolved.
 
     Raises:
-        AdapterError: if it is no adapter, two parts have one name, or something in it can't be
-            written: a traced or non-finite number, an update of no family of jaxmix.
-        CheckpointError: if the folder is taken by something else, or can't be written.
+        AdapterError: If it is not an adapter, two parts have one name, or something in it can't be
+            written: A traced or non-finite number, an update of no family of jaxmix.
+        CheckpointError: If the folder is taken by something else, or can't be written.
 
     Example:
         >>> import tempfile, numpy as np, jaxmix
@@ -128,7 +128,7 @@ def is_saved(name: str) -> bool:
     """Whether a file is one of the two that `save` writes.
 
     Args:
-        name: its path in the folder.
+        name: Its path in the folder.
 
     Returns:
         Whether it is.

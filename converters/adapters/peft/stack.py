@@ -30,14 +30,14 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
     parts are then named after it, ``name (1)``, ``name (2)``, and keep its strength.
 
     Args:
-        adapters: adapters, not mixes, in the order in which PEFT loaded them and activated them.
+        adapters: Adapters, not mixes, in the order in which PEFT loaded them and activated them.
 
     Returns:
         Their mix. At strength 1 it is PEFT's unmerged forward.
 
     Raises:
-        AdapterError: if this is no list of adapters, one of them is a mix, or two have one name.
-        UnsupportedError: if PEFT's result is no product of these adapters in any order.
+        AdapterError: If this is no list of adapters, one of them is a mix, or two have one name.
+        UnsupportedError: If PEFT's result is no product of these adapters in any order.
 
     Example:
         >>> import jax.numpy as jnp

@@ -37,7 +37,7 @@ def _one_or_more(text: str, holds: Any) -> Check:
 # The fields of a config that say where the adapter goes.
 TARGETS = {
     "target_modules": _one_or_more("a text", _is_text),
-    "layers_to_transform": _one_or_more("a whole number", _is_number),
+    "layers_to_transform": _one_or_more("an integer", _is_number),
     "layers_pattern": _one_or_more("a text", _is_text),
 }
 
@@ -46,14 +46,14 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
     """The modules that an adapter is for.
 
     Args:
-        config: its config, whose `TARGETS` are what they should be.
-        modules: the names of all of a model's modules.
+        config: Its config, whose `TARGETS` are what they should be.
+        modules: The names of all of a model's modules.
 
     Returns:
         Those that PEFT would adapt, in the order given.
 
     Raises:
-        CheckpointError: if the config does not name them, or the model has none of that name.
+        CheckpointError: If the config does not name them, or the model has none of that name.
 
     Example:
         >>> from pathlib import Path
@@ -103,11 +103,11 @@ def check_targets(config: Config, paths: Iterable[str]) -> None:
     their kinds, only what is certain is checked.
 
     Args:
-        config: the adapter's config.
-        paths: the paths of modules in the keys of factors, without wrappers of other libraries.
+        config: The adapter's config.
+        paths: The paths of modules in the keys of factors, without wrappers of other libraries.
 
     Raises:
-        CheckpointError: if there are factors that PEFT would ignore; their modules are listed.
+        CheckpointError: If there are factors that PEFT would ignore; their modules are listed.
 
     Source: ``peft/tuners/tuners_utils.py``, `check_target_module_exists`.
     """

@@ -35,7 +35,7 @@ def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict
     """Factors by site, of factors by the path that stands in the key.
 
     Args:
-        file: the adapter's file.
+        file: The adapter's file.
         factors: ``{path: {parameter: array}}``.
 
     Returns:
@@ -43,7 +43,7 @@ def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict
         parameter that is a leaf by itself, are sites under the leaf's own name.
 
     Raises:
-        CheckpointError: if it can't be told which parameter a wrapper is for.
+        CheckpointError: If it can't be told which parameter a wrapper is for.
     """
     attentions = {path.removesuffix(_OUT_PROJ) for path in factors if path.endswith(_OUT_PROJ)}
     out: dict[str, dict[str, Any]] = {}
@@ -72,8 +72,8 @@ def pattern_site(file: File, site: str) -> str:
     Both projections of a MultiheadAttention go by the attention's name, and not by their own.
 
     Args:
-        file: the adapter's file.
-        site: the site.
+        file: The adapter's file.
+        site: The site.
 
     Returns:
         The site, or the attention that it is a part of.

@@ -22,16 +22,16 @@ def updates_of(pair: Pair, scale: float, axis: int | None) -> list[tuple[str, Up
     """A LoRA for each layer of a leaf.
 
     Args:
-        pair: the factors.
-        scale: the scale.
-        axis: the axis along which layers are stacked, where shapes leave it open.
+        pair: The factors.
+        scale: The scale.
+        axis: The axis along which layers are stacked, where shapes leave it open.
 
     Returns:
         Each site with its LoRA. A site is named by the leaf's path; of stacked layers each has a
         site, its number after the word that ends in ``layers``.
 
     Raises:
-        ShapeError: if the factors do not fit each other.
+        ShapeError: If the factors do not fit each other.
     """
     a, b = pair.a, pair.b
     if min(a.ndim, b.ndim) < 2 or 0 in (*a.shape, *b.shape):

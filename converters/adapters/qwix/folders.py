@@ -27,10 +27,10 @@ class Restored:
     """What was read of a checkpoint.
 
     Args:
-        tree: the factors by their paths.
-        record: what MaxText wrote beside it.
-        others: the paths of leaves that are no factors, which were not read.
-        is_tunix: whether the folder is one of tunix's.
+        tree: The factors by their paths.
+        record: What MaxText wrote beside it.
+        others: The paths of leaves that are no factors, which were not read.
+        is_tunix: Whether the folder is one of tunix's.
     """
 
     tree: Mapping[str, Any]
@@ -50,13 +50,13 @@ def restored(path: Path) -> Restored:
     """The tree of a checkpoint.
 
     Args:
-        path: a step's folder, the item in it, or the folder of a run that has one step.
+        path: A step's folder, the item in it, or the folder of a run that has one step.
 
     Returns:
         The tree, and what stands beside it.
 
     Raises:
-        CheckpointError: if there are several steps, or it can't be read.
+        CheckpointError: If there are several steps, or it can't be read.
     """
     folder = _folder(path)
     record: dict[str, Any] = {}

@@ -28,8 +28,8 @@ class Pair:
     """The two factors of a leaf.
 
     Args:
-        leaf: the path of the leaf that they are for, or of its module.
-        way: who made them: "qwix" scales by alpha/rank; so does openpi's "einsum", but not its MLP,
+        leaf: The path of the leaf that they are for, or of its module.
+        way: Who made them: "qwix" scales by alpha/rank; so does openpi's "einsum", but not its MLP,
             which is "openpi"; ``flax.nnx.LoRA`` ("flax") has no scale; "plain" is of a tree that
             does not tell.
         a: (in …, r).
@@ -56,16 +56,16 @@ def pairs_of(tree: Any, where: str, others: Collection[str] = ()) -> list[Pair]:
     """All pairs of a tree; leaves that are no factors are left aside.
 
     Args:
-        tree: a params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
-        where: what the tree is, for messages.
-        others: the paths of leaves beside those of the tree.
+        tree: A params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
+        where: What the tree is, for messages.
+        others: The paths of leaves beside those of the tree.
 
     Returns:
         The pairs, in the order of the tree.
 
     Raises:
-        CheckpointError: if a factor is alone, not of floats, or none is there.
-        AdapterError: if a number is not finite.
+        CheckpointError: If a factor lacks its partner, not of floats, or none is there.
+        AdapterError: If a number is not finite.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [_dotted(x).removesuffix(".value") for x in leaf_names([path for path, _ in leaves])]

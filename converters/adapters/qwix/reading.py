@@ -45,22 +45,22 @@ def read_qwix(
     """Reads LoRA leaves of qwix, openpi or ``flax.nnx.LoRA`` from Orbax or a safetensors file.
 
     Args:
-        path: the folder of a run's step (MaxText's, tunix's, openpi's), any Orbax checkpoint of the
+        path: The folder of a run's step (MaxText's, tunix's, openpi's), any Orbax checkpoint of the
             LoRA leaves, or a safetensors whose keys are their paths.
-        name: what to call the adapter.
-        strength: the strength with which it enters a mix, a real scalar.
-        alpha: the alpha of qwix's rule or openpi's config; MaxText keeps it beside the checkpoint,
+        name: The adapter's name.
+        strength: The adapter's strength in a mix, a real scalar.
+        alpha: The alpha of qwix's rule or openpi's config; MaxText keeps it beside the checkpoint,
             where it is read.
-        axis: the axis along which layers are stacked, where shapes leave it open.
-        use_rslora: whether openpi's config has ``rslora``: the scale is alpha/√rank then.
+        axis: The axis along which layers are stacked, where shapes leave it open.
+        use_rslora: Whether openpi's config has ``rslora``: the scale is alpha/√rank then.
 
     Returns:
         The adapter: `qwix_adapter` of the leaves.
 
     Raises:
-        CheckpointError: if it can't be read, lacks an alpha, or has leaves that are no factors.
-        ShapeError: if two factors do not fit each other.
-        AdapterError: if a number is not finite.
+        CheckpointError: If it can't be read, lacks an alpha, or has leaves that are no factors.
+        ShapeError: If two factors do not fit each other.
+        AdapterError: If a number is not finite.
 
     Example:
         >>> read_qwix(Path("no/such/folder"), "style")
@@ -122,13 +122,13 @@ def qwix_adapter(
     """The adapter in a tree with LoRA leaves; leaves that are none are left aside.
 
     Args:
-        tree: a params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
-        name: what to call the adapter.
-        alpha: the alpha of qwix's rule or openpi's config; the scale is alpha / rank.
+        tree: A params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
+        name: The adapter's name.
+        alpha: The alpha of qwix's rule or openpi's config; the scale is alpha / rank.
             ``flax.nnx.LoRA`` has none, and the scale 1; so has openpi's MLP.
-        axis: the axis along which layers are stacked, where shapes leave it open.
-        use_rslora: whether openpi's config has ``rslora``: the scale is alpha / √rank then.
-        where: what the tree is, for messages.
+        axis: The axis along which layers are stacked, where shapes leave it open.
+        use_rslora: Whether openpi's config has ``rslora``: the scale is alpha / √rank then.
+        where: What the tree is, for messages.
 
     Returns:
         The adapter. A site is named by its leaf's path (``kernel`` at its end left out); of
@@ -136,9 +136,9 @@ def qwix_adapter(
         sites of tunix's models have Hugging Face's names, by which its own tree is found too.
 
     Raises:
-        CheckpointError: if a factor is alone, none is there, or an alpha is missing.
-        ShapeError: if two factors do not fit each other.
-        AdapterError: if a number is not finite.
+        CheckpointError: If a factor lacks its partner, none is there, or an alpha is missing.
+        ShapeError: If two factors do not fit each other.
+        AdapterError: If a number is not finite.
 
     Example:
         >>> import numpy as np

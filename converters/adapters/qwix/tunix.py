@@ -22,9 +22,9 @@ def tunix_updates(
     """The updates of a tree of tunix's, by Hugging Face's names.
 
     Args:
-        pairs: the pairs of the tree.
-        alpha: the alpha of qwix's rule.
-        is_tunix: whether the tree is known to be tunix's; else its attention has to show it.
+        pairs: The pairs of the tree.
+        alpha: The alpha of qwix's rule.
+        is_tunix: Whether the tree is known to be tunix's; else its attention has to show it.
 
     Returns:
         ``{site: LoRA}``; None if leaves are not those of a model of tunix's.

@@ -29,7 +29,7 @@ def write(updates: Mapping[str, Any]) -> PeftContent:
         What PEFT writes. Sites without a bias get one of zeros where others have one.
 
     Raises:
-        UnsupportedError: if PEFT has no config for all of them.
+        UnsupportedError: If PEFT has no config for all of them.
     """
     is_kasa = equal_value(updates, "kasa_config", lambda update: isinstance(update, KaSA))
     layers = {site: up for site, up in updates.items() if not isinstance(up, ExpertLoRA)}

@@ -22,7 +22,7 @@ from jaxmix.families.peanut import ACTIVATIONS
 __all__ = ["PEFT_TYPE"]
 
 _DEPTH = Check(
-    "a whole number from 0 on",
+    "an integer from 0 on",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
 )
 _LEVELS = ("peanut_encoders", "peanut_decoders")

@@ -30,7 +30,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
         raise ShapeError(f"{describe_shapes(factors)}, expected (N,) and (2, N)")
     wide = indices.astype(np.float64)
     if (wide != np.floor(wide)).any() or (wide < 0).any() or (wide >= 2**31).any():
-        raise CheckpointError("shira_indices are not all whole numbers from 0 on. Save it again")
+        raise CheckpointError("shira_indices are not all integers from 0 on. Save it again")
     return SHiRA(values, wide.astype(np.int32), file.config.values.get("r"))
 
 

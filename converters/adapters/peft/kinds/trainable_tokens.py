@@ -23,7 +23,7 @@ def _are_tokens(value: Any) -> bool:
     return all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 2**31 for x in value)
 
 
-_TOKENS = Check("a list of whole numbers from 0 on, each once", _are_tokens)
+_TOKENS = Check("a list of integers from 0 on, each once", _are_tokens)
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:

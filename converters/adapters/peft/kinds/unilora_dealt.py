@@ -23,7 +23,7 @@ THETA = "unilora_theta_d"
 DEALING = {
     **TARGETS,
     "proj_seed": Check(
-        "a whole number from 0 on",
+        "an integer from 0 on",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
         False,
     ),
@@ -44,15 +44,15 @@ def dealt(file: File) -> dict[str, SiteTensors]:
     """The indices and scales of all sites of a file that has but the vector.
 
     Args:
-        file: a UniLoRA's; its base in the order of the model's own modules.
+        file: A UniLoRA's; its base in the order of the model's own modules.
 
     Returns:
         ``{site: {parameter: array}}``, the scales in the dtype of the base's weight as in PEFT;
         nothing, if the config says that the file has them.
 
     Raises:
-        CheckpointError: if there is no base, or its order or what of it is adapted is not certain.
-        ShapeError: if the vector is not as long as the config says.
+        CheckpointError: If there is no base, or its order or what of it is adapted is not certain.
+        ShapeError: If the vector is not as long as the config says.
 
     Source: https://arxiv.org/abs/2506.00799; ``peft/tuners/unilora/model.py``.
     """
@@ -82,12 +82,12 @@ def vector(file: File, where: str = "") -> Any:
     """The vector that all sites share, of the length that the config says.
 
     Args:
-        file: a UniLoRA's.
-        where: how a message begins.
+        file: A UniLoRA's.
+        where: How a message begins.
 
     Raises:
-        CheckpointError: if it is missing.
-        ShapeError: if it has another length.
+        CheckpointError: If it is missing.
+        ShapeError: If it has another length.
     """
     theta, length = file.shared.get(THETA), file.config.values["theta_d_length"]
     if theta is None:
