@@ -1,4 +1,4 @@
-"""The types of PEFT that jaxmix reads: one file each, a line in this table each."""
+"""The types of PEFT that jaxmix reads: one module and one row of this table each."""
 
 from jaxmix.converters.adapters.peft.kinds import (
     adalora,

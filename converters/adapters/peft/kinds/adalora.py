@@ -27,9 +27,9 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """AdaLoRA: the scale is alpha / (init_r + 1e-5), whatever rank is left.
+    """AdaLoRA; the scale is alpha / (init_r + 1e-5), whatever the remaining rank.
 
-    PEFT takes the rank that is left for an alpha of 0 or less.
+    If alpha is 0 or negative, PEFT uses the remaining rank instead.
     """
     a, b, e = required(factors, "lora_A", "lora_B", "lora_E")
     init_r, alpha = file.config.values["init_r"], file.config.values["lora_alpha"]
@@ -43,7 +43,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """The largest rank is the first one; masks say which of it the other sites have kept."""
+    """Writes the largest rank as init_r, and masks for sites with fewer ranks."""
     ranks = {site: update.e.shape[0] for site, update in updates.items()}
     most = max(ranks.values())
     masks = {
@@ -52,7 +52,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
         if rank < most
     }
     scale = equal_value(updates, "lora_alpha", lambda update: as_float(update.scale))
-    # An alpha of 0 or less PEFT takes for none, so it stands in the values.
+    # PEFT ignores an alpha that is not positive, so it is multiplied into the values.
     by = 1.0 if scale > 0 else scale
     scale = scale if scale > 0 else 1.0
     fields = {
@@ -73,13 +73,15 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
 _FAMILY_ONLY = {
     "kasa_config": Refusal("PEFT's AdaLoRA has no KaSA", MERGE),
     "target_parameters": Refusal("PEFT's AdaLoRA has no experts", MERGE, is_off_when_empty=True),
-    "trainable_token_indices": Refusal("AdaLoRA with trained tokens was not looked at", MERGE),
+    "trainable_token_indices": Refusal(
+        "jaxmix does not support AdaLoRA with trained tokens", MERGE
+    ),
     "use_bdlora": Refusal("PEFT's AdaLoRA has no BD-LoRA", RETRAIN),
     "use_dora": Refusal("PEFT's AdaLoRA has no DoRA", RETRAIN),
     "use_qalora": Refusal("PEFT's AdaLoRA has no QALoRA", RETRAIN),
 }
-# PEFT's AdaLoRA inherits LoRA's fields and reads few of them: no r, no alpha_pattern, no rslora, no
-# bias of its own, and no init but its own.
+# PEFT's AdaLoRA inherits LoRA's fields but ignores most of them: r, alpha_pattern, use_rslora,
+# lora_bias and init_lora_weights.
 PEFT_TYPE = PeftType(
     ConfigFields(
         {

@@ -1,4 +1,4 @@
-"""PEFT's BEFT: a vector added to the bias."""
+"""PEFT's BEFT, a vector that is added to the bias."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """BEFT: (1, out), added to what the layer gives."""
+    """BEFT; a (1, out) that is added to the layer's output."""
     (bias,) = required(factors, "beft_bias")
     if bias.ndim != 2 or bias.shape[0] != 1 or not bias.size:
         raise ShapeError(f"beft_bias has shape {bias.shape}, expected (1, out)")

@@ -25,9 +25,10 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """BOFT, its form the tensors': a linear layer's boft_s is (out, 1), a convolution's (1, out).
+    """BOFT; boft_s is (out, 1) for a linear layer, (1, out) for a convolution.
 
-    Where PEFT finds no CUDA it trains one factor, whatever boft_n_butterfly_factor says.
+    The tensors determine the number of factors: without CUDA, PEFT trains one factor whatever
+    boft_n_butterfly_factor is.
     """
     r, s = required(factors, "boft_R", "boft_s")
     if r.ndim != 4 or r.shape[2] != r.shape[3] or s.ndim != 2 or 1 not in s.shape or not r.size:
@@ -37,8 +38,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     count, blocks, size, _ = r.shape
     if count > 1 and (size % 2 or blocks % 2 ** (count - 1)):
         raise ShapeError(
-            f"boft_R has shape {r.shape}: {count} butterfly factors need blocks of even size, and "
-            f"{2 ** (count - 1)} of them or a multiple"
+            f"boft_R has shape {r.shape}: {count} butterfly factors need blocks of even size, whose "
+            f"number is a multiple of {2 ** (count - 1)}"
         )
     orders: Any = butterfly(count, blocks, size) if count > 1 else None
     return BOFT(r, s.reshape(-1), orders, convolution=s.shape[0] == 1 and s.size > 1)
@@ -48,9 +49,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
     refuse_unless(
         updates, lambda update: not update.on_output, "PEFT's BOFT rotates inputs, not outputs"
     )
-    refuse_unless(
-        updates, _is_butterfly, "PEFT's BOFT knows no other permutations than its butterfly's"
-    )
+    refuse_unless(updates, _is_butterfly, "PEFT's BOFT has only the permutations of its butterfly")
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
         tensors[f"{site}.boft_R"] = update.generator
@@ -67,7 +66,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
 
 
 def _blocks(updates: Mapping[str, Any]) -> dict[str, int]:
-    """As many blocks at each site, or blocks of one size: PEFT's config says either."""
+    """The number of blocks or their size: PEFT's config has one of them for all sites."""
     counts = {update.generator.shape[1] for update in updates.values()}
     sizes = {update.generator.shape[2] for update in updates.values()}
     if len(sizes) > 1 and len(counts) == 1:
@@ -77,7 +76,7 @@ def _blocks(updates: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _is_butterfly(update: BOFT) -> bool:
-    """Whether the permutations are PEFT's, and there is a rescaling, which PEFT always has."""
+    """Whether the permutations are those of PEFT, with the rescaling that PEFT always has."""
     count, blocks, size, _ = update.generator.shape
     if update.rescale is None:
         return False

@@ -22,7 +22,7 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> C3A:
-    """C3A: the blocks' size is the tensor's."""
+    """C3A; the size of blocks is that of the tensor."""
     (kernels,) = required(factors, "c3a_kernel")
     if kernels.ndim != 3 or not kernels.size:
         raise ShapeError(f"c3a_kernel has shape {kernels.shape}, expected (out/b, in/b, b)")
@@ -32,7 +32,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> C3A:
 def _write(updates: Mapping[str, Any]) -> PeftContent:
     sizes = {site: update.kernels.shape[2] for site, update in updates.items()}
     most, _ = common_value(sizes)
-    # Not spread's patterns: PEFT's must have a dot before them here, or be the whole name.
+    # Not the patterns of `common_value`: here PEFT requires a dot before them, or the whole name.
     patterns = {site: size for site, size in sizes.items() if size != most}
     return PeftContent(
         {"block_size": most, "block_size_pattern": patterns},

@@ -1,4 +1,4 @@
-"""PEFT's DEFT, and PaRa, which is a form of it."""
+"""PEFT's DEFT and its form PaRa."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,12 +22,12 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """DEFT: a rank beyond the layer's outputs PEFT takes down to their number."""
+    """DEFT; PEFT limits the rank to the number of the layer's outputs."""
     (p,) = required(factors, "deft_P")
     values, is_para, injected = file.config.values, file.config.flag("para"), factors.get("deft_R")
     if (injected is None) != is_para:
-        found, said = "missing" if injected is None else "there", str(is_para).lower()
-        raise CheckpointError(f"deft_R is {found}, but para is {said} in the config")
+        found, setting = "missing" if injected is None else "present", str(is_para).lower()
+        raise CheckpointError(f"deft_R is {found}, but para is {setting} in the config")
     rank = min(values["r"], p.shape[0]) if p.ndim == 2 else values["r"]
     if p.ndim != 2 or p.shape[1] != rank or not p.size:
         raise ShapeError(f"deft_P has shape {p.shape}, expected (out, {rank}) by the config's r")
@@ -62,12 +62,12 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
 
 
 def _alpha(updates: Mapping[str, Any]) -> float | None:
-    """Alpha; None, which is a scale of one, where all have that."""
+    """Alpha; None, a scale of one, if that is the scale of all."""
     if all(float(update.scale) == 1 for update in updates.values()):
         return None
     alpha = equal_value(updates, "alpha", lambda x: round(float(x.scale) * x.p.shape[1], 9))
     if not alpha:
-        raise UnsupportedError("a scale of 0 PEFT takes for no alpha; leave the adapter out")
+        raise UnsupportedError("PEFT reads a scale of 0 as no alpha; leave the adapter out")
     return alpha
 
 

@@ -25,7 +25,7 @@ from jaxmix.families import DeLoRA
 
 __all__ = ["PEFT_TYPE"]
 
-# By PEFT's name for the end of the key, the update's field.
+# PEFT's names of the parameters, and the update's fields.
 _TENSORS = {
     "delora_A": "a",
     "delora_B": "b",
@@ -35,7 +35,7 @@ _TENSORS = {
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> DeLoRA:
-    """DeLoRA: λ is trained, and the config's is where it began."""
+    """DeLoRA; λ is trained, and the config has only its initial value."""
     made = required(factors, *_TENSORS)
     rank = file.config.by_site("rank_pattern", "r", site)
     check_ranks(factors, {"delora_A": (2, 0), "delora_B": (2, 1)}, rank)

@@ -24,10 +24,10 @@ _FIELDS = {"config_A_B": "AB", "config_C": "C", "config_D_E": "DE"}
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """GLoRA: the form of each path is told by the tensors that it has.
+    """GLoRA; the form of each path follows from its tensors.
 
-    PEFT saves zeros for a path that is off, and leaves the paths of the bias off where the base has
-    none.
+    PEFT saves zeros for a path that is off, and turns the paths of the bias off if the base has no
+    bias.
     """
     a, b, c, d, e = (
         _path(file, factors, name, file.config.values.get(field) == "none")
@@ -57,17 +57,17 @@ def _path(file: File, factors: SiteTensors, name: str, is_off: bool) -> tuple[An
             )
         return down, up
     raise CheckpointError(
-        f"{describe_shapes(own) or f'nothing of {stem}'}: expected {stem}.Xd and {stem}.Xu, {stem}.X, or "
+        f"{describe_shapes(own) or f'no {stem}'}: expected {stem}.Xd and {stem}.Xu, {stem}.X, or "
         f"zeros in {stem}.zeros"
     )
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """With the base's own sizes a path that is off would be zeros; PEFT does not miss them."""
+    """Leaves out paths that are off, for which PEFT needs no zeros."""
     refuse_unless(
         updates,
         lambda update: not update.on_input,
-        "PEFT's GLoRA multiplies A entry by entry, and these from the right",
+        "PEFT's GLoRA multiplies A elementwise, and these multiply it from the right",
     )
     forms = {
         field: equal_value(updates, field, lambda x, paths=paths: _form(x, paths))
@@ -91,13 +91,13 @@ def _paths(update: GLoRA) -> dict[str, tuple[Any, ...]]:
 
 
 def _form(update: GLoRA, names: str) -> str:
-    """What the config calls the form of paths that it has together."""
+    """The config's name for the form of paths with a common field."""
     found = sorted({_named(_paths(update)[name], name) for name in names})
     if len(found) == 1:
         return found[0]
     raise UnsupportedError(
-        f"PEFT's GLoRA has one form for the paths {' and '.join(names)}, and here are "
-        f"{' and '.join(found)}. Make a LoRA of it: jaxmix.to_lora(adapter, params)."
+        f"PEFT's GLoRA has one form for the paths {' and '.join(names)}, and this one has "
+        f"{' and '.join(found)}. Convert it to a LoRA: jaxmix.to_lora(adapter, params)."
     )
 
 

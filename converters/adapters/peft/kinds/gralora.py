@@ -21,7 +21,7 @@ from jaxmix.families import GraLoRA
 
 __all__ = ["PEFT_TYPE"]
 
-# By PEFT's name for the end of the key, the update's field.
+# PEFT's names of the parameters, and the update's fields.
 _TENSORS = {
     "gralora_A": "a",
     "gralora_B": "b",
@@ -31,9 +31,9 @@ _TENSORS = {
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> GraLoRA:
-    """GraLoRA; with a hybrid rank the general factors are there too."""
-    said = file.config.values
-    rank, hybrid, k = said["r"], said["hybrid_r"], said["gralora_k"]
+    """GraLoRA; with a hybrid rank it also has the general factors."""
+    config = file.config.values
+    rank, hybrid, k = config["r"], config["hybrid_r"], config["gralora_k"]
     names = list(_TENSORS) if hybrid else list(_TENSORS)[:2]
     made = required(factors, *names)
     a, b = made[:2]
@@ -47,9 +47,13 @@ def _build(file: File, site: str, factors: SiteTensors) -> GraLoRA:
     if not is_grid or not is_whole or len(factors) > len(names):
         raise ShapeError(
             f"{describe_shapes(factors)}, expected ({k}, in/{k}, {rank}) and ({k}, {rank}, out/{k})"
-            + (f", general ({hybrid}, in) and (out, {hybrid})" if hybrid else ", no general ones")
+            + (
+                f", general ({hybrid}, in) and (out, {hybrid})"
+                if hybrid
+                else ", and no general ones"
+            )
         )
-    scale = said["alpha"] / (rank + hybrid)
+    scale = config["alpha"] / (rank + hybrid)
     return GraLoRA(a, b, scale, *made[2:], transposed=file.transposed)
 
 

@@ -22,9 +22,9 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """HiRA, of a linear layer, a convolution or an embedding; the factors are LoRA's in shape.
+    """HiRA of a linear layer, a convolution or an embedding; the factors have LoRA's shapes.
 
-    Their rank is the tensors': PEFT 0.21 makes all of rank r, whatever rank_pattern says.
+    The rank is that of the tensors: PEFT 0.21 ignores rank_pattern.
     """
     if "hira_embedding_A" in factors or "hira_embedding_B" in factors:
         a, b = required(factors, "hira_embedding_A", "hira_embedding_B")

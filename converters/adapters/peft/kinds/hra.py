@@ -22,7 +22,7 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """HRA: a linear layer's (in, r), a convolution's (in·k, r)."""
+    """HRA; u is (in, r) for a linear layer, (in·k, r) for a convolution."""
     (u,) = required(factors, "hra_u")
     rank = file.config.values["r"]
     if u.ndim != 2 or u.shape[1] != rank or not u.size:

@@ -29,13 +29,13 @@ _MODULES = Check(
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """IA3: a linear layer's vector lies along what it scales, a convolution's always (1, n, …)."""
+    """IA3; a linear layer's vector has the axis that it scales, a convolution's is (1, n, …)."""
     (vector,) = required(factors, "ia3_l")
     on_input, shape = _is_feedforward(file, site), vector.shape
     if vector.ndim > 2 and on_input is None:
         raise CheckpointError(
-            "the config has no feedforward_modules, which tell whether a convolution's ia3_l "
-            "scales inputs or outputs. Set them, [] for none"
+            "the config has no feedforward_modules, which determine whether a convolution's ia3_l "
+            "scales inputs or outputs. Set them, to [] if there are none"
         )
     if vector.ndim == 2 and (on_input is None or 1 not in shape):
         on_input = shape[0] == 1
@@ -51,23 +51,23 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
 
 
 def _check_groups(file: File, site: str, inputs: int) -> None:
-    """Whether each column of a convolution's weight has one input: in groups it has several.
+    """Refuses grouped convolutions, where a column of the weight has several inputs.
 
-    The file does not say, and a column's place alone does not either.
+    Neither the file nor the position of a column determines the group.
     """
     found = file.shape(site)
     if len(found) < 3 or found[1] != inputs:
         raise UnsupportedError(
-            f"ia3_l scales {inputs} inputs, and the base's weight has shape {found}: in groups "
-            "each group scales its inputs by numbers of its own, which no one scale of the "
-            "weight's columns does. Train it without that layer, or with its outputs scaled"
+            f"ia3_l scales {inputs} inputs, and the base's weight has shape {found}: in a grouped "
+            "convolution each group has its own scales, which scaling the weight's columns can't "
+            "express. Train it without that layer, or scale its outputs"
         )
 
 
 def _is_feedforward(file: File, site: str) -> bool | None:
-    """Whether a site is among ``feedforward_modules``, found as PEFT does; None if there are none.
+    """Whether ``feedforward_modules`` include a site; None if the field is absent.
 
-    A list's names are any ends of the path, be they whole names or not.
+    As in PEFT, the names in a list match any end of the path, also parts of names.
     """
     modules = file.config.values.get("feedforward_modules")
     if modules is None:
@@ -78,7 +78,7 @@ def _is_feedforward(file: File, site: str) -> bool | None:
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """The sites that scale inputs are named whole, by a regular expression."""
+    """Writes the full names of sites that scale inputs as a regular expression."""
     inputs = [re.escape(site) for site, update in updates.items() if update.on_input]
     fields = {
         "fan_in_fan_out": fan_in_fan_out(updates),

@@ -1,4 +1,4 @@
-"""PEFT's LN tuning: norms trained whole."""
+"""PEFT's LN_TUNING: norms that are trained whole."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _LEAVES = ("weight", "bias")
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """PEFT makes a copy of the layer and trains that: its leaves replace the base's."""
+    """PEFT trains a copy of the layer, whose leaves replace the base's."""
     return Replace(*(factors.get(f"ln_tuning_layers.{leaf}") for leaf in _LEAVES))
 
 

@@ -27,8 +27,8 @@ from jaxmix.families import LoHa, Update
 
 __all__ = ["LYCORIS", "LYCORIS_HARMLESS", "PEFT_TYPE"]
 
-# What PEFT's LoHa and LoKr have in common. Which factors there are the keys say, so
-# use_effective_conv2d and decompose_* need not.
+# The fields that PEFT's LoHa and LoKr have in common. The keys determine the form of the factors, so
+# use_effective_conv2d and decompose_* are not needed.
 LYCORIS = {"alpha": NUMBER, "r": COUNT, **SAVED, **RANK_PATTERNS}
 LYCORIS_HARMLESS = frozenset(
     "init_weights module_dropout rank_dropout use_effective_conv2d".split()
@@ -36,7 +36,7 @@ LYCORIS_HARMLESS = frozenset(
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """LoHa; with cores an effective convolution."""
+    """LoHa; with Tucker cores for a convolution with use_effective_conv2d."""
     b1, a1, b2, a2 = required(factors, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     t1, t2 = factors.get("hada_t1"), factors.get("hada_t2")
     rank = file.config.by_site("rank_pattern", "r", site)
@@ -54,7 +54,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """With cores it is an effective convolution, where PEFT's switch is for all sites."""
+    """Sets use_effective_conv2d, one flag for all sites, if an update has cores."""
     tensors, ranks = {}, {}
     for site, up in updates.items():
         named = {"w1_a": up.b1, "w1_b": up.a1, "w2_a": up.b2, "w2_b": up.a2, "t1": up.t1}

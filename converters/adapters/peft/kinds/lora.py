@@ -1,4 +1,4 @@
-"""PEFT's LoRA, with DoRA and the other forms that one config can ask for."""
+"""PEFT's LoRA, with DoRA and its other forms."""
 
 import math
 from typing import Any
@@ -27,7 +27,7 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """LoRA and DoRA, of a linear layer, a convolution, an embedding or experts."""
+    """LoRA or DoRA of a linear layer, a convolution, an embedding or experts."""
     config, module = file.config, pattern_site(file, site)
     rank = config.by_site("rank_pattern", "r", module)
     alpha = config.by_site("alpha_pattern", "lora_alpha", module)
@@ -46,9 +46,9 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     a, b = _widened(file, site, a, b, rank)
     if b.ndim == a.ndim > 2 and a.shape[0] == rank and rank > b.shape[1] > 0:
         raise UnsupportedError(
-            f"lora_B has {b.shape[1]} of {rank} ranks: a LoRA of a convolution in groups mixes the "
-            "groups' inputs, which no weight of the grouped convolution can do. Train it without "
-            "that layer"
+            f"lora_B has {b.shape[1]} of {rank} ranks: a LoRA of a grouped convolution mixes the "
+            "groups' inputs, which no weight of that convolution can do. Train it without that "
+            "layer"
         )
     axes = max(a.ndim, 2)
     sizes = {"lora_A.weight": a, "lora_B.weight": b}
@@ -57,7 +57,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
         raise ShapeError(f"lora_B.weight has shape {b.shape}, expected (out, {rank}, 1, …)")
     kernel = a.shape[2:]
     a, b = a.reshape(rank, -1), b.reshape(-1, rank)
-    # The updates of a parameter lie as it does, and so they are never turned.
+    # The updates of a parameter have its own order of axes, so they are never transposed.
     is_fixed = bool(kernel) or parameter in parameters(config, module)
     if (diagonal := _flagged(file, factors, "lora_diag", "kasa_config")) is not None:
         return KaSA(a, b, diagonal, scale)
@@ -74,7 +74,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
 
 
 def _experts(file: File, site: str, factors: SiteTensors, rank: int, scale: float) -> Update:
-    """LoRA of a leaf of experts. PEFT keeps A's experts slow in (e·r) and B's fast in (r·e)."""
+    """LoRA of a leaf of experts. Experts are the outer axis of A's (e·r) and the inner of B's (r·e)."""
     a, b = factors["lora_A.weight"], factors["lora_B.weight"]
     if len(factors) > 2 or a.ndim != 2 or b.ndim != 2 or len(a) % rank or len(a) != b.shape[1]:
         raise ShapeError(
@@ -84,16 +84,17 @@ def _experts(file: File, site: str, factors: SiteTensors, rank: int, scale: floa
     shape = file.shape(site)
     if shape[:1] != (experts,) or sorted(shape[1:]) != sorted(sizes):
         raise ShapeError(
-            f"{describe_shapes(factors)} are of {experts} experts (out, in) = {sizes}, but {site} is {shape}"
+            f"{describe_shapes(factors)} fit {experts} experts (out, in) = {sizes}, but {site} has "
+            f"shape {shape}"
         )
     in_first = shape[1:] != sizes
     if sizes[0] == sizes[1]:
-        # Other parameters of the module lie the same way.
+        # Other parameters of the module have the same order of axes.
         in_first = file.kept.get((site.rpartition(".")[0], "in_first"))
     if in_first is None:
         raise UnsupportedError(
-            f"the experts' matrices are square, {sizes}, and the file does not say whether they "
-            "lie as (out, in) or as (in, out). Merge it with PEFT"
+            f"the experts' matrices are square, {sizes}, and the file does not state whether they "
+            "are stored as (out, in) or (in, out). Merge it with PEFT"
         )
     return ExpertLoRA(
         a.reshape(experts, rank, -1),
@@ -104,11 +105,11 @@ def _experts(file: File, site: str, factors: SiteTensors, rank: int, scale: floa
 
 
 def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Factor, Factor]:
-    """A and B as matrices where BD-LoRA keeps their blocks alone, or QALoRA pools the inputs."""
+    """Expands A and B where BD-LoRA stores only their blocks, or QALoRA pools the inputs."""
     config = file.config
     if config.flag("use_qalora"):
-        # PEFT takes the mean of each group of inputs, times the number of groups; but only over
-        # layers that are quantized, and over others a plain LoRA.
+        # PEFT takes the mean of each group of inputs, times the number of groups. It does so only
+        # for quantized layers; others have a plain LoRA.
         group = _count(config.values.get("qalora_group_size", 16), "qalora_group_size")
         groups, size = a.shape[-1], math.prod(file.shape(site)[1:])
         if a.ndim == 2 and groups != size and groups * group == size:
@@ -116,17 +117,17 @@ def _widened(file: File, site: str, a: Factor, b: Factor, rank: int) -> tuple[Fa
                 groups**2 / size
             )
         return a, b
-    if isinstance(told := config.values.get("use_bdlora"), dict):
-        count = _count(told.get("nblocks", 1), "nblocks")
-        if _is_named(site, told.get("target_modules_bd_a")):
+    if isinstance(blocks := config.values.get("use_bdlora"), dict):
+        count = _count(blocks.get("nblocks", 1), "nblocks")
+        if _is_named(site, blocks.get("target_modules_bd_a")):
             return _block_diagonal(a, count), b
-        if _is_named(site, told.get("target_modules_bd_b")):
+        if _is_named(site, blocks.get("target_modules_bd_b")):
             return a, _block_diagonal(b, count)
     return a, b
 
 
 def _count(value: Any, name: str) -> int:
-    """A number out of a part of the config that `ConfigFields` do not look into."""
+    """Checks a count in a nested part of the config, which `ConfigFields` do not check."""
     if not COUNT.holds(value):
         raise CheckpointError(
             f"{name} is {short_json(value)} in the config, expected {COUNT.description}"
@@ -135,40 +136,41 @@ def _count(value: Any, name: str) -> int:
 
 
 def _is_named(site: str, parts: Any) -> bool:
-    """Whether one of the texts is in a module's path, as PEFT looks for them."""
+    """Whether one of the strings is in a module's path, as PEFT tests."""
     return isinstance(parts, list) and any(str(part) in site for part in parts)
 
 
 def _block_diagonal(stacked: Factor, count: int) -> Factor:
-    """Blocks (rows, cols/count), one under the other, along a diagonal."""
+    """Places stacked blocks (rows, cols/count) along a diagonal."""
     if stacked.ndim != 2 or stacked.shape[0] % count:
-        raise ShapeError(f"a factor of shape {stacked.shape} is not made of {count} blocks")
+        raise ShapeError(f"a factor of shape {stacked.shape} does not consist of {count} blocks")
     rows, cols = stacked.shape[0] // count, stacked.shape[1]
     out = np.zeros((stacked.shape[0], cols * count), stacked.dtype)
     for i in range(count):
-        rows_here = slice(i * rows, (i + 1) * rows)
-        out[rows_here, i * cols : (i + 1) * cols] = stacked[rows_here]
+        own_rows = slice(i * rows, (i + 1) * rows)
+        out[own_rows, i * cols : (i + 1) * cols] = stacked[own_rows]
     return out
 
 
 def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
-    """With what PiSSA and OLoRA took off the base, as PEFT does it when it makes the layer.
+    """Adds the product that PiSSA and OLoRA subtract from the base when PEFT creates the layer.
 
-    The initial product is that of the base's own factors, so that it does not depend on signs. It
-    is what PEFT takes for a plain LoRA of twice the rank. What is trained and what is taken off
-    nearly cancel: rounded to 16 bits the base's own factors would be off by as much as the change.
+    The initial product comes from the base's own factors, so it does not depend on their signs. The
+    result equals PEFT's conversion to a plain LoRA of twice the rank. The trained and the subtracted
+    product nearly cancel, so the base's factors stay in float32: in 16 bits their error would be as
+    large as the change.
     """
     if (init := str(file.config.values.get("init_lora_weights")).lower()) not in SUBTRACTED:
         return update
     is_linear = not (update.kernel or update.embedding)
-    is_turned = is_linear and file.is_conv1d(site)
-    # PEFT's OLoRA takes a weight that lies as (in, out) for one that does not.
-    if not is_linear or (init == "olora" and is_turned):
-        raise UnsupportedError(f"PEFT has no {init} of this layer. Save it as a plain LoRA")
+    is_transposed = is_linear and file.is_conv1d(site)
+    # PEFT's OLoRA ignores that a weight is stored as (in, out).
+    if not is_linear or (init == "olora" and is_transposed):
+        raise UnsupportedError(f"PEFT has no {init} for this layer. Save it as a plain LoRA")
     if not update.scale:
         raise CheckpointError(f"lora_alpha is 0, by which {init} divides. Save it as a plain LoRA")
     weight = file.weight(site).astype(np.float64)
-    weight = weight.T if is_turned else weight
+    weight = weight.T if is_transposed else weight
     if init == "pissa":
         left, values, right = np.linalg.svd(weight, full_matrices=False)
         taken, by = left[:, :rank] * values[:rank] / update.scale, right[:rank]
@@ -197,7 +199,7 @@ def _bias(file: File, factors: SiteTensors, shape: tuple[int, ...]) -> Factor | 
 
 
 def _magnitude(file: File, factors: SiteTensors) -> Factor | None:
-    """DoRA's magnitude without the axes of length one that a convolution's has."""
+    """DoRA's magnitude, without a convolution's axes of length one."""
     magnitude = _flagged(file, factors, "lora_magnitude_vector", "use_dora")
     if magnitude is None:
         return None
@@ -207,12 +209,12 @@ def _magnitude(file: File, factors: SiteTensors) -> Factor | None:
 
 
 def _flagged(file: File, factors: SiteTensors, name: str, flag: str) -> Factor | None:
-    """A factor that is there exactly if a flag says so."""
+    """A factor that must be present exactly if a flag is on."""
     if (name in factors) == file.config.flag(flag):
         return factors.get(name)
-    found = "there" if name in factors else "missing"
-    said = "on" if file.config.flag(flag) else "off"
-    raise CheckpointError(f"{name} is {found}, but {flag} is {said} in the config")
+    found = "present" if name in factors else "missing"
+    setting = "on" if file.config.flag(flag) else "off"
+    raise CheckpointError(f"{name} is {found}, but {flag} is {setting} in the config")
 
 
 PEFT_TYPE = PeftType(

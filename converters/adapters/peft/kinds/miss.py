@@ -22,7 +22,7 @@ __all__ = ["BONE", "MISS"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """MiSS: ``init_weights`` says not only how it began, but what is computed."""
+    """MiSS; ``init_weights`` determines not only the start, but also the formula."""
     name = file.config.family.lower()
     (block,) = required(factors, f"{name}_block")
     values = file.config.values
@@ -42,18 +42,18 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     return MiSS(block, bat=form == "bat")
 
 
-def _judged(values: Mapping[str, Any]) -> Iterator[str]:
-    """A form that nobody knows."""
+def _find_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Refuses unknown forms."""
     form = values.get("init_weights")
     if isinstance(form, str) and form not in ("bat", "mini"):
         yield (
-            f"init_weights = {form!r}: unknown, expected true, false, 'bat' or 'mini': it says "
-            "what is computed. Merge it with PEFT (merge_and_unload)"
+            f"init_weights = {form!r}: unknown, expected true, false, 'bat' or 'mini', since it "
+            "determines the formula. Merge it with PEFT (merge_and_unload)"
         )
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """A block of less columns than outputs is a mini; nothing but the base tells, so all are."""
+    """Writes blocks of equal width as 'mini', which is valid whether or not they are narrower."""
     bat = equal_value(updates, "init_weights", lambda update: update.bat)
     fields = {"r": equal_value(updates, "r", lambda update: update.block.shape[-1 if bat else 0])}
     if bat:
@@ -82,7 +82,7 @@ def _kind(name: str, only: str, **more: Any) -> PeftType:
         ),
         (f"{name}_block",),
         _build,
-        find_problems=_judged,
+        find_problems=_find_problems,
         **more,
     )
 

@@ -25,7 +25,7 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """OFT: the blocks' size is the tensor's."""
+    """OFT; the size of blocks is that of the tensor."""
     if "oft_r" in factors:
         return _before_016(file, site, factors)
     if len(factors) != 1 or "oft_s" in factors:
@@ -47,13 +47,13 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
         terms=values["num_cayley_neumann_terms"] if series else None,
         eps=float(values["eps"]) if file.config.flag("coft") else None,
         embedding=name == "oft_embedding_R.weight",
-        # Only from 0.18 on does the config say the version.
+        # The config states the version only since 0.18.
         ends_twice=series and _numbers(values.get("peft_version")) < (0, 18),
     )
 
 
 def _before_016(file: File, site: str, factors: SiteTensors) -> Update:
-    """The OFT of peft 0.13 and before, of outputs; or that of 0.14 and 0.15, with a rescaling."""
+    """The OFT of peft up to 0.13, which rotates outputs, or of 0.14 and 0.15, with a rescaling."""
     blocks, rescale = factors["oft_r"], factors.get("oft_s")
     shape, values = blocks.shape, file.config.values
     is_shared = file.config.flag("block_share")
@@ -78,7 +78,7 @@ def _before_016(file: File, site: str, factors: SiteTensors) -> Update:
 
 
 def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, int]:
-    """``oft_block_size``, or ``r``, from which PEFT makes each site's count and size of blocks."""
+    """The ``oft_block_size`` or ``r`` from which PEFT computes the blocks of each site."""
     counts, sizes = ({pair[i] for pair in made.values()} for i in (0, 1))
     if is_shared and len(sizes) == 1:
         return {"r": 0, "oft_block_size": sizes.pop()}
@@ -90,36 +90,38 @@ def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, in
             return {"r": r, "oft_block_size": 0}
     lines = (f"{site}: {n} blocks of {b}" for site, (n, b) in made.items())
     raise UnsupportedError(
-        f"PEFT has no oft_block_size and no r from which these come:{listing(lines)}\nExport them "
-        "as adapters of their own, or a LoRA of them: jaxmix.to_lora."
+        f"PEFT has no oft_block_size and no r for these blocks:{listing(lines)}\nExport them as "
+        "separate adapters, or as a LoRA: jaxmix.to_lora."
     )
 
 
-def _adjusted(size: int, told: int) -> int:
-    """The divisor of a size that PEFT takes for a number that is none: the nearest."""
-    if told >= size:
+def _adjusted(size: int, wanted: int) -> int:
+    """The divisor of a size that is nearest to a number, as in PEFT."""
+    if wanted >= size:
         return size
     divisors = [d for d in range(1, size + 1) if size % d == 0]
-    return min(divisors, key=lambda d: (abs(d - told), d))
+    return min(divisors, key=lambda d: (abs(d - wanted), d))
 
 
 def _numbers(version: Any) -> tuple[int, ...]:
-    """The leading numbers of a version; nothing is the oldest."""
+    """The leading numbers of a version; an absent one is the oldest."""
     found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
     return tuple(int(part) for part in found.groups()) if found else (0,)
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """Blocks of one size, or as many at each site: PEFT's config says either, for all sites."""
+    """Writes the size of blocks or their number: PEFT's config has one of them for all sites."""
     made = {site: (up.generator.shape[0], up.block_size) for site, up in updates.items()}
     is_shared = all(count == 1 for count, _ in made.values())
     size = _sizes(made, is_shared)
     is_shared &= size["r"] != 1
     refuse_unless(
-        updates, lambda up: not up.ends_twice, "PEFT from 0.18 on has another series than these"
+        updates, lambda up: not up.ends_twice, "PEFT 0.18 and later has another series than these"
     )
     refuse_unless(
-        updates, lambda up: not up.transposed, "PEFT's OFT takes no layer stored as (in, out)"
+        updates,
+        lambda up: not up.transposed,
+        "PEFT's OFT does not accept layers stored as (in, out)",
     )
     terms = equal_value(updates, "num_cayley_neumann_terms", lambda update: update.terms)
     eps = equal_value(updates, "eps", lambda u: None if u.eps is None else as_float(u.eps))
@@ -140,8 +142,8 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
 # Older configs do not have these.
 _NEEDED = ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
 _BOUND = Check(BOUND.description, BOUND.holds, False)
-# The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
-# takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
+# The size of blocks is that of the tensor: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's
+# OFT accepts no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
 PEFT_TYPE = PeftType(
     ConfigFields(
         {

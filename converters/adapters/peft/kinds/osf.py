@@ -1,4 +1,4 @@
-"""PEFT's OSF: the small singular values of the base and their vectors, trained."""
+"""PEFT's OSF, which trains the small singular values of the base and their vectors."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ _NAMES = ("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low"
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """``W' = W + U S V − U₀ S₀ V₀``, with U₀ S₀ V₀ what the base has there: of low rank, a LoRA.
+    """``W' = W + U S V − U₀ S₀ V₀``, a LoRA, where U₀ S₀ V₀ is the base's own part.
 
-    How many singular values were trained the tensors say. The base's own come out of an SVD in
-    float32, as PEFT's do at load; its signs do not matter, since only the product is taken off. The
-    two nearly cancel, so that in a file of 16 bits both stay in float32.
+    The tensors state how many singular values were trained. Those of the base come from an SVD in
+    float32, as in PEFT when it loads; its signs are irrelevant, since only the product is
+    subtracted. The two nearly cancel, so both stay in float32 even if the file has 16 bits.
     """
     u, s, v = required(factors, *_NAMES)
     count = s.size
@@ -45,7 +45,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     return LoRA(a, b, 1.0)
 
 
-# `effective_rank` and `rank_pattern` are the tensors' too.
+# `effective_rank` and `rank_pattern` follow from the tensors.
 PEFT_TYPE = PeftType(
     ConfigFields(
         dict(SAVED),

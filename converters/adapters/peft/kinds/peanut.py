@@ -22,20 +22,20 @@ from jaxmix.families.peanut import ACTIVATIONS
 __all__ = ["PEFT_TYPE"]
 
 _DEPTH = Check(
-    "an integer from 0 on",
+    "a non-negative integer",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
 )
 _LEVELS = ("peanut_encoders", "peanut_decoders")
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """PEANuT: two layers of weights and `depth` levels between them."""
+    """PEANuT; two layers of weights and `depth` levels between them."""
     values = file.config.values
     rank, depth = values["r"], values["depth"]
     a, b = required(factors, "peanut_A.weight", "peanut_B.weight")
     if len(factors) != 2 + 2 * depth:
         raise ShapeError(
-            f"{describe_shapes(factors)}, expected {depth} encoders and decoders by its depth"
+            f"{describe_shapes(factors)}, expected {depth} encoders and decoders by the config's depth"
         )
     encoders, decoders = (
         required(factors, *(f"{name}.{i}.weight" for i in range(depth))) for name in _LEVELS
@@ -43,7 +43,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     fits = a.ndim == b.ndim == 2 and len(a) == b.shape[1] == rank and a.size > 0
     if not fits or any(x.shape != (rank, rank) for x in (*encoders, *decoders)):
         raise ShapeError(
-            f"{describe_shapes(factors)}, expected ({rank}, out), (out, {rank}) and ({rank}, {rank})"
+            f"{describe_shapes(factors)}, expected ({rank}, out), (out, {rank}) and ({rank}, "
+            f"{rank})"
         )
     return PEANuT(a, b, encoders, decoders, values["scaling"], values["act_fn"])
 

@@ -1,4 +1,4 @@
-"""PEFT's RandLoRA, whose bases are one pair for all sites, saved or drawn."""
+"""PEFT's RandLoRA, whose bases are one pair for all sites, saved or drawn from a seed."""
 
 import math
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ __all__ = ["PEFT_TYPE"]
 def _build(file: File, site: str, factors: SiteTensors) -> RandLoRA:
     """RandLoRA at a site."""
     weights, gamma = required(factors, "randlora_lambda", "randlora_gamma")
-    said = file.config.values
-    rank = said["r"]
+    config = file.config.values
+    rank = config["r"]
     if weights.shape[:1] != (rank,):
         raise ShapeError(f"randlora_lambda has shape {weights.shape}, expected ({rank}, n)")
     a, b = _bases(file)
@@ -41,45 +41,45 @@ def _build(file: File, site: str, factors: SiteTensors) -> RandLoRA:
         raise ShapeError(
             f"{found}, expected ({rank}, 1, ·), (·, ·, {rank}), lambda ({rank}, n), gamma (n, ·)"
         )
-    scale, fan = said["randlora_alpha"] / rank, file.transposed
+    scale, fan = config["randlora_alpha"] / rank, file.transposed
     return RandLoRA(a, b, weights, gamma, scale, fan)
 
 
 def _bases(file: File) -> tuple[Any, Any]:
-    """A and B of all sites: the file's, or drawn as PEFT does.
+    """A and B of all sites, from the file or drawn as in PEFT.
 
-    PEFT stores copies of them at every site too, which are left alone.
+    PEFT also stores copies of them at every site, which are ignored.
     """
     a, b = file.shared.get("randlora_A"), file.shared.get("randlora_B")
     if a is not None and b is not None:
         return a, b
-    said = file.config.values
-    if said.get("save_projection", True):
-        raise CheckpointError("randlora_A or randlora_B missing, but save_projection is true")
+    config = file.config.values
+    if config.get("save_projection", True):
+        raise CheckpointError("randlora_A or randlora_B is missing, but save_projection is true")
     torch = file.torch("randlora_A and randlora_B")
-    # The largest out and the largest in may be two sites'.
+    # The largest output and input may belong to different sites.
     sizes = [file.sizes(site) for site in file.sites]
     small, large = sorted(max(axis) for axis in zip(*sizes, strict=True))
     sparsity = None
-    if said.get("very_sparse"):
+    if config.get("very_sparse"):
         sparsity = math.sqrt(small)
-    elif said.get("sparse"):
+    elif config.get("sparse"):
         sparsity = 3
     if "drawn" not in file.kept:
-        seed = said["projection_prng_key"]
-        file.kept["drawn"] = _drawn(torch, seed, said["r"], small, large, sparsity)
+        seed = config["projection_prng_key"]
+        file.kept["drawn"] = _drawn(torch, seed, config["r"], small, large, sparsity)
     return file.kept["drawn"]
 
 
 def _drawn(
     torch: Any, seed: int, rank: int, small: int, large: int, sparsity: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pair from one generator; dense ones are drawn in bfloat16, as PEFT does where it can."""
+    """Draws the pair from one generator; a dense pair in bfloat16, as PEFT does if it can."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     bases = -(-small // rank)
     if sparsity is not None:
-        describe_shapes = ((rank, 1, small), (large, bases, rank))
-        uniform = [torch.rand(s, generator=generator, dtype=torch.float32) for s in describe_shapes]
+        sizes = ((rank, 1, small), (large, bases, rank))
+        uniform = [torch.rand(s, generator=generator, dtype=torch.float32) for s in sizes]
         made = [_ternary(torch, x, 1 / (2 * sparsity)) for x in uniform]
     else:
 
@@ -102,7 +102,7 @@ def _ternary(torch: Any, uniform: Any, part: float) -> Any:
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """With the bases, so that no generator is asked, once: PEFT needs no copies."""
+    """Writes the bases once, so PEFT draws none; it needs no copies at the sites."""
     rank = equal_value(updates, "r", lambda update: update.weights.shape[0])
     bases = {
         "randlora_A": same_array(updates, "randlora_A", lambda update: update.a),

@@ -21,11 +21,11 @@ __all__ = ["PEFT_TYPE"]
 
 _VARIANTS = {"road_1": 1, "road_2": 2, "road_4": 4}
 _VARIANT = Check(" or ".join(map(repr, _VARIANTS)), lambda value: value in [*_VARIANTS])
-_GROUP = Check("an even number from 2 on", lambda value: COUNT.holds(value) and value % 2 == 0)
+_GROUP = Check("a positive even integer", lambda value: COUNT.holds(value) and value % 2 == 0)
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """RoAd: as many scales as angles, in whole groups."""
+    """RoAd; as many scales as angles, in whole groups."""
     theta, alpha = required(factors, "road_theta", "road_alpha")
     values = file.config.values
     variant: Any = _VARIANTS[values["variant"]]

@@ -24,20 +24,20 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """SHiRA: values and where they go. PEFT on Windows saves the positions as floats."""
+    """SHiRA; values and their positions, which PEFT saves as floats on Windows."""
     values, indices = required(factors, "shira_weight", "shira_indices")
     if values.ndim != 1 or indices.shape != (2, values.size):
         raise ShapeError(f"{describe_shapes(factors)}, expected (N,) and (2, N)")
     wide = indices.astype(np.float64)
     if (wide != np.floor(wide)).any() or (wide < 0).any() or (wide >= 2**31).any():
-        raise CheckpointError("shira_indices are not all integers from 0 on. Save it again")
+        raise CheckpointError("shira_indices are not all non-negative integers. Save it again")
     return SHiRA(values, wide.astype(np.int32), file.config.values.get("r"))
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """The rank says how many entries PEFT makes room for: r·(in + out)."""
-    said = "PEFT writes r·(in + out) entries at a site, and of these updates no rank r is known"
-    refuse_unless(updates, lambda update: update.rank is not None, said)
+    """Writes the rank r, for which PEFT allocates r·(in + out) entries."""
+    problem = "PEFT writes r·(in + out) entries at a site, and the rank r of these is unknown"
+    refuse_unless(updates, lambda update: update.rank is not None, problem)
     tensors = {}
     for site, update in updates.items():
         tensors[f"{site}.shira_weight"] = update.values
@@ -47,7 +47,7 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
 
 
 _RANK = Check(COUNT.description, COUNT.holds, False)
-# The positions are in the file, so what drew them (mask_type, random_seed, r) is history.
+# The positions are in the file, so the fields that drew them (mask_type, random_seed) are harmless.
 PEFT_TYPE = PeftType(
     ConfigFields(
         {"r": _RANK, **SAVED},

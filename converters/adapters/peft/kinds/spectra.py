@@ -1,4 +1,4 @@
-"""PEFT's FourierFT and WaveFT: a few numbers of a transform, at positions drawn from a seed."""
+"""PEFT's FourierFT and WaveFT: some coefficients of a transform, at positions from a seed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,31 +26,34 @@ __all__ = ["FOURIERFT", "WAVEFT"]
 
 
 def _fourierft(file: File, site: str, factors: SiteTensors) -> FourierFT:
-    """FourierFT; the config's ``n_frequency`` is the tensor's size."""
+    """FourierFT; the tensor has ``n_frequency`` elements."""
     (spectrum,) = required(factors, "fourierft_spectrum")
-    said, fan = file.config.values, file.transposed
-    indices, seed = _positions(file, site, "fourierft_spectrum", spectrum), said["random_loc_seed"]
-    return FourierFT(spectrum, indices, said["scaling"], seed, fan)
+    config, fan = file.config.values, file.transposed
+    indices, seed = (
+        _positions(file, site, "fourierft_spectrum", spectrum),
+        config["random_loc_seed"],
+    )
+    return FourierFT(spectrum, indices, config["scaling"], seed, fan)
 
 
 def _waveft(file: File, site: str, factors: SiteTensors) -> WaveFT:
-    """WaveFT; how many numbers a site has the tensor says, in whatever proportion they are."""
+    """WaveFT; the number of coefficients is that of the tensor."""
     (spectrum,) = required(factors, "waveft_spectrum")
-    said, fan = file.config.values, file.transposed
-    wavelet = said["wavelet_family"] if said.get("use_idwt", True) else None
-    indices, seed = _positions(file, site, "waveft_spectrum", spectrum), said["random_loc_seed"]
-    return WaveFT(spectrum, indices, said["scaling"], wavelet, seed, fan)
+    config, fan = file.config.values, file.transposed
+    wavelet = config["wavelet_family"] if config.get("use_idwt", True) else None
+    indices, seed = _positions(file, site, "waveft_spectrum", spectrum), config["random_loc_seed"]
+    return WaveFT(spectrum, indices, config["scaling"], wavelet, seed, fan)
 
 
 def _positions(file: File, site: str, name: str, spectrum: Any) -> Any:
-    """The rows and columns of the numbers: the first ones of a permutation of the whole weight."""
+    """The rows and columns of the coefficients: the first of a permutation of all positions."""
     out_size, in_size = file.sizes(site)
     if spectrum.ndim != 1 or not 0 < spectrum.size <= out_size * in_size:
         raise ShapeError(
             f"{name} has shape {spectrum.shape}, expected (n,) with n from 1 to "
             f"{out_size * in_size}"
         )
-    torch = file.torch("the positions of its numbers")
+    torch = file.torch("the positions of its coefficients")
     generator = torch.Generator().manual_seed(file.config.values["random_loc_seed"])
     flat = torch.randperm(out_size * in_size, generator=generator)[: spectrum.size].numpy()
     return np.stack([flat // in_size, flat % in_size]).astype(np.int32)
@@ -59,7 +62,7 @@ def _positions(file: File, site: str, name: str, spectrum: Any) -> Any:
 def _write_fourierft(updates: Mapping[str, Any]) -> PeftContent:
     counts = {site: update.spectrum.shape[0] for site, update in updates.items()}
     most, _ = common_value(counts)
-    # Not spread's patterns: PEFT's must have a dot before them here, or be the whole name.
+    # Not the patterns of `common_value`: here PEFT requires a dot before them, or the whole name.
     patterns = {site: count for site, count in counts.items() if count != most}
     tensors = {f"{site}.fourierft_spectrum": up.spectrum for site, up in updates.items()}
     fields = {"n_frequency": most, "n_frequency_pattern": patterns}
@@ -82,12 +85,12 @@ def _write_waveft(updates: Mapping[str, Any]) -> PeftContent:
 
 
 def _common(updates: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of both types; PEFT has no way to say positions but by a seed."""
-    said = (
-        "PEFT draws the positions from a seed and stores none; those of these come from no seed. "
+    """The fields of both types; PEFT states positions only by a seed."""
+    problem = (
+        "PEFT stores a seed instead of positions, and those of these updates come from no seed. "
         "Export them as LoRA (jaxmix.to_lora)"
     )
-    refuse_unless(updates, lambda update: update.seed is not None, said)
+    refuse_unless(updates, lambda update: update.seed is not None, problem)
     return {
         "fan_in_fan_out": fan_in_fan_out(updates),
         "random_loc_seed": equal_value(updates, "random_loc_seed", lambda update: update.seed),
@@ -96,12 +99,12 @@ def _common(updates: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _no_wavelet(values: Mapping[str, Any]) -> Iterator[str]:
-    """PEFT names more wavelets than it has filters for, and its coif4 and coif5 are none."""
+    """Refuses wavelets without filters in PEFT, and its coif4 and coif5, which are not coiflets."""
     name = values.get("wavelet_family", "db1")
     if values.get("use_idwt", True) and name not in WAVELETS:
         yield (
-            f"wavelet_family = {name!r}: jaxmix makes the filters of {', '.join(WAVELETS)}. PEFT's "
-            "numbers for coif4 and coif5 are those of no coiflet, and for others it has none. "
+            f"wavelet_family = {name!r}: jaxmix has the filters of {', '.join(WAVELETS)}. PEFT's "
+            "numbers for coif4 and coif5 are not coiflets, and it has no filters for others. "
             "Merge it with PEFT (merge_and_unload) and use the merged model as the base"
         )
 

@@ -1,4 +1,4 @@
-"""PEFT's SuperTuning, sparse alone or with a LoRA ("Supra")."""
+"""PEFT's SuperTuning, sparse or combined with a LoRA ("Supra")."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,36 +31,36 @@ _A, _B = "supertuning_lora_A.weight", "supertuning_lora_B.weight"
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> SuperTuning:
-    """SuperTuning: values, where they go, and a LoRA where the config has a rank."""
+    """SuperTuning; values, their positions, and a LoRA if the config has a rank."""
     (values,) = required(factors, "supertuning_values")
     positions = factors.get("supertuning_indices")
     if positions is None:
         if file.config.values.get("save_precomputed_indices", True):
             raise CheckpointError(
-                "supertuning_indices missing, but save_precomputed_indices is true"
+                "supertuning_indices is missing, but save_precomputed_indices is true"
             )
         positions = _found(file, site, values.size)
     if values.ndim != 1 or positions.shape != values.shape:
         raise ShapeError(f"{describe_shapes(factors)}, expected values (n,) and indices (n,)")
     places: Any = positions.astype(np.int32)
-    said = file.config.values
-    rank, sparsity = said.get("r"), said.get("sparsity")
+    config = file.config.values
+    rank, sparsity = config.get("r"), config.get("sparsity")
     if rank is None:
         if extra := [name for name in (_A, _B) if name in factors]:
-            raise CheckpointError(f"{', '.join(extra)} there, but the config has no r")
+            raise CheckpointError(f"{', '.join(extra)} found, but the config has no r")
         return SuperTuning(values, places, sparsity=sparsity)
     a, b = required(factors, _A, _B)
     check_ranks(factors, {_A: (2, 0), _B: (2, 1)}, rank)
-    alpha = 2 * rank if said.get("lora_alpha") is None else said["lora_alpha"]
+    alpha = 2 * rank if config.get("lora_alpha") is None else config["lora_alpha"]
     return SuperTuning(values, places, alpha / rank, a, b, sparsity)
 
 
 def _found(file: File, site: str, count: int) -> Any:
-    """The positions of the largest weights of the base, or the smallest, in the order of torch's.
+    """The positions of the largest or smallest weights of the base, in the order of torch.topk.
 
-    Equal weights come in an order that only torch's own function knows.
+    Only torch's own function determines the order of equal weights.
     """
-    torch = file.torch("supertuning_indices (found by torch.topk, whose order of ties is its own)")
+    torch = file.torch("supertuning_indices (computed by torch.topk, with its own order of ties)")
     weight = file.weight(site)
     scores = torch.from_numpy(np.asarray(weight, np.promote_types(weight.dtype, np.float32)))
     if weight.dtype.name in ("bfloat16", "float16"):
@@ -71,11 +71,11 @@ def _found(file: File, site: str, count: int) -> Any:
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """With the positions, so that no base is asked."""
+    """Writes the positions, so PEFT needs no base."""
     refuse_unless(
         updates,
         lambda update: update.sparsity is not None,
-        "PEFT computes how many entries a site has from the sparsity, which these do not have",
+        "PEFT computes the number of entries from the sparsity, which these do not have",
     )
     rank = equal_value(updates, "r", lambda update: None if update.a is None else update.a.shape[0])
     fields: dict[str, Any] = {

@@ -17,17 +17,17 @@ __all__ = ["PEFT_TYPE"]
 
 
 def _are_tokens(value: Any) -> bool:
-    """Whether they are numbers of rows. One that is there twice PEFT would write in any order."""
+    """Whether they are indices of rows, without duplicates, whose order in PEFT is undefined."""
     if not isinstance(value, list) or len(set(map(repr, value))) < len(value):
         return False
     return all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 2**31 for x in value)
 
 
-_TOKENS = Check("a list of integers from 0 on, each once", _are_tokens)
+_TOKENS = Check("a list of non-negative integers without duplicates", _are_tokens)
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
-    """The rows that are put in the place of the base's: they are called a delta, and are none."""
+    """The rows replace the base's, although PEFT calls them a delta."""
     (rows,) = required(factors, "trainable_tokens_delta")
     indices = np.asarray(file.config.values["token_indices"], np.int32)
     if rows.ndim != 2 or len(rows) != len(indices):

@@ -23,7 +23,7 @@ from jaxmix.families import UniLoRA
 
 __all__ = ["PEFT_TYPE"]
 
-# By PEFT's name for the end of the key, the update's field.
+# PEFT's names of the parameters, and the update's fields.
 _TENSORS = {
     "unilora_indices_A": "a_indices",
     "unilora_indices_B": "b_indices",
@@ -34,12 +34,12 @@ _TENSORS = {
 
 def _build(file: File, site: str, factors: SiteTensors) -> UniLoRA:
     """UniLoRA at a site."""
-    theta, said = vector(file), file.config.values
+    theta, config = vector(file), file.config.values
     a, b, a_scales, b_scales = required(factors, *_TENSORS)
-    is_site = a.ndim == b.ndim == 2 and (a.shape[0], b.shape[1]) == (said["r"],) * 2
+    is_site = a.ndim == b.ndim == 2 and (a.shape[0], b.shape[1]) == (config["r"],) * 2
     if not is_site or (a.shape, b.shape) != (a_scales.shape, b_scales.shape):
         raise ShapeError(
-            f"{describe_shapes(factors)}, expected A's ({said['r']}, in), B's (out, {said['r']})"
+            f"{describe_shapes(factors)}, expected A's ({config['r']}, in), B's (out, {config['r']})"
         )
     if not all(0 <= x.min() <= x.max() < theta.size for x in (a, b) if x.size):
         raise CheckpointError(f"the indices are not all below {theta.size}, the size of {THETA}")
@@ -48,7 +48,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> UniLoRA:
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """With the indices, in PEFT's 64 bits."""
+    """Writes the indices too, in 64 bits as PEFT does."""
     theta = same_array(updates, THETA, lambda update: update.theta)
     tensors: dict[str, Any] = {}
     for site, update in updates.items():

@@ -1,4 +1,4 @@
-"""PEFT's VB-LoRA, with all logits or with the largest alone."""
+"""PEFT's VB-LoRA, with all logits or only the largest."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,48 +29,53 @@ _BANK = "vblora_vector_bank"
 
 def _build(file: File, site: str, factors: SiteTensors) -> VBLoRA:
     """VB-LoRA at a site."""
-    bank, said = file.shared.get(_BANK), file.config.values
+    bank, config = file.shared.get(_BANK), file.config.values
     if bank is None:
-        raise CheckpointError(f"{_BANK} missing, which all sites share")
-    if bank.shape != (said["num_vectors"], said["vector_length"]):
-        expected = (said["num_vectors"], said["vector_length"])
+        raise CheckpointError(f"{_BANK} is missing, which all sites share")
+    if bank.shape != (config["num_vectors"], config["vector_length"]):
+        expected = (config["num_vectors"], config["vector_length"])
         raise ShapeError(f"{_BANK} has shape {bank.shape}, expected {expected} from the config")
     a, b = (_side(file, name, axis, factors) for axis, name in enumerate(_SIDES))
-    return VBLoRA(a, b, bank, said["topk"], file.transposed)
+    return VBLoRA(a, b, bank, config["topk"], file.transposed)
 
 
 def _side(file: File, name: str, axis: int, factors: SiteTensors) -> tuple[Any, ...]:
-    """The logits, or the softmaxes and the numbers of the largest."""
-    said = file.config.values
-    rank, topk = said["r"], said["topk"]
+    """The logits, or the softmaxes and indices of the largest."""
+    config = file.config.values
+    rank, topk = config["r"], config["topk"]
     if not file.config.flag("save_only_topk_weights"):
         (logits,) = required(factors, name)
-        if logits.ndim != 3 or (logits.shape[axis], logits.shape[2]) != (rank, said["num_vectors"]):
+        if logits.ndim != 3 or (logits.shape[axis], logits.shape[2]) != (
+            rank,
+            config["num_vectors"],
+        ):
             raise ShapeError(
                 f"{name} has shape {logits.shape}, expected three axes with r = {rank} and "
-                f"num_vectors = {said['num_vectors']}"
+                f"num_vectors = {config['num_vectors']}"
             )
         if topk > logits.shape[2]:
-            raise ShapeError(f"topk is {topk}, but {name} has {logits.shape[2]} logits a stretch")
+            raise ShapeError(
+                f"topk is {topk}, but {name} has {logits.shape[2]} logits per subvector"
+            )
         return (logits,)
     weights, places = required(factors, f"{name}_topk_weights", f"{name}_topk_indices")
     is_fit = weights.ndim == places.ndim == 3 and weights.shape[axis] == rank
     if not is_fit or places.shape != (*weights.shape[:2], topk) or weights.shape[2] != topk - 1:
         raise ShapeError(
-            f"{describe_shapes(factors)}, expected three axes with r = {rank} and topk = {topk}, one less "
-            "for the weights"
+            f"{describe_shapes(factors)}, expected three axes with r = {rank} and topk = {topk}, "
+            f"and topk − 1 for the weights"
         )
-    if places.size and not 0 <= places.min() <= places.max() < said["num_vectors"]:
-        raise CheckpointError(f"{name}_topk_indices are not all below {said['num_vectors']}")
+    if places.size and not 0 <= places.min() <= places.max() < config["num_vectors"]:
+        raise CheckpointError(f"{name}_topk_indices are not all below {config['num_vectors']}")
     return weights, places
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """Whole logits if all sites have them, else the largest alone."""
+    """Writes all logits if every site has them, otherwise only the largest."""
     only_topk = equal_value(updates, "save_only_topk_weights", lambda update: len(update.a) == 2)
     bank = same_array(updates, _BANK, lambda update: update.bank)
     ends = ("_topk_weights", "_topk_indices") if only_topk else ("",)
-    # PEFT reads the weights back into an array of float32, and no others.
+    # PEFT loads only float32 weights.
     tensors = {
         f"{site}.{name}{end}": np.asarray(array, np.float32) if end == ends[0] != "" else array
         for site, update in updates.items()

@@ -24,7 +24,7 @@ __all__ = ["PVERA", "VERA"]
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> VeRA:
-    """VeRA at a site, or PVeRA; which one the config says."""
+    """VeRA or PVeRA at a site, by the config's type."""
     make = PVeRA if file.config.family == "PVERA" else VeRA
     name, rank = make.prefix, file.config.values["r"]
     lambda_b, lambda_d = required(factors, f"{name}_lambda_b", f"{name}_lambda_d")
@@ -41,23 +41,23 @@ def _build(file: File, site: str, factors: SiteTensors) -> VeRA:
 
 
 def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]:
-    """A and B of all sites: the file's, or drawn as PEFT does."""
+    """A and B of all sites, from the file or drawn as in PEFT."""
     a, b = (file.shared.get(f"{name}_{side}") for side in "AB")
     if a is not None and b is not None:
         return a, b
     if file.config.values.get("save_projection", True):
-        raise CheckpointError(f"{name}_A or {name}_B missing, but save_projection is true")
+        raise CheckpointError(f"{name}_A or {name}_B is missing, but save_projection is true")
     sizes = [file.sizes(site) for site in file.sites]
     out_size, in_size = (max(axis) for axis in zip(*sizes, strict=True))
     torch = file.torch(f"{name}_A and {name}_B")
     seed = file.config.values["projection_prng_key"]
-    if "drawn" not in file.kept:  # all sites hold the same two objects
+    if "drawn" not in file.kept:  # all sites share the two arrays
         file.kept["drawn"] = _drawn(torch, seed, (wide, in_size), (out_size, rank))
     return file.kept["drawn"]
 
 
 def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> Any:
-    """Kaiming-uniform matrices, one after the other from one generator."""
+    """Draws Kaiming-uniform matrices in sequence from one generator."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     made = []
     for shape in pair:
@@ -68,7 +68,7 @@ def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> Any:
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
-    """With the projections, so that no generator is asked."""
+    """Writes the projections, so PEFT draws none."""
     name = next(iter(updates.values())).prefix
     ends = ("lambda_b", "lambda_d")
     return PeftContent(
@@ -87,11 +87,11 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
 
 
 def _samples(values: Mapping[str, Any]) -> Iterator[str]:
-    """PVeRA may draw at inference too."""
+    """Refuses a PVeRA that draws at inference."""
     if values.get("sample_at_inference"):
         yield (
-            "sample_at_inference = true: PEFT then draws new numbers at every call, for every "
-            "token: no fixed weight computes that. Set it to false for the mean"
+            "sample_at_inference = true: PEFT draws new numbers at every call, for every token, "
+            "which no fixed weight computes. Set it to false for the mean"
         )
 
 
