@@ -10,7 +10,7 @@ __all__ = ["diag_oft", "glora", "ia3", "scale_of"]
 
 
 def diag_oft(factors: SiteTensors) -> Update:
-    """Builds a Diag-OFT; ``alpha`` times the number of outputs bounds its generator, 0 if unbounded."""
+    """Builds a Diag-OFT; alpha times the number of outputs, unless 0, bounds its generator."""
     (blocks,) = required(factors, "oft_blocks")
     if blocks.ndim == 4:
         return _boft(factors)

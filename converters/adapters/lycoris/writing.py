@@ -152,7 +152,7 @@ def _tensors(update: Update, strength: float) -> SiteTensors:
 
 
 def _lora(update: LoRA, strength: float) -> SiteTensors:
-    """LoRA. A DoRA's magnitude becomes LyCORIS's norm per output, whose epsilon is that of float32."""
+    """LoRA; a DoRA's magnitude becomes LyCORIS's norm per output, with float32's epsilon."""
     if update.transposed:
         raise UnsupportedError("a layer that PyTorch stores as (in, out)")
     a, b = np.asarray(update.a), np.asarray(update.b)

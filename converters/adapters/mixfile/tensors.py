@@ -1,4 +1,4 @@
-"""mix.safetensors: arrays written one by one, so that no second copy of them all is held."""
+"""Reads and writes mix.safetensors, one array at a time, without a second copy of all of them."""
 
 import hashlib
 import json
@@ -12,9 +12,9 @@ import numpy as np
 from jaxmix.errors import AdapterError, CheckpointError, listing
 from jaxmix.untrusted.safetensors import opened_safetensors
 
-__all__ = ["DTYPES", "digest", "infinite", "read", "tensor_keys", "write"]
+__all__ = ["DTYPES", "count_infinite", "digest", "read", "tensor_keys", "write"]
 
-# safetensors' names.
+# The names of dtypes in safetensors.
 DTYPES: dict[np.dtype, str] = {
     np.dtype(dtype): name
     for name, dtype in {
@@ -39,13 +39,13 @@ _ADVICE = "Expected the file that jaxmix.save wrote; copy, download or save it a
 
 
 def _bytes(array: Any) -> memoryview:
-    """The bytes of an array, row by row; not copied where they lie so already."""
+    """The bytes of an array in row-major order; a copy only if it is stored in another order."""
     raw: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return memoryview(raw)
 
 
 def digest(array: Any) -> str:
-    """SHA-256 of an array's bytes.
+    """Returns the SHA-256 of an array's bytes.
 
     Args:
         array: NumPy's or JAX's, (n, …).
@@ -56,19 +56,19 @@ def digest(array: Any) -> str:
     return hashlib.sha256(_bytes(array)).hexdigest()
 
 
-def infinite(array: Any) -> int:
-    """How many numbers of an array are NaN or infinite."""
+def count_infinite(array: Any) -> int:
+    """Counts the elements of an array that are NaN or infinite."""
     if np.dtype(array.dtype).kind in "iub":
         return 0
     return array.size - int(np.isfinite(np.asarray(array)).sum())
 
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes a safetensors file: wide dtypes first, so that each tensor is aligned.
+    """Writes a safetensors file, wide dtypes first, which aligns each tensor.
 
     Args:
         path: The file.
-        arrays: By key, of a dtype in `DTYPES`.
+        arrays: The arrays by key, of a dtype in `DTYPES`.
     """
     order = sorted(arrays, key=lambda key: -arrays[key].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "jaxmix"}}
@@ -77,8 +77,8 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
         array = arrays[key]
         begin, end = end, end + array.nbytes
         name = DTYPES[np.dtype(array.dtype)]
-        told = {"dtype": name, "shape": list(array.shape), "data_offsets": [begin, end]}
-        header[key] = told
+        shape = list(array.shape)
+        header[key] = {"dtype": name, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -88,7 +88,7 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def tensor_keys(path: Path) -> dict[str, str]:
-    """The keys of a file and safetensors' names of their dtypes; nothing where there is no file.
+    """Returns the keys of a file with the names of their dtypes; none if there is no file.
 
     Args:
         path: The file.
@@ -97,7 +97,7 @@ def tensor_keys(path: Path) -> dict[str, str]:
         ``{key: dtype}``.
 
     Raises:
-        CheckpointError: If it is damaged, can't be read, or holds dtypes that `write` does not.
+        CheckpointError: If it is damaged, can't be read, or has dtypes that `write` does not write.
     """
     if not path.exists():
         return {}
@@ -106,7 +106,7 @@ def tensor_keys(path: Path) -> dict[str, str]:
     known = set(DTYPES.values())
     if wrong := [f"{key}: {dtype}" for key, dtype in dtypes.items() if dtype not in known]:
         raise CheckpointError(
-            f"{path}: tensors of a dtype that no update has:{listing(wrong)}\nExpected one of "
+            f"{path}: tensors of a dtype that updates can't have:{listing(wrong)}\nExpected one of "
             f"{', '.join(DTYPES.values())}. Save the mix again."
         )
     return dtypes
@@ -117,10 +117,10 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
 
     Args:
         path: The file.
-        keys: Those to read, which it has.
+        keys: The keys to read, which it must have.
 
     Returns:
-        ``{key: array}``, bfloat16 as ml_dtypes'.
+        ``{key: array}``; bfloat16 is that of ml_dtypes.
 
     Raises:
         CheckpointError: If the file is damaged.
@@ -131,7 +131,9 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         return {}
     with opened_safetensors(path, advice=_ADVICE) as file:
         arrays = {key: file.get_tensor(key) for key in keys}
-    if bad := [f"{key}: {infinite(x)} of {x.size}" for key, x in arrays.items() if infinite(x)]:
+    if bad := [
+        f"{key}: {count_infinite(x)} of {x.size}" for key, x in arrays.items() if count_infinite(x)
+    ]:
         raise AdapterError(
             f"{path}: numbers that are NaN or infinite in:{listing(bad)}\nExpected finite factors, "
             "as jaxmix.save writes them."

@@ -73,7 +73,7 @@ def parts_in(adapter: Adapter) -> Parts:
         )
     if twice:
         raise UnsupportedError(
-            f"{adapter.name}: PEFT has one update per site of an adapter, and this adapter has more:"
+            f"{adapter.name}: PEFT has one update per site of an adapter, and this one has more:"
             f"{listing(twice)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )
     if late:

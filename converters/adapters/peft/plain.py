@@ -52,8 +52,8 @@ def plain_keys(
         keys: The file's keys.
         config: The adapter's config.
         path: The file, for messages.
-        modules: The names of the base's modules, if known. A key that contains one of them literally
-            keeps what would otherwise be a wrapper's name.
+        modules: The names of the base's modules, if known. A key with one of them in it keeps
+            what would otherwise be a wrapper's name.
 
     Returns:
         ``{key: plain key}``. Copies that PEFT itself does not read are left out.

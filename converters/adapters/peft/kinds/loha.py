@@ -27,8 +27,8 @@ from jaxmix.families import LoHa, Update
 
 __all__ = ["LYCORIS", "LYCORIS_HARMLESS", "PEFT_TYPE"]
 
-# The fields that PEFT's LoHa and LoKr have in common. The keys determine the form of the factors, so
-# use_effective_conv2d and decompose_* are not needed.
+# The fields that PEFT's LoHa and LoKr have in common. The keys determine the form of the factors,
+# so use_effective_conv2d and decompose_* are not needed.
 LYCORIS = {"alpha": NUMBER, "r": COUNT, **SAVED, **RANK_PATTERNS}
 LYCORIS_HARMLESS = frozenset(
     "init_weights module_dropout rank_dropout use_effective_conv2d".split()

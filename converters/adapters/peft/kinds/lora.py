@@ -74,7 +74,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
 
 
 def _experts(file: File, site: str, factors: SiteTensors, rank: int, scale: float) -> Update:
-    """LoRA of a leaf of experts. Experts are the outer axis of A's (e·r) and the inner of B's (r·e)."""
+    """LoRA of a leaf of experts, which are the outer axis in A's (e·r), the inner in B's (r·e)."""
     a, b = factors["lora_A.weight"], factors["lora_B.weight"]
     if len(factors) > 2 or a.ndim != 2 or b.ndim != 2 or len(a) % rank or len(a) != b.shape[1]:
         raise ShapeError(
@@ -156,8 +156,8 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
     """Adds the product that PiSSA and OLoRA subtract from the base when PEFT creates the layer.
 
     The initial product comes from the base's own factors, so it does not depend on their signs. The
-    result equals PEFT's conversion to a plain LoRA of twice the rank. The trained and the subtracted
-    product nearly cancel, so the base's factors stay in float32: in 16 bits their error would be as
+    result equals PEFT's conversion to a plain LoRA of twice the rank. The trained and subtracted
+    products nearly cancel, so the base's factors stay in float32: in 16 bits their error would be as
     large as the change.
     """
     if (init := str(file.config.values.get("init_lora_weights")).lower()) not in SUBTRACTED:

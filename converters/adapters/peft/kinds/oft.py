@@ -142,8 +142,8 @@ def _write(updates: Mapping[str, Any]) -> PeftContent:
 # Older configs do not have these.
 _NEEDED = ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
 _BOUND = Check(BOUND.description, BOUND.holds, False)
-# The size of blocks is that of the tensor: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's
-# OFT accepts no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
+# The size of blocks is that of the tensor: PEFT adjusts `r` and `oft_block_size` to divisors. It
+# accepts no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
 PEFT_TYPE = PeftType(
     ConfigFields(
         {
