@@ -157,7 +157,8 @@ def _sites(modules: Mapping[str, SiteTensors], base: Any, where: str) -> dict[st
         raise CheckpointError(
             f"{where}: its {len(modules)} names have underscores for dots "
             f"({(ambiguous or rests)[0]} …), so the file alone does not determine the modules. "
-            f"Give the model that it was trained on: {option('base', ..., of='load(path')}, its Hugging "
+            f"Give the model that it was trained on: {option('base', ..., of='load(path')}, its "
+            f"Hugging "
             "Face folder, its params, or a list of the names of its modules."
         )
     return {module: rest for module, (_, rest) in wanted.items()}

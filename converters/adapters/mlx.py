@@ -103,7 +103,8 @@ def read_mlx(
     if failed:
         raise type(failed[0][1])(
             f"{file}: tensors that are not a valid {kind} update:"
-            f"{listing(f'{site}: {error}' for site, error in failed)}\nWas the file edited or truncated?"
+            f"{listing(f'{site}: {error}' for site, error in failed)}\nWas the file edited or "
+            f"truncated?"
         ) from failed[0][1]
     return Adapter(updates, name=name) * strength
 
@@ -129,7 +130,8 @@ def _scale(config: Mapping[str, Any], path: Path) -> float:
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict) or not NUMBER.holds(parameters.get("scale")):
         raise CheckpointError(
-            f"{path}: lora_parameters is {parameters!r}, expected an object with a number as scale. "
+            f"{path}: lora_parameters is {parameters!r}, expected an object with a number as "
+            f"scale. "
             f"Give the scale that it was trained with: {option('scale', ..., of='load(path')}."
         )
     alpha, rank = parameters.get("alpha"), parameters.get("rank")

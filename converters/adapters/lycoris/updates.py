@@ -45,7 +45,8 @@ def build_all(sites: Mapping[str, SiteTensors], where: str) -> dict[str, Update]
     if failed:
         raise type(failed[0][1])(
             f"{where}: tensors that are not a valid update:"
-            f"{listing(f'{site}: {error}' for site, error in failed)}\nWas the file edited or truncated?"
+            f"{listing(f'{site}: {error}' for site, error in failed)}\nWas the file edited or "
+            f"truncated?"
         ) from failed[0][1]
     return updates
 

@@ -94,7 +94,8 @@ def parse(path: Path) -> dict[str, Any]:
     head = _parse(path)
     if head.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is not a mix of jaxmix: its format is {short_repr(head.get('format'))}, expected "
+            f"{path} is not a mix of jaxmix: its format is {short_repr(head.get('format'))}, "
+            f"expected "
             f"{FORMAT!r}. Give a folder that jaxmix.save wrote, or a recipe."
         )
     version = head.get("version")
@@ -120,7 +121,8 @@ def parse(path: Path) -> dict[str, Any]:
         wrong.append(f"parts is {short_repr(parts)}, expected a list")
     if wrong:
         raise CheckpointError(
-            f"{path}: not a valid mix:{listing(wrong)}\nExpected the file that jaxmix.save writes, or a "
+            f"{path}: not a valid mix:{listing(wrong)}\nExpected the file that jaxmix.save "
+            f"writes, or a "
             'recipe: {"format": "jaxmix", "version": 1, "parts": [{"source": "…", "strength": 1}]}.'
         )
     return head
@@ -185,7 +187,8 @@ def _parse(path: Path) -> dict[str, Any]:
         raise
     except ValueError as error:  # not text, not JSON, or too large
         raise CheckpointError(
-            f"{path} is not JSON: {error}. Expected the file that jaxmix.save writes; copy, download "
+            f"{path} is not JSON: {error}. Expected the file that jaxmix.save writes; copy, "
+            f"download "
             "or save it again."
         ) from error
     if isinstance(data, dict):

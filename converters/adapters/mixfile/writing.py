@@ -119,7 +119,8 @@ def _encoded(data: str) -> bytes:
     except UnicodeEncodeError as error:
         found = error.object[error.start : error.end]
         raise AdapterError(
-            f"a name, source or site contains {found!r}, which can't be written to a file. Rename it."
+            f"a name, source or site contains {found!r}, which can't be written to a file. Rename "
+            f"it."
         ) from error
 
 

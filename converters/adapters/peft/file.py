@@ -148,7 +148,8 @@ class File:
         if self.base is None:
             raise CheckpointError(
                 f"a {self.config.family} adapter can't be read without the base's weight at "
-                f"{site}. Give the base: {option('base', ..., of='jaxmix.load(…')}, its Hugging Face "
+                f"{site}. Give the base: {option('base', ..., of='jaxmix.load(…')}, its Hugging "
+                f"Face "
                 "folder or its params. An adapter that jaxmix.save writes does not need it again."
             )
         return self.base

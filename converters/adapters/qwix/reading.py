@@ -95,7 +95,8 @@ def read_qwix(
         )
     if alpha is not None and isinstance(stated, int | float) and stated != alpha:
         raise CheckpointError(
-            f"{path}: alpha = {alpha} was given, but the metadata has {stated}; MaxText refuses this "
+            f"{path}: alpha = {alpha} was given, but the metadata has {stated}; MaxText refuses "
+            f"this "
             "too. Leave alpha out, or give the same value."
         )
     adapter = _adapter(

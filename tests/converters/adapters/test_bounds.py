@@ -31,7 +31,7 @@ def test_recipes_of_recipes(adapters: Adapters) -> None:
         _recipe(tmp / f"{depth}.json", parts)
     assert len(jaxmix.load(tmp / "2.json").parts) == 1000
     with pytest.raises(
-        CheckpointError, match=r"3\.json has more than 1,024 parts, those of the rec"
+        CheckpointError, match=r"3\.json has more than 1,024 parts, including those of the rec"
     ):
         jaxmix.load(tmp / "8.json")
 

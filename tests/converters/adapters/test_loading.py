@@ -53,7 +53,7 @@ def test_a_file_instead_of_its_folder(tmp_path):
     assert (adapter.name, adapter.source) == ("style", "style")
     assert adapter.updates[SITE].scale == jaxmix.load(tmp_path / "style").updates[SITE].scale
     said = refused(CheckpointError, path.with_name(FILES[0]))
-    assert said.endswith(". Give the folder that holds it.")
+    assert said.endswith(". Give the folder that contains it.")
     assert all(one.what in said for one in FORMATS)
 
 
@@ -93,8 +93,8 @@ def test_subfolders(tmp_path):
     assert jaxmix.load(tmp_path / "repo" / "a" / "b", subfolder=None).name == "b"
     for out in ("..", "../repo", "a/../../x", str(tmp_path), "a\\b", "", "."):
         assert refused(CheckpointError, tmp_path / "repo", subfolder=out) == (
-            f"subfolder {out!r} is no path inside its folder, expected one such as "
-            "'checkpoint-100'. Give the folder itself as the first argument."
+            f"subfolder {out!r} is not a path inside its folder, expected one such as "
+            f"'checkpoint-100'. Give the folder itself as the first argument."
         )
     said = refused(CheckpointError, tmp_path / "repo", subfolder="c")
     assert f"{tmp_path / 'repo' / 'c'} has no adapter_config.json; found no such folder" in said
@@ -149,7 +149,7 @@ def test_a_format_by_name(tmp_path):
     folder = save(tmp_path / "style")
     assert jaxmix.load(folder, format="peft").name == "style"
     said = refused(UnsupportedError, folder, format="pickle")
-    assert said == f"format 'pickle' is not known, expected one of {KNOWN}."
+    assert said == f"format 'pickle' is unknown, expected one of {KNOWN}."
 
 
 def test_options_that_a_reader_does_not_take(tmp_path):

@@ -108,8 +108,9 @@ UNKNOWN = (
         ),
         (
             errors.EntryNotFoundError,
-            "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, so it is no "
-            "PEFT adapter there. If it lies in a folder of the repository, say subfolder='…'.",
+            "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, "
+            "so it is not a PEFT adapter. If the adapter is in a folder of the "
+            "repository, give subfolder='…'.",
         ),
         (errors.HfHubHTTPError, None),
         (errors.HFValidationError, None),
@@ -162,8 +163,8 @@ def test_a_repository_that_changes_meanwhile(tmp_path, monkeypatch):
         huggingface_hub, "hf_hub_download", lambda repo, file, **_: str(tmp_path / file / file)
     )
     assert refused(CheckpointError, "owner/name") == (
-        "owner/name on the hub changed between its two files. Try again, or give a commit: "
-        "revision='…'."
+        "owner/name on the hub changed while its files were downloaded. Try again, "
+        "or give a commit: revision='…'."
     )
 
 

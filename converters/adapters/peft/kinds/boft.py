@@ -38,7 +38,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     count, blocks, size, _ = r.shape
     if count > 1 and (size % 2 or blocks % 2 ** (count - 1)):
         raise ShapeError(
-            f"boft_R has shape {r.shape}: {count} butterfly factors need blocks of even size, whose "
+            f"boft_R has shape {r.shape}: {count} butterfly factors need blocks of even size, "
+            f"whose "
             f"number is a multiple of {2 ** (count - 1)}"
         )
     orders: Any = butterfly(count, blocks, size) if count > 1 else None

@@ -46,7 +46,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
         raise ShapeError(f"{describe_shapes(found)}, expected (in, in), (2, n), (n,) and (in,)")
     if values.size and not 0 <= indices.min() <= indices.max() < size:
         raise ShapeError(
-            f"{names[1]} has values from {indices.min()} to {indices.max()}, expected 0 to {size - 1}"
+            f"{names[1]} has values from {indices.min()} to {indices.max()}, expected 0 to "
+            f"{size - 1}"
         )
     places: Any = indices.astype(np.int32)
     return FRoD(v, values, places, lengths, file.transposed)

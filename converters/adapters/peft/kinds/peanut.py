@@ -35,7 +35,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
     a, b = required(factors, "peanut_A.weight", "peanut_B.weight")
     if len(factors) != 2 + 2 * depth:
         raise ShapeError(
-            f"{describe_shapes(factors)}, expected {depth} encoders and decoders by the config's depth"
+            f"{describe_shapes(factors)}, expected {depth} encoders and decoders by the config's "
+            f"depth"
         )
     encoders, decoders = (
         required(factors, *(f"{name}.{i}.weight" for i in range(depth))) for name in _LEVELS

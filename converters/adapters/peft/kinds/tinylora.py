@@ -31,7 +31,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> TinyLoRA:
     a, b = required(factors, "tinylora_A", "tinylora_B")
     if a.ndim != 2 or b.ndim != 2 or not 0 < len(a) == b.shape[1] <= config["r"]:
         raise ShapeError(
-            f"{describe_shapes(factors)}, expected (r, in) and (out, r), with r at most {config['r']}"
+            f"{describe_shapes(factors)}, expected (r, in) and (out, r), with r at most "
+            f"{config['r']}"
         )
     shape, seed = (config["u"], len(a), len(a)), config["projection_seed"]
     p = factors.get("tinylora_P")

@@ -39,7 +39,8 @@ def _build(file: File, site: str, factors: SiteTensors) -> UniLoRA:
     is_site = a.ndim == b.ndim == 2 and (a.shape[0], b.shape[1]) == (config["r"],) * 2
     if not is_site or (a.shape, b.shape) != (a_scales.shape, b_scales.shape):
         raise ShapeError(
-            f"{describe_shapes(factors)}, expected A's ({config['r']}, in), B's (out, {config['r']})"
+            f"{describe_shapes(factors)}, expected A's ({config['r']}, in), B's (out, "
+            f"{config['r']})"
         )
     if not all(0 <= x.min() <= x.max() < theta.size for x in (a, b) if x.size):
         raise CheckpointError(f"the indices are not all below {theta.size}, the size of {THETA}")

@@ -77,7 +77,7 @@ def test_several_models_in_a_file(tmp_path):
     assert jaxmix.load(path, part="unet", base=["unet.mid.to_q"]).sites == ("unet.mid.to_q",)
     assert jaxmix.load(path, part="unet", base=["mid.to_q"]).sites == ("mid.to_q",)
     assert refused(CheckpointError, path, part="vae") == (
-        f"{path} has nothing for part='vae', expected one of text_encoder, unet."
+        f"{path} has no keys for part='vae', expected one of text_encoder, unet."
     )
     said = refused(CheckpointError, path, base=["mid.to_q"])
     assert "mid.to_q: for text_encoder and unet" in said or "for unet and text_encoder" in said
@@ -105,8 +105,9 @@ def test_peft_s_file_without_its_config(tmp_path):
     """Its alpha is elsewhere: nobody may guess it."""
     path = save(tmp_path / "x.safetensors", ab("base_model.model.mid.to_q"))
     assert refused(UnsupportedError, path) == (
-        f"{path} is what PEFT saves (base_model.model.…), whose alpha is in its config and not in "
-        "the file. Give the folder that holds it and its adapter_config.json."
+        f"{path} is a file of PEFT (base_model.model.…), whose alpha is in its config "
+        f"and not in the file. Give the folder that contains it and its "
+        f"adapter_config.json."
     )
 
 
@@ -115,7 +116,7 @@ def test_keys_that_mean_nothing(tmp_path):
     tensors = ab("unet.mid.to_q") | {"unet.mid.to_q.lora_down.weight": drawn(2, 4)}
     path = save(tmp_path / "x.safetensors", tensors | {"unet.mid.to_q.lora_C": drawn(2)})
     said = refused(CheckpointError, path)
-    assert "unet.mid.to_q.lora_C: no parameter that is known" in said
+    assert "unet.mid.to_q.lora_C: unknown parameter" in said
     assert "lora_down.weight a second time" in said
 
 
@@ -156,9 +157,13 @@ def test_metadata_without_a_part(tmp_path):
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "rank": ({"r": 3}, {}, "lora_A has the rank 2, the metadata say 3"),
+    "rank": ({"r": 3}, {}, "lora_A has rank 2, the metadata 3"),
     "alpha": ({"lora_alpha": "3"}, {}, "lora_alpha is '3', expected a number"),
-    "both": ({}, {"unet.mid.to_q.alpha": np.asarray(1.0)}, "alpha is in the keys and in the meta"),
+    "both": (
+        {},
+        {"unet.mid.to_q.alpha": np.asarray(1.0)},
+        "alpha is both in the keys and in the meta",
+    ),
     "dora": ({"use_dora": True}, {}, "use_dora is True, and lora_magnitude_vector is not there"),
     "no dora": (
         {},
@@ -175,8 +180,8 @@ def test_metadata_that_contradict_the_keys(case, tmp_path):
     said, extra, text = CONTRADICTIONS[case]
     path = with_metadata(tmp_path, extra, **said)
     found = refused(CheckpointError, path)
-    assert f"lora_adapter_metadata that contradict the keys:\n  unet.mid.to_q: {text}" in found
-    assert found.endswith("or take the metadata out: then alpha is the rank, as there.")
+    assert f"lora_adapter_metadata contradicts the keys:\n  unet.mid.to_q: {text}" in found
+    assert found.endswith("or take the metadata: alpha is then the rank, as in diffusers.")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,7 @@ def test_metadata_that_are_none(tmp_path):
             CheckpointError, path
         )
     save(path, ab("unet.mid.to_q"), {"lora_adapter_metadata": {"r": 2, "lora_alpha": 3}})
-    assert "no unet.r and unet.lora_alpha in them" in refused(CheckpointError, path)
+    assert "no unet.r and unet.lora_alpha is missing" in refused(CheckpointError, path)
 
 
 def test_both_forms_of_dora(tmp_path):

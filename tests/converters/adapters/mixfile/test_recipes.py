@@ -91,10 +91,11 @@ def test_the_hash_is_of_what_it_does(tmp_path: Path) -> None:
     save_peft(tmp_path / "lora", lora_alpha=7)
     said = refused(CheckpointError, tmp_path / "x.json")
     assert said == (
-        f"{tmp_path / 'x.json'}: parts whose hash (SHA-256 of their updates) is not the one in the "
-        f"file:\n  part 1, lora: {fingerprint(jaxmix.load(tmp_path / 'lora'))}\nThey changed "
-        "since. Take the files that belong together; if the change is meant, put the new hash in "
-        "the place of the old."
+        f"{tmp_path / 'x.json'}: parts whose hash (SHA-256 of their updates) differs "
+        f"from the one in the file:\n  part 1, lora: "
+        f"{fingerprint(jaxmix.load(tmp_path / 'lora'))}\nThey have changed since it "
+        f"was written. Use the files that belong together; if the change is intended, "
+        f"replace the hash by the new one."
     )
 
 
@@ -239,7 +240,7 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert told == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]
     recipe(path, {"source": "x", "options": {"base": "/model"}}, {"source": "x", "options": [1]})
     said = refused(CheckpointError, path)
-    what = "expected an object of numbers, texts, true and false; a base is given to jaxmix.load"
+    what = "expected an object of numbers, strings, true and false; give a base to jaxmix.load"
     assert f"part 1: options is {{'base': '/model'}}, {what}(…, base=…)" in said
     assert f"part 2: options is [1], {what}(…, base=…)" in said
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
@@ -292,7 +293,7 @@ def test_links_that_lead_out(tmp_path: Path) -> None:
         CheckpointError, recipe(path, {"source": "nowhere"})
     )
     said = refused(CheckpointError, recipe(path, {"source": "own", "subfolder": "../x"}))
-    assert "subfolder '../x' is no path inside its folder" in said
+    assert "subfolder '../x' is not a path inside its folder" in said
 
 
 def test_recipes_that_go_round(tmp_path: Path) -> None:
@@ -300,8 +301,8 @@ def test_recipes_that_go_round(tmp_path: Path) -> None:
     path = recipe(tmp_path / "mix.json", {"source": "."})
     said = refused(CheckpointError, path)
     assert said.endswith(
-        f"{path} asks for itself, by way of 1 recipe. Expected parts that are adapters, or recipes "
-        f"of others; take out the part that leads back to {tmp_path.name}."
+        f"{path} contains itself, through 1 recipe. Expected parts that are adapters, "
+        f"or recipes of others; remove the part that leads back to {tmp_path.name}."
     )
     recipe(path, {"source": "a"})
     recipe(tmp_path / "a" / "mix.json", {"source": "b.json"})
@@ -309,7 +310,7 @@ def test_recipes_that_go_round(tmp_path: Path) -> None:
     assert "is a link out of the recipe's folder" in refused(CheckpointError, path)
     recipe(tmp_path / "a.json", {"source": "b.json"})
     recipe(tmp_path / "b.json", {"source": "a.json"})
-    assert "a.json asks for itself, by way of 2 recipes." in refused(
+    assert "a.json contains itself, through 2 recipes." in refused(
         CheckpointError, tmp_path / "a.json"
     )
 
@@ -320,8 +321,8 @@ def test_recipes_too_deep(tmp_path: Path) -> None:
         recipe(tmp_path / f"{i}.json", {"source": f"{i + 1}.json"})
     said = refused(CheckpointError, tmp_path / "0.json")
     assert said.endswith(
-        f"{tmp_path / '16.json'} lies 16 recipes deep, expected 16 at most. Save the inner ones "
-        "with jaxmix.save."
+        f"{tmp_path / '16.json'} lies 16 recipes deep, expected 16. Save the inner "
+        f"recipes with jaxmix.save."
     )
     save_peft(tmp_path / "lora")
     recipe(tmp_path / "15.json", {"source": "lora"})
@@ -359,8 +360,8 @@ def test_an_adapter_that_is_several(tmp_path: Path) -> None:
     part = {"source": "lora"}
     path = recipe(tmp_path / "mix.json", part, {**part, "name": "b"}, kind="adapter")
     assert refused(CheckpointError, path) == (
-        f"{path}: kind is 'adapter', and there are 2 adapters, expected 1. Write 'mix', or leave "
-        "kind out."
+        f"{path}: kind is 'adapter', but there are 2 adapters, expected 1. Write "
+        f"'mix', or leave kind out."
     )
 
 

@@ -77,9 +77,9 @@ def test_a_config_that_can_not_be_read(tmp_path):
 # ------------------------------------------------------------------------------- wrong values
 
 COUNT, NUMBER, FLAG = "a whole number from 1 on", "a finite number", "true or false"
-RANKS = "an object from regular expressions to whole numbers from 1 on"
-PATTERNS = "an object from regular expressions to finite numbers"
-MASKS = "an object from the names of lora_E to lists of true and false"
+RANKS = "an object that maps regular expressions to finite numbers"
+PATTERNS = "an object that maps regular expressions to positive integers"
+MASKS = "an object that maps the names of lora_E to lists of true and false"
 NAMES = "a list of module names"
 
 
@@ -99,7 +99,7 @@ NAMES = "a list of module names"
         *(("adalora", "rank_pattern", v, MASKS) for v in ([], {"q": 3}, {"q": [1, 0]})),
         ("loha", "alpha", "x", NUMBER),
         ("lokr", "r", 1.0, COUNT),
-        ("oft", "eps", -1, "a finite number from 0 on"),
+        ("oft", "eps", -1, "an integer"),
         ("oft", "num_cayley_neumann_terms", 0, "an integer from 1 to 1,000"),
         ("oft", "block_share", 0, FLAG),
         ("oft", "bias", "lora_only", "'none' or 'all' or 'oft_only'"),
@@ -167,8 +167,8 @@ def test_unknown_fields(tmp_path):
     for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
         said = refused(UnsupportedError, save(tmp_path, new_a=on, new_b=False))
         assert (
-            f"\n  new_a = {json.dumps(on)}: not a field that this version of jaxmix knows. If it "
-            "does not change the weights, take it out of the file." in said
+            f"\n  new_a = {json.dumps(on)}: unknown to this version of jaxmix. If it "
+            f"does not change the weights, remove it from the file." in said
         )
         assert "new_b" not in said
     assert f"new_a = {json.dumps('x' * 99)[:57]}…: not" in refused(
@@ -229,7 +229,10 @@ def test_inits_that_leave_the_base(init, tmp_path):
 def test_inits_that_change_the_base(init, tmp_path):
     """What was taken off, and how PEFT turns such an adapter into a plain one."""
     said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
-    assert f"init_lora_weights = {init!r}: it took the initial factors' product off" in said
+    assert (
+        f"init_lora_weights = {init!r}: it subtracted the product of the initial factors' "
+        f"product off"
+    ) in said
     assert "path_initial_model_for_weight_conversion=folder" in said
     # AdaLoRA has no init but its own, whatever the field says.
     assert jaxmix.load(save(tmp_path, "adalora", init_lora_weights=init)).sites == (SITE,)
@@ -246,7 +249,7 @@ def test_inits_that_ask_for_the_base(init, tmp_path):
     assert update.size() == "rank 4"
     with pytest.raises(CheckpointError, match=r"asks for the weight of layer\.proj, but base is a"):
         jaxmix.load(folder, base=[SITE])
-    with pytest.raises(CheckpointError, match="in the params that were given as base, and it has"):
+    with pytest.raises(CheckpointError, match="in the params given as base, and it has"):
         jaxmix.load(folder, base={"other.weight": np.ones((2, 2))})
     with pytest.raises(CheckpointError, match=r"more than one can be meant: a\.layer"):
         jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
@@ -257,7 +260,7 @@ def test_inits_that_ask_for_the_base(init, tmp_path):
 def test_inits_that_are_quantized_or_unknown(tmp_path):
     """LoftQ's base is gone; of an init that nobody knows one can't tell."""
     said = refused(UnsupportedError, save(tmp_path, init_lora_weights="loftq"))
-    assert "LoftQ replaced the base's weights by quantized ones" in said
+    assert "LoftQ quantized the base's weights by quantized ones" in said
     assert "Merge it with PEFT (merge_and_unload) and use the merged model as the base." in said
     for init in ("evaporate", "gaussian2", 3):
         said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))

@@ -148,9 +148,9 @@ def test_what_does_not_fit_into_b() -> None:
     with pytest.raises(UnsupportedError) as caught:
         with_equal_ranks({"a": big, "b": lora(), "c": lora()})
     assert str(caught.value) == (
-        "scales that make a factor too large for its dtype, where all sites get the scale 1.5:\n"
-        "  a: 1000000.0 · B in float16\nCast the adapter to float32, or write the scales beside "
-        "the factors: patterns=True."
+        "factors that become too large for their dtype where all sites get the scale "
+        "1.5:\n  a: 1000000.0 · B in float16\nCast the adapter to float32, or write "
+        "the scales as patterns in the config: patterns=True."
     )
 
 

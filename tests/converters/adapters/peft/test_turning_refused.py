@@ -82,9 +82,9 @@ def test_psoft_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     text = refused(C, folder, base={f"{SITE}.weight": np.ones((6, 4), np.float32)})
     assert (
-        "leaves out A and B, which PEFT takes from the base's weight by torch's SVD, where another"
-        in text
-    )
+        "leaves out A and B, which PEFT computes from the base's weight by torch's "
+        "SVD, whose signs may differ in another"
+    ) in text
 
 
 z = np.zeros
@@ -93,8 +93,8 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "road of two groups": (
         "ROAD",
         {"a": RoAd(z(2), z(2), 1, 2), "b": RoAd(z(2), z(2), 1, 4)},
-        "PEFT's config has one group_size for all sites, and these differ:\n  2: a\n  4: b\n"
-        "Export them as adapters of their own.",
+        "PEFT's config has one group_size for all sites, and these differ:\n  2: a\n "
+        " 4: b\nExport them as separate adapters.",
     ),
     "boft of outputs": (
         "BOFT",
@@ -104,7 +104,7 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "boft of other permutations": (
         "BOFT",
         {"a": BOFT(z((1, 2, 2, 2)), z(4), np.array([[3, 2, 1, 0]]))},
-        "PEFT's BOFT knows no other permutations than its butterfly's:\n  a",
+        "PEFT's BOFT has only the permutations of its butterfly:\n  a",
     ),
     "hira of two ranks": (
         "HIRA",
@@ -114,7 +114,7 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "glora on inputs": (
         "GLORA",
         {"a": GLoRA((z((4, 2)), z((2, 4))), on_input=True)},
-        "PEFT's GLoRA multiplies A entry by entry, and these from the right:\n  a",
+        "PEFT's GLoRA multiplies A elementwise, and these multiply it from the right:\n  a",
     ),
     "deft of two ranks": (
         "DEFT",
@@ -124,13 +124,14 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "deft of no scale": (
         "DEFT",
         {"a": DEFT(z((6, 2)), z((2, 4)), 0.0)},
-        "a scale of 0 PEFT takes for no alpha; leave the adapter out",
+        "PEFT reads a scale of 0 as no alpha; leave the adapter out",
     ),
     "psoft": (
         "PSOFT",
         {"a": Psoft(z((1, 4)), z((6, 1)), z((1, 1)), 1.0)},
-        "a file of PEFT's PSOFT leaves out A and B, and PEFT would take others from its base. Make "
-        "a LoRA of it, jaxmix.to_lora(adapter, params), which it is:\n  a",
+        "a file of PEFT's PSOFT leaves out A and B, and PEFT would compute others "
+        "from its base. Convert these to a LoRA, jaxmix.to_lora(adapter, params), "
+        "without loss:\n  a",
     ),
     "frod of two numbers of entries": (
         "FROD",
@@ -138,8 +139,9 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
             name: FRoD(np.eye(4), z(count), z((2, count), int), z(4))
             for name, count in (("one", 2), ("two", 5))
         },
-        "PEFT's FRoD has one sparse_rate for all sites, and no one gives these numbers of "
-        "entries:\n  one: 2 of 16\n  two: 5 of 16\nExport them as adapters of their own.",
+        "PEFT's FRoD has one sparse_rate for all sites, and no rate gives these "
+        "numbers of entries:\n  one: 2 of 16\n  two: 5 of 16\nExport them as "
+        "separate adapters.",
     ),
 }
 
