@@ -85,7 +85,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     for bad in (whole[:-3], whole[:20], b"", b"\xff" * 64):
         file.write_bytes(bad)
         with pytest.raises(
-            CheckpointError, match=r"model.safetensors is no whole safetensors file"
+            CheckpointError, match=r"model.safetensors is not a complete safetensors file"
         ):
             read_tensors(folder)
     (folder / "config.json").write_text("{")

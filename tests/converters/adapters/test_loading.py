@@ -54,7 +54,7 @@ def test_a_file_instead_of_its_folder(tmp_path):
     assert adapter.updates[SITE].scale == jaxmix.load(tmp_path / "style").updates[SITE].scale
     said = refused(CheckpointError, path.with_name(FILES[0]))
     assert said.endswith(". Give the folder that contains it.")
-    assert all(one.what in said for one in FORMATS)
+    assert all(one.description in said for one in FORMATS)
 
 
 EXPECTED = (
@@ -156,8 +156,10 @@ def test_options_that_a_reader_does_not_take(tmp_path):
     """Nothing is passed over in silence."""
     folder = save(tmp_path / "style")
     said = refused(UnsupportedError, folder, rank=3, colour="red")
-    assert said.startswith("style is of the format 'peft', whose reader takes ")
-    assert said.endswith("; found colour, rank. Leave it out, or force another with format='…'.")
+    assert said.startswith("style has the format 'peft', whose reader takes ")
+    assert said.endswith(
+        "; found colour, rank. Leave it out, or force another format with format='…'."
+    )
 
 
 def test_a_file_of_no_format(tmp_path):

@@ -70,7 +70,7 @@ def test_damaged_in_the_cache(cache):
     save(cache / COMMIT)
     (cache / COMMIT / FILES[1]).write_bytes(b"x")
     said = refused(CheckpointError, "owner/name")
-    assert said.startswith(f"{cache / COMMIT / FILES[1]} (1 bytes) is no whole safetensors file")
+    assert said.startswith(f"{cache / COMMIT / FILES[1]} is not a complete safetensors file")
 
 
 def failing(kind, at=FILES[0], folder=Path()):
@@ -150,8 +150,9 @@ def test_a_format_of_single_files(monkeypatch):
     one = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
     monkeypatch.setattr(loading, "FORMATS", (one, *loading.FORMATS))
     assert refused(UnsupportedError, "owner/name", format="mine") == (
-        "owner/name: the format 'mine' is one of single files, which are not looked for on the "
-        "hub. Download the file with `hf download owner/name`, and give its path."
+        "owner/name: adapters of the format 'mine' are single files, which are not "
+        "looked for on the hub. Download the file with `hf download owner/name`, and "
+        "give its path."
     )
 
 

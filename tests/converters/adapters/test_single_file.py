@@ -169,8 +169,7 @@ def test_a_filename_that_is_not_there(place: tuple[Path, str]) -> None:
         assert said.startswith("owner/style on the hub: b.safetensors is not in the local cache")
     else:
         assert said == (
-            f"{folder} has no b.safetensors, found a.safetensors. Give the name of a file that it "
-            "has."
+            f"{folder} has no b.safetensors; found a.safetensors. Give the name of a file in it."
         )
         said = refused(CheckpointError, folder / "a.safetensors", filename="b")
         assert " is a file, which has no file in it.\n" in said

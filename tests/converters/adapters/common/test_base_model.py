@@ -53,15 +53,14 @@ def test_what_it_has_not(tmp_path: Path) -> None:
     end = "Give the base on which the adapter was trained."
     for model, name, what in ((params, "head", given), (folder, "lm_head", str(tmp_path / "base"))):
         text = asked(model, "bias", name)
-        assert text == f"the adapter needs the bias of {name} in {what}, but it has none. {end}"
+        assert text == f"the adapter needs the bias of {name}, but it has none in {what}. {end}"
     for ask in ("weight", "bias", "shape"):
         assert asked(params, ask, "other") == (
-            f"the adapter needs the weight of other in {given}, but it has none. {end}"
+            f"the adapter needs the weight of other, but found no such module in {given}. {end}"
         )
         text = asked(folder, ask, "q_proj")
-        assert (
-            "and more than one can be meant: model.layers.0.q_proj, model.layers.1.q_proj" in text
-        )
+        several = "several modules (model.layers.0.q_proj, model.layers.1.q_proj)"
+        assert f"the weight of q_proj, but found {several} in {tmp_path}" in text
         assert text.endswith(end)
 
 
@@ -74,7 +73,7 @@ def test_names_alone() -> None:
             "the adapter needs the weight of proj, but base is a list of module "
             "names. Give the params, or the base's folder."
         )
-    assert "the bias of proj in a list of module names, and it has none" in asked(
+    assert "the bias of proj, but it has none in a list of module names." in asked(
         model, "bias", "proj"
     )
 

@@ -109,7 +109,7 @@ def test_all_of_them_are_listed_with_the_reason(tmp_path: Path) -> None:
             "a.bin: saved by torch; only a safetensors file with the weights of whole "
             "modules is read"
         ),
-        "a.gguf: gguf file, which no reader reads",
+        "a.gguf: a .gguf file, which no reader reads",
         "count.safetensors: steps.weight is not a module's weight or bias",
         "many.safetensors: 0 is not a module's weight or bias; 1 is not a module's weight or bias; "
         "2 is not a module's weight or bias …",

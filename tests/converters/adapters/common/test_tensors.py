@@ -45,7 +45,7 @@ def tensor(shape, *offsets, dtype="F32"):
 def damaged(folder, data):
     """The text for a damaged file, which has the path, the size and what to do."""
     said = refused(CheckpointError, with_bytes(folder, data))
-    assert said.startswith(f"{folder / WEIGHTS} ({len(data)} bytes) is no whole safetensors file: ")
+    assert said.startswith(f"{folder / WEIGHTS} is not a complete safetensors file: ")
     assert said.endswith("Expected the file that save_pretrained wrote; download or save it again.")
     return said
 
@@ -103,7 +103,7 @@ def test_every_flipped_byte_of_the_header_is_survived(tmp_path):
         (b"<!DOCTYPE html><html>404</html>", "it is a web page: the download failed"),
         (
             b"PK\x03\x04" + bytes(50),
-            "it is a zip, as torch.save writes it; a pickle is in it, and jaxmix opens none",
+            "it is a zip file of torch.save, which contains a pickle; jaxmix opens none",
         ),
     ],
 )

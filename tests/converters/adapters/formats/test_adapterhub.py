@@ -118,12 +118,21 @@ def test_a_torch_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("pfeiffer", "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No change"),
+        (
+            "pfeiffer",
+            "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No other method is a change",
+        ),
         ({"mh_adapter": True}, "its method is 'bottleneck', expected 'lora'"),
         ({"architecture": "prefix_tuning"}, "its method is 'prefix_tuning', expected 'lora'"),
         ({**LORA, "use_gating": True, "vera_d": 0.1}, ":\n  use_gating = True\n  vera_d = 0.1\n"),
-        ({**LORA, "use_dora": True}, "with fields that jaxmix can't honour:\n  use_dora = True\n"),
-        ({**LORA, "new": [1]}, "\n  new = [1]\nMerge it there with model.merge_adapter(name)"),
+        (
+            {**LORA, "use_dora": True},
+            "with fields that jaxmix does not support:\n  use_dora = True\n",
+        ),
+        (
+            {**LORA, "new": [1]},
+            ":\n  new = [1]\nIf possible, merge it there with model.merge_adapter(name)",
+        ),
     ],
 )
 def test_other_methods_are_refused_by_name(config: Any, expected: str, tmp_path: Path) -> None:

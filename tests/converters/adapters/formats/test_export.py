@@ -169,7 +169,7 @@ def test_a_norm_has_no_strength(tmp_path):
         (LoRA(A, B, 1.0, magnitude=drawn(6)), "DoRA"),
         (Normed(LoRA(A, B, 1.0), drawn(6)), "a norm"),
     ):
-        with pytest.raises(UnsupportedError, match=f"x: {what} at the strength 0.5, which"):
+        with pytest.raises(UnsupportedError, match=f"x: {what} at strength 0.5, which"):
             export_kohya(0.5 * jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
 
 
@@ -185,7 +185,7 @@ def test_what_is_refused(tmp_path):
     export_kohya(one, path)
     with pytest.raises(CheckpointError, match=r"exists\. Give another name, or replace it"):
         export_kohya(one, path)
-    with pytest.raises(CheckpointError, match=r"expected one in \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):
         export_kohya(one, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="can't be written"):
         export_kohya(one, tmp_path / "none" / "x.safetensors")

@@ -78,14 +78,14 @@ def test_without_a_base(tmp_path):
     assert jaxmix.load(path).sites == ("proj",)
     path = save(tmp_path / "y.safetensors", kohya("lora", "lora_unet_mid_attn"))
     assert refused(CheckpointError, path) == (
-        f"{path}: in its 1 names have underscores for dots (lora_unet_mid_attn …), so "
+        f"{path}: its 1 names have underscores for dots (lora_unet_mid_attn …), so "
         f"the file alone does not determine the modules. Give the model that it was "
         f"trained on: load(path, base=…), its Hugging Face folder, its params, or a "
         f"list of the names of its modules."
     )
     both = {**kohya("lora", "lora_te1_proj"), **kohya("lora", "lora_te2_proj")}
     path = save(tmp_path / "z.safetensors", both)
-    assert "so that the file alone does not say" in refused(CheckpointError, path)
+    assert "so the file alone does not determine the modules" in refused(CheckpointError, path)
 
 
 def test_forced(tmp_path):
@@ -184,7 +184,7 @@ def test_keys_that_mean_nothing(tmp_path):
         "lora_unet_proj.scalar: a scale that LyCORIS itself ignores when it loads",
         "bundle_emb.x: unknown prefix",
         "lora_unet_a.b.alpha: unknown parameter",
-        "lora_unet_proj.lora_down.weight: lora_down.weight a second time",
+        "lora_unet_proj.lora_down.weight: a duplicate of lora_down.weight",
     ):
         assert line in said or line.replace("lora_down.weight:", "lora_A.weight:") in said
     assert "Expected <prefix>_<module>.<parameter>, with one of lora_unet" in said
@@ -200,7 +200,7 @@ def test_a_file_that_is_none(tmp_path):
     """Cut, or another thing under the name: forced, its reader says what."""
     path = put(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
-    assert "is no whole safetensors file" in refused(CheckpointError, path, format="kohya")
+    assert "is not a complete safetensors file" in refused(CheckpointError, path, format="kohya")
     said = refused(CheckpointError, tmp_path, format="kohya")
     assert said == f"{tmp_path} is not a file, expected a .safetensors. Give its path."
 

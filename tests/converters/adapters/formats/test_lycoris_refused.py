@@ -15,7 +15,7 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "none": (
         {"lora_up__weight": None},
         CheckpointError,
-        "proj: lora_up.weight missing beside alpha (), lora_down.weight (2, 4)",
+        "proj: lora_up.weight is missing; found alpha (), lora_down.weight (2, 4)",
     ),
     "alpha alone": (
         {"lora_up__weight": None, "lora_down__weight": None},
@@ -124,7 +124,7 @@ def test_tensors_that_make_no_update(case, tmp_path):
     path = save(tmp_path / "x.safetensors", changed("lora", changes))
     found = refused(kind, path)
     assert found.startswith(f"{path}: tensors that are not a valid update:\n  proj: ")
-    assert said in found and found.endswith("Was the file edited or cut?")
+    assert said in found and found.endswith("Was the file edited or truncated")
 
 
 FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -148,7 +148,7 @@ FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "norm": ("norm", {"b_norm": drawn(5)}, "expected vectors"),
     "ia3": ("ia3", {"weight": drawn(6, 2)}, "expected weight (n,) or (1, n, 1 …), on_input ()"),
-    "ia3, alone": ("ia3", {"on_input": None}, "on_input missing beside weight (6,)"),
+    "ia3, alone": ("ia3", {"on_input": None}, "on_input is missing; found weight (6,)"),
     "oft": ("diag-oft", {"oft_blocks": drawn(2, 3, 2)}, "expected oft_blocks (blocks, b, b)"),
     "oft, rescale": ("diag-oft", {"rescale": drawn(5, 1)}, "expected rescale (6, 1 …)"),
     "oft, alpha": ("diag-oft", {"alpha": drawn(2)}, "expected alpha with one element"),

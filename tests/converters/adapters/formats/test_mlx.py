@@ -106,7 +106,7 @@ def test_keys_that_mean_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("shapes", "config", "kind", "said"),
     [
-        ({"lora_a": (4, 2)}, {}, CheckpointError, "lora_b missing beside lora_a (4, 2)"),
+        ({"lora_a": (4, 2)}, {}, CheckpointError, "lora_b is missing; found lora_a (4, 2)"),
         (
             {"lora_a": (4, 2), "lora_b": (3, 6)},
             {},
@@ -123,7 +123,7 @@ def test_keys_that_mean_nothing(tmp_path):
             {"lora_a": (4, 2), "lora_b": (2, 6)},
             {"fine_tune_type": "dora"},
             CheckpointError,
-            "m missing beside",
+            "m is missing; found lora_a (4, 2), lora_b (2, 6)",
         ),
         (
             {"lora_a": (4, 2), "lora_b": (2, 6), "m": (4,)},

@@ -245,7 +245,7 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert f"part 2: options is [1], {what}(…, base=…)" in said
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
     said = refused(UnsupportedError, outer)
-    assert "is of the format 'mix', whose reader takes base, ignore; found part." in said
+    assert "mix.json has the format 'mix', whose reader takes base, ignore; found part." in said
     # Found by a mutation: options with the names of `LocatedAdapter.read`'s own arguments.
     names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
     recipe(outer, {"source": "b.bare", "options": names})
@@ -256,8 +256,9 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --------------------------------------------------------------------------------- refused
 
 OUT = (
-    "expected a path below the folder of the recipe, with '/', or a hub id. Put the recipe into a "
-    "folder above its adapters, or mix with jaxmix.mix and jaxmix.save."
+    " expected a hub id, or a path below the folder of the recipe, with '/'. Move "
+    "the recipe to a folder above its adapters, or mix with jaxmix.mix and "
+    "jaxmix.save."
 )
 
 
@@ -286,7 +287,7 @@ def test_links_that_lead_out(tmp_path: Path) -> None:
         said = refused(CheckpointError, recipe(path, part))
         assert said == (
             f"{path}: part 1, {part['source']}: it is a link out of the recipe's folder. Expected "
-            "what lies below it; copy the adapter there."
+            "a path below it; copy the adapter there."
         )
     assert jaxmix.load(recipe(path, {"source": "within"})).parts[0].name == "own"
     assert "is neither a folder nor a hub id" in refused(
@@ -321,7 +322,7 @@ def test_recipes_too_deep(tmp_path: Path) -> None:
         recipe(tmp_path / f"{i}.json", {"source": f"{i + 1}.json"})
     said = refused(CheckpointError, tmp_path / "0.json")
     assert said.endswith(
-        f"{tmp_path / '16.json'} lies 16 recipes deep, expected 16. Save the inner "
+        f"{tmp_path / '16.json'} is nested 16 recipes deep, expected at most 16. Save the inner "
         f"recipes with jaxmix.save."
     )
     save_peft(tmp_path / "lora")
@@ -342,7 +343,7 @@ def test_what_is_wrong_with_a_part_is_said_with_its_place(tmp_path: Path, cache:
     )
     save_peft(tmp_path / "lora")
     said = refused(CheckpointError, recipe(path, {"source": "lora", "revision": "main"}))
-    assert said == f"{path}: part 1, lora: it is a folder here, which has no revision"
+    assert said == f"{path}: part 1, lora: it is a folder on this machine, which has no revision"
 
 
 def test_two_of_one_name(tmp_path: Path) -> None:
@@ -374,4 +375,4 @@ def test_a_recipe_beside_other_tensors(tmp_path: Path) -> None:
     path = recipe(tmp_path / "mix.json", {"source": "lora"})
     (tmp_path / "mix.safetensors").write_bytes(b"something else")
     said = refused(CheckpointError, path)
-    assert said.startswith(f"{tmp_path / 'mix.safetensors'} is no whole safetensors file: ")
+    assert said.startswith(f"{tmp_path / 'mix.safetensors'} is not a complete safetensors file: ")

@@ -66,7 +66,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "is not JSON: Expecting value: line 1 column 1 (char 0). "),
     "no text": (b"\xff{}", "is not JSON: 'utf-8' codec can't decode byte 0xff in position 0: "),
     "cut": (b'{"format": "jaxmix"', "is not JSON: Expecting ',' delimiter: line 1 column 20"),
-    "a list": (b"[]", "holds a list, expected a JSON object."),
+    "a list": (b"[]", "contains a list, expected a JSON object."),
     "twice": (b'{"a": 1, "b": 2, "a": 1}', "is not JSON: 'a' occurs twice in one object. "),
     "NaN": (
         b'{"a": NaN}',
@@ -125,7 +125,7 @@ FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
     "a part": (lambda d: d["parts"].append(3), ["part 3: it is 3, expected an object"]),
     "a part's field": (
         lambda d: d["parts"][0].update(revision="main"),
-        ["part 1: 'revision' is not a field of a mix"],
+        ["part 1: 'revision' is not a field of a part"],
     ),
     "a part's fields": (
         lambda d: [d["parts"][1].pop(key) for key in ("name", "sha256")],
@@ -133,7 +133,7 @@ FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
     ),
     "texts": (
         lambda d: d["parts"][0].update(name=None, source=7),
-        ["part 1: name is None, expected a text", "part 1: source is 7, expected a text"],
+        ["part 1: name is None, expected a string", "part 1: source is 7, expected a string"],
     ),
     "strength": (
         lambda d: [p.update(strength=s) for p, s in zip(d["parts"], (True, 10**400), strict=True)],
@@ -157,8 +157,8 @@ FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
     "of a recipe": (
         lambda d: d.update(parts=[{"source": "", "strength": {"tensor": "x"}, "name": ""}, {}]),
         [
-            "part 1: source is '', expected a text",
-            "part 1: name is '', expected a text",
+            "part 1: source is '', expected a string",
+            "part 1: name is '', expected a string",
             "part 1: strength is {'tensor': 'x'}, expected a finite number",
             "part 2: source is missing",
         ],
@@ -203,9 +203,9 @@ def nested(depth: int) -> Any:
 
 
 UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
-    "family": (lambda d: first(d).update(family="Nope"), "a: the family 'Nope' is not known"),
-    "no family": (lambda d: first(d).pop("family"), "a: the family None is not known"),
-    "a family": (lambda d: first(d).update(family=["LoRA"]), "a: the family ['LoRA'] is not known"),
+    "family": (lambda d: first(d).update(family="Nope"), "a: the family 'Nope' is unknown"),
+    "no family": (lambda d: first(d).pop("family"), "a: the family None is unknown"),
+    "a family": (lambda d: first(d).update(family=["LoRA"]), "a: the family ['LoRA'] is unknown"),
     "unknown": (lambda d: first(d).update(rank=2, r=3), "a: LoRA has no field 'rank', 'r'"),
     "missing": (lambda d: [first(d).pop(k) for k in ("b", "scale")], "a: LoRA needs b, scale"),
     "an array for a number": (
@@ -222,15 +222,15 @@ UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
     ),
     "a tuple": (
         lambda d: first(d).update(kernel=[3, "x"]),
-        "a: kernel is (3, 'x'), expected a tuple of whole numbers",
+        "a: kernel is (3, 'x'), expected a tuple of integers",
     ),
     "a tensor": (
         lambda d: first(d).update(a={"tensor": "gone"}),
         "a: a is the tensor 'gone', which is missing",
     ),
-    "an object": (lambda d: first(d).update(kernel={"x": 1}), "a: the family None is not known"),
-    "no tensor": (lambda d: first(d).update(a={"tensor": 1}), "a: the family None is not known"),
-    "no update": (lambda d: d["parts"][0]["updates"].update(a=3), "a: 3 is no update"),
+    "an object": (lambda d: first(d).update(kernel={"x": 1}), "a: the family None is unknown"),
+    "no tensor": (lambda d: first(d).update(a={"tensor": 1}), "a: the family None is unknown"),
+    "no update": (lambda d: d["parts"][0]["updates"].update(a=3), "a: 3 is not an update"),
     "inner": (
         lambda d: d["parts"][0]["updates"].update(
             a={"family": "Together", "parts": [first(d), {"family": "LoRA"}]}
@@ -300,7 +300,7 @@ def test_a_damaged_tensors_file(folder: Path) -> None:
     for bad in (data[:-1], data[:20], b"", data + b"x"):
         path.write_bytes(bad)
         said = refused(CheckpointError, folder)
-        assert said.startswith(f"{path} is no whole safetensors file: ")
+        assert said.startswith(f"{path} is not a complete safetensors file: ")
         assert said.endswith(
             " Expected the file that jaxmix.save wrote; copy, download or save it again."
         )
@@ -346,7 +346,7 @@ def test_other_tensors(folder: Path) -> None:
             f"{folder / 'mix.json'}: parts whose hash (SHA-256 of their updates) "
             f"differs from the one in the file:\n  part 1, x: "
         )
-        assert "\n  part 2, y: " in said and said.endswith("put the new one.")
+        assert "\n  part 2, y: " in said and said.endswith(" by the new one.")
     for bad, found in ((A[None], "(1, 2, 4) of float32"), (A.astype(np.int32), "(2, 4) of int32")):
         path.write_bytes(packed({**held, "0/a/a": bad}))
         line = f"\n  a: a is an array {found}, expected an array (r, in) of Float\n"
@@ -447,7 +447,7 @@ UNWRITTEN: dict[str, tuple[Any, str]] = {
     ),
     "list": (
         replace(LORA, kernel=[3]),
-        "kernel is [3], expected a tuple of whole numbers",
+        "kernel is [3], expected a tuple of integers",
     ),
     "family": (Other(A, B, 1.0), "it is a Other, which is not a family of jaxmix"),
     "inner family": (

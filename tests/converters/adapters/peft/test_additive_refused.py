@@ -92,7 +92,7 @@ BAD: dict[str, Case] = {
     "c3a": ("C3A", {"block_size": 2}, {"c3a_kernel": z(3, 2)}, S,
         "c3a_kernel has shape (3, 2), expected (out/b, in/b, b)"),
     "vblora, no bank": ("VBLORA", _VB, _VB_SITE, C,
-        "vblora_vector_bank missing, which all sites share"),
+        "vblora_vector_bank is missing, which all sites share"),
     "vblora, bank": ("VBLORA", _VB, {**_VB_SITE, "/vblora_vector_bank": z(5, 3)}, S,
         "vblora_vector_bank has shape (5, 3), expected (5, 2) from the config"),
     "vblora, logits": ("VBLORA", _VB, {**_VB_SITE, **_BANK, "vblora_logits_B": z(3, 2, 4)}, S,
@@ -105,7 +105,7 @@ BAD: dict[str, Case] = {
     "vblora, beyond": ("VBLORA", {**_VB, "save_only_topk_weights": True}, {**_TOP, **_BANK}, C,
         "vblora_logits_B_topk_indices are not all below 5"),
     "unilora, no vector": ("UNILORA", _UNI, _UNI_SITE, C,
-        "unilora_theta_d missing, which all sites share"),
+        "unilora_theta_d is missing, which all sites share"),
     "unilora, rank": ("UNILORA", {**_UNI, "r": 3}, {**_UNI_SITE, "/unilora_theta_d": z(5)}, S,
         "expected A's (3, in), B's (out, 3)"),
     "unilora, vector": ("UNILORA", _UNI, {**_UNI_SITE, "/unilora_theta_d": z(6)}, S,
@@ -113,7 +113,7 @@ BAD: dict[str, Case] = {
     "unilora, beyond": ("UNILORA", _UNI, {**_UNI_SITE, "/unilora_theta_d": z(5)}, C,
         "the indices are not all below 5, the size of unilora_theta_d"),
     "tinylora, rank": ("TINYLORA", {**_TINY, "r": 1}, {**_TINY_SITE, "/tinylora_v.0": z(3)}, S,
-        "expected (r, in) and (out, r), r 1 or less"),
+        "expected (r, in) and (out, r), with r at most 1"),
     "tinylora, vector": ("TINYLORA", _TINY, {**_TINY_SITE, "/tinylora_v.0": z(4)}, S,
         "tinylora_P has shape (3, 2, 2), tinylora_v (4,), expected (3, 2, 2), (3,)"),
     "tinylora, vectors": ("TINYLORA", _TINY, _TINY_SITE, C,
@@ -179,7 +179,7 @@ def test_adamss(tmp_path, monkeypatch):
     """The shapes, scikit-learn, and groups of another size than the file's."""
     form = Form("ADAMSS", {"r": 2, "num_subspaces": 2, "random_seed": 0}, {})
     site = {"adamss_A.0": z(1, 2), "adamss_B.0": z(6, 1), "adamss_newB": z(2, 6)}
-    said = "expected adamss_newB (r, 4), or one more column for a bias"
+    said = "expected adamss_newB (r, 4), with one more column for a bias"
     assert said in refused(S, save(tmp_path, form, keyed(site)), base=_BASE)
     folder = save(tmp_path, form, keyed({**site, "adamss_newB": z(2, 4)}))
     with monkeypatch.context() as patch:
@@ -189,7 +189,9 @@ def test_adamss(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     base = {f"{SITE}.weight": np.repeat(np.eye(2, 4), 3, 0)}
     text = refused(C, folder, base=base)
-    assert "rows, those of adamss_B have [6]. PEFT does not save which rows they are" in text, text
+    assert "rows, those of adamss_B [6]. PEFT does not save the rows, but computes them" in text, (
+        text
+    )
 
 
 def _without(patch: pytest.MonkeyPatch, package: str) -> None:
@@ -209,7 +211,7 @@ def _without(patch: pytest.MonkeyPatch, package: str) -> None:
     [
         (
             "tinylora_P",
-            "tinylora_P is missing: PEFT draws it again from a seed that depends on the modules",
+            "tinylora_P is missing: PEFT draws it again from a seed that depends on the module's ",
         ),
         pytest.param(
             "",
@@ -245,7 +247,7 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
     "no numbers": ("TINYLORA", _tiny(0, 1.0), _tiny(None, 2.0), "these have no numbers, or not "
         "those from 0 to 1. Export them as LoRA (jaxmix.to_lora)"),
     "no seed of the groups": ("ADAMSS", _NO_SEED, _NO_SEED,
-        "PEFT stores a seed instead of the rows of the groups but finds them with a seed"),
+        "PEFT stores a seed instead of the rows of groups, and those of these updates come from no seed"),
     "two projections": ("VERA", VeRA(z(2, 4), z(6, 2), z(6), z(2)),
         VeRA(1 + z(2, 4), z(6, 2), z(6), z(2)),
         "PEFT stores one vera_A for all sites, and that of these sites differs from "

@@ -30,7 +30,7 @@ from jaxmix.families import (
 
 from .test_export import BIAS, FORMS, HADA, experts, lora, n, tokens
 
-TO_LORA = "Make a LoRA: jaxmix.to_lora(adapter, params)"
+TO_LORA = "it to a LoRA: jaxmix.to_lora(adapter, params)"
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
         {"q": lora(), "k": LoHa(*HADA, 1.0), "v": lora()},
         "\n  LORA: 2 sites",
     ),
-    "no updates": ({}, "adapters of one type, and this adapter has none:\n" + TO_LORA),
-    "a copy of the base alone": ({"q": COPY}, "adapters of one type, and this adapter has none:"),
+    "no updates": ({}, " adapter of one type, and this adapter has none:\n" + TO_LORA),
+    "a copy of the base alone": ({"q": COPY}, " adapter of one type, and this adapter has none:"),
     "two at a site": (
         {"q": Together((lora(), lora()))},
         "style: PEFT has one update per site of an adapter, and this one has more:\n "
         " q: rank 2 + rank 2\n" + TO_LORA,
     ),
-    "whole and adapted": ({"q": Together((WHOLE, lora()))}, "here are more:\n  q: weight + rank 2"),
+    "whole and adapted": ({"q": Together((WHOLE, lora()))}, " one has more:\n  q: weight + rank 2"),
     "saved over an adapter": (
         {"q": Together((lora(), BIAS)), "k": lora(), "e": Together((tokens(1), COPY))},
         "style: PEFT applies copies of the base, saved leaves and tokens, in this "
@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     "oft of odd sizes": (
         {"q": OFT(n(2, 28)), "k": OFT(n(6, 1))},
         "PEFT has no oft_block_size and no r for these blocks:\n  q: 2 blocks of 8\n "
-        " k: 6 blocks of 2\nExport them as separate adapters, or a LoRA",
+        " k: 6 blocks of 2\nExport them as separate adapters, or as a LoRA",
     ),
     "oft's old series": (
         {"q": OFT(n(2, 1), terms=4, ends_twice=True)},

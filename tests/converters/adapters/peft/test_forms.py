@@ -197,7 +197,7 @@ def test_positions_beyond_the_weight(tmp_path):
 def test_a_factor_that_the_config_does_not_know(form, factor, flag, tmp_path):
     """PEFT would drop it without a word, or draw it anew."""
     text = refused(CheckpointError, save(tmp_path, form, **one(flag, False)))
-    assert f"{SITE}: {factor} is there, but {flag} is off in the config" in text
+    assert f"{SITE}: {factor} is present, but {flag} is off in the config" in text
     made = factors(FORMS[form])
     del made[factor]
     text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
@@ -252,7 +252,7 @@ def test_all_sites_are_listed_at_once(tmp_path):
     assert text.startswith(
         f"{tmp_path / 'adapter_model.safetensors'}: factors that are not a valid LORA "
         f"update:\n  layers.1.q: lora_A.weight has shape (3, 4), expected (2, ·) with "
-        f"the config's rank 2\n  layers.2.q: lora_B.weight missing beside "
+        f"the config's rank 2\n  layers.2.q: lora_B.weight is missing; found "
         f"lora_A.weight (2, 4)\nWas the file edited, or saved before the shards"
     )
     assert "layers.0.q" not in text

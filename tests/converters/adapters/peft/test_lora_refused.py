@@ -38,7 +38,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         {"kasa_config": {}},
         {"lora_diag": (2,)},
         C,
-        "lora_diag is there, but kasa_config is off in the config",
+        "lora_diag is present, but kasa_config is off in the config",
     ),
     "kasa without values": (
         "lora",
@@ -115,7 +115,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         {},
         {"lokr_t2": (2, 2, 3, 3)},
         C,
-        "lokr_t2 (2, 2, 3, 3), lokr_w1 (2, 2), lokr_w2 (3, 2): expected lokr_w2_a",
+        "lokr_t2 (2, 2, 3, 3), lokr_w1 (2, 2), lokr_w2 (3, 2): lokr_t2 needs lokr_w2_a",
     ),
     "lokr's x with a kernel": (
         "lokr",
@@ -174,7 +174,13 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         S,
         "shira_indices (2, 4), shira_weight (5,), expected (N,) and (2, N)",
     ),
-    "shira without values": ("shira", {}, {"shira_weight": None}, C, "shira_weight missing beside"),
+    "shira without values": (
+        "shira",
+        {},
+        {"shira_weight": None},
+        C,
+        "shira_weight is missing; found",
+    ),
 }
 
 
@@ -212,9 +218,9 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
         UP,
         (3, 5, 7),
         S,
-        f"mlp.up: {UP_SAID} are of 3 experts (out, in) = (5, 4), but mlp.up is (3, 5, 7)",
+        f"mlp.up: {UP_SAID} fit 3 experts (out, in) = (5, 4), but mlp.up has shape (3, 5, 7)",
     ),
-    "of more experts": (UP, (4, 5, 4), S, "(out, in) = (5, 4), but mlp.up is (4, 5, 4)"),
+    "of more experts": (UP, (4, 5, 4), S, "(out, in) = (5, 4), but mlp.up has shape (4, 5, 4)"),
     "square": (
         ((6, 4), (4, 6)),
         (3, 4, 4),
@@ -299,7 +305,7 @@ def test_patterns_go_by_an_attention(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "kind", "said"),
     [
-        ({"init_lora_weights": "olora"}, UnsupportedError, "no olora of"),
+        ({"init_lora_weights": "olora"}, UnsupportedError, "no olora for"),
         ({"init_lora_weights": "pissa", "lora_alpha": 0}, CheckpointError, "lora_alpha is 0, by"),
     ],
 )
@@ -316,7 +322,7 @@ def test_a_base_that_does_not_tell_its_orientation(tmp_path):
     folder = save(tmp_path, tensors=made, init_lora_weights="pissa", fan_in_fan_out=True)
     base = {f"{SITE}.weight": np.eye(4), f"{SITE}.bias": np.ones(4)}
     assert (
-        "does not tell whether the weight at layer.proj adapter's file nor in the "
-        "params given as base does not either. Give a base with its biases"
+        "whether the weight at layer.proj is stored as (out, in) or (in, out) is stated neither in "
+        "a LORA adapter's file nor in the params given as base. Give a base with its biases"
     ) in refused(C, folder, base=base)
     assert jaxmix.load(folder, base={f"{SITE}.weight": np.eye(4)}).sites == (SITE,)

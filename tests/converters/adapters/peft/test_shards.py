@@ -58,7 +58,7 @@ def test_a_missing_shard(index: str | None, tmp_path: Path) -> None:
         assert said.startswith(f"{folder / SHARDS[1]} is missing; found adapter_config.json")
     else:
         assert said == (
-            f"{folder} lacks shards 2 of 2, found {SHARDS[0]}. Download the folder again, whole."
+            f"{folder} lacks shards 2 of 2; found {SHARDS[0]}. Download the complete folder again."
         )
 
 

@@ -46,7 +46,7 @@ def test_modules_that_the_config_leaves_out(fields, site, why, form, tmp_path):
     folder = put(tmp_path, form=form, **fields)
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: the file has factors of modules that this" in text
-    assert "that PEFT ignores them:" in text and f"{site}: {why}" in text
+    assert "adapt, so PEFT ignores them:" in text and f"{site}: {why}" in text
     assert not any(f"{other}: " in text for other in SITES if other != site)
     assert "Correct it, or remove these modules' keys from the file." in text
 

@@ -32,8 +32,13 @@ def test_frod_of_shapes_that_disagree(tmp_path):
     shared = {"base_model.frod_V.layer_proj": np.eye(4)}
     for kind, size, indices, said in (
         (S, 4, np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
-        (S, 4, np.full((2, 2), 4), "frod_s_indices.layer_proj goes from 4 to 4, expected 0 to 3"),
-        (C, 5, np.zeros((2, 2), np.int64), "frod_s_size.layer_proj is [5, 5], expected (4, 4) as"),
+        (S, 4, np.full((2, 2), 4), "has values from 4 to 4, expected 0 to 3"),
+        (
+            C,
+            5,
+            np.zeros((2, 2), np.int64),
+            "frod_s_size.layer_proj is [5, 5], expected (4, 4), the shape of",
+        ),
     ):
         places = {
             "base_model.frod_s_indices.layer_proj": indices,
@@ -67,7 +72,7 @@ def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
     folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
     assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
     grouped = {f"{SITE}.weight": np.ones((6, 2, 3, 2))}
-    said = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in groups each"
+    said = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in a grouped"
     assert said in refused(U, folder, base=grouped)
     plain = {f"{SITE}.weight": np.ones((6, 4, 3, 1), np.float32)}
     adapter = jaxmix.load(folder, base=plain)

@@ -89,34 +89,35 @@ def test_no_order(base, said, tmp_path):
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = {
     "all-linear": ({"target_modules": "all-linear"}, _QK, CheckpointError,
-        ("target_modules is 'all-linear', for which depends on the model's classes; "
+        ("target_modules is 'all-linear', which depends on the model's classes; "
         "expected names")),
-    "no targets": ({"target_modules": None}, _QK, CheckpointError, "target_modules is None, for"),
+    "no targets": ({"target_modules": None}, _QK, CheckpointError, "target_modules is None, which"),
     "targets": ({"target_modules": ["q", 3]}, _QK, CheckpointError,
-        "target_modules is [\"q\", 3], expected a text or a list of them"),
+        "target_modules is [\"q\", 3], expected a string or a list of them"),
     "layers": ({"layers_to_transform": ["1"]}, _QK, CheckpointError,
-        "layers_to_transform is [\"1\"], expected a whole number or a list of them"),
+        "layers_to_transform is [\"1\"], expected an integer or a list of them"),
     "no expression": ({"target_modules": "(q"}, _QK, CheckpointError,
-        "target_modules, layers_pattern or modules_to_save is no regular expression: missing )"),
+        ("target_modules, layers_pattern or modules_to_save is not a valid regular "
+        "expression: missing ")),
     "not there": ({"target_modules": ["q", "lm_head"]}, _QK, CheckpointError,
         "the base has no modules for:\n  lm_head\nGive the base on which the adapter was trained"),
     "none": ({"layers_to_transform": [7]}, _QK, CheckpointError,
         "no modules for target_modules ['q', 'k'], layers_to_transform [7]\nGive the base"),
     "seed": ({"proj_seed": None}, _QK, CheckpointError, "proj_seed is missing, from which PEFT"),
     "negative seed": ({"proj_seed": -1}, _QK, CheckpointError,
-        "proj_seed is -1, expected a whole number from 0 on"),
+        "proj_seed is -1, expected a non-negative integer"),
     "vector": ({"theta_d_length": 6}, _QK, ShapeError,
         "unilora_theta_d has shape (5,), expected (6,) from the config"),
     "no layer": ({"target_modules": ["q", "1"]}, _QK, CheckpointError,
-        "are no linear layers in the params given as base:\n  layers.1: no layers.1.weight\n"),
+        "are not linear layers in the params given as base:\n  layers.1: no layers.1.weight\n"),
     "three axes": ({}, {**_QK, "layers.1.k.weight": np.ones((6, 4, 3))}, CheckpointError,
-        "  layers.1.k: weight (6, 4, 3) float64\nExpected floats (out, in), or (in, out) of"),
+        "  layers.1.k: weight (6, 4, 3) float64\nExpected floats (out, in), or (in, out) for"),
     "integers": ({}, {**_QK, "layers.1.k.weight": np.ones((6, 4), np.int8)}, CheckpointError,
         "  layers.1.k: weight (6, 4) int8\n"),
     "bias": ({}, {**_QK, "layers.0.q.bias": np.ones(5)}, CheckpointError,
         "  layers.0.q: weight (6, 4), bias (5,)\n"),
     "twins": ({}, _TIED, CheckpointError, "modules with the same weights in the params given as base:\n  layers.0.q = "
-    "layers.1.q\nOne module with two names PEFT adapts once"),
+    "layers.1.q\nPEFT adapts one module with two names once"),
 }  # fmt: skip
 
 
@@ -129,11 +130,11 @@ def test_bad(fields, base, kind, said, tmp_path):
 def test_indices_that_peft_would_pass_over(tmp_path):
     made = keyed({"unilora_indices_A": np.zeros((2, 4), np.int64)}, "layers.0.q")
     text = refused(CheckpointError, _save(tmp_path, {**made, **_THETA}), base=_QK)
-    assert "save_indices is false, but the file has indices, which PEFT then passes over:" in text
+    assert "save_indices is false, but the file has indices, which PEFT then ignores" in text
 
 
 def test_no_vector(tmp_path):
-    said = "unilora_theta_d missing, which all sites share"
+    said = "unilora_theta_d is missing, which all sites share"
     folder = _save(tmp_path, keyed({"bias": np.ones(6)}, "head"), modules_to_save=["head"])
     assert said in refused(CheckpointError, folder, base=_QK)
 
