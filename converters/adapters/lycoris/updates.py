@@ -90,7 +90,7 @@ def build(factors: SiteTensors) -> Update:
         family = found[0]
         belonging = (*FAMILIES[family], *OPTIONAL.get(family, ()))
         if unused := [name for name in used if name not in belonging]:
-            problem = f"{', '.join(unused)} has no meaning in a {family}"
+            problem = f"{', '.join(unused)} has no meaning with {family}"
             raise CheckpointError(f"{describe_shapes(factors)}: {problem}")
         update = BUILDERS[family](used)
         parts.append(update if norm is None else _normed(update, norm))

@@ -244,7 +244,7 @@ def _decode_update(
     kinds, defaults = field_types(family), _defaults(family)
     inner = f"{path}." if path else ""
     if unknown := [key for key in data if key not in kinds and key != "family"]:
-        raise _CodingError(f"{family.family} has no field {', '.join(map(shown, unknown))}")
+        raise _CodingError(f"{family.family} has no field {', '.join(map(short_repr, unknown))}")
     if missing := [key for key in kinds if key not in data and key not in defaults]:
         raise _CodingError(f"{family.family} needs {', '.join(inner + key for key in missing)}")
     values: dict[str, Any] = {}

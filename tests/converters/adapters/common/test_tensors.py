@@ -117,7 +117,9 @@ def test_a_header_of_an_unlucky_length(tmp_path):
     for length in (0x80, 0x3C):
         text = json.dumps({"__metadata__": {"x": ""}}).encode()
         header = text + b" " * (length - len(text))
-        assert "holds no tensors" in refused(CheckpointError, with_bytes(tmp_path, file_of(header)))
+        assert "contains no tensors" in refused(
+            CheckpointError, with_bytes(tmp_path, file_of(header))
+        )
         said = damaged(tmp_path, file_of(header)[:-9])
         assert "pickle" not in said and "page" not in said
 

@@ -66,7 +66,7 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
             "diff_b": drawn(6),
         },
         CheckpointError,
-        "dora_scale without an update to norm",
+        "dora_scale without an update to normalize",
     ),
     "a norm over a difference": (
         {
@@ -82,7 +82,7 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a difference with a scale": (
         {"lora_up__weight": None, "lora_down__weight": None, "diff": drawn(6, 4)},
         CheckpointError,
-        "alpha beside Delta",
+        "alpha has no meaning with Delta",
     ),
     "a scale of no use": (
         {
@@ -92,7 +92,7 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
             "on_input": np.asarray(1),
         },
         CheckpointError,
-        "alpha beside IA3",
+        "alpha has no meaning with IA3",
     ),
     "an empty difference": (
         {"lora_up__weight": None, "lora_down__weight": None, "alpha": None, "diff": drawn(0)},
@@ -124,7 +124,7 @@ def test_tensors_that_make_no_update(case, tmp_path):
     path = save(tmp_path / "x.safetensors", changed("lora", changes))
     found = refused(kind, path)
     assert found.startswith(f"{path}: tensors that are not a valid update:\n  proj: ")
-    assert said in found and found.endswith("Was the file edited or truncated")
+    assert said in found and found.endswith("Was the file edited or truncated?")
 
 
 FORMS: dict[str, tuple[str, dict[str, Any], str]] = {

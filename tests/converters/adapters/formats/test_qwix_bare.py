@@ -105,7 +105,7 @@ def test_named_and_bare_factors_in_one_tree() -> None:
     with pytest.raises(CheckpointError, match="flax.nnx.LoRA has none: give the rank "):
         qwix_adapter({"v": tree["v"]})
     strange = {**tree, "lora_a": drawn(4, 2), "x": {"lora_c": drawn(2)}}
-    said = r"can't be read:\n  lora_a is neither .*\n  x\.lora_c is neither"
+    said = r"leaves of LoRA with unknown names:\n  lora_a is neither .*\n  x\.lora_c is neither"
     with pytest.raises(CheckpointError, match=said):
         qwix_adapter(strange, alpha=6)
 

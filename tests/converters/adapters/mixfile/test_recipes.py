@@ -256,7 +256,7 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --------------------------------------------------------------------------------- refused
 
 OUT = (
-    " expected a hub id, or a path below the folder of the recipe, with '/'. Move "
+    "expected a hub id, or a path below the folder of the recipe, with '/'. Move "
     "the recipe to a folder above its adapters, or mix with jaxmix.mix and "
     "jaxmix.save."
 )

@@ -160,7 +160,7 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {"r": 2},
         _GLORA,
         C,
-        "nothing of glora_A: expected glora_A.Xd and glora_A.Xu",
+        "no glora_A: expected glora_A.Xd and glora_A.Xu",
     ),
     "beft": (
         "BEFT",

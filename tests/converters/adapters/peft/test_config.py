@@ -79,7 +79,7 @@ def test_a_config_that_can_not_be_read(tmp_path):
 COUNT, NUMBER, FLAG = "a positive integer", "a finite number", "true or false"
 RANKS = "an object that maps regular expressions to positive integers"
 PATTERNS = "an object that maps regular expressions to finite numbers"
-MASKS = "an object that maps names of lora_E to lists of true and false"
+MASKS = "an object that maps the names of lora_E to lists of true and false"
 NAMES = "a list of module names"
 
 
@@ -99,7 +99,7 @@ NAMES = "a list of module names"
         *(("adalora", "rank_pattern", v, MASKS) for v in ([], {"q": 3}, {"q": [1, 0]})),
         ("loha", "alpha", "x", NUMBER),
         ("lokr", "r", 1.0, COUNT),
-        ("oft", "eps", -1, "an integer"),
+        ("oft", "eps", -1, "a finite number, 0 or more"),
         ("oft", "num_cayley_neumann_terms", 0, "an integer from 1 to 1,000"),
         ("oft", "block_share", 0, FLAG),
         ("oft", "bias", "lora_only", "'none' or 'all' or 'oft_only'"),
@@ -171,7 +171,7 @@ def test_unknown_fields(tmp_path):
             f"does not change the weights, remove it from the file." in said
         )
         assert "new_b" not in said
-    assert f"new_a = {json.dumps('x' * 99)[:57]}…: not" in refused(
+    assert f"new_a = {json.dumps('x' * 99)[:57]}…: unknown to this version of jaxmix" in refused(
         UnsupportedError, save(tmp_path, new_a="x" * 99)
     )
 

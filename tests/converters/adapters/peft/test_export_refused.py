@@ -30,7 +30,7 @@ from jaxmix.families import (
 
 from .test_export import BIAS, FORMS, HADA, experts, lora, n, tokens
 
-TO_LORA = "it to a LoRA: jaxmix.to_lora(adapter, params)"
+TO_LORA = "Convert it to a LoRA: jaxmix.to_lora(adapter, params)"
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_a_plain_leaf_beside_factors(leaf, tmp_path):
     """PEFT would not read it: it looks below the wrapper."""
     made = lora() | {f"{ROOT}{SITE}.{leaf}": np.ones((6, 4)[: 1 + (leaf == "weight")], np.float32)}
     text = refused(CheckpointError, save(tmp_path, tensors=made, bias="all"))
-    expected = f"PEFT reads {SITE}.base_layer.{leaf}; rename it"
+    expected = f"for a module with factors PEFT reads {SITE}.base_layer.{leaf}; rename it"
     assert f"{ROOT}{SITE}.{leaf}: {expected}" in text
 
 

@@ -71,7 +71,7 @@ NO_ORDER: dict[str, tuple[Any, str]] = {
     "sorted": (_sorted(_QK), "as base, whose names in layers.0 are sorted. Give the model's"),
     "by number": (
         {f"{name}.weight": np.ones((6, 4)) for name in ("b.2.k", "b.10.k", "c.q")},
-        "whose names in all of it are sorted",
+        "whose names in the whole model are sorted",
     ),
     "numbers as texts": (_base(*(f"layers.{i}.q" for i in (0, 1, 10, 2)), "layers.2.k"),
         "in which layers.10.q is before layers.2.q"),
@@ -165,7 +165,9 @@ def test_an_order_that_may_be_the_models(leaves, modules):
 
 def test_sorted_as_texts():
     """A hyphen comes before the dot."""
-    assert order_problem(["q-k.w", "q.w"], ["q-k", "q"]) == "whose names in all of it are sorted"
+    assert (
+        order_problem(["q-k.w", "q.w"], ["q-k", "q"]) == "whose names in the whole model are sorted"
+    )
 
 
 def test_the_same_numbers_in_another_shape_are_another_module(tmp_path):
