@@ -1,7 +1,7 @@
 """Converts updates of any family to plain data and back, by the fields of their dataclasses.
 
-A field with its default is left out, so older files stay readable, with the same hash, when a family
-gains a field. For that reason defaults never change: that would need a new version of the format.
+A field with its default is left out, so older files stay readable, with the same hash, when a
+family gains a field. For that reason defaults never change: that would need a new version of the format.
 """
 
 from collections.abc import Callable, Mapping
@@ -194,8 +194,8 @@ def decode_updates(
         ``{site: update}``.
 
     Raises:
-        CheckpointError: If a family or a field is unknown, a field is missing or of another type, or
-            a tensor is missing; all are listed.
+        CheckpointError: If a family or a field is unknown, a field is missing or of another type,
+            or a tensor is missing; all are listed.
     """
     if not isinstance(data, dict):
         raise CheckpointError(

@@ -157,7 +157,7 @@ def _wrong(part: Any) -> list[str]:
 
 
 def _is_option(key: str, value: Any) -> bool:
-    """Whether it may be passed to a reader; a base may not, which a file could only name by a path."""
+    """Whether it may be passed to a reader; a base may not, since a file can't contain it."""
     return key != "base" and isinstance(value, bool | int | float | str)
 
 

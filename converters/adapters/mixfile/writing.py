@@ -34,7 +34,7 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
     families, sites, source and SHA-256 of each part), and ``mix.safetensors`` with the arrays in
     their own shapes and dtypes: LoRA's A (r, in) and B (out, r), and so on. An array that several
     sites share is written once. The folder is renamed into place when it is complete.
-    ``huggingface_hub.upload_folder`` uploads it as it is, and ``jaxmix.load("owner/name")`` reads it.
+    ``huggingface_hub.upload_folder`` uploads it, and ``jaxmix.load("owner/name")`` reads it.
 
     Args:
         mixed: The adapter or mix. Its arrays may be NumPy's or JAX's; they are loaded as NumPy's.

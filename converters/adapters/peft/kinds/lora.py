@@ -157,8 +157,8 @@ def _on_its_base(file: File, site: str, update: LoRA, rank: int) -> LoRA:
 
     The initial product comes from the base's own factors, so it does not depend on their signs. The
     result equals PEFT's conversion to a plain LoRA of twice the rank. The trained and subtracted
-    products nearly cancel, so the base's factors stay in float32: in 16 bits their error would be as
-    large as the change.
+    products nearly cancel, so the base's factors stay in float32: in 16 bits their error would be
+    as large as the change.
     """
     if (init := str(file.config.values.get("init_lora_weights")).lower()) not in SUBTRACTED:
         return update

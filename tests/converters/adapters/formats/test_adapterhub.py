@@ -120,7 +120,8 @@ def test_a_torch_file(tmp_path: Path) -> None:
     [
         (
             "pfeiffer",
-            "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No other method is a change",
+            "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No other method is "
+            "a change",
         ),
         ({"mh_adapter": True}, "its method is 'bottleneck', expected 'lora'"),
         ({"architecture": "prefix_tuning"}, "its method is 'prefix_tuning', expected 'lora'"),

@@ -247,7 +247,8 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
     "no numbers": ("TINYLORA", _tiny(0, 1.0), _tiny(None, 2.0), "these have no numbers, or not "
         "those from 0 to 1. Export them as LoRA (jaxmix.to_lora)"),
     "no seed of the groups": ("ADAMSS", _NO_SEED, _NO_SEED,
-        "PEFT stores a seed instead of the rows of groups, and those of these updates come from no seed"),
+        "PEFT stores a seed instead of the rows of groups, and those of these updates come from "
+        "no seed"),
     "two projections": ("VERA", VeRA(z(2, 4), z(6, 2), z(6), z(2)),
         VeRA(1 + z(2, 4), z(6, 2), z(6), z(2)),
         "PEFT stores one vera_A for all sites, and that of these sites differs from "

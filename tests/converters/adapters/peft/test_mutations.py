@@ -191,16 +191,16 @@ def _flat(end: str) -> Any:
 
 # What once ended in another exception, or in all of the memory.
 FOUND: dict[str, tuple[str, Any, str]] = {
-    "a rank beyond all floats": ("lora", _set(r=10**400), "expected a whole number from 1 on"),
+    "a rank beyond all floats": ("lora", _set(r=10**400), "expected a positive integer"),
     "a factor without axes": ("expert lora", _flat("lora_A.weight"), "lora_A.weight (), "),
     "a variant that is a list": ("road_1", _set(variant=["a"]), "expected 'road_1' or 'road_2'"),
     "weights without axes": ("randlora", _flat("lambda"), "randlora_lambda has shape ()"),
-    "a seed beyond 64 bits": ("waveft", _set(random_loc_seed=10**400), "a whole number"),
+    "a seed beyond 64 bits": ("waveft", _set(random_loc_seed=10**400), "an integer"),
     "levels beyond all memory": ("peanut", _set(depth=2**62), f"expected {2**62} encoders"),
     "blocks that are a word": (
         "lora",
         _set(use_bdlora={"nblocks": "x", "target_modules_bd_a": ["proj"]}),
-        'nblocks is "x" in the config, expected a whole number from 1 on',
+        'nblocks is "x" in the config, expected a positive integer',
     ),
     "a group that is a word": (
         "lora",

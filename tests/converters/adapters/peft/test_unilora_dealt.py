@@ -75,7 +75,8 @@ NO_ORDER: dict[str, tuple[Any, str]] = {
     ),
     "numbers as texts": (_base(*(f"layers.{i}.q" for i in (0, 1, 10, 2)), "layers.2.k"),
         "in which layers.10.q is before layers.2.q"),
-    "torn": (_base("layers.0.q", "layers.1.q", "layers.0.k"), "whose leaves of layers.0 are not adjacent"),
+    "torn": (_base("layers.0.q", "layers.1.q", "layers.0.k"),
+        "whose leaves of layers.0 are not adjacent"),
 }  # fmt: skip
 
 
@@ -116,7 +117,8 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = 
         "  layers.1.k: weight (6, 4) int8\n"),
     "bias": ({}, {**_QK, "layers.0.q.bias": np.ones(5)}, CheckpointError,
         "  layers.0.q: weight (6, 4), bias (5,)\n"),
-    "twins": ({}, _TIED, CheckpointError, "modules with the same weights in the params given as base:\n  layers.0.q = "
+    "twins": ({}, _TIED, CheckpointError, "modules with the same weights in the params given as "
+    "base:\n  layers.0.q = "
     "layers.1.q\nPEFT adapts one module with two names once"),
 }  # fmt: skip
 
