@@ -1,7 +1,8 @@
 """Converts updates of any family to plain data and back, by the fields of their dataclasses.
 
 A field with its default is left out, so older files stay readable, with the same hash, when a
-family gains a field. For that reason defaults never change: that would need a new version of the format.
+family gains a field. For that reason defaults never change: that would need a new version of the
+format.
 """
 
 from collections.abc import Callable, Mapping

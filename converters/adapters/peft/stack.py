@@ -3,8 +3,8 @@
 In PEFT each module has its own wrappers. A new adapter joins the module's *outermost* wrapper if
 that is of its class (LoRA and DoRA share one), otherwise it adds a wrapper outside. Wrappers are
 applied from inner to outer, and the adapters of one in the order of loading. But an OFT wrapper
-with R₁ … Rₖ computes ``W (R₁ ⋯ Rₖ)ᵀ``, which applies Rₖ first. So runs of consecutive OFT adapters are reversed
-at every site, except at an embedding, where the wrapper computes ``E R₁ ⋯ Rₖ``.
+with R₁ … Rₖ computes ``W (R₁ ⋯ Rₖ)ᵀ``, which applies Rₖ first. So runs of consecutive OFT adapters
+are reversed at every site, except at an embedding, where the wrapper computes ``E R₁ ⋯ Rₖ``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

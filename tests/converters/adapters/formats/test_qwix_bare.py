@@ -102,7 +102,7 @@ def test_named_and_bare_factors_in_one_tree() -> None:
     np.testing.assert_array_equal(updates["v"].b @ updates["v"].a, (
         tree["v"]["lora_a"] @ tree["v"]["lora_b"]
     ).T)  # fmt: skip
-    with pytest.raises(CheckpointError, match="flax.nnx.LoRA has none: give the rank "):
+    with pytest.raises(CheckpointError, match=r"flax\.nnx\.LoRA has none: give the rank as alpha"):
         qwix_adapter({"v": tree["v"]})
     strange = {**tree, "lora_a": drawn(4, 2), "x": {"lora_c": drawn(2)}}
     said = r"leaves of LoRA with unknown names:\n  lora_a is neither .*\n  x\.lora_c is neither"

@@ -207,7 +207,7 @@ def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
     base = save(tmp_path / "base", tensors, {"quant_method": "eetq"})
     model = base_model(base)
     with pytest.raises(
-        CheckpointError, match="no such module in .*base, with weights packed by eetq"
+        CheckpointError, match=r"no such module in .*base, with weights packed by eetq"
     ):
         model.weight("a")
     for dequantize in (False, True):
