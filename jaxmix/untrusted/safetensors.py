@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import CheckpointError
-from jaxmix.untrusted.files import check_regular, header_problem
+from jaxmix.untrusted.files import check_on_disk, check_regular, header_problem
 
 __all__ = ["open_safetensors", "opened_safetensors"]
 
@@ -27,12 +27,13 @@ _OTHER_KINDS = {
 }
 
 
-def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
+def open_safetensors(path: Path, *, advice: str = _ADVICE, is_read_whole: bool = False) -> Any:
     """Opens a safetensors file: reads its header and checks its length.
 
     Args:
         path: The file.
         advice: What to do about a damaged file, for the message.
+        is_read_whole: Whether all of it will be read, which refuses large sparse files.
 
     Returns:
         The handle of `safetensors.safe_open`, whose tensors are NumPy arrays.
@@ -42,6 +43,8 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
     """
     try:
         check_regular(path)
+        if is_read_whole:
+            check_on_disk(path)
         return safe_open(path, framework="numpy")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist. Give the path of a file.") from error
@@ -50,12 +53,15 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
 
 
 @contextmanager
-def opened_safetensors(path: Path, *, advice: str = _ADVICE) -> Iterator[Any]:
+def opened_safetensors(
+    path: Path, *, advice: str = _ADVICE, is_read_whole: bool = False
+) -> Iterator[Any]:
     """Opens a safetensors file for a ``with`` block; errors of reading it name the file too.
 
     Args:
         path: The file.
         advice: What to do about a damaged file, for the message.
+        is_read_whole: Whether all of it will be read, which refuses large sparse files.
 
     Yields:
         The handle of `safetensors.safe_open`.
@@ -63,7 +69,7 @@ def opened_safetensors(path: Path, *, advice: str = _ADVICE) -> Iterator[Any]:
     Raises:
         CheckpointError: If the file is missing or damaged, or can't be read.
     """
-    with open_safetensors(path, advice=advice) as file:
+    with open_safetensors(path, advice=advice, is_read_whole=is_read_whole) as file:
         try:
             yield file
         except (SafetensorError, OSError) as error:

@@ -14,7 +14,7 @@ from jaxmix.converters.adapters.common.base_model import BaseModel
 from jaxmix.converters.adapters.common.extra_weights import is_whole_model, unread_error
 from jaxmix.converters.adapters.common.tensors import FACTOR_DTYPES, read_tensors
 from jaxmix.placement.names import unwrapped
-from jaxmix.placement.tied import HEADS
+from jaxmix.placement.ties import HEADS
 
 __all__ = ["Leaves", "read_sidecars"]
 

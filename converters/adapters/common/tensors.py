@@ -59,7 +59,7 @@ def _read_safetensors(
     """The tensors of a safetensors file, and a description of those of other dtypes."""
     tensors: dict[str, np.ndarray] = {}
     wrong: list[str] = []
-    with opened_safetensors(path, advice=_ADVICE) as file:
+    with opened_safetensors(path, advice=_ADVICE, is_read_whole=True) as file:
         for key in file.keys():
             dtype = file.get_slice(key).get_dtype()
             if dtype in _DTYPES or (dtype in _SHORT and key.endswith(integers)):

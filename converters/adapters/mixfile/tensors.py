@@ -101,7 +101,7 @@ def tensor_keys(path: Path) -> dict[str, str]:
     """
     if not path.exists():
         return {}
-    with opened_safetensors(path, advice=_ADVICE) as file:
+    with opened_safetensors(path, advice=_ADVICE, is_read_whole=True) as file:
         dtypes = {key: str(file.get_slice(key).get_dtype()) for key in file.keys()}
     known = set(DTYPES.values())
     if wrong := [f"{key}: {dtype}" for key, dtype in dtypes.items() if dtype not in known]:
@@ -129,7 +129,7 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     keys = list(keys)
     if not keys:
         return {}
-    with opened_safetensors(path, advice=_ADVICE) as file:
+    with opened_safetensors(path, advice=_ADVICE, is_read_whole=True) as file:
         arrays = {key: file.get_tensor(key) for key in keys}
     if bad := [
         f"{key}: {count_infinite(x)} of {x.size}" for key, x in arrays.items() if count_infinite(x)

@@ -36,11 +36,13 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
             f"{describe_shapes(factors)}, expected (factors, blocks, b, b) and (out, 1)"
         )
     count, blocks, size, _ = r.shape
-    if count > 1 and (size % 2 or blocks % 2 ** (count - 1)):
+    # Compared first, since a power this large could neither be shown nor divided by in time.
+    if count > 1 and (size % 2 or count > blocks.bit_length() or blocks % 2 ** (count - 1)):
+        needed = str(2 ** (count - 1)) if count < 64 else f"2^{count - 1}"
         raise ShapeError(
             f"boft_R has shape {r.shape}: {count} butterfly factors need blocks of even size, "
             f"whose "
-            f"number is a multiple of {2 ** (count - 1)}"
+            f"number is a multiple of {needed}"
         )
     orders: Any = butterfly(count, blocks, size) if count > 1 else None
     return BOFT(r, s.reshape(-1), orders, convolution=s.shape[0] == 1 and s.size > 1)

@@ -25,6 +25,10 @@ from jaxmix.families import ExpertLoRA, KaSA, LoRA, Update
 
 __all__ = ["PEFT_TYPE"]
 
+# The largest number of elements of a BD-LoRA factor as a matrix, which is nblocks times that in the
+# file. Trained ones have a few million.
+_MOST = 2**28
+
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:
     """LoRA or DoRA of a linear layer, a convolution, an embedding or experts."""
@@ -144,6 +148,11 @@ def _block_diagonal(stacked: Factor, count: int) -> Factor:
     """Places stacked blocks (rows, cols/count) along a diagonal."""
     if stacked.ndim != 2 or stacked.shape[0] % count:
         raise ShapeError(f"a factor of shape {stacked.shape} does not consist of {count} blocks")
+    if stacked.size * count > _MOST:
+        raise ShapeError(
+            f"a factor of shape {stacked.shape} in {count} blocks has {stacked.size * count:,} "
+            f"numbers as a matrix, expected at most {_MOST:,}. Was nblocks edited?"
+        )
     rows, cols = stacked.shape[0] // count, stacked.shape[1]
     out = np.zeros((stacked.shape[0], cols * count), stacked.dtype)
     for i in range(count):
