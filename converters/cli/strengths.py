@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from jaxmix.converters.adapters.finding import is_hub_id
+from jaxmix.converters.files.hub import is_hub_id
 from jaxmix.converters.files.terminal import printable
 
 __all__ = ["NUMBER", "check_strength_spelling"]

@@ -10,10 +10,11 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401 (NumPy knows bfloat16 by its name only once this is imported)
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from jaxmix.errors import CheckpointError, listing
-from jaxmix.untrusted.files import check_regular, header_problem, parse_json, read_small
+from jaxmix.untrusted.files import parse_json, read_small
+from jaxmix.untrusted.safetensors import open_safetensors
 
 __all__ = [
     "indexed_files",
@@ -206,17 +207,13 @@ def safetensors_file(path: Path) -> Any:
         CheckpointError: If the file is missing or damaged.
     """
     try:
-        check_regular(path)
-        return safe_open(path, framework="numpy")
-    except FileNotFoundError as error:
+        return open_safetensors(path)
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise CheckpointError(
             f"{path} is missing; found {_folder_text(path.parent)}. "
             "Download the complete folder again."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a complete safetensors file: {header_problem(path) or f'{error}.'} "
-            "Download or save it again."
         ) from error
 
 

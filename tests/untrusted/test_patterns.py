@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxmix.converters.adapters.peft.values import matches
+from jaxmix.converters.adapters.common.values import matches_site
 from jaxmix.errors import UnsupportedError
 from jaxmix.placement.layout import Rule
 from jaxmix.training.targets import Rules
@@ -77,7 +77,7 @@ def test_groups():
 
 def test_where_files_bring_them():
     evil = "([a-z_0-9.]+)+!"
-    assert not matches(evil, SITE)
+    assert not matches_site(evil, SITE)
     assert not Rules(evil).takes(SITE)
     assert not Rules(["q_proj"], layers_to_transform=[0], layers_pattern=evil).takes(SITE)
     assert not Rules(["q_proj"], exclude_modules=f"{evil}").excludes(SITE)

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters.adapters.finding import Found
+from jaxmix.converters.adapters.common.values import TERMS
+from jaxmix.converters.adapters.format import LocatedAdapter
 from jaxmix.converters.adapters.peft.keys import _is_saved
-from jaxmix.converters.adapters.peft.values import TERMS
 from jaxmix.converters.files import orbax_sizes
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
@@ -32,7 +32,7 @@ def test_recipes_of_recipes(adapters: Adapters) -> None:
         _recipe(tmp / f"{depth}.json", parts)
     assert len(jaxmix.load(tmp / "2.json").parts) == 1000
     with pytest.raises(
-        CheckpointError, match=r"3\.json has more than 1,024 parts, those of the rec"
+        CheckpointError, match=r"3\.json has more than 1,024 parts, including those of the rec"
     ):
         jaxmix.load(tmp / "8.json")
 
@@ -41,16 +41,16 @@ def test_each_file_of_a_recipe_is_read_once(
     adapters: Adapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    before = Found.read
+    before = LocatedAdapter.read
 
-    def counted(self: Found, *args: Any, **options: Any) -> Any:
+    def counted(self: LocatedAdapter, *args: Any, **options: Any) -> Any:
         read.append(self.path)
         return before(self, *args, **options)
 
     tmp = adapters["lora"].parent
     _recipe(tmp / "a.json", [{"source": "lora", "name": f"{i}", "strength": i} for i in range(4)])
     _recipe(tmp / "b.json", [{"source": "a.json", "name": f"{i}"} for i in range(3)])
-    monkeypatch.setattr(Found, "read", counted)
+    monkeypatch.setattr(LocatedAdapter, "read", counted)
     found: Any = jaxmix.load(tmp / "b.json")
     assert [part.name for part in found.parts][:5] == ["0/0", "0/1", "0/2", "0/3", "1/0"]
     assert [part.strength for part in found.parts][:4] == [0, 1, 2, 3]

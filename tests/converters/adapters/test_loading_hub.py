@@ -71,7 +71,7 @@ def test_damaged_in_the_cache(cache):
     save(cache / COMMIT)
     (cache / COMMIT / FILES[1]).write_bytes(b"x")
     said = refused(CheckpointError, "owner/name")
-    assert said.startswith(f"{cache / COMMIT / FILES[1]} (1 bytes) is no whole safetensors file")
+    assert said.startswith(f"{cache / COMMIT / FILES[1]} is not a complete safetensors file")
 
 
 def failing(kind, at=FILES[0], folder=Path()):
@@ -108,8 +108,9 @@ UNKNOWN = (
         ),
         (
             errors.EntryNotFoundError,
-            "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, so it is no "
-            "PEFT adapter there. If it lies in a folder of the repository, say subfolder='…'.",
+            "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, "
+            "so it is not a PEFT adapter. If the adapter is in a folder of the "
+            "repository, give subfolder='…'.",
         ),
         (errors.HfHubHTTPError, None),
         (errors.HFValidationError, None),
@@ -149,8 +150,9 @@ def test_a_format_of_single_files(monkeypatch):
     one = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
     monkeypatch.setattr(loading, "FORMATS", (one, *loading.FORMATS))
     assert refused(UnsupportedError, "owner/name", format="mine") == (
-        "owner/name: the format 'mine' is one of single files, which are not looked for on the "
-        "hub. Download the file with `hf download owner/name`, and give its path."
+        "owner/name: adapters of the format 'mine' are single files, which are not "
+        "looked for on the hub. Download the file with `hf download owner/name`, and "
+        "give its path."
     )
 
 
@@ -162,8 +164,8 @@ def test_a_repository_that_changes_meanwhile(tmp_path, monkeypatch):
         huggingface_hub, "hf_hub_download", lambda repo, file, **_: str(tmp_path / file / file)
     )
     assert refused(CheckpointError, "owner/name") == (
-        "owner/name on the hub changed between its two files. Try again, or give a commit: "
-        "revision='…'."
+        "owner/name on the hub changed while its files were downloaded. Try again, "
+        "or give a commit: revision='…'."
     )
 
 

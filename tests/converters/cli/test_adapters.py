@@ -92,7 +92,7 @@ def test_the_file_that_is_meant(adapters: Adapters, tmp_path: Path, capsys: Capt
         }
         save_file(tensors, folder / f"{i}.safetensors")
     assert main("inspect", folder) == 1
-    assert f"{folder} holds several files that may be the adapter" in capsys.readouterr().err
+    assert f"{folder} has several files that may be the adapter" in capsys.readouterr().err
     for words in (
         ["--filename", "2.safetensors"],
         ["--filename", "", "--filename", "2.safetensors"],

@@ -135,8 +135,8 @@ def test_recipes_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "lora").mkdir()
     for sources, place, text in (
-        ([(f"{tmp_path}/lora", 1.0)], "in/r.json", "parts that lie outside of "),
-        ([], "r.txt", "r.txt is no name for a recipe, expected one in .json."),
+        ([(f"{tmp_path}/lora", 1.0)], "in/r.json", "parts outside of "),
+        ([], "r.txt", "r.txt is not a valid name for a recipe, expected one that ends in .json."),
         ([], "no/r.json", "no/r.json can't be written: "),
     ):
         with pytest.raises(CheckpointError) as caught:

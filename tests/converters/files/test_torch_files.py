@@ -119,7 +119,7 @@ def test_a_kohya_file_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_torch_file_that_is_not_there(tmp_path: Path) -> None:
     """For a reader that is called by itself."""
-    from jaxmix.converters.adapters.peft.tensors import read_tensors
+    from jaxmix.converters.adapters.common.tensors import read_tensors
 
     for name, advice in (
         ("x.bin", r"Check the path\."),

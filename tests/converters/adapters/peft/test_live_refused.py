@@ -52,7 +52,7 @@ def test_types(config, why, tmp_path):
         ({"alora_invocation_tokens": [3], **LM}, "alora_invocation_tokens = [3]",
          "by position: no fixed weight computes that", "Keep it in PEFT."),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = [[0, 2], [1, 3]]",
-         "the sites are those of another, deeper model", "Make that base: its layers copied"),
+         "the sites are those of another, deeper model", "Create that base by copying its layers"),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import jaxmix
-from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.converters.checkpoints.quantization import Packed, find_packed
 from jaxmix.converters.checkpoints.sharded_reading import load_params

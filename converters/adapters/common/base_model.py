@@ -1,7 +1,7 @@
-"""The model that an adapter was trained on, as far as a reader of adapters asks for it.
+"""The model that an adapter was trained on, as the readers of adapters need it.
 
-Some files say less than what their adapter is: the names of the modules with their dots gone, no
-factors but those that come out of the base's own weights. Their readers ask here.
+Some files do not describe their adapter completely: they have module names without dots, or leave
+out factors that are computed from the base's weights. Their readers look these up here.
 """
 
 import os
@@ -29,25 +29,25 @@ __all__ = ["BaseModel", "base_model"]
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The weights of a model by the PyTorch names of its modules, read one by one when asked for.
+    """The weights of a model by the PyTorch names of its modules, each read when it is needed.
 
-    A leaf that is no module's weight, such as the stacked one of experts, has its own name.
+    A leaf that is not a module's weight, such as the stacked weights of experts, has its own name.
 
     Args:
-        shapes: ``{module: shape of its weight}``, in PyTorch's axes; None where it is not known.
-        read: from a module's name to its weight, in PyTorch's axes.
-        what: what it is, for messages.
-        read_bias: from a module's name to its bias, None where it has none.
-        conv1d: from a module's name to whether its weight is stored as (in, out), as transformers'
-            ``Conv1D`` stores it; None where nothing tells.
-        order: the names of all leaves in the order in which the caller gave them, as PyTorch's
-            ``state_dict`` has the model's own; empty where there is no such order: a folder's files
-            and jax's trees are sorted.
+        shapes: ``{module: shape of its weight}``, in PyTorch's axes; None if unknown.
+        read_weight: Maps a module's name to its weight, in PyTorch's axes.
+        description: The model, for messages.
+        read_bias: Maps a module's name to its bias, None if it has none.
+        conv1d: Maps a module's name to whether its weight is stored as (in, out), like that of
+            transformers' ``Conv1D``; None if unknown.
+        order: The names of all leaves in the order of the caller's dict, as PyTorch's
+            ``state_dict`` has them in the model's own order. Empty where that order is lost: a
+            folder's files and jax's trees are sorted.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
-    read: Callable[[str], np.ndarray]
-    what: str
+    read_weight: Callable[[str], np.ndarray]
+    description: str
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
     conv1d: Callable[[str], bool | None] = lambda name: None
     order: tuple[str, ...] = ()
@@ -63,41 +63,41 @@ class BaseModel:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """The shape of a module's weight, in PyTorch's axes."""
-        shape = self.shapes[self._named(module)]
+        shape = self.shapes[self._full_name(module)]
         return self.weight(module).shape if shape is None else shape
 
     def weight(self, module: str) -> np.ndarray:
         """A module's weight, in PyTorch's axes.
 
         Raises:
-            CheckpointError: if there is no such module, or more than one can be meant.
+            CheckpointError: If there is no such module, or its name is ambiguous.
         """
-        return self.read(self._named(module))
+        return self.read_weight(self._full_name(module))
 
     def bias(self, module: str) -> np.ndarray:
         """A module's bias.
 
         Raises:
-            CheckpointError: if there is no such module, or it has no bias.
+            CheckpointError: If there is no such module, or it has no bias.
         """
-        found = self.read_bias(self._named(module))
+        found = self.read_bias(self._full_name(module))
         if found is None:
             raise CheckpointError(
-                f"the adapter asks for the bias of {module} in {self.what}, and it has none. Give "
-                "the base on which the adapter was trained."
+                f"the adapter needs the bias of {module}, but it has none in {self.description}. "
+                "Give the base on which the adapter was trained."
             )
         return found
 
     def is_conv1d(self, module: str) -> bool | None:
-        """Whether a module's weight is stored as (in, out); None if nothing tells."""
-        return self.conv1d(self._named(module))
+        """Whether a module's weight is stored as (in, out); None if unknown."""
+        return self.conv1d(self._full_name(module))
 
     def has(self, module: str) -> bool:
-        """Whether there is exactly one module that can be meant."""
-        return len(self._ends(module)) == 1
+        """Whether exactly one module has this name, or the name with another prefix."""
+        return len(self._candidates(module)) == 1
 
-    def _ends(self, module: str) -> list[str]:
-        """The names under which the base may have a module: often one has a prefix more."""
+    def _candidates(self, module: str) -> list[str]:
+        """The base's names for a module: either name may have a further prefix."""
         if module in self.shapes:
             return [module]
         if len(others := self._spellings.of(module)) == 1:
@@ -108,31 +108,32 @@ class BaseModel:
             if name.endswith(f".{module}") or module.endswith(f".{name}")
         ]
 
-    def _named(self, module: str) -> str:
-        """The name under which the base has a module."""
-        ends = self._ends(module)
-        if len(ends) == 1:
-            return ends[0]
-        found = f"more than one can be meant: {', '.join(ends[:3])}" if ends else "it has none"
+    def _full_name(self, module: str) -> str:
+        """The base's own name for a module."""
+        names = self._candidates(module)
+        if len(names) == 1:
+            return names[0]
+        found = f"several modules ({', '.join(names[:3])})" if names else "no such module"
         raise CheckpointError(
-            f"the adapter asks for the weight of {module} in {self.what}, and {found}. Give the "
-            "base on which the adapter was trained."
+            f"the adapter needs the weight of {module}, but found {found} in {self.description}. "
+            "Give the base on which the adapter was trained."
         )
 
 
 def base_model(base: Any) -> BaseModel:
-    """What ``base=`` of `jaxmix.load` may be, as one thing.
+    """Converts the ``base=`` of `jaxmix.load` to a `BaseModel`.
 
     Args:
-        base: a Hugging Face folder; a params tree, whose leaves have the names of PyTorch's modules
-            (as `jaxmix.compose` finds them by itself), a flat dict in the model's own order where
-            that is asked for; or the modules' names alone, which serve where weights are not.
+        base: A Hugging Face folder; a params tree whose leaves have the names of PyTorch's modules
+            (those that `jaxmix.compose` finds without a layout), which is a flat dict in the
+            model's own order where a reader needs the order; or a list of the modules' names,
+            which is enough where no weights are needed.
 
     Returns:
-        The model. Of a folder nothing but headers is read.
+        The model. Of a folder only headers are read.
 
     Raises:
-        CheckpointError: if it is nothing of the kind.
+        CheckpointError: If it is none of these.
 
     Example:
         >>> base_model({"proj": {"kernel": np.ones((3, 2))}}).shape("proj")
@@ -140,7 +141,7 @@ def base_model(base: Any) -> BaseModel:
         >>> base_model(["proj"]).modules
         ('proj',)
 
-    Source: DESIGN.md, words: site, params.
+    Source: docs/design.md, words: site, params.
     """
     if isinstance(base, BaseModel):
         return base
@@ -153,7 +154,7 @@ def base_model(base: Any) -> BaseModel:
 
 
 def _of_folder(folder: Path) -> BaseModel:
-    """A Hugging Face folder; packed weights are read as what they stand for."""
+    """A Hugging Face folder; packed weights are unpacked as they are read."""
     checkpoint = read_checkpoint(folder)
     readout, method = find_packed(checkpoint), quantization_method(checkpoint)
     tensors = unpacked(checkpoint, readout)
@@ -168,13 +169,12 @@ def _of_folder(folder: Path) -> BaseModel:
         tensor = tensors.get(f"{name}.bias")
         return None if tensor is None else tensor.read()
 
-    what = (
-        f"{folder}, whose weights {method} packed" if method and readout.problems else str(folder)
-    )
+    is_packed = method and readout.problems
+    description = f"{folder}, with weights packed by {method}" if is_packed else str(folder)
     biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
     pattern = conv1d_pattern(checkpoint)
     conv1d = _orientations(shapes, biases, pattern)
-    return BaseModel(shapes, lambda name: stored[name].read(), what, read_bias, conv1d)
+    return BaseModel(shapes, lambda name: stored[name].read(), description, read_bias, conv1d)
 
 
 def _orientations(
@@ -182,7 +182,7 @@ def _orientations(
     biases: Mapping[str, tuple[int, ...]],
     pattern: str | None,
 ) -> Callable[[str], bool | None]:
-    """Whether modules' weights are stored as (in, out), by a pattern or by all shapes."""
+    """Determines which weights are stored as (in, out), from a pattern or from all shapes."""
     if pattern is not None:
         return lambda name: is_match(pattern, name, full=True)
     axes = OutAxes({**{f"{name}.weight": shape for name, shape in shapes.items()}, **biases})
@@ -197,24 +197,24 @@ def _orientations(
 
 
 def _of_names(names: Iterable[str]) -> BaseModel:
-    """Names alone."""
-    what = "a list of module names"
+    """A model of which only the names are known."""
+    description = "a list of module names"
 
     def read(name: str) -> np.ndarray:
         raise CheckpointError(
-            f"the adapter asks for the weight of {name}, but base is {what}. Give the params, or "
-            "the base's folder."
+            f"the adapter needs the weight of {name}, but base is {description}. Give the "
+            "params, or the base's folder."
         )
 
-    return BaseModel(dict.fromkeys(names), read, what)
+    return BaseModel(dict.fromkeys(names), read, description)
 
 
-# The names of a module's weight, as `layout.NAMES` knows them, and what PyTorch calls no weight.
+# The names of a module's weight in `layout.NAMES`, including those that PyTorch does not use.
 _ENDS = (".weight", ".kernel", ".embedding", ".scale")
 
 
 def _no_base(given: Any) -> CheckpointError:
-    """The error for something that is no model."""
+    """The error for a value that is not a model."""
     return CheckpointError(
         f"base is a {type(given).__name__} without weights that have PyTorch's names, expected "
         "params, a Hugging Face folder, or a list of module names."
@@ -240,7 +240,7 @@ def _of_params(params: Any) -> BaseModel:
 
     def read(name: str) -> np.ndarray:
         leaf = tree.leaf(found[name])
-        with jax.enable_x64(True):  # float64 stays what it is
+        with jax.enable_x64(True):  # keeps float64
             return np.asarray(found[name].get(_array(leaf)))
 
     def read_bias(name: str) -> np.ndarray | None:
@@ -250,7 +250,7 @@ def _of_params(params: Any) -> BaseModel:
         with jax.enable_x64(True):
             return np.asarray(_array(tree.leaf(places[0])))
 
-    # jax sorts a dict; a flat one still has its own order.
+    # jax sorts a dict, but a flat one still has its own order.
     is_flat = isinstance(params, Mapping) and set(params) == set(tree.where)
     order = tuple(params) if is_flat else ()
     at = {name: NAMES.places(name, "bias") for name in found}
@@ -261,12 +261,12 @@ def _of_params(params: Any) -> BaseModel:
         if place.leaf in tree.where
     }
     conv1d = _orientations(shapes, biases, None)
-    what = "the params that were given as base"
-    return BaseModel(shapes, read, what, read_bias, conv1d, order)
+    description = "the params given as base"
+    return BaseModel(shapes, read, description, read_bias, conv1d, order)
 
 
 def _array(leaf: Any) -> jax.Array:
-    """A leaf as jax's; torch's bfloat16 does not go by way of NumPy, which has none."""
+    """Converts a leaf to a jax array; torch's bfloat16 can't be converted through NumPy."""
     try:
         return jax.numpy.asarray(leaf)
     except TypeError:

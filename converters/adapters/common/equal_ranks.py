@@ -1,8 +1,8 @@
-"""LoRAs of one rank and one scale, which a reader that knows only ``r`` and ``lora_alpha`` needs.
+"""Gives LoRAs one rank and one scale, for readers that know only ``r`` and ``lora_alpha``.
 
 PEFT's ``rank_pattern`` and ``alpha_pattern`` give single sites a rank and an alpha of their own.
-llama.cpp and others read neither: they take ``lora_alpha`` for every site, over ``r`` or over the
-tensor's own rank. Where all sites have one rank and one scale, each of them reads the same numbers.
+llama.cpp and others read neither: at every site they divide ``lora_alpha`` by ``r`` or by the
+tensor's own rank. With one rank and one scale at all sites, every reader computes the same scale.
 """
 
 from collections import Counter
@@ -12,31 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.adapters.peft.patterns import number
+from jaxmix.converters.adapters.common.site_values import as_float
 from jaxmix.errors import UnsupportedError, listing, option
 from jaxmix.families import ExpertLoRA, LoRA, Update
 
-__all__ = ["leveled", "rescaled"]
+__all__ = ["with_equal_ranks", "with_scale"]
 
 
-def leveled(updates: Mapping[str, Update], scale: float | None = None) -> dict[str, Any]:
-    """The same updates with one rank and one scale: each product γBA stays what it is.
+def with_equal_ranks(updates: Mapping[str, Update], scale: float | None = None) -> dict[str, Any]:
+    """Returns the updates with one rank and one scale; each product γBA is unchanged.
 
-    The rank is the largest: the factors of the other sites are filled with zeros. The scale is the
-    one that most sites have, unless it is given, so that theirs stay as they are, bit for bit. At
-    the other sites the rest of the scale goes into B, one rounding in B's dtype. It is never zero,
-    which llama.cpp takes for a scale of 1.
+    The rank is the largest one: smaller factors are padded with zeros. The scale is that of most
+    sites, unless it is given; their factors stay bit for bit the same. At the other sites the ratio
+    of the scales is multiplied into B, with one rounding in B's dtype. The scale is never zero,
+    which llama.cpp reads as a scale of 1.
 
     Args:
-        updates: ``{site: update}``. Updates other than LoRA and ExpertLoRA come back unchanged:
-            PEFT's KaSA cuts the base off by its rank.
-        scale: the scale that all of them get; None for the most frequent one.
+        updates: ``{site: update}``. If one is neither a LoRA nor an ExpertLoRA, all are returned
+            unchanged: PEFT's KaSA truncates the base by its rank.
+        scale: The scale that all of them get; None for the most frequent one.
 
     Returns:
         ``{site: update}``.
 
     Raises:
-        UnsupportedError: if a scale makes a B too large for its dtype.
+        UnsupportedError: If a scale makes a B too large for its dtype.
 
     Example:
         >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0)
@@ -53,56 +53,56 @@ def leveled(updates: Mapping[str, Update], scale: float | None = None) -> dict[s
         return dict(updates)
     rank = max(1, *(update.a.shape[-2] for update in loras.values()))
     if scale is None:
-        counts = Counter(own for x in loras.values() if (own := number(x.scale)))
+        counts = Counter(own for x in loras.values() if (own := as_float(x.scale)))
         scale = counts.most_common(1)[0][0] if counts else 1.0
-    made = {site: rescaled(_padded(update, rank), scale) for site, update in loras.items()}
+    made = {site: with_scale(_padded(update, rank), scale) for site, update in loras.items()}
     if lost := [
         f"{site}: {update.scale} · B in {np.asarray(update.b).dtype}"
         for site, update in loras.items()
         if not all(np.isfinite(x).all() for x in (made[site].b, made[site].a))
     ]:
         raise UnsupportedError(
-            f"scales that make a factor too large for its dtype, where all sites get the scale "
-            f"{scale:g}:{listing(lost)}\nCast the adapter to float32, or write the scales beside "
-            f"the factors: {option('patterns')}."
+            f"factors that become too large for their dtype where all sites get the scale "
+            f"{scale:g}:{listing(lost)}\nCast the adapter to float32, or write the scales as "
+            f"patterns in the config: {option('patterns')}."
         )
     return made
 
 
-def rescaled(update: Any, scale: float) -> Any:
-    """A LoRA with another scale, the rest of its own multiplied into PEFT's B and the bias.
+def with_scale(update: Any, scale: float) -> Any:
+    """Returns a LoRA with another scale; the ratio is multiplied into PEFT's B and the bias.
 
     Args:
-        update: a `LoRA` or `ExpertLoRA`, B (out, r).
-        scale: the scale that it is to have.
+        update: A `LoRA` or `ExpertLoRA`, B (out, r).
+        scale: The new scale.
 
     Returns:
-        The update itself where it has that scale.
+        The LoRA; the update itself if it already has that scale.
 
     Example:
         >>> rescaled(LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0), 1.0).b.tolist()
         [[2.0], [2.0]]
     """
-    if (own := number(update.scale)) == scale:
+    if (own := as_float(update.scale)) == scale:
         return update
-    rest = own / scale
-    # An embedding's factors change places: its A holds what PEFT calls B.
+    ratio = own / scale
+    # The factors of an embedding are swapped: its A is PEFT's B.
     name = "a" if getattr(update, "embedding", False) else "b"
-    changed = {name: _times(getattr(update, name), rest)}
+    changed = {name: _times(getattr(update, name), ratio)}
     if getattr(update, "bias", None) is not None:
-        changed["bias"] = _times(update.bias, rest)
+        changed["bias"] = _times(update.bias, ratio)
     return replace(update, scale=scale, **changed)
 
 
 def _times(array: Any, by: float) -> np.ndarray:
     """The product, rounded once to the array's own dtype."""
     own = np.asarray(array)
-    with np.errstate(over="ignore"):  # what is too large is reported by site
+    with np.errstate(over="ignore"):  # reported by site
         return (own.astype(np.float64) * by).astype(own.dtype)
 
 
 def _padded(update: Any, rank: int) -> Any:
-    """Factors of a larger rank, filled with zeros."""
+    """Pads the factors with zeros to a larger rank."""
     if (more := rank - update.a.shape[-2]) == 0:
         return update
     a, b = np.asarray(update.a), np.asarray(update.b)

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters.adapters.beside import weights_beside
+from jaxmix.converters.adapters.common.extra_weights import extra_weights
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA, Replace, Together
 
-from .formats import files
-from .peft.folders import SITE, refused, save
+from ..formats import files
+from ..peft.folders import SITE, refused, save
 
 NEW = np.arange(12, dtype=np.float32).reshape(3, 4)
 PREFIX = "base_model.model."
@@ -82,11 +82,11 @@ def test_weights_that_are_not_read(name: str, tmp_path: Path) -> None:
     folder = beside(tmp_path / "style", name, {})
     for path in (folder, folder / "adapter_model.safetensors"):
         said = refused(CheckpointError, path)
-        assert said.startswith(f"{folder} has weights beside the adapter that are not read:\n  ")
+        assert said.startswith(f"{folder} has weights next to the adapter that are not read:\n  ")
         assert f"\n  {name}: " in said
         assert said.endswith(
-            "They may have been trained with it, and the result would lack them. To leave them "
-            f"out: ignore={name!r}, or a glob."
+            f"They may have been trained with it, and would be missing from the "
+            f"result. To leave them out: ignore={name!r}, or a glob."
         )
         for ignore in (name, [name], ("other", f"*{Path(name).suffix}")):
             assert jaxmix.load(path, ignore=ignore).sites == (SITE,)
@@ -105,15 +105,18 @@ def test_all_of_them_are_listed_with_the_reason(tmp_path: Path) -> None:
     beside(tmp_path, "a.gguf", {})
     said = refused(CheckpointError, tmp_path)
     for line in (
-        "a.bin: saved by torch; a safetensors of whole modules' weights is read",
-        "a.gguf: gguf, of which no reader knows what it holds",
+        (
+            "a.bin: saved by torch; only a safetensors file with the weights of whole "
+            "modules is read"
+        ),
+        "a.gguf: a .gguf file, which no reader reads",
         "count.safetensors: steps.weight is not a module's weight or bias",
         "many.safetensors: 0 is not a module's weight or bias; 1 is not a module's weight or bias; "
         "2 is not a module's weight or bias …",
-        "model.safetensors: a whole model's name, and there is no config.json of one",
+        "model.safetensors: named like a whole model, but the folder has no config.json",
         f"other.safetensors: {next(iter(lora))} is not a module's weight or bias",
-        "value_head.safetensors: v_head.summary.weight is of a head that TRL adds, which the base "
-        "does not have",
+        "value_head.safetensors: v_head.summary.weight belongs to a head that TRL "
+        "adds, which the base does not have",
     ):
         assert f"\n  {line}\n" in said
     assert jaxmix.load(tmp_path, ignore="*").sites == (SITE,)
@@ -142,7 +145,9 @@ def test_a_leaf_that_is_there_twice(tmp_path: Path) -> None:
     assert set(jaxmix.load(tmp_path).sites) == {SITE, "embed"}
     beside(tmp_path, "y.safetensors", {"embed.weight": NEW + 1})
     said = refused(CheckpointError, tmp_path)
-    assert "\n  y.safetensors: embed.weight is in another file too, with other numbers\n" in said
+    assert (
+        "\n  y.safetensors: embed.weight is also in another file, with different numbers\n"
+    ) in said
 
 
 TRAINER = [
@@ -191,8 +196,8 @@ def test_a_model_with_an_adapter_in_it(tmp_path: Path) -> None:
 def test_what_ignore_may_be(ignore: Any, tmp_path: Path) -> None:
     """Names."""
     assert refused(UnsupportedError, save(tmp_path), ignore=ignore) == (
-        f"ignore is {ignore!r}, expected the name of a file beside the adapter, a glob such as "
-        "'*.bin', or a list of them."
+        f"ignore is {ignore!r}, expected the name of a file next to the adapter, a "
+        f"glob such as '*.bin', or a list of them."
     )
 
 
@@ -204,7 +209,7 @@ def test_a_recipe_s_parts(tmp_path: Path) -> None:
         told = {"format": "jaxmix", "version": 1, "parts": [{**part, **fields}]}
         (tmp_path / f"{i}.json").write_text(json.dumps(told))
     said = refused(CheckpointError, tmp_path / "0.json")
-    assert f"part 1, style: {tmp_path / 'style'} has weights beside the adapter" in said
+    assert f"part 1, style: {tmp_path / 'style'} has weights next to the adapter" in said
     assert jaxmix.load(tmp_path / "0.json", ignore="x.bin").parts[0].sites == (SITE,)
     assert jaxmix.load(tmp_path / "1.json").parts[0].sites == (SITE,)
 
@@ -214,7 +219,7 @@ def test_other_formats(tmp_path: Path) -> None:
     names = ["adapters.safetensors", "0000100_adapters.safetensors", "x.safetensors"]
     from jaxmix.converters.adapters.mlx import is_mlx_file
 
-    assert weights_beside(names, is_mlx_file) == ("x.safetensors",)
+    assert extra_weights(names, is_mlx_file) == ("x.safetensors",)
     for name in ("a.safetensors", "b.safetensors"):
         files.save(tmp_path / name, files.kohya("lora"))
     assert jaxmix.load(tmp_path / "a.safetensors", base=list(files.BASE)).sites == ("proj",)

@@ -69,7 +69,7 @@ def test_a_folder_with_one_file_of_kohya_s(place: tuple[Path, str]) -> None:
     found = jaxmix.load(text, base=list(BASE), ignore="model.*")
     assert (found.name, found.sites) == ("style", ("proj",))
     said = refused(CheckpointError, text, base=list(BASE))
-    assert " has weights beside the adapter that are not read:\n  model.safetensors: " in said
+    assert " has weights next to the adapter that are not read:\n  model.safetensors: " in said
 
 
 def test_several_files(place: tuple[Path, str]) -> None:
@@ -79,8 +79,8 @@ def test_several_files(place: tuple[Path, str]) -> None:
         save(folder / f"{i}.safetensors", diffusers(int(i)))
     said = refused(CheckpointError, text)
     assert said.endswith(
-        " holds several files that may be the adapter:\n  1.safetensors\n  2.safetensors\n"
-        "Say which one to read: filename='1.safetensors'."
+        " has several files that may be the adapter:\n  1.safetensors\n  "
+        "2.safetensors\nSay which one to read: filename='1.safetensors'."
     )
     found: Any = jaxmix.load(text, filename="2.safetensors", strength=0.5)
     assert (found.name, found.strength) == ("2", 0.5)
@@ -106,7 +106,7 @@ def test_embeddings_beside_the_default(place: tuple[Path, str]) -> None:
     save(folder / LORA, diffusers())
     save(folder / "style_emb.safetensors", {"clip_l": drawn(2, 4)})
     said = refused(CheckpointError, text)
-    assert "\n  style_emb.safetensors: not a file of this adapter\n" in said
+    assert "\n  style_emb.safetensors: not one of this adapter's files\n" in said
     assert jaxmix.load(text, ignore="*_emb.safetensors").sites == ("proj",)
     assert jaxmix.load(text, filename=LORA).sites == ("proj",)
 
@@ -155,8 +155,8 @@ def test_an_adapter_of_adapterhub_s(place: tuple[Path, str]) -> None:
 def test_a_filename_that_leads_out(name: str, place: tuple[Path, str]) -> None:
     """It stays in its folder."""
     assert refused(CheckpointError, place[1], filename=name) == (
-        f"filename {name!r} is no file inside its folder, expected one such as "
-        "'pytorch_lora_weights.safetensors'. Give its path as the first argument."
+        f"filename {name!r} is not a file inside its folder, expected one such as "
+        f"'pytorch_lora_weights.safetensors'. Give its path as the first argument."
     )
 
 
@@ -169,8 +169,7 @@ def test_a_filename_that_is_not_there(place: tuple[Path, str]) -> None:
         assert said.startswith("owner/style on the hub: b.safetensors is not in the local cache")
     else:
         assert said == (
-            f"{folder} has no b.safetensors, found a.safetensors. Give the name of a file that it "
-            "has."
+            f"{folder} has no b.safetensors; found a.safetensors. Give the name of a file in it."
         )
         said = refused(CheckpointError, folder / "a.safetensors", filename="b")
         assert " is a file, which has no file in it.\n" in said
@@ -193,7 +192,7 @@ def test_a_folder_without_an_adapter(place: tuple[Path, str]) -> None:
             "to read: filename='…'."
         )
     else:
-        assert said.startswith(f"{folder} is no file, expected a .safetensors")
+        assert said.startswith(f"{folder} is not a file, expected a .safetensors")
     refused(UnsupportedError if text == "owner/style" else CheckpointError, text, format="qwix")
 
 

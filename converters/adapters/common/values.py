@@ -1,4 +1,4 @@
-"""What the honoured fields of a config must hold."""
+"""Checks of the values in a config's fields."""
 
 import json
 import re
@@ -24,23 +24,29 @@ __all__ = [
     "TERMS",
     "TOKENS",
     "Check",
-    "matches",
+    "describe_wrong_values",
+    "matches_site",
     "one_of",
-    "short",
-    "wrong_values",
+    "short_json",
 ]
 
 
 class Check(NamedTuple):
-    """What a value must be, in words and as a test, and whether a file must have it."""
+    """A condition on a field's value.
 
-    text: str
+    Args:
+        description: The condition, for messages.
+        holds: Whether a value meets it.
+        is_required: Whether the config must have the field.
+    """
+
+    description: str
     holds: Callable[[Any], bool]
-    is_needed: bool = True
+    is_required: bool = True
 
 
 def _is_number(value: Any) -> bool:
-    # A comparison and no `isfinite`, which overflows for an integer beyond all floats.
+    # Not `isfinite`, which overflows for an integer larger than all floats.
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and abs(value) <= sys.float_info.max
 
@@ -51,7 +57,7 @@ def _is_count(value: Any) -> bool:
 
 def _is_pattern(text: str) -> bool:
     try:
-        matches(text, "")
+        matches_site(text, "")
     except re.error:
         return False
     return True
@@ -77,67 +83,69 @@ def _are_tokens(value: Any) -> bool:
 
 
 ANY = Check("anything", lambda value: True, False)
-COUNT = Check("a whole number from 1 on", _is_count)
+COUNT = Check("a positive integer", _is_count)
 # Of a series that is summed term by term; PEFT's default is 5.
 TERMS = Check("an integer from 1 to 1,000", lambda value: _is_count(value) and value <= 1000, False)
-# Of a loop whose every round costs as much as a product with the weight; PEFT's default is 10.
+# Of a loop whose rounds each cost as much as a product with the weight; PEFT's default is 10.
 ROUNDS = Check(
     "an integer from 0 to 1,000",
     lambda value: (type(value) is int and value == 0) or TERMS.holds(value),
     False,
 )
 INTEGER = Check(
-    "a whole number",
+    "an integer",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
 )
 NUMBER = Check("a finite number", _is_number)
 SHARE = Check("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-BOUND = Check("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)
+BOUND = Check("a finite number, 0 or more", lambda value: _is_number(value) and value >= 0)
 FLAG = Check("true or false", lambda value: isinstance(value, bool), False)
 NAMES = Check("a list of module names", _are_names, False)
 RANKS = Check(
-    "an object from regular expressions to whole numbers from 1 on",
+    "an object that maps regular expressions to positive integers",
     lambda value: _are_patterns(value, _is_count),
     False,
 )
 PATTERNS = Check(
-    "an object from regular expressions to finite numbers",
+    "an object that maps regular expressions to finite numbers",
     lambda value: _are_patterns(value, _is_number),
     False,
 )
 TOKENS = Check(
-    "a list of token numbers, or an object from module names to such lists",
+    "a list of token indices, or an object that maps module names to such lists",
     lambda value: (
         _are_tokens(value) or (isinstance(value, dict) and all(map(_are_tokens, value.values())))
     ),
     False,
 )
-MASKS = Check("an object from the names of lora_E to lists of true and false", _are_masks, False)
+MASKS = Check(
+    "an object that maps the names of lora_E to lists of true and false", _are_masks, False
+)
 
 
 def one_of(*choices: str) -> Check:
-    """The kind of a field that is one of a few words."""
+    """Returns the check of a field whose value is one of a few strings."""
     return Check(" or ".join(map(repr, choices)), lambda value: value in choices, False)
 
 
-def wrong_values(values: Mapping[str, Any], kinds: Mapping[str, Check]) -> list[str]:
-    """The fields whose values are not of their kinds, in words; null stands for an absent one."""
+def describe_wrong_values(values: Mapping[str, Any], checks: Mapping[str, Check]) -> list[str]:
+    """Describes the fields whose values fail their checks; null counts as absent."""
     wrong: list[str] = []
-    for field, kind in kinds.items():
+    for field, check in checks.items():
         value = values.get(field)
-        if value is None and kind.is_needed:
-            wrong.append(f"{field} is missing, expected {kind.text}")
-        elif value is not None and not kind.holds(value):
-            wrong.append(f"{field} is {short(value)}, expected {kind.text}")
+        if value is None and check.is_required:
+            wrong.append(f"{field} is missing, expected {check.description}")
+        elif value is not None and not check.holds(value):
+            wrong.append(f"{field} is {short_json(value)}, expected {check.description}")
     return wrong
 
 
-def matches(pattern: str, site: str) -> bool:
-    """Whether one of PEFT's patterns is for a site: a regular expression for its path's end."""
+def matches_site(pattern: str, site: str) -> bool:
+    """Returns whether a pattern of PEFT matches a site: a regular expression for its path's end."""
     return is_match(rf"(.*\.)?({pattern})$", site)
 
 
-def short(value: Any) -> str:
-    """A value as it stands in the file, cut where it is long."""
+def short_json(value: Any) -> str:
+    """Formats a value as JSON, truncated to 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -15,7 +15,7 @@ import jaxmix
 from jaxmix.converters.files.torch_files import has_torch
 from jaxmix.errors import CheckpointError
 
-from .folders import FORMS, SITE, factors, keyed, packed, refused, save
+from ..peft.folders import FORMS, SITE, factors, keyed, packed, refused, save
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -45,7 +45,7 @@ def tensor(shape, *offsets, dtype="F32"):
 def damaged(folder, data):
     """The text for a damaged file, which has the path, the size and what to do."""
     said = refused(CheckpointError, with_bytes(folder, data))
-    assert said.startswith(f"{folder / WEIGHTS} ({len(data)} bytes) is no whole safetensors file: ")
+    assert said.startswith(f"{folder / WEIGHTS} is not a complete safetensors file: ")
     assert said.endswith("Expected the file that save_pretrained wrote; download or save it again.")
     return said
 
@@ -103,7 +103,7 @@ def test_every_flipped_byte_of_the_header_is_survived(tmp_path):
         (b"<!DOCTYPE html><html>404</html>", "it is a web page: the download failed"),
         (
             b"PK\x03\x04" + bytes(50),
-            "it is a zip, as torch.save writes it; a pickle is in it, and jaxmix opens none",
+            "it is a zip file of torch.save, which contains a pickle; jaxmix opens none",
         ),
     ],
 )
@@ -117,7 +117,9 @@ def test_a_header_of_an_unlucky_length(tmp_path):
     for length in (0x80, 0x3C):
         text = json.dumps({"__metadata__": {"x": ""}}).encode()
         header = text + b" " * (length - len(text))
-        assert "holds no tensors" in refused(CheckpointError, with_bytes(tmp_path, file_of(header)))
+        assert "contains no tensors" in refused(
+            CheckpointError, with_bytes(tmp_path, file_of(header))
+        )
         said = damaged(tmp_path, file_of(header)[:-9])
         assert "pickle" not in said and "page" not in said
 

@@ -13,8 +13,8 @@ from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError
 
-from ..bases import Adapters, contents
-from ..cli.running import Captured, main, told
+from ...bases import Adapters, contents
+from ...cli.running import Captured, main, told
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmix.converters.adapters.base import BaseModel, base_model
+from jaxmix.converters.adapters.common.base_model import BaseModel, base_model
 from jaxmix.converters.adapters.peft.file import Config, File
 from jaxmix.errors import CheckpointError
 
-from ..bases import save_base
+from ...bases import save_base
 
 WEIGHT, BIAS = np.arange(6.0).reshape(2, 3), np.ones(2)
 AS_TORCH = {"model.proj.weight": WEIGHT, "model.proj.bias": BIAS, "head.weight": WEIGHT}
@@ -49,19 +49,18 @@ def asked(model: BaseModel, ask: str, module: str) -> str:
 def test_what_it_has_not(tmp_path: Path) -> None:
     """It says whose module, what is the matter and what to give."""
     params, folder = base_model(AS_TORCH), base_model(save_base(tmp_path / "base"))
-    given = "the params that were given as base"
+    given = "the params given as base"
     end = "Give the base on which the adapter was trained."
     for model, name, what in ((params, "head", given), (folder, "lm_head", str(tmp_path / "base"))):
         text = asked(model, "bias", name)
-        assert text == f"the adapter asks for the bias of {name} in {what}, and it has none. {end}"
+        assert text == f"the adapter needs the bias of {name}, but it has none in {what}. {end}"
     for ask in ("weight", "bias", "shape"):
         assert asked(params, ask, "other") == (
-            f"the adapter asks for the weight of other in {given}, and it has none. {end}"
+            f"the adapter needs the weight of other, but found no such module in {given}. {end}"
         )
         text = asked(folder, ask, "q_proj")
-        assert (
-            "and more than one can be meant: model.layers.0.q_proj, model.layers.1.q_proj" in text
-        )
+        several = "several modules (model.layers.0.q_proj, model.layers.1.q_proj)"
+        assert f"the weight of q_proj, but found {several} in {tmp_path}" in text
         assert text.endswith(end)
 
 
@@ -71,10 +70,10 @@ def test_names_alone() -> None:
     assert model.modules == ("proj", "head")
     for ask in ("weight", "shape"):
         assert asked(model, ask, "proj") == (
-            "the adapter asks for the weight of proj, but base is a list of module names. Give the "
-            "params, or the base's folder."
+            "the adapter needs the weight of proj, but base is a list of module "
+            "names. Give the params, or the base's folder."
         )
-    assert "the bias of proj in a list of module names, and it has none" in asked(
+    assert "the bias of proj, but it has none in a list of module names." in asked(
         model, "bias", "proj"
     )
 
@@ -97,9 +96,10 @@ def test_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError) as caught:
         file.torch("A and B")
     assert str(caught.value) == (
-        f"{tmp_path} leaves out A and B, which PEFT draws anew from a seed with torch's generator. "
-        "Install torch (pip install 'jaxmix-peft[torch]') and load it once; jaxmix.save writes it "
-        "with them, and then torch is needed no more."
+        f"{tmp_path} leaves out A and B, which PEFT draws again from a seed with "
+        f"torch's generator. Install torch (pip install 'jaxmix-peft[torch]') and "
+        f"load the adapter once; jaxmix.save includes them, so torch is not needed "
+        f"again."
     )
     with pytest.raises(CheckpointError, match="leaves out signs, which PEFT takes from the SVD"):
         file.torch("signs", "takes from the SVD")
@@ -112,7 +112,7 @@ def test_without_a_base(ask: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         getattr(file, ask)("layer.proj")
     assert str(caught.value) == (
-        "a VERA adapter's file does not say what it needs of the base's weight at layer.proj. Give "
-        "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. "
-        "jaxmix.save writes the adapter so that it is not needed again."
+        "a VERA adapter can't be read without the base's weight at layer.proj. Give "
+        "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. An "
+        "adapter that jaxmix.save writes does not need it again."
     )
