@@ -14,8 +14,9 @@ from jaxmix.bank.leaves import Kept
 from jaxmix.bank.making import every, factored_by_name
 from jaxmix.bank.who import wrong_number
 from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
-from jaxmix.factored import attach, factored
+from jaxmix.factored import attach
 from jaxmix.factored.attaching import is_factored
+from jaxmix.factored.running import quietly_factored
 from jaxmix.layout import Layout
 
 __all__ = ["attached", "run"]
@@ -70,7 +71,7 @@ def run(
         for leaf in alone:
             flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick, each)
         single = jax.tree.map(lambda x: x[None], row)
-        return jax.tree.map(_single, factored(fn, "factored")(tree.unflatten(flat), single))
+        return jax.tree.map(_single, quietly_factored(fn)(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
     out = jax.vmap(one)(pick, jax.tree.map(jnp.asarray, batch))

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
 from jaxmix.bank.kinds import Kind, chosen, factors_of, freed, kinds_of, put, slot_of, terms_of
-from jaxmix.factored.leaf import Factored, Tags
+from jaxmix.factored.leaf import Factored, NotApart, Tags
 from jaxmix.plan import Form
 from jaxmix.quantized import dequantized
 
@@ -116,7 +116,8 @@ def kept(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) 
     first = next(iter(leaves.values()))
     every = {number: _things(leaf, apart=True) for number, leaf in leaves.items()}
     axes = {_axes(leaf) for leaf in leaves.values()}
-    why = next((why for leaf in leaves.values() if isinstance(why := _axes(leaf), str)), "")
+    apart = [leaf.apart(whole=True) for leaf in leaves.values()]
+    why = next((found.why for found in apart if isinstance(found, NotApart)), "")
     if not why and len(axes) > 1:
         why = "its members see its axes differently"
     if why:
@@ -150,15 +151,15 @@ def _things(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
 
 
 def _axes(leaf: Factored) -> Any:
-    """The leaf's axes that are rows, columns and layers; or why it has no map apart from it."""
+    """The leaf's axes that are rows, columns and layers; None if it has no map apart from it."""
     weight = leaf.apart(whole=True)
-    return weight if isinstance(weight, str) else (weight.out, weight.into, weight.stack)
+    return None if isinstance(weight, NotApart) else (weight.out, weight.into, weight.stack)
 
 
 def _shape(leaf: Factored) -> tuple[int, int]:
     """(out, in) of the leaf's maps."""
     weight = leaf.apart(whole=True)
-    assert not isinstance(weight, str)
+    assert not isinstance(weight, NotApart)
     return weight.matrix_shape
 
 

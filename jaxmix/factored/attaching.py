@@ -12,6 +12,7 @@ from jaxmix.adapter import Adapter, Mixable, words
 from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
 from jaxmix.factored.leaf import Factored, Tags
+from jaxmix.factored.weight import Weight
 from jaxmix.families import Update
 from jaxmix.layout import Layout
 from jaxmix.metadata import Metadata
@@ -121,7 +122,7 @@ def _ready(leaf: Factored) -> Factored:
 def _made(leaf: Factored) -> AffineMap | None:
     """The map of a leaf; None where it has none apart from the dense weight."""
     weight = leaf.apart(whole=True)
-    return None if isinstance(weight, str) else weight.map
+    return weight.map if isinstance(weight, Weight) else None
 
 
 def _as_array(strength: Any) -> Any:

@@ -14,6 +14,7 @@ from flax import nnx
 
 import jaxmix
 from jaxmix import Adapter, Layout, Rule
+from jaxmix.errors import DenseWeightWarning, UnsupportedError
 from jaxmix.factored.weight import Weight
 from jaxmix.families import OFT, ExpertLoRA, LoHa, LoRA
 
@@ -58,11 +59,13 @@ def made_dense(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return count
 
 
-def difference(run: Run, params: Any, mixed: Any, x: Any, layout: Layout | None = None) -> float:
+def difference(
+    run: Run, params: Any, mixed: Any, x: Any, layout: Layout | None = None, how: Any = "factored"
+) -> float:
     """Between the factored run and that of the composed weights, beside the largest number."""
     want = jax.tree.leaves(run(jaxmix.compose(params, mixed, layout=layout), x))
     leaves = jaxmix.attach(params, mixed, layout=layout)
-    got = jax.tree.leaves(eqx.filter_jit(jaxmix.factored(run, "factored"))(leaves, x))
+    got = jax.tree.leaves(eqx.filter_jit(jaxmix.factored(run, how))(leaves, x))
     pairs = zip(got, want, strict=True)
     return max(float(jnp.abs(g - w).max() / jnp.abs(w).max()) for g, w in pairs)
 
@@ -106,6 +109,14 @@ FACTORED: dict[str, Run] = {
     "within while": looped,
     "within cond": branched,
     "its gradient by x": lambda p, x: jax.grad(lambda x: jnp.tanh(x @ p["a.weight"]).sum())(x),
+    "without its gradient": lambda p, x: x @ jax.lax.stop_gradient(p["a.weight"]),
+    "behind a barrier": lambda p, x: (
+        jax.lax.optimization_barrier((x @ p["a.weight"], x))[0]
+        @ jax.lax.optimization_barrier(p["a.weight"])
+    ),
+    "cast within remat": lambda p, x: (
+        x @ jax.checkpoint(lambda w: w.astype(jnp.float16).astype(x.dtype))(p["a.weight"])
+    ),
     "in another dtype": lambda p, x: x @ p["a.weight"].astype(jnp.float16).astype(x.dtype),
 }
 DENSE: dict[str, Run] = {
@@ -125,16 +136,20 @@ DENSE: dict[str, Run] = {
 
 @pytest.mark.parametrize("use", FACTORED)
 def test_factored(use: str, made_dense: list[int]) -> None:
-    bound = 2e-3 if "dtype" in use else 2e-6
+    bound = 2e-3 if "dtype" in use or "cast" in use else 2e-6
     assert difference(FACTORED[use], PLAIN, TURNED, normal(4, 6)) < bound
     assert made_dense == [0]
 
 
 @pytest.mark.parametrize("use", DENSE)
 def test_dense(use: str, made_dense: list[int]) -> None:
-    """Right all the same."""
-    assert difference(DENSE[use], PLAIN, TURNED, normal(4, 6)) < 2e-6
+    """Right all the same, with a warning; refused where factored products are asked for."""
+    with pytest.warns(DenseWeightWarning, match=r"makes 1 weight dense .*\n  a.weight \("):
+        assert difference(DENSE[use], PLAIN, TURNED, normal(4, 6), how="auto") < 2e-6
     assert made_dense == [1]
+    assert difference(DENSE[use], PLAIN, TURNED, normal(4, 6), how="dense") < 2e-6
+    with pytest.raises(UnsupportedError, match=r"1 weight would be made dense:\n  a.weight"):
+        difference(DENSE[use], PLAIN, TURNED, normal(4, 6))
 
 
 # ---------------------------------------------------------------- layers in one leaf
@@ -202,7 +217,8 @@ def test_layers_that_share_tokens(made_dense: list[int]) -> None:
 
     assert difference(run, STACK, PADDED, normal(4, 6), LAYERS) < 2e-6
     assert made_dense == [0]
-    assert difference(run, STACK, LAYERED, normal(4, 6), LAYERS) < 2e-6
+    with pytest.warns(DenseWeightWarning, match=r"layers.fc.kernel \(.*\): dot_general at"):
+        assert difference(run, STACK, LAYERED, normal(4, 6), LAYERS, "auto") < 2e-6
     assert made_dense == [1]
 
 
