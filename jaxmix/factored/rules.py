@@ -120,6 +120,19 @@ def _stopped(params: Any, values: Values) -> Values:
     return [jax.tree.map(lax.stop_gradient, values[0])]
 
 
+def _varying(params: Any, values: Values) -> Values:
+    """What `jax.shard_map` puts before a product with tokens that differ by device."""
+    axes = params["axes"]
+
+    def vary(x: Any) -> Any:
+        try:
+            return lax.pcast(x, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, axes)
+        except ValueError:  # it does so already
+            return x
+
+    return [jax.tree.map(vary, values[0])]
+
+
 def _one(out: Any) -> Values | None:
     return None if out is None else [out]
 
@@ -139,6 +152,7 @@ RULES: dict[str, Rule] = {
     "copy": _kept,
     "copy_p": _kept,
     "sharding_constraint": _placed,
+    "pvary": _varying,
     "stop_gradient": _stopped,
     "optimization_barrier": _held,
 }
