@@ -14,10 +14,10 @@ from jaxmix.bank.leaves import Kept
 from jaxmix.bank.making import every, factored_by_name
 from jaxmix.bank.who import wrong_number
 from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
-from jaxmix.factored import attach
-from jaxmix.factored.attaching import is_factored
-from jaxmix.factored.running import quietly_factored
-from jaxmix.layout import Layout
+from jaxmix.placement.layout import Layout
+from jaxmix.unmerged import attach
+from jaxmix.unmerged.attaching import is_factored
+from jaxmix.unmerged.running import quietly_factored
 
 __all__ = ["attached", "run"]
 

@@ -21,7 +21,7 @@ import transformers
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters.peft import peft_stack
+from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.errors import JaxmixError
 
 from ..goldens.nets import Layer, Net, run

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from peft import PeftType
 
-from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kinds import KINDS
-from jaxmix.converters.peft.refusals import REFUSED_TYPES
+from jaxmix.converters.adapters.peft.file import File
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 
 __all__ = ["main"]
 

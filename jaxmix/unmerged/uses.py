@@ -1,0 +1,129 @@
+"""Uses of a weight that have no factored form, and what is said of them.
+
+Such a use makes the dense weight, though `jaxmix.factored` is there to avoid just that. So it
+warns where the way was left to it, and refuses where factored products were asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+
+from jaxmix.errors import listing
+from jaxmix.placement.quantized import is_quantized
+from jaxmix.unmerged.weight import Weight
+
+__all__ = ["Report", "Use", "as_array", "described", "refusal", "warning"]
+
+# Code of which a user does not know: a place in it would not help.
+_LIBRARIES = tuple(
+    str(Path(file).parent) for file in (jax.__file__, jaxlib.__file__, __file__) if file
+)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A use of a weight that has no factored form.
+
+    Args:
+        leaf: the leaf's dotted name.
+        array: its shape and dtype, for people.
+        why: what has no form, for people: the operation and where the program has it.
+    """
+
+    leaf: str
+    array: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.leaf} ({self.array}): {self.why}"
+
+
+Report = Callable[[Use], Any]
+
+
+def as_array(value: Any, report: Report, eqn: Any = None) -> Any:
+    """The array that a weight stands for, for a use that has no factored form.
+
+    Args:
+        value: a weight, or anything else, which stays as it is.
+        report: called with the use, unless dense weights were asked for.
+        eqn: the equation that uses it; None where the function returns it.
+
+    Returns:
+        The array.
+    """
+    if not isinstance(value, Weight):
+        return value
+    if value.how != "dense":
+        why = "the function returns it" if eqn is None else f"{eqn.primitive.name}{_place(eqn)}"
+        report(Use(value.name, described(value), why))
+    return value.dense()
+
+
+def described(array: Any) -> str:
+    """The shape and dtype of a weight or a factored leaf, and whether a dense one is dequantized.
+
+    Args:
+        array: the weight, or the leaf.
+
+    Returns:
+        A few words.
+    """
+    dequantized = ", dequantized" if is_quantized(array.base) else ""
+    return f"{array.shape} {array.dtype}{dequantized}"
+
+
+def _place(eqn: Any) -> str:
+    """Where a program has an equation: the innermost line that is not JAX's; empty if unknown."""
+    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        if not frame.file_name.startswith(_LIBRARIES):
+            return f" at {Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+def warning(uses: Sequence[Use]) -> str:
+    """What to say where the weights are made dense all the same.
+
+    Args:
+        uses: the uses, at least one.
+
+    Returns:
+        The warning's text.
+    """
+    return (
+        f"factored makes {_count(uses)} dense at each call, where there is no factored form:"
+        f"{listing(map(str, uses))}\nThis takes a pass over the weight and memory for a copy of "
+        f"it. {_ADVICE}"
+    )
+
+
+def refusal(uses: Sequence[Use]) -> str:
+    """What to say where factored products were asked for.
+
+    Args:
+        uses: the uses, at least one.
+
+    Returns:
+        The error's text.
+    """
+    return (
+        f'factored got how="factored", expected a factored form for each use of a weight; '
+        f"{_count(uses)} would be made dense:{listing(map(str, uses))}\n{_ADVICE} With "
+        'how="auto" these uses take the dense weight, with a warning.'
+    )
+
+
+_ADVICE = (
+    "Multiply tokens by the whole weight, convolve with it or look up its rows, or merge the "
+    "adapters of these leaves with jaxmix.compose."
+)
+
+
+def _count(uses: Sequence[Use]) -> str:
+    count = len({use.leaf for use in uses})
+    return f"{count} weight{'' if count == 1 else 's'}"
