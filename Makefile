@@ -18,8 +18,9 @@ NEWEST ?= $(shell for each in python3.14 python3.13 python3.12 \
   "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && \
   { echo "$$each"; break; }; done)
 # What a new JAX or flax is likely to break; `make newest QUICK=yes` runs no more, and so does CI.
-QUICK_TESTS := $(addprefix tests/, operators factored layouts models devices/test_compose.py \
-  converters/formats laws/test_strength.py laws/test_traces.py test_layout.py test_trees.py)
+QUICK_TESTS := $(addprefix tests/, operators unmerged models placement/test_layout.py \
+  placement/test_trees.py devices/test_compose.py laws/test_strength.py laws/test_traces.py \
+  converters/layouts converters/adapters/formats)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check

@@ -4,13 +4,14 @@ Such a use makes the dense weight, though `jaxmix.factored` is there to avoid ju
 warns where the way was left to it, and refuses where factored products were asked for.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 from jaxmix.errors import listing
 from jaxmix.placement.quantized import is_quantized
@@ -18,10 +19,8 @@ from jaxmix.unmerged.weight import Weight
 
 __all__ = ["Report", "Use", "as_array", "described", "refusal", "warning"]
 
-# Code of which a user does not know: a place in it would not help.
-_LIBRARIES = tuple(
-    str(Path(file).parent) for file in (jax.__file__, jaxlib.__file__, __file__) if file
-)
+# Files whose lines tell a user nothing: JAX's, these here, and what stands between.
+_OPAQUE = (f"{Path(jax.__file__).parent}{os.sep}", str(Path(__file__).parent), contextlib.__file__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _place(eqn: Any) -> str:
     """Where a program has an equation: the innermost line that is not JAX's; empty if unknown."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
-        if not frame.file_name.startswith(_LIBRARIES):
+        if not frame.file_name.startswith(_OPAQUE):
             return f" at {Path(frame.file_name).name}:{frame.line_num} ({frame.function_name})"
     return ""
 
