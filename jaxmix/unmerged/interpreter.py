@@ -8,7 +8,7 @@ weight, the weight is made dense there, and that is reported.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -100,10 +100,6 @@ def _last(jaxpr: core.Jaxpr) -> dict[Any, int]:
     return {atom: number for number, atom in taken if not isinstance(atom, core.Literal)}
 
 
-def _dense(values: Sequence[Any], eqn: Any, report: Report) -> Values:
-    return [as_array(value, report, eqn) for value in values]
-
-
 # ---------------------------------------------------------------- programs inside
 
 
@@ -129,21 +125,45 @@ def _checkpointed(eqn: Any, values: Values, report: Report) -> Values:
 
 def _scanned(eqn: Any, values: Values, report: Report) -> Values:
     """`jax.lax.scan`: a stack is scanned layer by layer, base and map."""
-    params = eqn.params
+    params, program = eqn.params, _closed(eqn.params["jaxpr"])
     first, second = _scan_parts(eqn)
-    consts, carry = values[:first], _dense(values[first:second], eqn, report)
+    consts = values[:first]
+    carry = _carried(program, first, values[first:second], eqn, report)
     xs = [_scannable(x, eqn, report) for x in values[second:]]
 
     def body(carry: Values, xs: Values) -> tuple[Values, Values]:
-        outs = run(_closed(params["jaxpr"]), [*consts, *carry, *xs], report)
-        outs = _dense(outs, eqn, report)
-        return outs[: len(carry)], outs[len(carry) :]
+        outs = run(program, [*consts, *carry, *xs], report)
+        ys = [y if _is_layer(y) else as_array(y, report, eqn) for y in outs[len(carry) :]]
+        return _carried_on(outs, carry, eqn, report), ys
 
     known = {
         k: params[k] for k in ("reverse", "length", "unroll", "_split_transpose") if k in params
     }
     carry, ys = lax.scan(body, carry, xs, **known)
+    ys = [replace(y, stack=-len(y.shape)) if isinstance(y, Weight) else y for y in ys]
     return [*carry, *ys]
+
+
+def _is_layer(y: Any) -> bool:
+    """Whether it is a weight that can be one layer of a stack."""
+    return isinstance(y, Weight) and not y.is_stacked
+
+
+def _carried(
+    program: core.ClosedJaxpr, first: int, carry: Values, eqn: Any, report: Report
+) -> Values:
+    """What a loop begins with: weights that its body hands through as they are, and arrays."""
+    given, handed = program.jaxpr.invars[first:], program.jaxpr.outvars
+    return [
+        value if handed[i] is given[i] else as_array(value, report, eqn)
+        for i, value in enumerate(carry)
+    ]
+
+
+def _carried_on(outs: Values, carry: Values, eqn: Any, report: Report) -> Values:
+    """What a loop's body gives for a carry: arrays but for weights handed through."""
+    pairs = zip(outs, carry, strict=False)
+    return [out if isinstance(old, Weight) else as_array(out, report, eqn) for out, old in pairs]
 
 
 def _scan_parts(eqn: Any) -> tuple[int, int]:
@@ -172,30 +192,52 @@ def _scannable(x: Any, eqn: Any, report: Report) -> Any:
 
 def _looped(eqn: Any, values: Values, report: Report) -> Values:
     """`jax.lax.while_loop`."""
-    params = eqn.params
+    params, program = eqn.params, _closed(eqn.params["body_jaxpr"])
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     ahead, inside = values[:first], values[first:second]
-    carry = _dense(values[second:], eqn, report)
+    carry = _carried(program, params["body_nconsts"], values[second:], eqn, report)
 
     def go_on(carry: Values) -> Any:
         return run(_closed(params["cond_jaxpr"]), [*ahead, *carry], report)[0]
 
     def body(carry: Values) -> Values:
-        outs = run(_closed(params["body_jaxpr"]), [*inside, *carry], report)
-        return _dense(outs, eqn, report)
+        return _carried_on(run(program, [*inside, *carry], report), carry, eqn, report)
 
     return lax.while_loop(go_on, body, carry)
 
 
 def _branched(eqn: Any, values: Values, report: Report) -> Values:
-    """`jax.lax.cond` and `jax.lax.switch`."""
+    """`jax.lax.cond` and `jax.lax.switch`. Weights that all branches hand through stay outside."""
     which, *rest = values
+    programs = [_closed(program) for program in eqn.params["branches"]]
+    handed = [
+        _handed(outs, programs, rest)
+        for outs in zip(*(program.jaxpr.outvars for program in programs), strict=True)
+    ]
 
-    def branch(program: Any) -> Callable[[Values], Values]:
-        return lambda rest: _dense(run(_closed(program), rest, report), eqn, report)
+    def branch(program: core.ClosedJaxpr) -> Callable[[Values], Values]:
+        def outputs(rest: Values) -> Values:
+            pairs = zip(run(program, rest, report), handed, strict=True)
+            return [as_array(out, report, eqn) for out, weight in pairs if weight is None]
 
-    return lax.switch(which, [branch(program) for program in eqn.params["branches"]], rest)
+        return outputs
+
+    outs = iter(lax.switch(which, [branch(program) for program in programs], rest))
+    return [next(outs) if weight is None else weight for weight in handed]
+
+
+def _handed(
+    outs: Sequence[Any], programs: Sequence[core.ClosedJaxpr], values: Values
+) -> Weight | None:
+    """The weight that several programs hand through as the same output; None if they do not."""
+    found = {
+        next((i for i, var in enumerate(program.jaxpr.invars) if var is out), None)
+        for out, program in zip(outs, programs, strict=True)
+    }
+    at = found.pop()
+    weight = None if at is None or found else values[at]
+    return weight if isinstance(weight, Weight) else None
 
 
 _PROGRAMS: dict[str, Callable[[Any, Values, Report], Values]] = {

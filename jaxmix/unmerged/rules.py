@@ -46,6 +46,8 @@ def _looked_up(params: Any, values: Values) -> Values | None:
     weight, at = values
     if not isinstance(weight, Weight) or isinstance(at, Weight):
         return None
+    if weight.is_stacked:
+        return _one(views.picked(weight, jax.numpy.asarray(at), **params))
     return _one(lookups.gather(weight, at, **params))
 
 
@@ -110,6 +112,19 @@ def _placed(params: Any, values: Values) -> Values | None:
     return [replace(weight, base=lax.with_sharding_constraint(weight.base, params["sharding"]))]
 
 
+def _put(params: Any, values: Values) -> Values | None:
+    """`jax.device_put`, of the base: to another memory, say."""
+    if any(isinstance(value, Weight) and is_quantized(value.base) for value in values):
+        return None
+
+    def put(value: Any, there: Any) -> Any:
+        if isinstance(value, Weight):
+            return replace(value, base=jax.device_put(value.base, there))
+        return jax.device_put(value, there)
+
+    return list(map(put, values, params["devices"]))
+
+
 def _held(params: Any, values: Values) -> Values:
     """`jax.lax.optimization_barrier`, of all that goes in."""
     return lax.optimization_barrier(values)
@@ -149,6 +164,8 @@ RULES: dict[str, Rule] = {
     "squeeze": _squeezed,
     "slice": _sliced,
     "dynamic_slice": _dynamically_sliced,
+    "name": _kept,
+    "device_put": _put,
     "copy": _kept,
     "copy_p": _kept,
     "sharding_constraint": _placed,

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jaxmix.placement.quantized import is_quantized
 from jaxmix.unmerged.weight import Weight
 
-__all__ = ["by_layer", "reshaped", "sliced", "unstacked"]
+__all__ = ["by_layer", "picked", "reshaped", "sliced", "unstacked"]
 
 
 def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
@@ -106,6 +106,42 @@ def sliced(weight: Weight, starts: Sequence[Any], sizes: Sequence[int]) -> Weigh
         weight,
         base=jax.tree.map(lambda x: run(x, stack), by_layer(weight).base),
         map=jax.tree.map(lambda x: run(x, 0), weight.map),
+    )
+
+
+def picked(weight: Weight, at: Array, **params: Any) -> Weight | None:
+    """Layers of a stack, one or several, as ``lax.gather`` takes them; None for other lookups."""
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    rows, cols, stack = weight.axes
+    whole = all(size == (1 if k == stack else weight.shape[k]) for k, size in enumerate(sizes))
+    is_by_layer = numbers.collapsed_slice_dims == numbers.start_index_map == (stack,)
+    if stack is None or not whole or not is_by_layer or at.ndim > 2:
+        return None
+    layers, which = weight.shape[stack], at[..., 0]
+    is_inside = (which >= 0) & (which < layers)
+    which = jnp.clip(which, 0, layers - 1)
+    is_filled = params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    kept = [k for k in range(len(sizes)) if k != stack]
+    n = len(kept) + which.ndim
+    new = dict(zip(kept, numbers.offset_dims, strict=True))
+    # The axis of several layers; a single one has none.
+    lead = next((k for k in range(n) if k not in numbers.offset_dims), None)
+
+    def layer(x: Array) -> Array:
+        x = jnp.take(x, which, stack)
+        x = x if lead is None else jnp.moveaxis(x, stack, lead)
+        if not is_filled or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        seen = [size if k == lead else 1 for k, size in enumerate(x.shape)]
+        return jnp.where(is_inside.reshape(seen), x, jnp.asarray(jnp.nan, x.dtype))
+
+    return replace(
+        weight,
+        base=jax.tree.map(layer, by_layer(weight).base),
+        map=jax.tree.map(lambda x: x[which], weight.map),
+        out=tuple(new[k] - n for k in rows),
+        into=tuple(new[k] - n for k in cols),
+        stack=None if lead is None else lead - n,
     )
 
 
