@@ -126,7 +126,9 @@ def explain(
     ways = [_way(name, leaf, tokens) for name, leaf in held]
     if fn is not None:
         uses = uses_without_form(fn, (leaves, *args), {})
-        ways = [_with_uses(way, [use.why for use in uses if use.leaf == way.leaf]) for way in ways]
+        ways = [
+            _with_uses(way, [use.reason for use in uses if use.leaf == way.leaf]) for way in ways
+        ]
     return Explanation(tuple(ways), tokens)
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend import core
 
 from jaxmix.unmerged.rules import RULES, Values
-from jaxmix.unmerged.uses import Report, as_array
+from jaxmix.unmerged.uses import Report, as_array, within
 from jaxmix.unmerged.views import by_layer
 from jaxmix.unmerged.weight import Weight
 
@@ -60,7 +60,7 @@ def _outputs(eqn: Any, values: Values, report: Report) -> Values | None:
     """What an equation gives that a weight enters; None where it has no factored form."""
     name = eqn.primitive.name
     if name in _PROGRAMS:
-        return _PROGRAMS[name](eqn, values, report)
+        return _PROGRAMS[name](eqn, values, within(eqn, report))
     rule = RULES.get(name)
     return None if rule is None else rule(eqn.params, values)
 

@@ -7,7 +7,7 @@ warns where the way was left to it, and refuses where factored products were ask
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxmix.errors import listing
 from jaxmix.placement.quantized import is_quantized
 from jaxmix.unmerged.weight import Weight
 
-__all__ = ["Report", "Use", "as_array", "described", "refusal", "warning"]
+__all__ = ["Report", "Use", "as_array", "described", "refusal", "warning", "within"]
 
 # Files whose lines tell a user nothing: JAX's, these here, and what stands between.
 _OPAQUE = (f"{Path(jax.__file__).parent}{os.sep}", str(Path(__file__).parent), contextlib.__file__)
@@ -30,15 +30,22 @@ class Use:
     Args:
         leaf: the leaf's dotted name.
         array: its shape and dtype, for people.
-        why: what has no form, for people: the operation and where the program has it.
+        why: what has no form: the operation, or a property of the leaf.
+        place: where the program has the operation; empty if that is unknown.
     """
 
     leaf: str
     array: str
     why: str
+    place: str = ""
+
+    @property
+    def reason(self) -> str:
+        """What has no form, and where."""
+        return f"{self.why}{self.place}"
 
     def __str__(self) -> str:
-        return f"{self.leaf} ({self.array}): {self.why}"
+        return f"{self.leaf} ({self.array}): {self.reason}"
 
 
 Report = Callable[[Use], Any]
@@ -58,9 +65,22 @@ def as_array(value: Any, report: Report, eqn: Any = None) -> Any:
     if not isinstance(value, Weight):
         return value
     if value.how != "dense":
-        why = "the function returns it" if eqn is None else f"{eqn.primitive.name}{_place(eqn)}"
-        report(Use(value.name, described(value), why))
+        why = "the function returns it" if eqn is None else eqn.primitive.name
+        report(Use(value.name, described(value), why, _place(eqn)))
     return value.dense()
+
+
+def within(eqn: Any, report: Report) -> Report:
+    """Reports what a program inside a program does; JAX's own programs have no place of their own.
+
+    Args:
+        eqn: the equation that runs the inner program.
+        report: the outer program's report.
+
+    Returns:
+        A report that fills in the equation's place where there is none.
+    """
+    return lambda use: report(use if use.place else replace(use, place=_place(eqn)))
 
 
 def described(array: Any) -> str:
