@@ -145,7 +145,8 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
     weight = _shapes(leaf)
     if isinstance(weight, NotApart):
         return Way(name, sites, "dense", weight.why, "", 2 * size * tokens, 0, size)
-    layers = weight.shape[weight.axes[2]] if weight.is_stacked else 1
+    stack = weight.axes[2]
+    layers = 1 if stack is None else weight.shape[stack]
     added, made, described, why = weight.count(
         lambda one: (added_flops(one, tokens), one.flops(), _described(one), _why(one))
     )

@@ -141,7 +141,9 @@ def _varying(params: Any, values: Values) -> Values:
 
     def vary(x: Any) -> Any:
         try:
-            return lax.pcast(x, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, axes)
+            if hasattr(lax, "pcast"):
+                return lax.pcast(x, axes, to="varying")
+            return getattr(lax, "pvary")(x, axes)  # noqa: B009  JAX 0.8
         except ValueError:  # it does so already
             return x
 

@@ -47,6 +47,12 @@ def adapter(name: str, **updates: Any) -> Adapter:
     return Adapter({site.replace("_", "."): update for site, update in updates.items()}, name=name)
 
 
+@pytest.fixture(autouse=True)
+def draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has its own draws, whatever ran before it."""
+    monkeypatch.setattr(f"{__name__}.RNG", np.random.default_rng(1))
+
+
 @pytest.fixture
 def made_dense(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts how often a weight is made."""
@@ -299,7 +305,7 @@ def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
         return x
 
     for one in (run, unrolled):
-        assert difference(one, params, mixed, normal(4, 6), Layout("heads", rules)) < 2e-5
+        assert difference(one, params, mixed, normal(4, 6), Layout("heads", rules)) < 1e-5
     assert made_dense == [0]
 
 
