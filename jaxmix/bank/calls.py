@@ -15,8 +15,9 @@ from jaxmix.bank.building import factored_by_name, mix_all
 from jaxmix.bank.leaves import BankLeaf
 from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
 from jaxmix.placement.layout import Layout
-from jaxmix.unmerged import attach, factored
+from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
+from jaxmix.unmerged.running import quietly_factored
 
 __all__ = ["attached", "run"]
 
@@ -72,7 +73,7 @@ def run(
         for leaf in stacked:
             flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick, each)
         single = jax.tree.map(lambda x: x[None], row)
-        return jax.tree.map(_single, factored(fn, "factored")(tree.unflatten(flat), single))
+        return jax.tree.map(_single, quietly_factored(fn)(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
     out = jax.vmap(run_row)(pick, jax.tree.map(jnp.asarray, batch))

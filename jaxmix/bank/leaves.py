@@ -21,7 +21,7 @@ from jaxmix.bank.stacks import (
 )
 from jaxmix.placement.form import Form
 from jaxmix.placement.quantized import dequantized
-from jaxmix.unmerged.leaf import Factored, Tags
+from jaxmix.unmerged.leaf import Factored, NotApart, Tags
 
 __all__ = ["BankLeaf", "build_leaf"]
 
@@ -128,9 +128,8 @@ def build_leaf(name: str, leaves: Mapping[int, Factored], room: Callable[[int], 
     first = next(iter(leaves.values()))
     items = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
     axes = {_axes(leaf) for leaf in leaves.values()}
-    reason = next(
-        (reason for leaf in leaves.values() if isinstance(reason := _axes(leaf), str)), ""
-    )
+    apart = [leaf.apart(whole=True) for leaf in leaves.values()]
+    reason = next((found.why for found in apart if isinstance(found, NotApart)), "")
     if not reason and len(axes) > 1:
         reason = "its members see its axes differently"
     if reason:
@@ -164,15 +163,15 @@ def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
 
 
 def _axes(leaf: Factored) -> Any:
-    """Returns the leaf's axes for rows, columns and layers, or why its map can't be kept apart."""
+    """Returns the leaf's axes of rows, columns and layers; None without a separate map."""
     weight = leaf.apart(whole=True)
-    return weight if isinstance(weight, str) else (weight.out, weight.into, weight.stack)
+    return None if isinstance(weight, NotApart) else (weight.out, weight.into, weight.stack)
 
 
 def _shape(leaf: Factored) -> tuple[int, int]:
     """Returns the shape (out, in) of the leaf's maps."""
     weight = leaf.apart(whole=True)
-    assert not isinstance(weight, str)
+    assert not isinstance(weight, NotApart)
     return weight.matrix_shape
 
 

@@ -18,6 +18,7 @@ from jaxmix.placement.layout import Layout
 from jaxmix.placement.params import check_no_path
 from jaxmix.placement.tree import Tree
 from jaxmix.unmerged.leaf import Factored, Tags
+from jaxmix.unmerged.weight import Weight
 
 __all__ = ["attach", "detach", "is_factored"]
 
@@ -122,7 +123,7 @@ def _ready(leaf: Factored) -> Factored:
 def _made(leaf: Factored) -> AffineMap | None:
     """The map of a leaf; None where it has none apart from the dense weight."""
     weight = leaf.apart(whole=True)
-    return None if isinstance(weight, str) else weight.map
+    return weight.map if isinstance(weight, Weight) else None
 
 
 def _as_array(strength: Any) -> Any:

@@ -21,7 +21,7 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
     """``lax.conv_general_dilated``: Δ = BA is a convolution with A, then one of a single point.
 
     Returns:
-        The result; None where the dense weight is the way.
+        The result; None where there is no factored form.
     """
     x = jnp.asarray(x)
     spec, rows, cols = params["dimension_numbers"], *weight.axes[:2]
@@ -29,8 +29,10 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
     as_it_lies = rows == spec.rhs_spec[:1] and cols == spec.rhs_spec[1:]
     if low is None or not as_it_lies or not isinstance(weight.map.right, Identity):
         return None
-    if params["batch_group_count"] != 1 or not _is_cheap(weight, low, x, spec):
+    if params["batch_group_count"] != 1:
         return None
+    if not _is_cheap(weight, low, x, spec):
+        return lax.conv_general_dilated(x, weight.dense(), **_keywords(params))
     y = lax.conv_general_dilated(x, weight.plain(), **_keywords(params))
     dtype = arithmetic(x.dtype)
     made = cast(weight.map, dtype)
@@ -94,7 +96,7 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
     """Rows of an embedding: ``(W₀[at] Rᵀ) · L[at] + Δ[at]``, as ``lax.gather`` takes them.
 
     Returns:
-        The rows; None where the dense weight is the way.
+        The rows; None where there is no factored form.
     """
     at = jnp.asarray(at)
     numbers = params["dimension_numbers"]

@@ -46,7 +46,7 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
         **params: the primitive's.
 
     Returns:
-        (n, out); None where the dense weights are the way.
+        (n, out); None where there is no factored form.
     """
     numbers = params["ragged_dot_dimension_numbers"]
     (x_sum, w_sum), batch = numbers.dot_dimension_numbers
@@ -62,12 +62,14 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
     ):
         return None
     experts, tokens = weight.shape[stack], x.shape[0]
-    if not weight.count(is_ragged) or not is_cheaper(weight, -(-tokens // experts), turned):
+    if not weight.count(is_ragged):
         return None
+    turn = {name: params[name] for name in ("precision", "preferred_element_type")}
+    if not is_cheaper(weight, -(-tokens // experts), turned):
+        return lax.ragged_dot_general(x, weight.dense(), sizes, numbers, **turn)
     dtype = arithmetic(x.dtype)
     made = cast(weight.map_to(turned), dtype)
     which = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=tokens)
-    turn = {name: params[name] for name in ("precision", "preferred_element_type")}
     with precise(params["precision"]):
         inputs = _scaled(x.astype(dtype), made.right, which).astype(x.dtype)
         y = lax.ragged_dot_general(inputs, weight.plain(), sizes, numbers, **turn)
