@@ -16,7 +16,7 @@ from ..factored.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
 from ..factored.test_words import inputs
 from ..factored.test_words import run as layer_of
 from ..laws.draws import KINDS, Module, tree
-from ..laws.test_every_family import ALL, FLAT, word
+from ..laws.words import ALL, FLAT, word
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
 

@@ -12,7 +12,7 @@ from jaxmix.families import BOFT, OFT, RoAd
 from jaxmix.families.boft import butterfly
 
 from ..laws.draws import Module, normal, tree
-from ..laws.test_every_family import ALL, STACKED
+from ..laws.words import ALL, STACKED
 from .spying import flat, grid, placed
 
 __all__ = [

@@ -22,7 +22,7 @@ from jaxmix import Adapter
 from jaxmix.families import DEFT, OFT
 
 from ..laws.draws import Module, tree
-from ..laws.test_every_family import ALL, STACKED
+from ..laws.words import ALL, STACKED
 from .spying import grid, placed
 
 MODULE = Module("linear", (8, 16), True)

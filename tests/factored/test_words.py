@@ -12,8 +12,8 @@ import pytest
 import jaxmix
 
 from ..laws.draws import FAMILIES, KINDS, Module, tree
-from ..laws.test_every_family import ALL, FLAT, WORDS, word
-from ..laws.truth_all import folded
+from ..laws.truth import fold_tree
+from ..laws.words import ALL, FLAT, WORDS, word
 
 LINEAR = Module("linear", (6, 8), True)
 
@@ -47,7 +47,7 @@ def wrong(words: Sequence[Sequence[str]], kind: str, module: Module) -> dict[str
     found = {}
     for seed, kinds in enumerate(words):
         adapters = word(tuple(kinds), module, seed)
-        want = jax.tree.leaves(run(folded(params, adapters), x))
+        want = jax.tree.leaves(run(fold_tree(params, adapters), x))
         leaves = jaxmix.attach(params, adapters)
         got = jax.tree.leaves(jaxmix.factored(run, "factored")(leaves, x))
         error = max(

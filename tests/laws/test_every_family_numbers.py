@@ -16,8 +16,8 @@ from jaxmix.operators import Product, Sparse
 
 from .crowd import LINEAR, UPDATES, base, folds, is_float
 from .draws import Module, ones
-from .test_every_family import ALL, FLAT
 from .test_shape import rounded_once
+from .words import ALL, FLAT
 
 # By the last figure of the site's name: one program for all.
 DTYPES = {"0": jnp.bfloat16, "1": np.float16, "2": np.float32}
