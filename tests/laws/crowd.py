@@ -9,9 +9,9 @@ import numpy as np
 from jaxmix import Adapter
 from jaxmix.families import Update
 
+from .chains import ALL, STACKED
 from .draws import Module, tree
 from .truth import fold_tree
-from .words import ALL, STACKED
 
 __all__ = ["LINEAR", "MODULES", "UPDATES", "base", "floats", "folds", "is_float", "off", "whole"]
 

@@ -1,4 +1,4 @@
-"""Words over all families at once: every pair in both orders, and random words of up to six."""
+"""Chains of every family: each pair in both orders, and random chains of up to six updates."""
 
 from collections.abc import Sequence
 from itertools import pairwise, product
@@ -12,9 +12,9 @@ import jaxmix
 from jaxmix.families import FAMILIES, parts_of
 
 from ..families.table import SAMPLES
+from .chains import ALL, CHAINS, FLAT, STACKED, chain
 from .draws import KINDS, Module, tree
 from .truth import fold_tree
-from .words import ALL, FLAT, STACKED, WORDS, word
 
 PLACES = tuple(kind for kind in KINDS if kind != "norm")
 WIDE = Module("linear", (6, 8), True)
@@ -30,13 +30,13 @@ def wrong(params: dict[str, Any], adapters: list[jaxmix.Adapter]) -> float:
     )
 
 
-def all_wrong(words: Sequence[Sequence[str]], module: Module) -> dict[str, float]:
-    """The words that differ from the fold, each with the difference, uncompiled."""
+def all_wrong(chains: Sequence[Sequence[str]], module: Module) -> dict[str, float]:
+    """The chains that differ from the fold, each with the difference, uncompiled."""
     params = tree({"site": module}, 1)
     with jax.enable_x64(True), jax.disable_jit():
         errors = {
-            " -> ".join(kinds): wrong(params, word(kinds, module, seed))
-            for seed, kinds in enumerate(words)
+            " -> ".join(kinds): wrong(params, chain(kinds, module, seed))
+            for seed, kinds in enumerate(chains)
         }
     return {kinds: error for kinds, error in errors.items() if not error < 1e-10}
 
@@ -53,16 +53,16 @@ def test_no_family_is_left_out() -> None:
     assert bare == {"Delta", "Rebase", "Replace", "Together"}
 
 
-def test_words_hold_every_pair_in_both_orders() -> None:
+def test_chains_hold_every_pair_in_both_orders() -> None:
     """Also of a family with itself."""
-    found = [pair for word in WORDS for pair in pairwise(word)]
+    found = [pair for one in CHAINS for pair in pairwise(one)]
     assert sorted(found) == sorted(product(FLAT, repeat=2))
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_pair(part: int) -> None:
     """Among others, on a linear layer."""
-    assert all_wrong(WORDS[part::PARTS], WIDE) == {}
+    assert all_wrong(CHAINS[part::PARTS], WIDE) == {}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -73,16 +73,16 @@ def test_on_every_kind_of_module(place: str) -> None:
 
 def test_a_stack_with_every_other() -> None:
     """Experts, before and after what a convolution of that shape takes."""
-    words = [(stack, kind, stack) for stack in STACKED for kind in FLAT]
-    assert all_wrong(words, KINDS["conv1d"]) == {}
+    chains = [(stack, kind, stack) for stack in STACKED for kind in FLAT]
+    assert all_wrong(chains, KINDS["conv1d"]) == {}
 
 
-def test_words_compiled() -> None:
+def test_chains_compiled() -> None:
     """As one function: every kind between a LoRA and a DoRA, at sites of their own."""
     modules = {kind: WIDE for kind in FLAT}
     params, parts = tree(modules, 2), [{}, {}, {}]
     for seed, kind in enumerate(FLAT):
-        for updates, adapter in zip(parts, word(("LoRA", kind, "DoRA"), WIDE, seed), strict=True):
+        for updates, adapter in zip(parts, chain(("LoRA", kind, "DoRA"), WIDE, seed), strict=True):
             updates[kind] = adapter.updates["site"]
     adapters = [jaxmix.Adapter(updates, 0.5 + i, f"{i}") for i, updates in enumerate(parts)]
     truth = fold_tree(params, adapters)
@@ -93,7 +93,7 @@ def test_words_compiled() -> None:
 
 
 @pytest.mark.parametrize("seed", range(36))
-def test_random_words(seed: int) -> None:
+def test_random_chains(seed: int) -> None:
     """Of one to six letters, on layers of every kind."""
     rng = np.random.default_rng(seed)
     place = ("wide", "tall", "square", "conv1d", "conv2d", "embedding")[seed % 6]
@@ -103,10 +103,10 @@ def test_random_words(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_associative(seed: int) -> None:
-    """However a word is cut into mixes, it is the same one."""
+    """However a chain is cut into mixes, it is the same one."""
     rng = np.random.default_rng(1000 + seed)
     params = tree({"site": WIDE}, seed)
-    a, b, c, d = word(tuple(map(str, rng.choice(FLAT, size=4))), WIDE, seed)
+    a, b, c, d = chain(tuple(map(str, rng.choice(FLAT, size=4))), WIDE, seed)
     with jax.enable_x64(True), jax.disable_jit():
         one = jaxmix.mix(jaxmix.mix(a, b), jaxmix.mix(c, d))(params)
         two = jaxmix.mix(a, jaxmix.mix(b, jaxmix.mix(c, d)))(params)
@@ -121,7 +121,7 @@ def test_the_order_counts() -> None:
     pairs = list(product(("OFT", "IA3", "HRA", "Tokens", "BOFT", "RoAd"), ("LoRA", "VeRA", "MiSS")))
     with jax.enable_x64(True), jax.disable_jit():
         for pair in pairs:
-            a, b = word(pair, WIDE, 3)
+            a, b = chain(pair, WIDE, 3)
             one, two = jaxmix.compose(params, [a, b]), jaxmix.compose(params, [b, a])
             differ += not np.allclose(one["site.weight"], two["site.weight"], atol=1e-3)
     assert differ == len(pairs)

@@ -14,10 +14,10 @@ from jaxmix.affine import Base
 from jaxmix.families import C3A, FAMILIES, OFT, WaveFT, parts_of
 from jaxmix.operators import Product, Sparse
 
+from .chains import ALL, FLAT
 from .crowd import LINEAR, UPDATES, base, folds, is_float
 from .draws import Module, ones
 from .test_shape import rounded_once
-from .words import ALL, FLAT
 
 # By the last figure of the site's name: one program for all.
 DTYPES = {"0": jnp.bfloat16, "1": np.float16, "2": np.float32}

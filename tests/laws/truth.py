@@ -18,7 +18,7 @@ from ..families.table import SAMPLES
 
 __all__ = ["fold", "fold_tree"]
 
-Word = Iterable[tuple[float, Update]]
+Chain = Iterable[tuple[float, Update]]
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,26 @@ class Site:
     bias0: np.ndarray | None
 
 
-def fold(word: Word, weight: Any, bias: Any = None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def fold(
+    updates: Chain, weight: Any, bias: Any = None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Applies updates in order to a site's weight and bias, and returns both."""
     w, b = (None if x is None else np.asarray(x, np.float64) for x in (weight, bias))
     site = Site(w, b, w, b)
-    for strength, update in word:
+    for strength, update in updates:
         site = _step(site, float(strength), update)
     return site.weight, site.bias
 
 
 def fold_tree(params: Mapping[str, Any], adapters: Iterable[Any]) -> dict[str, np.ndarray]:
     """Applies adapters in order to a flat dict with PyTorch names."""
-    words: dict[str, list[tuple[float, Update]]] = {}
+    chains: dict[str, list[tuple[float, Update]]] = {}
     for adapter in adapters:
         for name, update in adapter.updates.items():
-            words.setdefault(name, []).append((adapter.strength, update))
+            chains.setdefault(name, []).append((adapter.strength, update))
     out = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
-    for name, word in words.items():
-        new = fold(word, out.get(f"{name}.weight"), out.get(f"{name}.bias"))
+    for name, chain in chains.items():
+        new = fold(chain, out.get(f"{name}.weight"), out.get(f"{name}.bias"))
         for part, tensor in zip(("weight", "bias"), new, strict=True):
             if tensor is not None:
                 out[f"{name}.{part}"] = tensor
