@@ -44,7 +44,7 @@ class Mutation:
     near: tuple[str, ...]
 
 
-_LAWS = ("laws/test_tables.py", "laws/test_every_family.py")
+_LAWS = ("laws/test_every_family.py",)
 _APPLY = (*_LAWS, "laws/test_shape.py", "laws/test_one_model.py", "devices/test_rotations.py")
 
 MUTATIONS = (

@@ -13,7 +13,8 @@ from jaxmix.families import FAMILIES, parts_of
 
 from ..families.table import SAMPLES
 from .chains import ALL, CHAINS, FLAT, STACKED, chain
-from .draws import KINDS, Module, tree
+from .draws import FAMILIES as FIRST
+from .draws import KINDS, MAKERS, Module, tree
 from .truth import fold_tree
 
 PLACES = tuple(kind for kind in KINDS if kind != "norm")
@@ -63,6 +64,31 @@ def test_chains_hold_every_pair_in_both_orders() -> None:
 def test_every_pair(part: int) -> None:
     """Among others, on a linear layer."""
     assert all_wrong(CHAINS[part::PARTS], WIDE) == {}
+
+
+LENGTHS = [3, pytest.param(4, marks=pytest.mark.thorough)]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_chain_of_the_first_six(length: int) -> None:
+    """All 6ⁿ of them, in their orders."""
+    assert all_wrong(list(product(FIRST, repeat=length)), WIDE) == {}
+
+
+@pytest.mark.thorough
+def test_every_chain_with_what_reads_or_changes_the_base() -> None:
+    """Three of nine kinds, at least one of them a DoRA."""
+    chains = [kinds for kinds in product(MAKERS, repeat=3) if "DoRA" in kinds]
+    assert len(chains) == 217 and all_wrong(chains, WIDE) == {}
+
+
+def test_every_pair_by_pass() -> None:
+    """As users run it: by compiled passes."""
+    with jax.enable_x64(True):
+        params = tree({"site": WIDE}, 1)
+        pairs = product(FIRST, repeat=2)
+        errors = {kinds: wrong(params, chain(kinds, WIDE, i)) for i, kinds in enumerate(pairs)}
+    assert {kinds: error for kinds, error in errors.items() if not error < 1e-10} == {}
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -78,7 +78,7 @@ def test_who_lists_positions() -> None:
     }
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_positions_of_every_width(dtype: Any) -> None:
     """As a file may have them, and beside those of another file; nothing of them overflows."""
     params = base(INDEXED)
@@ -160,7 +160,7 @@ def test_a_wavelet_takes_no_more_memory_than_its_weight() -> None:
     assert memory.temp_size_in_bytes < 2 * params["a.weight"].nbytes
 
 
-@pytest.mark.parametrize("name", ["haar", "db2", "db10", "sym4", "sym5", "coif1", "coif3"])
+@pytest.mark.parametrize("name", ["haar", "db10", "coif3"])
 def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
     """Patches where they are few, products where they are many: the same Δ."""
     shape, rng = (38, 41), np.random.default_rng(0)
