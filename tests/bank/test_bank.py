@@ -15,8 +15,8 @@ from jaxmix.families import OFT, LoHa, LoKr, LoRA
 from ..laws.chains import ALL, FLAT, chain
 from ..laws.draws import KINDS, Module, tree
 from ..unmerged.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
-from ..unmerged.test_words import inputs
-from ..unmerged.test_words import run as layer_of
+from ..unmerged.test_chains import inputs
+from ..unmerged.test_chains import run as layer_of
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
 
