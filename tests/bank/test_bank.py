@@ -14,9 +14,9 @@ from jaxmix.families import OFT, LoHa, LoKr, LoRA
 
 from ..laws.chains import ALL, FLAT, chain
 from ..laws.draws import KINDS, Module, tree
-from ..unmerged.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
 from ..unmerged.test_chains import inputs
 from ..unmerged.test_chains import run as layer_of
+from ..unmerged.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
 
@@ -102,9 +102,9 @@ def test_all_families() -> None:
 
 @pytest.mark.parametrize("kind", ["conv1d", "conv2d", "embedding"])
 def test_other_modules(kind: str) -> None:
-    """A member of every third family, and words of two, on convolutions and embeddings."""
+    """A member of every sixth family, and words of two, on convolutions and embeddings."""
     module = KINDS[kind]
-    words = [(name,) for name in FLAT[::3]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
+    words = [(name,) for name in FLAT[::6]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
     params, x = tree({"site": module}, 1), inputs(kind, module)
     members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(words)}
     with jax.enable_x64(True):

@@ -89,7 +89,13 @@ def test_the_smallest_rank_that_keeps_a_share(share: float) -> None:
     assert errors["a"] ** 2 <= 1 - share
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if i % 3 == 0 else [pytest.mark.thorough])
+        for i, name in enumerate(CHOSEN)
+    ],
+)
 def test_every_family(name: str) -> None:
     """Rows of the families' table, at the effect's own rank and at a strength."""
     row = ROWS[name]

@@ -72,14 +72,14 @@ def test_the_typed_marker_is_shipped() -> None:
 
 def targets() -> set[str]:
     """The targets of the Makefile."""
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_exist(page: str) -> None:
     """Every `make x` on a page is a target."""
     text = (ROOT / page).read_text()
-    named = set(re.findall(r"(?:`|^ *|&& )make ([a-z]+)", text, re.MULTILINE))
+    named = set(re.findall(r"(?:`|^ *|&& )make ([a-z-]+)", text, re.MULTILINE))
     assert named and named <= targets(), named - targets()
 
 
