@@ -267,7 +267,7 @@ def failure(tree: Path, words: tuple[str, ...]) -> str | None:
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    lines = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     # 1 is a failure, 2 an error while tests are collected: anything else says nothing.
     if done.returncode not in (1, 2) or not lines:
         raise SystemExit(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
