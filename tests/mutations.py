@@ -2,11 +2,11 @@
 
     python -m tests.mutations               with the tests of `make test`
     python -m tests.mutations --all         with those of `make test-all`
-    python -m tests.mutations --near        with the tests of the room alone; much quicker
+    python -m tests.mutations --near        with the tests that are likely to catch it; quicker
     python -m tests.mutations bank tied     the mutations whose name holds one of these words
 
-Each mutation replaces a text that stands once in the library, in a copy of the tree. The tests of
-its room run first and stop at the first failure; the others run only if none of them fails. A
+Each mutation replaces a text that stands once in the library, in a copy of the tree. The likely
+tests run first and stop at the first failure; the others run only if none of them fails. A
 mutation that no test catches is a gap: write the test. A text that is no longer there is an error:
 follow the code.
 """
@@ -35,7 +35,8 @@ class Mutation:
         name: The room, and what is wrong then.
         old: A text that stands once in the library.
         new: The text that replaces it.
-        near: The tests of its room: files or folders below tests/.
+        near: The tests that are likely to catch it: files or folders below tests/, and words for
+            pytest.
     """
 
     name: str
@@ -44,201 +45,201 @@ class Mutation:
     near: tuple[str, ...]
 
 
-_LAWS = ("laws/test_every_family.py",)
-_APPLY = (*_LAWS, "laws/test_shape.py", "laws/test_one_model.py", "devices/test_rotations.py")
-
 MUTATIONS = (
     Mutation(
         "operators: Khatri-Rao of factors in two orders",
         "b = self.left.b[:, :, None] * self.right.b[:, None, :]",
         "b = self.left.b[:, None, :] * self.right.b[:, :, None]",
-        ("operators",),
+        ("operators/test_alone.py",),
     ),
     Mutation(
         "operators: two permutations in the wrong order",
         "Permutation(y.order[x.order])",
         "Permutation(x.order[y.order])",
-        ("operators",),
+        ("operators/test_fold.py",),
     ),
     Mutation(
         "operators: a diagonal scales columns of blocks",
         "BlockDiagonal(x.d.reshape(-1, y.block_size, 1) * y.all_blocks(), 1)",
         "BlockDiagonal(x.d.reshape(-1, 1, y.block_size) * y.all_blocks(), 1)",
-        ("operators",),
+        ("operators/test_fold.py",),
     ),
     Mutation(
         "operators: a rotation across devices is taken for one within a part",
         "(m.blocks.shape[0] if m.copies == 1 else m.copies) % parts == 0",
         "(m.blocks.shape[0] * m.copies) % parts >= 0",
-        ("operators", "devices/test_rotations.py", "devices/test_compose.py"),
+        ("devices/test_rotations.py",),
     ),
     Mutation(
         "affine: R is not transposed around Δ",
         "multiply(multiply(by.left, term), by.right.T)",
         "multiply(multiply(by.left, term), by.right)",
-        ("test_affine.py", *_LAWS),
+        ("test_affine.py", "laws/test_every_family.py"),
     ),
     Mutation(
         "affine: a low rank is not carried through what comes later",
         "carried = add(_carried(new, carried), low)",
         "carried = add(carried, low)",
-        ("test_affine.py", *_LAWS),
+        ("test_affine.py", "laws/test_every_family.py"),
     ),
     Mutation(
         "families: DoRA's bias off the line at other strengths",
         "line = Diagonal(1 - strength + strength * c[:, 0])",
         "line = Diagonal(c[:, 0])",
-        ("families",),
+        ("families/test_contract.py", "-k", "dora"),
     ),
     Mutation(
         "families: OFT's bound not shared among blocks",
         "shrunk(q, self.eps / q.shape[0] ** 0.5)",
         "shrunk(q, self.eps)",
-        ("families",),
+        ("families/test_contract.py", "-k", "coft"),
     ),
     Mutation(
         "families: a wavelet's patch starts one place off",
         "start = 2 * (at - count // 2 * is_detail) - _cut(size, length)",
         "start = 2 * (at - count // 2 * is_detail) - _cut(size, length) + 1",
-        ("families", "laws/test_every_family_numbers.py"),
+        ("families/test_contract.py", "-k", "waveft"),
     ),
     Mutation(
         "placement: a rule's quotient and remainder exchanged",
         'a // b if how == "//" else a % b',
         'a % b if how == "//" else a // b',
-        ("placement", "converters/layouts"),
+        ("converters/layouts/test_rules.py", "placement/test_layout.py"),
     ),
     Mutation(
         "placement: no refusal of two sites in one leaf",
         "both := list(shared(tree, sites))",
         "both := list(shared(tree, sites))[:0]",
-        ("placement", "test_misuse.py"),
+        ("placement/test_layout.py",),
     ),
     Mutation(
         "placement: T5's shared embedding taken for untied",
         '_last(site) == "embed_tokens" and _last(embedding) == "shared"',
         "False",
-        ("placement",),
+        ("placement/test_tied.py", "placement/test_names.py"),
     ),
     Mutation(
         "placement: axes that a bias can't tell are told by it",
         "len(bias) != 1 or shape.count(bias[0]) != 1",
         "len(bias) != 1 or shape.count(bias[0]) < 1",
-        ("placement", "converters/checkpoints/test_conv1d.py"),
+        ("placement/test_orientation.py",),
     ),
     Mutation(
         "apply: what reads the base does not see a replaced leaf",
         "if update.is_base_side and start is not bare:",
         "if update.is_base_side and start is bare:",
-        _APPLY,
+        ("laws/test_identity_and_order.py",),
     ),
     Mutation(
         "apply: rounding to 16 bits after each pass",
         "dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)",
         "dtype",
-        _APPLY,
+        ("laws/test_shape.py",),
     ),
     Mutation(
         "unmerged: the weight's stack is made dense before a scan",
         "x if not isinstance(x, Weight) or _stacked_first(x) else x.dense() for x in xs",
         "x if not isinstance(x, Weight) else x.dense() for x in xs",
-        ("unmerged",),
+        ("unmerged/test_uses.py",),
     ),
     Mutation(
         "unmerged: L is not transposed after a product",
         "y = y @ left.T",
         "y = y @ left",
-        ("unmerged",),
+        ("unmerged/test_attach.py", "unmerged/test_uses.py"),
     ),
     Mutation(
         "bank: rows beyond a slot's share are dropped",
         "idle = idle | (is_full & (numbers - first[wanted] < each))",
         "idle = idle | is_full",
-        ("bank",),
+        ("bank/test_bank.py",),
     ),
     Mutation(
         "bank: a row of no adapter gets the first one",
         "now = jnp.where(pick >= 0, made if is_factor else now + made, now)",
         "now = made if is_factor else now + made",
-        ("bank",),
+        ("bank/test_bank.py",),
     ),
     Mutation(
         "combining: TIES divides by all, not by those that agree",
         "/ jnp.maximum(jnp.sum(mask, 0), 1)",
         "/ len(stack)",
-        ("combining",),
+        ("combining/test_formulas.py",),
     ),
     Mutation(
         "combining: DARE does not rescale",
         "jnp.where(kept, stack / density, 0)",
         "jnp.where(kept, stack, 0)",
-        ("combining",),
+        ("combining/test_formulas.py", "combining/test_combine.py"),
     ),
     Mutation(
         "training: a shared array is trained once for each site",
         "same = id(leaf) if isinstance(leaf, jax.Array | np.ndarray) else path",
         "same = path",
-        ("training",),
+        ("training/test_partition.py",),
     ),
     Mutation(
         "training: DoRA's magnitude of the wrong axis",
         'jnp.linalg.norm(whole, axis=0 if target.layer == "embedding" else 1)',
         "jnp.linalg.norm(whole, axis=1)",
-        ("training",),
+        ("training/test_init_kinds.py", "-k", "dora"),
     ),
     Mutation(
         "peft reader: experts in B slow instead of fast",
         "b.reshape(len(b), rank, experts).transpose(2, 0, 1)",
         "b.reshape(len(b), experts, rank).transpose(1, 0, 2)",
-        ("converters/adapters/peft", "parity/test_layers.py"),
+        ("converters/adapters/peft", "-k", "expert"),
     ),
     Mutation(
         "peft exporter: the rest of a scale is not in B",
         "rest = own / scale",
         "rest = 1.0",
-        ("converters/adapters/peft",),
+        ("converters/adapters/peft/test_export_level.py",),
     ),
     Mutation(
         "lycoris: dora_scale by output taken for one by input",
         'NORM_EPS, axis="out" if by_output else "in"',
         'NORM_EPS, axis="in" if by_output else "out"',
-        ("converters/adapters/formats",),
+        (
+            "converters/adapters/formats/test_goldens.py",
+            "converters/adapters/formats/test_kohya.py",
+        ),
     ),
     Mutation(
         "mixfile: a recipe's strength is ignored",
         'one if "updates" in part else _times(one, float(part.get("strength", 1.0)))',
         "one",
-        ("converters/adapters/mixfile",),
+        ("converters/adapters/mixfile/test_recipes.py",),
     ),
     Mutation(
         "merging: the second piece of a large tensor overwrites the first",
         "min(begin + STRIDE, tensor.size), at + begin)",
         "min(begin + STRIDE, tensor.size), at)",
-        ("converters/merging",),
+        ("converters/merging/test_merge.py",),
     ),
     Mutation(
         "merging: verifying allows any distance",
         "jnp.where(both & (off > 0), off / (unit / 2 + slack), none)",
         "none",
-        ("converters/merging",),
+        ("converters/merging/test_verifying.py",),
     ),
     Mutation(
         "quantization: GPTQ's zero points of three bits one too low",
         "zeros = (zeros + 1) & 7",
         "zeros = zeros & 7",
-        ("converters/checkpoints", "converters/merging/test_quantized.py"),
+        ("converters/checkpoints/quantization/test_goldens.py",),
     ),
     Mutation(
         "quantization: fp8's block scales start at the first row",
         "at[0] = np.arange(part.start, part.stop) // self.block[0]",
         "at[0] = np.arange(part.stop - part.start) // self.block[0]",
-        ("converters/checkpoints", "converters/merging/test_quantized.py"),
+        ("converters/checkpoints/quantization/test_goldens.py",),
     ),
     Mutation(
         "cli: --new-head without a class is ignored",
         "new_head=head_class or new_head,",
         "new_head=head_class or False,",
-        ("converters/cli", "converters/merging/test_new_head.py"),
+        ("converters/merging/test_new_head.py",),
     ),
 )
 
@@ -253,11 +254,10 @@ def copied(tree: Path, to: Path) -> Path:
 def file_of(tree: Path, old: str) -> Path:
     """The one file of the library that holds a text, once."""
     files = [path for root in ROOTS for path in sorted((tree / root).rglob("*.py"))]
-    found = {path: path.read_text(encoding="utf-8").count(old) for path in files}
-    [path] = [path for path, count in found.items() if count] or [None]
-    if path is None or found[path] != 1:
-        raise SystemExit(f"{old!r} does not stand exactly once in the library. Follow the code.")
-    return path
+    found = [path for path in files for _ in range(path.read_text(encoding="utf-8").count(old))]
+    if len(found) != 1:
+        raise SystemExit(f"{old!r} stands {len(found)} times in the library. Follow the code.")
+    return found[0]
 
 
 def failure(tree: Path, words: tuple[str, ...]) -> str | None:
@@ -280,7 +280,8 @@ def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bo
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        near = [f"tests/{name}" for name in mutation.near if (tree / "tests" / name).exists()]
+        there = tree / "tests"
+        near = [f"tests/{word}" if (there / word).exists() else word for word in mutation.near]
         found = failure(tree, (*which, *near))
         return found if found or near_only else failure(tree, which)
     finally:
@@ -305,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", help="the mutations whose name holds one of these")
     parser.add_argument("--all", action="store_true", help="the tests of `make test-all`")
-    parser.add_argument("--near", action="store_true", help="the tests of the room alone")
+    parser.add_argument("--near", action="store_true", help="the likely tests alone")
     parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout")
     given = parser.parse_args()
     lost = 0
