@@ -233,7 +233,7 @@ MUTATIONS = (
         "quantization: fp8's block scales start at the first row",
         "at[0] = np.arange(part.start, part.stop) // self.block[0]",
         "at[0] = np.arange(part.stop - part.start) // self.block[0]",
-        ("converters/checkpoints/quantization/test_goldens.py",),
+        ("converters/merging/test_quantized.py",),
     ),
     Mutation(
         "cli: --new-head without a class is ignored",
