@@ -100,7 +100,9 @@ def test_all_families() -> None:
     assert "site.weight: " in bank.explain()
 
 
-@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "embedding"])
+@pytest.mark.parametrize(
+    "kind", ["conv2d", "embedding", pytest.param("conv1d", marks=pytest.mark.thorough)]
+)
 def test_other_modules(kind: str) -> None:
     """A member of every sixth family, and words of two, on convolutions and embeddings."""
     module = KINDS[kind]

@@ -73,7 +73,12 @@ def differing(chains: Sequence[Sequence[str]], kind: str, module: Module) -> lis
     ]
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, pytest.param(4, marks=pytest.mark.thorough)])
+def thorough(*values: int) -> list[Any]:
+    """Values of a parameter with which only `make test-all` runs a test."""
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
+
+
+@pytest.mark.parametrize("length", [1, 2, *thorough(3, 4)])
 def test_every_chain_of_the_first_six(length: int) -> None:
     """All 6ⁿ of them, in their orders."""
     chains = list(product(FAMILIES, repeat=length))
@@ -82,10 +87,7 @@ def test_every_chain_of_the_first_six(length: int) -> None:
             assert differing(chains[start : start + 72], "linear", LINEAR) == []
 
 
-THOROUGH = [pytest.param(part, marks=pytest.mark.thorough) for part in (1, 2, 3)]
-
-
-@pytest.mark.parametrize("part", [0, *THOROUGH])
+@pytest.mark.parametrize("part", [0, *thorough(1, 2, 3)])
 def test_every_pair_of_all_families(part: int) -> None:
     """In both orders, within chains of six."""
     with jax.enable_x64(True):
