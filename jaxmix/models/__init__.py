@@ -1,7 +1,7 @@
-"""Small models to run, read from a Hugging Face folder: decoders, GPT-2, BERT.
+"""Small models that load Hugging Face folders: decoders, GPT-2 and BERT.
 
-The decoders are Llama, Mistral, Qwen2, Qwen3 and Gemma. Each is an NNX module whose tree keeps
-Hugging Face's names. They know nothing of adapters.
+The decoders are Llama, Mistral, Qwen2, Qwen3 and Gemma. Each model is an NNX module whose tree uses
+Hugging Face's names. The models do not depend on adapters.
 """
 
 from jaxmix.models.bert import Bert, sentence_embeddings
@@ -9,7 +9,7 @@ from jaxmix.models.cache import Cache
 from jaxmix.models.checkpoint import read_tensors, tensor_files
 from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
 from jaxmix.models.decoder import Decoder
-from jaxmix.models.generate import generate
+from jaxmix.models.generation import generate
 from jaxmix.models.gpt2 import GPT2
 from jaxmix.models.reading import read_config
 from jaxmix.models.weights import from_torch, load, to_torch

@@ -130,7 +130,7 @@ def _adamss_row(columns: int) -> Row:
     shapes = {"adamss_A.0": (2, 4), "adamss_A.1": (1, 4), "adamss_B.0": (4, 2)}
     shapes |= {"adamss_B.1": (2, 1), "adamss_newB": (4, columns)}
     fixed, says = {"rows": np.array([5, 0, 2, 3, 1, 4], np.int32)}, {"has_bias": columns > 9}
-    size = "2 groups of rank 3 in all"
+    size = "2 groups of rank 3 in total"
     return Row(_adamss, formulas.adamss, _W, shapes, size, fixed=fixed, says=says)
 
 

@@ -102,7 +102,7 @@ def _unilora(f: Factors, config: Config) -> UniLoRA:
 def _unilora_row(**config: Any) -> Row:
     shapes = {"unilora_theta_d": (5,), "unilora_scales_A": (3, 9), "unilora_scales_B": (6, 3)}
     fixed = {"unilora_indices_A": _ints(5, 3, 9), "unilora_indices_B": _ints(5, 6, 3)}
-    size = "rank 3 of 5 numbers"
+    size = "rank 3 of 5 values"
     return Row(_unilora, formulas.unilora, _weight(config), shapes, size, config, fixed=fixed)
 
 
@@ -113,7 +113,7 @@ def _tinylora(f: Factors, config: Config) -> TinyLoRA:
 def _tinylora_row(**config: Any) -> Row:
     shapes = {"A": (2, 9), "B": (6, 2), "P": (4, 2, 2), "v": (4,)}
     named = {f"tinylora_{name}": shape for name, shape in shapes.items()}
-    size = "4 numbers at rank 2"
+    size = "4 values at rank 2"
     return Row(_tinylora, formulas.tinylora, _weight(config), named, size, config)
 
 

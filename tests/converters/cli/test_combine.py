@@ -128,7 +128,7 @@ def test_options_are_handed_on(option: str, tmp_path: Path, capsys: Captured) ->
     words = ("combine", "-a", lora, "-o", tmp_path / "out", "-m", "linear", option, value)
     document = told(capsys, *words, code=1)
     named = {"--seed": "key", "--majority-sign": "majority_sign"}.get(option, option[2:])
-    assert document["error"].startswith(f"the method 'linear' has no use for {named}.")
+    assert document["error"].startswith(f"the method 'linear' does not use {named}.")
 
 
 def renamed(path: Path, folder: Path, old: str, new: str) -> Path:

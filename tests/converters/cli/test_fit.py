@@ -134,7 +134,7 @@ def test_options_are_handed_on(
         (("--text", "nothing"), 1, "the text nothing can't be read: No such file"),
         (("--per", "layer"), 2, "'layer' is none of mix, adapter, site."),
         (("--dtype", "int8"), 2, "'int8' is none of float32, bfloat16, float16."),
-        (("--plot", "x.gif"), 1, "the picture x.gif is of a format that is not written here"),
+        (("--plot", "x.gif"), 1, "the picture x.gif has an unsupported format"),
     ],
 )
 def test_refused(

@@ -207,5 +207,5 @@ def test_the_picture(base: Path, adapters: Adapters, tmp_path: Path, capsys: Cap
     document = told(capsys, "inspect", adapters["lora"], "--plot", tmp_path / "x.gif", code=1)
     assert (
         document["kind"] == "UnsupportedError"
-        and "x.gif is of a format that is" in document["error"]
+        and "x.gif has an unsupported format" in document["error"]
     )

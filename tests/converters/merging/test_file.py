@@ -85,7 +85,9 @@ def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
     save_file({"x.weight": np.ones((2, 3))}, file)
     os.truncate(file, file.stat().st_size - 1)
     lora: Any = jaxmix.load(adapters["lora"])
-    with pytest.raises(CheckpointError, match=r"base\.safetensors is no whole safetensors file"):
+    with pytest.raises(
+        CheckpointError, match=r"base\.safetensors is not a complete safetensors file"
+    ):
         merge_checkpoint(file, lora, tmp_path / "out.safetensors")
     with pytest.raises(
         CheckpointError, match=r"nothing\.safetensors does not exist, expected a Hug"

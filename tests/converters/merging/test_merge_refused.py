@@ -82,7 +82,7 @@ def _escape(index: Path) -> None:
         (_damage("model-00002-of-00003.safetensors", lambda file: os.truncate(file, 200)), "whole"),
         (
             _damage("model.safetensors.index.json", _escape),
-            "files that would lie outside its folder",
+            "files outside its folder",
         ),
         (_damage("model.safetensors.index.json", Path.unlink), "has neither model.safetensors nor"),
         (_damage("config.json", lambda file: file.write_text("[")), "config.json is not JSON"),

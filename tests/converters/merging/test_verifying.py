@@ -171,7 +171,10 @@ def _moved(folder: Path) -> None:
             lambda f: (f / "model.safetensors").unlink(),
             ["model.safetensors is missing", "lm_head.weight: it is missing"],
         ),
-        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["is no whole safetensors f"]),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"x" * 99),
+            ["is not a complete safetensors f"],
+        ),
     ],
 )
 def test_more_or_less_than_base_and_mix(

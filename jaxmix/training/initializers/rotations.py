@@ -1,4 +1,4 @@
-"""How rotations and rescalings start: with no angle, and by one."""
+"""Initializes rotations with angles of zero and rescalings with factors of one."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from jaxmix.errors import AdapterError, ShapeError, UnsupportedError
 from jaxmix.families import BOFT, HRA, IA3, OFT, PSOFT, RoAd, Update
 from jaxmix.families.boft import butterfly
 from jaxmix.training.draws import kaiming
-from jaxmix.training.kinds.checks import one_of, positive
-from jaxmix.training.kinds.kind import LINEAR, Kind
+from jaxmix.training.initializers.checks import check_choice, check_positive
+from jaxmix.training.initializers.initializer import LINEAR, Initializer
 from jaxmix.training.modules import Target
 
 __all__ = ["KINDS"]
@@ -31,44 +31,47 @@ def oft(
     use_cayley_neumann: bool = True,
     num_cayley_neumann_terms: int = 5,
 ) -> Update:
-    """OFT: no angle. ``rank`` is the number of blocks, or their size is given, 32 by default."""
-    del key  # nothing is drawn
+    """OFT: angles of zero. Takes the number of blocks, ``rank``, or their size, by default 32."""
+    del key  # nothing is random
     if oft_block_size is None:
         oft_block_size = 0 if rank else 32
     if (rank == 0) == (oft_block_size == 0):
         raise AdapterError(
-            f"rank is {rank} and oft_block_size {oft_block_size}, expected one of them and 0 for "
-            "the other"
+            f"rank is {rank} and oft_block_size {oft_block_size}, expected exactly one of them to "
+            "be 0"
         )
     size = target.inputs
-    blocks = adjusted(size, rank) if rank else size // adjusted(size, oft_block_size)
-    numbers = (size // blocks) * (size // blocks - 1) // 2
+    if rank:
+        blocks = nearest_divisor(size, rank)
+    else:
+        blocks = size // nearest_divisor(size, oft_block_size)
+    values = (size // blocks) * (size // blocks - 1) // 2
     return OFT(
-        jnp.zeros((1 if block_share else blocks, numbers), target.dtype),
+        jnp.zeros((1 if block_share else blocks, values), target.dtype),
         terms=num_cayley_neumann_terms if use_cayley_neumann else None,
         eps=float(eps) if coft else None,
         embedding=target.layer == "embedding",
     )
 
 
-def adjusted(size: int, told: int) -> int:
-    """The divisor of a size that PEFT takes for a number that is none: the nearest.
+def nearest_divisor(size: int, number: int) -> int:
+    """Returns the divisor of a size that is nearest to a number, as PEFT adjusts block sizes.
 
     Args:
-        size: the size.
-        told: the number.
+        size: The size.
+        number: The number.
 
     Returns:
-        The divisor; of two as near the smaller.
+        The nearest divisor; the smaller one of two that are equally near.
 
     Example:
-        >>> adjusted(12, 5), adjusted(12, 8), adjusted(12, 99)
+        >>> nearest_divisor(12, 5), nearest_divisor(12, 8), nearest_divisor(12, 99)
         (4, 6, 12)
 
     Source: ``peft/tuners/oft/layer.py``, ``adjust_oft_parameters``.
     """
     divisors = [d for d in range(1, size + 1) if size % d == 0]
-    return min(divisors, key=lambda d: (abs(d - told), d))
+    return min(divisors, key=lambda d: (abs(d - number), d))
 
 
 def boft(
@@ -79,25 +82,28 @@ def boft(
     boft_block_num: int = 0,
     boft_n_butterfly_factor: int = 1,
 ) -> Update:
-    """BOFT: no angle, and rescaled by one."""
+    """BOFT: angles of zero and factors of one."""
     del key
     if (boft_block_size == 0) == (boft_block_num == 0):
         raise AdapterError(
             f"boft_block_size is {boft_block_size} and boft_block_num {boft_block_num}, expected "
-            "one of them and 0 for the other"
+            "exactly one of them to be 0"
         )
     if len(target.kernel) not in (0, 2):
-        raise UnsupportedError("PEFT has it for convolutions of two axes")
+        raise UnsupportedError("PEFT supports only convolutions of two axes")
     factors, size = boft_n_butterfly_factor, target.inputs
-    told = boft_block_size or boft_block_num
-    if factors < 1 or size % told:
-        raise ShapeError(f"{size} inputs and {factors} factors, expected a multiple of {told}")
-    blocks = size // told if boft_block_size else boft_block_num
+    given = boft_block_size or boft_block_num
+    if factors < 1 or size % given:
+        raise ShapeError(
+            f"the weight has {size} inputs and boft_n_butterfly_factor is {factors}, expected a "
+            f"multiple of {given} inputs and at least 1 factor"
+        )
+    blocks = size // given if boft_block_size else boft_block_num
     b = size // blocks
     if factors > 1 and (b % 2 or blocks % 2 ** (factors - 1)):
         raise ShapeError(
-            f"{blocks} blocks of {b}, expected an even size, and for {factors} factors a multiple "
-            f"of {2 ** (factors - 1)} blocks"
+            f"there are {blocks} blocks of size {b}, expected an even size and, for {factors} "
+            f"factors, a multiple of {2 ** (factors - 1)} blocks"
         )
     orders: Any = butterfly(factors, blocks, b) if factors > 1 else None
     return BOFT(
@@ -109,8 +115,8 @@ def boft(
 
 
 def hra(key: Any, target: Target, *, rank: int = 8, apply_GS: bool = False) -> Update:
-    """HRA: pairs of equal reflections, which undo each other; with an odd rank none are equal."""
-    positive(rank=rank)
+    """HRA: pairs of equal reflections, which cancel; with an odd rank all are different."""
+    check_positive(rank=rank)
     if rank % 2:
         return HRA(kaiming(key, (target.inputs, rank), target.dtype), apply_GS)
     half = kaiming(key, (target.inputs, rank // 2), target.dtype)
@@ -118,9 +124,9 @@ def hra(key: Any, target: Target, *, rank: int = 8, apply_GS: bool = False) -> U
 
 
 def road(key: Any, target: Target, *, variant: str = "road_1", group_size: int = 64) -> Update:
-    """RoAd: no angle, and rescaled by one."""
+    """RoAd: angles of zero and factors of one."""
     del key
-    one_of("variant", variant, _ROAD)
+    check_choice("variant", variant, _ROAD)
     if group_size < 2 or group_size % 2 or target.outputs % group_size:
         raise ShapeError(
             f"group_size is {group_size}, expected an even divisor of {target.outputs}"
@@ -131,17 +137,16 @@ def road(key: Any, target: Target, *, variant: str = "road_1", group_size: int =
 
 
 def ia3(key: Any, target: Target, *, feedforward_modules: str | Sequence[str] = ()) -> Update:
-    """IA3: by one; inputs in ``feedforward_modules``, which are ends of paths, or outputs."""
+    """IA3: factors of one, for the inputs of ``feedforward_modules`` and the outputs of others."""
     del key
-    told = feedforward_modules
-    if isinstance(told, str):
-        on_input = re.fullmatch(told, target.site) is not None
+    if isinstance(feedforward_modules, str):
+        on_input = re.fullmatch(feedforward_modules, target.site) is not None
     else:
-        on_input = target.site.endswith(tuple(told))
+        on_input = target.site.endswith(tuple(feedforward_modules))
     # A convolution's inputs are its channels.
     size = target.shape[1] if on_input else target.outputs
     ones = jnp.ones(size, target.dtype)
-    return IA3(ones, on_input, len(target.kernel), target.is_turned)
+    return IA3(ones, on_input, len(target.kernel), target.is_transposed)
 
 
 def psoft(
@@ -158,14 +163,14 @@ def psoft(
     num_cayley_neumann_terms: int = 5,
     cayley_neumann_eps: float | None = None,
 ) -> Update:
-    """PSOFT: no angle, between factors of the base that stay."""
+    """PSOFT: an angle of zero between fixed factors of the base."""
     del key
     if not 1 <= rank <= min(target.shape):
         raise ShapeError(f"rank is {rank}, expected from 1 to {min(target.shape)}")
     if ab_svd_init not in ("psoft_init", "pissa_init") or not alpha:
         raise UnsupportedError(
             f"ab_svd_init is {ab_svd_init!r} and alpha {alpha}, expected 'psoft_init' or "
-            "'pissa_init', and no alpha of 0"
+            "'pissa_init', and an alpha other than 0"
         )
     scale, dtype = alpha / rank, target.dtype
     u, values, v = jnp.linalg.svd(target.matrix, full_matrices=False)
@@ -186,10 +191,10 @@ def psoft(
 
 
 KINDS = {
-    "oft": Kind(oft, ("linear", "convolution", "embedding")),
-    "boft": Kind(boft, ("linear", "convolution")),
-    "hra": Kind(hra, ("linear", "convolution")),
-    "road": Kind(road, ("linear",)),
-    "ia3": Kind(ia3, (*LINEAR, "convolution")),
-    "psoft": Kind(psoft, ("linear",)),
+    "oft": Initializer(oft, ("linear", "convolution", "embedding")),
+    "boft": Initializer(boft, ("linear", "convolution")),
+    "hra": Initializer(hra, ("linear", "convolution")),
+    "road": Initializer(road, ("linear",)),
+    "ia3": Initializer(ia3, (*LINEAR, "convolution")),
+    "psoft": Initializer(psoft, ("linear",)),
 }

@@ -1,71 +1,71 @@
-"""How files spell the tensors of each kind of model, and which of them are no weights.
+"""PyTorch's names of a model's leaves, and the names that files use for them.
 
-PyTorch's name of a leaf is its path in the tree with the last part renamed. Files may leave out the
-prefix of the model without its head or have it, hold buffers, and use older names.
+PyTorch's name of a leaf is its path in the tree with the last part renamed. Files may include or
+omit the prefix of the model without its head, contain buffers, and use older names.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
-from jaxmix.models.tree import Path
+from jaxmix.models.tree import LeafPath
 
-__all__ = ["Config", "Found", "find", "is_transposed", "torch_name"]
+__all__ = ["Config", "NameMatch", "is_transposed", "match_names", "torch_name"]
 
 Config = DecoderConfig | GPT2Config | BertConfig
 
 _TORCH_LEAF = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-# transformers renames these too.
+# Old suffixes, which transformers renames as well.
 _OLD = {".gamma": ".weight", ".beta": ".bias"}
 
 
-def torch_name(path: Path) -> str:
-    """PyTorch's name of a leaf."""
+def torch_name(path: LeafPath) -> str:
+    """Returns PyTorch's name of a leaf."""
     return ".".join([*map(str, path[:-1]), _TORCH_LEAF[str(path[-1])]])
 
 
-def is_transposed(config: Config, path: Path) -> bool:
-    """Whether PyTorch's tensor is the leaf's transpose: of a Linear, but not of GPT-2's Conv1D."""
+def is_transposed(config: Config, path: LeafPath) -> bool:
+    """Whether PyTorch stores the leaf's transpose, as in a Linear but not in GPT-2's Conv1D."""
     conv1d = isinstance(config, GPT2Config) and path[0] == "transformer"
     return path[-1] == "kernel" and not conv1d
 
 
 @dataclass(frozen=True)
-class Found:
-    """The tensors of a file by the names of the tree.
+class NameMatch:
+    """The names of a file's tensors, matched with the names of the tree.
 
     Args:
         files: ``{name in the tree: name in the file}``.
-        twice: a line for each tensor that the file holds under two names.
+        duplicates: A line for each tensor that the file contains under two names.
     """
 
     files: dict[str, str]
-    twice: list[str]
+    duplicates: list[str]
 
 
-def find(config: Config, names: Iterable[str], ignore: Iterable[str]) -> Found:
-    """Which tensor of a file is which of the tree.
+def match_names(config: Config, names: Iterable[str], ignore: Iterable[str]) -> NameMatch:
+    """Matches the names of a file's tensors with those of the tree.
 
     Args:
-        config: of the model.
-        names: the file's.
-        ignore: modules of the file to leave out.
+        config: The model's config.
+        names: The names of the file's tensors.
+        ignore: The modules of the file to ignore.
 
     Returns:
-        All that are not ignored and no buffers, also those that the tree has no place for.
+        All tensors except ignored ones and buffers, including those that the tree does not have.
     """
     spell = _SPELLING[type(config)]
     files: dict[str, str] = {}
-    twice: list[str] = []
+    duplicates: list[str] = []
     for name in names:
         if any(name == module or name.startswith(f"{module}.") for module in ignore):
             continue
         own = spell(name)
         if own in files:
-            twice.append(f"twice: {files[own]} and {name}")
+            duplicates.append(f"duplicate: {files[own]} and {name}")
         elif own is not None:
             files[own] = name
-    return Found(files, twice)
+    return NameMatch(files, duplicates)
 
 
 def _decoder(name: str) -> str | None:
@@ -73,7 +73,7 @@ def _decoder(name: str) -> str | None:
 
 
 def _gpt2(name: str) -> str | None:
-    # The causal mask, and what hidden scores were set to.
+    # Buffers: the causal mask and the value of masked scores.
     if name.endswith((".attn.bias", ".attn.masked_bias")):
         return None
     return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"

@@ -1,4 +1,4 @@
-"""How kinds start that are laid out by decompositions of the base: FRoD and AdaMSS."""
+"""Initializes FRoD and AdaMSS, which use decompositions of the base."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 from jaxmix.errors import ShapeError, UnsupportedError, listing
 from jaxmix.families import AdaMSS, FRoD, Update
 from jaxmix.families.adamss import grouped
-from jaxmix.families.frod import kind_of_module, lengths
+from jaxmix.families.frod import lengths, module_category
 from jaxmix.training.draws import site_key
-from jaxmix.training.kinds.checks import positive
-from jaxmix.training.kinds.kind import LINEAR, Kind
+from jaxmix.training.initializers.checks import check_positive
+from jaxmix.training.initializers.initializer import LINEAR, Initializer
 from jaxmix.training.modules import Target
 
 __all__ = ["KINDS"]
@@ -29,43 +29,44 @@ Targets = Mapping[str, Target]
 def frod(
     key: Any, targets: Targets, *, sparse_rate: float = 0.01, regularization_alpha: float = 1e-3
 ) -> dict[str, Update]:
-    """FRoD: V of all weights of one kind of module, l the base's own, S zero at drawn places.
+    """FRoD: V from all weights of one category, l from the base, S zero at random positions.
 
-    PEFT leaves all but the last out of V where sites of one kind have one layer's number too.
+    If sites of one category also have the same layer number, PEFT uses only the last of them for V.
     """
     if not 0 <= sparse_rate <= 1:
-        raise ShapeError(f"sparse_rate is {sparse_rate}, expected from 0 to 1")
-    kinds: dict[str, list[str]] = {}
+        raise ShapeError(f"sparse_rate is {sparse_rate}, expected a number from 0 to 1")
+    categories: dict[str, list[str]] = {}
     for site in targets:
-        kinds.setdefault(kind_of_module(site), []).append(site)
-    _alike(kinds, targets)
-    made: dict[str, Update] = {}
-    for kind, sites in kinds.items():
+        categories.setdefault(module_category(site), []).append(site)
+    _check_inputs(categories, targets)
+    updates: dict[str, Update] = {}
+    for category, sites in categories.items():
         matrices = {site: targets[site].matrix for site in sites}
         size, dtype = (
             targets[sites[0]].inputs,
             np.result_type(*(targets[site].dtype for site in sites)),
         )
         v = _basis([x.astype(dtype) for x in matrices.values()], regularization_alpha)
-        places = _places(site_key(key, kind), size, sparse_rate)
+        positions = _positions(site_key(key, category), size, sparse_rate)
         for site, matrix in matrices.items():
-            none = jnp.zeros(places.shape[1], matrix.dtype)
-            made[site] = FRoD(v, none, places, _lengths(matrix, v), targets[site].is_turned)
-    _within_reach(made)
-    return {site: made[site] for site in targets}
+            zeros = jnp.zeros(positions.shape[1], matrix.dtype)
+            lengths_, is_transposed = _lengths(matrix, v), targets[site].is_transposed
+            updates[site] = FRoD(v, zeros, positions, lengths_, is_transposed)
+    _check_basis(updates)
+    return {site: updates[site] for site in targets}
 
 
-def _alike(kinds: Mapping[str, Sequence[str]], targets: Targets) -> None:
-    """Refuses modules of one kind that have not the same number of inputs."""
+def _check_inputs(categories: Mapping[str, Sequence[str]], targets: Targets) -> None:
+    """Checks that all modules of a category have the same number of inputs."""
     wrong = [
-        f"{kind}: {', '.join(f'{site} {targets[site].shape}' for site in sites)}"
-        for kind, sites in kinds.items()
+        f"{category}: {', '.join(f'{site} {targets[site].shape}' for site in sites)}"
+        for category, sites in categories.items()
         if len({targets[site].inputs for site in sites}) > 1
     ]
     if wrong:
         raise ShapeError(
-            "FRoD has one basis for all modules of one kind, by the last two parts of their names, "
-            f"and these have other inputs each:{listing(wrong)}\n"
+            "FRoD shares one basis among all modules with the same last two parts of their names, "
+            f"but these have different numbers of inputs:{listing(wrong)}\n"
             "Make an adapter for each and mix them."
         )
 
@@ -75,10 +76,10 @@ _lengths = jax.jit(lengths)
 
 @jax.jit
 def _basis(matrices: Sequence[Float[Array, "_ in"]], alpha: float) -> Float[Array, "in in"]:
-    """V: ``Rᵀ E``, with ``Q R`` all weights below each other and E what their Qᵢ lean to.
+    """Returns ``V = Rᵀ E``, where ``Q R`` is the QR decomposition of all weights, stacked.
 
-    E are the eigenvectors of the mean of ``(Qᵢᵀ Qᵢ + α I)⁻¹``. Where there are fewer rows than
-    inputs V is that of the SVD.
+    E holds the eigenvectors of the mean of ``(Qᵢᵀ Qᵢ + α I)⁻¹``, where Qᵢ is the part of Q that
+    belongs to weight i. With fewer rows than inputs, V is the V of an SVD.
     """
     with jax.default_matmul_precision("highest"):
         stacked = jnp.concatenate(matrices)
@@ -93,30 +94,30 @@ def _basis(matrices: Sequence[Float[Array, "_ in"]], alpha: float) -> Float[Arra
         return r.T @ vectors
 
 
-def _places(key: Any, size: int, rate: float) -> Int[Array, "2 n"]:
-    """As many places off the diagonal as the rate says, drawn without one twice."""
-    every = size * (size - 1)
-    count = min(int(size * size * rate), every)
-    if rate > 0 and every:
+def _positions(key: Any, size: int, rate: float) -> Int[Array, "2 n"]:
+    """Draws distinct positions off the diagonal, as many as the rate requires."""
+    total = size * (size - 1)
+    count = min(int(size * size * rate), total)
+    if rate > 0 and total:
         count = max(count, 1)
     if not count:
         return jnp.zeros((2, 0), np.int32)
-    drawn = jax.random.choice(key, every, (count,), replace=False)
+    drawn = jax.random.choice(key, total, (count,), replace=False)
     row, column = drawn // (size - 1), drawn % (size - 1)
     return jnp.stack([row, jnp.where(column < row, column, column + 1)]).astype(np.int32)
 
 
-def _within_reach(made: Mapping[str, Any]) -> None:
-    """Refuses weights from which no basis can be made: all of them zero, say."""
+def _check_basis(updates: Mapping[str, Any]) -> None:
+    """Checks that the basis is regular, which it is not for weights of zeros, for example."""
     wrong = [
         f"{site}: a weight of {len(update.lengths)} inputs"
-        for site, update in made.items()
+        for site, update in updates.items()
         if not isinstance(update.lengths, Tracer) and not jnp.isfinite(update.lengths).all()
     ]
     if wrong:
         raise ShapeError(
-            "FRoD needs weights that together reach all of their inputs, and these, with the "
-            f"others of their kind, don't:{listing(wrong)}\nLeave them out with exclude_modules."
+            "FRoD needs weights whose rows together span all inputs, but these, with the others of "
+            f"their category, do not:{listing(wrong)}\nLeave them out with exclude_modules."
         )
 
 
@@ -134,24 +135,24 @@ def adamss(
     svd_threshold: float = 0.1,
     random_seed: int = 0,
 ) -> Update:
-    """AdaMSS: PEFT's own groups of the base's rows, Aᵢ what these lean to, and Bᵢ zero.
+    """AdaMSS: PEFT's groups of the base's rows, Aᵢ from their singular vectors, and Bᵢ zero.
 
-    The groups come from the seed and not from the key, so that PEFT finds them again.
+    The groups depend on the seed, not on the key, so that PEFT finds the same groups.
     """
     del key
-    positive(rank=rank, num_subspaces=num_subspaces, subspace_rank=subspace_rank)
+    check_positive(rank=rank, num_subspaces=num_subspaces, subspace_rank=subspace_rank)
     weight, has_bias = target.matrix, target.bias is not None
     if isinstance(weight, Tracer) or isinstance(target.leaf, jax.ShapeDtypeStruct):
         raise UnsupportedError(
-            "AdaMSS groups a weight's rows by their numbers, which traced params don't have yet. "
-            "Call init outside of jit"
+            "AdaMSS groups a weight's rows by their values, which traced params do not have. Call "
+            "init outside of jit"
         )
     if has_bias:
         weight = jnp.concatenate([weight, target.bias_vector[:, None]], axis=1)
-    if subspace_rank > (most := min(rank, *weight.shape)):
+    if subspace_rank > (limit := min(rank, *weight.shape)):
         raise ShapeError(
-            f"subspace_rank is {subspace_rank}, expected {most} at the most, which is the rank of "
-            f"all groups together, from weight {target.shape}"
+            f"subspace_rank is {subspace_rank}, expected at most {limit}, the rank of all groups "
+            f"together, from weight {target.shape}"
         )
     try:
         left, right, rows = grouped(np.asarray(weight), rank, num_subspaces, random_seed)
@@ -161,7 +162,7 @@ def adamss(
             "scikit-learn's k-means. Install them: pip install 'jaxmix-peft[torch]'"
         ) from error
     threshold = svd_threshold if use_dynamic_rank else None
-    a = [_leanings(left[own], subspace_rank, threshold) for own in rows]
+    a = [_directions(left[own], subspace_rank, threshold) for own in rows]
     dtype, size = target.dtype, target.inputs
     return AdaMSS(
         tuple(jnp.asarray(x, dtype) for x in a),
@@ -173,11 +174,11 @@ def adamss(
     )
 
 
-def _leanings(part: np.ndarray, rank: int, threshold: float | None) -> np.ndarray:
-    """Aᵢ (rᵢ, r): the largest right singular vectors of a group's rows (n, r) of all singular ones.
+def _directions(part: np.ndarray, rank: int, threshold: float | None) -> np.ndarray:
+    """Returns Aᵢ (rᵢ, r): the leading right singular vectors of a group's rows of U (n, r).
 
-    With a threshold only those whose square is above it, beside the largest one's. PEFT comes near
-    these vectors by a randomised SVD of the rows' Gram matrix, and a QR.
+    With a threshold, only vectors whose squared singular value exceeds this share of the largest
+    are used. PEFT approximates the vectors with a randomized SVD of the rows' Gram matrix and a QR.
     """
     _, values, vectors = np.linalg.svd(part, full_matrices=False)
     if threshold is not None:
@@ -186,6 +187,6 @@ def _leanings(part: np.ndarray, rank: int, threshold: float | None) -> np.ndarra
 
 
 KINDS = {
-    "frod": Kind(frod, LINEAR, shared=True),
-    "adamss": Kind(adamss, ("linear",)),
+    "frod": Initializer(frod, LINEAR, shared=True),
+    "adamss": Initializer(adamss, ("linear",)),
 }

@@ -1,4 +1,4 @@
-"""How kinds start that read the base, or are laid out by its sizes: with a change of zero."""
+"""Initializes kinds that read the base or depend on its sizes; they start with no change."""
 
 from typing import Any, Literal
 
@@ -20,16 +20,16 @@ from jaxmix.families import (
 )
 from jaxmix.families.peanut import ACTIVATIONS
 from jaxmix.training.draws import kaiming, normal
-from jaxmix.training.kinds.checks import one_of, positive
-from jaxmix.training.kinds.kind import LINEAR, Kind
+from jaxmix.training.initializers.checks import check_choice, check_positive
+from jaxmix.training.initializers.initializer import LINEAR, Initializer
 from jaxmix.training.modules import Target
 
 __all__ = ["KINDS"]
 
 
 def delora(key: Any, target: Target, *, rank: int = 8, delora_lambda: float = 15) -> Update:
-    """DeLoRA: A uniform, B zero, λ as said, and the norms of the base's columns."""
-    positive(rank=rank)
+    """DeLoRA: A uniform, B zero, λ as given, and the norms of the base's columns."""
+    check_positive(rank=rank)
     return DeLoRA(
         kaiming(key, (rank, target.inputs), target.dtype),
         jnp.zeros((target.outputs, rank), target.dtype),
@@ -47,24 +47,24 @@ def gralora(
     gralora_k: int = 2,
     hybrid_r: int = 0,
 ) -> Update:
-    """GraLoRA: A uniform by blocks, B zero; likewise the general factors of the hybrid form."""
-    positive(rank=rank)
+    """GraLoRA: A uniform for each block, B zero; likewise the factors of the hybrid form."""
+    check_positive(rank=rank)
     k, (out_size, in_size), dtype = gralora_k, target.shape, target.dtype
     if k < 1 or rank % k or out_size % k or in_size % k or hybrid_r < 0:
         raise ShapeError(
-            f"gralora_k is {k} and hybrid_r {hybrid_r}, expected a divisor of the rank {rank} and "
-            f"of both of {target.shape}, and 0 or more"
+            f"gralora_k is {k} and hybrid_r {hybrid_r}, expected a gralora_k that divides the rank "
+            f"{rank} and both sizes of {target.shape}, and a hybrid_r of at least 0"
         )
-    one, two = jax.random.split(key)
-    # Each block (r, in/k) is drawn as a layer of its own.
-    a = kaiming(one, (k * rank, in_size // k), dtype).reshape(k, rank, in_size // k)
+    a_key, general_key = jax.random.split(key)
+    # Each block (r, in/k) is drawn like a separate layer.
+    a = kaiming(a_key, (k * rank, in_size // k), dtype).reshape(k, rank, in_size // k)
     return GraLoRA(
         jnp.swapaxes(a, 1, 2),
         jnp.zeros((k, rank, out_size // k), dtype),
         alpha / (rank + hybrid_r),
-        kaiming(two, (hybrid_r, in_size), dtype) if hybrid_r else None,
+        kaiming(general_key, (hybrid_r, in_size), dtype) if hybrid_r else None,
         jnp.zeros((out_size, hybrid_r), dtype) if hybrid_r else None,
-        target.is_turned,
+        target.is_transposed,
     )
 
 
@@ -78,13 +78,13 @@ def miss(
 ) -> Update:
     """MiSS: zeros, in one of its three forms."""
     del key
-    positive(rank=rank)
-    one_of("init_weights", init_weights, (True, "bat", "mini"))
+    check_positive(rank=rank)
+    check_choice("init_weights", init_weights, (True, "bat", "mini"))
     (out_size, in_size), is_bat = target.shape, init_weights == "bat"
     columns = mini_r if init_weights == "mini" else out_size
     if rank > in_size or (is_bat and (in_size % rank or out_size % rank)):
-        said = f"a divisor of both of {target.shape}" if is_bat else f"{in_size} at the most"
-        raise ShapeError(f"rank is {rank}, expected {said}")
+        expected = f"a divisor of both sizes of {target.shape}" if is_bat else f"at most {in_size}"
+        raise ShapeError(f"rank is {rank}, expected {expected}")
     if columns < 1 or out_size % columns:
         raise ShapeError(f"mini_r is {mini_r}, expected a divisor of {out_size}")
     shape = (out_size // rank, rank, rank) if is_bat else (rank, columns)
@@ -100,11 +100,11 @@ def peanut(
     act_fn: str = "relu",
     scaling: float = 1.0,
 ) -> Update:
-    """PEANuT: all uniform but B, which is zero."""
-    positive(rank=rank)
-    one_of("act_fn", act_fn, tuple(ACTIVATIONS))
+    """PEANuT: B zero, all other layers uniform."""
+    check_positive(rank=rank)
+    check_choice("act_fn", act_fn, tuple(ACTIVATIONS))
     keys = jax.random.split(key, 1 + 2 * depth)
-    inner = [kaiming(one, (rank, rank), target.dtype) for one in keys[1:]]
+    inner = [kaiming(layer_key, (rank, rank), target.dtype) for layer_key in keys[1:]]
     return PEANuT(
         kaiming(keys[0], (rank, target.outputs), target.dtype),
         jnp.zeros((target.outputs, rank), target.dtype),
@@ -124,31 +124,31 @@ def glora(
     config_C: str = "lora",
     config_D_E: str = "constant",
 ) -> Update:
-    """GLoRA: all paths zero; those of the bias only where there is one."""
-    positive(rank=rank)
-    one_of("config_A_B", config_A_B, ("lora", "vector", "constant", "none"))
-    one_of("config_C", config_C, ("lora", "vector", "none"))
-    one_of("config_D_E", config_D_E, ("vector", "constant", "none"))
-    one, two, three = jax.random.split(key, 3)
+    """GLoRA: all support tensors zero; those of the bias only if there is a bias."""
+    check_positive(rank=rank)
+    check_choice("config_A_B", config_A_B, ("lora", "vector", "constant", "none"))
+    check_choice("config_C", config_C, ("lora", "vector", "none"))
+    check_choice("config_D_E", config_D_E, ("vector", "constant", "none"))
+    a_key, b_key, c_key = jax.random.split(key, 3)
     (out_size, in_size), dtype = target.shape, target.dtype
     c = d = "none"
     if target.bias is not None:
         c, d = config_C, config_D_E
 
-    def path(how: str, key: Any, rows: int, columns: int | None) -> tuple[jax.Array, ...]:
-        """One path; of the bias's own, which have no columns, a vector is no column."""
-        if how == "lora":
+    def zero(form: str, key: Any, rows: int, columns: int | None) -> tuple[jax.Array, ...]:
+        """Returns one support tensor; those of the bias (D and E) have no columns."""
+        if form == "lora":
             size = columns or 1
             return jnp.zeros((rows, rank), dtype), kaiming(key, (rank, size), dtype)
         shapes = {"vector": (rows,) if columns is None else (rows, 1), "constant": (1,)}
-        return (jnp.zeros(shapes[how], dtype),) if how in shapes else ()
+        return (jnp.zeros(shapes[form], dtype),) if form in shapes else ()
 
     return GLoRA(
-        path(config_A_B, one, out_size, in_size),
-        path(config_A_B, two, out_size, in_size),
-        path(c, three, in_size, 1),
-        path(d, None, out_size, None),
-        path(d, None, out_size, None),
+        zero(config_A_B, a_key, out_size, in_size),
+        zero(config_A_B, b_key, out_size, in_size),
+        zero(c, c_key, in_size, 1),
+        zero(d, None, out_size, None),
+        zero(d, None, out_size, None),
     )
 
 
@@ -161,32 +161,32 @@ def deft(
     decomposition_method: Literal["relu", "qr"] = "relu",
     para: bool = False,
 ) -> Update:
-    """DEFT: P normal, and N what P takes off the base; PaRa has no N, and so is not the base."""
-    positive(rank=rank)
-    one_of("decomposition_method", decomposition_method, ("relu", "qr"))
+    """DEFT: P normal, and N restores what P removes. PaRa has no N and does change the base."""
+    check_positive(rank=rank)
+    check_choice("decomposition_method", decomposition_method, ("relu", "qr"))
     rank = min(rank, target.outputs)
     scale = alpha / rank if alpha else 1.0
     p = normal(key, (target.outputs, rank), target.dtype, 0.02)
-    bare = DEFT(p, None, scale, decomposition_method, target.is_turned)
+    bare = DEFT(p, None, scale, decomposition_method, target.is_transposed)
     if para:
         return bare
     kept = jax.nn.relu(p) if decomposition_method == "relu" else jnp.linalg.qr(p)[0]
     with jax.default_matmul_precision("highest"):
         injected = kept.T @ target.matrix / scale
-    return DEFT(p, injected, scale, decomposition_method, target.is_turned)
+    return DEFT(p, injected, scale, decomposition_method, target.is_transposed)
 
 
 def osf(key: Any, target: Target, *, effective_rank: int | float | None = None) -> Update:
-    """OSF: the base without its small singular parts, and these parts, as an AdaLoRA.
+    """OSF: splits the base into its large singular values and, as an AdaLoRA, its small ones.
 
-    PEFT keeps the gradients away from the large ones, which an optimizer has to do here.
+    PEFT also projects gradients to be orthogonal to the large part; here an optimizer has to.
     """
     del key
-    most = min(target.shape)
-    told = most // 2 if effective_rank is None else effective_rank
-    high = int(told * most) if isinstance(told, float) and told < 1 else int(told)
-    if not 1 <= high < most:
-        raise ShapeError(f"effective_rank is {effective_rank}, expected from 1 to {most - 1}")
+    full = min(target.shape)
+    given = full // 2 if effective_rank is None else effective_rank
+    high = int(given * full) if isinstance(given, float) and given < 1 else int(given)
+    if not 1 <= high < full:
+        raise ShapeError(f"effective_rank is {effective_rank}, expected from 1 to {full - 1}")
     w = target.matrix
     u, values, v = jnp.linalg.svd(w, full_matrices=False)
     low = AdaLoRA(v[high:], u[:, high:], values[high:], 1.0)
@@ -196,11 +196,11 @@ def osf(key: Any, target: Target, *, effective_rank: int | float | None = None) 
 
 
 KINDS = {
-    "delora": Kind(delora, ("linear",)),
-    "gralora": Kind(gralora),
-    "miss": Kind(miss, ("linear",)),
-    "peanut": Kind(peanut, ("linear",)),
-    "glora": Kind(glora, ("linear",)),
-    "deft": Kind(deft, LINEAR),
-    "osf": Kind(osf, ("linear",)),
+    "delora": Initializer(delora, ("linear",)),
+    "gralora": Initializer(gralora),
+    "miss": Initializer(miss, ("linear",)),
+    "peanut": Initializer(peanut, ("linear",)),
+    "glora": Initializer(glora, ("linear",)),
+    "deft": Initializer(deft, LINEAR),
+    "osf": Initializer(osf, ("linear",)),
 }

@@ -1,27 +1,27 @@
-"""The fields of config.json: which count, which do not touch the forward, which are refused.
+"""The fields of config.json for each model type: supported, harmless, or refused.
 
-Read from the sources of transformers 5.24 and from configs that transformers 4 wrote. A field that
-is in none of these tables is accepted while it is off (null, false, empty), and else refused.
+The tables come from the sources of transformers 5.24 and from configs written by transformers 4. A
+field that is in none of them is accepted if it is off (null, false or empty), otherwise refused.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BERT", "COMMON", "GPT2", "HARMLESS", "KINDS", "REFUSED", "Kind"]
+__all__ = ["BERT", "COMMON", "DECODER_TYPES", "GPT2", "HARMLESS", "REFUSED", "ModelType"]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One ``model_type`` of decoder: the fields that it reads, and what is not in its config.
+class ModelType:
+    """A ``model_type`` of decoder: the fields that it reads, and properties not in its config.
 
     Args:
-        reads: the fields that change its forward, beside those that all kinds read.
-        defaults: what transformers' config class takes for a field that the file leaves out.
-        qkv_bias: whether q, k and v have biases; None leaves it to ``attention_bias``.
-        o_bias: the same for o.
-        qk_norm: whether q and k are normed head by head before they are turned.
-        gemma: whether norms multiply with ``1 + w`` and the embedding with ``√hidden_size``.
+        reads: The fields that affect the forward pass, in addition to `COMMON`.
+        defaults: The defaults of transformers' config class for absent fields.
+        qkv_bias: Whether q, k and v have biases; None if ``attention_bias`` decides.
+        o_bias: Whether o has a bias; None if ``attention_bias`` decides.
+        qk_norm: Whether q and k are normalized for each head before the rotary embedding.
+        gemma: Whether norms multiply with ``1 + w`` and the embedding with ``√hidden_size``.
     """
 
     reads: frozenset[str] = frozenset()
@@ -35,14 +35,14 @@ class Kind:
 _WINDOW = frozenset("sliding_window use_sliding_window max_window_layers layer_types".split())
 _BIAS = frozenset(["attention_bias"])
 
-KINDS: dict[str, Kind] = {
-    "llama": Kind(
+DECODER_TYPES: dict[str, ModelType] = {
+    "llama": ModelType(
         reads=_BIAS | {"mlp_bias"},
         defaults={"max_position_embeddings": 2048, "eos_token_id": 2},
         qkv_bias=None,
         o_bias=None,
     ),
-    "mistral": Kind(
+    "mistral": ModelType(
         reads=frozenset(["sliding_window"]),
         defaults={
             "num_key_value_heads": 8,
@@ -51,19 +51,19 @@ KINDS: dict[str, Kind] = {
             "eos_token_id": 2,
         },
     ),
-    "qwen2": Kind(
-        reads=_WINDOW | _BIAS,  # attention_bias is a constant here, whatever the file says
+    "qwen2": ModelType(
+        reads=_WINDOW | _BIAS,  # attention_bias is always true here and ignored in the file
         defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
         qkv_bias=True,
     ),
-    "qwen3": Kind(
+    "qwen3": ModelType(
         reads=_WINDOW | _BIAS,
         defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
         qkv_bias=None,
         o_bias=None,
         qk_norm=True,
     ),
-    "gemma": Kind(
+    "gemma": ModelType(
         reads=_BIAS | {"hidden_activation"},
         defaults={
             "num_key_value_heads": 16,
@@ -80,7 +80,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
-# What all decoders read.
+# The fields that all decoders read.
 COMMON = frozenset(
     """model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
     num_key_value_heads head_dim hidden_act rms_norm_eps max_position_embeddings rope_theta
@@ -88,10 +88,10 @@ COMMON = frozenset(
     pad_token_id""".split()
 )
 
-# What is given to `fields.Fields`: of GPT-2, and of BERT.
-_NO_CROSS = "layers would look at another model's hidden states, which there are none of here"
+# The arguments of `ConfigReader` for GPT-2 and BERT.
+_NO_CROSS = "layers would attend to the hidden states of another model, which there is not"
 GPT2: dict[str, Any] = {
-    # reorder_and_upcast_attn says in which order scores are scaled and rounded, no more.
+    # reorder_and_upcast_attn only affects the order in which scores are scaled and rounded.
     "reads": frozenset(
         """model_type vocab_size n_positions n_embd n_layer n_head n_inner activation_function
         layer_norm_epsilon scale_attn_weights scale_attn_by_inverse_layer_idx tie_word_embeddings
@@ -108,7 +108,7 @@ GPT2: dict[str, Any] = {
     "refuses": {"add_cross_attention": _NO_CROSS},
 }
 BERT: dict[str, Any] = {
-    # The pooler_ fields are the original's and read by nobody; a head is none of the encoder's.
+    # transformers ignores the pooler_ fields; fields of heads do not affect the encoder.
     "reads": frozenset(
         """model_type vocab_size hidden_size intermediate_size num_hidden_layers
         num_attention_heads max_position_embeddings type_vocab_size hidden_act layer_norm_eps
@@ -119,12 +119,12 @@ BERT: dict[str, Any] = {
     "defaults": {"hidden_act": "gelu", "type_vocab_size": 2},
     "refuses": {
         "add_cross_attention": _NO_CROSS,
-        "is_decoder": "no token would see what follows it, and BERT here is an encoder",
+        "is_decoder": "attention would be causal, but BERT is only supported as an encoder",
     },
 }
 
-# Who made it, how it is trained, served and written down; and what generation does by default,
-# which is for the caller of `generate` to say. `dtype` is the file's own.
+# Fields about the origin, training, serving and storage of a model, and defaults of generation,
+# which are arguments of `generate`.
 HARMLESS = frozenset(
     """_attn_implementation _attn_implementation_autoset _name_or_path architectures
     attention_dropout bos_token_id dtype finetuning_task id2label initializer_range is_decoder
@@ -140,18 +140,17 @@ HARMLESS = frozenset(
     return_dict_in_generate suppress_tokens temperature top_k top_p typical_p""".split()
 )
 
-# Why a field is refused when it is on, and what to do.
+# Fields that are refused if they are on, with the reasons and what to do.
 REFUSED = {
-    "attn_logit_softcapping": "the attention's scores would be capped",
+    "attn_logit_softcapping": "the attention scores would be capped",
     "auto_map": (
-        "code of the checkpoint's own replaces transformers'. If it computes what transformers' "
-        "class of this model_type does, take the field out"
+        "the checkpoint brings its own code. If it computes the same as transformers' class of "
+        "this model_type, remove the field"
     ),
     "final_logit_softcapping": "the logits would be capped",
     "pruned_heads": "heads would be missing",
     "quantization_config": (
-        "the weights are quantized. Take the checkpoint that it was made from, or write it out "
-        "dequantized"
+        "the weights are quantized. Use the original checkpoint, or save it dequantized"
     ),
-    "use_bidirectional_attention": "tokens would see those after them, which a decoder's do not",
+    "use_bidirectional_attention": "attention would not be causal, as it is in a decoder",
 }

@@ -1,4 +1,4 @@
-"""How LoRA and what is like it starts: one factor random, the other zero."""
+"""Initializes LoRA and its relatives: one factor random, the other zero."""
 
 from typing import Any, Literal
 
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxmix.errors import ShapeError, UnsupportedError
 from jaxmix.families import AdaLoRA, ExpertLoRA, HiRA, KaSA, LoRA, Rebase, Together, Update
 from jaxmix.training.draws import kaiming, normal
-from jaxmix.training.kinds.checks import one_of, positive, scale_of
-from jaxmix.training.kinds.kind import LINEAR, Kind
+from jaxmix.training.initializers.checks import check_choice, check_positive, scale_of
+from jaxmix.training.initializers.initializer import LINEAR, Initializer
 from jaxmix.training.modules import Target
 
 __all__ = ["KINDS"]
 
-# "orthogonal" is not here: with it PEFT does not start at the base's own function.
+# "orthogonal" is missing: with it PEFT does not start at the base's function.
 _STARTS = (True, "gaussian", "pissa", "olora")
 
 
@@ -30,15 +30,15 @@ def lora(
     init_lora_weights: bool | str = True,
     is_transposed: bool = False,
 ) -> Update:
-    """LoRA and DoRA: A uniform and B zero; PiSSA and OLoRA out of the base, which loses as much."""
+    """LoRA and DoRA: A uniform, B zero. PiSSA and OLoRA move a part of the base to the factors."""
     scale = scale_of(rank, alpha, use_rslora)
-    one_of("init_lora_weights", init_lora_weights, _STARTS)
+    check_choice("init_lora_weights", init_lora_weights, _STARTS)
     if target.layer == "parameter":
         if use_dora or lora_bias or init_lora_weights is not True:
-            raise UnsupportedError("experts take a plain LoRA alone, as in PEFT")
+            raise UnsupportedError("experts support only a plain LoRA, as in PEFT")
         return _experts(key, target, rank, scale, is_transposed)
     if lora_bias and (use_dora or target.layer == "embedding"):
-        raise UnsupportedError("lora_bias goes neither with DoRA nor with an embedding, as in PEFT")
+        raise UnsupportedError("lora_bias excludes DoRA and embeddings, as in PEFT")
     a, b, base = _factors(key, target, rank, scale, init_lora_weights)
     update = LoRA(
         a,
@@ -48,38 +48,38 @@ def lora(
         magnitude=_norms(target, a, b, scale, base) if use_dora else None,
         kernel=target.kernel,
         embedding=target.layer == "embedding",
-        transposed=target.is_turned,
+        transposed=target.is_transposed,
     )
     return update if base is None else Together((Rebase(_as_stored(target, base)), update))
 
 
 def _factors(
-    key: Any, target: Target, rank: int, scale: float, how: bool | str
+    key: Any, target: Target, rank: int, scale: float, start: bool | str
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """A (r, in), B (out, r), and the weight that the base is to have, None for its own."""
+    """Returns A (r, in), B (out, r), and the base's new weight, None if it does not change."""
     sizes, dtype = (target.outputs, target.inputs), target.dtype
-    if how in ("pissa", "olora"):
-        return _out_of_base(target, rank, scale, str(how))
+    if start in ("pissa", "olora"):
+        return _factors_from_base(target, rank, scale, str(start))
     zeros = jnp.zeros((sizes[0], rank), dtype)
-    if target.layer == "embedding":  # (V, D): PEFT's lora_embedding_B is what is drawn
+    if target.layer == "embedding":  # (V, D): PEFT draws lora_embedding_B
         return normal(key, (rank, sizes[1]), dtype), zeros, None
-    if how == "gaussian":
+    if start == "gaussian":
         return normal(key, (rank, sizes[1]), dtype, 1 / rank), zeros, None
     return kaiming(key, (rank, sizes[1]), dtype), zeros, None
 
 
-def _out_of_base(
-    target: Target, rank: int, scale: float, how: str
+def _factors_from_base(
+    target: Target, rank: int, scale: float, start: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """PiSSA's largest singular parts, or OLoRA's first columns of Q; and what is left of W."""
-    if target.layer not in LINEAR or (how == "olora" and target.is_turned):
-        raise UnsupportedError(f"PEFT has no {how} of a layer that is {target.layer}")
+    """Returns factors from PiSSA's SVD or OLoRA's QR of W, and the remaining weight."""
+    if target.layer not in LINEAR or (start == "olora" and target.is_transposed):
+        raise UnsupportedError(f"PEFT does not support {start} for a {target.layer} layer")
     if rank > min(target.shape):
-        raise ShapeError(f"rank is {rank}, expected {min(target.shape)} at the most from {how}")
+        raise ShapeError(f"rank is {rank}, expected at most {min(target.shape)} for {start}")
     if not scale:
-        raise ShapeError(f"alpha is 0, expected another for {how}, which divides by it")
+        raise ShapeError(f"alpha is 0, expected another value for {start}, which divides by it")
     w = target.matrix
-    if how == "pissa":
+    if start == "pissa":
         u, values, v = jnp.linalg.svd(w, full_matrices=False)
         roots = jnp.sqrt(values[:rank] / scale)
         b, a = u[:, :rank] * roots[None], roots[:, None] * v[:rank]
@@ -91,7 +91,7 @@ def _out_of_base(
 
 
 def _as_stored(target: Target, matrix: jax.Array) -> jax.Array:
-    """A weight for `Rebase`, which has it as a matrix (out, in) whatever the tree's is."""
+    """Returns a weight for `Rebase`, which holds it as a matrix (out, in)."""
     assert target.layer in LINEAR
     return matrix
 
@@ -99,13 +99,13 @@ def _as_stored(target: Target, matrix: jax.Array) -> jax.Array:
 def _norms(
     target: Target, a: jax.Array, b: jax.Array, scale: float, base: jax.Array | None
 ) -> jax.Array:
-    """DoRA's magnitude: the norms of what the weight is, so that it stays."""
-    whole = target.matrix if base is None else base + scale * (b @ a)
-    return jnp.linalg.norm(whole, axis=0 if target.layer == "embedding" else 1)
+    """Returns DoRA's magnitude, the norms of the current weight, so that it does not change."""
+    weight = target.matrix if base is None else base + scale * (b @ a)
+    return jnp.linalg.norm(weight, axis=0 if target.layer == "embedding" else 1)
 
 
 def _experts(key: Any, target: Target, rank: int, scale: float, in_first: bool) -> Update:
-    """LoRA of a leaf of experts (e, out, in), or with ``is_transposed`` (e, in, out)."""
+    """Returns a LoRA of a leaf of experts (e, out, in), or (e, in, out) with ``is_transposed``."""
     if len(target.shape) != 3:
         raise ShapeError(f"the parameter has shape {target.shape}, expected (experts, out, in)")
     experts, out, size = target.shape
@@ -115,30 +115,30 @@ def _experts(key: Any, target: Target, rank: int, scale: float, in_first: bool) 
 
 
 def adalora(key: Any, target: Target, *, rank: int = 12, alpha: float = 8) -> Update:
-    """AdaLoRA: both factors normal and the singular values zero; ``rank`` is ``init_r``."""
-    positive(rank=rank)
-    one, two = jax.random.split(key)
-    # PEFT divides α by the rank that it counts, 1e-5 above it, and takes an α below 1 for the rank.
+    """AdaLoRA: both factors normal, the singular values zero; ``rank`` is PEFT's ``init_r``."""
+    check_positive(rank=rank)
+    a_key, b_key = jax.random.split(key)
+    # As in PEFT, which adds 1e-5 to the rank and replaces an alpha of 0 or less by the rank.
     scale = (alpha if alpha > 0 else rank) / (rank + 1e-5)
     return AdaLoRA(
-        normal(one, (rank, target.inputs), target.dtype, 0.02),
-        normal(two, (target.outputs, rank), target.dtype, 0.02),
+        normal(a_key, (rank, target.inputs), target.dtype, 0.02),
+        normal(b_key, (target.outputs, rank), target.dtype, 0.02),
         jnp.zeros(rank, target.dtype),
         scale,
-        transposed=target.is_turned,
+        transposed=target.is_transposed,
     )
 
 
 def kasa(
     key: Any, target: Target, *, rank: int = 8, alpha: float = 8, use_rslora: bool = False
 ) -> Update:
-    """KaSA: A uniform, B zero, the diagonal normal; the base's smallest parts are gone at once."""
+    """KaSA: A uniform, B zero, the diagonal normal. The base loses its smallest parts at once."""
     scale = scale_of(rank, alpha, use_rslora)
-    one, two = jax.random.split(key)
+    a_key, d_key = jax.random.split(key)
     return KaSA(
-        kaiming(one, (rank, target.inputs), target.dtype),
+        kaiming(a_key, (rank, target.inputs), target.dtype),
         jnp.zeros((target.outputs, rank), target.dtype),
-        normal(two, (rank,), target.dtype),
+        normal(d_key, (rank,), target.dtype),
         scale,
     )
 
@@ -151,23 +151,23 @@ def hira(
     init_weights: Literal[True, "gaussian"] = True,
 ) -> Update:
     """HiRA: as LoRA, without a scale."""
-    positive(rank=rank)
+    check_positive(rank=rank)
     a, b, _ = _factors(key, target, rank, 1.0, init_weights)
     return HiRA(
         a,
         b,
         kernel=target.kernel,
         embedding=target.layer == "embedding",
-        transposed=target.is_turned,
+        transposed=target.is_transposed,
     )
 
 
 _ALL = (*LINEAR, "convolution", "embedding")
 
 KINDS = {
-    "lora": Kind(lora, (*_ALL, "parameter")),
-    "dora": Kind(lora, _ALL, fixed={"use_dora": True}),
-    "adalora": Kind(adalora, (*LINEAR, "convolution")),
-    "kasa": Kind(kasa, ("linear",)),
-    "hira": Kind(hira, _ALL),
+    "lora": Initializer(lora, (*_ALL, "parameter")),
+    "dora": Initializer(lora, _ALL, fixed={"use_dora": True}),
+    "adalora": Initializer(adalora, (*LINEAR, "convolution")),
+    "kasa": Initializer(kasa, ("linear",)),
+    "hira": Initializer(hira, _ALL),
 }
