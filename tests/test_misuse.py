@@ -140,5 +140,7 @@ def test_shardings_that_are_none(shardings, tmp_path):
     with pytest.raises(LayoutError) as caught:
         load_params(tmp_path, shardings, dtype=np.float32)
     said = str(caught.value)
-    assert said.startswith("shardings that are no jax.sharding.Sharding:\n  up.weight: ")
-    assert said.endswith("a function of (name, outline) must return one.")
+    assert said.startswith(
+        "expected a jax.sharding.Sharding for every tensor, found:\n  up.weight: "
+    )
+    assert said.endswith("a function of (name, outline) that returns them.")

@@ -113,4 +113,7 @@ def test_a_recipe_names_files_by_itself(
     """It is written without reading anything."""
     out = tmp_path / "x.json"
     assert main("convert", adapters["lora"], "--to", "recipe", "-o", out, "--ignore", "x") == 2
-    assert "write --ignore and --filename into its parts" in capsys.readouterr().err
+    assert (
+        "Instead of --ignore, --filename, --subfolder and --revision, edit its parts:"
+        in capsys.readouterr().err
+    )

@@ -114,7 +114,7 @@ def test_refused(tmp_path: Path, capsys: Captured) -> None:
     assert document["error"] == "the method 'slerp' got 1 adapters, expected exactly two."
     assert told(capsys, *words, "-m", "mean", code=2)["kind"] == "UsageError"
     document = told(capsys, *words, "-m", "cat", "--to", "kohya", code=2)
-    assert "'kohya' is none of mix, peft." in document["error"]
+    assert "'kohya' is not one of mix, peft." in document["error"]
     assert main(*words, "-m", "linear") == 0
     assert main(*words, "-m", "linear") == 1
     assert main(*words, "-m", "linear", "--force") == 0

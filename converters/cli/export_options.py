@@ -1,11 +1,11 @@
-"""The options of commands that write adapters for other programs."""
+"""Options of the commands that write adapters for other programs."""
 
 from typing import Annotated, Any
 
 import typer
 
 from jaxmix.converters.adapters.peft.about import TASKS
-from jaxmix.converters.cli.telling import one_of
+from jaxmix.converters.cli.console import choice_of
 
 __all__ = ["BaseName", "Patterns", "Task", "peft_options"]
 
@@ -14,8 +14,8 @@ BaseName = Annotated[
     typer.Option(
         "--base-name",
         metavar="NAME",
-        help="The base's path or hub id, for PEFT's base_model_name_or_path; by default what the "
-        "adapter's own file says.",
+        help="The base's path or hub id, for PEFT's base_model_name_or_path; by default that of "
+        "the adapter's own file.",
     ),
 ]
 Task = Annotated[
@@ -23,9 +23,9 @@ Task = Annotated[
     typer.Option(
         "--task-type",
         metavar="TASK",
-        help=f"PEFT's task, which AutoPeftModel asks for: {', '.join(TASKS)}; by default what the "
-        "adapter's own file says.",
-        **one_of(tuple(TASKS)),
+        help=f"PEFT's task, which AutoPeftModel needs: {', '.join(TASKS)}; by default that of the "
+        "adapter's own file.",
+        **choice_of(tuple(TASKS)),
     ),
 ]
 Patterns = Annotated[
@@ -33,7 +33,7 @@ Patterns = Annotated[
     typer.Option(
         "--patterns",
         help="Keep each site's own rank and alpha of a LoRA, as rank_pattern and alpha_pattern "
-        "(peft, diffusers): smaller where ranks differ, but other programs read it wrongly.",
+        "(peft, diffusers). Files are smaller where ranks differ, but some programs misread them.",
     ),
 ]
 
@@ -41,7 +41,7 @@ Patterns = Annotated[
 def peft_options(
     base_name: str | None, task: str | None, patterns: bool, *, to: str = "peft"
 ) -> dict[str, Any]:
-    """The options as what writes a format takes them; those that it does not are refused."""
+    """Returns the keyword arguments of a format's writer; refuses options that do not apply."""
     about = {"base_model_name_or_path": base_name, "task_type": task} if to == "peft" else {}
     own = {"patterns": patterns} if to in ("peft", "diffusers") else {}
     given = {
@@ -50,5 +50,5 @@ def peft_options(
         "--patterns": not own and patterns,
     }
     if unused := [name for name, value in given.items() if value]:
-        raise typer.BadParameter(f"{', '.join(unused)} means nothing to {to}.")
+        raise typer.BadParameter(f"{', '.join(unused)} does not apply to the format {to}.")
     return {**about, **own}

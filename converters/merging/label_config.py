@@ -7,15 +7,15 @@ __all__ = ["label_fields"]
 
 
 def label_fields(config: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The fields for a head with so many labels.
+    """Returns the label fields of config.json for a head with a given number of labels.
 
     Args:
         config: The base's config.
-        count: The rows of the head.
+        count: The number of rows of the head.
 
     Returns:
-        ``id2label`` and ``label2id``: the base's own if there are as many, else ``LABEL_0``, … as
-        transformers names them; and ``num_labels`` if the config has it.
+        ``id2label`` and ``label2id``, unless the base has that many labels already: ``LABEL_0``, …
+        as transformers names them; and ``num_labels`` if the config has it.
     """
     fields: dict[str, Any] = {}
     if "num_labels" in config:

@@ -1,4 +1,4 @@
-"""What the program says: results on stdout, as text or as one JSON document; the rest on stderr."""
+"""Prints results to stdout, as text or as one JSON document, and everything else to stderr."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jaxmix.converters.files.reaching import log as hub_log
+from jaxmix.converters.files.hub_connection import log as hub_log
 from jaxmix.converters.files.terminal import printable
 
 __all__ = [
@@ -31,40 +31,38 @@ __all__ = [
     "Force",
     "Out",
     "bytes_bar",
+    "choice_of",
     "count",
-    "one_of",
-    "say",
+    "print_error",
+    "print_json",
+    "print_lines",
+    "show_hub_requests",
+    "spinner",
     "steps_bar",
-    "tell_error",
-    "tell_json",
-    "telling_of_the_hub",
-    "waiting",
 ]
 
-# Characters of a message that are its own, such as lists have.
+# Characters of a message that are not escaped.
 _LINES = "\n"
 
-AsJson = Annotated[bool, typer.Option("--json", help="Tell it as one JSON document, errors too.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace OUT; it stays until the new one is whole.")
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, also for errors.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace OUT once the new one is complete.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to write.")]
 
 
-def say(*lines: str) -> None:
-    """Lines on stdout, in rich's markup."""
+def print_lines(*lines: str) -> None:
+    """Prints lines of rich's markup to stdout."""
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     for line in lines:
         console.print(line)
 
 
-def tell_json(data: Mapping[str, Any]) -> None:
-    """One JSON document on stdout. What is no number is null there."""
+def print_json(data: Mapping[str, Any]) -> None:
+    """Prints a JSON document to stdout, with null for NaN and infinity."""
     typer.echo(json.dumps(_plain(data), indent=2, allow_nan=False))
 
 
 def _plain(data: Any) -> Any:
-    """Data that JSON can hold."""
+    """Converts data to what JSON can hold."""
     if isinstance(data, Mapping):
         return {str(key): _plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -74,29 +72,29 @@ def _plain(data: Any) -> Any:
     return str(data) if isinstance(data, Path) else data
 
 
-def tell_error(text: str, kind: str, *, as_json: bool) -> None:
-    """What went wrong: a line on stderr, or a JSON document on stdout."""
+def print_error(text: str, kind: str, *, as_json: bool) -> None:
+    """Prints an error: a line on stderr, or a JSON document on stdout."""
     if as_json:
-        tell_json({"error": text, "kind": kind})
+        print_json({"error": text, "kind": kind})
     else:
         console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
         console.print(f"[bold red]error:[/] {escape_markup(printable(text, keep=_LINES))}")
 
 
 @contextmanager
-def telling_of_the_hub(*, as_json: bool) -> Iterator[None]:
-    """Shows on stderr that the hub is asked, which may take a while; not with ``--json``."""
+def show_hub_requests(*, as_json: bool) -> Iterator[None]:
+    """Prints requests to the hub, which may take a while, to stderr, except with ``--json``."""
     if as_json:
         yield
         return
     console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
-    class Lines(logging.Handler):
+    class ConsoleHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = printable(record.getMessage())
             console.print(f"[dim]{escape_markup(text)} …[/]")
 
-    handler, level = Lines(), hub_log.level
+    handler, level = ConsoleHandler(), hub_log.level
     hub_log.addHandler(handler)
     hub_log.setLevel(logging.INFO)
     try:
@@ -106,20 +104,20 @@ def telling_of_the_hub(*, as_json: bool) -> Iterator[None]:
         hub_log.setLevel(level)
 
 
-def count(number: int, what: str) -> str:
-    """``1 tensor``, ``2,000 tensors``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def count(number: int, noun: str) -> str:
+    """Returns ``1 tensor`` or ``2,000 tensors``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def one_of(names: Collection[str]) -> dict[str, Any]:
-    """What makes an option one of some names: the check, and completion in the shell."""
+def choice_of(names: Collection[str]) -> dict[str, Any]:
+    """Returns the arguments of an option with a choice of names: a check, and shell completion."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}.")
         return value
 
-    # typer leaves out those that do not begin as the word does.
+    # typer filters the completions by what was typed.
     return {"autocompletion": lambda: list(names), "callback": check}
 
 
@@ -128,7 +126,7 @@ def one_of(names: Collection[str]) -> dict[str, Any]:
 
 @contextmanager
 def _bar(*columns: Any, as_json: bool) -> Iterator[Progress]:
-    """A bar; with --json only where a person looks on."""
+    """Yields a progress bar; with --json only if stderr is a terminal."""
     console = Console(stderr=True, emoji=False)
     with Progress(*columns, console=console, disable=as_json and not console.is_terminal) as bar:
         yield bar
@@ -136,7 +134,7 @@ def _bar(*columns: Any, as_json: bool) -> Iterator[Progress]:
 
 @contextmanager
 def bytes_bar(*, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar for `merge_checkpoint` to call: bytes, bytes per second, time left."""
+    """Yields the ``progress`` argument of `merge_checkpoint`: a bar of bytes, speed, time left."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -147,24 +145,24 @@ def bytes_bar(*, as_json: bool) -> Iterator[Callable[[int, int, str], None]]:
     with _bar(*columns, as_json=as_json) as bar:
         task = bar.add_task("", visible=False)
 
-        def tell(done: int, size: int, shard: str) -> None:
+        def update(done: int, size: int, shard: str) -> None:
             bar.update(task, completed=done, total=size, description=printable(shard), visible=True)
 
-        yield tell
+        yield update
 
 
 @contextmanager
-def steps_bar(what: str, *, as_json: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar of steps with the time left: what is called with those done, and those in all."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def steps_bar(title: str, *, as_json: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function of the steps done and the total steps, which updates a bar."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with _bar(*columns, as_json=as_json) as bar:
-        task = bar.add_task(what)
+        task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def waiting(what: str, *, as_json: bool) -> Iterator[None]:
-    """A sign of life, and the time that has passed, where nobody knows how long it takes."""
-    with _bar(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), as_json=as_json) as bar:
-        bar.add_task(what, total=None)
+def spinner(title: str, *, as_json: bool) -> Iterator[None]:
+    """Shows a spinner and the elapsed time during a task of unknown length."""
+    with _bar(SpinnerColumn(), TextColumn(title), TimeElapsedColumn(), as_json=as_json) as bar:
+        bar.add_task(title, total=None)
         yield

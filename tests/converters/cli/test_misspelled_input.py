@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 import jaxmix
-from jaxmix.converters.cli.telling import say
-from jaxmix.converters.files import near, reaching
+from jaxmix.converters.cli.console import print_lines
+from jaxmix.converters.files import hub_connection, path_suggestions
 from jaxmix.converters.files.terminal import escape, printable
 from jaxmix.errors import CheckpointError
 
@@ -34,29 +34,30 @@ def here(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.Mon
     [
         (
             "lora:abc",
-            "lora:abc: 'abc' is no strength, expected ADAPTER:STRENGTH with a number such ",
+            "lora:abc: 'abc' is not a strength, expected ADAPTER:STRENGTH with a number such ",
         ),
         (
             "lora:0,5",
-            "'0,5' is no strength, expected ADAPTER:STRENGTH with a number such as lora:0.5",
+            "'0,5' is not a strength, expected ADAPTER:STRENGTH with a number such as lora:0.5",
         ),
         (
             "lora:−2",
-            "'−2' is no strength, expected ADAPTER:STRENGTH with a number such as lora:-2.",
+            "'−2' is not a strength, expected ADAPTER:STRENGTH with a number such as lora:-2.",
         ),
-        ("lora:", "there is no strength after the colon"),
-        ("lora:nan", "'nan' is no strength"),
-        ("lora=0.5", "lora=0.5: the strength follows a colon, expected ADAPTER:STRENGTH with a "),
+        ("lora:", "the strength after the colon is missing"),
+        ("lora:nan", "'nan' is not a strength"),
+        ("lora=0.5", "lora=0.5: a strength must follow a colon, expected ADAPTER:STRENGTH with a "),
         ("lora x 0,7", "a number such as lora:0.7."),
         ("lora@2", "such as lora:2."),
         ("lora:0.5:0.6", "lora:0.5:0.6 has two strengths"),
         ("owner/name=0.5", "such as owner/name:0.5."),
-        ("owner/name:abc", "'abc' is no strength"),
+        ("owner/name:abc", "'abc' is not a strength"),
         (
             "run:2",
-            "run:2 is a folder or file here, and also means run at strength 2. Write run:2:1 ",
+            "run:2 is ambiguous: it is an existing path, and could mean run at strength 2. "
+            "Write run:2:1 ",
         ),
-        ("run:2", "for the first, run:2.0 for the second."),
+        ("run:2", "Write run:2:1 for the path, or run:2.0 for the strength."),
     ],
 )
 def test_strengths(here: Path, word: str, said: str, capsys: Captured) -> None:
@@ -77,7 +78,7 @@ def test_base_and_adapter_in_each_others_place(here: Path, capsys: Captured) -> 
         "lora is an adapter, and base is a model. The model comes first: jaxmix merge base" in said
     )
     assert main("merge", "base", "-a", "base", "-o", "out") == 1
-    assert "base is a model, not an adapter. Give the folder" in capsys.readouterr().err
+    assert "base is a model, not an adapter. Use the folder" in capsys.readouterr().err
     assert main("merge", "lora", "-a", "lora", "-o", "out") == 1
     assert "lora is an adapter (adapter_config.json), not a model." in capsys.readouterr().err
 
@@ -91,10 +92,13 @@ def test_gguf(here: Path, capsys: Captured) -> None:
     for name, what in (("x.gguf", "is a GGUF file"), ("quantized", "holds GGUF files")):
         assert main("merge", "base", "-a", name, "-o", "out") == 1
         said = capsys.readouterr().err
-        assert f"{name} {what}, which jaxmix does not read. Give the adapter in safetensors" in said
+        assert (
+            f"{name} {what}, which jaxmix does not read. Use the original adapter in safetensors"
+            in said
+        )
         assert main("merge", name, "-a", "lora", "-o", "out") == 1
         assert (
-            f"{name} {what}, which jaxmix does not read. Give the Hugging"
+            f"{name} {what}, which jaxmix does not read. Use the original Hugging"
             in capsys.readouterr().err
         )
 
@@ -128,12 +132,12 @@ def test_a_mistyped_path(here: Path, capsys: Captured, monkeypatch: pytest.Monke
         return False
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(reaching, "is_reachable", unreachable)
+    monkeypatch.setattr(hub_connection, "is_reachable", unreachable)
     assert main("inspect", "my-adaptre/final") == 1
     said = capsys.readouterr().err
     assert said.startswith(
-        "asking the Hugging Face hub for my-adaptre/final …\n"
-        "the hub does not answer; looking in its local cache …\n"
+        "requesting my-adaptre/final from the Hugging Face hub …\n"
+        "the hub does not answer; using its local cache …\n"
         "error: "
     )
     assert said.endswith("Did you mean my-adapter/final?\n") and len(asked) == 1
@@ -154,19 +158,25 @@ def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_session", Session)
     for url, answers in (("there", True), ("nowhere", False)):
         monkeypatch.setattr(constants, "ENDPOINT", url)
-        assert reaching.is_reachable() is answers
+        assert hub_connection.is_reachable() is answers
 
 
 def test_near_names(here: Path) -> None:
-    assert near.near_paths("my-adapter/finale") == " Did you mean my-adapter/final?"
-    assert near.near_paths("my-adapter/other") == " The folder my-adapter has no other."
-    assert near.near_paths("nothing/like/it") == near.near_paths("a\0b") == ""
+    assert path_suggestions.suggest_paths("my-adapter/finale") == " Did you mean my-adapter/final?"
+    assert (
+        path_suggestions.suggest_paths("my-adapter/other") == " The folder my-adapter has no other."
+    )
+    assert (
+        path_suggestions.suggest_paths("nothing/like/it")
+        == path_suggestions.suggest_paths("a\0b")
+        == ""
+    )
 
 
 def test_names_do_not_act_on_the_terminal(here: Path, capsys: Captured) -> None:
     evil = "a\x1b[2J\x9b1m\u202e\u2066\r\ud800:smile:[red]"
     assert printable(evil) == "a\\x1b[2J\\x9b1m\\u202e\\u2066\\r\\ud800:smile:[red]"
-    say(escape(evil))
+    print_lines(escape(evil))
     shown = capsys.readouterr().out
     assert shown == printable(evil) + "\n"
     assert main("inspect", evil.replace("\ud800", "")) == 1

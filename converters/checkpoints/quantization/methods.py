@@ -1,28 +1,28 @@
-"""The quantizations that can be read, by the name that config.json has for them."""
+"""The quantization methods that can be read, by their names in config.json."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Stored
 from jaxmix.converters.checkpoints.quantization import awq, bitsandbytes, fp8, gptq, mxfp4
-from jaxmix.converters.checkpoints.quantization.packed import Readout, Source, Turned
+from jaxmix.converters.checkpoints.quantization.packed import Readout, Source, Transposed
 
 __all__ = [
     "CONFIGS",
     "PARTS",
     "READERS",
     "SETTINGS_FILES",
-    "look",
-    "method_of",
-    "settings_of",
+    "find_packed",
+    "quantization_method",
+    "quantization_settings",
     "unpacked",
 ]
 
 Reader = Callable[[Source, Readout], None]
 
-# The fields of config.json that tell of a quantization.
+# The fields of config.json that describe a quantization.
 CONFIGS = ("quantization_config", "compression_config")
-# A reader for each ``quant_method``. That of fp8 is asked whatever the method's name.
+# A reader for each ``quant_method``. The one for fp8 is called whatever the method's name.
 READERS: Mapping[str, Reader] = {
     "awq": awq.read,
     "bitsandbytes": bitsandbytes.read,
@@ -30,15 +30,15 @@ READERS: Mapping[str, Reader] = {
     "gptq": gptq.read,
     "mxfp4": mxfp4.read,
 }
-# Those whose tensors tell all, so that they need no config.
+# Methods that are recognized by their tensors, without a config.
 _BY_TENSORS = ("bitsandbytes", "mxfp4")
-# Files beside config.json in which older repositories have the settings, and their method.
+# Files with the settings in older repositories, and their method.
 SETTINGS_FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
     "hf_quant_config.json": "modelopt",
 }
-# Parts of modules whose weights other methods keep in integers.
+# Names of the tensors in which other methods pack a module's weight.
 PARTS = (
     "qweight",
     "weight_packed",
@@ -52,46 +52,46 @@ PARTS = (
     "weight_blocks",
     "B",
 )
-# What holds codes by its name alone.
+# Endings of names that hold codes, whatever their dtype.
 _CODES = (".weight", ".qweight", ".weight_packed", ".W_q", "_blocks")
-# Models of which these modules are GPT-2's Conv1D, (in, out), and linear once they are quantized.
+# Models in which these modules are GPT-2's Conv1D (in, out), and linear layers once quantized.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 _CONV1D = {"c_attn", "q_attn", "c_proj", "c_fc"}
 
 
-def look(checkpoint: Checkpoint) -> Readout:
-    """The packed weights of a checkpoint; headers are read, and little else.
+def find_packed(checkpoint: Checkpoint) -> Readout:
+    """Finds the packed weights of a checkpoint; reads little besides headers.
 
     Args:
-        checkpoint: the base.
+        checkpoint: The base.
 
     Returns:
-        The weights, their parts, and what can't be unpacked.
+        The weights, their parts, and the tensors that can't be unpacked.
     """
-    tensors, method = checkpoint.tensors, method_of(checkpoint)
-    source, readout = Source(tensors, settings_of(checkpoint)), Readout()
+    tensors, method = checkpoint.tensors, quantization_method(checkpoint)
+    source, readout = Source(tensors, quantization_settings(checkpoint)), Readout()
     for name in _BY_TENSORS if method is None else [method]:
         if name in READERS and name != "fp8":
             READERS[name](source, readout)
     fp8.read(Source(_others(tensors, readout), source.settings), readout)
     if _has_conv1d(checkpoint):
         for name, packed in readout.packed.items():
-            is_turned = name.removesuffix(".weight").rpartition(".")[2] in _CONV1D
-            if is_turned and len(packed.shape) == 2:
-                readout.packed[name] = Turned.of(packed)
+            is_conv1d = name.removesuffix(".weight").rpartition(".")[2] in _CONV1D
+            if is_conv1d and len(packed.shape) == 2:
+                readout.packed[name] = Transposed.of(packed)
     for name, tensor in _others(tensors, readout).items():
         if name in readout.packed:
             main = readout.packed[name].main.name
-            readout.wrong.append(f"{name}: it is there both packed, as {main}, and unpacked")
+            readout.problems.append(f"{name} is stored both packed, as {main}, and unpacked")
         elif _is_quantized(name, tensor, method):
-            readout.wrong.append(f"{name} in {tensor.file.name}: {tensor.dtype} {tensor.shape}")
+            readout.problems.append(f"{name} in {tensor.file.name}: {tensor.dtype} {tensor.shape}")
             readout.parts.add(name)
     return readout
 
 
 def _is_quantized(name: str, tensor: Stored, method: str | None) -> bool:
-    """Whether a tensor that no reader took is part of a packed weight, as far as can be told."""
-    # Models count and index in int64, which no method packs into.
+    """Whether a tensor that no reader recognized is probably part of a packed weight."""
+    # Models use int64 for counters and indices; no method packs into it.
     if tensor.dtype in FLOATS or tensor.dtype in ("BOOL", "I64"):
         return False
     if tensor.dtype.startswith("F") or name.endswith(_CODES):
@@ -99,8 +99,8 @@ def _is_quantized(name: str, tensor: Stored, method: str | None) -> bool:
     return method is not None
 
 
-def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What config.json, or a file beside it, says of the quantization; empty if nothing does."""
+def quantization_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the quantization settings from config.json or an older file; empty if absent."""
     config = checkpoint.json(CONFIG_FILE)
     for part in (config, *config.values()):
         if isinstance(part, dict):
@@ -113,9 +113,9 @@ def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {}
 
 
-def method_of(checkpoint: Checkpoint) -> str | None:
-    """The method by which a checkpoint is quantized; None if nothing says that it is."""
-    settings = settings_of(checkpoint)
+def quantization_method(checkpoint: Checkpoint) -> str | None:
+    """Returns the method by which a checkpoint is quantized; None if it states none."""
+    settings = quantization_settings(checkpoint)
     found = settings.get("quant_method") or settings.get("quant_algo")
     if found is None and any(settings.get(f"load_in_{bits}bit") for bits in (4, 8)):
         found = "bitsandbytes"
@@ -123,22 +123,22 @@ def method_of(checkpoint: Checkpoint) -> str | None:
 
 
 def _others(tensors: Mapping[str, Stored], readout: Readout) -> dict[str, Stored]:
-    """The tensors that belong to no packed weight so far."""
+    """Returns the tensors that do not belong to a packed weight found so far."""
     return {name: tensor for name, tensor in tensors.items() if name not in readout.parts}
 
 
 def _has_conv1d(checkpoint: Checkpoint) -> bool:
-    """Whether a model has modules whose weights lie (in, out) unless they are quantized."""
+    """Whether a model has modules whose weights are (in, out) unless they are quantized."""
     config = checkpoint.json(CONFIG_FILE)
     parts = [part for part in (config, *config.values()) if isinstance(part, dict)]
     return any(str(part.get("model_type")) in _CONV1D_MODELS for part in parts)
 
 
 def unpacked(checkpoint: Checkpoint, readout: Readout) -> dict[str, Stored]:
-    """All tensors by name, packed weights as what they stand for, without those that can't be read.
+    """Returns all tensors by name, with packed weights unpacked, without those that can't be read.
 
     Args:
-        checkpoint: the base.
-        readout: what `look` found in it.
+        checkpoint: The base.
+        readout: The result of `find_packed`.
     """
     return _others(checkpoint.tensors, readout) | readout.packed

@@ -1,4 +1,4 @@
-"""Tensors with other rows than the base's: more, fewer, or all of them new."""
+"""Tensors with more or fewer rows than the base's, and tensors that the base lacks."""
 
 import math
 from collections.abc import Callable
@@ -10,23 +10,23 @@ import numpy as np
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.errors import CheckpointError
 
-__all__ = ["Grown", "grown"]
+__all__ = ["ResizedTensor", "new_tensor", "resize_tensor"]
 
 
 @dataclass(frozen=True, eq=False)
-class Grown(Stored):
-    """A tensor that begins with rows of the base's and ends with rows that are in memory.
+class ResizedTensor(Stored):
+    """A tensor that consists of the base's first rows followed by rows held in memory.
 
     Args:
-        stored: The base's tensor; None if there is none.
-        extra: The rows after those, in the tensor's dtype.
+        stored: The base's tensor, if there is one.
+        extra: The rows after the base's, in the tensor's dtype.
     """
 
     stored: Stored | None
     extra: np.ndarray
 
     def rows(self, part: slice, read: Callable[[Stored, slice], np.ndarray]) -> np.ndarray:
-        """Returns a run of rows; ``read`` reads those that the base has."""
+        """Returns a run of rows; ``read`` reads the rows that the base has."""
         kept = self.shape[0] - len(self.extra)
         found = []
         if self.stored is not None and part.start < kept:
@@ -37,33 +37,33 @@ class Grown(Stored):
         return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-def grown(stored: Stored, rows: int, extra: np.ndarray) -> Grown:
+def resize_tensor(stored: Stored, rows: int, extra: np.ndarray) -> ResizedTensor:
     """Gives a tensor another number of rows.
 
     Args:
         stored: The base's tensor.
-        rows: How many rows the result has.
-        extra: Its rows from the base's last one on; none if it has no more than the base.
+        rows: The number of rows of the result.
+        extra: The rows after the base's last one; empty if the result has no more rows.
 
     Raises:
-        CheckpointError: If numbers lie beyond the tensor's dtype.
+        CheckpointError: If numbers exceed the range of the tensor's dtype.
     """
-    return _made(stored.name, stored.dtype, (rows, *stored.shape[1:]), stored, extra, stored.file)
+    return _build(stored.name, stored.dtype, (rows, *stored.shape[1:]), stored, extra, stored.file)
 
 
-def new(name: str, dtype: str, array: np.ndarray, file: Path) -> Grown:
-    """Makes a tensor that the base has not, for the shard ``file``."""
-    return _made(name, dtype, array.shape, None, array, file)
+def new_tensor(name: str, dtype: str, array: np.ndarray, file: Path) -> ResizedTensor:
+    """Makes a tensor that the base lacks, for the shard ``file``."""
+    return _build(name, dtype, array.shape, None, array, file)
 
 
-def _made(
+def _build(
     name: str,
     dtype: str,
     shape: tuple[int, ...],
     stored: Stored | None,
     extra: np.ndarray,
     file: Path,
-) -> Grown:
+) -> ResizedTensor:
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(extra.astype(FLOATS[dtype]))
     if (
@@ -71,8 +71,8 @@ def _made(
         and not np.isfinite(cast.astype(np.float32)).all()
     ):
         raise CheckpointError(
-            f"{name}: new rows lie beyond what {dtype} holds. Convert the base to bfloat16 or "
+            f"{name}: the new rows exceed the range of {dtype}. Convert the base to bfloat16 or "
             "float32 first."
         )
     size = math.prod(shape) * np.dtype(FLOATS[dtype]).itemsize
-    return Grown(name, dtype, shape, file, 0, size, stored, cast)
+    return ResizedTensor(name, dtype, shape, file, 0, size, stored, cast)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import jaxmix
-from jaxmix.converters.merging import exchange, front, merge_checkpoint, place, recipe
+from jaxmix.converters.merging import exchange, merge, merge_checkpoint, recipe, staged_output
 from jaxmix.errors import CheckpointError, LayoutError
 
 from ..bases import Adapters, contents, header, mixed
@@ -32,7 +32,7 @@ def test_a_failure_in_the_middle(
 ) -> None:
     """The third tensor's computing fails: the old output stands, and nothing lies about."""
     out, before = before_and_out
-    plain: Any = recipe.Prepared.made
+    plain: Any = recipe.Prepared.compute
     calls: list[Any] = []
 
     def failing(*args: Any) -> Any:
@@ -42,7 +42,7 @@ def test_a_failure_in_the_middle(
             raise error("on the way")
         return plain(*args)
 
-    monkeypatch.setattr(recipe.Prepared, "made", failing)
+    monkeypatch.setattr(recipe.Prepared, "compute", failing)
     for target in (out, tmp_path / "new"):
         calls.clear()
         with pytest.raises(error, match="on the way"):
@@ -53,10 +53,10 @@ def test_a_failure_in_the_middle(
 @pytest.mark.parametrize(
     ("number", "hint"),
     [
-        (errno.ENOSPC, "Make room, or choose another disk."),
-        (errno.EDQUOT, "Make room, or choose another disk."),
-        (errno.EROFS, "Choose a folder in which you may write."),
-        (errno.EIO, "all else is as it was."),
+        (errno.ENOSPC, "Free some space, or choose another disk."),
+        (errno.EDQUOT, "Free some space, or choose another disk."),
+        (errno.EROFS, "Choose a folder to which you can write."),
+        (errno.EIO, "nothing else has changed."),
     ],
 )
 def test_the_system_refuses_to_write(
@@ -74,7 +74,7 @@ def test_the_system_refuses_to_write(
     def failing(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(front.shutil, "copyfile", failing)
+    monkeypatch.setattr(merge.shutil, "copyfile", failing)
     with pytest.raises(CheckpointError) as caught:
         merge_checkpoint(base, mixed(adapters), out, force=True)
     text = str(caught.value)
@@ -90,7 +90,9 @@ def test_files_may_not_grow(base: Path, adapters: Adapters, tmp_path: Path) -> N
     largest = (base / "model.safetensors").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 100, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"File too large.*takes files of this size\.$"):
+        with pytest.raises(
+            CheckpointError, match=r"File too large.*supports files of this size\.$"
+        ):
             merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -102,7 +104,7 @@ def test_a_folder_for_reading_only(base: Path, adapters: Adapters, tmp_path: Pat
     """Refused in the system's words."""
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(CheckpointError, match=r"Permission denied.*in which you may write"):
+        with pytest.raises(CheckpointError, match=r"Permission denied.*to which you can write"):
             merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")
     finally:
         tmp_path.chmod(0o700)
@@ -122,9 +124,12 @@ def test_the_last_step_fails(
         raise PermissionError(errno.EACCES, "no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(place, "exchanged", failing)
-        text = r"could not be written.* 1 of 1 shards are whole in \S+out.partial: resume=True"
-        with pytest.raises(CheckpointError, match=text + r".*Choose a folder in which you"):
+        patched.setattr(staged_output, "exchange_paths", failing)
+        text = (
+            r"could not be written.* 1 of 1 shards are complete in \S+out\.partial\. Use "
+            r"resume=True"
+        )
+        with pytest.raises(CheckpointError, match=text + r".*Choose a folder to which you"):
             merge_checkpoint(base, mixed(adapters), out, force=True)
     assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}
     merged = merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
@@ -153,10 +158,10 @@ def test_where_folders_can_not_be_exchanged(
                 raise PermissionError(errno.EACCES, "no")
         return plain(self, target)
 
-    monkeypatch.setattr(place, "exchanged", lambda *_: False)
+    monkeypatch.setattr(staged_output, "exchange_paths", lambda *_: False)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", failing)
-        with pytest.raises(CheckpointError, match=r"could not be written.*Choose a folder in wh"):
+        with pytest.raises(CheckpointError, match=r"could not be written.*Choose a folder to wh"):
             merge_checkpoint(base, mixed(adapters), out, force=True)
     assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}
     merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
@@ -169,17 +174,17 @@ def test_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    done = exchange.exchanged(tmp_path / "a", tmp_path / "b")
+    done = exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / ("b" if done else "a")).exists()
     if done:
         with pytest.raises(FileNotFoundError):
-            exchange.exchanged(tmp_path / "a", tmp_path / "c")
+            exchange.exchange_paths(tmp_path / "a", tmp_path / "c")
 
     class Old:
         """A C library of former days."""
 
     monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: Old())
-    assert not exchange.exchanged(tmp_path / "a", tmp_path / "b")
+    assert not exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_output_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_path: Path) -> None:
@@ -190,7 +195,7 @@ def test_an_output_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_pa
         out.mkdir(exist_ok=True)
         (out / "config.json").write_text("{}")
 
-    with pytest.raises(CheckpointError, match=r"the output \S+out exists\. Give another"):
+    with pytest.raises(CheckpointError, match=r"the output \S+out exists\. Choose another"):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, progress=meddle)
     assert contents(out) == {"config.json": b"{}"}
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, resume=True, force=True)
@@ -209,7 +214,8 @@ def test_a_base_that_is_cut_meanwhile(
         os.truncate(last, len(header(last)) + 8)
 
     with pytest.raises(
-        CheckpointError, match=r"(?s)the base was changed while .*00003\S+ it has [\d,]+ bytes, and"
+        CheckpointError,
+        match=r"(?s)the base changed while it was being read.*00003\S+ it has [\d,]+ bytes, before",
     ):
         adapter = jaxmix.load(adapters[which])
         merge_checkpoint(sharded, adapter, tmp_path / "out", progress=cut)
