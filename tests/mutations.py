@@ -303,7 +303,9 @@ def table(
 
 def main() -> None:
     """Prints the table line by line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Breaks the library and reports which breaks the tests catch."
+    )
     parser.add_argument("words", nargs="*", help="the mutations whose name holds one of these")
     parser.add_argument("--all", action="store_true", help="the tests of `make test-all`")
     parser.add_argument("--near", action="store_true", help="the likely tests alone")

@@ -120,7 +120,8 @@ def results_of(part: int) -> dict[str, dict[str, np.ndarray]]:
     """What `run` makes of the rows of a part, mapped over the draws."""
     rows = list(ROWS.items())[part * TOGETHER : (part + 1) * TOGETHER]
     strengths = np.array([s for _, s in DRAWS])
-    every = jax.jit(lambda drawn: {n: jax.vmap(run)(*x, strengths) for n, x in drawn.items()})
+    mapped = jax.vmap(run)
+    every = jax.jit(lambda rows: {n: mapped(u, w, x, strengths) for n, (u, w, x) in rows.items()})
     return jax.tree.map(np.asarray, every({name: drawn(row) for name, row in rows}))
 
 
