@@ -29,16 +29,25 @@ WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
 say = @printf '\033[1m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lowest newest newest-python lint format docs bench notebooks clean
+.PHONY: help demo test test-all test-rest lowest newest newest-python lint format docs bench notebooks clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo ## a real model with three PEFT adapters, alone and mixed (no torch)
 	@$(BIN)/jaxmix demo $(ARGS)
 
-test: $(VENV)/.all ## all tests, those against PEFT too
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+# A file's tests share compiled programs, so that each file runs in one worker.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: $(VENV)/.all ## the tests that a change is likely to break, those against PEFT too
+	@$(PYTEST) -m 'not thorough' $(ARGS)
+
+test-all: $(VENV)/.all ## all tests
+	@$(PYTEST) $(ARGS)
+
+test-rest: $(VENV)/.all ## the tests that `make test` leaves out
+	@$(PYTEST) -m thorough $(ARGS)
 
 lowest: $(VENV)-lowest/.all ## the tests without torch, on the lowest versions that are allowed
 	@$(VENV)-lowest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(ARGS)
@@ -51,7 +60,7 @@ newest: newest-python ## the tests without torch, on the newest versions that a 
 	  --upgrade --upgrade-strategy eager --editable '.[test]'
 	@$(VENV)-newest/bin/python -m pip --disable-pip-version-check list 2>/dev/null | \
 	  grep -E '^(jax|flax|numpy|optax|orbax-checkpoint) '
-	@$(VENV)-newest/bin/python -m pytest -n 2 $(if $(QUICK),$(QUICK_TESTS)) $(ARGS)
+	@$(VENV)-newest/bin/python -m pytest -n 2 $(if $(QUICK),-m 'not thorough' $(QUICK_TESTS)) $(ARGS)
 
 newest-python:
 	@test -n '$(NEWEST)' || { echo "make newest needs Python 3.12 or newer, and found none on the \

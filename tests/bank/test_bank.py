@@ -12,11 +12,11 @@ from jaxmix import Adapter, Bank
 from jaxmix.errors import AdapterError, LayoutError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
 
+from ..laws.chains import ALL, FLAT, chain
 from ..laws.draws import KINDS, Module, tree
-from ..laws.test_every_family import ALL, FLAT, word
+from ..unmerged.test_chains import inputs
+from ..unmerged.test_chains import run as layer_of
 from ..unmerged.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
-from ..unmerged.test_words import inputs
-from ..unmerged.test_words import run as layer_of
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
 
@@ -82,7 +82,7 @@ def test_all_families() -> None:
     kinds = [kind for kind in FLAT if kind in ALL]
     words = [(kind,) for kind in kinds] + [tuple(kinds[i : i + 3]) for i in range(0, 36, 3)]
     params = tree({"site": module}, 1)
-    members = {str(i): jaxmix.mix(*word(kinds, module, i)) for i, kinds in enumerate(words)}
+    members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(words)}
     x = np.random.default_rng(2).normal(size=(len(words) + 1, 2, 8))
 
     def layer(params: Any, x: Any) -> Any:
@@ -100,13 +100,15 @@ def test_all_families() -> None:
     assert "site.weight: " in bank.explain()
 
 
-@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "embedding"])
+@pytest.mark.parametrize(
+    "kind", ["conv2d", "embedding", pytest.param("conv1d", marks=pytest.mark.thorough)]
+)
 def test_other_modules(kind: str) -> None:
-    """A member of every third family, and words of two, on convolutions and embeddings."""
+    """A member of every sixth family, and words of two, on convolutions and embeddings."""
     module = KINDS[kind]
-    words = [(name,) for name in FLAT[::3]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
+    words = [(name,) for name in FLAT[::6]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
     params, x = tree({"site": module}, 1), inputs(kind, module)
-    members = {str(i): jaxmix.mix(*word(kinds, module, i)) for i, kinds in enumerate(words)}
+    members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(words)}
     with jax.enable_x64(True):
         rows = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)[:1]] * len(words)), x)
         got = Bank(members, params)(_rows)(params, rows, np.arange(len(words)))
