@@ -1,4 +1,4 @@
-"""Who may know whom: the arrows of the design, read from the imports."""
+"""The import rules between packages, checked against every import."""
 
 import sys
 import tomllib
@@ -8,7 +8,7 @@ import pytest
 
 from .sources import ROOT, Module, imports_of, modules
 
-# Room -> the rooms of the house that it may import. "" is jaxmix/__init__.py, the face.
+# Package -> the packages of jaxmix that it may import. "" is jaxmix/__init__.py, the face.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "untrusted": {"errors"},
@@ -44,7 +44,7 @@ ARROWS |= {
     "": LIBRARY,
     "__main__": {"converters.cli"},
     "demo": {"", *LIBRARY},
-    # The rooms of converters/. None imports one that stands below it here.
+    # The packages of converters/. None imports a package that comes after it here.
     "converters.layouts": {"placement"},
     "converters.files": LIBRARY,
     "converters.checkpoints": {"converters.files", *LIBRARY},
@@ -57,58 +57,60 @@ ARROWS |= {
     | {"converters.files", *LIBRARY},
     "converters": {"converters.cli", "converters.adapters", "converters.checkpoints"},
 }
-# Beyond the table: the face reads files through `load`, and the command line starts the demo.
+# Exceptions: the face reads files through `load`, and the command line starts the demo.
 FACE_MAY = tuple(
     f"jaxmix.converters.{name}."
     for name in ("adapters.loading", "adapters.mixfile", "adapters.peft.export", "merging")
 )
 COMMANDS_MAY = "jaxmix.demo."
-# And layouts are asked for by name: the tables of the model libraries, which know nothing else.
+# Layouts are looked up by name in the tables of the model libraries, which import nothing else.
 LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
-# What a family may take from its neighbours; the table and its shared parts stand above them.
+# Modules that a family may import from jaxmix.families; the others there import the families.
 SHARED_BY_FAMILIES = ("base", "places", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
-# Imported on demand, by code that says what to install where it is missing.
+# Imported on demand, by code that says what to install if they are missing.
 EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "tokenizers", "torch", "transformers"}
-# These make the demo's assets with torch and peft, and are not part of what a user runs.
+# These build the demo's assets with torch and peft; users do not run them.
 MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 
 
-def room_of(name: str) -> str | None:
-    """``jaxmix.families.lora`` -> ``families``; None for what is not the project's."""
+def package_of(name: str) -> str | None:
+    """Maps ``jaxmix.families.lora`` to ``families``; None for other projects' modules."""
     parts = name.split(".")
     if parts[0] == "demo":  # the scripts of demo/ are run under that name
         return "demo"
     if parts[0] != "jaxmix":
         return None
     for size in (3, 2):
-        room = ".".join(parts[1:size])
-        if room in ARROWS:
-            return room
+        package = ".".join(parts[1:size])
+        if package in ARROWS:
+            return package
     return ""
 
 
 def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
-    """The imports of a module that the table does not allow, in words."""
-    room = room_of(name)
-    if room is None or (room == "" and name != "jaxmix"):
+    """Describes the imports of a module that the table does not allow."""
+    package = package_of(name)
+    if package is None or (package == "" and name != "jaxmix"):
         return [f"{name}: its room is not in the table; say there what it may import"]
     wrong = []
     for found in imports_of(text, name, is_package):
-        there = room_of(found.name)
-        allowed = there is None or there == room or there in ARROWS[room]
-        allowed |= room == "" and found.name.startswith(FACE_MAY)
-        allowed |= room == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
-        allowed |= room == "placement" and found.lazy and found.name == LAYOUT_MAY
+        target = package_of(found.name)
+        allowed = target is None or target == package or target in ARROWS[package]
+        allowed |= package == "" and found.name.startswith(FACE_MAY)
+        allowed |= (
+            package == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
+        )
+        allowed |= package == "placement" and found.lazy and found.name == LAYOUT_MAY
         if not allowed:
             wrong.append(f"{name}:{found.line} imports {found.name}")
     return wrong
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
-def test_arrows(module: Module) -> None:
-    """A room imports only what the table says."""
+def test_imports_follow_the_table(module: Module) -> None:
+    """A package imports only what the table allows."""
     assert not wrong_arrows(module.text, module.name, module.is_package)
 
 
@@ -135,13 +137,13 @@ def test_arrows(module: Module) -> None:
         ("jaxmix.placement.sites", "from jaxmix.apply.plan import apply"),
     ],
 )
-def test_arrows_can_fail(name: str, source: str) -> None:
-    """Each of these is against the table, and is seen."""
+def test_forbidden_imports_are_found(name: str, source: str) -> None:
+    """Each of these imports breaks the table and is reported."""
     assert len(wrong_arrows(source, name, name in {"jaxmix", "jaxmix.operators"})) == 1
 
 
-def test_arrows_can_pass() -> None:
-    """And these are not."""
+def test_allowed_imports_pass() -> None:
+    """Each of these imports is allowed."""
     for name, source in {
         "jaxmix": "from jaxmix.converters.merging import front\nfrom jaxmix.mixing import mix",
         "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
@@ -159,16 +161,16 @@ def _family_files() -> list[Module]:
 
 
 @pytest.mark.parametrize("module", _family_files(), ids=str)
-def test_a_family_knows_no_other_family(module: Module) -> None:
-    """So that a new one is one new file and a line in the table."""
+def test_family_imports_no_other_family(module: Module) -> None:
+    """A new family needs only a new file and a line in the table."""
     names = [i.name for i in imports_of(module.text, module.name, module.is_package)]
-    here = [name for name in names if name.startswith("jaxmix.families")]
+    siblings = [name for name in names if name.startswith("jaxmix.families")]
     shared = tuple(f"jaxmix.families.{name}." for name in SHARED_BY_FAMILIES)
-    assert all(name.startswith(shared) for name in here), here
+    assert all(name.startswith(shared) for name in siblings), siblings
 
 
-def strangers(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
-    """(top-level name, full name, lazy) of what is neither the house's nor Python's own."""
+def third_party_imports(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
+    """Returns (top-level name, full name, lazy) of imports from other projects."""
     return [
         (found.name.split(".")[0], found.name, found.lazy)
         for found in imports_of(text, name, is_package)
@@ -178,11 +180,11 @@ def strangers(text: str, name: str, is_package: bool) -> list[tuple[str, str, bo
 
 @pytest.mark.parametrize("module", [m for m in modules() if str(m) not in MAKERS], ids=str)
 def test_only_declared_dependencies(module: Module) -> None:
-    """What is imported is a dependency in pyproject.toml; extras only inside functions."""
+    """Every import is a dependency in pyproject.toml; extras are imported only inside functions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {line.split(">=")[0].strip().lower() for line in project["dependencies"]}
     distributions = packages_distributions()
-    for top, name, lazy in strangers(module.text, module.name, module.is_package):
+    for top, name, lazy in third_party_imports(module.text, module.name, module.is_package):
         if top in EXTRAS:
             assert lazy, f"{module} imports {name} outside of a function, but it is an extra"
             continue
@@ -191,7 +193,7 @@ def test_only_declared_dependencies(module: Module) -> None:
 
 
 def forbidden(text: str, name: str, is_package: bool) -> list[str]:
-    """Imports of JAX's inner parts, and of what runs code that it reads."""
+    """Returns imports of private modules, and of modules that can run code from a file."""
     names = [found.name for found in imports_of(text, name, is_package)]
     wrong = [n for n in names if any(f"{n}.".startswith(f"{f}.") for f in FORBIDDEN)]
     private = [n for n in names if n.split(".")[0] in {"jax", "flax", "numpy", "peft"}]
@@ -199,8 +201,8 @@ def forbidden(text: str, name: str, is_package: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
-def test_nothing_forbidden(module: Module) -> None:
-    """Public JAX only, and nothing is unpickled."""
+def test_no_private_or_unsafe_imports(module: Module) -> None:
+    """No module imports private JAX modules or unpickles anything."""
     assert not forbidden(module.text, module.name, module.is_package)
     assert "jax._src" not in module.text and "allow_pickle=True" not in module.text
 
@@ -209,6 +211,6 @@ def test_nothing_forbidden(module: Module) -> None:
     "source",
     ["import pickle", "from jax._src import core", "import jax._src.core", "from flax import _x"],
 )
-def test_forbidden_can_fail(source: str) -> None:
-    """Each of these is seen."""
+def test_private_and_unsafe_imports_are_found(source: str) -> None:
+    """Each of these imports is reported."""
     assert forbidden(source, "jaxmix.mix", False)
