@@ -74,7 +74,7 @@ def from_json(data: list[dict]) -> Net:
 
 
 def _convolve(x: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
-    """Convolves unpadded with stride 1: y[b, o, s] = sum over (i, k) of x[b, i, s + k] w[o, i, k]."""
+    """Convolves, unpadded, stride 1: y[b, o, s] = sum over (i, k) of x[b, i, s + k] w[o, i, k]."""
     dims = weight.ndim - 2
     space = tuple(range(2, 2 + dims))
     outs = []

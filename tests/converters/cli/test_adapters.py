@@ -66,7 +66,7 @@ def test_ignore_skips_other_weight_files(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Captured,
 ) -> None:
-    """Each command that reads adapters rejects other weight files and skips them with `--ignore`."""
+    """Every command that reads adapters rejects other weight files and skips them by `--ignore`."""
     monkeypatch.chdir(tmp_path)
     for name in ("value_head.bin", "mm_projector.bin"):
         (adapters["lora"] / name).write_bytes(b"")
@@ -110,7 +110,7 @@ def test_filename_chooses_the_file(adapters: Adapters, tmp_path: Path, capsys: C
 def test_recipe_rejects_reader_options(
     adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
-    """A recipe is written without reading the adapters, so the readers' options go into its parts."""
+    """A recipe is written without reading the adapters, so reader options go into its parts."""
     out = tmp_path / "x.json"
     assert main("convert", adapters["lora"], "--to", "recipe", "-o", out, "--ignore", "x") == 2
     assert "write --ignore and --filename into its parts" in capsys.readouterr().err

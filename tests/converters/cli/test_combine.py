@@ -56,7 +56,7 @@ def test_other_families_combine_with_a_base(
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Other families combine through the base; a saved mix counts as one adapter; a seed is passed."""
+    """Other families combine through the base; a saved mix counts as one; a seed is passed."""
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     saved = jaxmix.save(jaxmix.mix(lora, 0.5 * oft), tmp_path / "saved")
     calls, out = recorded(monkeypatch), tmp_path / "out"
@@ -140,7 +140,7 @@ def renamed(path: Path, folder: Path, old: str, new: str) -> Path:
 
 
 def test_different_names_are_reported(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """Without a base, adapters that share no site are an error; partly shared sites are reported."""
+    """Without a base, adapters without common sites are an error; other differences are noted."""
     other = renamed(adapters["lora"], tmp_path / "other", "model.layers", "layers")
     words = ("combine", "-a", adapters["lora"], "-m", "cat", "-o", tmp_path / "out")
     failed = told(capsys, *words, "-a", other, code=1)

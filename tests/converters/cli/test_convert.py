@@ -133,9 +133,7 @@ def test_recipe_lists_its_parts(
 
 
 def test_invalid_recipes_are_refused(tmp_path: Path) -> None:
-    """Refuses a part outside the folder, a wrong suffix, and an output that exists or is
-    unwritable.
-    """
+    """Refuses a part outside the folder, a wrong suffix, an existing and an unwritable output."""
     (tmp_path / "in").mkdir()
     (tmp_path / "lora").mkdir()
     for sources, place, text in (

@@ -60,7 +60,7 @@ def test_energy_chooses_the_ranks(adapters: Adapters, tmp_path: Path, capsys: Ca
 
 
 def test_parts_are_written_as_folders(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """Several parts become folders and a script, one part a folder; strengths go into the scales."""
+    """Several parts become folders and a script, one a folder; strengths go into the scales."""
     words = ("-a", f"{adapters['lora']}:0.5", "-a", adapters["oft"])
     assert main("export", *words, "-o", tmp_path / "both", "--base-name", "owner/base") == 0
     assert capsys.readouterr().out == (

@@ -190,9 +190,7 @@ def test_every_tenth_window_is_held_out() -> None:
 
 
 def test_bytes_are_the_tokens_without_a_tokenizer(place: Path, tmp_path: Path) -> None:
-    """Bytes are the tokens of a model of 256 tokens without a tokenizer, or with `--tokenizer
-    bytes`.
-    """
+    """Without a tokenizer, or by option, bytes are the tokens of a model of 256 tokens."""
     text = tmp_path / "x"
     text.write_bytes(b"\x00\xff")
     assert tokens_of(text, tmp_path, None, 256).tolist() == [0, 255]

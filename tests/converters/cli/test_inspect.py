@@ -44,9 +44,7 @@ def test_relative_source_is_printed(
 def test_table_has_a_line_per_adapter_and_kind(
     adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
-    """The table has a line for each adapter and kind of update; rich's markup in names is plain
-    text.
-    """
+    """The table has a line per adapter and kind of update; rich's markup in names is plain text."""
     config = json.loads((adapters["lora"] / "adapter_config.json").read_text())
     factors = {
         key.removeprefix("base_model.model."): a for key, a in load(adapters["lora"]).items()
@@ -192,9 +190,7 @@ def test_needs_base_by_family() -> None:
 
 
 def test_base_is_memory_mapped(tmp_path: Path) -> None:
-    """Float tensors of all files are mapped unchanged, bfloat16 too; other dtypes are mapped as
-    bytes.
-    """
+    """Float tensors of all files are mapped unchanged, bfloat16 too; other dtypes as bytes."""
     for dtype in (np.float32, jnp.bfloat16):
         folder = save_base(tmp_path / np.dtype(dtype).name, shards=2, dtype=dtype)
         found, expected = mapped(folder), load(folder)

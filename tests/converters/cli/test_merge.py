@@ -199,7 +199,7 @@ def test_failed_verification_leaves_no_output(
 def test_single_file_merges_into_a_file(
     base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
-    """A base file merges into a file; `--layout` chooses the layout, and an unknown one is refused."""
+    """A base file merges into a file; `--layout` chooses a layout, and an unknown one fails."""
     file, out = base / "model.safetensors", tmp_path / "out.safetensors"
     words = ("merge", file, "-a", adapters["lora"], "-o", out, "--layout")
     assert main(*words, "torch") == 0

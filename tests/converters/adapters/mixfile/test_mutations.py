@@ -230,7 +230,7 @@ def test_arbitrary_json_is_a_mix_or_refused(data: Any) -> None:
 
 @cache
 def shelf() -> tuple[TemporaryDirectory[str], frozenset[str]]:
-    """A folder with adapters to name in recipes, and what they do; removed at the end."""
+    """Returns a temporary folder of adapters for recipes, and the adapters' fingerprints."""
     holder = TemporaryDirectory()
     folder = Path(holder.name)
     save_peft(folder / "lora")

@@ -40,7 +40,7 @@ def refused(kind: type[JaxmixError], path: Path) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes an offline cache with the hub client's layout; returns the folder of a commit's files."""
+    """Makes an offline cache as the hub's client does; returns the folder of a commit's files."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--name"
@@ -219,9 +219,7 @@ def test_links_within_the_hub_cache_are_followed(cache: Path) -> None:
 def test_options_of_parts_reach_their_readers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Options of a part are in the recipe; `base` is an argument of `load`, for readers that use
-    it.
-    """
+    """A part's options are in the recipe; `base` is passed to `load` for readers that use it."""
     told: list[Any] = []
 
     def read(path: Path, name: str, strength: Any, **options: Any) -> Adapter:
@@ -279,7 +277,7 @@ def test_paths_out_of_the_folder_are_refused(source: str, tmp_path: Path) -> Non
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
-    """Links of a source or subfolder out of the folder are refused; links within it are followed."""
+    """Links of a source or subfolder out of the folder are refused; links inside are followed."""
     save_peft(tmp_path / "lora")
     save_peft(tmp_path / "r" / "own")
     links = {"link": tmp_path / "lora", "within": tmp_path / "r" / "own", "nowhere": Path("no/x")}
@@ -335,7 +333,7 @@ def test_recipes_nest_at_most_16_deep(tmp_path: Path) -> None:
 
 
 def test_error_of_a_part_names_file_part_and_source(tmp_path: Path, cache: Path) -> None:
-    """The error names the file, the part and its source, and keeps the reader's message and class."""
+    """The error names the file, part and source, and keeps the reader's message and class."""
     save_peft(tmp_path / "lora", peft_type="NONSENSE")
     path = recipe(tmp_path / "mix.json", {"source": "lora"})
     with pytest.raises(JaxmixError) as own:

@@ -84,7 +84,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_invalid_json_is_refused(name: str, folder: Path) -> None:
-    """No JSON, or JSON of something else."""
+    """Invalid JSON, and JSON of another format, are refused."""
     data, expected = DAMAGED[name]
     path = folder / "mix.json"
     path.write_bytes(data)
@@ -330,9 +330,7 @@ def test_missing_tensor_is_reported_at_each_site(folder: Path) -> None:
 
 
 def test_changed_tensors_are_refused(folder: Path) -> None:
-    """A changed value, shape or dtype fails the hash; another number of axes makes the update
-    invalid.
-    """
+    """A changed value, shape or dtype fails the hash; other axes make the update invalid."""
     path, held = folder / "mix.safetensors", tensors(folder)
     changes = {
         "value": A + 1,

@@ -214,7 +214,7 @@ def test_order_names_strengths_and_sources_are_editable(tmp_path: Path) -> None:
 
 
 def test_omitted_defaults_equal_explicit_ones(tmp_path: Path) -> None:
-    """Explicit default values load alike, so a family may gain a field without changing old hashes."""
+    """Explicit default values load alike, so new fields of a family do not change old hashes."""
     folder = jaxmix.save(Adapter({"a": lora()}, name="x"), tmp_path / "x")
     data = json.loads((folder / "mix.json").read_text())
     told = data["parts"][0]["updates"]["a"]
@@ -241,7 +241,7 @@ def test_load_renames_and_scales(tmp_path: Path) -> None:
 
 
 def test_hash_covers_families_fields_and_bytes() -> None:
-    """The hash covers families, fields and bytes, but not name, strength, source or order of sites."""
+    """The hash covers families, fields and bytes, not name, strength, source or order of sites."""
     updates = {"a": lora(), "b": lora(1)}
     one = Adapter(updates)
     same = Adapter(dict(reversed(updates.items())), 0.5, "other", "source")
