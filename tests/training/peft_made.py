@@ -1,4 +1,4 @@
-"""What PEFT makes of the config that a row of `init_rows` stands for. Import it where PEFT is."""
+"""Adapters that PEFT makes for the rows of `init_rows`. Import it only if PEFT is installed."""
 
 import warnings
 from pathlib import Path
@@ -73,7 +73,7 @@ BIG = {"big.weight": np.random.default_rng(20).normal(size=(192, 256)).astype(np
 
 
 class _Net(nn.Module):
-    """The modules of `PARAMS`."""
+    """A network with the modules of `PARAMS`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,16 +87,16 @@ class _Net(nn.Module):
         self.load_state_dict({name: torch.tensor(value) for name, value in PARAMS.items()})
 
     def prepare_inputs_for_generation(self, *_: Any) -> None:
-        """What PEFT's models of language need."""
+        """Exists because PEFT's language models require it."""
 
 
 def model_of(row: Row, params: Any = PARAMS) -> Any:
-    """The model that PEFT makes."""
+    """Returns the model that PEFT makes."""
     config = dict(_MORE.get(row.kind, {}))
-    for word, value in row.words.items():
-        named = {"rank": "init_r" if row.kind == "adalora" else "r"}.get(word, word)
-        config[_ALPHA.get(row.kind, named) if word == "alpha" else named] = value
-    if row.kind == "oft" and "rank" in row.words:
+    for name, value in row.options.items():
+        key = {"rank": "init_r" if row.kind == "adalora" else "r"}.get(name, name)
+        config[_ALPHA.get(row.kind, key) if name == "alpha" else key] = value
+    if row.kind == "oft" and "rank" in row.options:
         config["oft_block_size"] = 0
     torch.manual_seed(0)
     net: Any = _Net()
@@ -110,7 +110,7 @@ def model_of(row: Row, params: Any = PARAMS) -> Any:
 
 
 def read(row: Row, folder: Path, params: Any = PARAMS) -> tuple[Any, list[Any]]:
-    """The adapter that PEFT makes, read by us, and what it trains."""
+    """Returns PEFT's adapter as jaxmix reads it, and the parameters that PEFT trains."""
     model = model_of(row, params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

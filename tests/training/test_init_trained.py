@@ -1,4 +1,4 @@
-"""What is trained of each family is said by the family itself, and names what it has."""
+"""Each family declares which of its fields are trained, and declares existing fields only."""
 
 from dataclasses import fields
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from jaxmix.families import FAMILIES
 
-# What is never trained, in whatever family: a number that the config says, or one of places.
+# Never trained in any family: numbers from the config, and indices.
 _NEVER = {"scale", "eps", "indices", "a_indices", "b_indices", "orders", "positions", "rows"}
 
 

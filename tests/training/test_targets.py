@@ -1,7 +1,6 @@
-"""Which modules an adapter is for, by names and by shapes, and what is refused in words."""
+"""Modules are targeted by names and shapes, and errors are exact."""
 
-# Updates are asked for the fields of their families.
-# pyright: reportAttributeAccessIssue=false
+# Tests read fields that only some families have.
 
 import re
 from typing import Any
@@ -29,8 +28,8 @@ _TREE: Any = {
 }
 
 
-def _sites(**words: Any) -> set[str]:
-    return set(init("lora", _TREE, _KEY, rank=1, **words).sites)
+def _sites(**options: Any) -> set[str]:
+    return set(init("lora", _TREE, _KEY, rank=1, **options).sites)
 
 
 def test_names_expressions_and_all_linear() -> None:
@@ -63,7 +62,7 @@ def test_key_of_a_site_is_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "words", "said"),
+    ("kind", "options", "message"),
     [
         ("lore", {}, "there is no kind 'lore', expected one of lora, dora"),
         ("delta", {}, "'delta' can't be trained from the start: it is a difference"),
@@ -79,6 +78,6 @@ def test_key_of_a_site_is_its_own() -> None:
         ("oft", {"target_modules": ["lin"], "rank": 2, "oft_block_size": 2}, "expected one of"),
     ],
 )
-def test_refused(kind: str, words: dict[str, Any], said: str) -> None:
-    with pytest.raises(JaxmixError, match=re.escape(said)):
-        init(kind, PARAMS, _KEY, **words)
+def test_invalid_targets_are_refused(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(JaxmixError, match=re.escape(message)):
+        init(kind, PARAMS, _KEY, **options)
