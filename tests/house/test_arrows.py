@@ -75,7 +75,7 @@ EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "tokenizers", "torch", "tr
 MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 
 
-def package_of(name: str) -> str | None:
+def room_of(name: str) -> str | None:
     """Maps ``jaxmix.families.lora`` to ``families``; None for other projects' modules."""
     parts = name.split(".")
     if parts[0] == "demo":  # the scripts of demo/ are run under that name
@@ -83,26 +83,24 @@ def package_of(name: str) -> str | None:
     if parts[0] != "jaxmix":
         return None
     for size in (3, 2):
-        package = ".".join(parts[1:size])
-        if package in ARROWS:
-            return package
+        room = ".".join(parts[1:size])
+        if room in ARROWS:
+            return room
     return ""
 
 
 def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
     """Describes the imports of a module that the table does not allow."""
-    package = package_of(name)
-    if package is None or (package == "" and name != "jaxmix"):
+    room = room_of(name)
+    if room is None or (room == "" and name != "jaxmix"):
         return [f"{name}: its package is not in the table; list its imports there"]
     wrong = []
     for found in imports_of(text, name, is_package):
-        target = package_of(found.name)
-        allowed = target is None or target == package or target in ARROWS[package]
-        allowed |= package == "" and found.name.startswith(FACE_MAY)
-        allowed |= (
-            package == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
-        )
-        allowed |= package == "layout" and found.lazy and found.name == LAYOUT_MAY
+        there = room_of(found.name)
+        allowed = there is None or there == room or there in ARROWS[room]
+        allowed |= room == "" and found.name.startswith(FACE_MAY)
+        allowed |= room == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
+        allowed |= room == "layout" and found.lazy and found.name == LAYOUT_MAY
         if not allowed:
             wrong.append(f"{name}:{found.line} imports {found.name}")
     return wrong
@@ -195,7 +193,7 @@ def test_family_imports_no_other_family(module: Module) -> None:
     assert all(name.startswith(shared) for name in siblings), siblings
 
 
-def third_party_imports(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
+def strangers(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
     """Returns (top-level name, full name, lazy) of imports from other projects."""
     return [
         (found.name.split(".")[0], found.name, found.lazy)
@@ -210,7 +208,7 @@ def test_only_declared_dependencies(module: Module) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {line.split(">=")[0].strip().lower() for line in project["dependencies"]}
     distributions = packages_distributions()
-    for top, name, lazy in third_party_imports(module.text, module.name, module.is_package):
+    for top, name, lazy in strangers(module.text, module.name, module.is_package):
         if top in EXTRAS:
             assert lazy, f"{module} imports {name} outside of a function, but it is an extra"
             continue

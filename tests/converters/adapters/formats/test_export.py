@@ -167,11 +167,11 @@ def test_unsupported_updates_are_refused(update, said, tmp_path):
 
 def test_strength_of_a_norm_is_refused(tmp_path):
     """The format cannot store a strength of DoRA or a norm."""
-    for update, description in (
+    for update, what in (
         (LoRA(A, B, 1.0, magnitude=drawn(6)), "DoRA"),
         (Normed(LoRA(A, B, 1.0), drawn(6)), "a norm"),
     ):
-        with pytest.raises(UnsupportedError, match=f"x: {description} at the strength 0.5, which"):
+        with pytest.raises(UnsupportedError, match=f"x: {what} at the strength 0.5, which"):
             export_kohya(0.5 * jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
 
 
