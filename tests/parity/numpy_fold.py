@@ -55,25 +55,25 @@ def _lora(t: Params, config: Mapping, site: str, shape: tuple[int, ...]) -> np.n
 
 def _loha(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
     if "hada_t1" in t:
-        one = _cp(t["hada_t1"], t["hada_w1_a"], t["hada_w1_b"])
-        two = _cp(t["hada_t2"], t["hada_w2_a"], t["hada_w2_b"])
+        first = _cp(t["hada_t1"], t["hada_w1_a"], t["hada_w1_b"])
+        second = _cp(t["hada_t2"], t["hada_w2_a"], t["hada_w2_b"])
     else:
-        one = t["hada_w1_a"] @ t["hada_w1_b"]
-        two = t["hada_w2_a"] @ t["hada_w2_b"]
-    return (scale * one * two).reshape(shape)
+        first = t["hada_w1_a"] @ t["hada_w1_b"]
+        second = t["hada_w2_a"] @ t["hada_w2_b"]
+    return (scale * first * second).reshape(shape)
 
 
 def _lokr(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
-    one = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+    first = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
     if "lokr_w2" in t:
-        two = t["lokr_w2"]
+        second = t["lokr_w2"]
     elif "lokr_t2" in t:
-        two = _cp(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
+        second = _cp(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
     else:
-        two = t["lokr_w2_a"] @ t["lokr_w2_b"]
-    if two.ndim == 4:
-        one = one[:, :, None, None]
-    return (scale * np.kron(one, two)).reshape(shape)
+        second = t["lokr_w2_a"] @ t["lokr_w2_b"]
+    if second.ndim == 4:
+        first = first[:, :, None, None]
+    return (scale * np.kron(first, second)).reshape(shape)
 
 
 def rotation(numbers: np.ndarray, config: Mapping, width: int) -> np.ndarray:

@@ -121,8 +121,8 @@ def test_adapter_name_in_keys_is_removed(form, tmp_path):
     got = jaxmix.load(file.parent, base=params())
     assert got.sites == expected.sites
     assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert np.array_equal(one, other)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.array_equal(ours, theirs)
     save_file(everything, file)
     assert set(jaxmix.load(file.parent, base=params()).sites) >= set(expected.sites)
 

@@ -35,8 +35,8 @@ def adapter(module: Module, *sites: str, seed: int = 0) -> list[Adapter]:
 
 def truth(adapters: list[Adapter], site: str, weight: Any, bias: Any = None) -> Any:
     """Returns the weight, and the bias if given, with the adapters' updates applied."""
-    word = [(a.strength, a.updates[site]) for a in adapters if site in a.updates]
-    new = fold(word, weight, bias)
+    chain = [(a.strength, a.updates[site]) for a in adapters if site in a.updates]
+    new = fold(chain, weight, bias)
     return new[0] if bias is None else new
 
 

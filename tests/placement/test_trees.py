@@ -337,13 +337,13 @@ def gpt2_truth(adapters: list[Adapter]) -> dict[str, np.ndarray]:
     out = dict(GPT2)
     for site in (*CONV1D, *LINEAR):
         turn = (lambda x: x.T) if site in CONV1D else (lambda x: x)
-        word = []
+        chain = []
         for adapter in adapters:
             update = adapter.updates[site]
             if isinstance(update, Replace) and update.weight is not None:
                 update = Replace(turn(np.asarray(update.weight)), update.bias)
-            word.append((adapter.strength, update))
-        weight, bias = fold(word, turn(out[f"{site}.weight"]), out[f"{site}.bias"])
+            chain.append((adapter.strength, update))
+        weight, bias = fold(chain, turn(out[f"{site}.weight"]), out[f"{site}.bias"])
         assert weight is not None and bias is not None
         out[f"{site}.weight"], out[f"{site}.bias"] = turn(weight), bias
     return out

@@ -25,8 +25,8 @@ def normal(seed: int, *shape: int) -> Any:
 
 def lora(name: str = "lora") -> Adapter:
     """Returns a LoRA at both sites."""
-    one = LoRA(normal(3, 2, 8), normal(4, 6, 2), 0.5)
-    return Adapter({"one": one, "two": LoRA(normal(5, 2, 6), normal(6, 4, 2), 0.5)}, name=name)
+    update = LoRA(normal(3, 2, 8), normal(4, 6, 2), 0.5)
+    return Adapter({"one": update, "two": LoRA(normal(5, 2, 6), normal(6, 4, 2), 0.5)}, name=name)
 
 
 def oft() -> Adapter:

@@ -64,7 +64,7 @@ def test_fit_finds_strengths_by_site() -> None:
 def test_by_site_is_the_same_mix() -> None:
     """`by_site` keeps the adapters' order and strengths."""
     mixed = jaxmix.mix(0.7 * oft(), lora(), 0.4 * loha())
-    ours, theirs = (jaxmix.compose(PARAMS, one) for one in (by_site(mixed), mixed))
+    ours, theirs = (jaxmix.compose(PARAMS, item) for item in (by_site(mixed), mixed))
     for name in PARAMS:
         np.testing.assert_array_equal(ours[name], theirs[name])
     assert [part.name for part in by_site(mixed).parts] == [

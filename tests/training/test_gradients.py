@@ -120,12 +120,14 @@ def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
         values, rebuild, run = slopes_of(kinds, "factored", None)
         slopes, directions = run(values, rebuild)[1], directions_of(values)
         for kind in kinds:
-            one = {
+            partial = {
                 k: w if k == kind else jax.tree.map(np.zeros_like, w) for k, w in directions.items()
             }
-            more, less = (float(run(moved(values, one, s), rebuild)[0]) for s in (STEP, -STEP))
+            more, less = (float(run(moved(values, partial, s), rebuild)[0]) for s in (STEP, -STEP))
             wanted = (more - less) / (2 * STEP)
-            assert along(slopes, one) == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE), kind
+            assert along(slopes, partial) == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE), (
+                kind
+            )
         for how, only in (("dense", None), ("factored", kinds[1:2])):
             values, rebuild, run = slopes_of(kinds, how, only)
             again = run(values, rebuild)[1]

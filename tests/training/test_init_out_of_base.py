@@ -32,11 +32,11 @@ _KEY = jax.random.key(0)
 @pytest.mark.parametrize(("how", "site"), [("pissa", "lin"), ("pissa", "gpt"), ("olora", "lin")])
 def test_factors_and_remaining_base_match_peft(how: str, kind: str, site: str) -> None:
     """Factors match PEFT's up to signs; the remaining base and DoRA's norms match."""
-    words: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": how}
-    row = Row(kind, {**words, "fan_in_fan_out": True} if site == "gpt" else words, (site,))
+    options: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": how}
+    row = Row(kind, {**options, "fan_in_fan_out": True} if site == "gpt" else options, (site,))
     layer = getattr(model_of(row).base_model.model, site)
     a, b = (layer.lora_A.default.weight.detach(), layer.lora_B.default.weight.detach())
-    made = init(kind, PARAMS, _KEY, target_modules=[site], **words)
+    made = init(kind, PARAMS, _KEY, target_modules=[site], **options)
     rebase, lora = parts_of(made.updates[site])
     left = layer.base_layer.weight.detach().numpy()
     np.testing.assert_allclose(rebase.weight, left.T if site == "gpt" else left, atol=1e-4)

@@ -56,7 +56,7 @@ _PARTED = ("pissa", "olora")
 
 def _plain(update: Any) -> Any:
     """Returns the update without the fields that a file stores once for all sites."""
-    gone = {one.name for one in fields(update)} & _SAID_ONCE.keys()
+    gone = {field.name for field in fields(update)} & _SAID_ONCE.keys()
     return replace(update, **{name: _SAID_ONCE[name] for name in gone})
 
 
@@ -65,23 +65,23 @@ def _compared(ours: Any, theirs: Any) -> None:
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     both = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
     for (path, leaf), other in both:
-        one, two = np.asarray(leaf, np.float64), np.asarray(other, np.float64)
-        assert one.shape == two.shape, path
-        if path[0].name not in _DRAWN.get(ours.family, ()) or not two.any():
-            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4, err_msg=str(path))
+        left, right = np.asarray(leaf, np.float64), np.asarray(other, np.float64)
+        assert left.shape == right.shape, path
+        if path[0].name not in _DRAWN.get(ours.family, ()) or not right.any():
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4, err_msg=str(path))
             continue
-        assert not np.array_equal(one, two), path
-        if one.size > 20:
-            _spread_alike(one, two, str(path))
+        assert not np.array_equal(left, right), path
+        if left.size > 20:
+            _spread_alike(left, right, str(path))
 
 
-def _spread_alike(one: np.ndarray, two: np.ndarray, name: str) -> None:
+def _spread_alike(left: np.ndarray, right: np.ndarray, name: str) -> None:
     """Asserts equal means and deviations within five standard errors, and equal uniform bounds."""
-    assert abs(one.std() / two.std() - 1) < 5 / one.size**0.5, (name, one.std(), two.std())
-    assert abs(one.mean() - two.mean()) < 7 * two.std() / one.size**0.5, name
-    if np.abs(two).max() < 1.8 * two.std():
-        bounds = np.abs(one).max(), np.abs(two).max()
-        assert abs(bounds[0] / bounds[1] - 1) < 0.02 + 20 / one.size, (name, bounds)
+    assert abs(left.std() / right.std() - 1) < 5 / left.size**0.5, (name, left.std(), right.std())
+    assert abs(left.mean() - right.mean()) < 7 * right.std() / left.size**0.5, name
+    if np.abs(right).max() < 1.8 * right.std():
+        bounds = np.abs(left).max(), np.abs(right).max()
+        assert abs(bounds[0] / bounds[1] - 1) < 0.02 + 20 / left.size, (name, bounds)
 
 
 _KINDS = [row for row in ROWS if row.options.get("init_lora_weights") not in _PARTED]

@@ -14,7 +14,7 @@ _NEVER = {"scale", "eps", "indices", "a_indices", "b_indices", "orders", "positi
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_family_says_what_is_trained(family: type[Any]) -> None:
     assert "trained" in vars(family), f"{family.__name__} does not say what is trained"
-    children = {one.name for one in fields(family) if not one.metadata.get("static")}
+    children = {item.name for item in fields(family) if not item.metadata.get("static")}
     assert set(family.trained) <= children - _NEVER
     assert len(set(family.trained)) == len(family.trained)
 

@@ -67,9 +67,9 @@ def restore(folder: Path, outline: Any) -> Any:
 def same(ours: Any, theirs: Any) -> None:
     """Asserts equal structures, dtypes and bits."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert np.asarray(one).dtype == np.asarray(other).dtype
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(left).dtype == np.asarray(right).dtype
+        np.testing.assert_array_equal(left, right)
 
 
 def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:

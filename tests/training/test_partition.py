@@ -61,7 +61,7 @@ def test_only_selects_adapters() -> None:
     mixed = jaxmix.mix(lora(), oft())
     values, rebuild = trainable(mixed, only=("oft",))
     assert shapes(values) == {"oft": {"updates": {"one": {"generator": (2, 6)}}}}
-    kept, before = (one.parts[0].updates["one"] for one in (rebuild(values), mixed))
+    kept, before = (item.parts[0].updates["one"] for item in (rebuild(values), mixed))
     assert all(new is old for new, old in zip(*map(jax.tree.leaves, (kept, before)), strict=True))
 
 
@@ -95,9 +95,9 @@ def test_a_shared_array_is_one_value() -> None:
 
     slope = jax.jit(jax.grad(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))(values)
 
-    def by_site(one: Any, two: Any) -> Any:
+    def by_site(first: Any, second: Any) -> Any:
         updates: Any = dict(adapter.updates)
-        for site, array in (("one", one), ("two", two)):
+        for site, array in (("one", first), ("two", second)):
             new = {**vars(updates[site]), "bank": array}
             updates[site] = type(updates[site])(**new)
         return loss(jaxmix.compose(PARAMS, Adapter(updates)))

@@ -54,11 +54,11 @@ def test_patterns_and_saved_modules() -> None:
 
 
 def test_key_of_a_site_is_its_own() -> None:
-    one = init("lora", PARAMS, _KEY, target_modules=["lin"])
-    two = init("lora", PARAMS, _KEY, target_modules=["lin", "gpt"])
-    np.testing.assert_array_equal(one.updates["lin"].a, two.updates["lin"].a)
+    first = init("lora", PARAMS, _KEY, target_modules=["lin"])
+    second = init("lora", PARAMS, _KEY, target_modules=["lin", "gpt"])
+    np.testing.assert_array_equal(first.updates["lin"].a, second.updates["lin"].a)
     other = init("lora", PARAMS, jax.random.key(1), target_modules=["lin"])
-    assert not np.array_equal(one.updates["lin"].a, other.updates["lin"].a)
+    assert not np.array_equal(first.updates["lin"].a, other.updates["lin"].a)
 
 
 @pytest.mark.parametrize(

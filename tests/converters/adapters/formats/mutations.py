@@ -117,9 +117,9 @@ def _twice(made: Made, rng: random.Random) -> None:
         "lora_up": "lora_B",
         "lora_B": "lora.up",
     }
-    for one, two in spelling.items():
-        if one in key:
-            made.tensors[key.replace(one, two)] = made.tensors[key]
+    for old, new in spelling.items():
+        if old in key:
+            made.tensors[key.replace(old, new)] = made.tensors[key]
 
 
 def _shape(made: Made, rng: random.Random) -> None:

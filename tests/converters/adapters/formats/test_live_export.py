@@ -91,8 +91,8 @@ def test_peft_loads_what_export_diffusers_writes(tmp_path: Path) -> None:
     """PEFT loads the file as diffusers does: config from the metadata, factors by name."""
     assert METADATA == LORA_ADAPTER_METADATA_KEY
     dora = {
-        name: LoRA(one.a, one.b, one.scale, magnitude=1 + np.abs(drawn(8)), kernel=one.kernel)
-        for name, one in LORA.items()
+        name: LoRA(lora.a, lora.b, lora.scale, magnitude=1 + np.abs(drawn(8)), kernel=lora.kernel)
+        for name, lora in LORA.items()
     }
     for updates, strength in ((LORA, 0.8), (dora, 1.0)):
         adapter = strength * jaxmix.Adapter(updates)

@@ -23,7 +23,7 @@ def assert_same(found: Adapter | Mix, expected: Adapter | Mix) -> None:
     assert type(found) is type(expected)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert list(map(bits, jax.tree.leaves(found))) == list(map(bits, jax.tree.leaves(expected)))
-    for one, other in zip(found.parts, expected.parts, strict=True):
-        assert (one.name, one.source) == (other.name, other.source)
-        assert list(one.updates) == list(other.updates)
-        assert type(one.strength) is type(other.strength)
+    for part, expected_part in zip(found.parts, expected.parts, strict=True):
+        assert (part.name, part.source) == (expected_part.name, expected_part.source)
+        assert list(part.updates) == list(expected_part.updates)
+        assert type(part.strength) is type(expected_part.strength)

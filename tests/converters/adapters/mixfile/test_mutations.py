@@ -52,8 +52,8 @@ def saved() -> tuple[bytes, bytes]:
     """Returns the contents of its two files."""
     with TemporaryDirectory() as folder:
         jaxmix.save(original(), f"{folder}/x")
-        one, other = (Path(folder, "x", file).read_bytes() for file in FILES)
-    return one, other
+        text, data = (Path(folder, "x", file).read_bytes() for file in FILES)
+    return text, data
 
 
 @cache
@@ -75,12 +75,12 @@ def outcome(text: bytes, data: bytes) -> str:
     # No part's updates have changed.
     assert {fingerprint(part) for part in found.parts} <= hashes()
     assert all(math.isfinite(float(part.strength)) for part in found.parts)
-    told = json.loads(text)
-    assert len(found.parts) == len(told["parts"])
-    for part, said in zip(found.parts, told["parts"], strict=True):
-        assert (part.name, part.source) == (said["name"], said["source"])
-        if not isinstance(said["strength"], dict):
-            assert part.strength == said["strength"]
+    record = json.loads(text)
+    assert len(found.parts) == len(record["parts"])
+    for part, fields in zip(found.parts, record["parts"], strict=True):
+        assert (part.name, part.source) == (fields["name"], fields["source"])
+        if not isinstance(fields["strength"], dict):
+            assert part.strength == fields["strength"]
     kept = [(p.name, p.source, float(p.strength)) for p in original().parts]
     is_same = [(p.name, p.source, float(p.strength)) for p in found.parts] == kept
     return "same" if is_same and isinstance(found, Mix) else "edited"
@@ -171,16 +171,16 @@ def mutated_tensors(draw: Any, data: bytes) -> bytes:
         key = draw(st.sampled_from(keys))
         if key not in header:
             continue
-        told = header[key]
+        entry = header[key]
         how = draw(st.sampled_from(["name", "shape", "dtype", "swap", "drop", "metadata", "data"]))
         if how == "name":
             header[draw(st.sampled_from(keys) | st.text(max_size=3))] = header.pop(key)
         elif how == "shape":
-            size = math.prod(told["shape"])
-            shapes = [[size], told["shape"][::-1], [1, *told["shape"]], [], [size + 1], [0]]
-            told["shape"] = draw(st.sampled_from(shapes))
+            size = math.prod(entry["shape"])
+            shapes = [[size], entry["shape"][::-1], [1, *entry["shape"]], [], [size + 1], [0]]
+            entry["shape"] = draw(st.sampled_from(shapes))
         elif how == "dtype":
-            told["dtype"] = draw(st.sampled_from(["F64", "F32", "F16", "BF16", "I32", "I64", "X"]))
+            entry["dtype"] = draw(st.sampled_from(["F64", "F32", "F16", "BF16", "I32", "I64", "X"]))
         elif how == "swap":
             other = draw(st.sampled_from(keys))
             if other in header:

@@ -84,8 +84,8 @@ def test_random_mixes_round_trip(data: st.DataObject, drawn: Any) -> None:
 
 def test_empty_mix_and_adapter_round_trip(tmp_path: Path) -> None:
     """The empty mix and an empty adapter load as saved."""
-    for i, one in enumerate((jaxmix.mix(), Adapter({}), jaxmix.mix(Adapter({})))):
-        assert_same(jaxmix.load(jaxmix.save(one, tmp_path / str(i))), one)
+    for i, item in enumerate((jaxmix.mix(), Adapter({}), jaxmix.mix(Adapter({})))):
+        assert_same(jaxmix.load(jaxmix.save(item, tmp_path / str(i))), item)
 
 
 def test_jax_arrays_load_as_numpy(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_non_contiguous_arrays_round_trip(tmp_path: Path) -> None:
     closed = wide[:2, ::-2]
     closed.flags.writeable = False
     for i, a in enumerate((wide.T, wide[::-1], wide[:, 1:4:2], closed, wide[:0], wide[:, :0])):
-        one = Adapter({"a": LoRA(a, a.T, np.asarray(0.3, np.float16))})
-        assert_same(jaxmix.load(jaxmix.save(one, tmp_path / str(i))), one)
+        adapter = Adapter({"a": LoRA(a, a.T, np.asarray(0.3, np.float16))})
+        assert_same(jaxmix.load(jaxmix.save(adapter, tmp_path / str(i))), adapter)
 
 
 def test_numpy_scalars_load_as_arrays(tmp_path: Path) -> None:
@@ -217,19 +217,19 @@ def test_omitted_defaults_equal_explicit_ones(tmp_path: Path) -> None:
     """Explicit default values load alike, so new fields of a family do not change old hashes."""
     folder = jaxmix.save(Adapter({"a": lora()}, name="x"), tmp_path / "x")
     data = json.loads((folder / "mix.json").read_text())
-    told = data["parts"][0]["updates"]["a"]
-    assert set(told) == {"family", "a", "b", "scale"}
-    told |= {"kernel": [], "magnitude": None, "bias": None, "embedding": False}
+    record = data["parts"][0]["updates"]["a"]
+    assert set(record) == {"family", "a", "b", "scale"}
+    record |= {"kernel": [], "magnitude": None, "bias": None, "embedding": False}
     (folder / "mix.json").write_text(json.dumps(data))
     assert_same(jaxmix.load(folder), Adapter({"a": lora()}, name="x"))
-    assert {f.name for f in fields(LoRA)} > set(told) - {"family"}
+    assert {f.name for f in fields(LoRA)} > set(record) - {"family"}
 
 
 def test_load_renames_and_scales(tmp_path: Path) -> None:
     """`load` renames an adapter, prefixes the names of a mix's parts, and multiplies strengths."""
-    one, other = Adapter({"a": lora()}, 0.5, "one"), Adapter({"a": lora(1)}, name="other")
-    alone, mixed = jaxmix.save(one, tmp_path / "a"), jaxmix.save(one.parts[0], tmp_path / "b")
-    mixed = jaxmix.save(jaxmix.mix(one, other), tmp_path / "c")
+    first, second = Adapter({"a": lora()}, 0.5, "one"), Adapter({"a": lora(1)}, name="other")
+    alone, mixed = jaxmix.save(first, tmp_path / "a"), jaxmix.save(first.parts[0], tmp_path / "b")
+    mixed = jaxmix.save(jaxmix.mix(first, second), tmp_path / "c")
     assert jaxmix.load(alone).name == "one"
     found = jaxmix.load(alone, "mine", strength=0.5)
     assert (found.name, found.strength) == ("mine", 0.25)
@@ -243,9 +243,9 @@ def test_load_renames_and_scales(tmp_path: Path) -> None:
 def test_hash_covers_families_fields_and_bytes() -> None:
     """The hash covers families, fields and bytes, not name, strength, source or order of sites."""
     updates = {"a": lora(), "b": lora(1)}
-    one = Adapter(updates)
+    base = Adapter(updates)
     same = Adapter(dict(reversed(updates.items())), 0.5, "other", "source")
-    assert fingerprint(one) == fingerprint(same)
+    assert fingerprint(base) == fingerprint(same)
     others = [
         Adapter({"a": lora(), "c": lora(1)}),
         Adapter({"a": lora(), "b": lora(2)}),
@@ -254,10 +254,10 @@ def test_hash_covers_families_fields_and_bytes() -> None:
         Adapter({"a": lora(), "b": replace(lora(1), transposed=True)}),
         Adapter({"a": lora(), "b": replace(lora(1), a=lora(1).a.reshape(4, 2))}),
         Adapter({"a": lora()}),
-        jaxmix.mix(one),
-        jaxmix.mix(0.5 * one),
+        jaxmix.mix(base),
+        jaxmix.mix(0.5 * base),
     ]
-    assert len({fingerprint(other) for other in [one, *others]}) == len(others) + 1
+    assert len({fingerprint(other) for other in [base, *others]}) == len(others) + 1
     # Pinned, because files written today must stay loadable.
     pinned = Adapter({"a": LoRA(np.ones((1, 2), np.float32), np.ones((3, 1)), 0.5)})
     assert fingerprint(pinned) == PINNED
@@ -270,5 +270,5 @@ def test_generated_updates_round_trip(tmp_path: Path) -> None:
     """The updates that tests/laws generates load as saved."""
     for kind in MAKERS:
         for where, module in KINDS.items():
-            one = Adapter({where: made(kind, module, 1)}, name=kind)
-            assert_same(jaxmix.load(jaxmix.save(one, tmp_path / f"{kind}-{where}")), one)
+            adapter = Adapter({where: made(kind, module, 1)}, name=kind)
+            assert_same(jaxmix.load(jaxmix.save(adapter, tmp_path / f"{kind}-{where}")), adapter)
