@@ -105,9 +105,9 @@ def test_names_in_files_are_recognised() -> None:
 def test_invalid_config_fields_are_refused() -> None:
     config = tiny.config("bert", layer_norm_eps=1e-6, classifier_dropout=0.1)
     assert (config.layer_norm_eps, config.type_vocab_size, config.activation) == (1e-6, 2, "gelu")
-    with pytest.raises(UnsupportedError) as caught:
+    with pytest.raises(UnsupportedError) as told:
         tiny.config("bert", is_decoder=True, position_embedding_type="relative_key", hidden_act="x")
-    text = str(caught.value)
+    text = str(told.value)
     assert "is_decoder = True: no token would see what follows it, and BERT here is an" in text
     assert "position_embedding_type = 'relative_key': expected 'absolute'" in text
     assert "hidden_act = 'x': expected one of silu" in text

@@ -141,15 +141,15 @@ def test_config_fields() -> None:
 
 
 def test_invalid_config_fields_are_refused() -> None:
-    with pytest.raises(UnsupportedError) as caught:
+    with pytest.raises(UnsupportedError) as told:
         tiny.config("gpt2", add_cross_attention=True, rope_theta=3.0, activation_function=["gelu"])
-    text = str(caught.value)
+    text = str(told.value)
     assert "add_cross_attention = True: layers would look at another model's hidden" in text
     assert "rope_theta = 3.0: not a field of gpt2 that this version of jaxmix knows" in text
     assert "activation_function = ['gelu']: expected one of silu, swish, gelu, " in text
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as told:
         tiny.config("gpt2", n_head=5, n_layer=None, layer_norm_epsilon="x")
-    text = str(caught.value)
+    text = str(told.value)
     assert "n_embd = 12 is no multiple of n_head = 5\n" in text
     assert "n_layer is None, expected a whole number of at least 1\n" in text
     assert "layer_norm_epsilon is 'x', expected a number of at least 0\n" in text
