@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import look, method_of, unpacked
+from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.orientation import OutAxes
@@ -155,7 +155,7 @@ def base_model(base: Any) -> BaseModel:
 def _of_folder(folder: Path) -> BaseModel:
     """A Hugging Face folder; packed weights are read as what they stand for."""
     checkpoint = read_checkpoint(folder)
-    readout, method = look(checkpoint), method_of(checkpoint)
+    readout, method = find_packed(checkpoint), quantization_method(checkpoint)
     tensors = unpacked(checkpoint, readout)
     stored = {
         name.removesuffix(".weight"): tensor
@@ -168,7 +168,9 @@ def _of_folder(folder: Path) -> BaseModel:
         tensor = tensors.get(f"{name}.bias")
         return None if tensor is None else tensor.read()
 
-    what = f"{folder}, whose weights {method} packed" if method and readout.wrong else str(folder)
+    what = (
+        f"{folder}, whose weights {method} packed" if method and readout.problems else str(folder)
+    )
     biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
     pattern = conv1d_pattern(checkpoint)
     conv1d = _orientations(shapes, biases, pattern)

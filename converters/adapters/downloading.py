@@ -7,9 +7,9 @@ from pathlib import Path
 from jaxmix.converters.adapters.alone import chosen_file, is_copy_of
 from jaxmix.converters.adapters.beside import is_whole_model, names_in, weights_beside
 from jaxmix.converters.adapters.format import Format, is_folder_file
-from jaxmix.converters.files.hub import Repository
+from jaxmix.converters.files.hub import HubRepository
+from jaxmix.converters.files.hub_connection import hub_request
 from jaxmix.converters.files.hub_errors import is_absence, is_unreachable
-from jaxmix.converters.files.reaching import asking
 from jaxmix.converters.files.torch_files import has_torch, is_torch_file
 from jaxmix.errors import CheckpointError, option
 
@@ -56,13 +56,13 @@ def download(
     Raises:
         CheckpointError: If it can't be had; the message says why, and what to do.
     """
-    repository = Repository(hub_id, subfolder, revision)
-    with asking(hub_id):
+    repository = HubRepository(hub_id, subfolder, revision)
+    with hub_request(hub_id):
         return _downloaded(repository, formats, name, ignore)
 
 
 def _downloaded(
-    repository: Repository, formats: Sequence[Format], name: str | None, ignore: Sequence[str]
+    repository: HubRepository, formats: Sequence[Format], name: str | None, ignore: Sequence[str]
 ) -> Downloaded:
     """The adapter at a place on the hub, in the local cache."""
     if name is not None:
@@ -79,7 +79,7 @@ def _downloaded(
         beside = weights_beside(names, is_copy_of(lone), ignore)
         return Downloaded(_one_file(repository, lone), None, beside)
     found = [mark, *(_fetch_any(repository, file, one) for file in one.files[1:])]
-    found += [path for file in one.extras if (path := repository.fetch_if_there(file))]
+    found += [path for file in one.extras if (path := repository.fetch_if_present(file))]
     if any(path.parent != mark.parent for path in found):
         raise CheckpointError(
             f"{repository.text} changed between its two files. Try again, or give a commit: "
@@ -88,7 +88,7 @@ def _downloaded(
     return Downloaded(mark.parent, one, _beside(repository, mark.parent, one, ignore))
 
 
-def _first(repository: Repository, formats: Sequence[Format]) -> tuple[Path, Format]:
+def _first(repository: HubRepository, formats: Sequence[Format]) -> tuple[Path, Format]:
     """The first file of the first format that has it there."""
     first: CheckpointError | None = None
     absent: set[str] = set()
@@ -113,16 +113,16 @@ def _first(repository: Repository, formats: Sequence[Format]) -> tuple[Path, For
     )
 
 
-def _one_file(repository: Repository, name: str) -> Path:
+def _one_file(repository: HubRepository, name: str) -> Path:
     """One file, with what it names if it is an index, and the config beside it."""
     path = repository.fetch(name, lambda file: ". Give the name of a file that it has.")
     repository.fetch_shards(path)
-    repository.fetch_if_there("adapter_config.json")
+    repository.fetch_if_present("adapter_config.json")
     return path
 
 
 def _beside(
-    repository: Repository, folder: Path, one: Format, ignore: Sequence[str]
+    repository: HubRepository, folder: Path, one: Format, ignore: Sequence[str]
 ) -> tuple[str, ...]:
     """Other files of weights there; those that the format's reader takes are fetched."""
     if one.is_read is None:
@@ -134,7 +134,7 @@ def _beside(
     return beside
 
 
-def _fetch_any(repository: Repository, file: str, one: Format) -> Path:
+def _fetch_any(repository: HubRepository, file: str, one: Format) -> Path:
     """A file of a format, or what the format takes instead of it, shards and all."""
     try:
         return repository.fetch(file, one.absent)
@@ -144,7 +144,7 @@ def _fetch_any(repository: Repository, file: str, one: Format) -> Path:
         for other in one.instead.get(file, ()):
             if is_torch_file(Path(other)) and not has_torch():
                 continue
-            path = repository.fetch_if_there(other)
+            path = repository.fetch_if_present(other)
             if path and repository.fetch_shards(path, one.is_read):
                 return path
         raise

@@ -12,7 +12,7 @@ from jaxmix.converters.adapters.beside import names_in, unread_error, weights_be
 from jaxmix.converters.adapters.downloading import download
 from jaxmix.converters.adapters.format import Format, is_folder_file, named, recognised
 from jaxmix.converters.files.hub import is_hub_id
-from jaxmix.converters.files.near import near_paths
+from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.errors import CheckpointError, UnsupportedError, option
 from jaxmix.mixing import Mix
 from jaxmix.untrusted.files import local_path
@@ -123,7 +123,7 @@ def find(
     what = (
         f"is a file, which has no {no_inside}" if is_there else "is neither a folder nor a hub id"
     )
-    near = "" if is_there else near_paths(text)
+    near = "" if is_there else suggest_paths(text)
     raise CheckpointError(f"{_cut(text)} {what}.{near}\nExpected {expected}.")
 
 

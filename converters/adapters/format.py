@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.files.mistaken import no_adapter
 from jaxmix.converters.files.torch_files import is_torch_file, torch_tensors
+from jaxmix.converters.files.wrong_inputs import describe_non_adapter
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.mixing import Mix
 
@@ -105,7 +105,7 @@ def recognised(formats: Sequence[Format], path: Path, told: str) -> Format:
     found = next((one for one in formats if one.recognises(path)), None)
     if found is not None:
         return found
-    if path.exists() and (mistaken := no_adapter(path)):
+    if path.exists() and (mistaken := describe_non_adapter(path)):
         raise CheckpointError(f"{told} {mistaken}")
     if not path.is_file():
         return formats[-1]

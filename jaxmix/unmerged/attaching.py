@@ -202,7 +202,7 @@ def detach(leaves: Any) -> tuple[Any, list[Adapter]]:
         ):
             for number, (strength, update) in zip(numbers, word, strict=True):
                 strengths[number] = strength
-                updates[number][site] = update.turned() if turned else update
+                updates[number][site] = update.with_transposed_weight() if turned else update
         for (number, site), (strength, update) in zip(tags.beside, leaf.beside, strict=True):
             strengths[number] = strength
             updates[number][site] = update

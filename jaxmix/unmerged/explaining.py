@@ -8,7 +8,7 @@ import jax
 
 from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
-from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero
+from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero, terms
 from jaxmix.placement.names import leaf_names
 from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.leaf import Factored
@@ -153,8 +153,7 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
 
 def _why(one: AffineMap) -> str:
     """Why its operators cost more than the dense weight, in words."""
-    terms = one.shift.terms if isinstance(one.shift, Sum) else (one.shift,)
-    if any(isinstance(term, Dense) for term in terms):
+    if any(isinstance(term, Dense) for term in terms(one.shift)):
         return "a term of Δ has no structure, so its product costs what the base's does"
     if any(isinstance(side, Dense) for side in (one.left, one.right)):
         return "L or R has no structure"

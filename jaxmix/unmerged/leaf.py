@@ -17,10 +17,10 @@ from jaxmix.families.base import Chain, maps
 from jaxmix.operators import (
     LowRank,
     StackedLowRank,
-    Sum,
     add,
     stack_factors,
     stack_terms,
+    terms,
 )
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Place
@@ -207,10 +207,11 @@ def stacked(every: Sequence[AffineMap]) -> AffineMap:
 
 def _experts(weight: Weight) -> Weight:
     """A leaf whose rows are matrices of experts, with a low rank for each, as a stack of these."""
-    shift_ = weight.map.shift
-    terms = shift_.terms if isinstance(shift_, Sum) else (shift_,)
-    low = [LowRank(t.b, t.a) for t in terms if isinstance(t, StackedLowRank) and not t.turned]
-    is_all = len(low) == len(terms) and weight.map.is_shift
+    parts = terms(weight.map.shift)
+    low = [
+        LowRank(t.b, t.a) for t in parts if isinstance(t, StackedLowRank) and not t.is_transposed
+    ]
+    is_all = len(low) == len(parts) and weight.map.is_shift
     rows, cols, _ = weight.axes
     if not is_all or len(rows) != 1 or len(cols) != 2:
         return weight

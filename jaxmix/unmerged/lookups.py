@@ -10,11 +10,11 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Sum, Zero, add
+from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Zero, add, terms
 from jaxmix.unmerged.products import precise
 from jaxmix.unmerged.weight import PASS, Weight, added_flops
 
-__all__ = ["conv", "gather", "low_rank_of"]
+__all__ = ["conv", "gather", "sum_as_low_rank"]
 
 
 def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
@@ -25,7 +25,7 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
     """
     x = jnp.asarray(x)
     spec, rows, cols = params["dimension_numbers"], *weight.axes[:2]
-    low = low_rank_of(weight.map.shift) if not weight.is_stacked else None
+    low = sum_as_low_rank(weight.map.shift) if not weight.is_stacked else None
     as_it_lies = rows == spec.rhs_spec[:1] and cols == spec.rhs_spec[1:]
     if low is None or not as_it_lies or not isinstance(weight.map.right, Identity):
         return None
@@ -80,10 +80,10 @@ def _is_cheap(weight: Weight, low: LowRank | Zero, x: Array, spec: Any) -> bool:
     return thin <= weight.count(lambda one: one.flops()) + PASS * math.prod(weight.shape)
 
 
-def low_rank_of(delta: Operator) -> LowRank | Zero | None:
+def sum_as_low_rank(delta: Operator) -> LowRank | Zero | None:
     """Δ as one low rank, or as nothing; None where it is neither."""
     found: Operator = Zero(*delta.shape)
-    for term in delta.terms if isinstance(delta, Sum) else (delta,):
+    for term in terms(delta):
         if isinstance(term, Hadamard):
             term = term.low_rank()
         found = add(found, term)
@@ -141,6 +141,6 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
     if isinstance(made.left, Diagonal):
         flat = flat * made.left.d[which][:, None]
     if not isinstance(made.shift, Zero):
-        flat = flat + made.shift.picked_rows(which)
+        flat = flat + made.shift.take_rows(which)
     back = sorted(range(y.ndim), key=order.__getitem__)
     return flat.reshape(moved.shape).transpose(back).astype(y.dtype)

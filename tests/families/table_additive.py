@@ -133,7 +133,7 @@ def _unilora(f: Factors, config: Config) -> UniLoRA:
 def _unilora_row(**config: Any) -> Row:
     shapes = {"unilora_theta_d": (5,), "unilora_scales_A": (3, 9), "unilora_scales_B": (6, 3)}
     fixed = {"unilora_indices_A": _ints(5, 3, 9), "unilora_indices_B": _ints(5, 6, 3)}
-    size = "rank 3 of 5 numbers"
+    size = "rank 3 of 5 values"
     return Row(_unilora, formulas.unilora, _weight(config), shapes, size, config, fixed=fixed)
 
 
@@ -144,7 +144,7 @@ def _tinylora(f: Factors, config: Config) -> TinyLoRA:
 def _tinylora_row(**config: Any) -> Row:
     shapes = {"A": (2, 9), "B": (6, 2), "P": (4, 2, 2), "v": (4,)}
     named = {f"tinylora_{name}": shape for name, shape in shapes.items()}
-    size = "4 numbers at rank 2"
+    size = "4 values at rank 2"
     return Row(_tinylora, formulas.tinylora, _weight(config), named, size, config)
 
 
@@ -226,7 +226,7 @@ def _adamss_row(columns: int) -> Row:
     shapes = {"adamss_A.0": (2, 4), "adamss_A.1": (1, 4), "adamss_B.0": (4, 2)}
     shapes |= {"adamss_B.1": (2, 1), "adamss_newB": (4, columns)}
     fixed, says = {"rows": np.array([5, 0, 2, 3, 1, 4], np.int32)}, {"has_bias": columns > 9}
-    size = "2 groups of rank 3 in all"
+    size = "2 groups of rank 3 in total"
     return Row(_adamss, formulas.adamss, _W, shapes, size, fixed=fixed, says=says)
 
 

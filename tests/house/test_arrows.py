@@ -66,7 +66,7 @@ COMMANDS_MAY = "jaxmix.demo."
 # The public module of layouts registers the tables of the model libraries.
 LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
 # Modules that a family may import from jaxmix.families; the others there import the families.
-SHARED_BY_FAMILIES = ("base", "places", "wavelets")
+SHARED_BY_FAMILIES = ("base", "leaf_update", "positions", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install if they are missing.
@@ -132,7 +132,7 @@ def test_imports_follow_the_table(module: Module) -> None:
         ("jaxmix.apply.dense", "def f():\n    from jaxmix.converters.layouts import TABLES"),
         ("jaxmix.converters.layouts.gemma", "from jaxmix.errors import LayoutError"),
         ("jaxmix.converters.files.hub", "from jaxmix.converters.adapters.alone import one_file"),
-        ("jaxmix.converters.adapters.base", "from jaxmix.converters.merging import place"),
+        ("jaxmix.converters.adapters.base", "from jaxmix.converters.merging import staged_output"),
         ("jaxmix.placement.sites", "from jaxmix.apply.plan import apply"),
     ],
 )
@@ -144,7 +144,7 @@ def test_forbidden_imports_are_found(name: str, source: str) -> None:
 def test_allowed_imports_pass() -> None:
     """Each of these imports is allowed."""
     for name, source in {
-        "jaxmix": "from jaxmix.converters.merging import front\nfrom jaxmix.mixing import mix",
+        "jaxmix": "from jaxmix.converters.merging import merge\nfrom jaxmix.mixing import mix",
         "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
         "jaxmix.converters.cli": "import jaxmix\ndef f():\n    from jaxmix.demo import run",
         "jaxmix.layout": "def f():\n    from jaxmix.converters.layouts import TABLES",

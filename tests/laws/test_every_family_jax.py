@@ -256,7 +256,7 @@ def test_at_gpt2s_conv1d() -> None:
     plain = base(LINEAR, np.float32)
     turned = {n: x.T.copy() if x.ndim == 2 else x for n, x in plain.items()}
     # Whole weights lie there as the file has them.
-    updates = {site: update.turned() for site, update in LINEAR.items()}
+    updates = {site: update.with_transposed_weight() for site, update in LINEAR.items()}
     out = jax.jit(jaxmix.compose)(turned, Adapter(updates, 0.7))
     ours = {n: x.T if x.ndim == 2 else x for n, x in out.items()}
     assert off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}

@@ -38,8 +38,8 @@ def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.docx")
     assert str(caught.value) == (
-        f"the picture {tmp_path}/x.docx is of a format that is not written here, expected a name "
-        "that ends in .png, .svg, .pdf."
+        f"the picture {tmp_path}/x.docx has an unsupported format, expected a name that ends in "
+        ".png, .svg, .pdf."
     )
 
 
@@ -51,7 +51,7 @@ def test_missing_matplotlib_says_how_to_install_it(
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.png")
     assert str(caught.value) == (
-        "a picture needs matplotlib, which is not installed here. Install it: "
+        "a picture needs matplotlib, which is not installed. Install it with "
         "pip install 'jaxmix-peft[plot]'."
     )
 
@@ -62,7 +62,7 @@ def test_missing_folder_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         save_picture(pyplot().figure(), tmp_path / "no" / "x.png")
     assert str(caught.value).startswith(f"the picture {tmp_path}/no/x.png can't be written: [Errno")
-    assert str(caught.value).endswith("Choose a folder in which you may write.")
+    assert str(caught.value).endswith("Choose a folder with write permission.")
     assert not list(tmp_path.iterdir())
 
 

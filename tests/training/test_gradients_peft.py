@@ -175,10 +175,10 @@ def hold_constants(monkeypatch: pytest.MonkeyPatch) -> None:
         return rescaling(replace(self, a=constant(self.a), b=constant(self.b)), base)
 
     def in_place(q: Any, bound: Any) -> Any:
-        return q + constant(rotations.shrunk(q, bound) - q)
+        return q + constant(rotations.clip_norm(q, bound) - q)
 
     monkeypatch.setattr(LoRA, "_rescaling", by_constant_norm)
-    monkeypatch.setattr(oft_family, "shrunk", in_place)
+    monkeypatch.setattr(oft_family, "clip_norm", in_place)
 
 
 def test_gradients_match_peft_with_its_constants(

@@ -62,7 +62,7 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
 def test_unknown_target_parameter_is_refused() -> None:
     """Each name must belong to a parameter, even if other names do."""
     params = {"mlp.up": normal(1, 3, 4, 5), "lin.weight": normal(2, 4, 5)}
-    said = "names that no module of the params has:\n  target_parameters: 'mlp.upp'\nIts modules"
+    said = "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules"
     for more in ([], ["mlp.up"]):
         with pytest.raises(AdapterError, match=re.escape(said)):
             init("lora", params, _KEY, target_parameters=[*more, "mlp.upp"])

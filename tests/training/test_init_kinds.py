@@ -10,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix.training import init
-from jaxmix.training.kinds import KINDS
+from jaxmix.training.initializers import KINDS
 
 from .init_rows import PARAMS, ROWS, Row
 

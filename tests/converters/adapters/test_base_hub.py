@@ -112,18 +112,19 @@ def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (
             errors.LocalEntryNotFoundError,
             "owner/name on the hub: the checkpoint is not in the local cache and the hub can't be "
-            "reached. 'owner/name' is no folder here either: go online once, or give the path of a "
+            "reached. 'owner/name' is not a local folder either. Connect to the internet to "
+            "download it, or use the path of a "
             "downloaded folder.",
         ),
         (
             errors.RepositoryNotFoundError,
-            "'owner/name' is neither a folder here nor a repository on the hub. Check the "
+            "'owner/name' is neither a local folder nor a repository on the hub. Check the "
             "spelling; a private repository needs `hf auth login`.",
         ),
         (
             ConnectionError,
-            "owner/name on the hub: the checkpoint can't be had: what the client said. Try again, "
-            "or download the folder and give its path.",
+            "owner/name on the hub: the checkpoint can't be downloaded: what the client said. Try "
+            "again, or download the folder and use its path.",
         ),
     ],
 )

@@ -113,4 +113,7 @@ def test_recipe_rejects_reader_options(
     """A recipe is written without reading the adapters, so reader options go into its parts."""
     out = tmp_path / "x.json"
     assert main("convert", adapters["lora"], "--to", "recipe", "-o", out, "--ignore", "x") == 2
-    assert "write --ignore and --filename into its parts" in capsys.readouterr().err
+    assert (
+        "Instead of --ignore, --filename, --subfolder and --revision, edit its parts:"
+        in capsys.readouterr().err
+    )

@@ -99,12 +99,14 @@ def test_impossible_conversions_are_refused(
     two = (adapters["lora"], adapters["loha"])
     document = told(capsys, "convert", *two, "--to", "kohya", "-o", file, code=1)
     assert document["error"] == (
-        "2 adapters, and a file of kohya holds one. Write them one by one, or as a mix (peft, mix, "
-        "recipe); `jaxmix export --rank` makes one LoRA of them."
+        "a file of kohya holds one adapter, but 2 are given. Convert them one by one, or to a mix "
+        "(peft, mix, recipe). `jaxmix export --rank` makes one LoRA of them."
     )
     words = ("convert", adapters["lora"], "--prefix", "x", "-o", tmp_path / "out", "--to")
     document = told(capsys, *words, "peft", code=2)
-    assert document["error"].startswith("Invalid value: --prefix is nothing to peft, whose names")
+    assert document["error"].startswith(
+        "Invalid value: --prefix does not apply to peft, whose names"
+    )
     assert not list(tmp_path.glob("x*")) and not (tmp_path / "out").exists()
 
 

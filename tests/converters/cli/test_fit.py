@@ -13,7 +13,7 @@ import pytest
 
 import jaxmix
 from jaxmix import training
-from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.converters.cli.tokens import read_tokens, split_windows
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 from jaxmix.training import by_site
@@ -66,7 +66,7 @@ def test_fit_writes_a_mix_and_prints_losses(place: Path, tmp_path: Path) -> None
     assert summary == f"{tmp_path}/out: {names}" and list(strengths) == ["one", "two"]
     assert strengths["one"] != 1 and strengths["two"] != 0.5
     before, after = (float(word) for word in losses.split() if word[0].isdigit())
-    assert losses.startswith("loss on text not learned from: ") and after < before
+    assert losses.startswith("loss on held-out text: ") and after < before
 
 
 def test_per_site_learns_and_draws_each_strength(
@@ -87,7 +87,7 @@ def test_per_site_learns_and_draws_each_strength(
     losses = document["losses"]
     assert len(losses["steps"]) == 4 and losses["after"] < losses["before"]
     model = jaxmix.models.load(place / "base", dtype=jnp.float32)
-    _, held = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
+    _, held = split_windows(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
     logits = np.asarray(jaxmix.compose(model, mixed)(jnp.asarray(held)), float)[:, :-1]
     chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(chances, held[:, 1:, None].astype(int), -1)
@@ -122,7 +122,7 @@ def test_options_reach_fit(
     with jax.numpy_dtype_promotion("standard"):  # as in `fit`
         change, _ = how["optimizer"].update(slope, how["optimizer"].init(numbers), numbers)
     np.testing.assert_allclose(change, -0.25, rtol=1e-4)
-    seen, _ = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
+    seen, _ = split_windows(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
     assert {batch.shape for batch in batches} == {(3, 16)} and len(batches) == 14
     rows = [tuple(row) for batch in batches[: len(seen) // 3] for row in batch]
     assert set(rows) <= {tuple(row) for row in seen} and len(rows) == len(seen) // 3 * 3
@@ -134,9 +134,9 @@ def test_options_reach_fit(
     [
         (("--length", 4000), 1, "expected at least two windows of 4000"),
         (("--text", "nothing"), 1, "the text nothing can't be read: No such file"),
-        (("--per", "layer"), 2, "'layer' is none of mix, adapter, site."),
-        (("--dtype", "int8"), 2, "'int8' is none of float32, bfloat16, float16."),
-        (("--plot", "x.gif"), 1, "the picture x.gif is of a format that is not written here"),
+        (("--per", "layer"), 2, "'layer' is not one of mix, adapter, site."),
+        (("--dtype", "int8"), 2, "'int8' is not one of float32, bfloat16, float16."),
+        (("--plot", "x.gif"), 1, "the picture x.gif has an unsupported format"),
     ],
 )
 def test_invalid_options_are_refused(
@@ -150,9 +150,9 @@ def test_invalid_options_are_refused(
 def test_output_inside_an_input_is_refused(place: Path, capsys: Captured) -> None:
     """An output inside the base or an adapter is refused at once."""
     document = told(capsys, *fit_arguments(place, "-o", place / "one"), code=1)
-    assert "lie one in the other" in document["error"]
+    assert "overlap: one contains the other" in document["error"]
     document = told(capsys, *fit_arguments(place, "-o", place / "base" / "x"), code=1)
-    assert "lies in" in document["error"]
+    assert "is in the input" in document["error"]
 
 
 def test_model_without_likelihoods_is_refused(
@@ -168,7 +168,8 @@ def test_model_without_likelihoods_is_refused(
     line = ("fit", folder, "-a", place / "one", "--text", place / "text.txt", "-o", tmp_path / "o")
     document = told(capsys, *line, code=1)
     assert document["error"] == (
-        f"{folder} holds a Bert, expected a decoder or a GPT-2, which say how likely a text is."
+        f"{folder} holds a Bert, expected a decoder or a GPT-2, which predict the next token. Use "
+        "such a base."
     )
 
 
@@ -178,13 +179,13 @@ def test_model_without_likelihoods_is_refused(
 def test_every_tenth_window_is_held_out() -> None:
     """Every tenth window is held out, at least one; no window is in both sets."""
     for count, held in ((2, [1]), (5, [4]), (10, [9]), (25, [9, 19])):
-        seen, kept = windows_of(np.arange(3 * count + 2), 3, Path("x"))
+        seen, kept = split_windows(np.arange(3 * count + 2), 3, Path("x"))
         assert (kept[:, 0] // 3).tolist() == held
         assert sorted([*seen[:, 0], *kept[:, 0]]) == [3 * i for i in range(count)]
     with pytest.raises(CheckpointError) as caught:
-        windows_of(np.arange(7), 4, Path("x"))
+        split_windows(np.arange(7), 4, Path("x"))
     assert str(caught.value) == (
-        "x has 7 tokens, expected at least two windows of 4. Give a longer text, or a smaller "
+        "x has 7 tokens, expected at least two windows of 4. Use a longer text, or a smaller "
         "--length."
     )
 
@@ -193,20 +194,20 @@ def test_bytes_are_the_tokens_without_a_tokenizer(place: Path, tmp_path: Path) -
     """Without a tokenizer, or by option, bytes are the tokens of a model of 256 tokens."""
     text = tmp_path / "x"
     text.write_bytes(b"\x00\xff")
-    assert tokens_of(text, tmp_path, None, 256).tolist() == [0, 255]
-    assert tokens_of(text, tmp_path, "bytes", 300).tolist() == [0, 255]
+    assert read_tokens(text, tmp_path, None, 256).tolist() == [0, 255]
+    assert read_tokens(text, tmp_path, "bytes", 300).tolist() == [0, 255]
     with pytest.raises(UnsupportedError) as caught:
-        tokens_of(text, tmp_path, None, 300)
+        read_tokens(text, tmp_path, None, 300)
     assert str(caught.value) == (
         f"{tmp_path} has no tokenizer, expected one of tokenizer.json, tokenizer_config.json, "
-        "tokenizer.model, vocab.json, spiece.model in it. Give the folder of one with --tokenizer, "
-        "or say --tokenizer bytes if bytes are its tokens."
+        "tokenizer.model, vocab.json, spiece.model. Pass the folder of a tokenizer with "
+        "--tokenizer, or --tokenizer bytes if its tokens are bytes."
     )
     with pytest.raises(CheckpointError) as caught:
-        tokens_of(text, tmp_path, "bytes", 200)
+        read_tokens(text, tmp_path, "bytes", 200)
     assert str(caught.value) == (
-        f"{text} has the token 255, and the model in {tmp_path} knows 200. Give its own tokenizer: "
-        "--tokenizer FOLDER."
+        f"{text} has the token 255, but the model in {tmp_path} has 200 tokens. Use the model's "
+        "own tokenizer: --tokenizer FOLDER."
     )
 
 
@@ -239,16 +240,18 @@ def test_each_library_reads_its_tokenizer_files(
         module = ModuleType(library)
         setattr(module, kind, Words)
         monkeypatch.setitem(sys.modules, library, module)
-        assert tokens_of(text, folder, None, 9).tolist() == expected
-        assert tokens_of(text, tmp_path, str(folder), 9).tolist() == expected
+        assert read_tokens(text, folder, None, 9).tolist() == expected
+        assert read_tokens(text, tmp_path, str(folder), 9).tolist() == expected
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(UnsupportedError) as caught:
-            tokens_of(text, folder, None, 9)
+            read_tokens(text, folder, None, 9)
         where = folder / name if library == "tokenizers" else folder
         assert str(caught.value) == (
-            f"the tokenizer {where} is read by {library}, which is not installed here. Install it: "
-            f"pip install {library}."
+            f"the tokenizer {where} needs the package {library}, which is not installed. Install "
+            f"it: pip install {library}."
         )
     text.write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it\."):
-        tokens_of(text, tmp_path / "tokenizers", None, 9)
+    with pytest.raises(
+        CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it to UTF-8\."
+    ):
+        read_tokens(text, tmp_path / "tokenizers", None, 9)

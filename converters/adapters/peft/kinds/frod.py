@@ -13,7 +13,7 @@ from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
 from jaxmix.converters.adapters.peft.values import FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import FRoD, Update
-from jaxmix.families.frod import kind_of_module
+from jaxmix.families.frod import module_category
 
 __all__ = ["KIND"]
 
@@ -21,7 +21,7 @@ __all__ = ["KIND"]
 def _build(file: File, site: str, factors: Factors) -> Update:
     """FRoD: sites of one category share V and the positions; U the update takes from the base."""
     values, lengths = need(factors, "frod_lambda_s_values", "frod_lambda_l")
-    category = kind_of_module(site)
+    category = module_category(site)
     names = [f"{name}.{category}" for name in ("frod_V", "frod_s_indices", "frod_s_size")]
     if missing := [name for name in names if name not in file.shared]:
         raise CheckpointError(f"{', '.join(missing)} missing, which its kind of module shares")
@@ -55,7 +55,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     kinds: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
-        kinds.setdefault(kind_of_module(site), {})[site] = update
+        kinds.setdefault(module_category(site), {})[site] = update
         tensors[f"{site}.frod_lambda_s_values"] = update.values
         tensors[f"{site}.frod_lambda_l"] = update.lengths
     shared: dict[str, Any] = {}

@@ -97,6 +97,7 @@ def test_missing_files_on_the_hub_are_reported(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", half)
     assert refused(CheckpointError, "owner/name") == (
-        "owner/name on the hub: mix.safetensors can't be had: no network. Try again, or download "
-        "the folder and give its path."
+        "owner/name on the hub: mix.safetensors can't be downloaded: no network. Try again, or "
+        "download "
+        "the folder and use its path."
     )

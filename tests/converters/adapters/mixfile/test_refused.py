@@ -522,7 +522,7 @@ def test_existing_output_needs_force(folder: Path, tmp_path: Path) -> None:
     """Nothing is replaced without `force`; with it, only a saved mix is replaced."""
     one = Adapter({"a": LORA}, name="other")
     assert unsaved(CheckpointError, one, folder) == (
-        f"the output {folder} exists. Give another folder, or say force=True to replace "
+        f"the output {folder} exists. Choose another folder, or use force=True to replace "
         "it; it then stays until the new one is whole."
     )
     assert jaxmix.save(one, folder, force=True) == folder
@@ -534,7 +534,7 @@ def test_existing_output_needs_force(folder: Path, tmp_path: Path) -> None:
     jaxmix.save(one, tmp_path / "other" / "deep")
     (tmp_path / "file").write_text("x")
     assert unsaved(CheckpointError, one, tmp_path / "file") == (
-        f"the output {tmp_path / 'file'} is a file. Give a folder's name."
+        f"the output {tmp_path / 'file'} is a file. Choose the path of a folder."
     )
 
 
@@ -545,14 +545,16 @@ def test_folder_with_other_files_is_not_replaced(folder: Path, tmp_path: Path) -
     (folder / "README.md").write_text("x")
     said = unsaved(CheckpointError, one, folder, force=True)
     assert said == (
-        f"the output {folder} is not replaced, for it also holds what is not written there:\n"
-        "  README.md\n  lora/\nMove these files, or give another folder."
+        f"the output {folder} can't be replaced, since it also holds other files:\n"
+        "  README.md\n  lora/\nMove these files, or choose another folder."
     )
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "notes").write_text("x")
     said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
-    assert said.startswith(f"the output {tmp_path / 'home'} holds no checkpoint, expected one of ")
-    assert "expected one of mix.json in what is to be replaced" in said
+    assert said.startswith(
+        f"the output {tmp_path / 'home'} exists and is not a checkpoint: it has none of mix.json."
+    )
+    assert said.endswith("Choose another folder, or empty this one.")
     (tmp_path / "home" / "notes").rename(tmp_path / "home" / "mix.json")
     said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
     assert said == (
@@ -571,7 +573,7 @@ def test_failed_write_keeps_the_old_mix(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(writing, "write", fail)
     said = unsaved(CheckpointError, Adapter({"a": LORA}), folder, force=True)
     assert "could not be written: [Errno 28] No space left on device." in said
-    assert said.endswith("Make room, or choose another disk.")
+    assert said.endswith("Free some space, or choose another disk.")
     assert len(jaxmix.load(folder).parts) == 2
 
 

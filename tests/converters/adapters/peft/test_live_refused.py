@@ -104,7 +104,9 @@ def test_a_pickle_is_converted_by_the_recipe(tmp_path, monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "torch", None)
         said = refused(CheckpointError, tmp_path)
-    assert f"{tmp_path} has adapter_model.bin but no {WEIGHTS}. jaxmix reads no pickles" in said
+    assert (
+        f"{tmp_path} has adapter_model.bin but no {WEIGHTS}. jaxmix does not read pickles" in said
+    )
     lines = re.findall(r"^  (.+)$", said, re.MULTILINE)
     assert len(lines) == 2
     import safetensors.torch

@@ -168,7 +168,8 @@ def test_pickled_weights_without_torch(tmp_path, monkeypatch):
     folder = save(tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     assert refused(CheckpointError, folder) == (
-        f"{folder} has adapter_model.bin but no {WEIGHTS}. jaxmix reads no pickles. With torch:\n"
+        f"{folder} has adapter_model.bin but no {WEIGHTS}. jaxmix does not read pickles. With "
+        f"torch:\n"
         f"  tensors = torch.load({str(folder / 'adapter_model.bin')!r}, map_location='cpu', "
         "weights_only=True)\n"
         f"  safetensors.torch.save_file(tensors, {str(folder / WEIGHTS)!r})"
