@@ -1,1 +1,1 @@
-"""What PEFT computed once, committed, so that a machine without torch can check jaxmix."""
+"""Outputs computed by PEFT and committed, to check jaxmix on a machine without torch."""

@@ -1,4 +1,4 @@
-"""Goldens on disk: a zip of what PEFT saved and computed, opened without torch."""
+"""Golden files: zip archives of PEFT's adapters and outputs, readable without torch."""
 
 import io
 import json
@@ -16,22 +16,22 @@ _DATE = (2020, 1, 1, 0, 0, 0)
 
 
 class Archive:
-    """One zip: JSON, tensors, and adapter folders that `unpack` lays out on disk."""
+    """A zip archive of JSON members, tensors and adapter folders, which `unpack` writes to disk."""
 
     def __init__(self, name: str) -> None:
-        """Open ``<name>.zip`` beside this file."""
+        """Opens ``<name>.zip`` next to this file."""
         self.zip = zipfile.ZipFile(FOLDER / f"{name}.zip")
 
     def json(self, name: str) -> Any:
-        """A JSON member."""
+        """Returns a JSON member."""
         return json.loads(self.zip.read(name))
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """A safetensors member."""
+        """Returns the tensors of a safetensors member."""
         return load(self.zip.read(name))
 
     def unpack(self, folder: Path) -> Path:
-        """Write all adapters below `folder`, as PEFT had saved them."""
+        """Writes all adapters below `folder`, as PEFT saved them."""
         self.zip.extractall(folder, [n for n in self.zip.namelist() if n.startswith("adapters/")])
         return folder / "adapters"
 
@@ -39,7 +39,7 @@ class Archive:
 def pack(
     name: str, data: dict[str, Any], tensors: dict[str, dict[str, np.ndarray]], adapters: Path
 ) -> int:
-    """Write a golden: JSON members, safetensors members, all of a folder of adapters; its size."""
+    """Writes JSON and safetensors members and a folder of adapters; returns the size in bytes."""
     members = {key: json.dumps(value).encode() for key, value in data.items()}
     members |= {
         key: save({k: np.ascontiguousarray(v) for k, v in value.items()})

@@ -1,13 +1,14 @@
-"""Makes flax457.zip: adapters composed into the params of transformers 4.57's Flax models (Linen).
+"""Writes flax457.zip: adapters composed into the params of transformers 4.57's Flax models (Linen).
 
-In two steps, since those models are at their end and want an environment of their own:
+It takes two steps, because these models are no longer maintained and need an environment of their
+own:
 
-    python -m tests.goldens.flax457 peft DIR     beside torch, peft, transformers 5
-    python -m tests.goldens.flax457 flax DIR     beside transformers==4.57.6, flax, jax
+    python -m tests.goldens.flax457 peft DIR     with torch, peft and transformers 5
+    python -m tests.goldens.flax457 flax DIR     with transformers==4.57.6, flax and jax
 
-The first draws a tiny BERT and a tiny GPT-2 and adapters of each, and records what PEFT computes
-with them, adapter in adapter, unmerged. The second gives the same weights to the Flax models, lets
-jaxmix compose the adapters into their params, and records these and what the models compute.
+The first step draws a tiny BERT, a tiny GPT-2 and adapters for each, and records PEFT's outputs for
+the nested, unmerged adapters. The second step loads the same weights into the Flax models, composes
+the adapters into their params with jaxmix, and records the params and the models' outputs.
 """
 
 import json
@@ -52,7 +53,7 @@ MASK = np.arange(9)[None] < np.array([[9], [6]])
 
 
 def adapters(kind: str) -> dict[str, Any]:
-    """PEFT's configs, square and other layers, the weight and the bias."""
+    """Returns PEFT's configs: square and non-square layers, weights and biases."""
     import peft
 
     if kind == "bert":
@@ -66,7 +67,7 @@ def adapters(kind: str) -> dict[str, Any]:
     fan: dict[str, Any] = {"fan_in_fan_out": True}
     all_four = ["c_attn", "c_fc", "c_proj"]
     ia3 = {"target_modules": ["c_attn", "mlp.c_proj"], "feedforward_modules": ["mlp.c_proj"]}
-    # One LoRA only: PEFT turns it off when it wraps another one around it.
+    # Only one LoRA: PEFT disables a LoRA that another LoRA wraps.
     return {
         "dora": peft.LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules=all_four, **fan),
         "ia3": peft.IA3Config(**ia3, **fan),
@@ -75,7 +76,7 @@ def adapters(kind: str) -> dict[str, Any]:
 
 
 def by_peft(root: Path) -> None:
-    """Weights, adapters, and PEFT's unmerged forward."""
+    """Writes the weights, the adapters and the outputs of PEFT's unmerged forward."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BertModel
 
@@ -108,7 +109,7 @@ def by_peft(root: Path) -> None:
 
 
 def by_flax(root: Path) -> None:
-    """The Flax models' params, jaxmix's in their place, and what they compute; all packed."""
+    """Packs the Flax models' params, the params that jaxmix composes, and the outputs with both."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -118,7 +119,7 @@ def by_flax(root: Path) -> None:
 
     import jaxmix
 
-    old: Any = transformers  # the Flax models are no longer there today
+    old: Any = transformers  # current transformers has no Flax models
     models: dict[str, Any] = {
         "bert": old.FlaxBertModel(old.BertConfig(**BERT), dtype=jnp.float64),
         "gpt2": old.FlaxGPT2LMHeadModel(old.GPT2Config(**GPT2), dtype=jnp.float64),
@@ -131,9 +132,9 @@ def by_flax(root: Path) -> None:
         assert jax.tree.map(jnp.shape, params) == shapes, "the names of the Flax model are others"
         mix = [jaxmix.load(root / kind / "adapters" / name) for name in STACKS[kind]]
         composed = jaxmix.compose(jax.tree.map(jnp.asarray, params), mix)
-        asked = {"attention_mask": jnp.asarray(MASK, int)}
+        options = {"attention_mask": jnp.asarray(MASK, int)}
         for name, tree in (("base", params), ("composed", composed)):
-            out = model(jnp.asarray(truth["tokens"]), params=tree, **asked)
+            out = model(jnp.asarray(truth["tokens"]), params=tree, **options)
             truth[f"flax_{name}"] = np.asarray(out[0])
             leaves = {k: np.asarray(v) for k, v in flatten_dict(tree, sep=".").items()}
             tensors[f"{kind}/{name}.safetensors"] = leaves
@@ -145,7 +146,7 @@ def by_flax(root: Path) -> None:
 
 
 def linen(state: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
-    """The leaves of a Flax model from a state dict; FlaxConv1D's kernel is (out, in)."""
+    """Returns the leaves of a Flax model for a state dict; FlaxConv1D's kernel is (out, in)."""
     found = {}
     for name, tensor in state.items():
         module, _, leaf = name.rpartition(".")
@@ -159,7 +160,7 @@ def linen(state: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
 
 
 def main(step: str, folder: str) -> None:
-    """One of the two steps."""
+    """Runs one of the two steps."""
     {"peft": by_peft, "flax": by_flax}[step](Path(folder))
 
 

@@ -2,10 +2,10 @@
 
     PYTHONHASHSEED=0 python -m tests.goldens.make_goldens
 
-(The seed fixes the order in which PEFT writes its sets.) ``stacks.zip``: four adapters of each of
-seven kinds, and the forward of PEFT's mixed model for every single, pair and triple that it
-loads, and every quadruple of LoRA, LoHa, LoKr, AdaLoRA and OFT. ``layers.zip``: the table of
-layer types of tests/parity/layer_cases.py.
+(The seed fixes the order in which PEFT writes its sets.) ``stacks.zip`` holds four adapters of each
+of seven families, and the forward of PEFT's mixed model for every single, pair and triple that it
+loads, and for every quadruple of LoRA, LoHa, LoKr, AdaLoRA and OFT. ``layers.zip`` holds the table
+of layer types in tests/parity/layer_cases.py.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from .archive import pack
 
 __all__ = ["main"]
 
-# The stacks' net once more, smaller; three SHiRA parameters per row and column still fit.
+# A smaller copy of the stacks' network; three SHiRA parameters per row and column still fit.
 SMALL: nets.Net = (
     nets.Layer("layers.0.lin", "linear", (6, 8)),
     nets.Layer("layers.1.lin", "linear", (8, 10)),
@@ -54,7 +54,7 @@ def _stacks(root: Path) -> int:
 
 
 def _loads(stack: tuple[str, ...]) -> bool:
-    """PEFT raises for SHiRA over any other kind."""
+    """Returns whether PEFT loads the stack: it raises for SHiRA over any other family."""
     return all(kind != "shira" or set(stack[:i]) <= {"shira"} for i, kind in enumerate(stack))
 
 
@@ -80,7 +80,7 @@ def _layers(root: Path) -> int:
 
 
 def main() -> None:
-    """Write both files and say how large they are."""
+    """Writes both files and prints their sizes."""
     for name, write in (("stacks", _stacks), ("layers", _layers)):
         with tempfile.TemporaryDirectory() as folder:
             print(f"{name}.zip: {write(Path(folder)):,} bytes")

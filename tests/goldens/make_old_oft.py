@@ -1,10 +1,9 @@
-"""Makes old_oft.zip: OFT as older versions of PEFT wrote it, and what they computed with it.
+"""Writes old_oft.zip: OFT adapters saved by older versions of PEFT, with their outputs.
 
-Each version is installed to a folder of its own (``pip install --no-deps --target DIR
-peft==0.13.2``) beside the torch and transformers of today; the script is run once for each:
-``python tests/goldens/make_old_oft.py DIR``. It adds to the zip. Of 0.17 the name
-HybridCache, which transformers no longer has, must be taken out of an import in ``peft_model.py``
-first.
+Each version is installed into its own folder (``pip install --no-deps --target DIR peft==0.13.2``)
+next to the current torch and transformers. Run the script once per version: ``python
+tests/goldens/make_old_oft.py DIR``. Each run appends to the zip. For 0.17, first delete the name
+HybridCache, which transformers no longer has, from an import in ``peft_model.py``.
 """
 
 import sys
@@ -18,7 +17,7 @@ ZIP = Path(__file__).with_name("old_oft.zip")
 
 
 def main(site: str) -> None:
-    """Every case of one version."""
+    """Writes every case of one version."""
     warnings.simplefilter("ignore")
     sys.path.insert(0, site)
     import peft
@@ -42,7 +41,9 @@ def main(site: str) -> None:
                         param.copy_(1 + 0.3 * drawn if "oft_s" in key else 0.4 * drawn)
             x = torch.randn(3, 12) if net == "linear" else torch.randn(2, 4, 5, 5)
             adapted.eval().save_pretrained(str(folder))
-            if net == "conv2d":  # its forward sums overlapping patches; the merged weight is right
+            if (
+                net == "conv2d"
+            ):  # its forward sums overlapping patches, but the merged weight is right
                 adapted = adapted.merge_and_unload()
             with torch.no_grad():
                 truth = {**base, "x": x, "output": adapted(x)}
@@ -53,7 +54,7 @@ def main(site: str) -> None:
 
 
 def cases(version: tuple[int, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Nets and options that a version has."""
+    """Returns the networks and options that a version supports."""
     share, coft = {"block_share": True}, {"coft": True, "eps": 0.02}
     if version < (0, 14):
         rows = {"three": {"r": 3}, "two": {"r": 2}, "share": {"r": 3, **share}}
@@ -76,7 +77,7 @@ def cases(version: tuple[int, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def network(torch: Any, kind: str) -> Any:
-    """Two layers, not square, with a bias."""
+    """Returns two non-square layers with biases."""
     model = torch.nn.Module()
     if kind == "linear":
         model.one, model.two = torch.nn.Linear(12, 20), torch.nn.Linear(20, 6)

@@ -1,9 +1,10 @@
-"""Writes ``packed.zip``: small packed weights, and what the quantizations' own libraries unpack.
+"""Writes ``packed.zip``: small packed weights, and how the quantization libraries unpack them.
 
     python -m tests.goldens.make_packed
 
 It needs torch, transformers, bitsandbytes, and the folders of auto-gptq 0.7 and autoawq 0.2 on the
-path; of these two single files are run, since they no longer load beside current transformers.
+path. Only single files of the last two are run, because the packages no longer import next to
+current transformers.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ Case = tuple[dict[str, Any], dict[str, Any], str, torch.Tensor]
 
 
 def _loaded(package: str, file: str) -> Any:
-    """One file of a package, none of whose other files is run."""
+    """Runs one file of a package without importing the package."""
     home = importlib.util.find_spec(package)
     assert home is not None and home.origin is not None
     spec = importlib.util.spec_from_file_location(Path(file).stem, Path(home.origin).parent / file)
@@ -70,7 +71,7 @@ def _gptq() -> dict[str, Case]:
             layer = linear(bits, 16, 64, 96, False, weight_dtype=torch.float16)
             zeros = torch.randint(1, 2**bits, (96, 4)).half()
             scales = (torch.rand(96, 4) * 0.1 + 0.01).half()
-            # Its codes are clamped, as a quantizer's are.
+            # The codes are clamped to the range, as in a quantizer.
             codes = torch.randint(0, 2**bits, (96, 64)).half()
             source.weight.data = scales[:, groups] * (codes - zeros[:, groups])
             layer.pack(source, scales, zeros, groups.to(torch.int32))
@@ -83,9 +84,10 @@ def _gptq() -> dict[str, Case]:
 
 def _awq() -> dict[str, Case]:
     unpack = _loaded("awq", "utils/packing_utils.py").dequantize_gemm
-    word = torch.iinfo(torch.int32)
+    limits = torch.iinfo(torch.int32)
     codes, zeros = (
-        torch.randint(word.min, word.max, shape, dtype=torch.int32) for shape in ((32, 5), (4, 5))
+        torch.randint(limits.min, limits.max, shape, dtype=torch.int32)
+        for shape in ((32, 5), (4, 5))
     )
     scales = (torch.rand(4, 40) * 0.1).half()
     tensors = {"proj.qweight": codes, "proj.qzeros": zeros, "proj.scales": scales}
@@ -105,7 +107,7 @@ def _mxfp4() -> dict[str, Case]:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's numbers; bfloat16 as ml_dtypes has it."""
+    """Returns a tensor as a NumPy array; bfloat16 has the dtype of ml_dtypes."""
     from ml_dtypes import bfloat16
 
     tensor = tensor.detach().contiguous()
@@ -117,7 +119,7 @@ def main() -> None:
     """Writes the golden."""
     torch.manual_seed(0)
     cases = {**_bitsandbytes(), **_gptq(), **_awq(), **_mxfp4()}
-    told = {
+    records = {
         name: {"settings": settings, "weight": weight}
         for name, (settings, _, weight, _) in cases.items()
     }
@@ -126,7 +128,7 @@ def main() -> None:
         tensors[f"{name}/packed"] = {key: _array(part) for key, part in parts.items()}
         tensors[f"{name}/unpacked"] = {"": want.detach().float().numpy()}
     with tempfile.TemporaryDirectory() as empty:
-        size = pack("packed", {"cases": told}, tensors, Path(empty))
+        size = pack("packed", {"cases": records}, tensors, Path(empty))
     print(f"packed.zip: {len(cases)} cases, {size:,} bytes")
 
 

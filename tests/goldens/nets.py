@@ -1,7 +1,7 @@
-"""Tiny networks as data, and their forward in NumPy: what the goldens are run through.
+"""Tiny networks as data, and their forward in NumPy, for the goldens.
 
-A net is a tuple of layers with tanh between them. Weights lie as PyTorch has them: linear
-(out, in), convolution (out, in / groups, *kernel), embedding (V, D), GPT-2's Conv1D (in, out).
+A network is a tuple of layers with tanh between them. Weights have PyTorch's shapes: linear (out,
+in), convolution (out, in / groups, *kernel), embedding (V, D), GPT-2's Conv1D (in, out).
 """
 
 import re
@@ -18,7 +18,7 @@ __all__ = ["MLP", "Layer", "Net", "from_json", "layout", "run", "to_json"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its PyTorch name, its kind, its sizes.
+    """One layer: its PyTorch name, its kind and its sizes.
 
     ``kind`` is ``linear``, ``gpt2`` (Conv1D of GPT-2), ``conv1d``, ``conv2d``, ``conv3d`` or
     ``embedding``; ``size`` is (in, out), or (V, D) for an embedding.
@@ -33,7 +33,7 @@ class Layer:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """The weight's shape as PyTorch has it."""
+        """The weight's shape in PyTorch."""
         first, second = self.size
         if self.kind in ("embedding", "gpt2"):
             return (first, second)
@@ -41,13 +41,13 @@ class Layer:
 
     @property
     def bias_shape(self) -> tuple[int, ...] | None:
-        """The bias's shape, None where there is none."""
+        """The bias's shape, or None without a bias."""
         return None if self.kind == "embedding" or not self.bias else (self.size[1],)
 
 
 Net = tuple[Layer, ...]
 
-# Non-square throughout; the names need a suffix of three parts to be told apart.
+# Non-square throughout; only suffixes of three parts distinguish the names.
 MLP: Net = (
     Layer("layers.0.lin", "linear", (12, 20)),
     Layer("layers.1.lin", "linear", (20, 18)),
@@ -56,25 +56,25 @@ MLP: Net = (
 
 
 def layout(net: Net) -> Layout:
-    """Which layers are Conv1D, which square ones alone do not tell."""
+    """Returns a layout that lists the Conv1D layers, which square shapes alone do not show."""
     names = (re.escape(layer.name) for layer in net if layer.kind == "gpt2")
     return Layout("the net's", conv1d="|".join(names))
 
 
 def to_json(net: Net) -> list[dict]:
-    """A net as plain data."""
+    """Returns the network as JSON data."""
     return [asdict(layer) for layer in net]
 
 
 def from_json(data: list[dict]) -> Net:
-    """The inverse of `to_json`."""
+    """Returns the network of `to_json`'s data."""
     return tuple(
         Layer(**{**d, "size": tuple(d["size"]), "kernel": tuple(d["kernel"])}) for d in data
     )
 
 
 def _convolve(x: np.ndarray, weight: np.ndarray, groups: int) -> np.ndarray:
-    """Stride 1, no padding: y[b, o, s] = sum over (i, k) of x[b, i, s + k] w[o, i, k]."""
+    """Convolves, unpadded, stride 1: y[b, o, s] = sum over (i, k) of x[b, i, s + k] w[o, i, k]."""
     dims = weight.ndim - 2
     space = tuple(range(2, 2 + dims))
     outs = []
@@ -103,7 +103,7 @@ def _layer(layer: Layer, params: Mapping[str, np.ndarray], x: np.ndarray) -> np.
 
 
 def run(net: Net, params: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """The net's output: layer, tanh, layer, …, layer."""
+    """Returns the network's output: layer, tanh, layer, …, layer."""
     for i, layer in enumerate(net):
         x = _layer(layer, params, np.tanh(x) if i else x)
     return x

@@ -1,7 +1,7 @@
-"""Linen: the params of transformers 4.57's Flax models take PEFT's adapters, found by their names.
+"""PEFT adapters compose into the params of transformers 4.57's Flax models (Linen) by name.
 
-Recorded by flax457.py: the models' params, jaxmix's in their place, what the models computed with
-both, and what PEFT computes with the same adapters unmerged.
+flax457.py recorded the models' params, the params that jaxmix composed, the models' outputs with
+both, and PEFT's outputs with the same adapters unmerged.
 """
 
 from functools import partial
@@ -26,19 +26,19 @@ _TORCH = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": 
 
 
 def nested(kind: str, name: str) -> Any:
-    """A Flax model's params."""
+    """Returns a Flax model's params."""
     flat = GOLDEN.tensors(f"{kind}/{name}.safetensors")
     return unflatten_dict({tuple(path.split(".")): jnp.asarray(x) for path, x in flat.items()})
 
 
 def mix(kind: str, folder: Path) -> list[jaxmix.Adapter]:
-    """The adapters, in their order."""
+    """Returns the adapters in order of application."""
     root = GOLDEN.unpack(folder) / kind
     return [jaxmix.load(root / name) for name in STACKS[kind]]
 
 
 def module(kind: str, params: Any) -> Any:
-    """Our own model with these params: a kernel of theirs is PyTorch's transpose, also in GPT-2."""
+    """Returns our model with these params; a Flax kernel is the transpose of PyTorch's weight."""
     tensors = {}
     leaves: dict[Any, Any] = flatten_dict(params)
     for path, leaf in leaves.items():
@@ -49,30 +49,31 @@ def module(kind: str, params: Any) -> Any:
 
 @nnx.jit
 def run(model: Any, tokens: Any, mask: Any) -> Any:
-    """What the golden holds: hidden states, or logits."""
+    """Returns what the golden records: hidden states or logits."""
     if isinstance(model, models.Bert):
         return model(tokens, mask=mask)
-    # Their GPT-2 counts positions through padding on the right; nobody sees it.
+    # Flax's GPT-2 numbers the positions through padding on the right, which has no effect.
     return model(tokens, positions=jnp.where(mask, jnp.arange(tokens.shape[1])[None], -1))
 
 
 def error(found: Any, expected: np.ndarray, mask: np.ndarray) -> float:
-    """The largest difference at tokens that are no padding, relative to the largest number."""
+    """Returns the largest difference outside the padding, relative to the largest output."""
     return float(np.abs(np.asarray(found) - expected)[mask].max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", STACKS)
-def test_linen(kind: str, tmp_path: Path) -> None:
+def test_linen_params_take_peft_adapters(kind: str, tmp_path: Path) -> None:
     with jax.enable_x64(True):
         truth = GOLDEN.tensors(f"{kind}/truth.safetensors")
         tokens, mask = truth["tokens"].astype(np.int32), truth["mask"]
         base, adapters = nested(kind, "base"), mix(kind, tmp_path)
         composed = jaxmix.compose(base, adapters)
-        # Today's params are those that the Flax model ran with.
+        # The params composed today are those that the Flax model ran with.
         recorded = nested(kind, "composed")
         close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
         jax.tree.map(close, composed, recorded)
-        # What it computed is what PEFT does, and what our model does, from either end.
+        # The Flax model's outputs equal PEFT's, and our model's, which gets the updates before or
+        # after the conversion.
         assert error(truth["flax_composed"], truth["peft"], mask) < 1e-12
         assert error(truth["flax_base"], truth["peft"], mask) > 1e-2
         ours = module(kind, base)
@@ -81,8 +82,8 @@ def test_linen(kind: str, tmp_path: Path) -> None:
             assert error(run(model, tokens, mask), truth["flax_composed"], mask) < 1e-12
 
 
-def test_a_tree_below_params(tmp_path: Path) -> None:
-    """As ``Module.apply`` takes it, and in 32 bits: the same leaves."""
+def test_tree_below_params_composes_alike(tmp_path: Path) -> None:
+    """A tree as ``Module.apply`` takes it gets the same leaves, also in 32 bits."""
     base, adapters = nested("gpt2", "base"), mix("gpt2", tmp_path)
     bare = jaxmix.compose(base, adapters)
     below = jaxmix.compose({"params": base}, adapters)["params"]

@@ -1,4 +1,4 @@
-"""What PEFT computed, recorded: the parity tables on a machine that has neither torch nor peft."""
+"""The parity tables against PEFT's recorded outputs, on a machine with neither torch nor peft."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,20 +21,20 @@ CASES: list[dict] = LAYERS.json("cases.json")
 
 @pytest.fixture(scope="module")
 def stack_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The adapters of the stacks."""
+    """Unpacks the adapters of the stacks."""
     return STACKS.unpack(tmp_path_factory.mktemp("stacks"))
 
 
 @pytest.fixture(scope="module")
 def layer_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The adapters of the table of layer types."""
+    """Unpacks the adapters of the table of layer types."""
     return LAYERS.unpack(tmp_path_factory.mktemp("layers"))
 
 
 def composed(
     params: Mapping[str, np.ndarray], folders: Sequence[Path], net: nets.Net
 ) -> dict[str, np.ndarray]:
-    """The weights under the stack of these folders, in float64."""
+    """Returns the weights with the stack of these folders composed in, in float64."""
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
         out = jaxmix.compose(params, [peft_stack(adapters)], layout=nets.layout(net))
@@ -42,13 +42,13 @@ def composed(
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:
-    """Largest |ours - truth| over largest |truth|."""
+    """Returns the largest |ours - truth| over the largest |truth|."""
     assert ours.shape == truth.shape and np.isfinite(ours).all()
     return float(np.abs(ours - truth).max() / np.abs(truth).max())
 
 
-def test_the_tables_are_whole() -> None:
-    """7 singles, 43 pairs and 259 triples that PEFT loads, 5 to the 4th quadruples."""
+def test_tables_are_complete() -> None:
+    """The archive holds 7 singles, 43 pairs and 259 triples that PEFT loads, and 5⁴ quadruples."""
     counts = [sum(len(stack) == n for stack in ALL_STACKS) for n in range(1, 5)]
     assert counts == [7, 43, 259, 625]
     assert len({tuple(stack) for stack in ALL_STACKS}) == len(ALL_STACKS) == 934
@@ -58,8 +58,8 @@ def test_the_tables_are_whole() -> None:
 @pytest.mark.parametrize(
     ("first", "length"), sorted({(stack[0], len(stack)) for stack in ALL_STACKS})
 )
-def test_stacks(first: str, length: int, stack_folders: Path) -> None:
-    """Every stack whose innermost adapter is this one."""
+def test_stacks_match_peft(first: str, length: int, stack_folders: Path) -> None:
+    """Every stack with this innermost family matches PEFT."""
     net = nets.from_json(STACKS.json("net.json"))
     base, recorded = STACKS.tensors("base.safetensors"), STACKS.tensors("forward.safetensors")
     rows = [i for i, stack in enumerate(ALL_STACKS) if stack[0] == first and len(stack) == length]
@@ -73,8 +73,8 @@ def test_stacks(first: str, length: int, stack_folders: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_layers(case: dict, layer_folders: Path) -> None:
-    """Every layer type and form of every family."""
+def test_layer_types_match_peft(case: dict, layer_folders: Path) -> None:
+    """Every layer type and form of every family matches PEFT."""
     net = nets.from_json(LAYERS.json("nets.json")[case["net"]])
     base = LAYERS.tensors(f"{case['net']}.safetensors")
     x, truth = base.pop("x"), LAYERS.tensors("output.safetensors")[case["name"]]

@@ -1,4 +1,4 @@
-"""OFT as peft 0.13, 0.15 and 0.17 wrote and computed it, without them."""
+"""OFT adapters of peft 0.13, 0.15 and 0.17 match the outputs that those versions recorded."""
 
 import zipfile
 from pathlib import Path
@@ -16,16 +16,16 @@ with zipfile.ZipFile(ZIP) as _zip:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_old_oft(case: str, tmp_path: Path) -> None:
-    """Their weights in the net give their output."""
+def test_old_oft_matches_its_version(case: str, tmp_path: Path) -> None:
+    """The composed weights give the output that the adapter's own version of PEFT computed."""
     with zipfile.ZipFile(ZIP) as archive:
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             (tmp_path / file).write_bytes(archive.read(f"{case}/{file}"))
         truth = load(archive.read(f"{case}/truth.safetensors"))
     x, output = truth.pop("x"), truth.pop("output")
     with jax.enable_x64(True):
-        asks = "coft_share" in case and case.startswith("0.15")
-        adapter = jaxmix.load(tmp_path, base=truth if asks else None)
+        needs_base = "coft_share" in case and case.startswith("0.15")
+        adapter = jaxmix.load(tmp_path, base=truth if needs_base else None)
         weights = {k: np.asarray(v) for k, v in jaxmix.compose(truth, adapter).items()}
     error = np.abs(run(weights, x) - output).max() / np.abs(output).max()
     assert error < 1e-12
@@ -34,7 +34,7 @@ def test_old_oft(case: str, tmp_path: Path) -> None:
 
 
 def run(weights: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Layer, tanh, layer; linear ones or convolutions of three by three."""
+    """Returns the output of layer, tanh, layer, for linear layers or 3 × 3 convolutions."""
     for i, name in enumerate(("one", "two")):
         weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
         x = np.tanh(x) if i else x

@@ -1,8 +1,8 @@
-"""The type checker under which jaxmix is imported in tests: shapes and dtypes of every call.
+"""The type checker that checks shapes and dtypes of jaxmix's calls during tests.
 
-Two things it lets pass. A pytree's ``__init__``, since JAX rebuilds pytrees with whatever a map
-put in the place of arrays. And a method that says ``Self``, which beartype understands only where
-it decorates the class, while jaxtyping's hook decorates methods one by one.
+It leaves two things unchecked: a pytree's ``__init__``, because JAX rebuilds pytrees with arbitrary
+objects in place of arrays; and a method annotated with ``Self``, because beartype supports ``Self``
+only when it decorates the class, while jaxtyping's hook decorates single methods.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from beartype.roar import BeartypeDecorHintPep673Exception
 
 __all__ = ["check"]
 
-# Where a float is asked, an int will do.
+# An int is accepted as a float.
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, its arguments and result checked."""
+    """Returns the function with its arguments and result checked."""
     if function.__name__ == "__init__":
         return function
     try:

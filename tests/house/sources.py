@@ -1,4 +1,4 @@
-"""The house's own sources: where they are, what they are called, and what they import."""
+"""The project's source files: their paths, their module names and their imports."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ ROOTS = {"jaxmix": "jaxmix", "converters": "jaxmix.converters", "demo": "jaxmix.
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, in full, the line where it stands, and whether a function holds it."""
+    """One imported name in full, its line, and whether the import is inside a function."""
 
     name: str
     line: int
@@ -24,7 +24,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Module:
-    """A source file and the name under which it is installed."""
+    """A source file and the module name under which it is installed."""
 
     path: Path
     name: str
@@ -32,7 +32,7 @@ class Module:
 
     @property
     def text(self) -> str:
-        """What the file holds."""
+        """The file's contents."""
         return self.path.read_text(encoding="utf-8")
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Module:
 
 @cache
 def modules() -> tuple[Module, ...]:
-    """Every Python file of jaxmix/, converters/ and demo/."""
+    """Returns every Python file of jaxmix/, converters/ and demo/."""
     found = []
     for folder, package in ROOTS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -53,7 +53,7 @@ def modules() -> tuple[Module, ...]:
 
 
 def imports_of(text: str, name: str, is_package: bool) -> Iterator[Import]:
-    """All that a source imports, ``from a import b`` as ``a.b`` and relative names in full."""
+    """Yields all imports of a source: ``from a import b`` as ``a.b``, relative names in full."""
     package = name.split(".") if is_package else name.split(".")[:-1]
 
     def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
@@ -73,12 +73,12 @@ def imports_of(text: str, name: str, is_package: bool) -> Iterator[Import]:
 
 @cache
 def tracked() -> tuple[Path, ...]:
-    """Every file that git keeps, or () where this is no checkout."""
+    """Returns every file that git tracks, or () outside of a git checkout."""
     try:
-        told = subprocess.run(
+        listing = subprocess.run(
             ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True
         )
     except (OSError, subprocess.CalledProcessError):
         return ()
-    paths = (ROOT / name for name in told.stdout.split("\0") if name)
+    paths = (ROOT / name for name in listing.stdout.split("\0") if name)
     return tuple(path for path in paths if path.is_file() and not path.is_symlink())

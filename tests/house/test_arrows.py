@@ -1,4 +1,4 @@
-"""Who may know whom: the arrows of the design, read from the imports."""
+"""The import rules between packages, checked against every import."""
 
 import sys
 import tomllib
@@ -9,7 +9,7 @@ import pytest
 
 from .sources import ROOT, Module, imports_of, modules
 
-# Room -> the rooms of the house that it may import. "" is jaxmix/__init__.py, the face.
+# Package -> the packages of jaxmix that it may import. "" is jaxmix/__init__.py, the face.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "untrusted": {"errors"},
@@ -70,7 +70,7 @@ ARROWS |= {
     "": LIBRARY,
     "__main__": {"converters.cli"},
     "demo": {"", *LIBRARY},
-    # The rooms of converters/. None imports one that stands below it here.
+    # The packages of converters/. None imports a package that comes after it here.
     "converters.layouts": {"placement"},
     "converters.files": LIBRARY,
     "converters.checkpoints": {"converters.files", *LIBRARY},
@@ -82,7 +82,7 @@ ARROWS |= {
     | {*ADAPTER_ROOMS, *LIBRARY},
     "converters": {"converters.cli", "converters.checkpoints", *ADAPTER_ROOMS},
 }
-# Beyond the table: the face reads files through `load`, and the command line starts the demo.
+# Exceptions: the face reads files through `load`, and the command line starts the demo.
 FACE_MAY = tuple(
     f"jaxmix.converters.{name}."
     for name in ("adapters.loading", "adapters.mixfile", "adapters.peft.export", "merging")
@@ -90,18 +90,18 @@ FACE_MAY = tuple(
 COMMANDS_MAY = "jaxmix.demo."
 # The public module of layouts registers the tables of the model libraries.
 LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
-# What a family may take from its neighbours; the table and its shared parts stand above them.
+# Modules that a family may import from jaxmix.families; the others there import the families.
 SHARED_BY_FAMILIES = ("base", "leaf_update", "positions", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
-# Imported on demand, by code that says what to install where it is missing.
+# Imported on demand, by code that says what to install if they are missing.
 EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "tokenizers", "torch", "transformers"}
-# These make the demo's assets with torch and peft, and are not part of what a user runs.
+# These build the demo's assets with torch and peft; users do not run them.
 MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 
 
 def room_of(name: str) -> str | None:
-    """``jaxmix.families.lora`` -> ``families``; None for what is not the project's."""
+    """Maps ``jaxmix.families.lora`` to ``families``; None for other projects' modules."""
     parts = name.split(".")
     if parts[0] == "demo":  # the scripts of demo/ are run under that name
         return "demo"
@@ -115,10 +115,10 @@ def room_of(name: str) -> str | None:
 
 
 def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
-    """The imports of a module that the table does not allow, in words."""
+    """Describes the imports of a module that the table does not allow."""
     room = room_of(name)
     if room is None or (room == "" and name != "jaxmix"):
-        return [f"{name}: its room is not in the table; say there what it may import"]
+        return [f"{name}: its package is not in the table; list its imports there"]
     wrong = []
     for found in imports_of(text, name, is_package):
         there = room_of(found.name)
@@ -177,13 +177,13 @@ def test_arrows() -> None:
         ),
     ],
 )
-def test_arrows_can_fail(name: str, source: str) -> None:
-    """Each of these is against the table, and is seen."""
+def test_forbidden_imports_are_found(name: str, source: str) -> None:
+    """Each of these imports breaks the table and is reported."""
     assert len(wrong_arrows(source, name, name in {"jaxmix", "jaxmix.operators"})) == 1
 
 
-def test_arrows_can_pass() -> None:
-    """And these are not."""
+def test_allowed_imports_pass() -> None:
+    """Each of these imports is allowed."""
     for name, source in {
         "jaxmix": "from jaxmix.converters.merging import merge\nfrom jaxmix.mixing import mix",
         "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
@@ -238,7 +238,7 @@ def test_a_family_knows_no_other_family() -> None:
 
 
 def strangers(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
-    """(top-level name, full name, lazy) of what is neither the house's nor Python's own."""
+    """Returns (top-level name, full name, lazy) of imports from other projects."""
     return [
         (found.name.split(".")[0], found.name, found.lazy)
         for found in imports_of(text, name, is_package)
@@ -282,7 +282,7 @@ def test_undeclared_dependencies_are_reported(source: str) -> None:
 
 
 def forbidden(text: str, name: str, is_package: bool) -> list[str]:
-    """Imports of JAX's inner parts, and of what runs code that it reads."""
+    """Returns imports of private modules, and of modules that can run code from a file."""
     names = [found.name for found in imports_of(text, name, is_package)]
     wrong = [n for n in names if any(f"{n}.".startswith(f"{f}.") for f in FORBIDDEN)]
     private = [n for n in names if n.split(".")[0] in {"jax", "flax", "numpy", "peft"}]
@@ -301,6 +301,6 @@ def test_nothing_forbidden() -> None:
     "source",
     ["import pickle", "from jax._src import core", "import jax._src.core", "from flax import _x"],
 )
-def test_forbidden_can_fail(source: str) -> None:
-    """Each of these is seen."""
+def test_private_and_unsafe_imports_are_found(source: str) -> None:
+    """Each of these imports is reported."""
     assert forbidden(source, "jaxmix.mix", False)

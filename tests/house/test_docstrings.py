@@ -1,4 +1,4 @@
-"""Every public name explains itself: arguments, result, shapes or formula, errors, example."""
+"""Every public name documents its arguments, result, shapes or formula, errors and an example."""
 
 import ast
 import dataclasses
@@ -25,7 +25,7 @@ SHAPE_OR_FORMULA = re.compile(r"``[^`]+``|(?<!\w)\((?:[\w*·/]+,(?: ?[\w*·/…]
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """(full name, object) of every class and function on the faces."""
+    """Yields (full name, object) for every public class and function."""
     seen = set()
     for face in FACES:
         module = importlib.import_module(face)
@@ -40,13 +40,13 @@ PUBLIC = dict(public())
 
 
 def sections(doc: str) -> dict[str, str]:
-    """The text of each section of a docstring; "" for what stands before the first."""
+    """Splits a docstring into its sections; "" is the text before the first section."""
     parts = re.split(rf"^({'|'.join(SECTIONS)}):", doc, flags=re.MULTILINE)
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
 def arguments(found: Any) -> list[str]:
-    """What a caller may give: parameters, or a dataclass's fields."""
+    """Returns the names that a caller can pass: parameters, or a dataclass's fields."""
     if dataclasses.is_dataclass(found):
         return [f.name for f in dataclasses.fields(found) if f.init and f.name[0] != "_"]
     if inspect.isclass(found):
@@ -56,7 +56,7 @@ def arguments(found: Any) -> list[str]:
 
 
 def raises(found: Any) -> bool:
-    """Whether calling it meets a `raise` of its own source, "not written yet" left aside."""
+    """Returns whether its source has a `raise`, other than of NotImplementedError."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(found)))
     body = tree.body[0]
     parts: list[ast.AST] = [tree]
@@ -68,18 +68,18 @@ def raises(found: Any) -> bool:
 
 
 def has_arrays(found: Any) -> bool:
-    """Whether arrays go in or come out: then shapes are said, or a formula."""
+    """Returns whether arrays go in or come out; the docstring then needs shapes or a formula."""
     if dataclasses.is_dataclass(found):
-        told = [str(f.type) for f in dataclasses.fields(found)]
+        annotations = [str(f.type) for f in dataclasses.fields(found)]
     elif inspect.isclass(found):
-        told = []
+        annotations = []
     else:
-        told = [str(annotation) for annotation in found.__annotations__.values()]
-    return any("Array" in text for text in told) or "params" in arguments(found)
+        annotations = [str(annotation) for annotation in found.__annotations__.values()]
+    return any("Array" in text for text in annotations) or "params" in arguments(found)
 
 
 def lacks(found: Any) -> list[str]:
-    """What the docstring of a public class or function does not say."""
+    """Lists what the docstring of a public class or function lacks."""
     inherited = inspect.isclass(found) and not vars(found).get("__doc__")
     doc = None if inherited else inspect.getdoc(found)
     if not doc:
@@ -88,18 +88,20 @@ def lacks(found: Any) -> list[str]:
     lacking = [] if re.search(r"[.:`?]$", first) else ["a first line that is a sentence"]
     if inspect.isclass(found) and issubclass(found, Exception):
         return lacking
-    said = sections(doc)
+    documentation = sections(doc)
     given = arguments(found)
-    documented = re.findall(r"^ *\*{0,2}(\w+)(?: \([^)]*\))?:", said.get("Args", ""), re.MULTILINE)
+    documented = re.findall(
+        r"^ *\*{0,2}(\w+)(?: \([^)]*\))?:", documentation.get("Args", ""), re.MULTILINE
+    )
     lacking += [f"Args: {name}" for name in given if name not in documented]
     lacking += [f"no argument {name}" for name in documented if name not in given]
     if inspect.isfunction(found) and inspect.signature(found).return_annotation is not None:
-        lacking += [] if {"Returns", "Yields"} & set(said) else ["Returns"]
-    if raises(found) and "Raises" not in said:
+        lacking += [] if {"Returns", "Yields"} & set(documentation) else ["Returns"]
+    if raises(found) and "Raises" not in documentation:
         lacking.append("Raises")
     if given or inspect.isfunction(found):
-        lacking += [] if ">>> " in said.get("Example", "") else ["Example"]
-        lacking += [] if said.get("Source", "").strip() else ["Source"]
+        lacking += [] if ">>> " in documentation.get("Example", "") else ["Example"]
+        lacking += [] if documentation.get("Source", "").strip() else ["Source"]
     if has_arrays(found) and not SHAPE_OR_FORMULA.search(doc):
         lacking.append("a shape or a formula")
     return lacking
@@ -127,8 +129,8 @@ def test_public_methods_explain_themselves() -> None:
     ] == []
 
 
-def test_modules_explain_themselves() -> None:
-    """And so do the faces."""
+def test_public_modules_are_documented() -> None:
+    """Every public module has a docstring."""
     assert all(importlib.import_module(face).__doc__ for face in FACES)
 
 
@@ -167,8 +169,8 @@ def _good(x: Array) -> Array:
         ("x: an", "Args: x"),
     ],
 )
-def test_a_lack_is_seen(cut: str, lack: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check passes a good docstring, and misses each part that is cut out of it."""
+def test_missing_section_is_found(cut: str, lack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check passes a complete docstring and reports each part that is removed."""
     assert lacks(_good) == []
     doc = inspect.getdoc(_good) or ""
     assert cut in doc
@@ -176,8 +178,8 @@ def test_a_lack_is_seen(cut: str, lack: str, monkeypatch: pytest.MonkeyPatch) ->
     assert lack in lacks(_good)
 
 
-def test_shapes_are_seen() -> None:
-    """What counts as a shape or a formula, and what does not."""
+def test_shapes_and_formulas_are_found() -> None:
+    """The pattern matches shapes and formulas, and no other parentheses."""
     for text in ("A (r, in)", "a scalar ()", "``W + Δ``", "core (r, r, *k)", "(blocks, b)"):
         assert SHAPE_OR_FORMULA.search(text), text
     assert not SHAPE_OR_FORMULA.search("the weights (see there for more) of a model")

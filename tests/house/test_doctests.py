@@ -1,7 +1,7 @@
-"""Every docstring's example runs.
+"""Every docstring example runs.
 
-pytest's own collector would import converters/ and demo/ by the names of their folders; users,
-and so the examples, import them as jaxmix.converters and jaxmix.demo.
+pytest's own collector would import converters/ and demo/ under their folder names; users, and the
+examples, import them as jaxmix.converters and jaxmix.demo.
 """
 
 import doctest
@@ -16,7 +16,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def examples() -> list[doctest.DocTest]:
-    """The doctests of every module that a user can import."""
+    """Returns the doctests of every module that users can import."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     return [
         test
@@ -28,27 +28,27 @@ def examples() -> list[doctest.DocTest]:
 
 
 def run(test: doctest.DocTest) -> str:
-    """What failed, in doctest's words; empty if nothing did."""
-    told: list[str] = []
-    doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=told.append)
-    return "".join(told)
+    """Returns doctest's report of failures, empty if there are none."""
+    lines: list[str] = []
+    doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test, out=lines.append)
+    return "".join(lines)
 
 
 @pytest.mark.parametrize("test", examples(), ids=lambda test: test.name)
-def test_example(test: doctest.DocTest) -> None:
-    """It prints what it says."""
+def test_example_output_matches(test: doctest.DocTest) -> None:
+    """The example prints the documented output."""
     assert not (failed := run(test)), failed
 
 
-def test_an_example_can_fail() -> None:
-    """A wrong one is seen."""
+def test_wrong_example_fails() -> None:
+    """A wrong example is reported."""
     wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
     assert "Expected:" in run(wrong)
 
 
-def test_examples_are_found_everywhere() -> None:
-    """The collector looks into converters/ too, by its installed name."""
+def test_examples_are_collected_from_all_packages() -> None:
+    """The examples of converters/ are collected under the installed module names."""
     names = [test.name for test in examples()]
-    for room in ("jaxmix.families.", "jaxmix.converters."):
-        assert any(name.startswith(room) for name in names)
+    for package in ("jaxmix.families.", "jaxmix.converters."):
+        assert any(name.startswith(package) for name in names)
     assert all(isinstance(module, Module) for module in modules())

@@ -1,4 +1,4 @@
-"""Files: their length, what they must not name, what the wheel takes; and pages that tell true."""
+"""Files: their length, forbidden paths, the contents of the wheel; and claims of the pages."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ import jaxmix
 from .sources import ROOT, modules, tracked
 
 LIMIT = 300
-# Spelled in parts, so that this file does not hold what it looks for.
+# Split into parts so that this file does not match its own pattern.
 MACHINE_PATH = re.compile(
     r"(?<![\w.~])/(?:" + "|".join(["wo" + "rk", "op" + "t", "ro" + "ot"]) + ")/"
 )
@@ -29,12 +29,12 @@ def test_no_long_file() -> None:
 
 
 def machine_paths(text: str) -> list[str]:
-    """The lines that name a folder of somebody's own machine."""
+    """Returns the lines that contain an absolute path of one machine."""
     return [line for line in text.splitlines() if MACHINE_PATH.search(line)]
 
 
-def test_no_path_of_a_machine() -> None:
-    """No tracked file names one."""
+def test_no_tracked_file_has_a_machine_path() -> None:
+    """No tracked file contains an absolute path of one machine."""
     found = {}
     for path in tracked():
         try:
@@ -46,19 +46,19 @@ def test_no_path_of_a_machine() -> None:
     assert not found
 
 
-def test_a_path_of_a_machine_is_seen() -> None:
-    """The check above can fail, and a relative path does not make it."""
+def test_machine_path_is_found() -> None:
+    """The check above can fail, and ignores relative paths."""
     assert machine_paths('open("' + "/op" + 't/x")') and machine_paths("in " + "/ro" + "ot/y")
     assert not machine_paths("my" + "/op" + "t/x and net" + "work/x")
 
 
 def test_every_folder_is_a_package() -> None:
-    """A folder without `__init__.py` would be left out of the wheel."""
+    """Every folder has an `__init__.py`; a folder without it would be missing from the wheel."""
     folders = {m.path.parent for m in modules()}
     assert all((folder / "__init__.py").exists() for folder in folders)
 
 
-def test_the_typed_marker_is_shipped() -> None:
+def test_package_data_is_declared() -> None:
     """`py.typed` and the demo's assets are package data."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
@@ -67,7 +67,7 @@ def test_the_typed_marker_is_shipped() -> None:
     assert any((ROOT / "demo").glob(data["jaxmix.demo"][0]))
 
 
-# ---------------------------------------------------------------- what the pages promise
+# ---------------------------------------------------------------- claims of the pages
 
 
 def targets() -> set[str]:
@@ -76,31 +76,31 @@ def targets() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_exist(page: str) -> None:
-    """Every `make x` on a page is a target."""
+def test_make_targets_on_pages_exist(page: str) -> None:
+    """Every `make x` on a page is a target of the Makefile."""
     text = (ROOT / page).read_text()
     named = set(re.findall(r"(?:`|^ *|&& )make ([a-z-]+)", text, re.MULTILINE))
     assert named and named <= targets(), named - targets()
 
 
-def test_subcommands_exist() -> None:
-    """Every `jaxmix x` in README's code is a command of the program."""
+def test_readme_subcommands_exist() -> None:
+    """Every `jaxmix x` in README's code is a subcommand."""
     code = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", (ROOT / "README.md").read_text(), re.DOTALL)
     named = {name for pair in code for span in pair for name in COMMANDS.findall(span)}
     program = [sys.executable, "-m", "jaxmix", "--help"]
-    told = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-    assert named and not {name for name in named if not re.search(rf"\b{name}\b", told)}
+    help_text = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    assert named and not {name for name in named if not re.search(rf"\b{name}\b", help_text)}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_exist(page: str) -> None:
-    """Every link into the repository leads somewhere."""
+def test_links_on_pages_exist(page: str) -> None:
+    """Every link into the repository points to an existing file."""
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text()):
         assert (ROOT / link).exists(), link
 
 
-def test_readme_code_names_what_exists() -> None:
-    """README's Python parses, and each `jaxmix.x` in it is there."""
+def test_readme_code_uses_existing_names() -> None:
+    """README's Python parses, and every `jaxmix.x` in it exists."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
@@ -111,23 +111,27 @@ def test_readme_code_names_what_exists() -> None:
 
 @pytest.mark.parametrize("page", ["docs/layouts.md", "docs/training.md"])
 def test_code_on_pages_runs(page: str) -> None:
-    """What a page shows runs, from top to bottom."""
+    """The code of a page runs from top to bottom."""
     names: dict[str, object] = {}
-    # A reader has JAX's own rules of promotion.
+    # Users run with JAX's default promotion rules.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             exec(compile(block, page, "exec"), names)
 
 
-def test_readme_tells_nobody_to_install_the_other_package() -> None:
-    """On the package index the bare name is somebody else's."""
-    told = re.findall(r"pip install[^`\n]*", "".join((ROOT / page).read_text() for page in PAGES))
-    assert told and not [line for line in told if re.search(r"\bjaxmix(?!-peft)", line)]
+def test_pages_install_our_distribution() -> None:
+    """The pages install `jaxmix-peft`; `jaxmix` on the package index is another project."""
+    commands = re.findall(
+        r"pip install[^`\n]*", "".join((ROOT / page).read_text() for page in PAGES)
+    )
+    assert commands and not [line for line in commands if re.search(r"\bjaxmix(?!-peft)", line)]
 
 
-def test_the_design_names_every_room() -> None:
-    """Whoever reads docs/design.md finds each file and folder of jaxmix/ there."""
+def test_design_page_names_every_module() -> None:
+    """docs/design.md names every module and package of jaxmix/."""
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    rooms = [*(ROOT / "jaxmix").glob("*.py"), *(ROOT / "jaxmix").glob("*/__init__.py")]
-    names = {p.name if p.parent.name == "jaxmix" else f"{p.parent.name}/" for p in rooms}
+    modules_of_jaxmix = [*(ROOT / "jaxmix").glob("*.py"), *(ROOT / "jaxmix").glob("*/__init__.py")]
+    names = {
+        p.name if p.parent.name == "jaxmix" else f"{p.parent.name}/" for p in modules_of_jaxmix
+    }
     assert not {name for name in names if f"  {name} " not in page}

@@ -1,4 +1,4 @@
-"""Installs the package each way that people do, and imports it from each place where they stand."""
+"""The package builds and installs in every supported form, and imports from any folder."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ IMPORT = (
 
 
 def run(*command: object, cwd: Path, path: Path | None = None) -> str:
-    """Runs a command and returns what it prints; fails with both of its streams."""
+    """Runs a command and returns what it prints; a failure shows both streams."""
     environment = {**os.environ, "PYTHONPATH": str(path) if path else "", "PYTHONSAFEPATH": ""}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
@@ -31,7 +31,7 @@ def run(*command: object, cwd: Path, path: Path | None = None) -> str:
 
 
 def build(clone: Path, command: str, out: Path) -> Path:
-    """Builds a wheel or an sdist of a clone, as pip does but without fetching setuptools anew."""
+    """Builds a wheel or an sdist of a clone as pip does, without downloading setuptools."""
     script = (
         "import sys, setuptools.build_meta as backend; print(backend.__getattribute__(sys.argv[1])"
         "(sys.argv[2]))"
@@ -42,21 +42,21 @@ def build(clone: Path, command: str, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout, in a folder named as `git clone` names it."""
-    there = tmp_path_factory.mktemp("beside") / "jaxmix"
+    """Copies the checkout into a folder with the name that `git clone` gives it."""
+    copy = tmp_path_factory.mktemp("beside") / "jaxmix"
     ignored = shutil.ignore_patterns(".*", "__pycache__", *BUILT)
-    shutil.copytree(ROOT, there, symlinks=True, ignore=ignored)
-    return there
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    return copy
 
 
 @pytest.fixture(scope="module")
 def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that is built from the clone."""
+    """Builds the wheel of the clone."""
     return build(clone, "build_wheel", tmp_path_factory.mktemp("wheel") / "out")
 
 
 def packages() -> set[str]:
-    """Every file that has to be installed, by its path below site-packages."""
+    """Returns the path below site-packages of every module to be installed."""
     return {
         "/".join((*ROOTS[top].split("."), *module.path.relative_to(ROOT / top).parts))
         for module in modules()
@@ -65,16 +65,16 @@ def packages() -> set[str]:
 
 
 def imports(clone: Path, installed: Path, tmp_path: Path) -> None:
-    """Asserts that the import works from within the clone, beside it, and elsewhere."""
+    """Asserts that the import works from inside the clone, next to it, and elsewhere."""
     for place in (clone, clone.parent, tmp_path):
         found = Path(run(sys.executable, "-c", IMPORT, cwd=place, path=installed).strip())
-        # Python's own rule: a package in the current folder comes before an installed one.
+        # Python looks in the current folder before the installed packages.
         expected = clone if place == clone else installed
         assert found.resolve() == (expected / "jaxmix" / "__init__.py").resolve()
 
 
-def test_the_wheel_holds_every_module(wheel: Path) -> None:
-    """And the demo's assets and the typed marker, and nothing at the top level beside jaxmix."""
+def test_wheel_holds_every_module(wheel: Path) -> None:
+    """The wheel holds the modules, the demo's assets and the typed marker, all below jaxmix/."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert packages() <= names and "jaxmix/py.typed" in names
     assert any(name.startswith("jaxmix/demo/assets/") for name in names)
@@ -82,8 +82,8 @@ def test_the_wheel_holds_every_module(wheel: Path) -> None:
     assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"jaxmix"}
 
 
-def test_a_wheel_imports_everywhere(clone: Path, wheel: Path, tmp_path: Path) -> None:
-    """`pip install .`, and then an import within the clone, beside it, and elsewhere."""
+def test_wheel_imports_from_every_folder(clone: Path, wheel: Path, tmp_path: Path) -> None:
+    """An installed wheel imports from inside the clone, next to it, and elsewhere."""
     installed, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     zipfile.ZipFile(wheel).extractall(installed)
@@ -91,8 +91,8 @@ def test_a_wheel_imports_everywhere(clone: Path, wheel: Path, tmp_path: Path) ->
 
 
 @pytest.mark.thorough
-def test_an_sdist_builds_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path) -> None:
-    """The links are followed, so that what is unpacked needs none."""
+def test_sdist_builds_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path) -> None:
+    """The sdist contains files in place of symbolic links, and builds the same wheel."""
     archive = build(clone, "build_sdist", tmp_path / "sdist")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
@@ -102,8 +102,8 @@ def test_an_sdist_builds_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path
     assert set(zipfile.ZipFile(again).namelist()) == ours
 
 
-def test_an_editable_install_imports_everywhere(clone: Path, tmp_path: Path) -> None:
-    """It is a folder on the path, not a finder that comes too late for the folder beside it."""
+def test_editable_install_imports_from_every_folder(clone: Path, tmp_path: Path) -> None:
+    """An editable install adds the folder to the path; an import finder would run too late."""
     built = build(clone, "build_editable", tmp_path / "editable")
     names = [n for n in zipfile.ZipFile(built).namelist() if ".dist-info" not in n]
     assert len(names) == 1 and names[0].endswith(".pth")
@@ -112,13 +112,13 @@ def test_an_editable_install_imports_everywhere(clone: Path, tmp_path: Path) -> 
     imports(clone, clone, tmp_path)
 
 
-def test_an_uninstalled_clone_imports(clone: Path) -> None:
-    """Within the clone nothing has to be installed but the dependencies."""
+def test_uninstalled_clone_imports(clone: Path) -> None:
+    """The package imports inside the clone with only its dependencies installed."""
     found = run(sys.executable, "-c", IMPORT, cwd=clone)
     assert Path(found.strip()).resolve().is_relative_to(clone.resolve())
 
 
-def test_links_lead_to_the_rooms_at_the_top() -> None:
+def test_jaxmix_links_to_converters_and_demo() -> None:
     """converters/ and demo/ are real folders, and jaxmix/ has relative links to them."""
     for folder, package in ROOTS.items():
         if folder != "jaxmix":

@@ -1,4 +1,4 @@
-"""The formulas against NumPy on dense matrices, none of them square."""
+"""The formulas against NumPy on dense, non-square matrices."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ ROWS, COLS = 7, 5
 
 
 def low(rank: int) -> Thin:
-    """A matrix of low rank, with factors that are no bases."""
+    """Returns a low-rank matrix whose factors are not orthonormal."""
     return Thin(RNG.normal(size=(ROWS, rank)), RNG.normal(size=(rank, COLS)))
 
 
@@ -31,21 +31,21 @@ MATRICES: dict[str, Matrix] = {"thin": THIN, "wide": WIDE, "full": FULL}
 
 
 def dense(matrix: Matrix) -> np.ndarray:
-    """The matrix itself."""
+    """Returns the dense matrix."""
     return matrix.b @ matrix.a if isinstance(matrix, Thin) else matrix
 
 
 @pytest.mark.parametrize("b", MATRICES)
 @pytest.mark.parametrize("a", MATRICES)
-def test_inner(a: str, b: str) -> None:
-    """By factors or not, it is the sum of products."""
-    one, other = MATRICES[a], MATRICES[b]
-    np.testing.assert_allclose(inner(one, other), np.sum(dense(one) * dense(other)), rtol=1e-12)
+def test_inner_is_the_sum_of_products(a: str, b: str) -> None:
+    """The inner product from factors or dense matrices is the sum of elementwise products."""
+    left, right = MATRICES[a], MATRICES[b]
+    np.testing.assert_allclose(inner(left, right), np.sum(dense(left) * dense(right)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_singular(name: str) -> None:
-    """The matrix again, of its own rank, with orthonormal sides."""
+def test_singular_vectors_reconstruct_the_matrix(name: str) -> None:
+    """The decomposition has the matrix's rank, orthonormal sides, and the matrix as its product."""
     delta = MATRICES[name]
     u, s, vt = singular_on_host(delta)
     rank = np.linalg.matrix_rank(dense(delta))
@@ -55,15 +55,15 @@ def test_singular(name: str) -> None:
     np.testing.assert_allclose(s, np.linalg.svd(dense(delta))[1][:rank], rtol=1e-12)
 
 
-def test_noise_is_no_direction() -> None:
-    """What rounding alone may have made is left out; of nought one direction stays."""
+def test_directions_below_the_tolerance_are_dropped() -> None:
+    """Directions that rounding may have made are dropped; a zero matrix keeps one direction."""
     delta = np.diag([2.0, 1e-3, 1e-3])[:, :2]
     assert singular_on_host(delta, 0.01)[1].tolist() == [2.0]
     assert singular_on_host(np.zeros((3, 2)))[1].tolist() == [0.0]
 
 
-def test_on_host() -> None:
-    """What is of low rank stays so; anything else is the matrix itself."""
+def test_on_host_keeps_low_rank_factors() -> None:
+    """Low-rank operators keep their factors; others become dense matrices."""
     x, y = jnp.arange(2.0)[:, None], jnp.arange(12.0).reshape(3, 4)
     made = on_host(Kronecker(x, y))
     assert isinstance(made, np.ndarray)
@@ -74,7 +74,7 @@ def test_on_host() -> None:
 
 
 def test_effective_rank() -> None:
-    """The exponential of the entropy: 1 for one direction, r for r alike, between for others."""
+    """The effective rank is exp(entropy): 1 for one direction, r for r equal ones."""
     assert effective_rank(np.array([3.0])) == 1.0
     assert effective_rank(np.array([3.0, 0.0])) == 1.0
     np.testing.assert_allclose(effective_rank(np.full(3, 0.2)), 3)
@@ -84,22 +84,22 @@ def test_effective_rank() -> None:
 
 
 def test_principal_angles() -> None:
-    """Known ones, in spaces that are given by turned bases; tiny ones too, which a cosine loses."""
+    """Known angles between spaces with arbitrary bases are found, even too small for a cosine."""
     angles = np.array([1e-9, 0.3, 1.2])
     n = 8
-    turn, _ = np.linalg.qr(RNG.normal(size=(n, n)))
-    p = turn[:, :3]
-    q = np.cos(angles) * turn[:, :3] + np.sin(angles) * turn[:, 3:6]
+    rotation, _ = np.linalg.qr(RNG.normal(size=(n, n)))
+    p = rotation[:, :3]
+    q = np.cos(angles) * rotation[:, :3] + np.sin(angles) * rotation[:, 3:6]
     mixed, _ = np.linalg.qr(RNG.normal(size=(3, 3)))
     np.testing.assert_allclose(principal_angles(p @ mixed, q), angles, rtol=1e-6)
-    # The smaller space may be either.
-    more = np.concatenate([q @ mixed, turn[:, 6:7]], axis=1)
+    # Either argument may be the smaller space.
+    more = np.concatenate([q @ mixed, rotation[:, 6:7]], axis=1)
     for pair in ((p, more), (more, p)):
         np.testing.assert_allclose(principal_angles(*pair), angles, rtol=1e-6)
 
 
 def test_overlap() -> None:
-    """1 where one space holds the other, and nought on the average of random ones."""
+    """The overlap is 1 if one space contains the other, and 0 on average for random spaces."""
     n, k, j = 12, 3, 4
     assert overlap(np.zeros(k), (k, j), n) == 1
     assert overlap(np.full(k, np.pi / 2), (k, j), n) == pytest.approx(-0.5)
@@ -112,7 +112,7 @@ def test_overlap() -> None:
 
 
 def test_sign_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the entries that both have, also by blocks of rows."""
+    """Only entries that are non-zero in both count; the blocks of rows do not change the result."""
     sparse = np.where(RNG.random((ROWS, COLS)) < 0.4, FULL, 0)
     signs = np.sign(sparse) * np.sign(dense(THIN))
     expected = np.sum(signs > 0) / np.sum(sparse != 0)
@@ -123,7 +123,7 @@ def test_sign_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shares() -> None:
-    """By hand: the second step turns some of the first one back."""
+    """The shares match values computed by hand, with a second step that partly undoes the first."""
     first, both = np.array([[2.0, 0.0, 1.0]]), np.array([[1.0, 1.0, 1.0]])
     assert shares([first, both]) == [1.0, 0.0]
     assert shares([THIN, THIN]) == [1.0, 0.0]

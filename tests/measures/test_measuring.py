@@ -1,4 +1,4 @@
-"""`measure` on a tree, against effects that NumPy makes: of kinds that add, and one that turns."""
+"""`measure` on a tree against NumPy, for additive families and a rotation."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ PARAMS = {
 
 
 def lora(rank: int) -> LoRA:
-    """A LoRA for q."""
+    """Returns a LoRA for q."""
     a, b = RNG.normal(size=(rank, 4)), RNG.normal(size=(6, rank))
     return LoRA(np.asarray(a, np.float32), np.asarray(b, np.float32), 0.5)
 
@@ -37,7 +37,7 @@ MIXED = jaxmix.mix(FIRST, SECOND)
 
 
 def deltas(mixed: jaxmix.Adapter | jaxmix.Mix) -> dict[str, np.ndarray]:
-    """W' − W by compose, in float64."""
+    """Returns W' − W of `compose`, in float64."""
     after = jaxmix.compose(PARAMS, mixed)
     return {
         name.removesuffix(".weight"): np.asarray(after[name], float) - np.asarray(before, float)
@@ -46,8 +46,8 @@ def deltas(mixed: jaxmix.Adapter | jaxmix.Mix) -> dict[str, np.ndarray]:
     }
 
 
-def test_each_site() -> None:
-    """Norm and effective rank of each alone; shares of what each does in its place."""
+def test_site_measures_match_numpy() -> None:
+    """Norm and effective rank are each adapter's alone; shares are those within the mix."""
     steps: list[tuple[int, int]] = []
     found = measure(MIXED, PARAMS, progress=lambda *at: steps.append(at))
     assert steps == [(1, 3), (2, 3), (3, 3)]
@@ -57,23 +57,25 @@ def test_each_site() -> None:
     }
     whole, after_first = deltas(MIXED), deltas(FIRST)
     for name, alone in (("first", after_first), ("second", deltas(SECOND))):
-        for site, one in found.sites[name].items():
+        for site, measures_of_site in found.sites[name].items():
             delta = alone[site].reshape(len(alone[site]), -1)
             s = np.linalg.svd(delta, compute_uv=False)
             p = s[s > 1e-5] / s.sum()
-            there = whole[site] - after_first[site] if name == "second" else after_first[site]
-            np.testing.assert_allclose(one.norm, np.linalg.norm(delta), rtol=1e-5)
-            np.testing.assert_allclose(one.rank, np.exp(-(p * np.log(p)).sum()), rtol=1e-4)
-            share = np.sum(there * whole[site]) / np.sum(whole[site] ** 2)
-            np.testing.assert_allclose(one.share, share, rtol=1e-4)
+            in_mix = whole[site] - after_first[site] if name == "second" else after_first[site]
+            np.testing.assert_allclose(measures_of_site.norm, np.linalg.norm(delta), rtol=1e-5)
+            np.testing.assert_allclose(
+                measures_of_site.rank, np.exp(-(p * np.log(p)).sum()), rtol=1e-4
+            )
+            share = np.sum(in_mix * whole[site]) / np.sum(whole[site] ** 2)
+            np.testing.assert_allclose(measures_of_site.share, share, rtol=1e-4)
     at_q = [found.sites[name]["h.1.q"].share for name in ("first", "second")]
     assert sum(at_q) == pytest.approx(1) and min(map(abs, at_q)) > 0.01
     for site, energy in found.energies.items():
         np.testing.assert_allclose(energy, np.sum(whole[site] ** 2), rtol=1e-5)
 
 
-def test_pairs() -> None:
-    """Only where both change the weight; against NumPy's own."""
+def test_pair_measures_match_numpy() -> None:
+    """Pairs are measured at the sites where both adapters change the weight."""
     found = measure(MIXED, PARAMS)
     assert {names: list(sites) for names, sites in found.pairs.items()} == {
         ("first", "second"): ["h.1.q"]
@@ -100,28 +102,28 @@ def test_pairs() -> None:
             np.testing.assert_allclose(angle, np.degrees(np.arccos(cosines.max())), rtol=1e-3)
 
 
-def test_over_all_sites() -> None:
-    """Norms add up as squares, shares by energy."""
+def test_totals_over_all_sites() -> None:
+    """Norms add up as squares, shares are weighted by energy."""
     sites = {"a": SiteMeasures(3.0, 1.0, 0.5), "b": SiteMeasures(4.0, 1.0, -1.0)}
     found = Measures({"x": sites}, {}, {"a": 6.0, "b": 2.0})
     assert (found.norm("x"), found.share("x")) == (5.0, 0.125)
     assert Measures({"x": {}}).share("x") == 0.0
 
 
-def test_biases_are_left_aside() -> None:
-    """An adapter that changes nothing else has no measures."""
+def test_biases_are_not_measured() -> None:
+    """An adapter that changes only biases has no measures."""
     found = measure(Adapter({"h.1.q": Replace(bias=np.ones(6, np.float32))}, name="b"), PARAMS)
     assert found == Measures({"b": {}}, {}, {})
 
 
-def test_a_site_that_is_not_there() -> None:
-    """As compose says it."""
+def test_missing_site_raises() -> None:
+    """A missing site raises the error that compose raises."""
     with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed"):
         measure(Adapter({"h.7.q": lora(1)}), PARAMS)
 
 
-def test_the_picture(tmp_path: Path) -> None:
-    """For one adapter and for two, with sites that only one has, and pairs without signs."""
+def test_draw_measures_writes_a_picture(tmp_path: Path) -> None:
+    """Pictures may show one adapter or two, sites of one adapter only, and pairs without signs."""
     pytest.importorskip("matplotlib")
     found = measure(MIXED, PARAMS)
     pair = found.pairs["first", "second"]

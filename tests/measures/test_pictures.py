@@ -1,4 +1,4 @@
-"""What pictures have in common: their maps, and files that are there whole or not at all."""
+"""What all pictures share: their grids, and files that are written completely or not at all."""
 
 import sys
 from pathlib import Path
@@ -14,9 +14,9 @@ from jaxmix.pictures import checked_picture, grid, pyplot, save_picture
 from jaxmix.training import draw_strengths
 
 
-def test_grid() -> None:
-    """Layers are numbers, in their order; what lies in none comes before them."""
-    # Python keeps a set of these layers in another order.
+def test_grid_orders_layers_by_number() -> None:
+    """Layers are ordered by number, after sites outside of the layers."""
+    # A Python set of these layers has another order.
     rows, columns, numbers = grid({"h.40.q": 1.0, "h.8.q": 2.0, "h.8.v": 3.0, "head": 4.0})
     assert (rows, columns) == (["q", "v", "head"], ["", "8", "40"])
     nan = np.nan
@@ -24,8 +24,8 @@ def test_grid() -> None:
 
 
 @pytest.mark.parametrize("end", [".png", ".svg", ".PDF", ""])
-def test_formats(end: str, tmp_path: Path) -> None:
-    """By the name's end."""
+def test_suffix_chooses_the_format(end: str, tmp_path: Path) -> None:
+    """The file's suffix chooses the format."""
     pytest.importorskip("matplotlib")
     figure = pyplot().figure()
     place = save_picture(figure, tmp_path / f"x{end}")
@@ -33,8 +33,8 @@ def test_formats(end: str, tmp_path: Path) -> None:
     assert place.read_bytes().startswith(begins) and list(tmp_path.iterdir()) == [place]
 
 
-def test_another_format(tmp_path: Path) -> None:
-    """Is refused before anything is drawn."""
+def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
+    """An unknown suffix is refused before anything is drawn."""
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.docx")
     assert str(caught.value) == (
@@ -43,8 +43,10 @@ def test_another_format(tmp_path: Path) -> None:
     )
 
 
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said how to install it."""
+def test_missing_matplotlib_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says how to install matplotlib."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.png")
@@ -54,8 +56,8 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
-    """In words, and nothing is left."""
+def test_missing_folder_leaves_no_file(tmp_path: Path) -> None:
+    """Saving into a missing folder raises and leaves nothing behind."""
     pytest.importorskip("matplotlib")
     with pytest.raises(CheckpointError) as caught:
         save_picture(pyplot().figure(), tmp_path / "no" / "x.png")
@@ -64,12 +66,12 @@ def test_no_such_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# matplotlib would take what stands between two dollars for a formula, and fail at most of it.
+# matplotlib reads text between two dollar signs as a formula, and fails on most of these names.
 NAMES = ("$x^{$", "b$_\\frac{$", "tab\there\x00", "a $ b")
 
 
-def test_names_are_no_formulas(tmp_path: Path) -> None:
-    """In every picture: of measures, of strengths, and of the sites in them."""
+def test_names_with_dollar_signs_are_drawn(tmp_path: Path) -> None:
+    """Pictures of measures and strengths draw such names of adapters and sites as plain text."""
     pytest.importorskip("matplotlib")
     sites = ("h.0.$\\q^$", "h.1.$\\q^$", "$_{$")
     a, b = np.ones((1, 4), np.float32), np.ones((6, 1), np.float32)

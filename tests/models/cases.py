@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, of each kind, and how they are saved."""
+"""Tiny random models of transformers, of each kind, and the folders that they are saved in."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from jaxmix.models import Decoder
 
-# No two sizes are equal, so that no axis can be taken for another.
+# All sizes are different, so axes cannot be confused.
 SIZES = {
     "vocab_size": 47,
     "hidden_size": 24,
@@ -21,7 +21,7 @@ SIZES = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
-    # Large, so that it shows.
+    # Large enough to affect the outputs.
     "rms_norm_eps": 3e-2,
     "pad_token_id": None,
     "eos_token_id": None,
@@ -102,7 +102,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @cache
 def torch_model(case: str) -> Any:
-    """The model of a case: every leaf random, so that none can be left out."""
+    """Returns a case's model with every leaf random, so every leaf affects the output."""
     config = AutoConfig.for_model(**{**SIZES, **CASES[case]})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(sum(map(ord, case)))
@@ -115,32 +115,32 @@ def torch_model(case: str) -> Any:
 
 
 def save(case: str, folder: Path, **how: Any) -> Path:
-    """The folder in which transformers saved a case."""
+    """Saves a case with transformers; returns the folder."""
     torch_model(case).save_pretrained(folder, **how)
     return folder
 
 
 def torch_logits(case: str, tokens: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
-    """What transformers computes."""
+    """Returns transformers' logits."""
     given = {name: torch.tensor(array) for name, array in inputs.items()}
     with torch.no_grad():
         return torch_model(case)(torch.tensor(tokens), **given).logits.numpy()
 
 
 def tokens_of(seed: int, rows: int = 2, count: int = 19) -> np.ndarray:
-    """Random tokens."""
+    """Returns random tokens."""
     return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], (rows, count))
 
 
 def logits_of(
     model: Decoder, tokens: np.ndarray, positions: np.ndarray | None = None
 ) -> np.ndarray:
-    """What jaxmix computes, compiled."""
-    places = None if positions is None else jnp.asarray(positions)
-    return np.asarray(nnx.jit(model)(jnp.asarray(tokens), positions=places))
+    """Returns jaxmix's logits, compiled."""
+    position_array = None if positions is None else jnp.asarray(positions)
+    return np.asarray(nnx.jit(model)(jnp.asarray(tokens), positions=position_array))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference, relative to the largest number."""
+    """Returns the largest difference, relative to the largest number."""
     assert a.shape == b.shape, (a.shape, b.shape)
     return float(np.abs(a - b).max() / np.abs(b).max())

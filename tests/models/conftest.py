@@ -1,4 +1,4 @@
-"""What is compared with transformers needs torch; without it those tests are not collected."""
+"""Skips the comparisons with transformers if torch or transformers is not installed."""
 
 from importlib.util import find_spec
 

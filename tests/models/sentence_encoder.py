@@ -1,4 +1,4 @@
-"""Where all-MiniLM-L6-v2 lies, and what was made of it: minilm/, by make_minilm.py."""
+"""The folder of all-MiniLM-L6-v2, and that of its adapters, which make_minilm.py writes."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +8,7 @@ HERE = Path(__file__).parent / "minilm"
 
 
 def model_folder() -> Path:
-    """Where the package has its files. It is not imported, so what it depends on need not be."""
+    """Returns the package's model folder, without importing the package and its dependencies."""
     spec = find_spec(PACKAGE)
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "model"

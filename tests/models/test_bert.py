@@ -1,4 +1,4 @@
-"""BERT alone: its tree, padding, its config and files, what it refuses; and adapters on it."""
+"""BERT: its tree, padding, config, files, errors, and adapters."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from . import tiny
 
 @nnx.jit
 def run(model: Bert, tokens: Any, **given: Any) -> Any:
-    """The hidden states."""
+    """Returns the hidden states."""
     return model(tokens, **given)
 
 
-def test_the_tree_has_hugging_faces_names() -> None:
+def test_tree_has_hugging_face_names() -> None:
     model = tiny.model("bert")
     found = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
     products = [f"attention.self.{p}" for p in ("query", "key", "value")]
@@ -35,8 +35,8 @@ def test_the_tree_has_hugging_faces_names() -> None:
     assert found == layers | ends | {"pooler.dense.kernel", "pooler.dense.bias"}
 
 
-def test_padding_is_not_seen() -> None:
-    """A text in a longer row is as if it stood alone; tokens see what follows them."""
+def test_padding_has_no_effect() -> None:
+    """A padded text gives the hidden states that it has alone; tokens attend to later tokens."""
     model, tokens = tiny.model("bert", num_hidden_layers=1), tiny.tokens()
     mask = jnp.broadcast_to(jnp.arange(9) < 6, (2, 9))
     alone = run(model, tokens[:, :6])
@@ -45,8 +45,8 @@ def test_padding_is_not_seen() -> None:
     assert np.abs(seen[:, 0] - alone[:, 0]).max() > 1e-3
 
 
-def test_sentence_embeddings() -> None:
-    """The mean over the mask, of length 1; a row of padding is 0 and no NaN."""
+def test_sentence_embeddings_are_masked_means() -> None:
+    """The embedding is the masked mean with length 1; a row of padding gives 0, not NaN."""
     model, tokens = tiny.model("bert", num_hidden_layers=1), tiny.tokens(rows=3)
     mask = jnp.arange(9)[None] < jnp.array([[9], [4], [0]])
     vectors = np.asarray(nnx.jit(sentence_embeddings)(model, tokens, mask=mask))
@@ -57,8 +57,8 @@ def test_sentence_embeddings() -> None:
     assert not vectors[2].any()
 
 
-def test_adapters() -> None:
-    """Of a product and of the embedding, which no head is tied to."""
+def test_adapters_of_a_layer_and_the_embedding() -> None:
+    """Adapters apply to a layer and to the embedding, which is not tied to a head."""
     model, draw = tiny.model("bert"), np.random.default_rng(0)
     site = "encoder.layer.1.intermediate.dense"
     shapes = {site: (18, 12), "embeddings.word_embeddings": (23, 12)}
@@ -75,8 +75,8 @@ def test_adapters() -> None:
         np.testing.assert_allclose(leaf, before[name] + change, rtol=1e-5, atol=1e-5)
 
 
-def test_names_in_files() -> None:
-    """With the prefix, buffers, older names of the norms; without a pooler; and what is left."""
+def test_names_in_files_are_recognised() -> None:
+    """Prefixes, buffers, old norm names and a missing pooler are accepted, other tensors not."""
     config = tiny.config("bert")
     tensors = tiny.tensors(config)
     old = {}
@@ -104,7 +104,7 @@ def test_names_in_files() -> None:
     assert from_torch(config, left, ignore=["cls"]).config.pooler
 
 
-def test_fields_that_are_refused() -> None:
+def test_invalid_config_fields_are_refused() -> None:
     config = tiny.config("bert", layer_norm_eps=1e-6, classifier_dropout=0.1)
     assert (config.layer_norm_eps, config.type_vocab_size, config.activation) == (1e-6, 2, "gelu")
     with pytest.raises(UnsupportedError) as told:
@@ -119,7 +119,7 @@ def test_fields_that_are_refused() -> None:
         tiny.config("bert", num_attention_heads=5)
 
 
-def test_refused_arguments() -> None:
+def test_invalid_arguments_are_refused() -> None:
     model, tokens = tiny.model("bert"), tiny.tokens()
     with pytest.raises(ShapeError, match=r"tokens are int32 with shape \(9,\), expected integers"):
         model(tokens[0])

@@ -1,4 +1,4 @@
-"""The files of a folder: single, in shards, damaged."""
+"""Files of a checkpoint folder: single, sharded and damaged."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ TENSORS = {
 
 
 def reindex(folder: Path, **changes: Any) -> Path:
-    """The index with other files for some tensors; None takes one out."""
+    """Changes the files of some tensors in the index; None removes a tensor."""
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"] |= changes
@@ -31,7 +31,7 @@ def reindex(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_reading(shards: int, tmp_path: Path) -> None:
+def test_tensors_are_read(shards: int, tmp_path: Path) -> None:
     tensors = read_tensors(write(tmp_path, TENSORS, shards))
     assert sorted(tensors) == sorted(TENSORS)
     assert len(tensors) == 3
@@ -43,7 +43,7 @@ def test_reading(shards: int, tmp_path: Path) -> None:
         tensors["d"]
 
 
-def test_where_each_tensor_lies(tmp_path: Path) -> None:
+def test_tensor_files_gives_the_shard_of_each_tensor(tmp_path: Path) -> None:
     files = tensor_files(write(tmp_path, TENSORS, 2))
     assert {name: file.name[:11] for name, file in files.items()} == {
         "b.weight": "model-00001",
@@ -54,7 +54,7 @@ def test_where_each_tensor_lies(tmp_path: Path) -> None:
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
-    """The hub's cache is made of links that lead out of the folder."""
+    """The hub's cache consists of links out of the folder."""
     real = write(tmp_path / "blobs", TENSORS, 2)
     (tmp_path / "snapshot").mkdir()
     for file in real.iterdir():
@@ -62,7 +62,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert len(dict(read_tensors(tmp_path / "snapshot"))) == 3
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_files_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "none"
     with pytest.raises(CheckpointError, match=r"none has no config.json; found no such folder"):
         read_config(folder)
@@ -78,7 +78,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         tensor_files(folder)
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, TENSORS)
     file = folder / "model.safetensors"
     whole = file.read_bytes()
@@ -99,7 +99,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         read_config(folder)
 
 
-def test_a_missing_shard(tmp_path: Path) -> None:
+def test_missing_shard_is_reported(tmp_path: Path) -> None:
     folder = write(tmp_path, TENSORS, 2)
     (folder / "model-00002-of-00002.safetensors").unlink()
     text = r"model-00002-of-00002.safetensors is missing; found config.json, model-00001-of"
@@ -107,8 +107,8 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         tensor_files(folder)
 
 
-def test_an_index_that_is_wrong(tmp_path: Path) -> None:
-    """Tensors that are elsewhere, nowhere, or not in the index: all are listed."""
+def test_wrong_index_is_refused(tmp_path: Path) -> None:
+    """Tensors in another file, in none, or missing from the index are all listed."""
     folder = write(tmp_path, TENSORS, 2)
     first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
     reindex(folder, **{"b.weight": second, "d.weight": first, "c.bias": None})
@@ -125,7 +125,7 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("found", ["[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_an_index_that_is_none(found: str, tmp_path: Path) -> None:
+def test_invalid_index_is_refused(found: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(found)
     with pytest.raises(CheckpointError, match=r"index.json(: weight_map is| holds a list)"):
         tensor_files(tmp_path)
@@ -134,7 +134,7 @@ def test_an_index_that_is_none(found: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "file", ["../x.safetensors", "/etc/x", "a/../../x", "..\\x", "C:x", "", "a\0b"]
 )
-def test_an_index_that_leads_astray(file: str, tmp_path: Path) -> None:
+def test_index_with_outside_paths_is_refused(file: str, tmp_path: Path) -> None:
     path = reindex(write(tmp_path, TENSORS, 2), **{"a.weight": file})
     with pytest.raises(CheckpointError) as caught:
         tensor_files(tmp_path)
@@ -142,8 +142,8 @@ def test_an_index_that_leads_astray(file: str, tmp_path: Path) -> None:
     assert "Do not trust this checkpoint" in str(caught.value)
 
 
-def test_a_dtype_that_numpy_lacks(tmp_path: Path) -> None:
-    """Read lazily: the other tensors are still there."""
+def test_unsupported_dtype_fails_on_access(tmp_path: Path) -> None:
+    """Tensors are read lazily, so the other tensors stay readable."""
     header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
     blob = len(header).to_bytes(8, "little") + header + b"\0\0"
     (tmp_path / "model.safetensors").write_bytes(blob)

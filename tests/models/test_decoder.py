@@ -1,4 +1,4 @@
-"""The decoder alone: its tree, its cache, what each token sees, what it refuses."""
+"""The decoder: its tree, cache, attention and errors."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ from . import tiny
 
 
 def names(model: Decoder) -> set[str]:
-    """The paths of the leaves."""
+    """Returns the paths of the leaves."""
     return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
 
 
-def test_the_tree_has_hugging_faces_names() -> None:
-    """No more and no fewer, biases only where the config has them."""
+def test_tree_has_hugging_face_names() -> None:
+    """The leaves are exactly Hugging Face's, with the biases that the config enables."""
     attention = [f"self_attn.{p}_proj.{leaf}" for p in "qkvo" for leaf in ("kernel", "bias")]
     mlp = [f"mlp.{p}_proj.{leaf}" for p in ("gate", "up", "down") for leaf in ("kernel", "bias")]
     norms = ["input_layernorm.scale", "post_attention_layernorm.scale"]
@@ -46,8 +46,8 @@ def test_split_and_merge() -> None:
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_a_cache_changes_nothing(kind: str) -> None:
-    """Tokens in pieces, with slots to spare, in 64 bits: the same logits."""
+def test_cache_gives_the_same_logits(kind: str) -> None:
+    """Tokens in pieces, with unused slots, give the same logits in 64 bits."""
     with jax.enable_x64(True):
         model, tokens = tiny.model(kind, dtype=np.float64), tiny.tokens()
         step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
@@ -63,15 +63,15 @@ def test_a_cache_changes_nothing(kind: str) -> None:
         assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(empty))
 
 
-def test_no_token_sees_what_follows() -> None:
+def test_attention_is_causal() -> None:
     model, tokens = tiny.model(), tiny.tokens()
     changed = tokens.at[:, 6].set((tokens[:, 6] + 1) % 23)
     same = np.all(np.asarray(tiny.run(model, tokens) == tiny.run(model, changed)), axis=(0, 2))
     np.testing.assert_array_equal(same, np.arange(9) < 6)
 
 
-def test_a_window_hides_what_is_far() -> None:
-    """One layer that sees three tokens: the token itself and two more."""
+def test_window_limits_attention() -> None:
+    """A layer with a window of three attends to a token and the two before it."""
     model = tiny.model("mistral", num_hidden_layers=1, sliding_window=3)
     tokens = tiny.tokens()
     changed = tokens.at[:, 2].set((tokens[:, 2] + 1) % 23)
@@ -79,16 +79,16 @@ def test_a_window_hides_what_is_far() -> None:
     np.testing.assert_array_equal(np.flatnonzero(~same), [2, 3, 4])
 
 
-def test_padding_is_not_seen() -> None:
-    """A negative position: the text after it is as if it stood alone."""
+def test_padding_has_no_effect() -> None:
+    """A text after negative positions gives the logits that it has alone."""
     model, tokens = tiny.model("qwen3"), tiny.tokens()
     padded = tiny.run(model, tokens, jnp.broadcast_to(jnp.arange(-4, 5), (2, 9)))
     alone = tiny.run(model, tokens[:, 4:])
     np.testing.assert_allclose(padded[:, 4:], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_untied() -> None:
-    """The same logits, from a head of its own; the tied model stays as it was."""
+def test_untied_model_has_its_own_head() -> None:
+    """The untied model has the same logits and its own head; the tied model is unchanged."""
     tied, tokens = tiny.model("gemma"), tiny.tokens()
     before = to_torch(tied)
     untied = tied.untied()
@@ -104,8 +104,8 @@ def test_untied() -> None:
     assert jnp.any(tiny.run(tied, tokens))
 
 
-def test_leaves_of_several_dtypes() -> None:
-    """Activations are in the embedding's, whatever the others are."""
+def test_activations_have_the_dtype_of_the_embedding() -> None:
+    """Activations have the embedding's dtype, whatever the dtypes of other leaves."""
     config, tokens = tiny.config(), tiny.tokens()
     tensors = tiny.tensors(config)
     exact = np.asarray(tiny.run(from_torch(config, tensors), tokens))
@@ -117,8 +117,8 @@ def test_leaves_of_several_dtypes() -> None:
     assert distance < 0.1 * np.abs(exact).max()
 
 
-def test_random_weights() -> None:
-    """A model to train from: norms do nothing, biases are 0, each kernel has draws of its own."""
+def test_random_initialization() -> None:
+    """Norms start as the identity, biases at 0, and each kernel has its own draws."""
     for kind, scale in (("llama", 1), ("gemma", 0)):
         model = Decoder(tiny.config(kind), dtype=jnp.float32, rngs=nnx.Rngs(0))
         leaves = to_torch(model)
@@ -130,12 +130,12 @@ def test_random_weights() -> None:
         assert jnp.all(jnp.isfinite(tiny.run(model, tiny.tokens())))
 
 
-def test_a_token_beyond_the_vocabulary() -> None:
-    """It is seen, and not taken for another token."""
+def test_token_beyond_the_vocabulary_gives_nan() -> None:
+    """An invalid token gives NaN, rather than another token's logits."""
     assert jnp.all(jnp.isnan(tiny.run(tiny.model(), jnp.full((2, 9), 23))))
 
 
-def test_refused_arguments() -> None:
+def test_invalid_arguments_are_refused() -> None:
     model, tokens = tiny.model(), tiny.tokens()
     with pytest.raises(
         ShapeError, match=r"tokens are int32 with shape \(9,\), expected integers with shape"

@@ -1,4 +1,4 @@
-"""An Equinox copy of one BERT block takes PEFT's adapters, and computes what our NNX block does."""
+"""An Equinox copy of a BERT block takes PEFT's adapters and matches our NNX block."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ HEADS, PREFIX = 3, "encoder.layer.0."
 
 
 class Output(eqx.Module):
-    """A product, added to what went in, and normed."""
+    """A linear layer, its residual connection and a norm."""
 
     dense: eqx.nn.Linear
     LayerNorm: eqx.nn.LayerNorm
@@ -27,27 +27,28 @@ class Output(eqx.Module):
 
 
 class Block(eqx.Module):
-    """One text through a block, its weights (out, in) as Equinox has them."""
+    """Applies a block to one text, with Equinox's weights (out, in)."""
 
     attention: dict[str, Any]
     intermediate: dict[str, eqx.nn.Linear]
     output: Output
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        own = self.attention["self"]
+        projections = self.attention["self"]
         q, k, v = (
-            jax.vmap(own[name])(x).reshape(len(x), HEADS, -1) for name in ("query", "key", "value")
+            jax.vmap(projections[name])(x).reshape(len(x), HEADS, -1)
+            for name in ("query", "key", "value")
         )
         scores = jnp.einsum("thd,shd->hts", q, k) / np.sqrt(q.shape[-1])
         weights = jax.nn.softmax(jnp.where(mask[None, None, :], scores, -jnp.inf), axis=-1)
-        seen = jnp.einsum("hts,shd->thd", weights, v).reshape(x.shape)
-        x = self.attention["output"](seen, x)
+        attended = jnp.einsum("hts,shd->thd", weights, v).reshape(x.shape)
+        x = self.attention["output"](attended, x)
         wide = jax.nn.gelu(jax.vmap(self.intermediate["dense"])(x), approximate=False)
         return self.output(wide, x)
 
 
 def copy_of(block: Any) -> Block:
-    """Our NNX block in Equinox."""
+    """Returns our NNX block in Equinox."""
 
     def linear(ours: Any) -> eqx.nn.Linear:
         kernel, key = ours.kernel[...], jax.random.key(0)
@@ -62,20 +63,20 @@ def copy_of(block: Any) -> Block:
         made = eqx.tree_at(lambda layer: (layer.weight, layer.bias), made, leaves)
         return Output(linear(ours.dense), made)
 
-    own = block.attention.self
-    products = {name: linear(getattr(own, name)) for name in ("query", "key", "value")}
+    projections = block.attention.self
+    products = {name: linear(getattr(projections, name)) for name in ("query", "key", "value")}
     attention = {"self": products, "output": output(block.attention.output)}
     return Block(attention, {"dense": linear(block.intermediate.dense)}, output(block.output))
 
 
 def in_block(adapter: jaxmix.Adapter) -> dict[str, Any]:
-    """The updates of the first block, by the names inside it."""
+    """Returns the first block's updates by the names inside the block."""
     items = adapter.updates.items()
     return {site.removeprefix(PREFIX): update for site, update in items if site.startswith(PREFIX)}
 
 
-def test_equinox(tmp_path: Path) -> None:
-    """LoRA, LoHa, IA3 and OFT, in 64 bits."""
+def test_equinox_block_matches_nnx(tmp_path: Path) -> None:
+    """LoRA, LoHa, IA3 and OFT give the same outputs in 64 bits."""
     with jax.enable_x64(True):
         model, adapters = module("bert", nested("bert", "base")), mix("bert", tmp_path)
         of_block = [jaxmix.Adapter(in_block(adapter), name=adapter.name) for adapter in adapters]

@@ -1,4 +1,4 @@
-"""Generation: what is chosen, when it ends, how often it is compiled."""
+"""Generation: the choice of tokens, the end of a text, and the number of compilations."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from . import tiny
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_greedy_is_the_likeliest_token_each_time(kind: str) -> None:
-    """Without the cache and the loop: the whole text again for each token."""
+def test_greedy_takes_the_likeliest_token(kind: str) -> None:
+    """Each token equals the likeliest one of a run without cache and loop."""
     model, tokens = tiny.model(kind), tiny.tokens()
     found = generate(model, tokens, max_new_tokens=6)
     assert found.dtype == jnp.int32
@@ -26,8 +26,8 @@ def test_greedy_is_the_likeliest_token_each_time(kind: str) -> None:
     np.testing.assert_array_equal(found[:, 9:], best[:, 8:-1])
 
 
-def test_drawing() -> None:
-    """The same key, the same text; one token to choose from, the likeliest."""
+def test_draws_depend_on_the_key() -> None:
+    """Equal keys draw equal texts; a single candidate is the likeliest token."""
     model, tokens = tiny.model(), tiny.tokens()
 
     def draw(seed: int, **how: Any) -> np.ndarray:
@@ -43,7 +43,7 @@ def test_drawing() -> None:
 
 
 def test_draws_follow_the_distribution() -> None:
-    """Of 4000 draws each of the k likeliest tokens has its share, and no other has any."""
+    """In 4000 draws the k likeliest tokens have their shares, and other tokens never occur."""
     model = tiny.model()
     tokens = jnp.broadcast_to(tiny.tokens(rows=1), (4000, 9))
     logits = np.asarray(tiny.run(model, tiny.tokens())[0, -1], np.float64)
@@ -57,8 +57,8 @@ def test_draws_follow_the_distribution() -> None:
     assert np.all(np.abs(found - shares) <= 5 * np.sqrt(shares * (1 - shares) / 4000))
 
 
-def test_each_step_and_row_has_draws_of_its_own() -> None:
-    """All logits equal: then the tokens differ along both axes."""
+def test_steps_and_rows_have_their_own_draws() -> None:
+    """With equal logits, the tokens differ between rows and between steps."""
     model = tiny.model()
     model.lm_head.kernel[...] = jnp.zeros_like(model.lm_head.kernel[...])
     how = {"temperature": 1.0, "key": jax.random.key(0)}
@@ -67,16 +67,16 @@ def test_each_step_and_row_has_draws_of_its_own() -> None:
     assert len({tuple(column) for column in found.T.tolist()}) > 4
 
 
-def test_the_end() -> None:
-    """A row that has ended is padded; the others go on as if it had not."""
+def test_ended_rows_are_padded() -> None:
+    """An ended row is padded; the other rows continue unchanged."""
     tokens = tiny.tokens()
     free = np.asarray(generate(tiny.model(), tokens, max_new_tokens=6))[:, 9:]
     first, other = int(free[0, 2]), int(free[1, 1])
-    told = {"eos_token_id": first, "pad_token_id": 22}
+    ends = {"eos_token_id": first, "pad_token_id": 22}
     cases: tuple[tuple[dict[str, Any], list[int] | None, int, int], ...] = (
         ({}, [first], first, first),
-        (told, None, first, 22),
-        (told, [other], other, 22),
+        (ends, None, first, 22),
+        (ends, [other], other, 22),
     )
     for fields, given, end, pad in cases:
         model = tiny.model("llama", **fields)
@@ -89,8 +89,8 @@ def test_the_end() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_left_padding(kind: str) -> None:
-    """A padded row goes on as its text would alone."""
+def test_left_padding_has_no_effect(kind: str) -> None:
+    """A padded row continues as its text does alone."""
     model, tokens = tiny.model(kind), tiny.tokens()
     mask = jnp.arange(9)[None, :] >= jnp.array([[0], [4]])
     found = generate(model, tokens, max_new_tokens=6, mask=mask)
@@ -101,8 +101,8 @@ def test_left_padding(kind: str) -> None:
     assert np.any(found[1] != whole[1])
 
 
-def test_one_program_for_all_models_of_a_structure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other weights, keys, temperatures and ends: traced once, prompt and step."""
+def test_one_program_per_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights, keys, temperatures and ends do not retrace the prompt or the step."""
     traces = []
     forward = Backbone.__call__
 
@@ -121,8 +121,8 @@ def test_one_program_for_all_models_of_a_structure(monkeypatch: pytest.MonkeyPat
     assert traces == [(2, 7), (2, 1)]
 
 
-def test_other_dtypes() -> None:
-    """Bytes as a prompt, 64 bits, bfloat16 weights."""
+def test_prompts_and_weights_of_other_dtypes() -> None:
+    """Prompts of bytes, 64-bit models and bfloat16 weights work."""
     model, tokens = tiny.model(), tiny.tokens()
     greedy = generate(model, tokens, max_new_tokens=6)
     found = generate(model, tokens.astype(jnp.uint8), max_new_tokens=6)
@@ -136,7 +136,7 @@ def test_other_dtypes() -> None:
     assert found.shape == generate(narrow, tokens, max_new_tokens=6, **how).shape == (2, 15)
 
 
-def test_nothing_is_changed() -> None:
+def test_arguments_are_unchanged() -> None:
     model, tokens = tiny.model(), tiny.tokens()
     before = jax.tree.map(np.array, (to_torch(model), tokens))
     generate(model, tokens, max_new_tokens=6)
@@ -175,7 +175,7 @@ def test_nothing_is_changed() -> None:
         (JaxmixError, "sampling needs a key. Give key=jax.random.key", {"temperature": 1.0}),
     ],
 )
-def test_refused_arguments(error: type[Exception], text: str, changes: Any) -> None:
+def test_invalid_arguments_are_refused(error: type[Exception], text: str, changes: Any) -> None:
     tokens = tiny.tokens().at[0, 0].set(0).at[0, 1].set(22)
     seen = jnp.ones((2, 9), bool)
     named: dict[str, dict[str, Any]] = {

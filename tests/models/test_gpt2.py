@@ -1,4 +1,4 @@
-"""GPT-2 alone: its tree, its cache, its config and files, what it refuses; and adapters on it."""
+"""GPT-2: its tree, cache, config, files, errors, and adapters."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ from . import tiny
 
 
 def names(model: GPT2) -> set[str]:
-    """The paths of the leaves."""
+    """Returns the paths of the leaves."""
     return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
 
 
-def test_the_tree_has_hugging_faces_names() -> None:
+def test_tree_has_hugging_face_names() -> None:
     products = [
         f"{p}.{leaf}"
         for p in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -35,8 +35,8 @@ def test_the_tree_has_hugging_faces_names() -> None:
     }
 
 
-def test_a_kernel_is_the_weight_of_a_conv1d() -> None:
-    """And the transpose of the head's; there and back bit for bit."""
+def test_kernel_is_the_weight_of_a_conv1d() -> None:
+    """A kernel is a Conv1D's weight and the transposed head's; both convert back bit for bit."""
     config = tiny.config("gpt2", tie_word_embeddings=False)
     tensors = tiny.tensors(config)
     model = from_torch(config, tensors)
@@ -48,8 +48,8 @@ def test_a_kernel_is_the_weight_of_a_conv1d() -> None:
     assert all(np.array_equal(again[name], leaf) for name, leaf in tensors.items())
 
 
-def test_a_cache_changes_nothing() -> None:
-    """Tokens in pieces, with slots to spare, in 64 bits: the same logits."""
+def test_cache_gives_the_same_logits() -> None:
+    """Tokens in pieces, with unused slots, give the same logits in 64 bits."""
     with jax.enable_x64(True):
         model, tokens = tiny.model("gpt2", dtype=np.float64), tiny.tokens()
         step = nnx.jit(lambda model, tokens, cache: model(tokens, cache=cache))
@@ -61,17 +61,17 @@ def test_a_cache_changes_nothing() -> None:
         np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=1e-11, atol=1e-11)
 
 
-def test_padding_is_not_seen() -> None:
-    """A negative position: the text after it is as if it stood alone."""
+def test_padding_has_no_effect() -> None:
+    """A text after negative positions gives the logits that it has alone."""
     model, tokens = tiny.model("gpt2"), tiny.tokens()
-    places = jnp.array([-99, -4, -1, -15, 0, 1, 2, 3, 4])
-    padded = tiny.run(model, tokens, jnp.broadcast_to(places, (2, 9)))
+    positions = jnp.array([-99, -4, -1, -15, 0, 1, 2, 3, 4])
+    padded = tiny.run(model, tokens, jnp.broadcast_to(positions, (2, 9)))
     alone = tiny.run(model, tokens[:, 4:])
     np.testing.assert_allclose(padded[:, 4:], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_positions_that_were_not_learned() -> None:
-    """Refused where it can be told, and NaN where it can't, even if seen by nobody."""
+def test_position_beyond_the_table_is_refused_or_nan() -> None:
+    """Such positions raise if the shapes show them, and otherwise give NaN."""
     model, long = tiny.model("gpt2"), tiny.tokens(count=15)
     with pytest.raises(ShapeError, match=r"\(2, 15\), but this GPT-2 has only 14 positions"):
         model(long)
@@ -84,8 +84,8 @@ def test_positions_that_were_not_learned() -> None:
 
 
 @pytest.mark.parametrize("site", ["transformer.wte", "lm_head"])
-def test_adapters(site: str) -> None:
-    """Of a product, and of one side of the tied embedding, which unties it."""
+def test_adapters_of_a_layer_and_the_tied_embedding(site: str) -> None:
+    """Adapters apply to a layer and to one side of the tied embedding, which they untie."""
     model, draw = tiny.model("gpt2"), np.random.default_rng(0)
 
     def lora(rows: int, columns: int) -> LoRA:
@@ -104,8 +104,8 @@ def test_adapters(site: str) -> None:
         np.testing.assert_allclose(leaf, before[name] + change, rtol=1e-5, atol=1e-5)
 
 
-def test_names_in_files() -> None:
-    """Without the prefix, with masks; and a tensor under two names."""
+def test_names_in_files_are_recognised() -> None:
+    """Names without the prefix, and masks, are accepted; two names for a tensor are refused."""
     config = tiny.config("gpt2")
     tensors = tiny.tensors(config)
     bare = {name.removeprefix("transformer."): leaf for name, leaf in tensors.items()}
@@ -125,7 +125,7 @@ def test_names_in_files() -> None:
         from_torch(config, {**bare, "lm_head.weight": 2 * bare["wte.weight"]})
 
 
-def test_a_config() -> None:
+def test_config_fields() -> None:
     config = tiny.config("gpt2", n_inner=None, eos_token_id=[3, 4], activation_function="relu")
     assert (config.hidden_size, config.intermediate_size, config.head_dim) == (12, 48, 4)
     assert (config.activation, config.eos_token_ids, config.layer_norm_eps) == (
@@ -140,7 +140,7 @@ def test_a_config() -> None:
     assert read_config(bare).eos_token_ids == (50256,) and read_config(bare).pad_token_id is None
 
 
-def test_fields_that_are_refused() -> None:
+def test_invalid_config_fields_are_refused() -> None:
     with pytest.raises(UnsupportedError) as told:
         tiny.config("gpt2", add_cross_attention=True, rope_theta=3.0, activation_function=["gelu"])
     text = str(told.value)

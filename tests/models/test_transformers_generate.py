@@ -1,4 +1,4 @@
-"""Greedy generation gives transformers' tokens, one for one."""
+"""Greedy generation gives transformers' tokens."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ STEPS = 14
 
 
 def expected(case: str, tokens: np.ndarray, mask: np.ndarray, ends: list[int]) -> np.ndarray:
-    """What transformers continues with, padded to all steps."""
+    """Returns transformers' continuation, padded to all steps."""
     found = torch_model(case).generate(
         torch.tensor(tokens),
         attention_mask=torch.tensor(mask.astype(int)),
@@ -29,8 +29,8 @@ def expected(case: str, tokens: np.ndarray, mask: np.ndarray, ends: list[int]) -
 
 
 @pytest.mark.parametrize("case", ["llama-llama3", "mistral", "qwen3-all", "gemma"])
-def test_greedy(case: str, tmp_path: Path) -> None:
-    """Texts of several lengths, padded on the left; then again with two tokens that end them."""
+def test_greedy_tokens_match(case: str, tmp_path: Path) -> None:
+    """Texts of several lengths, padded on the left, match with and without end tokens."""
     model = models.load(save(case, tmp_path))
     tokens, lengths = tokens_of(5, 3, 11), np.array([[11], [4], [8]])
     mask = np.arange(11)[None] >= 11 - lengths

@@ -1,4 +1,4 @@
-"""GPT-2's logits and greedy tokens are transformers'."""
+"""GPT-2's logits and greedy tokens match transformers'."""
 
 import json
 from copy import deepcopy
@@ -20,8 +20,8 @@ from .others import CASES, GPTS, outputs, randomize, save, state_of, torch_model
 
 
 @pytest.mark.parametrize("case", [case for case in GPTS if case != "gpt2-upcast"])
-def test_logits(case: str, tmp_path: Path) -> None:
-    """From the folder, in 64 bits."""
+def test_logits_match_in_64_bits(case: str, tmp_path: Path) -> None:
+    """A model loaded from its folder has transformers' logits in 64 bits."""
     expected = outputs(torch_model64(case), tokens_of(1)).logits.numpy()
     with jax.enable_x64(True):
         model = models.load(save(case, tmp_path), dtype=jnp.float64)
@@ -29,9 +29,9 @@ def test_logits(case: str, tmp_path: Path) -> None:
         assert distance(logits_of(model, tokens_of(1)), expected) < 1e-12
 
 
-# The scores of the second are of 32 bits in any model.
+# The second case computes its scores in 32 bits in every model.
 @pytest.mark.parametrize("case", ["gpt2", "gpt2-upcast"])
-def test_logits_in_32_bits(case: str, tmp_path: Path) -> None:
+def test_logits_match_in_32_bits(case: str, tmp_path: Path) -> None:
     model = models.load(save(case, tmp_path))
     expected = outputs(torch_model(case), tokens_of(1)).logits.numpy()
     logits = logits_of(model, tokens_of(1))
@@ -40,8 +40,8 @@ def test_logits_in_32_bits(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"layer_norm_eps": 1e-5}, {"activation": "gelu_tanh"}])
-def test_each_field_shows(change: dict) -> None:
-    """The comparison would see a field that is not honoured."""
+def test_wrong_config_field_is_detected(change: dict) -> None:
+    """The comparison detects a field that is not used."""
     case = "gpt2-inner"
     config = models.read_config(CASES[case])
     wrong = models.from_torch(replace(config, **change), state_of(torch_model(case)))
@@ -49,8 +49,8 @@ def test_each_field_shows(change: dict) -> None:
     assert distance(logits_of(wrong, tokens_of(1)), expected) > 1e-4
 
 
-def test_bfloat16(tmp_path: Path) -> None:
-    """Both are as far from the truth of these weights as from each other."""
+def test_bfloat16_error_is_rounding(tmp_path: Path) -> None:
+    """Both libraries' errors, relative to float32, have the size of rounding."""
     theirs = deepcopy(torch_model("gpt2")).bfloat16()
     model = models.load(save("gpt2", tmp_path, theirs))
     rounded = outputs(theirs, tokens_of(3)).logits.float().numpy()
@@ -61,8 +61,8 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert np.std(logits.astype(np.float32) - truth) / np.std(truth) < 1.5 * noise < 0.05
 
 
-def test_there_and_back() -> None:
-    """The flat dict is torch's, and ours again."""
+def test_weights_round_trip() -> None:
+    """The flat dict has torch's names and values."""
     for case in ("gpt2", "gpt2-untied"):
         state = state_of(torch_model(case))
         tensors = models.to_torch(models.from_torch(models.read_config(CASES[case]), state))
@@ -72,8 +72,8 @@ def test_there_and_back() -> None:
             np.testing.assert_array_equal(leaf, state[name])
 
 
-def test_without_the_prefix(tmp_path: Path) -> None:
-    """As ``GPT2Model`` saves it, and OpenAI's file with its masks."""
+def test_names_without_the_prefix_are_read(tmp_path: Path) -> None:
+    """Files of ``GPT2Model``, whose names have no prefix, are read."""
     theirs = GPT2Model(AutoConfig.for_model(**CASES["gpt2"])).eval()
     randomize(theirs, seed=3)
     model = models.load(save("gpt2", tmp_path, theirs))
@@ -82,8 +82,8 @@ def test_without_the_prefix(tmp_path: Path) -> None:
     assert distance(np.asarray(hidden), expected) < 1e-5
 
 
-def test_positions_and_padding(tmp_path: Path) -> None:
-    """A negative position is transformers' masked token."""
+def test_left_padding_matches_the_mask(tmp_path: Path) -> None:
+    """A negative position has the effect of transformers' mask."""
     tokens, lengths = tokens_of(4, 3, 13), np.array([13, 6, 9])
     mask = np.arange(13)[None] >= 13 - lengths[:, None]
     positions = np.where(mask, np.cumsum(mask, axis=1) - 1, -1)
@@ -94,8 +94,8 @@ def test_positions_and_padding(tmp_path: Path) -> None:
     assert distance(logits[mask], expected[mask]) < 1e-5
 
 
-def test_greedy(tmp_path: Path) -> None:
-    """Texts of several lengths, padded on the left, up to the last position that was learned."""
+def test_greedy_tokens_match(tmp_path: Path) -> None:
+    """Texts of several lengths, padded on the left, match up to the last learned position."""
     model = models.load(save("gpt2", tmp_path))
     tokens, lengths = tokens_of(5, 3, 11), np.array([[11], [4], [8]])
     mask = np.arange(11)[None] >= 11 - lengths
@@ -113,8 +113,8 @@ def test_greedy(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, expected.numpy())
 
 
-def test_the_config_that_openai_wrote(tmp_path: Path) -> None:
-    """The fields of the published file are all read or known to be harmless."""
+def test_published_config_is_read(tmp_path: Path) -> None:
+    """All fields of the published file are used or known to be harmless."""
     values = json.loads((save("gpt2", tmp_path) / "config.json").read_text())
     old = {"n_ctx": 26, "task_specific_params": {"text-generation": {"max_length": 50}}}
     assert models.read_config({**values, **old}) == models.read_config(values)

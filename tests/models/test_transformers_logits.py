@@ -1,4 +1,4 @@
-"""The decoder's logits are transformers' to float32 noise."""
+"""The decoder's logits match transformers' up to float32 rounding."""
 
 import json
 from copy import deepcopy
@@ -18,7 +18,7 @@ NOISE = 1e-5
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits(case: str, tmp_path: Path) -> None:
+def test_logits_match(case: str, tmp_path: Path) -> None:
     model = models.load(save(case, tmp_path))
     tokens = tokens_of(1)
     assert model.dtype == jnp.float32
@@ -36,8 +36,8 @@ def test_logits(case: str, tmp_path: Path) -> None:
         ("gemma", {"embed_scale": 1.0}),
     ],
 )
-def test_each_field_shows(case: str, change: dict, tmp_path: Path) -> None:
-    """The comparison would see a field that is not honoured."""
+def test_wrong_config_field_is_detected(case: str, change: dict, tmp_path: Path) -> None:
+    """The comparison detects a field that is not used."""
     right = models.load(save(case, tmp_path))
     wrong = models.from_torch(replace(right.config, **change), models.to_torch(right))
     tokens = tokens_of(1)
@@ -47,8 +47,8 @@ def test_each_field_shows(case: str, change: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "case", ["llama-linear", "llama-llama3", "llama-yarn", "llama-yarn-mscale"]
 )
-def test_each_scaling_shows(case: str, tmp_path: Path) -> None:
-    """So would it see another scaling of the angles."""
+def test_wrong_rope_scaling_is_detected(case: str, tmp_path: Path) -> None:
+    """The comparison detects another scaling of the angles."""
     model = models.load(save(case, tmp_path))
     values = json.loads((tmp_path / "config.json").read_text())
     values["rope_parameters"] = {"rope_theta": values["rope_parameters"]["rope_theta"]}
@@ -58,8 +58,8 @@ def test_each_scaling_shows(case: str, tmp_path: Path) -> None:
     assert distance(logits_of(wrong, tokens), torch_logits(case, tokens)) > 1e-3
 
 
-def test_far_into_a_text(tmp_path: Path) -> None:
-    """Where an ulp of a frequency is a hundredth of a turn, the angles are still transformers'."""
+def test_large_positions_match(tmp_path: Path) -> None:
+    """The angles match even where an ulp of a frequency is a hundredth of a turn."""
     for case in ("llama-theta", "llama-linear", "llama-llama3", "llama-yarn"):
         theirs = torch_model(case).model.rotary_emb
         ours = models.read_config(save(case, tmp_path)).rope
@@ -72,7 +72,7 @@ def test_far_into_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["llama", "llama-linear", "llama-llama3", "llama-yarn"])
-def test_the_spelling_of_transformers_4(case: str, tmp_path: Path) -> None:
+def test_transformers_4_rope_fields_are_read(case: str, tmp_path: Path) -> None:
     config = models.read_config(save(case, tmp_path))
     values = json.loads((tmp_path / "config.json").read_text())
     rope = values.pop("rope_parameters")
@@ -85,7 +85,7 @@ def test_the_spelling_of_transformers_4(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["llama-biases", "qwen2-window", "gemma"])
-def test_shards(case: str, tmp_path: Path) -> None:
+def test_sharded_folder_matches(case: str, tmp_path: Path) -> None:
     save(case, tmp_path, max_shard_size="8KB")
     files = models.tensor_files(tmp_path)
     assert len(set(files.values())) > 2
@@ -95,7 +95,7 @@ def test_shards(case: str, tmp_path: Path) -> None:
     assert distance(logits, torch_logits(case, tokens)) < NOISE
 
 
-def test_the_flat_dict_is_torchs(tmp_path: Path) -> None:
+def test_flat_dict_equals_torch_state_dict(tmp_path: Path) -> None:
     state = {name: leaf.numpy() for name, leaf in torch_model("qwen3-all").state_dict().items()}
     tensors = models.to_torch(models.load(save("qwen3-all", tmp_path)))
     assert tensors.keys() == state.keys()
@@ -104,8 +104,8 @@ def test_the_flat_dict_is_torchs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["qwen3", "gemma"])
-def test_bfloat16(case: str, tmp_path: Path) -> None:
-    """Both are as far from the truth of these weights as from each other."""
+def test_bfloat16_error_is_rounding(case: str, tmp_path: Path) -> None:
+    """Both libraries' errors, relative to float32, have the size of rounding."""
     model, tokens = deepcopy(torch_model(case)).bfloat16(), tokens_of(3)
     model.save_pretrained(tmp_path)
     with torch.no_grad():
@@ -120,8 +120,8 @@ def test_bfloat16(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["mistral", "qwen3-all"])
-def test_left_padding(case: str, tmp_path: Path) -> None:
-    """A negative position is transformers' masked token."""
+def test_left_padding_matches_the_mask(case: str, tmp_path: Path) -> None:
+    """A negative position has the effect of transformers' mask."""
     tokens, lengths = tokens_of(4, 3, 13), np.array([13, 6, 9])
     mask = np.arange(13)[None] >= 13 - lengths[:, None]
     positions = np.where(mask, np.cumsum(mask, axis=1) - 1, -1)

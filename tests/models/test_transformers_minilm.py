@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 with adapters that PEFT trained: PEFT's unmerged forward, adapter in adapter."""
+"""all-MiniLM-L6-v2 with trained adapters matches PEFT's nested, unmerged forward."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -27,13 +27,13 @@ STACKS = [("lora",), ("loha",), ("ia3",), ("lora", "loha", "ia3"), ("ia3", "loha
 
 @cache
 def torch_model() -> Any:
-    """The encoder in 64 bits."""
+    """Returns the encoder in 64 bits."""
     return AutoModel.from_pretrained(model_folder()).eval().double()
 
 
 @cache
 def batch() -> Any:
-    """Sentences of several lengths."""
+    """Returns sentences of several lengths."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder())
     return tokenizer(
         [side for pair in PAIRS[4:7] for side in pair], padding=True, return_tensors="pt"
@@ -41,22 +41,22 @@ def batch() -> Any:
 
 
 def theirs(stack: Sequence[str]) -> np.ndarray:
-    """What PEFT computes with the adapters wrapped around each other, the first one innermost."""
+    """Returns PEFT's embeddings with nested adapters, the first innermost."""
     model = nested(torch_model(), [HERE / name for name in stack])
     with torch.no_grad():
         return embeddings(model, batch()).numpy()
 
 
 def ours(stack: Sequence[str], model: Any) -> np.ndarray:
-    """What jaxmix computes with the same."""
+    """Returns jaxmix's embeddings with the same adapters."""
     mixed = jaxmix.compose(model, [jaxmix.load(HERE / name) for name in stack])
     tokens = batch()["input_ids"].numpy().astype(np.int32)
     return np.asarray(embed(mixed, tokens, batch()["attention_mask"].bool().numpy()))
 
 
 @needs_the_model
-def test_peft_and_jaxmix_agree() -> None:
-    """Alone and mixed in both orders, in 64 bits; and each adapter does something."""
+def test_embeddings_match_peft() -> None:
+    """Embeddings match for each adapter and two orders in 64 bits, and differ from the base's."""
     with jax.enable_x64(True):
         model = read(jnp.float64)
         bare = ours((), model)
@@ -69,6 +69,6 @@ def test_peft_and_jaxmix_agree() -> None:
 
 
 @needs_the_model
-def test_in_32_bits() -> None:
-    """The mix of three."""
+def test_embeddings_match_peft_in_32_bits() -> None:
+    """The mix of three adapters matches in 32 bits."""
     np.testing.assert_allclose(ours(STACKS[3], read()), theirs(STACKS[3]), atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""From PyTorch's names to the tree and back, and the tensors that are refused."""
+"""Conversion from PyTorch's names to the tree and back, and the tensors that are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from .tiny import write
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_there_and_back(kind: str, dtype: Any) -> None:
-    """Bit for bit, in order, from NumPy and from JAX."""
+def test_weights_round_trip(kind: str, dtype: Any) -> None:
+    """Tensors of NumPy and JAX round-trip bit for bit."""
     config = tiny.config(kind)
     tensors = tiny.tensors(config, dtype=dtype)
     again = to_torch(from_torch(config, tensors))
@@ -28,11 +28,11 @@ def test_there_and_back(kind: str, dtype: Any) -> None:
     for name, leaf in again.items():
         assert leaf.dtype == dtype
         np.testing.assert_array_equal(leaf, tensors[name])
-    once_more = to_torch(from_torch(config, again))
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, again, once_more))
+    third = to_torch(from_torch(config, again))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, again, third))
 
 
-def test_a_kernel_is_the_weights_transpose() -> None:
+def test_kernel_is_the_transposed_weight() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
     model = from_torch(config, tensors)
@@ -40,7 +40,7 @@ def test_a_kernel_is_the_weights_transpose() -> None:
     np.testing.assert_array_equal(kernel, tensors["model.layers.1.self_attn.k_proj.weight"].T)
 
 
-def test_a_cast() -> None:
+def test_dtype_casts_every_leaf() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
     cast = to_torch(from_torch(config, tensors, dtype=jnp.bfloat16))
@@ -51,7 +51,7 @@ def test_a_cast() -> None:
         assert {leaf.dtype for leaf in wide.values()} == {np.dtype(np.float64)}
 
 
-def test_the_callers_arrays_are_copied() -> None:
+def test_arrays_of_the_caller_are_copied() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
     model = from_torch(config, tensors)
@@ -61,8 +61,8 @@ def test_the_callers_arrays_are_copied() -> None:
     np.testing.assert_array_equal(tiny.run(model, tiny.tokens()), before)
 
 
-def test_names_that_do_not_fit() -> None:
-    """All of them at once."""
+def test_missing_and_unused_names_are_listed() -> None:
+    """All missing and unused names are listed in one error."""
     config = tiny.config()
     tensors = tiny.tensors(config)
     del tensors["model.norm.weight"], tensors["lm_head.weight"]
@@ -77,7 +77,7 @@ def test_names_that_do_not_fit() -> None:
     assert str(caught.value).startswith(text)
 
 
-def test_shapes_that_do_not_fit() -> None:
+def test_misshaped_tensors_are_listed() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
     tensors["model.norm.weight"] = np.zeros(13, np.float32)
@@ -90,7 +90,7 @@ def test_shapes_that_do_not_fit() -> None:
     assert "Is the config of another size of this model?" in str(caught.value)
 
 
-def test_dtypes_that_are_not_done() -> None:
+def test_unsupported_dtypes_are_refused() -> None:
     config = tiny.config()
     tensors = tiny.tensors(config)
     tensors["lm_head.weight"] = np.zeros((23, 12), np.int8)
@@ -105,8 +105,8 @@ def test_dtypes_that_are_not_done() -> None:
     assert from_torch(config, tensors, dtype=jnp.float32).dtype == jnp.float32
 
 
-def test_a_tied_head_in_the_file() -> None:
-    """It may be there if it is the embedding."""
+def test_tied_head_must_equal_the_embedding() -> None:
+    """A file of a tied model may contain the head if it equals the embedding."""
     config = tiny.config("gemma")
     tensors = tiny.tensors(config)
     tied = from_torch(config, tensors)
@@ -119,8 +119,8 @@ def test_a_tied_head_in_the_file() -> None:
         from_torch(config, tensors)
 
 
-def test_load(tmp_path: Path) -> None:
-    """A folder in shards, in bfloat16, without torch; and a folder that does not fit its config."""
+def test_load_reads_shards(tmp_path: Path) -> None:
+    """A sharded bfloat16 folder loads without torch; a folder that misfits its config does not."""
     tensors = tiny.tensors(tiny.config(), dtype=ml_dtypes.bfloat16)
     write(tmp_path, tensors, shards=3)
     model = load(tmp_path)

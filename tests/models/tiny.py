@@ -50,7 +50,7 @@ BERT = {
     "num_attention_heads": 3,
     "intermediate_size": 18,
 }
-# Between them: biases, q and k norms, windows, tied heads, Gemma's norms.
+# Together these cover biases, q and k norms, windows, tied heads and Gemma's norms.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "qwen3": {**WINDOWED, "tie_word_embeddings": True},
@@ -59,14 +59,14 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def config(kind: str = "llama", **fields: Any) -> Any:
-    """A config of a kind."""
+    """Returns a config of a kind."""
     if kind in ("gpt2", "bert"):
         return read_config({**(GPT2 if kind == "gpt2" else BERT), **fields})
     return read_config({"model_type": kind, **FIELDS, **KINDS.get(kind, {}), **fields})
 
 
 def tensors(of: Config, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
-    """Random tensors by PyTorch's names, norms and biases too."""
+    """Returns random tensors by PyTorch's names, norms and biases included."""
     draw = np.random.default_rng(seed)
     made = {}
     for path, leaf in skeleton(MODELS[type(of)], of)[1].items():
@@ -77,25 +77,25 @@ def tensors(of: Config, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.
 
 
 def model(kind: str = "llama", *, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> Any:
-    """A random model of a kind."""
+    """Returns a random model of a kind."""
     made = config(kind, **fields)
     return from_torch(made, tensors(made, seed, dtype))
 
 
 @nnx.jit
 def run(model: Any, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-    """The logits, compiled once for all tests with models of one structure."""
+    """Returns the logits, compiled once for all models of one structure."""
     return model(tokens, positions=positions)
 
 
 def tokens(seed: int = 0, rows: int = 2, count: int = 9) -> jax.Array:
-    """Random tokens."""
+    """Returns random tokens."""
     drawn = np.random.default_rng(seed).integers(0, FIELDS["vocab_size"], (rows, count))
     return jnp.asarray(drawn, jnp.int32)
 
 
 def write(folder: Path, tensors: Mapping[str, np.ndarray], shards: int = 1, **fields: Any) -> Path:
-    """A Hugging Face folder with these tensors, in so many files."""
+    """Writes a Hugging Face folder with these tensors in this number of files."""
     folder.mkdir(exist_ok=True)
     values = {"model_type": "llama", **FIELDS, **KINDS["llama"], **fields}
     (folder / "config.json").write_text(json.dumps(values))

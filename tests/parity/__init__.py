@@ -1,1 +1,1 @@
-"""jaxmix beside PEFT: live, with torch and peft installed."""
+"""Live comparisons of jaxmix with PEFT, for which torch and peft must be installed."""

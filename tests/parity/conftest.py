@@ -1,4 +1,4 @@
-"""Parity with PEFT needs torch and peft; without them its tests are not collected."""
+"""Fixtures for parity with PEFT; without torch, peft and transformers its tests are skipped."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
 
 @pytest.fixture(scope="session")
 def mlp() -> Any:
-    """The pristine model of the stacks."""
+    """Returns the unadapted model of the stacks."""
     from ..goldens.nets import MLP
     from .harness import build
 
@@ -21,7 +21,7 @@ def mlp() -> Any:
 
 @pytest.fixture(scope="session")
 def saved(mlp: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which PEFT saved all adapters of the stacks, once a session."""
+    """Returns the folder of the stacks' adapters, which PEFT saves once per session."""
     from .stacks import save_all
 
     root = tmp_path_factory.mktemp("peft_stacks")
@@ -30,7 +30,7 @@ def saved(mlp: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how many stacks were compared and how far off the worst one was."""
+    """Prints how many cases were compared, and the largest error."""
     passed = terminalreporter.stats.get("passed", [])
     rows = [dict(report.user_properties) for report in passed]
     rows = [row for row in rows if "parity_cases" in row]

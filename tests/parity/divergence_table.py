@@ -1,4 +1,4 @@
-"""Writes docs/peft_divergence.md: where PEFT's merged model is not its forward, measured.
+"""Writes docs/peft_divergence.md: where PEFT's merged model differs from its forward, measured.
 
 python -m tests.parity.divergence_table
 """
@@ -25,13 +25,13 @@ __all__ = ["main"]
 X = inputs(MLP)
 PAGE = Path(__file__).parents[2] / "docs" / "peft_divergence.md"
 NAMES = dict(zip(KINDS, ("LoRA", "LoHa", "LoKr", "AdaLoRA", "OFT", "SHiRA", "DoRA"), strict=True))
-# Above this a merged model is called wrong; rounding stays below 1e-12.
+# A larger difference means that a merged model is wrong; rounding stays below 1e-12.
 WRONG = 1e-9
 
 
 @dataclass(frozen=True)
 class Row:
-    """Largest relative differences from PEFT's unmerged forward, for one stack."""
+    """The largest relative differences from PEFT's unmerged forward, for one stack."""
 
     merge_and_unload: float
     safe_merge: float
@@ -42,7 +42,7 @@ class Row:
 
 
 def _measure(model: TorchNet, folders: list[Path]) -> Row | None:
-    """All ways for one stack; None where PEFT refuses to load it."""
+    """Measures one stack with every way of merging; returns None if PEFT refuses to load it."""
     try:
         mixed = mixed_model(model, folders)
     except ValueError:
@@ -156,7 +156,7 @@ def _probed() -> list[tuple[str, str, str]]:
 
 
 def _outcome(probe: Callable[[Path], str], folder: Path) -> str:
-    """What a probe says, or the error it met."""
+    """Returns a probe's result, or the error that it raised."""
     try:
         with exact():
             return probe(folder)
@@ -166,14 +166,14 @@ def _outcome(probe: Callable[[Path], str], folder: Path) -> str:
 
 
 def main() -> None:
-    """Measure everything and write the page."""
+    """Measures everything and writes the page."""
     start, model = time.monotonic(), build(MLP)
-    wanted = [stack for length in (2, 3) for stack in stacks(KINDS, length)]
-    wanted += stacks(ADDITIVE_AND_OFT, 4)
+    selected = [stack for length in (2, 3) for stack in stacks(KINDS, length)]
+    selected += stacks(ADDITIVE_AND_OFT, 4)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         save_all(model, root)
-        rows = {s: _measure(model, [root / folder for folder in folders_of(s)]) for s in wanted}
+        rows = {s: _measure(model, [root / folder for folder in folders_of(s)]) for s in selected}
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(_page(rows))
     worst = np.max([row.jaxmix for row in rows.values() if row])

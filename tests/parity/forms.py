@@ -1,4 +1,4 @@
-"""All forms of PEFT's types beyond the six of its mixed model, as one table."""
+"""All forms of PEFT's types other than the six of its mixed model, in one table."""
 
 from .nested import Form
 

@@ -1,7 +1,6 @@
-"""Forms of PEFT's types that add a Δ of their own making: what the parity runner runs.
+"""Forms of PEFT's types that add a Δ computed in their own way.
 
-Those that wrap nothing that is wrapped already, or that need torch's default dtype, are in
-`test_drawn`.
+Types that cannot wrap a wrapped layer, or that need torch's default dtype, are in `test_drawn`.
 """
 
 from typing import Any
@@ -16,12 +15,12 @@ from .nested import Form
 __all__ = ["FORMS"]
 
 _FAN = {"fan_in_fan_out": True}
-# PEFT computes these Δ in float32, whatever the weights are in.
+# PEFT computes these Δ in float32, whatever the weights' dtype.
 _SINGLE = 1e-6
 
 
 def _spread(std: float) -> Any:
-    """Factors of this spread: what makes a type count whose own scale is small."""
+    """Draws factors with this deviation, so that types with a small scale of their own count."""
 
     def draw(name: str, now: torch.Tensor, rng: np.random.Generator) -> np.ndarray:
         return std * rng.normal(size=now.shape)
@@ -30,7 +29,7 @@ def _spread(std: float) -> Any:
 
 
 def _both(name: str, make: Any, options: dict[str, Any], **more: Any) -> list[Form]:
-    """A form of linear layers, of those of GPT-2, and of square ones of GPT-2."""
+    """Returns forms of linear layers, of GPT-2's layers, and of square layers of GPT-2."""
     return [
         Form(f"{name}-linear", "linear", make, options, **more),
         Form(f"{name}-gpt2", "gpt2", make, {**options, **_FAN}, **more),
@@ -70,7 +69,7 @@ FORMS: list[Form] = [
         tolerance=_SINGLE,
         draw=_spread(3.0),
     ),
-    # PEFT's forward reads the innermost weight and leaves out what the wrappers between do.
+    # PEFT's forward reads the innermost weight and ignores the wrappers in between.
     Form("supertuning", "linear", peft.SupertuningConfig, _SUPER, nests=False),
     Form("supertuning-no_bias", "no_bias", peft.SupertuningConfig, _SUPER, nests=False),
     Form("supertuning-supra", "linear", peft.SupertuningConfig, {**_SUPER, "r": 3}, nests=False),
@@ -86,7 +85,7 @@ FORMS: list[Form] = [
         for wavelet in _WAVELETS
     ),
     *_both("waveft-plain", peft.WaveFTConfig, {**_WAVE, "use_idwt": False}, reads=True),
-    # PEFT allows no other adapter beside it, and takes the singular values in float32.
+    # PEFT allows no other adapter next to it, and computes the singular values in float32.
     Form(
         "kasa",
         "linear",

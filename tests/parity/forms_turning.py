@@ -1,4 +1,4 @@
-"""Forms of PEFT's types that turn or rescale a weight, or read it: what the parity runner runs."""
+"""Forms of PEFT's types that rotate, rescale or read a weight."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ _FAN = {"fan_in_fan_out": True}
 
 
 def _ia3() -> list[Form]:
-    """PEFT's IA3 wraps no convolution that is wrapped."""
+    """PEFT's IA3 does not wrap a wrapped convolution."""
     form = functools.partial(Form, make=peft.IA3Config)
     inputs, outputs = {"feedforward_modules": ["two"]}, {"feedforward_modules": []}
     alone: Any = {"nests": None}
@@ -34,7 +34,7 @@ def _ia3() -> list[Form]:
 
 
 def _boft() -> list[Form]:
-    """On a convolution PEFT turns the innermost weight, whatever wraps it."""
+    """On a convolution PEFT rotates the innermost weight, whatever wraps it."""
     form = functools.partial(Form, make=peft.BOFTConfig)
     by_number = {"boft_block_num": 2, "boft_block_size": 0}
     return [
@@ -91,7 +91,7 @@ def _miss() -> list[Form]:
 
 
 def _hira() -> list[Form]:
-    """PEFT makes all of one rank, whatever rank_pattern says."""
+    """PEFT uses one rank for all layers, whatever rank_pattern says."""
     form = functools.partial(Form, make=peft.HiraConfig)
     nets = ("linear", "no_bias", "conv1d", "conv2d", "conv2d_point")
     return [
@@ -106,7 +106,7 @@ def _hira() -> list[Form]:
 
 
 def _glora() -> list[Form]:
-    """PEFT's forward takes off what wrapped layers gave, and starts from the innermost weight."""
+    """PEFT's forward subtracts the wrapped layers' output and starts from the innermost weight."""
     form = functools.partial(Form, make=peft.GloraConfig, nests=False)
     return [
         form("glora", "linear", options={"r": 3}),
@@ -159,7 +159,7 @@ def _peanut() -> list[Form]:
 
 
 def _osf() -> list[Form]:
-    """PEFT's SVD is in float32."""
+    """PEFT computes the SVD in float32."""
     form = functools.partial(Form, make=peft.OSFConfig, reads=True, tolerance=3e-6)
     return [
         form("osf-linear", "linear"),
@@ -170,7 +170,7 @@ def _osf() -> list[Form]:
 
 
 def _frod() -> list[Form]:
-    """PEFT's forward puts the weight together anew, whatever it wraps, and has U in float32."""
+    """PEFT's forward reassembles the weight, whatever it wraps, and stores U in float32."""
     form = functools.partial(Form, make=peft.FrodConfig, nests=False, tolerance=3e-6)
     plain = {"progressbar": False, "sparse_rate": 0.1}
     return [

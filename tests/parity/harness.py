@@ -1,7 +1,7 @@
-"""Truth: adapters which PEFT saved, and the float64 forward of PEFT's mixed model over them.
+"""The reference: adapters saved by PEFT, and the float64 forward of PEFT's mixed model.
 
-Where PEFT rounds to float32 by itself (LoHa's alpha / r, a second adapter of a kind, AdaLoRA's
-rank, COFT's eps), it takes torch's default dtype: with float64 as the default it does not round.
+Where PEFT rounds to float32 (LoHa's alpha / r, a second adapter of a type, AdaLoRA's rank, COFT's
+eps), it uses torch's default dtype; with float64 as the default it does not round.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ torch.set_num_threads(1)
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Float64 by default, no gradients, PEFT's advice unheard."""
+    """Sets float64 as the default and disables gradients and warnings."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -70,10 +70,10 @@ def _module(layer: Layer) -> nn.Module:
 
 
 class TorchNet(nn.Module):
-    """The torch twin of `nets.run`."""
+    """The torch counterpart of `nets.run`."""
 
     def __init__(self, net: Net) -> None:
-        """Place each layer at its dotted name."""
+        """Adds each layer under its dotted name."""
         super().__init__()
         self.names = [layer.name for layer in net]
         for layer in net:
@@ -86,19 +86,19 @@ class TorchNet(nn.Module):
             place.add_module(last, _module(layer))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Layer, tanh, layer, …, layer."""
+        """Computes layer, tanh, layer, …, layer."""
         for i, name in enumerate(self.names):
             x = self.get_submodule(name)(torch.tanh(x) if i else x)
         return x
 
 
 def _short(values: np.ndarray) -> torch.Tensor:
-    """Float64 numbers with float32's digits: they pack to half, which keeps the goldens small."""
+    """Returns float64 numbers with float32 precision, which compress well in the goldens."""
     return torch.from_numpy(np.asarray(values, np.float32).astype(np.float64))
 
 
 def build(net: Net, seed: int = 0) -> TorchNet:
-    """A net with weights of about unit gain."""
+    """Returns a network with weights of about unit gain."""
     rng = np.random.default_rng(seed)
     with exact():
         model = TorchNet(net)
@@ -109,14 +109,14 @@ def build(net: Net, seed: int = 0) -> TorchNet:
 
 
 def inputs(net: Net, batch: int = 2, seed: int = 1) -> np.ndarray:
-    """Random inputs for a net: tokens for an embedding, an image of 5 to a side for a conv."""
+    """Returns random inputs: tokens for an embedding, images with sides of 5 for a convolution."""
     rng, first = np.random.default_rng(seed), net[0]
     if first.kind == "embedding":
         return rng.integers(0, first.size[0], size=(batch, 3))
     return _short(rng.normal(size=(batch, first.size[0], *(5 for _ in first.kernel)))).numpy()
 
 
-# What makes every term of every family count beside a weight of unit gain.
+# Large enough for every term of every family to count next to weights of unit gain.
 _STDDEV = {"lora_E": 1.0, "lora": 0.6, "hada": 0.7, "lokr": 0.6, "oft": 0.15, "shira": 0.5}
 
 
@@ -135,7 +135,7 @@ def save_adapter(
     seed: int,
     draw: Callable[[str, torch.Tensor, np.random.Generator], np.ndarray] | None = None,
 ) -> Any:
-    """Adapt a copy of the model with PEFT, draw every trained number anew, save, return it."""
+    """Adapts a copy of the model with PEFT, draws every trained number, saves it and returns it."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     with exact():
@@ -149,7 +149,7 @@ def save_adapter(
 
 
 def mixed_model(model: nn.Module, folders: Sequence[Path]) -> Any:
-    """PEFT's mixed model over a copy of `model`, the adapters loaded in this order, all active."""
+    """Returns PEFT's mixed model over a copy of `model`, with these adapters, all active."""
     mixed, names = None, [f"adapter{i}" for i in range(len(folders))]
     with exact():
         for name, folder in zip(names, folders, strict=True):
@@ -161,7 +161,7 @@ def mixed_model(model: nn.Module, folders: Sequence[Path]) -> Any:
             found = peft.set_peft_model_state_dict(
                 mixed, load_file(folder / "adapter_model.safetensors"), adapter_name=name
             )
-            # PEFT saves an adapted embedding's base weight along; it is the base's own.
+            # PEFT also saves the base weight of an adapted embedding, which is unchanged.
             extra = [k for k in found.unexpected_keys if not k.endswith("base_layer.weight")]
             lost = [k for k in found.missing_keys if f".{name}" in k and "ranknum" not in k]
             if lost or extra:
@@ -172,30 +172,30 @@ def mixed_model(model: nn.Module, folders: Sequence[Path]) -> Any:
 
 
 def forward(model: nn.Module, x: np.ndarray) -> np.ndarray:
-    """The model's output for one input array, in float64."""
+    """Returns the model's output for one input array, in float64."""
     with exact():
         out = model(torch.from_numpy(x))
         return (out if isinstance(out, torch.Tensor) else out[0]).numpy()
 
 
 def state(model: nn.Module) -> dict[str, np.ndarray]:
-    """The model's weights as a flat dict {PyTorch name: array}, copied."""
+    """Returns a copy of the model's weights as a flat dict {PyTorch name: array}."""
     return {name: param.numpy().copy() for name, param in model.state_dict().items()}
 
 
 def layout(model: nn.Module) -> Layout:
-    """Which of the model's layers are Conv1D, which square ones alone do not tell."""
+    """Returns a layout that lists the Conv1D layers, which square shapes alone do not show."""
     found = (re.escape(name) for name, part in model.named_modules() if isinstance(part, Conv1D))
     return Layout("the model's classes", conv1d="|".join(found))
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:
-    """Largest |ours - truth| over largest |truth|; infinite for a wrong shape or a NaN."""
+    """Returns the largest |ours - truth| over the largest |truth|; inf for wrong shapes or NaN."""
     if ours.shape != truth.shape or not np.isfinite(ours).all() or not np.isfinite(truth).all():
         return float("inf")
     return float(np.abs(ours - truth).max() / np.abs(truth).max())
 
 
 def type_of(config: Any) -> str:
-    """PEFT's name of a config's type, in capitals."""
+    """Returns PEFT's name of a config's type, in capitals."""
     return config.peft_type.value

@@ -1,8 +1,8 @@
-"""Every layer type and form of every family, as a table: a net, configs, and where truth lies.
+"""A table of every layer type and form of every family: a network, configs, and the reference.
 
 ``truth`` is ``mixed`` (the unmerged forward of PEFT's mixed model), ``merged`` (its merged weight:
-OFT on a convolution, whose forward sums overlapping patches), or ``single`` (the forward of a
-plain PeftModel: AdaLoRA with pruned ranks, which the mixed model does not load).
+OFT on a convolution, whose forward sums overlapping patches), or ``single`` (the forward of a plain
+PeftModel: AdaLoRA with pruned ranks, which the mixed model does not load).
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ __all__ = ["CASES", "NETS", "Case"]
 
 @dataclass(frozen=True)
 class Case:
-    """One row: adapters on a net, and which of PEFT's results is the truth."""
+    """One row: adapters on a network, and which of PEFT's results is the reference."""
 
     name: str
     net: str
@@ -26,7 +26,7 @@ class Case:
     truth: Literal["mixed", "merged", "single"] = "mixed"
 
     def configs(self) -> list[PeftConfig]:
-        """The adapters' configs, made anew: PEFT writes into them."""
+        """Returns new configs for the adapters, because PEFT changes the configs that it gets."""
         return [make(**{"target_modules": ["one", "two"], **kw}) for make, kw in self.adapters]
 
 
@@ -130,7 +130,8 @@ def _lokr() -> list[Case]:
             _one(f"lokr-{net}-full", net, LoKrConfig, **full),
             _one(f"lokr-{net}-factor2", net, LoKrConfig, **low, decompose_factor=2),
         ]
-        # torch.kron itself raises for a Tucker w2 of rank 1 on a Conv1d: that form needs width.
+        # torch.kron raises for a Tucker w2 of rank 1 on a Conv1d, so that form uses a wider
+        # network.
         if net.startswith("conv2d"):
             cases += [_one(f"lokr-{net}-tucker", net, LoKrConfig, **low, **cp, **both)]
     return [
@@ -219,7 +220,7 @@ def _stacked() -> list[Case]:
         "no_bias": [(lora, dora), (dora, oft2, lora)],
         "conv1d_wide": [(lora_b, loha)],
     }
-    # PEFT's DoRA scales what lora_bias added to the bias before it.
+    # PEFT's DoRA also scales what lora_bias added to the bias before.
     bias_then_dora = [
         Case("stack-lora_bias-dora", "linear", (lora_b, dora)),
         Case("stack-lora_bias-loha-dora", "linear", (lora_b, loha, dora)),
@@ -233,7 +234,7 @@ def _stacked() -> list[Case]:
 
 
 def _between() -> list[Case]:
-    """Forms of LoRA and of OFT with a LoRA inside and a LoHa around."""
+    """Returns forms of LoRA and of OFT between a LoRA inside and a LoHa outside."""
     lora, loha = (LoraConfig, _LORA), (LoHaConfig, {"r": 2, "alpha": 3})
     oft, exact = {"oft_block_size": 4}, {"use_cayley_neumann": False}
     two = {"target_modules": ["two"]}
@@ -248,13 +249,13 @@ def _between() -> list[Case]:
         "oft-shared": ("linear", (OFTConfig, {**oft, "block_share": True})),
         "oft-coft": ("linear", (OFTConfig, {**oft, "coft": True, "eps": 0.5})),
     }  # fmt: skip
-    where = {"mlp": {"target_modules": ["layers.0.lin", "layers.1.lin"]}, "embedding": two}
+    targets = {"mlp": {"target_modules": ["layers.0.lin", "layers.1.lin"]}, "embedding": two}
 
-    def put(net: str, make: type[PeftConfig], kw: dict[str, Any]) -> Any:
-        return make, {**kw, **where.get(net, {})}
+    def targeting(net: str, make: type[PeftConfig], kw: dict[str, Any]) -> Any:
+        return make, {**kw, **targets.get(net, {})}
 
     return [
-        Case(f"between-{name}", net, (put(net, *lora), form, put(net, *loha)))
+        Case(f"between-{name}", net, (targeting(net, *lora), form, targeting(net, *loha)))
         for name, (net, form) in forms.items()
     ]
 

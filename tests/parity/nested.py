@@ -1,8 +1,8 @@
-"""PEFT's wrappers of any types one inside the other: what its mixed model permits for six only.
+"""Nested wrappers of any PEFT types; PEFT's mixed model permits this for six types only.
 
-A type's own PeftModel wraps whatever it finds, also layers that another type has wrapped; the inner
-wrappers then go on acting. Types whose forward looks through to the innermost base and leaves out
-what the inner wrappers do are marked as such in the table of forms.
+A type's own PeftModel wraps any layer, including layers that another type has wrapped, and the
+inner wrappers stay active. Some types' forwards use the innermost base and ignore the inner
+wrappers; the table of forms marks these.
 """
 
 import copy
@@ -22,18 +22,17 @@ __all__ = ["Form", "neighbours", "nested", "save_all"]
 
 @dataclass(frozen=True)
 class Form:
-    """A type of PEFT in one of its forms.
+    """A PEFT type in one of its forms.
 
     Args:
-        name: what to call it.
-        net: the net that it adapts, by its name in `layer_cases.NETS`.
-        make: its config's class.
-        options: the config's fields; both layers are adapted unless they say otherwise.
-        nests: whether PEFT's forward lets what it wraps act; None where it is not to be nested.
-        reads: whether jaxmix.load asks for the base.
-        tolerance: how near PEFT's numbers are to be met.
-        draw: how its parameters are drawn: from name, present value and generator, or None for the
-            harness's own way.
+        name: Its name in the tests.
+        net: The network that it adapts, by its name in `layer_cases.NETS`.
+        make: The config's class.
+        options: The config's fields; both layers are adapted unless they say otherwise.
+        nests: Whether PEFT's forward applies the wrappers inside; None if it is not to be nested.
+        reads: Whether jaxmix.load needs the base.
+        tolerance: The largest allowed difference from PEFT.
+        draw: Draws a parameter from its name, value and a generator; None for the harness's draws.
     """
 
     name: str
@@ -46,20 +45,20 @@ class Form:
     draw: Any = None
 
     def config(self) -> peft.PeftConfig:
-        """The config, made anew: PEFT writes into it."""
+        """Returns a new config, because PEFT changes the config that it gets."""
         return self.make(**{"target_modules": ["one", "two"], **self.options})
 
 
 def neighbours(form: Form) -> tuple[peft.PeftConfig, peft.PeftConfig]:
-    """The adapters before and after it: LoRA and LoHa, but where PEFT has none for such a layer."""
+    """Returns the adapters before and after: LoRA and LoHa if PEFT supports them for the layer."""
     fan = {"fan_in_fan_out": True} if form.net.startswith("gpt2") else {}
-    told: Any = form.config()
-    where = {"target_modules": told.target_modules or ["one", "two"]}
+    own: Any = form.config()
+    where = {"target_modules": own.target_modules or ["one", "two"]}
     loha = peft.LoHaConfig(r=3, alpha=4, **where)
     if form.net.endswith("groups"):
         return peft.LoKrConfig(r=2, alpha=3, **where), loha
     lora = peft.LoraConfig(r=3, lora_alpha=5, **where, **fan)
-    # No second LoRA: adding it turns off the first one, which does not know the new one's name.
+    # Not a second LoRA: adding it disables the first one, which does not know the new name.
     if form.net.startswith(("gpt2", "conv3d")):
         if form.make is peft.IA3Config:
             return lora, peft.HiraConfig(r=2, **where, **fan)
@@ -70,7 +69,7 @@ def neighbours(form: Form) -> tuple[peft.PeftConfig, peft.PeftConfig]:
 
 
 def save_all(model: nn.Module, form: Form, root: Path) -> list[Path]:
-    """The form between its neighbours, each trained alone and saved by PEFT."""
+    """Saves the form and its neighbours, each trained alone by PEFT."""
     before, after = neighbours(form)
     folders = [root / name for name in ("before", "form", "after")]
     for i, (config, folder) in enumerate(zip((before, form.config(), after), folders, strict=True)):
@@ -79,7 +78,7 @@ def save_all(model: nn.Module, form: Form, root: Path) -> list[Path]:
 
 
 def nested(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
-    """A copy of the model with adapters wrapped around each other, the first one innermost."""
+    """Returns a copy of the model with nested adapters, the first one innermost."""
     model = copy.deepcopy(model)
     with exact():
         for i, folder in enumerate(folders):

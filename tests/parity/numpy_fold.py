@@ -1,7 +1,7 @@
-"""An independent oracle: PEFT folders folded into weights, in NumPy, straight from the formulas.
+"""An independent reference in NumPy: folds PEFT folders into weights directly by the formulas.
 
-It knows neither jaxmix nor torch, folds densely and naively, and is itself checked against PEFT's
-forward. Weights lie as PyTorch has them; LoRA's A is (r, in), B is (out, r).
+It uses neither jaxmix nor torch, computes densely, and is itself checked against PEFT's forward.
+Weights have PyTorch's shapes; LoRA's A is (r, in), B is (out, r).
 """
 
 import json
@@ -55,29 +55,29 @@ def _lora(t: Params, config: Mapping, site: str, shape: tuple[int, ...]) -> np.n
 
 def _loha(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
     if "hada_t1" in t:
-        one = _cp(t["hada_t1"], t["hada_w1_a"], t["hada_w1_b"])
-        two = _cp(t["hada_t2"], t["hada_w2_a"], t["hada_w2_b"])
+        first = _cp(t["hada_t1"], t["hada_w1_a"], t["hada_w1_b"])
+        second = _cp(t["hada_t2"], t["hada_w2_a"], t["hada_w2_b"])
     else:
-        one = t["hada_w1_a"] @ t["hada_w1_b"]
-        two = t["hada_w2_a"] @ t["hada_w2_b"]
-    return (scale * one * two).reshape(shape)
+        first = t["hada_w1_a"] @ t["hada_w1_b"]
+        second = t["hada_w2_a"] @ t["hada_w2_b"]
+    return (scale * first * second).reshape(shape)
 
 
 def _lokr(t: Params, scale: float, shape: tuple[int, ...]) -> np.ndarray:
-    one = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
+    first = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
     if "lokr_w2" in t:
-        two = t["lokr_w2"]
+        second = t["lokr_w2"]
     elif "lokr_t2" in t:
-        two = _cp(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
+        second = _cp(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
     else:
-        two = t["lokr_w2_a"] @ t["lokr_w2_b"]
-    if two.ndim == 4:
-        one = one[:, :, None, None]
-    return (scale * np.kron(one, two)).reshape(shape)
+        second = t["lokr_w2_a"] @ t["lokr_w2_b"]
+    if second.ndim == 4:
+        first = first[:, :, None, None]
+    return (scale * np.kron(first, second)).reshape(shape)
 
 
 def rotation(numbers: np.ndarray, config: Mapping, width: int) -> np.ndarray:
-    """OFT's R, (width, width), from its upper triangles (blocks, b (b - 1) / 2)."""
+    """Returns OFT's R, (width, width), from its upper triangles (blocks, b (b - 1) / 2)."""
     size = int((1 + np.sqrt(1 + 8 * numbers.shape[1])) / 2)
     rows, cols = np.triu_indices(size, 1)
     blocks = []
@@ -92,7 +92,7 @@ def rotation(numbers: np.ndarray, config: Mapping, width: int) -> np.ndarray:
         eye = np.eye(size)
         terms = config["num_cayley_neumann_terms"]
         if config["use_cayley_neumann"]:
-            # n terms; n = 3 comes out as n = 4, since PEFT's last, single power is then Q^3.
+            # n terms; n = 3 gives the same as n = 4, because PEFT's last, single power is then Q^3.
             last = 0 if terms < 3 else max(terms, 4) - 1
             powers = range(1, last or terms)
             series = sum((2 * np.linalg.matrix_power(q, k) for k in powers), np.zeros_like(q))
@@ -108,16 +108,16 @@ def rotation(numbers: np.ndarray, config: Mapping, width: int) -> np.ndarray:
 
 def _dora_norm(w: np.ndarray, embedding: bool, transposed: bool) -> np.ndarray:
     if w.ndim == 2:
-        # An embedding's norm goes over the vocabulary; GPT-2's Conv1D lies (in, out).
+        # An embedding's norm is over the vocabulary; GPT-2's Conv1D is (in, out).
         keep_columns = embedding or transposed
         return np.linalg.norm(w, axis=0 if keep_columns else 1)
     return np.sqrt((w**2).sum(axis=tuple(range(1, w.ndim))))
 
 
 def _apply(
-    w: np.ndarray, bias: np.ndarray | None, base: Params, word: tuple[Params, dict, str]
+    w: np.ndarray, bias: np.ndarray | None, base: Params, update: tuple[Params, dict, str]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    t, config, site = word
+    t, config, site = update
     w0, bias0 = base["weight"], base.get("bias")
     kind = config["peft_type"]
     if kind == "OFT":
@@ -142,16 +142,16 @@ def _apply(
     c = t["lora_magnitude_vector"].reshape(-1) / _dora_norm(w0 + delta, embedding, transposed)
     over = (1, -1) if embedding or transposed else (-1, *(1,) * (w.ndim - 1))
     if bias is not None:
-        # PEFT takes the base's bias off, scales, and puts it back: what earlier adapters added to
-        # the bias (lora_bias) is scaled too.
+        # PEFT subtracts the base's bias, scales, and adds it back, so it also scales what earlier
+        # adapters added to the bias (lora_bias).
         bias0 = np.zeros_like(bias) if bias0 is None else bias0
         bias = bias0 + c * (bias - bias0)
     return c.reshape(over) * (w + delta), bias
 
 
 def fold(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> Params:
-    """Weights equal to PEFT's forward for these folders, loaded in this order."""
-    words: dict[str, list[tuple[Params, dict, str]]] = {}
+    """Returns weights equal to PEFT's forward for these folders, loaded in this order."""
+    chains: dict[str, list[tuple[Params, dict, str]]] = {}
     out = {name: np.array(value) for name, value in params.items()}
     for folder in folders:
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -165,15 +165,16 @@ def fold(params: Mapping[str, np.ndarray], folders: Sequence[Path]) -> Params:
                 assert plain in out, f"{folder}: {name}"
                 out[plain] = tensor
         for site, tensors in sites.items():
-            words.setdefault(site, []).append((tensors, config, site))
-    for site, stack in words.items():
+            chains.setdefault(site, []).append((tensors, config, site))
+    for site, stack in chains.items():
         base = {key: out[f"{site}.{key}"] for key in ("weight", "bias") if f"{site}.{key}" in out}
         w, bias = base["weight"], base.get("bias")
-        # A run of OFT adapters shares one wrapper, whose first adapter turns the *input* first, so
-        # the weight last. An embedding's wrapper turns the output: there the first is the first.
-        for turned, run in groupby(stack, key=lambda word: "oft_R" in word[0]):
-            for word in reversed(list(run)) if turned else run:
-                w, bias = _apply(w, bias, base, word)
+        # Consecutive OFT adapters share one wrapper, whose first adapter rotates the *input* first,
+        # so the weight last. An embedding's wrapper rotates the output, so there the order is
+        # unchanged.
+        for is_oft, run in groupby(stack, key=lambda update: "oft_R" in update[0]):
+            for update in reversed(list(run)) if is_oft else run:
+                w, bias = _apply(w, bias, base, update)
         out[f"{site}.weight"] = w
         if bias is not None:
             out[f"{site}.bias"] = bias

@@ -1,4 +1,4 @@
-"""The jaxmix side: the same folders, composed over the pristine weights, in the torch model."""
+"""The jaxmix side: the same folders, composed into the original weights, in the torch model."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def composed(
     folders: Sequence[Path],
     table: jaxmix.Layout | None = None,
 ) -> dict[str, np.ndarray]:
-    """The weights of jaxmix for PEFT's stack of these folders."""
+    """Returns jaxmix's weights for PEFT's stack of these folders."""
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, name=f"a{i}") for i, folder in enumerate(folders)]
         out = jaxmix.compose(params, [peft_stack(adapters)], layout=table)
@@ -30,7 +30,7 @@ def composed(
 
 
 def jaxmix_model(model: nn.Module, folders: Sequence[Path]) -> nn.Module:
-    """A pristine copy of the model with jaxmix's weights in it."""
+    """Returns a copy of the model with jaxmix's weights."""
     twin = copy.deepcopy(model)
     weights = composed(state(model), folders, layout(model))
     twin.load_state_dict({name: torch.from_numpy(w.copy()) for name, w in weights.items()})

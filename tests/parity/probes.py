@@ -1,4 +1,4 @@
-"""Single findings about PEFT's mixed model, each a function that runs PEFT and says what it did."""
+"""Findings about PEFT's mixed model: each function runs PEFT and returns what PEFT did."""
 
 import copy
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _OFT: Spec = (OFTConfig, {"oft_block_size": 4})
 
 
 def _saved(net: Net, folder: Path, *specs: Spec) -> tuple[TorchNet, list[Path]]:
-    """A net and these adapters on all of its layers, saved by PEFT."""
+    """Returns a network, and folders of these adapters on all of its layers, saved by PEFT."""
     model, folders = build(net), []
     for i, (make, options) in enumerate(specs):
         folders.append(folder / f"{i}")
@@ -53,7 +53,7 @@ def _from_pretrained_oft(folder: Path) -> str:
 
 
 def _conv_forward(folder: Path) -> str:
-    """OFT at its zero init should change nothing."""
+    """OFT at its zero initialization should change nothing."""
     net = NETS["conv2d_square"]
     model, x = build(net), inputs(net)
     config = OFTConfig(target_modules=["one"], oft_block_size=3)
@@ -63,19 +63,19 @@ def _conv_forward(folder: Path) -> str:
 
 
 def _rotation_order(folder: Path, net: Net) -> str:
-    """Whether the rotation that is loaded first rotates the weight first."""
+    """Returns which rotation is applied to the weight first."""
     model, folders = _saved(net, folder, (OFTConfig, {"oft_block_size": 2}), _OFT)
     x = inputs(net)
     truth = forward(mixed_model(model, folders), x)
     steps = copy.deepcopy(model)
-    for one in folders:
-        steps = mixed_model(steps, [one]).merge_and_unload()
+    for folder in folders:
+        steps = mixed_model(steps, [folder]).merge_and_unload()
     same = difference(forward(steps, x), truth) < 1e-10
     return f"the adapter loaded {'first' if same else 'last'} rotates the weight first"
 
 
 def _bias_dropped(folder: Path) -> str:
-    """The saved biases have keys that the wrapped model does not; PEFT says nothing."""
+    """The saved biases have keys that the wrapped model lacks; PEFT reports nothing."""
     model, folders = _saved(MLP, folder, _LOHA, (LoraConfig, {"r": 2, "bias": "all"}))
     try:
         mixed_model(model, folders)
@@ -107,7 +107,7 @@ def _restored(folder: Path) -> str:
 
 
 def _soft_name(folder: Path) -> str:
-    """A module whose name contains PEFT's prefix is skipped by merge_and_unload."""
+    """`merge_and_unload` skips a module whose name contains PEFT's prefix."""
     return _unloaded(
         (Layer("soft_lin", "linear", (12, 20)), Layer("head", "linear", (20, 6))), folder
     )
@@ -146,7 +146,7 @@ def _tied(folder: Path) -> str:
 
 
 def _all_linear(folder: Path) -> str:
-    """`all-linear` leaves the head out: for the first adapter."""
+    """`all-linear` excludes the head, but only for the first adapter."""
     config = transformers.LlamaConfig(
         vocab_size=30,
         hidden_size=16,

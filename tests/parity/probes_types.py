@@ -1,4 +1,4 @@
-"""Findings about PEFT's other types, and about LoRA's rarer forms: see `probes`."""
+"""Findings about PEFT's other types and rarer forms of LoRA: see `probes`."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _BOTH = {"target_modules": ["one", "two"]}
 
 
 def _inside(make: type[peft.PeftConfig], **options: Any) -> Callable[[Path], str]:
-    """Whether a LoRA inside of a type's wrapper still acts."""
+    """Returns a probe of whether a LoRA inside a type's wrapper still acts."""
 
     def probe(folder: Path) -> str:
         model, x = build(NETS["linear"]), inputs(NETS["linear"])
@@ -28,7 +28,7 @@ def _inside(make: type[peft.PeftConfig], **options: Any) -> Callable[[Path], str
         folders = [folder / "lora", folder / "other"]
         for i, (config, place) in enumerate(zip(configs, folders, strict=True)):
             save_adapter(model, config, place, seed=i)
-        both, alone = (forward(nested(model, word), x) for word in (folders, folders[1:]))
+        both, alone = (forward(nested(model, stack), x) for stack in (folders, folders[1:]))
         is_dropped = difference(both, alone) < 1e-12
         return "the LoRA is silently dropped" if is_dropped else "the LoRA acts"
 
@@ -36,7 +36,7 @@ def _inside(make: type[peft.PeftConfig], **options: Any) -> Callable[[Path], str
 
 
 def _attention(folder: Path) -> str:
-    """How often the output projection's product is added."""
+    """Returns how often the output projection's product is added."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True))
     config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)

@@ -1,4 +1,4 @@
-"""The adapters of which the stacks are made: seven kinds, four distinct ones of each."""
+"""The adapters of the stacks: seven families, with four distinct adapters each."""
 
 import itertools
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ __all__ = ["ADDITIVE_AND_OFT", "KINDS", "configs", "folders_of", "save_all", "st
 ADDITIVE_AND_OFT = ("lora", "loha", "lokr", "adalora", "oft")
 KINDS = (*ADDITIVE_AND_OFT, "shira", "dora")
 
-# Every adapter touches the middle layer, so that each stack has a site with all of it; the others
-# differ, so that most stacks have sites with a part of it.
+# Every adapter targets the middle layer, so each stack has a site with all its adapters; the other
+# layers differ, so most stacks have sites with some of them.
 _TARGETS = ([0, 1, 2], [0, 1], [1, 2], [1])
 
 
 def configs(kind: str) -> list[dict]:
-    """The four configs of a kind, without the targets."""
+    """Returns the four configs of a family, without targets."""
     pattern = "layers.1.lin"
     match kind:
         case "lora":
@@ -83,20 +83,20 @@ _CONFIG = {
 
 
 def save_all(model: TorchNet, root: Path, net: Net = MLP, kinds: Iterable[str] = KINDS) -> None:
-    """Save all adapters of these kinds as ``root/<kind><number>``."""
+    """Saves all adapters of these families as ``root/<kind><number>``."""
     for kind in kinds:
-        turn = KINDS.index(kind)
+        offset = KINDS.index(kind)
         for i, options in enumerate(configs(kind)):
-            layers = _TARGETS[(i + turn) % len(_TARGETS)]
+            layers = _TARGETS[(i + offset) % len(_TARGETS)]
             config = _CONFIG[kind](target_modules=[net[layer].name for layer in layers], **options)
-            save_adapter(model, config, root / f"{kind}{i}", seed=100 * turn + i)
+            save_adapter(model, config, root / f"{kind}{i}", seed=100 * offset + i)
 
 
 def folders_of(stack: tuple[str, ...]) -> list[str]:
-    """The folder names of a stack of kinds: the n-th of a kind is that kind's n-th adapter."""
+    """Returns the folder names of a stack: the n-th use of a family is its n-th adapter."""
     return [f"{kind}{stack[:i].count(kind)}" for i, kind in enumerate(stack)]
 
 
 def stacks(kinds: Iterable[str], length: int) -> list[tuple[str, ...]]:
-    """All ordered stacks with repetition."""
+    """Returns all ordered stacks with repetition."""
     return list(itertools.product(kinds, repeat=length))

@@ -1,4 +1,4 @@
-"""AdaMSS, whose groups PEFT finds with scikit-learn: in float32, as when people load it."""
+"""AdaMSS, whose groups PEFT finds with scikit-learn, in float32 as users load it."""
 
 import copy
 from collections.abc import Callable
@@ -30,8 +30,8 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("net", ["linear", "no_bias"])
 @pytest.mark.parametrize("name", FORMS)
-def test_adamss(name: str, net: str, tmp_path: Path, record_property: Record) -> None:
-    """Drawn anew in PEFT, saved, found again by jaxmix over the same base; and written again."""
+def test_adamss_matches_peft(name: str, net: str, tmp_path: Path, record_property: Record) -> None:
+    """An adapter with random values, saved by PEFT, matches after loading and after export."""
     model, x = build(NETS[net]).float(), inputs(NETS[net])
     config = peft.AdamssConfig(target_modules=["one", "two"], **FORMS[name])
     adapted = peft.get_peft_model(copy.deepcopy(model), config)
@@ -60,6 +60,6 @@ def test_adamss(name: str, net: str, tmp_path: Path, record_property: Record) ->
 
 
 def _run(model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    """PEFT keeps parts of it in float32, whatever the model is in."""
+    """Runs the model in float32, because PEFT keeps parts of it in float32 anyway."""
     with torch.no_grad():
         return model.eval()(torch.from_numpy(x).float()).numpy()

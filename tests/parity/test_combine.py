@@ -1,4 +1,4 @@
-"""`jaxmix.combine` of LoRAs against PEFT's own `add_weighted_adapter`, layer by layer."""
+"""`jaxmix.combine` of LoRAs matches PEFT's `add_weighted_adapter`, layer by layer."""
 
 import copy
 from collections.abc import Callable
@@ -27,7 +27,7 @@ NET: Net = (
     Layer("layers.3.lin", "linear", (9, 5)),
 )
 SITES = [layer.name for layer in NET]
-# Every layer is in at least one, and not every one is in all.
+# Every layer is in one adapter or more, and not every layer is in all.
 TARGETS = (SITES, SITES[:4], [SITES[0], *SITES[2:]])
 ALPHAS = (5, 9, 3)
 EQUAL, UNEQUAL = (4, 4, 4), (3, 5, 2)
@@ -44,7 +44,7 @@ def model() -> Any:
 
 
 def config(i: int, rank: int) -> peft.LoraConfig:
-    """A LoRA of some of the layers, the second by rslora."""
+    """Returns a LoRA of some layers, the second with rslora."""
     return peft.LoraConfig(
         r=rank, lora_alpha=ALPHAS[i], target_modules=TARGETS[i], use_rslora=i == 1
     )
@@ -52,7 +52,7 @@ def config(i: int, rank: int) -> peft.LoraConfig:
 
 @pytest.fixture(scope="module")
 def folders(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[Path]]:
-    """Three LoRAs of equal ranks, and three of others, as PEFT saved them."""
+    """Saves three LoRAs of equal ranks and three of unequal ranks with PEFT."""
     saved = {}
     for ranks in (EQUAL, UNEQUAL):
         root = tmp_path_factory.mktemp("combine")
@@ -63,7 +63,7 @@ def folders(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, l
 
 
 def theirs(model: Any, folders: list[Path], weights: list[float], **how: Any) -> dict[str, Any]:
-    """What PEFT's combined adapter adds to each layer's weight."""
+    """Returns what PEFT's combined adapter adds to each layer's weight."""
     names = [f"a{i}" for i in range(len(folders))]
     with exact():
         adapted: Any = None
@@ -81,28 +81,31 @@ def theirs(model: Any, folders: list[Path], weights: list[float], **how: Any) ->
 
 
 def read(folders: list[Path]) -> list[Adapter]:
-    """The same files by jaxmix, their sites in the net's order."""
+    """Returns jaxmix's adapters of these folders, with sites in the network's order."""
     adapters = [jaxmix.load(folder) for folder in folders]
     return [
-        Adapter({site: one.updates[site] for site in SITES if site in one.updates}, name=one.name)
-        for one in adapters
+        Adapter(
+            {site: adapter.updates[site] for site in SITES if site in adapter.updates},
+            name=adapter.name,
+        )
+        for adapter in adapters
     ]
 
 
 def ours(model: Any, adapters: list[Adapter], **how: Any) -> dict[str, np.ndarray]:
-    """What jaxmix's combined adapter adds to each layer's weight."""
+    """Returns what jaxmix's combined adapter adds to each layer's weight."""
     params = state(model)
     with jax.enable_x64(True):
         out = compose(params, combine(adapters, **how))
     return {s: np.asarray(out[f"{s}.weight"]) - params[f"{s}.weight"] for s in SITES}
 
 
-def worst(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    return max(difference(one[site], other[site]) for site in SITES)
+def worst(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    return max(difference(found[site], expected[site]) for site in SITES)
 
 
-def same_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.ndarray]:
-    """From here on jaxmix's masks are those that torch drew before, in the order of the sites."""
+def use_torch_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.ndarray]:
+    """Makes jaxmix use the masks that torch draws, in the order of the sites."""
     drawn: list[np.ndarray] = []
     draw = torch.bernoulli
 
@@ -112,12 +115,12 @@ def same_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.ndarray]
         return mask
 
     def mask(key: Any, density: float, tensor: Any) -> Any:
-        if not tensor.any():  # of an adapter that is not there, which PEFT passes over
+        if not tensor.any():  # a missing adapter's, which PEFT skips
             return tensor > 0
         if not method.endswith("_svd") and drawn and tensor.shape in ((4, 8), (11, 4)):
-            # An embedding's A is our B: PEFT has the masks of all A's first.
+            # An embedding's A is our B: PEFT draws the masks of all A's first.
             wanted = (8, 4) if tensor.shape == (4, 8) else (4, 11)
-            i = next(i for i, one in enumerate(drawn) if one.shape == wanted)
+            i = next(i for i, entry in enumerate(drawn) if entry.shape == wanted)
             return drawn.pop(i).T.astype(bool)
         flat = drawn.pop(0)
         flat = flat.reshape(len(flat), -1)
@@ -130,7 +133,7 @@ def same_masks(monkeypatch: pytest.MonkeyPatch, method: str) -> list[np.ndarray]
 
 @pytest.mark.parametrize("signs", WEIGHTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_it_is_peft(
+def test_combine_matches_peft(
     method: str,
     signs: str,
     model: Any,
@@ -138,9 +141,9 @@ def test_it_is_peft(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Record,
 ) -> None:
-    """Three LoRAs of several alphas on layers of all kinds; where votes have no sign, but there."""
+    """Three LoRAs match on all layer types, except for PEFT's ties with negative weights."""
     weights = WEIGHTS[signs]
-    drawn = same_masks(monkeypatch, method)
+    drawn = use_torch_masks(monkeypatch, method)
     density = {"density": 0.6} if method.startswith(PRUNING) else {}
     truth = theirs(model, folders[EQUAL], weights, combination_type=method, **density)
     key = {"key": jax.random.key(0)} if "dare" in method else {}
@@ -148,7 +151,7 @@ def test_it_is_peft(
     error = worst(found, truth)
     assert not drawn
     if "ties" in method and signs == "negative":
-        assert error > 1e-2  # PEFT's negated adapter votes with the entries that it does not add
+        assert error > 1e-2  # PEFT's negated adapter votes with entries that it does not add
         return
     record_property("parity_cases", len(SITES))
     record_property("parity_worst", error)
@@ -157,8 +160,8 @@ def test_it_is_peft(
 
 @pytest.mark.parametrize("rank", [None, 2, 4])
 @pytest.mark.parametrize("method", ["cat", "svd", "magnitude_prune_svd", "ties_svd"])
-def test_ranks_that_differ(method: str, rank: int | None, model: Any, folders: Any) -> None:
-    """The methods for which PEFT takes LoRAs of several ranks."""
+def test_unequal_ranks_match_peft(method: str, rank: int | None, model: Any, folders: Any) -> None:
+    """The methods for which PEFT accepts LoRAs of unequal ranks match."""
     weights = WEIGHTS["positive"]
     if method == "cat" and rank:
         return
@@ -174,7 +177,7 @@ def test_ranks_that_differ(method: str, rank: int | None, model: Any, folders: A
 
 
 @pytest.mark.parametrize("method", ["ties", "ties_svd"])
-def test_signs_by_frequency(method: str, model: Any, folders: Any) -> None:
+def test_majority_sign_by_frequency_matches_peft(method: str, model: Any, folders: Any) -> None:
     weights, more = WEIGHTS["positive"], {"density": 0.8}
     truth = theirs(
         model,
@@ -192,8 +195,8 @@ def test_signs_by_frequency(method: str, model: Any, folders: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if "svd" not in name[:4]])
-def test_peft_too_refuses_ranks_that_differ(method: str, model: Any, folders: Any) -> None:
-    """Where factors are added up."""
+def test_unequal_ranks_are_refused_by_both(method: str, model: Any, folders: Any) -> None:
+    """Methods that add up factors need equal ranks, in PEFT and in jaxmix."""
     if method == "cat" or method.endswith("_svd"):
         return
     density = {} if method == "linear" else {"density": 0.6}

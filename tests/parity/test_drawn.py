@@ -1,9 +1,8 @@
-"""Types that wrap pristine layers only, and what others draw from a seed instead of saving it.
+"""Types that wrap only unwrapped layers, and types that draw arrays instead of saving them.
 
-The first can stand innermost and nowhere else: PEFT looks for layers of its own kinds, and finds
-none below another wrapper; SuperTuning reads the innermost weight. What is drawn comes in torch's
-default dtype, which is float32 here as it is when people load adapters; everything then runs in
-float64.
+The former can only be innermost: PEFT looks for layers of its own types, and finds none below
+another wrapper; SuperTuning reads the innermost weight. Arrays are drawn in torch's default dtype,
+float32 here as for users; everything else runs in float64.
 """
 
 import copy
@@ -28,7 +27,7 @@ Record = Callable[[str, object], None]
 
 _FAN = {"fan_in_fan_out": True}
 _SEED = {"projection_prng_key": 7}
-# PEFT computes FourierFT's Δ in float32, whatever the weights are in.
+# PEFT computes FourierFT's Δ in float32, whatever the weights' dtype.
 _SINGLE = 1e-6
 _UNSAVED = {"save_projection": False}
 
@@ -90,7 +89,7 @@ def _forms() -> list[Form]:
 
 
 def _run(form: Form, model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    """The model's output; FourierFT's forward works with float32 as torch's default only."""
+    """Returns the model's output; FourierFT's forward needs float32 as torch's default."""
     if form.make is not peft.FourierFTConfig:
         return forward(model, x)
     with torch.no_grad():
@@ -98,7 +97,7 @@ def _run(form: Form, model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
 
 
 def _ours(model: TorchNet, form: Form, folders: list[Path]) -> TorchNet:
-    """A copy of the model with jaxmix's weights in it."""
+    """Returns a copy of the model with jaxmix's weights."""
     params, twin = state(model), copy.deepcopy(model)
     with jax.enable_x64(True):
         base = params if form.reads else None
@@ -109,23 +108,24 @@ def _ours(model: TorchNet, form: Form, folders: list[Path]) -> TorchNet:
 
 
 def _saved_needs_no_torch(folder: Path, model: torch.nn.Module, out: Path) -> None:
-    """What was drawn is written, so that torch and the base are asked for once."""
+    """Checks that a saved adapter contains the drawn arrays, and loads without torch and base."""
     params = state(model)
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         adapter = jaxmix.load(folder, base=params)
         jaxmix.save(adapter, out)
         patch.setitem(sys.modules, "torch", None)
         first, again = (
-            jaxmix.compose(params, one, layout=layout(model)) for one in (adapter, jaxmix.load(out))
+            jaxmix.compose(params, item, layout=layout(model))
+            for item in (adapter, jaxmix.load(out))
         )
         assert all(np.array_equal(first[name], again[name]) for name in params)
 
 
-# PEFT advises to save what it draws.
+# PEFT recommends saving what it draws.
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", _forms(), ids=lambda form: form.name)
-def test_drawn(form: Form, tmp_path: Path, record_property: Record) -> None:
-    """Composed by jaxmix, run in torch: alone, and innermost of three."""
+def test_drawn_arrays_match_peft(form: Form, tmp_path: Path, record_property: Record) -> None:
+    """The composed weights match PEFT's forward, alone and innermost of three."""
     model, x, rng = build(NETS[form.net]), inputs(NETS[form.net]), np.random.default_rng(0)
     assert torch.get_default_dtype() == torch.float32
     adapted = peft.get_peft_model(copy.deepcopy(model), form.config()).double().eval()
@@ -140,12 +140,14 @@ def test_drawn(form: Form, tmp_path: Path, record_property: Record) -> None:
     if form.reads:
         _saved_needs_no_torch(folders[0], model, tmp_path / "saved")
     inner = adapted.base_model.model
-    words = [
+    stacks = [
         (folders[:1], _run(form, adapted, x)),
         (folders, _run(form, nested(inner, folders[1:]), x)),
     ]
-    errors = [difference(_run(form, _ours(model, form, word), x), truth) for word, truth in words]
-    # And it is not the base that was compared.
-    assert min(difference(_run(form, model, x), truth) for _, truth in words) > 1e-2
+    errors = [
+        difference(_run(form, _ours(model, form, stack), x), truth) for stack, truth in stacks
+    ]
+    # The adapter changes the output.
+    assert min(difference(_run(form, model, x), truth) for _, truth in stacks) > 1e-2
     record(record_property, form, errors)
     assert max(errors) < form.tolerance, errors

@@ -1,4 +1,4 @@
-"""What jaxmix writes for PEFT, PEFT loads, and computes what it was before."""
+"""PEFT loads what jaxmix exports and computes the same output as before."""
 
 import copy
 import json
@@ -40,25 +40,25 @@ SINGLE = [case for case in CASES if len(case.adapters) == 1]
 
 
 def exported(folder: Path, out: Path, model: Any, base: bool = False) -> Path:
-    """A folder of PEFT's, read and written again by jaxmix, which reads it too."""
+    """Loads a PEFT folder, exports it, and checks that jaxmix loads the export alike."""
     params = state(model)
     given = params if base else None
     with jax.enable_x64(True):
         adapter = jaxmix.load(folder, base=given)
-        there = jaxmix.export_peft(adapter, out)
+        exported_folder = jaxmix.export_peft(adapter, out)
         first, second = (
-            jaxmix.compose(params, one, layout=layout(model))
-            for one in (adapter, jaxmix.load(there, base=given))
+            jaxmix.compose(params, loaded, layout=layout(model))
+            for loaded in (adapter, jaxmix.load(exported_folder, base=given))
         )
         for name, leaf in first.items():
-            # VB-LoRA's largest weights PEFT takes in float32 only.
+            # PEFT computes VB-LoRA's largest weights only in float32.
             np.testing.assert_allclose(second[name], leaf, rtol=1e-6, atol=1e-6)
-    return there
+    return exported_folder
 
 
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.name)
-def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
-    """Every layer type and form of the six."""
+def test_exported_layer_matches(case: Case, tmp_path: Path, record_property: Record) -> None:
+    """Every layer type and form of the six mixed types is exported."""
     truth = make(case, tmp_path)
     folder = exported(truth.folders[0], tmp_path / "out", truth.model)
     if case.truth == "single":
@@ -75,14 +75,14 @@ def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
     assert error < TOLERANCE
 
 
-# PEFT reads these back in torch's default dtype and no other, which is float64 here.
+# PEFT loads these only in torch's default dtype, which is float64 here.
 DEFAULT = [form for form in FORMS if form.name.startswith("vblora-topk")]
 WIDE = [form for form in FORMS if form not in DEFAULT]
 
 
 @pytest.mark.parametrize("form", WIDE, ids=lambda form: form.name)
-def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
-    """Every form of the others."""
+def test_exported_form_matches(form: Form, tmp_path: Path, record_property: Record) -> None:
+    """Every form of the other types is exported."""
     model, x = build(NETS[form.net]), inputs(NETS[form.net])
     folder = save_all(model, form, tmp_path)[1]
     truth = forward(nested(model, [folder]), x)
@@ -94,8 +94,8 @@ def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
 
 
 @pytest.mark.parametrize("form", DEFAULT, ids=lambda form: form.name)
-def test_form_in_float32(form: Form, tmp_path: Path) -> None:
-    """As users have it."""
+def test_exported_form_matches_in_float32(form: Form, tmp_path: Path) -> None:
+    """PEFT loads the export in float32, as users do."""
     model, x = build(NETS[form.net]), inputs(NETS[form.net])
     folder = save_all(model, form, tmp_path)[1]
     truth = forward(nested(model, [folder]), x)
@@ -106,7 +106,7 @@ def test_form_in_float32(form: Form, tmp_path: Path) -> None:
     assert difference(got, truth) < 1e-5
 
 
-WORDS = [
+CHAINS = [
     ("lora", "loha"),
     ("oft", "oft2"),
     ("oft", "oft2", "lora"),
@@ -116,22 +116,24 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize("word", WORDS, ids="->".join)
-def test_mix(word: tuple[str, ...], mlp: TorchNet, tmp_path: Path) -> None:
-    """Folders in order, and a script that loads them as they stand."""
-    wheres = ["layers.0.lin", "layers.1.lin", "layers.2.lin"]
+@pytest.mark.parametrize("chain", CHAINS, ids="->".join)
+def test_exported_mix_loads_by_its_script(
+    chain: tuple[str, ...], mlp: TorchNet, tmp_path: Path
+) -> None:
+    """The exported script loads the folders in order."""
+    targets = ["layers.0.lin", "layers.1.lin", "layers.2.lin"]
     configs = {
-        "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=wheres),
-        "loha": peft.LoHaConfig(r=3, alpha=4, target_modules=wheres),
-        "lokr": peft.LoKrConfig(r=3, alpha=4, target_modules=wheres),
-        "adalora": peft.AdaLoraConfig(init_r=3, total_step=9, target_modules=wheres),
-        "oft": peft.OFTConfig(oft_block_size=4, target_modules=wheres),
-        "oft2": peft.OFTConfig(oft_block_size=2, target_modules=wheres),
-        "shira": peft.ShiraConfig(r=2, target_modules=wheres),
+        "lora": peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets),
+        "loha": peft.LoHaConfig(r=3, alpha=4, target_modules=targets),
+        "lokr": peft.LoKrConfig(r=3, alpha=4, target_modules=targets),
+        "adalora": peft.AdaLoraConfig(init_r=3, total_step=9, target_modules=targets),
+        "oft": peft.OFTConfig(oft_block_size=4, target_modules=targets),
+        "oft2": peft.OFTConfig(oft_block_size=2, target_modules=targets),
+        "shira": peft.ShiraConfig(r=2, target_modules=targets),
     }
     adapters = []
     with jax.enable_x64(True):
-        for i, name in enumerate(word):
+        for i, name in enumerate(chain):
             save_adapter(mlp, configs[name], tmp_path / name, seed=i)
             adapters.append(jaxmix.load(tmp_path / name))
         out = jaxmix.export_peft(jaxmix.mix(*adapters), tmp_path / "out")
@@ -144,14 +146,14 @@ def test_mix(word: tuple[str, ...], mlp: TorchNet, tmp_path: Path) -> None:
     assert difference(forward(loaded, x), forward(twin.eval(), x)) < TOLERANCE
 
 
-def test_a_mix_that_peft_does_not_have(mlp: TorchNet, tmp_path: Path) -> None:
-    """SHiRA over others; types that its mixed model does not take."""
-    where = {"target_modules": ["lin"]}
+def test_unsupported_mix_is_refused(mlp: TorchNet, tmp_path: Path) -> None:
+    """SHiRA over other types, and types outside PEFT's mixed model, are refused."""
+    targets = {"target_modules": ["lin"]}
     for i, (name, config) in enumerate(
         {
-            "lora": peft.LoraConfig(**where),
-            "shira": peft.ShiraConfig(r=2, **where),
-            "ia3": peft.IA3Config(feedforward_modules=[], **where),
+            "lora": peft.LoraConfig(**targets),
+            "shira": peft.ShiraConfig(r=2, **targets),
+            "ia3": peft.IA3Config(feedforward_modules=[], **targets),
         }.items()
     ):
         save_adapter(mlp, config, tmp_path / name, seed=i)
@@ -164,8 +166,8 @@ def test_a_mix_that_peft_does_not_have(mlp: TorchNet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("net", ["linear", "gpt2", "conv2d", "embedding"])
-def test_one_lora_of_a_mix(net: str, tmp_path: Path) -> None:
-    """A rotation, a LoRA and a rescaling go out as one LoRA that PEFT loads, errors and all."""
+def test_mix_exports_as_one_lora(net: str, tmp_path: Path) -> None:
+    """A rotation, a LoRA and a DoRA are exported as one LoRA with its errors."""
     both = {"target_modules": ["one", "two"]}
     fan = {"fan_in_fan_out": True} if net == "gpt2" else {}
     configs = [

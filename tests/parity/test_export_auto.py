@@ -1,4 +1,4 @@
-"""What jaxmix writes opens by ``AutoPeftModel…``, and clients without patterns read it alike."""
+"""``AutoPeftModel…`` opens exported adapters, and no export needs rank patterns."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import transformers
 
 import jaxmix
 
-# PEFT asks transformers for a name that it is about to lose, and looks on the hub for a config.
+# PEFT uses a deprecated name of transformers, and looks for a config on the hub.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
@@ -31,14 +31,14 @@ WHERE = {"target_modules": ["q_proj", "v_proj", "down_proj"], "r": 4, "lora_alph
 
 
 def base(kind: Any, folder: Path, **more: Any) -> str:
-    """A tiny Llama with a head, saved."""
+    """Saves a tiny Llama with a head."""
     torch.manual_seed(0)
     kind(transformers.LlamaConfig(**SIZES, **more)).double().save_pretrained(folder)
     return str(folder)
 
 
 def drawn(model: Any) -> Any:
-    """A model whose factors are not zero."""
+    """Returns the model with non-zero factors."""
     generator = torch.Generator().manual_seed(1)
     for name, number in model.named_parameters():
         if number.requires_grad:
@@ -47,12 +47,14 @@ def drawn(model: Any) -> Any:
     return model.eval()
 
 
-def trained(kind: Any, there: str, out: Path, config: peft.LoraConfig) -> torch.Tensor:
-    """PEFT's folder of an adapter, and the logits with it."""
-    # PEFT corrects the dtype of factors to float32 unless told not to.
+def trained(kind: Any, base_folder: str, out: Path, config: peft.LoraConfig) -> torch.Tensor:
+    """Saves an adapter with PEFT; returns the logits with it."""
+    # PEFT casts factors to float32 by default.
     model = drawn(
         peft.get_peft_model(
-            kind.from_pretrained(there, dtype=torch.float64), config, autocast_adapter_dtype=False
+            kind.from_pretrained(base_folder, dtype=torch.float64),
+            config,
+            autocast_adapter_dtype=False,
         )
     )
     model.save_pretrained(out)
@@ -68,19 +70,19 @@ def close(found: torch.Tensor, truth: torch.Tensor) -> None:
     np.testing.assert_allclose(found.numpy(), truth.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_causal_model(tmp_path: Path) -> None:
-    """PEFT's patterns are gone, and the model is the same: after load, and as one LoRA."""
+def test_causal_model_without_patterns(tmp_path: Path) -> None:
+    """Without rank patterns, the re-exported adapter and one LoRA give the same logits."""
     kind = transformers.AutoModelForCausalLM
-    there = base(transformers.LlamaForCausalLM, tmp_path / "base")
+    base_folder = base(transformers.LlamaForCausalLM, tmp_path / "base")
     uneven = {
         "rank_pattern": {"q_proj": 2},
         "alpha_pattern": {"v_proj": 9, "layers.1.mlp.down_proj": 1},
     }
     config = peft.LoraConfig(**WHERE, **uneven, task_type="CAUSAL_LM")
-    truth = trained(kind, there, tmp_path / "in", config)
-    assert not torch.allclose(truth, logits(kind.from_pretrained(there, dtype=torch.float64)))
+    truth = trained(kind, base_folder, tmp_path / "in", config)
+    assert not torch.allclose(truth, logits(kind.from_pretrained(base_folder, dtype=torch.float64)))
     adapter = jaxmix.load(tmp_path / "in")
-    model = kind.from_pretrained(there, dtype=torch.float64)
+    model = kind.from_pretrained(base_folder, dtype=torch.float64)
     params = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     with jax.enable_x64(True):
         lora = jaxmix.to_lora(adapter, params, rank=0.9999999)
@@ -93,12 +95,12 @@ def test_a_causal_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patterns", [False, True])
-def test_a_classifier(patterns: bool, tmp_path: Path) -> None:
-    """Its head is saved whole, and stays so."""
+def test_classifier_head_is_saved_whole(patterns: bool, tmp_path: Path) -> None:
+    """A classifier's head stays a saved module."""
     kind = transformers.AutoModelForSequenceClassification
-    there = base(transformers.LlamaForSequenceClassification, tmp_path / "base", num_labels=3)
+    base_folder = base(transformers.LlamaForSequenceClassification, tmp_path / "base", num_labels=3)
     config = peft.LoraConfig(**WHERE, rank_pattern={"q_proj": 2}, task_type="SEQ_CLS")
-    truth = trained(kind, there, tmp_path / "in", config)
+    truth = trained(kind, base_folder, tmp_path / "in", config)
     out = jaxmix.export_peft(jaxmix.load(tmp_path / "in"), tmp_path / "out", patterns=patterns)
     opened = peft.AutoPeftModelForSequenceClassification.from_pretrained(
         str(out), dtype=torch.float64, num_labels=3
@@ -106,12 +108,14 @@ def test_a_classifier(patterns: bool, tmp_path: Path) -> None:
     close(logits(opened), truth)
 
 
-def test_a_classifier_as_one_lora(tmp_path: Path) -> None:
-    """Its head is a LoRA now, which PEFT would ignore in that task: so the task is left out."""
+def test_classifier_as_one_lora_has_no_task(tmp_path: Path) -> None:
+    """The head becomes a LoRA, which PEFT ignores for this task, so the task is left out."""
     kind = transformers.AutoModelForSequenceClassification
-    there = base(transformers.LlamaForSequenceClassification, tmp_path / "base", num_labels=3)
-    truth = trained(kind, there, tmp_path / "in", peft.LoraConfig(**WHERE, task_type="SEQ_CLS"))
-    model = kind.from_pretrained(there, dtype=torch.float64)
+    base_folder = base(transformers.LlamaForSequenceClassification, tmp_path / "base", num_labels=3)
+    truth = trained(
+        kind, base_folder, tmp_path / "in", peft.LoraConfig(**WHERE, task_type="SEQ_CLS")
+    )
+    model = kind.from_pretrained(base_folder, dtype=torch.float64)
     params = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     with jax.enable_x64(True):
         lora = jaxmix.to_lora(jaxmix.load(tmp_path / "in"), params)
@@ -119,11 +123,11 @@ def test_a_classifier_as_one_lora(tmp_path: Path) -> None:
     close(logits(peft.PeftModel.from_pretrained(model, str(out))), truth)
 
 
-def test_the_class_instead_of_a_task(tmp_path: Path) -> None:
-    """A model without a task opens by ``AutoPeftModel``, and with a task given by that one's."""
-    there = base(transformers.LlamaForCausalLM, tmp_path / "base")
+def test_adapter_without_a_task_opens_by_class(tmp_path: Path) -> None:
+    """Without a task ``AutoPeftModel`` opens the adapter; with one, the task's class."""
+    base_folder = base(transformers.LlamaForCausalLM, tmp_path / "base")
     kind = transformers.LlamaForCausalLM
-    truth = trained(kind, there, tmp_path / "in", peft.LoraConfig(**WHERE))
+    truth = trained(kind, base_folder, tmp_path / "in", peft.LoraConfig(**WHERE))
     adapter = jaxmix.load(tmp_path / "in")
     out = jaxmix.export_peft(adapter, tmp_path / "out")
     close(logits(peft.AutoPeftModel.from_pretrained(str(out), dtype=torch.float64)), truth)
@@ -132,11 +136,11 @@ def test_the_class_instead_of_a_task(tmp_path: Path) -> None:
     close(logits(opened), truth)
 
 
-def test_an_attention_of_two_ranks(tmp_path: Path) -> None:
-    """PEFT has one rank and one scale for its two projections; jaxmix pads and scales."""
+def test_attention_with_two_ranks(tmp_path: Path) -> None:
+    """PEFT has one rank and scale for both projections; jaxmix pads and rescales."""
 
     class Net(torch.nn.Module):
-        """An attention alone."""
+        """A single attention layer."""
 
         def __init__(self) -> None:
             super().__init__()

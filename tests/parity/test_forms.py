@@ -1,4 +1,4 @@
-"""Each form of each type equals PEFT's forward, alone and between a LoRA and a LoHa."""
+"""Each form of each type matches PEFT's forward, alone and between a LoRA and a LoHa."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ Record = Callable[[str, object], None]
 
 
 def ours(model: nn.Module, form: Form, folders: list[Path]) -> nn.Module:
-    """A copy of the model with jaxmix's weights in it."""
+    """Returns a copy of the model with jaxmix's weights."""
     with jax.enable_x64(True):
         params = state(model)
         base = params if form.reads else None
@@ -33,23 +33,23 @@ def ours(model: nn.Module, form: Form, folders: list[Path]) -> nn.Module:
 
 
 def record(record_property: Record, form: Form, errors: list[float]) -> None:
-    """What the summary counts, and docs/peft_types.md shows: alone, and between its neighbours."""
+    """Records the errors, alone and nested, for the summary and docs/peft_types.md."""
     record_property("parity_cases", len(errors))
     record_property("parity_worst", max(errors))
     record_property("parity_type", (type_of(form.config()), form.net, errors))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-def test_form(form: Form, tmp_path: Path, record_property: Record) -> None:
-    """Composed by jaxmix, run in torch."""
+def test_form_matches_peft(form: Form, tmp_path: Path, record_property: Record) -> None:
+    """The composed weights, run in torch, match PEFT's forward."""
     model, x = build(NETS[form.net]), inputs(NETS[form.net])
     folders = save_all(model, form, tmp_path)
-    words = [folders[1:2]] + ([folders] if form.nests else [])
+    stacks = [folders[1:2]] + ([folders] if form.nests else [])
     errors = []
-    for word in words:
-        truth = forward(nested(model, word), x)
-        errors.append(difference(forward(ours(model, form, word), x), truth))
-        # And it is not the base that was compared.
+    for stack in stacks:
+        truth = forward(nested(model, stack), x)
+        errors.append(difference(forward(ours(model, form, stack), x), truth))
+        # The adapter changes the output.
         assert difference(forward(model, x), truth) > 1e-2
     record(record_property, form, errors)
     assert max(errors) < form.tolerance, errors

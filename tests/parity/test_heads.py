@@ -1,4 +1,4 @@
-"""The table of classes with heads is what the installed transformers says."""
+"""The table of model classes with heads matches the installed transformers."""
 
 import json
 
@@ -12,7 +12,7 @@ _MAPPINGS = {short: name for name, short in TASKS.items()}
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2", "vit"])
-def test_the_table_is_still_that(model_type: str) -> None:
-    """Heads, prefixes, and what other classes of the model have more or less."""
+def test_table_of_heads_is_current(model_type: str) -> None:
+    """Heads, prefixes, and the differences between a model's classes are as recorded."""
     for name, row in TABLE[model_type].items():
         assert described(model_type, name, _MAPPINGS[row["task"]]) == row

@@ -1,4 +1,4 @@
-"""Every layer type and form of every family that PEFT has, one by one and stacked."""
+"""Every layer type and form of every family matches PEFT, alone and in stacks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,8 @@ Record = Callable[[str, object], None]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
-    """Composed by jaxmix, run in torch, equal to PEFT."""
+def test_layer_matches_peft(case: Case, tmp_path: Path, record_property: Record) -> None:
+    """The composed weights, run in torch, match PEFT's forward."""
     truth = make(case, tmp_path)
     error = difference(forward(jaxmix_model(truth.model, truth.folders), truth.x), truth.output)
     record_property("parity_cases", 1)
@@ -24,6 +24,6 @@ def test_layer(case: Case, tmp_path: Path, record_property: Record) -> None:
         kind = type_of(case.configs()[0])
         record_property("parity_type", (kind, case.net, [error]))
     assert error < TOLERANCE
-    # And it is not the base that was compared: only one row is meant to change (almost) nothing.
+    # The adapter changes the output, except in the rows that should change almost nothing.
     moved = difference(forward(truth.model, truth.x), truth.output)
     assert moved > 1e-2 or case.name in ("oft-neumann1", "oft-coft-default_eps")

@@ -1,4 +1,4 @@
-"""Adapters with a head of their own on a base without: transformers opens what is written."""
+"""transformers opens a base merged with an adapter that brings a head."""
 
 import json
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def _t5() -> Any:
     return hf.T5Config(**sizes, **special)
 
 
-# The base's class, its config, the adapted class, PEFT's task, targets, and what is saved whole.
+# The base's class and config, the adapted class, PEFT's task, targets, and saved modules.
 CASES: dict[str, tuple[str, Callable[[], Any], str, str, list[str], list[str] | None]] = {
     "llama": (
         *("LlamaForCausalLM", _llama, "LlamaForSequenceClassification", "SEQ_CLS"),
@@ -99,7 +99,7 @@ CASES: dict[str, tuple[str, Callable[[], Any], str, str, list[str], list[str] | 
 
 
 def fill(model: Any, seed: int, only: str = "") -> Any:
-    """Numbers of a seed in the parameters whose names hold a word."""
+    """Fills the parameters whose names contain `only` with random numbers of a seed."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, leaf in model.named_parameters():
@@ -109,7 +109,7 @@ def fill(model: Any, seed: int, only: str = "") -> Any:
 
 
 def logits(model: Any) -> np.ndarray:
-    """What a model says of some tokens, in float64."""
+    """Returns a model's logits for some tokens, in float64."""
     ids = torch.tensor([[3, 5, 7, 9, 11, 2, 1]])
     with torch.no_grad():
         out = model.double()(input_ids=ids)
@@ -118,7 +118,7 @@ def logits(model: Any) -> np.ndarray:
 
 
 def made(name: str, folder: Path) -> tuple[Path, Any, np.ndarray]:
-    """A base and an adapter on disk, and PEFT's logits."""
+    """Saves a base and an adapter; returns the folder, the adapter and PEFT's logits."""
     base_class, config, adapted, task, targets, saved = CASES[name]
     made_config = config()
     base = fill(getattr(hf, base_class)(made_config), 0)
@@ -131,19 +131,21 @@ def made(name: str, folder: Path) -> tuple[Path, Any, np.ndarray]:
         model.base_model.load_state_dict(
             {k: body[k] for k in model.base_model.state_dict()}, strict=True
         )
-    told = peft.LoraConfig(r=2, target_modules=targets, task_type=task, modules_to_save=saved)
-    model = fill(fill(peft.get_peft_model(model, told), 1, "lora_"), 2, "modules_to_save")
+    lora_config = peft.LoraConfig(
+        r=2, target_modules=targets, task_type=task, modules_to_save=saved
+    )
+    model = fill(fill(peft.get_peft_model(model, lora_config), 1, "lora_"), 2, "modules_to_save")
     model.save_pretrained(folder / "adapter")
     adapter = jaxmix.load(folder / "adapter")
-    # What its file says, for a reader that does not keep it.
+    # The task of the adapter's config, for readers that drop it.
     object.__setattr__(adapter, "metadata", {"task_type": task})
     return folder / "base", adapter, logits(model)
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", CASES)
-def test_new_head(name: str, tmp_path: Path) -> None:
-    """No key is missing or unexpected, and the logits are PEFT's."""
+def test_merged_head_opens_in_transformers(name: str, tmp_path: Path) -> None:
+    """No key is missing or unexpected, and the logits match PEFT's."""
     base, adapter, expected = made(name, tmp_path)
     adapted, task = CASES[name][2:4]
     out = tmp_path / "out"

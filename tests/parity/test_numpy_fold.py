@@ -1,4 +1,4 @@
-"""The oracle itself against PEFT's forward: every kind, every pair, every form of every layer."""
+"""The NumPy reference matches PEFT's forward: every family, pair, and form of every layer."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from .stacks import ADDITIVE_AND_OFT, KINDS, folders_of
 from .truth import make
 
 
-def test_numpy_net_is_the_torch_net(mlp: TorchNet) -> None:
-    """The two forwards agree, so that a golden speaks for both."""
+def test_numpy_network_matches_torch(mlp: TorchNet) -> None:
+    """The two forwards agree, so a golden is valid for both."""
     x = inputs(MLP)
     assert difference(run(MLP, state(mlp), x), forward(mlp, x)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fold_of_pairs(kind: str, mlp: TorchNet, saved: Path) -> None:
-    """One adapter alone, and it before each other kind."""
+def test_fold_matches_pairs(kind: str, mlp: TorchNet, saved: Path) -> None:
+    """Each adapter matches alone and before each other family."""
     x = inputs(MLP)
     for stack in [(kind,), *((kind, other) for other in ADDITIVE_AND_OFT)]:
         folders = [saved / name for name in folders_of(stack)]
@@ -30,8 +30,8 @@ def test_fold_of_pairs(kind: str, mlp: TorchNet, saved: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_fold_of_layers(case: Case, tmp_path: Path) -> None:
-    """The table of layer types."""
+def test_fold_matches_layers(case: Case, tmp_path: Path) -> None:
+    """Each row of the table of layer types matches."""
     truth = make(case, tmp_path)
     ours = run(truth.net, fold(state(truth.model), truth.folders), truth.x)
     assert difference(ours, truth.output) < TOLERANCE

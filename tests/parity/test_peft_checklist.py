@@ -1,7 +1,7 @@
-"""The checklist of peft's own tests/test_mixed.py, case by case, with OFT and SHiRA added to each.
+"""The cases of peft's own tests/test_mixed.py, each extended by OFT and SHiRA.
 
-PEFT's tests use float32 and 1e-5; here it is float64 and 1e-10. Where PEFT can't load an order
-(SHiRA over another wrapper), the NumPy fold of the same files is the truth.
+PEFT's tests use float32 and 1e-5; these use float64 and 1e-10. If PEFT cannot load an order (SHiRA
+over another wrapper), the NumPy fold of the same files is the reference.
 """
 
 import copy
@@ -49,7 +49,7 @@ DISTINCT = 1e-4
 
 
 def config(kind: str, *targets: str, **options: Any) -> peft.PeftConfig:
-    """A config of this kind."""
+    """Returns a config of this family."""
     common: dict[str, Any] = {"target_modules": list(targets), **options}
     match kind:
         case "lora":
@@ -68,7 +68,7 @@ def config(kind: str, *targets: str, **options: Any) -> peft.PeftConfig:
 
 
 def peft_output(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
-    """PEFT's forward; the fold's where PEFT refuses to load."""
+    """Returns PEFT's output, or the fold's if PEFT refuses to load the folders."""
     try:
         return forward(mixed_model(model, folders), X)
     except ValueError as error:
@@ -78,7 +78,7 @@ def peft_output(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
 
 
 def ours(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
-    """The pristine model with jaxmix's weights, checked against PEFT, finite."""
+    """Returns the output with jaxmix's weights, after checking it against PEFT."""
     output = forward(jaxmix_model(model, folders), X)
     assert np.isfinite(output).all()
     assert difference(output, peft_output(model, folders)) < TOLERANCE
@@ -86,13 +86,13 @@ def ours(model: TorchNet, folders: Sequence[Path]) -> np.ndarray:
 
 
 def differ(*outputs: np.ndarray) -> bool:
-    """Whether all outputs are distinct."""
+    """Returns whether all outputs are distinct."""
     pairs = itertools.combinations(outputs, 2)
     return all(difference(a, b) > DISTINCT for a, b in pairs)
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two outputs are equal to rounding."""
+    """Returns whether two outputs are equal up to rounding."""
     return difference(a, b) < TOLERANCE
 
 
@@ -105,68 +105,68 @@ class Pair:
     folders: tuple[Path, Path]
     base: np.ndarray
     alone: tuple[np.ndarray, np.ndarray]
-    there: np.ndarray
-    back: np.ndarray
+    ordered: np.ndarray
+    reversed: np.ndarray
 
 
 def pair(kinds: tuple[str, str], targets: tuple[str, str], root: Path) -> Pair:
-    """Save both with PEFT, each apart, and run all through jaxmix."""
+    """Saves both adapters with PEFT and runs all combinations with jaxmix."""
     model = build(NET)
     a, b = root / "adapter0", root / "adapter1"
     for seed, (kind, target, folder) in enumerate(zip(kinds, targets, (a, b), strict=True)):
         save_adapter(model, config(kind, target), folder, seed=seed)
     alone = (ours(model, [a]), ours(model, [b]))
-    there, back = ours(model, [a, b]), ours(model, [b, a])
-    return Pair(model, kinds, (a, b), forward(model, X), alone, there, back)
+    ordered, reversed_ = ours(model, [a, b]), ours(model, [b, a])
+    return Pair(model, kinds, (a, b), forward(model, X), alone, ordered, reversed_)
 
 
 @pytest.fixture(params=[(k, p) for p in PLACES for k in PAIRS], ids=lambda p: f"{p[0]}-{p[1]}")
 def row(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Pair]:
-    """A pair of kinds at a place."""
+    """A pair of families and its layers."""
     kinds, place = request.param
     return place, pair(kinds, PLACES[place], tmp_path)
 
 
-def test_pair(row: tuple[str, Pair]) -> None:
-    """Outputs distinct; additive pairs commute, rotations do not; on the last layer deltas add."""
+def test_pair_of_families(row: tuple[str, Pair]) -> None:
+    """Outputs are distinct; additive pairs commute, rotations do not; last-layer deltas add up."""
     place, p = row
-    assert differ(p.base, *p.alone, p.there)
-    assert differ(p.base, *p.alone, p.back)
+    assert differ(p.base, *p.alone, p.ordered)
+    assert differ(p.base, *p.alone, p.reversed)
     rotates = "oft" in p.kinds
-    assert same(p.there, p.back) == (place == "apart" or not rotates)
+    assert same(p.ordered, p.reversed) == (place == "apart" or not rotates)
     summed = p.base + (p.alone[0] - p.base) + (p.alone[1] - p.base)
-    # What is added after a rotation adds to its delta; what is added before it is turned too.
-    assert same(p.there, summed) == (place == "last" and p.kinds[1] != "oft")
+    # An update after a rotation adds to its delta; one before the rotation is rotated too.
+    assert same(p.ordered, summed) == (place == "last" and p.kinds[1] != "oft")
     _check_reversed_activation(place, p)
     _check_merge(place, p)
     _check_off(p)
 
 
 def _check_reversed_activation(place: str, p: Pair) -> None:
-    """`set_adapter` in the other order changes nothing in PEFT, but within one OFT wrapper."""
+    """`set_adapter` in the other order changes PEFT's output only within one OFT wrapper."""
     if p.kinds[0] == "shira" and p.kinds[1] != "shira" and place != "apart":
-        return  # PEFT can't load the second first
+        return  # PEFT can't load the second adapter first
     mixed = mixed_model(p.model, p.folders[::-1])
     with exact():
         mixed.set_adapter(["adapter1", "adapter0"])
     activated = forward(mixed, X)
     one_wrapper = p.kinds == ("oft", "oft") and place != "apart"
-    assert same(activated, p.there if one_wrapper else p.back)
+    assert same(activated, p.ordered if one_wrapper else p.reversed)
 
 
 def _check_merge(place: str, p: Pair) -> None:
-    """Our merged weights are PEFT's merged weights, where PEFT's are those of its forward."""
+    """Our merged weights equal PEFT's if PEFT's merge equals its forward."""
     if p.kinds[1] == "shira" and p.kinds[0] != "shira" and place != "apart":
-        return  # PEFT can't load it
+        return  # PEFT can't load this order
     if p.kinds == ("oft", "oft") and place != "apart":
         return  # PEFT's merge is wrong here: see docs/peft_divergence.md
     with exact():
         merged = mixed_model(p.model, p.folders).merge_and_unload()
-    assert same(p.there, forward(merged, X))
+    assert same(p.ordered, forward(merged, X))
 
 
 def _check_off(p: Pair) -> None:
-    """Unloaded and disabled: nothing was changed, and strength 0 is the base."""
+    """Composing changes no argument, and strength 0 gives the base."""
     params = state(p.model)
     before = {name: leaf.copy() for name, leaf in params.items()}
     composed(params, p.folders)
@@ -191,8 +191,8 @@ WIDER = [("shira", ("lin0", "lin1")), *NESTED[:3], ("oft", ("lin0", "lin1")), *N
 
 
 @pytest.mark.parametrize("recipe", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"])
-def test_deeply_nested(recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path) -> None:
-    """All of them, two of them, none of them."""
+def test_many_adapters_match(recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path) -> None:
+    """All adapters, two of them and none give distinct outputs that match."""
     model, folders = build(NET), []
     for i, (kind, targets) in enumerate(recipe):
         folders.append(tmp_path / f"adapter{i}")
@@ -200,7 +200,7 @@ def test_deeply_nested(recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path
     everything = ours(model, folders)
     subset = ours(model, [folders[1], folders[3]])
     assert differ(forward(model, X), everything, subset)
-    if recipe is NESTED:  # all additive: there PEFT's merge is right
+    if recipe is NESTED:  # all additive: PEFT's merge is right
         mixed = mixed_model(model, folders)
         with exact():
             merged = mixed.merge_and_unload(adapter_names=["adapter1", "adapter3"])
@@ -208,12 +208,12 @@ def test_deeply_nested(recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path
 
 
 @pytest.mark.parametrize("recipe", [NESTED, WIDER], ids=["peft", "with_oft_and_shira"])
-def test_subsets_of_a_loaded_model(
+def test_inactive_adapters_have_strength_0(
     recipe: list[tuple[str, tuple[str, ...]]], tmp_path: Path
 ) -> None:
-    """PEFT with all loaded and some active is jaxmix with the others at strength 0.
+    """PEFT with some loaded adapters active matches jaxmix with the others at strength 0.
 
-    Not the same as only those loaded: rotations with an idle wrapper between them keep apart.
+    Loading only the active ones differs: an inactive wrapper keeps rotations apart.
     """
     model, folders = build(NET), []
     for i, (kind, targets) in enumerate(recipe):
@@ -233,8 +233,8 @@ def test_subsets_of_a_loaded_model(
 
 
 @pytest.mark.parametrize("kinds", [("lora", "loha"), ("lora", "oft"), ("oft", "lokr")], ids=str)
-def test_delete_and_add_again(kinds: tuple[str, str], tmp_path: Path) -> None:
-    """Deleted, an adapter is gone; added again, it is the outermost."""
+def test_deleted_adapter_is_added_outermost(kinds: tuple[str, str], tmp_path: Path) -> None:
+    """A deleted adapter has no effect; added again, it becomes the outermost."""
     p = pair(kinds, ("lin0", "lin0"), tmp_path)
     mixed = mixed_model(p.model, p.folders)
     with exact():
@@ -245,7 +245,7 @@ def test_delete_and_add_again(kinds: tuple[str, str], tmp_path: Path) -> None:
         tensors = peft.utils.load_peft_weights(str(p.folders[0]), device="cpu")
         peft.set_peft_model_state_dict(mixed, tensors, adapter_name="adapter0")
         mixed.set_adapter(["adapter0", "adapter1"])
-    assert same(p.back, forward(mixed, X))
+    assert same(p.reversed, forward(mixed, X))
     with exact():
         mixed.delete_adapter("adapter0")
         mixed.delete_adapter("adapter1")
@@ -253,8 +253,8 @@ def test_delete_and_add_again(kinds: tuple[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", [("lora", "loha"), ("oft", "lora"), ("shira", "lora")], ids=str)
-def test_two_saved_modules(kinds: tuple[str, str], tmp_path: Path) -> None:
-    """PEFT can't activate two adapters that both saved a module; in jaxmix the later one wins."""
+def test_later_saved_module_wins(kinds: tuple[str, str], tmp_path: Path) -> None:
+    """PEFT cannot activate two adapters that saved one module; in jaxmix the later one wins."""
     model, folders = build(NET), []
     for i, kind in enumerate(kinds):
         folders.append(tmp_path / f"{i}")
@@ -268,8 +268,8 @@ def test_two_saved_modules(kinds: tuple[str, str], tmp_path: Path) -> None:
         ours(model, [folder])
 
 
-def test_equal_names_are_refused(tmp_path: Path) -> None:
-    """PEFT: "Adapter with name … already exists."."""
+def test_duplicate_names_are_refused(tmp_path: Path) -> None:
+    """Like PEFT, jaxmix refuses two adapters of one name."""
     model = build(NET)
     save_adapter(model, config("oft", "lin0"), tmp_path / "a", seed=0)
     a, b = (jaxmix.load(tmp_path / "a", name="twin") for _ in range(2))
@@ -278,8 +278,8 @@ def test_equal_names_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_number_of_parameters(kind: str, tmp_path: Path) -> None:
-    """A loaded adapter holds the numbers that PEFT trains: `get_nb_trainable_parameters`."""
+def test_number_of_parameters_matches(kind: str, tmp_path: Path) -> None:
+    """A loaded adapter has as many numbers as PEFT's `get_nb_trainable_parameters` counts."""
     model = build(NET)
     adapted = save_adapter(model, config(kind, "lin0", "lin1"), tmp_path / "a", seed=0)
     with exact():
@@ -291,8 +291,8 @@ def test_number_of_parameters(kind: str, tmp_path: Path) -> None:
     assert held == count
 
 
-def test_incompatible_kind_is_refused(tmp_path: Path) -> None:
-    """Prefix tuning joins no mix, in PEFT or here."""
+def test_prefix_tuning_is_refused(tmp_path: Path) -> None:
+    """Neither PEFT nor jaxmix mixes prefix tuning with other types."""
     model = build(NET)
     with exact():
         mixed = peft.get_peft_model(model, config("oft", "lin0"), "a", mixed=True)
@@ -311,8 +311,8 @@ DECODER = [("shira", 1), ("lora", 2), ("oft", 3), ("loha", 4), ("adalora", 5), (
 
 
 @pytest.mark.parametrize("recipe", [DECODER[1:], DECODER, DECODER[:1:-1]], ids=len)
-def test_decoder_generates(recipe: list[tuple[str, int]], tmp_path: Path) -> None:
-    """A small OPT writes what PEFT's mixed model writes, token for token, at each step of a mix."""
+def test_generated_tokens_match(recipe: list[tuple[str, int]], tmp_path: Path) -> None:
+    """A small OPT generates the tokens of PEFT's mixed model after each added adapter."""
     torch.manual_seed(0)
     with exact():
         model = transformers.OPTForCausalLM(
@@ -348,8 +348,8 @@ def test_decoder_generates(recipe: list[tuple[str, int]], tmp_path: Path) -> Non
     assert np.array_equal(base, write(model))
 
 
-def test_peft_stack_of_one_is_itself(tmp_path: Path) -> None:
-    """No run, nothing to turn."""
+def test_peft_stack_of_one_changes_nothing(tmp_path: Path) -> None:
+    """A single adapter has no run of rotations to reverse."""
     model = build(NET)
     save_adapter(model, config("oft", "lin0", "lin1"), tmp_path / "a", seed=0)
     with jax.enable_x64(True):

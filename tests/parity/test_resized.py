@@ -1,4 +1,4 @@
-"""Adapters of a resized model on the base as it was: transformers opens what is written."""
+"""transformers opens a base merged with an adapter of a resized model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ _TOKENS = list(range(OLD, NEW))
 _SAVED = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
 _BOTH = {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}
 _AS_ONE: dict[str, Any] = {"ensure_weight_tying": True}
-# The model, the new size, PEFT's arguments, and the merge's.
+# The model, the new size, PEFT's arguments, and the merge's arguments.
 CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], dict[str, Any]]] = {
     "saved": (_llama, NEW, _SAVED, {}),
     "saved, fewer": (_llama, OLD - 4, _SAVED, {}),
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any], dict[str, Any]]] 
 
 
 def fill(model: Any) -> Any:
-    """Numbers in what PEFT trains."""
+    """Fills what PEFT trains with random numbers."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for leaf in model.parameters():
@@ -90,7 +90,7 @@ def fill(model: Any) -> Any:
 
 
 def logits(model: Any) -> np.ndarray:
-    """What a model says of some tokens, the new ones among them, in float64."""
+    """Returns a model's logits for some tokens, new ones included, in float64."""
     rows = model.get_input_embeddings().weight.shape[0]
     with torch.no_grad():
         return model.double()(
@@ -100,14 +100,14 @@ def logits(model: Any) -> np.ndarray:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", CASES)
-def test_resized(name: str, tmp_path: Path) -> None:
-    """No key is missing or of another shape, and the logits are PEFT's."""
-    make, rows, told, options = CASES[name]
+def test_resized_merge_opens_in_transformers(name: str, tmp_path: Path) -> None:
+    """No key is missing or misshaped, and the logits match PEFT's."""
+    make, rows, lora_options, options = CASES[name]
     cls = type(fill(make()))
     fill(make()).save_pretrained(tmp_path / "base")
     base = cls.from_pretrained(tmp_path / "base")
     base.resize_token_embeddings(rows, mean_resizing=False)
-    model = fill(peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=6, **told)))
+    model = fill(peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=6, **lora_options)))
     model.save_pretrained(tmp_path / "adapter")
     adapter, out = jaxmix.load(tmp_path / "adapter"), tmp_path / "out"
     merged = jaxmix.merge_checkpoint(

@@ -1,4 +1,4 @@
-"""jaxmix equals the forward of PEFT's mixed model, for every order of adapters that PEFT loads."""
+"""jaxmix matches the forward of PEFT's mixed model for every order of adapters that PEFT loads."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ Record = Callable[[str, object], None]
 
 
 def compare(
-    model: TorchNet, saved: Path, wanted: list[tuple[str, ...]], record: Record
+    model: TorchNet, saved: Path, selected: list[tuple[str, ...]], record: Record
 ) -> tuple[int, int]:
-    """Compares all stacks, fails with all that are wrong; (compared, refused by PEFT)."""
+    """Compares all stacks and lists those that differ; returns (compared, refused by PEFT)."""
     errors, refused = {}, []
-    for stack in wanted:
+    for stack in selected:
         folders = [saved / name for name in folders_of(stack)]
         try:
             truth = forward(mixed_model(model, folders), X)
@@ -35,7 +35,7 @@ def compare(
             continue
         errors[stack] = difference(forward(jaxmix_model(model, folders), X), truth)
     wrong = {stack: error for stack, error in errors.items() if not error < TOLERANCE}
-    # What PEFT refuses is what FACTS say it refuses: SHiRA over anything but SHiRA.
+    # PEFT refuses exactly SHiRA over other families.
     assert all("shira" in stack[1:] for stack in refused)
     lines = "\n".join(f"  {' -> '.join(s)}: {e:.1e}" for s, e in list(wrong.items())[:40])
     assert not wrong, f"{len(wrong)} of {len(errors)} stacks differ from PEFT:\n{lines}"
@@ -45,44 +45,44 @@ def compare(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pairs(kind: str, mlp: TorchNet, saved: Path, record_property: Record) -> None:
-    """All ordered pairs of the seven kinds, and every single adapter."""
+def test_pairs_match(kind: str, mlp: TorchNet, saved: Path, record_property: Record) -> None:
+    """Every single adapter and every ordered pair of the seven families match."""
     singles = [(kind,) * n for n in range(1, 5)]
-    wanted = singles + [(kind, other) for other in KINDS if other != kind]
-    compared, refused = compare(mlp, saved, wanted, record_property)
+    selected = singles + [(kind, other) for other in KINDS if other != kind]
+    compared, refused = compare(mlp, saved, selected, record_property)
     assert (compared, refused) == ((10, 0) if kind == "shira" else (9, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_triples(kind: str, mlp: TorchNet, saved: Path, record_property: Record) -> None:
-    """All ordered triples of the seven kinds."""
-    wanted = [(kind, *rest) for rest in stacks(KINDS, 2)]
-    compared, refused = compare(mlp, saved, wanted, record_property)
+def test_triples_match(kind: str, mlp: TorchNet, saved: Path, record_property: Record) -> None:
+    """Every ordered triple of the seven families matches."""
+    selected = [(kind, *rest) for rest in stacks(KINDS, 2)]
+    compared, refused = compare(mlp, saved, selected, record_property)
     assert (compared, refused) == ((43, 6) if kind == "shira" else (36, 13))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("second", ADDITIVE_AND_OFT)
 @pytest.mark.parametrize("first", ADDITIVE_AND_OFT)
-def test_quadruples(
+def test_quadruples_match(
     first: str, second: str, mlp: TorchNet, saved: Path, record_property: Record
 ) -> None:
-    """All ordered quadruples of LoRA, LoHa, LoKr, AdaLoRA and OFT."""
-    wanted = [(first, second, *rest) for rest in stacks(ADDITIVE_AND_OFT, 2)]
-    assert compare(mlp, saved, wanted, record_property) == (25, 0)
+    """Every ordered quadruple of LoRA, LoHa, LoKr, AdaLoRA and OFT matches."""
+    selected = [(first, second, *rest) for rest in stacks(ADDITIVE_AND_OFT, 2)]
+    assert compare(mlp, saved, selected, record_property) == (25, 0)
 
 
-def test_order_matters(mlp: TorchNet, saved: Path) -> None:
-    """A wrong order is seen by this harness: the table above can fail."""
+def test_wrong_order_is_detected(mlp: TorchNet, saved: Path) -> None:
+    """Another order gives another output, so the comparisons above can fail."""
     for stack in (("lora", "oft"), ("oft", "oft"), ("oft", "loha"), ("dora", "adalora")):
-        there = [saved / name for name in folders_of(stack)]
-        truth = forward(mixed_model(mlp, there), X)
-        back = forward(jaxmix_model(mlp, there[::-1]), X)
-        assert difference(back, truth) > 1e-3, stack
+        folders = [saved / name for name in folders_of(stack)]
+        truth = forward(mixed_model(mlp, folders), X)
+        reversed_output = forward(jaxmix_model(mlp, folders[::-1]), X)
+        assert difference(reversed_output, truth) > 1e-3, stack
 
 
-def test_mix_alone_is_plain_composition(mlp: TorchNet, saved: Path) -> None:
-    """Without `peft_stack` two rotations go in the order they are given, which is not PEFT's."""
+def test_mix_applies_adapters_in_the_given_order(mlp: TorchNet, saved: Path) -> None:
+    """Without `peft_stack` two rotations apply in the given order, which is not PEFT's."""
     folders = [saved / "oft0", saved / "oft1"]
     with jax.enable_x64(True):
         a, b = (jaxmix.load(folder, name=folder.name) for folder in folders)

@@ -1,4 +1,4 @@
-"""The state dict of a model in training, as its loop saves it, is read as PEFT's own file is."""
+"""The state dict of a model in training is read like PEFT's own file."""
 
 import copy
 import warnings
@@ -63,10 +63,10 @@ CONFIGS = {
 
 
 class Net(nn.Module):
-    """A module of each kind that PEFT wraps."""
+    """A network with a module of each type that PEFT wraps."""
 
     def __init__(self) -> None:
-        """Draw the weights from a seed."""
+        """Draws the weights from a seed."""
         super().__init__()
         torch.manual_seed(0)
         self.tokens = nn.Embedding(9, 8)
@@ -76,7 +76,7 @@ class Net(nn.Module):
         self.two = nn.Linear(12, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run them one after the other."""
+        """Applies the modules in order."""
         return self.two(torch.tanh(self.one(self.norm(self.inner(self.tokens(x))))))
 
 
@@ -84,7 +84,7 @@ NAME = "style"
 
 
 def saved(folder: Path, config: peft.PeftConfig) -> tuple[Any, Path]:
-    """The model, its parameters drawn anew, and the file that PEFT made of the adapter."""
+    """Saves an adapter with random values; returns the model and PEFT's file."""
     rng = np.random.default_rng(1)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -97,39 +97,39 @@ def saved(folder: Path, config: peft.PeftConfig) -> tuple[Any, Path]:
 
 
 def params() -> dict[str, np.ndarray]:
-    """The net's leaves."""
+    """Returns the network's leaves."""
     return {key: value.detach().numpy() for key, value in Net().state_dict().items()}
 
 
 def dumped(model: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The adapter's part of the state dict, with what PEFT computes only when it saves; and all."""
+    """Returns the adapter's part of the state dict, as PEFT saves it, and the whole dict."""
     state = {k: x.clone() for k, x in model.state_dict().items() if "ranknum" not in k}
-    own = {key: tensor for key, tensor in state.items() if f".{NAME}" in key}
-    plain = {key.replace(f".{NAME}", "") for key in own}
+    own_tensors = {key: tensor for key, tensor in state.items() if f".{NAME}" in key}
+    plain = {key.replace(f".{NAME}", "") for key in own_tensors}
     plain |= {key.removesuffix(".weight") for key in plain}
     computed = {key: x for key, x in load_file(file).items() if key not in plain}
-    return computed | own, computed | state
+    return computed | own_tensors, computed | state
 
 
 @pytest.mark.parametrize("form", CONFIGS)
-def test_the_adapters_name_in_the_keys(form, tmp_path):
-    """The same adapter comes of it; all of the model in the file does no harm."""
+def test_adapter_name_in_keys_is_removed(form, tmp_path):
+    """Keys with the adapter's name give the same adapter, also next to the model's other keys."""
     model, file = saved(tmp_path, CONFIGS[form])
     expected = jaxmix.load(file.parent, base=params())
-    own, everything = dumped(model, file)
-    save_file(own, file)
+    own_tensors, everything = dumped(model, file)
+    save_file(own_tensors, file)
     got = jaxmix.load(file.parent, base=params())
     assert got.sites == expected.sites
     assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert np.array_equal(one, other)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.array_equal(ours, theirs)
     save_file(everything, file)
     assert set(jaxmix.load(file.parent, base=params()).sites) >= set(expected.sites)
 
 
 @pytest.mark.parametrize("form", ["dora", "ln_tuning", "loha", "oft", "saved", "tokens_beside"])
-def test_the_whole_state_dict(form, tmp_path):
-    """The base's own leaves beside the adapter's change nothing."""
+def test_base_leaves_in_the_file_are_harmless(form, tmp_path):
+    """The base's leaves in the file change nothing."""
     model, file = saved(tmp_path, CONFIGS[form])
     base = params()
     expected = jaxmix.compose(base, jaxmix.load(file.parent))

@@ -1,4 +1,4 @@
-"""Trained tokens that ride along with a LoRA, around an OFT and a LoHa: nested by hand."""
+"""Trained tokens of a LoRA around an OFT and a LoHa, nested by hand."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from .layer_cases import NETS
 from .nested import nested
 
 
-def test_tokens_around(tmp_path: Path) -> None:
-    """PEFT's mixed model loads no trained tokens, and nothing after them; but wrappers nest."""
+def test_nested_trained_tokens_match(tmp_path: Path) -> None:
+    """PEFT's mixed model loads no trained tokens, but nested wrappers work and match."""
     net, two = NETS["embedding"], {"target_modules": ["two"]}
     model, x = build(net), inputs(net)
     configs = [

@@ -1,4 +1,4 @@
-"""Tiny Llama, GPT-2 and BERT with their real target modules: logits in float64."""
+"""Tiny Llama, GPT-2 and BERT with their usual target modules: the logits match in float64."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +72,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def _without_float32(model: nn.Module) -> None:
-    """Llama's norm (and its eager softmax) round to float32, which would hide differences."""
+    """Replaces Llama's norms, which round to float32 and would hide differences."""
     for name, module in list(model.named_modules()):
         if type(module).__name__ == "LlamaRMSNorm":
             parent, _, last = name.rpartition(".")
@@ -83,7 +83,7 @@ def _without_float32(model: nn.Module) -> None:
 
 
 def pristine(kind: str) -> nn.Module:
-    """The model with weights of about unit gain: transformers' own are too small to tell apart."""
+    """Returns the model with larger weights, because transformers' own hide differences."""
     torch.manual_seed(7)
     with exact():
         model = MODELS[kind]().double().eval()
@@ -169,8 +169,10 @@ CASES: dict[str, tuple[str, list[Spec]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits(name: str, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """The pristine model with jaxmix's weights gives the logits of PEFT's mixed model."""
+def test_logits_match_peft(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """With jaxmix's weights, the original model gives the logits of PEFT's mixed model."""
     kind, adapters = CASES[name]
     model, folders = pristine(kind), []
     for i, (make, options) in enumerate(adapters):

@@ -1,4 +1,4 @@
-"""What the table of forms can't say: BOFT's butterfly, PSOFT in float32, FRoD's bases, Bone."""
+"""Cases outside the table of forms: BOFT's butterfly, PSOFT in float32, FRoD's bases, Bone."""
 
 import copy
 import json
@@ -27,31 +27,31 @@ Record = Callable[[str, object], None]
 
 
 def composed(model: nn.Module, folder: Path, base: Any = None) -> dict[str, Any]:
-    """The model's weights with the folder's adapter in them."""
+    """Returns the model's weights with the folder's adapter composed in."""
     with jax.enable_x64(True):
         out = jaxmix.compose(state(model), [jaxmix.load(folder, base=base)])
         return {name: torch.from_numpy(np.array(leaf)) for name, leaf in out.items()}
 
 
 def with_weights(model: TorchNet, weights: dict[str, Any]) -> nn.Module:
-    """A copy of the model with other weights."""
+    """Returns a copy of the model with these weights."""
     twin = copy.deepcopy(model)
     twin.load_state_dict(weights)
     return twin.eval()
 
 
 class _Blocks:
-    """What PEFT's CUDA kernel computes: blocks along a diagonal, for each factor."""
+    """Computes what PEFT's CUDA kernel computes: block-diagonal matrices, one per factor."""
 
     @staticmethod
     def apply(blocks: torch.Tensor) -> torch.Tensor:
-        """(factors, blocks, b, b) to (factors, n, n)."""
+        """Maps (factors, blocks, b, b) to (factors, n, n)."""
         return torch.stack([torch.block_diag(*factor) for factor in blocks])
 
 
 @pytest.fixture
 def butterfly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """PEFT with a kernel, without which it trains one factor."""
+    """Gives PEFT the kernel without which it trains one factor only."""
     monkeypatch.setattr(boft_layer, "get_fbd_cuda", lambda: True)
     monkeypatch.setattr(boft_layer, "FastBlockDiag", _Blocks)
     yield
@@ -62,10 +62,10 @@ def butterfly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("net", "target", "block", "factors"),
     [("wide", "one", 2, 2), ("wide", "two", 6, 3), ("conv2d_point", "one", 2, 2)],
 )
-def test_boft_with_more_factors(
+def test_boft_with_several_factors_matches(
     net: str, target: str, block: int, factors: int, tmp_path: Path
 ) -> None:
-    """Rotations of which each mixes the blocks of the one before; and written back."""
+    """Rotations that each mix the previous blocks match, also after export."""
     model, x = build(NETS[net]), inputs(NETS[net])
     config = peft.BOFTConfig(
         target_modules=[target], boft_block_size=block, boft_n_butterfly_factor=factors
@@ -92,10 +92,10 @@ PSOFT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", PSOFT.values(), ids=PSOFT)
-def test_psoft(options: dict[str, Any], tmp_path: Path, record_property: Record) -> None:
-    """PEFT takes no float64 base, so it is made in float32 and runs in float64.
+def test_psoft_matches(options: dict[str, Any], tmp_path: Path, record_property: Record) -> None:
+    """PSOFT does not accept a float64 base, so the adapter is made in float32 and run in float64.
 
-    The base that "pissa" leaves is computed in float32, and its last bits hang on the machine.
+    The base that "pissa" leaves is computed in float32, so its last bits depend on the machine.
     """
     x = inputs(NETS["linear"])
     model = build(NETS["linear"]).float()
@@ -120,8 +120,8 @@ def test_psoft(options: dict[str, Any], tmp_path: Path, record_property: Record)
     assert difference(forward(model, x), truth) > 1e-2
 
 
-def test_frod_shares_its_bases(tmp_path: Path) -> None:
-    """Layers of one kind have one V, and it is written once."""
+def test_frod_bases_are_shared(tmp_path: Path) -> None:
+    """Layers of one kind share one V, which is written once."""
     net: Net = (
         Layer("layers.0.attn.proj", "linear", (8, 8)),
         Layer("layers.1.attn.proj", "linear", (8, 8)),
@@ -142,8 +142,8 @@ def test_frod_shares_its_bases(tmp_path: Path) -> None:
             jaxmix.export_peft(jaxmix.load(tmp_path / "peft"), tmp_path / "out")
 
 
-def test_ln_tuning_of_norms(tmp_path: Path) -> None:
-    """A norm with a bias and one without: what the type is for."""
+def test_ln_tuning_matches(tmp_path: Path) -> None:
+    """A norm with a bias and a norm without one match."""
     with exact():
         model: Any = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.RMSNorm(8))
     config = peft.LNTuningConfig(target_modules=["1", "2"])
@@ -170,14 +170,14 @@ AFTER: dict[str, tuple[peft.PeftConfig, float]] = {
 
 
 @pytest.mark.parametrize("after", AFTER)
-def test_a_bias_that_another_adapter_added(after: str, tmp_path: Path) -> None:
-    """BOFT and DEFT turn it and leave the base's; IA3 and RoAd turn both."""
+def test_added_bias_is_transformed(after: str, tmp_path: Path) -> None:
+    """BOFT and DEFT transform an added bias but not the base's; IA3 and RoAd transform both."""
     model, x = build(NETS["linear"]), inputs(NETS["linear"])
     config, tolerance = AFTER[after]
     lora = peft.LoraConfig(r=3, lora_alpha=5, lora_bias=True, **T)
     folders = [tmp_path / "lora", tmp_path / after]
-    for i, (one, folder) in enumerate(zip((lora, config), folders, strict=True)):
-        save_adapter(model, copy.deepcopy(one), folder, seed=i)
+    for i, (adapter_config, folder) in enumerate(zip((lora, config), folders, strict=True)):
+        save_adapter(model, copy.deepcopy(adapter_config), folder, seed=i)
     truth = forward(nested(model, folders), x)
     with jax.enable_x64(True):
         out = jaxmix.compose(state(model), [jaxmix.load(folder) for folder in folders])
@@ -186,16 +186,16 @@ def test_a_bias_that_another_adapter_added(after: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [True, "bat"])
-def test_bone_is_miss_by_another_name(form: Any, tmp_path: Path) -> None:
-    """The type that peft 0.19 renamed: the same tensors and formula."""
+def test_bone_is_read_as_miss(form: Any, tmp_path: Path) -> None:
+    """Bone, which peft 0.19 renamed to MiSS, has the same tensors and formula."""
     model = build(NETS["linear"])
     options: dict[str, Any] = {"target_modules": ["one", "two"], "r": 2, "init_weights": form}
     save_adapter(model, peft.MissConfig(**options), tmp_path / "miss", seed=1)
     shutil.copytree(tmp_path / "miss", tmp_path / "bone")
     config = json.loads((tmp_path / "miss" / "adapter_config.json").read_text())
-    told = {k: v for k, v in config.items() if k not in ("miss_dropout", "mini_r")}
-    told["peft_type"] = "BONE"
-    (tmp_path / "bone" / "adapter_config.json").write_text(json.dumps(told))
+    bone_config = {k: v for k, v in config.items() if k not in ("miss_dropout", "mini_r")}
+    bone_config["peft_type"] = "BONE"
+    (tmp_path / "bone" / "adapter_config.json").write_text(json.dumps(bone_config))
     tensors = load_file(tmp_path / "miss" / "adapter_model.safetensors")
     renamed = {k.replace("miss_block", "bone_block"): v for k, v in tensors.items()}
     save_file(renamed, tmp_path / "bone" / "adapter_model.safetensors")

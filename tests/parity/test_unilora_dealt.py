@@ -1,6 +1,6 @@
-"""UniLoRA whose file leaves out the indices: dealt to the modules of a base in PEFT's order.
+"""UniLoRA files without indices, which depend on the base's modules in PEFT's order.
 
-PEFT loads the file anew, so that it deals the indices again too; its forward is the truth.
+PEFT also draws the indices anew when it loads the file; its forward is the reference.
 """
 
 import copy
@@ -29,7 +29,7 @@ Record = Callable[[str, object], None]
 
 
 def _blocks(kind: str, path: str, names: tuple[str, str], count: int) -> Net:
-    """Two layers a block, from 8 to 12 and back, and a head."""
+    """Returns a network with two layers per block, from 8 to 12 and back, and a head."""
     sizes = (8, 12), (12, 8)
     return (
         *(
@@ -41,7 +41,7 @@ def _blocks(kind: str, path: str, names: tuple[str, str], count: int) -> Net:
     )
 
 
-# Each block makes ``up`` before ``down``, which sorting turns around; as it does 10 and 2.
+# In each block ``up`` precedes ``down``; sorting reverses them, and 10 and 2.
 _NETS: dict[str, Net] = {
     "linear": _blocks("linear", "model.layers", ("mlp.up", "mlp.down"), 3),
     "linear_short": _blocks("linear", "layers", ("up", "down"), 3),
@@ -79,13 +79,13 @@ _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 def _form(name: str, **more: Any) -> Form:
     net, options = _FORMS[name]
     options = {"r": 3, "theta_d_length": 20, **options, **more}
-    # PEFT does not load what is beside the adapter around another wrapper.
+    # PEFT does not load an adapter's biases and saved modules around another wrapper.
     nests = not {"bias", "modules_to_save"} & set(options)
     return Form(f"unilora-{name}", net, peft.UniLoraConfig, options, nests=nests, reads=True)
 
 
 def _ours(model: TorchNet, folders: Iterable[Path], base: Any) -> TorchNet:
-    """A copy of the model with jaxmix's weights in it."""
+    """Returns a copy of the model with jaxmix's weights."""
     with jax.enable_x64(True):
         adapters = [jaxmix.load(folder, base=base) for folder in folders]
         weights = jaxmix.compose(state(model), adapters)
@@ -95,33 +95,33 @@ def _ours(model: TorchNet, folders: Iterable[Path], base: Any) -> TorchNet:
 
 
 @pytest.mark.parametrize("name", _FORMS)
-def test_dealt(name: str, tmp_path: Path, record_property: Record) -> None:
-    """Alone, and between a LoRA and another one."""
+def test_drawn_indices_match(name: str, tmp_path: Path, record_property: Record) -> None:
+    """The composed weights match PEFT's forward, alone and between other adapters."""
     form = _form(name)
     assert not form.config().to_dict()["save_indices"]
     model, x = build(_NETS[form.net]), inputs(_NETS[form.net])
     if form.nests:
         folders = save_all(model, form, tmp_path)
-        words = [(word, forward(nested(model, word), x)) for word in (folders[1:2], folders)]
+        stacks = [(stack, forward(nested(model, stack), x)) for stack in (folders[1:2], folders)]
     else:
-        words = [([tmp_path], forward(save_adapter(model, form.config(), tmp_path, seed=0), x))]
+        stacks = [([tmp_path], forward(save_adapter(model, form.config(), tmp_path, seed=0), x))]
     errors = []
-    for word, truth in words:
-        errors.append(difference(forward(_ours(model, word, state(model)), x), truth))
+    for stack, truth in stacks:
+        errors.append(difference(forward(_ours(model, stack, state(model)), x), truth))
         assert difference(forward(model, x), truth) > 1e-2
     record(record_property, form, errors)
     assert max(errors) < TOLERANCE, errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
-    """Indices and scales are PEFT's own, the scales rounded to the weights' dtype as there."""
+def test_indices_and_scales_match_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Indices and scales equal PEFT's, with scales rounded to the weights' dtype."""
     form = _form("list and head")
     model = build(_NETS["linear"]).to(dtype)
     torch.manual_seed(0)
     adapted: Any = peft.get_peft_model(copy.deepcopy(model), form.config())
     adapted.save_pretrained(str(tmp_path))
-    # The tensors as they are: also bfloat16, which NumPy does not have.
+    # torch tensors are passed unchanged, because NumPy has no bfloat16.
     updates = jaxmix.load(tmp_path, base=model.state_dict()).updates
     layers = {
         name: module for name, module in adapted.base_model.model.named_modules()
@@ -130,14 +130,14 @@ def test_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     assert list(updates) == list(layers) and len(layers) == 7
     for site, update in updates.items():
         for side in "AB":
-            for what in ("indices", "scales"):
-                theirs = getattr(layers[site], f"unilora_{what}_{side}")["default"]
-                mine = np.asarray(getattr(update, f"{side.lower()}_{what}"))
+            for field in ("indices", "scales"):
+                theirs = getattr(layers[site], f"unilora_{field}_{side}")["default"]
+                mine = np.asarray(getattr(update, f"{side.lower()}_{field}"))
                 np.testing.assert_array_equal(mine.astype(float), theirs.double().numpy())
 
 
-def test_written_with_its_indices(tmp_path: Path) -> None:
-    """Saved or exported, it needs no base again, and PEFT gets the same out of it."""
+def test_written_adapter_has_its_indices(tmp_path: Path) -> None:
+    """A saved or exported adapter needs no base, and PEFT computes the same with it."""
     form = _form("list and head")
     model, x = build(_NETS["linear"]), inputs(_NETS["linear"])
     save_adapter(model, form.config(), tmp_path / "first", seed=0)
@@ -151,15 +151,15 @@ def test_written_with_its_indices(tmp_path: Path) -> None:
     assert difference(forward(nested(model, [tmp_path / "exported"]), x), truth) < TOLERANCE
 
 
-def test_a_sorted_base_would_be_wrong(tmp_path: Path) -> None:
-    """What is refused is refused for a reason: dealt by that order, the numbers are others."""
+def test_sorted_base_is_refused(tmp_path: Path) -> None:
+    """The indices of a sorted base would be wrong, so it is refused."""
     form = _form("list")
     model, x = build(_NETS["linear"]), inputs(_NETS["linear"])
     save_adapter(model, form.config(), tmp_path, seed=0)
     base = state(model)
     with pytest.raises(CheckpointError, match=r"whose names in model\.layers\.0 are sorted"):
         jaxmix.load(tmp_path, base=dict(sorted(base.items())))
-    # An order that another model could have: PyTorch's leaves of a module, each ``down`` first.
+    # A plausible order of another model: a module's leaves in PyTorch's order, ``down`` first.
     other = sorted(base, key=lambda name: name.replace("up", "x").rpartition(".")[0])
     wrong = _ours(model, [tmp_path], {name: base[name] for name in other})
     assert difference(forward(wrong, x), forward(nested(model, [tmp_path]), x)) > 1e-2
@@ -188,7 +188,7 @@ _ASKED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("asked", _ASKED, ids=str)
-def test_modules_are_those_of_peft(asked: dict[str, Any]) -> None:
+def test_targeted_modules_match_peft(asked: dict[str, Any]) -> None:
     config = peft.UniLoraConfig(**copy.deepcopy(asked))
     theirs = [path for path in _PATHS if check_target_module_exists(config, path)]
     assert targeted(Config(Path("c"), "UNILORA", asked), _PATHS) == theirs

@@ -1,4 +1,4 @@
-"""A case of the table, saved by PEFT, and what PEFT computes for it."""
+"""A case of the table, saved by PEFT, with PEFT's output."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["Truth", "make"]
 
 @dataclass(frozen=True)
 class Truth:
-    """The pristine model, the saved folders in order, an input and PEFT's output for it."""
+    """The original model, the saved folders in order, an input, and PEFT's output for it."""
 
     net: Net
     model: TorchNet
@@ -25,7 +25,7 @@ class Truth:
 
 
 def make(case: Case, root: Path) -> Truth:
-    """Save the case's adapters below `root` and run PEFT."""
+    """Saves the case's adapters below `root` and runs PEFT."""
     net = NETS[case.net]
     model, x = build(net), inputs(net)
     folders = [root / f"{case.name}-{i}" for i in range(len(case.adapters))]

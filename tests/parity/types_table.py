@@ -1,4 +1,4 @@
-"""Writes docs/peft_types.md: which of PEFT's types are read, and how near they come to its forward.
+"""Writes docs/peft_types.md: the PEFT types that are read, and their errors relative to PEFT.
 
 python -m tests.parity.types_table
 """
@@ -22,9 +22,9 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "peft_types.md"
 _TESTS = ("adamss", "drawn", "forms", "layers", "turning", "unilora_dealt")
 TESTS = tuple(f"test_{name}.py" for name in _TESTS)
-# The six of PEFT's mixed model are compared in every order, in stacks of up to four.
-# Plugins of others are imported before pytest can rewrite them, which is no matter here.
+# Plugins are imported before pytest can rewrite them, which does not matter here.
 _OPTIONS = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+# The six types of PEFT's mixed model are compared in every order, in stacks of up to four.
 STACKED = ("LORA", "ADALORA", "LOHA", "LOKR", "OFT", "SHIRA")
 LAYERS = {
     "gpt2": "Conv1D",
@@ -75,7 +75,7 @@ those with SHiRA and DoRA that PEFT loads, are compared too: see [the stacks](pe
 
 @dataclass
 class _Seen:
-    """What the tests said of one type."""
+    """The results of the tests for one type."""
 
     layers: set[str] = field(default_factory=set)
     forms: int = 0
@@ -85,7 +85,7 @@ class _Seen:
 
 
 class _Watch:
-    """A plugin of pytest's that keeps what the parity tests record."""
+    """A pytest plugin that collects what the parity tests record."""
 
     def __init__(self) -> None:
         self.types: dict[str, _Seen] = defaultdict(_Seen)
@@ -101,7 +101,7 @@ class _Watch:
         return asking
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Keep a passed test's figures."""
+        """Collects a passed test's errors."""
         told = dict(report.user_properties).get("parity_type")
         if report.when != "call" or told is None:
             return
@@ -116,7 +116,7 @@ class _Watch:
 
 
 def main() -> None:
-    """Run the parity tests and write the page."""
+    """Runs the parity tests and writes the page."""
     watch = _Watch()
     if pytest.main(_OPTIONS + [str(HERE / test) for test in TESTS], [watch]):
         raise SystemExit("a parity test failed; the page is as it was")

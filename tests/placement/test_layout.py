@@ -1,4 +1,4 @@
-"""Layouts: rules, where they lead, and what is said where they lead nowhere."""
+"""Layouts: rules, the leaves they choose, and the errors if they choose none."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ KINDS = (*FAMILIES, "DoRA", "Replace")
 
 
 def adapter(module: Module, *sites: str, seed: int = 0) -> list[Adapter]:
-    """An adapter of every kind at some sites of one shape."""
+    """Returns an adapter of every kind at sites of one shape."""
     return [
         Adapter({s: made(k, module, seed + 10 * i + j) for j, s in enumerate(sites)}, 0.7, k)
         for i, k in enumerate(KINDS)
@@ -34,29 +34,29 @@ def adapter(module: Module, *sites: str, seed: int = 0) -> list[Adapter]:
 
 
 def truth(adapters: list[Adapter], site: str, weight: Any, bias: Any = None) -> Any:
-    """The weight, and the bias where there is one, after them."""
-    word = [(a.strength, a.updates[site]) for a in adapters if site in a.updates]
-    new = fold(word, weight, bias)
+    """Returns the weight, and the bias if given, with the adapters' updates applied."""
+    chain = [(a.strength, a.updates[site]) for a in adapters if site in a.updates]
+    new = fold(chain, weight, bias)
     return new[0] if bias is None else new
 
 
 def composed(params: Any, adapters: Any, **how: Any) -> Any:
-    """What compose makes of it in float64, uncompiled."""
+    """Returns compose's result in float64, uncompiled."""
     with jax.enable_x64(True), jax.disable_jit():
         return jax.tree.map(np.asarray, jaxmix.compose(params, adapters, **how))
 
 
 def same(ours: Any, other: Any) -> None:
-    """Equal up to float64's noise."""
+    """Asserts equality up to float64's rounding."""
     np.testing.assert_allclose(ours, other, rtol=1e-11, atol=1e-11)
 
 
-# ---------------------------------------------------------------- a user's own rules
+# ---------------------------------------------------------------- user-defined rules
 
 
 @dataclass(frozen=True)
 class Held:
-    """A weight (out, in) of the sites a0, a1, … in a leaf: how it is put there, and the rules."""
+    """Weights (out, in) of the sites a0, a1, … in one leaf: how to read them, and the rules."""
 
     leaf: tuple[int, ...]
     get: Callable[[np.ndarray, int], np.ndarray]
@@ -121,10 +121,10 @@ HELD = {
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("held", HELD.values(), ids=HELD)
 def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
-    """All kinds of updates arrive where the rules say, and nothing else changes."""
+    """Updates of all kinds reach the elements that the rules choose; nothing else changes."""
     rng = np.random.default_rng(0)
     sites = [f"a{i}" for i in range(held.sites)]
-    # A tree that a program of its own has to be compiled for is tried with two kinds only.
+    # The compiled case, a program per layout, covers two kinds only.
     adapters = adapter(Module("linear", held.shape), *sites)
     leaf, other = normal(rng, *held.leaf), normal(rng, 3)
     layout = Layout("mine", (*held.rules, Rule("norm", "norm")))
@@ -149,7 +149,7 @@ def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
 
 
 def test_biases_have_rules_of_their_own() -> None:
-    """Split in heads, fused; and DoRA's bias may read a weight that was given up."""
+    """Biases may be split in heads or fused; DoRA's bias may read a donated weight."""
     rng = np.random.default_rng(0)
     module = Module("linear", (6, 8), True)
     with jax.enable_x64(True):
@@ -177,7 +177,7 @@ def test_biases_have_rules_of_their_own() -> None:
 
 
 def test_a_table_may_hold_several_spellings() -> None:
-    """The rule whose leaf is there counts, whatever else matches."""
+    """Of all rules that match a site, the one whose leaf exists is used."""
     rules = (Rule("a", "no.such"), Rule("a", "w", "i o -> o i"), Rule("b", "w"))
     update = made("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 8, 6)
@@ -186,7 +186,7 @@ def test_a_table_may_hold_several_spellings() -> None:
 
 
 def test_a_layout_by_name() -> None:
-    """The torch one takes no kernels, the flax one no weights; names takes both."""
+    """The layout torch has no kernels, flax no weights; names has both."""
     update = made("LoRA", Module("linear", (6, 8)), 0)
     base = normal(np.random.default_rng(0), 6, 8)
     wanted = fold([(1.0, update)], base)[0]
@@ -201,11 +201,11 @@ def test_a_layout_by_name() -> None:
     assert list(LAYOUTS) == ["torch", "flax", "names"]
 
 
-# ---------------------------------------------------------------- rules that are wrong
+# ---------------------------------------------------------------- invalid rules
 
 
 def test_a_site_that_is_no_expression() -> None:
-    """Said where the rule is written."""
+    """An invalid pattern raises where the rule is created."""
     with pytest.raises(
         LayoutError, match=r"site 'layers\.\(\\\\d\+\.q' is not a regular expression: "
     ):
@@ -224,7 +224,7 @@ def test_a_site_that_is_no_expression() -> None:
     ids=str,
 )
 def test_what_is_no_rule(rule: dict[str, Any]) -> None:
-    """A part that is neither would never match, in silence."""
+    """An invalid `part` is refused; it would never match."""
     with pytest.raises(
         LayoutError, match=r"Rule\(site=.* is not a rule, expected strings, and 'weight'"
     ):
@@ -233,7 +233,7 @@ def test_what_is_no_rule(rule: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rules", [Rule("a", "w"), [("a", "w")], None, "aw"], ids=str)
 def test_what_are_no_rules(rules: Any) -> None:
-    """A single rule is no table."""
+    """A single rule is not a table of rules."""
     with pytest.raises(
         LayoutError, match=r"the layout 'mine' has .*, expected a tuple of jaxmix.Rule"
     ):
@@ -241,7 +241,7 @@ def test_what_are_no_rules(rules: Any) -> None:
 
 
 def test_rules_in_a_list() -> None:
-    """A list or a generator of rules is as good as a tuple."""
+    """A list or a generator of rules becomes a tuple."""
     rule = Rule("a", "w")
     rules: Any = [[rule], (r for r in [rule])]
     assert all(Layout("mine", some) == Layout("mine", (rule,)) for some in rules)
@@ -249,7 +249,7 @@ def test_rules_in_a_list() -> None:
 
 @pytest.mark.parametrize("layout", ["linen", 3, [Rule("a", "w")], Rule("a", "w")], ids=str)
 def test_no_such_layout(layout: Any) -> None:
-    """The names that there are, and what else it could be."""
+    """The error lists the known layouts and the accepted types."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(
         LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', '.*maxtext.*, or a jaxm"
@@ -286,14 +286,14 @@ WRONG: dict[str, tuple[Rule, str]] = {
 
 @pytest.mark.parametrize(("rule", "text"), WRONG.values(), ids=WRONG)
 def test_a_rule_that_does_not_fit(rule: Rule, text: str) -> None:
-    """Each says which rule, and what the leaf is like."""
+    """The error names the rule, and the leaf with its shape."""
     lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
     with pytest.raises(LayoutError, match=text):
         jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=Layout("mine", (rule,)))
 
 
 def test_rules_that_do_not_fit_are_listed_together() -> None:
-    """Not one by one."""
+    """All rules that do not fit are listed in one error."""
     module = Module("linear", (6, 8))
     lora = Adapter({s: made("LoRA", module, 0) for s in ("a", "b", "c")})
     layout = Layout("mine", (Rule("a|c", "w", "x y z -> x (y z)"), Rule("b", "v", index="9")))
@@ -346,7 +346,7 @@ def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -
 
 
 def test_a_weight_and_a_bias_in_one_leaf() -> None:
-    """Of one site or of two, they are no one's."""
+    """A weight and a bias in one leaf are an error, for one site or two."""
     update = Replace(zeros(3), zeros(3))
     layout = Layout("mine", (Rule("a", "w"), Rule("a", "w", part="bias")))
     with pytest.raises(LayoutError, match=r"w: a's weight and a's bias"):
@@ -354,7 +354,7 @@ def test_a_weight_and_a_bias_in_one_leaf() -> None:
 
 
 def test_many_sites_in_one_leaf_take_no_time() -> None:
-    """Layers and experts: 6000 sites are not compared pair by pair."""
+    """6000 sites of layers and experts are checked without comparing every pair."""
     places = [Place("w", index=f"{i}, {j}") for i in range(60) for j in range(100)]
     tree = Tree.of({"w": zeros((60, 100, 2))})
     sites = [Site(f"s{i}", (), place) for i, place in enumerate(places)]
@@ -367,7 +367,7 @@ def test_many_sites_in_one_leaf_take_no_time() -> None:
 
 
 def test_names_of_leaves() -> None:
-    """The value of a variable is left out, an attribute that is called so is not."""
+    """A variable's `value` is left out of a name; an attribute called `value` is kept."""
     key, attr, at = jax.tree_util.DictKey, jax.tree_util.GetAttrKey, jax.tree_util.SequenceKey
     assert leaf_name((key("a"), at(0), attr("kernel"), attr("value"))) == "a.0.kernel"
     assert leaf_name((key("attn"), key("value"))) == "attn.value"
@@ -383,7 +383,7 @@ def test_names_of_leaves() -> None:
 
 
 def lora_at(*sites: str, shape: tuple[int, int] = (6, 8)) -> list[Adapter]:
-    """A LoRA at some sites."""
+    """Returns a LoRA at these sites."""
     return [Adapter({site: made("LoRA", Module("linear", shape), 2) for site in sites})]
 
 
@@ -391,7 +391,7 @@ LEAF = ones((6, 8), np.float32)
 
 
 def test_all_sites_without_a_leaf_are_listed() -> None:
-    """With the nearest names, and the ones that were found are not."""
+    """Missing sites are listed with the nearest leaf names; sites with a leaf are not."""
     params = {"model": {f"layers_{i}": {"q_proj": {"kernel": LEAF.T}} for i in range(3)}}
     params["model"]["norm"] = {"scale": ones(8, np.float32)}
     sites = [f"model.layers.{i}.q_proj" for i in range(3)]
@@ -407,20 +407,20 @@ def test_all_sites_without_a_leaf_are_listed() -> None:
 
 
 def test_many_sites_without_a_leaf() -> None:
-    """Twenty are shown, the rest counted, and nobody waits for the names of the rest."""
+    """Twenty sites are listed and the others counted, without searching names for the others."""
     params = {f"layers.{i}.{'x' * 60}.weight": LEAF for i in range(300)}
     with pytest.raises(LayoutError, match=r"^400 sites .*(\n  .*){20}\n  … and 380 more\nWas"):
         jaxmix.compose(params, lora_at(*(f"block.{i}.{'y' * 60}" for i in range(400))))
 
 
 def test_an_empty_tree() -> None:
-    """It has no nearest names."""
+    """An empty tree has no nearest names."""
     with pytest.raises(LayoutError, match=r"the nearest are none: the tree is empty"):
         jaxmix.compose({}, lora_at("a"))
 
 
 def test_nothing_near() -> None:
-    """Then some names, so that one sees how they look."""
+    """Without a similar name, the error shows a few of the tree's names."""
     with pytest.raises(LayoutError, match=r"the nearest are 0.kernel, 1.kernel, 2.kernel$"):
         try:
             jaxmix.compose({i: {"kernel": LEAF} for i in range(9)}, lora_at("zyxzyxzyxzyxzyx"))
@@ -429,13 +429,13 @@ def test_nothing_near() -> None:
 
 
 def test_no_rule_for_a_site() -> None:
-    """A table that says nothing about a site."""
+    """A site that no rule matches is an error."""
     with pytest.raises(LayoutError, match=r"b: no rule of the layout is for its weight"):
         jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
 
 
 def test_two_leaves_for_one_site() -> None:
-    """Which one is meant is not ours to say."""
+    """A site that matches two leaves is ambiguous, and an error."""
     for params in (
         {"a.weight": LEAF, "a.kernel": LEAF.T},
         {"a.weight": LEAF, "params": {"a": {"kernel": LEAF.T}}},
@@ -446,13 +446,13 @@ def test_two_leaves_for_one_site() -> None:
 
 
 def test_two_leaves_of_one_name() -> None:
-    """Nested and dotted."""
+    """A nested and a dotted leaf may not have the same name."""
     with pytest.raises(LayoutError, match=r"the tree has more than one leaf of the name a.weight"):
         jaxmix.compose({"a.weight": LEAF, "a": {"weight": LEAF}}, lora_at("a"))
 
 
 def test_no_bias() -> None:
-    """An adapter with a bias, a tree without."""
+    """An adapter with a bias needs a leaf for it."""
     adapters = [Adapter({"a": Replace(bias=ones(6))})]
     with pytest.raises(
         LayoutError, match=r"changes its bias, but the tree has none there; add one o"
@@ -462,20 +462,20 @@ def test_no_bias() -> None:
         jaxmix.compose({"b.weight": LEAF}, adapters)
 
 
-# ---------------------------------------------------------------- leaves that can't take an update
+# ---------------------------------------------------------------- leaves that cannot be updated
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Quantized:
-    """As qwix has it."""
+    """A quantized leaf with qwix's fields."""
 
     qvalue: Any
     scale: Any
 
 
 def test_quantized_leaves() -> None:
-    """In parts, or of small integers or floats: they have to be dequantized."""
+    """Quantized leaves, and leaves of other dtypes than floats, must be dequantized or cast."""
     small = LEAF.astype(np.int8)
     for params in (
         {"a": {"kernel": {"qvalue": small.T, "scale": ones(6)}}},
@@ -489,13 +489,13 @@ def test_quantized_leaves() -> None:
 
 
 def test_float64_leaves_without_x64() -> None:
-    """JAX would make float32 of them in silence."""
+    """A float64 leaf without x64 is an error; JAX would convert it to float32 silently."""
     with pytest.raises(LayoutError, match=r"has dtype float64, which needs jax.config.update"):
         jaxmix.compose({"a.weight": LEAF.astype(np.float64)}, lora_at("a"))
 
 
 def test_what_is_no_array() -> None:
-    """Tensors of torch, shapes, lists, texts: all such leaves together."""
+    """Leaves that are not arrays (torch tensors, shapes, strings) are listed in one error."""
 
     class Tensor:
         shape, dtype = (6, 8), "torch.float32"
@@ -514,7 +514,7 @@ def test_what_is_no_array() -> None:
 
 
 def test_other_leaves_may_be_anything() -> None:
-    """What no adapter touches is not looked at."""
+    """Leaves that no adapter touches are not checked."""
     function = jax.nn.relu
     params = {"a.weight": LEAF, "activation": function, "steps": 3, "none": None, "name": "x"}
     out = jaxmix.compose(params, lora_at("a"))
@@ -522,7 +522,7 @@ def test_other_leaves_may_be_anything() -> None:
 
 
 def test_factors_that_do_not_fit_are_listed() -> None:
-    """All of them, with what they are and what they should be."""
+    """All misfits are listed with found and expected shapes."""
     params = {
         "a.weight": LEAF,
         "b.weight": LEAF,

@@ -1,4 +1,4 @@
-"""Names without what wrappers of PyTorch add: which parts go, where, and what is found by them."""
+"""Names of PyTorch wrappers are removed from sites and leaves."""
 
 import numpy as np
 import pytest
@@ -26,12 +26,12 @@ from jaxmix.placement.ties import tied_problem
     ],
 )
 def test_names_that_no_model_uses(name, expected):
-    """They go wherever they stand, as whole parts."""
+    """Wrapper names are removed anywhere, as whole parts of the name."""
     assert without_wrappers(name) == expected
 
 
 def test_an_outer_module_is_a_wrapper_if_all_have_it():
-    """A model may have a child of that name beside others."""
+    """A leading `module` is removed only if all names have it."""
     assert list(unwrapped(["module.a", "module.module.b.module.c"]).values()) == [
         "a",
         "module.b.module.c",
@@ -56,20 +56,20 @@ def test_an_outer_module_is_a_wrapper_if_all_have_it():
     ],
 )
 def test_peft_is_repeated_or_missing(prefix):
-    """Whatever wraps what."""
+    """PEFT's prefix may be repeated or missing, inside or outside of other wrappers."""
     names = [f"{prefix}h.{i}.q" for i in range(2)]
     assert list(unwrapped(names, is_peft=True).values()) == ["h.0.q", "h.1.q"]
     assert {bare(name) for name in names} == {"h.0.q", "h.1.q"}
 
 
 def test_peft_around_a_part_of_the_model():
-    """The name of the part stays."""
+    """A prefix inside the name is removed, and the names around it stay."""
     name = "language_model.base_model.model.model.layers.0.q"
     assert unwrapped([name], is_peft=True) == {name: "language_model.model.layers.0.q"}
 
 
 def lora(*sites: str) -> jaxmix.Adapter:
-    """A LoRA at these sites."""
+    """Returns a LoRA at these sites."""
     return jaxmix.Adapter({s: LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0) for s in sites}, name="a")
 
 
@@ -86,7 +86,7 @@ def lora(*sites: str) -> jaxmix.Adapter:
     ],
 )
 def test_a_leaf_under_a_wrapper_is_found(leaf, site):
-    """Its weight, and the bias beside it."""
+    """A wrapped leaf is found for the weight and for the bias."""
     params = {f"{leaf}.weight": np.zeros((2, 3), np.float32)}
     params[f"{leaf}.bias"] = np.zeros(2, np.float32)
     out = jaxmix.compose(params, lora(site))
@@ -96,7 +96,7 @@ def test_a_leaf_under_a_wrapper_is_found(leaf, site):
 
 
 def test_a_leaf_of_the_very_name_comes_first():
-    """Its neighbour `module` is another module, with and without a weight of its own."""
+    """A leaf with the exact name precedes a leaf that differs by `module`."""
     zeros = np.zeros((2, 3), np.float32)
     params = {"h.q.weight": zeros, "h.module.q.weight": zeros}
     out = jaxmix.compose(params, lora("h.module.q"))
@@ -107,7 +107,7 @@ def test_a_leaf_of_the_very_name_comes_first():
 
 
 def test_leaves_that_wrappers_alone_tell_apart():
-    """Which of them is meant can't be told."""
+    """Leaves that differ only in wrapper names are ambiguous."""
     params = {f"{name}.h.q.weight": np.zeros((2, 3)) for name in ("_orig_mod", "module")}
     text = "h.q: more than one leaf is its weight: _orig_mod.h.q.weight, module.h.q.weight"
     with pytest.raises(LayoutError, match=text):
@@ -115,7 +115,7 @@ def test_leaves_that_wrappers_alone_tell_apart():
 
 
 def test_a_tied_embedding_under_a_wrapper():
-    """Its names tell as much as without."""
+    """A tied embedding is detected under wrapped names too."""
     names = ["_orig_mod.model.embed_tokens.weight", "_orig_mod.model.norm.weight"]
     problem = tied_problem("model.embed_tokens", names)
     assert problem is not None and "since the tree has no lm_head, the head too (tied)" in problem

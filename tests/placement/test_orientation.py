@@ -1,4 +1,4 @@
-"""Which way square weights lie: what tells it, and what is asked for where nothing does."""
+"""The orientation of square weights: how it is determined, and the error if it is unknown."""
 
 from typing import Any
 
@@ -20,19 +20,19 @@ Flat = dict[str, Any]
 
 
 def lora(seed: int, transposed: bool | None = None, size: tuple[int, int] = (6, 6)) -> LoRA:
-    """A LoRA as a file with ``fan_in_fan_out`` gives it."""
+    """Returns a LoRA as read from a file with this ``fan_in_fan_out``."""
     rng, (rows, cols) = np.random.default_rng(seed), size
     return LoRA(normal(rng, 2, cols), normal(rng, rows, 2), 0.5, transposed=transposed)
 
 
 def leaves(**shapes: tuple[int, ...]) -> Flat:
-    """A tree of these shapes, each module's name with its dots as two underscores."""
+    """Returns a tree of these shapes; two underscores in a name stand for a dot."""
     rng = np.random.default_rng(0)
     return {name.replace("__", "."): normal(rng, *shape) for name, shape in shapes.items()}
 
 
 def is_conv1d(params: Flat, site: str, update: LoRA, **options: Any) -> bool:
-    """Which way an update went into a weight; it went one of the two."""
+    """Returns whether the update was applied transposed; asserts that it was one of the two."""
     with jax.enable_x64(True):
         out = jaxmix.compose(params, Adapter({site: update}), **options)
     moved = np.asarray(out[f"{site}.weight"]) - params[f"{site}.weight"]
@@ -49,11 +49,11 @@ LINEAR = {"h__0__up__weight": (18, 6), "h__0__up__bias": (18,)}
 
 
 def site(name: str) -> dict[str, tuple[int, ...]]:
-    """A square weight with its bias."""
+    """Returns the shapes of a square weight and its bias."""
     return {f"{name}__weight": (6, 6), f"{name}__bias": (6,)}
 
 
-# What a tree has, the site that is asked for, what its flag is, and whether it is a Conv1D.
+# The tree's shapes, the site, the adapter's flag, and whether the site is a Conv1D.
 CASES: dict[str, tuple[dict[str, tuple[int, ...]], str, bool | None, bool]] = {
     "a bias is not there": ({"q__weight": (6, 6)}, "q", None, False),
     "a Conv1D's name in a block of Conv1D": (
@@ -83,13 +83,13 @@ def test_what_tells(
 
 @pytest.mark.parametrize("size", [(4, 6), (6, 4)])
 def test_factors_tell_of_other_shapes(size: tuple[int, int]) -> None:
-    """Without a bias, or with one that both ways have."""
+    """Non-square factors determine the orientation if the bias does not."""
     params = leaves(c_proj__weight=(6, 4), c_proj__bias=(1,))
     assert is_conv1d(params, "c_proj", lora(1, None, size)) == (size == (4, 6))
 
 
 def test_nothing_tells() -> None:
-    """All such sites are named, and how to say it."""
+    """All sites of unknown orientation are listed, with the option that states it."""
     params = leaves(**site("a"), **site("b"), **site("c"), head__weight=(9, 6), head__bias=(9,))
     updates = {"a": lora(1), "b": lora(2, False), "c": lora(3)}
     with jax.enable_x64(True), pytest.raises(LayoutError) as caught:
@@ -105,12 +105,12 @@ def test_nothing_tells() -> None:
 
 
 def transposes(params: Flat, x: Any) -> Flat:
-    """The product with each weight, which of the identity is its transpose."""
+    """Multiplies with each weight; the identity gives its transpose."""
     return {f"{name}.weight": x @ params[f"{name}.weight"].T for name in "ab"}
 
 
 def weights(run: str, params: Flat, adapter: Adapter, layout: Layout | None) -> Flat:
-    """The weights that a way to run a mix works with."""
+    """Returns the weights that a method of running the adapter works with."""
     eye = np.eye(6)
     match run:
         case "compose":
@@ -135,7 +135,7 @@ def weights(run: str, params: Flat, adapter: Adapter, layout: Layout | None) -> 
 
 @pytest.mark.parametrize("run", ["compose", "attach", "Bank", "to_lora", "effects"])
 def test_every_way_to_run_a_mix_takes_the_layout(run: str) -> None:
-    """And refuses without."""
+    """Each method uses the layout, and refuses the adapter without it."""
     params, adapter = leaves(**site("a"), **site("b")), Adapter({"a": lora(1), "b": lora(2)})
     with jax.enable_x64(True):
         with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
@@ -149,7 +149,7 @@ def test_every_way_to_run_a_mix_takes_the_layout(run: str) -> None:
 
 
 def test_init_takes_the_layout() -> None:
-    """What is made is for the layer that the layout says."""
+    """`init` makes factors for the orientation that the layout states."""
     params, key = leaves(**site("a"), **site("b")), jax.random.key(0)
     table = Layout("mine", conv1d="b")
     made = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=table)
@@ -173,7 +173,7 @@ def test_a_layout_without_rules_goes_by_names() -> None:
 
 
 def test_flags_of_several_updates() -> None:
-    """One that knows is believed; one that does not know makes it unknown."""
+    """One update with a true flag decides; an update without a flag makes the rest unknown."""
     unknown, off, on = lora(1), lora(1, False), lora(1, True)
     for parts, flag in (((off, unknown), None), ((unknown, on), True), ((off, off), False)):
         assert Together(parts).transposed is flag
@@ -184,7 +184,7 @@ def test_flags_of_several_updates() -> None:
 
 
 def test_a_dense_update_of_an_unknown_orientation() -> None:
-    """It would be right for one of the two only; of another shape it fits one only."""
+    """A square dense update needs the base; a non-square one fits one orientation only."""
     several = [Adapter({"a": lora(i)}, name=f"{i}") for i in range(2)]
     with pytest.raises(AdapterError) as caught:
         jaxmix.combine(several, method="model_stock")
@@ -199,7 +199,7 @@ def test_a_dense_update_of_an_unknown_orientation() -> None:
 
 
 def test_blocks() -> None:
-    """Only what lies in a numbered block with a leaf speaks for it."""
+    """Only other leaves of the same numbered block determine a block's orientation."""
     axes = OutAxes({"head.weight": (9, 6), "head.bias": (9,), "q.weight": (6, 6), "q.bias": (6,)})
     assert axes.of("head.weight") == 0 and axes.of("q.weight") is None
     assert axes.of_block("q.weight") is None and not axes.is_linear("q.weight")

@@ -1,4 +1,4 @@
-"""Tied embeddings: found by the names that transformers saves, refused with what to do, untied."""
+"""Tied embeddings: detected by the names that transformers saves, refused with advice, untied."""
 
 import json
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ FLAX = {"weight": "kernel"}
 
 
 def in_flax(name: str, embedding: str) -> str:
-    """A leaf's name in a tree of Linen."""
+    """Returns a leaf's name in a Linen tree."""
     module, _, part = name.rpartition(".")
     part = "embedding" if module == embedding else FLAX.get(part, part)
     return f"params.{module}.{part}" if module else f"params.{part}"
@@ -35,7 +35,7 @@ def in_flax(name: str, embedding: str) -> str:
 
 @pytest.mark.parametrize("name", SAVED)
 def test_names_of_transformers(name: str) -> None:
-    """The embedding is called tied if it is, and no other model is refused; so is the head."""
+    """Tied embeddings and heads are reported for tied models only."""
     model = SAVED[name]
     site, head, leaves = model["embedding"], model["head"], model["leaves"]
     for names in (leaves, [f"params.{n}" for n in leaves], [in_flax(n, site) for n in leaves]):
@@ -44,7 +44,7 @@ def test_names_of_transformers(name: str) -> None:
         if problem:
             assert f"the tree has no {head}, the head too" in problem
             assert f"add a leaf {head}." in problem
-        # With the leaf that the message asks for nothing is wrong any more.
+        # With the leaf that the message requests, the problem is gone.
         for part in ("weight", "kernel"):
             assert head is None or tied_problem(site, [*names, f"{head}.{part}"]) is None
         if head is not None:
@@ -55,7 +55,7 @@ def test_names_of_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAVED)
 def test_other_sites_are_not_tied(name: str) -> None:
-    """Layers, norms, positions, what is left of a head, and what is nowhere."""
+    """Layers, norms, positions, parts of a head and missing modules are not tied."""
     model = SAVED[name]
     modules = {leaf.rpartition(".")[0] for leaf in model["leaves"]} | {"no.such", "lm_head.dense"}
     modules -= {model["embedding"], model["head"]}
@@ -69,12 +69,12 @@ def test_other_sites_are_not_tied(name: str) -> None:
     ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM", "OPTModel"],
 )
 def test_the_names_are_still_those(name: str) -> None:
-    """The recorded names are what the installed transformers saves."""
+    """The recorded names are those that the installed transformers saves."""
     assert tied_names.saved(name, tied=True) == SAVED[name]
 
 
 def test_t5_without_a_head_looks_like_one_with() -> None:
-    """T5Model has the names of the tied T5ForConditionalGeneration: refused, with the way out."""
+    """T5Model has the names of a tied T5ForConditionalGeneration; the error states the remedy."""
     names = SAVED["T5ForConditionalGeneration"]["leaves"]
     said = tied_problem("shared", names)
     assert said is not None and said.endswith(
@@ -96,13 +96,13 @@ TREE = {f"{EMBED}.weight": E, "model.norm.weight": ones(4, np.float32)}
 
 
 def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
-    """Adds 1 everywhere."""
+    """Returns an adapter that adds 1 everywhere."""
     a, b = ones((1, shape[1])), ones((shape[0], 1))
     return Adapter({site: LoRA(a, b, 1.0, embedding=site == EMBED) for site in sites})
 
 
 def test_a_tied_tree_is_refused() -> None:
-    """Both sides, listed together."""
+    """Both sides of the tie are listed in one error."""
     with pytest.raises(LayoutError, match=r"^sites whose leaf the tree ties to another:") as caught:
         jaxmix.compose(TREE, [lora(EMBED), 0.5 * lora(HEAD).renamed("head")])
     text = str(caught.value)
@@ -119,7 +119,7 @@ def test_a_tied_tree_is_refused() -> None:
 
 
 def test_the_message_helps() -> None:
-    """What it says to do does it: only the looked-up side changes."""
+    """Following the message's advice changes only the adapter's side."""
     untied = {**TREE, f"{HEAD}.weight": TREE[f"{EMBED}.weight"]}
     out = jaxmix.compose(untied, [lora(EMBED)])
     np.testing.assert_array_equal(out[f"{EMBED}.weight"], E + 1)
@@ -130,7 +130,7 @@ def test_the_message_helps() -> None:
 
 
 def test_both_sides_trained_as_one_stay_tied() -> None:
-    """The leaf that they share takes the update once, under its names in PyTorch and in Flax."""
+    """The shared leaf takes an update of both sides once, under PyTorch's and Flax's names."""
     out = jaxmix.compose(TREE, [lora(EMBED, HEAD), (-3 * lora(EMBED, HEAD)).renamed("other")])
     assert out.keys() == TREE.keys()
     np.testing.assert_array_equal(out[f"{EMBED}.weight"], E - 2)
@@ -146,7 +146,7 @@ def test_both_sides_trained_as_one_stay_tied() -> None:
 
 
 def test_trained_as_one_takes_all_sides() -> None:
-    """The same numbers on every side, and numbers that are known."""
+    """The update stays tied only if all sides have the same known numbers."""
     dora = LoRA(ones((1, 4)), ones((6, 1)), 1.0, magnitude=ones(4), embedding=True)
     other = replace(dora, embedding=False)  # its norm is taken along the other axis
     with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
@@ -163,7 +163,7 @@ def test_trained_as_one_takes_all_sides() -> None:
 
 
 def test_a_bias_of_a_head_trained_as_one() -> None:
-    """It is the head's own, and lies where the tree has it: with the head, or one module above."""
+    """A head's bias is found next to the head, or one module above it."""
     bias = np.arange(6, dtype=np.float32)
     site = "bert.embeddings.word_embeddings"
     head = "cls.predictions.decoder"
@@ -180,14 +180,14 @@ def test_a_bias_of_a_head_trained_as_one() -> None:
 
 
 def test_headless_by_layout() -> None:
-    """The way out for a model that has no head although its names look so."""
+    """A layout without ties handles a headless model whose names look tied."""
     headless = Layout("headless", jaxmix.layout.NAMES.rules)
     out = jaxmix.compose(TREE, [lora(EMBED)], layout=headless)
     np.testing.assert_array_equal(out[f"{EMBED}.weight"], E + 1)
 
 
 def test_other_sites_of_a_tied_tree() -> None:
-    """A tied tree takes adapters everywhere else, and a bias on the embedding's name is no tie."""
+    """Other sites of a tied tree take adapters, and a norm is not a tie."""
     params = {**TREE, "model.layers.0.q.weight": zeros((6, 4), np.float32)}
     out = jaxmix.compose(params, [lora("model.layers.0.q")])
     assert (np.asarray(out["model.layers.0.q.weight"]) == 1).all()
@@ -196,7 +196,7 @@ def test_other_sites_of_a_tied_tree() -> None:
 
 
 def test_a_table_that_has_both_in_one_leaf() -> None:
-    """A user's own layout may say that the head is the embedding's leaf."""
+    """A user's layout may place the head in the embedding's leaf."""
     rules = (Rule(r"model\.embed_tokens|lm_head", "embedder"), Rule("q", "q"))
     params = {"embedder": E, "q": E}
     with pytest.raises(
@@ -219,7 +219,7 @@ def test_a_table_that_has_both_in_one_leaf() -> None:
 
 
 def decoder(tied: bool = True) -> Decoder:
-    """A tiny one."""
+    """Returns a tiny decoder."""
     config = read_config(
         dict(
             model_type="llama",
@@ -240,7 +240,7 @@ TOKENS = jnp.array([[1, 2, 3]])
 @pytest.mark.parametrize("site", [EMBED, HEAD])
 @pytest.mark.parametrize("jitted", [False, True])
 def test_a_decoder_is_untied_by_itself(site: str, jitted: bool) -> None:
-    """The new model computes with one side changed, the old one is as it was."""
+    """The new model has one changed side; the old model is unchanged."""
     model = decoder()
     before = np.asarray(model(TOKENS))
     run = jax.jit(jaxmix.compose) if jitted else jaxmix.compose
@@ -258,7 +258,7 @@ def test_a_decoder_is_untied_by_itself(site: str, jitted: bool) -> None:
 
 
 def test_a_decoder_stays_tied_where_nothing_separates_it() -> None:
-    """Adapters of layers leave it as it is; an untied one comes back as it is built."""
+    """Adapters of layers keep the tie, and an untied decoder stays untied."""
     site = "model.layers.0.self_attn.q_proj"
     out = jaxmix.compose(decoder(), [lora(site, shape=(8, 8))])
     assert out.config.tie_word_embeddings and not hasattr(out, "lm_head")
@@ -267,7 +267,7 @@ def test_a_decoder_stays_tied_where_nothing_separates_it() -> None:
 
 
 def test_the_state_of_a_tied_decoder() -> None:
-    """A state is no model that unties itself; the message names the method."""
+    """A state cannot untie itself; the message names the method."""
     for params in (nnx.state(decoder()), nnx.to_pure_dict(nnx.state(decoder()))):
         with pytest.raises(LayoutError, match=r"jaxmix\.models\.Decoder: model\.untied\(\)"):
             jaxmix.compose(params, [lora(EMBED, shape=(11, 8))])
@@ -278,7 +278,7 @@ def test_the_state_of_a_tied_decoder() -> None:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Stubborn:
-    """A tree that says that it unties itself, and does not."""
+    """A tree whose `untied` does not untie it."""
 
     model: Any
 
@@ -287,14 +287,14 @@ class Stubborn:
 
 
 def test_what_does_not_untie_itself_is_refused() -> None:
-    """Its word is not taken for it."""
+    """A tree that is still tied after `untied` is refused."""
     tree = Stubborn({"embed_tokens": {"weight": E}})
     with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
         jaxmix.compose(tree, [lora(EMBED)])
 
 
 def test_tokens_keep_the_tie_and_others_do_not() -> None:
-    """One leaf for both sides takes them; an adapter of one side beside them is refused."""
+    """Trained tokens change the shared leaf; with an update of one side they are refused."""
     tokens = Tokens(ones((1, 4)), np.array([2], np.int32))
     alone, beside = (
         Adapter({"model.embed_tokens": update}, name=type(update).__name__)

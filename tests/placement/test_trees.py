@@ -1,4 +1,4 @@
-"""Every kind of tree: the same adapters have the same effect as on the flat dict of PyTorch."""
+"""Adapters have the same effect on every kind of tree as on PyTorch's flat dict."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,12 +48,12 @@ TRUTH = fold_tree(BASE, ADAPTERS)
 
 
 def kernel(weight: np.ndarray) -> np.ndarray:
-    """PyTorch's (out, in, *k) as Flax's (*k, in, out)."""
+    """Transposes PyTorch's (out, in, *k) to Flax's (*k, in, out)."""
     return np.moveaxis(weight, (0, 1), (-1, -2))
 
 
 def flax_leaves(flat: Mapping[str, Any]) -> Flat:
-    """Flax's names and orientation."""
+    """Returns the leaves with Flax's names and orientation."""
     out: Flat = {}
     for name, leaf in flat.items():
         module, _, part = name.rpartition(".")
@@ -70,12 +70,12 @@ def flax_leaves(flat: Mapping[str, Any]) -> Flat:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A dict of dicts."""
+    """Returns a dict of dicts."""
     return unflatten_dict(dict(flat), sep=".")
 
 
 class Linen:
-    """Nested, below Linen's ``params``, beside another collection."""
+    """Params nested below Linen's ``params``, next to another collection."""
 
     @staticmethod
     def make(flat: Flat) -> Any:
@@ -87,7 +87,7 @@ class Linen:
 
 
 class Net(nnx.Module):
-    """All kinds of layers of NNX; state of other kinds too."""
+    """All kinds of NNX layers, with state of other kinds."""
 
     def __init__(self, rngs: nnx.Rngs):
         how: dict[str, Any] = {"rngs": rngs, "param_dtype": jnp.float64}
@@ -103,7 +103,7 @@ class Net(nnx.Module):
 
 
 def nnx_module(flat: Flat) -> Net:
-    """With these weights."""
+    """Returns a module with these weights."""
     net = Net(nnx.Rngs(0))
     for name, leaf in flax_leaves(flat).items():
         found: Any = net
@@ -115,7 +115,7 @@ def nnx_module(flat: Flat) -> Net:
 
 
 def of_nnx(params: Any) -> Flat:
-    """Names and arrays of a module's parameters."""
+    """Returns the names and arrays of a module's parameters."""
     state = nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
     pure = nnx.to_pure_dict(state) if isinstance(state, nnx.State) else state
     flat = {".".join(map(str, path)): leaf for path, leaf in flatten_dict(pure).items()}
@@ -123,7 +123,7 @@ def of_nnx(params: Any) -> Flat:
 
 
 class Equinox(eqx.Module):
-    """The same in Equinox; its convolutions' biases are (out, 1, …)."""
+    """The same layers in Equinox; convolution biases are (out, 1, …)."""
 
     embed: eqx.nn.Embedding
     layers: list[eqx.nn.Linear]
@@ -147,7 +147,7 @@ class Equinox(eqx.Module):
 
 
 def in_equinox(net: Equinox, name: str) -> Any:
-    """A leaf by its name."""
+    """Returns a leaf by name."""
     found: Any = net
     for part in name.split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)
@@ -155,7 +155,7 @@ def in_equinox(net: Equinox, name: str) -> Any:
 
 
 def equinox_module(flat: Flat) -> Equinox:
-    """With these weights."""
+    """Returns a module with these weights."""
     net = Equinox(jax.random.key(0))
     names = list(flat)
     leaves = [jnp.asarray(flat[n]).reshape(in_equinox(net, n).shape) for n in names]
@@ -163,19 +163,19 @@ def equinox_module(flat: Flat) -> Equinox:
 
 
 class Hooks:
-    """How to make a tree of the flat dict, how to read it, and in which names that comes."""
+    """How to make a tree from the flat dict, read it, and whether its names are Flax's."""
 
     def __init__(self, make: Callable[[Flat], Any], read: Callable[[Any], Flat], flax: bool):
         self.make, self.read, self.flax = make, read, flax
 
 
 def state_of(flat: Flat) -> Any:
-    """The module's ``nnx.State``, of all kinds of variables."""
+    """Returns the module's ``nnx.State`` with all kinds of variables."""
     return nnx.state(nnx_module(flat))
 
 
 def mixed_leaves(flat: Flat) -> Any:
-    """Some leaves of JAX, some of NumPy."""
+    """Returns leaves of JAX and NumPy in turn."""
     return {n: jnp.asarray(x) if i % 2 else x for i, (n, x) in enumerate(flat.items())}
 
 
@@ -204,7 +204,7 @@ TREES = {
 @pytest.mark.parametrize("jitted", [False, True], ids=["uncompiled", "compiled"])
 @pytest.mark.parametrize("hooks", TREES.values(), ids=TREES)
 def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
-    """All nine kinds at all modules, in every tree; compiled with what reads or has biases."""
+    """Nine kinds at all modules have one effect in every tree; two kinds also run compiled."""
     adapters = [a for a in ADAPTERS if a.name in "06"] if jitted else ADAPTERS
     truth = fold_tree(BASE, adapters) if jitted else TRUTH
     with jax.enable_x64(True), jax.disable_jit(not jitted):
@@ -225,7 +225,7 @@ def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
 
 @pytest.mark.parametrize("hooks", TREES.values(), ids=TREES)
 def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
-    """In every tree; arrays and whatever else there is."""
+    """Untouched leaves, arrays or not, are the same objects in every tree."""
     with jax.enable_x64(True), jax.disable_jit():
         params = hooks.make(BASE)
         adapter = Adapter({"layers.1": made("LoRA", MODULES["layers.1"], 0)})
@@ -235,7 +235,7 @@ def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
 
 
 def test_an_nnx_module_runs() -> None:
-    """A new module comes back, of the same class, whose layers compute with the new weights."""
+    """The result is a new module of the same class that computes with the new weights."""
     net = nnx.Linear(8, 6, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net, nnx.relu)
     update = made("LoRA", MODULES["layers.0"], 0)
@@ -254,7 +254,7 @@ def test_an_nnx_module_runs() -> None:
 
 
 def test_metadata_of_nnx_variables_is_kept() -> None:
-    """Names of axes, for one, and the kind of variable."""
+    """The variables' class and metadata, such as axis names, are kept."""
     net = nnx.Linear(8, 6, use_bias=False, rngs=nnx.Rngs(0))
     net.kernel = nnx.Param(net.kernel[...], names=("in", "out"))
     out = jaxmix.compose({"a": net}, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
@@ -263,7 +263,7 @@ def test_metadata_of_nnx_variables_is_kept() -> None:
 
 
 def test_a_shared_nnx_variable_is_untied() -> None:
-    """A variable in two places of a module is two leaves: only the site's own one changes."""
+    """A variable used at two sites is two leaves; only the adapter's site changes."""
     first, second = (nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(i)) for i in range(2))
     second.kernel = first.kernel
     net = nnx.List([first, second])
@@ -275,7 +275,7 @@ def test_a_shared_nnx_variable_is_untied() -> None:
 
 
 def test_an_attribute_called_value() -> None:
-    """It is not taken for a variable's value where it has siblings."""
+    """`value` next to siblings is an attribute's name, not a variable's value."""
 
     class Attention(eqx.Module):
         key: Any
@@ -291,7 +291,7 @@ def test_an_attribute_called_value() -> None:
 
 
 def gpt2(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Conv1D (in, out) with biases: non-square, square; a linear layer beside it."""
+    """Returns Conv1D layers (in, out) with biases, square and non-square, and linear layers."""
     out = {
         "h.0.attn.c_attn.weight": normal(rng, 6, 18),
         "h.0.attn.c_attn.bias": normal(rng, 18),
@@ -316,7 +316,7 @@ LINEAR = ("score", "square", "other.square")
 
 
 def flagged(site: str, kind: str, seed: int, flag: bool) -> Any:
-    """An update at a site of GPT-2 as the reader makes it: the flag is the whole adapter's."""
+    """Returns an update of GPT-2 as the reader makes it; the flag is that of the whole adapter."""
     shape = GPT2[f"{site}.weight"].shape
     module = Module("linear", shape[::-1] if site in CONV1D else shape, True)
     rng = np.random.default_rng(seed)
@@ -333,24 +333,24 @@ def flagged(site: str, kind: str, seed: int, flag: bool) -> Any:
 
 
 def gpt2_truth(adapters: list[Adapter]) -> dict[str, np.ndarray]:
-    """The fold on the matrices (out, in), laid back."""
+    """Returns the updates applied to the (out, in) matrices, in the stored orientation."""
     out = dict(GPT2)
     for site in (*CONV1D, *LINEAR):
         turn = (lambda x: x.T) if site in CONV1D else (lambda x: x)
-        word = []
+        chain = []
         for adapter in adapters:
             update = adapter.updates[site]
             if isinstance(update, Replace) and update.weight is not None:
                 update = Replace(turn(np.asarray(update.weight)), update.bias)
-            word.append((adapter.strength, update))
-        weight, bias = fold(word, turn(out[f"{site}.weight"]), out[f"{site}.bias"])
+            chain.append((adapter.strength, update))
+        weight, bias = fold(chain, turn(out[f"{site}.weight"]), out[f"{site}.bias"])
         assert weight is not None and bias is not None
         out[f"{site}.weight"], out[f"{site}.bias"] = turn(weight), bias
     return out
 
 
 def gpt2_adapters(flag: bool, kinds: tuple[str, ...]) -> list[Adapter]:
-    """One of each kind, at all sites."""
+    """Returns an adapter of each kind at all sites."""
     return [
         Adapter(
             {s: flagged(s, kind, 10 * i + j, flag) for j, s in enumerate((*CONV1D, *LINEAR))},
@@ -367,9 +367,9 @@ GPT2_KINDS = ("LoRA", "Replace", "OFT", "DoRA", "AdaLoRA", "LoHa", "SHiRA")
 @pytest.mark.parametrize("flag", [True, False])
 @pytest.mark.parametrize("kinds", [GPT2_KINDS, ("Replace",), ("Replace", "LoRA")], ids=str)
 def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
-    """PEFT saves one flag for all layers, that of the last; the tree's biases tell which is which.
+    """PEFT saves the last layer's flag for all layers; biases determine each layer's orientation.
 
-    Square layers are told by their namesakes.
+    Leaves of the same name determine that of square layers.
     """
     adapters = gpt2_adapters(flag, kinds)
     with jax.enable_x64(True), jax.disable_jit():
@@ -379,7 +379,7 @@ def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
 
 
 def flax_gpt2(flat: Mapping[str, Any], turned: bool) -> dict[str, Any]:
-    """Kernels (in, out); where turned, Conv1D's are (out, in), as in Flax's GPT-2."""
+    """Returns kernels (in, out); if `turned`, Conv1D's are (out, in), as in Flax's GPT-2."""
     out: dict[str, Any] = {}
     for name, leaf in flat.items():
         site, _, part = name.rpartition(".")
@@ -393,7 +393,7 @@ def flax_gpt2(flat: Mapping[str, Any], turned: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("flag", [False, True])
 def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
-    """The biases tell here too."""
+    """Biases determine the orientation in Flax trees too."""
     adapters = gpt2_adapters(flag, tuple(kind for kind in GPT2_KINDS if kind != "Replace"))
     with jax.enable_x64(True), jax.disable_jit():
         out = jaxmix.compose(flax_gpt2(GPT2, turned), adapters)
@@ -403,7 +403,7 @@ def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
-    """A saved Conv1D is (in, out), as PyTorch has it: its shape tells, or a flag at the site."""
+    """A saved Conv1D weight is (in, out); its shape, or a flag at the site, shows it."""
     adapters = gpt2_adapters(True, ("Replace", "LoRA"))
     for keep in (CONV1D, (*CONV1D[::2], "score", "other.square")):
         chosen = adapters if keep is CONV1D else adapters[:1]
@@ -419,7 +419,7 @@ def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
 
 
 def test_a_flag_where_the_tree_does_not_tell() -> None:
-    """Without biases the factors' shapes tell, and for a square weight the flag."""
+    """Without biases, the factors' shapes decide, and the flag for a square weight."""
     params = {n: x for n, x in GPT2.items() if not n.endswith(".bias")}
     update: Any = flagged("h.0.attn.c_proj", "LoRA", 3, True)
     update = LoRA(update.a, update.b, update.scale, transposed=True)
@@ -440,21 +440,21 @@ def test_a_flag_where_the_tree_does_not_tell() -> None:
 
 
 def test_factors_for_another_orientation() -> None:
-    """Without a flag, a bias or namesakes nobody guesses."""
+    """Without a flag, a bias or leaves of the same name, transposed factors are refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: lora_A has shape"):
         jaxmix.compose(params, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
 
 
 def test_a_whole_weight_of_another_orientation() -> None:
-    """A saved weight that is the transpose of PyTorch's own is refused."""
+    """A saved weight that is the transpose of PyTorch's is refused."""
     params = {"a.weight": ones((8, 6), np.float32)}
     with pytest.raises(ShapeError, match="a: saved weight has shape"):
         jaxmix.compose(params, [Adapter({"a": Replace(ones((6, 8)))})])
 
 
 def test_a_flax_kernel_that_has_no_two_axes() -> None:
-    """A kernel of one axis has no in and out."""
+    """A kernel with one axis has no inputs and outputs."""
     with pytest.raises(
         LayoutError, match=r"a.kernel of shape \(6,\) does not have the axes '... i o"
     ):
@@ -463,7 +463,7 @@ def test_a_flax_kernel_that_has_no_two_axes() -> None:
 
 @pytest.mark.parametrize("size", [(4, 6), (4, 4)])
 def test_a_whole_weight_beside_a_lora_of_conv1d(size: tuple[int, int]) -> None:
-    """In one adapter at one site: the saved Conv1D is (in, out), the LoRA's BA (out, in)."""
+    """In one adapter at one site, the saved Conv1D is (in, out) and the LoRA's BA (out, in)."""
     rng, (in_size, out_size) = np.random.default_rng(0), size
     whole, a, b = normal(rng, *size), normal(rng, 2, in_size), normal(rng, out_size, 2)
     parts = (Replace(weight=whole), LoRA(a=a, b=b, scale=0.5, transposed=True))

@@ -1,1 +1,1 @@
-"""Training: what is trained, gradients, strengths that are learned, checkpoints, a real mix."""
+"""Tests of training: trained values, gradients, learned strengths, checkpoints, and a real mix."""

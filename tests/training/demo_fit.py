@@ -1,4 +1,4 @@
-"""Strengths of the demo's LoRA (Bible) and LoHa (Jargon File), learned on text that neither saw."""
+"""Learns the strengths of the demo's LoRA (Bible) and LoHa (Jargon File) on text new to both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ from jaxmix.training import Fit, fit
 
 __all__ = ["DOMAINS", "Trial", "batches", "loss", "trial"]
 
-# What the two adapters were trained for.
+# The domains that the two adapters were trained on.
 DOMAINS = ("bible", "jargon")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The demo's base and the mix of the two adapters, and how they are measured."""
+    """The demo's base, the mix of the two adapters, and methods that measure them."""
 
     demo: Demo
     mix: jaxmix.Mix
 
     def fitted(self, per: Any, steps: int, rows: int = 8, length: int = 256) -> Fit:
-        """The strengths found in so many steps."""
+        """Returns the strengths learned in this number of steps."""
         found = batches(steps, rows, length)
         return fit(self.mix, self.demo.base, loss, found, per=per, progress=False)
 
     def losses(self, mixed: jaxmix.Mix, windows: int = 32) -> dict[str, float]:
-        """Held-out loss by domain: of the windows that the demo's own table is of."""
+        """Returns the held-out loss per domain, on the windows of the demo's own table."""
         graph, state = nnx.split(jaxmix.compose(self.demo.base, mixed))
         parts = {domain: self.demo.windows[domain][:windows] for domain in DOMAINS}
         return {
@@ -49,10 +49,12 @@ def trial() -> Trial:
 
 
 def loss(model: Any, tokens: Any) -> Any:
-    """Nats per byte."""
+    """Returns the loss in nats per byte."""
     logits = model(tokens)[:, :-1]
-    chances = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
-    return -jnp.mean(chances)
+    log_probabilities = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1
+    )
+    return -jnp.mean(log_probabilities)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -61,7 +63,7 @@ def _loss(graph: Any, state: Any, tokens: Any) -> Any:
 
 
 def batches(steps: int, rows: int, length: int) -> Sequence[np.ndarray]:
-    """Half of the one domain, half of the other; of the bytes between the windows measured."""
+    """Returns batches of both domains in equal parts, from bytes outside the measured windows."""
     starts = [768 * k + shift for shift in (256, 512) for k in range(32)]
     order = np.random.default_rng(0).permutation(np.array(starts * (1 + steps * rows // 128)))
     texts = [np.frombuffer((ASSETS / "text" / f"{d}.txt").read_bytes(), np.uint8) for d in DOMAINS]

@@ -1,4 +1,4 @@
-"""What `jaxmix.init` makes, a row or more of each kind: its words, where, and how it starts."""
+"""A table for `jaxmix.init`: one row or more per kind, with its options and its start."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ def _drawn(seed: int, *shape: int) -> Any:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-# By PyTorch's names and shapes; "gpt" is GPT-2's Conv1D, which its bias tells.
+# PyTorch's names and shapes; "gpt" is GPT-2's Conv1D, as its bias shows.
 PARAMS: dict[str, Any] = {
     "conv.bias": _drawn(1, 16),
     "conv.weight": _drawn(2, 16, 8, 3, 3),
@@ -33,20 +33,20 @@ class Row:
     """One form of a kind.
 
     Args:
-        kind: its name.
-        words: its words.
-        at: the modules that are targeted.
-        off: why it does not start at the base, or "" where it does.
+        kind: Its name.
+        options: Its keyword arguments.
+        at: The targeted modules.
+        off: Why it does not start at the base, or "" if it does.
     """
 
     kind: str
-    words: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     at: tuple[str, ...] = ("lin",)
     off: str = ""
 
     def __str__(self) -> str:
-        told = (f"{word}={value}" for word, value in self.words.items())
-        return " ".join((self.kind, *told, *self.at)).replace("(", "").replace(")", "")
+        options = (f"{name}={value}" for name, value in self.options.items())
+        return " ".join((self.kind, *options, *self.at)).replace("(", "").replace(")", "")
 
 
 _NEAR = "PEFT draws all of it"

@@ -1,4 +1,4 @@
-"""Small adapters and params for what is trained."""
+"""Small adapters and params for tests of training."""
 
 from typing import Any
 
@@ -19,35 +19,35 @@ PARAMS = {
 
 
 def normal(seed: int, *shape: int) -> Any:
-    """Random numbers in float32."""
+    """Returns random numbers in float32."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def lora(name: str = "lora") -> Adapter:
-    """A LoRA at both sites."""
-    one = LoRA(normal(3, 2, 8), normal(4, 6, 2), 0.5)
-    return Adapter({"one": one, "two": LoRA(normal(5, 2, 6), normal(6, 4, 2), 0.5)}, name=name)
+    """Returns a LoRA at both sites."""
+    update = LoRA(normal(3, 2, 8), normal(4, 6, 2), 0.5)
+    return Adapter({"one": update, "two": LoRA(normal(5, 2, 6), normal(6, 4, 2), 0.5)}, name=name)
 
 
 def oft() -> Adapter:
-    """An OFT at the first."""
+    """Returns an OFT at the first site."""
     return Adapter({"one": OFT(0.1 * normal(7, 2, 6))}, name="oft")
 
 
 def loha() -> Adapter:
-    """A LoHa at the second."""
+    """Returns a LoHa at the second site."""
     b1, a1, b2, a2 = (normal(8 + i, *shape) for i, shape in enumerate([(4, 2), (2, 6)] * 2))
     return Adapter({"two": LoHa(b1, a1, b2, a2, 0.3)}, name="loha")
 
 
 def with_bias() -> Adapter:
-    """A LoRA and a trained bias."""
+    """Returns a LoRA and a trained bias."""
     lora = LoRA(normal(3, 2, 8), normal(4, 6, 2), 0.5)
     return Adapter({"one": Together((Replace(bias=normal(12, 6)), lora))}, name="biased")
 
 
 def bank() -> Adapter:
-    """A VB-LoRA: its sites share a bank, which is trained."""
+    """Returns a VB-LoRA, whose sites share a trained bank."""
     shared: Any = normal(13, 5, 2)
     return Adapter(
         {
@@ -59,7 +59,7 @@ def bank() -> Adapter:
 
 
 def stepped(optimizer: Any, slope: Any, state: Any, values: Any) -> tuple[Any, Any]:
-    """Values and state after a step of optax, whose Adam mixes whole numbers with floats."""
+    """Returns values and state after an optax step, whose Adam promotes integers to floats."""
     with jax.numpy_dtype_promotion("standard"):
         change, state = optimizer.update(slope, state, values)
         return optax.apply_updates(values, change), state

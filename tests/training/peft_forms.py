@@ -1,4 +1,4 @@
-"""Types of PEFT that are trained, a form or two of each, and how near PEFT's gradients are."""
+"""PEFT types for training tests, a form or two of each, and the tolerance of PEFT's gradients."""
 
 from typing import Any
 
@@ -42,10 +42,10 @@ CASES: tuple[Form, ...] = (
     ),
 )  # fmt: skip
 
-# Here PEFT computes in float32, whatever it is given.
+# PEFT computes these in float32, whatever its input's dtype.
 FLOAT32 = {"c3a", "kasa", "deft-qr", "frod-linear", "fourierft", "psoft"}
 
-# What PEFT holds constant, and jaxmix does not.
+# Values that PEFT treats as constants, and jaxmix does not.
 NOT_THE_SAME = {
     "dora": "the norm of W₀ + γBA is a constant for its gradient",
     "oft-coft": "the numbers are shrunk in place by the forward, which its gradient does not see",

@@ -1,4 +1,4 @@
-"""What PEFT makes of the config that a row of `init_rows` stands for. Import it where PEFT is."""
+"""Adapters that PEFT makes for the rows of `init_rows`. Import it only if PEFT is installed."""
 
 import warnings
 from dataclasses import fields
@@ -34,7 +34,7 @@ BIG = {"big.weight": np.random.default_rng(20).normal(size=(192, 256)).astype(np
 
 
 class _Net(nn.Module):
-    """The modules of `PARAMS`."""
+    """A network with the modules of `PARAMS`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Net(nn.Module):
         self.load_state_dict({name: torch.tensor(value) for name, value in PARAMS.items()})
 
     def prepare_inputs_for_generation(self, *_: Any) -> None:
-        """What PEFT's models of language need."""
+        """Exists because PEFT's language models require it."""
 
 
 def model_of(row: Row, params: Any = PARAMS) -> Any:
@@ -58,9 +58,9 @@ def model_of(row: Row, params: Any = PARAMS) -> Any:
     known = {field.name for field in fields(make)}
     alpha = next((x for x in (f"{row.kind}_alpha", "alpha", "lora_alpha") if x in known), "")
     names = {"rank": "init_r" if row.kind == "adalora" else "r", "alpha": alpha}
-    config = {names.get(word, word): value for word, value in row.words.items()}
+    config = {names.get(word, word): value for word, value in row.options.items()}
     config = {**_MORE.get(row.kind, {}), **config}
-    if row.kind == "oft" and "rank" in row.words:
+    if row.kind == "oft" and "rank" in row.options:
         config["oft_block_size"] = 0
     torch.manual_seed(0)
     net: Any = _Net()
@@ -73,7 +73,7 @@ def model_of(row: Row, params: Any = PARAMS) -> Any:
 
 
 def read(row: Row, folder: Path, params: Any = PARAMS) -> tuple[Any, list[Any]]:
-    """The adapter that PEFT makes, read by us, and what it trains."""
+    """Returns PEFT's adapter as jaxmix reads it, and the parameters that PEFT trains."""
     model = model_of(row, params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

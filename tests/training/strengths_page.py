@@ -23,7 +23,7 @@ PER: tuple[Any, ...] = ("mix", "adapter", "site")
 
 
 def main() -> None:
-    """Learn the strengths in all three ways and write what came of it."""
+    """Learns the strengths for each choice of `per`, and writes the table and the picture."""
     demo = trial()
     rows = [_row("the base", demo.losses(jaxmix.mix()), "")]
     rows += [
@@ -34,7 +34,7 @@ def main() -> None:
         start = time.monotonic()
         found = demo.fitted(per, STEPS, length=LENGTH).mix
         print(f"per {per}: {time.monotonic() - start:.0f} s")
-        rows.append(_row(f'`per="{per}"`', demo.losses(found), _told(found)))
+        rows.append(_row(f'`per="{per}"`', demo.losses(found), _strengths(found)))
         if per == "site":
             _draw(found)
     head = ["| strengths | " + " | ".join(DOMAINS) + " | lora, loha |", "| --- | --- | --- | --- |"]
@@ -44,13 +44,13 @@ def main() -> None:
     )
 
 
-def _row(name: str, losses: Mapping[str, float], told: str) -> str:
-    cells = [name, *(f"{losses[domain]:.3f}" for domain in DOMAINS), told]
+def _row(name: str, losses: Mapping[str, float], strengths: str) -> str:
+    cells = [name, *(f"{losses[domain]:.3f}" for domain in DOMAINS), strengths]
     return "| " + " | ".join(cells) + " |"
 
 
-def _told(mixed: jaxmix.Mix) -> str:
-    """The strengths, or from where to where those of an adapter go."""
+def _strengths(mixed: jaxmix.Mix) -> str:
+    """Returns the strengths, or the range of each adapter's strengths."""
     found = [list(each.values()) for each in strengths_by_site(mixed).values()]
     return ", ".join(
         f"{min(each):.2f}" if np.ptp(each) < 1e-6 else f"{min(each):.2f} to {max(each):.2f}"

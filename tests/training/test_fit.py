@@ -1,4 +1,4 @@
-"""Strengths learned by gradient: found where they are known, and refused in words."""
+"""`fit` finds known strengths by gradient descent, and its errors are exact."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +21,18 @@ MIXED = jaxmix.mix(lora(), oft(), loha())
 
 
 def off(params: Any, wanted: Any) -> Any:
-    """How far params are from others."""
+    """Returns the distance between params."""
     return sum(jnp.mean((params[name] - wanted[name]) ** 2) for name in PARAMS)
 
 
 def found(wanted: Any, per: Any, mixed: Any = MIXED, steps: int = 60) -> Any:
-    """A fit to the params with another mix in them."""
+    """Returns a fit to params with another mix composed in."""
     batches = [jaxmix.compose(PARAMS, wanted)] * steps
     return fit(mixed, PARAMS, off, batches, per=per, progress=False)
 
 
-def test_strengths_by_adapter_are_found() -> None:
-    """Those of the mix with which the params were made; the adapters stay as they were."""
+def test_fit_finds_strengths_by_adapter() -> None:
+    """`fit` finds the strengths that made the params, and leaves the adapters unchanged."""
     truth = {"lora": 0.4, "oft": 1.3, "loha": -0.2}
     wanted = jaxmix.mix(MIXED.parts[0] * 0.4, MIXED.parts[1] * 1.3, MIXED.parts[2] * -0.2)
     result = found(wanted, "adapter", steps=80)
@@ -42,15 +42,15 @@ def test_strengths_by_adapter_are_found() -> None:
     assert all(isinstance(part.strength, float) for part in result.mix.parts)
 
 
-def test_one_factor_for_all() -> None:
-    """It begins from the strengths that are there, and keeps how they stand to one another."""
+def test_per_mix_keeps_the_ratio_of_strengths() -> None:
+    """`per="mix"` multiplies the given strengths by one factor."""
     start = jaxmix.mix(lora(), 0.5 * loha())
     result = found(0.6 * start, "mix", start)
     assert result.strengths == pytest.approx({"lora": 0.6, "loha": 0.3}, abs=0.02)
 
 
-def test_strengths_by_site() -> None:
-    """One for each adapter and site: another mix could not have them."""
+def test_fit_finds_strengths_by_site() -> None:
+    """`per="site"` finds strengths that no mix of whole adapters can have."""
     sites = by_site(jaxmix.mix(lora(), oft()))
     truth = {"lora@one": 0.3, "lora@two": 1.4, "oft@one": 0.8}
     wanted = jaxmix.mix(*sites.parts, strength=list(truth.values()))
@@ -62,9 +62,9 @@ def test_strengths_by_site() -> None:
 
 
 def test_by_site_is_the_same_mix() -> None:
-    """In the adapters' order, at their strengths."""
+    """`by_site` keeps the adapters' order and strengths."""
     mixed = jaxmix.mix(0.7 * oft(), lora(), 0.4 * loha())
-    ours, theirs = (jaxmix.compose(PARAMS, one) for one in (by_site(mixed), mixed))
+    ours, theirs = (jaxmix.compose(PARAMS, item) for item in (by_site(mixed), mixed))
     for name in PARAMS:
         np.testing.assert_array_equal(ours[name], theirs[name])
     assert [part.name for part in by_site(mixed).parts] == [
@@ -75,8 +75,8 @@ def test_by_site_is_the_same_mix() -> None:
     ]
 
 
-def test_steps_an_optimizer_and_a_stream() -> None:
-    """At most so many steps of batches without end, by an optimizer of one's own."""
+def test_steps_limit_an_endless_stream() -> None:
+    """`steps` ends an endless stream of batches; the optimizer is the caller's."""
 
     def endless() -> Any:
         while True:
@@ -87,8 +87,10 @@ def test_steps_an_optimizer_and_a_stream() -> None:
     assert len(set(result.losses)) == 1
 
 
-def test_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is shown by default, and can be left out."""
+def test_progress_bar_is_optional(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The progress bar is shown unless `progress=False`."""
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     wanted = [jaxmix.compose(PARAMS, lora())]
     fit(lora(), PARAMS, off, wanted)
@@ -121,18 +123,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize(("call", "text"), REFUSED.values(), ids=REFUSED)
-def test_refused(call: Callable[[], Any], text: str) -> None:
-    """Where, what was found, what was expected, what to do."""
+def test_fit_errors(call: Callable[[], Any], text: str) -> None:
+    """The error states what was found, what was expected and what to do."""
     with pytest.raises(AdapterError) as caught:
         call()
     assert str(caught.value) == text
 
 
-# ---------------------------------------------------------------- the picture
+# ---------------------------------------------------------------- pictures
 
 
-def test_strengths_by_site_are_read_back() -> None:
-    """Adapters that were taken apart are one again; a name with the sign in it is none."""
+def test_strengths_by_site_joins_split_adapters() -> None:
+    """Adapters that `by_site` split are joined; other names with an @ are kept."""
     mixed = jaxmix.mix(*by_site(0.5 * lora()).parts, oft().renamed("odd@name"))
     assert strengths_by_site(mixed) == {
         "lora": {"one": 0.5, "two": 0.5},
@@ -140,8 +142,8 @@ def test_strengths_by_site_are_read_back() -> None:
     }
 
 
-def test_the_picture(tmp_path: Path) -> None:
-    """A map for each adapter: rows are modules, columns are layers."""
+def test_draw_strengths_writes_a_grid_per_adapter(tmp_path: Path) -> None:
+    """The picture has a grid per adapter, with modules as rows and layers as columns."""
     pytest.importorskip("matplotlib")
     sites = {"h.0.q": 0.2, "h.0.v": 1.5, "h.10.q": 0.9, "h.2.q": 1.1, "head": 0.4}
     update = lora().updates["one"]
@@ -157,8 +159,8 @@ def test_the_picture(tmp_path: Path) -> None:
     )
 
 
-def test_no_picture_of_nothing(tmp_path: Path) -> None:
-    """In words."""
+def test_draw_strengths_rejects_an_empty_mix(tmp_path: Path) -> None:
+    """An empty mix has nothing to draw."""
     with pytest.raises(AdapterError) as caught:
         draw_strengths(jaxmix.mix(), tmp_path / "x.png")
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""Learned strengths are better than ones, on text of both domains that nobody was trained on."""
+"""Learned strengths beat strengths of one on new text of both domains."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from .demo_fit import DOMAINS, trial
 
 @pytest.mark.thorough
 def test_learned_strengths_are_better_than_ones() -> None:
-    """A LoRA for the Bible and a LoHa for the Jargon File, each too strong for the other's text."""
+    """A Bible LoRA and a Jargon File LoHa are each too strong for the other's text."""
     demo = trial()
     found = demo.fitted("adapter", steps=8, length=128)
     ones, learned = (demo.losses(mixed, windows=8) for mixed in (demo.mix, found.mix))

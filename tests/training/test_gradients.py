@@ -1,4 +1,4 @@
-"""Gradients of what is trained against differences: every family, and mixes, dense and not."""
+"""Gradients of trained values match finite differences: every family, mixes, dense or not."""
 
 from typing import Any
 
@@ -22,56 +22,58 @@ AIM = np.random.default_rng(1).normal(size=(5, 8))
 
 
 def layer(params: Any, site: str, x: Any) -> Any:
-    """A linear layer's output, as a number that all of it has a part in."""
+    """Returns a scalar that depends on every output of a linear layer."""
     out = x @ params[f"{site}.weight"].T + params[f"{site}.bias"][None]
     return jnp.sum(AIM * jnp.tanh(0.2 * out))
 
 
-def moved(values: Any, ways: Any, step: float) -> Any:
-    """Values, moved along ways."""
-    return jax.tree.map(lambda x, way: x + step * way, values, ways)
+def moved(values: Any, directions: Any, step: float) -> Any:
+    """Returns the values moved along the directions."""
+    return jax.tree.map(lambda x, direction: x + step * direction, values, directions)
 
 
-def ways_of(values: Any, seed: int = 4) -> Any:
-    """A random way for each number."""
+def directions_of(values: Any, seed: int = 4) -> Any:
+    """Returns a random direction for each value."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape), values)
 
 
-def along(slopes: Any, ways: Any) -> float:
-    """The slope along ways."""
+def along(slopes: Any, directions: Any) -> float:
+    """Returns the derivative along the directions."""
     return sum(
-        float(np.sum(np.asarray(slope) * way))
-        for slope, way in zip(jax.tree.leaves(slopes), jax.tree.leaves(ways), strict=True)
+        float(np.sum(np.asarray(slope) * direction))
+        for slope, direction in zip(
+            jax.tree.leaves(slopes), jax.tree.leaves(directions), strict=True
+        )
     )
 
 
 def quickly(function: Any, *args: Any) -> Any:
-    """A function compiled for these arguments without care: it is run three times."""
+    """Compiles a function quickly, with few optimizations: it runs only three times."""
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(function).lower(*args).compile(options)
 
 
-def test_every_family_un_merged() -> None:
-    """One program with a site of each: its own loss by what is trained of it, and by strength."""
+def test_every_family_unmerged() -> None:
+    """One program has a site per family, each with its own loss for its values and strength."""
     params = base(SITES)
     parts = [Adapter({site: update}, 0.7, site) for site, update in SITES.items()]
 
-    def loss(values: Any, whole: Any) -> Any:
-        leaves = jaxmix.attach(params, whole(values))
+    def loss(values: Any, rebuild: Any) -> Any:
+        leaves = jaxmix.attach(params, rebuild(values))
         run = jaxmix.factored(lambda p, x: {site: layer(p, site, x) for site in SITES}, "factored")
         each = run(leaves, X)
         return sum(each.values()), each
 
     with jax.enable_x64(True):
-        values, whole = trainable(Mix(tuple(parts)), strengths=True)
-        run = quickly(jax.value_and_grad(loss, has_aux=True), values, whole)
-        slopes = run(values, whole)[1]
-        ways = ways_of(values)
-        more, less = (run(moved(values, ways, step), whole)[0][1] for step in (STEP, -STEP))
+        values, rebuild = trainable(Mix(tuple(parts)), strengths=True)
+        run = quickly(jax.value_and_grad(loss, has_aux=True), values, rebuild)
+        slopes = run(values, rebuild)[1]
+        directions = directions_of(values)
+        more, less = (run(moved(values, directions, step), rebuild)[0][1] for step in (STEP, -STEP))
     wrong: dict[str, tuple[float, float]] = {}
     for site in SITES:
-        found = along(slopes[site], ways[site])
+        found = along(slopes[site], directions[site])
         wanted = (float(more[site]) - float(less[site])) / (2 * STEP)
         if not abs(found - wanted) < TOLERANCE * max(1.0, abs(wanted)):
             wrong[site] = (found, wanted)
@@ -80,12 +82,12 @@ def test_every_family_un_merged() -> None:
 
 # ---------------------------------------------------------------- mixes
 
-# Rotations, what reads the base, what rescales, what adds, at one site; in two orders.
+# Rotations, base-reading, rescaling and additive families at one site, in two orders.
 KINDS = ("LoRA", "OFT", "DoRA", "LoHa", "IA3", "HiRA", "LoKr")
 
 
 def mixed(kinds: tuple[str, ...]) -> Mix:
-    """An adapter of each kind at one site, and of two of them at another."""
+    """Returns a mix with each kind at one site, and two of the kinds at another."""
     updates = {kind: LINEAR[f"{kind}1"] for kind in kinds}
     return jaxmix.mix(
         *(
@@ -96,35 +98,39 @@ def mixed(kinds: tuple[str, ...]) -> Mix:
 
 
 def slopes_of(kinds: tuple[str, ...], how: str, only: tuple[str, ...] | None) -> Any:
-    """Values, whole, and the function that gives the loss and its slopes."""
+    """Returns values, the rebuild function, and a function of the loss and its gradients."""
     params = base(dict.fromkeys(("LoRA2", "OFT2")))
 
     def run(params: Any, x: Any) -> Any:
         return layer(params, "LoRA2", x) + layer(params, "OFT2", x)
 
-    def loss(values: Any, whole: Any) -> Any:
+    def loss(values: Any, rebuild: Any) -> Any:
         if how == "dense":
-            return run(jaxmix.compose(params, whole(values)), X)
-        return jaxmix.factored(run, "factored")(jaxmix.attach(params, whole(values)), X)
+            return run(jaxmix.compose(params, rebuild(values)), X)
+        return jaxmix.factored(run, "factored")(jaxmix.attach(params, rebuild(values)), X)
 
-    values, whole = trainable(mixed(kinds), only=only, strengths=True)
-    return values, whole, quickly(jax.value_and_grad(loss), values, whole)
+    values, rebuild = trainable(mixed(kinds), only=only, strengths=True)
+    return values, rebuild, quickly(jax.value_and_grad(loss), values, rebuild)
 
 
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]], ids=["one order", "the other"])
-def test_mixes(kinds: tuple[str, ...]) -> None:
-    """All parts trained: against differences, each part by itself; one part: the same slopes."""
+def test_mix_gradients_match_differences(kinds: tuple[str, ...]) -> None:
+    """Each part's gradient matches differences; dense, or trained alone, it is the same."""
     with jax.enable_x64(True):
-        values, whole, run = slopes_of(kinds, "factored", None)
-        slopes, ways = run(values, whole)[1], ways_of(values)
+        values, rebuild, run = slopes_of(kinds, "factored", None)
+        slopes, directions = run(values, rebuild)[1], directions_of(values)
         for kind in kinds:
-            one = {k: w if k == kind else jax.tree.map(np.zeros_like, w) for k, w in ways.items()}
-            more, less = (float(run(moved(values, one, s), whole)[0]) for s in (STEP, -STEP))
+            partial = {
+                k: w if k == kind else jax.tree.map(np.zeros_like, w) for k, w in directions.items()
+            }
+            more, less = (float(run(moved(values, partial, s), rebuild)[0]) for s in (STEP, -STEP))
             wanted = (more - less) / (2 * STEP)
-            assert along(slopes, one) == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE), kind
+            assert along(slopes, partial) == pytest.approx(wanted, rel=TOLERANCE, abs=TOLERANCE), (
+                kind
+            )
         for how, only in (("dense", None), ("factored", kinds[1:2])):
-            values, whole, run = slopes_of(kinds, how, only)
-            again = run(values, whole)[1]
+            values, rebuild, run = slopes_of(kinds, how, only)
+            again = run(values, rebuild)[1]
             assert list(again) == list(only or sorted(kinds))
             for kind in again:
                 for ours, theirs in zip(
@@ -133,11 +139,11 @@ def test_mixes(kinds: tuple[str, ...]) -> None:
                     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
-# ---------------------------------------------------------------- the base is left alone
+# ---------------------------------------------------------------- the base has no gradient
 
 
-def test_no_slope_of_the_base_is_made() -> None:
-    """What the compiled program needs beside its arguments is far less than the base's weights."""
+def test_base_gets_no_gradient() -> None:
+    """The compiled program needs far less memory than the base's weights take."""
     sites, size, tokens = [f"layers.{i}" for i in range(6)], 512, 16
     outline = jax.ShapeDtypeStruct
     params = {f"{site}.weight": outline((size, size), jnp.float32) for site in sites}
@@ -148,7 +154,7 @@ def test_no_slope_of_the_base_is_made() -> None:
         Adapter(dict.fromkeys(sites, lora), name="lora"),
         Adapter(dict.fromkeys(sites, oft), name="oft"),
     )
-    values, whole = trainable(mixed)
+    values, rebuild = trainable(mixed)
 
     def run(params: Any, x: Any) -> Any:
         for site in sites:
@@ -157,12 +163,12 @@ def test_no_slope_of_the_base_is_made() -> None:
 
     def memory(loss: Any) -> Any:
         x = outline((tokens, size), jnp.float32)
-        return jax.jit(jax.grad(loss)).lower(values, whole, params, x).compile().memory_analysis()
+        return jax.jit(jax.grad(loss)).lower(values, rebuild, params, x).compile().memory_analysis()
 
     base = 4 * size * size * len(sites)
     apart = memory(lambda v, w, p, x: jaxmix.factored(run)(jaxmix.attach(p, w(v)), x))
     dense = memory(lambda v, w, p, x: run(jaxmix.compose(p, w(v)), x))
     assert apart.output_size_in_bytes < 0.02 * base
     assert apart.temp_size_in_bytes < 0.2 * base
-    # Where weights are made there are slopes of them: the check can fail.
+    # The dense program has gradients of the weights, which shows that the check can fail.
     assert dense.temp_size_in_bytes > base

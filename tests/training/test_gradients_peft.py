@@ -1,7 +1,7 @@
-"""PEFT's own gradients for the same adapter and batch, for each of its types and for mixes.
+"""PEFT's gradients for the same adapter and batch, for each of its types and for mixes.
 
-The gradients are put where the adapter's numbers are and written as a PEFT folder, whose tensors
-then stand beside the gradients of PEFT's parameters: writing only moves numbers about.
+The gradients replace the adapter's arrays, and the adapter is written as a PEFT folder. Its tensors
+are compared with the gradients of PEFT's parameters: writing only moves numbers around.
 """
 
 from collections.abc import Callable
@@ -40,12 +40,12 @@ X = inputs(NET, batch=3)
 AIM = np.random.default_rng(5).normal(size=(3, 6))
 
 
-# Its file has no A and B, so that none is written.
+# PSOFT's files have no A and B, so it cannot be exported.
 PSOFT_NAMES = {"R.weight": "rotation", "R.vector_a": "inputs", "R.vector_b": "outputs"}
 
 
 def run(params: Any, x: Any) -> Any:
-    """The net as JAX runs it, and a number of its output."""
+    """Returns a scalar of the network's output, computed in JAX."""
     for name in ("one", "two"):
         x = jnp.tanh(x) if name == "two" else x
         x = x @ params[f"{name}.weight"].T + params[f"{name}.bias"][None]
@@ -53,22 +53,22 @@ def run(params: Any, x: Any) -> Any:
 
 
 def net_loss(values: Any, whole: Any, params: Any) -> Any:
-    """The net's loss by what is trained, un-merged."""
+    """Returns the network's loss for the trained values, unmerged."""
     return jaxmix.factored(run)(jaxmix.attach(params, whole(values)), X)
 
 
 def in_peft(model: Any, names: tuple[str, ...] = ("default",)) -> list[dict[str, Any]]:
-    """The gradients of PEFT's parameters by their names in the file, for each adapter."""
+    """Returns the gradients of each adapter's parameters by their names in PEFT's file."""
     with torch.enable_grad():
         out = model(torch.from_numpy(X))
         (out * torch.from_numpy(AIM)).sum().backward()
-    # A tensor that sites share has one name in the file, and several in the model.
+    # A tensor shared by sites has one name in the file, and several in the model.
     slopes = {p.data_ptr(): p.grad for p in model.parameters() if p.grad is not None}
     files = [peft.get_peft_model_state_dict(model, adapter_name=name) for name in names]
     wrapped = isinstance(model, peft.PeftMixedModel)
     return [
         {
-            # A wrapper inside another's has a longer name.
+            # A wrapper inside another wrapper has a longer name.
             key.replace("base_layer.", "") if wrapped else key: slopes[x.data_ptr()].numpy()
             for key, x in file.items()
             if x.data_ptr() in slopes
@@ -78,11 +78,11 @@ def in_peft(model: Any, names: tuple[str, ...] = ("default",)) -> list[dict[str,
 
 
 def made(form: Form, folder: Path) -> Any:
-    """PEFT's model with an adapter of this form, which is saved."""
+    """Saves an adapter of this form, and returns PEFT's model."""
     model = build(NET)
     if form.make is not peft.PsoftConfig:
         return save_adapter(model, form.config(), folder, seed=3, draw=form.draw)
-    # It takes no base in float64.
+    # PEFT's PSOFT does not accept a float64 base.
     save_adapter(model.float(), form.config(), folder, seed=3)
     return peft.PeftModel.from_pretrained(
         build(NET).float(), str(folder), is_trainable=True
@@ -90,7 +90,7 @@ def made(form: Form, folder: Path) -> Any:
 
 
 def written(slopes: Any, folder: Path) -> dict[str, np.ndarray]:
-    """An adapter's arrays as PEFT's file has them."""
+    """Returns an adapter's arrays under the keys of PEFT's file."""
     if isinstance(next(iter(slopes.updates.values())), PSOFT):
         return {
             f"base_model.model.{site}.psoft_{name}": np.asarray(getattr(update, field))
@@ -103,13 +103,13 @@ def written(slopes: Any, folder: Path) -> dict[str, np.ndarray]:
 
 
 def prefixed(adapter: jaxmix.Adapter, name: str) -> jaxmix.Adapter:
-    """The adapter at the sites of a net of its own."""
+    """Returns the adapter at the sites of its own copy of the network."""
     return jaxmix.Adapter({f"{name}/{s}": u for s, u in adapter.updates.items()}, name=name)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]:
-    """PEFT's gradients and ours, by form; ours in one program."""
+    """Returns PEFT's gradients and ours by form; ours from one program."""
     root = tmp_path_factory.mktemp("slopes")
     theirs: dict[str, Any] = {}
     parts: list[jaxmix.Adapter] = []
@@ -117,7 +117,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
         params = state(build(NET))
         for form in CASES:
             model = made(form, root / form.name)
-            # FourierFT's forward needs torch's own default.
+            # FourierFT's forward needs torch's default dtype.
             wide = form.make is not peft.FourierFTConfig
             torch.set_default_dtype(torch.float64 if wide else torch.float32)
             theirs[form.name] = in_peft(model)[0]
@@ -135,7 +135,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
 
         values, whole = trainable(jaxmix.Mix(tuple(parts)))
         for name, slopes in theirs.items():
-            # No number is trained that PEFT does not train; a shared one is one.
+            # jaxmix trains as many numbers as PEFT; a shared one counts once.
             ours = sum(x.size for x in jax.tree.leaves(values[name]))
             assert ours == sum(x.size for x in slopes.values()), name
         slopes = whole(jax.jit(jax.grad(whole_loss))(values, whole))
@@ -147,7 +147,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any]]
 
 
 def errors(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
-    """How far each tensor is off, beside its largest number."""
+    """Returns each tensor's largest difference, relative to its largest number."""
     assert theirs
     pairs = {key: (ours[key], slope) for key, slope in theirs.items()}
     assert {key: (x.shape, y.shape) for key, (x, y) in pairs.items() if x.shape != y.shape} == {}
@@ -155,39 +155,41 @@ def errors(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", [form.name for form in CASES if form.name not in NOT_THE_SAME])
-def test_a_type(name: str, both: dict[str, tuple[Any, Any]], record_property: Record) -> None:
-    """Every number that PEFT trains has PEFT's slope."""
+def test_gradients_match_peft(
+    name: str, both: dict[str, tuple[Any, Any]], record_property: Record
+) -> None:
+    """Every parameter that PEFT trains has PEFT's gradient."""
     found = errors(*both[name])
     record_property("gradient", (name, max(found.values())))
     assert max(found.values()) < (1e-5 if name in FLOAT32 else 1e-10), found
 
 
-# ---------------------------------------------------------------- what PEFT holds constant
+# ---------------------------------------------------------------- constants in PEFT
 
 
-def held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DoRA's norm is no function of A and B, and what `coft` does to the numbers is none."""
-    rescaling, still = LoRA._rescaling, jax.lax.stop_gradient
+def hold_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes DoRA's norm, and the shrinking of `coft`, constants for the gradient."""
+    rescaling, constant = LoRA._rescaling, jax.lax.stop_gradient
 
     def by_constant_norm(self: LoRA, base: Base) -> Any:
-        return rescaling(replace(self, a=still(self.a), b=still(self.b)), base)
+        return rescaling(replace(self, a=constant(self.a), b=constant(self.b)), base)
 
     def in_place(q: Any, bound: Any) -> Any:
-        return q + still(rotations.clip_norm(q, bound) - q)
+        return q + constant(rotations.clip_norm(q, bound) - q)
 
     monkeypatch.setattr(LoRA, "_rescaling", by_constant_norm)
     monkeypatch.setattr(oft_family, "clip_norm", in_place)
 
 
-def test_with_that_held_constant_the_rest_is_the_same(
+def test_gradients_match_peft_with_its_constants(
     both: dict[str, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The magnitudes' slopes are PEFT's anyway; the others once the norm is held."""
+    """With PEFT's constants held, all gradients match; magnitudes match without."""
     off = {name: errors(*both[name]) for name in NOT_THE_SAME}
     for name, found in off.items():
         for key, error in found.items():
             assert (error < 1e-10) == ("magnitude" in key), (name, key, error)
-    held(monkeypatch)
+    hold_constants(monkeypatch)
     for form in CASES:
         if form.name in NOT_THE_SAME:
             with exact(), jax.enable_x64(True):
@@ -210,8 +212,10 @@ MIXES: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("names", MIXES.values(), ids=MIXES)
-def test_mixes(names: tuple[str, ...], tmp_path: Path, record_property: Record) -> None:
-    """PEFT's mixed model with all of them trained; one trained alone has the same slopes."""
+def test_mix_gradients_match_peft(
+    names: tuple[str, ...], tmp_path: Path, record_property: Record
+) -> None:
+    """Gradients match PEFT's mixed model; training one adapter alone gives the same."""
     forms = {form.name: form for form in CASES}
     folders = [tmp_path / name for name in names]
     with exact(), jax.enable_x64(True):

@@ -1,7 +1,8 @@
-"""FRoD and AdaMSS from the start: PEFT's own bases and groups, there and back, and refusals."""
+"""Initialization of FRoD and AdaMSS: PEFT's bases and groups, export, and errors."""
 
-# Updates are asked for the fields of their families.
 # pyright: reportAttributeAccessIssue=false
+
+# Tests read fields that only some families have.
 
 import re
 import sys
@@ -29,32 +30,32 @@ with_peft = pytest.mark.skipif(
 
 
 def _layers(outputs: int, inputs: int) -> dict[str, Any]:
-    """Three layers with a module of one kind, whose weights are not alike."""
+    """Returns three layers with a module of one kind and different weights."""
     names = [f"layers.{i}.attn.q.weight" for i in range(3)]
     return {name: (i + 1) * normal(30 + i, outputs, inputs) for i, name in enumerate(names)}
 
 
 def _net(params: dict[str, Any]) -> Any:
-    """The same as modules of PyTorch."""
+    """Returns the layers as modules of PyTorch."""
     from torch import nn, tensor
 
     root = nn.Module()
     for name, value in params.items():
         *before, last = name.removesuffix(".weight").split(".")
-        there = root
+        module = root
         for part in before:
-            if not hasattr(there, part):
-                there.add_module(part, nn.Module())
-            there = there.get_submodule(part)
-        there.add_module(last, nn.Linear(*value.shape[::-1], bias=False))
-        there.get_submodule(last).weight.data = tensor(value)
+            if not hasattr(module, part):
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.add_module(last, nn.Linear(*value.shape[::-1], bias=False))
+        module.get_submodule(last).weight.data = tensor(value)
     return root
 
 
 @with_peft
 @pytest.mark.parametrize("shape", [(10, 12), (3, 14)], ids=["more rows", "fewer rows"])
-def test_bases_of_frod(shape: tuple[int, int]) -> None:
-    """V but for the signs of its columns, and the lengths, where three layers share them."""
+def test_frod_basis_matches_peft(shape: tuple[int, int]) -> None:
+    """V matches PEFT's up to the signs of its columns, and so do the lengths, for three layers."""
     import peft
 
     params = _layers(*shape)
@@ -63,7 +64,7 @@ def test_bases_of_frod(shape: tuple[int, int]) -> None:
     ours = init("frod", params, _KEY, target_modules=["q"], regularization_alpha=0.01)
     one = ours.updates["layers.0.attn.q"]
     v = theirs.frod_V["attn_q"]["default"].numpy()
-    # What no weight reaches may be turned within itself.
+    # Directions that no weight reaches are arbitrary.
     reached = slice(0, min(3 * shape[0], shape[1]))
     signs = np.sign(np.sum(np.asarray(one.v) * v, axis=0))[None]
     np.testing.assert_allclose((one.v * signs)[:, reached], v[:, reached], atol=2e-4)
@@ -77,22 +78,24 @@ def test_bases_of_frod(shape: tuple[int, int]) -> None:
         np.testing.assert_allclose(changed[name], weight, atol=1e-5)
 
 
-def test_places_of_frod() -> None:
-    """None twice, none on the diagonal, and other ones by another key and kind of module."""
+def test_frod_indices_are_distinct() -> None:
+    """Indices are distinct and off the diagonal, and differ by key and kind of module."""
     params = {"a.q.weight": normal(40, 9, 8), "a.v.weight": normal(41, 9, 8)}
     made = [
         init("frod", params, key, target_modules=["q", "v"], sparse_rate=0.5)
         for key in jax.random.split(_KEY, 2)
     ]
     found = [np.asarray(one.updates[f"a.{site}"].indices) for one in made for site in "qv"]
-    for places in found:
-        assert places.shape == (2, 32) and places.min() >= 0 and places.max() <= 7
-        assert (places[0] != places[1]).all() and len(set(zip(*places.tolist(), strict=True))) == 32
-    assert len({places.tobytes() for places in found}) == 4
+    for indices in found:
+        assert indices.shape == (2, 32) and indices.min() >= 0 and indices.max() <= 7
+        assert (indices[0] != indices[1]).all() and len(
+            set(zip(*indices.tolist(), strict=True))
+        ) == 32
+    assert len({indices.tobytes() for indices in found}) == 4
 
 
-def test_frod_of_other_inputs() -> None:
-    """One kind of module by its name, and not by its shape."""
+def test_frod_needs_equal_inputs_per_kind() -> None:
+    """A kind of module is determined by its name, not by its shape."""
     params = {"attn.q.weight": normal(42, 6, 4), "more.attn.q.weight": normal(43, 6, 8)}
     with pytest.raises(ShapeError) as caught:
         init("frod", params, _KEY, target_modules=["q"])
@@ -104,8 +107,8 @@ def test_frod_of_other_inputs() -> None:
 
 
 @with_peft
-def test_groups_of_adamss(tmp_path: Path) -> None:
-    """PEFT's rows and projection; and trained here PEFT runs it as we do."""
+def test_adamss_groups_match_peft(tmp_path: Path) -> None:
+    """Rows and projection match PEFT's, and PEFT computes the same with an exported adapter."""
     import peft
     import torch
 
@@ -131,11 +134,11 @@ def test_groups_of_adamss(tmp_path: Path) -> None:
 
 
 @with_peft
-def test_leanings_of_adamss() -> None:
-    """A group's A is what PEFT's randomised search of few directions comes near."""
+def test_adamss_subspaces_match_peft() -> None:
+    """A group's A spans the directions that PEFT's randomized search approximates."""
     import peft
 
-    # A rank that falls fast, of which PEFT's search finds the directions.
+    # Singular values that fall fast, so PEFT's search finds the directions.
     left, right = np.linalg.qr(normal(70, 16, 16))[0], np.linalg.qr(normal(71, 9, 9))[0]
     params = {"lin.weight": (left[:, :9] * 0.05 ** np.arange(9.0)[None]).astype("f") @ right}
     words: dict[str, Any] = {"num_subspaces": 2, "subspace_rank": 9, "use_dynamic_rank": True}
@@ -150,8 +153,8 @@ def test_leanings_of_adamss() -> None:
         np.testing.assert_allclose(a.T @ a, b.T @ b, atol=0.05)
 
 
-def test_adamss_of_traced_params() -> None:
-    """The groups' sizes come from numbers."""
+def test_adamss_needs_concrete_params() -> None:
+    """The groups' sizes depend on the weights' values."""
     params = {"lin.weight": jnp.ones((4, 3))}
     said = (
         "lin: AdaMSS groups a weight's rows by their values, which traced params do not have. Call"
@@ -161,8 +164,8 @@ def test_adamss_of_traced_params() -> None:
 
 
 @pytest.mark.parametrize("package", ["torch", "sklearn.cluster"])
-def test_adamss_without_its_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What to install."""
+def test_adamss_names_missing_packages(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UnsupportedError, match=re.escape("pip install 'jaxmix-peft[torch]'")):
         init("adamss", {"lin.weight": normal(45, 6, 4)}, _KEY, target_modules=["lin"])

@@ -1,7 +1,8 @@
-"""LoRA of experts from the start, beside PEFT's ``target_parameters``; and what is not found."""
+"""Initialization of LoRA for experts, compared with PEFT's ``target_parameters``; and errors."""
 
-# Updates are asked for the fields of their families.
 # pyright: reportAttributeAccessIssue=false
+
+# Tests read fields that only some families have.
 
 import re
 from pathlib import Path
@@ -23,8 +24,8 @@ _BOTH = ["mlp.up", "mlp.down"]
 
 @pytest.mark.parametrize("in_first", [False, True])
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_like_peft(in_first: bool, use_rslora: bool, tmp_path: Path) -> None:
-    """Structure, shapes, scales, spread and count; two parameters of one module, of other ranks."""
+def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) -> None:
+    """Structure, shapes, scales, spread and count match PEFT's; the two ranks are unequal."""
     pytest.importorskip("peft")
     import peft
 
@@ -60,8 +61,8 @@ def test_like_peft(in_first: bool, use_rslora: bool, tmp_path: Path) -> None:
         np.testing.assert_array_equal(changed[name], weight)
 
 
-def test_a_parameter_that_is_not_there() -> None:
-    """Each name has to be somebody's, be others found or not."""
+def test_unknown_target_parameter_is_refused() -> None:
+    """Each name must belong to a parameter, even if other names do."""
     params = {"mlp.up": normal(1, 3, 4, 5), "lin.weight": normal(2, 4, 5)}
     said = "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules"
     for more in ([], ["mlp.up"]):

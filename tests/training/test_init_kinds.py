@@ -1,4 +1,4 @@
-"""Every kind that `jaxmix.init` makes: the base at the start, under jit, and by key."""
+"""Every kind that `jaxmix.init` makes starts at the base, and can be traced."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -15,14 +15,14 @@ from jaxmix.training.initializers import KINDS
 from .init_rows import PARAMS, ROWS, Row
 
 _KEY = jax.random.key(7)
-# AdaMSS has the shapes that torch and scikit-learn find in the base's numbers.
+# The shapes of AdaMSS depend on the base's values, through torch and scikit-learn.
 _FOUND = [row for row in ROWS if row.kind == "adamss"]
 _CAN_FIND = all(find_spec(name) is not None for name in ("torch", "sklearn"))
 _MADE = [row for row in ROWS if _CAN_FIND or row not in _FOUND]
 
 
 def _made(row: Row, params: Any = PARAMS, key: Any = _KEY) -> Any:
-    return init(row.kind, params, key, target_modules=list(row.at), **row.words)
+    return init(row.kind, params, key, target_modules=list(row.at), **row.options)
 
 
 def test_every_kind_has_a_row() -> None:
@@ -48,7 +48,7 @@ def _off(found: Any, base: Any) -> float:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row not in _FOUND], ids=str)
 def test_traced(row: Row) -> None:
-    """Shapes and structure are the same when params and key are traced."""
+    """Traced params and keys give the same shapes and structure."""
     traced = jax.eval_shape(lambda params, key: _made(row, params, key), PARAMS, _KEY)
     eager = _made(row)
     assert jax.tree.structure(traced) == jax.tree.structure(eager)

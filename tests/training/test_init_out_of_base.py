@@ -1,7 +1,8 @@
-"""What starts with parts of the base, which loses as much: PiSSA, OLoRA, with DoRA too, and OSF."""
+"""Kinds that move parts of the base into the adapter: PiSSA, OLoRA, both with DoRA, and OSF."""
 
-# Updates are asked for the fields of their families.
 # pyright: reportAttributeAccessIssue=false
+
+# Tests read fields that only some families have.
 
 from importlib.util import find_spec
 from typing import Any
@@ -28,16 +29,16 @@ from .peft_made import model_of
 _KEY = jax.random.key(0)
 
 
-# PEFT's OLoRA takes GPT-2's weight for one that is not turned.
+# PEFT's OLoRA ignores that GPT-2's weight is transposed.
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize(("how", "site"), [("pissa", "lin"), ("pissa", "gpt"), ("olora", "lin")])
-def test_factors_and_what_is_left(how: str, kind: str, site: str) -> None:
-    """PEFT's factors but for signs, the base that it leaves, and DoRA's norms."""
-    words: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": how}
-    row = Row(kind, {**words, "fan_in_fan_out": True} if site == "gpt" else words, (site,))
+def test_factors_and_remaining_base_match_peft(how: str, kind: str, site: str) -> None:
+    """Factors match PEFT's up to signs; the remaining base and DoRA's norms match."""
+    options: dict[str, Any] = {"rank": 4, "alpha": 6, "init_lora_weights": how}
+    row = Row(kind, {**options, "fan_in_fan_out": True} if site == "gpt" else options, (site,))
     layer = getattr(model_of(row).base_model.model, site)
     a, b = (layer.lora_A.default.weight.detach(), layer.lora_B.default.weight.detach())
-    made = init(kind, PARAMS, _KEY, target_modules=[site], **words)
+    made = init(kind, PARAMS, _KEY, target_modules=[site], **options)
     rebase, lora = parts_of(made.updates[site])
     left = layer.base_layer.weight.detach().numpy()
     np.testing.assert_allclose(rebase.weight, left.T if site == "gpt" else left, atol=1e-4)
@@ -52,10 +53,10 @@ def test_factors_and_what_is_left(how: str, kind: str, site: str) -> None:
 @pytest.mark.parametrize(
     ("rank", "site"), [(None, "lin"), (7, "more.wide"), (0.25, "lin")], ids=str
 )
-def test_osf(rank: Any, site: str) -> None:
-    """PEFT's parts at the start; and after a step of descent its weight.
+def test_osf_matches_peft(rank: Any, site: str) -> None:
+    """The parts match PEFT's at the start and after a step of descent.
 
-    Its gradients are kept from what is frozen, as an optimizer of ours has to do.
+    PEFT projects the gradients away from the frozen part; with jaxmix the optimizer must do so.
     """
     model = model_of(Row("osf", {"effective_rank": rank}, (site,)))
     layer = model.base_model.model.get_submodule(site)

@@ -1,7 +1,8 @@
-"""What `jaxmix.init` makes beside what PEFT makes of the same config: structure, values, spread."""
+"""Adapters of `jaxmix.init` against PEFT's for the same config: structure, values, spread."""
 
-# Updates are asked for the fields of their families.
 # pyright: reportAttributeAccessIssue=false
+
+# Tests read fields that only some families have.
 
 from dataclasses import fields, replace
 from importlib.util import find_spec
@@ -21,9 +22,9 @@ if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
 
 from .peft_made import BIG, read
 
-# What a file says once for all sites, or of torch's own generator.
+# Fields that a file stores once for all sites, or that depend on torch's generator.
 _SAID_ONCE: dict[str, Any] = {"transposed": False, "seed": None, "number": None}
-# What is drawn: all else is what PEFT has.
+# Fields with random values; all others equal PEFT's.
 _DRAWN: dict[str, set[str]] = {
     "LoRA": {"a"},
     "AdaLoRA": {"a", "b"},
@@ -51,48 +52,48 @@ _DRAWN: dict[str, set[str]] = {
     "FRoD": {"v", "indices"},
     "AdaMSS": {"a"},
 }
-# Where ours has another form than what our reader makes of PEFT's file.
+# Initializations for which jaxmix's reader gives PEFT's file another form.
 _PARTED = ("pissa", "olora")
 
 
 def _plain(update: Any) -> Any:
-    """Without what a file says once for all sites."""
-    gone = {one.name for one in fields(update)} & _SAID_ONCE.keys()
+    """Returns the update without the fields that a file stores once for all sites."""
+    gone = {field.name for field in fields(update)} & _SAID_ONCE.keys()
     return replace(update, **{name: _SAID_ONCE[name] for name in gone})
 
 
 def _compared(ours: Any, theirs: Any) -> None:
-    """The updates of one site."""
+    """Compares the updates of one site."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     both = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
     for (path, leaf), other in both:
-        one, two = np.asarray(leaf, np.float64), np.asarray(other, np.float64)
-        assert one.shape == two.shape, path
-        if path[0].name not in _DRAWN.get(ours.family, ()) or not two.any():
-            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4, err_msg=str(path))
+        left, right = np.asarray(leaf, np.float64), np.asarray(other, np.float64)
+        assert left.shape == right.shape, path
+        if path[0].name not in _DRAWN.get(ours.family, ()) or not right.any():
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4, err_msg=str(path))
             continue
-        assert not np.array_equal(one, two), path
-        if one.size > 20:
-            _spread_alike(one, two, str(path))
+        assert not np.array_equal(left, right), path
+        if left.size > 20:
+            _spread_alike(left, right, str(path))
 
 
-def _spread_alike(one: np.ndarray, two: np.ndarray, what: str) -> None:
-    """Means and deviations by five of their own, and the bounds of what is uniform."""
-    assert abs(one.std() / two.std() - 1) < 5 / one.size**0.5, (what, one.std(), two.std())
-    assert abs(one.mean() - two.mean()) < 7 * two.std() / one.size**0.5, what
-    if np.abs(two).max() < 1.8 * two.std():
-        bounds = np.abs(one).max(), np.abs(two).max()
-        assert abs(bounds[0] / bounds[1] - 1) < 0.02 + 20 / one.size, (what, bounds)
+def _spread_alike(left: np.ndarray, right: np.ndarray, name: str) -> None:
+    """Asserts equal means and deviations within five standard errors, and equal uniform bounds."""
+    assert abs(left.std() / right.std() - 1) < 5 / left.size**0.5, (name, left.std(), right.std())
+    assert abs(left.mean() - right.mean()) < 7 * right.std() / left.size**0.5, name
+    if np.abs(right).max() < 1.8 * right.std():
+        bounds = np.abs(left).max(), np.abs(right).max()
+        assert abs(bounds[0] / bounds[1] - 1) < 0.02 + 20 / left.size, (name, bounds)
 
 
-_KINDS = [row for row in ROWS if row.words.get("init_lora_weights") not in _PARTED]
+_KINDS = [row for row in ROWS if row.options.get("init_lora_weights") not in _PARTED]
 
 
 @pytest.mark.parametrize("row", [row for row in _KINDS if row.kind != "osf"], ids=str)
-def test_like_peft(row: Row, tmp_path: Path) -> None:
-    """Structure, shapes, what is not drawn, how what is drawn spreads, how much is trained."""
+def test_init_matches_peft(row: Row, tmp_path: Path) -> None:
+    """Structure, shapes, fixed values, spreads and the number of trained values match PEFT's."""
     theirs, trained = read(row, tmp_path)
-    ours = init(row.kind, PARAMS, jax.random.key(3), target_modules=list(row.at), **row.words)
+    ours = init(row.kind, PARAMS, jax.random.key(3), target_modules=list(row.at), **row.options)
     assert set(ours.updates) == set(theirs.updates)
     for site, update in ours.updates.items():
         _compared(_plain(update), _plain(theirs.updates[site]))
@@ -100,7 +101,7 @@ def test_like_peft(row: Row, tmp_path: Path) -> None:
     assert sum(x.size for x in jax.tree.leaves(values)) == sum(p.numel() for p in trained)
 
 
-# Enough numbers that a spread is known to a few hundredths.
+# Large enough to determine a spread to a few hundredths.
 _WIDE = (
     Row("lora", {"rank": 16}),
     Row("lora", {"rank": 16, "init_lora_weights": "gaussian"}),
@@ -124,8 +125,8 @@ _WIDE = (
 
 
 @pytest.mark.parametrize("row", _WIDE, ids=str)
-def test_spread(row: Row, tmp_path: Path) -> None:
+def test_spread_matches_peft(row: Row, tmp_path: Path) -> None:
     row = replace(row, at=("big",))
     theirs, _ = read(row, tmp_path, BIG)
-    ours = init(row.kind, BIG, jax.random.key(5), target_modules=["big"], **row.words)
+    ours = init(row.kind, BIG, jax.random.key(5), target_modules=["big"], **row.options)
     _compared(_plain(ours.updates["big"]), _plain(theirs.updates["big"]))

@@ -1,4 +1,4 @@
-"""What `jaxmix.init` refuses of a kind's own words, in words that name the site."""
+"""Invalid options of a kind raise errors that name the site."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from jaxmix.errors import AdapterError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.training import init
 
-# Sizes (out, in): no two axes alike.
+# All sizes (out, in) are different.
 PARAMS: dict[str, Any] = {
     "lin.weight": jnp.ones((24, 16)),
     "lin.bias": jnp.ones(24),
@@ -159,34 +159,34 @@ REFUSED: list[tuple[str, str, dict[str, Any], type[JaxmixError], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "site", "words", "error", "said"),
+    ("kind", "site", "options", "error", "message"),
     REFUSED,
     ids=[f"{row[0]} {row[4][:20]}" for row in REFUSED],
 )
-def test_refused(
-    kind: str, site: str, words: dict[str, Any], error: type[JaxmixError], said: str
+def test_invalid_option_is_refused(
+    kind: str, site: str, options: dict[str, Any], error: type[JaxmixError], message: str
 ) -> None:
-    with pytest.raises(error, match=re.escape(said)) as raised:
-        init(kind, PARAMS, jax.random.key(0), target_modules=[site], **words)
+    with pytest.raises(error, match=re.escape(message)) as raised:
+        init(kind, PARAMS, jax.random.key(0), target_modules=[site], **options)
     assert site in str(raised.value) or kind in ("vera", "tinylora", "frod")
 
 
 @pytest.mark.parametrize(
-    ("parameter", "words", "error", "said"),
+    ("parameter", "options", "error", "message"),
     [
         ("experts", {"use_dora": True}, UnsupportedError, "experts support only a plain LoRA"),
         ("flat", {}, JaxmixError, "flat"),
     ],
 )
-def test_refused_of_experts(
-    parameter: str, words: dict[str, Any], error: type[JaxmixError], said: str
+def test_invalid_option_for_experts_is_refused(
+    parameter: str, options: dict[str, Any], error: type[JaxmixError], message: str
 ) -> None:
-    with pytest.raises(error, match=re.escape(said)):
-        init("lora", PARAMS, jax.random.key(0), target_parameters=[parameter], **words)
+    with pytest.raises(error, match=re.escape(message)):
+        init("lora", PARAMS, jax.random.key(0), target_parameters=[parameter], **options)
 
 
 def test_experts_start_at_the_base() -> None:
-    """In both orientations, each with factors of its own."""
+    """In both orientations each expert gets its own factors."""
     for is_transposed, sizes in ((False, (4, 5)), (True, (5, 4))):
         made = init(
             *("lora", PARAMS, jax.random.key(0)),

@@ -1,4 +1,4 @@
-"""What is trained of each family is said by the family itself, and names what it has."""
+"""Each family declares which of its fields are trained, and declares existing fields only."""
 
 from dataclasses import fields
 from typing import Any
@@ -7,14 +7,14 @@ import pytest
 
 from jaxmix.families import FAMILIES
 
-# What is never trained, in whatever family: a number that the config says, or one of places.
+# Never trained in any family: numbers from the config, and indices.
 _NEVER = {"scale", "eps", "indices", "a_indices", "b_indices", "orders", "positions", "rows"}
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_family_says_what_is_trained(family: type[Any]) -> None:
     assert "trained" in vars(family), f"{family.__name__} does not say what is trained"
-    children = {one.name for one in fields(family) if not one.metadata.get("static")}
+    children = {item.name for item in fields(family) if not item.metadata.get("static")}
     assert set(family.trained) <= children - _NEVER
     assert len(set(family.trained)) == len(family.trained)
 

@@ -1,4 +1,4 @@
-"""`jaxmix.init` on trees that are not flat PyTorch: stacked layers, heads, cells, adapters."""
+"""`jaxmix.init` on other trees than flat PyTorch dicts: stacked layers, heads, cells, adapters."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LAYERS = [
 
 
 class Block(nnx.Module):
-    """Attention with axes for heads, a norm, an MLP."""
+    """Attention with axes for heads, a norm and an MLP."""
 
     def __init__(self, rngs: nnx.Rngs, use_bias: bool = True) -> None:
         self.norm = nnx.LayerNorm(D, rngs=rngs)
@@ -35,13 +35,13 @@ class Block(nnx.Module):
         self.up, self.down = nnx.Linear(D, F, **how), nnx.Linear(F, D, **how)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One layer."""
+        """Applies one layer."""
         x = x + self.attn(self.norm(x))
         return x + self.down(jnp.tanh(self.up(x)))
 
 
 class Net(nnx.Module):
-    """Layers that are stacked along an axis, between an embedding and a head."""
+    """Layers stacked along an axis, between an embedding and a head."""
 
     def __init__(self, rngs: nnx.Rngs, axis: int = 0, use_bias: bool = True) -> None:
         axes = nnx.StateAxes({nnx.Param: axis, ...: 0})
@@ -59,7 +59,7 @@ class Net(nnx.Module):
         self.axes = axes
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits."""
+        """Returns logits."""
 
         @nnx.scan(in_axes=(self.axes, nnx.Carry), out_axes=nnx.Carry)
         def run(block: Block, x: jax.Array) -> jax.Array:
@@ -69,13 +69,13 @@ class Net(nnx.Module):
         return self.head(self.norm(run(self.layers, x)))
 
 
-def net(**words: Any) -> Net:
-    """A model."""
-    return Net(nnx.Rngs(0), **words)
+def net(**options: Any) -> Net:
+    """Returns a model."""
+    return Net(nnx.Rngs(0), **options)
 
 
 def pure(module: nnx.Module) -> Any:
-    """Its parameters as a pure dict."""
+    """Returns the module's parameters as a pure dict."""
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
@@ -85,7 +85,7 @@ FORMS: dict[str, Callable[[Net], Any]] = {
     "pure": pure,
     "linen": lambda module: {"params": pure(module)},
 }
-# How a slice of one layer becomes PyTorch's (out, in).
+# How one layer's slice becomes PyTorch's (out, in).
 AXES = {
     "query": lambda w: w.reshape(D, N * H).T,
     "key": lambda w: w.reshape(D, N * H).T,
@@ -97,7 +97,7 @@ AXES = {
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:
-    """A tree's leaves by name."""
+    """Returns a tree's leaves by name."""
     found = Tree.of(tree)
     return {
         name.removeprefix("params."): np.asarray(found.leaves[i])
@@ -107,14 +107,14 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def moved(adapter: jaxmix.Adapter) -> Any:
-    """The adapter with no factor zero."""
+    """Returns the adapter without zero factors."""
     return jax.tree.map(lambda x: x + 0.3 if getattr(x, "ndim", 0) == 2 else x, adapter)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("form", FORMS)
-def test_stacked_layers_of_heads(form: str, axis: int) -> None:
-    """Each layer's linear maps are sites, in the module and where classes are gone."""
+def test_each_stacked_layer_is_targeted(form: str, axis: int) -> None:
+    """The linear maps of each layer are sites, in the module and in trees without classes."""
     params = FORMS[form](net(axis=axis))
     made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=2)
     assert set(made.sites) == set(LAYERS)
@@ -133,11 +133,11 @@ def test_stacked_layers_of_heads(form: str, axis: int) -> None:
     assert {name for name in old if (old[name] != new[name]).any()} == touched
 
 
-def test_names_on_a_stack() -> None:
-    """The suffix rule, excludes and layers hold for the layers of a stack."""
+def test_target_names_apply_to_stacked_layers() -> None:
+    """Suffixes, excludes and layer numbers apply to the layers of a stack."""
 
-    def sites(**words: Any) -> set[str]:
-        return set(jaxmix.init("lora", pure(net()), _KEY, rank=1, **words).sites)
+    def sites(**options: Any) -> set[str]:
+        return set(jaxmix.init("lora", pure(net()), _KEY, rank=1, **options).sites)
 
     assert sites(target_modules=["query", "up"]) == {
         site for site in LAYERS if site.endswith(("query", "up"))
@@ -153,7 +153,7 @@ def test_names_on_a_stack() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "oft"])
 def test_every_layer_of_a_stack_is_trained(kind: str) -> None:
-    """Through the merged module: its own forward at the start, then a gradient at each site."""
+    """The merged module starts with its own forward and has a gradient at each site."""
     model = net()
     tokens = jnp.arange(4)[None]
     made = jaxmix.init(kind, model, _KEY, target_modules="all-linear")
@@ -168,7 +168,7 @@ def test_every_layer_of_a_stack_is_trained(kind: str) -> None:
         assert any(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(update)), site
 
 
-def test_attached_without_merging() -> None:
+def test_factored_stacks_match_the_merged_model() -> None:
     """Factored leaves of stacked layers and heads give the merged model's outputs and gradients."""
     params = pure(net())
     x = jax.random.normal(_KEY, (4, D))
@@ -200,7 +200,7 @@ def test_attached_without_merging() -> None:
 
 
 class Eqx(eqx.Module):
-    """A stacked MLP and stacked attention beside all that is no linear layer."""
+    """A stacked MLP and stacked attention among other kinds of layers."""
 
     embedding: eqx.nn.Embedding
     layers: eqx.nn.MLP
@@ -222,7 +222,7 @@ class Eqx(eqx.Module):
 
 
 def test_equinox_modules_stacked_by_filter_vmap() -> None:
-    """Without a bias or a norm that would tell: the classes do."""
+    """The classes identify the layers without biases or norms."""
     model = Eqx(_KEY)
     made = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=2)
     names = [f"layers.{i}.layers.{j}" for i in range(L) for j in range(2)]
@@ -244,17 +244,17 @@ class LinenBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, _: Any) -> Any:
-        """One layer."""
+        """Applies one layer."""
         x = x + nn.MultiHeadDotProductAttention(N, qkv_features=N * H)(nn.LayerNorm()(x))
         return x + nn.Dense(D)(nn.Dense(F)(x)), None
 
 
 class Linen(nn.Module):
-    """Scanned layers, a cell, a convolution."""
+    """Scanned layers, a cell and a convolution."""
 
     @nn.compact
     def __call__(self, tokens: Any) -> Any:
-        """Logits."""
+        """Returns logits."""
         x = nn.Embed(V, D)(tokens) + self.param("pos_embedding", nn.initializers.ones, (4, D))
         how: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         x, _ = nn.scan(LinenBlock, length=L, **how)(name="layers")(x, None)
@@ -262,8 +262,8 @@ class Linen(nn.Module):
         return nn.Dense(V, name="lm_head")(x)
 
 
-def test_linen_s_scan_and_its_cells() -> None:
-    """A pure dict: biases and norms tell the layers, names the gates of a cell."""
+def test_linen_scan_and_cells() -> None:
+    """In a pure dict, biases and norms identify the layers, and names a cell's gates."""
     params = jax.eval_shape(Linen().init, _KEY, jnp.arange(4))
     made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
     attn = "MultiHeadDotProductAttention_0"
@@ -272,7 +272,7 @@ def test_linen_s_scan_and_its_cells() -> None:
 
 
 class Others(nnx.Module):
-    """What is no linear layer, and two that are."""
+    """Layers that are not linear, and two that are."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.lstm = nnx.LSTMCell(D, F, rngs=rngs)
@@ -284,8 +284,8 @@ class Others(nnx.Module):
         self.einsum = nnx.Einsum("abc,cde->abde", (D, N, H), rngs=rngs)
 
 
-def test_nothing_that_is_no_linear_layer() -> None:
-    """Cells, convolutions and LoRA's own factors are none; what LoRA wraps is one."""
+def test_only_linear_layers_are_targeted() -> None:
+    """Cells, convolutions and LoRA's own factors are not targeted; a layer that LoRA wraps is."""
     model = Others(nnx.Rngs(0))
     made = jaxmix.init("lora", model, _KEY, target_modules="all-linear", rank=1)
     sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in dict[str, Any](made.updates).items()}
@@ -329,8 +329,10 @@ TREES: dict[str, tuple[dict[str, tuple[int, ...]], list[str]]] = {
 
 
 @pytest.mark.parametrize(("shapes", "linear"), TREES.values(), ids=TREES)
-def test_by_names_and_shapes_alone(shapes: dict[str, tuple[int, ...]], linear: list[str]) -> None:
-    """Trees without classes: each site is a linear layer, and none is missed."""
+def test_linear_layers_by_name_and_shape(
+    shapes: dict[str, tuple[int, ...]], linear: list[str]
+) -> None:
+    """In trees without classes, exactly the linear layers are targeted."""
     params = {name: jnp.ones(shape) for name, shape in shapes.items()}
     made = jaxmix.init("lora", params, _KEY, target_modules="all-linear", rank=1)
     assert sorted(made.sites) == sorted(linear)
@@ -338,8 +340,8 @@ def test_by_names_and_shapes_alone(shapes: dict[str, tuple[int, ...]], linear: l
         jaxmix.compose(params, made)
 
 
-def test_what_can_t_be_judged_is_listed() -> None:
-    """All of it in one error, which says what to give; what is left out is not there."""
+def test_ambiguous_leaves_are_listed() -> None:
+    """All ambiguous leaves are listed with the remedy; excluded leaves are not."""
     params = {
         "proj": {"kernel": jnp.ones((D, N, H))},
         "mix_einsum": jnp.ones((2, D, F)),
@@ -364,8 +366,8 @@ def test_what_can_t_be_judged_is_listed() -> None:
     assert conv.sites == ("q",)
 
 
-def test_a_norm_of_a_stack_by_name() -> None:
-    """It is refused as a norm, not taken for a matrix (layers, width)."""
+def test_stacked_norm_is_refused_by_name() -> None:
+    """A stacked norm is recognised as a norm, not as a matrix (layers, width)."""
     with pytest.raises(UnsupportedError, match=r"layers\.0\.norm: norm of shape \(10,\)"):
         jaxmix.init("lora", net(), _KEY, target_modules=["layers.norm"])
     made = jaxmix.init("lora", net(), _KEY, target_modules=["up"], modules_to_save=["layers.norm"])

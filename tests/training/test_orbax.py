@@ -1,6 +1,6 @@
-"""Training is saved and gone on with: Orbax over what `trainable` gives, or over adapters whole.
+"""Training is saved and resumed with Orbax, from the values of `trainable` or from whole adapters.
 
-The recipe of docs/training.md, as a test: no code of jaxmix is needed for it. On eight devices.
+The recipe of docs/training.md as a test, on eight devices; it needs no code of jaxmix.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ OPTIMIZER = optax.adam(1e-2)
 
 
 @jax.jit
-def step(state: Any, whole: Any) -> Any:
-    """A step of a loss."""
+def step(state: Any, rebuild: Any) -> Any:
+    """Applies one optimizer step."""
 
     def loss(values: Any) -> Any:
-        params = jaxmix.compose(PARAMS, whole(values))
+        params = jaxmix.compose(PARAMS, rebuild(values))
         return sum(jnp.sum(jnp.sin(x)) for x in params.values())
 
     slopes = jax.grad(loss)(state["values"])
@@ -35,21 +35,21 @@ def step(state: Any, whole: Any) -> Any:
     return {"values": values, "optimizer": inner, "step": state["step"] + 1}
 
 
-def train(state: Any, whole: Any, steps: int) -> Any:
-    """Some steps."""
+def train(state: Any, rebuild: Any, steps: int) -> Any:
+    """Applies some steps."""
     for _ in range(steps):
-        state = step(state, whole)
+        state = step(state, rebuild)
     return state
 
 
 def start(mixed: Any) -> tuple[Any, Any]:
-    """Values and optimizer's state, before the first step; and the way back to the mix."""
-    values, whole = trainable(mixed)
+    """Returns the state before the first step, and the function from values to the mix."""
+    values, rebuild = trainable(mixed)
     return {
         "values": values,
         "optimizer": OPTIMIZER.init(values),
         "step": jnp.zeros((), int),
-    }, whole
+    }, rebuild
 
 
 def save(folder: Path, tree: Any) -> None:
@@ -65,22 +65,22 @@ def restore(folder: Path, outline: Any) -> Any:
 
 
 def same(ours: Any, theirs: Any) -> None:
-    """Bit for bit, and of one structure."""
+    """Asserts equal structures, dtypes and bits."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert np.asarray(one).dtype == np.asarray(other).dtype
-        np.testing.assert_array_equal(one, other)
+    for left, right in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(left).dtype == np.asarray(right).dtype
+        np.testing.assert_array_equal(left, right)
 
 
-def test_training_goes_on(tmp_path: Path) -> None:
-    """Three steps, saved and restored into shardings, and three more: as six at once."""
+def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
+    """Three steps, a restore into shardings, and three more equal six steps at once."""
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     mixed = jaxmix.mix(lora(), oft(), bank())
-    state, whole = start(mixed)
-    save(tmp_path / "step3", train(state, whole, 3))
+    state, rebuild = start(mixed)
+    save(tmp_path / "step3", train(state, rebuild, 3))
 
-    # Elsewhere: adapters of the same shapes, made or read again; their numbers are not looked at.
-    state, whole = start(jaxmix.mix(lora(), oft(), bank()))
+    # In the resuming process, adapters give only the shapes; their values are replaced.
+    state, rebuild = start(jaxmix.mix(lora(), oft(), bank()))
 
     def outline(x: Any) -> Any:
         spec = P("x") if x.ndim == 2 and x.shape[0] % 2 == 0 else P()
@@ -92,13 +92,15 @@ def test_training_goes_on(tmp_path: Path) -> None:
         assert leaf.sharding == wanted.sharding and leaf.shape == wanted.shape
     assert again["step"] == 3
     assert not again["values"]["lora"]["updates"]["one"]["b"].sharding.is_fully_replicated
-    straight = train(start(mixed)[0], whole, 6)
-    for ours, theirs in zip(*map(jax.tree.leaves, (train(again, whole, 3), straight)), strict=True):
+    straight = train(start(mixed)[0], rebuild, 6)
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (train(again, rebuild, 3), straight)), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_adapters_whole(tmp_path: Path) -> None:
-    """A mix is a pytree: its structure and its adapters' names come from an outline of it."""
+def test_whole_mix_is_saved_and_restored(tmp_path: Path) -> None:
+    """A mix is a pytree; an outline gives its structure and the adapters' names."""
     mixed = jaxmix.mix(0.5 * lora(), with_bias())
     save(tmp_path / "mix", mixed)
     again = restore(tmp_path / "mix", jax.eval_shape(lambda: mixed))

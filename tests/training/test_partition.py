@@ -1,4 +1,4 @@
-"""What is trained, apart from the rest: names, sharing, the way back, JAX's transformations."""
+"""`trainable` splits trained values from the rest: names, sharing, rebuilding, transformations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,20 +19,20 @@ from .made import PARAMS, bank, loha, lora, normal, oft, stepped, with_bias
 
 
 def shapes(values: Any) -> Any:
-    """The values' names and shapes."""
+    """Returns the values' names and shapes."""
     return jax.tree.map(np.shape, values)
 
 
 def loss(params: Any) -> Any:
-    """A number that everything has a part in."""
+    """Returns a scalar that depends on every leaf."""
     return sum(jnp.sum(jnp.sin(x)) for x in params.values())
 
 
-def test_names_and_what_stays() -> None:
-    """Scales, strengths and whole numbers stay; parts of several updates keep their places."""
-    places = np.array([[0, 1], [2, 3]], np.int32)
-    shira = Adapter({"one": SHiRA(normal(0, 2), places)}, 0.5, "shira")
-    values, whole = trainable(jaxmix.mix(lora(), shira, with_bias()))
+def test_values_are_named_and_the_rest_is_kept() -> None:
+    """Scales, strengths and integers are kept; the updates of a Together are numbered."""
+    indices = np.array([[0, 1], [2, 3]], np.int32)
+    shira = Adapter({"one": SHiRA(normal(0, 2), indices)}, 0.5, "shira")
+    values, rebuild = trainable(jaxmix.mix(lora(), shira, with_bias()))
     assert shapes(values) == {
         "lora": {"updates": {"one": {"a": (2, 8), "b": (6, 2)}, "two": {"a": (2, 6), "b": (4, 2)}}},
         "shira": {"updates": {"one": {"values": (2,)}}},
@@ -40,9 +40,9 @@ def test_names_and_what_stays() -> None:
             "updates": {"one": {"parts": {"0": {"bias": (6,)}, "1": {"a": (2, 8), "b": (6, 2)}}}}
         },
     }
-    again = whole(values)
+    again = rebuild(values)
     assert [part.name for part in again.parts] == ["lora", "shira", "biased"]
-    assert again.parts[1].strength == 0.5 and again.parts[1].updates["one"].indices is places
+    assert again.parts[1].strength == 0.5 and again.parts[1].updates["one"].indices is indices
     for old, new in zip(
         jax.tree.leaves(jaxmix.mix(lora(), shira, with_bias())), jax.tree.leaves(again), strict=True
     ):
@@ -50,32 +50,32 @@ def test_names_and_what_stays() -> None:
 
 
 def test_an_adapter_alone_comes_back_as_one() -> None:
-    """Not as a mix of one."""
-    values, whole = trainable(0.5 * lora())
-    again = whole(values)
+    """One adapter is rebuilt as an adapter, not as a mix."""
+    values, rebuild = trainable(0.5 * lora())
+    again = rebuild(values)
     assert isinstance(again, Adapter) and again.name == "lora" and again.strength == 0.5
 
 
-def test_only_some() -> None:
-    """One adapter of a mix; the other one's arrays are the same objects."""
+def test_only_selects_adapters() -> None:
+    """`only` trains one adapter of a mix; the arrays of the others are the same objects."""
     mixed = jaxmix.mix(lora(), oft())
-    values, whole = trainable(mixed, only=("oft",))
+    values, rebuild = trainable(mixed, only=("oft",))
     assert shapes(values) == {"oft": {"updates": {"one": {"generator": (2, 6)}}}}
-    kept, before = (one.parts[0].updates["one"] for one in (whole(values), mixed))
+    kept, before = (item.parts[0].updates["one"] for item in (rebuild(values), mixed))
     assert all(new is old for new, old in zip(*map(jax.tree.leaves, (kept, before)), strict=True))
 
 
-def test_strengths() -> None:
-    """Beside the updates, as arrays whose dtype is no weak one."""
-    values, whole = trainable(jaxmix.mix(0.5 * lora(), oft()), only=("lora",), strengths=True)
+def test_strengths_are_trained_on_request() -> None:
+    """Strengths are arrays next to the updates, and not weakly typed."""
+    values, rebuild = trainable(jaxmix.mix(0.5 * lora(), oft()), only=("lora",), strengths=True)
     assert values["lora"]["strength"] == 0.5
     assert not values["lora"]["strength"].weak_type
     values["lora"]["strength"] = jnp.asarray(2.0)
-    assert [part.strength for part in whole(values).parts] == [2.0, 1.0]
+    assert [part.strength for part in rebuild(values).parts] == [2.0, 1.0]
 
 
-def test_float16_and_float64() -> None:
-    """The dtype that the adapter has."""
+def test_values_keep_the_dtype() -> None:
+    """Values have the adapter's dtype, float64 only with x64."""
     for dtype, wanted in ((jnp.bfloat16, jnp.bfloat16), (np.float64, np.float32)):
         half = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), lora())
         assert {x.dtype for x in jax.tree.leaves(trainable(half)[0])} == {np.dtype(wanted)}
@@ -85,19 +85,19 @@ def test_float16_and_float64() -> None:
 
 
 def test_a_shared_array_is_one_value() -> None:
-    """At its first site; its gradient is the sum over sites, and it stays shared."""
+    """A shared array is one value, at its first site; its gradient is the sum over sites."""
     adapter = bank()
-    values, whole = trainable(adapter)
+    values, rebuild = trainable(adapter)
     sites = values["bank"]["updates"]
     assert "bank" in sites["one"] and "bank" not in sites["two"]
-    updates: Any = whole(values).updates
+    updates: Any = rebuild(values).updates
     assert updates["one"].bank is updates["two"].bank is sites["one"]["bank"]
 
-    slope = jax.jit(jax.grad(lambda values: loss(jaxmix.compose(PARAMS, whole(values)))))(values)
+    slope = jax.jit(jax.grad(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))(values)
 
-    def by_site(one: Any, two: Any) -> Any:
+    def by_site(first: Any, second: Any) -> Any:
         updates: Any = dict(adapter.updates)
-        for site, array in (("one", one), ("two", two)):
+        for site, array in (("one", first), ("two", second)):
             new = {**vars(updates[site]), "bank": array}
             updates[site] = type(updates[site])(**new)
         return loss(jaxmix.compose(PARAMS, Adapter(updates)))
@@ -111,7 +111,7 @@ def test_a_shared_array_is_one_value() -> None:
 
 
 def test_equal_arrays_are_not_shared() -> None:
-    """Zeros of two sites, as training begins with them."""
+    """Equal arrays, such as the zeros at the start of training, are separate values."""
     zeros = jax.tree.map(np.zeros_like, lora())
     assert len(jax.tree.leaves(trainable(zeros)[0])) == 4
 
@@ -119,31 +119,33 @@ def test_equal_arrays_are_not_shared() -> None:
 # ---------------------------------------------------------------- transformations
 
 
-def test_a_step_under_jit() -> None:
-    """The rest is an argument: another adapter of equal shapes is the same program."""
+def test_jitted_step_is_traced_once() -> None:
+    """The rest is an argument, so another adapter of equal shapes uses the same program."""
     seen: list[int] = []
     optimizer = optax.adam(1e-1)
 
     @jax.jit
-    def step(values: Any, state: Any, whole: Any, params: Any) -> Any:
+    def step(values: Any, state: Any, rebuild: Any, params: Any) -> Any:
         seen.append(1)
-        value, slope = jax.value_and_grad(lambda v: loss(jaxmix.compose(params, whole(v))))(values)
+        value, slope = jax.value_and_grad(lambda v: loss(jaxmix.compose(params, rebuild(v))))(
+            values
+        )
         return *stepped(optimizer, slope, state, values), value
 
     found = []
     for mixed in (jaxmix.mix(lora(), oft()), jaxmix.mix(0.3 * lora(), oft())):
-        values, whole = trainable(mixed, only=["lora"])
+        values, rebuild = trainable(mixed, only=["lora"])
         state, losses = optimizer.init(values), []
         for _ in range(5):
-            values, state, value = step(values, state, whole, PARAMS)
+            values, state, value = step(values, state, rebuild, PARAMS)
             losses.append(float(value))
         found.append(losses)
     assert len(seen) == 1
     assert all(losses[-1] < losses[0] - 0.1 for losses in found) and found[0] != found[1]
 
 
-def test_several_seeds_at_once() -> None:
-    """`vmap` over a function that makes, and over one that trains."""
+def test_vmap_over_seeds() -> None:
+    """`vmap` works over the function that makes an adapter and the one that trains it."""
 
     def made(key: jax.Array) -> dict[str, Any]:
         adapter = bank()
@@ -152,20 +154,20 @@ def test_several_seeds_at_once() -> None:
         return trainable(Adapter(updates, name="bank"))[0]
 
     stack = jax.vmap(made)(jax.random.split(jax.random.key(0), 3))
-    whole = trainable(bank())[1]
+    rebuild = trainable(bank())[1]
     assert stack["bank"]["updates"]["one"]["bank"].shape == (3, 5, 2)
     assert "bank" not in stack["bank"]["updates"]["two"]
-    run = jax.jit(jax.vmap(lambda values: loss(jaxmix.compose(PARAMS, whole(values)))))
+    run = jax.jit(jax.vmap(lambda values: loss(jaxmix.compose(PARAMS, rebuild(values)))))
     each = [
-        loss(jaxmix.compose(PARAMS, whole(jax.tree.map(lambda x, i=i: x[i], stack))))
+        loss(jaxmix.compose(PARAMS, rebuild(jax.tree.map(lambda x, i=i: x[i], stack))))
         for i in range(3)
     ]
     np.testing.assert_allclose(run(stack), np.array(each), rtol=1e-5)
     assert len({float(x) for x in each}) == 3
 
 
-def test_optimizers_by_adapter() -> None:
-    """The names are labels enough."""
+def test_optimizer_per_adapter() -> None:
+    """The adapters' names serve as labels."""
     values, _ = trainable(jaxmix.mix(lora(), oft()))
     slow, fast = optax.sgd(1e-3), optax.sgd(1.0)
     optimizer = optax.multi_transform({"slow": slow, "fast": fast}, {"lora": "slow", "oft": "fast"})
@@ -178,13 +180,13 @@ def test_optimizers_by_adapter() -> None:
 # ---------------------------------------------------------------- labels
 
 
-def test_labels_over_the_whole_adapter() -> None:
-    """As optax takes them: what is frozen stays, bit for bit."""
+def test_labels_freeze_the_rest() -> None:
+    """Optax updates the labelled leaves of a whole mix and keeps the others bit for bit."""
     mixed = jaxmix.mix(lora(), oft())
     function = labels(mixed, only=("lora",))
-    told = function(mixed)
-    assert jax.tree.structure(told) == jax.tree.structure(mixed)
-    assert [path for path, label in marked(told) if label == "trained"] == [
+    marks = function(mixed)
+    assert jax.tree.structure(marks) == jax.tree.structure(mixed)
+    assert [path for path, label in marked(marks) if label == "trained"] == [
         ".parts[0].updates['one'].a",
         ".parts[0].updates['one'].b",
         ".parts[0].updates['two'].a",
@@ -196,13 +198,13 @@ def test_labels_over_the_whole_adapter() -> None:
     for optimizer, frozen_too in ((optax.multi_transform(parts, function), True), (masked, False)):
         after, _ = stepped(optimizer, slope, optimizer.init(mixed), mixed)
         change = jax.tree.map(lambda new, old: new - old, after, mixed)
-        for (path, label), x in zip(marked(told), jax.tree.leaves(change), strict=True):
-            # `masked` hands on the slopes of what it leaves alone.
+        for (path, label), x in zip(marked(marks), jax.tree.leaves(change), strict=True):
+            # `masked` passes on the gradients of leaves that it does not update.
             assert (label == "trained") == bool(np.any(x)) or not frozen_too, path
 
 
 def marked(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves with their paths as text."""
+    """Returns the leaves with their paths as strings."""
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in pairs]
 
@@ -249,8 +251,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), REFUSED.values(), ids=REFUSED)
-def test_refused(call: Callable[[], Any], kind: type[Exception], text: str) -> None:
-    """Where, what was found, what was expected, what to do."""
+def test_trainable_and_labels_errors(
+    call: Callable[[], Any], kind: type[Exception], text: str
+) -> None:
+    """The error states what was found, what was expected and what to do."""
     with pytest.raises(kind) as caught:
         call()
     assert str(caught.value) == text

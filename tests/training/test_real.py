@@ -1,4 +1,4 @@
-"""A real mix: trained in JAX on the demo's text, exported, and run by PEFT to the same loss."""
+"""A real mix is trained in JAX on the demo's text, exported, and gives the same loss in PEFT."""
 
 import runpy
 import warnings
@@ -26,20 +26,22 @@ from .made import stepped
 
 TEXT = np.frombuffer((ASSETS / "text" / "bible.txt").read_bytes(), np.uint8).astype(np.int32)
 LENGTH, ROWS, STEPS = 64, 8, 6
-# Stretches to learn from, and others to be measured on.
+# Windows for training, and others for evaluation.
 SEEN = np.stack([TEXT[768 * k : 768 * k + LENGTH] for k in range(ROWS)])
 UNSEEN = np.stack([TEXT[768 * k + 384 : 768 * k + 384 + LENGTH] for k in range(4)])
 
 
 def loss(model: Any, tokens: Any) -> Any:
-    """Nats per byte."""
+    """Returns the loss in nats per byte."""
     logits = model(tokens)[:, :-1]
-    chances = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
-    return -jnp.mean(chances)
+    log_probabilities = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1
+    )
+    return -jnp.mean(log_probabilities)
 
 
 def loss_in_peft(folder: Path) -> float:
-    """The same, of PEFT's mixed model as the exported script loads it, in float64."""
+    """Returns the loss of PEFT's mixed model, loaded by the exported script, in float64."""
     with exact():
         base: Any = transformers.LlamaForCausalLM.from_pretrained(ASSETS / "base").double()
         model = runpy.run_path(str(folder / "load_in_peft.py"))["load"](base).eval()
@@ -50,32 +52,32 @@ def loss_in_peft(folder: Path) -> float:
         )
 
 
-def test_a_mix_trained_here_is_the_same_in_peft(tmp_path: Path) -> None:
-    """LoRA and OFT, both from nothing and both trained, un-merged."""
+def test_trained_mix_has_the_same_loss_in_peft(tmp_path: Path) -> None:
+    """A new LoRA and a new OFT are trained together, unmerged."""
     base = jaxmix.models.load(ASSETS / "base", dtype=jnp.float32)
     key = jax.random.key(0)
     mixed = jaxmix.mix(
         init("lora", base, key, target_modules=["q_proj", "o_proj"], rank=4, alpha=8),
         init("oft", base, key, target_modules=["q_proj", "down_proj"], oft_block_size=32),
     )
-    values, whole = trainable(mixed)
+    values, rebuild = trainable(mixed)
     optimizer = optax.adam(1e-2)
 
     @jax.jit
-    def step(values: Any, state: Any, whole: Any, base: Any) -> Any:
+    def step(values: Any, state: Any, rebuild: Any, base: Any) -> Any:
         def of(values: Any) -> Any:
-            return jaxmix.factored(loss)(jaxmix.attach(base, whole(values)), SEEN)
+            return jaxmix.factored(loss)(jaxmix.attach(base, rebuild(values)), SEEN)
 
         value, slopes = jax.value_and_grad(of)(values)
         return *stepped(optimizer, slopes, state, values), value
 
     state, losses = optimizer.init(values), []
     for _ in range(STEPS):
-        values, state, value = step(values, state, whole, base)
+        values, state, value = step(values, state, rebuild, base)
         losses.append(float(value))
     assert losses[-1] < losses[0] - 0.2
 
-    trained = whole(values)
+    trained = rebuild(values)
     jaxmix.export_peft(trained, tmp_path / "mix")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,6 +87,6 @@ def test_a_mix_trained_here_is_the_same_in_peft(tmp_path: Path) -> None:
         run = jax.jit(loss)
         before = float(run(exactly, UNSEEN))
         ours = float(run(jaxmix.compose(exactly, trained), UNSEEN))
-    # transformers' norms are in float32 in whatever dtype the rest is.
+    # transformers computes norms in float32, whatever the model's dtype.
     assert abs(ours - theirs) < 1e-6
     assert theirs < before - 0.1

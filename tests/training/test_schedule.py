@@ -1,4 +1,4 @@
-"""AdaLoRA's rank schedule: step for step what PEFT's allocator does with the same numbers."""
+"""AdaLoRA's rank schedule makes the same steps as PEFT's allocator for the same values."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ SIZES = {"one": (4, 8, 6), "two": (4, 6, 4)}
 
 
 def adalora() -> Adapter:
-    """At both sites."""
+    """Returns an AdaLoRA at both sites."""
     updates: Any = {
         site: AdaLoRA(normal(i, r, size), normal(i + 1, out, r), normal(i + 2, r), 0.5)
         for i, (site, (r, size, out)) in enumerate(SIZES.items())
@@ -29,7 +29,7 @@ def adalora() -> Adapter:
     return Adapter(updates, name="ada")
 
 
-# ---------------------------------------------------------------- beside PEFT
+# ---------------------------------------------------------------- compared with PEFT
 
 # target_rank, steps, warmup, final, every
 SCHEDULES = {
@@ -41,8 +41,8 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("numbers", SCHEDULES.values(), ids=SCHEDULES)
-def test_step_for_step(numbers: tuple[int, ...]) -> None:
-    """The singular values, the ranks kept and the loss, with numbers that move on all the while."""
+def test_schedule_matches_peft_step_for_step(numbers: tuple[int, ...]) -> None:
+    """Singular values, kept ranks and the pattern match PEFT's while the values change."""
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     from ..parity.harness import build, exact
     from ..parity.layer_cases import NETS
@@ -76,13 +76,13 @@ def test_step_for_step(numbers: tuple[int, ...]) -> None:
             kept.append(sum(int(x.sum()) for x in state.kept.values()))
     pattern = model.peft_config["default"].rank_pattern
     for site in ("one", "two"):
-        told = next(ranks for name, ranks in pattern.items() if site in name)
-        assert state.kept[f"ada/updates/{site}"].tolist() == told
+        expected = next(ranks for name, ranks in pattern.items() if site in name)
+        assert state.kept[f"ada/updates/{site}"].tolist() == expected
     assert kept[0] == 8 and kept[-1] == 2 * target and len(set(kept)) > 2
 
 
-def test_the_loss_that_keeps_them_orthogonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PEFT adds it to a loss of nought here; and its slope."""
+def test_orthogonality_matches_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT adds the orthogonality to a zero loss; value and gradient match."""
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     from ..parity.harness import build, exact
     from ..parity.layer_cases import NETS
@@ -110,7 +110,7 @@ def test_the_loss_that_keeps_them_orthogonal(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def parameters(model: Any) -> dict[str, Any]:
-    """PEFT's parameters under jaxmix's names."""
+    """Returns PEFT's parameters under jaxmix's names."""
     return {
         f"{site}.{kind}": model.base_model.model.get_submodule(site).get_parameter(
             f"lora_{kind.upper()}.default"
@@ -121,7 +121,7 @@ def parameters(model: Any) -> dict[str, Any]:
 
 
 def values_of(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Torch's tensors as `trainable` would name them."""
+    """Returns torch tensors under the names of `trainable`."""
     flat = {name: x.detach().numpy().copy() for name, x in tensors.items()}
     return {
         "ada": {
@@ -133,19 +133,19 @@ def values_of(tensors: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# ---------------------------------------------------------------- alone
+# ---------------------------------------------------------------- without PEFT
 
 
-def test_training_with_it() -> None:
-    """Ranks go while it learns; another adapter of the mix is left alone."""
+def test_schedule_prunes_while_training() -> None:
+    """Ranks are pruned while the loss falls; another adapter of the mix is unchanged."""
     aim = jaxmix.compose(PARAMS, adalora())
     mixed = jaxmix.mix(lora(), jax.tree.map(lambda x: 0.5 * x, adalora()))
     schedule = RankSchedule(target_rank=2, steps=30, warmup=5, final=10)
-    values, whole = trainable(mixed)
+    values, rebuild = trainable(mixed)
     state = schedule.start(values)
 
     def loss(values: Any) -> Any:
-        out = jaxmix.compose(PARAMS, whole(values))
+        out = jaxmix.compose(PARAMS, rebuild(values))
         return sum(jnp.mean((out[name] - aim[name]) ** 2) for name in aim)
 
     @jax.jit
@@ -165,8 +165,8 @@ def test_training_with_it() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_all_ranks_as_budget() -> None:
-    """Nothing is masked; PEFT asks torch for the zeroth least score, and raises."""
+def test_budget_of_all_ranks_prunes_nothing() -> None:
+    """Nothing is masked; PEFT raises, because it selects the zeroth smallest score."""
     values, _ = trainable(adalora())
     schedule = RankSchedule(target_rank=4, steps=3)
     state = schedule.start(values)
@@ -176,8 +176,8 @@ def test_all_ranks_as_budget() -> None:
     assert all(np.asarray(site["e"]).all() for site in values["ada"]["updates"].values())
 
 
-def test_orthonormal_factors_have_no_slope() -> None:
-    """And no NaN."""
+def test_orthonormal_factors_have_zero_gradient() -> None:
+    """The gradient is zero, not NaN."""
     eye = {"proj": {"a": jnp.eye(2, 3), "b": jnp.eye(4, 2), "e": jnp.ones(2)}}
     value, slope = jax.value_and_grad(orthogonality)(eye)
     assert value == 0 and not any(np.any(x) for x in jax.tree.leaves(slope))
@@ -219,8 +219,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize(("call", "text"), REFUSED.values(), ids=REFUSED)
-def test_refused(call: Callable[[], Any], text: str) -> None:
-    """Where, what was found, what was expected, what to do."""
+def test_schedule_errors(call: Callable[[], Any], text: str) -> None:
+    """The error states what was found, what was expected and what to do."""
     with pytest.raises(AdapterError) as caught:
         call()
     assert str(caught.value) == text

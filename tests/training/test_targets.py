@@ -1,7 +1,8 @@
-"""Which modules an adapter is for, by names and by shapes, and what is refused in words."""
+"""Modules are targeted by names and shapes, and errors are exact."""
 
-# Updates are asked for the fields of their families.
 # pyright: reportAttributeAccessIssue=false
+
+# Tests read fields that only some families have.
 
 import re
 from typing import Any
@@ -29,8 +30,8 @@ _TREE: Any = {
 }
 
 
-def _sites(**words: Any) -> set[str]:
-    return set(init("lora", _TREE, _KEY, rank=1, **words).sites)
+def _sites(**options: Any) -> set[str]:
+    return set(init("lora", _TREE, _KEY, rank=1, **options).sites)
 
 
 def test_names_expressions_and_all_linear() -> None:
@@ -55,15 +56,15 @@ def test_patterns_and_saved_modules() -> None:
 
 
 def test_key_of_a_site_is_its_own() -> None:
-    one = init("lora", PARAMS, _KEY, target_modules=["lin"])
-    two = init("lora", PARAMS, _KEY, target_modules=["lin", "gpt"])
-    np.testing.assert_array_equal(one.updates["lin"].a, two.updates["lin"].a)
+    first = init("lora", PARAMS, _KEY, target_modules=["lin"])
+    second = init("lora", PARAMS, _KEY, target_modules=["lin", "gpt"])
+    np.testing.assert_array_equal(first.updates["lin"].a, second.updates["lin"].a)
     other = init("lora", PARAMS, jax.random.key(1), target_modules=["lin"])
-    assert not np.array_equal(one.updates["lin"].a, other.updates["lin"].a)
+    assert not np.array_equal(first.updates["lin"].a, other.updates["lin"].a)
 
 
 @pytest.mark.parametrize(
-    ("kind", "words", "said"),
+    ("kind", "options", "message"),
     [
         ("lore", {}, "there is no kind 'lore', expected one of lora, dora"),
         ("delta", {}, "'delta' can't be initialized: it is the result of full fine-tuning"),
@@ -91,6 +92,6 @@ def test_key_of_a_site_is_its_own() -> None:
         ),
     ],
 )
-def test_refused(kind: str, words: dict[str, Any], said: str) -> None:
-    with pytest.raises(JaxmixError, match=re.escape(said)):
-        init(kind, PARAMS, _KEY, **words)
+def test_invalid_targets_are_refused(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(JaxmixError, match=re.escape(message)):
+        init(kind, PARAMS, _KEY, **options)

@@ -1,4 +1,4 @@
-"""Tables are not broken to a terminal's width, and nothing is coloured."""
+"""Prints wide tables without colours, whatever the terminal."""
 
 import pytest
 

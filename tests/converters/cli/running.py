@@ -1,4 +1,4 @@
-"""The program, as a user runs it."""
+"""Runs the command line, in a process or in the test."""
 
 import json
 import subprocess
@@ -16,19 +16,19 @@ Captured = pytest.CaptureFixture[str]
 
 
 def run(*words: object, module: str = "") -> subprocess.CompletedProcess[str]:
-    """The program in a process of its own: the script, or a module."""
+    """Runs the program in its own process, as the script or as a module."""
     script = str(Path(sys.executable).with_name("jaxmix"))
     program = [sys.executable, "-m", module] if module else [script]
     return subprocess.run([*program, *map(str, words)], capture_output=True, text=True)
 
 
 def main(*words: object) -> int:
-    """The same in this process, which is faster."""
+    """Runs the program in this process, which is faster."""
     return cli.main([str(word) for word in words])
 
 
 def told(capsys: Captured, *words: object, code: int = 0) -> Any:
-    """The JSON document of a run, which is all of its stdout; stderr is silent."""
+    """Returns the JSON document of a run, its whole stdout; asserts that stderr is empty."""
     assert main(*words, "--json") == code
     said = capsys.readouterr()
     assert said.err == ""

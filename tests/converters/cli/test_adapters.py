@@ -33,13 +33,13 @@ from .running import Captured, main, told
         (":2", ":2", 1.0),
     ],
 )
-def test_strengths(text: str, path: str, strength: float) -> None:
-    """A number after the last colon; nothing else."""
+def test_number_after_the_last_colon_is_the_strength(text: str, path: str, strength: float) -> None:
+    """A number after the last colon is the strength; anything else belongs to the path."""
     assert parse_adapter(text) == (path, strength)
 
 
-def test_names_are_made_unique(adapters: Adapters, tmp_path: Path) -> None:
-    """Folders of one name, and one whose name is what another would get."""
+def test_names_get_unique_suffixes(adapters: Adapters, tmp_path: Path) -> None:
+    """Folders of one name get distinct suffixes, also if a folder already has the suffixed name."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "lora").symlink_to(adapters["loha"])
     (tmp_path / "lora-2").symlink_to(adapters["oft"])
@@ -58,7 +58,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_weights_beside_are_left_out_by_name(
+def test_ignore_skips_other_weight_files(
     command: str,
     base: Path,
     adapters: Adapters,
@@ -66,7 +66,7 @@ def test_weights_beside_are_left_out_by_name(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Captured,
 ) -> None:
-    """Each command that reads adapters says so, and goes on with `--ignore`."""
+    """Every command that reads adapters rejects other weight files and skips them by `--ignore`."""
     monkeypatch.chdir(tmp_path)
     for name in ("value_head.bin", "mm_projector.bin"):
         (adapters["lora"] / name).write_bytes(b"")
@@ -81,8 +81,8 @@ def test_weights_beside_are_left_out_by_name(
     assert main(*words, "--ignore", "value_head.bin", "--ignore", "mm_*") == 0
 
 
-def test_the_file_that_is_meant(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """One name for all adapters, or one for each in their order."""
+def test_filename_chooses_the_file(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """`--filename` is given once for all adapters, or once per adapter in order."""
     folder = tmp_path / "styles"
     folder.mkdir()
     for i in "12":
@@ -107,10 +107,10 @@ def test_the_file_that_is_meant(adapters: Adapters, tmp_path: Path, capsys: Capt
     )
 
 
-def test_a_recipe_names_files_by_itself(
+def test_recipe_rejects_reader_options(
     adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
-    """It is written without reading anything."""
+    """A recipe is written without reading the adapters, so reader options go into its parts."""
     out = tmp_path / "x.json"
     assert main("convert", adapters["lora"], "--to", "recipe", "-o", out, "--ignore", "x") == 2
     assert (

@@ -1,4 +1,4 @@
-"""``jaxmix combine``: what `jaxmix.combine` makes, saved."""
+"""``jaxmix combine`` saves the result of `jaxmix.combine`."""
 
 import shutil
 import sys
@@ -20,20 +20,20 @@ from .running import Captured, main, run, told
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the library is called with from now on, in place of a call."""
+    """Replaces the library's function by one that records its calls, and returns the calls."""
     calls: list[Any] = []
 
     def pretend(*args: Any, **options: Any) -> jaxmix.Adapter:
         calls.append((args, options))
         return jaxmix.Adapter({"x": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1.0)})
 
-    # By its module: the package has the command under this name.
+    # Patched by module, because the package exports the command under this name.
     monkeypatch.setattr(sys.modules["jaxmix.converters.cli.combine"], "combined", pretend)
     return calls
 
 
-def test_loras(adapters: Adapters, tmp_path: Path) -> None:
-    """Without a base, as PEFT combines them; the numbers after the colons are weights."""
+def test_loras_combine_without_a_base(adapters: Adapters, tmp_path: Path) -> None:
+    """LoRAs combine as in PEFT; the numbers after the colons are weights."""
     out = tmp_path / "both"
     words = ("-a", f"{adapters['lora']}:0.7", "-a", f"{adapters['lora']}:-0.3")
     done = run("combine", *words, "-m", "cat", "--to", "peft", "-o", out)
@@ -49,14 +49,14 @@ def test_loras(adapters: Adapters, tmp_path: Path) -> None:
     assert contents(out) == contents(jaxmix.export_peft(made, tmp_path / "expected"))
 
 
-def test_other_kinds(
+def test_other_families_combine_with_a_base(
     base: Path,
     adapters: Adapters,
     tmp_path: Path,
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By what they change in the base; a saved mix counts as one, and what is random has a seed."""
+    """Other families combine through the base; a saved mix counts as one; a seed is passed."""
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     saved = jaxmix.save(jaxmix.mix(lora, 0.5 * oft), tmp_path / "saved")
     calls, out = recorded(monkeypatch), tmp_path / "out"
@@ -80,7 +80,7 @@ def test_other_kinds(
         [("loha", 1.0)],
     ]
     assert set(params) == set(load(base)) and how.pop("key") == jax.random.key(3)
-    assert how.pop("layout") == replace(NAMES, conv1d="")  # as the base's config.json says
+    assert how.pop("layout") == replace(NAMES, conv1d="")  # as in the base's config.json
     assert how == {
         "method": "dare_ties",
         "weights": [1.0, 0.5],
@@ -93,10 +93,10 @@ def test_other_kinds(
     assert repr(jaxmix.load(out)) == "adapter: LoRA rank 1 at 1 site, strength 1 (x)"
 
 
-def test_methods_that_find_their_weights(
+def test_numbers_are_strengths_if_the_method_finds_weights(
     adapters: Adapters, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There the numbers are strengths."""
+    """For methods that determine the weights, the numbers after the colons are strengths."""
     calls = recorded(monkeypatch)
     words = ("combine", "-a", f"{adapters['lora']}:0.5", "-a", adapters["loha"])
     more = ("-m", "sce", "--density", 0.5, "--energy", 0.9, "-o", tmp_path / "out")
@@ -106,8 +106,8 @@ def test_methods_that_find_their_weights(
     assert (params, how["weights"], how["key"], how["rank"]) == (None, None, None, 0.9)
 
 
-def test_refused(tmp_path: Path, capsys: Captured) -> None:
-    """By the library, in its words; a name that is no method makes no sense."""
+def test_invalid_requests_are_refused(tmp_path: Path, capsys: Captured) -> None:
+    """The library's errors are reported; an unknown method is a usage error."""
     lora = save_adapters(tmp_path / "a")["lora"]
     words = ("combine", "-a", lora, "-o", tmp_path / "out")
     document = told(capsys, *words, "-m", "slerp", code=1)
@@ -121,8 +121,8 @@ def test_refused(tmp_path: Path, capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("option", ["--density", "--outliers", "--majority-sign", "--seed"])
-def test_options_are_handed_on(option: str, tmp_path: Path, capsys: Captured) -> None:
-    """Each of them reaches the library, which has no use for it here."""
+def test_options_reach_the_library(option: str, tmp_path: Path, capsys: Captured) -> None:
+    """Each option reaches the library, which has no use for it with this method."""
     lora = save_adapters(tmp_path / "a")["lora"]
     value = "total" if option == "--majority-sign" else 1
     words = ("combine", "-a", lora, "-o", tmp_path / "out", "-m", "linear", option, value)
@@ -132,15 +132,15 @@ def test_options_are_handed_on(option: str, tmp_path: Path, capsys: Captured) ->
 
 
 def renamed(path: Path, folder: Path, old: str, new: str) -> Path:
-    """A PEFT folder with other names in its keys."""
+    """Copies a PEFT folder and replaces a part of its keys' names."""
     shutil.copytree(path, folder)
     file = folder / "adapter_model.safetensors"
     save_file({key.replace(old, new): x for key, x in load_file(file).items()}, file)
     return folder
 
 
-def test_other_names(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """Without a base: adapters that share no site are an error, and the rest is reported."""
+def test_different_names_are_reported(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """Without a base, adapters without common sites are an error; other differences are noted."""
     other = renamed(adapters["lora"], tmp_path / "other", "model.layers", "layers")
     words = ("combine", "-a", adapters["lora"], "-m", "cat", "-o", tmp_path / "out")
     failed = told(capsys, *words, "-a", other, code=1)
@@ -156,8 +156,8 @@ def test_other_names(adapters: Adapters, tmp_path: Path, capsys: Captured) -> No
     assert "note: different adapters change sites that may be one module under two names:" in said
 
 
-def test_wrappers_in_one_file(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """The same sites under one name."""
+def test_wrapper_names_are_removed(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """Sites under a wrapper's name are the same sites."""
     other = renamed(adapters["lora"], tmp_path / "other", "base_model", "_orig_mod.base_model")
     words = ("combine", "-a", adapters["lora"], "-a", other, "-m", "cat", "-o", tmp_path / "out")
     made = told(capsys, *words)

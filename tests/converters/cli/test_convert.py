@@ -1,4 +1,4 @@
-"""``jaxmix convert``: from one format to another, and back to the same adapter."""
+"""``jaxmix convert`` converts between formats and back without a change of the adapter's effect."""
 
 import json
 import shutil
@@ -19,13 +19,13 @@ from .running import Captured, main, run, told
 
 
 def effects(path: object, base: Path, **options: Any) -> dict[str, np.ndarray]:
-    """The base's tensors with an adapter in them."""
+    """Returns the base's tensors with an adapter merged into them."""
     adapter = jaxmix.load(str(path), **options)
     return jax.tree.map(np.asarray, jaxmix.compose(load(base), adapter))
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Tensors that are equal but for rounding."""
+    """Asserts that tensors are equal up to rounding."""
     assert set(one) == set(other)
     for name, tensor in one.items():
         np.testing.assert_allclose(tensor, other[name], rtol=1e-5, atol=1e-6)
@@ -35,7 +35,7 @@ def assert_same(one: Any, other: Any) -> None:
     ("name", "to", "prefix"),
     [("loha", "kohya", "lora_te1"), ("lora", "diffusers", "transformer")],
 )
-def test_there_and_back(
+def test_conversion_there_and_back_keeps_the_effect(
     name: str,
     to: str,
     prefix: str,
@@ -44,7 +44,7 @@ def test_there_and_back(
     tmp_path: Path,
     capsys: Captured,
 ) -> None:
-    """The same effect on the base; the strength is in the file."""
+    """A conversion and back keeps the effect on the base; the file contains the strength."""
     file = tmp_path / "x.safetensors"
     words = ("convert", f"{adapters[name]}:0.5", "--to", to, "--prefix", prefix, "-o", file)
     document = told(capsys, *words)
@@ -63,8 +63,8 @@ def test_there_and_back(
     assert [main(*words), main(*words, "--force")] == [1, 0]
 
 
-def test_in_a_process(adapters: Adapters, tmp_path: Path) -> None:
-    """Several as a mix, which is loaded again bit for bit."""
+def test_several_adapters_become_a_mix(adapters: Adapters, tmp_path: Path) -> None:
+    """Several adapters become a mix, equal bit for bit to one that `save` writes."""
     out = tmp_path / "both"
     done = run("convert", f"{adapters['lora']}:0.5", adapters["oft"], "--to", "mix", "-o", out)
     assert (done.returncode, done.stderr) == (0, "")
@@ -74,8 +74,8 @@ def test_in_a_process(adapters: Adapters, tmp_path: Path) -> None:
     assert contents(out) == contents(place)
 
 
-def test_what_is_read(tmp_path: Path, capsys: Captured) -> None:
-    """The format can be forced, and the readers' options are handed on."""
+def test_reader_options_are_passed(tmp_path: Path, capsys: Captured) -> None:
+    """`--from` forces the input format, and the readers' options are passed on."""
     file = tmp_path / "x.safetensors"
     ones = np.ones((2, 4), np.float32)
     names = ("a/kernel_lora_a", "a/kernel_lora_b")
@@ -89,8 +89,10 @@ def test_what_is_read(tmp_path: Path, capsys: Captured) -> None:
     assert "found part, scale" in document["error"]
 
 
-def test_refused(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """What can't be said in a format, by its writer; several in a file of one; a prefix of none."""
+def test_impossible_conversions_are_refused(
+    adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """Unsupported families, several adapters for a file of one, and unused prefixes are refused."""
     file = tmp_path / "x.safetensors"
     document = told(capsys, "convert", adapters["oft"], "--to", "kohya", "-o", file, code=1)
     assert "OFT, which has no form in LyCORIS's names" in document["error"]
@@ -111,8 +113,10 @@ def test_refused(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
 # ---------------------------------------------------------------- recipes
 
 
-def test_a_recipe(adapters: Adapters, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says where the parts are, and reads as their mix; nothing need be there yet."""
+def test_recipe_lists_its_parts(
+    adapters: Adapters, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe lists the paths of its parts, which need not exist yet, and loads as their mix."""
     folder = adapters["lora"].parent
     monkeypatch.chdir(folder.parent)
     words = ("convert", f"{folder}/lora:0.5", "adapters/oft", "owner/name:2", "--to", "recipe")
@@ -130,8 +134,8 @@ def test_a_recipe(adapters: Adapters, capsys: Captured, monkeypatch: pytest.Monk
     assert [(part.name, part.strength) for part in mixed.parts] == [("lora", 0.5), ("oft", 1.0)]
 
 
-def test_recipes_that_are_refused(tmp_path: Path) -> None:
-    """A part outside, a name that is none, a place that is taken or closed."""
+def test_invalid_recipes_are_refused(tmp_path: Path) -> None:
+    """Refuses a part outside the folder, a wrong suffix, an existing and an unwritable output."""
     (tmp_path / "in").mkdir()
     (tmp_path / "lora").mkdir()
     for sources, place, text in (
@@ -153,8 +157,10 @@ def test_recipes_that_are_refused(tmp_path: Path) -> None:
     ]
 
 
-def test_two_names_for_one_module(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """They are reported where there is no base to tell."""
+def test_similar_site_names_are_reported(
+    adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """Without a base, site names that may be one module are reported."""
     other = tmp_path / "other"
     shutil.copytree(adapters["lora"], other)
     file = other / "adapter_model.safetensors"

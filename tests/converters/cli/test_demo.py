@@ -1,4 +1,4 @@
-"""``jaxmix demo``: started as it is asked for, and its files put where other commands find them."""
+"""``jaxmix demo`` runs the demo and copies its files."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ from .running import run as program
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_demo(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is started with the file and the way to tell it; its exit code is the program's."""
+def test_demo_passes_options_and_exit_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command passes the picture's path and `--json`, and returns the demo's exit code."""
     calls: list[tuple[Path | None, bool]] = []
 
     def pretend(out: Path | None = None, *, as_json: bool = False) -> int:
@@ -28,8 +28,8 @@ def test_demo(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [(None, False), (Path("here.png"), True)]
 
 
-def test_copy(tmp_path: Path, capsys: Captured) -> None:
-    """The model, the adapters and the texts, as they are; not over anything."""
+def test_copy_writes_model_adapters_and_texts(tmp_path: Path, capsys: Captured) -> None:
+    """`--copy` writes the model, the adapters and the texts unchanged, and overwrites nothing."""
     done = program("demo", "--copy", tmp_path / "try")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path}/try: base, lora, loha, oft, text\n"
@@ -48,8 +48,10 @@ def test_copy(tmp_path: Path, capsys: Captured) -> None:
     )
 
 
-def test_json(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One document on stdout; what people are told goes to stderr."""
+def test_json_goes_to_stdout_and_notes_to_stderr(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--json` prints one document to stdout; messages for people go to stderr."""
     row = measure.Row(("lora",), 1.0, {"bible": 1.25}, {"bible": 1.0})
     monkeypatch.setattr(run, "rows", lambda demo, step: iter([row]))
     monkeypatch.setattr(run, "PASSAGES", ())

@@ -1,4 +1,4 @@
-"""``jaxmix export``: a folder that PEFT loads, one LoRA or the parts."""
+"""``jaxmix export`` writes a folder for PEFT: one LoRA or the separate parts."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,10 @@ from ..bases import Adapters, contents, load
 from .running import Captured, main, run, told
 
 
-def test_one_lora(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """As `to_lora` makes it, with the error that the cut makes, in words and in the file."""
+def test_rank_writes_one_lora_and_its_errors(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """`--rank` writes the LoRA of `to_lora`, and reports its errors on stdout and in the file."""
     out = tmp_path / "out"
     words = ("-a", adapters["loha"], "-a", f"{adapters['oft']}:0.5", "--base", base, "--rank", 2)
     done = run("export", *words, "-o", out, module="jaxmix")
@@ -43,8 +45,8 @@ def test_one_lora(base: Path, adapters: Adapters, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, error, rtol=1e-3)
 
 
-def test_the_energy(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """Additive kinds need no base; 1 keeps all."""
+def test_energy_chooses_the_ranks(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """Additive families need no base; `--energy 1` keeps the whole effect."""
     words = ("export", "-a", adapters["lora"], "-a", f"{adapters['loha']}:0.5")
     whole = told(capsys, *words, "--energy", 1, "-o", tmp_path / "whole")
     assert max(whole["errors"].values()) < 1e-5
@@ -57,8 +59,8 @@ def test_the_energy(adapters: Adapters, tmp_path: Path, capsys: Captured) -> Non
     ]
 
 
-def test_the_parts(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """Several are folders and a script; one is a folder; a strength goes into its scale."""
+def test_parts_are_written_as_folders(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """Several parts become folders and a script, one a folder; strengths go into the scales."""
     words = ("-a", f"{adapters['lora']}:0.5", "-a", adapters["oft"])
     assert main("export", *words, "-o", tmp_path / "both", "--base-name", "owner/base") == 0
     assert capsys.readouterr().out == (
@@ -78,10 +80,10 @@ def test_the_parts(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None
     assert [main(*words), main(*words, "--force")] == [1, 0]
 
 
-def test_task_and_patterns(
+def test_peft_options_reach_the_config(
     base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
-    """By every command that writes PEFT's folders; for another format they mean nothing."""
+    """Every command that writes PEFT folders takes PEFT's options; other formats reject them."""
     lora, options = adapters["lora"], ("--task-type", "CAUSAL_LM", "--base-name", "a/b")
     words = {
         "export": ("export", "-a", lora, "--rank", 2, "--base", base),
@@ -92,7 +94,7 @@ def test_task_and_patterns(
         told(capsys, *command, *options, "--patterns", "-o", tmp_path / name)
         config = json.loads((tmp_path / name / "adapter_config.json").read_text())
         assert (config["task_type"], config["base_model_name_or_path"]) == ("CAUSAL_LM", "a/b")
-        # They are kept by the next command, without a word.
+        # The next command keeps them without being told to.
         told(capsys, "export", "-a", tmp_path / name, "-o", tmp_path / f"{name}-again")
         again = json.loads((tmp_path / f"{name}-again" / "adapter_config.json").read_text())
         assert again["task_type"] == "CAUSAL_LM"
@@ -105,10 +107,8 @@ def test_task_and_patterns(
     assert "'CHAT' is not one of CAUSAL_LM, FEATURE_EXTRACTION" in capsys.readouterr().err
 
 
-def test_it_is_said_what_needs_the_base(
-    adapters: Adapters, tmp_path: Path, capsys: Captured
-) -> None:
-    """And nothing is written."""
+def test_missing_base_is_reported(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """The error lists the adapters that need a base, and nothing is written."""
     words = ("export", "-a", adapters["oft"], "--rank", 2, "-o", tmp_path / "out")
     document = told(capsys, *words, code=1)
     assert document["error"].startswith("these adapters need the base, which is not given:\n")
@@ -127,13 +127,15 @@ def test_it_is_said_what_needs_the_base(
         (("--rank", 0), "Invalid value for '--rank'"),
     ],
 )
-def test_ranks_that_make_no_sense(words: tuple[object, ...], text: str, capsys: Captured) -> None:
-    """A command line that makes no sense."""
+def test_invalid_ranks_are_usage_errors(
+    words: tuple[object, ...], text: str, capsys: Captured
+) -> None:
+    """An invalid `--rank` or `--energy` is a usage error."""
     assert main("export", "-a", "x", "-o", "y", *words) == 2
     assert text in capsys.readouterr().err
 
 
-def test_ranks() -> None:
-    """As the library takes them."""
+def test_rank_of_options() -> None:
+    """The options become the library's rank argument."""
     given = [(None, None), (3, None), (None, 0.5), (None, 1.0)]
     assert [rank_of(*one) for one in given] == [None, 3, 0.5, "exact"]

@@ -1,4 +1,4 @@
-"""``jaxmix fit``: strengths that are learned on a text, with whatever reads the text."""
+"""``jaxmix fit`` learns strengths on a text, with any tokenizer library."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ SITES = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model of bytes, a text, and two adapters: one with sense, one with none."""
+    """Writes a model over bytes, a text and two adapters."""
     folder = tmp_path_factory.mktemp("fit")
     config = tiny.config(vocab_size=VOCABULARY)
     tiny.write(folder / "base", tiny.tensors(config), vocab_size=VOCABULARY)
@@ -48,33 +48,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(place: Path, *more: object) -> tuple[object, ...]:
-    """A command line for it."""
+def fit_arguments(place: Path, *more: object) -> tuple[object, ...]:
+    """Returns the arguments of a fit of these adapters."""
     adapters = ("-a", place / "one", "-a", f"{place / 'two'}:0.5")
     sizes = ("--steps", 4, "--batch", 3, "--length", 16)
     return ("fit", place / "base", *adapters, "--text", place / "text.txt", *sizes, *more)
 
 
-def test_in_a_process(place: Path, tmp_path: Path) -> None:
-    """It writes a mix with other strengths, and tells the loss on text that it did not learn."""
-    done = run(*words(place, "-o", tmp_path / "out"))
+def test_fit_writes_a_mix_and_prints_losses(place: Path, tmp_path: Path) -> None:
+    """The output is a mix with learned strengths; the loss on held-out text is printed."""
+    done = run(*fit_arguments(place, "-o", tmp_path / "out"))
     assert done.returncode == 0 and "learning strengths" in done.stderr and "4/4" in done.stderr
     mixed = jaxmix.load(tmp_path / "out")
     strengths = {part.name: part.strength for part in mixed.parts}
-    told, losses = done.stdout.splitlines()
+    summary, losses = done.stdout.splitlines()
     names = ", then ".join(f"{name} × {strength:g}" for name, strength in strengths.items())
-    assert told == f"{tmp_path}/out: {names}" and list(strengths) == ["one", "two"]
+    assert summary == f"{tmp_path}/out: {names}" and list(strengths) == ["one", "two"]
     assert strengths["one"] != 1 and strengths["two"] != 0.5
     before, after = (float(word) for word in losses.split() if word[0].isdigit())
     assert losses.startswith("loss on held-out text: ") and after < before
 
 
-def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -> None:
-    """A strength for each adapter at each site, drawn; the losses are those of the held windows."""
+def test_per_site_learns_and_draws_each_strength(
+    place: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Each adapter gets a strength per site, drawn in a picture; losses are on held-out windows."""
     pytest.importorskip("matplotlib")
     picture = tmp_path / "s.svg"
     out = tmp_path / "out"
-    document = told(capsys, *words(place, "--per", "site", "--plot", picture, "-o", out))
+    document = told(capsys, *fit_arguments(place, "--per", "site", "--plot", picture, "-o", out))
     names = [f"{name}@{site}" for name in ("one", "two") for site in SITES]
     mixed = jaxmix.load(out)
     assert [part.name for part in mixed.parts] == names and picture.exists()
@@ -92,10 +94,10 @@ def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -
     np.testing.assert_allclose(losses["after"], -picked.mean(), rtol=1e-4)
 
 
-def test_options_are_handed_on(
+def test_options_reach_fit(
     place: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches, their order, the rate and what has a strength; of sites the range is told."""
+    """Batches, seed, rate and `--per` reach `fit`; per-site strengths are summarised as ranges."""
     calls: list[Any] = []
 
     def pretend(mixed: Any, model: Any, loss: Any, batches: Any, **how: Any) -> Fit:
@@ -107,17 +109,17 @@ def test_options_are_handed_on(
     monkeypatch.setattr(module, "_loss_on", lambda *_: 1.0)
     out = tmp_path / "out"
     more = ("--per", "site", "--rate", 0.25, "--steps", 14, "--dtype", "bfloat16", "-o", out)
-    assert main(*words(place, *more)) == 0
+    assert main(*fit_arguments(place, *more)) == 0
     assert capsys.readouterr().out.splitlines()[0] == (
         f"{out}: one × 1 to 1 at 2 sites, then two × 0.5 to 0.5 at 2 sites"
     )
-    assert main(*words(place, "--seed", 1, "--force", "-o", out)) == 0
+    assert main(*fit_arguments(place, "--seed", 1, "--force", "-o", out)) == 0
     (mixed, model, batches, how), (_, _, others, other_how) = calls
     assert [(part.name, part.strength) for part in mixed.parts] == [("one", 1.0), ("two", 0.5)]
     assert model.lm_head.kernel.dtype == jnp.bfloat16
     assert (how["per"], other_how["per"], how["progress"]) == ("site", "adapter", False)
     slope, numbers = jnp.ones(1), jnp.ones(1)
-    with jax.numpy_dtype_promotion("standard"):  # as `fit` has it
+    with jax.numpy_dtype_promotion("standard"):  # as in `fit`
         change, _ = how["optimizer"].update(slope, how["optimizer"].init(numbers), numbers)
     np.testing.assert_allclose(change, -0.25, rtol=1e-4)
     seen, _ = split_windows(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
@@ -137,24 +139,26 @@ def test_options_are_handed_on(
         (("--plot", "x.gif"), 1, "the picture x.gif has an unsupported format"),
     ],
 )
-def test_refused(
+def test_invalid_options_are_refused(
     more: tuple[object, ...], code: int, text: str, place: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    """Before anything is learned."""
-    document = told(capsys, *words(place, *more, "-o", tmp_path / "out"), code=code)
+    """Invalid options are refused before any training."""
+    document = told(capsys, *fit_arguments(place, *more, "-o", tmp_path / "out"), code=code)
     assert text in document["error"] and not list(tmp_path.iterdir())
 
 
-def test_an_output_that_exists(place: Path, capsys: Captured) -> None:
-    """Is told at once."""
-    document = told(capsys, *words(place, "-o", place / "one"), code=1)
+def test_output_inside_an_input_is_refused(place: Path, capsys: Captured) -> None:
+    """An output inside the base or an adapter is refused at once."""
+    document = told(capsys, *fit_arguments(place, "-o", place / "one"), code=1)
     assert "overlap: one contains the other" in document["error"]
-    document = told(capsys, *words(place, "-o", place / "base" / "x"), code=1)
+    document = told(capsys, *fit_arguments(place, "-o", place / "base" / "x"), code=1)
     assert "is in the input" in document["error"]
 
 
-def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captured) -> None:
-    """BERT says of no text how likely it is."""
+def test_model_without_likelihoods_is_refused(
+    tmp_path: Path, place: Path, capsys: Captured
+) -> None:
+    """A BERT gives no likelihood of a text, so it is refused."""
     config = tiny.config("bert", vocab_size=VOCABULARY)
     folder = tmp_path / "bert"
     folder.mkdir()
@@ -172,8 +176,8 @@ def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captur
 # ---------------------------------------------------------------- text
 
 
-def test_windows() -> None:
-    """Every tenth is kept apart, and one at least; none is in both."""
+def test_every_tenth_window_is_held_out() -> None:
+    """Every tenth window is held out, at least one; no window is in both sets."""
     for count, held in ((2, [1]), (5, [4]), (10, [9]), (25, [9, 19])):
         seen, kept = split_windows(np.arange(3 * count + 2), 3, Path("x"))
         assert (kept[:, 0] // 3).tolist() == held
@@ -186,8 +190,8 @@ def test_windows() -> None:
     )
 
 
-def test_bytes(place: Path, tmp_path: Path) -> None:
-    """For a model of 256 tokens without a tokenizer, and where it is asked for."""
+def test_bytes_are_the_tokens_without_a_tokenizer(place: Path, tmp_path: Path) -> None:
+    """Without a tokenizer, or by option, bytes are the tokens of a model of 256 tokens."""
     text = tmp_path / "x"
     text.write_bytes(b"\x00\xff")
     assert read_tokens(text, tmp_path, None, 256).tolist() == [0, 255]
@@ -207,16 +211,18 @@ def test_bytes(place: Path, tmp_path: Path) -> None:
     )
 
 
-def test_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each library reads its own files, and is named where it is missing."""
+def test_each_library_reads_its_tokenizer_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each library reads its own files; a missing library is named in the error."""
 
     class Words:
-        """A tokenizer that counts letters."""
+        """A tokenizer whose tokens are the words' lengths."""
 
         from_file = from_pretrained = classmethod(lambda cls, *_, **how: cls())
 
         def encode(self, text: str) -> Any:
-            """As `tokenizers` has it."""
+            """Encodes like `tokenizers`."""
             return SimpleNamespace(ids=[len(word) for word in text.split()])
 
         def __call__(self, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""``jaxmix inspect``: what adapters are, and what they change."""
+"""``jaxmix inspect`` prints what adapters contain and what they change."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ from .running import Captured, main, run, told
 DOWN, Q = "model.layers.*.down_proj", "model.layers.*.q_proj"
 
 
-def test_the_script(adapters: Adapters) -> None:
-    """A line for each kind; the script is installed."""
+def test_script_prints_a_line_per_kind(adapters: Adapters) -> None:
+    """The installed script prints one line for each kind of update."""
     done = run("inspect", f"{adapters['oft']}:-0.5")
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split() for line in done.stdout.splitlines()[:2]] == [
@@ -31,16 +31,20 @@ def test_the_script(adapters: Adapters) -> None:
     ]
 
 
-def test_the_source(adapters: Adapters, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path from here stands below the name; one that would tell of a machine does not."""
+def test_relative_source_is_printed(
+    adapters: Adapters, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is printed below the name; an absolute path is not."""
     monkeypatch.chdir(adapters["loha"].parents[1])
     assert main("inspect", "adapters/loha", adapters["lora"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[2] == "adapters/loha" and len(lines) == 4
 
 
-def test_the_table(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """A line for each adapter and kind of update; what would be rich's markup is none."""
+def test_table_has_a_line_per_adapter_and_kind(
+    adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """The table has a line per adapter and kind of update; rich's markup in names is plain text."""
     config = json.loads((adapters["lora"] / "adapter_config.json").read_text())
     factors = {
         key.removeprefix("base_model.model."): a for key, a in load(adapters["lora"]).items()
@@ -58,8 +62,8 @@ def test_the_table(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None
     ]
 
 
-def test_modules_and_scales_are_gathered(tmp_path: Path, capsys: Captured) -> None:
-    """Modules of one parent are a line; scales that differ are a range."""
+def test_modules_and_scales_are_grouped(tmp_path: Path, capsys: Captured) -> None:
+    """Modules of one parent share a line; different scales are printed as a range."""
     lora = LoRA(np.ones((1, 3), np.float32), np.ones((2, 1), np.float32), 0.5)
     other = LoRA(lora.a, lora.b, 2.0)
     updates = {"h.0.mlp.up": lora, "h.1.mlp.up": other, "h.0.mlp.down": lora, "head": lora}
@@ -70,8 +74,8 @@ def test_modules_and_scales_are_gathered(tmp_path: Path, capsys: Captured) -> No
     assert rows == [[*start, "h.*.mlp:", "up,", "down"], ["head"]]
 
 
-def test_as_json(adapters: Adapters, capsys: Captured) -> None:
-    """The same for machines, with every site."""
+def test_json_lists_every_site(adapters: Adapters, capsys: Captured) -> None:
+    """The JSON document has the table's contents and every site."""
     sites = [f"model.layers.{i}.q_proj" for i in range(2)]
     kind: dict[str, Any] = {"kind": "LoHa", "size": "rank 2", "dtype": "float32", "scale": [1.5]}
     one = {"path": str(adapters["loha"]), "name": "loha", "strength": 2.0, "source": "loha"}
@@ -80,8 +84,8 @@ def test_as_json(adapters: Adapters, capsys: Captured) -> None:
     }
 
 
-def test_what_shares_a_site_is_told_apart() -> None:
-    """A LoRA and the bias that was trained beside it are two kinds."""
+def test_updates_of_one_site_are_listed_separately() -> None:
+    """A LoRA and a bias trained with it are two kinds."""
     bias = Replace(bias=jnp.ones(4))
     both = Together((bias, LoRA(jnp.ones((1, 3)), jnp.ones((4, 1)), 1.0)))
     kinds = adapter_data(jaxmix.Adapter({"q": both, "k": bias}))["kinds"]
@@ -91,8 +95,8 @@ def test_what_shares_a_site_is_told_apart() -> None:
     ]
 
 
-def test_refused(capsys: Captured) -> None:
-    """In jaxmix's words; as JSON too."""
+def test_missing_adapter_is_reported(capsys: Captured) -> None:
+    """The library's error is printed as text and as JSON."""
     assert main("inspect", "[red]nothing") == 1
     said = capsys.readouterr()
     text = "'[red]nothing' is neither a folder nor a hub id.\nExpected a"
@@ -104,8 +108,8 @@ def test_refused(capsys: Captured) -> None:
 # ---------------------------------------------------------------- measures
 
 
-def test_measures(base: Path, adapters: Adapters, capsys: Captured) -> None:
-    """They are those of the library on the base's tensors."""
+def test_measures_match_the_library(base: Path, adapters: Adapters, capsys: Captured) -> None:
+    """The measures equal those of `measure` on the base's tensors."""
     words = (adapters["lora"], f"{adapters['oft']}:0.5")
     document = told(capsys, "inspect", *words, "--base", base, "--measure")
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
@@ -128,8 +132,10 @@ def test_measures(base: Path, adapters: Adapters, capsys: Captured) -> None:
     assert [line for line in lines if line[:5] == pair]
 
 
-def test_without_a_base(base: Path, adapters: Adapters, capsys: Captured) -> None:
-    """Additive kinds are measured all the same, to the same numbers; the others are named."""
+def test_additive_families_are_measured_without_a_base(
+    base: Path, adapters: Adapters, capsys: Captured
+) -> None:
+    """Additive families get the same measures without a base; the others are listed."""
     words = (adapters["lora"], adapters["loha"])
     bare = told(capsys, "inspect", *words, adapters["oft"], "--measure")
     full = told(capsys, "inspect", *words, "--base", base, "--measure")
@@ -150,8 +156,8 @@ def test_without_a_base(base: Path, adapters: Adapters, capsys: Captured) -> Non
     )
 
 
-def test_which_kinds_need_no_base() -> None:
-    """Those whose factors say the weight's shape, and that only add to it."""
+def test_needs_base_by_family() -> None:
+    """Only additive updates whose factors have the weight's shape need no base."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray:
@@ -187,8 +193,8 @@ def test_which_kinds_need_no_base() -> None:
             base_params(jaxmix.Adapter({site: update}), None)
 
 
-def test_a_mapped_base(tmp_path: Path) -> None:
-    """All tensors as they are, bfloat16 too, from several files; what is not of floats as bytes."""
+def test_base_is_memory_mapped(tmp_path: Path) -> None:
+    """Float tensors of all files are mapped unchanged, bfloat16 too; other dtypes as bytes."""
     for dtype in (np.float32, jnp.bfloat16):
         folder = save_base(tmp_path / np.dtype(dtype).name, shards=2, dtype=dtype)
         found, expected = map_tensors(folder), load(folder)
@@ -199,8 +205,10 @@ def test_a_mapped_base(tmp_path: Path) -> None:
             assert isinstance(found[name], np.memmap) and found[name].dtype == same.dtype
 
 
-def test_the_picture(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """It is written where it was asked for; what is no picture's name is refused first."""
+def test_plot_writes_the_picture(
+    base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """`--plot` writes the picture; an unknown suffix is refused first."""
     pytest.importorskip("matplotlib")
     picture = tmp_path / "effects.png"
     assert main("inspect", adapters["lora"], "--plot", picture) == 0

@@ -1,4 +1,4 @@
-"""``jaxmix merge``: the folder that `merge_checkpoint` writes, told in lines or as JSON."""
+"""``jaxmix merge`` writes the folder of `merge_checkpoint` and reports it as text or JSON."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ from ..bases import Adapters, contents, load, save_base
 from .running import Captured, main, run, told
 
 
-def test_merge(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Strengths and order are those of the command line."""
+def test_merge_uses_strengths_and_order(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The command line's strengths and order are those of the merge."""
     (sharded / "pytorch_model.bin").write_text("x")
     words = ("-a", adapters["lora"], "-a", f"{adapters['oft']}:0.5", "-a", f"{adapters['lora']}:-1")
     done = run("merge", sharded, *words, "--out", tmp_path / "out", module="jaxmix.converters")
@@ -41,8 +41,10 @@ def test_merge(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
-def test_a_saved_mix_and_a_recipe(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Their parts, one by one, in their order and at their strengths."""
+def test_saved_mix_and_recipe_are_merged_part_by_part(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """The parts of a saved mix and of a recipe are merged in order, at their strengths."""
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     saved = jaxmix.save(jaxmix.mix(0.5 * lora, oft), tmp_path / "saved")
     recipe = tmp_path / "recipe.json"
@@ -56,8 +58,8 @@ def test_a_saved_mix_and_a_recipe(base: Path, adapters: Adapters, tmp_path: Path
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
-def test_the_order_of_peft(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Two OFT in a row change places."""
+def test_peft_order_reorders_oft(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """`--peft-order` reverses two consecutive OFT adapters."""
     words = [str(adapters["oft"]), f"{adapters['oft']}:0.5", str(adapters["lora"])]
     options = [part for word in words for part in ("-a", word)]
     for i, flag in enumerate(["--peft-order", "--force"]):
@@ -69,8 +71,10 @@ def test_the_order_of_peft(base: Path, adapters: Adapters, tmp_path: Path) -> No
     assert contents(tmp_path / "1") == contents(tmp_path / "plain")
 
 
-def test_untie(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """An error that says how, and a word about what was done."""
+def test_untie_is_suggested_and_reported(
+    adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """A tied embedding is an error that suggests `--untie`, which reports the new tensor."""
     base = save_base(tmp_path / "base", tied=True)
     words = ("merge", base, "-a", adapters["embedding"], "--out", tmp_path / "out")
     assert main(*words) == 1
@@ -82,8 +86,8 @@ def test_untie(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     assert "lm_head.weight" in load(tmp_path / "out")
 
 
-def test_json(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """One document on stdout, and nothing on stderr."""
+def test_json_document(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """`--json` prints one document to stdout and nothing to stderr."""
     out = tmp_path / "out"
     document = told(capsys, "merge", base, "-a", f"{adapters['lora']}:2", "--out", out)
     site = "model.layers.{}.q_proj.{}"
@@ -106,15 +110,19 @@ def test_json(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) 
     }
 
 
-def test_force(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """What exists is replaced only then."""
+def test_existing_output_needs_force(
+    base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """An existing output is replaced only with `--force`."""
     words = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out")
     assert [main(*words), main(*words), main(*words, "--force")] == [0, 1, 0]
     assert "out exists. Choose another folder, or use --force" in capsys.readouterr().err
 
 
-def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captured) -> None:
-    """It would be removed."""
+def test_output_that_holds_an_adapter_is_refused(
+    base: Path, adapters: Adapters, capsys: Captured
+) -> None:
+    """An output that contains an adapter is refused, because it would delete the adapter."""
     lora = adapters["lora"]
     before = contents(lora.parent)
     (lora.parent / "config.json").write_text("{}")
@@ -127,8 +135,8 @@ def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captur
     assert contents(lora.parent) == {**before, "config.json": b"{}"}
 
 
-def test_verified(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """A verdict for each tensor; what the rounding hides is named, and is no failure."""
+def test_verify_prints_verdicts(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
+    """Each tensor gets a verdict; changes lost to rounding are listed and are no failure."""
     base = save_base(tmp_path / "base", dtype=ml_dtypes.bfloat16)
     words = ("merge", base, "-a", f"{adapters['lora']}:0.001", "--verify")
     assert main(*words, "-o", tmp_path / "out") == 0
@@ -145,14 +153,14 @@ def test_verified(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     assert document["verified"]["ok"] and 0 < document["rounding"]["of_weight"] < 0.01
 
 
-def test_many_that_are_inconclusive(
+def test_long_list_of_verdicts_is_cut(
     base: Path,
     adapters: Adapters,
     tmp_path: Path,
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Some are named, the others counted."""
+    """Five inconclusive tensors are listed, the others counted."""
     open_ones = tuple(Verdict(f"x{i}", "inconclusive", "hidden") for i in range(7))
     monkeypatch.setattr(merge, "verify_output", lambda *_: Verified(open_ones, (), 0, 7, 0, True))
     monkeypatch.setattr(merge, "join_proofs", lambda proofs, names: proofs[0])
@@ -166,14 +174,14 @@ def test_many_that_are_inconclusive(
     ]
 
 
-def test_not_verified(
+def test_failed_verification_leaves_no_output(
     base: Path,
     adapters: Adapters,
     tmp_path: Path,
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was written is not what it should be: exit code 3, and no output."""
+    """A wrong output file gives exit code 3 and is removed."""
     plain = merge.verify_output
 
     def tampered(work: Any, out: Path, *others: Any) -> Any:
@@ -192,8 +200,10 @@ def test_not_verified(
     assert not out.exists()
 
 
-def test_one_file(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
-    """A file in, a file out; the layout can be named, and what is no layout's name is refused."""
+def test_single_file_merges_into_a_file(
+    base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
+) -> None:
+    """A base file merges into a file; `--layout` chooses a layout, and an unknown one fails."""
     file, out = base / "model.safetensors", tmp_path / "out.safetensors"
     words = ("merge", file, "-a", adapters["lora"], "-o", out, "--layout")
     assert main(*words, "torch") == 0
@@ -203,14 +213,14 @@ def test_one_file(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captur
     assert "there is no layout 'x'" in told(capsys, *words, "x", "--force", code=1)["error"]
 
 
-def test_flags_are_handed_on(
+def test_flags_reach_the_library(
     base: Path,
     adapters: Adapters,
     tmp_path: Path,
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each by its own name; and what they did is told."""
+    """Each flag reaches `merge_checkpoint` under its own name, and its effect is reported."""
     calls: list[dict[str, Any]] = []
     done = merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "done")
 
@@ -228,7 +238,7 @@ def test_flags_are_handed_on(
     assert "2 files complete from an earlier run\n3 tensors dequantized to bfloat16\n" in said
 
 
-# A shell that starts the tests in the background has them, and their children, ignore SIGINT.
+# A shell that runs the tests in the background makes them and their children ignore SIGINT.
 SLOW = """
 import signal, sys, time
 from jaxmix.converters import cli
@@ -258,7 +268,7 @@ sys.exit(cli.main(sys.argv[1:]))
         (signal.SIGINT, ["--json"], '"kind": "Interrupted"', ""),
     ],
 )
-def test_ended(
+def test_signal_removes_the_partial_output(
     number: signal.Signals,
     words: list[str],
     out: str,
@@ -267,7 +277,7 @@ def test_ended(
     adapters: Adapters,
     tmp_path: Path,
 ) -> None:
-    """Asked to end in the middle, it removes what it wrote, and says so."""
+    """A signal during the merge removes the partial output and is reported."""
     before = contents(tmp_path)
     line = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out", *words)
     program = [sys.executable, "-c", SLOW, *map(str, line)]

@@ -1,4 +1,4 @@
-"""Commands that fail leave nothing behind, and outputs that can't be are one error each."""
+"""Failed commands leave nothing behind; an impossible output is one error."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from jaxmix.families import LoRA
 from ..bases import Adapters, contents
 from .running import Captured, main, told
 
-# From a base and an adapter to the words of a command that writes.
+# Maps a base and an adapter to the arguments of a command that writes.
 WORDS: dict[str, Callable[[Path, Path], tuple[object, ...]]] = {
     "merge": lambda base, a: ("merge", base, "-a", a),
     "mix": lambda base, a: ("convert", a, "--to", "mix"),
@@ -39,12 +39,12 @@ def _out(command: str, folder: Path) -> Path:
 
 
 def _tree(folder: Path) -> tuple[list[str], dict[str, bytes]]:
-    """All paths, empty folders among them, and the files' contents."""
+    """Returns all paths, empty folders included, and the files' contents."""
     return sorted(map(str, folder.rglob("*"))), contents(folder)
 
 
 def _nan(folder: Path) -> Path:
-    """An adapter with a number that is none."""
+    """Saves an adapter that contains NaN."""
     factors = np.full((1, 6), np.nan, np.float32), np.ones((8, 1), np.float32)
     site = "model.layers.0.q_proj"
     with pytest.MonkeyPatch.context() as patched:
@@ -53,7 +53,7 @@ def _nan(folder: Path) -> Path:
 
 
 def _misfit(folder: Path) -> Path:
-    """An adapter that fits no weight of the base."""
+    """Saves an adapter that fits no weight of the base."""
     factors = np.ones((2, 3), np.float32), np.ones((5, 2), np.float32)
     return jaxmix.save(
         jaxmix.Adapter({"model.layers.0.q_proj": LoRA(*factors, 1.0)}), folder / "misfit"
@@ -69,10 +69,10 @@ BAD: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("command", WORDS)
-def test_a_refusal_leaves_nothing(
+def test_refused_command_leaves_nothing(
     command: str, bad: str, base: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    """One error as JSON; neither the output nor the folders above it are there."""
+    """The error is one JSON document; neither the output nor its parent folders are created."""
     adapter = BAD[bad](tmp_path)
     if bad == "misfit" and command not in ("merge", "rank"):
         pytest.skip("no weight is asked")
@@ -86,7 +86,7 @@ def _full(*args: Any, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("command", WORDS)
-def test_a_full_disk_leaves_nothing(
+def test_full_disk_leaves_nothing(
     command: str,
     base: Path,
     adapters: Adapters,
@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_nothing(
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is full once the first folders are made."""
+    """A disk that is full after the first folders are made leaves nothing behind."""
     if command in FILES:
         (tmp_path / NEW).parent.mkdir(parents=True)  # these two make none
     before = _tree(tmp_path)
@@ -110,10 +110,10 @@ def test_a_full_disk_leaves_nothing(
     assert _tree(tmp_path) == before
 
 
-def test_folders_that_were_made_in_part(
+def test_partly_made_folders_are_removed(
     adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system refuses the second of three."""
+    """If the second of three folders fails, the first is removed."""
     before, plain = _tree(tmp_path), os.mkdir
 
     def mkdir(path: Any, *args: Any) -> None:
@@ -128,9 +128,9 @@ def test_folders_that_were_made_in_part(
     assert _tree(tmp_path) == before
 
 
-# ------------------------------------------------------------------ outputs that can't be
+# ------------------------------------------------------------------ impossible outputs
 
-# With the exit code: what typer itself can't take for a path is a usage error.
+# With the exit code: a path that typer rejects is a usage error.
 OUTS = {
     "/": (1, "the output / has no name of its own, expected a folder or file in it. Give one."),
     "~nobody-of-this-name/x": (1, "can't be looked up: Could not determine home directory"),
@@ -142,7 +142,7 @@ OUTS = {
 
 @pytest.mark.parametrize("out", OUTS, ids=ascii)
 @pytest.mark.parametrize("command", [name for name in WORDS if name not in FILES])
-def test_outputs_that_can_not_be(
+def test_impossible_output_is_one_error(
     command: str, out: str, base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -164,10 +164,10 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_working_directory(
+def test_working_directory_is_not_replaced(
     call: str, base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not replaced, by any of its names; an empty string is no name of it."""
+    """The working directory is not replaced under any of its names; an empty string is refused."""
     lora = jaxmix.load(adapters["lora"])
     CALLS[call](base, lora, tmp_path / "here")
     (tmp_path / "empty").mkdir()
@@ -184,7 +184,7 @@ def test_the_working_directory(
         assert _tree(tmp_path) == before
 
 
-def test_a_working_directory_that_is_gone(
+def test_deleted_working_directory_is_reported(
     adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora = jaxmix.load(adapters["lora"])
@@ -196,6 +196,6 @@ def test_a_working_directory_that_is_gone(
     assert jaxmix.save(lora, tmp_path / "x").is_dir()
 
 
-def test_the_demo_is_copied_to_a_name(tmp_path: Path, capsys: Captured) -> None:
+def test_demo_copy_needs_a_name(tmp_path: Path, capsys: Captured) -> None:
     assert "/ has no name of its own" in told(capsys, "demo", "--copy", "/", code=1)["error"]
     assert main("demo", "--copy", tmp_path / NEW, "--json") == 0

@@ -1,4 +1,4 @@
-"""The program as a whole: how it ends, what it says of itself, and what a shell can ask it."""
+"""The whole program: exit codes, help, version and shell completion."""
 
 import json
 import os
@@ -41,8 +41,8 @@ from .running import Captured, main, run, told
         (["inspect", "--jsn", "x"], "No such option"),
     ],
 )
-def test_usage(words: list[str], text: str, capsys: Captured) -> None:
-    """A command line that makes no sense is exit code 2, and says where to read on."""
+def test_usage_error_is_exit_code_2(words: list[str], text: str, capsys: Captured) -> None:
+    """An invalid command line exits with code 2 and points to the help."""
     assert main(*words) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and text in said.err and said.out == ""
@@ -55,8 +55,8 @@ def test_usage(words: list[str], text: str, capsys: Captured) -> None:
 COMMANDS = ("demo", "inspect", "merge", "convert", "export", "fit", "combine")
 
 
-def test_help(capsys: Captured) -> None:
-    """It is shown without words too; it lists the commands, and how the program ends."""
+def test_help_lists_commands_and_exit_codes(capsys: Captured) -> None:
+    """The help lists the commands and exit codes, and is also printed without arguments."""
     for words in (("--help",), ("-h",), ()):
         assert main(*words) == 0
         said = capsys.readouterr().out
@@ -65,8 +65,8 @@ def test_help(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command(command: str, capsys: Captured) -> None:
-    """It teaches with examples, and each of them is a command line that makes sense."""
+def test_help_of_a_command_has_valid_examples(command: str, capsys: Captured) -> None:
+    """Each command's help has examples, and each example parses."""
     assert main(command, "-h") == 0
     said = capsys.readouterr().out
     assert "Examples" in said and "--json" in said
@@ -80,14 +80,14 @@ def test_help_of_a_command(command: str, capsys: Captured) -> None:
             pass
 
 
-def test_version(capsys: Captured) -> None:
-    """That of the distribution."""
+def test_version_is_that_of_the_distribution(capsys: Captured) -> None:
+    """`--version` prints the distribution's version."""
     assert main("--version") == 0
     assert capsys.readouterr().out == f"jaxmix {version('jaxmix-peft')}\n"
 
 
-def test_as_a_module() -> None:
-    """`python -m jaxmix` is the program too; its exit code is the process's."""
+def test_python_m_jaxmix_is_the_program() -> None:
+    """`python -m jaxmix` runs the program and exits with its code."""
     done = run("inspect", "no/such/thing", "--json", module="jaxmix")
     assert (done.returncode, done.stderr) == (1, "")
     assert json.loads(done.stdout)["kind"] == "CheckpointError"
@@ -101,14 +101,14 @@ def test_as_a_module() -> None:
         (SystemExit(143), 143, "Terminated"),
     ],
 )
-def test_stopped(
+def test_interruption_is_reported(
     raised: BaseException,
     code: int,
     kind: str,
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By whatever it was."""
+    """Every kind of interruption has its exit code and message."""
 
     def stop(*_: Any, **how: Any) -> None:
         raise raised
@@ -122,8 +122,8 @@ def test_stopped(
     assert capsys.readouterr().err == "error: stopped; outputs are unchanged.\n"
 
 
-def test_other_ends(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exit is one; what nobody foresaw is not hidden."""
+def test_exits_and_unexpected_errors(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exit keeps its code; an unexpected error is not hidden."""
 
     def end(code: Any) -> Any:
         def app(*_: Any, **how: Any) -> None:
@@ -139,8 +139,8 @@ def test_other_ends(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
         main("inspect", "x")
 
 
-def test_in_a_thread(capsys: Captured) -> None:
-    """Where no signal can be taken it runs all the same."""
+def test_program_runs_in_a_thread(capsys: Captured) -> None:
+    """The program runs in a thread, where signal handlers cannot be set."""
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(main("--version")))
     thread.start()
@@ -148,8 +148,8 @@ def test_in_a_thread(capsys: Captured) -> None:
     assert codes == [0]
 
 
-def test_json_of_what_json_has_not(capsys: Captured) -> None:
-    """A number that is none is null; a path is a text."""
+def test_json_of_nan_and_paths(capsys: Captured) -> None:
+    """NaN and infinity become null; a path becomes a string."""
     print_json({"a": [float("nan"), 1.0], "b": {Path("x"): (Path("y"), float("inf"))}})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.0], "b": {"x": ["y", None]}}
 
@@ -169,8 +169,8 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_completion() -> None:
-    """A shell is told commands, options and names that options take; files it finds itself."""
+def test_completion_of_commands_options_and_values() -> None:
+    """Completion offers commands, options and their values, and leaves files to the shell."""
     lines = [
         "jaxmix me",
         "jaxmix combine --method dare_t",
@@ -206,8 +206,10 @@ def test_completion() -> None:
     }
 
 
-def test_the_completion_script(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bash falls back on the names of files."""
+def test_completion_script_falls_back_to_files(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bash script falls back to file names."""
     monkeypatch.setenv("_JAXMIX_COMPLETE", "source_bash")
     assert main() == 0
     said = capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""The formats of other libraries, beside PEFT's."""
+"""The adapter formats of other libraries than PEFT."""

@@ -1,4 +1,4 @@
-"""What needs the libraries themselves is not collected without them."""
+"""Skips the tests that need the original libraries if these are not installed."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""Small files of each format, written by hand: what tests of refusals change one thing of."""
+"""Small valid files of each format, of which tests of errors change one part."""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from safetensors.numpy import save_file
 
 __all__ = ["BASE", "FACTORS", "changed", "drawn", "factors", "kohya", "save"]
 
-# The base of all: dots and underscores.
+# The base's modules: names with dots and underscores.
 BASE = ("mid.attn_1.to_q", "mid.attn_1.to_k", "mid.conv", "proj")
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
-    """Numbers in float32."""
+    """Returns random numbers in float32."""
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
@@ -31,7 +31,7 @@ _CONV: dict[str, tuple[int, ...]] = {
     "lora_mid.weight": (2, 2, 3, 1),
     "lora_up.weight": (6, 2, 1, 1),
 }
-# By family and form, the shapes of one module's tensors: of a weight (6, 4) or (6, 4, 3, 1).
+# Shapes of one module's tensors by family and form, for a weight (6, 4) or (6, 4, 3, 1).
 FACTORS: dict[str, dict[str, tuple[int, ...]]] = {
     "lora": {**_AB, "alpha": ()},
     "lora-scale": {**_AB, "scale": ()},
@@ -63,12 +63,12 @@ FACTORS: dict[str, dict[str, tuple[int, ...]]] = {
         "alpha": (),
     },
 }
-# A butterfly joins 4 blocks of 2, not 3.
+# A butterfly needs a power of two blocks: 4 of size 2, not 3.
 FACTORS["boft"]["oft_blocks"] = (2, 2, 2, 2)
 
 
 def factors(form: str) -> dict[str, np.ndarray]:
-    """One module's tensors."""
+    """Returns one module's tensors."""
     made = {name: drawn(*shape) for name, shape in FACTORS[form].items()}
     if "on_input" in made:
         made["on_input"] = np.asarray(0, np.int64)
@@ -76,12 +76,12 @@ def factors(form: str) -> dict[str, np.ndarray]:
 
 
 def kohya(form: str, module: str = "lora_unet_proj") -> dict[str, np.ndarray]:
-    """A file of kohya's with one module."""
+    """Returns the tensors of a kohya file with one module."""
     return {f"{module}.{name}": tensor for name, tensor in factors(form).items()}
 
 
 def changed(form: str, changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """That file with tensors changed, ``__`` for a dot; None takes one out."""
+    """Returns that file with tensors changed (``__`` stands for a dot) or removed (None)."""
     tensors = kohya(form)
     for name, tensor in changes.items():
         key = f"lora_unet_proj.{name.replace('__', '.')}"
@@ -92,7 +92,7 @@ def changed(form: str, changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def save(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Path:
-    """Writes a file; values of metadata that are no texts as JSON."""
+    """Writes a file; metadata that are not strings are written as JSON."""
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     save_file(dict(tensors), path, metadata=texts)
     return path

@@ -1,4 +1,4 @@
-"""Valid files of each format, and one change of them after the other."""
+"""Valid files of each format, and random changes to them."""
 
 import json
 import random
@@ -17,7 +17,7 @@ __all__ = ["FILES", "MUTATIONS", "Made", "mutated", "write"]
 
 
 class Made(NamedTuple):
-    """A file to be: tensors, metadata, a config beside it, and how it is loaded."""
+    """A file to write: tensors, metadata, a config next to it, and options for loading."""
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
@@ -36,16 +36,16 @@ def _kohya(form: str) -> Made:
 
 
 def _dotted(form: str, metadata: bool = False) -> Made:
-    spelt = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    spelling = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
     tensors = {
-        f"unet.{site}.{spelt.get(k, k)}": x
+        f"unet.{site}.{spelling.get(k, k)}": x
         for site in _SITES
         for k, x in factors(form).items()
         if not metadata or k != "alpha"
     }
     config = {"unet.r": 2, "unet.lora_alpha": 3, "unet.alpha_pattern": {"proj": 5}}
-    said = {"lora_adapter_metadata": json.dumps(config)} if metadata else {}
-    return Made(tensors, said, None, {})
+    metadata_strings = {"lora_adapter_metadata": json.dumps(config)} if metadata else {}
+    return Made(tensors, metadata_strings, None, {})
 
 
 def _mlx(kind: str) -> Made:
@@ -77,7 +77,7 @@ FILES: dict[str, Callable[[], Made]] = {
 }
 
 
-# -------------------------------------------------------------------------------- the changes
+# -------------------------------------------------------------------------------- changes
 
 
 def _some(made: Made, rng: random.Random) -> str:
@@ -89,7 +89,7 @@ def _drop(made: Made, rng: random.Random) -> None:
 
 
 def _rename(made: Made, rng: random.Random) -> None:
-    """A key's end or module becomes another's, or has a letter changed."""
+    """Swaps the end or module of a key with another's, or changes a letter."""
     key, other = _some(made, rng), _some(made, rng)
     i = rng.randrange(len(key) + 1)
     new = rng.choice(
@@ -109,12 +109,17 @@ _PREFIXES = ("lora_te_", "lora_unet_", "lycoris_", "unet.", "base_model.model.",
 
 
 def _twice(made: Made, rng: random.Random) -> None:
-    """The same under another spelling."""
+    """Adds a copy of a tensor under another spelling."""
     key = _some(made, rng)
-    spelt = {"lora_down": "lora_A", "lora_A": "lora.down", "lora_up": "lora_B", "lora_B": "lora.up"}
-    for one, two in spelt.items():
-        if one in key:
-            made.tensors[key.replace(one, two)] = made.tensors[key]
+    spelling = {
+        "lora_down": "lora_A",
+        "lora_A": "lora.down",
+        "lora_up": "lora_B",
+        "lora_B": "lora.up",
+    }
+    for old, new in spelling.items():
+        if old in key:
+            made.tensors[key.replace(old, new)] = made.tensors[key]
 
 
 def _shape(made: Made, rng: random.Random) -> None:
@@ -156,7 +161,7 @@ def _number(made: Made, rng: random.Random) -> None:
 
 
 def _foreign(made: Made, rng: random.Random) -> None:
-    """A tensor of another family beside these."""
+    """Adds a tensor of another family."""
     form = rng.choice(sorted(FACTORS))
     module = _some(made, rng).partition(".")[0]
     name, tensor = rng.choice(sorted(factors(form).items()))
@@ -205,7 +210,7 @@ MUTATIONS: dict[str, Callable[[Made, random.Random], None]] = {
 
 
 def mutated(name: str, seed: int) -> tuple[Made, random.Random]:
-    """A valid file with one to three changes; none of its bytes is changed yet."""
+    """Returns a valid file with one to three changes; its bytes are still unchanged."""
     rng, made = random.Random(f"{name} {seed}"), FILES[name]()
     made = Made(*(part if part is None else dict(part) for part in made))  # pyright: ignore
     for _ in range(rng.choice([1, 1, 2, 3])):
@@ -215,7 +220,7 @@ def mutated(name: str, seed: int) -> tuple[Made, random.Random]:
 
 
 def write(made: Made, folder: Path, rng: random.Random | None = None) -> Path:
-    """Writes the file, or the folder of a format with a config; with rng, some bytes changed."""
+    """Writes the file, or the folder of a format with a config; with rng, changes some bytes."""
     name = "x.safetensors" if made.config is None else "adapters.safetensors"
     path = folder / name
     tensors = {k: np.ascontiguousarray(x).reshape(x.shape) for k, x in made.tensors.items()}

@@ -1,4 +1,4 @@
-"""AdapterHub's LoRA and IA3, by the formulas of `adapters` 1.3.0, and what is refused of it.
+"""AdapterHub's LoRA and IA3 by the formulas of `adapters` 1.3.0, and what is refused.
 
 The formulas were compared with the package's own forward in float64: BERT, Llama and GPT-2 agree to
 2e-15, with q, k and v fused or not.
@@ -26,28 +26,28 @@ FUSED = "transformer.h.0.attn.c_attn"
 
 
 def folder(place: Path, tensors: dict[str, Any], config: Any, **fields: Any) -> Path:
-    """A folder as `model.save_adapter` writes it."""
+    """Writes a folder as `model.save_adapter` does."""
     place.mkdir(exist_ok=True)
-    told = {"model_type": "bert", "model_name": "bert-base", "name": "task", "config": config}
-    (place / "adapter_config.json").write_text(json.dumps({**told, **fields}))
+    record = {"model_type": "bert", "model_name": "bert-base", "name": "task", "config": config}
+    (place / "adapter_config.json").write_text(json.dumps({**record, **fields}))
     save_file(tensors, place / "adapter.safetensors")
     return place
 
 
 def keyed(site: str, **factors: Any) -> dict[str, Any]:
-    """Factors under AdapterHub's keys."""
+    """Returns factors under AdapterHub's keys."""
     return {f"{site}.loras.task.{name}": array for name, array in factors.items()}
 
 
 def applied(place: Path, site: str, weight: Any, bias: Any, **options: Any) -> tuple[Any, Any]:
-    """A layer with the adapter in it."""
+    """Returns a layer's weight and bias with the adapter applied."""
     params = {f"{site}.weight": weight, f"{site}.bias": bias}
     out: Any = jaxmix.compose(params, jaxmix.load(place, **options))
     return out[f"{site}.weight"], out[f"{site}.bias"]
 
 
-def test_lora(tmp_path: Path) -> None:
-    """W + alpha / r · BA; dropout and how it was begun say nothing."""
+def test_lora_formula(tmp_path: Path) -> None:
+    """The weight is W + alpha / r · BA; dropout and initialization fields are ignored."""
     a, b, weight, bias = drawn(2, 4), drawn(6, 2), drawn(6, 4), drawn(6)
     config = {**LORA, "dropout": 0.1, "init_weights": "bert", "leave_out": [3], "vera_d": None}
     place = folder(tmp_path / "style", keyed(Q, lora_A=a, lora_B=b), config)
@@ -58,8 +58,8 @@ def test_lora(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrices", [["q", "v"], ["k"], ["v", "q", "k", "o"]])
-def test_a_fused_projection(matrices: list[str], tmp_path: Path) -> None:
-    """Each of its thirds with factors has its own block."""
+def test_fused_projection_has_blocks_per_third(matrices: list[str], tmp_path: Path) -> None:
+    """Each third of a fused projection that has factors gets its own block."""
     thirds = [i for i, x in enumerate("qkv") if x in matrices]
     a, b = drawn(2 * len(thirds), 4), drawn(3 * len(thirds), 2)
     config = {**LORA, "attn_matrices": matrices}
@@ -73,8 +73,8 @@ def test_a_fused_projection(matrices: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alpha", [1, 2])
-def test_ia3(alpha: int, tmp_path: Path) -> None:
-    """Outputs are scaled, the bias with them; of a fused projection only those that are meant."""
+def test_ia3_scales_outputs_and_bias(alpha: int, tmp_path: Path) -> None:
+    """IA3 scales the outputs and the bias, in a fused projection only the chosen thirds."""
     vector, weight, bias = drawn(6, 1), drawn(6, 4), drawn(6)
     config = {**SCALE, "alpha": alpha, "attn_matrices": ["k", "v"]}
     place = folder(tmp_path, keyed(Q, lora_B=vector), config)
@@ -88,8 +88,8 @@ def test_ia3(alpha: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(update.vector, wanted)
 
 
-def test_a_head_beside_it(tmp_path: Path) -> None:
-    """`save_adapter` writes the model's head too; a file of torch's is named."""
+def test_saved_head_is_loaded(tmp_path: Path) -> None:
+    """A saved head next to the adapter is loaded; a torch file is reported."""
     tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
     place = folder(tmp_path, tensors, LORA)
     save_file(
@@ -103,8 +103,8 @@ def test_a_head_beside_it(tmp_path: Path) -> None:
     assert jaxmix.load(place, ignore="*head*").sites == (Q,)
 
 
-def test_a_torch_file(tmp_path: Path) -> None:
-    """What older versions wrote."""
+def test_older_torch_file_is_loaded(tmp_path: Path) -> None:
+    """A torch file, as older versions write it, is loaded."""
     torch = pytest.importorskip("torch")
     tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
     place = folder(tmp_path, tensors, LORA)
@@ -136,8 +136,8 @@ def test_a_torch_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_other_methods_are_refused_by_name(config: Any, expected: str, tmp_path: Path) -> None:
-    """With the reason."""
+def test_unsupported_methods_are_named(config: Any, expected: str, tmp_path: Path) -> None:
+    """The error names the method or the fields."""
     place = folder(tmp_path, keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2)), config)
     said = refused(UnsupportedError, place)
     assert said.startswith(f"{place} was saved by AdapterHub's adapters") and expected in said
@@ -147,8 +147,8 @@ def test_other_methods_are_refused_by_name(config: Any, expected: str, tmp_path:
     "fields",
     [{"r": 0}, {"r": 2.5}, {"alpha": "3"}, {"composition_mode": "mul"}, {"attn_matrices": 1}],
 )
-def test_fields_that_do_not_hold_what_they_should(fields: dict[str, Any], tmp_path: Path) -> None:
-    """All of the four are shown."""
+def test_invalid_fields_are_shown(fields: dict[str, Any], tmp_path: Path) -> None:
+    """The error shows the values of the four fields."""
     config = {**LORA, **fields}
     place = folder(tmp_path, keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2)), config)
     said = refused(CheckpointError, place)
@@ -156,16 +156,16 @@ def test_fields_that_do_not_hold_what_they_should(fields: dict[str, Any], tmp_pa
     assert "expected a positive integer, a number, 'add' or 'scale', and a list." in said
 
 
-def test_a_folder_that_is_not_theirs(tmp_path: Path) -> None:
-    """Forced by name."""
+def test_forced_format_needs_their_config(tmp_path: Path) -> None:
+    """A forced format is refused without AdapterHub's config."""
     assert refused(CheckpointError, tmp_path, format="adapterhub") == (
         f"{tmp_path} has no adapter_config.json of AdapterHub, expected an object "
         f"with config and model_type. Give the folder that model.save_adapter wrote."
     )
 
 
-def test_keys_that_mean_nothing(tmp_path: Path) -> None:
-    """All are listed; so are two adapters in one file."""
+def test_unknown_keys_are_listed(tmp_path: Path) -> None:
+    """Unknown keys are listed; two adapters in one file are refused."""
     tensors = {
         **keyed(Q, lora_A=drawn(2, 4), gate=drawn(1)),
         "x.shared_parameters.task.a": drawn(1),
@@ -192,8 +192,10 @@ def test_keys_that_mean_nothing(tmp_path: Path) -> None:
         ({**SCALE, "r": 2}, {"lora_B": (6, 1)}, "and r = 2, expected only lora_B (out, 1)"),
     ],
 )
-def test_factors_that_do_not_fit(config: Any, factors: Any, expected: str, tmp_path: Path) -> None:
-    """The site and its shapes."""
+def test_misshaped_factors_are_reported(
+    config: Any, factors: Any, expected: str, tmp_path: Path
+) -> None:
+    """The error names the site and the expected shapes."""
     tensors = keyed(Q, **{name: drawn(*shape) for name, shape in factors.items()})
     place = folder(tmp_path, tensors, config)
     said = refused(ShapeError, place)

@@ -1,4 +1,4 @@
-"""Files with dots in their names: parts, sites, metadata, and what is refused, word by word."""
+"""Files with dotted names: parts, sites, metadata, and the exact errors."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ A, B = "lora_A.weight", "lora_B.weight"
 
 
 def ab(*modules: str, a: str = A, b: str = B) -> dict[str, np.ndarray]:
-    """LoRA's factors at these modules."""
+    """Returns LoRA factors at these modules."""
     made = {f"{module}.{a}": drawn(2, 4) for module in modules}
     return made | {f"{module}.{b}": drawn(6, 2) for module in modules}
 
 
 def update(path: Any, site: str = "mid.to_q", **options: Any) -> Any:
-    """The update at a site of the file."""
+    """Returns the update at a site of the file."""
     return jaxmix.load(path, **options).updates[site]
 
 
@@ -39,23 +39,23 @@ def update(path: Any, site: str = "mid.to_q", **options: Any) -> Any:
 @pytest.mark.parametrize(
     "part", ["unet", "transformer", "diffusion_model", "model.diffusion_model", "transformer_2", ""]
 )
-def test_every_spelling(part, a, b, tmp_path):
-    """diffusers', ComfyUI's and ai-toolkit's; without an alpha the scale is 1."""
+def test_every_spelling_is_read(part, a, b, tmp_path):
+    """Spellings of diffusers, ComfyUI and ai-toolkit are read; without an alpha the scale is 1."""
     module = f"{part}.mid.to_q" if part else "mid.to_q"
     found = update(save(tmp_path / "x.safetensors", ab(module, a=a, b=b)))
     assert isinstance(found, LoRA) and found.scale == 1.0
     assert np.array_equal(found.a, drawn(2, 4)) and np.array_equal(found.b, drawn(6, 2))
 
 
-def test_every_family_with_dots(tmp_path):
-    """What ai-toolkit and others write for ComfyUI: LyCORIS's tensors, alpha beside them."""
+def test_lycoris_families_with_dotted_names(tmp_path):
+    """LyCORIS tensors with alphas under dotted names, as written for ComfyUI, are read."""
     for form in ("loha", "lokr", "dora", "diff", "glora", "diag-oft", "ia3", "norm"):
         tensors = {f"diffusion_model.mid.to_q.{k}": x for k, x in factors(form).items()}
         assert jaxmix.load(save(tmp_path / "x.safetensors", tensors)).sites == ("mid.to_q",)
 
 
-def test_processors_of_the_first_format(tmp_path):
-    """Of a UNet and of a text encoder, whose layers have other names."""
+def test_attention_processors_of_old_diffusers(tmp_path):
+    """Old attention processors of UNets and text encoders map to the layers' current names."""
     ends = {"a": "down.weight", "b": "up.weight"}
     tensors = {
         **ab("unet.attn1.processor.to_out_lora", a=ends["a"], b=ends["b"]),
@@ -69,8 +69,8 @@ def test_processors_of_the_first_format(tmp_path):
     }
 
 
-def test_several_models_in_a_file(tmp_path):
-    """Then the part stays in the site's name, unless one is asked for, or the base has it so."""
+def test_several_models_in_one_file(tmp_path):
+    """With several models, sites keep the part's name unless `part` or the base decides."""
     path = save(tmp_path / "x.safetensors", ab("unet.mid.to_q", "text_encoder.mid.to_q"))
     assert set(jaxmix.load(path).sites) == {"unet.mid.to_q", "text_encoder.mid.to_q"}
     assert jaxmix.load(path, part="unet").sites == ("mid.to_q",)
@@ -86,8 +86,8 @@ def test_several_models_in_a_file(tmp_path):
     )
 
 
-def test_names_that_are_not_the_base_s(tmp_path):
-    """All are listed."""
+def test_unknown_and_ambiguous_modules_are_listed(tmp_path):
+    """Modules that the base lacks or has twice are listed."""
     path = save(tmp_path / "x.safetensors", ab("unet.mid.to_q", "unet.left.to_q"))
     said = refused(CheckpointError, path, base=["mid.to_q", "unet.mid.to_q"])
     assert "unet.left.to_q: no such module" in said
@@ -95,8 +95,8 @@ def test_names_that_are_not_the_base_s(tmp_path):
     assert "Expected the names of the base's modules (mid.to_q, unet.mid.to_q …)." in said
 
 
-def test_what_is_not_recognised(tmp_path):
-    """A plain checkpoint, and a file beside PEFT's config that is not PEFT's."""
+def test_recognition_of_files(tmp_path):
+    """A checkpoint is not an adapter; a config next to a file of another format is ignored."""
     path = save(tmp_path / "x.safetensors", {"mid.to_q.weight": drawn(6, 4)})
     assert "is a file, expected" in refused(CheckpointError, path)
     path = save(tmp_path / "y.safetensors", ab("unet.mid.to_q"))
@@ -104,8 +104,8 @@ def test_what_is_not_recognised(tmp_path):
     assert jaxmix.load(path).sites == ("mid.to_q",)
 
 
-def test_peft_s_file_without_its_config(tmp_path):
-    """Its alpha is elsewhere: nobody may guess it."""
+def test_peft_file_needs_its_config(tmp_path):
+    """PEFT's alpha is in the config, so its file alone is refused."""
     path = save(tmp_path / "x.safetensors", ab("base_model.model.mid.to_q"))
     assert refused(UnsupportedError, path) == (
         f"{path} is a file of PEFT (base_model.model.…), whose alpha is in its config "
@@ -114,8 +114,8 @@ def test_peft_s_file_without_its_config(tmp_path):
     )
 
 
-def test_keys_that_mean_nothing(tmp_path):
-    """And those that mean the same."""
+def test_unknown_and_duplicate_keys_are_listed(tmp_path):
+    """Unknown keys, and two spellings of one key, are listed."""
     tensors = ab("unet.mid.to_q") | {"unet.mid.to_q.lora_down.weight": drawn(2, 4)}
     path = save(tmp_path / "x.safetensors", tensors | {"unet.mid.to_q.lora_C": drawn(2)})
     said = refused(CheckpointError, path)
@@ -127,7 +127,7 @@ def test_keys_that_mean_nothing(tmp_path):
 
 
 def with_metadata(tmp_path, extra: dict[str, np.ndarray] | None = None, **said: Any):
-    """A LoRA's file with diffusers' metadata."""
+    """Writes a LoRA file with diffusers' metadata."""
     config = {"r": 2, "lora_alpha": 3, **said}
     named = {f"unet.{key}": value for key, value in config.items()}
     tensors = {**ab("unet.mid.to_q"), **(extra or {})}
@@ -146,13 +146,13 @@ def with_metadata(tmp_path, extra: dict[str, np.ndarray] | None = None, **said: 
         ({"lora_alpha": 0}, 0.0),
     ],
 )
-def test_the_scale_is_the_metadata_s(said, scale, tmp_path):
-    """As PEFT takes them: patterns by the end of the name; an alpha of 0 is 0 here."""
+def test_scale_from_metadata(said, scale, tmp_path):
+    """The scale follows PEFT: patterns match the end of a name, and an alpha of 0 is 0."""
     assert update(with_metadata(tmp_path, **said)).scale == scale
 
 
-def test_metadata_without_a_part(tmp_path):
-    """As a single model's save_lora_adapter writes them."""
+def test_metadata_of_a_single_model(tmp_path):
+    """`save_lora_adapter` of a single model writes metadata without a part's name."""
     said = {"r": 2, "lora_alpha": 1}
     path = tmp_path / "x.safetensors"
     save(path, ab("mid.to_q"), {"lora_adapter_metadata": said})
@@ -178,8 +178,8 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", CONTRADICTIONS)
-def test_metadata_that_contradict_the_keys(case, tmp_path):
-    """The module, and what each of the two says."""
+def test_metadata_contradicting_the_keys_are_refused(case, tmp_path):
+    """The error names the module and both values."""
     said, extra, text = CONTRADICTIONS[case]
     path = with_metadata(tmp_path, extra, **said)
     found = refused(CheckpointError, path)
@@ -199,13 +199,13 @@ def test_metadata_that_contradict_the_keys(case, tmp_path):
         ({"target_parameters": ["w"]}, "unet.target_parameters: factors of experts"),
     ],
 )
-def test_kinds_that_are_not_done(said, text, tmp_path):
-    """With the reason."""
+def test_unsupported_metadata_fields_are_refused(said, text, tmp_path):
+    """The error states the reason."""
     assert text in refused(UnsupportedError, with_metadata(tmp_path, **said))
 
 
-def test_metadata_that_are_none(tmp_path):
-    """No JSON, no object, nothing for the part."""
+def test_invalid_metadata_are_refused(tmp_path):
+    """Invalid JSON, other JSON types, and metadata without the part's fields are refused."""
     path = tmp_path / "x.safetensors"
     for text in ("{", "[]", "3"):
         save(path, ab("unet.mid.to_q"), {"lora_adapter_metadata": text})
@@ -216,8 +216,8 @@ def test_metadata_that_are_none(tmp_path):
     assert "unet.mid.to_q: unet.r or unet.lora_alpha is missing" in refused(CheckpointError, path)
 
 
-def test_both_forms_of_dora(tmp_path):
-    """PEFT's magnitude, without an epsilon; LyCORIS's norm."""
+def test_peft_and_lycoris_dora(tmp_path):
+    """PEFT's DoRA has a magnitude without epsilon, LyCORIS's a norm."""
     extra = {"unet.mid.to_q.lora_magnitude_vector.weight": drawn(6)}
     found = update(with_metadata(tmp_path, extra, use_dora=True))
     assert isinstance(found, LoRA) and found.magnitude is not None
@@ -225,8 +225,8 @@ def test_both_forms_of_dora(tmp_path):
     assert isinstance(update(save(tmp_path / "y.safetensors", tensors)), Normed)
 
 
-def test_shapes_that_disagree(tmp_path):
-    """As in kohya's files."""
+def test_contradicting_ranks_are_refused(tmp_path):
+    """Factors with different ranks are refused, as in kohya's files."""
     tensors = ab("unet.mid.to_q") | {"unet.mid.to_q.lora_B.weight": drawn(6, 3)}
     path = save(tmp_path / "x.safetensors", tensors)
     assert "expected lora_up (out, 2, 1 …)" in refused(ShapeError, path)

@@ -1,4 +1,4 @@
-"""Adapters written as single files, and read again: the same function."""
+"""Adapters exported as single files load as the same function."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Normed, Toget
 
 from .test_goldens import golden
 
-# Every form that has one in these files, as its own library wrote it.
+# Every exportable form, as its own library wrote it.
 CASES = [
     *(
         ("lycoris", name)
@@ -34,12 +34,12 @@ CASES = [
 
 
 def drawn(*shape: int, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
-    """Numbers."""
+    """Returns random numbers."""
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def composed(base: dict[str, np.ndarray], adapter: Any) -> dict[str, np.ndarray]:
-    """The base with an adapter, in float64."""
+    """Returns the base with an adapter composed into it, in float64."""
     with jax.enable_x64(True):
         out = jaxmix.compose(base, [adapter])
         return {name: np.asarray(leaf) for name, leaf in out.items()}
@@ -47,8 +47,10 @@ def composed(base: dict[str, np.ndarray], adapter: Any) -> dict[str, np.ndarray]
 
 @pytest.mark.parametrize("kind", ["kohya", "diffusers"])
 @pytest.mark.parametrize(("writer", "name"), CASES, ids=["-".join(case) for case in CASES])
-def test_written_and_read_again(writer: str, name: str, kind: str, tmp_path: Path) -> None:
-    """The same weights; float32's epsilon of LyCORIS's norm is all that may come in."""
+def test_exported_file_loads_with_the_same_effect(
+    writer: str, name: str, kind: str, tmp_path: Path
+) -> None:
+    """The composed weights are the same, up to the float32 epsilon of LyCORIS's norm."""
     archive = golden(writer)
     base = archive.tensors("base.safetensors")
     path = archive.unpack(tmp_path) / f"{name}.safetensors"
@@ -75,8 +77,8 @@ PAIRS = {"w1": drawn(2, 2), "w2": drawn(3, 2)}
 
 @pytest.mark.parametrize("kind", ["kohya", "diffusers"])
 @pytest.mark.parametrize("strength", [0.5, 0.0, -2.0])
-def test_the_strength_goes_into_the_factors(kind: str, strength: float, tmp_path: Path) -> None:
-    """An alpha of 0 would mean the rank: then a factor is zero."""
+def test_strength_is_written_into_the_factors(kind: str, strength: float, tmp_path: Path) -> None:
+    """Strength 0 is written as a zero factor, because an alpha of 0 means the rank."""
     updates = {
         "a": LoRA(A, B, 1.5),
         "b": LoRA(A, B, 1.5, bias=drawn(6)),
@@ -102,8 +104,8 @@ def test_the_strength_goes_into_the_factors(kind: str, strength: float, tmp_path
         np.testing.assert_allclose(found[key], truth[key], rtol=1e-12, atol=1e-12)
 
 
-def test_names_of_a_pipeline(tmp_path):
-    """Parts have prefixes of their own; a first text encoder of two has a number."""
+def test_prefixes_of_a_pipeline(tmp_path):
+    """Each part has its prefix; the first of two text encoders is numbered."""
     one = LoRA(A, B, 1.0)
     names = ["unet.mid.to_q", "text_encoder.q_proj", "text_encoder_2.q_proj"]
     file = export_kohya(jaxmix.Adapter(dict.fromkeys(names, one)), tmp_path / "x.safetensors")
@@ -119,7 +121,7 @@ def test_names_of_a_pipeline(tmp_path):
 
 
 def test_dtypes_are_kept(tmp_path):
-    """Factors go to the file as they are."""
+    """The factors' dtypes are kept."""
     import ml_dtypes
 
     one = LoRA(A.astype(ml_dtypes.bfloat16), B.astype(ml_dtypes.bfloat16), 0.5)
@@ -154,8 +156,8 @@ def test_dtypes_are_kept(tmp_path):
         ),
     ],
 )
-def test_what_has_no_form(update, said, tmp_path):
-    """Each with a reason, and with what to do."""
+def test_unsupported_updates_are_refused(update, said, tmp_path):
+    """The error states the reason and the remedy."""
     for export in (export_kohya, export_diffusers):
         with pytest.raises(UnsupportedError) as error:
             export(jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
@@ -163,8 +165,8 @@ def test_what_has_no_form(update, said, tmp_path):
         assert str(error.value).endswith("jaxmix.to_lora(adapter, params).")
 
 
-def test_a_norm_has_no_strength(tmp_path):
-    """The file can't say it."""
+def test_strength_of_a_norm_is_refused(tmp_path):
+    """The format cannot store a strength of DoRA or a norm."""
     for update, what in (
         (LoRA(A, B, 1.0, magnitude=drawn(6)), "DoRA"),
         (Normed(LoRA(A, B, 1.0), drawn(6)), "a norm"),
@@ -173,8 +175,8 @@ def test_a_norm_has_no_strength(tmp_path):
             export_kohya(0.5 * jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
 
 
-def test_what_is_refused(tmp_path):
-    """A mix, two sites of one name, a taken place, a wrong ending, no folder."""
+def test_invalid_exports_are_refused(tmp_path):
+    """Refuses a mix, two sites of one key, existing files, wrong suffixes and missing folders."""
     one, path = jaxmix.Adapter({"x": LoRA(A, B, 1.0)}), tmp_path / "x.safetensors"
     mixed: Any = jaxmix.mix(one, one.renamed("b"))
     with pytest.raises(AdapterError, match="got a Mix, expected one adapter"):
@@ -196,8 +198,8 @@ def test_what_is_refused(tmp_path):
         export_diffusers(jaxmix.Adapter(both), path, force=True)
 
 
-def test_diffusers_reads_the_same_with_metadata_and_without(tmp_path: Path) -> None:
-    """ComfyUI, and diffusers before 0.34, know no metadata: one rank, and a scale of 1."""
+def test_file_needs_no_metadata(tmp_path: Path) -> None:
+    """ComfyUI and diffusers before 0.34 ignore metadata, so all ranks are equal and scales 1."""
     updates = {
         "to_q": LoRA(drawn(2, 4), drawn(6, 2), 0.7, bias=drawn(6)),
         "to_k": LoRA(drawn(3, 4), drawn(5, 3), 2.0, bias=drawn(5)),
@@ -205,10 +207,10 @@ def test_diffusers_reads_the_same_with_metadata_and_without(tmp_path: Path) -> N
     adapter = jaxmix.Adapter(updates, 0.6)
     path = export_diffusers(adapter, tmp_path / "x.safetensors", prefix="unet")
     with safe_open(path, "numpy") as file:
-        told = json.loads(file.metadata()["lora_adapter_metadata"])
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    assert (told["unet.r"], told["unet.lora_alpha"]) == (3, 3)
-    assert (told["unet.rank_pattern"], told["unet.alpha_pattern"]) == ({}, {})
+    assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (3, 3)
+    assert (metadata["unet.rank_pattern"], metadata["unet.alpha_pattern"]) == ({}, {})
     for site, update in updates.items():
         a, b, bias = (
             tensors[f"unet.{site}.{name}"]

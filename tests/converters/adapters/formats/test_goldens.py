@@ -15,13 +15,13 @@ from jaxmix.families import Normed, Update
 from ....goldens.archive import Archive
 
 WRITERS = ("lycoris", "kohya", "diffusers", "mlx")
-# Of rotations by LyCORIS and sd-scripts, and of mlx, the truth itself is in float32.
+# The recorded truth is float32 for mlx, and for rotations by LyCORIS and sd-scripts.
 TOLERANCE = {False: 1e-12, True: 1e-6}
 
 
 @cache
 def golden(writer: str) -> Archive:
-    """What this library wrote."""
+    """Returns the files and outputs of a library."""
     return Archive(f"formats/{writer}")
 
 
@@ -34,7 +34,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files, in a folder for each writer."""
+    """Unpacks the files into one folder per library."""
     root = tmp_path_factory.mktemp("goldens")
     for writer in WRITERS:
         golden(writer).unpack(root / writer)
@@ -42,14 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_float64_eps(update: Update) -> Update:
-    """LyCORIS adds float32's smallest step to DoRA's norm, but ran in float64 here."""
+    """Replaces the float32 epsilon of LyCORIS's norm; the recorded run was in float64."""
     if isinstance(update, Normed):
         return replace(update, eps=float(np.finfo(np.float64).eps))
     return update
 
 
 def composed(path: Path, base: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
-    """The base's weights with a file's adapter, in float64."""
+    """Returns the base's weights with a file's adapter, in float64."""
     with jax.enable_x64(True):
         adapter = jaxmix.load(path, base=base, **options)
         updates = {site: with_float64_eps(update) for site, update in adapter.updates.items()}
@@ -58,10 +58,10 @@ def composed(path: Path, base: dict[str, np.ndarray], **options: Any) -> dict[st
 
 
 @pytest.mark.parametrize(("writer", "name", "is_float32"), CASES)
-def test_the_weights_are_those_of_its_own_forward(
+def test_weights_match_the_original_forward(
     writer: str, name: str, is_float32: bool, folder: Path
 ) -> None:
-    """Every leaf of every layer, those that the adapter leaves alone too."""
+    """Every leaf matches the library's own, also those that the adapter leaves unchanged."""
     archive = golden(writer)
     base, expected = (archive.tensors(f"{x}.safetensors") for x in ("base", f"{name}.expected"))
     path = folder / writer / "adapters" / name

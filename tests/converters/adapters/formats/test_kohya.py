@@ -1,4 +1,4 @@
-"""kohya's and LyCORIS's files: names, scales, and what is refused, word by word."""
+"""kohya's and LyCORIS's files: names, scales, and the exact errors."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ from ..peft.folders import refused
 from .files import BASE, FACTORS, changed, drawn, factors, kohya, save
 
 
-def put(tmp_path, **changes: Any):
-    """A LoRA's file with tensors changed; None takes one out."""
+def save_lora(tmp_path, **changes: Any):
+    """Writes a LoRA file with tensors changed; None removes one."""
     return save(tmp_path / "x.safetensors", changed("lora", changes))
 
 
 # -------------------------------------------------------------------------------------- names
 
 
-def test_dots_come_back_by_the_base(tmp_path):
-    """From a list, a flat dict, a tree, and a folder."""
+def test_base_restores_dots_in_names(tmp_path):
+    """The base may be a list of names, a flat dict, a tree or a folder."""
     name = "lora_unet_mid_attn_1_to_q"
     path = save(tmp_path / "x.safetensors", kohya("lora", name))
     folder = tmp_path / "base"
@@ -38,8 +38,8 @@ def test_dots_come_back_by_the_base(tmp_path):
         assert jaxmix.load(path, base=base).sites == ("mid.attn_1.to_q",)
 
 
-def test_parts_of_a_pipeline(tmp_path):
-    """A part's name may stand before the module's; each part can be read by itself."""
+def test_parts_are_read_together_or_alone(tmp_path):
+    """Sites get the part's name if the base's modules have it; `part` reads one part alone."""
     tensors = {
         f"{name}.{key}": tensor
         for name in ("lora_unet_a_b", "lora_te1_a_b", "lora_te2_a_b", "lora_te3_c_d")
@@ -58,8 +58,8 @@ def test_parts_of_a_pipeline(tmp_path):
     )
 
 
-def test_names_that_the_base_does_not_settle(tmp_path):
-    """All are listed, those that are not there and those that are there twice."""
+def test_missing_and_ambiguous_modules_are_listed(tmp_path):
+    """Names that match no module or several are listed."""
     tensors = {**kohya("lora", "lora_unet_a_b_c"), **kohya("lora", "lora_unet_x_y")}
     path = save(tmp_path / "x.safetensors", tensors)
     assert refused(CheckpointError, path, base=["a.b_c", "a_b.c", "z"]) == (
@@ -72,8 +72,8 @@ def test_names_that_the_base_does_not_settle(tmp_path):
     )
 
 
-def test_without_a_base(tmp_path):
-    """A name of one word is clear by itself; others say how to give the base."""
+def test_name_with_underscores_needs_a_base(tmp_path):
+    """A name without underscores needs no base; for others the error says how to give it."""
     path = save(tmp_path / "x.safetensors", kohya("lora"))
     assert jaxmix.load(path).sites == ("proj",)
     path = save(tmp_path / "y.safetensors", kohya("lora", "lora_unet_mid_attn"))
@@ -88,8 +88,8 @@ def test_without_a_base(tmp_path):
     assert "so the file alone does not determine the modules" in refused(CheckpointError, path)
 
 
-def test_forced(tmp_path):
-    """format= chooses the reader of a file that it would not be recognised by."""
+def test_forced_format_chooses_the_reader(tmp_path):
+    """`format` chooses the reader of a file that is not recognised."""
     path = save(tmp_path / "x.safetensors", {"proj.lora_down.weight": drawn(2, 4)})
     assert "unknown prefix" in refused(CheckpointError, path, format="kohya")
 
@@ -101,48 +101,48 @@ def test_forced(tmp_path):
     ("alpha", "scale"),
     [(3.0, 1.5), (0.0, 1.0), (None, 1.0), (-1.0, -0.5), ([3.0], 1.5)],
 )
-def test_alpha(alpha, scale, tmp_path):
-    """Over the rank; none, and 0, mean the rank, as in the original libraries."""
+def test_alpha_over_rank(alpha, scale, tmp_path):
+    """The scale is alpha / rank; a missing or zero alpha means the rank."""
     tensor = None if alpha is None else np.asarray(alpha, ml_dtypes.bfloat16)
-    update: Any = jaxmix.load(put(tmp_path, alpha=tensor)).updates["proj"]
+    update: Any = jaxmix.load(save_lora(tmp_path, alpha=tensor)).updates["proj"]
     assert update.scale == scale
 
 
-def test_a_written_scale_wins(tmp_path):
-    """As in A1111."""
-    path = put(tmp_path, alpha=np.asarray(3.0), scale=np.asarray(0.25))
+def test_scale_tensor_overrides_alpha(tmp_path):
+    """A scale tensor takes precedence over alpha, as in A1111."""
+    path = save_lora(tmp_path, alpha=np.asarray(3.0), scale=np.asarray(0.25))
     update: Any = jaxmix.load(path).updates["proj"]
     assert update.scale == 0.25
 
 
-def test_metadata_that_contradict_are_left(tmp_path):
-    """The original libraries read the keys alone."""
+def test_contradicting_metadata_are_ignored(tmp_path):
+    """The original libraries read only the keys, so metadata are ignored."""
     said = {"ss_network_dim": "64", "ss_network_alpha": "9", "ss_network_module": "networks.oft"}
     path = save(tmp_path / "x.safetensors", kohya("lora"), said)
     update: Any = jaxmix.load(path).updates["proj"]
     assert isinstance(update, LoRA) and update.a.shape == (2, 4)
 
 
-def test_two_whole_factors_have_no_scale(tmp_path):
-    """LyCORIS's LoKr without a rank takes 1 for the scale, whatever alpha says."""
+def test_full_lokr_has_scale_1(tmp_path):
+    """A LoKr of full factors has scale 1 whatever alpha says, as in LyCORIS."""
     path = save(tmp_path / "x.safetensors", kohya("lokr-full"))
     update = jaxmix.load(path).updates["proj"]
     assert isinstance(update, LoKr) and update.scale == 1.0
 
 
-def test_the_norm_s_side_is_its_shape_s(tmp_path):
-    """(out, 1) or (1, in); a weight of one output has (1, 1)."""
+def test_norm_axis_follows_its_shape(tmp_path):
+    """A norm is (out, 1) or (1, in); (1, 1) belongs to a weight with one output."""
     for form, axis in (("dora", "out"), ("dora-in", "in")):
         update = jaxmix.load(save(tmp_path / "x.safetensors", kohya(form))).updates["proj"]
         assert isinstance(update, Normed) and update.axis == axis
         assert update.eps == float(np.finfo(np.float32).eps)
-    path = put(tmp_path, lora_up__weight=drawn(1, 2), dora_scale=drawn(1, 1))
+    path = save_lora(tmp_path, lora_up__weight=drawn(1, 2), dora_scale=drawn(1, 1))
     update = jaxmix.load(path).updates["proj"]
     assert isinstance(update, Normed) and update.axis == "out"
 
 
-def test_a_bias_beside_any_family(tmp_path):
-    """``diff_b``, which ComfyUI reads beside LoRA too."""
+def test_diff_b_adds_a_bias(tmp_path):
+    """``diff_b`` is read with every family, LoRA included, as in ComfyUI."""
     path = save(tmp_path / "x.safetensors", kohya("lora-bias"))
     update = jaxmix.load(path).updates["proj"]
     assert isinstance(update, Together) and [p.family for p in update.parts] == ["LoRA", "Delta"]
@@ -152,8 +152,8 @@ def test_a_bias_beside_any_family(tmp_path):
 @pytest.mark.parametrize(
     "dtype", [np.float16, ml_dtypes.bfloat16, np.float64], ids=lambda d: d.__name__
 )
-def test_dtypes(form, dtype, tmp_path):
-    """Factors stay as the file has them, or become float32 where something was multiplied in."""
+def test_dtypes_are_kept_or_float32(form, dtype, tmp_path):
+    """Factors keep the file's dtype, or become float32 if they are multiplied."""
     tensors = {k: x if x.dtype.kind == "i" else x.astype(dtype) for k, x in kohya(form).items()}
     adapter = jaxmix.load(save(tmp_path / "x.safetensors", tensors))
     least = {np.dtype(dtype), np.promote_types(dtype, np.float32), np.dtype(np.int32)}
@@ -161,11 +161,11 @@ def test_dtypes(form, dtype, tmp_path):
     assert arrays and {x.dtype for x in arrays} <= least
 
 
-# ----------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------- errors
 
 
-def test_keys_that_mean_nothing(tmp_path):
-    """All of them, with what is known of them."""
+def test_unknown_keys_are_listed(tmp_path):
+    """All unknown keys are listed, each with a reason."""
     extra = {
         "lora_unet_proj.lora_left.weight": drawn(2, 2),
         "lora_unet_proj.lokr_t1": drawn(2, 2),
@@ -190,23 +190,23 @@ def test_keys_that_mean_nothing(tmp_path):
     assert "Expected <prefix>_<module>.<parameter>, with one of lora_unet" in said
 
 
-def test_numbers_that_are_none(tmp_path):
-    """NaN anywhere, alpha too."""
-    path = put(tmp_path, alpha=np.asarray(np.nan, np.float32))
+def test_nan_is_refused(tmp_path):
+    """NaN is refused in every tensor, alpha included."""
+    path = save_lora(tmp_path, alpha=np.asarray(np.nan, np.float32))
     assert "lora_unet_proj.alpha: 1 of 1" in refused(AdapterError, path)
 
 
-def test_a_file_that_is_none(tmp_path):
-    """Cut, or another thing under the name: forced, its reader says what."""
-    path = put(tmp_path)
+def test_truncated_file_and_folder_are_refused(tmp_path):
+    """With a forced format, the reader reports a truncated file and a folder."""
+    path = save_lora(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
     assert "is not a complete safetensors file" in refused(CheckpointError, path, format="kohya")
     said = refused(CheckpointError, tmp_path, format="kohya")
     assert said == f"{tmp_path} is not a file, expected a .safetensors. Give its path."
 
 
-def test_sd_scripts_own_oft(tmp_path):
-    """There an alpha of 0 forbids every rotation, and does not allow every one."""
+def test_sd_scripts_oft_with_alpha_0_is_refused(tmp_path):
+    """In sd-scripts' OFT an alpha of 0 forbids every rotation, so it is refused."""
     tensors = kohya("diag-oft", "oft_unet_proj")
     tensors["oft_unet_proj.alpha"] = np.asarray(0.0, np.float32)
     del tensors["oft_unet_proj.rescale"]

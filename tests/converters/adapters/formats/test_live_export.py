@@ -1,7 +1,8 @@
-"""Files that jaxmix wrote, loaded by the libraries that they are for."""
+"""Exported files, loaded by the libraries that they are written for."""
 
-# Collected only where these libraries are installed.
 # pyright: reportMissingImports=false
+
+# Collected only if these libraries are installed.
 
 from pathlib import Path
 from typing import Any
@@ -33,27 +34,27 @@ class Net(nn.Module):
     """A linear layer and a convolution."""
 
     def __init__(self) -> None:
-        """Torch's own draws."""
+        """Draws the weights with torch."""
         super().__init__()
         self.proj_in = nn.Linear(12, 8)
         self.conv = nn.Conv2d(4, 8, (3, 2))
 
 
 def net() -> Any:
-    """In float64."""
+    """Returns the network in float64."""
     torch.manual_seed(0)
     return Net().double()
 
 
 def truth(adapter: jaxmix.Adapter) -> dict[str, np.ndarray]:
-    """What jaxmix makes of the net's weights."""
+    """Returns the network's weights with jaxmix's adapter composed in."""
     base = {name: x.numpy() for name, x in net().state_dict().items()}
     with jax.enable_x64(True):
         return {k: np.asarray(v) for k, v in jaxmix.compose(base, [adapter]).items()}
 
 
 def agree(found: dict[str, np.ndarray], adapter: jaxmix.Adapter, tolerance: float) -> None:
-    """The weights of a wrapped net's own forward are jaxmix's, and not the base's."""
+    """Asserts that the wrapped network's effective weights are jaxmix's, and not the base's."""
     ours, base = truth(adapter), net().state_dict()
     for name in ("proj_in.weight", "conv.weight"):
         assert np.abs(found[name] - ours[name]).max() < tolerance
@@ -76,7 +77,7 @@ LOKR = {
 
 @pytest.mark.parametrize("updates", [LORA, LOHA, LOKR], ids=["lora", "loha", "lokr"])
 def test_lycoris_loads_what_export_kohya_writes(updates: Any, tmp_path: Path) -> None:
-    """By create_lycoris_from_weights; its modules are made in float32."""
+    """LyCORIS loads the file by create_lycoris_from_weights, with modules in float32."""
     adapter = 0.8 * jaxmix.Adapter(updates)
     file = export_kohya(adapter, tmp_path / "x.safetensors", prefix="lycoris")
     wrapped = net()
@@ -89,11 +90,11 @@ def test_lycoris_loads_what_export_kohya_writes(updates: Any, tmp_path: Path) ->
 
 
 def test_peft_loads_what_export_diffusers_writes(tmp_path: Path) -> None:
-    """As diffusers does: the config out of the metadata, the factors by their names."""
+    """PEFT loads the file as diffusers does: config from the metadata, factors by name."""
     assert METADATA == LORA_ADAPTER_METADATA_KEY
     dora = {
-        name: LoRA(one.a, one.b, one.scale, magnitude=1 + np.abs(drawn(8)), kernel=one.kernel)
-        for name, one in LORA.items()
+        name: LoRA(lora.a, lora.b, lora.scale, magnitude=1 + np.abs(drawn(8)), kernel=lora.kernel)
+        for name, lora in LORA.items()
     }
     for updates, strength in ((LORA, 0.8), (dora, 1.0)):
         adapter = strength * jaxmix.Adapter(updates)

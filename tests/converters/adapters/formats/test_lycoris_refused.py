@@ -1,4 +1,4 @@
-"""LyCORIS's tensors that make no update: what is said, word by word."""
+"""LyCORIS tensors that form no update: the exact errors."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxmix.errors import CheckpointError, ShapeError
 from ..peft.folders import refused
 from .files import changed, drawn, save
 
-SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "none": (
         {"lora_up__weight": None},
         CheckpointError,
@@ -117,10 +117,10 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", SAID)
-def test_tensors_that_make_no_update(case, tmp_path):
-    """The site, what was found, and what was expected."""
-    changes, kind, said = SAID[case]
+@pytest.mark.parametrize("case", ERRORS)
+def test_invalid_tensors_are_reported(case, tmp_path):
+    """The error names the site, what was found, and what was expected."""
+    changes, kind, said = ERRORS[case]
     path = save(tmp_path / "x.safetensors", changed("lora", changes))
     found = refused(kind, path)
     assert found.startswith(f"{path}: tensors that are not a valid update:\n  proj: ")
@@ -167,8 +167,8 @@ FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", FORMS)
-def test_forms_that_are_none(case, tmp_path):
-    """Of each family."""
+def test_invalid_forms_of_each_family_are_reported(case, tmp_path):
+    """Each family reports missing, contradicting and misshaped tensors."""
     form, changes, said = FORMS[case]
     path = save(tmp_path / "x.safetensors", changed(form, changes))
     with pytest.raises(JaxmixError) as caught:

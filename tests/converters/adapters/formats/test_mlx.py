@@ -1,4 +1,4 @@
-"""mlx-lm's folders: configs, orientations, and what is refused, word by word."""
+"""mlx-lm's folders: configs, orientations, and the exact errors."""
 
 import json
 from typing import Any
@@ -17,16 +17,16 @@ SITE = "model.layers.0.self_attn.q_proj"
 
 
 def folder(tmp_path, tensors: dict[str, np.ndarray] | None = None, **config: Any):
-    """A folder as mlx-lm's trainer writes it."""
+    """Writes a folder as mlx-lm's trainer does."""
     given = {f"{SITE}.lora_a": drawn(4, 2), f"{SITE}.lora_b": drawn(2, 6)}
-    said = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0}, **config}
+    fields = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 20.0}, **config}
     save_file(given if tensors is None else tensors, tmp_path / "adapters.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     return tmp_path
 
 
-def test_the_scale_is_no_alpha(tmp_path):
-    """It is not divided by the rank; a given one wins."""
+def test_scale_is_not_divided_by_the_rank(tmp_path):
+    """The config's scale is used as it is; the `scale` option overrides it."""
     update: Any = jaxmix.load(folder(tmp_path)).updates[SITE]
     assert update.scale == 20.0
     assert np.array_equal(update.a, drawn(4, 2).T) and np.array_equal(update.b, drawn(2, 6).T)
@@ -34,8 +34,8 @@ def test_the_scale_is_no_alpha(tmp_path):
     assert update.scale == 3.0
 
 
-def test_a_config_with_an_alpha(tmp_path):
-    """Which two versions of mlx-lm read in two ways."""
+def test_config_with_alpha_is_ambiguous(tmp_path):
+    """Versions of mlx-lm read an alpha differently, so the user must state the scale."""
     path = folder(tmp_path, lora_parameters={"rank": 2, "alpha": 16, "scale": 10.0})
     assert refused(UnsupportedError, path) == (
         f"{path / 'adapter_config.json'}: lora_parameters has alpha = 16, rank = 2 "
@@ -50,8 +50,8 @@ def test_a_config_with_an_alpha(tmp_path):
     assert update.scale == 10.0
 
 
-def test_embeddings_by_the_base_or_by_name(tmp_path):
-    """Their factors lie in the weight's own order."""
+def test_embedding_is_recognised_by_base_or_name(tmp_path):
+    """An embedding's factors are in the weight's own axis order."""
     tensors = {"model.embed_tokens.lora_a": drawn(9, 2), "model.embed_tokens.lora_b": drawn(2, 4)}
     path = folder(tmp_path, tensors)
     update: Any = jaxmix.load(path).updates["model.embed_tokens"]
@@ -80,13 +80,13 @@ def test_embeddings_by_the_base_or_by_name(tmp_path):
         ),
     ],
 )
-def test_configs_that_are_none(config, kind, said, tmp_path):
-    """The field, and what it should be."""
+def test_invalid_configs_are_refused(config, kind, said, tmp_path):
+    """The error names the field and what was expected."""
     assert said in refused(kind, folder(tmp_path, **config))
 
 
-def test_a_config_that_is_no_json(tmp_path):
-    """Or no object, or no text."""
+def test_config_must_be_a_json_object(tmp_path):
+    """Invalid JSON, a list and undecodable bytes are refused."""
     path = folder(tmp_path)
     for text in (b"{", b"[]"):
         (path / "adapter_config.json").write_bytes(text)
@@ -95,8 +95,8 @@ def test_a_config_that_is_no_json(tmp_path):
     assert "can't be read: 'utf-8' codec can't decode" in refused(CheckpointError, path)
 
 
-def test_keys_that_mean_nothing(tmp_path):
-    """All are listed, with dtype and shape."""
+def test_unknown_keys_are_listed(tmp_path):
+    """Unknown keys are listed with dtype and shape."""
     tensors = {f"{SITE}.lora_a": drawn(4, 2), f"{SITE}.m": drawn(6), "lora_b": drawn(2)}
     said = refused(CheckpointError, folder(tmp_path, tensors))
     assert f"{SITE}.m: float32 (6,)" in said and "lora_b: float32 (2,)" in said
@@ -140,15 +140,15 @@ def test_keys_that_mean_nothing(tmp_path):
         ({"bias": (2, 1)}, {"fine_tune_type": "full"}, ShapeError, "expected bias (out,)"),
     ],
 )
-def test_factors_that_make_no_update(shapes, config, kind, said, tmp_path):
-    """The site, what was found, and what was expected."""
+def test_invalid_factors_are_reported(shapes, config, kind, said, tmp_path):
+    """The error names the site, what was found, and what was expected."""
     tensors = {f"{SITE}.{name}": drawn(*shape) for name, shape in shapes.items()}
     found = refused(kind, folder(tmp_path, tensors, **config))
     assert f"\n  {SITE}: " in found and said in found
 
 
-def test_levanter_s_folders_are_peft_s(tmp_path):
-    """Its config has few fields, and no version."""
+def test_levanter_folder_is_read_as_peft(tmp_path):
+    """Levanter's PEFT config has few fields and no version."""
     config = {
         "base_model_name_or_path": "gpt2",
         "bias": "none",

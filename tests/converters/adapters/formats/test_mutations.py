@@ -1,6 +1,6 @@
-"""Files changed in one to three places: refused with a reason, or read, and nothing left out.
+"""Files with random changes are refused with a reason, or read without ignoring any tensor.
 
-Longer runs of the same (10,000 files and more) found what is listed in `FOUND`.
+Longer runs (10,000 files and more) found the cases in `FOUND`.
 """
 
 import random
@@ -17,18 +17,18 @@ from jaxmix import JaxmixError
 from .mutations import FILES, Made, mutated, write
 
 SEEDS = range(15)
-# What once ended in another exception, in a number that is none, or in silence.
+# Cases that once raised another exception, gave NaN, or ignored a tensor silently.
 FOUND = [
-    ("mlx lora", 8),  # a scale of the user's that is no number
+    ("mlx lora", 8),  # the user's scale is not a number
     ("mlx lora", 11),
-    ("kohya boft", 516),  # lora_up.bias beside BOFT was left out
-    ("kohya ia3", 258),  # alpha beside IA3 was left out
-    ("qwix stacked", 402),  # a tensor that is no factor was left out
+    ("kohya boft", 516),  # lora_up.bias next to BOFT was ignored
+    ("kohya ia3", 258),  # alpha next to IA3 was ignored
+    ("qwix stacked", 402),  # a tensor that is not a factor was ignored
 ]
 
 
 def read(name: str, seed: int, folder: Path) -> Any:
-    """The adapter in a changed file; None if there is none to be had."""
+    """Returns the adapter of a changed file, or None if the file is refused."""
     made, rng = mutated(name, seed)
     if not made.tensors:
         return None
@@ -43,8 +43,8 @@ def read(name: str, seed: int, folder: Path) -> Any:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @pytest.mark.parametrize("name", FILES)
-def test_refused_or_finite(name: str, tmp_path: Path) -> None:
-    """Never another exception, and never a number that is none."""
+def test_changed_file_is_refused_or_finite(name: str, tmp_path: Path) -> None:
+    """A changed file raises only JaxmixError, and loads only finite numbers."""
     for seed in (*SEEDS, *(seed for found, seed in FOUND if found == name)):
         folder = tmp_path / str(seed)
         folder.mkdir(exist_ok=True)
@@ -53,13 +53,13 @@ def test_refused_or_finite(name: str, tmp_path: Path) -> None:
         assert all(np.isfinite(np.asarray(x, np.float64)).all() for x in leaves)
 
 
-# Where the original library reads no such number.
+# The original library ignores these tensors.
 _WITHOUT_EFFECT = {"kohya lokr-full": "alpha"}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
-    """With other numbers in it, whichever it is, the adapter is another one."""
+def test_every_tensor_changes_the_adapter(name: str, tmp_path: Path) -> None:
+    """Other values in any tensor give another adapter."""
 
     def loaded(made: Made, folder: str) -> tuple[Any, list[np.ndarray]]:
         (tmp_path / folder).mkdir()
@@ -78,7 +78,7 @@ def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
         assert same == key.endswith(f".{_WITHOUT_EFFECT.get(name, '-')}"), key
 
 
-def test_a_changed_file_is_the_same_each_time() -> None:
-    """A seed says all."""
+def test_mutation_is_deterministic() -> None:
+    """A seed determines the changes."""
     one, two = (mutated("kohya lora", 3)[0].tensors for _ in range(2))
     assert list(one) == list(two) and isinstance(mutated("kohya lora", 3)[1], random.Random)

@@ -1,4 +1,4 @@
-"""qwix's leaves, and MaxText's: unstacked against qwix itself, stacked against their formula."""
+"""Leaves of qwix and MaxText: unstacked against qwix, stacked against their formulas."""
 
 import json
 from pathlib import Path
@@ -21,17 +21,17 @@ ALPHA = 6.0
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
-    """Numbers."""
+    """Returns random numbers."""
     return np.random.default_rng(seed).normal(size=shape)
 
 
 def pair(module: str) -> dict[str, np.ndarray]:
-    """Two factors."""
+    """Returns the two factors of a module."""
     return {f"{module}.kernel_lora_a": drawn(4, 2), f"{module}.kernel_lora_b": drawn(2, 3)}
 
 
 def stacked(axis: int, layers: int = 4, rank: int = 2) -> dict[str, np.ndarray]:
-    """The factors of a scanned query (emb 6, heads 3, head 5), as MaxText has them."""
+    """Returns MaxText's factors of a scanned query (emb 6, heads 3, head 5)."""
     b = drawn(rank, layers, 3, 5, seed=1)
     a = drawn(6, layers, rank)
     if axis == 0:
@@ -40,8 +40,8 @@ def stacked(axis: int, layers: int = 4, rank: int = 2) -> dict[str, np.ndarray]:
     return {f"{leaf}_lora_a": a, f"{leaf}_lora_b": b}
 
 
-def test_unstacked_is_qwix_s_own_forward(tmp_path):
-    """A linear layer, an einsum with two axes of outputs, and a layer with two of inputs."""
+def test_unstacked_factors_match_qwix(tmp_path):
+    """A linear layer and einsums with two output or two input axes match qwix's forward."""
     folder = GOLDEN.unpack(tmp_path)
     base, expected = (GOLDEN.tensors(f"{x}.safetensors") for x in ("base", "nnx.expected"))
     with jax.enable_x64(True):
@@ -54,8 +54,8 @@ def test_unstacked_is_qwix_s_own_forward(tmp_path):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_stacked_layers_are_sites_of_their_own(axis):
-    """MaxText's ``ilr,rlo->ilo`` or ``lir,lro->lio``; into a stacked kernel by a layout's rule."""
+def test_each_stacked_layer_is_a_site(axis):
+    """Layers are stacked by ``ilr,rlo->ilo`` or ``lir,lro->lio``; a layout finds the kernel."""
     tree = stacked(axis)
     a, b = tree.values()
     adapter = qwix_adapter(tree, alpha=3)
@@ -75,8 +75,8 @@ def test_stacked_layers_are_sites_of_their_own(axis):
         np.testing.assert_allclose(np.asarray(found["kernel"]), kernel + delta, atol=1e-12)
 
 
-def test_an_axis_that_shapes_leave_open():
-    """Where ranks and layers are equal, the user says which axis is the layers'."""
+def test_ambiguous_layer_axis_must_be_given():
+    """If ranks and layers are equal, the user must give the layers' axis."""
     tree = {"layers.w_lora_a": drawn(2, 2, 2), "layers.w_lora_b": drawn(2, 2, 2, seed=1)}
     a, b = tree.values()
     with pytest.raises(ShapeError, match="either axis may be that of the layers"):
@@ -90,8 +90,8 @@ def test_an_axis_that_shapes_leave_open():
         qwix_adapter({"layers.w_lora_a": drawn(2, 3, 2), "layers.w_lora_b": drawn(2, 4)}, alpha=1)
 
 
-def test_an_orbax_checkpoint_with_maxtext_s_metadata(tmp_path):
-    """Alpha stands beside the factors; another one is refused, as MaxText does."""
+def test_orbax_checkpoint_with_maxtext_metadata(tmp_path):
+    """Alpha is read from the metadata; a contradicting option is refused, as in MaxText."""
     ocp = pytest.importorskip("orbax.checkpoint")
     tree = {
         "decoder": {"mlp": {"wi_0": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}}
@@ -107,8 +107,8 @@ def test_an_orbax_checkpoint_with_maxtext_s_metadata(tmp_path):
     assert "alpha = 6.0 was given, but the metadata has 5.0" in said
 
 
-def test_what_is_refused(tmp_path):
-    """No alpha, a factor alone, none, axes that are batches, numbers that are none."""
+def test_invalid_factors_are_refused(tmp_path):
+    """Missing alpha, missing factors, batched axes, other dtypes and NaN are refused."""
     path = tmp_path / "x.safetensors"
     save_file({"q/kernel_lora_a": drawn(4, 2), "q/kernel_lora_b": drawn(2, 3)}, path)
     assert "Give it: load(path, alpha=…)." in refused(CheckpointError, path)
@@ -145,15 +145,15 @@ def test_what_is_refused(tmp_path):
     assert "is not a readable Orbax checkpoint: " in refused(CheckpointError, folder)
 
 
-def test_maxtext_s_older_names():
-    """``lora_a.kernel`` beside the kernel."""
+def test_older_maxtext_names():
+    """Older MaxText names factors ``lora_a.kernel``."""
     tree = {"q": {"lora_a.kernel": drawn(4, 2), "lora_b.kernel": drawn(2, 3)}}
     update: Any = qwix_adapter(tree, alpha=2).updates["q"]
     assert update.scale == 1.0
 
 
-def test_paths_of_other_trees(tmp_path: Path):
-    """Numbered layers, a flax ``value`` at the end, and a weight with a name of its own."""
+def test_numbered_layers_values_and_named_weights(tmp_path: Path):
+    """Numbered layers, a trailing flax ``value`` and other weight names give the module's site."""
     tree = {
         "layers": {"0": {"q_einsum": {"w_lora_a": drawn(4, 2), "w_lora_b": drawn(2, 3, 5)}}},
         "moe": {"wi_lora_a": {"value": drawn(4, 2)}, "wi_lora_b": {"value": drawn(2, 3)}},

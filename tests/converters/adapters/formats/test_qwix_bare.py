@@ -1,4 +1,4 @@
-"""Factors called lora_a and lora_b: flax.nnx.LoRA, openpi's einsums; and tunix's step folders."""
+"""Factors named lora_a and lora_b: flax.nnx.LoRA, openpi's einsums; and tunix's step folders."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,12 @@ L, N, K, D, H, F, R = 3, 4, 2, 10, 6, 7, 2
 
 
 def drawn(*shape: int, seed: int = 0) -> Any:
-    """Random numbers in float64."""
+    """Returns random numbers in float64."""
     return np.random.default_rng([seed, *shape]).normal(size=shape)
 
 
 def pure(module: nnx.Module, kind: Any = nnx.Param) -> Any:
-    """The pure dict of a module's variables."""
+    """Returns the pure dict of a module's variables."""
     return nnx.to_pure_dict(nnx.state(module, kind))
 
 
@@ -33,7 +33,7 @@ def pure(module: nnx.Module, kind: Any = nnx.Param) -> Any:
 
 
 class Mixed(nnx.Module):
-    """A layer with LoRA inside, and one with LoRA around it."""
+    """A layer with LoRA inside, and a layer wrapped by LoRA."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         how: dict[str, Any] = {"rngs": rngs, "param_dtype": jnp.float64}
@@ -45,24 +45,24 @@ class Mixed(nnx.Module):
         self.down = nnx.LoRA(6, 3, 5, base_module=inner, b_initializer=draw, **how)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Up and down."""
+        """Applies both layers."""
         return self.down(jnp.tanh(self.up(x)))
 
 
 class Plain(nnx.Module):
-    """The same without LoRA."""
+    """The same layers without LoRA."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.up = nnx.Linear(4, 6, rngs=rngs, param_dtype=jnp.float64)
         self.down = nnx.Linear(6, 5, rngs=rngs, param_dtype=jnp.float64)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Up and down."""
+        """Applies both layers."""
         return self.down(jnp.tanh(self.up(x)))
 
 
-def test_flax_lora_is_its_own_forward() -> None:
-    """LoRALinear and LoRA around a layer have no alpha; both land on the plain model's tree."""
+def test_flax_lora_matches_its_forward() -> None:
+    """LoRALinear and LoRA have no alpha; both apply to the plain model's tree."""
     with jax.enable_x64(True):
         model = Mixed(nnx.Rngs(0))
         base = Plain(nnx.Rngs(1))
@@ -75,14 +75,14 @@ def test_flax_lora_is_its_own_forward() -> None:
         got = jaxmix.compose(base, adapter)(x)
         np.testing.assert_allclose(got, model(x), rtol=1e-12)
         assert np.abs(np.asarray(base(x) - model(x))).max() > 1e-3
-        # What wraps a layer is looked through: the wrapped layer's own kernel is the site's.
+        # For a wrapped layer, the site is the inner layer's kernel.
         wrapped = jaxmix.compose(model, adapter)
         delta = np.asarray(wrapped.down.base_module.kernel[...] - inner.kernel[...])
         np.testing.assert_allclose(delta, model.down.lora_a[...] @ model.down.lora_b[...])
 
 
-def test_flax_lora_takes_no_alpha() -> None:
-    """One that is the rank changes nothing; another would, and is refused."""
+def test_alpha_of_flax_lora_must_be_the_rank() -> None:
+    """An alpha equal to the rank changes nothing; another alpha is refused."""
     tree = {"up": {"kernel": drawn(4, 6), "lora": {"lora_a": drawn(4, 2), "lora_b": drawn(2, 6)}}}
     update: Any = qwix_adapter(tree, alpha=2).updates["up"]
     assert update.scale == 1.0
@@ -90,8 +90,8 @@ def test_flax_lora_takes_no_alpha() -> None:
         qwix_adapter(tree, alpha=6)
 
 
-def test_named_and_bare_factors_in_one_tree() -> None:
-    """Both are read; where the tree does not tell whose they are, alpha is asked for."""
+def test_named_and_bare_factors_are_read_together() -> None:
+    """Both spellings are read; if their library is unclear, alpha is required."""
     tree = {
         "q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)},
         "v": {"lora_a": drawn(4, 2, seed=1), "lora_b": drawn(2, 5, seed=1)},
@@ -110,8 +110,8 @@ def test_named_and_bare_factors_in_one_tree() -> None:
         qwix_adapter(strange, alpha=6)
 
 
-def test_a_file_of_bare_factors(tmp_path: Path) -> None:
-    """It is recognised, but for mlx-lm's, whose config stands beside it."""
+def test_bare_factors_are_recognised_unless_mlx(tmp_path: Path) -> None:
+    """A file of bare factors is recognised, unless mlx-lm's config is next to it."""
     path = tmp_path / "x.safetensors"
     save_file({"v.lora_a": drawn(4, 2), "v.lora_b": drawn(2, 5)}, path)
     update: Any = jaxmix.load(path, alpha=4).updates["v"]
@@ -124,7 +124,7 @@ def test_a_file_of_bare_factors(tmp_path: Path) -> None:
 
 
 def openpi(stacked: bool = True) -> dict[str, Any]:
-    """Openpi's tree: leaves of the einsums and of the MLP, with their factors."""
+    """Returns openpi's tree: leaves of the einsums and the MLP, with factors."""
     shapes = {
         "attn.q_einsum.w": (N, D, H),
         "attn.kv_einsum.w": (2, K, D, H),
@@ -146,7 +146,7 @@ def openpi(stacked: bool = True) -> dict[str, Any]:
 
 
 def openpi_deltas(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
-    """What openpi's forward adds to each leaf; its MLP has no scale."""
+    """Returns what openpi's forward adds to each leaf; its MLP has no scale."""
     above = "PaliGemma.llm.layers."
     equations = {
         "attn.q_einsum": "lndr,lnrh->lndh",
@@ -167,8 +167,8 @@ def openpi_deltas(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_openpi_is_its_own_formula(use_rslora: bool) -> None:
-    """Named factors and bare ones, per head and summed over heads, on openpi's own tree."""
+def test_openpi_matches_its_formula(use_rslora: bool) -> None:
+    """Named and bare factors, per head and summed over heads, match openpi's formula."""
     leaves = openpi()
     scale = 6 / np.sqrt(R) if use_rslora else 6 / R
     with jax.enable_x64(True), jax.disable_jit():
@@ -181,8 +181,8 @@ def test_openpi_is_its_own_formula(use_rslora: bool) -> None:
     assert got["action_in_proj.kernel"] is leaves["action_in_proj.kernel"]
 
 
-def test_openpi_einsums_that_do_not_fit() -> None:
-    """They are listed together."""
+def test_misshaped_openpi_einsums_are_listed() -> None:
+    """All misshaped einsums are listed in one error."""
     leaves = {
         "layers.attn.q_einsum.lora_a": drawn(L, N, D, R),
         "layers.attn.q_einsum.lora_b": drawn(L, N + 1, R, H),
@@ -193,8 +193,8 @@ def test_openpi_einsums_that_do_not_fit() -> None:
         qwix_adapter(leaves, alpha=1)
 
 
-def test_rslora_is_openpi_s_alone() -> None:
-    """Qwix divides by the rank, always."""
+def test_use_rslora_needs_openpi() -> None:
+    """Qwix always divides by the rank, so `use_rslora` is refused."""
     tree = {"q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}
     with pytest.raises(CheckpointError, match="use_rslora is for openpi's einsums"):
         qwix_adapter(tree, alpha=2, use_rslora=True)
@@ -204,19 +204,19 @@ def test_rslora_is_openpi_s_alone() -> None:
 
 
 class Einsum(nnx.Module):
-    """tunix's einsum: a weight called w."""
+    """tunix's einsum, with a weight named w."""
 
     def __init__(self, equation: str, shape: tuple[int, ...], rngs: nnx.Rngs) -> None:
         self.einsum_str = equation
         self.w = nnx.Param(nnx.initializers.normal()(rngs.params(), shape, jnp.float64))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The einsum."""
+        """Applies the einsum."""
         return jnp.einsum(self.einsum_str, x, self.w[...])
 
 
 class Attention(nnx.Module):
-    """Llama's, or with a leaf for keys and values Gemma's; nothing but its projections."""
+    """The projections of Llama's attention, or Gemma's with one leaf for keys and values."""
 
     def __init__(self, is_gemma: bool, rngs: nnx.Rngs) -> None:
         if is_gemma:
@@ -230,7 +230,7 @@ class Attention(nnx.Module):
             self.o_proj = Einsum("BTNH,NHD->BTD", (N, H, D), rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Every projection has a part in the output."""
+        """Computes an output that depends on every projection."""
         if hasattr(self, "q_einsum"):
             q, (k, v), out = self.q_einsum(x), self.kv_einsum(x), self.attn_vec_einsum
         else:
@@ -240,7 +240,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Gate, up and down."""
+    """A gate, an up and a down projection."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         how: dict[str, Any] = {"use_bias": False, "rngs": rngs, "param_dtype": jnp.float64}
@@ -248,7 +248,7 @@ class MLP(nnx.Module):
         self.down_proj = nnx.Linear(F, D, **how)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """A gated layer."""
+        """Applies a gated layer."""
         return self.down_proj(jnp.tanh(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -259,26 +259,26 @@ class Layer(nnx.Module):
         self.attn, self.mlp = Attention(is_gemma, rngs), MLP(rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """One after the other."""
+        """Applies attention, then the MLP."""
         x = x + self.attn(x)
         return x + self.mlp(x)
 
 
 class Tunix(nnx.Module):
-    """Two layers with the names that tunix's models have."""
+    """Two layers with the names of tunix's models."""
 
     def __init__(self, is_gemma: bool, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List([Layer(is_gemma, rngs) for _ in range(2)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """All layers."""
+        """Applies all layers."""
         for layer in self.layers:
             x = layer(x)
         return x
 
 
 def with_lora(is_gemma: bool, x: jax.Array) -> tuple[Any, Any]:
-    """A model, and qwix's LoRA of it with numbers in both factors."""
+    """Returns a model, and the same with qwix's LoRA and random factors."""
     base = Tunix(is_gemma, nnx.Rngs(0))
     rule = qwix.LoraProvider(module_path=".*", rank=R, alpha=5.0)
     model = qwix.apply_lora_to_model(Tunix(is_gemma, nnx.Rngs(0)), rule, x, rngs=nnx.Rngs(1))
@@ -288,14 +288,12 @@ def with_lora(is_gemma: bool, x: jax.Array) -> tuple[Any, Any]:
     return base, model
 
 
-# qwix asks Flax for modules in a way that Flax has given up.
+# qwix uses a deprecated API of Flax.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("whole", [False, True], ids=["lora", "whole"])
 @pytest.mark.parametrize("is_gemma", [False, True], ids=["llama", "gemma"])
-def test_tunix_step_folder_lands_on_tunix_s_tree(
-    is_gemma: bool, whole: bool, tmp_path: Path
-) -> None:
-    """Saved as tunix does, of LoRA alone or of all; qwix's own forward, without a layout."""
+def test_tunix_step_folder_matches_qwix(is_gemma: bool, whole: bool, tmp_path: Path) -> None:
+    """A checkpoint of LoRA or all params loads without a layout and matches qwix's forward."""
     ocp = pytest.importorskip("orbax.checkpoint")
     with jax.enable_x64(True):
         x = jnp.asarray(drawn(2, 3, D))
@@ -315,8 +313,8 @@ def test_tunix_step_folder_lands_on_tunix_s_tree(
     assert again.sites == adapter.sites
 
 
-def test_a_run_of_several_steps(tmp_path: Path) -> None:
-    """Which one is for the user to say."""
+def test_run_of_several_steps_is_ambiguous(tmp_path: Path) -> None:
+    """The user must choose a step."""
     for step in (5, 20):
         (tmp_path / str(step) / "model_params").mkdir(parents=True)
         (tmp_path / str(step) / "model_params" / "_METADATA").write_text(json.dumps({}))
@@ -324,8 +322,8 @@ def test_a_run_of_several_steps(tmp_path: Path) -> None:
         jaxmix.load(tmp_path, alpha=5)
 
 
-def test_leaves_of_no_model_of_tunix_s_keep_their_paths() -> None:
-    """An MLP alone might be anyone's; and one strange leaf leaves all names as they are."""
+def test_leaves_outside_tunix_keep_their_paths() -> None:
+    """Names are translated only if all leaves can belong to a tunix model."""
     mlp = {"layers.0.mlp.up_proj.kernel_lora_a": drawn(D, R)}
     mlp["layers.0.mlp.up_proj.kernel_lora_b"] = drawn(R, F)
     assert qwix_adapter(mlp, alpha=1).sites == ("layers.0.mlp.up_proj",)
@@ -341,8 +339,8 @@ def test_leaves_of_no_model_of_tunix_s_keep_their_paths() -> None:
     assert "layers.0.attn.q_proj" in qwix_adapter({**own, **other}, alpha=1).sites
 
 
-def test_alpha_beside_a_checkpoint_that_is_no_number(tmp_path: Path) -> None:
-    """It is named, not taken for none."""
+def test_invalid_alpha_in_metadata_is_refused(tmp_path: Path) -> None:
+    """An invalid alpha in the metadata is reported, not ignored."""
     ocp = pytest.importorskip("orbax.checkpoint")
     tree = {"q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}
     with ocp.PyTreeCheckpointer() as writer:

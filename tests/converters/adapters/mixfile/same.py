@@ -1,4 +1,4 @@
-"""Whether two adapters or mixes are the same to the last bit."""
+"""Compares adapters and mixes bit for bit."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["assert_same", "bits"]
 
 
 def bits(leaf: Any) -> tuple[Any, ...]:
-    """A leaf as something that `==` compares to the last bit."""
+    """Returns a value by which `==` compares leaves bit for bit."""
     if isinstance(leaf, jax.Array | np.ndarray | np.generic):
         array = np.asarray(leaf)
         return array.dtype.name, array.shape, np.ascontiguousarray(array).tobytes()
@@ -19,11 +19,11 @@ def bits(leaf: Any) -> tuple[Any, ...]:
 
 
 def assert_same(found: Adapter | Mix, expected: Adapter | Mix) -> None:
-    """Names, sources, order, structures, dtypes and bits."""
+    """Asserts equal names, sources, order, structures, dtypes and bits."""
     assert type(found) is type(expected)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert list(map(bits, jax.tree.leaves(found))) == list(map(bits, jax.tree.leaves(expected)))
-    for one, other in zip(found.parts, expected.parts, strict=True):
-        assert (one.name, one.source) == (other.name, other.source)
-        assert list(one.updates) == list(other.updates)
-        assert type(one.strength) is type(other.strength)
+    for part, expected_part in zip(found.parts, expected.parts, strict=True):
+        assert (part.name, part.source) == (expected_part.name, expected_part.source)
+        assert list(part.updates) == list(expected_part.updates)
+        assert type(part.strength) is type(expected_part.strength)

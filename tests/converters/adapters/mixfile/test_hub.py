@@ -1,4 +1,4 @@
-"""A saved mix on the hub: plain files up, and down again by id."""
+"""Saved mixes on the Hugging Face hub: uploaded as plain files, loaded by id."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ MIXED = jaxmix.mix(Adapter({"a": LoRA(np.ones((1, 2)), np.ones((3, 1)), 0.5)}, 0
 
 @pytest.fixture
 def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache laid out as the hub's client does it, links to blobs and all, and no network."""
+    """Makes an offline cache with the hub client's layout, including links to blobs."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--name"
@@ -32,8 +32,8 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repo / "snapshots" / COMMIT
 
 
-def put(snapshot: Path, folder: Path, inner: str = "") -> None:
-    """Puts the files of a folder into the cache."""
+def add_to_cache(snapshot: Path, folder: Path, inner: str = "") -> None:
+    """Copies the files of a folder into the cache."""
     for i, file in enumerate(sorted(folder.iterdir())):
         blob = snapshot.parents[1] / "blobs" / f"{inner}{i}".replace("/", "-")
         blob.write_bytes(file.read_bytes())
@@ -41,17 +41,17 @@ def put(snapshot: Path, folder: Path, inner: str = "") -> None:
         (snapshot / inner / file.name).symlink_to(blob)
 
 
-def test_up(tmp_path: Path) -> None:
-    """`upload_folder` takes a folder's plain files: two, and nothing else lies there."""
+def test_saved_mix_is_two_plain_files(tmp_path: Path) -> None:
+    """A saved mix is two plain files, which `upload_folder` can upload."""
     folder = jaxmix.save(MIXED, tmp_path / "mixed")
     assert sorted(file.name for file in folder.rglob("*")) == ["mix.json", "mix.safetensors"]
     assert all(file.is_file() and not file.is_symlink() for file in folder.iterdir())
 
 
-def test_down(tmp_path: Path, snapshot: Path) -> None:
-    """By id, subfolder and revision, out of the client's own cache."""
-    put(snapshot, jaxmix.save(MIXED, tmp_path / "a"))
-    put(snapshot, jaxmix.save(0.5 * MIXED, tmp_path / "b"), "in/b")
+def test_mix_loads_by_hub_id(tmp_path: Path, snapshot: Path) -> None:
+    """A mix loads from the client's cache by id, subfolder and revision."""
+    add_to_cache(snapshot, jaxmix.save(MIXED, tmp_path / "a"))
+    add_to_cache(snapshot, jaxmix.save(0.5 * MIXED, tmp_path / "b"), "in/b")
     assert_same(jaxmix.load("owner/name"), MIXED)
     assert_same(jaxmix.load("owner/name", revision=COMMIT, format="mix"), MIXED)
     assert_same(jaxmix.load("owner/name", subfolder="in/b"), 0.5 * MIXED)
@@ -59,9 +59,9 @@ def test_down(tmp_path: Path, snapshot: Path) -> None:
     assert [(part.name, part.strength) for part in found.parts] == [("mine/x", 1.2)]
 
 
-def test_half_of_it(tmp_path: Path, snapshot: Path) -> None:
-    """Without its tensors it is no mix; without its JSON it is nothing that is known."""
-    put(snapshot, jaxmix.save(MIXED, tmp_path / "a"))
+def test_incomplete_mix_is_refused(tmp_path: Path, snapshot: Path) -> None:
+    """A mix without its tensors is refused; without its JSON the folder has no known format."""
+    add_to_cache(snapshot, jaxmix.save(MIXED, tmp_path / "a"))
     (snapshot / "mix.safetensors").unlink()
     said = refused(CheckpointError, "owner/name")
     assert said.startswith(f"{snapshot} has no mix.safetensors, expected next to mix.json")
@@ -72,8 +72,10 @@ def test_half_of_it(tmp_path: Path, snapshot: Path) -> None:
     assert "mix.json is not in the local cache" in said
 
 
-def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A format that is forced says what it misses; the client's other errors are passed on."""
+def test_missing_files_on_the_hub_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forced format reports its missing file; other errors of the client are passed on."""
 
     def download(repo_id: str, filename: str, **options: Any) -> str:
         raise huggingface_hub.errors.EntryNotFoundError("not there")

@@ -1,4 +1,4 @@
-"""Values against the annotations of fields."""
+"""Values of fields are checked against their annotations."""
 
 from typing import Any, Literal, Optional
 
@@ -60,11 +60,11 @@ DO_NOT: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("value", "kind"), FITS, ids=str)
-def test_what_fits(value: Any, kind: Any) -> None:
+def test_matching_value_passes(value: Any, kind: Any) -> None:
     assert misfit(value, kind) is None
 
 
 @pytest.mark.parametrize(("value", "kind", "said"), DO_NOT, ids=str)
-def test_what_does_not(value: Any, kind: Any, said: str) -> None:
+def test_mismatch_is_described(value: Any, kind: Any, said: str) -> None:
     found = misfit(value, kind)
     assert found is not None and said in found

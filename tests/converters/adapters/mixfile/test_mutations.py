@@ -1,7 +1,7 @@
-"""Saved mixes with bytes, fields and tensors changed: the exact answer, or a `JaxmixError`.
+"""Corrupted saved mixes give the exact adapters or a `JaxmixError`.
 
-What may differ without an error is what people may edit: order, names, strengths, sources. The sum
-of what a part does has its hash.
+Only the fields that users may edit may change without an error: order, names, strengths and
+sources. A hash protects the sum of a part's updates.
 """
 
 import json
@@ -31,7 +31,7 @@ _BANK = np.arange(8.0, dtype=np.float32).reshape(2, 4)
 
 
 def original() -> Mix:
-    """A mix of many families and dtypes."""
+    """Returns a mix of many families and dtypes."""
     rng = np.random.default_rng(0)
     b = rng.normal(size=(5, 2)).astype(ml_dtypes.bfloat16)
     updates = {
@@ -49,21 +49,21 @@ def original() -> Mix:
 
 @cache
 def saved() -> tuple[bytes, bytes]:
-    """Its two files."""
+    """Returns the contents of its two files."""
     with TemporaryDirectory() as folder:
         jaxmix.save(original(), f"{folder}/x")
-        one, other = (Path(folder, "x", file).read_bytes() for file in FILES)
-    return one, other
+        text, data = (Path(folder, "x", file).read_bytes() for file in FILES)
+    return text, data
 
 
 @cache
 def hashes() -> frozenset[str]:
-    """What its parts do."""
+    """Returns the fingerprints of its parts."""
     return frozenset(fingerprint(part) for part in original().parts)
 
 
-def tried(text: bytes, data: bytes) -> str:
-    """What comes of two files: "refused", "same", or "edited" where only what may be edited is."""
+def outcome(text: bytes, data: bytes) -> str:
+    """Returns "refused", "same", or "edited" if only editable fields changed."""
     with TemporaryDirectory() as folder:
         for file, content in zip(FILES, (text, data), strict=True):
             Path(folder, file).write_bytes(content)
@@ -72,27 +72,27 @@ def tried(text: bytes, data: bytes) -> str:
         except JaxmixError as error:
             assert str(error)
             return "refused"
-    # Hash by hash: nothing that a part does has changed.
+    # No part's updates have changed.
     assert {fingerprint(part) for part in found.parts} <= hashes()
     assert all(math.isfinite(float(part.strength)) for part in found.parts)
-    told = json.loads(text)
-    assert len(found.parts) == len(told["parts"])
-    for part, said in zip(found.parts, told["parts"], strict=True):
-        assert (part.name, part.source) == (said["name"], said["source"])
-        if not isinstance(said["strength"], dict):
-            assert part.strength == said["strength"]
+    record = json.loads(text)
+    assert len(found.parts) == len(record["parts"])
+    for part, fields in zip(found.parts, record["parts"], strict=True):
+        assert (part.name, part.source) == (fields["name"], fields["source"])
+        if not isinstance(fields["strength"], dict):
+            assert part.strength == fields["strength"]
     kept = [(p.name, p.source, float(p.strength)) for p in original().parts]
     is_same = [(p.name, p.source, float(p.strength)) for p in found.parts] == kept
     return "same" if is_same and isinstance(found, Mix) else "edited"
 
 
-def test_the_files_as_they_are() -> None:
-    """The check passes what is right."""
-    assert tried(*saved()) == "same"
+def test_unchanged_files_load() -> None:
+    """Unchanged files load as the same mix."""
+    assert outcome(*saved()) == "same"
 
 
 def mutated_bytes(draw: Any, data: bytes) -> bytes:
-    """Some bytes changed, cut out, put in, or the end cut off."""
+    """Changes, removes or inserts some bytes, or cuts off the end."""
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
         how = draw(st.sampled_from(["set", "flip", "cut", "insert", "end", "copy"]))
@@ -124,20 +124,20 @@ JSON = st.recursive(
 )
 
 
-def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all values in JSON."""
+def value_paths(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Returns the paths of all values in JSON data."""
     found = [path] if path else []
     items: Any = data.items() if isinstance(data, dict) else ()
     for key, value in enumerate(data) if isinstance(data, list) else items:
-        found += places(value, (*path, key))
+        found += value_paths(value, (*path, key))
     return found
 
 
 def mutated_fields(draw: Any, text: bytes) -> bytes:
-    """Some values of the JSON changed, taken out, added, or moved."""
+    """Changes, removes, adds or moves some values of the JSON."""
     data = json.loads(text)
     for _ in range(draw(st.integers(1, 2))):
-        where = draw(st.sampled_from(sorted(places(data), key=repr)))
+        where = draw(st.sampled_from(sorted(value_paths(data), key=repr)))
         holder = data
         for key in where[:-1]:
             holder = holder[key]
@@ -152,18 +152,18 @@ def mutated_fields(draw: Any, text: bytes) -> bytes:
         elif how == "add" and isinstance(holder, dict):
             holder[draw(_KEYS | st.text(max_size=3))] = draw(JSON)
         elif how == "swap":
-            other = draw(st.sampled_from(sorted(places(data), key=repr)))
+            other = draw(st.sampled_from(sorted(value_paths(data), key=repr)))
             value = data
             for key in other:
                 value = value[key]
             holder[where[-1]] = json.loads(json.dumps(value))
-        if not places(data):
+        if not value_paths(data):
             break
     return json.dumps(data).encode()
 
 
 def mutated_tensors(draw: Any, data: bytes) -> bytes:
-    """The header's keys, shapes, dtypes, offsets and metadata changed; the length kept true."""
+    """Changes the header's keys, shapes, dtypes, offsets and metadata, and updates its length."""
     (length,) = struct.unpack("<Q", data[:8])
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
     keys = sorted(key for key in header if key != "__metadata__")
@@ -171,16 +171,16 @@ def mutated_tensors(draw: Any, data: bytes) -> bytes:
         key = draw(st.sampled_from(keys))
         if key not in header:
             continue
-        told = header[key]
+        entry = header[key]
         how = draw(st.sampled_from(["name", "shape", "dtype", "swap", "drop", "metadata", "data"]))
         if how == "name":
             header[draw(st.sampled_from(keys) | st.text(max_size=3))] = header.pop(key)
         elif how == "shape":
-            size = math.prod(told["shape"])
-            shapes = [[size], told["shape"][::-1], [1, *told["shape"]], [], [size + 1], [0]]
-            told["shape"] = draw(st.sampled_from(shapes))
+            size = math.prod(entry["shape"])
+            shapes = [[size], entry["shape"][::-1], [1, *entry["shape"]], [], [size + 1], [0]]
+            entry["shape"] = draw(st.sampled_from(shapes))
         elif how == "dtype":
-            told["dtype"] = draw(st.sampled_from(["F64", "F32", "F16", "BF16", "I32", "I64", "X"]))
+            entry["dtype"] = draw(st.sampled_from(["F64", "F32", "F16", "BF16", "I32", "I64", "X"]))
         elif how == "swap":
             other = draw(st.sampled_from(keys))
             if other in header:
@@ -197,8 +197,8 @@ def mutated_tensors(draw: Any, data: bytes) -> bytes:
 
 @settings(max_examples=settings().max_examples * 5)
 @given(data=st.data())
-def test_mutations(data: st.DataObject) -> None:
-    """Of the bytes of either file, the fields of the one, the header of the other."""
+def test_mutated_files_are_exact_or_refused(data: st.DataObject) -> None:
+    """Mutates the bytes of either file, the JSON fields, or the tensors' header."""
     text, tensors = saved()
     how = data.draw(st.sampled_from(["text", "fields", "bytes", "header", "both"]))
     if how in ("text", "both"):
@@ -209,13 +209,13 @@ def test_mutations(data: st.DataObject) -> None:
         tensors = mutated_bytes(data.draw, tensors)
     if how == "header":
         tensors = mutated_tensors(data.draw, tensors)
-    tried(text, tensors)
+    outcome(text, tensors)
 
 
 @settings(max_examples=settings().max_examples * 2)
 @given(data=JSON | st.fixed_dictionaries({"format": st.just("jaxmix"), "parts": st.lists(JSON)}))
-def test_json_of_anything(data: Any) -> None:
-    """As a recipe, too."""
+def test_arbitrary_json_is_a_mix_or_refused(data: Any) -> None:
+    """Arbitrary JSON read as a recipe is an empty mix or is refused."""
     whole = {"version": 1, **data} if isinstance(data, dict) else data
     with TemporaryDirectory() as folder:
         path = Path(folder, "recipe.json")
@@ -230,7 +230,7 @@ def test_json_of_anything(data: Any) -> None:
 
 @cache
 def shelf() -> tuple[TemporaryDirectory[str], frozenset[str]]:
-    """A folder with adapters to name in recipes, and what they do; removed at the end."""
+    """Returns a temporary folder of adapters for recipes, and the adapters' fingerprints."""
     holder = TemporaryDirectory()
     folder = Path(holder.name)
     save_peft(folder / "lora")
@@ -240,8 +240,8 @@ def shelf() -> tuple[TemporaryDirectory[str], frozenset[str]]:
     return holder, frozenset(map(fingerprint, known)) | hashes()
 
 
-def recipe_tried(text: bytes) -> str:
-    """What comes of a recipe: "refused", or "read" as adapters that lie beside it."""
+def recipe_outcome(text: bytes) -> str:
+    """Returns "refused", or "read" if the recipe loads adapters of its folder."""
     holder, known = shelf()
     path = Path(holder.name, "recipe.json")
     path.write_bytes(text)
@@ -255,8 +255,8 @@ def recipe_tried(text: bytes) -> str:
     return "read"
 
 
-def told_recipe() -> bytes:
-    """A recipe with every field."""
+def full_recipe() -> bytes:
+    """Returns a recipe with every field."""
     oft = jaxmix.load(Path(shelf()[0].name, "in", "oft"))
     parts = [
         {"source": "lora", "strength": 0.5, "name": "a", "options": {}},
@@ -266,14 +266,14 @@ def told_recipe() -> bytes:
     return json.dumps({"format": "jaxmix", "version": 1, "parts": parts}).encode()
 
 
-def test_the_recipe_as_it_is() -> None:
-    """The check passes what is right."""
-    assert recipe_tried(told_recipe()) == "read"
+def test_unchanged_recipe_loads() -> None:
+    """The unchanged recipe loads."""
+    assert recipe_outcome(full_recipe()) == "read"
 
 
 @settings(max_examples=settings().max_examples * 2)
 @given(data=st.data())
-def test_mutated_recipes(data: st.DataObject) -> None:
-    """Of the bytes and of the fields."""
+def test_mutated_recipes_are_read_or_refused(data: st.DataObject) -> None:
+    """Mutates the bytes or the fields of a recipe."""
     mutated = data.draw(st.sampled_from([mutated_bytes, mutated_fields]))
-    recipe_tried(mutated(data.draw, told_recipe()))
+    recipe_outcome(mutated(data.draw, full_recipe()))

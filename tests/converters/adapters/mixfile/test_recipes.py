@@ -1,4 +1,4 @@
-"""Recipes: a file of JSON whose parts are paths or hub ids."""
+"""Recipes: JSON files whose parts are paths or hub ids."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def recipe(path: Path, *parts: Any, **head: Any) -> Path:
 
 
 def refused(kind: type[JaxmixError], path: Path) -> str:
-    """The text with which a recipe is refused."""
+    """Returns the error's message; asserts its exact class."""
     with pytest.raises(JaxmixError) as caught:
         jaxmix.load(path)
     assert caught.type is kind
@@ -40,7 +40,7 @@ def refused(kind: type[JaxmixError], path: Path) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache as the hub's client lays it out, and no network: the place of a commit's files."""
+    """Makes an offline cache as the hub's client does; returns the folder of a commit's files."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--name"
@@ -49,8 +49,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repo / "snapshots" / COMMIT
 
 
-def test_five_lines(tmp_path: Path, cache: Path) -> None:
-    """A folder beside the recipe and one from the hub, by order and strength."""
+def test_recipe_mixes_a_folder_and_a_hub_id(tmp_path: Path, cache: Path) -> None:
+    """A folder next to the recipe and a hub id are mixed in order, at their strengths."""
     save_peft(tmp_path / "lora")
     save_peft(cache, "oft")
     parts = ({"source": "lora", "strength": 0.5}, {"source": "owner/name", "revision": COMMIT})
@@ -65,8 +65,8 @@ def test_five_lines(tmp_path: Path, cache: Path) -> None:
     assert [part.source for part in found.parts] == ["lora", f"owner/name@{COMMIT}"]
 
 
-def test_all_fields(tmp_path: Path) -> None:
-    """Name, subfolder, format and hash; and a recipe of one adapter that is an adapter."""
+def test_all_fields_of_a_part(tmp_path: Path) -> None:
+    """Name, subfolder, format and hash are used; `kind` makes a recipe of one part an adapter."""
     lora = jaxmix.load(save_peft(tmp_path / "a" / "lora"), "style")
     part = {
         "source": "./a",
@@ -80,8 +80,8 @@ def test_all_fields(tmp_path: Path) -> None:
     assert_same(jaxmix.load(path), replace(lora, strength=2.0, source="./a/lora"))
 
 
-def test_the_hash_is_of_what_it_does(tmp_path: Path) -> None:
-    """A PEFT folder and a saved one have the same; another strength is no other."""
+def test_hash_covers_the_updates_only(tmp_path: Path) -> None:
+    """A PEFT folder and its saved copy have the same hash, at any strength."""
     lora = jaxmix.load(save_peft(tmp_path / "lora"))
     jaxmix.save(0.5 * lora, tmp_path / "ours")
     told = {"sha256": fingerprint(lora)}
@@ -99,8 +99,8 @@ def test_the_hash_is_of_what_it_does(tmp_path: Path) -> None:
     )
 
 
-def test_recipes_in_recipes(tmp_path: Path) -> None:
-    """Parts join, strengths multiply, a name is put before theirs; saved mixes too."""
+def test_recipes_nest(tmp_path: Path) -> None:
+    """Nested parts are joined, strengths multiplied and names prefixed; saved mixes too."""
     lora = jaxmix.load(save_peft(tmp_path / "in" / "deep" / "lora"))
     oft = jaxmix.load(save_peft(tmp_path / "in" / "oft", "oft"))
     recipe(tmp_path / "in" / "deep" / "mix.json", {"source": "lora", "strength": 0.5})
@@ -115,7 +115,7 @@ def test_recipes_in_recipes(tmp_path: Path) -> None:
     found = jaxmix.load(recipe(tmp_path / "mix.json", *parts))
     told = [("a/lora", 0.125), ("a/oft", 0.5), ("lora", 0.5), ("b/lora", 4.0), ("b/oft", 2.0)]
     assert [(part.name, part.strength) for part in found.parts] == told
-    # A saved mix may be a part that stands in the same file as others by their sources.
+    # A saved mix may also contain parts that are given by their sources.
     data = json.loads((tmp_path / "saved" / "mix.json").read_text())
     save_peft(tmp_path / "saved" / "more", "loha")
     data["parts"].insert(1, {"source": "more"})
@@ -123,8 +123,8 @@ def test_recipes_in_recipes(tmp_path: Path) -> None:
     assert [p.name for p in jaxmix.load(tmp_path / "saved").parts] == ["lora", "more", "oft"]
 
 
-def test_the_hash_of_a_mix(tmp_path: Path) -> None:
-    """It tells the order and the strengths within."""
+def test_hash_of_a_mix_covers_order_and_strengths(tmp_path: Path) -> None:
+    """A mix's hash covers the order and strengths of its parts."""
     lora = jaxmix.load(save_peft(tmp_path / "lora"))
     mixed = jaxmix.mix(lora, 0.5 * lora.renamed("b"))
     jaxmix.save(mixed, tmp_path / "saved")
@@ -134,10 +134,10 @@ def test_the_hash_of_a_mix(tmp_path: Path) -> None:
     assert "part 1, saved: " in refused(CheckpointError, tmp_path / "x.json")
 
 
-def test_a_folder_here_is_not_mistaken_for_the_hub(
+def test_path_next_to_the_recipe_precedes_a_hub_id(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the recipe a path comes first; where the program runs does not count."""
+    """A path next to the recipe takes precedence over a hub id; the working directory is unused."""
     save_peft(cache, "oft")
     save_peft(tmp_path / "cwd" / "owner" / "name", "loha")
     monkeypatch.chdir(tmp_path / "cwd")
@@ -154,8 +154,10 @@ def test_a_folder_here_is_not_mistaken_for_the_hub(
     )
 
 
-def test_a_recipe_on_the_hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its parts are hub ids too."""
+def test_recipe_on_the_hub_names_hub_ids(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe on the hub may have hub ids as parts."""
     other = tmp_path / "hub" / "models--owner--oft"
     (other / "refs").mkdir(parents=True)
     (other / "refs" / "main").write_text(COMMIT)
@@ -166,8 +168,8 @@ def test_a_recipe_on_the_hub(tmp_path: Path, cache: Path, monkeypatch: pytest.Mo
     assert jaxmix.load(outer).parts[0].strength == 0.125
 
 
-def test_a_repository_with_a_recipe_and_its_adapters(tmp_path: Path, cache: Path) -> None:
-    """Paths in it are paths in the repository, at the commit of the recipe."""
+def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -> None:
+    """Paths in a hub recipe are paths of the repository, at the recipe's commit."""
     recipe(cache / "in" / "mix.json", {"source": "lora"}, {"source": "./a/b"}, {"source": "deep"})
     recipe(cache / "in" / "deep" / "mix.json", {"source": "oft", "subfolder": "x"})
     kept = {"lora": "lora", "a/b": "loha", "deep/oft/x": "oft"}
@@ -178,7 +180,7 @@ def test_a_repository_with_a_recipe_and_its_adapters(tmp_path: Path, cache: Path
     assert [(part.name, part.source) for part in found.parts] == list(
         zip(["lora", "b", "x"], sources, strict=True)
     )
-    # The client fetches files one by one: here they lie elsewhere until they are asked for.
+    # The client downloads single files: here they are hidden until it requests them.
     asked = []
 
     def download(hub_id: str, file: str, *, subfolder: str, revision: str | None) -> str:
@@ -203,8 +205,8 @@ def test_a_repository_with_a_recipe_and_its_adapters(tmp_path: Path, cache: Path
     assert {one[2] for one in asked if one[1] != "in"} == {COMMIT}
 
 
-def test_a_file_in_the_cache_of_the_hub(cache: Path) -> None:
-    """There files are links into another folder of the same repository."""
+def test_links_within_the_hub_cache_are_followed(cache: Path) -> None:
+    """Files of the cache are links into another folder of the same repository, and are followed."""
     inner = recipe(cache.parents[1] / "blobs" / "0123", {"source": "lora"})
     save_peft(cache / "lora")
     (cache / "inner.json").symlink_to(inner)
@@ -215,8 +217,10 @@ def test_a_file_in_the_cache_of_the_hub(cache: Path) -> None:
     assert "is a link out of the recipe's folder" in refused(CheckpointError, cache)
 
 
-def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a part stand in the recipe; a base is given to `load`, for whoever takes it."""
+def test_options_of_parts_reach_their_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part's options are in the recipe; `base` is passed to `load` for readers that use it."""
     told: list[Any] = []
 
     def read(path: Path, name: str, strength: Any, **options: Any) -> Adapter:
@@ -266,16 +270,16 @@ OUT = (
     "source",
     "/abs/lora ../lora a/../../lora a/.. .. ~/lora ~ C:/lora C:lora \\lora a\\..\\b //x/y".split(),
 )
-def test_paths_that_lead_out(source: str, tmp_path: Path) -> None:
-    """Absolute, climbing, of a home, of Windows."""
+def test_paths_out_of_the_folder_are_refused(source: str, tmp_path: Path) -> None:
+    """Absolute paths, parent folders, home folders and Windows paths are refused."""
     save_peft(tmp_path / "lora")
     path = recipe(tmp_path / "r" / "mix.json", {"source": source})
     said = refused(CheckpointError, path)
     assert said == f"{path}: part 1, {source}: the source is {source!r}, {OUT}"
 
 
-def test_links_that_lead_out(tmp_path: Path) -> None:
-    """By the source, by its subfolder; a link within is none."""
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    """Links of a source or subfolder out of the folder are refused; links inside are followed."""
     save_peft(tmp_path / "lora")
     save_peft(tmp_path / "r" / "own")
     links = {"link": tmp_path / "lora", "within": tmp_path / "r" / "own", "nowhere": Path("no/x")}
@@ -297,8 +301,8 @@ def test_links_that_lead_out(tmp_path: Path) -> None:
     assert "subfolder '../x' is not a path inside its folder" in said
 
 
-def test_recipes_that_go_round(tmp_path: Path) -> None:
-    """Asking for itself, directly and by way of another, through a link too."""
+def test_circular_recipes_are_refused(tmp_path: Path) -> None:
+    """A recipe that includes itself, directly, through another recipe or a link, is refused."""
     path = recipe(tmp_path / "mix.json", {"source": "."})
     said = refused(CheckpointError, path)
     assert said.endswith(
@@ -316,8 +320,8 @@ def test_recipes_that_go_round(tmp_path: Path) -> None:
     )
 
 
-def test_recipes_too_deep(tmp_path: Path) -> None:
-    """Before Python's own stack is at its end."""
+def test_recipes_nest_at_most_16_deep(tmp_path: Path) -> None:
+    """Deep nesting is refused before Python's recursion limit."""
     for i in range(40):
         recipe(tmp_path / f"{i}.json", {"source": f"{i + 1}.json"})
     said = refused(CheckpointError, tmp_path / "0.json")
@@ -330,8 +334,8 @@ def test_recipes_too_deep(tmp_path: Path) -> None:
     assert len(jaxmix.load(tmp_path / "0.json").parts) == 1
 
 
-def test_what_is_wrong_with_a_part_is_said_with_its_place(tmp_path: Path, cache: Path) -> None:
-    """The file, which part, its source, and what its reader says, in the reader's own kind."""
+def test_error_of_a_part_names_file_part_and_source(tmp_path: Path, cache: Path) -> None:
+    """The error names the file, part and source, and keeps the reader's message and class."""
     save_peft(tmp_path / "lora", peft_type="NONSENSE")
     path = recipe(tmp_path / "mix.json", {"source": "lora"})
     with pytest.raises(JaxmixError) as own:
@@ -346,8 +350,8 @@ def test_what_is_wrong_with_a_part_is_said_with_its_place(tmp_path: Path, cache:
     assert said == f"{path}: part 1, lora: it is a folder on this machine, which has no revision"
 
 
-def test_two_of_one_name(tmp_path: Path) -> None:
-    """And what to write."""
+def test_duplicate_names_are_refused(tmp_path: Path) -> None:
+    """The error shows how to rename a part."""
     save_peft(tmp_path / "lora")
     path = recipe(tmp_path / "mix.json", {"source": "lora"}, {"source": "lora"})
     said = refused(AdapterError, path)
@@ -355,8 +359,8 @@ def test_two_of_one_name(tmp_path: Path) -> None:
     assert said.endswith(' In a recipe: "name": "other".')
 
 
-def test_an_adapter_that_is_several(tmp_path: Path) -> None:
-    """`kind` is held to."""
+def test_kind_adapter_with_two_parts_is_refused(tmp_path: Path) -> None:
+    """A recipe of kind 'adapter' must have one part."""
     save_peft(tmp_path / "lora")
     part = {"source": "lora"}
     path = recipe(tmp_path / "mix.json", part, {**part, "name": "b"}, kind="adapter")
@@ -366,8 +370,8 @@ def test_an_adapter_that_is_several(tmp_path: Path) -> None:
     )
 
 
-def test_a_recipe_beside_other_tensors(tmp_path: Path) -> None:
-    """What lies beside mix.json is its own; beside a recipe of another name lies anything."""
+def test_mix_safetensors_belongs_to_mix_json(tmp_path: Path) -> None:
+    """A recipe named mix.json reads mix.safetensors next to it; recipes of other names do not."""
     save_peft(tmp_path / "lora")
     path = recipe(tmp_path / "style.json", {"source": "lora"})
     (tmp_path / "style.safetensors").write_bytes(b"something else")

@@ -1,4 +1,4 @@
-"""What is wrong with a saved mix, or with what should be saved, word by word."""
+"""The exact errors for invalid saved mixes and for mixes that cannot be saved."""
 
 import json
 import shutil
@@ -29,12 +29,12 @@ Data = dict[str, Any]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A saved mix of two parts."""
+    """Saves a mix of two parts."""
     return jaxmix.save(MIXED, tmp_path / "saved")
 
 
 def refused(kind: type[JaxmixError], path: Path | str) -> str:
-    """The text with which loading fails, and it is of just this kind."""
+    """Returns the error's message; asserts its exact class."""
     with pytest.raises(JaxmixError) as caught:
         jaxmix.load(path)
     assert caught.type is kind
@@ -42,7 +42,7 @@ def refused(kind: type[JaxmixError], path: Path | str) -> str:
 
 
 def edited(folder: Path, change: Callable[[Data], Any]) -> Path:
-    """The folder with a change in mix.json."""
+    """Applies a change to mix.json; returns the folder."""
     data = json.loads((folder / "mix.json").read_text())
     change(data)
     (folder / "mix.json").write_text(json.dumps(data))
@@ -50,7 +50,7 @@ def edited(folder: Path, change: Callable[[Data], Any]) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
-    """The folder's tensors."""
+    """Returns the folder's tensors."""
     from safetensors.numpy import load_file
 
     return load_file(folder / "mix.safetensors")
@@ -83,16 +83,16 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_json(name: str, folder: Path) -> None:
-    """No JSON, or JSON of something else."""
+def test_invalid_json_is_refused(name: str, folder: Path) -> None:
+    """Invalid JSON, and JSON of another format, are refused."""
     data, expected = DAMAGED[name]
     path = folder / "mix.json"
     path.write_bytes(data)
     assert refused(CheckpointError, folder).startswith(f"{path} {expected}")
 
 
-def test_json_that_can_not_be_read(folder: Path) -> None:
-    """The system's own reason."""
+def test_unreadable_json_gives_the_system_error(folder: Path) -> None:
+    """The error contains the system's reason."""
     (folder / "mix.json").unlink()
     (folder / "mix.json").mkdir()
     assert refused(CheckpointError, folder) == (
@@ -100,8 +100,8 @@ def test_json_that_can_not_be_read(folder: Path) -> None:
     )
 
 
-def test_versions(folder: Path) -> None:
-    """A newer one, whatever else it has; and what is none."""
+def test_newer_and_invalid_versions_are_refused(folder: Path) -> None:
+    """A newer version is refused whatever the other fields are; so is an invalid version."""
     path = folder / "mix.json"
     edited(folder, lambda data: data.update(version=VERSION + 1, more=[], parts={}))
     assert refused(UnsupportedError, folder) == (
@@ -167,8 +167,8 @@ FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_fields(name: str, folder: Path) -> None:
-    """Unknown, missing, of the wrong kind; all at once."""
+def test_invalid_fields_are_listed(name: str, folder: Path) -> None:
+    """Unknown, missing and invalid fields are listed in one error."""
     change, lines = FIELDS[name]
     said = refused(CheckpointError, edited(folder, change))
     wrong = "".join(f"\n  {line}" for line in sorted(lines))
@@ -177,8 +177,8 @@ def test_fields(name: str, folder: Path) -> None:
     assert "".join(f"\n  {line}" for line in sorted(told)) == wrong
 
 
-def test_a_number_beyond_all_floats(folder: Path) -> None:
-    """JSON reads it as infinite."""
+def test_number_beyond_floats_is_refused(folder: Path) -> None:
+    """JSON reads such a number as infinity."""
     text = (folder / "mix.json").read_text()
     for field in ('"strength": 1.0', '"scale": 0.5'):
         bad = field.split(":")[0] + ": -1e999"
@@ -190,12 +190,12 @@ def test_a_number_beyond_all_floats(folder: Path) -> None:
 
 
 def first(data: Data) -> Data:
-    """The first update of the first part."""
+    """Returns the first update of the first part."""
     return data["parts"][0]["updates"]["a"]
 
 
 def nested(depth: int) -> Any:
-    """A Together in a Together and so on."""
+    """Returns Together updates nested `depth` levels deep."""
     inner: Any = {"family": "Together", "parts": []}
     for _ in range(depth):
         inner = {"family": "Together", "parts": [inner]}
@@ -241,8 +241,8 @@ UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UPDATES)
-def test_updates(name: str, folder: Path) -> None:
-    """What makes no update of a family."""
+def test_invalid_update_is_refused(name: str, folder: Path) -> None:
+    """The error names the field that makes an update invalid."""
     change, line = UPDATES[name]
     said = refused(CheckpointError, edited(folder, change))
     assert said == (
@@ -251,8 +251,8 @@ def test_updates(name: str, folder: Path) -> None:
     )
 
 
-def test_all_updates_at_once(folder: Path) -> None:
-    """A line each."""
+def test_invalid_updates_are_listed(folder: Path) -> None:
+    """The error has a line for each invalid update."""
 
     def change(data: Data) -> None:
         for update in data["parts"][0]["updates"].values():
@@ -263,7 +263,7 @@ def test_all_updates_at_once(folder: Path) -> None:
     )
 
 
-def test_updates_that_are_no_object(folder: Path) -> None:
+def test_updates_must_be_an_object(folder: Path) -> None:
     """A list has no sites."""
     edited(folder, lambda data: data["parts"][0].update(updates=[1]))
     assert refused(CheckpointError, folder) == (
@@ -271,8 +271,8 @@ def test_updates_that_are_no_object(folder: Path) -> None:
     )
 
 
-def test_a_family_that_looks_for_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it raises where it is made is said in our words."""
+def test_constructor_error_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that a family's constructor raises is reported as a JaxmixError."""
 
     def look(self: Any, **fields: Any) -> None:
         raise ValueError("it is odd")
@@ -284,8 +284,8 @@ def test_a_family_that_looks_for_itself(folder: Path, monkeypatch: pytest.Monkey
 # ------------------------------------------------------------------------------- tensors
 
 
-def test_no_tensors_file(folder: Path) -> None:
-    """It belongs to mix.json."""
+def test_missing_tensors_file_is_refused(folder: Path) -> None:
+    """The tensors file is required next to mix.json."""
     (folder / "mix.safetensors").unlink()
     assert refused(CheckpointError, folder) == (
         f"{folder} has no mix.safetensors, expected next to mix.json, whose parts "
@@ -293,8 +293,8 @@ def test_no_tensors_file(folder: Path) -> None:
     )
 
 
-def test_a_damaged_tensors_file(folder: Path) -> None:
-    """Cut, empty, a folder."""
+def test_damaged_tensors_file_is_refused(folder: Path) -> None:
+    """A truncated, extended or empty file and a folder are refused."""
     path = folder / "mix.safetensors"
     data = path.read_bytes()
     for bad in (data[:-1], data[:20], b"", data + b"x"):
@@ -310,8 +310,8 @@ def test_a_damaged_tensors_file(folder: Path) -> None:
     assert said.startswith(f"{path} is a folder, expected a regular file.")
 
 
-def test_tensors_too_many(folder: Path) -> None:
-    """Listed; nothing is passed over."""
+def test_unused_tensors_are_listed(folder: Path) -> None:
+    """Tensors that no part uses are listed."""
     path = folder / "mix.safetensors"
     path.write_bytes(packed({**tensors(folder), "zz": A, "0/more": B}))
     assert refused(CheckpointError, folder) == (
@@ -320,8 +320,8 @@ def test_tensors_too_many(folder: Path) -> None:
     )
 
 
-def test_tensors_too_few(folder: Path) -> None:
-    """Each by its site."""
+def test_missing_tensor_is_reported_at_each_site(folder: Path) -> None:
+    """A missing tensor is reported at each site that uses it."""
     held = tensors(folder)
     del held["0/a/a"]
     (folder / "mix.safetensors").write_bytes(packed(held))
@@ -329,8 +329,8 @@ def test_tensors_too_few(folder: Path) -> None:
     assert "\n  a: a is the tensor '0/a/a', which is missing\n  b: a is the tensor" in said
 
 
-def test_other_tensors(folder: Path) -> None:
-    """Another value, shape or dtype: another hash; another number of axes: no update."""
+def test_changed_tensors_are_refused(folder: Path) -> None:
+    """A changed value, shape or dtype fails the hash; other axes make the update invalid."""
     path, held = folder / "mix.safetensors", tensors(folder)
     changes = {
         "value": A + 1,
@@ -353,8 +353,8 @@ def test_other_tensors(folder: Path) -> None:
         assert line in refused(CheckpointError, folder)
 
 
-def test_tensors_of_strange_dtypes(folder: Path) -> None:
-    """Listed, before anything is read."""
+def test_unsupported_dtypes_are_listed(folder: Path) -> None:
+    """Tensors of unsupported dtypes are listed before any is read."""
     path = folder / "mix.safetensors"
     path.write_bytes(packed({**tensors(folder), "0/a/a": A.astype(ml_dtypes.float8_e4m3fn)}))
     assert refused(CheckpointError, folder) == (
@@ -365,8 +365,8 @@ def test_tensors_of_strange_dtypes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
-def test_tensors_that_are_not_finite(dtype: Any, folder: Path) -> None:
-    """As in any other file of an adapter."""
+def test_non_finite_tensors_are_refused(dtype: Any, folder: Path) -> None:
+    """NaN and infinity are refused, as in every adapter file."""
     bad = A.astype(dtype)
     bad[0, :2] = np.nan, np.inf
     path = folder / "mix.safetensors"
@@ -377,8 +377,8 @@ def test_tensors_that_are_not_finite(dtype: Any, folder: Path) -> None:
     )
 
 
-def test_strengths_that_are_tensors(tmp_path: Path) -> None:
-    """Missing, of another kind or shape."""
+def test_invalid_strength_tensors_are_refused(tmp_path: Path) -> None:
+    """A strength's tensor that is missing or has a wrong dtype or shape is refused."""
     folder = jaxmix.save(Adapter({"a": LORA}, jnp.float32(0.5)), tmp_path / "x")
     where = f"{folder / 'mix.json'}: part 1: the tensor"
     what = "expected a strength () of floats. Save the mix again, or put a number in its place."
@@ -387,8 +387,8 @@ def test_strengths_that_are_tensors(tmp_path: Path) -> None:
         assert refused(CheckpointError, folder) == f"{where} {key!r} is {found}, {what}"
 
 
-def test_a_hash_that_is_another(folder: Path) -> None:
-    """As if something in the file had changed since; only of that part."""
+def test_wrong_hash_names_the_part(folder: Path) -> None:
+    """A wrong hash, or a changed field, is reported for that part only."""
     edited(folder, lambda data: data["parts"][1].update(sha256="0" * 64))
     said = refused(CheckpointError, folder)
     assert "\n  part 2, y: " in said and "part 1" not in said
@@ -402,7 +402,7 @@ def test_a_hash_that_is_another(folder: Path) -> None:
 
 
 def unsaved(kind: type[JaxmixError], mixed: Any, folder: Path, **options: Any) -> str:
-    """The text with which saving fails; nothing is left behind."""
+    """Returns the message with which saving fails; asserts that nothing is left behind."""
     before = sorted(folder.parent.rglob("*"))
     with pytest.raises(JaxmixError) as caught:
         jaxmix.save(mixed, folder, **options)
@@ -410,22 +410,22 @@ def unsaved(kind: type[JaxmixError], mixed: Any, folder: Path, **options: Any) -
     return str(caught.value)
 
 
-def test_what_is_no_adapter(tmp_path: Path) -> None:
-    """A list of adapters is no mix."""
+def test_save_rejects_a_list(tmp_path: Path) -> None:
+    """A list of adapters is not a mix."""
     assert unsaved(AdapterError, [MIXED], tmp_path / "x") == (
         "save got a list, expected an adapter or a mix. Write save(mix(a, b), folder)."
     )
 
 
-def test_two_of_one_name(tmp_path: Path) -> None:
-    """A mix made by hand can have them; a file has not."""
+def test_save_rejects_duplicate_names(tmp_path: Path) -> None:
+    """A mix built by hand may have duplicate names, but cannot be saved."""
     one = Adapter({"a": LORA}, name="x")
     said = unsaved(AdapterError, Mix((one, one)), tmp_path / "x")
     assert said.startswith("two adapters of a mix have the name 'x'.")
 
 
 class Other(LoRA):
-    """A family of somebody else's."""
+    """A family defined outside jaxmix."""
 
 
 BAD = np.array([[np.nan, 1.0], [np.inf, 1.0]])
@@ -458,8 +458,8 @@ UNWRITTEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", UNWRITTEN)
-def test_what_can_not_be_written(name: str, tmp_path: Path) -> None:
-    """Each with its site and field, all at once."""
+def test_unwritable_updates_are_listed(name: str, tmp_path: Path) -> None:
+    """The error lists each site and field that cannot be written."""
     update, expected = UNWRITTEN[name]
     mixed = Adapter({"s": update, "good": LORA, "t": update}, name="style")
     said = unsaved(AdapterError, mixed, tmp_path / "x")
@@ -471,8 +471,8 @@ def test_what_can_not_be_written(name: str, tmp_path: Path) -> None:
     )
 
 
-def test_what_is_traced(tmp_path: Path) -> None:
-    """A file has numbers."""
+def test_traced_arrays_are_refused(tmp_path: Path) -> None:
+    """Traced arrays have no values to save."""
     said = []
 
     @jax.jit
@@ -488,19 +488,21 @@ def test_what_is_traced(tmp_path: Path) -> None:
     ].startswith("a strength is ")
     only = jax.jit(lambda update: unsaved(AdapterError, Adapter({"a": update}), tmp_path / "x"))
     with pytest.raises(TypeError, match="is not a valid JAX type"):
-        only(LORA)  # a text comes out, which JAX refuses: the error was ours
+        only(
+            LORA
+        )  # the function returns a string, which JAX rejects: jaxmix's error was raised before
 
 
-def test_what_is_deleted(tmp_path: Path) -> None:
-    """A donated buffer has no numbers any more."""
+def test_deleted_arrays_are_refused(tmp_path: Path) -> None:
+    """A donated buffer has no values to save."""
     gone = jnp.ones((2, 4))
     gone.delete()
     said = unsaved(AdapterError, Adapter({"a": replace(LORA, a=gone)}, name="x"), tmp_path / "x")
     assert "\n  a: a can't be read: Array has been deleted" in said
 
 
-def test_names_that_no_file_can_hold(tmp_path: Path) -> None:
-    """Half a character."""
+def test_names_with_surrogates_are_refused(tmp_path: Path) -> None:
+    """A lone surrogate cannot be encoded."""
     for bad in (
         Adapter({"a": LORA}, name="x\ud800"),
         Adapter({"a": LORA}, source="x\ud800"),
@@ -515,8 +517,8 @@ def test_names_that_no_file_can_hold(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- places
 
 
-def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
-    """Without force nothing is replaced; with it a saved mix, and nothing else."""
+def test_existing_output_needs_force(folder: Path, tmp_path: Path) -> None:
+    """Nothing is replaced without `force`; with it, only a saved mix is replaced."""
     one = Adapter({"a": LORA}, name="other")
     assert unsaved(CheckpointError, one, folder) == (
         f"the output {folder} exists. Choose another folder, or use force=True to replace "
@@ -535,8 +537,8 @@ def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
-    """Also where other things stand beside a mix, as adapters beside a recipe do."""
+def test_folder_with_other_files_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    """A folder with other files is not replaced, also if it has a mix among them."""
     one = Adapter({"a": LORA})
     (folder / "lora").mkdir()
     (folder / "README.md").write_text("x")
@@ -560,8 +562,8 @@ def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stood there stands, and nothing lies beside it."""
+def test_failed_write_keeps_the_old_mix(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed write keeps the previous mix and leaves no other file."""
 
     def fail(path: Path, arrays: Any) -> None:
         path.write_bytes(b"half")
@@ -574,6 +576,6 @@ def test_broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(jaxmix.load(folder).parts) == 2
 
 
-def test_a_file_of_ours_is_known(folder: Path) -> None:
-    """By what it says, not by its name."""
+def test_saved_mix_is_recognised_by_content(folder: Path) -> None:
+    """A saved mix is recognised by its content, not by its name."""
     assert record.is_ours(folder / "mix.json") and not record.is_ours(folder / "mix.safetensors")

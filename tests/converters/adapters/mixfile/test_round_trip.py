@@ -1,4 +1,4 @@
-"""Saved and loaded: bit for bit, every family, dtype, strength and nesting."""
+"""Saved mixes load bit for bit: every family, dtype, strength and nesting."""
 
 import json
 import struct
@@ -29,7 +29,7 @@ FLOATS = (np.float32, *OTHERS)
 
 
 def lora(seed: int = 0, dtype: Any = np.float32, **more: Any) -> LoRA:
-    """A LoRA for a weight (5, 4)."""
+    """Returns a LoRA for a weight (5, 4)."""
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(2, 4)).astype(dtype), rng.normal(size=(5, 2)).astype(dtype)
     return LoRA(a, b, 0.1 + 0.2, **more)
@@ -37,8 +37,8 @@ def lora(seed: int = 0, dtype: Any = np.float32, **more: Any) -> LoRA:
 
 @pytest.mark.parametrize("i", [0, 1])
 @pytest.mark.parametrize("name", ROWS)
-def test_every_family(name: str, i: int, tmp_path: Path) -> None:
-    """In every form, as float32 and in turn as another; composed it is the same to the bit."""
+def test_every_family_round_trips(name: str, i: int, tmp_path: Path) -> None:
+    """Every family loads as saved in float32 and one other dtype, and composes to the same bits."""
     row = ROWS[name]
     dtype = np.float32 if i == 0 else OTHERS[list(ROWS).index(name) % len(OTHERS)]
 
@@ -60,19 +60,19 @@ def test_every_family(name: str, i: int, tmp_path: Path) -> None:
 
 @few()
 @hypothesis.given(data=st.data(), drawn=trees())
-def test_random_mixes(data: st.DataObject, drawn: Any) -> None:
-    """Of all families, with random dtypes, names and strengths, alone and as mixes of mixes."""
+def test_random_mixes_round_trip(data: st.DataObject, drawn: Any) -> None:
+    """Random mixes of all families, dtypes, names and strengths load as saved."""
     modules, _ = drawn
     dtypes = iter(lambda: data.draw(st.sampled_from(FLOATS)), None)
     names = st.text(st.characters(codec="utf-8"), max_size=8)
     strengths = st.floats(allow_nan=False, allow_infinity=False)
-    words = data.draw(adapters(modules, strengths=strengths))
+    drawn_adapters = data.draw(adapters(modules, strengths=strengths))
     parts = [
         jax.tree.map(
             lambda x: x.astype(next(dtypes)) if getattr(x, "dtype", None) == np.float64 else x,
             replace(part, name=f"{i}{data.draw(names)}", source=data.draw(names)),
         )
-        for i, part in enumerate(words)
+        for i, part in enumerate(drawn_adapters)
     ]
     cut = data.draw(st.integers(0, len(parts)))
     mixed = jaxmix.mix(jaxmix.mix(*parts[:cut]), *parts[cut:])
@@ -82,45 +82,45 @@ def test_random_mixes(data: st.DataObject, drawn: Any) -> None:
             assert_same(jaxmix.load(jaxmix.save(part, f"{folder}/{i}")), part)
 
 
-def test_nothing(tmp_path: Path) -> None:
-    """The mix of nothing, and an adapter of nothing."""
-    for i, one in enumerate((jaxmix.mix(), Adapter({}), jaxmix.mix(Adapter({})))):
-        assert_same(jaxmix.load(jaxmix.save(one, tmp_path / str(i))), one)
+def test_empty_mix_and_adapter_round_trip(tmp_path: Path) -> None:
+    """The empty mix and an empty adapter load as saved."""
+    for i, item in enumerate((jaxmix.mix(), Adapter({}), jaxmix.mix(Adapter({})))):
+        assert_same(jaxmix.load(jaxmix.save(item, tmp_path / str(i))), item)
 
 
-def test_arrays_of_both_kinds(tmp_path: Path) -> None:
-    """JAX's come back as NumPy's: same dtype, same bits."""
+def test_jax_arrays_load_as_numpy(tmp_path: Path) -> None:
+    """JAX arrays load as NumPy arrays of the same dtype and bits."""
     update = lora()
-    there = jax.tree.map(jnp.asarray, update)
-    found = jaxmix.load(jaxmix.save(Adapter({"a": there}), tmp_path / "x"))
+    on_device = jax.tree.map(jnp.asarray, update)
+    found = jaxmix.load(jaxmix.save(Adapter({"a": on_device}), tmp_path / "x"))
     assert isinstance(found.updates["a"].a, np.ndarray)
     assert isinstance(found.updates["a"].scale, np.ndarray)
-    expected = Adapter({"a": jax.tree.map(np.asarray, there)})
+    expected = Adapter({"a": jax.tree.map(np.asarray, on_device)})
     assert_same(found, expected)
-    assert fingerprint(Adapter({"a": there})) == fingerprint(expected) == fingerprint(found)
+    assert fingerprint(Adapter({"a": on_device})) == fingerprint(expected) == fingerprint(found)
 
 
-def test_arrays_that_lie_otherwise(tmp_path: Path) -> None:
-    """Transposed, reversed, cut out, empty, without axes, closed to writing."""
+def test_non_contiguous_arrays_round_trip(tmp_path: Path) -> None:
+    """Transposed, reversed, sliced, empty and read-only arrays load with the same values."""
     rng = np.random.default_rng(0)
     wide = rng.normal(size=(4, 6)).astype(ml_dtypes.bfloat16)
     closed = wide[:2, ::-2]
     closed.flags.writeable = False
     for i, a in enumerate((wide.T, wide[::-1], wide[:, 1:4:2], closed, wide[:0], wide[:, :0])):
-        one = Adapter({"a": LoRA(a, a.T, np.asarray(0.3, np.float16))})
-        assert_same(jaxmix.load(jaxmix.save(one, tmp_path / str(i))), one)
+        adapter = Adapter({"a": LoRA(a, a.T, np.asarray(0.3, np.float16))})
+        assert_same(jaxmix.load(jaxmix.save(adapter, tmp_path / str(i))), adapter)
 
 
-def test_numpy_scalars(tmp_path: Path) -> None:
-    """They are arrays without axes, and come back as such."""
+def test_numpy_scalars_load_as_arrays(tmp_path: Path) -> None:
+    """NumPy scalars are arrays () and load as such."""
     update = replace(lora(), scale=np.float32(0.1))
     found = jaxmix.load(jaxmix.save(Adapter({"a": update}), tmp_path / "x")).updates["a"].scale
     assert bits(found) == bits(np.float32(0.1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])
-def test_strengths_that_are_arrays(dtype: Any, tmp_path: Path) -> None:
-    """They stay JAX's, of their dtype, float64 too where float32 is the default."""
+def test_array_strengths_stay_jax_arrays(dtype: Any, tmp_path: Path) -> None:
+    """Array strengths stay JAX arrays of their dtype, float64 included."""
     with jax.enable_x64(True):
         strength = jnp.asarray(1 / 3, dtype)
     mixed = jaxmix.mix(Adapter({"a": lora()}, strength, "a"), Adapter({"a": lora()}, 1 / 3, "b"))
@@ -128,8 +128,8 @@ def test_strengths_that_are_arrays(dtype: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, 1e22])
-def test_numbers(number: float, tmp_path: Path) -> None:
-    """Python's floats to the last bit, and an int stays one."""
+def test_python_numbers_round_trip(number: float, tmp_path: Path) -> None:
+    """Python floats load bit for bit, and an int stays an int."""
     whole: Any = 2
     mixed = jaxmix.mix(
         Adapter({"a": replace(lora(), scale=number)}, number, "a"),
@@ -138,8 +138,8 @@ def test_numbers(number: float, tmp_path: Path) -> None:
     assert_same(jaxmix.load(jaxmix.save(mixed, tmp_path / "x")), mixed)
 
 
-def test_shared_arrays_are_one(tmp_path: Path) -> None:
-    """At several sites, in one update, in two parts: written once, and one object again."""
+def test_shared_arrays_are_written_once(tmp_path: Path) -> None:
+    """An array shared by sites, fields or parts is written once and loads as one object."""
     bank = np.ones((2, 4), np.float32)
     updates = {f"{i}": replace(lora(i), a=bank) for i in range(3)}
     core = np.eye(2)
@@ -154,20 +154,20 @@ def test_shared_arrays_are_one(tmp_path: Path) -> None:
     assert a["0"].a is a["1"].a is a["2"].a is b["0"].a
     assert b["k"].x[0] is b["k"].y[0] is b["k"].y[1]
     assert len(header(folder / "mix.safetensors")) == 1 + 1 + 3 + 1 + 1
-    # Whether arrays are shared is no part of what the adapter does.
+    # Sharing does not change the hash.
     apart = Adapter({site: replace(u, a=u.a.copy()) for site, u in updates.items()})
     assert fingerprint(apart) == fingerprint(mixed.parts[0])
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file."""
+    """Returns the header of a safetensors file."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length])
 
 
-def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
-    """A line a site, all else a line a field; defaults are left out."""
+def test_json_is_readable(tmp_path: Path) -> None:
+    """The JSON has one line per site and per other field; default values are omitted."""
     update = Together((Replace(bias=np.ones(5)), lora(kernel=(3,), magnitude=np.ones(5))))
     part = Adapter({"a.b": update, "ü/x": lora()}, 0.3, "style", "owner/name@v1")
     folder = jaxmix.save(jaxmix.mix(part), tmp_path / "x")
@@ -200,8 +200,8 @@ def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
     )
 
 
-def test_what_people_may_edit(tmp_path: Path) -> None:
-    """Order, names, strengths and sources."""
+def test_order_names_strengths_and_sources_are_editable(tmp_path: Path) -> None:
+    """Order, names, strengths and sources may be edited."""
     bank = np.ones((2, 4), np.float32)
     parts = [Adapter({"a": replace(lora(), a=bank, b=np.ones((5, 2)))}, name=n) for n in "ab"]
     folder = jaxmix.save(jaxmix.mix(*parts), tmp_path / "x")
@@ -213,23 +213,23 @@ def test_what_people_may_edit(tmp_path: Path) -> None:
     assert_same(jaxmix.load(folder), jaxmix.mix(expected, parts[0]))
 
 
-def test_a_file_without_defaults_is_the_same(tmp_path: Path) -> None:
-    """So that a family may gain a field: files and hashes are older than it."""
+def test_omitted_defaults_equal_explicit_ones(tmp_path: Path) -> None:
+    """Explicit default values load alike, so new fields of a family do not change old hashes."""
     folder = jaxmix.save(Adapter({"a": lora()}, name="x"), tmp_path / "x")
     data = json.loads((folder / "mix.json").read_text())
-    told = data["parts"][0]["updates"]["a"]
-    assert set(told) == {"family", "a", "b", "scale"}
-    told |= {"kernel": [], "magnitude": None, "bias": None, "embedding": False}
+    record = data["parts"][0]["updates"]["a"]
+    assert set(record) == {"family", "a", "b", "scale"}
+    record |= {"kernel": [], "magnitude": None, "bias": None, "embedding": False}
     (folder / "mix.json").write_text(json.dumps(data))
     assert_same(jaxmix.load(folder), Adapter({"a": lora()}, name="x"))
-    assert {f.name for f in fields(LoRA)} > set(told) - {"family"}
+    assert {f.name for f in fields(LoRA)} > set(record) - {"family"}
 
 
-def test_names_and_strengths_at_loading(tmp_path: Path) -> None:
-    """An adapter gets the name, a mix's parts get it before theirs."""
-    one, other = Adapter({"a": lora()}, 0.5, "one"), Adapter({"a": lora(1)}, name="other")
-    alone, mixed = jaxmix.save(one, tmp_path / "a"), jaxmix.save(one.parts[0], tmp_path / "b")
-    mixed = jaxmix.save(jaxmix.mix(one, other), tmp_path / "c")
+def test_load_renames_and_scales(tmp_path: Path) -> None:
+    """`load` renames an adapter, prefixes the names of a mix's parts, and multiplies strengths."""
+    first, second = Adapter({"a": lora()}, 0.5, "one"), Adapter({"a": lora(1)}, name="other")
+    alone, mixed = jaxmix.save(first, tmp_path / "a"), jaxmix.save(first.parts[0], tmp_path / "b")
+    mixed = jaxmix.save(jaxmix.mix(first, second), tmp_path / "c")
     assert jaxmix.load(alone).name == "one"
     found = jaxmix.load(alone, "mine", strength=0.5)
     assert (found.name, found.strength) == ("mine", 0.25)
@@ -240,12 +240,12 @@ def test_names_and_strengths_at_loading(tmp_path: Path) -> None:
     assert len(jaxmix.load(jaxmix.save(twice, tmp_path / "d")).parts) == 4
 
 
-def test_the_hash() -> None:
-    """Of families, fields and bytes; not of name, strength, source, order of sites, or file."""
+def test_hash_covers_families_fields_and_bytes() -> None:
+    """The hash covers families, fields and bytes, not name, strength, source or order of sites."""
     updates = {"a": lora(), "b": lora(1)}
-    one = Adapter(updates)
+    base = Adapter(updates)
     same = Adapter(dict(reversed(updates.items())), 0.5, "other", "source")
-    assert fingerprint(one) == fingerprint(same)
+    assert fingerprint(base) == fingerprint(same)
     others = [
         Adapter({"a": lora(), "c": lora(1)}),
         Adapter({"a": lora(), "b": lora(2)}),
@@ -254,11 +254,11 @@ def test_the_hash() -> None:
         Adapter({"a": lora(), "b": replace(lora(1), transposed=True)}),
         Adapter({"a": lora(), "b": replace(lora(1), a=lora(1).a.reshape(4, 2))}),
         Adapter({"a": lora()}),
-        jaxmix.mix(one),
-        jaxmix.mix(0.5 * one),
+        jaxmix.mix(base),
+        jaxmix.mix(0.5 * base),
     ]
-    assert len({fingerprint(other) for other in [one, *others]}) == len(others) + 1
-    # Pinned: a file that is written today must be read tomorrow.
+    assert len({fingerprint(other) for other in [base, *others]}) == len(others) + 1
+    # Pinned, because files written today must stay loadable.
     pinned = Adapter({"a": LoRA(np.ones((1, 2), np.float32), np.ones((3, 1)), 0.5)})
     assert fingerprint(pinned) == PINNED
 
@@ -266,9 +266,9 @@ def test_the_hash() -> None:
 PINNED = "af6db2b8c1079f3b1aa44cf73bb02da996dfad983d65f228522acf3a3eac2da5"
 
 
-def test_made_kinds_are_all_written(tmp_path: Path) -> None:
-    """What the laws draw is what is saved."""
+def test_generated_updates_round_trip(tmp_path: Path) -> None:
+    """The updates that tests/laws generates load as saved."""
     for kind in MAKERS:
         for where, module in KINDS.items():
-            one = Adapter({where: made(kind, module, 1)}, name=kind)
-            assert_same(jaxmix.load(jaxmix.save(one, tmp_path / f"{kind}-{where}")), one)
+            adapter = Adapter({where: made(kind, module, 1)}, name=kind)
+            assert_same(jaxmix.load(jaxmix.save(adapter, tmp_path / f"{kind}-{where}")), adapter)
