@@ -1,0 +1,135 @@
+"""A base on disk, read independently: its files, its tensors, and what of them is packed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..case import Case
+from ..tensorfile import Tensor
+from .names import expect, json_object, tensors_of
+
+__all__ = ["Base", "read_base"]
+
+_SCALES = ("_scale_inv", "_scale")
+_PACKED = ("F8_E4M3", "F8_E5M2")
+_BESIDE = ("input_scale", "output_scale", "activation_scale", "input_scale_inv")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a base holds.
+
+    Args:
+        shards: the names of its files of tensors; ``""`` for a base that is one file.
+        tensors: by name, those that the output has, with the file that holds each.
+        values: the numbers of those that are packed; they come out in bfloat16.
+    """
+
+    shards: tuple[str, ...]
+    tensors: Mapping[str, tuple[str, Tensor]]
+    values: Mapping[str, np.ndarray]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A tensor's numbers."""
+        return self.values[name] if name in self.values else self.tensors[name][1].numbers
+
+    def dtype(self, name: str) -> str:
+        """The dtype that it has in the output."""
+        return "BF16" if name in self.values else self.tensors[name][1].dtype
+
+    @property
+    def modules(self) -> dict[str, tuple[int, ...]]:
+        """The modules that have a weight, with its shape."""
+        return {
+            name.removesuffix(".weight"): tensor.shape
+            for name, (_, tensor) in self.tensors.items()
+            if name.endswith(".weight")
+        }
+
+
+def read_base(case: Case) -> Base:
+    """Reads a case's base.
+
+    Raises:
+        BadFileError: if it is damaged.
+    """
+    if case.base in case.files:
+        tensors, _ = tensors_of(case.files, case.base)
+        return Base(("",), {name: ("", tensor) for name, tensor in tensors.items()}, {})
+    single = "model.safetensors"
+    if f"{case.base}/{single}" in case.files:
+        found, _ = tensors_of(case.files, f"{case.base}/{single}")
+        shards, placed = (single,), {name: (single, tensor) for name, tensor in found.items()}
+    else:
+        shards, placed = _indexed(case)
+    if not case.dequantize:
+        return Base(shards, placed, {})
+    return _dequantized(case, shards, placed)
+
+
+def _indexed(case: Case) -> tuple[tuple[str, ...], dict[str, tuple[str, Tensor]]]:
+    """The tensors of the files that an index names; both must agree."""
+    places = json_object(case.files, f"{case.base}/model.safetensors.index.json").get("weight_map")
+    expect(isinstance(places, dict) and places, "no weight_map")
+    assert isinstance(places, dict)
+    expect(all(isinstance(file, str) for file in places.values()), "files that are no strings")
+    shards = tuple(dict.fromkeys(places.values()))
+    placed: dict[str, tuple[str, Tensor]] = {}
+    for shard in shards:
+        expect(not shard.startswith("/") and ".." not in shard.split("/"), "a file outside")
+        for name, tensor in tensors_of(case.files, f"{case.base}/{shard}")[0].items():
+            expect(name not in placed and places.get(name) == shard, f"{name} is not as indexed")
+            placed[name] = shard, tensor
+    expect(placed.keys() == places.keys(), "tensors are missing")
+    return shards, placed
+
+
+def _dequantized(case: Case, shards: Any, placed: Mapping[str, tuple[str, Tensor]]) -> Base:
+    """The tensors with those of fp8 as what they stand for."""
+    path = f"{case.base}/config.json"
+    config = json_object(case.files, path) if path in case.files else {}
+    settings = config.get("quantization_config") or {}
+    expect(isinstance(settings, dict), "quantization_config is no object")
+    values, parts = {}, set()
+    for name, (_, tensor) in placed.items():
+        if tensor.dtype not in _PACKED:
+            continue
+        scales = [f"{name}{end}" for end in _SCALES if f"{name}{end}" in placed]
+        module = name.rpartition(".")[0]
+        parts |= {*scales[:1], *(f"{module}.{part}" for part in _BESIDE)}
+        expect(scales or not settings, f"{name} has no scale")
+        numbers = tensor.numbers
+        if scales:
+            numbers = numbers * _spread(placed[scales[0]][1], tensor.shape, settings)
+        values[name] = numbers
+    kept = {name: place for name, place in placed.items() if name not in parts}
+    return Base(shards, kept, values)
+
+
+def _spread(scale: Tensor, shape: tuple[int, ...], settings: Mapping[str, Any]) -> np.ndarray:
+    """A scale for each number of a weight."""
+    if scale.dtype == "U8":
+        exponents = scale.numbers
+        numbers = np.where(exponents == 255, np.nan, np.ldexp(1.0, exponents - 127))
+    else:
+        expect(scale.is_float or scale.dtype == "F8_E8M0", f"a scale of {scale.dtype}")
+        numbers = scale.numbers
+    if math.prod(scale.shape) == 1:
+        return numbers.reshape(())
+    block = settings.get("weight_block_size")
+    block = [128, 128] if block is None else block
+    expect(isinstance(block, list) and 0 < len(block) <= len(shape), f"blocks {block!r}")
+    expect(all(type(run) is int and run > 0 for run in block), f"blocks {block!r}")
+    expect(numbers.ndim <= len(shape), "a scale with more axes")
+    numbers = numbers.reshape(*numbers.shape, *[1] * (len(shape) - numbers.ndim))
+    runs = [1] * (len(shape) - len(block)) + list(block)
+    for axis, (size, run) in enumerate(zip(shape, runs, strict=True)):
+        have = numbers.shape[axis]
+        if have != -(-size // run):  # for each row, for all, or in blocks of another size
+            expect(have and size % have == 0, f"a scale of {scale.shape} for {shape}")
+            run = size // have
+        numbers = np.take(numbers, np.arange(size) // run, axis)
+    return numbers
