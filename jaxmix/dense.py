@@ -1,5 +1,6 @@
 """Words of updates put into the leaves of a params tree: the dense way to run a mix."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -219,12 +220,25 @@ def _fits(tree: Tree, sites: Iterable[Site], table: Layout | None = None) -> lis
             read = read_weight(tree, site, site.weight, table)
             word = turned_word(site.word) if read.turned else site.word
             one = Fitted(site, word, read.form, bias, read.turned)
-            found.append(_Fit(one, read.misfit, read.is_unclear))
+            why = read.misfit or _bias_misfit(tree, one)
+            found.append(_Fit(one, why, read.is_unclear))
         else:
             size = site.bias and np.prod(site.bias.shape(tree.leaf(site.bias).shape), dtype=int)
             why = misfit(site.word, (int(size), 1)) if size is not None else None
             found.append(_Fit(Fitted(site, site.word, None, bias), why))
     return found
+
+
+def _bias_misfit(tree: Tree, one: Fitted) -> str | None:
+    """Why a site's bias can't belong to its weight, or None."""
+    weight, bias = one.site.weight, one.site.bias
+    if not (weight and bias and one.weight):
+        return None
+    rows, columns = one.weight.shape(tree.leaf(weight).shape)
+    size = math.prod(bias.shape(tree.leaf(bias).shape))
+    if size == rows or (one.turned and size == columns):
+        return None
+    return f"its bias {bias.leaf} has {size} numbers, expected {rows}, as the weight has outputs"
 
 
 def _misfits(fits: Iterable[_Fit]) -> list[str]:

@@ -17,6 +17,7 @@ from jaxmix.converters.merging.grown import new
 from jaxmix.converters.merging.head_classes import HeadClass, head_classes
 from jaxmix.converters.merging.labels import label_fields
 from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
+from jaxmix.converters.peft.about import about
 from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Replace, parts_of
 from jaxmix.mix import Mix
@@ -99,8 +100,14 @@ def _is_of(name: str, site: str) -> bool:
 def _is_other_task(config: Mapping[str, Any], mixed: Mix, classes: Sequence[HeadClass]) -> bool:
     """Whether the base has a head of another task than the adapters', though of the same name."""
     said = set(_said(mixed)).intersection(x for one in classes for x in (one.name, one.task))
-    own = [one for one in classes if one.name in (config.get("architectures") or ())]
+    own = [one for one in classes if one.name in _architectures(config)]
     return bool(own and said) and not any({one.name, one.task} & said for one in own)
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    """The names of the base's classes."""
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _saved_leaves(
@@ -148,7 +155,7 @@ def _chosen(
     candidates = told or fitting
     names = " or ".join(one.name for one in candidates)
     config = checkpoint.json(CONFIG_FILE)
-    has = ", ".join(config.get("architectures") or ()) or config.get("model_type") or "no class"
+    has = ", ".join(_architectures(config)) or config.get("model_type") or "no class"
     found = (
         f"the adapters bring a head that {checkpoint.name} has not ({CONFIG_FILE} says {has}):"
         f"{listing(f'{name} {leaf.shape}' for name, leaf in leaves.items())}\n"
@@ -178,9 +185,9 @@ def _chosen(
 def _said(mixed: Mix) -> Iterator[str]:
     """Tasks and classes for which adapters were trained, as their files say."""
     for part in mixed.parts:
-        metadata = getattr(part, "metadata", {})
-        yield metadata.get("task_type") or ""
-        yield (metadata.get("auto_mapping") or {}).get("base_model_class") or ""
+        fields = about(getattr(part, "metadata", {}))
+        yield fields.get("task_type", "")
+        yield fields.get("auto_mapping", {}).get("base_model_class", "")
 
 
 def _renamed(

@@ -104,11 +104,10 @@ class LoRA(Update):
         return LowRank(self.b, self.a).scaled(strength * self.scale)
 
     def _rescaling(self, base: Base) -> Float[Array, " norms"]:
-        """DoRA's c."""
+        """DoRA's c; NaN where the norm is too large for its dtype, and c would be zero."""
         over = 0 if self.embedding else 1
-        return self.magnitude / jnp.linalg.norm(
-            self._delta(1).added_to(base.read("matrix")), axis=over
-        )
+        norms = jnp.linalg.norm(self._delta(1).added_to(base.read("matrix")), axis=over)
+        return self.magnitude / jnp.where(jnp.isinf(norms), jnp.nan, norms)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether B A, the magnitude and the bias have the weight's sizes."""

@@ -242,7 +242,11 @@ def _weight_map(index: Path) -> dict[str, Path]:
 
 
 def _is_inside(file: str) -> bool:
-    """Whether a path stays in its folder, on any system."""
+    """Whether a path is one that can be, and stays in its folder, on any system."""
+    try:
+        file.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
     path = PurePosixPath(file)
     odd = "\\" in file or ":" in file or "\0" in file
     return bool(path.parts) and not odd and not path.is_absolute() and ".." not in path.parts

@@ -1,6 +1,7 @@
 """A base on disk, read independently: its files, its tensors, and what of them is packed."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 
 from ..case import Case
 from ..tensorfile import Tensor
-from .names import expect, json_object, tensors_of
+from .names import expect, json_object, tensors_of, without_wrappers
 
 __all__ = ["Base", "read_base"]
 
 _SCALES = ("_scale_inv", "_scale")
+_LARGEST = 3.4028235677973366e38
 _PACKED = ("F8_E4M3", "F8_E5M2")
 _BESIDE = ("input_scale", "output_scale", "activation_scale", "input_scale_inv")
 
@@ -42,12 +44,27 @@ class Base:
 
     @property
     def modules(self) -> dict[str, tuple[int, ...]]:
-        """The modules that have a weight, with its shape."""
-        return {
-            name.removesuffix(".weight"): tensor.shape
-            for name, (_, tensor) in self.tensors.items()
-            if name.endswith(".weight")
-        }
+        """The modules that have a weight, with its shape (out, in, …), by their plain names."""
+        shapes = {module: self.tensors[leaf][1].shape for module, leaf in self.places.items()}
+        return {m: s[::-1] if self.is_turned(m) else s for m, s in shapes.items()}
+
+    def is_turned(self, module: str) -> bool:
+        """Whether a module's weight lies (in, out), as far as its bias tells."""
+        leaf = self.places[module]
+        shape, bias = self.tensors[leaf][1].shape, f"{leaf.removesuffix('.weight')}.bias"
+        if len(shape) != 2 or bias not in self.tensors or shape[0] == shape[1]:
+            return False
+        return self.tensors[bias][1].shape == shape[1:]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The names of weights, by the plain names of their modules; ambiguous ones are left out.
+
+        A leaf of another name is a parameter, which adapters call by its own name.
+        """
+        plain = {name: without_wrappers(name).removesuffix(".weight") for name in self.tensors}
+        counts = Counter(plain.values())
+        return {module: name for name, module in plain.items() if counts[module] == 1 and module}
 
 
 def read_base(case: Case) -> Base:
@@ -104,7 +121,10 @@ def _dequantized(case: Case, shards: Any, placed: Mapping[str, tuple[str, Tensor
         numbers = tensor.numbers
         if scales:
             numbers = numbers * _spread(placed[scales[0]][1], tensor.shape, settings)
-        values[name] = numbers
+        # To transformers, too, a product beyond float32 is infinite.
+        with np.errstate(invalid="ignore"):
+            infinite = np.sign(numbers) * np.inf
+        values[name] = np.where(np.abs(numbers) > _LARGEST, infinite, numbers)
     kept = {name: place for name, place in placed.items() if name not in parts}
     return Base(shards, kept, values)
 

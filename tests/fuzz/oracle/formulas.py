@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..tensorfile import BadFileError
+
 __all__ = [
     "Change",
     "Leaves",
@@ -66,6 +68,7 @@ def added(
         new = leaves.weight + delta(kind)
         if magnitude is not None:
             norm = np.sqrt(((leaves.base + delta(kind)) ** 2).sum(1)) + kind.type(eps)
+            norm = np.where(np.isinf(norm), np.nan, norm)
             new = (magnitude.astype(kind) / norm)[:, None] * new
         return new, _plus(leaves.bias, bias)
 
@@ -75,7 +78,8 @@ def added(
 def _plus(one: Array | None, other: Array | None) -> Array | None:
     if other is None:
         return one
-    assert one is not None
+    if one is None:
+        raise BadFileError("a module without a bias")
     return one + other.astype(one.dtype)
 
 

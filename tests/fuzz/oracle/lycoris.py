@@ -35,7 +35,9 @@ def _sorted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors by module, under one name each."""
     sites: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = _KEY.fullmatch(re.sub(r"(\.lora_[AB])\.default(?=\.)", r"\1", key))
+        # As in the state of a model in training: with an adapter's name.
+        plain = re.sub(r"(\.lora_[AB])\.(?!weight$|bias$)[^.]+(?=\.weight$|$)", r"\1", key)
+        found = _KEY.fullmatch(plain)
         expect(found, f"{key} belongs to nothing")
         assert found
         site, name = found[1], _NAMES[found[2]]
@@ -52,6 +54,7 @@ def read_kohya(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -
         spelled.setdefault(module.replace(".", "_"), []).append(module)
     changes: dict[str, Change] = {}
     for site, factors in _sorted(tensors).items():
+        site = without_wrappers(site)
         found = _PREFIX.match(site)
         expect(found, f"{site} has no prefix")
         assert found
@@ -124,7 +127,7 @@ def _built(
     expect(delta(np.dtype(np.float64)).shape == size, f"{site}: the shape")
     if norm is None:
         return added(delta)
-    expect(norm.shape == (shape[0],) + (1,) * (len(shape) - 1), f"{site}: dora_scale {norm.shape}")
+    expect(norm.ndim > 1 and norm.shape[0] == norm.size == shape[0], f"{site}: dora_scale")
     expect(strength == 1, "a strength")
     return added(delta, magnitude=norm.reshape(-1), eps=_EPS)
 
@@ -157,6 +160,8 @@ def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) 
         expect(all(name in found for name in own), f"{site}: {sorted(found)}")
         sides.append(tuple(found[name] for name in own))
         names -= set(own)
+        if len(own) == 2 and i == "2" and found[own[1]].ndim > 2:  # (r, in, *kernel)
+            sides[-1] = found[own[0]], found[own[1]].reshape(len(found[own[1]]), -1)
         matrices(site, *sides[-1])
         if len(own) == 2:
             expect(sides[-1][0].shape[1] == sides[-1][1].shape[0], f"{site}: ranks")

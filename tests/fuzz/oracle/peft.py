@@ -31,10 +31,10 @@ _OFF = (
     "alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora", "kasa_config",
     "peanut_config", "lora_ga_config",
 )  # fmt: skip
-_FLAGS = (
-    "use_rslora", "use_dora", "lora_bias", "coft", "block_share", "use_cayley_neumann",
-    "use_effective_conv2d",
-)  # fmt: skip
+_FLAGS = {
+    "LORA": ("use_rslora", "use_dora", "lora_bias"),
+    "OFT": ("coft", "block_share", "use_cayley_neumann"),
+}
 _DRAWN = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -60,16 +60,16 @@ def read(
     expect(isinstance(kind, str) and kind in _PARAMETERS, f"peft_type {kind!r}")
     for field in _OFF:
         expect(not config.get(field), f"{field} is on")
-    for field in _FLAGS:
+    for field in _FLAGS.get(kind, ()):
         expect(config.get(field) is None or isinstance(config[field], bool), f"{field} is no flag")
     sites, saved = _by_site(tensors, kind, config)
     changes = {}
     for site, factors in sites.items():
         expect(_is_targeted(config, site), f"{site} is not among the targets")
-        place = without_wrappers(site)
-        expect(place in modules and place not in changes, f"no module {site}, or twice")
-        build = _BUILDERS[kind]
-        changes[place] = build(factors, config, site, modules[place], adapter.strength)
+        expect(site in modules, f"no module {site}")
+        # To factors of two axes a convolution's kernel is part of its inputs.
+        shape = (modules[site][0], math.prod(modules[site][1:]))
+        changes[site] = _BUILDERS[kind](factors, config, site, shape, adapter.strength)
     for site, leaves in saved.items():
         expect(site not in changes, f"{site} has factors, and is saved")
         for name, leaf in leaves.items():
@@ -89,21 +89,33 @@ def _by_site(
     factor = re.compile(rf"(?:base_model\.model\.)?(.+?)\.({names}|(?:{names})\.[^.]+)")
     sites: dict[str, dict[str, Tensor]] = {}
     saved: dict[str, dict[str, np.ndarray]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in _unwrapped(tensors).items():
         if found := factor.fullmatch(key):
-            site, name = found[1], _plain(found[2], kind)
+            site, name = without_wrappers(found[1]), _plain(found[2], kind)
             expect(name not in sites.setdefault(site, {}), f"{key} is there twice")
             sites[site][name] = tensor
             continue
         path = key.removeprefix("base_model.model.")
-        site, _, leaf = path.rpartition(".")
-        whole = config.get("modules_to_save") or []
-        expect(isinstance(whole, list) and all(isinstance(x, str) for x in whole), "names")
-        is_saved = any(f"{name}." in path for name in whole)
-        expect(is_saved and leaf in ("weight", "bias"), f"{key} belongs to nothing")
+        site, _, leaf = without_wrappers(path).rpartition(".")
+        # PEFT puts each leaf that fits into the base.
+        expect(leaf in ("weight", "bias"), f"{key} belongs to nothing")
         expect(leaf not in saved.setdefault(site, {}), f"{key} is there twice")
         saved[site][leaf] = floats(tensor, key)
     return sites, saved
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without PEFT's wrapper of modules that were saved whole.
+
+    Where a key is there with the wrapper and without, PEFT reads the one without.
+    """
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        plain = re.sub(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)", "", key)
+        if plain == key or plain not in tensors:
+            expect(plain not in found, f"{key} is there twice")
+            found[plain] = tensor
+    return found
 
 
 def _plain(name: str, kind: str) -> str:
@@ -123,8 +135,8 @@ def _is_targeted(config: Mapping[str, Any], site: str) -> bool:
         return False
     if isinstance(targets, str) and targets:
         return targets == "all-linear" or bool(re.fullmatch(targets, site))
-    if not targets or not (isinstance(targets, list) and all(isinstance(x, str) for x in targets)):
-        return True  # PEFT has a table of its own for these, or can't load them
+    if not targets:
+        return True  # PEFT has a table of its own for these
     if not _is_named(targets, site):
         return False
     layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
@@ -203,7 +215,7 @@ def _adalora(factors: Any, config: Any, site: str, shape: Any, strength: float) 
     expect(is_number(rank) and rank == int(rank) and rank >= 1, f"init_r {rank!r}")
     expect(a.shape[0] == b.shape[1] == e.shape[0] and e.shape[1] == 1, f"{site}: ranks")
     expect(a.shape[0] <= rank, "more ranks than init_r")
-    alpha = _value(config, "alpha_pattern", "lora_alpha", site)
+    alpha = config.get("lora_alpha")
     expect(is_number(alpha), f"alpha {alpha!r}")
     numerator = alpha if alpha > 0 else rank
     return added(lora_delta(a * e, b, strength * numerator / (rank + 1e-5)))
@@ -266,8 +278,13 @@ def _oft(factors: Any, config: Any, site: str, shape: Any, strength: float) -> C
 def _ia3(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
     (factor,) = _take(factors, "ia3_l")
     matrices(site, factor)
-    named = config.get("feedforward_modules") or []
-    is_feedforward = _is_named(named, site)
+    named = config.get("feedforward_modules")
+    if isinstance(named, str):
+        is_feedforward = bool(re.fullmatch(named, site))
+    elif named is None:  # the factor's shape says it
+        is_feedforward = factor.shape[0] == 1
+    else:
+        is_feedforward = site.endswith(tuple(named))
     wanted = (1, shape[1]) if is_feedforward else (shape[0], 1)
     expect(factor.shape == wanted, f"{site}: {factor.shape}, expected {wanted}")
     return ia3(factor, is_feedforward=is_feedforward)
@@ -276,8 +293,9 @@ def _ia3(factors: Any, config: Any, site: str, shape: Any, strength: float) -> C
 def _shira(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
     expect(set(factors) == {"shira_weight", "shira_indices"}, f"{sorted(factors)}")
     values, places = floats(factors["shira_weight"], site), factors["shira_indices"]
-    expect(places.dtype[0] in "IU", f"{site}: places are no integers")
-    found = places.numbers
+    expect(places.dtype in ("I64", "I32") or places.is_float, f"{site}: no places")
+    expect((places.numbers % 1 == 0).all(), f"{site}: places between numbers")  # Windows: floats
+    found = places.numbers.astype(np.int64)
     expect(values.ndim == 1 and found.shape == (2, len(values)), f"{site}: shapes")
     expect((found >= 0).all() and (found < np.array([shape]).T).all(), f"{site}: places")
     expect(len(set(zip(*found.tolist(), strict=True))) == len(values), f"{site}: places twice")
