@@ -141,8 +141,7 @@ def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) 
         rank = down.shape[0]
         fits = up.ndim in (2, down.ndim) and up.shape[1:] == (rank,) + (1,) * (up.ndim - 2)
         expect(fits, f"{site}: up {up.shape}")
-        kernel, real = down.shape[2:], shape[2:]
-        expect(kernel == real or math.prod(kernel) == math.prod(real) == 1, f"{site}: kernel")
+        expect(_kernel(down.shape) == _kernel(shape), f"{site}: kernel")
         a, b = down.reshape(rank, -1), up.reshape(-1, rank)
         return rank, lambda scale: lora_delta(a, b, scale)
     if names == {f"hada_w{i}_{x}" for i in "12" for x in "ab"}:
@@ -168,6 +167,14 @@ def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) 
             ranks.add(sides[-1][1].shape[0])
     expect(not names and len(ranks) < 2, f"{site}: {sorted(found)}")
     return (ranks.pop() if ranks else 0), lambda scale: kron_delta(sides[0], sides[1], scale)
+
+
+def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A convolution's kernel, without axes of length one at its end."""
+    kernel = list(shape[2:])
+    while kernel and kernel[-1] == 1:
+        kernel.pop()
+    return tuple(kernel)
 
 
 def read_mlx(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -> dict[str, Change]:
