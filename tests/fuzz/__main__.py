@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from .kinds import KINDS
-from .running import Input, Tally, inputs, judged_here, run, table, work
+from .running import Tally, inputs, judged_here, run, table, work
 from .seeds import add_seeds
 
 
@@ -45,13 +45,10 @@ def main() -> int:
         inputs(options.inputs, options.seed, kinds),
         jobs=options.jobs,
         seconds=options.seconds,
-        progress=_progress,
+        progress=_Progress(),
     )
     text = f"{table(tally)}\n"
     print(text)
-    for one, verdict in tally.faults:
-        print(f"{_name(one)}: {verdict.name}\n  changed: {'; '.join(verdict.changes)}")
-        print("  " + verdict.why[-1500:].replace("\n", "\n  "))
     refused = sum(tally.readable.values())
     print(f"{tally.inputs:,} inputs in {tally.seconds:,.0f} s; {refused:,} were refused that the")
     print(f"oracle reads; {len(tally.faults):,} faults")
@@ -62,13 +59,19 @@ def main() -> int:
     return 1 if tally.faults else 0
 
 
-def _name(one: Input) -> str:
-    return f"{one[0]}:{one[1]}"
+class _Progress:
+    """Prints each fault once, and how far the run is."""
 
+    def __init__(self) -> None:
+        self.shown = 0
 
-def _progress(tally: Tally) -> None:
-    found = f"{tally.inputs:,} inputs, {len(tally.faults):,} faults"
-    print(f"{found}, {tally.seconds:,.0f} s", file=sys.stderr, flush=True)
+    def __call__(self, tally: Tally) -> None:
+        for (kind, number), verdict in tally.faults[self.shown :]:
+            print(f"{kind}:{number}: {verdict.name}\n  changed: {'; '.join(verdict.changes)}")
+            print("  " + verdict.why[-1500:].replace("\n", "\n  "), flush=True)
+            self.shown += 1
+        told = f"{tally.inputs:,} inputs, {len(tally.faults):,} faults, {tally.seconds:,.0f} s"
+        print(told, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
