@@ -85,8 +85,9 @@ def _by_site(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, np.ndarray]]]:
     """The factors of each module, and the leaves that were saved whole."""
     # The state of a model in training has the adapter's name in its keys.
-    names = "|".join(name.replace(".", r"(?:\.[^.]+)?\.") for name in _PARAMETERS[kind])
-    factor = re.compile(rf"(?:base_model\.model\.)?(.+?)\.({names}|(?:{names})\.[^.]+)")
+    own = r"\.(?!weight\.|bias\.|weight$|bias$)[^.]+"
+    names = "|".join(name.replace(".", rf"(?:{own})?\.") for name in _PARAMETERS[kind])
+    factor = re.compile(rf"(?:base_model\.model\.)?(.+?)\.({names}|(?:{names}){own})")
     sites: dict[str, dict[str, Tensor]] = {}
     saved: dict[str, dict[str, np.ndarray]] = {}
     for key, tensor in _unwrapped(tensors).items():
