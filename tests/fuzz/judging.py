@@ -93,7 +93,9 @@ def _judge(case: Case, kind: str, number: int, folder: Path) -> Verdict:
     has_arrays = number % 3 == 2 and right is not None and not case.dequantize
     try:
         with limited(SECONDS):
-            found = _composed(case, folder) if has_arrays else _merged(case, folder, number % 8 == 1)
+            found = (
+                _composed(case, folder) if has_arrays else _merged(case, folder, number % 12 == 1)
+            )
     except HungError:
         return Verdict("hung", f"no answer after {SECONDS} seconds")
     except Exception as error:

@@ -26,7 +26,7 @@ __all__ = ["Tally", "inputs", "judged_here", "run", "table"]
 # How long a worker may be silent: the alarm within it comes first, if Python can still hear it.
 _SILENCE = 6 * SECONDS
 # Shapes that come up once fill XLA's cache of programs.
-_CLEAR_EVERY = 2000
+_CLEAR_EVERY = 20_000
 # One worker's address space, in which nothing may allocate what a file merely claims.
 _MEMORY = 16 << 30
 
@@ -144,9 +144,7 @@ def run(
     return tally
 
 
-def _watch(
-    next_input: Callable[[], Input | None], add: Callable[[Input, Verdict], None]
-) -> None:
+def _watch(next_input: Callable[[], Input | None], add: Callable[[Input, Verdict], None]) -> None:
     """Keeps one worker at work."""
     worker: _Worker | None = None
     while (one := next_input()) is not None:

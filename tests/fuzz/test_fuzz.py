@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, the inputs that once showed a fault, and proof that it finds faults."""
+"""A short run of the fuzzer, the inputs that once showed a fault, and proof that it finds some."""
 
 import os
 from pathlib import Path
@@ -68,9 +68,7 @@ def test_a_valid_input_that_is_refused_counts(
     assert tally.faults and tally.readable["peft-lora-patterns"] == 1
 
 
-def test_a_number_that_is_ignored_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_number_that_is_ignored_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scale is one percent off."""
     before = Config.by_site
 

@@ -1,4 +1,4 @@
-"""The oracle against PEFT itself: each module's weight, as PEFT's unmerged forward in float64 has it."""
+"""The oracle against PEFT itself: each module's weight, by PEFT's unmerged forward in float64."""
 
 import warnings
 from pathlib import Path
@@ -99,5 +99,7 @@ def test_the_oracle_and_peft_agree(kind: str, tmp_path: Path) -> None:
             leaf = right.changed.get(name)
             expected = right.base.numbers(name) if leaf is None else leaf.numbers
             # LoHa's scale and OFT's numbers pass through float32 in PEFT.
-            np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-6, err_msg=f"{number}: {name}, {case.changes}")
+            np.testing.assert_allclose(
+                weight, expected, rtol=1e-5, atol=1e-6, err_msg=f"{number}: {name}, {case.changes}"
+            )
     assert compared > 2

@@ -15,6 +15,7 @@ from jaxmix.patterns import is_match
 
 __all__ = ["KIND"]
 
+
 def _are_modules(value: Any) -> bool:
     """Whether a value names modules, by a list or by a regular expression."""
     if not isinstance(value, str):

@@ -8,7 +8,17 @@ import numpy as np
 
 from ..tensorfile import Tensor, encoded, pack
 
-__all__ = ["MODULES", "OTHERS", "config", "drawn", "folder", "image_file", "packed_folder", "sharded"]
+__all__ = [
+    "MODULES",
+    "OTHERS",
+    "config",
+    "drawn",
+    "folder",
+    "image_file",
+    "mxfp4_folder",
+    "packed_folder",
+    "sharded",
+]
 
 # Modules that adapters change, with the shapes (out, in) of their weights.
 MODULES: dict[str, tuple[int, ...]] = {
@@ -27,7 +37,12 @@ OTHERS: dict[str, tuple[int, ...]] = {
     "score.weight": (3, 4),
     **{f"model.layers.{i}.self_attn.q_proj.bias": (6,) for i in range(2)},
 }
-_SITES = {"mid.attn_1.to_q": (6, 4), "mid.attn_1.to_k": (4, 4), "proj": (6, 4), "conv": (6, 4, 3, 1)}
+_SITES = {
+    "mid.attn_1.to_q": (6, 4),
+    "mid.attn_1.to_k": (4, 4),
+    "proj": (6, 4),
+    "conv": (6, 4, 3, 1),
+}
 
 
 def drawn(name: str, *shape: int) -> np.ndarray:
@@ -49,7 +64,8 @@ def config(**fields: Any) -> bytes:
 def _tensors(dtype: str) -> dict[str, Tensor]:
     weights = {f"{name}.weight": shape for name, shape in MODULES.items()}
     return {
-        name: encoded(drawn(name, *shape), dtype) for name, shape in sorted({**weights, **OTHERS}.items())
+        name: encoded(drawn(name, *shape), dtype)
+        for name, shape in sorted({**weights, **OTHERS}.items())
     }
 
 
@@ -88,6 +104,21 @@ def image_file(dtype: str = "F16") -> dict[str, bytes]:
     tensors = {name: encoded(drawn(name, *shape), dtype) for name, shape in names.items()}
     tensors["norm.weight"] = encoded(drawn("norm.weight", 4), "F32")
     return {"base.safetensors": pack(tensors, {"format": "pt"})}
+
+
+def mxfp4_folder() -> dict[str, bytes]:
+    """A folder with experts in MXFP4, as gpt-oss has them."""
+    tensors = _tensors("BF16")
+    random = np.random.default_rng(4)
+    for name, out in (("gate_up_proj", 4), ("down_proj", 2)):
+        experts = f"model.layers.0.mlp.experts.{name}"
+        tensors[f"{experts}_blocks"] = encoded(random.integers(0, 256, (2, out, 2, 16)), "U8")
+        tensors[f"{experts}_scales"] = encoded(random.integers(120, 131, (2, out, 2)), "U8")
+    order = sorted(tensors, key=lambda name: (tensors[name].dtype, name))
+    data = pack({name: tensors[name] for name in order}, {"format": "pt"})
+    settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    fields: Mapping[str, Any] = {"quantization_config": settings, "torch_dtype": "bfloat16"}
+    return {"base/model.safetensors": data, **_beside(**fields)}
 
 
 def packed_folder(method: str) -> dict[str, bytes]:

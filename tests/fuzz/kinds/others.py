@@ -47,7 +47,9 @@ def _kohya(form: str, dtype: str = "F16") -> Case:
         tensors["lora_unet_conv.lora_down.weight"] = encoded(down, dtype)
         tensors["lora_unet_conv.lora_up.weight"] = encoded(up, dtype)
     data = pack(tensors, {"ss_network_dim": "2", "ss_network_alpha": "1.5"})
-    adapter = Adapter("kohya", "adapter.safetensors", 0.75 if form == "lora" else 1.0, {"base": "BASE"})
+    adapter = Adapter(
+        "kohya", "adapter.safetensors", 0.75 if form == "lora" else 1.0, {"base": "BASE"}
+    )
     return Case({"adapter.safetensors": data, **bases.image_file()}, (adapter,), "base.safetensors")
 
 
@@ -106,7 +108,8 @@ def _mix() -> Case:
     with tempfile.TemporaryDirectory() as folder:
         jaxmix.save(mixed, f"{folder}/mix")
         files = {
-            f"adapter/{path.name}": path.read_bytes() for path in sorted(Path(folder, "mix").iterdir())
+            f"adapter/{path.name}": path.read_bytes()
+            for path in sorted(Path(folder, "mix").iterdir())
         }
     return Case({**files, **bases.folder()}, (Adapter("mix", "adapter"),), "base")
 

@@ -128,7 +128,9 @@ def peft_files(
     tensors |= extra or {}
     return {
         f"{folder}/adapter_config.json": json.dumps(settings, indent=2).encode(),
-        f"{folder}/adapter_model.safetensors": pack(dict(sorted(tensors.items())), {"format": "pt"}),
+        f"{folder}/adapter_model.safetensors": pack(
+            dict(sorted(tensors.items())), {"format": "pt"}
+        ),
         f"{folder}/README.md": b"# An adapter",
     }
 
@@ -186,6 +188,7 @@ PEFT = {
     "base-fp8-block": lambda: _case(
         peft_files("lora"), bases.packed_folder("fp8-block"), dequantize=True
     ),
+    "base-mxfp4": lambda: _case(peft_files("oft"), bases.mxfp4_folder(), dequantize=True),
     "base-fp8-row": lambda: _case(
         peft_files("loha"), bases.packed_folder("fp8-row"), dequantize=True
     ),

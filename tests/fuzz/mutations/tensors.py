@@ -38,7 +38,9 @@ def tensors_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         new, what = bytes_changed(rest, rng)
         return data[: 8 + len(header)] + new, f"data: {what}"
     if how == "length":
-        length = rng.choice([0, 1, 2, len(header) - 1, len(header) + 1, len(data), 2**32, 2**63, 2**64 - 1])
+        length = rng.choice(
+            [0, 1, 2, len(header) - 1, len(header) + 1, len(data), 2**32, 2**63, 2**64 - 1]
+        )
         return length.to_bytes(8, "little") + data[8:], f"header's length {length}"
     return bytes_changed(data, rng)
 
@@ -82,7 +84,11 @@ def _rename(tensors: Tensors, rng: random.Random) -> str:
             "__metadata__",
         ]
     )
-    items = [(new if name == key else name, tensor) for name, tensor in tensors.items() if name != new or name == key]
+    items = [
+        (new if name == key else name, tensor)
+        for name, tensor in tensors.items()
+        if name != new or name == key
+    ]
     tensors.clear()
     tensors.update(items)
     return f"{key} to {new}"
@@ -140,7 +146,9 @@ def _dtype(tensors: Tensors, rng: random.Random) -> str:
 def _number(tensors: Tensors, rng: random.Random) -> str:
     key = _pick(tensors, rng)
     numbers = tensors[key].numbers.copy()
-    value = rng.choice([np.nan, np.inf, -np.inf, 0, 0, -1, 2.5, 100, 1e38, -3e38, 1e-44, 65000, 1e5])
+    value = rng.choice(
+        [np.nan, np.inf, -np.inf, 0, 0, -1, 2.5, 100, 1e38, -3e38, 1e-44, 65000, 1e5]
+    )
     if numbers.size and (tensors[key].is_float or abs(value) < 100):
         numbers.reshape(-1)[rng.randrange(numbers.size)] = value
         dtype = tensors[key].dtype
@@ -220,17 +228,37 @@ def _header(text: bytes, rng: random.Random) -> tuple[bytes, str]:
         return json_changed(text, rng)
     key = rng.choice(keys)
     entry = header[key]
-    how = rng.choice(["dtype", "shape", "offsets", "swap", "extra", "field", "twice", "spaces", "metadata"])
+    how = rng.choice(
+        ["dtype", "shape", "offsets", "swap", "extra", "field", "twice", "spaces", "metadata"]
+    )
     if how == "dtype":
         same = [name for name, size in SIZES.items() if size == SIZES[entry["dtype"]]]
-        entry["dtype"] = rng.choice([*same, *SIZES, "f32", "F4", "F8_E4M3FNUZ", "I4", "X", "", None, 3])
+        entry["dtype"] = rng.choice(
+            [*same, *SIZES, "f32", "F4", "F8_E4M3FNUZ", "I4", "X", "", None, 3]
+        )
     elif how == "shape":
         shape, size = entry["shape"], math.prod(entry["shape"])
         entry["shape"] = rng.choice(
             [
-                shape[::-1], [size], [1, *shape], [*shape, 1], [], [size + 1], [0], [-1, *shape],
-                [-size, -1], [2**32, 2**32], [2**63, 0], [float(n) for n in shape], "x", None,
-                [str(n) for n in shape], [2, size // 2], [True], shape + [0], [[size]],
+                shape[::-1],
+                [size],
+                [1, *shape],
+                [*shape, 1],
+                [],
+                [size + 1],
+                [0],
+                [-1, *shape],
+                [-size, -1],
+                [2**32, 2**32],
+                [2**63, 0],
+                [float(n) for n in shape],
+                "x",
+                None,
+                [str(n) for n in shape],
+                [2, size // 2],
+                [True],
+                shape + [0],
+                [[size]],
             ]  # fmt: skip
         )
     elif how == "offsets":
@@ -238,9 +266,22 @@ def _header(text: bytes, rng: random.Random) -> tuple[bytes, str]:
         other = header[rng.choice(keys)]["data_offsets"]
         entry["data_offsets"] = rng.choice(
             [
-                [start + 1, end], [start, end + 8], [start + 8, end + 8], [end, start], [0, end - start],
-                [start, end - 8], [2**62, 2**62 + end - start], [-8, end], [start, 2**64], [start],
-                [start, end, end], [float(start), float(end)], None, "x", other, [start, start],
+                [start + 1, end],
+                [start, end + 8],
+                [start + 8, end + 8],
+                [end, start],
+                [0, end - start],
+                [start, end - 8],
+                [2**62, 2**62 + end - start],
+                [-8, end],
+                [start, 2**64],
+                [start],
+                [start, end, end],
+                [float(start), float(end)],
+                None,
+                "x",
+                other,
+                [start, start],
             ]  # fmt: skip
         )
     elif how == "swap":

@@ -37,7 +37,11 @@ _KEYS = (
 def bytes_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     """Some bytes flipped, cut out, put in, or the end cut off."""
     changed = bytearray(data)
-    at = rng.randrange(len(data) + 1) if rng.random() < 0.5 else rng.randrange(min(len(data), 300) + 1)
+    at = (
+        rng.randrange(len(data) + 1)
+        if rng.random() < 0.5
+        else rng.randrange(min(len(data), 300) + 1)
+    )
     how = rng.choice(["flip", "flip", "set", "cut", "insert", "end", "more", "copy", "empty"])
     if how == "flip" and at < len(data):
         changed[at] ^= 1 << rng.randrange(8)
@@ -54,7 +58,9 @@ def bytes_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     elif how == "copy":
         changed[at:at] = changed[at : at + rng.randrange(1, 60)]
     elif how == "empty":
-        changed = bytearray(rng.choice([b"", b"{}", b"null", b"[]", b"\xff\xfe", b"\xef\xbb\xbf" + data]))
+        changed = bytearray(
+            rng.choice([b"", b"{}", b"null", b"[]", b"\xff\xfe", b"\xef\xbb\xbf" + data])
+        )
     return bytes(changed), f"{how} at byte {at}"
 
 
@@ -72,7 +78,9 @@ def json_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     for step in above:
         holder = holder[step]
     old, new = holder[last], copy.deepcopy(rng.choice(VALUES))
-    how = rng.choice(["set", "set", "set", "near", "drop", "add", "swap", "nest", "twice", "raw", "type"])
+    how = rng.choice(
+        ["set", "set", "set", "near", "drop", "add", "swap", "nest", "twice", "raw", "type"]
+    )
     if how == "set":
         holder[last] = new
     elif how == "near":
@@ -105,7 +113,9 @@ def json_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         text = json.dumps(value).replace('"@@"', raw)
         return text.encode("utf-8", "surrogatepass"), f"{how} {last}: {raw[:60]}"
     told = json.dumps(new)
-    return json.dumps(value).encode(), f"{how} {'.'.join(map(str, (*above, last)))[:60]}: {told[:60]}"
+    return json.dumps(
+        value
+    ).encode(), f"{how} {'.'.join(map(str, (*above, last)))[:60]}: {told[:60]}"
 
 
 def _near(old: Any, rng: random.Random) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ..case import Case
-
 from ..tensorfile import BadFileError
 from .bases import Base, read_base
 from .formulas import Change, Leaves

@@ -26,7 +26,8 @@ class Base:
 
     Args:
         shards: the names of its files of tensors; ``""`` for a base that is one file.
-        tensors: by name, those that the output has, with the file that holds each.
+        tensors: by name, those that the output has, with the file that holds each. Of those that
+            are packed dtype and shape are the output's, and there are no bytes.
         values: the numbers of those that are packed; they come out in bfloat16.
     """
 
@@ -40,7 +41,7 @@ class Base:
 
     def dtype(self, name: str) -> str:
         """The dtype that it has in the output."""
-        return "BF16" if name in self.values else self.tensors[name][1].dtype
+        return self.tensors[name][1].dtype
 
     @property
     def modules(self) -> dict[str, tuple[int, ...]]:
@@ -105,35 +106,63 @@ def _indexed(case: Case) -> tuple[tuple[str, ...], dict[str, tuple[str, Tensor]]
 
 
 def _dequantized(case: Case, shards: Any, placed: Mapping[str, tuple[str, Tensor]]) -> Base:
-    """The tensors with those of fp8 as what they stand for."""
+    """The tensors, those of fp8 and MXFP4 as what they stand for."""
     path = f"{case.base}/config.json"
     config = json_object(case.files, path) if path in case.files else {}
     settings = config.get("quantization_config") or {}
     expect(isinstance(settings, dict), "quantization_config is no object")
-    values, parts = {}, set()
-    for name, (_, tensor) in placed.items():
-        if tensor.dtype not in _PACKED:
+    values, parts, packed = {}, set(), {}
+    for name, (shard, tensor) in placed.items():
+        if tensor.dtype in _PACKED:
+            scales = [f"{name}{end}" for end in _SCALES if f"{name}{end}" in placed]
+            module = name.rpartition(".")[0]
+            parts |= {name, *scales[:1], *(f"{module}.{part}" for part in _BESIDE)}
+            expect(scales or not settings, f"{name} has no scale")
+            numbers = tensor.numbers
+            if scales:
+                numbers = numbers * _spread(placed[scales[0]][1], tensor.shape, settings)
+            weight = name
+        elif name.endswith("_blocks") and tensor.dtype == "U8":
+            weight = name.removesuffix("_blocks")
+            expect(f"{weight}_scales" in placed, f"{weight} has no scales")
+            parts |= {name, f"{weight}_scales"}
+            numbers = _mxfp4(tensor, placed[f"{weight}_scales"][1])
+        else:
             continue
-        scales = [f"{name}{end}" for end in _SCALES if f"{name}{end}" in placed]
-        module = name.rpartition(".")[0]
-        parts |= {*scales[:1], *(f"{module}.{part}" for part in _BESIDE)}
-        expect(scales or not settings, f"{name} has no scale")
-        numbers = tensor.numbers
-        if scales:
-            numbers = numbers * _spread(placed[scales[0]][1], tensor.shape, settings)
+        expect(weight == name or weight not in placed, f"{weight} is there twice")
         # To transformers, too, a product beyond float32 is infinite.
         with np.errstate(invalid="ignore"):
             infinite = np.sign(numbers) * np.inf
-        values[name] = np.where(np.abs(numbers) > _LARGEST, infinite, numbers)
+        values[weight] = np.where(np.abs(numbers) > _LARGEST, infinite, numbers)
+        packed[weight] = shard, Tensor("BF16", numbers.shape, b"")
     kept = {name: place for name, place in placed.items() if name not in parts}
-    return Base(shards, kept, values)
+    return Base(shards, {**kept, **packed}, values)
+
+
+# What codes of 4 bits stand for: a sign, two bits of exponent, one of mantissa.
+_CODES = (0.0, 0.5, 1, 1.5, 2, 3, 4, 6)
+
+
+def _mxfp4(blocks: Tensor, scales: Tensor) -> np.ndarray:
+    """gpt-oss's experts (experts, in, out), of blocks (experts, out, groups, bytes)."""
+    expect(scales.dtype == "U8" and scales.shape == blocks.shape[:-1], "other scales")
+    expect(len(blocks.shape) == 4, "other blocks")
+    table = np.array([*_CODES, *(-code for code in _CODES)])
+    codes = blocks.numbers
+    values = np.stack([table[codes % 16], table[codes // 16]], axis=-1)
+    experts, out, groups, size = blocks.shape
+    values = values.reshape(experts, out, groups, 2 * size) * _powers(scales.numbers)[..., None]
+    return values.reshape(experts, out, -1).swapaxes(1, 2)
+
+
+def _powers(exponents: np.ndarray) -> np.ndarray:
+    return np.where(exponents == 255, np.nan, np.ldexp(1.0, exponents - 127))
 
 
 def _spread(scale: Tensor, shape: tuple[int, ...], settings: Mapping[str, Any]) -> np.ndarray:
     """A scale for each number of a weight."""
     if scale.dtype == "U8":
-        exponents = scale.numbers
-        numbers = np.where(exponents == 255, np.nan, np.ldexp(1.0, exponents - 127))
+        numbers = _powers(scale.numbers)
     else:
         expect(scale.is_float or scale.dtype == "F8_E8M0", f"a scale of {scale.dtype}")
         numbers = scale.numbers

@@ -192,7 +192,9 @@ def loha_delta(f: Mapping[str, Array], scale: float) -> Callable[[Any], Array]:
     return delta
 
 
-def kron_delta(one: tuple[Array, ...], two: tuple[Array, ...], scale: float) -> Callable[[Any], Array]:
+def kron_delta(
+    one: tuple[Array, ...], two: tuple[Array, ...], scale: float
+) -> Callable[[Any], Array]:
     """``s·X ⊗ Y``, each of them whole or a product of two."""
 
     def whole(parts: tuple[Array, ...], kind: Any) -> Array:

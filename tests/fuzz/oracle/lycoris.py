@@ -1,4 +1,4 @@
-"""kohya's and diffusers' files, mlx-lm's folders, and jaxmix's own mixes, read by their descriptions."""
+"""Files of kohya, LyCORIS and diffusers, and folders of mlx-lm, read by their descriptions."""
 
 import math
 import re
@@ -40,7 +40,7 @@ def _sorted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         found = _KEY.fullmatch(plain)
         expect(found, f"{key} belongs to nothing")
         assert found
-        site, name = found[1], _NAMES[found[2]]
+        site, name = without_wrappers(found[1]), _NAMES[found[2]]
         expect(name not in sites.setdefault(site, {}), f"{key} is there twice")
         sites[site][name] = tensor
     return sites
@@ -54,7 +54,6 @@ def read_kohya(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -
         spelled.setdefault(module.replace(".", "_"), []).append(module)
     changes: dict[str, Change] = {}
     for site, factors in _sorted(tensors).items():
-        site = without_wrappers(site)
         found = _PREFIX.match(site)
         expect(found, f"{site} has no prefix")
         assert found
@@ -76,7 +75,6 @@ def read_diffusers(
     changes: dict[str, Change] = {}
     for key, factors in _sorted(tensors).items():
         part, _, site = key.partition(".")
-        site = without_wrappers(site)
         expect(part in ("unet", "transformer", "diffusion_model"), f"{key}: no part of a pipeline")
         expect(site in modules and site not in changes, f"{key}: no module of that name, or twice")
         scale = None
@@ -113,7 +111,9 @@ def _built(
 ) -> Change:  # fmt: skip
     """What the tensors of one module do."""
     found = {
-        name: tensor.numbers.astype(np.float64) if name == "alpha" else floats(tensor, f"{site}.{name}")
+        name: tensor.numbers.astype(np.float64)
+        if name == "alpha"
+        else floats(tensor, f"{site}.{name}")
         for name, tensor in factors.items()
     }
     alpha, norm = found.pop("alpha", None), found.pop("dora_scale", None)
@@ -178,7 +178,7 @@ def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def read_mlx(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -> dict[str, Change]:
-    """mlx-lm's folder: ``W + scale · (A B)ᵀ`` of A (in, r) and B (r, out), with DoRA's norm or none."""
+    """mlx-lm's folder: ``W + scale · (A B)ᵀ`` of A (in, r) and B (r, out), or its DoRA."""
     config = json_object(files, f"{adapter.path}/adapter_config.json")
     tensors, _ = tensors_of(files, f"{adapter.path}/adapters.safetensors")
     kind = config.get("fine_tune_type", "lora")

@@ -9,7 +9,15 @@ import numpy as np
 
 from ..tensorfile import BadFileError, Tensor, unpack
 
-__all__ = ["expect", "floats", "is_number", "json_object", "matrices", "tensors_of", "without_wrappers"]
+__all__ = [
+    "expect",
+    "floats",
+    "is_number",
+    "json_object",
+    "matrices",
+    "tensors_of",
+    "without_wrappers",
+]
 
 
 def expect(condition: Any, what: str) -> None:
@@ -55,7 +63,9 @@ def matrices(what: str, *arrays: np.ndarray) -> None:
     expect(all(array.ndim == 2 and array.size for array in arrays), f"{what}: no matrices")
 
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|module|base_model\.model)\.")
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|module|base_model\.model)\."
+)
 
 
 def without_wrappers(path: str) -> str:

@@ -9,7 +9,17 @@ import numpy as np
 
 from ..case import Adapter
 from ..tensorfile import BadFileError, Tensor
-from .formulas import Change, added, ia3, kron_delta, loha_delta, lora_delta, oft, replaced, scattered
+from .formulas import (
+    Change,
+    added,
+    ia3,
+    kron_delta,
+    loha_delta,
+    lora_delta,
+    oft,
+    replaced,
+    scattered,
+)
 from .names import expect, floats, is_number, json_object, matrices, tensors_of, without_wrappers
 
 __all__ = ["read"]
@@ -280,17 +290,22 @@ def _oft(factors: Any, config: Any, site: str, shape: Any, strength: float) -> C
 
 def _ia3(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
     (factor,) = _take(factors, "ia3_l")
+    if factor.ndim > 2 and factor.size == factor.shape[1]:  # of a convolution, always (1, n, 1 …)
+        expect(config.get("feedforward_modules") is not None, "inputs or outputs")
+        factor = factor.reshape((1, -1) if _is_feedforward(config, site, factor) else (-1, 1))
     matrices(site, factor)
-    named = config.get("feedforward_modules")
-    if isinstance(named, str):
-        is_feedforward = bool(re.fullmatch(named, site))
-    elif named is None:  # the factor's shape says it
-        is_feedforward = factor.shape[0] == 1
-    else:
-        is_feedforward = site.endswith(tuple(named))
+    is_feedforward = _is_feedforward(config, site, factor)
     wanted = (1, shape[1]) if is_feedforward else (shape[0], 1)
     expect(factor.shape == wanted, f"{site}: {factor.shape}, expected {wanted}")
     return ia3(factor, is_feedforward=is_feedforward)
+
+
+def _is_feedforward(config: Mapping[str, Any], site: str, factor: np.ndarray) -> bool:
+    """Whether IA3 scales a module's inputs; if nothing else says it, the factor's shape does."""
+    named = config.get("feedforward_modules")
+    if isinstance(named, str):
+        return bool(re.fullmatch(named, site))
+    return factor.shape[0] == 1 if named is None else site.endswith(tuple(named))
 
 
 def _shira(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
