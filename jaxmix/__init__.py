@@ -8,18 +8,18 @@ mix of nothing: the identity
 from jaxmix import errors, families, layout, models
 from jaxmix.adapter import Adapter
 from jaxmix.bank import Bank
-from jaxmix.combine import combine
-from jaxmix.converters.loading import load
+from jaxmix.combining import combine
+from jaxmix.converters.adapters.loading import load
+from jaxmix.converters.adapters.mixfile import save
+from jaxmix.converters.adapters.peft.export import export_peft
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
-from jaxmix.converters.mixfile import save
-from jaxmix.converters.peft.export import export_peft
 from jaxmix.errors import JaxmixError
-from jaxmix.factored import Factored, attach, detach, explain, factored
 from jaxmix.layout import Layout, Rule
 from jaxmix.low_rank import to_lora
-from jaxmix.mix import Mix, compose, mix
-from jaxmix.quantized import requantized
+from jaxmix.mixing import Mix, compose, mix
+from jaxmix.placement.quantized import requantized
 from jaxmix.training import fit, init, labels, trainable
+from jaxmix.unmerged import Factored, attach, detach, explain, factored
 
 __all__ = [
     "Adapter",

@@ -12,12 +12,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxmix import dense
+from jaxmix.apply import dense
 from jaxmix.errors import AdapterError, listing
 from jaxmix.factors import checked_factors
 from jaxmix.families import Update
-from jaxmix.layout import Layout
 from jaxmix.metadata import Metadata, checked_metadata
+from jaxmix.placement.layout import Layout
 
 __all__ = ["Adapter", "Mixable", "words"]
 
@@ -155,7 +155,7 @@ class _Unseen:
     metadata: Metadata = field(compare=False)
 
 
-def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Word]:
+def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Chain]:
     """What acts on each site: strengths and updates, the first one first.
 
     Args:

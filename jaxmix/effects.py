@@ -15,19 +15,20 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxmix import dense
 from jaxmix.adapter import Mixable, words
 from jaxmix.affine import AffineMap, Base, fold
+from jaxmix.apply import dense
+from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Together, Update
-from jaxmix.families.base import joint_flag, maps
-from jaxmix.layout import Layout
+from jaxmix.families.base import Chain, joint_flag, maps
 from jaxmix.operators import Dense, Operator, Zero, add
-from jaxmix.orientation import may_be_conv1d
-from jaxmix.plan import Form, Word, arithmetic, cast
-from jaxmix.quantized import dequantized
+from jaxmix.placement.form import Form
+from jaxmix.placement.layout import Layout
+from jaxmix.placement.orientation import may_be_conv1d
+from jaxmix.placement.quantized import dequantized
+from jaxmix.placement.sites import Tree
 from jaxmix.singular import low_rank_of
-from jaxmix.sites import Tree
 
 __all__ = ["Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
 
@@ -115,7 +116,7 @@ def effects(
         ShapeError: as `jaxmix.compose`.
     """
     each = [words(group.parts) for group in groups]
-    joint: dict[str, Word] = {}
+    joint: dict[str, Chain] = {}
     for own in each:
         for site, word in own.items():
             joint[site] = (*joint.get(site, ()), *word)
@@ -153,7 +154,7 @@ def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Ef
         yield spot, tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in each)
 
 
-def _plain_effect(word: Word, shape: tuple[int, int]) -> Effect:
+def _plain_effect(word: Chain, shape: tuple[int, int]) -> Effect:
     """The effect of LoRAs."""
     none = Base(None, shape)
     delta = reduce(add, (one.shift for one in maps(word, none)), Zero(*shape))
@@ -199,7 +200,7 @@ def _is_embedding(update: Update) -> bool:
     return bool(getattr(update, "embedding", False))
 
 
-def _effect(one: dense.Fitted, word: Word, weight: Any, bias: Any) -> Effect:
+def _effect(one: dense.Fitted, word: Chain, weight: Any, bias: Any) -> Effect:
     """The effect of a word at a site."""
     reads = any(update.reads_base for _, update in word)
     delta, moved, noise = None, None, 0.0

@@ -12,8 +12,8 @@ from jaxmix.adapter import Adapter, Mixable
 from jaxmix.effects import Effect, Spot, effects
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Replace, Update
-from jaxmix.layout import Layout
 from jaxmix.metadata import shared_metadata
+from jaxmix.placement.layout import Layout
 from jaxmix.singular import truncated
 
 __all__ = ["Rank", "checked_rank", "compressed", "site_key", "to_lora"]

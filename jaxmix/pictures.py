@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.errors import CheckpointError, UnsupportedError
-from jaxmix.files import local_path
+from jaxmix.untrusted.files import local_path
 
 __all__ = [
     "AS_IS",

@@ -33,7 +33,7 @@ from jaxmix.operators import (
 
 OUT, IN = SHAPE = (6, 8)
 Draw = Callable[..., jax.Array]
-Word = Sequence[AffineMap]
+Chain = Sequence[AffineMap]
 
 
 def _rank(draw: Draw) -> LowRank:
@@ -83,7 +83,7 @@ def word_of(*kinds: str) -> list[AffineMap]:
     return [made(kind, i) for i, kind in enumerate(kinds)]
 
 
-def naive(word: Word, w: np.ndarray) -> np.ndarray:
+def naive(word: Chain, w: np.ndarray) -> np.ndarray:
     """The maps one after another, densely."""
     for one in word:
         left, right, delta = (np.asarray(x.dense()) for x in (one.left, one.right, one.shift))
@@ -91,12 +91,12 @@ def naive(word: Word, w: np.ndarray) -> np.ndarray:
     return w
 
 
-def run(steps: Word, w: Any) -> jax.Array:
+def run(steps: Chain, w: Any) -> jax.Array:
     """The maps one after another, as they run."""
     return reduce(lambda x, step: step(x), steps, jnp.asarray(w))
 
 
-def cost(steps: Word) -> int:
+def cost(steps: Chain) -> int:
     """What a word costs on a dense weight."""
     return sum(step.flops() for step in steps)
 
@@ -214,7 +214,7 @@ def test_of_nothing() -> None:
     assert fold([identity(SHAPE)] * 3) == ()
 
 
-def dots(steps: Word) -> list[tuple[int, ...]]:
+def dots(steps: Chain) -> list[tuple[int, ...]]:
     """The sizes of the matrix products that make dense matrices, from the traced program."""
     jaxpr = jax.make_jaxpr(lambda steps, w: run(steps, w))(tuple(steps), jnp.ones(SHAPE))
     found = []

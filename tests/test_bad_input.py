@@ -12,7 +12,7 @@ from jaxmix import Adapter, JaxmixError
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
 from jaxmix.families import LoRA, Replace
 
-from .converters.peft.folders import FORMS, SITE, factors, keyed, params, save
+from .converters.adapters.peft.folders import FORMS, SITE, factors, keyed, params, save
 
 
 def lora(sites=(SITE,), name="style", shape=(6, 4)):

@@ -11,7 +11,7 @@ import jaxmix
 from jaxmix import JaxmixError
 from jaxmix.errors import AdapterError
 
-from .converters.peft.folders import save
+from .converters.adapters.peft.folders import save
 from .test_bad_input import BASE, lora
 
 NOT_STRENGTHS = {

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import jaxmix
 from jaxmix import Adapter, Bank, attach, compose, factored, mix
-from jaxmix.converters.sharded_reading import load_params
+from jaxmix.converters.checkpoints.sharded_reading import load_params
 from jaxmix.errors import AdapterError, JaxmixError, LayoutError, UnsupportedError
 from jaxmix.families import LoRA
 

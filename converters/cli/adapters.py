@@ -7,13 +7,13 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.adapters.loading import load
+from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.converters.cli.strengths import NUMBER, check_word
-from jaxmix.converters.loading import load
-from jaxmix.converters.mistaken import is_adapter, is_model
-from jaxmix.converters.peft import peft_stack
+from jaxmix.converters.files.mistaken import is_adapter, is_model
 from jaxmix.errors import CheckpointError
-from jaxmix.files import local_path
-from jaxmix.mix import Mix, mix
+from jaxmix.mixing import Mix, mix
+from jaxmix.untrusted.files import local_path
 
 __all__ = [
     "AdapterArguments",

@@ -9,12 +9,12 @@ import numpy as np
 import typer
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.conv1d import conv1d_pattern
-from jaxmix.converters.huggingface import FLOATS, read_checkpoint
+from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
+from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
 from jaxmix.errors import CheckpointError, listing
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Update
-from jaxmix.layout import NAMES, Layout, Rule
-from jaxmix.mix import Mix
+from jaxmix.mixing import Mix
+from jaxmix.placement.layout import NAMES, Layout, Rule
 
 __all__ = [
     "OWN_LAYOUT",

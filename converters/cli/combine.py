@@ -5,15 +5,17 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from jaxmix.combine import (
+from jaxmix.combining import (
     METHODS,
     look_alikes,
     look_alikes_text,
     partial_sites,
     partial_text,
 )
-from jaxmix.combine import combine as combined
-from jaxmix.combine.formulas import MajoritySign
+from jaxmix.combining import combine as combined
+from jaxmix.combining.formulas import MajoritySign
+from jaxmix.converters.adapters.mixfile import save
+from jaxmix.converters.adapters.peft.export import export_peft
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
@@ -27,9 +29,7 @@ from jaxmix.converters.cli.bases import BaseOption, Conv1d, layout_of, mapped
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
 from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
-from jaxmix.converters.mixfile import save
-from jaxmix.converters.peft.export import export_peft
-from jaxmix.converters.terminal import escape
+from jaxmix.converters.files.terminal import escape
 
 __all__ = ["combine"]
 

@@ -8,7 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from jaxmix.adapter import Adapter
-from jaxmix.combine import look_alikes, look_alikes_text
+from jaxmix.combining import look_alikes, look_alikes_text
+from jaxmix.converters.adapters.diffusers import export_diffusers
+from jaxmix.converters.adapters.kohya import export_kohya
+from jaxmix.converters.adapters.loading import FORMATS
+from jaxmix.converters.adapters.mixfile import save
+from jaxmix.converters.adapters.mixfile.recipe import save_recipe
+from jaxmix.converters.adapters.peft.export import export_peft
 from jaxmix.converters.cli.adapters import (
     AdapterArguments,
     Filenames,
@@ -25,15 +31,9 @@ from jaxmix.converters.cli.adapters import (
 from jaxmix.converters.cli.bases import BaseOption
 from jaxmix.converters.cli.telling import AsJson, Force, count, one_of, say, tell_json
 from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
-from jaxmix.converters.diffusers import export_diffusers
-from jaxmix.converters.kohya import export_kohya
-from jaxmix.converters.loading import FORMATS
-from jaxmix.converters.mixfile import save
-from jaxmix.converters.mixfile.recipe import save_recipe
-from jaxmix.converters.peft.export import export_peft
-from jaxmix.converters.terminal import escape
+from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError
-from jaxmix.mix import Mix, mix
+from jaxmix.mixing import Mix, mix
 
 __all__ = ["convert"]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from jaxmix.converters.cli.telling import AsJson, say, tell_json
-from jaxmix.converters.output import checked_output, new_folder
+from jaxmix.converters.files.output import checked_output, new_folder
 
 __all__ = ["demo"]
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.adapters.peft.export import export_peft
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
@@ -19,8 +20,7 @@ from jaxmix.converters.cli.bases import BaseOption, Conv1d, params_of
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
 from jaxmix.converters.cli.telling import AsJson, Force, Out, count, say, tell_json, waiting
 from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
-from jaxmix.converters.peft.export import export_peft
-from jaxmix.converters.terminal import escape
+from jaxmix.converters.files.terminal import escape
 from jaxmix.low_rank import to_lora
 
 __all__ = ["export"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
+from jaxmix.converters.adapters.mixfile import MIX_FILE, is_saved, save
 from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
@@ -24,12 +25,11 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, steps_bar, tell_json
 from jaxmix.converters.cli.tokens import tokens_of, windows_of
-from jaxmix.converters.hub import base_folder
-from jaxmix.converters.mixfile import MIX_FILE, is_saved, save
-from jaxmix.converters.output import checked_output
-from jaxmix.converters.terminal import escape
+from jaxmix.converters.files.hub import base_folder
+from jaxmix.converters.files.output import checked_output
+from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError
-from jaxmix.mix import Mix, compose
+from jaxmix.mixing import Mix, compose
 from jaxmix.pictures import checked_picture
 
 __all__ = ["fit"]

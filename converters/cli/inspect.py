@@ -18,11 +18,11 @@ from jaxmix.converters.cli.adapters import (
     load_each,
 )
 from jaxmix.converters.cli.bases import BaseOption, Conv1d, needs_base, params_of
+from jaxmix.converters.cli.tables import adapter_data, adapter_table
 from jaxmix.converters.cli.telling import AsJson, say, steps_bar, tell_json
-from jaxmix.converters.tables import adapter_data, adapter_table
-from jaxmix.converters.terminal import escape
+from jaxmix.converters.files.terminal import escape
 from jaxmix.measures import Measures, draw_measures, measure
-from jaxmix.mix import mix
+from jaxmix.mixing import mix
 from jaxmix.pictures import checked_picture
 
 __all__ = ["inspect"]

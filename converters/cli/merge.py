@@ -22,11 +22,11 @@ from jaxmix.converters.cli.adapters import (
 )
 from jaxmix.converters.cli.bases import Conv1d
 from jaxmix.converters.cli.telling import AsJson, bytes_bar, count, say, tell_json
-from jaxmix.converters.hub import base_folder
+from jaxmix.converters.files.hub import base_folder
+from jaxmix.converters.files.terminal import escape
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
-from jaxmix.converters.terminal import escape
-from jaxmix.layout import LAYOUTS, libraries, named
-from jaxmix.mix import Mix
+from jaxmix.mixing import Mix
+from jaxmix.placement.layout import LAYOUTS, libraries, named
 
 __all__ = ["merge"]
 

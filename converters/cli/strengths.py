@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from jaxmix.converters.finding import is_hub_id
-from jaxmix.converters.terminal import printable
+from jaxmix.converters.adapters.finding import is_hub_id
+from jaxmix.converters.files.terminal import printable
 
 __all__ = ["NUMBER", "check_word"]
 

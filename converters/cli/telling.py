@@ -23,8 +23,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jaxmix.converters.reaching import log as hub_log
-from jaxmix.converters.terminal import printable
+from jaxmix.converters.files.reaching import log as hub_log
+from jaxmix.converters.files.terminal import printable
 
 __all__ = [
     "AsJson",

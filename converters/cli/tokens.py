@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.errors import CheckpointError, UnsupportedError
-from jaxmix.files import check_regular, local_path
+from jaxmix.untrusted.files import check_regular, local_path
 
 __all__ = ["BYTES", "tokens_of", "windows_of"]
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxmix.converters.adapters.peft.about import TASKS
 from jaxmix.converters.cli.telling import one_of
-from jaxmix.converters.peft.about import TASKS
 
 __all__ = ["BaseName", "Patterns", "Task", "peft_options"]
 

@@ -15,7 +15,7 @@ from jaxmix.converters.layouts import (
     torchax,
     tunix,
 )
-from jaxmix.layout import Layout
+from jaxmix.placement.layout import Layout
 
 __all__ = ["TABLES"]
 

@@ -6,7 +6,7 @@ Source: ``bonsai/models/*/params.py`` at 3628425 (March 2026).
 """
 
 from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM
-from jaxmix.layout import Layout, Rule
+from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES"]
 

@@ -5,7 +5,7 @@ Source: ``easydel/modules/*/modeling_*.py``; easydel 0.3.0.
 """
 
 from jaxmix.converters.layouts.naming import below
-from jaxmix.layout import KERNEL, Layout, Rule
+from jaxmix.placement.layout import KERNEL, Layout, Rule
 
 __all__ = ["TABLES"]
 

@@ -5,7 +5,7 @@ Llama are a ``weight`` all the same.
 Source: ``transformers/models/*/modeling_flax_*.py``, up to 4.57.
 """
 
-from jaxmix.layout import NAMES, Layout
+from jaxmix.placement.layout import NAMES, Layout
 
 __all__ = ["TABLES"]
 

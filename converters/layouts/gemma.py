@@ -8,7 +8,7 @@ Source: ``gemma/gm/nn/_modules.py`` and ``_layers.py``; gemma 4.0.1.
 from collections.abc import Iterator
 
 from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM, below
-from jaxmix.layout import Layout, Rule
+from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES"]
 

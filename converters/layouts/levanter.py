@@ -8,7 +8,7 @@ Source: ``levanter/models/llama.py``, ``levanter/layers/attention.py``; marin-le
 from collections.abc import Iterator
 
 from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, LAYER, NORM
-from jaxmix.layout import Layout, Rule
+from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM, below
-from jaxmix.layout import Layout, Rule
+from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES", "maxtext", "maxtext_gemma3"]
 

@@ -6,7 +6,7 @@ Multimodal models have ``language_model`` in some place above the layers.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from jaxmix.layout import Rule
+from jaxmix.placement.layout import Rule
 
 __all__ = ["EMBEDDING", "HEAD", "KERNEL", "LAYER", "NORM", "below"]
 

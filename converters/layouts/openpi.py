@@ -6,7 +6,7 @@ Source: ``src/openpi/models/gemma.py`` and ``lora.py``, at the main branch of No
 """
 
 from jaxmix.converters.layouts.naming import KERNEL, below
-from jaxmix.layout import Layout, Rule
+from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES"]
 

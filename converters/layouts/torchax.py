@@ -3,7 +3,7 @@
 Source: ``torchax.interop.extract_jax``, which gives the state_dict; torchax 0.0.13.
 """
 
-from jaxmix.layout import TORCH, Layout
+from jaxmix.placement.layout import TORCH, Layout
 
 __all__ = ["TABLES"]
 

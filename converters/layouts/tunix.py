@@ -6,7 +6,7 @@ Source: ``tunix/models/*/params.py`` and ``params_safetensors.py``; google-tunix
 """
 
 from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM
-from jaxmix.layout import Layout, Rule
+from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES"]
 

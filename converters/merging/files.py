@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.huggingface import FLOATS, Stored
+from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
+from jaxmix.converters.checkpoints.quantization import Packed
 from jaxmix.converters.merging.grown import Grown
-from jaxmix.converters.quantization import Packed
 from jaxmix.errors import CheckpointError
 
 __all__ = ["copied", "forget", "read_rows", "row_bytes", "stored_pieces", "synced", "written"]

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.hub import base_folder
+from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.merging import together
 from jaxmix.converters.merging.growing import checker, growing
 from jaxmix.converters.merging.merged import Merged, merged_of
@@ -23,8 +23,8 @@ from jaxmix.converters.merging.stamps import check_unchanged, watched
 from jaxmix.converters.merging.verifying import Verified, joined, verified
 from jaxmix.converters.merging.work import Adapters, Work, look_at
 from jaxmix.errors import CheckpointError, VerificationError
-from jaxmix.files import local_path
-from jaxmix.layout import Layout
+from jaxmix.placement.layout import Layout
+from jaxmix.untrusted.files import local_path
 
 __all__ = ["Merged", "merge_checkpoint", "verify_merge"]
 

@@ -7,19 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.huggingface import Shard
-from jaxmix.converters.merging import together
-from jaxmix.converters.merging.journal import journal
-from jaxmix.converters.merging.locking import locked
-from jaxmix.converters.merging.place import Place
-from jaxmix.converters.merging.work import Work
-from jaxmix.converters.output import (
+from jaxmix.converters.checkpoints.huggingface import Shard
+from jaxmix.converters.files.output import (
     HINTS,
     check_apart,
     checked_file,
     checked_output,
     is_checkpoint_file,
 )
+from jaxmix.converters.merging import together
+from jaxmix.converters.merging.journal import journal
+from jaxmix.converters.merging.locking import locked
+from jaxmix.converters.merging.place import Place
+from jaxmix.converters.merging.work import Work
 from jaxmix.errors import CheckpointError, JaxmixError, option
 
 __all__ = ["checker", "growing"]

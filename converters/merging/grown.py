@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmix.converters.huggingface import FLOATS, Stored
+from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.errors import CheckpointError
 
 __all__ = ["Grown", "grown"]

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.huggingface import Checkpoint
-from jaxmix.converters.mixfile import fingerprint
+from jaxmix.converters.adapters.mixfile import fingerprint
+from jaxmix.converters.checkpoints.huggingface import Checkpoint
 from jaxmix.errors import AdapterError
-from jaxmix.files import parse_json
-from jaxmix.layout import Layout
-from jaxmix.mix import Mix
+from jaxmix.mixing import Mix
+from jaxmix.placement.layout import Layout
+from jaxmix.untrusted.files import parse_json
 
 __all__ = ["content", "differences", "journal", "new_file", "read_json", "write_json"]
 

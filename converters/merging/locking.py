@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxmix.converters.merging.place import JOURNAL, PROCESS, Place
 from jaxmix.errors import CheckpointError
-from jaxmix.files import parse_json
+from jaxmix.untrusted.files import parse_json
 
 __all__ = ["locked"]
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.huggingface import Shard, Stored
+from jaxmix.converters.checkpoints.huggingface import Shard, Stored
 from jaxmix.converters.merging.files import STRIDE, copied, read_rows, row_bytes, written
 from jaxmix.converters.merging.journal import new_file
 from jaxmix.converters.merging.place import Place

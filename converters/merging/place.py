@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.huggingface import Shard
+from jaxmix.converters.checkpoints.huggingface import Shard
 from jaxmix.converters.merging.exchange import exchanged
 from jaxmix.converters.merging.files import synced
 from jaxmix.converters.merging.journal import differences, read_json, write_json

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from jaxmix.adapter import words
-from jaxmix.converters.huggingface import FLOATS, Checkpoint, Stored
+from jaxmix.apply.dense import Fitted, fitted
+from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, Stored
 from jaxmix.converters.merging.quantized import refusal
 from jaxmix.converters.merging.recipe import Recipe, Share
-from jaxmix.dense import Fitted, fitted
 from jaxmix.errors import LayoutError
-from jaxmix.layout import Layout, named
-from jaxmix.mix import Mix
-from jaxmix.spelling import Spellings, respelled
+from jaxmix.mixing import Mix
+from jaxmix.placement.layout import Layout, named
+from jaxmix.placement.spelling import Spellings, respelled
 
 __all__ = ["plan", "precision", "table_of"]
 

@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jaxmix.converters.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
-from jaxmix.converters.merging.rewriting import with_config, with_tensors
-from jaxmix.converters.quantization.packed import Packed
-from jaxmix.converters.quantization.table import (
+from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
+from jaxmix.converters.checkpoints.quantization.packed import Packed
+from jaxmix.converters.checkpoints.quantization.table import (
     CONFIGS,
     PARTS,
     READERS,
@@ -15,6 +14,7 @@ from jaxmix.converters.quantization.table import (
     look,
     method_of,
 )
+from jaxmix.converters.merging.rewriting import with_config, with_tensors
 from jaxmix.errors import LayoutError, listing, option
 
 __all__ = ["dequantized", "is_packed", "refusal", "stale"]

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix import plan
 from jaxmix.affine import AffineMap, fold
-from jaxmix.converters.huggingface import FLOATS, Stored
+from jaxmix.apply import plan
+from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.converters.merging import blocks, rounding
 from jaxmix.converters.merging.files import read_rows
 from jaxmix.errors import CheckpointError
+from jaxmix.families.base import Chain
 from jaxmix.operators import Identity
-from jaxmix.plan import Form, Word
+from jaxmix.placement.form import Form
 
 __all__ = ["Made", "Recipe", "Share", "UnwritableError"]
 
@@ -41,7 +42,7 @@ class Share:
     """
 
     site: str
-    word: Word
+    word: Chain
     form: Form
     base: Stored | None = None
     base_form: Form | None = None

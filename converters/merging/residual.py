@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxmix import plan
 from jaxmix.affine import AffineMap, Base
-from jaxmix.converters.huggingface import Stored
+from jaxmix.apply import plan
+from jaxmix.converters.checkpoints.huggingface import Stored
 from jaxmix.converters.merging import blocks
 from jaxmix.converters.merging.files import read_rows
 from jaxmix.converters.merging.recipe import Recipe, Share
 from jaxmix.families.base import maps
-from jaxmix.plan import Form
+from jaxmix.placement.form import Form
 
 __all__ = ["Residual", "residual"]
 

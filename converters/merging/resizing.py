@@ -14,16 +14,16 @@ import jax
 import numpy as np
 
 from jaxmix.adapter import words
-from jaxmix.converters.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
+from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.grown import Grown, grown
 from jaxmix.converters.merging.grown import new as new_tensor
 from jaxmix.converters.merging.labels import label_fields
 from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
 from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
-from jaxmix.layout import Layout, Part
-from jaxmix.mix import Mix
-from jaxmix.tied import EMBEDDINGS, HEADS
+from jaxmix.mixing import Mix
+from jaxmix.placement.layout import Layout, Part
+from jaxmix.placement.tied import EMBEDDINGS, HEADS
 
 __all__ = ["resized"]
 

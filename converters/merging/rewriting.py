@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxmix.converters.huggingface import CONFIG_FILE, INDEX_FILE, Checkpoint, Shard, Stored
-from jaxmix.files import parse_json
+from jaxmix.converters.checkpoints.huggingface import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    Checkpoint,
+    Shard,
+    Stored,
+)
+from jaxmix.untrusted.files import parse_json
 
 __all__ = ["total", "with_config", "with_copy", "with_tensors"]
 

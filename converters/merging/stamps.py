@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxmix.converters.huggingface import Checkpoint, Shard
+from jaxmix.converters.checkpoints.huggingface import Checkpoint, Shard
 from jaxmix.errors import CheckpointError, listing
 
 __all__ = ["Stamp", "check_unchanged", "stamps_of", "watched"]

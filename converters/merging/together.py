@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.huggingface import Shard
+from jaxmix.converters.checkpoints.huggingface import Shard
 from jaxmix.errors import CheckpointError
 
 __all__ = ["OthersFailed", "agreed", "gathered", "is_first", "mine", "only_first"]

@@ -1,6 +1,6 @@
 """Heads of base checkpoints that share the embedding's tensor: found, and given one of their own.
 
-PEFT's forward changes only the side of the two that has the adapter (see `jaxmix.tied`). So a
+PEFT's forward changes only the side of the two that has the adapter (see `placement.tied`). So a
 merged checkpoint needs both tensors, and a config that no longer ties them.
 """
 
@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from jaxmix.adapter import words
-from jaxmix.converters.huggingface import Checkpoint
+from jaxmix.converters.checkpoints.huggingface import Checkpoint
 from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families import Update, parts_of
-from jaxmix.mix import Mix, mix
-from jaxmix.names import bare
-from jaxmix.tied import bias_alone, tied_problem, trained_as_one
+from jaxmix.mixing import Mix, mix
+from jaxmix.placement.names import bare
+from jaxmix.placement.tied import bias_alone, tied_problem, trained_as_one
 
 __all__ = ["untied"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxmix.converters.huggingface import Shard, Stored, read_shard
+from jaxmix.converters.checkpoints.huggingface import Shard, Stored, read_shard
 from jaxmix.converters.merging.files import forget, read_rows, stored_pieces
 from jaxmix.converters.merging.planning import precision
 from jaxmix.converters.merging.recipe import Recipe, UnwritableError

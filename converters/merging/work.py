@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.converters.conv1d import conv1d_pattern
-from jaxmix.converters.huggingface import Checkpoint, read_checkpoint
+from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
+from jaxmix.converters.checkpoints.huggingface import Checkpoint, read_checkpoint
+from jaxmix.converters.checkpoints.side_files import side_files
 from jaxmix.converters.merging.grown import Grown
 from jaxmix.converters.merging.new_head import NewHead, with_new_head
 from jaxmix.converters.merging.planning import plan, table_of
@@ -16,9 +17,8 @@ from jaxmix.converters.merging.recipe import Recipe
 from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
-from jaxmix.converters.side_files import side_files
-from jaxmix.layout import Layout
-from jaxmix.mix import Mix, mix
+from jaxmix.mixing import Mix, mix
+from jaxmix.placement.layout import Layout
 
 __all__ = ["Adapters", "Work", "look_at"]
 

@@ -16,8 +16,8 @@ from jaxmix.bank import calls, making
 from jaxmix.bank import who as rows_
 from jaxmix.bank.leaves import Kept
 from jaxmix.errors import AdapterError, UnsupportedError
-from jaxmix.layout import Layout
-from jaxmix.mix import Mix
+from jaxmix.mixing import Mix
+from jaxmix.placement.layout import Layout
 
 __all__ = ["Bank"]
 

@@ -14,9 +14,9 @@ from jaxmix.bank.leaves import Kept
 from jaxmix.bank.making import every, factored_by_name
 from jaxmix.bank.who import wrong_number
 from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
-from jaxmix.factored import attach, factored
-from jaxmix.factored.attaching import is_factored
-from jaxmix.layout import Layout
+from jaxmix.placement.layout import Layout
+from jaxmix.unmerged import attach, factored
+from jaxmix.unmerged.attaching import is_factored
 
 __all__ = ["attached", "run"]
 

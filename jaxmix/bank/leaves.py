@@ -10,9 +10,9 @@ from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
 from jaxmix.bank.kinds import Kind, chosen, factors_of, freed, kinds_of, put, slot_of, terms_of
-from jaxmix.factored.leaf import Factored, Tags
-from jaxmix.plan import Form
-from jaxmix.quantized import dequantized
+from jaxmix.placement.form import Form
+from jaxmix.placement.quantized import dequantized
+from jaxmix.unmerged.leaf import Factored, Tags
 
 __all__ = ["Kept", "kept"]
 

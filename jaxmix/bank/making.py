@@ -9,12 +9,12 @@ import jax
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.bank.leaves import Kept, kept
 from jaxmix.errors import AdapterError, listing
-from jaxmix.factored import attach
-from jaxmix.factored.attaching import is_factored
-from jaxmix.factored.leaf import Factored
-from jaxmix.layout import Layout
-from jaxmix.mix import Mix, mix
-from jaxmix.names import leaf_names
+from jaxmix.mixing import Mix, mix
+from jaxmix.placement.layout import Layout
+from jaxmix.placement.names import leaf_names
+from jaxmix.unmerged import attach
+from jaxmix.unmerged.attaching import is_factored
+from jaxmix.unmerged.leaf import Factored
 
 __all__ = [
     "Names",

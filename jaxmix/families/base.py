@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 
-__all__ = ["Factors", "Leaf", "Update", "joint_flag", "maps", "mismatch"]
+__all__ = ["Chain", "Factors", "Leaf", "Update", "joint_flag", "maps", "mismatch"]
 
 Leaf = Literal["weight", "bias"]
 
@@ -95,6 +95,10 @@ class Update:
     def size(self) -> str:
         """Its size in a word or two, for people: ``rank 8``."""
         raise NotImplementedError
+
+
+# What acts on one site: strengths and updates, in order of application.
+Chain = tuple[tuple[Any, Update], ...]
 
 
 def joint_flag(flags: Iterable[bool | None]) -> bool | None:

@@ -10,7 +10,6 @@ from jaxtyping import Float
 
 from jaxmix.adapter import Adapter
 from jaxmix.effects import Effect, effects
-from jaxmix.layout import Layout
 from jaxmix.measures.formulas import (
     Matrix,
     effective_rank,
@@ -22,7 +21,8 @@ from jaxmix.measures.formulas import (
     sign_agreement,
     singular_on_host,
 )
-from jaxmix.mix import Mix, mix
+from jaxmix.mixing import Mix, mix
+from jaxmix.placement.layout import Layout
 
 __all__ = ["Measures", "OfPair", "OfSite", "measure"]
 

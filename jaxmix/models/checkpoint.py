@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import CheckpointError, listing
-from jaxmix.files import check_regular, header_problem, parse_json, read_small
+from jaxmix.untrusted.files import check_regular, header_problem, parse_json, read_small
 
 __all__ = [
     "indexed_files",

@@ -1,7 +1,7 @@
 """Adapters that are trained: their start, what of them is, strengths, AdaLoRA's schedule."""
 
-from jaxmix.training.fit import Fit, by_site, fit
-from jaxmix.training.init import init
+from jaxmix.training.fitting import Fit, by_site, fit
+from jaxmix.training.initialize import init
 from jaxmix.training.partition import Whole, labels, trainable
 from jaxmix.training.picture import draw_strengths, strengths_by_site
 from jaxmix.training.schedule import RankSchedule, RankState, orthogonality

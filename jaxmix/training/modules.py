@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.layout import KERNEL, Layout, Place
-from jaxmix.plan import arithmetic
-from jaxmix.quantized import dequantized
-from jaxmix.roles import EMBEDDING, Role
-from jaxmix.sites import Tree
-from jaxmix.tied import HEADS
+from jaxmix.apply.plan import arithmetic
+from jaxmix.placement.layout import KERNEL, Layout, Place
+from jaxmix.placement.quantized import dequantized
+from jaxmix.placement.roles import EMBEDDING, Role
+from jaxmix.placement.sites import Tree
+from jaxmix.placement.tied import HEADS
 
 __all__ = ["Layer", "Target", "is_head", "modules_of", "target"]
 

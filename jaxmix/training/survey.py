@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from jaxmix.choosing import library
 from jaxmix.errors import LayoutError, listing
-from jaxmix.inverse import sites_of
-from jaxmix.layout import NAMES, Layout
-from jaxmix.own import own_layout
-from jaxmix.roles import Role, Roles
-from jaxmix.sites import Tree
+from jaxmix.placement.choosing import library
+from jaxmix.placement.inverse import sites_of
+from jaxmix.placement.layout import NAMES, Layout
+from jaxmix.placement.own import own_layout
+from jaxmix.placement.roles import Role, Roles
+from jaxmix.placement.sites import Tree
 from jaxmix.training.modules import Target, is_head, modules_of, target
 
 __all__ = ["Survey", "survey"]

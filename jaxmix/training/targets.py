@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxmix.patterns import find, is_match
+from jaxmix.untrusted.patterns import find, is_match
 
 __all__ = ["Rules", "by_pattern", "is_named"]
 

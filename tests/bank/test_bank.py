@@ -12,11 +12,11 @@ from jaxmix import Adapter, Bank
 from jaxmix.errors import AdapterError, LayoutError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
 
-from ..factored.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
-from ..factored.test_words import inputs
-from ..factored.test_words import run as layer_of
 from ..laws.draws import KINDS, Module, tree
 from ..laws.test_every_family import ALL, FLAT, word
+from ..unmerged.test_uses import LAYERED, LAYERS, PADDED, STACK, scanned
+from ..unmerged.test_words import inputs
+from ..unmerged.test_words import run as layer_of
 
 PARAMS = {"a.weight": jnp.asarray(np.random.default_rng(1).normal(size=(8, 6)), jnp.float32)}
 

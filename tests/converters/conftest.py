@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .checkpoints import save_adapters, save_base
+from .bases import save_adapters, save_base
 
 if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
     collect_ignore = ["test_merge_peft.py"]

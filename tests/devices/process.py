@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmix
-from jaxmix.converters.sharded_reading import load_params
+from jaxmix.converters.checkpoints.sharded_reading import load_params
 
 __all__ = ["main"]
 

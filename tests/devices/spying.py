@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmix import plan
+from jaxmix.apply import plan
 
 __all__ = ["flat", "grid", "placed", "programs"]
 

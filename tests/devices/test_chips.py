@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.factored.attaching import is_factored
 from jaxmix.families import LoRA
+from jaxmix.unmerged.attaching import is_factored
 
 from ..benchmarks.chips import MODELS, Bill, Chips, Llama, compose, markdown, run, train
 from ..house.sources import ROOT

@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.converters.huggingface import read_checkpoint
-from jaxmix.converters.sharded_reading import load_params, read_slice
+from jaxmix.converters.checkpoints.huggingface import read_checkpoint
+from jaxmix.converters.checkpoints.sharded_reading import load_params, read_slice
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoRA, Replace
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 import jaxmix
-from jaxmix.converters.peft.file import Config
+from jaxmix.converters.adapters.peft.file import Config
 
 from . import judging
 from .judging import FAULTS, Verdict, judge

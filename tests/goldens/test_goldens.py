@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.peft import peft_stack
+from jaxmix.converters.adapters.peft import peft_stack
 
 from . import nets
 from .archive import Archive

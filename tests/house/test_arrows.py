@@ -11,130 +11,58 @@ from .sources import ROOT, Module, imports_of, modules
 # Room -> the rooms of the house that it may import. "" is jaxmix/__init__.py, the face.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "untrusted": {"errors"},
     "operators": {"errors"},
-    "affine": {"operators", "errors"},
-    "families": {"affine", "operators", "errors"},
-    "names": set(),
-    "buffers": set(),
+    "affine": {"operators"},
+    "families": {"affine", "operators"},
     "factors": {"families", "errors"},
     "metadata": {"errors"},
-    "place": {"errors"},
-    "layout": {"place", "patterns", "errors"},
-    "form": {"affine", "layout"},
-    "quantized": {"names", "errors"},
-    "spelling": {"names", "layout"},
-    "tied": {"names", "families", "layout", "errors"},
-    "plan": {"form", "affine", "operators", "families", "layout", "errors"},
-    "sharded": {"plan"},
-    "orientation": set(),
-    "classes": set(),
-    "stacks": set(),
-    "inverse": {"layout", "errors"},
-    "roles": {"classes", "stacks", "sites", "quantized"},
-    "own": {"roles", "stacks", "layout"},
-    "choosing": {"inverse", "own", "roles", "sites", "plan", "layout", "errors"},
-    "sites": {
-        "orientation",
-        "names",
-        "spelling",
-        "params",
-        "quantized",
-        "plan",
-        "layout",
-        "families",
-        "errors",
-    },
-    "reading": {"orientation", "sites", "sharded", "plan", "layout", "families"},
-    "params": {"quantized", "errors"},
-    "pattern_cost": set(),
-    "patterns": {"pattern_cost", "errors"},
-    "files": {"errors"},
-    "dense": {
-        "buffers",
-        "choosing",
-        "reading",
-        "params",
-        "sites",
-        "quantized",
-        "sharded",
-        "plan",
-        "tied",
-        "layout",
-        "families",
-        "affine",
-        "errors",
-    },
-    "adapter": {"dense", "factors", "families", "layout", "metadata", "errors"},
-    "mix": {"adapter", "dense", "families", "layout", "errors"},
+    "placement": {"families", "affine", "untrusted", "errors"},
+    "apply": {"placement", "families", "affine", "operators", "errors"},
+    "adapter": {"apply", "placement", "factors", "families", "metadata", "errors"},
+    "mixing": {"adapter", "placement", "families", "errors"},
     "singular": {"operators"},
-    "effects": {
-        "orientation",
-        "adapter",
-        "dense",
-        "quantized",
-        "plan",
-        "sites",
-        "singular",
-        "layout",
-        "families",
-    }
-    | {"affine", "operators", "errors"},
-    "pictures": {"files", "errors"},
-    "measures": {"effects", "adapter", "mix", "pictures", "singular", "layout", "operators"}
-    | {"families", "errors"},
-    "low_rank": {"effects", "adapter", "singular", "layout", "families", "metadata", "errors"},
-    "combine": {"low_rank", "effects", "adapter", "dense", "singular", "layout", "families"}
-    | {"operators", "metadata", "errors"},
-    "factored": {
-        "mix",
-        "metadata",
-        "quantized",
-        "names",
-        "params",
-        "adapter",
-        "dense",
-        "plan",
-        "place",
-        "sites",
-        "layout",
-        "families",
-        "affine",
-    }
-    | {"operators", "errors"},
-    "training": {
-        "factored",
-        "patterns",
-        "pictures",
-        "tied",
-        "mix",
-        "adapter",
-        "choosing",
-        "inverse",
-        "own",
-        "roles",
-        "dense",
-        "sites",
-        "plan",
-        "layout",
-        "families",
-    }
-    | {"affine", "operators", "names", "quantized", "errors"},
-    "bank": {"factored", "mix", "adapter", "dense", "sites", "plan", "layout", "families"}
-    | {"affine", "operators", "names", "quantized", "errors"},
-    "models": {"files", "errors"},
+    "effects": {"adapter", "apply", "placement", "families", "affine", "operators", "singular"}
+    | {"errors"},
+    "low_rank": {"adapter", "effects", "placement", "families", "singular", "metadata", "errors"},
+    "pictures": {"untrusted", "errors"},
+    "measures": {"adapter", "mixing", "effects", "placement", "operators", "singular", "pictures"}
+    | {"errors"},
+    "combining": {"adapter", "effects", "low_rank", "apply", "placement", "families", "operators"}
+    | {"singular", "metadata", "errors"},
+    "unmerged": {"adapter", "mixing", "apply", "placement", "families", "affine", "operators"}
+    | {"metadata", "errors"},
+    "bank": {"unmerged", "adapter", "mixing", "apply", "placement", "affine", "operators"}
+    | {"errors"},
+    "training": {"unmerged", "adapter", "mixing", "apply", "placement", "families", "pictures"}
+    | {"untrusted", "errors"},
+    "layout": {"placement"},
+    "models": {"untrusted", "errors"},
 }
-ARROWS[""] = set(ARROWS)
-ARROWS["converters"] = set(ARROWS)
-ARROWS["demo"] = set(ARROWS)
-ARROWS["__main__"] = {"converters"}
+LIBRARY = set(ARROWS)
+ARROWS |= {
+    "": LIBRARY,
+    "__main__": {"converters.cli"},
+    "demo": {"", *LIBRARY},
+    # The rooms of converters/. None imports one that stands below it here.
+    "converters.layouts": {"placement"},
+    "converters.files": LIBRARY,
+    "converters.checkpoints": {"converters.files", *LIBRARY},
+    "converters.adapters": {"converters.checkpoints", "converters.files", *LIBRARY},
+    "converters.merging": {"converters.adapters", "converters.checkpoints", "converters.files"}
+    | LIBRARY,
+    "converters.cli": {"", "converters.merging", "converters.adapters", "converters.checkpoints"}
+    | {"converters.files", *LIBRARY},
+    "converters": {"converters.cli", "converters.adapters", "converters.checkpoints"},
+}
 # Beyond the table: the face reads files through `load`, and the command line starts the demo.
 FACE_MAY = tuple(
-    f"jaxmix.converters.{name}." for name in ("loading", "mixfile", "peft.export", "merging")
+    f"jaxmix.converters.{name}."
+    for name in ("adapters.loading", "adapters.mixfile", "adapters.peft.export", "merging")
 )
 COMMANDS_MAY = "jaxmix.demo."
 # And layouts are asked for by name: the tables of the model libraries, which know nothing else.
 LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
-TABLES_MAY = ("jaxmix.layout.", "jaxmix.converters.layouts.")
 # What a family may take from its neighbours; the table and its shared parts stand above them.
 SHARED_BY_FAMILIES = ("base", "places", "wavelets")
 FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
@@ -146,29 +74,31 @@ MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 
 
 def room_of(name: str) -> str | None:
-    """``jaxmix.families.lora`` -> ``families``; None for a stranger."""
+    """``jaxmix.families.lora`` -> ``families``; None for what is not the project's."""
     parts = name.split(".")
     if parts[0] == "demo":  # the scripts of demo/ are run under that name
         return "demo"
     if parts[0] != "jaxmix":
         return None
-    return parts[1] if len(parts) > 1 and parts[1] in ARROWS else ""
+    for size in (3, 2):
+        room = ".".join(parts[1:size])
+        if room in ARROWS:
+            return room
+    return ""
 
 
 def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
     """The imports of a module that the table does not allow, in words."""
-    room = "" if name == "jaxmix" else name.split(".")[1]
-    if room not in ARROWS:
-        return [f"{name}: the room {room!r} is not in the table; say there what it may import"]
+    room = room_of(name)
+    if room is None or (room == "" and name != "jaxmix"):
+        return [f"{name}: its room is not in the table; say there what it may import"]
     wrong = []
     for found in imports_of(text, name, is_package):
         there = room_of(found.name)
         allowed = there is None or there == room or there in ARROWS[room]
         allowed |= room == "" and found.name.startswith(FACE_MAY)
-        allowed |= room == "converters" and found.lazy and found.name.startswith(COMMANDS_MAY)
-        allowed |= room == "layout" and found.lazy and found.name == LAYOUT_MAY
-        if name.startswith("jaxmix.converters.layouts"):
-            allowed = there is None or f"{found.name}.".startswith(TABLES_MAY)
+        allowed |= room == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
+        allowed |= room == "placement" and found.lazy and found.name == LAYOUT_MAY
         if not allowed:
             wrong.append(f"{name}:{found.line} imports {found.name}")
     return wrong
@@ -186,18 +116,21 @@ def test_arrows(module: Module) -> None:
         ("jaxmix.errors", "from jaxmix.layout import Layout"),
         ("jaxmix.operators.lowrank", "import jaxmix.affine"),
         ("jaxmix.operators", "def f():\n    from ..families import LoRA"),
-        ("jaxmix.families.lora", "from jaxmix import plan"),
-        ("jaxmix.families.lora", "from jaxmix.converters.peft import read_peft"),
+        ("jaxmix.families.lora", "from jaxmix.apply import plan"),
+        ("jaxmix.families.lora", "from jaxmix.converters.adapters.peft import read_peft"),
         ("jaxmix.models.llama", "from jaxmix.adapter import Adapter"),
-        ("jaxmix.mix", "import jaxmix"),
-        ("jaxmix.mix", "def f():\n    from jaxmix.converters.loading import load"),
-        ("jaxmix", "from jaxmix.converters.peft import read_peft"),
+        ("jaxmix.mixing", "import jaxmix"),
+        ("jaxmix.mixing", "def f():\n    from jaxmix.converters.adapters.loading import load"),
+        ("jaxmix", "from jaxmix.converters.adapters.peft import read_peft"),
         ("jaxmix", "from jaxmix import demo"),
         ("jaxmix.converters.cli", "from jaxmix.demo import run"),
         ("jaxmix.new", "import jax"),
-        ("jaxmix.layout", "from jaxmix.converters.layouts import TABLES"),
-        ("jaxmix.dense", "def f():\n    from jaxmix.converters.layouts import TABLES"),
+        ("jaxmix.placement.layout", "from jaxmix.converters.layouts import TABLES"),
+        ("jaxmix.apply.dense", "def f():\n    from jaxmix.converters.layouts import TABLES"),
         ("jaxmix.converters.layouts.gemma", "from jaxmix.errors import LayoutError"),
+        ("jaxmix.converters.files.hub", "from jaxmix.converters.adapters.alone import one_file"),
+        ("jaxmix.converters.adapters.base", "from jaxmix.converters.merging import place"),
+        ("jaxmix.placement.sites", "from jaxmix.apply.plan import apply"),
     ],
 )
 def test_arrows_can_fail(name: str, source: str) -> None:
@@ -208,12 +141,12 @@ def test_arrows_can_fail(name: str, source: str) -> None:
 def test_arrows_can_pass() -> None:
     """And these are not."""
     for name, source in {
-        "jaxmix": "from jaxmix.converters.loading import load\nfrom jaxmix.mix import mix",
+        "jaxmix": "from jaxmix.converters.merging import front\nfrom jaxmix.mixing import mix",
         "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
         "jaxmix.converters.cli": "import jaxmix\ndef f():\n    from jaxmix.demo import run",
-        "jaxmix.layout": "def f():\n    from jaxmix.converters.layouts import TABLES",
-        "jaxmix.converters.layouts": "import re\nfrom jaxmix.converters.layouts import gemma",
-        "jaxmix.demo.run": "import jaxmix\nfrom jaxmix.converters import huggingface",
+        "jaxmix.placement.layout": "def f():\n    from jaxmix.converters.layouts import TABLES",
+        "jaxmix.converters.layouts": "import re\nfrom jaxmix.placement.layout import Rule",
+        "jaxmix.demo.run": "import jaxmix\nfrom jaxmix.models import from_torch",
     }.items():
         assert not wrong_arrows(source, name, name == "jaxmix")
 

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 from jaxtyping import Array
 
-FACES = ("jaxmix", "jaxmix.families", "jaxmix.layout", "jaxmix.models", "jaxmix.converters.peft")
+FACES = (
+    "jaxmix",
+    "jaxmix.families",
+    "jaxmix.layout",
+    "jaxmix.models",
+    "jaxmix.converters.peft",
+)
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Source")
 # ``a formula`` or a shape: (out, in), (r, in·k), (V, D), () …
 SHAPE_OR_FORMULA = re.compile(r"``[^`]+``|(?<!\w)\((?:[\w*·/]+,(?: ?[\w*·/…]+,?)*)?\)|\{site: ")

@@ -15,7 +15,7 @@ from .sources import ROOT, ROOTS, modules
 
 BUILT = ("build", "dist", "jaxmix_peft.egg-info", ".venv", "notebooks", "tests")
 IMPORT = (
-    "import jaxmix, jaxmix.converters.loading, jaxmix.demo; assert jaxmix.mix;"
+    "import jaxmix, jaxmix.converters.adapters.loading, jaxmix.demo; assert jaxmix.mix;"
     "print(jaxmix.__file__)"
 )
 

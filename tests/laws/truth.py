@@ -14,7 +14,7 @@ from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, SHiRA, Toge
 
 __all__ = ["Site", "fold", "fold_tree", "rotation"]
 
-Word = Iterable[tuple[float, Update]]
+Chain = Iterable[tuple[float, Update]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Site:
     bias0: np.ndarray | None
 
 
-def fold(word: Word, weight: Any, bias: Any = None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def fold(word: Chain, weight: Any, bias: Any = None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The weight and the bias of a site after a word of updates, the first one first."""
     w, b = (None if x is None else np.asarray(x, np.float64) for x in (weight, bias))
     site = Site(w, b, w, b)

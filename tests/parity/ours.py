@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import jaxmix
-from jaxmix.converters.peft import peft_stack
+from jaxmix.converters.adapters.peft import peft_stack
 
 from .harness import layout, state
 

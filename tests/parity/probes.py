@@ -63,7 +63,7 @@ def _conv_forward(folder: Path) -> str:
 
 
 def _rotation_order(folder: Path, net: Net) -> str:
-    """Whether the first-loaded of two rotations turns the weight first."""
+    """Whether the rotation that is loaded first rotates the weight first."""
     model, folders = _saved(net, folder, (OFTConfig, {"oft_block_size": 2}), _OFT)
     x = inputs(net)
     truth = forward(mixed_model(model, folders), x)
@@ -71,7 +71,7 @@ def _rotation_order(folder: Path, net: Net) -> str:
     for one in folders:
         steps = mixed_model(steps, [one]).merge_and_unload()
     same = difference(forward(steps, x), truth) < 1e-10
-    return f"the {'first' if same else 'last'}-loaded turns the weight first"
+    return f"the adapter loaded {'first' if same else 'last'} rotates the weight first"
 
 
 def _bias_dropped(folder: Path) -> str:
@@ -205,7 +205,7 @@ PROBES: list[tuple[str, Callable[[Path], str], str]] = [
     ("OFT, OFT on a linear layer", lambda f: _rotation_order(f, MLP),
      "`mix(a, b)` applies a first; `peft_stack([a, b])` is PEFT's order"),
     ("OFT, OFT on an embedding", lambda f: _rotation_order(f, NETS["embedding"][:1]),
-     "the same; `peft_stack` turns no run round there"),
+     "the same; `peft_stack` does not reverse such runs"),
     ("OFT on Conv2d, k = 3", _conv_forward, "the merged weight W·Rᵀ"),
     ("LoRA over LoHa on Conv2d", lambda f: _loads(NETS["conv2d"], f, _LOHA, _LORA), "any order"),
     ("LoRA on Conv2d with groups, merged", _groups, "refused: A spans all groups"),
@@ -213,13 +213,13 @@ PROBES: list[tuple[str, Callable[[Path], str], str]] = [
     ("LoHa, then LoRA with `bias=\"all\"`", _bias_dropped,
      "the trained biases are applied"),
     ("two adapters with `modules_to_save`",
-     lambda f: _loads(MLP, f, (LoraConfig, _SAVE), (LoHaConfig, _SAVE)), "the later one stands"),
+     lambda f: _loads(MLP, f, (LoraConfig, _SAVE), (LoHaConfig, _SAVE)), "the later one wins"),
     ("merge, then unmerge, one LoRA", _restored, "the base is never changed"),
     ("a module named `soft_lin`, merged", _soft_name, "names have no meaning"),
-    ("LoRA on a tied embedding, merged", _tied, "an error that tells how to untie"),
-    ("`all-linear` twice", _all_linear, "a file's own keys say which modules"),
+    ("LoRA on a tied embedding, merged", _tied, "an error that explains how to untie"),
+    ("`all-linear` twice", _all_linear, "the file's keys determine the modules"),
     ("`layer_replication`", _replicated, "refused"),
-    ("AdaLoRA with a `rank_pattern`", _pruned, "loaded; the tensors say the ranks"),
+    ("AdaLoRA with a `rank_pattern`", _pruned, "loaded; ranks come from the tensors"),
     ("`init_lora_weights=\"pissa\"`", _pissa, "as PEFT, given the base: `load(…, base=params)`"),
     ("LoKr, Tucker form of rank 1, on Conv1d", _kron_rank_one, "composed as on Conv2d"),
     ("saving a mix", _saves, "`jaxmix.save(mix, folder)`"),

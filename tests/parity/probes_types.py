@@ -30,7 +30,7 @@ def _inside(make: type[peft.PeftConfig], **options: Any) -> Callable[[Path], str
             save_adapter(model, config, place, seed=i)
         both, alone = (forward(nested(model, word), x) for word in (folders, folders[1:]))
         is_dropped = difference(both, alone) < 1e-12
-        return "the LoRA is dropped without a word" if is_dropped else "the LoRA acts"
+        return "the LoRA is silently dropped" if is_dropped else "the LoRA acts"
 
     return probe
 
@@ -70,7 +70,7 @@ def _hira(folder: Path) -> str:
     return f"`rank_pattern` of 2 gives rank {rank}"
 
 
-_COMPOSED = "affine maps compose: the LoRA acts, whatever comes after"
+_COMPOSED = "affine maps compose: the LoRA acts in any order"
 PROBES: list[tuple[str, Callable[[Path], str], str]] = [
     ("LoRA, HRA around it", _inside(peft.HRAConfig, r=2), _COMPOSED),
     ("LoRA, GLoRA around it", _inside(peft.GloraConfig, r=2), _COMPOSED),
@@ -79,6 +79,6 @@ PROBES: list[tuple[str, Callable[[Path], str], str]] = [
      _inside(peft.FrodConfig, progressbar=False, sparse_rate=0.1), _COMPOSED),
     ("LoRA, HiRA around it", _inside(peft.HiraConfig, r=2), _COMPOSED),
     ("LoRA, OSF around it", _inside(peft.OSFConfig), _COMPOSED),
-    ("LoRA on torch's MultiheadAttention", _attention, "the same: so it is trained"),
-    ("HiRA with a `rank_pattern`", _hira, "the tensors say the ranks"),
+    ("LoRA on torch's MultiheadAttention", _attention, "the same, because it is trained that way"),
+    ("HiRA with a `rank_pattern`", _hira, "ranks come from the tensors"),
 ]  # fmt: skip

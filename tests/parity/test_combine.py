@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import jaxmix
 from jaxmix import Adapter, combine, compose
-from jaxmix.combine import formulas
+from jaxmix.combining import formulas
 
 from ..goldens.nets import Layer, Net
 from .harness import build, difference, exact, save_adapter, state

@@ -21,7 +21,7 @@ import transformers
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters.peft import peft_stack
+from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.errors import JaxmixError
 
 from ..goldens.nets import Layer, Net, run
@@ -254,7 +254,7 @@ def test_delete_and_add_again(kinds: tuple[str, str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kinds", [("lora", "loha"), ("oft", "lora"), ("shira", "lora")], ids=str)
 def test_two_saved_modules(kinds: tuple[str, str], tmp_path: Path) -> None:
-    """PEFT can't activate two adapters that both saved a module; in jaxmix the later one stands."""
+    """PEFT can't activate two adapters that both saved a module; in jaxmix the later one wins."""
     model, folders = build(NET), []
     for i, kind in enumerate(kinds):
         folders.append(tmp_path / f"{i}")

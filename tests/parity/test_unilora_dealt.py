@@ -16,8 +16,8 @@ import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 
 import jaxmix
-from jaxmix.converters.peft.file import Config
-from jaxmix.converters.peft.targets import targeted
+from jaxmix.converters.adapters.peft.file import Config
+from jaxmix.converters.adapters.peft.targets import targeted
 from jaxmix.errors import CheckpointError
 
 from ..goldens.nets import Layer, Net

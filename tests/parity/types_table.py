@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from peft import PeftType
 
-from jaxmix.converters.peft.file import File
-from jaxmix.converters.peft.kinds import KINDS
-from jaxmix.converters.peft.refusals import REFUSED_TYPES
+from jaxmix.converters.adapters.peft.file import File
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 
 __all__ = ["main"]
 
@@ -39,35 +39,35 @@ LAYERS = {
 _TEXT = """\
 # PEFT's types
 
-Every `PeftType` of peft {version} is read, with parity to PEFT's own unmerged forward in float64,
-or refused with the reason why it is no function of weights. This page is written by `make docs`
-out of the parity tests; a test walks `peft.PeftType` and fails on one that is neither.
+Every `PeftType` of peft {version} is either read, with parity to PEFT's own unmerged forward in
+float64, or refused with the reason why it is not a function of weights. `make docs` writes this page
+from the parity tests; a test iterates over `peft.PeftType` and fails for a type that is neither.
 
-*Alone* is the largest relative difference between PEFT's forward and the composed weights, over
-all forms and layer types; *between* that of LoRA → it → LoHa, with PEFT's wrappers nested by hand
-(– where PEFT can't wrap a wrapped layer, or leaves out what is inside: see [where PEFT
-differs](peft_divergence.md)). Errors of 1e-7 and more are float32 inside PEFT. *Asks for* is what
-some of the type's files leave out: the base is given as `jaxmix.load(…, base=params)`; torch
-(`pip install 'jaxmix-peft[torch]'`) draws what PEFT draws from a seed, and AdaMSS needs
-scikit-learn beside it. `jaxmix.save` writes what was drawn, so that it is asked for once.
+*Alone* is the largest relative difference between PEFT's forward and the composed weights, over all
+forms and layer types; *between* is that of LoRA → type → LoHa, with PEFT's wrappers nested by hand
+(– where PEFT can't wrap a wrapped layer or drops what is inside: see [where PEFT
+differs](peft_divergence.md)). Errors of 1e-7 and more come from float32 inside PEFT. *Needs* lists
+what some files of the type omit: the base is given as `jaxmix.load(…, base=params)`; torch
+(`pip install 'jaxmix-peft[torch]'`) draws what PEFT draws from a seed, and AdaMSS also needs
+scikit-learn. `jaxmix.save` stores what was drawn, so it is needed only once.
 
-| type | layers | forms | alone | between | asks for |
+| type | layers | forms | alone | between | needs |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-BONE, which PEFT dropped, is read as MISS, and the OFT of peft 0.13, 0.15 and 0.17 as those had
-it. All ordered pairs, triples and quadruples of LoRA, AdaLoRA, LoHa, LoKr and OFT, and those with
-SHiRA and DoRA that PEFT loads, are compared too: see [the stacks](peft_divergence.md).
+BONE, which PEFT dropped, is read as MISS, and the OFT of peft 0.13, 0.15 and 0.17 as those versions
+computed it. All ordered pairs, triples and quadruples of LoRA, AdaLoRA, LoHa, LoKr and OFT, and those
+with SHiRA and DoRA that PEFT loads, are compared as well: see [the stacks](peft_divergence.md).
 
 ## Refused
 
-| type | why |
+| type | reason |
 | --- | --- |
 {refused}
 
 ## Fields of LoRA's config that are refused
 
-| type | field | why, and what to do |
+| type | field | reason, and what to do |
 | --- | --- | --- |
 {fields}
 """

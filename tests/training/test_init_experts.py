@@ -28,7 +28,7 @@ def test_like_peft(in_first: bool, use_rslora: bool, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     import peft
 
-    from ..converters.peft.made import Experts, quiet
+    from ..converters.adapters.peft.made import Experts, quiet
 
     words: dict[str, Any] = {"rank_pattern": {"mlp.up": 4}, "use_rslora": use_rslora}
     model = Experts(in_first)

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from jaxmix.converters.cli.adapters import load_each, parse_adapter
 
-from ..checkpoints import Adapters
+from ..bases import Adapters
 from .running import Captured, main, told
 
 

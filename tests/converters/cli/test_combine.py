@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import jaxmix
 from jaxmix.families import LoRA
-from jaxmix.layout import NAMES
+from jaxmix.placement.layout import NAMES
 
-from ..checkpoints import Adapters, contents, load, save_adapters
+from ..bases import Adapters, contents, load, save_adapters
 from .running import Captured, main, run, told
 
 

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxmix
-from jaxmix.converters.mixfile.recipe import save_recipe
+from jaxmix.converters.adapters.mixfile.recipe import save_recipe
 from jaxmix.errors import CheckpointError
 
-from ..checkpoints import Adapters, contents, load
+from ..bases import Adapters, contents, load
 from .running import Captured, main, run, told
 
 

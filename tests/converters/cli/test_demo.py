@@ -9,7 +9,7 @@ import pytest
 from jaxmix.demo import measure, run
 from jaxmix.demo.measure import ASSETS
 
-from ..checkpoints import contents
+from ..bases import contents
 from .running import Captured, main, told
 from .running import run as program
 

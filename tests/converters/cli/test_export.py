@@ -10,7 +10,7 @@ from safetensors import safe_open
 import jaxmix
 from jaxmix.converters.cli.ranks import rank_of
 
-from ..checkpoints import Adapters, contents, load
+from ..bases import Adapters, contents, load
 from .running import Captured, main, run, told
 
 

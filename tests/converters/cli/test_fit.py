@@ -17,7 +17,7 @@ from jaxmix.converters.cli.tokens import tokens_of, windows_of
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 from jaxmix.training import by_site
-from jaxmix.training.fit import Fit
+from jaxmix.training.fitting import Fit
 
 from ...models import tiny
 from .running import Captured, main, run, told

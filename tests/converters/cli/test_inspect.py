@@ -10,12 +10,12 @@ import pytest
 
 import jaxmix
 from jaxmix.converters.cli.bases import mapped, needs_base, params_of
-from jaxmix.converters.tables import adapter_data
+from jaxmix.converters.cli.tables import adapter_data
 from jaxmix.errors import CheckpointError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
 from jaxmix.measures import measure
 
-from ..checkpoints import Adapters, load, save_adapter, save_base
+from ..bases import Adapters, load, save_adapter, save_base
 from .running import Captured, main, run, told
 
 DOWN, Q = "model.layers.*.down_proj", "model.layers.*.q_proj"

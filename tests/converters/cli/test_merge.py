@@ -12,12 +12,12 @@ import ml_dtypes
 import pytest
 
 import jaxmix
+from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.converters.cli.adapters import load_mix
 from jaxmix.converters.merging import front, merge_checkpoint
 from jaxmix.converters.merging.verifying import Verdict, Verified
-from jaxmix.converters.peft import peft_stack
 
-from ..checkpoints import Adapters, contents, load, save_base
+from ..bases import Adapters, contents, load, save_base
 from .running import Captured, main, run, told
 
 

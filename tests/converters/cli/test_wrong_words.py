@@ -9,12 +9,12 @@ import pytest
 from huggingface_hub import constants
 
 import jaxmix
-from jaxmix.converters import near, reaching
 from jaxmix.converters.cli.telling import say
-from jaxmix.converters.terminal import escape, printable
+from jaxmix.converters.files import near, reaching
+from jaxmix.converters.files.terminal import escape, printable
 from jaxmix.errors import CheckpointError
 
-from ..checkpoints import Adapters
+from ..bases import Adapters
 from .running import Captured, main
 
 

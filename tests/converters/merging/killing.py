@@ -21,7 +21,7 @@ from pathlib import Path
 
 from jaxmix.converters.merging import merge_checkpoint
 
-from ..checkpoints import contents, save_adapters, save_base
+from ..bases import contents, save_adapters, save_base
 
 __all__ = ["Case", "kill"]
 

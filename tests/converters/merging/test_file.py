@@ -12,7 +12,7 @@ import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, LayoutError
 
-from ..checkpoints import Adapters, contents, header, mixed, save_base
+from ..bases import Adapters, contents, header, mixed, save_base
 
 
 def test_a_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:

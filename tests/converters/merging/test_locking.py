@@ -11,7 +11,7 @@ import jaxmix
 from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError
 
-from ..checkpoints import Adapters, contents
+from ..bases import Adapters, contents
 
 
 def _file(path: Path) -> None:
@@ -138,7 +138,7 @@ def test_links_where_a_merge_was_interrupted(
 
 def test_a_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Path) -> None:
     """Nor those above the output, if they were not there before."""
-    from jaxmix.converters import output
+    from jaxmix.converters.files import output
 
     lora = jaxmix.load(adapters["lora"])
 

@@ -15,7 +15,7 @@ from jaxmix.converters.merging.head_classes import TABLE
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import LoRA, Replace
 
-from ..checkpoints import Adapters, header, load, mixed, save_base
+from ..bases import Adapters, header, load, mixed, save_base
 from ..cli.running import Captured, main
 
 D = 6

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from jaxmix.converters.huggingface import read_checkpoint
+from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.converters.merging import merge_checkpoint, together, verify_merge
 
-from ..checkpoints import Adapters, contents, mixed, save_base
+from ..bases import Adapters, contents, mixed, save_base
 
 # Counts what is asked of the base's files: by Python, and by the system's own copying.
 PROGRAM = """

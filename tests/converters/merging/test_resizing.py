@@ -14,7 +14,7 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import LoRA, Rebase, Replace, Together, Tokens, Update
 
-from ..checkpoints import VOCAB, WIDTH, Adapters, contents, header, load, mixed, save_base
+from ..bases import VOCAB, WIDTH, Adapters, contents, header, load, mixed, save_base
 from .test_resume import Stop, breaking
 
 EMBED, HEAD = "model.embed_tokens", "lm_head"

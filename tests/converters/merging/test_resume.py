@@ -23,7 +23,7 @@ from jaxmix.converters.merging.journal import content
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
-from ..checkpoints import Adapters, contents, mixed, save_base
+from ..bases import Adapters, contents, mixed, save_base
 
 SECOND, THIRD = (f"model-0000{i}-of-00003.safetensors" for i in (2, 3))
 

@@ -15,7 +15,7 @@ from jaxmix.converters.merging import Rounding, merge_checkpoint, recipe
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
-from ..checkpoints import Adapters, load, mixed, save_base
+from ..bases import Adapters, load, mixed, save_base
 
 BF16 = ml_dtypes.bfloat16
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxmix.converters.huggingface import read_checkpoint
+from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.converters.merging.stamps import check_unchanged, stamps_of
 from jaxmix.errors import CheckpointError
 
-from ..checkpoints import Adapters, contents, mixed
+from ..bases import Adapters, contents, mixed
 
 
 def _saved_anew(file: Path) -> None:

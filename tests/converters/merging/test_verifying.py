@@ -16,7 +16,7 @@ from jaxmix.converters.merging import Verified, merge_checkpoint, pipeline, veri
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
-from ..checkpoints import Adapters, contents, load, mixed, save_base
+from ..bases import Adapters, contents, load, mixed, save_base
 
 BF16 = ml_dtypes.bfloat16
 Q = "model.layers.{}.q_proj.weight"

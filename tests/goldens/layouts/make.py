@@ -19,9 +19,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import jaxmix
-from jaxmix.names import leaf_names
+from jaxmix.placement.names import leaf_names
 
-from ...layouts.models import CONFIGS, adapters, state, tokens
+from ...converters.layouts.models import CONFIGS, adapters, state, tokens
 
 __all__ = ["main"]
 

@@ -1,0 +1,149 @@
+"""PEFT's folders: adapter_config.json and adapter_model.safetensors, whole, in shards or .bin."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.peft.about import about
+from jaxmix.converters.adapters.peft.config import read_config
+from jaxmix.converters.adapters.peft.file import Config, File
+from jaxmix.converters.adapters.peft.keys import Sites, sort_keys
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.plain import plain_values
+from jaxmix.converters.adapters.peft.shapes import Factors
+from jaxmix.converters.adapters.peft.sidecars import read_sidecars
+from jaxmix.converters.adapters.peft.stack import peft_stack
+from jaxmix.converters.adapters.peft.targets import check_targets
+from jaxmix.converters.adapters.peft.tokens import (
+    token_rows,
+    with_copies_marked,
+    with_tied_heads_saved,
+)
+from jaxmix.converters.adapters.peft.weights import WEIGHTS_FILE, read_weights
+from jaxmix.converters.adapters.peft.wrapped import located, stripped
+from jaxmix.errors import CheckpointError, JaxmixError, listing
+from jaxmix.families import Rebase, Replace, Together, Update
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "peft_stack", "read_peft"]
+
+CONFIG_FILE = "adapter_config.json"
+
+
+def read_peft(
+    path: Path,
+    name: str,
+    strength: Any = 1.0,
+    *,
+    base: Any = None,
+    beside: Sequence[str] = (),
+) -> Adapter:
+    """Reads the adapter in a folder that PEFT's ``save_pretrained`` wrote.
+
+    Args:
+        path: the folder with the config and the tensors, or its file of tensors to read.
+        name: what to call the adapter.
+        strength: the strength with which it enters a mix, a real scalar.
+        base: the model that it was trained on, as `adapters.base.base_model` takes it, for
+            the types whose files say too little without.
+        beside: the names of other files of weights in the folder, to be read as replaced leaves.
+
+    Returns:
+        The adapter, one update a site, the arrays in the file's shapes and dtypes: LoRA's A (r, in)
+        and B (out, r), and so on.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, incomplete, or has keys that mean nothing.
+        UnsupportedError: if the kind, or a field of the config, can't be honoured.
+        ShapeError: if factors disagree with each other or with the config.
+        AdapterError: if a factor is not finite.
+
+    Example:
+        >>> read_peft(Path("no/such/folder"), "style")
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: no/such/folder has no adapter_config.json; found no such ...
+
+    Source: ``peft/utils/save_and_load.py``.
+    """
+    folder = path.parent if path.is_file() else path
+    config = read_config(folder / CONFIG_FILE)
+    config = replace(config, values=plain_values(config))
+    kind = KINDS[config.family]
+    path, tensors = read_weights(path, kind.integers)
+    model = None if base is None else base_model(base)
+    sites = sort_keys(tensors, config, path, () if model is None else model.modules)
+    check_targets(config, sites.factors)
+    for site, leaves in read_sidecars(folder, beside, sites, model).items():
+        sites.saved.setdefault(site, {}).update(leaves)
+    file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
+    if more := kind.unsaved(file):
+        sites.factors.update({site: dict(factors) for site, factors in more.items()})
+        file = replace(file, sites=tuple(sites.factors))
+    _check_saved(config, sites)
+    updates = _build(file, located(file, sites.factors), path)
+    for site, rows in sites.tokens.items():
+        _put_first(updates, site, token_rows(config, site, rows))
+    with_tied_heads_saved(sites.saved, sites.base)
+    # PEFT puts saved leaves into the base, under the adapter: so they come first.
+    for site, leaves in sites.saved.items():
+        _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
+    for site, leaves in sites.base.items():
+        _put_first(updates, site, Rebase(leaves["weight"]))
+    metadata = about(config.values)
+    return Adapter(with_copies_marked(updates), name=name, metadata=metadata) * strength
+
+
+def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:
+    """Adds an update that acts before what is there."""
+    old = updates.get(site)
+    rest = old.parts if isinstance(old, Together) else () if old is None else (old,)
+    updates[site] = Together((new, *rest)) if rest else new
+
+
+def _build(file: File, factors: Mapping[str, Factors], path: Path) -> dict[str, Update]:
+    """An update for each site; what fails is gathered and raised at once, by its first kind."""
+    updates: dict[str, Update] = {}
+    failed: list[tuple[str, JaxmixError]] = []
+    family = file.config.family
+    for site, arrays in factors.items():
+        try:
+            updates[site] = KINDS[family].build(file, site, arrays)
+        except JaxmixError as error:
+            failed.append((site, error))
+    if failed:
+        lines = [f"{site}: {error}" for site, error in failed]
+        raise type(failed[0][1])(
+            f"{path}: factors that make no {family} update:{listing(lines)}\n"
+            "Was the file edited, or saved before the shards of its factors were gathered?"
+        ) from failed[0][1]
+    return updates
+
+
+def _check_saved(config: Config, sites: Sites) -> None:
+    """Whether the file has factors, and what its config says was saved or pruned."""
+    if not sites.factors and not sites.saved and not sites.tokens:
+        raise CheckpointError(
+            f"{config.path.parent} holds no weights of a {config.family} adapter, expected "
+            f"{', '.join(KINDS[config.family].parameters)} of some module. Was it saved before the "
+            "adapter was added, or by one rank only?"
+        )
+    modules = config.values.get("modules_to_save") or ()
+    if modules and not sites.saved:
+        raise CheckpointError(
+            f"{config.path}: modules_to_save is {modules!r}, but the file has none of their "
+            "leaves. Save it again, or set modules_to_save to null if they were not trained."
+        )
+    if config.values.get("trainable_token_indices") and not sites.tokens:
+        raise CheckpointError(
+            f"{config.path}: trainable_token_indices is set, but the file has no "
+            "token_adapter.trainable_tokens_delta. Save it again, or set it to null."
+        )
+    masks = (config.values.get("rank_pattern") or ()) if config.family == "ADALORA" else ()
+    if lost := [name for name in masks if name.removesuffix(".lora_E") not in sites.factors]:
+        raise CheckpointError(
+            f"{config.path}: rank_pattern has masks of what the file has no factors of:"
+            f"{listing(lost)}\nExpected <module>.lora_E of modules in the file. Save it again."
+        )

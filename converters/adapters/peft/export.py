@@ -1,0 +1,239 @@
+"""`export_peft`: an adapter as a folder that PEFT itself loads, a mix as several and a script."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxmix.adapter import Adapter
+from jaxmix.converters.adapters.peft.about import about_fields, checked_task
+from jaxmix.converters.adapters.peft.kind import Written
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.loading_script import ordered, script
+from jaxmix.converters.adapters.peft.parts import Parts, parts_in
+from jaxmix.converters.files.output import checked_output, new_folder
+from jaxmix.errors import AdapterError, UnsupportedError, listing
+from jaxmix.families import FAMILIES, Delta, Update
+from jaxmix.mixing import Mix
+
+__all__ = ["export_peft"]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+SCRIPT_FILE = "load_in_peft.py"
+_EXPORTED = re.compile(
+    rf"(\d\d-[^/]+/)?({re.escape(CONFIG_FILE)}|{re.escape(WEIGHTS_FILE)}|README\.md)"
+    rf"|{re.escape(SCRIPT_FILE)}"
+)
+# The version whose format is written; PEFT's OFT asks for it.
+_VERSION = "0.21.2"
+
+# PEFT's type for each family that it has.
+_TYPES: dict[str, str] = {
+    **{name: name.upper() for name in FAMILIES},
+    "Delta": "BEFT",
+    "ExpertLoRA": "LORA",
+    "KaSA": "LORA",
+    "Replace": "LN_TUNING",
+    "Tokens": "TRAINABLE_TOKENS",
+}
+
+
+def export_peft(
+    adapter: Adapter | Mix,
+    folder: str | os.PathLike[str],
+    *,
+    base_model_name_or_path: str | None = None,
+    task_type: str | None = None,
+    patterns: bool = False,
+    errors: Mapping[str, float] | None = None,
+    force: bool = False,
+    base_model: str | None = None,
+) -> Path:
+    """Writes an adapter as PEFT's ``save_pretrained`` would: ``{site: update}`` as factors.
+
+    What PEFT loads from the folder computes the same as the adapter. An adapter's strength goes
+    into its scale, which PEFT has for additive kinds alone. A mix is written as a folder for each
+    of its adapters, in order, and a short script that loads them one after the other.
+
+    A LoRA is written with one rank, ``r``, and one scale, ``lora_alpha / r``, for all sites, since
+    llama.cpp and others read nothing else. Where ranks differ the factors of the smaller ones are
+    filled with zeros up to the largest; where scales differ the most frequent one is written, and
+    what is left of the others goes into their B, rounded once. So a LoRA of equal ranks and scales
+    goes out bit for bit.
+
+    Args:
+        adapter: an adapter whose updates are of one type of PEFT, or a mix of such.
+        folder: where to write. It is written beside its place and renamed, so that it is never half
+            there.
+        base_model_name_or_path: the base's path or hub id, for the config; by default what the
+            file said from which the adapter was read.
+        task_type: PEFT's task, such as "CAUSAL_LM", which ``AutoPeftModelForCausalLM`` asks for; by
+            default what the file said.
+        patterns: whether to keep every site's own rank and alpha of a LoRA, as ``rank_pattern`` and
+            ``alpha_pattern``: smaller where ranks differ, and bit for bit, but only PEFT reads it.
+        errors: what `to_lora` says of the error that it made at each site; kept in the metadata of
+            the file of an adapter, as JSON under ``errors``.
+        force: whether to replace an adapter that stands there.
+        base_model: the older name of ``base_model_name_or_path``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnsupportedError: if PEFT has no type for an update, no config for all of them, no strength
+            for their kind, or another order of those at one site; `jaxmix.to_lora` makes a LoRA of
+            any of these. If PEFT ignores sites of the adapter in the task that is asked for, or a
+            scale does not fit into B.
+        AdapterError: if it is no adapter, there is no such task, or errors are given for a mix.
+        CheckpointError: if the place is taken, or can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxmix.families import LoRA
+        >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), scale=1.0)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     there = export_peft(Adapter({"proj": ones}), parent + "/lora")
+        ...     sorted(file.name for file in there.iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
+
+    Source: ``peft/utils/save_and_load.py``.
+    """
+    if not isinstance(adapter, Adapter | Mix):
+        raise AdapterError(
+            f"export_peft got a {type(adapter).__name__}, expected an adapter or a mix of them."
+        )
+    if errors and isinstance(adapter, Mix):
+        raise AdapterError(
+            f"export_peft got errors= for a mix, whose sites are of {len(adapter.parts)} adapters. "
+            "Export the one that to_lora made."
+        )
+    task = checked_task(task_type)
+    parts = ordered(adapter.parts)
+    base_model_name_or_path = base_model_name_or_path or base_model
+    made = [_folder(part, base_model_name_or_path, task, patterns) for part in parts]
+    marks = (CONFIG_FILE, SCRIPT_FILE)
+    place = checked_output(folder, (), force=force, marks=marks, replaces=_is_exported)
+    with new_folder(place, force=force, replaces=_is_exported) as beside:
+        if isinstance(adapter, Adapter):
+            _save(beside, *made[0], {"errors": json.dumps(dict(errors))} if errors else {})
+        else:
+            names = [f"{i:02d}-{_plain(part.name)}" for i, part in enumerate(parts, 1)]
+            for name, (config, tensors) in zip(names, made, strict=True):
+                (beside / name).mkdir()
+                _save(beside / name, config, tensors)
+            (beside / SCRIPT_FILE).write_text(script(names), encoding="utf-8")
+    return place
+
+
+def _is_exported(name: str) -> bool:
+    """Whether a file, by its path in the folder, is one that is written here, or by PEFT."""
+    return _EXPORTED.fullmatch(name) is not None
+
+
+def _plain(name: str) -> str:
+    """A name that can be a folder's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "adapter"
+
+
+def _save(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    told: Mapping[str, str] = {},
+) -> None:
+    """The two files."""
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt", **told})
+
+
+def _folder(
+    adapter: Adapter, base: str | None, task: str | None, patterns: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the tensors of one adapter."""
+    parts = parts_in(adapter)
+    types = {site: _type(update) for site, update in parts.own.items()}
+    kinds = {name for name in types.values() if name}
+    if lost := [f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in KINDS]:
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT has no type for:{listing(lost)}\nMake a LoRA of it: "
+            "jaxmix.to_lora(adapter, params)."
+        )
+    if len(kinds) != 1:
+        found = [f"{name}: {sum(t == name for t in types.values())} sites" for name in kinds]
+        raise UnsupportedError(
+            f"{adapter.name}: PEFT's folders hold adapters of one type, and this one has "
+            f"{'none' if not kinds else 'several'}:{listing(found)}\nMake a LoRA of it: "
+            "jaxmix.to_lora(adapter, params), or export its parts as adapters of their own."
+        )
+    (name,) = kinds
+    write = KINDS[name].write
+    if write is None:
+        raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
+    level = KINDS[name].leveled
+    written = write(parts.own if patterns or level is None else level(parts.own))
+    config = {
+        **about_fields(adapter, parts.own, base, task),
+        "inference_mode": True,
+        "modules_to_save": None,
+        "peft_type": name,
+        "peft_version": _VERSION,
+        "target_modules": list(parts.own),
+        **written.fields,
+    }
+    tensors = _tensors(parts, written, name, config)
+    return config, tensors
+
+
+def _type(update: Update) -> str:
+    """PEFT's type for an update; it has none for a difference of weights."""
+    return "" if isinstance(update, Delta) and update.has_weight else _TYPES.get(update.family, "")
+
+
+def _tensors(parts: Parts, written: Written, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """All tensors by PEFT's keys; what lies in the base is told in the config."""
+    tensors = {f"base_model.{shared}": array for shared, array in written.shared.items()}
+    prefix = "base_model.model."
+    tensors |= {prefix + key: array for key, array in written.tensors.items()}
+    biases: dict[str, Any] = {}
+    saved: list[str] = []
+    for site, update in parts.saved.items():
+        if update.weight is None:
+            biases[f"{site}.base_layer.bias" if site in parts.own else f"{site}.bias"] = update.bias
+            continue
+        saved.append(site)
+        for leaf in ("weight", "bias"):
+            if (array := getattr(update, leaf)) is not None:
+                tensors[f"{prefix}{site}.{leaf}"] = array
+    if saved and "modules_to_save" not in KINDS[name].fields.honoured:
+        raise UnsupportedError(
+            f"PEFT's {name} has no modules saved whole, and this adapter has:{listing(saved)}"
+        )
+    if biases and "bias" not in KINDS[name].fields.honoured:
+        raise UnsupportedError(
+            f"PEFT's {name} has no trained biases, and this adapter has:{listing(biases)}"
+        )
+    for site, update in parts.rebased.items():
+        inner = ".base_layer" if site in parts.own else ""
+        tensors[f"{prefix}{site}{inner}.weight"] = update.weight
+    if parts.tokens and "trainable_token_indices" not in KINDS[name].fields.honoured:
+        raise UnsupportedError(
+            f"PEFT's {name} has no trained tokens, and this adapter has:{listing(parts.tokens)}"
+        )
+    for site, rows in parts.tokens.items():
+        tensors[f"{prefix}{site}.token_adapter.trainable_tokens_delta"] = rows.values
+    if parts.tokens:
+        config["trainable_token_indices"] = {
+            site: np.asarray(rows.rows).tolist() for site, rows in parts.tokens.items()
+        }
+    if biases:
+        config["bias"] = "all"
+        tensors |= {prefix + key: array for key, array in biases.items()}
+    config["modules_to_save"] = saved or None
+    return tensors

@@ -1,0 +1,149 @@
+"""LoRA as PEFT writes it: plain, DoRA, KaSA, of layers and of experts."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmix.converters.adapters.peft.kind import Written
+from jaxmix.converters.adapters.peft.patterns import number, ranks_and_alphas
+from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same, unless
+from jaxmix.errors import UnsupportedError
+from jaxmix.families import ExpertLoRA, KaSA, LoRA
+
+__all__ = ["write"]
+
+Tensors = dict[str, Any]
+# A site that is a layer's leaf, and not the layer, comes of target_parameters.
+_LEAF = ".weight"
+
+
+def write(updates: Mapping[str, Any]) -> Written:
+    """LoRA, DoRA, KaSA or LoRA of experts.
+
+    Args:
+        updates: ``{site: update}``.
+
+    Returns:
+        What PEFT writes. Sites without a bias get one of zeros where others have one.
+
+    Raises:
+        UnsupportedError: if PEFT has no config for all of them.
+    """
+    is_kasa = same(updates, "kasa_config", lambda update: isinstance(update, KaSA))
+    layers = {site: up for site, up in updates.items() if not isinstance(up, ExpertLoRA)}
+    experts = {site: up for site, up in updates.items() if isinstance(up, ExpertLoRA)}
+    use_dora = bool(layers) and same(layers, "use_dora", _is_dora)
+    has_bias = any(_bias(update) is not None for update in layers.values())
+    if use_dora and has_bias:
+        said = "PEFT has no DoRA with a bias of its own (lora_bias), which these have"
+        unless(layers, lambda update: _bias(update) is None, said)
+    if has_bias:
+        said = "PEFT has no bias of its own (lora_bias) for an embedding, and one for all others"
+        unless(layers, lambda update: not getattr(update, "embedding", False), said)
+    attentions = _attentions(layers)
+    tensors: Tensors = {}
+    for site, update in layers.items():
+        path, by = attentions.get(site, (site.removesuffix(_LEAF), 1.0))
+        made = _layer(update, has_bias)
+        if by != 1.0:
+            made["lora_B.weight"] = made["lora_B.weight"] * by
+        tensors |= {f"{path}.{name}": array for name, array in made.items()}
+    tensors |= _experts(experts)
+    told = {attentions.get(s, (s,))[0]: u for s, u in updates.items() if not _is_inner(s, layers)}
+    leaves = [path for path in told if path in experts or path.endswith(_LEAF)]
+    scales = {path: update.scale for path, update in told.items()}
+    fields = {
+        **ranks_and_alphas(
+            {path: _rank(u) for path, u in told.items()}, scales, alpha="lora_alpha"
+        ),
+        "fan_in_fan_out": fan_in_fan_out(layers),
+        "init_lora_weights": True,
+        "kasa_config": {"beta": 1e-4, "gamma": 1e-3} if is_kasa else None,
+        "lora_bias": has_bias,
+        "lora_dropout": 0.0,
+        "target_modules": [path for path in told if path not in leaves],
+        "target_parameters": leaves or None,
+        "use_dora": use_dora,
+        "use_rslora": False,
+    }
+    return Written(fields, tensors)
+
+
+def _rank(update: Any) -> int:
+    return update.a.shape[-2]
+
+
+def _is_dora(update: Any) -> bool:
+    return getattr(update, "magnitude", None) is not None
+
+
+def _bias(update: Any) -> Any:
+    return getattr(update, "bias", None)
+
+
+def _layer(update: LoRA | KaSA, has_bias: bool) -> Tensors:
+    """The tensors of a layer, by PEFT's names."""
+    if isinstance(update, KaSA):
+        return {"lora_A.weight": update.a, "lora_B.weight": update.b, "lora_diag": update.d}
+    rank, kernel = update.a.shape[0], update.kernel
+    points = (1,) * len(kernel)
+    out: Tensors = {}
+    if update.magnitude is not None:
+        shape = (1, -1, *points) if kernel else (-1,)
+        out["lora_magnitude_vector"] = update.magnitude.reshape(shape)
+    if update.embedding:
+        return {**out, "lora_embedding_A": update.b.T, "lora_embedding_B": update.a.T}
+    out["lora_A.weight"] = update.a.reshape(rank, -1, *kernel) if kernel else update.a
+    out["lora_B.weight"] = update.b.reshape(-1, rank, *points)
+    if has_bias:
+        zeros = np.zeros(update.b.shape[:1], update.b.dtype)
+        out["lora_B.bias"] = zeros if update.bias is None else update.bias
+    return out
+
+
+def _is_inner(site: str, layers: Mapping[str, Any]) -> bool:
+    """Whether a site is the output projection of an attention whose input projection is here."""
+    module, _, name = site.rpartition(".")
+    return name == "out_proj" and f"{module}.in_proj_weight" in layers
+
+
+def _attentions(layers: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    """The paths of an attention's two projections in a file, and by what to multiply their B.
+
+    PEFT has one rank and one alpha for both, and adds the output projection's product twice. It is
+    multiplied so that this comes out right.
+    """
+    found: dict[str, tuple[str, float]] = {}
+    for site, update in layers.items():
+        module, _, name = site.rpartition(".")
+        if name != "in_proj_weight":
+            continue
+        inner, outer = layers.get(f"{module}.out_proj"), number(update.scale)
+        is_lost = inner is not None and outer == 0 != number(inner.scale)
+        if inner is None or _rank(inner) != _rank(update) or is_lost:
+            found_here = "none" if inner is None else f"rank {_rank(inner)}, scale {inner.scale}"
+            raise UnsupportedError(
+                f"{site}: PEFT adapts both projections of an attention, with one rank. Found "
+                f"{found_here} at {module}.out_proj, expected rank {_rank(update)}"
+                f"{', scale 0' if is_lost else ''}. Merge it instead"
+            )
+        found[site] = (module, 1.0)
+        by = number(inner.scale) / (2 * outer) if outer else 0.5
+        found[f"{module}.out_proj"] = (f"{module}.base_layer.out_proj", by)
+    return found
+
+
+def _experts(experts: Mapping[str, ExpertLoRA]) -> Tensors:
+    """Each parameter of a module has a wrapper around the one before, and so a longer key."""
+    left = Counter(site.rpartition(".")[0] for site in experts)
+    out: Tensors = {}
+    for site, update in experts.items():
+        module = site.rpartition(".")[0]
+        left[module] -= 1
+        path = module + ".base_layer" * left[module]
+        count, rank, size = update.a.shape
+        out[f"{path}.lora_A.weight"] = update.a.reshape(count * rank, size)
+        out[f"{path}.lora_B.weight"] = update.b.transpose(1, 2, 0).reshape(-1, rank * count)
+    return out

@@ -1,0 +1,154 @@
+"""PEFT's OFT, and how to tell what older versions of PEFT called so."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxmix.converters.adapters.peft.file import File
+from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.adapters.peft.patterns import number
+from jaxmix.converters.adapters.peft.same import same, unless
+from jaxmix.converters.adapters.peft.shapes import Factors, shapes
+from jaxmix.converters.adapters.peft.values import ANY, BOUND, FLAG, TERMS, Check, one_of
+from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
+from jaxmix.families import OFT, DiagOFT, Update
+
+__all__ = ["KIND"]
+
+
+def _build(file: File, site: str, factors: Factors) -> Update:
+    """OFT: the blocks' size is the tensor's."""
+    if "oft_r" in factors:
+        return _before_016(file, site, factors)
+    if len(factors) != 1 or "oft_s" in factors:
+        raise CheckpointError(f"{shapes(factors)}: expected one of them")
+    if missing := [name for name in _NEEDED if file.config.values.get(name) is None]:
+        raise CheckpointError(
+            f"the config has no {', '.join(missing)}, which an OFT of {', '.join(factors)} needs"
+        )
+    ((name, generator),) = factors.items()
+    numbers = generator.shape[-1] if generator.ndim == 2 else -1
+    block = round((1 + math.sqrt(1 + 8 * max(numbers, 0))) / 2)
+    if block * (block - 1) // 2 != numbers:
+        raise ShapeError(f"{shapes(factors)}, expected (blocks, b(b − 1)/2)")
+    if file.config.flag("block_share") and generator.shape[0] != 1:
+        raise ShapeError(f"{shapes(factors)}, expected one block: block_share is true")
+    series, values = file.config.flag("use_cayley_neumann"), file.config.values
+    return OFT(
+        generator,
+        terms=values["num_cayley_neumann_terms"] if series else None,
+        eps=float(values["eps"]) if file.config.flag("coft") else None,
+        embedding=name == "oft_embedding_R.weight",
+        # Only from 0.18 on does the config say the version.
+        ends_twice=series and _numbers(values.get("peft_version")) < (0, 18),
+    )
+
+
+def _before_016(file: File, site: str, factors: Factors) -> Update:
+    """The OFT of peft 0.13 and before, of outputs; or that of 0.14 and 0.15, with a rescaling."""
+    blocks, rescale = factors["oft_r"], factors.get("oft_s")
+    shape, values = blocks.shape, file.config.values
+    is_shared = file.config.flag("block_share")
+    is_square = len(shape) == 3 and shape[1] == shape[2]
+    if len(factors) > 2 or not is_square or (is_shared and len(blocks) > 1):
+        raise ShapeError(f"{shapes(factors)}, expected ({1 if is_shared else 'blocks'}, b, b)")
+    size = shape[1]
+    if rescale is None:
+        bound = values.get("eps", 6e-5) * size**2 / len(blocks) ** 0.5
+        return DiagOFT(blocks, None, bound if values.get("coft") else None, -0.5, "out", True)
+    if rescale.ndim != 2 or rescale.shape[1] != 1:
+        raise ShapeError(f"{shapes(factors)}, expected oft_s (out, 1)")
+    bound = None
+    if values.get("coft"):
+        count = len(blocks)
+        if is_shared:
+            count = math.prod(file.shape(site)[1:]) // size
+        bound = values.get("eps", 6e-5) * math.ceil(len(rescale) / count) ** 2 / len(blocks) ** 0.5
+    return DiagOFT(blocks, rescale[:, 0], bound, 0.5, "in", True)
+
+
+def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, int]:
+    """``oft_block_size``, or ``r``, from which PEFT makes each site's count and size of blocks."""
+    counts, sizes = ({pair[i] for pair in made.values()} for i in (0, 1))
+    if is_shared and len(sizes) == 1:
+        return {"r": 0, "oft_block_size": sizes.pop()}
+    for size in range(min(sizes), max(sizes) + 1):
+        if not is_shared and all(_adjusted(n * b, size) == b for n, b in made.values()):
+            return {"r": 0, "oft_block_size": size}
+    for r in range(min(counts), max(counts) + 1):
+        if all(_adjusted(n * b, r) == n for n, b in made.values()):
+            return {"r": r, "oft_block_size": 0}
+    lines = (f"{site}: {n} blocks of {b}" for site, (n, b) in made.items())
+    raise UnsupportedError(
+        f"PEFT has no oft_block_size and no r from which these come:{listing(lines)}\nExport them "
+        "as adapters of their own, or a LoRA of them: jaxmix.to_lora."
+    )
+
+
+def _adjusted(size: int, told: int) -> int:
+    """The divisor of a size that PEFT takes for a number that is none: the nearest."""
+    if told >= size:
+        return size
+    divisors = [d for d in range(1, size + 1) if size % d == 0]
+    return min(divisors, key=lambda d: (abs(d - told), d))
+
+
+def _numbers(version: Any) -> tuple[int, ...]:
+    """The leading numbers of a version; nothing is the oldest."""
+    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return tuple(int(part) for part in found.groups()) if found else (0,)
+
+
+def _write(updates: Mapping[str, Any]) -> Written:
+    """Blocks of one size, or as many at each site: PEFT's config says either, for all sites."""
+    made = {site: (up.generator.shape[0], up.block_size) for site, up in updates.items()}
+    is_shared = all(count == 1 for count, _ in made.values())
+    size = _sizes(made, is_shared)
+    is_shared &= size["r"] != 1
+    unless(updates, lambda up: not up.ends_twice, "PEFT from 0.18 on has another series than these")
+    unless(updates, lambda up: not up.transposed, "PEFT's OFT takes no layer stored as (in, out)")
+    terms = same(updates, "num_cayley_neumann_terms", lambda update: update.terms)
+    eps = same(updates, "eps", lambda u: None if u.eps is None else number(u.eps))
+    fields = {
+        **size,
+        "block_share": is_shared,
+        "coft": eps is not None,
+        "eps": 6e-5 if eps is None else eps,
+        "num_cayley_neumann_terms": 5 if terms is None else terms,
+        "use_cayley_neumann": terms is not None,
+    }
+    names = {True: "oft_embedding_R.weight", False: "oft_R.weight"}
+    return Written(
+        fields, {f"{site}.{names[up.embedding]}": up.generator for site, up in updates.items()}
+    )
+
+
+# Older configs do not have these.
+_NEEDED = ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
+_BOUND = Check(BOUND.text, BOUND.holds, False)
+# The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
+# takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
+KIND = Kind(
+    Fields(
+        {
+            "bias": one_of("none", "all", "oft_only"),
+            "block_share": FLAG,
+            "coft": FLAG,
+            "eps": _BOUND,
+            "num_cayley_neumann_terms": TERMS,
+            "oft_block_size": ANY,
+            "peft_version": ANY,
+            "use_cayley_neumann": FLAG,
+            **SAVED,
+        },
+        (ABOUT - {"peft_version"})
+        | WHERE
+        | frozenset(
+            "alpha_pattern fan_in_fan_out init_weights module_dropout r rank_pattern".split()
+        ),
+    ),
+    ("oft_R.weight", "oft_embedding_R.weight", "oft_r", "oft_s"),
+    _build,
+    _write,
+)

@@ -1,0 +1,189 @@
+"""Keys as ``save_pretrained`` writes them, from keys that training loops save by themselves.
+
+A state dict of a model in training has more in its keys than PEFT's files: what wrappers add
+(`placement.names`), the adapter's name (``lora_A.default.weight``), and the parts of PEFT's own
+wrappers around modules that are trained whole (``modules_to_save.default.weight``) and around
+embeddings with trained tokens (``token_adapter.base_layer.weight``).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmix.converters.adapters.peft.file import Config
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.errors import CheckpointError, listing
+from jaxmix.placement.names import unwrapped, without_wrappers
+
+__all__ = ["PlainKey", "any_of", "plain_keys", "plain_values"]
+
+_PREFIX = "base_model.model."
+# Not the names of adapters: what other types have in the place of one.
+_NO_NAMES = ("weight", "bias")
+_SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<rest>.+)")
+_ORIGINAL = re.compile(r"(?P<module>.+)\.original_module\.(?P<rest>.+)")
+_TOKENS = re.compile(
+    r"(?P<module>.+)\.token_adapter\.(?P<part>trainable_tokens_delta|trainable_tokens_original"
+    r"|base_layer\.\w+)(?:\.[^.]+)?"
+)
+
+
+class PlainKey(NamedTuple):
+    """A key without its prefix, wrappers and the adapter's name.
+
+    Args:
+        path: ``<module>.<parameter>``.
+        is_saved: whether the key itself says that its module was trained whole.
+    """
+
+    path: str
+    is_saved: bool = False
+
+
+def plain_keys(
+    keys: Collection[str], config: Config, path: Path, modules: Collection[str] = ()
+) -> dict[str, PlainKey]:
+    """Maps a file's keys to those that PEFT would have written.
+
+    Args:
+        keys: the file's keys.
+        config: the adapter's config.
+        path: the file, for messages.
+        modules: the names of the base's modules, if known. A key that names one of them as it
+            stands keeps what would count as a wrapper's name otherwise.
+
+    Returns:
+        ``{key: plain key}``. Copies that PEFT itself does not read are left out.
+
+    Raises:
+        CheckpointError: if the file holds several adapters.
+    """
+    known = set(map(without_wrappers, modules))
+    paths: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for key, short in unwrapped(keys, is_peft=True).items():
+        literal = without_wrappers(key).removeprefix(_PREFIX)
+        paths[key] = literal if short != literal and _is_below(known, literal) else short
+        if found := _split_name(paths[key], config.family):
+            paths[key], name = found
+            names.setdefault(name, key)
+    if len(names) > 1:
+        lines = (f"{name!r}, as in {key}" for name, key in names.items())
+        raise CheckpointError(
+            f"{path} holds several adapters, expected one:{listing(lines)}\nSave each into a "
+            "folder of its own with save_pretrained, or remove the keys of the others."
+        )
+    return dict(_read_keys(paths, names))
+
+
+def plain_values(config: Config) -> dict[str, Any]:
+    """Removes the names of wrappers from the module names in a config's values.
+
+    Args:
+        config: the adapter's config.
+
+    Returns:
+        All of its values.
+    """
+    return {field: _plain_value(field, value) for field, value in config.values.items()}
+
+
+def _plain_value(field: str, value: Any) -> Any:
+    """A list of names, or an object by names, without wrappers; any other value as it is."""
+    if isinstance(value, str) and field in ("target_modules", "exclude_modules"):
+        return _plain_name(value)
+    if isinstance(value, dict):
+        names = {key: _plain_name(key) for key in value}
+        # Two that become one are left to those who look for modules of these names.
+        alone = {name for name, count in Counter(names.values()).items() if count == 1}
+        return {names[key] if names[key] in alone else key: own for key, own in value.items()}
+    if isinstance(value, list):
+        return [_plain_name(own) if isinstance(own, str) else own for own in value]
+    return value
+
+
+def _plain_name(text: str) -> str:
+    """A module's name or a regular expression; AdaLoRA's masks go by the whole key."""
+    if found := re.fullmatch(r"(.+\.lora_E)(?:\.[^.]+)?", text):
+        return next(iter(unwrapped([found[1]], is_peft=True).values()))
+    return without_wrappers(text)
+
+
+def _is_below(modules: Collection[str], path: str) -> bool:
+    """Whether a path is that of one of these modules, or of something in it."""
+    parts = path.split(".") if modules else ()
+    return any(".".join(parts[:n]) in modules for n in range(1, len(parts)))
+
+
+def _split_name(path: str, family: str) -> tuple[str, str] | None:
+    """The path without the adapter's name, and the name; None if there is none in it."""
+    kind = KINDS[family]
+    names = (*kind.parameters, *kind.shared)
+    if re.fullmatch(rf"(?:.+\.)?{any_of(names).pattern}", path):
+        return None
+    for pattern in _with_name(names):
+        found = pattern.fullmatch(path)
+        if found and found["name"] not in _NO_NAMES:
+            return found["before"] + (found["after"] or ""), found["name"]
+    return None
+
+
+@cache
+def _with_name(parameters: tuple[str, ...]) -> list[re.Pattern[str]]:
+    """Expressions for parameters with the adapter's name in them."""
+    patterns = []
+    for parameter in parameters:
+        stem, _, rest = parameter.partition(".")
+        after = rf"(?P<after>\.{any_of((rest,)).pattern})" if rest else r"(?P<after>)"
+        if "#" in rest:  # a tensor for each module, in a dictionary of the adapter's
+            stem, after = rf"{stem}\.[^.]+", r"(?P<after>)"
+        if stem == "lora_magnitude_vector":  # a module with a weight while in training
+            after += r"(?:\.weight)?"
+        patterns.append(re.compile(rf"(?P<before>(?:.+\.)?{stem})\.(?P<name>[^.]+){after}"))
+    return patterns
+
+
+@cache
+def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Compiles an expression for any of some names; ``*`` is a number in them, ``#`` a word."""
+    texts = (re.escape(name).replace(r"\*", r"\d+").replace(r"\#", r"[^.]+") for name in names)
+    return re.compile(rf"({'|'.join(texts)})")
+
+
+def _read_keys(paths: Mapping[str, str], names: Collection[str]) -> Iterator[tuple[str, PlainKey]]:
+    """The keys that PEFT reads, without what its wrappers around whole modules add."""
+    every = set(paths.values())
+    whole = {found["module"] for path in every if (found := _SAVED.fullmatch(path))}
+    for key, path in paths.items():
+        if found := _SAVED.fullmatch(path):
+            plain = f"{found['module']}.{_without_name(found, names, every)}"
+            # With new tokens PEFT writes an embedding under both keys, and reads the plain one.
+            if plain not in every:
+                yield key, PlainKey(plain, is_saved=True)
+        elif found := _ORIGINAL.fullmatch(path):
+            if found["module"] not in whole and f"{found['module']}.{found['rest']}" not in every:
+                yield key, PlainKey(path)
+        elif found := _TOKENS.fullmatch(path):
+            module, part = found["module"], found["part"]
+            if part == "trainable_tokens_delta":
+                yield key, PlainKey(f"{module}.token_adapter.{part}")
+            elif part != "trainable_tokens_original":
+                yield key, PlainKey(f"{module}.{part}")
+        else:
+            yield key, PlainKey(path)
+
+
+def _without_name(found: re.Match[str], names: Collection[str], every: Collection[str]) -> str:
+    """What follows ``modules_to_save``, without the adapter's name.
+
+    While in training the name comes first. It is gone where another tool has removed it: then it
+    is not the name in the factors' keys, and the original module has the same parts.
+    """
+    first, _, rest = found["rest"].partition(".")
+    if not rest or first in names or first == "default":
+        return rest or first
+    is_part = bool(names) or f"{found['module']}.original_module.{found['rest']}" in every
+    return found["rest"] if is_part else rest

@@ -1,0 +1,162 @@
+"""Which file, or files, of a folder hold a PEFT adapter's tensors.
+
+``adapter_model.safetensors`` goes before its shards, and both before ``adapter_model.bin``, as in
+PEFT and transformers; what comes later in this order is then a copy, and is not read.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from jaxmix.converters.adapters.peft.config import folder_text
+from jaxmix.converters.adapters.peft.tensors import read_tensors
+from jaxmix.converters.files.torch_files import TORCH_SUFFIXES, has_torch, pickle_recipe
+from jaxmix.errors import CheckpointError, listing
+
+__all__ = [
+    "INDEX_FILES",
+    "PICKLE_FILE",
+    "WEIGHTS_FILE",
+    "is_adapter_file",
+    "is_weights_path",
+    "read_weights",
+]
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+# The second is what transformers' save_pretrained calls the index of an adapter's shards.
+INDEX_FILES = ("adapter_model.safetensors.index.json", "model.safetensors.index.json")
+_SHARD = re.compile(r"adapter_model-(\d+)-of-(\d+)\.safetensors")
+
+
+def is_adapter_file(name: str) -> bool:
+    """Whether a name is that of the adapter's own file, a shard of it, or a copy in another form.
+
+    Args:
+        name: The file's name.
+
+    Returns:
+        True for ``adapter_model`` with any ending, and for its shards.
+    """
+    return name.startswith(("adapter_model.", "adapter_model-"))
+
+
+def is_weights_path(path: Path) -> bool:
+    """Whether a path is that of a file of tensors, or of an index of such files.
+
+    Args:
+        path: The path.
+
+    Returns:
+        Whether it is.
+    """
+    if not path.is_file():
+        return False
+    is_tensors = path.suffix.lower() in (".safetensors", *TORCH_SUFFIXES)
+    return is_tensors or path.name in INDEX_FILES
+
+
+def read_weights(path: Path, integers: tuple[str, ...] = ()) -> tuple[Path, dict[str, np.ndarray]]:
+    """Reads the tensors of an adapter.
+
+    Args:
+        path: Its folder, or the file of it to read.
+        integers: The ends of keys that may hold integers of few bits.
+
+    Returns:
+        The file or the index, for messages, and ``{key: array}``.
+
+    Raises:
+        CheckpointError: If there is none, a shard is missing or has tensors that the index gives to
+            another, or a file is damaged.
+        AdapterError: If a number is not finite.
+    """
+    if path.is_file():
+        index = path.name in INDEX_FILES
+        return path, _read_index(path, integers) if index else read_tensors(path, integers)
+    if (whole := path / WEIGHTS_FILE).exists():
+        return whole, read_tensors(whole, integers)
+    for name in INDEX_FILES:
+        if (index := path / name).is_file() and (name == INDEX_FILES[0] or _is_of_adapter(index)):
+            return index, _read_index(index, integers)
+    if shards := [entry for entry in _entries(path) if _SHARD.fullmatch(entry.name)]:
+        return path, _joined(_complete(path, shards), integers)
+    pickle = path / PICKLE_FILE
+    if pickle.is_file() and has_torch():
+        return pickle, read_tensors(pickle, integers)
+    raise CheckpointError(_missing(path))
+
+
+def _is_of_adapter(index: Path) -> bool:
+    """Whether an index under a model's name is for an adapter's shards."""
+    from jaxmix.models.checkpoint import indexed_names  # Not at the top: it brings Flax.
+
+    return all(map(is_adapter_file, indexed_names(index)))
+
+
+def _read_index(index: Path, integers: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The tensors of the shards that an index names, which it and they agree on."""
+    from jaxmix.models.checkpoint import indexed_files  # Not at the top: it brings Flax.
+
+    return _joined(list(dict.fromkeys(indexed_files(index).values())), integers)
+
+
+def _joined(shards: Iterable[Path], integers: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The tensors of several files."""
+    tensors: dict[str, np.ndarray] = {}
+    twice: list[str] = []
+    for shard in shards:
+        found = read_tensors(shard, integers)
+        twice += [f"{key}: again in {shard.name}" for key in found if key in tensors]
+        tensors |= found
+    if twice:
+        raise CheckpointError(
+            f"tensors that several shards have:{listing(twice)}\n"
+            "Are shards of two adapters mixed? Download or save the folder again."
+        )
+    return tensors
+
+
+def _complete(folder: Path, shards: list[Path]) -> list[Path]:
+    """All shards that the names of those without an index tell of."""
+    counts = {_of(shard)[1] for shard in shards}
+    if len(counts) > 1:
+        raise CheckpointError(
+            f"{folder} has shards of several adapters and no index:"
+            f"{listing(shard.name for shard in shards)}\nRemove the old ones."
+        )
+    count = counts.pop()
+    if lost := sorted(set(range(1, count + 1)) - {_of(shard)[0] for shard in shards}):
+        raise CheckpointError(
+            f"{folder} lacks shards {', '.join(map(str, lost))} of {count}, found "
+            f"{', '.join(shard.name for shard in shards)}. Download the folder again, whole."
+        )
+    return shards
+
+
+def _of(shard: Path) -> tuple[int, int]:
+    """A shard's number, and how many there are."""
+    found = _SHARD.fullmatch(shard.name)
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _missing(folder: Path) -> str:
+    """What to say of weights that are not there."""
+    pickles = [entry.name for entry in _entries(folder) if entry.suffix in TORCH_SUFFIXES]
+    if not pickles:
+        return (
+            f"{folder} has no {WEIGHTS_FILE}; found {folder_text(folder)}. "
+            "Give the folder that PEFT's save_pretrained wrote."
+        )
+    recipe = pickle_recipe(str(folder / pickles[0]), str(folder / WEIGHTS_FILE))
+    return f"{folder} has {', '.join(pickles)} but no {WEIGHTS_FILE}. {recipe}"

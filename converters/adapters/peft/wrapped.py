@@ -1,0 +1,227 @@
+"""Which site a key's module path means: PEFT's wrappers add ``base_layer`` to it.
+
+A wrapper keeps what it wraps under that name, so that ``<module>.base_layer.<parameter>`` are the
+factors of an inner wrapper, or the base's own leaf. At its end it is left out. Two of LoRA's
+wrappers mean more by it: torch's MultiheadAttention, whose output projection lies inside of what
+is wrapped, and several parameters of one module, each of which has a wrapper around the others'.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import Any
+
+from jaxmix.converters.adapters.peft.file import Config, File
+from jaxmix.errors import CheckpointError
+from jaxmix.training.targets import Rules
+
+__all__ = ["INNER", "located", "pattern_site", "stripped"]
+
+INNER = ".base_layer"
+_OUT_PROJ = f"{INNER}.out_proj"
+# Trained tokens beside another type wrap the embedding once more.
+_TOKENS = ".token_adapter"
+
+
+def stripped(path: str) -> str:
+    """A module's path without what wrappers add at its end."""
+    while path.endswith(INNER):
+        path = path.removesuffix(INNER).removesuffix(_TOKENS)
+    return path
+
+
+def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Factors by site, of factors by the path that stands in the key.
+
+    Args:
+        file: the adapter's file.
+        factors: ``{path: {parameter: array}}``.
+
+    Returns:
+        ``{site: {parameter: array}}``. The input projection of a MultiheadAttention, and a
+        parameter that is a leaf by itself, are sites under the leaf's own name.
+
+    Raises:
+        CheckpointError: if it can't be told which parameter a wrapper is for.
+    """
+    attentions = {path.removesuffix(_OUT_PROJ) for path in factors if path.endswith(_OUT_PROJ)}
+    out: dict[str, dict[str, Any]] = {}
+    modules: dict[str, list[str]] = defaultdict(list)
+    for path, own in factors.items():
+        if path in attentions:
+            out[f"{path}.in_proj_weight"] = own
+        elif path.endswith(_OUT_PROJ):
+            out[path.replace(_OUT_PROJ, ".out_proj")] = _twice(own)
+        elif parameters(file.config, stripped(path)):
+            modules[stripped(path)].append(path)
+        else:
+            out[stripped(path)] = own
+    for module, paths in modules.items():
+        if names := _names(file, module, [factors[path] for path in paths]):
+            for path, name in _assigned(file, module, names, factors, paths).items():
+                out[f"{module}.{name}"] = factors[path]
+        else:
+            out[module] = factors[paths[0]]
+    return out
+
+
+def pattern_site(file: File, site: str) -> str:
+    """The module of a site by which PEFT's patterns find it.
+
+    Both projections of a MultiheadAttention go by the attention's name, and not by their own.
+
+    Args:
+        file: the adapter's file.
+        site: the site.
+
+    Returns:
+        The site, or the attention that it is a part of.
+    """
+    module, _, name = site.rpartition(".")
+    is_part = name in ("in_proj_weight", "out_proj") and f"{module}{_OUT_PROJ}" in file.sites
+    return module if is_part else site
+
+
+def _twice(factors: dict[str, Any]) -> dict[str, Any]:
+    """The factors of an attention's output projection, whose LoRA PEFT adds twice.
+
+    It merges the attention and then, inside of it, the projection once more; in its forward as in
+    its merge, and so such adapters are trained.
+    """
+    return {name: 2 * f if name == "lora_B.weight" else f for name, f in factors.items()}
+
+
+def parameters(config: Config, module: str) -> list[str]:
+    """The parameters of a module that ``target_parameters`` names, if the module has them.
+
+    Args:
+        config: The adapter's config.
+        module: The module's path.
+
+    Returns:
+        Their names, those first whose target names the module too.
+    """
+    named, bare = [], []
+    for target in config.values.get("target_parameters") or ():
+        inside, _, name = target.rpartition(".")
+        if not inside:
+            bare.append(name)
+        elif module == inside or module.endswith(f".{inside}"):
+            named.append(name)
+    return list(dict.fromkeys(named + bare))
+
+
+def _names(file: File, module: str, wrappers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parameters of a module that its wrappers may be for; none if the module is a layer.
+
+    A target without a module is any module's that has such a parameter, which the base tells. PEFT
+    refuses a module that is targeted both as a layer and by its parameters.
+    """
+    config, names = file.config, parameters(file.config, module)
+    is_alone = len(wrappers) == 1  # as a layer's is
+    if is_alone and _is_layer(config, module):
+        return []
+    if file.base is not None:
+        if there := [name for name in names if file.base.has(_leaf(module, name))]:
+            return there
+        if is_alone and file.base.has(module):
+            return []
+    bare = set(config.values.get("target_parameters") or ())
+    if is_alone and bare.issuperset(names):
+        a = wrappers[0].get("lora_A.weight")
+        rank = config.by_site("rank_pattern", "r", module)
+        if getattr(a, "shape", ())[:1] == (rank,):  # that of experts is stacked
+            return []
+    return names
+
+
+def _is_layer(config: Config, module: str) -> bool:
+    """Whether ``target_modules`` names a module."""
+    targets = config.values.get("target_modules") or ()
+    try:
+        return Rules(targets).takes(module)
+    except (re.error, TypeError):
+        return False
+
+
+def _leaf(module: str, name: str) -> str:
+    """The name by which a base model has a parameter: a weight goes by its module's."""
+    return module if name == "weight" else f"{module}.{name}"
+
+
+def _assigned(
+    file: File,
+    module: str,
+    names: list[str],
+    factors: Mapping[str, dict[str, Any]],
+    paths: list[str],
+) -> dict[str, str]:
+    """Which parameter each of a module's wrappers is for: by their shapes, if there are several.
+
+    The order of ``target_parameters`` says nothing. PEFT wraps a module's parameters in the order
+    in which the module has registered them, the first one innermost.
+    """
+    if len(names) == len(paths) == 1:
+        return {paths[0]: names[0]}
+    found: dict[tuple[str, ...], set[bool]] = {}
+    for in_first in (False, True):
+        for chosen in permutations(names, len(paths)):
+            fits = (
+                _fits(file, module, name, factors[path], in_first=in_first)
+                for name, path in zip(chosen, paths, strict=True)
+            )
+            if all(fits):
+                found.setdefault(chosen, set()).add(in_first)
+    if len(found) > 1 and (order := _registered(file, module, names)):
+        inner_first = sorted(paths, key=len, reverse=True)
+        by_order = dict(zip(inner_first, order, strict=False))
+        chosen = tuple(by_order.get(path, "") for path in paths)
+        found = {chosen: found[chosen]} if chosen in found else {}
+    if len(found) != 1:
+        shapes = [file.shape(_leaf(module, name)) for name in names]
+        raise CheckpointError(
+            f"{file.config.path.parent}: the factors at {module} fit "
+            f"{'several' if found else 'none'} of its parameters {', '.join(names)}, whose shapes "
+            f"are {shapes}, and the file does not say which is whose. Give the base on which the "
+            "adapter was trained as a flat dict in the model's own order, jaxmix.load(…, "
+            "base={name: array for name, array in model.state_dict().items()}), or train them as "
+            "adapters of their own."
+        )
+    ((chosen, ways),) = found.items()
+    if len(ways) == 1:
+        file.kept[module, "in_first"] = ways == {True}
+    return dict(zip(paths, chosen, strict=True))
+
+
+def _fits(
+    file: File, module: str, name: str, factors: Mapping[str, Any], *, in_first: bool
+) -> bool:
+    """Whether factors are of a parameter's shape.
+
+    Args:
+        file: The adapter's file.
+        module: The module.
+        name: The parameter.
+        factors: A wrapper's.
+        in_first: Whether the module's experts lie as (in, out).
+    """
+    a, b = (getattr(factors.get(f"lora_{side}.weight"), "shape", ()) for side in "AB")
+    if len(a) != 2 or len(b) != 2:
+        return False
+    *stack, first, second = (1, 1, *file.shape(_leaf(module, name)))[-3:]
+    is_matrix = len(file.shape(_leaf(module, name))) == 2
+    rank = file.config.by_site("rank_pattern", "r", f"{module}.{name}")
+    sizes = (second, first) if in_first and not is_matrix else (first, second)
+    return (b[0], a[1]) == sizes and a[0] == b[1] == rank * stack[0]
+
+
+def _registered(file: File, module: str, names: list[str]) -> list[str]:
+    """A module's parameters in the model's own order; empty if the base does not tell it.
+
+    An order that is the alphabet's may be that of a dict which was sorted.
+    """
+    ends = {name: f"{module}.{name}" for name in names}
+    order = file.base.order if file.base is not None else ()
+    found = [name for leaf in order for name, end in ends.items() if leaf.endswith(end)]
+    return found if len(found) == len(names) and found != sorted(found) else []

@@ -1,0 +1,1 @@
+"""Base checkpoints: Hugging Face folders, read whole, by slices, or from packed weights."""

@@ -1,0 +1,122 @@
+"""Whether a file of weights repeats a checkpoint's own tensors: by names, shapes and numbers.
+
+Nothing is unpickled: of a PyTorch archive only the strings in its pickle are looked at.
+"""
+
+import math
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored, read_shard
+from jaxmix.errors import CheckpointError
+
+__all__ = ["is_copy"]
+
+# How many tensors are compared, and how many numbers at the start of each.
+_TENSORS, _NUMBERS = 16, 1 << 14
+# What a cast to bfloat16 may change, relative to the number.
+_ROUNDING = 2.0**-7
+# A legacy PyTorch file is a sequence of pickles; the tensors' names are in one of the first five.
+_PICKLES = 5
+
+
+def is_copy(path: Path, tensors: Mapping[str, Stored]) -> bool:
+    """Tells whether a file repeats most of its tensors from a checkpoint.
+
+    Args:
+        path: a safetensors file, a PyTorch archive or a NumPy one; of others nothing is known.
+        tensors: the checkpoint's own.
+
+    Returns:
+        True for a copy, in another dtype too; for an archive, which is not read, one with most of
+        the checkpoint's names. A damaged safetensors file counts as one: nothing can use it.
+    """
+    if path.suffix == ".safetensors":
+        return _repeats(path, tensors)
+    if path.suffix == ".npz":
+        names = set(_zipped(path))
+        names = {name.removesuffix(".npy") for name in names}
+    elif path.suffix in (".bin", ".ckpt", ".pt", ".pth"):
+        names = set(_pickled(path))
+    else:
+        return False
+    ours = [name for name in tensors if "." in name] or list(tensors)
+    return 2 * sum(name in names for name in ours) > len(ours)
+
+
+def _repeats(path: Path, tensors: Mapping[str, Stored]) -> bool:
+    """Whether most tensors of a safetensors file are the checkpoint's, by name, shape, numbers."""
+    from jaxmix.models.checkpoint import safetensors_file  # not at the top: see read_checkpoint
+
+    try:
+        safetensors_file(path)
+        theirs = read_shard(path.parent, path).tensors
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+        return True
+    pairs = [
+        (tensors[one.name], one)
+        for one in theirs
+        if one.name in tensors and tensors[one.name].shape == one.shape
+    ]
+    if not pairs or 2 * len(pairs) <= len(theirs):
+        return False
+    step = math.ceil(len(pairs) / _TENSORS)
+    return all(_is_close(ours, one) for ours, one in pairs[::step])
+
+
+def _is_close(ours: Stored, other: Stored) -> bool:
+    """Whether two tensors begin with the same numbers, up to a cast of the dtype."""
+    if ours.dtype == other.dtype:
+        return _start(ours) == _start(other)
+    if ours.dtype not in FLOATS or other.dtype not in FLOATS:
+        return True  # quantized: the names and shapes have to do
+    a, b = (np.frombuffer(_start(x), FLOATS[x.dtype]).astype(np.float64) for x in (ours, other))
+    return bool(np.allclose(a, b, rtol=_ROUNDING, atol=1e-6))
+
+
+def _start(tensor: Stored) -> bytes:
+    """The bytes of a tensor's first numbers."""
+    count = max(1, math.prod(tensor.shape))
+    size = tensor.size // count * min(count, _NUMBERS)
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        return file.read(size)
+
+
+def _zipped(path: Path) -> list[str]:
+    """The names in a zip archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
+def _pickled(path: Path) -> Iterator[str]:
+    """The strings in a PyTorch file's pickle: among them the names of its tensors."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next((n for n in archive.namelist() if n.endswith("data.pkl")), None)
+                if name is not None:
+                    with archive.open(name) as file:
+                        yield from _strings(file)
+        else:
+            with path.open("rb") as file:
+                for _ in range(_PICKLES):
+                    yield from _strings(file)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return
+
+
+def _strings(file: IO[bytes]) -> Iterator[str]:
+    """The strings of one pickle, by its opcodes alone: no code runs, no object is built."""
+    for _, value, _ in islice(pickletools.genops(file), 1 << 24):
+        if isinstance(value, str):
+            yield value

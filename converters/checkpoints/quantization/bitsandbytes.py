@@ -1,0 +1,252 @@
+"""bitsandbytes: nf4 and fp4 in blocks, with scales in float32 or quantized once more; int8 by rows.
+
+4 bits: ``weight`` holds the flattened matrix (out, in), two codes a byte, the first one in the high
+bits; W = table[code] · absmax[block], rounded to the dtype that the weight had. With double
+quantization absmax = nested_quant_map[code] · nested_absmax[block] + offset.
+
+8 bits: W = weight · SCB / 127, one SCB for each row.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
+from jaxmix.converters.checkpoints.quantization.packed import Packed, Readout, Source, place
+from jaxmix.converters.checkpoints.slicing import read_slice
+from jaxmix.untrusted.files import parse_json
+
+__all__ = ["read"]
+
+_STATE = ".quant_state.bitsandbytes__"
+# The JSON beside a weight has some 200 bytes.
+_LARGEST_STATE = 1 << 14
+_DTYPES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+# What a code stands for; bitsandbytes has both tables in its kernels, whatever the file says.
+_TABLES = {
+    "nf4": [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    "fp4": [
+        sign * size
+        for sign in (1, -1)
+        for size in (0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
+    ],
+}
+_ONE_127TH = np.float32(7.874015718698502e-3)
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Scales that are quantized in 8 bits themselves.
+
+    Args:
+        absmax: their scales, in float32.
+        table: what their codes stand for: 256 numbers.
+        block: how many of them have one scale.
+        offset: what is added.
+    """
+
+    absmax: Stored
+    table: Stored
+    block: int
+    offset: float
+
+    def scales(self, codes: np.ndarray, first: int) -> np.ndarray:
+        """A run of scales, of their codes, the first of which has this number."""
+        blocks = np.arange(first, first + codes.size) // self.block
+        part = slice(int(blocks[0]), int(blocks[-1]) + 1)
+        own = read_slice(self.absmax, (part,))[blocks - blocks[0]]
+        return read_slice(self.table)[codes] * own + np.float32(self.offset)
+
+
+@dataclass(frozen=True)
+class FourBits(Packed):
+    """A weight of 4 bits.
+
+    Args:
+        absmax: a scale for each block, or its code.
+        block: how many numbers have one scale.
+        table: what the codes stand for.
+        rounding: the dtype to which the library rounds the numbers.
+        nested: how the scales are packed; None if they are not.
+    """
+
+    absmax: Stored
+    block: int
+    table: tuple[float, ...]
+    rounding: str
+    nested: Nested | None
+
+    def rows(self, part: slice) -> np.ndarray:
+        """See `Packed`."""
+        width = math.prod(self.shape[1:])
+        start, stop = part.start * width, part.stop * width
+        shape = (part.stop - part.start, *self.shape[1:])
+        if start == stop:
+            return np.empty(shape, np.float32)
+        data = _bytes(self.main, start // 2, -(-stop // 2))
+        # Both numbers of a byte at once.
+        table, byte = np.asarray(self.table, np.float32), np.arange(256)
+        pairs = np.stack([table[byte >> 4], table[byte & 15]], axis=-1)
+        values = pairs[data].reshape(-1)[start % 2 :][: stop - start]
+        first, last = start // self.block, -(-stop // self.block)
+        scales = read_slice(self.absmax, (slice(first, last),))
+        if self.nested:
+            scales = self.nested.scales(scales, first)
+        lead = start - first * self.block
+        values *= np.repeat(scales.astype(np.float32), self.block)[lead:][: values.size]
+        return values.astype(_DTYPES[self.rounding]).astype(np.float32).reshape(shape)
+
+
+@dataclass(frozen=True)
+class EightBits(Packed):
+    """A weight of 8 bits.
+
+    Args:
+        scale: ``SCB``, the largest number of each row.
+    """
+
+    scale: Stored
+
+    def rows(self, part: slice) -> np.ndarray:
+        """See `Packed`."""
+        scale = read_slice(self.scale, (part,)).astype(np.float32)
+        codes = read_slice(self.main, (part,)).astype(np.float32)
+        return codes * scale[:, None] * _ONE_127TH
+
+
+def read(source: Source, readout: Readout) -> None:
+    """Adds the weights that bitsandbytes packed.
+
+    Args:
+        source: the checkpoint.
+        readout: where they are added.
+    """
+    for name, tensor in source.tensors.items():
+        weight, end, kind = name.partition(_STATE)
+        if end:
+            parts = [f"{weight}.{part}" for part in ("absmax", "quant_map")]
+            parts += [f"{weight}.{part}" for part in ("nested_absmax", "nested_quant_map")]
+            readout.add(_four_bits(weight, kind, tensor, source), weight, name, *parts)
+        elif tensor.dtype == "I8" and name.endswith(".weight"):
+            module = name.removesuffix(".weight")
+            parts = [f"{module}.{part}" for part in ("SCB", "weight_format")]
+            if parts[0] in source.tensors:
+                readout.add(_eight_bits(tensor, source, *parts), name, *parts)
+
+
+def _four_bits(name: str, kind: str, state: Stored, source: Source) -> Packed | str:
+    """A weight of 4 bits, or what is wrong with it."""
+    tensors = source.tensors
+    main, absmax = tensors.get(name), tensors.get(f"{name}.absmax")
+    if main is None or absmax is None:
+        return f"{name}: {name + ('.absmax' if main else '')} is missing"
+    if kind not in _TABLES:
+        return f"{name}: its quantization is {kind}, expected nf4 or fp4"
+    settings = _json(state)
+    if settings is None:
+        return f"{state.name} is not a JSON object of at most {_LARGEST_STATE} bytes"
+    shape, block, rounding = (settings.get(key) for key in ("shape", "blocksize", "dtype"))
+    if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
+        return f"{state.name} has shape {shape!r}, expected a list of sizes"
+    if not _is_size(block) or rounding not in _DTYPES:
+        return (
+            f"{state.name} has blocksize {block!r} and dtype {rounding!r}, expected a positive "
+            f"integer and one of {', '.join(_DTYPES)}"
+        )
+    assert isinstance(block, int) and isinstance(rounding, str)
+    count = math.prod(shape)
+    if main.size != -(-count // 2):
+        return f"{name} has {main.size} bytes, expected {-(-count // 2)} for shape {tuple(shape)}"
+    blocks = -(-count // block)
+    if math.prod(absmax.shape) != blocks or len(absmax.shape) != 1:
+        return f"{absmax.name} has shape {absmax.shape}, expected ({blocks},)"
+    nested = None
+    if f"{name}.nested_absmax" in tensors:
+        nested = _nested(name, blocks, settings, source)
+        if isinstance(nested, str):
+            return nested
+    if absmax.dtype not in ({"U8"} if nested else FLOATS):
+        return f"{absmax.name} is {absmax.dtype}, expected {'U8' if nested else 'F32'}"
+    where = place(name, tuple(shape), main)
+    table = tuple(_TABLES[kind])
+    return FourBits(
+        *where, main, f"bitsandbytes {kind}, 4 bits", absmax, block, table, rounding, nested
+    )
+
+
+def _nested(name: str, blocks: int, settings: dict[str, Any], source: Source) -> Nested | str:
+    """How the scales of a weight are packed, or what is wrong with that."""
+    absmax = source.tensors[f"{name}.nested_absmax"]
+    table = source.tensors.get(f"{name}.nested_quant_map")
+    block, offset = settings.get("nested_blocksize"), settings.get("nested_offset")
+    if table is None or table.shape != (256,) or table.dtype not in FLOATS:
+        return f"{name}.nested_quant_map is missing, or is not of 256 floats"
+    if not _is_size(block) or not isinstance(offset, int | float):
+        return f"{name}: nested_blocksize is {block!r} and nested_offset {offset!r}, not numbers"
+    assert isinstance(block, int)
+    if absmax.shape != (-(-blocks // block),) or absmax.dtype not in FLOATS:
+        return (
+            f"{absmax.name} is {absmax.dtype} {absmax.shape}, expected F32 {(-(-blocks // block),)}"
+        )
+    return Nested(absmax, table, block, float(offset))
+
+
+def _eight_bits(tensor: Stored, source: Source, scale: str, layout: str) -> Packed | str:
+    """A weight of 8 bits, or what is wrong with it."""
+    found, order = source.tensors[scale], source.tensors.get(layout)
+    if len(tensor.shape) != 2 or found.dtype not in FLOATS or found.shape != tensor.shape[:1]:
+        return (
+            f"{tensor.name} {tensor.shape}: {scale} is {found.dtype} {found.shape}, expected a "
+            "float for each row"
+        )
+    if order is not None and any(_bytes(order, 0, min(order.size, 8))):
+        return f"{tensor.name}: {layout} is not 0; only the layout by rows can be read"
+    where = place(tensor.name, tensor.shape, tensor)
+    return EightBits(*where, tensor, "bitsandbytes, 8 bits", found)
+
+
+def _bytes(tensor: Stored, begin: int, end: int) -> np.ndarray:
+    """A run of a tensor's bytes, whatever dtype its codes are stored as."""
+    start = tensor.start + begin
+    flat = Stored(tensor.name, "U8", (end - begin,), tensor.file, start, end - begin)
+    return read_slice(flat)
+
+
+def _json(state: Stored) -> dict[str, Any] | None:
+    """The JSON object that a tensor of bytes holds, or None."""
+    if state.dtype != "U8" or state.size > _LARGEST_STATE:
+        return None
+    try:
+        found = parse_json(_bytes(state, 0, state.size).tobytes())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_size(value: object) -> bool:
+    """Whether something is a positive integer that a file's sizes can have."""
+    return type(value) is int and 0 < value < 1 << 48

@@ -1,0 +1,1 @@
+"""What all formats share: files, folders, the hub, and text for a terminal."""

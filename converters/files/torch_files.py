@@ -1,0 +1,119 @@
+"""Files that ``torch.save`` wrote: read with torch's own restricted unpickler, which runs no code.
+
+Without torch they are refused, with a recipe that converts them where torch is installed.
+"""
+
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxmix.errors import CheckpointError, listing
+from jaxmix.untrusted.files import check_regular
+
+__all__ = ["TORCH_SUFFIXES", "has_torch", "is_torch_file", "pickle_recipe", "torch_tensors"]
+
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file's name is one that ``torch.save`` is given."""
+    return path.suffix.lower() in TORCH_SUFFIXES
+
+
+def has_torch() -> bool:
+    """Whether torch can be imported. It is not imported here."""
+    try:
+        return find_spec("torch") is not None
+    except ValueError:  # it is blocked: sys.modules has None for it
+        return False
+
+
+def pickle_recipe(source: str, target: str) -> str:
+    """How to turn a ``.bin`` into safetensors, in torch."""
+    return (
+        "jaxmix reads no pickles. With torch:\n"
+        f"  tensors = torch.load({source!r}, map_location='cpu', weights_only=True)\n"
+        f"  safetensors.torch.save_file(tensors, {target!r})"
+    )
+
+
+def torch_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of a file that ``torch.save`` wrote.
+
+    Args:
+        path: A state dict, or a checkpoint with one under ``state_dict``.
+
+    Returns:
+        ``{key: array}`` in the file's dtypes; bfloat16 is ml_dtypes'. A dtype that NumPy lacks
+        comes as an array of objects, which no reader takes.
+
+    Raises:
+        CheckpointError: If torch is not installed, can't read the file without running code, or the
+            file holds anything but tensors by their names.
+    """
+    if not has_torch():
+        target = str(path.with_suffix(".safetensors"))
+        raise CheckpointError(
+            f"{path} is a pickle, which is read if torch is installed (pip install "
+            f"'jaxmix-peft[torch]'). {pickle_recipe(str(path), target)}"
+        )
+    found = _loaded(path)
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]  # A trainer's checkpoint, which keeps its progress beside it.
+    if not isinstance(found, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(found).__name__}, expected a dict of tensors by their names. "
+            "Save the model's state_dict()."
+        )
+    import torch
+
+    others = {key: x for key, x in found.items() if not _is_tensor(torch, key, x)}
+    if others:
+        lines = (f"{key}: {type(x).__name__}" for key, x in others.items())
+        raise CheckpointError(
+            f"{path} holds more than tensors by their names:{listing(lines)}\n"
+            "Expected a state dict. Save the tensors alone, best as safetensors."
+        )
+    return {key: _array(torch, x) for key, x in found.items()}
+
+
+def _loaded(path: Path) -> Any:
+    """What the file holds, by torch's restricted unpickler."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Old files make torch warn of its own old classes.
+            check_regular(path)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist. Give the path of a file.") from error
+    except Exception as error:  # Torch raises errors of many kinds for a damaged file.
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path} can't be read by torch.load(weights_only=True), which runs no code: {reason} "
+            "Expected a dict of tensors that torch.save wrote. Download it again, or convert it to "
+            "safetensors if you trust it."
+        ) from error
+
+
+def _is_tensor(torch: Any, key: Any, value: Any) -> bool:
+    """Whether an entry is an ordinary tensor under a name."""
+    is_tensor = isinstance(key, str) and isinstance(value, torch.Tensor)
+    return is_tensor and value.layout == torch.strided and not value.is_meta
+
+
+def _array(torch: Any, tensor: Any) -> np.ndarray:
+    """A tensor as an array with the same bits."""
+    tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    try:
+        return tensor.numpy()
+    except (TypeError, RuntimeError):  # float8 and quantized dtypes
+        return np.empty(tensor.shape, object)

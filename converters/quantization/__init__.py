@@ -1,6 +1,0 @@
-"""Packed weights of quantized checkpoints: a reader a quantization, one table of all of them."""
-
-from jaxmix.converters.quantization.packed import Packed
-from jaxmix.converters.quantization.table import look, method_of, unpacked
-
-__all__ = ["Packed", "look", "method_of", "unpacked"]

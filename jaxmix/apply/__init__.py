@@ -1,0 +1,1 @@
+"""Applies affine maps to the leaves of a params tree."""

@@ -1,0 +1,258 @@
+"""How a word of updates is applied to one leaf: folded into steps, and in which passes these run.
+
+On an accelerator, or under an outer trace, everything is one function and XLA fuses it. On CPU XLA
+fuses terms of different kinds into one slow loop, so there every pass over the weight (a rotation,
+a low-rank product, …) is a compiled function of its own, which takes the buffer of the one before,
+and so is the making of each update's map. The choice is `_runs_by_pass`, and nowhere else. Compiled
+functions depend on structure, shapes and dtypes alone: layers of one shape share them, new words on
+CPU are made of the same few, and new strengths or factors do not re-trace.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap, Base, fold
+from jaxmix.families import Update
+from jaxmix.families.base import Chain, maps
+from jaxmix.operators import Hadamard, Operator, Sum, Zero, spread
+from jaxmix.placement.form import At, Form, arithmetic, as_matrix
+
+__all__ = ["apply", "arithmetic", "as_matrix", "cast", "made", "run"]
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """A pytree with its floats as arrays of a dtype, its whole numbers as they are."""
+
+    def one(x: Any) -> Array:
+        x = jnp.asarray(x)
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, tree)
+
+
+def apply(
+    leaf: Array,
+    word: Chain,
+    form: Form,
+    *,
+    base: Any = None,
+    base_form: Form | None = None,
+    donate: bool = False,
+) -> Array:
+    """A word of updates applied to one leaf: ``W ↦ L W Rᵀ + Δ``, the word's maps folded.
+
+    Args:
+        leaf: the leaf, of any float dtype.
+        word: strengths and updates of one site, the first one first.
+        form: how the leaf holds the site's tensor.
+        base: the base's weight leaf, for the map of a bias that reads it; None for none.
+        base_form: how that one holds its tensor.
+        donate: whether the leaf's buffer may be used for the result.
+
+    Returns:
+        The new leaf, of the same shape, dtype and sharding.
+    """
+    word = tuple((_strength(strength, arithmetic(leaf.dtype)), update) for strength, update in word)
+    form, at = form.picked
+    if not _runs_by_pass(leaf):
+        return (_fused_in_place if donate else _fused)(leaf, base, word, form, base_form, at)
+    return _by_pass(leaf, base, word, form, base_form, at, donate)
+
+
+def _runs_by_pass(leaf: Array) -> bool:
+    """Whether each pass is compiled alone (see above), or all of them together."""
+    # Over several devices it is one program: what was made alone would lie whole on one of them.
+    if isinstance(leaf, Tracer) or len(leaf.devices()) > 1:
+        return False
+    return all(device.platform == "cpu" for device in leaf.devices())
+
+
+def _strength(strength: Any, dtype: Any) -> Any:
+    """A strength as an array of the arithmetic's dtype: a float and an array trace alike."""
+    if isinstance(strength, jax.Array):
+        return strength.astype(dtype)
+    return np.asarray(strength, dtype)
+
+
+# A LoHa whose two products have ranks r₁ and r₂ is one low rank of r₁r₂ (Khatri-Rao), and then
+# joins the product of the other low ranks. On two cores that was cheaper than a pass of its own for
+# 16 and dearer for 64; this lies between. Accelerators were not measured.
+_KHATRI_RAO = 36
+
+
+# ---------------------------------------------------------------- everything as one function
+
+
+def _all(leaf: Array, base: Any, word: Chain, form: Form, base_form: Form | None, at: At) -> Array:
+    """The leaf with the word in it."""
+    dtype = arithmetic(leaf.dtype)
+    with jax.default_matmul_precision("highest"):
+        start = _base(leaf, base, form, base_form, at)
+        made = [_thrifty(one) for one in maps(cast(word, dtype), start, form.part)]
+    now = form.tensor(leaf, at).astype(dtype)
+    for work, operators in _passes(fold([form.turned(one) for one in made])):
+        now = _in_matrix(work, now, operators, form, dtype)
+    out = form.back(leaf, now.astype(leaf.dtype), at)
+    return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)
+
+
+_fused = jax.jit(_all, static_argnames=("form", "base_form"))
+_fused_in_place = jax.jit(_all, static_argnames=("form", "base_form"), donate_argnames="leaf")
+
+
+# ---------------------------------------------------------------- pass by pass
+
+
+def _by_pass(
+    leaf: Array,
+    base: Any,
+    word: Chain,
+    form: Form,
+    base_form: Form | None,
+    at: At,
+    donate: bool,
+) -> Array:
+    """The same by one compiled function for each map and each pass."""
+    steps = fold(list(_made(leaf, base, word, form, base_form, at)))
+    if not steps:
+        return leaf
+    if form.is_plain:
+        return run(leaf, steps, form, leaf.dtype, donate=donate)
+    tensor = run(_enter(leaf, at, form), steps, form, leaf.dtype, donate=True)
+    return (_leave_in_place if donate else _leave)(leaf, tensor, at, form)
+
+
+def run(
+    tensor: Array, steps: Iterable[AffineMap], form: Form, dtype: Any, *, donate: bool = False
+) -> Array:
+    """Folded steps applied to a tensor, each pass by a compiled function; the last one rounds."""
+    passes, bare = list(_passes(steps)), form.bare
+    for i, (work, operators) in enumerate(passes):
+        wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
+        run_pass = _PASSES[work, donate and tensor.dtype == wide]
+        tensor, donate = run_pass(tensor, operators, bare, wide), True
+    return tensor
+
+
+def made(
+    leaf: Any, base: Any, word: Chain, form: Form, base_form: Form | None = None
+) -> Iterator[AffineMap]:
+    """The word's maps, each by a compiled function. A leaf that none reads may be its shape."""
+    form, at = form.picked
+    return _made(leaf, base, word, form, base_form, at)
+
+
+def _made(
+    leaf: Any, base: Any, word: Chain, form: Form, base_form: Form | None, at: At
+) -> Iterator[AffineMap]:
+    """The word's maps, of a form whose index is picked."""
+    shape = form.shape(leaf.shape)
+    dtype = arithmetic(leaf.dtype)
+    bare = start = Base(None, shape)
+    if any(update.reads_base for _, update in word):
+        start = _read(leaf, base, form, base_form, at)
+        bare = Base(None, start.shape)
+    for strength, update in word:
+        sees = start if update.reads_base or update.is_base_side else bare
+        yield _map(update, _strength(strength, dtype), sees, form.bare, dtype)
+        if update.is_base_side and start is not bare:
+            start = _rebase(update, _strength(strength, dtype), start, dtype)
+
+
+def _one_map(update: Update, strength: Any, base: Base, form: Form, dtype: Any) -> AffineMap:
+    """One update's map, of the matrix as the leaf holds it."""
+    with jax.default_matmul_precision("highest"):
+        (made,) = maps([cast((strength, update), dtype)], base, form.part)
+        return form.turned(_thrifty(made))
+
+
+def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
+    """The base as updates after a base-side one read it."""
+    strength, update = cast((strength, update), dtype)
+    return update.rebased(base, strength)
+
+
+# ---------------------------------------------------------------- what both have in common
+
+
+def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) -> Base:
+    """The base's leaves at the site as matrices; for a bias's map the weight is given apart."""
+    own = cast(form.matrix(leaf, at), arithmetic(leaf.dtype))
+    if form.part == "weight":
+        return Base(own, own.shape)
+    if base is None or base_form is None:
+        return Base(None, (own.shape[0], 1), own)
+    matrix = cast(base_form.matrix(base), own.dtype)
+    return Base(matrix, matrix.shape, own)
+
+
+def _thrifty(made: AffineMap) -> AffineMap:
+    """The map with its Δ in the structure that is cheapest to add to a dense weight."""
+    delta = made.shift
+    if isinstance(delta, Hadamard) and delta.left.rank * delta.right.rank <= _KHATRI_RAO:
+        return AffineMap(made.left, made.right, delta.low_rank())
+    return made
+
+
+def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:
+    """The passes over the weight that steps take, in order."""
+    for step in steps:
+        if not step.is_shift:
+            yield _turn, (step.left, step.right)
+        for term in step.shift.terms if isinstance(step.shift, Sum) else (step.shift,):
+            if not isinstance(term, Zero):
+                yield _add, term
+
+
+def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator], lies: Any) -> Array:
+    """``L W Rᵀ``."""
+    left, right = operators
+    return spread.times(right, spread.times(left, w, lies).T, spread.flipped(lies)).T
+
+
+def _add(w: Float[Array, "out in"], term: Operator, lies: Any) -> Array:
+    """``W + Δ``, for one term."""
+    return term.added_to(w)
+
+
+def _in_matrix(
+    work: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
+) -> Array:
+    """A pass over a tensor, done on its matrix in float32 at the least."""
+    there = form.sharding if form.is_plain else None
+    with jax.default_matmul_precision("highest"):
+        matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
+        made = work(matrix, operators, spread.as_matrix(there, tensor.shape))
+        out = made.reshape(tensor.shape).astype(dtype)
+    return out if there is None else lax.with_sharding_constraint(out, there)
+
+
+_map = jax.jit(_one_map, static_argnames=("form", "dtype"))
+_rebase = jax.jit(_rebased, static_argnames="dtype")
+_read = jax.jit(_base, static_argnames=("form", "base_form"))
+_enter = jax.jit(lambda leaf, at, form: form.tensor(leaf, at), static_argnames="form")
+
+
+def _left(leaf: Array, tensor: Array, at: At, form: Form) -> Array:
+    return form.back(leaf, tensor, at)
+
+
+_leave = jax.jit(_left, static_argnames="form")
+_leave_in_place = jax.jit(_left, static_argnames="form", donate_argnames="leaf")
+_PASSES = {
+    (work, in_place): jax.jit(
+        partial(_in_matrix, work),
+        static_argnames=("form", "dtype"),
+        donate_argnames=("tensor",) if in_place else (),
+    )
+    for work in (_turn, _add)
+    for in_place in (False, True)
+}

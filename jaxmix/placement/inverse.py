@@ -1,0 +1,185 @@
+"""The sites that a layout finds in a tree: its rules read backwards."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+from jaxmix.errors import LayoutError
+from jaxmix.placement.layout import Layout, Place, Rule
+
+__all__ = ["sites_of"]
+
+# A group of a site's expression that is a number, such as (\d+) or ((?!8\.)\d+).
+_NUMBER = re.compile(r"(\(\?!.*\))?(\\d[*+]?)(\[\d+\])?|\d+(\|\d+)*")
+_GROUP = re.compile(r"\\(\d+)|\{\\(\d+)(?://|%)(\d+)\}")
+
+
+def sites_of(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+    """The sites whose weights a layout finds among leaves.
+
+    A site that a rule writes in several ways, as below an optional ``model.``, is there once, as
+    Hugging Face's models for text have it.
+
+    Args:
+        layout: the layout.
+        shapes: the shape of each leaf, by its dotted name.
+
+    Returns:
+        The place of each site's weight, in the order of the rules; each leaf, or index into one,
+        once, but where two sites share it.
+
+    Example:
+        >>> from jaxmix.layout import named
+        >>> found = sites_of(named("tunix"), {"layers.0.attn.q_proj.w": (4, 2, 3)})
+        >>> [(site, place.leaf) for site, place in found.items()]
+        [('model.layers.0.self_attn.q_proj', 'layers.0.attn.q_proj.w')]
+    """
+    found: dict[str, Place] = {}
+    for rule in layout.rules:
+        if rule.part != "weight":
+            continue
+        for site in _sites(rule, shapes):
+            place = rule.place(site)
+            if place is not None and site not in found and _is_there(place, shapes):
+                found[site] = place
+    return found
+
+
+def _is_there(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a leaf is there and has the axes that the place says."""
+    if place.leaf not in shapes:
+        return False
+    try:
+        place.shape(shapes[place.leaf])
+    except LayoutError:
+        return False
+    return True
+
+
+def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """The sites that a rule may be for in a tree of these leaves."""
+    parts = _parsed(rule.site)
+    if parts is None:
+        return
+    groups = [text for text, is_group in parts if is_group]
+    # What names a leaf is matched there; what only indexes it, or is divided, is counted.
+    pattern, named = _leaf_pattern(rule.leaf, groups)
+    seen: set[str] = set()
+    for leaf, shape in shapes.items():
+        match = pattern.fullmatch(leaf)
+        if match is None:
+            continue
+        counted = [n for n in range(1, len(groups) + 1) if n not in named]
+        if not all(_NUMBER.fullmatch(groups[n - 1]) for n in counted):
+            continue
+        bounds = [_choices(rule, n, groups[n - 1], leaf, shape) for n in counted]
+        values: dict[int, str] = {n: match[f"g{n}"] for n in named}
+        for numbers in product(*bounds):
+            values.update({n: str(number) for n, number in zip(counted, numbers, strict=True)})
+            order = iter(range(1, len(groups) + 1))
+            site = "".join(values[next(order)] if is_group else text for text, is_group in parts)
+            if site not in seen:
+                seen.add(site)
+                yield site
+
+
+def _choices(rule: Rule, number: int, group: str, leaf: str, shape: Sequence[int]) -> Sequence[int]:
+    """The numbers that a group may be."""
+    if re.fullmatch(r"\d+(\|\d+)*", group):
+        return [int(each) for each in group.split("|")]
+    return range(_bound(rule, number, leaf, shape))
+
+
+def _bound(rule: Rule, group: int, leaf: str, shape: Sequence[int]) -> int:
+    """A number that a layer's or expert's does not reach: of the index, or of a divided name."""
+    found = 1
+    for axis, item in enumerate((rule.index or "").split(",")[: len(shape)]):
+        for _, divisor in _counts(item, group):
+            found = max(found, shape[axis] * divisor)
+    for is_quotient, divisor in _counts(rule.leaf, group):
+        largest = max((int(number) for number in re.findall(r"\d+", leaf)), default=0)
+        found = max(found, (largest + 1) * divisor if is_quotient else found * divisor)
+    return found
+
+
+def _counts(text: str, group: int) -> Iterator[tuple[bool, int]]:
+    """Where a text has a group's number: whether as a quotient, and of which divisor."""
+    for found in _GROUP.finditer(text):
+        if int(found[1] or found[2]) == group:
+            yield "//" in found[0], int(found[3] or 1)
+
+
+def _leaf_pattern(template: str, groups: Sequence[str]) -> tuple[re.Pattern[str], set[int]]:
+    """An expression for the leaves of a rule, and which of the site's groups it reads."""
+    text, last, named = "", 0, set[int]()
+    for found in _GROUP.finditer(template):
+        text += re.escape(template[last : found.start()])
+        last = found.end()
+        number = int(found[1] or found[2])
+        if not found[1] or number > len(groups):
+            text += r"\d+"
+        elif number in named:
+            text += f"(?P=g{number})"
+        else:
+            named.add(number)
+            text += f"(?P<g{number}>.+)"
+    return re.compile(text + re.escape(template[last:])), named
+
+
+def _parsed(site: str) -> list[tuple[str, bool]] | None:
+    """A site's expression as literal texts and groups; None where it has something else.
+
+    An optional part is left out, but a part that may be repeated, as ``model.`` above the layers,
+    stands once. What only looks ahead is left out: the rule's own expression has the last word.
+    """
+    parts: list[tuple[str, bool]] = []
+    at = 0
+    while at < len(site):
+        if site[at] == "(":
+            end = _closing(site, at)
+            if end is None:
+                return None
+            inner = site[at + 1 : end]
+            at = end + 1
+            quantifier = site[at] if at < len(site) and site[at] in "*?+" else ""
+            at += len(quantifier)
+            if inner.startswith(("?!", "?=", "?<")):
+                continue
+            if not inner.startswith("?:"):
+                if quantifier:
+                    return None
+                parts.append((inner, True))
+            elif quantifier != "?":
+                literal = _literal(inner[2:].split("|")[0])
+                if literal is None:
+                    return None
+                parts.append((literal, False))
+        else:
+            width = 2 if site[at] == "\\" else 1
+            literal = _literal(site[at : at + width])
+            if literal is None:
+                return None
+            parts.append((literal, False))
+            at += width
+    return parts
+
+
+def _literal(text: str) -> str | None:
+    """The string that an expression without any freedom stands for; None for another."""
+    if re.search(r"\\[a-zA-Z\d]|(?<!\\)[.*+?()\[\]{}|^$]", text):
+        return None
+    return re.sub(r"\\(.)", r"\1", text)
+
+
+def _closing(text: str, at: int) -> int | None:
+    """Where the parenthesis that opens at a place closes."""
+    depth = 0
+    while at < len(text):
+        if text[at] == "\\":
+            at += 1
+        elif text[at] in "()":
+            depth += 1 if text[at] == "(" else -1
+            if depth == 0:
+                return at
+        at += 1
+    return None

@@ -1,0 +1,282 @@
+"""Layouts: where a site's leaves lie in a params tree, and how their axes lie there.
+
+A site is a PyTorch module name. A leaf's name is its path in the tree, joined with dots, so that
+``{"model": {"norm": {"scale": …}}}``, ``{"model.norm.scale": …}`` and ``module.model.norm.scale``
+are one name. A layout is a table of rules from site to leaf name; what a rule says of axes leads to
+PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal, get_args
+
+from jaxmix.errors import LayoutError
+from jaxmix.placement.place import Place, Scale, are_sizes, is_scale
+from jaxmix.untrusted.patterns import find, is_match
+
+__all__ = [
+    "FLAX",
+    "KERNEL",
+    "LAYOUTS",
+    "NAMES",
+    "TORCH",
+    "Layout",
+    "Part",
+    "Place",
+    "Rule",
+    "Scale",
+    "libraries",
+    "named",
+]
+
+Part = Literal["weight", "bias"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    r"""One line of a layout: the sites that it is for, and where their leaf lies.
+
+    ``leaf[index] / scale``, its axes moved as ``axes`` says, is PyTorch's tensor.
+
+    Args:
+        site: a regular expression for the whole PyTorch module name.
+        leaf: the leaf's name, with ``\1`` … for what the expression's groups matched, and whole
+            numbers of them divided: ``{\1//2}``, ``{\1%2}``, where layers of two kinds alternate.
+        axes: an einops pattern from the leaf's axes to PyTorch's, such as ``"d n h -> (n h) d"``;
+            None where the leaf lies as PyTorch stores it.
+        index: a basic NumPy index where the leaf holds several sites, such as ``"1"``, ``":, \1"``
+            or ``"0:64"``; groups as above; None for the whole leaf.
+        part: whether the leaf is the site's weight or its bias.
+        sizes: sizes of axes that the leaf's own do not tell: with ``(("two", 2),)`` the pattern
+            ``"d n (h two) -> (n two h) d"`` undoes an interleaved rotary embedding.
+        scale: what the leaf holds is PyTorch's tensor times this: a number, or the sizes of axes of
+            the pattern, each to a power, such as ``(("h", -0.5),)``.
+
+    Raises:
+        LayoutError: if ``site`` is no regular expression, or something else is not as said.
+
+    Example:
+        >>> rule = Rule(r"layers\.(\d+)\.attn\.k", "decoder.kv", "d n h -> (n h) d", r":, \1, 0")
+        >>> place = rule.place("layers.3.attn.k")
+        >>> place.leaf, place.index
+        ('decoder.kv', ':, 3, 0')
+        >>> Rule(r"h\.(\d+)\.q", r"block_{\1%2}.q", index=r"{\1//2}").place("h.5.q").index
+        '2'
+
+    Source: the tables of model libraries in DESIGN.md's field notes; https://einops.rocks.
+    """
+
+    site: str
+    leaf: str
+    axes: str | None = None
+    index: str | None = None
+    part: Part = "weight"
+    sizes: tuple[tuple[str, int], ...] = ()
+    scale: Scale = 1.0
+
+    def __post_init__(self) -> None:
+        texts = (self.site, self.leaf, self.axes or "", self.index or "")
+        if self.part not in get_args(Part) or not all(isinstance(text, str) for text in texts):
+            raise LayoutError(
+                f"{self!r} is no rule, expected texts, and 'weight' or 'bias' as its part. An "
+                "index is a text too, such as '1'."
+            )
+        if not are_sizes(self.sizes) or not is_scale(self.scale):
+            raise LayoutError(
+                f"{self!r} is no rule, expected sizes such as (('two', 2),), and as its scale a "
+                "number above 0, or sizes of axes to powers such as (('h', -0.5),)."
+            )
+        _check_pattern(self.site, "the rule's site")
+
+    def place(self, site: str) -> Place | None:
+        """Where the site's leaf would lie, or None if the rule is not for this site."""
+        found = find(self.site, site, full=True)
+        if found is None:
+            return None
+        try:
+            index = None if self.index is None else _divided(found.expand(self.index))
+            leaf = _divided(found.expand(self.leaf))
+            return Place(leaf, self.axes, index, self.sizes, self.scale)
+        except (re.error, IndexError) as error:
+            raise LayoutError(
+                f"the rule for {self.site!r} names a group that the expression does not have, in "
+                f"{self.leaf!r} or {self.index!r}: {error}."
+            ) from error
+
+
+def _check_pattern(pattern: str, what: str) -> None:
+    """Refuses what is no regular expression for sites."""
+    try:
+        is_match(pattern, "")
+    except (re.error, TypeError) as error:
+        raise LayoutError(
+            f"{what} {pattern!r} is no regular expression: {error}. Write the PyTorch module name "
+            r"with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
+        ) from error
+
+
+def _divided(text: str) -> str:
+    """A text with the quotients and remainders in braces worked out."""
+    if "{" not in text:
+        return text
+
+    def value(found: re.Match[str]) -> str:
+        a, how, b = int(found[1]), found[2], int(found[3])
+        return str(a // b if how == "//" else a % b)
+
+    return re.sub(r"\{(\d+)(//|%)([1-9]\d*)\}", value, text)
+
+
+@dataclass(frozen=True)
+class Layout:
+    r"""Where the sites of a model lie in its params: a table of rules.
+
+    Every rule that matches a site names a leaf; the one that the tree has is it. So a table may
+    hold several spellings.
+
+    Args:
+        name: what to call it in messages.
+        rules: the table, in any order; left out, leaves are named after their sites.
+        by_name: whether leaves are named after their sites, so that the tree's names tell which
+            modules there are, and what is tied.
+        conv1d: A regular expression for the sites whose weight PyTorch stores as (in, out), as
+            transformers' ``Conv1D`` does; all others are (out, in), as ``torch.nn.Linear`` has
+            them. ``""`` is for none. If absent, the shapes of weights and biases tell.
+
+    Raises:
+        LayoutError: if a rule is no `Rule`, or ``conv1d`` no regular expression; by `compose`,
+            where a site finds no leaf, or more than one.
+
+    Example:
+        >>> linen = Layout("mine", (Rule(r"h\.(\d+)\.fc", r"block_\1.w", "i o -> o i"),))
+        >>> linen.places("h.2.fc", "weight")
+        [Place(leaf='block_2.w', axes='i o -> o i', index=None, sizes=(), scale=1.0)]
+        >>> gpt2 = Layout("gpt2", conv1d=r".*\.c_(attn|fc|proj)")
+        >>> gpt2.is_conv1d("h.0.attn.c_proj"), gpt2.is_conv1d("lm_head")
+        (True, False)
+
+    Source: DESIGN.md, rooms of the house.
+    """
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    by_name: bool = False
+    conv1d: str | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Of many rules; and places are asked for at every compose.
+        return hash((self.name, self.rules, self.conv1d))
+
+    def __post_init__(self) -> None:
+        rules = tuple(self.rules) if isinstance(self.rules, Iterable) else (self.rules,)
+        if not all(isinstance(rule, Rule) for rule in rules) or not isinstance(
+            self.rules, Iterable
+        ):
+            raise LayoutError(
+                f"the layout {self.name!r} has {self.rules!r}, expected a tuple of jaxmix.Rule."
+            )
+        if not rules:
+            object.__setattr__(self, "by_name", True)
+            rules = NAMES.rules
+        object.__setattr__(self, "rules", rules)
+        if self.conv1d is not None:
+            _check_pattern(self.conv1d, f"the layout {self.name!r}: conv1d")
+
+    def is_conv1d(self, site: str) -> bool | None:
+        """Whether PyTorch stores the site's weight as (in, out); None if it is not said."""
+        return None if self.conv1d is None else is_match(self.conv1d, site, full=True)
+
+    def places(self, site: str, part: Part) -> list[Place]:
+        """Where the site's weight or bias may lie, in the order of the rules."""
+        return list(_places(self, site, part))
+
+
+# Asked for at every compose; and Python parses a rule's template anew at each expansion.
+@lru_cache(maxsize=1 << 16)
+def _places(layout: Layout, site: str, part: Part) -> tuple[Place, ...]:
+    places = (rule.place(site) for rule in layout.rules if rule.part == part)
+    return tuple(place for place in places if place is not None)
+
+
+def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:
+    """Rules for leaves that are named after their site, also below Linen's ``params``."""
+    rules: list[Rule] = []
+    for above in ("", "params."):
+        for name, axes in weights.items():
+            rules.append(Rule(r"(.+)", rf"{above}\1.{name}" if name else rf"{above}\1", axes))
+        rules.append(Rule(r"(.+)", rf"{above}\1.bias", part="bias"))
+    return tuple(rules)
+
+
+# A Flax kernel, HWIO if it is a convolution's.
+KERNEL = "... i o -> o i ..."
+
+# A leaf that is no module's, such as a class token, is saved by PEFT under its own name: "".
+_TORCH: dict[str, str | None] = {"weight": None, "": None}
+_FLAX: dict[str, str | None] = {
+    "kernel": KERNEL,
+    "embedding": None,
+    "scale": None,
+    "": None,
+}
+
+TORCH = Layout("torch", _named(_TORCH), by_name=True)
+FLAX = Layout("flax", _named(_FLAX), by_name=True)
+NAMES = Layout("names", _named({**_TORCH, **_FLAX}), by_name=True)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
+
+
+def libraries() -> Mapping[str, Layout]:
+    """The layouts of the model libraries.
+
+    Returns:
+        Each by its name; read at the first call.
+
+    Example:
+        >>> [name for name in libraries() if name.startswith("maxtext_l")]
+        ['maxtext_llama']
+
+    Source: ``jaxmix/converters/layouts``, a table for each library.
+    """
+    from jaxmix.converters.layouts import TABLES
+
+    return TABLES
+
+
+def named(layout: Layout | str | None) -> Layout:
+    """The layout that is meant.
+
+    Args:
+        layout: a layout, the name of one, or None for by the leaves' names.
+
+    Returns:
+        The layout.
+
+    Raises:
+        LayoutError: if there is none of that name.
+
+    Example:
+        >>> named("torch").places("proj", "bias")[0].leaf
+        'proj.bias'
+        >>> named("maxtext_llama").places("lm_head", "weight")[1].leaf
+        'params.decoder.logits_dense.kernel'
+
+    Source: DESIGN.md, words: layout.
+    """
+    if layout is None or isinstance(layout, Layout):
+        return layout or NAMES
+    if isinstance(layout, str) and layout in LAYOUTS:
+        return LAYOUTS[layout]
+    known = {**LAYOUTS, **libraries()}
+    if isinstance(layout, str) and layout in known:
+        return known[layout]
+    raise LayoutError(
+        f"there is no layout {layout!r}, expected None, one of {', '.join(map(repr, known))}, or a "
+        "jaxmix.Layout with rules of your own."
+    )

@@ -1,0 +1,137 @@
+"""Which axes of a leaf are rows, columns and layers, and in which order its rows lie."""
+
+import math
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmix.affine import AffineMap
+from jaxmix.operators import Diagonal, Identity, Operator, multiply
+from jaxmix.operators.permutation import Permutation
+from jaxmix.placement.form import Form
+from jaxmix.placement.place import Place, spelled
+
+__all__ = ["axes_of", "in_leaf", "layer_of"]
+
+Sides = tuple[tuple[int, ...], tuple[int, ...], int | None]
+
+
+def axes_of(form: Form, n: int) -> Sides | None:
+    """The axes of a leaf that are a site's rows, its columns and its layers.
+
+    Args:
+        form: how the leaf holds the site's tensor.
+        n: how many axes the leaf has.
+
+    Returns:
+        Rows, columns, and the axis of which the site is one entry, or None, each counted from the
+        end; None where an axis of the leaf is both rows and columns, or two are picked of.
+
+    Example:
+        >>> axes_of(Form("weight", "d n (h two) -> (n two h) d", ":, 3"), 4)
+        ((-2, -1), (-4,), -3)
+    """
+    kept = list(range(n))
+    layer = None
+    if form.index is not None:
+        numbers = [k for k, part in enumerate(form.index.split(",")) if ":" not in part]
+        others = [part for part in form.index.split(",") if part.strip() not in (":", "::")]
+        if numbers and len(others) > 1:  # an axis is gone, and another one cut
+            return None
+        if numbers:
+            layer = numbers[0]
+            kept.remove(layer)
+    if form.transposed:
+        rows, cols = kept[1:2], kept[:1]
+    elif form.axes is None:
+        rows, cols = kept[:1], kept[1:]
+    else:
+        parsed = _sides(form.axes, len(kept))
+        if parsed is None:
+            return None
+        rows, cols = ([kept[k] for k in side] for side in parsed)
+    lower = tuple(k - n for k in rows), tuple(k - n for k in cols)
+    return *lower, None if layer is None else layer - n
+
+
+def in_leaf(made: AffineMap, form: Form, leaf_shape: tuple[int, ...]) -> AffineMap:
+    """The map of a site's matrix as that of the leaf's own rows and columns.
+
+    A leaf that holds ``c P W Qᵀ`` has the map ``(P L Pᵀ, Q R Qᵀ, c P Δ Qᵀ)``.
+
+    Args:
+        made: the map of W (out, in).
+        form: how the leaf holds W.
+        leaf_shape: the leaf's shape.
+
+    Returns:
+        The map of the leaf's matrix, its axes in the order of `axes_of`.
+    """
+    made = form.scaled(made)
+    if form.axes is None or "(" not in form.axes.split("->")[0]:
+        return made
+    rows, cols = _orders(form, leaf_shape)
+    shift = made.shift
+    shift = shift if rows is None else multiply(Permutation(rows), shift)
+    shift = shift if cols is None else multiply(shift, Permutation(cols).T)
+    return AffineMap(_reordered(made.left, rows), _reordered(made.right, cols), shift)
+
+
+def layer_of(form: Form, axis: int, shape: tuple[int, ...]) -> int:
+    """The layer of a stack that a form's index picks.
+
+    Args:
+        form: the form, with an index.
+        axis: the stack's axis, counted from the end.
+        shape: the leaf's.
+
+    Returns:
+        Its number, counted from the start.
+    """
+    assert form.index is not None
+    return int(form.index.split(",")[axis + len(shape)]) % shape[axis]
+
+
+def _sides(axes: str, n: int) -> tuple[list[int], list[int]] | None:
+    """The axes that are rows and columns by a pattern, in the order of its right side."""
+    here, there = (spelled(side, n) for side in axes.split("->"))
+    rows, *cols = there
+    sides: list[list[int]] = []
+    for names in (rows, [name for group in cols for name in group]):
+        found = [k for name in names for k, group in enumerate(here) if name in group]
+        sides.append(list(dict.fromkeys(found)))
+    if set(sides[0]) & set(sides[1]):
+        return None
+    ones = [k for k, group in enumerate(here) if not group]
+    return [*sides[0], *ones], sides[1]
+
+
+def _orders(form: Form, leaf_shape: tuple[int, ...]) -> tuple[jnp.ndarray | None, ...]:
+    """Of each row and column of a leaf, which of PyTorch's it is; None for the same order."""
+    assert form.axes is not None
+    place = Place("", form.axes, form.index, form.sizes)
+    part = place.part_shape(leaf_shape)
+    sizes = place.axis_sizes(part)
+    here, there = (spelled(side, len(part)) for side in form.axes.split("->"))
+    sides = _sides(form.axes, len(part))
+    assert sides is not None
+    orders: list[jnp.ndarray | None] = []
+    for names, axes in zip(
+        (there[0], [name for group in there[1:] for name in group]), sides, strict=True
+    ):
+        lies = [name for k in axes for name in here[k]]
+        grid = np.arange(math.prod(sizes[name] for name in names))
+        grid = grid.reshape([sizes[name] for name in names])
+        order = grid.transpose([names.index(name) for name in lies]).reshape(-1)
+        orders.append(None if lies == names else jnp.asarray(order))
+    return tuple(orders)
+
+
+def _reordered(side: Operator, order: jnp.ndarray | None) -> Operator:
+    """``P M Pᵀ``."""
+    if order is None or isinstance(side, Identity):
+        return side
+    if isinstance(side, Diagonal):
+        return replace(side, d=side.d[order])
+    return multiply(multiply(Permutation(order), side), Permutation(order).T)

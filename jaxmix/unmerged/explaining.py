@@ -1,0 +1,194 @@
+"""`explain`: how each leaf of a factored tree is run, and what that costs."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxmix.affine import AffineMap
+from jaxmix.errors import AdapterError
+from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero
+from jaxmix.placement.names import leaf_names
+from jaxmix.unmerged.attaching import is_factored
+from jaxmix.unmerged.leaf import Factored
+from jaxmix.unmerged.ragged import is_ragged
+from jaxmix.unmerged.weight import Weight, added_flops, is_cheaper
+
+__all__ = ["Explanation", "Way", "explain"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a leaf is run.
+
+    Args:
+        leaf: its dotted name.
+        sites: the sites that it holds.
+        way: ``"factored"`` or ``"dense"``.
+        why: what decided it.
+        operators: the operators of its map, for people.
+        base_flops: operations of the base's product with so many tokens.
+        added_flops: operations that the operators add to it, factored.
+        dense_flops: operations that making the dense weight takes, once a call.
+    """
+
+    leaf: str
+    sites: tuple[str, ...]
+    way: str
+    why: str
+    operators: str
+    base_flops: int
+    added_flops: int
+    dense_flops: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How the leaves of a tree are run; printed, a table.
+
+    Args:
+        ways: a line for each leaf.
+        tokens: for how many tokens.
+    """
+
+    ways: tuple[Way, ...]
+    tokens: int
+
+    def __str__(self) -> str:
+        head = ("leaf", "way", "operators", "base", "added", "to make dense", "why")
+        rows = [
+            (
+                *(way.leaf, way.way, way.operators),
+                *map(_short, (way.base_flops, way.added_flops, way.dense_flops)),
+                way.why,
+            )
+            for way in self.ways
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (head, *rows)
+        )
+        count = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
+        return "\n".join([f"operations for {count}", *lines])
+
+    __repr__ = __str__
+
+
+def explain(leaves: Any, tokens: int = 1) -> Explanation:
+    """How `jaxmix.factored` runs each leaf of a tree that `jaxmix.attach` made, and at what cost.
+
+    It tells of products that sum over a weight's inputs, `jax.lax.ragged_dot` of experts among
+    them; where that alone has no form for a leaf's operators, it says so. A function may use a
+    weight in another way that has no factored form (its norm, say); it takes the dense weight
+    there.
+
+    Args:
+        leaves: the tree.
+        tokens: how many tokens go through at once; a convolution's points.
+
+    Returns:
+        A line for each leaf with adapters; ``print`` it, or read its ``ways``.
+
+    Raises:
+        AdapterError: if nothing is attached, or tokens is no positive number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxmix import Adapter, attach
+        >>> from jaxmix.families import LoRA
+        >>> lora = Adapter({"proj": LoRA(jnp.ones((1, 30)), jnp.ones((20, 1)), 1.0)})
+        >>> explain(attach({"proj.weight": jnp.zeros((20, 30))}, lora)).ways[0].way
+        'factored'
+
+    Source: DESIGN.md, how a mix is computed.
+    """
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise AdapterError(f"explain: tokens is {tokens!r}, expected a whole number from 1 on.")
+    paths, _ = jax.tree_util.tree_flatten_with_path(leaves, is_leaf=is_factored)
+    names = leaf_names([path for path, _ in paths])
+    held = [(name, leaf) for name, (_, leaf) in zip(names, paths, strict=True) if is_factored(leaf)]
+    if not held:
+        raise AdapterError(
+            "explain: no leaf has adapters beside it, expected a tree that jaxmix.attach made."
+        )
+    return Explanation(tuple(_way(name, leaf, tokens) for name, leaf in held), tokens)
+
+
+def _way(name: str, leaf: Factored, tokens: int) -> Way:
+    """How one leaf is run."""
+    sites, size = leaf.tags.sites, math.prod(leaf.shape)
+    said: list[str] = []
+
+    def apart(leaf: Factored) -> Weight | None:
+        made = leaf.apart()
+        if isinstance(made, str):
+            said.append(made)
+            return None
+        return made
+
+    weight = jax.eval_shape(apart, leaf)
+    if weight is None:
+        return Way(name, sites, "dense", said[0], "", 2 * size * tokens, 0, size)
+    layers = weight.shape[weight.axes[2]] if weight.is_stacked else 1
+    added, made, described, why = weight.count(
+        lambda one: (added_flops(one, tokens), one.flops(), _described(one), _why(one))
+    )
+    is_thin = is_cheaper(weight, tokens, turned=False)
+    why = "the operators cost less than a pass over the weight" if is_thin else why
+    if is_thin and weight.is_stacked and not weight.count(is_ragged):
+        why += "; lax.ragged_dot takes the dense weight"
+    return Way(
+        name,
+        sites,
+        "factored" if is_thin else "dense",
+        why,
+        described,
+        2 * size * tokens,
+        layers * added,
+        layers * made + size,
+    )
+
+
+def _why(one: AffineMap) -> str:
+    """Why its operators cost more than the dense weight, in words."""
+    terms = one.shift.terms if isinstance(one.shift, Sum) else (one.shift,)
+    if any(isinstance(term, Dense) for term in terms):
+        return "a term of Δ has no structure, so its product costs what the base's does"
+    if any(isinstance(side, Dense) for side in (one.left, one.right)):
+        return "L or R has no structure"
+    return "for so many tokens the dense weight costs less"
+
+
+def _described(one: AffineMap) -> str:
+    """The operators of a map, for people."""
+    parts = [
+        f"{name} {_named(side)}"
+        for name, side in (("L", one.left), ("R", one.right))
+        if not isinstance(side, Identity)
+    ]
+    if not isinstance(one.shift, Zero):
+        parts.append(f"Δ {_named(one.shift)}")
+    return ", ".join(parts) or "nothing"
+
+
+def _named(x: Operator) -> str:
+    """An operator's structure in a word or two."""
+    match x:
+        case LowRank():
+            return f"LowRank r={x.rank}"
+        case Hadamard():
+            return f"Hadamard r={x.left.rank}·{x.right.rank}"
+        case Sum():
+            return " + ".join(map(_named, x.terms))
+        case Product():
+            return f"{_named(x.first)}·{_named(x.second)}"
+        case _:
+            return type(x).__name__
+
+
+def _short(count: int) -> str:
+    """A count in three digits: ``1.05M``."""
+    power = max(0, min(5, (len(str(count)) - 1) // 3))
+    return f"{count / 1000**power:.3g}{('', 'k', 'M', 'G', 'T', 'P')[power]}"

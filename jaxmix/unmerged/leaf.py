@@ -1,0 +1,222 @@
+"""A leaf that keeps its base and the updates of its sites apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxmix.affine import AffineMap, Base, compose, identity, shift
+from jaxmix.apply import plan
+from jaxmix.apply.plan import arithmetic, cast
+from jaxmix.families.base import Chain, maps
+from jaxmix.operators import (
+    LowRank,
+    StackedLowRank,
+    Sum,
+    add,
+    stack_factors,
+    stack_terms,
+)
+from jaxmix.placement.form import Form
+from jaxmix.placement.layout import Place
+from jaxmix.placement.quantized import dequantized
+from jaxmix.unmerged.axes import axes_of, in_leaf, layer_of
+from jaxmix.unmerged.misuse import NoArray
+from jaxmix.unmerged.parts import joined
+from jaxmix.unmerged.weight import How, Weight
+
+__all__ = ["Factored", "Tags", "stacked"]
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What is told of a leaf's words beside their numbers.
+
+    The adapters' names do not count in comparisons: under other names it is the same program.
+
+    Args:
+        sites: the name of each of its sites.
+        parts: for each site, which adapter of the mix each of its updates is of.
+        turned: for each site, whether its updates were turned to fit.
+        adapters: name, source and metadata of every adapter of the mix.
+        beside: adapter and site of each update that has no leaf.
+    """
+
+    sites: tuple[str, ...]
+    parts: tuple[tuple[int, ...], ...]
+    turned: tuple[bool, ...]
+    adapters: tuple[tuple[str, str, Mapping[str, Any]], ...] = field(compare=False)
+    beside: tuple[tuple[int, str], ...] = ()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Factored(NoArray):
+    """A leaf of params that keeps its base and the updates of its sites apart.
+
+    Args:
+        base: the leaf itself, an array or a quantized one.
+        words: for each of its sites, strengths and updates, the first one first.
+        reads: the leaf of the weight beside a bias, where the bias's map reads it; None else.
+        beside: strengths and updates that find no leaf in the tree, kept in one of its leaves.
+        made: its map, where it was made once and for all; None where each call makes it.
+        forms: for each site, how the leaf holds its tensor.
+        reads_form: how that weight's leaf holds its tensor.
+        tags: which sites, and which adapters, these are.
+
+    Example:
+        >>> from jaxmix import Adapter, attach
+        >>> from jaxmix.families import LoRA
+        >>> lora = Adapter({"proj": LoRA(jnp.ones((1, 3)), jnp.ones((2, 1)), 1.0)})
+        >>> attach({"proj.weight": jnp.zeros((2, 3))}, lora)["proj.weight"]
+        Factored (2, 3) float32: LoRA rank 1
+
+    Source: DESIGN.md, words: dense and factored.
+    """
+
+    base: Any
+    words: tuple[Chain, ...]
+    reads: Any
+    beside: Chain
+    made: AffineMap | None
+    forms: tuple[Form, ...] = field(metadata={"static": True})
+    reads_form: Form | None = field(metadata={"static": True})
+    tags: Tags = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the leaf."""
+        return tuple(self.base.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the leaf."""
+        return self.base.dtype
+
+    def __repr__(self) -> str:
+        sizes = dict.fromkeys(f"{u.family} {u.size()}" for word in self.words for _, u in word)
+        return f"Factored {self.shape} {self.dtype}: {', '.join(sizes)}"
+
+    def dense(self) -> Array:
+        """The leaf with all updates in it, as `jaxmix.compose` makes it."""
+        leaf = self._array()
+        reads = None if self.reads is None else jnp.asarray(dequantized(self.reads))
+        for word, form in zip(self.words, self.forms, strict=True):
+            leaf = plan.apply(leaf, word, form, base=reads, base_form=self.reads_form)
+        return leaf
+
+    def weight(self, how: How = "auto") -> Weight | Array:
+        """What stands for it in a program: its maps made, or the dense leaf where that is all."""
+        made = self.apart(how)
+        return self.dense() if isinstance(made, str) else made
+
+    def apart(self, how: How = "auto", whole: bool = False) -> Weight | str:
+        """Its base and map; or why there is no such thing.
+
+        Args:
+            how: how products go.
+            whole: whether a leaf of experts stays one matrix of rows.
+        """
+        if self.forms[0].part == "bias" or len(self.shape) == 1:
+            return "a vector, as cheap to make as to use"
+        found = [axes_of(form, len(self.shape)) for form in self.forms]
+        axes = [one for one in found if one is not None]
+        if len(axes) < len(found):
+            return "its layout splits an axis of the leaf, or picks of two"
+        rows, cols, stack = axes[0]
+        if self.forms[0].index is None:
+            made = self._map(0) if self.made is None else self.made
+            weight = Weight(self.base, made, rows, cols, None, how)
+            return weight if whole else _experts(weight)
+        if any(one != axes[0] for one in axes):
+            return "its sites do not lie alike in the leaf"
+        if stack is not None:
+            made = self._stack(stack) if self.made is None else self.made
+            return Weight(self.base, made, rows, cols, stack, how)
+        made = self._side_by_side(rows, cols) if self.made is None else self.made
+        return made if isinstance(made, str) else Weight(self.base, made, rows, cols, None, how)
+
+    def _side_by_side(self, rows: tuple[int, ...], cols: tuple[int, ...]) -> AffineMap | str:
+        """The map of sites that are runs of the leaf's rows, or of its columns."""
+        n = len(self.shape)
+        picked = [Place("", None, form.index).ranges(self.shape) for form in self.forms]
+        cut = {k - n for ranges in picked for k, r in enumerate(ranges) if len(r) < self.shape[k]}
+        if not cut <= {rows[0]} and not cut <= {cols[0]}:
+            return "its sites are no runs of the leaf's rows or columns"
+        axis = rows[0] if cut <= {rows[0]} else cols[0]
+        across = cut <= {rows[0]}
+        sizes = [prod(self.shape[k] for k in axes) for axes in (rows, cols)]
+        each = sizes[0 if across else 1] // self.shape[axis]
+        runs = [ranges[axis] for ranges in picked]
+        if any(run.step != 1 for run in runs):
+            return "its sites are no runs of the leaf's rows or columns"
+        parts = [range(each * run.start, each * run.stop) for run in runs]
+        maps = [self._map(i) for i in range(len(self.words))]
+        shape = (sizes[0], sizes[1])
+        if across:
+            made = joined(maps, parts, shape)
+        else:
+            made = joined([one.T for one in maps], parts, (sizes[1], sizes[0]))
+            made = None if made is None else made.T
+        return made or "its sites are parts of the leaf, and one of them turns what they share"
+
+    def _stack(self, axis: int) -> AffineMap:
+        """The maps of its sites as those of a stack's layers."""
+        at = [layer_of(form, axis, self.shape) for form in self.forms]
+        made = dict(zip(at, map(self._map, range(len(at))), strict=True))
+        same = identity(made[at[0]].shape)
+        return stacked([made.get(layer, same) for layer in range(self.shape[axis])])
+
+    def _map(self, which: int) -> AffineMap:
+        """The map of one of its sites."""
+        word, form = self.words[which], self.forms[which]
+        dtype = arithmetic(self.dtype)
+        reads = any(update.reads_base for _, update in word)
+        with jax.default_matmul_precision("highest"):
+            matrix = form.matrix(self._array()).astype(dtype) if reads else None
+            shape = form.shape(self.shape)
+            made = reduce(
+                lambda earlier, later: compose(later, earlier),
+                maps(cast(word, dtype), Base(matrix, shape)),
+                identity(shape),
+            )
+            return in_leaf(made, form, self.shape)
+
+    def _array(self) -> Array:
+        return jnp.asarray(dequantized(self.base))
+
+
+def stacked(every: Sequence[AffineMap]) -> AffineMap:
+    """Maps, one a layer, as one whose arrays have a further first axis; see `operators.stacking`.
+
+    Args:
+        every: the maps, at least one, all of one shape.
+
+    Returns:
+        A stack; under `jax.vmap` each of its entries is the layer's map.
+    """
+    left = stack_factors([one.left for one in every])
+    right = stack_factors([one.right for one in every])
+    return AffineMap(left, right, stack_terms([one.shift for one in every]))
+
+
+def _experts(weight: Weight) -> Weight:
+    """A leaf whose rows are matrices of experts, with a low rank for each, as a stack of these."""
+    shift_ = weight.map.shift
+    terms = shift_.terms if isinstance(shift_, Sum) else (shift_,)
+    low = [LowRank(t.b, t.a) for t in terms if isinstance(t, StackedLowRank) and not t.turned]
+    is_all = len(low) == len(terms) and weight.map.is_shift
+    rows, cols, _ = weight.axes
+    if not is_all or len(rows) != 1 or len(cols) != 2:
+        return weight
+    sizes = tuple(weight.shape[k] for k in cols)
+    if any((one.b.shape[1], one.a.shape[2]) != sizes for one in low):
+        return weight
+    made = jax.vmap(lambda *terms: shift(reduce(add, terms)))(*low)
+    into = weight.into
+    return Weight(weight.base, made, into[:1], into[1:], weight.out[0], weight.how)

@@ -1,0 +1,146 @@
+"""Convolutions, and rows looked up, of a weight whose base and map are apart."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxmix.apply.plan import arithmetic, cast
+from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Sum, Zero, add
+from jaxmix.unmerged.products import precise
+from jaxmix.unmerged.weight import PASS, Weight, added_flops
+
+__all__ = ["conv", "gather", "low_rank_of"]
+
+
+def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
+    """``lax.conv_general_dilated``: Δ = BA is a convolution with A, then one of a single point.
+
+    Returns:
+        The result; None where the dense weight is the way.
+    """
+    x = jnp.asarray(x)
+    spec, rows, cols = params["dimension_numbers"], *weight.axes[:2]
+    low = low_rank_of(weight.map.shift) if not weight.is_stacked else None
+    as_it_lies = rows == spec.rhs_spec[:1] and cols == spec.rhs_spec[1:]
+    if low is None or not as_it_lies or not isinstance(weight.map.right, Identity):
+        return None
+    if params["batch_group_count"] != 1 or not _is_cheap(weight, low, x, spec):
+        return None
+    y = lax.conv_general_dilated(x, weight.plain(), **_keywords(params))
+    dtype = arithmetic(x.dtype)
+    made = cast(weight.map, dtype)
+    channels = spec.out_spec[1]
+    with precise(params["precision"]):
+        moved = jnp.moveaxis(y, channels, -1).astype(dtype)
+        if not isinstance(made.left, Identity):
+            flat = moved.reshape(-1, moved.shape[-1]) @ made.left.T
+            moved = flat.reshape(moved.shape)
+        if not isinstance(low, Zero):
+            moved = moved + _thin(x.astype(dtype), cast(low, dtype), weight, params)
+    return jnp.moveaxis(moved, -1, channels).astype(y.dtype)
+
+
+def _thin(x: Array, low: Any, weight: Weight, params: dict[str, Any]) -> Array:
+    """``x`` convolved with Δ, channels last. In groups, each has all of A and its own rows of B."""
+    spec, groups, rank = params["dimension_numbers"], params["feature_group_count"], low.rank
+    shape = [weight.shape[axis] for axis in spec.rhs_spec]
+    a = jnp.tile(low.a.reshape(rank, *shape[1:]), (groups, *[1] * (len(shape) - 1)))
+    a = a.transpose([spec.rhs_spec.index(k) for k in range(len(shape))])
+    inner = lax.conv_general_dilated(
+        x, a, **{**_keywords(params), "preferred_element_type": x.dtype}
+    )
+    inner = jnp.moveaxis(inner, spec.out_spec[1], -1)
+    inner = inner.reshape(*inner.shape[:-1], groups, rank)
+    b = low.b.reshape(groups, -1, rank)
+    return jnp.einsum("...gr,gor->...go", inner, b).reshape(*inner.shape[:-2], -1)
+
+
+def _keywords(params: dict[str, Any]) -> dict[str, Any]:
+    """The primitive's parameters as the function takes them."""
+    names = (
+        *("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers"),
+        *("feature_group_count", "batch_group_count", "precision", "preferred_element_type"),
+    )
+    return {name: params[name] for name in names}
+
+
+def _is_cheap(weight: Weight, low: LowRank | Zero, x: Array, spec: Any) -> bool:
+    """Whether the two thin convolutions cost less than the dense weight."""
+    if weight.how != "auto":
+        return weight.how == "factored"
+    points = x.size // x.shape[spec.lhs_spec[1]]
+    thin = replace(weight, map=replace(weight.map, shift=low)).count(
+        lambda one: added_flops(one, points)
+    )
+    return thin <= weight.count(lambda one: one.flops()) + PASS * math.prod(weight.shape)
+
+
+def low_rank_of(delta: Operator) -> LowRank | Zero | None:
+    """Δ as one low rank, or as nothing; None where it is neither."""
+    found: Operator = Zero(*delta.shape)
+    for term in delta.terms if isinstance(delta, Sum) else (delta,):
+        if isinstance(term, Hadamard):
+            term = term.low_rank()
+        found = add(found, term)
+    return found if isinstance(found, LowRank | Zero) else None
+
+
+def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
+    """Rows of an embedding: ``(W₀[at] Rᵀ) · L[at] + Δ[at]``, as ``lax.gather`` takes them.
+
+    Returns:
+        The rows; None where the dense weight is the way.
+    """
+    at = jnp.asarray(at)
+    numbers = params["dimension_numbers"]
+    rows, cols, stack = weight.axes
+    axis = numbers.collapsed_slice_dims
+    whole = all(
+        n == (1 if k in axis else weight.shape[k]) for k, n in enumerate(params["slice_sizes"])
+    )
+    turned = axis == cols and axis != rows
+    if (
+        not whole
+        or axis not in (rows, cols)
+        or numbers.start_index_map != axis
+        or stack is not None
+    ):
+        return None
+    if numbers.operand_batching_dims or weight.how == "dense":
+        return None
+    made = weight.map_to(turned)
+    if not isinstance(made.left, Identity | Diagonal):
+        return None
+    y = jax.lax.gather(
+        weight.plain(),
+        at,
+        dimension_numbers=numbers,
+        slice_sizes=params["slice_sizes"],
+        unique_indices=params["unique_indices"],
+        indices_are_sorted=params["indices_are_sorted"],
+        mode=params["mode"],
+        fill_value=params["fill_value"],
+    )
+    dtype = arithmetic(y.dtype)
+    made = cast(made, dtype)
+    # The rows' own axes, in the matrix's order, go last.
+    kept = [k for k in range(len(weight.shape)) if k not in axis]
+    offsets = [numbers.offset_dims[kept.index(k)] for k in (rows if turned else cols)]
+    order = [*(k for k in range(y.ndim) if k not in numbers.offset_dims), *offsets]
+    moved = y.transpose(order)
+    size = weight.shape[axis[0]]
+    which = jnp.clip(at[..., 0], 0, size - 1).reshape(-1)
+    flat = moved.reshape(which.shape[0], -1).astype(dtype)
+    if not isinstance(made.right, Identity):
+        flat = flat @ made.right.T
+    if isinstance(made.left, Diagonal):
+        flat = flat * made.left.d[which][:, None]
+    if not isinstance(made.shift, Zero):
+        flat = flat + made.shift.picked_rows(which)
+    back = sorted(range(y.ndim), key=order.__getitem__)
+    return flat.reshape(moved.shape).transpose(back).astype(y.dtype)

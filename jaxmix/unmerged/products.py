@@ -1,0 +1,159 @@
+"""Products with a weight whose base and map are apart: ``y = L((x R) Wᵀ) + x Δᵀ``."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap
+from jaxmix.apply.plan import arithmetic, cast
+from jaxmix.operators import Identity, Operator, Zero
+from jaxmix.unmerged.weight import Weight, is_cheaper
+
+__all__ = ["dot_general", "precise"]
+
+
+def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Array:
+    """``lax.dot_general`` with a weight on one side.
+
+    Tokens are multiplied by the operators where the product sums over all of the matrix's columns,
+    or over all of its rows; any other product takes the dense weight, as does one for which that is
+    cheaper.
+    """
+    (lc, rc), (lb, rb) = params["dimension_numbers"]
+    x: Any
+    if isinstance(rhs, Weight):
+        weight, x, (wc, wb), (xc, xb) = rhs, lhs, (rc, rb), (lc, lb)
+        x = lhs.dense() if isinstance(lhs, Weight) else lhs
+        last = True
+    else:
+        assert isinstance(lhs, Weight)
+        weight, x, (wc, wb), (xc, xb) = lhs, rhs, (lc, lb), (rc, rb)
+        last = False
+    x = jnp.asarray(x)
+    plan = _Plan.of(weight, x, tuple(wc), tuple(wb), tuple(xc), tuple(xb))
+
+    def base_product(x: Any, w: Any) -> Array:
+        return lax.dot_general(*((x, w) if last else (w, x)), **params)
+
+    if plan is None:
+        return base_product(x, weight.dense())
+    return plan.run(x, base_product, weight_last=last, precision=params["precision"])
+
+
+class _Plan:
+    """Where the axes of x and of a weight go in their product, seen as tokens times a matrix.
+
+    In shapes: s is the stack's size, n the tokens' number, i what is summed over, o what is left of
+    the weight.
+    """
+
+    def __init__(self, weight: Weight, turned: bool, wb: Any, xb: Any, x_sum: Any, x_free: Any):
+        self.weight, self.turned = weight, turned
+        self.x_batch, self.x_free, self.x_sum = xb, x_free, x_sum
+        rows, cols, self.stack = weight.axes
+        self.left_axes = cols if turned else rows
+        self.is_batched, self.is_free = bool(wb), self.stack is not None and not wb
+
+    @classmethod
+    def of(cls, weight: Weight, x: Array, wc: Any, wb: Any, xc: Any, xb: Any) -> "_Plan | None":
+        """The plan; None where the dense weight is the way."""
+        rows, cols, stack = weight.axes
+        turned = set(wc) == set(rows) and set(wc) != set(cols)
+        summed = rows if turned else cols
+        if set(wc) != set(summed) or wb not in ((), (stack,)):
+            return None
+        x_sum = tuple(xc[wc.index(axis)] for axis in summed)
+        x_free = tuple(k for k in range(x.ndim) if k not in (*xc, *xb))
+        tokens = math.prod(x.shape[k] for k in x_free)
+        turns = not isinstance(weight.map.left if turned else weight.map.right, Identity)
+        if (stack is not None and not wb and turns) or not is_cheaper(weight, tokens, turned):
+            return None
+        return cls(weight, turned, wb, xb, x_sum, x_free)
+
+    def run(
+        self, x: Array, base_product: Callable[[Any, Any], Array], weight_last: bool, precision: Any
+    ) -> Array:
+        """The product."""
+        made = self.weight.map_to(self.turned)
+        order = (*self.x_batch, *self.x_free, *self.x_sum)
+        moved = x.transpose(order)
+        sizes = moved.shape
+        n_batch, n_free = len(self.x_batch), len(self.x_free)
+        tokens = moved.reshape(
+            *sizes[:n_batch],
+            math.prod(sizes[n_batch : n_batch + n_free]),
+            math.prod(sizes[n_batch + n_free :]),
+        ).astype(arithmetic(x.dtype))
+        made = cast(made, tokens.dtype)
+        with precise(precision):
+            if not isinstance(made.right, Identity):
+                turn = jax.vmap(_times) if self.is_batched else _times
+                turned = turn(tokens, made.right).astype(x.dtype)
+                back = sorted(range(x.ndim), key=order.__getitem__)
+                x = turned.reshape(sizes).transpose(back)
+            y = base_product(x, self.weight.plain())
+            if isinstance(made.left, Identity) and isinstance(made.shift, Zero):
+                return y
+            return self._finished(y, tokens, made, sizes[: n_batch + n_free], weight_last)
+
+    def _finished(
+        self, y: Array, tokens: Array, made: AffineMap, lead: Sequence[int], weight_last: bool
+    ) -> Array:
+        """``L y + x Δᵀ``, y's axes as the product gave them."""
+        n_batch, n_free = len(self.x_batch), len(self.x_free)
+        # What the product left of the weight, in the order in which it left it.
+        free = (self.stack,) if self.is_free and self.stack is not None else ()
+        left = sorted((*self.left_axes, *free))
+        if weight_last:
+            x_at, w_at = n_batch, n_batch + n_free
+        else:
+            x_at, w_at = n_batch + len(left), n_batch
+        at = {axis: w_at + k for k, axis in enumerate(left)}
+        order = [
+            *range(n_batch),
+            *range(x_at, x_at + n_free),
+            *(at[axis] for axis in free),
+            *(at[axis] for axis in self.left_axes),
+        ]
+        moved = y.transpose(order)
+        out = math.prod(moved.shape[len(order) - len(self.left_axes) :])
+        count = math.prod(lead[n_batch:])
+        stacks = moved.shape[n_batch + n_free : n_batch + n_free + len(free)]
+        flat = moved.reshape(*lead[:n_batch], count, *stacks, out)
+        finish = _finish
+        if self.is_batched:
+            finish = jax.vmap(_finish)
+        elif self.is_free:
+            finish = jax.vmap(_finish, in_axes=(1, None, 0, 0), out_axes=1)
+        done = finish(flat.astype(tokens.dtype), tokens, made.left, made.shift)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return done.reshape(moved.shape).transpose(back).astype(y.dtype)
+
+
+def _times(x: Float[Array, "n i"], m: Operator) -> Float[Array, "n o"]:
+    return x @ m
+
+
+def _finish(
+    y: Float[Array, "n o"], x: Float[Array, "n i"], left: Operator, shift: Operator
+) -> Float[Array, "n o"]:
+    """``y Lᵀ + x Δᵀ``."""
+    if not isinstance(left, Identity):
+        y = y @ left.T
+    return y if isinstance(shift, Zero) else y + x @ shift.T
+
+
+_NAMES = {lax.Precision.HIGHEST: "highest", lax.Precision.HIGH: "high"}
+
+
+def precise(precision: Any) -> AbstractContextManager[Any]:
+    """The operators' products as precise as the base's was asked to be."""
+    first = precision[0] if isinstance(precision, tuple) else precision
+    name = _NAMES.get(first)
+    return nullcontext() if name is None else jax.default_matmul_precision(name)

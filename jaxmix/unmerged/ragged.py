@@ -1,0 +1,85 @@
+"""`jax.lax.ragged_dot`, as experts are run by it, with a stack of weights that are apart."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxmix.affine import AffineMap
+from jaxmix.apply.plan import arithmetic, cast
+from jaxmix.operators import Diagonal, Identity, LowRank, Operator, Zero
+from jaxmix.unmerged.lookups import low_rank_of
+from jaxmix.unmerged.products import precise
+from jaxmix.unmerged.weight import Weight, is_cheaper
+
+__all__ = ["is_ragged", "ragged_dot"]
+
+
+def is_ragged(one: AffineMap) -> bool:
+    """Whether a token needs no more of an expert's map than a diagonal's row and a low rank.
+
+    Args:
+        one: the map of one of the experts.
+
+    Returns:
+        Whether `ragged_dot` has a factored form for it.
+
+    Example:
+        >>> from jaxmix.affine import identity, shift
+        >>> from jaxmix.operators import Dense
+        >>> is_ragged(identity((2, 3))), is_ragged(shift(Dense(jnp.ones((2, 3)))))
+        (True, False)
+    """
+    sides = isinstance(one.left, Identity | Diagonal) and isinstance(one.right, Identity | Diagonal)
+    return sides and low_rank_of(one.shift) is not None
+
+
+def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array | None:
+    """``yₜ = Lₑ(xₜ Rₑ Wₑᵀ) + xₜ Aₑᵀ Bₑᵀ``, e the expert of token t: three ragged products.
+
+    Args:
+        x: tokens (n, in), one expert's after the other's.
+        weight: the experts' weights, one axis each for expert, in and out.
+        sizes: how many tokens each expert has (experts,).
+        **params: the primitive's.
+
+    Returns:
+        (n, out); None where the dense weights are the way.
+    """
+    numbers = params["ragged_dot_dimension_numbers"]
+    (x_sum, w_sum), batch = numbers.dot_dimension_numbers
+    rows, cols, stack = weight.axes
+    turned = tuple(w_sum) == rows and tuple(w_sum) != cols
+    if (
+        stack is None
+        or tuple(w_sum) not in (rows, cols)
+        or tuple(numbers.rhs_group_dimensions) != (stack,)
+        or (*x_sum, *numbers.lhs_ragged_dimensions) != (1, 0)
+        or any(batch)
+        or params.get("group_offset") is not None
+    ):
+        return None
+    experts, tokens = weight.shape[stack], x.shape[0]
+    if not weight.count(is_ragged) or not is_cheaper(weight, -(-tokens // experts), turned):
+        return None
+    dtype = arithmetic(x.dtype)
+    made = cast(weight.map_to(turned), dtype)
+    which = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=tokens)
+    turn = {name: params[name] for name in ("precision", "preferred_element_type")}
+    with precise(params["precision"]):
+        inputs = _scaled(x.astype(dtype), made.right, which).astype(x.dtype)
+        y = lax.ragged_dot_general(inputs, weight.plain(), sizes, numbers, **turn)
+        out = _scaled(y.astype(dtype), made.left, which)
+        if not isinstance(made.shift, Zero):
+            low = jax.vmap(low_rank_of)(made.shift)
+            assert isinstance(low, LowRank)
+            thin = lax.ragged_dot(x.astype(dtype), low.a.swapaxes(1, 2), sizes)
+            out = out + lax.ragged_dot(thin, low.b.swapaxes(1, 2), sizes)
+    return out.astype(y.dtype)
+
+
+def _scaled(x: Float[Array, "n i"], side: Operator, which: Array) -> Float[Array, "n i"]:
+    """Each token by its expert's diagonal, where there is one."""
+    return x * side.d[which] if isinstance(side, Diagonal) else x

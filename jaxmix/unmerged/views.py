@@ -1,0 +1,123 @@
+"""Views of a weight whose base and map are apart: its axes split, merged or sliced."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array
+
+from jaxmix.placement.quantized import is_quantized
+from jaxmix.unmerged.weight import Weight
+
+__all__ = ["reshaped", "sliced", "unstacked"]
+
+
+def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
+    """In another shape, where rows stay rows and columns stay columns; None where they do not."""
+    groups = _groups(weight.shape, sizes)
+    rows, cols, stack = weight.axes
+    if groups is None or is_quantized(weight.base):
+        return None
+    new_stack: int | None = None
+    taken: dict[int, list[int]] = {}
+    for old, new in groups:
+        big = [k for k in old if weight.shape[k] != 1] or old[:1]
+        if not big:  # an axis of one, out of nothing: a row
+            taken[-1] = [*taken.get(-1, []), *new]
+            continue
+        if big == [stack] and len(new) == 1:
+            new_stack = new[0]
+            continue
+        for axes in (rows, cols):
+            if all(k in axes for k in big):
+                at = [axes.index(k) for k in big]
+                if at != list(range(at[0], at[0] + len(at))):
+                    return None
+                taken[big[0]] = new
+                for k in big[1:]:
+                    taken[k] = []
+                break
+        else:
+            return None
+    ones = {k for k in range(len(weight.shape)) if k not in taken and k != stack}
+    rows_ = [n for k in rows if k not in ones for n in taken[k]] + taken.get(-1, [])
+    cols_ = [n for k in cols if k not in ones for n in taken[k]]
+    if stack is not None and new_stack is None:
+        return None
+    n = len(sizes)
+    return replace(
+        weight,
+        base=weight.base.reshape(tuple(sizes)),
+        out=tuple(k - n for k in rows_),
+        into=tuple(k - n for k in cols_),
+        stack=None if new_stack is None else new_stack - n,
+    )
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
+    """The axes of two shapes in the smallest groups of equal products."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        mine, theirs = [], []
+        if i < len(old):
+            mine, i = [i], i + 1
+        if j < len(new) and not (mine and old[mine[0]] == 1 and new[j] != 1):
+            theirs, j = [j], j + 1
+        if mine and theirs and old[mine[0]] != 1 and new[theirs[0]] == 1:
+            groups.append(([], theirs))
+            i -= 1
+            continue
+        a, b = math.prod(old[k] for k in mine), math.prod(new[k] for k in theirs)
+        while a != b:
+            if a < b:
+                if i >= len(old):
+                    return None
+                a, mine, i = a * old[i], [*mine, i], i + 1
+            else:
+                if j >= len(new):
+                    return None
+                b, theirs, j = b * new[j], [*theirs, j], j + 1
+        groups.append((mine, theirs))
+    return groups
+
+
+def sliced(weight: Weight, starts: Sequence[Any], sizes: Sequence[int]) -> Weight | None:
+    """A run of a stack's layers, its start traced or not; None for slices of other axes."""
+    _, _, stack = weight.axes
+    others = [k for k in range(len(sizes)) if k != stack]
+    if stack is None or any(sizes[k] != weight.shape[k] for k in others):
+        return None
+    if is_quantized(weight.base):
+        return None
+
+    def run(x: Array, axis: int) -> Array:
+        return lax.dynamic_slice_in_dim(x, starts[stack], sizes[stack], axis)
+
+    return replace(
+        weight, base=run(weight.base, stack), map=jax.tree.map(lambda x: run(x, 0), weight.map)
+    )
+
+
+def unstacked(weight: Weight) -> Weight | None:
+    """A stack of one layer without its axis."""
+    _, _, stack = weight.axes
+    if stack is None or weight.shape[stack] != 1 or is_quantized(weight.base):
+        return None
+    sizes = [n for k, n in enumerate(weight.shape) if k != stack]
+    n = len(weight.shape)
+
+    def lower(axis: int) -> int:
+        return axis + 1 if axis < stack - n else axis
+
+    return replace(
+        weight,
+        base=weight.base.reshape(sizes),
+        map=jax.tree.map(lambda x: x[0], weight.map),
+        out=tuple(map(lower, weight.out)),
+        into=tuple(map(lower, weight.into)),
+        stack=None,
+    )

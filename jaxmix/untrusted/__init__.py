@@ -1,0 +1,1 @@
+"""Reads what others wrote: small files, JSON, paths and patterns, all within bounds."""

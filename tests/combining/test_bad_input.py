@@ -1,0 +1,216 @@
+"""What `combine` refuses, word by word."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmix import Adapter, combine, mix
+from jaxmix.combining import METHODS
+from jaxmix.errors import AdapterError, LayoutError, ShapeError
+from jaxmix.families import LoRA
+
+from ..laws.draws import Module, made, normal, tree
+from .looking import of
+
+MODULE = Module("linear", (6, 8))
+PARAMS = tree({"lin": MODULE}, 0)
+KEY = jax.random.key(0)
+
+
+def lora(rank: int = 2, shape: tuple[int, int] = (6, 8), name: str = "one") -> Adapter:
+    rng = np.random.default_rng(rank)
+    a, b = normal(rng, rank, shape[1]), normal(rng, shape[0], rank)
+    return Adapter({"lin": LoRA(a, b, 0.5)}, name=name)
+
+
+def other(kind: str, name: str = "two") -> Adapter:
+    return Adapter({"lin": made(kind, MODULE, 0)}, name=name)
+
+
+TWO = [lora(), lora(name="two")]
+
+SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "no method": (
+        TWO,
+        {"method": "tie"},
+        "there is no method 'tie', expected one of linear, svd, cat, ties, ties_svd, dare_linear, "
+        "dare_linear_svd, dare_ties, dare_ties_svd, magnitude_prune, magnitude_prune_svd, slerp, "
+        "breadcrumbs, sce, model_stock, knots.",
+    ),
+    "a method that is no text": (
+        TWO,
+        {"method": ["ties"]},
+        "there is no method ['ties'], expected",
+    ),
+    "no list": (
+        lora(),
+        {"method": "linear"},
+        "combine got one Adapter, expected a list of adapters and mixes: combine([a, b], params, "
+        "method=…).",
+    ),
+    "a mix is no list": (mix(lora()), {"method": "linear"}, "combine got one Mix, expected a list"),
+    "no adapters": (
+        [],
+        {"method": "linear"},
+        "combine got no adapters, expected adapters and mixes.",
+    ),
+    "no adapter": (
+        [lora(), 3, "x"],
+        {"method": "linear"},
+        "combine got something that is none: int, str, expected adapters and mixes.",
+    ),
+    "weights for others": (
+        TWO,
+        {"method": "linear", "weights": [1.0]},
+        "combine got 1 weights for 2 adapters, expected one for each.",
+    ),
+    "one weight": (
+        TWO,
+        {"method": "linear", "weights": 0.5},
+        "combine got weights=0.5, expected a list of real numbers.",
+    ),
+    "weights that are none": (
+        TWO,
+        {"method": "linear", "weights": [1.0, "a"]},
+        "a strength is 'a', expected a real number",
+    ),
+    "infinite": (
+        TWO,
+        {"method": "linear", "weights": [1.0, float("inf")]},
+        "a strength is inf, expected a finite number.",
+    ),
+    "no use for weights": (
+        TWO,
+        {"method": "sce", "density": 0.5, "weights": [1.0, 1.0]},
+        "the method 'sce' has no use for weights. Leave it out, or choose another method.",
+    ),
+    "no use for several": (
+        TWO,
+        {"method": "linear", "density": 0.5, "majority_sign": "total", "outliers": 0.1},
+        "the method 'linear' has no use for density, majority_sign, outliers.",
+    ),
+    "no density": (
+        TWO,
+        {"method": "ties"},
+        "the method 'ties' got density=None, expected the share of the entries that it keeps, "
+        "above 0 and at most 1.",
+    ),
+    "too dense": (
+        TWO,
+        {"method": "ties_svd", "density": 1.5},
+        "got density=1.5, expected the share",
+    ),
+    "nothing": (TWO, {"method": "knots", "density": 0.0}, "got density=0.0, expected the share"),
+    "true": (TWO, {"method": "sce", "density": True}, "got density=True, expected the share"),
+    "outliers": (
+        TWO,
+        {"method": "breadcrumbs", "density": 0.5, "outliers": -0.1},
+        "the method 'breadcrumbs' got outliers=-0.1, expected the share of the entries that it "
+        "drops as too large, from 0 on and at most 1.",
+    ),
+    "no key": (
+        TWO,
+        {"method": "dare_linear", "density": 0.5},
+        "the method 'dare_linear' drops entries at random and got no key: give "
+        "key=jax.random.key(0), or another.",
+    ),
+    "a key for nothing": (
+        TWO,
+        {"method": "ties", "density": 0.5, "key": KEY},
+        "the method 'ties' has no use for key.",
+    ),
+    "majority": (
+        TWO,
+        {"method": "ties", "density": 0.5, "majority_sign": "count"},
+        "majority_sign is 'count', expected 'total' or 'frequency'.",
+    ),
+    "slerp of three": (
+        [*TWO, lora(name="three")],
+        {"method": "slerp"},
+        "the method 'slerp' got 3 adapters, expected exactly two.",
+    ),
+    "stock of one": (
+        [lora()],
+        {"method": "model_stock"},
+        "the method 'model_stock' got 1 adapters, expected at least two.",
+    ),
+    "slerp beyond": (
+        TWO,
+        {"method": "slerp", "weights": [1.5, -0.5]},
+        "the method 'slerp' got weights=[1.5, -0.5], expected none below 0, and not both 0",
+    ),
+    "slerp of nothing": (
+        TWO,
+        {"method": "slerp", "weights": [0, 0]},
+        "and not both 0: the way goes",
+    ),
+    "ranks": (
+        [lora(2), lora(3, name="two")],
+        {"method": "ties", "density": 0.5},
+        "the method 'ties' adds factors of LoRAs up, and these have different ranks:\n  lin: "
+        "[2, 3]\nExpected equal ones. Choose 'ties_svd' or 'cat'.",
+    ),
+    "a rank on factors": (
+        TWO,
+        {"method": "linear", "rank": 4},
+        "the method 'linear' keeps the rank of LoRAs and got rank=4. Leave it out, or choose "
+        "'svd'.",
+    ),
+    "no rank": (
+        TWO,
+        {"method": "svd", "rank": 0},
+        "a rank is 0, expected a whole number from 1 on",
+    ),
+    "no params": (
+        [lora(), other("OFT"), other("DoRA", "three")],
+        {"method": "linear"},
+        "combine got no params, and adapters that are no LoRAs:\n  two: lin has OFT\n"
+        "  three: lin has LoRA (DoRA)\nOnly LoRAs can be combined without their base: write "
+        "combine(adapters, params, …).",
+    ),
+    "no rank for others": (
+        [lora(), other("OFT")],
+        {"method": "svd", "params": PARAMS},
+        "the method 'svd' got no rank, and adapters that have none:\n  two: lin has OFT\nGive "
+        "rank=16, another, or a share of the energy such as 0.99.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("adapters", "how", "said"), SAID.values(), ids=SAID)
+def test_refused(adapters: Any, how: dict[str, Any], said: str) -> None:
+    with pytest.raises(AdapterError) as caught:
+        combine(adapters, **how)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["linear", "cat", "svd", "slerp"])
+def test_loras_of_two_models(method: str) -> None:
+    """With the base it is the base that says so."""
+    wrong = [lora(), lora(2, (6, 9), "two")]
+    with pytest.raises(ShapeError) as caught:
+        combine(wrong, method=method)
+    assert "several shapes:\n  lin: (6, 8) and (6, 9)\nWere the adapters trained on one" in str(
+        caught.value
+    )
+    with pytest.raises(ShapeError, match=r"lora_A has shape \(2, 9\), expected \(2, 8\)"):
+        combine(wrong, PARAMS, method=method)
+    with pytest.raises(LayoutError, match="no leaf for its weight"):
+        combine(
+            [Adapter({"nowhere": of(one)["lin"]}, name=one.name) for one in TWO],
+            PARAMS,
+            method=method,
+        )
+
+
+def test_every_method_is_refused_something() -> None:
+    """And each has a use for the rest."""
+    for name, method in METHODS.items():
+        more = {"density": 0.5} if method.prunes else {}
+        more |= {"key": KEY} if method.random else {}
+        assert combine(TWO, PARAMS, method=name, **more).sites == ("lin",)
+    # A key is of use where there is an SVD.
+    assert combine(TWO, method="svd", key=KEY).sites == ("lin",)
+    assert combine(TWO, method="slerp", key=KEY, rank=2).sites == ("lin",)

@@ -1,0 +1,223 @@
+"""Adapters written as single files, and read again: the same function."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import jaxmix
+from jaxmix.converters.adapters.diffusers import export_diffusers
+from jaxmix.converters.adapters.kohya import export_kohya
+from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError
+from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoKr, LoRA, Normed, Together
+
+from .test_goldens import golden
+
+# Every form that has one in these files, as its own library wrote it.
+CASES = [
+    *(
+        ("lycoris", name)
+        for name in (
+            "locon locon-tucker loha loha-tucker lokr lokr-both lokr-tucker lokr-both-tucker "
+            "lokr-full full norms dora-out dora-in loha-dora-in lokr-dora-out"
+        ).split()
+    ),
+    ("kohya", "sdxl"),
+    ("diffusers", "new-metadata"),
+    ("diffusers", "new-dora"),
+    ("diffusers", "new-bias"),
+]
+
+
+def drawn(*shape: int, seed: int = 0, dtype: Any = np.float64) -> np.ndarray:
+    """Numbers."""
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def composed(base: dict[str, np.ndarray], adapter: Any) -> dict[str, np.ndarray]:
+    """The base with an adapter, in float64."""
+    with jax.enable_x64(True):
+        out = jaxmix.compose(base, [adapter])
+        return {name: np.asarray(leaf) for name, leaf in out.items()}
+
+
+@pytest.mark.parametrize("kind", ["kohya", "diffusers"])
+@pytest.mark.parametrize(("writer", "name"), CASES, ids=["-".join(case) for case in CASES])
+def test_written_and_read_again(writer: str, name: str, kind: str, tmp_path: Path) -> None:
+    """The same weights; float32's epsilon of LyCORIS's norm is all that may come in."""
+    archive = golden(writer)
+    base = archive.tensors("base.safetensors")
+    path = archive.unpack(tmp_path) / f"{name}.safetensors"
+    adapter = jaxmix.load(path, base=base)
+    if any(isinstance(update, Delta) for update in adapter.updates.values()):
+        adapter = 0.5 * adapter
+    file = tmp_path / "again.safetensors"
+    if kind == "kohya":
+        export_kohya(adapter, file)
+    else:
+        export_diffusers(adapter, file, prefix=None if writer != "lycoris" else "unet")
+    again = jaxmix.load(file, base=base)
+    assert set(again.sites) == set(adapter.sites)
+    truth, found = composed(base, adapter), composed(base, again)
+    for key in base:
+        np.testing.assert_allclose(found[key], truth[key], rtol=1e-6, atol=1e-12)
+        if "dora" not in name:
+            np.testing.assert_allclose(found[key], truth[key], rtol=1e-12, atol=1e-12)
+
+
+A, B = drawn(2, 4), drawn(6, 2, seed=1)
+PAIRS = {"w1": drawn(2, 2), "w2": drawn(3, 2)}
+
+
+@pytest.mark.parametrize("kind", ["kohya", "diffusers"])
+@pytest.mark.parametrize("strength", [0.5, 0.0, -2.0])
+def test_the_strength_goes_into_the_factors(kind: str, strength: float, tmp_path: Path) -> None:
+    """An alpha of 0 would mean the rank: then a factor is zero."""
+    updates = {
+        "a": LoRA(A, B, 1.5),
+        "b": LoRA(A, B, 1.5, bias=drawn(6)),
+        "c": LoHa(B, A, B, A, 0.7),
+        "d": LoKr((PAIRS["w1"],), (PAIRS["w2"],), 0.7),
+        "e": LoKr((PAIRS["w1"],), (drawn(3, 1), drawn(1, 2)), 0.7),
+        "f": Delta(drawn(6, 4), drawn(6)),
+        "g": Together((LoRA(A, B, 1.0), Delta(bias=drawn(6)))),
+    }
+    base = {
+        f"{site}.{leaf}": drawn(6, 4) if leaf == "weight" else drawn(6)
+        for site in updates
+        for leaf in ("weight", "bias")
+    }
+    adapter = strength * jaxmix.Adapter(updates)
+    file = tmp_path / "x.safetensors"
+    if kind == "kohya":
+        export_kohya(adapter, file, prefix="lycoris")
+    else:
+        export_diffusers(adapter, file, prefix="diffusion_model")
+    truth, found = composed(base, adapter), composed(base, jaxmix.load(file, base=base))
+    for key in base:
+        np.testing.assert_allclose(found[key], truth[key], rtol=1e-12, atol=1e-12)
+
+
+def test_names_of_a_pipeline(tmp_path):
+    """Parts have prefixes of their own; a first text encoder of two has a number."""
+    one = LoRA(A, B, 1.0)
+    names = ["unet.mid.to_q", "text_encoder.q_proj", "text_encoder_2.q_proj"]
+    file = export_kohya(jaxmix.Adapter(dict.fromkeys(names, one)), tmp_path / "x.safetensors")
+    with safe_open(file, "numpy") as opened:
+        prefixes = sorted({key.split(".")[0] for key in opened.keys()})
+        assert opened.metadata() == {"format": "pt", "ss_network_module": "networks.lora"}
+    assert prefixes == ["lora_te1_q_proj", "lora_te2_q_proj", "lora_unet_mid_to_q"]
+    file = export_kohya(jaxmix.Adapter(dict.fromkeys(names[:2], one)), file, force=True)
+    with safe_open(file, "numpy") as opened:
+        assert sorted({k.split(".")[0] for k in opened.keys()})[0] == "lora_te_q_proj"
+    file = export_kohya(jaxmix.Adapter({"mid.to_q": one}), file, force=True)
+    assert jaxmix.load(file, base=["mid.to_q"]).sites == ("mid.to_q",)
+
+
+def test_dtypes_are_kept(tmp_path):
+    """Factors go to the file as they are."""
+    import ml_dtypes
+
+    one = LoRA(A.astype(ml_dtypes.bfloat16), B.astype(ml_dtypes.bfloat16), 0.5)
+    file = export_diffusers(jaxmix.Adapter({"x": one}), tmp_path / "x.safetensors", prefix="unet")
+    again = jaxmix.load(file).updates["x"]
+    assert again.a.dtype == again.b.dtype == ml_dtypes.bfloat16
+    assert again.a.tobytes() == one.a.tobytes() and again.scale == 1.0
+    assert again.b.tobytes() == (one.b / 2).astype(one.b.dtype).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("update", "said"),
+    [
+        (OFT(drawn(2, 1)), "x: OFT, which has no form in LyCORIS's names here"),
+        (AdaLoRA(A, B, drawn(2), 1.0), "x: AdaLoRA, which has no form"),
+        (LoRA(A, B, 1.0, transposed=True), "x: a layer that PyTorch stores as (in, out)"),
+        (
+            LoRA(A, B, 1.0, magnitude=drawn(4), embedding=True),
+            "x: an embedding's DoRA, whose norm is another",
+        ),
+        (
+            Normed(LoRA(A, B, 1.0, magnitude=drawn(6)), drawn(6)),
+            "x: a norm over a DoRA",
+        ),
+        (
+            LoKr((drawn(2, 2),), (drawn(3, 2, 3),), 1.0),
+            "x: PEFT's LoKr of a Conv1d, which scrambles",
+        ),
+        (
+            LoKr((drawn(2, 1), drawn(1, 2)), (drawn(3, 2), drawn(2, 2)), 1.0),
+            "x: a LoKr with two ranks, of which a file has one alpha",
+        ),
+    ],
+)
+def test_what_has_no_form(update, said, tmp_path):
+    """Each with a reason, and with what to do."""
+    for export in (export_kohya, export_diffusers):
+        with pytest.raises(UnsupportedError) as error:
+            export(jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
+        assert said in str(error.value)
+        assert str(error.value).endswith("jaxmix.to_lora(adapter, params).")
+
+
+def test_a_norm_has_no_strength(tmp_path):
+    """The file can't say it."""
+    for update, what in (
+        (LoRA(A, B, 1.0, magnitude=drawn(6)), "DoRA"),
+        (Normed(LoRA(A, B, 1.0), drawn(6)), "a norm"),
+    ):
+        with pytest.raises(UnsupportedError, match=f"x: {what} at the strength 0.5, which"):
+            export_kohya(0.5 * jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
+
+
+def test_what_is_refused(tmp_path):
+    """A mix, two sites of one name, a taken place, a wrong ending, no folder."""
+    one, path = jaxmix.Adapter({"x": LoRA(A, B, 1.0)}), tmp_path / "x.safetensors"
+    mixed: Any = jaxmix.mix(one, one.renamed("b"))
+    with pytest.raises(AdapterError, match="got a Mix, expected one adapter"):
+        export_kohya(mixed, path)
+    two = jaxmix.Adapter(dict.fromkeys(["a.b_c", "a_b.c"], LoRA(A, B, 1.0)))
+    with pytest.raises(AdapterError, match=r"lora_unet_a_b_c: a\.b_c and a_b\.c"):
+        export_kohya(two, path)
+    export_kohya(one, path)
+    with pytest.raises(CheckpointError, match=r"exists\. Give another name, or replace it"):
+        export_kohya(one, path)
+    with pytest.raises(CheckpointError, match=r"expected one in \.safetensors"):
+        export_kohya(one, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match="can't be written"):
+        export_kohya(one, tmp_path / "none" / "x.safetensors")
+    both = {"x": LoRA(A, B, 1.0), "y": LoRA(A, B, 1.0, magnitude=drawn(6))}
+    with pytest.raises(UnsupportedError, match="y: with and without DoRA's norm, or a bias"):
+        export_diffusers(jaxmix.Adapter(both), path, force=True)
+
+
+def test_diffusers_reads_the_same_with_metadata_and_without(tmp_path: Path) -> None:
+    """ComfyUI, and diffusers before 0.34, know no metadata: one rank, and a scale of 1."""
+    updates = {
+        "to_q": LoRA(drawn(2, 4), drawn(6, 2), 0.7, bias=drawn(6)),
+        "to_k": LoRA(drawn(3, 4), drawn(5, 3), 2.0, bias=drawn(5)),
+    }
+    adapter = jaxmix.Adapter(updates, 0.6)
+    path = export_diffusers(adapter, tmp_path / "x.safetensors", prefix="unet")
+    with safe_open(path, "numpy") as file:
+        told = json.loads(file.metadata()["lora_adapter_metadata"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    assert (told["unet.r"], told["unet.lora_alpha"]) == (3, 3)
+    assert (told["unet.rank_pattern"], told["unet.alpha_pattern"]) == ({}, {})
+    for site, update in updates.items():
+        a, b, bias = (
+            tensors[f"unet.{site}.{name}"]
+            for name in ("lora_A.weight", "lora_B.weight", "lora_B.bias")
+        )
+        assert a.shape[0] == 3
+        by = 0.6 * float(update.scale)
+        np.testing.assert_allclose(b @ a, by * (update.b @ update.a), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(bias, by * np.asarray(update.bias), rtol=1e-6)
+    kept = export_diffusers(adapter, tmp_path / "y.safetensors", patterns=True)
+    again = jaxmix.load(kept, format="diffusers").updates
+    assert [again[site].a.shape[0] for site in updates] == [2, 3]  # pyright: ignore[reportAttributeAccessIssue]
+    one: Any = again["to_q"]
+    np.testing.assert_array_equal(one.b, updates["to_q"].b)

@@ -1,0 +1,75 @@
+"""Files that other libraries wrote, against the weights of their own forward."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.families import Normed, Update
+
+from ....goldens.archive import Archive
+
+WRITERS = ("lycoris", "kohya", "diffusers", "mlx")
+# Of rotations by LyCORIS and sd-scripts, and of mlx, the truth itself is in float32.
+TOLERANCE = {False: 1e-12, True: 1e-6}
+
+
+@cache
+def golden(writer: str) -> Archive:
+    """What this library wrote."""
+    return Archive(f"formats/{writer}")
+
+
+CASES = [
+    pytest.param(writer, name, is_float32, id=f"{writer}-{name}")
+    for writer in WRITERS
+    for name, is_float32 in golden(writer).json("cases.json").items()
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files, in a folder for each writer."""
+    root = tmp_path_factory.mktemp("goldens")
+    for writer in WRITERS:
+        golden(writer).unpack(root / writer)
+    return root
+
+
+def with_float64_eps(update: Update) -> Update:
+    """LyCORIS adds float32's smallest step to DoRA's norm, but ran in float64 here."""
+    if isinstance(update, Normed):
+        return replace(update, eps=float(np.finfo(np.float64).eps))
+    return update
+
+
+def composed(path: Path, base: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
+    """The base's weights with a file's adapter, in float64."""
+    with jax.enable_x64(True):
+        adapter = jaxmix.load(path, base=base, **options)
+        updates = {site: with_float64_eps(update) for site, update in adapter.updates.items()}
+        out = jaxmix.compose(base, [jaxmix.Adapter(updates)])
+        return {name: np.asarray(leaf) for name, leaf in out.items()}
+
+
+@pytest.mark.parametrize(("writer", "name", "is_float32"), CASES)
+def test_the_weights_are_those_of_its_own_forward(
+    writer: str, name: str, is_float32: bool, folder: Path
+) -> None:
+    """Every leaf of every layer, those that the adapter leaves alone too."""
+    archive = golden(writer)
+    base, expected = (archive.tensors(f"{x}.safetensors") for x in ("base", f"{name}.expected"))
+    path = folder / writer / "adapters" / name
+    found = composed(path if path.is_dir() else path.with_suffix(".safetensors"), base)
+    wide = {key: x.astype(np.float64) for key, x in expected.items()}
+    errors = {
+        key: float(np.abs(found[key] - wide.get(key, base[key])).max() / np.abs(found[key]).max())
+        for key in base
+    }
+    assert {k: e for k, e in errors.items() if not e < TOLERANCE[is_float32]} == {}
+    assert sum(np.abs(found[key] - base[key]).max() > 1e-3 for key in expected) >= 2

@@ -1,0 +1,158 @@
+"""qwix's leaves, and MaxText's: unstacked against qwix itself, stacked against their formula."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.converters.adapters.qwix import qwix_adapter
+from jaxmix.errors import AdapterError, CheckpointError, ShapeError
+
+from ....goldens.archive import Archive
+from ..peft.folders import refused
+
+GOLDEN = Archive("formats/qwix")
+ALPHA = 6.0
+
+
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    """Numbers."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def pair(module: str) -> dict[str, np.ndarray]:
+    """Two factors."""
+    return {f"{module}.kernel_lora_a": drawn(4, 2), f"{module}.kernel_lora_b": drawn(2, 3)}
+
+
+def stacked(axis: int, layers: int = 4, rank: int = 2) -> dict[str, np.ndarray]:
+    """The factors of a scanned query (emb 6, heads 3, head 5), as MaxText has them."""
+    b = drawn(rank, layers, 3, 5, seed=1)
+    a = drawn(6, layers, rank)
+    if axis == 0:
+        a, b = a.swapaxes(0, 1), b.swapaxes(0, 1)
+    leaf = "params/params/decoder/layers/self_attention/query/kernel"
+    return {f"{leaf}_lora_a": a, f"{leaf}_lora_b": b}
+
+
+def test_unstacked_is_qwix_s_own_forward(tmp_path):
+    """A linear layer, an einsum with two axes of outputs, and a layer with two of inputs."""
+    folder = GOLDEN.unpack(tmp_path)
+    base, expected = (GOLDEN.tensors(f"{x}.safetensors") for x in ("base", "nnx.expected"))
+    with jax.enable_x64(True):
+        adapter = jaxmix.load(folder / "nnx.safetensors", alpha=ALPHA)
+        found = jaxmix.compose(base, [adapter])
+        assert len(adapter.sites) == 6
+        for name, truth in expected.items():
+            assert np.abs(np.asarray(found[name]) - truth).max() < 1e-12
+            assert np.abs(base[name] - truth).max() > 0.1
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_stacked_layers_are_sites_of_their_own(axis):
+    """MaxText's ``ilr,rlo->ilo`` or ``lir,lro->lio``; into a stacked kernel by a layout's rule."""
+    tree = stacked(axis)
+    a, b = tree.values()
+    adapter = qwix_adapter(tree, alpha=3)
+    assert adapter.sites[1] == "params.decoder.layers.1.self_attention.query"
+    pattern = "ilr,rlnh->ilnh" if axis else "lir,lrnh->linh"
+    delta = 1.5 * np.einsum(pattern, a, b)
+    kernel = drawn(*delta.shape, seed=2)
+    rule = jaxmix.Rule(
+        r"params\.decoder\.layers\.(\d+)\.self_attention\.query",
+        "kernel",
+        "d n h -> (n h) d",
+        r":, \1" if axis else r"\1",
+    )
+    with jax.enable_x64(True):
+        layout = jaxmix.Layout("maxtext", (rule,))
+        found = jaxmix.compose({"kernel": kernel}, [adapter], layout=layout)
+        np.testing.assert_allclose(np.asarray(found["kernel"]), kernel + delta, atol=1e-12)
+
+
+def test_an_axis_that_shapes_leave_open():
+    """Where ranks and layers are equal, the user says which axis is the layers'."""
+    tree = {"layers.w_lora_a": drawn(2, 2, 2), "layers.w_lora_b": drawn(2, 2, 2, seed=1)}
+    a, b = tree.values()
+    with pytest.raises(ShapeError, match="either axis may be that of the layers"):
+        qwix_adapter(tree, alpha=1)
+    for axis, pattern in ((0, "lir,lro->lio"), (1, "ilr,rlo->ilo")):
+        adapter = qwix_adapter(tree, alpha=2, axis=axis)
+        whole = np.take(np.einsum(pattern, a, b), 1, axis)
+        update: Any = adapter.updates["layers.1"]
+        np.testing.assert_allclose(update.b @ update.a, whole.T)
+    with pytest.raises(ShapeError, match="no axis of layers"):
+        qwix_adapter({"layers.w_lora_a": drawn(2, 3, 2), "layers.w_lora_b": drawn(2, 4)}, alpha=1)
+
+
+def test_an_orbax_checkpoint_with_maxtext_s_metadata(tmp_path):
+    """Alpha stands beside the factors; another one is refused, as MaxText does."""
+    ocp = pytest.importorskip("orbax.checkpoint")
+    tree = {
+        "decoder": {"mlp": {"wi_0": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}}
+    }
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save(tmp_path / "0" / "items", tree)
+    metadata = {"custom_metadata": {"lora": {"lora_rank": 2, "lora_alpha": 5.0}}}
+    (tmp_path / "0" / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+    for path in (tmp_path / "0", tmp_path / "0" / "items"):
+        update: Any = jaxmix.load(path).updates["decoder.mlp.wi_0"]
+        assert update.scale == 2.5 and update.a.shape == (2, 4) and update.b.shape == (3, 2)
+    said = refused(CheckpointError, tmp_path / "0", alpha=6.0)
+    assert "alpha = 6.0 was given, and beside the factors stands 5.0" in said
+
+
+def test_what_is_refused(tmp_path):
+    """No alpha, a factor alone, none, axes that are batches, numbers that are none."""
+    path = tmp_path / "x.safetensors"
+    save_file({"q/kernel_lora_a": drawn(4, 2), "q/kernel_lora_b": drawn(2, 3)}, path)
+    assert "Give it: load(path, alpha=…)." in refused(CheckpointError, path)
+    save_file({"q/kernel_lora_a": drawn(4, 2)}, path)
+    assert "q.kernel: lora_a alone" in refused(CheckpointError, path, alpha=1)
+    with pytest.raises(CheckpointError, match="has no leaves of qwix's LoRA"):
+        qwix_adapter({"kernel": drawn(2, 2)}, alpha=1)
+    with pytest.raises(ShapeError, match=r"q.kernel: \(4, 3, 2\) and \(2, 3, 5\)"):
+        qwix_adapter(
+            {"q.kernel_lora_a": drawn(4, 3, 2), "q.kernel_lora_b": drawn(2, 3, 5)}, alpha=1
+        )
+    with pytest.raises(ShapeError, match=r"q.kernel: \(4,\) and \(2, 3\)"):
+        qwix_adapter({"q.kernel_lora_a": drawn(4), "q.kernel_lora_b": drawn(2, 3)}, alpha=1)
+    with pytest.raises(AdapterError, match="kernel_lora_a has numbers that are NaN or infinite"):
+        bad = {"q.kernel_lora_a": np.full((4, 2), np.nan), "q.kernel_lora_b": drawn(2, 3)}
+        qwix_adapter(bad, alpha=1)
+    with pytest.raises(CheckpointError, match="kernel_lora_a is of int64, expected floats"):
+        bad = {"q.kernel_lora_a": np.ones((4, 2), int), "q.kernel_lora_b": drawn(2, 3)}
+        qwix_adapter(bad, alpha=1)
+    save_file({**pair("q"), "step": drawn(2)}, path)
+    assert "tensors that are no factors of qwix's:\n  step\n" in refused(CheckpointError, path)
+    with pytest.raises(CheckpointError, match="kernel_lora_c is neither <leaf>_lora_a nor"):
+        qwix_adapter({**pair("q"), "q.kernel_lora_c": drawn(2)}, alpha=1)
+    assert qwix_adapter({**pair("q"), "step": drawn(2)}, alpha=1).sites == ("q",)
+    twice = {f"q.{leaf}_lora_{x}": drawn(2, 2) for leaf in ("kernel", "w") for x in "ab"}
+    with pytest.raises(ShapeError, match="a second one for the site q"):
+        qwix_adapter(twice, alpha=1)
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "_METADATA").write_text("{}")
+    assert "is no Orbax checkpoint that can be read" in refused(CheckpointError, folder)
+
+
+def test_maxtext_s_older_names():
+    """``lora_a.kernel`` beside the kernel."""
+    tree = {"q": {"lora_a.kernel": drawn(4, 2), "lora_b.kernel": drawn(2, 3)}}
+    update: Any = qwix_adapter(tree, alpha=2).updates["q"]
+    assert update.scale == 1.0
+
+
+def test_paths_of_other_trees(tmp_path: Path):
+    """Numbered layers, a flax ``value`` at the end, and a weight with a name of its own."""
+    tree = {
+        "layers": {"0": {"q_einsum": {"w_lora_a": drawn(4, 2), "w_lora_b": drawn(2, 3, 5)}}},
+        "moe": {"wi_lora_a": {"value": drawn(4, 2)}, "wi_lora_b": {"value": drawn(2, 3)}},
+    }
+    assert qwix_adapter(tree, alpha=1).sites == ("layers.0.q_einsum", "moe.wi")

@@ -1,0 +1,353 @@
+"""Factors called lora_a and lora_b: flax.nnx.LoRA, openpi's einsums; and tunix's step folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import qwix
+from flax import nnx
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.converters.adapters.qwix import is_qwix, qwix_adapter
+from jaxmix.errors import CheckpointError, ShapeError
+
+L, N, K, D, H, F, R = 3, 4, 2, 10, 6, 7, 2
+
+
+def drawn(*shape: int, seed: int = 0) -> Any:
+    """Random numbers in float64."""
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def pure(module: nnx.Module, kind: Any = nnx.Param) -> Any:
+    """The pure dict of a module's variables."""
+    return nnx.to_pure_dict(nnx.state(module, kind))
+
+
+# ------------------------------------------------------------------------------- flax.nnx.LoRA
+
+
+class Mixed(nnx.Module):
+    """A layer with LoRA inside, and one with LoRA around it."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        how: dict[str, Any] = {"rngs": rngs, "param_dtype": jnp.float64}
+        draw = nnx.initializers.normal()
+        self.up = nnx.LoRALinear(
+            4, 6, lora_rank=2, lora_param_dtype=jnp.float64, b_initializer=draw, **how
+        )
+        inner = nnx.Linear(6, 5, **how)
+        self.down = nnx.LoRA(6, 3, 5, base_module=inner, b_initializer=draw, **how)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Up and down."""
+        return self.down(jnp.tanh(self.up(x)))
+
+
+class Plain(nnx.Module):
+    """The same without LoRA."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Linear(4, 6, rngs=rngs, param_dtype=jnp.float64)
+        self.down = nnx.Linear(6, 5, rngs=rngs, param_dtype=jnp.float64)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Up and down."""
+        return self.down(jnp.tanh(self.up(x)))
+
+
+def test_flax_lora_is_its_own_forward() -> None:
+    """LoRALinear and LoRA around a layer have no alpha; both land on the plain model's tree."""
+    with jax.enable_x64(True):
+        model = Mixed(nnx.Rngs(0))
+        base = Plain(nnx.Rngs(1))
+        base.up.kernel[...] = model.up.kernel[...]
+        inner: Any = model.down.base_module
+        base.down.kernel[...] = inner.kernel[...]
+        x = jnp.asarray(drawn(3, 4))
+        adapter = qwix_adapter(pure(model))
+        assert adapter.sites == ("down", "up")
+        got = jaxmix.compose(base, adapter)(x)
+        np.testing.assert_allclose(got, model(x), rtol=1e-12)
+        assert np.abs(np.asarray(base(x) - model(x))).max() > 1e-3
+        # What wraps a layer is looked through: the wrapped layer's own kernel is the site's.
+        wrapped = jaxmix.compose(model, adapter)
+        delta = np.asarray(wrapped.down.base_module.kernel[...] - inner.kernel[...])
+        np.testing.assert_allclose(delta, model.down.lora_a[...] @ model.down.lora_b[...])
+
+
+def test_flax_lora_takes_no_alpha() -> None:
+    """One that is the rank changes nothing; another would, and is refused."""
+    tree = {"up": {"kernel": drawn(4, 6), "lora": {"lora_a": drawn(4, 2), "lora_b": drawn(2, 6)}}}
+    update: Any = qwix_adapter(tree, alpha=2).updates["up"]
+    assert update.scale == 1.0
+    with pytest.raises(CheckpointError, match=r"no alpha, and its scale is 1:\n  up: rank 2\n"):
+        qwix_adapter(tree, alpha=6)
+
+
+def test_named_and_bare_factors_in_one_tree() -> None:
+    """Both are read; where the tree does not tell whose they are, alpha is asked for."""
+    tree = {
+        "q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)},
+        "v": {"lora_a": drawn(4, 2, seed=1), "lora_b": drawn(2, 5, seed=1)},
+        "up": {"lora": {"lora_a": drawn(4, 2, seed=2), "lora_b": drawn(2, 5, seed=2)}},
+    }
+    updates: Any = qwix_adapter(tree, alpha=6).updates
+    assert {site: update.scale for site, update in updates.items()} == {"q": 3.0, "v": 3.0, "up": 1}
+    np.testing.assert_array_equal(updates["v"].b @ updates["v"].a, (
+        tree["v"]["lora_a"] @ tree["v"]["lora_b"]
+    ).T)  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"flax.nnx.LoRA has none: alpha is the rank then"):
+        qwix_adapter({"v": tree["v"]})
+    strange = {**tree, "lora_a": drawn(4, 2), "x": {"lora_c": drawn(2)}}
+    said = r"can't be read:\n  lora_a is neither .*\n  x\.lora_c is neither"
+    with pytest.raises(CheckpointError, match=said):
+        qwix_adapter(strange, alpha=6)
+
+
+def test_a_file_of_bare_factors(tmp_path: Path) -> None:
+    """It is recognised, but for mlx-lm's, whose config stands beside it."""
+    path = tmp_path / "x.safetensors"
+    save_file({"v.lora_a": drawn(4, 2), "v.lora_b": drawn(2, 5)}, path)
+    update: Any = jaxmix.load(path, alpha=4).updates["v"]
+    assert update.scale == 2.0 and is_qwix(path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert not is_qwix(path)
+
+
+# ------------------------------------------------------------------------------------- openpi
+
+
+def openpi(stacked: bool = True) -> dict[str, Any]:
+    """Openpi's tree: leaves of the einsums and of the MLP, with their factors."""
+    shapes = {
+        "attn.q_einsum.w": (N, D, H),
+        "attn.kv_einsum.w": (2, K, D, H),
+        "attn.attn_vec_einsum.w": (N, H, D),
+        "attn.q_einsum_1.w": (N, D, H),
+        "mlp.gating_einsum": (2, D, F),
+        "mlp.linear": (F, D),
+    }
+    lead = (L,) if stacked else ()
+    leaves: dict[str, Any] = {"action_in_proj.kernel": drawn(4, D)}
+    for name, shape in shapes.items():
+        above = "PaliGemma.llm.layers." + name
+        module, dot, _ = above.rpartition(".w")
+        stem = f"{module}.lora" if dot else f"{above}_lora"
+        leaves[above] = drawn(*lead, *shape)
+        leaves[f"{stem}_a"] = drawn(*lead, *shape[:-1], R, seed=1)
+        leaves[f"{stem}_b"] = drawn(*lead, *shape[:-2], R, shape[-1], seed=2)
+    return leaves
+
+
+def openpi_deltas(leaves: dict[str, Any], scale: float) -> dict[str, Any]:
+    """What openpi's forward adds to each leaf; its MLP has no scale."""
+    above = "PaliGemma.llm.layers."
+    equations = {
+        "attn.q_einsum": "lndr,lnrh->lndh",
+        "attn.q_einsum_1": "lndr,lnrh->lndh",
+        "attn.kv_einsum": "lckdr,lckrh->lckdh",
+        # "BTNH,NHr->BTr" and "BTr,NrD->BTD": b is summed over the heads.
+        "attn.attn_vec_einsum": "lnhr,lmrd->lnhd",
+    }
+    found = {
+        f"{above}{name}.w": scale
+        * np.einsum(how, leaves[f"{above}{name}.lora_a"], leaves[f"{above}{name}.lora_b"])
+        for name, how in equations.items()
+    }
+    for name, how in (("gating_einsum", "lcdr,lcrf->lcdf"), ("linear", "lfr,lrd->lfd")):
+        a, b = (leaves[f"{above}mlp.{name}_lora_{x}"] for x in "ab")
+        found[f"{above}mlp.{name}"] = np.einsum(how, a, b)
+    return found
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_openpi_is_its_own_formula(use_rslora: bool) -> None:
+    """Named factors and bare ones, per head and summed over heads, on openpi's own tree."""
+    leaves = openpi()
+    scale = 6 / np.sqrt(R) if use_rslora else 6 / R
+    with jax.enable_x64(True), jax.disable_jit():
+        adapter = qwix_adapter(leaves, alpha=6, use_rslora=use_rslora)
+        assert len(adapter.sites) == 6 * L
+        got = jaxmix.compose(leaves, adapter)
+    for name, delta in openpi_deltas(leaves, scale).items():
+        np.testing.assert_allclose(got[name], leaves[name] + delta, atol=1e-12, err_msg=name)
+        assert np.abs(delta).max() > 0.1
+    assert got["action_in_proj.kernel"] is leaves["action_in_proj.kernel"]
+
+
+def test_openpi_einsums_that_do_not_fit() -> None:
+    """They are listed together."""
+    leaves = {
+        "layers.attn.q_einsum.lora_a": drawn(L, N, D, R),
+        "layers.attn.q_einsum.lora_b": drawn(L, N + 1, R, H),
+        "layers.attn.kv_einsum.lora_a": drawn(L, 2, K, D, R),
+        "layers.attn.kv_einsum.lora_b": drawn(L, 2, K, R + 1, H),
+    }
+    with pytest.raises(ShapeError, match=r"kv_einsum: .*\n  layers\.attn\.q_einsum: "):
+        qwix_adapter(leaves, alpha=1)
+
+
+def test_rslora_is_openpi_s_alone() -> None:
+    """Qwix divides by the rank, always."""
+    tree = {"q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}
+    with pytest.raises(CheckpointError, match="use_rslora is for openpi's einsums"):
+        qwix_adapter(tree, alpha=2, use_rslora=True)
+
+
+# -------------------------------------------------------------------------------------- tunix
+
+
+class Einsum(nnx.Module):
+    """tunix's einsum: a weight called w."""
+
+    def __init__(self, equation: str, shape: tuple[int, ...], rngs: nnx.Rngs) -> None:
+        self.einsum_str = equation
+        self.w = nnx.Param(nnx.initializers.normal()(rngs.params(), shape, jnp.float64))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The einsum."""
+        return jnp.einsum(self.einsum_str, x, self.w[...])
+
+
+class Attention(nnx.Module):
+    """Llama's, or with a leaf for keys and values Gemma's; nothing but its projections."""
+
+    def __init__(self, is_gemma: bool, rngs: nnx.Rngs) -> None:
+        if is_gemma:
+            self.q_einsum = Einsum("BTD,NDH->BTNH", (N, D, H), rngs)
+            self.kv_einsum = Einsum("BSD,CKDH->CBSKH", (2, K, D, H), rngs)
+            self.attn_vec_einsum = Einsum("BTNH,NHD->BTD", (N, H, D), rngs)
+        else:
+            self.q_proj = Einsum("BTD,DNH->BTNH", (D, N, H), rngs)
+            self.k_proj = Einsum("BSD,DKH->BSKH", (D, K, H), rngs)
+            self.v_proj = Einsum("BSD,DKH->BSKH", (D, K, H), rngs)
+            self.o_proj = Einsum("BTNH,NHD->BTD", (N, H, D), rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Every projection has a part in the output."""
+        if hasattr(self, "q_einsum"):
+            q, (k, v), out = self.q_einsum(x), self.kv_einsum(x), self.attn_vec_einsum
+        else:
+            q, k, v, out = self.q_proj(x), self.k_proj(x), self.v_proj(x), self.o_proj
+        rest = jnp.tile(k * v, (1, 1, N // K, 1))
+        return out(q * rest)
+
+
+class MLP(nnx.Module):
+    """Gate, up and down."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        how: dict[str, Any] = {"use_bias": False, "rngs": rngs, "param_dtype": jnp.float64}
+        self.gate_proj, self.up_proj = nnx.Linear(D, F, **how), nnx.Linear(D, F, **how)
+        self.down_proj = nnx.Linear(F, D, **how)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """A gated layer."""
+        return self.down_proj(jnp.tanh(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nnx.Module):
+    """Attention and an MLP."""
+
+    def __init__(self, is_gemma: bool, rngs: nnx.Rngs) -> None:
+        self.attn, self.mlp = Attention(is_gemma, rngs), MLP(rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """One after the other."""
+        x = x + self.attn(x)
+        return x + self.mlp(x)
+
+
+class Tunix(nnx.Module):
+    """Two layers with the names that tunix's models have."""
+
+    def __init__(self, is_gemma: bool, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([Layer(is_gemma, rngs) for _ in range(2)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """All layers."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def with_lora(is_gemma: bool, x: jax.Array) -> tuple[Any, Any]:
+    """A model, and qwix's LoRA of it with numbers in both factors."""
+    base = Tunix(is_gemma, nnx.Rngs(0))
+    rule = qwix.LoraProvider(module_path=".*", rank=R, alpha=5.0)
+    model = qwix.apply_lora_to_model(Tunix(is_gemma, nnx.Rngs(0)), rule, x, rngs=nnx.Rngs(1))
+    state = nnx.state(model, nnx.LoRAParam)
+    new = jax.tree.map(lambda leaf: jnp.asarray(0.3 * drawn(*leaf.shape)), state)
+    nnx.update(model, new)
+    return base, model
+
+
+# qwix asks Flax for modules in a way that Flax has given up.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("whole", [False, True], ids=["lora", "whole"])
+@pytest.mark.parametrize("is_gemma", [False, True], ids=["llama", "gemma"])
+def test_tunix_step_folder_lands_on_tunix_s_tree(
+    is_gemma: bool, whole: bool, tmp_path: Path
+) -> None:
+    """Saved as tunix does, of LoRA alone or of all; qwix's own forward, without a layout."""
+    ocp = pytest.importorskip("orbax.checkpoint")
+    with jax.enable_x64(True):
+        x = jnp.asarray(drawn(2, 3, D))
+        base, model = with_lora(is_gemma, x)
+        kept = nnx.state(model, nnx.Param if whole else nnx.LoRAParam)
+        with ocp.PyTreeCheckpointer() as writer:
+            writer.save(tmp_path / "run" / "20" / "model_params", nnx.to_pure_dict(kept))
+        adapter = jaxmix.load(tmp_path / "run" / "20", alpha=5)
+        projections = [f"self_attn.{p}_proj" for p in "qkvo"]
+        projections += [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+        names = {f"model.layers.{i}.{name}" for i in range(2) for name in projections}
+        assert set(adapter.sites) == names
+        got = jaxmix.compose(base, adapter)(x)
+        np.testing.assert_allclose(got, model(x), rtol=1e-12)
+        assert np.abs(np.asarray(base(x) - model(x))).max() > 0.1
+        again = jaxmix.load(tmp_path / "run", alpha=5)
+    assert again.sites == adapter.sites
+
+
+def test_a_run_of_several_steps(tmp_path: Path) -> None:
+    """Which one is for the user to say."""
+    for step in (5, 20):
+        (tmp_path / str(step) / "model_params").mkdir(parents=True)
+        (tmp_path / str(step) / "model_params" / "_METADATA").write_text(json.dumps({}))
+    with pytest.raises(CheckpointError, match=r"has the steps 5, 20\. Give the folder of one"):
+        jaxmix.load(tmp_path, alpha=5)
+
+
+def test_leaves_of_no_model_of_tunix_s_keep_their_paths() -> None:
+    """An MLP alone might be anyone's; and one strange leaf leaves all names as they are."""
+    mlp = {"layers.0.mlp.up_proj.kernel_lora_a": drawn(D, R)}
+    mlp["layers.0.mlp.up_proj.kernel_lora_b"] = drawn(R, F)
+    assert qwix_adapter(mlp, alpha=1).sites == ("layers.0.mlp.up_proj",)
+    own = {
+        f"layers.0.attn.q_proj.w_lora_{x}": y
+        for x, y in (("a", drawn(D, R)), ("b", drawn(R, N, H)))
+    }
+    assert qwix_adapter({**mlp, **own}, alpha=1).sites == (
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.mlp.up_proj",
+    )
+    other = {"tower.w_lora_a": drawn(D, R), "tower.w_lora_b": drawn(R, F)}
+    assert "layers.0.attn.q_proj" in qwix_adapter({**own, **other}, alpha=1).sites
+
+
+def test_alpha_beside_a_checkpoint_that_is_no_number(tmp_path: Path) -> None:
+    """It is named, not taken for none."""
+    ocp = pytest.importorskip("orbax.checkpoint")
+    tree = {"q": {"kernel_lora_a": drawn(4, 2), "kernel_lora_b": drawn(2, 3)}}
+    with ocp.PyTreeCheckpointer() as writer:
+        writer.save(tmp_path / "0" / "items", tree)
+    metadata = {"custom_metadata": {"lora": {"lora_alpha": [1]}}}
+    (tmp_path / "0" / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"stands alpha = \[1\], expected a number"):
+        jaxmix.load(tmp_path / "0")

@@ -1,0 +1,578 @@
+"""What is wrong with a saved mix, or with what should be saved, word by word."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, JaxmixError, Mix
+from jaxmix.converters.adapters.mixfile import VERSION, record, writing
+from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError
+from jaxmix.families import LoKr, LoRA, SHiRA, Together
+
+from ..peft.folders import packed
+
+A, B = np.arange(8.0, dtype=np.float32).reshape(2, 4), np.ones((5, 2))
+LORA = LoRA(A, B, 0.5)
+MIXED = jaxmix.mix(Adapter({"a": LORA, "b": LORA}, name="x"), Adapter({"a": LORA}, name="y"))
+Data = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved mix of two parts."""
+    return jaxmix.save(MIXED, tmp_path / "saved")
+
+
+def refused(kind: type[JaxmixError], path: Path | str) -> str:
+    """The text with which loading fails, and it is of just this kind."""
+    with pytest.raises(JaxmixError) as caught:
+        jaxmix.load(path)
+    assert caught.type is kind
+    return str(caught.value)
+
+
+def edited(folder: Path, change: Callable[[Data], Any]) -> Path:
+    """The folder with a change in mix.json."""
+    data = json.loads((folder / "mix.json").read_text())
+    change(data)
+    (folder / "mix.json").write_text(json.dumps(data))
+    return folder
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """The folder's tensors."""
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "mix.safetensors")
+
+
+# ----------------------------------------------------------------------------- the head
+
+RECIPE = (
+    "\nExpected what jaxmix.save writes, or a recipe: "
+    '{"format": "jaxmix", "version": 1, "parts": [{"source": "…", "strength": 1}]}.'
+)
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "is not JSON: Expecting value: line 1 column 1 (char 0). "),
+    "no text": (b"\xff{}", "is not JSON: 'utf-8' codec can't decode byte 0xff in position 0: "),
+    "cut": (b'{"format": "jaxmix"', "is not JSON: Expecting ',' delimiter: line 1 column 20"),
+    "a list": (b"[]", "holds a list, expected a JSON object."),
+    "twice": (b'{"a": 1, "b": 2, "a": 1}', "is not JSON: 'a' is there twice in one object. "),
+    "NaN": (
+        b'{"a": NaN}',
+        "is not JSON: NaN is no finite number. Expected what jaxmix.save writes; ",
+    ),
+    "infinite": (b'{"a": [-Infinity]}', "is not JSON: -Infinity is no finite number. "),
+    "deep": (b"[" * 100_000, "is not JSON: "),
+    "no mix": (
+        b'{"peft_type": "LORA"}',
+        "is no mix of jaxmix: its format is None, expected 'jaxmix'. Give a folder that "
+        "jaxmix.save wrote, or a recipe.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_json(name: str, folder: Path) -> None:
+    """No JSON, or JSON of something else."""
+    data, expected = DAMAGED[name]
+    path = folder / "mix.json"
+    path.write_bytes(data)
+    assert refused(CheckpointError, folder).startswith(f"{path} {expected}")
+
+
+def test_json_that_can_not_be_read(folder: Path) -> None:
+    """The system's own reason."""
+    (folder / "mix.json").unlink()
+    (folder / "mix.json").mkdir()
+    assert refused(CheckpointError, folder) == (
+        f"{folder / 'mix.json'} can't be read: Is a directory. Expected a file that you may read."
+    )
+
+
+def test_versions(folder: Path) -> None:
+    """A newer one, whatever else it has; and what is none."""
+    path = folder / "mix.json"
+    edited(folder, lambda data: data.update(version=VERSION + 1, more=[], parts={}))
+    assert refused(UnsupportedError, folder) == (
+        f"{path} is of version {VERSION + 1}, and this jaxmix reads up to {VERSION}. Update "
+        "jaxmix, or save the mix with this one."
+    )
+    for version in (0, -1, 1.0, "1", None, True, [1]):
+        edited(folder, lambda data, version=version: data.update(version=version))
+        assert refused(CheckpointError, folder) == (
+            f"{path}: version is {version!r}, expected a whole number up to {VERSION}. Save the "
+            "mix again."
+        )
+
+
+HASH = "expected 64 hexadecimal digits"
+FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
+    "unknown": (lambda d: d.update(more=1), ["'more' is no field of it"]),
+    "kind": (lambda d: d.update(kind=["mix"]), ["kind is ['mix'], expected 'mix' or 'adapter'"]),
+    "parts": (lambda d: d.update(parts={}), ["parts is {}, expected a list"]),
+    "no parts": (lambda d: d.pop("parts"), ["parts is None, expected a list"]),
+    "a part": (lambda d: d["parts"].append(3), ["part 3: it is 3, expected an object"]),
+    "a part's field": (
+        lambda d: d["parts"][0].update(revision="main"),
+        ["part 1: 'revision' is no field of it"],
+    ),
+    "a part's fields": (
+        lambda d: [d["parts"][1].pop(key) for key in ("name", "sha256")],
+        ["part 2: name is missing", "part 2: sha256 is missing"],
+    ),
+    "texts": (
+        lambda d: d["parts"][0].update(name=None, source=7),
+        ["part 1: name is None, expected a text", "part 1: source is 7, expected a text"],
+    ),
+    "strength": (
+        lambda d: [p.update(strength=s) for p, s in zip(d["parts"], (True, 10**400), strict=True)],
+        [
+            "part 1: strength is True, expected a finite number",
+            f"part 2: strength is {str(10**400)[:57]}…, expected a finite number",
+        ],
+    ),
+    "infinite": (
+        lambda d: [p.update(strength=s) for p, s in zip(d["parts"], ({}, "1"), strict=True)],
+        [
+            "part 1: strength is {}, expected a finite number",
+            "part 2: strength is '1', expected a finite number",
+        ],
+    ),
+    "hash": (
+        lambda d: d["parts"][0].update(sha256="A" * 64),
+        [f"part 1: sha256 is '{'A' * 56}…, {HASH}"],
+    ),
+    "no hash": (lambda d: d["parts"][0].update(sha256=1), [f"part 1: sha256 is 1, {HASH}"]),
+    "of a recipe": (
+        lambda d: d.update(parts=[{"source": "", "strength": {"tensor": "x"}, "name": ""}, {}]),
+        [
+            "part 1: source is '', expected a text",
+            "part 1: name is '', expected a text",
+            "part 1: strength is {'tensor': 'x'}, expected a finite number",
+            "part 2: source is missing",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields(name: str, folder: Path) -> None:
+    """Unknown, missing, of the wrong kind; all at once."""
+    change, lines = FIELDS[name]
+    said = refused(CheckpointError, edited(folder, change))
+    wrong = "".join(f"\n  {line}" for line in sorted(lines))
+    head, *told = said.removesuffix(RECIPE).split("\n  ")
+    assert head == f"{folder / 'mix.json'}: what makes no mix:" and said.endswith(RECIPE)
+    assert "".join(f"\n  {line}" for line in sorted(told)) == wrong
+
+
+def test_a_number_beyond_all_floats(folder: Path) -> None:
+    """JSON reads it as infinite."""
+    text = (folder / "mix.json").read_text()
+    for field in ('"strength": 1.0', '"scale": 0.5'):
+        bad = field.split(":")[0] + ": -1e999"
+        (folder / "mix.json").write_text(text.replace(field, bad, 1))
+        assert "is not JSON: -1e999 is no finite number." in refused(CheckpointError, folder)
+
+
+# ------------------------------------------------------------------------------- updates
+
+
+def first(data: Data) -> Data:
+    """The first update of the first part."""
+    return data["parts"][0]["updates"]["a"]
+
+
+def nested(depth: int) -> Any:
+    """A Together in a Together and so on."""
+    inner: Any = {"family": "Together", "parts": []}
+    for _ in range(depth):
+        inner = {"family": "Together", "parts": [inner]}
+    return inner
+
+
+UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
+    "family": (lambda d: first(d).update(family="Nope"), "a: the family 'Nope' is not known"),
+    "no family": (lambda d: first(d).pop("family"), "a: the family None is not known"),
+    "a family": (lambda d: first(d).update(family=["LoRA"]), "a: the family ['LoRA'] is not known"),
+    "unknown": (lambda d: first(d).update(rank=2, r=3), "a: LoRA has no field 'rank', 'r'"),
+    "missing": (lambda d: [first(d).pop(k) for k in ("b", "scale")], "a: LoRA needs b, scale"),
+    "an array for a number": (
+        lambda d: first(d).update(scale={"tensor": "0/a/b"}),
+        "a: scale is an array (5, 2) of float64, expected an array () of Float or a number",
+    ),
+    "a number for an array": (
+        lambda d: first(d).update(a=3),
+        "a: a is 3, expected an array (r, in) of Float",
+    ),
+    "a flag": (
+        lambda d: first(d).update(transposed=1),
+        "a: transposed is 1, expected true or false or nothing",
+    ),
+    "a tuple": (
+        lambda d: first(d).update(kernel=[3, "x"]),
+        "a: kernel is (3, 'x'), expected a tuple of whole numbers",
+    ),
+    "a tensor": (
+        lambda d: first(d).update(a={"tensor": "gone"}),
+        "a: a is the tensor 'gone', which is missing",
+    ),
+    "an object": (lambda d: first(d).update(kernel={"x": 1}), "a: the family None is not known"),
+    "no tensor": (lambda d: first(d).update(a={"tensor": 1}), "a: the family None is not known"),
+    "no update": (lambda d: d["parts"][0]["updates"].update(a=3), "a: 3 is no update"),
+    "inner": (
+        lambda d: d["parts"][0]["updates"].update(
+            a={"family": "Together", "parts": [first(d), {"family": "LoRA"}]}
+        ),
+        "a: LoRA needs parts.1.a, parts.1.b, parts.1.scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_updates(name: str, folder: Path) -> None:
+    """What makes no update of a family."""
+    change, line = UPDATES[name]
+    said = refused(CheckpointError, edited(folder, change))
+    assert said == (
+        f"{folder / 'mix.json'}: part 1: what makes no update:\n  {line}\nWas it edited, or "
+        "written by another version? Save the mix again, or update jaxmix."
+    )
+
+
+def test_all_updates_at_once(folder: Path) -> None:
+    """A line each."""
+
+    def change(data: Data) -> None:
+        for update in data["parts"][0]["updates"].values():
+            del update["a"]
+
+    assert "\n  a: LoRA needs a\n  b: LoRA needs a\n" in refused(
+        CheckpointError, edited(folder, change)
+    )
+
+
+def test_updates_that_are_no_object(folder: Path) -> None:
+    """A list has no sites."""
+    edited(folder, lambda data: data["parts"][0].update(updates=[1]))
+    assert refused(CheckpointError, folder) == (
+        f"{folder / 'mix.json'}: part 1: updates are [1], expected {{site: update}}."
+    )
+
+
+def test_a_family_that_looks_for_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it raises where it is made is said in our words."""
+
+    def look(self: Any, **fields: Any) -> None:
+        raise ValueError("it is odd")
+
+    monkeypatch.setattr(LoRA, "__init__", look)
+    assert "\n  a: LoRA: it is odd\n" in refused(CheckpointError, folder)
+
+
+# ------------------------------------------------------------------------------- tensors
+
+
+def test_no_tensors_file(folder: Path) -> None:
+    """It belongs to mix.json."""
+    (folder / "mix.safetensors").unlink()
+    assert refused(CheckpointError, folder) == (
+        f"{folder} has no mix.safetensors, expected it beside mix.json, whose parts have their "
+        "arrays there. Copy, download or save it again."
+    )
+
+
+def test_a_damaged_tensors_file(folder: Path) -> None:
+    """Cut, empty, a folder."""
+    path = folder / "mix.safetensors"
+    data = path.read_bytes()
+    for bad in (data[:-1], data[:20], b"", data + b"x"):
+        path.write_bytes(bad)
+        said = refused(CheckpointError, folder)
+        assert said.startswith(f"{path} is no whole safetensors file: ")
+        assert said.endswith(
+            " Expected the file that jaxmix.save wrote; copy, download or save it again."
+        )
+    path.unlink()
+    path.mkdir()
+    said = refused(CheckpointError, folder)
+    assert said.startswith(f"{path} is a folder, expected a regular file.")
+
+
+def test_tensors_too_many(folder: Path) -> None:
+    """Listed; nothing is passed over."""
+    path = folder / "mix.safetensors"
+    path.write_bytes(packed({**tensors(folder), "zz": A, "0/more": B}))
+    assert refused(CheckpointError, folder) == (
+        f"{path} has tensors that no part asks for:\n  0/more\n  zz\nExpected those of mix.json "
+        "alone. Save the mix again."
+    )
+
+
+def test_tensors_too_few(folder: Path) -> None:
+    """Each by its site."""
+    held = tensors(folder)
+    del held["0/a/a"]
+    (folder / "mix.safetensors").write_bytes(packed(held))
+    said = refused(CheckpointError, folder)
+    assert "\n  a: a is the tensor '0/a/a', which is missing\n  b: a is the tensor" in said
+
+
+def test_other_tensors(folder: Path) -> None:
+    """Another value, shape or dtype: another hash; another number of axes: no update."""
+    path, held = folder / "mix.safetensors", tensors(folder)
+    changes = {
+        "value": A + 1,
+        "sign of zero": np.where(A == 0, -A, A),
+        "shape": A.reshape(4, 2),
+        "dtype": A.astype(np.float64),
+        "bits": A.astype(ml_dtypes.bfloat16),
+    }
+    for bad in changes.values():
+        path.write_bytes(packed({**held, "0/a/a": bad}))
+        said = refused(CheckpointError, folder)
+        assert said.startswith(
+            f"{folder / 'mix.json'}: parts whose hash (SHA-256 of their updates) is not the one in "
+            "the file:\n  part 1, x: "
+        )
+        assert "\n  part 2, y: " in said and said.endswith(
+            "put the new hash in the place of the old."
+        )
+    for bad, found in ((A[None], "(1, 2, 4) of float32"), (A.astype(np.int32), "(2, 4) of int32")):
+        path.write_bytes(packed({**held, "0/a/a": bad}))
+        line = f"\n  a: a is an array {found}, expected an array (r, in) of Float\n"
+        assert line in refused(CheckpointError, folder)
+
+
+def test_tensors_of_strange_dtypes(folder: Path) -> None:
+    """Listed, before anything is read."""
+    path = folder / "mix.safetensors"
+    path.write_bytes(packed({**tensors(folder), "0/a/a": A.astype(ml_dtypes.float8_e4m3fn)}))
+    assert refused(CheckpointError, folder) == (
+        f"{path}: tensors of a dtype that no update has:\n  0/a/a: F8_E4M3\nExpected one of F64, "
+        "F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL, C64. Save the mix again."
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+def test_tensors_that_are_not_finite(dtype: Any, folder: Path) -> None:
+    """As in any other file of an adapter."""
+    bad = A.astype(dtype)
+    bad[0, :2] = np.nan, np.inf
+    path = folder / "mix.safetensors"
+    path.write_bytes(packed({**tensors(folder), "0/a/a": bad}))
+    assert refused(AdapterError, folder) == (
+        f"{path}: numbers that are NaN or infinite in:\n  0/a/a: 2 of 8\nExpected finite factors, "
+        "as jaxmix.save writes them."
+    )
+
+
+def test_strengths_that_are_tensors(tmp_path: Path) -> None:
+    """Missing, of another kind or shape."""
+    folder = jaxmix.save(Adapter({"a": LORA}, jnp.float32(0.5)), tmp_path / "x")
+    where = f"{folder / 'mix.json'}: part 1: the tensor"
+    what = "expected a strength () of floats. Save the mix again, or put a number in its place."
+    for key, found in (("gone", "missing"), ("0/a/a", "(2, 4) of float32")):
+        edited(folder, lambda d, key=key: d["parts"][0].update(strength={"tensor": key}))
+        assert refused(CheckpointError, folder) == f"{where} {key!r} is {found}, {what}"
+
+
+def test_a_hash_that_is_another(folder: Path) -> None:
+    """As if something in the file had changed since; only of that part."""
+    edited(folder, lambda data: data["parts"][1].update(sha256="0" * 64))
+    said = refused(CheckpointError, folder)
+    assert "\n  part 2, y: " in said and "part 1" not in said
+    jaxmix.save(MIXED, folder, force=True)
+    edited(folder, lambda data: first(data).update(scale=0.25))
+    said = refused(CheckpointError, folder)
+    assert "\n  part 1, x: " in said and "part 2" not in said
+
+
+# -------------------------------------------------------------------------------- saving
+
+
+def unsaved(kind: type[JaxmixError], mixed: Any, folder: Path, **options: Any) -> str:
+    """The text with which saving fails; nothing is left behind."""
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(JaxmixError) as caught:
+        jaxmix.save(mixed, folder, **options)
+    assert caught.type is kind and sorted(folder.parent.rglob("*")) == before
+    return str(caught.value)
+
+
+def test_what_is_no_adapter(tmp_path: Path) -> None:
+    """A list of adapters is no mix."""
+    assert unsaved(AdapterError, [MIXED], tmp_path / "x") == (
+        "save got a list, expected an adapter or a mix. Write save(mix(a, b), folder)."
+    )
+
+
+def test_two_of_one_name(tmp_path: Path) -> None:
+    """A mix made by hand can have them; a file has not."""
+    one = Adapter({"a": LORA}, name="x")
+    said = unsaved(AdapterError, Mix((one, one)), tmp_path / "x")
+    assert said.startswith("two adapters of a mix have the name 'x'.")
+
+
+class Other(LoRA):
+    """A family of somebody else's."""
+
+
+BAD = np.array([[np.nan, 1.0], [np.inf, 1.0]])
+UNWRITTEN: dict[str, tuple[Any, str]] = {
+    "nan": (replace(LORA, a=BAD), "a has 2 of 4 numbers NaN or infinite"),
+    "bf16": (replace(LORA, a=BAD.astype(ml_dtypes.bfloat16)), "a has 2 of 4 numbers NaN or infin"),
+    "inner": (
+        Together((LORA, LoKr((A,), (B, BAD), 1.0))),
+        "parts.1.y.1 has 2 of 4 numbers NaN or infinite",
+    ),
+    "f8": (replace(LORA, a=A.astype(ml_dtypes.float8_e4m3fn)), "a is an array of float8_e4m3fn"),
+    "axes": (
+        replace(LORA, a=A[None]),
+        "a is an array (1, 2, 4) of float32, expected an array (r, in) of Float",
+    ),
+    "whole": (
+        SHiRA(A[0], A[:2]),
+        "indices is an array (2, 4) of float32, expected an array (2, n) of Int",
+    ),
+    "list": (
+        replace(LORA, kernel=[3]),
+        "kernel is [3], expected a tuple of whole numbers",
+    ),
+    "family": (Other(A, B, 1.0), "it is a Other, which is no family of jaxmix"),
+    "inner family": (
+        Together((Other(A, B, 1.0),)),
+        "parts.0 is a Other, which is no family of jaxmix",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNWRITTEN)
+def test_what_can_not_be_written(name: str, tmp_path: Path) -> None:
+    """Each with its site and field, all at once."""
+    update, expected = UNWRITTEN[name]
+    mixed = Adapter({"s": update, "good": LORA, "t": update}, name="style")
+    said = unsaved(AdapterError, mixed, tmp_path / "x")
+    assert said.startswith(f"style: can't be written:\n  s: {expected}")
+    assert f"\n  t: {expected}" in said and "good" not in said
+    assert said.endswith(
+        "\nExpected updates of the families in jaxmix.families, with finite numbers; save outside "
+        "of jax.jit."
+    )
+
+
+def test_what_is_traced(tmp_path: Path) -> None:
+    """A file has numbers."""
+    said = []
+
+    @jax.jit
+    def run(adapter: Adapter) -> Any:
+        for one in (adapter, Adapter({}, adapter.strength)):
+            said.append(unsaved(AdapterError, one, tmp_path / "x"))
+        return adapter.strength
+
+    run(Adapter({"a": LORA}, jnp.float32(1), "style"))
+    assert "\n  a: a is traced\n" in said[0] or "a strength is" in said[0]
+    assert said[1].endswith(", expected a number. Save outside of jax.jit and jax.vmap.") and said[
+        1
+    ].startswith("a strength is ")
+    only = jax.jit(lambda update: unsaved(AdapterError, Adapter({"a": update}), tmp_path / "x"))
+    with pytest.raises(TypeError, match="is not a valid JAX type"):
+        only(LORA)  # a text comes out, which JAX refuses: the error was ours
+
+
+def test_what_is_deleted(tmp_path: Path) -> None:
+    """A donated buffer has no numbers any more."""
+    gone = jnp.ones((2, 4))
+    gone.delete()
+    said = unsaved(AdapterError, Adapter({"a": replace(LORA, a=gone)}, name="x"), tmp_path / "x")
+    assert "\n  a: a can't be read: Array has been deleted" in said
+
+
+def test_names_that_no_file_can_hold(tmp_path: Path) -> None:
+    """Half a character."""
+    for bad in (
+        Adapter({"a": LORA}, name="x\ud800"),
+        Adapter({"a": LORA}, source="x\ud800"),
+        Adapter({"x\ud800": LORA}),
+    ):
+        assert unsaved(AdapterError, bad, tmp_path / "x") == (
+            "a name, source or site has '\\ud800' in it, which no file can hold. Expected a text; "
+            "rename it."
+        )
+
+
+# --------------------------------------------------------------------------------- places
+
+
+def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
+    """Without force nothing is replaced; with it a saved mix, and nothing else."""
+    one = Adapter({"a": LORA}, name="other")
+    assert unsaved(CheckpointError, one, folder) == (
+        f"the output {folder} exists. Give another folder, or say force=True to replace "
+        "it; it then stays until the new one is whole."
+    )
+    assert jaxmix.save(one, folder, force=True) == folder
+    assert jaxmix.load(folder).name == "other"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["saved"]
+    (tmp_path / "empty").mkdir()
+    jaxmix.save(one, tmp_path / "empty", force=True)
+    shutil.copytree(tmp_path / "empty", tmp_path / "new" / "deep")
+    jaxmix.save(one, tmp_path / "other" / "deep")
+    (tmp_path / "file").write_text("x")
+    assert unsaved(CheckpointError, one, tmp_path / "file") == (
+        f"the output {tmp_path / 'file'} is a file. Give a folder's name."
+    )
+
+
+def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
+    """Also where other things stand beside a mix, as adapters beside a recipe do."""
+    one = Adapter({"a": LORA})
+    (folder / "lora").mkdir()
+    (folder / "README.md").write_text("x")
+    said = unsaved(CheckpointError, one, folder, force=True)
+    assert said == (
+        f"the output {folder} is not replaced, for it also holds what is not written there:\n"
+        "  README.md\n  lora/\nMove these files, or give another folder."
+    )
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "notes").write_text("x")
+    said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
+    assert said.startswith(f"the output {tmp_path / 'home'} holds no checkpoint, expected one of ")
+    assert "expected one of mix.json in what is to be replaced" in said
+    (tmp_path / "home" / "notes").rename(tmp_path / "home" / "mix.json")
+    said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
+    assert said == (
+        f"the output {tmp_path / 'home'} is not replaced, for jaxmix.save did not write its "
+        "mix.json. Give another folder, or move it."
+    )
+
+
+def test_broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stood there stands, and nothing lies beside it."""
+
+    def fail(path: Path, arrays: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing, "write", fail)
+    said = unsaved(CheckpointError, Adapter({"a": LORA}), folder, force=True)
+    assert "could not be written: [Errno 28] No space left on device." in said
+    assert said.endswith("Make room, or choose another disk.")
+    assert len(jaxmix.load(folder).parts) == 2
+
+
+def test_a_file_of_ours_is_known(folder: Path) -> None:
+    """By what it says, not by its name."""
+    assert record.is_ours(folder / "mix.json") and not record.is_ours(folder / "mix.safetensors")

@@ -1,0 +1,274 @@
+"""Saved and loaded: bit for bit, every family, dtype, strength and nesting."""
+
+import json
+import struct
+from dataclasses import fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import jaxmix
+from jaxmix import Adapter, Mix
+from jaxmix.converters.adapters.mixfile import fingerprint
+from jaxmix.families import LoKr, LoRA, Replace, Together
+
+from ....families.table import ROWS
+from ....laws.draws import KINDS, MAKERS, adapters, few, made, trees
+from .same import assert_same, bits
+
+OTHERS = (np.float64, np.float16, ml_dtypes.bfloat16)
+FLOATS = (np.float32, *OTHERS)
+
+
+def lora(seed: int = 0, dtype: Any = np.float32, **more: Any) -> LoRA:
+    """A LoRA for a weight (5, 4)."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, 4)).astype(dtype), rng.normal(size=(5, 2)).astype(dtype)
+    return LoRA(a, b, 0.1 + 0.2, **more)
+
+
+@pytest.mark.parametrize("i", [0, 1])
+@pytest.mark.parametrize("name", ROWS)
+def test_every_family(name: str, i: int, tmp_path: Path) -> None:
+    """In every form, as float32 and in turn as another; composed it is the same to the bit."""
+    row = ROWS[name]
+    dtype = np.float32 if i == 0 else OTHERS[list(ROWS).index(name) % len(OTHERS)]
+
+    def cast(x: Any) -> Any:
+        return np.asarray(x).astype(dtype) if np.asarray(x).dtype.kind == "f" else np.asarray(x)
+
+    factors = {key: cast(x) for key, x in row.factors(3).items()}
+    adapter = Adapter({"a.b": row.build(factors, row.config)}, 0.7, name, "owner/name@main")
+    found = jaxmix.load(jaxmix.save(adapter, tmp_path / "saved"))
+    assert_same(found, adapter)
+    if dtype is not np.float32:
+        return
+    params = {"a.b.weight": np.ones(row.weight, np.float32)}
+    if adapter.updates["a.b"].has_bias:
+        params["a.b.bias"] = np.ones(row.shape[:1], np.float32)
+    new, old = jaxmix.compose(params, found), jaxmix.compose(params, adapter)
+    assert [bits(new[key]) for key in params] == [bits(old[key]) for key in params]
+
+
+@few()
+@hypothesis.given(data=st.data(), drawn=trees())
+def test_random_mixes(data: st.DataObject, drawn: Any) -> None:
+    """Of all families, with random dtypes, names and strengths, alone and as mixes of mixes."""
+    modules, _ = drawn
+    dtypes = iter(lambda: data.draw(st.sampled_from(FLOATS)), None)
+    names = st.text(st.characters(codec="utf-8"), max_size=8)
+    strengths = st.floats(allow_nan=False, allow_infinity=False)
+    words = data.draw(adapters(modules, strengths=strengths))
+    parts = [
+        jax.tree.map(
+            lambda x: x.astype(next(dtypes)) if getattr(x, "dtype", None) == np.float64 else x,
+            replace(part, name=f"{i}{data.draw(names)}", source=data.draw(names)),
+        )
+        for i, part in enumerate(words)
+    ]
+    cut = data.draw(st.integers(0, len(parts)))
+    mixed = jaxmix.mix(jaxmix.mix(*parts[:cut]), *parts[cut:])
+    with TemporaryDirectory() as folder:
+        assert_same(jaxmix.load(jaxmix.save(mixed, f"{folder}/mixed")), mixed)
+        for i, part in enumerate(parts):
+            assert_same(jaxmix.load(jaxmix.save(part, f"{folder}/{i}")), part)
+
+
+def test_nothing(tmp_path: Path) -> None:
+    """The mix of nothing, and an adapter of nothing."""
+    for i, one in enumerate((jaxmix.mix(), Adapter({}), jaxmix.mix(Adapter({})))):
+        assert_same(jaxmix.load(jaxmix.save(one, tmp_path / str(i))), one)
+
+
+def test_arrays_of_both_kinds(tmp_path: Path) -> None:
+    """JAX's come back as NumPy's: same dtype, same bits."""
+    update = lora()
+    there = jax.tree.map(jnp.asarray, update)
+    found = jaxmix.load(jaxmix.save(Adapter({"a": there}), tmp_path / "x"))
+    assert isinstance(found.updates["a"].a, np.ndarray)
+    assert isinstance(found.updates["a"].scale, np.ndarray)
+    expected = Adapter({"a": jax.tree.map(np.asarray, there)})
+    assert_same(found, expected)
+    assert fingerprint(Adapter({"a": there})) == fingerprint(expected) == fingerprint(found)
+
+
+def test_arrays_that_lie_otherwise(tmp_path: Path) -> None:
+    """Transposed, reversed, cut out, empty, without axes, closed to writing."""
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(4, 6)).astype(ml_dtypes.bfloat16)
+    closed = wide[:2, ::-2]
+    closed.flags.writeable = False
+    for i, a in enumerate((wide.T, wide[::-1], wide[:, 1:4:2], closed, wide[:0], wide[:, :0])):
+        one = Adapter({"a": LoRA(a, a.T, np.asarray(0.3, np.float16))})
+        assert_same(jaxmix.load(jaxmix.save(one, tmp_path / str(i))), one)
+
+
+def test_numpy_scalars(tmp_path: Path) -> None:
+    """They are arrays without axes, and come back as such."""
+    update = replace(lora(), scale=np.float32(0.1))
+    found = jaxmix.load(jaxmix.save(Adapter({"a": update}), tmp_path / "x")).updates["a"].scale
+    assert bits(found) == bits(np.float32(0.1))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])
+def test_strengths_that_are_arrays(dtype: Any, tmp_path: Path) -> None:
+    """They stay JAX's, of their dtype, float64 too where float32 is the default."""
+    with jax.enable_x64(True):
+        strength = jnp.asarray(1 / 3, dtype)
+    mixed = jaxmix.mix(Adapter({"a": lora()}, strength, "a"), Adapter({"a": lora()}, 1 / 3, "b"))
+    assert_same(jaxmix.load(jaxmix.save(mixed, tmp_path / "x")), mixed)
+
+
+@pytest.mark.parametrize("number", [0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, 1e22])
+def test_numbers(number: float, tmp_path: Path) -> None:
+    """Python's floats to the last bit, and an int stays one."""
+    whole: Any = 2
+    mixed = jaxmix.mix(
+        Adapter({"a": replace(lora(), scale=number)}, number, "a"),
+        Adapter({"a": replace(lora(), scale=whole)}, name="b"),
+    )
+    assert_same(jaxmix.load(jaxmix.save(mixed, tmp_path / "x")), mixed)
+
+
+def test_shared_arrays_are_one(tmp_path: Path) -> None:
+    """At several sites, in one update, in two parts: written once, and one object again."""
+    bank = np.ones((2, 4), np.float32)
+    updates = {f"{i}": replace(lora(i), a=bank) for i in range(3)}
+    core = np.eye(2)
+    mixed = jaxmix.mix(
+        Adapter(updates, name="a"),
+        Adapter({"k": LoKr((core,), (core, core), 1.0), "0": replace(lora(), a=bank)}, name="b"),
+    )
+    folder = jaxmix.save(mixed, tmp_path / "x")
+    found = jaxmix.load(folder)
+    assert_same(found, mixed)
+    a, b = (part.updates for part in found.parts)
+    assert a["0"].a is a["1"].a is a["2"].a is b["0"].a
+    assert b["k"].x[0] is b["k"].y[0] is b["k"].y[1]
+    assert len(header(folder / "mix.safetensors")) == 1 + 1 + 3 + 1 + 1
+    # Whether arrays are shared is no part of what the adapter does.
+    apart = Adapter({site: replace(u, a=u.a.copy()) for site, u in updates.items()})
+    assert fingerprint(apart) == fingerprint(mixed.parts[0])
+
+
+def header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length])
+
+
+def test_the_file_can_be_read_by_people(tmp_path: Path) -> None:
+    """A line a site, all else a line a field; defaults are left out."""
+    update = Together((Replace(bias=np.ones(5)), lora(kernel=(3,), magnitude=np.ones(5))))
+    part = Adapter({"a.b": update, "ü/x": lora()}, 0.3, "style", "owner/name@v1")
+    folder = jaxmix.save(jaxmix.mix(part), tmp_path / "x")
+    assert (
+        (folder / "mix.json").read_text(encoding="utf-8")
+        == f"""\
+{{
+  "format": "jaxmix",
+  "version": 1,
+  "kind": "mix",
+  "parts": [
+    {{
+      "name": "style",
+      "strength": 0.3,
+      "source": "owner/name@v1",
+      "sha256": "{fingerprint(part)}",
+      "updates": {{
+        "a.b": {{"family": "Together", "parts": [\
+{{"family": "Replace", "bias": {{"tensor": "0/a.b/parts.0.bias"}}}}, \
+{{"family": "LoRA", "a": {{"tensor": "0/a.b/parts.1.a"}}, "b": {{"tensor": "0/a.b/parts.1.b"}}, \
+"scale": 0.30000000000000004, "magnitude": {{"tensor": "0/a.b/parts.1.magnitude"}}, \
+"kernel": [3]}}]}},
+        "ü/x": {{"family": "LoRA", "a": {{"tensor": "0/ü/x/a"}}, "b": {{"tensor": "0/ü/x/b"}}, \
+"scale": 0.30000000000000004}}
+      }}
+    }}
+  ]
+}}
+"""
+    )
+
+
+def test_what_people_may_edit(tmp_path: Path) -> None:
+    """Order, names, strengths and sources."""
+    bank = np.ones((2, 4), np.float32)
+    parts = [Adapter({"a": replace(lora(), a=bank, b=np.ones((5, 2)))}, name=n) for n in "ab"]
+    folder = jaxmix.save(jaxmix.mix(*parts), tmp_path / "x")
+    data = json.loads((folder / "mix.json").read_text())
+    data["parts"].reverse()
+    data["parts"][0] |= {"name": "first", "strength": 2, "source": "elsewhere"}
+    (folder / "mix.json").write_text(json.dumps(data))
+    expected = replace(parts[1], name="first", strength=2.0, source="elsewhere")
+    assert_same(jaxmix.load(folder), jaxmix.mix(expected, parts[0]))
+
+
+def test_a_file_without_defaults_is_the_same(tmp_path: Path) -> None:
+    """So that a family may gain a field: files and hashes are older than it."""
+    folder = jaxmix.save(Adapter({"a": lora()}, name="x"), tmp_path / "x")
+    data = json.loads((folder / "mix.json").read_text())
+    told = data["parts"][0]["updates"]["a"]
+    assert set(told) == {"family", "a", "b", "scale"}
+    told |= {"kernel": [], "magnitude": None, "bias": None, "embedding": False}
+    (folder / "mix.json").write_text(json.dumps(data))
+    assert_same(jaxmix.load(folder), Adapter({"a": lora()}, name="x"))
+    assert {f.name for f in fields(LoRA)} > set(told) - {"family"}
+
+
+def test_names_and_strengths_at_loading(tmp_path: Path) -> None:
+    """An adapter gets the name, a mix's parts get it before theirs."""
+    one, other = Adapter({"a": lora()}, 0.5, "one"), Adapter({"a": lora(1)}, name="other")
+    alone, mixed = jaxmix.save(one, tmp_path / "a"), jaxmix.save(one.parts[0], tmp_path / "b")
+    mixed = jaxmix.save(jaxmix.mix(one, other), tmp_path / "c")
+    assert jaxmix.load(alone).name == "one"
+    found = jaxmix.load(alone, "mine", strength=0.5)
+    assert (found.name, found.strength) == ("mine", 0.25)
+    found = jaxmix.load(mixed, "m", strength=0.5)
+    assert [(p.name, p.strength) for p in found.parts] == [("m/one", 0.25), ("m/other", 0.5)]
+    assert isinstance(jaxmix.load(mixed / "mix.json"), Mix)
+    twice = jaxmix.mix(jaxmix.load(mixed, "x"), jaxmix.load(mixed, "y"))
+    assert len(jaxmix.load(jaxmix.save(twice, tmp_path / "d")).parts) == 4
+
+
+def test_the_hash() -> None:
+    """Of families, fields and bytes; not of name, strength, source, order of sites, or file."""
+    updates = {"a": lora(), "b": lora(1)}
+    one = Adapter(updates)
+    same = Adapter(dict(reversed(updates.items())), 0.5, "other", "source")
+    assert fingerprint(one) == fingerprint(same)
+    others = [
+        Adapter({"a": lora(), "c": lora(1)}),
+        Adapter({"a": lora(), "b": lora(2)}),
+        Adapter({"a": lora(), "b": lora(1, np.float64)}),
+        Adapter({"a": lora(), "b": replace(lora(1), scale=0.3)}),
+        Adapter({"a": lora(), "b": replace(lora(1), transposed=True)}),
+        Adapter({"a": lora(), "b": replace(lora(1), a=lora(1).a.reshape(4, 2))}),
+        Adapter({"a": lora()}),
+        jaxmix.mix(one),
+        jaxmix.mix(0.5 * one),
+    ]
+    assert len({fingerprint(other) for other in [one, *others]}) == len(others) + 1
+    # Pinned: a file that is written today must be read tomorrow.
+    pinned = Adapter({"a": LoRA(np.ones((1, 2), np.float32), np.ones((3, 1)), 0.5)})
+    assert fingerprint(pinned) == PINNED
+
+
+PINNED = "af6db2b8c1079f3b1aa44cf73bb02da996dfad983d65f228522acf3a3eac2da5"
+
+
+def test_made_kinds_are_all_written(tmp_path: Path) -> None:
+    """What the laws draw is what is saved."""
+    for kind in MAKERS:
+        for where, module in KINDS.items():
+            one = Adapter({where: made(kind, module, 1)}, name=kind)
+            assert_same(jaxmix.load(jaxmix.save(one, tmp_path / f"{kind}-{where}")), one)

@@ -1,0 +1,294 @@
+"""adapter_config.json: what is no config, what holds the wrong things, what is refused."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
+from jaxmix.errors import CheckpointError, UnsupportedError
+
+from .folders import FORMS, SITE, one, refused, save
+
+CONFIG = "adapter_config.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "is not JSON: Expecting value"),
+        ("{", "is not JSON: Expecting property name"),
+        ('{"r": 8', "is not JSON"),
+        ("\ufeff{}", "is not JSON: Unexpected UTF-8 BOM"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"r": ' + "9" * 5000 + "}", "is not JSON: an integer has 5,000 digits"),
+        ("[]", "holds a list, expected a JSON object"),
+        ("null", "holds a NoneType, expected a JSON object"),
+        ("{}", "peft_type is None, expected one of ADALORA, "),
+        ('{"peft_type": 3}', "peft_type is 3, expected one of"),
+        ('{"peft_type": ["LORA"]}', "peft_type is ['LORA'], expected one of"),
+    ],
+)
+def test_a_file_that_is_no_config(text, found, tmp_path):
+    """The path, what was found, what is expected."""
+    folder = save(tmp_path)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    said = refused(CheckpointError, folder)
+    assert said.startswith(f"{folder / CONFIG}") and found in said
+    assert "again." in said or "Is it the config of a PEFT adapter?" in said
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    """Bytes of something else."""
+    folder = save(tmp_path)
+    (folder / CONFIG).write_bytes(b"\x80\x04\x95\xff")
+    assert f"{folder / CONFIG} is not JSON: 'utf-8' codec" in refused(CheckpointError, folder)
+
+
+def test_no_config(tmp_path):
+    """What lies there is listed, and PEFT's own inner folders are pointed at."""
+    folder = save(tmp_path / "a")
+    (folder / CONFIG).unlink()
+    assert (
+        f"{folder} has no {CONFIG}; found adapter_model.safetensors. "
+        "Give the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
+    )
+    (tmp_path / "empty").mkdir()
+    assert "found an empty folder" in refused(CheckpointError, tmp_path / "empty")
+    save(folder / "style")
+    assert "There is one in style: say subfolder='style'." in refused(CheckpointError, folder)
+    assert jaxmix.load(folder, subfolder="style").name == "style"
+
+
+def test_a_config_that_can_not_be_read(tmp_path):
+    """A folder in its place stands for what the system does not let us read."""
+    folder = save(tmp_path)
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+    assert (
+        f"{folder / CONFIG} can't be read: Is a directory. Expected a file that you may read."
+        in refused(CheckpointError, folder)
+    )
+
+
+# ------------------------------------------------------------------------------- wrong values
+
+COUNT, NUMBER, FLAG = "a whole number from 1 on", "a finite number", "true or false"
+RANKS = "an object from regular expressions to whole numbers from 1 on"
+PATTERNS = "an object from regular expressions to finite numbers"
+MASKS = "an object from the names of lora_E to lists of true and false"
+NAMES = "a list of module names"
+
+
+@pytest.mark.parametrize(
+    ("form", "field", "value", "expected"),
+    [
+        *(("lora", "r", value, COUNT) for value in (0, -1, 2.5, 8.0, "8", True, [8], {})),
+        *(("lora", "lora_alpha", value, NUMBER) for value in ("8", False, [1], 10**400)),
+        *(("lora", flag, 1, FLAG) for flag in ("use_dora", "use_rslora", "lora_bias")),
+        ("lora", "fan_in_fan_out", "false", FLAG),
+        *(("lora", "rank_pattern", v, RANKS) for v in ([1], {"q": 0}, {"q": "2"}, {"(": 2})),
+        ("lora", "rank_pattern", {"(?i)q": 2}, RANKS),
+        *(("lora", "alpha_pattern", v, PATTERNS) for v in ("q", {"q": None}, {"*": 2})),
+        ("lora", "bias", "oft_only", "'none' or 'all' or 'lora_only'"),
+        *(("lora", "modules_to_save", value, NAMES) for value in ("score", [3], [""], {"a": 1})),
+        *(("adalora", "init_r", value, COUNT) for value in (0, "12")),
+        *(("adalora", "rank_pattern", v, MASKS) for v in ([], {"q": 3}, {"q": [1, 0]})),
+        ("loha", "alpha", "x", NUMBER),
+        ("lokr", "r", 1.0, COUNT),
+        ("oft", "eps", -1, "a finite number from 0 on"),
+        ("oft", "num_cayley_neumann_terms", 0, "an integer from 1 to 1,000"),
+        ("oft", "block_share", 0, FLAG),
+        ("oft", "bias", "lora_only", "'none' or 'all' or 'oft_only'"),
+        ("shira", "modules_to_save", True, NAMES),
+    ],
+)
+def test_a_field_of_a_wrong_value(form, field, value, expected, tmp_path):
+    """Before anything is computed with it: the field, its value, what it may be."""
+    folder = save(tmp_path, form, **one(field, value))
+    said = refused(CheckpointError, folder)
+    shown = json.dumps(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    assert f"\n  {field} is {shown}, expected {expected}\n" in said
+    assert said.startswith(f"{folder / CONFIG}: fields of this {FORMS[form].family} config that do")
+    assert said.endswith("Was the file edited? Take the one that save_pretrained wrote.")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_should_not_have(number, tmp_path):
+    """Python reads them all the same."""
+    folder = save(tmp_path, lora_alpha=12345)
+    text = (folder / CONFIG).read_text().replace("12345", number)
+    (folder / CONFIG).write_text(text)
+    assert "lora_alpha is " in (said := refused(CheckpointError, folder))
+    assert "expected a finite number" in said
+
+
+@pytest.mark.parametrize(
+    ("form", "field"),
+    [
+        ("lora", "r"),
+        ("lora", "lora_alpha"),
+        ("adalora", "init_r"),
+        ("loha", "alpha"),
+        ("lokr", "r"),
+    ],
+)
+@pytest.mark.parametrize("null", [True, False])
+def test_a_field_that_must_be_there(form, field, null, tmp_path):
+    """PEFT writes it always; a default of ours would be a guess."""
+    folder = save(tmp_path, form)
+    values = json.loads((folder / CONFIG).read_text())
+    values |= {field: None}
+    if not null:
+        del values[field]
+    (folder / CONFIG).write_text(json.dumps(values))
+    assert f"{field} is missing, expected " in refused(CheckpointError, folder)
+
+
+def test_wrong_fields_are_listed_together(tmp_path):
+    """And refused ones before them."""
+    said = refused(CheckpointError, save(tmp_path, r=0, use_dora="yes", lora_alpha=None))
+    assert [line.split()[0] for line in said.splitlines()[1:-1]] == ["lora_alpha", "r", "use_dora"]
+    said = refused(UnsupportedError, save(tmp_path, r=0, arrow_config={}, mystery=3))
+    assert "arrow_config = {}" in said and "mystery = 3" in said and "r is 0" not in said
+
+
+# -------------------------------------------------------------------------------- refused fields
+
+
+def test_unknown_fields(tmp_path):
+    """What a newer PEFT adds is fine while it is off."""
+    off: dict[str, Any] = {"new_a": None, "new_b": False, "new_c": "", "new_d": [], "new_e": {}}
+    assert jaxmix.load(save(tmp_path, **off)).sites == (SITE,)
+    for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
+        said = refused(UnsupportedError, save(tmp_path, new_a=on, new_b=False))
+        assert (
+            f"\n  new_a = {json.dumps(on)}: not a field that this version of jaxmix knows. If it "
+            "does not change the weights, take it out of the file." in said
+        )
+        assert "new_b" not in said
+    assert f"new_a = {json.dumps('x' * 99)[:57]}…: not" in refused(
+        UnsupportedError, save(tmp_path, new_a="x" * 99)
+    )
+
+
+REFUSED = [(family, field) for family, kind in KINDS.items() for field in kind.fields.refused]
+
+
+@pytest.mark.parametrize(("family", "field"), REFUSED)
+def test_refused_fields(family, field, tmp_path):
+    """On: refused with a reason and what to do. Off, as PEFT sees it: read."""
+    form = next(name for name, form in FORMS.items() if form.family == family)
+    refusal = KINDS[family].fields.refused[field]
+    said = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
+    assert f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix can't honour" in said
+    assert f"\n  {field} = [7]: {refusal.why}. {refusal.todo}" in said
+    assert len(refusal.why) > 20 and len(refusal.todo) > 10
+    for off in (None, False):
+        assert jaxmix.load(save(tmp_path, form, **one(field, off))).sites == (SITE,)
+    # PEFT makes a config of its defaults from an empty object, and takes [] for no layers.
+    for empty in ([], {}):
+        folder = save(tmp_path, form, **one(field, empty))
+        if refusal.is_off_when_empty:
+            assert jaxmix.load(folder).sites == (SITE,)
+        else:
+            assert f"{field} = " in refused(UnsupportedError, folder)
+
+
+@pytest.mark.parametrize("name", REFUSED_TYPES)
+def test_refused_types(name, tmp_path):
+    """Each with its reason and what to do."""
+    said = refused(UnsupportedError, save(tmp_path, peft_type=name))
+    assert said.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
+    assert any(todo in said for todo in ("Keep it in PEFT", "mix them with", "Merge it with PEFT"))
+
+
+@pytest.mark.parametrize(("name", "near"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")])
+def test_unknown_types(name, near, tmp_path):
+    """The six are named, and the nearest of them."""
+    said = refused(UnsupportedError, save(tmp_path, peft_type=name))
+    assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in said
+    assert said.endswith(f"Did you mean {near!r}?")
+    said = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
+    assert said.endswith(f"expected one of {', '.join(KINDS)}.")
+
+
+@pytest.mark.parametrize(
+    "init", [True, False, None, "gaussian", "eva", "mica", "orthogonal", "EVA"]
+)
+def test_inits_that_leave_the_base(init, tmp_path):
+    """They choose factors only."""
+    assert jaxmix.load(save(tmp_path, init_lora_weights=init)).sites == (SITE,)
+
+
+@pytest.mark.parametrize("init", ["pissa_niter_16", "corda", "lora_ga"])
+def test_inits_that_change_the_base(init, tmp_path):
+    """What was taken off, and how PEFT turns such an adapter into a plain one."""
+    said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
+    assert f"init_lora_weights = {init!r}: it took the initial factors' product off" in said
+    assert "path_initial_model_for_weight_conversion=folder" in said
+    # AdaLoRA has no init but its own, whatever the field says.
+    assert jaxmix.load(save(tmp_path, "adalora", init_lora_weights=init)).sites == (SITE,)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
+def test_inits_that_ask_for_the_base(init, tmp_path):
+    """What they took off the base comes out of the base."""
+    folder = save(tmp_path, init_lora_weights=init)
+    said = refused(CheckpointError, folder)
+    assert f"needs of the base's weight at {SITE}. Give the base: jaxmix.load(…, base=" in said
+    base = {f"{SITE}.weight": np.random.default_rng(0).normal(size=(6, 4))}
+    update = jaxmix.load(folder, base=base).updates[SITE]
+    assert update.size() == "rank 4"
+    with pytest.raises(CheckpointError, match=r"asks for the weight of layer\.proj, but base is a"):
+        jaxmix.load(folder, base=[SITE])
+    with pytest.raises(CheckpointError, match="in the params that were given as base, and it has"):
+        jaxmix.load(folder, base={"other.weight": np.ones((2, 2))})
+    with pytest.raises(CheckpointError, match=r"more than one can be meant: a\.layer"):
+        jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
+    with pytest.raises(CheckpointError, match="base is a dict without weights that have PyTorch"):
+        jaxmix.load(folder, base={})
+
+
+def test_inits_that_are_quantized_or_unknown(tmp_path):
+    """LoftQ's base is gone; of an init that nobody knows one can't tell."""
+    said = refused(UnsupportedError, save(tmp_path, init_lora_weights="loftq"))
+    assert "LoftQ replaced the base's weights by quantized ones" in said
+    assert "Merge it with PEFT (merge_and_unload) and use the merged model as the base." in said
+    for init in ("evaporate", "gaussian2", 3):
+        said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
+        assert f"init_lora_weights = {init!r}: unknown; it may have changed the base" in said
+
+
+@pytest.mark.parametrize("missing", ["use_cayley_neumann", "num_cayley_neumann_terms", "eps"])
+def test_an_oft_without_what_its_tensors_need(missing, tmp_path):
+    """Older configs do not have these, but their tensors are others."""
+    folder = save(tmp_path, "oft")
+    values = json.loads((folder / CONFIG).read_text())
+    del values[missing]
+    (folder / CONFIG).write_text(json.dumps(values))
+    said = refused(CheckpointError, folder)
+    assert f"{SITE}: the config has no {missing}, which an OFT of oft_R.weight needs" in said
+
+
+@pytest.mark.parametrize("version", [None, "0.17.2.dev0@abc", "0.16.0", 18])
+def test_a_series_that_ends_twice(version, tmp_path):
+    """Before 0.18; and only since then does the config say the version."""
+    fields = {"use_cayley_neumann": True, "peft_version": version}
+    update: Any = jaxmix.load(save(tmp_path, "oft", **fields)).updates[SITE]
+    assert update.ends_twice
+
+
+def test_oft_that_did_not_change(tmp_path):
+    """The exact Cayley transform is the same since 0.16; the series since 0.18."""
+    for fields in (
+        {"peft_version": None},
+        {"use_cayley_neumann": True, "peft_version": "0.18.0"},
+        {"use_cayley_neumann": True, "peft_version": "1.0.0"},
+    ):
+        update: Any = jaxmix.load(save(tmp_path, "oft", **fields)).updates[SITE]
+        assert not update.ends_twice

@@ -1,0 +1,280 @@
+"""What `export_peft` refuses: PEFT has no type, no config or no strength for it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.converters.adapters.peft.arrays import same_array
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.errors import AdapterError, JaxmixError, UnsupportedError
+from jaxmix.families import (
+    OFT,
+    AdaLoRA,
+    Delta,
+    DiagOFT,
+    KaSA,
+    LoHa,
+    LoKr,
+    Normed,
+    Rebase,
+    Replace,
+    SHiRA,
+    Together,
+    Update,
+)
+
+from .test_export import BIAS, FORMS, HADA, experts, lora, n, tokens
+
+TO_LORA = "Make a LoRA of it: jaxmix.to_lora(adapter, params)"
+
+
+@dataclass(frozen=True)
+class Own(Update):
+    """A family of somebody's own."""
+
+    family = "Own"
+
+
+def adalora(scale: float) -> AdaLoRA:
+    """An AdaLoRA of rank 2."""
+    return AdaLoRA(n(2, 4), n(6, 2), n(2), scale)
+
+
+def shira(rank: int | None) -> SHiRA:
+    """Some entries."""
+    return SHiRA(n(10), np.zeros((2, 10), np.int32), rank)
+
+
+HEAD: dict[str, Update] = {"at.in_proj_weight": lora(12)}
+WHOLE, COPY = Replace(n(6, 4)), Rebase(n(6, 4))
+# Updates by site, and the text.
+REFUSED: dict[str, tuple[dict[str, Update], str]] = {
+    "no type": (
+        {"q": Delta(n(6, 4)), "k": Normed(lora(), n(6)), "v": DiagOFT(n(2, 2, 2)), "o": Own()},
+        "style: PEFT has no type for:\n  q: Delta\n  k: Normed\n  v: DiagOFT\n  o: Own\n" + TO_LORA,
+    ),
+    "several types": (
+        {"q": lora(), "k": LoHa(*HADA, 1.0), "v": lora()},
+        "style: PEFT's folders hold adapters of one type, and this one has several:\n",
+    ),
+    "several types, counted": (
+        {"q": lora(), "k": LoHa(*HADA, 1.0), "v": lora()},
+        "\n  LORA: 2 sites",
+    ),
+    "no updates": ({}, "adapters of one type, and this one has none:\n" + TO_LORA),
+    "a copy of the base alone": ({"q": COPY}, "adapters of one type, and this one has none:"),
+    "two at a site": (
+        {"q": Together((lora(), lora()))},
+        "style: PEFT has one update of an adapter at a site, and here are more:\n"
+        "  q: rank 2 + rank 2\n" + TO_LORA,
+    ),
+    "whole and adapted": ({"q": Together((WHOLE, lora()))}, "here are more:\n  q: weight + rank 2"),
+    "saved over an adapter": (
+        {"q": Together((lora(), BIAS)), "k": lora(), "e": Together((tokens(1), COPY))},
+        "style: PEFT puts copies of the base, saved leaves and tokens, in this order, under an "
+        "adapter's own update, and these are in another:\n  q: rank 2 + bias\n  e: 1 rows + base's "
+        "own weight\n" + TO_LORA,
+    ),
+    "modules beside tokens": (
+        {"embed": tokens(1), "head": WHOLE},
+        "PEFT's TRAINABLE_TOKENS has no modules saved whole, and this adapter has:\n  head",
+    ),
+    "biases of loha": (
+        {"q": Together((BIAS, LoHa(*HADA, 1.0))), "k": BIAS},
+        "PEFT's LOHA has no trained biases, and this adapter has:\n  q.base_layer.bias\n  k.bias",
+    ),
+    "tokens of loha": (
+        {"q": LoHa(*HADA, 1.0), "embed": tokens(1)},
+        "PEFT's LOHA has no trained tokens, and this adapter has:\n  embed",
+    ),
+    "two lists of tokens": (
+        {"embed": tokens(1), "x": tokens(2)},
+        "PEFT's config has one token_indices for all sites, and these differ:\n  (1,): embed\n"
+        "  (2,): x\nExport them as adapters of their own.",
+    ),
+    "kasa beside lora": (
+        {"q": lora(), "k": KaSA(n(2, 4), n(6, 2), n(2), 1.0)},
+        "one kasa_config for all sites, and these differ:\n  False: q\n  True: k",
+    ),
+    "dora beside lora": (
+        {"q": lora(), "k": lora(magnitude=n(6)), "mlp.up": experts(4, 5)},
+        "one use_dora for all sites, and these differ:\n  False: q\n  True: k\nExport",
+    ),
+    "dora with a bias": (
+        {"q": lora(magnitude=n(6)), "k": lora(magnitude=n(6), bias=n(6))},
+        "PEFT has no DoRA with a bias of its own (lora_bias), which these have:\n  k",
+    ),
+    "an embedding beside a bias": (
+        {"q": lora(bias=n(6)), "embed": lora(embedding=True)},
+        "PEFT has no bias of its own (lora_bias) for an embedding, and one for all others:\n  emb",
+    ),
+    "half an attention": (
+        HEAD,
+        "at.in_proj_weight: PEFT adapts both projections of an attention, with one rank. Found "
+        "none at at.out_proj, expected rank 2. Merge it instead",
+    ),
+    "lokr of odd sizes": (
+        {"q": LoKr((n(1, 4),), (n(6, 1),), 1.0), "k": LoKr((n(2, 2),), (n(3, 2),), 1.0)},
+        "PEFT has no decompose_factor that makes Kronecker factors of these shapes:\n"
+        "  q: (1, 4) ⊗ (6, 1)\n  k: (2, 2) ⊗ (3, 2)\nExport it as a LoRA: jaxmix.to_lora.",
+    ),
+    "lokr, whole beside a pair": (
+        {"q": LoKr((n(8, 1), n(1, 8)), (n(8, 8),), 1.0)},
+        "q: PEFT would write lokr_w2 as a pair. Use to_lora",
+    ),
+    "oft of odd sizes": (
+        {"q": OFT(n(2, 28)), "k": OFT(n(6, 1))},
+        "PEFT has no oft_block_size and no r from which these come:\n  q: 2 blocks of 8\n"
+        "  k: 6 blocks of 2\nExport them as adapters of their own, or a LoRA",
+    ),
+    "oft's old series": (
+        {"q": OFT(n(2, 1), terms=4, ends_twice=True)},
+        "PEFT from 0.18 on has another series than these:\n  q",
+    ),
+    "oft, turned": (
+        {"q": OFT(n(2, 1), transposed=True)},
+        "PEFT's OFT takes no layer stored as (in, out):\n  q",
+    ),
+    "oft of two series": (
+        {"q": OFT(n(2, 1), terms=4), "k": OFT(n(2, 1))},
+        "one num_cayley_neumann_terms for all sites, and these differ:\n  4: q\n  None: k",
+    ),
+    "oft of two bounds": (
+        {"q": OFT(n(2, 1), eps=0.5), "k": OFT(n(2, 1))},
+        "one eps for all sites, and these differ:\n  0.5: q\n  None: k",
+    ),
+    "adalora of two scales": (
+        {"q": adalora(1.0), "k": adalora(2.0)},
+        "one lora_alpha for all sites, and these differ:\n  1.0: q\n  2.0: k",
+    ),
+    "shira of no rank": (
+        {"q": shira(1), "k": shira(None)},
+        "PEFT writes r·(in + out) entries at a site, and of these updates no rank r is known:\n  k",
+    ),
+    "shira of two ranks": (
+        {"q": shira(1), "k": shira(2)},
+        "one r for all sites, and these differ:\n  1: q\n  2: k",
+    ),
+}
+
+
+def said(kind: type[JaxmixError], adapter: Any, folder: Path, **options: Any) -> str:
+    """The text with which it is refused, and nothing is written."""
+    with pytest.raises(JaxmixError) as caught:
+        jaxmix.export_peft(adapter, folder / "out", **options)
+    assert caught.type is kind and not any(folder.iterdir())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("updates", "text"), REFUSED.values(), ids=REFUSED)
+def test_refused(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
+    found = said(UnsupportedError, Adapter(updates, name="style"), tmp_path)
+    assert text in found, found
+
+
+# With every site's own rank and alpha, which PEFT does not take at an attention.
+BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
+    "an attention of two ranks": (
+        {**HEAD, "at.out_proj": lora(4, rank=3)},
+        "Found rank 3, scale 1.5 at at.out_proj, expected rank 2. Merge",
+    ),
+    "an attention, half of it off": (
+        {"at.in_proj_weight": lora(12, scale=0.0), "at.out_proj": lora(4)},
+        "Found rank 2, scale 1.5 at at.out_proj, expected rank 2, scale 0. Merge",
+    ),
+}
+
+
+@pytest.mark.parametrize(("updates", "text"), BY_PATTERNS.values(), ids=BY_PATTERNS)
+def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
+    """And written without them, with one rank and one scale."""
+    found = said(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
+    assert text in found, found
+    again = jaxmix.load(jaxmix.export_peft(Adapter(updates), tmp_path / "out"))
+    for site, update in updates.items():
+        made, own = (x.scale * (x.b @ x.a) for x in (again.updates[site], update))  # pyright: ignore[reportAttributeAccessIssue]
+        np.testing.assert_allclose(made, own, rtol=1e-5, atol=1e-6)
+
+
+def test_a_task_that_peft_has_not(tmp_path: Path) -> None:
+    text = said(AdapterError, Adapter(FORMS["lora"]), tmp_path, task_type="CHAT")
+    assert text == (
+        "task_type is 'CHAT', expected one of PEFT's: CAUSAL_LM, FEATURE_EXTRACTION, QUESTION_ANS, "
+        "SEQ_2_SEQ_LM, SEQ_CLS, TOKEN_CLS."
+    )
+
+
+def test_a_task_whose_head_peft_saves_whole(tmp_path: Path) -> None:
+    """Factors there it would not load."""
+    updates = {"q": lora(), "score": lora(), "x.classifier": lora()}
+    text = said(UnsupportedError, Adapter(updates, name="style"), tmp_path, task_type="SEQ_CLS")
+    assert text == (
+        "style: for the task SEQ_CLS PEFT saves heads whole and ignores factors there, and this "
+        "adapter has some at:\n  score\n  x.classifier\nLeave task_type out, and load it with "
+        "PeftModel.from_pretrained(model, folder)."
+    )
+
+
+def test_what_is_no_adapter(tmp_path: Path) -> None:
+    """Also the errors of a LoRA, given for a mix."""
+    text = said(AdapterError, FORMS["lora"], tmp_path)
+    assert text == "export_peft got a dict, expected an adapter or a mix of them."
+    mixed = jaxmix.mix(Adapter(FORMS["lora"], name="a"), Adapter(FORMS["lora"], name="b"))
+    text = said(AdapterError, mixed, tmp_path, errors={"q": 0.5})
+    assert "export_peft got errors= for a mix, whose sites are of 2 adapters." in text
+
+
+def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
+    """All that have no scale are named."""
+    updates = {"q": lora(magnitude=n(6)), "k": Together((BIAS, lora())), "embed": tokens(1)}
+    text = said(UnsupportedError, Adapter(updates, 0.5, "style"), tmp_path)
+    assert text == (
+        "style has strength 0.5, and PEFT has none for:\n  q: LoRA\n  k: Replace\n  embed: Tokens\n"
+        "Export it at strength 1, or make a LoRA of it: jaxmix.to_lora(adapter, params)."
+    )
+    for update in (OFT(n(2, 1)), KaSA(n(2, 4), n(6, 2), n(2), 1.0), COPY, shira(1)):
+        text = said(UnsupportedError, Adapter({"q": update}, 0.5), tmp_path)
+        assert f"PEFT has none for:\n  q: {update.family}\n" in text
+
+
+def test_a_type_that_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of those that a family has; a new one may begin so."""
+    monkeypatch.setitem(KINDS, "LORA", replace(KINDS["LORA"], write=None))
+    text = said(UnsupportedError, Adapter(FORMS["lora"], name="style"), tmp_path)
+    assert text == "style: jaxmix does not write PEFT's LORA yet."
+
+
+def test_mixes_that_peft_has_not(tmp_path: Path) -> None:
+    """By their types, or their order: an OFT of an embedding PEFT does not turn round."""
+
+    def mixed(*updates: Update) -> Any:
+        named = zip("abc", updates, strict=False)
+        return jaxmix.mix(*(Adapter({"q": update}, name=name) for name, update in named))
+
+    for mix, why in (
+        (mixed(lora(), shira(1)), "the type of 'b' beside others"),
+        (mixed(lora(), BIAS, tokens(1)), "the type of 'b', 'c' beside others"),
+        (mixed(OFT(n(2, 1), embedding=True), OFT(n(2, 1), embedding=True)), "its order"),
+    ):
+        text = said(UnsupportedError, mix, tmp_path)
+        assert text == (
+            f"PEFT's mixed model can't compute this mix: it does not have {why}. Make one LoRA of "
+            "it, jaxmix.to_lora(mix, params), keep it as a mix, jaxmix.save(mix, folder), or merge "
+            "it, jaxmix.merge_checkpoint."
+        )
+
+
+def test_an_array_of_all_sites() -> None:
+    """It is one, or an equal one."""
+    updates = {"a": n(2), "b": n(2), "c": n(2, seed=1), "d": n(2).astype(np.float64)}
+    with pytest.raises(UnsupportedError) as caught:
+        same_array(updates, "vera_A", lambda update: update)
+    assert str(caught.value) == (
+        "PEFT stores one vera_A for all sites, and these have another than a:\n  c\n  d\n"
+        "Export them as adapters of their own."
+    )

@@ -1,0 +1,201 @@
+"""The order of PEFT's stacks: runs of OFT, splits, names, biases. Parity itself: tests/parity."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix import Adapter, mix
+from jaxmix.converters.adapters.peft import peft_stack
+from jaxmix.errors import AdapterError, UnsupportedError
+from jaxmix.families import OFT, LoRA, Replace, Together
+
+ONE, ROW, BIAS = jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(2)
+TURN = jnp.full((1, 1), 0.3)
+UPDATES = {
+    "R": lambda: OFT(TURN),
+    "E": lambda: OFT(TURN, embedding=True),
+    "L": lambda: LoRA(ONE, ROW, 1.0),
+    "B": lambda: Replace(bias=BIAS),
+    "W": lambda: Replace(weight=jnp.eye(2)),
+    "b": lambda: LoRA(ONE, ROW, 1.0, bias=BIAS),
+    "r": lambda: Together((Replace(bias=BIAS), OFT(TURN))),
+}
+
+
+def adapters(*spelled):
+    """Adapters by letters: ``"R.L"`` is an OFT at site s0, nothing at s1, a LoRA at s2."""
+    made = []
+    for name, letters in zip("abcdefgh", spelled, strict=False):
+        sites = {f"s{i}": UPDATES[c]() for i, c in enumerate(letters) if c != "."}
+        made.append(Adapter(sites, name=name))
+    return made
+
+
+def order(*spelled):
+    """The order of one site, by the adapters' names."""
+    return "".join(part.name for part in peft_stack(adapters(*spelled)).parts)
+
+
+@pytest.mark.parametrize(
+    ("letters", "expected"),
+    [
+        ("", ""),
+        ("R", "a"),
+        ("L", "a"),
+        ("LL", "ab"),
+        ("RR", "ba"),
+        ("RRR", "cba"),
+        ("RLR", "abc"),
+        ("RRL", "bac"),
+        ("LRR", "acb"),
+        ("RRLRR", "baced"),
+        ("RLRRLR", "abdcef"),
+        # A trained bias wraps nothing, so it parts no run; a replaced weight does.
+        ("RBR", "cba"),
+        ("RBRL", "cbad"),
+        ("BRR", "acb"),
+        ("RWR", "abc"),
+        ("Rr", "ba"),
+        # An embedding's rotations act one after another.
+        ("EE", "ab"),
+        ("EEE", "abc"),
+        ("LEE", "abc"),
+    ],
+)
+def test_one_site(letters, expected):
+    """Runs of consecutive OFT are reversed, and nothing else."""
+    assert order(*letters) == expected
+
+
+def test_all_words_of_four():
+    """Against the rule said otherwise: a rotation goes in front of its run, all else to the end."""
+    for letters in itertools.product("RL", repeat=4):
+        expected: list[str] = []
+        start = 0
+        for i, letter in enumerate(letters):
+            start = start if letter == "R" else i + 1
+            expected.insert(start if letter == "R" else i, "abcd"[i])
+        assert order(*letters) == "".join(expected), letters
+
+
+def test_runs_are_told_site_by_site():
+    """Who does not touch a site stands between nothing there."""
+    assert order("R.", ".L", "R.") == "bca"
+    assert [p.name for p in peft_stack(adapters("R.", "R.", ".L")).parts] == ["b", "a", "c"]
+
+
+def test_sites_that_disagree_split_their_adapters():
+    """Two OFT at one site and two LoRA at another: no one order is right for both."""
+    a, b = adapters("RL", "RL")
+    stack = peft_stack([0.5 * a, b])
+    names = [part.name for part in stack.parts]
+    assert names == ["b (1)", "a (1)", "a (2)", "b (2)"]
+    assert [part.sites for part in stack.parts] == [("s0",), ("s0",), ("s1",), ("s1",)]
+    assert [part.strength for part in stack.parts] == [1.0, 0.5, 0.5, 1.0]
+    # Every update is there once, and is the very object.
+    for adapter in (a, b):
+        mine = {
+            s: u for p in stack.parts if p.name[0] == adapter.name for s, u in p.updates.items()
+        }
+        assert all(mine[site] is update for site, update in adapter.updates.items())
+
+
+def test_sites_that_agree_stay_together():
+    """Three groups at the most, and an adapter that is not cut keeps its name."""
+    stack = peft_stack(adapters("RLRL", "RLRL", "...R"))
+    assert [(p.name, p.sites) for p in stack.parts] == [
+        ("b (1)", ("s0", "s2")),
+        ("a (1)", ("s0", "s2")),
+        ("a (2)", ("s1", "s3")),
+        ("b (2)", ("s1", "s3")),
+        ("c", ("s3",)),
+    ]
+
+
+def test_a_circle_of_three():
+    """No two sites contradict one another, all three do."""
+    stack = peft_stack(adapters("RR.", "R.L", ".RL"))
+    at = {s: [p.name[0] for p in stack.parts if s in p.updates] for s in ("s0", "s1", "s2")}
+    assert at == {"s0": ["b", "a"], "s1": ["c", "a"], "s2": ["b", "c"]}
+
+
+def test_splitting_does_not_change_what_is_computed():
+    """Site by site it is the fold in the site's own order."""
+    made = adapters("RL", "RL")
+    params = {f"s{i}.weight": np.array([[1.0, 2.0], [3.0, 5.0]], np.float32) for i in range(2)}
+    out = peft_stack(made)(params)
+    backwards, forwards = mix(*made[::-1])(params), mix(*made)(params)
+    assert jnp.array_equal(out["s0.weight"], backwards["s0.weight"])
+    assert jnp.array_equal(out["s1.weight"], forwards["s1.weight"])
+
+
+def test_a_single_adapter_is_itself():
+    """Alone there is no order, and the stack of a stack's parts is that stack again without OFT."""
+    (lone,) = adapters("RLB")
+    assert peft_stack([lone]).parts == (lone,)
+    parts = peft_stack(adapters("L", "r", "L")).parts
+    assert peft_stack(parts).parts == parts
+    assert peft_stack([]).parts == ()
+
+
+def test_it_takes_any_sequence():
+    """A tuple, a generator, traced strengths."""
+    made = adapters("R", "R")
+    assert [p.name for p in peft_stack(tuple(made)).parts] == ["b", "a"]
+    params = {"s0.weight": np.eye(2, dtype=np.float32)}
+
+    @jax.jit
+    def run(strength):
+        return peft_stack([strength * made[0], made[1]])(params)["s0.weight"]
+
+    assert jnp.allclose(run(jnp.float32(1.0)), peft_stack(made)(params)["s0.weight"])
+
+
+def test_what_it_refuses():
+    """Mixes, which PEFT does not load; a bare adapter; things that are none; equal names."""
+    a, b = adapters("R", "L")
+    stack: Any = peft_stack  # so that wrong types may be tried
+    with pytest.raises(
+        AdapterError, match=r"(?s)peft_stack got mix of 2 .*expected single adapters"
+    ):
+        stack([mix(a, b)])
+    for bare in (a, mix(a, b)):
+        with pytest.raises(
+            AdapterError, match=r"(?s)expected a list of adapters.*peft_stack\(\[a, b"
+        ):
+            stack(bare)
+    with pytest.raises(
+        AdapterError, match=r"peft_stack got 'a', expected single adapters: PEFT loads"
+    ):
+        stack(["a"])
+    with pytest.raises(AdapterError, match=r"two adapters of a mix have the name 'a'"):
+        stack([a, a])
+    with pytest.raises(AdapterError, match=r"the name 'a'"):  # before they are cut and numbered
+        stack([made.renamed("a") for made in adapters("RL", "RL")])
+
+
+@pytest.mark.parametrize(
+    ("letters", "lost"),
+    [
+        ("bB", "s0: 'a' and 'b'"),
+        ("rr", "s0: 'b' and 'a'"),
+        ("brr", "s0: 'a' and 'c'"),
+    ],
+)
+def test_biases_that_no_order_serves(letters, lost):
+    """PEFT keeps trained biases in the base, the last one loaded: no word of maps does that."""
+    with pytest.raises(UnsupportedError) as caught:
+        peft_stack(adapters(*letters))
+    said = str(caught.value)
+    assert said.startswith("PEFT keeps a trained bias in the base, so that it acts before every")
+    assert f"\n  {lost}" in said and said.endswith("Train one of them with bias='none'.")
+
+
+@pytest.mark.parametrize("letters", ["Bb", "BB", "rB", "RBR", "LB", "BL"])
+def test_biases_that_are_served(letters):
+    """The last trained bias wins, and what is added comes after."""
+    assert len(peft_stack(adapters(*letters)).parts) == len(letters)

@@ -1,0 +1,164 @@
+"""What is refused of the types that turn a weight, or read it: files, and what is not written."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
+from jaxmix.families import BOFT, DEFT, FRoD, GLoRA, HiRA, RoAd
+from jaxmix.families import PSOFT as Psoft
+
+from .bad_turning import BAD, PSOFT
+from .folders import SITE, Form, keyed, refused, save
+
+S, C, U = ShapeError, CheckpointError, UnsupportedError
+
+
+@pytest.mark.parametrize(("family", "config", "shapes", "kind", "said"), BAD.values(), ids=BAD)
+def test_bad_files(family, config, shapes, kind: type[JaxmixError], said, tmp_path):
+    form = Form(family, config, shapes)
+    made = {name: np.ones(shape) for name, shape in shapes.items()}
+    made |= {name: 0 * array for name, array in made.items() if name.endswith(".zeros")}
+    text = refused(kind, save(tmp_path, form, keyed(made)))
+    assert said in text, text
+
+
+def test_frod_of_shapes_that_disagree(tmp_path):
+    """The bases do not lie at the site."""
+    made: dict[str, Any] = keyed({"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)})
+    shared = {"base_model.frod_V.layer_proj": np.eye(4)}
+    for kind, size, indices, said in (
+        (S, 4, np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
+        (S, 4, np.full((2, 2), 4), "frod_s_indices.layer_proj goes from 4 to 4, expected 0 to 3"),
+        (C, 5, np.zeros((2, 2), np.int64), "frod_s_size.layer_proj is [5, 5], expected (4, 4) as"),
+    ):
+        places = {
+            "base_model.frod_s_indices.layer_proj": indices,
+            "base_model.frod_s_size.layer_proj": np.array([size, size]),
+        }
+        text = refused(kind, save(tmp_path, Form("FROD", {}, {}), made | shared | places))
+        assert said in text, text
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "made"),
+    [
+        ("OSF", {}, {"U_low": np.ones((6, 2)), "S_low": np.ones(2), "V_low": np.ones((2, 4))}),
+        ("PSOFT", PSOFT, {"weight": np.ones(1)}),
+    ],
+)
+def test_what_the_base_does_not_fit(family, config, made, tmp_path):
+    """Without one it is asked for; another model's is refused."""
+    stem = {"OSF": "osf_svd_params", "PSOFT": "psoft_R"}[family]
+    tensors = keyed({f"{stem}.{name}": array for name, array in made.items()})
+    folder = save(tmp_path, Form(family, config, {}), tensors)
+    assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+    wrong = {f"{SITE}.weight": np.ones((6, 1))}
+    said = f"the base's weight at {SITE} has shape (6, 1), expected "
+    assert said in refused(S, folder, base=wrong)
+
+
+def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
+    """Its columns could be three points of each channel, or six points of half of them."""
+    config = {"feedforward_modules": ["proj"]}
+    folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
+    assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
+    grouped = {f"{SITE}.weight": np.ones((6, 2, 3, 2))}
+    said = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in groups each"
+    assert said in refused(U, folder, base=grouped)
+    plain = {f"{SITE}.weight": np.ones((6, 4, 3, 1), np.float32)}
+    adapter = jaxmix.load(folder, base=plain)
+    assert np.all(np.asarray(jaxmix.compose(plain, [adapter])[f"{SITE}.weight"]) == 2)
+
+
+def test_psoft_without_torch(tmp_path, monkeypatch):
+    """The signs of singular vectors are torch's LAPACK's, so nothing else will do."""
+    folder = save(
+        tmp_path, Form("PSOFT", PSOFT, {}), keyed({"psoft_R.weight": np.ones(1, np.float32)})
+    )
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    text = refused(C, folder, base={f"{SITE}.weight": np.ones((6, 4), np.float32)})
+    assert (
+        "leaves out A and B, which PEFT takes from the base's weight by torch's SVD, where another"
+        in text
+    )
+
+
+z = np.zeros
+# What PEFT's types have no place for: updates by site, and the text.
+UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
+    "road of two groups": (
+        "ROAD",
+        {"a": RoAd(z(2), z(2), 1, 2), "b": RoAd(z(2), z(2), 1, 4)},
+        "PEFT's config has one group_size for all sites, and these differ:\n  2: a\n  4: b\n"
+        "Export them as adapters of their own.",
+    ),
+    "boft of outputs": (
+        "BOFT",
+        {"a": BOFT(z((1, 2, 2, 2)), z(4), on_output=True)},
+        "PEFT's BOFT rotates inputs, not outputs:\n  a",
+    ),
+    "boft of other permutations": (
+        "BOFT",
+        {"a": BOFT(z((1, 2, 2, 2)), z(4), np.array([[3, 2, 1, 0]]))},
+        "PEFT's BOFT knows no other permutations than its butterfly's:\n  a",
+    ),
+    "hira of two ranks": (
+        "HIRA",
+        {"a": HiRA(z((2, 4)), z((6, 2))), "b": HiRA(z((3, 4)), z((6, 3)))},
+        "one r for all sites, and these differ:\n  2: a\n  3: b",
+    ),
+    "glora on inputs": (
+        "GLORA",
+        {"a": GLoRA((z((4, 2)), z((2, 4))), on_input=True)},
+        "PEFT's GLoRA multiplies A entry by entry, and these from the right:\n  a",
+    ),
+    "deft of two ranks": (
+        "DEFT",
+        {"a": DEFT(z((6, 2)), z((2, 4))), "b": DEFT(z((6, 3)), z((3, 4)))},
+        "one r for all sites, and these differ:\n  2: a\n  3: b",
+    ),
+    "deft of no scale": (
+        "DEFT",
+        {"a": DEFT(z((6, 2)), z((2, 4)), 0.0)},
+        "a scale of 0 PEFT takes for no alpha; leave the adapter out",
+    ),
+    "psoft": (
+        "PSOFT",
+        {"a": Psoft(z((1, 4)), z((6, 1)), z((1, 1)), 1.0)},
+        "a file of PEFT's PSOFT leaves out A and B, and PEFT would take others from its base. Make "
+        "a LoRA of it, jaxmix.to_lora(adapter, params), which it is:\n  a",
+    ),
+    "frod of two numbers of entries": (
+        "FROD",
+        {
+            name: FRoD(np.eye(4), z(count), z((2, count), int), z(4))
+            for name, count in (("one", 2), ("two", 5))
+        },
+        "PEFT's FRoD has one sparse_rate for all sites, and no one gives these numbers of "
+        "entries:\n  one: 2 of 16\n  two: 5 of 16\nExport them as adapters of their own.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("family", "updates", "said"), UNWRITTEN.values(), ids=UNWRITTEN)
+def test_what_is_not_written(family, updates, said):
+    write = KINDS[family].write
+    assert write is not None
+    with pytest.raises(UnsupportedError) as caught:
+        write(updates)
+    assert said in str(caught.value)
+
+
+def test_a_bias_that_is_turned_need_not_be_there():
+    """IA3 and RoAd rescale a bias where there is one; where there is none they ask for none."""
+    road = RoAd(np.full(3, 0.5), np.full(3, 2.0), 1, 2)
+    weight, bias = np.ones((6, 4), np.float32), np.ones(6, np.float32)
+    alone = jaxmix.compose({"a.weight": weight}, [jaxmix.Adapter({"a": road})])
+    assert set(alone) == {"a.weight"}
+    both = jaxmix.compose({"a.weight": weight, "a.bias": bias}, [jaxmix.Adapter({"a": road})])
+    np.testing.assert_allclose(both["a.bias"], np.asarray(both["a.weight"])[:, 0], rtol=1e-6)
+    assert np.abs(np.asarray(both["a.bias"]) - bias).max() > 0.5

@@ -1,0 +1,116 @@
+"""Files that say more than they hold: recipes of recipes, shapes, counts, keys of many dots."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.converters.adapters.finding import Found
+from jaxmix.converters.adapters.peft.keys import _is_saved
+from jaxmix.converters.adapters.peft.values import TERMS
+from jaxmix.converters.files import orbax_sizes
+from jaxmix.errors import CheckpointError
+
+from ..bases import Adapters
+
+
+def _recipe(place: Path, parts: list[dict[str, Any]]) -> None:
+    place.write_text(json.dumps({"format": "jaxmix", "version": 1, "parts": parts}))
+
+
+def test_recipes_of_recipes(adapters: Adapters) -> None:
+    """Eight deep and ten wide would be a hundred million parts."""
+    tmp = adapters["lora"].parent
+    _recipe(tmp / "0.json", [{"source": "lora", "name": f"{i}"} for i in range(10)])
+    for depth in range(1, 9):
+        parts = [{"source": f"{depth - 1}.json", "name": f"{i}"} for i in range(10)]
+        _recipe(tmp / f"{depth}.json", parts)
+    assert len(jaxmix.load(tmp / "2.json").parts) == 1000
+    with pytest.raises(
+        CheckpointError, match=r"3\.json has more than 1,024 parts, those of the rec"
+    ):
+        jaxmix.load(tmp / "8.json")
+
+
+def test_each_file_of_a_recipe_is_read_once(
+    adapters: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    before = Found.read
+
+    def counted(self: Found, *args: Any, **options: Any) -> Any:
+        read.append(self.path)
+        return before(self, *args, **options)
+
+    tmp = adapters["lora"].parent
+    _recipe(tmp / "a.json", [{"source": "lora", "name": f"{i}", "strength": i} for i in range(4)])
+    _recipe(tmp / "b.json", [{"source": "a.json", "name": f"{i}"} for i in range(3)])
+    monkeypatch.setattr(Found, "read", counted)
+    found: Any = jaxmix.load(tmp / "b.json")
+    assert [part.name for part in found.parts][:5] == ["0/0", "0/1", "0/2", "0/3", "1/0"]
+    assert [part.strength for part in found.parts][:4] == [0, 1, 2, 3]
+    assert [path.name for path in read] == ["b.json", "lora"]
+
+
+def test_an_orbax_checkpoint_that_tells_of_more_than_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ocp = pytest.importorskip("orbax.checkpoint")
+    tree = {
+        "proj": {"lora_a": np.zeros((8, 4), np.float32), "lora_b": np.zeros((4, 8), np.float32)}
+    }
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+    with ocp.Checkpointer(handler) as writer:
+        writer.save(tmp_path / "step", tree)
+    array = tmp_path / "step" / "proj.lora_a" / ".zarray"
+    told = json.loads(array.read_text())
+    told["shape"] = told["chunks"] = [1 << 30, 1 << 30]
+    array.write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match="bytes on disk, and its metadata tell of arrays of"):
+        jaxmix.load(tmp_path / "step", format="qwix", alpha=1.0)
+    told["shape"] = told["chunks"] = [8, 4]
+    array.write_text(json.dumps(told))
+    with ocp.PyTreeCheckpointer() as reader:
+        orbax_sizes.check_sizes(reader, tmp_path / "step")
+        monkeypatch.setattr(orbax_sizes, "_ALWAYS", 0)
+        monkeypatch.setattr(orbax_sizes, "_RATIO", 0)
+        with pytest.raises(
+            CheckpointError, match=r"of arrays of 256; the largest are:\n .*: 128 by"
+        ):
+            orbax_sizes.check_sizes(reader, tmp_path / "step")
+
+
+def test_terms_of_a_series() -> None:
+    assert TERMS.holds(1) and TERMS.holds(1000)
+    assert not any(map(TERMS.holds, (0, 1001, 2**62, True, 5.0)))
+
+
+def test_keys_of_many_dots(tmp_path: Path) -> None:
+    """Found by what PEFT finds them by, without a list of all prefixes."""
+    for path, names, is_saved in (
+        ("model.head.weight", ["head"], True),
+        ("model.lm_head.weight", ["head"], True),
+        ("model.head", ["head"], False),
+        ("model.headless.weight", ["head"], False),
+        ("head.x.weight", ["model.head"], False),
+        ("weight", [""], False),
+        ("a.weight", [""], True),
+    ):
+        parts = path.split(".")
+        modules = [".".join(parts[:n]) for n in range(1, len(parts))]
+        assert any(module.endswith(name) for module in modules for name in names) is is_saved
+        assert _is_saved(path, names) is is_saved
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "modules_to_save": ["head"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    site = "a." * 40_000 + "head"
+    tensors = {
+        f"base_model.model.{site}.weight": np.ones((2, 3), np.float32),
+        "base_model.model.q.lora_A.weight": np.ones((1, 3), np.float32),
+        "base_model.model.q.lora_B.weight": np.ones((2, 1), np.float32),
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert jaxmix.load(tmp_path).sites == ("q", site)

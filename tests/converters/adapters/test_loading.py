@@ -1,0 +1,203 @@
+"""`load`: paths, subfolders, and a Python that has neither torch nor peft."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import huggingface_hub
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.converters.adapters import loading
+from jaxmix.converters.adapters.format import Format
+from jaxmix.converters.adapters.loading import FORMATS
+from jaxmix.errors import CheckpointError, UnsupportedError
+
+from .peft.folders import SITE, refused, save
+
+KNOWN = ", ".join(repr(one.name) for one in loading.FORMATS)
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+# -------------------------------------------------------------------------------------- paths
+
+
+def test_paths_of_every_kind(tmp_path, monkeypatch):
+    """A string, a Path, one that is relative, one at home, one with a slash at its end, a link."""
+    save(tmp_path / "style")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "link").symlink_to(tmp_path / "style")
+    for path in (tmp_path / "style", str(tmp_path / "style"), "style", "style/", "~/style", "link"):
+        assert jaxmix.load(path).name == "style"
+    monkeypatch.chdir(tmp_path / "style")
+    assert jaxmix.load(".").name == "style"
+    assert jaxmix.load(".", "other").name == "other"
+    assert jaxmix.load(".", strength=0.25).strength == 0.25
+
+
+def test_a_folder_is_preferred_to_the_hub(tmp_path, monkeypatch):
+    """What looks like an id and is a folder here is read here."""
+    save(tmp_path / "owner" / "style")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    assert jaxmix.load("owner/style").name == "style"
+
+
+def test_a_file_instead_of_its_folder(tmp_path):
+    """The tensors stand for the folder, whose config is read; another file does not."""
+    path = save(tmp_path / "style") / FILES[1]
+    adapter = jaxmix.load(path)
+    assert (adapter.name, adapter.source) == ("style", "style")
+    assert adapter.updates[SITE].scale == jaxmix.load(tmp_path / "style").updates[SITE].scale
+    said = refused(CheckpointError, path.with_name(FILES[0]))
+    assert said.endswith(". Give the folder that holds it.")
+    assert all(one.what in said for one in FORMATS)
+
+
+EXPECTED = (
+    "Expected a folder with adapter_config.json and adapter_model.safetensors, or 'owner/name'."
+)
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "nothing", "/no/such", "a b/c", "é/x"])
+def test_neither_a_folder_nor_an_id(path):
+    """An id has one slash and plain letters."""
+    said = refused(CheckpointError, path)
+    assert said == f"{path!r} is neither a folder nor a hub id.\n{EXPECTED}"
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "\ud800"])
+def test_what_can_not_be_looked_up(path):
+    """The system's own reason is passed on, and the path is cut."""
+    said = refused(CheckpointError, path)
+    assert said.startswith(f"the adapter {path[:79]!r}"[:-1]) and "can't be looked up: " in said
+    assert said.endswith(". Check its spelling.")
+
+
+def test_a_folder_closed_to_us(tmp_path, monkeypatch):
+    """Where even the look is forbidden."""
+    folder = save(tmp_path)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    said = refused(CheckpointError, folder)
+    assert said.endswith(" can't be looked up: Permission denied. Check its spelling.")
+
+
+def test_subfolders(tmp_path):
+    """They name the adapter, and stay inside."""
+    save(tmp_path / "repo" / "a" / "b")
+    assert jaxmix.load(tmp_path / "repo", subfolder="a/b").name == "b"
+    assert jaxmix.load(tmp_path / "repo" / "a" / "b", subfolder=None).name == "b"
+    for out in ("..", "../repo", "a/../../x", str(tmp_path), "a\\b", "", "."):
+        assert refused(CheckpointError, tmp_path / "repo", subfolder=out) == (
+            f"subfolder {out!r} is no path inside its folder, expected one such as "
+            "'checkpoint-100'. Give the folder itself as the first argument."
+        )
+    said = refused(CheckpointError, tmp_path / "repo", subfolder="c")
+    assert f"{tmp_path / 'repo' / 'c'} has no adapter_config.json; found no such folder" in said
+
+
+def test_a_subfolder_that_is_a_link(tmp_path):
+    """Links are their owner's business: the hub's own cache is made of them."""
+    save(tmp_path / "elsewhere")
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo" / "link").symlink_to(tmp_path / "elsewhere")
+    assert jaxmix.load(tmp_path / "repo", subfolder="link").name == "elsewhere"
+
+
+# ------------------------------------------------------------------------ without torch and peft
+
+
+def test_without_torch_and_peft(tmp_path):
+    """Reading and composing import neither, and work where they can't be imported."""
+    save(tmp_path / "lora")
+    save(tmp_path / "oft", "oft")
+    program = f"""
+        import sys
+        blocked = ("torch", "peft", "transformers")
+        for name in blocked:
+            sys.modules[name] = None
+            try:
+                __import__(name)
+            except ImportError:
+                continue
+            raise SystemExit("not blocked")
+        import numpy as np
+        import jaxmix
+        adapters = [jaxmix.load({str(tmp_path)!r} + "/" + name) for name in ("lora", "oft")]
+        out = jaxmix.compose({{"{SITE}.weight": np.ones((6, 4), np.float32)}}, adapters)
+        assert not [m for m in sys.modules if m.split(".")[0] in blocked and sys.modules[m]]
+        print(out["{SITE}.weight"].shape)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "(6, 4)\n"), done.stderr
+
+
+# ------------------------------------------------------------------------------------ formats
+
+
+def test_a_format_by_name(tmp_path):
+    """Forced, and unknown."""
+    folder = save(tmp_path / "style")
+    assert jaxmix.load(folder, format="peft").name == "style"
+    said = refused(UnsupportedError, folder, format="pickle")
+    assert said == f"format 'pickle' is not known, expected one of {KNOWN}."
+
+
+def test_options_that_a_reader_does_not_take(tmp_path):
+    """Nothing is passed over in silence."""
+    folder = save(tmp_path / "style")
+    said = refused(UnsupportedError, folder, rank=3, colour="red")
+    assert said.startswith("style is of the format 'peft', whose reader takes ")
+    assert said.endswith("; found colour, rank. Leave it out, or force another with format='…'.")
+
+
+def test_a_file_of_no_format(tmp_path):
+    """And one in which a subfolder is looked for."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"")
+    said = refused(CheckpointError, path)
+    assert said.startswith(f"{path} is a file, expected a folder with adapter_config.json and ")
+    said = refused(CheckpointError, path, subfolder="a")
+    assert said == f"{str(path)!r} is a file, which has no subfolder.\n{EXPECTED}"
+
+
+def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
+    """A file or folder that it recognises is its own, unless another is forced."""
+    mine = Format(
+        name="mine",
+        what="a file .mine",
+        recognises=lambda path: path.suffix == ".mine",
+        read=lambda path, name, strength, *, rank=1: Adapter({}, strength, f"{name} {rank}"),
+        options=("rank",),
+    )
+    monkeypatch.setattr(loading, "FORMATS", (mine, *loading.FORMATS))
+    folder = save(tmp_path / "style")
+    path = tmp_path / "x.mine"
+    path.write_bytes(b"")
+    assert jaxmix.load(folder).name == "style"
+    assert jaxmix.load(path, rank=3, strength=0.5).name == "x 3"
+    assert jaxmix.load(folder, format="mine").name == "style 1"
+    assert "has no adapter_config.json" in refused(CheckpointError, path, format="peft")
+
+
+def test_where_it_came_from(tmp_path, monkeypatch):
+    """As it was said; of a path that is private only the end."""
+    save(tmp_path / "a" / "style")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    told = {"a/style": "a/style", "a/style/": "a/style", "~/a/style": "style", "./a": "a"}
+    told |= {str(tmp_path / "a" / "style"): "style", "a/../a/style": "a/../a/style"}
+    for text, source in told.items():
+        subfolder = "style" if text == "./a" else None
+        found = jaxmix.load(text, subfolder=subfolder, strength=0.5)
+        assert found.source == source + ("/style" if subfolder else "")
+        assert found.renamed("other").source == (2 * found).source == found.source

@@ -1,0 +1,184 @@
+"""`load` from the hub: the real client on a cache laid out by hand, and each of its errors."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+import jaxmix
+from jaxmix import JaxmixError
+from jaxmix.converters.adapters import loading
+from jaxmix.converters.adapters.format import Format
+from jaxmix.errors import CheckpointError, UnsupportedError
+
+from .peft.folders import SITE, refused, save
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache laid out as the hub's client does it, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repo = tmp_path / "hub" / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    (repo / "refs" / "v2").write_text(COMMIT[::-1])
+    return repo / "snapshots"
+
+
+def test_from_the_cache(cache):
+    """The real client, offline: the whole repository, a subfolder, a revision."""
+    save(cache / COMMIT)
+    save(cache / COMMIT / "inner" / "style")
+    save(cache / COMMIT[::-1], "oft")
+    assert jaxmix.load("owner/name").name == "name"
+    assert jaxmix.load("owner/name", "mine").name == "mine"
+    assert jaxmix.load("owner/name", subfolder="inner/style").name == "style"
+    assert jaxmix.load("owner/name").updates[SITE].family == "LoRA"
+    assert jaxmix.load("owner/name").source == "owner/name"
+    inner = jaxmix.load("owner/name", subfolder="inner/style", revision=COMMIT)
+    assert inner.source == f"owner/name/inner/style@{COMMIT}"
+    for revision in ("v2", COMMIT[::-1]):
+        assert jaxmix.load("owner/name", revision=revision).updates[SITE].family == "OFT"
+
+
+def test_not_in_the_cache(cache):
+    """Which file of which repository, and both ways out."""
+    for options, place in (
+        ({}, "owner/name on the hub"),
+        ({"subfolder": "x"}, "owner/name/x on the hub"),
+        ({"revision": "v9"}, "owner/name on the hub at revision 'v9'"),
+    ):
+        assert refused(CheckpointError, "owner/name", **options) == (
+            f"{place}: adapter_config.json is not in the local cache and the hub can't be reached. "
+            "'owner/name' is no folder here either: go online once, or give the path of a "
+            "downloaded folder."
+        )
+    save(cache / COMMIT)
+    (cache / COMMIT / FILES[1]).unlink()
+    said = refused(CheckpointError, "owner/name")
+    assert "adapter_model.safetensors is not in the local cache" in said
+    assert "'owner/else' is no folder here either" in refused(CheckpointError, "owner/else")
+
+
+def test_damaged_in_the_cache(cache):
+    """The path of the bad file is named, so that it can be thrown away."""
+    save(cache / COMMIT)
+    (cache / COMMIT / FILES[1]).write_bytes(b"x")
+    said = refused(CheckpointError, "owner/name")
+    assert said.startswith(f"{cache / COMMIT / FILES[1]} (1 bytes) is no whole safetensors file")
+
+
+def failing(kind, at=FILES[0], folder=Path()):
+    """A download that raises at one file, as the hub's client would, and finds the other."""
+
+    def download(repo_id, filename, *, subfolder=None, revision=None):
+        assert repo_id == "owner/name"
+        if filename not in FILES:  # that of another format: a PEFT repository has none
+            raise errors.EntryNotFoundError("not there")
+        if filename == at:
+            error = kind.__new__(kind)
+            error.args = ("what the client said",)
+            raise error
+        return str(folder / filename)
+
+    return download
+
+
+GATED = "is gated. Ask for access on its page, then `hf auth login`."
+UNKNOWN = (
+    "'owner/name' is neither a folder here nor a repository on the hub. Check the spelling; a "
+    "private repository needs `hf auth login`."
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (errors.GatedRepoError, f"owner/name/sub on the hub at revision 'v1' {GATED}"),
+        (errors.RepositoryNotFoundError, UNKNOWN),
+        (
+            errors.RevisionNotFoundError,
+            "owner/name on the hub has no revision 'v1'. Give a branch, a tag or a commit that it "
+            "has.",
+        ),
+        (
+            errors.EntryNotFoundError,
+            "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, so it is no "
+            "PEFT adapter there. If it lies in a folder of the repository, say subfolder='…'.",
+        ),
+        (errors.HfHubHTTPError, None),
+        (errors.HFValidationError, None),
+        (ConnectionError, None),
+        (OSError, None),
+        (RuntimeError, None),
+    ],
+)
+def test_what_the_hub_says(kind, expected, monkeypatch):
+    """Each of the client's errors in our words, and any other passed on in its own."""
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing(kind))
+    expected = expected or (
+        "owner/name/sub on the hub at revision 'v1': adapter_config.json can't be had: what the "
+        "client said. Try again, or download the folder and give its path."
+    )
+    with pytest.raises(JaxmixError) as caught:
+        jaxmix.load("owner/name", subfolder="sub", revision="v1")
+    assert caught.type is CheckpointError and str(caught.value) == expected
+    assert isinstance(caught.value.__cause__, kind)
+
+
+def test_a_repository_with_pickles_only(tmp_path, monkeypatch):
+    """How to convert them; they are not even downloaded."""
+    folder = save(tmp_path)
+    download = failing(errors.EntryNotFoundError, FILES[1], folder)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert refused(CheckpointError, "owner/name") == (
+        "owner/name on the hub has no adapter_model.safetensors. If it has a .bin, download the "
+        "folder and convert it: jaxmix reads no pickles. With torch:\n"
+        "  tensors = torch.load('adapter_model.bin', map_location='cpu', weights_only=True)\n"
+        "  safetensors.torch.save_file(tensors, 'adapter_model.safetensors')"
+    )
+
+
+def test_a_format_of_single_files(monkeypatch):
+    """There is no file to look for."""
+    one = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
+    monkeypatch.setattr(loading, "FORMATS", (one, *loading.FORMATS))
+    assert refused(UnsupportedError, "owner/name", format="mine") == (
+        "owner/name: the format 'mine' is one of single files, which are not looked for on the "
+        "hub. Download the file with `hf download owner/name`, and give its path."
+    )
+
+
+def test_a_repository_that_changes_meanwhile(tmp_path, monkeypatch):
+    """Two files of two commits are no adapter."""
+    for name in FILES:
+        save(tmp_path / name)
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repo, file, **_: str(tmp_path / file / file)
+    )
+    assert refused(CheckpointError, "owner/name") == (
+        "owner/name on the hub changed between its two files. Try again, or give a commit: "
+        "revision='…'."
+    )
+
+
+def test_what_is_asked_of_the_hub(tmp_path, monkeypatch):
+    """Two files, with subfolder and revision, and nothing else."""
+    folder = save(tmp_path)
+    asked = []
+
+    def download(repo_id, filename, **options):
+        asked.append((repo_id, filename, options))
+        return str(folder / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert jaxmix.load("own.er/na_me-1", subfolder="a/b", revision="v1").name == "b"
+    options = {"subfolder": "a/b", "revision": "v1"}
+    assert asked == [("own.er/na_me-1", name, options) for name in FILES]
+    refused(CheckpointError, "owner/name", subfolder="../x")
+    assert len(asked) == 2

@@ -1,0 +1,55 @@
+"""Packed bases: those of the golden, laid out as folders, and weights packed by hand."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from ....goldens.archive import Archive
+
+__all__ = ["CASES", "GOLDEN", "packed", "save", "unpacked"]
+
+GOLDEN = Archive("packed")
+CASES: dict[str, dict[str, Any]] = GOLDEN.json("cases")
+
+
+def packed(case: str, module: str = "") -> dict[str, np.ndarray]:
+    """A case's tensors, as a checkpoint has them, under a module."""
+    with tempfile.TemporaryDirectory() as folder:
+        # From a file, since safetensors reads no bfloat16 from bytes into NumPy.
+        path = Path(folder, "packed.safetensors")
+        path.write_bytes(GOLDEN.zip.read(f"{case}/packed"))
+        return {f"{module}{name}": tensor for name, tensor in load_file(path).items()}
+
+
+def unpacked(case: str) -> np.ndarray:
+    """What the quantization's own library makes of them."""
+    return GOLDEN.tensors(f"{case}/unpacked")[""]
+
+
+def save(
+    folder: Path, tensors: dict[str, Any], settings: dict[str, Any] | None, **config: Any
+) -> Path:
+    """A folder of two shards, with the settings in its config.json."""
+    folder.mkdir()
+    told = {"model_type": "llama", **config}
+    told |= {"quantization_config": settings} if settings is not None else {}
+    (folder / "config.json").write_text(json.dumps(told))
+    names = sorted(tensors)
+    where: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = f"model-{number + 1}.safetensors"
+        kept = {name: np.ascontiguousarray(tensors[name]) for name in part}
+        save_file(kept, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(part, file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    count = sum(tensor.size for tensor in tensors.values())
+    index = {
+        "metadata": {"total_size": size, "total_parameters": count},
+        "weight_map": {name: where[name] for name in tensors},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder

@@ -1,0 +1,151 @@
+"""Packed weights against what the quantizations' own libraries made of them, bit for bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import jaxmix
+from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.checkpoints.huggingface import read_checkpoint
+from jaxmix.converters.checkpoints.quantization import Packed, look
+from jaxmix.converters.checkpoints.sharded_reading import load_params
+from jaxmix.converters.merging import merge_checkpoint, recipe, verify_merge
+from jaxmix.errors import LayoutError, UnsupportedError
+from jaxmix.families import LoRA
+
+from .bases import CASES, packed, save, unpacked
+
+BF16 = ml_dtypes.bfloat16
+MODULE = "model.layers.0."
+
+
+def matrix(case: str) -> np.ndarray:
+    """What is to be had, in float32."""
+    return unpacked(case)
+
+
+def found(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder."""
+    return {n: a for f in sorted(folder.glob("*.safetensors")) for n, a in load_file(f).items()}
+
+
+def name_of(case: str, module: str = MODULE) -> str:
+    """The unpacked weight's name."""
+    return module + CASES[case]["weight"]
+
+
+def adapter(case: str) -> jaxmix.Adapter:
+    """LoRA on a case's weight, or on its experts' tensor."""
+    shape = unpacked(case).shape
+    rng = np.random.default_rng(3)
+    site, lead = name_of(case).removesuffix(".weight"), shape[:-2]
+    out, width = shape[-2:] if not lead else shape[:-3:-1]
+    a, b = (
+        jnp.asarray(rng.normal(size=(*lead, *size)), jnp.float32) for size in ((2, width), (out, 2))
+    )
+    return jaxmix.Adapter({site: LoRA(a, b, 0.5)})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows(case: str, tmp_path: Path) -> None:
+    """Any run of rows is the library's, bit for bit; runs need not begin at bytes or words."""
+    base = save(tmp_path / "base", packed(case, MODULE), CASES[case]["settings"])
+    readout = look(read_checkpoint(base))
+    weight, want = readout.packed[name_of(case)], matrix(case)
+    assert not readout.wrong and isinstance(weight, Packed) and weight.shape == want.shape
+    assert readout.parts >= packed(case, MODULE).keys()
+    np.testing.assert_array_equal(weight.read(), want)
+    for start, stop in ((0, 1), (1, 2), (1, len(want)), (len(want) - 1, len(want)), (2, 2)):
+        np.testing.assert_array_equal(weight.rows(slice(start, stop)), want[start:stop])
+
+
+@pytest.mark.parametrize(
+    "case", ["nf4_nested", "nf4_odd", "int8", "gptq_3_desc_act", "awq", "mxfp4"]
+)
+def test_merged(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights with and without an adapter are rounded once, and verified as proven."""
+    monkeypatch.setattr(recipe, "BLOCK", 200)
+    other, plain = "model.layers.1.", np.ones((6, 4), np.float16)
+    tensors = packed(case, MODULE) | packed(case, other)
+    tensors |= {"lm_head.weight": plain, f"{MODULE}proj.bias": plain[0], "model.ids": np.arange(3)}
+    settings = CASES[case]["settings"]
+    base, out = save(tmp_path / "base", tensors, settings, dtype="float16"), tmp_path / "out"
+    if case == "mxfp4":
+        merged = merge_checkpoint(base, jaxmix.Adapter({}), out, dequantize=True, verify=True)
+    else:
+        merged = merge_checkpoint(base, adapter(case), out, dequantize=True, verify=True)
+        assert merged.changed == (name_of(case),)
+        assert not verify_merge(base, 2 * adapter(case), out, dequantize=True).ok
+    assert merged.verified is not None and merged.verified.ok and merged.dequantized == 2
+    assert merged.copied == 3
+    made, want = found(out), matrix(case)
+    kept = {"lm_head.weight", f"{MODULE}proj.bias", "model.ids"}
+    assert made.keys() == {*kept, name_of(case), name_of(case, other)}
+    assert all(np.array_equal(made[name], tensors[name]) for name in kept)
+    np.testing.assert_array_equal(made[name_of(case, other)], want.astype(BF16))
+    if case != "mxfp4":
+        update: Any = adapter(case).updates[name_of(case).removesuffix(".weight")]
+        exact = want + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
+        off = np.abs(made[name_of(case)].astype(np.float64) - exact)
+        assert (off <= np.abs(exact) * 2**-8 + 1e-6).all()
+    told = json.loads((out / "config.json").read_text())
+    assert told == {"model_type": "llama", "dtype": "bfloat16"}
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {
+        "total_size": sum(a.nbytes for a in made.values()),
+        "total_parameters": sum(a.size for a in made.values()),
+    }
+    assert index["weight_map"] == {
+        n: f.name for f in sorted(out.glob("*.safetensors")) for n in load_file(f)
+    }
+
+
+@pytest.mark.parametrize("case", ["nf4", "int8", "gptq_4", "awq", "mxfp4", "fp4_in_bfloat16"])
+def test_not_in_secret(case: str, tmp_path: Path) -> None:
+    """Where an adapter touches a packed weight, quantization and option are named."""
+    tensors = packed(case, MODULE) | {"lm_head.weight": np.ones((6, 4), np.float32)}
+    settings = CASES[case]["settings"]
+    base = save(tmp_path / "base", tensors, settings)
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, adapter(case), tmp_path / "out")
+    text, kind = str(caught.value), look(read_checkpoint(base)).packed[name_of(case)].kind
+    assert f"(quantized by {settings['quant_method']}): tensors that can't take an adapter" in text
+    assert f"\n  {name_of(case)} in model-" in text and f": {kind}\ndequantize=True" in text
+    assert text.endswith(
+        "dequantize=True writes all that is packed in bfloat16, and merges into that."
+    )
+    ones = np.ones((1, 4), np.float32)
+    head = jaxmix.Adapter({"lm_head": LoRA(jnp.asarray(ones), jnp.ones((6, 1)), 1.0)})
+    merged = merge_checkpoint(base, head, tmp_path / "out")
+    assert (merged.copied, merged.dequantized) == (len(tensors) - 1, 0)
+    assert (tmp_path / "out" / "config.json").read_text() == (base / "config.json").read_text()
+
+
+@pytest.mark.parametrize("case", ["nf4_nested", "gptq_3_desc_act", "awq", "mxfp4", "int8"])
+def test_readers_of_adapters_and_params(case: str, tmp_path: Path) -> None:
+    """They read what the packed tensors stand for, never the codes."""
+    tensors = packed(case, MODULE) | {"norm.weight": np.ones(3, np.float32)}
+    base, want = save(tmp_path / "base", tensors, CASES[case]["settings"]), matrix(case)
+    module = name_of(case).removesuffix(".weight")
+    model = base_model(base)
+    assert set(model.modules) == {module, "norm"} and model.shape(module) == want.shape
+    np.testing.assert_array_equal(model.weight(module), want)
+    with pytest.raises(UnsupportedError) as caught:
+        load_params(base)
+    text, part = str(caught.value), next(iter(packed(case, MODULE)))
+    assert f"quantized by {CASES[case]['settings']['quant_method']}: tensors that are no we" in text
+    assert part in text and text.endswith("dequantize=True reads the weights that they stand for.")
+    with pytest.raises(UnsupportedError, match="no weights by themselves"):
+        load_params(base, names=[part])
+    assert load_params(base, names=["norm.weight"]).keys() == {"norm.weight"}
+    params = load_params(base, dequantize=True)
+    assert params.keys() == {name_of(case), "norm.weight"}
+    np.testing.assert_array_equal(np.asarray(params[name_of(case)]), want.astype(BF16))
+    wide = load_params(base, dequantize=True, dtype=np.float32, names=[name_of(case)])
+    np.testing.assert_array_equal(np.asarray(wide[name_of(case)]), want)

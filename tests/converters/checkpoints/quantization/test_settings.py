@@ -1,0 +1,216 @@
+"""Where the settings of a quantization stand, and what they change: versions, models, files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.checkpoints.huggingface import read_checkpoint
+from jaxmix.converters.checkpoints.quantization import look
+from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.converters.merging.place import Place
+from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.families import LoRA
+
+from .bases import CASES, packed, save, unpacked
+
+BF16 = ml_dtypes.bfloat16
+NOTHING = jaxmix.Adapter({})
+
+
+def read(folder: Path, name: str = "proj.weight") -> np.ndarray:
+    """A packed weight as it is read."""
+    readout = look(read_checkpoint(folder))
+    assert not readout.wrong
+    return readout.packed[name].read()
+
+
+def by_hand(tensors: dict[str, np.ndarray], bits: int, plus: int) -> np.ndarray:
+    """GPTQ's formula, number by number: a dense string of bits, the lowest first."""
+    codes, zeros = tensors["proj.qweight"], tensors["proj.qzeros"]
+    scales, groups = tensors["proj.scales"], tensors["proj.g_idx"]
+
+    def number(words: Any, at: int) -> int:
+        string = sum((int(word) % 2**32) << 32 * k for k, word in enumerate(words))
+        return string >> at * bits & 2**bits - 1
+
+    out = np.empty((codes.shape[1], len(groups)), np.float32)
+    for o, i in np.ndindex(*out.shape):
+        group = groups[i]
+        step = number(codes[:, o], i) - number(zeros[group], o) - plus
+        out[o, i] = np.float16(float(scales[group, o]) * step)
+    return out
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2", None])
+def test_zero_points_of_gptq(bits: int, version: str | None, tmp_path: Path) -> None:
+    """Those of version 1 are stored less 1; without a version it is that one."""
+    tensors = packed(f"gptq_{bits}_desc_act")
+    settings = {"quant_method": "gptq", "bits": bits, "checkpoint_format": version}
+    want = by_hand(tensors, bits, plus=int(version != "gptq_v2"))
+    np.testing.assert_array_equal(read(save(tmp_path / "base", tensors, settings)), want)
+
+
+def test_a_zero_point_of_0_is_a_borrow(tmp_path: Path) -> None:
+    """Version 1 takes 1 off whole words, so that a zero point of 0 takes one from the next."""
+    tensors, zeros = packed("gptq_4"), np.zeros((4, 96), np.uint32)
+    zeros[:, 1::2] = 5
+    words = np.bitwise_or.reduce([zeros[:, k::8] << np.uint32(4 * k) for k in range(8)])
+    settings = CASES["gptq_4"]["settings"]
+    plain = {"proj.qzeros": words.view(np.int32)}
+    less = {"proj.qzeros": (words - np.uint32(0x11111111)).view(np.int32)}
+    old = save(tmp_path / "old", tensors | less, settings)
+    new = save(tmp_path / "new", tensors | plain, settings | {"checkpoint_format": "gptq_v2"})
+    np.testing.assert_array_equal(read(old), read(new))
+
+
+@pytest.mark.parametrize("group_size", [16, -1, "x"])
+def test_groups_in_order(group_size: Any, tmp_path: Path) -> None:
+    """Without an index of groups they follow each other."""
+    tensors = packed("gptq_8")
+    del tensors["proj.g_idx"]
+    settings = CASES["gptq_8"]["settings"] | {"group_size": group_size}
+    base = save(tmp_path / "base", tensors, settings)
+    np.testing.assert_array_equal(read(base), unpacked("gptq_8"))
+
+
+@pytest.mark.parametrize(
+    ("file", "case"), [("quantize_config.json", "gptq_4"), ("quant_config.json", "awq")]
+)
+def test_settings_beside_the_config(file: str, case: str, tmp_path: Path) -> None:
+    """Older repositories have them in a file of their own, which the output must not keep."""
+    base = save(tmp_path / "base", packed(case) | {"z": np.ones(1)}, None)
+    (base / file).write_text(json.dumps({"w_bit": 4, "group_size": 16, "version": "GEMM"}))
+    if case == "gptq_4":
+        (base / file).write_text(json.dumps({"bits": 4, "group_size": 16}))
+    merged = merge_checkpoint(base, NOTHING, tmp_path / "out", dequantize=True, verify=True)
+    assert merged.left_out == (f"{file}: it tells how the base was quantized",)
+    assert not (tmp_path / "out" / file).exists()
+    made = load_file(tmp_path / "out" / "model-1.safetensors")
+    made |= load_file(tmp_path / "out" / "model-2.safetensors")
+    np.testing.assert_array_equal(made["proj.weight"], unpacked(case).astype(BF16))
+    ones = np.ones((2, 2), np.float32)
+    plain = save(tmp_path / "plain", {"proj.weight": ones, "z": ones}, None)
+    (plain / file).write_text("{}")
+    assert not merge_checkpoint(plain, NOTHING, tmp_path / "copy", dequantize=True).left_out
+
+
+@pytest.mark.parametrize("case", ["nf4", "int8", "mxfp4"])
+def test_one_file_alone(case: str, tmp_path: Path) -> None:
+    """Where the tensors tell all, no config is needed."""
+    file = tmp_path / "base.safetensors"
+    save_file(packed(case), file)
+    out = tmp_path / "out.safetensors"
+    merged = merge_checkpoint(file, NOTHING, out, dequantize=True, verify=True)
+    assert merged.dequantized == 1
+    want = {CASES[case]["weight"]: unpacked(case).astype(BF16)}
+    made = load_file(out)
+    assert made.keys() == want.keys()
+    np.testing.assert_array_equal(*made.values(), *want.values())
+
+
+def test_the_settings_of_a_part(tmp_path: Path) -> None:
+    """An image model's config has them, and its dtype, for the text; all parts lose them."""
+    settings = CASES["nf4"]["settings"]
+    text = {"quantization_config": settings, "dtype": "float16", "a": 1}
+    base = save(
+        tmp_path / "base", packed("nf4"), settings, text_config=text, torch_dtype="float16", b=[1]
+    )
+    merge_checkpoint(base, NOTHING, tmp_path / "out", dequantize=True)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+        "text_config": {"dtype": "bfloat16", "a": 1},
+        "b": [1],
+    }
+
+
+@pytest.mark.parametrize("case", ["nf4", "gptq_4"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_conv1d(case: str, nested: bool, tmp_path: Path) -> None:
+    """Quantizers make linear layers of GPT-2's Conv1D, and its checkpoints have it (in, out)."""
+    tensors = {
+        name.replace("proj.", f"h.0.attn.{module}."): tensor
+        for module in ("c_attn", "other")
+        for name, tensor in packed(case).items()
+    }
+    config = {"model_type": "x", "decoder": {"model_type": "gpt2"}}
+    base = save(
+        tmp_path / "base",
+        tensors,
+        CASES[case]["settings"],
+        **(config if nested else {"model_type": "gpt2"}),
+    )
+    want = unpacked(case)
+    assert base_model(base).shape("h.0.attn.c_attn") == want.T.shape
+    np.testing.assert_array_equal(read(base, "h.0.attn.c_attn.weight"), want.T)
+    np.testing.assert_array_equal(read(base, "h.0.attn.other.weight"), want)
+    turned = look(read_checkpoint(base)).packed["h.0.attn.c_attn.weight"]
+    np.testing.assert_array_equal(turned.rows(slice(3, 7)), want.T[3:7])
+
+
+def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that was interrupted goes on with the shards that it had dequantized."""
+    tensors = packed("gptq_4", "a.") | packed("gptq_4", "b.") | packed("gptq_4", "c.")
+    base = save(tmp_path / "base", tensors, CASES["gptq_4"]["settings"])
+    finish, whole = Place.finished, []
+
+    def failing(self: Place, number: int, *args: Any) -> None:
+        if whole:
+            raise OSError("no more")
+        whole.append(number)
+        finish(self, number, *args)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "finished", failing)
+        with pytest.raises(CheckpointError, match="1 of 2 shards are whole"):
+            merge_checkpoint(base, NOTHING, out, dequantize=True)
+    with pytest.raises(CheckpointError, match="Different: the base's tensors"):
+        merge_checkpoint(base, NOTHING, out, resume=True)
+    merged = merge_checkpoint(base, NOTHING, out, dequantize=True, resume=True, verify=True)
+    assert merged.resumed == 1 and merged.verified is not None and merged.verified.ok
+    made = {n: a for file in out.glob("*.safetensors") for n, a in load_file(file).items()}
+    for name in "abc":
+        want = unpacked("gptq_4").astype(BF16)
+        np.testing.assert_array_equal(made.pop(f"{name}.proj.weight"), want)
+    assert not made
+
+
+def test_a_packed_head_is_no_tied_one(tmp_path: Path) -> None:
+    """Where the head is packed in tensors of other names, an embedding may change alone."""
+    wide = np.ones((96, 64), np.float32)
+    tensors = packed("gptq_4", "lm_head.") | {"model.embed_tokens.weight": wide}
+    tensors = {name.replace("lm_head.proj", "lm_head"): tensor for name, tensor in tensors.items()}
+    base = save(tmp_path / "base", tensors, CASES["gptq_4"]["settings"])
+    factors = jnp.ones((1, 64)), jnp.ones((96, 1))
+    lora = jaxmix.Adapter({"model.embed_tokens": LoRA(*factors, 1.0)})
+    merged = merge_checkpoint(base, lora, tmp_path / "out", dequantize=True)
+    assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
+    made = {n: a for f in (tmp_path / "out").glob("*.safetensors") for n, a in load_file(f).items()}
+    assert made.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
+
+
+def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
+    """`base=` and `load_params` do not take the codes of another method for weights."""
+    from jaxmix.converters.checkpoints.sharded_reading import load_params
+
+    tensors = {"a.weight": np.ones((2, 2), np.int8), "a.weight_scales": np.ones(2, np.float32)}
+    base = save(tmp_path / "base", tensors, {"quant_method": "eetq"})
+    model = base_model(base)
+    with pytest.raises(CheckpointError, match="base, whose weights eetq packed, and it has none"):
+        model.weight("a")
+    for dequantize in (False, True):
+        with pytest.raises(UnsupportedError) as caught:
+            load_params(base, dequantize=dequantize)
+        text = str(caught.value)
+        assert "is quantized by eetq: tensors that are no weights by themselves" in text
+        assert "a.weight" in text and text.endswith("Take the checkpoint that it was made from.")

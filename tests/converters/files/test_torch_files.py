@@ -1,0 +1,125 @@
+"""Files that `torch.save` wrote: read with torch, without running code, and refused without it."""
+
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import CheckpointError
+
+from ..adapters.formats.files import BASE, kohya
+from ..adapters.peft.folders import FORMS, SITE, factors, keyed, refused, save
+
+torch = pytest.importorskip("torch")
+BIN = "adapter_model.bin"
+
+
+def pickled(folder: Path, content: Any, **options: Any) -> Path:
+    """A PEFT folder whose tensors torch wrote."""
+    save(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(content, folder / BIN, **options)
+    return folder
+
+
+def tensors(dtype: Any = torch.float32) -> dict[str, Any]:
+    """LoRA's factors under PEFT's keys."""
+    made = keyed(factors(FORMS["lora"]))
+    return {key: torch.from_numpy(array).to(dtype) for key, array in made.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_a_bin_is_read_with_its_dtype_and_bits(dtype: str, tmp_path: Path) -> None:
+    """Equal bit for bit to the same tensors in safetensors."""
+    content = tensors(getattr(torch, dtype))
+    found = jaxmix.load(pickled(tmp_path / "bin", content)).updates[SITE]
+    wanted = {
+        key: np.asarray(x.double()).astype(getattr(ml_dtypes, dtype, dtype))
+        for key, x in content.items()
+    }
+    expected: Any = jaxmix.load(save(tmp_path / "safe", tensors=wanted)).updates[SITE]
+    for name in ("a", "b"):
+        left, right = getattr(found, name), getattr(expected, name)
+        assert left.dtype == right.dtype == dtype and left.tobytes() == right.tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: {"state_dict": x, "epoch": 3},
+        lambda x: OrderedDict(x),
+        lambda x: {key: torch.nn.Parameter(v) for key, v in x.items()},
+        lambda x: {key: v.t().contiguous().t() for key, v in x.items()},
+    ],
+    ids=["state_dict", "ordered", "parameters", "strided"],
+)
+def test_other_contents_of_a_bin(change: Any, tmp_path: Path) -> None:
+    """A trainer's checkpoint, parameters with gradients, tensors that lie otherwise."""
+    found: Any = jaxmix.load(pickled(tmp_path / "x", change(tensors()))).updates[SITE]
+    np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
+
+
+def test_a_bin_of_old_torch(tmp_path: Path) -> None:
+    """Before 1.6 it was no zip."""
+    folder = pickled(tmp_path, tensors(), _use_new_zipfile_serialization=False)
+    found: Any = jaxmix.load(folder).updates[SITE]
+    np.testing.assert_array_equal(found.a, factors(FORMS["lora"])["lora_A.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([1], "holds a list, expected a dict of tensors by their names. Save the model's"),
+        ({"a": 3}, "holds more than tensors by their names:\n  a: int\nExpected a state dict."),
+        ({"a": {"b": torch.ones(1)}}, "\n  a: dict\n"),
+        ({3: torch.ones(1)}, "\n  3: Tensor\n"),
+        ({"a": torch.ones(2).to_sparse()}, "\n  a: Tensor\n"),
+        ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "tensors of a dtype that factors can't"),
+        ({"a": torch.ones(2).to(torch.complex64)}, "\n  a: complex64\n"),
+        ({}, "holds no tensors, expected an adapter's factors"),
+    ],
+    ids=["list", "number", "nested", "key", "sparse", "float8", "complex", "empty"],
+)
+def test_contents_that_are_no_tensors(content: Any, expected: str, tmp_path: Path) -> None:
+    """Each is named."""
+    folder = pickled(tmp_path, content)
+    said = refused(CheckpointError, folder)
+    assert said.startswith(f"{folder / BIN}") and expected in said
+
+
+def test_safetensors_are_preferred(tmp_path: Path) -> None:
+    """As in PEFT, safetensors goes first; the other copy is read if its path is given."""
+    folder = save(tmp_path)
+    torch.save({key: 2 * x for key, x in tensors().items()}, folder / BIN)
+    safe: Any = jaxmix.load(folder).updates[SITE]
+    other: Any = jaxmix.load(folder / BIN).updates[SITE]
+    assert jaxmix.load(folder, filename=BIN).name == jaxmix.load(folder).name
+    np.testing.assert_array_equal(2 * np.asarray(safe.a), other.a)
+
+
+def test_a_kohya_file_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sd-scripts wrote .pt and .ckpt; without torch the recipe is there."""
+    path = tmp_path / "x.pt"
+    torch.save({key: torch.from_numpy(x.copy()) for key, x in kohya("lora").items()}, path)
+    assert jaxmix.load(path, base=list(BASE)).sites == ("proj",)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert refused(CheckpointError, path) == (
+        f"{path} is a pickle, which is read if torch is installed (pip install "
+        "'jaxmix-peft[torch]'). jaxmix reads no pickles. With torch:\n"
+        f"  tensors = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
+        f"  safetensors.torch.save_file(tensors, {str(tmp_path / 'x.safetensors')!r})"
+    )
+
+
+def test_a_torch_file_that_is_not_there(tmp_path: Path) -> None:
+    """For a reader that is called by itself."""
+    from jaxmix.converters.adapters.peft.tensors import read_tensors
+
+    for name in ("x.bin", "x.safetensors"):
+        with pytest.raises(CheckpointError, match=f"{name} does not exist. Give the path"):
+            read_tensors(tmp_path / name)

@@ -1,0 +1,148 @@
+"""Which layout is found where nobody says: by names, by shapes, or not at all."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import LayoutError, ShapeError
+from jaxmix.families import LoRA
+from jaxmix.placement import choosing
+from jaxmix.placement.layout import LAYOUTS, libraries, named
+
+Q, V, GATE = (
+    f"model.layers.0.{x}" for x in ("self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj")
+)
+
+
+def zeros(*shape: int) -> Any:
+    return jnp.zeros(shape, jnp.float32)
+
+
+def lora(**sites: Any) -> Adapter:
+    """LoRAs whose products are ones."""
+    return Adapter(
+        {s: LoRA(jnp.ones((1, i)), jnp.ones((o, 1)), 1.0) for s, (o, i) in sites.items()}
+    )
+
+
+def at(site: str, out: int, size: int) -> Adapter:
+    return lora(**{site: (out, size)})
+
+
+def scanned() -> Any:
+    """A MaxText tree of two layers, four heads of six."""
+    layers = {
+        "self_attention": {
+            "query": {"kernel": zeros(12, 2, 4, 6)},
+            "value": {"kernel": zeros(12, 2, 2, 6)},
+        },
+        "mlp": {"wi_0": {"kernel": zeros(12, 2, 20)}},
+    }
+    return {"params": {"decoder": {"layers": layers}}}
+
+
+def test_by_names() -> None:
+    """A site that all of MaxText's tables see alike needs no name."""
+    out = jaxmix.compose(scanned(), jaxmix.mix(at(V, 12, 12), at(GATE, 20, 12).renamed("b")))
+    layers = out["params"]["decoder"]["layers"]
+    value = np.asarray(layers["self_attention"]["value"]["kernel"])
+    assert (value[:, 0] == 1).all() and not value[:, 1].any()
+    assert (np.asarray(layers["mlp"]["wi_0"]["kernel"])[:, 0] == 1).all()
+
+
+def test_several_that_differ() -> None:
+    """MaxText's queries lie as its model says, and no leaf tells which model it is."""
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(scanned(), [at(V, 12, 12), at(Q, 24, 12).renamed("b")])
+    text = str(caught.value)
+    assert text.startswith(
+        "several layouts fit the params, 'maxtext_llama' and 'maxtext_qwen' and 'maxtext_mixtral', "
+        "and say otherwise how leaves are to be read:\n"
+        f"  {Q}: 'maxtext_llama' and 'maxtext_qwen'\n  {Q}: 'maxtext_llama' and 'maxtext_mixtral'\n"
+        "Say which it is: layout='maxtext_llama' or layout='maxtext_qwen' or layout="
+    )
+    llama, qwen = (
+        jaxmix.compose(scanned(), at(Q, 24, 12), layout=f"maxtext_{name}")["params"]["decoder"]
+        for name in ("llama", "qwen")
+    )
+    query = [x["layers"]["self_attention"]["query"]["kernel"] for x in (llama, qwen)]
+    np.testing.assert_allclose(np.asarray(query[0]) * 6**0.5, query[1], rtol=1e-6)
+    assert np.asarray(query[1])[:, 0].all()
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 12), (2, 12, 20)], ids=str)
+def test_by_shapes(shape: tuple[int, ...]) -> None:
+    """One leaf, whose axes the factors tell."""
+    params = {"layer_0": {"mlp": {"gating_einsum": zeros(*shape)}}}
+    update = LoRA(jnp.ones((1, 12)), jnp.arange(20.0)[:, None], 1.0)
+    out = jaxmix.compose(params, Adapter({GATE: update}))["layer_0"]["mlp"]["gating_einsum"]
+    want = np.broadcast_to(np.arange(20.0), (12, 20))
+    np.testing.assert_array_equal(out[0], want.T if shape[1] == 20 else want)
+    assert not np.asarray(out[1]).any()
+
+
+def test_no_shape_fits() -> None:
+    params = {"layer_0": {"mlp": {"gating_einsum": zeros(2, 7, 9)}}}
+    with pytest.raises(ShapeError, match=r"mlp.gate_proj: .*Was the adapter trained on another"):
+        try:
+            jaxmix.compose(params, at(GATE, 20, 12))
+        except ShapeError as error:
+            raise ShapeError(" ".join(str(error).split())) from None
+
+
+def test_some_sites_are_lost() -> None:
+    """Then the table that finds the most of them says which."""
+    other = at("model.layers.0.mlp.extra", 12, 12).renamed("b")
+    with pytest.raises(LayoutError, match=r"1 site .* by the layout 'maxtext_llama'") as caught:
+        jaxmix.compose(scanned(), [at(V, 12, 12), other])
+    assert "model.layers.0.mlp.extra: no rule of the layout is for its weight" in str(caught.value)
+
+
+def test_names_need_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where leaves are named after their sites, no table is looked at."""
+
+    def never() -> Any:
+        raise AssertionError("the tables were asked for")
+
+    monkeypatch.setattr(choosing, "libraries", never)
+    out = jaxmix.compose({f"{V}.weight": zeros(12, 12)}, at(V, 12, 12))
+    assert (np.asarray(out[f"{V}.weight"]) == 1).all()
+    with pytest.raises(AssertionError, match="asked for"):
+        jaxmix.compose(scanned(), at(V, 12, 12))
+
+
+def test_attach_and_the_bank_find_it_too() -> None:
+    """And what needs only shapes, under an outer trace."""
+    mixed = at(V, 12, 12)
+    want = jaxmix.compose(scanned(), mixed)
+    leaves = jaxmix.attach(scanned(), mixed)
+    held = leaves["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"]
+    kernel = want["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"]
+    assert bool((held.dense() == kernel).all())
+    traced = jax.jit(lambda p: jaxmix.compose(p, mixed))(scanned())
+    np.testing.assert_array_equal(
+        traced["params"]["decoder"]["layers"]["self_attention"]["value"]["kernel"], kernel
+    )
+
+
+def test_tied_heads() -> None:
+    """A table that knows a leaf for the head, and a tree without: PEFT changes one side only."""
+    embedding = "model.embed_tokens"
+    for tree, text in (
+        ({"embedder": {"input_embedding": zeros(32, 12)}}, "tunix"),
+        ({"params": {"token_embedder": {"embedding": zeros(32, 12)}}}, "maxtext_llama"),
+    ):
+        with pytest.raises(LayoutError, match=r"tied|same leaf"):
+            jaxmix.compose(tree, at(embedding, 32, 12), layout=text)
+
+
+def test_names_of_layouts() -> None:
+    assert set(LAYOUTS).isdisjoint(libraries())
+    assert all(named(name).name == name for name in (*LAYOUTS, *libraries()))
+    with pytest.raises(LayoutError, match=r"no layout 'maxtext', expected .*'maxtext_llama'"):
+        named("maxtext")

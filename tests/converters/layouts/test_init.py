@@ -1,0 +1,124 @@
+"""`jaxmix.init` on the trees of model libraries: what PEFT finds in the same model."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import LayoutError
+from jaxmix.placement.inverse import sites_of
+from jaxmix.placement.layout import Layout, Rule
+from jaxmix.placement.sites import Tree
+
+from .models import linears
+from .test_libraries import GOLDENS, SAID, golden, kind_of, nested, table
+
+_KEY = jax.random.key(0)
+
+
+def tree_of(path: Path) -> Any:
+    """The library's tree as most have it; KerasHub's is flat."""
+    leaves = golden(path)[1]
+    return leaves if "keras" in path.stem else nested(leaves)
+
+
+def layout_of(path: Path) -> Layout | None:
+    """The layout, where leaves of these names may lie in several ways."""
+    return table(path) if path.stem.removesuffix("-unscanned") in SAID else None
+
+
+@pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
+def test_all_linear_is_what_peft_finds(path: Path) -> None:
+    """Every linear layer but the head, by Hugging Face's names and sizes; and it composes."""
+    tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
+    made = jaxmix.init("lora", tree, _KEY, target_modules="all-linear", rank=2, layout=layout)
+    sizes = {s: (u.b.shape[0], u.a.shape[1]) for s, u in _loras(made).items()}
+    assert sizes == linears(kind)
+    moved = jax.tree.map(lambda x: x + 0.1 if getattr(x, "ndim", 0) == 2 else x, made)
+    with jax.disable_jit():
+        new = Tree.of(jaxmix.compose(tree, moved, layout=layout))
+    leaves = golden(path)[1]
+    held = {p.leaf for s in sizes for p in table(path).places(s, "weight")} & set(leaves)
+    for name, leaf in leaves.items():
+        got = np.asarray(new.leaves[new.where[name]])
+        assert (got != leaf).all() if name in held else got is leaf or (got == leaf).all()
+
+
+@pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
+def test_names_are_ends_of_paths(path: Path) -> None:
+    """PEFT's suffix rule, with its excludes and its layers, on names that no leaf has."""
+    tree, layout, kind = tree_of(path), layout_of(path), kind_of(path)
+    how: dict[str, Any] = {"rank": 1, "layout": layout}
+    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
+    assert set(made.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}
+    words: Any = {"exclude_modules": ["mlp"], "layers_to_transform": [1]}
+    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **words, **how)
+    assert set(made.sites) == {f"model.layers.1.self_attn.{x}_proj" for x in "qv"}
+    made = jaxmix.init("oft", tree, _KEY, target_modules=r".*\.1\..*o_proj", layout=layout)
+    assert made.sites == ("model.layers.1.self_attn.o_proj",)
+
+
+def _loras(made: jaxmix.Adapter) -> dict[str, Any]:
+    return dict(made.updates)
+
+
+@pytest.mark.parametrize("stem", ["maxtext-llama", "maxtext-qwen3", "maxtext-llama-unscanned"])
+def test_layouts_that_read_leaves_in_several_ways(stem: str) -> None:
+    """The error names them; what all of them read alike needs none."""
+    (path,) = [path for path in GOLDENS if path.stem == stem]
+    tree = tree_of(path)
+    said = "q_proj: 'maxtext_llama' and 'maxtext_qwen'\nSay which it is: layout='maxtext_llama' or "
+    with pytest.raises(LayoutError, match=re.escape(said)):
+        jaxmix.init("lora", tree, _KEY, target_modules="all-linear")
+    made = jaxmix.init("lora", tree, _KEY, target_modules=["gate_proj"], rank=1)
+    assert len(made.sites) == 2
+
+
+def test_a_leaf_beside_a_library_s_tree_is_listed() -> None:
+    """A weight that the layout has no rule for may be a linear layer: it is an error."""
+    (path,) = [path for path in GOLDENS if path.stem == "tunix-llama"]
+    tree = {**tree_of(path), "value_head": {"kernel": jnp.ones((24, 1))}}
+    with pytest.raises(LayoutError, match=r"which of their axes .*\n  value_head: \(24, 1\)\n"):
+        jaxmix.init("lora", tree, _KEY, target_modules="all-linear")
+    how: Any = {"target_modules": "all-linear", "exclude_modules": ["value_head"]}
+    assert len(jaxmix.init("lora", tree, _KEY, **how).sites) == 14
+
+
+def test_a_layout_of_your_own() -> None:
+    """Its rules are read backwards; modules that no rule spells are asked for by whole paths."""
+    layout = Layout(
+        "mine",
+        (
+            Rule(r"(?:net\.)*h\.(\d+)\.(up|down)", r"stack.\2", "i o -> o i", r"\1"),
+            Rule(r"h\.(\d+)\.out", r"even_{\1%2}.out", "i o -> o i", r"{\1//2}"),
+            Rule(r".*\.any[a-z]", "any", None),
+        ),
+    )
+    params = {
+        "stack": {"up": jnp.ones((2, 4, 6)), "down": jnp.ones((2, 6, 4))},
+        "even_0": {"out": jnp.ones((1, 4, 3))},
+        "even_1": {"out": jnp.ones((1, 4, 3))},
+        "any": jnp.ones((5, 4)),
+    }
+    how: dict[str, Any] = {"rank": 1, "layout": layout}
+    made = jaxmix.init("lora", params, _KEY, target_modules=["up", "out"], **how)
+    assert set(made.sites) == {"net.h.0.up", "net.h.1.up", "h.0.out", "h.1.out"}
+    made = jaxmix.init("lora", params, _KEY, target_modules=["x.anyz"], **how)
+    assert made.sites == ("x.anyz",)
+    bare = Layout("bare", (Rule(r"x\.any[a-z]", "any"),))
+    with pytest.raises(LayoutError, match="'bare' finds no module in the params by its rules"):
+        jaxmix.init("lora", params, _KEY, target_modules="all-linear", layout=bare)
+
+
+def test_numbers_are_counted_by_the_index_alone() -> None:
+    """Layers and experts are each counted by their own axis, not by the largest."""
+    shapes = {"decoder.layers.moe_block.wi_0": (2, 3, 4000, 5000)}
+    found = sites_of(jaxmix.layout.named("maxtext_qwen"), shapes)
+    assert set(found) == {
+        f"model.layers.{i}.mlp.experts.{e}.gate_proj" for i in range(3) for e in range(2)
+    }

@@ -1,0 +1,307 @@
+"""What rules can say of a leaf, and every way to run a mix through it: law 3.
+
+Each form has NumPy's own way from the leaf to PyTorch's matrix, written without einops.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, Layout, Rule
+from jaxmix.errors import LayoutError
+from jaxmix.placement.place import Place
+from jaxmix.unmerged.leaf import Factored
+
+from ...laws.draws import Module, made, normal
+from ...laws.truth import fold
+
+TWO = (("two", 2),)
+KINDS = ("LoRA", "DoRA", "LoHa", "OFT", "Replace")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A leaf's shape, PyTorch's matrix (12, 8) of one of its sites out of it, and the rules."""
+
+    leaf: tuple[int, ...]
+    get: Callable[[np.ndarray, int], np.ndarray]
+    rules: tuple[Rule, ...]
+    sites: int = 1
+    factor: float = 1.0
+
+
+def halves(x: np.ndarray) -> np.ndarray:
+    """Even entries of the last axis before the odd ones."""
+    return np.concatenate([x[..., ::2], x[..., 1::2]], -1)
+
+
+def heads(x: np.ndarray) -> np.ndarray:
+    """(D, N, H) as (N·H, D)."""
+    return x.transpose(1, 2, 0).reshape(12, 8)
+
+
+ROTARY = "d n (h two) -> (n two h) d"
+SCALE = (("h", -0.5), ("two", -0.5))
+HELD = {
+    "interleaved": Held(
+        (8, 3, 4), lambda x, i: heads(halves(x)), (Rule("a0", "w", ROTARY, None, "weight", TWO),)
+    ),
+    "interleaved and scaled": Held(
+        (8, 3, 4),
+        lambda x, i: heads(halves(x)) * 2,
+        (Rule("a0", "w", ROTARY, sizes=TWO, scale=SCALE),),
+        factor=0.5,
+    ),
+    "interleaved, scaled, scanned": Held(
+        (8, 2, 3, 4),
+        lambda x, i: heads(halves(x[:, i])) * 2,
+        (Rule(r"a(\d)", "w", ROTARY, r":, \1", sizes=TWO, scale=SCALE),),
+        sites=2,
+        factor=0.5,
+    ),
+    "interleaved columns": Held(
+        (12, 8),
+        lambda x, i: halves(x),
+        (Rule("a0", "w", "o (i two) -> o (two i)", sizes=TWO),),
+    ),
+    "scaled by a number": Held(
+        (12, 8), lambda x, i: x / 3, (Rule("a0", "w", scale=3.0),), factor=3
+    ),
+    "scaled and turned": Held(
+        (8, 12), lambda x, i: x.T / 3, (Rule("a0", "w", "i o -> o i", scale=3),), factor=3
+    ),
+    "one of three, scaled": Held(
+        (3, 12, 8),
+        lambda x, i: x[i] * (4, 1, 1)[i],
+        (Rule("a0", "w", index="0", scale=0.25), Rule(r"a([12])", "w", index=r"\1")),
+        sites=3,
+    ),
+    "layers that alternate": Held(
+        (8, 2, 3, 4),
+        lambda x, i: heads(x[:, i // 2]),
+        (
+            Rule(r"a([02])", "w", "d n h -> (n h) d", r":, {\1//2}"),
+            Rule(r"a([13])", r"v.{\1%2}", "d n h -> (n h) d", r":, {\1//2}"),
+        ),
+        sites=4,
+    ),
+}
+
+
+def adapters(held: Held) -> list[Adapter]:
+    """One of every kind at each site, at other strengths."""
+    module = Module("linear", (12, 8))
+    return [
+        Adapter(
+            {f"a{j}": made(kind, module, 10 * i + j) for j in range(held.sites)}, 0.4 + i / 9, kind
+        )
+        for i, kind in enumerate(KINDS)
+    ]
+
+
+def tree(held: Held) -> dict[str, Any]:
+    """The leaves, no two elements alike."""
+    rng = np.random.default_rng(0)
+    return {"w": normal(rng, *held.leaf), "v": {"1": normal(rng, *held.leaf)}}
+
+
+def matrix(held: Held, params: Any, i: int) -> np.ndarray:
+    """PyTorch's matrix of a site."""
+    is_odd = "{" in held.rules[0].index if held.rules[0].index else False
+    return held.get(np.asarray(params["v"]["1"] if is_odd and i % 2 else params["w"]), i)
+
+
+def truth(held: Held, mixed: list[Adapter], params: Any, i: int) -> np.ndarray:
+    """The same after the adapters."""
+    word = [(one.strength, one.updates[f"a{i}"]) for one in mixed]
+    new = fold(word, matrix(held, params, i))[0]
+    assert new is not None
+    return new
+
+
+same = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_dense(held: Held) -> None:
+    """All kinds in one mix, uncompiled; and one kind compiled, its buffers given up."""
+    layout, old = Layout("mine", held.rules), tree(held)
+    with jax.enable_x64(True):
+        for mixed in (adapters(held), adapters(held)[1:2]):
+            params, is_one = jax.tree.map(jnp.asarray, old), len(mixed) == 1
+            with jax.disable_jit(not is_one):
+                new = jaxmix.compose(params, mixed, layout=layout, donate=is_one)
+            for i in range(held.sites):
+                same(matrix(held, new, i), truth(held, mixed, old, i))
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_factored(held: Held) -> None:
+    """Base and map apart, where the leaf's axes are not both rows and columns."""
+    layout, old = Layout("mine", held.rules), tree(held)
+    with jax.enable_x64(True), jax.disable_jit():
+        params = jax.tree.map(jnp.asarray, old)
+        for mixed in (adapters(held)[:2], adapters(held)[2:4]):
+            leaves = jaxmix.attach(params, mixed, layout=layout)
+            own = [x for x in jax.tree.leaves(leaves, is_leaf=_held) if _held(x)]
+            want = jax.tree.leaves(jaxmix.compose(params, mixed, layout=layout))
+            made_dense = [leaf.dense() for leaf in own]
+            apart = [leaf.apart() for leaf in own]
+            if "one of three" not in _name(held):
+                assert not any(isinstance(one, str) for one in apart)
+            for one, dense, wanted in zip(apart, made_dense, want[-len(own) :], strict=True):
+                same(dense, wanted)
+                same(dense if isinstance(one, str) else one.dense(), wanted)
+
+
+def _held(x: Any) -> bool:
+    return isinstance(x, Factored)
+
+
+def _name(held: Held) -> str:
+    return next(name for name, one in HELD.items() if one is held)
+
+
+@pytest.mark.parametrize("name", ["interleaved and scaled", "interleaved, scaled, scanned"])
+def test_runs(name: str) -> None:
+    """A function of the leaf: by the factors, and in a bank, as with the composed weights."""
+    held = HELD[name]
+    layout, mixed = Layout("mine", held.rules), [adapters(held)[i] for i in (1, 3)]
+
+    def run(params: Any, x: Any) -> Any:
+        w = params["w"] if held.sites == 1 else params["w"][:, 1]
+        return jnp.einsum("...d,dnh->...nh", x, w)
+
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree(held))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 8)), jnp.float32)
+    close = partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+    leaves = jaxmix.attach(params, mixed, layout=layout)
+    want = run(jaxmix.compose(params, mixed, layout=layout), x)
+    close(jax.jit(jaxmix.factored(run, "factored"))(leaves, x), want)
+    bank = jaxmix.Bank({one.name: one for one in mixed}, params, layout=layout)
+    who = ["DoRA", None, "OFT"]
+    rows = bank(lambda p, x: run(p, x))(params, x[:, None], who)
+    for i, one in enumerate(who):
+        own = [a for a in mixed if a.name == one]
+        close(rows[i], run(jaxmix.compose(params, own, layout=layout), x[i][None]))
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_to_lora(held: Held) -> None:
+    """One LoRA of full rank is the mix, in PyTorch's axes and at PyTorch's scale."""
+    layout, mixed = Layout("mine", held.rules), jaxmix.mix(*adapters(held)[1:4:2])
+    with jax.enable_x64(True), jax.disable_jit():
+        params = jax.tree.map(jnp.asarray, tree(held))
+        one = jaxmix.to_lora(mixed, params, layout=layout, rank=8)
+        for i in range(held.sites):
+            lora: Any = one.updates[f"a{i}"]
+            delta = truth(held, list(mixed.parts), params, i) - matrix(held, params, i)
+            same(lora.scale * np.asarray(lora.b @ lora.a), delta)
+
+
+def test_sixteen_bits() -> None:
+    """A scale costs no rounding of its own: what nobody changes stays bit for bit."""
+    rule = Rule("a", "w", "d n (h two) -> (n two h) d", sizes=TWO, scale=SCALE)
+    leaf = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 6)), jnp.bfloat16)
+    nothing = 0.0 * Adapter({"a": made("DoRA", Module("linear", (18, 8)), 0)})
+    out = jaxmix.compose({"w": leaf}, [nothing], layout=Layout("mine", (rule,)))["w"]
+    assert out.dtype == leaf.dtype and bool((out == leaf).all())
+
+
+def test_a_bias() -> None:
+    """Scaled, interleaved and of a layer."""
+    rule = Rule(r"a(\d)", "b", "n (h two) -> (n two h)", r":, \1", "bias", TWO, 0.5)
+    rng = np.random.default_rng(0)
+    leaf, new = normal(rng, 3, 2, 4), normal(rng, 12)
+    with jax.enable_x64(True):
+        change = Adapter({"a1": jaxmix.families.Replace(bias=jnp.asarray(new))})
+        out = jaxmix.compose({"b": jnp.asarray(leaf)}, [change], layout=Layout("mine", (rule,)))
+    same(halves(np.asarray(out["b"])[:, 1]).reshape(-1), new / 2)
+    assert (np.asarray(out["b"])[:, 0] == leaf[:, 0]).all()
+
+
+def test_a_scanned_tree_compiles_for_no_layer() -> None:
+    """One program serves all layers of a stack, and a further layer needs none."""
+    params = {"w": jnp.zeros((8, 4, 3, 4), jnp.float32)}
+    rule = Rule(r"a(\d)", "w", "d n h -> (n h) d", r":, \1")
+    module = Module("linear", (12, 8))
+
+    def programs(*layers: int) -> int:
+        mixed = [Adapter({f"a{i}": made("DoRA", module, i) for i in layers})]
+        before = len(counted)
+        jaxmix.compose(params, mixed, layout=Layout("mine", (rule,)))
+        return len(counted) - before
+
+    counted: list[str] = []
+
+    def count(event: str, _: float, **more: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            counted.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        assert programs(0, 1) > 0 and programs(1, 2, 3) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(sizes=2),
+        dict(sizes=("two", 2)),
+        dict(sizes=(("two", 0),)),
+        dict(sizes=(("two", 2.0),)),
+        dict(sizes=(("two", 2, 3),)),
+        dict(sizes=((2, "two"),)),
+        dict(scale=0),
+        dict(scale=-1.0),
+        dict(scale="h"),
+        dict(scale=float("nan")),
+        dict(scale=True),
+        dict(scale=("h", 2)),
+        dict(scale=(("h", float("inf")),)),
+    ],
+    ids=str,
+)
+def test_what_are_no_sizes_or_scale(more: dict[str, Any]) -> None:
+    with pytest.raises(LayoutError, match=r"Rule\(.* is no rule, expected sizes such as .*above 0"):
+        Rule("a", "w", **more)
+
+
+def test_sizes_and_scales_that_do_not_fit() -> None:
+    """Said with the leaf's shape."""
+    lora = Adapter({"a": made("LoRA", Module("linear", (12, 8)), 0)})
+    params = {"w": jnp.zeros((8, 3, 4), jnp.float32)}
+    for how, text in (
+        (
+            dict(sizes=(("two", 3),)),
+            r"w of shape \(8, 3, 4\) does not have the axes 'd n \(h two\)",
+        ),
+        (dict(sizes=TWO, scale=(("x", 1.0),)), "does not have the axis 'x' of the scale"),
+    ):
+        with pytest.raises(LayoutError, match=text):
+            rule = Rule("a", "w", ROTARY, **how)  # pyright: ignore[reportCallIssue]
+            jaxmix.compose(params, [lora], layout=Layout("mine", (rule,)))
+
+
+def test_the_same_place_in_other_words() -> None:
+    """Letters are names only."""
+    shape = (6, 4, 2)
+    one = Place("w", "d n h -> (n h) d", "0:3")
+    assert one.same(Place("w", "a b c -> (b c) a", ":3"), shape)
+    assert not one.same(Place("w", "a b c -> (c b) a", ":3"), shape)
+    assert not one.same(Place("w", "d n h -> (n h) d"), shape)
+    assert not one.same(Place("w", "d n h -> (n h) d", "0:3", scale=2.0), shape)
+    assert Place("w", "... i o -> o i ...").same(Place("w", "i o -> o i"), (6, 4))
+    assert Place("w").same(Place("w", "a ... -> a ..."), shape)
+    assert not Place("w").same(Place("v"), shape)
+    halves, thirds = (Place("w", ROTARY, None, (("two", n),)) for n in (2, 3))
+    assert not halves.same(thirds, (2, 2, 6)) and halves.same(halves, (2, 2, 6))

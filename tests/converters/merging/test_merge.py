@@ -1,0 +1,323 @@
+"""`merge_checkpoint`: what it writes, byte for byte."""
+
+import errno
+import json
+import os
+import weakref
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.converters.merging import files, merge_checkpoint, pipeline, recipe
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoRA
+
+from ..bases import Adapters, contents, header, load, mixed, save_base
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_it_is_the_base_but_for_the_mix(
+    dtype: str, shards: int, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Every file as in the base; every changed tensor as `compose` has it; all others' bytes."""
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    base, mix = save_base(tmp_path / "base", shards=shards, dtype=kind), mixed(adapters)
+    before = contents(base)
+    merged = merge_checkpoint(base, mix, tmp_path / "out")
+    params, found, files = load(base), load(tmp_path / "out"), contents(tmp_path / "out")
+    with jax.enable_x64(True) if dtype == "float64" else nullcontext():
+        floats = {name: array for name, array in params.items() if array.dtype == kind}
+        expected = jaxmix.compose(floats, mix)
+    assert set(merged.changed) == {name for name in params if "_proj." in name}
+    for name, array in params.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        want = np.asarray(expected[name]) if name in merged.changed else array
+        assert found[name].tobytes() == want.tobytes(), name
+        assert (name in merged.changed) == (found[name].tobytes() != array.tobytes())
+    assert files.keys() == before.keys() and contents(base) == before
+    for name, data in files.items():
+        if name.endswith(".safetensors"):
+            assert len(data) == len(before[name])
+            assert header(tmp_path / "out" / name) == header(base / name)
+        else:
+            assert data == before[name], name
+    assert merged.size == sum(len(d) for n, d in files.items() if n.endswith(".safetensors"))
+    assert (merged.copied, merged.untied, merged.left_out) == (len(params) - 6, None, ())
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", "_orig_mod."),
+        ("", "module."),
+        ("layers.", "layers._fsdp_wrapped_module."),
+        ("_proj.", "_proj.module."),
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_base_with_the_names_of_wrappers(
+    old: str, new: str, tied: bool, adapters: Adapters, tmp_path: Path
+) -> None:
+    """A state dict of a wrapped model: the same numbers under its own names."""
+    base, mix = save_base(tmp_path / "base", tied=tied), mixed(adapters)
+    merge_checkpoint(base, mix, tmp_path / "clean")
+    expected, file = load(tmp_path / "clean"), base / "model.safetensors"
+    names = {name: name.replace(old, new) if old else new + name for name in expected}
+    save_file({names[name]: tensor for name, tensor in load(base).items()}, file)
+    merged = merge_checkpoint(base, mix, tmp_path / "out", verify=True)
+    found = load(tmp_path / "out")
+    assert len(merged.changed) == 6
+    assert found.keys() == set(names.values())
+    assert all(np.array_equal(found[names[name]], tensor) for name, tensor in expected.items())
+
+
+def test_a_weight_and_its_bias_may_lie_apart(sharded: Path) -> None:
+    """The table above tests what it should: their files differ."""
+    where = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    site = "model.layers.0.q_proj"
+    assert where[f"{site}.weight"] != where[f"{site}.bias"]
+
+
+def test_the_order_counts(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Two adapters that do not commute, both ways."""
+    lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
+    for i, pair in enumerate([[lora, oft], [oft, lora]]):
+        merge_checkpoint(base, pair, tmp_path / f"{i}")
+        expected = jaxmix.compose(load(base), pair)
+        for name, array in load(tmp_path / f"{i}").items():
+            assert array.tobytes() == np.asarray(expected[name]).tobytes()
+    name = "model.layers.0.q_proj.weight"
+    assert np.abs(load(tmp_path / "0")[name] - load(tmp_path / "1")[name]).max() > 0.01
+
+
+def test_one_adapter_and_none(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """One need not be in a list; of none the output is the base."""
+    merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "one")
+    merge_checkpoint(base, [jaxmix.load(adapters["lora"])], tmp_path / "list")
+    assert contents(tmp_path / "one") == contents(tmp_path / "list") != contents(base)
+    assert merge_checkpoint(base, [], tmp_path / "none").changed == ()
+    assert contents(tmp_path / "none") == contents(base)
+
+
+def test_nothing_else_is_decoded(
+    sharded: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the touched sites' tensors become arrays, each once; others may be anything."""
+    read: list[str] = []
+    plain = files.read_rows
+
+    def spy(tensor: Any, rows: slice) -> np.ndarray:
+        read.append(tensor.name)
+        return plain(tensor, rows)
+
+    first = sharded / "model-00001-of-00003.safetensors"
+    packed = {"model.packed.weight": np.ones((3, 4), ml_dtypes.float8_e4m3fn)}
+    save_file({**load_one(first), **packed}, first)
+    index = sharded / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    told["weight_map"] |= dict.fromkeys(packed, first.name)
+    index.write_text(json.dumps(told))
+    for user in (pipeline, recipe):
+        monkeypatch.setattr(user, "read_rows", spy)
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
+    assert sorted(read) == sorted(name for name in told["weight_map"] if "_proj." in name)
+    assert header(tmp_path / "out" / first.name) == header(first)
+
+
+def load_one(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file."""
+    from safetensors.numpy import load_file
+
+    return load_file(file)
+
+
+def test_what_was_written_is_let_go(
+    base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a run is computed, nothing of the one before is in memory, but for what may wait."""
+    plain: Any = recipe.Prepared.made
+    seen: list[weakref.ref[np.ndarray]] = []
+
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+        assert not [ref for ref in seen if ref() is not None]
+        made = plain(self, read, rows)
+        seen.extend((weakref.ref(made.array), weakref.ref(read)))
+        return made
+
+    monkeypatch.setattr(recipe.Prepared, "made", spy)
+    monkeypatch.setattr(pipeline, "BOUND", 0)
+    merge_checkpoint(base, mixed(adapters), tmp_path / "out")
+    assert len(seen) == 12
+
+
+def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
+    """A table of rules that puts q and k into one tensor: both land in it."""
+    rng = np.random.default_rng(3)
+    qk = np.asarray(rng.normal(size=(8, 5)), np.float32)
+    (tmp_path / "base").mkdir()
+    save_file({"0.qk": qk, "0.v": qk}, tmp_path / "base" / "model.safetensors")
+    table = jaxmix.Layout(
+        "fused",
+        (
+            jaxmix.Rule(r"l\.(\d+)\.q", r"\1.qk", index="0:6"),
+            jaxmix.Rule(r"l\.(\d+)\.k", r"\1.qk", index="6:8"),
+        ),
+    )
+
+    def lora(out: int) -> LoRA:
+        a, b = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 5), (out, 2)))
+        return LoRA(a, b, 0.5)
+
+    adapter = jaxmix.Adapter({"l.0.q": lora(6), "l.0.k": lora(2)})
+    merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", layout=table)
+    expected = jaxmix.compose({"0.qk": qk, "0.v": qk}, adapter, layout=table)
+    found = load(tmp_path / "out")
+    assert found["0.qk"].tobytes() == np.asarray(expected["0.qk"]).tobytes()
+    assert found["0.v"].tobytes() == qk.tobytes() != found["0.qk"].tobytes()
+    with pytest.raises(
+        LayoutError, match="there is no layout 'fusd', expected None, one of 'torch'"
+    ):
+        merge_checkpoint(tmp_path / "base", adapter, tmp_path / "other", layout="fusd")
+
+
+def test_progress(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It grows, ends at the whole, and names the shards in order."""
+    seen: list[tuple[int, int, str]] = []
+    merged = merge_checkpoint(
+        sharded, mixed(adapters), tmp_path / "out", progress=lambda *told: seen.append(told)
+    )
+    done = [told[0] for told in seen]
+    assert done == sorted(done) and done[-1] == merged.size == seen[0][1]
+    assert tuple(dict.fromkeys(told[2] for told in seen)) == merged.shards
+
+
+@pytest.mark.parametrize("by_the_system", [True, False])
+def test_large_tensors_go_in_pieces(
+    by_the_system: bool,
+    sharded: Path,
+    adapters: Adapters,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With pieces of 7 bytes and runs of a few rows the output is the same.
+
+    Byte for byte where nothing is computed; the arithmetic of a run may round otherwise.
+    """
+    merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "a")
+    if not by_the_system:
+        # As between two disks of different kinds.
+        refuse = partial(_refuse, errno.EXDEV)
+        monkeypatch.setattr(files.os, "copy_file_range", refuse, raising=False)
+    monkeypatch.setattr(files, "CHUNK", 7)
+    monkeypatch.setattr(pipeline, "STRIDE", 7)
+    monkeypatch.setattr(pipeline, "BOUND", 50)
+    monkeypatch.setattr(recipe, "BLOCK", 20)
+    sizes: list[int] = []
+    plain: Any = recipe.Prepared.made
+
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+        sizes.append(rows.stop - rows.start)
+        return plain(self, read, rows)
+
+    monkeypatch.setattr(recipe.Prepared, "made", spy)
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "b")
+    whole, cut = load(tmp_path / "a"), load(tmp_path / "b")
+    assert contents(tmp_path / "a").keys() == contents(tmp_path / "b").keys()
+    for name, array in whole.items():
+        np.testing.assert_allclose(cut[name], array, rtol=1e-5, atol=1e-6)
+        assert name in merged.changed or cut[name].tobytes() == array.tobytes()
+    assert sorted(sizes) == [2] * 14 + [8] * 2  # the biases are one run each
+
+
+def _refuse(number: int, *_: Any) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+# ---------------------------------------------------------------- side files
+
+
+def test_what_is_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Hidden files; links out of the folder; weights that are still the base's; an adapter."""
+    before = contents(base)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("mine")
+    for name in (".git/config", ".env", "pytorch_model.bin", "onnx/model.onnx", "a.safetensors"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("x")
+    for name in ("pytorch_model.bin.index.json", "model.safetensors.index.json"):
+        (base / name).write_text("{}")
+    (base / "adapter_config.json").write_text("{}")
+    (base / "escape").symlink_to(secret / "key")
+    (base / "escapes").symlink_to(secret)
+    (base / "within").symlink_to("README.md")
+    os.mkfifo(base / "pipe")
+    merged = merge_checkpoint(base, mixed(adapters), tmp_path / "out")
+    found = contents(tmp_path / "out")
+    assert found.keys() == before.keys() | {"within"}
+    assert found["within"] == before["README.md"] and not (tmp_path / "out/within").is_symlink()
+    assert list(merged.left_out) == [
+        "a.safetensors: weights that are still the base's",
+        "adapter_config.json: an adapter's config",
+        "escape: a link that leads out of the folder",
+        "escapes: a link that leads out of the folder",
+        "model.safetensors.index.json: weights that are still the base's",
+        "pipe: no plain file",
+        "pytorch_model.bin: weights that are still the base's",
+        "pytorch_model.bin.index.json: weights that are still the base's",
+        "onnx/model.onnx: weights that are still the base's",
+    ]
+
+
+def test_the_hubs_cache(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """There all files are links to blobs, and are read."""
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / "0123abcd"
+    for i, name in enumerate(contents(base)):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / "blobs").mkdir(exist_ok=True)
+        (base / name).rename(cache / "blobs" / f"{i}")
+        (snapshot / name).symlink_to(cache / "blobs" / f"{i}")
+    merged = merge_checkpoint(snapshot, mixed(adapters), tmp_path / "out")
+    assert merged.left_out == ()
+    assert contents(tmp_path / "out").keys() == contents(snapshot).keys()
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_a_square_conv1d_lies_as_its_namesakes_say(tmp_path: Path) -> None:
+    """GPT-2's ``attn.c_proj`` is (in, out), though PEFT's file may say that nothing is.
+
+    Its shape and its bias do not tell; ``mlp.c_proj`` does, which no adapter touches.
+    """
+    rng, d = np.random.default_rng(0), 8
+
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    base = {"lm_head.weight": drawn(11, d), "transformer.wte.weight": drawn(11, d)}
+    for name, shape in {"attn.c_proj": (d, d), "mlp.c_proj": (4 * d, d)}.items():
+        base[f"transformer.h.0.{name}.weight"] = drawn(*shape)
+        base[f"transformer.h.0.{name}.bias"] = drawn(shape[1])
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    config = {"model_type": "gpt2", "tie_word_embeddings": False}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    a, b, site = drawn(2, d), drawn(d, 2), "transformer.h.0.attn.c_proj"
+    adapter = jaxmix.Adapter({site: LoRA(a=jnp.asarray(a), b=jnp.asarray(b), scale=1.0)})
+    merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
+    found = load(tmp_path / "out")
+    expected = base[f"{site}.weight"] + (b @ a).T
+    np.testing.assert_allclose(found[f"{site}.weight"], expected, rtol=1e-5, atol=1e-5)
+    composed = jaxmix.compose(base, adapter)[f"{site}.weight"]
+    assert np.array_equal(found[f"{site}.weight"], np.asarray(composed))

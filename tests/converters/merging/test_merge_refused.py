@@ -1,0 +1,179 @@
+"""What `merge_checkpoint` refuses before it writes anything."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.converters.files import output
+from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
+from jaxmix.families import LoRA, SHiRA
+
+from ..bases import Adapters, contents, load, save_base
+
+
+def _lora(out: int = 8, width: int = 6) -> LoRA:
+    return LoRA(jnp.ones((1, width)), jnp.ones((out, 1)), 1.0)
+
+
+def test_lost_sites_and_misfits_are_composes_own(base: Path, tmp_path: Path) -> None:
+    """All sites are listed, in the words of `compose`, and nothing is written."""
+    sites = [f"model.layers.{i}.{name}" for i in range(2) for name in ("k_proj", "q_proj")]
+    params = {name: array for name, array in load(base).items() if array.dtype == np.float32}
+    wrong = SHiRA(jnp.ones(1), jnp.array([[9], [0]]))
+    for updates, kind in [
+        (dict.fromkeys(sites, _lora()), LayoutError),
+        (dict.fromkeys(sites[1::2], _lora(9, 5)), ShapeError),
+        ({sites[1]: wrong}, ShapeError),
+    ]:
+        adapter = jaxmix.Adapter(updates)
+        with pytest.raises(kind) as expected:
+            jaxmix.compose(params, adapter)
+        with pytest.raises(kind) as caught:
+            merge_checkpoint(base, adapter, tmp_path / "out")
+        assert str(caught.value) == str(expected.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, np.int8])
+def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
+    """Those that are touched are listed."""
+    name = "model.packed.weight"
+    base = save_base(tmp_path / "base", extra={name: np.ones((3, 4), dtype)})
+    told = {np.int8: "I8"}.get(dtype, "F8_E4M3")
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(base, jaxmix.Adapter({"model.packed": _lora(3, 4)}), tmp_path / "out")
+    assert f"{name} in model.safetensors: {told}\ndequantize=True" in str(caught.value)
+    assert "expected F64, F32, F16, BF16" in str(caught.value)
+
+
+def test_mixes_that_make_no_sense(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """As `mix` says it."""
+    lora: Any = jaxmix.load(adapters["lora"])
+    with pytest.raises(AdapterError, match="two adapters of a mix have the name 'lora'"):
+        merge_checkpoint(base, [lora, lora], tmp_path / "out")
+    path: Any = [adapters["lora"]]
+    with pytest.raises(AdapterError, match="expected adapters and mixes"):
+        merge_checkpoint(base, path, tmp_path / "out")
+
+
+def _damage(name: str, work: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: work(folder / name)
+
+
+def _escape(index: Path) -> None:
+    told = json.loads(index.read_text())
+    told["weight_map"]["lm_head.weight"] = "../other/model.safetensors"
+    index.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (_damage("model-00002-of-00003.safetensors", Path.unlink), "safetensors is missing"),
+        (_damage("model-00002-of-00003.safetensors", lambda file: os.truncate(file, 200)), "whole"),
+        (
+            _damage("model.safetensors.index.json", _escape),
+            "files that would lie outside its folder",
+        ),
+        (_damage("model.safetensors.index.json", Path.unlink), "has neither model.safetensors nor"),
+        (_damage("config.json", lambda file: file.write_text("[")), "config.json is not JSON"),
+    ],
+)
+def test_damaged_bases(
+    damage: Callable[[Path], object], text: str, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Each is refused before anything is written."""
+    damage(sharded)
+    with pytest.raises(CheckpointError, match=text):
+        merge_checkpoint(sharded, jaxmix.load(adapters["embedding"]), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_bases_that_are_none(adapters: Adapters, tmp_path: Path) -> None:
+    """A folder that is not there, and a file; hub ids are in test_base_hub."""
+    (tmp_path / "file").write_text("x")
+    for name, what in ((tmp_path / "none", "does not exist"), (tmp_path / "file", "is a file")):
+        with pytest.raises(
+            CheckpointError, match=rf"{what}, expected a Hugging Face folder.*'owner/name'"
+        ):
+            merge_checkpoint(name, jaxmix.load(adapters["lora"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("out", "text"),
+    [
+        ("base", r"is \S*base, which is read from. Give a folder apart"),
+        ("base/sub/out", r"lies in \S*base, which is read"),
+        ("link/out", r"lies in \S*base, which is read"),
+        (".", r"holds \S*base, which is read"),
+        ("file", r"the output \S*file is a file. Give a folder's name"),
+        ("file/out", r"the output \S*file/out could not be written: .*Not a directory"),
+    ],
+)
+def test_outputs_that_can_not_be(
+    out: str, text: str, force: bool, base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Neither with force nor without; all stays as it was."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(base)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=text):
+        lora = jaxmix.load(adapters["lora"])
+        merge_checkpoint(base, lora, tmp_path / out, force=force)
+    assert contents(tmp_path) == before
+
+
+def test_an_output_that_exists(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It is replaced by force, if it is a checkpoint; an empty folder is no loss either."""
+    out, lora = tmp_path / "out", jaxmix.load(adapters["lora"])
+    out.mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"out exists. Give another folder, or say force=True"
+    ):
+        merge_checkpoint(base, lora, out)
+    (out / "thesis.txt").write_text("x")
+    with pytest.raises(
+        CheckpointError, match=r"out holds no checkpoint, expected one of config.json"
+    ):
+        merge_checkpoint(base, lora, out, force=True)
+    (out / "thesis.txt").unlink()
+    merge_checkpoint(base, lora, out, force=True)
+    first = contents(out)
+    merge_checkpoint(base, [], out, force=True)
+    assert contents(out) == contents(base) != first
+    assert not list(tmp_path.glob("out?*"))
+
+
+def test_a_link_to_an_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """What it leads to is replaced, not the link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out", force=True)
+    assert (tmp_path / "out").is_symlink() and contents(tmp_path / "real").keys() == contents(
+        base
+    ).keys()
+
+
+def test_too_little_room(
+    base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before an hour's work."""
+
+    class Usage:
+        free = 99
+
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage)
+    with pytest.raises(
+        CheckpointError, match=r"out needs [\d,]+ bytes, and \S+ has 99 left. Make r"
+    ):
+        merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")

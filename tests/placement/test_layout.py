@@ -1,0 +1,549 @@
+"""Layouts: rules, where they lead, and what is said where they lead nowhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, Layout, Rule
+from jaxmix.errors import LayoutError, ShapeError
+from jaxmix.families import Replace, Update
+from jaxmix.placement.layout import FLAX, LAYOUTS, NAMES, TORCH, Place
+from jaxmix.placement.names import leaf_name, leaf_names
+from jaxmix.placement.sites import Site, Tree, shared
+
+from ..laws.draws import FAMILIES, Module, made, normal, ones, zeros
+from ..laws.truth import fold
+
+KINDS = (*FAMILIES, "DoRA", "Replace")
+
+
+def adapter(module: Module, *sites: str, seed: int = 0) -> list[Adapter]:
+    """An adapter of every kind at some sites of one shape."""
+    return [
+        Adapter({s: made(k, module, seed + 10 * i + j) for j, s in enumerate(sites)}, 0.7, k)
+        for i, k in enumerate(KINDS)
+    ]
+
+
+def truth(adapters: list[Adapter], site: str, weight: Any, bias: Any = None) -> Any:
+    """The weight, and the bias where there is one, after them."""
+    word = [(a.strength, a.updates[site]) for a in adapters if site in a.updates]
+    new = fold(word, weight, bias)
+    return new[0] if bias is None else new
+
+
+def composed(params: Any, adapters: Any, **how: Any) -> Any:
+    """What compose makes of it in float64, uncompiled."""
+    with jax.enable_x64(True), jax.disable_jit():
+        return jax.tree.map(np.asarray, jaxmix.compose(params, adapters, **how))
+
+
+def same(ours: Any, other: Any) -> None:
+    """Equal up to float64's noise."""
+    np.testing.assert_allclose(ours, other, rtol=1e-11, atol=1e-11)
+
+
+# ---------------------------------------------------------------- a user's own rules
+
+
+@dataclass(frozen=True)
+class Held:
+    """A weight (out, in) of the sites a0, a1, … in a leaf: how it is put there, and the rules."""
+
+    leaf: tuple[int, ...]
+    get: Callable[[np.ndarray, int], np.ndarray]
+    rules: tuple[Rule, ...]
+    sites: int = 1
+    shape: tuple[int, int] = (6, 8)
+
+
+HELD = {
+    "another name": Held((6, 8), lambda x, i: x, (Rule("a0", "block.w"),)),
+    "transposed": Held((8, 6), lambda x, i: x.T, (Rule("a0", "block.w", "i o -> o i"),)),
+    "heads": Held(
+        (8, 3, 2),
+        lambda x, i: x.transpose(1, 2, 0).reshape(6, 8),
+        (Rule("a0", "block.w", "d n h -> (n h) d"),),
+    ),
+    "heads last": Held(
+        (3, 2, 8),
+        lambda x, i: x.reshape(6, 8),
+        (Rule("a0", "block.w", "n h d -> (n h) d"),),
+    ),
+    "heads of the input": Held(
+        (4, 2, 6),
+        lambda x, i: x.reshape(8, 6).T,
+        (Rule("a0", "block.w", "n h d -> d (n h)"),),
+    ),
+    "fused": Held(
+        (18, 8),
+        lambda x, i: x[6 * i : 6 * i + 6],
+        tuple(Rule(f"a{i}", "block.w", index=f"{6 * i}:{6 * i + 6}") for i in range(3)),
+        sites=3,
+    ),
+    "fused, the other way": Held(
+        (8, 18),
+        lambda x, i: x[:, 6 * i : 6 * i + 6].T,
+        tuple(Rule(f"a{i}", "block.w", "i o -> o i", f":, {6 * i}:{6 * i + 6}") for i in range(3)),
+        sites=3,
+    ),
+    "every other row": Held(
+        (12, 8),
+        lambda x, i: x[i::2],
+        (Rule(r"a(\d)", "block.w", index=r"\1::2"),),
+        sites=2,
+    ),
+    "layers in a stack": Held(
+        (8, 3, 6),
+        lambda x, i: x[:, i].T,
+        (Rule(r"a(\d)", "block.w", "i o -> o i", r":, \1"),),
+        sites=3,
+    ),
+    "from the end": Held((2, 6, 8), lambda x, i: x[-1], (Rule("a0", "block.w", index="-1"),)),
+    "layers, heads, and one of two": Held(
+        (3, 2, 8, 3, 2),
+        lambda x, i: x[i, 1].transpose(1, 2, 0).reshape(6, 8),
+        (Rule(r"a(\d)", "block.w", "d n h -> (n h) d", r"\1, 1"),),
+        sites=3,
+    ),
+}
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
+    """All kinds of updates arrive where the rules say, and nothing else changes."""
+    rng = np.random.default_rng(0)
+    sites = [f"a{i}" for i in range(held.sites)]
+    # A tree that a program of its own has to be compiled for is tried with two kinds only.
+    adapters = adapter(Module("linear", held.shape), *sites)
+    leaf, other = normal(rng, *held.leaf), normal(rng, 3)
+    layout = Layout("mine", (*held.rules, Rule("norm", "norm")))
+    with jax.enable_x64(True):
+        params = {"block": {"w": jnp.asarray(leaf)}, "norm": jnp.asarray(other)}
+        kept = params["norm"]
+        if jitted:
+            adapters = [a for a in adapters if a.name in ("LoRA", "DoRA")]
+            out = jaxmix.compose(params, adapters, layout=layout, donate=donate)
+        else:
+            with jax.disable_jit():
+                out = jaxmix.compose(params, adapters, layout=layout, donate=donate)
+        new = np.asarray(out["block"]["w"])
+    assert out["norm"] is kept and new.shape == leaf.shape
+    for i, site in enumerate(sites):
+        same(held.get(new, i), truth(adapters, site, held.get(leaf, i)))
+    untouched = ones(leaf.shape, bool)
+    for i in range(held.sites):
+        marks = np.arange(leaf.size).reshape(leaf.shape)
+        untouched.flat[held.get(marks, i).ravel()] = False
+    assert (new[untouched] == leaf[untouched]).all()
+
+
+def test_biases_have_rules_of_their_own() -> None:
+    """Split in heads, fused; and DoRA's bias may read a weight that was given up."""
+    rng = np.random.default_rng(0)
+    module = Module("linear", (6, 8), True)
+    with jax.enable_x64(True):
+        params = {
+            "w": jnp.asarray(normal(rng, 12, 8)),
+            "b": jnp.asarray(normal(rng, 2, 3, 2)),
+        }
+        old = jax.tree.map(np.asarray, params)
+        rules = (
+            Rule("a0", "w", index="0:6"),
+            Rule("a1", "w", index="6:12"),
+            Rule(r"a(\d)", "b", "n h -> (n h)", r"\1", part="bias"),
+        )
+        adapters = [
+            Adapter({s: made(k, module, 3 + i) for i, s in enumerate(("a0", "a1"))}, 0.5, k)
+            for k in ("Together", "LoRA", "DoRA")
+        ]
+        out = jaxmix.compose(params, adapters, layout=Layout("mine", rules), donate=True)
+        out = jax.tree.map(np.asarray, out)
+    for i in range(2):
+        part = slice(6 * i, 6 * i + 6)
+        weight, bias = truth(adapters, f"a{i}", old["w"][part], old["b"][i].ravel())
+        same(out["w"][part], weight)
+        same(out["b"][i].ravel(), bias)
+
+
+def test_a_table_may_hold_several_spellings() -> None:
+    """The rule whose leaf is there counts, whatever else matches."""
+    rules = (Rule("a", "no.such"), Rule("a", "w", "i o -> o i"), Rule("b", "w"))
+    update = made("LoRA", Module("linear", (6, 8)), 0)
+    base = normal(np.random.default_rng(0), 8, 6)
+    out = composed({"w": base}, [Adapter({"a": update})], layout=Layout("mine", rules))
+    same(out["w"].T, fold([(1.0, update)], base.T)[0])
+
+
+def test_a_layout_by_name() -> None:
+    """The torch one takes no kernels, the flax one no weights; names takes both."""
+    update = made("LoRA", Module("linear", (6, 8)), 0)
+    base = normal(np.random.default_rng(0), 6, 8)
+    wanted = fold([(1.0, update)], base)[0]
+    lora = [Adapter({"a": update})]
+    for layout in (None, "torch", "names", TORCH, NAMES):
+        same(composed({"a.weight": base}, lora, layout=layout)["a.weight"], wanted)
+    for layout in (None, "flax", "names", FLAX):
+        same(composed({"a": {"kernel": base.T}}, lora, layout=layout)["a"]["kernel"].T, wanted)
+    for tree, layout in (({"a.weight": base}, "flax"), ({"a.kernel": base.T}, "torch")):
+        with pytest.raises(LayoutError, match=f"by the layout '{layout}'"):
+            composed(tree, lora, layout=layout)
+    assert list(LAYOUTS) == ["torch", "flax", "names"]
+
+
+# ---------------------------------------------------------------- rules that are wrong
+
+
+def test_a_site_that_is_no_expression() -> None:
+    """Said where the rule is written."""
+    with pytest.raises(
+        LayoutError, match=r"site 'layers\.\(\\\\d\+\.q' is no regular expression: "
+    ):
+        Rule(r"layers.(\d+.q", "w")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        dict(site="a", leaf="w", index=1),
+        dict(site="a", leaf="w", part="Weight"),
+        dict(site="a", leaf=3),
+        dict(site="a", leaf="w", axes=("i", "o")),
+        dict(site=None, leaf="w"),
+    ],
+    ids=str,
+)
+def test_what_is_no_rule(rule: dict[str, Any]) -> None:
+    """A part that is neither would never match, in silence."""
+    with pytest.raises(
+        LayoutError, match=r"Rule\(site=.* is no rule, expected texts, and 'weight'"
+    ):
+        Rule(**rule)
+
+
+@pytest.mark.parametrize("rules", [Rule("a", "w"), [("a", "w")], None, "aw"], ids=str)
+def test_what_are_no_rules(rules: Any) -> None:
+    """A single rule is no table."""
+    with pytest.raises(
+        LayoutError, match=r"the layout 'mine' has .*, expected a tuple of jaxmix.Rule"
+    ):
+        Layout("mine", rules)
+
+
+def test_rules_in_a_list() -> None:
+    """A list or a generator of rules is as good as a tuple."""
+    rule = Rule("a", "w")
+    rules: Any = [[rule], (r for r in [rule])]
+    assert all(Layout("mine", some) == Layout("mine", (rule,)) for some in rules)
+
+
+@pytest.mark.parametrize("layout", ["linen", 3, [Rule("a", "w")], Rule("a", "w")], ids=str)
+def test_no_such_layout(layout: Any) -> None:
+    """The names that there are, and what else it could be."""
+    lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
+    with pytest.raises(
+        LayoutError, match=r"there is no layout .*'torch', 'flax', 'names', '.*maxtext.*, or a jaxm"
+    ):
+        jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=layout)
+
+
+WRONG: dict[str, tuple[Rule, str]] = {
+    "no such group": (
+        Rule("a", r"\1.w"),
+        r"rule for 'a' names a group that the expression does not",
+    ),
+    "no such group in the index": (Rule("a", "w", index=r"\2"), "names a group that the express"),
+    "axes of another number": (
+        Rule("a", "w", "d n h -> (n h) d"),
+        r"a: w of shape \(6, 8\) does not have the axes 'd n h -> \(n h\) d' .* Mend the rule",
+    ),
+    "no pattern": (Rule("a", "w", "o i"), r"does not have the axes 'o i'"),
+    "axes that are lost": (Rule("a", "w", "o i -> o"), r"does not have the axes 'o i -> o'"),
+    "sizes that nobody knows": (Rule("a", "w", "(n h) i -> n (h i)"), r"not infer sizes"),
+    "an index beyond": (
+        Rule("a", "w", index="7"),
+        r"a: w\[7\] of shape \(6, 8\) does not have the index .*out of bounds",
+    ),
+    "an index beyond, from the end": (Rule("a", "w", index=":, -9"), "out of bounds"),
+    "an index of three": (Rule("a", "w", index="0, 0, 0"), "too many indices"),
+    "a step of zero": (Rule("a", "w", index="::0"), "slice step cannot be zero"),
+    "no index": (Rule("a", "w", index="1.5"), "index '1.5' of a layout's rule is no basic index"),
+    "an empty index": (Rule("a", "w", index=""), "index '' of a layout's rule is no basic index"),
+    "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices with commas"),
+    "a scalar": (Rule("a", "w", index="1, 1"), "a: w is a scalar, expected a tensor with axes"),
+}
+
+
+@pytest.mark.parametrize(("rule", "text"), WRONG.values(), ids=WRONG)
+def test_a_rule_that_does_not_fit(rule: Rule, text: str) -> None:
+    """Each says which rule, and what the leaf is like."""
+    lora = Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})
+    with pytest.raises(LayoutError, match=text):
+        jaxmix.compose({"w": ones((6, 8), np.float32)}, [lora], layout=Layout("mine", (rule,)))
+
+
+def test_rules_that_do_not_fit_are_listed_together() -> None:
+    """Not one by one."""
+    module = Module("linear", (6, 8))
+    lora = Adapter({s: made("LoRA", module, 0) for s in ("a", "b", "c")})
+    layout = Layout("mine", (Rule("a|c", "w", "x y z -> x (y z)"), Rule("b", "v", index="9")))
+    params = {"w": ones((6, 8), np.float32), "v": ones((6, 8), np.float32)}
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(params, [lora], layout=layout)
+    assert [f"\n  {s}: " in str(caught.value) for s in "abc"] == [True] * 3
+
+
+# ---------------------------------------------------------------- two sites in one leaf
+
+OVERLAPS: dict[str, tuple[tuple[str | None, str | None], bool]] = {
+    "the whole leaf twice": ((None, None), True),
+    "whole and part": ((None, "0:2"), True),
+    "the same index": (("0:6", "0:6"), True),
+    "two spellings": (("0", "-12"), True),
+    "slices that meet": (("0:6", "5:11"), True),
+    "slices apart": (("0:6", "6:12"), False),
+    "even and odd": (("0::2", "1::2"), False),
+    "every second and every third": (("0::2", "3::6"), False),
+    "every second and every fourth": (("0::2", "2::4"), True),
+    "backwards": (("5::-1", "5:11"), True),
+    "other columns": (("0:6, 0:4", "0:6, 4:8"), False),
+    "a column in common": (("0:6, 0:5", "0:6, 4:8"), True),
+    "a row of a slice": (("3", "0:6"), True),
+}
+
+
+@pytest.mark.parametrize(("indices", "meet"), OVERLAPS.values(), ids=OVERLAPS)
+def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -> None:
+    """Two sites may share a leaf, but no element of it."""
+    leaf = ones((12, 8), np.float32)
+    rules = tuple(
+        Rule(site, "w", None if index is None else "... -> ...", index)
+        for site, index in zip("ab", indices, strict=True)
+    )
+    layout = Layout("mine", rules)
+    updates: dict[str, Update] = {}
+    for site, rule in zip("ab", rules, strict=True):
+        place = rule.place(site)
+        assert place is not None
+        updates[site] = Replace(zeros(place.shape(leaf.shape)))
+    try:
+        out = jaxmix.compose({"w": leaf}, [Adapter(updates)], layout=layout)["w"]
+    except LayoutError as error:
+        assert meet and "\n  w: a's weight and b's weight\nMend the layout's rules" in str(error)
+    else:
+        blank = sum(np.size(u.weight) for u in updates.values() if isinstance(u, Replace))
+        assert not meet and int((np.asarray(out) == 0).sum()) == blank
+
+
+def test_a_weight_and_a_bias_in_one_leaf() -> None:
+    """Of one site or of two, they are no one's."""
+    update = Replace(zeros(3), zeros(3))
+    layout = Layout("mine", (Rule("a", "w"), Rule("a", "w", part="bias")))
+    with pytest.raises(LayoutError, match=r"w: a's weight and a's bias"):
+        jaxmix.compose({"w": ones(3, np.float32)}, [Adapter({"a": update})], layout=layout)
+
+
+def test_many_sites_in_one_leaf_take_no_time() -> None:
+    """Layers and experts: 6000 sites are not compared pair by pair."""
+    places = [Place("w", index=f"{i}, {j}") for i in range(60) for j in range(100)]
+    tree = Tree.of({"w": zeros((60, 100, 2))})
+    sites = [Site(f"s{i}", (), place) for i, place in enumerate(places)]
+    assert list(shared(tree, sites)) == []
+    twice = [*sites, Site("again", (), Place("w", index="59, -1"))]
+    assert list(shared(tree, twice)) == ["w: s5999's weight and again's weight"]
+
+
+# ---------------------------------------------------------------- names of leaves
+
+
+def test_names_of_leaves() -> None:
+    """The value of a variable is left out, an attribute that is called so is not."""
+    key, attr, at = jax.tree_util.DictKey, jax.tree_util.GetAttrKey, jax.tree_util.SequenceKey
+    assert leaf_name((key("a"), at(0), attr("kernel"), attr("value"))) == "a.0.kernel"
+    assert leaf_name((key("attn"), key("value"))) == "attn.value"
+    assert leaf_name((attr("value"),)) == "value"
+    assert leaf_name((jax.tree_util.FlattenedIndexKey(3),)) == "3"
+    assert leaf_names([(attr("a"), attr("value")), (attr("a"), attr("key"))]) == [
+        "a.value",
+        "a.key",
+    ]
+
+
+# ---------------------------------------------------------------- sites without a leaf
+
+
+def lora_at(*sites: str, shape: tuple[int, int] = (6, 8)) -> list[Adapter]:
+    """A LoRA at some sites."""
+    return [Adapter({site: made("LoRA", Module("linear", shape), 2) for site in sites})]
+
+
+LEAF = ones((6, 8), np.float32)
+
+
+def test_all_sites_without_a_leaf_are_listed() -> None:
+    """With the nearest names, and the ones that were found are not."""
+    params = {"model": {f"layers_{i}": {"q_proj": {"kernel": LEAF.T}} for i in range(3)}}
+    params["model"]["norm"] = {"scale": ones(8, np.float32)}
+    sites = [f"model.layers.{i}.q_proj" for i in range(3)]
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(params, lora_at(*sites, "model.layers_1.q_proj"))
+    text = str(caught.value)
+    assert text.startswith("3 sites of the adapters can't be placed in the params by the layout 'n")
+    assert all(
+        f"\n  {s}: no leaf for its weight; the nearest are model.layers_{i}.q_proj.kernel" in text
+        for i, s in enumerate(sites)
+    )
+    assert "\n  model.layers_1.q_proj" not in text and "layout=jaxmix.Layout(…)" in text
+
+
+def test_many_sites_without_a_leaf() -> None:
+    """Twenty are shown, the rest counted, and nobody waits for the names of the rest."""
+    params = {f"layers.{i}.{'x' * 60}.weight": LEAF for i in range(300)}
+    with pytest.raises(LayoutError, match=r"^400 sites .*(\n  .*){20}\n  … and 380 more\nWas"):
+        jaxmix.compose(params, lora_at(*(f"block.{i}.{'y' * 60}" for i in range(400))))
+
+
+def test_an_empty_tree() -> None:
+    """It has no nearest names."""
+    with pytest.raises(LayoutError, match=r"the nearest are none: the tree is empty"):
+        jaxmix.compose({}, lora_at("a"))
+
+
+def test_nothing_near() -> None:
+    """Then some names, so that one sees how they look."""
+    with pytest.raises(LayoutError, match=r"the nearest are 0.kernel, 1.kernel, 2.kernel$"):
+        try:
+            jaxmix.compose({i: {"kernel": LEAF} for i in range(9)}, lora_at("zyxzyxzyxzyxzyx"))
+        except LayoutError as error:
+            raise LayoutError(str(error).splitlines()[1]) from None
+
+
+def test_no_rule_for_a_site() -> None:
+    """A table that says nothing about a site."""
+    with pytest.raises(LayoutError, match=r"b: no rule of the layout is for its weight"):
+        jaxmix.compose({"w": LEAF}, lora_at("b"), layout=Layout("mine", (Rule("a", "w"),)))
+
+
+def test_two_leaves_for_one_site() -> None:
+    """Which one is meant is not ours to say."""
+    for params in (
+        {"a.weight": LEAF, "a.kernel": LEAF.T},
+        {"a.weight": LEAF, "params": {"a": {"kernel": LEAF.T}}},
+        {"a": LEAF, "a.weight": LEAF},
+    ):
+        with pytest.raises(LayoutError, match=r"a: more than one leaf is its weight: .*a.*, .*a"):
+            jaxmix.compose(params, lora_at("a"))
+
+
+def test_two_leaves_of_one_name() -> None:
+    """Nested and dotted."""
+    with pytest.raises(LayoutError, match=r"the tree has more than one leaf of the name a.weight"):
+        jaxmix.compose({"a.weight": LEAF, "a": {"weight": LEAF}}, lora_at("a"))
+
+
+def test_no_bias() -> None:
+    """An adapter with a bias, a tree without."""
+    adapters = [Adapter({"a": Replace(bias=ones(6))})]
+    with pytest.raises(
+        LayoutError, match=r"changes its bias, but the tree has none there; add one o"
+    ):
+        jaxmix.compose({"a.weight": LEAF}, adapters)
+    with pytest.raises(LayoutError, match=r"a: no leaf for its bias; the nearest are b.weight"):
+        jaxmix.compose({"b.weight": LEAF}, adapters)
+
+
+# ---------------------------------------------------------------- leaves that can't take an update
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Quantized:
+    """As qwix has it."""
+
+    qvalue: Any
+    scale: Any
+
+
+def test_quantized_leaves() -> None:
+    """In parts, or of small integers or floats: they have to be dequantized."""
+    small = LEAF.astype(np.int8)
+    for params in (
+        {"a": {"kernel": {"qvalue": small.T, "scale": ones(6)}}},
+        {"a": {"kernel": Quantized(small.T, ones(6))}},
+    ):
+        with pytest.raises(LayoutError, match=r"has parts \(a\.kernel\.qvalue, a\.kernel\.scale\)"):
+            jaxmix.compose(params, lora_at("a"))
+    for dtype in (jnp.int8, jnp.float8_e4m3fn, jnp.int4, jnp.bool_, jnp.complex64, jnp.uint32):
+        with pytest.raises(LayoutError, match=r"a: a.weight has dtype .*; dequantize or cast it"):
+            jaxmix.compose({"a.weight": jnp.asarray(LEAF).astype(dtype)}, lora_at("a"))
+
+
+def test_float64_leaves_without_x64() -> None:
+    """JAX would make float32 of them in silence."""
+    with pytest.raises(LayoutError, match=r"has dtype float64, which needs jax.config.update"):
+        jaxmix.compose({"a.weight": LEAF.astype(np.float64)}, lora_at("a"))
+
+
+def test_what_is_no_array() -> None:
+    """Tensors of torch, shapes, lists, texts: all such leaves together."""
+
+    class Tensor:
+        shape, dtype = (6, 8), "torch.float32"
+
+    params = {
+        "a.weight": Tensor(),
+        "b.weight": jax.ShapeDtypeStruct((6, 8), np.float32),
+        "c.weight": "text",
+        "d.weight": np.float32(1),
+    }
+    with pytest.raises(LayoutError, match=r"expected arrays of floats") as caught:
+        jaxmix.compose(params, lora_at(*"abcd"))
+    kinds = {"a": "Tensor", "b": "ShapeDtypeStruct", "c": "str", "d": "float32"}
+    for site, kind in kinds.items():
+        assert f"\n  {site}: {site}.weight is a {kind}" in str(caught.value)
+
+
+def test_other_leaves_may_be_anything() -> None:
+    """What no adapter touches is not looked at."""
+    function = jax.nn.relu
+    params = {"a.weight": LEAF, "activation": function, "steps": 3, "none": None, "name": "x"}
+    out = jaxmix.compose(params, lora_at("a"))
+    assert out["activation"] is function and (out["steps"], out["name"]) == (3, "x")
+
+
+def test_factors_that_do_not_fit_are_listed() -> None:
+    """All of them, with what they are and what they should be."""
+    params = {
+        "a.weight": LEAF,
+        "b.weight": LEAF,
+        "c.weight": LEAF,
+        "n.bias": ones(3, np.float32),
+    }
+    adapters = [
+        Adapter(
+            {
+                "a": made("LoRA", Module("linear", (6, 7)), 0),
+                "b": made("LoRA", Module("linear", (6, 8)), 0),
+                "c": Replace(ones((8, 6))),
+                "n": Replace(bias=ones(4)),
+            }
+        )
+    ]
+    with pytest.raises(ShapeError, match=r"factors that do not fit the params") as caught:
+        jaxmix.compose(params, adapters)
+    text = str(caught.value)
+    assert "\n  a: lora_A has shape (" in text and "\n  c: saved weight has shape (8, 6)" in text
+    assert "\n  n: saved bias has shape (4,)" in text and "\n  b: " not in text
+    assert text.endswith(
+        "or on a base of another size? If it was trained with more tokens, resize these leaves of "
+        "the params first, or merge into the checkpoint with jaxmix.merge_checkpoint(..., "
+        "resize=True)."
+    )

@@ -1,0 +1,122 @@
+"""Names without what wrappers of PyTorch add: which parts go, where, and what is found by them."""
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoRA, Replace
+from jaxmix.placement.names import bare, unwrapped, without_wrappers
+from jaxmix.placement.tied import tied_problem
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("_orig_mod.h.0.q", "h.0.q"),
+        ("h.0._fsdp_wrapped_module._checkpoint_wrapped_module.q", "h.0.q"),
+        ("h.0.q._orig_mod", "h.0.q"),
+        ("h.0.q._orig_mod._fsdp_wrapped_module", "h.0.q"),
+        ("_forward_module._fpw_module.h", "h"),
+        (r"^_orig_mod\.h\.0\.q", r"^h\.0\.q"),
+        (r"h\._orig_mod", "h"),
+        ("my_orig_mod.h", "my_orig_mod.h"),
+        ("module.h.module.q", "module.h.module.q"),
+        ("h._orig_module.q", "h._orig_module.q"),
+    ],
+)
+def test_names_that_no_model_uses(name, expected):
+    """They go wherever they stand, as whole parts."""
+    assert without_wrappers(name) == expected
+
+
+def test_an_outer_module_is_a_wrapper_if_all_have_it():
+    """A model may have a child of that name beside others."""
+    assert list(unwrapped(["module.a", "module.module.b.module.c"]).values()) == [
+        "a",
+        "module.b.module.c",
+    ]
+    assert list(unwrapped(["module.module.a", "module.module.b"]).values()) == ["a", "b"]
+    assert list(unwrapped(["module.a", "head"]).values()) == ["module.a", "head"]
+    assert unwrapped([]) == {}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "base_model.model.",
+        "base_model.model.base_model.model.",
+        "base_model.model." * 3,
+        "module.base_model.model.",
+        "base_model.model.module.",
+        "base_model.module.model.",
+        "_orig_mod.module.base_model._orig_mod.model.module.",
+        "module._orig_mod.base_model.model._fsdp_wrapped_module.base_model.model.",
+    ],
+)
+def test_peft_is_repeated_or_missing(prefix):
+    """Whatever wraps what."""
+    names = [f"{prefix}h.{i}.q" for i in range(2)]
+    assert list(unwrapped(names, is_peft=True).values()) == ["h.0.q", "h.1.q"]
+    assert {bare(name) for name in names} == {"h.0.q", "h.1.q"}
+
+
+def test_peft_around_a_part_of_the_model():
+    """The name of the part stays."""
+    name = "language_model.base_model.model.model.layers.0.q"
+    assert unwrapped([name], is_peft=True) == {name: "language_model.model.layers.0.q"}
+
+
+def lora(*sites: str) -> jaxmix.Adapter:
+    """A LoRA at these sites."""
+    return jaxmix.Adapter({s: LoRA(np.ones((1, 3)), np.ones((2, 1)), 1.0) for s in sites}, name="a")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "site"),
+    [
+        ("_orig_mod.h.0.q", "h.0.q"),
+        ("module.h.0.q", "h.0.q"),
+        ("h.0._checkpoint_wrapped_module.q", "h.0.q"),
+        ("h.0.module.q", "h.0.q"),
+        ("base_model.model.h.0.q", "h.0.q"),
+        ("h.0.q", "h.0.module.q"),
+        ("module.h.0.q", "h.0._orig_mod.q"),
+    ],
+)
+def test_a_leaf_under_a_wrapper_is_found(leaf, site):
+    """Its weight, and the bias beside it."""
+    params = {f"{leaf}.weight": np.zeros((2, 3), np.float32)}
+    params[f"{leaf}.bias"] = np.zeros(2, np.float32)
+    out = jaxmix.compose(params, lora(site))
+    assert np.array_equal(out[f"{leaf}.weight"], np.ones((2, 3)))
+    out = jaxmix.compose(params, jaxmix.Adapter({site: Replace(None, np.ones(2))}, name="a"))
+    assert np.array_equal(out[f"{leaf}.bias"], np.ones(2))
+
+
+def test_a_leaf_of_the_very_name_comes_first():
+    """Its neighbour `module` is another module, with and without a weight of its own."""
+    zeros = np.zeros((2, 3), np.float32)
+    params = {"h.q.weight": zeros, "h.module.q.weight": zeros}
+    out = jaxmix.compose(params, lora("h.module.q"))
+    assert out["h.q.weight"] is zeros and np.array_equal(out["h.module.q.weight"], np.ones((2, 3)))
+    params = {"h.module.weight": zeros, "h.bias": np.zeros(2, np.float32)}
+    with pytest.raises(LayoutError, match="changes its bias, but the tree has none there"):
+        jaxmix.compose(params, jaxmix.Adapter({"h.module": Replace(None, np.ones(2))}, name="a"))
+
+
+def test_leaves_that_wrappers_alone_tell_apart():
+    """Which of them is meant can't be told."""
+    params = {f"{name}.h.q.weight": np.zeros((2, 3)) for name in ("_orig_mod", "module")}
+    text = "h.q: more than one leaf is its weight: _orig_mod.h.q.weight, module.h.q.weight"
+    with pytest.raises(LayoutError, match=text):
+        jaxmix.compose(params, lora("h.q"))
+
+
+def test_a_tied_embedding_under_a_wrapper():
+    """Its names tell as much as without."""
+    names = ["_orig_mod.model.embed_tokens.weight", "_orig_mod.model.norm.weight"]
+    problem = tied_problem("model.embed_tokens", names)
+    assert problem is not None and "since the tree has no lm_head, the head too (tied)" in problem
+    assert tied_problem("model.embed_tokens", [*names, "_orig_mod.lm_head.weight"]) is None

@@ -1,0 +1,205 @@
+"""Which way square weights lie: what tells it, and what is asked for where nothing does."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.typing import ArrayLike
+
+import jaxmix
+from jaxmix import Adapter, Layout
+from jaxmix.effects import effects
+from jaxmix.errors import AdapterError, LayoutError
+from jaxmix.families import LoRA, Normed, Together
+from jaxmix.placement.orientation import OutAxes
+
+from ..laws.draws import normal
+
+Flat = dict[str, Any]
+
+
+def lora(seed: int, transposed: bool | None = None, size: tuple[int, int] = (6, 6)) -> LoRA:
+    """A LoRA as a file with ``fan_in_fan_out`` gives it."""
+    rng, (rows, cols) = np.random.default_rng(seed), size
+    return LoRA(normal(rng, 2, cols), normal(rng, rows, 2), 0.5, transposed=transposed)
+
+
+def leaves(**shapes: tuple[int, ...]) -> Flat:
+    """A tree of these shapes, each module's name with its dots as two underscores."""
+    rng = np.random.default_rng(0)
+    return {name.replace("__", "."): normal(rng, *shape) for name, shape in shapes.items()}
+
+
+def is_conv1d(params: Flat, site: str, update: LoRA, **options: Any) -> bool:
+    """Which way an update went into a weight; it went one of the two."""
+    with jax.enable_x64(True):
+        out = jaxmix.compose(params, Adapter({site: update}), **options)
+    moved = np.asarray(out[f"{site}.weight"]) - params[f"{site}.weight"]
+    delta = 0.5 * np.asarray(update.b) @ np.asarray(update.a)
+    turned, plain = (
+        moved.shape == d.shape and np.allclose(moved, d, atol=1e-12) for d in (delta.T, delta)
+    )
+    assert turned != plain
+    return turned
+
+
+BLOCK = {"h__0__c_attn__weight": (6, 18), "h__0__c_attn__bias": (18,)}
+LINEAR = {"h__0__up__weight": (18, 6), "h__0__up__bias": (18,)}
+
+
+def site(name: str) -> dict[str, tuple[int, ...]]:
+    """A square weight with its bias."""
+    return {f"{name}__weight": (6, 6), f"{name}__bias": (6,)}
+
+
+# What a tree has, the site that is asked for, what its flag is, and whether it is a Conv1D.
+CASES: dict[str, tuple[dict[str, tuple[int, ...]], str, bool | None, bool]] = {
+    "a bias is not there": ({"q__weight": (6, 6)}, "q", None, False),
+    "a Conv1D's name in a block of Conv1D": (
+        {**BLOCK, **site("h__1__c_proj")}, "h.1.c_proj", None, True),
+    "the same, the flag off": ({**BLOCK, **site("h__1__c_proj")}, "h.1.c_proj", False, True),
+    "another name beside Conv1D": ({**BLOCK, **site("h__0__q")}, "h.0.q", None, False),
+    "another block's": ({**BLOCK, **site("encoder__0__q")}, "encoder.0.q", None, False),
+    "a block of linear layers": ({**LINEAR, **site("h__1__q")}, "h.1.q", None, False),
+    "a Conv1D's name in a linear block": (
+        {**LINEAR, **site("h__0__c_proj")}, "h.0.c_proj", None, False),
+    "namesakes": (
+        {**LINEAR, **site("a__q"), "b__q__weight": (6, 4), "b__q__bias": (4,)}, "a.q", None, True),
+    "numbers are no namesakes": (
+        {**LINEAR, **site("h__0__to__0"), "b__0__weight": (6, 4), "b__0__bias": (4,)},
+        "h.0.to.0", None, False),
+    "a flag that is off": (site("q"), "q", False, False),
+    "a flag of the site's own": (site("q"), "q", True, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("shapes", "at", "flag", "expected"), CASES.values(), ids=CASES)
+def test_what_tells(
+    shapes: dict[str, tuple[int, ...]], at: str, flag: bool | None, expected: bool
+) -> None:
+    assert is_conv1d(leaves(**shapes), at, lora(1, flag)) == expected
+
+
+@pytest.mark.parametrize("size", [(4, 6), (6, 4)])
+def test_factors_tell_of_other_shapes(size: tuple[int, int]) -> None:
+    """Without a bias, or with one that both ways have."""
+    params = leaves(c_proj__weight=(6, 4), c_proj__bias=(1,))
+    assert is_conv1d(params, "c_proj", lora(1, None, size)) == (size == (4, 6))
+
+
+def test_nothing_tells() -> None:
+    """All such sites are named, and how to say it."""
+    params = leaves(**site("a"), **site("b"), **site("c"), head__weight=(9, 6), head__bias=(9,))
+    updates = {"a": lora(1), "b": lora(2, False), "c": lora(3)}
+    with jax.enable_x64(True), pytest.raises(LayoutError) as caught:
+        jaxmix.compose(params, Adapter(updates))
+    assert str(caught.value) == (
+        "weights whose orientation is unknown:\n  a: a.weight (6, 6)\n  c: c.weight (6, 6)\n"
+        "PyTorch stores them as (out, in) if they are torch.nn.Linear, as (in, out) if they are "
+        "transformers' Conv1D, and neither config.json, shapes nor biases tell which. The "
+        "adapter's fan_in_fan_out = true holds for the last layer that PEFT wrapped, and need not "
+        "for others. Say which modules are Conv1D by a regular expression, '' for none: "
+        r"layout=jaxmix.Layout('mine', conv1d=r'.*\.c_proj'), or --conv1d."
+    )
+
+
+def transposes(params: Flat, x: Any) -> Flat:
+    """The product with each weight, which of the identity is its transpose."""
+    return {f"{name}.weight": x @ params[f"{name}.weight"].T for name in "ab"}
+
+
+def weights(run: str, params: Flat, adapter: Adapter, layout: Layout | None) -> Flat:
+    """The weights that a way to run a mix works with."""
+    eye = np.eye(6)
+    match run:
+        case "compose":
+            return jaxmix.compose(params, adapter, layout=layout)
+        case "attach":
+            out = jaxmix.factored(transposes)(jaxmix.attach(params, adapter, layout=layout), eye)
+            return {name: leaf.T for name, leaf in out.items()}
+        case "Bank":
+            bank = jaxmix.Bank({"one": adapter}, params, layout=layout)
+            out = bank(transposes)(params, eye[None], ["one"])
+            return {name: leaf[0].T for name, leaf in out.items()}
+        case "to_lora":
+            made = jaxmix.to_lora(adapter, params, rank=2, layout=layout)
+            assert [made.updates[site].transposed for site in "ab"] == [False, True]
+            return jaxmix.compose(params, made)
+        case _:
+            (_, (a,)), (_, (b,)) = effects([adapter], params, layout)
+            assert a.weight is not None and b.weight is not None
+            moved = {"a.weight": a.weight.dense(), "b.weight": b.weight.dense().T}
+            return {name: params[name] + delta for name, delta in moved.items()}
+
+
+@pytest.mark.parametrize("run", ["compose", "attach", "Bank", "to_lora", "effects"])
+def test_every_way_to_run_a_mix_takes_the_layout(run: str) -> None:
+    """And refuses without."""
+    params, adapter = leaves(**site("a"), **site("b")), Adapter({"a": lora(1), "b": lora(2)})
+    with jax.enable_x64(True):
+        with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
+            weights(run, params, adapter, None)
+        found = weights(run, params, adapter, Layout("mine", conv1d="b"))
+    for name, turn in (("a", False), ("b", True)):
+        update: Any = adapter.updates[name]
+        delta = 0.5 * update.b @ update.a
+        expected = params[f"{name}.weight"] + (delta.T if turn else delta)
+        np.testing.assert_allclose(found[f"{name}.weight"], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_init_takes_the_layout() -> None:
+    """What is made is for the layer that the layout says."""
+    params, key = leaves(**site("a"), **site("b")), jax.random.key(0)
+    table = Layout("mine", conv1d="b")
+    made = jaxmix.init("lora", params, key, target_modules=["a", "b"], rank=2, layout=table)
+    assert [made.updates[name].transposed for name in "ab"] == [False, True]
+
+
+def test_a_pattern_that_is_none() -> None:
+    with pytest.raises(LayoutError) as caught:
+        Layout("mine", conv1d="(")
+    assert str(caught.value).startswith(
+        "the layout 'mine': conv1d '(' is no regular expression: missing ), unterminated"
+    )
+    with pytest.raises(LayoutError, match="conv1d 3 is no regular expression"):
+        Layout("mine", conv1d=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_layout_without_rules_goes_by_names() -> None:
+    table = Layout("mine", conv1d="")
+    assert table.by_name and table.places("q", "bias")[0].leaf == "q.bias"
+    assert hash(table) != hash(Layout("mine"))
+
+
+def test_flags_of_several_updates() -> None:
+    """One that knows is believed; one that does not know makes it unknown."""
+    unknown, off, on = lora(1), lora(1, False), lora(1, True)
+    for parts, flag in (((off, unknown), None), ((unknown, on), True), ((off, off), False)):
+        assert Together(parts).transposed is flag
+    magnitude: ArrayLike = np.ones(6)
+    assert Normed(unknown, magnitude).transposed is None
+    made = jaxmix.combine([Adapter({"a": unknown}), Adapter({"a": off})], method="linear")
+    assert made.updates["a"].transposed is None
+
+
+def test_a_dense_update_of_an_unknown_orientation() -> None:
+    """It would be right for one of the two only; of another shape it fits one only."""
+    several = [Adapter({"a": lora(i)}, name=f"{i}") for i in range(2)]
+    with pytest.raises(AdapterError) as caught:
+        jaxmix.combine(several, method="model_stock")
+    assert str(caught.value) == (
+        "a: the file that the adapter was read from does not tell whether PyTorch stores this "
+        "weight (6, 6) as (out, in) or as (in, out), on which a dense update depends. Give the "
+        "base: params=…, or --base."
+    )
+    wide = [Adapter({"h.c_proj": lora(i, None, (4, 6))}) for i in range(2)]
+    made: Any = jaxmix.combine(wide, method="model_stock").updates["h.c_proj"]
+    assert made.weight.shape == (6, 4)
+
+
+def test_blocks() -> None:
+    """Only what lies in a numbered block with a leaf speaks for it."""
+    axes = OutAxes({"head.weight": (9, 6), "head.bias": (9,), "q.weight": (6, 6), "q.bias": (6,)})
+    assert axes.of("head.weight") == 0 and axes.of("q.weight") is None
+    assert axes.of_block("q.weight") is None and not axes.is_linear("q.weight")

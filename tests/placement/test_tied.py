@@ -1,0 +1,322 @@
+"""Tied embeddings: found by the names that transformers saves, refused with what to do, untied."""
+
+import json
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxmix
+from jaxmix import Adapter, Layout, Rule
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoRA, Replace, Together, Tokens
+from jaxmix.models import Decoder, read_config
+from jaxmix.placement.layout import NAMES
+from jaxmix.placement.tied import tied_problem
+
+from .. import tied_names
+from ..laws.draws import ones, zeros
+
+SAVED: dict[str, dict[str, Any]] = json.loads(tied_names.FILE.read_text())
+FLAX = {"weight": "kernel"}
+
+
+def in_flax(name: str, embedding: str) -> str:
+    """A leaf's name in a tree of Linen."""
+    module, _, part = name.rpartition(".")
+    part = "embedding" if module == embedding else FLAX.get(part, part)
+    return f"params.{module}.{part}" if module else f"params.{part}"
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_names_of_transformers(name: str) -> None:
+    """The embedding is called tied if it is, and no other model is refused; so is the head."""
+    model = SAVED[name]
+    site, head, leaves = model["embedding"], model["head"], model["leaves"]
+    for names in (leaves, [f"params.{n}" for n in leaves], [in_flax(n, site) for n in leaves]):
+        problem = tied_problem(site, names)
+        assert (problem is not None) == model["tied"], problem
+        if problem:
+            assert f"the tree has no {head}, the head too" in problem
+            assert f"add a leaf {head}." in problem
+        # With the leaf that the message asks for nothing is wrong any more.
+        for part in ("weight", "kernel"):
+            assert head is None or tied_problem(site, [*names, f"{head}.{part}"]) is None
+        if head is not None:
+            said = tied_problem(head, names)
+            assert (said is not None) == model["tied"]
+            assert said is None or said.startswith(f"{head} is tied to {site}. The tree has one")
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_other_sites_are_not_tied(name: str) -> None:
+    """Layers, norms, positions, what is left of a head, and what is nowhere."""
+    model = SAVED[name]
+    modules = {leaf.rpartition(".")[0] for leaf in model["leaves"]} | {"no.such", "lm_head.dense"}
+    modules -= {model["embedding"], model["head"]}
+    assert not [module for module in modules if tied_problem(module, model["leaves"])]
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs torch and transformers")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "name",
+    ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "RobertaForMaskedLM", "OPTModel"],
+)
+def test_the_names_are_still_those(name: str) -> None:
+    """The recorded names are what the installed transformers saves."""
+    assert tied_names.saved(name, tied=True) == SAVED[name]
+
+
+def test_t5_without_a_head_looks_like_one_with() -> None:
+    """T5Model has the names of the tied T5ForConditionalGeneration: refused, with the way out."""
+    names = SAVED["T5ForConditionalGeneration"]["leaves"]
+    said = tied_problem("shared", names)
+    assert said is not None and said.endswith(
+        "jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+    )
+    assert tied_problem("decoder.embed_tokens", names) == (
+        "decoder.embed_tokens is tied to shared. The tree has one leaf for both, and PEFT's "
+        "forward changes one side only. Untie it: add a leaf decoder.embed_tokens.weight, a copy "
+        "of shared.weight, and run the model with tie_word_embeddings=False (a "
+        "jaxmix.models.Decoder: model.untied())."
+    )
+
+
+# ---------------------------------------------------------------- in compose
+
+EMBED, HEAD = "model.embed_tokens", "lm_head"
+E = np.arange(24, dtype=np.float32).reshape(6, 4)
+TREE = {f"{EMBED}.weight": E, "model.norm.weight": ones(4, np.float32)}
+
+
+def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
+    """Adds 1 everywhere."""
+    a, b = ones((1, shape[1])), ones((shape[0], 1))
+    return Adapter({site: LoRA(a, b, 1.0, embedding=site == EMBED) for site in sites})
+
+
+def test_a_tied_tree_is_refused() -> None:
+    """Both sides, listed together."""
+    with pytest.raises(LayoutError, match=r"^sites whose leaf the tree ties to another:") as caught:
+        jaxmix.compose(TREE, [lora(EMBED), 0.5 * lora(HEAD).renamed("head")])
+    text = str(caught.value)
+    assert f"\n  {EMBED} is the embedding and, since the tree has no lm_head, the head too" in text
+    assert f"\n  {HEAD} is tied to {EMBED}. " in text
+    nested = {"params": {"model": {"embed_tokens": {"embedding": E}}}}
+    with pytest.raises(
+        LayoutError, match=r"leaf lm_head\.kernel, a copy of .*embedding transposed"
+    ):
+        jaxmix.compose(nested, [lora(EMBED)])
+    for layout in ("torch", "names", NAMES):
+        with pytest.raises(LayoutError, match="ties to another"):
+            jaxmix.compose(TREE, [lora(EMBED)], layout=layout)
+
+
+def test_the_message_helps() -> None:
+    """What it says to do does it: only the looked-up side changes."""
+    untied = {**TREE, f"{HEAD}.weight": TREE[f"{EMBED}.weight"]}
+    out = jaxmix.compose(untied, [lora(EMBED)])
+    np.testing.assert_array_equal(out[f"{EMBED}.weight"], E + 1)
+    assert out[f"{HEAD}.weight"] is E
+    out = jaxmix.compose(untied, [lora(HEAD)])
+    np.testing.assert_array_equal(out[f"{HEAD}.weight"], E + 1)
+    assert out[f"{EMBED}.weight"] is E
+
+
+def test_both_sides_trained_as_one_stay_tied() -> None:
+    """The leaf that they share takes the update once, under its names in PyTorch and in Flax."""
+    out = jaxmix.compose(TREE, [lora(EMBED, HEAD), (-3 * lora(EMBED, HEAD)).renamed("other")])
+    assert out.keys() == TREE.keys()
+    np.testing.assert_array_equal(out[f"{EMBED}.weight"], E - 2)
+    nested = {"params": {"model": {"embed_tokens": {"embedding": E}}}}
+    out = jaxmix.compose(nested, lora(EMBED, HEAD), layout="flax")
+    np.testing.assert_array_equal(out["params"]["model"]["embed_tokens"]["embedding"], E + 1)
+    saved = Adapter({site: Replace(weight=E * 2) for site in (EMBED, HEAD)})
+    out = jaxmix.compose(TREE, 0.5 * saved)
+    np.testing.assert_array_equal(out[f"{EMBED}.weight"], E * 1.5)
+    untied = {**TREE, f"{HEAD}.weight": E}
+    out = jaxmix.compose(untied, saved)
+    assert all(np.array_equal(out[f"{site}.weight"], E * 2) for site in (EMBED, HEAD))
+
+
+def test_trained_as_one_takes_all_sides() -> None:
+    """The same numbers on every side, and numbers that are known."""
+    dora = LoRA(ones((1, 4)), ones((6, 1)), 1.0, magnitude=ones(4), embedding=True)
+    other = replace(dora, embedding=False)  # its norm is taken along the other axis
+    with pytest.raises(LayoutError, match="ties to another"):
+        jaxmix.compose(TREE, Adapter({EMBED: dora, HEAD: other}))
+    with pytest.raises(LayoutError, match="ties to another"):
+        jax.jit(lambda adapter: jaxmix.compose(TREE, adapter))(lora(EMBED, HEAD))
+    t5 = {"shared.weight": E, **{f"{s}.block.0.x.weight": E for s in ("encoder", "decoder")}}
+    sides = ["shared", "lm_head", "encoder.embed_tokens", "decoder.embed_tokens"]
+    with pytest.raises(LayoutError, match="ties to another"):
+        jaxmix.compose(t5, Adapter({site: Replace(weight=E + 1) for site in sides[:3]}))
+    out = jaxmix.compose(t5, Adapter({site: Replace(weight=E + 1) for site in sides}))
+    np.testing.assert_array_equal(out["shared.weight"], E + 1)
+    assert out.keys() == t5.keys()
+
+
+def test_a_bias_of_a_head_trained_as_one() -> None:
+    """It is the head's own, and lies where the tree has it: with the head, or one module above."""
+    bias = np.arange(6, dtype=np.float32)
+    site = "bert.embeddings.word_embeddings"
+    head = "cls.predictions.decoder"
+    tree = {f"{site}.weight": E, "cls.predictions.bias": np.zeros_like(bias)}
+    both = {site: Replace(weight=E + 1), head: Replace(weight=E + 1, bias=bias)}
+    out = jaxmix.compose(tree, 0.5 * Adapter(both))
+    np.testing.assert_array_equal(out[f"{site}.weight"], E + 0.5)
+    np.testing.assert_array_equal(out["cls.predictions.bias"], bias / 2)
+    apart = {head: Together((Replace(weight=E + 1), Replace(bias=bias)))}
+    out = jaxmix.compose(tree, Adapter({**both, **apart}))
+    np.testing.assert_array_equal(out["cls.predictions.bias"], bias)
+    with pytest.raises(LayoutError, match="lm_head: no leaf for its bias"):
+        jaxmix.compose(TREE, Adapter({EMBED: both[site], HEAD: both[head]}))
+
+
+def test_headless_by_layout() -> None:
+    """The way out for a model that has no head although its names look so."""
+    headless = Layout("headless", jaxmix.layout.NAMES.rules)
+    out = jaxmix.compose(TREE, [lora(EMBED)], layout=headless)
+    np.testing.assert_array_equal(out[f"{EMBED}.weight"], E + 1)
+
+
+def test_other_sites_of_a_tied_tree() -> None:
+    """A tied tree takes adapters everywhere else, and a bias on the embedding's name is no tie."""
+    params = {**TREE, "model.layers.0.q.weight": zeros((6, 4), np.float32)}
+    out = jaxmix.compose(params, [lora("model.layers.0.q")])
+    assert (np.asarray(out["model.layers.0.q.weight"]) == 1).all()
+    out = jaxmix.compose(params, [Adapter({"model.norm": Replace(zeros(4))})])
+    assert not np.asarray(out["model.norm.weight"]).any()
+
+
+def test_a_table_that_has_both_in_one_leaf() -> None:
+    """A user's own layout may say that the head is the embedding's leaf."""
+    rules = (Rule(r"model\.embed_tokens|lm_head", "embedder"), Rule("q", "q"))
+    params = {"embedder": E, "q": E}
+    with pytest.raises(
+        LayoutError, match="the layout 'mine' has lm_head in the same leaf embedder"
+    ):
+        jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", rules))
+    jaxmix.compose(params, [lora("q")], layout=Layout("mine", rules))
+    split = (Rule(r"model\.embed_tokens", "embedder"), Rule("lm_head", "head"))
+    out = jaxmix.compose({**params, "head": E}, [lora(EMBED)], layout=Layout("mine", split))
+    np.testing.assert_array_equal(out["embedder"], E + 1)
+    with pytest.raises(
+        LayoutError,
+        match=r"embed_tokens: the layout 'mine' has a leaf for lm_head, but the tree has none",
+    ):
+        jaxmix.compose(params, [lora(EMBED)], layout=Layout("mine", split))
+    jaxmix.compose(params, [lora("q")], layout=Layout("mine", (*split, Rule("q", "q"))))
+
+
+# ---------------------------------------------------------------- our own models
+
+
+def decoder(tied: bool = True) -> Decoder:
+    """A tiny one."""
+    config = read_config(
+        dict(
+            model_type="llama",
+            vocab_size=11,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            tie_word_embeddings=tied,
+        )
+    )
+    return Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
+TOKENS = jnp.array([[1, 2, 3]])
+
+
+@pytest.mark.parametrize("site", [EMBED, HEAD])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_decoder_is_untied_by_itself(site: str, jitted: bool) -> None:
+    """The new model computes with one side changed, the old one is as it was."""
+    model = decoder()
+    before = np.asarray(model(TOKENS))
+    run = jax.jit(jaxmix.compose) if jitted else jaxmix.compose
+    out = run(model, [0.01 * lora(site, shape=(11, 8))])
+    assert isinstance(out, Decoder) and not out.config.tie_word_embeddings
+    old = np.asarray(model.model.embed_tokens.embedding[...])
+    looked_up = np.asarray(out.model.embed_tokens.embedding[...])
+    head = np.asarray(out.lm_head.kernel[...])
+    added = (0.01 * (site == EMBED), 0.01 * (site == HEAD))
+    np.testing.assert_allclose(looked_up, old + added[0], atol=1e-7)
+    np.testing.assert_allclose(head, old.T + added[1], atol=1e-7)
+    assert model.config.tie_word_embeddings
+    np.testing.assert_array_equal(model(TOKENS), before)
+    assert np.abs(np.asarray(out(TOKENS)) - before).max() > 1e-6
+
+
+def test_a_decoder_stays_tied_where_nothing_separates_it() -> None:
+    """Adapters of layers leave it as it is; an untied one comes back as it is built."""
+    site = "model.layers.0.self_attn.q_proj"
+    out = jaxmix.compose(decoder(), [lora(site, shape=(8, 8))])
+    assert out.config.tie_word_embeddings and not hasattr(out, "lm_head")
+    out = jaxmix.compose(decoder(tied=False), [lora(EMBED, HEAD, shape=(11, 8))])
+    assert not out.config.tie_word_embeddings
+
+
+def test_the_state_of_a_tied_decoder() -> None:
+    """A state is no model that unties itself; the message names the method."""
+    for params in (nnx.state(decoder()), nnx.to_pure_dict(nnx.state(decoder()))):
+        with pytest.raises(LayoutError, match=r"jaxmix\.models\.Decoder: model\.untied\(\)"):
+            jaxmix.compose(params, [lora(EMBED, shape=(11, 8))])
+    out = jaxmix.compose(nnx.state(decoder().untied()), [lora(EMBED, shape=(11, 8))])
+    assert isinstance(out, nnx.State)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stubborn:
+    """A tree that says that it unties itself, and does not."""
+
+    model: Any
+
+    def untied(self) -> "Stubborn":
+        return self
+
+
+def test_what_does_not_untie_itself_is_refused() -> None:
+    """Its word is not taken for it."""
+    tree = Stubborn({"embed_tokens": {"weight": E}})
+    with pytest.raises(LayoutError, match="ties to another"):
+        jaxmix.compose(tree, [lora(EMBED)])
+
+
+def test_tokens_keep_the_tie_and_others_do_not() -> None:
+    """One leaf for both sides takes them; an adapter of one side beside them is refused."""
+    tokens = Tokens(ones((1, 4)), np.array([2], np.int32))
+    alone, beside = (
+        Adapter({"model.embed_tokens": update}, name=type(update).__name__)
+        for update in (tokens, Together((tokens, Replace(zeros((6, 4))))))
+    )
+    tied = {"model.embed_tokens.weight": jnp.zeros((6, 4)), "model.norm.weight": jnp.ones(4)}
+    out = jaxmix.compose(tied, alone)["model.embed_tokens.weight"]
+    assert out.sum() == 4 and out[2].sum() == 4
+    with pytest.raises(LayoutError, match="has one leaf for both, and PEFT's forward changes one"):
+        jaxmix.compose(tied, beside)
+
+    class Model(dict):
+        """A model that can be untied."""
+
+        def untied(self) -> dict[str, Any]:
+            return {**self, "lm_head.weight": self["model.embed_tokens.weight"]}
+
+    jax.tree_util.register_pytree_with_keys(
+        Model,
+        lambda m: ([(jax.tree_util.DictKey(k), v) for k, v in m.items()], tuple(m)),
+        lambda keys, values: Model(zip(keys, values, strict=True)),
+    )
+    assert isinstance(jaxmix.compose(Model(tied), alone), Model)
+    with pytest.raises(LayoutError, match="trained tokens, which changes both sides of a tied"):
+        jaxmix.compose(Model(tied), beside)

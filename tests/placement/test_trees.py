@@ -1,0 +1,473 @@
+"""Every kind of tree: the same adapters have the same effect as on the flat dict of PyTorch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import LayoutError, ShapeError
+from jaxmix.families import OFT, AdaLoRA, LoRA, Replace, Together
+
+from ..laws.draws import FAMILIES, KINDS, Module, made, normal, ones, tree, zeros
+from ..laws.truth import fold, fold_tree
+
+Flat = dict[str, Any]
+
+MODULES = {
+    "embed": KINDS["embedding"],
+    "layers.0": KINDS["wide"],
+    "layers.1": KINDS["tall"],
+    "layers.2": KINDS["square"],
+    "conv1d": KINDS["conv1d"],
+    "conv2d": KINDS["conv2d"],
+    "conv3d": KINDS["conv3d"],
+    "norm": KINDS["norm"],
+}
+BASE = tree(MODULES, 0)
+ADAPTERS = [
+    Adapter(
+        {site: made(kind, module, 7 * i + j) for j, (site, module) in enumerate(MODULES.items())}
+    )
+    * (0.5 + 0.3 * i)
+    for i, kind in enumerate((*FAMILIES, "DoRA", "Replace", "Together"))
+]
+ADAPTERS = [a.renamed(str(i)) for i, a in enumerate(ADAPTERS)]
+TRUTH = fold_tree(BASE, ADAPTERS)
+
+
+# ---------------------------------------------------------------- the same weights in other trees
+
+
+def kernel(weight: np.ndarray) -> np.ndarray:
+    """PyTorch's (out, in, *k) as Flax's (*k, in, out)."""
+    return np.moveaxis(weight, (0, 1), (-1, -2))
+
+
+def flax_leaves(flat: Mapping[str, Any]) -> Flat:
+    """Flax's names and orientation."""
+    out: Flat = {}
+    for name, leaf in flat.items():
+        module, _, part = name.rpartition(".")
+        kind = MODULES[module].kind
+        if part == "bias":
+            out[name] = leaf
+        elif kind == "embedding":
+            out[f"{module}.embedding"] = leaf
+        elif kind == "norm":
+            out[f"{module}.scale"] = leaf
+        else:
+            out[f"{module}.kernel"] = kernel(np.asarray(leaf))
+    return out
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict of dicts."""
+    return unflatten_dict(dict(flat), sep=".")
+
+
+class Linen:
+    """Nested, below Linen's ``params``, beside another collection."""
+
+    @staticmethod
+    def make(flat: Flat) -> Any:
+        return {"params": nested(flax_leaves(flat)), "batch_stats": {"mean": zeros(3)}}
+
+    @staticmethod
+    def read(params: Any) -> Flat:
+        return flatten_dict(params["params"], sep=".")
+
+
+class Net(nnx.Module):
+    """All kinds of layers of NNX; state of other kinds too."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        how: dict[str, Any] = {"rngs": rngs, "param_dtype": jnp.float64}
+        self.embed = nnx.Embed(10, 4, **how)
+        self.layers = nnx.List(
+            [nnx.Linear(i, o, use_bias=b, **how) for i, o, b in ((8, 6, 1), (4, 8, 0), (6, 6, 1))]
+        )
+        self.conv1d = nnx.Conv(6, 4, (3,), **how)
+        self.conv2d = nnx.Conv(4, 6, (3, 2), use_bias=False, **how)
+        self.conv3d = nnx.Conv(2, 4, (1, 2, 3), **how)
+        self.norm = nnx.LayerNorm(5, **how)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+
+def nnx_module(flat: Flat) -> Net:
+    """With these weights."""
+    net = Net(nnx.Rngs(0))
+    for name, leaf in flax_leaves(flat).items():
+        found: Any = net
+        for part in name.split("."):
+            found = found[int(part)] if part.isdigit() else getattr(found, part)
+        assert found[...].shape == leaf.shape
+        found[...] = jnp.asarray(leaf)
+    return net
+
+
+def of_nnx(params: Any) -> Flat:
+    """Names and arrays of a module's parameters."""
+    state = nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
+    pure = nnx.to_pure_dict(state) if isinstance(state, nnx.State) else state
+    flat = {".".join(map(str, path)): leaf for path, leaf in flatten_dict(pure).items()}
+    return {name: leaf for name, leaf in flat.items() if not name.startswith("dropout")}
+
+
+class Equinox(eqx.Module):
+    """The same in Equinox; its convolutions' biases are (out, 1, …)."""
+
+    embed: eqx.nn.Embedding
+    layers: list[eqx.nn.Linear]
+    conv1d: eqx.nn.Conv
+    conv2d: eqx.nn.Conv
+    conv3d: eqx.nn.Conv
+    norm: eqx.nn.LayerNorm
+    activation: Callable[[Any], Any] = jax.nn.relu
+
+    def __init__(self, key: Any):
+        how: dict[str, Any] = {"key": key, "dtype": jnp.float64}
+        self.embed = eqx.nn.Embedding(10, 4, **how)
+        self.layers = [
+            eqx.nn.Linear(i, o, use_bias=b, **how)
+            for i, o, b in ((8, 6, True), (4, 8, False), (6, 6, True))
+        ]
+        self.conv1d = eqx.nn.Conv(1, 6, 4, 3, **how)
+        self.conv2d = eqx.nn.Conv(2, 4, 6, (3, 2), use_bias=False, **how)
+        self.conv3d = eqx.nn.Conv(3, 2, 4, (1, 2, 3), **how)
+        self.norm = eqx.nn.LayerNorm(5, dtype=jnp.float64)
+
+
+def in_equinox(net: Equinox, name: str) -> Any:
+    """A leaf by its name."""
+    found: Any = net
+    for part in name.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    return found
+
+
+def equinox_module(flat: Flat) -> Equinox:
+    """With these weights."""
+    net = Equinox(jax.random.key(0))
+    names = list(flat)
+    leaves = [jnp.asarray(flat[n]).reshape(in_equinox(net, n).shape) for n in names]
+    return eqx.tree_at(lambda net: [in_equinox(net, n) for n in names], net, leaves)
+
+
+class Hooks:
+    """How to make a tree of the flat dict, how to read it, and in which names that comes."""
+
+    def __init__(self, make: Callable[[Flat], Any], read: Callable[[Any], Flat], flax: bool):
+        self.make, self.read, self.flax = make, read, flax
+
+
+def state_of(flat: Flat) -> Any:
+    """The module's ``nnx.State``, of all kinds of variables."""
+    return nnx.state(nnx_module(flat))
+
+
+def mixed_leaves(flat: Flat) -> Any:
+    """Some leaves of JAX, some of NumPy."""
+    return {n: jnp.asarray(x) if i % 2 else x for i, (n, x) in enumerate(flat.items())}
+
+
+TREES = {
+    "flat, NumPy": Hooks(dict, dict, False),
+    "flat, JAX": Hooks(lambda flat: jax.tree.map(jnp.asarray, flat), dict, False),
+    "flat, both": Hooks(mixed_leaves, dict, False),
+    "nested, PyTorch": Hooks(nested, lambda p: flatten_dict(p, sep="."), False),
+    "nested, Flax": Hooks(
+        lambda flat: nested(flax_leaves(flat)), lambda p: flatten_dict(p, sep="."), True
+    ),
+    "flat, Flax": Hooks(flax_leaves, dict, True),
+    "Linen": Hooks(Linen.make, Linen.read, True),
+    "FrozenDict": Hooks(
+        lambda flat: FrozenDict(Linen.make(flat)), lambda p: Linen.read(p.unfreeze()), True
+    ),
+    "nnx.Module": Hooks(nnx_module, of_nnx, True),
+    "nnx.State": Hooks(state_of, of_nnx, True),
+    "pure dict": Hooks(lambda flat: nnx.to_pure_dict(state_of(flat)), of_nnx, True),
+    "Equinox": Hooks(
+        equinox_module, lambda net: {n: np.asarray(in_equinox(net, n)) for n in BASE}, False
+    ),
+}
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["uncompiled", "compiled"])
+@pytest.mark.parametrize("hooks", TREES.values(), ids=TREES)
+def test_the_same_effect(hooks: Hooks, jitted: bool) -> None:
+    """All nine kinds at all modules, in every tree; compiled with what reads or has biases."""
+    adapters = [a for a in ADAPTERS if a.name in "06"] if jitted else ADAPTERS
+    truth = fold_tree(BASE, adapters) if jitted else TRUTH
+    with jax.enable_x64(True), jax.disable_jit(not jitted):
+        params = hooks.make(BASE)
+        before = {name: np.array(leaf) for name, leaf in hooks.read(params).items()}
+        out = jaxmix.compose(params, adapters)
+        new = {name: np.asarray(leaf) for name, leaf in hooks.read(out).items()}
+        after = {name: np.asarray(leaf) for name, leaf in hooks.read(params).items()}
+    assert type(out) is type(params) and out is not params
+    assert jax.tree.structure(out) == jax.tree.structure(params)
+    wanted = flax_leaves(truth) if hooks.flax else truth
+    assert new.keys() == wanted.keys() == before.keys()
+    for name, leaf in wanted.items():
+        np.testing.assert_allclose(new[name], leaf.reshape(new[name].shape), rtol=1e-10, atol=1e-10)
+        assert new[name].dtype == before[name].dtype and new[name].shape == before[name].shape
+        assert (after[name] == before[name]).all(), "the argument was changed"
+
+
+@pytest.mark.parametrize("hooks", TREES.values(), ids=TREES)
+def test_untouched_leaves_are_the_same_objects(hooks: Hooks) -> None:
+    """In every tree; arrays and whatever else there is."""
+    with jax.enable_x64(True), jax.disable_jit():
+        params = hooks.make(BASE)
+        adapter = Adapter({"layers.1": made("LoRA", MODULES["layers.1"], 0)})
+        out = jaxmix.compose(params, [adapter])
+    pairs = zip(jax.tree.leaves(out), jax.tree.leaves(params), strict=True)
+    assert sum(new is not old for new, old in pairs) == 1
+
+
+def test_an_nnx_module_runs() -> None:
+    """A new module comes back, of the same class, whose layers compute with the new weights."""
+    net = nnx.Linear(8, 6, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(net, nnx.relu)
+    update = made("LoRA", MODULES["layers.0"], 0)
+    out: Any = jaxmix.compose(model, [Adapter({"layers.0": update})])
+    assert net.bias is not None
+    x = normal(np.random.default_rng(0), 2, 8).astype(np.float32)
+    weight, bias = fold([(1.0, update)], np.asarray(net.kernel[...]).T, np.asarray(net.bias[...]))
+    assert weight is not None and bias is not None
+    assert isinstance(out, nnx.Sequential) and out.layers[1] is nnx.relu
+    np.testing.assert_allclose(
+        out(x), np.maximum(x @ weight.T + bias[None], 0), rtol=1e-4, atol=1e-5
+    )
+    first: Any = out.layers[0]
+    assert first.kernel is not net.kernel
+    np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(out, x), out(x), rtol=1e-5, atol=1e-5)
+
+
+def test_metadata_of_nnx_variables_is_kept() -> None:
+    """Names of axes, for one, and the kind of variable."""
+    net = nnx.Linear(8, 6, use_bias=False, rngs=nnx.Rngs(0))
+    net.kernel = nnx.Param(net.kernel[...], names=("in", "out"))
+    out = jaxmix.compose({"a": net}, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
+    assert type(out["a"].kernel) is nnx.Param
+    assert out["a"].kernel.get_metadata() == net.kernel.get_metadata()
+
+
+def test_a_shared_nnx_variable_is_untied() -> None:
+    """A variable in two places of a module is two leaves: only the site's own one changes."""
+    first, second = (nnx.Linear(6, 6, use_bias=False, rngs=nnx.Rngs(i)) for i in range(2))
+    second.kernel = first.kernel
+    net = nnx.List([first, second])
+    out = jaxmix.compose(net, [Adapter({"1": made("LoRA", Module("linear", (6, 6)), 0)})])
+    old = np.asarray(first.kernel[...])
+    assert (np.asarray(out[0].kernel[...]) == old).all()
+    assert (np.asarray(out[1].kernel[...]) != old).any()
+    assert (np.asarray(second.kernel[...]) == old).all()
+
+
+def test_an_attribute_called_value() -> None:
+    """It is not taken for a variable's value where it has siblings."""
+
+    class Attention(eqx.Module):
+        key: Any
+        value: Any
+
+    leaf = zeros((6, 8), np.float32)
+    params = {"attn": Attention(leaf, leaf)}
+    out = jaxmix.compose(params, [Adapter({"attn.value": Replace(ones((6, 8)))})])
+    assert out["attn"].key is leaf and (np.asarray(out["attn"].value) == 1).all()
+
+
+# ---------------------------------------------------------------- GPT-2 and its Conv1D
+
+
+def gpt2(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Conv1D (in, out) with biases: non-square, square; a linear layer beside it."""
+    out = {
+        "h.0.attn.c_attn.weight": normal(rng, 6, 18),
+        "h.0.attn.c_attn.bias": normal(rng, 18),
+        "h.0.attn.c_proj.weight": normal(rng, 6, 6),
+        "h.0.attn.c_proj.bias": normal(rng, 6),
+        "h.0.mlp.c_proj.weight": normal(rng, 8, 6),
+        "h.0.mlp.c_proj.bias": normal(rng, 6),
+        "wte.weight": normal(rng, 10, 6),
+        "score.weight": normal(rng, 4, 6),
+        "score.bias": normal(rng, 4),
+        "square.weight": normal(rng, 6, 6),
+        "square.bias": normal(rng, 6),
+        "other.square.weight": normal(rng, 8, 6),
+        "other.square.bias": normal(rng, 8),
+    }
+    return out
+
+
+GPT2 = gpt2(np.random.default_rng(0))
+CONV1D = ("h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_proj")
+LINEAR = ("score", "square", "other.square")
+
+
+def flagged(site: str, kind: str, seed: int, flag: bool) -> Any:
+    """An update at a site of GPT-2 as the reader makes it: the flag is the whole adapter's."""
+    shape = GPT2[f"{site}.weight"].shape
+    module = Module("linear", shape[::-1] if site in CONV1D else shape, True)
+    rng = np.random.default_rng(seed)
+    if kind == "Replace":  # as PyTorch stores it
+        return Replace(normal(rng, *shape), normal(rng, module.shape[0]))
+    update: Any = made(kind, module, seed)
+    match update:
+        case LoRA() | AdaLoRA():
+            fields = {k: v for k, v in vars(update).items() if k != "transposed"}
+            return type(update)(**fields, transposed=flag)
+        case OFT():
+            return OFT(update.generator, update.terms, update.eps, transposed=flag)
+    return update
+
+
+def gpt2_truth(adapters: list[Adapter]) -> dict[str, np.ndarray]:
+    """The fold on the matrices (out, in), laid back."""
+    out = dict(GPT2)
+    for site in (*CONV1D, *LINEAR):
+        turn = (lambda x: x.T) if site in CONV1D else (lambda x: x)
+        word = []
+        for adapter in adapters:
+            update = adapter.updates[site]
+            if isinstance(update, Replace) and update.weight is not None:
+                update = Replace(turn(np.asarray(update.weight)), update.bias)
+            word.append((adapter.strength, update))
+        weight, bias = fold(word, turn(out[f"{site}.weight"]), out[f"{site}.bias"])
+        assert weight is not None and bias is not None
+        out[f"{site}.weight"], out[f"{site}.bias"] = turn(weight), bias
+    return out
+
+
+def gpt2_adapters(flag: bool, kinds: tuple[str, ...]) -> list[Adapter]:
+    """One of each kind, at all sites."""
+    return [
+        Adapter(
+            {s: flagged(s, kind, 10 * i + j, flag) for j, s in enumerate((*CONV1D, *LINEAR))},
+            0.5 + 0.2 * i,
+            f"{i}",
+        )
+        for i, kind in enumerate(kinds)
+    ]
+
+
+GPT2_KINDS = ("LoRA", "Replace", "OFT", "DoRA", "AdaLoRA", "LoHa", "SHiRA")
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("kinds", [GPT2_KINDS, ("Replace",), ("Replace", "LoRA")], ids=str)
+def test_conv1d(kinds: tuple[str, ...], flag: bool) -> None:
+    """PEFT saves one flag for all layers, that of the last; the tree's biases tell which is which.
+
+    Square layers are told by their namesakes.
+    """
+    adapters = gpt2_adapters(flag, kinds)
+    with jax.enable_x64(True), jax.disable_jit():
+        out = jaxmix.compose(GPT2, adapters)
+    for name, leaf in gpt2_truth(adapters).items():
+        np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def flax_gpt2(flat: Mapping[str, Any], turned: bool) -> dict[str, Any]:
+    """Kernels (in, out); where turned, Conv1D's are (out, in), as in Flax's GPT-2."""
+    out: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        site, _, part = name.rpartition(".")
+        if part != "weight" or site == "wte":
+            out[name] = leaf
+        else:
+            out[f"{site}.kernel"] = leaf if site in CONV1D and not turned else leaf.T
+    return out
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("flag", [False, True])
+def test_conv1d_in_flax(flag: bool, turned: bool) -> None:
+    """The biases tell here too."""
+    adapters = gpt2_adapters(flag, tuple(kind for kind in GPT2_KINDS if kind != "Replace"))
+    with jax.enable_x64(True), jax.disable_jit():
+        out = jaxmix.compose(flax_gpt2(GPT2, turned), adapters)
+    for name, leaf in flax_gpt2(gpt2_truth(adapters), turned).items():
+        np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_whole_weights_of_conv1d_in_flax(turned: bool) -> None:
+    """A saved Conv1D is (in, out), as PyTorch has it: its shape tells, or a flag at the site."""
+    adapters = gpt2_adapters(True, ("Replace", "LoRA"))
+    for keep in (CONV1D, (*CONV1D[::2], "score", "other.square")):
+        chosen = adapters if keep is CONV1D else adapters[:1]
+        chosen = [Adapter({s: a.updates[s] for s in keep}, 0.5, a.name) for a in chosen]
+        filled = [
+            Adapter({**dict.fromkeys((*CONV1D, *LINEAR), Replace()), **a.updates}, 0.5, a.name)
+            for a in chosen
+        ]
+        with jax.enable_x64(True), jax.disable_jit():
+            out = jaxmix.compose(flax_gpt2(GPT2, turned), chosen)
+        for name, leaf in flax_gpt2(gpt2_truth(filled), turned).items():
+            np.testing.assert_allclose(out[name], leaf, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+def test_a_flag_where_the_tree_does_not_tell() -> None:
+    """Without biases the factors' shapes tell, and for a square weight the flag."""
+    params = {n: x for n, x in GPT2.items() if not n.endswith(".bias")}
+    update: Any = flagged("h.0.attn.c_proj", "LoRA", 3, True)
+    update = LoRA(update.a, update.b, update.scale, transposed=True)
+    with jax.enable_x64(True):
+        out = jaxmix.compose(params, [Adapter({"h.0.attn.c_proj": update})])
+    wanted = fold([(1.0, update)], GPT2["h.0.attn.c_proj.weight"].T)[0]
+    assert wanted is not None
+    np.testing.assert_allclose(out["h.0.attn.c_proj.weight"], wanted.T, rtol=1e-12)
+    for site, flag in (("h.0.attn.c_attn", True), ("score", True), ("score", False)):
+        update = flagged(site, "AdaLoRA", 3, flag)
+        with jax.enable_x64(True):
+            out = jaxmix.compose(params, [Adapter({site: update})])
+        base = GPT2[f"{site}.weight"]
+        wanted = fold([(1.0, update)], base.T if site in CONV1D else base)[0]
+        assert wanted is not None
+        wanted = wanted.T if site in CONV1D else wanted
+        np.testing.assert_allclose(out[f"{site}.weight"], wanted, rtol=1e-12)
+
+
+def test_factors_for_another_orientation() -> None:
+    """Without a flag, a bias or namesakes nobody guesses."""
+    params = {"a.weight": ones((8, 6), np.float32)}
+    with pytest.raises(ShapeError, match="a: lora_A has shape"):
+        jaxmix.compose(params, [Adapter({"a": made("LoRA", Module("linear", (6, 8)), 0)})])
+
+
+def test_a_whole_weight_of_another_orientation() -> None:
+    """A saved weight that is the transpose of PyTorch's own is refused."""
+    params = {"a.weight": ones((8, 6), np.float32)}
+    with pytest.raises(ShapeError, match="a: saved weight has shape"):
+        jaxmix.compose(params, [Adapter({"a": Replace(ones((6, 8)))})])
+
+
+def test_a_flax_kernel_that_has_no_two_axes() -> None:
+    """A kernel of one axis has no in and out."""
+    with pytest.raises(
+        LayoutError, match=r"a.kernel of shape \(6,\) does not have the axes '... i o"
+    ):
+        jaxmix.compose({"a.kernel": ones(6, np.float32)}, [Adapter({"a": Replace(ones(6))})])
+
+
+@pytest.mark.parametrize("size", [(4, 6), (4, 4)])
+def test_a_whole_weight_beside_a_lora_of_conv1d(size: tuple[int, int]) -> None:
+    """In one adapter at one site: the saved Conv1D is (in, out), the LoRA's BA (out, in)."""
+    rng, (in_size, out_size) = np.random.default_rng(0), size
+    whole, a, b = normal(rng, *size), normal(rng, 2, in_size), normal(rng, out_size, 2)
+    parts = (Replace(weight=whole), LoRA(a=a, b=b, scale=0.5, transposed=True))
+    adapter = Adapter({"h.c_proj": Together(parts)})
+    with jax.enable_x64(True):
+        out = jaxmix.compose({"h.c_proj.weight": normal(rng, *size)}, adapter)
+    np.testing.assert_allclose(out["h.c_proj.weight"], whole + 0.5 * (b @ a).T, rtol=1e-12)

@@ -1,0 +1,360 @@
+"""What functions do with weights: each use is run by the operators, or says that it is not."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import jaxmix
+from jaxmix import Adapter, Layout, Rule
+from jaxmix.families import OFT, ExpertLoRA, LoHa, LoRA
+from jaxmix.unmerged.weight import Weight
+
+Run = Callable[[Any, Any], Any]
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> Any:
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def lora(i: int, o: int, r: int = 3, **more: Any) -> LoRA:
+    return LoRA(normal(r, i), normal(o, r), 0.5, **more)
+
+
+def loha(i: int, o: int, r: int = 2) -> LoHa:
+    return LoHa(normal(o, r), normal(r, i), normal(o, r), normal(r, i), 0.5)
+
+
+def oft(i: int) -> OFT:
+    return OFT(0.3 * normal(i // 2, 1))
+
+
+def dora(i: int, o: int) -> LoRA:
+    return lora(i, o, magnitude=1 + abs(normal(o)))
+
+
+def adapter(name: str, **updates: Any) -> Adapter:
+    return Adapter({site.replace("_", "."): update for site, update in updates.items()}, name=name)
+
+
+@pytest.fixture
+def made_dense(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts how often a weight is made."""
+    count, before = [0], Weight.dense
+
+    def dense(self: Weight) -> Any:
+        count[0] += 1
+        return before(self)
+
+    monkeypatch.setattr(Weight, "dense", dense)
+    return count
+
+
+def difference(run: Run, params: Any, mixed: Any, x: Any, layout: Layout | None = None) -> float:
+    """Between the factored run and that of the composed weights, beside the largest number."""
+    want = jax.tree.leaves(run(jaxmix.compose(params, mixed, layout=layout), x))
+    leaves = jaxmix.attach(params, mixed, layout=layout)
+    got = jax.tree.leaves(eqx.filter_jit(jaxmix.factored(run, "factored"))(leaves, x))
+    pairs = zip(got, want, strict=True)
+    return max(float(jnp.abs(g - w).max() / jnp.abs(w).max()) for g, w in pairs)
+
+
+# ---------------------------------------------------------------- one matrix
+
+PLAIN = {"a.weight": normal(6, 6)}
+TURNED = jaxmix.mix(adapter("lora", a=lora(6, 6)), adapter("oft", a=oft(6)))
+
+
+@jax.custom_vjp
+def doubled(x: Any) -> Any:
+    return x * 2
+
+
+doubled.defvjp(lambda x: (x * 2, None), lambda _, g: (g * 2,))
+
+
+def looped(params: Any, x: Any) -> Any:
+    def body(carry: Any) -> Any:
+        return carry[0] + 1, jnp.tanh(carry[1] @ params["a.weight"])
+
+    return jax.lax.while_loop(lambda carry: carry[0] < 3, body, (0, x))[1]
+
+
+def branched(params: Any, x: Any) -> Any:
+    w = params["a.weight"]
+    return jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w.T)
+
+
+FACTORED: dict[str, Run] = {
+    "on the right": lambda p, x: x @ p["a.weight"].T,
+    "on the left": lambda p, x: p["a.weight"] @ x.T,
+    "over its rows": lambda p, x: x @ p["a.weight"],
+    "mapped over tokens": lambda p, x: jax.vmap(lambda v: p["a.weight"] @ v)(x),
+    "split in heads": lambda p, x: jnp.einsum("bi,ink->bnk", x, p["a.weight"].T.reshape(6, 2, 3)),
+    "with axes of one": lambda p, x: x @ p["a.weight"][None, :, None][0].squeeze(1),
+    "beside a custom derivative": lambda p, x: doubled(x @ p["a.weight"].T),
+    "within jit": lambda p, x: jax.jit(lambda w, x: x @ w.T)(p["a.weight"], x),
+    "within remat": lambda p, x: jax.checkpoint(lambda w, x: jnp.tanh(x @ w))(p["a.weight"], x),
+    "within while": looped,
+    "within cond": branched,
+    "its gradient by x": lambda p, x: jax.grad(lambda x: jnp.tanh(x @ p["a.weight"]).sum())(x),
+    "in another dtype": lambda p, x: x @ p["a.weight"].astype(jnp.float16).astype(x.dtype),
+}
+DENSE: dict[str, Run] = {
+    "its norm": lambda p, _: jnp.linalg.norm(p["a.weight"]),
+    "handed through": lambda p, _: p,
+    "in a custom derivative": lambda p, x: x @ doubled(p["a.weight"]),
+    "by itself": lambda p, _: p["a.weight"] @ p["a.weight"],
+    "one column": lambda p, x: x @ p["a.weight"][:, :1],
+    "part of its inputs": lambda p, x: jnp.einsum(
+        "bi,ink->bnk", x[:, :3], p["a.weight"].reshape(3, 2, 6)
+    ),
+    "scanned by its rows": lambda p, x: jax.lax.scan(
+        lambda c, row: (c + row @ x.T, None), jnp.zeros(len(x)), p["a.weight"]
+    )[0],
+}
+
+
+@pytest.mark.parametrize("use", FACTORED)
+def test_factored(use: str, made_dense: list[int]) -> None:
+    bound = 2e-3 if "dtype" in use else 2e-6
+    assert difference(FACTORED[use], PLAIN, TURNED, normal(4, 6)) < bound
+    assert made_dense == [0]
+
+
+@pytest.mark.parametrize("use", DENSE)
+def test_dense(use: str, made_dense: list[int]) -> None:
+    """Right all the same."""
+    assert difference(DENSE[use], PLAIN, TURNED, normal(4, 6)) < 2e-6
+    assert made_dense == [1]
+
+
+# ---------------------------------------------------------------- layers in one leaf
+
+STACK = {"layers": {"fc": {"kernel": normal(4, 6, 6), "bias": normal(4, 6)}}}
+LAYERS = Layout(
+    "stack",
+    (
+        Rule(r"layers\.(\d+)\.fc", "layers.fc.kernel", "i o -> o i", r"\1"),
+        Rule(r"layers\.(\d+)\.fc", "layers.fc.bias", None, r"\1", "bias"),
+    ),
+)
+# Ranks and kinds differ by layer, and one layer has nothing but a rotation.
+LAYERED = jaxmix.mix(
+    Adapter({f"layers.{i}.fc": lora(6, 6, r=i) for i in (1, 2, 3)}, name="a"),
+    Adapter({"layers.0.fc": oft(6), "layers.3.fc": dora(6, 6)}, name="b"),
+    Adapter({"layers.2.fc": loha(6, 6), "layers.3.fc": loha(6, 6, 1)}, name="c"),
+)
+PADDED = jaxmix.mix(LAYERED.parts[0], LAYERED.parts[2])
+
+
+def layer(x: Any, own: Any) -> tuple[Any, None]:
+    return jnp.tanh(x @ own["kernel"] + own["bias"][None]), None
+
+
+def one(params: Any, i: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], params["layers"]["fc"])
+
+
+def scanned(params: Any, x: Any, body: Any = layer) -> Any:
+    return jax.lax.scan(body, x, params["layers"]["fc"])[0]
+
+
+def unrolled(params: Any, x: Any) -> Any:
+    for i in range(4):
+        x, _ = layer(x, one(params, i))
+    return x
+
+
+LAYERWISE: dict[str, Run] = {
+    "scan": scanned,
+    "scan of remat": partial(scanned, body=jax.checkpoint(layer)),
+    "a loop in Python": unrolled,
+    "a loop in the program": lambda p, x: jax.lax.fori_loop(
+        0, 4, lambda i, x: layer(x, one(p, i))[0], x
+    ),
+    "its gradient by x": lambda p, x: jax.grad(lambda x: scanned(p, x).sum())(x),
+    "each with its tokens": lambda p, x: jnp.einsum(
+        "lbi,lio->lbo", jnp.stack([x, -x, 2 * x, x]), p["layers"]["fc"]["kernel"]
+    ),
+}
+
+
+@pytest.mark.parametrize("use", LAYERWISE)
+def test_layers(use: str, made_dense: list[int]) -> None:
+    assert difference(LAYERWISE[use], STACK, LAYERED, normal(4, 6), LAYERS) < 1e-5
+    assert made_dense == [0]
+
+
+def test_layers_that_share_tokens(made_dense: list[int]) -> None:
+    """Where nothing turns these; a rotation a layer takes the dense weights."""
+
+    def run(params: Any, x: Any) -> Any:
+        return jnp.einsum("bi,lio->lbo", x, params["layers"]["fc"]["kernel"])
+
+    assert difference(run, STACK, PADDED, normal(4, 6), LAYERS) < 2e-6
+    assert made_dense == [0]
+    assert difference(run, STACK, LAYERED, normal(4, 6), LAYERS) < 2e-6
+    assert made_dense == [1]
+
+
+def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
+    """As MaxText has them: the layers are the second axis, and the scan moves it."""
+    params = {"q": normal(6, 4, 2, 3), "o": normal(2, 4, 3, 6)}
+    rules = (
+        Rule(r"l\.(\d+)\.q", "q", "d n h -> (n h) d", r":, \1"),
+        Rule(r"l\.(\d+)\.o", "o", "n h d -> d (n h)", r":, \1"),
+    )
+    mixed = jaxmix.mix(
+        Adapter({f"l.{i}.{m}": lora(6, 6, 2 + i % 2) for i in range(4) for m in "qo"}, name="a"),
+        Adapter({f"l.{i}.{m}": oft(6) for i in range(3) for m in "qo"}, name="b"),
+    )
+
+    def body(x: Any, own: Any) -> tuple[Any, None]:
+        heads = jnp.einsum("bd,dnh->bnh", x, own["q"])
+        return jnp.tanh(jnp.einsum("bnh,nhd->bd", heads, own["o"])), None
+
+    def run(params: Any, x: Any) -> Any:
+        moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), params)
+        return jax.lax.scan(body, x, moved)[0]
+
+    def unrolled(params: Any, x: Any) -> Any:
+        for i in range(4):
+            x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[:, i], params))
+        return x
+
+    for one in (run, unrolled):
+        assert difference(one, params, mixed, normal(4, 6), Layout("heads", rules)) < 1e-5
+    assert made_dense == [0]
+
+
+# ---------------------------------------------------------------- convolutions, tokens, experts
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolution(groups: int, made_dense: list[int]) -> None:
+    """Strides, Flax's axes and groups."""
+    params = {"c": {"kernel": normal(3, 2, 4, 6)}}
+    mixed = jaxmix.mix(
+        adapter("a", c=lora(24, 6)), adapter("b", c=dora(24, 6)), adapter("c", c=loha(24, 6))
+    )
+
+    def run(params: Any, x: Any) -> Any:
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x,
+            params["c"]["kernel"],
+            (2, 1),
+            "SAME",
+            dimension_numbers=axes,
+            feature_group_count=groups,
+        )
+
+    assert difference(run, params, mixed, normal(2, 7, 7, 4 * groups)) < 2e-6
+    assert made_dense == [0]
+
+
+TOKENS = jnp.array([[1, 2, 9], [0, 3, 3]])
+LOOKED_UP: dict[str, Run] = {
+    "take": lambda p, t: jnp.take(p["e.weight"], t, axis=0),
+    "an index": lambda p, t: p["e.weight"][t],
+    "columns": lambda p, t: jnp.take(p["e.weight"].T, t, axis=1),
+    "one-hot": lambda p, t: jax.nn.one_hot(t, 10) @ p["e.weight"],
+    "as a head": lambda p, t: jax.nn.one_hot(t, 4) @ p["e.weight"].T,
+}
+
+
+@pytest.mark.parametrize("use", LOOKED_UP)
+def test_embedding(use: str, made_dense: list[int]) -> None:
+    def table(**more: Any) -> LoRA:
+        return LoRA(normal(2, 4), normal(10, 2), 0.5, embedding=True, **more)
+
+    mixed = jaxmix.mix(
+        adapter("a", e=table()),
+        adapter("b", e=table(magnitude=1 + abs(normal(4)))),
+        adapter("c", e=OFT(0.3 * normal(2, 1), embedding=True)),
+        adapter("d", e=loha(4, 10)),
+    )
+    assert difference(LOOKED_UP[use], {"e.weight": normal(10, 4)}, mixed, TOKENS) < 2e-6
+    assert made_dense == [0]
+
+
+def test_a_token_outside_gives_nan() -> None:
+    """As without adapters."""
+    leaves = jaxmix.attach({"e.weight": normal(10, 4)}, adapter("a", e=lora(4, 10)))
+    run = jaxmix.factored(lambda p, t: jnp.take(p["e.weight"], t, axis=0, mode="fill"))
+    assert jnp.isnan(run(leaves, jnp.array([12]))).all()
+
+
+@pytest.mark.parametrize("spec", ["ecd,efd->ecf", "cd,efd->ecf", "ecf,efd->ecd"])
+def test_experts(spec: str, made_dense: list[int]) -> None:
+    def low(r: int) -> ExpertLoRA:
+        return ExpertLoRA(normal(3, r, 5), normal(3, 4, r), 0.5)
+
+    mixed = jaxmix.mix(adapter("a", ex=low(2)), adapter("b", ex=low(3)))
+    shape = [{"e": 3, "c": 7, "d": 5, "f": 4}[axis] for axis in spec.split(",")[0]]
+
+    def run(params: Any, x: Any) -> Any:
+        return jnp.einsum(spec, x, params["ex"])
+
+    assert difference(run, {"ex": normal(3, 4, 5)}, mixed, normal(*shape)) < 2e-6
+    assert made_dense == [0]
+
+
+# ---------------------------------------------------------------- libraries
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.e = nnx.Embed(10, 6, rngs=rngs)
+        self.a = nnx.Linear(6, 8, rngs=rngs)
+        self.b = nnx.LinearGeneral(8, (2, 3), rngs=rngs)
+        self.c = nnx.Conv(6, 5, (3,), rngs=rngs)
+
+    def __call__(self, tokens: Any) -> Any:
+        x = self.e(tokens)
+        return self.b(jnp.tanh(self.a(x))), self.c(x)
+
+
+@pytest.fixture
+def lenient() -> Any:
+    """Flax's layers broadcast their biases."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_nnx(made_dense: list[int], lenient: None) -> None:
+    """A module as an argument, and through split and merge."""
+    mixed = jaxmix.mix(
+        adapter("x", a=lora(6, 8), e=LoRA(normal(2, 6), normal(10, 2), 0.5), c=lora(18, 5)),
+        adapter("y", a=dora(6, 8)),
+    )
+    net = Net(nnx.Rngs(0))
+    assert difference(lambda net, t: net(t), net, mixed, TOKENS) < 2e-6
+    graph, state = nnx.split(net)
+    assert difference(lambda s, t: nnx.merge(graph, s)(t), state, mixed, TOKENS) < 2e-6
+    assert made_dense == [0]
+
+
+def test_linen(made_dense: list[int], lenient: None) -> None:
+    net = nn.Sequential([nn.Dense(8), nn.tanh, nn.DenseGeneral((2, 3))])
+    params = net.init(jax.random.key(0), jnp.ones((2, 6)))
+    rules = (Rule(r"up", "params.layers_0.kernel", "i o -> o i"),)
+    mixed = jaxmix.mix(adapter("x", up=lora(6, 8)), adapter("y", up=oft(6)))
+    assert difference(net.apply, params, mixed, normal(4, 6), Layout("linen", rules)) < 2e-6
+    assert made_dense == [0]
+
+
+def test_equinox(made_dense: list[int]) -> None:
+    net = eqx.nn.MLP(6, 6, 6, 2, key=jax.random.key(0))
+    mixed = jaxmix.mix(adapter("x", layers_0=lora(6, 6)), adapter("y", layers_1=oft(6)))
+    assert difference(lambda net, x: jax.vmap(net)(x), net, mixed, normal(4, 6)) < 2e-6
+    assert made_dense == [0]
