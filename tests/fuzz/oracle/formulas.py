@@ -21,6 +21,7 @@ __all__ = [
     "loha_delta",
     "lora_delta",
     "oft",
+    "rebased",
     "replaced",
     "scattered",
 ]
@@ -89,6 +90,17 @@ def replaced(weight: Array | None, bias: Array | None) -> Change:
     def change(leaves: Leaves) -> tuple[Array, Array | None]:
         kind = leaves.weight.dtype
         new = leaves.weight if weight is None else weight.astype(kind)
+        return new, leaves.bias if bias is None else bias.astype(kind)
+
+    return change
+
+
+def rebased(weight: Array, bias: Array | None) -> Change:
+    """A copy of the base's weight, perhaps another one: what was added to it stays. And a bias."""
+
+    def change(leaves: Leaves) -> tuple[Array, Array | None]:
+        kind = leaves.weight.dtype
+        new = leaves.weight + (weight.astype(kind) - leaves.base)
         return new, leaves.bias if bias is None else bias.astype(kind)
 
     return change

@@ -17,6 +17,7 @@ from .formulas import (
     loha_delta,
     lora_delta,
     oft,
+    rebased,
     replaced,
     scattered,
 )
@@ -86,7 +87,9 @@ def read(
             wanted = modules[site] if name == "weight" else modules[site][:1]
             expect(leaf.shape == wanted, f"{site}.{name} has another shape")
         expect(adapter.strength == 1, "saved leaves at another strength")
-        changes[site] = replaced(leaves.get("weight"), leaves.get("bias"))
+        weight = leaves.get("weight")
+        is_whole = weight is None or weight.ndim != 2 or _is_saved(config, site)
+        changes[site] = (replaced if is_whole else rebased)(weight, leaves.get("bias"))
     return changes
 
 
@@ -137,6 +140,12 @@ def _plain(name: str, kind: str) -> str:
     if first in known:
         return first
     return f"{first}.{last}"
+
+
+def _is_saved(config: Mapping[str, Any], site: str) -> bool:
+    """Whether a module is one of those that were saved whole."""
+    names = config.get("modules_to_save") or []
+    return any(f"{name}." in f"{site}." for name in names)
 
 
 def _is_targeted(config: Mapping[str, Any], site: str) -> bool:
