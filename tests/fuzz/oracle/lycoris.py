@@ -198,7 +198,7 @@ def read_mlx(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -> 
         expect(site in modules and set(found) == names, f"{site}: {sorted(found)}")
         a, b = found["lora_a"], found["lora_b"]
         matrices(site, a, b)
-        out, size = modules[site]
+        out, size = modules[site][0], math.prod(modules[site][1:])
         expect(a.shape == (size, b.shape[0]) and b.shape == (a.shape[1], out), f"{site}: shapes")
         expect("m" not in found or found["m"].shape == (out,), f"{site}: m")
         delta = lora_delta(a.T, b.T, adapter.strength * float(fields["scale"]))

@@ -1,5 +1,6 @@
 """jaxmix's own mixes: mix.json says which parts, mix.safetensors holds their arrays."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,8 @@ def read_mix(
         changes = {}
         for site, update in part["updates"].items():
             expect(site in modules, f"no module {site}")
-            changes[site] = _update(update, tensors, modules[site], strength * adapter.strength)
+            shape = (modules[site][0], math.prod(modules[site][1:]))
+            changes[site] = _update(update, tensors, shape, strength * adapter.strength)
         found.append(changes)
     return found
 
