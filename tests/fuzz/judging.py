@@ -90,12 +90,13 @@ def _judge(case: Case, kind: str, number: int, folder: Path) -> Verdict:
     except BadFileError as error:
         why = str(error)
     write(case.files, folder)
-    has_arrays = number % 3 == 2 and right is not None and not case.dequantize
+    found: Any = None
     try:
         with limited(SECONDS):
-            found = (
-                _composed(case, folder) if has_arrays else _merged(case, folder, number % 12 == 1)
-            )
+            if number % 3 == 2 and right is not None and not case.dequantize:
+                found = _composed(case, folder, right)
+            if found is None:
+                found = _merged(case, folder, number % 12 == 1)
     except HungError:
         return Verdict("hung", f"no answer after {SECONDS} seconds")
     except Exception as error:
@@ -154,11 +155,15 @@ _DTYPES: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def _composed(case: Case, folder: Path) -> dict[str, Tensor]:
-    """The tensors that `compose` makes, of arrays that the oracle read."""
+def _composed(case: Case, folder: Path, right: Answer) -> dict[str, Tensor] | None:
+    """The tensors that `compose` makes, of arrays that the oracle read.
+
+    None if numbers overflow. `compose` checks for that as little as any arithmetic does; a merge
+    does.
+    """
     import jaxmix
 
-    base = answer(case).base
+    base = right.base
     params = {
         name: np.frombuffer(tensor.data, _DTYPES.get(tensor.dtype, np.uint8)).reshape(
             tensor.shape if tensor.dtype in _DTYPES else -1
@@ -166,6 +171,9 @@ def _composed(case: Case, folder: Path) -> dict[str, Tensor]:
         for name, (_, tensor) in base.tensors.items()
     }
     found = jaxmix.compose(params, _loaded(case, folder))
+    for name in right.changed:
+        if not np.isfinite(np.asarray(found[name], np.float64)).all():
+            return None
     return {
         name: Tensor(base.tensors[name][1].dtype, np.shape(array), np.asarray(array).tobytes())
         for name, array in found.items()
@@ -190,9 +198,7 @@ def _lost(case: Case, folder: Path, is_merged: bool) -> str:
 def _problem(case: Case, right: Answer, found: Mapping[str, Any]) -> str:
     """What is wrong with an output; empty if it is right."""
     base = right.base
-    # `compose` checks no numbers, as little as any arithmetic does.
-    is_composed = bool(found) and all(isinstance(value, Tensor) for value in found.values())
-    if is_composed:
+    if found and all(isinstance(value, Tensor) for value in found.values()):
         tensors: dict[str, Tensor] = dict(found)
     else:
         tensors = {}
@@ -216,7 +222,7 @@ def _problem(case: Case, right: Answer, found: Mapping[str, Any]) -> str:
         leaf = right.changed[name]
         if (tensor.dtype, tensor.shape) != (leaf.dtype, before.shape):
             return f"{name} is {tensor.dtype} {tensor.shape}, expected {leaf.dtype} {before.shape}"
-        if problem := leaf.problem(tensor.numbers, may_overflow=is_composed):
+        if problem := leaf.problem(tensor.numbers):
             return f"{name}: {problem}"
     return ""
 

@@ -286,7 +286,8 @@ def _oft(factors: Any, config: Any, site: str, shape: Any, strength: float) -> C
         expect(type(terms) is int and 1 <= terms <= 1000, "terms")
     if config.get("coft"):
         expect(is_number(eps) and eps >= 0, f"eps {eps!r}")
-    version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
+    text = config.get("peft_version")
+    version = re.match(r"(\d+)\.(\d+)", text if isinstance(text, str) else "")
     is_old = version is None or (int(version[1]), int(version[2])) < (0, 18)
     return oft(
         numbers,
