@@ -10,7 +10,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter, JaxmixError
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
-from jaxmix.families import LoRA, Replace
+from jaxmix.families import IA3, LoRA, Replace
 
 from .converters.adapters.peft.folders import FORMS, SITE, factors, keyed, params, save
 
@@ -140,6 +140,25 @@ def test_a_bias_that_the_base_does_not_have(tmp_path):
     with pytest.raises(
         LayoutError, match=r"changes its bias, but the tree has none there; add one of"
     ):
+        jaxmix.compose(base, [adapter])
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        LoRA(jnp.ones((2, 4)), jnp.ones((6, 2)), 1.0, bias=jnp.ones(6)),
+        IA3(jnp.ones(6)),
+    ],
+    ids=["LoRA", "IA3"],
+)
+@pytest.mark.parametrize("shape", [(5,), (1,), (6, 4), (0,)])
+def test_a_bias_of_another_size(update, shape):
+    """The weight's outputs say how long it must be; nothing is broadcast."""
+    adapter = Adapter({SITE: update})
+    base = {**BASE, f"{SITE}.bias": np.ones(shape, np.float32)}
+    size = int(np.prod(shape))
+    text = rf"{SITE}: its bias {SITE}.bias has {size} numbers, expected 6, as the weight has outp"
+    with pytest.raises(ShapeError, match=text):
         jaxmix.compose(base, [adapter])
 
 

@@ -5,6 +5,7 @@ how far rounding may lead.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -124,7 +125,7 @@ def _changed(base: Base, site: str, steps: list[Change]) -> dict[str, Leaf]:
     for kind in (np.float64, np.float32):
         first = base.numbers(weight).astype(kind)
         lies = first.T if base.is_turned(site) else first
-        flat = lies.reshape(len(lies), -1) if lies.ndim > 1 else lies
+        flat = lies.reshape(len(lies), math.prod(lies.shape[1:])) if lies.ndim > 1 else lies
         own = base.numbers(bias).astype(kind).reshape(-1) if has_bias else None
         leaves = Leaves(flat, flat, own)
         for step in steps:

@@ -84,8 +84,9 @@ def read(
     for site, leaves in saved.items():
         expect(site not in changes, f"{site} has factors, and is saved")
         for name, leaf in leaves.items():
-            wanted = modules[site] if name == "weight" else modules[site][:1]
-            expect(leaf.shape == wanted, f"{site}.{name} has another shape")
+            size = math.prod(modules[site][1:]) if name == "weight" else 1
+            wanted = len(leaf), math.prod(leaf.shape[1:])
+            expect(wanted == (modules[site][0], size), f"{site}.{name} has another shape")
         expect(adapter.strength == 1, "saved leaves at another strength")
         weight = leaves.get("weight")
         is_whole = weight is None or weight.ndim != 2 or _is_saved(config, site)
@@ -149,34 +150,43 @@ def _is_saved(config: Mapping[str, Any], site: str) -> bool:
 
 
 def _is_targeted(config: Mapping[str, Any], site: str) -> bool:
-    """Whether PEFT makes a layer for a module."""
+    """Whether PEFT makes a layer for a module, as far as fields say it that PEFT can read."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
-    if excluded and _is_named(excluded, site):
-        return False
-    if isinstance(targets, str) and targets:
-        return targets == "all-linear" or bool(re.fullmatch(targets, site))
-    if not targets:
-        return True  # PEFT has a table of its own for these
-    if not _is_named(targets, site):
-        return False
-    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
-    layers = [layers] if isinstance(layers, int) else layers
-    if not layers or site in targets:
+    try:
+        if excluded and _is_named(excluded, site):
+            return False
+        if isinstance(targets, str) and targets:
+            return targets.lower() == "all-linear" or bool(re.fullmatch(targets, site))
+        if not targets or not (isinstance(targets, list) and all(map(_is_string, targets))):
+            return True  # PEFT has a table of its own for these, or can't read them
+        return _is_named(targets, site) and (site in targets or _is_layer(config, site))
+    except (re.error, TypeError):
         return True
-    expect(isinstance(layers, list), "layers are no list")
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_layer(config: Mapping[str, Any], site: str) -> bool:
+    """Whether a module lies in one of the layers that are asked for."""
+    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
+    if layers is None or layers == []:
+        return True
     if not patterns:
         found = re.match(r".*?\.[^.]*\.(\d+)\.", site)
     else:
         patterns = [patterns] if isinstance(patterns, str) else patterns
-        tries = (re.match(rf".*\.{pattern}\.(\d+)\.", site) for pattern in patterns)
+        tries = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", site) for pattern in patterns)
         found = next((one for one in tries if one), None)
-    return bool(found) and int(found[1]) in layers
+    if found is None:
+        return False
+    return int(found[1]) == layers if isinstance(layers, int) else int(found[1]) in layers
 
 
 def _is_named(names: Any, site: str) -> bool:
     if isinstance(names, str):
         return bool(re.fullmatch(names, site))
-    expect(isinstance(names, list), "names are no list")
     return any(site == name or site.endswith(f".{name}") for name in names)
 
 
