@@ -17,6 +17,7 @@ from jaxmix.converters.merging.recipe import Recipe
 from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
+from jaxmix.converters.names import with_stored_names
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
 
@@ -95,6 +96,7 @@ def look_at(
     # First of all: a packed head would look like a tied one, or like none.
     checkpoint = dequantized(checkpoint) if dequantize else checkpoint
     old = stale(checkpoint, files)
+    mixed = with_stored_names(mixed, checkpoint) if is_own else mixed
     if table.conv1d is None:
         table = replace(table, conv1d=conv1d_pattern(checkpoint))
     if is_own:

@@ -1,12 +1,12 @@
-"""The bank beside one call per mix, and beside a batch in which all rows share one mix.
+"""Compares the bank with one call per mix, and with a batch in which all rows share one mix.
 
     python -m tests.benchmarks.bench_bank [--model stack|demo] [--tokens 1 16] [--rounds 9]
 
 64 different mixes in a batch of 64, of four kinds: LoRA of rank 8, LoHa of rank 4, LoKr, OFT with
 blocks of 32; or 64 mixes of two of these. The stack is a Llama of 8 layers and 100M float32
 parameters, the demo's decoder one of 2.5M; adapters are at all seven linear layers, with random
-numbers of their own. Turn by turn in one run, least times; the ratios count, since others may use
-the machine.
+numbers of their own. Alternating in one run, minimum times; only ratios are meaningful on a shared
+machine.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def update(kind: str, out: int, into: int, rng: np.random.Generator) -> Update:
 
 
 def _factors(size: int) -> tuple[int, int]:
-    """A size as a product, the factors near each other."""
+    """Returns a size as a product of two similar factors."""
     first = max(n for n in range(1, int(size**0.5) + 1) if size % n == 0)
     return first, size // first
 
@@ -82,7 +82,7 @@ def adapter(kind: str, model: str, seed: int) -> jaxmix.Adapter:
 
 
 def mixes(words: int, model: str) -> dict[str, Any]:
-    """64 different mixes, each of so many adapters."""
+    """Returns 64 different mixes of this many adapters each."""
     kinds = list(itertools.combinations(KINDS, words))
     found = {}
     for number in range(ROWS):
@@ -93,7 +93,7 @@ def mixes(words: int, model: str) -> dict[str, Any]:
 
 
 def least(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The least time of each, turn by turn."""
+    """Returns the minimum time of each, run alternately."""
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         jax.block_until_ready(call())
@@ -106,7 +106,7 @@ def least(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 
 
 def apply(params: Any, tokens: Any) -> Any:
-    """The logits."""
+    """Returns the logits."""
     return params(tokens)
 
 

@@ -1,11 +1,11 @@
-"""compose beside PEFT's merge: the same weights, adapters and threads, turn by turn in one run.
+"""Compares compose with PEFT's merge: same weights, adapters and threads, alternating in one run.
 
     python -m tests.benchmarks.bench_compose [--rounds 7] [--layers 8] [--only NAME] [--memory]
 
 A Llama-like stack of 8 layers, 100M float32 parameters, adapters on all seven linear layers. PEFT
 merges in place (``merge_adapter``; its ``unmerge_adapter`` is not timed); jaxmix composes into
 fresh buffers, and with ``donate=True`` into the base's own. Medians; the first call, which
-compiles, apart. Needs torch and peft.
+compiles, is listed separately. Needs torch and peft.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def weights(layers: int) -> dict[str, np.ndarray]:
 
 
 def torch_model(params: dict[str, np.ndarray]) -> Any:
-    """A torch module that holds the base."""
+    """A torch module with the base's weights."""
     import torch
     from torch import nn
 
@@ -77,7 +77,7 @@ def torch_model(params: dict[str, np.ndarray]) -> Any:
 
 
 def peft_config(kind: str) -> Any:
-    """Each kind as it is used: rank 16, LoHa 8, LoKr 8, blocks of 32."""
+    """Each kind in its usual size: rank 16, LoHa 8, LoKr 8, blocks of 32."""
     import peft
 
     targets: dict[str, Any] = {"target_modules": [name.split(".")[1] for name in LINEAR]}
@@ -93,7 +93,7 @@ def peft_config(kind: str) -> Any:
 
 
 def peft_model(params: dict[str, np.ndarray], word: tuple[str, ...], folder: Path | None) -> Any:
-    """PEFT's mixed model; its adapters are saved below a folder for jaxmix."""
+    """Returns PEFT's mixed model and saves its adapters in a folder for jaxmix."""
     import peft
     import torch
 
@@ -117,7 +117,7 @@ def peft_model(params: dict[str, np.ndarray], word: tuple[str, ...], folder: Pat
 
 
 def _save(model: Any, name: str, kind: str, folder: Path) -> None:
-    """One adapter of the mixed model as a folder: PEFT itself can't save a mixed model."""
+    """Saves one adapter of the mixed model as a folder, which PEFT itself can't do."""
     from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -129,14 +129,14 @@ def _save(model: Any, name: str, kind: str, folder: Path) -> None:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """One timed call, its arrays ready."""
+    """Times one call until its arrays are ready."""
     start = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - start
 
 
 def bench(name: str, layers: int, rounds: int) -> dict[str, float]:
-    """The medians of one word: PEFT, jaxmix donated, jaxmix fresh; and the first call."""
+    """Returns the medians of one mix: PEFT, jaxmix donated, jaxmix fresh; and the first call."""
     word, params = WORDS[name], weights(layers)
     with tempfile.TemporaryDirectory() as temporary:
         model = peft_model(params, word, Path(temporary))
@@ -169,7 +169,7 @@ def _order(path: Path) -> int:
 
 
 def memory(name: str, layers: int) -> None:
-    """Prints how much one fresh compose takes, in params (in a process without torch)."""
+    """Prints the memory of one fresh compose relative to the params, without importing torch."""
     word, params = WORDS[name], weights(layers)
     size = sum(value.nbytes for value in params.values())
     with tempfile.TemporaryDirectory() as temporary:
@@ -181,8 +181,8 @@ def memory(name: str, layers: int) -> None:
             for path in sorted(Path(temporary).iterdir(), key=_order)
         ]
     base = {key: jnp.array(params.pop(key)) for key in list(params)}
-    # Compiled beforehand, on one layer, whose few pages are given back: else the measured call
-    # would use them again. Then the kernel's high-water mark is set back to what is in use now.
+    # Compiled beforehand on one layer, whose few pages are freed: otherwise the measured call
+    # would reuse them. Then the kernel's high-water mark is reset to the current use.
     first = [
         jaxmix.Adapter(
             {k: u for k, u in a.updates.items() if k.startswith("layers.0.")}, name=a.name
@@ -201,7 +201,7 @@ def memory(name: str, layers: int) -> None:
 
 
 def _kilobytes(field: str) -> int:
-    """A field of the kernel's account of this process (Linux)."""
+    """Returns a field of the kernel's status of this process (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
@@ -222,7 +222,7 @@ def main() -> None:
         print(
             "| word | peak above the params, in params | one leaf | leaves |\n" + "| --- " * 4 + "|"
         )
-        for name in names:  # a process each, so that no peak hides another
+        for name in names:  # one process each, so that no peak hides another
             run = [sys.executable, "-W", "ignore", "-m", __spec__.name, "--memory", "--only", name]
             subprocess.run([*run, "--layers", str(args.layers)], check=True)
         return

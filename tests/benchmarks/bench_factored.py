@@ -1,11 +1,11 @@
-"""Factored against the base alone, and PEFT's unmerged forward against its own, in one run.
+"""Compares factored with the base alone, and PEFT's unmerged forward with torch's, in one run.
 
     python -m tests.benchmarks.bench_factored [--rounds 9] [--layers 2] [--only NAME]
 
-A Llama-like stack without attention, adapters on all seven linear layers. For each word and number
-of tokens: how much time the adapters add to the base's forward, here (by the operators, and as
+A Llama-like stack without attention, adapters on all seven linear layers. For each mix and number
+of tokens: the time that the adapters add to the base's forward, in jaxmix (by the operators, and as
 ``how="auto"`` chooses) and in PEFT; and the largest error against the composed weights. Medians of
-times taken turn by turn. Needs torch and peft.
+alternating runs. Needs torch and peft.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TOKENS = (1, 128, 1024)
 
 
 def forward(linear: Any, x: Any, layers: int) -> Any:
-    """The stack, of whatever runs a linear layer by its name."""
+    """Runs the stack with a function that applies a linear layer by its name."""
     for i in range(layers):
         own = f"layers.{i}."
         q, k, v = (linear(f"{own}self_attn.{name}_proj", x) for name in "qkv")
@@ -49,7 +49,7 @@ def forward(linear: Any, x: Any, layers: int) -> Any:
 
 
 def rows(name: str, layers: int, rounds: int) -> list[list[str]]:
-    """The table's rows of one word."""
+    """Returns the table's rows for one mix."""
     import torch
 
     word, params = WORDS[name], weights(layers)

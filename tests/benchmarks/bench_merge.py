@@ -1,15 +1,15 @@
-"""merge_checkpoint beside PEFT and a plain copy: seconds and memory, and memory for large models.
+"""Compares merge_checkpoint with PEFT and a plain copy in time and memory.
 
     python -m tests.benchmarks.bench_merge [--rounds 5] [--layers 6] [--dtype bfloat16]
     python -m tests.benchmarks.bench_merge --memory [--gigabytes 9]
 
 The first makes a Llama-like folder of about 850 MB and adapters of LoRA, LoHa, LoKr and OFT on all
-linear layers, and merges one, three and four of them, by turns: jaxmix, PEFT (``from_pretrained``,
-``load_adapter``, ``merge_and_unload``, ``save_pretrained``), and ``cp -r``. Each is a process of
-its own; seconds are told without what Python takes to import, memory is the peak above what the
-process had then. Medians. Needs torch, peft and transformers.
+linear layers, and merges one, three and four of them, alternating between jaxmix, PEFT
+(``from_pretrained``, ``load_adapter``, ``merge_and_unload``, ``save_pretrained``), and ``cp -r``.
+Each runs in its own process; times exclude imports, memory is the peak above the use after the
+imports. Medians. Needs torch, peft and transformers.
 
-The second merges a checkpoint of sparse files of that size, with no import of torch.
+The second merges a checkpoint of sparse files of the given size, without importing torch.
 """
 
 import argparse
@@ -34,7 +34,7 @@ HIDDEN, INNER, VOCAB = 2048, 5632, 32000
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MEGA = 1e6
 
-# What both programs begin with: the peak of memory, as the system counts it, from here on.
+# The beginning of both programs: measures the peak memory from here on.
 _HEAD = """
 import ctypes, json, pathlib, sys, time
 
@@ -89,7 +89,7 @@ run(work)
 
 
 def made(folder: Path, layers: int, dtype: str) -> None:
-    """The base and the adapters, saved by transformers and PEFT."""
+    """Saves the base and the adapters with transformers and PEFT."""
     import peft
     import torch
     import transformers as hf
@@ -123,7 +123,7 @@ def made(folder: Path, layers: int, dtype: str) -> None:
 
 
 def timed(folder: Path, who: str, kinds: tuple[str, ...], dtype: str) -> tuple[float, float]:
-    """Seconds and megabytes of one run."""
+    """Returns seconds and megabytes of one run."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     if who == "copy":
@@ -142,7 +142,7 @@ def timed(folder: Path, who: str, kinds: tuple[str, ...], dtype: str) -> tuple[f
 
 
 def compare(options: argparse.Namespace) -> None:
-    """jaxmix, PEFT and a copy, by turns."""
+    """Alternates between jaxmix, PEFT and a copy."""
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         made(folder, options.layers, options.dtype)
@@ -166,7 +166,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def sparse(folder: Path, gigabytes: float) -> tuple[Path, int]:
-    """A base of zeros: layers as of an 8B Llama, a large embedding and a head."""
+    """Writes a base of zeros: layers of an 8B Llama, a large embedding and a head."""
     hidden, inner, vocab = 4096, 14336, 128256
     layer = {f"self_attn.{n}_proj": (hidden, hidden) for n in "qo"}
     layer |= {f"self_attn.{n}_proj": (hidden // 4, hidden) for n in "kv"}
@@ -201,7 +201,7 @@ def sparse(folder: Path, gigabytes: float) -> tuple[Path, int]:
 
 
 def _adapters(folder: Path, sites: dict[str, tuple[int, int]]) -> int:
-    """A LoRA and a LoHa for all sites, the head too; the bytes of both."""
+    """Returns a LoRA and a LoHa for all sites including the head, and their bytes."""
     from safetensors.numpy import save_file
 
     rng, size = np.random.default_rng(0), 0
@@ -224,7 +224,7 @@ def _adapters(folder: Path, sites: dict[str, tuple[int, int]]) -> int:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """One merge of a large model."""
+    """Merges one large model."""
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         base, adapters = sparse(folder, options.gigabytes)

@@ -1,10 +1,9 @@
-"""Memory and time a chip for large models, on paper: what fits, what is slow, what breaks first.
+"""Estimates memory and time per chip for large models: what fits, and what is the limit.
 
     python -m tests.benchmarks.chips
 
-Memory is counted from shapes, the way in which the 8-device runs of tests/devices/test_chips.py
-are found to hold it. Times are the least that a chip's own figures allow (a roofline): nothing here
-was run on such chips.
+Memory is computed from shapes by rules that tests/devices/test_chips.py checks on 8 devices. Times
+are the minimum that a chip's figures allow (a roofline); nothing here was run on such chips.
 """
 
 import math
@@ -19,16 +18,16 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Chips:
-    """Chips of one kind, and the two axes of their mesh: base shards lie over both.
+    """Chips of one kind, and the two axes of their mesh, over both of which the base is sharded.
 
     Args:
-        name: what they are called.
-        mesh: how many there are along each axis, (data, model).
-        hbm: bytes of memory of one.
-        bandwidth: bytes a second to that memory.
-        flops: operations a second in bfloat16, dense.
-        flops32: operations a second of float32 products in full precision.
-        link: bytes a second to the others, one way.
+        name: Their name.
+        mesh: Their number along each axis, (data, model).
+        hbm: Bytes of memory per chip.
+        bandwidth: Bytes per second to that memory.
+        flops: Dense bfloat16 operations per second.
+        flops32: Float32 operations per second in full precision.
+        link: Bytes per second to the other chips, one way.
     """
 
     name: str
@@ -59,7 +58,7 @@ class Llama:
     name: str
     hidden: int
     layers: int
-    kv: int  # numbers of keys of a token and layer: heads times their size
+    kv: int  # key entries per token and layer: heads times their size
     ffn: int
     vocab: int
 
@@ -71,20 +70,20 @@ class Llama:
 
     @property
     def adapted(self) -> int:
-        """Numbers in the weights that adapters change."""
+        """The number of entries in the weights that adapters change."""
         return self.layers * sum(map(math.prod, self.linears))
 
     @property
     def params(self) -> int:
-        """Numbers in all weights; the norms', which lie whole everywhere, are too few to count."""
+        """The number of entries in all weights except the norms, which are small."""
         return self.adapted + 2 * self.vocab * self.hidden
 
     def factors(self, rank: int) -> int:
-        """Numbers in a LoRA at all linear layers."""
+        """The number of entries in a LoRA at all linear layers."""
         return self.layers * rank * sum(map(sum, self.linears))
 
     def parts(self, rank: int, mesh: tuple[int, int]) -> float:
-        """The same where B's rows and A's columns lie as the weight's do."""
+        """The same per chip if B's rows and A's columns are sharded like the weight's."""
         over_rows, over_cols = mesh
         sides = sum(out / over_rows + into / over_cols for out, into in self.linears)
         return self.layers * rank * sides
@@ -99,13 +98,13 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Bill:
-    """What one way to use adapters takes of each chip.
+    """What one way of using adapters needs of each chip.
 
     Args:
-        what: what is done.
-        memory: bytes, by what they are for.
-        seconds: the least time of each part that can't be faster than the others.
-        grows: what fills the memory that is left, and the bytes that one of it takes.
+        what: A description of the use.
+        memory: Bytes by purpose.
+        seconds: The minimum time of each part.
+        grows: What fills the remaining memory, and the bytes of one such item.
     """
 
     what: str
@@ -118,7 +117,7 @@ class Bill:
         return sum(self.memory.values())
 
     def verdict(self, chips: Chips) -> str:
-        """What breaks first."""
+        """The first limit that is reached."""
         room = chips.hbm - self.bytes
         if room < 0:
             worst = max(self.memory, key=lambda name: self.memory[name])
@@ -132,8 +131,8 @@ def compose(
 ) -> Bill:
     """A LoRA composed into all linear layers, leaf by leaf.
 
-    The leaf in float32 and Δ in float32 are there at one time. Factors that come from a file, as
-    NumPy's arrays, go to each chip in part.
+    The leaf and Δ in float32 exist at the same time. Factors from a file are sharded over the
+    chips.
     """
     n, largest = chips.count, max(map(math.prod, model.linears))
     base, factors = model.params * item / n, 4 * model.parts(rank, chips.mesh)
@@ -165,11 +164,11 @@ def run(
     adapters: int = 0,
     item: int = 2,
 ) -> Bill:
-    """Tokens through base and factors apart: so many rows of `length` tokens, `context` behind.
+    """Runs rows of `length` tokens with `context` tokens before them through base and factors.
 
-    Weights stay where they are, and activations move (2D, weight-stationary). Keys and values are
-    spread over all chips, factors over the model axis: over both, tokens would have to be moved to
-    them. With `adapters`, a bank of these; each row reads its own factors.
+    Weights stay in place, and activations move (2D, weight-stationary). Keys and values are sharded
+    over all chips, factors over the model axis; over both axes, tokens would have to be moved to
+    them. With `adapters`, the factors form a bank, and each row reads its own.
     """
     n, tokens = chips.count, rows * length
     weights = model.params * item / n
@@ -180,7 +179,7 @@ def run(
         "weights": weights,
         "factors": factors * max(adapters, 1),
         "keys and values": rows * (context + length) * cache,
-        # A layer's widest, three of them at a time; they may lie whole along the model axis.
+        # The widest activations, three at a time; they may be replicated along the model axis.
         "activations": 3 * tokens * (model.hidden + model.ffn) * 4 / data,
     }
     read = weights + factors * (min(rows, adapters) or 1) + held["keys and values"]
@@ -202,11 +201,11 @@ def run(
 def train(
     model: Llama, chips: Chips, rows: int, length: int, rank: int = 16, item: int = 2
 ) -> Bill:
-    """A step of Adam on a LoRA; activations are made again on the way back, layer by layer.
+    """One step of Adam on a LoRA, with activations rematerialized layer by layer.
 
-    Rows lie over the data axis, a row's activations over the model axis. A layer's weights are
-    gathered over the data axis each time that they are wanted. The base has no slope and no
-    moments; the adapter's lie with it, over the model axis.
+    Rows are sharded over the data axis, a row's activations over the model axis. A layer's weights
+    are gathered over the data axis whenever they are needed. The base has no gradient and no
+    moments; the adapter's are sharded like it over the model axis.
     """
     n, tokens, (data, over) = chips.count, rows * length, chips.mesh
     here = tokens / data
@@ -224,7 +223,7 @@ def train(
         memory,
         {
             "memory": 3 * model.params * item / over / chips.bandwidth,
-            # Forward, forward again, and the slope of what came in: none of the weights.
+            # Forward, forward again, and the gradient of the input, none of the weights.
             "products": 3 * 2 * model.params * tokens / n / chips.flops,
             "links": (sums + (3 * model.adapted * item / over if data > 1 else 0)) / chips.link,
         },
@@ -243,7 +242,7 @@ USES: tuple[Callable[[Llama, Chips], Bill], ...] = (
 
 
 def lines() -> list[tuple[str, ...]]:
-    """The table's lines as text."""
+    """Returns the table's lines."""
     made = []
     for chips in (V5E, H100):
         for model in MODELS:
@@ -263,7 +262,7 @@ HEAD = ("chips", "model", "use", "GB a chip", "time at least", "what breaks firs
 
 
 def markdown() -> str:
-    """The table as docs/scale.md has it."""
+    """Returns the table as in docs/scale.md."""
     rows = (HEAD, tuple("---" for _ in HEAD), *lines())
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -1,4 +1,4 @@
-"""What a compiled program does on each device: its collectives, and the arrays that it holds.
+"""Reads compiled programs: their collectives, and the arrays that each device holds.
 
 The text is HLO after partitioning, so that all shapes in it are those of one device.
 """
@@ -28,14 +28,14 @@ _SHAPE = re.compile(r"\b(?P<dtype>pred|bf16|[fsuc]\d+\w*)\[(?P<dims>[\d,]*)\]")
 
 @dataclass(frozen=True)
 class Collective:
-    """An operation between devices, and how many numbers each of them gets by it."""
+    """A collective, and how many numbers each device receives from it."""
 
     kind: str
     size: int
 
 
 def _sizes(text: str) -> list[int]:
-    """The sizes of all arrays in a type."""
+    """Returns the sizes of all arrays in a type."""
     return [
         math.prod(int(n) for n in dims.split(",") if n)
         for dims in (found["dims"] for found in _SHAPE.finditer(text))
@@ -49,10 +49,10 @@ def _instructions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def collectives(text: str) -> list[Collective]:
-    """All operations between devices in a compiled text, asynchronous ones too.
+    """Returns all collectives of a compiled program, asynchronous ones included.
 
     Args:
-        text: HLO, as ``compiled.as_text()`` gives it.
+        text: The HLO that ``compiled.as_text()`` returns.
     """
     found = []
     for op, kind in _instructions(text):
@@ -63,10 +63,10 @@ def collectives(text: str) -> list[Collective]:
 
 
 def large(text: str, size: int) -> list[Collective]:
-    """The collectives by which a device gets so many numbers or more."""
+    """Returns the collectives from which a device receives at least this many numbers."""
     return [one for one in collectives(text) if one.size >= size]
 
 
 def largest(text: str) -> int:
-    """The size of the largest array on any device: arguments, results and all between."""
+    """Returns the size of the largest array on a device, intermediate results included."""
     return max((size for _, kind in _instructions(text) for size in _sizes(kind)), default=0)

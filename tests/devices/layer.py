@@ -1,4 +1,4 @@
-"""A layer over eight devices, updates for it of every family, and what one device makes of it."""
+"""A layer on eight devices, updates of every family for it, and the result of one device."""
 
 from functools import cache
 from typing import Any
@@ -36,7 +36,7 @@ RNG = np.random.default_rng(3)
 
 
 def small(update: Any) -> Any:
-    """With floats in float32, as a file has them."""
+    """Casts floats to float32, as files store them."""
     return jax.tree.map(lambda x: np.asarray(x, np.float32) if _is_float(x) else x, update)
 
 
@@ -50,7 +50,7 @@ EXACT = {
     if kind not in STACKED
 }
 UPDATES = {kind: small(update) for kind, update in EXACT.items()}
-# Rotations of blocks that end where parts do, and of others.
+# Rotations whose blocks end at the parts' borders, and others.
 TURNS: dict[str, Any] = {
     "OFT, blocks of 12": OFT(normal(RNG, 8, 66, std=0.1)),
     "OFT, blocks of 48": OFT(normal(RNG, 2, 48 * 47 // 2, std=0.1)),
@@ -71,7 +71,7 @@ SPECS = {
 
 
 def params(mesh: jax.sharding.Mesh, spec: Any, dtype: Any = np.float32) -> dict[str, jax.Array]:
-    """A layer on the mesh."""
+    """Returns a layer on the mesh."""
     base = tree({"a": MODULE}, 0, dtype)
     return {
         "a.weight": placed(base["a.weight"], mesh, *spec),
@@ -81,7 +81,7 @@ def params(mesh: jax.sharding.Mesh, spec: Any, dtype: Any = np.float32) -> dict[
 
 @cache
 def alone(kinds: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """What one device makes of the layer in float64, for each kind by itself."""
+    """Returns the layer that one device computes in float64, for each kind alone."""
     updates = {**EXACT, **TURNS}
     layer = tree({"a": MODULE}, 0)
     base = {f"{kind}{name[1:]}": leaf for kind in kinds for name, leaf in layer.items()}

@@ -1,7 +1,7 @@
-"""One of two processes with four devices each: what tests/devices/test_processes.py starts.
+"""One of the two processes with four devices each that test_processes.py starts.
 
-It prints what it saw as a line of JSON. The folders hold a base, and an adapter as `jaxmix.save`
-wrote it; the result's checkpoint goes beside them.
+It prints its results as one line of JSON. The folders hold a base and an adapter written by
+`jaxmix.save`; the checkpoint of the result is written next to them.
 """
 
 import json
@@ -25,7 +25,7 @@ __all__ = ["main"]
 
 
 def was_read() -> int:
-    """The bytes that this process has asked the system to read so far; 0 where it does not say."""
+    """Returns the bytes that this process has read so far; 0 if the system does not count them."""
     told = Path("/proc/self/io")
     if not told.exists():
         return 0
@@ -33,12 +33,12 @@ def was_read() -> int:
 
 
 def axes(entry: Any) -> Any:
-    """An entry of a spec out of JSON."""
+    """Returns an entry of a sharding spec from JSON."""
     return tuple(entry) if isinstance(entry, list) else entry
 
 
 def off(array: jax.Array, truth: np.ndarray) -> float:
-    """How far the parts on this process's devices are from the truth."""
+    """Returns the largest error of the parts on this process's devices."""
     parts = [
         np.abs(np.asarray(part.data, np.float64) - truth[part.index]).max()
         for part in array.addressable_shards

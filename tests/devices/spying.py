@@ -1,4 +1,4 @@
-"""Meshes, leaves on them, and a look at the programs that an eager `compose` runs."""
+"""Meshes, leaves on them, and the programs that an eager `compose` runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ __all__ = ["flat", "grid", "placed", "programs"]
 
 
 def flat() -> jax.sharding.Mesh:
-    """Eight devices in a row."""
+    """Returns a mesh of eight devices in a row."""
     return jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
 
 
 def grid(kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
-    """Two by four."""
+    """Returns a mesh of two by four devices."""
     return jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind,) * 2)
 
 
 def placed(leaf: Any, mesh: jax.sharding.Mesh, *spec: Any) -> jax.Array:
-    """A leaf on the mesh."""
+    """Returns a leaf on the mesh."""
     return jax.device_put(np.asarray(leaf), NamedSharding(mesh, P(*spec)))
 
 
 @contextmanager
 def programs(monkeypatch: Any) -> Iterator[list[Any]]:
-    """The programs that `compose` runs meanwhile: those themselves, not others that are alike."""
+    """Records the very programs that `compose` runs inside this context."""
     seen: list[Any] = []
 
     def spied(real: Any) -> Any:

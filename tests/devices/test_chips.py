@@ -1,4 +1,4 @@
-"""The calculator's counts of memory and work, beside what eight devices are given."""
+"""The calculator's estimates of memory and work agree with programs on eight devices."""
 
 from dataclasses import replace
 from functools import cache
@@ -27,7 +27,7 @@ NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 def leaves(dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:
-    """The model's weights, spread over both axes."""
+    """Returns the model's weights, sharded over both axes."""
     there = NamedSharding(grid(), P("x", "y"))
     shapes = {
         f"layers.{i}.{name}.weight": shape
@@ -39,7 +39,7 @@ def leaves(dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def lora(dtype: Any = np.float32) -> Adapter:
-    """A LoRA at all linear layers."""
+    """Returns a LoRA at all linear layers."""
     made = {
         name.removesuffix(".weight"): LoRA(
             np.ones((RANK, leaf.shape[1]), dtype), np.ones((leaf.shape[0], RANK), dtype), 1.0
@@ -51,7 +51,7 @@ def lora(dtype: Any = np.float32) -> Adapter:
 
 
 def forward(params: Any, tokens: Any) -> Any:
-    """A Llama's products, without its attention: that has no weights."""
+    """A Llama's matrix products without attention, which has no weights."""
     x = params["embed.weight"][tokens]
     for i in range(SMALL.layers):
         q, k, v, o, gate, up, down = (params[f"layers.{i}.{name}.weight"].T for name in NAMES)
@@ -62,18 +62,18 @@ def forward(params: Any, tokens: Any) -> Any:
 
 
 def within(found: float, counted: float, factor: float) -> None:
-    """Whether a count holds to within a factor either way."""
+    """Returns whether an estimate is within a factor of the measured number."""
     assert counted / factor <= found <= counted * factor, (found, counted)
 
 
 def test_counts_of_the_models() -> None:
-    """As large as they are called."""
+    """The models have the sizes that their names state."""
     assert [round(model.params / 1e9) for model in MODELS] == [71, 406]
     assert MODELS[0].factors(16) == 80 * 16 * (2 * 16384 + 2 * 9216 + 3 * 36864)
 
 
 def test_compose(monkeypatch: Any) -> None:
-    """Weights and result to the byte; what one leaf takes in passing, within twice."""
+    """Weights and result agree to the byte, temporaries of one leaf within a factor of two."""
     bill = compose(SMALL, EIGHT, RANK)
     adapter = lora()
     there = {n: jax.device_put(np.ones(x.shape, x.dtype), x.sharding) for n, x in leaves().items()}
@@ -85,7 +85,7 @@ def test_compose(monkeypatch: Any) -> None:
     assert held == bill.memory["weights"]
     assert sum(one.output_size_in_bytes for one in told) == bill.memory["result"] == layers
     factors = sum(one.argument_size_in_bytes for one in told) - layers
-    within(factors, bill.memory["factors"], 1.05)  # strengths and scales are there too
+    within(factors, bill.memory["factors"], 1.05)  # strengths and scales are arguments too
     within(max(one.temp_size_in_bytes for one in told), bill.memory["one leaf"], 2)
     flops = sum(one.cost_analysis()["flops"] for one in seen)
     within(flops, 2 * RANK * SMALL.adapted / 8, 1.5)
@@ -99,7 +99,7 @@ def lowered(fn: Any, *args: Any, out: Any = None) -> Any:
 
 
 def over_model(x: Any) -> Any:
-    """An outline with its longest axis over the model axis, as the calculator counts factors."""
+    """Shards the longest axis over the model axis, as the calculator assumes for factors."""
     spec: list[Any] = [None] * np.ndim(x)
     if np.size(x) >= 64:
         spec[int(np.argmax(np.shape(x)))] = "y"
@@ -109,13 +109,13 @@ def over_model(x: Any) -> Any:
 
 @cache
 def inputs() -> tuple[Any, Any, Any]:
-    """Weights in float32 (which CPU multiplies as they are), tokens, and where logits go."""
+    """Returns float32 weights (no conversion on CPU), tokens, and the sharding of the logits."""
     tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), np.int32, sharding=NamedSharding(grid(), P("x")))
     return leaves(np.float32), tokens, NamedSharding(grid(), P("x", None, "y"))
 
 
 def test_factored() -> None:
-    """Tokens through base and factors apart."""
+    """Runs tokens through base and separate factors."""
     params, tokens, out = inputs()
     held = jaxmix.attach({n: np.zeros(x.shape, x.dtype) for n, x in params.items()}, lora())
     there = {
@@ -129,7 +129,7 @@ def test_factored() -> None:
 
 
 def test_bank() -> None:
-    """A bank of four."""
+    """Runs a bank of four adapters."""
     params, tokens, out = inputs()
     base = {n: jnp.zeros(x.shape, x.dtype) for n, x in params.items()}
     bank = jax.tree.map(over_model, jaxmix.Bank({str(i): lora() for i in range(4)}, base))
@@ -142,14 +142,14 @@ def test_bank() -> None:
 
 
 def check(program: Any, bill: Bill) -> None:
-    """What a device is given, within 1.3, and what it makes in passing, within 2."""
+    """Arguments per device agree within 1.3, temporaries within 2."""
     told = program.memory_analysis()
     within(told.argument_size_in_bytes, bill.memory["weights"] + bill.memory["factors"], 1.3)
     within(told.temp_size_in_bytes, bill.memory["activations"], 2)
 
 
 def test_train() -> None:
-    """A step's slopes, layers made again on the way back."""
+    """Gradients of one step with rematerialized layers."""
     params, tokens, _ = inputs()
     values, whole = jaxmix.trainable(lora())
 
@@ -169,5 +169,5 @@ def test_train() -> None:
 
 
 def test_the_page_has_the_table() -> None:
-    """docs/scale.md shows what the script says now."""
+    """docs/scale.md shows the script's current output."""
     assert markdown() in (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

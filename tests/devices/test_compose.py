@@ -1,4 +1,4 @@
-"""`compose` over eight devices: where leaves lie, what is moved, and what each device makes."""
+"""`compose` on eight devices: shardings, communication, and what each device computes."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ from .compiled import Collective, collectives, large, largest
 from .layer import MODULE, PART, RNG, SIZE, UPDATES, params, small
 from .spying import grid, placed, programs
 
-# These families take the singular values of their leaf, or products with all of it.
+# These families need the singular values of their leaf, or products with all of it.
 WHOLE = {"KaSA", "FRoD"}
-# Blocks that do not end where parts do are made up to their own ends; RandLoRA's bases, which all
-# sites share, are larger than this leaf.
+# Blocks that cross the parts' borders are computed whole; RandLoRA's bases, which all sites share,
+# are larger than this leaf.
 LARGER = {"C3A": 2 * PART, "RandLoRA": 2 * SIZE}
 
 
@@ -30,7 +30,7 @@ LARGER = {"C3A": 2 * PART, "RandLoRA": 2 * SIZE}
 
 
 def test_a_gather_is_seen() -> None:
-    """What would gather a weight, move it, or make Δ whole is told by its compiled text."""
+    """The compiled text shows when a weight is gathered or moved, or Δ is computed whole."""
     mesh = grid()
     w = placed(np.ones((64, 96), np.float32), mesh, "x", "y")
     there = w.sharding
@@ -60,7 +60,7 @@ def test_a_gather_is_seen() -> None:
 
 
 def test_asynchronous_ones_are_seen() -> None:
-    """As accelerators have them: of a pair that starts and ends, the start counts."""
+    """Of the asynchronous pairs that accelerators use, the start is counted."""
     text = """
   %ags = (f32[8,96]{1,0}, f32[64,96]{1,0}) all-gather-start(%p), dimensions={0}
   %agd = f32[64,96]{1,0:T(8,128)S(1)} all-gather-done(%ags)
@@ -79,7 +79,7 @@ def test_asynchronous_ones_are_seen() -> None:
 
 @pytest.mark.parametrize("kind", ["LoRA", "DoRA", "LoKr", "Tokens", "C3A", "RoAd", "KaSA", "FRoD"])
 def test_a_family_stays_where_it_is(kind: str, monkeypatch: Any) -> None:
-    """What an eager `compose` runs moves no weight, and no device makes more of Δ than its part."""
+    """An eager `compose` moves no weight, and each device computes only its part of Δ."""
     leaves = params(grid(), ("x", "y"))
     with programs(monkeypatch) as seen:
         out = jaxmix.compose(leaves, Adapter({"a": UPDATES[kind]}, 0.7))
@@ -87,16 +87,16 @@ def test_a_family_stays_where_it_is(kind: str, monkeypatch: Any) -> None:
     held = max(map(largest, texts))
     moved = [one for text in texts for one in large(text, PART // 2)]
     if kind in WHOLE:
-        assert moved and held >= SIZE  # or it is no exception
+        assert moved and held >= SIZE  # otherwise it would not be an exception
         return
-    # RoAd's pairs go across the parts: each device gives and gets its part, there and back.
+    # RoAd's pairs span the parts: each device exchanges its part twice.
     assert moved == [Collective("all-to-all", PART)] * (2 if kind == "RoAd" else 0)
     assert held <= LARGER.get(kind, PART)
     assert {n: x.sharding for n, x in out.items()} == {n: x.sharding for n, x in leaves.items()}
 
 
 def test_nothing_else_is_compiled(monkeypatch: Any) -> None:
-    """The programs that are looked at are all that run."""
+    """The recorded programs are all that run."""
     count: list[str] = []
     monitoring.register_event_duration_secs_listener(lambda event, _, **__: count.append(event))
     leaves = params(grid(), ("x", "y"))
@@ -109,10 +109,10 @@ def test_nothing_else_is_compiled(monkeypatch: Any) -> None:
 
 
 def test_every_family_within_jit() -> None:
-    """As one program, whose leaves nobody can ask where they lie: XLA finds the same by itself.
+    """Inside `jit`, where the shardings of leaves are unknown, XLA finds the same program.
 
-    Nothing of a part's size is moved, and nothing larger than a part is made. Whole weights among
-    the factors are in parts as well.
+    Nothing of a part's size is communicated, and nothing larger than a part is computed. Whole
+    weights among the factors are sharded too.
     """
     mesh, kinds = grid(), [kind for kind in UPDATES if kind not in {*WHOLE, *LARGER, "RoAd"}]
     base = tree({kind: MODULE for kind in kinds}, 0, np.float32)
@@ -134,7 +134,7 @@ def test_every_family_within_jit() -> None:
 
 HEADS = Layout("mine", (Rule("a", "a.kernel", "d n h -> (n h) d"),))
 LAYERS = Layout("mine", tuple(Rule(f"a{i}", "a.kernel", "i o -> o i", f":, {i}") for i in range(2)))
-# A leaf's shape, how it lies, its layout, and (out, in) of its sites.
+# A leaf's shape, its sharding, its layout, and (out, in) of its sites.
 LEAVES: dict[str, Any] = {
     "heads": ((96, 8, 16), ("x", "y"), HEADS, (128, 96)),
     "heads over both": ((96, 8, 16), (None, ("x", "y")), HEADS, (128, 96)),
@@ -146,7 +146,7 @@ LEAVES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_leaves_that_lie_otherwise(name: str, monkeypatch: Any) -> None:
-    """Kernels, heads, scanned layers and convolutions: nothing is gathered, nothing made whole."""
+    """Kernels, heads, scanned layers and convolutions: nothing is gathered or computed whole."""
     shape, where, layout, (out, into) = LEAVES[name]
     leaf, part = placed(normal(RNG, *shape).astype(np.float32), grid(), *where), np.prod(shape) // 8
     lora = LoRA(normal(RNG, 2, into), normal(RNG, out, 2), 1.0, magnitude=1 + abs(normal(RNG, out)))
@@ -168,7 +168,7 @@ def test_leaves_that_lie_otherwise(name: str, monkeypatch: Any) -> None:
 
 
 def test_memory(monkeypatch: Any) -> None:
-    """Beside leaf, result and factors a device holds its part in float32, a few times."""
+    """Besides leaf, result and factors, a device holds its part in float32 a few times."""
     mesh, n = grid(), RNG
     leaf = placed(np.asarray(n.normal(size=(512, 768)), jnp.bfloat16), mesh, "x", "y")
     part = 4 * leaf.size // 8
@@ -190,7 +190,7 @@ def test_memory(monkeypatch: Any) -> None:
 
 
 def test_a_replaced_weight_is_given_in_parts(monkeypatch: Any) -> None:
-    """And so it lies nowhere whole, in both orientations."""
+    """No device holds the whole leaf, in both orientations."""
     whole = np.ones((64, 96), np.float32)
     for name, spec in (("weight", ("x", "y")), ("kernel", ("y", "x"))):
         leaf = placed(whole if name == "weight" else whole.T, grid(), *spec)

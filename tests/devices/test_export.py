@@ -1,7 +1,7 @@
-"""Exported for TPU and CUDA on a host that has neither: no call back to the host in any of it.
+"""Programs exported for TPU and CUDA on a host that has neither: no host callbacks.
 
-What is lowered here is what would run there, but it was run on CPU alone: that XLA compiles it for
-these chips, and how fast it is, is not shown.
+The lowered programs are those that would run there. These tests don't show that XLA compiles them
+for these chips, or how fast they are.
 """
 
 import re
@@ -27,7 +27,7 @@ from .spying import grid, placed
 
 MODULE = Module("linear", (8, 16), True)
 PLATFORMS = ("tpu", "cuda")
-# Custom calls that run on the chip itself: solvers of XLA's TPU backend, and cuSOLVER's.
+# Custom calls that run on the chip: solvers of XLA's TPU backend, and cuSOLVER's.
 # Rotations take Cholesky and triangular solves, which are StableHLO's own operations on TPU, and
 # Cholesky a call on CUDA; DEFT takes a QR, KaSA an SVD, FRoD an LU.
 ALLOWED = {
@@ -41,18 +41,18 @@ ALLOWED = {
         "cu_lu_pivots_to_permutation",
     },
 }
-# How shardings are said; they are gone once it is compiled.
+# These express shardings and disappear when the program is compiled.
 MARKS = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
 CALL = re.compile(r"custom_call\s*@(\w+)|call_target_name\s*=\s*\"(\w+)\"")
 
 
 def custom_calls(text: str) -> set[str]:
-    """The targets of all custom calls in a StableHLO text."""
+    """Returns the targets of all custom calls in a StableHLO text."""
     return {one or other for one, other in CALL.findall(text)} - MARKS
 
 
 def exported(run: Callable[..., Any], *args: Any, platform: str) -> str:
-    """The text of a function lowered for a platform; exporting refuses calls that may change."""
+    """Returns a function lowered for a platform; export refuses unstable custom calls."""
     return export.export(jax.jit(run), platforms=[platform])(*args).mlir_module()
 
 
@@ -75,7 +75,7 @@ X = np.ones((4, 16), np.float32)
 
 
 def forward(params: Any, x: Any) -> Any:
-    """All layers one after the other."""
+    """Runs all layers in order."""
     for kind in UPDATES:
         y = x @ params[f"{kind}.weight"].T + params[f"{kind}.bias"][None]
         x = jnp.tanh(jnp.concatenate([y, y], 1))
@@ -83,13 +83,13 @@ def forward(params: Any, x: Any) -> Any:
 
 
 def everything() -> Adapter:
-    """All families, each at a layer of its own."""
+    """Returns all families, each at its own layer."""
     return Adapter(UPDATES, 0.7)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_compose(platform: str) -> None:
-    """Every family; and each of the calls that are allowed is met, so that none is for nothing."""
+    """Every family exports, and each allowed call occurs."""
     text = exported(jaxmix.compose, BASE, everything(), platform=platform)
     assert custom_calls(text) == ALLOWED[platform]
     assert ("stablehlo.cholesky" in text) == (platform == "tpu")
@@ -98,7 +98,7 @@ def test_compose(platform: str) -> None:
 
 @cache
 def programs() -> tuple[Any, ...]:
-    """A forward and a step of training, with arguments; made once, and so traced once."""
+    """A forward and a training step with their arguments, traced once."""
     values, whole = jaxmix.trainable(everything())
     optimizer = optax.adam(1e-2)
     run = jaxmix.factored(forward, "factored")
@@ -118,7 +118,7 @@ def programs() -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_factored_and_a_training_step(platform: str) -> None:
-    """Tokens through all families, slopes of all that is trained, and Adam."""
+    """Tokens through all families, gradients of all trained values, and Adam."""
     for run, *args in programs():
         text = exported(run, *args, platform=platform)
         assert "stablehlo.dot_general" in text and custom_calls(text) <= ALLOWED[platform]
@@ -126,7 +126,7 @@ def test_factored_and_a_training_step(platform: str) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_bank(platform: str) -> None:
-    """Members that add, turn, scale and replace."""
+    """Members that add, rotate, scale and replace."""
     kinds = ("LoRA", "OFT, exact", "IA3", "Replace", "SHiRA")
     members = {kind: Adapter({"LoRA": UPDATES[kind]}, 0.7) for kind in kinds}
     params = {name: BASE[name] for name in ("LoRA.weight", "LoRA.bias")}
@@ -143,7 +143,7 @@ def test_bank(platform: str) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_over_eight_devices(platform: str) -> None:
-    """With where leaves lie in the program, and an exchange for the rotation that goes across."""
+    """Shardings are in the program, with an exchange for the rotation that spans the parts."""
     mesh = grid(AxisType.Explicit)
     weight = placed(np.ones((64, 96), np.float32), mesh, "x", "y")
     adapter = Adapter({"a": OFT(np.ones((2, 48 * 47 // 2), np.float32))})
@@ -156,12 +156,12 @@ def test_over_eight_devices(platform: str) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_call_to_the_host_is_seen(platform: str) -> None:
-    """JAX does not lower one for another platform; on its own it is a call not on the list."""
+    """JAX does not lower a callback for another platform; locally, it is a call not on the list."""
 
     def calls(x: Any) -> Any:
         return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
     with pytest.raises((ValueError, NotImplementedError)):
         exported(calls, X, platform=platform)
-    text = jax.jit(calls).lower(X).as_text()  # as it is on this host
+    text = jax.jit(calls).lower(X).as_text()  # the same on this host
     assert custom_calls(text) - ALLOWED[platform]

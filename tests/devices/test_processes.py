@@ -1,4 +1,4 @@
-"""Two processes with four devices each, over loopback: what each reads, makes and saves."""
+"""Two processes with four devices each: what each of them reads, computes and saves."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from jaxmix.families import OFT, LoRA, Replace
 from ..house.sources import ROOT
 from .spying import grid
 
-# Rows that a process has here and there, columns that lie together, whole on every device, halves.
+# Rows in several places, adjacent columns, replicated, and halves.
 SPECS: dict[str, list[Any]] = {
     "up.weight": [["x", "host"], None],
     "down.weight": [None, ["host", "x"]],
@@ -42,7 +42,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def mixed() -> jaxmix.Mix:
-    """A LoRA, a rotation that goes across the parts, and a bias."""
+    """Returns a LoRA, a rotation that spans the parts, and a bias."""
     lora = Adapter({"up": LoRA(normal(4, 256), normal(4096, 4), 0.5)}, 0.7, "lora")
     oft = Adapter({"down": OFT(normal(1, 64 * 63 // 2))}, 0.5, "oft")
     bias = Adapter({"down": Replace(bias=normal(256))}, 1.0, "bias")
@@ -56,7 +56,7 @@ def forward(params: Any, x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: Any) -> list[dict[str, Any]]:
-    """What both processes saw."""
+    """Returns the results of both processes."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "base").mkdir()
     base = {name: normal(*shape) for name, shape in SHAPES.items()}
@@ -85,20 +85,20 @@ def told(tmp_path_factory: Any) -> list[dict[str, Any]]:
 
 
 def test_each_reads_what_it_holds(told: list[dict[str, Any]]) -> None:
-    """Of each tensor its own slices, once, whatever number of its devices hold them."""
+    """Each process reads its slices of a tensor once, even if several of its devices hold them."""
     for one in told:
         half = {name: 4 * math.prod(shape) // 2 for name, shape in SHAPES.items()}
         wanted = {**half, "down.bias": 2 * half["down.bias"]}
         assert one["counted"] == wanted
-        # Held by four devices each: the norm's half, and the bias.
+        # On four devices each: the norm's half, and the bias.
         assert one["held"]["norm.weight"] == 4 * wanted["norm.weight"]
-        # What the system says: besides, headers of a few hundred bytes are read a few times.
+        # The system's count includes headers of a few hundred bytes, read a few times.
         assert one["read"] == 0 or 0 <= one["read"] - sum(wanted.values()) < 20_000
     assert sum(told[0]["counted"].values()) < 0.51 * 4 * sum(map(math.prod, SHAPES.values()))
 
 
 def test_what_they_make_is_what_one_makes(told: list[dict[str, Any]]) -> None:
-    """Composed, run un-merged, a loss, saved by Orbax and restored: each part on its device."""
+    """Composing, running unmerged, a loss, and an Orbax checkpoint keep each part on its device."""
     for one in told:
         assert one["kept"] and one["restored kept"]
         for what in ("off", "factored off", "restored off"):
@@ -111,7 +111,7 @@ def test_what_they_make_is_what_one_makes(told: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A base with a tensor of each kind."""
+    """Writes a base with a tensor of each kind."""
     tensors = {
         "matrix": np.arange(64 * 3000, dtype=np.float32).reshape(64, 3000) % 99,
         "conv": np.arange(8 * 4 * 3 * 2, dtype=np.float16).reshape(8, 4, 3, 2),
@@ -127,7 +127,7 @@ def folder(tmp_path: Path) -> Path:
     [
         ("matrix", (slice(3, 9),), 6 * 3000),
         ("matrix", (slice(3, 9), slice(0, 1500)), 6 * 1500),
-        ("matrix", (slice(0, 64), slice(10, 20)), 64 * 3000),  # short pieces are read along
+        ("matrix", (slice(0, 64), slice(10, 20)), 64 * 3000),  # short gaps are read too
         ("matrix", (slice(5, 5), slice(None)), 0),
         ("matrix", (), 64 * 3000),
         ("conv", (slice(2, 4), slice(1, 3), slice(0, 3), slice(1, 2)), 2 * 24),
@@ -135,7 +135,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_slices(folder: Path, name: str, index: Any, numbers: int) -> None:
-    """The numbers of the slice, and how many are read for it."""
+    """A slice has the right numbers, and the count of numbers read for it is right."""
     stored = read_checkpoint(folder).tensors[name]
     counter: Counter[str] = Counter()
     got = read_slice(stored, index, counter)
@@ -144,7 +144,7 @@ def test_slices(folder: Path, name: str, index: Any, numbers: int) -> None:
 
 
 def test_where_tensors_go(folder: Path) -> None:
-    """By one sharding, a mapping, a function or none; floats are cast, whole numbers stay."""
+    """One sharding, a mapping, a function or none; floats are cast, integers are not."""
     mesh = grid()
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", "y"))
     names = ["matrix", "ids"]
@@ -165,7 +165,7 @@ def test_where_tensors_go(folder: Path) -> None:
 
 
 def test_what_is_refused(folder: Path) -> None:
-    """All offenders together."""
+    """One error lists all offenders."""
     cut = jax.sharding.NamedSharding(grid(), jax.sharding.PartitionSpec("y"))
     with pytest.raises(CheckpointError, match=r"no tensors of these names:\n.*other\n.*such as"):
         load_params(folder, names=["other"])
@@ -179,7 +179,7 @@ def test_what_is_refused(folder: Path) -> None:
 
 
 def test_a_file_that_ends_early(folder: Path) -> None:
-    """As one that is changed meanwhile."""
+    """A file that changes while it is read."""
     stored = read_checkpoint(folder).tensors["matrix"]
     stored.file.write_bytes(stored.file.read_bytes()[: stored.start + 100])
     with pytest.raises(CheckpointError, match="ends within matrix"):

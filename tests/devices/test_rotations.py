@@ -1,4 +1,4 @@
-"""Rotations, norms and others across the parts of a leaf: what is moved, and that it is right."""
+"""Rotations, norms and others that span the parts of a leaf: communication and results."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from .compiled import Collective, large
 from .layer import EXACT, PART, SPECS, TURNS, UPDATES, alone, params, small
 from .spying import grid, programs
 
-# Which rotations are tried where: some that go across parts, and some that do not.
+# Which rotations are tested where: some that span parts, and some that do not.
 TRIED = {
     "rows": ("OFT, blocks of 48", "BOFT of outputs"),
     "columns": ("OFT, blocks of 12", "OFT, one block for all"),
@@ -25,7 +25,7 @@ TRIED = {
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_rotations(spec: str, monkeypatch: Any) -> None:
-    """In float64 what one device gives; moved is nothing, or each part once there and once back."""
+    """Equals one device in float64; either nothing is moved, or each part is exchanged twice."""
     make, where = SPECS[spec]
     with jax.enable_x64(True):
         leaves = params(make(), where, np.float64)
@@ -43,7 +43,7 @@ def test_rotations(spec: str, monkeypatch: Any) -> None:
 
 
 def _goes_across(kind: str, where: tuple[Any, Any]) -> bool:
-    """Whether a rotation's blocks go across the parts of its side."""
+    """Returns whether a rotation's blocks span the parts of its axis."""
     rows, cols = where
     if kind in ("BOFT of outputs", "RoAd, pairs apart"):
         return rows is not None
@@ -55,7 +55,7 @@ def _goes_across(kind: str, where: tuple[Any, Any]) -> bool:
 
 @pytest.mark.parametrize("kind", ["OFT, blocks of 48", "RoAd, pairs apart"])
 def test_rotations_on_explicit_axes_within_jit(kind: str) -> None:
-    """There the type of a traced leaf says where it lies, so nothing is gathered within jit too."""
+    """With explicit axes, a traced leaf's type has its sharding: no gathering inside jit either."""
     leaves = params(grid(AxisType.Explicit), ("x", "y"))
     adapter = Adapter({"a": small(TURNS[kind])}, 0.7)
     compiled = jax.jit(jaxmix.compose).lower(leaves, adapter).compile()
@@ -68,7 +68,7 @@ def test_rotations_on_explicit_axes_within_jit(kind: str) -> None:
 
 @pytest.mark.parametrize("spec", ["both", "columns"])
 def test_dora_and_others_across_parts(spec: str) -> None:
-    """Norms are those of whole rows; in float64 to 1e-12, in float32 to 1e-5."""
+    """Norms are those of whole rows: to 1e-12 in float64, to 1e-5 in float32."""
     kinds = ("DoRA", "Normed", "HiRA", "HRA", "OFT", "IA3", "Replace", "SHiRA", "LoKr")
     make, where = SPECS[spec]
     with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""`attach`, `factored`, `Bank` and training over eight devices: as on one, and everything stays."""
+"""`attach`, `factored`, `Bank` and training on eight devices: as on one, shardings kept."""
 
 from functools import cache
 from typing import Any
@@ -23,8 +23,8 @@ SHAPES = {"up.weight": (H, D), "up.bias": (H,), "norm.weight": (H,), "odd.weight
     "down.weight": (D, 7),
     "down.bias": (D,),
 }
-# fsdp: rows over all; tensor: the inner side over one axis; mixed: both. What does not divide lies
-# whole on each device.
+# fsdp: rows over all devices; tensor: the inner dimension over one axis; mixed: both. Dimensions
+# that do not divide are replicated.
 MESHES: dict[str, tuple[Any, dict[str, tuple[Any, ...]]]] = {
     "fsdp on 8": (flat, {"up.weight": ("x",), "down.weight": ("x",), "down.bias": ("x",)}),
     "tensor on 8": (flat, {"up.weight": ("x",), "up.bias": ("x",), "odd.weight": (None, "x")}),
@@ -55,7 +55,7 @@ def lora(out: int, into: int, seed: int = 0, **more: Any) -> LoRA:
 
 
 def kinds() -> dict[str, Adapter]:
-    """Adapters that add, turn, read, scale, replace and change biases."""
+    """Returns adapters that add, rotate, read, scale, replace and change biases."""
     b1, a1, b2, a2 = (normal(*shape) for shape in ((H, 2), (2, D)) * 2)
     at = np.stack([np.arange(9, dtype=np.int32) * 7, np.arange(9, dtype=np.int32)])
     biased = Together((Replace(bias=normal(H, seed=2)), lora(H, D, 3)))
@@ -81,19 +81,19 @@ def forward(params: Any, x: Any) -> Any:
 BANK = ("lora", "oft", "loha", "whole")
 
 
-# Which kinds are tried where: every one on a mesh of each form.
+# Which kinds are tested where: each on every form of mesh.
 HALF = {"fsdp on 8": 0, "tensor on 8": 1, "fsdp on 2 × 4": 1, "mixed on 2 × 4": 0}
 
 
 @cache
 def alone(half: int) -> tuple[Any, Any]:
-    """What one device makes of half the kinds: the params, and the result."""
+    """Returns the params, and what one device computes for half of the kinds."""
     composed = jax.jit(jaxmix.compose)(BASE, list(kinds().values())[half::2])
     return composed, forward(composed, X)
 
 
 def spread(mesh: str) -> tuple[jax.sharding.Mesh, dict[str, jax.Array], jax.Array]:
-    """The base and a batch on a mesh."""
+    """Returns the base and a batch on a mesh."""
     make, specs = MESHES[mesh]
     over = make()
     params = {name: placed(leaf, over, *specs.get(name, ())) for name, leaf in BASE.items()}
@@ -113,7 +113,7 @@ def same_places(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_composed_and_apart(mesh: str) -> None:
-    """Many kinds in one mix: NamedSharding in, the same out; base leaves untouched."""
+    """Many kinds in one mix: shardings are kept, and the base's leaves are unchanged."""
     over, params, x = spread(mesh)
     mixed = jaxmix.mix(*list(kinds().values())[HALF[mesh] :: 2])
     composed = jaxmix.compose(params, mixed)
@@ -131,7 +131,7 @@ def test_composed_and_apart(mesh: str) -> None:
 
 
 def test_donated() -> None:
-    """Also where the leaves are given up."""
+    """The same with donated leaves."""
     _, params, _ = spread("mixed on 2 × 4")
     copy = {name: leaf.copy() for name, leaf in params.items()}
     donated = jaxmix.compose(copy, [kinds()["lora"], kinds()["oft"]], donate=True)
@@ -141,17 +141,17 @@ def test_donated() -> None:
 
 
 def test_factored_gathers_no_weight() -> None:
-    """A weight whose inner side is spread is multiplied where it lies."""
+    """A weight sharded along its inner dimension is multiplied without moving it."""
     _, params, x = spread("mixed on 2 × 4")
     own = {name: kinds()[name] for name in ("lora", "loha", "lokr", "shira", "ia3", "oft")}
     leaves = jaxmix.attach(params, own.values())
     text = jax.jit(jaxmix.factored(forward, "factored")).lower(leaves, x[:4]).compile().as_text()
-    # Tokens move, 4 × 96 numbers at the most; of the weight a device has 768.
+    # Tokens move, at most 4 × 96 numbers; a device holds 768 numbers of the weight.
     assert large(text, H * D // 8) == []
 
 
 def test_bank() -> None:
-    """Each row its own member, by a bank made of the spread params; who is who traces nothing."""
+    """Each row uses its own member of a bank of sharded params; choosing members never traces."""
     _, params, x = spread("mixed on 2 × 4")
     members = {name: kinds()[name] for name in BANK}
     bank = jaxmix.Bank(members, params)
@@ -172,7 +172,7 @@ def test_bank() -> None:
 
 
 def test_training() -> None:
-    """A step of Adam over `trainable`, values spread too; base by fsdp, rows along with it."""
+    """A step of Adam over `trainable` with sharded values, the base by fsdp."""
     over, params, x = spread("fsdp on 8")
     mixed = jaxmix.mix(*(kinds()[name] for name in ("lora", "dora", "oft")))
     optimizer = optax.adam(1e-2)
@@ -203,7 +203,7 @@ def test_training() -> None:
 
 
 def test_fit() -> None:
-    """Strengths by gradient: the same as on one device."""
+    """Learned strengths equal those of one device."""
     over, params, _ = spread("mixed on 2 × 4")
     mixed = jaxmix.mix(kinds()["lora"], kinds()["ia3"])
     batches = [(X, normal(16, D, seed=9))] * 3

@@ -1,4 +1,4 @@
-"""docs/scale.md: its Python is run as one program, on eight devices."""
+"""The Python code of docs/scale.md runs as one program on eight devices."""
 
 import os
 import re
@@ -11,12 +11,12 @@ PAGE = ROOT / "docs" / "scale.md"
 
 
 def blocks() -> list[str]:
-    """What the page shows as whole: ```python. What only hosts in a cluster can run is ```py."""
+    """Returns the runnable blocks (```python); ```py marks code that needs several hosts."""
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_it_runs() -> None:
-    """All blocks, one after the other; then what they made is looked at."""
+    """All blocks run in order, and their results are checked."""
     checks = """
 assert len(jax.devices()) == 8 and logits.shape == answers.shape == (8, 32, 256)
 assert bool(jnp.isfinite(logits).all()) and float(before) > 0
@@ -25,7 +25,7 @@ gap = jnp.abs(jax.jit(lambda model: model(tokens))(whole_model) - logits).max()
 assert float(gap) < 1e-3, gap
 print("as it says")
 """
-    # The last flag: what is run once need not be fast.
+    # The last flag: code that runs once need not be optimized.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     env = {**os.environ, "XLA_FLAGS": flags}
     program = [sys.executable, "-W", "error", "-c", "\n".join([*blocks(), checks])]
@@ -34,5 +34,5 @@ print("as it says")
 
 
 def test_every_step_is_there() -> None:
-    """Mesh and load, compose, run and Bank, training, saving."""
+    """The page covers loading onto a mesh, compose, running, Bank, training and saving."""
     assert len(blocks()) == 6

@@ -48,8 +48,10 @@ ARROWS |= {
     "converters.layouts": {"placement"},
     "converters.files": LIBRARY,
     "converters.checkpoints": {"converters.files", *LIBRARY},
+    "converters.names": {"converters.checkpoints", "converters.files", *LIBRARY},
     "converters.adapters": {"converters.checkpoints", "converters.files", *LIBRARY},
-    "converters.merging": {"converters.adapters", "converters.checkpoints", "converters.files"}
+    "converters.merging": {"converters.adapters", "converters.names", "converters.checkpoints"}
+    | {"converters.files"}
     | LIBRARY,
     "converters.cli": {"", "converters.merging", "converters.adapters", "converters.checkpoints"}
     | {"converters.files", *LIBRARY},

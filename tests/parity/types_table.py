@@ -40,8 +40,8 @@ _TEXT = """\
 # PEFT's types
 
 Every `PeftType` of peft {version} is either read, with parity to PEFT's own unmerged forward in
-float64, or refused with the reason why it is not a function of weights. `make docs` writes this page
-from the parity tests; a test iterates over `peft.PeftType` and fails for a type that is neither.
+float64, or refused with the reason why it is not a function of weights. `make docs` writes this
+page from the parity tests; a test iterates over `peft.PeftType` and fails for any other type.
 
 *Alone* is the largest relative difference between PEFT's forward and the composed weights, over all
 forms and layer types; *between* is that of LoRA → type → LoHa, with PEFT's wrappers nested by hand
@@ -55,9 +55,9 @@ scikit-learn. `jaxmix.save` stores what was drawn, so it is needed only once.
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
-BONE, which PEFT dropped, is read as MISS, and the OFT of peft 0.13, 0.15 and 0.17 as those versions
-computed it. All ordered pairs, triples and quadruples of LoRA, AdaLoRA, LoHa, LoKr and OFT, and those
-with SHiRA and DoRA that PEFT loads, are compared as well: see [the stacks](peft_divergence.md).
+BONE, which PEFT dropped, is read as MISS, and the OFT of peft 0.13, 0.15 and 0.17 as these versions
+computed it. All ordered pairs, triples and quadruples of LoRA, AdaLoRA, LoHa, LoKr and OFT, and
+those with SHiRA and DoRA that PEFT loads, are compared too: see [the stacks](peft_divergence.md).
 
 ## Refused
 

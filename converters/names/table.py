@@ -1,0 +1,121 @@
+"""The table of transformers' models and of how it renames their tensors, written by a script.
+
+``python -m tests.name_maps`` writes it with transformers; reading it needs neither transformers nor
+torch.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jaxmix.converters.names.transforms import Transform, transform_of
+
+__all__ = ["TABLE", "base_prefix", "transforms_for"]
+
+TABLE = Path(__file__).with_name("transformers.json")
+# Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
+_ALWAYS = "legacy"
+
+
+@cache
+def _table() -> Mapping[str, Any]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def base_prefix(config: Mapping[str, Any]) -> str:
+    """Returns the prefix of the base model's tensors in a model with a head, such as ``"model"``.
+
+    Args:
+        config: A checkpoint's config.json.
+
+    Returns:
+        The prefix; ``""`` if the model type is unknown or has none.
+    """
+    return _model(config).get("prefix", "")
+
+
+def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:
+    """Returns how transformers renames the tensors of a checkpoint when it loads them.
+
+    Args:
+        config: The checkpoint's config.json: ``architectures``, ``model_type``, and the configs of
+            the models inside it.
+
+    Returns:
+        The transforms in the order of application; None if one of them is not in the table.
+
+    Example:
+        >>> config = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+        >>> [t.sources for t in transforms_for(config)][:2]
+        [('^language_model.lm_head',), ('^language_model',)]
+    """
+    table = _table()
+    prefix = base_prefix(config)
+    seen: dict[str, list[str]] = {}
+    transforms: list[Transform] = []
+    for path, cls, model_type in _submodels(config):
+        if any(_is_inside(path, other) for other in seen.get(cls, ())):
+            continue
+        key = cls if cls in table["maps"] else model_type
+        if key == model_type and any(_is_inside(path, other) for other in seen.get(key, ())):
+            continue
+        if key not in table["maps"]:
+            continue
+        number = table["maps"][key]
+        if number is None:
+            return None
+        scope = path.removeprefix(prefix).removeprefix(".") if path else None
+        rows = table["lists"][number]
+        transforms += [transform_of(row, scope, prefix if path else "") for row in rows]
+        seen.setdefault(cls, []).append(path)
+        if key == model_type:
+            seen.setdefault(key, []).append(path)
+    rows = table["lists"][table["maps"][_ALWAYS]]
+    return (*transforms, *map(transform_of, rows))
+
+
+def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A model type's row in the table; empty if it is unknown."""
+    model_type = config.get("model_type")
+    return _table()["models"].get(model_type, {}) if isinstance(model_type, str) else {}
+
+
+def _submodels(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Path, class and model type of a model, of its base model, and of the models inside it."""
+    model, model_type = _model(config), config.get("model_type")
+    if not isinstance(model_type, str):
+        return
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    cls = first if isinstance(first, str) else model.get("class", "")
+    yield "", cls, model_type
+    base, path = model.get("class"), ""
+    if base is not None and base != cls and model.get("prefix"):
+        path = model["prefix"]
+        yield path, base, model_type
+    yield from _parts(config, path)
+
+
+def _parts(config: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, str]]:
+    """The models inside a base model, at a path."""
+    replaced: list[str] = []
+    for inner, cls, model_type, field in _model(config).get("parts", ()):
+        if any(_is_inside(inner, other) for other in replaced):
+            continue
+        there = f"{path}.{inner}" if path else inner
+        part = config.get(field) if field else None
+        stated = part.get("model_type") if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and isinstance(stated, str) and stated != model_type:
+            # The config names another model than the default one, which brings parts of its own.
+            replaced.append(inner)
+            yield there, _model(part).get("class", ""), stated
+            yield from _parts(part, there)
+        else:
+            yield there, cls, model_type
+
+
+def _is_inside(path: str, other: str) -> bool:
+    """Whether a path is inside another one, or equal."""
+    return other == "" or path == other or path.startswith(f"{other}.")

@@ -1,0 +1,105 @@
+"""Merges of adapters whose sites have the names of modules in memory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.checkpoints.huggingface import read_checkpoint
+from jaxmix.converters.names import with_stored_names
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoRA
+
+LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+ON_DISK = "language_model.model.layers.{}.mlp.up_proj"
+IN_MEMORY = "model.language_model.layers.{}.mlp.up_proj"
+
+
+def base_of(folder: Path, names: list[str], config: dict[str, Any] | None) -> Path:
+    """A checkpoint of weights (3, 2) with these names."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(size=(3, 2)).astype(np.float32) for name in names}
+    save_file(tensors, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def lora(*sites: str) -> jaxmix.Adapter:
+    """A LoRA of rank 1 with other factors at each site."""
+    rng = np.random.default_rng(1)
+    made = {
+        site: LoRA(
+            a=rng.normal(size=(1, 2)).astype(np.float32),
+            b=rng.normal(size=(3, 1)).astype(np.float32),
+            scale=0.5,
+        )
+        for site in sites
+    }
+    return jaxmix.Adapter(made, name="style")
+
+
+@pytest.mark.parametrize("spelling", [IN_MEMORY, ON_DISK], ids=["in memory", "on disk"])
+def test_both_spellings_merge(spelling: str, tmp_path: Path) -> None:
+    """The result is the same, whichever names the adapter has, and verifies."""
+    names = [f"{ON_DISK.format(i)}.weight" for i in range(2)]
+    base = base_of(tmp_path / "base", names, LLAVA)
+    adapter = lora(*(spelling.format(i) for i in range(2)))
+    merged = jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", verify=True)
+    assert set(merged.changed) == set(names)
+    before, after = (
+        load_file(base / "model.safetensors"),
+        load_file(tmp_path / "out/model.safetensors"),
+    )
+    for update, name in zip(adapter.updates.values(), names, strict=True):
+        assert isinstance(update, LoRA)
+        truth = before[name] + 0.5 * np.asarray(update.b) @ np.asarray(update.a)
+        np.testing.assert_allclose(after[name], truth, rtol=1e-6)
+    assert jaxmix.verify_merge(base, adapter, tmp_path / "out").ok
+
+
+@pytest.mark.parametrize(
+    ("stored", "site"),
+    [("bert.encoder.q", "encoder.q"), ("encoder.q", "bert.encoder.q")],
+    ids=["added", "removed"],
+)
+def test_the_base_prefix(stored: str, site: str, tmp_path: Path) -> None:
+    """An adapter of the base model merges into a checkpoint of a head's class, and the reverse."""
+    config = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
+    base = base_of(tmp_path / "base", [f"{stored}.weight"], config)
+    merged = jaxmix.merge_checkpoint(base, lora(site), tmp_path / "out")
+    assert merged.changed == (f"{stored}.weight",)
+
+
+@pytest.mark.parametrize(
+    "config", [None, {**LLAVA, "auto_map": {"AutoModel": "x.y"}}, {"model_type": "dory"}]
+)
+def test_without_a_map_names_stay(config: dict[str, Any] | None, tmp_path: Path) -> None:
+    """No config, a model's own code, or renamings that are code: names are compared as is."""
+    base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], config)
+    with pytest.raises(
+        LayoutError, match=r"model\.language_model\.layers\.0\.mlp\.up_proj: no leaf"
+    ):
+        jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
+
+
+def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
+    """Both spellings on disk: one error lists them."""
+    names = ["encoder.layer.0.q.LayerNorm", "layers.0.q.LayerNorm", "layers.0.other"]
+    config = {"architectures": ["ViTModel"], "model_type": "vit"}
+    base = base_of(tmp_path / "base", [f"{name}.weight" for name in names], config)
+    checkpoint = read_checkpoint(base)
+    adapter = lora("vit.layers.0.q.LayerNorm")
+    with pytest.raises(LayoutError) as caught:
+        with_stored_names(jaxmix.mix(adapter), checkpoint)
+    assert str(caught.value) == (
+        "adapter 'style': sites that match the checkpoint's modules in several ways:\n"
+        "  vit.layers.0.q.LayerNorm: encoder.layer.0.q.LayerNorm and layers.0.q.LayerNorm\n"
+        "The names in memory follow from config.json as transformers loads it. Give the adapter's "
+        "sites the checkpoint's own names."
+    )
