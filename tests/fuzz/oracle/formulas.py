@@ -54,23 +54,26 @@ def added(
     magnitude: Array | None = None,
     bias: Array | None = None,
     eps: float = 0.0,
+    axis: int = 1,
 ) -> Change:
     """``W + Δ``, or with a magnitude m DoRA's ``m / (‖W₀ + Δ‖ + eps) · (W + Δ)``, and ``b + bias``.
 
     Args:
         delta: from a dtype to Δ (out, in).
-        magnitude: DoRA's, (out,).
+        magnitude: DoRA's, (out,), or (in,) where the norms are the columns'.
         bias: what is added to the bias.
         eps: what is added to DoRA's norm.
+        axis: along which the norms are.
     """
 
     def change(leaves: Leaves) -> tuple[Array, Array | None]:
         kind = leaves.weight.dtype
         new = leaves.weight + delta(kind)
         if magnitude is not None:
-            norm = np.sqrt(((leaves.base + delta(kind)) ** 2).sum(1)) + kind.type(eps)
+            norm = np.sqrt(((leaves.base + delta(kind)) ** 2).sum(axis)) + kind.type(eps)
             norm = np.where(np.isinf(norm), np.nan, norm)
-            new = (magnitude.astype(kind) / norm)[:, None] * new
+            rescaling = magnitude.astype(kind) / norm
+            new = (rescaling[:, None] if axis else rescaling) * new
         return new, _plus(leaves.bias, bias)
 
     return change

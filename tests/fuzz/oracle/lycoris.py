@@ -127,9 +127,11 @@ def _built(
     expect(delta(np.dtype(np.float64)).shape == size, f"{site}: the shape")
     if norm is None:
         return added(delta)
-    expect(norm.ndim > 1 and norm.shape[0] == norm.size == shape[0], f"{site}: dora_scale")
+    by_output = norm.ndim > 1 and norm.shape[0] == norm.size == shape[0]
+    by_input = not by_output and norm.shape == (1, *shape[1:]) and len(shape) == 2
+    expect(by_output or by_input, f"{site}: dora_scale {norm.shape}")
     expect(strength == 1, "a strength")
-    return added(delta, magnitude=norm.reshape(-1), eps=_EPS)
+    return added(delta, magnitude=norm.reshape(-1), eps=_EPS, axis=1 if by_output else 0)
 
 
 def _family(site: str, found: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> tuple[int, Any]:

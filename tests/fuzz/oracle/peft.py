@@ -273,13 +273,14 @@ def _lokr(factors: Any, config: Any, site: str, shape: Any, strength: float) -> 
         )
     ]
     found = dict(zip(names, _take(factors, *names), strict=True))
-    matrices(site, *found.values())
+    # PEFT's trap: `torch.kron` puts axes that one of the two lacks in front, as `np.kron` does.
+    expect(all(x.ndim > 1 and x.size for x in found.values()), f"{site}: no matrices")
     sides = [tuple(x for name, x in found.items() if name.startswith(f"lokr_w{i}")) for i in "12"]
     for side in sides:
         expect(len(side) == 1 or side[0].shape[1] == side[1].shape[0] == rank, f"{site}: ranks")
     delta = kron_delta(sides[0], sides[1], strength * scale)
-    expect(delta(np.dtype(np.float64)).shape == shape, f"{site}: shapes")
-    return added(delta)
+    expect(delta(np.dtype(np.float64)).size == math.prod(shape), f"{site}: shapes")
+    return added(lambda kind: delta(kind).reshape(shape))
 
 
 def _oft(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
