@@ -18,7 +18,7 @@ WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
 say = @printf '\033[1m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lowest lint format docs bench notebooks clean
+.PHONY: help demo test fuzz lowest lint format docs bench notebooks clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ demo: $(VENV)/.demo ## a real model with three PEFT adapters, alone and mixed (n
 
 test: $(VENV)/.all ## all tests, those against PEFT too
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+fuzz: $(VENV)/.all ## mutated files, judged by an oracle: make fuzz ARGS="--inputs 100000 --jobs 2"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lowest: $(VENV)-lowest/.all ## the tests without torch, on the lowest versions that are allowed
 	@$(VENV)-lowest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(ARGS)

@@ -123,7 +123,8 @@ def _near(old: Any, rng: random.Random) -> Any:
     if isinstance(old, bool):
         return not old
     if isinstance(old, int | float):
-        return rng.choice([old + 1, old - 1, old * 2, -old, float(old), old / 2, old * 1e10])
+        wide = float(max(-(10**300), min(old, 10**300)))  # some integers are beyond all floats
+        return rng.choice([old + 1, old - 1, old * 2, -old, wide, wide / 2, wide * 1e10])
     if isinstance(old, str):
         at = rng.randrange(len(old) + 1)
         return old[:at] + rng.choice(["", "x", ".", " ", "_", "é", "\0"]) + old[at + 1 :]
