@@ -1,6 +1,6 @@
 """Factors at the door: arrays that JAX computes with, whatever the user's code had them in."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -108,9 +108,12 @@ def _array(value: Any, one: _Field) -> Any:
     if isinstance(value, np.ma.MaskedArray):
         raise _Unusable("is a masked array; fill it: np.ma.filled(array, 0)")
     if isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise _Unusable(f"is {value}, expected a finite number")
-        return value
+        # A comparison and no `isfinite`, which overflows for an integer beyond all floats.
+        if not abs(value) <= sys.float_info.max:
+            found = value if isinstance(value, float) else "an integer beyond all floats"
+            raise _Unusable(f"is {found}, expected a finite number")
+        # JAX takes integers of 32 bits alone.
+        return float(value) if one.is_float and abs(value) >= 2**31 else value
     if isinstance(value, str | bytes | complex | Mapping | set | frozenset):
         raise _Unusable(f"is a {type(value).__name__}, expected an array")
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.errors import CheckpointError, UnsupportedError
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import output_path
 
 __all__ = [
     "AS_IS",
@@ -126,7 +126,7 @@ def checked_picture(path: str | os.PathLike[str]) -> Path:
     Raises:
         UnsupportedError: if matplotlib is missing, or the name ends as no picture's here.
     """
-    place = local_path(path, "picture")
+    place = output_path(path, "picture")
     if place.suffix.lower()[1:] not in ("", *FORMATS):
         raise UnsupportedError(
             f"the picture {path} is of a format that is not written here, expected a name that "

@@ -162,6 +162,21 @@ def test_a_bias_of_another_size(update, shape):
         jaxmix.compose(base, [adapter])
 
 
+@pytest.mark.parametrize("shape", [(5,), (7,), (1,), (0,), (), (7, 1)])
+@pytest.mark.parametrize("with_weight", [False, True])
+def test_a_replaced_bias_of_another_size(shape, with_weight):
+    """Wherever a mix goes; neither cut nor stretched, though NumPy would stretch some of these."""
+    weight = np.ones((6, 4), np.float32) if with_weight else None
+    adapter = Adapter({SITE: Replace(weight, np.ones(shape, np.float32))})
+    for use in (jaxmix.compose, jax.jit(jaxmix.compose), jaxmix.attach):
+        with pytest.raises(ShapeError) as caught:
+            use(BASE, adapter)
+        said = f"{SITE}: saved bias has shape {shape}, expected (6,)"
+        assert said in str(caught.value)
+    with pytest.raises(ShapeError, match=r"saved bias has shape .*, expected \(6,\)"):
+        jaxmix.Bank({"x": adapter}, BASE)
+
+
 def test_a_saved_module_of_another_size(tmp_path):
     """As of a head for another number of labels."""
     made = keyed(factors(FORMS["lora"])) | {"score.weight": np.ones((3, 4), np.float32)}

@@ -47,6 +47,12 @@ def test_spelled_otherwise(how: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [2**31, 2**40, -(2**63), 2**100])
+def test_integers_beyond_32_bits(scale: int) -> None:
+    """JAX takes none of them as an argument of a compiled function."""
+    np.testing.assert_allclose(composed(LoRA(A, B, scale)), float(scale) * (B @ A), rtol=1e-4)
+
+
 def test_integers_where_floats_are() -> None:
     """Under strict promotion too."""
     whole = np.arange(8).reshape(2, 4)
@@ -121,6 +127,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "text": (replace(LORA, scale="1"), "scale is a str, expected an array"),
     "NaN": (replace(LORA, scale=float("nan")), "scale is nan, expected a finite number"),
     "infinite": (replace(LORA, scale=np.float32(np.inf)), "scale is inf, expected a finite number"),
+    "a huge integer": (
+        replace(LORA, scale=10**400),
+        "scale is an integer beyond all floats, expected a finite number",
+    ),
     "complex": (replace(LORA, a=A + 1j), "a has dtype complex64, expected float64, float32, "),
     "objects": (replace(LORA, a=A.astype(object)), "a has dtype object, expected float64"),
     "dates": (replace(LORA, a=np.zeros((2, 4), "M8[s]")), "a has dtype datetime64[s], expected"),

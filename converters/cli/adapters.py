@@ -13,7 +13,7 @@ from jaxmix.converters.cli.strengths import NUMBER, check_word
 from jaxmix.converters.files.mistaken import is_adapter, is_model
 from jaxmix.errors import CheckpointError
 from jaxmix.mixing import Mix, mix
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import local_path, output_path
 
 __all__ = [
     "AdapterArguments",
@@ -209,7 +209,7 @@ def load_mix(
 
 def check_apart(out: Path, texts: Sequence[str]) -> None:
     """Whether the output would replace an adapter, or lie in it."""
-    place = local_path(out, "output").resolve()
+    place = output_path(out).resolve()
     for told in map(parse_adapter, texts):
         folder = local_path(told.path, "adapter")
         here = folder.resolve()

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from jaxmix.errors import CheckpointError, listing
+from jaxmix.untrusted.files import ALWAYS, RATIO, occupied
 
 __all__ = ["check_sizes"]
 
 # Zeros compress well, and chunks of nothing but zeros may be left out: less is never refused.
-_ALWAYS = 2**30
-_RATIO = 1000
+_ALWAYS, _RATIO = ALWAYS, RATIO
 
 
 def check_sizes(reader: Any, folder: Path) -> None:
@@ -30,7 +30,7 @@ def check_sizes(reader: Any, folder: Path) -> None:
     item = getattr(found, "item_metadata", found)
     leaves = jax.tree_util.tree_leaves_with_path(getattr(item, "tree", item))
     sizes = {jax.tree_util.keystr(path): _bytes(leaf) for path, leaf in leaves}
-    on_disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    on_disk = sum(occupied(file) for file in folder.rglob("*") if file.is_file())
     if sum(sizes.values()) > max(_ALWAYS, _RATIO * on_disk):
         largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
         raise CheckpointError(

@@ -6,11 +6,11 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxmix.errors import CheckpointError, listing, option
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import local_path, output_path
 
 __all__ = [
     "HINTS",
@@ -82,6 +82,11 @@ def checked_output(
                 "what is to be replaced. Give another folder, or empty this one."
             )
         check_replaceable(place, replaces or is_checkpoint_file)
+        if Path.cwd().is_relative_to(place):
+            raise CheckpointError(
+                f"the output {out} holds the working directory, which would be gone once it is "
+                "replaced. Change to another folder, or give another one."
+            )
     elif place.exists():
         raise CheckpointError(f"the output {out} is a file. Give a folder's name.")
     _check_room(out, place, size)
@@ -188,7 +193,7 @@ def _apart(
 ) -> Path:
     """The output's place, if it neither is nor holds an input, nor lies in one."""
     check_apart(out, inputs, "the output", f" Give a {what} apart from it.")
-    return local_path(out, "output").resolve()
+    return output_path(out).resolve()
 
 
 def check_apart(
@@ -208,7 +213,7 @@ def check_apart(
     Raises:
         CheckpointError: if they touch.
     """
-    place = local_path(out, "output").resolve()
+    place = output_path(out).resolve()
     for told in inputs:
         source = local_path(told).resolve()
         if place == source or place.is_relative_to(source) or source.is_relative_to(place):
@@ -246,6 +251,7 @@ def new_folder(
         CheckpointError: if the system refuses to write, in the body too.
     """
     beside = place.with_name(f"{place.name}.partial-{secrets.token_hex(4)}")
+    missing = [folder for folder in beside.parents if not os.path.lexists(folder)]
     try:
         beside.mkdir(parents=True)
         yield beside
@@ -260,6 +266,9 @@ def new_folder(
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        for folder in missing:  # the innermost first; one that holds something stays
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _put(new: Path, place: Path, force: bool) -> None:

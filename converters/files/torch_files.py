@@ -4,6 +4,7 @@ Without torch they are refused, with a recipe that converts them where torch is 
 """
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +14,12 @@ import ml_dtypes
 import numpy as np
 
 from jaxmix.errors import CheckpointError, listing
-from jaxmix.untrusted.files import check_regular
+from jaxmix.untrusted.files import ALWAYS, RATIO, check_on_disk, check_regular
 
 __all__ = ["TORCH_SUFFIXES", "has_torch", "is_torch_file", "pickle_recipe", "torch_tensors"]
 
+# Numbers that were trained do not compress; those that are zeros do.
+_COMPRESSED = 20
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -79,6 +82,16 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
             f"{path} holds more than tensors by their names:{listing(lines)}\n"
             "Expected a state dict. Save the tensors alone, best as safetensors."
         )
+    # An expanded tensor, of stride 0, has any size for one number in the file.
+    sizes = {key: x.numel() * x.element_size() for key, x in found.items()}
+    size = path.stat().st_size
+    if sum(sizes.values()) > max(ALWAYS, RATIO * size):
+        largest = sorted(sizes, key=lambda key: -sizes[key])[:5]
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, and its tensors {sum(sizes.values()):,}; the largest are:"
+            f"{listing(f'{key} {tuple(found[key].shape)}' for key in largest)}\n"
+            "Were they expanded? Save them with .contiguous()."
+        )
     return {key: _array(torch, x) for key, x in found.items()}
 
 
@@ -90,9 +103,13 @@ def _loaded(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Old files make torch warn of its own old classes.
             check_regular(path)
+            check_on_disk(path)
+            _check_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist. Give the path of a file.") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # Torch raises errors of many kinds for a damaged file.
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
@@ -100,6 +117,19 @@ def _loaded(path: Path) -> Any:
             "Expected a dict of tensors that torch.save wrote. Download it again, or convert it to "
             "safetensors if you trust it."
         ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses a zip whose parts are far larger than it: torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return  # the format of old versions
+    with zipfile.ZipFile(path) as file:
+        inside = sum(part.file_size for part in file.infolist())
+    if inside > max(ALWAYS, _COMPRESSED * (size := path.stat().st_size)):
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, and {inside:,} once it is unpacked, expected a zip that "
+            "torch.save wrote, which is not compressed. Download it again."
+        )
 
 
 def _is_tensor(torch: Any, key: Any, value: Any) -> bool:

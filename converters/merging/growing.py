@@ -21,6 +21,7 @@ from jaxmix.converters.merging.locking import locked
 from jaxmix.converters.merging.place import Place
 from jaxmix.converters.merging.work import Work
 from jaxmix.errors import CheckpointError, JaxmixError, option
+from jaxmix.untrusted.files import output_path
 
 __all__ = ["checker", "growing"]
 
@@ -35,7 +36,7 @@ def growing(
     something can go on from it, else it is removed.
     """
     shards = work.checkpoint.shards
-    place = Place(Path(out).expanduser().resolve(), work.checkpoint.is_file)
+    place = Place(output_path(out).resolve(), work.checkpoint.is_file)
     try:
         with ExitStack() as stack:
 

@@ -46,8 +46,8 @@ def locked(place: Place) -> Iterator[None]:
                 if {path.name for path in place.beside.iterdir()} <= {JOURNAL, PROCESS}:
                     place.removed()
     finally:
-        with suppress(OSError):
-            for folder in missing:  # the innermost first; one that holds something stays
+        for folder in missing:  # the innermost first; one that holds something stays
+            with suppress(OSError):
                 folder.rmdir()
 
 

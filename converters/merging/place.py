@@ -76,7 +76,8 @@ class Place:
     @property
     def is_placed(self) -> bool:
         """Whether the output of the merge here stands in its place: the folder may go."""
-        return self._seal is not None and not self._has_new
+        seal = self._seal
+        return type(seal) is int and self.out.exists() and self.out.stat().st_ino == seal
 
     @property
     def _seal(self) -> Any:
@@ -146,7 +147,9 @@ class Place:
                 merge.
         """
         before = self.merge
-        unlike = differences(journal, before) if isinstance(before, dict) else []
+        if not isinstance(before, dict):  # damaged, or edited: nothing is known of what was merged
+            before = {}
+        unlike = differences(journal, before) if before else []
         done = self.whole(shards) if before and not unlike else {}
         if resume and unlike:
             raise CheckpointError(

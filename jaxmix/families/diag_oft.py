@@ -85,11 +85,12 @@ class DiagOFT(Update):
         """Q, shrunk if it is bounded."""
         d = jnp.asarray(self.blocks)
         if self.bound is not None and self.by_block:
-            d = shrunk(d, self.bound)
+            d = shrunk(d, jnp.asarray(self.bound, d.dtype))
         q = self.factor * (d - jnp.swapaxes(d, 1, 2))
         if self.bound is not None and not self.by_block:
             # All blocks as one.
-            q = shrunk(q.reshape(1, -1, q.shape[-1]), self.bound).reshape(q.shape)
+            bound = jnp.asarray(self.bound, q.dtype)
+            q = shrunk(q.reshape(1, -1, q.shape[-1]), bound).reshape(q.shape)
         return q
 
     def misfit(self, shape: tuple[int, int]) -> str | None:

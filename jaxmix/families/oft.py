@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import BlockDiagonal, Identity, Zero
-from jaxmix.operators.rotations import cayley, series, shrunk, skew
+from jaxmix.operators.rotations import cayley, series, shrunk, skew, terms_problem
 
 __all__ = ["OFT"]
 
@@ -85,6 +85,8 @@ class OFT(Update):
         """Whether the blocks, shared or not, tile the input side."""
         if self.generator.ndim != 2:
             return f"oft_R has shape {self.generator.shape}, expected (blocks, b(b − 1)/2)"
+        if said := terms_problem(self.terms):
+            return said
         if said := mismatch({"eps": (self.eps, ())}, shape):
             return said
         (blocks, numbers), b, in_size = self.generator.shape, self.block_size, shape[1]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
-from jaxmix.operators.rotations import cayley, series, shrunk, skew
+from jaxmix.operators.rotations import cayley, series, shrunk, skew, terms_problem
 
 __all__ = ["PSOFT"]
 
@@ -72,7 +72,7 @@ class PSOFT(Update):
         free = jnp.asarray(self.rotation)
         if free.ndim == 1:
             q = skew(free[None])
-            q = q if self.eps is None else shrunk(q, self.eps)
+            q = q if self.eps is None else shrunk(q, jnp.asarray(self.eps, q.dtype))
             # The exact rotation is the one whose inverse OFT takes.
             free = (cayley(-q) if self.terms is None else series(q, self.terms))[0]
         if self.outputs is not None:
@@ -94,7 +94,7 @@ class PSOFT(Update):
             "scale": (self.scale, ()),
             "eps": (self.eps, ()),
         }
-        return mismatch(factors, shape)
+        return terms_problem(self.terms) or mismatch(factors, shape)
 
     def size(self) -> str:
         """Its rank."""

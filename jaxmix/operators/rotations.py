@@ -1,11 +1,16 @@
 """Rotations made of skew matrices: what the blocks of OFT, BOFT, PSOFT and Diag-OFT are."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["cayley", "series", "shrunk", "skew"]
+__all__ = ["MOST_TERMS", "cayley", "series", "shrunk", "skew", "terms_problem"]
+
+# Each term of a series is a product of its own in the program.
+MOST_TERMS = 1000
 
 
 def skew(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
@@ -115,3 +120,21 @@ def series(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Ar
         power = power @ q
         total = total + 2 * power
     return total + power @ q
+
+
+def terms_problem(terms: Any) -> str | None:
+    """Describes an invalid number of terms for `series`.
+
+    Args:
+        terms: the number; None, which stands for the exact rotation, is valid.
+
+    Returns:
+        One line, or None if the number is valid.
+
+    Example:
+        >>> terms_problem(5), terms_problem(2**40)
+        (None, 'terms is 1099511627776, expected an integer from 1 to 1,000')
+    """
+    if terms is None or (type(terms) is int and 1 <= terms <= MOST_TERMS):
+        return None
+    return f"terms is {terms!r}, expected an integer from 1 to {MOST_TERMS:,}"

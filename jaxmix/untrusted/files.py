@@ -14,10 +14,25 @@ from typing import Any
 
 from jaxmix.errors import CheckpointError
 
-__all__ = ["check_regular", "header_problem", "local_path", "parse_json", "read_small", "shown"]
+__all__ = [
+    "ALWAYS",
+    "RATIO",
+    "check_on_disk",
+    "check_regular",
+    "header_problem",
+    "local_path",
+    "occupied",
+    "output_path",
+    "parse_json",
+    "read_small",
+    "shown",
+]
 
 # The largest small files that people have are the indexes of checkpoints, of some megabytes.
 SMALL = 64 * 2**20
+# What a file may claim to hold: always this, else so many times what lies on disk.
+ALWAYS = 2**30
+RATIO = 1000
 # safetensors' own limit for a header.
 _HEADER = 100_000_000
 _DEPTH = 100
@@ -58,6 +73,43 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     return found
 
 
+def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
+    """A path to write to, as the user gave it, with ``~`` expanded.
+
+    Args:
+        path: The path.
+        what: What is written there, for the message.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: If nothing can be written there by name: an empty string, the root of the
+            file system, a path relative to a working directory that is gone; or as `local_path`.
+
+    Example:
+        >>> output_path("/")
+        Traceback (most recent call last):
+        ...
+        jaxmix.errors.CheckpointError: the output / has no name of its own, expected a folder or ...
+    """
+    place = local_path(path, what)
+    if not os.fspath(path):
+        raise CheckpointError(f"the {what} is an empty string, expected a path. Give one.")
+    try:
+        name = place.resolve().name
+    except OSError as error:  # of the working directory
+        raise CheckpointError(
+            f"the {what} {path} can't be looked up: the working directory is gone. Change to a "
+            "folder that exists, or give a whole path."
+        ) from error
+    if not name:
+        raise CheckpointError(
+            f"the {what} {path} has no name of its own, expected a folder or file in it. Give one."
+        )
+    return place
+
+
 def shown(text: str, limit: int = 80) -> str:
     """A path for a message: quoted, its unprintable characters escaped, cut where it is long."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
@@ -79,6 +131,40 @@ def check_regular(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{path} is {_kind(mode)}, expected a regular file. Put one there.")
+
+
+def occupied(path: Path) -> int:
+    """Returns how many of a file's bytes lie on disk: of a sparse one fewer than its size says.
+
+    Some file systems do not say, nor does Windows: the size is returned then.
+    """
+    status = path.stat()
+    blocks = 512 * getattr(status, "st_blocks", 0)
+    return min(status.st_size, blocks) if blocks else status.st_size
+
+
+def check_on_disk(path: Path) -> None:
+    """Refuses a file that is read whole and of which nearly nothing lies on disk.
+
+    A sparse file claims any size for a few kilobytes, and reading it takes memory of that size.
+
+    Args:
+        path: The file; one that does not exist passes.
+
+    Raises:
+        CheckpointError: If it claims more than a gibibyte, and 1,000 times what it occupies.
+        OSError: If it can't be looked at.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    there = occupied(path)
+    if status.st_size > max(ALWAYS, RATIO * there):
+        raise CheckpointError(
+            f"{path} claims {status.st_size:,} bytes, and {there:,} lie on disk, expected a file "
+            "that is there. Was the download interrupted? Download or save it again."
+        )
 
 
 def read_small(path: Path, limit: int = SMALL) -> bytes:

@@ -11,6 +11,7 @@ from jaxmix.families import (
     DEFT,
     HRA,
     IA3,
+    OFT,
     PSOFT,
     FRoD,
     GLoRA,
@@ -35,6 +36,14 @@ def rows(*numbers: int) -> Any:
 
 # A weight (6, 9) throughout.
 SAID: dict[str, tuple[Update, str]] = {
+    "oft, terms": (
+        OFT(z(3, 3), 2**40),
+        "terms is 1099511627776, expected an integer from 1 to 1,000",
+    ),
+    "psoft, terms": (
+        PSOFT(z(2, 9), z(6, 2), z(1), 1.0, terms=0),
+        "terms is 0, expected an integer from 1 to 1,000",
+    ),
     "ia3": (IA3(z(9)), "ia3_l has shape (9,), expected (6,) from weight (6, 9)"),
     "ia3, inputs": (
         IA3(z(3), on_input=True),

@@ -10,7 +10,16 @@ from safetensors.numpy import save_file
 import jaxmix
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.errors import CheckpointError
-from jaxmix.untrusted.files import check_regular, header_problem, local_path, parse_json, read_small
+from jaxmix.untrusted.files import (
+    check_on_disk,
+    check_regular,
+    header_problem,
+    local_path,
+    occupied,
+    output_path,
+    parse_json,
+    read_small,
+)
 
 
 def test_named_pipes_devices_and_folders(tmp_path):
@@ -135,3 +144,47 @@ def test_how_much_of_a_file_is_there(tmp_path):
         path.write_bytes(other)
         assert header_problem(path) is None
     assert header_problem(Path("no/such/file")) is None
+
+
+def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
+    """Asked of the system, since root may enter all of them."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "mine")
+    adapter = jaxmix.Adapter({}, name="a")
+    for use in (
+        jaxmix.load,
+        read_checkpoint,
+        lambda path: jaxmix.save(adapter, path),
+        lambda path: jaxmix.merge_checkpoint(path, adapter, tmp_path / "out"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            use(tmp_path / "mine")
+        assert str(caught.value).endswith(
+            "can't be looked up: Permission denied. Check its spelling."
+        )
+
+
+def test_what_lies_on_disk(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"x" * 5000)
+    assert occupied(path) == 5000
+    with path.open("wb") as file:
+        file.write(b"x")
+        file.truncate(1 << 33)
+    if occupied(path) == 1 << 33:
+        pytest.skip("the file system does not say, or has no sparse files")
+    with pytest.raises(CheckpointError, match=r"claims 8,589,934,592 bytes, and [0-9,]+ lie"):
+        check_on_disk(path)
+    check_on_disk(tmp_path / "nothing")
+
+
+def test_paths_to_write_to(tmp_path):
+    assert output_path(tmp_path / "x") == tmp_path / "x"
+    for path, text in (
+        ("", "the picture is an empty string, expected a path. Give one."),
+        ("/", "the picture / has no name of its own, expected a folder or file in it. Give one."),
+        ("/..", "the picture /.. has no name of its own, expected a folder or file in it. Give"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            output_path(path, "picture")
+        assert text in str(caught.value)

@@ -21,7 +21,7 @@ from jaxmix.errors import (
     option,
 )
 from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import output_path
 
 __all__ = ["module_tensors", "save_tensors", "with_plain_bias"]
 
@@ -88,7 +88,7 @@ def save_tensors(
     Raises:
         CheckpointError: if the place is taken, or can't be written.
     """
-    place = local_path(path, "output")
+    place = output_path(path)
     if place.suffix != ".safetensors":
         raise CheckpointError(f"{place} is no name for the file, expected one in .safetensors.")
     if place.exists() and not force:

@@ -10,7 +10,7 @@ from typing import Any
 from jaxmix.converters.adapters.finding import is_hub_id
 from jaxmix.converters.adapters.mixfile.record import FORMAT, VERSION, is_ours
 from jaxmix.errors import CheckpointError, listing, option
-from jaxmix.untrusted.files import local_path
+from jaxmix.untrusted.files import local_path, output_path
 
 __all__ = ["save_recipe"]
 
@@ -38,7 +38,7 @@ def save_recipe(
         ...     print(json.loads(there.read_text())["parts"])
         [{'source': 'owner/name', 'strength': 0.5}]
     """
-    place = local_path(path, "output")
+    place = output_path(path)
     if place.suffix != ".json":
         raise CheckpointError(f"{place} is no name for a recipe, expected one in .json.")
     if place.exists() and not force:

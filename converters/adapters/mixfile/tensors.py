@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import AdapterError, CheckpointError, listing
-from jaxmix.untrusted.files import check_regular, header_problem
+from jaxmix.untrusted.files import check_on_disk, check_regular, header_problem
 
 __all__ = ["DTYPES", "digest", "infinite", "read", "tensor_keys", "write"]
 
@@ -92,6 +92,7 @@ def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; what is wrong with it in our words."""
     try:
         check_regular(path)
+        check_on_disk(path)
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxmix.converters.files.torch_files import is_torch_file, torch_tensors
 from jaxmix.errors import AdapterError, CheckpointError, listing
-from jaxmix.untrusted.files import check_regular, header_problem
+from jaxmix.untrusted.files import check_on_disk, check_regular, header_problem
 
 __all__ = ["FLOATS", "read_tensors"]
 
@@ -67,6 +67,7 @@ def _from_safetensors(
     wrong: list[str] = []
     try:
         check_regular(path)
+        check_on_disk(path)
         with safe_open(path, framework="numpy") as file:
             for key in file.keys():
                 dtype = file.get_slice(key).get_dtype()

@@ -19,6 +19,8 @@ __all__ = [
     "NUMBER",
     "PATTERNS",
     "RANKS",
+    "ROUNDS",
+    "SHARE",
     "TERMS",
     "TOKENS",
     "Check",
@@ -78,11 +80,18 @@ ANY = Check("anything", lambda value: True, False)
 COUNT = Check("a whole number from 1 on", _is_count)
 # Of a series that is summed term by term; PEFT's default is 5.
 TERMS = Check("an integer from 1 to 1,000", lambda value: _is_count(value) and value <= 1000, False)
+# Of a loop whose every round costs as much as a product with the weight; PEFT's default is 10.
+ROUNDS = Check(
+    "an integer from 0 to 1,000",
+    lambda value: (type(value) is int and value == 0) or TERMS.holds(value),
+    False,
+)
 INTEGER = Check(
     "a whole number",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
 )
 NUMBER = Check("a finite number", _is_number)
+SHARE = Check("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 BOUND = Check("a finite number from 0 on", lambda value: _is_number(value) and value >= 0)
 FLAG = Check("true or false", lambda value: isinstance(value, bool), False)
 NAMES = Check("a list of module names", _are_names, False)

@@ -14,6 +14,7 @@ from jaxmix.converters.adapters.peft.keys import _is_saved
 from jaxmix.converters.adapters.peft.values import TERMS
 from jaxmix.converters.files import orbax_sizes
 from jaxmix.errors import CheckpointError
+from jaxmix.families import LoRA
 
 from ..bases import Adapters
 
@@ -114,3 +115,51 @@ def test_keys_of_many_dots(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     assert jaxmix.load(tmp_path).sites == ("q", site)
+
+
+def _sparse(path: Path, key: str = "") -> None:
+    """Four gibibytes of safetensors, of which the header lies on disk."""
+    told = {"dtype": "F32", "shape": [1 << 15, 1 << 15], "data_offsets": [0, 1 << 32]}
+    text = json.dumps({key or "x": told}).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + (1 << 32))
+
+
+@pytest.mark.parametrize("kind", ["peft", "mlx", "kohya", "diffusers", "qwix", "mix", "bin"])
+def test_sparse_files(kind: str, tmp_path: Path) -> None:
+    """They claim any size for a few kilobytes; every format refuses to make it."""
+    config, options = tmp_path / "adapter_config.json", {}
+    names = {"peft": "adapter_model.safetensors", "mlx": "adapters.safetensors"}
+    names |= {"mix": "mix.safetensors", "bin": "adapter_model.bin"}
+    path = tmp_path / names.get(kind, "x.safetensors")
+    keys = {
+        "kohya": "lora_unet_a.lora_down.weight",
+        "diffusers": "transformer.a.lora_A.weight",
+        "qwix": "a/kernel_lora_a",
+    }
+    _sparse(path, keys.get(kind, ""))
+    if kind in ("peft", "bin"):
+        config.write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    if kind == "bin":
+        pytest.importorskip("torch")
+    if kind == "mlx":
+        told = {"fine_tune_type": "lora", "lora_parameters": {"scale": 1.0, "rank": 1}}
+        config.write_text(json.dumps(told))
+    if kind == "mix":
+        jaxmix.save(
+            jaxmix.Adapter({"q": LoRA(np.ones((1, 2)), np.ones((2, 1)), 1.0)}), tmp_path / "m"
+        )
+        (tmp_path / "m" / path.name).unlink()
+        path.rename(tmp_path / "m" / path.name)
+    if path.suffix == ".safetensors" and kind in keys:
+        place = path
+    else:
+        place = tmp_path / "m" if kind == "mix" else tmp_path
+    if kind == "qwix":
+        options["alpha"] = 1.0
+    with pytest.raises(CheckpointError) as caught:
+        jaxmix.load(place, **options)
+    assert "claims 4,294,967," in str(caught.value) and "lie on disk, expected a file" in str(
+        caught.value
+    )

@@ -1,6 +1,7 @@
 """Files that `torch.save` wrote: read with torch, without running code, and refused without it."""
 
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,40 @@ def test_a_torch_file_that_is_not_there(tmp_path: Path) -> None:
     for name in ("x.bin", "x.safetensors"):
         with pytest.raises(CheckpointError, match=f"{name} does not exist. Give the path"):
             read_tensors(tmp_path / name)
+
+
+def test_an_expanded_tensor(tmp_path: Path) -> None:
+    """Of one number in the file; one that is small is read as it is."""
+    content = tensors()
+    (key, first), *_ = content.items()
+    small = {**content, key: torch.full((1, 1), 2.0).expand(first.shape)}
+    (update,) = jaxmix.load(pickled(tmp_path / "small", small)).updates.values()
+    assert np.unique(np.asarray(update.a)).tolist() == [2.0]  # pyright: ignore
+    large = {**content, key: torch.zeros(1).expand(2**40)}
+    text = refused(CheckpointError, pickled(tmp_path / "large", large))
+    assert f"and its tensors 4,398,046,511,{4 * content_size(content, key) + 104:03}" in text
+    assert f"the largest are:\n  {key} (1099511627776,)\n" in text
+    assert text.endswith("Were they expanded? Save them with .contiguous().")
+
+
+def content_size(content: dict[str, Any], key: str) -> int:
+    """How many numbers the other tensors have."""
+    return sum(x.numel() for name, x in content.items() if name != key)
+
+
+def test_a_zip_that_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch reads it, and so it is read up to a size."""
+    from jaxmix.converters.files import torch_files
+
+    folder = pickled(tmp_path / "zip", {**tensors(), "x": torch.zeros(200_000)})
+    path, packed = folder / BIN, folder / "packed"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for part in old.infolist():
+            new.writestr(part.filename, old.read(part))
+    packed.replace(path)
+    torch_files.torch_tensors(path)
+    monkeypatch.setattr(torch_files, "ALWAYS", 0)
+    with pytest.raises(
+        CheckpointError, match=r"bytes, and 80\d,\d+ once it is unpacked, expected a"
+    ):
+        torch_files.torch_tensors(path)

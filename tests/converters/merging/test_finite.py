@@ -123,8 +123,14 @@ def test_a_norm_that_overflows(kind: str, tmp_path: Path) -> None:
     update: Any = (
         replace(plain, magnitude=np.ones(OUT, np.float32))
         if kind == "DoRA"
-        else Normed(plain, np.ones(OUT if "output" in kind else IN, np.float32), axis="out" if "output" in kind else "in")
+        else Normed(
+            plain,
+            np.ones(OUT if "output" in kind else IN, np.float32),
+            axis="out" if "output" in kind else "in",
+        )
     )
     base = _base(tmp_path, np.float32)
     with pytest.raises(CheckpointError, match=r"the mix makes \d+ numbers NaN or infinite"):
-        merge_checkpoint(base, jaxmix.Adapter({"layers.0.proj": update}), tmp_path / "x.safetensors")
+        merge_checkpoint(
+            base, jaxmix.Adapter({"layers.0.proj": update}), tmp_path / "x.safetensors"
+        )

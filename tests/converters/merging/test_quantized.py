@@ -223,11 +223,27 @@ def test_blocks_of_another_size_than_the_config_says(tmp_path: Path) -> None:
         (np.ones((3, 3), np.int32), {}, f"{SITE}.weight_scale is I32"),
         *[
             (
+                np.ones((2, 3), np.float32),
+                {"weight_block_size": size},
+                f"{SITE}.weight_scale has shape (2, 3), blocks {text}",
+            )
+            for size, text in (
+                (None, "(128, 128)"),
+                ([2], "(1, 2)"),
+                ([10**9, 10**9], "(1000000000, 1000000000)"),
+                ([2**70, 2**70], f"({2**70}, {2**70})"),
+            )
+        ],
+        *[
+            (
                 np.ones((3, 3), np.float32),
                 {"weight_block_size": size},
                 f"weight_block_size is {size!r}, expected a positive integer for each axis",
             )
-            for size in ("x", [0, 3], [2, -1], [], [1, 2, 3], {"a": 1}, [2.0, 3], [True, 3], 7)
+            for size in (
+                *("x", "128", 7, 1e9, -1, True, {}, {"a": 1}, [], [0, 0], [0, 3], [2, -1]),
+                *([1, 2, 3], [2.0, 3], [1e9, 1e9], [True, 3], [[1, 2]], [None, 3], ["2", 3]),
+            )
         ],
     ],
 )

@@ -4,13 +4,9 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +14,13 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.merging import merge_checkpoint, place, recipe, verify_merge
+from jaxmix.converters.merging import merge_checkpoint, place, verify_merge
 from jaxmix.converters.merging.journal import content
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
 from ..bases import Adapters, contents, mixed, save_base
-
-SECOND, THIRD = (f"model-0000{i}-of-00003.safetensors" for i in (2, 3))
-
-
-class Stop(Exception):
-    """What breaks a merge off."""
-
-
-@contextmanager
-def breaking(beside: Path, error: BaseException) -> Iterator[None]:
-    """Merges fail in the third shard, once the first one is whole."""
-    plain: Any = recipe.Prepared.made
-
-    def failing(self: Any, *args: Any) -> Any:
-        if self.recipe.tensor.file.name == THIRD:
-            while not (beside / "whole" / "0.json").exists():
-                time.sleep(0.01)
-            raise error
-        return plain(self, *args)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(recipe.Prepared, "made", failing)
-        yield
-
-
-@pytest.fixture
-def broken(sharded: Path, adapters: Adapters, tmp_path: Path) -> Path:
-    """An output of which one shard is whole, or two."""
-    with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop) as caught:
-        merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
-    (note,) = caught.value.__notes__
-    assert re.search(r"[12] of 3 shards are whole in \S+out.partial: resume=True", note)
-    assert not (tmp_path / "out").exists()
-    return tmp_path / "out.partial"
+from .conftest import SECOND, Stop, breaking
 
 
 def test_it_goes_on(

@@ -26,10 +26,12 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     if r.ndim != 4 or r.shape[2] != r.shape[3] or s.ndim != 2 or 1 not in s.shape or not r.size:
         raise ShapeError(f"{shapes(factors)}, expected (factors, blocks, b, b) and (out, 1)")
     count, blocks, size, _ = r.shape
-    if count > 1 and (size % 2 or blocks % 2 ** (count - 1)):
+    # Compared first: so large a power could be neither shown nor divided by in time.
+    if count > 1 and (size % 2 or count > blocks.bit_length() or blocks % 2 ** (count - 1)):
+        needed = str(2 ** (count - 1)) if count < 64 else f"2^{count - 1}"
         raise ShapeError(
             f"boft_R has shape {r.shape}: {count} butterfly factors need blocks of even size, and "
-            f"{2 ** (count - 1)} of them or a multiple"
+            f"{needed} of them or a multiple"
         )
     orders: Any = butterfly(count, blocks, size) if count > 1 else None
     return BOFT(r, s.reshape(-1), orders, convolution=s.shape[0] == 1 and s.size > 1)

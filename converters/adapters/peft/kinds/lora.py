@@ -18,6 +18,10 @@ from jaxmix.families import ExpertLoRA, KaSA, LoRA, Update
 
 __all__ = ["KIND"]
 
+# A BD-LoRA's factor as a matrix: nblocks times what the file holds. Those that people train have a
+# few millions of numbers.
+_MOST = 2**28
+
 
 def _build(file: File, site: str, factors: Factors) -> Update:
     """LoRA and DoRA, of a linear layer, a convolution, an embedding or experts."""
@@ -130,6 +134,11 @@ def _block_diagonal(stacked: Factor, count: int) -> Factor:
     """Blocks (rows, cols/count), one under the other, along a diagonal."""
     if stacked.ndim != 2 or stacked.shape[0] % count:
         raise ShapeError(f"a factor of shape {stacked.shape} is not made of {count} blocks")
+    if stacked.size * count > _MOST:
+        raise ShapeError(
+            f"a factor of shape {stacked.shape} in {count} blocks has {stacked.size * count:,} "
+            f"numbers as a matrix, expected {_MOST:,} at the most. Was nblocks edited?"
+        )
     rows, cols = stacked.shape[0] // count, stacked.shape[1]
     out = np.zeros((stacked.shape[0], cols * count), stacked.dtype)
     for i in range(count):

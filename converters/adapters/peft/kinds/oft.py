@@ -50,12 +50,13 @@ def _before_016(file: File, site: str, factors: Factors) -> Update:
     blocks, rescale = factors["oft_r"], factors.get("oft_s")
     shape, values = blocks.shape, file.config.values
     is_shared = file.config.flag("block_share")
-    is_square = len(shape) == 3 and shape[1] == shape[2]
+    is_square = len(shape) == 3 and shape[1] == shape[2] and blocks.size > 0
     if len(factors) > 2 or not is_square or (is_shared and len(blocks) > 1):
         raise ShapeError(f"{shapes(factors)}, expected ({1 if is_shared else 'blocks'}, b, b)")
-    size = shape[1]
+    size, eps = shape[1], values.get("eps")
+    eps = 6e-5 if eps is None else float(eps)
     if rescale is None:
-        bound = values.get("eps", 6e-5) * size**2 / len(blocks) ** 0.5
+        bound = eps * size**2 / len(blocks) ** 0.5
         return DiagOFT(blocks, None, bound if values.get("coft") else None, -0.5, "out", True)
     if rescale.ndim != 2 or rescale.shape[1] != 1:
         raise ShapeError(f"{shapes(factors)}, expected oft_s (out, 1)")
@@ -64,7 +65,7 @@ def _before_016(file: File, site: str, factors: Factors) -> Update:
         count = len(blocks)
         if is_shared:
             count = math.prod(file.shape(site)[1:]) // size
-        bound = values.get("eps", 6e-5) * math.ceil(len(rescale) / count) ** 2 / len(blocks) ** 0.5
+        bound = eps * math.ceil(len(rescale) / count) ** 2 / len(blocks) ** 0.5
     return DiagOFT(blocks, rescale[:, 0], bound, 0.5, "in", True)
 
 

@@ -14,6 +14,7 @@ from jaxmix.converters.adapters.peft.values import (
     FLAG,
     INTEGER,
     NUMBER,
+    ROUNDS,
     TERMS,
     one_of,
 )
@@ -38,10 +39,16 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     if numbers.shape != wanted:
         raise ShapeError(f"psoft_R.weight has shape {numbers.shape}, expected {wanted} by r")
     scale = values["psoft_alpha"] / rank
+    if not scale:
+        raise CheckpointError(
+            "psoft_alpha is 0, by which PEFT divides the base's singular values, expected another "
+            "number. Was the config edited?"
+        )
     a, b = _subspace(file, site, rank, scale)
     is_series = is_bound and config.flag("use_cayley_neumann")
     terms = values.get("num_cayley_neumann_terms", 5) if is_series else None
     eps = values.get("cayley_neumann_eps") if is_series else None
+    eps = None if eps is None else float(eps)
     return PSOFT(a, b, numbers, scale, *vectors, terms=terms, eps=eps)
 
 
@@ -110,7 +117,7 @@ KIND = Kind(
             "psoft_mag_b": FLAG,
             "psoft_orth": FLAG,
             "psoft_svd": one_of("full", "lowrank"),
-            "psoft_svd_lowrank_niter": INTEGER._replace(is_needed=False),
+            "psoft_svd_lowrank_niter": ROUNDS,
             "r": COUNT,
             "random_seed": INTEGER._replace(is_needed=False),
             "use_cayley_neumann": FLAG,

@@ -51,7 +51,13 @@ def _found(file: File, site: str, count: int) -> Any:
     """
     torch = file.torch("supertuning_indices (found by torch.topk, whose order of ties is its own)")
     weight = file.weight(site)
-    scores = torch.from_numpy(np.asarray(weight, np.promote_types(weight.dtype, np.float32)))
+    if count > weight.size:
+        raise ShapeError(
+            f"supertuning_values has {count:,} numbers, expected at most {weight.size:,} from the "
+            f"base's weight {weight.shape}"
+        )
+    # A copy: torch warns of an array that it may not write to.
+    scores = torch.from_numpy(np.array(weight, np.promote_types(weight.dtype, np.float32)))
     if weight.dtype.name in ("bfloat16", "float16"):
         scores = scores.to(getattr(torch, weight.dtype.name))
     largest = bool(file.config.values.get("select_top", True))

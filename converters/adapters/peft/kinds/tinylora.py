@@ -9,7 +9,7 @@ from jaxmix.converters.adapters.peft.file import File
 from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
 from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same, unless
 from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, FLAG, INTEGER, NUMBER, one_of
+from jaxmix.converters.adapters.peft.values import COUNT, FLAG, INTEGER, SHARE, one_of
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import TinyLoRA
 
@@ -26,14 +26,17 @@ def _build(file: File, site: str, factors: Factors) -> TinyLoRA:
         raise ShapeError(f"{shapes(factors)}, expected (r, in) and (out, r), r {said['r']} or less")
     shape, seed = (said["u"], len(a), len(a)), said["projection_seed"]
     p = factors.get("tinylora_P")
+    if wrong := {name: v for name, v in file.shared.items() if v.shape != shape[:1]}:
+        raise ShapeError(f"{shapes(wrong)}, expected {shape[:1]} by the config's u")
     number = _number(file, p, shape)
-    if p is None:
-        p = _drawn(file, seed + (number or 0), shape)
     v = _vector(file, number or 0)
-    if p.shape != shape or v.shape != shape[:1]:
-        raise ShapeError(
-            f"tinylora_P has shape {p.shape}, tinylora_v {v.shape}, expected {shape}, {shape[:1]}"
-        )
+    if p is None:
+        # PEFT's A and B come out of an SVD. A rank beyond the weight's would square in P.
+        if len(a) > min(a.shape[1], len(b)):
+            raise ShapeError(f"{shapes(factors)}, expected a rank that a weight of these sizes has")
+        p = _drawn(file, seed + (number or 0), shape)
+    if p.shape != shape:
+        raise ShapeError(f"tinylora_P has shape {p.shape}, expected {shape}")
     return TinyLoRA(a, b, p, v, number, seed, file.transposed)
 
 
@@ -42,11 +45,11 @@ def _vector(file: File, number: int) -> Any:
     count, tying = len(file.sites), file.config.values["weight_tying"]
     groups = max(1, round(count * (1.0 - tying)))
     group = min(number // max(1, count // groups), groups - 1)
-    found = sorted(name for name in file.shared if name.startswith(_V))
-    if len(found) != groups:
+    if set(file.shared) != {f"{_V}{i}" for i in range(groups)}:
         raise CheckpointError(
-            f"the file has {len(found)} vectors tinylora_v, expected {groups}, for {count} modules "
-            f"with weight_tying {tying}. Were some of the modules left out of it?"
+            f"the file has the vectors {sorted(file.shared)}, expected "
+            f"{groups} from {_V}0 on, for {count} modules with weight_tying {tying}. Were some of "
+            "the modules left out of it?"
         )
     return file.shared[f"{_V}{group}"]
 
@@ -139,7 +142,7 @@ KIND = Kind(
             "r": COUNT,
             "save_projection": FLAG,
             "u": COUNT,
-            "weight_tying": NUMBER,
+            "weight_tying": SHARE,
             **SAVED,
         },
         ABOUT

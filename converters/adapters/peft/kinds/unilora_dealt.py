@@ -28,6 +28,8 @@ DEALING = {
         False,
     ),
 }
+# So many numbers are dealt whatever the base: no tensor of the file says what the rank is.
+_ALWAYS = 2**24
 _SAVED = (
     "save it with PEFT with its indices: model.peft_config['default'].save_indices = True, and for "
     "each layer's unilora_indices_A, unilora_indices_B, unilora_scales_A and unilora_scales_B "
@@ -158,6 +160,13 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, Facto
     values = file.config.values
     rank, length = values["r"], values["theta_d_length"]
     count = sum(rank * (out_size + in_size) for out_size, in_size, _ in sizes.values())
+    most = max(_ALWAYS, 4 * sum(out_size * in_size for out_size, in_size, _ in sizes.values()))
+    if count > most:
+        raise ShapeError(
+            f"{file.config.path}: r = {rank} makes {count:,} numbers for the {len(sizes)} modules "
+            f"that it adapts in {file.base.what if file.base else 'its base'}, expected {most:,} "
+            "at the most: no other tensor of the file has this rank. Was the config edited?"
+        )
     indices = _shuffled(count, length, values["proj_seed"])
     often = np.bincount(indices, minlength=length).astype(np.float32)
     scales = 1 / np.sqrt(np.maximum(often, 1))  # what does not occur is not asked for

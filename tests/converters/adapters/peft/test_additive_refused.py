@@ -115,10 +115,10 @@ BAD: dict[str, Case] = {
     "tinylora, rank": ("TINYLORA", {**_TINY, "r": 1}, {**_TINY_SITE, "/tinylora_v.0": z(3)}, S,
         "expected (r, in) and (out, r), r 1 or less"),
     "tinylora, vector": ("TINYLORA", _TINY, {**_TINY_SITE, "/tinylora_v.0": z(4)}, S,
-        "tinylora_P has shape (3, 2, 2), tinylora_v (4,), expected (3, 2, 2), (3,)"),
+        "tinylora_v.0 (4,), expected (3,) by the config's u"),
     "tinylora, vectors": ("TINYLORA", _TINY, _TINY_SITE, C,
-        "the file has 0 vectors tinylora_v, expected 1, for 1 modules with weight_tying 0.0. Were "
-        "some of the modules left out of it?"),
+        "the file has the vectors [], expected 1 from tinylora_v.0 on, for 1 modules with "
+        "weight_tying 0.0. Were some of the modules left out of it?"),
     "supertuning, sizes": ("SUPERTUNING", _SUPER, {**_PLACES, "supertuning_values": z(3)}, S,
         "expected values (n,) and indices (n,)"),
     "supertuning, not saved": ("SUPERTUNING", _SUPER, {"supertuning_values": z(3)}, C,

@@ -6,7 +6,6 @@ same, of 50,000 folders, found what `FOUND` has, and nothing after that was mend
 
 import json
 import random
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import jaxmix
-from jaxmix import Adapter, JaxmixError
+from jaxmix import JaxmixError
 from jaxmix.converters.adapters.peft.kinds import KINDS
-from jaxmix.errors import UnsupportedError
 
 from ....families.table import ROWS
 from ..formats.mutations import MUTATIONS, Made, write
+from .written import base_of, folders
 
-SITE = "layer.proj"
 SEEDS = range(6)
 VALUES: list[Any] = [
     None,
@@ -62,27 +59,6 @@ DRAWN = ("ADAMSS", "FOURIERFT", "TINYLORA", "WAVEFT")
 TENSORS = ("drop", "rename", "shape", "dtype", "number", "foreign")
 
 
-@cache
-def _folders() -> dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]]:
-    """The tensors and the config that are written for each row that PEFT has a type for."""
-    import tempfile
-
-    found = {}
-    for name, row in ROWS.items():
-        with tempfile.TemporaryDirectory() as root:
-            update = jax.tree.map(
-                lambda x: np.asarray(x, np.float32) if np.asarray(x).dtype.kind == "f" else x,
-                row.update(row.factors(0)),
-            )
-            try:
-                folder = jaxmix.export_peft(Adapter({SITE: update}), Path(root, "out"))
-            except UnsupportedError:
-                continue
-            tensors = load_file(folder / "adapter_model.safetensors")
-            found[name] = (tensors, json.loads((folder / "adapter_config.json").read_text()))
-    return found
-
-
 NAMES = [name for name, row in ROWS.items() if row]
 # Of these tests/fuzz knows the right answer.
 FUZZED = (
@@ -101,12 +77,6 @@ FUZZED = (
 )
 
 
-def _base(name: str) -> dict[str, np.ndarray]:
-    row = ROWS[name]
-    leaves = row.leaves(0)
-    return {f"{SITE}.weight": leaves.weight, f"{SITE}.bias": leaves.bias}
-
-
 def _save(folder: Path, made: Made) -> Path:
     """Both files under PEFT's names, changed bytes and all."""
     folder.mkdir(exist_ok=True)
@@ -117,7 +87,7 @@ def _save(folder: Path, made: Made) -> Path:
 
 def _changed(name: str, seed: int) -> Made:
     rng = random.Random(f"{name} {seed}")
-    tensors, config = _folders()[name]
+    tensors, config = folders()[name]
     made = Made(dict(tensors), {}, json.loads(json.dumps(config)), {})
     for _ in range(rng.choice([1, 1, 2, 3])):
         if rng.random() < 0.4:
@@ -134,9 +104,9 @@ def _changed(name: str, seed: int) -> Made:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FUZZED])
 def test_refused_or_finite(name: str, tmp_path: Path) -> None:
     """Never another exception; and what is read composes, or is refused by its shapes."""
-    if name not in _folders():
+    if name not in folders():
         return
-    base = _base(name)
+    base = base_of(name)
     for seed in SEEDS:
         made = _changed(name, seed)
         if not made.tensors:
@@ -154,15 +124,15 @@ def test_refused_or_finite(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
     """Without it the folder is refused; with other numbers in it the adapter is another one."""
-    if name not in _folders():
+    if name not in folders():
         return
-    tensors, config = _folders()[name]
+    tensors, config = folders()[name]
     if config["peft_type"] in DRAWN and find_spec("torch") is None:
         pytest.skip("PEFT draws a part of it with torch")
 
     def loaded(folder: str, tensors: dict[str, np.ndarray]) -> Any:
         return jaxmix.load(
-            _save(tmp_path / folder, Made(tensors, {}, config, {})), base=_base(name)
+            _save(tmp_path / folder, Made(tensors, {}, config, {})), base=base_of(name)
         )
 
     leaves = jax.tree.leaves(loaded("base", tensors).updates)
@@ -181,7 +151,7 @@ def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
 
 def test_most_types_are_here() -> None:
     """All that are written, so that the tests above are about something."""
-    types = {config["peft_type"] for _, config in _folders().values()}
+    types = {config["peft_type"] for _, config in folders().values()}
     # A rank or a seed is not known of these rows, PSOFT has no place for A and B in its file.
     unwritten = {"ADAMSS", "PSOFT", "SHIRA", "SUPERTUNING"}
     # And these are written as MISS and as LORA.
@@ -228,9 +198,9 @@ def test_found(case: str, tmp_path: Path) -> None:
     """Each is refused, in words."""
     name, change, said = FOUND[case]
     row = next(row for row in NAMES if row.startswith(name))
-    tensors, config = _folders()[row]
+    tensors, config = folders()[row]
     made = Made(dict(tensors), {}, dict(config), {})
     change(made)
     with pytest.raises(JaxmixError) as caught:
-        jaxmix.load(_save(tmp_path / "x", made), base=_base(row))
+        jaxmix.load(_save(tmp_path / "x", made), base=base_of(row))
     assert said in str(caught.value)

@@ -1,0 +1,72 @@
+"""The records of an interrupted merge, edited by hand: what they tell is looked at, or not used.
+
+The journal, by which the folder is known as a merge's, is in `test_locking`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.errors import CheckpointError
+
+from ..bases import Adapters, contents, mixed
+
+EDITED = ("", "{", "null", "[]", "[1]", "1", '"x"', "true", "[" * 5000, "9" * 5000, "\0" * 9)
+
+
+@pytest.mark.parametrize("text", EDITED, ids=lambda text: text[:9])
+def test_an_edited_record_of_what_is_merged(
+    text: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Nothing is known of the whole shards then: those of another mix are not gone on from."""
+    (broken / "merge.json").write_text(text)
+    other = 2.0 * mixed(adapters)
+    merge_checkpoint(sharded, other, tmp_path / "out", resume=True, verify=True)
+    merge_checkpoint(sharded, other, tmp_path / "plain")
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+    assert not broken.exists()
+
+
+@pytest.mark.parametrize("value", [None, [], {}, -1, "x", 2**70, True, {"a": 1}, 1.5])
+def test_an_edited_field_of_what_is_merged(
+    value: Any, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Every field is compared; a field more or less is another merge too."""
+    told = json.loads((broken / "merge.json").read_text())
+    for key in [*told, "more"]:
+        if told.get(key) == value:
+            continue
+        (broken / "merge.json").write_text(json.dumps({**told, key: value}))
+        with pytest.raises(CheckpointError) as caught:
+            merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
+        assert (
+            f"is of another merge, so that there is nothing to go on from. Different: {key}. "
+            in (str(caught.value))
+        )
+
+
+@pytest.mark.parametrize("text", [*EDITED, '{"size": 1}', '{"losses": {"a": [[[]]]}}'])
+def test_an_edited_record_of_a_shard(
+    text: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """The shard is made again."""
+    (broken / "whole" / "0.json").write_text(text)
+    out = tmp_path / "out"
+    merged = merge_checkpoint(sharded, mixed(adapters), out, resume=True, verify=True)
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "plain")
+    assert merged.resumed < 2 and contents(out) == contents(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("text", [*EDITED, "5", "-1", "1.5", str(2**80)])
+def test_an_edited_seal(
+    text: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """It tells that the output stands in its place; what it tells is looked at."""
+    (broken / "sealed.json").write_text(text)
+    merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
+    merge_checkpoint(sharded, mixed(adapters), tmp_path / "plain")
+    assert merged.resumed and contents(tmp_path / "out") == contents(tmp_path / "plain")
+    assert not broken.exists()
