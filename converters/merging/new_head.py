@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from jaxmix.adapter import words
+from jaxmix.converters.adapters.peft.about import about
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.grown import new
 from jaxmix.converters.merging.head_classes import HeadClass, head_classes
 from jaxmix.converters.merging.labels import label_fields
 from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
-from jaxmix.converters.adapters.peft.about import about
 from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Replace, parts_of
 from jaxmix.mixing import Mix

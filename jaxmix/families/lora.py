@@ -107,7 +107,8 @@ class LoRA(Update):
         """DoRA's c; NaN where the norm is too large for its dtype, and c would be zero."""
         over = 0 if self.embedding else 1
         norms = jnp.linalg.norm(self._delta(1).added_to(base.read("matrix")), axis=over)
-        return self.magnitude / jnp.where(jnp.isinf(norms), jnp.nan, norms)
+        norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
+        return self.magnitude / norms  # pyright: ignore[reportOptionalOperand]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Whether B A, the magnitude and the bias have the weight's sizes."""

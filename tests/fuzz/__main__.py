@@ -20,7 +20,7 @@ from .seeds import add_seeds
 def main() -> int:
     """Runs what the arguments say."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.fuzz", description=__doc__.split("\n")[0]
+        prog="python -m tests.fuzz", description="Mutated inputs, judged."
     )
     parser.add_argument("--inputs", type=int, default=5000, help="how many (5000)")
     parser.add_argument("--seed", type=int, default=0, help="which of them (0)")

@@ -3,9 +3,9 @@
     python -m tests.converters.merging.killing [--kills 95] [--random 30] [--changing 90] [--two 90]
 
 kills merges of a small checkpoint: one at each of the merge's calls to the system for a file of the
-output, one after the other; at random moments; while the base changes under it; and where two merges
-to the same output run at once. After each the output must be the old one or a new one, bit for bit,
-and merging again must end with the very bytes of an undisturbed run, and nothing beside them.
+output, one after the other; at random moments; while the base changes under it; and where two
+merges to the same output run at once. After each the output must be the old one or a new one, bit
+for bit, and merging again must end with the very bytes of an undisturbed run, and nothing beside.
 """
 
 import argparse

@@ -106,7 +106,8 @@ def peft_files(
         Two files.
     """
     settings = {
-        "lora": _LORA, "dora": {**_LORA, "use_dora": True}, "lora-bias": {**_LORA, "lora_bias": True},
+        "lora": _LORA, "dora": {**_LORA, "use_dora": True},
+        "lora-bias": {**_LORA, "lora_bias": True},
         "adalora": _ADALORA, "loha": {"peft_type": "LOHA", **_LYCORIS},
         "lokr": {"peft_type": "LOKR", **_LYCORIS, "decompose_both": False, "decompose_factor": -1},
         "lokr-pairs": {

@@ -171,7 +171,8 @@ def _order(tensors: Tensors, rng: random.Random) -> str:
 
 
 _FOREIGN = (
-    "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "hada_w1_a", "lokr_w1",
+    "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector",
+    "hada_w1_a", "lokr_w1",
     "oft_R.weight", "ia3_l", "weight", "bias", "alpha", "lora_E", "base_layer.weight", "x",
     "lora_embedding_A", "weight_scale", "weight_scale_inv", "input_scale", "dora_scale",
 )  # fmt: skip
@@ -257,9 +258,9 @@ def _header(text: bytes, rng: random.Random) -> tuple[bytes, str]:
                 [str(n) for n in shape],
                 [2, size // 2],
                 [True],
-                shape + [0],
+                [*shape, 0],
                 [[size]],
-            ]  # fmt: skip
+            ]
         )
     elif how == "offsets":
         start, end = entry["data_offsets"]
@@ -282,7 +283,7 @@ def _header(text: bytes, rng: random.Random) -> tuple[bytes, str]:
                 "x",
                 other,
                 [start, start],
-            ]  # fmt: skip
+            ]
         )
     elif how == "swap":
         other = rng.choice(keys)

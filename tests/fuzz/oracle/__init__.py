@@ -109,7 +109,7 @@ def _answer(case: Case) -> Answer:
             case _:
                 steps.append(read_mlx(adapter, case.files, shapes))
     with np.errstate(all="ignore"):
-        changed = {name: _leaf("BF16", *[value] * 3) for name, value in base.values.items()}
+        changed = {name: _leaf("BF16", value, value, value) for name, value in base.values.items()}
         for site in dict.fromkeys(site for step in steps for site in step):
             changed |= _changed(base, site, [step[site] for step in steps if site in step])
     return Answer(base, changed, _config(case))
@@ -136,13 +136,14 @@ def _changed(base: Base, site: str, steps: list[Change]) -> dict[str, Leaf]:
         results.append((leaves.weight.reshape(lies.shape), leaves.bias))
     if base.is_turned(site):
         results = [(new.T, new_bias) for new, new_bias in results]
-    found = {weight: _leaf(base.dtype(weight), *(r[0] for r in results), base.numbers(weight))}
+    new = [result[0] for result in results]
+    found = {weight: _leaf(base.dtype(weight), new[0], new[1], base.numbers(weight))}
     if has_bias and results[0][1] is not None:
         before = base.numbers(bias)
         new = [result[1].reshape(before.shape) for result in results]
         if not np.array_equal(new[0], before, equal_nan=True):
             expect(base.dtype(bias) in _PRECISION, f"{bias} is {base.dtype(bias)}")
-            found[bias] = _leaf(base.dtype(bias), *new, before)
+            found[bias] = _leaf(base.dtype(bias), new[0], new[1], before)
     return found
 
 

@@ -24,7 +24,7 @@ def read_mix(
     found = []
     for part in parts or []:
         expect(isinstance(part, dict) and isinstance(part.get("updates"), dict), "a part")
-        strength = part.get("strength")
+        strength: Any = part.get("strength")
         expect(is_number(strength), "a strength")
         changes = {}
         for site, update in part["updates"].items():

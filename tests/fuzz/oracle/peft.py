@@ -67,7 +67,7 @@ def read(
     """
     config = json_object(files, f"{adapter.path}/adapter_config.json")
     tensors, _ = tensors_of(files, f"{adapter.path}/adapter_model.safetensors")
-    kind = config.get("peft_type")
+    kind: Any = config.get("peft_type")
     expect(isinstance(kind, str) and kind in _PARAMETERS, f"peft_type {kind!r}")
     for field in _OFF:
         expect(not config.get(field), f"{field} is on")

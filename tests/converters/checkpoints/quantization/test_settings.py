@@ -218,7 +218,7 @@ def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [["fp8"], "fp8", 8, [{"quant_method": "fp8"}]])
 def test_settings_that_are_no_object(value: Any, tmp_path: Path) -> None:
-    """transformers can't read them; nothing is dequantized by guessing."""
+    """Nothing can read them, and nothing is dequantized by guessing."""
     base = save(tmp_path / "base", packed("gptq_4"), {"quant_method": "gptq", "bits": 4})
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
