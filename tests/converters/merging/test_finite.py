@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError
-from jaxmix.families import IA3, LoRA, Normed, Replace
+from jaxmix.families import IA3, OFT, LoRA, Normed, Replace
 
 OUT, IN = 6, 4
 
@@ -134,3 +134,11 @@ def test_a_norm_that_overflows(kind: str, tmp_path: Path) -> None:
         merge_checkpoint(
             base, jaxmix.Adapter({"layers.0.proj": update}), tmp_path / "x.safetensors"
         )
+
+
+def test_a_rotation_that_overflows(tmp_path: Path) -> None:
+    """Cayley's map squares the generator: no finite numbers are made of what is infinite then."""
+    generator = np.array([[1e38, -0.27, -0.098, 0.108, -0.152, -0.837]], np.float32)
+    adapter = jaxmix.Adapter({"layers.0.proj": OFT(generator)})
+    with pytest.raises(CheckpointError, match=r"the mix makes \d+ numbers NaN or infinite"):
+        merge_checkpoint(_base(tmp_path, np.float32), adapter, tmp_path / "out.safetensors")

@@ -35,7 +35,8 @@ def mutated(kind: str, number: int) -> Case:
         wanted = of_base if rng.random() < (0.8 if is_base else 0.25) else of_adapters
         if rng.random() < 0.95:  # the files with meaning
             wanted = [path for path in wanted if not path.endswith(_BESIDE)]
-        case = _changed(case, rng.choice(wanted or paths), rng)
+        if wanted or paths:
+            case = _changed(case, rng.choice(wanted or paths), rng)
     return case
 
 

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ..case import Adapter
-from ..tensorfile import BadFileError, Tensor
+from ..tensorfile import Tensor
 from .formulas import Change, added, kron_delta, loha_delta, lora_delta
 from .names import expect, floats, is_number, json_object, matrices, tensors_of, without_wrappers
 
@@ -94,14 +95,12 @@ def read_diffusers(
 
 
 def _by_pattern(config: Mapping[str, Any], patterns: str, field: str, site: str) -> Any:
-    found = config.get(patterns) or {}
-    expect(isinstance(found, dict), f"{patterns} is no object")
-    for pattern, value in found.items():
-        try:
+    """A field's value for one module. What is no pattern fits none."""
+    found = config.get(patterns)
+    for pattern, value in found.items() if isinstance(found, dict) else ():
+        with suppress(re.error):
             if re.match(rf"(.*\.)?({pattern})$", site):
                 return value
-        except re.error as error:
-            raise BadFileError(f"{patterns}: {error}") from error
     return config.get(field)
 
 
