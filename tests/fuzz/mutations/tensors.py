@@ -1,7 +1,5 @@
-"""Changes of a file of tensors: of what it holds, and of its header."""
+"""Changes of a file of tensors: of what it holds, of its header, and of its bytes."""
 
-import json
-import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..tensorfile import SIZES, BadFileError, Tensor, encoded, pack, split, unpack
-from .texts import VALUES, bytes_changed, json_changed
+from .headers import header_changed
+from .texts import bytes_changed
 
 __all__ = ["tensors_changed"]
 
@@ -31,7 +30,7 @@ def tensors_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         return pack(tensors, metadata), f"{name}: {what}"
     header, rest = split(data)
     if how == "header":
-        text, what = _header(header, rng)
+        text, what = header_changed(header, rng)
         text += b" " * (-len(text) % 8) if rng.random() < 0.5 else b""
         return len(text).to_bytes(8, "little") + text + rest, f"header: {what}"
     if how == "data":
@@ -43,9 +42,6 @@ def tensors_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         )
         return length.to_bytes(8, "little") + data[8:], f"header's length {length}"
     return bytes_changed(data, rng)
-
-
-# ------------------------------------------------------------------------ what the file holds
 
 
 def _pick(tensors: Tensors, rng: random.Random) -> str:
@@ -216,90 +212,3 @@ _INSIDE: list[tuple[str, Callable[[Tensors, random.Random], str]]] = [
     ("shape", _shape), ("dtype", _dtype), ("number", _number), ("number", _number), ("swap", _swap),
     ("order", _order), ("foreign", _foreign), ("metadata", _nothing),
 ]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------- the header
-
-
-def _header(text: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """A changed header, whose length is told as it is."""
-    header = json.loads(text)
-    keys = [key for key in header if key != "__metadata__"]
-    if not keys or rng.random() < 0.2:
-        return json_changed(text, rng)
-    key = rng.choice(keys)
-    entry = header[key]
-    how = rng.choice(
-        ["dtype", "shape", "offsets", "swap", "extra", "field", "twice", "spaces", "metadata"]
-    )
-    if how == "dtype":
-        same = [name for name, size in SIZES.items() if size == SIZES[entry["dtype"]]]
-        entry["dtype"] = rng.choice(
-            [*same, *SIZES, "f32", "F4", "F8_E4M3FNUZ", "I4", "X", "", None, 3]
-        )
-    elif how == "shape":
-        shape, size = entry["shape"], math.prod(entry["shape"])
-        entry["shape"] = rng.choice(
-            [
-                shape[::-1],
-                [size],
-                [1, *shape],
-                [*shape, 1],
-                [],
-                [size + 1],
-                [0],
-                [-1, *shape],
-                [-size, -1],
-                [2**32, 2**32],
-                [2**63, 0],
-                [float(n) for n in shape],
-                "x",
-                None,
-                [str(n) for n in shape],
-                [2, size // 2],
-                [True],
-                [*shape, 0],
-                [[size]],
-            ]
-        )
-    elif how == "offsets":
-        start, end = entry["data_offsets"]
-        other = header[rng.choice(keys)]["data_offsets"]
-        entry["data_offsets"] = rng.choice(
-            [
-                [start + 1, end],
-                [start, end + 8],
-                [start + 8, end + 8],
-                [end, start],
-                [0, end - start],
-                [start, end - 8],
-                [2**62, 2**62 + end - start],
-                [-8, end],
-                [start, 2**64],
-                [start],
-                [start, end, end],
-                [float(start), float(end)],
-                None,
-                "x",
-                other,
-                [start, start],
-            ]
-        )
-    elif how == "swap":
-        other = rng.choice(keys)
-        header[key], header[other] = header[other], header[key]
-    elif how == "extra":
-        header[rng.choice(["x", "", key + ".x"])] = rng.choice(
-            [{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, dict(entry), 3, [], {}]
-        )
-    elif how == "field":
-        entry[rng.choice([*entry, "x"])] = rng.choice(VALUES)
-    elif how == "twice":
-        copied = json.dumps(header[rng.choice(keys)])
-        return text.rstrip()[:-1] + f", {json.dumps(key)}: {copied}}}".encode(), f"twice {key}"
-    elif how == "spaces":
-        spaces = rng.choice([b" ", b"\n\t", b" " * 5000])
-        return rng.choice([spaces + text, text + spaces]), "spaces"
-    else:
-        header["__metadata__"] = rng.choice([*VALUES, {"format": 3}, {"format": "pt", "x": "y"}])
-    return json.dumps(header).encode(), f"{how} {key}: {json.dumps(header.get(key))[:80]}"

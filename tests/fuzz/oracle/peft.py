@@ -22,6 +22,7 @@ from .formulas import (
     scattered,
 )
 from .names import expect, floats, is_number, json_object, matrices, tensors_of, without_wrappers
+from .targets import is_saved, is_targeted
 
 __all__ = ["read"]
 
@@ -76,7 +77,7 @@ def read(
     sites, saved = _by_site(tensors, kind, config)
     changes = {}
     for site, factors in sites.items():
-        expect(_is_targeted(config, site), f"{site} is not among the targets")
+        expect(is_targeted(config, site), f"{site} is not among the targets")
         expect(site in modules, f"no module {site}")
         # To factors of two axes a convolution's kernel is part of its inputs.
         shape = (modules[site][0], math.prod(modules[site][1:]))
@@ -89,7 +90,7 @@ def read(
             expect(wanted == (modules[site][0], size), f"{site}.{name} has another shape")
         expect(adapter.strength == 1, "saved leaves at another strength")
         weight = leaves.get("weight")
-        is_whole = weight is None or weight.ndim != 2 or _is_saved(config, site)
+        is_whole = weight is None or weight.ndim != 2 or is_saved(config, site)
         changes[site] = (replaced if is_whole else rebased)(weight, leaves.get("bias"))
     return changes
 
@@ -141,53 +142,6 @@ def _plain(name: str, kind: str) -> str:
     if first in known:
         return first
     return f"{first}.{last}"
-
-
-def _is_saved(config: Mapping[str, Any], site: str) -> bool:
-    """Whether a module is one of those that were saved whole."""
-    names = config.get("modules_to_save") or []
-    return any(f"{name}." in f"{site}." for name in names)
-
-
-def _is_targeted(config: Mapping[str, Any], site: str) -> bool:
-    """Whether PEFT makes a layer for a module, as far as fields say it that PEFT can read."""
-    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
-    try:
-        if excluded and _is_named(excluded, site):
-            return False
-        if isinstance(targets, str) and targets:
-            return targets.lower() == "all-linear" or bool(re.fullmatch(targets, site))
-        if not targets or not (isinstance(targets, list) and all(map(_is_string, targets))):
-            return True  # PEFT has a table of its own for these, or can't read them
-        return _is_named(targets, site) and (site in targets or _is_layer(config, site))
-    except (re.error, TypeError):
-        return True
-
-
-def _is_string(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_layer(config: Mapping[str, Any], site: str) -> bool:
-    """Whether a module lies in one of the layers that are asked for."""
-    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern")
-    if layers is None or layers == []:
-        return True
-    if not patterns:
-        found = re.match(r".*?\.[^.]*\.(\d+)\.", site)
-    else:
-        patterns = [patterns] if isinstance(patterns, str) else patterns
-        tries = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", site) for pattern in patterns)
-        found = next((one for one in tries if one), None)
-    if found is None:
-        return False
-    return int(found[1]) == layers if isinstance(layers, int) else int(found[1]) in layers
-
-
-def _is_named(names: Any, site: str) -> bool:
-    if isinstance(names, str):
-        return bool(re.fullmatch(names, site))
-    return any(site == name or site.endswith(f".{name}") for name in names)
 
 
 def _value(config: Mapping[str, Any], patterns: str, field: str, site: str) -> Any:
