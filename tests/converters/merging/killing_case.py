@@ -1,4 +1,4 @@
-"""What `killing` merges: a base that may change, two adapters, and the outputs that there may be."""
+"""What `killing` merges: a base that may change, two adapters, and all outputs that may be."""
 
 import os
 import shutil
