@@ -102,6 +102,23 @@ def test_links_exist(page: str) -> None:
         assert (ROOT / link).exists(), link
 
 
+def unknown_tests(text: str) -> set[str]:
+    """The files of tests that a page names, by path or by name, and that are not there."""
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"\btests/[\w/]+\.py\b|\btest_\w+\.py\b", text))
+    return {name for name in named if name not in there and not (ROOT / name).is_file()}
+
+
+def test_tests_on_pages_exist() -> None:
+    """A page that says where something is tested says it of files that are there."""
+    pages = [*PAGES, *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+    assert not {page: lost for page in pages if (lost := unknown_tests((ROOT / page).read_text()))}
+    assert unknown_tests("`tests/none.py`, test_none.py, test_files.py") == {
+        "tests/none.py",
+        "test_none.py",
+    }
+
+
 def test_readme_code_names_what_exists() -> None:
     """README's Python parses, and each `jaxmix.x` in it is there."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
