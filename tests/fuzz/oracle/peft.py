@@ -239,7 +239,7 @@ def _lokr(factors: Any, config: Any, site: str, shape: Any, strength: float) -> 
 
 def _oft(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
     (numbers,) = _take(factors, "oft_R.weight")
-    matrices(site, numbers)
+    expect(numbers.ndim == 2 and len(numbers), f"{site}: no blocks")  # perhaps of one number each
     width = round((1 + math.sqrt(1 + 8 * numbers.shape[1])) / 2)
     expect(width * (width - 1) // 2 == numbers.shape[1], f"{site}: no triangle")
     count = numbers.shape[0]
@@ -286,7 +286,8 @@ def _is_feedforward(config: Mapping[str, Any], site: str, factor: np.ndarray) ->
 def _shira(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
     expect(set(factors) == {"shira_weight", "shira_indices"}, f"{sorted(factors)}")
     values, places = floats(factors["shira_weight"], site), factors["shira_indices"]
-    expect(places.dtype in ("I64", "I32") or places.is_float, f"{site}: no places")
+    is_integer = places.dtype in ("I64", "I32", "I16", "U8")
+    expect(is_integer or places.is_float, f"{site}: no places")
     expect((places.numbers % 1 == 0).all(), f"{site}: places between numbers")  # Windows: floats
     found = places.numbers.astype(np.int64)
     expect(values.ndim == 1 and found.shape == (2, len(values)), f"{site}: shapes")
