@@ -47,6 +47,7 @@ _FLAGS = {
     "LORA": ("use_rslora", "use_dora", "lora_bias"),
     "OFT": ("coft", "block_share", "use_cayley_neumann"),
 }
+_INTEGERS = ("I64", "I32", "I16", "U8")
 _DRAWN = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -137,11 +138,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _plain(name: str, kind: str) -> str:
     """A parameter's name without the adapter's."""
     first, _, rest = name.partition(".")
-    last = rest.rpartition(".")[2]
-    known = _PARAMETERS[kind]
-    if first in known:
-        return first
-    return f"{first}.{last}"
+    return first if first in _PARAMETERS[kind] else f"{first}.{rest.rpartition('.')[2]}"
 
 
 def _value(config: Mapping[str, Any], patterns: str, field: str, site: str) -> Any:
@@ -286,8 +283,7 @@ def _is_feedforward(config: Mapping[str, Any], site: str, factor: np.ndarray) ->
 def _shira(factors: Any, config: Any, site: str, shape: Any, strength: float) -> Change:
     expect(set(factors) == {"shira_weight", "shira_indices"}, f"{sorted(factors)}")
     values, places = floats(factors["shira_weight"], site), factors["shira_indices"]
-    is_integer = places.dtype in ("I64", "I32", "I16", "U8")
-    expect(is_integer or places.is_float, f"{site}: no places")
+    expect(places.dtype in _INTEGERS or places.is_float, f"{site}: no places")
     expect((places.numbers % 1 == 0).all(), f"{site}: places between numbers")  # Windows: floats
     found = places.numbers.astype(np.int64)
     expect(values.ndim == 1 and found.shape == (2, len(values)), f"{site}: shapes")
