@@ -10,7 +10,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter, JaxmixError
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
-from jaxmix.families import IA3, LoRA, Replace
+from jaxmix.families import IA3, OFT, LoHa, LoRA, Replace
 
 from .converters.adapters.peft.folders import FORMS, SITE, factors, keyed, params, save
 
@@ -91,6 +91,25 @@ def test_a_weight_in_parts():
         LayoutError, match=r"its weight is no single array but has parts \(layer.proj.w"
     ):
         jaxmix.compose(base, [lora()])
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (6, 0), (0, 0)])
+def test_a_weight_without_numbers(shape):
+    """It keeps its shape, or the update does not fit."""
+    rows, columns = shape
+    a, b, ones = jnp.ones((2, columns)), jnp.ones((rows, 2)), jnp.ones
+    updates = [LoRA(a, b, 1.0), LoRA(a, b, 1.0, magnitude=ones(rows)), LoHa(b, a, b, a, 1.0)]
+    updates += [IA3(ones(rows)), IA3(ones(columns), on_input=True), Replace(ones(shape))]
+    base = {f"{SITE}.weight": np.ones(shape, np.float32)}
+    for update in updates:
+        out = jaxmix.compose(base, Adapter({SITE: update}))
+        assert out[f"{SITE}.weight"].shape == shape
+    turn = Adapter({SITE: OFT(ones((columns // 2, 1)))})
+    if columns:
+        assert jaxmix.compose(base, turn)[f"{SITE}.weight"].shape == shape
+    else:
+        with pytest.raises(ShapeError, match=r"oft_R \(0, 1\): 0 blocks of 2 rotate 0 inputs"):
+            jaxmix.compose(base, turn)
 
 
 def test_float64_without_x64():

@@ -59,7 +59,7 @@ class IA3(Update):
         (out_size, in_size), line = base.shape, self._line(strength)
         if not self.on_input:
             return AffineMap(Diagonal(line), Identity(in_size), Zero(*base.shape))
-        columns = jnp.repeat(line, in_size // len(line))
+        columns = jnp.repeat(line, in_size // max(1, len(line)))
         return AffineMap(Identity(out_size), Diagonal(columns), Zero(*base.shape))
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
