@@ -1,4 +1,4 @@
-"""Mix adapters of different kinds in JAX: an adapter is a function over weights, a mix is one too.
+"""Mix adapters of different kinds in JAX: an adapter is a function of weights, and so is a mix.
 
 >>> import jaxmix
 >>> jaxmix.mix()
@@ -52,3 +52,8 @@ __all__ = [
     "trainable",
     "verify_merge",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, and those that every module has."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

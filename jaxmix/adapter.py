@@ -25,24 +25,24 @@ Strength = float | Float[Array, ""]
 
 
 class Mixable(ABC):
-    """What an adapter and a mix have in common: parts in order, strengths, and being a function.
+    """The common base of adapters and mixes: parts in order, strengths, and being a function.
 
     Attributes:
-        parts: the adapters of which it is made, the one that is applied first first.
+        parts: The adapters that it consists of, in order of application.
     """
 
     parts: "tuple[Adapter, ...]"
-    __array_ufunc__ = None  # so that a NumPy scalar on the left leaves `*` to us
+    __array_ufunc__ = None  # a NumPy scalar on the left defers `*` to this class
 
     def __call__(
         self, params: Any, *, layout: Layout | str | None = None, donate: bool = False
     ) -> Any:
-        """The params with it in them, as `jaxmix.compose` gives them."""
+        """Returns the params with the adapter merged in, like `jaxmix.compose`."""
         return dense.apply(params, words(self.parts), layout=layout, donate=donate)
 
     @abstractmethod
     def __mul__(self, strength: Any) -> Self:
-        """The same with every part's strength multiplied."""
+        """Returns the same adapters with each strength multiplied."""
 
     def __rmul__(self, strength: Any) -> Self:
         return self * strength
@@ -56,23 +56,22 @@ class Mixable(ABC):
 class Adapter(Mixable):
     """An adapter: ``W ↦ L W Rᵀ + Δ`` at each of its sites.
 
-    It is a pytree, whose leaves are the updates' arrays and the strength. The name is no part of
-    the structure: adapters of equal shapes are one program, whatever they are called. So a function
-    under `jax.jit` that *returns* an adapter returns it under the name with which it was traced;
-    give it another with `renamed`.
+    It is a pytree whose leaves are the updates' arrays and the strength. The name, source and
+    metadata are not part of the structure: adapters of equal shapes share a compiled program. A
+    function under `jax.jit` that *returns* an adapter therefore returns it with the name with which
+    it was traced; use `renamed` to change it.
 
     Args:
-        updates: ``{site: update}``, sites by PyTorch module name.
-        strength: the real number with which it enters a mix; 0 is the identity, 1 what was trained.
-        name: what people call it.
-        source: where it was read from, for people; as little a part of the structure as the name.
-        metadata: what its file says beside the numbers, such as PEFT's ``task_type`` and
-            ``base_model_name_or_path``; kept when it is written again, and no part of the
-            structure either.
+        updates: ``{site: update}``, with PyTorch module names as sites.
+        strength: The strength with which it enters a mix: 0 is the identity, 1 the trained adapter.
+        name: Its name in messages and in mixes.
+        source: Where it was read from, for messages.
+        metadata: What its file records besides the numbers, such as PEFT's ``task_type`` and
+            ``base_model_name_or_path``; kept when it is written again.
 
     Raises:
-        AdapterError: if the strength is no real scalar (by ``*`` too), an update is of no family,
-            the name or the source is no text, or the metadata are nothing that JSON can hold.
+        AdapterError: If the strength is not a real scalar (also by ``*``), an update is not of a
+            family, the name or source is not a string, or the metadata can't be stored as JSON.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -80,7 +79,7 @@ class Adapter(Mixable):
         >>> 0.5 * Adapter({"model.proj": update}, name="style")
         style: LoRA rank 1 at 1 site, strength 0.5 (model.proj)
 
-    Source: DESIGN.md, words.
+    Source: docs/design.md.
     """
 
     updates: Mapping[str, Update]
@@ -90,27 +89,27 @@ class Adapter(Mixable):
     metadata: Metadata = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # A dict of its own: whoever made it may go on changing theirs.
+        # A copy: callers may modify their own dict later.
         object.__setattr__(self, "updates", checked_updates(self.updates))
         object.__setattr__(self, "strength", checked_strength(self.strength))
         if not isinstance(self.name, str):
-            raise AdapterError(f"an adapter's name is {self.name!r}, expected a text.")
+            raise AdapterError(f"an adapter's name is {self.name!r}, expected a string.")
         if not isinstance(self.source, str):
-            raise AdapterError(f"an adapter's source is {self.source!r}, expected a text.")
+            raise AdapterError(f"an adapter's source is {self.source!r}, expected a string.")
         object.__setattr__(self, "metadata", checked_metadata(self.metadata))
 
     @property
     def parts(self) -> "tuple[Adapter, ...]":  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Itself: the mix of one."""
+        """The adapter itself, as a tuple."""
         return (self,)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The PyTorch names of the modules that it touches."""
+        """The PyTorch names of the modules that it changes."""
         return tuple(self.updates)
 
     def renamed(self, name: str) -> "Adapter":
-        """The same under another name."""
+        """Returns the same adapter with another name."""
         return replace(self, name=name)
 
     def __mul__(self, strength: Any) -> "Adapter":
@@ -120,7 +119,7 @@ class Adapter(Mixable):
         return f"{self.name}: {self.summary()}"
 
     def summary(self) -> str:
-        """Kinds and sizes, sites and strength, in a line."""
+        """Returns kinds, sizes, sites and strength in one line."""
         sizes = Counter(map(_size, self.updates.values()))
         shown = ", ".join(size for size, _ in sizes.most_common(2))
         shown += " …" if len(sizes) > 2 else ""
@@ -130,14 +129,14 @@ class Adapter(Mixable):
         return f"{shown or 'nothing'} at {count}, strength {_text(self.strength)}{where}"
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], "_Unseen"]:
-        """Its children, and what does not count when structures are compared: name and so on."""
+        """Returns the children, and static data that is ignored when structures are compared."""
         key = jax.tree_util.GetAttrKey
         children = ((key("updates"), self.updates), (key("strength"), self.strength))
         return children, _Unseen(self.name, self.source, self.metadata)
 
     @classmethod
     def tree_unflatten(cls, unseen: "_Unseen", children: Any) -> "Adapter":
-        """The inverse of `tree_flatten_with_keys`; JAX puts what it likes where arrays were."""
+        """Inverts `tree_flatten_with_keys`; JAX may pass any objects instead of arrays."""
         new = object.__new__(cls)
         names = ("updates", "strength", "name", "source", "metadata")
         values = (*children, unseen.name, unseen.source, unseen.metadata)
@@ -148,7 +147,7 @@ class Adapter(Mixable):
 
 @dataclass(frozen=True)
 class _Unseen:
-    """Values that are equal to all others: static data of a pytree is part of jit's key."""
+    """Static data that compares equal to all other, so it does not affect jit's cache."""
 
     name: str = field(compare=False)
     source: str = field(compare=False)
@@ -156,10 +155,10 @@ class _Unseen:
 
 
 def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Chain]:
-    """What acts on each site: strengths and updates, the first one first.
+    """Collects strengths and updates by site, in order of application.
 
     Args:
-        parts: the adapters, the first one first.
+        parts: The adapters, in order of application.
 
     Returns:
         ``{site: ((strength, update), …)}``.
@@ -168,20 +167,20 @@ def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Chain]:
     for part in parts:
         for site, update in part.updates.items():
             at.setdefault(site, []).append((part.strength, update))
-    return {site: tuple(word) for site, word in at.items()}
+    return {site: tuple(chain) for site, chain in at.items()}
 
 
 def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
-    """Updates by site, as a new dict, their factors as JAX takes them.
+    """Checks updates by site, and converts their factors to arrays that JAX accepts.
 
     Args:
         updates: ``{site: update}``.
 
     Returns:
-        The same.
+        A new dict of updates.
 
     Raises:
-        AdapterError: if it is no mapping, something in it is no update, or factors are no arrays.
+        AdapterError: If it is not a mapping of updates, or factors are not arrays.
     """
     if not isinstance(updates, Mapping):
         raise AdapterError(
@@ -195,23 +194,23 @@ def checked_updates(updates: Mapping[str, Update]) -> dict[str, Update]:
     ]
     if wrong:
         raise AdapterError(
-            "an adapter has something that is no update of a family (jaxmix.families), or no name "
-            f"for a site:{listing(wrong)}"
+            "an adapter has values that are not updates of a family (jaxmix.families), or keys "
+            f"that are not names of sites:{listing(wrong)}"
         )
     return checked_factors(updates)
 
 
 def checked_strength(strength: Any) -> Strength:
-    """A strength as a float, or as the array of floats that it is.
+    """Checks a strength and returns it as a float or an array of floats.
 
     Args:
-        strength: a real scalar: a number, or an array without axes, traced or not.
+        strength: A real scalar: a number, or an array without axes, traced or not.
 
     Returns:
         A float, or the array.
 
     Raises:
-        AdapterError: if it is anything else, or NaN or infinite.
+        AdapterError: If it is anything else, or NaN or infinite.
     """
     is_array = isinstance(strength, jax.Array)
     try:
@@ -222,21 +221,21 @@ def checked_strength(strength: Any) -> Strength:
         array = np.asarray(None)
     is_real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not is_real or array.shape:
-        what = f"an array of shape {array.shape}" if array.shape else repr(strength)
+        found = f"an array of shape {array.shape}" if array.shape else repr(strength)
         raise AdapterError(
-            f"a strength is {what}, expected a real number or an array without axes. For one "
+            f"a strength is {found}, expected a real number or an array without axes. For one "
             "strength per adapter write mix(a, b, strength=[…])."
         )
     if not isinstance(strength, Tracer) and not np.isfinite(np.asarray(array, np.float64)):
         raise AdapterError(f"a strength is {strength!r}, expected a finite number.")
     if not is_array:
         return float(strength)
-    # A whole number would not multiply with others under strict promotion.
+    # Integers can't be multiplied with floats under strict promotion.
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
 def _times(a: Strength, b: Strength) -> Strength:
-    """``a · b``, of floats and arrays of any float dtypes."""
+    """``a · b`` for floats and arrays of any float dtypes."""
     if isinstance(a, jax.Array) and isinstance(b, jax.Array):
         dtype = np.promote_types(a.dtype, b.dtype)
         return a.astype(dtype) * b.astype(dtype)
@@ -244,7 +243,7 @@ def _times(a: Strength, b: Strength) -> Strength:
 
 
 def _size(update: Update) -> str:
-    """Family and size, for people, who may look at one whose arrays are something else."""
+    """Family and size for messages, also if its arrays are placeholders."""
     try:
         return f"{update.family} {update.size()}"
     except (AttributeError, IndexError, TypeError):
@@ -252,7 +251,7 @@ def _size(update: Update) -> str:
 
 
 def _text(strength: Any) -> str:
-    """A strength for people."""
+    """A strength for messages."""
     if isinstance(strength, Tracer):
         return "traced"
     if shape := getattr(strength, "shape", ()):

@@ -1,9 +1,9 @@
 """Affine maps of a weight, ``W ↦ L W Rᵀ + Δ``, and their composition.
 
 Every update of every family is such a map, of a weight (out, in) and, with matrices (out, 1), of a
-bias. They form a monoid: ``(L₂, R₂, Δ₂) ∘ (L₁, R₁, Δ₁) = (L₂L₁, R₂R₁, L₂Δ₁R₂ᵀ + Δ₂)``. `compose`
-is that product; `fold` is the same product in steps, so that no structured Δ is made dense by a
-rotation that comes after it.
+bias. They form a monoid: ``(L₂, R₂, Δ₂) ∘ (L₁, R₁, Δ₁) = (L₂L₁, R₂R₁, L₂Δ₁R₂ᵀ + Δ₂)``.
+`AffineMap.after` is this product; `fold` is the same product in steps, in which no structured Δ
+becomes dense through a later rotation.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from jaxmix.operators import (
     multiply,
 )
 
-__all__ = ["AffineMap", "Base", "compose", "fold", "identity", "shift"]
+__all__ = ["AffineMap", "Base", "fold", "identity", "shift"]
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +53,7 @@ class AffineMap:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(out, in)`` of the matrices that it maps."""
+        """``(out, in)`` of the mapped matrices."""
         return self.shift.shape
 
     @property
@@ -66,6 +66,24 @@ class AffineMap:
         """The same map of the transposed matrix: ``Wᵀ ↦ R Wᵀ Lᵀ + Δᵀ``."""
         return AffineMap(self.right, self.left, self.shift.T)
 
+    def after(self, earlier: "AffineMap") -> "AffineMap":
+        """Returns the composition ``self ∘ earlier``: ``(L₂L₁, R₂R₁, L₂Δ₁R₂ᵀ + Δ₂)``.
+
+        Args:
+            earlier: The map that is applied first, of matrices of the same shape.
+
+        Returns:
+            One map. Its Δ contains a `Product` where a structure is lost under L₂ or R₂.
+
+        Raises:
+            ShapeError: If they map matrices of different shapes.
+        """
+        return AffineMap(
+            multiply(self.left, earlier.left),
+            multiply(self.right, earlier.right),
+            add(_carried(self, earlier.shift), self.shift),
+        )
+
     def __call__(self, w: Float[Array, "out in"]) -> Float[Array, "out in"]:
         """``L W Rᵀ + Δ``."""
         w = self.left @ w
@@ -73,7 +91,7 @@ class AffineMap:
         return self.shift.added_to(w)
 
     def flops(self) -> int:
-        """Multiplications and additions that applying it to a dense W takes."""
+        """Returns the multiplications and additions of applying the map to a dense W."""
         out_size, in_size = self.shape
         turning = self.left.matmul_flops(in_size) + self.right.matmul_flops(out_size)
         return turning + self.shift.added_flops()
@@ -82,13 +100,13 @@ class AffineMap:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Base:
-    """The base's leaves at a site, which an update may ask about.
+    """The base's leaves at a site, which an update may read.
 
     Args:
-        matrix: the pristine weight as (out, in), for updates with ``reads_base``; None for others.
-        shape: (out, in) of the weight, which is always there.
-        bias: the pristine bias as (out, 1), for the bias maps of updates with ``reads_base``; None
-            for others and for weight maps.
+        matrix: The base's weight as (out, in), for updates with ``reads_base``; otherwise None.
+        shape: (out, in) of the weight, always given.
+        bias: The base's bias as (out, 1), for maps of the bias of updates with ``reads_base``;
+            otherwise None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,22 +119,25 @@ class Base:
     bias: Float[Array, "out 1"] | None = None
 
     def read(self, leaf: Literal["matrix", "bias"]) -> Float[Array, "out n"]:
-        """The leaf of this name, for a map that can't do without.
+        """Returns the leaf of this name, for a map that needs it.
+
+        Args:
+            leaf: The name.
 
         Raises:
-            ValueError: if nobody handed it; a fault of what runs the map, not of its user.
+            ValueError: If it was not given: a bug in the code that runs the map.
         """
         found = self.matrix if leaf == "matrix" else self.bias
         if found is None:
             raise ValueError(
-                f"a map of a weight {self.shape} reads the base's {leaf}, found None. Hand "
+                f"a map of a weight {self.shape} reads the base's {leaf}, found None. Pass "
                 f"Base.{leaf} to updates whose reads_base is true."
             )
         return found
 
 
 def identity(shape: tuple[int, int]) -> AffineMap:
-    """The map that changes nothing.
+    """Returns the map that changes nothing.
 
     Args:
         shape: (out, in) of the matrices.
@@ -128,7 +149,7 @@ def identity(shape: tuple[int, int]) -> AffineMap:
 
 
 def shift(delta: Operator) -> AffineMap:
-    """The map ``W ↦ W + Δ``.
+    """Returns the map ``W ↦ W + Δ``.
 
     Args:
         delta: Δ (out, in).
@@ -140,42 +161,22 @@ def shift(delta: Operator) -> AffineMap:
     return AffineMap(Identity(out_size), Identity(in_size), delta)
 
 
-def compose(later: AffineMap, earlier: AffineMap) -> AffineMap:
-    """``later ∘ earlier`` as one map: ``(L₂L₁, R₂R₁, L₂Δ₁R₂ᵀ + Δ₂)``.
+def fold(chain: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
+    """Composes maps in as few steps as their structures allow.
+
+    Low-rank terms are carried through each later L and R and become one product at the end. Other
+    terms stay in place; a step ends only before an L or R under which they would lose their
+    structure. Therefore terms of one kind have the same cost at every position in the chain, and a
+    rotation acts once, on the weight with everything added before.
 
     Args:
-        later: the map applied second.
-        earlier: the map applied first, of matrices of the same shape.
+        chain: The maps, in order of application.
 
     Returns:
-        One map. Its Δ holds a `Product` where a structure does not survive L₂ or R₂.
+        The steps in order, whose composition is that of the maps; empty for the identity.
 
     Raises:
-        ShapeError: if they map matrices of different shapes.
-    """
-    return AffineMap(
-        multiply(later.left, earlier.left),
-        multiply(later.right, earlier.right),
-        add(_carried(later, earlier.shift), later.shift),
-    )
-
-
-def fold(word: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
-    """The composition of many maps in as few steps as their structures allow.
-
-    Low-rank terms are carried through every L and R that comes later and end in one product at the
-    end; other terms stay where they are, and a step is closed only when an L or R follows under
-    which they would lose their structure. So terms of one kind cost the same wherever they stand in
-    the word, and a rotation turns the weight with all that was added to it, once.
-
-    Args:
-        word: the maps, the first one first.
-
-    Returns:
-        The steps, the first one first; their composition is the word's. Empty if nothing is left.
-
-    Raises:
-        ShapeError: if the maps are of matrices of different shapes.
+        ShapeError: If the maps are of matrices of different shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -184,24 +185,24 @@ def fold(word: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
         >>> len(steps), float(steps[0](jnp.ones((1, 1)))[0, 0])
         (1, 8.0)
     """
-    if not word:
+    if not chain:
         return ()
-    steps = [identity(word[0].shape)]
-    carried: Operator = Zero(*word[0].shape)
-    for new in word:
+    steps = [identity(chain[0].shape)]
+    carried: Operator = Zero(*chain[0].shape)
+    for new in chain:
         low, heavy = _parted(new.shift, lambda term: isinstance(term, LowRank))
         carried = add(_carried(new, carried), low)
         step = AffineMap(new.left, new.right, heavy)
         if all(_survives(term, step) for term in _terms(steps[-1].shift)):
-            steps[-1] = compose(step, steps[-1])
+            steps[-1] = step.after(steps[-1])
         else:
             steps.append(step)
-    steps[-1] = compose(shift(carried), steps[-1])
+    steps[-1] = shift(carried).after(steps[-1])
     return tuple(step for step in steps if not (step.is_shift and isinstance(step.shift, Zero)))
 
 
 def _carried(by: AffineMap, delta: Operator) -> Operator:
-    """``L Δ Rᵀ``: what keeps its structure term by term, the rest as one product."""
+    """``L Δ Rᵀ``: terms that keep their structure separately, the rest as one product."""
     if by.is_shift:
         return delta
     thrifty, rest = _parted(delta, lambda term: _survives(term, by))
@@ -212,7 +213,7 @@ def _carried(by: AffineMap, delta: Operator) -> Operator:
 
 
 def _survives(term: Operator, by: AffineMap) -> bool:
-    """Whether ``L term Rᵀ`` has the term's structure, and costs no pass over a dense matrix."""
+    """Whether ``L term Rᵀ`` has the term's structure and needs no pass over a dense matrix."""
     if by.is_shift or isinstance(term, LowRank | Zero):
         return True
     scales = all(isinstance(side, Identity | Diagonal) for side in (by.left, by.right))
@@ -224,7 +225,7 @@ def _terms(delta: Operator) -> tuple[Operator, ...]:
 
 
 def _parted(delta: Operator, belongs: Callable[[Operator], bool]) -> tuple[Operator, Operator]:
-    """The terms of Δ that belong, and the rest."""
+    """The terms of Δ that belong, and the other terms."""
     inside: Operator = Zero(*delta.shape)
     outside: Operator = Zero(*delta.shape)
     for term in _terms(delta):

@@ -1,7 +1,7 @@
 """Effects: what adapters change at each site of a tree, ``Δ = W' − W`` and ``δ = b' − b``.
 
-An effect that the maps give as a low rank stays one; any other is made dense, site by site. W is
-the matrix (out, in) on which updates act, whichever way its leaf holds it.
+An effect that the maps give as a low rank is kept as one; any other is made dense, site by site. W
+is the matrix (out, in) that updates act on, however its leaf stores it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,39 +17,39 @@ from jaxtyping import Array, Float
 
 from jaxmix.adapter import Mixable, words
 from jaxmix.affine import AffineMap, Base, fold
-from jaxmix.apply import dense
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Together, Update
 from jaxmix.families.base import Chain, joint_flag, maps
 from jaxmix.operators import Dense, Operator, Zero, add
+from jaxmix.placement import Site, resolve
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.orientation import may_be_conv1d
 from jaxmix.placement.quantized import dequantized
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 from jaxmix.singular import low_rank_of
 
 __all__ = ["Effect", "Spot", "common_dtype", "effects", "effects_of_loras", "is_plain"]
 
 
-# A turned weight is off by some of its last digits. Of turns that undo each other, up to 1.6 of
-# them, times W's norm, were left in the singular values of Δ.
+# Rotating a weight costs some of its last digits. Rotations that cancel each other left up to 1.6
+# epsilons, times W's norm, in the singular values of Δ.
 _ROUNDINGS = 4
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A site on which effects act, and how PyTorch has its weight.
+    """A site with effects, and how PyTorch stores its weight.
 
     Args:
-        name: the site's PyTorch name.
-        kernel: a convolution's spatial shape; () for none.
-        is_vector: whether the weight has one axis, as a norm's has.
-        embedding: whether the site is an embedding.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
-        weight: the base's own weight (n,), where it is a vector; None elsewhere.
-        bias: the base's own bias (out,), where an effect changes it; None elsewhere.
+        name: The site's PyTorch name.
+        kernel: A convolution's spatial shape, otherwise ().
+        is_vector: Whether the weight has one axis, as a norm's has.
+        embedding: Whether the site is an embedding.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
+        weight: The base's weight (n,) if it is a vector, otherwise None.
+        bias: The base's bias (out,) if an effect changes it, otherwise None.
     """
 
     name: str
@@ -61,20 +61,23 @@ class Spot:
     bias: Float[Array, " out"] | None = None
 
     def tensor(self, matrix: Float[Array, "out in"]) -> Float[Array, "..."]:
-        """A matrix (out, in) in PyTorch's axes.
+        """Returns a matrix (out, in) with PyTorch's axes.
+
+        Args:
+            matrix: The matrix.
 
         Raises:
-            AdapterError: if these are unknown, and the matrix is square.
+            AdapterError: If these are unknown and the matrix is square.
         """
         if self.is_vector:
             return matrix[:, 0]
         if self.transposed is None and matrix.shape[0] == matrix.shape[1]:
             raise AdapterError(
-                f"{self.name}: the file that the adapter was read from does not tell whether "
+                f"{self.name}: the file that the adapter was read from does not record whether "
                 f"PyTorch stores this weight {matrix.shape} as (out, in) or as (in, out), on which "
                 "a dense update depends. Give the base: params=…, or --base."
             )
-        # Of other shapes a wrong guess fits no leaf.
+        # For other shapes, a wrong guess fits no leaf.
         is_guess = self.transposed is None and may_be_conv1d(f"{self.name}.weight")
         if self.transposed or is_guess:
             return matrix.T
@@ -86,10 +89,10 @@ class Effect:
     """What one adapter or mix changes at one site.
 
     Args:
-        weight: Δ (out, in); None if nothing changes the weight there.
-        bias: δ (out,); None if nothing changes the bias there.
-        noise: how large rounding alone may make a singular value of Δ; 0 where Δ was not made as a
-            difference of weights.
+        weight: Δ (out, in); None if the weight is unchanged.
+        bias: δ (out,); None if the bias is unchanged.
+        noise: The largest singular value of Δ that rounding alone may cause; 0 if Δ was not
+            computed as a difference of weights.
     """
 
     weight: Operator | None
@@ -100,49 +103,49 @@ class Effect:
 def effects(
     groups: Sequence[Mixable], params: Any, layout: Layout | str | None = None
 ) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
-    """The effects of adapters, each on the base alone, site by site.
+    """Computes the effects of adapters, each on the base alone, site by site.
 
     Args:
-        groups: adapters and mixes.
-        params: the base, any pytree of weights.
-        layout: where its sites lie; None for by name.
+        groups: Adapters and mixes.
+        params: The base, any pytree of weights.
+        layout: Where its sites are; None to infer it from the leaves.
 
     Yields:
-        Each site that one of them touches, with an effect for each of them. Who does not touch the
-        site has Δ = 0.
+        Each site that one of them changes, with an effect for each of them; adapters that do not
+        touch the site have Δ = 0.
 
     Raises:
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`.
     """
     each = [words(group.parts) for group in groups]
     joint: dict[str, Chain] = {}
     for own in each:
         for site, word in own.items():
             joint[site] = (*joint.get(site, ()), *word)
-    tree, sites = dense.fitted(params, joint, layout)
-    for one in sites:
-        yield _at(one, [len(own.get(one.site.name, ())) for own in each], tree)
+    resolved = resolve(params, joint, layout)
+    for site in resolved.sites:
+        yield _at(site, [len(own.get(site.name, ())) for own in each], resolved.tree)
 
 
 @jax.default_matmul_precision("highest")
-def _at(one: dense.Fitted, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effect, ...]]:
-    """A site and the effects there of words of so many updates.
+def _at(site: Site, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effect, ...]]:
+    """A site, and the effects of consecutive parts of its chain with these numbers of updates.
 
-    They were fit as one word, so that all of them see the weight lie the same way.
+    They were fitted as one chain, so that all of them use the same orientation of the weight.
     """
-    weight = _here(dequantized(tree.leaf(one.site.weight))) if one.site.weight else None
-    bias = _here(dequantized(tree.leaf(one.site.bias))) if one.site.bias else None
+    weight = _here(dequantized(tree.leaf(site.weight))) if site.weight else None
+    bias = _here(dequantized(tree.leaf(site.bias))) if site.bias else None
     found: list[Effect] = []
-    left = one.word
+    rest = site.chain
     for count in counts:
-        found.append(_effect(one, left[:count], weight, bias))
-        left = left[count:]
-    return _spot(one, weight, bias), tuple(found)
+        found.append(_effect(site, rest[:count], weight, bias))
+        rest = rest[count:]
+    return _spot(site, weight, bias), tuple(found)
 
 
 def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
-    """The same for adapters made of LoRAs alone (`is_plain`), whose effects need no base."""
+    """Computes the effects of adapters made of LoRAs only (`is_plain`), which need no base."""
     each = [words(group.parts) for group in groups]
     for site in dict.fromkeys(site for own in each for site in own):
         updates: list[Any] = [update for own in each for _, update in own.get(site, ())]
@@ -165,19 +168,18 @@ def _plain_effect(word: Chain, shape: tuple[int, int]) -> Effect:
 
 
 def common_dtype(updates: Sequence[LoRA]) -> Any:
-    """The dtype of arithmetic with LoRAs: float32 at the least."""
+    """Returns the dtype of arithmetic with LoRAs: float32 or wider."""
     dtypes = (update.a.dtype for update in updates)
     return jax.dtypes.canonicalize_dtype(reduce(np.promote_types, dtypes, np.dtype(np.float32)))
 
 
 def is_plain(update: Update) -> bool:
-    """Whether an update is a LoRA with nothing that reads the base."""
+    """Returns whether an update is a LoRA that does not read the base."""
     return isinstance(update, LoRA) and update.magnitude is None
 
 
-def _spot(one: dense.Fitted, weight: Any, bias: Any) -> Spot:
-    """What is said of a site beside its effects."""
-    site = one.site
+def _spot(site: Site, weight: Any, bias: Any) -> Spot:
+    """A site's properties besides its effects."""
     place = site.weight if site.changes_weight else None
     shape = place.shape(weight.shape) if place else ()
     is_vector = len(shape) == 1
@@ -186,44 +188,45 @@ def _spot(one: dense.Fitted, weight: Any, bias: Any) -> Spot:
         site.name,
         tuple(shape[2:]),
         is_vector,
-        embedding=is_named or any(_is_embedding(update) for _, update in one.word),
-        transposed=one.turned,
-        weight=_matrix(weight, one.weight)[:, 0] if is_vector and one.weight else None,
-        bias=_matrix(bias, one.bias)[:, 0] if one.bias else None,
+        embedding=is_named or any(_is_embedding(update) for _, update in site.chain),
+        transposed=site.transposed,
+        weight=_matrix(weight, form)[:, 0] if is_vector and (form := site.weight_form) else None,
+        bias=_matrix(bias, site.bias_form)[:, 0] if site.bias_form else None,
     )
 
 
 def _is_embedding(update: Update) -> bool:
-    """Whether an update says that its site is an embedding."""
+    """Whether an update's site is an embedding."""
     if isinstance(update, Together):
         return any(_is_embedding(part) for part in update.parts)
     return bool(getattr(update, "embedding", False))
 
 
-def _effect(one: dense.Fitted, word: Chain, weight: Any, bias: Any) -> Effect:
-    """The effect of a word at a site."""
-    reads = any(update.reads_base for _, update in word)
+def _effect(site: Site, chain: Chain, weight: Any, bias: Any) -> Effect:
+    """The effect of a chain at a site."""
+    reads = any(update.reads_base for _, update in chain)
     delta, moved, noise = None, None, 0.0
-    if one.weight and one.site.changes_weight:
-        form, dtype = one.weight, arithmetic(weight.dtype)
+    if site.weight_form and site.changes_weight:
+        form, dtype = site.weight_form, arithmetic(weight.dtype)
         shape = form.shape(weight.shape)
         base = Base(_matrix(weight, form) if reads else None, shape)
-        steps = fold(maps(cast(word, dtype), base))
+        steps = fold(maps(cast(chain, dtype), base))
         delta = _shift_of(steps, shape)
         if delta is None:
             delta, noise = _difference(steps, lambda: _matrix(weight, form))
-    if one.bias and any(update.has_bias or update.turns_bias for _, update in word):
-        column = _matrix(bias, one.bias)
-        matrix = _matrix(weight, one.weight).astype(column.dtype) if reads and one.weight else None
+    if site.bias_form and any(update.has_bias or update.turns_bias for _, update in chain):
+        column, matrix = _matrix(bias, site.bias_form), None
+        if reads and site.weight_form:
+            matrix = _matrix(weight, site.weight_form).astype(column.dtype)
         rows, cols = column.shape if matrix is None else matrix.shape
-        steps = fold(maps(cast(word, column.dtype), Base(matrix, (rows, cols), column), "bias"))
+        steps = fold(maps(cast(chain, column.dtype), Base(matrix, (rows, cols), column), "bias"))
         same = jnp.zeros_like(column)
         moved = (_difference(steps, lambda: column)[0].dense() if steps else same)[:, 0]
     return Effect(delta, moved, noise)
 
 
 def _shift_of(steps: Sequence[AffineMap], shape: tuple[int, int]) -> Operator | None:
-    """The Δ of steps that only add a low rank; None for others."""
+    """The Δ of steps that only add a low rank; otherwise None."""
     if not steps:
         return Zero(*shape)
     if len(steps) > 1 or not steps[0].is_shift:
@@ -236,8 +239,8 @@ def _difference(
 ) -> tuple[Dense, Float[Array, ""] | float]:
     """``W' − W`` as a dense matrix, and the noise of rounding in it.
 
-    What is only added is never lost in the digits of a large W: a difference of weights is taken
-    only where a step has an L or an R.
+    Sums are computed without W, so that small terms keep their digits; a difference of weights is
+    computed only for steps with an L or R.
     """
     moved: Array | None = None
     noise: Any = 0.0
@@ -261,7 +264,7 @@ def _matrix(leaf: Any, form: Form) -> Float[Array, "out in"]:
 
 
 def _here(leaf: Any) -> jax.Array:
-    """A leaf as an array on one device: a decomposition needs the whole of it."""
+    """A leaf as an array on one device, because a decomposition needs the whole leaf."""
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1:
         return jnp.asarray(leaf)
     return jnp.asarray(np.asarray(leaf))

@@ -1,7 +1,7 @@
-"""The errors of jaxmix: one base class, one kind for each thing that can be wrong.
+"""The exceptions of jaxmix: one base class, and a subclass for each kind of problem.
 
 A message says where, what was found, what was expected and what to do, and lists all offenders at
-once. Every kind is also a ``ValueError``, so that code which does not know jaxmix can catch it.
+once. All of them are also ``ValueError``.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,16 +20,16 @@ __all__ = [
     "spelling",
 ]
 
-# From an option's name and the literal of its value to how the reader of a message writes it.
+# From an option's name and the literal of its value to its spelling in messages.
 _spelling: ContextVar[Callable[[str, str], str] | None] = ContextVar("spelling", default=None)
 
 
 class JaxmixError(ValueError):
-    """Anything that jaxmix refuses. Catch this one to catch them all."""
+    """Base class of all exceptions that jaxmix raises on purpose."""
 
 
 class AdapterError(JaxmixError):
-    """An adapter or a mix that makes no sense: names, strengths, parts, non-finite factors."""
+    """An invalid adapter or mix: names, strengths, parts, non-finite factors."""
 
 
 class LayoutError(JaxmixError):
@@ -37,30 +37,30 @@ class LayoutError(JaxmixError):
 
 
 class ShapeError(JaxmixError):
-    """A factor whose shape does not fit the weight that it is for."""
+    """A factor whose shape does not fit its weight."""
 
 
 class CheckpointError(JaxmixError):
-    """A file that is missing, damaged, incomplete, or that holds what nobody asked for."""
+    """A file that is missing, damaged, incomplete, or has unexpected contents."""
 
 
 class VerificationError(CheckpointError):
-    """An output that was read back, and is not what it should be."""
+    """An output that differs from what was to be written."""
 
 
 class UnsupportedError(JaxmixError):
-    """Something well-formed that jaxmix does not do; the message says why and what to do."""
+    """Valid input that jaxmix does not support; the message says why and what to do."""
 
 
 def listing(lines: Iterable[str], limit: int = 20) -> str:
-    """Lays offenders out one a line, the first ``limit`` of them, and counts the rest.
+    """Formats offenders as one line each, up to ``limit``, and counts the rest.
 
     Args:
-        lines: one offender each.
-        limit: how many to show.
+        lines: One offender each.
+        limit: The number of lines to show.
 
     Returns:
-        Indented lines, each after a newline, so that the text can follow a colon.
+        Indented lines, each after a newline, to follow a colon.
     """
     lines = list(lines)
     shown = "".join(f"\n  {line}" for line in lines[:limit])
@@ -69,12 +69,12 @@ def listing(lines: Iterable[str], limit: int = 20) -> str:
 
 
 def option(name: str, value: object = True, *, of: str = "") -> str:
-    """An option as the reader of a message writes it.
+    """Returns an option as the reader of a message would write it.
 
     Args:
-        name: the option's name in Python.
-        value: what to give it; ``...`` for what only the user knows.
-        of: in Python, the start of the call that takes it, such as ``"load(path"``.
+        name: The option's name in Python.
+        value: Its value; ``...`` for a value that only the user knows.
+        of: In Python, the start of the call that takes it, such as ``"load(path"``.
 
     Returns:
         ``name=value``, or the whole call; on the command line ``--name value``.
@@ -91,10 +91,10 @@ def option(name: str, value: object = True, *, of: str = "") -> str:
 
 @contextmanager
 def spelling(spell: Callable[[str, str], str]) -> Iterator[None]:
-    """Makes `option` spell options in another way within a ``with`` block.
+    """Changes how `option` spells options inside a ``with`` block.
 
     Args:
-        spell: from an option's name and the Python literal of its value to what to write.
+        spell: Returns the spelling for an option's name and the Python literal of its value.
 
     Yields:
         Nothing.

@@ -1,4 +1,4 @@
-"""Factors at the door: arrays that JAX computes with, whatever the user's code had them in."""
+"""Converts factors that users pass in to arrays that JAX can compute with."""
 
 import sys
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ __all__ = ["checked_factors"]
 
 @dataclass(frozen=True)
 class _Field:
-    """What a field of a family holds, read off its annotation."""
+    """What a field of a family holds, according to its annotation."""
 
     name: str
     may_be_none: bool
@@ -30,24 +30,23 @@ class _Field:
 
 
 class _Unusable(Exception):
-    """A value that no factor can be, in words."""
+    """A value that can't be a factor, with a message."""
 
 
 def checked_factors(updates: Mapping[str, Update]) -> dict[str, Update]:
-    """Updates whose factors are arrays and numbers that JAX takes.
+    """Converts the factors of updates to arrays and numbers that JAX accepts.
 
-    NumPy arrays get the machine's byte order. Lists of numbers and PyTorch's tensors become NumPy
-    arrays, and integers floats where a family has floats. What is an array of JAX, or stands for
-    one, stays as it is.
+    NumPy arrays get native byte order. Lists of numbers and PyTorch tensors become NumPy arrays,
+    and integers become floats where a family has floats. JAX arrays and placeholders are unchanged.
 
     Args:
         updates: ``{site: update}``.
 
     Returns:
-        The same, an update itself where nothing in it had to change.
+        The updates, as the same objects where nothing had to change.
 
     Raises:
-        AdapterError: if factors are nothing of that kind; all of them are listed.
+        AdapterError: If factors can't be converted; all of them are listed.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -62,14 +61,14 @@ def checked_factors(updates: Mapping[str, Update]) -> dict[str, Update]:
         made[site] = _update(update, f"{site}: ", wrong)
     if wrong:
         raise AdapterError(
-            f"factors that are no arrays of numbers:{listing(wrong)}\nExpected NumPy or JAX arrays "
-            "of floats, and a finite number or an array without axes as scale."
+            f"factors that are not arrays of numbers:{listing(wrong)}\nExpected NumPy or JAX "
+            "arrays of floats, and a finite number or an array without axes as scale."
         )
     return made
 
 
 def _update(update: Any, where: str, wrong: list[str]) -> Any:
-    """An update with its factors checked; what is wrong with them is added to a list."""
+    """An update with converted factors; messages about invalid ones are added to a list."""
     changed: dict[str, Any] = {}
     for one in _fields(type(update)):
         old = getattr(update, one.name)
@@ -79,8 +78,8 @@ def _update(update: Any, where: str, wrong: list[str]) -> Any:
 
 
 def _value(value: Any, one: _Field, where: str, wrong: list[str]) -> Any:
-    """A field's value, of tuples each of their values."""
-    if one.is_static:  # a rank, say, that somebody counted with NumPy; no file holds it so
+    """A field's converted value; for tuples, each of their items."""
+    if one.is_static:  # such as a rank that was computed with NumPy
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Update):
         return _update(value, where, wrong)
@@ -96,7 +95,7 @@ def _value(value: Any, one: _Field, where: str, wrong: list[str]) -> Any:
 
 
 def _array(value: Any, one: _Field) -> Any:
-    """An array, or a number, as JAX takes it."""
+    """An array or a number that JAX accepts."""
     if one.is_tuple and hasattr(value, "shape"):
         raise _Unusable(f"is one array {np.shape(value)}, expected a tuple of arrays")
     if isinstance(value, jax.Array):
@@ -121,12 +120,12 @@ def _array(value: Any, one: _Field) -> Any:
     elif isinstance(value, list | tuple | range | memoryview):
         value = _of_numbers(value)
     if not isinstance(value, np.ndarray | np.generic):
-        return value  # an outline, a placeholder: what transformations of pytrees put there
+        return value  # a placeholder of a pytree transformation
     return _native(value, one)
 
 
 def _of_torch(tensor: Any) -> np.ndarray:
-    """A tensor of PyTorch as an array of its own; NumPy has no bfloat16, whose floats are ours."""
+    """A PyTorch tensor as a new array; bfloat16, which NumPy lacks, is that of ml_dtypes."""
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":
         return np.array(tensor.float().numpy(), ml_dtypes.bfloat16)
@@ -137,7 +136,7 @@ def _of_torch(tensor: Any) -> np.ndarray:
 
 
 def _of_numbers(value: Any) -> Any:
-    """A list of numbers, of such lists, or of arrays, as an array."""
+    """A list of numbers, nested lists or arrays as an array."""
     if isinstance(value, list | tuple) and any(isinstance(item, jax.Array) for item in value):
         return jnp.asarray(value)
     try:
@@ -147,7 +146,7 @@ def _of_numbers(value: Any) -> Any:
 
 
 def _native(array: Any, one: _Field) -> Any:
-    """An array of numbers in the machine's byte order, of floats where the family has floats."""
+    """An array of numbers in native byte order, of floats where the family has floats."""
     dtype = array.dtype
     is_number = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
     if not is_number or dtype in (np.dtype(np.longdouble), np.dtype(object)):
@@ -168,7 +167,7 @@ def _fields(family: type) -> tuple[_Field, ...]:
 
 
 def _described(field: Any) -> _Field:
-    """A field by its annotation: of jaxtyping's arrays, whose names say what they hold."""
+    """A field by its annotation with jaxtyping, which names the dtype and the shape."""
     text = str(field.type)
     return _Field(
         field.name,

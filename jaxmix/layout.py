@@ -1,5 +1,7 @@
 """Layouts of params trees: rules, the layouts that have a name, and the model libraries' tables."""
 
+from collections.abc import Mapping
+
 from jaxmix.placement.layout import (
     FLAX,
     KERNEL,
@@ -13,6 +15,7 @@ from jaxmix.placement.layout import (
     Scale,
     libraries,
     named,
+    register_libraries,
 )
 
 __all__ = [
@@ -29,3 +32,13 @@ __all__ = [
     "libraries",
     "named",
 ]
+
+
+def _tables() -> Mapping[str, Layout]:
+    """The tables of converters/layouts, imported when they are first needed."""
+    from jaxmix.converters.layouts import TABLES
+
+    return TABLES
+
+
+register_libraries(_tables)

@@ -1,4 +1,4 @@
-"""Any mix as one LoRA: the singular value decomposition of what it changes at each site."""
+"""Turns any mix into one LoRA by the singular value decomposition of its effects."""
 
 from typing import Any, Literal, overload
 from zlib import crc32
@@ -53,40 +53,40 @@ def to_lora(
     name: str | None = None,
     with_errors: bool = False,
 ) -> Adapter | tuple[Adapter, dict[str, float]]:
-    """Any adapter or mix as one LoRA adapter: ``B A ≈ Δ = W' − W`` at each site, by SVD.
+    """Turns any adapter or mix into one LoRA: ``B A ≈ Δ = W' − W`` at each site, by SVD.
 
-    Δ is the whole effect on these params, rotations, scalings, norms and all, so the LoRA stands
-    for the mix on this base alone. At a site where all of the mix is of low rank (LoRA, AdaLoRA, a
-    LoHa of small ranks, in any number) Δ is never made: the factors' QR and the SVD of a small core
-    give the same. Elsewhere Δ is dense, one site at a time, in float32, or float64 where the params
-    are.
+    Δ is the whole effect on these params, including rotations, scalings and norms, so the LoRA
+    represents the mix for this base only. If all updates of a site have low rank (any number of
+    LoRA, AdaLoRA, or LoHa of small ranks), Δ is never materialized: QR of the factors and the SVD
+    of a small core give the same result. Otherwise Δ is dense, one site at a time, in float32, or
+    in float64 for float64 params.
 
-    What is no matrix comes along exactly: a change of the bias as LoRA's ``bias``, a norm's weight,
-    and a bias at a site whose weight stays, as `Replace`.
+    Other changes are kept exactly: those of a bias as LoRA's ``bias``; a norm's weight, and the
+    bias of an unchanged weight, as `Replace`.
 
     Args:
-        mixed: an adapter or a mix; its strengths are in the result, whose own is 1.
-        params: the base, any pytree of weights.
-        rank: a whole number r for all sites, A (r, in) and B (out, r), filled with zeros where the
-            effect has less; or a share of the energy (the sum of squares) between 0 and 1, which
-            each site keeps with as small a rank as it takes; None or "exact" for the rank that the
-            effect has, to rounding.
-        key: a PRNG key. With it, and a whole number as rank, large dense effects (both sides of
-            768 or more, and the rank small against them) are decomposed by a randomised SVD:
-            faster, and a little off the optimum. Without it every decomposition is exact.
-        layout: where the sites lie in the tree, as in `jaxmix.compose`.
-        name: the name of the result; by default the adapter's own, "lora" for a mix.
-        with_errors: whether to return the errors too.
+        mixed: An adapter or a mix; its strengths are included, and the result has strength 1.
+        params: The base, any pytree of weights.
+        rank: An integer r for all sites, A (r, in) and B (out, r), padded with zeros where the
+            effect has a smaller rank; or a share of the energy (the sum of squares) between 0 and
+            1, which each site keeps with the smallest rank that suffices; None or "exact" for the
+            effect's own rank, up to rounding.
+        key: A PRNG key. With a key and an integer rank, large dense effects (768 or more rows and
+            columns, and a small rank) are decomposed by a randomised SVD, which is faster and close
+            to the optimum. Without a key, each decomposition is exact.
+        layout: Where the sites are in the tree, as in `jaxmix.compose`.
+        name: The name of the result; by default the adapter's own, or "lora" for a mix.
+        with_errors: Whether to return the errors too.
 
     Returns:
-        The adapter, of scale 1 at each site, so that alpha is the rank. With ``with_errors`` a
-        pair: the adapter, and ``{site: error}`` with ``‖Δ − B A‖ / ‖Δ‖`` (Frobenius, rounding
-        aside) of each LoRA, as floats that a writer can put into a file's metadata.
+        The adapter, with scale 1 at each site, so alpha is the rank. With ``with_errors`` a pair:
+        the adapter, and ``{site: error}`` with ``‖Δ − B A‖ / ‖Δ‖`` (Frobenius norm, without
+        rounding) of each LoRA.
 
     Raises:
-        AdapterError: if ``mixed`` is no adapter, or the rank is none of these.
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`.
+        AdapterError: If ``mixed`` is not an adapter, or the rank is invalid.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,21 +121,21 @@ def to_lora(
 
 
 def site_key(key: Array, site: str) -> Array:
-    """A key of a site's own, the same whatever other sites there are."""
+    """Returns a site's own PRNG key, which does not depend on the other sites."""
     return jax.random.fold_in(key, crc32(site.encode()))
 
 
 def checked_rank(rank: Any) -> int | float | None:
-    """A rank that makes sense.
+    """Checks a rank.
 
     Args:
-        rank: what the user said.
+        rank: The user's argument.
 
     Returns:
-        A whole number from 1 on, a share between 0 and 1, or None for exact.
+        A positive integer, a share between 0 and 1, or None for exact.
 
     Raises:
-        AdapterError: if it is anything else.
+        AdapterError: If it is anything else.
     """
     if rank is None or (isinstance(rank, str) and rank == "exact"):
         return None
@@ -147,24 +147,24 @@ def checked_rank(rank: Any) -> int | float | None:
         if number.dtype.kind == "f" and 0 < number < 1:
             return float(number)
     raise AdapterError(
-        f"a rank is {rank!r}, expected a whole number from 1 on, a share of the energy between 0 "
-        "and 1, such as 0.99, or None for the effect's own."
+        f"a rank is {rank!r}, expected a positive integer, a share of the energy between 0 and 1, "
+        "such as 0.99, or None for the effect's own."
     )
 
 
 def compressed(
     spot: Spot, effect: Effect, rank: int | float | None, key: Array | None = None
 ) -> tuple[Update, Any]:
-    """The update of low rank for an effect, and the relative error of its B A.
+    """Returns a low-rank update for an effect, and the relative error of its B A.
 
     Args:
-        spot: the site.
-        effect: what changes there.
-        rank: as `to_lora` takes it, checked.
-        key: for a randomised decomposition; None for an exact one.
+        spot: The site.
+        effect: What changes there.
+        rank: As in `to_lora`, checked.
+        key: For a randomised decomposition; None for an exact one.
 
     Returns:
-        A LoRA, or a `Replace` where there is no matrix; the error is None then.
+        A LoRA, or a `Replace` with an error of None if the effect is not a matrix.
     """
     bias = effect.bias
     if effect.weight is None or spot.is_vector:

@@ -1,4 +1,4 @@
-"""What an adapter's file says about it beside its numbers: for which model and task it is."""
+"""The metadata of an adapter's file: the model and task that it was trained for."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,21 +8,21 @@ from jaxmix.errors import AdapterError
 
 __all__ = ["Metadata", "checked_metadata", "shared_metadata"]
 
-# By the names that the file has for them: strings, or what else JSON holds.
+# By their names in the file: strings and other JSON values.
 Metadata = Mapping[str, Any]
 
 
 def checked_metadata(metadata: Any) -> dict[str, Any]:
-    """Metadata as a dict of its own.
+    """Checks metadata and returns a copy.
 
     Args:
-        metadata: ``{name: value}``, strings and what JSON can hold.
+        metadata: ``{name: value}``, of strings and JSON values.
 
     Returns:
         A copy.
 
     Raises:
-        AdapterError: if it is anything else.
+        AdapterError: If it is anything else.
     """
     copy: Any = None
     try:
@@ -38,13 +38,13 @@ def checked_metadata(metadata: Any) -> dict[str, Any]:
 
 
 def shared_metadata(several: Iterable[Metadata]) -> dict[str, Any]:
-    """The metadata of what is made of several adapters: what all say that say anything.
+    """Returns the metadata on which several adapters agree.
 
     Args:
-        several: the metadata of each.
+        several: The metadata of each.
 
     Returns:
-        The values on which none disagrees.
+        The values that are equal in all adapters that have them.
 
     Example:
         >>> shared_metadata([{"task_type": "CAUSAL_LM", "revision": "a"}, {"revision": "b"}, {}])

@@ -21,13 +21,13 @@ _READ = "Read one with jaxmix.load"
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Mix(Mixable):
-    """Adapters in order: ``Aₙ ∘ … ∘ A₁``, a word in the free monoid of adapters.
+    """Adapters in order of application: ``Aₙ ∘ … ∘ A₁``.
 
     Args:
-        parts: the adapters, the one that is applied first first.
+        parts: The adapters, in order of application.
 
     Raises:
-        AdapterError: by `mix`, which makes them.
+        AdapterError: By `mix`, which creates mixes.
 
     Example:
         >>> mix(Adapter({}, name="a"), 0.5 * Adapter({}, name="b"))
@@ -35,7 +35,7 @@ class Mix(Mixable):
           1. a: nothing at 0 sites, strength 1
           2. b: nothing at 0 sites, strength 0.5
 
-    Source: DESIGN.md, the idea.
+    Source: docs/design.md.
     """
 
     parts: tuple[Adapter, ...]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -52,30 +52,30 @@ class Mix(Mixable):
 
 
 def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
-    """Adapters in order as one adapter: ``mix(a, b)`` applies a, then b: ``W ↦ B(A(W))``.
+    """Combines adapters, in order, into one: ``mix(a, b)`` applies a, then b: ``W ↦ B(A(W))``.
 
-    At a site each of them is an affine map ``W ↦ L W Rᵀ + Δ``, and so is their composition. What
-    reads a weight (DoRA's norm) reads the base's, so that ``mix`` is associative; the mix of
-    nothing is the identity.
+    At each site an adapter is an affine map ``W ↦ L W Rᵀ + Δ``, and so is their composition. Maps
+    that read a weight (DoRA's norm) read the base's, which makes ``mix`` associative. A mix of no
+    adapters is the identity.
 
     Args:
-        *adapters: adapters and mixes, the one to apply first first. A mix's parts join one by one.
-        strength: a real scalar with which every part's strength is multiplied, or one for each of
-            the arguments: a sequence, or an array (n,), traced or not.
+        *adapters: Adapters and mixes, in order of application. A mix's parts are inserted in order.
+        strength: A scalar that multiplies every part's strength, or one scalar per argument: a
+            sequence or an array (n,), traced or not.
 
     Returns:
         The mix: a pytree, a function of params, and an adapter for further mixes.
 
     Raises:
-        AdapterError: if something is no adapter, two have one name, or a strength is no real
-            scalar.
+        AdapterError: If an argument is not an adapter, two adapters have the same name, or a
+            strength is not a real scalar.
 
     Example:
         >>> a, b = Adapter({}, name="a"), Adapter({}, name="b")
         >>> [part.strength for part in mix(a, 0.5 * b, strength=2).parts]
         [2.0, 1.0]
 
-    Source: DESIGN.md, laws 2 and 5; ``peft/mixed_model.py`` for what it stands for.
+    Source: docs/design.md, laws 2 and 5; ``peft/mixed_model.py`` for the same in torch.
     """
     strengths = _each(strength, len(adapters))
     parts: list[Adapter] = []
@@ -103,34 +103,34 @@ def compose(
     layout: Layout | str | None = None,
     donate: bool = False,
 ) -> Any:
-    """The params with adapters in them, in order: ``W' = Aₙ(… A₁(W))`` at every site.
+    """Merges each site's updates into the params, in order: ``W' = Aₙ(… A₁(W))``.
 
-    Each site's maps are folded into one, ``W ↦ L W Rᵀ + Δ``, and applied in few passes; arithmetic
-    is in float32 at the least, with one rounding at the end.
+    Each site's maps are folded into one, ``W ↦ L W Rᵀ + Δ``, and applied in few passes. Arithmetic
+    is in float32 or wider, with one rounding at the end.
 
     Args:
-        params: a pytree of weights: a flat dict with PyTorch names and (out, in), a nested dict
-            with ``kernel`` (in, out), an ``nnx.Module``, an ``nnx.State``, an Equinox module, any
-            other.
-        adapters: one adapter or mix, or several, the one to apply first first.
-        layout: where the sites lie in the tree: None to find it by the leaves' names and shapes,
-            the name of a layout (``"torch"``, ``"flax"``, a model library's such as ``"tunix"``),
-            or a `Layout`.
-        donate: give up the buffers of the leaves that change, so that they are used again; params
-            must not be used afterwards.
+        params: A pytree of weights: a flat dict with PyTorch names and (out, in), a nested dict
+            with ``kernel`` (in, out), an ``nnx.Module``, an ``nnx.State``, an Equinox module, or
+            any other.
+        adapters: An adapter, a mix, or several of them in order of application.
+        layout: Where the sites are in the tree: None to infer it from the leaves' names and shapes,
+            the name of a layout (``"torch"``, ``"flax"``, or a model library's such as
+            ``"tunix"``), or a `Layout`.
+        donate: Reuse the buffers of the changed leaves for the result. ``params`` must not be used
+            afterwards.
 
     Returns:
-        A tree of the same structure, shapes, dtypes and shardings; of a leaf that qwix quantized,
-        the dequantized array (`jaxmix.requantized`). Leaves that no adapter touches are the same
-        objects; without adapters it is ``params`` itself. An object that ties its
-        embedding and has a method ``untied``, as `jaxmix.models.Decoder` does, comes back untied if
-        an adapter changes one of the two.
+        A tree of the same structure, shapes, dtypes and shardings. Leaves that no adapter touches
+        are the same objects; without adapters the result is ``params`` itself. A changed leaf that
+        qwix quantized is dequantized (see `jaxmix.requantized`). A model with a tied embedding and
+        a method ``untied``, such as `jaxmix.models.Decoder`, is returned untied if an adapter
+        changes only one of the two sides.
 
     Raises:
-        LayoutError: if sites find no leaf, or more than one, several layouts fit that differ, a
-            leaf is not of floats, or the tree ties what they separate.
-        ShapeError: if factors do not fit their weights.
-        AdapterError: if something is no adapter, or two have one name.
+        LayoutError: If sites find no leaf, or more than one, several layouts fit and differ, a
+            leaf is not of floats, or the tree ties weights that the adapters change differently.
+        ShapeError: If factors do not fit their weights.
+        AdapterError: If an argument is not an adapter, or two adapters have the same name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,23 +139,23 @@ def compose(
         >>> compose({"proj.weight": jnp.zeros((2, 3))}, [0.5 * lora])["proj.weight"].tolist()
         [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
 
-    Source: DESIGN.md, how a mix is computed; ``peft/tuners/mixed/model.py`` for the same in torch.
+    Source: docs/design.md; ``peft/tuners/mixed/model.py`` for the same in torch.
     """
     return several(adapters, "compose")(params, layout=layout, donate=donate)
 
 
 def several(adapters: Any, who: str) -> Mix:
-    """What a function was given for its adapters, as one mix.
+    """Returns a function's argument for adapters as one mix.
 
     Args:
-        adapters: an adapter, a mix, or several.
-        who: the function's name.
+        adapters: An adapter, a mix, or several of them.
+        who: The function's name, for messages.
 
     Returns:
         Their mix, in order.
 
     Raises:
-        AdapterError: if it is anything else.
+        AdapterError: If it is anything else.
     """
     if isinstance(adapters, Adapter | Mix):
         return mix(adapters)
@@ -190,7 +190,7 @@ def _each(strength: Any, count: int) -> Sequence[Any]:
 
 
 def _remedy(thing: Any) -> str:
-    """What makes an adapter of a thing that is none; "" if that is not known."""
+    """Explains how to turn a value into an adapter; "" if unknown."""
     if isinstance(getattr(thing, "mix", None), Mixable):  # what `jaxmix.fit` returns
         return "Its mix is an adapter: pass result.mix."
     if isinstance(thing, str | bytes | PathLike):
@@ -201,6 +201,6 @@ def _remedy(thing: Any) -> str:
 
 
 def _short(thing: Any) -> str:
-    """A thing that is no adapter, for a message."""
+    """A value that is not an adapter, for a message."""
     text = " ".join(repr(thing).split())
     return f"{type(thing).__name__} {text if len(text) < 60 else text[:57] + '…'}"

@@ -1,4 +1,4 @@
-"""The singular value decomposition of an operator, by its structure where it is of low rank."""
+"""The singular value decomposition of an operator, by its structure if it has low rank."""
 
 from functools import reduce
 from typing import Any
@@ -14,19 +14,19 @@ __all__ = ["low_rank_of", "rounding", "singular", "truncated"]
 # A randomised decomposition is used from this size on, if a key is given. Below, an exact one of a
 # matrix takes less than a second on two cores.
 LARGE = 768
-# Halko, Martinsson, Tropp: a few more directions than asked for, and a few power iterations.
+# Halko, Martinsson, Tropp: a few additional directions, and a few power iterations.
 _OVERSAMPLING = 10
 _ITERATIONS = 4
 
 
 def low_rank_of(delta: Operator) -> LowRank | None:
-    """The same matrix as one low rank, or None where that has no advantage over a dense one.
+    """Returns an operator as one low rank; None if that has no advantage over a dense matrix.
 
     Args:
-        delta: any operator (rows, cols).
+        delta: Any operator (rows, cols).
 
     Returns:
-        ``B A``, without a dense matrix having been made.
+        ``B A``, computed without a dense matrix.
 
     Example:
         >>> from jaxmix.operators import Dense
@@ -54,14 +54,14 @@ def low_rank_of(delta: Operator) -> LowRank | None:
 
 
 def singular(delta: Operator, noise: Any = 0.0) -> tuple[Array, Array, Array]:
-    """``Δ = U Σ Vᵀ`` without what is nought to rounding; at least one direction is left.
+    """Returns ``Δ = U Σ Vᵀ`` without directions that are zero up to rounding, at least one.
 
     Args:
         delta: Δ (out, in).
-        noise: how large rounding alone may make a singular value of Δ.
+        noise: The largest singular value of Δ that rounding alone may cause.
 
     Returns:
-        U (out, r), Σ's diagonal (r,), the largest first, and Vᵀ (r, in).
+        U (out, r), Σ's diagonal (r,) in descending order, and Vᵀ (r, in).
     """
     with jax.default_matmul_precision("highest"):
         u, s, vt = _decomposed(delta)
@@ -72,17 +72,17 @@ def singular(delta: Operator, noise: Any = 0.0) -> tuple[Array, Array, Array]:
 def truncated(
     delta: Operator, rank: int | float | None, key: Array | None = None, noise: Any = 0.0
 ) -> tuple[Float[Array, "out r"], Float[Array, "r in"], Float[Array, ""]]:
-    """``B A ≈ Δ``, the best of its rank, the singular values shared evenly by both.
+    """Returns ``B A ≈ Δ``, the best of its rank, with the singular values split evenly.
 
     Args:
         delta: Δ (out, in).
-        rank: r, filled with zeros where Δ has less; or a share of the energy, kept by as small a
-            rank as it takes; None for the rank that Δ has to rounding.
-        key: lets a large dense Δ be decomposed by random products where rank is a whole number.
-        noise: how large rounding alone may make a singular value of Δ.
+        rank: r, padded with zeros if Δ has a smaller rank; or a share of the energy, kept with the
+            smallest rank that suffices; None for the rank of Δ up to rounding.
+        key: For decomposing a large dense Δ by random products if the rank is an integer.
+        noise: The largest singular value of Δ that rounding alone may cause.
 
     Returns:
-        B (out, r), A (r, in), and ``‖Δ − B A‖ / ‖Δ‖``, () and 0 for a Δ of noughts.
+        B (out, r), A (r, in), and ``‖Δ − B A‖ / ‖Δ‖`` (), which is 0 for Δ = 0.
 
     Example:
         >>> from jaxmix.operators import Dense
@@ -107,26 +107,26 @@ def truncated(
 
 
 def rounding(s: Float[Array, " r"], noise: Any, shape: tuple[int, int]) -> Float[Array, ""]:
-    """How large a singular value of a matrix is that may be nought but for rounding.
+    """Returns the largest singular value of a matrix that may be caused by rounding alone.
 
     Args:
-        s: the matrix's singular values (r,).
-        noise: how large it may be by rounding alone before the decomposition.
-        shape: the matrix's shape (out, in).
+        s: The matrix's singular values (r,).
+        noise: The same for rounding before the decomposition.
+        shape: The matrix's shape (out, in).
 
     Returns:
-        A number, ().
+        A number ().
     """
     return jnp.maximum(max(shape) * jnp.finfo(s.dtype).eps * jnp.max(s), noise)
 
 
 def _rank(s: Array, noise: Any, shape: tuple[int, int]) -> int:
-    """How many singular values are more than rounding; 1 where none is."""
+    """The number of singular values above rounding, at least 1."""
     return max(1, int(jnp.sum(s > rounding(s, noise, shape))))
 
 
 def _shared(u: Array, s: Array, vt: Array, kept: int) -> tuple[Array, Array]:
-    """``B = U √Σ`` and ``A = √Σ Vᵀ``, cut or filled with zeros."""
+    """``B = U √Σ`` and ``A = √Σ Vᵀ``, truncated or padded with zeros."""
     root = jnp.sqrt(s[:kept])
     b, a = u[:, :kept] * root[None, :], root[:, None] * vt[:kept]
     more = kept - root.size
@@ -134,7 +134,7 @@ def _shared(u: Array, s: Array, vt: Array, kept: int) -> tuple[Array, Array]:
 
 
 def _decomposed(delta: Operator) -> tuple[Array, Array, Array]:
-    """U, Σ and Vᵀ; of ``B A`` by QR of both factors and the SVD of the small core between them."""
+    """U, Σ and Vᵀ; for ``B A`` by QR of both factors and the SVD of the small core."""
     if (thin := low_rank_of(delta)) is None:
         u, s, vt = jnp.linalg.svd(_dense(delta), full_matrices=False)
         return u, s, vt
@@ -145,17 +145,17 @@ def _decomposed(delta: Operator) -> tuple[Array, Array, Array]:
 
 
 def _dense(delta: Operator) -> Float[Array, "out in"]:
-    """Δ itself."""
+    """Δ as a dense matrix."""
     return delta.dense()
 
 
 def _is_large(shape: tuple[int, ...], rank: int) -> bool:
-    """Whether a randomised decomposition is the faster one by far."""
+    """Whether a randomised decomposition is much faster."""
     return min(shape) >= LARGE and 4 * (rank + _OVERSAMPLING) <= min(shape)
 
 
 def _randomised(matrix: Array, rank: int, key: Array) -> tuple[Array, Array, Array]:
-    """The SVD within the range of a few random products of Δ, and the error that was made."""
+    """The SVD in the range of a few random products of Δ, and its error."""
     size = (matrix.shape[1], rank + _OVERSAMPLING)
     q, _ = jnp.linalg.qr(matrix @ jax.random.normal(key, size, matrix.dtype))
     for _ in range(_ITERATIONS):

@@ -120,7 +120,7 @@ def test_division_and_sums_are_not_there() -> None:
 def test_what_is_no_update() -> None:
     """All of it at once, by site."""
     wrong: Any = {"q": ones((2, 3)), "k": LoRA(ones((1, 3)), ones((2, 1)), 1.0), 3: None}
-    with pytest.raises(AdapterError, match="no update of a family") as caught:
+    with pytest.raises(AdapterError, match="not updates of a family") as caught:
         Adapter(wrong)
     assert "\n  q: ndarray" in str(caught.value) and "\n  3: NoneType" in str(caught.value)
     assert "k:" not in str(caught.value)
@@ -137,9 +137,9 @@ def test_what_is_no_name() -> None:
     """A name is a text."""
     wrong: Any = 3
     for try_it in (lambda: Adapter({}, name=wrong), lambda: lora().renamed(wrong)):
-        with pytest.raises(AdapterError, match=r"name is 3, expected a text"):
+        with pytest.raises(AdapterError, match=r"name is 3, expected a string"):
             try_it()
-    with pytest.raises(AdapterError, match=r"source is 3, expected a text"):
+    with pytest.raises(AdapterError, match=r"source is 3, expected a string"):
         Adapter({}, source=wrong)
 
 

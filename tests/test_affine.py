@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmix.affine import AffineMap, Base, compose, fold, identity, shift
+from jaxmix.affine import AffineMap, Base, fold, identity, shift
 from jaxmix.errors import ShapeError
 from jaxmix.operators import (
     BlockDiagonal,
@@ -139,7 +139,7 @@ def test_alone(kind: str, w: np.ndarray) -> None:
     close(one(jnp.asarray(w)), expected)
     close(one.T(jnp.asarray(w.T)), expected.T)
     close(one.T.T(jnp.asarray(w)), expected)
-    for same in (compose(one, identity(SHAPE)), compose(identity(SHAPE), one)):
+    for same in (one.after(identity(SHAPE)), identity(SHAPE).after(one)):
         close(same(jnp.asarray(w)), expected)
         assert jax.tree.structure(same) == jax.tree.structure(one)
     assert one.is_shift == (kind in ("lora", "loha", "lokr", "shira", "dense", "both", "identity"))
@@ -156,7 +156,7 @@ def test_pairs(one: str, w: np.ndarray) -> None:
         x = jnp.asarray(w)
         results = []
         for first, second in words:
-            results.append((compose(second, first)(x), run(fold([first, second]), x)))
+            results.append((second.after(first)(x), run(fold([first, second]), x)))
         return results
 
     for word, results in zip(words, found(words), strict=True):
@@ -170,7 +170,7 @@ def test_compose_is_associative(kinds: list[str]) -> None:
     """As maps, and as structures of the same cost."""
     with jax.enable_x64(True):
         a, b, c = word_of(*kinds)
-        early, late = compose(c, compose(b, a)), compose(compose(c, b), a)
+        early, late = c.after(b.after(a)), c.after(b).after(a)
         w = np.random.default_rng(2).normal(size=SHAPE)
         close(early(jnp.asarray(w)), naive([a, b, c], w))
         close(late(jnp.asarray(w)), naive([a, b, c], w))
@@ -277,8 +277,8 @@ def test_how_many_steps(kinds: tuple[str, ...], steps: int, w: np.ndarray) -> No
 
 def test_a_rotation_turns_once() -> None:
     """Composition into one map gathers what it can't carry under one product."""
-    oft, added = made("oft"), compose(made("loha"), made("lokr"))
-    both = compose(oft, compose(made("lora"), added))
+    oft, added = made("oft"), made("loha").after(made("lokr"))
+    both = oft.after(made("lora").after(added))
     assert isinstance(both.shift, Sum)
     assert [type(term) for term in both.shift.terms] == [LowRank, Product]
 
@@ -344,17 +344,17 @@ def test_base_that_was_not_handed() -> None:
     with pytest.raises(ValueError) as caught:
         Base(None, SHAPE, bias).read("matrix")
     assert str(caught.value) == (
-        "a map of a weight (6, 8) reads the base's matrix, found None. Hand Base.matrix to updates "
+        "a map of a weight (6, 8) reads the base's matrix, found None. Pass Base.matrix to updates "
         "whose reads_base is true."
     )
-    with pytest.raises(ValueError, match=r"reads the base's bias, found None\. Hand Base\.bias"):
+    with pytest.raises(ValueError, match=r"reads the base's bias, found None\. Pass Base\.bias"):
         Base(jnp.ones(SHAPE), SHAPE).read("bias")
 
 
 def test_maps_of_other_shapes_are_refused() -> None:
     other = identity((8, 6))
     with pytest.raises(ShapeError, match=r"expected equal inner sizes"):
-        compose(other, AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
+        other.after(AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
     for word in ([other, made("lora")], [made("lora"), other], [made("oft"), other]):
         with pytest.raises(ShapeError, match="expected equal"):
             fold(word)

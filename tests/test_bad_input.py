@@ -176,7 +176,7 @@ def test_a_bias_of_another_size(update, shape):
     adapter = Adapter({SITE: update})
     base = {**BASE, f"{SITE}.bias": np.ones(shape, np.float32)}
     size = int(np.prod(shape))
-    text = rf"{SITE}: its bias {SITE}.bias has {size} numbers, expected 6, as the weight has outp"
+    text = rf"{SITE}: its bias {SITE}.bias has {size} numbers, expected 6, one for each output"
     with pytest.raises(ShapeError, match=text):
         jaxmix.compose(base, [adapter])
 

@@ -150,7 +150,7 @@ def test_no_factor(update: Any, text: str) -> None:
     with pytest.raises(AdapterError) as caught:
         Adapter({"k": LORA, "q": update, "v": LoHa(B, A, B, A, None)})  # pyright: ignore[reportArgumentType]
     found = str(caught.value)
-    assert found.startswith(f"factors that are no arrays of numbers:\n  q: {text}"), found
+    assert found.startswith(f"factors that are not arrays of numbers:\n  q: {text}"), found
     assert found.endswith(
         "\n  v: scale is None, expected a number\nExpected NumPy or JAX arrays of floats, and a "
         "finite number or an array without axes as scale."

@@ -20,8 +20,8 @@ from jaxmix.converters.checkpoints.quantization import look, method_of, unpacked
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.orientation import OutAxes
-from jaxmix.placement.sites import Tree
 from jaxmix.placement.spelling import Spellings
+from jaxmix.placement.tree import Tree
 from jaxmix.untrusted.patterns import is_match
 
 __all__ = ["BaseModel", "base_model"]

@@ -21,7 +21,7 @@ from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
 from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Replace, parts_of
 from jaxmix.mixing import Mix
-from jaxmix.placement.tied import HEADS
+from jaxmix.placement.ties import HEADS
 
 __all__ = ["NewHead", "with_new_head"]
 

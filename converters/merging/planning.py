@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from jaxmix.adapter import words
-from jaxmix.apply.dense import Fitted, fitted
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, Stored
 from jaxmix.converters.merging.quantized import refusal
 from jaxmix.converters.merging.recipe import Recipe, Share
 from jaxmix.errors import LayoutError
 from jaxmix.mixing import Mix
+from jaxmix.placement import Site, resolve
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.spelling import Spellings, respelled
 
@@ -45,10 +45,10 @@ def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe
     touched = {name: tensors[name] for name in leaves if name in tensors}
     if why := refusal(checkpoint, leaves):
         raise LayoutError(why)
-    found: list[Fitted] = []
+    found: list[Site] = []
 
     def probe(params: Any) -> None:
-        found.extend(fitted(params, word_at, layout)[1])
+        found.extend(resolve(params, word_at, layout).sites)
 
     shapes = {
         name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))
@@ -57,8 +57,8 @@ def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe
     with precision(touched.values()):
         jax.eval_shape(probe, shapes)
     shares: dict[str, list[Share]] = {}
-    for one in found:
-        for name, share in _shares(one, tensors):
+    for site in found:
+        for name, share in _shares(site, tensors):
             shares.setdefault(name, []).append(share)
     return {
         name: Recipe(tensor, tuple(shares[name]))
@@ -67,15 +67,15 @@ def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe
     }
 
 
-def _shares(one: Fitted, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Share]]:
+def _shares(site: Site, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Share]]:
     """What a site does to its bias and to its weight, by the names of these tensors."""
-    weight, bias = one.site.weight, one.site.bias
-    if bias and one.bias:
-        reads = weight if one.site.reads_base else None
+    weight, bias = site.weight, site.bias
+    if bias and site.bias_form:
+        reads = weight if site.reads_base else None
         base = tensors[reads.leaf] if reads else None
-        yield bias.leaf, Share(one.site.name, one.word, one.bias, base, one.weight)
-    if weight and one.weight and one.site.changes_weight:
-        yield weight.leaf, Share(one.site.name, one.word, one.weight)
+        yield bias.leaf, Share(site.name, site.chain, site.bias_form, base, site.weight_form)
+    if weight and site.weight_form and site.changes_weight:
+        yield weight.leaf, Share(site.name, site.chain, site.weight_form)
 
 
 def _leaves(sites: Iterable[str], layout: Layout, tensors: Collection[str]) -> Iterator[str]:

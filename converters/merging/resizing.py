@@ -23,7 +23,7 @@ from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
 from jaxmix.mixing import Mix
 from jaxmix.placement.layout import Layout, Part
-from jaxmix.placement.tied import EMBEDDINGS, HEADS
+from jaxmix.placement.ties import EMBEDDINGS, HEADS
 
 __all__ = ["resized"]
 

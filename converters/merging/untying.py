@@ -16,7 +16,8 @@ from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families import Update, parts_of
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.names import bare
-from jaxmix.placement.tied import bias_alone, tied_problem, trained_as_one
+from jaxmix.placement.tied import bias_alone, trained_as_one
+from jaxmix.placement.ties import Ties
 
 __all__ = ["untied"]
 
@@ -46,10 +47,11 @@ def untied(
     tensors = list(checkpoint.tensors)
     without_head = [name for name in tensors if bare(name) != _HEAD]
     sites = filter(_is_outside_layers, _weight_sites(mixed))
-    problems = {site: told for site in sites if (told := tied_problem(site, without_head))}
+    ties = Ties.of(without_head)
+    problems = {site: told for site in sites if (told := ties.problem(site))}
     if not problems or not _is_tied(checkpoint, tensors):
         return checkpoint, mixed, None
-    as_one, copies = trained_as_one(words(mixed.parts), without_head)
+    as_one, copies = trained_as_one(words(mixed.parts), without_head, ties)
     if as_one.issuperset(problems):
         return checkpoint, _without(mixed, copies.difference(_modules(tensors)), tensors), None
     if not allowed:
@@ -129,9 +131,10 @@ def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
     """
     tensors = list(checkpoint.tensors)
     modules = (name.removesuffix(".weight") for name in tensors if _is_outside_layers(name))
-    both = [f"{module}.weight" for module in modules if tied_problem(module, tensors)]
+    ties = Ties.of(tensors)
+    both = [f"{module}.weight" for module in modules if ties.problem(module)]
     is_shared = any(name.endswith("shared.weight") for name in both)
-    if len(both) == 1 and not is_shared and tied_problem(_HEAD.removesuffix(".weight"), tensors):
+    if len(both) == 1 and not is_shared and ties.problem(_HEAD.removesuffix(".weight")):
         return both[0]
     raise LayoutError(
         f"{option('untie')} knows decoders with a plain {_HEAD}, and {checkpoint.name} is "

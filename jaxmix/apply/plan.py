@@ -1,11 +1,11 @@
-"""How a word of updates is applied to one leaf: folded into steps, and in which passes these run.
+"""Applies a chain of updates to one leaf: folds them into steps, and runs passes over the weight.
 
-On an accelerator, or under an outer trace, everything is one function and XLA fuses it. On CPU XLA
-fuses terms of different kinds into one slow loop, so there every pass over the weight (a rotation,
-a low-rank product, …) is a compiled function of its own, which takes the buffer of the one before,
-and so is the making of each update's map. The choice is `_runs_by_pass`, and nowhere else. Compiled
-functions depend on structure, shapes and dtypes alone: layers of one shape share them, new words on
-CPU are made of the same few, and new strengths or factors do not re-trace.
+On an accelerator, or under an outer trace, everything is one function, and XLA fuses it. On CPU,
+XLA would fuse terms of different kinds into one slow loop. There each pass over the weight (a
+rotation, a low-rank product, …) is a compiled function that reuses the buffer of the previous one,
+and so is the computation of each update's map. Only `_runs_by_pass` makes this choice. Compiled
+functions depend on structure, shapes and dtypes only: layers of one shape share them, new chains on
+CPU use the same few, and new strengths or factors do not re-trace.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +29,7 @@ __all__ = ["apply", "arithmetic", "as_matrix", "cast", "made", "run"]
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """A pytree with its floats as arrays of a dtype, its whole numbers as they are."""
+    """Casts the floats of a pytree to a dtype and leaves integers unchanged."""
 
     def one(x: Any) -> Array:
         x = jnp.asarray(x)
@@ -40,43 +40,44 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 def apply(
     leaf: Array,
-    word: Chain,
+    chain: Chain,
     form: Form,
     *,
     base: Any = None,
     base_form: Form | None = None,
     donate: bool = False,
 ) -> Array:
-    """A word of updates applied to one leaf: ``W ↦ L W Rᵀ + Δ``, the word's maps folded.
+    """Applies a chain of updates to one leaf: ``W ↦ L W Rᵀ + Δ``, with the maps folded.
 
     Args:
-        leaf: the leaf, of any float dtype.
-        word: strengths and updates of one site, the first one first.
-        form: how the leaf holds the site's tensor.
-        base: the base's weight leaf, for the map of a bias that reads it; None for none.
-        base_form: how that one holds its tensor.
-        donate: whether the leaf's buffer may be used for the result.
+        leaf: The leaf, of any float dtype.
+        chain: Strengths and updates of one site, in order of application.
+        form: How the leaf holds the site's tensor.
+        base: The base's weight leaf, for maps of a bias that read it; otherwise None.
+        base_form: How that leaf holds its tensor.
+        donate: Whether to reuse the leaf's buffer for the result.
 
     Returns:
         The new leaf, of the same shape, dtype and sharding.
     """
-    word = tuple((_strength(strength, arithmetic(leaf.dtype)), update) for strength, update in word)
+    dtype = arithmetic(leaf.dtype)
+    chain = tuple((_strength(strength, dtype), update) for strength, update in chain)
     form, at = form.picked
     if not _runs_by_pass(leaf):
-        return (_fused_in_place if donate else _fused)(leaf, base, word, form, base_form, at)
-    return _by_pass(leaf, base, word, form, base_form, at, donate)
+        return (_fused_in_place if donate else _fused)(leaf, base, chain, form, base_form, at)
+    return _by_pass(leaf, base, chain, form, base_form, at, donate)
 
 
 def _runs_by_pass(leaf: Array) -> bool:
-    """Whether each pass is compiled alone (see above), or all of them together."""
-    # Over several devices it is one program: what was made alone would lie whole on one of them.
+    """Whether each pass is compiled separately (see above) instead of all together."""
+    # On several devices it is one program; separate results would be whole on one device.
     if isinstance(leaf, Tracer) or len(leaf.devices()) > 1:
         return False
     return all(device.platform == "cpu" for device in leaf.devices())
 
 
 def _strength(strength: Any, dtype: Any) -> Any:
-    """A strength as an array of the arithmetic's dtype: a float and an array trace alike."""
+    """A strength as an array of the arithmetic's dtype, so that floats and arrays trace alike."""
     if isinstance(strength, jax.Array):
         return strength.astype(dtype)
     return np.asarray(strength, dtype)
@@ -91,12 +92,12 @@ _KHATRI_RAO = 36
 # ---------------------------------------------------------------- everything as one function
 
 
-def _all(leaf: Array, base: Any, word: Chain, form: Form, base_form: Form | None, at: At) -> Array:
-    """The leaf with the word in it."""
+def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | None, at: At) -> Array:
+    """The leaf with the chain applied."""
     dtype = arithmetic(leaf.dtype)
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form, at)
-        made = [_thrifty(one) for one in maps(cast(word, dtype), start, form.part)]
+        made = [_thrifty(one) for one in maps(cast(chain, dtype), start, form.part)]
     now = form.tensor(leaf, at).astype(dtype)
     for work, operators in _passes(fold([form.turned(one) for one in made])):
         now = _in_matrix(work, now, operators, form, dtype)
@@ -114,14 +115,14 @@ _fused_in_place = jax.jit(_all, static_argnames=("form", "base_form"), donate_ar
 def _by_pass(
     leaf: Array,
     base: Any,
-    word: Chain,
+    chain: Chain,
     form: Form,
     base_form: Form | None,
     at: At,
     donate: bool,
 ) -> Array:
-    """The same by one compiled function for each map and each pass."""
-    steps = fold(list(_made(leaf, base, word, form, base_form, at)))
+    """The same with one compiled function for each map and each pass."""
+    steps = fold(list(_made(leaf, base, chain, form, base_form, at)))
     if not steps:
         return leaf
     if form.is_plain:
@@ -133,7 +134,7 @@ def _by_pass(
 def run(
     tensor: Array, steps: Iterable[AffineMap], form: Form, dtype: Any, *, donate: bool = False
 ) -> Array:
-    """Folded steps applied to a tensor, each pass by a compiled function; the last one rounds."""
+    """Applies folded steps to a tensor, one compiled function per pass; the last one rounds."""
     passes, bare = list(_passes(steps)), form.bare
     for i, (work, operators) in enumerate(passes):
         wide = dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)
@@ -143,48 +144,48 @@ def run(
 
 
 def made(
-    leaf: Any, base: Any, word: Chain, form: Form, base_form: Form | None = None
+    leaf: Any, base: Any, chain: Chain, form: Form, base_form: Form | None = None
 ) -> Iterator[AffineMap]:
-    """The word's maps, each by a compiled function. A leaf that none reads may be its shape."""
+    """Computes a chain's maps, one compiled function each. An unread leaf may be its shape."""
     form, at = form.picked
-    return _made(leaf, base, word, form, base_form, at)
+    return _made(leaf, base, chain, form, base_form, at)
 
 
 def _made(
-    leaf: Any, base: Any, word: Chain, form: Form, base_form: Form | None, at: At
+    leaf: Any, base: Any, chain: Chain, form: Form, base_form: Form | None, at: At
 ) -> Iterator[AffineMap]:
-    """The word's maps, of a form whose index is picked."""
+    """The maps of a chain, for a form without numbers in its index."""
     shape = form.shape(leaf.shape)
     dtype = arithmetic(leaf.dtype)
     bare = start = Base(None, shape)
-    if any(update.reads_base for _, update in word):
+    if any(update.reads_base for _, update in chain):
         start = _read(leaf, base, form, base_form, at)
         bare = Base(None, start.shape)
-    for strength, update in word:
-        sees = start if update.reads_base or update.is_base_side else bare
-        yield _map(update, _strength(strength, dtype), sees, form.bare, dtype)
+    for strength, update in chain:
+        visible = start if update.reads_base or update.is_base_side else bare
+        yield _map(update, _strength(strength, dtype), visible, form.bare, dtype)
         if update.is_base_side and start is not bare:
             start = _rebase(update, _strength(strength, dtype), start, dtype)
 
 
 def _one_map(update: Update, strength: Any, base: Base, form: Form, dtype: Any) -> AffineMap:
-    """One update's map, of the matrix as the leaf holds it."""
+    """One update's map of the matrix as the leaf holds it."""
     with jax.default_matmul_precision("highest"):
         (made,) = maps([cast((strength, update), dtype)], base, form.part)
         return form.turned(_thrifty(made))
 
 
 def _rebased(update: Update, strength: Any, base: Base, dtype: Any) -> Base:
-    """The base as updates after a base-side one read it."""
+    """The base as read by updates after one that changes the base itself."""
     strength, update = cast((strength, update), dtype)
     return update.rebased(base, strength)
 
 
-# ---------------------------------------------------------------- what both have in common
+# ---------------------------------------------------------------- used by both
 
 
 def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) -> Base:
-    """The base's leaves at the site as matrices; for a bias's map the weight is given apart."""
+    """The base's leaves at the site as matrices; the weight is separate for maps of a bias."""
     own = cast(form.matrix(leaf, at), arithmetic(leaf.dtype))
     if form.part == "weight":
         return Base(own, own.shape)
@@ -195,7 +196,7 @@ def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) ->
 
 
 def _thrifty(made: AffineMap) -> AffineMap:
-    """The map with its Δ in the structure that is cheapest to add to a dense weight."""
+    """The map with Δ in the structure that is cheapest to add to a dense weight."""
     delta = made.shift
     if isinstance(delta, Hadamard) and delta.left.rank * delta.right.rank <= _KHATRI_RAO:
         return AffineMap(made.left, made.right, delta.low_rank())
@@ -203,7 +204,7 @@ def _thrifty(made: AffineMap) -> AffineMap:
 
 
 def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], Any]]:
-    """The passes over the weight that steps take, in order."""
+    """The passes over the weight that steps need, in order."""
     for step in steps:
         if not step.is_shift:
             yield _turn, (step.left, step.right)
@@ -219,14 +220,14 @@ def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator], lies:
 
 
 def _add(w: Float[Array, "out in"], term: Operator, lies: Any) -> Array:
-    """``W + Δ``, for one term."""
+    """``W + Δ`` for one term."""
     return term.added_to(w)
 
 
 def _in_matrix(
     work: Callable[[Any, Any, Any], Any], tensor: Array, operators: Any, form: Form, dtype: Any
 ) -> Array:
-    """A pass over a tensor, done on its matrix in float32 at the least."""
+    """One pass over a tensor's matrix, in float32 or wider."""
     there = form.sharding if form.is_plain else None
     with jax.default_matmul_precision("highest"):
         matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))

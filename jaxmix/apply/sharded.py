@@ -1,12 +1,12 @@
-"""Leaves that lie on several devices: what comes back lies there too.
+"""Applies updates to leaves on several devices and keeps their shardings.
 
-It is one program a leaf, and XLA gives each device what it needs of the factors for its own part of
-Δ, of a replaced weight its part; arrays that were put onto devices by hand stay there. Where a
-rotation goes across the parts, these are exchanged, and no weight is gathered (`operators.spread`).
+One program per leaf: XLA gives each device the factors that it needs for its part of Δ, and its
+part of a replaced weight. Arrays with a sharding keep it. If a rotation spans parts, they are
+exchanged, and no weight is gathered (`operators.spread`).
 
-A mesh may have *explicit* axes, JAX's default, with which each product and each reshape must say
-how its result is laid out. Here that is left to XLA, as on a mesh with automatic axes, and only the
-end is fixed: the leaf's own sharding.
+On a mesh with *explicit* axes, JAX's default, each product and each reshape must state the sharding
+of its result. This is left to XLA here, as on a mesh with automatic axes; only the result gets the
+leaf's own sharding.
 """
 
 from dataclasses import replace
@@ -27,51 +27,50 @@ __all__ = ["apply"]
 
 def apply(
     leaf: jax.Array,
-    word: Chain,
+    chain: Chain,
     form: Form,
     *,
     base: Any = None,
     base_form: Form | None = None,
     donate: bool = False,
 ) -> jax.Array:
-    """`jaxmix.apply.plan.apply`, the leaf's sharding kept.
+    """Applies a chain as `jaxmix.apply.plan.apply` does, and keeps the leaf's sharding.
 
     Args:
-        leaf: the leaf.
-        word: strengths and updates of one site, the first one first.
-        form: how the leaf holds the site's tensor, with `sharding_of` the leaf.
-        base: the base's weight leaf, for the map of a bias that reads it; None for none.
-        base_form: how that one holds its tensor.
-        donate: whether the leaf's buffer may be used for the result.
+        leaf: The leaf.
+        chain: Strengths and updates of one site, in order of application.
+        form: How the leaf holds the site's tensor, including its sharding.
+        base: The base's weight leaf, for maps of a bias that read it; otherwise None.
+        base_form: How that leaf holds its tensor.
+        donate: Whether to reuse the leaf's buffer for the result.
 
     Returns:
         The new leaf, of the same shape, dtype and sharding.
     """
     if is_explicit(leaf):
-        there = jax.typeof(leaf).sharding
+        sharding = jax.typeof(leaf).sharding
         run = _explicit_in_place if donate else _explicit
-        return run(leaf, word, base, form=form, base_form=base_form, there=there)
-    out = plan.apply(leaf, word, form, base=base, base_form=base_form, donate=donate)
-    # A leaf that had to be moved or cut may come back elsewhere; under vmap nobody can ask.
+        return run(leaf, chain, base, form=form, base_form=base_form, sharding=sharding)
+    out = plan.apply(leaf, chain, form, base=base, base_form=base_form, donate=donate)
+    # A leaf that was moved or sliced may have another sharding; under vmap it is unknown.
     if form.sharding is None or isinstance(out, Tracer) or out.sharding == form.sharding:
         return out
     return jax.device_put(out, form.sharding)
 
 
 def _automatically(
-    leaf: jax.Array, word: Chain, base: Any, *, form: Form, base_form: Form | None, there: Any
+    leaf: jax.Array, chain: Chain, base: Any, *, form: Form, base_form: Form | None, sharding: Any
 ) -> jax.Array:
-    """`jaxmix.apply.plan.apply` as one function in which all axes are automatic."""
+    """`jaxmix.apply.plan.apply` as one function with automatic axes."""
 
-    def run(leaf: jax.Array, word: Chain, base: Any) -> jax.Array:
-        here = NamedSharding(jax.sharding.get_abstract_mesh(), there.spec)
-        own = replace(form, sharding=here)
-        return plan.apply(leaf, word, own, base=base, base_form=base_form)
+    def run(leaf: jax.Array, chain: Chain, base: Any) -> jax.Array:
+        own = NamedSharding(jax.sharding.get_abstract_mesh(), sharding.spec)
+        return plan.apply(leaf, chain, replace(form, sharding=own), base=base, base_form=base_form)
 
-    anywhere: Any = jax.sharding.auto_axes(run, out_sharding=there)
-    return anywhere(leaf, word, base)
+    automatic: Any = jax.sharding.auto_axes(run, out_sharding=sharding)
+    return automatic(leaf, chain, base)
 
 
-_jit = partial(jax.jit, static_argnames=("form", "base_form", "there"))
+_jit = partial(jax.jit, static_argnames=("form", "base_form", "sharding"))
 _explicit = _jit(_automatically)
 _explicit_in_place = _jit(_automatically, donate_argnames="leaf")

@@ -8,7 +8,6 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxmix.adapter import Adapter, Mixable, checked_strength, words
-from jaxmix.apply import dense
 from jaxmix.combining.deltas import combined_effect
 from jaxmix.combining.factors import combined_factors, have_factors
 from jaxmix.combining.formulas import MajoritySign
@@ -20,6 +19,7 @@ from jaxmix.families import Delta, LoRA, Update
 from jaxmix.low_rank import Rank, checked_rank, compressed, site_key
 from jaxmix.metadata import shared_metadata
 from jaxmix.operators import LowRank
+from jaxmix.placement import resolve
 from jaxmix.placement.layout import Layout
 
 __all__ = ["combine"]
@@ -221,7 +221,7 @@ def _check_shapes(
         for site, word in words(group.parts).items():
             joint[site] = (*joint.get(site, ()), *word)
     if params is not None:
-        dense.fitted(params, joint, layout)
+        resolve(params, joint, layout)
     shapes = {
         site: sorted({(update.b.shape[0], update.a.shape[1]) for _, update in word})
         for site, word in joint.items()

@@ -7,7 +7,7 @@ from typing import ClassVar
 import jax
 from jaxtyping import Array, Float
 
-from jaxmix.affine import AffineMap, Base, compose, identity
+from jaxmix.affine import AffineMap, Base, identity
 from jaxmix.families.base import Leaf, Update, joint_flag, maps
 
 __all__ = ["Together", "parts_of"]
@@ -92,7 +92,7 @@ class Together(Update):
         self, base: Base, strength: Float[Array, ""], leaf: Leaf, shape: tuple[int, int]
     ) -> AffineMap:
         made = maps([(strength, part) for part in self.parts], base, leaf)
-        return reduce(lambda before, after: compose(after, before), made, identity(shape))
+        return reduce(lambda before, later: later.after(before), made, identity(shape))
 
     def turned(self) -> "Together":
         """With each part turned."""

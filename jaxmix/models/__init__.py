@@ -9,7 +9,7 @@ from jaxmix.models.cache import Cache
 from jaxmix.models.checkpoint import read_tensors, tensor_files
 from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
 from jaxmix.models.decoder import Decoder
-from jaxmix.models.generate import generate
+from jaxmix.models.generation import generate
 from jaxmix.models.gpt2 import GPT2
 from jaxmix.models.reading import read_config
 from jaxmix.models.weights import from_torch, load, to_torch

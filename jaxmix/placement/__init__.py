@@ -1,1 +1,12 @@
-"""Where a site's tensors lie in a params tree: the only room that knows."""
+"""Finds the leaves of a params tree that hold each site's tensors.
+
+`resolve` is the way in: adapters' sites and updates go in; the tree's leaves, and the updates as
+they fit them, come out. `Rule` and `Layout` say where tensors are, a `Place` is where one tensor is
+in one tree, and a `Site` is a module with its updates, its places and their forms.
+"""
+
+from jaxmix.placement.resolving import Resolved, resolve
+from jaxmix.placement.sites import Site
+from jaxmix.placement.tree import Tree
+
+__all__ = ["Resolved", "Site", "Tree", "resolve"]

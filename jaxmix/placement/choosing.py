@@ -1,4 +1,4 @@
-"""Which layout is meant where nobody says: the leaves' names, else the one library that fits."""
+"""Chooses a layout if none is given: by the leaves' names, or the one library that fits."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,48 +9,49 @@ from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import NAMES, Layout, libraries
 from jaxmix.placement.own import own_layout
 from jaxmix.placement.roles import Roles
-from jaxmix.placement.sites import Site, Tree, placed
+from jaxmix.placement.sites import Site, placed
+from jaxmix.placement.tree import Tree
 
 __all__ = ["chosen", "library"]
 
 
 def chosen(
-    tree: Tree, words: Mapping[str, Chain], fits: Callable[[Sequence[Site]], bool]
+    tree: Tree, chains: Mapping[str, Chain], fits: Callable[[Sequence[Site]], bool]
 ) -> tuple[Layout, list[Site] | None]:
-    """The layout by which all sites find a leaf, and the sites as it places them.
+    """Finds the layout by which all sites have a leaf, and the sites with their places.
 
     Leaves that are named after their sites need no table, and neither do stacked layers and heads
-    that the tree itself tells (`placement.roles`). Otherwise the tables of the model libraries are
-    tried: first by the names of leaves, and if this leaves several, by shapes.
+    that the tree itself shows (`placement.roles`). Otherwise the tables of the model libraries are
+    tried, by the names of leaves, and if several match, by shapes.
 
     Args:
-        tree: the params.
-        words: ``{site: word}``.
-        fits: whether sites, as they were placed, fit the shapes of their leaves.
+        tree: The params.
+        chains: ``{site: chain}``.
+        fits: Returns whether sites with these places fit the shapes of their leaves.
 
     Returns:
-        The layout and the sites; where none finds all, the one that finds the most, and None.
+        The layout and the sites; if none finds all sites, the one that finds the most, and None.
 
     Raises:
-        LayoutError: if several fit that see the sites differently.
+        LayoutError: If several layouts fit and differ.
     """
-    sites, lost = placed(tree, words, NAMES, is_strict=True)
+    sites, lost = placed(tree, chains, NAMES, is_strict=True)
     if not lost and not _has_axes(tree, sites):
         return NAMES, sites
     own = own_layout(Roles(tree))
-    ours, missing = ([], [None]) if own is None else placed(tree, words, own, is_strict=True)
+    ours, missing = ([], [None]) if own is None else placed(tree, chains, own, is_strict=True)
     if own is not None and not missing and fits(ours):
         return own, ours
     if not lost:
         return NAMES, sites
-    # What of names is not found by all of them, or twice, is not found by some of them either.
+    # NAMES is tried already; the other layouts by name find no more than it does.
     tables = [table for table in libraries().values() if not table.by_name]
-    found = [(table, placed(tree, words, table, is_strict=True)) for table in tables]
+    found = [(table, placed(tree, chains, table, is_strict=True)) for table in tables]
     named = [(table, sites) for table, (sites, lost) in found if not lost]
     if not named and own is not None and not missing:
         return own, ours
     if not named:
-        misses = {table: len(placed(tree, words, table)[1]) for table in (NAMES, *tables)}
+        misses = {table: len(placed(tree, chains, table)[1]) for table in (NAMES, *tables)}
         return min(misses, key=misses.__getitem__), None
     if not _others(tree, named):
         return named[0]
@@ -63,23 +64,23 @@ def chosen(
 
 
 def _ambiguous(one: Layout, others: Sequence[tuple[str, Layout]]) -> LayoutError:
-    """The error for layouts that read a leaf in several ways."""
+    """The error for layouts that read a leaf differently."""
     lines = [f"{site}: {one.name!r} and {other.name!r}" for site, other in others]
     names = list(dict.fromkeys([one.name, *(other.name for _, other in others)]))
     return LayoutError(
-        f"several layouts fit the params, {' and '.join(map(repr, names))}, and say otherwise "
-        f"how leaves are to be read:{listing(lines)}\nSay which it is: "
+        f"several layouts fit the params, {' and '.join(map(repr, names))}, and read "
+        f"leaves differently:{listing(lines)}\nSay which it is: "
         f"{' or '.join(f'layout={name!r}' for name in names)}."
     )
 
 
 def _has_axes(tree: Tree, sites: Sequence[Site]) -> bool:
-    """Whether a site's weight has more than two axes: those of layers or heads, or of a kernel."""
+    """Whether a site's weight has more than two axes: of layers, heads, or a convolution."""
     return any(len(getattr(tree.leaf(s.weight), "shape", ())) > 2 for s in sites if s.weight)
 
 
 def _others(tree: Tree, found: Sequence[tuple[Layout, Sequence[Site]]]) -> list[tuple[str, Layout]]:
-    """The layouts that do not see every site as the first one does, each with its first such."""
+    """The layouts that read some site differently from the first, each with the first such site."""
     others: list[tuple[str, Layout]] = []
     (_, first), *rest = found
     for table, sites in rest:
@@ -91,7 +92,7 @@ def _others(tree: Tree, found: Sequence[tuple[Layout, Sequence[Site]]]) -> list[
 
 
 def _same(tree: Tree, ours: Site, theirs: Site) -> bool:
-    """Whether two layouts see a site alike."""
+    """Whether two layouts read a site alike."""
     for one, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
         if one == other:
             continue
@@ -106,14 +107,14 @@ def _same(tree: Tree, ours: Site, theirs: Site) -> bool:
 
 
 def library(shapes: Mapping[str, tuple[int, ...]]) -> list[Layout]:
-    """The layouts of the model libraries that a tree's leaves have the names and shapes of.
+    """Returns the layouts of model libraries that match the names and shapes of a tree's leaves.
 
     Args:
-        shapes: the shape of each leaf, by its dotted name.
+        shapes: The shape of each leaf, by its dotted name.
 
     Returns:
-        Those that find the most linear layers, an attention's among them; none if the leaves are
-        no library's.
+        Those that find the most linear layers, including an attention's; empty if no library
+        matches.
 
     Example:
         >>> [layout.name for layout in library({"layers.0.attn.q_proj.w": (4, 2, 3)})]
@@ -140,7 +141,7 @@ def library(shapes: Mapping[str, tuple[int, ...]]) -> list[Layout]:
 
 
 def _is_one_width(sizes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether all layers read and write states of one width, as they do where axes lie right."""
+    """Whether all layers read and write states of one width, as they do if the axes are right."""
     ins = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     widths = {size[1] for site, size in sizes.items() if site.endswith(ins)}
     return len(widths | {z[0] for s, z in sizes.items() if s.endswith(("o_proj", "down_proj"))}) < 2

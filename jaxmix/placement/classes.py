@@ -1,4 +1,4 @@
-"""What the class of a module says of its weight: Flax's NNX and Equinox, without importing them."""
+"""The axes of a weight by its module's class in Flax NNX or Equinox, without importing them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ _CELLS = ("RNNCellBase", "GRUCell", "LSTMCell")
 
 @dataclass(frozen=True)
 class Known:
-    """What a class says of one leaf.
+    """A leaf's axes, as its module's class defines them.
 
     Args:
-        kind: what the module is.
-        stack: the axes along which copies of the module are stacked.
-        rows: the axes of the outputs.
-        cols: the axes of the inputs.
+        kind: The kind of the module.
+        stack: The axes along which copies of the module are stacked.
+        rows: The axes of the outputs.
+        cols: The axes of the inputs.
     """
 
     kind: Kind
@@ -38,14 +38,14 @@ class Known:
 
 
 def owners(root: Any, path: Sequence[Any]) -> list[Any]:
-    """The objects on the way from a tree to one of its leaves, the outermost first.
+    """Returns the objects on the path from a tree to one of its leaves, outermost first.
 
     Args:
-        root: the tree.
-        path: the leaf's path, of JAX's keys.
+        root: The tree.
+        path: The leaf's path of JAX keys.
 
     Returns:
-        Each object that holds the leaf. The list ends where a key can't be followed.
+        Each object that holds the leaf. The list ends at a key that can't be followed.
 
     Example:
         >>> tree = {"a": [1.0]}
@@ -69,12 +69,12 @@ def owners(root: Any, path: Sequence[Any]) -> list[Any]:
 
 
 def judged(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | None:
-    """What the class of a leaf's module says, or None if it says nothing.
+    """Returns a leaf's axes by its module's class; None if the class is unknown.
 
     Args:
-        above: the objects on the way to the leaf, as `owners` lists them.
-        leaf: the leaf's own name, such as ``kernel``.
-        shape: the leaf's shape.
+        above: The objects on the path to the leaf, as `owners` lists them.
+        leaf: The leaf's own name, such as ``kernel``.
+        shape: The leaf's shape.
 
     Returns:
         The kind of the module and the axes of its weight.
@@ -96,7 +96,7 @@ def judged(above: Sequence[Any], leaf: str, shape: tuple[int, ...]) -> Known | N
 
 
 def _linear(owner: Any, names: set[str], leaf: str, shape: tuple[int, ...]) -> Known | None:
-    """What a linear layer's own numbers say of its weight."""
+    """A linear layer's axes by its numbers of features."""
     ins, outs = (
         _sizes(getattr(owner, "in_features", None)),
         _sizes(getattr(owner, "out_features", None)),
@@ -120,7 +120,7 @@ def _linear(owner: Any, names: set[str], leaf: str, shape: tuple[int, ...]) -> K
 def _split(
     expected: tuple[int, ...], at: int, shape: tuple[int, ...], *, is_out_first: bool
 ) -> Known:
-    """The axes of a weight that has one layer's shape, or several layers stacked."""
+    """The axes of a weight with the shape of one layer, or of several stacked layers."""
     stack = _extra(expected, shape)
     if stack is None:
         return Known("unclear")
@@ -144,14 +144,14 @@ def _einsum(equation: str, expected: Any, shape: tuple[int, ...]) -> Known:
     kept = [axis for axis in range(len(shape)) if axis not in stack]
     rows = tuple(axis for axis, name in zip(kept, weight, strict=True) if name not in x)
     cols = tuple(axis for axis, name in zip(kept, weight, strict=True) if name not in out)
-    # An axis of both inputs and outputs is a batch: many small maps, which no one matrix is.
+    # An axis of both inputs and outputs is a batch of maps, which is not one matrix.
     if len(rows) + len(cols) != len(kept) or not rows or not cols:
         return Known("unclear")
     return Known("linear", stack, rows, cols)
 
 
 def _extra(expected: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The axes that a shape has beyond the expected ones; None if it does not have these."""
+    """The axes that a shape has in addition to the expected ones; None if these are absent."""
     axes = range(len(shape))
     if len(shape) < len(expected):
         return None
@@ -177,7 +177,7 @@ def _is_library(cls: type) -> bool:
 
 
 def _is_module(value: Any) -> bool:
-    """Whether an object is a module of Flax or Equinox; a variable of NNX is none."""
+    """Whether an object is a module of Flax or Equinox, and not a variable of NNX."""
     return any(_is_library(cls) and cls.__name__ == "Module" for cls in type(value).__mro__)
 
 

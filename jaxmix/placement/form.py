@@ -1,4 +1,4 @@
-"""Forms: how a leaf holds a site's tensor, as what computes with it sees it."""
+"""Forms: how a leaf holds a site's tensor, for compiled functions."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,89 +9,98 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
-from jaxmix.placement.layout import Part, Place
+from jaxmix.placement.place import Part, Place
 
 __all__ = ["At", "Form", "arithmetic", "as_matrix"]
 
-# Which layer of a stack, which expert: traced, so that one program serves all of them.
+# The number of a layer or an expert: traced, so one program serves all of them.
 At = tuple[Any, ...]
+
+
+# The whole of a leaf, its axes in PyTorch's order.
+_WHOLE = Place("")
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a leaf holds a site's tensor: what a compiled function needs to know beside the shapes.
+    """How a leaf holds a site's tensor: what a compiled function must know besides the shapes.
+
+    It is static in compiled functions, so it has no name of a leaf: sites that lie alike share a
+    program.
 
     Args:
-        part: whether it is the site's weight or its bias.
-        axes: the rule's einops pattern, from leaf to PyTorch's tensor; None for none.
-        index: the rule's index into the leaf; None for the whole.
-        transposed: whether the tensor, of two axes, is (in, out) and not (out, in).
-        sharding: the leaf's sharding over devices, which the result keeps; None for one device.
-        sizes: sizes of axes that the leaf's own do not tell.
-        scale: what the leaf holds is PyTorch's tensor times this.
+        part: Whether it is the site's weight or its bias.
+        place: The place in the leaf, without the leaf's name and scale.
+        transposed: Whether the tensor, of two axes, is (in, out) instead of (out, in).
+        sharding: The leaf's sharding, which the result keeps; None for one device.
+        scale: The factor by which the leaf's numbers are larger than PyTorch's tensor.
     """
 
     part: Part = "weight"
-    axes: str | None = None
-    index: str | None = None
+    place: Place = _WHOLE
     transposed: bool = False
     sharding: jax.sharding.NamedSharding | None = None
-    sizes: tuple[tuple[str, int], ...] = ()
     scale: float = 1.0
 
     @property
+    def axes(self) -> str | None:
+        """The einops pattern from the leaf's axes to PyTorch's; None if they are the same."""
+        return self.place.axes
+
+    @property
+    def index(self) -> str | None:
+        """The index into the leaf; None for the whole leaf."""
+        return self.place.index
+
+    @property
     def is_plain(self) -> bool:
-        """Whether the leaf is a matrix, or its transpose, but for a reshape."""
+        """Whether the leaf is a matrix or its transpose, up to a reshape."""
         return self.axes is None and self.index is None
 
     @property
     def bare(self) -> "Form":
-        """What maps and passes need to know of it, alike for all layers of a stack."""
+        """What maps and passes need of the form: the same for all layers of a stack."""
         sharding = self.sharding if self.is_plain else None
-        axes = None if self.is_plain else "..."
-        return Form(self.part, axes, None, self.transposed, sharding, scale=self.scale)
-
-    @property
-    def _place(self) -> Place:
-        return Place("", self.axes, self.index, self.sizes)
+        place = Place("", None if self.is_plain else "...")
+        return Form(self.part, place, self.transposed, sharding, self.scale)
 
     @property
     def picked(self) -> tuple["Form", At]:
-        """The form with zeros for the numbers in its index, alike for all layers; and these."""
+        """The form with zeros in its index, the same for all layers, and the index's numbers."""
         if self.index is None:
             return self, ()
         items = self.index.split(",")
         at = tuple(np.int32(item) for item in items if ":" not in item)
         index = ",".join(item if ":" in item else "0" for item in items)
-        return replace(self, index=index), at
+        return replace(self, place=replace(self.place, index=index)), at
 
     def tensor(self, leaf: Array, at: At = ()) -> Array:
-        """The leaf's tensor for the passes: itself if it is plain, else PyTorch's, but scaled."""
-        return leaf if self.is_plain else self._place.get(leaf, at)
+        """Returns the leaf itself if it is plain, otherwise PyTorch's tensor, still scaled."""
+        return leaf if self.is_plain else self.place.get(leaf, at)
 
     def back(self, leaf: Array, tensor: Array, at: At = ()) -> Array:
-        """The leaf with its tensor exchanged."""
-        return tensor if self.is_plain else self._place.put(leaf, tensor, at)
+        """Returns the leaf with another tensor in place."""
+        return tensor if self.is_plain else self.place.put(leaf, tensor, at)
 
     def matrix(self, leaf: Array, at: At = ()) -> Float[Array, "out in"]:
-        """The leaf as the matrix on which updates act: (out, in), a bias (out, 1)."""
+        """Returns the matrix that updates act on: a weight (out, in), a bias (out, 1)."""
         tensor = as_matrix(self.tensor(leaf, at), self.part)
         if self.scale != 1:
             tensor = tensor.astype(arithmetic(leaf.dtype)) / self.scale
         return tensor.T if self.transposed else tensor
 
     def scaled(self, made: AffineMap) -> AffineMap:
-        """The map of a matrix as that of what the leaf holds, c·W: ``cW ↦ L (cW) Rᵀ + cΔ``."""
+        """Returns the map of c·W, which the leaf holds: ``cW ↦ L (cW) Rᵀ + cΔ``."""
         return made if self.scale == 1 else replace(made, shift=made.shift.scaled(self.scale))
 
     def turned(self, made: AffineMap) -> AffineMap:
-        """The map of a matrix as that of the tensor for the passes."""
+        """Returns the map of the tensor that `tensor` returns."""
         made = self.scaled(made)
         return made.T if self.transposed else made
 
     def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, int]:
-        """The shape of that matrix, of a leaf of this shape."""
-        shape = leaf_shape if self.is_plain else self._place.shape(leaf_shape)
+        """Returns the shape of the matrix, for a leaf of this shape."""
+        shape = leaf_shape if self.is_plain else self.place.shape(leaf_shape)
         rows, columns = shape[0], math.prod(shape[1:])
         if self.part == "bias":
             rows, columns = rows * columns, 1
@@ -99,12 +108,12 @@ class Form:
 
 
 def arithmetic(dtype: Any) -> np.dtype:
-    """The dtype of the arithmetic for weights of a dtype: float32 at the least."""
+    """Returns the dtype of arithmetic with weights of a dtype: float32 or wider."""
     return np.promote_types(dtype, np.float32)
 
 
 def as_matrix(tensor: Array, part: Part) -> Float[Array, "rows cols"]:
-    """A tensor as a matrix: all axes but the first are one; a bias is a column."""
+    """Returns a tensor as a matrix, all axes after the first merged; a bias is a column."""
     if part == "bias":
         return tensor.reshape(tensor.size, 1)
     return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))

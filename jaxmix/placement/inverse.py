@@ -1,4 +1,4 @@
-"""The sites that a layout finds in a tree: its rules read backwards."""
+"""The sites that a layout finds in a tree: the inverse of its rules."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,24 +9,24 @@ from jaxmix.placement.layout import Layout, Place, Rule
 
 __all__ = ["sites_of"]
 
-# A group of a site's expression that is a number, such as (\d+) or ((?!8\.)\d+).
+# A group in a site's expression that matches numbers, such as (\d+) or ((?!8\.)\d+).
 _NUMBER = re.compile(r"(\(\?!.*\))?(\\d[*+]?)(\[\d+\])?|\d+(\|\d+)*")
 _GROUP = re.compile(r"\\(\d+)|\{\\(\d+)(?://|%)(\d+)\}")
 
 
 def sites_of(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
-    """The sites whose weights a layout finds among leaves.
+    """Returns the sites whose weights a layout finds among leaves.
 
-    A site that a rule writes in several ways, as below an optional ``model.``, is there once, as
-    Hugging Face's models for text have it.
+    A site that a rule spells in several ways, for instance with an optional ``model.``, is returned
+    once, as Hugging Face's text models name it.
 
     Args:
-        layout: the layout.
-        shapes: the shape of each leaf, by its dotted name.
+        layout: The layout.
+        shapes: The shape of each leaf, by its dotted name.
 
     Returns:
-        The place of each site's weight, in the order of the rules; each leaf, or index into one,
-        once, but where two sites share it.
+        The place of each site's weight, in the order of the rules. Each leaf, or index into one,
+        occurs once, unless two sites share it.
 
     Example:
         >>> from jaxmix.layout import named
@@ -46,7 +46,7 @@ def sites_of(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 def _is_there(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a leaf is there and has the axes that the place says."""
+    """Whether the place's leaf exists and has its axes."""
     if place.leaf not in shapes:
         return False
     try:
@@ -57,12 +57,12 @@ def _is_there(place: Place, shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """The sites that a rule may be for in a tree of these leaves."""
+    """The sites that a rule may match in a tree of these leaves."""
     parts = _parsed(rule.site)
     if parts is None:
         return
     groups = [text for text, is_group in parts if is_group]
-    # What names a leaf is matched there; what only indexes it, or is divided, is counted.
+    # Groups in the leaf's name are matched; those in the index, or divided, are counted.
     pattern, named = _leaf_pattern(rule.leaf, groups)
     seen: set[str] = set()
     for leaf, shape in shapes.items():
@@ -84,14 +84,14 @@ def _sites(rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
 
 
 def _choices(rule: Rule, number: int, group: str, leaf: str, shape: Sequence[int]) -> Sequence[int]:
-    """The numbers that a group may be."""
+    """The numbers that a group may match."""
     if re.fullmatch(r"\d+(\|\d+)*", group):
         return [int(each) for each in group.split("|")]
     return range(_bound(rule, number, leaf, shape))
 
 
 def _bound(rule: Rule, group: int, leaf: str, shape: Sequence[int]) -> int:
-    """A number that a layer's or expert's does not reach: of the index, or of a divided name."""
+    """An upper bound for numbers of layers or experts, by the index or a divided name."""
     found = 1
     for axis, item in enumerate((rule.index or "").split(",")[: len(shape)]):
         for _, divisor in _counts(item, group):
@@ -103,14 +103,14 @@ def _bound(rule: Rule, group: int, leaf: str, shape: Sequence[int]) -> int:
 
 
 def _counts(text: str, group: int) -> Iterator[tuple[bool, int]]:
-    """Where a text has a group's number: whether as a quotient, and of which divisor."""
+    """How a string uses a group's number: whether as a quotient, and with which divisor."""
     for found in _GROUP.finditer(text):
         if int(found[1] or found[2]) == group:
             yield "//" in found[0], int(found[3] or 1)
 
 
 def _leaf_pattern(template: str, groups: Sequence[str]) -> tuple[re.Pattern[str], set[int]]:
-    """An expression for the leaves of a rule, and which of the site's groups it reads."""
+    """An expression for the leaves of a rule, and the site's groups that it contains."""
     text, last, named = "", 0, set[int]()
     for found in _GROUP.finditer(template):
         text += re.escape(template[last : found.start()])
@@ -127,10 +127,10 @@ def _leaf_pattern(template: str, groups: Sequence[str]) -> tuple[re.Pattern[str]
 
 
 def _parsed(site: str) -> list[tuple[str, bool]] | None:
-    """A site's expression as literal texts and groups; None where it has something else.
+    """A site's expression as literal strings and groups; None if it has anything else.
 
-    An optional part is left out, but a part that may be repeated, as ``model.`` above the layers,
-    stands once. What only looks ahead is left out: the rule's own expression has the last word.
+    Optional parts are omitted, but repeatable parts, such as ``model.`` above the layers, are kept
+    once. Lookaheads are omitted, because the rule's own expression is matched in the end.
     """
     parts: list[tuple[str, bool]] = []
     at = 0
@@ -165,14 +165,14 @@ def _parsed(site: str) -> list[tuple[str, bool]] | None:
 
 
 def _literal(text: str) -> str | None:
-    """The string that an expression without any freedom stands for; None for another."""
+    """The only string that an expression matches; None if it matches several."""
     if re.search(r"\\[a-zA-Z\d]|(?<!\\)[.*+?()\[\]{}|^$]", text):
         return None
     return re.sub(r"\\(.)", r"\1", text)
 
 
 def _closing(text: str, at: int) -> int | None:
-    """Where the parenthesis that opens at a place closes."""
+    """The position where the parenthesis that opens at a position closes."""
     depth = 0
     while at < len(text):
         if text[at] == "\\":

@@ -1,19 +1,20 @@
-"""Layouts: where a site's leaves lie in a params tree, and how their axes lie there.
+"""Layouts: where the leaves of a site are in a params tree, and the order of their axes.
 
-A site is a PyTorch module name. A leaf's name is its path in the tree, joined with dots, so that
+A site is a PyTorch module name. A leaf's name is its path in the tree, joined with dots:
 ``{"model": {"norm": {"scale": …}}}``, ``{"model.norm.scale": …}`` and ``module.model.norm.scale``
-are one name. A layout is a table of rules from site to leaf name; what a rule says of axes leads to
-PyTorch's own: a linear weight (out, in), a convolution (out, in, *k), an embedding (V, D).
+have the same name. A layout is a table of rules from site to leaf name. A rule's pattern of axes
+leads to PyTorch's order: a linear weight (out, in), a convolution (out, in, *k), an embedding
+(V, D).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Literal, get_args
+from functools import cache, cached_property, lru_cache
+from typing import get_args
 
 from jaxmix.errors import LayoutError
-from jaxmix.placement.place import Place, Scale, are_sizes, is_scale
+from jaxmix.placement.place import Part, Place, Scale, are_sizes, is_scale
 from jaxmix.untrusted.patterns import find, is_match
 
 __all__ = [
@@ -29,33 +30,32 @@ __all__ = [
     "Scale",
     "libraries",
     "named",
+    "register_libraries",
 ]
-
-Part = Literal["weight", "bias"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    r"""One line of a layout: the sites that it is for, and where their leaf lies.
+    r"""One row of a layout: the sites that it matches, and where their leaf is.
 
-    ``leaf[index] / scale``, its axes moved as ``axes`` says, is PyTorch's tensor.
+    ``leaf[index] / scale``, with its axes rearranged by ``axes``, is PyTorch's tensor.
 
     Args:
-        site: a regular expression for the whole PyTorch module name.
-        leaf: the leaf's name, with ``\1`` … for what the expression's groups matched, and whole
-            numbers of them divided: ``{\1//2}``, ``{\1%2}``, where layers of two kinds alternate.
-        axes: an einops pattern from the leaf's axes to PyTorch's, such as ``"d n h -> (n h) d"``;
-            None where the leaf lies as PyTorch stores it.
-        index: a basic NumPy index where the leaf holds several sites, such as ``"1"``, ``":, \1"``
-            or ``"0:64"``; groups as above; None for the whole leaf.
-        part: whether the leaf is the site's weight or its bias.
-        sizes: sizes of axes that the leaf's own do not tell: with ``(("two", 2),)`` the pattern
-            ``"d n (h two) -> (n two h) d"`` undoes an interleaved rotary embedding.
-        scale: what the leaf holds is PyTorch's tensor times this: a number, or the sizes of axes of
-            the pattern, each to a power, such as ``(("h", -0.5),)``.
+        site: A regular expression for the whole PyTorch module name.
+        leaf: The leaf's name, with ``\1`` … for the expression's groups, and quotients and
+            remainders of integer groups for alternating layers: ``{\1//2}``, ``{\1%2}``.
+        axes: An einops pattern from the leaf's axes to PyTorch's, such as ``"d n h -> (n h) d"``;
+            None if the leaf has PyTorch's axes.
+        index: A basic NumPy index if the leaf holds several sites, such as ``"1"``, ``":, \1"``
+            or ``"0:64"``, with groups as above; None for the whole leaf.
+        part: Whether the leaf is the site's weight or its bias.
+        sizes: Sizes of axes that do not follow from the leaf's shape: with ``(("two", 2),)`` the
+            pattern ``"d n (h two) -> (n two h) d"`` undoes an interleaved rotary embedding.
+        scale: The factor by which the leaf is larger than PyTorch's tensor: a number, or sizes of
+            the pattern's axes, each to a power, such as ``(("h", -0.5),)``.
 
     Raises:
-        LayoutError: if ``site`` is no regular expression, or something else is not as said.
+        LayoutError: If ``site`` is not a regular expression, or another argument is invalid.
 
     Example:
         >>> rule = Rule(r"layers\.(\d+)\.attn\.k", "decoder.kv", "d n h -> (n h) d", r":, \1, 0")
@@ -65,7 +65,7 @@ class Rule:
         >>> Rule(r"h\.(\d+)\.q", r"block_{\1%2}.q", index=r"{\1//2}").place("h.5.q").index
         '2'
 
-    Source: the tables of model libraries in DESIGN.md's field notes; https://einops.rocks.
+    Source: https://einops.rocks.
     """
 
     site: str
@@ -80,18 +80,18 @@ class Rule:
         texts = (self.site, self.leaf, self.axes or "", self.index or "")
         if self.part not in get_args(Part) or not all(isinstance(text, str) for text in texts):
             raise LayoutError(
-                f"{self!r} is no rule, expected texts, and 'weight' or 'bias' as its part. An "
-                "index is a text too, such as '1'."
+                f"{self!r} is not a rule, expected strings, and 'weight' or 'bias' as its part. "
+                "An index is a string too, such as '1'."
             )
         if not are_sizes(self.sizes) or not is_scale(self.scale):
             raise LayoutError(
-                f"{self!r} is no rule, expected sizes such as (('two', 2),), and as its scale a "
-                "number above 0, or sizes of axes to powers such as (('h', -0.5),)."
+                f"{self!r} is not a rule, expected sizes such as (('two', 2),), and as its scale a "
+                "positive number, or sizes of axes to powers such as (('h', -0.5),)."
             )
         _check_pattern(self.site, "the rule's site")
 
     def place(self, site: str) -> Place | None:
-        """Where the site's leaf would lie, or None if the rule is not for this site."""
+        """Returns where the site's leaf would be; None if the rule does not match the site."""
         found = find(self.site, site, full=True)
         if found is None:
             return None
@@ -107,18 +107,18 @@ class Rule:
 
 
 def _check_pattern(pattern: str, what: str) -> None:
-    """Refuses what is no regular expression for sites."""
+    """Refuses invalid regular expressions."""
     try:
         is_match(pattern, "")
     except (re.error, TypeError) as error:
         raise LayoutError(
-            f"{what} {pattern!r} is no regular expression: {error}. Write the PyTorch module name "
-            r"with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
+            f"{what} {pattern!r} is not a regular expression: {error}. Write the PyTorch module "
+            r"name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
         ) from error
 
 
 def _divided(text: str) -> str:
-    """A text with the quotients and remainders in braces worked out."""
+    """A string with the quotients and remainders in braces computed."""
     if "{" not in text:
         return text
 
@@ -131,23 +131,23 @@ def _divided(text: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    r"""Where the sites of a model lie in its params: a table of rules.
+    r"""Where the sites of a model are in its params: a table of rules.
 
-    Every rule that matches a site names a leaf; the one that the tree has is it. So a table may
-    hold several spellings.
+    Each rule that matches a site names a leaf, and the leaf that the tree has is used. A table may
+    therefore list several spellings.
 
     Args:
-        name: what to call it in messages.
-        rules: the table, in any order; left out, leaves are named after their sites.
-        by_name: whether leaves are named after their sites, so that the tree's names tell which
-            modules there are, and what is tied.
+        name: Its name in messages.
+        rules: The table, in any order. If empty, leaves are named after their sites.
+        by_name: Whether leaves are named after their sites. The tree's names then show which
+            modules it has, and what is tied.
         conv1d: A regular expression for the sites whose weight PyTorch stores as (in, out), as
-            transformers' ``Conv1D`` does; all others are (out, in), as ``torch.nn.Linear`` has
-            them. ``""`` is for none. If absent, the shapes of weights and biases tell.
+            transformers' ``Conv1D`` does; all others are (out, in), as in ``torch.nn.Linear``.
+            ``""`` matches no site. If absent, the shapes of weights and biases decide.
 
     Raises:
-        LayoutError: if a rule is no `Rule`, or ``conv1d`` no regular expression; by `compose`,
-            where a site finds no leaf, or more than one.
+        LayoutError: If a rule is not a `Rule` or ``conv1d`` not a regular expression; by `compose`,
+            if a site finds no leaf, or more than one.
 
     Example:
         >>> linen = Layout("mine", (Rule(r"h\.(\d+)\.fc", r"block_\1.w", "i o -> o i"),))
@@ -157,7 +157,7 @@ class Layout:
         >>> gpt2.is_conv1d("h.0.attn.c_proj"), gpt2.is_conv1d("lm_head")
         (True, False)
 
-    Source: DESIGN.md, rooms of the house.
+    Source: docs/layouts.md.
     """
 
     name: str
@@ -170,7 +170,7 @@ class Layout:
 
     @cached_property
     def _hash(self) -> int:
-        # Of many rules; and places are asked for at every compose.
+        # Layouts have many rules, and are hashed at every compose.
         return hash((self.name, self.rules, self.conv1d))
 
     def __post_init__(self) -> None:
@@ -189,15 +189,15 @@ class Layout:
             _check_pattern(self.conv1d, f"the layout {self.name!r}: conv1d")
 
     def is_conv1d(self, site: str) -> bool | None:
-        """Whether PyTorch stores the site's weight as (in, out); None if it is not said."""
+        """Returns whether PyTorch stores the site's weight as (in, out); None if not stated."""
         return None if self.conv1d is None else is_match(self.conv1d, site, full=True)
 
     def places(self, site: str, part: Part) -> list[Place]:
-        """Where the site's weight or bias may lie, in the order of the rules."""
+        """Returns where the site's weight or bias may be, in the order of the rules."""
         return list(_places(self, site, part))
 
 
-# Asked for at every compose; and Python parses a rule's template anew at each expansion.
+# Called at every compose, and Python parses a rule's template again at each expansion.
 @lru_cache(maxsize=1 << 16)
 def _places(layout: Layout, site: str, part: Part) -> tuple[Place, ...]:
     places = (rule.place(site) for rule in layout.rules if rule.part == part)
@@ -205,7 +205,7 @@ def _places(layout: Layout, site: str, part: Part) -> tuple[Place, ...]:
 
 
 def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:
-    """Rules for leaves that are named after their site, also below Linen's ``params``."""
+    """Rules for leaves named after their site, also below Linen's ``params``."""
     rules: list[Rule] = []
     for above in ("", "params."):
         for name, axes in weights.items():
@@ -214,10 +214,10 @@ def _named(weights: Mapping[str, str | None]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-# A Flax kernel, HWIO if it is a convolution's.
+# A Flax kernel, HWIO for convolutions.
 KERNEL = "... i o -> o i ..."
 
-# A leaf that is no module's, such as a class token, is saved by PEFT under its own name: "".
+# PEFT saves a leaf outside of any module, such as a class token, under its own name: "".
 _TORCH: dict[str, str | None] = {"weight": None, "": None}
 _FLAX: dict[str, str | None] = {
     "kernel": KERNEL,
@@ -232,11 +232,22 @@ NAMES = Layout("names", _named({**_TORCH, **_FLAX}), by_name=True)
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, FLAX, NAMES)}
 
 
-def libraries() -> Mapping[str, Layout]:
-    """The layouts of the model libraries.
+_LIBRARIES: list[Callable[[], Mapping[str, Layout]]] = []
 
-    Returns:
-        Each by its name; read at the first call.
+
+def register_libraries(tables: Callable[[], Mapping[str, Layout]]) -> None:
+    """Registers layouts of model libraries, so that they are found by name and tried on trees.
+
+    Args:
+        tables: Returns ``{name: layout}``; called when a layout is first looked up.
+    """
+    _LIBRARIES.append(tables)
+    libraries.cache_clear()
+
+
+@cache
+def libraries() -> Mapping[str, Layout]:
+    """Returns the layouts of the model libraries by name.
 
     Example:
         >>> [name for name in libraries() if name.startswith("maxtext_l")]
@@ -244,22 +255,20 @@ def libraries() -> Mapping[str, Layout]:
 
     Source: ``jaxmix/converters/layouts``, a table for each library.
     """
-    from jaxmix.converters.layouts import TABLES
-
-    return TABLES
+    return {name: layout for tables in _LIBRARIES for name, layout in tables().items()}
 
 
 def named(layout: Layout | str | None) -> Layout:
-    """The layout that is meant.
+    """Returns a layout by its name.
 
     Args:
-        layout: a layout, the name of one, or None for by the leaves' names.
+        layout: A layout, the name of one, or None for layouts by the leaves' names.
 
     Returns:
         The layout.
 
     Raises:
-        LayoutError: if there is none of that name.
+        LayoutError: If no layout has this name.
 
     Example:
         >>> named("torch").places("proj", "bias")[0].leaf
@@ -267,7 +276,7 @@ def named(layout: Layout | str | None) -> Layout:
         >>> named("maxtext_llama").places("lm_head", "weight")[1].leaf
         'params.decoder.logits_dense.kernel'
 
-    Source: DESIGN.md, words: layout.
+    Source: docs/layouts.md.
     """
     if layout is None or isinstance(layout, Layout):
         return layout or NAMES

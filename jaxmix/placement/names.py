@@ -1,13 +1,12 @@
-"""The dotted names of a tree's leaves, and what wrappers of PyTorch add to such names.
+"""The dotted names of a tree's leaves, and what PyTorch wrappers add to such names.
 
-A wrapper keeps the model in an attribute, whose name then stands in every key of its state dict:
-``_orig_mod.model.layers.0.mlp``, ``module.model.layers.0._checkpoint_wrapped_module.mlp``. This is
-the one place that knows these names.
+A wrapper stores the model in an attribute, whose name is then part of every key of its state dict:
+``_orig_mod.model.layers.0.mlp``, ``module.model.layers.0._checkpoint_wrapped_module.mlp``. Only
+this module knows these names.
 
-`_orig_mod` and its like are no names that a model gives to its own modules, so they can be removed
-wherever they stand. ``module`` and ``base_model.model`` can be a model's own: `unwrapped`
-removes them from names only where they wrap everything, and `bare`, which removes them everywhere,
-serves to compare names with those of a tree that has the last word.
+Models do not use names such as ``_orig_mod`` for their own modules, so these are always removed.
+``module`` and ``base_model.model`` may be a model's own names: `unwrapped` removes them only if
+they wrap everything. `bare` always removes them, and serves only to compare names.
 """
 
 import re
@@ -22,7 +21,7 @@ __all__ = ["bare", "leaf_name", "leaf_names", "unwrapped", "without_wrappers"]
 
 
 def _part(*names: str) -> re.Pattern[str]:
-    """Matches parts of a dotted name, each with one of its dots, which may be escaped."""
+    """Returns a pattern of parts of a dotted name, each with one adjacent dot, possibly escaped."""
     one = f"(?:{'|'.join(names)})"
     return re.compile(rf"(?:(?<=[.^])|^)(?:{one}\\?\.)+|(?:\\?\.|^){one}(?:\\?\.{one})*$")
 
@@ -33,20 +32,20 @@ _NAMES = (
     "_forward_module",
 )
 _WRAPPERS = _part(*_NAMES)
-# The same in kohya's names, whose dots are underscores.
+# The same in kohya's names, which have underscores instead of dots.
 _UNDERSCORED = re.compile(rf"(?:(?<=_)|^)(?:{'|'.join(_NAMES)})_")
 # DataParallel, DistributedDataParallel and DeepSpeed.
 _MODULE = _part("module")
-# PEFT, which may be wrapped by itself again.
+# PEFT, which may wrap itself.
 _PEFT = re.compile(r"(?:(?<=\.)|^)(?:base_model\.(?:module\.)*model\.)+")
 
 
 def without_wrappers(name: str, *, is_underscored: bool = False) -> str:
-    """Removes the names of wrappers that no model uses for its own modules.
+    """Removes wrappers' names that models do not use for their own modules.
 
     Args:
-        name: a dotted name, or a regular expression for such names.
-        is_underscored: whether the name has underscores for its dots, as kohya's have.
+        name: A dotted name, or a regular expression for such names.
+        is_underscored: Whether the name has underscores instead of dots, as in kohya's files.
 
     Returns:
         The name without them.
@@ -59,23 +58,23 @@ def without_wrappers(name: str, *, is_underscored: bool = False) -> str:
     """
     if is_underscored:
         return _UNDERSCORED.sub("", name)
-    # Most names have none, and this is asked for every leaf of a tree.
+    # Most names have none, and this runs for every leaf of a tree.
     return _WRAPPERS.sub("", name) if "_" in name else name
 
 
 def unwrapped(names: Collection[str], *, is_peft: bool = False) -> dict[str, str]:
-    """Removes from the names of one file what wrappers add to them.
+    """Removes what wrappers add to the names of one file.
 
-    An outer ``module.`` is a wrapper's if all names have it. PEFT's own ``base_model.model.`` may
-    be missing, repeated, or below other names; an outer ``module.`` below it is a wrapper's if all
-    names that had PEFT's prefix go on with it.
+    An outer ``module.`` belongs to a wrapper if all names have it. PEFT's ``base_model.model.`` may
+    be absent, repeated, or below other names; an outer ``module.`` below it belongs to a wrapper if
+    all names with PEFT's prefix continue with it.
 
     Args:
-        names: all names of the file.
-        is_peft: whether PEFT's prefix is removed too.
+        names: All names of the file.
+        is_peft: Whether to remove PEFT's prefix too.
 
     Returns:
-        ``{name: name without wrappers}``; two names may become one.
+        ``{name: name without wrappers}``; several names may become equal.
 
     Example:
         >>> unwrapped(["module.h.0.q", "module.h.0.module.k"])
@@ -92,20 +91,20 @@ def unwrapped(names: Collection[str], *, is_peft: bool = False) -> dict[str, str
 
 
 def _without_outer(found: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
-    """Removes an outer ``module.`` from these names as often as all of them have it."""
+    """Removes outer ``module.`` from these names as long as all of them have it."""
     found = dict(found)
     while names and all(found[name].startswith("module.") for name in names):
         found |= {name: found[name].removeprefix("module.") for name in names}
     return found
 
 
-# Asked for every leaf whenever a site is not found under its own name.
+# Called for every leaf whenever a site is not found under its own name.
 @lru_cache(maxsize=1 << 16)
 def bare(name: str) -> str:
-    """A name without anything that a wrapper may have added, to compare it with others.
+    """Removes everything that a wrapper may have added, to compare names.
 
     Args:
-        name: a dotted name.
+        name: A dotted name.
 
     Returns:
         The name without it.
@@ -118,12 +117,12 @@ def bare(name: str) -> str:
 
 
 def leaf_name(path: Sequence[Any]) -> str:
-    """The dotted name of a leaf, from its path in a pytree.
+    """Returns the dotted name of a leaf from its path in a pytree.
 
-    The ``value`` at which the variables of an ``nnx.State`` end is left out.
+    The final ``value`` of the variables in an ``nnx.State`` is omitted.
 
     Args:
-        path: the keys of `jax.tree_util.tree_flatten_with_path`.
+        path: The keys of `jax.tree_util.tree_flatten_with_path`.
 
     Returns:
         The keys joined with dots.
@@ -140,10 +139,10 @@ def leaf_name(path: Sequence[Any]) -> str:
 
 
 def leaf_names(paths: Sequence[Sequence[Any]]) -> list[str]:
-    """The dotted names of all leaves of a pytree, as `leaf_name` gives them.
+    """Returns the dotted names of all leaves of a pytree, as `leaf_name` does.
 
     Args:
-        paths: the paths of all leaves. A ``value`` with siblings is no variable's, and stays.
+        paths: The paths of all leaves. A ``value`` with siblings is kept: it is not a variable's.
 
     Returns:
         A name for each.
@@ -163,7 +162,7 @@ def leaf_names(paths: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def _key(entry: Any) -> str:
-    """The text of one key of a path, whatever its kind."""
+    """One key of a path as a string."""
     for attribute in ("key", "idx", "name"):
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))

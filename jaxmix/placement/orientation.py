@@ -1,7 +1,7 @@
-"""Which way a linear layer's weight lies, as far as the shapes of a model's leaves tell.
+"""The orientation of linear layers' weights, determined from the shapes of a model's leaves.
 
 PyTorch stores the weight of ``torch.nn.Linear`` as (out, in) and that of transformers' ``Conv1D``,
-which GPT-2 and its relatives have, as (in, out). Flax stores kernels as (in, out), but its port of
+used by GPT-2 and related models, as (in, out). Flax stores kernels as (in, out), but its port of
 ``Conv1D`` as (out, in).
 """
 
@@ -11,15 +11,15 @@ from functools import cached_property
 
 __all__ = ["CONV1D_NAMES", "OutAxes", "may_be_conv1d"]
 
-# What transformers calls its modules of class Conv1D, in every model that has one.
+# The names of modules of class Conv1D in transformers.
 CONV1D_NAMES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 
 class OutAxes:
-    """Which axis of a linear layer's weight is its output: the one of its bias's size.
+    """Finds which axis of a linear layer's weight is its output: the one with its bias's size.
 
-    A square weight does not tell. Then its namesakes do (``mlp.c_proj`` for ``attn.c_proj``), and
-    for a module that has a name of transformers' ``Conv1D`` the others of its block.
+    For a square weight, modules of the same name decide (``mlp.c_proj`` for ``attn.c_proj``), and
+    for a module with a name of transformers' ``Conv1D`` the other such modules of its block.
 
     Args:
         shapes: The shape of each leaf, by its dotted name.
@@ -35,7 +35,7 @@ class OutAxes:
         self._shapes = shapes
 
     def of(self, name: str) -> int | None:
-        """Returns 0 or 1 for a leaf, or None if the tree does not tell."""
+        """Returns 0 or 1 for a leaf; None if the tree does not decide it."""
         if (own := self.own(name)) is not None:
             return own
         if (namesakes := _single(self._namesakes[_kind(name)])) is not None:
@@ -43,7 +43,7 @@ class OutAxes:
         return self.of_block(name) if may_be_conv1d(name) else None
 
     def of_block(self, name: str) -> int | None:
-        """Returns the axis of the nearest modules in the leaf's numbered block that tell one.
+        """Returns the axis of the nearest decided modules in the leaf's numbered block.
 
         All layers of a model count as one block: ``layers.0`` and ``layers.1`` are alike.
         """
@@ -53,10 +53,10 @@ class OutAxes:
         return None
 
     def is_linear(self, name: str) -> bool:
-        """Whether a PyTorch weight is a ``torch.nn.Linear``'s, as far as other leaves tell.
+        """Returns whether other leaves show that a PyTorch weight is a ``torch.nn.Linear``'s.
 
-        Every ``Conv1D`` has a bias. The linear layers of a block are of one class; where they are
-        not, as in CLVP or a ViT beside a GPT-2, the ``Conv1D`` have their usual names.
+        Every ``Conv1D`` has a bias. All linear layers of a block have one class, or, as in CLVP or
+        a ViT next to a GPT-2, the ``Conv1D`` modules have their usual names.
         """
         is_bare = _bias(name) not in self._shapes
         if not may_be_conv1d(name) and (is_bare or self._has_usual_names):
@@ -65,13 +65,13 @@ class OutAxes:
 
     @cached_property
     def _has_usual_names(self) -> bool:
-        """Whether there are ``Conv1D`` that tell it, all of them with transformers' names."""
+        """Whether there are known ``Conv1D`` modules, all with transformers' names."""
         found = [name for name, axis in self.known if axis == 1 and name.endswith(".weight")]
         return bool(found) and all(map(may_be_conv1d, found))
 
     @cached_property
     def _namesakes(self) -> dict[tuple[str, ...], set[int]]:
-        """The axes of all weights that tell their own, by `_kind`."""
+        """The axes of all weights decided by their own bias, by `_kind`."""
         found: dict[tuple[str, ...], set[int]] = defaultdict(set)
         for name, axis in self.known:
             found[_kind(name)].add(axis)
@@ -88,12 +88,12 @@ class OutAxes:
 
     @cached_property
     def known(self) -> list[tuple[str, int]]:
-        """The weights whose own bias tells their axis, each with it."""
+        """The weights whose own bias decides their axis, with the axis."""
         names = (name for name in self._shapes if name.endswith((".weight", ".kernel")))
         return [(name, axis) for name in names if (axis := self.own(name)) is not None]
 
     def own(self, name: str) -> int | None:
-        """Returns the axis that a leaf's own bias tells, or None."""
+        """Returns the axis that a leaf's own bias decides; None if it does not."""
         shape, bias = self._shapes[name], self._shapes.get(_bias(name), ())
         if len(shape) != 2 or len(bias) != 1 or shape.count(bias[0]) != 1:
             return None
@@ -101,7 +101,7 @@ class OutAxes:
 
 
 def may_be_conv1d(name: str) -> bool:
-    """Whether a leaf's module has a name that transformers gives to a ``Conv1D``."""
+    """Returns whether a leaf's module has a name that transformers uses for ``Conv1D``."""
     return name.rpartition(".")[0].rpartition(".")[2] in CONV1D_NAMES
 
 
@@ -110,15 +110,15 @@ def _bias(name: str) -> str:
 
 
 def _single(axes: set[int]) -> int | None:
-    """The one axis on which all agree, or None."""
+    """The axis on which all agree; None if they differ."""
     return next(iter(axes)) if len(axes) == 1 else None
 
 
 def _kind(name: str) -> tuple[str, ...]:
-    """The end of a leaf's name by which its namesakes have it.
+    """The end of a leaf's name that modules of the same kind share.
 
-    That is the module's own name and the leaf's; a number alone, as in ``to_out.0.weight``, is no
-    name.
+    It consists of the module's own name and the leaf's. A bare number, as in ``to_out.0.weight``,
+    is not a name.
     """
     *parts, leaf = name.split(".")
     start = len(parts) - 1
@@ -128,7 +128,7 @@ def _kind(name: str) -> tuple[str, ...]:
 
 
 def _blocks(name: str) -> Iterator[tuple[str, ...]]:
-    """The paths around a leaf's module that lie in a numbered block, the innermost one first."""
+    """The paths around a leaf's module inside a numbered block, innermost first."""
     parts = ["#" if part.isdigit() else part for part in name.split(".")[:-2]]
     first = parts.index("#") + 1 if "#" in parts else len(parts) + 1
     for end in range(len(parts), first - 1, -1):

@@ -1,4 +1,4 @@
-"""The layout of a tree's own: each layer of a stack is a site, and heads are rows or columns."""
+"""A tree's own layout: each layer of a stack is a site, and heads are rows or columns."""
 
 import re
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ __all__ = ["own_layout"]
 
 
 def own_layout(roles: Roles) -> Layout | None:
-    """A layout of the tree's own names, in which each layer of a stack is a site.
+    """Returns a layout by the tree's own names, in which each layer of a stack is a site.
 
     Args:
-        roles: the roles of the tree's weights.
+        roles: The roles of the tree's weights.
 
     Returns:
-        The layout; None where the names alone say all of it. A weight ``layers.up.kernel`` of
+        The layout; None if the names are sufficient. A weight ``layers.up.kernel`` of
         stacked layers holds the sites ``layers.0.up``, ``layers.1.up``, ….
     """
     special = [
@@ -32,7 +32,7 @@ def own_layout(roles: Roles) -> Layout | None:
         site, index = _numbered(role.site, role.leaf, role.stack)
         rules.append(Rule(site, role.leaf, _axes(role), index))
         rules += _bias_rules(roles, role, site)
-    # What is named after its site and has a rule of its own is that rule's alone.
+    # A module with a rule of its own does not match the general rules.
     own = "|".join(dict.fromkeys(re.escape(role.site) for role in special if not role.stack))
     others = rf"(?!(?:{own})$)(.+)" if own else r"(.+)"
     rest = [Rule(others, r.leaf, r.axes, r.index, r.part) for r in NAMES.rules]
@@ -55,10 +55,10 @@ def _bias_rules(roles: Roles, role: Role, site: str) -> Iterator[Rule]:
 
 
 def _numbered(site: str, leaf: str, stack: tuple[Stack, ...]) -> tuple[str, str | None]:
-    """The expression for a module's sites, and the index that their numbers make."""
+    """The expression for a module's sites, and the index made of their numbers."""
     if not stack:
         return re.escape(site), None
-    # A number stands after the name of what is stacked; of two at one place the outer one first.
+    # A number follows the name of the stacked module; of two in one place, the outer one first.
     parts = site.split(".") if site else []
     order = sorted(range(len(stack)), key=lambda k: (depth(stack[k].root), k))
     text: list[str] = []

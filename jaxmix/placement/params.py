@@ -16,13 +16,13 @@ _PARAMS = (
 
 
 def check_no_path(params: Any) -> None:
-    """Refuses a path in the place of a tree of weights.
+    """Refuses a path where a tree of weights is expected.
 
     Args:
-        params: what a function was given for its params.
+        params: The argument of the caller.
 
     Raises:
-        LayoutError: if it is a path.
+        LayoutError: If it is a path.
     """
     if isinstance(params, str | bytes | PathLike):
         raise LayoutError(
@@ -33,13 +33,13 @@ def check_no_path(params: Any) -> None:
 
 
 def check_tree(params: Any) -> None:
-    """Refuses what can't be a tree of weights: a path, None, a function.
+    """Refuses arguments that can't be a tree of weights: a path, None, a function.
 
     Args:
-        params: what a function was given for its params.
+        params: The argument of the caller.
 
     Raises:
-        LayoutError: if it is one of those.
+        LayoutError: If it is one of these.
     """
     check_no_path(params)
     is_leaf = jax.tree_util.all_leaves([params], is_leaf=is_quantized)

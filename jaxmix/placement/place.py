@@ -1,11 +1,11 @@
-"""Places: where one tensor of a site lies in a leaf, and how to get it out and put it in."""
+"""Places: where one tensor of a site is in a leaf, and how to read and write it."""
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import einops
 import jax
@@ -14,26 +14,28 @@ import numpy as np
 
 from jaxmix.errors import LayoutError
 
-__all__ = ["Place", "Scale", "are_sizes", "atoms", "is_scale", "parsed_index", "spelled"]
+__all__ = ["Part", "Place", "Scale", "are_sizes", "atoms", "is_scale", "parsed_index", "spelled"]
 
-# A number, or sizes of axes to powers: (("h", -0.5),) is 1/√h.
+Part = Literal["weight", "bias"]
+
+# A number, or a product of powers of axis sizes: (("h", -0.5),) is 1/√h.
 Scale = float | tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one tensor of a site lies: ``leaf[index] / scale``, its axes moved, is PyTorch's.
+    """Where one tensor of a site is: ``leaf[index] / scale`` with rearranged axes is PyTorch's.
 
     Args:
-        leaf: the leaf's dotted name.
-        axes: an einops pattern from the leaf's axes to PyTorch's; None for none.
-        index: a basic NumPy index into the leaf, as text; None for the whole leaf.
-        sizes: sizes of axes that the leaf's own do not tell, such as those of a split one.
-        scale: what the leaf holds is PyTorch's tensor times this: a number, or the sizes of some of
+        leaf: The leaf's dotted name.
+        axes: An einops pattern from the leaf's axes to PyTorch's; None if they are the same.
+        index: A basic NumPy index into the leaf, as a string; None for the whole leaf.
+        sizes: Sizes of axes that do not follow from the leaf's shape, as those of a split axis.
+        scale: The factor by which the leaf is larger than PyTorch's tensor: a number, or sizes of
             the pattern's axes, each to a power.
 
     Raises:
-        LayoutError: by `shape`, if the leaf does not have these axes, or the index is none.
+        LayoutError: By `shape`, if the leaf does not have these axes or the index is invalid.
 
     Example:
         >>> Place("attn.kernel", "d n h -> (n h) d").shape((6, 2, 4))
@@ -42,7 +44,7 @@ class Place:
         >>> turned.shape((6, 2, 8)), turned.factor((6, 2, 8))
         ((16, 6), 0.5)
 
-    Source: https://einops.rocks; DESIGN.md, words.
+    Source: https://einops.rocks.
     """
 
     leaf: str
@@ -52,14 +54,14 @@ class Place:
     scale: Scale = 1.0
 
     def get(self, leaf: jax.Array, at: Sequence[Any] = ()) -> jax.Array:
-        """PyTorch's tensor, out of the leaf; ``at`` stands for the numbers in the index."""
+        """Returns PyTorch's tensor from the leaf; ``at`` replaces the numbers in the index."""
         part = leaf if self.index is None else leaf[self._index(at)]
         if (factor := self.factor(leaf.shape)) != 1:
             part = part / factor
         return part if self.axes is None else einops.rearrange(part, self.axes, **dict(self.sizes))
 
     def put(self, leaf: jax.Array, tensor: jax.Array, at: Sequence[Any] = ()) -> jax.Array:
-        """The leaf with PyTorch's tensor in its place; ``at`` as in `get`."""
+        """Returns the leaf with PyTorch's tensor written to the place; ``at`` as in `get`."""
         part = leaf if self.index is None else leaf[self._index(at)]
         if self.axes is not None:
             here, there = (side.strip() for side in self.axes.split("->"))
@@ -71,29 +73,29 @@ class Place:
         return tensor if self.index is None else leaf.at[self._index(at)].set(tensor)
 
     def _index(self, at: Sequence[Any]) -> tuple[Any, ...]:
-        """The index, its numbers exchanged for those given."""
+        """The index with the given numbers."""
         assert self.index is not None
         given = iter(at)
         index = parsed_index(self.index)
         return tuple(x if isinstance(x, slice) else next(given, x) for x in index)
 
     def factor(self, leaf_shape: tuple[int, ...]) -> float:
-        """The scale as a number, of a leaf of this shape."""
+        """Returns the scale as a number, for a leaf of this shape."""
         if not isinstance(self.scale, tuple):
             return self.scale
         return _factor(self, leaf_shape)
 
     def axis_sizes(self, part_shape: Sequence[int]) -> dict[str, int]:
-        """The size of each axis that the pattern names, of a part (after the index) of a leaf."""
+        """Returns the size of each axis of the pattern, for the part that the index selects."""
         here = spelled((self.axes or "...").split("->")[0], len(part_shape))
         known, found = dict(self.sizes), {}
         for group, size in zip(here, part_shape, strict=True):
-            said = math.prod(known[name] for name in group if name in known)
-            found.update({name: known.get(name, size // said) for name in group})
+            stated = math.prod(known[name] for name in group if name in known)
+            found.update({name: known.get(name, size // stated) for name in group})
         return found
 
     def ranges(self, leaf_shape: tuple[int, ...]) -> tuple[range, ...]:
-        """The positions along each of the leaf's axes that the index picks."""
+        """Returns the positions along each axis of the leaf that the index selects."""
         index = () if self.index is None else parsed_index(self.index)
         index = (*index, *[slice(None)] * (len(leaf_shape) - len(index)))
         return tuple(
@@ -102,31 +104,31 @@ class Place:
         )
 
     def part_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what the index picks."""
+        """Returns the shape of the part that the index selects."""
         index = () if self.index is None else parsed_index(self.index)
         return np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index].shape
 
     def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """PyTorch's shape of the tensor, of a leaf of this shape.
+        """Returns the shape of PyTorch's tensor, for a leaf of this shape.
 
         Raises:
-            LayoutError: if the leaf does not have the axes that the rule says.
+            LayoutError: If the leaf does not have the rule's axes.
         """
         return _shape(self, leaf_shape)
 
     def same(self, other: "Place", leaf_shape: tuple[int, ...]) -> bool:
-        """Whether another place is this one, if in other words."""
+        """Returns whether another place is the same tensor, possibly spelled differently."""
         return _meaning(self, leaf_shape) == _meaning(other, leaf_shape)
 
 
 def atoms(side: str) -> list[list[str]]:
-    """One side of an einops pattern as the names in each of its axes.
+    """Splits one side of an einops pattern into the names in each of its axes.
 
     Args:
-        side: the text on one side of the arrow.
+        side: The string on one side of the arrow.
 
     Returns:
-        A list for each axis; an ellipsis is one of its own.
+        A list for each axis; an ellipsis counts as an axis.
 
     Example:
         >>> atoms("d (n h) ... 1")
@@ -147,7 +149,7 @@ def _factor(place: Place, leaf_shape: tuple[int, ...]) -> float:
 
 @lru_cache(maxsize=4096)
 def _meaning(place: Place, leaf_shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """A place whose axes are numbered, and its pattern gone where it moves nothing."""
+    """A place in a normal form: axes numbered, and no pattern if it moves nothing."""
     axes, sizes = place.axes, ()
     picked = tuple((r.start, r.stop, r.step) for r in place.ranges(leaf_shape))
     if axes is not None:
@@ -156,20 +158,20 @@ def _meaning(place: Place, leaf_shape: tuple[int, ...]) -> tuple[Any, ...]:
         number = {name: i for i, name in enumerate(name for group in here for name in group)}
         here, there = ([[number[name] for name in g] for g in side] for side in (here, there))
         axes = None if here == there else (here, there)
-        said: Mapping[str, int] = dict(place.sizes)
-        sizes = tuple(sorted((number[k], v) for k, v in said.items() if k in number))
+        stated: Mapping[str, int] = dict(place.sizes)
+        sizes = tuple(sorted((number[k], v) for k, v in stated.items() if k in number))
     return place.leaf, str(axes), picked, sizes, place.factor(leaf_shape)
 
 
 def spelled(side: str, n: int) -> list[list[str]]:
-    """One side of an einops pattern, its ellipsis written out.
+    """Splits one side of an einops pattern, with its ellipsis expanded.
 
     Args:
-        side: the text on one side of the arrow.
-        n: how many axes the tensor on the pattern's left has.
+        side: The string on one side of the arrow.
+        n: The number of axes of the tensor on the pattern's left.
 
     Returns:
-        As `atoms`, with an axis for each that the ellipsis stands for.
+        As `atoms`, with each axis of the ellipsis.
 
     Example:
         >>> spelled("... i o", 3)
@@ -200,25 +202,25 @@ def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         what = "index" if place.axes is None else f"axes {place.axes!r}"
         if isinstance(error, KeyError):
             what, error = f"axis {error} of the scale {place.scale}", "the pattern names no such"
-        why = str(error).splitlines()[-1].strip()
+        reason = str(error).splitlines()[-1].strip()
         raise LayoutError(
-            f"{place.leaf}{at} of shape {leaf_shape} does not have the {what} that the layout's "
-            f"rule says ({why}). Mend the rule."
+            f"{place.leaf}{at} of shape {leaf_shape} does not have the {what} of the layout's "
+            f"rule ({reason}). Fix the rule."
         ) from None
 
 
 @lru_cache(maxsize=4096)
 def parsed_index(text: str) -> tuple[int | slice, ...]:
-    """A basic index, read from its text.
+    """Parses a basic index.
 
     Args:
-        text: integers and slices with commas between them.
+        text: Integers and slices separated by commas.
 
     Returns:
         The index.
 
     Raises:
-        LayoutError: if it is none.
+        LayoutError: If it is invalid.
 
     Example:
         >>> parsed_index(":, 3")
@@ -237,20 +239,20 @@ def parsed_index(text: str) -> tuple[int | slice, ...]:
             items.append(slice(*numbers))
         else:
             raise LayoutError(
-                f"the index {text!r} of a layout's rule is no basic index, expected integers and "
-                "slices with commas between them, such as ':, 3' or '0:64'."
+                f"the index {text!r} of a layout's rule is not a basic index, expected integers "
+                "and slices separated by commas, such as ':, 3' or '0:64'."
             )
     return tuple(items)
 
 
 def are_sizes(given: object) -> bool:
-    """Whether something is a tuple of names of axes, each with its size.
+    """Returns whether a value is a tuple of axis names with their sizes.
 
     Args:
         given: A rule's ``sizes``.
 
     Returns:
-        Whether it is.
+        True if it is.
 
     Example:
         >>> are_sizes((("two", 2),)), are_sizes((("two", 0.5),))
@@ -260,13 +262,13 @@ def are_sizes(given: object) -> bool:
 
 
 def is_scale(given: object) -> bool:
-    """Whether something is a number above 0, or names of axes with powers.
+    """Returns whether a value is a positive number, or axis names with powers.
 
     Args:
         given: A rule's ``scale``.
 
     Returns:
-        Whether it is.
+        True if it is.
 
     Example:
         >>> is_scale(0.5), is_scale((("h", -0.5),)), is_scale(0), is_scale(10**400)
@@ -276,7 +278,7 @@ def is_scale(given: object) -> bool:
 
 
 def _pairs(given: object, is_good: Callable[[object], bool]) -> bool:
-    """Whether something is a tuple of names, each with a number."""
+    """Whether a value is a tuple of names with numbers."""
     pairs = given if isinstance(given, tuple) else (given,)
     return all(
         isinstance(pair, tuple) and list(map(type, pair[:1])) == [str] and is_good(*pair[1:])
@@ -285,15 +287,15 @@ def _pairs(given: object, is_good: Callable[[object], bool]) -> bool:
 
 
 def _power(given: object = None, *more: object) -> bool:
-    """Whether something is one finite number."""
+    """Whether a value is a finite number."""
     return not more and type(given) in (int, float) and abs(given) < 1e300  # pyright: ignore
 
 
 def _above(given: object = None, *more: object) -> bool:
-    """Whether something is one number above 0."""
+    """Whether a value is a positive number."""
     return _power(given, *more) and given > 0  # pyright: ignore
 
 
 def _size(given: object = None, *more: object) -> bool:
-    """Whether something is one whole number above 0."""
+    """Whether a value is a positive integer."""
     return _above(given, *more) and isinstance(given, int)

@@ -1,9 +1,9 @@
-"""Quantized bases: arrays of few bits with scales, qwix's `QArray`.
+"""Quantized bases: qwix's `QArray`, an array of few bits with scales.
 
-qwix is imported only where there is such an array, and then it is installed. A `QArray` has an
-array's ``shape``, ``dtype``, ``transpose`` and ``astype``, and so may stand where a base does. A
-factored leaf keeps it and reads it by `dequantized` in the program, at each use; `jaxmix.compose`
-gives a dequantized leaf, and `requantized` makes it one of few bits again.
+qwix is imported only if there is such an array, and then it is installed. A `QArray` has an array's
+``shape``, ``dtype``, ``transpose`` and ``astype``, so it can be a base's leaf. A factored leaf
+keeps it and dequantizes it in the program at each use; `jaxmix.compose` returns a dequantized
+leaf, which `requantized` quantizes again.
 """
 
 from typing import Any
@@ -20,13 +20,13 @@ __all__ = ["dequantized", "is_quantized", "requantized"]
 
 
 def is_quantized(x: Any) -> bool:
-    """Whether something is qwix's array of few bits with scales."""
+    """Returns whether a leaf is qwix's `QArray`."""
     kind = type(x)
     return kind.__name__ == "QArray" and kind.__module__.split(".")[0] == "qwix"
 
 
 def dequantized(x: Any) -> Any:
-    """The array that a quantized one stands for; any other leaf as it is."""
+    """Returns the dequantized array of a `QArray`; any other leaf unchanged."""
     if not is_quantized(x):
         return x
     import qwix
@@ -35,21 +35,22 @@ def dequantized(x: Any) -> Any:
 
 
 def requantized(params: Any, like: Any) -> tuple[Any, dict[str, float | Array]]:
-    """The params with those leaves quantized that are so in another tree, in the same way.
+    """Quantizes the leaves of a tree that are quantized in another tree, in the same way.
 
-    `jaxmix.compose` dequantizes what it changes. This quantizes it again: to the same type, with
-    scales for the same tiles, new ones by the largest number in each (qwix's ``absmax``).
+    `jaxmix.compose` dequantizes the leaves that it changes. This function quantizes them again, to
+    the same type and with scales of the same tiles, computed from the largest number in each tile
+    (qwix's ``absmax``).
 
     Args:
-        params: the composed params.
-        like: the base's, of the same structure but for its quantized leaves.
+        params: The composed params.
+        like: The base's params, of the same structure except for quantized leaves.
 
     Returns:
-        ``(params, errors)``: the tree, and for each leaf that was quantized its relative error,
-        ``‖W − Q(W)‖ / ‖W‖``, by name.
+        ``(params, errors)``: the tree, and the relative error of each quantized leaf by name,
+        ``‖W − Q(W)‖ / ‖W‖``.
 
     Raises:
-        LayoutError: if the trees differ.
+        LayoutError: If the trees differ.
 
     Example:
         >>> requantized({"proj.weight": jnp.ones((2, 2))}, {"proj.weight": jnp.ones((2, 2))})[1]
@@ -76,7 +77,7 @@ def requantized(params: Any, like: Any) -> tuple[Any, dict[str, float | Array]]:
 
 
 def _like(leaf: Array, old: Any) -> Any:
-    """An array quantized as another is: its type, and its scales' tiles."""
+    """Quantizes an array like another one: the same type and the same tiles of scales."""
     import qwix
 
     tiles = {

@@ -1,4 +1,4 @@
-"""How a leaf of a tree is read as the weight that a site's updates are for: which way it lies."""
+"""Reads a leaf as the weight that a site's updates change, in the orientation that fits."""
 
 from dataclasses import dataclass, replace
 
@@ -9,9 +9,10 @@ from jaxmix.placement.devices import sharding_of
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import KERNEL, Layout, Part, Place
 from jaxmix.placement.orientation import may_be_conv1d
-from jaxmix.placement.sites import Site, Tree
+from jaxmix.placement.sites import Site
+from jaxmix.placement.tree import Tree
 
-__all__ = ["Reading", "form_of", "misfit", "read_weight", "turned_word"]
+__all__ = ["Reading", "form_of", "misfit", "read_weight", "transposed_chain"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,14 @@ class Reading:
     """How a leaf holds a site's weight.
 
     Args:
-        form: Its form; None if the updates don't fit it.
-        turned: Whether PyTorch stores the weight as (in, out), so that the updates are turned.
-        misfit: What does not fit, in words; None if all does.
-        is_unclear: Whether it may as well lie the other way.
+        form: Its form; None if the updates do not fit it.
+        transposed: Whether PyTorch stores the weight as (in, out) and the updates are transposed.
+        misfit: What does not fit, as a message; None if everything does.
+        is_unclear: Whether the other orientation is just as likely.
     """
 
     form: Form | None
-    turned: bool = False
+    transposed: bool = False
     misfit: str | None = None
     is_unclear: bool = False
 
@@ -34,50 +35,51 @@ class Reading:
 def read_weight(tree: Tree, site: Site, place: Place, table: Layout | None) -> Reading:
     """Reads a weight as the matrix (out, in) that fits a site's updates.
 
-    PyTorch stores a linear weight as (out, in), but GPT-2's Conv1D as (in, out). That is the
-    module's matter: the layout may say it, then the tree is asked, and then the updates. One that
-    was read from a file of PEFT with ``fan_in_fan_out`` does not know it: the file has one flag for
-    all layers, which PEFT itself corrects for each by its class, and what is written is what held
-    for the last one.
+    PyTorch stores a linear weight as (out, in), but GPT-2's Conv1D as (in, out). The layout may
+    state which; otherwise the tree's leaves decide, and then the updates. PEFT's
+    ``fan_in_fan_out`` is not reliable: it is one flag for all layers, which PEFT corrects for each
+    layer by its class and saves as it was for the last one.
 
     Args:
         tree: The params.
         site: The site.
-        place: Where its weight lies in them.
+        place: Where its weight is.
         table: The layout, if it is known.
 
     Returns:
-        The weight's form, or why no form fits.
+        The weight's form, or the reason why none fits.
     """
     shape = place.shape(tree.leaf(place).shape)
     form = form_of("weight", tree, place)
     if len(shape) != 2:
-        return _first_fit(site.word, [(form, False)], shape)
-    flag = joint_flag(update.transposed for _, update in site.word)
+        return _first_fit(site.chain, [(form, False)], shape)
+    flag = joint_flag(update.transposed for _, update in site.chain)
     stated = table.is_conv1d(site.name) if table else None
     if place.axes is None:
-        lies = [stated] if stated is not None else _orientations(tree, site, place, flag)
-        ways = [(replace(form, transposed=way), way) for way in lies]
-        found = _first_fit(site.word, ways, shape)
-        if stated is None and flag is None and len(lies) == 2:
-            other = _first_fit(site.word, ways[::-1], shape)
-            return replace(found, is_unclear=found.turned != other.turned)
+        answers = [stated] if stated is not None else _orientations(tree, site, place, flag)
+        candidates = [(replace(form, transposed=answer), answer) for answer in answers]
+        found = _first_fit(site.chain, candidates, shape)
+        if stated is None and flag is None and len(answers) == 2:
+            other = _first_fit(site.chain, candidates[::-1], shape)
+            return replace(found, is_unclear=found.transposed != other.transposed)
         return found
     if place.index is None and _swaps(place.axes):
-        # A Flax kernel (in, out): its transpose is the matrix, and nothing has to move.
+        # A Flax kernel (in, out): its transpose is the matrix, without moving anything.
         is_plain = place.axes == KERNEL and tree.out_axes.of(place.leaf) == 0
-        plain = replace(form, axes=None, transposed=not is_plain)
-        says = stated if stated is not None else flag
-        turned = may_be_conv1d(place.leaf) if says is None else says
+        plain = replace(form, place=replace(form.place, axes=None), transposed=not is_plain)
+        answer = stated if stated is not None else flag
+        transposed = may_be_conv1d(place.leaf) if answer is None else answer
         matrix = shape[::-1] if is_plain else shape
-        return _first_fit(site.word, [(plain, turned), (plain, not turned)], matrix, at_rest=True)
-    return _first_fit(site.word, [(form, bool(flag))], shape, at_rest=True)
+        return _first_fit(
+            site.chain, [(plain, transposed), (plain, not transposed)], matrix, is_matrix=True
+        )
+    return _first_fit(site.chain, [(form, bool(flag))], shape, is_matrix=True)
 
 
 def _orientations(tree: Tree, site: Site, place: Place, flag: bool | None) -> list[bool]:
-    """Whether PyTorch stores a weight as (in, out): the answers that can be, the likelier first."""
+    """Possible answers to whether PyTorch stores a weight as (in, out), likeliest first."""
     if place.leaf.removeprefix("params.") == site.name:
-        # A parameter by itself, of no layer: its updates lie as it does.
+        # A parameter outside of any layer: its updates have its orientation.
         return [True, False] if flag else [False]
     axis = tree.out_axes.of(place.leaf) if place.index is None else None
     if axis is not None:
@@ -89,60 +91,59 @@ def _orientations(tree: Tree, site: Site, place: Place, flag: bool | None) -> li
 
 
 def _first_fit(
-    word: Chain,
-    ways: list[tuple[Form, bool]],
+    chain: Chain,
+    candidates: list[tuple[Form, bool]],
     shape: tuple[int, ...],
     *,
-    at_rest: bool = False,
+    is_matrix: bool = False,
 ) -> Reading:
-    """The first way to read a weight that fits a word.
+    """Returns the first reading of a weight that fits a chain.
 
     Args:
-        word: The updates.
-        ways: Each with its form, and whether the updates are turned.
-        shape: PyTorch's, or the matrix (out, in) itself.
-        at_rest: Whether the shape is the matrix's, whichever way the updates lie.
+        chain: The updates.
+        candidates: Forms, each with whether the updates are transposed.
+        shape: PyTorch's shape, or that of the matrix (out, in).
+        is_matrix: Whether the shape is the matrix's, even for transposed updates.
     """
     rows, cols = shape[0], int(np.prod(shape[1:], dtype=int))
     first: str | None = None
-    for form, turned in ways:
-        size = (cols, rows) if turned and not at_rest else (rows, cols)
-        why = misfit(turned_word(word) if turned else word, size)
-        if why is None:
-            return Reading(form, turned)
-        first = first or why
+    for form, transposed in candidates:
+        size = (cols, rows) if transposed and not is_matrix else (rows, cols)
+        reason = misfit(transposed_chain(chain) if transposed else chain, size)
+        if reason is None:
+            return Reading(form, transposed)
+        first = first or reason
     return Reading(None, misfit=first)
 
 
 def form_of(part: Part, tree: Tree, place: Place) -> Form:
-    """How a leaf holds a tensor, as its place says.
+    """Returns how a leaf holds a tensor at a place.
 
     Args:
         part: Whether the leaf is a weight or a bias.
         tree: The params.
-        place: Where the leaf lies in them.
+        place: Where the tensor is.
 
     Returns:
-        The form, not yet turned.
+        The form, not transposed.
     """
     leaf = tree.leaf(place)
     factor = place.factor(tuple(leaf.shape))
-    return Form(
-        part, place.axes, place.index, False, sharding_of(leaf), sizes=place.sizes, scale=factor
-    )
+    nameless = replace(place, leaf="", scale=1.0)
+    return Form(part, nameless, False, sharding_of(leaf), factor)
 
 
-def turned_word(word: Chain) -> Chain:
-    """The word at a weight that PyTorch has as (in, out)."""
-    return tuple((strength, update.turned()) for strength, update in word)
+def transposed_chain(chain: Chain) -> Chain:
+    """Returns the chain for a weight that PyTorch stores as (in, out)."""
+    return tuple((strength, update.turned()) for strength, update in chain)
 
 
-def misfit(word: Chain, shape: tuple[int, int]) -> str | None:
-    """The first thing in a word that does not fit a matrix (out, in), or None."""
-    return next((why for _, update in word if (why := update.misfit(shape))), None)
+def misfit(chain: Chain, shape: tuple[int, int]) -> str | None:
+    """Returns the first thing in a chain that does not fit a matrix (out, in); None if all fits."""
+    return next((reason for _, update in chain if (reason := update.misfit(shape))), None)
 
 
 def _swaps(axes: str) -> bool:
-    """Whether a pattern merely exchanges the two axes of a matrix."""
+    """Whether a pattern only exchanges the two axes of a matrix."""
     here, there = ([n for n in side.split() if n != "..."] for side in axes.split("->"))
     return len(here) == 2 and there == here[::-1]

@@ -1,8 +1,8 @@
-"""Roles: what each weight of a tree is, by its module's class, its siblings and its shape.
+"""Roles: the kind of each weight of a tree, by its module's class, its siblings and its shape.
 
-A tree that is not flat PyTorch has linear layers of more than two axes: stacked along layers, with
-axes of their own for heads, or both. `Roles` tells these from convolutions, norms and embeddings,
-and says which weights it can't judge.
+JAX trees may have linear layers with more than two axes: stacked along layers, with separate axes
+for heads, or both. `Roles` distinguishes these from convolutions, norms and embeddings, and reports
+the weights that it can't classify.
 """
 
 import re
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 
 from jaxmix.placement.classes import Kind, Known, judged, owners
 from jaxmix.placement.quantized import is_quantized
-from jaxmix.placement.sites import Tree
 from jaxmix.placement.stacks import Stack, stacks
+from jaxmix.placement.tree import Tree
 
 __all__ = ["EMBEDDING", "Role", "Roles", "depth"]
 
 _WEIGHTS = ("weight", "kernel", "embedding", "embeddings", "scale", "w")
-# A name's last part that says embedding, where the leaf's own does not.
+# Module names of embeddings, for leaves whose own name does not show it.
 EMBEDDING = re.compile(
     r"(.*_)?(embed(ding)?s?|emb)(_(audio_)?tokens?|_positions?|_in|_table)?|w[tp]e|shared"
     r"|relative_attention_bias"
@@ -43,16 +43,16 @@ _WRAPPER = "base_module"
 
 @dataclass(frozen=True)
 class Role:
-    """What one weight is.
+    """The kind and the axes of one weight.
 
     Args:
-        site: the module's name, with the number of the layer left out where layers are stacked.
-        leaf: the leaf's name.
-        kind: what the module is; "unclear" where nothing tells.
-        shape: the leaf's shape.
-        stack: the axes of stacked layers.
-        rows: the axes of a linear layer's outputs.
-        cols: the axes of its inputs.
+        site: The module's name, without the number of the layer if layers are stacked.
+        leaf: The leaf's name.
+        kind: The kind of the module; "unclear" if it can't be determined.
+        shape: The leaf's shape.
+        stack: The axes of stacked layers.
+        rows: The axes of a linear layer's outputs.
+        cols: The axes of its inputs.
     """
 
     site: str
@@ -65,18 +65,18 @@ class Role:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the names alone say all of it: no stack, no heads, a usual name."""
+        """Whether the names are sufficient: no stack, no heads, a usual name."""
         module, _, last = self.leaf.removeprefix("params.").rpartition(".")
         is_usual = module == self.site and last in ("weight", "kernel", "embedding", "scale")
         return not self.stack and is_usual and len(self.rows) < 2 and len(self.cols) < 2
 
     @cached_property
     def sites(self) -> dict[str, str]:
-        """The sites that the leaf holds, each with its name without the numbers of layers."""
+        """Returns the sites in the leaf, each with its name without the numbers of layers."""
         found: dict[str, str] = {}
         for numbers in product(*(range(stack.size) for stack in self.stack)):
             parts = self.site.split(".") if self.site else []
-            # From the innermost, so that what stands before it stays where it was.
+            # From the innermost, which leaves the positions of the outer ones unchanged.
             for stack, number in sorted(
                 zip(self.stack, numbers, strict=True), key=lambda x: -depth(x[0].root)
             ):
@@ -86,7 +86,7 @@ class Role:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is a linear layer whose axes are known."""
+        """Whether this is a linear layer with known axes."""
         return bool(self.rows and self.cols)
 
 
@@ -94,7 +94,7 @@ class Roles:
     """The roles of a tree's weights.
 
     Args:
-        tree: the tree.
+        tree: The tree.
 
     Example:
         >>> up = {"kernel": jnp.ones((3, 4, 5)), "bias": jnp.ones((3, 5))}
@@ -116,7 +116,7 @@ class Roles:
 
     @cached_property
     def by_leaf(self) -> dict[str, Role]:
-        """The role of each leaf that is a weight, by the leaf's name."""
+        """The role of each weight, by its leaf's name."""
         return {name: self._role(name) for name in self.shapes if not _is_bias(name)}
 
     @cached_property
@@ -141,7 +141,7 @@ class Roles:
         module, is_weight = (module, True) if last in _WEIGHTS and module else (leaf, False)
         site = _site(module)
         if known is not None:
-            if not stack and known.stack:  # a stack of this module alone
+            if not stack and known.stack:  # a stack of only this module
                 stack = tuple(Stack(module, axis, shape[axis]) for axis in known.stack)
             return Role(site, leaf, known.kind, shape, stack, known.rows, known.cols)
         kept = [axis for axis in range(len(shape)) if axis not in [each.axis for each in stack]]
@@ -161,7 +161,7 @@ class Roles:
         kept: list[int],
         stack: tuple[Stack, ...],
     ) -> tuple[Kind, int]:
-        """The kind of a module without a class, and how many of its first axes are one side."""
+        """The kind of a module without a class, and the number of leading axes on one side."""
         last, name = leaf.rpartition(".")[2], module.rpartition(".")[2]
         if any(_ADAPTER.fullmatch(part) for part in leaf.split(".")):
             return "other", 0
@@ -181,7 +181,7 @@ class Roles:
         return self._of_more_axes(leaf, module, name, kept)
 
     def _of_more_axes(self, leaf: str, module: str, name: str, kept: list[int]) -> tuple[Kind, int]:
-        """A Flax kernel of three axes or more: of heads, or a convolution's."""
+        """The kind of a Flax kernel with three or more axes: one with heads, or a convolution."""
         above = module.rpartition(".")[0]
         siblings = self._children.get(above, set())
         bias = self._bias_shape(module)
@@ -210,7 +210,7 @@ class Roles:
 
 
 def depth(root: str) -> int:
-    """How many parts a site's name has up to the root of a stack."""
+    """The number of parts of a site's name up to the root of a stack."""
     name = _site(root)
     return len(name.split(".")) if name else 0
 
@@ -227,7 +227,7 @@ def _floats(tree: Tree) -> Iterator[tuple[str, tuple[Any, ...], Any]]:
 
 
 def _site(module: str) -> str:
-    """The name of a module without what wraps it."""
+    """The name of a module without its wrappers."""
     return ".".join(p for p in module.removeprefix("params.").split(".") if p != _WRAPPER)
 
 

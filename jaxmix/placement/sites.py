@@ -1,132 +1,86 @@
-"""Sites found in a params tree: which leaves a word of updates changes, and how these lie there."""
+"""Sites of adapters, and the leaves of a params tree that they find by a layout."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
-from itertools import combinations
-from typing import Any
-
-import jax
 
 from jaxmix.errors import LayoutError, listing
 from jaxmix.families.base import Chain
+from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Layout, Part, Place
-from jaxmix.placement.names import leaf_names
-from jaxmix.placement.orientation import OutAxes
-from jaxmix.placement.params import check_tree
-from jaxmix.placement.quantized import is_quantized
-from jaxmix.placement.spelling import Spellings, respelled
+from jaxmix.placement.spelling import respelled
+from jaxmix.placement.tree import Tree
 
-__all__ = ["Site", "Tree", "located", "placed", "shared"]
+__all__ = ["Site", "located", "placed"]
 
 _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Tree:
-    """A params tree taken apart.
-
-    Args:
-        leaves: its leaves, in JAX's order.
-        treedef: its structure.
-        where: the place of each leaf among them, by its dotted name.
-        twice: the names that more than one leaf has.
-        root: the tree itself, whose modules' classes tell what their leaves are.
-    """
-
-    leaves: list[Any]
-    treedef: Any
-    where: dict[str, int]
-    twice: frozenset[str]
-    root: Any = None
-
-    @classmethod
-    def of(cls, params: Any) -> "Tree":
-        """Takes a tree apart.
-
-        Raises:
-            LayoutError: if it is no tree of weights, but a path to one, or nothing.
-        """
-        check_tree(params)
-        paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)
-        names = leaf_names([path for path, _ in paths])
-        twice = frozenset(name for name, count in Counter(names).items() if count > 1)
-        where = {name: i for i, name in enumerate(names)}
-        return cls([leaf for _, leaf in paths], treedef, where, twice, params)
-
-    def leaf(self, place: Place) -> Any:
-        """The leaf at a place."""
-        return self.leaves[self.where[place.leaf]]
-
-    @cached_property
-    def spellings(self) -> Spellings:
-        """The leaves' names by what is left of them without wrappers."""
-        return Spellings(self.where)
-
-    @cached_property
-    def out_axes(self) -> "OutAxes":
-        """Which axis of a linear layer's weight is its output."""
-        shapes = {name: getattr(self.leaves[i], "shape", ()) for name, i in self.where.items()}
-        return OutAxes(shapes)
-
-
-@dataclass(frozen=True)
 class Site:
-    """A word of updates, and where the leaves are that it changes or reads.
+    """One module that adapters change, and where its tensors are in a params tree.
+
+    A site's weight is one place. Callers use the places' ``leaf`` and the forms, and leave their
+    contents to this package.
 
     Args:
-        name: the site's PyTorch name.
-        word: strengths and updates, the first one first.
-        weight: where its weight lies; None if the word does not need it.
-        bias: where its bias lies; None if the word does not change it, or only turns it and there
-            is none.
+        name: The module's PyTorch name.
+        chain: Strengths and updates, in order of application. Once the site is resolved, they are
+            transposed if PyTorch stores its weight as (in, out).
+        weight: Where its weight is; None if the updates do not need it.
+        bias: Where its bias is; None if the updates do not change it, or only transform a bias that
+            may be absent, and it is.
+        weight_form: How the leaf holds the weight; None until the site is resolved.
+        bias_form: How the leaf holds the bias; None until the site is resolved.
+        transposed: Whether the updates were transposed.
     """
 
     name: str
-    word: Chain
+    chain: Chain
     weight: Place | None = None
     bias: Place | None = None
+    weight_form: Form | None = None
+    bias_form: Form | None = None
+    transposed: bool = False
 
     @property
     def changes_weight(self) -> bool:
-        """Whether an update has a map of the weight."""
-        return any(update.has_weight for _, update in self.word)
+        """Whether an update maps the weight."""
+        return any(update.has_weight for _, update in self.chain)
 
     @property
     def changes_bias(self) -> bool:
-        """Whether an update has a map of the bias."""
-        return any(update.has_bias for _, update in self.word)
+        """Whether an update maps the bias."""
+        return any(update.has_bias for _, update in self.chain)
 
     @property
     def turns_bias(self) -> bool:
-        """Whether an update has a map of a bias that need not be there."""
-        return any(update.turns_bias for _, update in self.word)
+        """Whether an update maps a bias that may be absent."""
+        return any(update.turns_bias for _, update in self.chain)
 
     @property
     def reads_base(self) -> bool:
-        """Whether an update asks for the base's leaves."""
-        return any(update.reads_base for _, update in self.word)
+        """Whether an update needs the base's leaves."""
+        return any(update.reads_base for _, update in self.chain)
 
 
-def located(tree: Tree, words: Mapping[str, Chain], table: Layout) -> list[Site]:
-    """The sites with their leaves, by a layout.
+def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site]:
+    """Finds the leaves of sites by a layout.
 
     Args:
-        tree: the params.
-        words: ``{site: word}``.
-        table: the layout.
+        tree: The params.
+        chains: ``{site: chain}``.
+        table: The layout.
 
     Returns:
-        A site for each word, in order; but for copies that find no leaf.
+        A site for each chain, in order, except copies that find no leaf.
 
     Raises:
-        LayoutError: if sites find no leaf, or more than one; it lists them all.
+        LayoutError: If sites find no leaf, or more than one; it lists all of them.
     """
-    sites, lost = placed(tree, words, table)
+    sites, lost = placed(tree, chains, table)
     if lost:
-        # Only those that are shown are looked into: the search for near names is slow.
+        # The search for similar names is slow, so only the listed sites are explained.
         shown, rest = lost[:_SHOWN], lost[_SHOWN:]
         lines = [f"{name}: {_lost(name, part, places, tree)}" for name, part, places in shown]
         lines += [name for name, _, _ in rest]
@@ -141,26 +95,26 @@ def located(tree: Tree, words: Mapping[str, Chain], table: Layout) -> list[Site]
 
 
 def placed(
-    tree: Tree, words: Mapping[str, Chain], table: Layout, *, is_strict: bool = False
+    tree: Tree, chains: Mapping[str, Chain], table: Layout, *, is_strict: bool = False
 ) -> tuple[list[Site], list[tuple[str, Part, list[Place]]]]:
-    """The sites that a layout places, and those that it does not.
+    """Finds the leaves of sites by a layout, and the sites for which it finds none.
 
     Args:
-        tree: the params.
-        words: ``{site: word}``.
-        table: the layout.
-        is_strict: whether to stop at the first that finds no leaf.
+        tree: The params.
+        chains: ``{site: chain}``.
+        table: The layout.
+        is_strict: Whether to stop at the first site without a leaf.
 
     Returns:
-        A site for each word, in order, but for copies that find no leaf; and for each leaf that is
-        not found, or more than once, its site, its part, and where it was looked for.
+        A site for each chain, in order, except copies that find no leaf; and for each tensor that
+        is not found, or found twice, its site, its part, and the places that were tried.
     """
     lost: list[tuple[str, Part, list[Place]]] = []
     sites: list[Site] = []
-    for name, word in words.items():
-        bare = Site(name, word)
+    for name, chain in chains.items():
+        bare = Site(name, chain)
         tried = respelled(table, name, tree.where, tree.spellings)
-        if all(update.is_copy for _, update in word):
+        if all(update.is_copy for _, update in chain):
             if not any(place.leaf in tree.where for place in tried["weight"]):
                 continue
         found: dict[Part, Place] = {}
@@ -178,12 +132,12 @@ def placed(
                 lost.append((name, part, places))
         if lost and is_strict:
             break
-        sites.append(Site(name, word, found.get("weight"), found.get("bias")))
+        sites.append(Site(name, chain, found.get("weight"), found.get("bias")))
     return sites, lost
 
 
 def _lost(name: str, part: Part, places: list[Place], tree: Tree) -> str:
-    """Why a site was not placed, and which leaves are the nearest."""
+    """Explains why a site was not found, with the nearest leaves."""
     if not places:
         return f"no rule of the layout is for its {part}"
     hits = sorted({place.leaf for place in places if place.leaf in tree.where})
@@ -202,34 +156,3 @@ def _lost(name: str, part: Part, places: list[Place], tree: Tree) -> str:
     near = get_close_matches(places[0].leaf, tree.where, n=3, cutoff=0.5)
     near = near or list(tree.where)[:3]
     return f"no leaf for its {part}; the nearest are {', '.join(near) or 'none: the tree is empty'}"
-
-
-def shared(tree: Tree, sites: Iterable[Site]) -> Iterator[str]:
-    """The leaves of which two sites, or a weight and a bias, have an element in common, in words.
-
-    Args:
-        tree: the params.
-        sites: the sites, their places fit for their leaves.
-
-    Yields:
-        A line for each pair.
-    """
-    tenants: dict[str, list[tuple[str, Place]]] = defaultdict(list)
-    for site in sites:
-        for part, place in (("weight", site.weight), ("bias", site.bias)):
-            if place is not None:
-                tenants[place.leaf].append((f"{site.name}'s {part}", place))
-    for leaf, those in tenants.items():
-        if len(those) == 1:
-            continue
-        shape = tree.leaves[tree.where[leaf]].shape
-        picked = [(who, place.ranges(shape)) for who, place in those]
-        # Layers and experts are many, and one number each: only those of one number are compared.
-        axes = [k for k in range(len(shape)) if all(len(ranges[k]) == 1 for _, ranges in picked)]
-        groups: dict[tuple[int, ...], list[tuple[str, tuple[range, ...]]]] = defaultdict(list)
-        for who, ranges in picked:
-            groups[tuple(ranges[k][0] for k in axes)].append((who, ranges))
-        for group in groups.values():
-            for (who, ours), (other, theirs) in combinations(group, 2):
-                if all(not set(a).isdisjoint(b) for a, b in zip(ours, theirs, strict=True)):
-                    yield f"{leaf}: {who} and {other}"

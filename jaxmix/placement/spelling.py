@@ -1,4 +1,4 @@
-"""Sites and leaves under names that differ only by what wrappers of PyTorch add to them."""
+"""Sites and leaves whose names differ only by what PyTorch wrappers add."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +16,7 @@ class Spellings:
     """Finds names that differ from those of a tree or file only by what wrappers add.
 
     Args:
-        names: the names of the tree or the file.
+        names: The names of the tree or the file.
 
     Example:
         >>> Spellings(["_orig_mod.h.0.q", "h.1.module.q"]).of("module.h.0.q")
@@ -34,25 +34,25 @@ class Spellings:
         return {name: tuple(names) for name, names in found.items()}
 
     def of(self, name: str) -> tuple[str, ...]:
-        """The names that mean the same; several if the wrappers alone tell them apart."""
+        """Returns the names that are equal without wrappers; several if only wrappers differ."""
         return self._by_bare.get(bare(name), ())
 
 
 def respelled(
     table: Layout, site: str, where: Collection[str], spellings: Spellings
 ) -> dict[Part, list[Place]]:
-    """The places of a site's weight and bias, under the names that the leaves have.
+    """Returns the places of a site's weight and bias, under the leaves' own names.
 
     Args:
-        table: the layout.
-        site: the site.
-        where: the names of the leaves.
-        spellings: the same, to look names up in.
+        table: The layout.
+        site: The site's name.
+        where: The names of the leaves.
+        spellings: The same names, to look up spellings.
 
     Returns:
-        The layout's places if one of them is a leaf, or nothing else is. Else the places of the
-        leaves that differ from these by wrappers alone; only then, so that no module is taken for
-        its neighbour ``module``.
+        The layout's places if one of them is a leaf, or if no other leaf matches. Otherwise the
+        places of the leaves that differ from these by wrappers only. This order keeps a module from
+        being confused with its neighbour ``module``.
     """
     parts: dict[Part, list[Place]] = {part: table.places(site, part) for part in get_args(Part)}
     if any(place.leaf in where for places in parts.values() for place in places):

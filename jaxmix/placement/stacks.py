@@ -1,7 +1,7 @@
-"""Stacks of layers: subtrees whose every leaf has one more axis, that of the layers.
+"""Stacks of layers: subtrees in which each leaf has an additional axis of layers.
 
-``nnx.vmap``, ``nnx.scan``, ``eqx.filter_vmap`` and Linen's ``nn.scan`` make such a subtree of one
-block. No leaf says so by itself: the vectors of a block (its norms and biases) have two axes then.
+``nnx.vmap``, ``nnx.scan``, ``eqx.filter_vmap`` and Linen's ``nn.scan`` make such a subtree from one
+block. Single leaves don't show it; a block's vectors (norms and biases) do, by having two axes.
 """
 
 import re
@@ -20,12 +20,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Stack:
-    """One axis of layers that a leaf has.
+    """One axis of layers of a leaf.
 
     Args:
-        root: the name of the subtree that is stacked; "" for the whole tree.
-        axis: the axis of the leaf.
-        size: how many layers there are.
+        root: The name of the stacked subtree; "" for the whole tree.
+        axis: The axis of the leaf.
+        size: The number of layers.
     """
 
     root: str
@@ -36,11 +36,11 @@ class Stack:
 def stacks(
     shapes: Mapping[str, Shape], known: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[Stack, ...]]:
-    """The axes of layers of each leaf, the outermost stack first.
+    """Finds the axes of layers of each leaf, outermost stack first.
 
     Args:
-        shapes: the shape of each leaf of floats, by its dotted name.
-        known: the axes of layers that a leaf's class tells; () for a leaf that has none.
+        shapes: The shape of each leaf of floats, by its dotted name.
+        known: The axes of layers that a leaf's class defines; () for a leaf without any.
 
     Returns:
         The stacks of each leaf that has any.
@@ -63,7 +63,7 @@ def _visit(
     known: Mapping[str, tuple[int, ...]],
     found: dict[str, tuple[Stack, ...]],
 ) -> None:
-    """Looks for a stack at a subtree, and then below it; `left` holds the axes not yet taken."""
+    """Looks for a stack at a subtree and below it; `left` holds the axes that are still free."""
     below = {name: tuple(shapes[name][axis] for axis in left[name]) for name in shapes}
     at = next((at for at in (0, 1) if _is_stack(root, below, at, left, known)), None)
     if at is not None:
@@ -87,7 +87,7 @@ def _visit(
 
 
 def _top(names: Iterable[str]) -> str:
-    """What all leaves of a stack are below, but for a list of modules and the last module."""
+    """The common parent of a stack's leaves, without a list of modules and the last module."""
     parts = [name.split(".")[:-2] for name in names]
     top: list[str] = []
     for level in zip(*parts, strict=False):
@@ -105,7 +105,7 @@ def _is_stack(
     left: Mapping[str, tuple[int, ...]],
     known: Mapping[str, tuple[int, ...]],
 ) -> bool:
-    """Whether all leaves of a subtree have the axis, of one size, beyond those of their own."""
+    """Whether all leaves of a subtree have the axis, of one size, besides their own axes."""
     if not shapes or not all(len(shape) > at for shape in shapes.values()):
         return False
     if len({shape[at] for shape in shapes.values()}) != 1:
@@ -132,7 +132,7 @@ def _is_stack(
 
 
 def _is_of_heads(shapes: Mapping[str, Shape], at: int) -> bool:
-    """Whether it is one layer whose bias has the axes of its heads: (D, N, H) and (N, H)."""
+    """Whether this is a single layer whose bias has axes of heads: (D, N, H) and (N, H)."""
     if len(shapes) != 2:
         return False
     bias, kernel = sorted(shapes.values(), key=len)
@@ -140,7 +140,7 @@ def _is_of_heads(shapes: Mapping[str, Shape], at: int) -> bool:
 
 
 def _is_vector(name: str) -> bool:
-    """Whether a leaf is by nature one vector, by its name."""
+    """Whether a leaf is a vector by its name."""
     last = _last(name)
     return last in _VECTORS or (last in _WEIGHTS and _NORM.fullmatch(_module(name)) is not None)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxmix.errors import AdapterError, LayoutError, UnsupportedError, listing
 from jaxmix.placement.layout import Layout, named
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 from jaxmix.training.kinds import Kind
 from jaxmix.training.modules import Target, is_head
 from jaxmix.training.survey import Survey, survey

@@ -7,7 +7,7 @@ from jaxmix.adapter import Adapter
 from jaxmix.errors import AdapterError, JaxmixError, UnsupportedError, listing
 from jaxmix.families import Replace, Together, Update
 from jaxmix.placement.layout import Layout
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 from jaxmix.training.choose import surveyed, targets_of
 from jaxmix.training.draws import site_key
 from jaxmix.training.kinds import KINDS, Kind

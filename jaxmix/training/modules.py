@@ -14,8 +14,8 @@ from jaxmix.apply.plan import arithmetic
 from jaxmix.placement.layout import KERNEL, Layout, Place
 from jaxmix.placement.quantized import dequantized
 from jaxmix.placement.roles import EMBEDDING, Role
-from jaxmix.placement.sites import Tree
-from jaxmix.placement.tied import HEADS
+from jaxmix.placement.ties import HEADS
+from jaxmix.placement.tree import Tree
 
 __all__ = ["Layer", "Target", "is_head", "modules_of", "target"]
 

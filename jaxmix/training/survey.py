@@ -11,7 +11,7 @@ from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import NAMES, Layout
 from jaxmix.placement.own import own_layout
 from jaxmix.placement.roles import Role, Roles
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 from jaxmix.training.modules import Target, is_head, modules_of, target
 
 __all__ = ["Survey", "survey"]

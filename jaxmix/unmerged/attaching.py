@@ -9,14 +9,14 @@ import numpy as np
 
 from jaxmix.adapter import Adapter, Mixable, words
 from jaxmix.affine import AffineMap
-from jaxmix.apply import dense
 from jaxmix.errors import AdapterError
 from jaxmix.families import Update
 from jaxmix.metadata import Metadata
 from jaxmix.mixing import several
+from jaxmix.placement import Site, resolve
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.params import check_no_path
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 from jaxmix.unmerged.leaf import Factored, Tags
 
 __all__ = ["attach", "detach", "is_factored"]
@@ -87,28 +87,29 @@ def attach(
     for number, part in enumerate(parts):
         for site in part.updates:
             numbers.setdefault(site, []).append(number)
-    tree, sites = dense.fitted(params, by_site, layout)
+    resolved = resolve(params, by_site, layout)
+    tree = resolved.tree
     names = tuple((part.name, part.source, part.metadata) for part in parts)
     leaves = list(tree.leaves)
-    tenants: dict[int, list[tuple[dense.Fitted, str]]] = {}
-    for one in sites:
-        if one.bias and one.site.bias:
-            tenants.setdefault(tree.where[one.site.bias.leaf], []).append((one, "bias"))
-        if one.weight and one.site.weight and one.site.changes_weight:
-            tenants.setdefault(tree.where[one.site.weight.leaf], []).append((one, "weight"))
-    placed = {one.site.name for those in tenants.values() for one, _ in those}
+    tenants: dict[int, list[tuple[Site, str]]] = {}
+    for site in resolved.sites:
+        if site.bias and site.bias_form:
+            tenants.setdefault(tree.where[site.bias.leaf], []).append((site, "bias"))
+        if site.weight and site.weight_form and site.changes_weight:
+            tenants.setdefault(tree.where[site.weight.leaf], []).append((site, "weight"))
+    placed = {site.name for sites in tenants.values() for site, _ in sites}
     lost = [
         (number, site, pair)
         for site, word in by_site.items()
         if site not in placed
         for number, pair in zip(numbers[site], word, strict=True)
     ]
-    for at, those in tenants.items():
-        leaves[at] = _leaf(tree, at, those, numbers, names, lost)
+    for at, sites in tenants.items():
+        leaves[at] = _leaf(tree, at, sites, numbers, names, lost)
         lost = []
     if ready:
         leaves = [_ready(leaf) if is_factored(leaf) else leaf for leaf in leaves]
-    return jax.tree_util.tree_unflatten(tree.treedef, leaves)
+    return tree.with_leaves(leaves)
 
 
 def _ready(leaf: Factored) -> Factored:
@@ -132,29 +133,29 @@ def _as_array(strength: Any) -> Any:
 def _leaf(
     tree: Tree,
     at: int,
-    those: list[tuple[dense.Fitted, str]],
+    sites: list[tuple[Site, str]],
     numbers: dict[str, list[int]],
     names: tuple[tuple[str, str, Metadata], ...],
     lost: list[tuple[int, str, tuple[Any, Update]]],
 ) -> Factored:
     """A leaf and what its tenants do to it."""
     reads, reads_form = None, None
-    for one, part in those:
-        if part == "bias" and one.site.reads_base and one.site.weight:
-            reads, reads_form = tree.leaf(one.site.weight), one.weight
-    forms = [one.bias if part == "bias" else one.weight for one, part in those]
+    for site, part in sites:
+        if part == "bias" and site.reads_base and site.weight:
+            reads, reads_form = tree.leaf(site.weight), site.weight_form
+    forms = [site.bias_form if part == "bias" else site.weight_form for site, part in sites]
     return Factored(
         tree.leaves[at],
-        tuple(one.word for one, _ in those),
+        tuple(site.chain for site, _ in sites),
         reads,
         tuple(pair for _, _, pair in lost),
         None,
         tuple(form for form in forms if form is not None),
         reads_form,
         Tags(
-            tuple(one.site.name for one, _ in those),
-            tuple(tuple(numbers[one.site.name]) for one, _ in those),
-            tuple(one.turned for one, _ in those),
+            tuple(site.name for site, _ in sites),
+            tuple(tuple(numbers[site.name]) for site, _ in sites),
+            tuple(site.transposed for site, _ in sites),
             names,
             tuple((number, site) for number, site, _ in lost),
         ),

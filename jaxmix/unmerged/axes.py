@@ -10,7 +10,7 @@ from jaxmix.affine import AffineMap
 from jaxmix.operators import Diagonal, Identity, Operator, multiply
 from jaxmix.operators.permutation import Permutation
 from jaxmix.placement.form import Form
-from jaxmix.placement.place import Place, spelled
+from jaxmix.placement.place import spelled
 
 __all__ = ["axes_of", "in_leaf", "layer_of"]
 
@@ -29,7 +29,7 @@ def axes_of(form: Form, n: int) -> Sides | None:
         end; None where an axis of the leaf is both rows and columns, or two are picked of.
 
     Example:
-        >>> axes_of(Form("weight", "d n (h two) -> (n two h) d", ":, 3"), 4)
+        >>> axes_of(Form("weight", Place("", "d n (h two) -> (n two h) d", ":, 3")), 4)
         ((-2, -1), (-4,), -3)
     """
     kept = list(range(n))
@@ -110,7 +110,7 @@ def _sides(axes: str, n: int) -> tuple[list[int], list[int]] | None:
 def _orders(form: Form, leaf_shape: tuple[int, ...]) -> tuple[jnp.ndarray | None, ...]:
     """Of each row and column of a leaf, which of PyTorch's it is; None for the same order."""
     assert form.axes is not None
-    place = Place("", form.axes, form.index, form.sizes)
+    place = form.place
     part = place.part_shape(leaf_shape)
     sizes = place.axis_sizes(part)
     here, there = (spelled(side, len(part)) for side in form.axes.split("->"))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxmix.affine import AffineMap, Base, compose, identity, shift
+from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.apply import plan
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.families.base import Chain, maps
@@ -181,7 +181,7 @@ class Factored(NoArray):
             matrix = form.matrix(self._array()).astype(dtype) if reads else None
             shape = form.shape(self.shape)
             made = reduce(
-                lambda earlier, later: compose(later, earlier),
+                lambda earlier, later: later.after(earlier),
                 maps(cast(word, dtype), Base(matrix, shape)),
                 identity(shape),
             )

@@ -161,7 +161,7 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no rank": (
         TWO,
         {"method": "svd", "rank": 0},
-        "a rank is 0, expected a whole number from 1 on",
+        "a rank is 0, expected a positive integer",
     ),
     "no params": (
         [lora(), other("OFT"), other("DoRA", "three")],

@@ -63,7 +63,7 @@ FACE_MAY = tuple(
     for name in ("adapters.loading", "adapters.mixfile", "adapters.peft.export", "merging")
 )
 COMMANDS_MAY = "jaxmix.demo."
-# And layouts are asked for by name: the tables of the model libraries, which know nothing else.
+# The public module of layouts registers the tables of the model libraries.
 LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
 # What a family may take from its neighbours; the table and its shared parts stand above them.
 SHARED_BY_FAMILIES = ("base", "places", "wavelets")
@@ -100,7 +100,7 @@ def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
         allowed = there is None or there == room or there in ARROWS[room]
         allowed |= room == "" and found.name.startswith(FACE_MAY)
         allowed |= room == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
-        allowed |= room == "placement" and found.lazy and found.name == LAYOUT_MAY
+        allowed |= room == "layout" and found.lazy and found.name == LAYOUT_MAY
         if not allowed:
             wrong.append(f"{name}:{found.line} imports {found.name}")
     return wrong
@@ -127,7 +127,8 @@ def test_arrows(module: Module) -> None:
         ("jaxmix", "from jaxmix import demo"),
         ("jaxmix.converters.cli", "from jaxmix.demo import run"),
         ("jaxmix.new", "import jax"),
-        ("jaxmix.placement.layout", "from jaxmix.converters.layouts import TABLES"),
+        ("jaxmix.layout", "from jaxmix.converters.layouts import TABLES"),
+        ("jaxmix.placement.layout", "def f():\n    from jaxmix.converters.layouts import TABLES"),
         ("jaxmix.apply.dense", "def f():\n    from jaxmix.converters.layouts import TABLES"),
         ("jaxmix.converters.layouts.gemma", "from jaxmix.errors import LayoutError"),
         ("jaxmix.converters.files.hub", "from jaxmix.converters.adapters.alone import one_file"),
@@ -146,11 +147,36 @@ def test_arrows_can_pass() -> None:
         "jaxmix": "from jaxmix.converters.merging import front\nfrom jaxmix.mixing import mix",
         "jaxmix.families.lora": "import jax\nfrom jaxmix.operators import LowRank",
         "jaxmix.converters.cli": "import jaxmix\ndef f():\n    from jaxmix.demo import run",
-        "jaxmix.placement.layout": "def f():\n    from jaxmix.converters.layouts import TABLES",
+        "jaxmix.layout": "def f():\n    from jaxmix.converters.layouts import TABLES",
         "jaxmix.converters.layouts": "import re\nfrom jaxmix.placement.layout import Rule",
         "jaxmix.demo.run": "import jaxmix\nfrom jaxmix.models import from_torch",
     }.items():
         assert not wrong_arrows(source, name, name == "jaxmix")
+
+
+# The modules of placement, each above those that it may import.
+PLACEMENT = (
+    *("place", "names", "orientation", "classes", "stacks", "devices", "quantized", "params"),
+    *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
+    *("tied", "roles", "own", "choosing", "reading", "resolving"),
+)
+
+
+def test_placement_goes_one_way() -> None:
+    """No module of placement imports one that builds on it."""
+    wrong, found = [], []
+    for module in modules():
+        room, _, name = module.name.removeprefix("jaxmix.").partition(".")
+        if room != "placement" or not name:
+            continue
+        found.append(name)
+        for other in imports_of(module.text, module.name, module.is_package):
+            inner = other.name.removeprefix("jaxmix.placement.").partition(".")[0]
+            is_sibling = other.name.startswith("jaxmix.placement.") and inner in PLACEMENT
+            if is_sibling and PLACEMENT.index(inner) >= PLACEMENT.index(name):
+                wrong.append(f"{name} imports {inner}")
+    assert not wrong
+    assert sorted(found) == sorted(PLACEMENT)
 
 
 def _family_files() -> list[Module]:

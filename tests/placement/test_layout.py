@@ -14,8 +14,10 @@ from jaxmix import Adapter, Layout, Rule
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import Replace, Update
 from jaxmix.placement.layout import FLAX, LAYOUTS, NAMES, TORCH, Place
+from jaxmix.placement.leaves import overlaps
 from jaxmix.placement.names import leaf_name, leaf_names
-from jaxmix.placement.sites import Site, Tree, shared
+from jaxmix.placement.sites import Site
+from jaxmix.placement.tree import Tree
 
 from ..laws.draws import FAMILIES, Module, made, normal, ones, zeros
 from ..laws.truth import fold
@@ -205,7 +207,7 @@ def test_a_layout_by_name() -> None:
 def test_a_site_that_is_no_expression() -> None:
     """Said where the rule is written."""
     with pytest.raises(
-        LayoutError, match=r"site 'layers\.\(\\\\d\+\.q' is no regular expression: "
+        LayoutError, match=r"site 'layers\.\(\\\\d\+\.q' is not a regular expression: "
     ):
         Rule(r"layers.(\d+.q", "w")
 
@@ -224,7 +226,7 @@ def test_a_site_that_is_no_expression() -> None:
 def test_what_is_no_rule(rule: dict[str, Any]) -> None:
     """A part that is neither would never match, in silence."""
     with pytest.raises(
-        LayoutError, match=r"Rule\(site=.* is no rule, expected texts, and 'weight'"
+        LayoutError, match=r"Rule\(site=.* is not a rule, expected strings, and 'weight'"
     ):
         Rule(**rule)
 
@@ -263,7 +265,7 @@ WRONG: dict[str, tuple[Rule, str]] = {
     "no such group in the index": (Rule("a", "w", index=r"\2"), "names a group that the express"),
     "axes of another number": (
         Rule("a", "w", "d n h -> (n h) d"),
-        r"a: w of shape \(6, 8\) does not have the axes 'd n h -> \(n h\) d' .* Mend the rule",
+        r"a: w of shape \(6, 8\) does not have the axes 'd n h -> \(n h\) d' .* Fix the rule",
     ),
     "no pattern": (Rule("a", "w", "o i"), r"does not have the axes 'o i'"),
     "axes that are lost": (Rule("a", "w", "o i -> o"), r"does not have the axes 'o i -> o'"),
@@ -275,9 +277,9 @@ WRONG: dict[str, tuple[Rule, str]] = {
     "an index beyond, from the end": (Rule("a", "w", index=":, -9"), "out of bounds"),
     "an index of three": (Rule("a", "w", index="0, 0, 0"), "too many indices"),
     "a step of zero": (Rule("a", "w", index="::0"), "slice step cannot be zero"),
-    "no index": (Rule("a", "w", index="1.5"), "index '1.5' of a layout's rule is no basic index"),
-    "an empty index": (Rule("a", "w", index=""), "index '' of a layout's rule is no basic index"),
-    "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices with commas"),
+    "no index": (Rule("a", "w", index="1.5"), "'1.5' of a layout's rule is not a basic index"),
+    "an empty index": (Rule("a", "w", index=""), "'' of a layout's rule is not a basic index"),
+    "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices separated"),
     "a scalar": (Rule("a", "w", index="1, 1"), "a: w is a scalar, expected a tensor with axes"),
 }
 
@@ -337,7 +339,7 @@ def test_sites_in_one_leaf(indices: tuple[str | None, str | None], meet: bool) -
     try:
         out = jaxmix.compose({"w": leaf}, [Adapter(updates)], layout=layout)["w"]
     except LayoutError as error:
-        assert meet and "\n  w: a's weight and b's weight\nMend the layout's rules" in str(error)
+        assert meet and "\n  w: a's weight and b's weight\nFix the layout's rules" in str(error)
     else:
         blank = sum(np.size(u.weight) for u in updates.values() if isinstance(u, Replace))
         assert not meet and int((np.asarray(out) == 0).sum()) == blank
@@ -356,9 +358,9 @@ def test_many_sites_in_one_leaf_take_no_time() -> None:
     places = [Place("w", index=f"{i}, {j}") for i in range(60) for j in range(100)]
     tree = Tree.of({"w": zeros((60, 100, 2))})
     sites = [Site(f"s{i}", (), place) for i, place in enumerate(places)]
-    assert list(shared(tree, sites)) == []
+    assert list(overlaps(tree, sites)) == []
     twice = [*sites, Site("again", (), Place("w", index="59, -1"))]
-    assert list(shared(tree, twice)) == ["w: s5999's weight and again's weight"]
+    assert list(overlaps(tree, twice)) == ["w: s5999's weight and again's weight"]
 
 
 # ---------------------------------------------------------------- names of leaves

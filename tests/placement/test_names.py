@@ -7,7 +7,7 @@ import jaxmix
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA, Replace
 from jaxmix.placement.names import bare, unwrapped, without_wrappers
-from jaxmix.placement.tied import tied_problem
+from jaxmix.placement.ties import tied_problem
 
 
 @pytest.mark.parametrize(

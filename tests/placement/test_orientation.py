@@ -160,9 +160,9 @@ def test_a_pattern_that_is_none() -> None:
     with pytest.raises(LayoutError) as caught:
         Layout("mine", conv1d="(")
     assert str(caught.value).startswith(
-        "the layout 'mine': conv1d '(' is no regular expression: missing ), unterminated"
+        "the layout 'mine': conv1d '(' is not a regular expression: missing ), unterminated"
     )
-    with pytest.raises(LayoutError, match="conv1d 3 is no regular expression"):
+    with pytest.raises(LayoutError, match="conv1d 3 is not a regular expression"):
         Layout("mine", conv1d=3)  # pyright: ignore[reportArgumentType]
 
 
@@ -189,7 +189,7 @@ def test_a_dense_update_of_an_unknown_orientation() -> None:
     with pytest.raises(AdapterError) as caught:
         jaxmix.combine(several, method="model_stock")
     assert str(caught.value) == (
-        "a: the file that the adapter was read from does not tell whether PyTorch stores this "
+        "a: the file that the adapter was read from does not record whether PyTorch stores this "
         "weight (6, 6) as (out, in) or as (in, out), on which a dense update depends. Give the "
         "base: params=…, or --base."
     )

@@ -17,7 +17,7 @@ from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA, Replace, Together, Tokens
 from jaxmix.models import Decoder, read_config
 from jaxmix.placement.layout import NAMES
-from jaxmix.placement.tied import tied_problem
+from jaxmix.placement.ties import tied_problem
 
 from .. import tied_names
 from ..laws.draws import ones, zeros

@@ -14,7 +14,7 @@ from flax import nnx
 
 import jaxmix
 from jaxmix.errors import LayoutError, UnsupportedError
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 
 L, D, N, H, F, V = 3, 10, 2, 3, 6, 11
 _KEY = jax.random.key(0)

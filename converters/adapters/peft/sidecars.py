@@ -15,7 +15,7 @@ from jaxmix.converters.adapters.beside import is_whole_model, unread_error
 from jaxmix.converters.adapters.peft.keys import Sites, plain_leaf
 from jaxmix.converters.adapters.peft.tensors import FLOATS, read_tensors
 from jaxmix.placement.names import unwrapped
-from jaxmix.placement.tied import HEADS
+from jaxmix.placement.ties import HEADS
 
 __all__ = ["read_sidecars"]
 

@@ -10,7 +10,7 @@ from jaxmix.converters.adapters.peft.file import Config
 from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.errors import ShapeError
 from jaxmix.families import Tokens, Update
-from jaxmix.placement.tied import EMBEDDINGS, HEADS
+from jaxmix.placement.ties import EMBEDDINGS, HEADS
 
 __all__ = ["token_rows", "with_copies_marked", "with_tied_heads_saved"]
 

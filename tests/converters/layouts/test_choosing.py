@@ -62,7 +62,7 @@ def test_several_that_differ() -> None:
     text = str(caught.value)
     assert text.startswith(
         "several layouts fit the params, 'maxtext_llama' and 'maxtext_qwen' and 'maxtext_mixtral', "
-        "and say otherwise how leaves are to be read:\n"
+        "and read leaves differently:\n"
         f"  {Q}: 'maxtext_llama' and 'maxtext_qwen'\n  {Q}: 'maxtext_llama' and 'maxtext_mixtral'\n"
         "Say which it is: layout='maxtext_llama' or layout='maxtext_qwen' or layout="
     )

@@ -13,7 +13,7 @@ import jaxmix
 from jaxmix.errors import LayoutError
 from jaxmix.placement.inverse import sites_of
 from jaxmix.placement.layout import Layout, Rule
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 
 from .models import linears
 from .test_libraries import GOLDENS, SAID, golden, kind_of, nested, table

@@ -18,7 +18,7 @@ import jaxmix
 from jaxmix.converters.layouts import TABLES
 from jaxmix.converters.layouts.maxtext import maxtext_gemma3
 from jaxmix.placement.layout import Layout, named
-from jaxmix.placement.sites import Tree
+from jaxmix.placement.tree import Tree
 
 from .models import adapters, linears, state
 

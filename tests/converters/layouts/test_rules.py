@@ -272,7 +272,9 @@ def test_a_scanned_tree_compiles_for_no_layer() -> None:
     ids=str,
 )
 def test_what_are_no_sizes_or_scale(more: dict[str, Any]) -> None:
-    with pytest.raises(LayoutError, match=r"Rule\(.* is no rule, expected sizes such as .*above 0"):
+    with pytest.raises(
+        LayoutError, match=r"Rule\(.* is not a rule, expected sizes such as .*positive"
+    ):
         Rule("a", "w", **more)
 
 

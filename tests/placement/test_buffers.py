@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmix
 from jaxmix import Adapter, Bank
-from jaxmix.apply.buffers import buffer_of, is_deleted
 from jaxmix.errors import LayoutError, ShapeError
 from jaxmix.families import IA3, HiRA, LoRA, Rebase, Replace, Tokens
+from jaxmix.placement.buffers import buffer_of, is_deleted
 
 A, B = np.ones((2, 4), np.float32), np.ones((4, 2), np.float32)
 LORA = Adapter({"q": LoRA(A, B, 1.0)})

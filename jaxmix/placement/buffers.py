@@ -1,4 +1,4 @@
-"""The buffers behind leaves: whose they are, whether they are there, and in what byte order."""
+"""The buffers of leaves: whether they are shared or deleted, and their byte order."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["as_array", "buffer_of", "is_deleted"]
 
 
 def as_array(leaf: Any) -> jax.Array:
-    """An array of NumPy or JAX as one of JAX, of the same dtype, in the machine's byte order.
+    """Returns an array as a JAX array of the same dtype in native byte order.
 
     Example:
         >>> as_array(np.ones(2, ">f4")).dtype.name
@@ -24,13 +24,13 @@ def as_array(leaf: Any) -> jax.Array:
 
 
 def buffer_of(leaf: Any) -> Any:
-    """What two leaves have in common that lie in one buffer: the same array, or an alias of it.
+    """Returns a key that is equal for leaves in the same buffer.
 
     Args:
-        leaf: any leaf of a tree.
+        leaf: Any leaf of a tree.
 
     Returns:
-        The buffer's address, where it has one, else the identity of the leaf.
+        The buffer's address if it has one, otherwise the identity of the leaf.
     """
     if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or is_deleted(leaf):
         return id(leaf)
@@ -41,5 +41,5 @@ def buffer_of(leaf: Any) -> Any:
 
 
 def is_deleted(leaf: Any) -> bool:
-    """Whether a leaf is an array whose buffer was given up, by donation or by ``delete``."""
+    """Returns whether a leaf is an array whose buffer was donated or deleted."""
     return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()

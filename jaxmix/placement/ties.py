@@ -1,0 +1,167 @@
+"""Whether the leaves of a tree show that an embedding is also the head of the language model.
+
+PEFT's forward changes only the side that is looked up, its merge changes both. With one leaf for
+both sides, no weights compute PEFT's forward, so such a tree must be untied first. A tree does not
+say that it is tied: it merely lacks a head. Its leaves' names show whether it should have one.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from jaxmix.placement.names import bare
+
+__all__ = ["EMBEDDINGS", "HEADS", "Ties", "is_embedding", "tied_problem"]
+
+# The names of embeddings in Hugging Face's models, and of heads that may be tied to them. Compared
+# with the files that transformers saves by tests/placement/test_tied.py.
+EMBEDDINGS = (
+    *("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared"),
+    *("embeddings", "word_embedding", "tokens_embed"),
+)
+HEADS = (
+    *("lm_head", "embed_out", "output", "output_layer", "proj_out", "lm_loss", "vocab_projector"),
+    *("cls.predictions.decoder", "lm_head.decoder", "predictions.decoder", "generator_lm_head"),
+)
+# What a file holds of a tied head: its bias, or the layers before it; and the head's name.
+_LEFT = {
+    "cls.predictions.": "cls.predictions.decoder",
+    "predictions.": "predictions.decoder",
+    "lm_head.": "lm_head.decoder",
+    "vocab_projector.": "vocab_projector",
+    "vocab_transform.": "vocab_projector",
+    "generator_lm_head.": "generator_lm_head",
+    "generator_predictions.": "generator_lm_head",
+    "lm_loss.": "lm_loss",
+    "final_logits_bias": "lm_head",
+}
+# First names that belong to parts of a model, and are not a prefix of all of it.
+_PARTS = ("encoder", "decoder", "embeddings")
+
+
+@dataclass(frozen=True)
+class Ties:
+    """The names of a tree's leaves, prepared for questions about tied embeddings.
+
+    Args:
+        names: The leaves' names without what wrappers add.
+        weights: ``{module: name of its weight's leaf in it}``, such as ``"kernel"``.
+    """
+
+    names: tuple[str, ...]
+    weights: Mapping[str, str]
+
+    @classmethod
+    def of(cls, names: Collection[str]) -> "Ties":
+        """Prepares the names of a tree's leaves.
+
+        Args:
+            names: The dotted names of all leaves.
+        """
+        short = tuple(bare(name.removeprefix("params.")) for name in names)
+        weights: dict[str, str] = {}
+        for name in short:
+            module, _, kind = name.rpartition(".")
+            if kind in ("weight", "kernel", "embedding"):
+                weights[module] = kind
+        return cls(short, weights)
+
+    def problem(self, site: str) -> str | None:
+        """Describes why a site's weight is also another's: the head's, or the embedding's.
+
+        Args:
+            site: The PyTorch name of a module whose weight is to change.
+
+        Returns:
+            What is tied and how to untie it; None if the site has a weight of its own.
+        """
+        site, weights = bare(site), self.weights
+        if not is_embedding(site) and site not in HEADS:
+            return None
+        if site in weights:
+            head = _missing_head(site, weights, self.names) if is_embedding(site) else None
+            if head is None:
+                return None
+            return (
+                f"{site} is the embedding and, since the tree has no {head}, the head too (tied). "
+                f"{_how_to_untie(head, site, weights[site])} If the model has no head at all, pass "
+                "layout=jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
+            )
+        embedding = next((module for module in weights if is_embedding(module)), None)
+        if embedding is None:
+            return None
+        shares = _last(site) == "embed_tokens" and _last(embedding) == "shared"
+        if shares or (site in HEADS and site == _missing_head(embedding, weights, self.names)):
+            how = _how_to_untie(site, embedding, weights[embedding])
+            return f"{site} is tied to {embedding}. {how}"
+        return None
+
+
+def tied_problem(site: str, names: Collection[str]) -> str | None:
+    """Describes why a site's weight is also another's; `Ties.problem` for a single site.
+
+    Args:
+        site: The PyTorch name of a module whose weight is to change.
+        names: The dotted names of all leaves of the tree.
+
+    Returns:
+        What is tied and how to untie it; None if the site has a weight of its own.
+
+    Example:
+        >>> print(tied_problem("model.embed_tokens", ["model.embed_tokens.weight"]))
+        model.embed_tokens is the embedding and, since the tree has no lm_head, the head too ...
+        >>> tied_problem("model.embed_tokens", ["model.embed_tokens.weight", "lm_head.weight"])
+    """
+    return Ties.of(names).problem(site)
+
+
+def is_embedding(module: str) -> bool:
+    """Returns whether a module has the name of an embedding that heads are tied to.
+
+    Args:
+        module: Its PyTorch name.
+    """
+    return _last(module) in EMBEDDINGS
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _how_to_untie(missing: str, embedding: str, kind: str) -> str:
+    """Explains how to give the module ``missing`` a leaf of its own."""
+    leaf, source = kind, f"{embedding}.{kind}"
+    if kind == "embedding" and missing in HEADS:
+        leaf, source = "kernel", f"{source} transposed"
+    return (
+        "The tree has one leaf for both, and PEFT's forward changes one side only. Untie it: add a "
+        f"leaf {missing}.{leaf}, a copy of {source}, and run the model with "
+        "tie_word_embeddings=False (a jaxmix.models.Decoder: model.untied())."
+    )
+
+
+def _missing_head(embedding: str, weights: Mapping[str, str], names: Collection[str]) -> str | None:
+    """Returns the head that the model of an embedding lacks; None if it has or needs none."""
+    if any(head in weights for head in HEADS):
+        return None
+    for rest, head in _LEFT.items():
+        if any(name.startswith(rest) for name in names):
+            return head
+    return _head_by_prefix(embedding, names)
+
+
+def _head_by_prefix(embedding: str, names: Collection[str]) -> str | None:
+    """Returns the head of a decoder whose file holds nothing of it.
+
+    All leaves are then below one prefix (``model.``, ``transformer.``). A model without it has no
+    head, and one with other leaves next to it (``score``) has another head. An encoder
+    (``….embeddings.word_embeddings``) would have its head's bias.
+    """
+    outer, _, inner = embedding.partition(".")
+    if embedding == "shared":  # T5 has no prefix; its encoder alone has no head
+        return "lm_head" if any(name.startswith("decoder.block.") for name in names) else None
+    if not inner or outer in _PARTS or embedding.endswith("embeddings.word_embeddings"):
+        return None
+    if not all(name.startswith(f"{outer}.") for name in names):
+        return None
+    is_whisper = any(name.startswith(f"{outer}.encoder.conv1.") for name in names)
+    return "proj_out" if is_whisper else "lm_head"
