@@ -146,6 +146,18 @@ def test_an_adapter_for_another_model():
     )
 
 
+@pytest.mark.parametrize(
+    "name", [".norm.weight", "..", "a..b", "." * 3000 + "w", "a." * 40_000 + "w"]
+)
+def test_names_of_dots(name):
+    """Leaves of a damaged file, or of a hostile one: they are left alone, and take no long time."""
+    base = {f"{SITE}.weight": np.ones((6, 4), np.float32), name: np.ones((6, 4), np.float32)}
+    out = jaxmix.compose(base, lora())
+    assert out[name] is base[name] and float(out[f"{SITE}.weight"][0, 0]) == 3
+    with pytest.raises(JaxmixError, match=r"another: no leaf for its weight|could take forever"):
+        jaxmix.compose(base, lora(["another"]))
+
+
 def test_params_with_nothing_in_them():
     """Then there is no nearest leaf."""
     with pytest.raises(LayoutError, match="the nearest are none: the tree is empty"):

@@ -26,6 +26,7 @@ _NAMES = {
 }  # fmt: skip
 _KEY = re.compile(rf"(.+?)\.(?:({'|'.join(map(re.escape, sorted(_NAMES, key=len)[::-1]))}))")
 _PREFIX = re.compile(r"(?:lora_unet|lora_transformer|lora_prior_unet|lora_te[123]?|lycoris)_")
+_MODELS = ("unet_", "transformer_", "diffusion_model_", "model_diffusion_model_", "prior_")
 # LyCORIS adds the smallest step of float32 to DoRA's norm.
 _EPS = float(np.finfo(np.float32).eps)
 
@@ -58,7 +59,8 @@ def read_kohya(adapter: Adapter, files: Mapping[str, bytes], modules: Modules) -
         found = _PREFIX.match(site)
         expect(found, f"{site} has no prefix")
         assert found
-        fitting = spelled.get(site[found.end() :], [])
+        rest = site[found.end() :]  # a pipeline's model may be named before its modules
+        fitting = [m for part in ("", *_MODELS) for m in spelled.get(part + rest, [])]
         expect(len(fitting) == 1 and fitting[0] not in changes, f"{site}: {fitting}")
         changes[fitting[0]] = _built(site, factors, modules[fitting[0]], adapter.strength)
     expect(changes, "nothing in it")
