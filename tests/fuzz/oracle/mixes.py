@@ -61,7 +61,9 @@ def _update(data: Any, tensors: Mapping[str, Tensor], shape: Any, strength: floa
             return added(loha_delta(found, strength * data["scale"]))
         case "OFT":
             expect(set(data) <= {"family", "generator", "terms"}, "fields")
-            return oft(array("generator"), terms=data.get("terms"), strength=strength)
+            terms = data.get("terms")
+            expect(terms is None or (type(terms) is int and 1 <= terms <= 1000), "terms")
+            return oft(array("generator"), terms=terms, strength=strength)
         case family:
             expect(False, f"the family {family!r}")
             raise AssertionError
