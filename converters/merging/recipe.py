@@ -68,7 +68,12 @@ class Recipe:
     @property
     def is_plain(self) -> bool:
         """Whether it is one site's, and lies as a matrix: it then may go by runs of rows."""
-        return len(self.shares) < 2 and all(share.form.is_plain for share in self.shares)
+        # Updates see a bias as a column, whose rows are a tensor's only if it is a vector.
+        is_column = math.prod(self.tensor.shape[1:]) == 1
+        return len(self.shares) < 2 and all(
+            share.form.is_plain and (share.form.part != "bias" or is_column)
+            for share in self.shares
+        )
 
     def prepared(self) -> "Prepared":
         """With its maps made; what reads the base reads it here, as a whole."""
