@@ -5,11 +5,22 @@
 #   make VENV=/some/where …    another place for the environment
 #   make test TORCH=           without torch and peft: the recorded goldens stand in for live parity
 #   make test ARGS="-k oft"    more words for pytest, for the demo or for the benchmarks
+#   make newest NEWEST=/a/python3.13    the Python of `make newest`, where it does not find one
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 ARGS ?=
+
+# The newest JAX asks for a newer Python than PYTHON may be: one on the path, or one of pyenv's.
+NEWEST ?= $(shell for each in python3.14 python3.13 python3.12 \
+  $$(ls -rd "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9].*/bin/python 2>/dev/null); do \
+  "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && \
+  { echo "$$each"; break; }; done)
+# What a new JAX or flax is likely to break; `make newest QUICK=yes` runs no more, and so does CI.
+QUICK_TESTS := $(addprefix tests/, operators unmerged models placement/test_layout.py \
+  placement/test_trees.py devices/test_compose.py laws/test_strength.py laws/test_traces.py \
+  converters/layouts converters/adapters/formats)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -18,22 +29,45 @@ WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
 say = @printf '\033[1m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lowest lint format docs bench notebooks clean
+.PHONY: help demo test test-all test-rest fuzz lowest newest newest-python lint format docs bench notebooks clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo ## a real model with three PEFT adapters, alone and mixed (no torch)
 	@$(BIN)/jaxmix demo $(ARGS)
 
-test: $(VENV)/.all ## all tests, those against PEFT too
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+# A file's tests share compiled programs, so that each file runs in one worker.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: $(VENV)/.all ## the tests that a change is likely to break, those against PEFT too
+	@$(PYTEST) -m 'not thorough' $(ARGS)
+
+test-all: $(VENV)/.all ## all tests
+	@$(PYTEST) $(ARGS)
+
+test-rest: $(VENV)/.all ## the tests that `make test` leaves out
+	@$(PYTEST) -m thorough $(ARGS)
 
 fuzz: $(VENV)/.all ## mutated files, judged by an oracle: make fuzz ARGS="--inputs 100000 --jobs 2"
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lowest: $(VENV)-lowest/.all ## the tests without torch, on the lowest versions that are allowed
 	@$(VENV)-lowest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(ARGS)
+
+newest: newest-python ## the tests without torch, on the newest versions that a newer Python has
+	@$(MAKE) --no-print-directory VENV=$(VENV)-newest PYTHON='$(NEWEST)' $(VENV)-newest/bin/python
+	$(say) "Installing the newest versions"
+	@# At each call: what is newest today is not so tomorrow.
+	@$(VENV)-newest/bin/python -m pip -qq --disable-pip-version-check install \
+	  --upgrade --upgrade-strategy eager --editable '.[test]'
+	@$(VENV)-newest/bin/python -m pip --disable-pip-version-check list 2>/dev/null | \
+	  grep -E '^(jax|flax|numpy|optax|orbax-checkpoint) '
+	@$(VENV)-newest/bin/python -m pytest -n 2 $(if $(QUICK),-m 'not thorough' $(QUICK_TESTS)) $(ARGS)
+
+newest-python:
+	@test -n '$(NEWEST)' || { echo "make newest needs Python 3.12 or newer, and found none on the \
+	path or in pyenv. Name one: make NEWEST=/path/to/python3.13 newest"; exit 1; }
 
 lint: $(VENV)/.all ## ruff and the type checker
 	@$(BIN)/ruff format --check .
@@ -60,7 +94,7 @@ notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their output
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 clean: ## remove the environment and what was built
-	@rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # ---------------------------------------------------------------- set-up, kept by stamps
 

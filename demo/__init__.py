@@ -1,1 +1,1 @@
-"""The demo: a small Llama, adapters of three kinds that PEFT trained for it, and their mixes."""
+"""The demo: a small Llama, adapters of three kinds trained with PEFT, and their mixes."""

@@ -1,9 +1,9 @@
-"""Make the demo's real input: a small Llama, its PEFT adapters, and PEFT's own figures for them.
+"""Creates the demo's assets: a small Llama, PEFT adapters for it, and PEFT's losses.
 
     OMP_NUM_THREADS=1 nice python -m demo.make_assets base adapters record
 
-Needs torch, transformers and peft, and ``apt-get`` for the texts (see ``make_text.py``). A stage,
-or an adapter, whose files are there already is skipped: delete the folder to make it anew.
+Needs torch, transformers and peft, and ``apt-get`` for the texts (see ``make_text.py``). A stage
+or adapter whose files exist is skipped: delete its folder to create it again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFINITION = (
     "loss is the mean over all windows and positions 1..window-1 of -ln p(byte | bytes before it "
     "in the window), in float32 with the bfloat16 base weights cast to float32"
 )
-PROMPTS = {  # each is found in its domain's held-out text
+PROMPTS = {  # each occurs in its domain's held-out text
     "austen": '"I hardly know," replied Captain Wentworth, ',
     "bible": "And Naomi said unto ",
     "jargon": "mailing list n.\n\n",
@@ -66,7 +66,7 @@ LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One adapter: its text, its PEFT config and how it was trained."""
+    """The text, PEFT config and training settings of one adapter."""
 
     domain: str
     config: Callable[[], peft.PeftConfig]
@@ -74,8 +74,8 @@ class Recipe:
     lr: float
 
 
-# LoRA on attention alone: where both change the MLPs, each trained without the other, their mix at
-# strength 1 is worse on the Bible than the base (2.00 against 1.93 nats per byte).
+# LoRA changes attention only: if LoRA and LoHa both changed the MLPs, trained separately, their mix
+# at strength 1 would be worse on the Bible than the base (2.00 against 1.93 nats per byte).
 RECIPES = {
     "lora": Recipe(
         "bible",
@@ -105,7 +105,7 @@ MIXES = [order for n in (2, 3) for order in itertools.permutations(RECIPES, n)]
 
 
 def batches(text: bytes, size: int, length: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
-    """Yield ``steps`` batches (size, length) of bytes from random places of the text."""
+    """Yields ``steps`` batches (size, length) of bytes from random positions of the text."""
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -114,7 +114,7 @@ def batches(text: bytes, size: int, length: int, steps: int, seed: int) -> Itera
 
 
 def nats_per_byte(model: nn.Module, text: bytes) -> float:
-    """Return the loss that ``recorded.json`` defines, in the model's own precision."""
+    """Returns the loss that ``recorded.json`` defines, in the model's own precision."""
     rows = [list(text[STRIDE * k : STRIDE * k + LENGTH]) for k in range(WINDOWS)]
     total = 0.0
     with torch.no_grad():
@@ -129,7 +129,7 @@ def nats_per_byte(model: nn.Module, text: bytes) -> float:
 
 
 def schedule(step: int, steps: int, warmup: int = 40) -> float:
-    """Return the fraction of the peak learning rate: linear warm-up, then a cosine to 0."""
+    """Returns the fraction of the peak learning rate: linear warm-up, then a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
@@ -142,7 +142,7 @@ def train(
     steps: int,
     held_out: dict[str, bytes],
 ) -> list[dict[str, Any]]:
-    """Train in bfloat16 autocast; return the curve: step, seconds, training and held-out loss."""
+    """Trains in bfloat16 autocast; returns a curve of step, seconds, training and held-out loss."""
     peaks = [[group["lr"] for group in opt.param_groups] for opt in optimizers]
     curve, start, recent = [], time.time(), []
     for step, window in enumerate(data):
@@ -176,7 +176,7 @@ def train(
 
 
 def make_base(texts: dict[str, tuple[bytes, bytes]], steps: int = 2200) -> None:
-    """Train the base on Austen: Muon on the matrices, AdamW on the rest; save it in bfloat16."""
+    """Trains the base on Austen, with Muon for matrices and AdamW for the rest; saves bfloat16."""
     folder = ASSETS / "base"
     if (folder / "model.safetensors").exists():
         return
@@ -191,18 +191,18 @@ def make_base(texts: dict[str, tuple[bytes, bytes]], steps: int = 2200) -> None:
         torch.optim.AdamW(outer, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     train_text, held_out = texts["austen"]
-    short = steps // 2  # windows of 128 bytes first: attention costs half
+    short = steps // 2  # windows of 128 bytes first, with half the cost of attention
     data = itertools.chain(
         batches(train_text, 32, LENGTH // 2, short, seed=1),
         batches(train_text, 16, LENGTH, steps - short, seed=2),
     )
     curve = train(model, optimizers, data, steps, {"austen": held_out})
     model.to(torch.bfloat16).save_pretrained(folder)
-    note_curve("base", curve)
+    save_curve("base", curve)
 
 
 def load_base() -> LlamaForCausalLM:
-    """Return the saved, rounded base, its numbers as float32."""
+    """Loads the saved, rounded base in float32."""
     model = LlamaForCausalLM.from_pretrained(
         ASSETS / "base", dtype=torch.float32, attn_implementation="eager"
     )
@@ -212,7 +212,7 @@ def load_base() -> LlamaForCausalLM:
 
 
 def make_adapter(name: str, texts: dict[str, tuple[bytes, bytes]]) -> None:
-    """Train one adapter on the frozen base and save it as PEFT does."""
+    """Trains one adapter on the frozen base and saves it with PEFT."""
     folder, recipe = ASSETS / name, RECIPES[name]
     if (folder / "adapter_model.safetensors").exists():
         return
@@ -226,12 +226,12 @@ def make_adapter(name: str, texts: dict[str, tuple[bytes, bytes]]) -> None:
     data = batches(train_text, 16, LENGTH, recipe.steps, seed=3)
     curve = train(model, [optimizer], data, recipe.steps, {recipe.domain: held_out})
     model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in
-    note_curve(name, curve)
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card
+    save_curve(name, curve)
 
 
-def note_curve(name: str, curve: list[dict[str, Any]]) -> None:
-    """Keep the training curve of one model in ``training.json``."""
+def save_curve(name: str, curve: list[dict[str, Any]]) -> None:
+    """Saves the training curve of one model to ``training.json``."""
     path = ASSETS / "training.json"
     curves = json.loads(path.read_text()) if path.exists() else {}
     curves[name] = curve
@@ -243,7 +243,7 @@ def note_curve(name: str, curve: list[dict[str, Any]]) -> None:
 
 
 def stack(order: tuple[str, ...]) -> Any:
-    """Return PEFT's mixed model with the saved adapters, loaded and active in this order."""
+    """Returns PEFT's mixed model with the saved adapters, loaded and active in this order."""
     model: Any = None
     for name in order:
         config = peft.PeftConfig.from_pretrained(str(ASSETS / name))
@@ -251,17 +251,17 @@ def stack(order: tuple[str, ...]) -> Any:
             model = peft.get_peft_model(load_base(), config, adapter_name=name, mixed=True)
         else:
             model.add_adapter(name, config)
-        # At once: under the wrapper of a later adapter PEFT would not find the keys.
+        # Load each at once: under a later adapter's wrapper PEFT would not find the keys.
         state = load_file(ASSETS / name / "adapter_model.safetensors")
         found = peft.set_peft_model_state_dict(model, state, adapter_name=name)
         if found.unexpected_keys:
-            raise SystemExit(f"{name}: PEFT did not know {found.unexpected_keys}")
+            raise SystemExit(f"{name}: unexpected keys for PEFT: {found.unexpected_keys}")
     model.set_adapter(list(order))
     return model.eval()
 
 
 def record(texts: dict[str, tuple[bytes, bytes]]) -> None:
-    """Write ``recorded.json``: PEFT's figures for the base, each adapter and each mix, in order."""
+    """Writes ``recorded.json``: PEFT's losses of the base, each adapter and each mix, in order."""
 
     def losses(model: nn.Module) -> dict[str, float]:
         return {
@@ -302,7 +302,7 @@ def record(texts: dict[str, tuple[bytes, bytes]]) -> None:
 
 
 def main() -> None:
-    """Run the stages named on the command line."""
+    """Runs the stages given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="+", choices=["base", "adapters", *RECIPES, "record"])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "jaxmix-demo")

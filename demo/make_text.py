@@ -1,8 +1,8 @@
-"""Public-domain English for the demo, read out of Debian packages.
+"""Extracts public-domain English texts for the demo from Debian packages.
 
 Four domains: ``austen`` (six novels), ``bible`` (King James), ``jargon`` (the Jargon File) and
-``devil`` (The Devil's Dictionary). Every text becomes plain ASCII with one paragraph a line and
-an empty line between paragraphs, so that a byte-level model need not learn where lines were broken.
+``devil`` (The Devil's Dictionary). Every text is converted to plain ASCII with one paragraph per
+line and an empty line between paragraphs, so a byte-level model does not learn line breaks.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 PACKAGES = ("r-cran-janeaustenr", "bible-kjv", "bible-kjv-text", "dict-jargon", "dict-devil")
 HELD_OUT_BYTES = 24576
-# The paragraph with which each domain's held-out part begins: Persuasion's last chapters, the
-# book of Ruth and what follows it, the letter M, the letter L.
+# The first words of each domain's held-out part: Persuasion's last chapters, the book of Ruth and
+# what follows, the letter M, the letter L.
 HELD_OUT_START = {
     "austen": "They were on Union Street,",
     "bible": "Ruth 1\n",
     "jargon": "macro /",
     "devil": "LAUGHTER, n.",
 }
-# Of Bierce's 1900 entries, those that live on slurs are left out.
+# Entries of Bierce that contain slurs are left out.
 _LEFT_OUT = re.compile(r"\bnigger|\bnegro|\bmulatto", re.IGNORECASE)
 
 _ASCII = {
@@ -35,7 +35,7 @@ _ASCII = {
 
 
 def split_texts(work: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Return ``{domain: (training bytes, held-out bytes)}``; packages are unpacked below work."""
+    """Returns ``{domain: (training bytes, held-out bytes)}``; unpacks packages in ``work``."""
     root = _unpack(work)
     texts = {
         "austen": austen(root),
@@ -47,7 +47,7 @@ def split_texts(work: Path) -> dict[str, tuple[bytes, bytes]]:
 
 
 def austen(root: Path) -> str:
-    """Six novels: R's lazy-load file is a row of zlib blocks, each one serialised text vector."""
+    """Returns six novels, from R's lazy-load file: zlib blocks, each a serialized vector."""
     data = (root / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
     novels, position = [], 0
     while position < len(data):
@@ -55,24 +55,24 @@ def austen(root: Path) -> str:
         raw = block.decompress(data[position + 4 :])  # 4 bytes: the unpacked length
         position = len(data) - len(block.unused_data)
         novels.append(_paragraphs(_r_lines(raw)).partition("\n\nA NOTE ON THE TEXT")[0])
-    # Persuasion (the fourth) last: its end is the held-out text.
+    # Move Persuasion (the fourth) to the end: its last part is held out.
     novels.append(novels.pop(3))
     return "\n\n".join(novels)
 
 
 def bible(root: Path) -> str:
-    """Return the whole King James Version: a line a verse, a heading a chapter."""
+    """Returns the whole King James Version, with a line per verse and a heading per chapter."""
     lib = root / "usr/lib"
     command = [str(root / "usr/bin/bible"), "-l", "100000", "Gen1:1-Rev22:21"]
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=lib, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
     )
-    lines = [line.strip() for line in done.stdout.splitlines()]
+    lines = [line.strip() for line in result.stdout.splitlines()]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
 def jargon(root: Path) -> str:
-    """Return entries as a head line (word and kind) and their paragraphs."""
+    """Returns entries as a head line (word and kind) followed by their paragraphs."""
     text = gzip.decompress((root / "usr/share/dictd/jargon.dict.dz").read_bytes()).decode()
     text = text[text.index("(TM)\n //") : text.rindex("\n\n")]
     entries = re.split(r"\n(?=\S)", text)
@@ -80,7 +80,7 @@ def jargon(root: Path) -> str:
 
 
 def devil(root: Path) -> str:
-    """Return definitions as paragraphs; verse, which is indented, keeps its lines."""
+    """Returns definitions as paragraphs; verse, which is indented, keeps its line breaks."""
     text = gzip.decompress((root / "usr/share/dictd/devil.dict.dz").read_bytes()).decode()
     text = text[text.index("ABASEMENT, n.") : text.rindex("\n")]
     blocks = []
@@ -93,7 +93,7 @@ def devil(root: Path) -> str:
 
 
 def to_ascii(text: str) -> bytes:
-    """Return text with typographic signs spelt in ASCII and accents dropped."""
+    """Returns text with typographic signs spelled in ASCII and accents removed."""
     for sign, plain in _ASCII.items():
         text = text.replace(sign, plain)
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore")
@@ -120,7 +120,7 @@ def _unpack(work: Path) -> Path:
 
 
 def _r_lines(raw: bytes) -> list[str]:
-    """Lines of one character vector in R's XDR serialisation, version 3."""
+    """Returns the lines of a character vector in R's XDR serialization, version 3."""
     position = raw.index(b"UTF-8") + 5
     _, count = struct.unpack_from(">II", raw, position)
     position += 8

@@ -1,4 +1,4 @@
-"""What the demo measures: held-out loss, passages, and the times of compose and of a token."""
+"""Measures held-out loss, sample passages, and the times of compose and of generating a token."""
 
 import json
 import time
@@ -21,13 +21,13 @@ from jaxmix.models import Decoder, generate
 __all__ = ["ASSETS", "Demo", "Row", "Times", "passage", "read_demo", "rows", "times"]
 
 ASSETS = Path(__file__).parent / "assets"
-# Orders that are shown; LoRA and LoHa commute, so that one of theirs is enough.
+# The orders that are shown. LoRA and LoHa commute, so one order of the two suffices.
 ORDERS = (
     (), ("lora",), ("loha",), ("oft",),
     ("lora", "loha"), ("lora", "oft"), ("oft", "lora"), ("loha", "oft"), ("oft", "loha"),
     ("lora", "loha", "oft"), ("oft", "lora", "loha"),
 )  # fmt: skip
-# And all three once more, weaker: that PEFT can't do, so that there is nothing to compare with.
+# All three again at half strength, which PEFT does not support, so it is not compared.
 WEAKER = (("lora", "loha", "oft"), 0.5)
 
 
@@ -36,10 +36,10 @@ class Demo:
     """The demo's assets: the base in float32, the adapters, held-out bytes and PEFT's figures.
 
     Args:
-        base: the small Llama.
-        adapters: by name.
-        windows: by domain, bytes (windows, 256).
-        recorded: ``recorded.json``.
+        base: The small Llama.
+        adapters: The adapters by name.
+        windows: Held-out bytes by domain, each (windows, 256).
+        recorded: The contents of ``recorded.json``.
     """
 
     base: Decoder
@@ -48,19 +48,19 @@ class Demo:
     recorded: Mapping[str, Any]
 
     def peft(self, order: tuple[str, ...]) -> dict[str, float]:
-        """The losses that PEFT's forward had for adapters in this order."""
+        """Returns the losses of PEFT's forward for adapters in this order."""
         rows = self.recorded["losses"]
         return next(row["peft_forward"] for row in rows if tuple(row["order"]) == order)
 
     def mixed(self, order: tuple[str, ...], strength: float = 1.0) -> Decoder:
-        """The base with adapters in this order."""
+        """Returns the base with adapters in this order."""
         mixed = jaxmix.mix(*(self.adapters[name] for name in order), strength=strength)
         return jaxmix.compose(self.base, mixed)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The losses of one model in nats per byte, by domain: ours, and those that PEFT had."""
+    """The losses of one model in nats per byte by domain: this library's and PEFT's."""
 
     order: tuple[str, ...]
     strength: float
@@ -75,14 +75,14 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """The largest difference from PEFT, in nats per byte; None where PEFT has no figures."""
+        """The largest difference from PEFT in nats per byte; None without recorded figures."""
         differences = (abs(self.losses[domain] - loss) for domain, loss in self.peft.items())
         return max(differences, default=None)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: a compose of all adapters (the first, with compilation; then one), a token."""
+    """Seconds for the first compose of all adapters, with compilation, a later one, and a token."""
 
     compose_first: float
     compose: float
@@ -93,20 +93,20 @@ def read_demo(folder: Path = ASSETS) -> Demo:
     """Reads the assets.
 
     Args:
-        folder: where they are.
+        folder: The folder with the assets.
 
     Returns:
         The demo's base, adapters, texts and recorded figures.
 
     Raises:
-        CheckpointError: if a file is missing or damaged.
+        CheckpointError: If a file is missing or damaged.
     """
     try:
         recorded = json.loads((folder / "recorded.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / 'recorded.json'} can't be read: {error}. Expected the demo's assets there; "
-            "install jaxmix again, or make them with python -m demo.make_assets."
+            f"{folder / 'recorded.json'} can't be read: {error}. Expected the demo's assets. "
+            "Reinstall jaxmix, or create them with python -m demo.make_assets."
         ) from error
     rule = recorded["evaluation"]
     length, stride, count = rule["window"], rule["stride"], rule["windows"]
@@ -121,14 +121,14 @@ def read_demo(folder: Path = ASSETS) -> Demo:
 
 
 def rows(demo: Demo, step: Callable[[], None]) -> Iterator[Row]:
-    """The losses of the base, of each adapter and of their mixes.
+    """Yields the losses of the base, of each adapter and of their mixes.
 
     Args:
-        demo: the assets.
-        step: called after each domain of each row.
+        demo: The assets.
+        step: Called after each domain of each row.
 
     Yields:
-        A row a model.
+        A row for each model.
     """
     for order, strength in (*((order, 1.0) for order in ORDERS), WEAKER):
         graph, state = nnx.split(demo.mixed(order, strength))
@@ -142,20 +142,20 @@ def rows(demo: Demo, step: Callable[[], None]) -> Iterator[Row]:
 
 @partial(jax.jit, static_argnames="graph")
 def _loss(graph: nnx.GraphDef[Decoder], state: Any, tokens: Int[Array, "b t"]) -> Float[Array, ""]:
-    """The mean of ``-ln p(byte | bytes before it)``, in nats per byte."""
+    """Returns the mean of ``-ln p(byte | previous bytes)`` in nats per byte."""
     logits = nnx.merge(graph, state)(tokens)[:, :-1]
     of_next = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
     return -jnp.mean(of_next)
 
 
 def passage(demo: Demo, order: tuple[str, ...], domain: str, *, length: int = 160) -> str:
-    """What a model writes after the domain's prompt, drawn at temperature 0.7.
+    """Samples a model's continuation of a domain's prompt at temperature 0.7.
 
     Args:
-        demo: the assets.
-        order: the adapters, in order.
-        domain: whose prompt.
-        length: how many bytes.
+        demo: The assets.
+        order: The adapters in order of application.
+        domain: The domain of the prompt.
+        length: The number of bytes.
 
     Returns:
         The bytes that follow the prompt, as text.
@@ -175,7 +175,7 @@ def passage(demo: Demo, order: tuple[str, ...], domain: str, *, length: int = 16
 
 
 def _prompt(demo: Demo, domain: str) -> tuple[Int[Array, "1 t"], Array]:
-    """A domain's prompt, padded on the left to the longest, so that one program serves them all."""
+    """Returns a domain's prompt and mask, left-padded to the longest so all share one program."""
     prompts = demo.recorded["prompts"]
     longest = max(map(len, prompts.values()))
     prompt = prompts[domain].encode()
@@ -184,12 +184,12 @@ def _prompt(demo: Demo, domain: str) -> tuple[Int[Array, "1 t"], Array]:
 
 
 def times(demo: Demo, *, repeats: int = 7, length: int = 64) -> Times:
-    """How long a compose of all adapters takes, and a token of its model.
+    """Measures the times of a compose of all adapters, and of generating a token.
 
     Args:
-        demo: the assets.
-        repeats: how often each is timed; the median counts.
-        length: the tokens of one timed generation.
+        demo: The assets.
+        repeats: The number of repetitions, of which the median is taken.
+        length: The number of tokens of a timed generation.
 
     Returns:
         The times in seconds.

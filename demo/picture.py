@@ -1,4 +1,4 @@
-"""The demo's table as a picture."""
+"""Plots the demo's table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,16 +7,16 @@ from jaxmix.demo.measure import Row
 
 __all__ = ["draw"]
 
-# A sequential scale for gains, its zero white: what helps is blue, what harms is red.
+# A diverging colour map with white at zero: gains are blue, losses are red.
 _COLOURS = "RdBu"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draws held-out loss by model and domain; the colour is the gain over the base.
+    """Plots held-out loss by model and domain, coloured by the gain over the base.
 
     Args:
-        rows: the base's row first.
-        path: the PNG file to write.
+        rows: The rows of the table, the base first.
+        path: The PNG file to write.
     """
     import matplotlib
 
@@ -30,10 +30,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     image = axes.imshow(gains, cmap=_COLOURS, vmin=-limit, vmax=limit, aspect="auto")
     for y, row in enumerate(rows):
         for x, domain in enumerate(domains):
-            strong = abs(gains[y][x]) > 0.6 * limit
+            is_dark = abs(gains[y][x]) > 0.6 * limit
             axes.text(
                 x, y, f"{row.losses[domain]:.3f}", ha="center", va="center",
-                color="white" if strong else "black",
+                color="white" if is_dark else "black",
             )  # fmt: skip
     axes.set_xticks(range(len(domains)), domains)
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
@@ -43,7 +43,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         spine.set_visible(False)
     figure.colorbar(image, label="gain over the base, nats per byte", shrink=0.8)
     axes.set_title("Held-out loss in nats per byte: adapters and their mixes", pad=12)
-    beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, dpi=150, format="png")
+    temporary = path.with_name(f".{path.name}.part")
+    figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
-    beside.replace(path)
+    temporary.replace(path)

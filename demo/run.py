@@ -1,4 +1,4 @@
-"""`jaxmix demo`: adapters of three kinds, alone and mixed, beside what PEFT published for them."""
+"""`jaxmix demo`: adapters of three kinds, alone and mixed, compared with PEFT's recorded losses."""
 
 import json
 import time
@@ -26,19 +26,21 @@ def main(out: Path | None = None, *, as_json: bool = False) -> int:
     """Runs the demo on its own small Llama and writes a picture.
 
     Args:
-        out: the PNG file; ``jaxmix-demo.png`` in the current folder by default.
-        as_json: whether all that is said goes to stderr, and to stdout one JSON document.
+        out: The PNG file; by default ``jaxmix-demo.png`` in the current folder.
+        as_json: Whether to print one JSON document to stdout, and everything else to stderr.
 
     Returns:
         The exit code: 0, or 1 if a loss differs from PEFT's by more than rounding.
 
     Raises:
-        CheckpointError: if an asset is missing or damaged.
+        CheckpointError: If an asset is missing or damaged.
     """
     console, start = Console(stderr=as_json), time.perf_counter()
     demo = read_demo()
-    console.print("A Llama of 2.5M parameters that was trained on Jane Austen, bytes as tokens.")
-    console.print("PEFT trained three adapters for it:")
+    console.print(
+        "A Llama with 2.5M parameters, trained on Jane Austen's novels with bytes as tokens."
+    )
+    console.print("Three adapters, trained for it with PEFT:")
     for adapter in demo.adapters.values():
         domain = demo.recorded["adapters"][adapter.name]["trained_on"]
         console.print(f"  {adapter!r}, trained on [italic]{domain}[/]", highlight=False)
@@ -53,7 +55,7 @@ def main(out: Path | None = None, *, as_json: bool = False) -> int:
     for order, domain in PASSAGES:
         prompt = demo.recorded["prompts"][domain]
         console.print(f"[bold]{' → '.join(order) or 'base'}[/] ({domain})", highlight=False)
-        # Text that was drawn may well hold what rich would read as a tag.
+        # Sampled text may contain what rich would read as a tag.
         text = escape(passage(demo, order, domain))
         console.print(f"[dim]{escape(prompt)}[/]{text}\n", highlight=False)
     found_times = times(demo)
@@ -63,18 +65,18 @@ def main(out: Path | None = None, *, as_json: bool = False) -> int:
         f"a token: {1e3 * found_times.token:.2f} ms"
     )
     picture = _picture(found, out or Path(PICTURE), console)
-    console.print(f"{time.perf_counter() - start:.0f} s in all")
+    console.print(f"{time.perf_counter() - start:.0f} s in total")
     if worst > 1e-4:
-        console.print("[red]That is more than rounding: please report it.[/]")
+        console.print("[red]The difference from PEFT is larger than rounding: please report it.[/]")
     if as_json:
         losses = [{**asdict(row), "difference": row.difference} for row in found]
-        told = {"losses": losses, "seconds": asdict(found_times), "picture": picture}
-        print(json.dumps({**told, "largest_difference": worst}, indent=2))
+        data = {"losses": losses, "seconds": asdict(found_times), "picture": picture}
+        print(json.dumps({**data, "largest_difference": worst}, indent=2))
     return 0 if worst <= 1e-4 else 1
 
 
 def _table(found: list[Row]) -> Table:
-    """The table of losses."""
+    """Builds the table of losses."""
     table = Table(title="Held-out loss, nats per byte (adapters are applied from left to right)")
     table.add_column("model")
     for domain in found[0].losses:
@@ -94,12 +96,12 @@ def _table(found: list[Row]) -> Table:
 
 
 def _picture(found: list[Row], path: Path, console: Console) -> str | None:
-    """The picture, where matplotlib is there to draw it."""
+    """Plots the table and returns the file's path; None without matplotlib."""
     if find_spec("matplotlib") is None:
-        console.print("No picture: install matplotlib (the extra 'plot') to have one.")
+        console.print("No plot: it requires matplotlib (the extra 'plot').")
         return None
     from jaxmix.demo.picture import draw
 
     draw(found, path)
-    console.print(f"The table as a picture: {path}")
+    console.print(f"plot of the table: {path}")
     return str(path)

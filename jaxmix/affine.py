@@ -21,10 +21,10 @@ from jaxmix.operators import (
     LowRank,
     Operator,
     Sparse,
-    Sum,
     Zero,
     add,
     multiply,
+    terms,
 )
 
 __all__ = ["AffineMap", "Base", "fold", "identity", "shift"]
@@ -193,7 +193,7 @@ def fold(chain: Sequence[AffineMap]) -> tuple[AffineMap, ...]:
         low, heavy = _parted(new.shift, lambda term: isinstance(term, LowRank))
         carried = add(_carried(new, carried), low)
         step = AffineMap(new.left, new.right, heavy)
-        if all(_survives(term, step) for term in _terms(steps[-1].shift)):
+        if all(_survives(term, step) for term in terms(steps[-1].shift)):
             steps[-1] = step.after(steps[-1])
         else:
             steps.append(step)
@@ -207,7 +207,7 @@ def _carried(by: AffineMap, delta: Operator) -> Operator:
         return delta
     thrifty, rest = _parted(delta, lambda term: _survives(term, by))
     carried: Operator = Zero(*delta.shape)
-    for term in (*_terms(thrifty), rest):
+    for term in (*terms(thrifty), rest):
         carried = add(carried, multiply(multiply(by.left, term), by.right.T))
     return carried
 
@@ -220,15 +220,11 @@ def _survives(term: Operator, by: AffineMap) -> bool:
     return scales and isinstance(term, Dense | Hadamard | Sparse)
 
 
-def _terms(delta: Operator) -> tuple[Operator, ...]:
-    return delta.terms if isinstance(delta, Sum) else (delta,)
-
-
 def _parted(delta: Operator, belongs: Callable[[Operator], bool]) -> tuple[Operator, Operator]:
     """The terms of Δ that belong, and the other terms."""
     inside: Operator = Zero(*delta.shape)
     outside: Operator = Zero(*delta.shape)
-    for term in _terms(delta):
+    for term in terms(delta):
         if belongs(term):
             inside = add(inside, term)
         else:

@@ -214,7 +214,7 @@ def _effect(site: Site, chain: Chain, weight: Any, bias: Any) -> Effect:
         delta = _shift_of(steps, shape)
         if delta is None:
             delta, noise = _difference(steps, lambda: _matrix(weight, form))
-    if site.bias_form and any(update.has_bias or update.turns_bias for _, update in chain):
+    if site.bias_form and any(update.has_bias or update.maps_bias for _, update in chain):
         column, matrix = _matrix(bias, site.bias_form), None
         if reads and site.weight_form:
             matrix = _matrix(weight, site.weight_form).astype(column.dtype)

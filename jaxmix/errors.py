@@ -11,6 +11,7 @@ from contextvars import ContextVar
 __all__ = [
     "AdapterError",
     "CheckpointError",
+    "DenseWeightWarning",
     "JaxmixError",
     "LayoutError",
     "ShapeError",
@@ -50,6 +51,10 @@ class VerificationError(CheckpointError):
 
 class UnsupportedError(JaxmixError):
     """Valid input that jaxmix does not support; the message says why and what to do."""
+
+
+class DenseWeightWarning(UserWarning):
+    """A weight that `jaxmix.factored` makes dense because a use of it has no factored form."""
 
 
 def listing(lines: Iterable[str], limit: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""What pictures of adapters have in common: maps of modules by layers, and files that are whole."""
+"""Shared code of all pictures: maps of modules by layers, and safe writing of files."""
 
 import os
 import re
@@ -20,26 +20,26 @@ __all__ = [
     "save_picture",
 ]
 
-# By the end of a file's name; without one it is the first.
+# By the suffix of a file's name; the first one is the default.
 FORMATS = ("png", "svg", "pdf")
 
-# Names are no formulas, whatever dollars are in them.
+# Dollar signs in names do not start formulas.
 AS_IS: Mapping[str, Any] = {"parse_math": False}
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
 def pyplot() -> Any:
-    """The pyplot of matplotlib, drawing into files and not onto a screen.
+    """Returns matplotlib's pyplot, set to draw into files and not onto a screen.
 
     Raises:
-        UnsupportedError: if matplotlib is not installed.
+        UnsupportedError: If matplotlib is not installed.
     """
     try:
         import matplotlib
     except ImportError as error:
         raise UnsupportedError(
-            "a picture needs matplotlib, which is not installed here. Install it: "
+            "a picture needs matplotlib, which is not installed. Install it with "
             "pip install 'jaxmix-peft[plot]'."
         ) from error
     matplotlib.use("agg")
@@ -49,7 +49,7 @@ def pyplot() -> Any:
 
 
 def printable(name: str) -> str:
-    r"""A name as a picture can hold it: what no font has a glyph for is written as its escape.
+    r"""Replaces unprintable characters of a name, for which fonts have no glyph, by escapes.
 
     Example:
         >>> print(printable("a\tb$"))
@@ -59,28 +59,28 @@ def printable(name: str) -> str:
 
 
 def grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[list[float]]]:
-    """Numbers of sites as a map: a row a module, a column a layer.
+    """Arranges numbers of sites in a grid with a row per module and a column per layer.
 
     Args:
         values: ``{site: number}``.
 
     Returns:
-        The rows' names, the columns' names, and the numbers, NaN where there is no site.
+        The names of the rows, the names of the columns, and the numbers, NaN if there is no site.
 
     Example:
         >>> grid({"layers.0.q": 1.0, "layers.2.q": 2.0, "norm": 3.0})
         (['q', 'norm'], ['', '0', '2'], [[nan, 1.0, 2.0], [3.0, nan, nan]])
     """
-    places = {site: _place(site) for site in values}
-    rows = list(dict.fromkeys(row for row, _ in places.values()))
-    columns = sorted({column for _, column in places.values()})
-    at = {place: values[site] for site, place in places.items()}
-    numbers = [[at.get((row, column), float("nan")) for column in columns] for row in rows]
+    cells = {site: _cell(site) for site in values}
+    rows = list(dict.fromkeys(row for row, _ in cells.values()))
+    columns = sorted({column for _, column in cells.values()})
+    by_cell = {cell: values[site] for site, cell in cells.items()}
+    numbers = [[by_cell.get((row, column), float("nan")) for column in columns] for row in rows]
     return rows, ["" if column < 0 else str(column) for column in columns], numbers
 
 
-def _place(site: str) -> tuple[str, int]:
-    """A site's module and its layer: what follows the first number of its path, and that."""
+def _cell(site: str) -> tuple[str, int]:
+    """Returns a site's module, the path after its first number, and its layer, that number."""
     if not (found := _LAYER.search(site)):
         return site, -1
     return site[found.end() :] or site[: found.start()], int(found[1])
@@ -96,11 +96,11 @@ def heat_map(
     """Draws a map without a frame.
 
     Args:
-        axes: matplotlib's axes.
-        rows: the rows' names.
-        columns: the columns' names.
-        numbers: a list a row; NaN stays white.
-        **options: colours and their limits, for matplotlib's ``imshow``.
+        axes: Matplotlib's axes.
+        rows: The names of the rows.
+        columns: The names of the columns.
+        numbers: A list per row; NaN stays white.
+        **options: Colours and their limits, for matplotlib's ``imshow``.
 
     Returns:
         The image, for a colour bar.
@@ -115,52 +115,51 @@ def heat_map(
 
 
 def checked_picture(path: str | os.PathLike[str]) -> Path:
-    """The file of a picture, as far as can be told before it is drawn.
+    """Checks that a picture can be drawn and that its file has a supported format.
 
     Args:
-        path: the file to write.
+        path: The file to write.
 
     Returns:
-        The same.
+        The path.
 
     Raises:
-        UnsupportedError: if matplotlib is missing, or the name ends as no picture's here.
+        UnsupportedError: If matplotlib is missing, or the suffix is not that of a supported format.
     """
-    place = output_path(path, "picture")
-    if place.suffix.lower()[1:] not in ("", *FORMATS):
+    file = output_path(path, "picture")
+    if file.suffix.lower()[1:] not in ("", *FORMATS):
         raise UnsupportedError(
-            f"the picture {path} is of a format that is not written here, expected a name that "
-            f"ends in {', '.join(f'.{one}' for one in FORMATS)}."
+            f"the picture {path} has an unsupported format, expected a name that ends in "
+            f"{', '.join(f'.{suffix}' for suffix in FORMATS)}."
         )
     pyplot()
-    return place
+    return file
 
 
 def save_picture(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Writes a figure beside its place and renames it, and closes it.
+    """Writes a figure to a temporary file, renames it to its final name, and closes the figure.
 
     Args:
-        figure: matplotlib's figure.
-        path: the file to write; what stands there is replaced.
+        figure: Matplotlib's figure.
+        path: The file to write; an existing file is replaced.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        CheckpointError: if it can't be written there.
-        UnsupportedError: as `checked_picture`.
+        CheckpointError: If the file can't be written.
+        UnsupportedError: As `checked_picture`.
     """
-    place = checked_picture(path)
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    file = checked_picture(path)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        figure.savefig(beside, dpi=150, format=place.suffix.lower()[1:] or FORMATS[0])
-        beside.replace(place)
+        figure.savefig(temporary, dpi=150, format=file.suffix.lower()[1:] or FORMATS[0])
+        temporary.replace(file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise CheckpointError(
-            f"the picture {place} can't be written: {error}. Choose a folder in which you may "
-            "write."
+            f"the picture {file} can't be written: {error}. Choose a folder with write permission."
         ) from error
     finally:
         pyplot().close(figure)
-    return place
+    return file

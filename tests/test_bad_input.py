@@ -108,7 +108,7 @@ def test_a_weight_without_numbers(shape):
     if columns:
         assert jaxmix.compose(base, turn)[f"{SITE}.weight"].shape == shape
     else:
-        with pytest.raises(ShapeError, match=r"oft_R \(0, 1\): 0 blocks of 2 rotate 0 inputs"):
+        with pytest.raises(ShapeError, match=r"oft_R \(0, 1\): 0 blocks of size 2 rotate 0 inputs"):
             jaxmix.compose(base, turn)
 
 

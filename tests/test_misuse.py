@@ -74,14 +74,16 @@ def test_all_wrong_adapters_are_listed():
 def test_names_of_rows():
     bank = Bank({"one": ADAPTER, "two": 2 * ADAPTER}, PARAMS)
     run, x = bank(project), jnp.ones((3, 3))
-    with pytest.raises(AdapterError, match=r"One row for one name is \['one'\]"):
+    with pytest.raises(AdapterError, match=r"For a single row write \['one'\]"):
         jax.jit(lambda params, x: run(params, x, "one"))(PARAMS, x)
-    with pytest.raises(UnsupportedError, match=r"Say bank.who\(\[...\]\) outside"):
+    with pytest.raises(UnsupportedError, match=r"Call bank.who\(\[...\]\) outside"):
         jax.jit(lambda bank, x: bank(project)(PARAMS, x, "one"))(bank, x)
     # An array of names is a list of names.
     rows = np.array(["one", "two", "one"])
     assert run(PARAMS, x, rows)[:, 0].tolist() == [3, 6, 3]
-    with pytest.raises(UnsupportedError, match="names of members in a traced function"):
+    with pytest.raises(
+        UnsupportedError, match="names of members can't be used in a traced function"
+    ):
         jax.jit(lambda bank, x: bank(project)(PARAMS, x, rows))(bank, x)
 
 
@@ -138,5 +140,7 @@ def test_shardings_that_are_none(shardings, tmp_path):
     with pytest.raises(LayoutError) as caught:
         load_params(tmp_path, shardings, dtype=np.float32)
     said = str(caught.value)
-    assert said.startswith("shardings that are no jax.sharding.Sharding:\n  up.weight: ")
-    assert said.endswith("a function of (name, outline) must return one.")
+    assert said.startswith(
+        "expected a jax.sharding.Sharding for every tensor, found:\n  up.weight: "
+    )
+    assert said.endswith("a function of (name, outline) that returns them.")

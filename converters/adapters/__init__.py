@@ -1,1 +1,1 @@
-"""Adapter formats: one file or folder a format, and the table by which they are loaded."""
+"""Adapter formats, one module or package each, and the table from which `load` chooses."""

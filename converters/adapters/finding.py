@@ -1,67 +1,25 @@
-"""Where an adapter lies, and of what format it is: a folder, a file, or a repository on the hub."""
+"""Finds an adapter and its format: a folder, a file, or a repository on the hub."""
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.alone import checked_filename, chosen_file, is_copy_of
-from jaxmix.converters.adapters.beside import names_in, unread_error, weights_beside
+from jaxmix.converters.adapters.common.extra_weights import extra_weights, file_names
 from jaxmix.converters.adapters.downloading import download
-from jaxmix.converters.adapters.format import Format, is_folder_file, named, recognised
+from jaxmix.converters.adapters.format import (
+    Format,
+    LocatedAdapter,
+    format_named,
+    is_folder_file,
+    recognized_format,
+)
+from jaxmix.converters.adapters.single_file import choose_file, is_copy_of, split_filename
 from jaxmix.converters.files.hub import is_hub_id
-from jaxmix.converters.files.near import near_paths
-from jaxmix.errors import CheckpointError, UnsupportedError, option
-from jaxmix.mixing import Mix
-from jaxmix.untrusted.files import local_path
+from jaxmix.converters.files.path_suggestions import suggest_paths
+from jaxmix.errors import CheckpointError, UnsupportedError
+from jaxmix.untrusted.files import local_path, shown
 
-__all__ = ["Found", "find", "find_on_hub", "is_hub_id"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """An adapter that is there and not yet read.
-
-    Args:
-        path: its folder or file.
-        format: what reads it.
-        default: its name if none is given.
-        source: where it came from, as it may be told to others.
-        beside: the names of other files of weights in its folder, which the format does not read by
-            itself, and that are not ignored.
-    """
-
-    path: Path
-    format: Format
-    default: str
-    source: str
-    beside: tuple[str, ...] = ()
-
-    def read(self, name: str | None, strength: Any, /, **options: Any) -> Adapter | Mix:
-        """The adapter.
-
-        Raises:
-            UnsupportedError: if the format's reader does not take one of the options.
-            CheckpointError: if there are weights beside the adapter that it does not read.
-        """
-        if unknown := sorted(set(options) - set(self.format.options)):
-            takes = ", ".join(self.format.options) or "no options"
-            raise UnsupportedError(
-                f"{self.source} is of the format {self.format.name!r}, whose reader takes {takes}; "
-                f"found {', '.join(unknown)}. Leave it out, or force another with "
-                f"{option('format', '…')}."
-            )
-        if self.beside and not self.format.takes_beside:
-            raise unread_error(self.source, dict.fromkeys(self.beside, ""))
-        if self.format.takes_beside:
-            options["beside"] = self.beside
-        given = name or ("" if self.format.named_within else self.default)
-        adapter = self.format.read(self.path, given, strength, **options)
-        if self.format.named_within:  # its parts say by themselves where they came from
-            return adapter
-        return replace(adapter, source=self.source)
+__all__ = ["find", "find_on_hub", "is_hub_id"]
 
 
 def find(
@@ -73,43 +31,42 @@ def find(
     revision: str | None = None,
     format: str | None = None,
     ignore: Sequence[str] = (),
-) -> Found:
-    """Looks up what `jaxmix.load` would read, and fetches it if it is on the hub.
+) -> LocatedAdapter:
+    """Finds the adapter that `jaxmix.load` would read, and downloads it if it is on the hub.
 
     Args:
-        formats: the table, as in `jaxmix.converters.adapters.loading`.
-        path_or_hub_id: a folder, a file, or the id of a repository on the hub.
-        subfolder: where in the folder or repository the adapter lies.
-        filename: which file there holds it, where there are several.
-        revision: the branch, tag or commit on the hub.
-        format: the format, by name; recognised by default.
-        ignore: names and globs of files of weights beside the adapter that are to be left out.
+        formats: The table in `jaxmix.converters.adapters.loading`.
+        path_or_hub_id: A folder, a file, or the id of a repository on the hub.
+        subfolder: The adapter's folder within the folder or repository.
+        filename: The adapter's file in that folder, where there are several.
+        revision: The branch, tag or commit on the hub.
+        format: The format's name; None to recognize it.
+        ignore: Names and globs of files of weights next to the adapter to leave out.
 
     Returns:
-        What was found.
+        The adapter that was found.
 
     Raises:
-        CheckpointError: if nothing is there, or nothing of a known format.
-        UnsupportedError: if there is no format of that name.
+        CheckpointError: If nothing is found, or nothing of a known format.
+        UnsupportedError: If there is no format of that name.
     """
     text = os.fspath(path_or_hub_id)
-    expected = f"{formats[-1].what}, or 'owner/name'"
-    forced = None if format is None else named(formats, format)
-    inner, name = checked_filename(filename) if filename else (None, None)
+    forced = None if format is None else format_named(formats, format)
+    folder_in_name, name = split_filename(filename) if filename else (None, None)
     if subfolder is not None:
         _check_inside(subfolder)
     path = local_path(text, "adapter")
-    is_folder, is_there = path.is_dir(), path.exists()
-    if is_folder or (is_there and subfolder is None and name is None):
-        below = "/".join(part for part in (subfolder, inner, name) if part)
-        place = path / below if below else path
-        if name and not place.is_file():
+    is_folder, exists = path.is_dir(), path.exists()
+    if is_folder or (exists and subfolder is None and name is None):
+        below = "/".join(part for part in (subfolder, folder_in_name, name) if part)
+        target = path / below if below else path
+        if name and not target.is_file():
             raise CheckpointError(
-                f"{place.parent} has no {name}, found {', '.join(names_in(place.parent)[:8])}. "
-                "Give the name of a file that it has."
+                f"{target.parent} has no {name}; found "
+                f"{', '.join(file_names(target.parent)[:8])}. Give the name of a file in it."
             )
-        return _found_here(formats, forced, place, text, below, ignore)
-    if not is_there and is_hub_id(text):
+        return _find_local(formats, forced, target, text, below, ignore)
+    if not exists and is_hub_id(text):
         return find_on_hub(
             formats,
             text,
@@ -119,51 +76,54 @@ def find(
             format=format,
             ignore=ignore,
         )
-    no_inside = "subfolder" if subfolder else "file in it"
-    what = (
-        f"is a file, which has no {no_inside}" if is_there else "is neither a folder nor a hub id"
+    lacking = "subfolder" if subfolder else "file in it"
+    problem = f"is a file, which has no {lacking}" if exists else "is neither a folder nor a hub id"
+    near = "" if exists else suggest_paths(text)
+    raise CheckpointError(
+        f"{shown(text)} {problem}.{near}\nExpected {formats[-1].description}, or 'owner/name'."
     )
-    near = "" if is_there else near_paths(text)
-    raise CheckpointError(f"{_cut(text)} {what}.{near}\nExpected {expected}.")
 
 
-def _found_here(
+def _find_local(
     formats: Sequence[Format],
     forced: Format | None,
-    place: Path,
+    path: Path,
     text: str,
     below: str,
     ignore: Sequence[str],
-) -> Found:
-    """What lies in a folder or a file on this machine."""
-    is_read: Callable[[str], bool] | None = None
-    if place.is_dir() and (forced.is_alone if forced else not _is_known(formats, place)):
-        # One file may be the adapter, though the folder is none.
-        lone = chosen_file(names_in(place), str(place), _is_known_file(formats, forced, place))
-        if lone is not None:
-            place, is_read = place / lone, is_copy_of(lone)
-    one = forced or recognised(formats, place, text)
-    is_read = is_read or one.is_read
-    folder = place.parent if place.is_file() else place
-    beside = () if is_read is None else weights_beside(names_in(folder), is_read, ignore)
-    source = _told(text, below)
-    if place.is_file() and one.is_read is not None:  # A file of a folder, which has the name.
-        source = _told(text, below.rpartition("/")[0]) if below else _told(str(Path(text).parent))
-        return Found(place, one, folder.resolve().name, source, beside)
-    default = place.resolve().name if place.is_dir() else place.stem
-    if place.is_file() and is_read is not None:  # The one file of a folder, likewise.
-        default = folder.resolve().name
-    return Found(place, one, default, source, beside)
+) -> LocatedAdapter:
+    """The adapter in a folder or file on this machine."""
+    is_own_file: Callable[[str], bool] | None = None
+    if path.is_dir() and (forced.is_single_file if forced else not _is_known(formats, path)):
+        # The folder has no format of its own, but one of its files may be an adapter.
+        is_adapter = _adapter_file_test(formats, forced, path)
+        if (single := choose_file(file_names(path), str(path), is_adapter)) is not None:
+            path, is_own_file = path / single, is_copy_of(single)
+    format = forced or recognized_format(formats, path, text)
+    is_own_file = is_own_file or format.is_own_file
+    folder = path.parent if path.is_file() else path
+    extra = () if is_own_file is None else extra_weights(file_names(folder), is_own_file, ignore)
+    source = _public_source(text, below)
+    if path.is_file() and format.is_own_file is not None:
+        # A file of an adapter's folder: the folder's name is the adapter's.
+        parent = str(Path(text).parent)
+        inner = below.rpartition("/")[0]
+        source = _public_source(text, inner) if below else _public_source(parent)
+        return LocatedAdapter(path, format, folder.resolve().name, source, extra)
+    default_name = path.resolve().name if path.is_dir() else path.stem
+    if path.is_file() and is_own_file is not None:  # chosen in a folder, whose name it gets
+        default_name = folder.resolve().name
+    return LocatedAdapter(path, format, default_name, source, extra)
 
 
-def _is_known(formats: Sequence[Format], place: Path) -> bool:
-    return any(one.recognises(place) for one in formats)
+def _is_known(formats: Sequence[Format], path: Path) -> bool:
+    return any(row.recognizes(path) for row in formats)
 
 
-def _is_known_file(
+def _adapter_file_test(
     formats: Sequence[Format], forced: Format | None, folder: Path
 ) -> Callable[[str], bool]:
-    """From the name of a file in a folder to whether it holds an adapter by itself."""
+    """Maps the name of a file in a folder to whether it is an adapter by itself."""
     known = (forced,) if forced else formats
     return lambda name: not is_folder_file(formats, name) and _is_known(known, folder / name)
 
@@ -177,65 +137,63 @@ def find_on_hub(
     revision: str | None = None,
     format: str | None = None,
     ignore: Sequence[str] = (),
-) -> Found:
-    """Fetches what `jaxmix.load` would read of a repository on the hub, whatever lies here.
+) -> LocatedAdapter:
+    """Downloads an adapter from a repository on the hub, whatever is on this machine.
 
     Args:
-        formats: the table.
+        formats: The table of formats.
         hub_id: ``owner/name``.
-        subfolder: where in the repository the adapter lies.
-        filename: which file there holds it, where there are several.
-        revision: the branch, tag or commit.
-        format: the format, by name; by default that of which the files are there.
-        ignore: as in `find`.
+        subfolder: The adapter's folder within the repository.
+        filename: The adapter's file in that folder, where there are several.
+        revision: The branch, tag or commit.
+        format: The format's name; None for the format whose files the repository has.
+        ignore: As in `find`.
 
     Returns:
-        What was found.
+        The adapter that was found.
 
     Raises:
-        CheckpointError: if it can't be had.
-        UnsupportedError: if there is no format of that name, or it is not looked for on the hub.
+        CheckpointError: If it can't be downloaded.
+        UnsupportedError: If there is no format of that name, or it is not looked for on the hub.
     """
     if subfolder is not None:
         _check_inside(subfolder)
-    forced = None if format is None else named(formats, format)
-    inner, name = checked_filename(filename) if filename else (None, None)
-    subfolder = "/".join(part for part in (subfolder, inner) if part) or None
-    # A folder's own file says which folder is meant.
-    if name and any(name in one.files for one in formats if one is (forced or one)):
+    forced = None if format is None else format_named(formats, format)
+    candidates = (forced,) if forced else formats
+    folder_in_name, name = split_filename(filename) if filename else (None, None)
+    subfolder = "/".join(part for part in (subfolder, folder_in_name) if part) or None
+    # The name of a file that belongs to a format's folder stands for the folder.
+    if name and any(name in row.files for row in candidates):
         name = None
-    looked_for = [one for one in formats[::-1] if one.files and one is (forced or one)]
-    if not looked_for and not (forced and forced.is_alone) and not name:
+    wanted = [row for row in candidates[::-1] if row.files]
+    if not wanted and not (forced and forced.is_single_file) and not name:
         raise UnsupportedError(
-            f"{hub_id}: the format {format!r} is one of single files, which are not looked for on "
-            f"the hub. Download the file with `hf download {hub_id}`, and give its path."
+            f"{hub_id}: adapters of the format {format!r} are single files, which are not looked "
+            f"for on the hub. Download the file with `hf download {hub_id}`, and give its path."
         )
-    got = download(hub_id, subfolder, revision, looked_for, name=name, ignore=ignore)
-    one = got.format or forced or recognised(formats, got.path, f"{hub_id}: {got.path.name}")
-    place = f"{hub_id}/{subfolder}".rstrip("/") if subfolder else hub_id
+    downloaded = download(hub_id, subfolder, revision, wanted, name=name, ignore=ignore)
+    path = downloaded.path
+    row = downloaded.format or forced or recognized_format(formats, path, f"{hub_id}: {path.name}")
+    folder = f"{hub_id}/{subfolder}".rstrip("/") if subfolder else hub_id
+    source = f"{folder}/{name}" if name else folder
+    default_name = Path(name).stem if name else folder.rsplit("/", 1)[-1]
     at = f"@{revision}" if revision else ""
-    source = f"{place}/{name}" if name else place
-    default = Path(name).stem if name else place.rsplit("/", 1)[-1]
-    return Found(got.path, one, default, source + at, got.beside)
+    return LocatedAdapter(path, row, default_name, source + at, downloaded.extra_weights)
 
 
-def _cut(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:79] + "…")
-
-
-def _told(text: str, below: str = "") -> str:
-    """A path for others to read: of one that is not relative the last part, for it is private."""
+def _public_source(text: str, below: str = "") -> str:
+    """A path without its private part: only the last name of one that is not relative."""
     path = Path(text)
     is_private = path.is_absolute() or text.startswith("~")
-    shown = path.expanduser().resolve().name if is_private else path.as_posix()
-    return f"{shown}/{below}" if below else shown
+    public = path.expanduser().resolve().name if is_private else path.as_posix()
+    return f"{public}/{below}" if below else public
 
 
 def _check_inside(subfolder: str) -> None:
-    """Refuses a subfolder that leaves its folder; where links lead is their owner's business."""
+    """Refuses a subfolder outside its folder; links in the folder may lead anywhere."""
     parts = Path(subfolder).parts
     if not parts or Path(subfolder).is_absolute() or ".." in parts or "\\" in subfolder:
         raise CheckpointError(
-            f"subfolder {subfolder!r} is no path inside its folder, expected one such as "
+            f"subfolder {subfolder!r} is not a path inside its folder, expected one such as "
             "'checkpoint-100'. Give the folder itself as the first argument."
         )

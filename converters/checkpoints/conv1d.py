@@ -1,4 +1,4 @@
-"""Which modules of a Hugging Face checkpoint are transformers' ``Conv1D``, by its config.json."""
+"""Finds the ``Conv1D`` modules of a Hugging Face checkpoint from its config.json."""
 
 import re
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from jaxmix.untrusted.files import parse_json, read_small
 
 __all__ = ["CONV1D_TYPES", "conv1d_pattern"]
 
-# The model types of transformers that have modules of class Conv1D.
+# The model types of transformers that have Conv1D modules.
 CONV1D_TYPES = frozenset(
     {"clvp", "clvp_decoder", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"}
 )
-# Composite models, in which a part's name in config.json is its module's too.
+# The parts of composite models that have the same name in config.json and as modules.
 _PARTS = frozenset({"encoder", "decoder"})
 
 
 def conv1d_pattern(checkpoint: Checkpoint) -> str | None:
-    """The regular expression of the modules whose weight is stored as (in, out).
+    """Returns a regular expression for the modules whose weight is stored as (in, out).
 
     Args:
         checkpoint: The base.
 
     Returns:
-        What `jaxmix.Layout` takes as ``conv1d``; None where config.json does not tell, since there
-        is none, the model's own code defines its classes, or a bias speaks against it.
+        The ``conv1d`` argument of `jaxmix.Layout`; None if config.json does not determine it: it
+        is missing, the repository's own code defines the classes, or a bias contradicts it.
     """
     if checkpoint.is_file:
         return None
@@ -45,15 +45,15 @@ def conv1d_pattern(checkpoint: Checkpoint) -> str | None:
     }
     pattern = "|".join(rf"{path}\b({names})" for path in sorted(found))
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    is_so = all(
+    is_consistent = all(
         bool(re.fullmatch(pattern, name.removesuffix(".weight"))) == (axis == 1)
         for name, axis in OutAxes(shapes).known
     )
-    return pattern if is_so else None
+    return pattern if is_consistent else None
 
 
 def _types(config: Any, path: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """A config and those in it: the path of the part's module where it is known, type, config."""
+    """Yields a config and its nested ones: module path where known, model type, config."""
     if not isinstance(config, dict):
         return
     if isinstance(name := config.get("model_type"), str):

@@ -1,6 +1,6 @@
-"""Whether a file of weights repeats a checkpoint's own tensors: by names, shapes and numbers.
+"""Detects files that duplicate a checkpoint's own tensors, by names, shapes and numbers.
 
-Nothing is unpickled: of a PyTorch archive only the strings in its pickle are looked at.
+Nothing is unpickled: of a PyTorch archive, only the strings in its pickle are read.
 """
 
 import math
@@ -18,40 +18,41 @@ from jaxmix.errors import CheckpointError
 
 __all__ = ["is_copy"]
 
-# How many tensors are compared, and how many numbers at the start of each.
+# The number of tensors that are compared, and of numbers at the start of each.
 _TENSORS, _NUMBERS = 16, 1 << 14
-# What a cast to bfloat16 may change, relative to the number.
+# The relative error of a cast to bfloat16.
 _ROUNDING = 2.0**-7
-# A legacy PyTorch file is a sequence of pickles; the tensors' names are in one of the first five.
+# A legacy PyTorch file is a sequence of pickles; one of the first five has the tensors' names.
 _PICKLES = 5
 
 
 def is_copy(path: Path, tensors: Mapping[str, Stored]) -> bool:
-    """Tells whether a file repeats most of its tensors from a checkpoint.
+    """Whether most of a file's tensors duplicate those of a checkpoint.
 
     Args:
-        path: a safetensors file, a PyTorch archive or a NumPy one; of others nothing is known.
-        tensors: the checkpoint's own.
+        path: A safetensors file, a PyTorch archive or a NumPy archive; False for other files.
+        tensors: The checkpoint's own tensors.
 
     Returns:
-        True for a copy, in another dtype too; for an archive, which is not read, one with most of
-        the checkpoint's names. A damaged safetensors file counts as one: nothing can use it.
+        True for a copy, possibly in another dtype, and for an archive with most of the checkpoint's
+        names, whose numbers are not read. A damaged safetensors file counts as a copy, since
+        nothing can use it.
     """
     if path.suffix == ".safetensors":
-        return _repeats(path, tensors)
+        return _duplicates(path, tensors)
     if path.suffix == ".npz":
-        names = set(_zipped(path))
+        names = set(_zip_names(path))
         names = {name.removesuffix(".npy") for name in names}
     elif path.suffix in (".bin", ".ckpt", ".pt", ".pth"):
-        names = set(_pickled(path))
+        names = set(_pickled_strings(path))
     else:
         return False
     ours = [name for name in tensors if "." in name] or list(tensors)
     return 2 * sum(name in names for name in ours) > len(ours)
 
 
-def _repeats(path: Path, tensors: Mapping[str, Stored]) -> bool:
-    """Whether most tensors of a safetensors file are the checkpoint's, by name, shape, numbers."""
+def _duplicates(path: Path, tensors: Mapping[str, Stored]) -> bool:
+    """Whether most tensors of a safetensors file equal the checkpoint's in name, shape, numbers."""
     from jaxmix.models.checkpoint import safetensors_file  # not at the top: see read_checkpoint
 
     try:
@@ -60,14 +61,14 @@ def _repeats(path: Path, tensors: Mapping[str, Stored]) -> bool:
     except (CheckpointError, OSError, ValueError, KeyError, TypeError):
         return True
     pairs = [
-        (tensors[one.name], one)
-        for one in theirs
-        if one.name in tensors and tensors[one.name].shape == one.shape
+        (tensors[other.name], other)
+        for other in theirs
+        if other.name in tensors and tensors[other.name].shape == other.shape
     ]
     if not pairs or 2 * len(pairs) <= len(theirs):
         return False
     step = math.ceil(len(pairs) / _TENSORS)
-    return all(_is_close(ours, one) for ours, one in pairs[::step])
+    return all(_is_close(ours, other) for ours, other in pairs[::step])
 
 
 def _is_close(ours: Stored, other: Stored) -> bool:
@@ -75,13 +76,13 @@ def _is_close(ours: Stored, other: Stored) -> bool:
     if ours.dtype == other.dtype:
         return _start(ours) == _start(other)
     if ours.dtype not in FLOATS or other.dtype not in FLOATS:
-        return True  # quantized: the names and shapes have to do
+        return True  # quantized: only names and shapes are compared
     a, b = (np.frombuffer(_start(x), FLOATS[x.dtype]).astype(np.float64) for x in (ours, other))
     return bool(np.allclose(a, b, rtol=_ROUNDING, atol=1e-6))
 
 
 def _start(tensor: Stored) -> bytes:
-    """The bytes of a tensor's first numbers."""
+    """Returns the bytes of a tensor's first numbers."""
     count = max(1, math.prod(tensor.shape))
     size = tensor.size // count * min(count, _NUMBERS)
     with tensor.file.open("rb") as file:
@@ -89,8 +90,8 @@ def _start(tensor: Stored) -> bytes:
         return file.read(size)
 
 
-def _zipped(path: Path) -> list[str]:
-    """The names in a zip archive."""
+def _zip_names(path: Path) -> list[str]:
+    """Returns the names in a zip archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -98,8 +99,8 @@ def _zipped(path: Path) -> list[str]:
         return []
 
 
-def _pickled(path: Path) -> Iterator[str]:
-    """The strings in a PyTorch file's pickle: among them the names of its tensors."""
+def _pickled_strings(path: Path) -> Iterator[str]:
+    """Yields the strings in a PyTorch file's pickle, which include the names of its tensors."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -116,7 +117,7 @@ def _pickled(path: Path) -> Iterator[str]:
 
 
 def _strings(file: IO[bytes]) -> Iterator[str]:
-    """The strings of one pickle, by its opcodes alone: no code runs, no object is built."""
+    """Yields the strings of one pickle from its opcodes, without running it."""
     for _, value, _ in islice(pickletools.genops(file), 1 << 24):
         if isinstance(value, str):
             yield value

@@ -1,8 +1,8 @@
-"""Base checkpoints: a Hugging Face folder as bytes that can be written again, tensor by tensor.
+"""Hugging Face checkpoints: their headers, and where each tensor's bytes are stored.
 
-A safetensors file is eight bytes (the header's length), a header of JSON, and the tensors' bytes
-one after the other. A file with the same tensors of the same shapes and dtypes has the same header,
-so headers are copied as they are, and of a tensor that nobody touches only the bytes are read.
+A safetensors file consists of eight bytes (the header's length), a header of JSON, and the tensors'
+bytes one after the other. A file with the same tensor names, shapes and dtypes has the same header,
+so headers are copied unchanged, as are the bytes of tensors that no adapter touches.
 """
 
 import os
@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxmix.converters.files.hub import base_folder
-from jaxmix.converters.files.mistaken import is_model, no_base
-from jaxmix.converters.files.near import near_paths
+from jaxmix.converters.files.path_suggestions import suggest_paths
+from jaxmix.converters.files.wrong_inputs import describe_non_base, is_model
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import parse_json
 
@@ -35,7 +35,7 @@ CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# safetensors' names of the dtypes that a weight may have to be changed.
+# safetensors' names of the dtypes of weights that adapters can change.
 FLOATS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -49,12 +49,12 @@ class Stored:
     """A tensor in a safetensors file.
 
     Args:
-        name: its PyTorch name.
-        dtype: safetensors' name of its dtype, such as ``"BF16"``.
-        shape: its shape; a weight is (out, in).
-        file: the file that holds it.
-        start: where its bytes begin, from the start of the file.
-        size: how many bytes it has.
+        name: The PyTorch name.
+        dtype: safetensors' name of the dtype, such as ``"BF16"``.
+        shape: The shape; a weight is (out, in).
+        file: The file that holds the tensor.
+        start: The position of its first byte in the file.
+        size: The number of bytes.
     """
 
     name: str
@@ -65,17 +65,20 @@ class Stored:
     size: int
 
     @property
-    def cut(self) -> str:
-        """What to say of a file that has fewer bytes than its header told."""
-        return f"{self.file} ends within {self.name}. Was it changed meanwhile? Merge again."
+    def truncation_message(self) -> str:
+        """The message for a file with fewer bytes than its header states."""
+        return (
+            f"{self.file} ends within the tensor {self.name}. Was the file changed while it was "
+            "being read? Merge again."
+        )
 
     def read(self) -> np.ndarray:
-        """Its numbers, of one of `FLOATS`."""
+        """Reads the tensor, whose dtype is one of `FLOATS`."""
         with self.file.open("rb") as file:
             file.seek(self.start)
             data = file.read(self.size)
         if len(data) < self.size:
-            raise CheckpointError(self.cut)
+            raise CheckpointError(self.truncation_message)
         return np.frombuffer(data, FLOATS[self.dtype]).reshape(self.shape)
 
 
@@ -84,9 +87,9 @@ class Shard:
     """A safetensors file to write: its header, and the tensors in the order of their bytes.
 
     Args:
-        name: its path in the folder.
-        header: the header's length and the header, as they stand at the start of the file.
-        tensors: where each tensor's bytes are to be had.
+        name: The path in the folder.
+        header: The header's length and the header, as at the start of the file.
+        tensors: The source of each tensor's bytes.
     """
 
     name: str
@@ -95,25 +98,25 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """The bytes of the whole file."""
+        """The number of bytes of the whole file."""
         return len(self.header) + sum(tensor.size for tensor in self.tensors)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the header says beside the tensors."""
+        """The metadata in the header."""
         return parse_json(self.header[8:]).get("__metadata__") or {}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face folder, to be written again.
+    """A Hugging Face folder as it is read or is to be written.
 
     Args:
-        folder: where it lies.
-        shards: its safetensors files.
-        indexed: whether it has an index of its shards.
-        texts: side files that are to be written with other contents than the folder's.
-        is_file: whether it is one file alone, whose neighbours are not part of it.
+        folder: The folder.
+        shards: The safetensors files.
+        indexed: Whether there is an index of the shards.
+        texts: New contents of side files that change, by name.
+        is_file: Whether it is a single file, and other files of the folder do not belong to it.
     """
 
     folder: Path
@@ -129,16 +132,16 @@ class Checkpoint:
 
     @property
     def size(self) -> int:
-        """The bytes of all shards."""
+        """The number of bytes of all shards."""
         return sum(shard.size for shard in self.shards)
 
     @property
     def name(self) -> str:
-        """What to call it in messages: the folder, or the one file."""
+        """The path of the folder or the single file, for messages."""
         return str(self.folder / self.shards[0].name if self.is_file else self.folder)
 
     def json(self, name: str) -> dict[str, Any]:
-        """A file of a JSON object, as it is to be written; an empty one if there is none."""
+        """Returns the JSON object of a side file, as it is to be written; empty if absent."""
         from jaxmix.models.checkpoint import read_json  # not at the top: see read_checkpoint
 
         if name in self.texts:
@@ -148,17 +151,17 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Reads the headers of a Hugging Face folder, whole or sharded, or of one file.
+    """Reads the headers of a Hugging Face folder, sharded or not, or of a single file.
 
     Args:
-        folder: where the files lie, or the one file; its name then ends in ``.safetensors``. Or a
-            hub id, ``owner/name``, whose files are then downloaded.
+        folder: The folder; a file whose name ends in ``.safetensors``; or a hub id,
+            ``owner/name``, which is downloaded.
 
     Returns:
-        The checkpoint; of the tensors nothing is read.
+        The checkpoint. No tensor is read.
 
     Raises:
-        CheckpointError: if it is no such folder, or a file is missing or damaged.
+        CheckpointError: If the folder is not a checkpoint, or a file is missing or damaged.
 
     Example:
         >>> import tempfile
@@ -170,7 +173,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
 
     Source: https://github.com/huggingface/safetensors, format.
     """
-    # Not at the top: jaxmix.models brings Flax, which takes a second, and this file is on the face.
+    # Not at the top: jaxmix imports this file, and jaxmix.models imports Flax, which is slow.
     from jaxmix.models.checkpoint import safetensors_file, tensor_files
 
     folder = base_folder(folder)
@@ -178,32 +181,32 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         safetensors_file(folder)
         return Checkpoint(folder.parent, (read_shard(folder.parent, folder),), is_file=True)
     if not folder.is_dir():
-        if folder.exists() and (mistaken := no_base(folder)):
-            raise CheckpointError(f"{folder} {mistaken}")
-        what = "is a file" if folder.exists() else "does not exist"
+        if folder.exists() and (description := describe_non_base(folder)):
+            raise CheckpointError(f"{folder} {description}")
+        found = "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(
-            f"{folder} {what}, expected a Hugging Face folder with safetensors, or the id of a "
-            f"repository on the hub, 'owner/name'.{near_paths(str(folder))}"
+            f"{folder} {found}, expected a Hugging Face folder with safetensors, or the id of a "
+            f"repository on the hub, 'owner/name'.{suggest_paths(str(folder))}"
         )
-    if not is_model(folder) and (mistaken := no_base(folder)):
-        raise CheckpointError(f"{folder} {mistaken}")
+    if not is_model(folder) and (description := describe_non_base(folder)):
+        raise CheckpointError(f"{folder} {description}")
     files = dict.fromkeys(tensor_files(folder).values())
-    # Like transformers, tensor_files takes a whole file before an index, which is stale then.
+    # Like transformers, tensor_files prefers a single file to an index, which is stale then.
     indexed = not (folder / SINGLE_FILE).exists()
     return Checkpoint(folder, tuple(read_shard(folder, file) for file in files), indexed)
 
 
 def read_shard(folder: Path, file: Path) -> Shard:
-    """A file's header. That it is whole and has no holes is checked where files are listed."""
+    """Reads a file's header, which was validated when the checkpoint's files were listed."""
     with file.open("rb") as opened:
         length = opened.read(8)
         text = opened.read(int.from_bytes(length, "little"))
     header = length + text
     tensors = []
-    for name, told in parse_json(text).items():
+    for name, fields in parse_json(text).items():
         if name != "__metadata__":
-            begin, end = told["data_offsets"]
-            place = (file, len(header) + begin, end - begin)
-            tensors.append(Stored(name, told["dtype"], tuple(told["shape"]), *place))
+            begin, end = fields["data_offsets"]
+            position = (file, len(header) + begin, end - begin)
+            tensors.append(Stored(name, fields["dtype"], tuple(fields["shape"]), *position))
     tensors.sort(key=lambda tensor: (tensor.start, tensor.size))
     return Shard(file.relative_to(folder).as_posix(), header, tuple(tensors))

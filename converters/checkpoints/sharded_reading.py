@@ -1,4 +1,4 @@
-"""A base checkpoint read by slices: each process reads what its devices hold, and no more."""
+"""Reads a base checkpoint in slices: each process reads only what its devices hold."""
 
 import math
 import os
@@ -10,13 +10,18 @@ import jax
 import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, Stored, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import Packed, look, method_of, unpacked
+from jaxmix.converters.checkpoints.quantization import (
+    Packed,
+    find_packed,
+    quantization_method,
+    unpacked,
+)
 from jaxmix.converters.checkpoints.slicing import DTYPES, ranges, read_slice
 from jaxmix.errors import CheckpointError, LayoutError, ShapeError, UnsupportedError, listing
 
 __all__ = ["load_params", "read_slice"]
 
-Where = (
+Shardings = (
     jax.sharding.Sharding
     | Mapping[str, jax.sharding.Sharding]
     | Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding]
@@ -25,42 +30,41 @@ Where = (
 
 def load_params(
     folder: str | os.PathLike[str],
-    shardings: Where | None = None,
+    shardings: Shardings | None = None,
     *,
     dtype: Any = None,
     names: Iterable[str] | None = None,
     counter: Counter[str] | None = None,
     dequantize: bool = False,
 ) -> dict[str, jax.Array]:
-    """The weights of a Hugging Face folder on many devices: ``{name: array}``, read by slices.
+    """Loads a Hugging Face folder onto many devices as ``{name: array}``, in slices.
 
-    Under several processes (``jax.distributed.initialize``) each calls it with the same arguments,
-    sees the same folder, and reads only the slices that its own devices hold. No tensor is whole on
-    any host unless its sharding says so. What comes out is the params of `jaxmix.compose`, and the
-    ``tensors`` of `jaxmix.models.from_torch`.
+    With several processes (``jax.distributed.initialize``), each process calls it with the same
+    arguments and the same folder, and reads only the slices that its own devices hold. No host
+    holds a whole tensor unless its sharding requires it. The result can be used as the params of
+    `jaxmix.compose`, and as the ``tensors`` of `jaxmix.models.from_torch`.
 
     Args:
-        folder: with ``model.safetensors``, or its shards and their index.
-        shardings: where each tensor is to lie: one for all, a mapping by name, or a function of the
-            name and a ``jax.ShapeDtypeStruct``. Names that a mapping leaves out lie whole on each
-            device of the others' mesh. By default all lie on the first device.
-        dtype: what to cast floats to, slice by slice; by default each keeps the file's.
-        names: which tensors to read; all by default.
-        counter: if given, the bytes that were read of each tensor are added up in it; those of
-            packed weights are not.
-        dequantize: read packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) as what they stand
-            for, in bfloat16 unless ``dtype`` says otherwise.
+        folder: The folder, with ``model.safetensors``, or with shards and their index.
+        shardings: One sharding for all tensors, a mapping by name, or a function of the name and a
+            ``jax.ShapeDtypeStruct``. Tensors that a mapping leaves out are replicated over the mesh
+            of the others. By default all tensors are on the first device.
+        dtype: The dtype to which floats are cast, slice by slice; by default the file's.
+        names: The tensors to read; all by default.
+        counter: If given, counts the bytes read by tensor, except those of packed weights.
+        dequantize: Read packed weights (fp8, bitsandbytes, GPTQ, AWQ, MXFP4) dequantized, in
+            bfloat16 unless ``dtype`` is given.
 
     Returns:
-        Arrays by PyTorch's names in PyTorch's orientation: a weight is (out, in). Whole numbers are
-        in JAX's own dtype, int32 unless ``jax_enable_x64`` is set.
+        Arrays by PyTorch name in PyTorch's orientation: a weight is (out, in). Integers have JAX's
+        default dtype, int32 unless ``jax_enable_x64`` is set.
 
     Raises:
-        CheckpointError: if the folder is none, a file is damaged, or a name is not in it.
-        LayoutError: if a tensor is given something else than a sharding; all are listed.
-        ShapeError: if a sharding does not divide its tensor; all are listed.
-        UnsupportedError: if tensors have a dtype that can't be read, or that JAX would round; or
-            are packed, and ``dequantize`` is not set.
+        CheckpointError: If the folder is not a checkpoint, a file is damaged, or a name is absent.
+        LayoutError: If shardings are not of type ``jax.sharding.Sharding``; all are listed.
+        ShapeError: If shardings do not divide their tensors; all are listed.
+        UnsupportedError: If tensors have a dtype that can't be read or that JAX would round, or
+            are packed and ``dequantize`` is not set.
 
     Example:
         >>> import tempfile
@@ -77,42 +81,47 @@ def load_params(
     stored = _stored(read_checkpoint(folder), names, dequantize=dequantize)
     if unknown := sorted(set(names or ()) - stored.keys()):
         raise CheckpointError(
-            f"{os.fspath(folder)} has no tensors of these names:{listing(unknown)}\nExpected names "
-            f"such as {next(iter(stored), 'none: it has no tensors')}."
+            f"{os.fspath(folder)} has no tensors with these names:{listing(unknown)}\nExpected "
+            f"names such as {next(iter(stored), 'none: it has no tensors')}."
         )
     wanted = stored if names is None else {name: stored[name] for name in names}
     targets = _targets(wanted, dtype)
-    place = _placing(shardings)
+    sharding_of = _sharding_function(shardings)
     outlines = {
-        name: jax.ShapeDtypeStruct(one.shape, targets[name]) for name, one in wanted.items()
+        name: jax.ShapeDtypeStruct(tensor.shape, targets[name]) for name, tensor in wanted.items()
     }
-    places = {name: place(name, outline) for name, outline in outlines.items()}
-    _check_shardings(places)
-    _check_division(outlines, places)
-    return {name: _array(one, targets[name], places[name], counter) for name, one in wanted.items()}
+    chosen = {name: sharding_of(name, outline) for name, outline in outlines.items()}
+    _check_shardings(chosen)
+    _check_division(outlines, chosen)
+    return {
+        name: _array(tensor, targets[name], chosen[name], counter)
+        for name, tensor in wanted.items()
+    }
 
 
 def _stored(
     checkpoint: Checkpoint, names: Iterable[str] | None, *, dequantize: bool
 ) -> Mapping[str, Stored]:
-    """The tensors of a folder by name, none of which is a part of a packed weight."""
-    readout = look(checkpoint)
+    """Returns the tensors of a folder by name, without parts of packed weights."""
+    readout = find_packed(checkpoint)
     wanted = readout.parts if names is None else readout.parts.intersection(names)
     packed = sorted(wanted & checkpoint.tensors.keys())
-    if not packed or (dequantize and not readout.wrong):
+    if not packed or (dequantize and not readout.problems):
         return unpacked(checkpoint, readout) if dequantize else checkpoint.tensors
-    method = method_of(checkpoint)
-    how = "Take the checkpoint that it was made from."
-    if not readout.wrong:
-        how = "dequantize=True reads the weights that they stand for."
+    method = quantization_method(checkpoint)
+    advice = "Use the unquantized checkpoint."
+    if not readout.problems:
+        advice = "Pass dequantize=True to read the dequantized weights."
+    packing = f" by {method}" if method else ""
+    unusable = readout.problems if dequantize else packed
     raise UnsupportedError(
-        f"{checkpoint.name} is quantized{f' by {method}' if method else ''}: tensors that are no "
-        f"weights by themselves:{listing(readout.wrong if dequantize else packed)}\n{how}"
+        f"{checkpoint.name} is quantized{packing}: these tensors are not weights by themselves:"
+        f"{listing(unusable)}\n{advice}"
     )
 
 
 def _read(stored: Stored, index: tuple[slice, ...], counter: Counter[str] | None) -> np.ndarray:
-    """A slice of a tensor; of a packed weight in float32."""
+    """Reads a slice of a tensor; of a packed weight in float32."""
     if isinstance(stored, Packed) and stored.shape:
         return stored.rows(index[0])[(slice(None), *index[1:])]
     return stored.read() if isinstance(stored, Packed) else read_slice(stored, index, counter)
@@ -121,14 +130,15 @@ def _read(stored: Stored, index: tuple[slice, ...], counter: Counter[str] | None
 def _array(
     stored: Stored, dtype: Any, sharding: jax.sharding.Sharding, counter: Counter[str] | None
 ) -> jax.Array:
-    """One tensor on its devices.
+    """Reads a tensor onto its devices.
 
-    What this process's devices hold of it is read at once where that is a block, since then runs
-    are long; else slice by slice. What several of them hold is read once.
+    If the slices of this process's devices form a block, the block is read at once, since reads
+    are longer then; otherwise they are read slice by slice. Slices that several devices hold are
+    read once.
     """
-    places = sharding.addressable_devices_indices_map(stored.shape).values()
-    # By text, since slices have no hash before Python 3.12.
-    wanted = {repr(index): ranges(index, stored.shape) for index in places}
+    indices = sharding.addressable_devices_indices_map(stored.shape).values()
+    # The keys are strings, since slices have no hash before Python 3.12.
+    wanted = {repr(index): ranges(index, stored.shape) for index in indices}
     block = [
         range(min(part.start for part in axis), max(part.stop for part in axis))
         for axis in zip(*wanted.values(), strict=True)
@@ -149,75 +159,75 @@ def _array(
 
 
 def _size(part: list[range]) -> int:
-    """How many numbers a slice has."""
+    """Returns the number of elements of a slice."""
     return math.prod(map(len, part))
 
 
 def _targets(wanted: Mapping[str, Stored], dtype: Any) -> dict[str, np.dtype]:
-    """The dtype of each array."""
-    made: dict[str, np.dtype] = {}
-    odd = []
+    """Returns the dtype of each array."""
+    dtypes: dict[str, np.dtype] = {}
+    wrong = []
     for name, stored in wanted.items():
         if stored.dtype not in DTYPES:
-            odd.append(f"{name} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
+            wrong.append(f"{name} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
             continue
         cast = stored.dtype in FLOATS and dtype is not None
         target = np.dtype(dtype if cast else DTYPES[stored.dtype])
         canonical = np.dtype(jax.dtypes.canonicalize_dtype(target))
         if stored.dtype in FLOATS and canonical != target:
-            odd.append(f"{name} would be {target}, which JAX rounds unless jax_enable_x64 is set")
-        made[name] = canonical
-    if odd:
+            wrong.append(f"{name} would be {target}, which JAX rounds unless jax_enable_x64 is set")
+        dtypes[name] = canonical
+    if wrong:
         raise UnsupportedError(
-            f"tensors of a dtype that is not done here:{listing(odd)}\n"
-            "Take an unquantized checkpoint, or say dtype=jnp.float32."
+            f"tensors with unsupported dtypes:{listing(wrong)}\n"
+            "Use an unquantized checkpoint, or pass dtype=jnp.float32."
         )
-    return made
+    return dtypes
 
 
-def _placing(shardings: Where | None) -> Callable[[str, Any], jax.sharding.Sharding]:
-    """The sharding of each tensor, as a function."""
+def _sharding_function(shardings: Shardings | None) -> Callable[[str, Any], jax.sharding.Sharding]:
+    """Returns a function from a tensor's name and outline to its sharding."""
     if shardings is None:
-        alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return lambda name, outline: alone
+        single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return lambda name, outline: single
     if callable(shardings):
         return shardings
     if not isinstance(shardings, Mapping):
         return lambda name, outline: shardings
-    some = next(iter(shardings.values()), None)
-    if isinstance(some, jax.sharding.NamedSharding):
-        some = jax.sharding.NamedSharding(some.mesh, jax.sharding.PartitionSpec())
-    rest = _placing(some)
+    default = next(iter(shardings.values()), None)
+    if isinstance(default, jax.sharding.NamedSharding):
+        default = jax.sharding.NamedSharding(default.mesh, jax.sharding.PartitionSpec())
+    rest = _sharding_function(default)
     return lambda name, outline: shardings[name] if name in shardings else rest(name, outline)
 
 
-def _check_shardings(places: Mapping[str, Any]) -> None:
-    """Whether each tensor was given a sharding."""
+def _check_shardings(shardings: Mapping[str, Any]) -> None:
+    """Checks that each tensor has a sharding."""
     wrong = [
-        f"{name}: {place!r}"
-        for name, place in places.items()
-        if not isinstance(place, jax.sharding.Sharding)
+        f"{name}: {sharding!r}"
+        for name, sharding in shardings.items()
+        if not isinstance(sharding, jax.sharding.Sharding)
     ]
     if wrong:
         raise LayoutError(
-            f"shardings that are no jax.sharding.Sharding:{listing(wrong)}\nGive one for every "
-            "tensor, such as NamedSharding(mesh, PartitionSpec('x')); a function of (name, "
-            "outline) must return one."
+            f"expected a jax.sharding.Sharding for every tensor, found:{listing(wrong)}\nPass "
+            "shardings such as NamedSharding(mesh, PartitionSpec('x')), or a function of (name, "
+            "outline) that returns them."
         )
 
 
 def _check_division(
-    outlines: Mapping[str, jax.ShapeDtypeStruct], places: Mapping[str, jax.sharding.Sharding]
+    outlines: Mapping[str, jax.ShapeDtypeStruct], shardings: Mapping[str, jax.sharding.Sharding]
 ) -> None:
-    """Whether each sharding divides its tensor."""
+    """Checks that each sharding divides its tensor."""
     wrong = []
     for name, outline in outlines.items():
         try:
-            places[name].shard_shape(outline.shape)
+            shardings[name].shard_shape(outline.shape)
         except ValueError:
-            wrong.append(f"{name} {outline.shape}: {places[name]}")
+            wrong.append(f"{name} {outline.shape}: {shardings[name]}")
     if wrong:
         raise ShapeError(
-            f"tensors that their sharding does not divide:{listing(wrong)}\nLet such an axis lie "
-            "whole on each device: PartitionSpec() in its place."
+            f"these shardings do not divide their tensors evenly:{listing(wrong)}\nReplicate such "
+            "an axis over the devices: use None for it in the PartitionSpec."
         )

@@ -1,17 +1,17 @@
-"""The other files of a checkpoint's folder: which belong to the output, and which are copies.
+"""The other files of a checkpoint's folder: which belong to the output, and which are duplicates.
 
-A folder often holds the checkpoint's weights a second time: in another format, as an export, as
-somebody else's names. After a merge those are still the base's, so they are left out. All else is
-part of the model, weights of other modules included, and is copied: a sentence-transformers
-folder's ``2_Dense/model.safetensors``, a projector, a value head.
+A folder often holds duplicates of the checkpoint's weights: in another format, as an export, or
+under another library's names. They would still hold the base's weights after a merge, so they are
+left out. All other files are copied, including weights of other modules, such as a
+sentence-transformers folder's ``2_Dense/model.safetensors``, a projector or a value head.
 
-How a copy is recognized, in this order:
+Duplicates are recognized by these rules, in this order:
 
-- a folder that ``modules.json`` lists is a module of its own: nothing in it is a copy;
-- a name by which a format saves a whole model (``pytorch_model.bin``, ``tf_model.h5``), at the top
-  or in a folder that exporters write (``onnx/``, ``original/``);
+- a folder that ``modules.json`` lists is a separate module, so it contains no duplicates;
+- a name under which a format saves a whole model (``pytorch_model.bin``, ``tf_model.h5``), at the
+  top level or in a folder written by exporters (``onnx/``, ``original/``);
 - elsewhere the contents: tensors with the checkpoint's own names, shapes and numbers, or a
-  PyTorch archive that names the checkpoint's own tensors.
+  PyTorch archive with the names of the checkpoint's tensors.
 """
 
 import os
@@ -26,37 +26,38 @@ from jaxmix.untrusted.files import parse_json, read_small
 
 __all__ = ["side_files"]
 
-# Folders into which exporters write a whole model in another form.
+# Folders into which exporters write a whole model in another format.
 _EXPORTS = frozenset("coreml flax gguf mlx onnx openvino original rust tensorrt tf tflite".split())
-# Suffixes of files of weights.
+# Suffixes of files with weights.
 _WEIGHTS = frozenset(
     ".bin .ckpt .gguf .h5 .msgpack .npz .onnx .onnx_data .ot .pt .pth .safetensors .tflite".split()
 )
-# Names under which the formats save a whole model.
+# Names under which formats save a whole model.
 _WHOLE_MODEL = re.compile(
     r"(pytorch_model|model|diffusion_pytorch_model|consolidated)\b.*\.(bin|ckpt|pth?|safetensors)"
     r"|(tf_model|model)\b.*\.(h5|ckpt.*|tflite|npz)|flax_model.*\.msgpack|rust_model\.ot|.*\.gguf"
     r"|((encoder_|decoder_|decoder_with_past_|text_|vision_)?model)([._-].*)?\.onnx(_data)?"
     r"|openvino_.*\.(bin|xml)|weights.*\.npz"
 )
-# What a trainer needs to continue, which says nothing of the merged model.
+# The state of a trainer, which does not belong to the merged model.
 _TRAINER = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.(pt|pth|bin)")
 _INDEX = re.compile(r"(pytorch_model|model|tf_model|flax_model|consolidated)\b.*\.index\.json")
 _STILL_THE_BASE = "weights that are still the base's"
 
 
 def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """Lists what else a checkpoint's folder holds: tokenizer, configs, pages, other modules.
+    """Lists the other files of a checkpoint's folder: tokenizer, configs, pages, other modules.
 
-    Hidden files, links that lead out of the folder (but for those of the hub's cache), copies of
-    the checkpoint's own weights, a trainer's state and an adapter's files do not belong to a
+    Hidden files, links that point out of the folder (except those of the hub's cache), duplicates
+    of the checkpoint's own weights, a trainer's state and an adapter's files do not belong to a
     merged checkpoint.
 
     Args:
-        checkpoint: the checkpoint, as it was read.
+        checkpoint: The checkpoint, as it was read.
 
     Returns:
-        The paths in the folder of the files to copy, and of those left out, each with the reason.
+        The paths in the folder of the files to copy, and of the files to leave out, each followed
+        by the reason.
     """
     if checkpoint.is_file:
         return [], []
@@ -70,40 +71,40 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
 
 
 def _names(checkpoint: Checkpoint) -> Iterator[str]:
-    """The files of the folder beside the shards, by their paths in it; hidden ones are skipped."""
+    """Yields the paths in the folder of all files except shards and hidden files."""
     shards = {shard.name for shard in checkpoint.shards}
 
     def refuse(error: OSError) -> None:
         raise CheckpointError(
-            f"{checkpoint.name} can't be listed whole: {error}. Files of the checkpoint may lie "
-            "there. Make it readable, or move it out of the folder."
+            f"{checkpoint.name} can't be listed completely: {error}. The unreadable folder may "
+            "hold files of the checkpoint. Make it readable, or move it elsewhere."
         ) from error
 
     for above, folders, files in os.walk(checkpoint.folder, onerror=refuse):
-        here = Path(above).relative_to(checkpoint.folder)
+        inner = Path(above).relative_to(checkpoint.folder)
         linked = [name for name in folders if (Path(above) / name).is_symlink()]
         folders[:] = sorted(name for name in folders if name[0] != "." and name not in linked)
         for file in sorted([*files, *linked]):
-            name = (here / file).as_posix()
+            name = (inner / file).as_posix()
             if file[0] != "." and name not in shards:
                 yield name
 
 
 def _modules(folder: Path) -> tuple[str, ...]:
-    """The folders that a sentence-transformers ``modules.json`` lists, beside the top itself."""
+    """Returns the folders that a sentence-transformers ``modules.json`` lists, except the top."""
     modules = _json(folder / "modules.json")
     paths = [module.get("path") for module in modules or () if isinstance(module, dict)]
     return tuple(path.strip("/") for path in paths if isinstance(path, str) and path.strip("/."))
 
 
 def _reason(checkpoint: Checkpoint, name: str, modules: tuple[str, ...]) -> str | None:
-    """Why a file is not copied; None if it is."""
+    """Returns the reason why a file is not copied; None if it is copied."""
     path = checkpoint.folder / name
-    if path.is_symlink() and not _leads_inside(path, checkpoint.folder):
-        return "a link that leads out of the folder"
+    if path.is_symlink() and not _points_inside(path, checkpoint.folder):
+        return "a link that points out of the folder"
     if not path.is_file():
-        return "no plain file"
-    # With these in the folder, transformers would put the adapter onto the merged model once more.
+        return "not a regular file"
+    # With these files, transformers would apply the adapter to the merged model again.
     if name == "adapter_config.json":
         return "an adapter's config"
     if re.fullmatch(r"adapter_model.*\.(safetensors|bin)", name):
@@ -125,7 +126,7 @@ def _reason(checkpoint: Checkpoint, name: str, modules: tuple[str, ...]) -> str 
 def _reason_of_index(
     checkpoint: Checkpoint, name: str, reasons: dict[str, str | None]
 ) -> str | None:
-    """Why an index is not copied: none of the files that it lists is in the output."""
+    """Returns the reason why an index is not copied: the output has none of its files."""
     if checkpoint.indexed and name == INDEX_FILE:
         return None
     index = _json(checkpoint.folder / name)
@@ -139,7 +140,7 @@ def _reason_of_index(
 
 
 def _json(path: Path) -> list | dict | None:
-    """A JSON file's list or object; None if there is none."""
+    """Reads a JSON file's list or object; None if it is missing or invalid."""
     try:
         data = parse_json(read_small(path))
     except (OSError, ValueError):
@@ -147,8 +148,8 @@ def _json(path: Path) -> list | dict | None:
     return data if isinstance(data, list | dict) else None
 
 
-def _leads_inside(link: Path, folder: Path) -> bool:
-    """Whether a link ends in the folder, or in the hub's cache, where all files are links."""
+def _points_inside(link: Path, folder: Path) -> bool:
+    """Whether a link points into the folder, or into the hub's cache, whose files are all links."""
     end, home = link.resolve(), folder.resolve()
     if end.is_relative_to(home):
         return True

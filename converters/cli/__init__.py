@@ -1,4 +1,4 @@
-"""The program ``jaxmix``, a file a command. What the commands do is done elsewhere."""
+"""The command line ``jaxmix``: one file for each command, on top of the library's functions."""
 
 from jaxmix.converters.cli.program import app, main
 

@@ -1,4 +1,4 @@
-"""Adapters on the command line: ``path:strength``, each under a name of its own."""
+"""Reads the adapters of a command line, ``path:strength``, and gives them distinct names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ import typer
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.loading import load
 from jaxmix.converters.adapters.peft import peft_stack
-from jaxmix.converters.cli.strengths import NUMBER, check_word
-from jaxmix.converters.files.mistaken import is_adapter, is_model
+from jaxmix.converters.cli.strengths import NUMBER, check_strength_spelling
+from jaxmix.converters.files.wrong_inputs import is_adapter, is_model
 from jaxmix.errors import CheckpointError
 from jaxmix.mixing import Mix, mix
 from jaxmix.untrusted.files import local_path, output_path
@@ -20,15 +20,15 @@ __all__ = [
     "AdapterOptions",
     "Filenames",
     "Ignored",
+    "ParsedAdapter",
     "PeftOrder",
     "Revision",
     "Subfolder",
-    "Told",
     "check_apart",
     "check_roles",
+    "load_arguments",
     "load_each",
     "load_mix",
-    "load_told",
     "parse_adapter",
     "parse_adapters",
     "strengths_data",
@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 _HELP = (
-    "A PEFT folder, a file of another format, a saved mix, a recipe (.json) or a hub id, with a "
-    "strength if a number follows the last colon: `lora`, `owner/lora:0.6`, `lora:-1`. A folder "
-    "whose own name ends so needs another: `run:2:1`."
+    "A PEFT folder, a file of another format, a saved mix, a recipe (.json) or a hub id, with an "
+    "optional strength after a colon: `lora`, `owner/lora:0.6`, `lora:-1`. A path that itself ends "
+    "in a colon and a number needs a strength: `run:2:1`."
 )
 _METAVAR = "ADAPTER[:STRENGTH]"
 
@@ -51,7 +51,7 @@ AdapterOptions = Annotated[
         "--adapter",
         "-a",
         metavar=_METAVAR,
-        help=f"{_HELP} Once for each adapter, the one to apply first first.",
+        help=f"{_HELP} Repeat it for several adapters, in order of application.",
         show_default=False,
     ),
 ]
@@ -60,8 +60,8 @@ Ignored = Annotated[
     typer.Option(
         "--ignore",
         metavar="FILE",
-        help="A file of weights beside an adapter to leave out, by its name or a glob (`*.bin`); "
-        "may be given several times. Without it a file that can't be read is an error.",
+        help="A file of weights next to an adapter to ignore, by its name or a glob (`*.bin`); may "
+        "be repeated. Otherwise a file that can't be read is an error.",
         show_default=False,
     ),
 ]
@@ -70,8 +70,8 @@ Filenames = Annotated[
     typer.Option(
         "--filename",
         metavar="FILE",
-        help="Which file of a folder or repository holds the adapter, where there are several: "
-        'once for all adapters, or once for each in their order ("" for none).',
+        help="The adapter's file in a folder or repository with several: given once for all "
+        'adapters, or once for each in order ("" for none).',
         show_default=False,
     ),
 ]
@@ -80,7 +80,7 @@ Subfolder = Annotated[
     typer.Option(
         "--subfolder",
         metavar="FOLDER",
-        help="Where in its folder or repository an adapter lies; for all that are named.",
+        help="The adapter's subfolder in its folder or repository; applies to all adapters.",
         show_default=False,
     ),
 ]
@@ -89,49 +89,52 @@ Revision = Annotated[
     typer.Option(
         "--revision",
         metavar="REVISION",
-        help="The branch, tag or commit of an adapter on the hub; for all that are named.",
+        help="The branch, tag or commit on the hub; applies to all adapters.",
         show_default=False,
     ),
 ]
 PeftOrder = Annotated[
     bool,
-    typer.Option("--peft-order", help="The order of PEFT's forward: it turns runs of OFT around."),
+    typer.Option(
+        "--peft-order",
+        help="Apply adapters in the order of PEFT's forward, which reverses consecutive OFTs.",
+    ),
 ]
 
 
-class Told(NamedTuple):
-    """An adapter on the command line."""
+class ParsedAdapter(NamedTuple):
+    """An adapter of the command line: its path or hub id, and its strength."""
 
     path: str
     strength: float
 
 
-def parse_adapter(text: str) -> Told:
-    """``path:strength``, where a number follows the last colon; else a path, of strength 1."""
+def parse_adapter(text: str) -> ParsedAdapter:
+    """Parses ``path:strength``; without a number after the last colon the strength is 1."""
     path, colon, tail = text.rpartition(":")
     if colon and path and NUMBER.fullmatch(tail):
-        return Told(path, float(tail))
-    return Told(text, 1.0)
+        return ParsedAdapter(path, float(tail))
+    return ParsedAdapter(text, 1.0)
 
 
-def parse_adapters(texts: Sequence[str]) -> list[Told]:
-    """The adapters of a command line.
+def parse_adapters(texts: Sequence[str]) -> list[ParsedAdapter]:
+    """Parses the adapters of a command line.
 
     Args:
-        texts: The words of the command line.
+        texts: The arguments, as the user wrote them.
 
     Returns:
-        Each word's path and strength.
+        The path and strength of each adapter.
 
     Raises:
-        typer.BadParameter: If a strength is misspelled, or a word may mean two things.
+        typer.BadParameter: If a strength is misspelled, or an argument is ambiguous.
     """
     for text in texts:
-        check_word(text)
+        check_strength_spelling(text)
     return [parse_adapter(text) for text in texts]
 
 
-def load_told(
+def load_arguments(
     texts: Sequence[str],
     base: Any = None,
     *,
@@ -139,54 +142,54 @@ def load_told(
     filename: Sequence[str] | None = None,
     weighted: bool = False,
     **options: Any,
-) -> list[tuple[Told, Adapter | Mix]]:
-    """What the command line names, each read once.
+) -> list[tuple[ParsedAdapter, Adapter | Mix]]:
+    """Loads the adapters of a command line.
 
     Args:
-        texts: The words of the command line.
-        base: The base, for the readers that ask for it.
-        ignore: The files beside the adapters to leave out.
-        filename: The file that holds the adapter: one for all, or one for each.
-        weighted: Whether the numbers after the colons are weights, so that strengths are 1.
-        **options: What else `jaxmix.load` is given.
+        texts: The arguments, as the user wrote them.
+        base: The base, for the readers that need it.
+        ignore: The files next to the adapters to ignore.
+        filename: The adapter's file: one for all, or one for each.
+        weighted: Whether the numbers after the colons are weights; strengths are then 1.
+        **options: Further arguments of `jaxmix.load`.
 
     Returns:
-        Each word's path and number, and its adapter or mix.
+        The path and number of each argument, and its adapter or mix.
 
     Raises:
-        typer.BadParameter: If there are several file names, and not one for each adapter.
+        typer.BadParameter: If the number of file names is neither 1 nor that of the adapters.
     """
     filename = filename or [""]
     if len(filename) not in (1, len(texts)):
         raise typer.BadParameter(
             f"--filename is given {len(filename)} times for {len(texts)} adapters, expected once, "
-            "or once for each in their order."
+            "or once for each adapter in order."
         )
     names = filename if len(filename) > 1 else [*filename] * len(texts)
     found = []
-    for told, name in zip(parse_adapters(texts), names, strict=True):
-        strength = 1.0 if weighted else told.strength
+    for parsed, name in zip(parse_adapters(texts), names, strict=True):
+        strength = 1.0 if weighted else parsed.strength
         given = {"base": base, "filename": name or None, "ignore": list(ignore or ()), **options}
-        found.append((told, load(told.path, strength=strength, **given)))
+        found.append((parsed, load(parsed.path, strength=strength, **given)))
     return found
 
 
 def load_each(
     texts: Sequence[str], base: Any = None, **options: Any
-) -> list[tuple[Told, list[Adapter]]]:
-    """What the command line names, each with its adapters: of a mix or a recipe its parts.
+) -> list[tuple[ParsedAdapter, list[Adapter]]]:
+    """Loads the adapters of a command line, a mix or recipe as a list of its parts.
 
     Args:
-        texts: the words of the command line.
-        base: the base, for the readers that ask for it.
-        **options: what else `load_told` takes.
+        texts: The arguments, as the user wrote them.
+        base: The base, for the readers that need it.
+        **options: Further arguments of `load_arguments`.
 
     Returns:
-        Adapters under names that are all different.
+        The path and number of each argument, and its adapters, under distinct names.
     """
     taken: set[str] = set()
     found = []
-    for told, loaded in load_told(texts, base, **options):
+    for parsed, loaded in load_arguments(texts, base, **options):
         parts = []
         for adapter in loaded.parts:
             name, count = adapter.name, 1
@@ -195,34 +198,34 @@ def load_each(
                 name = f"{adapter.name}-{count}"
             taken.add(name)
             parts.append(adapter.renamed(name))
-        found.append((told, parts))
+        found.append((parsed, parts))
     return found
 
 
 def load_mix(
     texts: Sequence[str], base: Any = None, *, peft_order: bool = False, **options: Any
 ) -> Mix:
-    """What the command line names as one mix, in order."""
+    """Loads the adapters of a command line as one mix, in order."""
     parts = [part for _, parts in load_each(texts, base, **options) for part in parts]
     return peft_stack(parts) if peft_order else mix(*parts)
 
 
 def check_apart(out: Path, texts: Sequence[str]) -> None:
-    """Whether the output would replace an adapter, or lie in it."""
-    place = output_path(out).resolve()
-    for told in map(parse_adapter, texts):
-        folder = local_path(told.path, "adapter")
-        here = folder.resolve()
-        if folder.is_dir() and (here.is_relative_to(place) or place.is_relative_to(here)):
+    """Refuses an output that overlaps an adapter's folder."""
+    output = output_path(out).resolve()
+    for parsed in map(parse_adapter, texts):
+        folder = local_path(parsed.path, "adapter")
+        source = folder.resolve()
+        if folder.is_dir() and (source.is_relative_to(output) or output.is_relative_to(source)):
             raise CheckpointError(
-                f"the output {out} and the adapter {told.path} lie one in the other. Give a folder "
-                "apart from it."
+                f"the output {out} and the adapter {parsed.path} overlap: one contains the other. "
+                "Choose a separate folder for the output."
             )
 
 
 def check_roles(base: Path, texts: Sequence[str]) -> None:
-    """Whether the base and an adapter were given in each other's place."""
-    models = [told.path for told in map(parse_adapter, texts) if is_model(Path(told.path))]
+    """Refuses a base and an adapter that were given in each other's place."""
+    models = [parsed.path for parsed in map(parse_adapter, texts) if is_model(Path(parsed.path))]
     if is_adapter(base) and models:
         raise typer.BadParameter(
             f"{base} is an adapter, and {models[0]} is a model. The model comes first: "
@@ -231,10 +234,10 @@ def check_roles(base: Path, texts: Sequence[str]) -> None:
 
 
 def strengths_text(mixed: Adapter | Mix) -> str:
-    """Names and strengths for people: ``lora × 0.6, then oft × 1``."""
+    """Formats names and strengths as text: ``lora × 0.6, then oft × 1``."""
     return ", then ".join(f"{part.name} × {float(part.strength):g}" for part in mixed.parts)
 
 
 def strengths_data(mixed: Adapter | Mix) -> list[dict[str, Any]]:
-    """Names and strengths for machines."""
+    """Returns names and strengths as data for JSON."""
     return [{"name": part.name, "strength": float(part.strength)} for part in mixed.parts]

@@ -1,4 +1,4 @@
-"""Bases on the command line: a Hugging Face folder as params that are read where they are used."""
+"""Opens the base of a command line as memory-mapped params."""
 
 import math
 from dataclasses import replace
@@ -20,10 +20,10 @@ __all__ = [
     "OWN_LAYOUT",
     "BaseOption",
     "Conv1d",
-    "layout_of",
-    "mapped",
+    "base_layout",
+    "base_params",
+    "map_tensors",
     "needs_base",
-    "params_of",
 ]
 
 BaseOption = Annotated[
@@ -32,8 +32,8 @@ BaseOption = Annotated[
         "--base",
         "-b",
         metavar="BASE",
-        help="The model that the adapters are for: a Hugging Face folder, one safetensors file, "
-        "or a hub id.",
+        help="The model that the adapters were trained on: a Hugging Face folder, a safetensors "
+        "file, or a hub id.",
     ),
 ]
 
@@ -42,14 +42,14 @@ Conv1d = Annotated[
     typer.Option(
         "--conv1d",
         metavar="REGEX",
-        help="The modules whose weight the base stores as (in, out), as GPT-2's Conv1D: a regular "
-        "expression for their whole names, '' for none. Needed only where neither the base's "
-        "config.json nor its shapes tell.",
+        help="The modules whose weight the base stores as (in, out), like GPT-2's Conv1D: a "
+        "regular expression for their full names, '' for none. Needed only if neither the base's "
+        "config.json nor its shapes determine them.",
     ),
 ]
 
-# In the params that `params_of` makes without a base each site has leaves of its own, so that no
-# name says that one is tied to another.
+# The layout of the params that `base_params` makes without a base. Each site has its own leaves, so
+# the layout must not infer ties from names.
 OWN_LAYOUT = Layout(
     "the adapters' own",
     (Rule(r"(.+)", r"\1.weight"), Rule(r"(.+)", r"\1.bias", part="bias")),
@@ -57,15 +57,15 @@ OWN_LAYOUT = Layout(
 )
 
 
-def mapped(base: Path) -> dict[str, np.ndarray]:
-    """A base's tensors, memory-mapped: what nobody asks for is not read.
+def map_tensors(base: Path) -> dict[str, np.ndarray]:
+    """Memory-maps a base's tensors, which are read only when they are used.
 
     Args:
-        base: a Hugging Face folder.
+        base: A Hugging Face folder.
 
     Returns:
-        ``{name: tensor}`` by PyTorch's names, a weight (out, in). What is not of floats is there as
-        its bytes, which nobody takes for a weight.
+        ``{name: tensor}`` by PyTorch name, with weights (out, in). Tensors that are not of floats
+        are arrays of bytes, which are not treated as weights.
     """
     files: dict[Path, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
@@ -78,42 +78,43 @@ def mapped(base: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def layout_of(base: Path, conv1d: str | None = None) -> Layout:
-    """Where the modules lie among a base's tensors.
+def base_layout(base: Path, conv1d: str | None = None) -> Layout:
+    """Returns the layout of a base's tensors.
 
     Args:
         base: The base's folder.
-        conv1d: What ``--conv1d`` says; if absent, the base's config.json is asked.
+        conv1d: The value of ``--conv1d``; if absent, it is taken from the base's config.json.
 
     Returns:
-        The layout by names, with what is known of `jaxmix.Layout.conv1d`.
+        The layout by names, with `jaxmix.Layout.conv1d` where it is known.
     """
-    said = conv1d_pattern(read_checkpoint(base)) if conv1d is None else conv1d
-    return replace(NAMES, conv1d=said)
+    pattern = conv1d_pattern(read_checkpoint(base)) if conv1d is None else conv1d
+    return replace(NAMES, conv1d=pattern)
 
 
-def params_of(
+def base_params(
     mixed: Adapter | Mix, base: Path | None, conv1d: str | None = None
 ) -> tuple[Any, Layout]:
-    """The params on which a mix can be looked at, and their layout.
+    """Returns params to which a mix can be applied, and their layout.
 
     Args:
-        mixed: the adapter or the mix.
-        base: the base's folder; None for zeros, which serve where nothing reads or turns the base.
-        conv1d: What ``--conv1d`` says of the base.
+        mixed: The adapter or mix.
+        base: The base's folder; None for zeros, which suffice if no update reads or rotates the
+            base.
+        conv1d: The value of ``--conv1d``.
 
     Returns:
         A flat dict, and the layout.
 
     Raises:
-        CheckpointError: if there is no base, and something asks for it.
+        CheckpointError: If ``base`` is None and an update needs it.
     """
     if base is not None:
-        return mapped(base), layout_of(base, conv1d)
+        return map_tensors(base), base_layout(base, conv1d)
     if needy := needs_base(mixed):
         raise CheckpointError(
-            f"there is no base, and adapters that can't be looked at without:{listing(needy)}\n"
-            "Give the model that they are for: --base FOLDER."
+            f"these adapters need the base, which is not given:{listing(needy)}\n"
+            "Pass the model that they were trained on: --base FOLDER."
         )
     params: dict[str, Any] = {}
     for part in mixed.parts:
@@ -127,7 +128,7 @@ def params_of(
 
 
 def needs_base(mixed: Adapter | Mix) -> list[str]:
-    """The adapters whose effects ask for the base, each with the reason."""
+    """Describes the adapters whose effects depend on the base."""
     found = []
     for part in mixed.parts:
         needy = [
@@ -141,13 +142,13 @@ def needs_base(mixed: Adapter | Mix) -> list[str]:
 
 
 def _own_shape(update: Update) -> tuple[int, int] | None:
-    """The weight (out, in) that an update is for, if it says so by itself and only adds to it."""
-    shape = None if update.reads_base else _guess(update)
+    """Returns the shape (out, in) of an additive update's weight, if its factors determine it."""
+    shape = None if update.reads_base else _factors_shape(update)
     return None if shape is None or update.misfit(shape) else shape
 
 
-def _guess(update: Update) -> tuple[int, int] | None:
-    """The shape that the factors of the commonest additive kinds are for; None for all others."""
+def _factors_shape(update: Update) -> tuple[int, int] | None:
+    """Returns the shape of the update for the most common additive kinds; None for others."""
     match update:
         case LoRA() | AdaLoRA():
             return _shape(update.b, update.a)
@@ -163,5 +164,5 @@ def _guess(update: Update) -> tuple[int, int] | None:
 
 
 def _shape(b: Any, a: Any) -> tuple[int, int]:
-    """The rows of the one, the columns of the other."""
+    """Returns the rows of B and the columns of A."""
     return b.shape[0], math.prod(a.shape[1:])

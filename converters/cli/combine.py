@@ -23,12 +23,20 @@ from jaxmix.converters.cli.adapters import (
     Revision,
     Subfolder,
     check_apart,
-    load_told,
+    load_arguments,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, layout_of, mapped
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_layout, map_tensors
+from jaxmix.converters.cli.console import (
+    AsJson,
+    Force,
+    Out,
+    choice_of,
+    print_json,
+    print_lines,
+    spinner,
+)
+from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
-from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, tell_json, waiting
-from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.files.terminal import escape
 
 __all__ = ["combine"]
@@ -46,14 +54,14 @@ def combine(
             "-m",
             metavar="METHOD",
             help=f"One of {', '.join(METHODS)}.",
-            **one_of(tuple(METHODS)),
+            **choice_of(tuple(METHODS)),
         ),
     ],
     base: BaseOption = None,
     density: Annotated[
         float | None,
         typer.Option(
-            "--density", metavar="SHARE", help="The share of entries that each keeps: 0.3."
+            "--density", metavar="SHARE", help="The share of entries to keep of each adapter: 0.3."
         ),
     ] = None,
     majority_sign: Annotated[
@@ -61,8 +69,8 @@ def combine(
         typer.Option(
             "--majority-sign",
             metavar="RULE",
-            help="What elects a sign in TIES: total (by default) or frequency.",
-            **one_of(get_args(MajoritySign)),
+            help="How TIES elects a sign: total (the default) or frequency.",
+            **choice_of(get_args(MajoritySign)),
         ),
     ] = None,
     outliers: Annotated[
@@ -70,22 +78,24 @@ def combine(
         typer.Option(
             "--outliers",
             metavar="SHARE",
-            help="The share of entries that breadcrumbs drops as too large, 0.01 by default.",
+            help="The share of the largest entries that breadcrumbs drops, by default 0.01.",
         ),
     ] = None,
     rank: Rank = None,
     energy: Energy = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="NUMBER", help="For what drops entries at random (DARE)."),
+        typer.Option(
+            "--seed", metavar="NUMBER", help="The seed for dropping entries at random (DARE)."
+        ),
     ] = None,
     to: Annotated[
         str,
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="mix: jaxmix's own, which holds any result. peft: a folder that PEFT loads.",
-            **one_of(_FORMATS),
+            help="mix: jaxmix's own format, for any result. peft: a folder that PEFT loads.",
+            **choice_of(_FORMATS),
         ),
     ] = _FORMATS[0],
     ignore: Ignored = None,
@@ -99,12 +109,11 @@ def combine(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make one adapter of several: TIES, DARE, slerp and others, over any kinds.
+    """Combine several adapters of any kinds into one, by TIES, DARE, slerp and others.
 
-    The number after an adapter's colon is its weight; for sce and model_stock, which find their own
-    weights, it is the strength at which it goes in. LoRAs alone are combined as PEFT does it; other
-    kinds by what they change in the base, for which they need `--base`. A mix or a recipe counts as
-    one adapter.
+    The number after an adapter's colon is its weight; for sce and model_stock, which compute
+    weights themselves, it is the adapter's strength. LoRAs are combined as in PEFT; other kinds by
+    their effects on the base, which requires `--base`. A mix or a recipe counts as one adapter.
 
     **Examples**
 
@@ -115,7 +124,7 @@ def combine(
     limit = rank_of(rank, energy)
     written = peft_options(base_name, task, patterns, to=to)
     weighted = METHODS[method].weighted
-    read = load_told(
+    read = load_arguments(
         adapters,
         base,
         ignore=ignore,
@@ -124,33 +133,33 @@ def combine(
         revision=revision,
         weighted=weighted,
     )
-    told = [each for each, _ in read]
+    named = [parsed for parsed, _ in read]
     groups = [group for _, group in read]
     check_apart(out, adapters)
     options: dict[str, Any] = {"density": density, "majority_sign": majority_sign, "rank": limit}
-    weights = [strength for _, strength in told]
+    weights = [strength for _, strength in named]
     partial = partial_sites(groups) if base is None else {}
     pairs = look_alikes(groups) if base is None else []
-    with waiting(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "combine without a base")  # the program reports it itself
+    with spinner(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "combine without a base")  # reported below
         made = combined(
             groups,
-            None if base is None else mapped(base),
+            None if base is None else map_tensors(base),
             method=method,
-            layout=None if base is None else layout_of(base, conv1d),
+            layout=None if base is None else base_layout(base, conv1d),
             weights=weights if weighted else None,
             key=None if seed is None else _key(seed),
             outliers=outliers,
             name=out.name or "combined",
             **options,
         )
-    place = (save if to == "mix" else export_peft)(made, out, force=force, **written)
+    target = (save if to == "mix" else export_peft)(made, out, force=force, **written)
     if as_json:
-        tell_json(
+        print_json(
             {
-                "adapters": [{"path": path, "weight": weight} for path, weight in told],
+                "adapters": [{"path": path, "weight": weight} for path, weight in named],
                 "method": method,
-                "out": place,
+                "out": target,
                 "format": to,
                 "sites": list(made.sites),
                 **({"partial": partial} if partial else {}),
@@ -159,16 +168,18 @@ def combine(
             }
         )
     else:
-        names = ", ".join(f"{path} × {weight:g}" for path, weight in told)
-        say(f"[bold]{escape(str(place))}[/]: {method} of {escape(names)}", escape(made.summary()))
+        names = ", ".join(f"{path} × {weight:g}" for path, weight in named)
+        print_lines(
+            f"[bold]{escape(str(target))}[/]: {method} of {escape(names)}", escape(made.summary())
+        )
         if partial:
-            say(escape(f"note: {partial_text(partial, len(made.sites))}"))
+            print_lines(escape(f"note: {partial_text(partial, len(made.sites))}"))
         if pairs:
-            say(escape(f"note: {look_alikes_text(pairs)}"))
+            print_lines(escape(f"note: {look_alikes_text(pairs)}"))
 
 
 def _key(seed: int) -> Any:
-    """A key of JAX's."""
+    """Returns a JAX PRNG key."""
     import jax
 
     return jax.random.key(seed)

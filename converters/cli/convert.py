@@ -21,7 +21,6 @@ from jaxmix.converters.cli.adapters import (
     Ignored,
     Revision,
     Subfolder,
-    Told,
     check_apart,
     load_each,
     parse_adapters,
@@ -29,8 +28,8 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import BaseOption
-from jaxmix.converters.cli.telling import AsJson, Force, count, one_of, say, tell_json
-from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
+from jaxmix.converters.cli.console import AsJson, Force, choice_of, count, print_json, print_lines
+from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.files.terminal import escape
 from jaxmix.errors import UnsupportedError
 from jaxmix.mixing import Mix, mix
@@ -43,9 +42,9 @@ class _Writer:
     """A format that can be written.
 
     Args:
-        write: ``write(adapter, path, force=…)``, with ``prefix=`` where it takes one.
-        takes_mix: whether it holds several adapters.
-        takes_prefix: whether names get a prefix.
+        write: ``write(adapter, path, force=…)``, with ``prefix=`` if ``takes_prefix``.
+        takes_mix: Whether the format holds several adapters.
+        takes_prefix: Whether its names have a prefix.
     """
 
     write: Callable[..., Path]
@@ -59,9 +58,9 @@ _WRITERS: dict[str, _Writer] = {
     "diffusers": _Writer(export_diffusers, takes_prefix=True),
     "mix": _Writer(save, takes_mix=True),
 }
-# It holds no adapters, but says where they are; so nothing need be read.
+# A recipe holds only the paths of adapters, so they are not read.
 _RECIPE = "recipe"
-_READ = tuple(one.name for one in FORMATS)
+_READ = tuple(format_.name for format_ in FORMATS)
 _WRITTEN = (*_WRITERS, _RECIPE)
 
 
@@ -72,8 +71,8 @@ def convert(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help=f"What to write: {', '.join(_WRITTEN)}.",
-            **one_of(_WRITTEN),
+            help=f"The format to write: {', '.join(_WRITTEN)}.",
+            **choice_of(_WRITTEN),
         ),
     ],
     out: Annotated[
@@ -90,8 +89,8 @@ def convert(
         typer.Option(
             "--from",
             metavar="FORMAT",
-            help=f"What is read, where its files do not say so: {', '.join(_READ)}.",
-            **one_of(_READ),
+            help=f"The format to read, if its files do not determine it: {', '.join(_READ)}.",
+            **choice_of(_READ),
         ),
     ] = None,
     base: BaseOption = None,
@@ -100,25 +99,26 @@ def convert(
         typer.Option(
             "--part",
             metavar="PREFIX",
-            help="Of a file for several models the one to read: lora_unet, text_encoder.",
+            help="The part to read of a file for several models: lora_unet, text_encoder.",
         ),
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Where a file has none (qwix).")
+        float | None, typer.Option("--alpha", help="The alpha, if the file has none (qwix).")
     ] = None,
     axis: Annotated[
         int | None, typer.Option("--axis", help="The axis of stacked layers (qwix).")
     ] = None,
     scale: Annotated[
-        float | None, typer.Option("--scale", help="Where a file leaves it open (mlx).")
+        float | None,
+        typer.Option("--scale", help="The scale, if the file does not state it (mlx)."),
     ] = None,
     prefix: Annotated[
         str | None,
         typer.Option(
             "--prefix",
             metavar="PREFIX",
-            help="What to write before the modules' names: lora_unet, lycoris (kohya); "
-            "transformer, unet (diffusers).",
+            help="The prefix of the modules' names: lora_unet, lycoris (kohya); transformer, unet "
+            "(diffusers).",
         ),
     ] = None,
     ignore: Ignored = None,
@@ -131,11 +131,11 @@ def convert(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn adapters from one format into another; several go out as a mix.
+    """Convert adapters from one format to another; several are written as a mix.
 
-    The format that is read is told by its files. Nothing of an adapter is changed: what can't be
-    said in a format is refused, with the sites; `jaxmix export --rank` makes a LoRA of anything.
-    kohya's names have lost their dots, for which `--base` is asked.
+    The format of the input is recognized by its files. Adapters are not changed: updates that a
+    format can't hold are refused, with a list of the sites; `jaxmix export --rank` approximates any
+    adapter by a LoRA. kohya's names lack dots, so finding their modules requires `--base`.
 
     **Examples**
 
@@ -143,14 +143,15 @@ def convert(
     - `jaxmix convert my-lora --to kohya --prefix lora_te1 -o my-lora.safetensors`
     - `jaxmix convert my-lora --to diffusers --prefix transformer -o my-lora.safetensors`
     - `jaxmix convert lora:0.6 owner/loha --to mix -o both`: a mix as a folder
-    - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only where they are
+    - `jaxmix convert lora:0.6 owner/loha --to recipe -o both.json`: only their paths
     """
-    named: dict[str, Any] = peft_options(base_name, task, patterns, to=to)
+    writer_options: dict[str, Any] = peft_options(base_name, task, patterns, to=to)
     if to == _RECIPE:
         if ignore or filename or subfolder or revision:
             raise typer.BadParameter(
-                "a recipe is written without reading its adapters: write --ignore and --filename "
-                'into its parts, as "ignore": "…" and "filename": "…".'
+                "a recipe is written without reading its adapters. Instead of --ignore, "
+                "--filename, --subfolder and --revision, edit its parts: "
+                '"ignore": "…", "filename": "…".'
             )
         _recipe(adapters, out, force=force, as_json=as_json)
         return
@@ -167,44 +168,50 @@ def convert(
     )
     parts = [part for _, own in read for part in own]
     check_apart(out, adapters)
-    made = _written(parts, to)
+    made = _joined(parts, to)
     if prefix is not None:
         if not _WRITERS[to].takes_prefix:
-            raise typer.BadParameter(f"--prefix is nothing to {to}, whose names have none.")
-        named["prefix"] = prefix
-    place = _WRITERS[to].write(made, out, force=force, **named)
+            raise typer.BadParameter(
+                f"--prefix does not apply to {to}, whose names have no prefix."
+            )
+        writer_options["prefix"] = prefix
+    target = _WRITERS[to].write(made, out, force=force, **writer_options)
     pairs = look_alikes(made.parts) if base is None else []
     if as_json:
-        sites = {one.name: list(one.sites) for one in made.parts}
-        told = {"adapters": strengths_data(made), "format": to, "out": place}
-        tell_json({**told, "sites": sites, **({"look_alikes": pairs} if pairs else {})})
+        sites = {part.name: list(part.sites) for part in made.parts}
+        data = {"adapters": strengths_data(made), "format": to, "out": target}
+        print_json({**data, "sites": sites, **({"look_alikes": pairs} if pairs else {})})
     else:
-        sites = count(len({site for one in made.parts for site in one.sites}), "site")
-        say(f"[bold]{escape(str(place))}[/]: {to}, {escape(strengths_text(made))}, {sites}")
+        sites = count(len({site for part in made.parts for site in part.sites}), "site")
+        print_lines(
+            f"[bold]{escape(str(target))}[/]: {to}, {escape(strengths_text(made))}, {sites}"
+        )
         if pairs:
-            say(escape(f"note: {look_alikes_text(pairs)} They are written as different modules."))
+            print_lines(
+                escape(f"note: {look_alikes_text(pairs)} They are written as different modules.")
+            )
 
 
-def _written(parts: Sequence[Adapter], to: str) -> Adapter | Mix:
-    """What is to be written: one adapter, or a mix where the format holds one."""
+def _joined(parts: Sequence[Adapter], to: str) -> Adapter | Mix:
+    """Returns the only adapter, or a mix of several if the format can hold one."""
     if len(parts) == 1:
         return parts[0]
     if not _WRITERS[to].takes_mix:
-        able = ", ".join(name for name, one in _WRITERS.items() if one.takes_mix)
+        able = ", ".join(name for name, writer in _WRITERS.items() if writer.takes_mix)
         raise UnsupportedError(
-            f"{len(parts)} adapters, and a file of {to} holds one. Write them one by one, or as a "
-            f"mix ({able}, {_RECIPE}); `jaxmix export --rank` makes one LoRA of them."
+            f"a file of {to} holds one adapter, but {len(parts)} are given. Convert them one by "
+            f"one, or to a mix ({able}, {_RECIPE}). `jaxmix export --rank` makes one LoRA of them."
         )
     return mix(*parts)
 
 
 def _recipe(adapters: Sequence[str], out: Path, *, force: bool, as_json: bool) -> None:
     """Writes a recipe."""
-    told: list[Told] = parse_adapters(adapters)
-    place = save_recipe(told, out, force=force)
-    parts = [{"source": path, "strength": strength} for path, strength in told]
+    parsed = parse_adapters(adapters)
+    target = save_recipe(parsed, out, force=force)
+    parts = [{"source": path, "strength": strength} for path, strength in parsed]
     if as_json:
-        tell_json({"adapters": parts, "format": _RECIPE, "out": place})
+        print_json({"adapters": parts, "format": _RECIPE, "out": target})
     else:
-        names = ", then ".join(f"{path} × {strength:g}" for path, strength in told)
-        say(f"[bold]{escape(str(place))}[/]: recipe, {escape(names)}")
+        names = ", then ".join(f"{path} × {strength:g}" for path, strength in parsed)
+        print_lines(f"[bold]{escape(str(target))}[/]: recipe, {escape(names)}")

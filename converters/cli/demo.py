@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jaxmix.converters.cli.telling import AsJson, say, tell_json
+from jaxmix.converters.cli.console import AsJson, print_json, print_lines
 from jaxmix.converters.files.output import checked_output, new_folder
 
 __all__ = ["demo"]
@@ -23,13 +23,13 @@ def demo(
         typer.Option(
             "--copy",
             metavar="DIR",
-            help="Run nothing, but put the demo's model, adapters and texts into a new folder, to "
-            "try the other commands on.",
+            help="Instead of running the demo, copy its model, adapters and texts to a new folder "
+            "on which to try the other commands.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """A real language model with three PEFT adapters: each alone, and all mixed.
+    """Run a small language model with three PEFT adapters: each alone, and all mixed.
 
     **Examples**
 
@@ -42,14 +42,16 @@ def demo(
     if copy is None:
         raise typer.Exit(run(out=out, as_json=as_json))
     if out is not None:
-        raise typer.BadParameter("--copy runs nothing, so that there is no picture for --out.")
+        raise typer.BadParameter(
+            "--copy does not run the demo, so there is no picture to write to --out."
+        )
     from jaxmix.demo.measure import ASSETS
 
-    place = checked_output(copy, ())
-    with new_folder(place) as beside:
+    target = checked_output(copy, ())
+    with new_folder(target) as folder:
         for name in _COPIED:
-            shutil.copytree(ASSETS / name, beside / name)
+            shutil.copytree(ASSETS / name, folder / name)
     if as_json:
-        tell_json({"out": place, "folders": _COPIED})
+        print_json({"out": target, "folders": _COPIED})
     else:
-        say(f"{place}: {', '.join(_COPIED)}")
+        print_lines(f"{target}: {', '.join(_COPIED)}")

@@ -16,16 +16,24 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, params_of
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params
+from jaxmix.converters.cli.console import (
+    AsJson,
+    Force,
+    Out,
+    count,
+    print_json,
+    print_lines,
+    spinner,
+)
+from jaxmix.converters.cli.export_options import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.cli.ranks import Energy, Rank, rank_of
-from jaxmix.converters.cli.telling import AsJson, Force, Out, count, say, tell_json, waiting
-from jaxmix.converters.cli.written import BaseName, Patterns, Task, peft_options
 from jaxmix.converters.files.terminal import escape
 from jaxmix.low_rank import to_lora
 
 __all__ = ["export"]
 
-# So many of the sites with the largest errors are named.
+# The number of sites with the largest errors that are listed.
 _SHOWN = 3
 
 
@@ -47,17 +55,17 @@ def export(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write any mix as a folder that PEFT loads: one LoRA, or its parts.
+    """Write any mix as a folder that PEFT loads: as one LoRA, or as its parts.
 
-    With `--rank` or `--energy` it becomes one LoRA: the singular value decomposition of what the
-    mix changes at each site, cut there; the error that this makes is told, ‖Δ − BA‖ / ‖Δ‖. What
-    reads or turns the base (rotations, DoRA) needs `--base` for it.
+    With `--rank` or `--energy` the mix is approximated by one LoRA: the truncated singular value
+    decomposition of its effect at each site. The error ‖Δ − BA‖ / ‖Δ‖ is reported. Adapters that
+    read or rotate the base (DoRA, OFT) require `--base`.
 
-    Without, nothing is changed: one adapter becomes one folder, and several a folder for each, with
-    a script that loads them into PEFT one after the other.
+    Without these options, adapters are not changed: a single adapter becomes one folder; several
+    become a folder each, with a script that loads them into PEFT in order.
 
-    A LoRA has one rank and one alpha for all sites, as llama.cpp and others need it: factors of
-    smaller ranks are filled with zeros, unless `--patterns` is given.
+    The LoRA has one rank and one alpha for all sites, as llama.cpp and other programs require:
+    factors of smaller ranks are padded with zeros, unless `--patterns` is given.
 
     **Examples**
 
@@ -76,35 +84,35 @@ def export(
         revision=revision,
     )
     check_apart(out, adapters)
-    told: dict[str, Any] = {"adapters": strengths_data(mixed)}
+    data: dict[str, Any] = {"adapters": strengths_data(mixed)}
     options = {**peft_options(base_name, task, patterns), "force": force}
     if limit is None:
-        alone = mixed.parts[0] if len(mixed.parts) == 1 else mixed
-        place = export_peft(alone, out, **options)
-        folders = sorted(path.name for path in place.iterdir() if path.is_dir())
+        content = mixed.parts[0] if len(mixed.parts) == 1 else mixed
+        target = export_peft(content, out, **options)
+        folders = sorted(path.name for path in target.iterdir() if path.is_dir())
         lines = [f"{len(folders)} folders and load_in_peft.py" if folders else "one folder"]
-        told |= {"out": place, "folders": folders}
+        data |= {"out": target, "folders": folders}
     else:
-        params, layout = params_of(mixed, base, conv1d)
-        with waiting("decomposing", as_json=as_json):
-            made = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
-        lora, errors = made
-        place = export_peft(lora, out, errors=errors, **options)
+        params, layout = base_params(mixed, base, conv1d)
+        with spinner("decomposing", as_json=as_json):
+            exported = to_lora(mixed, params, rank=limit, layout=layout, with_errors=True)
+        lora, errors = exported
+        target = export_peft(lora, out, errors=errors, **options)
         lines = _errors(lora, errors)
-        told |= {"out": place, "ranks": _ranks(lora), "errors": errors}
+        data |= {"out": target, "ranks": _ranks(lora), "errors": errors}
     if as_json:
-        tell_json(told)
+        print_json(data)
     else:
-        say(f"[bold]{escape(str(place))}[/]: {escape(strengths_text(mixed))}", *lines)
+        print_lines(f"[bold]{escape(str(target))}[/]: {escape(strengths_text(mixed))}", *lines)
 
 
 def _ranks(lora: Adapter) -> dict[str, int]:
-    """The rank at each site that has one."""
+    """Returns the rank at each site that has one."""
     return {site: int(u.a.shape[0]) for site, u in lora.updates.items() if u.family == "LoRA"}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _errors(lora: Adapter, errors: dict[str, float]) -> list[str]:
-    """What was cut off, in lines."""
+    """Describes the LoRA and its errors in lines."""
     ranks = sorted(set(_ranks(lora).values()))
     spread = "–".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))) if ranks else "0"
     lines = [f"one LoRA of rank {spread} at {count(len(lora.sites), 'site')}"]

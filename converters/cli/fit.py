@@ -23,8 +23,16 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.telling import AsJson, Force, Out, one_of, say, steps_bar, tell_json
-from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.converters.cli.console import (
+    AsJson,
+    Force,
+    Out,
+    choice_of,
+    print_json,
+    print_lines,
+    steps_bar,
+)
+from jaxmix.converters.cli.tokens import read_tokens, split_windows
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.output import checked_output
 from jaxmix.converters.files.terminal import escape
@@ -50,7 +58,10 @@ def fit(
     text: Annotated[
         Path,
         typer.Option(
-            "--text", "-t", metavar="FILE", help="Plain text that the mix is to be good at."
+            "--text",
+            "-t",
+            metavar="FILE",
+            help="The plain text on which the strengths are learned.",
         ),
     ],
     out: Out,
@@ -59,24 +70,25 @@ def fit(
         typer.Option(
             "--per",
             metavar="WHAT",
-            help="What has a strength of its own: mix (all one factor), adapter, or site (each "
-            "adapter at each of its sites).",
-            **one_of(get_args(Per)),
+            help="The number of strengths: one for the mix, one per adapter, or one per site of "
+            "each adapter.",
+            **choice_of(get_args(Per)),
         ),
     ] = "adapter",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="How many batches.")] = 50,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="The number of batches.")] = 50,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Windows of text in a batch.")] = 4,
     length: Annotated[int, typer.Option("--length", min=2, help="Tokens in a window.")] = 256,
     rate: Annotated[
-        float, typer.Option("--rate", help="The first step's size; it falls to 0 along a cosine.")
+        float,
+        typer.Option("--rate", help="The first learning rate, which decays to 0 along a cosine."),
     ] = 0.1,
-    seed: Annotated[int, typer.Option("--seed", help="For the order of the windows.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="The seed for the order of the windows.")] = 0,
     tokenizer: Annotated[
         str | None,
         typer.Option(
             "--tokenizer",
             metavar="FOLDER|bytes",
-            help="A tokenizer's folder, or `bytes`; by default what lies in BASE.",
+            help="A tokenizer's folder, or `bytes`; by default the tokenizer of BASE.",
         ),
     ] = None,
     dtype: Annotated[
@@ -84,13 +96,15 @@ def fit(
         typer.Option(
             "--dtype",
             metavar="DTYPE",
-            help=f"In what the model is run: {', '.join(_DTYPES)}.",
-            **one_of(_DTYPES),
+            help=f"The dtype in which the model runs: {', '.join(_DTYPES)}.",
+            **choice_of(_DTYPES),
         ),
     ] = _DTYPES[0],
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the strengths: .png, .svg or .pdf."),
+        typer.Option(
+            "--plot", metavar="FILE", help="Plot the strengths to a .png, .svg or .pdf file."
+        ),
     ] = None,
     ignore: Ignored = None,
     filename: Filenames = None,
@@ -101,10 +115,10 @@ def fit(
 ) -> None:
     """Learn the strengths of a mix on a text, and save the mix with them.
 
-    Adapters and model stay as they are: only the strengths move, from those on the command line, so
-    that the model finds the text as likely as it can. Every tenth window of the text is kept apart,
-    and the loss on these is told, before and after, in nats per token. OUT is a saved mix, which
-    every other command takes for an adapter.
+    Adapters and model are unchanged. Only the strengths are trained, starting from those on the
+    command line, to minimize the model's loss on the text. Every tenth window of the text is held
+    out, and the loss on these windows is reported before and after, in nats per token. OUT is a
+    saved mix, which all other commands accept as an adapter.
 
     **Examples**
 
@@ -122,30 +136,32 @@ def fit(
     check_apart(out, adapters)
     checked_output(out, [base], force=force, marks=(MIX_FILE,), replaces=is_saved)
     model = _model(base, dtype)
-    tokens = tokens_of(text, base, tokenizer, model.config.vocab_size)
-    seen, held = windows_of(tokens, length, text)
+    tokens = read_tokens(text, base, tokenizer, model.config.vocab_size)
+    train, held_out = split_windows(tokens, length, text)
     with steps_bar("learning strengths", as_json=as_json) as progress:
-        batches = _Batches(seen, min(batch, len(seen)), steps, seed, progress)
-        found = _fitted(mixed, model, batches, cast(Per, per), rate)
-    before, after = (_loss_on(one, model, held, batches.size) for one in (mixed, found.mix))
-    place = save(found.mix, out, force=force)
+        batches = _Batches(train, min(batch, len(train)), steps, seed, progress)
+        found = _fit_strengths(mixed, model, batches, cast(Per, per), rate)
+    before, after = (_loss_on(m, model, held_out, batches.size) for m in (mixed, found.mix))
+    target = save(found.mix, out, force=force)
     if plot is not None:
         from jaxmix.training import draw_strengths
 
         draw_strengths(found.mix, plot)
     if as_json:
-        drawn = {} if plot is None else {"picture": plot}
+        picture = {} if plot is None else {"picture": plot}
         losses = {"before": before, "after": after, "steps": found.losses}
-        tell_json({"out": place, "adapters": strengths_data(found.mix), "losses": losses, **drawn})
+        print_json(
+            {"out": target, "adapters": strengths_data(found.mix), "losses": losses, **picture}
+        )
         return
-    say(f"[bold]{escape(str(place))}[/]: {escape(_strengths(found.mix, per))}")
-    say(f"loss on text not learned from: {before:.4f} → {after:.4f} nats per token")
+    print_lines(f"[bold]{escape(str(target))}[/]: {escape(_strengths(found.mix, per))}")
+    print_lines(f"loss on held-out text: {before:.4f} → {after:.4f} nats per token")
     if plot is not None:
-        say(f"The strengths as a picture: {escape(str(plot))}")
+        print_lines(f"plot of the strengths: {escape(str(plot))}")
 
 
 def _strengths(mixed: Mix, per: str) -> str:
-    """What was found, for people: of sites the range of each adapter's."""
+    """Describes the strengths; with one per site, the range over each adapter's sites."""
     if per != "site":
         return strengths_text(mixed)
     from jaxmix.training import strengths_by_site
@@ -158,28 +174,28 @@ def _strengths(mixed: Mix, per: str) -> str:
 
 
 def _model(base: Path, dtype: str) -> Any:
-    """A model that writes text."""
-    from jaxmix import models  # not at the top: it brings Flax
+    """Loads a language model."""
+    from jaxmix import models  # not at the top: it imports Flax
 
     model = models.load(base, dtype=jnp.dtype(dtype))
     if not isinstance(model, models.Decoder | models.GPT2):
         raise UnsupportedError(
-            f"{base} holds a {type(model).__name__}, expected a decoder or a GPT-2, which say how "
-            "likely a text is."
+            f"{base} holds a {type(model).__name__}, expected a decoder or a GPT-2, which predict "
+            "the next token. Use such a base."
         )
     return model
 
 
 @dataclass(frozen=True)
 class _Batches(Sequence[Any]):
-    """Windows in random order, each once before any comes again.
+    """Batches of windows in random order, each window once per epoch.
 
     Args:
-        windows: all of them (windows, length).
-        size: how many are in a batch.
-        steps: how many batches there are.
-        seed: for the order.
-        progress: called with the batches given out, and those in all.
+        windows: All windows (windows, length).
+        size: The number of windows in a batch.
+        steps: The number of batches.
+        seed: The seed for the order.
+        progress: Called with the number of batches yielded, and the total number.
     """
 
     windows: np.ndarray
@@ -192,8 +208,8 @@ class _Batches(Sequence[Any]):
         return self.steps
 
     def __getitem__(self, i: Any) -> Any:
-        rounds, at = divmod(i, len(self.windows) // self.size)
-        order = np.random.default_rng((self.seed, rounds)).permutation(len(self.windows))
+        epoch, at = divmod(i, len(self.windows) // self.size)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.windows))
         return self.windows[order[at * self.size : (at + 1) * self.size]]
 
     def __iter__(self) -> Iterator[Any]:
@@ -203,14 +219,14 @@ class _Batches(Sequence[Any]):
 
 
 def _loss(model: Any, tokens: Any) -> Any:
-    """The mean of ``-ln p(token | tokens before it)``, in nats, in float32 at the least."""
+    """Returns the mean of ``-ln p(token | previous tokens)`` in nats."""
     logits = model(tokens)[:, :-1].astype(jnp.float32)
-    chances = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
-    return -jnp.mean(chances)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)
+    return -jnp.mean(log_probs)
 
 
-def _fitted(mixed: Mix, model: Any, batches: _Batches, per: Per, rate: float) -> Any:
-    """The strengths found."""
+def _fit_strengths(mixed: Mix, model: Any, batches: _Batches, per: Per, rate: float) -> Any:
+    """Trains the strengths."""
     import optax
 
     from jaxmix.training import fit
@@ -220,18 +236,18 @@ def _fitted(mixed: Mix, model: Any, batches: _Batches, per: Per, rate: float) ->
 
 
 def _loss_on(mixed: Mix, model: Any, windows: np.ndarray, size: int) -> float:
-    """The mean loss of a mix on windows, a batch at a time."""
+    """Returns the mean loss of a mix on windows, computed in batches."""
     from flax import nnx
 
     graph, state = nnx.split(compose(model, mixed))
     parts = np.split(windows, range(size, len(windows), size))
-    total = sum(float(_loss_of(graph, state, part)) * len(part) for part in parts)
+    total = sum(float(_split_loss(graph, state, part)) * len(part) for part in parts)
     return total / len(windows)
 
 
 @partial(jax.jit, static_argnames="graph")
-def _loss_of(graph: Any, state: Any, tokens: Any) -> Any:
-    """The loss of a model that was taken apart, compiled once for all mixes."""
+def _split_loss(graph: Any, state: Any, tokens: Any) -> Any:
+    """Returns the loss of a model given as graph and state, compiled once for all mixes."""
     from flax import nnx
 
     return _loss(nnx.merge(graph, state), tokens)

@@ -1,4 +1,4 @@
-"""How messages name an option on the command line, where the Python world says ``name=value``."""
+"""Spells options in messages as on the command line, instead of Python's ``name=value``."""
 
 import ast
 import shlex
@@ -7,45 +7,45 @@ from typing import Any
 
 __all__ = ["spelled"]
 
-# Python's names of options that are called otherwise here.
+# Flags that differ from their names in Python.
 _FLAGS = {"format": "--from"}
-_ELSEWHERE = "convert"
+_FALLBACK = "convert"
 
 
 def spelled(command: str, options: Mapping[str, Mapping[str, str]]) -> Callable[[str, str], str]:
-    """How options are spelled while a command runs.
+    """Returns a function that spells options for the messages of a command.
 
     Args:
-        command: the command that runs.
-        options: for each command its flags, and what stands for their value in its help.
+        command: The command that runs.
+        options: For each command its flags, and the placeholder of their value in the help.
 
     Returns:
-        From an option's name in Python and the literal of its value to what to write; where the
-        command does not have it, that ``jaxmix convert`` does.
+        A function of an option's name in Python and the literal of its value; for an option that
+        the command lacks, it refers to ``jaxmix convert``.
 
     Example:
         >>> flags = {"merge": {"--subfolder": "FOLDER"}, "convert": {"--part": "PREFIX"}}
         >>> spelled("merge", flags)("subfolder", "'a b'")
         "--subfolder 'a b'"
         >>> spelled("merge", flags)("part", "'…'")
-        '--part PREFIX to `jaxmix convert`, and take what it writes'
+        '--part PREFIX with `jaxmix convert`, and use its output'
     """
 
     def spell(name: str, literal: str) -> str:
         flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
         own = options.get(command, {})
-        there = own if flag in own else options.get(_ELSEWHERE, {})
-        text = f"{flag} {_value(literal) or there.get(flag, '…')}"
+        known = own if flag in own else options.get(_FALLBACK, {})
+        text = f"{flag} {_value(literal) or known.get(flag, '…')}"
         if literal == "True":
             text = flag
-        if flag in own or flag not in there:
+        if flag in own or flag not in known:
             return text
-        return f"{text} to `jaxmix {_ELSEWHERE}`, and take what it writes"
+        return f"{text} with `jaxmix {_FALLBACK}`, and use its output"
 
     return spell
 
 
 def _value(literal: str) -> str:
-    """A value as the shell takes it; "" if only the user knows it."""
+    """Quotes a value for the shell; "" for a placeholder."""
     value: Any = literal if literal == "…" else ast.literal_eval(literal)
     return "" if value == "…" else shlex.quote(str(value))

@@ -17,9 +17,9 @@ from jaxmix.converters.cli.adapters import (
     Subfolder,
     load_each,
 )
-from jaxmix.converters.cli.bases import BaseOption, Conv1d, needs_base, params_of
+from jaxmix.converters.cli.bases import BaseOption, Conv1d, base_params, needs_base
+from jaxmix.converters.cli.console import AsJson, print_json, print_lines, steps_bar
 from jaxmix.converters.cli.tables import adapter_data, adapter_table
-from jaxmix.converters.cli.telling import AsJson, say, steps_bar, tell_json
 from jaxmix.converters.files.terminal import escape
 from jaxmix.measures import Measures, draw_measures, measure
 from jaxmix.mixing import mix
@@ -35,14 +35,16 @@ def inspect(
         bool,
         typer.Option(
             "--measure",
-            help="Measure what each changes: norm, effective rank, its share in the mix; and how "
-            "far two agree.",
+            help="Measure the effect of each adapter (norm, effective rank, share of the mix), and "
+            "the agreement of each pair.",
         ),
     ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
-            "--plot", metavar="FILE", help="Draw the measures, module by layer: .png, .svg or .pdf."
+            "--plot",
+            metavar="FILE",
+            help="Plot the measures by module and layer to a .png, .svg or .pdf file.",
         ),
     ] = None,
     ignore: Ignored = None,
@@ -52,13 +54,13 @@ def inspect(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what adapters are: kinds, sizes, and the modules that they touch.
+    """Show adapters' kinds and sizes, and the modules that they touch.
 
-    With `--measure` or `--plot` also what they do, as one mix in this order: the norm of the effect
-    Δ = W' − W, its effective rank, and the share of each in what the mix changes; for each two the
-    cosine of their effects, how many entries have equal signs, and how far the spaces overlap that
-    they write to and read. Rotations, DoRAs and all else that reads or turns the base need
-    `--base`; without it they are left out of the measures, and named.
+    With `--measure` or `--plot`, also measure their effects Δ = W' − W as a mix in this order: for
+    each adapter the norm, the effective rank and the share of the mix's effect; for each pair the
+    cosine of the effects, the share of entries with equal signs, and the overlap of output and
+    input spaces. Adapters that read or rotate the base (DoRA, OFT) require `--base`; without it
+    they are listed and not measured.
 
     **Examples**
 
@@ -72,17 +74,17 @@ def inspect(
     each = load_each(
         adapters, base, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
     )
-    parts = [part for _, several in each for part in several]
+    parts = [part for _, own in each for part in own]
     found, left_out = None, []
     if measured or plot is not None:
         found, left_out = _measured(parts, base, conv1d, as_json=as_json)
     if found is not None and plot is not None:
         draw_measures(found, plot)
     if as_json:
-        data = [{"path": told.path, **adapter_data(part)} for told, own in each for part in own]
+        data = [{"path": named.path, **adapter_data(part)} for named, own in each for part in own]
         measures = {} if found is None else {**_data(found), "needs_base": left_out}
-        drawn = {} if plot is None else {"picture": plot}
-        tell_json({"adapters": data, **measures, **drawn})
+        picture = {} if plot is None else {"picture": plot}
+        print_json({"adapters": data, **measures, **picture})
         return
     console = Console(highlight=False, emoji=False)
     console.print(adapter_table(parts))
@@ -91,39 +93,39 @@ def inspect(
             console.print()
             console.print(table)
     if left_out:
-        say("", "not measured, since it needs the base (--base FOLDER):")
-        say(*(f"  {escape(line)}" for line in left_out))
+        print_lines("", "not measured without the base (--base FOLDER):")
+        print_lines(*(f"  {escape(line)}" for line in left_out))
     if plot is not None:
-        say("", f"The measures as a picture: {escape(str(plot))}")
+        print_lines("", f"plot of the measures: {escape(str(plot))}")
 
 
 def _measured(
     parts: list[Adapter], base: Path | None, conv1d: str | None, *, as_json: bool
 ) -> tuple[Measures, list[str]]:
-    """The measures of those that can be measured, and why the others can't be."""
+    """Returns the measures, and a description of the adapters that need the base."""
     needy = {} if base is not None else {part.name: needs_base(part) for part in parts}
     mixed = mix(*(part for part in parts if not needy.get(part.name)))
     left_out = [line for lines in needy.values() for line in lines]
     if not mixed.parts:
-        params_of(mix(*parts), None)  # which says what it needs
-    params, layout = params_of(mixed, base, conv1d)
+        base_params(mix(*parts), None)  # raises an error that lists them
+    params, layout = base_params(mixed, base, conv1d)
     with steps_bar("measuring", as_json=as_json) as progress:
         return measure(mixed, params, layout=layout, progress=progress), left_out
 
 
 def _data(found: Measures) -> dict[str, Any]:
-    """The measures for machines."""
+    """Returns the measures as data for JSON."""
     own = [
         {
             "adapter": name,
             "norm": found.norm(name),
             "share": found.share(name),
-            "sites": {site: asdict(one) for site, one in sites.items()},
+            "sites": {site: asdict(values) for site, values in sites.items()},
         }
         for name, sites in found.sites.items()
     ]
     pairs = [
-        {"adapters": list(names), "sites": {site: asdict(one) for site, one in sites.items()}}
+        {"adapters": list(names), "sites": {site: asdict(values) for site, values in sites.items()}}
         for names, sites in found.pairs.items()
     ]
     return {"measures": own, "pairs": pairs}
@@ -141,13 +143,13 @@ def _mean(numbers: list[float]) -> float:
 
 
 def _sites(found: Measures) -> Table:
-    """What each changes, over all of its sites."""
+    """Tabulates the effect of each adapter over all of its sites."""
     table = _table("adapter", "sites", "norm", "effective rank", "share")
     table.add_column("largest norm", overflow="fold", ratio=1)
     for name, sites in found.sites.items():
         if not sites:
             continue
-        ranks = [one.rank for one in sites.values()]
+        ranks = [values.rank for values in sites.values()]
         most = max(sites, key=lambda site: sites[site].norm)
         spread = f"{_mean(ranks):.1f} ({min(ranks):.1f}–{max(ranks):.1f})"
         cells = (str(len(sites)), f"{found.norm(name):.4g}", spread, f"{found.share(name):.0%}")
@@ -156,24 +158,26 @@ def _sites(found: Measures) -> Table:
 
 
 def _pairs(found: Measures) -> Table:
-    """How each two agree: means over the sites that both change."""
+    """Tabulates the agreement of each pair: means over the sites that both change."""
     titles = ("cosine", "equal signs", "outputs", "inputs", "smallest angles")
     table = _table("pair", "sites", *titles)
-    table.caption = "outputs, inputs: how far what they write to, and read, overlaps; 0 is chance"
+    table.caption = (
+        "outputs, inputs: overlap of the output and input spaces; 0 is the level of chance"
+    )
     table.caption_justify = "left"
     for names, sites in found.pairs.items():
         if not sites:
             continue
         each = list(sites.values())
-        signs = [one.signs for one in each if one.signs is not None]
+        signs = [values.signs for values in each if values.signs is not None]
         table.add_row(
             escape(" and ".join(names)),
             str(len(each)),
-            f"{_mean([one.cosine for one in each]):.3f}",
+            f"{_mean([values.cosine for values in each]):.3f}",
             f"{_mean(signs):.1%}",
-            f"{_mean([one.outputs for one in each]):.3f}",
-            f"{_mean([one.inputs for one in each]):.3f}",
-            f"{min(one.output_angle for one in each):.0f}° and "
-            f"{min(one.input_angle for one in each):.0f}°",
+            f"{_mean([values.outputs for values in each]):.3f}",
+            f"{_mean([values.inputs for values in each]):.3f}",
+            f"{min(values.output_angle for values in each):.0f}° and "
+            f"{min(values.input_angle for values in each):.0f}°",
         )
     return table

@@ -21,7 +21,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_text,
 )
 from jaxmix.converters.cli.bases import Conv1d
-from jaxmix.converters.cli.telling import AsJson, bytes_bar, count, say, tell_json
+from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.terminal import escape
 from jaxmix.converters.merging import Merged, Verified, merge_checkpoint
@@ -30,7 +30,7 @@ from jaxmix.placement.layout import LAYOUTS, libraries, named
 
 __all__ = ["merge"]
 
-# So many of the tensors of which nothing can be told are named.
+# The number of inconclusive tensors that are listed.
 _SHOWN = 5
 
 
@@ -46,27 +46,27 @@ def merge(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="OUT", help="The folder to write, or the file, as BASE is."
+            "--out", "-o", metavar="OUT", help="The folder to write; a file if BASE is a file."
         ),
     ],
     force: Annotated[
         bool,
         typer.Option(
             "--force",
-            help="Replace OUT, which stays until the new one is whole; begin anew where a merge "
-            "was broken off.",
+            help="Replace OUT once the new one is complete; start over if an earlier merge was "
+            "interrupted.",
         ),
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on where a merge of the same was broken off."),
+        typer.Option("--resume", help="Continue an interrupted merge with the same arguments."),
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify",
             help="Read the output back, and prove by replay and by residual that it is base plus "
-            "mix; if not, it is not put into its place, and the exit code is 3.",
+            "mix; if it is not, OUT is not written, and the exit code is 3.",
         ),
     ] = False,
     dequantize: Annotated[
@@ -80,16 +80,16 @@ def merge(
         bool,
         typer.Option(
             "--resize",
-            help="Give embedding and heads the adapters' rows where those were trained with more "
-            "tokens, fewer, or other labels.",
+            help="Resize embedding and heads to the adapters' rows, if the adapters were trained "
+            "with more or fewer tokens, or with other labels.",
         ),
     ] = False,
     new_head: Annotated[
         bool,
         typer.Option(
             "--new-head",
-            help="Write a head that the adapters bring and BASE has not (a classifier on a "
-            "language model) as new tensors, and the class that has it into config.json.",
+            help="Write a head that the adapters have and BASE lacks (a classifier on a language "
+            "model) as new tensors, and its class to config.json.",
         ),
     ] = False,
     head_class: Annotated[
@@ -97,7 +97,7 @@ def merge(
         typer.Option(
             "--head-class",
             metavar="CLASS",
-            help="The class of that head, where its leaves do not tell it: "
+            help="The class of the new head, if its leaves do not determine it: "
             "`BertForTokenClassification`. Implies --new-head.",
         ),
     ] = None,
@@ -106,14 +106,17 @@ def merge(
         typer.Option(
             "--layout",
             metavar="NAME",
-            help="Where the modules lie among the tensors; by their names if it is left out. One "
-            f"of {', '.join(LAYOUTS)}, or a model library's.",
+            help="Where the modules are among the tensors; by default found by name. One of "
+            f"{', '.join(LAYOUTS)}, or a model library's.",
             autocompletion=lambda: [*LAYOUTS, *libraries()],
         ),
     ] = None,
     conv1d: Conv1d = None,
     untie: Annotated[
-        bool, typer.Option("--untie", help="Give a tied head a tensor of its own where need be.")
+        bool,
+        typer.Option(
+            "--untie", help="Give a tied head a tensor of its own where adapters require it."
+        ),
     ] = False,
     peft_order: PeftOrder = False,
     ignore: Ignored = None,
@@ -122,22 +125,22 @@ def merge(
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put adapters into a model: a Hugging Face folder in, a merged one out.
+    """Merge adapters into a Hugging Face model, and write the merged model.
 
-    Adapters are applied in their order. OUT has the same shards, dtypes and side files as BASE;
-    what no adapter touches is copied byte for byte. It grows in OUT.partial and takes its place at
-    the end; if the program is killed, that is all that is left, and `--resume` goes on from it.
+    Adapters are applied in the given order. OUT has the same shards, dtypes and side files as BASE;
+    tensors that no adapter touches are copied byte for byte. The output is written to OUT.partial
+    and renamed to OUT at the end. If the program is killed, `--resume` continues from OUT.partial.
 
-    With `--verify` each tensor is proven to be base plus mix, or the base's own. Where the rounding
-    to 16 bits hides most of what the mix does nothing can be told: those tensors are named as
-    inconclusive, and the exit code is 0.
+    With `--verify` each tensor is proven to be base plus mix, or equal to the base. Tensors for
+    which rounding to 16 bits hides most of the mix's effect are listed as inconclusive; the exit
+    code is then 0.
 
     **Examples**
 
     - `jaxmix merge Llama-3.2-1B -a my-lora -o merged`
     - `jaxmix merge base -a lora:0.6 -a owner/loha -a oft:-1 -o merged`: three kinds, with strengths
-    - `jaxmix merge base -a recipe.json -o merged`: a mix that a file names
-    - `jaxmix merge base -a oft-1 -a oft-2 --peft-order -o merged`: what PEFT's forward computes
+    - `jaxmix merge base -a recipe.json -o merged`: the mix that a recipe describes
+    - `jaxmix merge base -a oft-1 -a oft-2 --peft-order -o merged`: in the order of PEFT's forward
     - `jaxmix merge base -a lora -o merged --resume --verify`
     - `jaxmix merge model.safetensors -a lora -o merged.safetensors --force --json`
     """
@@ -169,53 +172,55 @@ def merge(
             progress=progress,
         )
     if as_json:
-        tell_json({"base": base, "adapters": strengths_data(mixed), **asdict(merged)})
+        print_json({"base": base, "adapters": strengths_data(mixed), **asdict(merged)})
     else:
-        _tell(merged, mixed)
+        _report(merged, mixed)
 
 
-def _tell(merged: Merged, mixed: Adapter | Mix) -> None:
-    """What was written, in a few lines."""
-    say(
+def _report(merged: Merged, mixed: Adapter | Mix) -> None:
+    """Prints a summary of the merge."""
+    print_lines(
         f"[bold]{escape(str(merged.out))}[/]: {escape(strengths_text(mixed))}",
-        f"{count(len(merged.changed), 'tensor')} changed, {merged.copied:,} copied as they are, "
+        f"{count(len(merged.changed), 'tensor')} changed, {merged.copied:,} copied unchanged, "
         f"{count(merged.size, 'byte')} in {count(len(merged.shards), 'file')}",
     )
     if merged.untied:
-        say(
-            f"untied: {merged.untied} is a tensor of its own now, made from the base's embedding, "
-            "and config.json says tie_word_embeddings = false"
+        print_lines(
+            f"untied: {merged.untied} is now a tensor of its own, a copy of the base's embedding, "
+            "and tie_word_embeddings is false in config.json"
         )
     if merged.resumed:
-        say(f"{count(merged.resumed, 'file')} were whole from a run before")
+        print_lines(f"{count(merged.resumed, 'file')} complete from an earlier run")
     if merged.dequantized:
-        say(f"{count(merged.dequantized, 'tensor')} dequantized to bfloat16")
+        print_lines(f"{count(merged.dequantized, 'tensor')} dequantized to bfloat16")
     if merged.new_head:
-        say(f"new head: it is a {escape(merged.new_head)} now, and config.json says so")
-    for name, (before, now) in merged.resized.items():
-        say(f"resized: {escape(name)} has {now:,} rows now, {before:,} before")
+        print_lines(
+            f"new head: the model is now a {escape(merged.new_head)}, as named in config.json"
+        )
+    for name, (before, after) in merged.resized.items():
+        print_lines(f"resized: {escape(name)} from {before:,} to {after:,} rows")
     if merged.rounding is not None:
-        say(
-            f"rounded once to 16 bits: {_share(merged.rounding.of_weight)} of the weights, "
-            f"{_share(merged.rounding.of_effect)} of what the mix does"
+        print_lines(
+            f"error of rounding to 16 bits: {_share(merged.rounding.of_weight)} of the weights, "
+            f"{_share(merged.rounding.of_effect)} of the mix's effect"
         )
     if merged.verified is not None:
-        _tell_verified(merged.verified)
+        _report_verified(merged.verified)
     for line in merged.left_out:
-        say(f"[dim]left out {escape(line)}[/]")
+        print_lines(f"[dim]left out {escape(line)}[/]")
 
 
 def _share(number: float | None) -> str:
     return "nothing" if number is None else f"{number:.2%}"
 
 
-def _tell_verified(verified: Verified) -> None:
-    """What reading the output back showed."""
-    say(
+def _report_verified(verified: Verified) -> None:
+    """Prints a summary of the verification."""
+    print_lines(
         f"verified: {count(verified.proven, 'tensor')} proven"
         + (f", {verified.inconclusive:,} inconclusive:" if verified.inconclusive else "")
     )
-    open_ones = [one for one in verified.tensors if one.verdict == "inconclusive"]
-    say(*(f"  {escape(one.tensor)}: {escape(one.reason)}" for one in open_ones[:_SHOWN]))
-    if (more := len(open_ones) - _SHOWN) > 0:
-        say(f"  … and {more:,} more")
+    undecided = [verdict for verdict in verified.tensors if verdict.verdict == "inconclusive"]
+    print_lines(*(f"  {escape(v.tensor)}: {escape(v.reason)}" for v in undecided[:_SHOWN]))
+    if (more := len(undecided) - _SHOWN) > 0:
+        print_lines(f"  … and {more:,} more")

@@ -1,4 +1,4 @@
-"""The program itself: its commands, and how they end."""
+"""The program: its commands, exit codes and signals."""
 
 import signal
 import sys
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxmix.converters.cli.combine import combine
+from jaxmix.converters.cli.console import print_error, show_hub_requests
 from jaxmix.converters.cli.convert import convert
 from jaxmix.converters.cli.demo import demo
 from jaxmix.converters.cli.export import export
@@ -18,14 +19,13 @@ from jaxmix.converters.cli.fit import fit
 from jaxmix.converters.cli.hints import spelled
 from jaxmix.converters.cli.inspect import inspect
 from jaxmix.converters.cli.merge import merge
-from jaxmix.converters.cli.telling import tell_error, telling_of_the_hub
 from jaxmix.errors import JaxmixError, VerificationError, spelling
 
 __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS = (demo, inspect, merge, convert, export, fit, combine)
 
-# typer's older versions take it from click, the newer ones have their own; both call it this.
+# Older versions of typer use click's class, newer ones their own, with the same name.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _UNVERIFIED = 3
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -38,8 +38,8 @@ app = typer.Typer(
 )
 
 
-def _tell_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_set: bool) -> None:
+    if is_set:
         typer.echo(f"jaxmix {installed_version('jaxmix-peft')}")
         raise typer.Exit
 
@@ -48,24 +48,26 @@ def _tell_version(wanted: bool) -> None:
 def _program(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version.", is_eager=True, callback=_tell_version),
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    """Mix adapters of different kinds: PEFT's, kohya's, LyCORIS's, diffusers' and others.
+    """Mix adapters of different kinds and formats: PEFT, kohya, LyCORIS, diffusers and others.
 
-    Begin with `jaxmix demo`. Then look at an adapter of yours with `jaxmix inspect`, and put
-    several of them into a model with `jaxmix merge`. `jaxmix COMMAND --help` shows examples.
+    Start with `jaxmix demo`. Then examine one of your adapters with `jaxmix inspect`, and merge
+    several into a model with `jaxmix merge`. `jaxmix COMMAND --help` shows examples.
 
-    An adapter is named by its path or hub id, with a strength after a colon: `lora`, `lora:0.6`.
-    With `--json` a command tells its result, or its error, as one JSON document on stdout.
+    An adapter is given by its path or hub id, with an optional strength after a colon: `lora`,
+    `lora:0.6`. With `--json` a command prints its result or error to stdout as one JSON document.
 
     **Exit codes**
 
-    - 0: done
-    - 1: refused; the message says what was found, what was expected, and what to do
-    - 2: the command line makes no sense
-    - 3: `merge --verify` found the output to be wrong
-    - 130, 143: stopped by Ctrl-C, by SIGTERM; outputs are as they were
+    - 0: success
+    - 1: an input was refused; the message says what was found, what was expected, and what to do
+    - 2: invalid command line
+    - 3: `merge --verify` found that the output is wrong
+    - 130, 143: stopped by Ctrl-C or SIGTERM; outputs are unchanged
     """
 
 
@@ -77,29 +79,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program.
 
     Args:
-        arguments: the words of the command line; those of this process by default.
+        arguments: The arguments of the command line; by default those of this process.
 
     Returns:
-        The exit code: 0, 1 for what jaxmix refuses, 2 for a command line that makes no sense, 3 for
-        a merge that was not verified, 130 for Ctrl-C, 143 for SIGTERM.
+        The exit code: 0 for success, 1 for a refused input, 2 for an invalid command line, 3 for a
+        failed verification, 130 for Ctrl-C, 143 for SIGTERM.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in words
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in args
     try:
 
         def spell(name: str, literal: str) -> str:
-            return spelled(words[0] if words else "", _options())(name, literal)
+            return spelled(args[0] if args else "", _options())(name, literal)
 
-        with _terminable(), spelling(spell), telling_of_the_hub(as_json=as_json):
-            code = app(words or ["--help"], prog_name="jaxmix", standalone_mode=False) or 0
+        with _terminable(), spelling(spell), show_hub_requests(as_json=as_json):
+            code = app(args or ["--help"], prog_name="jaxmix", standalone_mode=False) or 0
     except JaxmixError as error:
-        tell_error(str(error), type(error).__name__, as_json=as_json)
+        print_error(str(error), type(error).__name__, as_json=as_json)
         return _UNVERIFIED if isinstance(error, VerificationError) else 1
-    except (OSError, UnicodeError) as error:  # from a path that was not checked before
-        tell_error(f"{error}. Check the paths.", type(error).__name__, as_json=as_json)
+    except (OSError, UnicodeError) as error:  # from a path that was not checked earlier
+        print_error(f"{error}. Check the paths.", type(error).__name__, as_json=as_json)
         return 1
     except _UsageError as error:
-        tell_error(_usage(error), "UsageError", as_json=as_json)
+        print_error(_usage(error), "UsageError", as_json=as_json)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -107,29 +109,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     if code in (_INTERRUPTED, _TERMINATED):
         kind = "Interrupted" if code == _INTERRUPTED else "Terminated"
-        tell_error("stopped; outputs are as they were.", kind, as_json=as_json)
+        print_error("stopped; outputs are unchanged.", kind, as_json=as_json)
     return code
 
 
 def _options() -> dict[str, dict[str, str]]:
-    """For each command its flags, and what stands for their value in its help."""
+    """Returns each command's flags, with the placeholder of their value in the help."""
     commands: Any = typer.main.get_command(app)
     return {
-        name: {flag: one.metavar or "…" for one in command.params for flag in one.opts}
+        name: {flag: param.metavar or "…" for param in command.params for flag in param.opts}
         for name, command in commands.commands.items()
     }
 
 
 def _usage(error: Any) -> str:
-    """What makes no sense in a command line, and where to read on."""
-    where = f" Try: {error.ctx.command_path} --help" if error.ctx else ""
-    return f"{error.format_message()}{where}"
+    """Describes what is wrong with a command line, and refers to the help."""
+    hint = f" Try: {error.ctx.command_path} --help" if error.ctx else ""
+    return f"{error.format_message()}{hint}"
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Lets SIGTERM end the program as an exception does, so that what was begun is removed."""
-    if threading.current_thread() is not threading.main_thread():  # where signals can't be taken
+    """Turns SIGTERM into an exception, so unfinished outputs are deleted."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signal handlers need the main thread
         yield
         return
 

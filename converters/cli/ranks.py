@@ -1,4 +1,4 @@
-"""``--rank 16`` or ``--energy 0.99``: how far a result made by SVD is cut."""
+"""The options ``--rank 16`` and ``--energy 0.99``, which limit the rank of an SVD."""
 
 from typing import Annotated
 
@@ -17,16 +17,18 @@ Energy = Annotated[
     typer.Option(
         "--energy",
         metavar="SHARE",
-        help="In place of a rank the share of the effect's energy that is to be kept at each site, "
-        "by as small a rank as it takes: 0.99. For the whole effect: 1.",
+        help="Instead of a rank: the share of the effect's energy to keep at each site, with the "
+        "smallest rank that does so: 0.99. 1 keeps the whole effect.",
     ),
 ]
 
 
 def rank_of(rank: int | None, energy: float | None) -> LoraRank:
-    """The rank as `jaxmix.to_lora` takes it; None if nothing was said."""
+    """Returns the ``rank`` argument of `jaxmix.to_lora`; None if neither option is given."""
     if rank is not None and energy is not None:
-        raise typer.BadParameter("--rank and --energy say the same thing in two ways. Give one.")
+        raise typer.BadParameter("--rank and --energy exclude each other. Use one of them.")
     if energy is not None and not 0 < energy <= 1:
-        raise typer.BadParameter(f"--energy is {energy:g}, expected a share above 0 and at most 1.")
+        raise typer.BadParameter(
+            f"--energy is {energy:g}, expected a number above 0 and at most 1."
+        )
     return "exact" if energy == 1 else energy if rank is None else rank

@@ -1,4 +1,4 @@
-"""What adapters are made of, as a table for people and as plain data for machines."""
+"""Summarizes adapters' updates, as a table and as data for JSON."""
 
 import re
 from collections import Counter
@@ -17,8 +17,8 @@ __all__ = ["adapter_data", "adapter_table"]
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """The sites of an adapter whose updates are alike."""
+class _Group:
+    """The sites of an adapter whose updates have the same kind, size and dtype."""
 
     kind: str
     size: str
@@ -29,26 +29,26 @@ class _Kind:
 
 
 def adapter_data(adapter: Adapter) -> dict[str, Any]:
-    """An adapter as data that JSON can hold.
+    """Summarizes an adapter as data that JSON can hold.
 
     Args:
-        adapter: the adapter.
+        adapter: The adapter.
 
     Returns:
-        Its name, strength and source, and for each kind of update its size, dtype, scale (alpha by
-        rank, in most kinds; the smallest and the largest where they differ), count of numbers and
-        sites.
+        Its name, strength and source, and for each kind of update its size, dtype, scale
+        (alpha/rank for most kinds; the smallest and the largest if they differ), count of numbers
+        and sites.
     """
-    kinds = [asdict(kind) for kind in _kinds(adapter)]
-    told = {"name": adapter.name, "strength": float(adapter.strength), "source": adapter.source}
-    return {**told, "kinds": kinds}
+    kinds = [asdict(group) for group in _groups(adapter)]
+    strength = float(adapter.strength)
+    return {"name": adapter.name, "strength": strength, "source": adapter.source, "kinds": kinds}
 
 
 def adapter_table(adapters: Iterable[Adapter]) -> Table:
-    """Adapters as a table: a line for each adapter and kind of update.
+    """Summarizes adapters as a table, with a row for each adapter and kind of update.
 
     Args:
-        adapters: the adapters.
+        adapters: The adapters.
 
     Returns:
         A table for rich.
@@ -60,51 +60,50 @@ def adapter_table(adapters: Iterable[Adapter]) -> Table:
         table.add_column(title, justify="right")
     table.add_column("modules", overflow="fold", ratio=1)
     for adapter in adapters:
-        who = f"{printable(adapter.name)} × {float(adapter.strength):g}"
-        who += (
-            f"\n  {printable(adapter.source)}" if adapter.source not in ("", adapter.name) else ""
-        )
-        for kind in _kinds(adapter):
-            scale = "–".join(f"{number:.4g}" for number in kind.scale)
-            counts = (scale, str(len(kind.sites)), f"{kind.numbers:,} {kind.dtype}".rstrip())
-            cells = (who, kind.kind, kind.size, *counts, "\n".join(_modules(kind.sites)))
+        label = f"{printable(adapter.name)} × {float(adapter.strength):g}"
+        if adapter.source not in ("", adapter.name):
+            label += f"\n  {printable(adapter.source)}"
+        for group in _groups(adapter):
+            scale = "–".join(f"{number:.4g}" for number in group.scale)
+            counts = (scale, str(len(group.sites)), f"{group.numbers:,} {group.dtype}".rstrip())
+            cells = (label, group.kind, group.size, *counts, "\n".join(_modules(group.sites)))
             table.add_row(*("\n".join(map(escape, cell.split("\n"))) for cell in cells))
-            who = ""
+            label = ""
     return table
 
 
-def _kinds(adapter: Adapter) -> list[_Kind]:
-    """What the adapter is made of: one for each kind, size and dtype."""
+def _groups(adapter: Adapter) -> list[_Group]:
+    """Groups an adapter's updates by kind, size and dtype."""
     sites: dict[tuple[str, str, str], list[str]] = {}
     scales: dict[tuple[str, str, str], set[float]] = {}
     numbers: Counter[tuple[str, str, str]] = Counter()
     for site, update in adapter.updates.items():
-        for one in update.parts if isinstance(update, Together) else (update,):
-            arrays = _arrays(one)
+        for part in update.parts if isinstance(update, Together) else (update,):
+            arrays = _arrays(part)
             widest = max(arrays, key=lambda array: array.size, default=None)
-            key = (one.family, one.size(), "" if widest is None else str(widest.dtype))
+            key = (part.family, part.size(), "" if widest is None else str(widest.dtype))
             sites.setdefault(key, []).append(site)
             numbers[key] += sum(array.size for array in arrays)
-            if (scale := getattr(one, "scale", None)) is not None:
+            if (scale := getattr(part, "scale", None)) is not None:
                 scales.setdefault(key, set()).add(float(scale))
     return [
-        _Kind(*key, _ends(scales.get(key, ())), numbers[key], tuple(found))
+        _Group(*key, _ends(scales.get(key, ())), numbers[key], tuple(found))
         for key, found in sites.items()
     ]
 
 
 def _ends(numbers: Collection[float]) -> tuple[float, ...]:
-    """The smallest and the largest; one number where they are one."""
+    """Returns the smallest and the largest number, or one number if they are equal."""
     return tuple(sorted({min(numbers), max(numbers)})) if numbers else ()
 
 
 def _arrays(update: Update) -> list[Any]:
-    """An update's factors, its scale left aside."""
+    """Returns an update's factors, without its scale."""
     return [leaf for leaf in jax.tree.leaves(update) if getattr(leaf, "ndim", 0)]
 
 
 def _modules(sites: Sequence[str]) -> list[str]:
-    """Sites for people, a line a parent: those that differ in numbers only are one."""
+    """Lists sites with a line for each parent, combining those that differ only in numbers."""
     children: dict[str, list[str]] = {}
     for site in dict.fromkeys(
         re.sub(r"(?<![^.])\d+(?![^.])", "*", site) for site in map(printable, sites)

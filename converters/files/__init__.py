@@ -1,1 +1,1 @@
-"""What all formats share: files, folders, the hub, and text for a terminal."""
+"""Code that all formats share: files, output folders, the hub, and text for a terminal."""

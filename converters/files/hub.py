@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub, as folders in the local cache."""
+"""Downloads files from the Hugging Face hub into the local cache."""
 
 import os
 import re
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.files.hub_errors import is_absence, translated
-from jaxmix.converters.files.reaching import asking
+from jaxmix.converters.files.hub_connection import hub_request
+from jaxmix.converters.files.hub_errors import is_absence, translated_errors
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import local_path
 
-__all__ = ["Repository", "base_folder", "is_hub_id"]
+__all__ = ["HubRepository", "base_folder", "is_hub_id"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-# What a base checkpoint is merged and written from: its weights, configs and tokenizer.
+# The files of a base checkpoint that a merge needs: weights, configs and tokenizer.
 _BASE_FILES = (
     "*.safetensors",
     "*.json",
@@ -26,37 +26,37 @@ _BASE_FILES = (
     "*.md",
     "*.tiktoken",
 )
-# Its weights a second time, under other libraries' names.
+# Duplicates of its weights for other libraries.
 _BASE_COPIES = ("original/*", "consolidated*.safetensors", "onnx/*", "openvino/*", "*.fp16.*")
-# How long to wait for a list of files that may be done without.
+# The timeout, in seconds, of a request for the list of files, which is not essential.
 _TIMEOUT = 10.0
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a hub id, ``owner/name``.
+    """Whether a string has the form of a hub id, ``owner/name``.
 
     Args:
-        text: The text.
+        text: The string.
 
     Returns:
-        Whether it has.
+        True if it has this form.
     """
     return _HUB_ID.fullmatch(text) is not None
 
 
 def base_folder(base: str | os.PathLike[str]) -> Path:
-    """Finds a base checkpoint: a path is taken as it is, and a hub id is downloaded.
+    """Returns the path of a base checkpoint, after downloading it if it is a hub id.
 
-    Of a repository the safetensors, the configs and the tokenizer are fetched.
+    Only the safetensors, configs and tokenizer of a repository are downloaded.
 
     Args:
-        base: A path; or, where nothing lies there, ``owner/name`` or ``owner/name@revision``.
+        base: A path; or, if that does not exist, ``owner/name`` or ``owner/name@revision``.
 
     Returns:
         The path, or the folder in the local cache.
 
     Raises:
-        CheckpointError: If it can't be had from the hub; the message says why, and what to do.
+        CheckpointError: If the checkpoint can't be downloaded.
     """
     path = local_path(base, "base")
     hub_id, _, revision = Path(base).as_posix().partition("@")
@@ -64,8 +64,8 @@ def base_folder(base: str | os.PathLike[str]) -> Path:
         return path
     import huggingface_hub
 
-    repository = Repository(hub_id, None, revision or None)
-    with asking(hub_id), translated(repository, "the checkpoint", lambda file: ""):
+    repository = HubRepository(hub_id, None, revision or None)
+    with hub_request(hub_id), translated_errors(repository, "the checkpoint", lambda file: ""):
         folder = huggingface_hub.snapshot_download(
             hub_id,
             revision=repository.revision,
@@ -76,12 +76,12 @@ def base_folder(base: str | os.PathLike[str]) -> Path:
 
 
 @dataclass(frozen=True)
-class Repository:
-    """A folder of a repository on the hub, whose files are fetched into the local cache.
+class HubRepository:
+    """A folder of a repository on the hub, whose files are downloaded into the local cache.
 
     Args:
         hub_id: ``owner/name``.
-        subfolder: The folder in the repository; None for its top.
+        subfolder: The folder in the repository; None for its top level.
         revision: The branch, tag or commit; None for the default branch.
     """
 
@@ -91,23 +91,23 @@ class Repository:
 
     @property
     def text(self) -> str:
-        """It, for messages."""
+        """The repository, for messages."""
         inner = f"/{self.subfolder}" if self.subfolder else ""
         at = f" at revision {self.revision!r}" if self.revision else ""
         return f"{self.hub_id}{inner} on the hub{at}"
 
     def fetch(self, file: str, absent: Callable[[str], str] = lambda file: ".") -> Path:
-        """One file's path in the local cache."""
+        """Downloads a file and returns its path in the local cache."""
         import huggingface_hub
 
-        with translated(self, file, absent):
+        with translated_errors(self, file, absent):
             path = huggingface_hub.hf_hub_download(
                 self.hub_id, file, subfolder=self.subfolder, revision=self.revision
             )
         return Path(path)
 
-    def fetch_if_there(self, file: str) -> Path | None:
-        """The same; None if the repository has no such file."""
+    def fetch_if_present(self, file: str) -> Path | None:
+        """Downloads a file as `fetch` does; None if the repository has no such file."""
         try:
             return self.fetch(file)
         except CheckpointError as error:
@@ -116,9 +116,9 @@ class Repository:
         return None
 
     def fetch_shards(self, path: Path, is_read: Callable[[str], bool] | None = None) -> bool:
-        """Fetches the files that an index names; False if it is the index of something else."""
+        """Downloads the files that an index names; False, without doing so, if one is not read."""
         if path.name.endswith(".index.json"):
-            from jaxmix.models.checkpoint import indexed_names  # Not at the top: it brings Flax.
+            from jaxmix.models.checkpoint import indexed_names  # Not at the top: it imports Flax.
 
             names = indexed_names(path)
             if is_read and not all(map(is_read, names)):
@@ -128,27 +128,27 @@ class Repository:
         return True
 
     def names(self, *, ask: bool = True) -> tuple[str, ...]:
-        """The names of the files there; of those in the local cache without an answer."""
+        """Returns the names of the folder's files; without an answer, of those in the cache."""
         files = (self._listed() if ask else None) or list(self._cached())
         inner = f"{self.subfolder}/" if self.subfolder else ""
-        here = [file.removeprefix(inner) for file in files if file.startswith(inner)]
-        return tuple(sorted(file for file in here if "/" not in file))
+        relative = [file.removeprefix(inner) for file in files if file.startswith(inner)]
+        return tuple(sorted(file for file in relative if "/" not in file))
 
     def _listed(self) -> list[str] | None:
-        """The paths of the files in the repository; None if the hub does not say."""
+        """Lists the files in the repository; None if the hub does not answer."""
         import huggingface_hub
 
         try:
             api = huggingface_hub.HfApi()
-            told: Any = api.model_info(self.hub_id, revision=self.revision, timeout=_TIMEOUT)
-        # The client's kinds of errors differ from version to version. The list only serves to find
-        # weights that are not read; without it, those in the local cache are looked at.
+            info: Any = api.model_info(self.hub_id, revision=self.revision, timeout=_TIMEOUT)
+        # The client's error types differ between versions. The list is only used to find weights
+        # that are not read, so falling back to the local cache needs no message.
         except Exception:
             return None
-        return [file.rfilename for file in told.siblings or ()]
+        return [file.rfilename for file in info.siblings or ()]
 
     def _cached(self) -> Iterator[str]:
-        """The paths of the files in the local cache."""
+        """Yields the paths of the files in the local cache."""
         import huggingface_hub
 
         try:

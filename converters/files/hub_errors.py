@@ -1,17 +1,17 @@
-"""The errors of the hub's client, in our words."""
+"""Translates the errors of the hub's client to CheckpointErrors that say what to do."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from jaxmix.converters.files.near import near_paths
+from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.errors import CheckpointError
 
-__all__ = ["is_absence", "is_unreachable", "translated"]
+__all__ = ["is_absence", "is_unreachable", "translated_errors"]
 
 
-class _Place(Protocol):
-    """Where on the hub something was looked for."""
+class _HubLocation(Protocol):
+    """The part of a `HubRepository` that error messages need."""
 
     @property
     def hub_id(self) -> str: ...
@@ -22,13 +22,13 @@ class _Place(Protocol):
 
 
 def is_absence(error: CheckpointError) -> bool:
-    """Whether a file is not in the repository, or not in its local cache.
+    """Whether a file is missing from the repository, or from its local cache.
 
     Args:
-        error: An error that `translated` raised.
+        error: An error that `translated_errors` raised.
 
     Returns:
-        Whether it is that.
+        True for a missing file.
     """
     from huggingface_hub import errors
 
@@ -36,13 +36,13 @@ def is_absence(error: CheckpointError) -> bool:
 
 
 def is_unreachable(error: CheckpointError) -> bool:
-    """Whether the hub did not answer, and the local cache has no such file either.
+    """Whether the hub did not answer and the local cache lacks the file.
 
     Args:
-        error: An error that `translated` raised.
+        error: An error that `translated_errors` raised.
 
     Returns:
-        Whether it is that.
+        True if the hub did not answer.
     """
     from huggingface_hub import errors
 
@@ -50,13 +50,15 @@ def is_unreachable(error: CheckpointError) -> bool:
 
 
 @contextmanager
-def translated(place: _Place, file: str, absent: Callable[[str], str]) -> Iterator[None]:
-    """Raises what the client raises within it as a CheckpointError that says what to do.
+def translated_errors(
+    location: _HubLocation, file: str, absent: Callable[[str], str]
+) -> Iterator[None]:
+    """Translates the client's errors within the body to CheckpointErrors.
 
     Args:
-        place: Where it looks.
-        file: What it looks for.
-        absent: From the file to what is to be said where the repository lacks it.
+        location: The repository that is read.
+        file: The file that is read.
+        absent: Returns the end of the message for a file that the repository lacks.
     """
     from huggingface_hub import errors
 
@@ -64,28 +66,28 @@ def translated(place: _Place, file: str, absent: Callable[[str], str]) -> Iterat
         yield
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{place.text} is gated. Ask for access on its page, then `hf auth login`."
+            f"{location.text} is gated. Request access on its page, then run `hf auth login`."
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{place.hub_id!r} is neither a folder here nor a repository on the hub. Check the "
-            f"spelling; a private repository needs `hf auth login`.{near_paths(place.hub_id)}"
+            f"{location.hub_id!r} is neither a local folder nor a repository on the hub. Check the "
+            f"spelling; a private repository needs `hf auth login`.{suggest_paths(location.hub_id)}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(
-            f"{place.hub_id} on the hub has no revision {place.revision!r}. Give a branch, a tag "
-            "or a commit that it has."
+            f"{location.hub_id} on the hub has no revision {location.revision!r}. Use one of its "
+            "branches, tags or commits."
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{place.text}: {file} is not in the local cache and the hub can't be reached. "
-            f"{place.hub_id!r} is no folder here either: go online once, or give the path of a "
-            f"downloaded folder.{near_paths(place.hub_id)}"
+            f"{location.text}: {file} is not in the local cache and the hub can't be reached. "
+            f"{location.hub_id!r} is not a local folder either. Connect to the internet to "
+            f"download it, or use the path of a downloaded folder.{suggest_paths(location.hub_id)}"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise CheckpointError(f"{place.text} has no {file}{absent(file)}") from error
-    except Exception as error:  # its kinds differ from version to version of the hub's client
+        raise CheckpointError(f"{location.text} has no {file}{absent(file)}") from error
+    except Exception as error:  # the client's error types differ between versions
         raise CheckpointError(
-            f"{place.text}: {file} can't be had: {error}. Try again, or download the folder and "
-            "give its path."
+            f"{location.text}: {file} can't be downloaded: {error}. Try again, or download the "
+            "folder and use its path."
         ) from error

@@ -1,4 +1,4 @@
-"""How large an Orbax checkpoint's arrays are, before any of them is made."""
+"""Checks the sizes of an Orbax checkpoint's arrays before any of them is allocated."""
 
 import math
 from pathlib import Path
@@ -12,36 +12,34 @@ from jaxmix.untrusted.files import ALWAYS, RATIO, occupied
 
 __all__ = ["check_sizes"]
 
-# Zeros compress well, and chunks of nothing but zeros may be left out: less is never refused.
-_ALWAYS, _RATIO = ALWAYS, RATIO
-
 
 def check_sizes(reader: Any, folder: Path) -> None:
-    """Refuses a checkpoint whose arrays are far larger than what lies on disk.
+    """Refuses a checkpoint whose arrays are far larger than its files on disk.
 
     Args:
-        reader: an ``orbax.checkpoint.PyTreeCheckpointer``.
-        folder: the checkpoint.
+        reader: An ``orbax.checkpoint.PyTreeCheckpointer``.
+        folder: The checkpoint.
 
     Raises:
-        CheckpointError: if its metadata give shapes that its files can't hold.
+        CheckpointError: If its metadata states shapes that its files can't hold.
     """
     found = reader.metadata(folder)
     item = getattr(found, "item_metadata", found)
     leaves = jax.tree_util.tree_leaves_with_path(getattr(item, "tree", item))
     sizes = {jax.tree_util.keystr(path): _bytes(leaf) for path, leaf in leaves}
     on_disk = sum(occupied(file) for file in folder.rglob("*") if file.is_file())
-    if sum(sizes.values()) > max(_ALWAYS, _RATIO * on_disk):
+    # Zeros compress well, and chunks of zeros may be left out, so small arrays are always allowed.
+    if sum(sizes.values()) > max(ALWAYS, RATIO * on_disk):
         largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
         raise CheckpointError(
-            f"{folder} has {on_disk:,} bytes on disk, and its metadata tell of arrays of "
-            f"{sum(sizes.values()):,}; the largest are:"
+            f"{folder} has {on_disk:,} bytes on disk, but its metadata states arrays of "
+            f"{sum(sizes.values()):,} bytes; the largest are:"
             f"{listing(f'{name}: {sizes[name]:,} bytes' for name in largest)}\n"
             "Save or download it again."
         )
 
 
 def _bytes(leaf: Any) -> int:
-    """The bytes that a leaf's metadata tell of."""
+    """Returns the number of bytes that a leaf's metadata states."""
     shape, dtype = getattr(leaf, "shape", None) or (), getattr(leaf, "dtype", None)
     return math.prod(map(int, shape)) * (8 if dtype is None else np.dtype(dtype).itemsize)

@@ -1,4 +1,4 @@
-"""Folders that are written beside their place, and take it only once they are whole."""
+"""Checks the paths of outputs, and writes folders next to their final path before moving them."""
 
 import errno
 import os
@@ -21,9 +21,9 @@ __all__ = [
     "new_folder",
 ]
 
-# What makes a folder a checkpoint, which --force may replace. Anything else might be a home folder.
+# Files that mark a checkpoint, which --force may replace. Other folders may be a user's own.
 _MARKS = ("config.json", "model.safetensors", "model.safetensors.index.json")
-# What transformers, its tokenizers and its processors write into such a folder, and what hubs add.
+# The files that transformers, tokenizers, processors and hubs write to such a folder.
 _CHECKPOINT_FILES = re.compile(
     r"model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
     r"|(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
@@ -31,15 +31,15 @@ _CHECKPOINT_FILES = re.compile(
     r"|tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model|vocab\.txt|merges\.txt"
     r"|chat_template\.jinja|README\.md|LICENSE(\.\w+)?|NOTICE|USE_POLICY\.md|\.gitattributes"
 )
-# What file managers leave behind.
+# Files that file managers create.
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 HINTS = {
-    errno.ENOSPC: "Make room, or choose another disk.",
-    errno.EDQUOT: "Make room, or choose another disk.",
-    errno.EFBIG: "Choose a place that takes files of this size.",
-    errno.EACCES: "Choose a folder in which you may write.",
-    errno.EPERM: "Choose a folder in which you may write.",
-    errno.EROFS: "Choose a folder in which you may write.",
+    errno.ENOSPC: "Free some space, or choose another disk.",
+    errno.EDQUOT: "Free some space, or choose another disk.",
+    errno.EFBIG: "Choose a disk that supports files of this size.",
+    errno.EACCES: "Choose a folder to which you can write.",
+    errno.EPERM: "Choose a folder to which you can write.",
+    errno.EROFS: "Choose a folder to which you can write.",
 }
 
 
@@ -52,45 +52,46 @@ def checked_output(
     marks: Sequence[str] = _MARKS,
     replaces: Callable[[str], bool] | None = None,
 ) -> Path:
-    """The place for a new folder, as far as can be told before it is written.
+    """Checks the path of a new folder, to the extent possible before writing.
 
     Args:
-        out: where the folder should come to stand.
-        inputs: folders that are read from, which it must not replace, nor be a part of.
-        force: whether a checkpoint that stands there may be replaced.
-        size: the bytes to be written.
-        marks: files one of which tells that a folder is what may be replaced.
-        replaces: whether a file, by its path in the folder, is one that such a folder has; those of
-            a checkpoint by default. A folder with any other file is not replaced.
+        out: The path of the folder.
+        inputs: Folders that are read, which the output must not overlap.
+        force: Whether an existing checkpoint may be replaced.
+        size: The number of bytes to write.
+        marks: Files of which one must be in a folder that is replaced.
+        replaces: Whether a file, by its path in the folder, may be replaced; by default those of a
+            checkpoint. A folder with any other file is not replaced.
 
     Returns:
-        The place, links resolved.
+        The path with links resolved.
 
     Raises:
-        CheckpointError: if the place is taken, touches an input, or its disk has too little room.
+        CheckpointError: If the path is taken or overlaps an input, or the disk has too little
+            space.
     """
-    place = _apart(out, inputs, "folder")
-    if place.is_dir():
+    path = _resolved_apart(out, inputs, "folder")
+    if path.is_dir():
         if not force:
             raise CheckpointError(
-                f"the output {out} exists. Give another folder, or say {option('force')} to "
-                "replace it; it then stays until the new one is whole."
+                f"the output {out} exists. Choose another folder, or use {option('force')} to "
+                "replace it once the new one is complete."
             )
-        if any(place.iterdir()) and not any((place / mark).exists() for mark in marks):
+        if any(path.iterdir()) and not any((path / mark).exists() for mark in marks):
             raise CheckpointError(
-                f"the output {out} holds no checkpoint, expected one of {', '.join(marks)} in "
-                "what is to be replaced. Give another folder, or empty this one."
+                f"the output {out} exists and is not a checkpoint: it has none of "
+                f"{', '.join(marks)}. Choose another folder, or empty this one."
             )
-        check_replaceable(place, replaces or is_checkpoint_file)
-        if Path.cwd().is_relative_to(place):
+        check_replaceable(path, replaces or is_checkpoint_file)
+        if Path.cwd().is_relative_to(path):
             raise CheckpointError(
-                f"the output {out} holds the working directory, which would be gone once it is "
-                "replaced. Change to another folder, or give another one."
+                f"the output {out} contains the working directory, which would be deleted with the "
+                "folder that is replaced. Change to another directory, or choose another folder."
             )
-    elif place.exists():
-        raise CheckpointError(f"the output {out} is a file. Give a folder's name.")
-    _check_room(out, place, size)
-    return place
+    elif path.exists():
+        raise CheckpointError(f"the output {out} is a file. Choose the path of a folder.")
+    _check_space(out, path, size)
+    return path
 
 
 def checked_file(
@@ -100,47 +101,47 @@ def checked_file(
     force: bool = False,
     size: int = 0,
 ) -> Path:
-    """The place for a new safetensors file, as far as can be told before it is written.
+    """Checks the path of a new safetensors file, to the extent possible before writing.
 
     Args:
-        out: where the file should come to stand.
-        inputs: files that are read from.
-        force: whether a file that stands there may be replaced.
-        size: the bytes to be written.
+        out: The path of the file.
+        inputs: Files that are read.
+        force: Whether an existing file may be replaced.
+        size: The number of bytes to write.
 
     Returns:
-        The place, links resolved.
+        The path with links resolved.
 
     Raises:
-        CheckpointError: if the place is taken, is an input, or its disk has too little room.
+        CheckpointError: If the path is taken or is an input, or the disk has too little space.
     """
-    place = _apart(out, inputs, "file")
-    if place.is_dir():
+    path = _resolved_apart(out, inputs, "file")
+    if path.is_dir():
         raise CheckpointError(
-            f"the output {out} is a folder, and the base is a file. Give a file's name."
+            f"the output {out} is a folder, and the base is a file. Choose the path of a file."
         )
-    if place.suffix != ".safetensors":
+    if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"the output {out} is to be a safetensors file, as the base is. Give a name that ends "
+            f"the output {out} must be a safetensors file, as the base is. Choose a name that ends "
             "in .safetensors."
         )
-    if place.exists() and not force:
+    if path.exists() and not force:
         raise CheckpointError(
-            f"the output {out} exists. Give another name, or say {option('force')} to replace "
-            "it; it then stays until the new one is whole."
+            f"the output {out} exists. Choose another name, or use {option('force')} to replace "
+            "it once the new one is complete."
         )
-    _check_room(out, place, size)
-    return place
+    _check_space(out, path, size)
+    return path
 
 
 def is_checkpoint_file(name: str) -> bool:
-    """Whether a file, by its path in the folder, is one that every checkpoint may have.
+    """Whether a file, by its path in the folder, is a usual part of checkpoints.
 
     Args:
-        name: the path, with slashes.
+        name: The path, with slashes.
 
     Returns:
-        Whether it is.
+        True for a usual part.
 
     Example:
         >>> is_checkpoint_file("model-00001-of-00002.safetensors"), is_checkpoint_file("thesis.tex")
@@ -149,138 +150,139 @@ def is_checkpoint_file(name: str) -> bool:
     return _CHECKPOINT_FILES.fullmatch(name) is not None
 
 
-def check_replaceable(place: Path, replaces: Callable[[str], bool]) -> None:
-    """Refuses to replace a folder that holds files of another kind.
+def check_replaceable(path: Path, replaces: Callable[[str], bool]) -> None:
+    """Refuses to replace a folder that holds other files.
 
     Args:
-        place: the folder.
-        replaces: whether a file may go, by its path in the folder.
+        path: The folder.
+        replaces: Whether a file, by its path in the folder, may be replaced.
 
     Raises:
-        CheckpointError: if there are other files, or folders that can't be looked into; the first
-            ones are named.
+        CheckpointError: If there are other files, which are listed, or unreadable folders.
     """
     others = [
         name
-        for name in _contents(place)
+        for name in _contents(path)
         if not replaces(name) and name.rsplit("/", 1)[-1] not in _LITTER
     ]
     if others:
         raise CheckpointError(
-            f"the output {place} is not replaced, for it also holds what is not written there:"
-            f"{listing(others)}\nMove these files, or give another folder."
+            f"the output {path} can't be replaced, since it also holds other files:"
+            f"{listing(others)}\nMove these files, or choose another folder."
         )
 
 
 def _contents(folder: Path) -> Iterator[str]:
-    """The paths in a folder of its files, links and empty folders, these with a slash."""
+    """Yields the paths of a folder's files, links and empty folders; the latter end in a slash."""
 
     def refuse(error: OSError) -> None:
         raise CheckpointError(
-            f"the output {folder} is not replaced, for not all of it can be listed: {error}."
+            f"the output {folder} can't be replaced, since its files can't be listed: {error}. "
+            "Choose another folder."
         ) from error
 
     for above, folders, files in os.walk(folder, onerror=refuse):
-        here = Path(above).relative_to(folder)
+        inner = Path(above).relative_to(folder)
         links = [name for name in folders if (Path(above) / name).is_symlink()]
-        yield from sorted((here / name).as_posix() for name in (*files, *links))
+        yield from sorted((inner / name).as_posix() for name in (*files, *links))
         if not files and not folders and above != str(folder):
-            yield f"{here.as_posix()}/"
+            yield f"{inner.as_posix()}/"
 
 
-def _apart(
-    out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]], what: str
+def _resolved_apart(
+    out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]], kind: str
 ) -> Path:
-    """The output's place, if it neither is nor holds an input, nor lies in one."""
-    check_apart(out, inputs, "the output", f" Give a {what} apart from it.")
+    """Returns the output's path with links resolved, if it does not overlap an input."""
+    check_apart(out, inputs, "the output", f" Choose a separate {kind}.")
     return output_path(out).resolve()
 
 
 def check_apart(
     out: str | os.PathLike[str],
     inputs: Iterable[str | os.PathLike[str]],
-    what: str,
-    advice: str = " Give another name for the output.",
+    subject: str,
+    advice: str = " Choose another name for the output.",
 ) -> None:
-    """Refuses a place to write to that is an input, holds one, or lies in one.
+    """Refuses an output that is an input, contains one, or is in one.
 
     Args:
-        out: the place.
-        inputs: files and folders that are read from.
-        what: what to call the place, before its name.
-        advice: what to do about it.
+        out: The path of the output.
+        inputs: Files and folders that are read.
+        subject: A description of the output, which precedes its path in the message.
+        advice: The end of the message.
 
     Raises:
-        CheckpointError: if they touch.
+        CheckpointError: If output and input overlap.
     """
-    place = output_path(out).resolve()
-    for told in inputs:
-        source = local_path(told).resolve()
-        if place == source or place.is_relative_to(source) or source.is_relative_to(place):
-            how = "is" if place == source else "lies in"
-            how = "holds" if place != source and source.is_relative_to(place) else how
-            raise CheckpointError(f"{what} {out} {how} {told}, which is read from.{advice}")
+    path = output_path(out).resolve()
+    for given in inputs:
+        source = local_path(given).resolve()
+        if path == source or path.is_relative_to(source) or source.is_relative_to(path):
+            relation = "is" if path == source else "is in"
+            if path != source and source.is_relative_to(path):
+                relation = "contains"
+            raise CheckpointError(f"{subject} {out} {relation} the input {given}.{advice}")
 
 
-def _check_room(out: str | os.PathLike[str], place: Path, size: int) -> None:
-    """Whether the disk has room."""
-    parent = next(folder for folder in place.parents if folder.exists())
+def _check_space(out: str | os.PathLike[str], path: Path, size: int) -> None:
+    """Checks that the disk has enough space."""
+    parent = next(folder for folder in path.parents if folder.exists())
     if parent.is_dir() and (free := shutil.disk_usage(parent).free) < size:
         raise CheckpointError(
-            f"the output {out} needs {size:,} bytes, and {parent} has {free:,} left. "
+            f"the output {out} needs {size:,} bytes, and {parent} has {free:,} bytes free. "
             f"{HINTS[errno.ENOSPC]}"
         )
 
 
 @contextmanager
 def new_folder(
-    place: Path, *, force: bool = False, replaces: Callable[[str], bool] | None = None
+    path: Path, *, force: bool = False, replaces: Callable[[str], bool] | None = None
 ) -> Iterator[Path]:
-    """A folder to be filled, which is renamed to its place at the end, or removed if that fails.
+    """Yields a new folder, which is renamed to its final path at the end, or deleted on an error.
 
     Args:
-        place: where it should come to stand, as `checked_output` gives it.
-        force: whether to replace what stands there. It is moved aside at the end, and removed once
-            the new one is in its place.
-        replaces: which files it may hold, as `checked_output` takes it.
+        path: The final path, as `checked_output` returns it.
+        force: Whether to replace an existing folder. It is moved away at the end, and deleted after
+            the new folder is in path.
+        replaces: The files that may be replaced, as in `checked_output`.
 
     Yields:
-        A new folder beside the place.
+        A new folder next to the final path.
 
     Raises:
-        CheckpointError: if the system refuses to write, in the body too.
+        CheckpointError: If the system refuses to write, in the body too.
     """
-    beside = place.with_name(f"{place.name}.partial-{secrets.token_hex(4)}")
-    missing = [folder for folder in beside.parents if not os.path.lexists(folder)]
+    temporary = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    missing = [folder for folder in temporary.parents if not os.path.lexists(folder)]
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        if force and place.exists():
-            check_replaceable(place, replaces or is_checkpoint_file)
-        _put(beside, place, force)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if force and path.exists():
+            check_replaceable(path, replaces or is_checkpoint_file)
+        _move_into_place(temporary, path, force)
     except OSError as error:
         hint = HINTS.get(error.errno or 0, "")
         raise CheckpointError(
-            f"the output {place} could not be written: {error}. What was written is removed again, "
-            f"and all else is as it was. {hint}".rstrip()
+            f"the output {path} could not be written: {error}. What was written is deleted, and "
+            f"nothing else has changed. {hint}".rstrip()
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        for folder in missing:  # the innermost first; one that holds something stays
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in missing:  # innermost first; a folder that is not empty stays
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _put(new: Path, place: Path, force: bool) -> None:
-    """Renames a folder to its place; what stands there goes, but not before."""
-    if not (force and place.exists()):
-        new.rename(place)
+def _move_into_place(new: Path, path: Path, force: bool) -> None:
+    """Renames a folder to its final path, replacing an existing folder only after that."""
+    if not (force and path.exists()):
+        new.rename(path)
         return
-    aside = place.with_name(f"{place.name}.replaced-{secrets.token_hex(4)}")
-    place.rename(aside)
+    aside = path.with_name(f"{path.name}.replaced-{secrets.token_hex(4)}")
+    path.rename(aside)
     try:
-        new.rename(place)
+        new.rename(path)
     except BaseException:
-        aside.rename(place)
+        aside.rename(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)

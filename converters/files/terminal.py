@@ -1,4 +1,4 @@
-"""Text for a terminal: what others wrote into a file can't move the cursor or turn text around."""
+"""Escapes text from foreign files, so it can't move a terminal's cursor or reverse its text."""
 
 import unicodedata
 
@@ -6,19 +6,19 @@ from rich.markup import escape as _escape_markup
 
 __all__ = ["escape", "printable"]
 
-# Controls (C0, DEL, C1), formats (the bidirectional ones), halves of surrogates, odd line ends.
+# Controls (C0, DEL, C1), formats (e.g. bidirectional), surrogates, line and paragraph separators.
 _UNPRINTABLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""A text in which whatever a terminal would act on is escaped, as Python's literals have it.
+    r"""Escapes characters that a terminal would interpret, as in Python's string literals.
 
     Args:
-        text: the text.
-        keep: characters that stay, such as newlines.
+        text: The string.
+        keep: Characters that are not escaped, such as newlines.
 
     Returns:
-        The text.
+        The escaped string.
 
     Example:
         >>> printable("a\x1b[2Jb\u202ec\ud800")
@@ -29,20 +29,20 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        one.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(one) in _UNPRINTABLE and one not in keep
-        else one
-        for one in text
+        char.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(char) in _UNPRINTABLE and char not in keep
+        else char
+        for char in text
     )
 
 
 def escape(text: str) -> str:
-    """A name for rich's markup: nothing in it is markup, nor acts on the terminal.
+    """Escapes a name for rich's markup and for the terminal.
 
     Args:
-        text: the name.
+        text: The name.
 
     Returns:
-        Markup that shows it.
+        Markup that displays the name.
     """
     return _escape_markup(printable(text))

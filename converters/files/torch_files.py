@@ -1,6 +1,6 @@
-"""Files that ``torch.save`` wrote: read with torch's own restricted unpickler, which runs no code.
+"""Reads files written by ``torch.save`` with torch's restricted unpickler, which runs no code.
 
-Without torch they are refused, with a recipe that converts them where torch is installed.
+Without torch they are refused, with instructions for converting them where torch is installed.
 """
 
 import warnings
@@ -18,59 +18,59 @@ from jaxmix.untrusted.files import ALWAYS, RATIO, check_on_disk, check_regular
 
 __all__ = ["TORCH_SUFFIXES", "has_torch", "is_torch_file", "pickle_recipe", "torch_tensors"]
 
-# Numbers that were trained do not compress; those that are zeros do.
+# The most that a zip of numbers may be compressed: trained numbers do not compress, zeros do.
 _COMPRESSED = 20
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file's name is one that ``torch.save`` is given."""
+    """Whether a file's name has a suffix that is used with ``torch.save``."""
     return path.suffix.lower() in TORCH_SUFFIXES
 
 
 def has_torch() -> bool:
-    """Whether torch can be imported. It is not imported here."""
+    """Whether torch can be imported. Does not import it."""
     try:
         return find_spec("torch") is not None
-    except ValueError:  # it is blocked: sys.modules has None for it
+    except ValueError:  # imports are blocked: sys.modules["torch"] is None
         return False
 
 
 def pickle_recipe(source: str, target: str) -> str:
-    """How to turn a ``.bin`` into safetensors, in torch."""
+    """Returns instructions for converting a ``.bin`` file to safetensors with torch."""
     return (
-        "jaxmix reads no pickles. With torch:\n"
+        "jaxmix does not read pickles. With torch:\n"
         f"  tensors = torch.load({source!r}, map_location='cpu', weights_only=True)\n"
         f"  safetensors.torch.save_file(tensors, {target!r})"
     )
 
 
 def torch_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file that ``torch.save`` wrote.
+    """Reads the tensors of a file written by ``torch.save``.
 
     Args:
         path: A state dict, or a checkpoint with one under ``state_dict``.
 
     Returns:
-        ``{key: array}`` in the file's dtypes; bfloat16 is ml_dtypes'. A dtype that NumPy lacks
-        comes as an array of objects, which no reader takes.
+        ``{key: array}`` in the file's dtypes, bfloat16 as in ml_dtypes. A dtype that NumPy lacks
+        yields an array of objects, which all readers refuse.
 
     Raises:
-        CheckpointError: If torch is not installed, can't read the file without running code, or the
-            file holds anything but tensors by their names.
+        CheckpointError: If torch is not installed or can't read the file without running code, or
+            if the file does not hold a dict of named tensors.
     """
     if not has_torch():
         target = str(path.with_suffix(".safetensors"))
         raise CheckpointError(
-            f"{path} is a pickle, which is read if torch is installed (pip install "
+            f"{path} is a pickle, which jaxmix reads only if torch is installed (pip install "
             f"'jaxmix-peft[torch]'). {pickle_recipe(str(path), target)}"
         )
     found = _loaded(path)
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]  # A trainer's checkpoint, which keeps its progress beside it.
+        found = found["state_dict"]  # A trainer's checkpoint, which also holds its progress.
     if not isinstance(found, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(found).__name__}, expected a dict of tensors by their names. "
+            f"{path} holds a {type(found).__name__}, expected a dict of tensors by name. "
             "Save the model's state_dict()."
         )
     import torch
@@ -79,67 +79,67 @@ def torch_tensors(path: Path) -> dict[str, np.ndarray]:
     if others:
         lines = (f"{key}: {type(x).__name__}" for key, x in others.items())
         raise CheckpointError(
-            f"{path} holds more than tensors by their names:{listing(lines)}\n"
-            "Expected a state dict. Save the tensors alone, best as safetensors."
+            f"{path} holds entries that are not named tensors:{listing(lines)}\n"
+            "Expected a state dict. Save only the tensors, preferably as safetensors."
         )
-    # An expanded tensor, of stride 0, has any size for one number in the file.
+    # An expanded tensor, with stride 0, has any size for one number in the file.
     sizes = {key: x.numel() * x.element_size() for key, x in found.items()}
     size = path.stat().st_size
     if sum(sizes.values()) > max(ALWAYS, RATIO * size):
         largest = sorted(sizes, key=lambda key: -sizes[key])[:5]
         raise CheckpointError(
-            f"{path} has {size:,} bytes, and its tensors {sum(sizes.values()):,}; the largest are:"
-            f"{listing(f'{key} {tuple(found[key].shape)}' for key in largest)}\n"
+            f"{path} has {size:,} bytes, but its tensors have {sum(sizes.values()):,} bytes; the "
+            f"largest are:{listing(f'{key} {tuple(found[key].shape)}' for key in largest)}\n"
             "Were they expanded? Save them with .contiguous()."
         )
     return {key: _array(torch, x) for key, x in found.items()}
 
 
 def _loaded(path: Path) -> Any:
-    """What the file holds, by torch's restricted unpickler."""
+    """Loads the file with torch's restricted unpickler."""
     import torch
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Old files make torch warn of its own old classes.
+            warnings.simplefilter("ignore")  # For old files torch warns about its own old classes.
             check_regular(path)
             check_on_disk(path)
             _check_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist. Give the path of a file.") from error
+        raise CheckpointError(f"{path} does not exist. Check the path.") from error
     except CheckpointError:
         raise
-    except Exception as error:  # Torch raises errors of many kinds for a damaged file.
+    except Exception as error:  # Torch raises errors of many types for damaged files.
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path} can't be read by torch.load(weights_only=True), which runs no code: {reason} "
-            "Expected a dict of tensors that torch.save wrote. Download it again, or convert it to "
+            "Expected a dict of tensors written by torch.save. Download it again, or convert it to "
             "safetensors if you trust it."
         ) from error
 
 
 def _check_zip(path: Path) -> None:
-    """Refuses a zip whose parts are far larger than it: torch.save compresses nothing."""
+    """Refuses a zip that unpacks to far more bytes: torch.save does not compress."""
     if not zipfile.is_zipfile(path):
         return  # the format of old versions
     with zipfile.ZipFile(path) as file:
-        inside = sum(part.file_size for part in file.infolist())
-    if inside > max(ALWAYS, _COMPRESSED * (size := path.stat().st_size)):
+        unpacked = sum(part.file_size for part in file.infolist())
+    if unpacked > max(ALWAYS, _COMPRESSED * (size := path.stat().st_size)):
         raise CheckpointError(
-            f"{path} has {size:,} bytes, and {inside:,} once it is unpacked, expected a zip that "
-            "torch.save wrote, which is not compressed. Download it again."
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}, expected a zip written by "
+            "torch.save, which is not compressed. Download it again."
         )
 
 
 def _is_tensor(torch: Any, key: Any, value: Any) -> bool:
-    """Whether an entry is an ordinary tensor under a name."""
+    """Whether an entry is an ordinary named tensor."""
     is_tensor = isinstance(key, str) and isinstance(value, torch.Tensor)
     return is_tensor and value.layout == torch.strided and not value.is_meta
 
 
 def _array(torch: Any, tensor: Any) -> np.ndarray:
-    """A tensor as an array with the same bits."""
+    """Converts a tensor to an array with the same bits."""
     tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

@@ -1,6 +1,6 @@
-"""Where JAX's model libraries keep the weights of Hugging Face's models: one table a library.
+"""The layouts of JAX model libraries: where they store the weights of Hugging Face models.
 
-A table is a `jaxmix.layout.Layout`: pure data. `jaxmix.layout` asks for `TABLES`, the one list.
+A layout is pure data, a `jaxmix.layout.Layout`. `jaxmix.layout` imports the list `TABLES`.
 """
 
 from jaxmix.converters.layouts import (

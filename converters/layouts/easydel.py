@@ -1,10 +1,10 @@
-r"""EasyDeL: NNX models whose leaves keep Hugging Face's names, kernels (in, out).
+r"""EasyDeL: NNX models whose leaves have Hugging Face's names, with kernels (in, out).
 
-Its norms have a ``kernel`` too, of one axis: without this table such a site is an error.
+Its norms also have a ``kernel``, with one axis: without this layout such a site is an error.
 Source: ``easydel/modules/*/modeling_*.py``; easydel 0.3.0.
 """
 
-from jaxmix.converters.layouts.naming import below
+from jaxmix.converters.layouts.naming import with_prefixes
 from jaxmix.placement.layout import KERNEL, Layout, Rule
 
 __all__ = ["TABLES"]
@@ -17,4 +17,4 @@ _RULES = (
     Rule(r"(.+)", r"\1.bias", part="bias"),
 )
 
-TABLES = (Layout("easydel", below(_RULES, "", "params."), by_name=True),)
+TABLES = (Layout("easydel", with_prefixes(_RULES, "", "params."), by_name=True),)

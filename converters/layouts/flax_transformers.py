@@ -1,7 +1,7 @@
 """The Flax models of transformers 4 (BERT, GPT-2, Llama, …): Hugging Face's names, Flax's leaves.
 
-Kernels are (in, out), but GPT-2's, whose bias tells that they lie the other way; the norms of
-Llama are a ``weight`` all the same.
+Kernels are (in, out), except those of GPT-2, which are (out, in), as the size of their bias shows.
+The norms of Llama have a ``weight``.
 Source: ``transformers/models/*/modeling_flax_*.py``, up to 4.57.
 """
 

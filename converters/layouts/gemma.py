@@ -1,13 +1,13 @@
 r"""gemma, Google DeepMind's library: Linen models of Gemma 1, 2 and 3.
 
-Gate and up projection are one leaf, (2, F, D) or (2, D, F), as `transpose_gating_einsum` says:
-found by their shapes. The head is the embedding.
+Gate and up projection are one leaf, (2, F, D) or (2, D, F) depending on `transpose_gating_einsum`,
+which is recognized by shape. The head is the embedding.
 Source: ``gemma/gm/nn/_modules.py`` and ``_layers.py``; gemma 4.0.1.
 """
 
 from collections.abc import Iterator
 
-from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM, below
+from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM, with_prefixes
 from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES"]
@@ -23,7 +23,7 @@ _NORMS = {
 
 
 def _rules(gating: str | None) -> Iterator[Rule]:
-    """The rules, with the axes of a gate."""
+    """Yields the rules; ``gating`` gives the axes of the gate and up projections."""
     heads = "n d h -> (n h) d"
     yield Rule(EMBEDDING, "embedder.input_embedding")
     yield Rule(HEAD, "embedder.input_embedding")
@@ -42,6 +42,6 @@ def _rules(gating: str | None) -> Iterator[Rule]:
 
 
 TABLES = (
-    Layout("gemma", below(_rules(None), "", "params.")),
-    Layout("gemma_untransposed", below(_rules(KERNEL), "", "params.")),
+    Layout("gemma", with_prefixes(_rules(None), "", "params.")),
+    Layout("gemma_untransposed", with_prefixes(_rules(KERNEL), "", "params.")),
 )

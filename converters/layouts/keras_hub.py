@@ -1,6 +1,6 @@
-r"""KerasHub: backbones of Llama, Mistral, Qwen and Gemma; leaves are named by their Keras paths.
+r"""KerasHub: backbones of Llama, Mistral, Qwen and Gemma, with leaves named by their Keras paths.
 
-``{v.path: v.value for v in model.variables}`` is such a tree, and so is one nested at the slashes.
+``{v.path: v.value for v in model.variables}`` is such a tree, or the same nested at the slashes.
 Source: ``keras_hub/src/utils/transformers/convert_*.py``; keras-hub 0.32.
 """
 
@@ -14,7 +14,7 @@ __all__ = ["TABLES"]
 
 
 def _paths(rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Rules for dotted names, and for paths."""
+    """Adds rules for names with slashes to rules for dotted names."""
     rules = tuple(rules)
     return (*rules, *(replace(rule, leaf=rule.leaf.replace(".", "/")) for rule in rules))
 

@@ -1,7 +1,7 @@
-r"""Levanter: Equinox models of Haliax's named arrays, layers stacked along the first axis.
+r"""Levanter: Equinox models of Haliax's named arrays, with layers stacked along the first axis.
 
-Queries are kept by the heads that share a key: (L, K, G, H, D). A named array is one leaf below its
-name. Where layers are not stacked, each has leaves of its own.
+Queries are grouped by the heads that share a key: (L, K, G, H, D). A named array is a single leaf
+below its name. Layers that are not stacked have leaves of their own.
 Source: ``levanter/models/llama.py``, ``levanter/layers/attention.py``; marin-levanter 0.2.227.
 """
 
@@ -21,7 +21,7 @@ _HEADS = {
 
 
 def _rules() -> Iterator[Rule]:
-    # The key of Haliax's array in JAX's paths: its only child.
+    # The key of a Haliax array's only child in JAX's paths.
     for leaf in (".0", ".array"):
         yield Rule(EMBEDDING, f"embeddings.token_embeddings.weight{leaf}")
         yield Rule(HEAD, f"lm_head.weight{leaf}")

@@ -1,16 +1,16 @@
-r"""MaxText: layers in one leaf, scanned on axis 1, or a leaf for each.
+r"""MaxText: layers stacked in one leaf, scanned along axis 1, or in a leaf each.
 
-Its Llama interleaves the halves of each rotary head, and its queries are divided by √head_dim; its
-Qwen does neither, its Mixtral and Gemma 2 only the second. The leaves have the same names, so that
-whoever adapts queries or keys has to say which model it is. Gemma's norms are kept with 1 added,
-which no rule can say: they have none.
+Its Llama interleaves the halves of each rotary head and divides queries by √head_dim; its Qwen does
+neither; its Mixtral and Gemma 2 only divide queries. The leaves have the same names, so adapters of
+queries or keys require the model's own layout. Gemma's norms are stored with 1 added, which a rule
+can't express, so the layouts have no rules for them.
 Source: ``maxtext/checkpoint_conversion/utils/param_mapping.py`` at e591f30 (August 2026).
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM, below
+from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM, with_prefixes
 from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES", "maxtext", "maxtext_gemma3"]
@@ -42,26 +42,26 @@ _TOP = (
 def maxtext(
     name: str = "maxtext", *, is_interleaved: bool = False, scales_queries: bool = False
 ) -> Layout:
-    """MaxText's tree of a model of Llama's kind: Llama, Mistral, Qwen, and Mixtral's experts.
+    """Returns MaxText's layout of Llama-like models: Llama, Mistral, Qwen, Mixtral's experts.
 
     Args:
-        name: what to call it in messages.
-        is_interleaved: whether the halves of each head of q and k lie interleaved.
-        scales_queries: whether queries are divided by √head_dim.
+        name: The layout's name in messages.
+        is_interleaved: Whether the halves of each head of q and k are interleaved.
+        scales_queries: Whether queries are divided by √head_dim.
 
     Returns:
-        The layout, for scanned layers and for others.
+        The layout, with rules for scanned and unscanned layers.
 
     Example:
         >>> maxtext().places("model.layers.3.mlp.down_proj", "weight")[0]
         Place(leaf='decoder.layers.mlp.wo.kernel', axes='i o -> o i', index=':, 3', ...)
     """
     rules = (*_TOP, *_layers(is_interleaved, scales_queries), *_experts())
-    return Layout(name, below(rules, *_PREFIXES))
+    return Layout(name, with_prefixes(rules, *_PREFIXES))
 
 
 def _layers(is_interleaved: bool, scales_queries: bool) -> Iterator[Rule]:
-    """A layer's own leaves."""
+    """Yields the rules for the leaves of layers."""
     for stack, index in (("decoder.layers", r":, \1"), (r"decoder.layers_\1", None)):
         yield from _attention(
             f"{LAYER}self_attn", f"{stack}.self_attention", index, is_interleaved, scales_queries
@@ -75,22 +75,22 @@ def _layers(is_interleaved: bool, scales_queries: bool) -> Iterator[Rule]:
 def _attention(
     site: str, leaf: str, index: str | None, is_interleaved: bool, scales_queries: bool
 ) -> Iterator[Rule]:
-    """The leaves of an attention."""
+    """Yields the rules for the leaves of an attention module."""
     for module, (name, axes) in _ATTENTION.items():
-        how: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if module == "q_proj" and scales_queries:
-            how["scale"] = (("h", -0.5),)
+            options["scale"] = (("h", -0.5),)
         if module in ("q_proj", "k_proj") and is_interleaved:
-            axes, how["sizes"] = _INTERLEAVED, (("two", 2),)
-            if "scale" in how:
-                how["scale"] = (("h", -0.5), ("two", -0.5))
-        yield Rule(rf"{site}\.{module}", f"{leaf}.{name}", axes, index, **how)
+            axes, options["sizes"] = _INTERLEAVED, (("two", 2),)
+            if "scale" in options:
+                options["scale"] = (("h", -0.5), ("two", -0.5))
+        yield Rule(rf"{site}\.{module}", f"{leaf}.{name}", axes, index, **options)
     for module, name in _BIASES.items():
         yield Rule(rf"{site}\.{module}", f"{leaf}.{name}", "n h -> (n h)", index, "bias")
 
 
 def _experts() -> Iterator[Rule]:
-    """Experts, stacked before the layers."""
+    """Yields the rules for experts, whose axis precedes that of the layers."""
     qwen = rf"{LAYER}mlp\.experts\.(\d+)\.", "moe_block", _MLP
     mixtral = (
         rf"{LAYER}block_sparse_moe\.experts\.(\d+)\.",
@@ -110,7 +110,7 @@ def _experts() -> Iterator[Rule]:
 
 
 def _gemma2() -> Layout:
-    """Gemma 2: a local and a global layer are one, the even and the odd ones."""
+    """Returns the layout of Gemma 2, which stacks pairs of a local and a global layer."""
     scale = (("d", 0.5),)
     rules = [
         Rule(EMBEDDING, "token_embedder.embedding", "v d -> v d", scale=scale),
@@ -127,19 +127,19 @@ def _gemma2() -> Layout:
             for module, name in _MLP.items():
                 leaf = f"{stack}.mlp_{kind}.{name}.kernel"
                 rules.append(Rule(rf"{layer}mlp\.{module}", leaf, KERNEL, index))
-    return Layout("maxtext_gemma2", below(rules, *_PREFIXES))
+    return Layout("maxtext_gemma2", with_prefixes(rules, *_PREFIXES))
 
 
 def maxtext_gemma3(name: str = "maxtext_gemma3", *, layers: int = 0) -> Layout:
-    """MaxText's tree of Gemma 3: six layers, of which the last is global, are scanned as one.
+    """Returns MaxText's layout of Gemma 3, which scans blocks of six layers, the last one global.
 
     Args:
-        name: what to call it in messages.
-        layers: how many layers the model has, where they are scanned and 6 does not divide them:
-            those that are left over have leaves of their own.
+        name: The layout's name in messages.
+        layers: The model's number of layers, needed if they are scanned and the number is not a
+            multiple of 6: the remaining layers then have leaves of their own.
 
     Returns:
-        The layout, for scanned layers and for others.
+        The layout, with rules for scanned and unscanned layers.
 
     Example:
         >>> place = maxtext_gemma3().places("model.layers.13.self_attn.o_proj", "weight")[0]
@@ -161,8 +161,8 @@ def maxtext_gemma3(name: str = "maxtext_gemma3", *, layers: int = 0) -> Layout:
             rules.append(
                 Rule(rf"{layer}mlp\.{module}", f"{stack}.mlp.{leaf}.kernel", KERNEL, index)
             )
-    # The embedding is kept times √width, rounded to bfloat16: no rule can say so.
-    return Layout(name, below((r for r in rules if "norm" not in r.site), *_PREFIXES))
+    # The embedding is stored times √width, rounded to bfloat16, which a rule can't express.
+    return Layout(name, with_prefixes((r for r in rules if "norm" not in r.site), *_PREFIXES))
 
 
 TABLES = (

@@ -1,6 +1,6 @@
-r"""What tables have in common: how Hugging Face's decoders call their modules.
+r"""Hugging Face's names of decoder modules, shared by all layouts.
 
-Multimodal models have ``language_model`` in some place above the layers.
+Multimodal models have ``language_model`` somewhere above the layers.
 """
 
 from collections.abc import Iterable
@@ -8,29 +8,29 @@ from dataclasses import replace
 
 from jaxmix.placement.layout import Rule
 
-__all__ = ["EMBEDDING", "HEAD", "KERNEL", "LAYER", "NORM", "below"]
+__all__ = ["EMBEDDING", "HEAD", "KERNEL", "LAYER", "NORM", "with_prefixes"]
 
 _ABOVE = r"(?:model\.|language_model\.)*"
 EMBEDDING = rf"{_ABOVE}embed_tokens"
 NORM = rf"{_ABOVE}norm"
 HEAD = r"(?:language_model\.)?lm_head"
 LAYER = rf"{_ABOVE}layers\.(\d+)\."
-# A Flax kernel of a linear layer.
+# The axes of a linear layer's Flax kernel.
 KERNEL = "i o -> o i"
 
 
-def below(rules: Iterable[Rule], *prefixes: str) -> tuple[Rule, ...]:
-    """Rules for trees whose leaves are below one of some names.
+def with_prefixes(rules: Iterable[Rule], *prefixes: str) -> tuple[Rule, ...]:
+    """Repeats rules for trees whose leaves have one of several prefixes.
 
     Args:
-        rules: the rules.
-        prefixes: the names, with a dot at the end; "" for nothing above.
+        rules: The rules.
+        prefixes: The prefixes, each ending in a dot; "" for no prefix.
 
     Returns:
-        Each rule once for each of them.
+        Each rule with each prefix.
 
     Example:
-        >>> [rule.leaf for rule in below([Rule("a", "w")], "", "params.")]
+        >>> [rule.leaf for rule in with_prefixes([Rule("a", "w")], "", "params.")]
         ['w', 'params.w']
     """
     rules = tuple(rules)

@@ -1,11 +1,11 @@
-r"""openpi: the two Gemmas of π₀, layers stacked along the first axis, by openpi's own names.
+r"""openpi: the two Gemmas of π₀, with layers stacked along the first axis, by openpi's own names.
 
-A site is a leaf of one layer: ``PaliGemma.llm.layers.3.attn.kv_einsum`` is (2, K, D, H), keys and
-values of all heads in one matrix. The second expert's leaves end in ``_1``.
+A site is a leaf of one layer: ``PaliGemma.llm.layers.3.attn.kv_einsum`` is (2, K, D, H), the keys
+and values of all heads in one matrix. The names of the second expert's leaves end in ``_1``.
 Source: ``src/openpi/models/gemma.py`` and ``lora.py``, at the main branch of November 2026.
 """
 
-from jaxmix.converters.layouts.naming import KERNEL, below
+from jaxmix.converters.layouts.naming import KERNEL, with_prefixes
 from jaxmix.placement.layout import Layout, Rule
 
 __all__ = ["TABLES"]
@@ -32,4 +32,4 @@ _RULES = (
     Rule(rf"{_LAYER}(mlp(?:_\d+)?)\.linear", r"\1.\3.linear", KERNEL, r"\2"),
 )
 
-TABLES = (Layout("openpi", below(_RULES, "", "params.")),)
+TABLES = (Layout("openpi", with_prefixes(_RULES, "", "params.")),)

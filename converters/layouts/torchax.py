@@ -1,6 +1,6 @@
-"""torchax: PyTorch's own modules on JAX arrays, so that names and axes are PyTorch's.
+"""torchax: PyTorch's own modules on JAX arrays, with PyTorch's names and axes.
 
-Source: ``torchax.interop.extract_jax``, which gives the state_dict; torchax 0.0.13.
+Source: ``torchax.interop.extract_jax``, which returns the state_dict; torchax 0.0.13.
 """
 
 from jaxmix.placement.layout import TORCH, Layout

@@ -1,6 +1,6 @@
-r"""google-tunix: NNX models of Llama, Qwen and Gemma, a leaf for each layer.
+r"""google-tunix: NNX models of Llama, Qwen and Gemma, with separate leaves for each layer.
 
-Gemma keeps k and v in one leaf, or q, k and v where there are as many heads of each; its head is
+Gemma stores k and v in one leaf, or q, k and v if they have the same number of heads; its head is
 the embedding.
 Source: ``tunix/models/*/params.py`` and ``params_safetensors.py``; google-tunix 0.1.7.
 """
@@ -20,7 +20,7 @@ _EXPERTS = tuple(
     for module in ("gate_proj", "up_proj", "down_proj")
 )
 
-# Llama and Qwen, whose leaves are called alike.
+# Llama and Qwen, whose leaves have the same names.
 _LLAMA = (
     Rule(EMBEDDING, "embedder.input_embedding"),
     Rule(NORM, "final_norm.w"),

@@ -1,6 +1,6 @@
-"""The streaming merge: a checkpoint of any size and adapters in, a merged checkpoint out."""
+"""The streaming merge of adapters into a checkpoint of any size."""
 
-from jaxmix.converters.merging.front import Merged, merge_checkpoint, verify_merge
+from jaxmix.converters.merging.merge import Merged, merge_checkpoint, verify_merge
 from jaxmix.converters.merging.rounding import Rounding
 from jaxmix.converters.merging.verifying import Verdict, Verified
 

@@ -1,7 +1,7 @@
-"""Steps of affine maps, cut into runs of rows: ``(L W Rᵀ + Δ)[part] = L' W[part] Rᵀ + Δ[part]``.
+"""Cuts affine maps into runs of rows: ``(L W Rᵀ + Δ)[part] = L' W[part] Rᵀ + Δ[part]``.
 
-That holds where L does not reach out of the part: for the identity, a diagonal, and blocks along
-the diagonal that the part does not cut. So a large tensor goes through memory by runs of rows.
+This holds where L does not mix rows of the part with others: for the identity, a diagonal, and
+diagonal blocks that the part does not cut. So a large tensor is processed in runs of rows.
 """
 
 import math
@@ -24,62 +24,62 @@ from jaxmix.operators import (
     Sum,
 )
 
-__all__ = ["cut", "light", "parts", "unit"]
+__all__ = ["cut_rows", "row_runs", "row_unit", "with_numpy_factors"]
 
 
-def unit(steps: Sequence[AffineMap]) -> int | None:
-    """How many rows have to stay together: a multiple of what every L mixes.
+def row_unit(steps: Sequence[AffineMap]) -> int | None:
+    """Returns the number of rows that must stay together: a multiple of what every L mixes.
 
     Args:
-        steps: maps of one matrix, the first one first.
+        steps: Maps of one matrix in order of application.
 
     Returns:
         A number of rows; None if an L mixes all of them.
 
     Example:
         >>> from jaxmix.affine import identity
-        >>> unit([identity((4, 2))])
+        >>> row_unit([identity((4, 2))])
         1
     """
     sizes = [_unit(step.left) for step in steps]
     return None if None in sizes else math.lcm(*(size or 1 for size in sizes))
 
 
-def parts(rows: int, most: int, together: int | None) -> list[slice]:
-    """The rows in runs of about one size, none of them cut where it must not be.
+def row_runs(rows: int, limit: int, unit: int | None) -> list[slice]:
+    """Splits rows into runs of similar size.
 
     Args:
-        rows: how many there are.
-        most: how many a run should have at the most.
-        together: what `unit` said.
+        rows: The number of rows.
+        limit: The most rows that a run should have.
+        unit: The number of rows that must stay together, as `row_unit` returns it.
 
     Returns:
-        The runs, in order; a single one where nothing may be cut.
+        The runs, in order; a single one if all rows must stay together.
 
     Example:
-        >>> parts(10, 4, 2)
+        >>> row_runs(10, 4, 2)
         [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
     """
-    if together is None or rows <= most:
+    if unit is None or rows <= limit:
         return [slice(0, rows)]
     # Equal runs where the number of rows allows it: one shape is one compiled function.
-    most = max(most, together) // together * together
-    equal = (n for n in range(most, most // 2, -together) if rows % n == 0)
-    size = next(equal, None) or -(-rows // (-(-rows // most) * together)) * together
+    limit = max(limit, unit) // unit * unit
+    equal = (n for n in range(limit, limit // 2, -unit) if rows % n == 0)
+    size = next(equal, None) or -(-rows // (-(-rows // limit) * unit)) * unit
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def light(step: AffineMap) -> AffineMap:
-    """The same map with what is merely sliced in NumPy's arrays: JAX compiles a program a slice."""
-    return AffineMap(step.left, step.right, _light(step.shift))
+def with_numpy_factors(step: AffineMap) -> AffineMap:
+    """Moves the factors of Δ to NumPy, where slicing rows compiles no JAX programs."""
+    return AffineMap(step.left, step.right, _to_numpy(step.shift))
 
 
-def cut(steps: Sequence[AffineMap], part: slice) -> list[AffineMap]:
-    """The steps of a run of rows.
+def cut_rows(steps: Sequence[AffineMap], part: slice) -> list[AffineMap]:
+    """Returns the maps of a run of rows.
 
     Args:
-        steps: maps of the whole matrix, the first one first.
-        part: a run that `parts` gave for their `unit`.
+        steps: Maps of the whole matrix in order of application.
+        part: A run that `row_runs` returned for their `row_unit`.
 
     Returns:
         Maps of the run.
@@ -89,16 +89,16 @@ def cut(steps: Sequence[AffineMap], part: slice) -> list[AffineMap]:
     return [AffineMap(_square(s.left, part), s.right, s.shift.rows(part)) for s in steps]
 
 
-def _light(delta: Operator) -> Operator:
-    """A Δ whose low ranks and dense terms are NumPy's."""
+def _to_numpy(delta: Operator) -> Operator:
+    """Moves the low-rank and dense terms of Δ to NumPy."""
     if isinstance(delta, Sum):
-        return Sum(tuple(map(_light, delta.terms)))
+        return Sum(tuple(map(_to_numpy, delta.terms)))
     is_sliced = isinstance(delta, LowRank | Hadamard | Dense)
     return jax.tree.map(np.asarray, delta) if is_sliced else delta
 
 
 def _unit(left: Operator) -> int | None:
-    """How many rows an L mixes; None for all of them."""
+    """Returns how many rows an L mixes; None if it mixes all of them."""
     if isinstance(left, Identity | Diagonal):
         return 1
     if isinstance(left, BlockDiagonal):
@@ -110,7 +110,7 @@ def _unit(left: Operator) -> int | None:
 
 
 def _square(left: Operator, part: slice) -> Operator:
-    """``L[part, part]``, which is all of ``L[part]`` that is not zero."""
+    """Returns ``L[part, part]``, which holds all nonzero elements of ``L[part]``."""
     if isinstance(left, Diagonal):
         return replace(left, d=left.d[part])
     if isinstance(left, BlockDiagonal):

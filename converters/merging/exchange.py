@@ -1,4 +1,4 @@
-"""Two paths that change places at once, where the system can do that."""
+"""Exchanges two paths atomically, where the system supports that."""
 
 import ctypes
 import errno
@@ -6,39 +6,40 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["exchanged"]
+__all__ = ["exchange_paths"]
 
-_HERE = -100  # AT_FDCWD
+_CURRENT_FOLDER = -100  # AT_FDCWD
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux; RENAME_SWAP of macOS has the same number
-_CAN_NOT = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+_UNSUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def exchanged(one: Path, other: Path) -> bool:
-    """Lets two paths change places in one step, so that nobody ever finds one of them missing.
+def exchange_paths(left: Path, right: Path) -> bool:
+    """Exchanges two existing paths in one step, so that neither is ever missing.
 
     Args:
-        one: a path that is there.
-        other: another one on the same disk.
+        left: An existing path.
+        right: Another one on the same disk.
 
     Returns:
-        Whether they did; False where the system can't.
+        Whether they were exchanged; False where the system does not support it.
 
     Raises:
-        OSError: if the system could, and refuses.
+        OSError: If the system supports it, and refuses.
     """
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         call = libc.renamex_np if sys.platform == "darwin" else libc.renameat2
     except (OSError, AttributeError, TypeError):
         return False
-    paths = os.fsencode(one), os.fsencode(other)
+    paths = os.fsencode(left), os.fsencode(right)
     if sys.platform == "darwin":
         result = call(*paths, ctypes.c_uint(_EXCHANGE))
     else:
-        result = call(_HERE, paths[0], _HERE, paths[1], ctypes.c_uint(_EXCHANGE))
+        folder = _CURRENT_FOLDER
+        result = call(folder, paths[0], folder, paths[1], ctypes.c_uint(_EXCHANGE))
     if result == 0:
         return True
     number = ctypes.get_errno()
-    if number in _CAN_NOT:
+    if number in _UNSUPPORTED:
         return False
-    raise OSError(number, os.strerror(number), str(one), None, str(other))
+    raise OSError(number, os.strerror(number), str(left), None, str(right))

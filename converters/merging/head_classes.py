@@ -1,6 +1,6 @@
-"""transformers' classes with a head for a task, by the model's type: what their checkpoints hold.
+"""The transformers classes with a task head, by model type, and the tensors that they have.
 
-The table is data, which ``python -m tests.heads`` writes from transformers.
+The table is data that ``python -m tests.heads`` generates from transformers.
 """
 
 import json
@@ -19,15 +19,15 @@ TABLE = Path(__file__).with_name("heads.json")
 
 @dataclass(frozen=True)
 class HeadClass:
-    """A class of transformers with a head.
+    """A transformers class with a task head.
 
     Args:
-        name: Its name.
-        task: What PEFT calls its task.
-        prefix: The prefix of its body.
-        head: Its parameters beside the body: each with its number of rows, "labels", or None.
+        name: The class's name.
+        task: PEFT's name of the task.
+        prefix: The prefix of the body's parameters.
+        head: The parameters outside the body, each with its number of rows, "labels", or None.
         needs: Parameters of the body that another class's checkpoint may lack.
-        lacks: Parameters that another's body may have, and this has not.
+        lacks: Parameters that another class's body may have and this one lacks.
     """
 
     name: str
@@ -39,11 +39,11 @@ class HeadClass:
 
     @property
     def parameters(self) -> dict[str, int | str | None]:
-        """Those of the head, and those that it needs beside, each with its number of rows."""
+        """The parameters of the head and those in ``needs``, each with its number of rows."""
         return {**self.head, **{f"{self.prefix}.{name}": None for name in self.needs}}
 
     def fits(self, leaves: Mapping[str, np.ndarray]) -> bool:
-        """Whether these are whole modules of its head, with as many rows."""
+        """Whether the leaves are all the parameters of some head modules, with matching rows."""
         rows = self.parameters
         sites = {name.rpartition(".")[0] for name in leaves}
         if {name for name in rows if name.rpartition(".")[0] in sites} != leaves.keys():
@@ -56,12 +56,13 @@ class HeadClass:
 
 
 def head_classes(model_type: Any) -> list[HeadClass]:
-    """The classes with a head of a model type, as config.json has it; none if it is unknown."""
+    """Returns the classes for a model type of config.json; empty if the type is unknown."""
     found = _table().get(model_type, {}) if isinstance(model_type, str) else {}
     return [HeadClass(name, **data) for name, data in found.items()]
 
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    """The table, by model type and class."""
+    """Returns the table by model type and class."""
+    # The package's own data: the reader for foreign JSON is not needed.
     return json.loads(TABLE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a broken-off merge was: so that `resume` goes on with the same, and with nothing else."""
+"""The description of a merge, with which `resume` recognizes an interrupted run of the same."""
 
 import hashlib
 import json
@@ -21,25 +21,25 @@ from jaxmix.mixing import Mix
 from jaxmix.placement.layout import Layout
 from jaxmix.untrusted.files import parse_json
 
-__all__ = ["content", "differences", "journal", "new_file", "read_json", "write_json"]
+__all__ = ["adapter_hash", "describe_merge", "differences", "new_file", "read_json", "write_json"]
 
-# More than any record has: names and figures of one shard's tensors.
-_MOST = 256 << 20
+# More bytes than any record has, which lists the tensors of one shard.
+_MAX_BYTES = 256 << 20
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def journal(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any]:
-    """All that decides which bytes a merge writes.
+def describe_merge(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any]:
+    """Describes everything that determines the bytes of a merge's output.
 
     Args:
-        checkpoint: what is to be written: with an untied head, dequantized, as options have it.
-        mixed: the adapters.
-        layout: the table in use.
+        checkpoint: The checkpoint to write, after untying, dequantizing and so on.
+        mixed: The adapters.
+        layout: The layout in use.
 
     Returns:
-        Texts and numbers by what people call them.
+        Data that JSON can hold; the keys are named in error messages.
     """
     headers = hashlib.sha256()
     for shard in checkpoint.shards:
@@ -47,10 +47,11 @@ def journal(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any
     return {
         "the base's tensors": headers.hexdigest(),
         "the base's files": {
-            shard.name: _when(checkpoint.folder / shard.name) for shard in checkpoint.shards
+            shard.name: _size_and_time(checkpoint.folder / shard.name)
+            for shard in checkpoint.shards
         },
         "the changed side files": dict(sorted(checkpoint.texts.items())),
-        "the adapters": [[part.name, content(part)] for part in mixed.parts],
+        "the adapters": [[part.name, adapter_hash(part)] for part in mixed.parts],
         "their strengths": [repr(float(part.strength)) for part in mixed.parts],
         "the layout": hashlib.sha256(repr(layout).encode()).hexdigest(),
         "the programs": [
@@ -59,53 +60,53 @@ def journal(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any
     }
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What two journals do not have in common, in words."""
-    return [key for key in dict.fromkeys((*one, *other)) if one.get(key) != other.get(key)]
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    """Returns the keys at which two descriptions differ."""
+    return [key for key in dict.fromkeys((*left, *right)) if left.get(key) != right.get(key)]
 
 
-def content(part: Adapter) -> str:
-    """The hash of an adapter; of one that no file could hold that of its arrays and structure."""
+def adapter_hash(part: Adapter) -> str:
+    """Returns the hash of an adapter's file, or of its arrays if no file format can hold it."""
     try:
         return fingerprint(part)
     except AdapterError:
         leaves, structure = jax.tree.flatten(dict(part.updates))
-        told = hashlib.sha256(str(structure).encode())
+        digest = hashlib.sha256(str(structure).encode())
         for leaf in leaves:
-            told.update(np.asarray(leaf).tobytes())
-        return told.hexdigest()
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
 
-def _when(path: Path) -> list[int]:
-    """A file's size, and when it was written: a base that was exchanged is seen."""
-    told = path.stat()
-    return [told.st_size, told.st_mtime_ns]
+def _size_and_time(path: Path) -> list[int]:
+    """Returns a file's size and the time of its last write, which reveal another base."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def new_file(path: Path) -> Any:
-    """A file that was not there before, open for writing; a link in its place is not followed.
+    """Creates a file and opens it for writing; does not follow a link in its place.
 
     Raises:
-        FileExistsError: if something has that name.
+        FileExistsError: If the path exists.
     """
     return os.fdopen(os.open(path, _NEW | _BINARY, 0o666), "wb", buffering=0)
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes a file that is there whole, or not at all."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with new_file(beside) as file:
+    """Writes a file of JSON atomically."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with new_file(temporary) as file:
         file.write(json.dumps(data).encode())
         os.fsync(file.fileno())
-    beside.replace(path)
+    temporary.replace(path)
 
 
 def read_json(path: Path) -> Any:
-    """What such a file holds; None if there is none, or something else: a link, a pipe."""
+    """Reads a file of JSON; None if it is missing, invalid, a link or a pipe."""
     try:
         with os.fdopen(os.open(path, _READ | _BINARY), "rb") as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST:
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
                 return None
             return parse_json(file.read())
     except (OSError, ValueError):

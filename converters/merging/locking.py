@@ -1,7 +1,7 @@
-"""The folder in which an output grows: recognized as a merge's, and held by one process at a time.
+"""Locks the folder of an unfinished output for one process.
 
-It is a merge's if its journal says so, and names the output. Whatever else has its name is left as
-it is: nothing is created in it, emptied or removed.
+A folder belongs to a merge if its journal says so and names the output. Anything else with the
+folder's name is left unchanged: nothing in it is created or deleted.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from jaxmix.converters.merging.place import JOURNAL, PROCESS, Place
+from jaxmix.converters.merging.staged_output import JOURNAL, PROCESS, StagedOutput
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import parse_json
 
@@ -19,58 +19,55 @@ __all__ = ["locked"]
 
 FORMAT = "jaxmix merge"
 VERSION = 2
-_MOST = 1 << 16  # bytes of a journal, a name and two numbers
-# A link is not followed, and a pipe does not wait for its other end.
+_MAX_BYTES = 1 << 16  # of a journal: a name and two numbers
+# Do not follow a link, and do not wait for the other end of a pipe.
 _FLAGS = os.O_RDWR | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
 @contextmanager
-def locked(place: Place) -> Iterator[None]:
-    """Holds an output for this process alone: the lock goes with the process, however it ends.
-
-    Yields:
-        Nothing; the folder beside is there.
+def locked(output: StagedOutput) -> Iterator[None]:
+    """Locks an output's folder, creating it if needed. The lock ends with the process.
 
     Raises:
-        CheckpointError: if another process is at it, or the folder is not a merge's.
+        CheckpointError: If another process holds the lock, or the folder is not a merge's.
     """
-    missing = [folder for folder in place.beside.parents if not folder.exists()]
+    missing = [folder for folder in output.folder.parents if not folder.exists()]
     try:
-        file = _locked_journal(place)
+        file = _locked_journal(output)
         try:
             yield
         finally:
             file.close()
-            # A refusal leaves nothing but the journal. Whoever waits for the lock makes it anew.
+            # After a refusal the folder holds the journal alone. A waiting process recreates it.
             with suppress(OSError):
-                if {path.name for path in place.beside.iterdir()} <= {JOURNAL, PROCESS}:
-                    place.removed()
+                if {path.name for path in output.folder.iterdir()} <= {JOURNAL, PROCESS}:
+                    output.delete()
     finally:
-        for folder in missing:  # the innermost first; one that holds something stays
+        for folder in missing:  # innermost first; a folder that is not empty stays
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _locked_journal(place: Place) -> Any:
-    """The open journal; closing it lets the lock go."""
-    path = place.beside / JOURNAL
+def _locked_journal(output: StagedOutput) -> Any:
+    """Returns the open journal; closing it releases the lock."""
+    path = output.folder / JOURNAL
     while True:
-        is_empty = _is_empty(place)
+        is_empty = _make_folder(output)
         try:
             number = os.open(path, _FLAGS | (os.O_CREAT if is_empty else 0), 0o666)
         except FileNotFoundError:
-            if is_empty or not place.beside.exists():  # removed between these lines
+            if is_empty or not output.folder.exists():  # deleted between these lines
                 continue
-            raise _in_the_way(place) from None
+            raise _in_the_way(output) from None
         except OSError as error:  # a link, a folder
-            raise _in_the_way(place) from error
+            raise _in_the_way(output) from error
         file = os.fdopen(number, "r+b", buffering=0)
         try:
-            if _is_held(file, place):
-                # Whoever held it before may have removed the file that was opened.
+            if _lock_journal(file, output):
+                # The process that held the lock before may have deleted the opened file.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(path.stat(), os.fstat(number)):
-                        _sign(file, place)
+                        _write_identity(file, output)
                         return file
         except BaseException:
             file.close()
@@ -78,92 +75,92 @@ def _locked_journal(place: Place) -> Any:
         file.close()
 
 
-def _is_empty(place: Place) -> bool:
-    """Makes the folder if it is absent, and returns whether it is empty.
+def _make_folder(output: StagedOutput) -> bool:
+    """Creates the folder if it is missing, and returns whether it is empty.
 
     Raises:
-        CheckpointError: if something else has its name.
+        CheckpointError: If something else has its name.
     """
-    if place.beside.is_symlink() or (place.beside.exists() and not place.beside.is_dir()):
-        raise _in_the_way(place)
-    place.beside.mkdir(parents=True, exist_ok=True)
-    return not any(place.beside.iterdir())
+    if output.folder.is_symlink() or (output.folder.exists() and not output.folder.is_dir()):
+        raise _in_the_way(output)
+    output.folder.mkdir(parents=True, exist_ok=True)
+    return not any(output.folder.iterdir())
 
 
-def _is_held(file: Any, place: Place) -> bool:
-    """Locks the journal of a merge to this output, or one that is empty yet.
+def _lock_journal(file: Any, output: StagedOutput) -> bool:
+    """Locks the journal of a merge to this output, or an empty journal.
 
     Raises:
-        CheckpointError: if it is another's, or another process holds it.
+        CheckpointError: If it is another journal, or another process holds the lock.
     """
     status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST:
-        raise _in_the_way(place)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+        raise _in_the_way(output)
     text = file.read()
-    if text and _said(text) != _identity(place):
-        raise _in_the_way(place)
+    if text and _parse(text) != _identity(output):
+        raise _in_the_way(output)
     try:
         _lock(file)
     except BlockingIOError as error:
         raise CheckpointError(
-            f"another process (number {_process(place)}) is writing the output {place.out} right "
-            "now. Wait until it is done, or give another folder."
+            f"another process (number {_process(output)}) is writing the output {output.path}. "
+            "Wait until it is done, or choose another folder."
         ) from error
     return True
 
 
-def _process(place: Place) -> str:
-    """The number of the process at work, as it wrote it down."""
+def _process(output: StagedOutput) -> str:
+    """Returns the recorded number of the process that writes."""
     with suppress(OSError, ValueError):
-        return str(int((place.beside / PROCESS).read_text(encoding="utf-8")))
+        return str(int((output.folder / PROCESS).read_text(encoding="utf-8")))
     return "unknown"
 
 
-def _sign(file: Any, place: Place) -> None:
-    """Writes into a new journal whose it is, and beside it which process is at work.
+def _write_identity(file: Any, output: StagedOutput) -> None:
+    """Writes the output's name into a new journal, and this process's number next to it.
 
-    A merge that is killed before that leaves an empty folder, or an empty journal and nothing else:
-    such a folder is taken over, for there is nothing in it to lose.
+    A merge that is killed before this leaves an empty folder, or only an empty journal. Such a
+    folder is reused, since it holds nothing that could be lost.
 
     Raises:
-        CheckpointError: if the journal is empty, and the folder is not.
+        CheckpointError: If the journal is empty and the folder holds other files.
     """
     file.seek(0)
     if not file.read():
-        if {path.name for path in place.beside.iterdir()} != {JOURNAL}:
-            raise _in_the_way(place)
-        file.write(json.dumps(_identity(place)).encode())
+        if {path.name for path in output.folder.iterdir()} != {JOURNAL}:
+            raise _in_the_way(output)
+        file.write(json.dumps(_identity(output)).encode())
         os.fsync(file.fileno())
-    process = place.beside / PROCESS
+    process = output.folder / PROCESS
     process.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    with os.fdopen(os.open(process, flags, 0o666), "w", encoding="utf-8") as opened:
-        opened.write(f"{os.getpid()}\n")
+    with os.fdopen(os.open(process, flags, 0o666), "w", encoding="utf-8") as process_file:
+        process_file.write(f"{os.getpid()}\n")
 
 
-def _identity(place: Place) -> dict[str, Any]:
-    """What the journal of a merge to this output says."""
-    return {"format": FORMAT, "version": VERSION, "output": place.out.name}
+def _identity(output: StagedOutput) -> dict[str, Any]:
+    """Returns the content of the journal of a merge to this output."""
+    return {"format": FORMAT, "version": VERSION, "output": output.path.name}
 
 
-def _said(text: bytes) -> Any:
-    """The content of a journal; None if it is not JSON."""
+def _parse(text: bytes) -> Any:
+    """Returns the content of a journal; None if it is not JSON."""
     try:
         return parse_json(text)
     except ValueError:
         return None
 
 
-def _in_the_way(place: Place) -> CheckpointError:
+def _in_the_way(output: StagedOutput) -> CheckpointError:
     return CheckpointError(
-        f"{place.beside} is in the way: the output grows there, and what lies there is no "
-        f"unfinished merge to {place.out.name}. It is left as it is. Move it, or give another name "
-        "for the output."
+        f"{output.folder} is in the way: the unfinished output would be written there, and it is "
+        f"not an unfinished merge to {output.path.name}. It is left unchanged. Move it, or choose "
+        "another name for the output."
     )
 
 
 def _lock(file: Any) -> None:
-    """Locks an open file, or raises BlockingIOError; Windows has no such lock."""
+    """Locks an open file, or raises BlockingIOError. Windows has no such lock."""
     try:
         import fcntl
     except ImportError:

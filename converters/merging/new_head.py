@@ -1,8 +1,8 @@
-"""Heads that an adapter brings and the base has not: a classifier on a language model.
+"""Adds heads that adapters have and the base lacks, such as a classifier on a language model.
 
-Which class of transformers a head belongs to is looked up by the base's model type and by the
-names of the saved leaves, in a table that ``python -m tests.heads`` writes from transformers. The
-output is that class's checkpoint: its body's prefix, the head as new tensors, no other head.
+The transformers class of a head is found by the base's model type and the names of the saved
+leaves, in a table that ``python -m tests.heads`` generates from transformers. The output is a
+checkpoint of that class, with its prefix for the body, the new head, and no other head.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ import numpy as np
 from jaxmix.adapter import words
 from jaxmix.converters.adapters.peft.about import about
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
-from jaxmix.converters.merging.grown import new
 from jaxmix.converters.merging.head_classes import HeadClass, head_classes
-from jaxmix.converters.merging.labels import label_fields
-from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
+from jaxmix.converters.merging.label_config import label_fields
+from jaxmix.converters.merging.resized_tensor import new_tensor
+from jaxmix.converters.merging.rewriting import adjust_totals, with_config, with_tensors
 from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Replace, parts_of
 from jaxmix.mixing import Mix
@@ -25,22 +25,22 @@ from jaxmix.placement.ties import HEADS
 
 __all__ = ["NewHead", "with_new_head"]
 
-# How heads are called in models that the table does not have.
+# Common names of heads, for models that are not in the table.
 _USUAL = ("score", "classifier", "qa_outputs", "classification_head")
-# Old heads in a checkpoint without a prefix, by their first name.
+# The first part of the names of old heads, in checkpoints without a prefix.
 _OLD = frozenset({"cls", "cls_predictions", *(head.partition(".")[0] for head in HEADS)})
-# Prefixes of a language model's body, where the class with the head has another.
+# Prefixes of a language model's body that the class with the head may replace.
 _BODIES = {"model.", "transformer."}
 _LABELS, _QUESTIONS = "labels", "QUESTION_ANS"
 
 
 @dataclass(frozen=True)
 class NewHead:
-    """What became of a base that was given a head.
+    """The result of adding a head.
 
     Args:
-        name: The class whose checkpoint it is now; None if nothing was to do.
-        dropped: The base's tensors that this class has not, each with the reason.
+        name: The class of the output; None if no head was added.
+        dropped: The base's tensors that this class lacks, each with the reason.
     """
 
     name: str | None = None
@@ -50,20 +50,20 @@ class NewHead:
 def with_new_head(
     checkpoint: Checkpoint, mixed: Mix, *, allowed: bool | str
 ) -> tuple[Checkpoint, NewHead]:
-    """Gives the base the head that the adapters bring, if it has none such.
+    """Adds the adapters' head to the base, if the base lacks it.
 
     Args:
         checkpoint: The base.
         mixed: The adapters.
-        allowed: Whether to do so; if not, adapters with such a head are an error. The name of the
-            class, where the head's leaves do not tell it.
+        allowed: Whether to add a head; if not, adapters with a new head are an error. Or the
+            class's name, where the head's leaves do not determine it.
 
     Returns:
-        The checkpoint, and what was done.
+        The checkpoint, and the head that was added.
 
     Raises:
-        LayoutError: If this is not allowed, the class is unknown, or parts of it are missing.
-        ShapeError: If adapters bring heads of different sizes.
+        LayoutError: If a new head is not allowed, its class is unknown, or tensors are missing.
+        ShapeError: If adapters have heads of different sizes.
     """
     config = checkpoint.json(CONFIG_FILE)
     classes = head_classes(config.get("model_type"))
@@ -73,35 +73,37 @@ def with_new_head(
         return checkpoint, NewHead()
     found = _chosen(checkpoint, mixed, leaves, classes, allowed)
     tensors, dropped = _renamed(checkpoint, mixed, found, leaves)
-    there = {one.name for one in tensors.values()} | leaves.keys()
-    if lost := [name for name in found.parameters if name not in there]:
+    available = {tensor.name for tensor in tensors.values()} | leaves.keys()
+    if missing := [name for name in found.parameters if name not in available]:
         raise LayoutError(
             f"a {found.name} has tensors that neither {checkpoint.name} nor an adapter has:"
-            f"{listing(lost)}\nThey were random when the adapter was trained, and were not saved: "
-            "train it with these modules in modules_to_save, or merge into the very base that it "
-            "was trained on, saved by transformers."
+            f"{listing(missing)}\nThey were initialized at random for training and not saved. "
+            "Train the adapter with these modules in modules_to_save, or save the base that it was "
+            "trained on with transformers, and merge into that."
         )
     fields: dict[str, Any] = {"architectures": [found.name]}
-    labels = {len(leaves[n]) for n, rows in found.head.items() if rows == _LABELS and n in leaves}
+    labels = {
+        len(leaves[name]) for name, rows in found.head.items() if rows == _LABELS and name in leaves
+    }
     if labels and (found.task != _QUESTIONS or "id2label" in config):
         fields |= label_fields(config, max(labels))
-    out = _with(checkpoint, tensors, leaves)
+    out = _with_tensors(checkpoint, tensors, leaves)
     out = out if out.is_file else with_config(out, fields)
-    reason = f"{found.name} has no such tensor"
-    reasons = {name: "replaced by the new head" if name in leaves else reason for name in dropped}
-    return out, NewHead(found.name, tuple(f"{name}: {why}" for name, why in reasons.items()))
+    unused = f"{found.name} has no such tensor"
+    reasons = {name: "replaced by the new head" if name in leaves else unused for name in dropped}
+    return out, NewHead(found.name, tuple(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
-def _is_of(name: str, site: str) -> bool:
-    """Whether a parameter is one of a module."""
+def _belongs_to(name: str, site: str) -> bool:
+    """Whether a parameter belongs to a module."""
     return name.rpartition(".")[0] == site
 
 
 def _is_other_task(config: Mapping[str, Any], mixed: Mix, classes: Sequence[HeadClass]) -> bool:
-    """Whether the base has a head of another task than the adapters', though of the same name."""
-    said = set(_said(mixed)).intersection(x for one in classes for x in (one.name, one.task))
-    own = [one for one in classes if one.name in _architectures(config)]
-    return bool(own and said) and not any({one.name, one.task} & said for one in own)
+    """Whether the base's head has the same name as the adapters', but is for another task."""
+    stated = set(_stated(mixed)).intersection(x for c in classes for x in (c.name, c.task))
+    own = [head for head in classes if head.name in _architectures(config)]
+    return bool(own and stated) and not any({head.name, head.task} & stated for head in own)
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:
@@ -113,13 +115,13 @@ def _architectures(config: Mapping[str, Any]) -> list[str]:
 def _saved_leaves(
     checkpoint: Checkpoint, mixed: Mix, classes: Sequence[HeadClass], *, is_other: bool
 ) -> dict[str, np.ndarray]:
-    """The leaves of heads that adapters saved and the base lacks; the first adapter's."""
-    known = {name for one in classes for name in one.parameters}
+    """Returns the leaves of heads that the base lacks, each from the first adapter that has it."""
+    known = {name for head in classes for name in head.parameters}
     tensors, found, wrong = checkpoint.tensors, {}, []
     for site, word in words(mixed.parts).items():
-        is_known = any(_is_of(name, site) for name in known) or site.split(".")[0] in _USUAL
-        is_there = any(f"{site}.{kind}" in tensors for kind in ("weight", "bias"))
-        if not is_known or (is_there and not is_other):
+        is_known = any(_belongs_to(name, site) for name in known) or site.split(".")[0] in _USUAL
+        is_in_base = any(f"{site}.{kind}" in tensors for kind in ("weight", "bias"))
+        if not is_known or (is_in_base and not is_other):
             continue
         for _, update in word:
             for part in parts_of(update):
@@ -132,7 +134,7 @@ def _saved_leaves(
                         wrong.append(f"{name}: {found[name].shape} and {leaf.shape}")
     if wrong:
         raise ShapeError(
-            f"adapters bring heads of different sizes:{listing(wrong)}\nMerge one of them only."
+            f"adapters have heads of different sizes:{listing(wrong)}\nMerge only one of them."
         )
     return {name: np.asarray(leaf) for name, leaf in found.items()}
 
@@ -144,46 +146,48 @@ def _chosen(
     classes: Sequence[HeadClass],
     allowed: bool | str,
 ) -> HeadClass:
-    """The class that has the saved head.
+    """Returns the class that has the saved head.
 
     Raises:
         LayoutError: If the option is not set, no class fits, or several do.
     """
-    fitting = [one for one in classes if one.fits(leaves)]
-    said = set(_said(mixed))
-    told = [one for one in fitting if one.name == allowed or {one.name, one.task} & said]
-    candidates = told or fitting
-    names = " or ".join(one.name for one in candidates)
+    fitting = [head for head in classes if head.fits(leaves)]
+    stated = set(_stated(mixed))
+    matching = [head for head in fitting if head.name == allowed or {head.name, head.task} & stated]
+    candidates = matching or fitting
+    names = " or ".join(head.name for head in candidates)
     config = checkpoint.json(CONFIG_FILE)
-    has = ", ".join(_architectures(config)) or config.get("model_type") or "no class"
+    own = ", ".join(_architectures(config)) or config.get("model_type") or "no class"
     found = (
-        f"the adapters bring a head that {checkpoint.name} has not ({CONFIG_FILE} says {has}):"
+        f"the adapters have a head that {checkpoint.name} lacks ({CONFIG_FILE} names {own}):"
         f"{listing(f'{name} {leaf.shape}' for name, leaf in leaves.items())}\n"
     )
-    if isinstance(allowed, str) and [one.name for one in candidates] != [allowed]:
-        raise LayoutError(f"{found}A {allowed} has no such head, expected {names or 'another'}.")
+    if isinstance(allowed, str) and [head.name for head in candidates] != [allowed]:
+        raise LayoutError(
+            f"{found}{allowed} has no such head, expected {names or 'another class'}."
+        )
     if not candidates:
         raise LayoutError(
-            f"{found}No class of transformers that jaxmix knows has it on this model. Save the "
+            f"{found}jaxmix knows no transformers class of this model with such a head. Save the "
             "base with the class that the adapter was trained with, and merge into that."
         )
     if not allowed:
         raise LayoutError(
-            f"{found}It is that of a {names}. {option('new_head')} "
-            f"writes it as new tensors, and the class and its labels into {CONFIG_FILE}. Or save "
-            f"such a base with transformers, and merge into that: {candidates[0].name}"
+            f"{found}It is the head of {names}. Use {option('new_head')} to write it as new "
+            f"tensors, and the class and its labels to {CONFIG_FILE}. Or save such a base with "
+            f"transformers, and merge into that: {candidates[0].name}"
             ".from_pretrained(base).save_pretrained(folder)."
         )
     if len(candidates) > 1:
         raise LayoutError(
-            f"{found}It may be that of a {names}. Say which: new_head={candidates[0].name!r} (on "
-            f"the command line --head-class {candidates[0].name})."
+            f"{found}It may be the head of {names}. Choose one: new_head={candidates[0].name!r} "
+            f"(on the command line --head-class {candidates[0].name})."
         )
     return candidates[0]
 
 
-def _said(mixed: Mix) -> Iterator[str]:
-    """Tasks and classes for which adapters were trained, as their files say."""
+def _stated(mixed: Mix) -> Iterator[str]:
+    """Yields the tasks and classes that the adapters' files state."""
     for part in mixed.parts:
         fields = about(getattr(part, "metadata", {}))
         yield fields.get("task_type", "")
@@ -193,7 +197,7 @@ def _said(mixed: Mix) -> Iterator[str]:
 def _renamed(
     checkpoint: Checkpoint, mixed: Mix, found: HeadClass, leaves: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Stored], list[str]]:
-    """The base's tensors under the class's names, by their old names; and those that go."""
+    """Returns ``{old name: renamed tensor}``, and the names of the base's tensors to drop."""
     prefix = f"{found.prefix}."
     old = _old_prefix(checkpoint, mixed, prefix)
     kept, dropped = {}, []
@@ -210,9 +214,9 @@ def _renamed(
 
 
 def _old_prefix(checkpoint: Checkpoint, mixed: Mix, prefix: str) -> str:
-    """The prefix of the base's body, such as ``"model."``; "" for none.
+    """Returns the prefix of the base's body, such as ``"model."``; "" if it has none.
 
-    Where an adapter touches the body, its sites tell: they are named as the class has them.
+    If an adapter touches the body, its sites, which have the class's names, determine the prefix.
     """
     tensors = checkpoint.tensors
     firsts = {f"{name.partition('.')[0]}." for name in tensors}
@@ -229,27 +233,27 @@ def _old_prefix(checkpoint: Checkpoint, mixed: Mix, prefix: str) -> str:
     return bodies.pop() if len(bodies) == 1 and bodies <= _BODIES else ""
 
 
-def _with(
+def _with_tensors(
     checkpoint: Checkpoint, tensors: Mapping[str, Stored], leaves: Mapping[str, np.ndarray]
 ) -> Checkpoint:
-    """The checkpoint with these tensors, and the head's in its last shard."""
+    """Returns the checkpoint with these tensors, and the head's leaves in its last shard."""
     names = {np.dtype(kind): name for name, kind in FLOATS.items()}
     last = checkpoint.shards[-1]
     heads = [
-        new(name, names[leaf.dtype], leaf, checkpoint.folder / last.name)
+        new_tensor(name, names[leaf.dtype], leaf, checkpoint.folder / last.name)
         for name, leaf in leaves.items()
     ]
 
     def change(shard: Shard) -> Iterator[Stored]:
-        kept = [tensors[one.name] for one in shard.tensors if one.name in tensors]
-        # Wide dtypes first, as safetensors has them, so that each tensor is aligned.
+        kept = [tensors[old.name] for old in shard.tensors if old.name in tensors]
+        # Wide dtypes first, as safetensors sorts them, so each tensor is aligned.
         more = heads if shard is last else []
-        return iter(sorted([*kept, *more], key=_width, reverse=True))
+        return iter(sorted([*kept, *more], key=_item_size, reverse=True))
 
-    gone = [one for name, one in checkpoint.tensors.items() if name not in tensors]
-    return with_tensors(checkpoint, change, total(heads, without=gone))
+    removed = [old for name, old in checkpoint.tensors.items() if name not in tensors]
+    return with_tensors(checkpoint, change, adjust_totals(heads, removed))
 
 
-def _width(tensor: Stored) -> int:
-    """The bytes of one of a tensor's numbers."""
+def _item_size(tensor: Stored) -> int:
+    """Returns the bytes of each number of a tensor."""
     return tensor.size // max(1, int(np.prod(tensor.shape, dtype=int)))

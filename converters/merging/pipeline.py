@@ -1,8 +1,8 @@
-"""Reading, computing and writing at the same time, with a bound on the bytes in between.
+"""Reads, computes and writes at the same time, with a bound on the bytes in between.
 
-One thread reads the runs of rows that come next, this one computes, two others write, copy and
-wait for the disk. What waits between them is bounded by bytes, whatever the size of the model; a
-run that is larger than the bound goes through alone.
+One thread reads the next runs of rows, this thread computes, and two others write, copy and wait
+for the disk. The queues between them are bounded in bytes, whatever the size of the model; a run
+larger than the bound passes through alone.
 """
 
 from collections import deque
@@ -14,27 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import Shard, Stored
-from jaxmix.converters.merging.files import STRIDE, copied, read_rows, row_bytes, written
 from jaxmix.converters.merging.journal import new_file
-from jaxmix.converters.merging.place import Place
 from jaxmix.converters.merging.recipe import Prepared, Recipe
-from jaxmix.converters.merging.rounding import Loss, total
+from jaxmix.converters.merging.rounding import Loss, total_loss
+from jaxmix.converters.merging.staged_output import StagedOutput
 from jaxmix.converters.merging.stamps import Stamp, check_unchanged
+from jaxmix.converters.merging.tensor_io import (
+    STRIDE,
+    copy_bytes,
+    read_rows,
+    row_bytes,
+    write_bytes,
+)
 
-__all__ = ["Progress", "write_shards"]
+__all__ = ["ByteCounter", "Progress", "write_shards"]
 
-# Bytes done, bytes in all, the shard at hand.
+# Called with the bytes done, the total bytes and the name of the current shard.
 Progress = Callable[[int, int, str], None]
 
-# Bytes that may wait to be computed, and as many to be written.
+# The most bytes that may wait to be computed; as many may wait to be written.
 BOUND = 32 << 20
-# What is copied takes no memory, but should not be listed as a whole either.
+# The most pieces that may wait: copies take no memory, but a shard may have many.
 _FUTURES = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """A run of bytes that nobody changes."""
+    """A run of bytes to copy unchanged."""
 
     tensor: Stored
     begin: int
@@ -44,7 +50,7 @@ class Copy:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run of rows to be computed."""
+    """A run of rows to compute."""
 
     prepared: Prepared
     rows: slice
@@ -52,7 +58,7 @@ class Run:
 
     @property
     def size(self) -> int:
-        """Its bytes in the base."""
+        """The bytes of these rows in the base."""
         tensor = self.prepared.recipe.tensor
         return (self.rows.stop - self.rows.start) * row_bytes(tensor)
 
@@ -63,55 +69,57 @@ Piece = Copy | Run
 def write_shards(
     shards: Mapping[int, Shard],
     recipes: Mapping[str, Recipe],
-    place: Place,
-    told: "Told",
+    output: StagedOutput,
+    counter: "ByteCounter",
     stamps: Mapping[Path, Stamp],
 ) -> None:
-    """Writes shards, in order, and puts each among the whole ones once it is.
+    """Writes shards in order, and moves each into the new output once it is complete.
 
     Args:
-        shards: those to write, by their numbers.
-        recipes: how the tensors are made that change.
-        place: where they grow.
-        told: whom to tell of the bytes.
-        stamps: of the base's files, which must not change before a shard is whole.
+        shards: The shards to write by number.
+        recipes: How to compute the tensors that change.
+        output: The staged output.
+        counter: Counts and reports the bytes done.
+        stamps: Stamps of the base's files, which must not change before a shard is complete.
 
     Raises:
-        OSError: if the system refuses.
-        CheckpointError: if the base is not what its headers say.
+        OSError: If the system refuses to read or write.
+        CheckpointError: If the base's files do not match their headers.
     """
-    with _lanes() as (reader, writer):
-        waiting = _Waiting(told)
+    with _threads() as (reader, writer):
+        queue = _WriteQueue(counter)
         for number, shard in shards.items():
-            part = place.part(number)
-            with new_file(part) as opened:
-                opened.write(shard.header)
-            waiting.add(writer.submit(len, shard.header), 0, shard.name)
+            part = output.part_path(number)
+            with new_file(part) as file:
+                file.write(shard.header)
+            queue.add(writer.submit(len, shard.header), 0, shard.name)
             losses: dict[str, list[Loss]] = {}
-            mine: list[Future[int]] = []
+            writes: list[Future[int]] = []
             for piece, rows in _read_ahead(pieces(shard, recipes), reader):
                 if isinstance(piece, Copy):
-                    words = (piece.tensor, piece.begin, piece.end, part, piece.at)
-                    future, size = writer.submit(copied, *words), 0
+                    source = (piece.tensor, piece.begin, piece.end)
+                    future, size = writer.submit(copy_bytes, *source, part, piece.at), 0
                 else:
-                    made = piece.prepared.made(rows, piece.rows)
-                    if made.loss and piece.prepared.recipe.shares:
-                        losses.setdefault(piece.prepared.recipe.tensor.name, []).append(made.loss)
-                    data = made.array.reshape(-1).view("u1").data
-                    future, size = writer.submit(written, data, part, piece.at), data.nbytes
-                    del made, data
-                mine.append(future)
-                waiting.add(future, size, shard.name)
+                    recipe = piece.prepared.recipe
+                    result = piece.prepared.compute(rows, piece.rows)
+                    if result.loss and recipe.shares:
+                        losses.setdefault(recipe.tensor.name, []).append(result.loss)
+                    data = result.array.reshape(-1).view("u1").data
+                    future, size = writer.submit(write_bytes, data, part, piece.at), data.nbytes
+                    del result, data
+                writes.append(future)
+                queue.add(future, size, shard.name)
                 del piece, rows, future
-            record = {"losses": {name: asdict(total(all_)) for name, all_ in losses.items()}}
-            # It waits in a thread: one of the two is enough for what is still to be written.
-            end = writer.submit(_finish, mine, place, number, shard, record, stamps)
-            waiting.add(end, 0, shard.name)
-        waiting.until(0)
+            sums = {name: asdict(total_loss(parts)) for name, parts in losses.items()}
+            record = {"losses": sums}
+            # This blocks one of the two writers until the other has written the rest.
+            end = writer.submit(_finish, writes, output, number, shard, record, stamps)
+            queue.add(end, 0, shard.name)
+        queue.drain(0)
 
 
 def pieces(shard: Shard, recipes: Mapping[str, Recipe]) -> Iterator[Piece]:
-    """A shard's bytes behind its header, in order: what is copied, and what is computed."""
+    """Yields what follows a shard's header, in order: runs to copy and runs to compute."""
     at = len(shard.header)
     for tensor in shard.tensors:
         recipe = recipes.get(tensor.name)
@@ -119,7 +127,7 @@ def pieces(shard: Shard, recipes: Mapping[str, Recipe]) -> Iterator[Piece]:
             for begin in range(0, tensor.size, STRIDE):
                 yield Copy(tensor, begin, min(begin + STRIDE, tensor.size), at + begin)
         elif tensor.size:
-            prepared = recipe.prepared()
+            prepared = recipe.prepare()
             for rows in prepared.runs:
                 yield Run(prepared, rows, at + rows.start * row_bytes(tensor))
         at += tensor.size
@@ -127,25 +135,27 @@ def pieces(shard: Shard, recipes: Mapping[str, Recipe]) -> Iterator[Piece]:
 
 def _finish(
     writes: list["Future[int]"],
-    place: Place,
+    output: StagedOutput,
     number: int,
     shard: Shard,
     record: Mapping[str, Any],
     stamps: Mapping[Path, Stamp],
 ) -> int:
-    """Waits for a shard's bytes, and for the disk."""
+    """Waits until a shard is on the disk, and moves it into the new output."""
     for future in writes:
         future.result()
     check_unchanged(stamps)
-    place.finished(number, shard, record)
+    output.finish_shard(number, shard, record)
     return 0
 
 
-def _read_ahead(coming: Iterable[Piece], reader: ThreadPoolExecutor) -> Iterator[tuple[Piece, Any]]:
-    """The pieces, each run with its rows, which were read while others were computed."""
+def _read_ahead(
+    upcoming: Iterable[Piece], reader: ThreadPoolExecutor
+) -> Iterator[tuple[Piece, Any]]:
+    """Yields the pieces, runs with their rows, which are read while earlier ones are computed."""
     ahead: deque[tuple[Piece, Future[Any] | None]] = deque()
     size = 0
-    for piece in coming:
+    for piece in upcoming:
         future = None
         if isinstance(piece, Run):
             while ahead and size + piece.size > BOUND:
@@ -161,51 +171,54 @@ def _read_ahead(coming: Iterable[Piece], reader: ThreadPoolExecutor) -> Iterator
         yield early, read and read.result()
 
 
-class Told:
-    """Counts bytes, and tells whoever wants to know."""
+class ByteCounter:
+    """Counts the bytes done, and reports them to a progress function."""
 
     def __init__(self, done: int, size: int, progress: Progress | None):
         self.done, self.size = done, size
         self._progress = progress
 
-    def more(self, count: int, shard: str) -> None:
-        """That many bytes more are done."""
+    def add(self, count: int, shard: str) -> None:
+        """Adds bytes that are done."""
         self.done += count
         if self._progress and count:
             self._progress(self.done, self.size, shard)
 
 
-class _Waiting:
-    """What was handed to the writers, in order, no more than `BOUND` bytes of memory at once."""
+class _WriteQueue:
+    """The writes that are pending, in order, with at most `BOUND` bytes of memory."""
 
-    def __init__(self, told: Told):
-        self._told = told
-        self._all: deque[tuple[Future[int], int, str]] = deque()
+    def __init__(self, counter: ByteCounter):
+        self._counter = counter
+        self._pending: deque[tuple[Future[int], int, str]] = deque()
         self._size = 0
 
     def add(self, future: "Future[int]", size: int, shard: str) -> None:
-        """One more; waits where that would be too much."""
-        self._all.append((future, size, shard))
+        """Adds a write; waits while the queue holds too many bytes."""
+        self._pending.append((future, size, shard))
         self._size += size
-        self.until(BOUND)
+        self.drain(BOUND)
 
-    def until(self, size: int) -> None:
-        """Waits until no more bytes than these are left; what is done already is told."""
-        while self._all and (
-            size == 0 or self._size > size or len(self._all) > _FUTURES or self._all[0][0].done()
+    def drain(self, size: int) -> None:
+        """Waits until at most ``size`` bytes are pending; counts the writes that are done."""
+        while self._pending and (
+            size == 0
+            or self._size > size
+            or len(self._pending) > _FUTURES
+            or self._pending[0][0].done()
         ):
-            future, held, shard = self._all.popleft()
-            self._told.more(future.result(), shard)
+            future, held, shard = self._pending.popleft()
+            self._counter.add(future.result(), shard)
             self._size -= held
 
 
 @contextmanager
-def _lanes() -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
-    """A reader and two writers; on an error what has not begun is given up."""
+def _threads() -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
+    """Yields a reader and two writers; on an error, cancels what has not begun."""
     reader = ThreadPoolExecutor(1, "jaxmix-read")
     writer = ThreadPoolExecutor(2, "jaxmix-write")
     try:
         yield reader, writer
     finally:
-        for lane in (reader, writer):
-            lane.shutdown(wait=True, cancel_futures=True)
+        for executor in (reader, writer):
+            executor.shutdown(wait=True, cancel_futures=True)

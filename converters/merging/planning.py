@@ -1,6 +1,6 @@
-"""What a mix does to a checkpoint: which tensor is made of what, and by which maps.
+"""Plans how each tensor of a checkpoint is computed, by which updates.
 
-Everything that can go wrong is looked at here, on shapes alone, before anything is read or written.
+Everything that can fail is checked here, from shapes alone, before tensors are read or written.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,29 +22,29 @@ from jaxmix.placement import Site, resolve
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.spelling import Spellings, respelled
 
-__all__ = ["plan", "precision", "table_of"]
+__all__ = ["plan_recipes", "precision", "resolve_layout"]
 
 
-def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe]:
-    """How each tensor that changes is made; whatever does not fit is raised here.
+def plan_recipes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe]:
+    """Returns the recipe of each tensor that changes, or raises if an update does not fit.
 
     Args:
-        checkpoint: the base.
-        mixed: the adapters.
-        layout: where their sites lie, as `table_of` gives it.
+        checkpoint: The base.
+        mixed: The adapters.
+        layout: Where their sites are, as `resolve_layout` returns it.
 
     Returns:
         ``{name: recipe}``, in the order of the files.
 
     Raises:
-        LayoutError: if sites find no tensor, or one that is not of floats.
-        ShapeError: if factors do not fit their weights.
+        LayoutError: If a site matches no tensor, or a tensor that is not of floats.
+        ShapeError: If factors do not fit their weights.
     """
     tensors, word_at = checkpoint.tensors, words(mixed.parts)
     leaves = list(_leaves(word_at, layout, tensors))
     touched = {name: tensors[name] for name in leaves if name in tensors}
-    if why := refusal(checkpoint, leaves):
-        raise LayoutError(why)
+    if message := refusal(checkpoint, leaves):
+        raise LayoutError(message)
     found: list[Site] = []
 
     def probe(params: Any) -> None:
@@ -68,7 +68,7 @@ def plan(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Recipe
 
 
 def _shares(site: Site, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Share]]:
-    """What a site does to its bias and to its weight, by the names of these tensors."""
+    """Yields the updates to a site's bias and to its weight, with the names of these tensors."""
     weight, bias = site.weight, site.bias
     if bias and site.bias_form:
         reads = weight if site.reads_base else None
@@ -79,7 +79,7 @@ def _shares(site: Site, tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Sh
 
 
 def _leaves(sites: Iterable[str], layout: Layout, tensors: Collection[str]) -> Iterator[str]:
-    """The names of the tensors that sites may own, once each."""
+    """Yields the names of the tensors that sites may have, without duplicates."""
     seen: set[str] = set()
     spellings = Spellings(tensors)
     for site in sites:
@@ -90,16 +90,16 @@ def _leaves(sites: Iterable[str], layout: Layout, tensors: Collection[str]) -> I
 
 
 def precision(tensors: Iterable[Stored]) -> AbstractContextManager[Any]:
-    """Where tensors are float64, JAX has to be told not to make float32 of them."""
+    """Returns a context in which JAX keeps float64, if any tensor has that dtype."""
     is_wide = any(tensor.dtype == "F64" for tensor in tensors)
     return jax.enable_x64(True) if is_wide else nullcontext()
 
 
-def table_of(layout: Layout | str | None) -> tuple[Layout, bool]:
-    """The layout meant, and whether it is one with which ties are looked for.
+def resolve_layout(layout: Layout | str | None) -> tuple[Layout, bool]:
+    """Returns the layout, and whether tied tensors are to be found by name.
 
-    `compose` looks for them by the names of a tree. A checkpoint's are in its config.json, and are
-    undone before; so the table goes on as one that says nothing of names.
+    `compose` finds ties by the names in a tree. Those of a checkpoint are in its config.json and
+    are resolved earlier, so the returned layout does not use names for that.
     """
     known = named(layout)
     return (replace(known, by_name=False), True) if known.by_name else (known, False)

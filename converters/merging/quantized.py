@@ -5,45 +5,45 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
-from jaxmix.converters.checkpoints.quantization.packed import Packed
-from jaxmix.converters.checkpoints.quantization.table import (
+from jaxmix.converters.checkpoints.quantization.methods import (
     CONFIGS,
     PARTS,
     READERS,
     SETTINGS_FILES,
-    look,
-    method_of,
+    find_packed,
+    quantization_method,
 )
+from jaxmix.converters.checkpoints.quantization.packed import Packed
 from jaxmix.converters.merging.rewriting import with_config, with_tensors
 from jaxmix.errors import LayoutError, listing, option
 
-__all__ = ["dequantized", "is_packed", "refusal", "stale"]
+__all__ = ["dequantized", "is_packed", "refusal", "stale_files"]
 
 _DTYPES = ("torch_dtype", "dtype")
 
 
 def is_packed(tensor: Stored) -> bool:
-    """Whether a tensor is to be dequantized."""
+    """Whether a tensor is a packed weight that is written dequantized."""
     return isinstance(tensor, Packed)
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its packed weights in bfloat16, and without what packed them.
+    """Returns the checkpoint with its packed weights in bfloat16, and without their parts.
 
     Args:
-        checkpoint: the base.
+        checkpoint: The base.
 
     Returns:
-        The checkpoint to write; itself where nothing is packed.
+        The checkpoint to write; the same one if nothing is packed.
 
     Raises:
-        LayoutError: if the method has no reader, or something does not fit.
+        LayoutError: If the method has no reader, or packed tensors are malformed.
     """
-    readout = look(checkpoint)
-    if readout.wrong:
+    readout = find_packed(checkpoint)
+    if readout.problems:
         raise LayoutError(
-            f"{_named(checkpoint)}: tensors that can't be dequantized:{listing(readout.wrong)}\n"
-            f"{_how(checkpoint)}"
+            f"{_named(checkpoint)}: tensors that can't be dequantized:{listing(readout.problems)}\n"
+            f"{_advice(checkpoint)}"
         )
     if not readout.packed:
         return checkpoint
@@ -55,7 +55,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
             for tensor in shard.tensors
             if tensor.name in found or tensor.name not in readout.parts
         ]
-        # Wide dtypes first, as safetensors has them, so that each tensor is aligned.
+        # Wide dtypes first, as safetensors sorts them, so each tensor is aligned.
         return iter(
             sorted(kept, key=lambda tensor: -tensor.size // max(1, math.prod(tensor.shape)))
         )
@@ -81,12 +81,12 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     return with_config(new, fields, without=CONFIGS)
 
 
-def stale(checkpoint: Checkpoint, files: Iterable[str]) -> list[str]:
-    """The side files that tell how the base was quantized, if the checkpoint no longer is.
+def stale_files(checkpoint: Checkpoint, files: Iterable[str]) -> list[str]:
+    """Returns the side files with quantization settings, if the checkpoint is dequantized.
 
     Args:
-        checkpoint: what is to be written.
-        files: the side files.
+        checkpoint: The checkpoint to write.
+        files: The side files.
     """
     if not any(map(is_packed, checkpoint.tensors.values())):
         return []
@@ -94,64 +94,64 @@ def stale(checkpoint: Checkpoint, files: Iterable[str]) -> list[str]:
 
 
 def _in_bfloat16(config: dict[str, Any]) -> dict[str, str]:
-    """The fields for the dtype that a config has, as they are to be."""
+    """Returns the dtype fields that a config has, set to bfloat16."""
     return {key: "bfloat16" for key in _DTYPES if key in config}
 
 
 def refusal(checkpoint: Checkpoint, leaves: Iterable[str]) -> str | None:
-    """Why adapters can't be merged into tensors that are not of floats; None if all are.
+    """Describes why adapters can't be merged into tensors not of floats; None if all are floats.
 
     Args:
-        checkpoint: the base.
-        leaves: the names of the tensors that adapters may touch.
+        checkpoint: The base.
+        leaves: The names of the tensors that adapters may touch.
     """
-    tensors, readout = checkpoint.tensors, look(checkpoint)
-    # Parts of weights that can be read; parts of the others are listed one by one.
-    known = {*readout.parts} if not readout.wrong else set[str]()
-    unread: list[str] = []
-    read: list[str] = []
+    tensors, readout = checkpoint.tensors, find_packed(checkpoint)
+    # Parts of readable weights are not listed; parts of the others are listed individually.
+    known = {*readout.parts} if not readout.problems else set[str]()
+    unreadable: list[str] = []
+    readable: list[str] = []
     for leaf in leaves:
         tensor = tensors.get(leaf)
         if packed := readout.packed.get(leaf):
-            read.append(f"{leaf} in {packed.file.name}: {packed.kind}")
+            readable.append(f"{leaf} in {packed.file.name}: {packed.kind}")
         elif tensor and tensor.dtype not in FLOATS:
-            unread.append(f"{leaf} in {tensor.file.name}: {tensor.dtype}")
+            unreadable.append(f"{leaf} in {tensor.file.name}: {tensor.dtype}")
         elif not tensor:
             module = leaf.removesuffix(".weight")
             names = [f"{module}.{part}" for part in PARTS] + [f"{leaf}_blocks"]
             found = [tensors[name] for name in names if name in tensors and name not in known]
-            unread += [f"{part.name} in {part.file.name}: {part.dtype}" for part in found]
-    if not read and not unread:
+            unreadable += [f"{part.name} in {part.file.name}: {part.dtype}" for part in found]
+    if not readable and not unreadable:
         return None
-    how = _how(checkpoint) if unread else _what_option_does()
-    if read and readout.wrong:
-        others = listing(readout.wrong)
-        how = f"Other packed tensors can't be dequantized:{others}\n{_how(checkpoint)}"
+    advice = _advice(checkpoint) if unreadable else _dequantize_advice()
+    if readable and readout.problems:
+        others = listing(readout.problems)
+        advice = f"Other packed tensors can't be dequantized:{others}\n{_advice(checkpoint)}"
     return (
-        f"{_named(checkpoint)}: tensors that can't take an adapter, expected {', '.join(FLOATS)}:"
-        f"{listing([*read, *unread])}\n{how}"
+        f"{_named(checkpoint)}: adapters can't be merged into these tensors, expected dtypes "
+        f"{', '.join(FLOATS)}:{listing([*readable, *unreadable])}\n{advice}"
     )
 
 
 def _named(checkpoint: Checkpoint) -> str:
-    """A checkpoint, and its method."""
-    method = method_of(checkpoint)
+    """Returns the checkpoint's name and its quantization method."""
+    method = quantization_method(checkpoint)
     return checkpoint.name + (f" (quantized by {method})" if method else "")
 
 
-def _what_option_does() -> str:
-    """What to do about weights that can be read."""
-    return f"{option('dequantize')} writes all that is packed in bfloat16, and merges into that."
+def _dequantize_advice() -> str:
+    """Says what to do about packed weights that can be read."""
+    return f"Use {option('dequantize')} to write packed weights in bfloat16 and merge into them."
 
 
-def _how(checkpoint: Checkpoint) -> str:
-    """What to do about weights that can't be read."""
-    method = method_of(checkpoint)
+def _advice(checkpoint: Checkpoint) -> str:
+    """Says what to do about packed weights that can't be read."""
+    method = quantization_method(checkpoint)
     if method in READERS:
-        return "Download or save the checkpoint again, or merge into the model it was made from."
-    named = f"not {method}" if method else "by the method that config.json names; none is named"
+        return "Download or save the checkpoint again, or merge into the unquantized model."
+    found = f"not {method}" if method else "but config.json names no method"
     return (
-        f"{option('dequantize')} reads {', '.join(READERS)}, {named}. Load the model in "
-        "transformers, call model.dequantize() and save it; or merge into the model that it was "
-        "made from, and quantize the result."
+        f"{option('dequantize')} reads {', '.join(READERS)}, {found}. Load the model in "
+        "transformers, call model.dequantize() and save it; or merge into the unquantized model, "
+        "and quantize the result."
     )

@@ -1,4 +1,4 @@
-"""How one tensor is made: from the base's bytes, by the maps of the sites that lie in it."""
+"""Computes one tensor of the output from the base's bytes and the maps of its sites."""
 
 import math
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from jaxmix.affine import AffineMap, fold
 from jaxmix.apply import plan
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.converters.merging import blocks, rounding
-from jaxmix.converters.merging.files import read_rows
+from jaxmix.converters.merging.tensor_io import read_rows
 from jaxmix.errors import CheckpointError
 from jaxmix.families.base import Chain
 from jaxmix.operators import Identity
 from jaxmix.placement.form import Form
 
-__all__ = ["Made", "Recipe", "Share", "UnwritableError"]
+__all__ = ["ComputedRows", "Prepared", "Recipe", "Share", "UnwritableError"]
 
-# The numbers of a run of rows; in float32, in which they are computed, 4 MB, which caches hold.
+# The numbers in a run of rows: 4 MB in float32, in which they are computed, to fit into caches.
 BLOCK = 1 << 20
 
 
 class UnwritableError(CheckpointError):
-    """Numbers that a merge would make are none, or none of the tensor's dtype."""
+    """A merge would produce numbers that are not finite, or out of the tensor dtype's range."""
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """What one site does to a tensor.
+    """The updates of one site to a tensor.
 
     Args:
-        site: the site's name.
-        word: strengths and updates, the first one first.
-        form: how the tensor holds the site's weight, or its bias.
-        base: the weight that the map of a bias reads; None for none.
-        base_form: how that one holds it.
+        site: The site's name.
+        chain: Strengths and updates in order of application.
+        form: How the tensor holds the site's weight, or its bias.
+        base: The weight that the map of a bias reads, if it reads one.
+        base_form: How ``base`` holds that weight.
     """
 
     site: str
-    word: Chain
+    chain: Chain
     form: Form
     base: Stored | None = None
     base_form: Form | None = None
@@ -50,11 +50,12 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A tensor that changes, and what each site does to it.
+    """A tensor that is computed, and the updates of each of its sites.
 
     Args:
-        tensor: the base's tensor.
-        shares: the sites in it, as a rule one; none, if it is only dequantized.
+        tensor: The base's tensor.
+        shares: The updates by site, usually of one site; empty if the tensor is only dequantized
+            or resized.
     """
 
     tensor: Stored
@@ -62,39 +63,39 @@ class Recipe:
 
     @property
     def dtype(self) -> np.dtype:
-        """That of the result."""
+        """The dtype of the result."""
         return np.dtype(FLOATS[self.tensor.dtype])
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one site's, and lies as a matrix: it then may go by runs of rows."""
-        # Updates see a bias as a column, whose rows are a tensor's only if it is a vector.
+        """Whether it is the matrix of one site, so that it can be computed in runs of rows."""
+        # Updates see a bias as a column, whose rows are the tensor's only if it is a vector.
         is_column = math.prod(self.tensor.shape[1:]) == 1
         return len(self.shares) < 2 and all(
             share.form.is_plain and (share.form.part != "bias" or is_column)
             for share in self.shares
         )
 
-    def prepared(self) -> "Prepared":
-        """With its maps made; what reads the base reads it here, as a whole."""
+    def prepare(self) -> "Prepared":
+        """Builds the affine maps. Updates that read the base read the whole tensor here."""
         if not self.shares or not self.is_plain:
             return Prepared(self, None if self.shares else ())
         (share,) = self.shares
         leaf: Any = jax.ShapeDtypeStruct(self.tensor.shape, self.dtype)
         base = None
-        if any(update.reads_base for _, update in share.word):
+        if any(update.reads_base for _, update in share.chain):
             leaf, base = _array(self.tensor), share.base and _array(share.base)
-        maps = plan.made(leaf, base, share.word, share.form, share.base_form)
-        return Prepared(self, tuple(blocks.light(step) for step in fold(list(maps))))
+        maps = plan.made(leaf, base, share.chain, share.form, share.base_form)
+        return Prepared(self, tuple(blocks.with_numpy_factors(step) for step in fold(list(maps))))
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """A run of rows as it is to be written.
+class ComputedRows:
+    """A run of rows, ready to be written.
 
     Args:
-        array: the rows, of the tensor's dtype.
-        loss: what rounding them did; None where nothing is rounded.
+        array: The rows, in the tensor's dtype.
+        loss: The rounding error; None where nothing is rounded.
     """
 
     array: np.ndarray
@@ -103,85 +104,90 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A recipe with its maps: steps of the matrix that the tensor is; None where it is more."""
+    """A recipe with its affine maps.
+
+    Args:
+        recipe: The recipe.
+        steps: The maps in order of application; None if the tensor is not the matrix of one site.
+    """
 
     recipe: Recipe
     steps: tuple[AffineMap, ...] | None
 
     @cached_property
     def runs(self) -> list[slice]:
-        """The runs of rows in which it is made."""
+        """The runs of rows in which the tensor is computed."""
         shape = self.recipe.tensor.shape
         rows = shape[0] if shape else 1
-        together = None if self.steps is None else blocks.unit(self.steps)
+        unit = None if self.steps is None else blocks.row_unit(self.steps)
         width = max(1, math.prod(shape[1:]))
-        return blocks.parts(rows, max(1, BLOCK // width), together)
+        return blocks.row_runs(rows, max(1, BLOCK // width), unit)
 
     def read(self, rows: slice) -> np.ndarray:
-        """The base's rows."""
+        """Reads the base's rows."""
         return read_rows(self.recipe.tensor, rows)
 
-    def made(self, base: np.ndarray, rows: slice) -> Made:
-        """The rows with the mix in them: computed in float32 at the least, rounded once.
+    def compute(self, base: np.ndarray, rows: slice) -> ComputedRows:
+        """Computes merged rows in float32 or wider, and rounds them once.
 
         Raises:
-            UnwritableError: if numbers leave the range of the tensor's dtype, or are NaN or
+            UnwritableError: If numbers exceed the range of the tensor's dtype, or are NaN or
                 infinite where the base's are finite.
         """
         leaf, dtype = jnp.asarray(base), self.recipe.dtype
         wide = plan.arithmetic(dtype)
         if self.steps is None:
-            exact = self._of_many(leaf.astype(wide))
+            exact = self._apply_whole(leaf.astype(wide))
         elif not self.steps:
             exact = leaf.astype(wide)
         else:
             form = Form(self.recipe.shares[0].form.part)
-            exact = plan.run(leaf, blocks.cut(self.steps, rows), form, wide)
+            exact = plan.run(leaf, blocks.cut_rows(self.steps, rows), form, wide)
         if not rounding.is_rounded(dtype):
-            made = np.asarray(exact)
-            if not np.isfinite(made).all():
-                self._check_finite(made, base)
-            return Made(made, None)
-        out, loss = rounding.rounded(exact, leaf, dtype)
-        if not np.isfinite(loss.squares).all():  # which a single number suffices for
+            result = np.asarray(exact)
+            if not np.isfinite(result).all():
+                self._check_finite(result, base)
+            return ComputedRows(result, None)
+        out, loss = rounding.round_to_dtype(exact, leaf, dtype)
+        if not np.isfinite(loss.squares).all():  # any number that is not finite is seen here
             self._check_finite(np.asarray(exact), base)
         if loss.overflowed:
             raise UnwritableError(
-                f"{self.recipe.tensor.name}: {loss.overflowed:,} numbers of the merged tensor lie "
-                f"beyond what {dtype} holds (the largest is {loss.largest:.6g}). Convert the base "
-                "to bfloat16 or float32 first, or lower the strengths."
+                f"{self.recipe.tensor.name}: {loss.overflowed:,} numbers of the merged tensor "
+                f"exceed the range of {dtype} (the largest is {loss.largest:.6g}). Convert the "
+                "base to bfloat16 or float32 first, or lower the strengths."
             )
-        return Made(np.asarray(out), loss)
+        return ComputedRows(np.asarray(out), loss)
 
-    def _check_finite(self, made: np.ndarray, base: np.ndarray) -> None:
-        """Refuses numbers that the mix made NaN or infinite; those of the base's stay.
+    def _check_finite(self, result: np.ndarray, base: np.ndarray) -> None:
+        """Refuses numbers that the mix made NaN or infinite, and accepts those of the base.
 
-        Where a map mixes rows or columns, a number of the base's that is not finite reaches others.
-        So there nothing is said of a tensor that has some.
+        Where a map mixes rows or columns, a number of the base that is not finite spreads to
+        others, so tensors with such numbers are not checked there.
         """
-        lost = ~np.isfinite(made)
-        spoiled = ~np.isfinite(base.astype(made.dtype))
-        if spoiled.any():
+        lost = ~np.isfinite(result)
+        not_finite = ~np.isfinite(base.astype(result.dtype))
+        if not_finite.any():
             is_additive = self.steps is not None and all(
                 isinstance(side, Identity)
                 for step in self.steps
                 for side in (step.left, step.right)
             )
-            lost &= ~spoiled if is_additive else False
+            lost &= ~not_finite if is_additive else False
         if count := int(lost.sum()):
             raise UnwritableError(
                 f"{self.recipe.tensor.name}: the mix makes {count:,} numbers NaN or infinite where "
-                "the base's are finite. Look at the adapters' factors and strengths."
+                "the base's are finite. Check the adapters' factors and strengths."
             )
 
-    def _of_many(self, leaf: Any) -> Any:
-        """A tensor in which several sites lie, or one behind an index: as a whole."""
+    def _apply_whole(self, leaf: Any) -> Any:
+        """Applies the updates to a whole tensor that holds several sites, or an indexed site."""
         for share in self.recipe.shares:
             base = share.base and _array(share.base)
-            leaf = plan.apply(leaf, share.word, share.form, base=base, base_form=share.base_form)
+            leaf = plan.apply(leaf, share.chain, share.form, base=base, base_form=share.base_form)
         return leaf
 
 
 def _array(tensor: Stored) -> Any:
-    """A whole tensor for JAX."""
+    """Reads a whole tensor as a JAX array."""
     return jnp.asarray(read_rows(tensor, slice(0, tensor.shape[0] if tensor.shape else 1)))

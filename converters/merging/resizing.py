@@ -1,8 +1,8 @@
-"""Embeddings and heads for which an adapter brings more rows than the base has, or fewer.
+"""Resizes embeddings and heads for which an adapter has more or fewer rows than the base.
 
-After ``resize_token_embeddings`` PEFT saves the embedding and the head whole. So the base's rows
-are kept, those that it lacks come from the first adapter that saved them, and what the adapters do
-is done to that: with PEFT's strength of 1 the result is the file's.
+After ``resize_token_embeddings`` PEFT saves the whole embedding and head. The base's rows are kept,
+missing rows are taken from the first adapter that saved them, and the adapters are applied to the
+result: at strength 1 it equals the saved tensor, as in PEFT.
 """
 
 import re
@@ -15,10 +15,9 @@ import numpy as np
 
 from jaxmix.adapter import words
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
-from jaxmix.converters.merging.grown import Grown, grown
-from jaxmix.converters.merging.grown import new as new_tensor
-from jaxmix.converters.merging.labels import label_fields
-from jaxmix.converters.merging.rewriting import total, with_config, with_tensors
+from jaxmix.converters.merging.label_config import label_fields
+from jaxmix.converters.merging.resized_tensor import ResizedTensor, new_tensor, resize_tensor
+from jaxmix.converters.merging.rewriting import adjust_totals, with_config, with_tensors
 from jaxmix.errors import LayoutError, ShapeError, listing, option
 from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
 from jaxmix.mixing import Mix
@@ -27,22 +26,22 @@ from jaxmix.placement.ties import EMBEDDINGS, HEADS
 
 __all__ = ["resized"]
 
-# What else has a row for each token: biases of heads.
+# Biases of heads, which have a number for each token.
 _BIASES = (*(f"{head}.bias" for head in HEADS), "cls.predictions.bias", "final_logits_bias")
 _SIZES = ("vocab_size", "n_words")
 _OTHER_MODELS = ("vision_config", "audio_config", "qformer_config")
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """A tensor that adapters want with other rows.
+class _Resize:
+    """A tensor for which adapters have another number of rows.
 
     Args:
-        site: The site whose tensor it is.
-        tensor: The base's.
-        rows: How many rows the adapters have.
-        extra: The rows that the base lacks; None if no adapter has all of them.
-        is_base: Whether these are the resized base's own, which a tied head has too.
+        site: The site of the tensor.
+        tensor: The base's tensor.
+        rows: The adapters' number of rows.
+        extra: The rows that the base lacks; None if the adapters do not have all of them.
+        is_base: Whether these rows belong to the resized base, so that a tied head has them too.
     """
 
     site: str
@@ -53,11 +52,9 @@ class _Wanted:
 
     @property
     def text(self) -> str:
-        """What was found, for messages."""
-        shape = (self.rows, *self.tensor.shape[1:])
-        return f"{self.site}: the adapter is for {shape}, but {self.tensor.name} has shape " + str(
-            self.tensor.shape
-        )
+        """Describes the mismatch."""
+        shape, own = (self.rows, *self.tensor.shape[1:]), self.tensor.shape
+        return f"{self.site}: the adapter fits shape {shape}, {self.tensor.name} has shape {own}"
 
 
 def resized(
@@ -69,106 +66,108 @@ def resized(
     labels: bool = False,
     untied: str | None = None,
 ) -> tuple[Checkpoint, dict[str, tuple[int, int]]]:
-    """Gives embeddings and heads as many rows as the adapters have.
+    """Gives embeddings and heads the adapters' number of rows.
 
     Args:
         checkpoint: The base.
         mixed: The adapters.
-        layout: Where their sites lie.
-        allowed: Whether to resize; if not, an adapter that needs it is an error.
-        labels: Whether to resize heads for labels, in any case.
-        untied: The head that is a copy of the base's embedding.
+        layout: Where their sites are.
+        allowed: Whether to resize; if not, an adapter that requires it is an error.
+        labels: Whether to resize classification heads even if ``allowed`` is False.
+        untied: The untied head, a copy of the base's embedding, if any.
 
     Returns:
-        The checkpoint, and ``{tensor: (rows before, rows now)}``.
+        The checkpoint, and ``{tensor: (rows before, rows after)}``.
 
     Raises:
         ShapeError: If this is not allowed, adapters disagree, or rows are missing.
     """
-    wanted = {one.tensor.name: one for one in _wanted(checkpoint, mixed, layout)}
+    wanted = {resize.tensor.name: resize for resize in _resizes(checkpoint, mixed, layout)}
     if not wanted:
         return checkpoint, {}
     if not allowed and not (labels and not any(map(_is_vocabulary, _sites(wanted)))):
         raise ShapeError(
             f"{checkpoint.name} has another number of tokens or labels than the adapters:"
-            f"{listing(one.text for one in wanted.values())}\nIf they were trained on this model, "
-            f"resized, {option('resize')} gives these tensors the "
-            f"adapters' rows, and says so in {CONFIG_FILE}."
+            f"{listing(resize.text for resize in wanted.values())}\nIf they were trained on this "
+            f"model after resizing, use {option('resize')} to give these tensors the adapters' "
+            f"rows, and update {CONFIG_FILE}."
         )
-    made = {name: _grown(one) for name, one in wanted.items() if one.extra is not None}
-    lost = [one.text for one in wanted.values() if one.extra is None]
+    made = {name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None}
+    missing = [resize.text for resize in wanted.values() if resize.extra is None]
     vocabulary = {
-        (one.tensor.shape[0], one.rows) for one in wanted.values() if _is_vocabulary(one.site)
+        (resize.tensor.shape[0], resize.rows)
+        for resize in wanted.values()
+        if _is_vocabulary(resize.site)
     }
-    for before, now in vocabulary:
-        lost += _add_partners(checkpoint, before, now, made, wanted, untied)
-    if lost or len(vocabulary) > 1:
+    for before, after in vocabulary:
+        missing += _add_partners(checkpoint, before, after, made, wanted, untied)
+    if missing or len(vocabulary) > 1:
         raise ShapeError(
-            f"{checkpoint.name} can't be resized, since no adapter has the rows that it lacks:"
-            f"{listing(lost or sorted(one.text for one in wanted.values()))}\nSave the adapter "
-            "with its embeddings (save_embedding_layers=True in PEFT's save_pretrained), or merge "
-            "into the base that it was trained on, resized and saved by transformers."
+            f"{checkpoint.name} can't be resized, since no adapter has the missing rows:"
+            f"{listing(missing or sorted(resize.text for resize in wanted.values()))}\nSave the "
+            "adapter with its embeddings (save_embedding_layers=True in PEFT's save_pretrained), "
+            "or merge into the resized base that it was trained on, saved with transformers."
         )
-    changes = {name: (checkpoint.tensors[name].shape, one.shape) for name, one in made.items()}
-    out = _with(checkpoint, made)
-    fields = _fields(out, vocabulary, {one.rows for one in wanted.values()})
+    changes = {name: (checkpoint.tensors[name].shape, new.shape) for name, new in made.items()}
+    out = _with_tensors(checkpoint, made)
+    fields = _fields(out, vocabulary, {resize.rows for resize in wanted.values()})
     if fields and not out.is_file:
         out = with_config(out, fields)
     return out, {name: (_rows(old), _rows(new)) for name, (old, new) in changes.items()}
 
 
-def _sites(wanted: Mapping[str, _Wanted]) -> list[str]:
-    return [one.site for one in wanted.values()]
+def _sites(wanted: Mapping[str, _Resize]) -> list[str]:
+    return [resize.site for resize in wanted.values()]
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    """The number of tokens; ``final_logits_bias`` is (1, V)."""
+    """Returns the number of tokens; ``final_logits_bias`` has shape (1, V)."""
     return shape[-1] if shape[0] == 1 else shape[0]
 
 
-def _grown(one: _Wanted) -> Grown:
-    assert one.extra is not None
-    return grown(one.tensor, one.rows, one.extra)
+def _resized(resize: _Resize) -> ResizedTensor:
+    assert resize.extra is not None
+    return resize_tensor(resize.tensor, resize.rows, resize.extra)
 
 
-def _with(checkpoint: Checkpoint, made: Mapping[str, Grown]) -> Checkpoint:
-    """The checkpoint with these tensors in the places of its own."""
+def _with_tensors(checkpoint: Checkpoint, made: Mapping[str, ResizedTensor]) -> Checkpoint:
+    """Returns the checkpoint with these tensors in place of its own."""
 
     def change(shard: Shard) -> Iterator[Stored]:
         return (made.get(tensor.name, tensor) for tensor in shard.tensors)
 
     before = [checkpoint.tensors[name] for name in made]
-    return with_tensors(checkpoint, change, total(made.values(), without=before))
+    return with_tensors(checkpoint, change, adjust_totals(made.values(), before))
 
 
 def _fields(
     checkpoint: Checkpoint, vocabulary: set[tuple[int, int]], rows: set[int]
 ) -> dict[str, Any]:
-    """What config.json has to say."""
+    """Returns the new fields of config.json."""
     config = checkpoint.json(CONFIG_FILE)
-    for before, now in vocabulary:
-        return _with_vocabulary(config, before, now)
+    for before, after in vocabulary:
+        return _with_vocabulary(config, before, after)
     return label_fields(config, rows.pop()) if len(rows) == 1 else {}
 
 
-def _with_vocabulary(config: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:
-    """The fields that hold the number of tokens: the model's own, or those of its text's part."""
-    fields: dict[str, Any] = {name: now for name in _SIZES if config.get(name) == before}
+def _with_vocabulary(config: Mapping[str, Any], before: int, after: int) -> dict[str, Any]:
+    """Returns the fields with the number of tokens, of the model or of its text model."""
+    fields: dict[str, Any] = {name: after for name in _SIZES if config.get(name) == before}
     for name, part in config.items():
         if isinstance(part, dict) and name not in _OTHER_MODELS:
-            inner = {key: now for key in _SIZES if part.get(key) == before}
+            inner = {key: after for key in _SIZES if part.get(key) == before}
             if inner:
                 fields[name] = {**part, **inner}
     if fields:
         return fields
     text = config.get("text_config")
     if isinstance(text, dict):
-        return {"text_config": {**text, "vocab_size": now}}
-    return {"vocab_size": now}
+        return {"text_config": {**text, "vocab_size": after}}
+    return {"vocab_size": after}
 
 
 def _is_vocabulary(site: str) -> bool:
-    """Whether a site has a row for each token."""
+    """Whether a site's tensor has a row for each token."""
     is_bias = f"{site}.bias".endswith(_BIASES)
     return is_bias or site.rpartition(".")[2] in EMBEDDINGS or site.endswith(HEADS)
 
@@ -176,15 +175,15 @@ def _is_vocabulary(site: str) -> bool:
 def _add_partners(
     checkpoint: Checkpoint,
     before: int,
-    now: int,
-    made: dict[str, Grown],
-    wanted: Mapping[str, _Wanted],
+    after: int,
+    made: dict[str, ResizedTensor],
+    wanted: Mapping[str, _Resize],
     untied: str | None,
 ) -> Iterator[str]:
-    """Resizes what else has a row for each token, in ``made``; yields what can't be.
+    """Adds other tensors with a row for each token to ``made``; yields those it can't resize.
 
-    Rows that go are cut everywhere. New rows of a bias are zero, as transformers has them; those of
-    a tied head are the embedding's.
+    Removed rows are cut from all of them. New elements of a bias are zero, as in transformers; new
+    rows of a tied head are the embedding's.
     """
     is_tied = checkpoint.json(CONFIG_FILE).get("tie_word_embeddings") is True
     for name, tensor in checkpoint.tensors.items():
@@ -192,28 +191,30 @@ def _add_partners(
             continue
         module, _, kind = name.rpartition(".")
         if name.endswith(_BIASES) and tensor.shape in ((before,), (1, before)):
-            array = np.zeros((*tensor.shape[:-1], now), FLOATS[tensor.dtype])
-            count = min(before, now)
+            array = np.zeros((*tensor.shape[:-1], after), FLOATS[tensor.dtype])
+            count = min(before, after)
             array[..., :count] = tensor.read()[..., :count]
             made[name] = new_tensor(name, tensor.dtype, array, tensor.file)
         elif kind == "weight" and _is_vocabulary(module) and tensor.shape[:1] == (before,):
-            shape = (now, *tensor.shape[1:])
+            shape = (after, *tensor.shape[1:])
             twins = [
-                one
-                for twin, one in made.items()
-                if one.shape == shape
+                new
+                for twin, new in made.items()
+                if new.shape == shape
                 and (is_tied or (name == untied and twin in wanted and wanted[twin].is_base))
             ]
-            if now < before:
-                made[name] = grown(tensor, now, np.zeros((0, *tensor.shape[1:]), np.float32))
+            if after < before:
+                made[name] = resize_tensor(
+                    tensor, after, np.zeros((0, *tensor.shape[1:]), np.float32)
+                )
             elif twins:
-                made[name] = grown(tensor, now, twins[0].extra)
+                made[name] = resize_tensor(tensor, after, twins[0].extra)
             else:
-                yield f"{name} has {before} rows of {now}, and no adapter saved it"
+                yield f"{name} has {before} rows, {after} are needed, and no adapter saved it"
 
 
-def _wanted(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Wanted]:
-    """The tensors, outside of layers, for which adapters have another number of rows."""
+def _resizes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Resize]:
+    """Yields the tensors outside of layers for which adapters have another number of rows."""
     tensors, disagreeing = checkpoint.tensors, []
     for site, word in words(mixed.parts).items():
         if re.search(r"\.\d+\.", site):
@@ -228,16 +229,16 @@ def _wanted(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Wan
                 disagreeing.append(f"{site}: {', '.join(map(str, sorted(sizes)))} rows")
             elif sizes and (rows := sizes.pop()) != leaf.shape[0]:
                 is_base = any(isinstance(update, Rebase) for update in updates)
-                yield _Wanted(site, leaf, rows, _extra(updates, kind, leaf.shape, rows), is_base)
+                yield _Resize(site, leaf, rows, _extra(updates, kind, leaf.shape, rows), is_base)
     if disagreeing:
         raise ShapeError(
-            f"adapters were trained with different numbers of tokens or labels:"
-            f"{listing(disagreeing)}\nMerge those of one size only."
+            "adapters were trained with different numbers of tokens or labels:"
+            f"{listing(disagreeing)}\nMerge only adapters of the same size."
         )
 
 
 def _leaf(site: str, part: Part, layout: Layout, tensors: Mapping[str, Stored]) -> Stored | None:
-    """A site's tensor, if it lies in one as PyTorch has it."""
+    """Returns a site's tensor, if it is a whole tensor in PyTorch's orientation."""
     try:
         places = layout.places(site, part)
     except LayoutError:
@@ -248,23 +249,23 @@ def _leaf(site: str, part: Part, layout: Layout, tensors: Mapping[str, Stored]) 
 
 
 def _sizes(updates: list[Update], kind: str, shape: tuple[int, ...]) -> set[int]:
-    """The numbers of rows that updates are for; the base's own where nothing else is said."""
-    firm: set[int] = set()
+    """Returns the numbers of rows that updates fit; trained tokens count only without others."""
+    fixed: set[int] = set()
     tokens = 0
     for update in updates:
         whole = _whole(update, kind)
         if whole is not None:
             if whole.shape[1:] == shape[1:]:
-                firm.add(whole.shape[0])
+                fixed.add(whole.shape[0])
         elif kind == "weight" and isinstance(update, Tokens) and len(update.rows):
             tokens = max(tokens, int(np.max(np.asarray(update.rows))) + 1)
         elif kind == "weight" and not isinstance(update, Replace | Rebase):
-            firm |= _fitting(update, shape)
-    return firm or ({tokens} if tokens > shape[0] else set())
+            fixed |= _fitting(update, shape)
+    return fixed or ({tokens} if tokens > shape[0] else set())
 
 
 def _fitting(update: Update, shape: tuple[int, ...]) -> set[int]:
-    """The number of rows for which an update is made, if it can be told from its factors."""
+    """Returns the number of rows that an update fits, if its factors determine it."""
     width = int(np.prod(shape[1:], dtype=int))
     if update.misfit((shape[0], width)) is None:
         return {shape[0]} if update.misfit((shape[0] + 1, width)) else set()
@@ -273,14 +274,14 @@ def _fitting(update: Update, shape: tuple[int, ...]) -> set[int]:
 
 
 def _whole(update: Update, kind: str) -> Any:
-    """The weight or bias that an update brings as a whole; None if it does not."""
+    """Returns the whole weight or bias of an update that replaces it; None for other updates."""
     return getattr(update, kind, None) if isinstance(update, Replace | Rebase) else None
 
 
 def _extra(
     updates: list[Update], kind: str, shape: tuple[int, ...], rows: int
 ) -> np.ndarray | None:
-    """The rows that the base lacks, each from the first adapter that has it; None if not all."""
+    """Returns the missing rows, each from the first adapter that has it; None unless complete."""
     count = max(0, rows - shape[0])
     extra = np.zeros((count, *shape[1:]), np.float32)
     missing = np.ones(count, bool)

@@ -1,4 +1,4 @@
-"""Headers, indexes and configs of checkpoints whose output has other tensors than the base."""
+"""Rewrites headers, indexes and configs for outputs that have other tensors than the base."""
 
 import json
 import math
@@ -15,21 +15,21 @@ from jaxmix.converters.checkpoints.huggingface import (
 )
 from jaxmix.untrusted.files import parse_json
 
-__all__ = ["total", "with_config", "with_copy", "with_tensors"]
+__all__ = ["adjust_totals", "with_config", "with_copy", "with_tensors"]
 
 
 def with_config(
     checkpoint: Checkpoint, fields: Mapping[str, Any], without: Iterable[str] = ()
 ) -> Checkpoint:
-    """The checkpoint with other fields in config.json, which it must have; a file alone has none.
+    """Returns the checkpoint with changed fields in config.json; a single file is returned as is.
 
     Args:
-        checkpoint: the base.
-        fields: what the config is to say.
-        without: the fields that go, from the parts for an image model's text and the like too.
+        checkpoint: The base.
+        fields: The new fields.
+        without: The fields to remove, also from nested configs such as ``text_config``.
 
     Raises:
-        CheckpointError: if the folder has no config.json.
+        CheckpointError: If the folder has no config.json.
     """
     if checkpoint.is_file:
         return checkpoint
@@ -45,31 +45,31 @@ def with_config(
 
 
 def with_copy(checkpoint: Checkpoint, name: str, of: str) -> Checkpoint:
-    """The checkpoint with one tensor twice: its shard and the index then have it as ``name`` too.
+    """Returns the checkpoint with a copy of the tensor ``of`` under another name.
 
-    The copy comes right after its original. So a file in safetensors' own order (wide dtypes first)
-    stays aligned.
+    The copy follows its original, so a file in safetensors' own order (wide dtypes first) stays
+    aligned.
     """
     tensor = checkpoint.tensors[of]
 
-    def twice(shard: Shard) -> Iterator[Stored]:
-        for one in shard.tensors:
-            yield one
-            if one.name == of:
-                yield replace(one, name=name)
+    def add_copy(shard: Shard) -> Iterator[Stored]:
+        for stored in shard.tensors:
+            yield stored
+            if stored.name == of:
+                yield replace(stored, name=name)
 
-    return with_tensors(checkpoint, twice, total([tensor]))
+    return with_tensors(checkpoint, add_copy, adjust_totals([tensor]))
 
 
-def total(
-    more: Iterable[Stored], without: Iterable[Stored] = ()
+def adjust_totals(
+    added: Iterable[Stored], removed: Iterable[Stored] = ()
 ) -> Callable[[dict[str, Any]], None]:
-    """What tensors that come and tensors that go change in the index's sums, for `with_tensors`."""
-    come, go = tuple(more), tuple(without)
+    """Returns a function for `with_tensors` that adjusts the totals in an index's metadata."""
+    more, less = tuple(added), tuple(removed)
     sizes = {
-        "total_size": sum(x.size for x in come) - sum(x.size for x in go),
-        "total_parameters": sum(math.prod(x.shape) for x in come)
-        - sum(math.prod(x.shape) for x in go),
+        "total_size": sum(x.size for x in more) - sum(x.size for x in less),
+        "total_parameters": sum(math.prod(x.shape) for x in more)
+        - sum(math.prod(x.shape) for x in less),
     }
 
     def change(metadata: dict[str, Any]) -> None:
@@ -83,65 +83,66 @@ def total(
 def with_tensors(
     checkpoint: Checkpoint,
     change: Callable[[Shard], Iterable[Stored]],
-    told: Callable[[dict[str, Any]], None],
+    update_metadata: Callable[[dict[str, Any]], None],
 ) -> Checkpoint:
-    """The checkpoint with other tensors in its shards; the index says so.
+    """Returns the checkpoint with other tensors in its shards and its index.
 
     Args:
-        checkpoint: the base.
-        change: from a shard to the tensors that it is to have, in order.
-        told: changes what the index says beside its map.
+        checkpoint: The base.
+        change: Returns the new tensors of a shard, in order.
+        update_metadata: Changes the index's metadata in place.
     """
     shards = []
     for shard in checkpoint.shards:
         tensors = tuple(change(shard))
-        same = [one.name for one in tensors] == [one.name for one in shard.tensors] and all(
+        is_same = [x.name for x in tensors] == [x.name for x in shard.tensors] and all(
             a is b for a, b in zip(tensors, shard.tensors, strict=True)
         )
-        header = shard.header if same else _header(tensors, shard)
+        header = shard.header if is_same else _header(tensors, shard)
         shards.append(Shard(shard.name, header, tensors))
     new = replace(checkpoint, shards=tuple(shards))
     if not checkpoint.indexed:
         return new
     index = checkpoint.json(INDEX_FILE)
-    index["weight_map"] = dict(_where(new, index["weight_map"]))
+    index["weight_map"] = dict(_weight_map(new, index["weight_map"]))
     if isinstance(index.get("metadata"), dict):
-        told(index["metadata"])
+        update_metadata(index["metadata"])
     return _with_text(new, INDEX_FILE, index)
 
 
-def _where(checkpoint: Checkpoint, before: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The index's map: its own order, and what is new after what it lies behind in the file."""
-    behind: dict[str | None, list[tuple[str, str]]] = {}
+def _weight_map(checkpoint: Checkpoint, before: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yields the index's map in its old order, new tensors after their predecessors in the file."""
+    followers: dict[str | None, list[tuple[str, str]]] = {}
     last = None
     for shard in checkpoint.shards:
         for tensor in shard.tensors:
             if tensor.name in before:
                 last = tensor.name
             else:
-                behind.setdefault(last, []).append((tensor.name, shard.name))
-    there = checkpoint.tensors
-    yield from behind.get(None, ())
+                followers.setdefault(last, []).append((tensor.name, shard.name))
+    tensors = checkpoint.tensors
+    yield from followers.get(None, ())
     for name, file in before.items():
-        if name in there:
+        if name in tensors:
             yield name, file
-        yield from behind.get(name, ())
+        yield from followers.get(name, ())
 
 
 def _header(tensors: Iterable[Stored], shard: Shard) -> bytes:
-    """The header of a file with these tensors, its length in front."""
+    """Returns the header of a file with these tensors, preceded by its length."""
     metadata = parse_json(shard.header[8:]).get("__metadata__")
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for tensor in tensors:
         begin, end = end, end + tensor.size
-        told = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
-        header[tensor.name] = told
+        offsets = [begin, end]
+        fields = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+        header[tensor.name] = fields
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def _with_text(checkpoint: Checkpoint, name: str, data: Any) -> Checkpoint:
-    """The checkpoint with a side file of JSON in other words."""
+    """Returns the checkpoint with new contents for a side file of JSON."""
     return replace(checkpoint, texts={**checkpoint.texts, name: json.dumps(data, indent=2) + "\n"})

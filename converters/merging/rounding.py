@@ -1,8 +1,8 @@
-"""What the one rounding to 16 bits does: measured where it is done, and summed up."""
+"""Rounds results to 16 bits once, and measures the error of that rounding."""
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,22 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-__all__ = ["Loss", "Rounding", "is_rounded", "rounded", "summed"]
-
-# By row of a tensor: the sums of squares, and the largest, of error, weight and effect.
-_FIELDS = ("error", "weight", "effect")
+__all__ = ["Loss", "Rounding", "is_rounded", "round_to_dtype", "summarize", "total_loss"]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums over some of a tensor's numbers: of the error, the base's weight, the mix's effect.
+    """Statistics over some of a tensor's numbers: of error, base weight and the mix's effect.
 
     Args:
-        count: how many numbers.
-        squares: ``Σx²`` of the three.
-        most: ``max |x|`` of the three.
-        overflowed: how many finite numbers are none after the rounding.
-        largest: the largest of these.
+        count: The number of numbers.
+        squares: ``Σx²`` of error, weight and effect.
+        most: ``max |x|`` of error, weight and effect.
+        overflowed: The number of finite numbers that rounding made infinite.
+        largest: The largest absolute value among them.
     """
 
     count: int
@@ -41,26 +38,26 @@ class Loss:
         return Loss(self.count + other.count, squares, most)  # pyright: ignore[reportArgumentType]
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Loss":
-        """What `asdict` made, as JSON has it."""
-        return cls(told["count"], tuple(told["squares"]), tuple(told["most"]))
+    def of(cls, fields: Mapping[str, Any]) -> "Loss":
+        """Builds a loss from the output of `asdict`, as read back from JSON."""
+        return cls(fields["count"], tuple(fields["squares"]), tuple(fields["most"]))
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The error of the one rounding to 16 bits, of tensors that adapters changed.
+    """The error of the one rounding to 16 bits, in tensors that adapters changed.
 
-    With e the error, w the base's weight and d what the mix changes before it is rounded.
+    Here e is the error, w the base's weight and d the change by the mix before rounding.
 
     Args:
         largest: ``max |e|``.
         rms: ``√mean e²``.
         of_weight: ``√(Σe² / Σw²)``: near 0.0017 for bfloat16, 0.0002 for float16.
-        of_effect: ``√(Σe² / Σd²)``; at 1 the rounding is as large as all that the mix does. None
-            where the mix does nothing.
+        of_effect: ``√(Σe² / Σd²)``; at 1 the rounding error is as large as the mix's effect. None
+            if the mix has no effect.
         largest_of_weight: ``max |e| / max |w|``.
         largest_of_effect: ``max |e| / max |d|``.
-        tensors: the same of each tensor, by name; empty in these.
+        tensors: The same figures for each tensor by name; empty within these.
     """
 
     largest: float
@@ -73,23 +70,23 @@ class Rounding:
 
 
 def is_rounded(dtype: Any) -> bool:
-    """Whether results are wider than a dtype, so that they are rounded to it."""
+    """Whether results must be rounded to this dtype, which is narrower than the arithmetic."""
     return np.dtype(dtype).itemsize < 4
 
 
-def rounded(exact: Array, base: Array, dtype: Any) -> tuple[Array, Loss]:
-    """Numbers rounded to a dtype, and what that did.
+def round_to_dtype(exact: Array, base: Array, dtype: Any) -> tuple[Array, Loss]:
+    """Rounds numbers to a dtype and measures the error.
 
     Args:
-        exact: the numbers (rows, …), in float32.
-        base: the base's numbers in their place, of any float dtype.
-        dtype: the dtype to round to.
+        exact: The numbers (rows, …), in float32.
+        base: The base's numbers (rows, …), of any float dtype.
+        dtype: The dtype to round to.
 
     Returns:
-        The numbers of that dtype, and the loss.
+        The rounded numbers, and the loss.
     """
-    out, *told = _rounded(exact, base, dtype)
-    squares, most, over = jax.device_get(told)
+    out, *statistics = _round(exact, base, dtype)
+    squares, most, over = jax.device_get(statistics)
     lost = float(np.max(over[1], initial=0.0))
     sums = tuple(float(np.sum(s, dtype=np.float64)) for s in squares)
     tops = tuple(float(np.max(m, initial=0.0)) for m in most)
@@ -98,8 +95,8 @@ def rounded(exact: Array, base: Array, dtype: Any) -> tuple[Array, Loss]:
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _rounded(exact: Array, base: Array, dtype: Any) -> tuple[Array, Any, Any, Any]:
-    """Rounds, and sums up row by row: in float32 a sum over more would lose digits."""
+def _round(exact: Array, base: Array, dtype: Any) -> tuple[Array, Any, Any, Any]:
+    """Rounds, and sums over each row: longer sums would lose digits in float32."""
     out = exact.astype(dtype)
     back, old = out.astype(exact.dtype), base.astype(exact.dtype)
     is_lost = jnp.isfinite(exact) & ~jnp.isfinite(back)
@@ -116,11 +113,11 @@ def _rounded(exact: Array, base: Array, dtype: Any) -> tuple[Array, Any, Any, An
     return out, squares, most, lost
 
 
-def summed(losses: Mapping[str, Loss]) -> Rounding | None:
-    """The error of each tensor, and of all.
+def summarize(losses: Mapping[str, Loss]) -> Rounding | None:
+    """Returns the rounding error of each tensor and of all together.
 
     Args:
-        losses: by tensor.
+        losses: The losses by tensor.
 
     Returns:
         The figures; None if nothing was rounded.
@@ -128,18 +125,18 @@ def summed(losses: Mapping[str, Loss]) -> Rounding | None:
     if not losses:
         return None
     tensors = {name: _figures(loss, {}) for name, loss in losses.items()}
-    return _figures(total(losses.values()), tensors)
+    return _figures(total_loss(losses.values()), tensors)
 
 
-def total(losses: Iterable[Loss]) -> Loss:
-    """All losses as one."""
+def total_loss(losses: Iterable[Loss]) -> Loss:
+    """Adds losses."""
     return sum(losses, Loss(0, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
 
 
 def _figures(loss: Loss, tensors: Mapping[str, Rounding]) -> Rounding:
-    """A loss in the figures that people compare."""
+    """Converts a loss to the figures that are reported."""
     error, weight, effect = loss.squares
-    top, heaviest, farthest = loss.most
+    largest_error, largest_weight, largest_effect = loss.most
 
     def ratio(a: float, b: float) -> float | None:
         return a / b if b else None
@@ -147,10 +144,5 @@ def _figures(loss: Loss, tensors: Mapping[str, Rounding]) -> Rounding:
     roots = [ratio(error, weight), ratio(error, effect)]
     of_weight, of_effect = (None if r is None else math.sqrt(r) for r in roots)
     rms = math.sqrt(error / loss.count) if loss.count else 0.0
-    tops = ratio(top, heaviest), ratio(top, farthest)
-    return Rounding(top, rms, of_weight, of_effect, *tops, tensors)
-
-
-def as_json(losses: Mapping[str, Loss]) -> dict[str, Any]:
-    """The losses as JSON has them; `Loss.of` reads one."""
-    return {name: asdict(loss) for name, loss in losses.items()}
+    maxima = ratio(largest_error, largest_weight), ratio(largest_error, largest_effect)
+    return Rounding(largest_error, rms, of_weight, of_effect, *maxima, tensors)

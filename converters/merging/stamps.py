@@ -1,4 +1,4 @@
-"""Stamps of a base's files, by which a merge sees that one was changed while it was read."""
+"""Stamps of a base's files, with which a merge detects changes while it reads them."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,18 +9,18 @@ from pathlib import Path
 from jaxmix.converters.checkpoints.huggingface import Checkpoint, Shard
 from jaxmix.errors import CheckpointError, listing
 
-__all__ = ["Stamp", "check_unchanged", "stamps_of", "watched"]
+__all__ = ["Stamp", "check_unchanged", "expect_unchanged", "stamps_of"]
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What is compared of a file; its numbers are too many to be read twice.
+    """The properties of a file that are compared; its contents are too large to read twice.
 
     Args:
-        size: its bytes.
-        modified: when it was last written, in nanoseconds.
-        inode: the system's number for it: another one after it was replaced by renaming.
-        header: the SHA-256 of its safetensors header.
+        size: The number of bytes.
+        modified: The time of the last write, in nanoseconds.
+        inode: The system's number of the file, which changes when another file replaces it.
+        header: The SHA-256 of the safetensors header.
     """
 
     size: int
@@ -30,10 +30,10 @@ class Stamp:
 
 
 def stamps_of(checkpoint: Checkpoint) -> dict[Path, Stamp]:
-    """Stamps a checkpoint's files, right after their headers were read.
+    """Returns the stamps of a checkpoint's files, to be taken right after reading their headers.
 
     Args:
-        checkpoint: as `read_checkpoint` gives it.
+        checkpoint: The checkpoint, as `read_checkpoint` returns it.
 
     Returns:
         A stamp for each file.
@@ -44,14 +44,14 @@ def stamps_of(checkpoint: Checkpoint) -> dict[Path, Stamp]:
 
 
 def check_unchanged(stamps: Mapping[Path, Stamp], files: Iterable[Path] | None = None) -> None:
-    """Raises an error if files are no longer those that were stamped.
+    """Raises an error if files have changed since they were stamped.
 
     Args:
-        stamps: what `stamps_of` gave.
-        files: those to look at; all of them by default.
+        stamps: The result of `stamps_of`.
+        files: The files to check; all of them by default.
 
     Raises:
-        CheckpointError: if some changed, or are gone; all are listed.
+        CheckpointError: If files changed or are missing; all of them are listed.
     """
     changes = [
         f"{path}: {change}"
@@ -60,20 +60,20 @@ def check_unchanged(stamps: Mapping[Path, Stamp], files: Iterable[Path] | None =
     ]
     if changes:
         raise CheckpointError(
-            f"the base was changed while it was read:{listing(changes)}\nWhat was computed from it "
-            "is not used. Merge again once nothing writes to the base any more."
+            f"the base changed while it was being read:{listing(changes)}\nThe output computed "
+            "from it is not used. Merge again when no other program writes to the base."
         )
 
 
 @contextmanager
-def watched(stamps: Mapping[Path, Stamp]) -> Iterator[None]:
-    """Checks the files after the body, also if it fails: a change is the better reason then.
+def expect_unchanged(stamps: Mapping[Path, Stamp]) -> Iterator[None]:
+    """Checks the files after the body, even if it fails: a change explains the failure better.
 
     Args:
-        stamps: what `stamps_of` gave.
+        stamps: The result of `stamps_of`.
 
     Raises:
-        CheckpointError: if some files changed.
+        CheckpointError: If files changed.
     """
     try:
         yield
@@ -84,26 +84,26 @@ def watched(stamps: Mapping[Path, Stamp]) -> Iterator[None]:
 
 
 def _stamp(checkpoint: Checkpoint, shard: Shard) -> Stamp:
-    """The stamp of a file whose header was read a moment ago."""
+    """Returns the stamp of a file whose header was just read."""
     status = (checkpoint.folder / shard.name).stat()
     header = hashlib.sha256(shard.header).hexdigest()
     return Stamp(status.st_size, status.st_mtime_ns, status.st_ino, header)
 
 
 def _change(path: Path, before: Stamp) -> str:
-    """What is different about a file; empty if nothing is."""
+    """Describes how a file has changed; empty if it has not."""
     try:
         status = path.stat()
         with path.open("rb") as file:
             length = file.read(8)
-            # No longer than the file: eight bytes of anything can ask for any amount of memory.
+            # At most the file's size: a corrupt length could request any amount of memory.
             text = file.read(min(int.from_bytes(length, "little"), status.st_size))
     except OSError as error:
-        return f"it can't be read any more ({error.strerror})"
+        return f"it can no longer be read ({error.strerror})"
     if status.st_size != before.size:
-        return f"it has {status.st_size:,} bytes, and had {before.size:,}"
+        return f"it has {status.st_size:,} bytes, before {before.size:,}"
     if hashlib.sha256(length + text).hexdigest() != before.header:
-        return "it has another header"
+        return "its header changed"
     if status.st_ino != before.inode:
-        return "another file has its name"
+        return "it was replaced by another file"
     return "it was written to" if status.st_mtime_ns != before.modified else ""

@@ -1,7 +1,7 @@
-"""Heads of base checkpoints that share the embedding's tensor: found, and given one of their own.
+"""Unties heads that share the embedding's tensor, where an adapter changes only one of them.
 
-PEFT's forward changes only the side of the two that has the adapter (see `placement.tied`). So a
-merged checkpoint needs both tensors, and a config that no longer ties them.
+PEFT's forward changes only the module that has the adapter (see `placement.tied`). So the merged
+checkpoint needs both tensors, and a config that no longer ties them.
 """
 
 import re
@@ -28,27 +28,27 @@ _FLAG = "tie_word_embeddings"
 def untied(
     checkpoint: Checkpoint, mixed: Mix, *, allowed: bool
 ) -> tuple[Checkpoint, Mix, str | None]:
-    """The checkpoint with a head of its own, if the mix changes an embedding that is also the head.
+    """Gives the head its own tensor if the mix changes an embedding that is also the head.
 
-    Where the mix does the same to both, as after PEFT's ``ensure_weight_tying``, they stay tied.
+    Where the mix changes both equally, as after PEFT's ``ensure_weight_tying``, they stay tied.
 
     Args:
-        checkpoint: the base.
-        mixed: the adapters.
-        allowed: whether to untie; if not, a mix that needs it is an error.
+        checkpoint: The base.
+        mixed: The adapters.
+        allowed: Whether to untie; if not, a mix that requires it is an error.
 
     Returns:
-        The checkpoint to work on, the mix without sites that the checkpoint has no tensor for since
-        another's is theirs, and the name of the head that was untied; None if nothing was.
+        The checkpoint to merge into; the mix without sites whose tensor the checkpoint stores only
+        under its tied partner's name; and the name of the untied head, None if none was.
 
     Raises:
-        LayoutError: if the mix needs an untied checkpoint and this is not allowed, or not possible.
+        LayoutError: If the mix requires untying, and that is not allowed or not possible.
     """
     tensors = list(checkpoint.tensors)
     without_head = [name for name in tensors if bare(name) != _HEAD]
     sites = filter(_is_outside_layers, _weight_sites(mixed))
     ties = Ties.of(without_head)
-    problems = {site: told for site in sites if (told := ties.problem(site))}
+    problems = {site: problem for site in sites if (problem := ties.problem(site))}
     if not problems or not _is_tied(checkpoint, tensors):
         return checkpoint, mixed, None
     as_one, copies = trained_as_one(words(mixed.parts), without_head, ties)
@@ -56,15 +56,16 @@ def untied(
         return checkpoint, _without(mixed, copies.difference(_modules(tensors)), tensors), None
     if not allowed:
         raise LayoutError(
-            f"sites whose tensor {checkpoint.name} ties to another:{listing(problems.values())}\n"
-            f"{option('untie')} does so in the output: it writes {_HEAD} as "
-            f"a tensor of its own and sets {_FLAG} to false in config.json."
+            f"{checkpoint.name} ties the tensors of these sites to others:"
+            f"{listing(problems.values())}\nUse {option('untie')} to untie them in the output: "
+            f"{_HEAD} is then written as a tensor of its own, and {_FLAG} set to false in "
+            "config.json."
         )
     tokens = {s for s, up in _updates(mixed) if any(part.keeps_tie for part in parts_of(up))}
     if tokens:
         raise LayoutError(
-            "an adapter trained tokens, which changes both sides of a tied embedding, and another "
-            f"changes one side of it:{listing([*tokens, *problems])}\nMerge one after the other."
+            "one adapter trained tokens, which changes both tied tensors, and another changes only "
+            f"one of them:{listing([*tokens, *problems])}\nMerge the adapters one after the other."
         )
     if without_head == tensors:
         checkpoint = with_copy(checkpoint, _HEAD, of=_embedding(checkpoint, problems))
@@ -72,7 +73,7 @@ def untied(
 
 
 def _without(mixed: Mix, sites: frozenset[str], tensors: Collection[str]) -> Mix:
-    """The mix without some sites' weights."""
+    """Removes some sites' weights from the mix."""
     parts = []
     for part in mixed.parts:
         updates = {site: up for site, up in part.updates.items() if site not in sites}
@@ -85,12 +86,12 @@ def _without(mixed: Mix, sites: frozenset[str], tensors: Collection[str]) -> Mix
 
 
 def _modules(tensors: Iterable[str]) -> set[str]:
-    """The modules that have a weight."""
+    """Returns the modules that have a weight."""
     return {bare(name).removesuffix(".weight") for name in tensors if name.endswith(".weight")}
 
 
 def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What config.json has to say now; that of an image model has a part for the text's model."""
+    """Returns the new fields of config.json, and of its part for the text model if it has one."""
     fields: dict[str, Any] = {_FLAG: False}
     if isinstance(part := checkpoint.json("config.json").get("text_config"), dict):
         fields["text_config"] = {**part, _FLAG: False}
@@ -98,7 +99,7 @@ def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _weight_sites(mixed: Mix) -> list[str]:
-    """The sites whose weight changes on one side only, if it is tied to another."""
+    """Returns the sites whose updates change one tensor only, even if it is tied."""
     return list(dict.fromkeys(s for s, up in _updates(mixed) if up.has_weight and not up.keeps_tie))
 
 
@@ -107,27 +108,27 @@ def _updates(mixed: Mix) -> Iterator[tuple[str, Update]]:
 
 
 def _is_outside_layers(name: str) -> bool:
-    """Whether a name has no number in it, as those of heads and embeddings."""
+    """Whether a name has no layer number, like those of heads and embeddings."""
     return re.search(r"\.\d+\.", name) is None
 
 
 def _is_tied(checkpoint: Checkpoint, tensors: Iterable[str]) -> bool:
-    """Whether what could be tied is.
+    """Whether a head and an embedding that can be tied are tied.
 
-    A file with both tensors is tied only if its config says so, which some old ones do. A file with
-    one is tied unless its config says that it is not: then the model has no head at all.
+    A checkpoint with both tensors is tied only if its config says so, as some old ones do. One
+    without a head tensor is tied unless its config says otherwise: then the model has no head.
     """
     config = checkpoint.json("config.json")
     part = config.get("text_config")
-    said = config.get(_FLAG, part.get(_FLAG) if isinstance(part, dict) else None)
-    return said is True if _HEAD in map(bare, tensors) else said is not False
+    flag = config.get(_FLAG, part.get(_FLAG) if isinstance(part, dict) else None)
+    return flag is True if _HEAD in map(bare, tensors) else flag is not False
 
 
 def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
-    """The tensor that is both, if its head can be given one of its own.
+    """Returns the name of the tied embedding, if the head can be given a tensor of its own.
 
-    That is so for decoders whose head is `lm_head` and nothing more. BERT's head has other parts
-    that are tied with it, and with T5's and BART's ``shared`` the flag ties other modules as well.
+    This is possible for decoders whose head is `lm_head` alone. BERT's head has other tied parts,
+    and with T5's and BART's ``shared`` the flag ties other modules as well.
     """
     tensors = list(checkpoint.tensors)
     modules = (name.removesuffix(".weight") for name in tensors if _is_outside_layers(name))
@@ -137,8 +138,8 @@ def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
     if len(both) == 1 and not is_shared and ties.problem(_HEAD.removesuffix(".weight")):
         return both[0]
     raise LayoutError(
-        f"{option('untie')} knows decoders with a plain {_HEAD}, and {checkpoint.name} is "
-        f"none: found {', '.join(both) or 'no embedding'}, for {', '.join(problems)}. Untie the "
-        "model with transformers: give the head a parameter of its own, set "
-        f"config.{_FLAG} = False, save it."
+        f"{option('untie')} supports decoders with a plain {_HEAD}, which {checkpoint.name} is "
+        f"not: found {', '.join(both) or 'no embedding'} for {', '.join(problems)}. Untie the "
+        "model with transformers instead: give the head a parameter of its own, set "
+        f"config.{_FLAG} = False and save the model."
     )

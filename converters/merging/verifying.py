@@ -1,4 +1,4 @@
-"""The proof that an output is base plus mix and nothing else: tensor by tensor, file by file."""
+"""Proves that an output is base plus mix and nothing else: tensor by tensor, file by file."""
 
 import filecmp
 import os
@@ -10,31 +10,31 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import Shard, Stored, read_shard
-from jaxmix.converters.merging.files import forget, read_rows, stored_pieces
+from jaxmix.converters.merging.merge_plan import MergePlan
 from jaxmix.converters.merging.planning import precision
 from jaxmix.converters.merging.recipe import Recipe, UnwritableError
-from jaxmix.converters.merging.residual import Residual, residual
-from jaxmix.converters.merging.work import Work
+from jaxmix.converters.merging.residual import Residual, measure_residual
+from jaxmix.converters.merging.tensor_io import drop_from_cache, read_rows, stored_chunks
 from jaxmix.errors import CheckpointError, listing
 
-__all__ = ["Verdict", "Verified", "joined", "verified"]
+__all__ = ["Verdict", "Verified", "join_proofs", "verify_output"]
 
-# Below this part of the mix's effect what is left of it is no proof of it.
+# If rounding leaves less than this share of the mix's effect, the check is inconclusive.
 _KEPT = 0.5
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What reading one tensor back showed.
+    """The result of reading one tensor back.
 
     Args:
-        tensor: its name.
-        verdict: 'proven'; 'inconclusive' where rounding hides what the mix does; 'failed'.
-        reason: why, in words.
-        differing: how many of its numbers a replay makes otherwise.
-        residual: the largest distance from base plus mix in float64, over what rounding explains:
-            up to 1 is right. None for tensors that nobody changes.
-        kept: the part of the mix's effect that the rounding left; None where there is none.
+        tensor: The tensor's name.
+        verdict: 'proven'; 'inconclusive' where rounding hides the mix's effect; or 'failed'.
+        reason: The reason, as a message.
+        differing: The number of elements, or of copied bytes, that differ from a replay.
+        residual: The largest distance from base plus mix in float64, divided by what rounding
+            explains: up to 1 is correct. None for tensors that no adapter changes.
+        kept: The share of the mix's effect that rounding left; None if the mix has no effect.
     """
 
     tensor: str
@@ -47,15 +47,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verified:
-    """What reading an output back showed.
+    """The result of reading an output back.
 
     Args:
-        tensors: a verdict for each tensor, in the order of the files.
-        problems: what is wrong with files, headers, index and side files, in words.
-        proven: how many tensors are.
-        inconclusive: of how many nothing can be told.
-        failed: how many are something else.
-        ok: whether nothing failed, and there are no problems.
+        tensors: A verdict for each tensor, in the order of the files.
+        problems: Problems with files, headers, index and side files, as messages.
+        proven: The number of tensors that are proven.
+        inconclusive: The number of tensors for which the checks are inconclusive.
+        failed: The number of tensors that are wrong.
+        ok: Whether no tensor failed and there are no problems.
     """
 
     tensors: tuple[Verdict, ...]
@@ -66,179 +66,185 @@ class Verified:
     ok: bool
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Verified":
-        """What `asdict` made, as JSON has it."""
-        tensors = tuple(Verdict(**one) for one in told["tensors"])
-        return cls(**{**told, "tensors": tensors, "problems": tuple(told["problems"])})
+    def of(cls, fields: Mapping[str, Any]) -> "Verified":
+        """Builds a result from the output of `asdict`, as read back from JSON."""
+        tensors = tuple(Verdict(**verdict) for verdict in fields["tensors"])
+        return cls(**{**fields, "tensors": tensors, "problems": tuple(fields["problems"])})
 
     @property
     def text(self) -> str:
-        """What is wrong, in words."""
-        bad = [f"{one.tensor}: {one.reason}" for one in self.tensors if one.verdict == "failed"]
-        count = len(bad) + len(self.problems)
-        return f"{count} thing{'' if count == 1 else 's'} found that are not base plus mix:" + (
-            listing([*self.problems, *bad])
+        """Describes what is wrong."""
+        failed = [f"{v.tensor}: {v.reason}" for v in self.tensors if v.verdict == "failed"]
+        count = len(failed) + len(self.problems)
+        return f"{count} difference{'' if count == 1 else 's'} from base plus mix:" + (
+            listing([*self.problems, *failed])
         )
 
 
-def verified(
-    work: Work,
+def verify_output(
+    plan: MergePlan,
     out: Path,
     progress: Callable[[int, int, str], None] | None,
     shards: Mapping[int, Shard],
 ) -> Verified:
-    """Reads an output back.
+    """Reads an output back and compares it with what the merge should have written.
 
     Args:
-        work: what it should be.
-        out: the folder, or the file.
-        progress: called with bytes done, bytes in all, and the shard.
-        shards: those to read, by their numbers; with the first of all go the side files.
+        plan: The merge.
+        out: The folder or file.
+        progress: Called with the bytes done, the total bytes and the shard's name.
+        shards: The shards to read by number; the side files are checked along with shard 0.
 
     Returns:
         The verdicts.
     """
-    is_file, done, size = work.checkpoint.is_file, 0, sum(shard.size for shard in shards.values())
+    is_file, done, size = plan.checkpoint.is_file, 0, sum(shard.size for shard in shards.values())
 
-    def told(count: int, shard: str) -> None:
+    def report(count: int, shard: str) -> None:
         nonlocal done
         done += count
         if progress:
             progress(done, size, shard)
 
     verdicts: list[Verdict] = []
-    problems = list(_wrong_files(work, out)) if 0 in shards and not is_file else []
-    with precision(recipe.tensor for recipe in work.recipes.values()):
+    problems = list(_wrong_files(plan, out)) if 0 in shards and not is_file else []
+    with precision(recipe.tensor for recipe in plan.recipes.values()):
         for shard in shards.values():
             path = out if is_file else out / shard.name
-            told(len(shard.header), shard.name)
-            there, wrong = _opened(path, out.parent if is_file else out, shard)
+            report(len(shard.header), shard.name)
+            stored, wrong = _read_header(path, out.parent if is_file else out, shard)
             problems += wrong
             for tensor in shard.tensors:
-                found = there.get(tensor.name)
-                verdicts.append(_judged(tensor, found, work.recipes.get(tensor.name)))
-                told(tensor.size, shard.name)
-    return _summed(verdicts, problems)
+                found = stored.get(tensor.name)
+                verdicts.append(_judge(tensor, found, plan.recipes.get(tensor.name)))
+                report(tensor.size, shard.name)
+    return _count_verdicts(verdicts, problems)
 
 
-def joined(proofs: Sequence[Verified], names: Iterable[str]) -> Verified:
-    """What several processes found, each in its shards; the tensors in the order of these names."""
-    found = {one.tensor: one for proof in proofs for one in proof.tensors}
+def join_proofs(proofs: Sequence[Verified], names: Iterable[str]) -> Verified:
+    """Joins the results of several processes; sorts the tensors in the order of these names."""
+    found = {verdict.tensor: verdict for proof in proofs for verdict in proof.tensors}
     tensors = [found[name] for name in names]
-    return _summed(tensors, [problem for proof in proofs for problem in proof.problems])
+    return _count_verdicts(tensors, [problem for proof in proofs for problem in proof.problems])
 
 
-def _summed(verdicts: Sequence[Verdict], problems: Sequence[str]) -> Verified:
-    """Verdicts, counted."""
+def _count_verdicts(verdicts: Sequence[Verdict], problems: Sequence[str]) -> Verified:
+    """Counts the verdicts of each kind."""
     counts = {kind: 0 for kind in ("proven", "inconclusive", "failed")}
-    for one in verdicts:
-        counts[one.verdict] += 1
+    for verdict in verdicts:
+        counts[verdict.verdict] += 1
     ok = not problems and not counts["failed"]
     return Verified(tuple(verdicts), tuple(problems), **counts, ok=ok)
 
 
-def _opened(path: Path, folder: Path, shard: Shard) -> tuple[dict[str, Stored], list[str]]:
-    """The tensors of a shard as they lie in the output, and what is wrong with its header."""
+def _read_header(path: Path, folder: Path, shard: Shard) -> tuple[dict[str, Stored], list[str]]:
+    """Returns the tensors of a shard of the output, and the problems with its header."""
     from jaxmix.models.checkpoint import safetensors_file
 
     try:
         safetensors_file(path)
     except CheckpointError as error:
         return {}, [str(error)]
-    forget(path)
+    drop_from_cache(path)
     found = read_shard(folder, path)
-    there = {tensor.name: tensor for tensor in found.tensors}
+    stored = {tensor.name: tensor for tensor in found.tensors}
     if found.header == shard.header:
-        return there, []
+        return stored, []
     names = {tensor.name for tensor in shard.tensors}
-    extra = [f"{path.name}: {name} should not be there" for name in there if name not in names]
+    wrong = [f"{path.name}: {name} is unexpected" for name in stored if name not in names]
     if found.metadata != shard.metadata:
-        extra.append(f"{path.name}: metadata {found.metadata}, expected {shard.metadata}")
-    if not extra and names == there.keys():
-        extra.append(f"{path.name}: another header, with the tensors in other places")
-    return there, extra
+        wrong.append(f"{path.name}: metadata is {found.metadata}, expected {shard.metadata}")
+    if not wrong and names == stored.keys():
+        wrong.append(f"{path.name}: the header differs, with the tensors at other offsets")
+    return stored, wrong
 
 
-def _wrong_files(work: Work, out: Path) -> Iterator[str]:
-    """Side files that are missing, that differ, or that should not be there."""
-    texts, folder = work.checkpoint.texts, work.checkpoint.folder
-    for name in work.files:
+def _wrong_files(plan: MergePlan, out: Path) -> Iterator[str]:
+    """Describes side files that are missing, different or unexpected."""
+    texts, folder = plan.checkpoint.texts, plan.checkpoint.folder
+    for name in plan.side_files:
         path = out / name
         if not path.is_file():
             yield f"{name} is missing"
         elif name in texts:
             if path.read_bytes() != texts[name].encode():
-                yield f"{name} is not what was to be written"
-        elif not filecmp.cmp(folder / name, path, shallow=False):  # by pieces: it may be weights
-            yield f"{name} is not what the base has"
-    expected = {*work.files, *(shard.name for shard in work.checkpoint.shards)}
+                yield f"{name} differs from what the merge writes"
+        elif not filecmp.cmp(folder / name, path, shallow=False):  # in chunks: it may be large
+            yield f"{name} differs from the base's"
+    expected = {*plan.side_files, *(shard.name for shard in plan.checkpoint.shards)}
     for above, _, files in os.walk(out):
         for file in sorted(files):
             name = Path(above, file).relative_to(out).as_posix()
             if name not in expected and file[0] != ".":
-                yield f"{name} should not be there"
+                yield f"{name} is unexpected"
 
 
-def _judged(tensor: Stored, found: Stored | None, recipe: Recipe | None) -> Verdict:
-    """One tensor's verdict."""
+def _judge(tensor: Stored, found: Stored | None, recipe: Recipe | None) -> Verdict:
+    """Returns the verdict on one tensor."""
     if found is None:
         return Verdict(tensor.name, "failed", "it is missing")
     if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
-        what = f"it is {found.dtype} {found.shape}, expected {tensor.dtype} {tensor.shape}"
-        return Verdict(tensor.name, "failed", what)
+        reason = f"it is {found.dtype} {found.shape}, expected {tensor.dtype} {tensor.shape}"
+        return Verdict(tensor.name, "failed", reason)
     if recipe is None:
-        differing = _unlike_bytes(tensor, found)
+        differing = _count_unlike_bytes(tensor, found)
         if differing:
-            return Verdict(
-                tensor.name, "failed", f"{differing:,} bytes are not the base's", differing
-            )
-        return Verdict(tensor.name, "proven", "the base's, byte for byte")
+            reason = f"{differing:,} bytes differ from the base's"
+            return Verdict(tensor.name, "failed", reason, differing)
+        return Verdict(tensor.name, "proven", "equal to the base, byte for byte")
     try:
-        differing = _unlike_replay(recipe, found)
+        differing = _count_unlike_replay(recipe, found)
     except UnwritableError as error:
         return Verdict(tensor.name, "failed", f"it can't be base plus mix: {error}")
-    return _of_changed(tensor, differing, residual(recipe, lambda rows: read_rows(found, rows)))
+    left = measure_residual(recipe, lambda rows: read_rows(found, rows))
+    return _judge_changed(tensor, differing, left)
 
 
-def _of_changed(tensor: Stored, differing: int, left: Residual) -> Verdict:
-    """The verdict for a tensor that the mix changes."""
+def _judge_changed(tensor: Stored, differing: int, left: Residual) -> Verdict:
+    """Returns the verdict on a tensor that the mix changes."""
     numbers = {"differing": differing, "residual": left.worst, "kept": left.kept}
     if differing or left.worst > 1:
-        far = f"up to {left.worst:.3g} times what rounding explains from base plus mix"
-        near = "each as near to base plus mix as rounding allows: of another program or device?"
-        reason = f"a replay makes {differing:,} numbers otherwise; it lies {far}"
+        reason = (
+            f"{differing:,} numbers differ from a replay; the distance from base plus mix is up to "
+            f"{left.worst:.3g} times what rounding explains"
+        )
         if left.worst <= 1:
-            reason = f"a replay makes {differing:,} numbers otherwise, {near}"
+            reason = (
+                f"{differing:,} numbers differ from a replay, each within rounding of base plus "
+                "mix. Was it merged by another version or on another device?"
+            )
         return Verdict(tensor.name, "failed", reason, **numbers)
     if left.kept is not None and left.kept < _KEPT:
         reason = (
-            f"rounding to {tensor.dtype} left {max(0.0, left.kept):.1%} of what the mix does here"
+            f"rounding to {tensor.dtype} left {max(0.0, left.kept):.1%} of the mix's effect here"
         )
         return Verdict(tensor.name, "inconclusive", reason, **numbers)
     reason = "base plus mix, by replay and by residual"
     return Verdict(tensor.name, "proven", reason, **numbers)
 
 
-def _unlike_bytes(tensor: Stored, found: Stored) -> int:
-    """How many bytes of a tensor that nobody changes are not the base's."""
-    pairs = zip(stored_pieces(tensor), stored_pieces(found), strict=True)
-    return sum(_unlike(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in pairs)
+def _count_unlike_bytes(tensor: Stored, found: Stored) -> int:
+    """Counts the bytes of a copied tensor that differ from the base's."""
+    pairs = zip(stored_chunks(tensor), stored_chunks(found), strict=True)
+    return sum(
+        _count_unlike(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)) for a, b in pairs
+    )
 
 
-def _unlike_replay(recipe: Recipe, found: Stored) -> int:
-    """How many numbers a replay makes otherwise."""
+def _count_unlike_replay(recipe: Recipe, found: Stored) -> int:
+    """Counts the numbers that differ from a replay."""
     count = 0
     if not found.size:
         return count
-    prepared = recipe.prepared()
+    prepared = recipe.prepare()
     for rows in prepared.runs:
-        made = prepared.made(prepared.read(rows), rows).array
-        there = read_rows(found, rows)
-        kind = f"V{made.dtype.itemsize}"  # bits, so that NaN is like NaN, and 0 unlike −0
-        count += _unlike(made.reshape(-1).view(kind), there.reshape(-1).view(kind))
+        replayed = prepared.compute(prepared.read(rows), rows).array
+        stored = read_rows(found, rows)
+        bits = f"V{replayed.dtype.itemsize}"  # compared as bits: NaN equals NaN, 0 differs from −0
+        count += _count_unlike(replayed.reshape(-1).view(bits), stored.reshape(-1).view(bits))
     return count
 
 
-def _unlike(a: np.ndarray, b: np.ndarray) -> int:
-    """How many elements differ."""
+def _count_unlike(a: np.ndarray, b: np.ndarray) -> int:
+    """Counts the elements that differ."""
     return int(np.count_nonzero(a != b))

@@ -82,8 +82,8 @@ def loaded_names(names: Iterable[str], transforms: Sequence[Transform]) -> dict[
 
     Example:
         >>> tower = Transform("rename", ("^vision_tower",), ("model.vision_tower",))
-        >>> loaded_names(["vision_tower.conv.weight", "lm_head.weight"], [tower])
-        {"lm_head.weight"}
+        >>> loaded_names(["vision_tower.conv.weight"], [tower])
+        {'vision_tower.conv.weight': 'model.vision_tower.conv.weight'}
     """
     active: set[int] = set()
     loaded: dict[str, str] = {}

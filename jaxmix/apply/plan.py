@@ -22,7 +22,9 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.families import Update
 from jaxmix.families.base import Chain, maps
-from jaxmix.operators import Hadamard, Operator, Sum, Zero, spread
+from jaxmix.operators import Hadamard, Operator, Zero, terms
+from jaxmix.operators.lowrank import KHATRI_RAO_RANK
+from jaxmix.operators.sharded import matrix_sharding, sharded_matmul, transposed_sharding
 from jaxmix.placement.form import At, Form, arithmetic, as_matrix
 
 __all__ = ["apply", "arithmetic", "as_matrix", "cast", "made", "run"]
@@ -81,12 +83,6 @@ def _strength(strength: Any, dtype: Any) -> Any:
     if isinstance(strength, jax.Array):
         return strength.astype(dtype)
     return np.asarray(strength, dtype)
-
-
-# A LoHa whose two products have ranks r₁ and r₂ is one low rank of r₁r₂ (Khatri-Rao), and then
-# joins the product of the other low ranks. On two cores that was cheaper than a pass of its own for
-# 16 and dearer for 64; this lies between. Accelerators were not measured.
-_KHATRI_RAO = 36
 
 
 # ---------------------------------------------------------------- everything as one function
@@ -198,7 +194,7 @@ def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) ->
 def _thrifty(made: AffineMap) -> AffineMap:
     """The map with Δ in the structure that is cheapest to add to a dense weight."""
     delta = made.shift
-    if isinstance(delta, Hadamard) and delta.left.rank * delta.right.rank <= _KHATRI_RAO:
+    if isinstance(delta, Hadamard) and delta.left.rank * delta.right.rank <= KHATRI_RAO_RANK:
         return AffineMap(made.left, made.right, delta.low_rank())
     return made
 
@@ -208,7 +204,7 @@ def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], 
     for step in steps:
         if not step.is_shift:
             yield _turn, (step.left, step.right)
-        for term in step.shift.terms if isinstance(step.shift, Sum) else (step.shift,):
+        for term in terms(step.shift):
             if not isinstance(term, Zero):
                 yield _add, term
 
@@ -216,7 +212,7 @@ def _passes(steps: Iterable[AffineMap]) -> Iterator[tuple[Callable[..., Array], 
 def _turn(w: Float[Array, "out in"], operators: tuple[Operator, Operator], lies: Any) -> Array:
     """``L W Rᵀ``."""
     left, right = operators
-    return spread.times(right, spread.times(left, w, lies).T, spread.flipped(lies)).T
+    return sharded_matmul(right, sharded_matmul(left, w, lies).T, transposed_sharding(lies)).T
 
 
 def _add(w: Float[Array, "out in"], term: Operator, lies: Any) -> Array:
@@ -231,7 +227,7 @@ def _in_matrix(
     there = form.sharding if form.is_plain else None
     with jax.default_matmul_precision("highest"):
         matrix = as_matrix(tensor, form.part).astype(arithmetic(tensor.dtype))
-        made = work(matrix, operators, spread.as_matrix(there, tensor.shape))
+        made = work(matrix, operators, matrix_sharding(there, tensor.shape))
         out = made.reshape(tensor.shape).astype(dtype)
     return out if there is None else lax.with_sharding_constraint(out, there)
 

@@ -2,7 +2,7 @@
 
 One program per leaf: XLA gives each device the factors that it needs for its part of Δ, and its
 part of a replaced weight. Arrays with a sharding keep it. If a rotation spans parts, they are
-exchanged, and no weight is gathered (`operators.spread`).
+exchanged, and no weight is gathered (see `jaxmix.operators.sharded`).
 
 On a mesh with *explicit* axes, JAX's default, each product and each reshape must state the sharding
 of its result. This is left to XLA here, as on a mesh with automatic axes; only the result gets the

@@ -1,4 +1,4 @@
-"""Many mixes in one batch: each row its own adapters, and the base's product for all at once."""
+"""Many mixes in one batch: each row has its own adapters and all rows share the base's product."""
 
 from jaxmix.bank.bank import Bank
 

@@ -1,4 +1,4 @@
-"""A call of a bank: the params as each row sees them, and rows in and out."""
+"""Calls of a bank: runs a function on a batch in which each row has its own mix."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +10,14 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxmix.adapter import Mixable
-from jaxmix.bank.leaves import Kept
-from jaxmix.bank.making import every, factored_by_name
-from jaxmix.bank.who import wrong_number
+from jaxmix.bank.assignment import is_unknown
+from jaxmix.bank.building import factored_by_name, mix_all
+from jaxmix.bank.leaves import BankLeaf
 from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
 from jaxmix.placement.layout import Layout
-from jaxmix.unmerged import attach, factored
+from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
+from jaxmix.unmerged.running import quietly_factored
 
 __all__ = ["attached", "run"]
 
@@ -26,76 +27,78 @@ def run(
     params: Any,
     batch: Any,
     pick: Any,
-    leaves: Sequence[Kept],
+    leaves: Sequence[BankLeaf],
     taken: Array,
     blended: Callable[[Any, Array], Any],
 ) -> Any:
-    """A function on a batch of which each row has its own mix.
+    """Runs a function on a batch in which each row has its own mix.
 
     Args:
-        fn: the function of params and a batch.
-        params: the base.
-        batch: a pytree whose leaves have rows as their first axis.
-        pick: for each row its member (rows,), or a strength for each member (rows, members).
-        leaves: what members do.
-        taken: whether there is a member of each number.
-        blended: the params with all members attached at strengths, for leaves that are not linear.
+        fn: The function of params and a batch.
+        params: The base.
+        batch: A pytree whose leaves have rows as their first axis.
+        pick: The member's number of each row (rows,), or a strength for each member (rows,
+            members).
+        leaves: The leaves that members change.
+        taken: Whether each number belongs to a member (capacity,).
+        blended: Returns the params with all members attached at given strengths, for leaves that
+            are not linear.
 
     Returns:
-        The function's result, rows first.
+        The function's result, with rows as the first axis.
 
     Raises:
-        LayoutError: if the params are not those of the bank.
-        ShapeError: if rows are not the same in all of the batch, in pick and in the result.
+        LayoutError: If the params are not those of the bank.
+        ShapeError: If the number of rows differs in the batch, in `pick` or in the result.
     """
     rows = _rows(batch)
     if not rows:
-        raise ShapeError("the batch has no rows, expected one at the least.")
+        raise ShapeError("the batch has no rows, expected at least one.")
     if pick.shape[0] != rows:
         raise ShapeError(
-            f"who says it for {pick.shape[0]} rows, but the batch has {rows}, expected one for "
-            "each."
+            f"who has {pick.shape[0]} entries, but the batch has {rows} rows, expected one entry "
+            "per row."
         )
-    params = _fit(params, leaves)
+    params = _matching(params, leaves)
     numbers = {name: i for i, name in enumerate(factored_by_name(params))}
     bases, tree = jax.tree.flatten(params)
     is_blend = jnp.issubdtype(pick.dtype, jnp.floating)
     each = max(1, rows // max(taken.shape[0], 1))
-    alone = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
+    stacked = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
 
-    def one(pick: Array, row: Any) -> Any:
+    def run_row(pick: Array, row: Any) -> Any:
         flat = list(bases)
-        if len(alone) < len(leaves):
+        if len(stacked) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
-        for leaf in alone:
+        for leaf in stacked:
             flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick, each)
         single = jax.tree.map(lambda x: x[None], row)
-        return jax.tree.map(_single, factored(fn, "factored")(tree.unflatten(flat), single))
+        return jax.tree.map(_single, quietly_factored(fn)(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
-    out = jax.vmap(one)(pick, jax.tree.map(jnp.asarray, batch))
+    out = jax.vmap(run_row)(pick, jax.tree.map(jnp.asarray, batch))
     if is_blend or not isinstance(pick, Tracer):
         return out
-    wrong = wrong_number(pick, taken)
-    return jax.tree.map(lambda x: _blotted(x, wrong), out)
+    wrong = is_unknown(pick, taken)
+    return jax.tree.map(lambda x: _with_nan(x, wrong), out)
 
 
-def _fit(params: Any, leaves: Sequence[Kept]) -> Any:
-    """The params, untied as the bank's were."""
+def _matching(params: Any, leaves: Sequence[BankLeaf]) -> Any:
+    """Returns the params, untied if the bank's were, and checks that they are the bank's."""
     names = factored_by_name(params)
     if any(leaf.name not in names for leaf in leaves):
         if callable(untied := getattr(params, "untied", None)):
             params = untied()
             names = factored_by_name(params)
-    lost = [
-        f"{leaf.name}: the bank's has shape {leaf.leaf_shape}, found {shape or 'none'}"
+    wrong = [
+        f"{leaf.name}: found {shape or 'no leaf'}, expected shape {leaf.leaf_shape}"
         for leaf in leaves
         if (shape := getattr(names.get(leaf.name), "shape", None)) != leaf.leaf_shape
     ]
-    if lost:
+    if wrong:
         raise LayoutError(
-            f"the params are not those for which the bank was made:{listing(lost)}\nCall it with "
-            "these, or make a bank for the new ones."
+            f"the params differ from those that the bank was made for:{listing(wrong)}\nCall it "
+            "with the original params, or make a bank for the new ones."
         )
     return params
 
@@ -105,49 +108,49 @@ def attached(
     members: Mapping[str, Mixable] | None,
     strengths: Sequence[Array],
     layout: Layout | str | None,
-    leaves: Sequence[Kept],
+    leaves: Sequence[BankLeaf],
 ) -> Any:
-    """The params with all members attached, in order, each at its strength.
+    """Attaches all members to the params, in order, each at its strength.
 
     Raises:
-        UnsupportedError: if nobody knows the members.
+        UnsupportedError: If the members are unknown.
     """
     if members is None:
         leaf = next(leaf.name for leaf in leaves if not leaf.is_linear)
         raise UnsupportedError(
-            "a strength for each member, of a bank that is an argument of a traced function and "
-            f"whose members do more than add to the weight (at {leaf}). Make it with Bank(…, "
-            "blend=True)."
+            "strengths for each member need the members themselves, since some do more than add to "
+            f"the weight (at {leaf}), but this bank is an argument of a traced function. Make it "
+            "with Bank(…, blend=True)."
         )
-    return attach(params, every(members, strengths), layout=layout)
+    return attach(params, mix_all(members, strengths), layout=layout)
 
 
 def _rows(batch: Any) -> int:
-    """How many rows a batch has."""
+    """Returns the number of rows of a batch."""
     paths, _ = jax.tree_util.tree_flatten_with_path(batch)
     shapes = {jax.tree_util.keystr(path) or "the batch": np.shape(leaf) for path, leaf in paths}
     counts = {shape[0] if shape else None for shape in shapes.values()}
     if len(counts) != 1 or None in counts:
         lines = [f"{name}: {shape}" for name, shape in shapes.items()]
         raise ShapeError(
-            "the batch's leaves differ in their first axis, expected the same rows in all of them:"
-            f"{listing(lines) or ' it has none'}"
+            "the batch's leaves differ in their first axis, expected the same number of rows in "
+            f"all:{listing(lines) or ' it has no leaves'}"
         )
     return counts.pop() or 0
 
 
 def _single(out: Any) -> Array:
-    """The row of a result for a batch of one."""
+    """Returns the only row of a result for a batch of one."""
     if np.shape(out)[:1] != (1,):
         raise ShapeError(
-            f"the function gives an array {np.shape(out)} for a batch of one row, expected rows as "
-            "the first axis. A mean over the batch belongs outside."
+            f"the function returns an array of shape {np.shape(out)} for a batch of one row, "
+            "expected rows as the first axis. Take a mean over the batch outside the function."
         )
     return jnp.asarray(out)[0]
 
 
-def _blotted(x: Array, wrong: Array) -> Array:
-    """NaN in the rows of traced numbers that are of no member."""
+def _with_nan(x: Array, wrong: Array) -> Array:
+    """Sets the rows of unknown members to NaN, for numbers that are traced."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     return jnp.where(wrong.reshape(-1, *[1] * (x.ndim - 1)), np.nan, x)

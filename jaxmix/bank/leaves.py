@@ -1,4 +1,4 @@
-"""What the members of a bank do to one leaf, made once; and the leaf as one row sees it."""
+"""One leaf of a bank: the stacks of all members' operators there, and the leaf for each row."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,65 +9,75 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxmix.affine import AffineMap
-from jaxmix.bank.kinds import Kind, chosen, factors_of, freed, kinds_of, put, slot_of, terms_of
+from jaxmix.bank.stacks import (
+    OperatorStack,
+    build_stacks,
+    insert,
+    padded_factors,
+    padded_terms,
+    release,
+    select,
+    slot_for,
+)
 from jaxmix.placement.form import Form
 from jaxmix.placement.quantized import dequantized
-from jaxmix.unmerged.leaf import Factored, Tags
+from jaxmix.unmerged.leaf import Factored, NotApart, Tags
 
-__all__ = ["Kept", "kept"]
+__all__ = ["BankLeaf", "build_leaf"]
 
-# The sides of a map, and whether one without is the identity there.
+# The sides of an affine map, and whether a missing operator is the identity there (or zero).
 _SIDES = {"left": True, "right": True, "shift": False}
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What the members do to one leaf: the kinds of their L, R and Δ, or whole leaves.
+class BankLeaf:
+    """What the members change at one leaf: stacks of their L, R and Δ, or of whole leaves.
 
     Args:
-        kinds: the kinds of each side; or, by "whole", of leaves with a member's updates in them.
-        name: the leaf's dotted name.
-        leaf_shape: the leaf's shape.
-        forms: how it holds its sites' tensors, as a factored leaf says it.
-        axes: the leaf's axes that are rows, columns and layers, counted from the end; None for a
-            whole one.
-        shape: (out, in) of the maps; () for a whole one.
-        is_linear: whether all members add to the weight, and strengths scale what they add.
-        why: why the leaves are whole; "" where they are not.
+        stacks: The stacks of each side; or, under "whole", stacks of merged leaves.
+        name: The leaf's dotted name.
+        leaf_shape: The leaf's shape.
+        forms: How the leaf holds its sites' tensors, as in `Factored`.
+        axes: The leaf's axes for rows, columns and layers, counted from the end; None for whole
+            leaves.
+        shape: The shape (out, in) of the maps; () for whole leaves.
+        is_linear: Whether all members only add to the weight, in proportion to their strengths.
+        reason: reason the leaves are whole; "" where they are not.
     """
 
-    kinds: Mapping[str, tuple[Kind, ...]]
+    stacks: Mapping[str, tuple[OperatorStack, ...]]
     name: str = field(metadata={"static": True})
     leaf_shape: tuple[int, ...] = field(metadata={"static": True})
     forms: tuple[Form, ...] = field(metadata={"static": True})
     axes: Any = field(metadata={"static": True})
     shape: tuple[int, ...] = field(metadata={"static": True})
     is_linear: bool = field(metadata={"static": True})
-    why: str = field(metadata={"static": True})
+    reason: str = field(metadata={"static": True})
 
     def of_row(self, base: Any, pick: Array, each: int) -> Any:
-        """The leaf that one row sees.
+        """Returns the leaf for one row.
 
         Args:
-            base: the leaf itself.
-            pick: the row's member, -1 for none; or, of a linear leaf, a strength for each member.
-            each: how many rows of a batch a member has on average.
+            base: The base's leaf.
+            pick: The number of the row's member, -1 for the base; or, for a linear leaf, a strength
+                for each member.
+            each: The average number of rows of a batch per member.
 
         Returns:
-            A factored leaf, or an array where it is kept whole.
+            A factored leaf, or an array if whole leaves are stacked.
         """
-        if self.why:
-            now = jnp.asarray(dequantized(base))
-            for kind in self.kinds["whole"]:
-                slot = slot_of(kind, pick)
-                own = jnp.take(kind.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
-                now = jnp.where(slot >= 0, own.astype(now.dtype), now)
-            return now
+        if self.reason:
+            leaf = jnp.asarray(dequantized(base))
+            for stack in self.stacks["whole"]:
+                slot = slot_for(stack, pick)
+                own = jnp.take(stack.stack, jnp.maximum(slot, 0), axis=0, mode="clip")
+                leaf = jnp.where(slot >= 0, own.astype(leaf.dtype), leaf)
+            return leaf
         out, into = self.shape
         shapes = {"left": (out, out), "right": (into, into), "shift": (out, into)}
         sides = {
-            side: chosen(self.kinds[side], pick, shapes[side], is_factor, each)
+            side: select(self.stacks[side], pick, shapes[side], is_factor, each)
             for side, is_factor in _SIDES.items()
         }
         names = tuple("" for _ in self.forms)
@@ -75,94 +85,97 @@ class Kept:
         return Factored(base, (), None, (), AffineMap(**sides), self.forms, None, tags)
 
     def described(self) -> str:
-        """How it is run, for people."""
-        if self.why:
-            count = sum(kind.owner.shape[0] for kind in self.kinds["whole"])
-            return f"{self.name}: whole, {count} slots ({self.why})"
+        """Describes how the leaf is run, for `Bank.explain`."""
+        if self.reason:
+            count = sum(stack.owner.shape[0] for stack in self.stacks["whole"])
+            return f"{self.name}: whole, {count} slots ({self.reason})"
         shown = [
-            f"{symbol} {type(kind.stack).__name__} of {kind.owner.shape[0]} slots"
+            f"{symbol} {type(stack.stack).__name__} of {stack.owner.shape[0]} slots"
             for side, symbol in (("left", "L"), ("right", "R"), ("shift", "Δ"))
-            for kind in self.kinds[side]
+            for stack in self.stacks[side]
         ]
         return f"{self.name}: {', '.join(shown) or 'nothing'}"
 
-    def freed(self, number: int) -> "Kept":
-        """Without a member."""
-        return replace(self, kinds={side: freed(own, number) for side, own in self.kinds.items()})
+    def freed(self, number: int) -> "BankLeaf":
+        """Returns the leaf without a member."""
+        return replace(
+            self, stacks={side: release(own, number) for side, own in self.stacks.items()}
+        )
 
-    def put(self, number: int, leaf: Factored) -> "Kept | None":
-        """With another member's leaf in free slots; None where it does not fit."""
-        things = _things(leaf, not self.why)
-        if things is None or (not self.why and _axes(leaf) != self.axes):
+    def put(self, number: int, leaf: Factored) -> "BankLeaf | None":
+        """Returns the leaf with another member in free slots, or None if it does not fit."""
+        items = _items(leaf, not self.reason)
+        if items is None or (not self.reason and _axes(leaf) != self.axes):
             return None
-        now = {side: put(self.kinds[side], number, things[side]) for side in things}
+        now = {side: insert(self.stacks[side], number, items[side]) for side in items}
         is_linear = self.is_linear and _is_linear(leaf)
-        if is_linear != self.is_linear or any(kinds is None for kinds in now.values()):
+        if is_linear != self.is_linear or any(stacks is None for stacks in now.values()):
             return None
-        return replace(self, kinds=now)
+        return replace(self, stacks=now)
 
 
-def kept(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) -> Kept:
-    """What members do to one leaf.
+def build_leaf(name: str, leaves: Mapping[int, Factored], room: Callable[[int], int]) -> BankLeaf:
+    """Builds the stacks of all members at one leaf.
 
     Args:
-        name: the leaf's dotted name.
-        leaves: by number, each member's factored leaf, its map made.
-        room: how many slots so many members of a kind get.
+        name: The leaf's dotted name.
+        leaves: Each member's factored leaf with its map, by the member's number.
+        room: Returns the number of slots for a number of members with one structure.
 
     Returns:
-        The kinds of their operators; or whole leaves, where one of them has no map apart from them.
+        Stacks of operators; or of whole leaves, if some member's map can't be kept apart.
     """
     first = next(iter(leaves.values()))
-    every = {number: _things(leaf, apart=True) for number, leaf in leaves.items()}
+    items = {number: _items(leaf, apart=True) for number, leaf in leaves.items()}
     axes = {_axes(leaf) for leaf in leaves.values()}
-    why = next((why for leaf in leaves.values() if isinstance(why := _axes(leaf), str)), "")
-    if not why and len(axes) > 1:
-        why = "its members see its axes differently"
-    if why:
-        every = {number: _things(leaf, apart=False) for number, leaf in leaves.items()}
+    apart = [leaf.apart(whole=True) for leaf in leaves.values()]
+    reason = next((found.why for found in apart if isinstance(found, NotApart)), "")
+    if not reason and len(axes) > 1:
+        reason = "its members see its axes differently"
+    if reason:
+        items = {number: _items(leaf, apart=False) for number, leaf in leaves.items()}
         sides, shape, axis = ("whole",), (), 0
     else:
         assert first.made is not None
         axis = int(first.forms[0].index is not None)
         sides, shape = tuple(_SIDES), _shape(first)
-    kinds = {
-        side: kinds_of({n: things[side] for n, things in every.items() if things}, room, axis)
+    stacks = {
+        side: build_stacks({n: own[side] for n, own in items.items() if own}, room, axis)
         for side in sides
     }
-    is_linear = not why and all(map(_is_linear, leaves.values()))
-    seen = None if why else axes.pop()
-    return Kept(kinds, name, first.shape, first.forms, seen, shape, is_linear, why)
+    is_linear = not reason and all(map(_is_linear, leaves.values()))
+    seen = None if reason else axes.pop()
+    return BankLeaf(stacks, name, first.shape, first.forms, seen, shape, is_linear, reason)
 
 
-def _things(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
-    """A member's operators on each side; or the whole leaf, with the member's updates in it."""
+def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
+    """Returns a member's operators on each side, or the merged leaf."""
     if not apart:
         return {"whole": [leaf.dense()]}
     if leaf.made is None:
         return None
     made = leaf.made
     return {
-        "left": factors_of(made.left),
-        "right": factors_of(made.right),
-        "shift": terms_of(made.shift),
+        "left": padded_factors(made.left),
+        "right": padded_factors(made.right),
+        "shift": padded_terms(made.shift),
     }
 
 
 def _axes(leaf: Factored) -> Any:
-    """The leaf's axes that are rows, columns and layers; or why it has no map apart from it."""
+    """Returns the leaf's axes of rows, columns and layers; None without a separate map."""
     weight = leaf.apart(whole=True)
-    return weight if isinstance(weight, str) else (weight.out, weight.into, weight.stack)
+    return None if isinstance(weight, NotApart) else (weight.out, weight.into, weight.stack)
 
 
 def _shape(leaf: Factored) -> tuple[int, int]:
-    """(out, in) of the leaf's maps."""
+    """Returns the shape (out, in) of the leaf's maps."""
     weight = leaf.apart(whole=True)
-    assert not isinstance(weight, str)
+    assert not isinstance(weight, NotApart)
     return weight.matrix_shape
 
 
 def _is_linear(leaf: Factored) -> bool:
-    """Whether a member adds to the leaf, in proportion to its strength, and does no more."""
+    """Whether a member only adds to the leaf, in proportion to its strength."""
     is_base_side = any(update.is_base_side for word in leaf.words for _, update in word)
     return leaf.made is not None and leaf.made.is_shift and not is_base_side

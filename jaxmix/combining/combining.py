@@ -1,4 +1,4 @@
-"""`combine`: its arguments, and which way the adapters are combined."""
+"""`combine`: checks its arguments and chooses between combining factors and combining effects."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,73 +39,78 @@ def combine(
     layout: Layout | str | None = None,
     name: str = "combined",
 ) -> Adapter:
-    """Several adapters as one, ``Δ = f(w₁Δ₁, …, wₙΔₙ)`` at each site.
+    """Combines several adapters into one, ``Δ = f(w₁Δ₁, …, wₙΔₙ)`` at each site.
 
     ============================== ===============================================================
     method                         f
     ============================== ===============================================================
     linear, svd, cat               ``Σ wᵢ Δᵢ``
-    magnitude_prune, …_svd         the same of each one's largest entries (``density`` of them)
-    dare_linear, …_svd             the same of random entries, divided by the density (DARE)
-    ties, …_svd                    each one's largest entries; a sign is elected for each place,
-                                   and those that have it are averaged (TIES)
-    dare_ties, …_svd               DARE's entries, TIES's election
-    breadcrumbs                    ``Σ wᵢ Δᵢ`` of the entries left when the largest (``outliers``)
-                                   and the smallest are gone
-    sce                            the entries that differ most, weighed by energy, the outvoted
-                                   ones erased; no weights
-    model_stock                    ``t · mean(Δᵢ)``, t by the angles between them; no weights
+    magnitude_prune, …_svd         the same with only the largest entries of each Δᵢ, a share of
+                                   ``density``
+    dare_linear, …_svd             the same with random entries, divided by the density (DARE)
+    ties, …_svd                    keeps the largest entries of each, elects a sign for each
+                                   position, and averages the entries with that sign (TIES)
+    dare_ties, …_svd               DARE's random entries with TIES's election
+    breadcrumbs                    ``Σ wᵢ Δᵢ`` without the largest (``outliers``) and the smallest
+                                   entries
+    sce                            keeps the entries with the largest variance, weights adapters by
+                                   energy, erases minority signs; takes no weights
+    model_stock                    ``t · mean(Δᵢ)``, with t from the angles between the Δᵢ; takes
+                                   no weights
     slerp                          the arc from Δ₁ to Δ₂, at ``t = w₂/(w₁ + w₂)``
-    knots                          TIES in the space that the SVD of all of them spans
+    knots                          TIES in the space spanned by the SVD of all Δᵢ
     ============================== ===============================================================
 
-    LoRAs alone are combined as PEFT's ``add_weighted_adapter`` does it: linear, ties, dare_linear,
-    dare_ties and magnitude_prune work on the factors, ``A = f(√|wᵢγᵢ| Aᵢ)`` and the same for B,
-    which is no sum of Δ's but small; ``cat`` lays the factors side by side; the ``svd`` methods
-    work on Δ and cut to a rank. For other kinds, or several kinds, or mixes, Δᵢ is the effect
-    ``W' − W`` on these params, and all methods work on Δ; so do the last five always. A site that
-    an adapter does not touch counts as Δ = 0.
+    LoRAs are combined as in PEFT's ``add_weighted_adapter``. linear, ties, dare_linear, dare_ties
+    and magnitude_prune work on the factors, ``A = f(√|wᵢγᵢ| Aᵢ)`` and likewise for B. The result
+    has a small rank but is not a sum of the Δᵢ. ``cat`` concatenates the factors. The ``svd``
+    methods work on Δ and truncate it to a rank. For other families, several families, or mixes, Δᵢ
+    is the effect ``W' − W`` on the given params, and all methods work on Δ. The last five methods
+    always do. A site that an adapter does not touch counts as Δ = 0.
 
-    Where PEFT differs: a weight −w is the weight w of the negated adapter, which in TIES votes with
-    its negated entries (PEFT 0.21 lets it vote with the entries as they were; for the other methods
-    both agree, whereas older ones lost the sign of factors, PEFT #3004). ``lora_bias`` is combined
-    as a Δ is (PEFT drops it, #3761). A DoRA is taken by its effect (PEFT drops its magnitude). One
-    adapter alone is combined by the method that is asked for (PEFT takes linear). Ranks may differ
-    from site to site (#3737).
+    Differences from PEFT:
 
-    Where mergekit differs: thresholds that presume whole weights, and not small differences of
-    them, are not taken over; Model Stock leaves nothing where adapters point away from each other
-    (there t is negative or infinite); slerp is between effects and not between weights.
+    - A negative weight −w means the weight w for the negated adapter, which in TIES votes with its
+      negated entries. PEFT 0.21 votes with the original entries. For the other methods both agree;
+      older versions of PEFT lost the sign of factors (#3004).
+    - ``lora_bias`` is combined like a Δ (PEFT drops it, #3761), and a DoRA by its effect (PEFT
+      drops the magnitude).
+    - A single adapter is combined by the given method (PEFT always uses linear).
+    - Ranks may differ between sites (#3737).
+
+    Differences from mergekit: its thresholds for full weights are not used, since they do not suit
+    small differences. Model Stock gives zero if adapters point away from each other, where t would
+    be negative or infinite. slerp interpolates between effects, not between weights.
 
     Args:
-        adapters: adapters and mixes, each at its strength.
-        params: the base; not needed where all are LoRAs. Without it nothing tells whether two
-            names are one module, so each adapter has to share sites with the others.
-        method: one of the above.
-        weights: a real number for each; 1 for each by default.
-        density: the share of entries that are kept, above 0 and at most 1.
-        key: a PRNG key: for what is random, and for a randomised SVD as in `jaxmix.to_lora`.
-        rank: the rank of the result where it is made by SVD, as `jaxmix.to_lora` takes it. By
-            default the svd methods of LoRAs take the largest rank among them; other svd methods
-            need it, and other methods give a `Delta` without it.
-        majority_sign: what elects a sign: "total", the sign of the sum (by default), or
-            "frequency", the sign of most.
-        outliers: the share of entries that breadcrumbs drops as too large, 0.01 by default.
-        layout: where the sites lie in the tree, as in `jaxmix.compose`.
-        name: the name of the result.
+        adapters: Adapters and mixes, each at its strength.
+        params: The base; not needed if all adapters are LoRAs. Without it, names of one module that
+            differ can't be recognized, so each adapter must share sites with the others.
+        method: One of the methods above.
+        weights: A real number for each adapter; by default 1.
+        density: The share of entries to keep, above 0 and at most 1.
+        key: A PRNG key for random entries, and for a randomized SVD as in `jaxmix.to_lora`.
+        rank: The rank of the result of an SVD, as for `jaxmix.to_lora`. By default, the svd methods
+            of LoRAs use their largest rank; other svd methods require it. Other methods return a
+            `Delta` without it.
+        majority_sign: How a sign is elected: "total", the sign of the sum (the default), or
+            "frequency", the most frequent sign.
+        outliers: The share of largest entries that breadcrumbs drops, by default 0.01.
+        layout: Where the sites are in the tree, as in `jaxmix.compose`.
+        name: The name of the result.
 
     Returns:
         An adapter of strength 1: LoRAs of scale 1, A (r, in) and B (out, r), or Deltas (out, in).
 
     Raises:
-        AdapterError: if something is no adapter, there is no such method, it lacks something or has
-            no use for it, ranks differ where factors are added up, or there are no params and an
-            adapter shares no site with the others.
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`, or if LoRAs are for weights of several shapes.
+        AdapterError: If an argument is not an adapter or a mix, the method is unknown, it lacks an
+            option or does not use a given one, ranks differ where factors are added, or there are
+            no params and an adapter shares no site with the others.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`, or if LoRAs at a site belong to weights of several shapes.
 
     Warns:
-        UserWarning: if there are no params, and sites of different adapters look like one module
+        UserWarning: If there are no params, and sites of different adapters look like one module
             under two names.
 
     Example:
@@ -130,25 +135,25 @@ def combine(
         outliers=outliers,
     )
     each = _weights(weights, found, len(groups))
-    strangers = _strangers(groups)
+    others = _other_updates(groups)
     metadata = shared_metadata(part.metadata for group in groups for part in group.parts)
     if found.on_factors and have_factors(groups):
         if rank is not None:
             raise AdapterError(
-                f"the method {method!r} keeps the rank of LoRAs and got rank={rank!r}. Leave it "
-                f"out, or choose {found.by_svd!r}."
+                f"the method {method!r} keeps the rank of LoRAs, but got rank={rank!r}. Leave it "
+                f"out, or use {found.by_svd!r}."
             )
         if params is None:
             check_overlap(groups)
         _check_shapes(groups, params, layout)
         factors = combined_factors(groups, each, found, options, key)
         return Adapter(factors, name=name, metadata=metadata)
-    if params is None and strangers:
+    if params is None and others:
         raise AdapterError(
-            f"combine got no params, and adapters that are no LoRAs:{listing(strangers)}\nOnly "
-            "LoRAs can be combined without their base: write combine(adapters, params, …)."
+            f"combine got no params, but some updates are not LoRAs:{listing(others)}\nOnly LoRAs "
+            "can be combined without their base: write combine(adapters, params, …)."
         )
-    make = _maker(found, rank, groups, strangers)
+    make = _maker(found, rank, groups, others)
     if params is None:
         check_overlap(groups)
         _check_shapes(groups)
@@ -162,47 +167,47 @@ def combine(
 
 
 def _adapters(adapters: Any) -> list[Mixable]:
-    """The adapters, each of them one."""
+    """Checks the adapters and returns them as a list."""
     if isinstance(adapters, Mixable | str | bytes | Mapping) or not isinstance(adapters, Iterable):
         raise AdapterError(
-            f"combine got one {type(adapters).__name__}, expected a list of adapters and mixes: "
-            "combine([a, b], params, method=…)."
+            f"combine got a single {type(adapters).__name__}, expected a list of adapters and "
+            "mixes: combine([a, b], params, method=…)."
         )
     groups: list[Any] = list(adapters)
-    wrong = [type(one).__name__ for one in groups if not isinstance(one, Mixable)]
+    wrong = [type(item).__name__ for item in groups if not isinstance(item, Mixable)]
     if wrong or not groups:
-        found = f"something that is none: {', '.join(wrong)}" if wrong else "no adapters"
+        found = f"a list with {', '.join(wrong)}" if wrong else "no adapters"
         raise AdapterError(f"combine got {found}, expected adapters and mixes.")
     return groups
 
 
 def _weights(weights: Any, method: Method, count: int) -> list[Any]:
-    """A weight for each adapter."""
+    """Checks the weights and returns one for each adapter."""
     if weights is None:
         return [1.0] * count
-    several = isinstance(weights, Sequence) and not isinstance(weights, str)
-    if not several and getattr(weights, "ndim", 0) != 1:
+    is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
+    if not is_list and getattr(weights, "ndim", 0) != 1:
         raise AdapterError(f"combine got weights={weights!r}, expected a list of real numbers.")
     if len(weights) != count:
         raise AdapterError(
-            f"combine got {len(weights)} weights for {count} adapters, expected one for each."
+            f"combine got {len(weights)} weights for {count} adapters, expected one per adapter."
         )
     each = [checked_strength(weight) for weight in weights]
     if method.name == "slerp" and (min(known := _known(each), default=0) < 0 or not any(known)):
         raise AdapterError(
-            f"the method 'slerp' got weights={weights!r}, expected none below 0, and not both 0: "
-            "the way goes from the first adapter to the second, to w₂/(w₁ + w₂) of it."
+            f"the method 'slerp' got weights={weights!r}, expected weights of at least 0 that are "
+            "not both 0: it goes from the first adapter to the second, up to w₂/(w₁ + w₂)."
         )
     return each
 
 
 def _known(weights: Iterable[Any]) -> list[float]:
-    """The weights as numbers; those that are traced count as 1."""
+    """Returns the weights as floats; traced weights count as 1."""
     return [1.0 if isinstance(weight, Tracer) else float(weight) for weight in weights]
 
 
-def _strangers(groups: Sequence[Mixable]) -> list[str]:
-    """What is no LoRA, in words."""
+def _other_updates(groups: Sequence[Mixable]) -> list[str]:
+    """Describes the updates that are not plain LoRAs."""
     return [
         f"{part.name}: {site} has {update.family}{'' if update.family != 'LoRA' else ' (DoRA)'}"
         for group in groups
@@ -215,7 +220,7 @@ def _strangers(groups: Sequence[Mixable]) -> list[str]:
 def _check_shapes(
     groups: Sequence[Mixable], params: Any = None, layout: Layout | str | None = None
 ) -> None:
-    """That LoRAs at a site are for one weight, and with params for the one that is there."""
+    """Checks that all LoRAs at a site fit one weight, and with params the base's weight."""
     joint: dict[str, Any] = {}
     for group in groups:
         for site, word in words(group.parts).items():
@@ -229,7 +234,7 @@ def _check_shapes(
     wrong = [f"{s}: {' and '.join(map(str, found))}" for s, found in shapes.items() if found[1:]]
     if wrong:
         raise ShapeError(
-            f"LoRAs at one site that are for weights of several shapes:{listing(wrong)}\nWere the "
+            f"LoRAs at one site belong to weights of different shapes:{listing(wrong)}\nWere the "
             "adapters trained on one model?"
         )
 
@@ -237,33 +242,31 @@ def _check_shapes(
 Maker = Callable[[Spot, Effect, Array | None], Update]
 
 
-def _maker(
-    method: Method, rank: Rank, groups: Sequence[Mixable], strangers: Sequence[str]
-) -> Maker:
-    """What makes an update of an effect: a LoRA by SVD, the factors as they are, or a Delta."""
+def _maker(method: Method, rank: Rank, groups: Sequence[Mixable], others: Sequence[str]) -> Maker:
+    """Returns a function from an effect to an update: a LoRA by SVD, its factors, or a Delta."""
     if rank is None and method.svd:
-        if strangers:
+        if others:
             raise AdapterError(
-                f"the method {method.name!r} got no rank, and adapters that have none:"
-                f"{listing(strangers)}\nGive rank=16, another, or a share of the energy such as "
-                "0.99."
+                f"the method {method.name!r} got no rank, but some updates are not LoRAs:"
+                f"{listing(others)}\nGive a rank such as rank=16, or a share of the energy such "
+                "as 0.99."
             )
         loras: list[Any] = [u for g in groups for part in g.parts for u in part.updates.values()]
         rank = max((update.a.shape[0] for update in loras), default=1)
     if rank is not None:
         limit = checked_rank(rank)
         return lambda spot, effect, key: compressed(spot, effect, limit, key)[0]
-    return _side_by_side if method.name == "cat" else _delta
+    return _from_factors if method.name == "cat" else _delta
 
 
 def _delta(spot: Spot, effect: Effect, key: Array | None = None) -> Update:
-    """An effect as it is."""
+    """Returns an effect as a Delta."""
     weight = None if effect.weight is None else spot.tensor(effect.weight.dense())
     return Delta(weight, effect.bias)
 
 
-def _side_by_side(spot: Spot, effect: Effect, key: Array | None = None) -> Update:
-    """An effect that is a product of factors as a LoRA of these factors."""
+def _from_factors(spot: Spot, effect: Effect, key: Array | None = None) -> Update:
+    """Returns an effect that is a product of factors as a LoRA; any other as a Delta."""
     delta = effect.weight
     if not isinstance(delta, LowRank) or spot.is_vector:
         return _delta(spot, effect)

@@ -1,4 +1,4 @@
-"""Adapters of any kinds combined by their effects, one site at a time."""
+"""Combines the effects of several adapters at one site."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -25,17 +25,17 @@ def combined_effect(
     options: Options,
     key: Array | None,
 ) -> Effect:
-    """One effect of several at a site: the method's formula on their Δ's, and on their δ's.
+    """Combines several effects at a site: applies the method's formula to the Δᵢ and the δᵢ.
 
     Args:
-        effects: the effects; who does not touch the weight, or the bias, counts as 0 there.
-        weights: a weight for each.
-        method: the method.
-        options: of the method.
-        key: of a random method.
+        effects: The effects. Adapters that do not touch the weight or the bias count as 0 there.
+        weights: A weight for each effect.
+        method: The method.
+        options: The options of the method.
+        key: The key of a random method.
 
     Returns:
-        Δ (out, in) as a `LowRank` where the method keeps it one, and δ (out,).
+        Δ (out, in), as a `LowRank` if the method preserves low rank, and δ (out,).
     """
     keys: Any = (None, None) if key is None else jax.random.split(key)
     deltas = [effect.weight for effect in effects if effect.weight is not None]
@@ -48,8 +48,8 @@ def combined_effect(
         delta = _combined(each, weights, method, options, keys[0], noise)
     biases = [effect.bias for effect in effects if effect.bias is not None]
     if biases:
-        none = jnp.zeros_like(biases[0])
-        columns = [none if effect.bias is None else effect.bias for effect in effects]
+        zeros = jnp.zeros_like(biases[0])
+        columns = [zeros if effect.bias is None else effect.bias for effect in effects]
         each = [Dense(column[:, None]) for column in columns]
         bias = _combined(each, weights, method, options, keys[1], 0.0).dense()[:, 0]
     return Effect(delta, bias, noise)
@@ -63,11 +63,11 @@ def _combined(
     key: Array | None,
     noise: Any,
 ) -> Operator:
-    """One matrix of several."""
+    """Combines several matrices."""
     dtype = next((x.dtype for x in jax.tree.leaves(list(deltas))), jnp.float32)
     scales = jnp.stack([jnp.asarray(weight, dtype) for weight in weights])
     thin = [low_rank_of(_typed(delta, dtype)) for delta in deltas]
-    if method.formula is linear and all(one is not None for one in thin):
+    if method.formula is linear and all(x is not None for x in thin):
         scaled = (x.scaled(w) for x, w in zip(thin, scales, strict=True) if x is not None)
         return reduce(add, scaled)
     signs = jnp.where(scales < 0, -1, 1).astype(dtype)
@@ -79,7 +79,7 @@ def _combined(
 
 
 def _typed(delta: Operator, dtype: Any) -> Operator:
-    """A matrix with a dtype of its own, which `Zero` has not."""
+    """Returns the matrix with a dtype of its own, which `Zero` does not have."""
     if not isinstance(delta, Zero):
         return delta
     rows, cols = delta.shape
@@ -89,22 +89,22 @@ def _typed(delta: Operator, dtype: Any) -> Operator:
 def _knots(
     deltas: Sequence[Operator], weights: Array, method: Method, options: Options, noise: Any
 ) -> LowRank:
-    """KnOTS: ``[Δ₁ … Δₙ] = U Σ [V₁ᵀ … Vₙᵀ]``, and ``U Σ`` times what TIES makes of the Vᵢᵀ.
+    """KnOTS: ``[Δ₁ … Δₙ] = U Σ [V₁ᵀ … Vₙᵀ]``, and the result is ``U Σ`` times TIES of the Vᵢᵀ.
 
-    An entry of V that is nought but for rounding is nought: it would have a vote in TIES.
+    Entries of V that differ from zero only by rounding are set to zero, or they would vote in TIES.
     """
-    beside = _beside(deltas)
-    u, s, vt = singular(beside, noise)
-    vt = jnp.where(s[:, None] * jnp.abs(vt) > rounding(s, noise, beside.shape), vt, 0)
+    joined = _concatenated(deltas)
+    u, s, vt = singular(joined, noise)
+    vt = jnp.where(s[:, None] * jnp.abs(vt) > rounding(s, noise, joined.shape), vt, 0)
     parts = vt.reshape(s.size, len(deltas), -1).swapaxes(0, 1)
     return LowRank(u * s[None, :], method.formula(parts, weights, options, None))
 
 
-def _beside(deltas: Sequence[Operator]) -> Operator:
-    """``[Δ₁ … Δₙ]`` (out, n·in)."""
+def _concatenated(deltas: Sequence[Operator]) -> Operator:
+    """Returns ``[Δ₁ … Δₙ]`` (out, n·in)."""
     thin = [low_rank_of(delta) for delta in deltas]
-    known = [one for one in thin if one is not None]
-    if len(known) == len(thin):
-        a = jax.scipy.linalg.block_diag(*(one.a for one in known))
-        return LowRank(jnp.concatenate([one.b for one in known], 1), a)
+    low_ranks = [x for x in thin if x is not None]
+    if len(low_ranks) == len(thin):
+        a = jax.scipy.linalg.block_diag(*(x.a for x in low_ranks))
+        return LowRank(jnp.concatenate([x.b for x in low_ranks], 1), a)
     return Dense(jnp.concatenate([delta.dense() for delta in deltas], 1))

@@ -1,4 +1,4 @@
-"""The table of methods: which formula, what each needs, and what it is refused."""
+"""The table of methods: their formulas and which options each takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ _OUTLIERS = 0.01
 
 @dataclass(frozen=True)
 class Method:
-    """A way to combine.
+    """A method of `jaxmix.combine`.
 
     Args:
-        name: what people call it.
-        formula: its formula, of `jaxmix.combining.formulas`.
-        on_factors: whether LoRAs are combined factor by factor, as PEFT does, and not by their Δ.
-        svd: whether the result is of low rank, by SVD.
-        prunes: whether it needs a density.
-        random: whether it needs a key.
-        votes: whether it elects signs by a rule that can be chosen.
-        crops: whether it drops outliers.
-        weighted: whether it takes weights; if not it finds its own.
-        counts: how many adapters it takes, the fewest and the most.
+        name: The name of the method.
+        formula: The formula, from `jaxmix.combining.formulas`.
+        on_factors: Whether LoRAs are combined factor by factor, as in PEFT, instead of by their Δ.
+        svd: Whether the result is a low rank, by SVD.
+        prunes: Whether it needs a density.
+        random: Whether it needs a key.
+        votes: Whether it elects signs and takes a majority_sign.
+        crops: Whether it takes a share of outliers.
+        weighted: Whether it takes weights; otherwise it computes its own.
+        counts: The smallest and the largest number of adapters.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Method:
 
     @property
     def by_svd(self) -> str:
-        """The name of the same method on Δ's, cut to a rank."""
+        """The name of the same method on Δ, truncated to a rank."""
         return "svd" if self.name == "linear" else f"{self.name}_svd"
 
 
 def _both(name: str, formula: Any, **needs: Any) -> tuple[Method, Method]:
-    """A method of PEFT's on factors, and the same on Δ's."""
-    one = Method(name, formula, on_factors=True, **needs)
-    return one, Method(one.by_svd, formula, svd=True, **needs)
+    """Returns a method of PEFT on factors and the same method on Δ."""
+    on_factors = Method(name, formula, on_factors=True, **needs)
+    return on_factors, Method(on_factors.by_svd, formula, svd=True, **needs)
 
 
 METHODS: dict[str, Method] = {
@@ -84,24 +84,23 @@ def checked_options(
     majority_sign: Any,
     outliers: Any,
 ) -> tuple[Method, Options]:
-    """The method meant, and its options; nothing that is given is left unused.
+    """Checks a method and its options, including that every given option is used.
 
     Args:
-        method: its name.
-        count: how many adapters are to be combined.
-        has_weights: whether the user gave weights.
-        has_rank: whether the user gave a rank, and so the result is made by SVD.
-        density: what the user said, or None.
-        key: what the user said, or None.
-        majority_sign: what the user said, or None.
-        outliers: what the user said, or None.
+        method: The name of the method.
+        count: The number of adapters to combine.
+        has_weights: Whether weights are given.
+        has_rank: Whether a rank is given, which means an SVD.
+        density: The given density, or None.
+        key: The given key, or None.
+        majority_sign: The given rule, or None.
+        outliers: The given share, or None.
 
     Returns:
         The method and the options.
 
     Raises:
-        AdapterError: if there is no such method, or it lacks something, or is given what it has no
-            use for.
+        AdapterError: If the method is unknown, lacks an option, or does not use a given option.
     """
     found = METHODS.get(method) if isinstance(method, str) else None
     if found is None:
@@ -119,13 +118,13 @@ def checked_options(
     }
     if names := [name for name, is_needless in needless.items() if is_needless]:
         raise AdapterError(
-            f"the method {method!r} has no use for {', '.join(names)}. Leave it out, or choose "
-            "another method."
+            f"the method {method!r} does not use {', '.join(names)}. Leave it out, or use another "
+            "method."
         )
     if found.random and key is None:
         raise AdapterError(
-            f"the method {method!r} drops entries at random and got no key: give "
-            "key=jax.random.key(0), or another."
+            f"the method {method!r} drops random entries and needs a key, such as "
+            "key=jax.random.key(0)."
         )
     sign = get_args(MajoritySign)[0] if majority_sign is None else majority_sign
     if sign not in get_args(MajoritySign):
@@ -141,12 +140,12 @@ _NUMBERS = {1: "one", 2: "two"}
 
 
 def _share(name: str, share: Any, method: str, least: float | None = None) -> float:
-    """A share of a tensor's entries."""
+    """Checks a share of a tensor's entries."""
     is_real = isinstance(share, int | float) and not isinstance(share, bool)
     if is_real and (0 < share <= 1 or share == least):
         return float(share)
-    above = "above 0" if least is None else "from 0 on"
+    lower = "above 0" if least is None else "at least 0"
     raise AdapterError(
         f"the method {method!r} got {name}={share!r}, expected the share of the entries that it "
-        f"{'keeps' if name == 'density' else 'drops as too large'}, {above} and at most 1."
+        f"{'keeps' if name == 'density' else 'drops as outliers'}, {lower} and at most 1."
     )

@@ -1,7 +1,7 @@
-"""Which sites the adapters of a combination share.
+"""Checks which sites the adapters of a combination share.
 
-Without a base nothing says that two names are one module: an adapter under other names than the
-rest would be combined with nothing.
+Without a base, two names of one module can't be recognized. An adapter that uses other names than
+the rest would be combined with nothing.
 """
 
 import warnings
@@ -18,10 +18,10 @@ _SHOWN = 5
 
 
 def partial_sites(adapters: Sequence[Mixable]) -> dict[str, tuple[str, ...]]:
-    """The sites that some of the adapters change and others do not.
+    """Returns the sites that some of the adapters change and others do not.
 
     Args:
-        adapters: adapters and mixes.
+        adapters: Adapters and mixes.
 
     Returns:
         ``{site: names of the adapters that change it}``.
@@ -47,8 +47,8 @@ def partial_text(partial: Mapping[str, Sequence[str]], count: int) -> str:
     """Describes sites that only some adapters change.
 
     Args:
-        partial: as `partial_sites` returns it.
-        count: how many sites there are in all.
+        partial: As `partial_sites` returns it.
+        count: The total number of sites.
 
     Returns:
         A sentence with the first sites.
@@ -63,16 +63,16 @@ def partial_text(partial: Mapping[str, Sequence[str]], count: int) -> str:
 
 
 def check_overlap(adapters: Sequence[Mixable]) -> None:
-    """Checks that adapters which are combined without a base are for the same modules.
+    """Checks that adapters which are combined without a base have the same modules.
 
     Args:
-        adapters: adapters and mixes.
+        adapters: Adapters and mixes.
 
     Raises:
-        AdapterError: if one of several shares no site with the others.
+        AdapterError: If one of several shares no site with the others.
 
     Warns:
-        UserWarning: if sites that only some of them change look like one module under two names.
+        UserWarning: If sites that only some of them change look like one module under two names.
     """
     labels, own = _labels(adapters), [_sites(adapter) for adapter in adapters]
     lonely = [
@@ -111,7 +111,7 @@ def look_alikes(adapters: Sequence[Mixable]) -> list[tuple[str, str]]:
     ``model.language_model.layers.0.mlp``.
 
     Args:
-        adapters: adapters and mixes.
+        adapters: Adapters and mixes.
 
     Returns:
         Pairs of sites.
@@ -128,10 +128,10 @@ def look_alikes(adapters: Sequence[Mixable]) -> list[tuple[str, str]]:
     for site in partial:
         ends[_end(site)].append(site)
     return [
-        (one, other)
+        (first, second)
         for sites in ends.values()
-        for one, other in combinations(sites, 2)
-        if set(partial[one]).isdisjoint(partial[other]) and _may_be_one(one, other)
+        for first, second in combinations(sites, 2)
+        if set(partial[first]).isdisjoint(partial[second]) and _may_be_same(first, second)
     ]
 
 
@@ -139,36 +139,36 @@ def look_alikes_text(pairs: Sequence[tuple[str, str]]) -> str:
     """Describes sites that may be one module.
 
     Args:
-        pairs: as `look_alikes` returns them.
+        pairs: As `look_alikes` returns them.
 
     Returns:
         A sentence with the first pairs.
     """
-    shown = "; ".join(f"{one} and {other}" for one, other in pairs[:_SHOWN])
+    shown = "; ".join(f"{first} and {second}" for first, second in pairs[:_SHOWN])
     more = f"; and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
     return f"different adapters change sites that may be one module under two names: {shown}{more}."
 
 
-def _may_be_one(one: str, other: str) -> bool:
-    """Whether two names that end alike may be one module; without a number one is in the other."""
-    has_number = any(part.isdecimal() for part in one.split("."))
-    return has_number or one.endswith(f".{other}") or other.endswith(f".{one}")
+def _may_be_same(first: str, second: str) -> bool:
+    """Whether two names that end alike may be one module; names without a number must be nested."""
+    has_number = any(part.isdecimal() for part in first.split("."))
+    return has_number or first.endswith(f".{second}") or second.endswith(f".{first}")
 
 
 def _end(site: str) -> str:
-    """A site's name from the word before its first number on; without a number its last word."""
+    """Returns a name from the part before its first number on; without a number its last part."""
     parts = site.split(".")
     first = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts))
     return ".".join(parts[max(first - 1, 0) :])
 
 
 def _sites(adapter: Mixable) -> set[str]:
-    """The sites that an adapter changes."""
+    """Returns the sites that an adapter changes."""
     return {site for part in adapter.parts for site in part.sites}
 
 
 def _labels(adapters: Sequence[Mixable]) -> list[str]:
-    """A name for each adapter, with a number where names repeat."""
+    """Returns a label for each adapter, with a number if names repeat."""
     names = [" + ".join(part.name for part in adapter.parts) for adapter in adapters]
     return [
         name if names.count(name) == 1 else f"{name} (number {i})"

@@ -1,4 +1,4 @@
-"""The families: one file each, a line in this table each."""
+"""The families of updates: one file and one row of the table `FAMILIES` each."""
 
 from jaxmix.families.adalora import AdaLoRA
 from jaxmix.families.adamss import AdaMSS

@@ -1,4 +1,4 @@
-"""AdaLoRA: LoRA written like an SVD, its ranks pruned site by site."""
+"""AdaLoRA: LoRA in the form of an SVD, with ranks pruned at each site."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -23,13 +23,13 @@ class AdaLoRA(Update):
     Args:
         a: A (r, in), PEFT's ``lora_A``; a convolution's (r, in·k).
         b: B (out, r), PEFT's ``lora_B``.
-        e: the singular values (r,), PEFT's ``lora_E`` without its last axis.
+        e: The singular values (r,), PEFT's ``lora_E`` without its last axis of length one.
         scale: γ = alpha/(init_r + 1e-5): PEFT divides by the rank before pruning.
         kernel: the convolution's spatial shape, () for none.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ class AdaLoRA(Update):
         return shift(LowRank(self.b * weights[None, :], self.a))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B diag(e) A has the weight's sizes."""
+        """Checks that B diag(e) A has the weight's sizes."""
         out_size, in_size = shape
         factors = {
             "lora_A": (self.a, ("r", in_size)),
@@ -67,5 +67,5 @@ class AdaLoRA(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """What is left of its rank."""
+        """The rank that is left after pruning."""
         return f"rank {self.e.shape[0]}"

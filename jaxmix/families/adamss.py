@@ -1,4 +1,4 @@
-"""AdaMSS: groups of rows, each with a low rank of its own, behind one projection of the input."""
+"""AdaMSS: groups of rows with a low rank each, behind one shared projection of the input."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, identity, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import not_each_once
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import order_misfit
 from jaxmix.operators import Dense, LowRank
 
 __all__ = ["AdaMSS", "grouped"]
 
-# PEFT's own numbers for the k-means.
+# PEFT's settings for k-means.
 _ROUNDS, _SEED = 10, 123456789
 
 
@@ -24,28 +24,28 @@ _ROUNDS, _SEED = 10, 123456789
 class AdaMSS(Update):
     """AdaMSS: ``W'[rows i] = W[rows i] + Bᵢ Aᵢ P``, over groups i of rows of the weight.
 
-    Where the layer has a bias PEFT takes it for one more column of the weight, so that P has one
-    more too, p: ``b'[rows i] = b[rows i] + Bᵢ Aᵢ p``.
+    If the layer has a bias, PEFT treats it as another column of the weight. P then has another
+    column p, and ``b'[rows i] = b[rows i] + Bᵢ Aᵢ p``.
 
     Strength s: ``W' = W + s·Δ`` and ``b' = b + s·δ``.
 
     Args:
-        a: the Aᵢ (rᵢ, r), PEFT's ``adamss_A.i``.
-        b: the Bᵢ (rows of group i, rᵢ), PEFT's ``adamss_B.i``.
+        a: The Aᵢ (rᵢ, r), PEFT's ``adamss_A.i``, one per group.
+        b: The Bᵢ (rows of group i, rᵢ), PEFT's ``adamss_B.i``.
         projection: P (r, in), PEFT's ``adamss_newB`` without the bias's column.
-        rows: the numbers of the rows (out,), group by group, which PEFT finds by clustering the
-            base's and does not save.
-        bias: p (r,), the bias's column; None for a layer without a bias.
+        rows: The row indices (out,), group by group. PEFT finds the groups by clustering the rows
+            of the base and does not save them.
+        bias: The column p (r,) for the bias; None for a layer without a bias.
         seed: the ``random_seed`` with which PEFT finds these rows; what `export` needs, not the
             map.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> one, rows = jnp.ones((1, 1)), jnp.array([1, 0])
-        >>> two = AdaMSS((one, one), (one, 3 * one), one, rows)
-        >>> two.weight_map(Base(None, (2, 1)), jnp.ones(())).shift.dense().tolist()
+        >>> update = AdaMSS((one, one), (one, 3 * one), one, rows)
+        >>> update.weight_map(Base(None, (2, 1)), jnp.ones(())).shift.dense().tolist()
         [[3.0], [1.0]]
 
     Source: ``peft/tuners/adamss/layer.py``.
@@ -63,7 +63,7 @@ class AdaMSS(Update):
 
     @property
     def has_bias(self) -> bool:
-        """Where the layer has a bias."""
+        """Whether the layer has a bias."""
         return self.bias is not None
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
@@ -78,53 +78,53 @@ class AdaMSS(Update):
         return shift(Dense(self._left(base.shape[0], strength) @ inner))
 
     def _inner(self) -> Float[Array, "ranks r"]:
-        """The Aᵢ below each other."""
+        """The Aᵢ, stacked vertically."""
         return jnp.concatenate(self.a)
 
     def _left(self, out_size: int, strength: Float[Array, ""]) -> Float[Array, "out ranks"]:
-        """The Bᵢ along a diagonal, their rows where they belong."""
+        """The Bᵢ as a block-diagonal matrix, with its rows in the weight's order."""
         blocks = jax.scipy.linalg.block_diag(*(jnp.asarray(b) for b in self.b))
         left = jnp.zeros((out_size, blocks.shape[1]), blocks.dtype)
         return (strength * left.at[self.rows].set(blocks)).astype(blocks.dtype)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether P has the weight's inputs, and the groups have its rows."""
+        """Checks that P has the weight's inputs and that the groups partition its rows."""
         out_size, in_size = shape
         groups = range(len(self.a))
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "adamss_newB": (self.projection, ("r", in_size)),
             "the bias's column": (self.bias, ("r",)),
             "the groups' rows": (self.rows, (out_size,)),
             **{f"adamss_A.{i}": (self.a[i], (f"r{i}", "r")) for i in groups},
             **{f"adamss_B.{i}": (self.b[i], (f"n{i}", f"r{i}")) for i in groups},
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if (found := sum(b.shape[0] for b in self.b)) != out_size:
-            return f"adamss_B have {found} rows in all, expected {out_size} from weight {shape}"
-        return not_each_once("the groups' rows", self.rows)
+            return f"adamss_B has {found} rows in total, expected {out_size} from weight {shape}"
+        return order_misfit("the groups' rows", self.rows)
 
     def size(self) -> str:
-        """How many groups, and their ranks together."""
-        return f"{len(self.a)} groups of rank {sum(a.shape[0] for a in self.a)} in all"
+        """The number of groups and the sum of their ranks."""
+        return f"{len(self.a)} groups of rank {sum(a.shape[0] for a in self.a)} in total"
 
 
 def grouped(
     matrix: np.ndarray, rank: int, count: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """PEFT's groups of rows: k-means over the weight's left singular vectors.
+    """Groups rows as PEFT does: k-means over the weight's left singular vectors.
 
     Args:
-        matrix: the base's weight (out, in), with the bias as one more column where there is one.
-        rank: how many singular vectors; no more than there are are taken.
-        count: how many groups; no more than there are rows are made.
-        seed: PEFT's ``random_seed``, from which PyTorch draws the start of the singular vectors.
+        matrix: The base's weight (out, in), followed by the bias as another column if there is one.
+        rank: The number of singular vectors, at most the size of the matrix.
+        count: The number of groups, at most the number of rows.
+        seed: PEFT's ``random_seed``, from which PyTorch draws the initial singular vectors.
 
     Returns:
         The left singular vectors (out, r), the right ones (r, in), and each group's rows.
 
     Raises:
-        ImportError: if PyTorch or scikit-learn is not installed.
+        ImportError: If PyTorch or scikit-learn is not installed.
 
     Source: ``peft/tuners/adamss/utils.py``.
     """
@@ -132,7 +132,7 @@ def grouped(
     from sklearn.cluster import KMeans
 
     whole = torch.from_numpy(np.array(matrix, np.float32))
-    # PEFT's numbers come from torch's generator; the caller's own goes on as if nothing had been.
+    # PEFT draws from torch's global generator. Fork it, to leave the caller's state unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         left, _, right = torch.svd_lowrank(whole, q=min(rank, *whole.shape), niter=2)

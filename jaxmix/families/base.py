@@ -1,4 +1,4 @@
-"""What every family is: an `Update`, the parameters of one adapter at one site."""
+"""The base class of all families: an `Update` holds one adapter's parameters at one site."""
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -9,33 +9,35 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
 
-__all__ = ["Chain", "Factors", "Leaf", "Update", "joint_flag", "maps", "mismatch"]
+__all__ = ["Chain", "ExpectedShapes", "Part", "Update", "joint_flag", "maps", "mismatch"]
 
-Leaf = Literal["weight", "bias"]
+# The leaves of a site.
+Part = Literal["weight", "bias"]
 
-# By name, factors and the shapes that they should have; a letter is a size that is free.
-Factors = Mapping[str, tuple[Array | float | None, tuple[int | str | Fraction, ...]]]
+# Factors and their expected shapes, by name. A string stands for a size that may have any value.
+ExpectedShapes = Mapping[str, tuple[Array | float | None, tuple[int | str | Fraction, ...]]]
 
 
 class Update:
-    """What one adapter does at one site, as an affine map of its weight and one of its bias.
+    """What one adapter does at one site: an affine map of the weight, and one of the bias.
 
-    A family is a frozen dataclass, registered as a pytree: its factors (and its scale) are
-    children, its config is static. It says which operators its parameters make; how they are run it
-    does not know. The arrays arrive in the dtype of the arithmetic, cast by whoever runs the map.
+    A family is a frozen dataclass registered as a pytree. Its factors and its scale are children,
+    its configuration is static. It defines which operators its parameters make up, and nothing
+    about how these are run. The code that runs a map casts the arrays to the dtype of the
+    arithmetic first.
 
     Attributes:
-        family: the name by which people call it.
-        trained: the names of the fields that PEFT trains, or would if it had the family; one that
-            holds None is not there, and of one that holds numbers of places nothing is trained.
-        reads_base: whether its maps need the base's own leaves (``base.matrix``, ``base.bias``).
-        is_base_side: whether it changes the base itself, which updates after it then read.
-        keeps_tie: whether at a tied embedding it changes both sides, as PEFT's trained tokens do;
-            all others change the side that they are for.
-        is_copy: whether it is there once more for a head that is tied to an embedding, and has no
-            leaf then; it is left out where it finds none.
-        transposed: whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does;
-            None if that is unknown, as in a file of PEFT's, whose one flag holds for some sites.
+        family: The name of the family, as it is commonly written.
+        trained: The names of the fields that PEFT trains, or would train if it had the family.
+            Fields that are None and integer arrays in these fields are not trained.
+        reads_base: Whether the maps need the base's own leaves (``base.matrix``, ``base.bias``).
+        is_base_side: Whether the update changes the base itself, which later updates then read.
+        keeps_tie: Whether the update changes both sides of a tied embedding, as PEFT's trained
+            tokens do. All other updates change only the side at which they are.
+        is_copy: Whether the update is a duplicate for a head that may be tied to an embedding. It
+            is skipped if the head has no leaf of its own.
+        transposed: Whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does.
+            None if unknown, as in PEFT's files, which have a single flag for all sites.
     """
 
     family: ClassVar[str]
@@ -47,30 +49,35 @@ class Update:
     transposed: bool | None = False
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """The map of the weight (out, in): the identity at strength 0, the file's own at 1."""
+        """Returns the map of the weight (out, in).
+
+        Args:
+            base: The base's leaves; the matrix may be None unless `reads_base`.
+            strength: Interpolates from the identity (0) to the trained map (1).
+        """
         return identity(base.shape)
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """The map of the bias as a matrix (out, 1)."""
+        """Returns the map of the bias, a matrix (out, 1); see `weight_map`."""
         return identity((base.shape[0], 1))
 
     @property
     def has_weight(self) -> bool:
-        """Whether it changes the weight."""
+        """Whether the update changes the weight."""
         return True
 
     @property
     def has_bias(self) -> bool:
-        """Whether it changes the bias by itself, and not only what others added to it."""
+        """Whether the update changes the base's bias, not just what other updates added to it."""
         return False
 
     @property
-    def turns_bias(self) -> bool:
-        """Whether it maps a bias where there is one, linearly, and so needs none (IA3, RoAd)."""
+    def maps_bias(self) -> bool:
+        """Whether the update maps an existing bias linearly but needs none (IA3, RoAd)."""
         return False
 
     def rebased(self, base: Base, strength: Float[Array, ""]) -> Base:
-        """The base as updates after this one read it: another one if this is base-side."""
+        """Returns the base that later updates read, which differs from `base` if `is_base_side`."""
         if not self.is_base_side:
             return base
         matrix, bias = base.matrix, base.bias
@@ -80,35 +87,41 @@ class Update:
             bias = self.bias_map(base, strength)(bias)
         return Base(matrix, base.shape, bias)
 
-    def turned(self) -> "Update":
-        """The same at a site whose weight PyTorch stores as (in, out): whole weights lie so too."""
+    def with_transposed_weight(self) -> "Update":
+        """Returns the update for a weight that PyTorch stores as (in, out).
+
+        Families that hold whole weights transpose them; all others return themselves.
+        """
         return self
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """What does not fit a weight of this shape, in words, or None.
+        """Describes why the update does not fit a weight.
 
         Args:
-            shape: (out, in) of the weight as a matrix.
+            shape: The shape (out, in) of the weight as a matrix.
+
+        Returns:
+            A message, or None if the update fits.
         """
         raise NotImplementedError
 
     def size(self) -> str:
-        """Its size in a word or two, for people: ``rank 8``."""
+        """Describes the update's size in a few words, such as ``rank 8``."""
         raise NotImplementedError
 
 
-# What acts on one site: strengths and updates, in order of application.
+# The updates of one site with their strengths, in order of application.
 Chain = tuple[tuple[Any, Update], ...]
 
 
 def joint_flag(flags: Iterable[bool | None]) -> bool | None:
-    """What several updates at one site say together: True if one does, else None if one does.
+    """Combines the ``transposed`` flags of several updates at one site.
 
     Args:
         flags: The updates' ``transposed``.
 
     Returns:
-        Their disjunction, in which None is unknown.
+        True if any flag is True, otherwise None (unknown) if any is None, otherwise False.
 
     Example:
         >>> joint_flag([False, None]), joint_flag([None, True]), joint_flag([])
@@ -118,44 +131,45 @@ def joint_flag(flags: Iterable[bool | None]) -> bool | None:
     return True if True in found else None if None in found else False
 
 
-def maps(word: Iterable[tuple[Any, Update]], base: Base, leaf: Leaf = "weight") -> list[AffineMap]:
-    """The maps of a word of updates at one site, each read off the base that it is to read.
+def maps(chain: Iterable[tuple[Any, Update]], base: Base, part: Part = "weight") -> list[AffineMap]:
+    """Returns the affine map of each update of a chain at one site.
 
     Args:
-        word: strengths and updates, the first one first.
-        base: the pristine base. Whatever updates do, those after them read this one; only what a
-            base-side update put into the base is there too, as PEFT has it.
-        leaf: the leaf that is mapped.
+        chain: Strengths and updates, in order of application.
+        base: The unchanged base. Every update reads this base, no matter what earlier updates did,
+            except that it sees the changes of earlier base-side updates, as in PEFT.
+        part: Whether to return the maps of the weight or of the bias.
 
     Returns:
-        A map for each update, the first one first.
+        One map per update, in order of application.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxmix.families import Replace
-        >>> word = [(1.0, Replace(jnp.ones((1, 2)))), (0.5, Replace(jnp.zeros((1, 2))))]
-        >>> [one(jnp.full((1, 2), 7.0)).tolist() for one in maps(word, Base(None, (1, 2)))]
+        >>> chain = [(1.0, Replace(jnp.ones((1, 2)))), (0.5, Replace(jnp.zeros((1, 2))))]
+        >>> [f(jnp.full((1, 2), 7.0)).tolist() for f in maps(chain, Base(None, (1, 2)))]
         [[[1.0, 1.0]], [[3.5, 3.5]]]
     """
-    made: list[AffineMap] = []
-    for strength, update in word:
-        mapping = update.weight_map if leaf == "weight" else update.bias_map
-        made.append(mapping(base, strength))
+    found: list[AffineMap] = []
+    for strength, update in chain:
+        map_of = update.weight_map if part == "weight" else update.bias_map
+        found.append(map_of(base, strength))
         base = update.rebased(base, strength)
-    return made
+    return found
 
 
-def mismatch(factors: Factors, shape: tuple[int, int]) -> str | None:
-    """The words for factors that do not fit, or None where all do.
+def mismatch(factors: ExpectedShapes, shape: tuple[int, int]) -> str | None:
+    """Describes factors whose shapes do not fit each other or the weight.
 
     Args:
-        factors: by name, each factor and the shape that it should have. A size that is a letter is
-            free, but the same in all of them: the first factor with as many axes says which. A
-            factor that is None is not there and fits.
-        shape: the weight's own, (out, in).
+        factors: Each factor and its expected shape, by name. A size given as a string may have any
+            value but must agree in all factors; the first factor with the right number of axes
+            determines it. Factors that are None are skipped.
+        shape: The weight's shape (out, in).
 
     Returns:
-        One line, or None: ``lora_B has shape (8, 4), expected (6, 4) from weight (6, 5)``.
+        A message such as ``lora_B has shape (8, 4), expected (6, 4) from weight (6, 5)``, or None
+        if all factors fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -168,7 +182,7 @@ def mismatch(factors: Factors, shape: tuple[int, int]) -> str | None:
     for name, (factor, dims) in factors.items():
         if factor is None:
             continue
-        found = np.shape(factor)  # of a scale that is a number too
+        found = np.shape(factor)  # the scale may be a Python float
         if len(found) == len(dims):
             for dim, size in zip(dims, found, strict=True):
                 if isinstance(dim, str):

@@ -17,9 +17,9 @@ __all__ = ["C3A"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class C3A(Update):
-    """C3A: ``W' = W + C/in``, with C a grid of circulant blocks.
+    """C3A: ``W' = W + C/in``, where C is a grid of circulant blocks.
 
-    The entry (p, q) of block (i, j) is ``k[i, j, (q − p) mod b]``.
+    Entry (p, q) of block (i, j) is ``k[i, j, (q − p) mod b]``.
 
     Strength s: ``W' = W + s·C/in``.
 
@@ -27,7 +27,7 @@ class C3A(Update):
         kernels: k (out/b, in/b, b), PEFT's ``c3a_kernel``.
 
     Raises:
-        ShapeError: by `compose`, where the blocks do not make up the weight.
+        ShapeError: Raised by `compose` if the blocks do not tile the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,11 +48,12 @@ class C3A(Update):
         return shift(Circulant(self.kernels).scaled(strength / base.shape[1]))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the blocks make up the weight: fractions where they do not divide it."""
+        """Checks that the blocks tile the weight."""
+        # A fraction never equals an axis, so blocks that do not divide the weight are reported.
         b = self.kernels.shape[2] if self.kernels.ndim == 3 else 1
         rows, cols = (Fraction(size, max(b, 1)) for size in shape)
         return mismatch({"c3a_kernel": (self.kernels, (rows, cols, "b"))}, shape)
 
     def size(self) -> str:
-        """The size of its blocks."""
+        """The block size."""
         return f"block {self.kernels.shape[2]}"

@@ -1,4 +1,4 @@
-"""DEFT: a subspace of the outputs is removed, and what is trained put in its place."""
+"""DEFT: removes a subspace of the outputs and adds a trained matrix within it."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -18,11 +18,12 @@ __all__ = ["DEFT"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class DEFT(Update):
-    """DEFT: ``W' = (I − Q Kᵀ) W + γ·Q N``; without an N it is PaRa.
+    """DEFT: ``W' = (I − Q Kᵀ) W + γ·Q N``. Without N it is PaRa.
 
-    Of P (out, r) come Q and K: both an orthonormal basis of its columns (``qr``), or P itself and
-    its positive part (``relu``). The bias b₀ of the base stays; of what others added to it the
-    subspace is removed too: ``b' = b₀ + (I − Q Kᵀ)(b − b₀)``. PEFT computes all this in float32.
+    Q and K come from P (out, r). With ``qr`` both are an orthonormal basis of its columns; with
+    ``relu`` they are P and its positive part. The base's bias b₀ is unchanged, but the subspace is
+    also removed from what other updates added to it: ``b' = b₀ + (I − Q Kᵀ)(b − b₀)``. PEFT
+    computes all of this in float32.
 
     Strength s: ``W' = (I − s·Q Kᵀ) W + s·γ·Q N``.
 
@@ -30,15 +31,15 @@ class DEFT(Update):
         p: P (out, r), PEFT's ``deft_P``.
         injected: N (r, in), PEFT's ``deft_R``; None for PaRa.
         scale: γ = alpha/rank, or 1.
-        method: what makes Q and K of P, PEFT's ``decomposition_method``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        method: How Q and K are computed from P, PEFT's ``decomposition_method``.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
-        >>> away = DEFT(jnp.array([[1.0], [0.0]]), jnp.array([[5.0]]))
-        >>> away.weight_map(Base(None, (2, 1)), jnp.ones(()))(jnp.array([[2.0], [3.0]])).tolist()
+        >>> update = DEFT(jnp.array([[1.0], [0.0]]), jnp.array([[5.0]]))
+        >>> update.weight_map(Base(None, (2, 1)), jnp.ones(()))(jnp.array([[2.0], [3.0]])).tolist()
         [[5.0], [3.0]]
 
     Source: ``peft/tuners/deft/layer.py``; PaRa: https://arxiv.org/abs/2407.15849.
@@ -52,24 +53,24 @@ class DEFT(Update):
 
     family: ClassVar[str] = "DEFT"
     trained: ClassVar[tuple[str, ...]] = ("p", "injected")
-    # The bias's map does.
+    # The bias map reads it.
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I − s·Q Kᵀ, I, sγ·Q N)``."""
         q, _ = self._bases()
-        put: Operator = Zero(*base.shape)
+        added: Operator = Zero(*base.shape)
         if self.injected is not None:
-            put = LowRank(strength * self.scale * q, jnp.asarray(self.injected))
-        return AffineMap(self._rest(strength), Identity(base.shape[1]), put)
+            added = LowRank(strength * self.scale * q, jnp.asarray(self.injected))
+        return AffineMap(self._projection(strength), Identity(base.shape[1]), added)
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I − s·Q Kᵀ, 1, s·Q Kᵀ b₀)``."""
         q, k = self._bases()
         kept = Dense(strength * (q @ (k.T @ base.read("bias"))))
-        return AffineMap(self._rest(strength), Identity(1), kept)
+        return AffineMap(self._projection(strength), Identity(1), kept)
 
-    def _rest(self, strength: Float[Array, ""]) -> Operator:
+    def _projection(self, strength: Float[Array, ""]) -> Operator:
         """``I − s·Q Kᵀ``."""
         q, k = self._bases()
         return add(Identity(len(q)), LowRank(-strength * q, k.T))
@@ -79,24 +80,25 @@ class DEFT(Update):
         p = jnp.asarray(self.p)
         if self.method == "relu":
             return p, jax.nn.relu(p)
-        # LAPACK works in float32 at the least.
+        # LAPACK needs at least float32.
         q = jnp.linalg.qr(p.astype(np.promote_types(p.dtype, np.float32)))[0].astype(p.dtype)
         return q, q
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether P and N have the weight's sizes."""
+        """Checks that P and N have the weight's sizes."""
         out_size, in_size = shape
         factors = {
             "deft_P": (self.p, (out_size, "r")),
             "deft_R": (self.injected, ("r", in_size)),
             "scale": (self.scale, ()),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if self.method == "qr" and self.p.shape[1] > out_size:
-            return f"deft_P has {self.p.shape[1]} columns to make orthogonal, expected {out_size}"
+            columns = self.p.shape[1]
+            return f"deft_P has {columns} columns to orthogonalize, expected at most {out_size}"
         return None
 
     def size(self) -> str:
-        """Its rank, and that it is PaRa."""
+        """The rank, and whether it is PaRa."""
         return f"rank {self.p.shape[1]}" + (" PaRa" if self.injected is None else "")

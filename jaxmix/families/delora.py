@@ -1,4 +1,4 @@
-"""DeLoRA: a low rank whose length is bounded, apart from its direction."""
+"""DeLoRA: a low rank with a bounded norm, which separates its length from its direction."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -13,8 +13,8 @@ from jaxmix.operators import LowRank
 
 __all__ = ["DeLoRA"]
 
-# PEFT's least length of a row of A, or a column of B.
-_LEAST = 1e-4
+# PEFT's lower bound for the norm of a row of A or a column of B.
+_MIN_NORM = 1e-4
 
 
 @jax.tree_util.register_dataclass
@@ -22,8 +22,8 @@ _LEAST = 1e-4
 class DeLoRA(Update):
     """DeLoRA: ``W' = W + λ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n)``.
 
-    Each rank is as long as λ/r, and n, the norms of the base's columns when training began, are in
-    the file. Lengths ‖aᵢ‖ and ‖bᵢ‖ below 1e-4 count as that.
+    Each rank-one term has norm λ/r before it is scaled by n, the column norms of the base at the
+    start of training, which the file contains. Norms ‖aᵢ‖ and ‖bᵢ‖ below 1e-4 count as 1e-4.
 
     Strength s: ``W' = W + s·λ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n)``.
 
@@ -32,15 +32,15 @@ class DeLoRA(Update):
         b: B (out, r), PEFT's ``delora_B``.
         bound: λ (1,), PEFT's ``delora_lambda``, which is trained.
         norms: n (in,), PEFT's ``delora_w_norm``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
-        >>> one = DeLoRA(jnp.ones((1, 1)), jnp.full((2, 1), 7.0), jnp.ones(1), jnp.ones(1))
-        >>> long = one.weight_map(Base(None, (2, 1)), jnp.ones(())).shift.dense()
-        >>> round(float(jnp.linalg.norm(long)), 6)
+        >>> update = DeLoRA(jnp.ones((1, 1)), jnp.full((2, 1), 7.0), jnp.ones(1), jnp.ones(1))
+        >>> delta = update.weight_map(Base(None, (2, 1)), jnp.ones(())).shift.dense()
+        >>> round(float(jnp.linalg.norm(delta)), 6)
         1.0
 
     Source: https://arxiv.org/abs/2503.18225; ``peft/tuners/delora/layer.py``.
@@ -57,12 +57,12 @@ class DeLoRA(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sλ/r · B diag(1 / (‖aᵢ‖ ‖bᵢ‖)) A diag(n))``."""
-        lengths = _length(self.a, 1) * _length(self.b, 0)
-        weights = strength * self.bound / self.a.shape[0] / lengths
+        norms = _norms(self.a, 1) * _norms(self.b, 0)
+        weights = strength * self.bound / self.a.shape[0] / norms
         return shift(LowRank(self.b * weights[None, :], self.a * self.norms[None, :]))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A and the norms have the weight's sizes."""
+        """Checks that B A and the norms have the weight's sizes."""
         out_size, in_size = shape
         factors = {
             "delora_A": (self.a, ("r", in_size)),
@@ -73,13 +73,13 @@ class DeLoRA(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.a.shape[0]}"
 
 
-def _length(x: Array, axis: int) -> Array:
-    """Lengths along an axis, of 1e-4 at the least.
+def _norms(x: Array, axis: int) -> Array:
+    """Returns norms along an axis, at least 1e-4.
 
-    The square is bounded and not the root, whose slope at 0, where B starts, is infinite.
+    The bound is applied to the squares: the gradient of the root is infinite at 0, where B starts.
     """
-    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.asarray(x) ** 2, axis), _LEAST**2))
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.asarray(x) ** 2, axis), _MIN_NORM**2))

@@ -1,14 +1,13 @@
-"""Deltas: a whole matrix added to the weight, a vector added to the bias."""
+"""Deltas: adds a dense matrix to the weight and a vector to the bias."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity, shift
-from jaxmix.families.base import Update
+from jaxmix.families.leaf_update import LeafUpdate
 from jaxmix.operators import Dense
 
 __all__ = ["Delta"]
@@ -16,20 +15,20 @@ __all__ = ["Delta"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Delta(Update):
-    """A difference without structure: ``W' = W + Δ`` and ``b' = b + δ``; None leaves a leaf alone.
+class Delta(LeafUpdate):
+    """A difference without structure: ``W' = W + Δ`` and ``b' = b + δ``.
 
-    What a full fine-tuning changed, LyCORIS's ``diff`` and ``diff_b``, and what `jaxmix.combine`
-    makes of adapters that have no common factors.
+    Full fine-tuning gives such an update, LyCORIS stores it as ``diff`` and ``diff_b``, and
+    `jaxmix.combine` returns it for adapters without common factors.
 
     Strength s: ``W' = W + s·Δ`` and ``b' = b + s·δ``.
 
     Args:
-        weight: Δ, in PyTorch's axes (out, in, *k); a norm's (n,).
-        bias: δ (out,).
+        weight: Δ, in PyTorch's axes (out, in, *k), or (n,) for a norm; None to keep the weight.
+        bias: δ (out,); None to keep the bias.
 
     Raises:
-        ShapeError: by `compose`, where a leaf has another size.
+        ShapeError: Raised by `compose` if Δ or δ does not have the size of its leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,48 +39,18 @@ class Delta(Update):
     Source: LyCORIS, ``lycoris/modules/full.py``, ``lycoris/modules/norms.py``.
     """
 
-    weight: Float[Array, "..."] | None = None
-    bias: Float[Array, " out"] | None = None
-
     family: ClassVar[str] = "Delta"
-    trained: ClassVar[tuple[str, ...]] = ("weight", "bias")
-
-    @property
-    def has_weight(self) -> bool:
-        """Where there is a Δ."""
-        return self.weight is not None
-
-    @property
-    def has_bias(self) -> bool:
-        """Where there is a δ."""
-        return self.bias is not None
+    labels: ClassVar[tuple[str, str]] = ("diff", "diff_b")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·Δ)``."""
-        return _added(self.weight, base.shape, strength)
+        return _shifted(self.weight, base.shape, strength)
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·δ)``."""
-        return _added(self.bias, (base.shape[0], 1), strength)
-
-    def turned(self) -> "Delta":
-        """With ``Δᵀ``, where Δ is a matrix."""
-        if self.weight is None or self.weight.ndim != 2:
-            return self
-        return replace(self, weight=self.weight.T)
-
-    def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether Δ and δ have the base's sizes."""
-        for name, leaf, size in (("diff", self.weight, shape), ("diff_b", self.bias, shape[:1])):
-            if leaf is not None and (leaf.shape[:1], leaf.size) != (size[:1], math.prod(size)):
-                return f"{name} has shape {leaf.shape}, expected {size}"
-        return None
-
-    def size(self) -> str:
-        """Which leaves it changes."""
-        return " and ".join(n for n in ("weight", "bias") if getattr(self, n) is not None)
+        return _shifted(self.bias, (base.shape[0], 1), strength)
 
 
-def _added(leaf: Array | None, shape: tuple[int, int], strength: Array) -> AffineMap:
-    """``x ↦ x + s·leaf``."""
+def _shifted(leaf: Array | None, shape: tuple[int, int], strength: Array) -> AffineMap:
+    """Returns ``x ↦ x + s·leaf``, or the identity without a leaf."""
     return identity(shape) if leaf is None else shift(Dense(strength * leaf.reshape(shape)))

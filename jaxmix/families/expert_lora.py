@@ -1,4 +1,4 @@
-"""LoRA of experts: one low rank for each of the matrices that a leaf stacks."""
+"""LoRA of experts: one low rank for each matrix in a stacked leaf."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import StackedLowRank
 
 __all__ = ["ExpertLoRA"]
@@ -22,13 +22,14 @@ class ExpertLoRA(Update):
     Strength s: ``Wₑ + s·γ·BₑAₑ``.
 
     Args:
-        a: A₁ … (experts, r, in), of PEFT's ``lora_A`` (experts·r, in).
-        b: B₁ … (experts, out, r), of PEFT's ``lora_B`` (out, r·experts), the experts running fast.
+        a: A₁ … (experts, r, in), from PEFT's ``lora_A`` (experts·r, in).
+        b: B₁ … (experts, out, r), from PEFT's ``lora_B`` (out, r·experts), where the expert is the
+            fastest index.
         scale: γ = alpha/rank, or alpha/√rank with rslora.
-        in_first: whether the leaf is (experts, in, out) and not (experts, out, in).
+        in_first: Whether the leaf is (experts, in, out) and not (experts, out, in).
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,15 +49,15 @@ class ExpertLoRA(Update):
     trained: ClassVar[tuple[str, ...]] = ("a", "b")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """``(I, I, sγ·BA)``, each expert's flattened to a row."""
+        """``(I, I, sγ·BA)``, with each expert's matrix flattened to a row."""
         delta = StackedLowRank(self.b, self.a)
         if self.in_first:
             delta = StackedLowRank(self.a.swapaxes(1, 2), self.b.swapaxes(1, 2))
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether each expert's product has the weight's size."""
-        factors: Factors = {
+        """Checks that each expert's product has the weight's size."""
+        factors: ExpectedShapes = {
             "lora_A": (self.a, ("experts", "r", "in")),
             "lora_B": (self.b, ("experts", "out", "r")),
             "scale": (self.scale, ()),
@@ -67,10 +68,11 @@ class ExpertLoRA(Update):
         if self.b.shape == (experts, out, rank) and shape == (experts, out * n):
             return None
         return (
-            f"lora_A of {experts} experts {self.a.shape} and lora_B {self.b.shape}: expected "
-            f"{shape[0]} experts, out·in = {shape[1]} from weight (experts, out·in) {shape}"
+            f"lora_A has shape {self.a.shape} for {experts} experts and lora_B {self.b.shape}, "
+            f"expected {shape[0]} experts with out·in = {shape[1]} from weight (experts, out·in) "
+            f"{shape}"
         )
 
     def size(self) -> str:
-        """The rank of each expert's product."""
+        """The number of experts and the rank of each."""
         return f"{self.a.shape[0]} × rank {self.a.shape[1]}"

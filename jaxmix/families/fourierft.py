@@ -1,4 +1,4 @@
-"""FourierFT: a few entries of the spectrum of Δ."""
+"""FourierFT: a few Fourier coefficients of Δ."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import beyond
+from jaxmix.families.positions import position_misfit
 from jaxmix.operators import Dense, LowRank, Operator
 
 __all__ = ["FourierFT"]
@@ -20,22 +20,23 @@ __all__ = ["FourierFT"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FourierFT(Update):
-    """FourierFT: ``W' = W + γ·Re F⁻¹(S)``, with S a sparse spectrum (out, in).
+    """FourierFT: ``W' = W + γ·Re F⁻¹(S)``, where S is a sparse spectrum (out, in).
 
-    An entry v at (i, j) is a wave, ``v/(out·in) · cos 2π(i·p/out + j·q/in)``, of rank two. A few of
-    them are thriftier as a low rank; of many the inverse transform is, and Δ is dense.
+    A coefficient v at (i, j) gives a wave of rank two, ``v/(out·in) · cos 2π(i·p/out + j·q/in)``.
+    A few coefficients are cheaper as a low rank; for many Δ is dense, from the inverse transform.
 
     Strength s: ``W' = W + s·γ·Re F⁻¹(S)``.
 
     Args:
-        spectrum: the numbers of S (n,), PEFT's ``fourierft_spectrum``.
-        indices: (2, n), the rows and the columns, which PEFT draws from a seed and does not save.
+        spectrum: The non-zero entries of S (n,), PEFT's ``fourierft_spectrum``.
+        indices: Their rows and columns (2, n), which PEFT draws from a seed and does not save.
         scale: γ, PEFT's ``scaling``.
         seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where numbers and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if there are not as many positions as values, or some
+            positions are outside W.
 
     Example:
         >>> flat = FourierFT(jnp.ones(1), jnp.zeros((2, 1), int), scale=6.0)
@@ -63,28 +64,28 @@ class FourierFT(Update):
         return shift(_inverse(values, self.indices, base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a number a position, and the positions lie in W."""
+        """Checks that there is one value per position and that the positions are inside W."""
         factors = {
             "fourierft_spectrum": (self.spectrum, ("n",)),
             "indices": (self.indices, (2, "n")),
             "scale": (self.scale, ()),
         }
-        return mismatch(factors, shape) or beyond("indices", self.indices, shape)
+        return mismatch(factors, shape) or position_misfit("indices", self.indices, shape)
 
     def size(self) -> str:
-        """How many entries the spectrum has."""
+        """The number of coefficients."""
         return f"{self.spectrum.shape[0]} frequencies"
 
 
 def _inverse(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:
-    """Δ by the inverse transform of the whole spectrum."""
+    """Computes Δ with the inverse transform of the whole spectrum."""
     exact = jnp.asarray(values, np.promote_types(values.dtype, np.float32))
     spectrum = jnp.zeros(shape, exact.dtype).at[indices[0], indices[1]].add(exact)
     return Dense(jnp.fft.ifft2(spectrum).real.astype(values.dtype))
 
 
 def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:
-    """Δ by ``cos(α + β) = cos α cos β − sin α sin β``."""
+    """Computes Δ as a low rank with ``cos(α + β) = cos α cos β − sin α sin β``."""
     exact = np.promote_types(values.dtype, np.float32)
     rows, cols = (_angles(jnp.asarray(i), n, exact) for i, n in zip(indices, shape, strict=True))
     heights = jnp.concatenate([values, -values]) / math.prod(shape)
@@ -94,12 +95,13 @@ def _waves(values: Array, indices: Array, shape: tuple[int, int]) -> Operator:
 
 
 def _angles(frequencies: Array, size: int, dtype: np.dtype) -> Array:
-    """``2π·i·p/size`` for all places p, (n, size), by whole numbers: cosines of far angles blur.
+    """Returns the angles ``2π·i·p/size`` at all positions p (n, size).
 
-    The product i·p is taken in two steps, each small enough for 32 bits.
+    They are reduced modulo 2π with integers, since cosines of large angles lose precision. The
+    product i·p is computed in two steps, each of which fits 32 bits.
     """
     step = math.isqrt(size) + 1
-    places = np.arange(size, dtype=np.int32)
+    positions = np.arange(size, dtype=np.int32)
     i = frequencies.astype(jnp.int32)[:, None]
-    turns = (i * step % size * (places // step)[None] + i * (places % step)[None]) % size
-    return turns.astype(dtype) * (2 * math.pi / size)
+    steps = (i * step % size * (positions // step)[None] + i * (positions % step)[None]) % size
+    return steps.astype(dtype) * (2 * math.pi / size)

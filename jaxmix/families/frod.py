@@ -1,4 +1,4 @@
-"""FRoD: the weight in a basis that its kind of layer shares, with other entries there."""
+"""FRoD: new coefficients for the weight, in a basis shared by all modules of a category."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,36 +9,36 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import beyond, numbers
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.operators import Dense, Sparse
 
-__all__ = ["FRoD", "kind_of_module", "lengths"]
+__all__ = ["FRoD", "lengths", "module_category"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class FRoD(Update):
-    """FRoD: ``W' = W − W₀ + U (S + diag(l)) Vᵀ``, with W₀ the base's weight and S sparse.
+    """FRoD: ``W' = W − W₀ + U (S + diag(l)) Vᵀ``, where W₀ is the base's weight and S is sparse.
 
-    U has the columns of ``W₀ V⁻ᵀ``, each of length one, so that with no S and the lengths as l the
-    weight is what it was. PEFT takes U to float32.
+    U has the normalized columns of ``W₀ V⁻ᵀ``. With S = 0 and the norms of these columns as l, the
+    weight is unchanged. PEFT computes U in float32.
 
     Strength s: ``W' = W + s·(U (S + diag(l)) Vᵀ − W₀)``.
 
     Args:
-        v: V (in, in), PEFT's ``frod_V`` of the site's kind of layer.
-        values: S's entries (n,), PEFT's ``frod_lambda_s_values``.
-        indices: (2, n) int32, the rows and the columns, PEFT's ``frod_s_indices``.
+        v: V (in, in), PEFT's ``frod_V`` of the site's module category.
+        values: The non-zero entries of S (n,), PEFT's ``frod_lambda_s_values``.
+        indices: Their rows and columns (2, n) int32, PEFT's ``frod_s_indices``.
         lengths: l (in,), PEFT's ``frod_lambda_l``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors have not the weight's inputs.
+        ShapeError: Raised by `compose` if the factors do not have the weight's inputs.
 
     Example:
-        >>> two = FRoD(jnp.eye(1), jnp.zeros(0), jnp.zeros((2, 0), int), jnp.array([7.0]))
-        >>> two.weight_map(Base(jnp.array([[-2.0]]), (1, 1)), jnp.ones(()))(jnp.ones((1, 1)))
+        >>> update = FRoD(jnp.eye(1), jnp.zeros(0), jnp.zeros((2, 0), int), jnp.array([7.0]))
+        >>> update.weight_map(Base(jnp.array([[-2.0]]), (1, 1)), jnp.ones(()))(jnp.ones((1, 1)))
         Array([[-4.]], dtype=float32)
 
     Source: ``peft/tuners/frod/layer.py``.
@@ -57,42 +57,42 @@ class FRoD(Update):
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(U (S + diag(l)) Vᵀ − W₀))``."""
         w, v = base.read("matrix"), jnp.asarray(self.v)
-        inner = Sparse(jnp.asarray(self.values), numbers(self.indices), *v.shape)
-        whole = inner.added_to(jnp.diag(jnp.asarray(self.lengths)))
-        made = _directions(w, v) @ (whole @ v.T)
-        return shift(Dense(strength * (made - w)))
+        inner = Sparse(jnp.asarray(self.values), as_int32(self.indices), *v.shape)
+        coefficients = inner.added_to(jnp.diag(jnp.asarray(self.lengths)))
+        target = _directions(w, v) @ (coefficients @ v.T)
+        return shift(Dense(strength * (target - w)))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the basis and what is in it have the weight's inputs."""
-        factors: Factors = {
+        """Checks that the basis and the coefficients have the weight's inputs."""
+        factors: ExpectedShapes = {
             "frod_V": (self.v, (shape[1], shape[1])),
             "frod_lambda_s_values": (self.values, ("n",)),
             "frod_s_indices": (self.indices, (2, "n")),
             "frod_lambda_l": (self.lengths, (shape[1],)),
         }
         within = (shape[1], shape[1])
-        return mismatch(factors, shape) or beyond("frod_s_indices", self.indices, within)
+        return mismatch(factors, shape) or position_misfit("frod_s_indices", self.indices, within)
 
     def size(self) -> str:
-        """How many entries beside the diagonal."""
+        """The number of entries besides the diagonal."""
         return f"{self.values.shape[0]} entries"
 
 
-def kind_of_module(site: str) -> str:
-    """The kind of module that a site is of, all of which share V and the positions.
+def module_category(site: str) -> str:
+    """Returns the category of a module; all modules of a category share V and the positions.
 
-    PEFT takes the last two parts of its path; the last one alone where a layer's number stands
-    before it; and the projection after BERT's attention is not the one after its MLP, though both
-    are an ``output.dense``.
+    PEFT uses the last two parts of the module's path, or only the last part if a layer's number
+    precedes it. It distinguishes the projection after BERT's attention from the one after its MLP,
+    although both are called ``output.dense``.
 
     Args:
-        site: its name.
+        site: The module's name.
 
     Returns:
-        The name of the kind.
+        The name of the category.
 
     Example:
-        >>> kind_of_module("layers.0.attn.q"), kind_of_module("h.0.fc"), kind_of_module("head")
+        >>> module_category("layers.0.attn.q"), module_category("h.0.fc"), module_category("head")
         ('attn_q', 'fc', 'head')
 
     Source: ``peft/tuners/frod/model.py``.
@@ -106,10 +106,10 @@ def kind_of_module(site: str) -> str:
 
 
 def lengths(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, " in"]:
-    """The lengths of the columns of ``W₀ V⁻ᵀ``: with them as l, and no S, the weight is W₀.
+    """Returns the norms of the columns of ``W₀ V⁻ᵀ``. As l, with S = 0, they give the weight W₀.
 
     Args:
-        w: the base's weight W₀.
+        w: The base's weight W₀.
         v: V.
 
     Returns:
@@ -126,17 +126,17 @@ def lengths(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array,
 
 def _columns(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
     """``W₀ V⁻ᵀ``."""
-    # LAPACK works in float32 at the least.
+    # LAPACK needs at least float32.
     wide = np.promote_types(w.dtype, np.float32)
     return jnp.linalg.solve(v.astype(wide), w.T.astype(wide)).T
 
 
 def _directions(w: Float[Array, "out in"], v: Float[Array, "in in"]) -> Float[Array, "out in"]:
-    """U: the columns of ``W₀ V⁻ᵀ`` at length one, those of no length at zero."""
+    """Returns U: the normalized columns of ``W₀ V⁻ᵀ``; columns of zeros stay zero."""
     columns = _columns(w, v)
     square = jnp.sum(columns * columns, axis=0)
-    is_there = square > 1e-24
-    length = jnp.sqrt(jnp.where(is_there, square, jnp.ones_like(square)))
-    return jnp.where(is_there[None], columns / length[None], jnp.zeros_like(columns)).astype(
+    is_nonzero = square > 1e-24
+    norms = jnp.sqrt(jnp.where(is_nonzero, square, jnp.ones_like(square)))
+    return jnp.where(is_nonzero[None], columns / norms[None], jnp.zeros_like(columns)).astype(
         w.dtype
     )

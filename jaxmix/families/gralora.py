@@ -1,4 +1,4 @@
-"""GraLoRA: a grid of tiles, each of a low rank of its own."""
+"""GraLoRA: a grid of tiles, each with its own low rank."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import LowRank, Tiles, add
 
 __all__ = ["GraLoRA"]
@@ -17,10 +17,10 @@ __all__ = ["GraLoRA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class GraLoRA(Update):
-    """GraLoRA: ``W' = W + γ·(G + B_g A_g)``, with G a grid of k × k tiles of rank r/k.
+    """GraLoRA: ``W' = W + γ·(G + B_g A_g)``, where G is a grid of k × k tiles of rank r/k.
 
-    Tile (m, n) of G is ``(A[n, :, part m] B[m, part n, :])ᵀ``, where the r ranks of each block fall
-    into k parts. The hybrid form adds a plain low rank for the whole weight.
+    The r ranks of each block are split into k parts; tile (m, n) of G is
+    ``(A[n, :, part m] B[m, part n, :])ᵀ``. The hybrid form adds a low rank for the whole weight.
 
     Strength s: ``W' = W + s·γ·(G + B_g A_g)``.
 
@@ -28,12 +28,12 @@ class GraLoRA(Update):
         a: A (k, in/k, r), PEFT's ``gralora_A``.
         b: B (k, r, out/k), PEFT's ``gralora_B``.
         scale: γ = alpha/(r + hybrid_r).
-        a_general: A_g (hybrid_r, in), PEFT's ``gralora_A_general``; None without.
-        b_general: B_g (out, hybrid_r), PEFT's ``gralora_B_general``; None without.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        a_general: A_g (hybrid_r, in), PEFT's ``gralora_A_general``; None if absent.
+        b_general: B_g (out, hybrid_r), PEFT's ``gralora_B_general``; None if absent.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,25 +65,25 @@ class GraLoRA(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the grid, and the general low rank, have the weight's sizes."""
+        """Checks that the grid and the general low rank have the weight's sizes."""
         out_size, in_size = shape
         k = self.a.shape[0] if self.a.ndim else 0
-        # Fractions, so that a grid that does not divide the weight fits no factor.
+        # A fraction never equals an axis, so a grid that does not divide the weight is reported.
         inputs, outputs = (Fraction(size, max(k, 1)) for size in (in_size, out_size))
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "gralora_A": (self.a, (k, inputs, "r")),
             "gralora_B": (self.b, (k, "r", outputs)),
             "gralora_A_general": (self.a_general, ("h", in_size)),
             "gralora_B_general": (self.b_general, (out_size, "h")),
             "scale": (self.scale, ()),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if self.a.shape[2] % k:
-            return f"gralora_A has rank {self.a.shape[2]}, expected a multiple of its {k} blocks"
+            return f"gralora_A has rank {self.a.shape[2]}, expected a multiple of {k}, its blocks"
         return None
 
     def size(self) -> str:
-        """Its rank and its grid."""
+        """The rank and the number of blocks."""
         hybrid = "" if self.a_general is None else f" + {self.a_general.shape[0]}"
         return f"rank {self.a.shape[2]}{hybrid} in {self.a.shape[0]} blocks"

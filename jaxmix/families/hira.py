@@ -1,4 +1,4 @@
-"""HiRA: the base's weight times a low rank, entry by entry."""
+"""HiRA: the elementwise product of the base's weight and a low rank."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -17,7 +17,7 @@ __all__ = ["HiRA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class HiRA(Update):
-    """HiRA: ``W' = W + W₀ ⊙ BA``, with W₀ the base's weight, whatever came before.
+    """HiRA: ``W' = W + W₀ ⊙ BA``, where W₀ is the base's weight, regardless of earlier updates.
 
     Strength s: ``W' = W + s·W₀ ⊙ BA``.
 
@@ -26,11 +26,11 @@ class HiRA(Update):
             (W is (V, D)) is the transposed ``hira_embedding_B``, (r, D).
         b: B (out, r), PEFT's ``hira_B``; an embedding's is the transposed ``hira_embedding_A``.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
-        embedding: whether the site is an embedding; likewise.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        embedding: Whether the site is an embedding; `export` needs it, the map does not.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> two = HiRA(jnp.ones((1, 2)), jnp.full((1, 1), 2.0))
@@ -52,16 +52,16 @@ class HiRA(Update):
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """``(I, I, s·W₀ ⊙ BA)``: no thrifty form, since W₀ has none."""
+        """``(I, I, s·W₀ ⊙ BA)``, which is dense since W₀ has no structure."""
         product = (strength * jnp.asarray(self.b)) @ jnp.asarray(self.a)
         return shift(Dense(base.read("matrix") * product))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A has the weight's sizes."""
+        """Checks that B A has the weight's sizes."""
         out_size, in_size = shape
         factors = {"hira_A": (self.a, ("r", in_size)), "hira_B": (self.b, (out_size, "r"))}
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.a.shape[0]}"

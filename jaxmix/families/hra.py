@@ -1,4 +1,4 @@
-"""HRA: the input goes through a chain of Householder reflections."""
+"""HRA: applies a chain of Householder reflections to the input."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -20,19 +20,19 @@ __all__ = ["HRA"]
 class HRA(Update):
     """HRA: ``W' = W H₁ ⋯ Hᵣ`` with ``Hᵢ = I − 2 uᵢuᵢᵀ / ‖uᵢ‖²``.
 
-    The product is ``I − U T Uᵀ`` for the normed U, with ``T⁻¹`` the upper triangle of ``UᵀU``, its
-    diagonal halved. With `orthogonal` the u are made orthogonal one after the other, and the
-    product is ``I − 2 QQᵀ``, with Q an orthonormal basis of their span.
+    The product is ``I − U T Uᵀ`` for normalized columns of U, where ``T⁻¹`` is the upper triangle
+    of ``UᵀU`` with half its diagonal. With `orthogonal` the columns are orthogonalized first, and
+    the product is ``I − 2 QQᵀ`` with an orthonormal basis Q of their span.
 
-    Strength s goes along the line, ``I − s·U T Uᵀ``: PEFT begins with pairs of equal reflections,
-    whose product is the identity, and so it then is at every strength.
+    Strength s interpolates linearly, ``I − s·U T Uᵀ``. PEFT initializes pairs of equal reflections,
+    whose product is the identity at every strength.
 
     Args:
         u: U (in, r), PEFT's ``hra_u``; a convolution's (in·k, r).
-        orthogonal: whether the u are made orthogonal first, PEFT's ``apply_GS``.
+        orthogonal: Whether the columns of U are orthogonalized first, PEFT's ``apply_GS``.
 
     Raises:
-        ShapeError: by `compose`, where U has not the weight's inputs.
+        ShapeError: Raised by `compose` if U does not have the weight's inputs.
 
     Example:
         >>> mirror = HRA(jnp.array([[3.0], [0.0]])).weight_map(Base(None, (1, 2)), jnp.ones(()))
@@ -52,37 +52,39 @@ class HRA(Update):
         """``(I, I − s·U Tᵀ Uᵀ, 0)``."""
         out_size, in_size = base.shape
         u = jnp.asarray(self.u)
-        # LAPACK works in float32 at the least.
+        # LAPACK needs at least float32.
         wide = u.astype(np.promote_types(u.dtype, np.float32))
-        low = _basis(wide) if self.orthogonal else _chain(wide)
-        off = LowRank(low.b.astype(u.dtype), low.a.astype(u.dtype)).scaled(-strength)
-        return AffineMap(Identity(out_size), add(Identity(in_size), off), Zero(*base.shape))
+        removed = _orthogonal_product(wide) if self.orthogonal else _product(wide)
+        removed = LowRank(removed.b.astype(u.dtype), removed.a.astype(u.dtype)).scaled(-strength)
+        return AffineMap(Identity(out_size), add(Identity(in_size), removed), Zero(*base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether U has the weight's inputs, and no more columns than these where they need be."""
-        if said := mismatch({"hra_u": (self.u, (shape[1], "r"))}, shape):
-            return said
+        """Checks that U has the weight's inputs and, if orthogonal, no more columns than these."""
+        if problem := mismatch({"hra_u": (self.u, (shape[1], "r"))}, shape):
+            return problem
         if self.orthogonal and self.u.shape[1] > shape[1]:
-            return f"hra_u has {self.u.shape[1]} columns to make orthogonal, expected {shape[1]}"
+            return (
+                f"hra_u has {self.u.shape[1]} columns to orthogonalize, expected at most {shape[1]}"
+            )
         return None
 
     def size(self) -> str:
-        """How many reflections."""
+        """The number of reflections."""
         return f"{self.u.shape[1]} reflections"
 
 
-def _chain(u: Float[Array, "in r"]) -> LowRank:
-    """``U Tᵀ Uᵀ``, of the transposed product. A u of length zero reflects nothing."""
+def _product(u: Float[Array, "in r"]) -> LowRank:
+    """Returns ``U Tᵀ Uᵀ`` of the transposed product. A column of zeros reflects nothing."""
     square = jnp.sum(u * u, axis=0, keepdims=True)
-    is_there = square > 0
-    length = jnp.sqrt(jnp.where(is_there, square, jnp.ones_like(square)))
-    u = jnp.where(is_there, u / length, jnp.zeros_like(u))
+    is_nonzero = square > 0
+    norms = jnp.sqrt(jnp.where(is_nonzero, square, jnp.ones_like(square)))
+    u = jnp.where(is_nonzero, u / norms, jnp.zeros_like(u))
     gram = u.T @ u
     inverse = jnp.tril(gram, -1) + jnp.eye(len(gram), dtype=u.dtype) / 2
     return LowRank(u, jax.lax.linalg.triangular_solve(inverse, u.T, left_side=True, lower=True))
 
 
-def _basis(u: Float[Array, "in r"]) -> LowRank:
-    """``2 QQᵀ``."""
+def _orthogonal_product(u: Float[Array, "in r"]) -> LowRank:
+    """Returns ``2 QQᵀ``."""
     q, _ = jnp.linalg.qr(u)
     return LowRank(q, 2 * q.T)

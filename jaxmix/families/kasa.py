@@ -1,4 +1,4 @@
-"""KaSA: the base's smallest singular values are taken off, a LoRA written like an SVD put there."""
+"""KaSA: replaces the smallest singular values of the base by a LoRA in the form of an SVD."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,26 +18,26 @@ __all__ = ["KaSA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class KaSA(Update):
-    """KaSA: ``W' = W − U S V + γ·B diag(d) A``, with U S V the r smallest singular parts of W₀.
+    """KaSA: ``W' = W − U S V + γ·B diag(d) A``.
 
-    W₀ is the base's weight, whatever came before. PEFT takes them off the base when it loads the
-    adapter, in float32.
+    U S V holds the r smallest singular values of the base's weight W₀, regardless of earlier
+    updates. PEFT subtracts it from the base, in float32, when it loads the adapter.
 
     Strength s: ``W' = W + s·(γ·B diag(d) A − U S V)``.
 
     Args:
         a: A (r, in), PEFT's ``lora_A``.
         b: B (out, r), PEFT's ``lora_B``.
-        d: the trained singular values (r,), PEFT's ``lora_diag``.
+        d: The trained singular values (r,), PEFT's ``lora_diag``.
         scale: γ = alpha/rank, or alpha/√rank with rslora.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight, or have its full rank.
+        ShapeError: Raised by `compose` if the factors do not fit the weight or have its full rank.
 
     Example:
-        >>> none = KaSA(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.zeros(1), 1.0)
+        >>> update = KaSA(jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.zeros(1), 1.0)
         >>> matrix = jnp.diag(jnp.array([3.0, 2.0]))
-        >>> jnp.round(none.weight_map(Base(matrix, (2, 2)), jnp.ones(()))(matrix), 6).tolist()
+        >>> jnp.round(update.weight_map(Base(matrix, (2, 2)), jnp.ones(()))(matrix), 6).tolist()
         [[3.0, 0.0], [0.0, 0.0]]
 
     Source: https://arxiv.org/abs/2412.06071; ``peft/tuners/lora/variants.py``.
@@ -55,13 +55,13 @@ class KaSA(Update):
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(γ·B diag(d) A − U S V))``."""
         weights = strength * self.scale * self.d
-        put = LowRank(self.b * weights[None, :], self.a)
-        return shift(add(put, self._taken(base).scaled(-strength)))
+        added = LowRank(self.b * weights[None, :], self.a)
+        return shift(add(added, self._removed(base).scaled(-strength)))
 
-    def _taken(self, base: Base) -> LowRank:
-        """``U S V``."""
+    def _removed(self, base: Base) -> LowRank:
+        """Returns ``U S V``."""
         matrix = base.read("matrix")
-        # LAPACK works in float32 at the least.
+        # LAPACK needs at least float32.
         exact = matrix.astype(np.promote_types(matrix.dtype, np.float32))
         u, values, v = jnp.linalg.svd(exact, full_matrices=False)
         kept = values.shape[0] - self.d.shape[0]
@@ -69,7 +69,7 @@ class KaSA(Update):
         return LowRank(left.astype(matrix.dtype), right.astype(matrix.dtype))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B diag(d) A has the weight's sizes, and leaves a singular part of it."""
+        """Checks that B diag(d) A has the weight's sizes and less than its full rank."""
         out_size, in_size = shape
         factors = {
             "lora_A": (self.a, ("r", in_size)),
@@ -77,12 +77,15 @@ class KaSA(Update):
             "lora_diag": (self.d, ("r",)),
             "scale": (self.scale, ()),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if self.d.shape[0] < min(shape):
             return None
-        return f"lora_diag has rank {self.d.shape[0]}, expected less than {min(shape)} of {shape}"
+        return (
+            f"lora_diag has rank {self.d.shape[0]}, expected less than {min(shape)} from weight "
+            f"{shape}"
+        )
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.d.shape[0]}"

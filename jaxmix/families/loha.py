@@ -1,4 +1,4 @@
-"""LoHa: the elementwise product of two low ranks."""
+"""LoHa: the elementwise product of two low-rank matrices."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Hadamard, LowRank
 
 __all__ = ["LoHa"]
@@ -21,24 +21,24 @@ __all__ = ["LoHa"]
 class LoHa(Update):
     """LoHa: ``W' = W + γ·(B₁A₁) ⊙ (B₂A₂)``.
 
-    An *effective* convolution has a core t (r, r, *k) for each product, and then B is stored (r,
-    out) and A (r, in): ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``. That is a low rank again, of ``Bᵀ`` and
-    ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
+    An *effective* convolution has a core t (r, r, *k) for each product and stores B as (r, out) and
+    A as (r, in). Each product is ``Σᵢⱼ B[i, o] t[i, j, k] A[j, n]``, which is again a low rank of
+    ``Bᵀ`` and ``Σⱼ t[i, j, k] A[j, n]`` (r, in·k).
 
     Strength s: ``W' = W + s·γ·(B₁A₁) ⊙ (B₂A₂)``.
 
     Args:
         b1: B₁ (out, r), PEFT's ``hada_w1_a``; (r, out) with a core.
         a1: A₁ (r, in·k), PEFT's ``hada_w1_b``; (r, in) with a core.
-        b2: B₂, as B₁.
-        a2: A₂, as A₁.
+        b2: B₂, with the shape of B₁, PEFT's ``hada_w2_a``.
+        a2: A₂, with the shape of A₁, PEFT's ``hada_w2_b``.
         scale: γ = alpha/rank.
-        t1: the core of the first product, PEFT's ``hada_t1`` (r, r, *k); None without.
-        t2: that of the second.
+        t1: The core of the first product, PEFT's ``hada_t1`` (r, r, *k); None if absent.
+        t2: The core of the second product, PEFT's ``hada_t2``.
         kernel: the convolution's spatial shape, () for none.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ class LoHa(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether both products have the weight's sizes."""
+        """Checks that both products have the weight's sizes."""
         first = _expected("1", self.b1, self.a1, self.t1, shape)
         second = _expected("2", self.b2, self.a2, self.t2, shape)
         return mismatch({**first, **second, "scale": (self.scale, ())}, shape)
@@ -78,11 +78,13 @@ class LoHa(Update):
         return f"rank {self.b1.shape[1] if self.t1 is None else self.b1.shape[0]}"
 
 
-def _expected(name: str, b: Array, a: Array, t: Array | None, shape: tuple[int, int]) -> Factors:
-    """The factors of one of the two products, by PEFT's names, and the shapes that fit."""
+def _expected(
+    name: str, b: Array, a: Array, t: Array | None, shape: tuple[int, int]
+) -> ExpectedShapes:
+    """Returns the factors of one product by PEFT's names, with the shapes that fit."""
     (out_size, in_size), r = shape, "r" + name
     points = () if t is None else t.shape[2:]
-    # A fraction, so that a kernel that does not divide the weight fits no factor.
+    # A fraction never equals an axis, so a kernel that does not divide the weight is reported.
     channels = Fraction(in_size, max(math.prod(points), 1))
     return {
         f"hada_w{name}_a": (b, (out_size, r) if t is None else (r, out_size)),
@@ -92,7 +94,7 @@ def _expected(name: str, b: Array, a: Array, t: Array | None, shape: tuple[int, 
 
 
 def _low_rank(b: Array, a: Array, t: Array | None) -> LowRank:
-    """One of the two products, its core multiplied in."""
+    """Returns one of the two products, multiplied with its core if it has one."""
     if t is None:
         return LowRank(b, a)
     inner = jnp.einsum("ij...,jn->in...", t, a)

@@ -1,4 +1,4 @@
-"""LoKr: a Kronecker product, either factor full or low-rank."""
+"""LoKr: a Kronecker product of two factors, each full or low-rank."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import Dense, Kronecker, Operator
 
 __all__ = ["LoKr"]
@@ -18,24 +18,24 @@ __all__ = ["LoKr"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class LoKr(Update):
-    """LoKr: ``W' = W + γ·(X ⊗ Y)``, with X (l, m), Y (k, n·kernel), W (l·k, m·n·kernel).
+    """LoKr: ``W' = W + γ·(X ⊗ Y)`` with X (l, m), Y (k, n·kernel) and W (l·k, m·n·kernel).
 
-    Each of X and Y is either given whole or as a product; a Tucker core t2 makes
-    ``Y[p, q, …] = Σᵢⱼ t2[i, j, …] Ya[i, p] Yb[j, q]``. A Conv1d whose whole Y has three axes is
-    PEFT's own trap: ``torch.kron`` pads X's shape on the *left*, and the reshape to W scrambles the
-    axes; what PEFT computes is what counts, so that form is computed like that, and is dense.
+    X and Y are each given as one full array or as a pair of factors. With a Tucker core t2,
+    ``Y[p, q, …] = Σᵢⱼ t2[i, j, …] Ya[i, p] Yb[j, q]``. For a Conv1d whose full Y has three axes,
+    PEFT's ``torch.kron`` pads the shape of X on the *left*, so its reshape to W permutes the axes.
+    That result is reproduced here, with a dense Δ.
 
     Strength s: ``W' = W + s·γ·(X ⊗ Y)``.
 
     Args:
-        x: X whole (PEFT's ``lokr_w1``), or the pair ``lokr_w1_a`` (l, r), ``lokr_w1_b`` (r, m).
-        y: Y whole (``lokr_w2``, (k, n, *kernel)), or the pair ``lokr_w2_a`` (k, r), ``lokr_w2_b``
-            (r, n·kernel); with a core (r, k) and (r, n).
+        x: The full X, PEFT's ``lokr_w1``, or the pair ``lokr_w1_a`` (l, r), ``lokr_w1_b`` (r, m).
+        y: The full Y, PEFT's ``lokr_w2`` (k, n, *kernel), or the pair ``lokr_w2_a`` (k, r),
+            ``lokr_w2_b`` (r, n·kernel); with a core the pair is (r, k) and (r, n).
         scale: γ = alpha/rank; PEFT applies it to full factors too.
-        t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None without.
+        t2: Y's Tucker core ``lokr_t2`` (r, r, *kernel); None if absent.
 
     Raises:
-        ShapeError: by `compose`, where X ⊗ Y is not of the weight's size.
+        ShapeError: Raised by `compose` if X ⊗ Y does not have the weight's size.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,36 +64,36 @@ class LoKr(Update):
         return shift(delta.scaled(strength * self.scale))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the factors make an X and a Y, and these the weight's sizes."""
+        """Checks that the factors of X and Y fit each other and X ⊗ Y has the weight's size."""
         for name, side, core in (("lokr_w1", self.x, None), ("lokr_w2", self.y, self.t2)):
             if len(side) != 2 and (len(side) != 1 or core is not None):
-                return f"{name} has {len(side)} factors, expected 1, or 2 and with a core 2"
+                return f"{name} has {len(side)} factors, expected 1 or 2, and 2 with a core"
         first = _expected("lokr_w1", self.x, None, ("l", "m"), kernel=False)
         second = _expected("lokr_w2", self.y, self.t2, ("k", "n"))
-        if said := mismatch({**first, **second, "scale": (self.scale, ())}, shape):
-            return said
+        if problem := mismatch({**first, **second, "scale": (self.scale, ())}, shape):
+            return problem
         (rows, cols), (k, *points) = _shape(self.x, None), _shape(self.y, self.t2)
-        made = (rows * k, cols * math.prod(points))
-        if made == shape:
+        found = (rows * k, cols * math.prod(points))
+        if found == shape:
             return None
         factors = f"({rows}, {cols}) and ({k}, {math.prod(points)})"
-        return f"lokr_w1 ⊗ lokr_w2 of {factors} has shape {made}, expected {shape}"
+        return f"lokr_w1 ⊗ lokr_w2 of {factors} has shape {found}, expected {shape}"
 
     def size(self) -> str:
-        """The rank of the factors that are pairs, or that none is."""
+        """The largest rank of the pairs of factors, or "full" if there is no pair."""
         ranks = [len(side[1]) for side in (self.x, self.y) if len(side) == 2]
         return f"rank {max(ranks)}" if ranks else "full"
 
 
 def _whole(side: tuple[Array, ...], core: Array | None) -> Array:
-    """X or Y itself."""
+    """Returns the full X or Y."""
     if core is not None:
         return jnp.einsum("ij...,ip,jq->pq...", core, *side)
     return side[0] if len(side) == 1 else side[0] @ side[1]
 
 
 def _shape(side: tuple[Array, ...], core: Array | None) -> tuple[int, ...]:
-    """The shape of X or Y."""
+    """Returns the shape of the full X or Y."""
     if core is not None:
         return side[0].shape[1], side[1].shape[1], *core.shape[2:]
     return side[0].shape if len(side) == 1 else (side[0].shape[0], side[1].shape[1])
@@ -106,8 +106,8 @@ def _expected(
     sizes: tuple[str, str],
     *,
     kernel: bool = True,
-) -> Factors:
-    """The factors of one side by PEFT's names, and the shapes in which they fit each other."""
+) -> ExpectedShapes:
+    """Returns the factors of X or Y by PEFT's names, with the shapes that fit each other."""
     rows, cols = sizes
     if len(side) == 1:
         return {name: (side[0], (rows, cols, *(side[0].shape[2:] if kernel else ())))}

@@ -1,4 +1,4 @@
-"""LoRA and DoRA: a low-rank term, and with a magnitude a norm for each row."""
+"""LoRA, a low-rank term, and DoRA, which also rescales each row to a trained norm."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,17 +19,19 @@ __all__ = ["LoRA"]
 class LoRA(Update):
     """LoRA: ``W' = W + γ·B A``; with a magnitude m, DoRA: ``W' = c ⊙ (W + γ·B A)``.
 
-    DoRA's ``c = m / ‖W₀ + γ·B A‖`` takes the norm of each output row, and reads the base's weight
-    W₀ whatever came before, as PEFT's forward does; an embedding's norm is taken for each of its D
-    dimensions over the vocabulary, so that ``c`` scales columns. With ``lora_bias`` the bias is
-    ``b' = b + γ·bias``. DoRA leaves the base's bias b₀ as it is and scales what others added to it:
-    ``b' = b₀ + c ⊙ (b − b₀ + γ·bias)``; an embedding has none.
+    DoRA's ``c = m / ‖W₀ + γ·B A‖`` uses the norm of each output row. It reads the base's weight W₀
+    regardless of earlier updates, as PEFT's forward does. For an embedding the norm of each of the
+    D dimensions is taken over the vocabulary, so c scales columns.
 
-    Strength s: ``W' = W + s·γ·B A``; DoRA goes along the line, ``(1 − s)·W + s·c ⊙ (W + γ·B A)``,
-    and so does its bias.
+    With ``lora_bias`` the bias is ``b' = b + γ·bias``. DoRA leaves the base's bias b₀ unchanged and
+    scales what other updates added to it: ``b' = b₀ + c ⊙ (b − b₀ + γ·bias)``. Embeddings have no
+    bias.
 
-    Gradients go through DoRA's norm; PEFT holds it constant when it trains. DoRA with ``lora_bias``
-    in one adapter PEFT refuses.
+    Strength s: ``W' = W + s·γ·B A``. DoRA interpolates linearly,
+    ``W' = (1 − s)·W + s·c ⊙ (W + γ·B A)``, and so does its bias.
+
+    Gradients flow through DoRA's norm, whereas PEFT treats it as a constant in training. PEFT does
+    not allow DoRA and ``lora_bias`` in one adapter.
 
     Args:
         a: A (r, in), PEFT's ``lora_A``. A convolution's is flattened to (r, in·k), an embedding's
@@ -37,13 +39,13 @@ class LoRA(Update):
         b: B (out, r), PEFT's ``lora_B``; an embedding's is the transposed ``lora_embedding_A``.
         scale: γ = alpha/rank, or alpha/√rank with rslora.
         magnitude: m (out,), or (D,) for an embedding; None without DoRA.
-        bias: (out,) of ``lora_bias``; None without.
+        bias: The bias (out,) of ``lora_bias``; None if absent.
         kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
-        embedding: whether the site is an embedding.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        embedding: Whether the site is an embedding.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,12 +71,12 @@ class LoRA(Update):
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """DoRA does."""
+        """Whether it is a DoRA."""
         return self.magnitude is not None
 
     @property
     def has_bias(self) -> bool:
-        """With ``lora_bias``. DoRA alone leaves the bias as the base has it."""
+        """Whether there is a ``lora_bias``. DoRA alone leaves the base's bias unchanged."""
         return self.bias is not None
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
@@ -83,10 +85,10 @@ class LoRA(Update):
             return shift(self._delta(strength))
         out_size, in_size = base.shape
         c = strength * self._rescaling(base)
-        line, turn = Diagonal(1 - strength + c), Diagonal(c)
+        side, scaling = Diagonal(1 - strength + c), Diagonal(c)
         if self.embedding:
-            return AffineMap(Identity(out_size), line, multiply(self._delta(1), turn))
-        return AffineMap(line, Identity(in_size), multiply(turn, self._delta(1)))
+            return AffineMap(Identity(out_size), side, multiply(self._delta(1), scaling))
+        return AffineMap(side, Identity(in_size), multiply(scaling, self._delta(1)))
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``b + sγ·bias``, or DoRA's ``((1 − s) + s·c, I, s·((1 − c) ⊙ b₀ + c ⊙ γ·bias))``."""
@@ -95,23 +97,23 @@ class LoRA(Update):
         if self.magnitude is None or self.embedding:
             return identity((out_size, 1)) if added is None else shift(Dense(strength * added))
         c = self._rescaling(base)[:, None]
-        moved = base.read("bias") * (1 - c) + (0 if added is None else c * added)
-        line = Diagonal(1 - strength + strength * c[:, 0])
-        return AffineMap(line, Identity(1), Dense(strength * moved))
+        target = base.read("bias") * (1 - c) + (0 if added is None else c * added)
+        side = Diagonal(1 - strength + strength * c[:, 0])
+        return AffineMap(side, Identity(1), Dense(strength * target))
 
     def _delta(self, strength: Float[Array, ""] | float) -> LowRank:
-        """``sγ·BA``."""
+        """Returns ``sγ·BA``."""
         return LowRank(self.b, self.a).scaled(strength * self.scale)
 
     def _rescaling(self, base: Base) -> Float[Array, " norms"]:
-        """DoRA's c; NaN where the norm is too large for its dtype, and c would be zero."""
-        over = 0 if self.embedding else 1
-        norms = jnp.linalg.norm(self._delta(1).added_to(base.read("matrix")), axis=over)
+        """Returns DoRA's c; NaN where the norm overflows, since c would be zero."""
+        adapted = self._delta(1).added_to(base.read("matrix"))
+        norms = jnp.linalg.norm(adapted, axis=0 if self.embedding else 1)
         norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
         return self.magnitude / norms  # pyright: ignore[reportOptionalOperand]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A, the magnitude and the bias have the weight's sizes."""
+        """Checks that B A, the magnitude and the bias fit the weight."""
         out_size, in_size = shape
         factors = {
             "lora_A": (self.a, ("r", in_size)),
@@ -123,5 +125,5 @@ class LoRA(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """Its rank, and DoRA where it is."""
+        """The rank, and whether it is a DoRA."""
         return f"rank {self.a.shape[0]}" + (" DoRA" if self.magnitude is not None else "")

@@ -1,4 +1,4 @@
-"""Normed updates: LyCORIS's weight decomposition, DoRA's idea over any additive update."""
+"""Normed updates: LyCORIS's weight decomposition, which is DoRA with any additive update."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,21 +21,22 @@ __all__ = ["Normed"]
 class Normed(Update):
     """An additive update Δ with a magnitude m: ``W' = c ⊙ (W + Δ)``, ``c = m / (‖W₀ + Δ‖ + ε)``.
 
-    The norm is taken for each output, as in DoRA, or for each input channel over all outputs and
-    the kernel's points: the two forms of LyCORIS. It reads the base's weight W₀ whatever came
-    before, as `LoRA` with a magnitude does. The bias stays.
+    As in LyCORIS, the norm is taken for each output (as in DoRA) or for each input channel over all
+    outputs and kernel points. It reads the base's weight W₀ regardless of earlier updates, like
+    `LoRA` with a magnitude. The bias is unchanged.
 
-    Strength s goes along the line: ``W' = (1 − s)·W + s·c ⊙ (W + Δ)``. LyCORIS's multiplier moves
-    c alone, ``((1 − s) + s·c) ⊙ (W + Δ)``, so that Δ is there at 0 too; at 1 both are the same.
+    Strength s interpolates linearly: ``W' = (1 − s)·W + s·c ⊙ (W + Δ)``. LyCORIS's multiplier
+    interpolates only c, ``((1 − s) + s·c) ⊙ (W + Δ)``, which keeps Δ at 0. At 1 both are equal.
 
     Args:
-        update: Δ: a LoRA, LoHa, LoKr, or another update that adds to the weight and does no more.
-        magnitude: m (out,), or (channels,) of the inputs; LyCORIS's ``dora_scale``.
-        eps: ε, which LyCORIS takes for the smallest step of its dtype.
-        axis: whether m has a number for each output ("out") or for each input channel ("in").
+        update: Δ: a LoRA, LoHa, LoKr or another update that only adds to the weight.
+        magnitude: m (out,), or (channels,) for inputs; LyCORIS's ``dora_scale``.
+        eps: ε; LyCORIS uses the machine epsilon of its dtype.
+        axis: Whether m has an entry for each output ("out") or for each input channel ("in").
 
     Raises:
-        ShapeError: by `compose`, where the update or the magnitude does not fit the weight.
+        ShapeError: Raised by `compose` if the update or the magnitude does not fit the weight, or
+            the update does more than add to it.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -58,11 +59,11 @@ class Normed(Update):
 
     @property
     def transposed(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where the update is."""
+        """The flag of the inner update."""
         return self.update.transposed
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """``((1 − s) + s·c, I, s·c ⊙ Δ)``, or that on the right."""
+        """``((1 − s) + s·c, I, s·c ⊙ Δ)``, or with c on the right for input channels."""
         (out_size, in_size), matrix = base.shape, base.read("matrix")
         delta = self.update.weight_map(base, jnp.ones((), matrix.dtype)).shift
         adapted = delta.added_to(matrix)
@@ -76,51 +77,54 @@ class Normed(Update):
         c = strength * (self.magnitude / (norms + self.eps))
         if self.axis == "in":
             c = jnp.repeat(c, in_size // self.magnitude.shape[0])
-        line, turn = Diagonal(1 - strength + c), Diagonal(c)
+        side, scaling = Diagonal(1 - strength + c), Diagonal(c)
         if self.axis == "out":
-            return AffineMap(line, Identity(in_size), multiply(turn, delta))
-        return AffineMap(Identity(out_size), line, multiply(delta, turn))
+            return AffineMap(side, Identity(in_size), multiply(scaling, delta))
+        return AffineMap(Identity(out_size), side, multiply(delta, scaling))
 
-    def turned(self) -> "Normed":
-        """With the update turned."""
-        return replace(self, update=self.update.turned())
+    def with_transposed_weight(self) -> "Normed":
+        """Returns the same with a transposed inner update."""
+        return replace(self, update=self.update.with_transposed_weight())
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the update fits, adds and does no more, and the magnitude has the side's size."""
-        if said := self.update.misfit(shape):
-            return said
-        if self.update.has_bias or self.update.reads_base or not _adds(self.update, shape):
-            return f"dora_scale over {self.update.family}, expected an update that adds to W alone"
-        if said := mismatch({"dora_scale's eps": (self.eps, ())}, shape):
-            return said
+        """Checks that the update fits and only adds, and that the magnitude has the side's size."""
+        if problem := self.update.misfit(shape):
+            return problem
+        if self.update.has_bias or self.update.reads_base or not _only_adds(self.update, shape):
+            return (
+                f"dora_scale is on {self.update.family}, expected an update that only adds to the "
+                "weight"
+            )
+        if problem := mismatch({"the eps of dora_scale": (self.eps, ())}, shape):
+            return problem
         found, (out_size, in_size) = self.magnitude.shape, shape
         if self.axis == "out":
-            fits, wanted = found == (out_size,), f"({out_size},)"
+            fits, expected = found == (out_size,), f"({out_size},)"
         else:
             fits = len(found) == 1 and 0 < found[0] and in_size % found[0] == 0
-            wanted = f"({in_size} / kernel,)"
+            expected = f"({in_size} / kernel,)"
         if fits:
             return None
-        return f"dora_scale has shape {found}, expected {wanted} from weight {shape}"
+        return f"dora_scale has shape {found}, expected {expected} from weight {shape}"
 
     def size(self) -> str:
-        """The update's size."""
+        """The size of the inner update and the normed axis."""
         return f"{self.update.family} {self.update.size()} normed by {self.axis}put"
 
 
-def _adds(update: Update, shape: tuple[int, int]) -> bool:
-    """Whether an update is ``W ↦ W + Δ``, as seen from shapes alone."""
+def _only_adds(update: Update, shape: tuple[int, int]) -> bool:
+    """Whether an update is ``W ↦ W + Δ``, determined from shapes alone."""
 
-    def outline(leaf: Any) -> jax.ShapeDtypeStruct:
+    def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
         is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         dtype = np.float32 if is_float else jnp.result_type(leaf)
         return jax.ShapeDtypeStruct(np.shape(leaf), dtype)
 
-    return _outlined.eval_shape(jax.tree.map(outline, update), shape).is_shift
+    return _map_of.eval_shape(jax.tree.map(abstract, update), shape).is_shift
 
 
-# Under `jit`, since what is traced is then kept: a base has many sites of one shape.
+# `jit` caches the trace: a base has many sites of the same shape.
 @partial(jax.jit, static_argnums=1)
-def _outlined(update: Update, shape: tuple[int, int]) -> AffineMap:
-    """The update's map."""
+def _map_of(update: Update, shape: tuple[int, int]) -> AffineMap:
+    """Returns the map of an update that does not read the base."""
     return update.weight_map(Base(None, shape), jnp.ones((), np.float32))

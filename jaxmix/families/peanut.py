@@ -1,4 +1,4 @@
-"""PEANuT: a small network reads the base's weight."""
+"""PEANuT: a small network that computes Δ from the base's weight."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
 from jaxmix.operators import LowRank
 
 __all__ = ["ACTIVATIONS", "PEANuT"]
@@ -28,7 +28,7 @@ def _laplace(x: Array) -> Array:
     return 0.5 * (1 + jax.scipy.special.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
 
 
-# By their names in transformers, whose numbers these are. PReLU's slope is not trained here.
+# By their names in transformers, with its constants. PReLU's slope is a constant here.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     **dict.fromkeys(("gelu", "gelu_python"), _gelu),
     **dict.fromkeys(
@@ -57,28 +57,29 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PEANuT(Update):
-    """PEANuT: ``W' = W + γ·B f(W₀)``, with f a network that reads the base's columns.
+    """PEANuT: ``W' = W + γ·B f(W₀)``, where f is a network applied to the base's columns.
 
-    ``h = σ(A W₀)``; then each encoder, ``h ← σ(E h)``; then each decoder, ``h ← σ(D h) + h'``, with
-    h' what the encoder of the same level took in, the last one's first. ``f(W₀)`` is h (r, in).
+    It starts with ``h = σ(A W₀)``. Each encoder computes ``h ← σ(E h)``, then each decoder computes
+    ``h ← σ(D h) + h'``, where h' is the input of the corresponding encoder (the last encoder
+    belongs to the first decoder). ``f(W₀)`` is the final h (r, in).
 
     Strength s: ``W' = W + s·γ·B f(W₀)``.
 
     Args:
         a: A (r, out), PEFT's ``peanut_A``.
         b: B (out, r), PEFT's ``peanut_B``.
-        encoders: E (r, r) each, the first one first.
-        decoders: D (r, r) each, as many.
+        encoders: The matrices E (r, r), in order of application.
+        decoders: The matrices D (r, r), as many as encoders.
         scale: γ, PEFT's ``scaling``.
         activation: σ, one of `ACTIVATIONS`.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
-        >>> one = PEANuT(jnp.ones((1, 1)), jnp.full((1, 1), 3.0))
+        >>> update = PEANuT(jnp.ones((1, 1)), jnp.full((1, 1), 3.0))
         >>> base = Base(jnp.array([[2.0, -2.0]]), (1, 2))
-        >>> one.weight_map(base, jnp.ones(())).shift.dense().tolist()
+        >>> update.weight_map(base, jnp.ones(())).shift.dense().tolist()
         [[6.0, 0.0]]
 
     Source: https://arxiv.org/abs/2410.01870; ``peft/tuners/peanut/layer.py``.
@@ -96,21 +97,21 @@ class PEANuT(Update):
     reads_base: ClassVar[bool] = True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """``(I, I, sγ·B f(W₀))``, which is of low rank."""
-        act, levels = ACTIVATIONS[self.activation], []
+        """``(I, I, sγ·B f(W₀))``, where Δ has low rank."""
+        act, skips = ACTIVATIONS[self.activation], []
         h = act(jnp.asarray(self.a) @ base.read("matrix"))
         for encoder in self.encoders:
-            levels.append(h)
+            skips.append(h)
             h = act(jnp.asarray(encoder) @ h)
         for decoder in self.decoders:
-            h = act(jnp.asarray(decoder) @ h) + levels.pop()
+            h = act(jnp.asarray(decoder) @ h) + skips.pop()
         return shift(LowRank(strength * self.scale * jnp.asarray(self.b), h))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether all have one rank, and the weight's outputs, and the levels are pairs."""
+        """Checks that the layers have one rank, the weight's outputs, and pair up."""
         if len(self.encoders) != len(self.decoders):
             found = f"{len(self.encoders)} encoders and {len(self.decoders)} decoders"
-            return f"{found}, expected as many of both"
+            return f"{found}, expected equal numbers"
         factors: dict[str, tuple[Array | float | None, tuple[int | str, ...]]] = {
             "peanut_A": (self.a, ("r", shape[0])),
             "peanut_B": (self.b, (shape[0], "r")),
@@ -118,10 +119,10 @@ class PEANuT(Update):
         }
         for name, layers in (("encoders", self.encoders), ("decoders", self.decoders)):
             factors |= {f"peanut_{name}.{i}": (x, ("r", "r")) for i, x in enumerate(layers)}
-        checked: Factors = dict(factors)
+        checked: ExpectedShapes = dict(factors)
         return mismatch(checked, shape)
 
     def size(self) -> str:
-        """Its rank, and how deep it is."""
+        """The rank and the depth."""
         depth = len(self.encoders)
         return f"rank {self.a.shape[0]}" + (f", depth {depth}" if depth else "")

@@ -1,4 +1,4 @@
-"""PSOFT: a rotation within the weight's principal subspace."""
+"""PSOFT: a rotation within the principal subspace of the base's weight."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,7 +10,13 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import LowRank
-from jaxmix.operators.rotations import cayley, series, shrunk, skew, terms_problem
+from jaxmix.operators.rotations import (
+    cayley,
+    cayley_neumann,
+    clip_norm,
+    skew_symmetric,
+    terms_misfit,
+)
 
 __all__ = ["PSOFT"]
 
@@ -18,13 +24,13 @@ __all__ = ["PSOFT"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PSOFT(Update):
-    """PSOFT: ``W' = W + γ·B (R − I) A``, with ``γ·B A`` the best rank r of the base's weight.
+    """PSOFT: ``W' = W + γ·B (R − I) A``, where ``γ·B A`` is the best rank r of the base's weight.
 
-    R is ``diag(m) C diag(n)``. C is free, or of the skew matrix Q whose upper triangle it is: the
-    rotation ``(I + Q)(I − Q)⁻¹``, or as many terms of its series as `terms` says (see `OFT`).
+    ``R = diag(m) C diag(n)``. C is trained freely, or it is a rotation given by the upper triangle
+    of a skew-symmetric matrix Q: ``(I + Q)(I − Q)⁻¹``, or `terms` terms of its series (see `OFT`).
 
-    A and B come out of the base by an SVD when PEFT loads the adapter. Its file does not hold them,
-    but this update does.
+    PEFT computes A and B with an SVD of the base when it loads the adapter and does not save them.
+    This update holds them.
 
     Strength s: ``W' = W + s·γ·B (R − I) A``.
 
@@ -35,11 +41,11 @@ class PSOFT(Update):
         scale: γ = alpha/rank.
         outputs: m (r,), PEFT's ``psoft_R.vector_b``; None for ones.
         inputs: n (r,), PEFT's ``psoft_R.vector_a``; None for ones.
-        terms: how many terms the series has; None for the exact rotation.
-        eps: the Frobenius norm to which Q is shrunk where it is beyond; None for no bound.
+        terms: The number of terms of the series; None for the exact rotation.
+        eps: The Frobenius norm to which Q is clipped; None for no bound.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight or each other.
+        ShapeError: Raised by `compose` if the factors do not fit the weight or each other.
 
     Example:
         >>> double = PSOFT(jnp.ones((1, 2)), jnp.ones((1, 1)), jnp.full((1, 1), 2.0), 1.0)
@@ -63,39 +69,39 @@ class PSOFT(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·B (R − I) A)``."""
-        turn = self._turn()
-        off = turn - jnp.eye(len(turn), dtype=turn.dtype)
-        return shift(LowRank(jnp.asarray(self.b) @ (strength * self.scale * off), self.a))
+        r = self._r()
+        change = r - jnp.eye(len(r), dtype=r.dtype)
+        return shift(LowRank(jnp.asarray(self.b) @ (strength * self.scale * change), self.a))
 
-    def _turn(self) -> Float[Array, "r r"]:
-        """R."""
-        free = jnp.asarray(self.rotation)
-        if free.ndim == 1:
-            q = skew(free[None])
-            q = q if self.eps is None else shrunk(q, jnp.asarray(self.eps, q.dtype))
-            # The exact rotation is the one whose inverse OFT takes.
-            free = (cayley(-q) if self.terms is None else series(q, self.terms))[0]
+    def _r(self) -> Float[Array, "r r"]:
+        """Returns R."""
+        r = jnp.asarray(self.rotation)
+        if r.ndim == 1:
+            q = skew_symmetric(r[None])
+            q = q if self.eps is None else clip_norm(q, jnp.asarray(self.eps, q.dtype))
+            # OFT's exact rotation is the inverse of this one, hence the sign of Q.
+            r = (cayley(-q) if self.terms is None else cayley_neumann(q, self.terms))[0]
         if self.outputs is not None:
-            free = jnp.asarray(self.outputs)[:, None] * free
-        return free if self.inputs is None else free * jnp.asarray(self.inputs)[None]
+            r = jnp.asarray(self.outputs)[:, None] * r
+        return r if self.inputs is None else r * jnp.asarray(self.inputs)[None]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether all have one rank, and the weight's sizes."""
+        """Checks that all factors have one rank and the weight's sizes."""
         (out_size, in_size), rank = shape, self.a.shape[0] if self.a.ndim else 0
-        numbers: tuple[int | str, ...] = (rank, rank)
+        expected: tuple[int | str, ...] = (rank, rank)
         if self.rotation.ndim != 2:
-            numbers = (rank * (rank - 1) // 2,)
+            expected = (rank * (rank - 1) // 2,)
         factors = {
             "A": (self.a, ("r", in_size)),
             "B": (self.b, (out_size, "r")),
-            "psoft_R.weight": (self.rotation, numbers),
+            "psoft_R.weight": (self.rotation, expected),
             "psoft_R.vector_b": (self.outputs, ("r",)),
             "psoft_R.vector_a": (self.inputs, ("r",)),
             "scale": (self.scale, ()),
             "eps": (self.eps, ()),
         }
-        return terms_problem(self.terms) or mismatch(factors, shape)
+        return terms_misfit(self.terms) or mismatch(factors, shape)
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.a.shape[0]}"

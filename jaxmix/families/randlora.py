@@ -1,4 +1,4 @@
-"""RandLoRA: fixed random bases for all sites, combined to a full rank at each."""
+"""RandLoRA: fixed random bases shared by all sites, combined to full rank at each site."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -16,15 +16,15 @@ __all__ = ["RandLoRA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class RandLoRA(Update):
-    """RandLoRA: ``W' = W + γ·Σᵢ B̃ᵢ (Λ A Γ)ᵢ``, over as many bases as fill the weight's rank.
+    """RandLoRA: ``W' = W + γ·Σᵢ B̃ᵢ (Λ A Γ)ᵢ``, over enough bases to reach the weight's full rank.
 
-    ``T[k, i, q] = λ[k, i]·A[k, q]·Γ[i, q]`` read as a matrix (r·n, small) is multiplied by B read
-    as (large, n·r), where large and small are the larger and the smaller of out and in. That is how
-    PEFT pairs them: by position, T's rows by rank and then basis, B's columns by basis and then
-    rank. A wide weight gets the transpose. A and B are the same for all sites, as large as the
-    largest.
+    Let small and large be the smaller and the larger of out and in. B, reshaped to (large, n·r), is
+    multiplied with ``T[k, i, q] = λ[k, i]·A[k, q]·Γ[i, q]``, reshaped to (r·n, small). As in PEFT,
+    the inner axes are paired by position: T's rows run over rank and then basis, B's columns over
+    basis and then rank. If in > out, Δ is the transpose of the product. A and B are shared by all
+    sites and have the sizes of the largest.
 
-    Its rank is full, so that a dense Δ is thriftier than the factors.
+    Δ has full rank, so it is cheaper as a dense matrix than as factors.
 
     Strength s: ``W' = W + s·γ·Σᵢ B̃ᵢ (Λ A Γ)ᵢ``.
 
@@ -34,10 +34,10 @@ class RandLoRA(Update):
         weights: λ (r, n), PEFT's ``randlora_lambda``.
         gamma: Γ (n, small), PEFT's ``randlora_gamma``.
         scale: γ = alpha/r.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,7 +70,7 @@ class RandLoRA(Update):
         return shift(Dense(delta if small == in_size else delta.T))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the bases are large enough, and as many as the weight's rank asks for."""
+        """Checks that the bases are large enough and that there are as many as the rank needs."""
         small, large = sorted(shape)
         rank = self.weights.shape[0] if self.weights.ndim else 1
         bases = -(-small // max(rank, 1))
@@ -88,5 +88,5 @@ class RandLoRA(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """The rank of its bases, and their number."""
+        """The number of bases and their rank."""
         return f"{self.weights.shape[1]} bases of rank {self.weights.shape[0]}"

@@ -1,4 +1,4 @@
-"""A copy of the base's own weight that a file brings along."""
+"""A copy of the base's weight that an adapter file contains."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,12 +17,12 @@ __all__ = ["Rebase"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Rebase(Update):
-    """The base's weight is another one: ``W' = W + (W₁ − W₀)``, with W₀ the base that is given.
+    """A new base weight: ``W' = W + (W₁ − W₀)``, where W₀ is the weight of the given base.
 
     PEFT saves the weights of ``embed_tokens`` and ``lm_head`` with an adapter that targets these
-    modules, or that was trained after they had been resized, and puts them into the base when it
-    loads it, *under* every adapter; what reads the base afterwards (DoRA) reads them. As a rule W₁
-    is W₀ and this changes nothing; a `Replace` would undo the adapters that came before.
+    modules or was trained after they were resized. When it loads the adapter, it writes them into
+    the base, *below* all adapters, and updates that read the base (DoRA) see them. Usually W₁
+    equals W₀ and nothing changes. A `Replace` would undo earlier adapters instead.
 
     Strength s: ``W' = W + s·(W₁ − W₀)``.
 
@@ -30,7 +30,8 @@ class Rebase(Update):
         weight: W₁ (out, in).
 
     Raises:
-        ShapeError: by `compose`, where W₁ has another size than the base, as after new tokens.
+        ShapeError: Raised by `compose` if W₁ does not have the base's size, for example because
+            tokens were added.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,14 +54,14 @@ class Rebase(Update):
         return shift(Dense(strength * (jnp.asarray(self.weight) - base.read("matrix"))))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether W₁ has the base's size."""
+        """Checks that W₁ has the base's size."""
         if self.weight.shape == shape:
             return None
         return (
-            f"the base's weight in the file has shape {self.weight.shape}, expected {shape}; if "
-            "the adapter was trained with new tokens, resize the base's vocabulary first"
+            f"the base weight in the file has shape {self.weight.shape}, expected {shape}. If the "
+            "adapter was trained with new tokens, resize the base's vocabulary first"
         )
 
     def size(self) -> str:
-        """What it is."""
+        """A description without numbers."""
         return "base's own weight"

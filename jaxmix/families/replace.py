@@ -1,7 +1,6 @@
-"""Replaced leaves: modules saved whole, and trained biases."""
+"""Replaced leaves: modules saved in full, and trained biases."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
-from jaxmix.families.base import Update
+from jaxmix.families.leaf_update import LeafUpdate
 from jaxmix.operators import Dense, Diagonal, Identity
 
 __all__ = ["Replace"]
@@ -17,20 +16,20 @@ __all__ = ["Replace"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
-class Replace(Update):
-    """A replaced leaf: ``W' = W₁`` and ``b' = b₁``; None leaves a leaf as it is.
+class Replace(LeafUpdate):
+    """A replaced leaf: ``W' = W₁`` and ``b' = b₁``.
 
-    PEFT's ``modules_to_save`` and its trained biases (``bias="all"``, ``"lora_only"``). PEFT puts
-    them into the base, so what reads the base after them (DoRA) reads them.
+    These are PEFT's ``modules_to_save`` and its trained biases (``bias="all"``, ``"lora_only"``).
+    PEFT writes them into the base, so later updates that read the base (DoRA) see them.
 
-    Strength s goes along the line: ``W' = (1 − s)·W + s·W₁``.
+    Strength s interpolates linearly: ``W' = (1 − s)·W + s·W₁``.
 
     Args:
-        weight: W₁, in PyTorch's axes (out, in, *k); a norm's (n,).
-        bias: b₁ (out,).
+        weight: W₁, in PyTorch's axes (out, in, *k), or (n,) for a norm; None to keep the weight.
+        bias: b₁ (out,); None to keep the bias.
 
     Raises:
-        ShapeError: by `compose`, where a leaf has another size.
+        ShapeError: Raised by `compose` if W₁ or b₁ does not have the size of its leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,52 +40,22 @@ class Replace(Update):
     Source: ``peft/utils/other.py`` (``ModulesToSaveWrapper``).
     """
 
-    weight: Float[Array, "..."] | None = None
-    bias: Float[Array, " out"] | None = None
-
     family: ClassVar[str] = "Replace"
-    trained: ClassVar[tuple[str, ...]] = ("weight", "bias")
     is_base_side: ClassVar[bool] = True
-
-    @property
-    def has_weight(self) -> bool:
-        """Where there is a W₁."""
-        return self.weight is not None
-
-    @property
-    def has_bias(self) -> bool:
-        """Where there is a b₁."""
-        return self.bias is not None
+    labels: ClassVar[tuple[str, str]] = ("saved weight", "saved bias")
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s, I, s·W₁)``."""
-        return _towards(self.weight, base.shape, strength)
+        return _interpolation(self.weight, base.shape, strength)
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s, I, s·b₁)``."""
-        return _towards(self.bias, (base.shape[0], 1), strength)
-
-    def turned(self) -> "Replace":
-        """With ``W₁ᵀ``, where W₁ is a matrix."""
-        if self.weight is None or self.weight.ndim != 2:
-            return self
-        return replace(self, weight=self.weight.T)
-
-    def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the leaves have the base's sizes."""
-        for name, leaf, size in (("weight", self.weight, shape), ("bias", self.bias, shape[:1])):
-            if leaf is not None and (leaf.shape[:1], leaf.size) != (size[:1], math.prod(size)):
-                return f"saved {name} has shape {leaf.shape}, expected {size}"
-        return None
-
-    def size(self) -> str:
-        """Which leaves it replaces."""
-        return " and ".join(n for n in ("weight", "bias") if getattr(self, n) is not None)
+        return _interpolation(self.bias, (base.shape[0], 1), strength)
 
 
-def _towards(leaf: Array | None, shape: tuple[int, int], strength: Array) -> AffineMap:
-    """The line from what is there to ``leaf``."""
+def _interpolation(leaf: Array | None, shape: tuple[int, int], strength: Array) -> AffineMap:
+    """Returns ``x ↦ (1 − s)·x + s·leaf``, or the identity without a leaf."""
     if leaf is None:
         return identity(shape)
-    rest = Diagonal(jnp.broadcast_to(1 - strength, shape[:1]), gates=True)
-    return AffineMap(rest, Identity(shape[1]), Dense(strength * leaf.reshape(shape)))
+    kept = Diagonal(jnp.broadcast_to(1 - strength, shape[:1]), gates=True)
+    return AffineMap(kept, Identity(shape[1]), Dense(strength * leaf.reshape(shape)))

@@ -1,4 +1,4 @@
-"""RoAd: outputs are rotated two by two."""
+"""RoAd: rotates pairs of outputs."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -18,28 +18,28 @@ __all__ = ["RoAd"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class RoAd(Update):
-    """RoAd: ``W' = R W`` and ``b' = R b``, with R made of 2 × 2 blocks.
+    """RoAd: ``W' = R W`` and ``b' = R b``, where R consists of 2 × 2 blocks.
 
-    Within each group of outputs the i-th of the first half and the i-th of the second half make a
-    pair, and become ``c₁x₁ − s₁x₂`` and ``s₂x₁ + c₂x₂`` with ``c = α cos θ`` and ``s = α sin θ``.
-    Variant 1 has one θ and α a pair, variant 2 one an output, variant 4 one for each c and one for
-    each s.
+    Within each group of outputs, the i-th output of the first half and the i-th of the second half
+    form a pair (x₁, x₂). It becomes ``c₁x₁ − s₁x₂`` and ``s₂x₁ + c₂x₂`` with ``c = α cos θ`` and
+    ``s = α sin θ``. Variant 1 has one θ and one α per pair, variant 2 one per output, and variant 4
+    one for each c and each s.
 
-    Strength s scales θ, and α goes along the line: ``1 − s + s·α``.
+    Strength s scales θ and interpolates α linearly: ``1 − s + s·α``.
 
     Args:
-        theta: θ (m,), PEFT's ``road_theta``: out/2, out or 2·out numbers by variant.
+        theta: θ (m,) in radians, PEFT's ``road_theta``; m is out/2, out or 2·out, by variant.
         alpha: α (m,), PEFT's ``road_alpha``.
-        variant: 1, 2 or 4, PEFT's ``road_1`` and so on.
-        group: how many outputs make a group, PEFT's ``group_size``.
+        variant: 1, 2 or 4, PEFT's ``road_1``, ``road_2`` or ``road_4``.
+        group: The number of outputs per group, PEFT's ``group_size``.
 
     Raises:
-        ShapeError: by `compose`, where there are not so many angles as outputs need.
+        ShapeError: Raised by `compose` if the number of angles does not fit the outputs.
 
     Example:
         >>> quarter = RoAd(jnp.array([jnp.pi / 2]), jnp.array([2.0]), 1, 2)
-        >>> turned = quarter.weight_map(Base(None, (2, 1)), jnp.ones(()))(jnp.array([[1.0], [3.0]]))
-        >>> jnp.round(turned, 4).tolist()
+        >>> rotate = quarter.weight_map(Base(None, (2, 1)), jnp.ones(()))
+        >>> jnp.round(rotate(jnp.array([[1.0], [3.0]])), 4).tolist()
         [[-6.0], [2.0]]
 
     Source: https://arxiv.org/abs/2409.00119; ``peft/tuners/road/layer.py``.
@@ -54,20 +54,20 @@ class RoAd(Update):
     trained: ClassVar[tuple[str, ...]] = ("theta", "alpha")
 
     @property
-    def turns_bias(self) -> bool:
-        """It does."""
+    def maps_bias(self) -> bool:
+        """Always true."""
         return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(R, I, 0)``."""
-        return AffineMap(self.turn(strength), Identity(base.shape[1]), Zero(*base.shape))
+        return AffineMap(self.rotation(strength), Identity(base.shape[1]), Zero(*base.shape))
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(R, 1, 0)``."""
-        return AffineMap(self.turn(strength), Identity(1), Zero(base.shape[0], 1))
+        return AffineMap(self.rotation(strength), Identity(1), Zero(base.shape[0], 1))
 
-    def turn(self, strength: Float[Array, ""]) -> Operator:
-        """R, at a strength."""
+    def rotation(self, strength: Float[Array, ""]) -> Operator:
+        """Returns R at a strength."""
         first, second = self._columns(strength)
         blocks = jnp.stack(
             [
@@ -79,11 +79,11 @@ class RoAd(Update):
         pairs = BlockDiagonal(blocks.reshape(-1, 2, 2), 1)
         if self.group == 2:
             return pairs
-        together = Permutation(jnp.asarray(self._pairs(pairs.shape[0])))
-        return multiply(multiply(together.T, pairs), together)
+        pairing = Permutation(jnp.asarray(self._pairing(pairs.shape[0])))
+        return multiply(multiply(pairing.T, pairs), pairing)
 
     def _columns(self, strength: Float[Array, ""]) -> tuple[Array, Array]:
-        """The c and the s of each output, as pairs (pairs, 2)."""
+        """Returns the c and the s of each output, each (pairs, 2)."""
         half = self.group // 2
         theta = strength * jnp.asarray(self.theta)
         alpha = 1 - strength + strength * jnp.asarray(self.alpha)
@@ -100,22 +100,24 @@ class RoAd(Update):
         # From (groups, 2, half).
         return tuple(jnp.swapaxes(x, 1, 2).reshape(-1, 2) for x in (first, second))  # pyright: ignore
 
-    def _pairs(self, size: int) -> np.ndarray:
-        """The outputs in pairs: where each comes from."""
-        places = np.arange(size, dtype=np.int32).reshape(-1, 2, self.group // 2)
-        return places.transpose(0, 2, 1).reshape(-1)
+    def _pairing(self, size: int) -> np.ndarray:
+        """Returns the order of the outputs that places both of a pair next to each other."""
+        positions = np.arange(size, dtype=np.int32).reshape(-1, 2, self.group // 2)
+        return positions.transpose(0, 2, 1).reshape(-1)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether groups make up the outputs, and there is an angle for each."""
+        """Checks that the groups divide the outputs and that there is an angle for each."""
         if self.group < 2 or self.group % 2 or shape[0] % self.group:
-            return f"groups of {self.group} outputs, expected an even divisor of {shape[0]}"
-        wanted = (shape[0] * self.variant // 2,)
+            return f"the group size is {self.group}, expected an even divisor of {shape[0]}"
+        expected = (shape[0] * self.variant // 2,)
         for name, found in (("road_theta", self.theta.shape), ("road_alpha", self.alpha.shape)):
-            if found != wanted:
-                said = f"expected {wanted} for variant {self.variant} from weight {shape}"
-                return f"{name} has shape {found}, {said}"
+            if found != expected:
+                return (
+                    f"{name} has shape {found}, expected {expected} for variant {self.variant} "
+                    f"from weight {shape}"
+                )
         return None
 
     def size(self) -> str:
-        """Its variant, and how many angles."""
+        """The variant and the number of angles."""
         return f"variant {self.variant}, {self.theta.shape[0]} angles"

@@ -1,4 +1,4 @@
-"""SHiRA: a sparse update at high rank."""
+"""SHiRA: a sparse update of high rank."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,8 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import numbers
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import as_int32
 from jaxmix.operators import Sparse
 
 __all__ = ["SHiRA"]
@@ -19,22 +19,23 @@ __all__ = ["SHiRA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class SHiRA(Update):
-    """SHiRA: ``W'[i, j] = W[i, j] + v`` at the positions listed; one listed twice gets both.
+    """SHiRA: ``W'[i, j] = W[i, j] + v`` at the listed positions; repeated positions are summed.
 
     Strength s: ``W[i, j] + s·v``.
 
     Args:
         values: v (N,), PEFT's ``shira_weight``.
-        indices: (2, N) int32, the rows and the columns, PEFT's ``shira_indices``.
-        rank: the r of N = r·(in + out), where it is known; what the export needs, not the map.
+        indices: Rows and columns (2, N) int32, PEFT's ``shira_indices``.
+        rank: The r of N = r·(in + out), None if unknown; `export` needs it, the map does not.
 
     Raises:
-        ShapeError: by `compose`, where values and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if there are not as many positions as values, or some
+            positions are outside W.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> one = SHiRA(jnp.ones(1), jnp.array([[0], [1]]))
-        >>> one.weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense().tolist()
+        >>> update = SHiRA(jnp.ones(1), jnp.array([[0], [1]]))
+        >>> update.weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense().tolist()
         [[0.0, 1.0], [0.0, 0.0]]
 
     Source: https://arxiv.org/abs/2406.13175; ``peft/tuners/shira/layer.py``.
@@ -49,19 +50,19 @@ class SHiRA(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·sparse)``."""
-        return shift(Sparse(strength * self.values, numbers(self.indices), *base.shape))
+        return shift(Sparse(strength * self.values, as_int32(self.indices), *base.shape))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a value a position, and the positions lie in W.
+        """Checks that there is one value per position and that the positions are inside W.
 
-        Where the positions are traced nobody can say where they lie, and JAX drops those outside.
+        Traced positions cannot be checked; JAX drops those outside.
         """
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "shira_weight": (self.values, ("N",)),
             "shira_indices": (self.indices, (2, "N")),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if isinstance(self.indices, Tracer) or self.values.size == 0:
             return None
         indices = np.asarray(self.indices)
@@ -75,5 +76,5 @@ class SHiRA(Update):
         )
 
     def size(self) -> str:
-        """How many entries."""
+        """The number of entries."""
         return f"{self.values.shape[0]} entries"

@@ -1,4 +1,4 @@
-"""TinyLoRA: the base's own singular vectors, and a few trained numbers between them."""
+"""TinyLoRA: a few trained values between singular vectors of the base."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,8 +19,8 @@ __all__ = ["TinyLoRA"]
 class TinyLoRA(Update):
     """TinyLoRA: ``W' = W + B (Σᵢ vᵢ Pᵢ) A``.
 
-    A and B are singular vectors of the base that it was trained on, with the roots of its singular
-    values, and are in the file. An embedding (V, D) is ``E + B R A`` too.
+    A and B are singular vectors of the base, multiplied by the roots of its singular values. The
+    file contains them. The formula also holds for an embedding (V, D).
 
     Strength s: ``W' = W + s·B (Σᵢ vᵢ Pᵢ) A``.
 
@@ -28,18 +28,19 @@ class TinyLoRA(Update):
         a: A (r, in), PEFT's ``tinylora_A``.
         b: B (out, r), PEFT's ``tinylora_B``.
         projections: P (u, r, r), PEFT's ``tinylora_P``.
-        v: v (u,), one and the same array at all sites of a group, PEFT's ``tinylora_v``.
-        number: which of the model's adapted modules it is, in their order, which says which of
-            PEFT's vectors it has; what `export` needs, not the map. None where it is not known.
+        v: v (u,), a single array shared by all sites of a group, PEFT's ``tinylora_v``.
+        number: The index of the module among the model's adapted modules, which determines its
+            vector v in PEFT; None if unknown. `export` needs it, the map does not.
         seed: the seed from which PEFT draws P; what `export` needs.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
-        >>> two = TinyLoRA(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones((2, 1, 1)), jnp.ones(2))
-        >>> two.weight_map(Base(None, (1, 1)), jnp.ones(())).shift.dense().tolist()
+        >>> ones = jnp.ones((1, 1))
+        >>> update = TinyLoRA(ones, ones, jnp.ones((2, 1, 1)), jnp.ones(2))
+        >>> update.weight_map(Base(None, (1, 1)), jnp.ones(())).shift.dense().tolist()
         [[2.0]]
 
     Source: https://arxiv.org/abs/2602.04118; ``peft/tuners/tinylora/layer.py``.
@@ -62,7 +63,7 @@ class TinyLoRA(Update):
         return shift(LowRank(self.b, middle @ self.a))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B P A has the weight's sizes, and v the number of projections."""
+        """Checks that B P A has the weight's sizes and that v has an entry per projection."""
         out_size, in_size = shape
         factors = {
             "tinylora_A": (self.a, ("r", in_size)),
@@ -73,5 +74,5 @@ class TinyLoRA(Update):
         return mismatch(factors, shape)
 
     def size(self) -> str:
-        """How many numbers are trained, and its rank."""
-        return f"{self.v.shape[0]} numbers at rank {self.a.shape[0]}"
+        """The number of trained values, and the rank."""
+        return f"{self.v.shape[0]} values at rank {self.a.shape[0]}"

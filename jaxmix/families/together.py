@@ -1,4 +1,4 @@
-"""Several updates of one adapter at one site: a LoRA and the bias that was trained beside it."""
+"""Several updates of one adapter at one site, such as a LoRA and a bias trained with it."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
-from jaxmix.families.base import Leaf, Update, joint_flag, maps
+from jaxmix.families.base import Part, Update, joint_flag, maps
 
 __all__ = ["Together", "parts_of"]
 
@@ -16,15 +16,15 @@ __all__ = ["Together", "parts_of"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Together(Update):
-    """The updates of one adapter that share a site, in order: ``uₙ ∘ … ∘ u₁``.
+    """A composition of updates that one adapter has at one site, ``uₙ ∘ … ∘ u₁``.
 
-    Strength s goes to each of them.
+    Strength s applies to each of them.
 
     Args:
-        parts: the updates, the first one first.
+        parts: The updates u₁ … uₙ, in order of application.
 
     Raises:
-        ShapeError: by `compose`, where a part does not fit the weight.
+        ShapeError: Raised by `compose` if a part does not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,84 +43,84 @@ class Together(Update):
 
     @property
     def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where one of them does."""
+        """Whether any part reads the base."""
         return any(part.reads_base for part in self.parts)
 
     @property
     def is_base_side(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where one of them is."""
+        """Whether any part is base-side."""
         return any(part.is_base_side for part in self.parts)
 
     @property
     def keeps_tie(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where all of them do that change the weight."""
+        """Whether all parts that change the weight keep the tie."""
         return all(part.keeps_tie or not part.has_weight for part in self.parts)
 
     @property
     def transposed(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where one of them says so."""
+        """The combined flag of the parts."""
         return joint_flag(part.transposed for part in self.parts)
 
     @property
     def has_weight(self) -> bool:
-        """Where one of them has."""
+        """Whether any part changes the weight."""
         return any(part.has_weight for part in self.parts)
 
     @property
     def has_bias(self) -> bool:
-        """Where one of them has."""
+        """Whether any part changes the base's bias."""
         return any(part.has_bias for part in self.parts)
 
     @property
-    def turns_bias(self) -> bool:
-        """Where one of them does."""
-        return any(part.turns_bias for part in self.parts)
+    def maps_bias(self) -> bool:
+        """Whether any part maps the bias."""
+        return any(part.maps_bias for part in self.parts)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """The parts' maps, composed."""
+        """The composition of the parts' maps."""
         return self._composed(base, strength, "weight", base.shape)
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
-        """The parts' maps of the bias, composed."""
+        """The composition of the parts' maps of the bias."""
         return self._composed(base, strength, "bias", (base.shape[0], 1))
 
     def rebased(self, base: Base, strength: Float[Array, ""]) -> Base:
-        """The base as the parts leave it to those after them, one by one."""
-        return reduce(lambda now, part: part.rebased(now, strength), self.parts, base)
+        """Returns the base after all base-side parts."""
+        return reduce(lambda current, part: part.rebased(current, strength), self.parts, base)
 
     def _composed(
-        self, base: Base, strength: Float[Array, ""], leaf: Leaf, shape: tuple[int, int]
+        self, base: Base, strength: Float[Array, ""], leaf: Part, shape: tuple[int, int]
     ) -> AffineMap:
-        made = maps([(strength, part) for part in self.parts], base, leaf)
-        return reduce(lambda before, later: later.after(before), made, identity(shape))
+        each = maps([(strength, part) for part in self.parts], base, leaf)
+        return reduce(lambda before, later: later.after(before), each, identity(shape))
 
-    def turned(self) -> "Together":
-        """With each part turned."""
-        return Together(tuple(part.turned() for part in self.parts))
+    def with_transposed_weight(self) -> "Together":
+        """Returns the same with each part transposed."""
+        return Together(tuple(part.with_transposed_weight() for part in self.parts))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """The first part's that does not fit."""
-        return next((said for part in self.parts if (said := part.misfit(shape))), None)
+        """Returns the message of the first part that does not fit."""
+        return next((problem for part in self.parts if (problem := part.misfit(shape))), None)
 
     def size(self) -> str:
-        """The parts' sizes."""
+        """The sizes of the parts."""
         return " + ".join(part.size() for part in self.parts)
 
 
 def parts_of(update: Update) -> tuple[Update, ...]:
-    """The updates of which one is made: itself, if it is not of several.
+    """Returns the parts of a `Together`, or the update itself as the only part.
 
     Args:
-        update: an update.
+        update: Any update.
 
     Returns:
-        Its parts, the one that is applied first first.
+        Its parts, in order of application.
 
     Example:
-        >>> one = Update()
-        >>> parts_of(one) == (one,)
+        >>> update = Update()
+        >>> parts_of(update) == (update,)
         True
 
-    Source: DESIGN.md, words: update.
+    Source: ``docs/design.md``, "Words".
     """
     return update.parts if isinstance(update, Together) else (update,)

@@ -1,4 +1,4 @@
-"""Trained tokens: some rows of an embedding are replaced."""
+"""Trained tokens: replaces some rows of an embedding."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import numbers
+from jaxmix.families.positions import as_int32
 from jaxmix.operators import Diagonal, Identity, Sparse
 
 __all__ = ["Tokens"]
@@ -20,20 +20,21 @@ __all__ = ["Tokens"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Tokens(Update):
-    """Replaced rows: ``W'[i] = v`` for the rows listed; the others stay.
+    """Replaced rows: ``W'[i] = v`` for the listed rows; the other rows are unchanged.
 
-    PEFT's trainable tokens: W is an embedding (V, D). Where the head is tied to it, PEFT changes
-    both, and so does `compose` with the one leaf that they are.
+    These are PEFT's trainable tokens, where W is an embedding (V, D). If the head is tied to the
+    embedding, PEFT changes both, and so does `compose` with their shared leaf.
 
-    Strength s goes along the line: ``W'[i] = (1 − s)·W[i] + s·v``.
+    Strength s interpolates linearly: ``W'[i] = (1 − s)·W[i] + s·v``.
 
     Args:
-        values: v (n, D), PEFT's ``trainable_tokens_delta``, which are the rows and no differences.
-        rows: i (n,) int32, PEFT's ``token_indices``, each once.
-        is_copy: whether the site is a head that PEFT had tied to an embedding with the same tokens.
+        values: v (n, D), PEFT's ``trainable_tokens_delta``; despite the name, these are the new
+            rows and not differences.
+        rows: i (n,) int32, PEFT's ``token_indices``, without repetition.
+        is_copy: Whether the site is a head that PEFT tied to an embedding with the same tokens.
 
     Raises:
-        ShapeError: by `compose`, where rows lie beyond W, are listed twice, or are of another
+        ShapeError: Raised by `compose` if rows are outside W, are repeated, or do not have its
             length.
 
     Example:
@@ -55,26 +56,26 @@ class Tokens(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s on the rows, I, s·v on the rows)``."""
-        (count, length), rows = self.values.shape, numbers(self.rows)
+        (count, length), rows = self.values.shape, as_int32(self.rows)
         values = strength * jnp.asarray(self.values)
-        line = jnp.ones(base.shape[0], values.dtype)
-        line = line.at[rows].set(jnp.broadcast_to(1 - strength, (count,)).astype(values.dtype))
+        kept = jnp.ones(base.shape[0], values.dtype)
+        kept = kept.at[rows].set(jnp.broadcast_to(1 - strength, (count,)).astype(values.dtype))
         columns = jnp.broadcast_to(jnp.arange(length, dtype=rows.dtype)[None], (count, length))
-        places = jnp.stack([jnp.repeat(rows, length), columns.reshape(-1)])
-        put = Sparse(values.reshape(-1), places, *base.shape)
-        return AffineMap(Diagonal(line, gates=True), Identity(base.shape[1]), put)
+        indices = jnp.stack([jnp.repeat(rows, length), columns.reshape(-1)])
+        new = Sparse(values.reshape(-1), indices, *base.shape)
+        return AffineMap(Diagonal(kept, gates=True), Identity(base.shape[1]), new)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the rows lie in W, each once, and are as long as its rows.
+        """Checks that the rows are inside W, are not repeated and have the length of its rows.
 
-        Where the rows are traced nobody can say where they lie.
+        Traced row indices cannot be checked.
         """
         factors = {
             "trainable_tokens_delta": (self.values, ("n", shape[1])),
             "token_indices": (self.rows, ("n",)),
         }
-        if said := mismatch(factors, shape):
-            return said
+        if problem := mismatch(factors, shape):
+            return problem
         if isinstance(self.rows, Tracer) or self.values.size == 0:
             return None
         rows = np.asarray(self.rows)
@@ -82,9 +83,9 @@ class Tokens(Update):
             found = f"token_indices go from {rows.min()} to {rows.max()}"
             return f"{found}, expected rows below {shape[0]} from weight {shape}"
         if len(set(rows.tolist())) < len(rows):
-            return "token_indices has a row twice, expected each once"
+            return "token_indices repeats a row, expected each row once"
         return None
 
     def size(self) -> str:
-        """How many rows."""
+        """The number of rows."""
         return f"{self.values.shape[0]} rows"

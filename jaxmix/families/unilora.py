@@ -1,4 +1,4 @@
-"""UniLoRA: a LoRA whose numbers are all taken from one short vector."""
+"""UniLoRA: a LoRA whose factors take all their values from one short vector."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import outside
+from jaxmix.families.positions import index_misfit
 from jaxmix.operators import LowRank
 
 __all__ = ["UniLoRA"]
@@ -23,16 +23,16 @@ class UniLoRA(Update):
     Strength s: ``W' = W + s·B A``.
 
     Args:
-        theta: θ (d,), one and the same array at all sites, PEFT's ``unilora_theta_d``.
-        a_indices: i_A (r, in), which number of θ each of A's is, PEFT's ``unilora_indices_A``.
-        b_indices: i_B (out, r), PEFT's ``unilora_indices_B``.
-        a_scales: c_A (r, in), one over the root of how often the number is taken, PEFT's
+        theta: θ (d,), a single array shared by all sites, PEFT's ``unilora_theta_d``.
+        a_indices: i_A (r, in), the index into θ of each entry of A, PEFT's ``unilora_indices_A``.
+        b_indices: i_B (out, r), likewise for B, PEFT's ``unilora_indices_B``.
+        a_scales: c_A (r, in), 1/√n for an entry of θ that is used n times, PEFT's
             ``unilora_scales_A``.
         b_scales: c_B (out, r), PEFT's ``unilora_scales_B``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> first, last = jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
@@ -62,7 +62,7 @@ class UniLoRA(Update):
         return shift(LowRank(b, a).scaled(strength))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether B A has the weight's sizes, and its numbers are among θ's."""
+        """Checks that B A has the weight's sizes and that the indices are inside θ."""
         out_size, in_size = shape
         factors = {
             "unilora_theta_d": (self.theta, ("d",)),
@@ -74,10 +74,10 @@ class UniLoRA(Update):
         count = self.theta.shape[0] if self.theta.ndim else 0
         return (
             mismatch(factors, shape)
-            or outside("unilora_indices_A", self.a_indices, count)
-            or outside("unilora_indices_B", self.b_indices, count)
+            or index_misfit("unilora_indices_A", self.a_indices, count)
+            or index_misfit("unilora_indices_B", self.b_indices, count)
         )
 
     def size(self) -> str:
-        """Its rank, and how many numbers there are for all sites."""
-        return f"rank {self.a_indices.shape[0]} of {self.theta.shape[0]} numbers"
+        """The rank, and the length of θ."""
+        return f"rank {self.a_indices.shape[0]} of {self.theta.shape[0]} values"

@@ -1,4 +1,4 @@
-"""VB-LoRA: a LoRA whose factors are mixed from vectors of one bank."""
+"""VB-LoRA: a LoRA whose factors are mixtures of vectors from one bank."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxmix.affine import AffineMap, Base, shift
-from jaxmix.families.base import Factors, Update, mismatch
-from jaxmix.families.places import outside
+from jaxmix.families.base import ExpectedShapes, Update, mismatch
+from jaxmix.families.positions import index_misfit
 from jaxmix.operators import LowRank
 
 __all__ = ["VBLoRA"]
@@ -19,24 +19,26 @@ __all__ = ["VBLoRA"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class VBLoRA(Update):
-    """VB-LoRA: ``W' = W + B A``, each stretch of a row of A, or a column of B, mixed from a bank.
+    """VB-LoRA: ``W' = W + B A``, where A and B consist of segments mixed from a vector bank.
 
-    A stretch of length l is ``Σ softmax(top-k logits) · bank vector``, over the k largest of its
-    logits. What PEFT saves with ``save_only_topk_weights`` are these softmaxes, without the last,
-    which makes up for 1, and the numbers of the vectors.
+    Each segment of length l, of a row of A or a column of B, is
+    ``Σ softmax(top-k logits) · bank vector`` over the k largest of its logits. With
+    ``save_only_topk_weights`` PEFT saves the indices of these vectors and all softmax weights but
+    the last, which follows since their sum is 1.
 
     Strength s: ``W' = W + s·B A``.
 
     Args:
-        a: the logits (r, in/l, vectors), PEFT's ``vblora_logits_A``, alone; or the softmaxes
-            (r, in/l, k − 1) and the numbers (r, in/l, k).
-        b: the logits (out/l, r, vectors), PEFT's ``vblora_logits_B``, alone; or the pair.
-        bank: (vectors, l), one and the same array at all sites, PEFT's ``vblora_vector_bank``.
-        topk: k.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        a: Only the logits (r, in/l, vectors), PEFT's ``vblora_logits_A``; or the softmax weights
+            (r, in/l, k − 1) and the vector indices (r, in/l, k).
+        b: Only the logits (out/l, r, vectors), PEFT's ``vblora_logits_B``; or the pair, as for A.
+        bank: The vectors (vectors, l), a single array shared by all sites, PEFT's
+            ``vblora_vector_bank``.
+        topk: The number k of vectors per segment.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> logits, bank = jnp.array([[[0.0, 9.0]]]), jnp.array([[1.0], [3.0]])
@@ -64,39 +66,44 @@ class VBLoRA(Update):
         return shift(LowRank(b, a.reshape(rank, -1)).scaled(strength))
 
     def _mixed(self, side: tuple[Array, ...]) -> Array:
-        """The stretches of one factor (…, l)."""
+        """Returns the segments of one factor (…, l)."""
         if len(side) == 1:
-            largest, places = jax.lax.top_k(side[0], self.topk)
+            largest, indices = jax.lax.top_k(side[0], self.topk)
             weights = jax.nn.softmax(largest, axis=-1)
         else:
-            first, places = jnp.asarray(side[0]), side[1]
+            first, indices = jnp.asarray(side[0]), side[1]
             weights = jnp.concatenate([first, 1 - first.sum(-1, keepdims=True)], -1)
-        return (weights[..., None] * jnp.asarray(self.bank)[places]).sum(-2)
+        return (weights[..., None] * jnp.asarray(self.bank)[indices]).sum(-2)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the stretches make up the weight's sides: fractions where they do not."""
+        """Checks that the segments cover the weight's sides."""
+        # A fraction never equals an axis, so segments that do not divide a side are reported.
         length = self.bank.shape[1] if self.bank.ndim == 2 else 1
         rows, cols = (Fraction(size, max(length, 1)) for size in shape)
-        factors: Factors = {
+        factors: ExpectedShapes = {
             "vblora_vector_bank": (self.bank, ("vectors", "l")),
             **self._expected("A", self.a, ("r", cols)),
             **self._expected("B", self.b, (rows, "r")),
         }
-        return mismatch(factors, shape) or self._unknown("A", self.a) or self._unknown("B", self.b)
+        return (
+            mismatch(factors, shape)
+            or self._check_indices("A", self.a)
+            or self._check_indices("B", self.b)
+        )
 
-    def _unknown(self, name: str, side: tuple[Array, ...]) -> str | None:
-        """The words for vectors that the bank does not have."""
+    def _check_indices(self, name: str, side: tuple[Array, ...]) -> str | None:
+        """Describes vectors that the bank does not have."""
         count, name = self.bank.shape[0], f"vblora_logits_{name}"
         if len(side) == 2:
-            return outside(f"{name}_topk_indices", side[1], count)
+            return index_misfit(f"{name}_topk_indices", side[1], count)
         if self.topk <= count:
             return None
-        return f"{name}: the {self.topk} largest of {count} vectors, expected {count} at the most"
+        return f"{name}: topk is {self.topk}, expected at most {count}, the vectors of the bank"
 
     def _expected(
         self, name: str, side: tuple[Array, ...], sizes: tuple[str | Fraction, ...]
-    ) -> Factors:
-        """The tensors of one factor by PEFT's names, and the shapes that fit."""
+    ) -> ExpectedShapes:
+        """Returns the tensors of one factor by PEFT's names, with the shapes that fit."""
         name = f"vblora_logits_{name}"
         if len(side) == 1:
             return {name: (side[0], (*sizes, "vectors"))}
@@ -106,5 +113,5 @@ class VBLoRA(Update):
         }
 
     def size(self) -> str:
-        """Its rank, and the size of the bank."""
+        """The rank, and the size of the bank."""
         return f"rank {self.a[0].shape[0]} of {self.bank.shape[0]} vectors"

@@ -1,4 +1,4 @@
-"""VeRA and PVeRA: two fixed projections for all sites, and vectors that weigh them at each."""
+"""VeRA and PVeRA: two fixed projections for all sites, weighted by trained vectors at each site."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,7 +19,7 @@ __all__ = ["PVeRA", "VeRA"]
 class VeRA(Update):
     """VeRA: ``W' = W + diag(λ_b) B diag(λ_d) A``.
 
-    A and B are the same for all sites, as large as the largest of them; a site takes the first
+    A and B are shared by all sites and have the sizes of the largest. Each site uses the first
     ``in`` columns of A and the first ``out`` rows of B.
 
     Strength s: ``W' = W + s·diag(λ_b) B diag(λ_d) A``.
@@ -29,10 +29,10 @@ class VeRA(Update):
         b: B (out or more, r), PEFT's ``vera_B``.
         lambda_b: λ_b (out,), PEFT's ``vera_lambda_b``.
         lambda_d: λ_d (r,), PEFT's ``vera_lambda_d``.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,7 +62,7 @@ class VeRA(Update):
         return shift(LowRank(b, a))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether the projections are large enough, and the vectors have their sizes."""
+        """Checks that the projections are large enough and that the vectors fit."""
         (out_size, in_size), name = shape, self.prefix
         rows, cols = max([out_size, *self.b.shape[:1]]), max([in_size, *self.a.shape[1:2]])
         factors = {
@@ -74,34 +74,34 @@ class VeRA(Update):
         return mismatch(factors, shape)
 
     def _rank(self) -> str | Fraction:
-        """The size of B's second axis: A's first."""
+        """The expected size of B's second axis, which is A's first."""
         return "r"
 
     def size(self) -> str:
-        """Its rank."""
+        """The rank."""
         return f"rank {self.b.shape[1]}"
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class PVeRA(VeRA):
-    """PVeRA as it infers: VeRA with the first half of A's rows, ``W + diag(λ_b) B diag(μ) A_μ``.
+    """PVeRA at inference: ``W' = W + diag(λ_b) B diag(μ) A_μ``, VeRA with half of A's rows.
 
-    In training PEFT draws from a normal distribution whose mean comes from the first half of A and
-    of λ_d, its variance from the second. Without ``sample_at_inference`` it then takes the mean,
-    and the second halves do nothing; they are kept for training on.
+    In training, PEFT draws from a normal distribution. Its mean comes from the first halves of A
+    and λ_d, its variance from the second. At inference, without ``sample_at_inference``, PEFT uses
+    the mean. The second halves have no effect then but are kept for further training.
 
     Strength s: ``W' = W + s·diag(λ_b) B diag(μ) A_μ``.
 
     Args:
-        a: (2r, in or more), PEFT's ``pvera_A``; A_μ is its first half.
+        a: A (2r, in or more), PEFT's ``pvera_A``; A_μ is its first half.
         b: B (out or more, r), PEFT's ``pvera_B``.
         lambda_b: λ_b (out,), PEFT's ``pvera_lambda_b``.
-        lambda_d: (2r,), PEFT's ``pvera_lambda_d``; μ is its first half.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        lambda_d: λ_d (2r,), PEFT's ``pvera_lambda_d``; μ is its first half.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where the factors do not fit the weight.
+        ShapeError: Raised by `compose` if the factors do not fit the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,5 +117,5 @@ class PVeRA(VeRA):
     prefix: ClassVar[str] = "pvera"
 
     def _rank(self) -> str | Fraction:
-        """Half of A's first axis: a fraction, so that an odd number fits no B."""
+        """Half of A's first axis, as a fraction: an odd axis never fits B."""
         return Fraction(self.a.shape[0] if self.a.ndim else 0, 2)

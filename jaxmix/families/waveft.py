@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.affine import AffineMap, Base, shift
 from jaxmix.families.base import Update, mismatch
-from jaxmix.families.places import beyond, numbers
+from jaxmix.families.positions import as_int32, position_misfit
 from jaxmix.families.wavelets import low_pass
 from jaxmix.operators import Product, Sparse
 
@@ -21,30 +21,30 @@ __all__ = ["WaveFT"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class WaveFT(Update):
-    """WaveFT: ``W' = W + γ·R S Cᵀ``, with S sparse, and R and C putting a wavelet together.
+    """WaveFT: ``W' = W + γ·R S Cᵀ``, where S is sparse and R and C are inverse wavelet transforms.
 
-    S is padded for the filter, and its quarters are the coefficients of the one level that PEFT
-    uses: averages, details along columns, along rows, along both. All three factors are sparse, and
-    so is the product of a few numbers: each is a patch as large as the filter.
+    S is padded for the filter. Its quarters are the coefficients of a single level, as in PEFT:
+    averages, details along columns, along rows and along both. All three factors are sparse. With
+    few entries in S, Δ is sparse too: each entry becomes a patch of the filter's size.
 
     Strength s: ``W' = W + s·γ·R S Cᵀ``.
 
     Args:
-        spectrum: the numbers of S (n,), PEFT's ``waveft_spectrum``.
-        indices: (2, n), the rows and the columns in W, which PEFT draws from a seed and does not
-            save.
+        spectrum: The non-zero entries of S (n,), PEFT's ``waveft_spectrum``.
+        indices: Their rows and columns in W (2, n), which PEFT draws from a seed and does not save.
         scale: γ, PEFT's ``scaling``.
-        wavelet: the wavelet's name, one of `jaxmix.families.wavelets`; None for S as it is
-            (``use_idwt=False``).
+        wavelet: The wavelet's name, one of ``jaxmix.families.wavelets.WAVELETS``; None to use S
+            without a transform (``use_idwt=False``).
         seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
-        transposed: whether PyTorch stores the weight as (in, out); None if unknown.
+        transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
-        ShapeError: by `compose`, where numbers and positions differ in number, or lie beyond W.
+        ShapeError: Raised by `compose` if there are not as many positions as values, or some
+            positions are outside W.
 
     Example:
-        >>> one = WaveFT(jnp.ones(1), jnp.zeros((2, 1), int), 2.0, "haar")
-        >>> jnp.round(one.weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense(), 6).tolist()
+        >>> haar = WaveFT(jnp.ones(1), jnp.zeros((2, 1), int), 2.0, "haar")
+        >>> jnp.round(haar.weight_map(Base(None, (2, 2)), jnp.ones(())).shift.dense(), 6).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
 
     Source: https://arxiv.org/abs/2505.12532; ``peft/tuners/waveft/layer.py``.
@@ -62,14 +62,14 @@ class WaveFT(Update):
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·R S Cᵀ)``."""
-        values, indices = strength * self.scale * self.spectrum, numbers(self.indices)
+        values, indices = strength * self.scale * self.spectrum, as_int32(self.indices)
         if self.wavelet is None:
             return shift(Sparse(values, indices, *base.shape))
         filters = low_pass(self.wavelet)
-        rows, cols = (_padded(size, len(filters)) for size in base.shape)
+        rows, cols = (_padded_size(size, len(filters)) for size in base.shape)
         i = indices[0] + (rows - base.shape[0]) // 2
         j = indices[1] + (cols - base.shape[1]) // 2
-        # PEFT takes the upper right quarter for details along columns of W: R's own details.
+        # In PEFT the upper right quarter holds details along columns of W, which R generates.
         up, left = i < rows // 2, j < cols // 2
         swapped = up != left
         i = jnp.where(swapped, jnp.where(up, i + rows // 2, i - rows // 2), i)
@@ -77,55 +77,55 @@ class WaveFT(Update):
         spectrum = Sparse(values, jnp.stack([i, j]), rows, cols)
         if spectrum.values.size * len(filters) ** 2 <= math.prod(base.shape):
             return shift(_patches(filters, spectrum, base.shape))
-        first = _synthesis(filters, base.shape[0], values.dtype)
-        last = _synthesis(filters, base.shape[1], values.dtype)
-        return shift(Product(Product(first, spectrum), last.T))
+        r = _synthesis(filters, base.shape[0], values.dtype)
+        c = _synthesis(filters, base.shape[1], values.dtype)
+        return shift(Product(Product(r, spectrum), c.T))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
-        """Whether there is a number a position, and the positions lie in W."""
+        """Checks that there is one value per position and that the positions are inside W."""
         factors = {
             "waveft_spectrum": (self.spectrum, ("n",)),
             "waveft_indices": (self.indices, (2, "n")),
             "scale": (self.scale, ()),
         }
-        return mismatch(factors, shape) or beyond("waveft_indices", self.indices, shape)
+        return mismatch(factors, shape) or position_misfit("waveft_indices", self.indices, shape)
 
     def size(self) -> str:
-        """How many coefficients, and of which wavelet."""
+        """The number of coefficients, and the wavelet."""
         return f"{self.spectrum.shape[0]} coefficients of {self.wavelet or 'no wavelet'}"
 
 
-def _padded(size: int, length: int) -> int:
-    """How many coefficients a side of this size has: even, and more by the filter's length."""
+def _padded_size(size: int, length: int) -> int:
+    """Returns the number of coefficients of a side, even and padded for the filter's length."""
     return size + length - 2 + (size + length) % 2
 
 
-def _cut(size: int, length: int) -> int:
-    """How many of the numbers that coefficients make for a side are cut off before its first."""
-    made = _padded(size, length) - length + 2  # of coefficients + length − 2, both ends cut
-    return length - 2 + (made - size) // 2
+def _offset(size: int, length: int) -> int:
+    """Returns how many synthesized values are cropped before the first value of a side."""
+    valid = _padded_size(size, length) - length + 2  # values that the whole filter contributes to
+    return length - 2 + (valid - size) // 2
 
 
-def _pair(filters: tuple[float, ...]) -> np.ndarray:
-    """The filter of averages and that of details (2, length)."""
+def _filter_pair(filters: tuple[float, ...]) -> np.ndarray:
+    """Returns the filters of averages and of details (2, length)."""
     low = np.asarray(filters)
     return np.stack([low, low[::-1] * (-1.0) ** np.arange(len(low))])
 
 
 def _patches(filters: tuple[float, ...], spectrum: Sparse, shape: tuple[int, int]) -> Sparse:
-    """``R S Cᵀ`` entry by entry: a number of S is the product of two filters, where it lies.
+    """Computes ``R S Cᵀ`` entry by entry: each entry of S becomes an outer product of two filters.
 
-    R times a dense matrix takes as many times its memory as the filter has numbers.
+    Multiplying R with a dense matrix would need the filter's length times the memory of the matrix.
     """
-    length, pair = len(filters), jnp.asarray(_pair(filters), spectrum.values.dtype)
+    length, pair = len(filters), jnp.asarray(_filter_pair(filters), spectrum.values.dtype)
     sides: list[tuple[Array, Array]] = []
     for at, count, size in zip(spectrum.indices, spectrum.shape, shape, strict=True):
         is_detail = (at >= count // 2).astype(at.dtype)
-        start = 2 * (at - count // 2 * is_detail) - _cut(size, length)
-        places = start[:, None] + jnp.arange(length, dtype=at.dtype)[None]
-        inside = (places >= 0) & (places < size)
+        start = 2 * (at - count // 2 * is_detail) - _offset(size, length)
+        positions = start[:, None] + jnp.arange(length, dtype=at.dtype)[None]
+        inside = (positions >= 0) & (positions < size)
         heights = jnp.where(inside, pair[is_detail], 0)
-        sides.append((jnp.where(inside, places, 0), heights))
+        sides.append((jnp.where(inside, positions, 0), heights))
     (rows, up), (cols, across) = sides
     values = spectrum.values[:, None, None] * up[:, :, None] * across[:, None, :]
     grids = (rows[:, :, None], cols[:, None, :])
@@ -134,19 +134,19 @@ def _patches(filters: tuple[float, ...], spectrum: Sparse, shape: tuple[int, int
 
 
 def _synthesis(filters: tuple[float, ...], size: int, dtype: np.dtype) -> Sparse:
-    """The matrix (size, coefficients): averages in its left half, details in its right.
+    """Returns the matrix (size, coefficients) with averages in the left half, details in the right.
 
-    Each coefficient adds its filter, two places on from the last one's; what overlaps the ends by
-    the filter's length is cut off.
+    Each coefficient adds its filter, shifted by two positions from the previous one. Values beyond
+    the ends are cropped.
     """
     length = len(filters)
-    columns, cut = _padded(size, length), _cut(size, length)
+    columns, offset = _padded_size(size, length), _offset(size, length)
     half = columns // 2
-    low, high = _pair(filters)
+    low, high = _filter_pair(filters)
     k, t = (axis.ravel() for axis in np.meshgrid(np.arange(half), np.arange(length), indexing="ij"))
-    rows = 2 * k + t - cut
+    rows = 2 * k + t - offset
     inside = (rows >= 0) & (rows < size)
     rows, k, t = rows[inside], k[inside], t[inside]
     values = np.concatenate([low[t], high[t]])
-    places = np.stack([np.tile(rows, 2), np.concatenate([k, k + half])]).astype(np.int32)
-    return Sparse(jnp.asarray(values, dtype), jnp.asarray(places), size, columns)
+    indices = np.stack([np.tile(rows, 2), np.concatenate([k, k + half])]).astype(np.int32)
+    return Sparse(jnp.asarray(values, dtype), jnp.asarray(indices), size, columns)

@@ -1,7 +1,7 @@
-"""Measures of what adapters change: how much, in how many directions, and how far they agree.
+"""Measures how much adapters change, in how many directions, and to what extent they agree.
 
-They are taken of effects ``Δ = W' − W`` (out, in) at each site, as `jaxmix.effects` gives them: on
-factors where an effect is of low rank, and on the dense matrix elsewhere.
+The measures are computed from the effects ``Δ = W' − W`` (out, in) of `jaxmix.effects` at each
+site, using factors if an effect has low rank and the dense matrix otherwise.
 """
 
 from jaxmix.measures.formulas import (
@@ -12,13 +12,13 @@ from jaxmix.measures.formulas import (
     shares,
     sign_agreement,
 )
-from jaxmix.measures.measuring import Measures, OfPair, OfSite, measure
+from jaxmix.measures.measuring import Measures, PairMeasures, SiteMeasures, measure
 from jaxmix.measures.picture import draw_measures
 
 __all__ = [
     "Measures",
-    "OfPair",
-    "OfSite",
+    "PairMeasures",
+    "SiteMeasures",
     "draw_measures",
     "effective_rank",
     "inner",
@@ -28,3 +28,6 @@ __all__ = [
     "shares",
     "sign_agreement",
 ]
+
+# Their former names.
+OfSite, OfPair = SiteMeasures, PairMeasures

@@ -1,7 +1,6 @@
-"""Formulas of what adapters change: norms, ranks, angles and signs, of matrices and subspaces.
+"""Formulas for norms, ranks, angles and signs of matrices and subspaces.
 
-They are NumPy's: ranks differ from site to site, and each shape would be compiled anew for the sake
-of a few numbers.
+They use NumPy: ranks differ between sites, and JAX would compile each shape just for a few numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ __all__ = [
     "singular_on_host",
 ]
 
-# Entries of a block of rows, so that signs are compared within a few megabytes.
+# The number of entries per block of rows, which limits the memory of sign comparisons.
 _BLOCK = 1 << 22
 
 
@@ -41,13 +40,13 @@ Matrix = Thin | np.ndarray
 
 
 def on_host(delta: Operator) -> Matrix:
-    """A matrix as NumPy's arrays: the factors of one of low rank, and any other itself.
+    """Converts a matrix to NumPy: its factors if it has low rank, otherwise the dense matrix.
 
     Args:
-        delta: a matrix (out, in).
+        delta: A matrix (out, in).
 
     Returns:
-        The same matrix.
+        The same matrix, as `Thin` or as an array.
 
     Example:
         >>> from jaxmix.operators import Zero
@@ -60,26 +59,26 @@ def on_host(delta: Operator) -> Matrix:
 
 
 def _shape(matrix: Matrix) -> tuple[int, int]:
-    """``(out, in)``."""
+    """Returns the shape (out, in)."""
     if isinstance(matrix, Thin):
         return matrix.b.shape[0], matrix.a.shape[1]
     return matrix.shape[0], matrix.shape[1]
 
 
 def _rows(matrix: Matrix, part: slice) -> np.ndarray:
-    """Some of its rows, dense."""
+    """Returns some of the rows as an array."""
     return matrix.b[part] @ matrix.a if isinstance(matrix, Thin) else matrix[part]
 
 
 def singular_on_host(delta: Matrix, noise: Any = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``Δ = U Σ Vᵀ`` without what is nought to rounding, as `jaxmix.singular.singular` has it.
+    """Computes ``Δ = U Σ Vᵀ`` without values that are zero to rounding; see `jaxmix.singular`.
 
     Args:
-        delta: Δ (out, in), by `on_host`.
-        noise: how large rounding alone may make a singular value of Δ.
+        delta: Δ (out, in), from `on_host`.
+        noise: The largest singular value that rounding errors alone may cause.
 
     Returns:
-        U (out, r), Σ's diagonal (r,), the largest first, and Vᵀ (r, in).
+        U (out, r), the diagonal of Σ (r,) in descending order, and Vᵀ (r, in).
 
     Example:
         >>> u, s, vt = singular_on_host(Thin(np.ones((4, 2)), np.ones((2, 9))))
@@ -99,14 +98,14 @@ def singular_on_host(delta: Matrix, noise: Any = 0.0) -> tuple[np.ndarray, np.nd
 
 
 def inner(a: Matrix, b: Matrix) -> float:
-    """The inner product ``⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ``, by the factors of what is of low rank.
+    """Computes the inner product ``⟨A, B⟩ = Σᵢⱼ Aᵢⱼ Bᵢⱼ``, from factors if there are any.
 
     Args:
-        a: a matrix (out, in).
-        b: another (out, in).
+        a: A matrix (out, in).
+        b: A matrix (out, in).
 
     Returns:
-        A number.
+        The inner product.
 
     Example:
         >>> ones = Thin(np.ones((3, 1)), np.ones((1, 2)))
@@ -121,13 +120,13 @@ def inner(a: Matrix, b: Matrix) -> float:
 
 
 def effective_rank(s: Float[np.ndarray, " r"]) -> float:
-    """The effective rank of a matrix, ``exp(− Σ pᵢ ln pᵢ)`` with ``pᵢ = sᵢ / Σ sⱼ``.
+    """Computes the effective rank of a matrix, ``exp(− Σ pᵢ ln pᵢ)`` with ``pᵢ = sᵢ / Σ sⱼ``.
 
     Args:
-        s: its singular values (r,).
+        s: The singular values (r,).
 
     Returns:
-        A number from 1 (one direction) to r (r directions alike); 0 for a matrix of noughts.
+        A number from 1 (a single direction) to r (r equal directions); 0 for a matrix of zeros.
 
     Example:
         >>> effective_rank(np.ones(4)), effective_rank(np.zeros(1))
@@ -145,16 +144,16 @@ def effective_rank(s: Float[np.ndarray, " r"]) -> float:
 def principal_angles(
     p: Float[np.ndarray, "n k"], q: Float[np.ndarray, "n l"]
 ) -> Float[np.ndarray, " m"]:
-    """The principal angles between two subspaces, ``cos θᵢ = σᵢ(PᵀQ)``.
+    """Computes the principal angles between two subspaces, ``cos θᵢ = σᵢ(PᵀQ)``.
 
-    Small angles come from their sines, which rounding leaves alone.
+    Small angles are computed from their sines, which are more accurate.
 
     Args:
-        p: an orthonormal basis of one (n, k).
-        q: an orthonormal basis of the other (n, l).
+        p: An orthonormal basis of the first subspace (n, k).
+        q: An orthonormal basis of the second subspace (n, l).
 
     Returns:
-        The angles in radians, (min(k, l),), the smallest first.
+        The angles in radians (min(k, l),), in ascending order.
 
     Example:
         >>> eye = np.eye(3)
@@ -165,26 +164,26 @@ def principal_angles(
     """
     if p.shape[1] > q.shape[1]:
         p, q = q, p
-    _, cosines, turn = np.linalg.svd(q.T @ p, full_matrices=False)
-    principal = p @ turn.T
+    _, cosines, rotation = np.linalg.svd(q.T @ p, full_matrices=False)
+    principal = p @ rotation.T
     sines = np.linalg.norm(principal - q @ (q.T @ principal), axis=0)
     return np.sort(np.arctan2(sines, cosines))
 
 
 def overlap(angles: Float[np.ndarray, " m"], sizes: Iterable[int], size: int) -> float:
-    """How much of the smaller of two subspaces lies in the larger, above chance.
+    """Computes how much of the smaller of two subspaces is inside the larger, relative to chance.
 
-    ``(mean cos² θᵢ − c) / (1 − c)``, where c, the larger one's share of all directions, is what two
-    spaces drawn at random have.
+    It is ``(mean cos² θᵢ − c) / (1 − c)``, where c is the larger dimension divided by that of the
+    space, the expected value for random subspaces.
 
     Args:
-        angles: their principal angles (m,).
-        sizes: their dimensions.
-        size: that of the whole space.
+        angles: The principal angles (m,).
+        sizes: The dimensions of both subspaces.
+        size: The dimension of the space.
 
     Returns:
-        1 where one holds the other, about 0 where they lie as if drawn at random, below 0 where
-        they avoid each other; 0 where one of them is the whole space.
+        1 if one subspace contains the other, about 0 for random subspaces, and below 0 if they
+        avoid each other; 0 if one of them is the whole space.
 
     Example:
         >>> overlap(np.zeros(2), (2, 3), 5), overlap(np.zeros(2), (2, 5), 5)
@@ -197,14 +196,14 @@ def overlap(angles: Float[np.ndarray, " m"], sizes: Iterable[int], size: int) ->
 
 
 def sign_agreement(a: Matrix, b: Matrix) -> float | None:
-    """The share of entries in which two matrices have the same sign.
+    """Computes the share of entries in which two matrices have the same sign.
 
     Args:
-        a: a matrix (out, in).
-        b: another (out, in).
+        a: A matrix (out, in).
+        b: A matrix (out, in).
 
     Returns:
-        A number from 0 to 1, of the entries where neither is 0; None where there is none.
+        The share, from 0 to 1, among entries where neither is 0; None if there are no such entries.
 
     Example:
         >>> a, b = np.array([[1.0, -2.0, 0.0]]), np.array([[3.0, 4.0, 5.0]])
@@ -223,20 +222,20 @@ def sign_agreement(a: Matrix, b: Matrix) -> float | None:
 
 
 def shares(so_far: Sequence[Matrix]) -> list[float]:
-    """The share of each step in the whole, ``⟨Δᵢ − Δᵢ₋₁, Δₙ⟩ / ‖Δₙ‖²``.
+    """Computes the share of each step in the total effect, ``⟨Δᵢ − Δᵢ₋₁, Δₙ⟩ / ‖Δₙ‖²``.
 
     Args:
-        so_far: the effect (out, in) of the first step, of the first two, and so on.
+        so_far: The cumulative effects Δᵢ (out, in): of the first step, of the first two, and so on.
 
     Returns:
-        A number for each; together 1, or 0 where all of it comes to nought.
+        A share for each step. They sum to 1, or are all 0 if the total effect is zero.
 
     Example:
         >>> shares([np.ones((2, 3)), 4 * np.ones((2, 3))])
         [0.25, 0.75]
     """
-    pulls = [float(inner(one, so_far[-1])) for one in so_far]
-    before = [0.0, *pulls[:-1]]
-    if not pulls[-1]:
-        return [0.0 for _ in pulls]
-    return [(now - then) / pulls[-1] for now, then in zip(pulls, before, strict=True)]
+    products = [float(inner(effect, so_far[-1])) for effect in so_far]
+    previous = [0.0, *products[:-1]]
+    if not products[-1]:
+        return [0.0 for _ in products]
+    return [(x - before) / products[-1] for x, before in zip(products, previous, strict=True)]

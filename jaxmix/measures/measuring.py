@@ -1,4 +1,4 @@
-"""`measure`: what each adapter of a mix changes at each site, and how they lie to each other."""
+"""`measure`: measures what each adapter of a mix changes at each site, and how they interact."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,21 +24,21 @@ from jaxmix.measures.formulas import (
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
 
-__all__ = ["Measures", "OfPair", "OfSite", "measure"]
+__all__ = ["Measures", "PairMeasures", "SiteMeasures", "measure"]
 
 # The share of an effect's energy that its leading directions hold.
 _ENERGY = 0.9
 
 
 @dataclass(frozen=True)
-class OfSite:
-    """What one adapter changes at one site.
+class SiteMeasures:
+    """Measures of one adapter at one site.
 
     Args:
-        norm: ``‖Δ‖``, Frobenius, of the adapter alone on the base.
-        rank: the effective rank of Δ.
-        share: its share in the mix: ``⟨Wᵢ − Wᵢ₋₁, W' − W⟩ / ‖W' − W‖²``, with Wᵢ the weight after
-            it. The shares of all adapters at a site are 1 together; one below 0 works against the
+        norm: The Frobenius norm ``‖Δ‖`` of the adapter alone on the base.
+        rank: The effective rank of Δ.
+        share: The share in the mix, ``⟨Wᵢ − Wᵢ₋₁, W' − W⟩ / ‖W' − W‖²``, where Wᵢ is the weight
+            after the adapter. The shares at a site sum to 1. A negative share works against the
             mix.
     """
 
@@ -48,17 +48,17 @@ class OfSite:
 
 
 @dataclass(frozen=True)
-class OfPair:
-    """How the effects of two adapters lie to each other at one site.
+class PairMeasures:
+    """Measures of two adapters' effects at one site.
 
     Args:
         cosine: ``⟨Δ₁, Δ₂⟩ / ‖Δ₁‖‖Δ₂‖``; below 0 they work against each other.
-        signs: the share of entries with equal signs, of those where both are not 0; 0.5 is chance.
-            None where there is no such entry.
-        outputs: `overlap` of the leading column spaces: what they write to.
-        inputs: `overlap` of the leading row spaces: what they read.
-        output_angle: the smallest principal angle of the column spaces, in degrees.
-        input_angle: the same of the row spaces.
+        signs: The share of entries with equal signs among those where neither is 0; 0.5 is chance.
+            None if there are no such entries.
+        outputs: The `overlap` of the leading column spaces, the outputs that they change.
+        inputs: The `overlap` of the leading row spaces, the inputs that they read.
+        output_angle: The smallest principal angle of the column spaces, in degrees.
+        input_angle: The smallest principal angle of the row spaces, in degrees.
     """
 
     cosine: float
@@ -71,27 +71,27 @@ class OfPair:
 
 @dataclass(frozen=True)
 class Measures:
-    """What `measure` found.
+    """The result of `measure`.
 
     Args:
-        sites: ``{adapter: {site: OfSite}}``, at the sites whose weight it changes.
-        pairs: ``{(adapter, adapter): {site: OfPair}}``, at the sites that both change.
+        sites: ``{adapter: {site: SiteMeasures}}``, for sites whose weight the adapter changes.
+        pairs: ``{(adapter, adapter): {site: PairMeasures}}``, for sites that both change.
         energies: ``{site: ‖W' − W‖²}`` of the whole mix.
     """
 
-    sites: dict[str, dict[str, OfSite]] = field(default_factory=dict)
-    pairs: dict[tuple[str, str], dict[str, OfPair]] = field(default_factory=dict)
+    sites: dict[str, dict[str, SiteMeasures]] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], dict[str, PairMeasures]] = field(default_factory=dict)
     energies: dict[str, float] = field(default_factory=dict)
 
     def norm(self, name: str) -> float:
-        """``‖Δ‖`` of an adapter over all of its sites."""
-        return sum(one.norm**2 for one in self.sites[name].values()) ** 0.5
+        """Returns ``‖Δ‖`` of an adapter over all its sites."""
+        return sum(site.norm**2 for site in self.sites[name].values()) ** 0.5
 
     def share(self, name: str) -> float:
-        """An adapter's share in the mix over all sites."""
-        whole = sum(self.energies.values())
-        part = sum(one.share * self.energies[site] for site, one in self.sites[name].items())
-        return part / whole if whole else 0.0
+        """Returns an adapter's share in the mix over all sites."""
+        total = sum(self.energies.values())
+        own = sum(each.share * self.energies[site] for site, each in self.sites[name].items())
+        return own / total if total else 0.0
 
 
 def measure(
@@ -101,23 +101,24 @@ def measure(
     layout: Layout | str | None = None,
     progress: Callable[[int, int], None] = lambda done, count: None,
 ) -> Measures:
-    """Measures the adapters of a mix, site by site; each at its strength.
+    """Measures the adapters of a mix at each site, each at its strength.
 
-    Effects of low rank are measured by QR of their factors and the SVD of the small core between
-    them; others by the SVD of Δ itself.
+    Low-rank effects are measured with a QR of their factors and an SVD of the small core between
+    them; other effects with an SVD of Δ.
 
     Args:
-        mixed: the adapter or the mix.
-        params: the base, any pytree of weights.
-        layout: where its sites lie, as in `jaxmix.compose`.
-        progress: called after each site with how many are done, and how many there are.
+        mixed: An adapter or a mix.
+        params: The base, any pytree of weights.
+        layout: Where the sites are in the tree, as in `jaxmix.compose`.
+        progress: A function called after each site, with the number of finished sites and the
+            total.
 
     Returns:
-        The measures. Changes of biases are left aside.
+        The measures. Changes of biases are ignored.
 
     Raises:
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -134,7 +135,7 @@ def measure(
         {part.name: {} for part in parts},
         {(a.name, b.name): {} for a, b in combinations(parts, 2)},
     )
-    # Each alone; and each with all before it, which is what shares are taken of.
+    # Each adapter alone, and each with all previous ones, from which shares are computed.
     groups = [*parts, *(mix(*parts[: i + 1]) for i in range(1, len(parts)))]
     count = len({site for part in parts for site in part.sites})
     for done, (spot, each) in enumerate(effects(groups, params, layout), 1):
@@ -152,23 +153,26 @@ def _at_site(
     alone: Sequence[Effect],
     so_far: Sequence[Effect],
 ) -> None:
-    """Adds what there is to say of a site."""
+    """Adds the measures of a site."""
     steps = [_matrix(effect) for effect in so_far]
     each = shares(steps)
     found.energies[site] = inner(steps[-1], steps[-1])
     own: dict[str, _Directions] = {}
     for part, effect, share in zip(parts, alone, each, strict=True):
         if site in part.updates and part.updates[site].has_weight:
-            own[part.name] = here = _directions(effect)
-            norm = float(np.linalg.norm(here.s))
-            found.sites[part.name][site] = OfSite(norm, effective_rank(here.s), share)
+            own[part.name] = directions = _directions(effect)
+            norm = float(np.linalg.norm(directions.s))
+            found.sites[part.name][site] = SiteMeasures(norm, effective_rank(directions.s), share)
     for a, b in combinations(own, 2):
         found.pairs[a, b][site] = _pair(own[a], own[b])
 
 
 @dataclass(frozen=True)
 class _Directions:
-    """``Δ = U Σ Vᵀ`` without what is nought to rounding, and how many directions lead."""
+    """The SVD ``Δ = U Σ Vᵀ`` without values that are zero to rounding.
+
+    ``leading`` is the number of directions that hold most of the energy.
+    """
 
     delta: Matrix
     u: Float[np.ndarray, "out r"]
@@ -178,7 +182,7 @@ class _Directions:
 
 
 def _directions(effect: Effect) -> _Directions:
-    """The singular directions of an effect."""
+    """Returns the singular directions of an effect."""
     delta = _matrix(effect)
     u, s, vt = singular_on_host(delta, effect.noise)
     held = np.cumsum(s**2)
@@ -187,20 +191,20 @@ def _directions(effect: Effect) -> _Directions:
 
 
 def _matrix(effect: Effect) -> Matrix:
-    """An effect's Δ, where it has one."""
+    """Returns an effect's Δ, which must exist."""
     assert effect.weight is not None
     return on_host(effect.weight)
 
 
-def _pair(a: _Directions, b: _Directions) -> OfPair:
-    """How two effects lie to each other."""
-    whole = float(np.linalg.norm(a.s)) * float(np.linalg.norm(b.s))
+def _pair(a: _Directions, b: _Directions) -> PairMeasures:
+    """Returns the measures of two effects."""
+    norms = float(np.linalg.norm(a.s)) * float(np.linalg.norm(b.s))
     columns, rows = (
         principal_angles(x[:, : a.leading], y[:, : b.leading]) for x, y in ((a.u, b.u), (a.v, b.v))
     )
     sizes, out_size, in_size = (a.leading, b.leading), len(a.u), len(a.v)
-    return OfPair(
-        inner(a.delta, b.delta) / whole if whole else 0.0,
+    return PairMeasures(
+        inner(a.delta, b.delta) / norms if norms else 0.0,
         sign_agreement(a.delta, b.delta),
         overlap(columns, sizes, out_size),
         overlap(rows, sizes, in_size),

@@ -1,4 +1,4 @@
-"""Measures as a picture: for each adapter maps of modules by layers, and below how pairs agree."""
+"""Draws measures: maps of modules by layers for each adapter, and tables of pairs."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -7,27 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.errors import AdapterError
-from jaxmix.measures.measuring import Measures, OfPair, OfSite
+from jaxmix.measures.measuring import Measures, PairMeasures, SiteMeasures
 from jaxmix.pictures import AS_IS, grid, heat_map, printable, pyplot, save_picture
 
 __all__ = ["draw_measures"]
 
-# Below the first number red, above the second blue: what has two directions has a middle in white.
+# Matplotlib's colour maps: a diverging one (red, white, blue) and a sequential one.
 _DIVERGING, _SEQUENTIAL = "RdBu", "YlGnBu"
-# Maps of more layers than this have no room for numbers in their cells.
+# Maps with more layers than this label only every fourth one.
 _MANY = 12
 
 
 @dataclass(frozen=True)
 class _Map:
-    """What a column of maps, or one of the tables below them, shows.
+    """The specification of a column of maps, or of one of the tables below them.
 
     Args:
-        title: what stands above.
-        number: what is drawn of one site, or one pair.
-        colours: the name of matplotlib's colour map.
-        limits: from the lowest and the highest number to those of the colours.
-        logarithmic: whether colours go by the logarithm.
+        title: The title.
+        number: Returns the number to draw for a site or a pair.
+        colours: The name of matplotlib's colour map.
+        limits: Returns the limits of the colours from the lowest and the highest number.
+        logarithmic: Whether the colour scale is logarithmic.
     """
 
     title: str
@@ -37,65 +37,66 @@ class _Map:
     logarithmic: bool = False
 
     def scale(self, low: float, high: float) -> dict[str, Any]:
-        """The colours' scale for numbers between two, as `heat_map` takes it."""
+        """Returns the colour scale for a range of numbers, as options of `heat_map`."""
         from matplotlib.colors import LogNorm, Normalize
 
         least, most = self.limits(low, high)
-        kind = LogNorm if self.logarithmic else Normalize
-        return {"cmap": self.colours, "norm": kind(least, most if most > least else least + 1)}
+        norm = LogNorm if self.logarithmic else Normalize
+        return {"cmap": self.colours, "norm": norm(least, most if most > least else least + 1)}
 
 
-_OF_SITES = (
-    _Map("norm of the effect, ‖Δ‖", lambda one: one.norm, _SEQUENTIAL, lambda low, high: (0, high)),
-    _Map("effective rank", lambda one: one.rank, _SEQUENTIAL, lambda low, high: (1, high), True),
+_SITE_MAPS = (
+    _Map("norm of the effect, ‖Δ‖", lambda x: x.norm, _SEQUENTIAL, lambda low, high: (0, high)),
+    _Map("effective rank", lambda x: x.rank, _SEQUENTIAL, lambda low, high: (1, high), True),
     _Map(
         "share in the mix",
-        lambda one: one.share,
+        lambda x: x.share,
         _DIVERGING,
         lambda low, high: (-max(-low, high), max(-low, high)),
     ),
 )
-_OF_PAIRS = (
-    _Map("cosine", lambda one: one.cosine, _DIVERGING, lambda *_: (-1, 1)),
-    _Map("equal signs (0.5: chance)", lambda one: one.signs, _DIVERGING, lambda *_: (0, 1)),
-    _Map("overlap of outputs (0: chance)", lambda one: one.outputs, _DIVERGING, lambda *_: (-1, 1)),
-    _Map("overlap of inputs (0: chance)", lambda one: one.inputs, _DIVERGING, lambda *_: (-1, 1)),
+_PAIR_TABLES = (
+    _Map("cosine", lambda x: x.cosine, _DIVERGING, lambda *_: (-1, 1)),
+    _Map("equal signs (0.5: chance)", lambda x: x.signs, _DIVERGING, lambda *_: (0, 1)),
+    _Map("overlap of outputs (0: chance)", lambda x: x.outputs, _DIVERGING, lambda *_: (-1, 1)),
+    _Map("overlap of inputs (0: chance)", lambda x: x.inputs, _DIVERGING, lambda *_: (-1, 1)),
 )
 
 
 def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
-    """Draws measures: a row an adapter, with maps of norm, effective rank and share in the mix.
+    """Draws measures: one row per adapter, with maps of norm, effective rank and share in the mix.
 
-    Below stand, for several adapters, tables of their pairs, means over the sites that both change:
-    cosine, equal signs, and overlap of what they write to and what they read.
+    For several adapters, tables below show their pairs, averaged over the sites that both change:
+    cosine, equal signs, and the overlap of outputs and of inputs.
 
     Args:
-        measures: as `measure` gives them.
-        path: the file to write: PNG, or by its name SVG or PDF.
+        measures: The result of `measure`.
+        path: The file to write: PNG, or SVG or PDF according to its suffix.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        AdapterError: if nothing was measured.
-        UnsupportedError: if matplotlib is missing, or the file is of no format of a picture.
-        CheckpointError: if the picture can't be written there.
+        AdapterError: If there are no measures.
+        UnsupportedError: If matplotlib is missing, or the suffix is not that of an image format.
+        CheckpointError: If the file can't be written.
 
     Example:
         >>> import tempfile
-        >>> one = Measures({"lora": {"layers.0.q": OfSite(2.0, 1.5, 1.0)}}, {}, {"layers.0.q": 4.0})
+        >>> sites = {"lora": {"layers.0.q": SiteMeasures(2.0, 1.5, 1.0)}}
+        >>> one = Measures(sites, {}, {"layers.0.q": 4.0})
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     draw_measures(one, folder + "/lora.png").name
         'lora.png'
     """
     found = {name: sites for name, sites in measures.sites.items() if sites}
     if not found:
-        raise AdapterError("draw_measures got measures of no site, expected those of an adapter.")
+        raise AdapterError("draw_measures got no measures, expected those of at least one site.")
     plt = pyplot()
-    # All maps have the same rows and columns, so that the eye can go from one to another.
+    # All maps have the same rows and columns, which makes them easy to compare.
     sites = dict.fromkeys(site for each in found.values() for site in each)
     rows, columns, _ = grid(dict.fromkeys(sites, 0.0))
-    maps = _OF_SITES if len(found) > 1 else _OF_SITES[:2]
+    maps = _SITE_MAPS if len(found) > 1 else _SITE_MAPS[:2]
     names = list(found)
     pairs = len(names) > 1
     wide, tall = max(2.2, 0.3 * len(columns)), max(1.2, 0.24 * len(rows))
@@ -105,63 +106,63 @@ def draw_measures(measures: Measures, path: str | os.PathLike[str]) -> Path:
     size = (size[0], size[1] + square) if pairs else size
     figure = plt.figure(figsize=size, layout="constrained")
     parts = figure.subfigures(2, 1, height_ratios=[size[1] - square, square]) if pairs else [figure]
-    every = parts[0].subplots(len(names), len(maps), squeeze=False, sharex=True, sharey=True)
-    for x, what in enumerate(maps):
-        _column(parts[0], every[:, x], what, found, list(sites))
-    for axes, name in zip(every[:, 0], names, strict=True):
+    panels = parts[0].subplots(len(names), len(maps), squeeze=False, sharex=True, sharey=True)
+    for x, spec in enumerate(maps):
+        _column(parts[0], panels[:, x], spec, found, list(sites))
+    for axes, name in zip(panels[:, 0], names, strict=True):
         axes.set_ylabel(printable(name), fontweight="bold", **AS_IS)
-    for axes in every[-1]:
+    for axes in panels[-1]:
         axes.set_xlabel("layer")
     if pairs:
-        every = parts[1].subplots(1, len(_OF_PAIRS), squeeze=False)
-        for i, (axes, what) in enumerate(zip(every[0], _OF_PAIRS, strict=True)):
-            _table(axes, what, names if i == 0 else [""] * len(names), names, measures.pairs)
+        panels = parts[1].subplots(1, len(_PAIR_TABLES), squeeze=False)
+        for i, (axes, spec) in enumerate(zip(panels[0], _PAIR_TABLES, strict=True)):
+            _table(axes, spec, names if i == 0 else [""] * len(names), names, measures.pairs)
     return save_picture(figure, path)
 
 
 def _column(
     figure: Any,
-    every: Any,
-    what: _Map,
-    found: Mapping[str, Mapping[str, OfSite]],
+    panels: Any,
+    spec: _Map,
+    found: Mapping[str, Mapping[str, SiteMeasures]],
     sites: list[str],
 ) -> None:
-    """One measure of all adapters, in the same colours."""
-    known = [what.number(one) for each in found.values() for one in each.values()]
-    scale = what.scale(min(known), max(known))
+    """Draws one measure of all adapters, with the same colours."""
+    known = [spec.number(measures) for each in found.values() for measures in each.values()]
+    scale = spec.scale(min(known), max(known))
     image = None
-    for axes, each in zip(every, found.values(), strict=True):
-        values = {site: what.number(each[site]) if site in each else float("nan") for site in sites}
+    for axes, each in zip(panels, found.values(), strict=True):
+        values = {site: spec.number(each[site]) if site in each else float("nan") for site in sites}
         rows, columns, numbers = grid(values)
         image = heat_map(axes, rows, columns, numbers, **scale)
         axes.set_facecolor("0.94")
         if len(columns) > _MANY:
             axes.set_xticks(range(0, len(columns), 4), columns[::4])
-    every[0].set_title(what.title, fontsize="medium")
-    figure.colorbar(image, ax=list(every), location="bottom", shrink=0.8, aspect=30)
+    panels[0].set_title(spec.title, fontsize="medium")
+    figure.colorbar(image, ax=list(panels), location="bottom", shrink=0.8, aspect=30)
 
 
 def _table(
     axes: Any,
-    what: _Map,
+    spec: _Map,
     shown: list[str],
     names: list[str],
-    pairs: Mapping[tuple[str, str], Mapping[str, OfPair]],
+    pairs: Mapping[tuple[str, str], Mapping[str, PairMeasures]],
 ) -> None:
-    """One measure of all pairs of adapters, as numbers on colours."""
+    """Draws one measure of all pairs of adapters, as numbers on colours."""
     means: dict[tuple[str, str], float] = {}
     for (a, b), each in pairs.items():
-        known = [number for one in each.values() if (number := what.number(one)) is not None]
+        known = [number for pair in each.values() if (number := spec.number(pair)) is not None]
         if known:
             means[a, b] = means[b, a] = sum(known) / len(known)
     numbers = [[means.get((a, b), float("nan")) for b in names] for a in names]
-    low, high = what.limits(0, 0)
-    heat_map(axes, shown, names, numbers, **what.scale(0, 0))
+    low, high = spec.limits(0, 0)
+    heat_map(axes, shown, names, numbers, **spec.scale(0, 0))
     axes.set_facecolor("0.94")
-    axes.set_title(what.title, fontsize="medium")
+    axes.set_title(spec.title, fontsize="medium")
     for y, line in enumerate(numbers):
         for x, number in enumerate(line):
-            if number == number:  # a pair without a site in common is NaN
+            if number == number:  # NaN means that the pair shares no site
                 strong = abs(number - (low + high) / 2) > 0.3 * (high - low)
                 colour = "white" if strong else "black"
                 axes.text(x, y, f"{number:.2f}", ha="center", va="center", color=colour)

@@ -1,7 +1,7 @@
-"""Small models to run, read from a Hugging Face folder: decoders, GPT-2, BERT.
+"""Small models that load Hugging Face folders: decoders, GPT-2 and BERT.
 
-The decoders are Llama, Mistral, Qwen2, Qwen3 and Gemma. Each is an NNX module whose tree keeps
-Hugging Face's names. They know nothing of adapters.
+The decoders are Llama, Mistral, Qwen2, Qwen3 and Gemma. Each model is an NNX module whose tree uses
+Hugging Face's names. The models do not depend on adapters.
 """
 
 from jaxmix.models.bert import Bert, sentence_embeddings

@@ -1,7 +1,7 @@
-"""BERT's encoder in NNX whose tree keeps Hugging Face's names.
+"""BERT's encoder as an NNX module whose tree uses Hugging Face's names.
 
-Paths read ``encoder.layer.0.attention.self.query.kernel``. Flax's orientation: a kernel is (in,
-out), the transpose of PyTorch's weight.
+An example of a path is ``encoder.layer.0.attention.self.query.kernel``. Kernels are (in, out) as in
+Flax, the transpose of PyTorch's weight.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ __all__ = ["Bert", "sentence_embeddings"]
 
 
 class Embeddings(nnx.Module):
-    """The sum of a token's, its type's and its position's row, normed."""
+    """The normalized sum of the embeddings of token, token type and position."""
 
     def __init__(self, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
         embed = partial(Embed, size=config.hidden_size, dtype=dtype, rngs=rngs)
@@ -41,7 +41,7 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """What the tokens take from all that are no padding."""
+    """Attention of all tokens to all tokens except padding."""
 
     def __init__(self, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
         hidden = config.hidden_size
@@ -58,7 +58,7 @@ class SelfAttention(nnx.Module):
 
 
 class Output(nnx.Module):
-    """``norm(dense y + x)``: what a part gives is added to what went in, and normed after."""
+    """``norm(dense y + x)``: a residual connection followed by a layer norm."""
 
     def __init__(self, in_size: int, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
         self.dense = Linear(in_size, config.hidden_size, True, dtype, rngs)
@@ -69,7 +69,7 @@ class Output(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Attention and its output."""
+    """Self-attention and its output projection."""
 
     def __init__(self, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
         self.self = SelfAttention(config, dtype, rngs)
@@ -108,7 +108,7 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The blocks, one after another."""
+    """The blocks in sequence."""
 
     def __init__(self, config: BertConfig, dtype: Any, rngs: nnx.Rngs):
         self.layer = nnx.List(Block(config, dtype, rngs) for _ in range(config.num_hidden_layers))
@@ -132,23 +132,23 @@ class Pooler(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """BERT's encoder: tokens to hidden states. No head is built on it.
+    """BERT's encoder, which maps tokens to hidden states, without a head.
 
-    Its leaves have the names of Hugging Face's ``BertModel``:
+    The leaves have the names of Hugging Face's ``BertModel``:
     ``embeddings.word_embeddings.embedding`` (V, D),
     ``encoder.layer.0.attention.self.query.kernel`` (in, out) and ``.bias`` (out),
-    ``encoder.layer.0.output.LayerNorm.scale`` (D), ``pooler.dense.kernel`` (D, D) where there is
-    one.
+    ``encoder.layer.0.output.LayerNorm.scale`` (D), ``pooler.dense.kernel`` (D, D) if there is
+    a pooler.
 
     Args:
-        config: what it computes.
-        dtype: of the leaves, and so of the activations.
-        rngs: ``nnx.Rngs``, for random weights; `load` and `from_torch` give real ones.
+        config: The config.
+        dtype: The dtype of the leaves, and thus of the activations.
+        rngs: ``nnx.Rngs`` for random weights; use `load` or `from_torch` for trained ones.
 
     Raises:
-        ShapeError: on a call, by tokens that are not (b, t) or more than there are positions, or
-            what comes with them being unlike them.
-        JaxmixError: by `pooled`, if the model has no pooler.
+        ShapeError: On a call, if the tokens are not (b, t), there are more than positions, or other
+            arguments do not have their shape.
+        JaxmixError: Raised by `pooled` if the model has no pooler.
 
     Example:
         >>> import jax.numpy as jnp
@@ -186,33 +186,33 @@ class Bert(nnx.Module):
         token_types: Integer[Array, "b t"] | None = None,
         positions: Integer[Array, "b t"] | None = None,
     ) -> Float[Array, "b t D"]:
-        """The hidden states after the last layer.
+        """Returns the hidden states after the last layer.
 
         Args:
-            tokens: the tokens; one beyond the vocabulary gives NaN.
-            mask: which of them are no padding; all by default. Nobody sees padding; what is made of
-                it is of no use.
-            token_types: 0 for the first text, 1 for the second; all 0 by default.
-            positions: where each token stands; from 0 by default.
+            tokens: The tokens. Tokens outside the vocabulary give NaN.
+            mask: Which tokens are not padding; by default all. No token attends to padding, and the
+                hidden states of padding are meaningless.
+            token_types: 0 for the first text, 1 for the second; by default all 0.
+            positions: The position of each token; by default 0, 1, ….
 
         Returns:
-            ``last_hidden_state`` of transformers, (b, t, D).
+            The ``last_hidden_state`` of transformers (b, t, D).
 
         Raises:
-            ShapeError: if shapes do not fit together.
+            ShapeError: If the shapes do not match.
         """
         given = {"mask": mask, "token_types": token_types, "positions": positions}
         check_tokens(tokens, given)
         count, longest = tokens.shape[1], self.config.max_position_embeddings
         if positions is None and count > longest:
             raise ShapeError(
-                f"tokens have shape {tokens.shape}, but this BERT has learned {longest} positions "
-                "only. Cut the text."
+                f"tokens have shape {tokens.shape}, but this BERT has only {longest} positions. "
+                "Truncate the text."
             )
         if mask is not None and mask.dtype != bool:
             raise ShapeError(
-                f"mask is {mask.dtype}, expected bool: true where a token is no padding. Of a "
-                "tokenizer's attention_mask it is attention_mask == 1."
+                f"mask is {mask.dtype}, expected bool, false for padding. Use attention_mask == 1 "
+                "for a tokenizer's attention_mask."
             )
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), tokens.shape)
@@ -222,10 +222,10 @@ class Bert(nnx.Module):
         return self.encoder(self.embeddings(tokens, types, positions), seen)
 
     def pooled(self, hidden: Float[Array, "b t D"]) -> Float[Array, "b D"]:
-        """``tanh(dense h₀)`` of the first token: ``pooler_output`` of transformers."""
+        """Returns ``tanh(dense h₀)`` of the first token, the ``pooler_output`` of transformers."""
         if not self.config.pooler:
             raise JaxmixError(
-                "this BERT has no pooler: its file holds none. For a vector of a text take "
+                "this BERT has no pooler, since its file contains none. For a vector per text use "
                 "jaxmix.models.sentence_embeddings, or hidden[:, 0]."
             )
         return self.pooler(hidden)
@@ -238,23 +238,23 @@ def sentence_embeddings(
     mask: Bool[Array, "b t"] | None = None,
     token_types: Integer[Array, "b t"] | None = None,
 ) -> Float[Array, "b D"]:
-    """A vector of length 1 for each text: the mean of its tokens' hidden states, ``m/‖m‖``.
+    """Returns a unit vector for each text: the normalized mean of its hidden states, ``m/‖m‖``.
 
-    This is what the Pooling (mean) and Normalize modules of sentence-transformers do after a BERT;
-    ``modules.json`` and ``1_Pooling/config.json`` of a sentence encoder's folder say whether they
-    are what it was trained with. All-MiniLM-L6-v2 was.
+    This equals the Pooling (mean) and Normalize modules of sentence-transformers. The files
+    ``modules.json`` and ``1_Pooling/config.json`` of a sentence encoder show whether it was trained
+    with these, as all-MiniLM-L6-v2 was.
 
     Args:
-        model: the encoder.
-        tokens: the texts, one a row.
-        mask: which tokens are no padding; all by default.
-        token_types: as for a call of the model.
+        model: The encoder.
+        tokens: The texts, one per row.
+        mask: Which tokens are not padding; by default all.
+        token_types: As for a call of the model.
 
     Returns:
-        The vectors (b, D), so that ``e @ e.T`` are the cosines. A row of padding only gives 0.
+        The vectors (b, D); ``e @ e.T`` gives their cosines. A row of padding gives 0.
 
     Raises:
-        ShapeError: as a call of the model.
+        ShapeError: As a call of the model.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The keys and values of the tokens so far."""
+"""The cache of keys and values for generation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ __all__ = ["Cache"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """The keys and values of the tokens so far, in a fixed number of slots.
+    """The keys and values of previous tokens, in a fixed number of slots.
 
     Args:
-        keys: of each layer, already turned (b, kv heads, s, d).
-        values: of each layer.
-        visible: which slots hold a token that may be seen (b, s); padding may not.
-        length: how many slots are taken, the same in all rows.
+        keys: The keys of each layer after the rotary embedding (b, kv heads, s, d).
+        values: The values of each layer (b, kv heads, s, d).
+        visible: Which slots hold a token that may be attended to (b, s), which padding may not.
+        length: The number of used slots, equal in all rows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -44,16 +44,16 @@ class Cache:
 
     @staticmethod
     def empty(config: DecoderConfig | GPT2Config, rows: int, slots: int, dtype: Any) -> "Cache":
-        """A cache that holds nothing.
+        """Returns an empty cache.
 
         Args:
-            config: the model's.
-            rows: b.
-            slots: s, as many as there will be tokens, padding included.
-            dtype: the activations', ``model.dtype``.
+            config: The model's config.
+            rows: The number of rows b.
+            slots: The number of slots s, at least the number of tokens including padding.
+            dtype: The dtype of the activations, ``model.dtype``.
 
         Returns:
-            The cache, of zeros.
+            A cache of zeros.
         """
         shape = (rows, config.num_key_value_heads, slots, config.head_dim)
         zeros = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))

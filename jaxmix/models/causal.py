@@ -1,7 +1,7 @@
-"""What causal language models have in common: what each token sees, the cache, the head.
+"""The base class of causal language models: causal masks, the cache and the head.
 
-Activations are in the embedding's dtype; every leaf is cast to it on use. Norms, softmax and angles
-are computed in float32, or in float64 where that is the dtype.
+Activations have the embedding's dtype; every leaf is cast to it on use. Norms, softmax and angles
+are computed in float32, or in float64 if that is the dtype.
 """
 
 from abc import abstractmethod
@@ -19,7 +19,7 @@ from jaxmix.errors import ShapeError
 from jaxmix.models.cache import Cache
 from jaxmix.models.config import DecoderConfig, GPT2Config
 from jaxmix.models.layers import Embed, Linear, Past
-from jaxmix.models.tree import Path, assemble, skeleton
+from jaxmix.models.tree import LeafPath, assemble, skeleton
 
 __all__ = ["CausalLM", "Context", "check_tokens"]
 
@@ -28,10 +28,10 @@ Step = Callable[[Array, Past | None], tuple[Array, tuple[Array, Array]]]
 
 
 class CausalLM(nnx.Module):
-    """A causal language model: tokens to logits; what `Decoder` and `GPT2` are."""
+    """A causal language model, which maps tokens to logits. `Decoder` and `GPT2` derive from it."""
 
-    # Where the embedding lies in the tree.
-    EMBEDDING: ClassVar[Path]
+    # The path of the embedding in the tree.
+    EMBEDDING: ClassVar[LeafPath]
     config: DecoderConfig | GPT2Config
     lm_head: Linear
 
@@ -42,7 +42,7 @@ class CausalLM(nnx.Module):
 
     @property
     def longest(self) -> int | None:
-        """The number of positions that the model knows; None if it knows all."""
+        """The number of learned positions; None if there is no limit."""
         return None
 
     @abstractmethod
@@ -53,7 +53,7 @@ class CausalLM(nnx.Module):
         positions: Integer[Array, "b t"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "b t D"], Cache | None]:
-        """The hidden states after the last norm, and the cache with these tokens in it."""
+        """Returns the hidden states after the last norm, and the cache including these tokens."""
 
     @property
     def dtype(self) -> Any:
@@ -85,36 +85,37 @@ class CausalLM(nnx.Module):
         positions: Integer[Array, "b t"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Array, "b t V"] | tuple[Float[Array, "b t V"], Cache]:
-        """The logits of each next token, and the new cache where one is given.
+        """Returns the logits of each next token, and the new cache if one is given.
 
         Args:
-            tokens: the tokens; one beyond the vocabulary gives NaN.
-            positions: where each token stands; from 0, or from the cache's length, by default. A
-                negative one marks padding, which nobody sees. What a token sees goes by the order
-                of the tokens, so rows are one text each, not several.
-            cache: what came before. Its slots must suffice; inside ``jit`` that can't be checked.
+            tokens: The tokens. Tokens outside the vocabulary give NaN.
+            positions: The position of each token; by default counted from 0 or from the cache's
+                length. Negative positions mark padding, which no token attends to. The causal mask
+                follows the order of tokens, so each row must contain a single text.
+            cache: The cache of previous tokens. It must have enough free slots, which can't be
+                checked inside ``jit``.
 
         Returns:
-            The logits, or ``(logits, cache)``; the given cache is not changed.
+            The logits, or ``(logits, cache)``. The given cache is not changed.
 
         Raises:
-            ShapeError: if shapes do not fit together.
+            ShapeError: If the shapes do not match.
         """
         hidden, after = self.hidden(tokens, positions=positions, cache=cache)
         logits = self.logits(hidden)
         return logits if after is None else (logits, after)
 
     def logits(self, hidden: Float[Array, "b t D"]) -> Float[Array, "b t V"]:
-        """``h K``, or ``h Eᵀ`` if tied."""
+        """Returns ``h K``, or ``h Eᵀ`` if the head is tied to the embedding."""
         if self.config.tie_word_embeddings:
             return self.embed.attend(hidden)
         return self.lm_head(hidden)
 
     def untied(self) -> Self:
-        """The same function with a head of its own, ``lm_head.kernel = Eᵀ``.
+        """Returns an equal model with a separate head, ``lm_head.kernel = Eᵀ``.
 
         Returns:
-            A new module that shares all other leaves; this one if it is not tied.
+            A new module that shares all other leaves, or this module if it is not tied.
         """
         if not self.config.tie_word_embeddings:
             return self
@@ -126,13 +127,13 @@ class CausalLM(nnx.Module):
 
 @dataclass(frozen=True)
 class Context:
-    """Where the tokens of one call stand, and what has come before them.
+    """The positions of the tokens of one call, and the cache of previous tokens.
 
     Args:
-        positions: of the tokens (b, t), negative for padding.
-        slots: which slots of the text so far they take (t).
-        visible: which slots may be seen (b, s).
-        cache: what came before, if a cache is kept.
+        positions: The positions of the tokens (b, t), negative for padding.
+        slots: The slots of the tokens (t).
+        visible: Which slots may be attended to (b, s).
+        cache: The cache of previous tokens, if there is one.
     """
 
     positions: Integer[Array, "b t"]
@@ -142,7 +143,7 @@ class Context:
 
     @classmethod
     def of(cls, tokens: Array, positions: Array | None, cache: Cache | None) -> "Context":
-        """The context of a call, once its arguments are seen to fit together."""
+        """Checks the arguments of a call and returns its context."""
         check_tokens(tokens, {"positions": positions})
         _check_cache(tokens, cache)
         rows, count = tokens.shape
@@ -157,13 +158,13 @@ class Context:
         return cls(positions, slots, visible, cache)
 
     def mask(self, window: int | None = None) -> Bool[Array, "b t s"]:
-        """What each token sees: itself and what stands before it, at most ``window`` of these."""
+        """Returns the causal mask, limited to the last ``window`` tokens if it is given."""
         back = self.slots[:, None] - jnp.arange(self.visible.shape[1], dtype=jnp.int32)[None, :]
         seen = back >= 0 if window is None else (back >= 0) & (back < window)
         return seen[None, :, :] & self.visible[:, None, :]
 
     def through(self, x: Array, layers: Sequence[Step]) -> tuple[Array, Cache | None]:
-        """``x`` through the layers, and the cache with the keys and values that they made."""
+        """Runs the layers on ``x``; returns the result and the cache with new keys and values."""
         cache = self.cache
         keys, values = [], []
         for i, layer in enumerate(layers):
@@ -178,29 +179,29 @@ class Context:
 
 
 def check_tokens(tokens: Array, others: dict[str, Array | None]) -> None:
-    """Whether tokens are (b, t) whole numbers, and what comes with them has their shape.
+    """Checks that tokens are integers (b, t) and that other arguments have their shape.
 
     Args:
-        tokens: the tokens.
-        others: arrays by the names of their arguments.
+        tokens: The tokens.
+        others: Other arrays by the names of their arguments.
 
     Raises:
-        ShapeError: if not.
+        ShapeError: If they do not.
     """
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ShapeError(
-            f"tokens are {tokens.dtype} {tokens.shape}, expected whole numbers of shape (rows, "
-            "tokens). One text is tokens[None]."
+            f"tokens are {tokens.dtype} with shape {tokens.shape}, expected integers with shape "
+            "(rows, tokens). For a single text use tokens[None]."
         )
     for name, array in others.items():
         if array is not None and array.shape != tokens.shape:
             raise ShapeError(
-                f"{name} have shape {array.shape}, expected the tokens' {tokens.shape}."
+                f"{name} have shape {array.shape}, expected the shape of the tokens {tokens.shape}."
             )
 
 
 def _check_cache(tokens: Array, cache: Cache | None) -> None:
-    """Whether the tokens fit into the cache."""
+    """Checks that the tokens fit into the cache."""
     if cache is None:
         return
     rows, slots = cache.visible.shape

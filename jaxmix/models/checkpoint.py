@@ -1,6 +1,6 @@
-"""The files of a Hugging Face folder: config.json and safetensors, whole or in shards.
+"""Reads the files of a Hugging Face folder: config.json and safetensors, possibly in shards.
 
-Everything is memory-mapped and read when it is asked for, without torch; nothing is unpickled.
+Files are memory-mapped and tensors are read on access, without torch. Nothing is unpickled.
 """
 
 import os
@@ -10,10 +10,11 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401 (NumPy knows bfloat16 by its name only once this is imported)
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from jaxmix.errors import CheckpointError, listing
-from jaxmix.untrusted.files import check_regular, header_problem, parse_json, read_small
+from jaxmix.untrusted.files import parse_json, read_small
+from jaxmix.untrusted.safetensors import open_safetensors
 
 __all__ = [
     "indexed_files",
@@ -29,19 +30,20 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Which file of a Hugging Face folder holds which tensor.
+    """Returns the file of each tensor of a Hugging Face folder.
 
-    Only the headers are read. Like transformers, ``model.safetensors`` goes before an index.
+    Only the headers are read. As in transformers, ``model.safetensors`` takes precedence over an
+    index.
 
     Args:
-        folder: where the files lie.
+        folder: The folder.
 
     Returns:
-        ``{name: file}``, by PyTorch's names.
+        ``{name: file}``, with PyTorch's names.
 
     Raises:
-        CheckpointError: if there is neither a whole file nor an index, if a file is missing or
-            damaged, if the index leads out of the folder, or if it and the shards disagree.
+        CheckpointError: If there is neither a single file nor an index, a file is missing or
+            damaged, the index points outside the folder, or the index and the shards disagree.
 
     Example:
         >>> import tempfile, numpy as np
@@ -63,64 +65,64 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def indexed_files(index: Path) -> dict[str, Path]:
-    """Which of the files that an index names holds which tensor.
+    """Returns the file of each tensor according to an index, and checks the files.
 
     Args:
-        index: A file of JSON whose ``weight_map`` gives each tensor's name its file.
+        index: A JSON file whose ``weight_map`` maps tensors' names to files.
 
     Returns:
         ``{name: file}``.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, the index leads out of its folder, or it
-            and the shards disagree.
+        CheckpointError: If a file is missing or damaged, the index points outside its folder, or
+            the index and the shards disagree.
     """
-    said = _weight_map(index)
+    stated = _weight_map(index)
     found: dict[str, list[Path]] = {}
-    for file in dict.fromkeys(said.values()):
+    for file in dict.fromkeys(stated.values()):
         for name in safetensors_file(file).keys():
             found.setdefault(name, []).append(file)
     wrong = [
-        f"{name}: in {_names(found.get(name, []))}, the index says {_names([said.get(name)])}"
-        for name in sorted(said.keys() | found.keys())
-        if found.get(name) != [said.get(name)]
+        f"{name}: in {_names(found.get(name, []))}, the index says {_names([stated.get(name)])}"
+        for name in sorted(stated.keys() | found.keys())
+        if found.get(name) != [stated.get(name)]
     ]
     if wrong:
         raise CheckpointError(
             f"{index} and its shards disagree:{listing(wrong)}\n"
             "Are files of two checkpoints mixed? Download or save the folder again."
         )
-    return said
+    return stated
 
 
 def indexed_names(index: Path) -> tuple[str, ...]:
-    """The names of the files that an index names, each once. The files need not be there.
+    """Returns the names of the files of an index without repetition. The files need not exist.
 
     Args:
-        index: A file of JSON whose ``weight_map`` gives each tensor's name its file.
+        index: A JSON file whose ``weight_map`` maps tensors' names to files.
 
     Returns:
-        Paths in the index's folder.
+        Paths relative to the index's folder.
 
     Raises:
-        CheckpointError: If it is no index, or leads out of its folder.
+        CheckpointError: If the index is invalid or points outside its folder.
     """
     files = dict.fromkeys(_weight_map(index).values())
     return tuple(file.relative_to(index.parent).as_posix() for file in files)
 
 
 def read_tensors(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
-    """The tensors of a Hugging Face folder, each read from its file when it is asked for.
+    """Returns the tensors of a Hugging Face folder, each read from its file on access.
 
     Args:
-        folder: where the files lie.
+        folder: The folder.
 
     Returns:
-        A mapping of PyTorch's names to arrays in PyTorch's orientation (a weight is (out, in)) and
-        the file's dtypes; bfloat16 is ml_dtypes'. ``dict(read_tensors(folder))`` reads all.
+        A mapping of PyTorch's names to arrays with PyTorch's axis order (a weight is (out, in)) and
+        the file's dtypes, with bfloat16 from ml_dtypes. ``dict(read_tensors(folder))`` reads all.
 
     Raises:
-        CheckpointError: as `tensor_files`; also on reading a tensor of a dtype that NumPy lacks.
+        CheckpointError: As `tensor_files`; also on reading a tensor of a dtype that NumPy lacks.
 
     Example:
         >>> import tempfile, numpy as np
@@ -137,7 +139,7 @@ def read_tensors(folder: str | os.PathLike[str]) -> Mapping[str, np.ndarray]:
 
 
 class _Tensors(Mapping[str, np.ndarray]):
-    """Tensors in files; each file is mapped once and stays so as long as this lives."""
+    """A mapping of tensors in files; each file is memory-mapped once."""
 
     def __init__(self, files: dict[str, Path]):
         self._files = files
@@ -165,16 +167,16 @@ class _Tensors(Mapping[str, np.ndarray]):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object.
+    """Reads a file that contains a JSON object.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         The object as a dict.
 
     Raises:
-        CheckpointError: if it is missing, or is no JSON, or no object.
+        CheckpointError: If the file is missing or does not contain a JSON object.
     """
     try:
         values = parse_json(read_small(path))
@@ -193,34 +195,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def safetensors_file(path: Path) -> Any:
-    """A file's handle: its header is read and its length checked.
+    """Opens a safetensors file, which reads its header and checks its length.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
-        What `safetensors.safe_open` gives.
+        The handle from `safetensors.safe_open`.
 
     Raises:
-        CheckpointError: if it is missing or damaged.
+        CheckpointError: If the file is missing or damaged.
     """
     try:
-        check_regular(path)
-        return safe_open(path, framework="numpy")
-    except FileNotFoundError as error:
+        return open_safetensors(path)
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise CheckpointError(
             f"{path} is missing; found {_folder_text(path.parent)}. "
-            "Download the folder again, whole."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file: {header_problem(path) or f'{error}.'} Download "
-            "or save it again."
+            "Download the complete folder again."
         ) from error
 
 
 def _weight_map(index: Path) -> dict[str, Path]:
-    """The index's ``{name: file}``, all files inside its folder."""
+    """Returns the ``{name: file}`` of an index, and checks that all files are in its folder."""
     found = read_json(index).get("weight_map")
     if (
         not isinstance(found, dict)
@@ -228,43 +226,43 @@ def _weight_map(index: Path) -> dict[str, Path]:
         or not all(isinstance(f, str) for f in found.values())
     ):
         raise CheckpointError(
-            f"{index}: weight_map is {type(found).__name__}, expected an object of tensors' "
-            "names and their files' names. Download or save it again."
+            f"{index}: weight_map is {type(found).__name__}, expected an object that maps names of "
+            "tensors to names of files. Download or save it again."
         )
-    # By its spelling, not by where it really lies: the hub's cache is made of links.
-    astray = [f"{name}: {file}" for name, file in found.items() if not _is_inside(file)]
-    if astray:
+    # The path as written decides, not where it resolves to: the hub's cache consists of links.
+    outside = [f"{name}: {file}" for name, file in found.items() if not _is_inside(file)]
+    if outside:
         raise CheckpointError(
-            f"{index}: files that would lie outside its folder:{listing(astray)}\n"
-            "Expected the names of files beside it. Do not trust this checkpoint."
+            f"{index}: files outside its folder:{listing(outside)}\n"
+            "Expected names of files next to it. Do not trust this checkpoint."
         )
     return {name: index.parent / file for name, file in found.items()}
 
 
 def _is_inside(file: str) -> bool:
-    """Whether a path is one that can be, and stays in its folder, on any system."""
+    """Whether a path is valid and stays in its folder, on every operating system."""
     try:
         file.encode()
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
     path = PurePosixPath(file)
-    odd = "\\" in file or ":" in file or "\0" in file
-    return bool(path.parts) and not odd and not path.is_absolute() and ".." not in path.parts
+    is_special = "\\" in file or ":" in file or "\0" in file
+    return bool(path.parts) and not is_special and not path.is_absolute() and ".." not in path.parts
 
 
 def _no_weights(folder: Path) -> str:
-    """What is there instead, and what to do about it."""
+    """Describes a folder without weights, and what to do."""
     text = f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; found {_folder_text(folder)}."
     if folder.is_dir() and any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir()):
         return (
-            f"{text} jaxmix reads no .bin files, since they are pickles: load the folder with "
+            f"{text} jaxmix does not read .bin files, since they are pickles. Load the folder with "
             "transformers and save it with save_pretrained, which writes safetensors."
         )
     return f"{text} Give a folder that transformers' save_pretrained wrote."
 
 
 def _folder_text(folder: Path) -> str:
-    """What lies in a folder, for a message."""
+    """Describes the contents of a folder for a message."""
     if not folder.is_dir():
         return "no such folder"
     names = sorted(entry.name for entry in folder.iterdir())
@@ -272,5 +270,5 @@ def _folder_text(folder: Path) -> str:
 
 
 def _names(files: list[Path] | list[Path | None]) -> str:
-    """Files by their names."""
+    """Lists the names of files."""
     return ", ".join(file.name for file in files if file is not None) or "none"

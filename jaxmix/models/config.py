@@ -1,4 +1,4 @@
-"""What a model computes, in terms that are the same for all kinds: decoder, GPT-2, BERT."""
+"""The configs of the models: decoders, GPT-2 and BERT."""
 
 from dataclasses import dataclass
 
@@ -9,33 +9,34 @@ __all__ = ["BertConfig", "DecoderConfig", "GPT2Config"]
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder computes, in terms that are the same for all kinds of model.
+    """The config of a decoder, with the same fields for all model types.
 
     Read one with `read_config`; change it with ``dataclasses.replace``.
 
     Args:
-        kind: ``model_type``, for messages only.
-        vocab_size: V.
-        hidden_size: D.
-        intermediate_size: the width of the feed-forward.
-        num_hidden_layers: how many layers.
-        num_attention_heads: heads of the queries.
-        num_key_value_heads: heads of keys and values; each serves a group of the queries'.
-        head_dim: the size of a head, not always D / heads.
+        kind: The ``model_type``, for messages only.
+        vocab_size: The vocabulary size V.
+        hidden_size: The hidden size D.
+        intermediate_size: The width of the feed-forward layers.
+        num_hidden_layers: The number of layers.
+        num_attention_heads: The number of query heads.
+        num_key_value_heads: The number of key and value heads; each serves a group of query heads.
+        head_dim: The size of a head, not always D / heads.
         activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
-        rms_norm_eps: what the norms add to the mean square.
-        rope: the rotary embedding.
-        windows: for each layer, how many tokens back it sees, itself included; None for all.
-        qkv_bias: whether q, k and v have biases.
-        o_bias: whether o has one.
-        mlp_bias: whether the feed-forward has.
-        qk_norm: whether q and k are normed head by head.
-        norm_offset: norms multiply with ``norm_offset + w``; 1 for Gemma, else 0.
-        embed_scale: what embeddings are multiplied with; √D for Gemma, else 1.
-        tie_word_embeddings: whether the logits are made with the embedding.
-        max_position_embeddings: the context of its training, in tokens. Nothing stops there.
-        eos_token_ids: the tokens that end a text.
-        pad_token_id: what follows the end; None for the first of ``eos_token_ids``.
+        rms_norm_eps: The epsilon of the norms, added to the mean square.
+        rope: The rotary embedding.
+        windows: The attention window of each layer in tokens, including the token itself; None for
+            no limit.
+        qkv_bias: Whether q, k and v have biases.
+        o_bias: Whether o has a bias.
+        mlp_bias: Whether the feed-forward layers have biases.
+        qk_norm: Whether q and k are normalized for each head.
+        norm_offset: Norms multiply with ``norm_offset + w``; 1 for Gemma, otherwise 0.
+        embed_scale: The factor of embeddings; √D for Gemma, otherwise 1.
+        tie_word_embeddings: Whether the head is tied to the embedding.
+        max_position_embeddings: The context length of training, in tokens; it is not enforced.
+        eos_token_ids: The tokens that end a text.
+        pad_token_id: The token after the end; None for the first of ``eos_token_ids``.
 
     Example:
         >>> from dataclasses import replace
@@ -78,26 +79,26 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """What a GPT-2 computes.
+    """The config of a GPT-2.
 
     Read one with `read_config`; change it with ``dataclasses.replace``.
 
     Args:
-        vocab_size: V.
-        hidden_size: D, ``n_embd``.
-        intermediate_size: the width of the feed-forward, ``n_inner``; 4 D where that is null.
-        num_hidden_layers: how many layers, ``n_layer``.
-        num_attention_heads: heads, ``n_head``.
-        max_position_embeddings: how many positions have been learned, ``n_positions``. A text ends
-            there.
+        vocab_size: The vocabulary size V.
+        hidden_size: The hidden size D, ``n_embd``.
+        intermediate_size: The width of the feed-forward layers, ``n_inner``; 4 D if that is null.
+        num_hidden_layers: The number of layers, ``n_layer``.
+        num_attention_heads: The number of heads, ``n_head``.
+        max_position_embeddings: The number of learned positions, ``n_positions``, which limits the
+            length of a text.
         activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
-        layer_norm_eps: what the norms add to the variance.
-        score_scales: for each layer, what attention's scores are multiplied with: ``1/√d``, unless
-            ``scale_attn_weights`` or ``scale_attn_by_inverse_layer_idx`` say otherwise.
-        tie_word_embeddings: whether the logits are made with the embedding.
-        eos_token_ids: the tokens that end a text.
-        pad_token_id: what follows the end; None for the first of ``eos_token_ids``.
-        kind: ``model_type``, for messages only.
+        layer_norm_eps: The epsilon of the norms, added to the variance.
+        score_scales: The factor of attention scores for each layer. It is ``1/√d`` unless changed
+            by ``scale_attn_weights`` or ``scale_attn_by_inverse_layer_idx``.
+        tie_word_embeddings: Whether the head is tied to the embedding.
+        eos_token_ids: The tokens that end a text.
+        pad_token_id: The token after the end; None for the first of ``eos_token_ids``.
+        kind: The ``model_type``, for messages only.
 
     Example:
         >>> from jaxmix.models import read_config
@@ -132,28 +133,29 @@ class GPT2Config:
 
     @property
     def num_key_value_heads(self) -> int:
-        """Heads of keys and values: one for each of the queries'."""
+        """The number of key and value heads, equal to the number of query heads."""
         return self.num_attention_heads
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """What a BERT encoder computes.
+    """The config of a BERT encoder.
 
     Read one with `read_config`; change it with ``dataclasses.replace``.
 
     Args:
-        vocab_size: V.
-        hidden_size: D.
-        intermediate_size: the width of the feed-forward.
-        num_hidden_layers: how many layers.
-        num_attention_heads: heads.
-        max_position_embeddings: how many positions have been learned. A text ends there.
-        type_vocab_size: how many kinds of tokens (first and second text).
+        vocab_size: The vocabulary size V.
+        hidden_size: The hidden size D.
+        intermediate_size: The width of the feed-forward layers.
+        num_hidden_layers: The number of layers.
+        num_attention_heads: The number of heads.
+        max_position_embeddings: The number of learned positions, which limits the length of a text.
+        type_vocab_size: The number of token types (first and second text).
         activation: ``silu``, ``gelu``, ``gelu_tanh`` or ``relu``.
-        layer_norm_eps: what the norms add to the variance.
-        pooler: whether there is one. No file says so: reading weights sets it by what they hold.
-        kind: ``model_type``, for messages only.
+        layer_norm_eps: The epsilon of the norms, added to the variance.
+        pooler: Whether there is a pooler. It is not in config.json; loading weights sets it
+            according to the tensors.
+        kind: The ``model_type``, for messages only.
 
     Example:
         >>> from jaxmix.models import read_config

@@ -1,7 +1,7 @@
-"""A decoder in NNX whose tree keeps Hugging Face's names: Llama, Mistral, Qwen2, Qwen3, Gemma.
+"""Decoders as an NNX module with Hugging Face's names: Llama, Mistral, Qwen2, Qwen3, Gemma.
 
-Paths read ``model.layers.0.self_attn.q_proj.kernel``. Flax's orientation: a kernel is (in, out),
-the transpose of PyTorch's weight.
+An example of a path is ``model.layers.0.self_attn.q_proj.kernel``. Kernels are (in, out) as in
+Flax, the transpose of PyTorch's weight.
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ from jaxmix.models.cache import Cache
 from jaxmix.models.causal import CausalLM, Context
 from jaxmix.models.config import DecoderConfig
 from jaxmix.models.layers import Embed, Layer, Linear, RMSNorm
-from jaxmix.models.tree import Path
+from jaxmix.models.tree import LeafPath
 
 __all__ = ["Decoder"]
 
 
-class Stack(nnx.Module):
-    """The decoder without its head: tokens to hidden states."""
+class Backbone(nnx.Module):
+    """The decoder without its head, which maps tokens to hidden states."""
 
     def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
         sizes = (config.vocab_size, config.hidden_size)
@@ -35,32 +35,32 @@ class Stack(nnx.Module):
         positions: Integer[Array, "b t"] | None,
         cache: Cache | None,
     ) -> tuple[Float[Array, "b t D"], Cache | None]:
-        """The hidden states after the last norm, and the cache with these tokens in it."""
+        """Returns the hidden states after the last norm, and the cache including these tokens."""
         context, config = Context.of(tokens, positions, cache), self.config
         masks = {window: context.mask(window) for window in set(config.windows)}
         x = self.embed_tokens(tokens)
-        turn = config.rope(context.positions, x.dtype)
+        angles = config.rope(context.positions, x.dtype)
         windows = zip(self.layers, config.windows, strict=True)
-        layers = [partial(layer, turn=turn, mask=masks[window]) for layer, window in windows]
+        layers = [partial(layer, angles=angles, mask=masks[window]) for layer, window in windows]
         x, cache = context.through(x, layers)
         return self.norm(x), cache
 
 
 class Decoder(CausalLM):
-    """A causal language model: tokens to logits.
+    """A causal language model, which maps tokens to logits.
 
-    Its leaves have Hugging Face's names in Flax's orientation: ``model.embed_tokens.embedding`` (V,
+    The leaves have Hugging Face's names and Flax's axis order: ``model.embed_tokens.embedding`` (V,
     D), ``model.layers.0.self_attn.q_proj.kernel`` (in, out) and ``.bias`` (out),
     ``model.norm.scale`` (D), and ``lm_head.kernel`` (D, V) unless the config ties it.
 
     Args:
-        config: what it computes.
-        dtype: of the leaves, and so of the activations.
-        rngs: ``nnx.Rngs``, for random weights; `load` and `from_torch` give real ones.
+        config: The config.
+        dtype: The dtype of the leaves, and thus of the activations.
+        rngs: ``nnx.Rngs`` for random weights; use `load` or `from_torch` for trained ones.
 
     Raises:
-        ShapeError: on a call, by tokens that are not (b, t), positions unlike them, or a cache of
-            other rows or with too few slots left.
+        ShapeError: On a call, if the tokens are not (b, t), the positions do not have their shape,
+            or the cache has other rows or too few free slots.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,10 +79,10 @@ class Decoder(CausalLM):
     Source: ``transformers/models/{llama,mistral,qwen2,qwen3,gemma}/modeling_*.py``.
     """
 
-    EMBEDDING: ClassVar[Path] = ("model", "embed_tokens", "embedding")
+    EMBEDDING: ClassVar[LeafPath] = ("model", "embed_tokens", "embedding")
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.model = Stack(config, dtype, rngs)
+        self.model = Backbone(config, dtype, rngs)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, False, dtype, rngs)
         self.config = config

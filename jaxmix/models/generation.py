@@ -1,4 +1,4 @@
-"""Generation: the prompt at once, then token by token with a cache, in one compiled function."""
+"""`generate`: generates text with a cache, in one compiled function."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,29 +28,29 @@ def generate(
     mask: Bool[Array, "b t"] | None = None,
     eos_token_ids: Sequence[int] | None = None,
 ) -> Int[Array, "b m"]:
-    """Continues texts: each token is drawn from ``softmax(logits / temperature)``.
+    """Generates text: draws each next token from ``softmax(logits / temperature)``.
 
-    Compiled once for models of one structure and tokens of one shape; weights, key, temperature and
-    end tokens may change without another trace.
+    It is compiled once for each model structure and each shape of tokens. Weights, key, temperature
+    and end tokens may change without another trace.
 
     Args:
-        model: a `Decoder` or a `GPT2`.
-        tokens: the prompts, one a row. Shorter ones are padded on the left, see ``mask``.
-        max_new_tokens: n, how many tokens to add at most.
-        temperature: 0 takes the likeliest token each time.
-        top_k: draw from the k likeliest tokens only.
-        key: for drawing; needed if the temperature is not 0.
-        mask: which tokens are no padding; all by default.
-        eos_token_ids: the tokens that end a row; the config's by default, () for none. All that
-            follows one is ``config.pad_token_id``, or the first of these.
+        model: A `Decoder` or a `GPT2`.
+        tokens: The prompts, one per row. Shorter prompts are padded on the left, see ``mask``.
+        max_new_tokens: The maximal number n of new tokens.
+        temperature: The temperature; 0 always takes the most likely token.
+        top_k: If given, draw only from the k most likely tokens.
+        key: A PRNG key, required unless the temperature is 0.
+        mask: Which tokens are not padding; by default all.
+        eos_token_ids: The tokens that end a row; by default those of the config, () for none.
+            Tokens after the end are ``config.pad_token_id``, or the first of these.
 
     Returns:
-        The prompts and what follows (b, t + n), int32.
+        The prompts and the new tokens (b, t + n), int32.
 
     Raises:
-        JaxmixError: if an argument makes no sense, or a key is missing.
-        ShapeError: if tokens are not (b, t) whole numbers of at least one column, or the mask is
-            not like them.
+        JaxmixError: If an argument is invalid, or a key is missing.
+        ShapeError: If the tokens are not integers (b, t) with at least one column, or the mask does
+            not have their shape.
 
     Example:
         >>> import jax
@@ -64,7 +64,7 @@ def generate(
         >>> generate(model, prompt, max_new_tokens=4, temperature=0.8, key=jax.random.key(0)).shape
         (1, 7)
 
-    Source: ``transformers.GenerationMixin.generate``, whose greedy tokens these are.
+    Source: ``transformers.GenerationMixin.generate``, which gives the same greedy tokens.
     """
     _check(model, tokens, max_new_tokens, temperature, top_k, key, mask)
     config = model.config
@@ -102,7 +102,7 @@ def _generate(
     steps: int,
     top_k: int | None,
 ) -> Int[Array, "b n"]:
-    """The new tokens. A function of the module, so that one program serves all equal models."""
+    """Returns the new tokens. It is a module-level function, so equal models share one program."""
     model = nnx.merge(graph, state)
     rows, count = tokens.shape
 
@@ -112,31 +112,31 @@ def _generate(
         return _draw(logits, jax.random.fold_in(key, step), temperature, top_k)
 
     def run(tokens: Array, positions: Array, cache: Cache) -> tuple[Array, Cache]:
-        """The logits of the last token only: a prompt's others are not needed."""
+        """Returns the logits of the last token only, and the new cache."""
         hidden, after = model.hidden(tokens, positions=positions, cache=cache)
         assert after is not None
         return model.logits(hidden[:, -1:])[:, 0], after
 
-    def going_on(carry: tuple[Any, ...]) -> Array:
+    def is_running(carry: tuple[Any, ...]) -> Array:
         step, *_, ended = carry
         return (step < steps) & ~jnp.all(ended)
 
-    def go_on(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+    def add_token(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, last, new, cache, ended = carry
         logits, cache = run(last[:, None], (lengths + step - 1)[:, None], cache)
         last = jnp.where(ended, pad, choose(logits, step))
         ended = ended | jnp.isin(last, ends)
         return step + 1, last, new.at[:, step].set(last), cache, ended
 
-    # Padding stands at -1, which nobody sees; the text that follows it starts at 0.
-    places = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
-    lengths = places[:, -1]
+    # Padding has position -1, which no token attends to; the text after it starts at 0.
+    counts = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+    lengths = counts[:, -1]
     cache = Cache.empty(model.config, rows, count + steps, model.dtype)
-    logits, cache = run(tokens, jnp.where(mask, places - 1, -1), cache)
+    logits, cache = run(tokens, jnp.where(mask, counts - 1, -1), cache)
     first = choose(logits, jnp.int32(0))
     new = jnp.full((rows, steps), pad, jnp.int32).at[:, 0].set(first)
     carry = (jnp.int32(1), first, new, cache, jnp.isin(first, ends))
-    return jax.lax.while_loop(going_on, go_on, carry)[2]
+    return jax.lax.while_loop(is_running, add_token, carry)[2]
 
 
 def _draw(
@@ -145,7 +145,7 @@ def _draw(
     temperature: Float[Array, ""],
     top_k: int | None,
 ) -> Int[Array, " b"]:
-    """A token of each row by its probability, among the likeliest only if ``top_k`` says so."""
+    """Draws a token for each row, from the ``top_k`` most likely ones if it is given."""
     scaled = logits.astype(jnp.float32) / temperature
     if top_k is not None:
         least = jax.lax.top_k(scaled, top_k)[0][:, -1:]
@@ -162,34 +162,36 @@ def _check(
     key: Any,
     mask: Array | None,
 ) -> None:
-    """Whether the arguments make sense, before anything is compiled."""
+    """Checks the arguments before anything is compiled."""
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or not tokens.shape[1]:
         raise ShapeError(
-            f"tokens are {tokens.dtype} {tokens.shape}, expected whole numbers of shape (rows, "
-            "tokens), with at least one token. One text is tokens[None]."
+            f"tokens are {tokens.dtype} with shape {tokens.shape}, expected integers with shape "
+            "(rows, tokens) and at least one token. For a single text use tokens[None]."
         )
     if mask is not None and (mask.shape != tokens.shape or mask.dtype != bool):
         raise ShapeError(
-            f"mask is {mask.dtype} {mask.shape}, expected bool of the tokens' shape {tokens.shape}."
+            f"mask is {mask.dtype} with shape {mask.shape}, expected bool with the shape of the "
+            f"tokens {tokens.shape}."
         )
     if mask is not None and not np.all(np.sort(mask, axis=1) == mask):
         raise JaxmixError("mask has padding after a token, expected it on the left of each row.")
     if mask is not None and not np.all(np.any(mask, axis=1)):
-        raise JaxmixError("mask has a row without a token, expected at least one in each.")
+        raise JaxmixError("mask has a row without tokens, expected at least one in each row.")
     size = model.config.vocab_size
     if np.any((np.asarray(tokens) < 0) | (np.asarray(tokens) >= size)):
         raise JaxmixError(
-            f"tokens go from {np.min(tokens)} to {np.max(tokens)}, expected 0 to {size - 1}. Is it "
-            "another model's tokenizer?"
+            f"tokens go from {np.min(tokens)} to {np.max(tokens)}, expected 0 to {size - 1}. Do "
+            "they come from the tokenizer of another model?"
         )
     if steps < 1:
         raise JaxmixError(f"max_new_tokens is {steps}, expected at least 1.")
-    # The last new token is never looked at.
+    # The last new token is not fed to the model.
     count = tokens.shape[1] if mask is None else int(np.max(np.sum(mask, axis=1)))
     if model.longest is not None and count + steps - 1 > model.longest:
         raise JaxmixError(
-            f"a prompt of {count} tokens and {steps} new ones need {count + steps - 1} positions, "
-            f"but the model has learned {model.longest}. Cut the prompt, or ask for fewer."
+            f"a prompt of {count} tokens and {steps} new tokens need {count + steps - 1} "
+            f"positions, but the model has {model.longest}. Truncate the prompt, or request fewer "
+            "new tokens."
         )
     if top_k is not None and top_k < 1:
         raise JaxmixError(f"top_k is {top_k}, expected at least 1, or None for all tokens.")
@@ -197,6 +199,6 @@ def _check(
         raise JaxmixError(f"temperature is {temperature}, expected a number of at least 0.")
     if temperature > 0 and key is None:
         raise JaxmixError(
-            "drawing needs a key: say key=jax.random.key(0), or temperature=0 for the likeliest "
-            "token."
+            "sampling needs a key. Give key=jax.random.key(0), or temperature=0 for the most "
+            "likely token."
         )

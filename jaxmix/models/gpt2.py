@@ -1,7 +1,7 @@
-"""GPT-2 in NNX whose tree keeps Hugging Face's names.
+"""GPT-2 as an NNX module whose tree uses Hugging Face's names.
 
-Paths read ``transformer.h.0.attn.c_attn.kernel``. A kernel is (in, out), and so is the weight that
-PyTorch has there: GPT-2's Conv1D is no transposed Linear. Only ``lm_head`` is one.
+An example of a path is ``transformer.h.0.attn.c_attn.kernel``. Kernels are (in, out), and so are
+PyTorch's weights of GPT-2's Conv1D. Only ``lm_head`` is a Linear with a transposed weight.
 """
 
 from functools import partial
@@ -25,13 +25,13 @@ from jaxmix.models.layers import (
     heads_of,
     remember,
 )
-from jaxmix.models.tree import Path
+from jaxmix.models.tree import LeafPath
 
 __all__ = ["GPT2"]
 
 
 class Attention(nnx.Module):
-    """Attention whose queries, keys and values come from one product, side by side."""
+    """Attention with one projection for queries, keys and values."""
 
     def __init__(self, config: GPT2Config, scale: float, dtype: Any, rngs: nnx.Rngs):
         hidden = config.hidden_size
@@ -42,7 +42,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t D"], past: Past | None, mask: Bool[Array, "b t s"]
     ) -> tuple[Float[Array, "b t D"], tuple[Array, Array]]:
-        """What the tokens take from what they see, and the keys and values (b, h, s, d)."""
+        """Returns the attention output, and the keys and values (b, h, s, d)."""
         q, k, v = (heads_of(part, self.head_dim) for part in jnp.split(self.c_attn(x), 3, axis=-1))
         keys, values = remember(past, k.swapaxes(1, 2), v.swapaxes(1, 2))
         return self.c_proj(attend(q, keys, values, mask, self.scale)), (keys, values)
@@ -61,7 +61,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each normed before and added to what went in."""
+    """Attention and feed-forward with pre-norms and residual connections."""
 
     def __init__(self, config: GPT2Config, scale: float, dtype: Any, rngs: nnx.Rngs):
         norm = partial(LayerNorm, config.hidden_size, config.layer_norm_eps, dtype)
@@ -78,7 +78,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """GPT-2 without its head: tokens to hidden states."""
+    """GPT-2 without its head, which maps tokens to hidden states."""
 
     def __init__(self, config: GPT2Config, dtype: Any, rngs: nnx.Rngs):
         self.wte = Embed(config.vocab_size, config.hidden_size, dtype, rngs)
@@ -92,10 +92,10 @@ class Transformer(nnx.Module):
         positions: Integer[Array, "b t"] | None,
         cache: Cache | None,
     ) -> tuple[Float[Array, "b t D"], Cache | None]:
-        """The hidden states after the last norm, and the cache with these tokens in it."""
+        """Returns the hidden states after the last norm, and the cache including these tokens."""
         context = Context.of(tokens, positions, cache)
         x = self.wte(tokens)
-        # Padding stands at -1, and is seen by nobody: any position serves.
+        # Padding has position -1. No token attends to it, so its embedding does not matter.
         x = x + self.wpe(jnp.maximum(context.positions, 0)).astype(x.dtype)
         mask = context.mask()
         x, cache = context.through(x, [partial(block, mask=mask) for block in self.h])
@@ -103,22 +103,22 @@ class Transformer(nnx.Module):
 
 
 class GPT2(CausalLM):
-    """GPT-2 with its language model's head: tokens to logits.
+    """GPT-2 with its language model head, which maps tokens to logits.
 
-    Its leaves have Hugging Face's names: ``transformer.wte.embedding`` (V, D),
+    The leaves have Hugging Face's names: ``transformer.wte.embedding`` (V, D),
     ``transformer.wpe.embedding`` (positions, D), ``transformer.h.0.attn.c_attn.kernel`` (in, out)
     and ``.bias`` (out), ``transformer.ln_f.scale`` (D) and ``.bias``, and ``lm_head.kernel`` (D, V)
     unless the config ties it, as all of OpenAI's do.
 
     Args:
-        config: what it computes.
-        dtype: of the leaves, and so of the activations.
-        rngs: ``nnx.Rngs``, for random weights; `load` and `from_torch` give real ones.
+        config: The config.
+        dtype: The dtype of the leaves, and thus of the activations.
+        rngs: ``nnx.Rngs`` for random weights; use `load` or `from_torch` for trained ones.
 
     Raises:
-        ShapeError: on a call, by tokens that are not (b, t) or more than there are positions,
-            positions unlike them, or a cache of other rows or with too few slots left. A position
-            that the model has not learned gives NaN.
+        ShapeError: On a call, if the tokens are not (b, t), there are more than positions, the
+            positions do not have their shape, or the cache has other rows or too few free slots.
+            Positions beyond the learned ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -137,7 +137,7 @@ class GPT2(CausalLM):
     Source: ``transformers/models/gpt2/modeling_gpt2.py``, ``GPT2LMHeadModel``.
     """
 
-    EMBEDDING: ClassVar[Path] = ("transformer", "wte", "embedding")
+    EMBEDDING: ClassVar[LeafPath] = ("transformer", "wte", "embedding")
 
     def __init__(self, config: GPT2Config, *, dtype: Any, rngs: nnx.Rngs):
         self.transformer = Transformer(config, dtype, rngs)
@@ -162,7 +162,7 @@ class GPT2(CausalLM):
     ) -> tuple[Float[Array, "b t D"], Cache | None]:
         if tokens.ndim == 2 and positions is None and tokens.shape[1] > self.longest:
             raise ShapeError(
-                f"tokens have shape {tokens.shape}, but this GPT-2 has learned {self.longest} "
-                "positions only. Cut the text."
+                f"tokens have shape {tokens.shape}, but this GPT-2 has only {self.longest} "
+                "positions. Truncate the text."
             )
         return self.transformer(tokens, positions, cache)

@@ -1,7 +1,7 @@
-"""The layers that the models share, and the decoder's; leaves named as Hugging Face names them.
+"""The layers of the models, with leaves named as in Hugging Face.
 
-In shapes: b rows, t tokens, s slots of the cache, D the hidden size, h heads of the queries, k of
-keys and values, d the size of a head. A kernel is (in, out).
+In shapes, b is rows, t tokens, s slots of the cache, D the hidden size, h query heads, k key and
+value heads, and d the size of a head. Kernels are (in, out).
 """
 
 from collections.abc import Callable
@@ -36,12 +36,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
-# The keys and values of a cache (b, k, s, d), and the first slot that is free.
+# The keys and values of a cache (b, k, s, d), and its first free slot.
 Past = tuple[Array, Array, Array]
 
 
 class Linear(nnx.Module):
-    """``x K + b``, the bias only where there is one."""
+    """``x K + b``, with an optional bias."""
 
     def __init__(self, in_size: int, out_size: int, bias: bool, dtype: Any, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_normal(rngs.params(), (in_size, out_size), dtype))
@@ -53,24 +53,24 @@ class Linear(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """Rows of an embedding (V, D), which may make the logits too."""
+    """An embedding (V, D), which may also serve as a tied head."""
 
     def __init__(self, rows: int, size: int, dtype: Any, rngs: nnx.Rngs, scale: float = 1.0):
         self.embedding = nnx.Param(_normal(rngs.params(), (rows, size), dtype))
         self.scale = scale
 
     def __call__(self, tokens: Integer[Array, "b t"]) -> Float[Array, "b t D"]:
-        # A token that is not in the vocabulary gives NaN, and not some other token's row.
+        # A token outside the vocabulary gives NaN instead of the row of another token.
         rows = jnp.take(self.embedding[...], tokens, axis=0, mode="fill")
         return rows if self.scale == 1 else rows * jnp.asarray(self.scale, rows.dtype)
 
     def attend(self, x: Float[Array, "b t D"]) -> Float[Array, "b t V"]:
-        """``x Eᵀ``, the logits of a tied model."""
+        """Returns ``x Eᵀ``, the logits of a tied model."""
         return x @ self.embedding[...].astype(x.dtype).T
 
 
 class RMSNorm(nnx.Module):
-    """``x/√(mean x² + ε) · w``; in Gemma ``· (1 + w)``, which is rounded only after the product."""
+    """``x/√(mean x² + ε) · w``; in Gemma ``· (1 + w)``, rounded only after the product."""
 
     def __init__(self, size: int, config: DecoderConfig, dtype: Any):
         self.scale = nnx.Param(jnp.full(size, 1 - config.norm_offset, dtype))
@@ -87,7 +87,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """``(x − mean x)/√(var x + ε) · w + b``, rounded at the end."""
+    """``(x − mean x)/√(var x + ε) · w + b``, rounded only at the end."""
 
     def __init__(self, size: int, epsilon: float, dtype: Any):
         self.scale = nnx.Param(jnp.ones(size, dtype))
@@ -103,7 +103,7 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, its queries and keys turned by their positions."""
+    """Grouped-query attention with rotary position embeddings."""
 
     def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
         hidden, size = config.hidden_size, config.head_dim
@@ -120,16 +120,16 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b t D"],
         past: Past | None,
-        turn: tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
+        angles: tuple[Float[Array, "b t d"], Float[Array, "b t d"]],
         mask: Bool[Array, "b t s"],
     ) -> tuple[Float[Array, "b t D"], tuple[Array, Array]]:
-        """What the tokens take from what they see, and the keys and values (b, k, s, d)."""
+        """Returns the attention output, and the keys and values (b, k, s, d)."""
         q, k, v = (
             heads_of(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
-        q, k = rotate(q, *turn), rotate(k, *turn)
+        q, k = rotate(q, *angles), rotate(k, *angles)
         new = k.swapaxes(1, 2), v.swapaxes(1, 2)
         keys, values = remember(past, *new)
         seen = attend(q, keys, values, mask, self.head_dim**-0.5)
@@ -151,7 +151,7 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward, each normed before and added to what went in."""
+    """Attention and feed-forward with pre-norms and residual connections."""
 
     def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
         self.self_attn = Attention(config, dtype, rngs)
@@ -163,36 +163,36 @@ class Layer(nnx.Module):
         self,
         x: Float[Array, "b t D"],
         past: Past | None,
-        turn: tuple[Array, Array],
+        angles: tuple[Array, Array],
         mask: Bool[Array, "b t s"],
     ) -> tuple[Float[Array, "b t D"], tuple[Array, Array]]:
-        seen, memory = self.self_attn(self.input_layernorm(x), past, turn, mask)
+        seen, memory = self.self_attn(self.input_layernorm(x), past, angles, mask)
         x = x + seen
         return x + self.mlp(self.post_attention_layernorm(x)), memory
 
 
 def _normal(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Array:
-    """Normal numbers of transformers' stddev."""
+    """Draws normal numbers with transformers' standard deviation."""
     return 0.02 * jax.random.normal(key, shape, dtype)
 
 
 def heads_of(x: Float[Array, "b t hd"], size: int) -> Float[Array, "b t h d"]:
-    """The heads side by side, taken apart."""
+    """Splits concatenated heads."""
     return x.reshape(*x.shape[:2], -1, size)
 
 
 def remember(
     past: Past | None, new_keys: Float[Array, "b k t d"], new_values: Float[Array, "b k t d"]
 ) -> tuple[Float[Array, "b k s d"], Float[Array, "b k s d"]]:
-    """The keys and values with the new ones in their slots; just these where nothing came before.
+    """Writes new keys and values into their slots of the cache.
 
     Args:
-        past: those of the cache.
-        new_keys: of the tokens of this call.
-        new_values: likewise.
+        past: The keys, the values and the first free slot of the cache; None without a cache.
+        new_keys: The keys of the new tokens.
+        new_values: The values of the new tokens.
 
     Returns:
-        Keys and values.
+        All keys and values; only the new ones without a cache.
     """
     if past is None:
         return new_keys, new_values
@@ -212,17 +212,17 @@ def attend(
     mask: Bool[Array, "b t s"],
     scale: float,
 ) -> Float[Array, "b t hd"]:
-    """``softmax(scale · q kᵀ) v``, each head of k and v for a group of the queries'.
+    """Computes attention, ``softmax(scale · q kᵀ) v``; each k and v head serves a group of q heads.
 
     Args:
-        q: queries.
-        keys: keys.
-        values: values.
-        mask: what each token sees.
-        scale: what the scores are multiplied with, as a rule ``1/√d``.
+        q: The queries.
+        keys: The keys.
+        values: The values.
+        mask: Which slots each token attends to.
+        scale: The factor of the scores, usually ``1/√d``.
 
     Returns:
-        What each token takes, its heads side by side.
+        The attention output, with concatenated heads.
     """
     rows, count, heads, size = q.shape
     grouped = q.reshape(rows, count, keys.shape[1], -1, size)

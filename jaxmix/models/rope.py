@@ -1,7 +1,7 @@
-"""Rotary position embeddings: the frequencies of a config, and the turn itself.
+"""Rotary position embeddings: the frequencies of a config, and the rotation.
 
-The angle of position p in the pair i of a head is ``p·ωᵢ`` with ``ωᵢ = θ^(−2i/head_dim)``, which
-the scalings below stretch for contexts longer than those of pretraining.
+The angle of pair i of a head at position p is ``p·ωᵢ`` with ``ωᵢ = θ^(−2i/head_dim)``. The scalings
+below change the frequencies for contexts that are longer than in pretraining.
 """
 
 import math
@@ -23,12 +23,12 @@ _Scaling = Callable[[np.ndarray, _Params], tuple[np.ndarray, float]]
 
 @dataclass(frozen=True)
 class Rope:
-    """The turn of a head's pairs: frequencies ω, and a factor on cos and sin.
+    """A rotary embedding: frequencies ω, and a factor of cos and sin.
 
     Args:
-        kind: the name of the scaling, ``default`` for none.
-        frequencies: ω (head_dim/2), in radians a position.
-        scale: what cos and sin are multiplied with; 1 but for yarn.
+        kind: The name of the scaling, ``default`` for none.
+        frequencies: ω (head_dim/2), in radians per position.
+        scale: The factor of cos and sin; 1 except for yarn.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Rope:
     scale: float = 1.0
 
     def __call__(self, positions: Integer[Array, "b t"], dtype: Any) -> tuple[Array, Array]:
-        """``(cos, sin)`` of the angles, each (b, t, head_dim), in float32 until they are cast."""
+        """Returns ``(cos, sin)`` of the angles, each (b, t, head_dim), computed in float32."""
         wide = widened(dtype)
         omega = jnp.asarray(self.frequencies + self.frequencies, wide)
         angles = positions[:, :, None].astype(wide) * omega[None, None, :]
@@ -47,46 +47,46 @@ class Rope:
 
 
 def widened(dtype: Any) -> Any:
-    """Float32 at the least: what angles, norms and softmax are computed in."""
+    """Returns the dtype for angles, norms and softmax, which is at least float32."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def rotate(
     x: Float[Array, "b t h d"], cos: Float[Array, "b t d"], sin: Float[Array, "b t d"]
 ) -> Float[Array, "b t h d"]:
-    """Turns each head: the pair i is ``(x[i], x[i + d/2])``, as in Hugging Face's checkpoints.
+    """Rotates the pairs ``(x[i], x[i + d/2])`` of each head, as in Hugging Face's checkpoints.
 
     Args:
-        x: queries or keys.
-        cos: of the angles, each half of d the same.
-        sin: likewise.
+        x: The queries or keys.
+        cos: The cosines of the angles; both halves of d are equal.
+        sin: The sines of the angles, likewise.
 
     Returns:
         ``x·cos + (−x₂, x₁)·sin``.
     """
     first, second = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return x * cos[:, :, None, :] + turned * sin[:, :, None, :]
+    swapped = jnp.concatenate([-second, first], axis=-1)
+    return x * cos[:, :, None, :] + swapped * sin[:, :, None, :]
 
 
 def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str) -> Rope:
-    """The rotary embedding of a config, in either spelling.
+    """Reads the rotary embedding of a config.
 
-    transformers 4 wrote ``rope_theta`` and ``rope_scaling`` (with ``type`` or ``rope_type``),
-    transformers 5 writes both in ``rope_parameters``.
+    transformers 4 wrote ``rope_theta`` and ``rope_scaling`` (with ``type`` or ``rope_type``);
+    transformers 5 writes both into ``rope_parameters``.
 
     Args:
-        values: the fields of config.json.
-        head_dim: the size of a head.
-        length: ``max_position_embeddings``, which some scalings fall back on.
-        where: the file, for messages.
+        values: The fields of config.json.
+        head_dim: The size of a head.
+        length: ``max_position_embeddings``, the default of some parameters.
+        where: The file, for messages.
 
     Returns:
         The frequencies and the factor.
 
     Raises:
-        UnsupportedError: for a scaling, or a field of it, that is not done here.
-        CheckpointError: for a field that is missing, no number, or said twice and differently.
+        UnsupportedError: If a scaling or one of its fields is not supported.
+        CheckpointError: If a field is missing, not a number, or given twice with different values.
 
     Source: ``transformers/modeling_rope_utils.py``; yarn is https://arxiv.org/abs/2309.00071.
     """
@@ -94,9 +94,8 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
     kind = params.pop("rope_type")
     if kind not in _SCALINGS:
         raise UnsupportedError(
-            f"{where}: rope type {kind!r} is not done here, expected one of "
-            f"{', '.join(_SCALINGS)}. If the text is no longer than the model was trained on, take "
-            "the scaling out."
+            f"{where}: rope type {kind!r} is not supported, expected one of "
+            f"{', '.join(_SCALINGS)}. If texts are not longer than in training, remove the scaling."
         )
     required, optional, scaling = _SCALINGS[kind]
     known = {"rope_theta": 10000.0, **optional}
@@ -107,8 +106,8 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
     ]
     if problems:
         raise UnsupportedError(
-            f"{where}: fields of a {kind!r} rope that are not honoured here:{listing(problems)}\n"
-            "If they do not change the angles, take them out of the file."
+            f"{where}: unsupported fields of a {kind!r} rope:{listing(problems)}\n"
+            "If they do not affect the angles, remove them from the file."
         )
     given = {name: value for name, value in params.items() if value is not None}
     if kind in ("llama3", "yarn"):
@@ -119,14 +118,14 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
     wrong = [
         f"{name} is {filled.get(name)!r}"
         for name in ("rope_theta", *required, *optional)
-        if not _is_fit(name, filled.get(name), name in optional)
+        if not _is_valid(name, filled.get(name), name in optional)
     ]
     if wrong:
         raise CheckpointError(
-            f"{where}: fields of a {kind!r} rope, each expected as a positive number:"
+            f"{where}: invalid fields of a {kind!r} rope, expected positive numbers:"
             f"{listing(wrong)}\nWas the file edited?"
         )
-    # Rounded to float32 where transformers rounds: far into a text an ulp can be seen.
+    # Round to float32 where transformers does: at large positions one ulp is visible.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(filled["rope_theta"], exponents, dtype=np.float64).astype(np.float32)
     omega, scale = scaling((1 / powers).astype(np.float64), filled)
@@ -134,7 +133,7 @@ def read_rope(values: Mapping[str, Any], head_dim: int, length: int, where: str)
 
 
 def _params(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The two spellings as one dict with ``rope_type``."""
+    """Merges both spellings into one dict with ``rope_type``."""
     old, new = values.get("rope_scaling"), values.get("rope_parameters")
     if old and new and old != new:
         raise CheckpointError(
@@ -142,7 +141,7 @@ def _params(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     given = old or new or {}
     if not isinstance(given, dict):
-        raise CheckpointError(f"{where}: the rope's parameters are {given!r}, expected an object.")
+        raise CheckpointError(f"{where}: the rope parameters are {given!r}, expected an object.")
     params = dict(given)
     old_type = params.pop("type", None)
     params["rope_type"] = params.get("rope_type") or old_type or "default"
@@ -151,20 +150,20 @@ def _params(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         params["rope_theta"] = theta
     elif theta is not None and theta != params["rope_theta"]:
         raise CheckpointError(
-            f"{where}: rope_theta is {theta!r} at the top and {params['rope_theta']!r} in the "
-            "rope's parameters. Keep one of them."
+            f"{where}: rope_theta is {theta!r} at the top level and {params['rope_theta']!r} in "
+            "the rope parameters. Keep one of them."
         )
-    # Known to no scaling here, so that all but 1 is refused by its name.
+    # No scaling knows this field, so every value except 1 is refused.
     params.setdefault("partial_rotary_factor", values.get("partial_rotary_factor"))
     if params["partial_rotary_factor"] == 1:
         del params["partial_rotary_factor"]
     return params
 
 
-def _is_fit(name: str, value: Any, may_lack: bool) -> bool:
-    """Whether a field is a positive number, the one flag, or absent and optional."""
+def _is_valid(name: str, value: Any, is_optional: bool) -> bool:
+    """Whether a field is a positive number, a valid flag, or absent and optional."""
     if value is None:
-        return may_lack
+        return is_optional
     if name == "truncate":
         return isinstance(value, bool)
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
@@ -179,7 +178,7 @@ def _linear(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
 
 
 def _llama3(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
-    """Long waves are stretched by the factor, short ones stay, those between are blended."""
+    """Divides low frequencies by the factor, keeps high ones, and blends those in between."""
     low, high = params["low_freq_factor"], params["high_freq_factor"]
     waves = params["original_max_position_embeddings"] * omega / (2 * math.pi)
     keep = np.clip((waves - low) / (high - low), 0, 1)
@@ -187,11 +186,11 @@ def _llama3(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
 
 
 def _yarn(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
-    """As llama3, the blend being linear in the pair's index; cos and sin grow with log(factor)."""
+    """As llama3, but the blend is linear in the pair's index and cos and sin are scaled."""
     factor, size = params["factor"], 2 * len(omega)
 
     def index_of(rotations: float) -> float:
-        """The pair that makes so many rotations within the original length."""
+        """Returns the pair that makes that many rotations within the original length."""
         waves = params["original_max_position_embeddings"] / (rotations * 2 * math.pi)
         return size * math.log(waves) / (2 * math.log(params["rope_theta"]))
 
@@ -204,7 +203,7 @@ def _yarn(omega: np.ndarray, params: _Params) -> tuple[np.ndarray, float]:
 
 
 def _yarn_scale(factor: float, params: _Params) -> float:
-    """The factor on cos and sin: the config's, or ``0.1·log(factor) + 1``."""
+    """Returns the factor of cos and sin: the config's, or ``0.1·log(factor) + 1``."""
     if params["attention_factor"] is not None:
         return float(params["attention_factor"])
 
@@ -216,7 +215,7 @@ def _yarn_scale(factor: float, params: _Params) -> float:
     return scale(1.0)
 
 
-# The fields that a scaling needs, those that it may have with their defaults, and its formula.
+# For each scaling: the required fields, the optional fields with their defaults, and the formula.
 _SCALINGS: dict[str, tuple[tuple[str, ...], dict[str, Any], _Scaling]] = {
     "default": ((), {}, _default),
     "linear": (("factor",), {}, _linear),

@@ -1,4 +1,4 @@
-"""From PyTorch's names and orientation to a model's tree, and back."""
+"""Converts between PyTorch's flat dict of tensors and a model."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ from jaxmix.models.config import BertConfig, DecoderConfig, GPT2Config
 from jaxmix.models.decoder import Decoder
 from jaxmix.models.gpt2 import GPT2
 from jaxmix.models.reading import read_config
-from jaxmix.models.spelling import Config, Found, find, is_transposed, torch_name
-from jaxmix.models.tree import Path, assemble, skeleton
+from jaxmix.models.torch_names import Config, NameMatch, is_transposed, match_names, torch_name
+from jaxmix.models.tree import LeafPath, assemble, skeleton
 
 __all__ = ["MODELS", "from_torch", "load", "to_torch"]
 
@@ -29,30 +29,29 @@ MODELS: dict[type, type[Decoder] | type[GPT2] | type[Bert]] = {
     GPT2Config: GPT2,
     BertConfig: Bert,
 }
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
 _HEAD = "lm_head.weight"
 
 
-# Any, so that whoever knows the folder need not narrow a union.
+# It returns Any, so callers who know the model need not narrow a union.
 def load(folder: str | os.PathLike[str], *, dtype: Any = None, ignore: Sequence[str] = ()) -> Any:
     """Reads a model from a Hugging Face folder.
 
     Args:
-        folder: with config.json, and model.safetensors or its shards and their index.
-        dtype: what to cast the weights to; by default each keeps the file's. Activations have the
-            embedding's dtype; norms, softmax and angles are computed in float32 at the least.
-        ignore: as for `from_torch`.
+        folder: A folder with config.json, and model.safetensors or shards with an index.
+        dtype: The dtype of the weights; by default that of the file. Activations have the
+            embedding's dtype; norms, softmax and angles are computed in at least float32.
+        ignore: As for `from_torch`.
 
     Returns:
-        A `Decoder`, `GPT2` or `Bert`, by ``model_type``, with its config. The logits or hidden
-        states are transformers'.
+        A `Decoder`, `GPT2` or `Bert`, according to ``model_type``. Its logits or hidden states
+        equal those of transformers.
 
     Raises:
-        CheckpointError: if a file is missing, damaged or makes no sense, or if tensors are missing
-            or not used; all are listed.
-        ShapeError: if tensors have other shapes than the config says.
-        UnsupportedError: if the kind of model, a field of the config or a dtype would not be
-            honoured.
+        CheckpointError: If a file is missing, damaged or invalid, or tensors are missing or unused;
+            the error lists all of them.
+        ShapeError: If tensors have other shapes than in the config.
+        UnsupportedError: If the model type, a field of the config or a dtype is not supported.
 
     Example:
         >>> load("no/such/folder")
@@ -61,7 +60,7 @@ def load(folder: str | os.PathLike[str], *, dtype: Any = None, ignore: Sequence[
         jaxmix.errors.CheckpointError: no/such/folder has no config.json; found no such folder.
         Give a folder that transformers' save_pretrained wrote.
 
-    Source: ``transformers.AutoModelForCausalLM.from_pretrained``, for BERT ``AutoModel``'s.
+    Source: ``from_pretrained`` of ``transformers.AutoModelForCausalLM``, for BERT of ``AutoModel``.
     """
     config = read_config(folder)
     tensors = read_tensors(folder)
@@ -96,25 +95,25 @@ def from_torch(
 def from_torch(
     config: Config, tensors: Mapping[str, Any], *, dtype: Any = None, ignore: Sequence[str] = ()
 ) -> Decoder | GPT2 | Bert:
-    """A model from a flat dict of PyTorch's names: ``kernel = weightᵀ``, or the weight of a Conv1D.
+    """Makes a model from tensors by PyTorch's names, with ``kernel = weightᵀ`` (except Conv1D).
 
     Args:
-        config: what the model computes. Whether a BERT has a pooler goes by the tensors.
-        tensors: NumPy or JAX arrays by PyTorch's names, in PyTorch's orientation: a weight is (out,
-            in), in GPT-2's Conv1D (in, out). They are copied, one at a time. GPT-2's may lack the
-            prefix ``transformer.``, BERT's may have ``bert.``. Buffers (``rotary_emb.inv_freq``,
-            ``attn.bias``, ``position_ids``) are passed over, and so is ``lm_head.weight`` where it
-            is tied and equal.
-        dtype: what to cast them to; each keeps its own by default.
-        ignore: modules whose tensors are left out, such as ``["cls"]``: no head of a BERT is built.
+        config: The config. Whether a BERT has a pooler is determined by the tensors.
+        tensors: NumPy or JAX arrays by PyTorch's names, with PyTorch's axis order: a weight is
+            (out, in), or (in, out) in GPT-2's Conv1D. They are copied, one at a time. For GPT-2 the
+            prefix ``transformer.`` is optional, for BERT ``bert.``. Buffers
+            (``rotary_emb.inv_freq``, ``attn.bias``, ``position_ids``) are skipped, and so is an
+            ``lm_head.weight`` that is tied and equal to the embedding.
+        dtype: The dtype to cast to; by default each tensor keeps its own.
+        ignore: Modules whose tensors are skipped, such as ``["cls"]`` for the heads of a BERT.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: if tensors are missing or not used, or are there under two names.
-        ShapeError: if some have other shapes than the config says.
-        UnsupportedError: if some are no floats, or are wider than JAX is set to.
+        CheckpointError: If tensors are missing, unused, or present under two names.
+        ShapeError: If tensors have other shapes than in the config.
+        UnsupportedError: If tensors are not floats, or are wider than JAX's configuration allows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -131,49 +130,51 @@ def from_torch(
 
     Source: the state dict of transformers' ``*ForCausalLM``, ``GPT2LMHeadModel``, ``BertModel``.
     """
-    found = find(config, tensors, ignore)
+    found = match_names(config, tensors, ignore)
     if isinstance(config, BertConfig):
         config = replace(config, pooler="pooler.dense.weight" in found.files)
     graph, empty = skeleton(MODELS[type(config)], config)
     paths = {torch_name(path): path for path in empty}
     _check_names(paths, found, tensors, config)
-    leaves: dict[Path, Array] = {}
-    misshaped, odd = [], []
+    leaves: dict[LeafPath, Array] = {}
+    misshaped, unsupported = [], []
     for own, path in paths.items():
-        name, turned = found.files[own], is_transposed(config, path)
+        name, transposed = found.files[own], is_transposed(config, path)
         tensor = tensors[name]
-        expected = empty[path].shape[::-1] if turned else empty[path].shape
+        expected = empty[path].shape[::-1] if transposed else empty[path].shape
         target = np.dtype(tensor.dtype if dtype is None else dtype)
         if tuple(tensor.shape) != expected:
             misshaped.append(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
-        elif np.dtype(tensor.dtype).name not in _FLOATS:
-            odd.append(f"{name} is {tensor.dtype}, expected one of {', '.join(_FLOATS)}")
+        elif np.dtype(tensor.dtype).name not in _DTYPES:
+            dtypes = ", ".join(_DTYPES)
+            unsupported.append(f"{name} is {tensor.dtype}, expected one of {dtypes}")
         elif jax.dtypes.canonicalize_dtype(target) != target:
-            odd.append(f"{name} would be {target}, which JAX rounds unless jax_enable_x64 is set")
+            reason = "which JAX rounds unless jax_enable_x64 is set"
+            unsupported.append(f"{name} would be {target}, {reason}")
         else:
-            # A copy in any case: the caller's array may change later.
-            leaves[path] = jnp.array(tensor.T if turned else tensor, target)
+            # Always copy: the caller's array may change later.
+            leaves[path] = jnp.array(tensor.T if transposed else tensor, target)
     if misshaped:
         raise ShapeError(
             f"tensors that do not fit the config:{listing(misshaped)}\n"
             "Is the config of another size of this model?"
         )
-    if odd:
+    if unsupported:
         raise UnsupportedError(
-            f"tensors of a dtype that is not done here:{listing(odd)}\n"
-            "Take an unquantized checkpoint, or say dtype=jnp.float32."
+            f"tensors of an unsupported dtype:{listing(unsupported)}\n"
+            "Use an unquantized checkpoint, or give dtype=jnp.float32."
         )
     return assemble(graph, empty, leaves)
 
 
 def to_torch(model: Decoder | GPT2 | Bert) -> dict[str, Array]:
-    """The weights as a flat dict of PyTorch's names: ``weight = kernelᵀ``, or the kernel itself.
+    """Returns a model's weights by PyTorch's names, with ``weight = kernelᵀ`` (except Conv1D).
 
     Args:
-        model: the model.
+        model: The model.
 
     Returns:
-        ``{name: array}`` in PyTorch's orientation and the model's dtypes, in the tree's order. A
+        ``{name: array}`` with PyTorch's axis order and the model's dtypes, in the tree's order. A
         tied model has no ``lm_head.weight``.
 
     Example:
@@ -199,30 +200,29 @@ def to_torch(model: Decoder | GPT2 | Bert) -> dict[str, Array]:
 
 
 def _check_names(
-    paths: Mapping[str, Any], found: Found, tensors: Mapping[str, Any], config: Config
+    paths: Mapping[str, Any], found: NameMatch, tensors: Mapping[str, Any], config: Config
 ) -> None:
-    """Whether the tensors are just those of the config."""
+    """Checks that the tensors are exactly those of the config."""
     missing = [f"missing: {name}" for name in paths if name not in found.files]
     unused = {name: file for name, file in found.files.items() if name not in paths}
     module = MODELS[type(config)]
     if _HEAD in unused and issubclass(module, CausalLM):
-        # Not used, so it is tied.
+        # The head is unused, so it is tied.
         embedding = torch_name(module.EMBEDDING)
         if embedding in found.files:
             _check_tied(tensors, unused.pop(_HEAD), found.files[embedding])
-    wrong = [*missing, *(f"not used: {file}" for file in unused.values()), *found.twice]
+    wrong = [*missing, *(f"unused: {file}" for file in unused.values()), *found.duplicates]
     if wrong:
-        what = "an encoder" if isinstance(config, BertConfig) else "a causal language model"
+        model = "an encoder" if isinstance(config, BertConfig) else "a causal language model"
         raise CheckpointError(
-            f"tensors that do not fit a {config.kind} of {config.num_hidden_layers} layers:"
-            f"{listing(wrong)}\nIs it {what} of this kind, whole, and with no adapter's names in "
-            "it? If it is one with a head that is not wanted, name the head's modules: "
-            "ignore=['cls']."
+            f"tensors that do not fit a {config.kind} with {config.num_hidden_layers} layers:"
+            f"{listing(wrong)}\nIs it a complete checkpoint of {model} of this type, without "
+            "tensors of adapters? To skip a head, name its modules, such as ignore=['cls']."
         )
 
 
 def _check_tied(tensors: Mapping[str, Any], head: str, embedding: str) -> None:
-    """Whether a head that the config ties is the embedding."""
+    """Checks that a head that the config ties equals the embedding."""
     if not np.array_equal(np.asarray(tensors[head]), np.asarray(tensors[embedding])):
         raise CheckpointError(
             f"{head} differs from {embedding}, though the config ties them. "

@@ -1,18 +1,18 @@
-"""Structured matrices: the operators of which every update's affine map is made.
+"""Structured matrices: the operators that make up the affine map of every update.
 
-An operator is a matrix ``(rows, cols)`` that remembers its structure. It can be made dense,
-multiply a dense matrix or be added to one, be transposed, scaled and sliced, and say what
-these cost. `add` and `multiply` fold two of them into one where the structure allows.
+An operator is a matrix ``(rows, cols)`` with a known structure. It can be made dense, multiplied
+with a dense matrix or added to one, transposed, scaled and sliced, and it reports what each of
+these costs. `add` and `multiply` fold two operators into one where their structures allow it.
 
-All are frozen dataclasses registered as pytrees: arrays are children, sizes are static. They have
-the dtype of their arrays. `Zero`, `Identity` and `Permutation` have no floats and so no dtype of
-their own: like Python's numbers they take that of what they meet (JAX's weak types).
+Operators are frozen dataclasses registered as pytrees: arrays are children, sizes are static. An
+operator has the dtype of its arrays. `Zero`, `Identity` and `Permutation` hold no floats, so they
+have no dtype of their own and adopt that of the other operand, as JAX's weak types do.
 """
 
 from jaxmix.operators.base import Operator
 from jaxmix.operators.blocks import BlockDiagonal, Kronecker
 from jaxmix.operators.circulant import Circulant
-from jaxmix.operators.compound import Product, Sum
+from jaxmix.operators.compound import Product, Sum, terms
 from jaxmix.operators.fold import add, multiply
 from jaxmix.operators.lowrank import Hadamard, LowRank
 from jaxmix.operators.permutation import Permutation
@@ -43,4 +43,5 @@ __all__ = [
     "multiply",
     "stack_factors",
     "stack_terms",
+    "terms",
 ]

@@ -1,4 +1,4 @@
-"""What every operator can do."""
+"""The interface of all operators."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-__all__ = ["Operator", "picked", "static"]
+__all__ = ["Operator", "slice_indices", "static"]
 
 
 class Operator(ABC):
-    """A structured matrix ``M (rows, cols)``; the subclasses say of which structure.
+    """A structured matrix ``M (rows, cols)``.
 
-    A new structure says the seven abstract things below and is then foldable: what `add` and
-    `multiply` do not know they keep as a `Sum` or a `Product`.
+    A new structure implements the abstract members below. `add` and `multiply` then accept it:
+    pairs of structures that they cannot merge are kept as a `Sum` or a `Product`.
     """
 
     @property
@@ -31,64 +31,64 @@ class Operator(ABC):
 
     @abstractmethod
     def dense(self) -> Float[Array, "rows cols"]:
-        """The matrix itself."""
+        """Returns the matrix as an array."""
 
     @abstractmethod
     def scaled(self, factor: Float[Array, ""] | float) -> "Operator":
-        """``factor · M``; the factor goes where the fewest numbers are."""
+        """Returns ``factor · M``, with the factor multiplied into the smallest array."""
 
     @abstractmethod
     def __matmul__(self, x: Float[Array, "cols n"]) -> Float[Array, "rows n"]:
-        """``M x`` for a dense matrix ``x``, by the structure."""
+        """Returns ``M x`` for a dense matrix ``x``, using the structure."""
 
     @abstractmethod
     def rows(self, part: slice) -> "Operator":
-        """``M[part, :]``, structured too; any slice that a NumPy array takes."""
+        """Returns ``M[part, :]`` as an operator, for any slice that NumPy accepts."""
 
     @abstractmethod
     def flops(self) -> int:
-        """Multiplications and additions that `dense` takes."""
+        """Returns how many multiplications and additions `dense` needs."""
 
     @abstractmethod
     def matmul_flops(self, n: int) -> int:
-        """Multiplications and additions that ``M x`` takes, for an x with n columns."""
+        """Returns how many multiplications and additions ``M x`` needs if x has n columns."""
 
     def cols(self, part: slice) -> "Operator":
-        """``M[:, part]``, structured too."""
+        """Returns ``M[:, part]`` as an operator."""
         return self.T.rows(part).T
 
     def __rmatmul__(self, x: Float[Array, "n rows"]) -> Float[Array, "n cols"]:
-        """``x M`` for a dense matrix ``x``, by the structure: tokens are rows."""
+        """Returns ``x M`` for a dense matrix ``x`` (one token per row), using the structure."""
         return (self.T @ x.T).T
 
-    def picked_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
-        """``M[at]``, dense: the rows of an embedding that tokens look up.
+    def take_rows(self, at: Int[Array, " n"]) -> Float[Array, "n cols"]:
+        """Returns the rows ``M[at]`` as an array, as an embedding lookup does.
 
         Args:
-            at: the rows' numbers, inside the matrix.
+            at: Row indices; all of them must be inside the matrix.
         """
         ones = at[None, :] == jnp.arange(self.shape[0], dtype=at.dtype)[:, None]
         return (self.T @ ones.astype(self._dtype())).T
 
     def _dtype(self) -> Any:
-        """The dtype of its numbers; of the arithmetic, where it has none of its own."""
+        """The dtype of the operator's floats, or JAX's default float if it holds none."""
         floats = [x.dtype for x in jax.tree.leaves(self) if jnp.issubdtype(x.dtype, jnp.floating)]
         return jnp.result_type(*floats) if floats else jnp.zeros(()).dtype
 
     def added_to(self, x: Float[Array, "rows cols"]) -> Float[Array, "rows cols"]:
-        """``x + M``."""
+        """Returns ``x + M``."""
         return x + self.dense()
 
     def added_flops(self) -> int:
-        """Multiplications and additions that `added_to` takes."""
+        """Returns how many multiplications and additions `added_to` needs."""
         return self.flops() + math.prod(self.shape)
 
 
 def static(default: Any = MISSING) -> Any:
-    """A dataclass field that is no child of the pytree but part of its structure."""
+    """Declares a dataclass field that is static: part of the pytree's structure, not a child."""
     return field(default=default, metadata={"static": True})
 
 
-def picked(part: slice, size: int) -> range:
-    """The indices that a slice of an axis of this size picks."""
+def slice_indices(part: slice, size: int) -> range:
+    """Returns the indices that a slice selects from an axis of this size."""
     return range(*part.indices(size))

@@ -1,4 +1,4 @@
-"""Operators made of repeated blocks: block-diagonal and Kronecker."""
+"""Operators built from repeated blocks: block-diagonal and Kronecker."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmix.operators.base import Operator, picked, static
+from jaxmix.operators.base import Operator, slice_indices, static
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
 from jaxmix.operators.sparse import selection
 
-__all__ = ["BlockDiagonal", "Kronecker", "covering", "within"]
+__all__ = ["BlockDiagonal", "Kronecker", "covering_blocks", "rows_within"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class BlockDiagonal(Operator):
-    """``diag(M₁ … Mₖ)``, square blocks of one size, the whole run of them ``copies`` times over.
+    """``diag(M₁ … Mₖ)`` with square blocks of one size; all k blocks are repeated ``copies`` times.
 
     Args:
         blocks: M₁ … Mₖ (k, b, b).
-        copies: how many times the run of blocks is repeated; the matrix is (copies·k·b, same).
+        copies: How often the k blocks are repeated; the matrix has copies·k·b rows and columns.
 
     Example:
         >>> BlockDiagonal(jnp.array([[[2.0]], [[3.0]]]), 2).dense().diagonal().tolist()
@@ -34,7 +34,7 @@ class BlockDiagonal(Operator):
 
     @property
     def block_size(self) -> int:
-        """Rows, and columns, of a block: b."""
+        """The number of rows, and of columns, of each block: b."""
         return self.blocks.shape[1]
 
     @property
@@ -47,14 +47,14 @@ class BlockDiagonal(Operator):
         return BlockDiagonal(jnp.swapaxes(self.blocks, 1, 2), self.copies)
 
     def all_blocks(self) -> Float[Array, "kc b b"]:
-        """Every block written out, copies too."""
+        """Returns every block, with the copies written out."""
         return jnp.tile(self.blocks, (self.copies, 1, 1)) if self.copies > 1 else self.blocks
 
     def coarse(self, size: int) -> "BlockDiagonal":
-        """The same matrix in larger blocks.
+        """Returns the same matrix as larger blocks.
 
         Args:
-            size: the blocks' size, a multiple of b and a divisor of the matrix's.
+            size: The new block size, a multiple of b and a divisor of the matrix's size.
         """
         if size == self.block_size:
             return self
@@ -79,14 +79,14 @@ class BlockDiagonal(Operator):
 
     def rows(self, part: slice) -> Operator:
         n, b = self.shape[0], self.block_size
-        kept = picked(part, n)
+        kept = slice_indices(part, n)
         if len(kept) == 0:
             return Zero(0, n)
-        first, last = covering(kept, b)
+        first, last = covering_blocks(kept, b)
         strip = BlockDiagonal(self.all_blocks()[first:last], 1)
         columns = range(first * b, last * b)
         whole = strip if len(columns) == n else Product(strip, selection(columns, n))
-        return whole if kept == columns else Product(within(kept, columns), whole)
+        return whole if kept == columns else Product(rows_within(kept, columns), whole)
 
     def flops(self) -> int:
         return 0
@@ -98,7 +98,7 @@ class BlockDiagonal(Operator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Kronecker(Operator):
-    """``X ⊗ Y``: the entry ``[i·k + p, j·n + q]`` is ``X[i, j] · Y[p, q]``.
+    """``X ⊗ Y``, whose entry ``[i·k + p, j·n + q]`` is ``X[i, j] · Y[p, q]``.
 
     Args:
         x: X (l, m).
@@ -149,17 +149,17 @@ class Kronecker(Operator):
             wide = jnp.einsum("cln,lm->cmn", parts @ self.y, self.x)
         return wide.reshape(x.shape[0], self.shape[1])
 
-    def picked_rows(self, at: Array) -> Array:
+    def take_rows(self, at: Array) -> Array:
         k = self.y.shape[0]
         x, y = jnp.asarray(self.x)[at // k], jnp.asarray(self.y)[at % k]
         return (x[:, :, None] * y[:, None, :]).reshape(at.shape[0], self.shape[1])
 
     def rows(self, part: slice) -> Operator:
         k = self.y.shape[0]
-        kept = picked(part, self.shape[0])
+        kept = slice_indices(part, self.shape[0])
         if len(kept) == 0:
             return Zero(0, self.shape[1])
-        first, last = covering(kept, k)
+        first, last = covering_blocks(kept, k)
         covered = range(first * k, last * k)
         strip = Kronecker(self.x[first:last], self.y)
         if kept == covered:
@@ -167,7 +167,7 @@ class Kronecker(Operator):
         if last - first == 1:
             inner = jnp.asarray([i - covered.start for i in kept], jnp.int32)
             return Kronecker(strip.x, self.y[inner])
-        return Product(within(kept, covered), strip)
+        return Product(rows_within(kept, covered), strip)
 
     def flops(self) -> int:
         return math.prod(self.shape)
@@ -176,29 +176,29 @@ class Kronecker(Operator):
         return min(self._y_first(), self._x_first()) * n
 
     def _y_first(self) -> int:
-        """The cost of ``M x`` a column, Y multiplied first."""
+        """The cost of ``M x`` per column if Y is multiplied first."""
         (rows, m), (k, n) = self.x.shape, self.y.shape
         return 2 * k * m * (n + rows)
 
     def _x_first(self) -> int:
-        """The cost of ``M x`` a column, X multiplied first."""
+        """The cost of ``M x`` per column if X is multiplied first."""
         (rows, m), (k, n) = self.x.shape, self.y.shape
         return 2 * rows * n * (m + k)
 
 
 def _spread(blocks: Float[Array, "k b b"]) -> Float[Array, "kb kb"]:
-    """Blocks along a diagonal, zeros elsewhere."""
+    """Places blocks along the diagonal of a matrix of zeros."""
     k, b, _ = blocks.shape
     spread = jnp.einsum("kab,kj->kajb", blocks, jnp.eye(k, dtype=blocks.dtype))
     return spread.reshape(k * b, k * b)
 
 
-def covering(kept: range, size: int) -> tuple[int, int]:
-    """The first block of this size that rows touch, and the one after the last."""
+def covering_blocks(kept: range, size: int) -> tuple[int, int]:
+    """Returns the range of blocks that the rows touch, as (first, last + 1)."""
     return min(kept) // size, max(kept) // size + 1
 
 
-def within(kept: range, covered: range) -> Operator:
-    """The selection of rows out of the run of rows that covers them."""
+def rows_within(kept: range, covered: range) -> Operator:
+    """Returns the operator that selects rows from the contiguous rows that cover them."""
     start = covered.start
     return selection(range(kept.start - start, kept.stop - start, kept.step), len(covered))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmix.operators.base import Operator, picked
-from jaxmix.operators.blocks import covering, within
+from jaxmix.operators.base import Operator, slice_indices
+from jaxmix.operators.blocks import covering_blocks, rows_within
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
 
@@ -19,7 +19,7 @@ __all__ = ["Circulant"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Circulant(Operator):
-    """A grid of circulant blocks: the entry ``[i·b + p, j·b + q]`` is ``k[i, j, (q − p) mod b]``.
+    """A grid of circulant blocks; entry ``[i·b + p, j·b + q]`` is ``k[i, j, (q − p) mod b]``.
 
     Args:
         kernels: k (m, n, b), the first row of each block; the matrix is (m·b, n·b).
@@ -42,10 +42,10 @@ class Circulant(Operator):
         return Circulant(jnp.swapaxes(first, 0, 1))
 
     def dense(self) -> Array:
-        # Places are counted by XLA: as a constant of the program they would be as large as a block.
+        # XLA computes the positions: as a constant they would be as large as a block.
         size = self.kernels.shape[2]
-        places = jnp.arange(size, dtype=np.int32)
-        spread = jnp.asarray(self.kernels)[:, :, (places[None, :] - places[:, None]) % size]
+        positions = jnp.arange(size, dtype=np.int32)
+        spread = jnp.asarray(self.kernels)[:, :, (positions[None, :] - positions[:, None]) % size]
         return jnp.transpose(spread, (0, 2, 1, 3)).reshape(self.shape)
 
     def scaled(self, factor: Array | float) -> "Circulant":
@@ -57,20 +57,20 @@ class Circulant(Operator):
             return self.dense() @ x
         _, n, b = self.kernels.shape
         out_dtype = jnp.result_type(self.kernels, x)
-        dtype = np.promote_types(out_dtype, np.float32)  # the transform's least
+        dtype = np.promote_types(out_dtype, np.float32)  # the FFT needs at least float32
         waves = jnp.fft.rfft(jnp.asarray(self.kernels).astype(dtype), axis=2)
         parts = jnp.fft.rfft(x.reshape(n, b, count).astype(dtype), axis=1)
-        # With the kernel's conjugate it is a correlation: q − p, not p − q.
-        made = jnp.fft.irfft(jnp.einsum("mnf,nfc->mfc", waves.conj(), parts), b, axis=1)
-        return made.reshape(self.shape[0], count).astype(out_dtype)
+        # The kernel's conjugate makes it a correlation (q − p) instead of a convolution (p − q).
+        out = jnp.fft.irfft(jnp.einsum("mnf,nfc->mfc", waves.conj(), parts), b, axis=1)
+        return out.reshape(self.shape[0], count).astype(out_dtype)
 
     def rows(self, part: slice) -> Operator:
-        kept, size = picked(part, self.shape[0]), self.kernels.shape[2]
+        kept, size = slice_indices(part, self.shape[0]), self.kernels.shape[2]
         if len(kept) == 0:
             return Zero(0, self.shape[1])
-        first, last = covering(kept, size)
+        first, last = covering_blocks(kept, size)
         strip, covered = Circulant(self.kernels[first:last]), range(first * size, last * size)
-        return strip if kept == covered else Product(within(kept, covered), strip)
+        return strip if kept == covered else Product(rows_within(kept, covered), strip)
 
     def flops(self) -> int:
         return 0
@@ -79,11 +79,11 @@ class Circulant(Operator):
         return min(self._wide_flops(n), self._thin_flops(n))
 
     def _wide_flops(self, n: int) -> int:
-        """The cost of ``M x`` by the dense matrix."""
+        """The cost of ``M x`` with the dense matrix."""
         return 2 * math.prod(self.shape) * n
 
     def _thin_flops(self, count: int) -> int:
-        """The cost of ``M x`` by Fourier transforms of real vectors, the kernels' among them."""
+        """The cost of ``M x`` with real Fourier transforms, including those of the kernels."""
         m, n, b = self.kernels.shape
         transform = int(2.5 * b * math.log2(max(b, 2)))
         return (m * n + (m + n) * count) * transform + 8 * m * n * (b // 2 + 1) * count

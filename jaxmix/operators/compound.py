@@ -1,4 +1,4 @@
-"""Operators made of operators whose structures do not merge."""
+"""Sums and products of operators whose structures do not merge."""
 
 from dataclasses import dataclass
 from functools import reduce
@@ -8,16 +8,16 @@ from jaxtyping import Array
 
 from jaxmix.operators.base import Operator
 
-__all__ = ["Product", "Sum"]
+__all__ = ["Product", "Sum", "terms"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Sum(Operator):
-    """``M₁ + … + Mₙ``, of structures that do not merge.
+    """``M₁ + … + Mₙ``, where the structures of the terms do not merge.
 
     Args:
-        terms: the operators, at least one, all of one shape.
+        terms: The operators, at least one, all of one shape.
 
     Example:
         >>> from jaxmix.operators import Identity
@@ -47,9 +47,9 @@ class Sum(Operator):
     def __rmatmul__(self, x: Array) -> Array:
         return reduce(lambda y, term: y + x @ term, self.terms[1:], x @ self.terms[0])
 
-    def picked_rows(self, at: Array) -> Array:
+    def take_rows(self, at: Array) -> Array:
         first, *rest = self.terms
-        return reduce(lambda y, term: y + term.picked_rows(at), rest, first.picked_rows(at))
+        return reduce(lambda y, term: y + term.take_rows(at), rest, first.take_rows(at))
 
     def rows(self, part: slice) -> "Sum":
         return Sum(tuple(term.rows(part) for term in self.terms))
@@ -71,7 +71,7 @@ class Sum(Operator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Product(Operator):
-    """``M₁ M₂``, of structures that do not merge.
+    """``M₁ M₂``, where the structures of the factors do not merge.
 
     Args:
         first: M₁ (rows, n).
@@ -95,12 +95,12 @@ class Product(Operator):
         return Product(self.second.T, self.first.T)
 
     def dense(self) -> Array:
-        if self._second_first() <= self._first_first():
+        if self._flops_second_dense() <= self._flops_first_dense():
             return self.first @ self.second.dense()
         return (self.second.T @ self.first.dense().T).T
 
     def scaled(self, factor: Array | float) -> "Product":
-        if _numbers(self.first) <= _numbers(self.second):
+        if _count_entries(self.first) <= _count_entries(self.second):
             return Product(self.first.scaled(factor), self.second)
         return Product(self.first, self.second.scaled(factor))
 
@@ -110,27 +110,44 @@ class Product(Operator):
     def __rmatmul__(self, x: Array) -> Array:
         return (x @ self.first) @ self.second
 
-    def picked_rows(self, at: Array) -> Array:
-        return self.first.picked_rows(at) @ self.second
+    def take_rows(self, at: Array) -> Array:
+        return self.first.take_rows(at) @ self.second
 
     def rows(self, part: slice) -> "Product":
         return Product(self.first.rows(part), self.second)
 
     def flops(self) -> int:
-        return min(self._second_first(), self._first_first())
+        return min(self._flops_second_dense(), self._flops_first_dense())
 
     def matmul_flops(self, n: int) -> int:
         return self.second.matmul_flops(n) + self.first.matmul_flops(n)
 
-    def _second_first(self) -> int:
-        """The cost of making M₂ dense and multiplying it by M₁."""
+    def _flops_second_dense(self) -> int:
+        """The cost of making M₂ dense and multiplying it with M₁ from the left."""
         return self.second.flops() + self.first.matmul_flops(self.shape[1])
 
-    def _first_first(self) -> int:
-        """The cost of making M₁ dense and multiplying it by M₂."""
+    def _flops_first_dense(self) -> int:
+        """The cost of making M₁ dense and multiplying it with M₂ from the right."""
         return self.first.flops() + self.second.T.matmul_flops(self.shape[0])
 
 
-def _numbers(x: Operator) -> int:
-    """How many numbers an operator holds."""
+def terms(operator: Operator) -> tuple[Operator, ...]:
+    """Returns the terms of a sum, or the operator itself as the only term.
+
+    Args:
+        operator: Any operator.
+
+    Returns:
+        The terms, at least one.
+
+    Example:
+        >>> from jaxmix.operators import Identity
+        >>> len(terms(Identity(2))), len(terms(Sum((Identity(2), Identity(2)))))
+        (1, 2)
+    """
+    return operator.terms if isinstance(operator, Sum) else (operator,)
+
+
+def _count_entries(x: Operator) -> int:
+    """Returns how many array entries an operator holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(x))

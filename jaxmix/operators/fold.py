@@ -1,11 +1,11 @@
-"""Two operators folded into one where their structures allow."""
+"""Addition and multiplication of operators, folded into one operator where structures allow it."""
 
 import jax.numpy as jnp
 
 from jaxmix.errors import ShapeError
 from jaxmix.operators.base import Operator
 from jaxmix.operators.blocks import BlockDiagonal, Kronecker
-from jaxmix.operators.compound import Product, Sum
+from jaxmix.operators.compound import Product, Sum, terms
 from jaxmix.operators.lowrank import Hadamard, LowRank
 from jaxmix.operators.permutation import Permutation
 from jaxmix.operators.simple import Dense, Diagonal, Identity, Zero
@@ -15,46 +15,46 @@ __all__ = ["add", "multiply"]
 
 
 def add(x: Operator, y: Operator) -> Operator:
-    """``x + y``, folded: zeros vanish, low ranks concatenate, equal structures merge.
+    """Returns ``x + y``, folded: zeros vanish, low ranks are concatenated, equal structures merge.
 
     Args:
-        x: a matrix (rows, cols).
-        y: another of the same shape.
+        x: A matrix (rows, cols).
+        y: Another matrix of the same shape.
 
     Returns:
-        One operator; a `Sum` with at most one term of each structure that merges.
+        One operator, or a `Sum` with at most one term of each structure that merges.
 
     Raises:
-        ShapeError: if the shapes differ.
+        ShapeError: If the shapes differ.
 
     Example:
-        >>> one = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))
-        >>> both = add(one, one)
+        >>> x = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))
+        >>> both = add(x, x)
         >>> type(both).__name__, both.rank
         ('LowRank', 2)
     """
     if x.shape != y.shape:
         raise ShapeError(
-            f"add: a matrix {y.shape} on one of {x.shape}, expected equal shapes. Are both updates "
-            "for one weight?"
+            f"add: the matrices have shapes {x.shape} and {y.shape}, expected equal shapes. Do "
+            "both updates belong to the same weight?"
         )
     if isinstance(x, Zero):
         return y
     if isinstance(y, Zero):
         return x
-    terms = list(x.terms if isinstance(x, Sum) else (x,))
-    for new in y.terms if isinstance(y, Sum) else (y,):
-        for i, old in enumerate(terms):
-            if (merged := _merged(old, new)) is not None:
-                terms[i] = merged
+    summands = list(terms(x))
+    for new in terms(y):
+        for i, old in enumerate(summands):
+            if (merged := _merge(old, new)) is not None:
+                summands[i] = merged
                 break
         else:
-            terms.append(new)
-    return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+            summands.append(new)
+    return summands[0] if len(summands) == 1 else Sum(tuple(summands))
 
 
-def _merged(x: Operator, y: Operator) -> Operator | None:
-    """``x + y`` as one operator of their structure, or None."""
+def _merge(x: Operator, y: Operator) -> Operator | None:
+    """Returns ``x + y`` as one operator of their common structure, or None."""
     match x, y:
         case LowRank(), LowRank():
             return LowRank(jnp.concatenate([x.b, y.b], 1), jnp.concatenate([x.a, y.a], 0))
@@ -76,27 +76,27 @@ def _diagonal(x: Diagonal | Identity) -> Diagonal:
 
 
 def multiply(x: Operator, y: Operator) -> Operator:
-    """``x y``, folded: identities vanish, low rank stays low rank, equal structures merge.
+    """Returns ``x y``, folded: identities vanish, low rank is kept, equal structures merge.
 
     Args:
-        x: a matrix (rows, n).
-        y: a matrix (n, cols).
+        x: A matrix (rows, n).
+        y: A matrix (n, cols).
 
     Returns:
-        One operator; a `Product` where the structures do not merge.
+        One operator, which is a `Product` if the structures do not merge.
 
     Raises:
-        ShapeError: if the inner sizes differ.
+        ShapeError: If the inner sizes differ.
 
     Example:
-        >>> one = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))
-        >>> multiply(Diagonal(jnp.array([2.0, 3.0])), one).b.tolist()
+        >>> x = LowRank(jnp.ones((2, 1)), jnp.ones((1, 3)))
+        >>> multiply(Diagonal(jnp.array([2.0, 3.0])), x).b.tolist()
         [[2.0], [3.0]]
     """
     if x.shape[1] != y.shape[0]:
         raise ShapeError(
-            f"multiply: a matrix {x.shape} times one of {y.shape}, expected equal inner sizes. Are "
-            "both updates for one weight?"
+            f"multiply: the matrices have shapes {x.shape} and {y.shape}, expected equal inner "
+            "sizes. Do both updates belong to the same weight?"
         )
     if isinstance(x, Identity):
         return y
@@ -116,11 +116,11 @@ def multiply(x: Operator, y: Operator) -> Operator:
         case _, Dense():
             return Dense(x @ y.matrix)
         case Diagonal(), _:
-            return _under_diagonal(x, y)
+            return _multiply_diagonal(x, y)
         case _, Diagonal():
-            return _under_diagonal(y, x.T).T
+            return _multiply_diagonal(y, x.T).T
         case BlockDiagonal(), BlockDiagonal():
-            return _blocks(x, y)
+            return _multiply_blocks(x, y)
         case Permutation(), Permutation():
             return Permutation(y.order[x.order])
         case Kronecker(), Kronecker() if x.x.shape[1] == y.x.shape[0]:
@@ -129,8 +129,8 @@ def multiply(x: Operator, y: Operator) -> Operator:
             return Product(x, y)
 
 
-def _under_diagonal(x: Diagonal, y: Operator) -> Operator:
-    """``diag(d) y``."""
+def _multiply_diagonal(x: Diagonal, y: Operator) -> Operator:
+    """Returns ``diag(d) y``."""
     match y:
         case Diagonal():
             return Diagonal(x.d * y.d, x.gates or y.gates)
@@ -144,8 +144,8 @@ def _under_diagonal(x: Diagonal, y: Operator) -> Operator:
             return Product(x, y)
 
 
-def _blocks(x: BlockDiagonal, y: BlockDiagonal) -> Operator:
-    """The product of two block-diagonals, where the blocks of one are made of the other's."""
+def _multiply_blocks(x: BlockDiagonal, y: BlockDiagonal) -> Operator:
+    """Multiplies two block-diagonal matrices; merges them if one block size divides the other."""
     small, large = sorted((x.block_size, y.block_size))
     if large % small:
         return Product(x, y)

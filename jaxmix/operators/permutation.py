@@ -15,10 +15,10 @@ __all__ = ["Permutation"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Permutation(Operator):
-    """``(P x)[i] = x[order[i]]``: a matrix of zeros and ones, of no dtype of its own.
+    """The permutation matrix P with ``(P x)[i] = x[order[i]]``, without a dtype of its own.
 
     Args:
-        order: where each row comes from (n,); every row once.
+        order: The source index of each row (n,), a permutation of 0 … n − 1.
 
     Example:
         >>> Permutation(jnp.array([1, 0])).dense().tolist()
@@ -33,14 +33,14 @@ class Permutation(Operator):
 
     @property
     def T(self) -> "Permutation":
-        back = jnp.zeros_like(self.order).at[self.order].set(self._numbers())
-        return Permutation(back)
+        inverse = jnp.zeros_like(self.order).at[self.order].set(self._row_indices())
+        return Permutation(inverse)
 
     def dense(self) -> Array:
-        return jnp.where(self.order[:, None] == self._numbers()[None], 1.0, 0.0)
+        return jnp.where(self.order[:, None] == self._row_indices()[None], 1.0, 0.0)
 
     def scaled(self, factor: Array | float) -> Sparse:
-        return self._picked(slice(None), jnp.asarray(factor))
+        return self._scaled_rows(slice(None), jnp.asarray(factor))
 
     def __matmul__(self, x: Float[Array, "n k"]) -> Float[Array, "n k"]:
         return jnp.asarray(x)[self.order]
@@ -49,7 +49,7 @@ class Permutation(Operator):
         return jnp.asarray(x)[:, self.T.order]
 
     def rows(self, part: slice) -> Sparse:
-        return self._picked(part, jnp.asarray(1.0))
+        return self._scaled_rows(part, jnp.asarray(1.0))
 
     def flops(self) -> int:
         return 0
@@ -57,13 +57,13 @@ class Permutation(Operator):
     def matmul_flops(self, n: int) -> int:
         return 0
 
-    def _numbers(self) -> Int[Array, " n"]:
-        """The numbers of the rows."""
+    def _row_indices(self) -> Int[Array, " n"]:
+        """Returns the indices of all rows."""
         return jnp.arange(self.order.shape[0], dtype=self.order.dtype)
 
-    def _picked(self, part: slice, factor: Float[Array, ""]) -> Sparse:
-        """The factor times some of the rows."""
+    def _scaled_rows(self, part: slice, factor: Float[Array, ""]) -> Sparse:
+        """Returns the factor times the selected rows."""
         cols = self.order[part]
-        rows = self._numbers()[: cols.shape[0]]
+        rows = self._row_indices()[: cols.shape[0]]
         values = jnp.broadcast_to(factor, cols.shape)
         return Sparse(values, jnp.stack([rows, cols]), cols.shape[0], self.order.shape[0])

@@ -1,4 +1,4 @@
-"""Rotations made of skew matrices: what the blocks of OFT, BOFT, PSOFT and Diag-OFT are."""
+"""Rotations from skew-symmetric matrices, which OFT, BOFT, PSOFT and Diag-OFT use as blocks."""
 
 from typing import Any
 
@@ -7,29 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-__all__ = ["MOST_TERMS", "cayley", "series", "shrunk", "skew", "terms_problem"]
+__all__ = ["MAX_TERMS", "cayley", "cayley_neumann", "clip_norm", "skew_symmetric", "terms_misfit"]
 
-# Each term of a series is a product of its own in the program.
-MOST_TERMS = 1000
+# The most terms of a series: each term is a separate product in the program.
+MAX_TERMS = 1000
 
 
-def skew(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
-    """The skew matrices of which these are the upper triangles, row by row.
+def skew_symmetric(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
+    """Builds skew-symmetric matrices from their upper triangles.
 
     Args:
-        numbers: b(b − 1)/2 of them for each matrix.
+        numbers: The upper triangle of each matrix, row by row (k, b(b − 1)/2).
 
     Returns:
-        The matrices.
+        The matrices (k, b, b).
 
     Example:
-        >>> skew(jnp.array([[3.0]])).tolist()
+        >>> skew_symmetric(jnp.array([[3.0]])).tolist()
         [[[0.0, 3.0], [-3.0, 0.0]]]
     """
     size = round((1 + (1 + 8 * numbers.shape[1]) ** 0.5) / 2)
     if size == 1:
         return jnp.zeros((numbers.shape[0], 1, 1), numbers.dtype)
-    # Counted by XLA: as constants of the program these would be as large as a matrix.
+    # XLA computes the indices: as constants of the program they would be as large as a matrix.
     i, j = jnp.arange(size, dtype=np.int32)[:, None], jnp.arange(size, dtype=np.int32)[None]
     low, high = jnp.minimum(i, j), jnp.maximum(i, j)
     number = jnp.where(i == j, 0, low * (2 * size - low - 1) // 2 + high - low - 1)
@@ -37,38 +37,40 @@ def skew(numbers: Float[Array, "k n"]) -> Float[Array, "k b b"]:
     return jnp.asarray(numbers)[:, number] * sign[None]
 
 
-def shrunk(q: Float[Array, "k a b"], bound: Float[Array, ""] | float) -> Float[Array, "k a b"]:
-    """The matrices, each brought to this Frobenius norm if its own is larger.
+def clip_norm(q: Float[Array, "k a b"], bound: Float[Array, ""] | float) -> Float[Array, "k a b"]:
+    """Scales each matrix down to a Frobenius norm if its own norm is larger.
 
     Args:
-        q: the matrices.
-        bound: the norm.
+        q: The matrices.
+        bound: The largest norm.
 
     Returns:
         Matrices of the same shape.
 
     Example:
-        >>> shrunk(jnp.full((1, 2, 2), 4.0), 1.0).tolist()
+        >>> clip_norm(jnp.full((1, 2, 2), 4.0), 1.0).tolist()
         [[[0.5, 0.5], [0.5, 0.5]]]
     """
     square = jnp.sum(q * q, axis=(1, 2), keepdims=True)
-    # Compared as squares: the root's slope at Q = 0, where training starts, is infinite.
+    # Compare squares: the gradient of the root is infinite at Q = 0, where training starts.
     is_far = square > bound**2
     root = jnp.sqrt(jnp.where(is_far, square, jnp.ones_like(square)))
     return jnp.where(is_far, q * (bound / root), q)
 
 
 def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
-    """``(I + Q)⁻¹ (I − Q) = 2 (I − Q²)⁻¹ (I − Q) − I`` of skew matrices.
+    """Returns the Cayley transform ``(I + Q)⁻¹ (I − Q)`` of skew-symmetric matrices.
 
-    ``I − Q²`` is symmetric and at least I, so Cholesky's factors serve. They compile and run in a
-    part of the time that pivoting takes, at the cost of digits where Q is far beyond 1.
+    It is computed as ``2 (I − Q²)⁻¹ (I − Q) − I``. ``I − Q²`` is symmetric positive definite, so a
+    Cholesky decomposition solves it. That compiles and runs much faster than LU with pivoting, but
+    loses precision where the norm of Q is far above 1.
 
     Args:
-        q: the matrices Q.
+        q: The matrices Q.
 
     Returns:
-        The rotations, in Q's dtype; LAPACK works in float32 at the least. NaN where Q² overflows.
+        The rotations, in Q's dtype; they are computed in at least float32, which LAPACK needs.
+        NaN where Q² overflows.
 
     Example:
         >>> quarter = cayley(jnp.array([[[0.0, 1.0], [-1.0, 0.0]]]))
@@ -88,22 +90,22 @@ def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
     return jnp.where(is_finite, 2 * inverse - eye, jnp.nan).astype(q.dtype)
 
 
-def series(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Array:
-    """PEFT's Cayley-Neumann series, ``I + 2Q + 2Q² + … + 2Qⁿ⁻² + Qⁿ⁻¹``.
+def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Array:
+    """Returns PEFT's Cayley-Neumann series, ``I + 2Q + 2Q² + … + 2Qⁿ⁻² + Qⁿ⁻¹``.
 
-    It approximates ``(I + Q)(I − Q)⁻¹``: the inverse of `cayley` for the same Q. PEFT's loop gives
-    for three terms what it gives for four.
+    It approximates ``(I + Q)(I − Q)⁻¹``, the inverse of `cayley` for the same Q. As in PEFT, three
+    terms give the same result as four.
 
     Args:
-        q: the matrices Q.
-        terms: n.
-        ends_twice: whether the last power counts twice too, as before peft 0.18.
+        q: The matrices Q.
+        terms: The number of terms n.
+        ends_twice: Whether the last power has the factor 2 as well, as before peft 0.18.
 
     Returns:
-        The sums, which are rotations for small Q only.
+        The sums, which are approximately orthogonal for small Q only.
 
     Example:
-        >>> series(jnp.full((1, 1, 1), 0.5), 5).tolist()
+        >>> cayley_neumann(jnp.full((1, 1, 1), 0.5), 5).tolist()
         [[[2.8125]]]
     """
     total = power = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
@@ -125,19 +127,19 @@ def series(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Ar
     return total + power @ q
 
 
-def terms_problem(terms: Any) -> str | None:
-    """Describes an invalid number of terms for `series`.
+def terms_misfit(terms: Any) -> str | None:
+    """Describes an invalid number of terms for `cayley_neumann`.
 
     Args:
-        terms: the number; None, which stands for the exact rotation, is valid.
+        terms: The number; None stands for the exact rotation and is valid.
 
     Returns:
-        One line, or None if the number is valid.
+        A message, or None if the number is valid.
 
     Example:
-        >>> terms_problem(5), terms_problem(2**40)
+        >>> terms_misfit(5), terms_misfit(2**40)
         (None, 'terms is 1099511627776, expected an integer from 1 to 1,000')
     """
-    if terms is None or (type(terms) is int and 1 <= terms <= MOST_TERMS):
+    if terms is None or (type(terms) is int and 1 <= terms <= MAX_TERMS):
         return None
-    return f"terms is {terms!r}, expected an integer from 1 to {MOST_TERMS:,}"
+    return f"terms is {terms!r}, expected an integer from 1 to {MAX_TERMS:,}"

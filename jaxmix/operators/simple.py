@@ -1,4 +1,4 @@
-"""The operators without factors: zero, identity, diagonal, dense."""
+"""The basic operators: zero, identity, diagonal and dense."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmix.operators.base import Operator, picked, static
+from jaxmix.operators.base import Operator, slice_indices, static
 from jaxmix.operators.sparse import Sparse, selection
 
 __all__ = ["Dense", "Diagonal", "Identity", "Zero"]
@@ -17,11 +17,11 @@ __all__ = ["Dense", "Diagonal", "Identity", "Zero"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Zero(Operator):
-    """The zero matrix, of no dtype of its own.
+    """The zero matrix, without a dtype of its own.
 
     Args:
-        n_rows: how many rows.
-        n_cols: how many columns.
+        n_rows: The number of rows.
+        n_cols: The number of columns.
 
     Example:
         >>> Zero(1, 2).dense().tolist()
@@ -52,7 +52,7 @@ class Zero(Operator):
         return jnp.zeros((x.shape[0], self.n_cols), x.dtype)
 
     def rows(self, part: slice) -> "Zero":
-        return Zero(len(picked(part, self.n_rows)), self.n_cols)
+        return Zero(len(slice_indices(part, self.n_rows)), self.n_cols)
 
     def flops(self) -> int:
         return 0
@@ -70,10 +70,10 @@ class Zero(Operator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Identity(Operator):
-    """The identity matrix, of no dtype of its own.
+    """The identity matrix, without a dtype of its own.
 
     Args:
-        size: how many rows, and columns.
+        size: The number of rows, and of columns.
 
     Example:
         >>> Identity(2).dense().tolist()
@@ -103,7 +103,7 @@ class Identity(Operator):
         return x
 
     def rows(self, part: slice) -> Sparse:
-        return selection(picked(part, self.size), self.size)
+        return selection(slice_indices(part, self.size), self.size)
 
     def flops(self) -> int:
         return 0
@@ -115,14 +115,12 @@ class Identity(Operator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Diagonal(Operator):
-    """``diag(d)``. What an entry of zero meets is not read: it may be NaN or infinite.
-
-    So a leaf that is replaced as a whole does not depend on its old numbers.
+    """The diagonal matrix ``diag(d)``.
 
     Args:
-        d: the diagonal (n,).
-        gates: whether zero takes a row out even if it is not finite: of what replaces rows, which
-            must not depend on what was there.
+        d: The diagonal (n,).
+        gates: Whether a zero on the diagonal gives zero even for NaN and infinity. Updates that
+            replace rows set it, so that the result does not depend on the replaced values.
 
     Example:
         >>> Diagonal(jnp.array([2.0, 3.0])).dense().tolist()
@@ -155,9 +153,9 @@ class Diagonal(Operator):
         return _gated(x, d) if self.gates else x * d
 
     def rows(self, part: slice) -> Sparse:
-        kept = picked(part, self.d.shape[0])
-        places = np.stack([np.arange(len(kept)), np.asarray(kept, int)]).astype(np.int32)
-        return Sparse(self.d[part], jnp.asarray(places), len(kept), self.d.shape[0])
+        kept = slice_indices(part, self.d.shape[0])
+        positions = np.stack([np.arange(len(kept)), np.asarray(kept, int)]).astype(np.int32)
+        return Sparse(self.d[part], jnp.asarray(positions), len(kept), self.d.shape[0])
 
     def flops(self) -> int:
         return 0
@@ -169,10 +167,10 @@ class Diagonal(Operator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Dense(Operator):
-    """A matrix with no structure to use.
+    """A matrix without structure.
 
     Args:
-        matrix: its numbers (rows, cols).
+        matrix: The entries (rows, cols).
 
     Example:
         >>> Dense(jnp.ones((1, 2))).T.shape
@@ -202,7 +200,7 @@ class Dense(Operator):
     def __rmatmul__(self, x: Array) -> Array:
         return x @ self.matrix
 
-    def picked_rows(self, at: Array) -> Array:
+    def take_rows(self, at: Array) -> Array:
         return jnp.asarray(self.matrix)[at]
 
     def rows(self, part: slice) -> "Dense":
@@ -216,9 +214,9 @@ class Dense(Operator):
 
 
 def _gated(x: Array, d: Array) -> Array:
-    """``d · x`` with zero where d is zero, even if x is not finite there.
+    """Returns ``d · x`` with zero where d is zero, even if x is not finite there.
 
-    The product stays, for the sake of its slope with respect to d.
+    It still multiplies with d, which keeps the gradient with respect to d.
     """
-    x = x * jnp.ones_like(d)  # of the shape, and on a mesh of the sharding, of the result
+    x = x * jnp.ones_like(d)  # gives x the shape and the sharding of the result
     return d * jnp.where((d == 0) & ~jnp.isfinite(x), jnp.zeros_like(x), x)

@@ -1,4 +1,4 @@
-"""Sparse matrices by coordinates, and the selections that slices are made of."""
+"""Sparse matrices in coordinate format, and the selection of rows that slices use."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmix.operators.base import Operator, picked, static
+from jaxmix.operators.base import Operator, slice_indices, static
 
 __all__ = ["Sparse", "selection"]
 
@@ -15,13 +15,14 @@ __all__ = ["Sparse", "selection"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Sparse(Operator):
-    """``M[i, j] = Σ v`` over the entries listed; an entry listed twice counts twice.
+    """A sparse matrix in coordinate format; values at repeated positions are summed.
 
     Args:
-        values: v (n,).
-        indices: i and j (2, n), from 0 on and inside the matrix: JAX drops what lies beyond.
-        n_rows: how many rows.
-        n_cols: how many columns.
+        values: The values v (n,).
+        indices: Rows i and columns j of the values (2, n), which must be inside the matrix: JAX
+            drops values outside.
+        n_rows: The number of rows.
+        n_cols: The number of columns.
 
     Example:
         >>> Sparse(jnp.array([2.0, 3.0]), jnp.array([[0, 0], [1, 1]]), 1, 2).dense().tolist()
@@ -42,7 +43,7 @@ class Sparse(Operator):
         return Sparse(self.values, self.indices[::-1], self.n_cols, self.n_rows)
 
     def dense(self) -> Array:
-        # zeros_like keeps a weak type where the values have one, as a selection's do.
+        # zeros_like keeps the weak type of the values, which `selection` has.
         return self.added_to(jnp.zeros_like(self.values, shape=self.shape))
 
     def scaled(self, factor: Array | float) -> "Sparse":
@@ -59,12 +60,12 @@ class Sparse(Operator):
         return out.at[:, j].add(jnp.asarray(x)[:, i] * self.values[None, :])
 
     def rows(self, part: slice) -> "Sparse":
-        kept = picked(part, self.n_rows)
+        kept = slice_indices(part, self.n_rows)
         if len(kept) == 0:
             return Sparse(self.values[:0], self.indices[:, :0], 0, self.n_cols)
         ahead = self.indices[0] - kept.start
         i, off = ahead // kept.step, ahead % kept.step
-        # Entries outside stay listed, with the value 0: how many fall inside is not static.
+        # Entries outside stay in the list with value 0: the number of entries inside is not static.
         inside = (off == 0) & (i >= 0) & (i < len(kept))
         indices = jnp.stack([jnp.where(inside, i, 0), self.indices[1]])
         return Sparse(jnp.where(inside, self.values, 0), indices, len(kept), self.n_cols)
@@ -83,15 +84,15 @@ class Sparse(Operator):
 
 
 def selection(kept: range, size: int) -> Sparse:
-    """Rows of the identity: ``selection(kept, size) @ x`` is ``x[kept]``.
+    """Returns rows of the identity matrix: ``selection(kept, size) @ x`` is ``x[kept]``.
 
     Args:
-        kept: the rows, in order.
-        size: the size of the identity.
+        kept: The rows to select, in order.
+        size: The size of the identity.
 
     Returns:
-        A matrix (len(kept), size) of ones and zeros, of no dtype of its own, as `Identity`.
+        A matrix (len(kept), size) of zeros and ones, which has no dtype of its own.
     """
-    places = np.stack([np.arange(len(kept)), np.asarray(kept, int)]).astype(np.int32)
+    positions = np.stack([np.arange(len(kept)), np.asarray(kept, int)]).astype(np.int32)
     ones = jnp.broadcast_to(jnp.asarray(1.0), (len(kept),))
-    return Sparse(ones, jnp.asarray(places), len(kept), size)
+    return Sparse(ones, jnp.asarray(positions), len(kept), size)

@@ -1,4 +1,4 @@
-"""Low ranks that lie one after the other in a leaf with a further axis, as experts do."""
+"""Low-rank matrices stacked along a leading axis, one per expert."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmix.operators.base import Operator, picked, static
+from jaxmix.operators.base import Operator, slice_indices, static
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
 from jaxmix.operators.sparse import selection
@@ -18,15 +18,15 @@ __all__ = ["StackedLowRank"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class StackedLowRank(Operator):
-    """The matrix whose row e is ``BₑAₑ``, flattened: (experts, p·q).
+    """The matrix (experts, p·q) whose row e is the flattened ``BₑAₑ``.
 
-    A leaf of experts (experts, p, q) is the matrix (experts, p·q), as a convolution (out, in, *k)
-    is (out, in·k).
+    A leaf of experts (experts, p, q) is treated as the matrix (experts, p·q), just as a convolution
+    (out, in, *k) is treated as (out, in·k).
 
     Args:
         b: B₁ … (experts, p, r).
         a: A₁ … (experts, r, q).
-        turned: whether it is the transpose (p·q, experts) of that.
+        is_transposed: Whether this is the transpose (p·q, experts).
 
     Example:
         >>> two = StackedLowRank(jnp.ones((2, 1, 1)), jnp.array([[[1.0, 2.0]], [[3.0, 4.0]]]))
@@ -38,40 +38,40 @@ class StackedLowRank(Operator):
 
     b: Float[Array, "experts p r"]
     a: Float[Array, "experts r q"]
-    turned: bool = static(False)
+    is_transposed: bool = static(False)
 
     @property
     def shape(self) -> tuple[int, int]:
         experts, wide = self.b.shape[0], self.b.shape[1] * self.a.shape[2]
-        return (wide, experts) if self.turned else (experts, wide)
+        return (wide, experts) if self.is_transposed else (experts, wide)
 
     @property
     def T(self) -> "StackedLowRank":
-        return StackedLowRank(self.b, self.a, not self.turned)
+        return StackedLowRank(self.b, self.a, not self.is_transposed)
 
     def dense(self) -> Array:
         (experts, p, _), (*_, q) = self.b.shape, self.a.shape
         rows = jnp.einsum("epr,erq->epq", self.b, self.a).reshape(experts, p * q)
-        return rows.T if self.turned else rows
+        return rows.T if self.is_transposed else rows
 
     def scaled(self, factor: Array | float) -> "StackedLowRank":
         if self.b.size < self.a.size:
-            return StackedLowRank(factor * self.b, self.a, self.turned)
-        return StackedLowRank(self.b, factor * self.a, self.turned)
+            return StackedLowRank(factor * self.b, self.a, self.is_transposed)
+        return StackedLowRank(self.b, factor * self.a, self.is_transposed)
 
     def __matmul__(self, x: Array) -> Array:
         (_, p, _), (*_, q), n = self.b.shape, self.a.shape, x.shape[1]
-        if self.turned:
-            # Σₑ BₑAₑ xₑ: the experts' ranks are one inner axis.
+        if self.is_transposed:
+            # Σₑ BₑAₑ xₑ contracts over experts and ranks at once.
             wide = jnp.einsum("erq,en->erqn", self.a, x)
             return jnp.einsum("epr,erqn->pqn", self.b, wide).reshape(p * q, n)
         thin = jnp.einsum("epr,pqn->erqn", self.b, x.reshape(p, q, n))
         return jnp.einsum("erq,erqn->en", self.a, thin)
 
     def rows(self, part: slice) -> Operator:
-        if not self.turned:
+        if not self.is_transposed:
             return StackedLowRank(self.b[part], self.a[part])
-        kept = picked(part, self.shape[0])
+        kept = slice_indices(part, self.shape[0])
         if len(kept) == 0:
             return Zero(0, self.shape[1])
         return Product(selection(kept, self.shape[0]), self)

@@ -1,4 +1,4 @@
-"""A grid of tiles, each a low rank."""
+"""A grid of low-rank tiles."""
 
 import math
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmix.operators.base import Operator, picked
-from jaxmix.operators.blocks import covering, within
+from jaxmix.operators.base import Operator, slice_indices
+from jaxmix.operators.blocks import covering_blocks, rows_within
 from jaxmix.operators.compound import Product
 from jaxmix.operators.simple import Zero
 
@@ -18,7 +18,7 @@ __all__ = ["Tiles"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Tiles(Operator):
-    """A grid whose tile (m, n) is ``B[m, n] A[m, n]``.
+    """A grid of low-rank tiles; tile (m, n) is ``B[m, n] A[m, n]``.
 
     Args:
         b: B (m, n, p, r).
@@ -60,17 +60,17 @@ class Tiles(Operator):
         return jnp.einsum("cmnr,mnrq->cnq", inner, self.a).reshape(x.shape[0], self.shape[1])
 
     def rows(self, part: slice) -> Operator:
-        kept, size = picked(part, self.shape[0]), self.b.shape[2]
+        kept, size = slice_indices(part, self.shape[0]), self.b.shape[2]
         if len(kept) == 0:
             return Zero(0, self.shape[1])
-        first, last = covering(kept, size)
+        first, last = covering_blocks(kept, size)
         strip, covered = (
             Tiles(self.b[first:last], self.a[first:last]),
             range(first * size, last * size),
         )
         if kept == covered:
             return strip
-        return Product(within(kept, covered), strip)
+        return Product(rows_within(kept, covered), strip)
 
     def flops(self) -> int:
         return 2 * self.b.shape[3] * math.prod(self.shape)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import einops
 import jax
@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmix.errors import LayoutError
+from jaxmix.families.base import Part
 
 __all__ = ["Part", "Place", "Scale", "are_sizes", "atoms", "is_scale", "parsed_index", "spelled"]
-
-Part = Literal["weight", "bias"]
 
 # A number, or a product of powers of axis sizes: (("h", -0.5),) is 1/√h.
 Scale = float | tuple[tuple[str, float], ...]

@@ -135,7 +135,7 @@ def form_of(part: Part, tree: Tree, place: Place) -> Form:
 
 def transposed_chain(chain: Chain) -> Chain:
     """Returns the chain for a weight that PyTorch stores as (in, out)."""
-    return tuple((strength, update.turned()) for strength, update in chain)
+    return tuple((strength, update.with_transposed_weight()) for strength, update in chain)
 
 
 def misfit(chain: Chain, shape: tuple[int, int]) -> str | None:

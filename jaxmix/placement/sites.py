@@ -54,9 +54,9 @@ class Site:
         return any(update.has_bias for _, update in self.chain)
 
     @property
-    def turns_bias(self) -> bool:
+    def maps_bias(self) -> bool:
         """Whether an update maps a bias that may be absent."""
-        return any(update.turns_bias for _, update in self.chain)
+        return any(update.maps_bias for _, update in self.chain)
 
     @property
     def reads_base(self) -> bool:
@@ -123,7 +123,7 @@ def placed(
             "bias": bare.changes_bias,
         }
         for part, needed in needs.items():
-            wanted = needed or (part == "bias" and bare.turns_bias)
+            wanted = needed or (part == "bias" and bare.maps_bias)
             places = tried[part] if wanted else []
             hits = [place for place in places if place.leaf in tree.where]
             if len(hits) == 1 and hits[0].leaf not in tree.twice:

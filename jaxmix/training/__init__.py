@@ -1,4 +1,4 @@
-"""Adapters that are trained: their start, what of them is, strengths, AdaLoRA's schedule."""
+"""Training: initializing adapters, selecting what is trained, fitting strengths, rank schedules."""
 
 from jaxmix.training.fitting import Fit, by_site, fit
 from jaxmix.training.initialize import init

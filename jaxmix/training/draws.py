@@ -1,4 +1,4 @@
-"""Numbers drawn as PyTorch's initialisers draw them, from JAX's keys."""
+"""Random numbers with the distributions of PyTorch's initializers, from JAX keys."""
 
 import math
 import zlib
@@ -13,13 +13,13 @@ Key = Any
 
 
 def kaiming(key: Key, shape: tuple[int, ...], dtype: Any, slope: float = math.sqrt(5)) -> jax.Array:
-    """Uniform numbers as ``torch.nn.init.kaiming_uniform_`` draws them.
+    """Draws uniform numbers like ``torch.nn.init.kaiming_uniform_``.
 
     Args:
-        key: a JAX key.
-        shape: of two axes at the least; the first one is that of outputs.
-        dtype: what float they are to be.
-        slope: PyTorch's ``a``. With √5, which PEFT takes, they lie within 1/√inputs.
+        key: A JAX key.
+        shape: The shape, with at least two axes; the first one is the outputs.
+        dtype: The dtype of the numbers.
+        slope: PyTorch's ``a``. With √5, which PEFT uses, the bound is 1/√inputs.
 
     Returns:
         The numbers.
@@ -35,16 +35,16 @@ def kaiming(key: Key, shape: tuple[int, ...], dtype: Any, slope: float = math.sq
 
 
 def uniform(key: Key, shape: tuple[int, ...], dtype: Any, bound: float) -> jax.Array:
-    """Uniform numbers within a bound on both sides of 0."""
+    """Draws uniform numbers between -bound and bound."""
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def normal(key: Key, shape: tuple[int, ...], dtype: Any, stddev: float = 1.0) -> jax.Array:
-    """Normal numbers about 0."""
+    """Draws normal numbers with mean 0."""
     return jnp.asarray(stddev, dtype) * jax.random.normal(key, shape, dtype)
 
 
 def site_key(key: Key, site: str) -> Key:
-    """The key of a site, or of what all share: the same whatever other sites there are."""
-    # Python's own hash of a text differs by process.
+    """Derives the key of a site from its name; it does not depend on other sites."""
+    # Python's hash of a string differs between processes.
     return jax.random.fold_in(key, zlib.crc32(site.encode()))

@@ -1,4 +1,4 @@
-"""Strengths learned by gradient: few numbers, found on text that the mix is to be good at."""
+"""`fit`: learns the strengths of a mix by gradient descent."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -27,21 +27,21 @@ Loss = Callable[[Any, Any], Float[Array, ""]]
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` found.
+    """The result of `fit`.
 
     Args:
-        mix: the mix with the strengths that it found, as floats.
-        losses: the loss of each step's batch, before the step.
+        mix: The mix with the learned strengths, as floats.
+        losses: The loss of each step's batch, before the step.
 
     Raises:
-        AdapterError: by `fit`, which makes them.
+        AdapterError: Raised by `fit`.
 
     Example:
         >>> from jaxmix.adapter import Adapter
         >>> Fit(mix(0.5 * Adapter({}, name="a")), (2.0, 1.5)).strengths
         {'a': 0.5}
 
-    Source: DESIGN.md, strength.
+    Source: ``docs/training.md``, "Strengths by gradient".
     """
 
     mix: Mix
@@ -49,7 +49,7 @@ class Fit:
 
     @property
     def strengths(self) -> dict[str, float]:
-        """The strengths by the adapters' names."""
+        """The learned strengths by the adapters' names."""
         return {part.name: float(part.strength) for part in self.mix.parts}
 
 
@@ -65,35 +65,34 @@ def fit(
     layout: Layout | str | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Learns the strengths of a mix by gradient; the adapters and the params stay as they are.
+    """Learns the strengths of a mix by gradient descent; adapters and params do not change.
 
-    ``s ← s − η ∂/∂s loss(params with the mix at strengths s in them, batch)``, for one factor that
-    all strengths share, one strength an adapter, or one for each of its sites. It begins from the
-    strengths that the mix has.
+    Each step is ``s ← s − η ∂/∂s loss(params with the mix at strengths s, batch)``. It learns one
+    factor for all strengths, one strength per adapter, or one per adapter and site, and starts from
+    the strengths of the mix.
 
     Args:
-        mixed: the adapter or the mix.
-        params: a pytree of weights, as for `jaxmix.compose`.
-        loss_fn: the loss of params and a batch, a scalar; it is compiled.
-        batches: what the loss is taken of, one a step: arrays or trees of them, of equal shapes.
-        per: whether all have one factor ("mix"), each adapter its strength ("adapter"), or each
-            adapter one at each site ("site"): then the mix that comes back is made of adapters of
-            one site each, called ``name@site``.
-        optimizer: an ``optax.GradientTransformation`` over an array of the strengths; by default
-            Adam with a rate of 0.1 that falls to nothing along a cosine if the number of steps is
-            known.
-        steps: at most how many; all batches by default.
-        layout: where the sites lie in the tree, as for `jaxmix.compose`.
-        progress: whether a bar is shown.
+        mixed: An adapter or a mix.
+        params: The base, a pytree of weights, as for `jaxmix.compose`.
+        loss_fn: The loss of params and a batch, ``(params, batch) -> scalar``; it is jitted.
+        batches: The batches, one per step: pytrees of arrays with equal shapes.
+        per: What is learned: one factor for all ("mix"), a strength for each adapter ("adapter"),
+            or a strength for each adapter and site ("site"). With "site" the returned mix consists
+            of adapters with one site each, named ``name@site``.
+        optimizer: An ``optax.GradientTransformation`` for an array of strengths. By default Adam
+            with a learning rate of 0.1, with cosine decay to 0 if the number of steps is known.
+        steps: The maximal number of steps; by default all batches.
+        layout: Where the sites are in the tree, as for `jaxmix.compose`.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The mix with the strengths found, and the losses.
+        The mix with the learned strengths, and the losses.
 
     Raises:
-        AdapterError: if there is nothing to fit, no batch, ``per`` is none of the three, or the
+        AdapterError: If there is nothing to fit, there are no batches, ``per`` is invalid, or the
             loss is not finite.
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`.
 
     Example:
         >>> from jaxmix.adapter import Adapter
@@ -107,15 +106,15 @@ def fit(
         >>> f"{found.strengths['lora']:.2f}"
         '0.50'
 
-    Source: the gradient of law 5; https://arxiv.org/abs/2307.13269 (LoraHub) for the aim.
+    Source: https://arxiv.org/abs/2307.13269 (LoraHub) for the aim.
     """
-    import optax  # flax brings it
+    import optax  # a dependency of flax
 
     if per not in ("mix", "adapter", "site"):
         raise AdapterError(f"fit got per={per!r}, expected 'mix', 'adapter' or 'site'.")
     whole = by_site(mixed) if per == "site" else mix(*mixed.parts)
     if not any(part.sites for part in whole.parts):
-        raise AdapterError(f"fit got {mixed!r}, expected adapters whose strengths can be learned.")
+        raise AdapterError(f"fit got {mixed!r}, expected at least one adapter with sites.")
     count = len(batches) if isinstance(batches, Sized) else None
     total = steps if count is None else min(count, count if steps is None else steps)
     if optimizer is None:
@@ -131,7 +130,7 @@ def fit(
         numbers: Array, state: Any, whole: Mix, params: Any, batch: Any
     ) -> tuple[Array, Any, Array]:
         value, slope = jax.value_and_grad(loss)(numbers, whole, params, batch)
-        # optax mixes whole numbers with floats, which strict promotion forbids.
+        # optax mixes integers with floats, which strict dtype promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             change, state = optimizer.update(slope, state, numbers)
             moved: Any = optax.apply_updates(numbers, change)
@@ -146,26 +145,25 @@ def fit(
             if not math.isfinite(losses[-1]):
                 raise AdapterError(
                     f"the loss of step {len(losses)} is {losses[-1]}, expected a finite number. "
-                    "Give an optimizer with a smaller rate, and look at loss_fn of the mix itself."
+                    "Use a smaller learning rate, and check loss_fn on the mix itself."
                 )
             shown(losses[-1])
     if not losses:
         raise AdapterError("fit got no batches, expected one for each step.")
-    return Fit(_settled(_with(whole, numbers, per)), tuple(losses))
+    return Fit(_with_floats(_with(whole, numbers, per)), tuple(losses))
 
 
 def by_site(mixed: Mixable) -> Mix:
-    """The same mix, made of adapters of one site each: a strength for each adapter and site.
+    """Splits a mix into adapters with one site each, so that each site has its own strength.
 
     Args:
-        mixed: the adapter or the mix.
+        mixed: An adapter or a mix.
 
     Returns:
-        The mix of ``name@site``, in the adapters' order: at each site what acted there acts in the
-        order in which it did.
+        A mix of adapters named ``name@site``. At each site the order of application is unchanged.
 
     Raises:
-        AdapterError: if two of the names are one.
+        AdapterError: If two of the new names are equal.
 
     Example:
         >>> from jaxmix.adapter import Adapter
@@ -174,7 +172,7 @@ def by_site(mixed: Mixable) -> Mix:
         >>> [part.name for part in by_site(two).parts]
         ['norms@x', 'norms@y']
 
-    Source: DESIGN.md, the idea: sites are apart.
+    Source: ``docs/design.md``: the sites of an adapter are independent.
     """
     return mix(
         *(
@@ -186,27 +184,27 @@ def by_site(mixed: Mixable) -> Mix:
 
 
 def _numbers(whole: Mix, per: Per) -> Array:
-    """What is learned: one factor, or the strengths."""
+    """Returns the initial values of what is learned: one factor, or the strengths."""
     if per == "mix":
         return jnp.ones(1)
     return jnp.stack([jnp.asarray(part.strength, float) for part in whole.parts])
 
 
 def _with(whole: Mix, numbers: Array, per: Per) -> Mix:
-    """The mix with what is learned in it."""
+    """Returns the mix with the learned factor or strengths."""
     if per == "mix":
         return whole * numbers[0]
     return Mix(tuple(replace(part, strength=numbers[i]) for i, part in enumerate(whole.parts)))
 
 
-def _settled(whole: Mix) -> Mix:
-    """The mix with its strengths as floats, as a file has them."""
+def _with_floats(whole: Mix) -> Mix:
+    """Returns the mix with strengths that are Python floats, as in a loaded file."""
     return Mix(tuple(replace(part, strength=float(part.strength)) for part in whole.parts))
 
 
 @contextmanager
 def _bar(shown: bool, total: int | None) -> Iterator[Callable[[float], None]]:
-    """A bar with the loss beside it: what is called with the loss of each step."""
+    """Shows a progress bar and yields a function to call with the loss of each step."""
     if not shown:
         yield lambda loss: None
         return

@@ -1,4 +1,4 @@
-"""The modules of a params tree: a tree has no classes, so names and shapes tell what each is."""
+"""The modules of a params tree, classified by names, shapes and, where known, classes."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -26,17 +26,18 @@ _WEIGHTS = ("weight", "kernel", "embedding", "scale")
 
 @dataclass(frozen=True)
 class Target:
-    """A module that is to have an adapter, as the families see it.
+    """A module that may get an adapter.
 
     Args:
-        site: its PyTorch name.
-        layer: what it is. "conv1d" is GPT-2's, a linear layer whose weight PyTorch stores as
-            (in, out). Of one that is "unclear" nothing tells how its axes lie.
-        shape: the weight's, (out, in), (out, in, *k), an embedding's (V, D); never turned.
-        dtype: that of the numbers to make: the base's, float32 at the least.
-        leaf: the tree's leaf.
-        place: where the weight lies in it.
-        bias: the bias's own leaf and place; None for none.
+        site: The module's PyTorch name.
+        layer: The type of the module. "conv1d" is GPT-2's linear layer, whose weight PyTorch stores
+            as (in, out). "unclear" means that the order of the weight's axes is unknown.
+        shape: The weight's shape: (out, in), (out, in, *k), or (V, D) for an embedding; for a
+            conv1d also (out, in).
+        dtype: The dtype of new arrays: the base's, but at least float32.
+        leaf: The tree's leaf.
+        place: The place of the weight in the leaf.
+        bias: The leaf and the place of the bias; None if there is no bias.
     """
 
     site: str
@@ -54,7 +55,7 @@ class Target:
 
     @property
     def inputs(self) -> int:
-        """The other axes of the weight as one."""
+        """The size of all other axes of the weight together."""
         return math.prod(self.shape[1:])
 
     @property
@@ -63,7 +64,7 @@ class Target:
         return self.shape[2:]
 
     @property
-    def is_turned(self) -> bool:
+    def is_transposed(self) -> bool:
         """Whether PyTorch stores the weight as (in, out)."""
         return self.layer == "conv1d"
 
@@ -74,8 +75,8 @@ class Target:
 
     @cached_property
     def tensor(self) -> jax.Array:
-        """The weight, in the shape of `shape`."""
-        return self.stored.T if self.is_turned else self.stored
+        """The weight with the shape `shape`."""
+        return self.stored.T if self.is_transposed else self.stored
 
     @property
     def matrix(self) -> jax.Array:
@@ -91,14 +92,14 @@ class Target:
 
 
 def modules_of(tree: Tree) -> list[str]:
-    """The names of all modules of a tree whose leaves are named after them, parents too.
+    """Returns the names of all modules of a tree, including parents, according to its leaves.
 
     Args:
-        tree: the tree, by PyTorch's names or Flax's.
+        tree: The tree, with PyTorch's or Flax's names.
 
     Returns:
-        Each once, in the order of the tree's leaves. A leaf that is no module's weight or bias is
-        there under its own name.
+        The names without repetition, in the order of the tree's leaves. A leaf that is not the
+        weight or bias of a module is listed under its own name.
 
     Example:
         >>> modules_of(Tree.of({"layers": [{"q": {"kernel": 1.0, "bias": 1.0}}]}))
@@ -116,13 +117,13 @@ def modules_of(tree: Tree) -> list[str]:
 
 
 def is_head(site: str) -> bool:
-    """Whether a module is the output head of a language model, by the names that such have.
+    """Whether a module is the output head of a language model, according to its name.
 
     Args:
-        site: its name.
+        site: The module's name.
 
     Returns:
-        Whether it ends in one of them, and lies in no numbered layer.
+        Whether it ends in the usual name of a head and is not in a numbered layer.
 
     Example:
         >>> is_head("lm_head"), is_head("model.layers.0.output")
@@ -135,16 +136,16 @@ def is_head(site: str) -> bool:
 def target(
     tree: Tree, table: Layout, site: str, roles: Mapping[str, Role] | None = None
 ) -> Target | None:
-    """The module of a name with its leaves, or None where the tree has no weight there.
+    """Returns the module of a name, or None if the tree has no weight for it.
 
     Args:
-        tree: the params.
-        table: where sites lie in it.
-        site: the name.
-        roles: what the tree tells of its weights, by the names of their leaves.
+        tree: The params.
+        table: The layout of the tree.
+        site: The module's name.
+        roles: The roles of the tree's weights, by the names of their leaves.
 
     Returns:
-        The module; whether the weight is one that can be adapted its `Target.layer` says.
+        The module; its `Target.layer` shows whether it can be adapted.
     """
     place = next(_there(tree, table, site, "weight"), None)
     if place is None:
@@ -152,7 +153,7 @@ def target(
     leaf = tree.leaf(place)
     if not hasattr(leaf, "shape") or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return None
-    # A norm's kernel, as EasyDeL has it, lacks the axes that a linear layer's rule moves.
+    # In EasyDeL norms have a kernel, without the axes that a linear layer's rule moves.
     shape = tuple(leaf.shape)
     shape = place.shape(shape) if len(shape) > 1 or place.axes is None else shape
     role = (roles or {}).get(place.leaf) if table.by_name else None
@@ -163,12 +164,12 @@ def target(
 
 
 def _float(dtype: Any) -> Any:
-    """The dtype that there can be."""
+    """Returns the dtype that JAX uses for this one."""
     return jax.dtypes.canonicalize_dtype(np.dtype(dtype))
 
 
 def _there(tree: Tree, table: Layout, site: str, part: Any) -> Iterator[Place]:
-    """The places of a site's leaf that the tree has."""
+    """Yields the places of a site's leaf that exist in the tree."""
     for place in table.places(site, part):
         if place.leaf in tree.where and place.leaf not in tree.twice:
             yield place
@@ -182,23 +183,23 @@ def _layer(
     shape: tuple[int, ...],
     role: Role | None,
 ) -> tuple[Layer, tuple[int, ...]]:
-    """What a module is, and its weight's shape, unturned."""
+    """Returns a module's type, and its weight's shape as (out, in, …)."""
     last = place.leaf.rpartition(".")[2]
     if table.by_name and place.leaf.removeprefix("params.") == site:
         return "parameter", shape
     kind = None if role is None else role.kind
     if kind == "norm" or len(shape) < 2:
         return "norm", shape
-    is_named_so = last == "embedding" or EMBEDDING.fullmatch(site.rpartition(".")[2])
-    if len(shape) == 2 and (kind == "embedding" or (kind is None and is_named_so)):
+    is_embedding = last == "embedding" or EMBEDDING.fullmatch(site.rpartition(".")[2])
+    if len(shape) == 2 and (kind == "embedding" or (kind is None and is_embedding)):
         return "embedding", shape
     if len(shape) > 2:
         return ("convolution" if kind in (None, "convolution", "other") else "unclear"), shape
     axis = tree.out_axes.of(place.leaf) if place.index is None else None
-    said = table.is_conv1d(site)
-    if place.axes is None and (axis == 1 if said is None else said):
+    stated = table.is_conv1d(site)
+    if place.axes is None and (axis == 1 if stated is None else stated):
         return "conv1d", shape[::-1]
     if place.axes == KERNEL and axis == 0:
-        # A Flax port of GPT-2 keeps the kernel as (out, in), which its rule turns.
+        # A Flax port of GPT-2 stores the kernel as (out, in), which its rule transposes.
         return "conv1d", shape[::-1]
     return "linear", shape

@@ -1,4 +1,4 @@
-"""What PEFT trains of an adapter or a mix, apart from what stays: what an optimizer is given."""
+"""Separates the arrays of an adapter or a mix that are trained from those that are not."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,25 +14,25 @@ from jaxmix.families import Update
 
 __all__ = ["Whole", "labels", "trainable"]
 
-# Where a value stands: the adapter's name, "updates" or "strength", the site, the fields.
-Path = tuple[str, ...]
+# The path of a value: the adapter's name, "updates" or "strength", the site, the fields.
+ValuePath = tuple[str, ...]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """The inverse of `trainable`: puts values back among what was not trained.
+    """The inverse of `trainable`: a function of the values that returns the adapter or mix.
 
-    A pytree, whose leaves are the arrays that are not trained: give it to a function under
-    `jax.jit` as an argument, and they are no constants of the program.
+    It is a pytree whose leaves are the arrays that are not trained. Pass it to a jitted function as
+    an argument; otherwise these arrays become constants of the program.
 
     Args:
-        rest: the leaves that stay, in the tree's order; None where a value goes.
-        paths: for each leaf the path of its value, or None; one value may go to several places.
-        structure: the tree's.
+        rest: The leaves that are not trained, in the tree's order; None for a value.
+        paths: The path of each leaf's value, or None; several leaves may share a value.
+        structure: The structure of the adapter or mix.
 
     Raises:
-        AdapterError: on a call, if the values are not those of the adapters that it is for.
+        AdapterError: On a call, if the values do not belong to these adapters.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -45,19 +45,19 @@ class Whole:
     """
 
     rest: tuple[Any, ...]
-    paths: tuple[Path | None, ...] = field(metadata={"static": True})
+    paths: tuple[ValuePath | None, ...] = field(metadata={"static": True})
     structure: Any = field(metadata={"static": True})
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
-        """The adapter or mix with these values in it: sites that shared an array share it again."""
+        """Returns the adapter or mix with these values; shared arrays are shared again."""
         found = dict(_flat(values))
         wanted = {path for path in self.paths if path is not None}
         if found.keys() != wanted:
             lost = [f"{_text(path)}: missing" for path in sorted(wanted - found.keys())]
             extra = [f"{_text(path)}: not expected" for path in sorted(found.keys() - wanted)]
             raise AdapterError(
-                f"values that are not those of these adapters:{listing(lost + extra)}\nGive what "
-                "jaxmix.trainable gave with this function, with other numbers in it."
+                f"the values do not belong to these adapters:{listing(lost + extra)}\nPass the "
+                "values that jaxmix.trainable returned with this function, updated or not."
             )
         pairs = zip(self.paths, self.rest, strict=True)
         leaves = [kept if path is None else found[path] for path, kept in pairs]
@@ -67,29 +67,30 @@ class Whole:
 def trainable(
     mixed: Mixable, *, only: Sequence[str] | None = None, strengths: bool = False
 ) -> tuple[dict[str, Any], Whole]:
-    """What is trained of an adapter or a mix, and the function that puts it back.
+    """Splits an adapter or a mix into the arrays to train and a function that restores it.
 
-    ``whole(values)`` is the mix again, so that a loss is a function of the values, and the rest is
-    left alone: ``jax.grad(lambda values: loss(jaxmix.compose(params, whole(values))))(values)``.
+    ``whole(values)`` is the adapter or mix again, so a loss is a function of the values alone:
+    ``jax.grad(lambda values: loss(jaxmix.compose(params, whole(values))))(values)``.
 
-    An array that several sites of an adapter share (VB-LoRA's bank, UniLoRA's vector) is one value,
-    at the first of them: its gradient is the sum, and it stays shared. They are told by being one
-    object, so take an adapter apart before it goes into `jax.jit`, as an argument of which each
-    site has an array of its own; inside a function that makes the adapter it works too, under
-    `jax.vmap` for several seeds at once.
+    An array that several sites of an adapter share (VB-LoRA's bank, UniLoRA's vector) is a single
+    value, stored at the first site. Its gradient is the sum over the sites, and it stays shared.
+    Shared arrays are recognized by object identity. So call this function before you pass an
+    adapter to a jitted function, where each site would get its own array. It also works inside a
+    function that makes the adapter, for example under `jax.vmap` over several seeds.
 
     Args:
-        mixed: the adapter or the mix.
-        only: the names of the adapters to train; all by default.
-        strengths: whether their strengths are trained too.
+        mixed: An adapter or a mix.
+        only: The names of the adapters to train; by default all.
+        strengths: Whether to train the strengths as well.
 
     Returns:
-        The values, dicts by name with the adapters' structure: ``{"lora": {"updates": {"proj":
-        {"a": …}}}}``, with ``"strength"`` beside ``"updates"``. They are JAX arrays of the dtypes
-        that the adapter has. And `Whole`, the way back.
+        The values and the function. The values are nested dicts with the adapters' structure,
+        ``{"lora": {"updates": {"proj": {"a": …}}}}``, with ``"strength"`` next to ``"updates"``.
+        They are JAX arrays with the adapter's dtypes. The function is a `Whole`.
 
     Raises:
-        AdapterError: if it is no adapter, a name is not in it, or nothing in it is trained.
+        AdapterError: If `mixed` is not an adapter or a mix, a name is unknown, or nothing is
+            trained.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -102,15 +103,15 @@ def trainable(
     """
     names = _names(mixed, only)
     leaves, structure = jax.tree.flatten(mixed)
-    values: dict[Path, Any] = {}
+    values: dict[ValuePath, Any] = {}
     rest: list[Any] = []
-    paths: list[Path | None] = []
+    paths: list[ValuePath | None] = []
     for part in mixed.parts:
-        shared: dict[Any, Path] = {}
+        shared: dict[Any, ValuePath] = {}
         for path, leaf, is_trained in _leaves(part):
             is_value = part.name in names and (strengths if path[1] == "strength" else is_trained)
             rest.append(None if is_value else leaf)
-            # Numbers that are no arrays may be one object by chance.
+            # Python numbers may be the same object by chance.
             same = id(leaf) if isinstance(leaf, jax.Array | np.ndarray) else path
             paths.append(shared.setdefault(same, path) if is_value else None)
             if is_value:
@@ -118,8 +119,8 @@ def trainable(
     assert len(leaves) == len(paths)
     if not values:
         raise AdapterError(
-            f"nothing is trained of {', '.join(names) or 'a mix of nothing'}. Expected an adapter "
-            "of a family with trained arrays; with strengths=True its strength is trained."
+            f"{', '.join(names) or 'the empty mix'} has no arrays to train, expected an adapter of "
+            "a family with trained arrays. Pass strengths=True to train its strength."
         )
     return _nested(values), Whole(tuple(rest), tuple(paths), structure)
 
@@ -131,27 +132,28 @@ def labels(
     trained: Any = "trained",
     frozen: Any = "frozen",
 ) -> Callable[[Any], Any]:
-    """A label for each leaf of an adapter or a mix, as ``optax.multi_transform`` takes them.
+    """Labels each leaf of an adapter or a mix as trained or frozen, for ``optax.multi_transform``.
 
-    For the values of `trainable` no labels are needed but those that tell adapters apart, and there
-    the names are enough: ``optax.multi_transform({"slow": …, "fast": …}, {"lora": "slow", "oft":
-    "fast"})``. This is for who keeps the whole adapter as the tree that is trained. It is a
-    function, since a tree of labels would be an adapter, and so a function itself: optax calls it.
+    Use this if you train the whole adapter as a pytree. The values of `trainable` need labels only
+    to distinguish adapters, by their names: ``optax.multi_transform({"slow": …, "fast": …},
+    {"lora": "slow", "oft": "fast"})``.
+
+    The result is a function and not a tree of labels. Such a tree would be an adapter, which is
+    callable, and optax would call it.
 
     Args:
-        mixed: the adapter or the mix.
-        only: the names of the adapters to train; all by default.
-        trained: the label of what is trained.
-        frozen: the label of the rest, and of the strengths.
+        mixed: An adapter or a mix.
+        only: The names of the adapters to train; by default all.
+        trained: The label of trained leaves.
+        frozen: The label of all other leaves, including the strengths.
 
     Returns:
-        A function that gives the labels, in the structure of `mixed`, whatever it is called with.
-        For ``optax.masked`` make it with ``trained=True, frozen=False``.
+        A function that returns the labels, in the structure of `mixed`, for any argument. For
+        ``optax.masked`` use ``trained=True, frozen=False``.
 
     Raises:
-        AdapterError: as `trainable`.
-        UnsupportedError: if sites share an array that is trained: as leaves of their own they
-            would not stay equal.
+        AdapterError: As `trainable`.
+        UnsupportedError: If sites share a trained array, since separate leaves would diverge.
 
     Example:
         >>> from jaxmix.families import LoRA
@@ -162,21 +164,21 @@ def labels(
     Source: ``optax.multi_transform``, ``optax.masked``.
     """
     _, whole = trainable(mixed, only=only)
-    told = [path for path in whole.paths if path is not None]
-    if twice := sorted({_text(path) for path in told if told.count(path) > 1}):
+    paths = [path for path in whole.paths if path is not None]
+    if shared := sorted({_text(path) for path in paths if paths.count(path) > 1}):
         raise UnsupportedError(
-            f"arrays that sites share can't be trained as leaves of their own:{listing(twice)}\n"
-            "Train the values of jaxmix.trainable, where each of them is one value."
+            f"arrays that several sites share can't be trained as separate leaves:{listing(shared)}"
+            "\nTrain the values of jaxmix.trainable, in which each of them is a single value."
         )
-    made = [frozen if path is None else trained for path in whole.paths]
-    return lambda _: jax.tree.unflatten(whole.structure, made)
+    flat = [frozen if path is None else trained for path in whole.paths]
+    return lambda _: jax.tree.unflatten(whole.structure, flat)
 
 
 def _names(mixed: Any, only: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the adapters to train."""
+    """Returns the names of the adapters to train."""
     if not isinstance(mixed, Mixable):
         raise AdapterError(
-            f"trainable got a {type(mixed).__name__}, expected an adapter or a mix. Read one with "
+            f"trainable got a {type(mixed).__name__}, expected an adapter or a mix. Load one with "
             "jaxmix.load, or make one with jaxmix.init."
         )
     names = tuple(part.name for part in mixed.parts)
@@ -185,59 +187,59 @@ def _names(mixed: Any, only: Sequence[str] | None) -> tuple[str, ...]:
     only = (only,) if isinstance(only, str) else tuple(only)
     if unknown := [repr(name) for name in only if name not in names]:
         raise AdapterError(
-            f"no adapter is called {', '.join(unknown)}, expected names of "
-            f"{', '.join(map(repr, names)) or 'a mix of nothing'}."
+            f"there is no adapter {', '.join(unknown)}, expected some of "
+            f"{', '.join(map(repr, names)) or 'the empty mix'}."
         )
     return only
 
 
-def _leaves(part: Adapter) -> Iterator[tuple[Path, Any, bool]]:
-    """An adapter's leaves in the tree's order: the path, the leaf, whether PEFT trains it."""
+def _leaves(part: Adapter) -> Iterator[tuple[ValuePath, Any, bool]]:
+    """Yields an adapter's leaves in the tree's order: path, leaf, and whether PEFT trains it."""
     for keys, leaf in jax.tree_util.tree_flatten_with_path(part)[0]:
-        # Of several updates on the way to a leaf the innermost one knows.
-        at: Any = part
+        # If updates are nested, the innermost one decides.
+        node: Any = part
         is_trained = False
         for key in keys:
-            if isinstance(at, Update):
-                is_trained = key.name in at.trained
-            at = _inner(at, key)
+            if isinstance(node, Update):
+                is_trained = key.name in node.trained
+            node = _child(node, key)
         is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         yield (part.name, *map(_key, keys)), leaf, is_trained and is_float
 
 
-def _inner(at: Any, key: Any) -> Any:
-    """What is a step down."""
-    return getattr(at, key.name) if hasattr(key, "name") else at[_index(key)]
+def _child(node: Any, key: Any) -> Any:
+    """Returns the child of a node."""
+    return getattr(node, key.name) if hasattr(key, "name") else node[_index(key)]
 
 
 def _index(key: Any) -> Any:
-    """The place in a dict, or in a tuple."""
+    """Returns the key of a dict entry, or the index of a tuple entry."""
     return key.key if isinstance(key, jax.tree_util.DictKey) else key.idx
 
 
 def _key(key: Any) -> str:
-    """A step of a path as text."""
+    """Formats one step of a path."""
     return str(key.name if hasattr(key, "name") else _index(key))
 
 
 def _array(leaf: Any) -> jax.Array:
-    """A leaf as an array whose dtype is no weak one, so that it is the same after a step."""
+    """Converts a leaf to an array without a weak type, so an optimizer step keeps its dtype."""
     return jnp.asarray(leaf, jnp.result_type(float if isinstance(leaf, float) else leaf))
 
 
-def _nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """Dicts in dicts."""
+def _nested(flat: Mapping[ValuePath, Any]) -> dict[str, Any]:
+    """Converts a dict of paths to nested dicts."""
     nested: dict[str, Any] = {}
-    for (*way, last), value in flat.items():
-        at = nested
-        for step in way:
-            at = at.setdefault(step, {})
-        at[last] = value
+    for (*parents, last), value in flat.items():
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
     return nested
 
 
-def _flat(nested: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """The inverse of `_nested`."""
+def _flat(nested: Any, path: ValuePath = ()) -> Iterator[tuple[ValuePath, Any]]:
+    """Inverts `_nested`."""
     if not isinstance(nested, Mapping):
         yield path, nested
         return
@@ -245,6 +247,6 @@ def _flat(nested: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from _flat(inner, (*path, key))
 
 
-def _text(path: Path) -> str:
-    """A path for people."""
+def _text(path: ValuePath) -> str:
+    """Formats a path for messages."""
     return " / ".join(path)

@@ -1,4 +1,4 @@
-"""The strengths of a mix as a picture: a map for each adapter, modules by layers."""
+"""Draws the strengths of a mix: one map of modules by layers for each adapter."""
 
 import os
 from pathlib import Path
@@ -9,22 +9,22 @@ from jaxmix.pictures import AS_IS, grid, heat_map, printable, pyplot, save_pictu
 
 __all__ = ["draw_strengths", "strengths_by_site"]
 
-# What weakens an adapter is red, what strengthens it blue, what leaves it as it was white.
+# Strengths below 1 are red, above 1 blue, and 1 is white.
 _COLOURS = "RdBu"
 
 
 def strengths_by_site(mixed: Mixable) -> dict[str, dict[str, float]]:
-    """The strength of each adapter at each of its sites.
+    """Returns the strength of each adapter at each of its sites.
 
     Args:
-        mixed: the adapter or the mix; parts of one site that are called ``name@site``, as
-            `jaxmix.fit` makes them, are one adapter again.
+        mixed: An adapter or a mix. Parts with one site that are named ``name@site``, as
+            `jaxmix.fit` makes them, count as one adapter.
 
     Returns:
         ``{name: {site: strength}}``.
 
     Raises:
-        TypeError: if a strength is traced, so that it has no value yet: by JAX.
+        TypeError: Raised by JAX if a strength is traced and has no value yet.
 
     Example:
         >>> from jaxmix.adapter import Adapter
@@ -33,7 +33,7 @@ def strengths_by_site(mixed: Mixable) -> dict[str, dict[str, float]]:
         >>> strengths_by_site(two)
         {'norms': {'x': 0.5, 'y': 0.5}}
 
-    Source: DESIGN.md, words: strength, site.
+    Source: ``docs/training.md``, "Strengths by gradient".
     """
     found: dict[str, dict[str, float]] = {}
     for part in mixed.parts:
@@ -45,19 +45,19 @@ def strengths_by_site(mixed: Mixable) -> dict[str, dict[str, float]]:
 
 
 def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
-    """Draws a map for each adapter: its modules downwards, the layers to the right.
+    """Draws a map for each adapter, with modules from top to bottom and layers from left to right.
 
     Args:
-        mixed: the adapter or the mix, as `jaxmix.fit` gives it with ``per="site"``.
-        path: the file to write: PNG, or by its name SVG or PDF.
+        mixed: An adapter or a mix, usually the result of `jaxmix.fit` with ``per="site"``.
+        path: The file to write: PNG, or SVG or PDF according to its suffix.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        AdapterError: if no adapter of it has a site.
-        UnsupportedError: if matplotlib is not there, or the file is of no format of a picture.
-        CheckpointError: if the picture can't be written there.
+        AdapterError: If no adapter has a site.
+        UnsupportedError: If matplotlib is missing, or the suffix is not that of an image format.
+        CheckpointError: If the file can't be written.
 
     Example:
         >>> import tempfile
@@ -68,7 +68,7 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
         ...     draw_strengths(one, folder + "/strengths.png").name
         'strengths.png'
 
-    Source: DESIGN.md, words: strength, site.
+    Source: ``docs/training.md``, "Strengths by gradient".
     """
     found = strengths_by_site(mixed)
     if not found:
@@ -81,7 +81,7 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
         len(grids), 1, figsize=(2.6 + 0.62 * wide, 0.33 * sum(tall) + 1.2 * len(grids)),
         height_ratios=tall, squeeze=False, layout="constrained",
     )  # fmt: skip
-    # An adapter that is off has the deepest red; beyond that, as beyond twice, colours end.
+    # The colour scale spans at most 0 (deepest red) to 2 (deepest blue).
     far = max(abs(s - 1) for each in found.values() for s in each.values())
     reach = min(far, 1.0) or 1.0
     image = None
@@ -90,7 +90,7 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
         image = heat_map(axes, rows, columns, numbers, cmap=_COLOURS, **limits)
         for y, line in enumerate(numbers):
             for x, strength in enumerate(line):
-                if strength == strength:  # no site there is NaN
+                if strength == strength:  # NaN means that there is no site
                     colour = "white" if abs(strength - 1) > 0.6 * reach else "black"
                     axes.text(
                         x, y, f"{strength:.2f}", ha="center", va="center", color=colour, size=8
@@ -100,7 +100,7 @@ def draw_strengths(mixed: Mixable, path: str | os.PathLike[str]) -> Path:
             axes.set_xlabel("layer", size=9)
     assert image is not None
     figure.colorbar(
-        image, ax=list(every[:, 0]), label="strength: 1 is as it was trained", shrink=0.6,
+        image, ax=list(every[:, 0]), label="strength (1: as trained)", shrink=0.6,
         aspect=30, extend="both" if far > 1 else "neither",
     )  # fmt: skip
     return save_picture(figure, path)

@@ -1,4 +1,4 @@
-"""AdaLoRA's rank schedule: which ranks of which sites are kept, as a function of what was seen."""
+"""AdaLoRA's rank schedule as a pure function: decides which ranks of which sites are kept."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ _TRIPLE = {"a", "b", "e"}
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class RankState:
-    """What `RankSchedule` remembers between steps; sites by their place among the values.
+    """The state of a `RankSchedule` between steps, by the paths of the sites in the values.
 
     Args:
-        sensitivity: the mean of ``|w · ∂w|`` over steps, for each site's ``a``, ``b`` and ``e``.
-        uncertainty: the mean of how far ``|w · ∂w|`` was from it.
-        kept: the ranks that were kept when it was last decided, for each site (r,).
+        sensitivity: The moving average of ``|w · ∂w|`` for each site's ``a``, ``b`` and ``e``.
+        uncertainty: The moving average of the deviation of ``|w · ∂w|`` from the sensitivity.
+        kept: The ranks that the last decision kept, for each site (r,).
 
     Raises:
-        AdapterError: by `RankSchedule.start`, which makes the first one.
+        AdapterError: Raised by `RankSchedule.start`.
 
     Example:
         >>> e = {"a": jnp.ones((2, 3)), "b": jnp.ones((4, 2)), "e": jnp.ones(2)}
@@ -47,24 +47,25 @@ class RankState:
 class RankSchedule:
     """AdaLoRA's rank schedule, PEFT's ``update_and_allocate`` as a pure function.
 
-    A rank's score is that of its e plus the means over its row of A and its column of B, and the
-    score of a number is ``sensitivity · uncertainty``. Of all ranks of all sites the lowest are
-    masked, so many that a budget is left, which falls from the ranks that there are to
-    ``target_rank`` a site along a cubic: ``⌊(b₀ − b₁)(1 − (t − warmup)/(T − final − warmup))³ +
-    b₁⌋``. A masked rank's e is 0 and may grow again, until ``T − final``: what is masked then stays
-    masked. Ranks of equal scores at the threshold are all masked, as PEFT masks them.
+    The score of a value is ``sensitivity · uncertainty``. The score of a rank is that of its e plus
+    the means over its row of A and its column of B. Among all ranks of all sites, those with the
+    lowest scores are masked, which means that their e is set to 0. The number of ranks that are
+    kept falls from all ranks, b₀, to ``target_rank`` per site, b₁, along a cubic curve:
+    ``⌊(b₀ − b₁)(1 − (t − warmup)/(T − final − warmup))³ + b₁⌋``. Masked ranks may grow again until
+    step ``T − final``; from then on the mask is fixed. As in PEFT, all ranks whose score equals the
+    threshold are masked.
 
     Args:
-        target_rank: how many ranks a site keeps in the mean; PEFT's ``target_r``.
-        steps: T, how many steps there are; PEFT's ``total_step``.
-        warmup: how many of them mask nothing; PEFT's ``tinit``.
-        final: how many at the end mask what was decided before; PEFT's ``tfinal``.
-        every: from one decision to the next; PEFT's ``deltaT``.
-        beta1: how much of the sensitivity is kept.
-        beta2: how much of the uncertainty is kept.
+        target_rank: The average number of ranks that a site keeps; PEFT's ``target_r``.
+        steps: The total number of steps T; PEFT's ``total_step``.
+        warmup: The number of steps at the start that mask nothing; PEFT's ``tinit``.
+        final: The number of steps at the end with a fixed mask; PEFT's ``tfinal``.
+        every: The number of steps between decisions; PEFT's ``deltaT``.
+        beta1: The decay rate of the sensitivity.
+        beta2: The decay rate of the uncertainty.
 
     Raises:
-        AdapterError: if the numbers are no schedule.
+        AdapterError: If the arguments are invalid.
 
     Example:
         >>> schedule = RankSchedule(target_rank=1, steps=3)
@@ -76,7 +77,7 @@ class RankSchedule:
         [0.0, 1.0]
 
     Source: https://arxiv.org/abs/2303.10512; ``peft/tuners/adalora/layer.py``, ``RankAllocator``.
-    PEFT raises where the budget is all ranks: there nothing is masked here.
+    PEFT raises an error if all ranks are kept; here nothing is masked then.
     """
 
     target_rank: int
@@ -91,11 +92,11 @@ class RankSchedule:
         wrong = [
             f"{name} is {value!r}, expected {wanted}"
             for name, value, is_right, wanted in (
-                ("target_rank", self.target_rank, self.target_rank >= 0, "a rank"),
-                ("steps", self.steps, self.steps > 0, "a number of steps"),
-                ("warmup", self.warmup, self.warmup >= 0, "a number of steps"),
-                ("final", self.final, self.final >= 0, "a number of steps"),
-                ("every", self.every, self.every > 0, "a number of steps"),
+                ("target_rank", self.target_rank, self.target_rank >= 0, "at least 0"),
+                ("steps", self.steps, self.steps > 0, "at least 1"),
+                ("warmup", self.warmup, self.warmup >= 0, "at least 0"),
+                ("final", self.final, self.final >= 0, "at least 0"),
+                ("every", self.every, self.every > 0, "at least 1"),
                 ("beta1", self.beta1, 0 < self.beta1 < 1, "a number between 0 and 1"),
                 ("beta2", self.beta2, 0 < self.beta2 < 1, "a number between 0 and 1"),
                 ("warmup + final", self.warmup + self.final,
@@ -104,31 +105,32 @@ class RankSchedule:
             if not is_right
         ]  # fmt: skip
         if wrong:
-            raise AdapterError(f"a rank schedule that is none:{listing(wrong)}")
+            raise AdapterError(f"invalid rank schedule:{listing(wrong)}")
 
     def start(self, values: Mapping[str, Any]) -> RankState:
-        """The state before the first step.
+        """Returns the state before the first step.
 
         Args:
-            values: what `jaxmix.trainable` gives of one AdaLoRA adapter, or a part of it.
+            values: The values of one AdaLoRA adapter from `jaxmix.trainable`, or a part of them.
 
         Returns:
-            Nothing seen, all ranks kept.
+            A state with averages of zero in which all ranks are kept.
 
         Raises:
-            AdapterError: if there is no site of AdaLoRA, or they have fewer ranks than the target.
+            AdapterError: If there is no AdaLoRA site, or the sites have fewer ranks than the
+                target.
         """
         sites = dict(_sites(values))
         if not sites:
             raise AdapterError(
-                "a rank schedule got values without a site of AdaLoRA, expected a, b and e "
-                "somewhere: what jaxmix.trainable gives of an adapter of that family."
+                "the rank schedule got values without an AdaLoRA site, expected arrays a, b and e, "
+                "as jaxmix.trainable returns them for an AdaLoRA adapter."
             )
-        there, target = _ranks(sites), self.target_rank * len(sites)
-        if there < target:
+        ranks, target = _count_ranks(sites), self.target_rank * len(sites)
+        if ranks < target:
             raise AdapterError(
-                f"a rank schedule has target_rank {self.target_rank} for {len(sites)} sites, but "
-                f"they have {there} ranks in all, expected {target} or more."
+                f"the rank schedule has target_rank {self.target_rank} for {len(sites)} sites, but "
+                f"they have {ranks} ranks in total, expected at least {target}."
             )
         zeros = jax.tree.map(jnp.zeros_like, sites)
         kept = {name: jnp.ones(np.shape(site["e"]), bool) for name, site in sites.items()}
@@ -137,31 +139,31 @@ class RankSchedule:
     def step(
         self, state: RankState, values: Mapping[str, Any], slopes: Mapping[str, Any], step: Any
     ) -> tuple[dict[str, Any], RankState]:
-        """What follows a step of the optimizer.
+        """Updates the state and masks ranks; call it after each step of the optimizer.
 
         Args:
-            state: what was seen so far.
-            values: the values after the optimizer's step, as PEFT has it.
-            slopes: the gradients of the same step, in the same structure.
-            step: the number of the step, traced or not.
+            state: The state after the previous step.
+            values: The values after the optimizer's step, as in PEFT.
+            slopes: The gradients of the same step, in the same structure.
+            step: The index of the step, traced or not.
 
         Returns:
-            The values with ranks masked, and the new state.
+            The values with masked ranks, and the new state.
         """
         step = jnp.asarray(step)
-        sites, by = dict(_sites(values)), dict(_sites(slopes))
+        sites, gradients = dict(_sites(values)), dict(_sites(slopes))
         last = self.steps - self.final
         is_moving, is_last = step < last, step == last
-        seen = jax.tree.map(lambda x, slope: jnp.abs(x * slope), sites, by)
-        mean = _moved(self.beta1, state.sensitivity, seen)
-        apart = jax.tree.map(lambda x, y: jnp.abs(x - y), seen, mean)
-        spread = _moved(self.beta2, state.uncertainty, apart)
+        products = jax.tree.map(lambda x, slope: jnp.abs(x * slope), sites, gradients)
+        mean = _moving_average(self.beta1, state.sensitivity, products)
+        deviation = jax.tree.map(lambda x, y: jnp.abs(x - y), products, mean)
+        spread = _moving_average(self.beta2, state.uncertainty, deviation)
         mean = _where(is_moving, mean, state.sensitivity)
         spread = _where(is_moving, spread, state.uncertainty)
         scores = {
             name: _score(jax.tree.map(jnp.multiply, mean[name], spread[name])) for name in sites
         }
-        masked = _ranks(sites) - jnp.asarray(self._budgets(sites))[jnp.clip(step, 0, last)]
+        masked = _count_ranks(sites) - jnp.asarray(self._budgets(sites))[jnp.clip(step, 0, last)]
         ranked = jnp.sort(jnp.concatenate(list(scores.values())))
         threshold = jnp.where(masked > 0, ranked[jnp.maximum(masked - 1, 0)], -jnp.inf)
         decides = is_last | (is_moving & (step > self.warmup) & (step % self.every == 0))
@@ -177,15 +179,15 @@ class RankSchedule:
         return _put(values, new), state
 
     def budget(self, step: int, ranks: int, sites: int) -> int:
-        """How many ranks are left after a step.
+        """Returns how many ranks are kept after a step.
 
         Args:
-            step: the number of the step.
-            ranks: how many there are at the start, of all sites.
-            sites: how many sites there are.
+            step: The index of the step.
+            ranks: The initial number of ranks of all sites.
+            sites: The number of sites.
 
         Returns:
-            How many ranks are kept.
+            The number of ranks.
         """
         last, target = self.steps - self.final, self.target_rank * sites
         if step <= self.warmup:
@@ -196,24 +198,24 @@ class RankSchedule:
         return int((ranks - target) * left**3 + target)
 
     def _budgets(self, sites: Mapping[str, Any]) -> np.ndarray:
-        """The budget of each step: as a table, for in float32 some would be rounded otherwise."""
+        """Returns the budget of each step as a table; in float32 some would be rounded wrongly."""
         steps = range(self.steps - self.final + 1)
-        return np.array([self.budget(t, _ranks(sites), len(sites)) for t in steps], np.int32)
+        return np.array([self.budget(t, _count_ranks(sites), len(sites)) for t in steps], np.int32)
 
 
 def orthogonality(values: Mapping[str, Any]) -> Float[Array, ""]:
-    """How far AdaLoRA's A and B are from orthonormal: PEFT adds half of it to the loss.
+    """Measures how far AdaLoRA's A and B are from orthonormal, a regularizer for the loss.
 
-    The mean of ``‖A Aᵀ − I‖`` and ``‖Bᵀ B − I‖``, Frobenius norms, over all sites.
+    It is the mean of the Frobenius norms ``‖A Aᵀ − I‖`` and ``‖Bᵀ B − I‖`` over all sites.
 
     Args:
-        values: what `jaxmix.trainable` gives of an AdaLoRA adapter, or a part of it.
+        values: The values of an AdaLoRA adapter from `jaxmix.trainable`, or a part of them.
 
     Returns:
-        The mean; PEFT's ``orth_reg_weight``, 0.5 by default, is its factor.
+        The mean. PEFT adds it to the loss with the factor ``orth_reg_weight``, by default 0.5.
 
     Raises:
-        AdapterError: if there is no site of AdaLoRA.
+        AdapterError: If there is no AdaLoRA site.
 
     Example:
         >>> eye = {"a": jnp.eye(2), "b": 2 * jnp.eye(2), "e": jnp.ones(2)}
@@ -229,40 +231,40 @@ def orthogonality(values: Mapping[str, Any]) -> Float[Array, ""]:
     ]
     if not products:
         raise AdapterError(
-            "orthogonality got values without a site of AdaLoRA, expected a, b and e somewhere."
+            "orthogonality got values without an AdaLoRA site, expected arrays a, b and e."
         )
-    return jnp.mean(jnp.stack([_length(x - jnp.eye(*x.shape, dtype=x.dtype)) for x in products]))
+    return jnp.mean(jnp.stack([_norm(x - jnp.eye(*x.shape, dtype=x.dtype)) for x in products]))
 
 
-def _length(matrix: Float[Array, "r r"]) -> Float[Array, ""]:
-    """The Frobenius norm, whose slope at 0 is 0, as torch has it."""
+def _norm(matrix: Float[Array, "r r"]) -> Float[Array, ""]:
+    """Returns the Frobenius norm, with a gradient of 0 at 0 as in torch."""
     square = jnp.sum(matrix * matrix)
-    is_there = square > 0
-    return jnp.where(is_there, jnp.sqrt(jnp.where(is_there, square, 1)), 0)
+    is_nonzero = square > 0
+    return jnp.where(is_nonzero, jnp.sqrt(jnp.where(is_nonzero, square, 1)), 0)
 
 
 def _score(site: Mapping[str, Array]) -> Float[Array, " r"]:
-    """Each rank's score, of the scores of its numbers."""
+    """Returns each rank's score from the scores of its values."""
     return site["e"] + (jnp.mean(site["a"], axis=1) + jnp.mean(site["b"], axis=0))
 
 
-def _moved(beta: float, old: Any, new: Any) -> Any:
-    """A moving mean."""
+def _moving_average(beta: float, old: Any, new: Any) -> Any:
+    """Returns the exponential moving average of a tree."""
     return jax.tree.map(lambda x, y: beta * x + (1 - beta) * y, old, new)
 
 
 def _where(condition: Any, then: Any, otherwise: Any) -> Any:
-    """One of two trees."""
+    """Selects between two trees."""
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), then, otherwise)
 
 
-def _ranks(sites: Mapping[str, Any]) -> int:
-    """How many ranks all sites have."""
+def _count_ranks(sites: Mapping[str, Any]) -> int:
+    """Returns the number of ranks of all sites."""
     return sum(site["e"].shape[0] for site in sites.values())
 
 
 def _sites(values: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The sites of AdaLoRA among values, by their paths."""
+    """Yields the AdaLoRA sites among values, by their paths."""
     if not isinstance(values, Mapping):
         return
     if _TRIPLE <= values.keys():
@@ -273,7 +275,7 @@ def _sites(values: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _put(values: Any, sites: Mapping[str, Any], path: str = "") -> Any:
-    """The values with other sites in them."""
+    """Returns the values with some sites replaced."""
     if not isinstance(values, Mapping):
         return values
     if path in sites:

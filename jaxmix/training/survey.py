@@ -1,4 +1,4 @@
-"""Which modules a tree has: by its own names, or by the layout of a model library."""
+"""Finds the modules of a tree, by its own names or by the layout of a model library."""
 
 import re
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ class Survey:
     """The modules of a tree.
 
     Args:
-        tree: the tree.
-        table: the layout by which they are found.
-        modules: their names, each with its name without the numbers of stacked layers.
-        roles: what the tree itself tells of each weight, by the name of its leaf.
-        rivals: other layouts that find as much.
+        tree: The tree.
+        table: The layout by which the modules were found.
+        modules: The names of the modules, each with its name without the indices of stacked layers.
+        roles: The role of each weight according to the tree, by the name of its leaf.
+        rivals: Other layouts that fit equally well.
     """
 
     tree: Tree
@@ -38,19 +38,19 @@ class Survey:
     rivals: tuple[Layout, ...] = ()
 
     def target(self, module: str) -> Target | None:
-        """The module of a name, or None if it has no weight."""
+        """Returns a module by its name, or None if it has no weight."""
         return target(self.tree, self.table, module, self.roles)
 
     def is_linear(self, found: Target) -> bool:
-        """Whether PEFT's ``all-linear`` takes a module, if it is no head."""
+        """Whether PEFT's ``all-linear`` targets a module, unless it is a head."""
         if found.layer not in ("linear", "conv1d"):
             return False
         return not self.table.by_name or self.roles[found.place.leaf].kind == "linear"
 
     def is_head(self, found: Target) -> bool:
-        """Whether a linear layer is the head of a language model: by its name, or by its size.
+        """Whether a linear layer is the head of a language model, by its name or its size.
 
-        By its size it leads from the width of an embedding to the size of its vocabulary.
+        The size of a head maps the width of an embedding to the size of its vocabulary.
         """
         if is_head(found.site):
             return True
@@ -66,10 +66,10 @@ class Survey:
         return {role.shape for role in self.roles.values() if role.kind == "embedding"}
 
     def unclear(self, found: Mapping[str, Target]) -> dict[str, Role]:
-        """The weights that may be linear layers, though neither tree nor layout tells, by site.
+        """Returns the weights, by site, that may be linear layers but can't be determined.
 
         Args:
-            found: the modules of the tree.
+            found: The modules of the tree.
         """
         unknown = ("unclear", "parameter")
         held = {each.place.leaf for each in found.values() if each.layer not in unknown}
@@ -81,32 +81,32 @@ class Survey:
         }
 
     def disagreement(self, sites: Mapping[str, Target]) -> LayoutError | None:
-        """The error for sites that another layout reads otherwise, or None."""
+        """Returns the error for sites that another fitting layout reads differently, or None."""
         for rival in self.rivals:
             for site, each in sites.items():
                 other = target(self.tree, rival, site)
                 shape = tuple(each.leaf.shape)
                 if other is None or not each.place.same(other.place, shape):
-                    names = [self.table.name, *(one.name for one in self.rivals)]
-                    how = " or ".join(f"layout={name!r}" for name in names)
+                    names = [self.table.name, *(layout.name for layout in self.rivals)]
+                    choices = " or ".join(f"layout={name!r}" for name in names)
                     return LayoutError(
                         "several layouts fit the params and read leaves in different ways:"
                         f"{listing([f'{site}: {self.table.name!r} and {rival.name!r}'])}\n"
-                        f"Say which it is: {how}."
+                        f"Give {choices}."
                     )
         return None
 
 
 def survey(tree: Tree, layout: Layout | None) -> Survey:
-    """The modules of a tree.
+    """Finds the modules of a tree.
 
     Args:
-        tree: the tree.
-        layout: the layout to find them by; None to look for one that fits.
+        tree: The tree.
+        layout: The layout; None to look for one that fits.
 
     Returns:
-        The modules. The layout is one of a model library if the leaves have its names, and else
-        the tree's own.
+        The modules. Without a layout, that of a model library is used if the leaves have its names,
+        otherwise the tree's own.
     """
     roles = Roles(tree)
     rivals: tuple[Layout, ...] = ()
@@ -132,7 +132,7 @@ def survey(tree: Tree, layout: Layout | None) -> Survey:
 
 
 def _with_parents(modules: Mapping[str, str]) -> dict[str, str]:
-    """The modules, and those that hold them, but for a stack of modules itself."""
+    """Adds the parents of the modules, except stacks of modules."""
     found: dict[str, str] = {}
     aliases = {alias for module, alias in modules.items() if alias != module}
     for module, alias in modules.items():

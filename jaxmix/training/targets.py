@@ -1,4 +1,4 @@
-"""Which of a model's modules an adapter is for, by PEFT's own rules for names."""
+"""PEFT's rules for which modules of a model an adapter targets."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -12,21 +12,21 @@ __all__ = ["Rules", "by_pattern", "is_named"]
 
 @dataclass(frozen=True)
 class Rules:
-    r"""The words of a config that say where an adapter goes.
+    r"""The fields of a config that determine which modules an adapter targets.
 
     Args:
-        target_modules: names, each a module's whole path or its end; or a regular expression for
-            whole paths.
-        exclude_modules: likewise, what is left out.
-        modules_to_save: what is trained whole, and its parts, and so has no adapter.
-        layers_to_transform: the numbers of the layers that are meant, or the one; None for all. It
-            holds for names alone.
-        layers_pattern: what stands before the number of a layer in a path, a regular expression or
-            several; None for the first number in it that is no list's first.
+        target_modules: Names, each the full path of a module or the end of one; or a regular
+            expression for full paths.
+        exclude_modules: Names or a regular expression, likewise, of modules to leave out.
+        modules_to_save: Modules that are trained in full and get no adapter, including their parts.
+        layers_to_transform: The index or indices of the layers to target; None for all. It applies
+            only to targets given as names.
+        layers_pattern: The part of a path before the index of a layer, one or more regular
+            expressions; None to use the first index after at least two other parts.
 
     Raises:
-        re.error: by `takes`, if a regular expression is none.
-        UnsupportedError: by `takes`, if a regular expression may take too long.
+        re.error: Raised by `takes` if a regular expression is invalid.
+        UnsupportedError: Raised by `takes` if a regular expression may take too long.
 
     Example:
         >>> rules = Rules(["q"], layers_to_transform=[0])
@@ -43,18 +43,18 @@ class Rules:
     layers_pattern: Any = None
 
     def takes(self, module: str, alias: str | None = None) -> bool:
-        """Whether PEFT adapts the module of this path; ``alias`` is another name of its own."""
+        """Whether PEFT targets the module of this path; ``alias`` is another name of it."""
         if self.excludes(module, alias):
             return False
         targets = self.target_modules
         if isinstance(targets, str):
             return is_match(targets, module, full=True)
-        # A whole path is meant as it stands, in whatever layer.
+        # A full path is targeted in any layer.
         is_target = is_named(module, targets) or is_named(alias or module, targets)
         return module in targets or (is_target and self._is_layer(module))
 
     def excludes(self, module: str, alias: str | None = None) -> bool:
-        """Whether the module is left out, whatever is targeted."""
+        """Whether the module is left out even if it is targeted."""
         left_out = self.exclude_modules or ()
         if isinstance(left_out, str):
             if is_match(left_out, module, full=True):
@@ -65,16 +65,16 @@ class Rules:
         return any(is_match(rf"(^|.*\.){name}($|\..*)", module) for name in saved)
 
     def _is_layer(self, module: str) -> bool:
-        """Whether a module is in one of the layers that are asked for."""
+        """Whether a module is in one of the layers to transform."""
         layers, patterns = self.layers_to_transform, self.layers_pattern
         if layers is None or layers == []:
             return True
         if not patterns:
             found = re.match(r".*?\.[^.]*\.(?P<n>\d+)\.", module)
         else:
-            several = [patterns] if isinstance(patterns, str) else patterns
-            tried = (find(rf"(?:^|.*?\.){text}\.(?P<n>\d+)\.", module) for text in several)
-            found = next((match for match in tried if match), None)
+            each = [patterns] if isinstance(patterns, str) else patterns
+            matches = (find(rf"(?:^|.*?\.){text}\.(?P<n>\d+)\.", module) for text in each)
+            found = next((match for match in matches if match), None)
         if found is None:
             return False
         number = int(found["n"])
@@ -82,14 +82,14 @@ class Rules:
 
 
 def is_named(module: str, names: Collection[str]) -> bool:
-    """Whether a module goes by one of these names: its path, or the end of it.
+    """Whether one of the names is the module's path or the end of it.
 
     Args:
-        module: its path.
-        names: the names.
+        module: The module's path.
+        names: The names.
 
     Returns:
-        Whether one of them fits.
+        Whether a name matches.
 
     Example:
         >>> is_named("layers.0.q", ["q"]), is_named("layers.0.seq", ["q"])
@@ -98,17 +98,17 @@ def is_named(module: str, names: Collection[str]) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def by_pattern(patterns: Mapping[str, Any] | None, module: str, else_: Any) -> Any:
-    r"""What a pattern says of a module, as ``rank_pattern`` and ``alpha_pattern`` do.
+def by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    r"""Returns the value for a module from patterns such as ``rank_pattern``.
 
     Args:
-        patterns: regular expressions for the end of the path, or all of it, and what they say. The
-            first that fits holds.
-        module: the module's path.
-        else_: what holds where none fits.
+        patterns: Values by regular expressions for the full path or the end of it. The first match
+            applies.
+        module: The module's path.
+        default: The value without a match.
 
     Returns:
-        What is said.
+        The value.
 
     Example:
         >>> by_pattern({r"layers\.0\.q": 4, "q": 2}, "model.layers.0.q", 8)
@@ -116,7 +116,7 @@ def by_pattern(patterns: Mapping[str, Any] | None, module: str, else_: Any) -> A
 
     Source: ``peft/utils/other.py``, ``get_pattern_key``.
     """
-    for pattern, said in (patterns or {}).items():
+    for pattern, value in (patterns or {}).items():
         if is_match(rf"(.*\.)?({pattern})$", module):
-            return said
-    return else_
+            return value
+    return default

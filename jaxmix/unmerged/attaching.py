@@ -18,6 +18,7 @@ from jaxmix.placement.layout import Layout
 from jaxmix.placement.params import check_no_path
 from jaxmix.placement.tree import Tree
 from jaxmix.unmerged.leaf import Factored, Tags
+from jaxmix.unmerged.weight import Weight
 
 __all__ = ["attach", "detach", "is_factored"]
 
@@ -122,7 +123,7 @@ def _ready(leaf: Factored) -> Factored:
 def _made(leaf: Factored) -> AffineMap | None:
     """The map of a leaf; None where it has none apart from the dense weight."""
     weight = leaf.apart(whole=True)
-    return None if isinstance(weight, str) else weight.map
+    return weight.map if isinstance(weight, Weight) else None
 
 
 def _as_array(strength: Any) -> Any:
@@ -202,7 +203,7 @@ def detach(leaves: Any) -> tuple[Any, list[Adapter]]:
         ):
             for number, (strength, update) in zip(numbers, word, strict=True):
                 strengths[number] = strength
-                updates[number][site] = update.turned() if turned else update
+                updates[number][site] = update.with_transposed_weight() if turned else update
         for (number, site), (strength, update) in zip(tags.beside, leaf.beside, strict=True):
             strengths[number] = strength
             updates[number][site] = update

@@ -29,6 +29,7 @@ def axes_of(form: Form, n: int) -> Sides | None:
         end; None where an axis of the leaf is both rows and columns, or two are picked of.
 
     Example:
+        >>> from jaxmix.placement.place import Place
         >>> axes_of(Form("weight", Place("", "d n (h two) -> (n two h) d", ":, 3")), 4)
         ((-2, -1), (-4,), -3)
     """

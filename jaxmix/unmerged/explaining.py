@@ -1,18 +1,20 @@
 """`explain`: how each leaf of a factored tree is run, and what that costs."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
-from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero
+from jaxmix.operators import Dense, Hadamard, Identity, LowRank, Operator, Product, Sum, Zero, terms
 from jaxmix.placement.names import leaf_names
 from jaxmix.unmerged.attaching import is_factored
-from jaxmix.unmerged.leaf import Factored
+from jaxmix.unmerged.leaf import Factored, NotApart
 from jaxmix.unmerged.ragged import is_ragged
+from jaxmix.unmerged.running import uses_without_form
 from jaxmix.unmerged.weight import Weight, added_flops, is_cheaper
 
 __all__ = ["Explanation", "Way", "explain"]
@@ -76,17 +78,22 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(leaves: Any, tokens: int = 1) -> Explanation:
+def explain(
+    leaves: Any, tokens: int = 1, *, fn: Callable[..., Any] | None = None, args: Sequence[Any] = ()
+) -> Explanation:
     """How `jaxmix.factored` runs each leaf of a tree that `jaxmix.attach` made, and at what cost.
 
-    It tells of products that sum over a weight's inputs, `jax.lax.ragged_dot` of experts among
-    them; where that alone has no form for a leaf's operators, it says so. A function may use a
-    weight in another way that has no factored form (its norm, say); it takes the dense weight
-    there.
+    Without ``fn`` it describes products that sum over a weight's inputs, `jax.lax.ragged_dot` of
+    experts among them; where that alone has no form for a leaf's operators, it says so. With
+    ``fn`` it also traces the function: a leaf of which one use has no factored form (its norm,
+    say) is made dense there, and the explanation names that use.
 
     Args:
         leaves: the tree.
         tokens: how many tokens go through at once; a convolution's points.
+        fn: a function ``fn(leaves, *args)`` to be run by `jaxmix.factored`; it is traced, and
+            nothing is computed.
+        args: its other arguments; a `jax.ShapeDtypeStruct` may stand for an array.
 
     Returns:
         A line for each leaf with adapters; ``print`` it, or read its ``ways``.
@@ -99,8 +106,11 @@ def explain(leaves: Any, tokens: int = 1) -> Explanation:
         >>> from jaxmix import Adapter, attach
         >>> from jaxmix.families import LoRA
         >>> lora = Adapter({"proj": LoRA(jnp.ones((1, 30)), jnp.ones((20, 1)), 1.0)})
-        >>> explain(attach({"proj.weight": jnp.zeros((20, 30))}, lora)).ways[0].way
+        >>> leaves = attach({"proj.weight": jnp.zeros((20, 30))}, lora)
+        >>> explain(leaves).ways[0].way
         'factored'
+        >>> explain(leaves, fn=lambda params: params["proj.weight"].sum()).ways[0].way
+        'dense'
 
     Source: DESIGN.md, how a mix is computed.
     """
@@ -113,25 +123,30 @@ def explain(leaves: Any, tokens: int = 1) -> Explanation:
         raise AdapterError(
             "explain: no leaf has adapters beside it, expected a tree that jaxmix.attach made."
         )
-    return Explanation(tuple(_way(name, leaf, tokens) for name, leaf in held), tokens)
+    ways = [_way(name, leaf, tokens) for name, leaf in held]
+    if fn is not None:
+        uses = uses_without_form(fn, (leaves, *args), {})
+        ways = [
+            _with_uses(way, [use.reason for use in uses if use.leaf == way.leaf]) for way in ways
+        ]
+    return Explanation(tuple(ways), tokens)
+
+
+def _with_uses(way: Way, whys: Sequence[str]) -> Way:
+    """A way, where a function has these uses of the leaf that have no factored form."""
+    if not whys or way.way == "dense":
+        return way
+    return replace(way, way="dense", why=f"no factored form for {', '.join(whys)}")
 
 
 def _way(name: str, leaf: Factored, tokens: int) -> Way:
     """How one leaf is run."""
     sites, size = leaf.tags.sites, math.prod(leaf.shape)
-    said: list[str] = []
-
-    def apart(leaf: Factored) -> Weight | None:
-        made = leaf.apart()
-        if isinstance(made, str):
-            said.append(made)
-            return None
-        return made
-
-    weight = jax.eval_shape(apart, leaf)
-    if weight is None:
-        return Way(name, sites, "dense", said[0], "", 2 * size * tokens, 0, size)
-    layers = weight.shape[weight.axes[2]] if weight.is_stacked else 1
+    weight = _shapes(leaf)
+    if isinstance(weight, NotApart):
+        return Way(name, sites, "dense", weight.why, "", 2 * size * tokens, 0, size)
+    stack = weight.axes[2]
+    layers = 1 if stack is None else weight.shape[stack]
     added, made, described, why = weight.count(
         lambda one: (added_flops(one, tokens), one.flops(), _described(one), _why(one))
     )
@@ -151,10 +166,14 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
     )
 
 
+def _shapes(leaf: Factored) -> Weight | NotApart:
+    """The leaf's base and map in shapes alone, or why it has none; nothing is computed."""
+    return jax.eval_shape(lambda leaf: leaf.apart(), leaf)
+
+
 def _why(one: AffineMap) -> str:
     """Why its operators cost more than the dense weight, in words."""
-    terms = one.shift.terms if isinstance(one.shift, Sum) else (one.shift,)
-    if any(isinstance(term, Dense) for term in terms):
+    if any(isinstance(term, Dense) for term in terms(one.shift)):
         return "a term of Δ has no structure, so its product costs what the base's does"
     if any(isinstance(side, Dense) for side in (one.left, one.right)):
         return "L or R has no structure"

@@ -1,35 +1,35 @@
-"""A program run on weights whose base and map are apart.
+"""Runs a program on weights whose base and map are apart.
 
 The program is a jaxpr. Equations that no such weight enters are run as they are, in one piece, so
 that whatever JAX knows (custom derivatives, kernels, collectives) stays as it was. Where one
-enters, the table at the end has a rule for its primitive; without a rule, or where the rule gives
-none, the weight is made dense there.
+enters, a rule for the primitive runs it by the operators: those at the end for programs inside the
+program, those of `rules` for all others. Without a rule, or where the rule has no form for this
+weight, the weight is made dense there, and that is reported.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
 from jax import lax
 from jax.extend import core
 
-from jaxmix.placement.quantized import is_quantized
-from jaxmix.unmerged import lookups, products, ragged, views
+from jaxmix.unmerged.rules import RULES, Values
+from jaxmix.unmerged.uses import Report, as_array, within
+from jaxmix.unmerged.views import by_layer
 from jaxmix.unmerged.weight import Weight
 
 __all__ = ["run"]
 
-Values = list[Any]
 
-
-def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> Values:
+def run(program: core.ClosedJaxpr, args: Sequence[Any], report: Report) -> Values:
     """The outputs of a program.
 
     Args:
         program: what was traced with an array for each weight.
         args: arrays and weights.
+        report: called at each use that makes a weight dense because it has no factored form.
 
     Returns:
         Its outputs, weights among them where one is handed through.
@@ -44,17 +44,25 @@ def run(program: core.ClosedJaxpr, args: Sequence[Any]) -> Values:
             continue
         frame.evaluate(waiting, number)
         waiting = []
-        rule = _RULES.get(eqn.primitive.name)
-        outs = rule and rule(eqn.params, [frame.read(atom) for atom in eqn.invars])
+        outs = _outputs(eqn, [frame.read(atom) for atom in eqn.invars], report)
         if outs is None:
             for atom in eqn.invars:
                 if isinstance(value := frame.read(atom), Weight):
-                    frame.values[atom] = value.dense()
+                    frame.values[atom] = as_array(value, report, eqn)
             frame.evaluate([eqn], number)
         else:
             frame.values.update(zip(eqn.outvars, outs, strict=True))
     frame.evaluate(waiting, len(jaxpr.eqns))
     return [frame.read(atom) for atom in jaxpr.outvars]
+
+
+def _outputs(eqn: Any, values: Values, report: Report) -> Values | None:
+    """What an equation gives that a weight enters; None where it has no factored form."""
+    name = eqn.primitive.name
+    if name in _PROGRAMS:
+        return _PROGRAMS[name](eqn, values, within(eqn, report))
+    rule = RULES.get(name)
+    return None if rule is None else rule(eqn.params, values)
 
 
 @dataclass(frozen=True)
@@ -92,189 +100,153 @@ def _last(jaxpr: core.Jaxpr) -> dict[Any, int]:
     return {atom: number for number, atom in taken if not isinstance(atom, core.Literal)}
 
 
-def _dense(values: Sequence[Any]) -> Values:
-    return [value.dense() if isinstance(value, Weight) else value for value in values]
-
-
 # ---------------------------------------------------------------- programs inside
 
 
-def _called(params: Any, values: Values) -> Values:
-    return run(params["jaxpr"], values)
+def _closed(program: Any) -> core.ClosedJaxpr:
+    """A program with its constants; JAX gives `jax.checkpoint`'s without."""
+    return core.ClosedJaxpr(program, []) if isinstance(program, core.Jaxpr) else program
 
 
-def _checkpointed(params: Any, values: Values) -> Values | None:
+def _called(eqn: Any, values: Values, report: Report) -> Values:
+    return run(_closed(eqn.params["jaxpr"]), values, report)
+
+
+def _checkpointed(eqn: Any, values: Values, report: Report) -> Values:
     """`jax.checkpoint`: what is saved and what is made again is its own affair."""
-    body = partial(run, core.ClosedJaxpr(params["jaxpr"], []))
+    body = _closed(eqn.params["jaxpr"])
     again = jax.checkpoint(
-        lambda values: _dense(body(values)),
-        prevent_cse=params["prevent_cse"],
-        policy=params["policy"],
+        lambda values: run(body, values, report),
+        prevent_cse=eqn.params["prevent_cse"],
+        policy=eqn.params["policy"],
     )
     return again(values)
 
 
-def _scanned(params: Any, values: Values) -> Values | None:
+def _scanned(eqn: Any, values: Values, report: Report) -> Values:
     """`jax.lax.scan`: a stack is scanned layer by layer, base and map."""
-    if "num_consts" not in params:
-        return None
-    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, xs = values[:first], _dense(values[first:second]), values[second:]
-    xs = [x if not isinstance(x, Weight) or _stacked_first(x) else x.dense() for x in xs]
+    params, program = eqn.params, _closed(eqn.params["jaxpr"])
+    first, second = _scan_parts(eqn)
+    consts = values[:first]
+    carry = _carried(program, first, values[first:second], eqn, report)
+    xs = [_scannable(x, eqn, report) for x in values[second:]]
 
     def body(carry: Values, xs: Values) -> tuple[Values, Values]:
-        outs = _dense(run(params["jaxpr"], [*consts, *carry, *xs]))
-        return outs[: len(carry)], outs[len(carry) :]
+        outs = run(program, [*consts, *carry, *xs], report)
+        ys = [y if _is_layer(y) else as_array(y, report, eqn) for y in outs[len(carry) :]]
+        return _carried_on(outs, carry, eqn, report), ys
 
     known = {
         k: params[k] for k in ("reverse", "length", "unroll", "_split_transpose") if k in params
     }
     carry, ys = lax.scan(body, carry, xs, **known)
+    ys = [replace(y, stack=-len(y.shape)) if isinstance(y, Weight) else y for y in ys]
     return [*carry, *ys]
 
 
-def _stacked_first(weight: Weight) -> bool:
-    return weight.axes[2] == 0
+def _is_layer(y: Any) -> bool:
+    """Whether it is a weight that can be one layer of a stack."""
+    return isinstance(y, Weight) and not y.is_stacked
 
 
-def _looped(params: Any, values: Values) -> Values:
+def _carried(
+    program: core.ClosedJaxpr, first: int, carry: Values, eqn: Any, report: Report
+) -> Values:
+    """What a loop begins with: weights that its body hands through as they are, and arrays."""
+    given, handed = program.jaxpr.invars[first:], program.jaxpr.outvars
+    return [
+        value if handed[i] is given[i] else as_array(value, report, eqn)
+        for i, value in enumerate(carry)
+    ]
+
+
+def _carried_on(outs: Values, carry: Values, eqn: Any, report: Report) -> Values:
+    """What a loop's body gives for a carry: arrays but for weights handed through."""
+    pairs = zip(outs, carry, strict=False)
+    return [out if isinstance(old, Weight) else as_array(out, report, eqn) for out, old in pairs]
+
+
+def _scan_parts(eqn: Any) -> tuple[int, int]:
+    """Where a scan's carry begins and ends among its inputs: constants, carry, what is scanned.
+
+    The parameters that count these are not the same in all versions of JAX: ``num_consts`` and
+    ``num_carry`` until 0.11, ``ft_in`` in 0.12. In all of them the body sees the scanned inputs and
+    outputs without their first axis, and the others as they are.
+    """
+    body = _closed(eqn.params["jaxpr"])
+
+    def scanned(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        pairs = zip(outer, inner, strict=True)
+        return sum(len(atom.aval.shape) > len(aval.shape) for atom, aval in pairs)
+
+    second = len(eqn.invars) - scanned(eqn.invars, body.in_avals)
+    carried = len(eqn.outvars) - scanned(eqn.outvars, body.out_avals)
+    return second - carried, second
+
+
+def _scannable(x: Any, eqn: Any, report: Report) -> Any:
+    """A weight whose first axis is that of its layers, or an array."""
+    is_stack = isinstance(x, Weight) and x.axes[2] == 0
+    return by_layer(x) if is_stack else as_array(x, report, eqn)
+
+
+def _looped(eqn: Any, values: Values, report: Report) -> Values:
     """`jax.lax.while_loop`."""
+    params, program = eqn.params, _closed(eqn.params["body_jaxpr"])
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
-    ahead, inside, carry = values[:first], values[first:second], _dense(values[second:])
+    ahead, inside = values[:first], values[first:second]
+    carry = _carried(program, params["body_nconsts"], values[second:], eqn, report)
 
     def go_on(carry: Values) -> Any:
-        return run(params["cond_jaxpr"], [*ahead, *carry])[0]
+        return run(_closed(params["cond_jaxpr"]), [*ahead, *carry], report)[0]
 
     def body(carry: Values) -> Values:
-        return _dense(run(params["body_jaxpr"], [*inside, *carry]))
+        return _carried_on(run(program, [*inside, *carry], report), carry, eqn, report)
 
     return lax.while_loop(go_on, body, carry)
 
 
-def _branched(params: Any, values: Values) -> Values:
-    """`jax.lax.cond` and `jax.lax.switch`."""
+def _branched(eqn: Any, values: Values, report: Report) -> Values:
+    """`jax.lax.cond` and `jax.lax.switch`. Weights that all branches hand through stay outside."""
     which, *rest = values
-    branches = [lambda rest, one=one: _dense(run(one, rest)) for one in params["branches"]]
-    return lax.switch(which, branches, rest)
+    programs = [_closed(program) for program in eqn.params["branches"]]
+    handed = [
+        _handed(outs, programs, rest)
+        for outs in zip(*(program.jaxpr.outvars for program in programs), strict=True)
+    ]
+
+    def branch(program: core.ClosedJaxpr) -> Callable[[Values], Values]:
+        def outputs(rest: Values) -> Values:
+            pairs = zip(run(program, rest, report), handed, strict=True)
+            return [as_array(out, report, eqn) for out, weight in pairs if weight is None]
+
+        return outputs
+
+    outs = iter(lax.switch(which, [branch(program) for program in programs], rest))
+    return [next(outs) if weight is None else weight for weight in handed]
 
 
-# ---------------------------------------------------------------- one weight in, or two
+def _handed(
+    outs: Sequence[Any], programs: Sequence[core.ClosedJaxpr], values: Values
+) -> Weight | None:
+    """The weight that several programs hand through as the same output; None if they do not."""
+    found = {
+        next((i for i, var in enumerate(program.jaxpr.invars) if var is out), None)
+        for out, program in zip(outs, programs, strict=True)
+    }
+    at = found.pop()
+    weight = None if at is None or found else values[at]
+    return weight if isinstance(weight, Weight) else None
 
 
-def _product(params: Any, values: Values) -> Values:
-    return [products.dot_general(*values, **params)]
-
-
-def _convolved(params: Any, values: Values) -> Values | None:
-    x, weight = values
-    if isinstance(x, Weight) or not isinstance(weight, Weight):
-        return None
-    out = lookups.conv(x, weight, **params)
-    return None if out is None else [out]
-
-
-def _ragged(params: Any, values: Values) -> Values | None:
-    x, weight, sizes = values
-    if isinstance(x, Weight) or not isinstance(weight, Weight) or isinstance(sizes, Weight):
-        return None
-    out = ragged.ragged_dot(jax.numpy.asarray(x), weight, sizes, **params)
-    return None if out is None else [out]
-
-
-def _looked_up(params: Any, values: Values) -> Values | None:
-    weight, at = values
-    if not isinstance(weight, Weight) or isinstance(at, Weight):
-        return None
-    out = lookups.gather(weight, at, **params)
-    return None if out is None else [out]
-
-
-def _transposed(params: Any, values: Values) -> Values:
-    return [values[0].moved(params["permutation"])]
-
-
-def _cast(params: Any, values: Values) -> Values | None:
-    dtype = params["new_dtype"]
-    return [values[0].cast(dtype)] if jax.numpy.issubdtype(dtype, jax.numpy.floating) else None
-
-
-def _reshaped(params: Any, values: Values) -> Values | None:
-    if len(values) > 1 or params.get("dimensions") is not None:
-        return None
-    return _one(views.reshaped(values[0], params["new_sizes"]))
-
-
-def _broadcast(params: Any, values: Values) -> Values | None:
-    """Only where it adds axes of one."""
-    sizes, axes = params["shape"], params["broadcast_dimensions"]
-    if len(values) > 1 or [sizes[k] for k in axes] != list(values[0].shape):
-        return None
-    if any(sizes[k] != 1 for k in range(len(sizes)) if k not in axes):
-        return None
-    return _one(views.reshaped(values[0], sizes))
-
-
-def _squeezed(params: Any, values: Values) -> Values | None:
-    weight, axes = values[0], params["dimensions"]
-    if tuple(axes) == (weight.axes[2],):
-        return _one(views.unstacked(weight))
-    sizes = [n for k, n in enumerate(weight.shape) if k not in axes]
-    return _one(views.reshaped(weight, sizes))
-
-
-def _sliced(params: Any, values: Values) -> Values | None:
-    if any(step != 1 for step in params["strides"] or ()):
-        return None
-    starts, ends = params["start_indices"], params["limit_indices"]
-    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    return _one(views.sliced(values[0], starts, sizes))
-
-
-def _dynamically_sliced(params: Any, values: Values) -> Values | None:
-    weight, *starts = values
-    if not isinstance(weight, Weight):
-        return None
-    return _one(views.sliced(weight, starts, params["slice_sizes"]))
-
-
-def _kept(params: Any, values: Values) -> Values:
-    """What changes no number."""
-    return values
-
-
-def _placed(params: Any, values: Values) -> Values | None:
-    """`jax.lax.with_sharding_constraint`, of the base."""
-    weight = values[0]
-    if is_quantized(weight.base):
-        return None
-    return [replace(weight, base=lax.with_sharding_constraint(weight.base, params["sharding"]))]
-
-
-def _one(weight: Weight | None) -> Values | None:
-    return None if weight is None else [weight]
-
-
-_RULES: dict[str, Callable[[Any, Values], Values | None]] = {
+_PROGRAMS: dict[str, Callable[[Any, Values, Report], Values]] = {
     "jit": _called,
     "pjit": _called,
+    "remat": _checkpointed,
     "remat2": _checkpointed,
     "checkpoint": _checkpointed,
     "scan": _scanned,
     "while": _looped,
     "cond": _branched,
-    "dot_general": _product,
-    "ragged_dot_general": _ragged,
-    "conv_general_dilated": _convolved,
-    "gather": _looked_up,
-    "transpose": _transposed,
-    "convert_element_type": _cast,
-    "reshape": _reshaped,
-    "broadcast_in_dim": _broadcast,
-    "squeeze": _squeezed,
-    "slice": _sliced,
-    "dynamic_slice": _dynamically_sliced,
-    "copy": _kept,
-    "copy_p": _kept,
-    "sharding_constraint": _placed,
 }

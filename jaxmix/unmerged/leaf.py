@@ -1,7 +1,7 @@
 """A leaf that keeps its base and the updates of its sites apart."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import prod
 from typing import Any
@@ -17,10 +17,10 @@ from jaxmix.families.base import Chain, maps
 from jaxmix.operators import (
     LowRank,
     StackedLowRank,
-    Sum,
     add,
     stack_factors,
     stack_terms,
+    terms,
 )
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Place
@@ -30,7 +30,21 @@ from jaxmix.unmerged.misuse import NoArray
 from jaxmix.unmerged.parts import joined
 from jaxmix.unmerged.weight import How, Weight
 
-__all__ = ["Factored", "Tags", "stacked"]
+__all__ = ["Factored", "NotApart", "Tags", "stacked"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NotApart:
+    """Says why a leaf has no base and map apart.
+
+    Args:
+        why: the reason, for people.
+        is_vector: whether it is a vector, of which the dense one costs no more.
+    """
+
+    why: str = field(metadata={"static": True})
+    is_vector: bool = field(default=False, metadata={"static": True})
 
 
 @dataclass(frozen=True)
@@ -110,51 +124,52 @@ class Factored(NoArray):
             leaf = plan.apply(leaf, word, form, base=reads, base_form=self.reads_form)
         return leaf
 
-    def weight(self, how: How = "auto") -> Weight | Array:
-        """What stands for it in a program: its maps made, or the dense leaf where that is all."""
-        made = self.apart(how)
-        return self.dense() if isinstance(made, str) else made
-
-    def apart(self, how: How = "auto", whole: bool = False) -> Weight | str:
-        """Its base and map; or why there is no such thing.
+    def apart(self, how: How = "auto", name: str = "", *, whole: bool = False) -> Weight | NotApart:
+        """Its base and map, which stand for it in a program; or why there is no such thing.
 
         Args:
             how: how products go.
+            name: the leaf's name, for messages.
             whole: whether a leaf of experts stays one matrix of rows.
         """
+        vector = NotApart("a vector, as cheap to make as to use", is_vector=True)
         if self.forms[0].part == "bias" or len(self.shape) == 1:
-            return "a vector, as cheap to make as to use"
+            return vector
         found = [axes_of(form, len(self.shape)) for form in self.forms]
         axes = [one for one in found if one is not None]
         if len(axes) < len(found):
-            return "its layout splits an axis of the leaf, or picks of two"
+            return NotApart("its layout splits an axis of the leaf, or picks of two")
         rows, cols, stack = axes[0]
+        if not rows or not cols:  # a vector for each layer
+            return vector
         if self.forms[0].index is None:
             made = self._map(0) if self.made is None else self.made
-            weight = Weight(self.base, made, rows, cols, None, how)
+            weight = Weight(self.base, made, rows, cols, None, how, name)
             return weight if whole else _experts(weight)
         if any(one != axes[0] for one in axes):
-            return "its sites do not lie alike in the leaf"
+            return NotApart("its sites do not lie alike in the leaf")
         if stack is not None:
             made = self._stack(stack) if self.made is None else self.made
-            return Weight(self.base, made, rows, cols, stack, how)
+            return Weight(self.base, made, rows, cols, stack, how, name)
         made = self._side_by_side(rows, cols) if self.made is None else self.made
-        return made if isinstance(made, str) else Weight(self.base, made, rows, cols, None, how)
+        if isinstance(made, NotApart):
+            return made
+        return Weight(self.base, made, rows, cols, None, how, name)
 
-    def _side_by_side(self, rows: tuple[int, ...], cols: tuple[int, ...]) -> AffineMap | str:
+    def _side_by_side(self, rows: tuple[int, ...], cols: tuple[int, ...]) -> AffineMap | NotApart:
         """The map of sites that are runs of the leaf's rows, or of its columns."""
         n = len(self.shape)
         picked = [Place("", None, form.index).ranges(self.shape) for form in self.forms]
         cut = {k - n for ranges in picked for k, r in enumerate(ranges) if len(r) < self.shape[k]}
         if not cut <= {rows[0]} and not cut <= {cols[0]}:
-            return "its sites are no runs of the leaf's rows or columns"
+            return NotApart("its sites are no runs of the leaf's rows or columns")
         axis = rows[0] if cut <= {rows[0]} else cols[0]
         across = cut <= {rows[0]}
         sizes = [prod(self.shape[k] for k in axes) for axes in (rows, cols)]
         each = sizes[0 if across else 1] // self.shape[axis]
         runs = [ranges[axis] for ranges in picked]
         if any(run.step != 1 for run in runs):
-            return "its sites are no runs of the leaf's rows or columns"
+            return NotApart("its sites are no runs of the leaf's rows or columns")
         parts = [range(each * run.start, each * run.stop) for run in runs]
         maps = [self._map(i) for i in range(len(self.words))]
         shape = (sizes[0], sizes[1])
@@ -163,7 +178,9 @@ class Factored(NoArray):
         else:
             made = joined([one.T for one in maps], parts, (sizes[1], sizes[0]))
             made = None if made is None else made.T
-        return made or "its sites are parts of the leaf, and one of them turns what they share"
+        return made or NotApart(
+            "its sites are parts of the leaf, and one of them turns what they share"
+        )
 
     def _stack(self, axis: int) -> AffineMap:
         """The maps of its sites as those of a stack's layers."""
@@ -207,10 +224,11 @@ def stacked(every: Sequence[AffineMap]) -> AffineMap:
 
 def _experts(weight: Weight) -> Weight:
     """A leaf whose rows are matrices of experts, with a low rank for each, as a stack of these."""
-    shift_ = weight.map.shift
-    terms = shift_.terms if isinstance(shift_, Sum) else (shift_,)
-    low = [LowRank(t.b, t.a) for t in terms if isinstance(t, StackedLowRank) and not t.turned]
-    is_all = len(low) == len(terms) and weight.map.is_shift
+    parts = terms(weight.map.shift)
+    low = [
+        LowRank(t.b, t.a) for t in parts if isinstance(t, StackedLowRank) and not t.is_transposed
+    ]
+    is_all = len(low) == len(parts) and weight.map.is_shift
     rows, cols, _ = weight.axes
     if not is_all or len(rows) != 1 or len(cols) != 2:
         return weight
@@ -219,4 +237,4 @@ def _experts(weight: Weight) -> Weight:
         return weight
     made = jax.vmap(lambda *terms: shift(reduce(add, terms)))(*low)
     into = weight.into
-    return Weight(weight.base, made, into[:1], into[1:], weight.out[0], weight.how)
+    return replace(weight, map=made, out=into[:1], into=into[1:], stack=weight.out[0])

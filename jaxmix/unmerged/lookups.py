@@ -10,27 +10,29 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Sum, Zero, add
+from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Zero, add, terms
 from jaxmix.unmerged.products import precise
 from jaxmix.unmerged.weight import PASS, Weight, added_flops
 
-__all__ = ["conv", "gather", "low_rank_of"]
+__all__ = ["conv", "gather", "sum_as_low_rank"]
 
 
 def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
     """``lax.conv_general_dilated``: Δ = BA is a convolution with A, then one of a single point.
 
     Returns:
-        The result; None where the dense weight is the way.
+        The result; None where there is no factored form.
     """
     x = jnp.asarray(x)
     spec, rows, cols = params["dimension_numbers"], *weight.axes[:2]
-    low = low_rank_of(weight.map.shift) if not weight.is_stacked else None
+    low = sum_as_low_rank(weight.map.shift) if not weight.is_stacked else None
     as_it_lies = rows == spec.rhs_spec[:1] and cols == spec.rhs_spec[1:]
     if low is None or not as_it_lies or not isinstance(weight.map.right, Identity):
         return None
-    if params["batch_group_count"] != 1 or not _is_cheap(weight, low, x, spec):
+    if params["batch_group_count"] != 1:
         return None
+    if not _is_cheap(weight, low, x, spec):
+        return lax.conv_general_dilated(x, weight.dense(), **_keywords(params))
     y = lax.conv_general_dilated(x, weight.plain(), **_keywords(params))
     dtype = arithmetic(x.dtype)
     made = cast(weight.map, dtype)
@@ -80,10 +82,10 @@ def _is_cheap(weight: Weight, low: LowRank | Zero, x: Array, spec: Any) -> bool:
     return thin <= weight.count(lambda one: one.flops()) + PASS * math.prod(weight.shape)
 
 
-def low_rank_of(delta: Operator) -> LowRank | Zero | None:
+def sum_as_low_rank(delta: Operator) -> LowRank | Zero | None:
     """Δ as one low rank, or as nothing; None where it is neither."""
     found: Operator = Zero(*delta.shape)
-    for term in delta.terms if isinstance(delta, Sum) else (delta,):
+    for term in terms(delta):
         if isinstance(term, Hadamard):
             term = term.low_rank()
         found = add(found, term)
@@ -94,7 +96,7 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
     """Rows of an embedding: ``(W₀[at] Rᵀ) · L[at] + Δ[at]``, as ``lax.gather`` takes them.
 
     Returns:
-        The rows; None where the dense weight is the way.
+        The rows; None where there is no factored form.
     """
     at = jnp.asarray(at)
     numbers = params["dimension_numbers"]
@@ -141,6 +143,6 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
     if isinstance(made.left, Diagonal):
         flat = flat * made.left.d[which][:, None]
     if not isinstance(made.shift, Zero):
-        flat = flat + made.shift.picked_rows(which)
+        flat = flat + made.shift.take_rows(which)
     back = sorted(range(y.ndim), key=order.__getitem__)
     return flat.reshape(moved.shape).transpose(back).astype(y.dtype)

@@ -18,18 +18,19 @@ from jaxmix.unmerged.weight import Weight, is_cheaper
 __all__ = ["dot_general", "precise"]
 
 
-def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Array:
+def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Array | None:
     """``lax.dot_general`` with a weight on one side.
 
     Tokens are multiplied by the operators where the product sums over all of the matrix's columns,
-    or over all of its rows; any other product takes the dense weight, as does one for which that is
-    cheaper.
+    or over all of its rows, or by the dense weight where that is cheaper.
+
+    Returns:
+        The product; None where it has no factored form.
     """
     (lc, rc), (lb, rb) = params["dimension_numbers"]
     x: Any
     if isinstance(rhs, Weight):
         weight, x, (wc, wb), (xc, xb) = rhs, lhs, (rc, rb), (lc, lb)
-        x = lhs.dense() if isinstance(lhs, Weight) else lhs
         last = True
     else:
         assert isinstance(lhs, Weight)
@@ -42,6 +43,8 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
         return lax.dot_general(*((x, w) if last else (w, x)), **params)
 
     if plan is None:
+        return None
+    if not is_cheaper(weight, plan.tokens, plan.turned):
         return base_product(x, weight.dense())
     return plan.run(x, base_product, weight_last=last, precision=params["precision"])
 
@@ -53,8 +56,10 @@ class _Plan:
     the weight.
     """
 
-    def __init__(self, weight: Weight, turned: bool, wb: Any, xb: Any, x_sum: Any, x_free: Any):
-        self.weight, self.turned = weight, turned
+    def __init__(
+        self, weight: Weight, turned: bool, tokens: int, wb: Any, xb: Any, x_sum: Any, x_free: Any
+    ):
+        self.weight, self.turned, self.tokens = weight, turned, tokens
         self.x_batch, self.x_free, self.x_sum = xb, x_free, x_sum
         rows, cols, self.stack = weight.axes
         self.left_axes = cols if turned else rows
@@ -62,7 +67,7 @@ class _Plan:
 
     @classmethod
     def of(cls, weight: Weight, x: Array, wc: Any, wb: Any, xc: Any, xb: Any) -> "_Plan | None":
-        """The plan; None where the dense weight is the way."""
+        """The plan; None where there is no factored form."""
         rows, cols, stack = weight.axes
         turned = set(wc) == set(rows) and set(wc) != set(cols)
         summed = rows if turned else cols
@@ -72,9 +77,9 @@ class _Plan:
         x_free = tuple(k for k in range(x.ndim) if k not in (*xc, *xb))
         tokens = math.prod(x.shape[k] for k in x_free)
         turns = not isinstance(weight.map.left if turned else weight.map.right, Identity)
-        if (stack is not None and not wb and turns) or not is_cheaper(weight, tokens, turned):
+        if stack is not None and not wb and turns:
             return None
-        return cls(weight, turned, wb, xb, x_sum, x_free)
+        return cls(weight, turned, tokens, wb, xb, x_sum, x_free)
 
     def run(
         self, x: Array, base_product: Callable[[Any, Any], Array], weight_last: bool, precision: Any

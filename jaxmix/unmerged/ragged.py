@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Diagonal, Identity, LowRank, Operator, Zero
-from jaxmix.unmerged.lookups import low_rank_of
+from jaxmix.unmerged.lookups import sum_as_low_rank
 from jaxmix.unmerged.products import precise
 from jaxmix.unmerged.weight import Weight, is_cheaper
 
@@ -33,7 +33,7 @@ def is_ragged(one: AffineMap) -> bool:
         (True, False)
     """
     sides = isinstance(one.left, Identity | Diagonal) and isinstance(one.right, Identity | Diagonal)
-    return sides and low_rank_of(one.shift) is not None
+    return sides and sum_as_low_rank(one.shift) is not None
 
 
 def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array | None:
@@ -46,7 +46,7 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
         **params: the primitive's.
 
     Returns:
-        (n, out); None where the dense weights are the way.
+        (n, out); None where there is no factored form.
     """
     numbers = params["ragged_dot_dimension_numbers"]
     (x_sum, w_sum), batch = numbers.dot_dimension_numbers
@@ -62,18 +62,20 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
     ):
         return None
     experts, tokens = weight.shape[stack], x.shape[0]
-    if not weight.count(is_ragged) or not is_cheaper(weight, -(-tokens // experts), turned):
+    if not weight.count(is_ragged):
         return None
+    turn = {name: params[name] for name in ("precision", "preferred_element_type")}
+    if not is_cheaper(weight, -(-tokens // experts), turned):
+        return lax.ragged_dot_general(x, weight.dense(), sizes, numbers, **turn)
     dtype = arithmetic(x.dtype)
     made = cast(weight.map_to(turned), dtype)
     which = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=tokens)
-    turn = {name: params[name] for name in ("precision", "preferred_element_type")}
     with precise(params["precision"]):
         inputs = _scaled(x.astype(dtype), made.right, which).astype(x.dtype)
         y = lax.ragged_dot_general(inputs, weight.plain(), sizes, numbers, **turn)
         out = _scaled(y.astype(dtype), made.left, which)
         if not isinstance(made.shift, Zero):
-            low = jax.vmap(low_rank_of)(made.shift)
+            low = jax.vmap(sum_as_low_rank)(made.shift)
             assert isinstance(low, LowRank)
             thin = lax.ragged_dot(x.astype(dtype), low.a.swapaxes(1, 2), sizes)
             out = out + lax.ragged_dot(thin, low.b.swapaxes(1, 2), sizes)

@@ -1,19 +1,23 @@
 """`factored`: any JAX function on leaves that keep base and factors apart."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, get_args
 
 import jax
 import numpy as np
 
-from jaxmix.errors import AdapterError
+from jaxmix.errors import AdapterError, DenseWeightWarning, UnsupportedError
+from jaxmix.placement.names import leaf_names
 from jaxmix.placement.quantized import is_quantized
 from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.interpreter import run
+from jaxmix.unmerged.leaf import Factored
+from jaxmix.unmerged.uses import Report, Use, as_array, described, refusal, warning
 from jaxmix.unmerged.weight import How, Weight
 
-__all__ = ["factored"]
+__all__ = ["factored", "quietly_factored", "uses_without_form"]
 
 
 def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
@@ -21,15 +25,17 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
 
     ``factored(fn)(attach(params, adapters), x)`` equals ``fn(compose(params, adapters), x)``. The
     function sees an array in place of each such leaf, as under `jax.jit`; where it multiplies by
-    one, convolves with it or looks its rows up, tokens go through base and operators apart. What
-    has no such form takes the dense weight there; `jaxmix.explain` says which leaves, and why.
+    one, convolves with it or looks its rows up, tokens go through base and operators apart. Any
+    other use of a weight takes the dense weight, which `jaxmix.explain` lists with ``fn=``.
 
     Args:
         fn: any function that JAX can trace, of Linen, NNX (a module as its argument, or through
             ``nnx.split`` and ``nnx.merge``), Equinox or plain JAX; its arguments are pytrees. What
             it changes in a module does not come out, as under `jax.jit`.
-        how: ``"auto"`` takes at each product what costs less for so many tokens, ``"factored"`` and
-            ``"dense"`` force one of the two.
+        how: ``"auto"`` takes at each product what costs less for so many tokens, and warns once
+            (`jaxmix.errors.DenseWeightWarning`) of weights that are made dense because a use of
+            them has no factored form. ``"factored"`` makes no weight dense: such a use is an
+            error. ``"dense"`` makes the dense weight at each use.
 
     Returns:
         A function of the same arguments, to be put under jit, grad, vmap, scan, remat, shard_map
@@ -38,6 +44,8 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
 
     Raises:
         AdapterError: if ``how`` is none of the three.
+        UnsupportedError: with ``how="factored"``, if a use of a weight has no factored form; the
+            error lists all of them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,27 +63,113 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
         known = ", ".join(map(repr, get_args(How)))
         raise AdapterError(f"factored: how is {how!r}, expected one of {known}.")
 
+    warned: set[Use] = set()
+
     @wraps(fn)
     def on_leaves(*args: Any, **kwargs: Any) -> Any:
-        flat, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
-        if not any(map(is_factored, flat)):
-            return fn(*args, **kwargs)
-        flat = [leaf.weight(how) if is_factored(leaf) else leaf for leaf in flat]
-        at = [i for i, leaf in enumerate(flat) if _is_array(leaf)]
-
-        def program(*arrays: Any) -> Any:
-            now = list(flat)
-            for i, array in zip(at, arrays, strict=True):
-                now[i] = array
-            args, kwargs = tree.unflatten(now)
-            return fn(*args, **kwargs)
-
-        made, shapes = jax.make_jaxpr(program, return_shape=True)(*(_seen(flat[i]) for i in at))
-        outs = run(made, [flat[i] for i in at])
-        outs = [out.dense() if isinstance(out, Weight) else out for out in outs]
-        return jax.tree.structure(shapes).unflatten(outs)
+        uses: dict[Use, None] = {}
+        report = _refuse if how == "factored" else uses.setdefault
+        try:
+            outs = _run(fn, how, args, kwargs, report)
+        except _NoForm:
+            every = uses_without_form(fn, args, kwargs)
+            raise UnsupportedError(refusal(every)) from None
+        if new := [use for use in uses if use not in warned]:
+            warned.update(new)
+            warnings.warn(warning(new), DenseWeightWarning, stacklevel=2)
+        return outs
 
     return on_leaves
+
+
+def quietly_factored(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function on factored leaves, by the operators wherever these have a form.
+
+    Args:
+        fn: as for `factored`.
+
+    Returns:
+        A function of the same arguments, which makes weights dense elsewhere and does not warn.
+    """
+    return lambda *args, **kwargs: _run(fn, "factored", args, kwargs, lambda use: None)
+
+
+def uses_without_form(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Use, ...]:
+    """The uses of weights that have no factored form, from shapes alone: nothing is computed.
+
+    Args:
+        fn: as for `factored`.
+        args: its arguments; a `jax.ShapeDtypeStruct` may stand for an array.
+        kwargs: its arguments by name.
+
+    Returns:
+        The uses, in the order of the program.
+    """
+    uses: dict[Use, None] = {}
+    flat, tree = jax.tree.flatten((args, kwargs))
+    at = [i for i, x in enumerate(flat) if _is_array(x) or isinstance(x, jax.ShapeDtypeStruct)]
+
+    def shapes_only(*arrays: Any) -> Any:
+        now = list(flat)
+        for i, array in zip(at, arrays, strict=True):
+            now[i] = array
+        args, kwargs = tree.unflatten(now)
+        return _run(fn, "factored", args, kwargs, uses.setdefault)
+
+    jax.eval_shape(shapes_only, *(flat[i] for i in at))
+    return tuple(uses)
+
+
+class _NoForm(Exception):
+    """A use without a factored form, where none was allowed."""
+
+
+def _refuse(use: Use) -> None:
+    raise _NoForm
+
+
+def _run(fn: Callable[..., Any], how: How, args: Any, kwargs: Any, report: Report) -> Any:
+    """The function's result on factored leaves."""
+    flat, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
+    if not any(map(is_factored, flat)):
+        return fn(*args, **kwargs)
+    flat = _weights(args, kwargs, how, report)
+    at = [i for i, leaf in enumerate(flat) if _is_array(leaf)]
+
+    def program(*arrays: Any) -> Any:
+        now = list(flat)
+        for i, array in zip(at, arrays, strict=True):
+            now[i] = array
+        args, kwargs = tree.unflatten(now)
+        return fn(*args, **kwargs)
+
+    made, shapes = jax.make_jaxpr(program, return_shape=True)(*(_seen(flat[i]) for i in at))
+    outs = [as_array(out, report) for out in run(made, [flat[i] for i in at], report)]
+    return jax.tree.structure(shapes).unflatten(outs)
+
+
+def _weights(args: Any, kwargs: Any, how: How, report: Report) -> list[Any]:
+    """The leaves of a function's arguments, with a weight for each that has adapters attached."""
+    found = []
+    for own in (*args, *kwargs.values()):
+        paths, _ = jax.tree_util.tree_flatten_with_path(own, is_leaf=is_factored)
+        names = leaf_names([path for path, _ in paths])
+        for name, (_, leaf) in zip(names, paths, strict=True):
+            found.append(_weight(name, leaf, how, report) if is_factored(leaf) else leaf)
+    return found
+
+
+def _weight(name: str, leaf: Factored, how: How, report: Report) -> Weight | jax.Array:
+    """What stands for a leaf in a program: base and map, or the dense leaf where these are one."""
+    name = name or leaf.tags.sites[0]
+    made = leaf.apart(how, name)
+    if isinstance(made, Weight):
+        return made
+    if not made.is_vector and how != "dense":
+        report(Use(name, described(leaf), made.why))
+    return leaf.dense()
 
 
 def _is_array(x: Any) -> bool:

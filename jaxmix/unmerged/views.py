@@ -6,20 +6,21 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
 from jaxmix.placement.quantized import is_quantized
 from jaxmix.unmerged.weight import Weight
 
-__all__ = ["reshaped", "sliced", "unstacked"]
+__all__ = ["by_layer", "picked", "reshaped", "sliced", "unstacked"]
 
 
 def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
     """In another shape, where rows stay rows and columns stay columns; None where they do not."""
     groups = _groups(weight.shape, sizes)
     rows, cols, stack = weight.axes
-    if groups is None or is_quantized(weight.base):
+    if groups is None:
         return None
     new_stack: int | None = None
     taken: dict[int, list[int]] = {}
@@ -47,10 +48,16 @@ def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
     cols_ = [n for k in cols if k not in ones for n in taken[k]]
     if stack is not None and new_stack is None:
         return None
+    try:
+        base = weight.base.reshape(tuple(sizes))
+    except ValueError:
+        if not is_quantized(weight.base):
+            raise
+        return None  # its scales do not follow the new axes
     n = len(sizes)
     return replace(
         weight,
-        base=weight.base.reshape(tuple(sizes)),
+        base=base,
         out=tuple(k - n for k in rows_),
         into=tuple(k - n for k in cols_),
         stack=None if new_stack is None else new_stack - n,
@@ -91,23 +98,74 @@ def sliced(weight: Weight, starts: Sequence[Any], sizes: Sequence[int]) -> Weigh
     others = [k for k in range(len(sizes)) if k != stack]
     if stack is None or any(sizes[k] != weight.shape[k] for k in others):
         return None
-    if is_quantized(weight.base):
-        return None
 
     def run(x: Array, axis: int) -> Array:
         return lax.dynamic_slice_in_dim(x, starts[stack], sizes[stack], axis)
 
     return replace(
-        weight, base=run(weight.base, stack), map=jax.tree.map(lambda x: run(x, 0), weight.map)
+        weight,
+        base=jax.tree.map(lambda x: run(x, stack), by_layer(weight).base),
+        map=jax.tree.map(lambda x: run(x, 0), weight.map),
     )
+
+
+def picked(weight: Weight, at: Array, **params: Any) -> Weight | None:
+    """Layers of a stack, one or several, as ``lax.gather`` takes them; None for other lookups."""
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    rows, cols, stack = weight.axes
+    whole = all(size == (1 if k == stack else weight.shape[k]) for k, size in enumerate(sizes))
+    is_by_layer = numbers.collapsed_slice_dims == numbers.start_index_map == (stack,)
+    if stack is None or not whole or not is_by_layer or at.ndim > 2:
+        return None
+    layers, which = weight.shape[stack], at[..., 0]
+    is_inside = (which >= 0) & (which < layers)
+    which = jnp.clip(which, 0, layers - 1)
+    is_filled = params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+    kept = [k for k in range(len(sizes)) if k != stack]
+    n = len(kept) + which.ndim
+    new = dict(zip(kept, numbers.offset_dims, strict=True))
+    # The axis of several layers; a single one has none.
+    lead = next((k for k in range(n) if k not in numbers.offset_dims), None)
+
+    def layer(x: Array) -> Array:
+        x = jnp.take(x, which, stack)
+        x = x if lead is None else jnp.moveaxis(x, stack, lead)
+        if not is_filled or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        seen = [size if k == lead else 1 for k, size in enumerate(x.shape)]
+        return jnp.where(is_inside.reshape(seen), x, jnp.asarray(jnp.nan, x.dtype))
+
+    return replace(
+        weight,
+        base=jax.tree.map(layer, by_layer(weight).base),
+        map=jax.tree.map(lambda x: x[which], weight.map),
+        out=tuple(new[k] - n for k in rows),
+        into=tuple(new[k] - n for k in cols),
+        stack=None if lead is None else lead - n,
+    )
+
+
+def by_layer(weight: Weight) -> Weight:
+    """A stack of which each array has an entry for each layer.
+
+    The scales of a quantized base may be shared by several layers.
+    """
+    _, _, stack = weight.axes
+    if stack is None or not is_quantized(weight.base):
+        return weight
+    layers = weight.shape[stack]
+
+    def repeated(x: Array) -> Array:
+        return x if x.shape[stack] == layers else jnp.repeat(x, layers // x.shape[stack], stack)
+
+    return replace(weight, base=jax.tree.map(repeated, weight.base))
 
 
 def unstacked(weight: Weight) -> Weight | None:
     """A stack of one layer without its axis."""
     _, _, stack = weight.axes
-    if stack is None or weight.shape[stack] != 1 or is_quantized(weight.base):
+    if stack is None or weight.shape[stack] != 1:
         return None
-    sizes = [n for k, n in enumerate(weight.shape) if k != stack]
     n = len(weight.shape)
 
     def lower(axis: int) -> int:
@@ -115,7 +173,7 @@ def unstacked(weight: Weight) -> Weight | None:
 
     return replace(
         weight,
-        base=weight.base.reshape(sizes),
+        base=jax.tree.map(lambda x: x.squeeze(stack), weight.base),
         map=jax.tree.map(lambda x: x[0], weight.map),
         out=tuple(map(lower, weight.out)),
         into=tuple(map(lower, weight.into)),

@@ -33,6 +33,7 @@ class Weight:
         stack: the axis along which maps differ, likewise; None for one map. Where it is the first
             one and `jax.lax.scan` has taken a slice, it is no longer there.
         how: how products go.
+        name: the leaf's dotted name, for messages.
     """
 
     base: Any
@@ -41,6 +42,7 @@ class Weight:
     into: tuple[int, ...] = field(metadata={"static": True})
     stack: int | None = field(default=None, metadata={"static": True})
     how: How = field(default="auto", metadata={"static": True})
+    name: str = field(default="", metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Reads what others wrote: small files, JSON, paths and patterns, all within bounds."""
+"""Reads untrusted input with bounded cost: small files, JSON, paths and regular expressions."""

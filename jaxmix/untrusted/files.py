@@ -1,8 +1,8 @@
-"""Small files and paths, opened so that nothing hangs and nothing explodes.
+"""Opens small files and paths without the risk of hanging or running out of memory.
 
-A folder that someone else made may hold a named pipe in the place of a config, a link to a device,
-a sparse file of a terabyte, or JSON that is nested ten thousand deep. Every small file is opened
-here: only regular files, only up to a size, and JSON only up to a depth.
+An untrusted folder may contain a named pipe instead of a config, a link to a device, a sparse file
+of a terabyte, or JSON with ten thousand levels. This module opens all small files. It accepts only
+regular files up to a size, and JSON up to a depth.
 """
 
 import errno
@@ -28,31 +28,31 @@ __all__ = [
     "shown",
 ]
 
-# The largest small files that people have are the indexes of checkpoints, of some megabytes.
+# The largest small files in practice are the indexes of checkpoints, with some megabytes.
 SMALL = 64 * 2**20
-# What a file may claim to hold: always this, else so many times what lies on disk.
+# The size that a file may always claim, and the largest ratio of claimed to stored size beyond it.
 ALWAYS = 2**30
 RATIO = 1000
-# safetensors' own limit for a header.
+# The limit of safetensors for a header.
 _HEADER = 100_000_000
 _DEPTH = 100
-# Digits of an integer. Configs do hold some of 31 digits.
+# The most digits of an integer. Some configs contain integers with 31 digits.
 _DIGITS = 1000
 
 
 def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
-    """A path as the user gave it, with ``~`` expanded.
+    """Converts a user's path to a `Path` and expands ``~``.
 
     Args:
-        path: the path.
-        what: what it is for, for the message.
+        path: The path.
+        what: The purpose of the path, for messages.
 
     Returns:
-        The path. Whether something is there is not checked.
+        The path, which need not exist.
 
     Raises:
-        CheckpointError: if it can't be looked up: links that lead round, an unknown user, a null
-            character, a folder that may not be entered.
+        CheckpointError: If the path can't be looked up, because of circular links, an unknown user,
+            a null character, or a folder without permission.
     """
     text = os.fspath(path)
     if not isinstance(text, str):
@@ -74,18 +74,18 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
 
 
 def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
-    """A path to write to, as the user gave it, with ``~`` expanded.
+    """Converts a user's path for an output to a `Path` and expands ``~``.
 
     Args:
         path: The path.
-        what: What is written there, for the message.
+        what: The purpose of the path, for messages.
 
     Returns:
         The path.
 
     Raises:
-        CheckpointError: If nothing can be written there by name: an empty string, the root of the
-            file system, a path relative to a working directory that is gone; or as `local_path`.
+        CheckpointError: As `local_path`, or if the path has no name: an empty string, the root of
+            the file system, or a path relative to a working directory that no longer exists.
 
     Example:
         >>> output_path("/")
@@ -93,11 +93,11 @@ def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
         ...
         jaxmix.errors.CheckpointError: the output / has no name of its own, expected a folder or ...
     """
-    place = local_path(path, what)
+    target = local_path(path, what)
     if not os.fspath(path):
         raise CheckpointError(f"the {what} is an empty string, expected a path. Give one.")
     try:
-        name = place.resolve().name
+        name = target.resolve().name
     except OSError as error:  # of the working directory
         raise CheckpointError(
             f"the {what} {path} can't be looked up: the working directory is gone. Change to a "
@@ -107,36 +107,36 @@ def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
         raise CheckpointError(
             f"the {what} {path} has no name of its own, expected a folder or file in it. Give one."
         )
-    return place
+    return target
 
 
 def shown(text: str, limit: int = 80) -> str:
-    """A path for a message: quoted, its unprintable characters escaped, cut where it is long."""
+    """Formats a path for a message: quoted, with unprintable characters escaped, and shortened."""
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def check_regular(path: Path) -> None:
-    """Refuses what is there and no regular file, since to open it may wait forever.
+    """Checks that an existing path is a regular file, since opening others may block forever.
 
     Args:
-        path: the path; one that does not exist passes.
+        path: The path, which need not exist.
 
     Raises:
-        CheckpointError: if it is a folder, a named pipe, a device or a socket.
-        OSError: if it can't be looked at.
+        CheckpointError: If it is a folder, a named pipe, a device or a socket.
+        OSError: If its status can't be read.
     """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
     if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path} is {_kind(mode)}, expected a regular file. Put one there.")
+        raise CheckpointError(f"{path} is {_type(mode)}, expected a regular file. Put one there.")
 
 
 def occupied(path: Path) -> int:
-    """Returns how many of a file's bytes lie on disk: of a sparse one fewer than its size says.
+    """Returns how many bytes of a file are stored on disk, fewer than its size if it is sparse.
 
-    Some file systems do not say, nor does Windows: the size is returned then.
+    Windows and some file systems do not report this; then the size is returned.
     """
     status = path.stat()
     blocks = 512 * getattr(status, "st_blocks", 0)
@@ -144,42 +144,42 @@ def occupied(path: Path) -> int:
 
 
 def check_on_disk(path: Path) -> None:
-    """Refuses a file that is read whole and of which nearly nothing lies on disk.
+    """Checks that a file which is read as a whole is not almost entirely sparse.
 
-    A sparse file claims any size for a few kilobytes, and reading it takes memory of that size.
+    A sparse file of a few kilobytes can claim any size, and reading it needs memory of that size.
 
     Args:
-        path: The file; one that does not exist passes.
+        path: The file, which need not exist.
 
     Raises:
-        CheckpointError: If it claims more than a gibibyte, and 1,000 times what it occupies.
-        OSError: If it can't be looked at.
+        CheckpointError: If it claims more than a gibibyte and over 1,000 times its stored size.
+        OSError: If its status can't be read.
     """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return
-    there = occupied(path)
-    if status.st_size > max(ALWAYS, RATIO * there):
+    stored = occupied(path)
+    if status.st_size > max(ALWAYS, RATIO * stored):
         raise CheckpointError(
-            f"{path} claims {status.st_size:,} bytes, and {there:,} lie on disk, expected a file "
-            "that is there. Was the download interrupted? Download or save it again."
+            f"{path} claims {status.st_size:,} bytes, but only {stored:,} are stored on disk. Was "
+            "the download interrupted? Download or save it again."
         )
 
 
 def read_small(path: Path, limit: int = SMALL) -> bytes:
-    """The bytes of a small file.
+    """Reads the bytes of a small file.
 
     Args:
-        path: the file.
-        limit: how many bytes it may have.
+        path: The file.
+        limit: The maximal size in bytes.
 
     Returns:
-        Its bytes.
+        The bytes.
 
     Raises:
-        CheckpointError: if it is no regular file, or too large.
-        OSError: if it is missing or can't be read.
+        CheckpointError: If it is not a regular file, or too large.
+        OSError: If it is missing or can't be read.
 
     Example:
         >>> read_small(Path(os.devnull))
@@ -194,31 +194,31 @@ def read_small(path: Path, limit: int = SMALL) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(
-                f"{path} is {_kind(found.st_mode)}, expected a regular file. Put one there."
+                f"{path} is {_type(found.st_mode)}, expected a regular file. Put one there."
             )
-        # Sparse files are as large as they say; others may have grown since.
+        # A sparse file may claim any size; another process may still append to the file.
         data = b"" if found.st_size > limit else file.read(found.st_size + 1)
     if found.st_size > limit:
         raise CheckpointError(
             f"{path} has {found.st_size:,} bytes, expected at most {limit:,}. Is it the right file?"
         )
     if len(data) > found.st_size:
-        raise CheckpointError(f"{path} is being written. Wait until it is whole.")
+        raise CheckpointError(f"{path} is being written. Wait until it is complete.")
     return data
 
 
 def parse_json(text: str | bytes, **hooks: Any) -> Any:
-    """The value of a text of JSON, if it is of a sane size, depth and precision.
+    """Parses JSON with limits on its size, its depth and the digits of integers.
 
     Args:
-        text: the text, UTF-8 if it is bytes.
-        **hooks: what else `json.loads` takes, such as ``object_pairs_hook``.
+        text: The JSON document, a string or UTF-8 bytes.
+        **hooks: Other arguments of `json.loads`, such as ``object_pairs_hook``.
 
     Returns:
         The value.
 
     Raises:
-        ValueError: if it is no JSON, or beyond those limits.
+        ValueError: If it is not JSON, or exceeds a limit.
 
     Example:
         >>> parse_json("[" * 999 + "]" * 999)
@@ -250,13 +250,14 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
 
 
 def header_problem(path: Path) -> str | None:
-    """Why a safetensors file is not whole, if that is because it ends too early.
+    """Describes a safetensors file that ends too early.
 
     Args:
-        path: the file, a regular one.
+        path: A regular file.
 
     Returns:
-        How many bytes of how many are there; None if it is whole, or damaged in another way.
+        A message with the size found and the size expected; None if the file is complete, or
+        damaged in another way.
     """
     try:
         size = path.stat().st_size
@@ -264,31 +265,31 @@ def header_problem(path: Path) -> str | None:
             start = file.read(8)
             length = int.from_bytes(start, "little")
             text = file.read(length) if length <= _HEADER else b""
-        whole = 8 + length
+        expected = 8 + length
         if start and len(start) == 8 and len(text) == length:
             tensors = parse_json(text)
             ends = [x["data_offsets"][1] for key, x in tensors.items() if key != "__metadata__"]
-            whole += max(ends, default=0)
+            expected += max(ends, default=0)
         elif size >= 8 and (length > _HEADER or not text.startswith(b"{")):
             return None
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
     if size == 0:
         return "it is empty. Was the download interrupted?"
-    if size < whole:
-        return f"it ends after {size:,} of {whole:,} bytes. Was the download interrupted?"
+    if size < expected:
+        return f"it ends after {size:,} of {expected:,} bytes. Was the download interrupted?"
     return None
 
 
 def _integer(text: str) -> int:
-    """An integer of JSON."""
+    """Parses an integer of JSON."""
     if len(text) > _DIGITS:
         raise ValueError(f"an integer has {len(text):,} digits, expected at most {_DIGITS}")
     return int(text)
 
 
-def _kind(mode: int) -> str:
-    """What something is that is no regular file."""
+def _type(mode: int) -> str:
+    """Describes the type of a path that is not a regular file."""
     if stat.S_ISDIR(mode):
         return "a folder"
     if stat.S_ISFIFO(mode):

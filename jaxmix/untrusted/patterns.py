@@ -1,10 +1,11 @@
-"""Regular expressions out of files, matched in bounded time.
+"""Matches regular expressions from files in bounded time.
 
-Python's engine backtracks: on a name of forty letters ``([a-z.]+)+!`` takes it years.
-So the ways that it may have to try are counted from the expression first. Where they are few, as in
-what people write, Python's engine matches. Else the sets of positions at which each part may end
-are computed, in polynomial time and with a limit on the steps. What that can't do, because a part
-depends on what another one matched, is refused by name. Both agree on whether there is a match.
+Python's engine backtracks: ``([a-z.]+)+!`` would take years on a name with forty letters. So this
+module first counts the ways that the engine may have to try. If there are few, as in practice,
+Python's engine is used. Otherwise it computes the sets of positions at which each part may end, in
+polynomial time and with a limit on the steps. Expressions for which this is impossible, because a
+part depends on what another part matched, are refused. Both methods agree on whether there is a
+match.
 """
 
 import re
@@ -14,34 +15,34 @@ from re import _parser  # pyright: ignore[reportAttributeAccessIssue]
 from typing import Any
 
 from jaxmix.errors import UnsupportedError
-from jaxmix.untrusted.pattern_cost import MOST_STEPS, is_in, ways_of
+from jaxmix.untrusted.pattern_cost import MOST_STEPS, is_in, match_cost
 
 __all__ = ["find", "is_match"]
 
-# PEFT writes expressions that list the names of all modules.
+# The maximal length of an expression. PEFT writes some that list the names of all modules.
 _LENGTH = 1 << 16
-# The longest name that is matched here; the longest that models have are of some hundred letters.
+# The maximal length of a name. The longest names in models have some hundred letters.
 _NAME = 4096
-# So many steps are taken here.
+# The maximal number of steps.
 _STEPS = 1_000_000
-# A flag of the whole expression, or of a part of it.
+# The flag that ignores case, for the whole expression or a part of it.
 _IGNORES_CASE = re.compile(r"\(\?[a-zA-Z]*i")
 
 
 def is_match(pattern: str, text: str, *, full: bool = False) -> bool:
-    """Whether a regular expression matches, as `re.match` or `re.fullmatch` says.
+    """Whether a regular expression matches, like `re.match` or `re.fullmatch`.
 
     Args:
-        pattern: the expression.
-        text: what it is matched with.
-        full: whether it must match to the end.
+        pattern: The expression.
+        text: The string to match.
+        full: Whether the expression must match the whole string.
 
     Returns:
-        Whether it does.
+        Whether it matches.
 
     Raises:
-        re.error: if it is no regular expression.
-        UnsupportedError: if it may take too long.
+        re.error: If it is not a valid regular expression.
+        UnsupportedError: If it may take too long.
 
     Example:
         >>> is_match(r"^(?!.*vision).*q_proj$", "model.layers.0.q_proj")
@@ -49,7 +50,7 @@ def is_match(pattern: str, text: str, *, full: bool = False) -> bool:
         >>> is_match("([a-z_0-9.]+)+!", 9 * "model.layers.0.q_proj")
         False
 
-    Source: K. Thompson, "Regular Expression Search Algorithm", 1968, for sets in place of trials.
+    Source: K. Thompson, "Regular Expression Search Algorithm", 1968, for the sets of positions.
     """
     tree, compiled = _parsed(pattern)
     if _is_quick(pattern, len(text)):
@@ -63,19 +64,19 @@ def is_match(pattern: str, text: str, *, full: bool = False) -> bool:
 
 
 def find(pattern: str, text: str, *, full: bool = False) -> re.Match[str] | None:
-    r"""The match of a regular expression, with its groups.
+    r"""Returns the match of a regular expression, with its groups.
 
     Args:
-        pattern: the expression.
-        text: what it is matched with.
-        full: whether it must match to the end.
+        pattern: The expression.
+        text: The string to match.
+        full: Whether the expression must match the whole string.
 
     Returns:
-        The match; None if there is none.
+        The match, or None.
 
     Raises:
-        re.error: if it is no regular expression.
-        UnsupportedError: if it may take too long.
+        re.error: If it is not a valid regular expression.
+        UnsupportedError: If it may take too long.
 
     Example:
         >>> found = find(r"layers\.(\d+)", "layers.7")
@@ -85,39 +86,40 @@ def find(pattern: str, text: str, *, full: bool = False) -> re.Match[str] | None
     if not is_match(pattern, text, full=full):
         return None
     if not _is_quick(pattern, len(text)):
-        raise _refusal(pattern, "its groups could be found in too many ways")
+        raise _refusal(pattern, "its groups can match in too many ways")
     _, compiled = _parsed(pattern)
     return compiled.fullmatch(text) if full else compiled.match(text)
 
 
 @lru_cache(maxsize=1 << 12)
 def _parsed(pattern: str) -> tuple[Any, re.Pattern[str]]:
-    """An expression's tree, and Python's engine for it."""
+    """Returns an expression's syntax tree and its compiled form."""
     if len(pattern) > _LENGTH:
-        raise _refusal(pattern, f"it has {len(pattern):,} characters, expected {_LENGTH:,} at most")
+        raise _refusal(pattern, f"it has {len(pattern):,} characters, expected at most {_LENGTH:,}")
     try:
         return _parser.parse(pattern), re.compile(pattern)
     except (RecursionError, OverflowError) as error:
-        raise _refusal(pattern, "it is nested too deep, or repeats too often") from error
+        raise _refusal(pattern, "it is nested too deeply, or repeats too often") from error
 
 
 @lru_cache(maxsize=1 << 14)
 def _is_quick(pattern: str, length: int) -> bool:
-    """Whether Python's engine is quick on any text of a length."""
+    """Whether Python's engine is quick on every string of a length."""
     ignores_case = _IGNORES_CASE.search(pattern) is not None
-    return ways_of(_parsed(pattern)[0], length, ignores_case=ignores_case)[1] <= MOST_STEPS
+    return match_cost(_parsed(pattern)[0], length, ignores_case=ignores_case)[1] <= MOST_STEPS
 
 
-def _refusal(pattern: str, why: str) -> UnsupportedError:
+def _refusal(pattern: str, reason: str) -> UnsupportedError:
+    """Returns the error for an expression that may take too long."""
     short = pattern if len(pattern) <= 60 else pattern[:57] + "…"
     return UnsupportedError(
-        f"the regular expression {short!r} could take forever: {why}. Write it without repeats of "
+        f"the regular expression {short!r} could take forever: {reason}. Write it without nested "
         "repeats, or list the modules' names."
     )
 
 
 class _Ends:
-    """Where the parts of an expression may end in a text, for each place where they may begin."""
+    """Computes at which positions the parts of an expression may end, for each start position."""
 
     def __init__(self, pattern: str, text: str, dotall: bool):
         self.pattern, self.text, self.dotall = pattern, text, dotall
@@ -125,7 +127,7 @@ class _Ends:
         self._steps = 0
 
     def of(self, tree: Any, start: int) -> frozenset[int]:
-        """The ends of a sequence that begins at a place."""
+        """Returns the ends of a sequence that starts at a position."""
         key = (id(tree), start)
         if key not in self._known:
             ends = frozenset((start,))
@@ -137,19 +139,19 @@ class _Ends:
         return self._known[key]
 
     def _union(self, several: Iterable[frozenset[int]]) -> frozenset[int]:
-        """All of several sets, each of which counts as steps."""
+        """Returns the union of sets, and counts their elements as steps."""
         ends: set[int] = set()
-        for one in several:
-            ends |= one
-            self._steps += 1 + len(one)
+        for positions in several:
+            ends |= positions
+            self._steps += 1 + len(positions)
             if self._steps > _STEPS:
                 raise _refusal(self.pattern, f"{self.text[:80]!r} takes too many steps")
         return frozenset(ends)
 
     def _node(self, name: str, value: Any, at: int) -> frozenset[int]:
-        """The ends of one part."""
+        """Returns the ends of one part."""
         if name == "BRANCH":
-            return self._union(self.of(one, at) for one in value[1])
+            return self._union(self.of(alternative, at) for alternative in value[1])
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
             return self._repeat(int(value[0]), int(value[1]), value[2], at)
         if name == "SUBPATTERN" and not value[1] and not value[2]:
@@ -163,14 +165,14 @@ class _Ends:
                 found = begin >= 0 and at in self.of(inner, begin)
             return frozenset((at,)) if found is (name == "ASSERT") else frozenset()
         if name == "AT":
-            return frozenset((at,)) if _at(str(value), self.text, at) else frozenset()
+            return frozenset((at,)) if _is_anchor(str(value), self.text, at) else frozenset()
         if name in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
-            is_there = at < len(self.text) and self._is_one(name, value, self.text[at])
-            return frozenset((at + 1,)) if is_there else frozenset()
+            matches = at < len(self.text) and self._matches(name, value, self.text[at])
+            return frozenset((at + 1,)) if matches else frozenset()
         raise _refusal(self.pattern, f"it uses {name.lower().replace('_', ' ')}")
 
     def _repeat(self, least: int, most: int, inner: Any, at: int) -> frozenset[int]:
-        """The ends of a repeat; beyond the text's length more rounds change nothing."""
+        """Returns the ends of a repeat. More rounds than the string's length change nothing."""
         ends = frozenset((at,))
         for _ in range(min(least, len(self.text) + 1)):
             ends = self._round(inner, ends)
@@ -185,17 +187,17 @@ class _Ends:
     def _round(self, inner: Any, ends: frozenset[int]) -> frozenset[int]:
         return self._union(self.of(inner, end) for end in ends)
 
-    def _is_one(self, name: str, value: Any, one: str) -> bool:
-        """Whether a part that is one character wide matches a character."""
+    def _matches(self, name: str, value: Any, character: str) -> bool:
+        """Whether a part of one character matches a character."""
         if name == "ANY":
-            return self.dotall or one != "\n"
+            return self.dotall or character != "\n"
         if name == "IN":
-            return is_in(tuple(value), one)
-        return (ord(one) == value) is (name == "LITERAL")
+            return is_in(tuple(value), character)
+        return (ord(character) == value) is (name == "LITERAL")
 
 
-def _at(name: str, text: str, at: int) -> bool:
-    """Whether a place in a text is one such as its beginning."""
+def _is_anchor(name: str, text: str, at: int) -> bool:
+    """Whether a position satisfies an anchor, such as the start of the string."""
     if name in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
         return at == 0
     if name == "AT_END_STRING":

@@ -47,10 +47,14 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no list": (
         lora(),
         {"method": "linear"},
-        "combine got one Adapter, expected a list of adapters and mixes: combine([a, b], params, "
-        "method=…).",
+        "combine got a single Adapter, expected a list of adapters and mixes: combine([a, b], "
+        "params, method=…).",
     ),
-    "a mix is no list": (mix(lora()), {"method": "linear"}, "combine got one Mix, expected a list"),
+    "a mix is no list": (
+        mix(lora()),
+        {"method": "linear"},
+        "combine got a single Mix, expected a list",
+    ),
     "no adapters": (
         [],
         {"method": "linear"},
@@ -59,12 +63,12 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no adapter": (
         [lora(), 3, "x"],
         {"method": "linear"},
-        "combine got something that is none: int, str, expected adapters and mixes.",
+        "combine got a list with int, str, expected adapters and mixes.",
     ),
     "weights for others": (
         TWO,
         {"method": "linear", "weights": [1.0]},
-        "combine got 1 weights for 2 adapters, expected one for each.",
+        "combine got 1 weights for 2 adapters, expected one per adapter.",
     ),
     "one weight": (
         TWO,
@@ -84,12 +88,12 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no use for weights": (
         TWO,
         {"method": "sce", "density": 0.5, "weights": [1.0, 1.0]},
-        "the method 'sce' has no use for weights. Leave it out, or choose another method.",
+        "the method 'sce' does not use weights. Leave it out, or use another method.",
     ),
     "no use for several": (
         TWO,
         {"method": "linear", "density": 0.5, "majority_sign": "total", "outliers": 0.1},
-        "the method 'linear' has no use for density, majority_sign, outliers.",
+        "the method 'linear' does not use density, majority_sign, outliers.",
     ),
     "no density": (
         TWO,
@@ -108,18 +112,18 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
         TWO,
         {"method": "breadcrumbs", "density": 0.5, "outliers": -0.1},
         "the method 'breadcrumbs' got outliers=-0.1, expected the share of the entries that it "
-        "drops as too large, from 0 on and at most 1.",
+        "drops as outliers, at least 0 and at most 1.",
     ),
     "no key": (
         TWO,
         {"method": "dare_linear", "density": 0.5},
-        "the method 'dare_linear' drops entries at random and got no key: give "
-        "key=jax.random.key(0), or another.",
+        "the method 'dare_linear' drops random entries and needs a key, such as "
+        "key=jax.random.key(0).",
     ),
     "a key for nothing": (
         TWO,
         {"method": "ties", "density": 0.5, "key": KEY},
-        "the method 'ties' has no use for key.",
+        "the method 'ties' does not use key.",
     ),
     "majority": (
         TWO,
@@ -139,24 +143,24 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "slerp beyond": (
         TWO,
         {"method": "slerp", "weights": [1.5, -0.5]},
-        "the method 'slerp' got weights=[1.5, -0.5], expected none below 0, and not both 0",
+        "the method 'slerp' got weights=[1.5, -0.5], expected weights of at least 0 that are not "
+        "both 0",
     ),
     "slerp of nothing": (
         TWO,
         {"method": "slerp", "weights": [0, 0]},
-        "and not both 0: the way goes",
+        "not both 0: it goes from the first adapter to the second",
     ),
     "ranks": (
         [lora(2), lora(3, name="two")],
         {"method": "ties", "density": 0.5},
-        "the method 'ties' adds factors of LoRAs up, and these have different ranks:\n  lin: "
-        "[2, 3]\nExpected equal ones. Choose 'ties_svd' or 'cat'.",
+        "the method 'ties' adds the factors of LoRAs, but these have different ranks:\n  lin: "
+        "[2, 3]\nExpected equal ranks. Use 'ties_svd' or 'cat' instead.",
     ),
     "a rank on factors": (
         TWO,
         {"method": "linear", "rank": 4},
-        "the method 'linear' keeps the rank of LoRAs and got rank=4. Leave it out, or choose "
-        "'svd'.",
+        "the method 'linear' keeps the rank of LoRAs, but got rank=4. Leave it out, or use 'svd'.",
     ),
     "no rank": (
         TWO,
@@ -166,15 +170,15 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no params": (
         [lora(), other("OFT"), other("DoRA", "three")],
         {"method": "linear"},
-        "combine got no params, and adapters that are no LoRAs:\n  two: lin has OFT\n"
+        "combine got no params, but some updates are not LoRAs:\n  two: lin has OFT\n"
         "  three: lin has LoRA (DoRA)\nOnly LoRAs can be combined without their base: write "
         "combine(adapters, params, …).",
     ),
     "no rank for others": (
         [lora(), other("OFT")],
         {"method": "svd", "params": PARAMS},
-        "the method 'svd' got no rank, and adapters that have none:\n  two: lin has OFT\nGive "
-        "rank=16, another, or a share of the energy such as 0.99.",
+        "the method 'svd' got no rank, but some updates are not LoRAs:\n  two: lin has OFT\nGive a "
+        "rank such as rank=16, or a share of the energy such as 0.99.",
     ),
 }
 
@@ -192,7 +196,7 @@ def test_loras_of_two_models(method: str) -> None:
     wrong = [lora(), lora(2, (6, 9), "two")]
     with pytest.raises(ShapeError) as caught:
         combine(wrong, method=method)
-    assert "several shapes:\n  lin: (6, 8) and (6, 9)\nWere the adapters trained on one" in str(
+    assert "different shapes:\n  lin: (6, 8) and (6, 9)\nWere the adapters trained on one" in str(
         caught.value
     )
     with pytest.raises(ShapeError, match=r"lora_A has shape \(2, 9\), expected \(2, 8\)"):

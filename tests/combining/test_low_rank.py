@@ -16,7 +16,7 @@ from jaxmix.errors import AdapterError, LayoutError, ShapeError
 from jaxmix.families import OFT, AdaLoRA, Delta, LoHa, LoRA, Replace
 
 from ..families.table import ROWS
-from ..laws.draws import FAMILIES, KINDS, Module, adapters, made, normal, tree, trees
+from ..laws.draws import KINDS, Module, adapters, made, normal, tree, trees
 from ..laws.running import composed, error
 from ..laws.truth import fold_tree
 from .looking import of
@@ -89,7 +89,13 @@ def test_the_smallest_rank_that_keeps_a_share(share: float) -> None:
     assert errors["a"] ** 2 <= 1 - share
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if i % 3 == 0 else [pytest.mark.thorough])
+        for i, name in enumerate(CHOSEN)
+    ],
+)
 def test_every_family(name: str) -> None:
     """Rows of the families' table, at the effect's own rank and at a strength."""
     row = ROWS[name]
@@ -140,7 +146,14 @@ def test_a_dense_delta_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", [*FAMILIES, "DoRA", "Together"])
+@pytest.mark.parametrize(
+    "family",
+    ["LoRA", "OFT", "Together"]
+    + [
+        pytest.param(family, marks=pytest.mark.thorough)
+        for family in ("AdaLoRA", "LoHa", "LoKr", "SHiRA", "DoRA")
+    ],
+)
 def test_layers_and_what_the_lora_says_of_them(kind: str, family: str) -> None:
     """Kernels, embeddings and biases: as PEFT would save them."""
     module = KINDS[kind]

@@ -11,8 +11,8 @@ from jaxmix import Adapter
 from jaxmix.families import BOFT, OFT, RoAd
 from jaxmix.families.boft import butterfly
 
+from ..laws.chains import ALL, STACKED
 from ..laws.draws import Module, normal, tree
-from ..laws.test_every_family import ALL, STACKED
 from .spying import flat, grid, placed
 
 __all__ = [

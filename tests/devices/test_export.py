@@ -21,8 +21,8 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.families import DEFT, OFT
 
+from ..laws.chains import ALL, STACKED
 from ..laws.draws import Module, tree
-from ..laws.test_every_family import ALL, STACKED
 from .spying import grid, placed
 
 MODULE = Module("linear", (8, 16), True)

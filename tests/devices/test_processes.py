@@ -182,5 +182,5 @@ def test_a_file_that_ends_early(folder: Path) -> None:
     """A file that changes while it is read."""
     stored = read_checkpoint(folder).tensors["matrix"]
     stored.file.write_bytes(stored.file.read_bytes()[: stored.start + 100])
-    with pytest.raises(CheckpointError, match="ends within matrix"):
+    with pytest.raises(CheckpointError, match="ends within the tensor matrix"):
         read_slice(stored)

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from ..house.sources import ROOT
 
 PAGE = ROOT / "docs" / "scale.md"
@@ -15,6 +17,7 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.mark.thorough
 def test_it_runs() -> None:
     """All blocks run in order, and their results are checked."""
     checks = """

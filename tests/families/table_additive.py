@@ -1,4 +1,4 @@
-"""Rows of the contract's table for the families that add a Δ of their own making."""
+"""Rows and samples of the families that add a Δ of their own making."""
 
 from typing import Any
 
@@ -11,21 +11,17 @@ from jaxmix.families import (
     FourierFT,
     GraLoRA,
     KaSA,
-    PVeRA,
-    RandLoRA,
     SuperTuning,
-    TinyLoRA,
-    UniLoRA,
-    VBLoRA,
-    VeRA,
     WaveFT,
 )
 from jaxmix.families.wavelets import low_pass
 
 from . import formulas_additive as formulas
+from .module import RANK, Module, Rng, common_divisor, normal
 from .row import Config, Factors, Row
+from .sample import Peft, Sample
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "SAMPLES"]
 
 _W = (6, 9)
 _FAN = {"fan_in_fan_out": True}
@@ -39,56 +35,10 @@ def _weight(config: Config, weight: tuple[int, int] = _W) -> tuple[int, int]:
     return (weight[1], weight[0]) if _fan(config) else weight
 
 
-def _ints(below: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(below).integers(0, below, shape).astype(np.int32)
-
-
 def _places(count: int, weight: tuple[int, int] = _W) -> np.ndarray:
     """Positions, none of them twice."""
     flat = np.random.default_rng(3).permutation(int(np.prod(weight)))[:count]
     return np.stack([flat // weight[1], flat % weight[1]]).astype(np.int32)
-
-
-def _vera(f: Factors, config: Config) -> VeRA:
-    make, name = (PVeRA, "pvera") if "pvera_A" in f else (VeRA, "vera")
-    names = ("A", "B", "lambda_b", "lambda_d")
-    return make(*(f[f"{name}_{n}"] for n in names), transposed=_fan(config))
-
-
-def _vera_row(spare: int = 0, name: str = "vera", twice: int = 1, **config: Any) -> Row:
-    shapes = {
-        f"{name}_A": (3 * twice, 9 + spare),
-        f"{name}_B": (6 + 2 * spare, 3),
-        f"{name}_lambda_b": (6,),
-        f"{name}_lambda_d": (3 * twice,),
-    }
-    formula, says = getattr(formulas, name), {"fits_in": bool(spare)}
-    return Row(_vera, formula, _weight(config), shapes, "rank 3", config, says=says)
-
-
-def _randlora(f: Factors, config: Config) -> RandLoRA:
-    a, b, weights, gamma = (f[f"randlora_{name}"] for name in ("A", "B", "lambda", "gamma"))
-    return RandLoRA(a, b, weights, gamma, config["alpha"] / len(a), transposed=_fan(config))
-
-
-def _randlora_row(
-    weight: tuple[int, int] = _W, rank: int = 2, spare: int = 0, **config: Any
-) -> Row:
-    small, large = sorted(weight)
-    bases = -(-small // rank)
-    shapes = {
-        "randlora_A": (rank, 1, small + spare),
-        "randlora_B": (large + spare, bases + spare, rank),
-        "randlora_lambda": (rank, bases),
-        "randlora_gamma": (bases, small),
-    }
-    # One more on the larger side fits where the bases have spare rows.
-    says = {"fits_out": bool(spare) and weight[0] == large, "fits_in": False}
-    says["fits_in"] = bool(spare) and weight[1] == large
-    size, config = f"{bases} bases of rank {rank}", {"alpha": 5, **config}
-    return Row(
-        _randlora, formulas.randlora, _weight(config, weight), shapes, size, config, says=says
-    )
 
 
 def _delora(f: Factors, config: Config) -> DeLoRA:
@@ -100,52 +50,6 @@ def _delora_row(**fixed: Any) -> Row:
     shapes = {"delora_A": (3, 9), "delora_B": (6, 3), "delora_lambda": (1,), "delora_w_norm": (9,)}
     shapes = {name: shape for name, shape in shapes.items() if name not in fixed}
     return Row(_delora, formulas.delora, _W, shapes, "rank 3", fixed=fixed)
-
-
-def _vblora(f: Factors, config: Config) -> VBLoRA:
-    def side(name: str) -> tuple[Any, ...]:
-        name = f"vblora_logits_{name}"
-        ends = ("_topk_weights", "_topk_indices")
-        return (f[name],) if name in f else tuple(f[name + end] for end in ends)
-
-    bank = f["vblora_vector_bank"]
-    return VBLoRA(side("A"), side("B"), bank, config["topk"], transposed=_fan(config))
-
-
-def _vblora_row(topk: int = 2, only_topk: bool = False, **config: Any) -> Row:
-    shapes, fixed = {"vblora_vector_bank": (7, 3)}, {}
-    for name, sizes in (("A", (3, 3)), ("B", (2, 3))):
-        name = f"vblora_logits_{name}"
-        if only_topk:
-            shapes[f"{name}_topk_weights"] = (*sizes, topk - 1)
-            fixed[f"{name}_topk_indices"] = _ints(7, *sizes, topk).astype(np.uint8)
-        else:
-            shapes[name] = (*sizes, 7)
-    size, config = "rank 3 of 7 vectors", {"topk": topk, **config}
-    return Row(_vblora, formulas.vblora, _weight(config), shapes, size, config, fixed=fixed)
-
-
-def _unilora(f: Factors, config: Config) -> UniLoRA:
-    names = ("theta_d", "indices_A", "indices_B", "scales_A", "scales_B")
-    return UniLoRA(*(f[f"unilora_{name}"] for name in names), transposed=_fan(config))
-
-
-def _unilora_row(**config: Any) -> Row:
-    shapes = {"unilora_theta_d": (5,), "unilora_scales_A": (3, 9), "unilora_scales_B": (6, 3)}
-    fixed = {"unilora_indices_A": _ints(5, 3, 9), "unilora_indices_B": _ints(5, 6, 3)}
-    size = "rank 3 of 5 numbers"
-    return Row(_unilora, formulas.unilora, _weight(config), shapes, size, config, fixed=fixed)
-
-
-def _tinylora(f: Factors, config: Config) -> TinyLoRA:
-    return TinyLoRA(*(f[f"tinylora_{name}"] for name in "ABPv"), transposed=_fan(config))
-
-
-def _tinylora_row(**config: Any) -> Row:
-    shapes = {"A": (2, 9), "B": (6, 2), "P": (4, 2, 2), "v": (4,)}
-    named = {f"tinylora_{name}": shape for name, shape in shapes.items()}
-    size = "4 numbers at rank 2"
-    return Row(_tinylora, formulas.tinylora, _weight(config), named, size, config)
 
 
 def _supertuning(f: Factors, config: Config) -> SuperTuning:
@@ -226,7 +130,7 @@ def _adamss_row(columns: int) -> Row:
     shapes = {"adamss_A.0": (2, 4), "adamss_A.1": (1, 4), "adamss_B.0": (4, 2)}
     shapes |= {"adamss_B.1": (2, 1), "adamss_newB": (4, columns)}
     fixed, says = {"rows": np.array([5, 0, 2, 3, 1, 4], np.int32)}, {"has_bias": columns > 9}
-    size = "2 groups of rank 3 in all"
+    size = "2 groups of rank 3 in total"
     return Row(_adamss, formulas.adamss, _W, shapes, size, fixed=fixed, says=says)
 
 
@@ -237,25 +141,119 @@ def _kasa(f: Factors, config: Config) -> KaSA:
 _KASA = {"lora_A": (2, 9), "lora_B": (6, 2), "lora_diag": (2,)}
 _READS = {"reads_base": True}
 
+
+def _positions(rng: Rng, module: Module, count: int = 5) -> Any:
+    """Distinct positions."""
+    out, size = module.matrix
+    flat = rng.permutation(out * size)[:count]
+    return np.stack([flat // size, flat % size]).astype(np.int32)
+
+
+def _draw_delora(rng: Rng, module: Module) -> DeLoRA:
+    out, size = module.matrix
+    a, b = normal(rng, RANK, size), normal(rng, out, RANK)
+    return DeLoRA(a, b, normal(rng, 1), 1 + rng.random(size))
+
+
+def _draw_supertuning(rng: Rng, module: Module) -> SuperTuning:
+    (out, size), count = module.matrix, 5
+    positions = rng.integers(0, out * size, count).astype(np.int32)
+    if rng.random() < 0.5:
+        return SuperTuning(normal(rng, count), positions)
+    a, b = normal(rng, RANK, size), normal(rng, out, RANK)
+    return SuperTuning(normal(rng, count), positions, 0.5, a, b)
+
+
+def _draw_c3a(rng: Rng, module: Module) -> C3A:
+    block = common_divisor(*module.matrix)
+    return C3A(normal(rng, *(size // block for size in module.matrix), block))
+
+
+def _draw_fourierft(rng: Rng, module: Module) -> FourierFT:
+    count = 1 if rng.random() < 0.5 else 5
+    return FourierFT(normal(rng, count), _positions(rng, module, count), 9.0)
+
+
+def _draw_waveft(rng: Rng, module: Module) -> WaveFT:
+    wavelet = [None, "db1", "db2", "sym4"][rng.integers(4)]
+    return WaveFT(normal(rng, 5), _positions(rng, module), 2.0, wavelet)
+
+
+def _draw_gralora(rng: Rng, module: Module) -> GraLoRA:
+    (out, size), k = module.matrix, common_divisor(*module.matrix)
+    a, b = normal(rng, k, size // k, 2 * k), normal(rng, k, 2 * k, out // k)
+    if rng.random() < 0.5:
+        return GraLoRA(a, b, 0.3)
+    return GraLoRA(a, b, 0.3, normal(rng, RANK, size), normal(rng, out, RANK))
+
+
+def _draw_adamss(rng: Rng, module: Module) -> AdaMSS:
+    (out, size), rows = module.matrix, rng.permutation(module.matrix[0]).astype(np.int32)
+    a = (normal(rng, 1, 3), normal(rng, 2, 3))
+    b = (normal(rng, 1, 1), normal(rng, out - 1, 2))
+    bias = normal(rng, 3) if module.bias else None
+    return AdaMSS(a, b, normal(rng, 3, size), rows, bias)
+
+
+def _draw_kasa(rng: Rng, module: Module) -> KaSA:
+    out, size = module.matrix
+    return KaSA(normal(rng, RANK, size), normal(rng, out, RANK), normal(rng, RANK), 0.6)
+
+
+def _peft_delora(update: DeLoRA) -> Peft:
+    factors = {"A": update.a, "B": update.b, "lambda": update.bound, "w_norm": update.norms}
+    return formulas.delora, {f"delora_{key}": x for key, x in factors.items()}, {}
+
+
+def _peft_supertuning(update: SuperTuning) -> Peft:
+    factors = {"values": update.values, "indices": update.positions}
+    factors |= {"lora_A": update.a, "lora_B": update.b}
+    alpha = float(update.scale) * (1 if update.a is None else len(update.a))
+    named = {f"supertuning_{key}": x for key, x in factors.items()}
+    return formulas.supertuning, named, {"alpha": alpha}
+
+
+def _peft_c3a(update: C3A) -> Peft:
+    return formulas.c3a, {"c3a_kernel": update.kernels}, {}
+
+
+def _peft_fourierft(update: FourierFT) -> Peft:
+    factors = {"fourierft_spectrum": update.spectrum, "indices": update.indices}
+    return formulas.fourierft, factors, {"scaling": float(update.scale)}
+
+
+def _peft_waveft(update: WaveFT) -> Peft:
+    factors = {"waveft_spectrum": update.spectrum, "waveft_indices": update.indices}
+    low = None if update.wavelet is None else low_pass(update.wavelet)
+    return formulas.waveft, factors, {"scaling": float(update.scale), "filter": low}
+
+
+def _peft_gralora(update: GraLoRA) -> Peft:
+    factors = {"A": update.a, "B": update.b}
+    factors |= {"A_general": update.a_general, "B_general": update.b_general}
+    rank = update.a.shape[2] + (0 if update.a_general is None else len(update.a_general))
+    named = {f"gralora_{key}": x for key, x in factors.items()}
+    return formulas.gralora, named, {"alpha": float(update.scale) * rank}
+
+
+def _peft_adamss(update: AdaMSS) -> Peft:
+    whole = np.asarray(update.projection)
+    if update.bias is not None:
+        whole = np.concatenate([whole, np.asarray(update.bias)[:, None]], 1)
+    factors: dict[str, Any] = {"adamss_newB": whole, "rows": update.rows}
+    for name, side in (("A", update.a), ("B", update.b)):
+        factors |= {f"adamss_{name}.{i}": x for i, x in enumerate(side)}
+    return formulas.adamss, factors, {}
+
+
+def _peft_kasa(update: KaSA) -> Peft:
+    factors = {"lora_A": update.a, "lora_B": update.b, "lora_diag": update.d}
+    return formulas.kasa, factors, {"alpha": float(update.scale) * len(update.a)}
+
+
 ROWS: dict[str, Row] = {
-    "vera": _vera_row(),
-    "vera shared": _vera_row(spare=2),
-    "vera fan_in_fan_out": _vera_row(spare=1, **_FAN),
-    "pvera": _vera_row(2, "pvera", 2),
-    "pvera fan_in_fan_out": _vera_row(2, "pvera", 2, **_FAN),
-    "randlora": _randlora_row(),
-    "randlora tall": _randlora_row((9, 6), spare=1),
-    "randlora uneven": _randlora_row((5, 9), rank=3, spare=1),
-    "randlora fan_in_fan_out": _randlora_row(**_FAN),
     "delora": _delora_row(),
     "delora short": _delora_row(delora_B=np.full((6, 3), 3e-5)),
-    "vblora": _vblora_row(),
-    "vblora fan_in_fan_out": _vblora_row(3, **_FAN),
-    "vblora saved topk": _vblora_row(3, only_topk=True),
-    "unilora": _unilora_row(),
-    "unilora fan_in_fan_out": _unilora_row(**_FAN),
-    "tinylora": _tinylora_row(),
-    "tinylora fan_in_fan_out": _tinylora_row(**_FAN),
     "supertuning": _supertuning_row("4 entries", {"fits_out": True, "fits_in": True}, values=(4,)),
     "supertuning supra": _supertuning_row(
         "4 entries and rank 2", {}, values=(4,), lora_A=(2, 9), lora_B=(6, 2)
@@ -279,4 +277,16 @@ ROWS: dict[str, Row] = {
     "adamss": _adamss_row(9),
     "adamss bias": _adamss_row(10),
     "kasa": Row(_kasa, formulas.kasa, _W, _KASA, "rank 2", {"alpha": 5}, False, says=_READS),
+}
+
+
+SAMPLES: dict[str, Sample] = {
+    "DeLoRA": Sample(_draw_delora, _peft_delora),
+    "SuperTuning": Sample(_draw_supertuning, _peft_supertuning),
+    "C3A": Sample(_draw_c3a, _peft_c3a),
+    "FourierFT": Sample(_draw_fourierft, _peft_fourierft),
+    "WaveFT": Sample(_draw_waveft, _peft_waveft),
+    "GraLoRA": Sample(_draw_gralora, _peft_gralora),
+    "AdaMSS": Sample(_draw_adamss, _peft_adamss),
+    "KaSA": Sample(_draw_kasa, _peft_kasa),
 }

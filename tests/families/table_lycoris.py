@@ -1,13 +1,16 @@
-"""Rows of the contract's table for what LyCORIS, and PEFT before 0.16, have beside the others."""
+"""Rows and samples of what LyCORIS, and PEFT before 0.16, have beside the others."""
 
 from typing import Any
 
 from jaxmix.families import DiagOFT, LoHa, LoKr, LoRA, Normed, Update
 
 from . import formulas_lycoris as formulas
+from .module import Module, Rng, normal
 from .row import Config, Factors, Row
+from .sample import Peft, Sample
+from .table_products import SAMPLES as PRODUCTS
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "SAMPLES"]
 
 _CONV2 = (6, 4, 3, 2)
 _FACTORS: dict[str, Any] = {"lycoris": 1.0, "peft 0.13": -0.5, "peft 0.15": 0.5}
@@ -74,6 +77,41 @@ _LORA_CONV = {"lora_A": (3, 4, 3, 2), "lora_B": (6, 3, 1, 1)}
 _LOHA = {f"hada_w{i}_a": (6, 2) for i in "12"} | {f"hada_w{i}_b": (2, 24) for i in "12"}
 _LOKR = {"lokr_w1": (2, 3), "lokr_w2": (3, 3)}
 
+
+def _draw_normed(rng: Rng, module: Module) -> Normed:
+    out, size = module.matrix
+    inner = LoHa(normal(rng, out, 2), normal(rng, 2, size), normal(rng, out, 2),
+                 normal(rng, 2, size), 0.3)  # fmt: skip
+    return Normed(inner, 1 + rng.random(out))
+
+
+def _draw_diag_oft(rng: Rng, module: Module) -> DiagOFT:
+    written_by = ("lycoris", "peft 0.13", "peft 0.15")[rng.integers(3)]
+    side = "in" if written_by == "peft 0.15" else "out"
+    size = module.matrix[0 if side == "out" else 1]
+    b = next(n for n in (2, 3, size) if size % n == 0)
+    count = 1 if rng.random() < 0.3 else size // b
+    rescale = 1 + normal(rng, module.matrix[0], std=0.3) if rng.random() < 0.5 else None
+    bound = 0.5 if rng.random() < 0.5 else None
+    blocks, by_block = normal(rng, count, b, b, std=0.4), written_by != "lycoris"
+    return DiagOFT(blocks, rescale, bound, _FACTORS[written_by], side, by_block)
+
+
+def _peft_diag_oft(update: DiagOFT) -> Peft:
+    (written_by,) = (name for name, factor in _FACTORS.items() if factor == update.factor)
+    config: dict[str, Any] = {"written_by": written_by}
+    if update.bound is not None:
+        config["bound"] = float(update.bound)
+    return formulas.diag_oft, {"oft_blocks": update.blocks, "rescale": update.rescale}, config
+
+
+def _peft_normed(update: Normed) -> Peft:
+    inner: Any = update.update
+    _, factors, config = PRODUCTS["LoHa"].peft(inner)  # pyright: ignore[reportOptionalCall]
+    config |= {"over": "loha", "axis": update.axis, "eps": float(update.eps)}
+    return formulas.normed, {**factors, "dora_scale": update.magnitude}, config
+
+
 ROWS: dict[str, Row] = {
     "normed lora": _normed_row("lora", "LoRA rank 3", "out", _LORA),
     "normed lora by input": _normed_row("lora", "LoRA rank 3", "in", _LORA),
@@ -96,4 +134,10 @@ ROWS: dict[str, Row] = {
     "oft of peft 0.15 shared coft": _diag_oft_row(
         "peft 0.15", (1, 4, 4), (5, 12), rescale=True, bound=1.0
     ),
+}
+
+
+SAMPLES: dict[str, Sample] = {
+    "DiagOFT": Sample(_draw_diag_oft, _peft_diag_oft),
+    "Normed": Sample(_draw_normed, _peft_normed),
 }

@@ -1,4 +1,4 @@
-"""Rows of the contract's table for families that read the base's weight."""
+"""Rows and samples of the families that read the base's weight."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ import numpy as np
 from jaxmix.families import DEFT, PSOFT, FRoD, GLoRA, HiRA, MiSS, PEANuT
 
 from . import formulas_reading as formulas
+from .module import Module, Rng, divisor, normal
 from .row import Config, Factors, Row
+from .sample import Peft, Sample
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "SAMPLES"]
 
 _CONV2 = (6, 4, 3, 2)
 
@@ -132,6 +134,97 @@ def _frod_row(weight: tuple[int, ...], **config: Any) -> Row:
     return Row(_frod, formulas.frod, weight, shapes, "3 entries", config, fixed=fixed, says=says)
 
 
+def _draw_miss(rng: Rng, module: Module) -> MiSS:
+    out, size = module.matrix
+    form = rng.integers(3)
+    if form == 0 and out % 2 == 0 and size % 2 == 0:
+        return MiSS(normal(rng, out // 2, 2, 2), bat=True)
+    return MiSS(normal(rng, 3, out if form == 1 else divisor(rng, out, 1, 2)))
+
+
+def _draw_hira(rng: Rng, module: Module) -> HiRA:
+    out, size = module.matrix
+    return HiRA(normal(rng, 2, size), normal(rng, out, 2), module.kernel)
+
+
+def _draw_glora(rng: Rng, module: Module) -> GLoRA:
+    out, size = module.matrix
+    a = (normal(rng, out, 2), normal(rng, 2, size))
+    b = [(normal(rng, out, 1),), (normal(rng, 1),), (normal(rng, out, 2), a[1])][rng.integers(3)]
+    if not module.bias:
+        return GLoRA(a, b)
+    return GLoRA(a, b, (normal(rng, size, 1),), (normal(rng, out),), (normal(rng, 1),))
+
+
+def _draw_psoft(rng: Rng, module: Module) -> PSOFT:
+    out, size = module.matrix
+    a, b, vector = normal(rng, 3, size), normal(rng, out, 3), normal(rng, 3)
+    return PSOFT(a, b, normal(rng, 3), 0.7, vector, terms=[None, 5][rng.integers(2)])
+
+
+def _draw_deft(rng: Rng, module: Module) -> DEFT:
+    out, size = module.matrix
+    p, injected = normal(rng, out, 2), normal(rng, 2, size)
+    return DEFT(p, injected, 0.5, "qr" if rng.random() < 0.5 else "relu")
+
+
+def _draw_peanut(rng: Rng, module: Module) -> PEANuT:
+    out = module.matrix[0]
+    levels = (normal(rng, 2, 2),), (normal(rng, 2, 2),)
+    return PEANuT(normal(rng, 2, out), normal(rng, out, 2), *levels, 0.5, "tanh")
+
+
+def _draw_frod(rng: Rng, module: Module) -> FRoD:
+    size = module.matrix[1]
+    places: Any = np.stack([rng.integers(0, size, 3) for _ in range(2)]).astype(np.int32)
+    v = np.eye(size) + normal(rng, size, size, std=0.1)
+    return FRoD(v, normal(rng, 3), places, normal(rng, size))
+
+
+def _peft_miss(update: MiSS) -> Peft:
+    return (formulas.miss_bat if update.bat else formulas.miss), {"miss_block": update.block}, {}
+
+
+def _peft_hira(update: HiRA) -> Peft:
+    return formulas.hira, {"hira_A": update.a, "hira_B": update.b}, {}
+
+
+def _peft_glora(update: GLoRA) -> Peft:
+    paths = {"A": update.a, "B": update.b, "C": update.c, "D": update.d, "E": update.e}
+    ends = {1: ("X",), 2: ("Xd", "Xu"), 0: ()}
+    factors = {
+        f"glora_{name}.{end}": x
+        for name, path in paths.items()
+        for end, x in zip(ends[len(path)], path, strict=True)
+    }
+    return formulas.glora, factors, {}
+
+
+def _peft_psoft(update: PSOFT) -> Peft:
+    factors = {"A": update.a, "B": update.b, "psoft_R.weight": update.rotation}
+    factors |= {"psoft_R.vector_b": update.outputs, "psoft_R.vector_a": update.inputs}
+    return formulas.psoft, factors, {"scale": update.scale, "terms": update.terms}
+
+
+def _peft_deft(update: DEFT) -> Peft:
+    factors = {"deft_P": update.p, "deft_R": update.injected}
+    return formulas.deft, factors, {"scale": update.scale, "method": update.method}
+
+
+def _peft_peanut(update: PEANuT) -> Peft:
+    factors = {"peanut_A": update.a, "peanut_B": update.b}
+    factors |= {f"encoder{i}": x for i, x in enumerate(update.encoders)}
+    factors |= {f"decoder{i}": x for i, x in enumerate(update.decoders)}
+    config = {"depth": len(update.encoders), "act_fn": update.activation, "scaling": update.scale}
+    return formulas.peanut, factors, config
+
+
+def _peft_frod(update: FRoD) -> Peft:
+    factors = {"frod_V": update.v, "frod_lambda_s_values": update.values}
+    factors |= {"frod_s_indices": update.indices, "frod_lambda_l": update.lengths}
+    return formulas.frod, factors, {}
+
+
 ROWS: dict[str, Row] = {
     "miss": _miss_row("rank 3", (3, 6)),
     "miss cut": _miss_row("rank 4", (4, 6)),
@@ -170,4 +263,15 @@ ROWS: dict[str, Row] = {
     "frod": _frod_row((6, 9)),
     "frod tall": _frod_row((12, 9)),
     "frod fan_in_fan_out": _frod_row((9, 6), fan_in_fan_out=True),
+}
+
+
+SAMPLES: dict[str, Sample] = {
+    "MiSS": Sample(_draw_miss, _peft_miss),
+    "HiRA": Sample(_draw_hira, _peft_hira),
+    "GLoRA": Sample(_draw_glora, _peft_glora),
+    "PSOFT": Sample(_draw_psoft, _peft_psoft),
+    "DEFT": Sample(_draw_deft, _peft_deft),
+    "PEANuT": Sample(_draw_peanut, _peft_peanut),
+    "FRoD": Sample(_draw_frod, _peft_frod),
 }

@@ -1,4 +1,4 @@
-"""Rows of the contract's table for families that turn or rescale a weight."""
+"""Rows and samples of the families that turn or rescale a weight."""
 
 from typing import Any
 
@@ -8,9 +8,12 @@ from jaxmix.families import BOFT, HRA, IA3, RoAd, Tokens
 from jaxmix.families.boft import butterfly
 
 from . import formulas_turning as formulas
+from .formulas import Leaves
+from .module import Module, Rng, divisor, normal
 from .row import Config, Factors, Row
+from .sample import Peft, Sample
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "SAMPLES"]
 
 _CONV2 = (6, 4, 3, 2)
 
@@ -71,6 +74,70 @@ def _tokens(f: Factors, config: Config) -> Tokens:
     return Tokens(f["trainable_tokens_delta"], f["token_indices"])
 
 
+def _draw_ia3(rng: Rng, module: Module) -> IA3:
+    if rng.random() < 0.5:
+        return IA3(normal(rng, module.shape[0]), axes=len(module.kernel))
+    return IA3(normal(rng, module.shape[1]), on_input=True, axes=len(module.kernel))
+
+
+def _draw_boft(rng: Rng, module: Module) -> BOFT:
+    out, size = module.matrix
+    b = divisor(rng, size, 2, 3, 4)
+    blocks = size // b
+    factors = 2 if b % 2 == 0 and blocks % 2 == 0 else 1
+    orders: Any = butterfly(factors, blocks, b) if factors > 1 else None
+    return BOFT(normal(rng, factors, blocks, b, b, std=0.3), 1 + normal(rng, out), orders)
+
+
+def _draw_hra(rng: Rng, module: Module) -> HRA:
+    return HRA(normal(rng, module.matrix[1], 3), orthogonal=bool(rng.random() < 0.5))
+
+
+def _draw_road(rng: Rng, module: Module) -> RoAd:
+    out = module.matrix[0]
+    variant: Any = int(rng.choice([1, 2, 4]))
+    group, numbers = divisor(rng, out, 2, 4), out * variant // 2
+    return RoAd(normal(rng, numbers), 1 + normal(rng, numbers), variant, group)
+
+
+def _draw_tokens(rng: Rng, module: Module) -> Tokens:
+    out, size = module.matrix
+    rows: Any = rng.permutation(out)[:2].astype(np.int32)
+    return Tokens(normal(rng, 2, size), rows)
+
+
+def _ia3_of_matrix(
+    f: Factors, config: Config, leaves: Leaves, s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """IA3 of a convolution seen as a matrix: each channel's points are columns of their own."""
+    vector = f["ia3_l"]
+    if config["feedforward"]:
+        vector = np.repeat(vector, leaves.weight.shape[1] // len(vector))
+    return formulas.ia3({"ia3_l": vector}, config, leaves, s)
+
+
+def _peft_ia3(update: IA3) -> Peft:
+    return _ia3_of_matrix, {"ia3_l": update.vector}, {"feedforward": update.on_input}
+
+
+def _peft_boft(update: BOFT) -> Peft:
+    return formulas.boft, {"boft_R": update.generator, "boft_s": update.rescale}, {}
+
+
+def _peft_hra(update: HRA) -> Peft:
+    return formulas.hra, {"hra_u": update.u}, {"apply_GS": update.orthogonal}
+
+
+def _peft_road(update: RoAd) -> Peft:
+    factors = {"road_theta": update.theta, "road_alpha": update.alpha}
+    return formulas.road, factors, {"variant": update.variant, "group": update.group}
+
+
+def _peft_tokens(update: Tokens) -> Peft:
+    factors = {"trainable_tokens_delta": update.values, "token_indices": update.rows}
+    return formulas.tokens, factors, {}
+
+
 ROWS: dict[str, Row] = {
     "ia3": _ia3_row((6, 1)),
     "ia3 feedforward": _ia3_row((1, 9), size="9 inputs", feedforward=True),
@@ -102,4 +169,13 @@ ROWS: dict[str, Row] = {
         fixed={"token_indices": np.array([7, 0, 10], np.int32)},
         says={"fits_out": True},
     ),
+}
+
+
+SAMPLES: dict[str, Sample] = {
+    "IA3": Sample(_draw_ia3, _peft_ia3),
+    "BOFT": Sample(_draw_boft, _peft_boft),
+    "HRA": Sample(_draw_hra, _peft_hra),
+    "RoAd": Sample(_draw_road, _peft_road),
+    "Tokens": Sample(_draw_tokens, _peft_tokens),
 }

@@ -88,23 +88,23 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "lokr, a core and a whole Y": (
         LoKr((z(2, 3),), (z(3, 3),), 1.0, z(2, 2, 1, 1)),
-        "lokr_w2 has 1 factors, expected 1, or 2 and with a core 2",
+        "lokr_w2 has 1 factors, expected 1 or 2, and 2 with a core",
     ),
     "lokr, three factors": (
         LoKr((z(2, 3), z(3, 3), z(3, 3)), (z(3, 3),), 1.0),
-        "lokr_w1 has 3 factors, expected 1, or 2 and with a core 2",
+        "lokr_w1 has 3 factors, expected 1 or 2, and 2 with a core",
     ),
     "oft": (
         OFT(z(2, 6)),
-        "oft_R (2, 6): 2 blocks of 4 rotate 8 inputs, expected 9 from weight (6, 9)",
+        "oft_R (2, 6): 2 blocks of size 4 rotate 8 inputs, expected 9 from weight (6, 9)",
     ),
     "oft, shared": (
         OFT(z(1, 6)),
-        "oft_R (1, 6): 1 blocks of 4 rotate 4 inputs, expected 9 from weight (6, 9)",
+        "oft_R (1, 6): 1 blocks of size 4 rotate 4 inputs, expected 9 from weight (6, 9)",
     ),
     "oft, no triangle": (
         OFT(z(3, 4)),
-        "oft_R has 4 numbers a block, expected b(b − 1)/2",
+        "oft_R has 4 values per block, expected b(b − 1)/2",
     ),
     "oft, an axis too few": (
         OFT(z(3)),
@@ -126,7 +126,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "rebase": (
         Rebase(z(7, 9)),
-        "the base's weight in the file has shape (7, 9), expected (6, 9); if the adapter was "
+        "the base weight in the file has shape (7, 9), expected (6, 9). If the adapter was "
         "trained with new tokens, resize the base's vocabulary first",
     ),
     "replace": (

@@ -88,7 +88,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "supertuning, beyond": (
         SuperTuning(z(2), jnp.array([3, 54])),
-        "supertuning_indices go from 3 to 54, expected from 0 on and below 54 from weight (6, 9)",
+        "supertuning_indices go from 3 to 54, expected from 0 to 53 from weight (6, 9)",
     ),
     "c3a": (
         C3A(z(2, 2, 3)),
@@ -108,11 +108,11 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "fourierft, beyond": (
         FourierFT(z(2), jnp.array([[0, 6], [1, 8]]), 1.0),
-        "indices go to row 6 and column 8, expected rows below 6 and columns below 9",
+        "indices reach row 6 and column 8, expected rows below 6 and columns below 9",
     ),
     "fourierft, before": (
         FourierFT(z(2), jnp.array([[0, 5], [-1, 8]]), 1.0),
-        "indices go down to -1, expected from 0 on",
+        "indices include -1, expected 0 or more",
     ),
     "waveft": (
         WaveFT(z(3), n(2, 4), 1.0),
@@ -120,7 +120,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "waveft, beyond": (
         WaveFT(z(1), jnp.array([[0], [9]]), 1.0),
-        "waveft_indices go to row 0 and column 9, expected rows below 6 and columns below 9",
+        "waveft_indices reach row 0 and column 9, expected rows below 6 and columns below 9",
     ),
     "gralora": (
         GraLoRA(z(3, 3, 6), z(3, 6, 3), 1.0, z(2, 8), z(6, 2)),
@@ -133,7 +133,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "gralora, ranks that do not divide": (
         GraLoRA(z(3, 3, 4), z(3, 4, 2), 1.0),
-        "gralora_A has rank 4, expected a multiple of its 3 blocks",
+        "gralora_A has rank 4, expected a multiple of 3, its blocks",
     ),
     "adamss": (
         AdaMSS((z(1, 4),), (z(6, 2),), z(4, 8), n(5)),
@@ -142,7 +142,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "adamss, rows": (
         AdaMSS((z(1, 4), z(1, 4)), (z(3, 1), z(2, 1)), z(4, 9), n(6)),
-        "adamss_B have 5 rows in all, expected 6 from weight (6, 9)",
+        "adamss_B has 5 rows in total, expected 6 from weight (6, 9)",
     ),
     "kasa": (
         KaSA(z(2, 9), z(6, 2), z(3), 1.0),
@@ -150,7 +150,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "kasa, full rank": (
         KaSA(z(6, 9), z(6, 6), z(6), 1.0),
-        "lora_diag has rank 6, expected less than 6 of (6, 9)",
+        "lora_diag has rank 6, expected less than 6 from weight (6, 9)",
     ),
 }
 

@@ -29,19 +29,19 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "blocks of another side": (
         DiagOFT(z(3, 3, 3)),
-        "oft_blocks (3, 3, 3): 3 blocks of 3 rotate 9 outputs, expected 6 from weight (6, 9)",
+        "oft_blocks (3, 3, 3): 3 blocks of size 3 rotate 9 outputs, expected 6 from weight (6, 9)",
     ),
     "blocks of inputs": (
         DiagOFT(z(2, 3, 3), side="in"),
-        "oft_blocks (2, 3, 3): 2 blocks of 3 rotate 6 inputs, expected 9 from weight (6, 9)",
+        "oft_blocks (2, 3, 3): 2 blocks of size 3 rotate 6 inputs, expected 9 from weight (6, 9)",
     ),
     "a shared block": (
         DiagOFT(z(1, 4, 4)),
-        "oft_blocks (1, 4, 4): 1 blocks of 4 rotate 4 outputs, expected 6 from weight (6, 9)",
+        "oft_blocks (1, 4, 4): 1 blocks of size 4 rotate 4 outputs, expected 6 from weight (6, 9)",
     ),
     "blocks that overhang by one too many": (
         DiagOFT(z(2, 4, 4), factor=-0.5),
-        "oft_blocks (2, 4, 4): 2 blocks of 4 rotate 8 outputs, expected 6 from weight (6, 9)",
+        "oft_blocks (2, 4, 4): 2 blocks of size 4 rotate 8 outputs, expected 6 from weight (6, 9)",
     ),
     "what is normed": (
         Normed(LoRA(z(3, 8), z(6, 3), 1.0), z(6)),
@@ -57,19 +57,19 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "a rotation": (
         Normed(OFT(z(3, 3)), z(6)),
-        "dora_scale over OFT, expected an update that adds to W alone",
+        "dora_scale is on OFT, expected an update that only adds to the weight",
     ),
     "what reads the base": (
         Normed(LoRA(z(3, 9), z(6, 3), 1.0, magnitude=z(6)), z(6)),
-        "dora_scale over LoRA, expected an update that adds to W alone",
+        "dora_scale is on LoRA, expected an update that only adds to the weight",
     ),
     "a bias": (
         Normed(LoRA(z(3, 9), z(6, 3), 1.0, bias=z(6)), z(6)),
-        "dora_scale over LoRA, expected an update that adds to W alone",
+        "dora_scale is on LoRA, expected an update that only adds to the weight",
     ),
     "a replaced leaf": (
         Normed(Replace(z(6, 9)), z(6)),
-        "dora_scale over Replace, expected an update that adds to W alone",
+        "dora_scale is on Replace, expected an update that only adds to the weight",
     ),
 }
 
@@ -112,6 +112,6 @@ def test_a_norm_says_what_it_is() -> None:
 
 def test_a_norm_is_turned_with_its_update() -> None:
     """Where PyTorch stores the weight as (in, out)."""
-    update = Normed(Delta(z(9, 6)), z(6)).turned()
+    update = Normed(Delta(z(9, 6)), z(6)).with_transposed_weight()
     assert update.update.weight.shape == (6, 9)  # pyright: ignore[reportAttributeAccessIssue]
     assert not update.transposed

@@ -55,11 +55,11 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "boft": (
         BOFT(z(1, 2, 4, 4), z(6)),
-        "boft_R (1, 2, 4, 4): 2 blocks of 4 rotate 8, expected 9 from weight (6, 9)",
+        "boft_R (1, 2, 4, 4): 2 blocks of size 4 rotate 8, expected 9 from weight (6, 9)",
     ),
     "boft, on outputs": (
         BOFT(z(1, 3, 3, 3), on_output=True),
-        "boft_R (1, 3, 3, 3): 3 blocks of 3 rotate 9, expected 6 from weight (6, 9)",
+        "boft_R (1, 3, 3, 3): 3 blocks of size 3 rotate 9, expected 6 from weight (6, 9)",
     ),
     "boft, an axis too few": (
         BOFT(z(3, 3, 3)),
@@ -67,7 +67,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "boft, orders": (
         BOFT(z(2, 3, 3, 3), orders=jnp.zeros((1, 9), int)),
-        "orders have shape (1, 9), expected (2, 9)",
+        "orders has shape (1, 9), expected (2, 9)",
     ),
     "boft, rescale": (
         BOFT(z(1, 3, 3, 3), z(9)),
@@ -76,7 +76,7 @@ SAID: dict[str, tuple[Update, str]] = {
     "hra": (HRA(z(6, 4)), "hra_u has shape (6, 4), expected (9, 4) from weight (6, 9)"),
     "hra, too many": (
         HRA(z(9, 10), orthogonal=True),
-        "hra_u has 10 columns to make orthogonal, expected 9",
+        "hra_u has 10 columns to orthogonalize, expected at most 9",
     ),
     "road": (
         RoAd(z(4), z(3), 1, 2),
@@ -84,7 +84,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "road, groups": (
         RoAd(z(3), z(3), 1, 4),
-        "groups of 4 outputs, expected an even divisor of 6",
+        "the group size is 4, expected an even divisor of 6",
     ),
     "tokens": (
         Tokens(z(2, 8), rows(0, 1)),
@@ -96,17 +96,17 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "tokens, twice": (
         Tokens(z(2, 9), rows(3, 3)),
-        "token_indices has a row twice, expected each once",
+        "token_indices repeats a row, expected each row once",
     ),
     "miss": (
         MiSS(z(3, 4)),
-        "miss_block has shape (3, 4), expected (r, q) with r up to in and q that divides out: "
-        "weight (6, 9)",
+        "miss_block has shape (3, 4), expected (r, q) with r at most in and a q that "
+        "divides out from weight (6, 9)",
     ),
     "miss, bat": (
         MiSS(z(3, 2, 2), bat=True),
         "miss_block has shape (3, 2, 2), expected (out/r, r, r) with an r that divides out and "
-        "in: weight (6, 9)",
+        "in from weight (6, 9)",
     ),
     "hira": (
         HiRA(z(3, 8), z(5, 3)),
@@ -130,7 +130,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "glora, three factors": (
         GLoRA(b=(z(6, 1), z(1, 1), z(1, 9))),
-        "glora_B has 3 factors, expected 2 at the most",
+        "glora_B has 3 factors, expected at most 2",
     ),
     "psoft, a number": (
         PSOFT(z(), z(6, 4), z(6), 1.0),
@@ -148,7 +148,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "deft, too many": (
         DEFT(z(6, 7), method="qr"),
-        "deft_P has 7 columns to make orthogonal, expected 6",
+        "deft_P has 7 columns to orthogonalize, expected at most 6",
     ),
     "peanut": (
         PEANuT(z(3, 6), z(6, 3), (z(3, 2),), (z(3, 3),)),
@@ -156,7 +156,7 @@ SAID: dict[str, tuple[Update, str]] = {
     ),
     "peanut, no pairs": (
         PEANuT(z(3, 6), z(6, 3), (z(3, 3),)),
-        "1 encoders and 0 decoders, expected as many of both",
+        "1 encoders and 0 decoders, expected equal numbers",
     ),
     "frod": (
         FRoD(z(8, 8), z(2), jnp.zeros((2, 3), int), z(9)),

@@ -105,22 +105,26 @@ def lacks(found: Any) -> list[str]:
     return lacking
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_it_explains_itself(name: str) -> None:
+def test_public_names_explain_themselves() -> None:
     """A public class or function has all that its kind needs."""
-    assert not lacks(PUBLIC[name])
+    missing = {name: lacks(found) for name, found in PUBLIC.items()}
+    assert {name: parts for name, parts in missing.items() if parts} == {}
 
 
-@pytest.mark.parametrize("name", [n for n, found in PUBLIC.items() if inspect.isclass(found)])
-def test_its_methods_explain_themselves(name: str) -> None:
-    """A public method or property has a docstring, its own or the one that it overrides."""
-    cls = PUBLIC[name]
-    bare = []
+def bare_methods(cls: type) -> Iterator[str]:
+    """The public methods and properties of a class without a docstring, own or inherited."""
     for method, found in vars(cls).items():
         is_code = inspect.isfunction(found) or isinstance(found, property | classmethod)
         if is_code and not method.startswith("_") and not inspect.getdoc(getattr(cls, method)):
-            bare.append(method)
-    assert not bare
+            yield method
+
+
+def test_public_methods_explain_themselves() -> None:
+    """A public method or property has a docstring, its own or the one that it overrides."""
+    classes = {name: found for name, found in PUBLIC.items() if inspect.isclass(found)}
+    assert [
+        f"{name}.{method}" for name, cls in classes.items() for method in bare_methods(cls)
+    ] == []
 
 
 def test_modules_explain_themselves() -> None:

@@ -90,6 +90,7 @@ def test_a_wheel_imports_everywhere(clone: Path, wheel: Path, tmp_path: Path) ->
     imports(clone, installed, elsewhere)
 
 
+@pytest.mark.thorough
 def test_an_sdist_builds_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path) -> None:
     """The links are followed, so that what is unpacked needs none."""
     archive = build(clone, "build_sdist", tmp_path / "sdist")

@@ -1,1 +1,1 @@
-"""The seven laws of DESIGN.md."""
+"""The seven laws of docs/design.md."""

@@ -9,9 +9,9 @@ import numpy as np
 from jaxmix import Adapter
 from jaxmix.families import Update
 
+from .chains import ALL, STACKED
 from .draws import Module, tree
-from .test_every_family import ALL, STACKED
-from .truth_all import folded
+from .truth import fold_tree
 
 __all__ = ["LINEAR", "MODULES", "UPDATES", "base", "floats", "folds", "is_float", "off", "whole"]
 
@@ -37,14 +37,8 @@ def base(sites: Mapping[str, Any], dtype: Any = np.float64) -> dict[str, np.ndar
 
 def folds(params: Mapping[str, Any], updates: Mapping[str, Update], s: float) -> dict[str, Any]:
     """What the dense fold makes of each site, from its leaves as they are."""
-    truth: dict[str, Any] = {}
-    with jax.enable_x64(True), jax.disable_jit():
-        for site, update in updates.items():
-            parts = ("weight", "bias")
-            own = {f"site.{p}": np.asarray(params[f"{site}.{p}"], np.float64) for p in parts}
-            new = folded(own, [Adapter({"site": update}, s)])
-            truth |= {f"{site}.{p}": np.asarray(new[f"site.{p}"]) for p in parts}
-    return truth
+    own = {f"{site}.{part}" for site in updates for part in ("weight", "bias")}
+    return fold_tree({n: params[n] for n in sorted(own)}, [Adapter(dict(updates), s)])
 
 
 def off(got: Mapping[str, Any], truth: Mapping[str, Any], bound: float) -> dict[str, float]:

@@ -124,17 +124,20 @@ def along(ways: list[Any], step: float) -> list[Any]:
     return [None if x is None else x + step * way for x, way in pairs]
 
 
-def test_gradients() -> None:
-    """Of all factors at once and of strengths, against differences."""
+@pytest.mark.parametrize("strength", [0.7, 0.0])
+def test_gradients(strength: float) -> None:
+    """Of all factors at once and of strengths, against differences; at 0 too."""
     rng, h = np.random.default_rng(4), 1e-6
     ways = [None if x is None else rng.normal(size=x.shape) for x in floats(TWO)]
-    here = {site: 0.7 for site in TWO}
+    here = {site: strength for site in TWO}
     _, slopes, by_strength = trained()(floats(TWO), here)
     pairs = zip(slopes, ways, strict=True)
     products = [0.0 if way is None else float((x * way).sum()) for x, way in pairs]
     numbers = whole(TWO, products)
     high, low = (trained()(along(ways, step), here)[0] for step in (h, -h))
-    more, less = (trained()(floats(TWO), {site: 0.7 + step for site in TWO})[0] for step in (h, -h))
+    more, less = (
+        trained()(floats(TWO), {site: strength + step for site in TWO})[0] for step in (h, -h)
+    )
     wrong: dict[str, tuple[float, float]] = {}
     for site, update in TWO.items():
         # What is no float was left as it is: whole numbers have no slope.
@@ -256,7 +259,7 @@ def test_at_gpt2s_conv1d() -> None:
     plain = base(LINEAR, np.float32)
     turned = {n: x.T.copy() if x.ndim == 2 else x for n, x in plain.items()}
     # Whole weights lie there as the file has them.
-    updates = {site: update.turned() for site, update in LINEAR.items()}
+    updates = {site: update.with_transposed_weight() for site, update in LINEAR.items()}
     out = jax.jit(jaxmix.compose)(turned, Adapter(updates, 0.7))
     ours = {n: x.T if x.ndim == 2 else x for n, x in out.items()}
     assert off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}

@@ -93,28 +93,28 @@ def test_numbers_of_what_is_not_there() -> None:
     theta, scales = ones(3), (ones((1, 2)), ones((2, 1)))
     rows, cols = np.array([[0, 3]]), np.zeros((2, 1), int)
     assert said(UniLoRA(theta, rows, cols, *scales), (2, 2)) == (
-        "unilora_indices_A go from 0 to 3, expected from 0 on and below 3"
+        "unilora_indices_A go from 0 to 3, expected from 0 to 2"
     )
     bank, pair = ones((4, 1)), lambda n: (ones((1, 2, 1)), np.full((1, 2, 2), n, np.uint8))
     turned = (ones((2, 1, 1)), np.zeros((2, 1, 2), np.uint8))
     assert VBLoRA(pair(3), turned, bank, topk=2).misfit((2, 2)) is None
     assert said(VBLoRA(pair(4), turned, bank, topk=2), (2, 2)) == (
-        "vblora_logits_A_topk_indices go from 4 to 4, expected from 0 on and below 4"
+        "vblora_logits_A_topk_indices go from 4 to 4, expected from 0 to 3"
     )
     logits = (ones((1, 2, 4)),), (ones((2, 1, 4)),)
     assert said(VBLoRA(*logits, bank, topk=5), (2, 2)) == (
-        "vblora_logits_A: the 5 largest of 4 vectors, expected 4 at the most"
+        "vblora_logits_A: topk is 5, expected at most 4, the vectors of the bank"
     )
     assert said(FRoD(np.eye(2), ones(1), np.array([[0], [2]]), ones(2)), (3, 2)) == (
-        "frod_s_indices go to row 0 and column 2, expected rows below 2 and columns below 2"
+        "frod_s_indices reach row 0 and column 2, expected rows below 2 and columns below 2"
     )
     one = ones((1, 1))
     assert said(AdaMSS((one, one), (one, one), one, np.array([1, 1])), (2, 1)) == (
-        "the groups' rows hold a number twice or beyond 1, expected each from 0 to 1 once"
+        "the groups' rows repeat an index or exceed 1, expected each index from 0 to 1 once"
     )
     orders: Any = np.array([[0, 1, 2, 4]])
     assert said(BOFT(ones((1, 2, 2, 2)), orders=orders), (3, 4)) == (
-        "orders hold a number twice or beyond 3, expected each from 0 to 3 once"
+        "orders repeat an index or exceed 3, expected each index from 0 to 3 once"
     )
 
 
@@ -122,7 +122,7 @@ def test_positions_beyond_32_bits() -> None:
     """Without 64 bits JAX would cut them off."""
     far = SuperTuning(ones(1), np.array([2**31]))
     assert said(far, (70_000, 40_000)) == (
-        "supertuning_indices go to 2147483648, beyond 32 bits: they need "
+        "supertuning_indices reach 2147483648, which does not fit 32 bits. Call "
         "jax.config.update('jax_enable_x64', True)"
     )
     with jax.enable_x64(True):
@@ -139,7 +139,7 @@ def test_scales_that_are_no_numbers() -> None:
     tail = "has shape (2,), expected () from weight (8, 16)"
     assert said(OFT(ones((8, 1)), eps=two), (8, 16)) == f"eps {tail}"
     assert said(DiagOFT(ones((4, 2, 2)), bound=two), (8, 16)) == f"the bound {tail}"
-    assert said(changed("Normed0", eps=two), (8, 16)) == f"dora_scale's eps {tail}"
+    assert said(changed("Normed0", eps=two), (8, 16)) == f"the eps of dora_scale {tail}"
     lora = LoRA(ones((1, 16)), ones((8, 1)), two)
     assert said(Normed(lora, ones(8)), (8, 16)).startswith("scale has shape (2,)")
 

@@ -13,7 +13,7 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.families import OFT, Replace
 
-from .draws import FAMILIES, KINDS, MAKERS, Module, adapters, few, made, normal, tree, trees
+from .draws import KINDS, MAKERS, Module, adapters, few, made, normal, tree, trees
 from .running import composed, error
 from .truth import fold_tree
 
@@ -41,26 +41,6 @@ def test_the_strength_of_a_mix_is_that_of_its_parts(
         assert error(composed(params, mixed), truth) < 1e-11
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-def test_nought_is_the_identity(kind: str) -> None:
-    """At strength 0, a number or traced."""
-    with jax.enable_x64(True):
-        traced = jax.jit(lambda s: jaxmix.compose(PARAMS, at(kind, s)))(0.0)
-    for out in (composed(PARAMS, at(kind, 0.0)), traced):
-        for name, leaf in PARAMS.items():
-            np.testing.assert_allclose(out[name], leaf, rtol=1e-15, atol=1e-15)
-
-
-@pytest.mark.parametrize("kind", sorted({*MAKERS} - {"OFT", "Together"}))
-def test_a_line(kind: str) -> None:
-    """``W(s) = W(0) + s·(W(1) − W(0))`` for additive updates, replaced leaves, DoRA alone."""
-    start, end = PARAMS, composed(PARAMS, at(kind, 1.0))
-    assert error(end, start) > 1e-3, "the update does nothing"
-    for s in (0.3, -1.5, 2.0):
-        line = {name: start[name] + s * (end[name] - start[name]) for name in start}
-        assert error(composed(PARAMS, at(kind, s)), line) < 1e-12
-
-
 @pytest.mark.parametrize("terms", [None, 5])
 def test_a_rotation_stays_one(terms: int | None) -> None:
     """OFT at any strength turns: norms of rows stay, and −s turns back."""
@@ -82,10 +62,10 @@ def slopes(run: Any, at: np.ndarray, step: float = 1e-5) -> np.ndarray:
     return np.array([(run(at + h) - run(at - h)) / (2 * step) for h in steps])
 
 
-@pytest.mark.parametrize("kinds", [*((k,) for k in MAKERS), ("LoHa", "OFT", "DoRA")], ids="-".join)
 @pytest.mark.parametrize("start", [0.0, 0.6])
-def test_gradients_of_strengths(kinds: tuple[str, ...], start: float) -> None:
+def test_gradients_of_strengths(start: float) -> None:
     """Against differences of the naive fold; at nought too, where LoRA and OFT begin to train."""
+    kinds = ("LoHa", "OFT", "DoRA")
     weights = {n: normal(np.random.default_rng(1), *x.shape) for n, x in PARAMS.items()}
     parts = [Adapter({"a": made(k, MODULE, 4 + i)}, name=str(i)) for i, k in enumerate(kinds)]
 
@@ -103,42 +83,6 @@ def test_gradients_of_strengths(kinds: tuple[str, ...], start: float) -> None:
     wanted = slopes(truth, here)
     np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-6)
     assert np.abs(wanted).max() > 1e-3
-
-
-@pytest.mark.parametrize("kind", [*FAMILIES, "DoRA"])
-def test_gradients_of_factors(kind: str) -> None:
-    """Along a random direction of all factors at once; whole numbers have none."""
-    rng = np.random.default_rng(2)
-    floats, rest = split(at(kind, 0.7))
-    ways = [normal(rng, *np.shape(leaf)) for leaf in floats]
-    aim = normal(rng, 6, 8)
-
-    def loss(leaves: list[Any]) -> Any:
-        return jnp.sum(aim * jaxmix.compose(PARAMS, join(leaves, rest))["a.weight"])
-
-    def truth(t: np.ndarray) -> float:
-        moved = [leaf + t[0] * way for leaf, way in zip(floats, ways, strict=True)]
-        return float((aim * fold_tree(PARAMS, [join(moved, rest)])["a.weight"]).sum())
-
-    with jax.enable_x64(True):
-        grads = jax.jit(jax.grad(loss))([jnp.asarray(leaf, float) for leaf in floats])
-    ours = sum(float((np.asarray(g) * w).sum()) for g, w in zip(grads, ways, strict=True))
-    np.testing.assert_allclose(ours, slopes(truth, np.zeros(1))[0], rtol=1e-5, atol=1e-6)
-
-
-def split(adapter: Adapter) -> tuple[list[Any], tuple[Any, list[Any]]]:
-    """The leaves of floats, and what is needed to put them back."""
-    leaves, treedef = jax.tree.flatten(adapter)
-    whole = [leaf if np.asarray(leaf).dtype.kind == "i" else None for leaf in leaves]
-    floats = [np.asarray(leaf) for leaf in leaves if np.asarray(leaf).dtype.kind == "f"]
-    return floats, (treedef, whole)
-
-
-def join(floats: list[Any], rest: tuple[Any, list[Any]]) -> Adapter:
-    """The inverse of `split`."""
-    treedef, whole = rest
-    left = iter(floats)
-    return jax.tree.unflatten(treedef, [next(left) if x is None else x for x in whole])
 
 
 def test_gradients_of_the_base() -> None:

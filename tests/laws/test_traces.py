@@ -64,8 +64,10 @@ def other(adapter: Adapter, name: str, seed: int) -> Adapter:
     return new.renamed(name)
 
 
+# All families at once are in `test_every_family_jax`.
+KINDS = ("LoRA", "OFT", "Together")
 # Shapes that no other test has, so that what is counted was not compiled before.
-SHAPES = {kind: Module("linear", (6 + 2 * i, 22), True) for i, kind in enumerate(MAKERS)}
+SHAPES = {kind: Module("linear", (6 + 2 * i, 22), True) for i, kind in enumerate(KINDS)}
 STRENGTHS = (
     0.5,
     -2,
@@ -77,7 +79,7 @@ STRENGTHS = (
 )
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_new_strengths_and_adapters_are_not_traced(kind: str, count: Count) -> None:
     """Compose by itself: strengths of every kind of number, other numbers, other names."""
     module = SHAPES[kind]
@@ -91,7 +93,7 @@ def test_new_strengths_and_adapters_are_not_traced(kind: str, count: Count) -> N
     assert count(lambda: jaxmix.compose(params, [0.3 * second])) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_users_own_jit_is_traced_once(kind: str) -> None:
     """Adapters as arguments: other strengths, arrays and names are the same program."""
     module = SHAPES[kind]
@@ -193,7 +195,7 @@ def test_donation_gives_up_what_was_touched() -> None:
     np.testing.assert_array_equal(kept, base["numpy.weight"])
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_donation_of_every_kind(kind: str) -> None:
     """Also of a Flax kernel, and of 16 bits, where there is nothing to take over."""
     module = SHAPES[kind]

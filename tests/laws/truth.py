@@ -1,7 +1,8 @@
-"""The independent truth: words of updates folded into dense NumPy weights, one after another.
+"""The independent truth: updates folded into dense NumPy weights, one after another.
 
-Written from the families' formulas and not from jaxmix's operators: everything is a dense float64
-matrix, nothing is folded. Weights lie as PyTorch has them, (out, in, *k); an embedding is (V, D).
+Nothing of jaxmix's operators or maps takes part: each family's step is PEFT's formula, naive and
+dense in float64, from the tables of `tests.families`. Weights lie as PyTorch has them, (out, in,
+*k); an embedding is (V, D).
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.families import OFT, AdaLoRA, LoHa, LoKr, LoRA, Replace, SHiRA, Together, Update
+from jaxmix.families import Delta, Rebase, Replace, Together, Update
 
-__all__ = ["Site", "fold", "fold_tree", "rotation"]
+from ..families.formulas import Leaves
+from ..families.table import SAMPLES
+
+__all__ = ["fold", "fold_tree"]
 
 Chain = Iterable[tuple[float, Update]]
 
@@ -27,24 +31,26 @@ class Site:
     bias0: np.ndarray | None
 
 
-def fold(word: Chain, weight: Any, bias: Any = None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The weight and the bias of a site after a word of updates, the first one first."""
+def fold(
+    updates: Chain, weight: Any, bias: Any = None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Applies updates in order to a site's weight and bias, and returns both."""
     w, b = (None if x is None else np.asarray(x, np.float64) for x in (weight, bias))
     site = Site(w, b, w, b)
-    for strength, update in word:
+    for strength, update in updates:
         site = _step(site, float(strength), update)
     return site.weight, site.bias
 
 
 def fold_tree(params: Mapping[str, Any], adapters: Iterable[Any]) -> dict[str, np.ndarray]:
-    """A flat dict with PyTorch names after adapters, the first one first."""
-    words: dict[str, list[tuple[float, Update]]] = {}
+    """Applies adapters in order to a flat dict with PyTorch names."""
+    chains: dict[str, list[tuple[float, Update]]] = {}
     for adapter in adapters:
         for name, update in adapter.updates.items():
-            words.setdefault(name, []).append((adapter.strength, update))
+            chains.setdefault(name, []).append((adapter.strength, update))
     out = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
-    for name, word in words.items():
-        new = fold(word, out.get(f"{name}.weight"), out.get(f"{name}.bias"))
+    for name, chain in chains.items():
+        new = fold(chain, out.get(f"{name}.weight"), out.get(f"{name}.bias"))
         for part, tensor in zip(("weight", "bias"), new, strict=True):
             if tensor is not None:
                 out[f"{name}.{part}"] = tensor
@@ -59,26 +65,44 @@ def _step(site: Site, s: float, update: Update) -> Site:
             return site
         case Replace():
             return _replaced(site, s, update)
-        case LoRA() if update.magnitude is not None:
-            return _dora(site, s, update)
-        case OFT():
-            assert site.weight is not None
-            flat = site.weight.reshape(len(site.weight), -1)
-            r = rotation(update, s, flat.shape[1])
-            turned = flat @ (r if update.embedding else r.T)
-            return replace(site, weight=turned.reshape(site.weight.shape))
+        case Rebase():
+            assert site.weight is not None and site.weight0 is not None
+            moved = s * (_wide(update.weight).reshape(site.weight.shape) - site.weight0)
+            return replace(site, weight=site.weight + moved, weight0=site.weight0 + moved)
+        case Delta():
+            return replace(
+                site,
+                weight=_sum(site.weight, s, update.weight),
+                bias=_sum(site.bias, s, update.bias),
+            )
         case _:
-            bias = site.bias
-            if isinstance(update, LoRA) and update.bias is not None:
-                assert bias is not None
-                bias = bias + s * _f(update.scale) * _f(update.bias).reshape(bias.shape)
-            assert site.weight is not None
-            delta = s * _delta(update, site.weight.shape)
-            return replace(site, weight=site.weight + delta, bias=bias)
+            return _computed(site, s, update)
 
 
-def _f(x: Any) -> np.ndarray:
-    return np.asarray(x, np.float64)
+def _computed(site: Site, s: float, update: Update) -> Site:
+    """A step by PEFT's formula. Without a bias the formula gets zeros, and its bias is dropped."""
+    sample = SAMPLES[update.family]
+    assert sample.peft is not None and site.weight is not None and site.weight0 is not None
+    formula, factors, config = sample.peft(update)
+    shape = site.weight.shape if sample.shaped else (len(site.weight), -1)
+    weights = (x.reshape(shape) for x in (site.weight, site.weight0))
+    none = np.zeros(len(site.weight))
+    biases = (none if x is None else x for x in (site.bias, site.bias0))
+    (weight, weight0), (bias, bias0) = weights, biases
+    named = {name: _wide(x) for name, x in factors.items() if x is not None}
+    weight, bias = formula(named, config, Leaves(weight, bias, weight0, bias0), s)
+    kept = None if site.bias is None else bias
+    return replace(site, weight=weight.reshape(site.weight.shape), bias=kept)
+
+
+def _wide(x: Any) -> np.ndarray:
+    """Floats in float64; positions as they are."""
+    x = np.asarray(x)
+    return x if x.dtype.kind in "iu" else x.astype(np.float64)
+
+
+def _sum(old: np.ndarray | None, s: float, new: Any) -> np.ndarray | None:
+    return old if old is None or new is None else old + s * _wide(new).reshape(old.shape)
 
 
 def _replaced(site: Site, s: float, update: Replace) -> Site:
@@ -87,7 +111,7 @@ def _replaced(site: Site, s: float, update: Replace) -> Site:
     def line(old: np.ndarray | None, new: Any) -> np.ndarray | None:
         if new is None or old is None:
             return old
-        return (1 - s) * old + s * _f(new).reshape(old.shape)
+        return (1 - s) * old + s * _wide(new).reshape(old.shape)
 
     return Site(
         line(site.weight, update.weight),
@@ -95,92 +119,3 @@ def _replaced(site: Site, s: float, update: Replace) -> Site:
         line(site.weight0, update.weight),
         line(site.bias0, update.bias),
     )
-
-
-def _dora(site: Site, s: float, update: LoRA) -> Site:
-    """``(1 − s)·W + s·c ⊙ (W + γBA)``, the norm read off the base."""
-    w, w0 = site.weight, site.weight0
-    assert w is not None and w0 is not None
-    delta = _delta(update, w.shape)
-    over = 0 if update.embedding else tuple(range(1, w.ndim))
-    norm = np.sqrt(((w0 + delta) ** 2).sum(axis=over))
-    c = _f(update.magnitude) / norm
-    spread = c.reshape((1, -1) if update.embedding else (-1, *(1,) * (w.ndim - 1)))
-    weight = (1 - s) * w + s * spread * (w + delta)
-    bias = site.bias
-    if bias is not None and not update.embedding:
-        assert site.bias0 is not None
-        c = c.reshape(bias.shape)
-        added = 0 if update.bias is None else _f(update.scale) * _f(update.bias).reshape(bias.shape)
-        bias = (1 - s) * bias + s * (site.bias0 + c * (bias - site.bias0 + added))
-    return replace(site, weight=weight, bias=bias)
-
-
-def _delta(update: Update, shape: tuple[int, ...]) -> np.ndarray:
-    """The Δ of an additive update, in the weight's shape."""
-    match update:
-        case AdaLoRA():
-            product = _f(update.b) @ np.diag(_f(update.e)) @ _f(update.a)
-            return (_f(update.scale) * product).reshape(shape)
-        case LoRA():
-            return (_f(update.scale) * (_f(update.b) @ _f(update.a))).reshape(shape)
-        case LoHa():
-            one = _cored(update.t1, update.b1, update.a1)
-            two = _cored(update.t2, update.b2, update.a2)
-            return (_f(update.scale) * one * two).reshape(shape)
-        case LoKr():
-            return _lokr(update, shape)
-        case SHiRA():
-            delta = np.zeros((shape[0], int(np.prod(shape[1:]))))
-            for value, i, j in zip(_f(update.values), *np.asarray(update.indices), strict=True):
-                delta[i, j] += value
-            return delta.reshape(shape)
-    raise NotImplementedError(update)
-
-
-def _cored(t: Any, b: Any, a: Any) -> np.ndarray:
-    """``B A``, or with a core what an effective convolution makes: (out, in, *k)."""
-    if t is None:
-        return _f(b) @ _f(a)
-    return np.einsum("ij...,io,jn->on...", _f(t), _f(b), _f(a))
-
-
-def _lokr(update: LoKr, shape: tuple[int, ...]) -> np.ndarray:
-    x = _f(update.x[0]) if len(update.x) == 1 else _f(update.x[0]) @ _f(update.x[1])
-    if update.t2 is not None:
-        y = _cored(update.t2, *update.y)
-    elif len(update.y) == 2:
-        y = _f(update.y[0]) @ _f(update.y[1])
-    else:
-        y = _f(update.y[0])
-    if y.ndim == 4:
-        x = x[:, :, None, None]
-    return (_f(update.scale) * np.kron(x, y)).reshape(shape)
-
-
-def rotation(update: OFT, s: float, width: int) -> np.ndarray:
-    """OFT's R (width, width), its generator scaled by s."""
-    numbers = _f(update.generator)
-    size = round((1 + np.sqrt(1 + 8 * numbers.shape[1])) / 2)
-    rows, cols = np.triu_indices(size, 1)
-    eye, out = np.eye(size), np.zeros((width, width))
-    for i in range(width // size):
-        q = np.zeros((size, size))
-        q[rows, cols] = numbers[i % len(numbers)]
-        q = q - q.T
-        if update.eps is not None:
-            limit = float(_f(update.eps)) / np.sqrt(len(numbers))
-            q = q * min(1.0, limit / max(np.linalg.norm(q), 1e-300))
-        q = s * q
-        if update.terms is None:
-            block = (eye - q) @ np.linalg.inv(eye + q)
-        else:
-            n = 4 if update.terms == 3 else update.terms
-            powers = [np.linalg.matrix_power(q, k) for k in range(n)]
-            weights = [1.0] * min(n, 1) + [2.0] * (n - 2) + [1.0] * (n > 1)
-            if n == 2:
-                weights = [1.0, 2.0]
-            block = sum((c * p for c, p in zip(weights, powers, strict=True)), np.zeros_like(q))
-        at = slice(i * size, (i + 1) * size)
-        out[at, at] = block
-    return out

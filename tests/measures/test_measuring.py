@@ -11,7 +11,7 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.errors import AdapterError, LayoutError
 from jaxmix.families import OFT, LoRA, Replace
-from jaxmix.measures import Measures, OfPair, OfSite, draw_measures, measure
+from jaxmix.measures import Measures, PairMeasures, SiteMeasures, draw_measures, measure
 
 RNG = np.random.default_rng(1)
 PARAMS = {
@@ -102,7 +102,7 @@ def test_pairs() -> None:
 
 def test_over_all_sites() -> None:
     """Norms add up as squares, shares by energy."""
-    sites = {"a": OfSite(3.0, 1.0, 0.5), "b": OfSite(4.0, 1.0, -1.0)}
+    sites = {"a": SiteMeasures(3.0, 1.0, 0.5), "b": SiteMeasures(4.0, 1.0, -1.0)}
     found = Measures({"x": sites}, {}, {"a": 6.0, "b": 2.0})
     assert (found.norm("x"), found.share("x")) == (5.0, 0.125)
     assert Measures({"x": {}}).share("x") == 0.0
@@ -125,8 +125,8 @@ def test_the_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     found = measure(MIXED, PARAMS)
     pair = found.pairs["first", "second"]
-    silent = OfPair(**{**asdict(pair["h.1.q"]), "signs": None})
-    many = {f"h.{i}.q": OfSite(1.0, 2.0, 1.0) for i in range(20)}
+    silent = PairMeasures(**{**asdict(pair["h.1.q"]), "signs": None})
+    many = {f"h.{i}.q": SiteMeasures(1.0, 2.0, 1.0) for i in range(20)}
     for measures in (
         found,
         Measures(found.sites, {("first", "second"): {"h.1.q": silent}}, found.energies),
@@ -137,5 +137,5 @@ def test_the_picture(tmp_path: Path) -> None:
     with pytest.raises(AdapterError) as caught:
         draw_measures(Measures({"b": {}}), tmp_path / "y.png")
     assert str(caught.value) == (
-        "draw_measures got measures of no site, expected those of an adapter."
+        "draw_measures got no measures, expected those of at least one site."
     )

@@ -38,8 +38,8 @@ def test_another_format(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.docx")
     assert str(caught.value) == (
-        f"the picture {tmp_path}/x.docx is of a format that is not written here, expected a name "
-        "that ends in .png, .svg, .pdf."
+        f"the picture {tmp_path}/x.docx has an unsupported format, expected a name that ends in "
+        ".png, .svg, .pdf."
     )
 
 
@@ -49,7 +49,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UnsupportedError) as caught:
         checked_picture(tmp_path / "x.png")
     assert str(caught.value) == (
-        "a picture needs matplotlib, which is not installed here. Install it: "
+        "a picture needs matplotlib, which is not installed. Install it with "
         "pip install 'jaxmix-peft[plot]'."
     )
 
@@ -60,7 +60,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         save_picture(pyplot().figure(), tmp_path / "no" / "x.png")
     assert str(caught.value).startswith(f"the picture {tmp_path}/no/x.png can't be written: [Errno")
-    assert str(caught.value).endswith("Choose a folder in which you may write.")
+    assert str(caught.value).endswith("Choose a folder with write permission.")
     assert not list(tmp_path.iterdir())
 
 

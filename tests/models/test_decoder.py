@@ -138,15 +138,16 @@ def test_a_token_beyond_the_vocabulary() -> None:
 def test_refused_arguments() -> None:
     model, tokens = tiny.model(), tiny.tokens()
     with pytest.raises(
-        ShapeError, match=r"tokens are int32 \(9,\), expected whole numbers of shape"
+        ShapeError, match=r"tokens are int32 with shape \(9,\), expected integers with shape"
     ):
         model(tokens[0])
     with pytest.raises(
-        ShapeError, match=r"tokens are float32 \(2, 9\), .* One text is tokens\[None\]"
+        ShapeError,
+        match=r"tokens are float32 with shape \(2, 9\), .* For a single text use tokens\[None\]",
     ):
         model(tokens.astype(jnp.float32))
     with pytest.raises(
-        ShapeError, match=r"positions have shape \(9,\), expected the tokens' \(2, 9\)"
+        ShapeError, match=r"positions have shape \(9,\), expected the shape of the tokens \(2, 9\)"
     ):
         model(tokens, positions=jnp.arange(9))
     full = "the cache has 2 rows with 8 of 8 slots free. Make one with Cache.empty"

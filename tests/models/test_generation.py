@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxmix.errors import JaxmixError, ShapeError
 from jaxmix.models import generate, to_torch
-from jaxmix.models.decoder import Stack
+from jaxmix.models.decoder import Backbone
 
 from . import tiny
 
@@ -104,13 +104,13 @@ def test_left_padding(kind: str) -> None:
 def test_one_program_for_all_models_of_a_structure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights, keys, temperatures and ends: traced once, prompt and step."""
     traces = []
-    forward = Stack.__call__
+    forward = Backbone.__call__
 
-    def counted(self: Stack, tokens: jax.Array, *rest: Any) -> Any:
+    def counted(self: Backbone, tokens: jax.Array, *rest: Any) -> Any:
         traces.append(tokens.shape)
         return forward(self, tokens, *rest)
 
-    monkeypatch.setattr(Stack, "__call__", counted)
+    monkeypatch.setattr(Backbone, "__call__", counted)
     tokens = tiny.tokens(count=7)
     for seed in range(3):
         key = jax.random.key(seed)
@@ -147,15 +147,23 @@ def test_nothing_is_changed() -> None:
 @pytest.mark.parametrize(
     ("error", "text", "changes"),
     [
-        (ShapeError, r"tokens are int32 \(9,\), expected .* One text is tokens\[None\]", "flat"),
-        (ShapeError, r"tokens are int32 \(2, 0\), .*at least one token", "empty"),
-        (ShapeError, r"tokens are float32 \(2, 9\), expected whole numbers", "floats"),
-        (JaxmixError, "tokens go from 0 to 23, expected 0 to 22. Is it another model's", "beyond"),
+        (
+            ShapeError,
+            r"int32 with shape \(9,\), expected .* a single text use tokens\[None\]",
+            "flat",
+        ),
+        (ShapeError, r"tokens are int32 with shape \(2, 0\), .*at least one token", "empty"),
+        (ShapeError, r"tokens are float32 with shape \(2, 9\), expected integers", "floats"),
+        (JaxmixError, "tokens go from 0 to 23, expected 0 to 22. Do they come from", "beyond"),
         (JaxmixError, "tokens go from -1 to 22", "below"),
-        (ShapeError, r"mask is bool \(2, 8\), expected bool of the tokens' shape \(2, 9\)", "mask"),
-        (ShapeError, r"mask is int32 \(2, 9\), expected bool", "number mask"),
+        (
+            ShapeError,
+            r"mask is bool with shape \(2, 8\), expected bool with the shape of the tokens",
+            "mask",
+        ),
+        (ShapeError, r"mask is int32 with shape \(2, 9\), expected bool", "number mask"),
         (JaxmixError, "mask has padding after a token, expected it on the left", "right"),
-        (JaxmixError, "mask has a row without a token", "nothing"),
+        (JaxmixError, "mask has a row without tokens", "nothing"),
         (JaxmixError, "max_new_tokens is 0, expected at least 1", {"max_new_tokens": 0}),
         (JaxmixError, "top_k is 0, expected at least 1, or None", {"top_k": 0}),
         (
@@ -164,7 +172,7 @@ def test_nothing_is_changed() -> None:
             {"temperature": -0.5},
         ),
         (JaxmixError, "temperature is nan", {"temperature": float("nan")}),
-        (JaxmixError, "drawing needs a key: say key=jax.random.key", {"temperature": 1.0}),
+        (JaxmixError, "sampling needs a key. Give key=jax.random.key", {"temperature": 1.0}),
     ],
 )
 def test_refused_arguments(error: type[Exception], text: str, changes: Any) -> None:

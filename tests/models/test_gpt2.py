@@ -73,11 +73,11 @@ def test_padding_is_not_seen() -> None:
 def test_positions_that_were_not_learned() -> None:
     """Refused where it can be told, and NaN where it can't, even if seen by nobody."""
     model, long = tiny.model("gpt2"), tiny.tokens(count=15)
-    with pytest.raises(ShapeError, match=r"\(2, 15\), but this GPT-2 has learned 14 positions"):
+    with pytest.raises(ShapeError, match=r"\(2, 15\), but this GPT-2 has only 14 positions"):
         model(long)
     logits = tiny.run(model, tiny.tokens(), jnp.broadcast_to(jnp.arange(6, 15), (2, 9)))
     assert np.isnan(logits).all()
-    text = "9 tokens and 7 new ones need 15 positions, but the model has learned 14"
+    text = "9 tokens and 7 new tokens need 15 positions, but the model has 14"
     with pytest.raises(JaxmixError, match=text):
         generate(model, tiny.tokens(), max_new_tokens=7)
     assert generate(model, tiny.tokens(), max_new_tokens=6).shape == (2, 15)
@@ -118,7 +118,7 @@ def test_names_in_files() -> None:
     )
     with pytest.raises(CheckpointError) as caught:
         from_torch(config, {**tensors, "wte.weight": bare["wte.weight"], "score.weight": masks})
-    assert "not used: score.weight\n  twice: transformer.wte.weight and wte.weight" in str(
+    assert "unused: score.weight\n  duplicate: transformer.wte.weight and wte.weight" in str(
         caught.value
     )
     with pytest.raises(CheckpointError, match=r"head.weight differs from wte.weight, though"):
@@ -144,12 +144,12 @@ def test_fields_that_are_refused() -> None:
     with pytest.raises(UnsupportedError) as told:
         tiny.config("gpt2", add_cross_attention=True, rope_theta=3.0, activation_function=["gelu"])
     text = str(told.value)
-    assert "add_cross_attention = True: layers would look at another model's hidden" in text
+    assert "add_cross_attention = True: layers would attend to the hidden states of another" in text
     assert "rope_theta = 3.0: not a field of gpt2 that this version of jaxmix knows" in text
     assert "activation_function = ['gelu']: expected one of silu, swish, gelu, " in text
     with pytest.raises(CheckpointError) as told:
         tiny.config("gpt2", n_head=5, n_layer=None, layer_norm_epsilon="x")
     text = str(told.value)
-    assert "n_embd = 12 is no multiple of n_head = 5\n" in text
-    assert "n_layer is None, expected a whole number of at least 1\n" in text
+    assert "n_embd = 12 is not a multiple of n_head = 5\n" in text
+    assert "n_layer is None, expected an integer of at least 1\n" in text
     assert "layer_norm_epsilon is 'x', expected a number of at least 0\n" in text

@@ -69,9 +69,9 @@ def test_windows() -> None:
     text = refused(CheckpointError, "qwen2", **on, layer_types=types[:1])
     assert "layer_types is ['sliding_attention'], expected a list of 2" in text
     text = refused(UnsupportedError, "qwen2", **on, layer_types=["chunked_attention"] * 2)
-    assert "layer_types: chunked_attention is not done here" in text
+    assert "layer_types: chunked_attention is not supported" in text
     text = refused(CheckpointError, "qwen2", **on, max_window_layers=-1)
-    assert "max_window_layers is -1, expected a whole number of at least 0" in text
+    assert "max_window_layers is -1, expected an integer of at least 0" in text
 
 
 def test_gemmas_two_names_for_one_function() -> None:
@@ -109,16 +109,16 @@ def test_fields_that_are_not_honoured() -> None:
         novelty=0,
         hidden_act="mish",
     )
-    assert text.startswith("config.json: fields of this llama config that are not honoured here:\n")
+    assert text.startswith("config.json: unsupported fields of this llama config:\n")
     assert "quantization_config = {'quant_method': 'gptq', 'bits': 4, " in text
-    assert "…: the weights are quantized. Take the checkpoint that it was made from" in text
+    assert "…: the weights are quantized. Use the original checkpoint" in text
     assert "final_logit_softcapping = 30.0: the logits would be capped" in text
     assert "sliding_window = 7: not a field of llama that this version of jaxmix knows" in text
     assert "novelty = 0: not a field" in text
     assert "hidden_act = 'mish': expected one of silu, swish, gelu, " in text
-    assert "If they do not change the forward, take them out of the file" in text
+    assert "If they do not affect the forward pass, remove them from the file" in text
     text = refused(UnsupportedError, "gemma", use_bidirectional_attention=True)
-    assert "tokens would see those after them" in text
+    assert "attention would not be causal, as it is in a decoder" in text
     assert "attention_bias = True" in refused(UnsupportedError, "mistral", attention_bias=True)
 
 
@@ -134,20 +134,20 @@ def test_fields_that_make_no_sense() -> None:
         tie_word_embeddings="yes",
         eos_token_id="</s>",
     )
-    assert text.startswith("config.json: fields that make no sense:\n")
-    assert "hidden_size is 0, expected a whole number of at least 1\n" in text
-    assert "intermediate_size is 'many', expected a whole number of at least 1\n" in text
-    assert "num_attention_heads = 6 is no multiple of num_key_value_heads = 4\n" in text
-    assert "head_dim = 5 is odd; it is turned in pairs\n" in text
+    assert text.startswith("config.json: invalid fields:\n")
+    assert "hidden_size is 0, expected an integer of at least 1\n" in text
+    assert "intermediate_size is 'many', expected an integer of at least 1\n" in text
+    assert "num_attention_heads = 6 is not a multiple of num_key_value_heads = 4\n" in text
+    assert "head_dim = 5 is odd, but the rotary embedding needs pairs\n" in text
     assert "rms_norm_eps is None, expected a number of at least 0\n" in text
     assert "tie_word_embeddings is 'yes', expected true or false\n" in text
-    assert "eos_token_id is '</s>', expected a token's number or a list of them\n" in text
+    assert "eos_token_id is '</s>', expected a token id or a list of token ids\n" in text
     assert text.endswith("Was the file edited?")
     text = refused(CheckpointError, rms_norm_eps=10**400)
     assert "rms_norm_eps is 1000" in text and "expected a number of at least 0\n" in text
     text = refused(CheckpointError, head_dim=None, hidden_size=13)
     assert (
-        "hidden_size = 13 is no multiple of num_attention_heads = 6, and there is no head_dim"
+        "hidden_size = 13 is not a multiple of num_attention_heads = 6, and there is no head_dim"
         in text
     )
 
@@ -189,18 +189,18 @@ def test_what_a_scaling_falls_back_on() -> None:
 def test_ropes_that_are_refused() -> None:
     text = refused(UnsupportedError, rope_scaling={"type": "dynamic", "factor": 2.0})
     assert (
-        "rope type 'dynamic' is not done here, expected one of default, linear, llama3, yarn"
+        "rope type 'dynamic' is not supported, expected one of default, linear, llama3, yarn"
         in text
     )
-    assert "take the scaling out" in text
+    assert "If texts are not longer than in training, remove the scaling." in text
     text = refused(UnsupportedError, rope_parameters={"full_attention": {"rope_theta": 1.0}})
-    assert "fields of a 'default' rope that are not honoured here:\n  full_attention = {" in text
+    assert "unsupported fields of a 'default' rope:\n  full_attention = {" in text
     for where in ({"partial_rotary_factor": 0.5}, {"rope_scaling": {"partial_rotary_factor": 0.5}}):
         assert "partial_rotary_factor = 0.5\nIf they do not" in refused(UnsupportedError, **where)
     assert tiny.config(partial_rotary_factor=1.0) == tiny.config()
     text = refused(CheckpointError, rope_scaling={"type": "linear"})
     assert (
-        "fields of a 'linear' rope, each expected as a positive number:\n  factor is None\n" in text
+        "invalid fields of a 'linear' rope, expected positive numbers:\n  factor is None\n" in text
     )
     yarn = {"rope_type": "yarn", "factor": -1, "truncate": 3, "beta_fast": "x"}
     text = refused(CheckpointError, rope_parameters=yarn)
@@ -208,6 +208,9 @@ def test_ropes_that_are_refused() -> None:
     text = refused(CheckpointError, rope_scaling=LLAMA3, rope_parameters={"rope_theta": 3.0})
     assert "rope_scaling is {" in text and "Keep one of them" in text
     text = refused(CheckpointError, rope_theta=2.0, rope_parameters={"rope_theta": 3.0})
-    assert "rope_theta is 2.0 at the top and 3.0 in the rope's parameters. Keep one of them" in text
+    assert (
+        "rope_theta is 2.0 at the top level and 3.0 in the rope parameters. Keep one of them"
+        in text
+    )
     text = refused(CheckpointError, rope_scaling="linear")
-    assert "the rope's parameters are 'linear', expected an object" in text
+    assert "the rope parameters are 'linear', expected an object" in text

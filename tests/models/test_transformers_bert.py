@@ -91,7 +91,7 @@ def test_under_a_head(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         models.load(save("bert", tmp_path, theirs))
     text = str(caught.value)
-    assert "tensors that do not fit a bert of 1 layers:\n  not used: cls.predictions.bias" in text
+    assert "tensors that do not fit a bert with 1 layers:\n  unused: cls.predictions.bias" in text
     assert "If it is one with a head that is not wanted, name the head's modules" in text
     model = models.load(tmp_path, ignore=["cls"])
     hidden, pooled = run(model, tokens_of(3))

@@ -69,8 +69,8 @@ def test_names_that_do_not_fit() -> None:
     tensors["model.layers.2.mlp.up_proj.weight"] = np.zeros((18, 12))
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(2)
     text = (
-        "tensors that do not fit a llama of 2 layers:\n  missing: lm_head.weight\n  missing: "
-        "model.norm.weight\n  not used: model.layers.2.mlp.up_proj.weight\nIs it a causal"
+        "tensors that do not fit a llama with 2 layers:\n  missing: lm_head.weight\n  missing: "
+        "model.norm.weight\n  unused: model.layers.2.mlp.up_proj.weight\nIs it a complete"
     )
     with pytest.raises(CheckpointError) as caught:
         from_torch(config, tensors)
@@ -100,7 +100,7 @@ def test_dtypes_that_are_not_done() -> None:
         from_torch(config, tensors)
     tensors["lm_head.weight"] = np.zeros((23, 12), np.float64)
     text = "lm_head.weight would be float64, which JAX rounds unless jax_enable_x64 is set"
-    with pytest.raises(UnsupportedError, match=f"{text}(.|\n)*say dtype=jnp.float32"):
+    with pytest.raises(UnsupportedError, match=f"{text}(.|\n)*give dtype=jnp.float32"):
         from_torch(config, tensors)
     assert from_torch(config, tensors, dtype=jnp.float32).dtype == jnp.float32
 
@@ -129,7 +129,7 @@ def test_load(tmp_path: Path) -> None:
     assert load(tmp_path, dtype=jnp.float32).dtype == jnp.float32
     write(tmp_path / "other", tensors, num_hidden_layers=3)
     with pytest.raises(
-        CheckpointError, match=r"other: tensors that do not fit a llama of 3 layers"
+        CheckpointError, match=r"other: tensors that do not fit a llama with 3 layers"
     ):
         load(tmp_path / "other")
     save_file({**tensors, "lm_head.weight": np.zeros((24, 12))}, tmp_path / "model.safetensors")

@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxmix.models import from_torch, read_config
-from jaxmix.models.spelling import Config, is_transposed, torch_name
+from jaxmix.models.torch_names import Config, is_transposed, torch_name
 from jaxmix.models.tree import skeleton
 from jaxmix.models.weights import MODELS
 

@@ -45,7 +45,7 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
             op.added_to(jnp.asarray(w)),
             *products,
             *(v.T @ op.T for v in map(jnp.asarray, vectors[0])),
-            op.picked_rows(jnp.asarray(places)),
+            op.take_rows(jnp.asarray(places)),
         ]
 
     assert op.shape == shape

@@ -153,14 +153,14 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ShapeError) as caught:
         add(Zero(2, 3), Zero(3, 2))
     assert str(caught.value) == (
-        "add: a matrix (3, 2) on one of (2, 3), expected equal shapes. Are both updates for one "
-        "weight?"
+        "add: the matrices have shapes (2, 3) and (3, 2), expected equal shapes. Do both updates "
+        "belong to the same weight?"
     )
     with pytest.raises(ShapeError) as caught:
         multiply(Identity(2), Zero(3, 2))
     assert str(caught.value) == (
-        "multiply: a matrix (2, 2) times one of (3, 2), expected equal inner sizes. Are both "
-        "updates for one weight?"
+        "multiply: the matrices have shapes (2, 2) and (3, 2), expected equal inner sizes. Do both "
+        "updates belong to the same weight?"
     )
 
 

@@ -159,7 +159,7 @@ def test_a_mix_that_peft_does_not_have(mlp: TorchNet, tmp_path: Path) -> None:
     for mixed, name in ((jaxmix.mix(lora, shira), "shira"), (jaxmix.mix(ia3, lora), "ia3")):
         with pytest.raises(UnsupportedError) as caught:
             jaxmix.export_peft(mixed, tmp_path / "out")
-        assert f"it does not have the type of '{name}' beside others" in str(caught.value)
+        assert f"it does not have the type of '{name}' with others" in str(caught.value)
         assert "jaxmix.to_lora(mix, params)" in str(caught.value)
 
 

@@ -158,5 +158,7 @@ def test_new_head(name: str, tmp_path: Path) -> None:
     if task != "QUESTION_ANS":
         assert config["id2label"] == {str(i): f"LABEL_{i}" for i in range(LABELS)}
     assert verify_merge(base, adapter, out, new_head=True).ok
-    with pytest.raises(LayoutError, match=rf"a {adapted}\. new_head=True writes it as"):
+    with pytest.raises(
+        LayoutError, match=rf"the head of {adapted}\. Use new_head=True to write it as"
+    ):
         jaxmix.merge_checkpoint(base, adapter, tmp_path / "no")

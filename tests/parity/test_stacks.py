@@ -61,6 +61,7 @@ def test_triples(kind: str, mlp: TorchNet, saved: Path, record_property: Record)
     assert (compared, refused) == ((43, 6) if kind == "shira" else (36, 13))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("second", ADDITIVE_AND_OFT)
 @pytest.mark.parametrize("first", ADDITIVE_AND_OFT)
 def test_quadruples(

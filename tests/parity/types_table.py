@@ -13,7 +13,7 @@ import pytest
 from peft import PeftType
 
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 
 __all__ = ["main"]
@@ -125,15 +125,15 @@ def main() -> None:
 
 
 def _page(types: dict[str, _Seen]) -> str:
-    rows = [_row(name, types[name]) for name in sorted(KINDS) if name != "BONE"]
+    rows = [_row(name, types[name]) for name in sorted(PEFT_TYPES) if name != "BONE"]
     refused = [f"| {name} | {why} |" for name, why in sorted(REFUSED_TYPES.items())]
     fields = [
-        f"| {name} | `{key}` | {told.why}. {told.todo} |"
-        for name, kind in sorted(KINDS.items())
+        f"| {name} | `{key}` | {told.reason}. {told.remedy} |"
+        for name, kind in sorted(PEFT_TYPES.items())
         for key, told in sorted(kind.fields.refused.items())
         if name == "LORA"
     ]
-    left = {kind.value for kind in PeftType} - set(KINDS) - set(REFUSED_TYPES)
+    left = {kind.value for kind in PeftType} - set(PEFT_TYPES) - set(REFUSED_TYPES)
     if left:
         raise SystemExit(f"neither read nor refused: {sorted(left)}")
     return _TEXT.format(

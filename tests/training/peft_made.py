@@ -1,6 +1,7 @@
 """What PEFT makes of the config that a row of `init_rows` stands for. Import it where PEFT is."""
 
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +18,8 @@ from .init_rows import PARAMS, Row
 
 __all__ = ["BIG", "model_of", "read"]
 
-_CONFIGS: dict[str, Any] = {
-    "lora": peft.LoraConfig,
-    "dora": peft.LoraConfig,
-    "kasa": peft.LoraConfig,
-    "adalora": peft.AdaLoraConfig,
-    "hira": peft.HiraConfig,
-    "loha": peft.LoHaConfig,
-    "lokr": peft.LoKrConfig,
-    "oft": peft.OFTConfig,
-    "boft": peft.BOFTConfig,
-    "hra": peft.HRAConfig,
-    "road": peft.RoadConfig,
-    "ia3": peft.IA3Config,
-    "psoft": peft.PsoftConfig,
-    "shira": peft.ShiraConfig,
-    "fourierft": peft.FourierFTConfig,
-    "waveft": peft.WaveFTConfig,
-    "c3a": peft.C3AConfig,
-    "supertuning": peft.SupertuningConfig,
-    "vera": peft.VeraConfig,
-    "pvera": peft.PveraConfig,
-    "randlora": peft.RandLoraConfig,
-    "vblora": peft.VBLoRAConfig,
-    "unilora": peft.UniLoraConfig,
-    "tinylora": peft.TinyLoraConfig,
-    "delora": peft.DeloraConfig,
-    "gralora": peft.GraloraConfig,
-    "miss": peft.MissConfig,
-    "peanut": peft.PeanutConfig,
-    "glora": peft.GloraConfig,
-    "deft": peft.DeftConfig,
-    "osf": peft.OSFConfig,
-    "frod": peft.FrodConfig,
-    "adamss": peft.AdamssConfig,
-    "beft": peft.BeftConfig,
-    "ln_tuning": peft.LNTuningConfig,
-    "trainable_tokens": peft.TrainableTokensConfig,
-}
-_ALPHA = {
-    "lora": "lora_alpha", "dora": "lora_alpha", "adalora": "lora_alpha", "kasa": "lora_alpha",
-    "psoft": "psoft_alpha", "supertuning": "lora_alpha", "randlora": "randlora_alpha",
-}  # fmt: skip
+# PEFT's type of a kind, where its name is another.
+_TYPES = {"dora": "LORA", "kasa": "LORA"}
 _MORE: dict[str, dict[str, Any]] = {
     "adalora": {"total_step": 10},
     "dora": {"use_dora": True},
@@ -92,10 +53,13 @@ class _Net(nn.Module):
 
 def model_of(row: Row, params: Any = PARAMS) -> Any:
     """The model that PEFT makes."""
-    config = dict(_MORE.get(row.kind, {}))
-    for word, value in row.words.items():
-        named = {"rank": "init_r" if row.kind == "adalora" else "r"}.get(word, word)
-        config[_ALPHA.get(row.kind, named) if word == "alpha" else named] = value
+    of_type = peft.PeftType(_TYPES.get(row.kind, row.kind.upper()))
+    make: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[of_type]
+    known = {field.name for field in fields(make)}
+    alpha = next((x for x in (f"{row.kind}_alpha", "alpha", "lora_alpha") if x in known), "")
+    names = {"rank": "init_r" if row.kind == "adalora" else "r", "alpha": alpha}
+    config = {names.get(word, word): value for word, value in row.words.items()}
+    config = {**_MORE.get(row.kind, {}), **config}
     if row.kind == "oft" and "rank" in row.words:
         config["oft_block_size"] = 0
     torch.manual_seed(0)
@@ -105,8 +69,7 @@ def model_of(row: Row, params: Any = PARAMS) -> Any:
         net.big.weight.data = torch.tensor(BIG["big.weight"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = _CONFIGS[row.kind](target_modules=list(row.at), **config)
-        return peft.get_peft_model(net, config)
+        return peft.get_peft_model(net, make(target_modules=list(row.at), **config))
 
 
 def read(row: Row, folder: Path, params: Any = PARAMS) -> tuple[Any, list[Any]]:

@@ -106,8 +106,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "nothing": (
         lambda: fit(Adapter({}, name="a"), PARAMS, off, WANTED),
-        "fit got a: nothing at 0 sites, strength 1, expected adapters whose strengths can be "
-        "learned.",
+        "fit got a: nothing at 0 sites, strength 1, expected at least one adapter with sites.",
     ),
     "no batch": (
         lambda: fit(lora(), PARAMS, off, [], progress=False),
@@ -115,8 +114,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no number": (
         lambda: fit(lora(), PARAMS, lambda *_: jnp.inf * off(*_), WANTED, progress=False),
-        "the loss of step 1 is inf, expected a finite number. Give an optimizer with a smaller "
-        "rate, and look at loss_fn of the mix itself.",
+        "the loss of step 1 is inf, expected a finite number. Use a smaller learning rate, "
+        "and check loss_fn on the mix itself.",
     ),
 }
 

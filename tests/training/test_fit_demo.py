@@ -1,8 +1,11 @@
 """Learned strengths are better than ones, on text of both domains that nobody was trained on."""
 
+import pytest
+
 from .demo_fit import DOMAINS, trial
 
 
+@pytest.mark.thorough
 def test_learned_strengths_are_better_than_ones() -> None:
     """A LoRA for the Bible and a LoHa for the Jargon File, each too strong for the other's text."""
     demo = trial()

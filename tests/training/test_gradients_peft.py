@@ -173,10 +173,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
         return rescaling(replace(self, a=still(self.a), b=still(self.b)), base)
 
     def in_place(q: Any, bound: Any) -> Any:
-        return q + still(rotations.shrunk(q, bound) - q)
+        return q + still(rotations.clip_norm(q, bound) - q)
 
     monkeypatch.setattr(LoRA, "_rescaling", by_constant_norm)
-    monkeypatch.setattr(oft_family, "shrunk", in_place)
+    monkeypatch.setattr(oft_family, "clip_norm", in_place)
 
 
 def test_with_that_held_constant_the_rest_is_the_same(

@@ -97,8 +97,8 @@ def test_frod_of_other_inputs() -> None:
     with pytest.raises(ShapeError) as caught:
         init("frod", params, _KEY, target_modules=["q"])
     assert str(caught.value) == (
-        "FRoD has one basis for all modules of one kind, by the last two parts of their names, and "
-        "these have other inputs each:\n  attn_q: attn.q (6, 4), more.attn.q (6, 8)\n"
+        "FRoD shares one basis among all modules with the same last two parts of their names, but "
+        "these have different numbers of inputs:\n  attn_q: attn.q (6, 4), more.attn.q (6, 8)\n"
         "Make an adapter for each and mix them."
     )
 
@@ -153,7 +153,9 @@ def test_leanings_of_adamss() -> None:
 def test_adamss_of_traced_params() -> None:
     """The groups' sizes come from numbers."""
     params = {"lin.weight": jnp.ones((4, 3))}
-    said = "lin: AdaMSS groups a weight's rows by their numbers, which traced params don't have yet"
+    said = (
+        "lin: AdaMSS groups a weight's rows by their values, which traced params do not have. Call"
+    )
     with pytest.raises(UnsupportedError, match=said):
         jax.eval_shape(lambda x: init("adamss", x, _KEY, target_modules=["lin"]), params)
 

@@ -63,7 +63,7 @@ def test_like_peft(in_first: bool, use_rslora: bool, tmp_path: Path) -> None:
 def test_a_parameter_that_is_not_there() -> None:
     """Each name has to be somebody's, be others found or not."""
     params = {"mlp.up": normal(1, 3, 4, 5), "lin.weight": normal(2, 4, 5)}
-    said = "names that no module of the params has:\n  target_parameters: 'mlp.upp'\nIts modules"
+    said = "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules"
     for more in ([], ["mlp.up"]):
         with pytest.raises(AdapterError, match=re.escape(said)):
             init("lora", params, _KEY, target_parameters=[*more, "mlp.upp"])

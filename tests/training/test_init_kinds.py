@@ -10,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix.training import init
-from jaxmix.training.kinds import KINDS
+from jaxmix.training.initializers import KINDS
 
 from .init_rows import PARAMS, ROWS, Row
 
@@ -36,8 +36,7 @@ def test_start(row: Row) -> None:
     for leaf in jax.tree.leaves(adapter.updates):
         kind = jnp.result_type(leaf)
         assert kind in (np.float32, np.int32) or not hasattr(leaf, "dtype"), kind
-    with jax.disable_jit():
-        changed = jaxmix.compose(PARAMS, adapter)
+    changed = jax.jit(jaxmix.compose)(PARAMS, adapter)
     names = [f"{site}.{leaf}" for site in row.at for leaf in ("weight", "bias")]
     off = max(_off(changed[name], PARAMS[name]) for name in names if name in PARAMS)
     assert (off > 1e-4) if row.off else (off < 5e-6), off

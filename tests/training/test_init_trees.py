@@ -346,13 +346,13 @@ def test_what_can_t_be_judged_is_listed() -> None:
         "q": {"kernel": jnp.ones((D, F))},
     }
     said = (
-        "may be linear layers, but neither names, classes nor biases tell which of their axes are "
-        "inputs, outputs or layers:\n  mix_einsum: (2, 10, 6)\n  proj: (10, 2, 3)\nGive the nnx or "
-        "Equinox module itself, layout=jaxmix.Layout(…)"
+        "may be linear layers, but neither names, classes nor biases show which of their axes are "
+        "inputs, outputs or layers:\n  mix_einsum: (2, 10, 6)\n  proj: (10, 2, 3)\nPass the nnx or "
+        "Equinox module itself, give layout=jaxmix.Layout(…)"
     )
     with pytest.raises(LayoutError, match=re.escape(said)):
         jaxmix.init("lora", params, _KEY, target_modules="all-linear")
-    with pytest.raises(LayoutError, match=r"layers:\n  proj: \(10, 2, 3\)\nGive"):
+    with pytest.raises(LayoutError, match=r"layers:\n  proj: \(10, 2, 3\)\nPass"):
         jaxmix.init("lora", params, _KEY, target_modules=["proj", "q"])
     left = {"exclude_modules": ["proj", "mix_einsum"]}
     assert jaxmix.init("lora", params, _KEY, target_modules="all-linear", **left).sites == ("q",)

@@ -214,36 +214,36 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no adapter": (
         lambda: trainable({"a": 1}),  # pyright: ignore[reportArgumentType]
         AdapterError,
-        "trainable got a dict, expected an adapter or a mix. Read one with jaxmix.load, or make "
+        "trainable got a dict, expected an adapter or a mix. Load one with jaxmix.load, or make "
         "one with jaxmix.init.",
     ),
     "names": (
         lambda: trainable(jaxmix.mix(lora(), oft()), only=("oft", "x", "y")),
         AdapterError,
-        "no adapter is called 'x', 'y', expected names of 'lora', 'oft'.",
+        "there is no adapter 'x', 'y', expected some of 'lora', 'oft'.",
     ),
     "nothing": (
         lambda: trainable(jaxmix.mix()),
         AdapterError,
-        "nothing is trained of a mix of nothing. Expected an adapter of a family with trained "
-        "arrays; with strengths=True its strength is trained.",
+        "the empty mix has no arrays to train, expected an adapter of a family with trained "
+        "arrays. Pass strengths=True to train its strength.",
     ),
     "other values": (
         lambda: trainable(loha())[1]({"loha": {"updates": {"two": {"b1": 1, "x": 2}}}}),
         AdapterError,
-        "values that are not those of these adapters:\n"
+        "the values do not belong to these adapters:\n"
         "  loha / updates / two / a1: missing\n"
         "  loha / updates / two / a2: missing\n"
         "  loha / updates / two / b2: missing\n"
         "  loha / updates / two / x: not expected\n"
-        "Give what jaxmix.trainable gave with this function, with other numbers in it.",
+        "Pass the values that jaxmix.trainable returned with this function, updated or not.",
     ),
     "labels of shared arrays": (
         lambda: labels(bank()),
         UnsupportedError,
-        "arrays that sites share can't be trained as leaves of their own:\n"
+        "arrays that several sites share can't be trained as separate leaves:\n"
         "  bank / updates / one / bank\n"
-        "Train the values of jaxmix.trainable, where each of them is one value.",
+        "Train the values of jaxmix.trainable, in which each of them is a single value.",
     ),
 }
 

@@ -188,32 +188,32 @@ VALUES: Any = {"lora": {"updates": {"one": {"a": jnp.ones(1), "b": jnp.ones(1)}}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "numbers": (
         lambda: RankSchedule(-1, 0, warmup=-1, final=-2, every=0, beta1=0.0, beta2=1.0),
-        "a rank schedule that is none:\n"
-        "  target_rank is -1, expected a rank\n"
-        "  steps is 0, expected a number of steps\n"
-        "  warmup is -1, expected a number of steps\n"
-        "  final is -2, expected a number of steps\n"
-        "  every is 0, expected a number of steps\n"
+        "invalid rank schedule:\n"
+        "  target_rank is -1, expected at least 0\n"
+        "  steps is 0, expected at least 1\n"
+        "  warmup is -1, expected at least 0\n"
+        "  final is -2, expected at least 0\n"
+        "  every is 0, expected at least 1\n"
         "  beta1 is 0.0, expected a number between 0 and 1\n"
         "  beta2 is 1.0, expected a number between 0 and 1",
     ),
     "too short": (
         lambda: RankSchedule(1, 10, warmup=4, final=6),
-        "a rank schedule that is none:\n  warmup + final is 10, expected less than the 10 steps",
+        "invalid rank schedule:\n  warmup + final is 10, expected less than the 10 steps",
     ),
     "no site": (
         lambda: RankSchedule(1, 10).start(VALUES),
-        "a rank schedule got values without a site of AdaLoRA, expected a, b and e somewhere: "
-        "what jaxmix.trainable gives of an adapter of that family.",
+        "the rank schedule got values without an AdaLoRA site, expected arrays a, b and e, as "
+        "jaxmix.trainable returns them for an AdaLoRA adapter.",
     ),
     "too few ranks": (
         lambda: RankSchedule(5, 10).start(trainable(adalora())[0]),
-        "a rank schedule has target_rank 5 for 2 sites, but they have 8 ranks in all, expected 10 "
-        "or more.",
+        "the rank schedule has target_rank 5 for 2 sites, but they have 8 ranks in total, expected "
+        "at least 10.",
     ),
     "orthogonality": (
         lambda: orthogonality(VALUES),
-        "orthogonality got values without a site of AdaLoRA, expected a, b and e somewhere.",
+        "orthogonality got values without an AdaLoRA site, expected arrays a, b and e.",
     ),
 }
 

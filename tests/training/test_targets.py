@@ -66,17 +66,29 @@ def test_key_of_a_site_is_its_own() -> None:
     ("kind", "words", "said"),
     [
         ("lore", {}, "there is no kind 'lore', expected one of lora, dora"),
-        ("delta", {}, "'delta' can't be trained from the start: it is a difference"),
+        ("delta", {}, "'delta' can't be initialized: it is the result of full fine-tuning"),
         ("lora", {}, "target_modules is None, expected names, a regular expression or"),
         ("lora", {"target_modules": ["nope"]}, "target_modules: 'nope'"),
-        ("lora", {"target_modules": "nope"}, "no module of the params is one of target_modules"),
-        ("lora", {"target_modules": "("}, "is no regular expression"),
+        (
+            "lora",
+            {"target_modules": "nope"},
+            "target_modules 'nope' matches no module of the params",
+        ),
+        ("lora", {"target_modules": "("}, "is not a valid regular expression"),
         ("lora", {"target_modules": ["norm"]}, "norm: norm of shape (24,)"),
-        ("lora", {"target_modules": ["lin"], "rnak": 3}, "lora takes no rnak, expected words of"),
-        ("lora", {"target_modules": ["lin"], "rank": 0}, "lin: rank is 0, expected 1"),
+        (
+            "lora",
+            {"target_modules": ["lin"], "rnak": 3},
+            "lora has no option rnak, expected some of",
+        ),
+        ("lora", {"target_modules": ["lin"], "rank": 0}, "lin: rank is 0, expected at least 1"),
         ("lora", {"target_modules": ["lin"], "layout": "x"}, "there is no layout 'x'"),
         ("lora", {"target_modules": ["lin"], "modules_to_save": ["y"]}, "is called 'y'"),
-        ("oft", {"target_modules": ["lin"], "rank": 2, "oft_block_size": 2}, "expected one of"),
+        (
+            "oft",
+            {"target_modules": ["lin"], "rank": 2, "oft_block_size": 2},
+            "expected exactly one of",
+        ),
     ],
 )
 def test_refused(kind: str, words: dict[str, Any], said: str) -> None:

@@ -10,7 +10,13 @@ from flax import nnx
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.errors import AdapterError, LayoutError, ShapeError
+from jaxmix.errors import (
+    AdapterError,
+    DenseWeightWarning,
+    LayoutError,
+    ShapeError,
+    UnsupportedError,
+)
 from jaxmix.families import OFT, LoRA, Replace, Tokens
 from jaxmix.models import Decoder, read_config
 
@@ -193,7 +199,8 @@ def test_sites_side_by_side_in_one_leaf(along: str) -> None:
         (said,) = jaxmix.explain(leaves).ways
         assert said.way == way and why in said.why
         x = normal(3, 6)
-        got = jaxmix.factored(lambda p, x: x @ p["qv"].T, "factored")(leaves, x)
+        how = "factored" if way == "factored" else "dense"
+        got = jaxmix.factored(lambda p, x: x @ p["qv"].T, how)(leaves, x)
         want = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
         np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -222,6 +229,9 @@ def test_explain_says_why_sites_in_one_leaf_are_dense(index: str, other: str, wh
     (way,) = jaxmix.explain(leaves).ways
     assert way.way == "dense" and why in way.why
     x = normal(3, 6)
-    got = jaxmix.factored(lambda p, x: x @ p["qv"].T)(leaves, x)
+    with pytest.warns(DenseWeightWarning, match=rf"qv \(\(\d, 6\) float32\): .*{why}"):
+        got = jaxmix.factored(lambda p, x: x @ p["qv"].T)(leaves, x)
+    with pytest.raises(UnsupportedError, match=rf"qv \(\(\d, 6\) float32\): .*{why}"):
+        jaxmix.factored(lambda p, x: x @ p["qv"].T, "factored")(leaves, x)
     want = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
     np.testing.assert_allclose(got, want, atol=1e-5)

@@ -1,5 +1,6 @@
 """qwix's quantized bases stay so in factored leaves; composed weights may be made so again."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter, Layout, Rule
-from jaxmix.errors import LayoutError
+from jaxmix.errors import DenseWeightWarning, LayoutError
 from jaxmix.families import OFT, LoRA
 
 qwix: Any = pytest.importorskip("qwix", reason="qwix is not installed")
@@ -59,19 +60,59 @@ def test_quantized(way: str) -> None:
     assert again["a"]["bias"] is composed["a"]["bias"]
 
 
-def test_scanned_layers_stay_of_few_bits() -> None:
+def scanned(params: Any, x: Any) -> Any:
+    return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, params["w"])[0]
+
+
+def looped(params: Any, x: Any) -> Any:
+    return jax.lax.fori_loop(0, 4, lambda i, c: jnp.tanh(c @ params["w"][i]), x)
+
+
+def unrolled(params: Any, x: Any) -> Any:
+    for i in range(4):
+        x = jnp.tanh(x @ params["w"][i])
+    return x
+
+
+SCALES = {
+    "of each layer": dict(channelwise_axes=[0, 2]),
+    "of all layers": dict(channelwise_axes=[2]),
+    "of two layers each": dict(channelwise_axes=[2], tiled_axes={0: 2}),
+}
+
+
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("run", [scanned, looped, unrolled])
+def test_layers_stay_of_few_bits(run: Any, scales: str) -> None:
     """Each layer is dequantized in the loop's body, and no sooner."""
-    params = {"w": qwix.quantize(normal(4, 16, 16), jnp.int8, channelwise_axes=[0, 2])}
+    params = {"w": qwix.quantize(normal(4, 16, 16), jnp.int8, **SCALES[scales])}
     layout = Layout("stack", (Rule(r"l\.(\d+)", "w", "i o -> o i", r"\1"),))
     mixed = Adapter({f"l.{i}": LoRA(normal(3, 16), normal(16, 3), 0.1) for i in range(4)})
 
-    def scanned(params: Any, x: Any) -> Any:
-        return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, params["w"])[0]
-
     leaves, x = jaxmix.attach(params, mixed, layout=layout), normal(5, 16)
-    want = scanned(jaxmix.compose(params, mixed, layout=layout), x)
-    np.testing.assert_allclose(jaxmix.factored(scanned)(leaves, x), want, atol=2e-5)
-    assert "f32[4,16,16]" not in str(jax.make_jaxpr(jaxmix.factored(scanned))(leaves, x))
+    want = run(jaxmix.compose(params, mixed, layout=layout), x)
+    apart = jax.jit(jaxmix.factored(run, "factored"))
+    np.testing.assert_allclose(apart(leaves, x), want, atol=2e-5)
+    assert "f32[4,16,16]" not in str(jax.make_jaxpr(apart)(leaves, x))
+
+
+def heads(params: Any, x: Any) -> Any:
+    return jnp.einsum("bi,ihd->bhd", x, params["a"]["kernel"].reshape(16, 4, 6))
+
+
+def test_heads_stay_of_few_bits() -> None:
+    """Scales that are a channel's follow the axes of heads; those of tiles across heads can't."""
+    kernel = normal(16, 24)
+    channels = qwix.quantize(kernel, jnp.int8, channelwise_axes=[1])
+    tiles = qwix.quantize(kernel, jnp.int8, tiled_axes={1: 8})
+    for base in (channels, tiles):
+        params, x = {"a": {"kernel": base}}, normal(5, 16)
+        leaves, want = jaxmix.attach(params, MIXED), heads(jaxmix.compose(params, MIXED), x)
+        how = "factored" if base is channels else "auto"
+        run = jax.jit(jaxmix.factored(heads, how))
+        text = r"a.kernel \(\(16, 24\) float32, dequantized\): reshape at test_quantized.py:\d+"
+        with nullcontext() if how == "factored" else pytest.warns(DenseWeightWarning, match=text):
+            np.testing.assert_allclose(run(leaves, x), want, atol=2e-5)
 
 
 def test_trees_that_differ_are_refused() -> None:

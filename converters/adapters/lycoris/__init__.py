@@ -1,6 +1,5 @@
-"""LyCORIS's families in the single files of other libraries: names, parameters, updates.
+"""The factors in single files of kohya's scripts, LyCORIS, diffusers and ComfyUI.
 
-kohya's, LyCORIS's, diffusers' and ComfyUI's files hold the same factors under other names. The
-names are each format's own (`adapters.kohya`, `adapters.diffusers`), what the
-factors mean is here, once.
+These files have the same factors under different names. `adapters.kohya` and `adapters.diffusers`
+know the names; this package knows what the factors mean.
 """

@@ -1,18 +1,18 @@
-"""Keys that kept their dots: `<part>.<module>.<parameter>`, and the sites that they are for."""
+"""Keys with dots, `<part>.<module>.<parameter>`, and the sites that they belong to."""
 
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.lycoris.keys import split_key
-from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import unwrapped
 from jaxmix.placement.spelling import Spellings
 
-__all__ = ["PARTS", "Place", "dotted_sites", "modern", "place_of", "sorted_keys"]
+__all__ = ["PARTS", "PartModule", "match_sites", "modernize_key", "split_part", "tensors_by_module"]
 
-# What stands before the module's name, and means the model that it is in.
+# The prefixes of module names that denote a model of a pipeline.
 PARTS: tuple[str, ...] = (
     "model.diffusion_model",
     "diffusion_model",
@@ -28,107 +28,107 @@ PARTS: tuple[str, ...] = (
     "text_encoders.clip_g.transformer",
     "text_encoders.t5xxl.transformer",
 )
-# diffusers' first format: the attention's processor held the factors of the layers beside it.
+# diffusers' first format: the attention's processor has the factors of the attention's layers.
 _PROCESSOR = re.compile(r"\.(?P<layer>to_q|to_k|to_v|to_out)_lora\.(?P<end>(?:down|up)\.weight)$")
 _OF_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
-class Place(NamedTuple):
-    """Where a tensor belongs: the part ("" for none), and the module's name in it."""
+class PartModule(NamedTuple):
+    """A module and the part of a pipeline that it is in ("" if none)."""
 
     part: str
     module: str
 
 
-def sorted_keys(
+def tensors_by_module(
     tensors: Mapping[str, Any], where: str, part: str | None
-) -> dict[Place, dict[str, Any]]:
-    """The tensors by place.
+) -> dict[PartModule, dict[str, Any]]:
+    """Groups the tensors of a file by module.
 
     Args:
-        tensors: the file's.
-        where: the file, for messages.
-        part: the part to read; None for all.
+        tensors: The file's tensors.
+        where: The file, for messages.
+        part: The part to read; None for all.
 
     Returns:
-        ``{place: {parameter: array}}``, parameters by LyCORIS's names.
+        ``{module: {parameter: array}}``, parameters by LyCORIS's names.
 
     Raises:
-        CheckpointError: if keys mean nothing or collide, or nothing is there of the part.
-        UnsupportedError: if the file is PEFT's, and lacks its config.
+        CheckpointError: If keys are unknown or collide, or nothing is there of the part.
+        UnsupportedError: If the file is one of PEFT without its config.
     """
     if any(key.startswith("base_model.model.") for key in tensors):
         raise UnsupportedError(
-            f"{where} is what PEFT saves (base_model.model.…), whose alpha is in its config and "
-            "not in the file. Give the folder that holds it and its adapter_config.json."
+            f"{where} is a file of PEFT (base_model.model.…), whose alpha is in its config and "
+            "not in the file. Give the folder that contains it and its adapter_config.json."
         )
-    places: dict[Place, Factors] = {}
+    places: dict[PartModule, SiteTensors] = {}
     unknown: list[str] = []
-    splits = {key: split_key(modern(key)) for key in tensors}
-    plain = _without_wrappers({place_of(split[0]) for split in splits.values() if split})
+    splits = {key: split_key(modernize_key(key)) for key in tensors}
+    plain = _without_wrappers({split_part(split[0]) for split in splits.values() if split})
     for key, tensor in tensors.items():
         if (split := splits[key]) is None:
-            unknown.append(f"{key}: no parameter that is known")
+            unknown.append(f"{key}: unknown parameter")
             continue
         module, parameter = split
-        place = plain[place_of(module)]
+        place = plain[split_part(module)]
         if part is not None and place.part != part:
             continue
         if parameter in places.setdefault(place, {}):
-            unknown.append(f"{key}: {parameter} a second time")
+            unknown.append(f"{key}: a duplicate of {parameter}")
         places[place][parameter] = tensor
     if unknown:
         raise CheckpointError(
-            f"{where}: keys that mean nothing in a file of adapters:{listing(unknown)}\nExpected "
+            f"{where}: unknown keys in an adapter file:{listing(unknown)}\nExpected "
             "<module>.<parameter>, with parameters such as lora_A.weight, lora_down.weight, "
             "lokr_w1, hada_w1_a, alpha."
         )
     if not places:
-        found = sorted({place_of(key).part or "''" for key in tensors})
+        found = sorted({split_part(key).part or "''" for key in tensors})
         raise CheckpointError(
-            f"{where} has nothing for part={part!r}, expected one of {', '.join(found)}."
+            f"{where} has no keys for part={part!r}, expected one of {', '.join(found)}."
         )
     return places
 
 
-def _without_wrappers(places: Collection[Place]) -> dict[Place, Place]:
-    """Removes the names of wrappers that all modules of a part lie in (``unet.module.…``)."""
+def _without_wrappers(places: Collection[PartModule]) -> dict[PartModule, PartModule]:
+    """Removes the names of wrappers around all modules of a part (``unet.module.…``)."""
     parts: dict[str, list[str]] = {}
     for place in places:
         parts.setdefault(place.part, []).append(place.module)
     return {
-        Place(part, module): Place(part, short)
+        PartModule(part, module): PartModule(part, short)
         for part, modules in parts.items()
         for module, short in unwrapped(modules).items()
     }
 
 
-def dotted_sites(
-    places: Collection[Place], modules: Collection[str] | None, where: str
-) -> dict[Place, str]:
-    """The site of each place.
+def match_sites(
+    places: Collection[PartModule], modules: Collection[str] | None, where: str
+) -> dict[PartModule, str]:
+    """Returns the site of each module.
 
-    With a base it is the base's module of that name, with or without the part before it. Without,
-    a file for one model has the names in that model, and one for several has the parts in front.
+    With a base, it is the base's module of that name, with or without the part as prefix. Without a
+    base, sites have the part as prefix if the file covers several parts.
 
     Args:
-        places: the file's.
-        modules: the base's module names; None without a base.
-        where: the file, for messages.
+        places: The modules in the file.
+        modules: The base's module names; None without a base.
+        where: The file, for messages.
 
     Returns:
-        ``{place: site}``.
+        ``{module: site}``.
 
     Raises:
-        CheckpointError: if a place fits no module, or more than one, or two are one; all are
-            listed.
+        CheckpointError: If one matches no module of the base or several, or two match the same one;
+            all are listed.
 
     Example:
-        >>> dotted_sites([Place("unet", "mid.to_q")], None, "file")
-        {Place(part='unet', module='mid.to_q'): 'mid.to_q'}
+        >>> match_sites([PartModule("unet", "mid.to_q")], None, "file")
+        {PartModule(part='unet', module='mid.to_q'): 'mid.to_q'}
     """
     several = len({place.part for place in places}) > 1
-    sites: dict[Place, str] = {}
+    sites: dict[PartModule, str] = {}
     problems: list[str] = []
     spellings = Spellings(modules or ())
     for place in places:
@@ -143,23 +143,25 @@ def dotted_sites(
             sites[place] = fitting[0]
         else:
             problems.append(f"{full}: {' and '.join(fitting) if fitting else 'no such module'}")
-    owners: dict[str, Place] = {}
+    owners: dict[str, PartModule] = {}
     for place, site in sites.items():
         if (other := owners.setdefault(site, place)) != place:
-            problems.append(f"{site}: for {other.part or 'no part'} and {place.part or 'no part'}")
+            problems.append(
+                f"{site}: claimed by {other.part or 'no part'} and {place.part or 'no part'}"
+            )
     if problems:
         shown = "" if modules is None else f" ({', '.join(sorted(modules)[:3])} …)"
         raise CheckpointError(
-            f"{where}: names that are not those of one module of the base:{listing(problems)}\n"
-            f"Expected the names of the base's modules{shown}. Give the base that the adapter was "
-            f"trained on; with several models in the file give {option('part', '…')}, what "
-            "stands before the module's name."
+            f"{where}: names that do not match exactly one module of the base:{listing(problems)}"
+            f"\nExpected the names of the base's modules{shown}. Give the base that the adapter "
+            f"was trained on; if the file covers several models, give {option('part', '…')}, the "
+            "prefix of the module's name."
         )
     return sites
 
 
-def modern(key: str) -> str:
-    """A key of diffusers' first format in the names of the later one."""
+def modernize_key(key: str) -> str:
+    """Converts a key of diffusers' first format to the later one."""
     if ".processor." in key:
         key = key.replace(".processor.", ".")
     found = _PROCESSOR.search(key)
@@ -171,7 +173,7 @@ def modern(key: str) -> str:
     return f"{key[: found.start()]}.{name}.lora.{found['end']}"
 
 
-def place_of(module: str) -> Place:
-    """The part and the rest of a name."""
-    part = next((one for one in PARTS if module.startswith(f"{one}.")), "")
-    return Place(part, module.removeprefix(f"{part}.") if part else module)
+def split_part(module: str) -> PartModule:
+    """Splits a name into its part and the module."""
+    part = next((part for part in PARTS if module.startswith(f"{part}.")), "")
+    return PartModule(part, module.removeprefix(f"{part}.") if part else module)

@@ -1,10 +1,10 @@
-"""A key's end: which parameter it is, under the one name by which updates are built."""
+"""Splits keys into module and parameter, and gives each parameter one name."""
 
 import re
 
-__all__ = ["BESIDE", "FAMILIES", "PARAMETERS", "split_key"]
+__all__ = ["FAMILIES", "OPTIONAL", "PARAMETERS", "split_key"]
 
-# The names that kohya's scripts and LyCORIS give them are the ones used here.
+# The names of kohya's scripts and LyCORIS.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "LoRA": ("lora_down.weight", "lora_up.weight", "lora_mid.weight"),
     "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
@@ -15,21 +15,21 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "OFT": ("oft_blocks", "rescale"),
     "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"),
 }
-# What may stand beside the factors of a family, and means something there; OFT's alpha is a bound.
-BESIDE: dict[str, tuple[str, ...]] = {
+# Further tensors that a family may have with its factors; OFT's alpha is a bound.
+OPTIONAL: dict[str, tuple[str, ...]] = {
     "LoRA": ("alpha", "scale", "lora_up.bias", "lora_magnitude_vector"),
     "LoHa": ("alpha", "scale"),
     "LoKr": ("alpha", "scale"),
     "OFT": ("alpha",),
     "GLoRA": ("alpha", "scale"),
 }
-# What may stand beside any.
+# Further tensors that any family may have.
 _COMMON = ("dora_scale", "diff_b")
 PARAMETERS = frozenset(
-    name for table in (FAMILIES, BESIDE) for names in table.values() for name in names
+    name for table in (FAMILIES, OPTIONAL) for names in table.values() for name in names
 ).union(_COMMON)
 
-# The same under the names of PEFT, diffusers, and those who write like them.
+# Their names in files of PEFT, diffusers, and similar programs.
 _OTHER_NAMES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
@@ -42,10 +42,10 @@ _OTHER_NAMES = {
     "lora_B.bias": "lora_up.bias",
     "lora_magnitude_vector.weight": "lora_magnitude_vector",
 }
-# The longest first, so that `lora_A.weight` is not taken for the `weight` of an IA3.
+# The longest first: `lora_A.weight` is not the `weight` of an IA3.
 _ENDS = sorted((*PARAMETERS, *_OTHER_NAMES), key=lambda name: -name.count("."))
 
-# PEFT's names in the state dict of a model in training: with the adapter's name.
+# PEFT's names in the state dict of a model in training, which contain the adapter's name.
 _WITH_NAME = re.compile(
     r"(?P<before>.+\.(?:lora_[AB]|lora_magnitude_vector))\.(?!weight$|bias$)[^.]+"
     r"(?P<after>(?:\.(?:weight|bias))?)"
@@ -53,13 +53,13 @@ _WITH_NAME = re.compile(
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """The module of a key and the parameter, by the name used here; None for any other key.
+    """Splits a key into its module and parameter; None for any other key.
 
     Args:
-        key: a tensor's name.
+        key: A tensor's name.
 
     Returns:
-        Module and parameter, or None.
+        The module and the parameter's name in `FAMILIES` and `OPTIONAL`, or None.
 
     Example:
         >>> split_key("transformer.proj_out.lora_A.weight")

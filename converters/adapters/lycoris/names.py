@@ -1,13 +1,13 @@
-"""Module names with underscores for dots, turned back by the names of the base's modules."""
+"""Matches module names with underscores for dots to the names of the base's modules."""
 
 from collections.abc import Collection, Mapping
 
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.placement.names import bare
 
-__all__ = ["COMPONENTS", "found_modules"]
+__all__ = ["COMPONENTS", "match_modules"]
 
-# Under which names the parts of a diffusion pipeline lie in a tree that holds several of them.
+# The names of the parts of a diffusion pipeline in a tree that contains several of them.
 COMPONENTS: dict[str, tuple[str, ...]] = {
     "unet": ("unet", "transformer", "diffusion_model", "model.diffusion_model", "prior"),
     "te1": ("text_encoder", "te1", "text_encoders.clip_l.transformer", "cond_stage_model"),
@@ -16,25 +16,25 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def found_modules(
+def match_modules(
     wanted: Mapping[str, tuple[str, str]], modules: Collection[str], where: str
 ) -> dict[str, str]:
-    """The base's modules for names whose dots became underscores.
+    """Returns the base's modules for names with underscores for dots.
 
     Args:
         wanted: ``{name in the file: (component, name without the file's prefix)}``.
-        modules: the base's module names.
-        where: the file, for messages.
+        modules: The base's module names.
+        where: The file, for messages.
 
     Returns:
         ``{name in the file: module}``.
 
     Raises:
-        CheckpointError: if names fit no module, several, or the same one; all are listed.
+        CheckpointError: If names match no module, several, or the same one; all are listed.
 
     Example:
         >>> wanted = {"lora_unet_mid_attn_to_q": ("unet", "mid_attn_to_q")}
-        >>> found_modules(wanted, ["mid.attn.to_q", "mid.attn.to_k"], "file")
+        >>> match_modules(wanted, ["mid.attn.to_q", "mid.attn.to_k"], "file")
         {'lora_unet_mid_attn_to_q': 'mid.attn.to_q'}
     """
     plain: dict[str, list[str]] = {}

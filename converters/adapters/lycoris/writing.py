@@ -1,4 +1,4 @@
-"""From an update to the tensors of one module, by LyCORIS's names, and files of such tensors."""
+"""Converts updates to tensors by LyCORIS's names, and writes files of such tensors."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.peft.shapes import Factors
+from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.errors import (
     AdapterError,
     CheckpointError,
@@ -26,18 +26,18 @@ from jaxmix.untrusted.files import output_path
 __all__ = ["module_tensors", "save_tensors", "with_plain_bias"]
 
 
-def module_tensors(adapter: Adapter) -> dict[str, Factors]:
-    """The tensors of every site, the strength multiplied into alpha.
+def module_tensors(adapter: Adapter) -> dict[str, SiteTensors]:
+    """Returns the tensors of every site, with the strength multiplied into alpha.
 
     Args:
-        adapter: the adapter, of LoRA, LoHa, LoKr, these with a norm, and plain differences.
+        adapter: An adapter of LoRA, LoHa, LoKr, these with a norm, and dense differences.
 
     Returns:
         ``{site: {parameter: array}}``, as `lycoris.updates.build` takes them.
 
     Raises:
-        AdapterError: if it is no adapter.
-        UnsupportedError: if an update is of another family, or has no strength in such a file.
+        AdapterError: If it is not an adapter.
+        UnsupportedError: If an update is of another family, or the file can't express its strength.
 
     Example:
         >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), scale=2.0)
@@ -47,7 +47,7 @@ def module_tensors(adapter: Adapter) -> dict[str, Factors]:
     """
     if not isinstance(adapter, Adapter):
         raise AdapterError(
-            f"got a {type(adapter).__name__}, expected one adapter. Make one of a mix: "
+            f"got a {type(adapter).__name__}, expected one adapter. Convert a mix to one: "
             "jaxmix.to_lora(mix, params)."
         )
     strength, found = float(adapter.strength), {}
@@ -60,8 +60,8 @@ def module_tensors(adapter: Adapter) -> dict[str, Factors]:
             failed.append((site, error))
     if failed:
         raise UnsupportedError(
-            f"{adapter.name}: updates that have no such form:"
-            f"{listing(f'{site}: {error}' for site, error in failed)}\nMake a LoRA of them: "
+            f"{adapter.name}: updates for which the format has no form:"
+            f"{listing(f'{site}: {error}' for site, error in failed)}\nConvert them to a LoRA: "
             "jaxmix.to_lora(adapter, params)."
         )
     return found
@@ -74,46 +74,48 @@ def save_tensors(
     *,
     force: bool,
 ) -> Path:
-    """Writes a safetensors file beside its place, and renames it, so that it is never half there.
+    """Writes a safetensors file and renames it into place when it is complete.
 
     Args:
-        path: where to write.
-        tensors: the arrays by key.
-        metadata: the texts to go with them.
-        force: whether to replace a file that stands there.
+        path: The file to write.
+        tensors: The arrays by key.
+        metadata: The file's metadata.
+        force: Whether to replace an existing file.
 
     Returns:
         The path.
 
     Raises:
-        CheckpointError: if the place is taken, or can't be written.
+        CheckpointError: If the path is taken, or can't be written.
     """
     place = output_path(path)
     if place.suffix != ".safetensors":
-        raise CheckpointError(f"{place} is no name for the file, expected one in .safetensors.")
+        raise CheckpointError(
+            f"{place} is not a valid name for the file, expected one that ends in .safetensors."
+        )
     if place.exists() and not force:
         raise CheckpointError(
             f"{place} exists. Give another name, or replace it: {option('force')}."
         )
-    beside = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+    unfinished = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     try:
-        # Its own dict: safetensors changes the one that it is given.
-        save_file(dict(tensors), beside, metadata={"format": "pt", **metadata})
-        os.replace(beside, place)
+        # A copy, since safetensors modifies the dict.
+        save_file(dict(tensors), unfinished, metadata={"format": "pt", **metadata})
+        os.replace(unfinished, place)
     except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise CheckpointError(f"{place} can't be written: {error}.") from error
     return place
 
 
-def with_plain_bias(factors: Factors) -> Factors:
-    """A LoRA's bias as a plain difference, ``diff_b``: the name that others than PEFT have for it.
+def with_plain_bias(factors: SiteTensors) -> SiteTensors:
+    """Converts a LoRA's bias to a dense difference, ``diff_b``, its name outside of PEFT.
 
     Args:
-        factors: a module's tensors.
+        factors: A module's tensors.
 
     Returns:
-        The same, its scale multiplied into the bias.
+        The tensors, with the scale multiplied into the bias.
     """
     if "lora_up.bias" not in factors:
         return factors
@@ -122,8 +124,8 @@ def with_plain_bias(factors: Factors) -> Factors:
     return {**rest, "diff_b": _scaled(factors["lora_up.bias"], scale)}
 
 
-def _tensors(update: Update, strength: float) -> Factors:
-    """One update's."""
+def _tensors(update: Update, strength: float) -> SiteTensors:
+    """The tensors of an update."""
     match update:
         case LoRA():
             return _lora(update, strength)
@@ -132,7 +134,7 @@ def _tensors(update: Update, strength: float) -> Factors:
         case LoKr():
             return _lokr(update, strength)
         case Normed(update=LoRA() | LoHa() | LoKr()):
-            _check_whole(strength, "a norm")
+            _check_unit_strength(strength, "a norm")
             factors = _tensors(update.update, 1.0)
             if "dora_scale" in factors:
                 raise UnsupportedError("a norm over a DoRA")
@@ -146,11 +148,11 @@ def _tensors(update: Update, strength: float) -> Factors:
             factors = {**_tensors(first, strength), **_tensors(bias, strength)}
             return factors
         case _:
-            raise UnsupportedError(f"{update.family}, which has no form in LyCORIS's names here")
+            raise UnsupportedError(f"{update.family}, which has no form in LyCORIS's names")
 
 
-def _lora(update: LoRA, strength: float) -> Factors:
-    """LoRA; a DoRA's magnitude as LyCORIS's norm by output, whose epsilon is float32's."""
+def _lora(update: LoRA, strength: float) -> SiteTensors:
+    """LoRA; a DoRA's magnitude becomes LyCORIS's norm per output, with float32's epsilon."""
     if update.transposed:
         raise UnsupportedError("a layer that PyTorch stores as (in, out)")
     a, b = np.asarray(update.a), np.asarray(update.b)
@@ -165,13 +167,13 @@ def _lora(update: LoRA, strength: float) -> Factors:
         factors["lora_up.bias"] = np.zeros_like(update.bias) if zero else np.asarray(update.bias)
     if update.magnitude is not None:
         if update.embedding:
-            raise UnsupportedError("an embedding's DoRA, whose norm is another")
-        _check_whole(strength, "DoRA")
+            raise UnsupportedError("an embedding's DoRA, whose norm differs")
+        _check_unit_strength(strength, "DoRA")
         factors["dora_scale"] = _norm(update.magnitude, factors, True)
     return factors
 
 
-def _loha(update: LoHa, strength: float) -> Factors:
+def _loha(update: LoHa, strength: float) -> SiteTensors:
     """LoHa."""
     b1 = np.asarray(update.b1)
     rank = np.shape(update.a1)[0]
@@ -187,17 +189,20 @@ def _loha(update: LoHa, strength: float) -> Factors:
     return {**factors, **{name: core for name, core in cores.items() if core is not None}}
 
 
-def _lokr(update: LoKr, strength: float) -> Factors:
-    """LoKr; of two whole factors the first one takes the scale, which LyCORIS has as 1."""
+def _lokr(update: LoKr, strength: float) -> SiteTensors:
+    """LoKr; of two dense factors the first one takes the scale, which LyCORIS fixes at 1."""
     x, y = update.x, update.y
     if np.ndim(y[0]) == 3:
         raise UnsupportedError("PEFT's LoKr of a Conv1d, which scrambles the axes")
     ranks = {np.shape(side[1])[0] for side in (x, y) if len(side) == 2}
     if len(ranks) > 1:
-        raise UnsupportedError("a LoKr with two ranks, of which a file has one alpha")
+        raise UnsupportedError("a LoKr with two ranks, for which a file has only one alpha")
     first = np.asarray(x[0])
     if not ranks:
-        alpha, first = np.asarray(1, _least(first)), _scaled(first, float(update.scale) * strength)
+        alpha, first = (
+            np.asarray(1, _float32_or_wider(first)),
+            _scaled(first, float(update.scale) * strength),
+        )
     else:
         alpha, zero = _alpha(update.scale, strength, ranks.pop(), first)
         first = np.zeros_like(first) if zero else first
@@ -208,32 +213,32 @@ def _lokr(update: LoKr, strength: float) -> Factors:
 
 
 def _alpha(scale: Any, strength: float, rank: int, like: Any) -> tuple[np.ndarray, bool]:
-    """Alpha, and whether it would be 0, which means the rank to those who read it."""
+    """Alpha, and whether it would be 0, which readers interpret as the rank."""
     alpha = float(scale) * strength * rank
-    return np.asarray(alpha or float(rank), _least(like)), alpha == 0
+    return np.asarray(alpha or float(rank), _float32_or_wider(like)), alpha == 0
 
 
-def _norm(magnitude: Any, factors: Factors, by_output: bool) -> np.ndarray:
-    """The magnitude with axes of length one, as many as the weight has more."""
+def _norm(magnitude: Any, factors: SiteTensors, by_output: bool) -> np.ndarray:
+    """The magnitude, with axes of length one for the other axes of the weight."""
     points = next((len(np.shape(factors[key])) - 2 for key in _WITH_KERNEL if key in factors), 0)
     shape = (-1, 1, *(1,) * points) if by_output else (1, -1, *(1,) * points)
     return np.asarray(magnitude).reshape(shape)
 
 
-# Whose axes are the weight's.
+# The factors whose axes are those of the weight.
 _WITH_KERNEL = ("lora_down.weight", "hada_t1", "lokr_t2", "lokr_w2")
 
 
-def _check_whole(strength: float, what: str) -> None:
+def _check_unit_strength(strength: float, subject: str) -> None:
     if strength != 1:
-        raise UnsupportedError(f"{what} at the strength {strength:g}, which the file can't say")
+        raise UnsupportedError(f"{subject} at strength {strength:g}, which the file can't express")
 
 
 def _scaled(x: Any, factor: float) -> np.ndarray:
-    """``factor · x``, in float32 at the least; x itself at 1."""
+    """``factor · x``, in float32 or wider; x itself if the factor is 1."""
     x = np.asarray(x)
-    return x if factor == 1 else (x.astype(np.float64) * factor).astype(_least(x))
+    return x if factor == 1 else (x.astype(np.float64) * factor).astype(_float32_or_wider(x))
 
 
-def _least(x: Any) -> Any:
+def _float32_or_wider(x: Any) -> Any:
     return np.promote_types(np.asarray(x).dtype, np.float32)

@@ -1,4 +1,4 @@
-"""jaxmix's own folders: a mix as mix.json, which people can read, and mix.safetensors.
+"""jaxmix's own format: a mix as a readable mix.json and mix.safetensors.
 
 ::
 
@@ -20,11 +20,11 @@
       ]
     }
 
-A part has its updates, whose arrays lie in mix.safetensors, or it has none and is read from its
-source: a path below the folder of mix.json, or a hub id (``./owner/name`` is a path), with
-``subfolder``, ``filename``, ``format``, ``ignore`` and ``options`` as `jaxmix.load` takes them. A
-file of the second kind alone is a recipe. Names, strengths and the order of parts may be edited;
-what a part does has its hash.
+A part either has its updates, whose arrays are in mix.safetensors, or is read from its source: a
+path below the folder of mix.json, or a hub id (``./owner/name`` is a path), with ``subfolder``,
+``filename``, ``format``, ``ignore`` and ``options`` as for `jaxmix.load`. A file with only such
+parts is a recipe. Names, strengths and the order of parts may be edited; the updates of a part are
+protected by its hash.
 """
 
 from jaxmix.converters.adapters.mixfile.hashing import fingerprint

@@ -1,4 +1,4 @@
-"""The hash of what an adapter does, whatever file it is in."""
+"""Hashes an adapter's updates, independently of its file."""
 
 import hashlib
 import json
@@ -13,21 +13,21 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(adapter: Adapter | Mix, digests: dict[int, str] | None = None) -> str:
-    """SHA-256 of what an adapter does at strength 1: families, fields and the bytes of its arrays.
+    """Returns the SHA-256 of an adapter's families, fields and the bytes of its arrays.
 
-    Name, source, strength and the order of sites do not enter, nor the file from which it was read:
-    the same factors have the same hash in whatever format. Of a mix it is that of its parts, in
-    order, with their strengths.
+    It does not depend on name, source, strength, the order of sites, or the file format: the same
+    factors have the same hash. The hash of a mix is that of its parts, in order, with their
+    strengths.
 
     Args:
-        adapter: the adapter or mix.
-        digests: SHA-256 of arrays by ``id``, as far as known; added to. The arrays must live on.
+        adapter: The adapter or mix.
+        digests: A cache of the SHA-256 of arrays by ``id``; extended. The arrays must stay alive.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        AdapterError: if something in it can't be written, so that there is nothing to hash.
+        AdapterError: If something in it can't be written, and so not hashed.
 
     Example:
         >>> fingerprint(Adapter({})) == fingerprint(0.5 * Adapter({}, name="b"))

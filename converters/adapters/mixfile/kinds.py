@@ -1,4 +1,4 @@
-"""Whether a value is of the kind that a family's field says, by the field's annotation."""
+"""Checks whether a value has the type of a family's field, by the field's annotation."""
 
 import types
 import typing
@@ -12,37 +12,37 @@ from jaxtyping import AbstractArray
 
 from jaxmix.families import Update
 
-__all__ = ["field_kinds", "misfit"]
+__all__ = ["field_types", "misfit"]
 
 
 @cache
-def field_kinds(family: type[Update]) -> dict[str, Any]:
-    """The fields of a family and their annotations.
+def field_types(family: type[Update]) -> dict[str, Any]:
+    """Returns the fields of a family and their annotations.
 
     Args:
-        family: the dataclass.
+        family: The dataclass.
 
     Returns:
         ``{field: annotation}``, in order.
     """
     hints = typing.get_type_hints(family)
-    return {one.name: hints[one.name] for one in fields(family)}  # pyright: ignore[reportArgumentType]
+    return {item.name: hints[item.name] for item in fields(family)}  # pyright: ignore[reportArgumentType]
 
 
 def misfit(value: Any, kind: Any) -> str | None:
-    """What was found and what was expected, where a value is not of a kind.
+    """Describes what was found and expected if a value does not have a type.
 
     Args:
-        value: a field's value; arrays are NumPy's or JAX's.
-        kind: the field's annotation: jaxtyping's arrays by dtype and number of axes, numbers,
-            texts, None, updates, tuples and unions of these.
+        value: A field's value; arrays are NumPy's or JAX's.
+        kind: The field's annotation: jaxtyping's arrays by dtype and number of axes, numbers,
+            strings, None, updates, tuples and unions of these.
 
     Returns:
-        One line, or None where it fits.
+        One line, or None if it fits.
 
     Example:
-        >>> misfit(np.ones(3), field_kinds(Update.__subclasses__()[0])["kernel"])
-        'an array (3,) of float64, expected a tuple of whole numbers'
+        >>> misfit(np.ones(3), field_types(Update.__subclasses__()[0])["kernel"])
+        'an array (3,) of float64, expected a tuple of integers'
     """
     return None if _fits(value, kind) else f"{_found(value)}, expected {_expected(kind)}"
 
@@ -54,7 +54,7 @@ def _is_array(value: Any) -> bool:
 def _fits(value: Any, kind: Any) -> bool:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in args)
+        return any(_fits(value, arg) for arg in args)
     if origin is Literal:
         return value in args
     if origin is tuple:
@@ -66,7 +66,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is None or kind is type(None):
         return value is None
     if kind is Any or isinstance(kind, TypeVar) or not isinstance(kind, type):
-        return True  # an annotation that says nothing that could be looked at
+        return True  # an annotation that can't be checked
     if kind in (int, float):
         allowed = (int,) if kind is int else (int, float)
         return isinstance(value, allowed) and not isinstance(value, bool | np.generic)
@@ -91,7 +91,7 @@ def _fits_array(array: Any, kind: Any) -> bool:
 
 
 def _found(value: Any) -> str:
-    """A value for a message."""
+    """Describes a value for a message."""
     if _is_array(value):
         return f"an array {tuple(value.shape)} of {value.dtype}"
     if isinstance(value, Update):
@@ -101,7 +101,7 @@ def _found(value: Any) -> str:
 
 
 def _expected(kind: Any) -> str:
-    """A kind for a message."""
+    """Describes a type for a message."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_expected, args))
@@ -112,16 +112,16 @@ def _expected(kind: Any) -> str:
             return f"a tuple of {_NAMES.get(args[0], (_expected(args[0]),))[-1]}"
         return f"a tuple ({', '.join(map(_expected, args))})"
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
-        what = kind.__name__.split("[")[0]  # Float, Int
-        return f"an array ({', '.join(kind.dim_str.split())}) of {what}"
+        dtype = kind.__name__.split("[")[0]  # Float, Int
+        return f"an array ({', '.join(kind.dim_str.split())}) of {dtype}"
     return _NAMES.get(kind, (getattr(kind, "__name__", str(kind)),))[0]
 
 
 _NAMES: dict[Any, tuple[str, str]] = {
     bool: ("true or false", "true and false"),
-    int: ("a whole number", "whole numbers"),
+    int: ("an integer", "integers"),
     float: ("a number", "numbers"),
-    str: ("a text", "texts"),
+    str: ("a string", "strings"),
     jax.Array: ("an array", "arrays"),
     type(None): ("nothing", "nothing"),
     Update: ("an update", "updates"),

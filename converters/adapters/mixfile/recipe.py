@@ -1,4 +1,4 @@
-"""Recipes: a small file of JSON that names the parts of a mix, and holds none of their arrays."""
+"""Writes recipes: small JSON files that name the parts of a mix, without their arrays."""
 
 import json
 import os
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.adapters.finding import is_hub_id
 from jaxmix.converters.adapters.mixfile.record import FORMAT, VERSION, is_ours
+from jaxmix.converters.files.hub import is_hub_id
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.untrusted.files import local_path, output_path
 
@@ -21,15 +21,15 @@ def save_recipe(
     """Writes a recipe, which `jaxmix.load` reads as a mix.
 
     Args:
-        sources: a path or hub id and a strength for each part, the one that is applied first first.
-        path: the file to write, ``….json``. Parts that are paths lie in its folder or below.
-        force: whether to replace a recipe that stands there.
+        sources: A path or hub id and a strength for each part, in order of application.
+        path: The file to write, ``….json``. Parts that are paths must be in its folder or below.
+        force: Whether to replace an existing recipe.
 
     Returns:
         The file.
 
     Raises:
-        CheckpointError: if a part lies elsewhere, or the place is taken or can't be written.
+        CheckpointError: If a part is elsewhere, or the path is taken or can't be written.
 
     Example:
         >>> import tempfile
@@ -40,40 +40,42 @@ def save_recipe(
     """
     place = output_path(path)
     if place.suffix != ".json":
-        raise CheckpointError(f"{place} is no name for a recipe, expected one in .json.")
+        raise CheckpointError(
+            f"{place} is not a valid name for a recipe, expected one that ends in .json."
+        )
     if place.exists() and not force:
         raise CheckpointError(
             f"{place} exists. Give another name, or replace it: {option('force')}."
         )
     if place.exists() and not is_ours(place):
         raise CheckpointError(
-            f"{place} is not replaced, for it is no recipe. Give another name, or move it."
+            f"{place} is not replaced, since it is not a recipe. Give another name, or move it."
         )
     parts: list[dict[str, Any]] = []
     outside: list[str] = []
     folder = place.resolve().parent
     for source, strength in sources:
-        here = local_path(source, "adapter")
-        if here.exists():
-            if not here.resolve().is_relative_to(folder):
+        local = local_path(source, "adapter")
+        if local.exists():
+            if not local.resolve().is_relative_to(folder):
                 outside.append(source)
                 continue
-            source = here.resolve().relative_to(folder).as_posix()
-            # As a path, where it could be taken for a hub id.
+            source = local.resolve().relative_to(folder).as_posix()
+            # Marked as a path if it looks like a hub id.
             source = f"./{source}" if is_hub_id(source) else source
         parts.append({"source": source, "strength": strength})
     if outside:
         raise CheckpointError(
-            f"parts that lie outside of {folder}, the folder of the recipe:{listing(outside)}\n"
-            "Expected paths in it or below, so that it can be moved with them. Write the recipe "
-            "elsewhere, or save the mix whole: jaxmix.save."
+            f"parts outside of {folder}, the folder of the recipe:{listing(outside)}\n"
+            "Expected paths in it or below, so the folder can be moved. Write the recipe "
+            "elsewhere, or save the mix with its arrays: jaxmix.save."
         )
     text = json.dumps({"format": FORMAT, "version": VERSION, "parts": parts}, indent=2) + "\n"
-    beside = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+    unfinished = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
     try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(place)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(place)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise CheckpointError(f"{place} can't be written: {error}.") from error
     return place

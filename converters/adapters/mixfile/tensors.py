@@ -1,22 +1,20 @@
-"""mix.safetensors: arrays written one by one, so that no second copy of them all is held."""
+"""Reads and writes mix.safetensors, one array at a time, without a second copy of all of them."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jaxmix.errors import AdapterError, CheckpointError, listing
-from jaxmix.untrusted.files import check_on_disk, check_regular, header_problem
+from jaxmix.untrusted.safetensors import opened_safetensors
 
-__all__ = ["DTYPES", "digest", "infinite", "read", "tensor_keys", "write"]
+__all__ = ["DTYPES", "count_infinite", "digest", "read", "tensor_keys", "write"]
 
-# safetensors' names.
+# The names of dtypes in safetensors.
 DTYPES: dict[np.dtype, str] = {
     np.dtype(dtype): name
     for name, dtype in {
@@ -37,15 +35,17 @@ DTYPES: dict[np.dtype, str] = {
     }.items()
 }
 
+_ADVICE = "Expected the file that jaxmix.save wrote; copy, download or save it again."
+
 
 def _bytes(array: Any) -> memoryview:
-    """The bytes of an array, row by row; not copied where they lie so already."""
+    """The bytes of an array in row-major order; a copy only if it is stored in another order."""
     raw: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return memoryview(raw)
 
 
 def digest(array: Any) -> str:
-    """SHA-256 of an array's bytes.
+    """Returns the SHA-256 of an array's bytes.
 
     Args:
         array: NumPy's or JAX's, (n, …).
@@ -56,19 +56,19 @@ def digest(array: Any) -> str:
     return hashlib.sha256(_bytes(array)).hexdigest()
 
 
-def infinite(array: Any) -> int:
-    """How many numbers of an array are NaN or infinite."""
+def count_infinite(array: Any) -> int:
+    """Counts the elements of an array that are NaN or infinite."""
     if np.dtype(array.dtype).kind in "iub":
         return 0
     return array.size - int(np.isfinite(np.asarray(array)).sum())
 
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes a safetensors file: wide dtypes first, so that each tensor is aligned.
+    """Writes a safetensors file, wide dtypes first, which aligns each tensor.
 
     Args:
-        path: the file.
-        arrays: by key, of a dtype in `DTYPES`.
+        path: The file.
+        arrays: The arrays by key, of a dtype in `DTYPES`.
     """
     order = sorted(arrays, key=lambda key: -arrays[key].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "jaxmix"}}
@@ -77,8 +77,8 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
         array = arrays[key]
         begin, end = end, end + array.nbytes
         name = DTYPES[np.dtype(array.dtype)]
-        told = {"dtype": name, "shape": list(array.shape), "data_offsets": [begin, end]}
-        header[key] = told
+        shape = list(array.shape)
+        header[key] = {"dtype": name, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -87,41 +87,26 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
             file.write(_bytes(arrays[key]))
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; what is wrong with it in our words."""
-    try:
-        check_regular(path)
-        check_on_disk(path)
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is no whole safetensors file: {header_problem(path) or f'{error}.'} Expected "
-            "the file that jaxmix.save wrote; copy, download or save it again."
-        ) from error
-
-
 def tensor_keys(path: Path) -> dict[str, str]:
-    """The keys of a file and safetensors' names of their dtypes; nothing where there is no file.
+    """Returns the keys of a file with the names of their dtypes; none if there is no file.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         ``{key: dtype}``.
 
     Raises:
-        CheckpointError: if it is damaged, can't be read, or holds dtypes that `write` does not.
+        CheckpointError: If it is damaged, can't be read, or has dtypes that `write` does not write.
     """
     if not path.exists():
         return {}
-    with _opened(path) as file:
+    with opened_safetensors(path, advice=_ADVICE, is_read_whole=True) as file:
         dtypes = {key: str(file.get_slice(key).get_dtype()) for key in file.keys()}
     known = set(DTYPES.values())
     if wrong := [f"{key}: {dtype}" for key, dtype in dtypes.items() if dtype not in known]:
         raise CheckpointError(
-            f"{path}: tensors of a dtype that no update has:{listing(wrong)}\nExpected one of "
+            f"{path}: tensors of a dtype that updates can't have:{listing(wrong)}\nExpected one of "
             f"{', '.join(DTYPES.values())}. Save the mix again."
         )
     return dtypes
@@ -131,22 +116,24 @@ def read(path: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     """Reads tensors; each is copied once.
 
     Args:
-        path: the file.
-        keys: those to read, which it has.
+        path: The file.
+        keys: The keys to read, which it must have.
 
     Returns:
-        ``{key: array}``, bfloat16 as ml_dtypes'.
+        ``{key: array}``; bfloat16 is that of ml_dtypes.
 
     Raises:
-        CheckpointError: if the file is damaged.
-        AdapterError: if a number in it is not finite.
+        CheckpointError: If the file is damaged.
+        AdapterError: If a number in it is not finite.
     """
     keys = list(keys)
     if not keys:
         return {}
-    with _opened(path) as file:
+    with opened_safetensors(path, advice=_ADVICE, is_read_whole=True) as file:
         arrays = {key: file.get_tensor(key) for key in keys}
-    if bad := [f"{key}: {infinite(x)} of {x.size}" for key, x in arrays.items() if infinite(x)]:
+    if bad := [
+        f"{key}: {count_infinite(x)} of {x.size}" for key, x in arrays.items() if count_infinite(x)
+    ]:
         raise AdapterError(
             f"{path}: numbers that are NaN or infinite in:{listing(bad)}\nExpected finite factors, "
             "as jaxmix.save writes them."

@@ -1,4 +1,4 @@
-"""`save`: any mix as a folder."""
+"""`save`: writes an adapter or mix as a folder."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter, Mixable
-from jaxmix.converters.adapters.mixfile.coding import Leaf, encode_strength, encode_updates
+from jaxmix.converters.adapters.mixfile.coding import EncodeArray, encode_strength, encode_updates
 from jaxmix.converters.adapters.mixfile.hashing import fingerprint
 from jaxmix.converters.adapters.mixfile.record import (
     FORMAT,
@@ -16,38 +16,38 @@ from jaxmix.converters.adapters.mixfile.record import (
     is_ours,
     text,
 )
-from jaxmix.converters.adapters.mixfile.tensors import infinite, write
+from jaxmix.converters.adapters.mixfile.tensors import count_infinite, write
 from jaxmix.converters.files.output import checked_output, new_folder
 from jaxmix.errors import AdapterError, CheckpointError
 from jaxmix.mixing import Mix, mix
 
 __all__ = ["is_saved", "save"]
 
-# From a key and an array to what stands for it in mix.json.
+# Returns the data in mix.json for a key and an array.
 _Put = Callable[[str, Any], dict[str, str]]
 
 
 def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Writes an adapter or a mix: ``jaxmix.load(folder)`` is the same again, bit for bit.
+    """Writes an adapter or a mix, which ``jaxmix.load(folder)`` reads back bit for bit.
 
-    The folder holds ``mix.json``, which people can read and edit (order, names, strengths, kinds,
-    sites, source and SHA-256 of each part), and ``mix.safetensors``, in the arrays' own shapes and
-    dtypes: LoRA's A (r, in) and B (out, r), and so on. An array that several sites share is written
-    once. It is written beside its place and renamed once it is whole; two plain files, which
-    ``huggingface_hub.upload_folder`` takes as they are, and ``jaxmix.load("owner/name")`` reads.
+    The folder contains ``mix.json``, which people can read and edit (order, names, strengths,
+    families, sites, source and SHA-256 of each part), and ``mix.safetensors`` with the arrays in
+    their own shapes and dtypes: LoRA's A (r, in) and B (out, r), and so on. An array that several
+    sites share is written once. The folder is renamed into place when it is complete.
+    ``huggingface_hub.upload_folder`` uploads it, and ``jaxmix.load("owner/name")`` reads it.
 
     Args:
-        mixed: what to save. Its arrays may be NumPy's or JAX's; they come back as NumPy's.
-        folder: where it should come to stand.
-        force: replace ``folder`` if a saved mix stands there; it stays until the new one is whole.
+        mixed: The adapter or mix. Its arrays may be NumPy's or JAX's; they are loaded as NumPy's.
+        folder: The folder to write.
+        force: Replace an existing saved mix, which stays until the new one is complete.
 
     Returns:
         The folder, links resolved.
 
     Raises:
-        AdapterError: if it is no adapter, two parts have one name, or something in it can't be
-            written: a traced or non-finite number, an update of no family of jaxmix.
-        CheckpointError: if the folder is taken by something else, or can't be written.
+        AdapterError: If it is not an adapter, two parts have one name, or something in it can't be
+            written: A traced or non-finite number, an update of no family of jaxmix.
+        CheckpointError: If the folder has other content, or can't be written.
 
     Example:
         >>> import tempfile, numpy as np, jaxmix
@@ -65,41 +65,41 @@ def save(mixed: Adapter | Mix, folder: str | os.PathLike[str], *, force: bool = 
             f"save got a {type(mixed).__name__}, expected an adapter or a mix. Write "
             "save(mix(a, b), folder)."
         )
-    parts = mix(mixed).parts  # which refuses two of one name
+    parts = mix(mixed).parts  # refuses duplicate names
     arrays: dict[str, Any] = {}
     keys: dict[int, str] = {}
 
     def put(key: str, array: Any) -> dict[str, str]:
-        """What stands for an array; one that was put before has its key."""
+        """Stores an array and returns its data; a shared array keeps its first key."""
         if id(array) not in keys:
-            if count := infinite(array):
+            if count := count_infinite(array):
                 raise ValueError(f"has {count} of {array.size} numbers NaN or infinite")
             keys[id(array)] = key
             arrays[key] = array
         return {"tensor": keys[id(array)]}
 
     digests: dict[int, str] = {}
-    told = [_part(i, part, put, digests) for i, part in enumerate(parts)]
+    records = [_part(i, part, put, digests) for i, part in enumerate(parts)]
     kind = "adapter" if isinstance(mixed, Adapter) else "mix"
-    head = {"format": FORMAT, "version": VERSION, "kind": kind, "parts": told}
-    told_text = _encoded(text(head))
+    head = {"format": FORMAT, "version": VERSION, "kind": kind, "parts": records}
+    document = _encoded(text(head))
     size = sum(array.nbytes for array in arrays.values())
     place = checked_output(folder, (), force=force, size=size, marks=(MIX_FILE,), replaces=is_saved)
     if (place / MIX_FILE).exists() and not is_ours(place / MIX_FILE):
         raise CheckpointError(
-            f"the output {place} is not replaced, for jaxmix.save did not write its {MIX_FILE}. "
+            f"the output {place} is not replaced, since jaxmix.save did not write its {MIX_FILE}. "
             "Give another folder, or move it."
         )
     with new_folder(place, force=force, replaces=is_saved) as new:
         write(new / TENSORS_FILE, arrays)
-        (new / MIX_FILE).write_bytes(told_text)
+        (new / MIX_FILE).write_bytes(document)
     return place
 
 
 def _part(i: int, part: Adapter, put: _Put, digests: dict[int, str]) -> dict[str, Any]:
-    """A part as mix.json has it."""
+    """The data of a part in mix.json."""
 
-    def leaf(site: str) -> Leaf:
+    def leaf(site: str) -> EncodeArray:
         return lambda array, path: put(f"{i}/{site}/{path}", array)
 
     return {
@@ -113,22 +113,22 @@ def _part(i: int, part: Adapter, put: _Put, digests: dict[int, str]) -> dict[str
 
 
 def _encoded(data: str) -> bytes:
-    """A text as the file holds it."""
+    """Encodes the document."""
     try:
         return data.encode()
     except UnicodeEncodeError as error:
         found = error.object[error.start : error.end]
         raise AdapterError(
-            f"a name, source or site has {found!r} in it, which no file can hold. Expected a text; "
-            "rename it."
+            f"a name, source or site contains {found!r}, which can't be written to a file. Rename "
+            f"it."
         ) from error
 
 
 def is_saved(name: str) -> bool:
-    """Whether a file is one of the two that `save` writes.
+    """Returns whether a file is one of the two that `save` writes.
 
     Args:
-        name: its path in the folder.
+        name: The file's path in the folder.
 
     Returns:
         Whether it is.

@@ -1,4 +1,4 @@
-"""PEFT's folders: adapter_config.json and adapter_model.safetensors, whole, in shards or .bin."""
+"""PEFT's folders: adapter_config.json with adapter_model.safetensors, its shards, or a .bin."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.common.base_model import base_model
+from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.common.sidecars import read_sidecars
+from jaxmix.converters.adapters.common.tensor_files import CONFIG_FILE
 from jaxmix.converters.adapters.peft.about import about
 from jaxmix.converters.adapters.peft.config import read_config
 from jaxmix.converters.adapters.peft.file import Config, File
-from jaxmix.converters.adapters.peft.keys import Sites, sort_keys
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.keys import Sites, sort_keys, split_leaf
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.plain import plain_values
-from jaxmix.converters.adapters.peft.shapes import Factors
-from jaxmix.converters.adapters.peft.sidecars import read_sidecars
 from jaxmix.converters.adapters.peft.stack import peft_stack
 from jaxmix.converters.adapters.peft.targets import check_targets
 from jaxmix.converters.adapters.peft.tokens import (
@@ -27,9 +28,7 @@ from jaxmix.converters.adapters.peft.wrapped import located, stripped
 from jaxmix.errors import CheckpointError, JaxmixError, listing
 from jaxmix.families import Rebase, Replace, Together, Update
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "peft_stack", "read_peft"]
-
-CONFIG_FILE = "adapter_config.json"
+__all__ = ["WEIGHTS_FILE", "peft_stack", "read_peft"]
 
 
 def read_peft(
@@ -43,22 +42,22 @@ def read_peft(
     """Reads the adapter in a folder that PEFT's ``save_pretrained`` wrote.
 
     Args:
-        path: the folder with the config and the tensors, or its file of tensors to read.
-        name: what to call the adapter.
-        strength: the strength with which it enters a mix, a real scalar.
-        base: the model that it was trained on, as `adapters.base.base_model` takes it, for
-            the types whose files say too little without.
-        beside: the names of other files of weights in the folder, to be read as replaced leaves.
+        path: The folder with the config and the tensors, or its file of tensors.
+        name: The adapter's name.
+        strength: The adapter's strength in a mix, a real scalar.
+        base: The model that it was trained on, as `common.base_model.base_model` takes it, for the
+            types whose files are incomplete without it.
+        beside: The names of further files of weights in the folder, read as replaced leaves.
 
     Returns:
-        The adapter, one update a site, the arrays in the file's shapes and dtypes: LoRA's A (r, in)
-        and B (out, r), and so on.
+        The adapter, with one update per site. Arrays have the file's shapes and dtypes: LoRA's A
+        (r, in) and B (out, r), and so on.
 
     Raises:
-        CheckpointError: if a file is missing, damaged, incomplete, or has keys that mean nothing.
-        UnsupportedError: if the kind, or a field of the config, can't be honoured.
-        ShapeError: if factors disagree with each other or with the config.
-        AdapterError: if a factor is not finite.
+        CheckpointError: If a file is missing, damaged, incomplete, or has unknown keys.
+        UnsupportedError: If the type, or a field of the config, is not supported.
+        ShapeError: If factors disagree with each other or with the config.
+        AdapterError: If a factor is not finite.
 
     Example:
         >>> read_peft(Path("no/such/folder"), "style")
@@ -71,64 +70,72 @@ def read_peft(
     folder = path.parent if path.is_file() else path
     config = read_config(folder / CONFIG_FILE)
     config = replace(config, values=plain_values(config))
-    kind = KINDS[config.family]
-    path, tensors = read_weights(path, kind.integers)
+    peft_type = PEFT_TYPES[config.family]
+    path, tensors = read_weights(path, peft_type.integers)
     model = None if base is None else base_model(base)
     sites = sort_keys(tensors, config, path, () if model is None else model.modules)
     check_targets(config, sites.factors)
-    for site, leaves in read_sidecars(folder, beside, sites, model).items():
+    extra = read_sidecars(
+        folder,
+        beside,
+        split_leaf=split_leaf,
+        sites=sites.factors,
+        own_leaves=(sites.saved, sites.base),
+        base=model,
+    )
+    for site, leaves in extra.items():
         sites.saved.setdefault(site, {}).update(leaves)
     file = File(config, tuple(map(stripped, sites.factors)), sites.shared, model)
-    if more := kind.unsaved(file):
-        sites.factors.update({site: dict(factors) for site, factors in more.items()})
+    if derived := peft_type.derive_tensors(file):
+        sites.factors.update({site: dict(factors) for site, factors in derived.items()})
         file = replace(file, sites=tuple(sites.factors))
     _check_saved(config, sites)
     updates = _build(file, located(file, sites.factors), path)
     for site, rows in sites.tokens.items():
-        _put_first(updates, site, token_rows(config, site, rows))
+        _prepend(updates, site, token_rows(config, site, rows))
     with_tied_heads_saved(sites.saved, sites.base)
-    # PEFT puts saved leaves into the base, under the adapter: so they come first.
+    # PEFT writes saved leaves to the base, below the adapter, so they are applied first.
     for site, leaves in sites.saved.items():
-        _put_first(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
+        _prepend(updates, site, Replace(leaves.get("weight"), leaves.get("bias")))
     for site, leaves in sites.base.items():
-        _put_first(updates, site, Rebase(leaves["weight"]))
+        _prepend(updates, site, Rebase(leaves["weight"]))
     metadata = about(config.values)
     return Adapter(with_copies_marked(updates), name=name, metadata=metadata) * strength
 
 
-def _put_first(updates: dict[str, Update], site: str, new: Update) -> None:
-    """Adds an update that acts before what is there."""
+def _prepend(updates: dict[str, Update], site: str, new: Update) -> None:
+    """Adds an update that is applied before the existing ones."""
     old = updates.get(site)
     rest = old.parts if isinstance(old, Together) else () if old is None else (old,)
     updates[site] = Together((new, *rest)) if rest else new
 
 
-def _build(file: File, factors: Mapping[str, Factors], path: Path) -> dict[str, Update]:
-    """An update for each site; what fails is gathered and raised at once, by its first kind."""
+def _build(file: File, factors: Mapping[str, SiteTensors], path: Path) -> dict[str, Update]:
+    """Builds the update of each site; failures are raised together, with the first one's type."""
     updates: dict[str, Update] = {}
     failed: list[tuple[str, JaxmixError]] = []
     family = file.config.family
     for site, arrays in factors.items():
         try:
-            updates[site] = KINDS[family].build(file, site, arrays)
+            updates[site] = PEFT_TYPES[family].build(file, site, arrays)
         except JaxmixError as error:
             failed.append((site, error))
     if failed:
         lines = [f"{site}: {error}" for site, error in failed]
         raise type(failed[0][1])(
-            f"{path}: factors that make no {family} update:{listing(lines)}\n"
+            f"{path}: factors that are not a valid {family} update:{listing(lines)}\n"
             "Was the file edited, or saved before the shards of its factors were gathered?"
         ) from failed[0][1]
     return updates
 
 
 def _check_saved(config: Config, sites: Sites) -> None:
-    """Whether the file has factors, and what its config says was saved or pruned."""
+    """Checks that the file has factors, and the tensors that its config mentions."""
     if not sites.factors and not sites.saved and not sites.tokens:
         raise CheckpointError(
-            f"{config.path.parent} holds no weights of a {config.family} adapter, expected "
-            f"{', '.join(KINDS[config.family].parameters)} of some module. Was it saved before the "
-            "adapter was added, or by one rank only?"
+            f"{config.path.parent} has no weights of a {config.family} adapter, expected "
+            f"{', '.join(PEFT_TYPES[config.family].parameters)} of some module. Was it saved "
+            "before the adapter was added, or by only one of several processes?"
         )
     modules = config.values.get("modules_to_save") or ()
     if modules and not sites.saved:
@@ -142,8 +149,8 @@ def _check_saved(config: Config, sites: Sites) -> None:
             "token_adapter.trainable_tokens_delta. Save it again, or set it to null."
         )
     masks = (config.values.get("rank_pattern") or ()) if config.family == "ADALORA" else ()
-    if lost := [name for name in masks if name.removesuffix(".lora_E") not in sites.factors]:
+    if missing := [name for name in masks if name.removesuffix(".lora_E") not in sites.factors]:
         raise CheckpointError(
-            f"{config.path}: rank_pattern has masks of what the file has no factors of:"
-            f"{listing(lost)}\nExpected <module>.lora_E of modules in the file. Save it again."
+            f"{config.path}: rank_pattern has masks for modules without factors in the file:"
+            f"{listing(missing)}\nExpected <module>.lora_E of modules in the file. Save it again."
         )

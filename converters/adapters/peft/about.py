@@ -1,4 +1,4 @@
-"""What PEFT's config says about an adapter beside its numbers: for which model and which task."""
+"""The fields of PEFT's config that describe an adapter: its model and its task."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from jaxmix.errors import AdapterError, UnsupportedError, listing
 
 __all__ = ["TASKS", "about", "about_fields", "checked_task"]
 
-# PEFT's tasks, and the heads that it saves whole for each: it puts no adapter of its own there.
+# PEFT's tasks, and the heads that PEFT saves whole for each, and so does not adapt.
 TASKS: Mapping[str, tuple[str, ...]] = {
     "CAUSAL_LM": (),
     "FEATURE_EXTRACTION": (),
@@ -18,18 +18,18 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "TOKEN_CLS": ("classifier", "score"),
 }
 _STRINGS = ("base_model_name_or_path", "revision", "task_type")
-# The class of the model, for AutoPeftModel, where the config names no task.
+# The model's class, which AutoPeftModel needs if the config has no task.
 _CLASS = ("base_model_class", "parent_library")
 
 
 def about(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that say for which model and task an adapter is, out of a config.
+    """Returns the fields of a config that describe the adapter's model and task.
 
     Args:
-        values: the config's fields, as they stand in the file.
+        values: The config's fields, as stored.
 
     Returns:
-        Those of them that hold what they should; nothing that jaxmix computes depends on them.
+        The valid ones; nothing that jaxmix computes depends on them.
 
     Example:
         >>> about({"task_type": "CAUSAL_LM", "revision": None, "r": 8})
@@ -45,52 +45,52 @@ def about(values: Mapping[str, Any]) -> dict[str, Any]:
 def about_fields(
     adapter: Adapter, sites: Iterable[str], base: str | None, task: str | None
 ) -> dict[str, Any]:
-    """The same fields for a config that is to be written.
+    """Returns the same fields for a config to write.
 
     Args:
-        adapter: whose metadata say what its own file said.
-        sites: the modules that get factors.
-        base: the base's path or hub id, instead of the adapter's.
-        task: PEFT's task, instead of the adapter's.
+        adapter: The adapter, whose metadata has the fields of its file.
+        sites: The modules that get factors.
+        base: The base's path or hub id, instead of the one in the metadata.
+        task: PEFT's task, instead of the one in the metadata.
 
     Returns:
-        All four fields, None where nothing is known. A task for which PEFT would save one of the
-        sites whole, and so ignore its factors, is left out.
+        All four fields, None if unknown. A task is left out if PEFT would save one of the sites
+        whole for it, and so ignore the site's factors.
 
     Raises:
-        UnsupportedError: if such a task was asked for.
+        UnsupportedError: If such a task is given explicitly.
     """
-    said = about(adapter.metadata)
-    if base is not None and base != said.get("base_model_name_or_path"):
-        said = {key: value for key, value in said.items() if key != "revision"}
-        said["base_model_name_or_path"] = base
+    found = about(adapter.metadata)
+    if base is not None and base != found.get("base_model_name_or_path"):
+        found = {key: value for key, value in found.items() if key != "revision"}
+        found["base_model_name_or_path"] = base
     if task is not None:
-        said["task_type"] = task
-    heads = TASKS.get(said.get("task_type", ""), ())
-    if lost := [site for site in sites if site.rpartition(".")[2] in heads]:
+        found["task_type"] = task
+    heads = TASKS.get(found.get("task_type", ""), ())
+    if ignored := [site for site in sites if site.rpartition(".")[2] in heads]:
         if task is not None:
             raise UnsupportedError(
-                f"{adapter.name}: for the task {task} PEFT saves heads whole and ignores factors "
-                f"there, and this adapter has some at:{listing(lost)}\nLeave task_type out, and "
+                f"{adapter.name}: for the task {task} PEFT saves heads whole and ignores their "
+                f"factors, which this adapter has at:{listing(ignored)}\nLeave task_type out, and "
                 "load it with PeftModel.from_pretrained(model, folder)."
             )
-        del said["task_type"]
-    if said.get("task_type"):
-        said.pop("auto_mapping", None)
-    return {key: said.get(key) for key in (*_STRINGS, "auto_mapping")}
+        del found["task_type"]
+    if found.get("task_type"):
+        found.pop("auto_mapping", None)
+    return {key: found.get(key) for key in (*_STRINGS, "auto_mapping")}
 
 
 def checked_task(task: Any) -> str | None:
-    """One of PEFT's tasks.
+    """Checks that a task is one of PEFT's.
 
     Args:
-        task: what the user said.
+        task: The user's ``task_type=``.
 
     Returns:
-        The same.
+        The task.
 
     Raises:
-        AdapterError: if PEFT has no such task.
+        AdapterError: If PEFT has no such task.
     """
     if task is None or (isinstance(task, str) and task in TASKS):
         return task
@@ -98,5 +98,5 @@ def checked_task(task: Any) -> str | None:
 
 
 def _is_name(value: Any) -> bool:
-    """Whether a value is a string that a file can hold, and not an empty one."""
+    """Whether a value is a printable string that is not empty."""
     return isinstance(value, str) and bool(value) and value.isprintable()

@@ -1,4 +1,4 @@
-"""The array that PEFT stores once for all of an adapter's sites."""
+"""Arrays that PEFT stores once for all sites of an adapter."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,18 +11,18 @@ __all__ = ["same_array"]
 
 
 def same_array(updates: Mapping[str, Any], name: str, of: Callable[[Any], Any]) -> Any:
-    """The array that every site's update holds: one object, or equal ones.
+    """Returns the array that the updates of all sites share: one object, or equal ones.
 
     Args:
         updates: ``{site: update}``.
-        name: the tensor's name, for the message.
-        of: from an update to its array.
+        name: The tensor's name, for the message.
+        of: Returns the array of an update.
 
     Returns:
         The array.
 
     Raises:
-        UnsupportedError: if sites hold others; it lists those that differ from the first.
+        UnsupportedError: If they differ; the sites that differ from the first one are listed.
 
     Example:
         >>> bank = np.ones(2)
@@ -33,8 +33,8 @@ def same_array(updates: Mapping[str, Any], name: str, of: Callable[[Any], Any]) 
     (site, first), *rest = arrays.items()
     if others := [other for other, array in rest if not _is_same(array, first)]:
         raise UnsupportedError(
-            f"PEFT stores one {name} for all sites, and these have another than {site}:"
-            f"{listing(others)}\nExport them as adapters of their own."
+            f"PEFT stores one {name} for all sites, and that of these sites differs from {site}:"
+            f"{listing(others)}\nExport them as separate adapters."
         )
     return first
 

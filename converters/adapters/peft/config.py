@@ -1,14 +1,14 @@
-"""PEFT's adapter_config.json: read, and every field accounted for."""
+"""Reads PEFT's adapter_config.json and accounts for every field."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmix.converters.adapters.common.values import describe_wrong_values, short_json
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.kind import Fields
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
+from jaxmix.converters.adapters.peft.peft_type import ConfigFields
 from jaxmix.converters.adapters.peft.refusals import type_problem
-from jaxmix.converters.adapters.peft.values import short, wrong_values
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.untrusted.files import parse_json, read_small
 
@@ -16,43 +16,44 @@ __all__ = ["folder_text", "read_config"]
 
 
 def read_config(path: Path) -> Config:
-    """Reads adapter_config.json and refuses what would not be honoured.
+    """Reads adapter_config.json and refuses fields that would have no effect.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
-        The config, of one of `KINDS`.
+        The config, of a type in `PEFT_TYPES`.
 
     Raises:
-        CheckpointError: if it is missing, is no such config, or a field holds what it can't.
-        UnsupportedError: if its type, or any of its fields, can't be honoured; all are listed.
+        CheckpointError: If it is missing or not such a config, or a field has an invalid value.
+        UnsupportedError: If its type, or one of its fields, is not supported; all are listed.
     """
     values = _parse(path)
     family = values.get("peft_type")
     if not isinstance(family, str):
         raise CheckpointError(
-            f"{path}: peft_type is {family!r}, expected one of {', '.join(KINDS)}. "
+            f"{path}: peft_type is {family!r}, expected one of {', '.join(PEFT_TYPES)}. "
             "Is it the config of a PEFT adapter?"
         )
-    if family not in KINDS:
+    if family not in PEFT_TYPES:
         raise UnsupportedError(f"{path}: {type_problem(family)}")
-    kind = KINDS[family]
-    problems = [*_refused(values, kind.fields), *kind.judged(values)]
+    peft_type = PEFT_TYPES[family]
+    problems = [*_refused(values, peft_type.fields), *peft_type.find_problems(values)]
     if problems:
         raise UnsupportedError(
-            f"{path}: fields of this {family} config that jaxmix can't honour:{listing(problems)}"
+            f"{path}: fields of this {family} config that jaxmix does not support:"
+            f"{listing(problems)}"
         )
-    if wrong := wrong_values(values, kind.fields.honoured):
+    if wrong := describe_wrong_values(values, peft_type.fields.supported):
         raise CheckpointError(
-            f"{path}: fields of this {family} config that do not hold what they should:"
+            f"{path}: fields of this {family} config with invalid values:"
             f"{listing(wrong)}\nWas the file edited? Take the one that save_pretrained wrote."
         )
     return Config(path, family, values)
 
 
 def folder_text(folder: Path) -> str:
-    """What lies in a folder, for a message."""
+    """Lists the files of a folder, for a message."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
@@ -61,7 +62,7 @@ def folder_text(folder: Path) -> str:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    """The file as a dict."""
+    """Parses the file."""
     try:
         values = parse_json(read_small(path))
     except FileNotFoundError as error:
@@ -75,7 +76,7 @@ def _parse(path: Path) -> dict[str, Any]:
         ) from error
     except CheckpointError:
         raise
-    except ValueError as error:  # no text, no JSON, or beyond its limits
+    except ValueError as error:  # not text, not JSON, or too large
         raise CheckpointError(
             f"{path} is not JSON: {error}. Expected the object that save_pretrained writes; save "
             "or download it again."
@@ -83,37 +84,39 @@ def _parse(path: Path) -> dict[str, Any]:
     if isinstance(values, dict):
         return values
     raise CheckpointError(
-        f"{path} holds a {type(values).__name__}, expected a JSON object with peft_type and so on. "
+        f"{path} contains a {type(values).__name__}, expected a JSON object with peft_type. "
         "Save or download it again."
     )
 
 
 def _nested(path: Path) -> str:
-    """Where else the config may lie: PEFT saves an adapter with its own name one folder down."""
+    """Suggests subfolders with a config: PEFT saves named adapters one folder down."""
     try:
         inner = sorted(found.parent.name for found in path.parent.glob(f"*/{path.name}"))
     except OSError:
         return ""
     return (
-        f" There is one in {', '.join(inner[:5])}: say {option('subfolder', inner[0])}."
+        f" There is one in {', '.join(inner[:5])}: give {option('subfolder', inner[0])}."
         if inner
         else ""
     )
 
 
-def _refused(values: Mapping[str, Any], fields: Fields) -> list[str]:
-    """The fields that are refused or unknown, and on."""
+def _refused(values: Mapping[str, Any], fields: ConfigFields) -> list[str]:
+    """Describes the fields that are on and refused or unknown."""
     problems = []
     for field, value in values.items():
-        if field in fields.honoured or field in fields.harmless:
+        if field in fields.supported or field in fields.harmless:
             continue
         if refusal := fields.refused.get(field):
             is_off = not value if refusal.is_off_when_empty else value is None or value is False
             if not is_off:
-                problems.append(f"{field} = {short(value)}: {refusal.why}. {refusal.todo}")
+                problems.append(
+                    f"{field} = {short_json(value)}: {refusal.reason}. {refusal.remedy}"
+                )
         elif value is not None and value is not False and value not in ("", [], {}):
             problems.append(
-                f"{field} = {short(value)}: not a field that this version of jaxmix knows. If it "
-                "does not change the weights, take it out of the file."
+                f"{field} = {short_json(value)}: unknown to this version of jaxmix. If it does not "
+                "change the weights, remove it from the file."
             )
     return problems

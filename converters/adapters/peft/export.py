@@ -1,4 +1,4 @@
-"""`export_peft`: an adapter as a folder that PEFT itself loads, a mix as several and a script."""
+"""`export_peft`: writes an adapter as a folder for PEFT, a mix as several folders and a script."""
 
 import json
 import os
@@ -11,11 +11,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
+from jaxmix.converters.adapters.common.tensor_files import CONFIG_FILE
 from jaxmix.converters.adapters.peft.about import about_fields, checked_task
-from jaxmix.converters.adapters.peft.kind import Written
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.loading_script import ordered, script
 from jaxmix.converters.adapters.peft.parts import Parts, parts_in
+from jaxmix.converters.adapters.peft.peft_type import PeftContent
 from jaxmix.converters.files.output import checked_output, new_folder
 from jaxmix.errors import AdapterError, UnsupportedError, listing
 from jaxmix.families import FAMILIES, Delta, Update
@@ -23,17 +24,16 @@ from jaxmix.mixing import Mix
 
 __all__ = ["export_peft"]
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 SCRIPT_FILE = "load_in_peft.py"
 _EXPORTED = re.compile(
     rf"(\d\d-[^/]+/)?({re.escape(CONFIG_FILE)}|{re.escape(WEIGHTS_FILE)}|README\.md)"
     rf"|{re.escape(SCRIPT_FILE)}"
 )
-# The version whose format is written; PEFT's OFT asks for it.
+# The version whose format is written; PEFT's OFT depends on it.
 _VERSION = "0.21.2"
 
-# PEFT's type for each family that it has.
+# PEFT's type for each family that has one.
 _TYPES: dict[str, str] = {
     **{name: name.upper() for name in FAMILIES},
     "Delta": "BEFT",
@@ -57,41 +57,39 @@ def export_peft(
 ) -> Path:
     """Writes an adapter as PEFT's ``save_pretrained`` would: ``{site: update}`` as factors.
 
-    What PEFT loads from the folder computes the same as the adapter. An adapter's strength goes
-    into its scale, which PEFT has for additive kinds alone. A mix is written as a folder for each
-    of its adapters, in order, and a short script that loads them one after the other.
+    The folder computes the same in PEFT as the adapter does here. An adapter's strength is
+    multiplied into its scale, which only additive types have in PEFT. A mix is written as one
+    folder per adapter, in order, and a short script that loads them one after the other.
 
     A LoRA is written with one rank, ``r``, and one scale, ``lora_alpha / r``, for all sites, since
-    llama.cpp and others read nothing else. Where ranks differ the factors of the smaller ones are
-    filled with zeros up to the largest; where scales differ the most frequent one is written, and
-    what is left of the others goes into their B, rounded once. So a LoRA of equal ranks and scales
-    goes out bit for bit.
+    llama.cpp and others read nothing else. Where ranks differ, smaller factors are padded with
+    zeros; where scales differ, the most frequent one is written, and the ratio is multiplied into
+    the B of the other sites, rounded once. A LoRA of equal ranks and scales is written bit for bit.
 
     Args:
-        adapter: an adapter whose updates are of one type of PEFT, or a mix of such.
-        folder: where to write. It is written beside its place and renamed, so that it is never half
-            there.
-        base_model_name_or_path: the base's path or hub id, for the config; by default what the
-            file said from which the adapter was read.
-        task_type: PEFT's task, such as "CAUSAL_LM", which ``AutoPeftModelForCausalLM`` asks for; by
-            default what the file said.
-        patterns: whether to keep every site's own rank and alpha of a LoRA, as ``rank_pattern`` and
+        adapter: An adapter whose updates are of one type of PEFT, or a mix of such adapters.
+        folder: The folder to write. It is renamed into place when it is complete.
+        base_model_name_or_path: The base's path or hub id, for the config; by default the one in
+            the adapter's own file.
+        task_type: PEFT's task, such as "CAUSAL_LM", which ``AutoPeftModelForCausalLM`` needs; by
+            default the one in the adapter's own file.
+        patterns: Whether to keep the rank and alpha of each site of a LoRA, as ``rank_pattern`` and
             ``alpha_pattern``: smaller where ranks differ, and bit for bit, but only PEFT reads it.
-        errors: what `to_lora` says of the error that it made at each site; kept in the metadata of
-            the file of an adapter, as JSON under ``errors``.
-        force: whether to replace an adapter that stands there.
-        base_model: the older name of ``base_model_name_or_path``.
+        errors: The error at each site, as `to_lora` reports it; stored as JSON in the metadata of
+            the adapter's file under ``errors``.
+        force: Whether to replace an existing adapter.
+        base_model: The older name of ``base_model_name_or_path``.
 
     Returns:
         The folder.
 
     Raises:
-        UnsupportedError: if PEFT has no type for an update, no config for all of them, no strength
+        UnsupportedError: If PEFT has no type for an update, no config for all of them, no strength
             for their kind, or another order of those at one site; `jaxmix.to_lora` makes a LoRA of
             any of these. If PEFT ignores sites of the adapter in the task that is asked for, or a
             scale does not fit into B.
-        AdapterError: if it is no adapter, there is no such task, or errors are given for a mix.
-        CheckpointError: if the place is taken, or can't be written.
+        AdapterError: If it is not an adapter, there is no such task, or errors are given for a mix.
+        CheckpointError: If the path is taken, or can't be written.
 
     Example:
         >>> import tempfile
@@ -110,8 +108,8 @@ def export_peft(
         )
     if errors and isinstance(adapter, Mix):
         raise AdapterError(
-            f"export_peft got errors= for a mix, whose sites are of {len(adapter.parts)} adapters. "
-            "Export the one that to_lora made."
+            f"export_peft got errors= for a mix of {len(adapter.parts)} adapters. Export the "
+            "adapter that to_lora returned."
         )
     task = checked_task(task_type)
     parts = ordered(adapter.parts)
@@ -119,25 +117,25 @@ def export_peft(
     made = [_folder(part, base_model_name_or_path, task, patterns) for part in parts]
     marks = (CONFIG_FILE, SCRIPT_FILE)
     place = checked_output(folder, (), force=force, marks=marks, replaces=_is_exported)
-    with new_folder(place, force=force, replaces=_is_exported) as beside:
+    with new_folder(place, force=force, replaces=_is_exported) as new:
         if isinstance(adapter, Adapter):
-            _save(beside, *made[0], {"errors": json.dumps(dict(errors))} if errors else {})
+            _save(new, *made[0], {"errors": json.dumps(dict(errors))} if errors else {})
         else:
-            names = [f"{i:02d}-{_plain(part.name)}" for i, part in enumerate(parts, 1)]
+            names = [f"{i:02d}-{_folder_name(part.name)}" for i, part in enumerate(parts, 1)]
             for name, (config, tensors) in zip(names, made, strict=True):
-                (beside / name).mkdir()
-                _save(beside / name, config, tensors)
-            (beside / SCRIPT_FILE).write_text(script(names), encoding="utf-8")
+                (new / name).mkdir()
+                _save(new / name, config, tensors)
+            (new / SCRIPT_FILE).write_text(script(names), encoding="utf-8")
     return place
 
 
 def _is_exported(name: str) -> bool:
-    """Whether a file, by its path in the folder, is one that is written here, or by PEFT."""
+    """Whether a path in the folder is one of a file that `export_peft` or PEFT writes."""
     return _EXPORTED.fullmatch(name) is not None
 
 
-def _plain(name: str) -> str:
-    """A name that can be a folder's."""
+def _folder_name(name: str) -> str:
+    """Converts a name to one that a folder can have."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".") or "adapter"
 
 
@@ -145,12 +143,12 @@ def _save(
     folder: Path,
     config: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    told: Mapping[str, str] = {},
+    metadata: Mapping[str, str] = {},
 ) -> None:
-    """The two files."""
+    """Writes the config and the tensors."""
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt", **told})
+    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt", **metadata})
 
 
 def _folder(
@@ -159,25 +157,27 @@ def _folder(
     """The config and the tensors of one adapter."""
     parts = parts_in(adapter)
     types = {site: _type(update) for site, update in parts.own.items()}
-    kinds = {name for name in types.values() if name}
-    if lost := [f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in KINDS]:
+    names = {name for name in types.values() if name}
+    if missing := [
+        f"{s}: {parts.own[s].family}" for s, name in types.items() if name not in PEFT_TYPES
+    ]:
         raise UnsupportedError(
-            f"{adapter.name}: PEFT has no type for:{listing(lost)}\nMake a LoRA of it: "
+            f"{adapter.name}: PEFT has no type for:{listing(missing)}\nConvert it to a LoRA: "
             "jaxmix.to_lora(adapter, params)."
         )
-    if len(kinds) != 1:
-        found = [f"{name}: {sum(t == name for t in types.values())} sites" for name in kinds]
+    if len(names) != 1:
+        found = [f"{name}: {sum(t == name for t in types.values())} sites" for name in names]
         raise UnsupportedError(
-            f"{adapter.name}: PEFT's folders hold adapters of one type, and this one has "
-            f"{'none' if not kinds else 'several'}:{listing(found)}\nMake a LoRA of it: "
-            "jaxmix.to_lora(adapter, params), or export its parts as adapters of their own."
+            f"{adapter.name}: a PEFT folder contains an adapter of one type, and this adapter has "
+            f"{'none' if not names else 'several'}:{listing(found)}\nConvert it to a LoRA: "
+            "jaxmix.to_lora(adapter, params), or export its parts as separate adapters."
         )
-    (name,) = kinds
-    write = KINDS[name].write
+    (name,) = names
+    write = PEFT_TYPES[name].write
     if write is None:
         raise UnsupportedError(f"{adapter.name}: jaxmix does not write PEFT's {name} yet.")
-    level = KINDS[name].leveled
-    written = write(parts.own if patterns or level is None else level(parts.own))
+    equalize = PEFT_TYPES[name].with_equal_ranks
+    content = write(parts.own if patterns or equalize is None else equalize(parts.own))
     config = {
         **about_fields(adapter, parts.own, base, task),
         "inference_mode": True,
@@ -185,9 +185,9 @@ def _folder(
         "peft_type": name,
         "peft_version": _VERSION,
         "target_modules": list(parts.own),
-        **written.fields,
+        **content.fields,
     }
-    tensors = _tensors(parts, written, name, config)
+    tensors = _tensors(parts, content, name, config)
     return config, tensors
 
 
@@ -196,11 +196,13 @@ def _type(update: Update) -> str:
     return "" if isinstance(update, Delta) and update.has_weight else _TYPES.get(update.family, "")
 
 
-def _tensors(parts: Parts, written: Written, name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """All tensors by PEFT's keys; what lies in the base is told in the config."""
-    tensors = {f"base_model.{shared}": array for shared, array in written.shared.items()}
+def _tensors(
+    parts: Parts, content: PeftContent, name: str, config: dict[str, Any]
+) -> dict[str, Any]:
+    """All tensors by PEFT's keys; completes the config for those that PEFT stores in the base."""
+    tensors = {f"base_model.{shared}": array for shared, array in content.shared.items()}
     prefix = "base_model.model."
-    tensors |= {prefix + key: array for key, array in written.tensors.items()}
+    tensors |= {prefix + key: array for key, array in content.tensors.items()}
     biases: dict[str, Any] = {}
     saved: list[str] = []
     for site, update in parts.saved.items():
@@ -211,18 +213,18 @@ def _tensors(parts: Parts, written: Written, name: str, config: dict[str, Any]) 
         for leaf in ("weight", "bias"):
             if (array := getattr(update, leaf)) is not None:
                 tensors[f"{prefix}{site}.{leaf}"] = array
-    if saved and "modules_to_save" not in KINDS[name].fields.honoured:
+    if saved and "modules_to_save" not in PEFT_TYPES[name].fields.supported:
         raise UnsupportedError(
-            f"PEFT's {name} has no modules saved whole, and this adapter has:{listing(saved)}"
+            f"PEFT's {name} can't save whole modules, and this adapter has:{listing(saved)}"
         )
-    if biases and "bias" not in KINDS[name].fields.honoured:
+    if biases and "bias" not in PEFT_TYPES[name].fields.supported:
         raise UnsupportedError(
             f"PEFT's {name} has no trained biases, and this adapter has:{listing(biases)}"
         )
     for site, update in parts.rebased.items():
         inner = ".base_layer" if site in parts.own else ""
         tensors[f"{prefix}{site}{inner}.weight"] = update.weight
-    if parts.tokens and "trainable_token_indices" not in KINDS[name].fields.honoured:
+    if parts.tokens and "trainable_token_indices" not in PEFT_TYPES[name].fields.supported:
         raise UnsupportedError(
             f"PEFT's {name} has no trained tokens, and this adapter has:{listing(parts.tokens)}"
         )

@@ -1,4 +1,4 @@
-"""What a reader of one of PEFT's types is given: its config, and what else the file knows."""
+"""The arguments of the reader of a PEFT type: the config and the rest of the file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.adapters.base import BaseModel
-from jaxmix.converters.adapters.peft.values import matches
+from jaxmix.converters.adapters.common.base_model import BaseModel
+from jaxmix.converters.adapters.common.values import matches_site
 from jaxmix.errors import CheckpointError, option
 
 __all__ = ["Config", "File"]
@@ -17,14 +17,14 @@ __all__ = ["Config", "File"]
 
 @dataclass(frozen=True)
 class Config:
-    """The fields of one adapter's config, for whoever builds its updates.
+    """The fields of an adapter's config.
 
-    Every honoured field holds what its type's `Fields` say: `read_config` has looked.
+    `read_config` has checked every supported field against its type's `ConfigFields`.
 
     Args:
-        path: the file, for messages.
+        path: The file, for messages.
         family: PEFT's name of the type, in capitals.
-        values: the fields as they stand in the file.
+        values: The fields, as stored.
     """
 
     path: Path
@@ -32,27 +32,27 @@ class Config:
     values: Mapping[str, Any]
 
     def flag(self, field: str) -> bool:
-        """A field that is true or false; absent is false."""
+        """The value of a boolean field; false if absent."""
         return bool(self.values.get(field))
 
     def by_site(self, patterns: str, field: str, site: str) -> Any:
-        """The value for one site: of the first pattern that matches it, else the field's."""
+        """The value for a site: that of the first pattern that matches, otherwise the field's."""
         for key, value in (self.values.get(patterns) or {}).items():
-            if matches(key, site):
+            if matches_site(key, site):
                 return value
         return self.values[field]
 
 
 @dataclass(frozen=True)
 class File:
-    """An adapter's file, as far as all of its sites need it.
+    """What an adapter's file and its base provide for all sites.
 
     Args:
-        config: its config.
-        sites: the sites with factors, in the file's order.
-        shared: tensors of the whole model, by the type's name for them.
-        base: the model that it was trained on, where the caller gave one.
-        kept: what the reader of one site keeps for those after it.
+        config: The adapter's config.
+        sites: The sites with factors, in the file's order.
+        shared: Tensors of the whole model, by the type's names.
+        base: The model that it was trained on, if given.
+        kept: A cache that the reader of one site fills for the next ones.
     """
 
     config: Config
@@ -65,7 +65,7 @@ class File:
         """The base's weight at a site, in PyTorch's axes.
 
         Raises:
-            CheckpointError: if no base was given, or it has no such site.
+            CheckpointError: If no base was given, or it has no such site.
         """
         return self._base(site).weight(site)
 
@@ -73,7 +73,7 @@ class File:
         """The base's bias at a site.
 
         Raises:
-            CheckpointError: if no base was given, or it has no such site, or no bias there.
+            CheckpointError: If no base was given, or it has no such site, or no bias there.
         """
         return self._base(site).bias(site)
 
@@ -81,16 +81,16 @@ class File:
         """The shape of the base's weight at a site, in PyTorch's axes.
 
         Raises:
-            CheckpointError: if no base was given, or it has no such site.
+            CheckpointError: If no base was given, or it has no such site.
         """
         return self._base(site).shape(site)
 
     @property
     def transposed(self) -> bool | None:
-        """What ``fan_in_fan_out`` says of any one site: False if it is off, else nothing.
+        """False if ``fan_in_fan_out`` is off, None (unknown) if it is on.
 
         PEFT's config has one flag for all layers. PEFT corrects it for each layer by the layer's
-        class, and writes what held for the last one; so that a flag that is on may be any layer's.
+        class and writes the value of the last one, so a flag that is on may be that of any layer.
         """
         return None if self.config.flag("fan_in_fan_out") else False
 
@@ -98,15 +98,16 @@ class File:
         """Whether the base stores a site's weight as (in, out), as transformers' ``Conv1D`` does.
 
         Raises:
-            CheckpointError: if no base was given, it has no such site, or it does not tell and the
-                config has ``fan_in_fan_out`` on.
+            CheckpointError: If no base was given, it has no such site, or ``fan_in_fan_out`` is on
+                and the base does not determine the orientation.
         """
         found = self._base(site).is_conv1d(site)
         if found is None and self.config.flag("fan_in_fan_out"):
             raise CheckpointError(
-                f"a {self.config.family} adapter's file does not tell whether the weight at {site} "
-                f"is stored as (out, in) or as (in, out), and {self._base(site).what} does not "
-                "either. Give a base with its biases, or its folder with config.json"
+                f"whether the weight at {site} is stored as (out, in) or (in, out) is stated "
+                f"neither in a {self.config.family} adapter's file nor in "
+                f"{self._base(site).description}. Give a base with its biases, or its folder with "
+                "config.json"
             )
         return bool(found)
 
@@ -114,7 +115,7 @@ class File:
         """Outputs and inputs of the base's linear layer at a site.
 
         Raises:
-            CheckpointError: as `is_conv1d`; of a square weight it is not asked.
+            CheckpointError: As for `is_conv1d`, which a square weight does not need.
         """
         first, second = self.shape(site)[:2]
         if first == second or not self.is_conv1d(site):
@@ -122,33 +123,33 @@ class File:
         return second, first
 
     def torch(
-        self, what: str, how: str = "draws anew from a seed with torch's generator"
+        self, subject: str, how: str = "draws again from a seed with torch's generator"
     ) -> ModuleType:
-        """PyTorch, to make what the file leaves out as PEFT does.
+        """Imports PyTorch, to compute what the file leaves out as PEFT does.
 
         Args:
-            what: the things that are left out, for the message.
-            how: what PEFT does to have them.
+            subject: What is left out, for the message.
+            how: How PEFT obtains it.
 
         Raises:
-            CheckpointError: if it is not installed.
+            CheckpointError: If it is not installed.
         """
         try:
             import torch
         except ImportError as error:
             raise CheckpointError(
-                f"{self.config.path.parent} leaves out {what}, which PEFT {how}. Install torch "
-                "(pip install 'jaxmix-peft[torch]') and load it once; jaxmix.save writes it with "
-                "them, and then torch is needed no more."
+                f"{self.config.path.parent} leaves out {subject}, which PEFT {how}. Install torch "
+                "(pip install 'jaxmix-peft[torch]') and load the adapter once; jaxmix.save "
+                "includes them, so torch is not needed again."
             ) from error
         return torch
 
     def _base(self, site: str) -> BaseModel:
         if self.base is None:
             raise CheckpointError(
-                f"a {self.config.family} adapter's file does not say what it needs of the base's "
-                f"weight at {site}. Give the base: "
-                f"{option('base', ..., of='jaxmix.load(…')}, its Hugging Face folder or its "
-                "params. jaxmix.save writes the adapter so that it is not needed again."
+                f"a {self.config.family} adapter can't be read without the base's weight at "
+                f"{site}. Give the base: {option('base', ..., of='jaxmix.load(…')}, its Hugging "
+                f"Face "
+                "folder or its params. An adapter that jaxmix.save writes does not need it again."
             )
         return self.base

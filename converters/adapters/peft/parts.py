@@ -1,4 +1,4 @@
-"""An adapter's updates, by where PEFT keeps them: in the base, saved whole, or the type's own."""
+"""Groups an adapter's updates by how PEFT stores them."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -12,7 +12,7 @@ from jaxmix.families import Rebase, Replace, Tokens, Update, parts_of
 
 __all__ = ["Parts", "parts_in"]
 
-# What PEFT puts into the base, in this order, before an adapter's own update.
+# Updates that PEFT applies to the base, in this order, before an adapter's own update.
 _FIRST = (Rebase, Replace, Tokens)
 
 
@@ -21,7 +21,7 @@ class Parts:
     """An adapter's updates by site.
 
     Args:
-        own: Those of the adapter's own type.
+        own: Updates of the adapter's own type.
         saved: Modules and biases that were trained whole.
         rebased: Copies of the base's weights.
         tokens: Rows of embeddings.
@@ -34,27 +34,27 @@ class Parts:
 
 
 def parts_in(adapter: Adapter) -> Parts:
-    """Sorts an adapter's updates, with its strength in them.
+    """Groups an adapter's updates, with its strength multiplied in.
 
     Args:
         adapter: The adapter.
 
     Returns:
-        Its updates.
+        The updates by group.
 
     Raises:
-        UnsupportedError: If PEFT has no strength for one, no place for several at a site, or
-            another order of them.
+        UnsupportedError: If PEFT has no strength for an update, can't store several at a site, or
+            applies them in another order.
     """
     out = Parts()
     weak: list[str] = []
     twice: list[str] = []
     late: list[str] = []
     for site, update in adapter.updates.items():
-        # A module is saved whole, or it is adapted.
+        # PEFT either saves a module whole or adapts it.
         last, is_mixed = 0, len(parts_of(update)) > 1
         for part in parts_of(update):
-            strong = _at(part, adapter.strength)
+            strong = _with_strength(part, adapter.strength)
             if strong is None:
                 weak.append(f"{site}: {part.family}")
                 continue
@@ -67,21 +67,22 @@ def parts_in(adapter: Adapter) -> Parts:
             group[site], last = strong, at
     if weak:
         raise UnsupportedError(
-            f"{adapter.name} has strength {adapter.strength}, and PEFT has none for:{listing(weak)}"
-            "\nExport it at strength 1, or make a LoRA of it: jaxmix.to_lora(adapter, params)."
+            f"{adapter.name} has strength {adapter.strength}, which PEFT does not have for:"
+            f"{listing(weak)}\nExport it at strength 1, or convert it to a LoRA: "
+            "jaxmix.to_lora(adapter, params)."
         )
     if twice:
         raise UnsupportedError(
-            f"{adapter.name}: PEFT has one update of an adapter at a site, and here are more:"
-            f"{listing(twice)}\nMake a LoRA of it: jaxmix.to_lora(adapter, params)."
+            f"{adapter.name}: PEFT has one update per site of an adapter, and this one has more:"
+            f"{listing(twice)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )
     if late:
         raise UnsupportedError(
-            f"{adapter.name}: PEFT puts copies of the base, saved leaves and tokens, in this "
-            f"order, under an adapter's own update, and these are in another:{listing(late)}\n"
-            "Make a LoRA of it: jaxmix.to_lora(adapter, params)."
+            f"{adapter.name}: PEFT applies copies of the base, saved leaves and tokens, in this "
+            f"order, before an adapter's own update, and these are in another order:"
+            f"{listing(late)}\nConvert it to a LoRA: jaxmix.to_lora(adapter, params)."
         )
-    # Alone these are types of their own.
+    # If there is nothing else, these are types of their own.
     if not out.own and out.tokens:
         return replace(out, own=dict(out.tokens), tokens={})
     if not out.own and out.saved:
@@ -89,8 +90,8 @@ def parts_in(adapter: Adapter) -> Parts:
     return out
 
 
-def _at(update: Update, strength: Any) -> Update | None:
-    """The update with a strength in it, or None if it has no scale to take it."""
+def _with_strength(update: Update, strength: Any) -> Update | None:
+    """The update with a strength multiplied in, or None if it has no scale."""
     if not isinstance(strength, Tracer) and np.all(np.asarray(strength) == 1.0):
         return update
     is_additive = not update.reads_base and not update.is_base_side

@@ -1,6 +1,6 @@
-"""Keys as ``save_pretrained`` writes them, from keys that training loops save by themselves.
+"""Converts keys that training loops save to those that ``save_pretrained`` writes.
 
-A state dict of a model in training has more in its keys than PEFT's files: what wrappers add
+A state dict of a model in training has more in its keys than PEFT's files: the names of wrappers
 (`placement.names`), the adapter's name (``lora_A.default.weight``), and the parts of PEFT's own
 wrappers around modules that are trained whole (``modules_to_save.default.weight``) and around
 embeddings with trained tokens (``token_adapter.base_layer.weight``).
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, listing
 from jaxmix.placement.names import unwrapped, without_wrappers
 
 __all__ = ["PlainKey", "any_of", "plain_keys", "plain_values"]
 
 _PREFIX = "base_model.model."
-# Not the names of adapters: what other types have in the place of one.
+# Not names of adapters: other types have these at the same position.
 _NO_NAMES = ("weight", "bias")
 _SAVED = re.compile(r"(?P<module>.+)\.modules_to_save\.(?P<rest>.+)")
 _ORIGINAL = re.compile(r"(?P<module>.+)\.original_module\.(?P<rest>.+)")
@@ -36,7 +36,7 @@ class PlainKey(NamedTuple):
 
     Args:
         path: ``<module>.<parameter>``.
-        is_saved: whether the key itself says that its module was trained whole.
+        is_saved: Whether the key itself states that its module was trained whole.
     """
 
     path: str
@@ -49,17 +49,17 @@ def plain_keys(
     """Maps a file's keys to those that PEFT would have written.
 
     Args:
-        keys: the file's keys.
-        config: the adapter's config.
-        path: the file, for messages.
-        modules: the names of the base's modules, if known. A key that names one of them as it
-            stands keeps what would count as a wrapper's name otherwise.
+        keys: The file's keys.
+        config: The adapter's config.
+        path: The file, for messages.
+        modules: The names of the base's modules, if known. A key with one of them in it keeps
+            what would otherwise be a wrapper's name.
 
     Returns:
         ``{key: plain key}``. Copies that PEFT itself does not read are left out.
 
     Raises:
-        CheckpointError: if the file holds several adapters.
+        CheckpointError: If the file contains several adapters.
     """
     known = set(map(without_wrappers, modules))
     paths: dict[str, str] = {}
@@ -73,7 +73,7 @@ def plain_keys(
     if len(names) > 1:
         lines = (f"{name!r}, as in {key}" for name, key in names.items())
         raise CheckpointError(
-            f"{path} holds several adapters, expected one:{listing(lines)}\nSave each into a "
+            f"{path} contains several adapters, expected one:{listing(lines)}\nSave each in a "
             "folder of its own with save_pretrained, or remove the keys of the others."
         )
     return dict(_read_keys(paths, names))
@@ -83,7 +83,7 @@ def plain_values(config: Config) -> dict[str, Any]:
     """Removes the names of wrappers from the module names in a config's values.
 
     Args:
-        config: the adapter's config.
+        config: The adapter's config.
 
     Returns:
         All of its values.
@@ -92,36 +92,36 @@ def plain_values(config: Config) -> dict[str, Any]:
 
 
 def _plain_value(field: str, value: Any) -> Any:
-    """A list of names, or an object by names, without wrappers; any other value as it is."""
+    """Removes wrappers from a list of names, or the keys of an object; keeps any other value."""
     if isinstance(value, str) and field in ("target_modules", "exclude_modules"):
         return _plain_name(value)
     if isinstance(value, dict):
         names = {key: _plain_name(key) for key in value}
-        # Two that become one are left to those who look for modules of these names.
-        alone = {name for name, count in Counter(names.values()).items() if count == 1}
-        return {names[key] if names[key] in alone else key: own for key, own in value.items()}
+        # Names that would become equal are kept: no module has them.
+        unique = {name for name, count in Counter(names.values()).items() if count == 1}
+        return {names[key] if names[key] in unique else key: own for key, own in value.items()}
     if isinstance(value, list):
         return [_plain_name(own) if isinstance(own, str) else own for own in value]
     return value
 
 
 def _plain_name(text: str) -> str:
-    """A module's name or a regular expression; AdaLoRA's masks go by the whole key."""
+    """Removes wrappers from a name or regular expression; AdaLoRA's masks have the whole key."""
     if found := re.fullmatch(r"(.+\.lora_E)(?:\.[^.]+)?", text):
         return next(iter(unwrapped([found[1]], is_peft=True).values()))
     return without_wrappers(text)
 
 
 def _is_below(modules: Collection[str], path: str) -> bool:
-    """Whether a path is that of one of these modules, or of something in it."""
+    """Whether a path is in one of these modules."""
     parts = path.split(".") if modules else ()
     return any(".".join(parts[:n]) in modules for n in range(1, len(parts)))
 
 
 def _split_name(path: str, family: str) -> tuple[str, str] | None:
-    """The path without the adapter's name, and the name; None if there is none in it."""
-    kind = KINDS[family]
-    names = (*kind.parameters, *kind.shared)
+    """Splits the adapter's name off a path; None if it has none."""
+    peft_type = PEFT_TYPES[family]
+    names = (*peft_type.parameters, *peft_type.shared)
     if re.fullmatch(rf"(?:.+\.)?{any_of(names).pattern}", path):
         return None
     for pattern in _with_name(names):
@@ -133,14 +133,14 @@ def _split_name(path: str, family: str) -> tuple[str, str] | None:
 
 @cache
 def _with_name(parameters: tuple[str, ...]) -> list[re.Pattern[str]]:
-    """Expressions for parameters with the adapter's name in them."""
+    """Compiles expressions for parameters that contain the adapter's name."""
     patterns = []
     for parameter in parameters:
         stem, _, rest = parameter.partition(".")
         after = rf"(?P<after>\.{any_of((rest,)).pattern})" if rest else r"(?P<after>)"
-        if "#" in rest:  # a tensor for each module, in a dictionary of the adapter's
+        if "#" in rest:  # one tensor per kind of module, in a dictionary of the adapter
             stem, after = rf"{stem}\.[^.]+", r"(?P<after>)"
-        if stem == "lora_magnitude_vector":  # a module with a weight while in training
+        if stem == "lora_magnitude_vector":  # a module with a weight during training
             after += r"(?:\.weight)?"
         patterns.append(re.compile(rf"(?P<before>(?:.+\.)?{stem})\.(?P<name>[^.]+){after}"))
     return patterns
@@ -148,19 +148,19 @@ def _with_name(parameters: tuple[str, ...]) -> list[re.Pattern[str]]:
 
 @cache
 def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Compiles an expression for any of some names; ``*`` is a number in them, ``#`` a word."""
+    """Compiles an expression that matches any of the names; ``*`` is a number, ``#`` a word."""
     texts = (re.escape(name).replace(r"\*", r"\d+").replace(r"\#", r"[^.]+") for name in names)
     return re.compile(rf"({'|'.join(texts)})")
 
 
 def _read_keys(paths: Mapping[str, str], names: Collection[str]) -> Iterator[tuple[str, PlainKey]]:
-    """The keys that PEFT reads, without what its wrappers around whole modules add."""
+    """Yields the keys that PEFT reads, without the names of its wrappers around whole modules."""
     every = set(paths.values())
     whole = {found["module"] for path in every if (found := _SAVED.fullmatch(path))}
     for key, path in paths.items():
         if found := _SAVED.fullmatch(path):
             plain = f"{found['module']}.{_without_name(found, names, every)}"
-            # With new tokens PEFT writes an embedding under both keys, and reads the plain one.
+            # With new tokens PEFT writes an embedding under both keys and reads the plain one.
             if plain not in every:
                 yield key, PlainKey(plain, is_saved=True)
         elif found := _ORIGINAL.fullmatch(path):
@@ -177,10 +177,10 @@ def _read_keys(paths: Mapping[str, str], names: Collection[str]) -> Iterator[tup
 
 
 def _without_name(found: re.Match[str], names: Collection[str], every: Collection[str]) -> str:
-    """What follows ``modules_to_save``, without the adapter's name.
+    """The part after ``modules_to_save``, without the adapter's name.
 
-    While in training the name comes first. It is gone where another tool has removed it: then it
-    is not the name in the factors' keys, and the original module has the same parts.
+    During training the name comes first. Another tool may have removed it: then the first word is
+    not the name in the keys of the factors, and the original module has the same parts.
     """
     first, _, rest = found["rest"].partition(".")
     if not rest or first in names or first == "default":

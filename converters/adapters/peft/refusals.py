@@ -1,8 +1,8 @@
-"""The types of adapters that are refused, and why."""
+"""PEFT types that are refused, and the reasons."""
 
 from difflib import get_close_matches
 
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 
 __all__ = ["REFUSED_TYPES", "type_problem"]
 
@@ -11,14 +11,14 @@ _PROMPT = (
     "a mix of weights. Keep it in PEFT"
 )
 _ROUTED = (
-    "it routes by input, token or task: no fixed weight computes that. Load the single adapters "
+    "it routes by input, token or task, which no fixed weight computes. Load the single adapters "
     "and mix them with strengths"
 )
-_PARALLEL = "it runs a parallel network beside the base. Keep it in PEFT"
+_PARALLEL = "it runs a second network in parallel with the base. Keep it in PEFT"
 
 REFUSED_TYPES: dict[str, str] = {
-    name: why
-    for why, names in {
+    name: reason
+    for reason, names in {
         _PROMPT: "ADAPTION_PROMPT CARTRIDGE CPT MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING "
         "PROMPT_TUNING",
         _ROUTED: "LILY POLY XLORA",
@@ -29,9 +29,9 @@ REFUSED_TYPES: dict[str, str] = {
 
 
 def type_problem(family: str) -> str:
-    """Why a ``peft_type`` is refused, and what to do."""
+    """Returns why a ``peft_type`` is refused, and what to do."""
     if family in REFUSED_TYPES:
         return f"peft_type {family!r} is refused: {REFUSED_TYPES[family]}."
-    near = get_close_matches(family.upper(), KINDS, 1)
+    near = get_close_matches(family.upper(), PEFT_TYPES, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"peft_type {family!r} is unknown, expected one of {', '.join(KINDS)}.{hint}"
+    return f"peft_type {family!r} is unknown, expected one of {', '.join(PEFT_TYPES)}.{hint}"

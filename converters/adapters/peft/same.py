@@ -1,4 +1,4 @@
-"""What PEFT's config says once for all of an adapter's sites."""
+"""Values that PEFT's config has once for all sites of an adapter."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -6,25 +6,25 @@ from typing import Any
 
 from jaxmix.errors import UnsupportedError, listing
 
-__all__ = ["fan_in_fan_out", "same", "unless"]
+__all__ = ["equal_value", "fan_in_fan_out", "refuse_unless"]
 
 
-def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> Any:
-    """The value of one of the config's fields, which every site's update must agree on.
+def equal_value(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> Any:
+    """Returns the value of a field of the config, which must be equal at all sites.
 
     Args:
         updates: ``{site: update}``.
-        field: the field, for the message.
-        of: from an update to the field's value.
+        field: The field, for the message.
+        of: Returns the field's value for an update.
 
     Returns:
         The value.
 
     Raises:
-        UnsupportedError: if sites differ; it lists them by value.
+        UnsupportedError: If sites differ; they are listed by value.
 
     Example:
-        >>> same({"a": 1.5, "b": 1.5}, "alpha", lambda update: update)
+        >>> equal_value({"a": 1.5, "b": 1.5}, "alpha", lambda update: update)
         1.5
     """
     sites: dict[Any, list[str]] = defaultdict(list)
@@ -35,14 +35,14 @@ def same(updates: Mapping[str, Any], field: str, of: Callable[[Any], Any]) -> An
     lines = [f"{value!r}: {', '.join(names)}" for value, names in sites.items()]
     raise UnsupportedError(
         f"PEFT's config has one {field} for all sites, and these differ:{listing(lines)}\n"
-        "Export them as adapters of their own."
+        "Export them as separate adapters."
     )
 
 
 def fan_in_fan_out(updates: Mapping[str, Any]) -> bool:
-    """The config's ``fan_in_fan_out``: whether some site's weight may be stored as (in, out).
+    """Returns ``fan_in_fan_out``: whether the weight of some site may be stored as (in, out).
 
-    PEFT corrects it for each layer by the layer's class, so that sites need not agree.
+    PEFT corrects it for each layer by the layer's class, so sites need not agree.
 
     Args:
         updates: ``{site: update}``.
@@ -58,19 +58,19 @@ def fan_in_fan_out(updates: Mapping[str, Any]) -> bool:
     return any(update.transposed is not False for update in updates.values())
 
 
-def unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], said: str) -> None:
-    """Refuses to write updates of a form that PEFT's type does not have.
+def refuse_unless(updates: Mapping[str, Any], fits: Callable[[Any], bool], problem: str) -> None:
+    """Refuses updates of a form that PEFT's type does not have.
 
     Args:
         updates: ``{site: update}``.
-        fits: whether PEFT has an update's form.
-        said: what is the matter with those that do not fit, and what to do.
+        fits: Whether PEFT has the form of an update.
+        problem: What is wrong with the others, and what to do.
 
     Raises:
-        UnsupportedError: if some do not; it lists their sites.
+        UnsupportedError: If some do not fit; their sites are listed.
 
     Example:
-        >>> unless({"a": 1}, lambda update: update > 0, "a number that is not positive")
+        >>> refuse_unless({"a": 1}, lambda update: update > 0, "a number that is not positive")
     """
     if sites := [site for site, update in updates.items() if not fits(update)]:
-        raise UnsupportedError(f"{said}:{listing(sites)}")
+        raise UnsupportedError(f"{problem}:{listing(sites)}")

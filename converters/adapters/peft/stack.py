@@ -1,10 +1,10 @@
 """The order in which PEFT's forward applies adapters that were loaded one after another.
 
-In PEFT each module has wrappers of its own. A new adapter joins the module's *outermost* wrapper if
-that is of its class (LoRA and DoRA share one), else it wraps outside. Wrappers act from inner to
-outer and, within one, adapters in the order of loading; but an OFT wrapper with R₁ … Rₖ computes
-``W (R₁ ⋯ Rₖ)ᵀ``, which applies Rₖ first. So at every site runs of consecutive OFT are reversed; not
-so at an embedding, where the wrapper computes ``E R₁ ⋯ Rₖ``.
+In PEFT each module has its own wrappers. A new adapter joins the module's *outermost* wrapper if
+that is of its class (LoRA and DoRA share one), otherwise it adds a wrapper outside. Wrappers are
+applied from inner to outer, and the adapters of one in the order of loading. But an OFT wrapper
+with R₁ … Rₖ computes ``W (R₁ ⋯ Rₖ)ᵀ``, which applies Rₖ first. So runs of consecutive OFT adapters
+are reversed at every site, except at an embedding, where the wrapper computes ``E R₁ ⋯ Rₖ``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,26 +18,27 @@ from jaxmix.mixing import Mix, mix
 
 __all__ = ["peft_stack"]
 
-Word = tuple[int, ...]
+# The indices of adapters, in order of application.
+Order = tuple[int, ...]
 
 
 def peft_stack(adapters: Sequence[Adapter]) -> Mix:
-    """The mix that equals PEFT's forward, of adapters loaded in this order: ``W ↦ … A₂(A₁(W))``.
+    """Returns the mix that equals PEFT's forward with adapters loaded in this order.
 
-    Adapters of no OFT stay as they are. Two OFT that stand next to each other at a site (whatever
-    other adapters, which do not wrap that site, were loaded between) change places there, unless it
-    is an embedding. Where sites disagree about the order, an adapter is split by its sites; its
-    parts are then named after it, ``name (1)``, ``name (2)``, and keep its strength.
+    Adapters without OFT keep their order. Two OFT adapters that are consecutive at a site (ignoring
+    adapters that do not wrap that site) are swapped there, unless it is an embedding. If sites need
+    different orders, an adapter is split by its sites; its parts are named ``name (1)``,
+    ``name (2)``, and keep its strength.
 
     Args:
-        adapters: adapters, not mixes, in the order in which PEFT loaded them and activated them.
+        adapters: Adapters, not mixes, in the order in which PEFT loaded and activated them.
 
     Returns:
-        Their mix. At strength 1 it is PEFT's unmerged forward.
+        The mix. At strength 1 it equals PEFT's unmerged forward.
 
     Raises:
-        AdapterError: if this is no list of adapters, one of them is a mix, or two have one name.
-        UnsupportedError: if PEFT's result is no product of these adapters in any order.
+        AdapterError: If it is not a list of adapters, contains a mix, or two have the same name.
+        UnsupportedError: If PEFT's result is not a product of these adapters in any order.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,58 +60,61 @@ def peft_stack(adapters: Sequence[Adapter]) -> Mix:
                 f"peft_stack got {adapter!r}, expected single adapters: PEFT loads no mixes. "
                 "Give their parts, in order."
             )
-    plain = mix(*adapters)  # which also looks at the names
-    words = _words(adapters)
-    _check_biases(adapters, words)
-    order = _one_order(words.values(), len(adapters))
+    plain = mix(*adapters)  # checks the names too
+    orders = _site_orders(adapters)
+    _check_biases(adapters, orders)
+    order = _common_order(orders.values(), len(adapters))
     if order is None:
-        return mix(*_split(adapters, words))
+        return mix(*_split(adapters, orders))
     return plain if order == tuple(range(len(adapters))) else mix(*(adapters[i] for i in order))
 
 
-def _words(adapters: Sequence[Adapter]) -> dict[str, Word]:
-    """For each site the adapters that touch it, by number, in the order in which they act."""
+def _site_orders(adapters: Sequence[Adapter]) -> dict[str, Order]:
+    """For each site the indices of its adapters, in order of application."""
     touching: dict[str, list[int]] = {}
     for i, adapter in enumerate(adapters):
         for site in adapter.updates:
             touching.setdefault(site, []).append(i)
     return {
-        site: _word([adapters[i].updates[site] for i in at], at) for site, at in touching.items()
+        site: _order([adapters[i].updates[site] for i in own], own)
+        for site, own in touching.items()
     }
 
 
-def _word(updates: Sequence[Update], numbers: Sequence[int]) -> Word:
-    """The numbers with runs of OFT reversed; who changes a bias only neither wraps nor counts."""
+def _order(updates: Sequence[Update], numbers: Sequence[int]) -> Order:
+    """The indices with runs of OFT reversed; updates of a bias alone add no wrapper."""
     wraps = [number for update, number in zip(updates, numbers, strict=True) if update.has_weight]
-    turns = {n for u, n in zip(updates, numbers, strict=True) if _is_rotation(u)}
-    runs = (list(run) for _, run in groupby(wraps, turns.__contains__))
-    turned = iter([n for run in runs for n in (run[::-1] if run[0] in turns else run)])
-    return tuple(next(turned) if number in wraps else number for number in numbers)
+    rotations = {n for u, n in zip(updates, numbers, strict=True) if _is_rotation(u)}
+    runs = (list(run) for _, run in groupby(wraps, rotations.__contains__))
+    reversed_runs = iter([n for run in runs for n in (run[::-1] if run[0] in rotations else run)])
+    return tuple(next(reversed_runs) if number in wraps else number for number in numbers)
 
 
 def _is_rotation(update: Update) -> bool:
-    """Whether an update has an OFT of the input in it, beside base-side leaves or not."""
+    """Whether an update contains an OFT of the input."""
     return any(isinstance(part, OFT) and not part.embedding for part in parts_of(update))
 
 
-def _check_biases(adapters: Sequence[Adapter], words: Mapping[str, Word]) -> None:
-    """Refuses what PEFT does to a bias and no order does: it keeps trained biases in the base.
+def _check_biases(adapters: Sequence[Adapter], orders: Mapping[str, Order]) -> None:
+    """Refuses trained biases that no order of adapters reproduces.
 
-    There the one loaded last wins, and what LoRA adds to a bias stays on top.
+    PEFT keeps trained biases in the base: the last one loaded replaces the others, and LoRA's
+    changes of a bias are added to it.
     """
     lost: list[str] = []
-    for site, word in words.items():
-        fixes = {i: _saves_bias(adapters[i].updates[site]) for i in word}
-        adds = {i: _adds_bias(adapters[i].updates[site]) for i in word}
-        for first, second in combinations(word, 2):
-            swapped = first > second and fixes[first] and fixes[second]
-            if swapped or (adds[first] and fixes[second]):
+    for site, order in orders.items():
+        replaces = {i: _saves_bias(adapters[i].updates[site]) for i in order}
+        adds = {i: _adds_bias(adapters[i].updates[site]) for i in order}
+        for first, second in combinations(order, 2):
+            swapped = first > second and replaces[first] and replaces[second]
+            if swapped or (adds[first] and replaces[second]):
                 names = f"{adapters[first].name!r} and {adapters[second].name!r}"
                 lost.append(f"{site}: {names}")
     if lost:
         raise UnsupportedError(
-            "PEFT keeps a trained bias in the base, so that it acts before every adapter. No order "
-            f"of these adapters does that at:{listing(lost)}\nTrain one of them with bias='none'."
+            "PEFT keeps a trained bias in the base, where it is applied before every adapter. No "
+            f"order of these adapters does that at:{listing(lost)}\nTrain one of them with "
+            "bias='none'."
         )
 
 
@@ -122,11 +126,11 @@ def _adds_bias(update: Update) -> bool:
     return any(isinstance(part, LoRA) and part.bias is not None for part in parts_of(update))
 
 
-def _one_order(words: Iterable[Word], count: int) -> Word | None:
-    """An order of all adapters of which every site's word is a part, the nearest to 0, 1, 2, …."""
+def _common_order(orders: Iterable[Order], count: int) -> Order | None:
+    """An order of all adapters that agrees with every site's, the nearest to 0, 1, 2, …."""
     before: dict[int, set[int]] = {i: set() for i in range(count)}
-    for word in words:
-        for first, second in pairwise(word):
+    for own in orders:
+        for first, second in pairwise(own):
             before[second].add(first)
     order: list[int] = []
     while len(order) < count:
@@ -138,17 +142,17 @@ def _one_order(words: Iterable[Word], count: int) -> Word | None:
     return tuple(order)
 
 
-def _split(adapters: Sequence[Adapter], words: Mapping[str, Word]) -> list[Adapter]:
-    """The adapters cut into groups of sites that agree on an order, group after group."""
-    groups: list[tuple[list[str], Word]] = []
-    for site, word in words.items():
+def _split(adapters: Sequence[Adapter], orders: Mapping[str, Order]) -> list[Adapter]:
+    """Splits the adapters by groups of sites with a common order, one group after another."""
+    groups: list[tuple[list[str], Order]] = []
+    for site, own_order in orders.items():
         for k, (sites, _) in enumerate(groups):
-            order = _one_order([*(words[s] for s in sites), word], len(adapters))
+            order = _common_order([*(orders[s] for s in sites), own_order], len(adapters))
             if order is not None:
                 groups[k] = ([*sites, site], order)
                 break
         else:
-            groups.append(([site], word))
+            groups.append(([site], own_order))
     pieces: list[tuple[int, dict[str, Update]]] = []
     for sites, order in groups:
         own = ((i, {s: u for s, u in adapters[i].updates.items() if s in sites}) for i in order)

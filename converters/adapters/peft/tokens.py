@@ -1,4 +1,4 @@
-"""Trained tokens: those that another type brings along, and those that PEFT saves twice."""
+"""Trained tokens: those of any type, and heads that are tied to a trained embedding."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.peft.file import Config
-from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.errors import ShapeError
 from jaxmix.families import Tokens, Update
 from jaxmix.placement.ties import EMBEDDINGS, HEADS
@@ -15,20 +15,20 @@ from jaxmix.placement.ties import EMBEDDINGS, HEADS
 __all__ = ["token_rows", "with_copies_marked", "with_tied_heads_saved"]
 
 
-def token_rows(config: Config, site: str, factors: Factors) -> Tokens:
-    """The rows of an embedding that were trained.
+def token_rows(config: Config, site: str, factors: SiteTensors) -> Tokens:
+    """Builds the update of an embedding's trained rows.
 
     Args:
-        config: the adapter's config, whose ``trainable_token_indices`` says which rows: a list for
+        config: The adapter's config, whose ``trainable_token_indices`` lists the rows: a list for
             the input embedding, or ``{module: list}``.
-        site: the embedding.
+        site: The embedding.
         factors: ``{"trainable_tokens_delta": (n, D)}``.
 
     Returns:
         The update.
 
     Raises:
-        ShapeError: if there are not as many rows as indices.
+        ShapeError: If the numbers of rows and indices differ.
     """
     values = factors["trainable_tokens_delta"]
     indices = _indices(config.values["trainable_token_indices"], site)
@@ -41,25 +41,25 @@ def token_rows(config: Config, site: str, factors: Factors) -> Tokens:
     return Tokens(values, places)
 
 
-def _indices(told: Any, site: str) -> list[int] | None:
-    """The indices for a module, which PEFT finds by the end of its name."""
-    if isinstance(told, list):
-        return told
-    if site in told:  # the end of another's name may come first
-        return told[site]
-    return next((rows for name, rows in told.items() if site.endswith(name)), None)
+def _indices(field: Any, site: str) -> list[int] | None:
+    """The indices of a module, which PEFT matches by the end of its name."""
+    if isinstance(field, list):
+        return field
+    if site in field:  # before names that are the end of this one
+        return field[site]
+    return next((rows for name, rows in field.items() if site.endswith(name)), None)
 
 
 def with_copies_marked(updates: Mapping[str, Update]) -> dict[str, Update]:
-    """The updates, heads marked that have the tokens of an embedding.
+    """Marks the heads whose trained tokens are a copy of an embedding's.
 
-    PEFT's type of its own saves them for the embedding and for the head that is tied to it.
+    PEFT's TRAINABLE_TOKENS saves the rows of the embedding and of the head that is tied to it.
 
     Args:
         updates: ``{site: update}``.
 
     Returns:
-        The same.
+        The updates, with these heads marked.
     """
     tokens = {site: update for site, update in updates.items() if isinstance(update, Tokens)}
     out = dict(updates)
@@ -71,13 +71,13 @@ def with_copies_marked(updates: Mapping[str, Update]) -> dict[str, Update]:
 
 
 def with_tied_heads_saved(saved: dict[str, Any], base: dict[str, Any]) -> None:
-    """Moves heads that were trained as one with a saved embedding from ``base`` to ``saved``.
+    """Moves heads that are tied to a saved embedding from ``base`` to ``saved``.
 
     PEFT's ``ensure_weight_tying`` names one of the two in ``modules_to_save`` and saves both.
 
     Args:
         saved: ``{site: leaves}`` of modules that were trained whole; extended.
-        base: ``{site: leaves}`` of copies of the base; those that equal a saved weight leave it.
+        base: ``{site: leaves}`` of copies of the base; heads equal to a saved weight are removed.
     """
     weights = [leaves["weight"] for leaves in saved.values() if "weight" in leaves]
     for site in filter(_is_tied_by_name, [*base]):
@@ -86,7 +86,7 @@ def with_tied_heads_saved(saved: dict[str, Any], base: dict[str, Any]) -> None:
 
 
 def _is_tied_by_name(site: str) -> bool:
-    """Whether a module is called as one side of a tie is."""
+    """Whether a module has the name of an embedding or a head."""
     ends = (*EMBEDDINGS, *HEADS)
     return any(site == end or site.endswith(f".{end}") for end in ends)
 

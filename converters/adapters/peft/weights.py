@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.tensors import read_tensors
 from jaxmix.converters.adapters.peft.config import folder_text
-from jaxmix.converters.adapters.peft.tensors import read_tensors
 from jaxmix.converters.files.torch_files import TORCH_SUFFIXES, has_torch, pickle_recipe
 from jaxmix.errors import CheckpointError, listing
 
@@ -32,7 +32,7 @@ _SHARD = re.compile(r"adapter_model-(\d+)-of-(\d+)\.safetensors")
 
 
 def is_adapter_file(name: str) -> bool:
-    """Whether a name is that of the adapter's own file, a shard of it, or a copy in another form.
+    """Returns whether a name is that of the adapter's file, a shard, or a copy in another form.
 
     Args:
         name: The file's name.
@@ -44,7 +44,7 @@ def is_adapter_file(name: str) -> bool:
 
 
 def is_weights_path(path: Path) -> bool:
-    """Whether a path is that of a file of tensors, or of an index of such files.
+    """Returns whether a path is that of a file of tensors, or of an index of such files.
 
     Args:
         path: The path.
@@ -62,15 +62,15 @@ def read_weights(path: Path, integers: tuple[str, ...] = ()) -> tuple[Path, dict
     """Reads the tensors of an adapter.
 
     Args:
-        path: Its folder, or the file of it to read.
+        path: The adapter's folder, or a file in it.
         integers: The ends of keys that may hold integers of few bits.
 
     Returns:
         The file or the index, for messages, and ``{key: array}``.
 
     Raises:
-        CheckpointError: If there is none, a shard is missing or has tensors that the index gives to
-            another, or a file is damaged.
+        CheckpointError: If there is no file, a shard is missing or contradicts the index, or a file
+            is damaged.
         AdapterError: If a number is not finite.
     """
     if path.is_file():
@@ -90,15 +90,15 @@ def read_weights(path: Path, integers: tuple[str, ...] = ()) -> tuple[Path, dict
 
 
 def _is_of_adapter(index: Path) -> bool:
-    """Whether an index under a model's name is for an adapter's shards."""
-    from jaxmix.models.checkpoint import indexed_names  # Not at the top: it brings Flax.
+    """Whether an index with a model's name lists an adapter's shards."""
+    from jaxmix.models.checkpoint import indexed_names  # not at the top: it imports Flax
 
     return all(map(is_adapter_file, indexed_names(index)))
 
 
 def _read_index(index: Path, integers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The tensors of the shards that an index names, which it and they agree on."""
-    from jaxmix.models.checkpoint import indexed_files  # Not at the top: it brings Flax.
+    """The tensors of the shards that an index lists, after checking both against each other."""
+    from jaxmix.models.checkpoint import indexed_files  # not at the top: it imports Flax
 
     return _joined(list(dict.fromkeys(indexed_files(index).values())), integers)
 
@@ -106,38 +106,40 @@ def _read_index(index: Path, integers: tuple[str, ...]) -> dict[str, np.ndarray]
 def _joined(shards: Iterable[Path], integers: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The tensors of several files."""
     tensors: dict[str, np.ndarray] = {}
-    twice: list[str] = []
+    duplicates: list[str] = []
     for shard in shards:
         found = read_tensors(shard, integers)
-        twice += [f"{key}: again in {shard.name}" for key in found if key in tensors]
+        duplicates += [f"{key}: again in {shard.name}" for key in found if key in tensors]
         tensors |= found
-    if twice:
+    if duplicates:
         raise CheckpointError(
-            f"tensors that several shards have:{listing(twice)}\n"
+            f"tensors that are in several shards:{listing(duplicates)}\n"
             "Are shards of two adapters mixed? Download or save the folder again."
         )
     return tensors
 
 
 def _complete(folder: Path, shards: list[Path]) -> list[Path]:
-    """All shards that the names of those without an index tell of."""
-    counts = {_of(shard)[1] for shard in shards}
+    """Checks that all shards are present, from their names, if there is no index."""
+    counts = {_number_and_count(shard)[1] for shard in shards}
     if len(counts) > 1:
         raise CheckpointError(
             f"{folder} has shards of several adapters and no index:"
             f"{listing(shard.name for shard in shards)}\nRemove the old ones."
         )
     count = counts.pop()
-    if lost := sorted(set(range(1, count + 1)) - {_of(shard)[0] for shard in shards}):
+    if missing := sorted(
+        set(range(1, count + 1)) - {_number_and_count(shard)[0] for shard in shards}
+    ):
         raise CheckpointError(
-            f"{folder} lacks shards {', '.join(map(str, lost))} of {count}, found "
-            f"{', '.join(shard.name for shard in shards)}. Download the folder again, whole."
+            f"{folder} lacks shards {', '.join(map(str, missing))} of {count}; found "
+            f"{', '.join(shard.name for shard in shards)}. Download the complete folder again."
         )
     return shards
 
 
-def _of(shard: Path) -> tuple[int, int]:
-    """A shard's number, and how many there are."""
+def _number_and_count(shard: Path) -> tuple[int, int]:
+    """A shard's number, and the number of shards."""
     found = _SHARD.fullmatch(shard.name)
     assert found is not None
     return int(found[1]), int(found[2])
@@ -151,7 +153,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _missing(folder: Path) -> str:
-    """What to say of weights that are not there."""
+    """The message about missing weights."""
     pickles = [entry.name for entry in _entries(folder) if entry.suffix in TORCH_SUFFIXES]
     if not pickles:
         return (

@@ -1,9 +1,9 @@
-"""Which site a key's module path means: PEFT's wrappers add ``base_layer`` to it.
+"""Converts module paths in keys, to which PEFT's wrappers add ``base_layer``, to sites.
 
-A wrapper keeps what it wraps under that name, so that ``<module>.base_layer.<parameter>`` are the
-factors of an inner wrapper, or the base's own leaf. At its end it is left out. Two of LoRA's
-wrappers mean more by it: torch's MultiheadAttention, whose output projection lies inside of what
-is wrapped, and several parameters of one module, each of which has a wrapper around the others'.
+A wrapper stores the wrapped module under that name, so ``<module>.base_layer.<parameter>`` are the
+factors of an inner wrapper, or the base's own leaf. ``base_layer`` at the end of a path is removed.
+It has a meaning in two of LoRA's wrappers: torch's MultiheadAttention, whose output projection is
+inside the wrapped module, and several parameters of one module, with one wrapper around another.
 """
 
 import re
@@ -20,30 +20,30 @@ __all__ = ["INNER", "located", "pattern_site", "stripped"]
 
 INNER = ".base_layer"
 _OUT_PROJ = f"{INNER}.out_proj"
-# Trained tokens beside another type wrap the embedding once more.
+# Trained tokens of another type add a wrapper around the embedding.
 _TOKENS = ".token_adapter"
 
 
 def stripped(path: str) -> str:
-    """A module's path without what wrappers add at its end."""
+    """Removes the names of wrappers at the end of a module's path."""
     while path.endswith(INNER):
         path = path.removesuffix(INNER).removesuffix(_TOKENS)
     return path
 
 
 def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Factors by site, of factors by the path that stands in the key.
+    """Converts factors by the path in the key to factors by site.
 
     Args:
-        file: the adapter's file.
+        file: The adapter's file.
         factors: ``{path: {parameter: array}}``.
 
     Returns:
         ``{site: {parameter: array}}``. The input projection of a MultiheadAttention, and a
-        parameter that is a leaf by itself, are sites under the leaf's own name.
+        parameter that is a leaf by itself, are sites with the leaf's own name.
 
     Raises:
-        CheckpointError: if it can't be told which parameter a wrapper is for.
+        CheckpointError: If the parameter of a wrapper can't be determined.
     """
     attentions = {path.removesuffix(_OUT_PROJ) for path in factors if path.endswith(_OUT_PROJ)}
     out: dict[str, dict[str, Any]] = {}
@@ -52,7 +52,7 @@ def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict
         if path in attentions:
             out[f"{path}.in_proj_weight"] = own
         elif path.endswith(_OUT_PROJ):
-            out[path.replace(_OUT_PROJ, ".out_proj")] = _twice(own)
+            out[path.replace(_OUT_PROJ, ".out_proj")] = _doubled(own)
         elif parameters(file.config, stripped(path)):
             modules[stripped(path)].append(path)
         else:
@@ -67,13 +67,13 @@ def located(file: File, factors: Mapping[str, dict[str, Any]]) -> dict[str, dict
 
 
 def pattern_site(file: File, site: str) -> str:
-    """The module of a site by which PEFT's patterns find it.
+    """Returns the name of a site in PEFT's patterns.
 
-    Both projections of a MultiheadAttention go by the attention's name, and not by their own.
+    Both projections of a MultiheadAttention have the attention's name.
 
     Args:
-        file: the adapter's file.
-        site: the site.
+        file: The adapter's file.
+        site: The site.
 
     Returns:
         The site, or the attention that it is a part of.
@@ -83,24 +83,24 @@ def pattern_site(file: File, site: str) -> str:
     return module if is_part else site
 
 
-def _twice(factors: dict[str, Any]) -> dict[str, Any]:
-    """The factors of an attention's output projection, whose LoRA PEFT adds twice.
+def _doubled(factors: dict[str, Any]) -> dict[str, Any]:
+    """Doubles the LoRA of an attention's output projection, which PEFT adds twice.
 
-    It merges the attention and then, inside of it, the projection once more; in its forward as in
-    its merge, and so such adapters are trained.
+    PEFT merges the attention and then the projection inside it, both in its forward and in its
+    merge, so such adapters are trained with twice the product.
     """
     return {name: 2 * f if name == "lora_B.weight" else f for name, f in factors.items()}
 
 
 def parameters(config: Config, module: str) -> list[str]:
-    """The parameters of a module that ``target_parameters`` names, if the module has them.
+    """Returns the parameters that ``target_parameters`` names for a module, if it has them.
 
     Args:
         config: The adapter's config.
         module: The module's path.
 
     Returns:
-        Their names, those first whose target names the module too.
+        Their names, starting with those whose target also names the module.
     """
     named, bare = [], []
     for target in config.values.get("target_parameters") or ():
@@ -113,25 +113,25 @@ def parameters(config: Config, module: str) -> list[str]:
 
 
 def _names(file: File, module: str, wrappers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The parameters of a module that its wrappers may be for; none if the module is a layer.
+    """The parameters of a module that its wrappers may belong to; empty if the module is a layer.
 
-    A target without a module is any module's that has such a parameter, which the base tells. PEFT
-    refuses a module that is targeted both as a layer and by its parameters.
+    A target without a module applies to any module with such a parameter, which the base shows.
+    PEFT refuses a module that is targeted both as a layer and by its parameters.
     """
     config, names = file.config, parameters(file.config, module)
-    is_alone = len(wrappers) == 1  # as a layer's is
-    if is_alone and _is_layer(config, module):
+    is_single = len(wrappers) == 1  # as for a layer
+    if is_single and _is_layer(config, module):
         return []
     if file.base is not None:
-        if there := [name for name in names if file.base.has(_leaf(module, name))]:
-            return there
-        if is_alone and file.base.has(module):
+        if existing := [name for name in names if file.base.has(_leaf(module, name))]:
+            return existing
+        if is_single and file.base.has(module):
             return []
     bare = set(config.values.get("target_parameters") or ())
-    if is_alone and bare.issuperset(names):
+    if is_single and bare.issuperset(names):
         a = wrappers[0].get("lora_A.weight")
         rank = config.by_site("rank_pattern", "r", module)
-        if getattr(a, "shape", ())[:1] == (rank,):  # that of experts is stacked
+        if getattr(a, "shape", ())[:1] == (rank,):  # factors of experts are stacked
             return []
     return names
 
@@ -146,7 +146,7 @@ def _is_layer(config: Config, module: str) -> bool:
 
 
 def _leaf(module: str, name: str) -> str:
-    """The name by which a base model has a parameter: a weight goes by its module's."""
+    """The base model's name for a parameter; a weight has its module's name."""
     return module if name == "weight" else f"{module}.{name}"
 
 
@@ -157,10 +157,10 @@ def _assigned(
     factors: Mapping[str, dict[str, Any]],
     paths: list[str],
 ) -> dict[str, str]:
-    """Which parameter each of a module's wrappers is for: by their shapes, if there are several.
+    """Assigns a parameter to each of a module's wrappers, by their shapes if there are several.
 
-    The order of ``target_parameters`` says nothing. PEFT wraps a module's parameters in the order
-    in which the module has registered them, the first one innermost.
+    The order of ``target_parameters`` is irrelevant. PEFT wraps a module's parameters in the order
+    in which the module registered them, the first one innermost.
     """
     if len(names) == len(paths) == 1:
         return {paths[0]: names[0]}
@@ -182,29 +182,29 @@ def _assigned(
         shapes = [file.shape(_leaf(module, name)) for name in names]
         raise CheckpointError(
             f"{file.config.path.parent}: the factors at {module} fit "
-            f"{'several' if found else 'none'} of its parameters {', '.join(names)}, whose shapes "
-            f"are {shapes}, and the file does not say which is whose. Give the base on which the "
-            "adapter was trained as a flat dict in the model's own order, jaxmix.load(…, "
+            f"{'several' if found else 'none'} of its parameters {', '.join(names)} with shapes "
+            f"{shapes}, and the file does not assign them. Give the base on which the adapter was "
+            "trained as a flat dict in the model's own order, jaxmix.load(…, "
             "base={name: array for name, array in model.state_dict().items()}), or train them as "
-            "adapters of their own."
+            "separate adapters."
         )
-    ((chosen, ways),) = found.items()
-    if len(ways) == 1:
-        file.kept[module, "in_first"] = ways == {True}
+    ((chosen, orientations),) = found.items()
+    if len(orientations) == 1:
+        file.kept[module, "in_first"] = orientations == {True}
     return dict(zip(paths, chosen, strict=True))
 
 
 def _fits(
     file: File, module: str, name: str, factors: Mapping[str, Any], *, in_first: bool
 ) -> bool:
-    """Whether factors are of a parameter's shape.
+    """Whether factors fit a parameter's shape.
 
     Args:
         file: The adapter's file.
         module: The module.
         name: The parameter.
-        factors: A wrapper's.
-        in_first: Whether the module's experts lie as (in, out).
+        factors: The factors of a wrapper.
+        in_first: Whether the module's experts are stored as (in, out).
     """
     a, b = (getattr(factors.get(f"lora_{side}.weight"), "shape", ()) for side in "AB")
     if len(a) != 2 or len(b) != 2:
@@ -217,9 +217,9 @@ def _fits(
 
 
 def _registered(file: File, module: str, names: list[str]) -> list[str]:
-    """A module's parameters in the model's own order; empty if the base does not tell it.
+    """A module's parameters in the model's own order; empty if the base does not show it.
 
-    An order that is the alphabet's may be that of a dict which was sorted.
+    An alphabetical order may come from a sorted dict.
     """
     ends = {name: f"{module}.{name}" for name in names}
     order = file.base.order if file.base is not None else ()

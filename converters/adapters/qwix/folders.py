@@ -1,4 +1,4 @@
-"""Orbax checkpoints with LoRA in them: whose folder it is, and what stands beside the tree."""
+"""Reads the LoRA leaves of an Orbax checkpoint, and the metadata next to them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.adapters.lycoris.files import json_of
+from jaxmix.converters.adapters.common.tensor_files import parse_json_or_none
 from jaxmix.converters.files.orbax_sizes import check_sizes
 from jaxmix.errors import CheckpointError
 from jaxmix.placement.names import leaf_names
 from jaxmix.untrusted.files import read_small
 
-__all__ = ["Restored", "is_orbax", "restored"]
+__all__ = ["Restored", "is_orbax", "restore"]
 
-# What Orbax writes into a checkpoint's folder.
+# Files that Orbax writes to a checkpoint's folder.
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
-# What a step's folder calls the item: MaxText, tunix, openpi.
+# The item's name in the folder of a step: MaxText, tunix, openpi.
 _ITEMS = ("items", "model_params", "params")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What was read of a checkpoint.
+    """The LoRA of a checkpoint.
 
     Args:
-        tree: the factors by their paths.
-        record: what MaxText wrote beside it.
-        others: the paths of leaves that are no factors, which were not read.
-        is_tunix: whether the folder is one of tunix's.
+        tree: The factors by their paths.
+        record: The metadata of MaxText.
+        others: The paths of leaves that are not factors, which are not read.
+        is_tunix: Whether the folder is one of tunix.
     """
 
     tree: Mapping[str, Any]
@@ -40,32 +40,32 @@ class Restored:
 
 
 def is_orbax(path: Path) -> bool:
-    """Whether a folder holds an Orbax checkpoint: itself, its step's item, or its steps."""
+    """Returns whether a folder has an Orbax checkpoint, its item, or steps."""
     folders = [path, *(path / item for item in _ITEMS)]
     folders += [step / item for step in _steps(path) for item in _ITEMS]
     return any((folder / name).exists() for folder in folders for name in _ORBAX)
 
 
-def restored(path: Path) -> Restored:
-    """The tree of a checkpoint.
+def restore(path: Path) -> Restored:
+    """Reads the LoRA leaves of a checkpoint.
 
     Args:
-        path: a step's folder, the item in it, or the folder of a run that has one step.
+        path: A step's folder, the item in it, or the folder of a run with one step.
 
     Returns:
-        The tree, and what stands beside it.
+        The leaves and the metadata.
 
     Raises:
-        CheckpointError: if there are several steps, or it can't be read.
+        CheckpointError: If there are several steps, or it can't be read.
     """
     folder = _folder(path)
     record: dict[str, Any] = {}
-    for one in (folder, folder.parent):
+    for parent in (folder, folder.parent):
         try:
-            text = read_small(one / "_CHECKPOINT_METADATA").decode()
+            text = read_small(parent / "_CHECKPOINT_METADATA").decode()
         except (OSError, ValueError):
             continue
-        data = json_of(text)
+        data = parse_json_or_none(text)
         custom = data.get("custom_metadata") if isinstance(data, dict) else None
         lora = custom.get("lora") if isinstance(custom, dict) else None
         record = {**lora, **record} if isinstance(lora, dict) else record
@@ -73,20 +73,21 @@ def restored(path: Path) -> Restored:
         tree, others = _read(folder.resolve())
     except CheckpointError:
         raise
-    except Exception as error:  # of kinds that differ from version to version
-        why = str(error).rstrip(".")
+    except Exception as error:  # the types differ between versions
+        reason = str(error).rstrip(".")
         raise CheckpointError(
-            f"{path} is no Orbax checkpoint that can be read: {why}. Give the folder of a step, "
-            "which holds _METADATA, or load the tree yourself: jaxmix.converters.qwix.qwix_adapter."
+            f"{path} is not a readable Orbax checkpoint: {reason}. Give the folder of a step, "
+            "which contains _METADATA, or load the tree yourself: "
+            "jaxmix.converters.qwix.qwix_adapter."
         ) from error
     return Restored(tree, record, others, folder.name == "model_params")
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The factors in a checkpoint by their paths, and the paths of its other leaves.
+    """Reads the factors in a checkpoint by their paths, and the paths of its other leaves.
 
-    They are read as NumPy's, since the devices that saved them need not be here; and a whole model
-    beside them is left where it is.
+    They are read as NumPy arrays, since the devices that saved them may be absent. The other leaves
+    are not read.
     """
     import orbax.checkpoint as ocp
 
@@ -97,30 +98,30 @@ def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             raise FileNotFoundError("it has no metadata of Orbax")
         paths, _ = jax.tree_util.tree_flatten_with_path(found.tree)
         names = leaf_names([path for path, _ in paths])
-        kept = [at for at, name in enumerate(names) if "lora_" in name]
+        kept = [i for i, name in enumerate(names) if "lora_" in name]
         wanted: dict[Any, Any] = {}
-        for at in kept:
+        for i in kept:
             node = wanted
-            *above, last = (_key(key) for key in paths[at][0])
+            *above, last = (_key(key) for key in paths[i][0])
             for key in above:
                 node = node.setdefault(key, {})
-            node[last] = paths[at][1]
+            node[last] = paths[i][1]
         if not kept:
             return {}, tuple(names)
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
         restored = reader.restore(folder, args=args)
     leaves = jax.tree_util.tree_flatten_with_path(restored)[0]
     arrays = zip(leaf_names([path for path, _ in leaves]), leaves, strict=True)
-    others = tuple(name for at, name in enumerate(names) if at not in set(kept))
+    others = tuple(name for i, name in enumerate(names) if i not in set(kept))
     return {name: leaf for name, (_, leaf) in arrays}, others
 
 
 def _key(key: Any) -> Any:
-    """A key of a path as a dict has it; of a list it is refused, since Orbax wants lists whole."""
+    """A key of a dict in a path; a list is refused, since Orbax restores lists only completely."""
     if isinstance(key, jax.tree_util.DictKey):
         return key.key
-    raise TypeError(f"its tree has {key} in it, expected dicts alone")
+    raise TypeError(f"its tree contains {key}, expected only dicts")
 
 
 def _folder(path: Path) -> Path:
@@ -137,11 +138,11 @@ def _folder(path: Path) -> Path:
 
 
 def _steps(path: Path) -> list[Path]:
-    """The steps of a run: folders that are numbers and hold an item."""
+    """The steps of a run: folders with a number as name that contain an item."""
     if not path.is_dir() or (path / "_METADATA").exists():
         return []
     try:
         numbers = [step for step in path.iterdir() if step.name.isdigit() and step.is_dir()]
-    except OSError:  # a folder that can't be listed; what is read from it may be known by name
+    except OSError:  # a folder that can't be listed may still be readable
         return []
     return [step for step in numbers if any((step / item).is_dir() for item in _ITEMS)]

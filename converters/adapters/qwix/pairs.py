@@ -1,4 +1,4 @@
-"""The pairs of factors in a tree: which leaves they are, and whose way of LoRA they follow."""
+"""Finds the pairs of factors in a tree, and the library from which each comes."""
 
 import re
 from collections.abc import Collection
@@ -8,13 +8,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxmix.converters.adapters.peft.tensors import FLOATS
+from jaxmix.converters.adapters.common.tensors import FACTOR_DTYPES
 from jaxmix.errors import AdapterError, CheckpointError, listing
 from jaxmix.placement.names import leaf_names
 
-__all__ = ["Pair", "Way", "is_factor", "is_named_factor", "pairs_of"]
+__all__ = ["Origin", "Pair", "is_factor", "is_named_factor", "pairs_of"]
 
-Way = Literal["qwix", "einsum", "openpi", "flax", "plain"]
+Origin = Literal["qwix", "einsum", "openpi", "flax", "plain"]
 
 _NAMED = re.compile(r"(?P<leaf>.+?)(?:_lora_(?P<new>[ab])|\.lora_(?P<old>[ab])\.kernel)")
 _BARE = re.compile(r"(?P<module>.+?)\.lora_(?P<bare>[ab])")
@@ -28,50 +28,50 @@ class Pair:
     """The two factors of a leaf.
 
     Args:
-        leaf: the path of the leaf that they are for, or of its module.
-        way: who made them: "qwix" scales by alpha/rank; so does openpi's "einsum", but not its MLP,
-            which is "openpi"; ``flax.nnx.LoRA`` ("flax") has no scale; "plain" is of a tree that
-            does not tell.
+        leaf: The path of the leaf that they update, or of its module.
+        origin: "qwix", which scales by alpha/rank; "einsum" of openpi, likewise; openpi's MLP
+            ("openpi") and ``flax.nnx.LoRA`` ("flax"), which have no scale; or "plain" if the tree
+            does not determine it.
         a: (in …, r).
         b: (r, out …).
     """
 
     leaf: str
-    way: Way
+    origin: Origin
     a: Any
     b: Any
 
 
 def is_named_factor(key: str) -> bool:
-    """Whether a path is that of a factor with its leaf's name, as qwix and MaxText write them."""
+    """Returns whether a path is that of a factor with its leaf's name, as of qwix and MaxText."""
     return _NAMED.fullmatch(_dotted(key)) is not None
 
 
 def is_factor(key: str) -> bool:
-    """Whether a path is that of a factor, with its leaf's name or without."""
+    """Returns whether a path is that of a factor, with its leaf's name or without."""
     return is_named_factor(key) or _BARE.fullmatch(_dotted(key)) is not None
 
 
 def pairs_of(tree: Any, where: str, others: Collection[str] = ()) -> list[Pair]:
-    """All pairs of a tree; leaves that are no factors are left aside.
+    """Returns all pairs of a tree; leaves that are not factors are ignored.
 
     Args:
-        tree: a params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
-        where: what the tree is, for messages.
-        others: the paths of leaves beside those of the tree.
+        tree: A params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
+        where: The tree, for messages.
+        others: The paths of further leaves that are not in the tree.
 
     Returns:
         The pairs, in the order of the tree.
 
     Raises:
-        CheckpointError: if a factor is alone, not of floats, or none is there.
-        AdapterError: if a number is not finite.
+        CheckpointError: If a factor lacks its partner or is not of floats, or there are none.
+        AdapterError: If a number is not finite.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [_dotted(x).removesuffix(".value") for x in leaf_names([path for path, _ in leaves])]
     found: dict[tuple[str, bool], dict[str, Any]] = {}
     others = [_dotted(name).removesuffix(".value") for name in others]
-    strange: list[str] = []
+    unknown: list[str] = []
     for name, (_, array) in zip(names, leaves, strict=True):
         if match := _NAMED.fullmatch(name):
             leaf = match["leaf"] if match["new"] else f"{match['leaf']}.kernel"
@@ -79,13 +79,12 @@ def pairs_of(tree: Any, where: str, others: Collection[str] = ()) -> list[Pair]:
         elif match := _BARE.fullmatch(name):
             found.setdefault((match["module"], False), {})[match["bare"]] = array
         elif re.search(r"(^|[._])lora_", name):
-            strange.append(f"{name} is neither <leaf>_lora_a nor <leaf>_lora_b, or a lora_a")
+            unknown.append(f"{name} is neither <leaf>_lora_a nor <leaf>_lora_b, nor a lora_a")
         else:
             others.append(name)
-    if strange:
+    if unknown:
         raise CheckpointError(
-            f"{where}: leaves of LoRA that can't be read:{listing(strange)}\nTake them out, or "
-            "rename them."
+            f"{where}: leaves of LoRA with unknown names:{listing(unknown)}\nRemove or rename them."
         )
     if not found:
         raise CheckpointError(
@@ -98,15 +97,15 @@ def pairs_of(tree: Any, where: str, others: Collection[str] = ()) -> list[Pair]:
     pairs: list[Pair] = []
     for (path, is_named), factors in found.items():
         leaf = path.removeprefix("params.")
-        way: Way = "openpi" if is_openpi and _MLP.fullmatch(leaf) else "qwix"
+        origin: Origin = "openpi" if is_openpi and _MLP.fullmatch(leaf) else "qwix"
         if not is_named:
-            leaf, way = _bare(leaf, base)
-        pairs.append(Pair(leaf, way, np.asarray(factors["a"]), np.asarray(factors["b"])))
+            leaf, origin = _bare_origin(leaf, base)
+        pairs.append(Pair(leaf, origin, np.asarray(factors["a"]), np.asarray(factors["b"])))
     return pairs
 
 
-def _bare(module: str, base: Collection[str]) -> tuple[str, Way]:
-    """The module that factors without a leaf's name are for, and whose they are."""
+def _bare_origin(module: str, base: Collection[str]) -> tuple[str, Origin]:
+    """The module of factors without a leaf's name, and their origin."""
     if _is_einsum(module):
         return module, "einsum"
     parent, _, last = module.rpartition(".")
@@ -122,21 +121,23 @@ def _is_einsum(module: str) -> bool:
 
 
 def _check(found: dict[tuple[str, bool], dict[str, Any]], where: str) -> None:
-    """Raises an error for factors that are alone, or not of finite floats."""
-    if alone := [
-        f"{leaf}: lora_{x} alone" for (leaf, _), p in found.items() for x in p if len(p) < 2
+    """Refuses factors that lack their partner, or that are not of finite floats."""
+    if single := [
+        f"{leaf}: only lora_{x}" for (leaf, _), p in found.items() for x in p if len(p) < 2
     ]:
-        raise CheckpointError(f"{where}: factors without the other one:{listing(alone)}")
+        raise CheckpointError(f"{where}: factors without their partner:{listing(single)}")
     for (leaf, is_named), pair in found.items():
         for x, value in pair.items():
             array, name = np.asarray(value), f"{leaf}{'_' if is_named else '.'}lora_{x}"
-            if array.dtype not in FLOATS:
-                raise CheckpointError(f"{where}: {name} is of {array.dtype}, expected floats")
+            if array.dtype not in FACTOR_DTYPES:
+                raise CheckpointError(f"{where}: {name} has dtype {array.dtype}, expected floats")
             if not np.isfinite(array.astype(np.float64)).all():
-                said = f"{where}: {name} has numbers that are NaN or infinite"
-                raise AdapterError(f"{said}. Take an earlier checkpoint.")
+                raise AdapterError(
+                    f"{where}: {name} has numbers that are NaN or infinite. Take an earlier "
+                    "checkpoint."
+                )
 
 
 def _dotted(path: str) -> str:
-    """A path with dots, whatever it had."""
+    """Replaces the separators of a path by dots."""
     return path.replace("/", ".")

@@ -1,16 +1,20 @@
-"""Reads LoRA leaves of JAX's libraries, out of a checkpoint, a file, or a tree in memory."""
+"""Reads LoRA leaves of JAX libraries from a checkpoint, a file, or a tree in memory."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 from jaxmix.adapter import Adapter
-from jaxmix.converters.adapters.lycoris.files import file_keys, file_metadata, json_of
-from jaxmix.converters.adapters.mlx import CONFIG_FILE as MLX_CONFIG
-from jaxmix.converters.adapters.peft.tensors import read_tensors
-from jaxmix.converters.adapters.peft.values import NUMBER
+from jaxmix.converters.adapters.common.tensor_files import (
+    CONFIG_FILE,
+    file_keys,
+    file_metadata,
+    parse_json_or_none,
+)
+from jaxmix.converters.adapters.common.tensors import read_tensors
+from jaxmix.converters.adapters.common.values import NUMBER
 from jaxmix.converters.adapters.qwix.factors import updates_of
-from jaxmix.converters.adapters.qwix.folders import Restored, is_orbax, restored
+from jaxmix.converters.adapters.qwix.folders import Restored, is_orbax, restore
 from jaxmix.converters.adapters.qwix.pairs import Pair, is_factor, is_named_factor, pairs_of
 from jaxmix.converters.adapters.qwix.tunix import tunix_updates
 from jaxmix.errors import CheckpointError, ShapeError, listing, option
@@ -20,11 +24,11 @@ __all__ = ["is_qwix", "qwix_adapter", "read_qwix"]
 
 
 def is_qwix(path: Path) -> bool:
-    """Whether a safetensors has qwix's leaves, or a folder is an Orbax checkpoint."""
+    """Returns whether a safetensors file has qwix's leaves, or a folder is an Orbax checkpoint."""
     if path.is_file():
         keys = file_keys(path)
-        # mlx-lm calls factors lora_a too, and has a config beside them.
-        has_bare = any(map(is_factor, keys)) and not (path.parent / MLX_CONFIG).exists()
+        # mlx-lm also has factors called lora_a, and a config next to them.
+        has_bare = any(map(is_factor, keys)) and not (path.parent / CONFIG_FILE).exists()
         return has_bare or any(map(is_named_factor, keys))
     return is_orbax(path)
 
@@ -41,28 +45,28 @@ def read_qwix(
     """Reads LoRA leaves of qwix, openpi or ``flax.nnx.LoRA`` from Orbax or a safetensors file.
 
     Args:
-        path: the folder of a run's step (MaxText's, tunix's, openpi's), any Orbax checkpoint of the
-            LoRA leaves, or a safetensors whose keys are their paths.
-        name: what to call the adapter.
-        strength: the strength with which it enters a mix, a real scalar.
-        alpha: the alpha of qwix's rule or openpi's config; MaxText keeps it beside the checkpoint,
-            where it is read.
-        axis: the axis along which layers are stacked, where shapes leave it open.
-        use_rslora: whether openpi's config has ``rslora``: the scale is alpha/√rank then.
+        path: The folder of a run's step (of MaxText, tunix or openpi), any Orbax checkpoint of the
+            LoRA leaves, or a safetensors file whose keys are their paths.
+        name: The adapter's name.
+        strength: The adapter's strength in a mix, a real scalar.
+        alpha: The alpha of qwix's rule or openpi's config. MaxText stores it next to the
+            checkpoint, where it is read.
+        axis: The axis along which layers are stacked, if the shapes do not determine it.
+        use_rslora: Whether openpi's config has ``rslora``; the scale is then alpha/√rank.
 
     Returns:
         The adapter: `qwix_adapter` of the leaves.
 
     Raises:
-        CheckpointError: if it can't be read, lacks an alpha, or has leaves that are no factors.
-        ShapeError: if two factors do not fit each other.
-        AdapterError: if a number is not finite.
+        CheckpointError: If it can't be read, lacks an alpha, or has leaves that are not factors.
+        ShapeError: If two factors do not fit each other.
+        AdapterError: If a number is not finite.
 
     Example:
         >>> read_qwix(Path("no/such/folder"), "style")
         Traceback (most recent call last):
         ...
-        jaxmix.errors.CheckpointError: no/such/folder is no Orbax checkpoint that can be read: ...
+        jaxmix.errors.CheckpointError: no/such/folder is not a readable Orbax checkpoint: ...
 
     Source: google/qwix, ``qwix/_src/providers/lora.py``; AI-Hypercomputer/maxtext,
     ``maxtext/utils/lora_utils.py``; google/tunix, ``tunix/sft/checkpoint_manager.py``;
@@ -72,32 +76,33 @@ def read_qwix(
         tree: Any = read_tensors(path)
         if other := [key for key in tree if not is_factor(key)]:
             raise CheckpointError(
-                f"{path}: tensors that are no factors of qwix's:{listing(other)}\nExpected "
-                "<leaf>_lora_a and <leaf>_lora_b, or lora_a and lora_b of a module. Leave the "
-                "others out, or give the tree to jaxmix.converters.qwix.qwix_adapter, which leaves "
-                "them aside."
+                f"{path}: tensors that are not factors of qwix:{listing(other)}\nExpected "
+                "<leaf>_lora_a and <leaf>_lora_b, or lora_a and lora_b of a module. Remove the "
+                "others, or give the tree to jaxmix.converters.qwix.qwix_adapter, which ignores "
+                "them."
             )
         found = Restored(tree, dict(file_metadata(path)))
     else:
-        found = restored(path)
+        found = restore(path)
     record = found.record
-    beside = next((record[key] for key in ("lora_alpha", "alpha") if key in record), None)
-    if isinstance(beside, str):
-        beside = json_of(beside)
-    if beside is not None and alpha is None and not NUMBER.holds(beside):
+    stated = next((record[key] for key in ("lora_alpha", "alpha") if key in record), None)
+    if isinstance(stated, str):
+        stated = parse_json_or_none(stated)
+    if stated is not None and alpha is None and not NUMBER.holds(stated):
         raise CheckpointError(
-            f"{path}: beside the factors stands alpha = {beside!r}, expected a number. Give it: "
+            f"{path}: the metadata has alpha = {stated!r}, expected a number. Give it: "
             f"{option('alpha', ..., of='load(path')}."
         )
-    if alpha is not None and isinstance(beside, int | float) and beside != alpha:
+    if alpha is not None and isinstance(stated, int | float) and stated != alpha:
         raise CheckpointError(
-            f"{path}: alpha = {alpha} was given, and beside the factors stands {beside}, which "
-            "MaxText refuses too. Leave it out, or give that."
+            f"{path}: alpha = {alpha} was given, but the metadata has {stated}; MaxText refuses "
+            f"this "
+            "too. Leave alpha out, or give the same value."
         )
     adapter = _adapter(
         pairs_of(found.tree, str(path), found.others),
         name,
-        beside if alpha is None else alpha,
+        stated if alpha is None else alpha,
         axis,
         use_rslora=use_rslora,
         where=str(path),
@@ -115,26 +120,27 @@ def qwix_adapter(
     use_rslora: bool = False,
     where: str = "the tree",
 ) -> Adapter:
-    """The adapter in a tree with LoRA leaves; leaves that are none are left aside.
+    """Returns the adapter in a tree with LoRA leaves; other leaves are ignored.
 
     Args:
-        tree: a params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
-        name: what to call the adapter.
-        alpha: the alpha of qwix's rule or openpi's config; the scale is alpha / rank.
-            ``flax.nnx.LoRA`` has none, and the scale 1; so has openpi's MLP.
-        axis: the axis along which layers are stacked, where shapes leave it open.
-        use_rslora: whether openpi's config has ``rslora``: the scale is alpha / √rank then.
-        where: what the tree is, for messages.
+        tree: A params tree, an ``nnx.State`` as pure dict, or a flat dict of paths.
+        name: The adapter's name.
+        alpha: The alpha of qwix's rule or openpi's config; the scale is alpha / rank.
+            ``flax.nnx.LoRA`` and openpi's MLP have no alpha, and the scale 1.
+        axis: The axis along which layers are stacked, if the shapes do not determine it.
+        use_rslora: Whether openpi's config has ``rslora``; the scale is then alpha / √rank.
+        where: The tree, for messages.
 
     Returns:
-        The adapter. A site is named by its leaf's path (``kernel`` at its end left out); of
-        stacked layers each has a site, its number after the word that ends in ``layers``. The
-        sites of tunix's models have Hugging Face's names, by which its own tree is found too.
+        The adapter. A site is named by its leaf's path without a final ``kernel``. Each of several
+        stacked layers has a site, with its number after the part of the path that ends in
+        ``layers``. The sites of tunix's models have Hugging Face's names, which also match tunix's
+        own tree.
 
     Raises:
-        CheckpointError: if a factor is alone, none is there, or an alpha is missing.
-        ShapeError: if two factors do not fit each other.
-        AdapterError: if a number is not finite.
+        CheckpointError: If a factor lacks its partner, there are none, or an alpha is missing.
+        ShapeError: If two factors do not fit each other.
+        AdapterError: If a number is not finite.
 
     Example:
         >>> import numpy as np
@@ -167,51 +173,51 @@ def _adapter(
         try:
             for site, update in updates_of(pair, _scale(pair, alpha, use_rslora), axis):
                 if site in updates:
-                    wrong.append(f"{pair.leaf}: a second one for the site {site}")
+                    wrong.append(f"{pair.leaf}: a duplicate of the site {site}")
                 updates[site] = update
         except ShapeError as error:
             wrong.append(f"{pair.leaf}: {error}")
     if wrong:
         raise ShapeError(
             f"{where}: factors that do not fit each other:{listing(wrong)}\nExpected lora_a "
-            "(in …, r) and lora_b (r, out …), or of stacked layers (layers, in …, r) and (layers, "
-            "r, out …), or (in, layers …, r) and (r, layers, out …). With axis=0 or axis=1 say "
-            "which, where both are possible."
+            "(in …, r) and lora_b (r, out …); or for stacked layers (layers, in …, r) and (layers, "
+            "r, out …), or (in, layers …, r) and (r, layers, out …). If both are possible, give "
+            "axis=0 or axis=1."
         )
     return Adapter(updates, name=name)
 
 
 def _scale(pair: Pair, alpha: Any, use_rslora: bool) -> float:
     """The scale of a pair."""
-    if pair.way in ("flax", "openpi"):
+    if pair.origin in ("flax", "openpi"):
         return 1.0
     rank = pair.a.shape[-1] if pair.a.ndim else 1
     return float(alpha) / (math.sqrt(rank) if use_rslora else max(rank, 1))
 
 
 def _check_alpha(pairs: list[Pair], alpha: Any, where: str, use_rslora: bool) -> None:
-    """Raises an error for an alpha that is missing, or that nothing asks for."""
-    scaled = [pair for pair in pairs if pair.way not in ("flax", "openpi")]
+    """Refuses an alpha that is missing, or that nothing needs."""
+    scaled = [pair for pair in pairs if pair.origin not in ("flax", "openpi")]
     if scaled and not NUMBER.holds(alpha):
         plain = (
-            " flax.nnx.LoRA has none: alpha is the rank then."
-            if any(pair.way == "plain" for pair in scaled)
+            " flax.nnx.LoRA has none: give the rank as alpha."
+            if any(pair.origin == "plain" for pair in scaled)
             else ""
         )
         raise CheckpointError(
-            f"{where}: qwix keeps alpha in its rule and openpi in its config, not with the factors,"
-            f" and nothing beside them says it (found {alpha!r}). Give it: "
+            f"{where}: qwix has alpha in its rule and openpi in its config, not with the factors,"
+            f" and the metadata does not state it (found {alpha!r}). Give it: "
             f"{option('alpha', ..., of='load(path')}."
             f"{plain}"
         )
-    if use_rslora and any(pair.way == "qwix" for pair in pairs):
+    if use_rslora and any(pair.origin == "qwix" for pair in pairs):
         raise CheckpointError(
             f"{where}: use_rslora is for openpi's einsums, and qwix has no such scale. "
             "Leave it out."
         )
     if scaled or alpha is None:
         return
-    if others := [p for p in pairs if p.way == "flax" and p.a.shape[-1] != alpha]:
+    if others := [p for p in pairs if p.origin == "flax" and p.a.shape[-1] != alpha]:
         lines = [f"{pair.leaf}: rank {pair.a.shape[-1]}" for pair in others]
         raise CheckpointError(
             f"{where}: alpha = {alpha} was given, but flax.nnx.LoRA has no alpha, and its scale is "

@@ -1,4 +1,4 @@
-"""tunix's LoRA by Hugging Face's names, so that it fits tunix's models and all others alike."""
+"""Renames tunix's LoRA to Hugging Face's names, which match tunix's models and all others."""
 
 import re
 from collections.abc import Sequence
@@ -12,29 +12,29 @@ from jaxmix.placement.place import atoms
 
 __all__ = ["tunix_updates"]
 
-# What only tunix's attention is called.
+# Names of attention modules that only tunix has.
 _OWN = re.compile(r"layers\.\d+\.attn\.([qkvo]_proj|(q|kv|qkv|attn_vec)_einsum)\.w")
 
 
 def tunix_updates(
     pairs: Sequence[Pair], alpha: float, *, is_tunix: bool
 ) -> dict[str, Update] | None:
-    """The updates of a tree of tunix's, by Hugging Face's names.
+    """Returns the updates of a tree of tunix, by Hugging Face's names.
 
     Args:
-        pairs: the pairs of the tree.
-        alpha: the alpha of qwix's rule.
-        is_tunix: whether the tree is known to be tunix's; else its attention has to show it.
+        pairs: The pairs of the tree.
+        alpha: The alpha of qwix's rule.
+        is_tunix: Whether the tree is known to be of tunix; otherwise its attention must show it.
 
     Returns:
-        ``{site: LoRA}``; None if leaves are not those of a model of tunix's.
+        ``{site: LoRA}``; None if the leaves are not those of a model of tunix.
     """
     if not (is_tunix or any(_OWN.fullmatch(pair.leaf) for pair in pairs)):
         return None
     for table in (named("tunix"), named("tunix_gemma")):
         found: dict[str, Update] = {}
         for pair in pairs:
-            own = {} if pair.way != "qwix" else _sites(pair, table, alpha)
+            own = {} if pair.origin != "qwix" else _sites(pair, table, alpha)
             if not own:
                 break
             found.update(own)
@@ -44,7 +44,7 @@ def tunix_updates(
 
 
 def _sites(pair: Pair, table: Layout, alpha: float) -> dict[str, Update]:
-    """The sites in one leaf: one, or each of those that share it."""
+    """The sites of a leaf, which may be shared by several."""
     found: dict[str, Update] = {}
     for rule in (rule for rule in table.rules if rule.part == "weight" and rule.axes):
         shape = _shape(pair, rule.axes, rule.index)
@@ -55,8 +55,8 @@ def _sites(pair: Pair, table: Layout, alpha: float) -> dict[str, Update]:
 
 
 def _shape(pair: Pair, axes: str | None, index: str | None) -> tuple[int, ...] | None:
-    """The shape of the leaf that factors are for, by the pattern of a rule; None if they differ."""
-    here, (rows, cols) = _sides(axes or "")
+    """The shape of the factors' leaf by the pattern of a rule; None if they do not fit."""
+    names, (rows, cols) = _sides(axes or "")
     ins, outs = pair.a.shape[:-1], pair.b.shape[1:]
     leading = () if index is None else outs[:1]
     if (
@@ -66,15 +66,15 @@ def _shape(pair: Pair, axes: str | None, index: str | None) -> tuple[int, ...] |
     ):
         return None
     sizes = dict(zip((*cols, *rows), (*ins, *outs[len(leading) :]), strict=True))
-    return (*leading, *(sizes[name] for name in here))
+    return (*leading, *(sizes[name] for name in names))
 
 
 def _sides(axes: str) -> tuple[list[str], tuple[list[str], list[str]]]:
     """The axes of a leaf, and those of its rows and columns, in the leaf's order."""
     left, right = axes.split("->")
-    here = [name for group in atoms(left) for name in group]
-    rows, cols = (sorted(group, key=here.index) for group in atoms(right))
-    return here, (rows, cols)
+    names = [name for group in atoms(left) for name in group]
+    rows, cols = (sorted(group, key=names.index) for group in atoms(right))
+    return names, (rows, cols)
 
 
 def _cut(pair: Pair, place: Place, alpha: float) -> Update:

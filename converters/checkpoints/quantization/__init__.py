@@ -1,6 +1,10 @@
-"""Packed weights of quantized checkpoints: a reader a quantization, one table of all of them."""
+"""Packed weights of quantized checkpoints: one reader for each method, and a table of them."""
 
+from jaxmix.converters.checkpoints.quantization.methods import (
+    find_packed,
+    quantization_method,
+    unpacked,
+)
 from jaxmix.converters.checkpoints.quantization.packed import Packed
-from jaxmix.converters.checkpoints.quantization.table import look, method_of, unpacked
 
-__all__ = ["Packed", "look", "method_of", "unpacked"]
+__all__ = ["Packed", "find_packed", "quantization_method", "unpacked"]

@@ -1,10 +1,10 @@
-"""bitsandbytes: nf4 and fp4 in blocks, with scales in float32 or quantized once more; int8 by rows.
+"""bitsandbytes: nf4 and fp4 in blocks, with scales in float32 or quantized again; int8 by rows.
 
-4 bits: ``weight`` holds the flattened matrix (out, in), two codes a byte, the first one in the high
-bits; W = table[code] · absmax[block], rounded to the dtype that the weight had. With double
+4 bits: ``weight`` holds the flattened matrix (out, in), two codes per byte, the first one in the
+high bits; W = table[code] · absmax[block], rounded to the original dtype of the weight. With double
 quantization absmax = nested_quant_map[code] · nested_absmax[block] + offset.
 
-8 bits: W = weight · SCB / 127, one SCB for each row.
+8 bits: W = weight · SCB / 127, with one SCB for each row.
 """
 
 import math
@@ -15,21 +15,27 @@ import ml_dtypes
 import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
-from jaxmix.converters.checkpoints.quantization.packed import Packed, Readout, Source, place
+from jaxmix.converters.checkpoints.quantization.packed import (
+    Packed,
+    Problem,
+    Readout,
+    Source,
+    stored_fields,
+)
 from jaxmix.converters.checkpoints.slicing import read_slice
 from jaxmix.untrusted.files import parse_json
 
 __all__ = ["read"]
 
 _STATE = ".quant_state.bitsandbytes__"
-# The JSON beside a weight has some 200 bytes.
+# The JSON stored with a weight has about 200 bytes.
 _LARGEST_STATE = 1 << 14
 _DTYPES: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,
 }
-# What a code stands for; bitsandbytes has both tables in its kernels, whatever the file says.
+# The value of each code. bitsandbytes has both tables in its kernels and ignores the file's.
 _TABLES = {
     "nf4": [
         -1.0,
@@ -60,13 +66,13 @@ _ONE_127TH = np.float32(7.874015718698502e-3)
 
 @dataclass(frozen=True)
 class Nested:
-    """Scales that are quantized in 8 bits themselves.
+    """Scales that are themselves quantized in 8 bits.
 
     Args:
-        absmax: their scales, in float32.
-        table: what their codes stand for: 256 numbers.
-        block: how many of them have one scale.
-        offset: what is added.
+        absmax: The scales of the scales, in float32.
+        table: The value of each code: 256 numbers.
+        block: The number of scales that share a scale.
+        offset: The number added to every scale.
     """
 
     absmax: Stored
@@ -75,7 +81,7 @@ class Nested:
     offset: float
 
     def scales(self, codes: np.ndarray, first: int) -> np.ndarray:
-        """A run of scales, of their codes, the first of which has this number."""
+        """Returns the scales with these codes; ``first`` is the index of the first one."""
         blocks = np.arange(first, first + codes.size) // self.block
         part = slice(int(blocks[0]), int(blocks[-1]) + 1)
         own = read_slice(self.absmax, (part,))[blocks - blocks[0]]
@@ -87,11 +93,11 @@ class FourBits(Packed):
     """A weight of 4 bits.
 
     Args:
-        absmax: a scale for each block, or its code.
-        block: how many numbers have one scale.
-        table: what the codes stand for.
-        rounding: the dtype to which the library rounds the numbers.
-        nested: how the scales are packed; None if they are not.
+        absmax: The scale of each block, or its code.
+        block: The number of weights that share a scale.
+        table: The value of each code.
+        rounding: The dtype to which the library rounds the weights.
+        nested: How the scales are packed; None if they are not.
     """
 
     absmax: Stored
@@ -108,7 +114,7 @@ class FourBits(Packed):
         if start == stop:
             return np.empty(shape, np.float32)
         data = _bytes(self.main, start // 2, -(-stop // 2))
-        # Both numbers of a byte at once.
+        # Look up both numbers of a byte at once.
         table, byte = np.asarray(self.table, np.float32), np.arange(256)
         pairs = np.stack([table[byte >> 4], table[byte & 15]], axis=-1)
         values = pairs[data].reshape(-1)[start % 2 :][: stop - start]
@@ -126,7 +132,7 @@ class EightBits(Packed):
     """A weight of 8 bits.
 
     Args:
-        scale: ``SCB``, the largest number of each row.
+        scale: ``SCB``, the largest absolute value of each row.
     """
 
     scale: Stored
@@ -142,8 +148,8 @@ def read(source: Source, readout: Readout) -> None:
     """Adds the weights that bitsandbytes packed.
 
     Args:
-        source: the checkpoint.
-        readout: where they are added.
+        source: The checkpoint.
+        readout: Collects the weights.
     """
     for name, tensor in source.tensors.items():
         weight, end, kind = name.partition(_STATE)
@@ -158,86 +164,90 @@ def read(source: Source, readout: Readout) -> None:
                 readout.add(_eight_bits(tensor, source, *parts), name, *parts)
 
 
-def _four_bits(name: str, kind: str, state: Stored, source: Source) -> Packed | str:
-    """A weight of 4 bits, or what is wrong with it."""
+def _four_bits(name: str, kind: str, state: Stored, source: Source) -> Packed | Problem:
+    """Reads a weight of 4 bits, or returns the problem with it."""
     tensors = source.tensors
     main, absmax = tensors.get(name), tensors.get(f"{name}.absmax")
     if main is None or absmax is None:
-        return f"{name}: {name + ('.absmax' if main else '')} is missing"
+        return Problem(f"{name}: {name + ('.absmax' if main else '')} is missing")
     if kind not in _TABLES:
-        return f"{name}: its quantization is {kind}, expected nf4 or fp4"
+        return Problem(f"{name}: its quantization is {kind}, expected nf4 or fp4")
     settings = _json(state)
     if settings is None:
-        return f"{state.name} is not a JSON object of at most {_LARGEST_STATE} bytes"
+        return Problem(f"{state.name} is not a JSON object of at most {_LARGEST_STATE} bytes")
     shape, block, rounding = (settings.get(key) for key in ("shape", "blocksize", "dtype"))
     if not isinstance(shape, list) or not shape or not all(map(_is_size, shape)):
-        return f"{state.name} has shape {shape!r}, expected a list of sizes"
+        return Problem(f"{state.name} has shape {shape!r}, expected a list of sizes")
     if not _is_size(block) or rounding not in _DTYPES:
-        return (
+        return Problem(
             f"{state.name} has blocksize {block!r} and dtype {rounding!r}, expected a positive "
             f"integer and one of {', '.join(_DTYPES)}"
         )
     assert isinstance(block, int) and isinstance(rounding, str)
     count = math.prod(shape)
     if main.size != -(-count // 2):
-        return f"{name} has {main.size} bytes, expected {-(-count // 2)} for shape {tuple(shape)}"
+        expected = f"{-(-count // 2)} for shape {tuple(shape)}"
+        return Problem(f"{name} has {main.size} bytes, expected {expected}")
     blocks = -(-count // block)
     if math.prod(absmax.shape) != blocks or len(absmax.shape) != 1:
-        return f"{absmax.name} has shape {absmax.shape}, expected ({blocks},)"
+        return Problem(f"{absmax.name} has shape {absmax.shape}, expected ({blocks},)")
     nested = None
     if f"{name}.nested_absmax" in tensors:
         nested = _nested(name, blocks, settings, source)
-        if isinstance(nested, str):
+        if isinstance(nested, Problem):
             return nested
     if absmax.dtype not in ({"U8"} if nested else FLOATS):
-        return f"{absmax.name} is {absmax.dtype}, expected {'U8' if nested else 'F32'}"
-    where = place(name, tuple(shape), main)
+        expected = "U8" if nested else "F32"
+        return Problem(f"{absmax.name} is {absmax.dtype}, expected {expected}")
+    fields = stored_fields(name, tuple(shape), main)
     table = tuple(_TABLES[kind])
     return FourBits(
-        *where, main, f"bitsandbytes {kind}, 4 bits", absmax, block, table, rounding, nested
+        *fields, main, f"bitsandbytes {kind}, 4 bits", absmax, block, table, rounding, nested
     )
 
 
-def _nested(name: str, blocks: int, settings: dict[str, Any], source: Source) -> Nested | str:
-    """How the scales of a weight are packed, or what is wrong with that."""
+def _nested(name: str, blocks: int, settings: dict[str, Any], source: Source) -> Nested | Problem:
+    """Reads how the scales of a weight are packed, or returns the problem with them."""
     absmax = source.tensors[f"{name}.nested_absmax"]
     table = source.tensors.get(f"{name}.nested_quant_map")
     block, offset = settings.get("nested_blocksize"), settings.get("nested_offset")
     if table is None or table.shape != (256,) or table.dtype not in FLOATS:
-        return f"{name}.nested_quant_map is missing, or is not of 256 floats"
+        return Problem(f"{name}.nested_quant_map is missing, or does not have 256 floats")
     if not _is_size(block) or not isinstance(offset, int | float):
-        return f"{name}: nested_blocksize is {block!r} and nested_offset {offset!r}, not numbers"
+        return Problem(
+            f"{name}: nested_blocksize is {block!r} and nested_offset {offset!r}, expected numbers"
+        )
     assert isinstance(block, int)
     if absmax.shape != (-(-blocks // block),) or absmax.dtype not in FLOATS:
-        return (
+        return Problem(
             f"{absmax.name} is {absmax.dtype} {absmax.shape}, expected F32 {(-(-blocks // block),)}"
         )
     return Nested(absmax, table, block, float(offset))
 
 
-def _eight_bits(tensor: Stored, source: Source, scale: str, layout: str) -> Packed | str:
-    """A weight of 8 bits, or what is wrong with it."""
+def _eight_bits(tensor: Stored, source: Source, scale: str, layout: str) -> Packed | Problem:
+    """Reads a weight of 8 bits, or returns the problem with it."""
     found, order = source.tensors[scale], source.tensors.get(layout)
     if len(tensor.shape) != 2 or found.dtype not in FLOATS or found.shape != tensor.shape[:1]:
-        return (
+        return Problem(
             f"{tensor.name} {tensor.shape}: {scale} is {found.dtype} {found.shape}, expected a "
             "float for each row"
         )
     if order is not None and any(_bytes(order, 0, min(order.size, 8))):
-        return f"{tensor.name}: {layout} is not 0; only the layout by rows can be read"
-    where = place(tensor.name, tensor.shape, tensor)
-    return EightBits(*where, tensor, "bitsandbytes, 8 bits", found)
+        return Problem(f"{tensor.name}: {layout} is not 0; only the layout by rows can be read")
+    fields = stored_fields(tensor.name, tensor.shape, tensor)
+    return EightBits(*fields, tensor, "bitsandbytes, 8 bits", found)
 
 
 def _bytes(tensor: Stored, begin: int, end: int) -> np.ndarray:
-    """A run of a tensor's bytes, whatever dtype its codes are stored as."""
+    """Reads a run of a tensor's bytes, whatever its dtype."""
     start = tensor.start + begin
     flat = Stored(tensor.name, "U8", (end - begin,), tensor.file, start, end - begin)
     return read_slice(flat)
 
 
 def _json(state: Stored) -> dict[str, Any] | None:
-    """The JSON object that a tensor of bytes holds, or None."""
+    """Returns the JSON object in a tensor of bytes; None if it is invalid or too large."""
     if state.dtype != "U8" or state.size > _LARGEST_STATE:
         return None
     try:
@@ -248,5 +258,5 @@ def _json(state: Stored) -> dict[str, Any] | None:
 
 
 def _is_size(value: object) -> bool:
-    """Whether something is a positive integer that a file's sizes can have."""
+    """Whether something is a positive integer within the range of file sizes."""
     return type(value) is int and 0 < value < 1 << 48

@@ -1,7 +1,7 @@
 """fp8: W = scale · Q, with one scale for a tensor, for each row, or for each block.
 
-DeepSeek's ``weight_scale_inv`` is multiplied too, despite its name. Scales may be powers of two,
-as ``F8_E8M0`` or as bytes with their exponents.
+DeepSeek's ``weight_scale_inv`` is a factor too, despite its name. Scales may be powers of two,
+stored as ``F8_E8M0`` or as bytes with their exponents.
 """
 
 import math
@@ -11,7 +11,13 @@ import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Stored
 from jaxmix.converters.checkpoints.quantization.mxfp4 import power_of_two
-from jaxmix.converters.checkpoints.quantization.packed import Packed, Readout, Source, place
+from jaxmix.converters.checkpoints.quantization.packed import (
+    Packed,
+    Problem,
+    Readout,
+    Source,
+    stored_fields,
+)
 from jaxmix.converters.checkpoints.slicing import read_slice
 
 __all__ = ["FP8", "read"]
@@ -19,8 +25,8 @@ __all__ = ["FP8", "read"]
 FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("_scale_inv", "_scale")
 _BLOCK = (128, 128)
-# What lies beside a weight of fp8 for the sake of activations, and means nothing without it.
-_BESIDE = ("input_scale", "output_scale", "activation_scale", "input_scale_inv")
+# Tensors next to an fp8 weight that serve fp8 activations, unused without the packed weight.
+_UNUSED = ("input_scale", "output_scale", "activation_scale", "input_scale_inv")
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,8 @@ class Float8(Packed):
     """A tensor of fp8.
 
     Args:
-        scale: its scale; None for 1.
-        block: how many numbers share a scale, along each axis.
+        scale: The scale; None for a scale of 1.
+        block: The size along each axis of the blocks that share a scale.
     """
 
     scale: Stored | None
@@ -42,66 +48,67 @@ class Float8(Packed):
             return values
         if math.prod(self.scale.shape) == 1:
             return _product(values, _floats(self.scale, ()).reshape(()))
-        at = [np.arange(size) // run for size, run in zip(values.shape, self.block, strict=True)]
-        at[0] = np.arange(part.start, part.stop) // self.block[0]
-        first = at[0][0] if at[0].size else 0
-        scale = _floats(self.scale, (slice(first, first + at[0].size),))
+        sizes = zip(values.shape, self.block, strict=True)
+        blocks = [np.arange(size) // run for size, run in sizes]
+        blocks[0] = np.arange(part.start, part.stop) // self.block[0]
+        first = blocks[0][0] if blocks[0].size else 0
+        scale = _floats(self.scale, (slice(first, first + blocks[0].size),))
         scale = scale.reshape(*scale.shape, *[1] * (values.ndim - scale.ndim))
-        at[0] = at[0] - first
-        for axis, where in enumerate(at):
+        blocks[0] = blocks[0] - first
+        for axis, indices in enumerate(blocks):
             if self.scale.shape[axis : axis + 1] not in ((), (1,)):
-                scale = np.take(scale, where, axis)
+                scale = np.take(scale, indices, axis)
         return _product(values, scale)
 
 
 def read(source: Source, readout: Readout) -> None:
-    """Adds the tensors of fp8, whatever the method that made them calls itself.
+    """Adds the tensors of fp8, whatever the name of the quantization method.
 
     Args:
-        source: the checkpoint.
-        readout: where they are added.
+        source: The checkpoint.
+        readout: Collects the weights.
     """
     for name, tensor in source.tensors.items():
         if tensor.dtype in FP8:
             module = name.rpartition(".")[0]
-            beside = [f"{module}.{part}" for part in _BESIDE]
+            unused = [f"{module}.{part}" for part in _UNUSED]
             scales = [f"{name}{end}" for end in _SCALES if f"{name}{end}" in source.tensors]
             found = _float8(tensor, source, scales)
-            if isinstance(found, str):
-                found = f"{name} {tensor.shape}: {found}"
-            readout.add(found, name, *scales[:1], *beside)
+            if isinstance(found, Problem):
+                found = Problem(f"{name} {tensor.shape}: {found.text}")
+            readout.add(found, name, *scales[:1], *unused)
 
 
-def _float8(tensor: Stored, source: Source, scales: list[str]) -> Packed | str:
-    """A tensor with its scale, or what is wrong with that."""
-    where = (*place(tensor.name, tensor.shape, tensor), tensor, tensor.dtype)
+def _float8(tensor: Stored, source: Source, scales: list[str]) -> Packed | Problem:
+    """Reads a tensor with its scale, or returns the problem with the scale."""
+    fields = (*stored_fields(tensor.name, tensor.shape, tensor), tensor, tensor.dtype)
     if not scales:
         if source.settings:
-            return f"no {tensor.name}_scale_inv, no {tensor.name}_scale"
-        return Float8(*where, None, ())  # a plain cast, as image models are handed around
+            return Problem(f"{tensor.name}_scale_inv and {tensor.name}_scale are missing")
+        return Float8(*fields, None, ())  # a plain cast, as image models are often distributed
     scale = source.tensors[scales[0]]
     if scale.dtype not in (*FLOATS, "F8_E8M0", "U8"):
-        return f"{scale.name} is {scale.dtype}"
+        return Problem(f"{scale.name} is {scale.dtype}")
     if math.prod(scale.shape) == 1:
-        return Float8(*where, scale, ())
-    told = source.settings.get("weight_block_size")
-    told = _BLOCK if told is None else told
-    is_block = isinstance(told, list | tuple) and 0 < len(told) <= len(tensor.shape)
-    if not is_block or not all(type(size) is int and size > 0 for size in told):
-        return f"weight_block_size is {told!r}, expected a positive integer for each axis"
-    block = (*[1] * (len(tensor.shape) - len(told)), *told)
+        return Float8(*fields, scale, ())
+    sizes = source.settings.get("weight_block_size")
+    sizes = _BLOCK if sizes is None else sizes
+    is_block = isinstance(sizes, list | tuple) and 0 < len(sizes) <= len(tensor.shape)
+    if not is_block or not all(type(size) is int and size > 0 for size in sizes):
+        return Problem(f"weight_block_size is {sizes!r}, expected a positive integer for each axis")
+    block = (*[1] * (len(tensor.shape) - len(sizes)), *sizes)
     if len(scale.shape) > len(tensor.shape):
-        return f"{scale.name} has shape {scale.shape}"
+        return Problem(f"{scale.name} has shape {scale.shape}")
     padded = (*scale.shape, *[1] * (len(tensor.shape) - len(scale.shape)))
     runs = []
-    for have, size, run in zip(padded, tensor.shape, block, strict=True):
-        if have == -(-size // run):
+    for count, size, run in zip(padded, tensor.shape, block, strict=True):
+        if count == -(-size // run):
             runs.append(run)
-        elif have and size % have == 0:  # for each row, for all, or in blocks of another size
-            runs.append(max(1, size // have))
+        elif count and size % count == 0:  # one per row, one for all, or blocks of another size
+            runs.append(max(1, size // count))
         else:
-            return f"{scale.name} has shape {scale.shape}, blocks {block}"
-    return Float8(*where, scale, tuple(runs))
+            return Problem(f"{scale.name} has shape {scale.shape}, blocks {block}")
+    return Float8(*fields, scale, tuple(runs))
 
 
 def _product(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -111,6 +118,6 @@ def _product(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _floats(scale: Stored, index: tuple[slice, ...]) -> np.ndarray:
-    """A scale in float32."""
+    """Reads a scale in float32."""
     found = read_slice(scale, index)
     return power_of_two(found) if scale.dtype == "U8" else found.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a reader of a quantization gets and gives: a checkpoint's tensors, and packed weights."""
+"""The arguments and results of the quantizations' readers: tensors, and packed weights."""
 
 import math
 from abc import abstractmethod
@@ -10,18 +10,27 @@ import numpy as np
 
 from jaxmix.converters.checkpoints.huggingface import Stored
 
-__all__ = ["Packed", "Readout", "Source", "Turned", "add_modules", "fields", "place"]
+__all__ = [
+    "Packed",
+    "Problem",
+    "Readout",
+    "Source",
+    "Transposed",
+    "add_modules",
+    "stored_fields",
+    "unpack_bits",
+]
 
 
 @dataclass(frozen=True)
 class Packed(Stored):
-    """A weight that several tensors of a file stand for; it is written in bfloat16.
+    """A weight that a file stores packed in several tensors; it is written in bfloat16.
 
     Name and shape are those of the unpacked weight, file and start those of its main tensor.
 
     Args:
-        main: the tensor that holds the weight's codes, in whose place the weight is written.
-        kind: the quantization, for messages.
+        main: The tensor with the weight's codes, which the unpacked weight replaces.
+        kind: The quantization, for messages.
     """
 
     main: Stored
@@ -29,43 +38,44 @@ class Packed(Stored):
 
     @abstractmethod
     def rows(self, part: slice) -> np.ndarray:
-        """A run of rows in float32: exactly what the quantization's own library makes of them.
+        """Returns a run of rows in float32, exactly as the quantization's own library unpacks them.
 
         Args:
-            part: the run, with start and stop.
+            part: The rows, with start and stop.
         """
 
     def read(self) -> np.ndarray:
-        """The whole weight in float32."""
+        """Returns the whole weight in float32."""
         return self.rows(slice(0, self.shape[0] if self.shape else 1))
 
 
 @dataclass(frozen=True)
-class Turned(Packed):
-    """The transpose of a packed matrix: quantizers turn GPT-2's Conv1D into a linear layer.
+class Transposed(Packed):
+    """The transpose of a packed matrix: quantizers convert GPT-2's Conv1D to a linear layer.
 
     Args:
-        inner: the matrix (out, in) as it is packed; this one is (in, out).
+        inner: The packed matrix (out, in); this one is (in, out).
     """
 
     inner: Packed
 
     @classmethod
-    def of(cls, inner: Packed) -> "Turned":
-        """The transpose of a matrix."""
-        return cls(*place(inner.name, inner.shape[::-1], inner.main), inner.main, inner.kind, inner)
+    def of(cls, inner: Packed) -> "Transposed":
+        """Transposes a matrix."""
+        fields = stored_fields(inner.name, inner.shape[::-1], inner.main)
+        return cls(*fields, inner.main, inner.kind, inner)
 
     def rows(self, part: slice) -> np.ndarray:
-        """See `Packed`: a run of the packed matrix's columns."""
+        """See `Packed`; these are columns of the packed matrix."""
         return np.ascontiguousarray(self.inner.read().T[part])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint as a reader sees it.
+    """The input of a reader.
 
     Args:
-        tensors: all tensors by name.
+        tensors: All tensors of the checkpoint by name.
         settings: config.json's ``quantization_config``; empty if absent.
     """
 
@@ -73,33 +83,44 @@ class Source:
     settings: Mapping[str, Any]
 
 
-@dataclass
-class Readout:
-    """What readers found, collected as they go.
+@dataclass(frozen=True)
+class Problem:
+    """The reason why a packed weight can't be read.
 
     Args:
-        packed: the weights by their unpacked names.
-        parts: the names of all tensors that stand for these weights, and so disappear.
-        wrong: tensors that can't be unpacked, each with the reason.
+        text: The reason, as a message that names the tensors.
+    """
+
+    text: str
+
+
+@dataclass
+class Readout:
+    """The packed weights of a checkpoint, collected by the readers.
+
+    Args:
+        packed: The weights by their unpacked names.
+        parts: The names of all tensors that belong to packed weights, which the output lacks.
+        problems: Messages about tensors that can't be unpacked.
     """
 
     packed: dict[str, Packed] = field(default_factory=dict)
     parts: set[str] = field(default_factory=set)
-    wrong: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
-    def add(self, found: Packed | str, *names: str) -> None:
-        """Records a weight, or the reason why it is none, and the tensors that it is made of."""
-        if isinstance(found, str):
-            self.wrong.append(found)
+    def add(self, found: Packed | Problem, *names: str) -> None:
+        """Records a weight, or the reason why it can't be read, and the names of its parts."""
+        if isinstance(found, Problem):
+            self.problems.append(found.text)
         else:
             self.packed[found.name] = found
         self.parts.update(names)
 
 
-def place(
+def stored_fields(
     name: str, shape: tuple[int, ...], main: Stored
 ) -> tuple[str, str, tuple[int, ...], Any, int, int]:
-    """The first fields of a `Packed`: those of a tensor of bfloat16 in the place of another."""
+    """Returns a `Packed`'s fields as a `Stored`: a bfloat16 tensor in place of ``main``."""
     return name, "BF16", shape, main.file, main.start, 2 * math.prod(shape)
 
 
@@ -107,15 +128,15 @@ def add_modules(
     source: Source,
     readout: Readout,
     parts: Sequence[str],
-    read: Callable[[str, Source], Packed | str],
+    read: Callable[[str, Source], Packed | Problem],
 ) -> None:
-    """Adds the weight of every module that has the first of some tensors.
+    """Adds the weight of every module that has the first of the named parts.
 
     Args:
         source: The checkpoint.
-        readout: Where they are added.
-        parts: The last names of the tensors of which a weight is made.
-        read: From a module to its weight, or to what is wrong with it.
+        readout: Collects the weights.
+        parts: The names within a module of the tensors that make up a weight.
+        read: Returns a module's weight, or the problem with it.
     """
     for name in source.tensors:
         module, _, last = name.rpartition(".")
@@ -123,18 +144,18 @@ def add_modules(
             readout.add(read(module, source), *(f"{module}.{part}" for part in parts))
 
 
-def fields(words: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned integers of a few bits, the lowest bits first, along the last axis.
+def unpack_bits(words: np.ndarray, bits: int) -> np.ndarray:
+    """Unpacks unsigned integers of a few bits along the last axis, lowest bits first.
 
     Args:
-        words: the words (…, n) that hold them, of any integer dtype.
-        bits: how many bits each has: 2, 3, 4 or 8. One of 3 bits may lie across two words.
+        words: The words (…, n) that hold them, of any integer dtype.
+        bits: The bits of each integer: 2, 3, 4 or 8. Integers of 3 bits may cross word boundaries.
 
     Returns:
         The integers (…, n · bits of a word / bits) in uint8.
 
     Example:
-        >>> fields(np.array([[0x21, 0x43]], np.uint8), 4)
+        >>> unpack_bits(np.array([[0x21, 0x43]], np.uint8), 4)
         array([[1, 2, 3, 4]], dtype=uint8)
     """
     data = np.ascontiguousarray(words).view(np.uint8)

@@ -53,8 +53,8 @@ def test_a_file_instead_of_its_folder(tmp_path):
     assert (adapter.name, adapter.source) == ("style", "style")
     assert adapter.updates[SITE].scale == jaxmix.load(tmp_path / "style").updates[SITE].scale
     said = refused(CheckpointError, path.with_name(FILES[0]))
-    assert said.endswith(". Give the folder that holds it.")
-    assert all(one.what in said for one in FORMATS)
+    assert said.endswith(". Give the folder that contains it.")
+    assert all(one.description in said for one in FORMATS)
 
 
 EXPECTED = (
@@ -93,8 +93,8 @@ def test_subfolders(tmp_path):
     assert jaxmix.load(tmp_path / "repo" / "a" / "b", subfolder=None).name == "b"
     for out in ("..", "../repo", "a/../../x", str(tmp_path), "a\\b", "", "."):
         assert refused(CheckpointError, tmp_path / "repo", subfolder=out) == (
-            f"subfolder {out!r} is no path inside its folder, expected one such as "
-            "'checkpoint-100'. Give the folder itself as the first argument."
+            f"subfolder {out!r} is not a path inside its folder, expected one such as "
+            f"'checkpoint-100'. Give the folder itself as the first argument."
         )
     said = refused(CheckpointError, tmp_path / "repo", subfolder="c")
     assert f"{tmp_path / 'repo' / 'c'} has no adapter_config.json; found no such folder" in said
@@ -149,15 +149,17 @@ def test_a_format_by_name(tmp_path):
     folder = save(tmp_path / "style")
     assert jaxmix.load(folder, format="peft").name == "style"
     said = refused(UnsupportedError, folder, format="pickle")
-    assert said == f"format 'pickle' is not known, expected one of {KNOWN}."
+    assert said == f"format 'pickle' is unknown, expected one of {KNOWN}."
 
 
 def test_options_that_a_reader_does_not_take(tmp_path):
     """Nothing is passed over in silence."""
     folder = save(tmp_path / "style")
     said = refused(UnsupportedError, folder, rank=3, colour="red")
-    assert said.startswith("style is of the format 'peft', whose reader takes ")
-    assert said.endswith("; found colour, rank. Leave it out, or force another with format='…'.")
+    assert said.startswith("style has the format 'peft', whose reader takes ")
+    assert said.endswith(
+        "; found colour, rank. Leave it out, or force another format with format='…'."
+    )
 
 
 def test_a_file_of_no_format(tmp_path):
@@ -174,8 +176,8 @@ def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
     """A file or folder that it recognises is its own, unless another is forced."""
     mine = Format(
         name="mine",
-        what="a file .mine",
-        recognises=lambda path: path.suffix == ".mine",
+        description="a file .mine",
+        recognizes=lambda path: path.suffix == ".mine",
         read=lambda path, name, strength, *, rank=1: Adapter({}, strength, f"{name} {rank}"),
         options=("rank",),
     )

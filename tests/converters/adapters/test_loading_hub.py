@@ -55,14 +55,15 @@ def test_not_in_the_cache(cache):
     ):
         assert refused(CheckpointError, "owner/name", **options) == (
             f"{place}: adapter_config.json is not in the local cache and the hub can't be reached. "
-            "'owner/name' is no folder here either: go online once, or give the path of a "
+            "'owner/name' is not a local folder either. Connect to the internet to download "
+            "it, or use the path of a "
             "downloaded folder."
         )
     save(cache / COMMIT)
     (cache / COMMIT / FILES[1]).unlink()
     said = refused(CheckpointError, "owner/name")
     assert "adapter_model.safetensors is not in the local cache" in said
-    assert "'owner/else' is no folder here either" in refused(CheckpointError, "owner/else")
+    assert "'owner/else' is not a local folder either" in refused(CheckpointError, "owner/else")
 
 
 def test_damaged_in_the_cache(cache):
@@ -70,7 +71,7 @@ def test_damaged_in_the_cache(cache):
     save(cache / COMMIT)
     (cache / COMMIT / FILES[1]).write_bytes(b"x")
     said = refused(CheckpointError, "owner/name")
-    assert said.startswith(f"{cache / COMMIT / FILES[1]} (1 bytes) is no whole safetensors file")
+    assert said.startswith(f"{cache / COMMIT / FILES[1]} is not a complete safetensors file")
 
 
 def failing(kind, at=FILES[0], folder=Path()):
@@ -89,9 +90,9 @@ def failing(kind, at=FILES[0], folder=Path()):
     return download
 
 
-GATED = "is gated. Ask for access on its page, then `hf auth login`."
+GATED = "is gated. Request access on its page, then run `hf auth login`."
 UNKNOWN = (
-    "'owner/name' is neither a folder here nor a repository on the hub. Check the spelling; a "
+    "'owner/name' is neither a local folder nor a repository on the hub. Check the spelling; a "
     "private repository needs `hf auth login`."
 )
 
@@ -103,13 +104,13 @@ UNKNOWN = (
         (errors.RepositoryNotFoundError, UNKNOWN),
         (
             errors.RevisionNotFoundError,
-            "owner/name on the hub has no revision 'v1'. Give a branch, a tag or a commit that it "
-            "has.",
+            "owner/name on the hub has no revision 'v1'. Use one of its branches, tags or commits.",
         ),
         (
             errors.EntryNotFoundError,
-            "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, so it is no "
-            "PEFT adapter there. If it lies in a folder of the repository, say subfolder='…'.",
+            "owner/name/sub on the hub at revision 'v1' has no adapter_config.json, "
+            "so it is not a PEFT adapter. If the adapter is in a folder of the "
+            "repository, give subfolder='…'.",
         ),
         (errors.HfHubHTTPError, None),
         (errors.HFValidationError, None),
@@ -122,8 +123,8 @@ def test_what_the_hub_says(kind, expected, monkeypatch):
     """Each of the client's errors in our words, and any other passed on in its own."""
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing(kind))
     expected = expected or (
-        "owner/name/sub on the hub at revision 'v1': adapter_config.json can't be had: what the "
-        "client said. Try again, or download the folder and give its path."
+        "owner/name/sub on the hub at revision 'v1': adapter_config.json can't be downloaded: what "
+        "the client said. Try again, or download the folder and use its path."
     )
     with pytest.raises(JaxmixError) as caught:
         jaxmix.load("owner/name", subfolder="sub", revision="v1")
@@ -138,7 +139,7 @@ def test_a_repository_with_pickles_only(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert refused(CheckpointError, "owner/name") == (
         "owner/name on the hub has no adapter_model.safetensors. If it has a .bin, download the "
-        "folder and convert it: jaxmix reads no pickles. With torch:\n"
+        "folder and convert it: jaxmix does not read pickles. With torch:\n"
         "  tensors = torch.load('adapter_model.bin', map_location='cpu', weights_only=True)\n"
         "  safetensors.torch.save_file(tensors, 'adapter_model.safetensors')"
     )
@@ -149,8 +150,9 @@ def test_a_format_of_single_files(monkeypatch):
     one = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
     monkeypatch.setattr(loading, "FORMATS", (one, *loading.FORMATS))
     assert refused(UnsupportedError, "owner/name", format="mine") == (
-        "owner/name: the format 'mine' is one of single files, which are not looked for on the "
-        "hub. Download the file with `hf download owner/name`, and give its path."
+        "owner/name: adapters of the format 'mine' are single files, which are not "
+        "looked for on the hub. Download the file with `hf download owner/name`, and "
+        "give its path."
     )
 
 
@@ -162,8 +164,8 @@ def test_a_repository_that_changes_meanwhile(tmp_path, monkeypatch):
         huggingface_hub, "hf_hub_download", lambda repo, file, **_: str(tmp_path / file / file)
     )
     assert refused(CheckpointError, "owner/name") == (
-        "owner/name on the hub changed between its two files. Try again, or give a commit: "
-        "revision='…'."
+        "owner/name on the hub changed while its files were downloaded. Try again, "
+        "or give a commit: revision='…'."
     )
 
 

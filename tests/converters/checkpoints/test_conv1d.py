@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.checkpoints.conv1d import CONV1D_TYPES, conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.errors import LayoutError

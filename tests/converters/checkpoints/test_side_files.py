@@ -165,4 +165,4 @@ def test_a_merge_copies_and_verifies_other_modules(
     assert all(np.array_equal(found[name], array) for name, array in DENSE.items())
     save(out, "2_Dense/model.safetensors", {**DENSE, "linear.bias": np.zeros(3, np.float32)})
     proof = jaxmix.verify_merge(base, mix, out)
-    assert proof.problems == ("2_Dense/model.safetensors is not what the base has",)
+    assert proof.problems == ("2_Dense/model.safetensors differs from the base's",)

@@ -92,7 +92,7 @@ def test_the_file_that_is_meant(adapters: Adapters, tmp_path: Path, capsys: Capt
         }
         save_file(tensors, folder / f"{i}.safetensors")
     assert main("inspect", folder) == 1
-    assert f"{folder} holds several files that may be the adapter" in capsys.readouterr().err
+    assert f"{folder} has several files that may be the adapter" in capsys.readouterr().err
     for words in (
         ["--filename", "2.safetensors"],
         ["--filename", "", "--filename", "2.safetensors"],
@@ -113,4 +113,7 @@ def test_a_recipe_names_files_by_itself(
     """It is written without reading anything."""
     out = tmp_path / "x.json"
     assert main("convert", adapters["lora"], "--to", "recipe", "-o", out, "--ignore", "x") == 2
-    assert "write --ignore and --filename into its parts" in capsys.readouterr().err
+    assert (
+        "Instead of --ignore, --filename, --subfolder and --revision, edit its parts:"
+        in capsys.readouterr().err
+    )

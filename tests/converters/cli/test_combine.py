@@ -114,7 +114,7 @@ def test_refused(tmp_path: Path, capsys: Captured) -> None:
     assert document["error"] == "the method 'slerp' got 1 adapters, expected exactly two."
     assert told(capsys, *words, "-m", "mean", code=2)["kind"] == "UsageError"
     document = told(capsys, *words, "-m", "cat", "--to", "kohya", code=2)
-    assert "'kohya' is none of mix, peft." in document["error"]
+    assert "'kohya' is not one of mix, peft." in document["error"]
     assert main(*words, "-m", "linear") == 0
     assert main(*words, "-m", "linear") == 1
     assert main(*words, "-m", "linear", "--force") == 0
@@ -128,7 +128,7 @@ def test_options_are_handed_on(option: str, tmp_path: Path, capsys: Captured) ->
     words = ("combine", "-a", lora, "-o", tmp_path / "out", "-m", "linear", option, value)
     document = told(capsys, *words, code=1)
     named = {"--seed": "key", "--majority-sign": "majority_sign"}.get(option, option[2:])
-    assert document["error"].startswith(f"the method 'linear' has no use for {named}.")
+    assert document["error"].startswith(f"the method 'linear' does not use {named}.")
 
 
 def renamed(path: Path, folder: Path, old: str, new: str) -> Path:

@@ -97,12 +97,14 @@ def test_refused(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     two = (adapters["lora"], adapters["loha"])
     document = told(capsys, "convert", *two, "--to", "kohya", "-o", file, code=1)
     assert document["error"] == (
-        "2 adapters, and a file of kohya holds one. Write them one by one, or as a mix (peft, mix, "
-        "recipe); `jaxmix export --rank` makes one LoRA of them."
+        "a file of kohya holds one adapter, but 2 are given. Convert them one by one, or to a mix "
+        "(peft, mix, recipe). `jaxmix export --rank` makes one LoRA of them."
     )
     words = ("convert", adapters["lora"], "--prefix", "x", "-o", tmp_path / "out", "--to")
     document = told(capsys, *words, "peft", code=2)
-    assert document["error"].startswith("Invalid value: --prefix is nothing to peft, whose names")
+    assert document["error"].startswith(
+        "Invalid value: --prefix does not apply to peft, whose names"
+    )
     assert not list(tmp_path.glob("x*")) and not (tmp_path / "out").exists()
 
 
@@ -133,8 +135,8 @@ def test_recipes_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "lora").mkdir()
     for sources, place, text in (
-        ([(f"{tmp_path}/lora", 1.0)], "in/r.json", "parts that lie outside of "),
-        ([], "r.txt", "r.txt is no name for a recipe, expected one in .json."),
+        ([(f"{tmp_path}/lora", 1.0)], "in/r.json", "parts outside of "),
+        ([], "r.txt", "r.txt is not a valid name for a recipe, expected one that ends in .json."),
         ([], "no/r.json", "no/r.json can't be written: "),
     ):
         with pytest.raises(CheckpointError) as caught:

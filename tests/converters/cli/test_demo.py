@@ -36,13 +36,16 @@ def test_copy(tmp_path: Path, capsys: Captured) -> None:
     expected = {k: v for k, v in contents(ASSETS).items() if "/" in k and "__pycache__" not in k}
     assert contents(tmp_path / "try") == expected
     assert (
-        "exists. Give another folder"
+        "exists. Choose another folder"
         in told(capsys, "demo", "--copy", tmp_path / "try", code=1)["error"]
     )
     document = told(capsys, "demo", "--copy", tmp_path / "again")
     assert document["out"] == str(tmp_path / "again") and "lora" in document["folders"]
     document = told(capsys, "demo", "--copy", tmp_path / "x", "--out", "x.png", code=2)
-    assert "--copy runs nothing, so that there is no picture for --out." in document["error"]
+    assert (
+        "--copy does not run the demo, so there is no picture to write to --out."
+        in document["error"]
+    )
 
 
 def test_json(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +57,7 @@ def test_json(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     assert main("demo", "--out", tmp_path / "x.png", "--json") == 1
     said: Any = capsys.readouterr()
-    assert "No picture: install matplotlib" in said.err
+    assert "No plot: it requires matplotlib" in said.err
     assert json.loads(said.out) == {
         "losses": [
             {

@@ -99,10 +99,10 @@ def test_task_and_patterns(
     for to in ("kohya", "recipe", "mix"):
         command = ("convert", lora, "--to", to, *options, "--patterns", "-o", tmp_path / "x")
         document = told(capsys, *command, code=2)
-        text = f"--base-name, --task-type, --patterns means nothing to {to}."
+        text = f"--base-name, --task-type, --patterns does not apply to the format {to}."
         assert text in document["error"]
     assert main("export", "-a", lora, "--task-type", "CHAT", "-o", tmp_path / "x") == 2
-    assert "'CHAT' is none of CAUSAL_LM, FEATURE_EXTRACTION" in capsys.readouterr().err
+    assert "'CHAT' is not one of CAUSAL_LM, FEATURE_EXTRACTION" in capsys.readouterr().err
 
 
 def test_it_is_said_what_needs_the_base(
@@ -111,16 +111,19 @@ def test_it_is_said_what_needs_the_base(
     """And nothing is written."""
     words = ("export", "-a", adapters["oft"], "--rank", 2, "-o", tmp_path / "out")
     document = told(capsys, *words, code=1)
-    assert document["error"].startswith("there is no base, and adapters that can't be looked at")
+    assert document["error"].startswith("these adapters need the base, which is not given:\n")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("--rank", 2, "--energy", 0.5), "--rank and --energy say the same thing in two ways."),
-        (("--energy", 2), "--energy is 2, expected a share above 0 and at most 1."),
-        (("--energy", 0), "--energy is 0, expected a share above 0 and at most 1."),
+        (
+            ("--rank", 2, "--energy", 0.5),
+            "--rank and --energy exclude each other. Use one of them.",
+        ),
+        (("--energy", 2), "--energy is 2, expected a number above 0 and at most 1."),
+        (("--energy", 0), "--energy is 0, expected a number above 0 and at most 1."),
         (("--rank", 0), "Invalid value for '--rank'"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 import jaxmix
 from jaxmix import training
-from jaxmix.converters.cli.tokens import tokens_of, windows_of
+from jaxmix.converters.cli.tokens import read_tokens, split_windows
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 from jaxmix.training import by_site
@@ -66,7 +66,7 @@ def test_in_a_process(place: Path, tmp_path: Path) -> None:
     assert told == f"{tmp_path}/out: {names}" and list(strengths) == ["one", "two"]
     assert strengths["one"] != 1 and strengths["two"] != 0.5
     before, after = (float(word) for word in losses.split() if word[0].isdigit())
-    assert losses.startswith("loss on text not learned from: ") and after < before
+    assert losses.startswith("loss on held-out text: ") and after < before
 
 
 def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -85,7 +85,7 @@ def test_by_site_with_a_picture(place: Path, tmp_path: Path, capsys: Captured) -
     losses = document["losses"]
     assert len(losses["steps"]) == 4 and losses["after"] < losses["before"]
     model = jaxmix.models.load(place / "base", dtype=jnp.float32)
-    _, held = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
+    _, held = split_windows(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
     logits = np.asarray(jaxmix.compose(model, mixed)(jnp.asarray(held)), float)[:, :-1]
     chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     picked = np.take_along_axis(chances, held[:, 1:, None].astype(int), -1)
@@ -120,7 +120,7 @@ def test_options_are_handed_on(
     with jax.numpy_dtype_promotion("standard"):  # as `fit` has it
         change, _ = how["optimizer"].update(slope, how["optimizer"].init(numbers), numbers)
     np.testing.assert_allclose(change, -0.25, rtol=1e-4)
-    seen, _ = windows_of(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
+    seen, _ = split_windows(np.frombuffer(TEXT, np.uint8).astype(np.int32), 16, Path())
     assert {batch.shape for batch in batches} == {(3, 16)} and len(batches) == 14
     rows = [tuple(row) for batch in batches[: len(seen) // 3] for row in batch]
     assert set(rows) <= {tuple(row) for row in seen} and len(rows) == len(seen) // 3 * 3
@@ -132,9 +132,9 @@ def test_options_are_handed_on(
     [
         (("--length", 4000), 1, "expected at least two windows of 4000"),
         (("--text", "nothing"), 1, "the text nothing can't be read: No such file"),
-        (("--per", "layer"), 2, "'layer' is none of mix, adapter, site."),
-        (("--dtype", "int8"), 2, "'int8' is none of float32, bfloat16, float16."),
-        (("--plot", "x.gif"), 1, "the picture x.gif is of a format that is not written here"),
+        (("--per", "layer"), 2, "'layer' is not one of mix, adapter, site."),
+        (("--dtype", "int8"), 2, "'int8' is not one of float32, bfloat16, float16."),
+        (("--plot", "x.gif"), 1, "the picture x.gif has an unsupported format"),
     ],
 )
 def test_refused(
@@ -148,9 +148,9 @@ def test_refused(
 def test_an_output_that_exists(place: Path, capsys: Captured) -> None:
     """Is told at once."""
     document = told(capsys, *words(place, "-o", place / "one"), code=1)
-    assert "lie one in the other" in document["error"]
+    assert "overlap: one contains the other" in document["error"]
     document = told(capsys, *words(place, "-o", place / "base" / "x"), code=1)
-    assert "lies in" in document["error"]
+    assert "is in the input" in document["error"]
 
 
 def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captured) -> None:
@@ -164,7 +164,8 @@ def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captur
     line = ("fit", folder, "-a", place / "one", "--text", place / "text.txt", "-o", tmp_path / "o")
     document = told(capsys, *line, code=1)
     assert document["error"] == (
-        f"{folder} holds a Bert, expected a decoder or a GPT-2, which say how likely a text is."
+        f"{folder} holds a Bert, expected a decoder or a GPT-2, which predict the next token. Use "
+        "such a base."
     )
 
 
@@ -174,13 +175,13 @@ def test_a_model_that_writes_nothing(tmp_path: Path, place: Path, capsys: Captur
 def test_windows() -> None:
     """Every tenth is kept apart, and one at least; none is in both."""
     for count, held in ((2, [1]), (5, [4]), (10, [9]), (25, [9, 19])):
-        seen, kept = windows_of(np.arange(3 * count + 2), 3, Path("x"))
+        seen, kept = split_windows(np.arange(3 * count + 2), 3, Path("x"))
         assert (kept[:, 0] // 3).tolist() == held
         assert sorted([*seen[:, 0], *kept[:, 0]]) == [3 * i for i in range(count)]
     with pytest.raises(CheckpointError) as caught:
-        windows_of(np.arange(7), 4, Path("x"))
+        split_windows(np.arange(7), 4, Path("x"))
     assert str(caught.value) == (
-        "x has 7 tokens, expected at least two windows of 4. Give a longer text, or a smaller "
+        "x has 7 tokens, expected at least two windows of 4. Use a longer text, or a smaller "
         "--length."
     )
 
@@ -189,20 +190,20 @@ def test_bytes(place: Path, tmp_path: Path) -> None:
     """For a model of 256 tokens without a tokenizer, and where it is asked for."""
     text = tmp_path / "x"
     text.write_bytes(b"\x00\xff")
-    assert tokens_of(text, tmp_path, None, 256).tolist() == [0, 255]
-    assert tokens_of(text, tmp_path, "bytes", 300).tolist() == [0, 255]
+    assert read_tokens(text, tmp_path, None, 256).tolist() == [0, 255]
+    assert read_tokens(text, tmp_path, "bytes", 300).tolist() == [0, 255]
     with pytest.raises(UnsupportedError) as caught:
-        tokens_of(text, tmp_path, None, 300)
+        read_tokens(text, tmp_path, None, 300)
     assert str(caught.value) == (
         f"{tmp_path} has no tokenizer, expected one of tokenizer.json, tokenizer_config.json, "
-        "tokenizer.model, vocab.json, spiece.model in it. Give the folder of one with --tokenizer, "
-        "or say --tokenizer bytes if bytes are its tokens."
+        "tokenizer.model, vocab.json, spiece.model. Pass the folder of a tokenizer with "
+        "--tokenizer, or --tokenizer bytes if its tokens are bytes."
     )
     with pytest.raises(CheckpointError) as caught:
-        tokens_of(text, tmp_path, "bytes", 200)
+        read_tokens(text, tmp_path, "bytes", 200)
     assert str(caught.value) == (
-        f"{text} has the token 255, and the model in {tmp_path} knows 200. Give its own tokenizer: "
-        "--tokenizer FOLDER."
+        f"{text} has the token 255, but the model in {tmp_path} has 200 tokens. Use the model's "
+        "own tokenizer: --tokenizer FOLDER."
     )
 
 
@@ -233,16 +234,18 @@ def test_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(library)
         setattr(module, kind, Words)
         monkeypatch.setitem(sys.modules, library, module)
-        assert tokens_of(text, folder, None, 9).tolist() == expected
-        assert tokens_of(text, tmp_path, str(folder), 9).tolist() == expected
+        assert read_tokens(text, folder, None, 9).tolist() == expected
+        assert read_tokens(text, tmp_path, str(folder), 9).tolist() == expected
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(UnsupportedError) as caught:
-            tokens_of(text, folder, None, 9)
+            read_tokens(text, folder, None, 9)
         where = folder / name if library == "tokenizers" else folder
         assert str(caught.value) == (
-            f"the tokenizer {where} is read by {library}, which is not installed here. Install it: "
-            f"pip install {library}."
+            f"the tokenizer {where} needs the package {library}, which is not installed. Install "
+            f"it: pip install {library}."
         )
     text.write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it\."):
-        tokens_of(text, tmp_path / "tokenizers", None, 9)
+    with pytest.raises(
+        CheckpointError, match=r"the text .* is not UTF-8: .*\. Convert it to UTF-8\."
+    ):
+        read_tokens(text, tmp_path / "tokenizers", None, 9)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.cli.bases import mapped, needs_base, params_of
+from jaxmix.converters.cli.bases import base_params, map_tensors, needs_base
 from jaxmix.converters.cli.tables import adapter_data
 from jaxmix.errors import CheckpointError
 from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
@@ -138,11 +138,15 @@ def test_without_a_base(base: Path, adapters: Adapters, capsys: Captured) -> Non
         for site, numbers in one["sites"].items():
             assert numbers == pytest.approx(other["sites"][site], rel=1e-5)
     assert main("inspect", adapters["lora"], adapters["oft"], "--measure") == 0
-    assert "needs the base (--base FOLDER):\n  oft: OFT block 5 at" in capsys.readouterr().out
+    assert (
+        "not measured without the base (--base FOLDER):\n  oft: OFT block 5 at"
+        in capsys.readouterr().out
+    )
     document = told(capsys, "inspect", adapters["oft"], "--measure", code=1)
     assert document["error"] == (
-        "there is no base, and adapters that can't be looked at without:\n  oft: OFT block 5 at "
-        "model.layers.0.down_proj and 3 more\nGive the model that they are for: --base FOLDER."
+        "these adapters need the base, which is not given:\n  oft: OFT block 5 at "
+        "model.layers.0.down_proj and 3 more\nPass the model that they were trained on: "
+        "--base FOLDER."
     )
 
 
@@ -164,7 +168,7 @@ def test_which_kinds_need_no_base() -> None:
     }
     mixed = jaxmix.mix(jaxmix.Adapter(additive))
     assert needs_base(mixed) == []
-    params, layout = params_of(mixed, None)
+    params, layout = base_params(mixed, None)
     after = jaxmix.compose(params, mixed, layout=layout)
     assert after["lokr.weight"].shape == (15, 24)
     assert all(np.any(np.asarray(after[f"{site}.weight"])) for site in additive)
@@ -180,14 +184,14 @@ def test_which_kinds_need_no_base() -> None:
     }
     for site, update in reading.items():
         with pytest.raises(CheckpointError, match=f"adapter: {update.family} .* at {site}\n"):
-            params_of(jaxmix.Adapter({site: update}), None)
+            base_params(jaxmix.Adapter({site: update}), None)
 
 
 def test_a_mapped_base(tmp_path: Path) -> None:
     """All tensors as they are, bfloat16 too, from several files; what is not of floats as bytes."""
     for dtype in (np.float32, jnp.bfloat16):
         folder = save_base(tmp_path / np.dtype(dtype).name, shards=2, dtype=dtype)
-        found, expected = mapped(folder), load(folder)
+        found, expected = map_tensors(folder), load(folder)
         assert set(found) == set(expected)
         for name, tensor in expected.items():
             same = tensor if tensor.dtype == dtype else tensor.view(np.uint8)
@@ -200,12 +204,12 @@ def test_the_picture(base: Path, adapters: Adapters, tmp_path: Path, capsys: Cap
     pytest.importorskip("matplotlib")
     picture = tmp_path / "effects.png"
     assert main("inspect", adapters["lora"], "--plot", picture) == 0
-    assert f"The measures as a picture: {picture}\n" in capsys.readouterr().out
+    assert f"plot of the measures: {picture}\n" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
     document = told(capsys, "inspect", adapters["lora"], "--plot", picture)
     assert document["picture"] == str(picture) and document["measures"]
     document = told(capsys, "inspect", adapters["lora"], "--plot", tmp_path / "x.gif", code=1)
     assert (
         document["kind"] == "UnsupportedError"
-        and "x.gif is of a format that is" in document["error"]
+        and "x.gif has an unsupported format" in document["error"]
     )

@@ -14,7 +14,7 @@ import pytest
 import jaxmix
 from jaxmix.converters.adapters.peft import peft_stack
 from jaxmix.converters.cli.adapters import load_mix
-from jaxmix.converters.merging import front, merge_checkpoint
+from jaxmix.converters.merging import merge, merge_checkpoint
 from jaxmix.converters.merging.verifying import Verdict, Verified
 
 from ..bases import Adapters, contents, load, save_base
@@ -30,7 +30,7 @@ def test_merge(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
         0,
         [
             f"{tmp_path}/out: lora × 1, then oft × 0.5, then lora-2 × -1",
-            "6 tensors changed, 4 copied as they are, 2,656 bytes in 3 files",
+            "6 tensors changed, 4 copied unchanged, 2,656 bytes in 3 files",
             "left out pytorch_model.bin: weights that are still the base's",
         ],
     )
@@ -74,11 +74,11 @@ def test_untie(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     base = save_base(tmp_path / "base", tied=True)
     words = ("merge", base, "-a", adapters["embedding"], "--out", tmp_path / "out")
     assert main(*words) == 1
-    assert "--untie does so" in capsys.readouterr().err
+    assert "Use --untie to untie them in the output" in capsys.readouterr().err
     assert main(*words, "--untie") == 0
     said = capsys.readouterr().out
-    assert "1 tensor changed, 9 copied as they are, 2,544 bytes in 1 file\n" in said
-    assert "untied: lm_head.weight is a tensor of its own now, made from the base's emb" in said
+    assert "1 tensor changed, 9 copied unchanged, 2,544 bytes in 1 file\n" in said
+    assert "untied: lm_head.weight is now a tensor of its own, a copy of the base's emb" in said
     assert "lm_head.weight" in load(tmp_path / "out")
 
 
@@ -110,7 +110,7 @@ def test_force(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured)
     """What exists is replaced only then."""
     words = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out")
     assert [main(*words), main(*words), main(*words, "--force")] == [0, 1, 0]
-    assert "out exists. Give another folder, or say --force" in capsys.readouterr().err
+    assert "out exists. Choose another folder, or use --force" in capsys.readouterr().err
 
 
 def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captured) -> None:
@@ -121,7 +121,8 @@ def test_an_adapter_in_the_output(base: Path, adapters: Adapters, capsys: Captur
     for out in (lora, lora / "out", lora.parent):
         assert main("merge", base, "-a", f"{lora}:0.5", "--out", out, "--force") == 1
         assert (
-            f"the output {out} and the adapter {lora} lie one in the oth" in capsys.readouterr().err
+            f"the output {out} and the adapter {lora} overlap: one contains the oth"
+            in capsys.readouterr().err
         )
     assert contents(lora.parent) == {**before, "config.json": b"{}"}
 
@@ -132,7 +133,10 @@ def test_verified(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     words = ("merge", base, "-a", f"{adapters['lora']}:0.001", "--verify")
     assert main(*words, "-o", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("rounded once to 16 bits: 0.") and "of what the mix does" in lines[2]
+    assert (
+        lines[2].startswith("error of rounding to 16 bits: 0.")
+        and "of the mix's effect" in lines[2]
+    )
     assert lines[3] == "verified: 6 tensors proven, 4 inconclusive:" and len(lines) == 8
     assert all("rounding to BF16 left" in line for line in lines[4:])
     document = told(capsys, *words, "-o", tmp_path / "again")
@@ -150,8 +154,8 @@ def test_many_that_are_inconclusive(
 ) -> None:
     """Some are named, the others counted."""
     open_ones = tuple(Verdict(f"x{i}", "inconclusive", "hidden") for i in range(7))
-    monkeypatch.setattr(front, "verified", lambda *_: Verified(open_ones, (), 0, 7, 0, True))
-    monkeypatch.setattr(front, "joined", lambda proofs, names: proofs[0])
+    monkeypatch.setattr(merge, "verify_output", lambda *_: Verified(open_ones, (), 0, 7, 0, True))
+    monkeypatch.setattr(merge, "join_proofs", lambda proofs, names: proofs[0])
     words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", tmp_path / "out")
     assert main(*words) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -170,7 +174,7 @@ def test_not_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was written is not what it should be: exit code 3, and no output."""
-    plain = front.verified
+    plain = merge.verify_output
 
     def tampered(work: Any, out: Path, *others: Any) -> Any:
         file = out / "model.safetensors"
@@ -179,12 +183,12 @@ def test_not_verified(
         file.write_bytes(data)
         return plain(work, out, *others)
 
-    monkeypatch.setattr(front, "verified", tampered)
+    monkeypatch.setattr(merge, "verify_output", tampered)
     out = tmp_path / "out"
     words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", out)
     document = told(capsys, *words, code=3)
     assert document["kind"] == "VerificationError"
-    assert document["error"].startswith(f"{out} was not written: 1 thing found that are not base")
+    assert document["error"].startswith(f"{out} was not written: 1 difference from base plus mix")
     assert not out.exists()
 
 
@@ -221,7 +225,7 @@ def test_flags_are_handed_on(
         assert main(*words, f"--{flag}") == 0
     assert calls == [{flag: True} for flag in flags]
     said = capsys.readouterr().out
-    assert "2 files were whole from a run before\n3 tensors dequantized to bfloat16\n" in said
+    assert "2 files complete from an earlier run\n3 tensors dequantized to bfloat16\n" in said
 
 
 # A shell that starts the tests in the background has them, and their children, ignore SIGINT.
@@ -232,7 +236,7 @@ from jaxmix.converters.merging import recipe
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-plain, calls = recipe.Prepared.made, []
+plain, calls = recipe.Prepared.compute, []
 
 def slow(*args):
     calls.append(args)
@@ -241,7 +245,7 @@ def slow(*args):
         time.sleep(100)
     return plain(*args)
 
-recipe.Prepared.made = slow
+recipe.Prepared.compute = slow
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -250,7 +254,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     ("number", "words", "out", "err"),
     [
-        (signal.SIGTERM, [], "", "error: stopped; outputs are as they were.\n"),
+        (signal.SIGTERM, [], "", "error: stopped; outputs are unchanged.\n"),
         (signal.SIGINT, ["--json"], '"kind": "Interrupted"', ""),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import jaxmix
 from jaxmix.converters.adapters.mixfile import writing as mixes
 from jaxmix.converters.adapters.peft import export as exports
-from jaxmix.converters.merging import place
+from jaxmix.converters.merging import staged_output
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_nothing(
     monkeypatch.setattr(
         sys.modules["jaxmix.converters.adapters.lycoris.writing"], "save_file", _full
     )
-    monkeypatch.setattr(place, "synced", _full)
+    monkeypatch.setattr(staged_output, "fsync", _full)
     out = _out(command, tmp_path)
     document = told(capsys, *WORDS[command](base, adapters["lora"]), "-o", out, code=1)
     assert "No space left on device" in document["error"]
@@ -175,7 +175,9 @@ def test_the_working_directory(
         monkeypatch.chdir(tmp_path / where)
         before = _tree(tmp_path)
         for out in (".", tmp_path / where, f"../{where}"):
-            with pytest.raises(CheckpointError, match="holds the working directory, which would"):
+            with pytest.raises(
+                CheckpointError, match="contains the working directory, which would"
+            ):
                 CALLS[call](base, lora, out)
         with pytest.raises(CheckpointError, match="the output is an empty string, expected a path"):
             CALLS[call](base, lora, "")

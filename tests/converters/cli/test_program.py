@@ -15,7 +15,7 @@ import typer
 
 from jaxmix.converters import cli
 from jaxmix.converters.cli import program
-from jaxmix.converters.cli.telling import tell_json
+from jaxmix.converters.cli.console import print_json
 
 from .running import Captured, main, run, told
 
@@ -30,7 +30,10 @@ from .running import Captured, main, run, told
         (["merge", "base", "-a", "x", "y", "-o", "out"], "unexpected extra argument"),
         (["inspect"], "Missing argument"),
         (["convert", "x"], "Missing option"),
-        (["convert", "x", "--to", "gguf", "-o", "y"], "'gguf' is none of peft, kohya, diffusers"),
+        (
+            ["convert", "x", "--to", "gguf", "-o", "y"],
+            "'gguf' is not one of peft, kohya, diffusers",
+        ),
         (["export", "-o", "x"], "Missing option"),
         (["combine", "-a", "x", "-o", "y"], "Missing option"),
         (["fit", "base", "-a", "x"], "Missing option"),
@@ -58,7 +61,7 @@ def test_help(capsys: Captured) -> None:
         assert main(*words) == 0
         said = capsys.readouterr().out
         assert all(re.search(rf"\b{command}\b", said) for command in COMMANDS)
-        assert "Begin with jaxmix demo" in said and "130, 143: stopped by Ctrl-C" in said
+        assert "Start with jaxmix demo" in said and "130, 143: stopped by Ctrl-C" in said
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -112,11 +115,11 @@ def test_stopped(
 
     monkeypatch.setattr(program, "app", stop)
     assert told(capsys, "inspect", "x", code=code) == {
-        "error": "stopped; outputs are as they were.",
+        "error": "stopped; outputs are unchanged.",
         "kind": kind,
     }
     assert main("inspect", "x") == code
-    assert capsys.readouterr().err == "error: stopped; outputs are as they were.\n"
+    assert capsys.readouterr().err == "error: stopped; outputs are unchanged.\n"
 
 
 def test_other_ends(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +150,7 @@ def test_in_a_thread(capsys: Captured) -> None:
 
 def test_json_of_what_json_has_not(capsys: Captured) -> None:
     """A number that is none is null; a path is a text."""
-    tell_json({"a": [float("nan"), 1.0], "b": {Path("x"): (Path("y"), float("inf"))}})
+    print_json({"a": [float("nan"), 1.0], "b": {Path("x"): (Path("y"), float("inf"))}})
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.0], "b": {"x": ["y", None]}}
 
 

@@ -67,7 +67,7 @@ def test_force_keeps_what_is_not_ours(
         (out / name).write_text("a user's")
         before = contents(tmp_path)
         with pytest.raises(
-            CheckpointError, match=r"(?s)out is not replaced, for it also holds"
+            CheckpointError, match=r"(?s)out can't be replaced, since it also holds other files:"
         ) as caught:
             write(out)
         assert f"\n  {name}\n" in str(caught.value) and contents(tmp_path) == before
@@ -137,10 +137,13 @@ def test_a_folder_that_can_not_be_listed(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", scandir)
-        with pytest.raises(CheckpointError, match=r"base can't be listed whole: .*denied"):
+        with pytest.raises(CheckpointError, match=r"base can't be listed completely: .*denied"):
             _merge(base, adapters)(tmp_path / "new")
         (base / "closed").rmdir()
-        with pytest.raises(CheckpointError, match=r"out is not replaced, for not all .*denied"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"out can't be replaced, since its files can't be listed: .*denied",
+        ):
             _merge(base, adapters)(out)
     assert not (tmp_path / "new").exists()
 

@@ -75,8 +75,8 @@ def test_a_bin_of_old_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ([1], "holds a list, expected a dict of tensors by their names. Save the model's"),
-        ({"a": 3}, "holds more than tensors by their names:\n  a: int\nExpected a state dict."),
+        ([1], "holds a list, expected a dict of tensors by name. Save the model's"),
+        ({"a": 3}, "holds entries that are not named tensors:\n  a: int\nExpected a state dict."),
         ({"a": {"b": torch.ones(1)}}, "\n  a: dict\n"),
         ({3: torch.ones(1)}, "\n  3: Tensor\n"),
         ({"a": torch.ones(2).to_sparse()}, "\n  a: Tensor\n"),
@@ -110,8 +110,8 @@ def test_a_kohya_file_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert jaxmix.load(path, base=list(BASE)).sites == ("proj",)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert refused(CheckpointError, path) == (
-        f"{path} is a pickle, which is read if torch is installed (pip install "
-        "'jaxmix-peft[torch]'). jaxmix reads no pickles. With torch:\n"
+        f"{path} is a pickle, which jaxmix reads only if torch is installed (pip install "
+        "'jaxmix-peft[torch]'). jaxmix does not read pickles. With torch:\n"
         f"  tensors = torch.load({str(path)!r}, map_location='cpu', weights_only=True)\n"
         f"  safetensors.torch.save_file(tensors, {str(tmp_path / 'x.safetensors')!r})"
     )
@@ -119,10 +119,13 @@ def test_a_kohya_file_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_torch_file_that_is_not_there(tmp_path: Path) -> None:
     """For a reader that is called by itself."""
-    from jaxmix.converters.adapters.peft.tensors import read_tensors
+    from jaxmix.converters.adapters.common.tensors import read_tensors
 
-    for name in ("x.bin", "x.safetensors"):
-        with pytest.raises(CheckpointError, match=f"{name} does not exist. Give the path"):
+    for name, advice in (
+        ("x.bin", r"Check the path\."),
+        ("x.safetensors", r"Give the path of a file\."),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name} does not exist\. {advice}$"):
             read_tensors(tmp_path / name)
 
 
@@ -135,7 +138,7 @@ def test_an_expanded_tensor(tmp_path: Path) -> None:
     assert np.unique(np.asarray(update.a)).tolist() == [2.0]  # pyright: ignore
     large = {**content, key: torch.zeros(1).expand(2**40)}
     text = refused(CheckpointError, pickled(tmp_path / "large", large))
-    assert f"and its tensors 4,398,046,511,{4 * content_size(content, key) + 104:03}" in text
+    assert f"but its tensors have 4,398,046,511,{4 * content_size(content, key) + 104:03}" in text
     assert f"the largest are:\n  {key} (1099511627776,)\n" in text
     assert text.endswith("Were they expanded? Save them with .contiguous().")
 
@@ -157,7 +160,5 @@ def test_a_zip_that_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     packed.replace(path)
     torch_files.torch_tensors(path)
     monkeypatch.setattr(torch_files, "ALWAYS", 0)
-    with pytest.raises(
-        CheckpointError, match=r"bytes, and 80\d,\d+ once it is unpacked, expected a"
-    ):
+    with pytest.raises(CheckpointError, match=r"bytes and unpacks to 80\d,\d+, expected a"):
         torch_files.torch_tensors(path)

@@ -22,7 +22,7 @@ from jaxmix.placement.tree import Tree
 
 from .models import adapters, linears, state
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens" / "layouts").glob("*.json"))
+GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "layouts").glob("*.json"))
 # Which table is for which golden, where it is not the library's name.
 TABLE: dict[str, Layout | str] = {
     "maxtext-llama": "maxtext_llama",

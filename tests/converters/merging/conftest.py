@@ -23,7 +23,7 @@ class Stop(Exception):
 @contextmanager
 def breaking(beside: Path, error: BaseException) -> Iterator[None]:
     """Merges fail in the third shard, once the first one is whole."""
-    plain: Any = recipe.Prepared.made
+    plain: Any = recipe.Prepared.compute
 
     def failing(self: Any, *args: Any) -> Any:
         if self.recipe.tensor.file.name == THIRD:
@@ -33,7 +33,7 @@ def breaking(beside: Path, error: BaseException) -> Iterator[None]:
         return plain(self, *args)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(recipe.Prepared, "made", failing)
+        patched.setattr(recipe.Prepared, "compute", failing)
         yield
 
 
@@ -43,6 +43,8 @@ def broken(sharded: Path, adapters: Adapters, tmp_path: Path) -> Path:
     with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop) as caught:
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     (note,) = caught.value.__notes__
-    assert re.search(r"[12] of 3 shards are whole in \S+out.partial: resume=True", note)
+    assert re.search(
+        r"[12] of 3 shards are complete in \S+out\.partial\. Use resume=True to con", note
+    )
     assert not (tmp_path / "out").exists()
     return tmp_path / "out.partial"

@@ -42,9 +42,8 @@ def test_an_edited_field_of_what_is_merged(
         (broken / "merge.json").write_text(json.dumps({**told, key: value}))
         with pytest.raises(CheckpointError) as caught:
             merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
-        assert (
-            f"is of another merge, so that there is nothing to go on from. Different: {key}. "
-            in (str(caught.value))
+        assert f"belongs to another merge, which can't be resumed. Different: {key}. " in (
+            str(caught.value)
         )
 
 

@@ -28,13 +28,13 @@ def test_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model that has a module for each row of the contract's table, and one adapter for all."""
     monkeypatch.setattr(recipe, "BLOCK", 12)
     runs: list[int] = []
-    plain: Any = recipe.Prepared.made
+    plain: Any = recipe.Prepared.compute
 
-    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
         runs.append(len(self.runs))
         return plain(self, read, rows)
 
-    monkeypatch.setattr(recipe.Prepared, "made", spy)
+    monkeypatch.setattr(recipe.Prepared, "compute", spy)
     tensors, updates = {}, {}
     for i, row in enumerate(ROWS[name] for name in CHOSEN):
         leaves = row.leaves(i)

@@ -25,7 +25,9 @@ def test_a_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert (merged.out, merged.shards, merged.left_out) == (out, ("model.safetensors",), ())
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     assert merged.verified is not None and verify_merge(file, mixed(adapters), out).ok
-    with pytest.raises(CheckpointError, match=r"merged.safetensors exists. Give another name, or"):
+    with pytest.raises(
+        CheckpointError, match=r"merged.safetensors exists. Choose another name, or"
+    ):
         merge_checkpoint(file, [], out)
     merge_checkpoint(file, [], out, force=True)
     assert out.read_bytes() == file.read_bytes()
@@ -37,14 +39,14 @@ def test_a_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     [
         (
             "base/model.safetensors",
-            r"is \S+model.safetensors, which is read from. Give a file apart",
+            r"is the input \S+model.safetensors\. Choose a separate file\.",
         ),
-        ("folder", "folder is a folder, and the base is a file. Give a file's name"),
+        ("folder", "folder is a folder, and the base is a file. Choose the path of a file"),
         (
             "x.bin",
-            "to be a safetensors file, as the base is. Give a name that ends in .safetensors",
+            "must be a safetensors file, as the base is. Choose a name that ends in .safetensors",
         ),
-        ("link.safetensors", r"is \S+model.safetensors, which is read from"),
+        ("link.safetensors", r"is the input \S+model.safetensors\. Choose a separate file\."),
     ],
 )
 def test_outputs_that_can_not_be(
@@ -73,7 +75,9 @@ def test_ties(adapters: Adapters, tmp_path: Path) -> None:
     """Its neighbour says whether it is tied; a head of its own goes into the file."""
     base = save_base(tmp_path / "base", tied=True)
     file, embedding = base / "model.safetensors", jaxmix.load(adapters["embedding"])
-    with pytest.raises(LayoutError, match=r"model.safetensors ties to another"):
+    with pytest.raises(
+        LayoutError, match=r"model.safetensors ties the tensors of these sites to others"
+    ):
         merge_checkpoint(file, embedding, tmp_path / "out.safetensors")
     merged = merge_checkpoint(file, embedding, tmp_path / "out.safetensors", untie=True)
     assert merged.untied == "lm_head.weight"
@@ -86,7 +90,9 @@ def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
     save_file({"x.weight": np.ones((2, 3))}, file)
     os.truncate(file, file.stat().st_size - 1)
     lora: Any = jaxmix.load(adapters["lora"])
-    with pytest.raises(CheckpointError, match=r"base\.safetensors is no whole safetensors file"):
+    with pytest.raises(
+        CheckpointError, match=r"base\.safetensors is not a complete safetensors file"
+    ):
         merge_checkpoint(file, lora, tmp_path / "out.safetensors")
     with pytest.raises(
         CheckpointError, match=r"nothing\.safetensors does not exist, expected a Hug"

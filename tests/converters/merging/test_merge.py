@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.converters.merging import files, merge_checkpoint, pipeline, recipe
+from jaxmix.converters.merging import merge_checkpoint, pipeline, recipe, tensor_io
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
 
@@ -115,7 +115,7 @@ def test_nothing_else_is_decoded(
 ) -> None:
     """Only the touched sites' tensors become arrays, each once; others may be anything."""
     read: list[str] = []
-    plain = files.read_rows
+    plain = tensor_io.read_rows
 
     def spy(tensor: Any, rows: slice) -> np.ndarray:
         read.append(tensor.name)
@@ -146,16 +146,16 @@ def test_what_was_written_is_let_go(
     base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When a run is computed, nothing of the one before is in memory, but for what may wait."""
-    plain: Any = recipe.Prepared.made
+    plain: Any = recipe.Prepared.compute
     seen: list[weakref.ref[np.ndarray]] = []
 
-    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
         assert not [ref for ref in seen if ref() is not None]
         made = plain(self, read, rows)
         seen.extend((weakref.ref(made.array), weakref.ref(read)))
         return made
 
-    monkeypatch.setattr(recipe.Prepared, "made", spy)
+    monkeypatch.setattr(recipe.Prepared, "compute", spy)
     monkeypatch.setattr(pipeline, "BOUND", 0)
     merge_checkpoint(base, mixed(adapters), tmp_path / "out")
     assert len(seen) == 12
@@ -218,19 +218,19 @@ def test_large_tensors_go_in_pieces(
     if not by_the_system:
         # As between two disks of different kinds.
         refuse = partial(_refuse, errno.EXDEV)
-        monkeypatch.setattr(files.os, "copy_file_range", refuse, raising=False)
-    monkeypatch.setattr(files, "CHUNK", 7)
+        monkeypatch.setattr(tensor_io.os, "copy_file_range", refuse, raising=False)
+    monkeypatch.setattr(tensor_io, "CHUNK", 7)
     monkeypatch.setattr(pipeline, "STRIDE", 7)
     monkeypatch.setattr(pipeline, "BOUND", 50)
     monkeypatch.setattr(recipe, "BLOCK", 20)
     sizes: list[int] = []
-    plain: Any = recipe.Prepared.made
+    plain: Any = recipe.Prepared.compute
 
-    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.Made:
+    def spy(self: Any, read: np.ndarray, rows: slice) -> recipe.ComputedRows:
         sizes.append(rows.stop - rows.start)
         return plain(self, read, rows)
 
-    monkeypatch.setattr(recipe.Prepared, "made", spy)
+    monkeypatch.setattr(recipe.Prepared, "compute", spy)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "b")
     whole, cut = load(tmp_path / "a"), load(tmp_path / "b")
     assert contents(tmp_path / "a").keys() == contents(tmp_path / "b").keys()
@@ -270,10 +270,10 @@ def test_what_is_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> Non
     assert list(merged.left_out) == [
         "a.safetensors: weights that are still the base's",
         "adapter_config.json: an adapter's config",
-        "escape: a link that leads out of the folder",
-        "escapes: a link that leads out of the folder",
+        "escape: a link that points out of the folder",
+        "escapes: a link that points out of the folder",
         "model.safetensors.index.json: weights that are still the base's",
-        "pipe: no plain file",
+        "pipe: not a regular file",
         "pytorch_model.bin: weights that are still the base's",
         "pytorch_model.bin.index.json: weights that are still the base's",
         "onnx/model.onnx: weights that are still the base's",

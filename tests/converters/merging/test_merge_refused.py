@@ -48,11 +48,12 @@ def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
     """Those that are touched are listed."""
     name = "model.packed.weight"
     base = save_base(tmp_path / "base", extra={name: np.ones((3, 4), dtype)})
-    told = {np.int8: "I8"}.get(dtype, "F8_E4M3")
+    stored = {np.int8: "I8"}.get(dtype, "F8_E4M3")
+    advice = "dequantize=True reads awq," if dtype == np.int8 else "Use dequantize=True to write"
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, jaxmix.Adapter({"model.packed": _lora(3, 4)}), tmp_path / "out")
-    assert f"{name} in model.safetensors: {told}\ndequantize=True" in str(caught.value)
-    assert "expected F64, F32, F16, BF16" in str(caught.value)
+    assert f"{name} in model.safetensors: {stored}\n{advice}" in str(caught.value)
+    assert "expected dtypes F64, F32, F16, BF16" in str(caught.value)
 
 
 def test_mixes_that_make_no_sense(base: Path, adapters: Adapters, tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def _escape(index: Path) -> None:
         (_damage("model-00002-of-00003.safetensors", lambda file: os.truncate(file, 200)), "whole"),
         (
             _damage("model.safetensors.index.json", _escape),
-            "files that would lie outside its folder",
+            "files outside its folder",
         ),
         (_damage("model.safetensors.index.json", Path.unlink), "has neither model.safetensors nor"),
         (_damage("config.json", lambda file: file.write_text("[")), "config.json is not JSON"),
@@ -112,11 +113,11 @@ def test_bases_that_are_none(adapters: Adapters, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "text"),
     [
-        ("base", r"is \S*base, which is read from. Give a folder apart"),
-        ("base/sub/out", r"lies in \S*base, which is read"),
-        ("link/out", r"lies in \S*base, which is read"),
-        (".", r"holds \S*base, which is read"),
-        ("file", r"the output \S*file is a file. Give a folder's name"),
+        ("base", r"is the input \S*base\. Choose a separate folder\."),
+        ("base/sub/out", r"is in the input \S*base\. Choose another name for the output\."),
+        ("link/out", r"is in the input \S*base\. Choose another name for the output\."),
+        (".", r"contains the input \S*base\. Choose a separate folder\."),
+        ("file", r"the output \S*file is a file\. Choose the path of a folder\."),
         ("file/out", r"the output \S*file/out could not be written: .*Not a directory"),
     ],
 )
@@ -138,12 +139,12 @@ def test_an_output_that_exists(base: Path, adapters: Adapters, tmp_path: Path) -
     out, lora = tmp_path / "out", jaxmix.load(adapters["lora"])
     out.mkdir()
     with pytest.raises(
-        CheckpointError, match=r"out exists. Give another folder, or say force=True"
+        CheckpointError, match=r"out exists. Choose another folder, or use force=True"
     ):
         merge_checkpoint(base, lora, out)
     (out / "thesis.txt").write_text("x")
     with pytest.raises(
-        CheckpointError, match=r"out holds no checkpoint, expected one of config.json"
+        CheckpointError, match=r"out exists and is not a checkpoint: it has none of config.json"
     ):
         merge_checkpoint(base, lora, out, force=True)
     (out / "thesis.txt").unlink()
@@ -174,6 +175,7 @@ def test_too_little_room(
 
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(
-        CheckpointError, match=r"out needs [\d,]+ bytes, and \S+ has 99 left. Make r"
+        CheckpointError,
+        match=r"out needs [\d,]+ bytes, and \S+ has 99 bytes free\. Free some space",
     ):
         merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")

@@ -79,7 +79,7 @@ def test_a_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
     assert (
         "model.embed_tokens is the embedding and, since the tree has no lm_head, the head" in text
     )
-    assert "untie=True does so in the output: it writes" in text
+    assert "Use untie=True to untie them in the output: lm_head.weight is then written" in text
     with pytest.raises(LayoutError, match=r"lm_head is tied to model.embed_tokens"):
         merge_checkpoint(base, jaxmix.load(adapters["head"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -89,7 +89,7 @@ def test_a_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
     """It is tied if its config says so, and only then: untying is a matter of the config."""
     tied = save_base(tmp_path / "tied", config={"tie_word_embeddings": True})
     adapter = jaxmix.load(adapters["embedding"])
-    with pytest.raises(LayoutError, match="ties to another"):
+    with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
         merge_checkpoint(tied, adapter, tmp_path / "out")
     merged = merge_checkpoint(tied, adapter, tmp_path / "out", untie=True)
     assert merged.untied == "lm_head.weight" and merged.changed == ("model.embed_tokens.weight",)
@@ -131,9 +131,11 @@ def test_heads_that_can_not_be_untied(site: str, others: list[str], tmp_path: Pa
     )
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     adapter = jaxmix.Adapter({site: LoRA(jnp.ones((1, 3)), jnp.ones((7, 1)), 1.0)})
-    text = r"^untie=True knows decoders with a plain lm_head.weight, and \S+base is none: found "
+    text = (
+        r"^untie=True supports decoders with a plain lm_head.weight, which \S+base is not: found "
+    )
     with pytest.raises(
-        LayoutError, match=rf"{text}.*for {site}. Untie the model with transformers"
+        LayoutError, match=rf"{text}.* for {site}\. Untie the model with transformers instead"
     ):
         merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out", untie=True)
 
@@ -147,7 +149,7 @@ def test_tokens_keep_the_tie(adapters: Adapters, tmp_path: Path) -> None:
     tokens = jaxmix.Adapter({"model.embed_tokens": update}, name="tokens")
     merged = merge_checkpoint(base, tokens, tmp_path / "out")
     assert merged.untied is None and merged.changed == ("model.embed_tokens.weight",)
-    with pytest.raises(LayoutError, match="and another changes one side of it"):
+    with pytest.raises(LayoutError, match="and another changes only one of them"):
         merge_checkpoint(base, [tokens, jaxmix.load(adapters["head"])], tmp_path / "no", untie=True)
 
 
@@ -198,5 +200,5 @@ def test_trained_as_one(kind: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(load(tmp_path / "out2")[name], found[site])
     other = jaxmix.load(trained_as_one(tmp_path / "other", kind, differs=True))
     for folder in (base, both):
-        with pytest.raises(LayoutError, match="ties to another"):
+        with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
             merge_checkpoint(folder, other, tmp_path / "no")

@@ -110,17 +110,17 @@ def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, adapter, tmp_path / "out")
     assert str(caught.value) == (
-        f"the adapters bring a head that {base} has not (config.json says LlamaForCausalLM):\n"
+        f"the adapters have a head that {base} lacks (config.json names LlamaForCausalLM):\n"
         "  score.weight (3, 6)\n"
-        "It is that of a LlamaForSequenceClassification. new_head=True "
-        "writes it as new tensors, and the class and its labels into config.json. Or "
-        "save such a base with transformers, and merge into that: LlamaForSequenceClassification"
+        "It is the head of LlamaForSequenceClassification. Use new_head=True to write it as new "
+        "tensors, and the class and its labels to config.json. Or save such a base with "
+        "transformers, and merge into that: LlamaForSequenceClassification"
         ".from_pretrained(base).save_pretrained(folder)."
     )
     saved = jaxmix.save(adapter, tmp_path / "adapter")
     words = ("merge", base, "-a", saved, "-o", tmp_path / "out")
     assert main(*words) == 1 and main(*words, "--new-head") == 0
-    assert "new head: it is a LlamaForSequenceClassification now" in capsys.readouterr().out
+    assert "new head: the model is now a LlamaForSequenceClassification" in capsys.readouterr().out
     words = (*words, "--force", "--head-class", "LlamaForSequenceClassification")
     assert main(*words) == 0
 
@@ -130,7 +130,9 @@ def test_a_head_of_several_classes(tmp_path: Path) -> None:
     names = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "bert.x.weight"]
     base = save(tmp_path / "base", BERT, *names)
     both = "BertForSequenceClassification or BertForTokenClassification"
-    with pytest.raises(LayoutError, match=rf"It may be that of a {both}\. Say which: new_head='B"):
+    with pytest.raises(
+        LayoutError, match=rf"It may be the head of {both}\. Choose one: new_head='B"
+    ):
         merge_checkpoint(base, head("classifier"), tmp_path / "no", new_head=True)
     for i, name in enumerate(["BertForSequenceClassification", "BertForTokenClassification"]):
         out = tmp_path / str(i)
@@ -141,7 +143,7 @@ def test_a_head_of_several_classes(tmp_path: Path) -> None:
     assert merged.new_head == "BertForMultipleChoice"
     config = json.loads((tmp_path / "one" / "config.json").read_text())
     assert config == {**BERT, "architectures": ["BertForMultipleChoice"]}
-    with pytest.raises(LayoutError, match=r"A LlamaModel has no such head, expected Bert.* or Be"):
+    with pytest.raises(LayoutError, match=r"LlamaModel has no such head, expected Bert.* or Be"):
         merge_checkpoint(base, head("classifier"), tmp_path / "no", new_head="LlamaModel")
 
 
@@ -163,7 +165,7 @@ def test_parts_that_no_file_has(tmp_path: Path) -> None:
         merge_checkpoint(base, head("classifier", task="SEQ_CLS"), tmp_path / "no", new_head=True)
     text = str(caught.value)
     assert f"has tensors that neither {base} nor an adapter has:\n  bert.pooler.dense.bias" in text
-    assert "train it with these modules in modules_to_save" in text
+    assert "Train the adapter with these modules in modules_to_save" in text
     pooled = head("bert.pooler.dense", "classifier", task="SEQ_CLS")
     merge_checkpoint(base, pooled, tmp_path / "out", new_head=True, verify=True)
     assert "bert.pooler.dense.bias" in load(tmp_path / "out")
@@ -175,12 +177,12 @@ def test_parts_that_no_file_has(tmp_path: Path) -> None:
 def test_heads_of_no_known_class(tmp_path: Path) -> None:
     """Of a model that is not in the table, or of another kind on one that is."""
     base = save(tmp_path / "base", {"model_type": "mine"}, "x.weight")
-    with pytest.raises(LayoutError, match="No class of transformers that jaxmix knows has it on"):
+    with pytest.raises(LayoutError, match="jaxmix knows no transformers class of this model with"):
         merge_checkpoint(base, head("classifier.out_proj"), tmp_path / "no", new_head=True)
-    with pytest.raises(LayoutError, match=r"config\.json says mine"):
+    with pytest.raises(LayoutError, match=r"config\.json names mine"):
         merge_checkpoint(base, head("score"), tmp_path / "no")
     other = save(tmp_path / "other", {}, "x.weight")
-    with pytest.raises(LayoutError, match=r"config\.json says no class"):
+    with pytest.raises(LayoutError, match=r"config\.json names no class"):
         merge_checkpoint(other, head("score"), tmp_path / "no")
 
 
@@ -209,7 +211,7 @@ def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
     tensors = {**load(base), "classifier.weight": draw(2, D), "classifier.bias": draw(2)}
     save_file(tensors, base / "model.safetensors")
     tokens = head("classifier", rows=2, task="TOKEN_CLS")
-    with pytest.raises(LayoutError, match="It is that of a BertForTokenClassification"):
+    with pytest.raises(LayoutError, match="It is the head of BertForTokenClassification"):
         merge_checkpoint(base, tokens, tmp_path / "out")
     merged = merge_checkpoint(base, tokens, tmp_path / "out", new_head=True, verify=True)
     assert merged.new_head == "BertForTokenClassification"
@@ -234,7 +236,7 @@ def test_a_config_that_names_no_classes(classes: Any, task: Any, tmp_path: Path)
     base = save(tmp_path / "base", {**LLAMA, "architectures": classes}, "model.q.weight")
     adapter = head("model.q", rows=D, bias=False, task=task)
     assert merge_checkpoint(base, adapter, tmp_path / "out").new_head is None
-    with pytest.raises(LayoutError, match=rf"config.json says (llama|{classes})"):
+    with pytest.raises(LayoutError, match=rf"config.json names (llama|{classes})"):
         merge_checkpoint(base, head("score", bias=False, task=task), tmp_path / "more")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
-from jaxmix.converters.merging import merge_checkpoint, together, verify_merge
+from jaxmix.converters.merging import merge_checkpoint, processes, verify_merge
 
 from ..bases import Adapters, contents, mixed, save_base
 
@@ -24,14 +24,14 @@ import jax
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number), initialization_timeout=120)
 assert jax.process_count() == 2 and len(jax.local_devices()) == 4
 import jaxmix
-from jaxmix.converters.merging import files, merge_checkpoint
+from jaxmix.converters.merging import merge_checkpoint, tensor_io
 
 read = {}
 
 def count(tensor, size):
     read[tensor.file.name] = read.get(tensor.file.name, 0) + size
 
-plain_fill, plain_copy = files.fill, files._copied_by_the_system
+plain_fill, plain_copy = tensor_io.fill, tensor_io._copy_by_system
 
 def fill(file, data, tensor):
     count(tensor, data.size)
@@ -42,7 +42,7 @@ def copy(tensor, *args):
     count(tensor, done)
     return done
 
-files.fill, files._copied_by_the_system = fill, copy
+tensor_io.fill, tensor_io._copy_by_system = fill, copy
 loaded = [jaxmix.load(path) for path in adapters]
 told, written, last = {}, {}, 0
 
@@ -103,7 +103,7 @@ def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
         assert told["proven"] == 10
     checkpoint = read_checkpoint(base)
     sizes = {shard.name: shard.size - len(shard.header) for shard in checkpoint.shards}
-    # To write them each byte is read once; to prove them, by both together too, some more times.
+    # To write them each byte is read once; to prove them, by both processes too, some more times.
     assert {**first["written"], **second["written"]} == sizes
     assert len(first["written"]) + len(second["written"]) == 3
     assert {*first["read"]} == {*first["written"]} and {*second["read"]} == {*second["written"]}
@@ -116,18 +116,19 @@ def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
     base, out = save_base(tmp_path / "base", shards=3), tmp_path / "out"
     merge_checkpoint(base, [], out)
     first, second = run(base, adapters, out)
-    assert "out exists. Give another folder, or say force=True" in first["error"]
+    assert "out exists. Choose another folder, or use force=True" in first["error"]
     assert second["error"] == (
-        "OthersFailed: the merge failed in process 0 of 2; what it says there is the reason."
+        "OtherProcessFailed: the merge failed in process 0 of 2. See the error message of that "
+        "process."
     )
 
 
 def test_shards_are_dealt(monkeypatch: pytest.MonkeyPatch, sharded: Path) -> None:
     """Each to one process, the bytes about even."""
     shards = dict(enumerate(read_checkpoint(sharded).shards))
-    monkeypatch.setattr(together.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     dealt = []
     for index in range(2):
-        monkeypatch.setattr(together.jax, "process_index", lambda index=index: index)
-        dealt.append(together.mine(shards))
+        monkeypatch.setattr(processes.jax, "process_index", lambda index=index: index)
+        dealt.append(processes.own_shards(shards))
     assert sorted([*dealt[0], *dealt[1]]) == [0, 1, 2] and min(map(len, dealt)) == 1

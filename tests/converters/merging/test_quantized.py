@@ -162,10 +162,10 @@ def test_fp8_is_not_dequantized_in_secret(tmp_path: Path) -> None:
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, lora(), tmp_path / "out")
     text = str(caught.value)
-    assert "(quantized by fp8): tensors that can't take an adapter, expected F64" in text
-    assert f"{SITE}.weight in model-2.safetensors: F8_E4M3\ndequantize=True" in text
+    assert "(quantized by fp8): adapters can't be merged into these tensors, expected " in text
+    assert f"{SITE}.weight in model-2.safetensors: F8_E4M3\nUse dequantize=True" in text
     assert text.endswith(
-        "dequantize=True writes all that is packed in bfloat16, and merges into that."
+        "\nUse dequantize=True to write packed weights in bfloat16 and merge into them."
     )
     merged = merge_checkpoint(base, lora("head"), tmp_path / "out")
     assert (merged.copied, merged.dequantized) == (2, 0)
@@ -217,7 +217,7 @@ def test_blocks_of_another_size_than_the_config_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scale", "method", "text"),
     [
-        (None, {}, f"no {SITE}.weight_scale_inv, no {SITE}.weight_scale"),
+        (None, {}, f"{SITE}.weight_scale_inv and {SITE}.weight_scale are missing"),
         (np.ones((2, 3), np.float32), {}, f"{SITE}.weight_scale has shape (2, 3), blocks (2, 3)"),
         (np.ones((1, 1, 5), np.float32), {}, f"{SITE}.weight_scale has shape (1, 1, 5)"),
         (np.ones((3, 3), np.int32), {}, f"{SITE}.weight_scale is I32"),
@@ -261,7 +261,7 @@ def test_scales_that_do_not_fit(
     assert "(quantized by fp8): tensors that can't be dequantized:" in told
     assert f"{SITE}.weight (5, 7): {text}" in told
     assert told.endswith(
-        "Download or save the checkpoint again, or merge into the model it was made from."
+        "Download or save the checkpoint again, or merge into the unquantized model."
     )
     assert not list(tmp_path.glob("out*"))
 
@@ -304,13 +304,16 @@ def test_other_methods(method: str, part: str, dtype: Any, tmp_path: Path) -> No
     base = save(tmp_path / "base", tensors, {"quant_method": method})
     end = (
         f"dequantize=True reads awq, bitsandbytes, fp8, gptq, mxfp4, not {method}. Load the model "
-        "in transformers, call model.dequantize() and save it; or merge into the model that it was "
-        "made from, and quantize the result."
+        "in transformers, call model.dequantize() and save it; or merge into the unquantized "
+        "model, and quantize the result."
     )
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, lora(), tmp_path / "out")
     text = str(caught.value)
-    assert f"(quantized by {method}): tensors that can't take an adapter" in text
+    assert (
+        f"(quantized by {method}): adapters can't be merged into these tensors, expected dtypes"
+        in text
+    )
     assert f"{packed} in model-2.safetensors: " in text and text.endswith(end)
     for adapter in (lora(), lora("head")):
         with pytest.raises(LayoutError) as caught:
@@ -336,7 +339,7 @@ def test_integers_that_nothing_explains(tmp_path: Path) -> None:
     base = save(tmp_path / "base", tensors, None)
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
-    assert "by the method that config.json names; none is named." in str(caught.value)
+    assert "gptq, mxfp4, but config.json names no method." in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 3)])

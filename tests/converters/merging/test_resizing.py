@@ -103,11 +103,11 @@ def test_without_the_option(tmp_path: Path) -> None:
         merge_checkpoint(base, adapter, tmp_path / "out")
     assert str(caught.value) == (
         f"{base} has another number of tokens or labels than the adapters:\n"
-        "  model.embed_tokens: the adapter is for (17, 6), but model.embed_tokens.weight has shape "
+        "  model.embed_tokens: the adapter fits shape (17, 6), model.embed_tokens.weight has shape "
         "(14, 6)\n"
-        "  lm_head: the adapter is for (17, 6), but lm_head.weight has shape (14, 6)\n"
-        "If they were trained on this model, resized, resize=True "
-        "gives these tensors the adapters' rows, and says so in config.json."
+        "  lm_head: the adapter fits shape (17, 6), lm_head.weight has shape (14, 6)\n"
+        "If they were trained on this model after resizing, use resize=True "
+        "to give these tensors the adapters' rows, and update config.json."
     )
     hint = r"resize these leaves of the params first, or merge into the checkpoint with .*resize=T"
     with pytest.raises(ShapeError, match=hint):
@@ -216,14 +216,16 @@ def test_rows_that_no_file_has(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     gap = Tokens(draw(1, WIDTH), np.array([VOCAB + 1], np.int32))
     for update, line in {
-        lora(VOCAB + 2): "model.embed_tokens: the adapter is for (16, 6), but",
-        gap: "model.embed_tokens: the adapter is for (16, 6), but",
-        Replace(draw(VOCAB + 1, WIDTH)): "lm_head.weight has 14 rows of 15, and no adapter",
+        lora(VOCAB + 2): "model.embed_tokens: the adapter fits shape (16, 6), ",
+        gap: "model.embed_tokens: the adapter fits shape (16, 6), ",
+        Replace(
+            draw(VOCAB + 1, WIDTH)
+        ): "lm_head.weight has 14 rows, 15 are needed, and no adapter",
     }.items():
         with pytest.raises(ShapeError) as caught:
             merge_checkpoint(base, jaxmix.Adapter({EMBED: update}), tmp_path / "out", resize=True)
         text = str(caught.value)
-        assert f"can't be resized, since no adapter has the rows that it lacks:\n  {line}" in text
+        assert f"can't be resized, since no adapter has the missing rows:\n  {line}" in text
         assert "(save_embedding_layers=True in PEFT's save_pretrained)" in text
 
 
@@ -242,7 +244,9 @@ def test_new_rows_beyond_float16(tmp_path: Path) -> None:
     """An error before anything is written."""
     base = save_base(tmp_path / "base", dtype=np.float16)
     adapter = jaxmix.Adapter({s: Replace(draw(VOCAB + 1, WIDTH) * 1e6) for s in (EMBED, HEAD)})
-    with pytest.raises(CheckpointError, match=r"embed_tokens.weight: new rows lie beyond what F16"):
+    with pytest.raises(
+        CheckpointError, match=r"embed_tokens.weight: the new rows exceed the range of F16"
+    ):
         merge_checkpoint(base, adapter, tmp_path / "out", resize=True)
     assert not (tmp_path / "out").exists()
 

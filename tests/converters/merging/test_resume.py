@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.merging import merge_checkpoint, place, verify_merge
-from jaxmix.converters.merging.journal import content
+from jaxmix.converters.merging import merge_checkpoint, staged_output, verify_merge
+from jaxmix.converters.merging.journal import adapter_hash
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
@@ -63,8 +63,8 @@ def test_it_must_be_said(broken: Path, sharded: Path, adapters: Adapters, tmp_pa
     """Neither the work is thrown away, nor is it gone on with, unless one is told to."""
     before = contents(broken)
     text = (
-        r"out.partial holds [12] of 3 shards of this merge, broken off. resume=True "
-        r"goes on from there, force=True begins anew, or remove it"
+        r"out.partial holds [12] of 3 shards of this merge, which was interrupted\. Use "
+        r"resume=True to continue, force=True to start over, or delete the folder\."
     )
     with pytest.raises(CheckpointError, match=text):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
@@ -101,10 +101,14 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
     ]
     for adapters_now, options, what in cases:
         with pytest.raises(
-            CheckpointError, match=rf"is of another merge.*Different: {what}\. Merge what it began"
+            CheckpointError,
+            match=rf"belongs to another merge, which can't be resumed.*Different: {what}\. "
+            rf"Merge with the",
         ):
             merge_checkpoint(sharded, adapters_now, out, resume=True, **options)
-        with pytest.raises(CheckpointError, match=r"holds another merge, broken off\. force=True"):
+        with pytest.raises(
+            CheckpointError, match=r"holds another merge, which was interrupted\. Use force=True"
+        ):
             merge_checkpoint(sharded, adapters_now, out, **options)
     os.utime(sharded / SECOND)
     with pytest.raises(CheckpointError, match=r"Different: the base's files\."):
@@ -141,7 +145,7 @@ def test_what_is_not_whole_is_made_again(
 def test_the_disk_is_full(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """In the third shard: what is whole stays, and the message says how to go on."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    text = r"No space left on device. [12] of 3 shards are whole in \S+: resume=True .* Make room"
+    text = r"device. [12] of 3 shards are complete in \S+\. Use resume=True .* Free some space"
     with breaking(tmp_path / "out.partial", full), pytest.raises(CheckpointError, match=text):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     assert merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True).resumed
@@ -160,7 +164,7 @@ def test_killed_when_only_the_rest_was_to_be_removed(
     if is_there:
         merge_checkpoint(sharded, [], out)
     with monkeypatch.context() as patched:
-        patched.setattr(place.Place, "removed", lambda _: None)
+        patched.setattr(staged_output.StagedOutput, "delete", lambda _: None)
         told = merge_checkpoint(sharded, mixed(adapters), out, force=is_there)
     before = contents(out)
     assert (tmp_path / "out.partial").exists()
@@ -170,7 +174,7 @@ def test_killed_when_only_the_rest_was_to_be_removed(
     assert contents(out) == before and not (tmp_path / "out.partial").exists()
     # Without it the output is one that exists, and the rest goes once it may be replaced.
     (tmp_path / "saved").rename(tmp_path / "out.partial")
-    with pytest.raises(CheckpointError, match=r"out exists\. Give another folder"):
+    with pytest.raises(CheckpointError, match=r"out exists\. Choose another folder"):
         merge_checkpoint(sharded, [], out)
     merge_checkpoint(sharded, [], out, force=True)
     assert contents(out) != before and not (tmp_path / "out.partial").exists()
@@ -189,19 +193,19 @@ def test_killed_between_two_renamings(
     merge_checkpoint(sharded, [], out)
     old = contents(out)
 
-    def moved(self: place.Place) -> None:
-        self.out.rename(self.beside / "old")
+    def moved(self: staged_output.StagedOutput) -> None:
+        self.path.rename(self.folder / "old")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(place, "exchanged", lambda *_: False)
+    monkeypatch.setattr(staged_output, "exchange_paths", lambda *_: False)
     with monkeypatch.context() as patched:
-        patched.setattr(place.Place, "_exchanged", moved)
+        patched.setattr(staged_output.StagedOutput, "_swap", moved)
         with pytest.raises(KeyboardInterrupt):
             merge_checkpoint(sharded, mixed(adapters), out, force=True)
     assert not out.exists()
     if not new_is_whole:
         (tmp_path / "out.partial/sealed.json").unlink()
-        with pytest.raises(CheckpointError, match=r"out exists\. Give another folder"):
+        with pytest.raises(CheckpointError, match=r"out exists\. Choose another folder"):
             merge_checkpoint(sharded, mixed(adapters), out)
         assert contents(out) == old
         return
@@ -215,7 +219,7 @@ def test_what_is_in_the_way(sharded: Path, adapters: Adapters, tmp_path: Path) -
     (tmp_path / "out.partial" / "thesis.txt").write_text("x")
     for options in ({}, {"force": True}, {"resume": True}):
         with pytest.raises(
-            CheckpointError, match=r"out.partial is in the way: the output grows th"
+            CheckpointError, match=r"out.partial is in the way: the unfinished output would be"
         ):
             merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", **options)
     assert contents(tmp_path / "out.partial") == {"thesis.txt": b"x"}
@@ -248,7 +252,7 @@ def test_two_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
 
         merge_checkpoint(sharded, lora, out, progress=meanwhile)
     assert child.returncode == 1
-    assert f"another process (number {os.getpid()}) is writing the output {out} right" in told[0]
+    assert f"another process (number {os.getpid()}) is writing the output {out}. Wait" in told[0]
     assert verify_merge(sharded, lora, out).ok and not list(tmp_path.glob("out.*"))
 
 
@@ -287,7 +291,7 @@ def test_adapters_that_no_file_can_hold() -> None:
 
     def told(number: float, b: np.ndarray = b) -> str:
         a = np.full((1, 3), number, np.float32)
-        return content(jaxmix.Adapter({"proj": LoRA(a, b, 1.0)}))
+        return adapter_hash(jaxmix.Adapter({"proj": LoRA(a, b, 1.0)}))
 
     assert told(math.inf) == told(math.inf) != told(math.inf, 2 * b)
     assert len({told(1.0), told(2.0), told(math.inf)}) == 3

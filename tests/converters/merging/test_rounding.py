@@ -80,7 +80,7 @@ def test_numbers_beyond_float16(tmp_path: Path) -> None:
     a, b = jnp.ones((1, 2)), jnp.asarray([[0.0], [10000.0], [20000.0]])
     adapter = jaxmix.Adapter({"proj": LoRA(a, b, 1.0)})
     text = (
-        r"proj.weight: 4 numbers of the merged tensor lie beyond what float16 holds \(the largest "
+        r"proj.weight: 4 numbers of the merged tensor exceed the range of float16 \(the largest "
         r"is 80000\). Convert the base to bfloat16 or float32 first, or lower the strengths"
     )
     with pytest.raises(CheckpointError, match=text):

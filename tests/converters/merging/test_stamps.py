@@ -44,11 +44,11 @@ def _same_file_again(file: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "saved anew": (_saved_anew, "another file has its name|another header|bytes, and had"),
-    "a longer header": (_longer_header, "bytes, and had"),
+    "saved anew": (_saved_anew, "it was replaced by another file|its header changed|bytes, before"),
+    "a longer header": (_longer_header, "bytes, before"),
     "in place": (_in_place, "it was written to"),
-    "the same again": (_same_file_again, "another file has its name"),
-    "removed": (Path.unlink, r"it can't be read any more \(No such file"),
+    "the same again": (_same_file_again, "it was replaced by another file"),
+    "removed": (Path.unlink, r"it can no longer be read \(No such file"),
 }
 
 
@@ -75,7 +75,9 @@ def test_a_base_that_is_changed(
             done.append(-1)
         done.append(count)
 
-    with pytest.raises(CheckpointError, match=rf"(?s)the base was changed while .*({text})"):
+    with pytest.raises(
+        CheckpointError, match=rf"(?s)the base changed while it was being read:.*({text})"
+    ):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", verify=True, progress=progress)
     assert -1 in done and max(done) <= size
     assert not list(tmp_path.glob("out*"))
@@ -91,7 +93,9 @@ def test_verifying_later(sharded: Path, adapters: Adapters, tmp_path: Path) -> N
             _same_file_again(sharded / "model-00003-of-00003.safetensors")
         seen.append(1)
 
-    with pytest.raises(CheckpointError, match="Merge again once nothing writes to the base"):
+    with pytest.raises(
+        CheckpointError, match="Merge again when no other program writes to the base"
+    ):
         verify_merge(sharded, mixed(adapters), tmp_path / "out", progress=progress)
     assert contents(tmp_path / "out") == before
 
@@ -104,7 +108,7 @@ def test_an_old_output_stays(sharded: Path, adapters: Adapters, tmp_path: Path) 
     def progress(*_: Any) -> None:
         _in_place(sharded / "model-00002-of-00003.safetensors")
 
-    with pytest.raises(CheckpointError, match="the base was changed while it was read"):
+    with pytest.raises(CheckpointError, match="the base changed while it was being read"):
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", force=True, progress=progress)
     assert contents(tmp_path / "out") == before and not list(tmp_path.glob("out?*"))
 
@@ -131,5 +135,5 @@ def test_a_header_of_any_length(tmp_path: Path) -> None:
     save_file({"norm.weight": np.ones(3, np.float32)}, file)
     stamps = stamps_of(read_checkpoint(tmp_path))
     file.write_bytes(b"\xff" * file.stat().st_size)
-    with pytest.raises(CheckpointError, match="it has another header"):
+    with pytest.raises(CheckpointError, match="its header changed"):
         check_unchanged(stamps)

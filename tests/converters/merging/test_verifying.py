@@ -49,7 +49,7 @@ def test_a_merge_is_proven(dtype: Any, shards: int, adapters: Adapters, tmp_path
         assert not one.differing and one.reason == (
             "base plus mix, by replay and by residual"
             if is_changed
-            else "the base's, byte for byte"
+            else "equal to the base, byte for byte"
         )
         if is_changed:
             assert one.residual is not None and one.residual <= 1
@@ -77,9 +77,9 @@ def test_other_adapters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
         proof = verify_merge(base, other, tmp_path / "out")
         assert not proof.ok and failed(proof).keys() == wrong
         told = proof.text
-        assert told.startswith(f"{len(wrong)} things found that are not base plus mix:\n  model.")
+        assert told.startswith(f"{len(wrong)} differences from base plus mix:\n  model.")
     for reason in failed(verify_merge(base, [oft, lora], tmp_path / "out")).values():
-        assert "a replay makes 4" in reason and "times what rounding explains from base p" in reason
+        assert "numbers differ from a replay" in reason and "times what rounding explains" in reason
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16])
@@ -96,11 +96,11 @@ def test_one_bit(name: str, dtype: Any, adapters: Adapters, tmp_path: Path) -> N
     (reason,) = failed(proof).values()
     assert failed(proof).keys() == {name} and proof.proven == 9
     if name != Q.format(1):
-        assert reason == "1 bytes are not the base's"
+        assert reason == "1 bytes differ from the base's"
     elif dtype == np.float32:
         assert reason == (
-            "a replay makes 1 numbers otherwise, each as near to base plus mix as rounding allows: "
-            "of another program or device?"
+            "1 numbers differ from a replay, each within rounding of base plus mix. Was it merged "
+            "by another version or on another device?"
         )
 
 
@@ -122,7 +122,7 @@ def test_what_rounding_hides(adapters: Adapters, tmp_path: Path) -> None:
             assert proof.inconclusive == 4 and load(out)[Q.format(0)].tobytes() == (
                 load(base)[Q.format(0)].tobytes()
             )
-            assert changed[0].reason == "rounding to BF16 left 0.0% of what the mix does here"
+            assert changed[0].reason == "rounding to BF16 left 0.0% of the mix's effect here"
             # The base is what such a mix leaves of it, too; another mix is not.
             assert verify_merge(base, [], out).ok
             assert not verify_merge(base, lora, out).ok
@@ -159,19 +159,22 @@ def _moved(folder: Path) -> None:
     ("damage", "told"),
     [
         (_tensors(lambda t: t.pop("model.norm.weight")), ["model.norm.weight: it is missing"]),
-        (_tensors(lambda t: t.update(more=np.ones(2))), ["model.safetensors: more should not be"]),
+        (_tensors(lambda t: t.update(more=np.ones(2))), ["model.safetensors: more is unexpected"]),
         (_tensors(_cast), [r"model.norm.weight: it is F16 (6,), expected F32 (6,)"]),
-        (_metadata, ["model.safetensors: metadata {}, expected {'"]),
-        (_moved, ["model.safetensors: another header, with the tensors in other places"]),
+        (_metadata, ["model.safetensors: metadata is {}, expected {'"]),
+        (_moved, ["model.safetensors: the header differs, with the tensors at other offsets"]),
         (lambda f: (f / "tokenizer.json").unlink(), ["tokenizer.json is missing"]),
-        (lambda f: (f / "config.json").write_text("{}"), ["config.json is not what the base has"]),
-        (lambda f: (f / "x.safetensors").touch(), ["x.safetensors should not be there"]),
-        (lambda f: (f / "adapter_config.json").touch(), ["adapter_config.json should not be th"]),
+        (lambda f: (f / "config.json").write_text("{}"), ["config.json differs from the base's"]),
+        (lambda f: (f / "x.safetensors").touch(), ["x.safetensors is unexpected"]),
+        (lambda f: (f / "adapter_config.json").touch(), ["adapter_config.json is unexpected"]),
         (
             lambda f: (f / "model.safetensors").unlink(),
             ["model.safetensors is missing", "lm_head.weight: it is missing"],
         ),
-        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["is no whole safetensors f"]),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"x" * 99),
+            ["is not a complete safetensors f"],
+        ),
     ],
 )
 def test_more_or_less_than_base_and_mix(
@@ -194,7 +197,7 @@ def test_an_index_that_differs(sharded: Path, adapters: Adapters, tmp_path: Path
     index = tmp_path / "out" / "model.safetensors.index.json"
     index.write_text(json.dumps(json.loads(index.read_text()), indent=1))
     proof = verify_merge(sharded, mixed(adapters), tmp_path / "out")
-    assert proof.problems == (f"{index.name} is not what the base has",) and proof.failed == 0
+    assert proof.problems == (f"{index.name} differs from the base's",) and proof.failed == 0
 
 
 def test_a_merge_that_is_not_verified_is_not_put_in_place(
@@ -203,15 +206,15 @@ def test_a_merge_that_is_not_verified_is_not_put_in_place(
     """The disk loses a bit: the old output stands, and the new one is gone."""
     merge_checkpoint(base, [], tmp_path / "out")
     before = contents(tmp_path / "out")
-    plain = pipeline.written
+    plain = pipeline.write_bytes
 
     def losing(data: Any, *args: Any) -> int:
         data = bytearray(data)
         data[0] ^= 1
         return plain(data, *args)
 
-    monkeypatch.setattr(pipeline, "written", losing)
-    text = r"out was not written: 6 things found that are not base plus mix:\n  model.layers"
+    monkeypatch.setattr(pipeline, "write_bytes", losing)
+    text = r"out was not written: 6 differences from base plus mix:\n  model.layers"
     with pytest.raises(CheckpointError, match=text):
         merge_checkpoint(base, mixed(adapters), tmp_path / "out", force=True, verify=True)
     assert contents(tmp_path / "out") == before and not list(tmp_path.glob("out.*"))
@@ -260,7 +263,9 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
 def test_what_is_no_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """Nothing there, or a file where the base is a folder."""
     for out, what in ((tmp_path / "nothing", "a folder"), (base / "config.json", "a folder")):
-        with pytest.raises(CheckpointError, match=f"is no merged checkpoint, expected {what}, as"):
+        with pytest.raises(
+            CheckpointError, match=f"is not a merged checkpoint, expected {what}, as the"
+        ):
             verify_merge(base, mixed(adapters), out)
     with pytest.raises(CheckpointError, match="expected a safetensors file, as the base is"):
         verify_merge(base / "model.safetensors", mixed(adapters), base)

@@ -1,6 +1,5 @@
-"""The types of PEFT that jaxmix reads: one file each, a line in this table each."""
+"""The types of PEFT that jaxmix reads: one module and one row of this table each."""
 
-from jaxmix.converters.adapters.peft.kind import Kind
 from jaxmix.converters.adapters.peft.kinds import (
     adalora,
     adamss,
@@ -35,43 +34,44 @@ from jaxmix.converters.adapters.peft.kinds import (
     vblora,
     vera,
 )
+from jaxmix.converters.adapters.peft.peft_type import PeftType
 
-__all__ = ["KINDS"]
+__all__ = ["PEFT_TYPES"]
 
-KINDS: dict[str, Kind] = {
-    "ADALORA": adalora.KIND,
-    "ADAMSS": adamss.KIND,
-    "BEFT": beft.KIND,
-    "BOFT": boft.KIND,
+PEFT_TYPES: dict[str, PeftType] = {
+    "ADALORA": adalora.PEFT_TYPE,
+    "ADAMSS": adamss.PEFT_TYPE,
+    "BEFT": beft.PEFT_TYPE,
+    "BOFT": boft.PEFT_TYPE,
     "BONE": miss.BONE,
-    "C3A": c3a.KIND,
-    "DEFT": deft.KIND,
-    "DELORA": delora.KIND,
+    "C3A": c3a.PEFT_TYPE,
+    "DEFT": deft.PEFT_TYPE,
+    "DELORA": delora.PEFT_TYPE,
     "FOURIERFT": spectra.FOURIERFT,
-    "FROD": frod.KIND,
-    "GLORA": glora.KIND,
-    "GRALORA": gralora.KIND,
-    "HIRA": hira.KIND,
-    "HRA": hra.KIND,
-    "IA3": ia3.KIND,
-    "LN_TUNING": ln_tuning.KIND,
-    "LOHA": loha.KIND,
-    "LOKR": lokr.KIND,
-    "LORA": lora.KIND,
+    "FROD": frod.PEFT_TYPE,
+    "GLORA": glora.PEFT_TYPE,
+    "GRALORA": gralora.PEFT_TYPE,
+    "HIRA": hira.PEFT_TYPE,
+    "HRA": hra.PEFT_TYPE,
+    "IA3": ia3.PEFT_TYPE,
+    "LN_TUNING": ln_tuning.PEFT_TYPE,
+    "LOHA": loha.PEFT_TYPE,
+    "LOKR": lokr.PEFT_TYPE,
+    "LORA": lora.PEFT_TYPE,
     "MISS": miss.MISS,
-    "OFT": oft.KIND,
-    "OSF": osf.KIND,
-    "PEANUT": peanut.KIND,
-    "PSOFT": psoft.KIND,
+    "OFT": oft.PEFT_TYPE,
+    "OSF": osf.PEFT_TYPE,
+    "PEANUT": peanut.PEFT_TYPE,
+    "PSOFT": psoft.PEFT_TYPE,
     "PVERA": vera.PVERA,
-    "RANDLORA": randlora.KIND,
-    "ROAD": road.KIND,
-    "SHIRA": shira.KIND,
-    "SUPERTUNING": supertuning.KIND,
-    "TINYLORA": tinylora.KIND,
-    "TRAINABLE_TOKENS": trainable_tokens.KIND,
-    "UNILORA": unilora.KIND,
-    "VBLORA": vblora.KIND,
+    "RANDLORA": randlora.PEFT_TYPE,
+    "ROAD": road.PEFT_TYPE,
+    "SHIRA": shira.PEFT_TYPE,
+    "SUPERTUNING": supertuning.PEFT_TYPE,
+    "TINYLORA": tinylora.PEFT_TYPE,
+    "TRAINABLE_TOKENS": trainable_tokens.PEFT_TYPE,
+    "UNILORA": unilora.PEFT_TYPE,
+    "VBLORA": vblora.PEFT_TYPE,
     "VERA": vera.VERA,
     "WAVEFT": spectra.WAVEFT,
 }

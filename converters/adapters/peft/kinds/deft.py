@@ -1,26 +1,33 @@
-"""PEFT's DEFT, and PaRa, which is a form of it."""
+"""PEFT's DEFT and its form PaRa."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, required
+from jaxmix.converters.adapters.common.values import COUNT, FLAG, NUMBER, one_of
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same
-from jaxmix.converters.adapters.peft.shapes import Factors, need
-from jaxmix.converters.adapters.peft.values import COUNT, FLAG, NUMBER, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import DEFT, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """DEFT: a rank beyond the layer's outputs PEFT takes down to their number."""
-    (p,) = need(factors, "deft_P")
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """DEFT; PEFT limits the rank to the number of the layer's outputs."""
+    (p,) = required(factors, "deft_P")
     values, is_para, injected = file.config.values, file.config.flag("para"), factors.get("deft_R")
     if (injected is None) != is_para:
-        found, said = "missing" if injected is None else "there", str(is_para).lower()
-        raise CheckpointError(f"deft_R is {found}, but para is {said} in the config")
+        found, setting = "missing" if injected is None else "present", str(is_para).lower()
+        raise CheckpointError(f"deft_R is {found}, but para is {setting} in the config")
     rank = min(values["r"], p.shape[0]) if p.ndim == 2 else values["r"]
     if p.ndim != 2 or p.shape[1] != rank or not p.size:
         raise ShapeError(f"deft_P has shape {p.shape}, expected (out, {rank}) by the config's r")
@@ -36,38 +43,38 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     )
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     rank = max(update.p.shape[1] for update in updates.values())
     if off := [site for site, x in updates.items() if x.p.shape[1] != min(rank, len(x.p))]:
-        same({site: updates[site].p.shape[1] for site in (*off, *updates)}, "r", lambda x: x)
+        equal_value({site: updates[site].p.shape[1] for site in (*off, *updates)}, "r", lambda x: x)
     fields = {
         "alpha": _alpha(updates),
-        "decomposition_method": same(updates, "decomposition_method", lambda x: x.method),
+        "decomposition_method": equal_value(updates, "decomposition_method", lambda x: x.method),
         "fan_in_fan_out": fan_in_fan_out(updates),
-        "para": same(updates, "para", lambda x: x.injected is None),
+        "para": equal_value(updates, "para", lambda x: x.injected is None),
         "r": rank,
     }
     tensors = {f"{site}.deft_P": update.p for site, update in updates.items()}
     tensors |= {
         f"{site}.deft_R": x.injected for site, x in updates.items() if x.injected is not None
     }
-    return Written(fields, tensors)
+    return PeftContent(fields, tensors)
 
 
 def _alpha(updates: Mapping[str, Any]) -> float | None:
-    """Alpha; None, which is a scale of one, where all have that."""
+    """Alpha; None, a scale of one, if that is the scale of all."""
     if all(float(update.scale) == 1 for update in updates.values()):
         return None
-    alpha = same(updates, "alpha", lambda x: round(float(x.scale) * x.p.shape[1], 9))
+    alpha = equal_value(updates, "alpha", lambda x: round(float(x.scale) * x.p.shape[1], 9))
     if not alpha:
-        raise UnsupportedError("a scale of 0 PEFT takes for no alpha; leave the adapter out")
+        raise UnsupportedError("PEFT reads a scale of 0 as no alpha; leave the adapter out")
     return alpha
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
-            "alpha": NUMBER._replace(is_needed=False),
+            "alpha": NUMBER._replace(is_required=False),
             "bias": one_of("none", "all", "deft_only"),
             "decomposition_method": one_of("relu", "qr"),
             "fan_in_fan_out": FLAG,

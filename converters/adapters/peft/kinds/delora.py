@@ -3,17 +3,29 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import (
+    SiteTensors,
+    check_ranks,
+    describe_shapes,
+    required,
+)
+from jaxmix.converters.adapters.common.site_values import common_value
+from jaxmix.converters.adapters.common.values import COUNT, RANKS, one_of
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.patterns import spread
-from jaxmix.converters.adapters.peft.shapes import Factors, check_ranks, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, RANKS, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.errors import ShapeError
 from jaxmix.families import DeLoRA
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
-# By PEFT's name for the end of the key, the update's field.
+# PEFT's names of the parameters, and the update's fields.
 _TENSORS = {
     "delora_A": "a",
     "delora_B": "b",
@@ -22,19 +34,21 @@ _TENSORS = {
 }
 
 
-def _build(file: File, site: str, factors: Factors) -> DeLoRA:
-    """DeLoRA: λ is trained, and the config's is where it began."""
-    made = need(factors, *_TENSORS)
+def _build(file: File, site: str, factors: SiteTensors) -> DeLoRA:
+    """DeLoRA; λ is trained, and the config has only its initial value."""
+    made = required(factors, *_TENSORS)
     rank = file.config.by_site("rank_pattern", "r", site)
     check_ranks(factors, {"delora_A": (2, 0), "delora_B": (2, 1)}, rank)
     if made[2].shape != (1,) or made[3].ndim != 1:
-        raise ShapeError(f"{shapes(factors)}, expected delora_lambda (1,), delora_w_norm (in,)")
+        raise ShapeError(
+            f"{describe_shapes(factors)}, expected delora_lambda (1,), delora_w_norm (in,)"
+        )
     return DeLoRA(*made)
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    rank, patterns = spread({site: update.a.shape[0] for site, update in updates.items()})
-    return Written(
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    rank, patterns = common_value({site: update.a.shape[0] for site, update in updates.items()})
+    return PeftContent(
         {"r": rank, "rank_pattern": patterns},
         {
             f"{site}.{name}": getattr(update, field)
@@ -44,8 +58,8 @@ def _write(updates: Mapping[str, Any]) -> Written:
     )
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {"bias": one_of("none", "all", "delora_only"), "r": COUNT, "rank_pattern": RANKS, **SAVED},
         ABOUT | WHERE | {"delora_lambda", "init_weights", "lambda_pattern", "module_dropout"},
     ),

@@ -5,61 +5,73 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import FLAG, one_of
 from jaxmix.converters.adapters.peft.arrays import same_array
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.converters.adapters.peft.same import fan_in_fan_out
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import FLAG, one_of
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import FRoD, Update
-from jaxmix.families.frod import kind_of_module
+from jaxmix.families.frod import module_category
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """FRoD: sites of one category share V and the positions; U the update takes from the base."""
-    values, lengths = need(factors, "frod_lambda_s_values", "frod_lambda_l")
-    category = kind_of_module(site)
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """FRoD; sites of one category share V and the positions, and U comes from the base."""
+    values, lengths = required(factors, "frod_lambda_s_values", "frod_lambda_l")
+    category = module_category(site)
     names = [f"{name}.{category}" for name in ("frod_V", "frod_s_indices", "frod_s_size")]
     if missing := [name for name in names if name not in file.shared]:
-        raise CheckpointError(f"{', '.join(missing)} missing, which its kind of module shares")
-    v, indices, told = (file.shared[name] for name in names)
+        raise CheckpointError(
+            f"{', '.join(missing)} missing, which all modules of its category share"
+        )
+    v, indices, size_tensor = (file.shared[name] for name in names)
     size = len(v)
     found = dict(zip(names, (v, indices), strict=False)) | factors
     fits = v.shape == (size, size) and lengths.shape == (size,) and values.ndim == 1
-    if tuple(told.reshape(-1).tolist()) != v.shape:
-        raise CheckpointError(f"{names[2]} is {told.tolist()}, expected {v.shape} as {names[0]} is")
+    if tuple(size_tensor.reshape(-1).tolist()) != v.shape:
+        raise CheckpointError(
+            f"{names[2]} is {size_tensor.tolist()}, expected {v.shape}, the shape of {names[0]}"
+        )
     if not fits or indices.shape != (2, values.size):
-        raise ShapeError(f"{shapes(found)}, expected (in, in), (2, n), (n,) and (in,)")
+        raise ShapeError(f"{describe_shapes(found)}, expected (in, in), (2, n), (n,) and (in,)")
     if values.size and not 0 <= indices.min() <= indices.max() < size:
         raise ShapeError(
-            f"{names[1]} goes from {indices.min()} to {indices.max()}, expected 0 to {size - 1}"
+            f"{names[1]} has values from {indices.min()} to {indices.max()}, expected 0 to "
+            f"{size - 1}"
         )
     places: Any = indices.astype(np.int32)
     return FRoD(v, values, places, lengths, file.transposed)
 
 
-def _judged(values: Mapping[str, Any]) -> Iterator[str]:
-    """What is not in the file hangs on all of the base's layers at once."""
+def _find_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Refuses files without the projections, which depend on all of the base's layers."""
     if values.get("save_projection") is False:
         yield (
-            "save_projection = false: the file leaves out the bases V, whose signs are those of "
-            "the LAPACK that PEFT found. Load it with PEFT where it was trained, set "
+            "save_projection = false: the file leaves out the bases V, whose signs depend on the "
+            "LAPACK that PEFT used. Load it with PEFT where it was trained, set "
             "save_projection to true in its peft_config, and save it again"
         )
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    kinds: dict[str, dict[str, Any]] = {}
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    categories: dict[str, dict[str, Any]] = {}
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
-        kinds.setdefault(kind_of_module(site), {})[site] = update
+        categories.setdefault(module_category(site), {})[site] = update
         tensors[f"{site}.frod_lambda_s_values"] = update.values
         tensors[f"{site}.frod_lambda_l"] = update.lengths
     shared: dict[str, Any] = {}
-    for category, own in kinds.items():
+    for category, own in categories.items():
         v, places = f"frod_V.{category}", f"frod_s_indices.{category}"
         shared[v] = same_array(own, v, lambda update: update.v)
         indices = same_array(own, places, lambda update: update.indices)
@@ -67,7 +79,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
         shared[f"frod_s_size.{category}"] = np.array(shared[v].shape, np.int64)
     fan = fan_in_fan_out(updates)
     rate = _rate(updates)
-    return Written(
+    return PeftContent(
         {
             "fan_in_fan_out": fan,
             "progressbar": False,
@@ -80,9 +92,9 @@ def _write(updates: Mapping[str, Any]) -> Written:
 
 
 def _rate(updates: Mapping[str, Any]) -> float:
-    """A rate by which PEFT makes room for as many entries as each site has, before it loads them.
+    """The rate for which PEFT allocates as many entries as each site has, before it loads them.
 
-    It takes the whole part of rate times in²; more than none is one at the least.
+    PEFT rounds rate times in² down, and any positive number up to at least one.
     """
     counts = {site: (update.values.size, update.v.size) for site, update in updates.items()}
     if not any(count for count, _ in counts.values()):
@@ -92,14 +104,14 @@ def _rate(updates: Mapping[str, Any]) -> float:
     if low >= high or not all(count for count, _ in counts.values()):
         lines = (f"{site}: {count} of {size}" for site, (count, size) in counts.items())
         raise UnsupportedError(
-            f"PEFT's FRoD has one sparse_rate for all sites, and no one gives these numbers of "
-            f"entries:{listing(lines)}\nExport them as adapters of their own."
+            f"PEFT's FRoD has one sparse_rate for all sites, and no rate gives these numbers of "
+            f"entries:{listing(lines)}\nExport them as separate adapters."
         )
     return min((low + high) / 2, 1.0)
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "frod_only"),
             "fan_in_fan_out": FLAG,
@@ -117,5 +129,5 @@ KIND = Kind(
     _build,
     _write,
     shared=("frod_V.#", "frod_s_indices.#", "frod_s_size.#"),
-    judged=_judged,
+    find_problems=_find_problems,
 )

@@ -3,25 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import COUNT, one_of
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import same, unless
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, refuse_unless
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import GLoRA, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 _PATHS = ("A", "B", "C", "D", "E")
 _FIELDS = {"config_A_B": "AB", "config_C": "C", "config_D_E": "DE"}
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """GLoRA: the form of each path is told by the tensors that it has.
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """GLoRA; the form of each path follows from its tensors.
 
-    PEFT saves zeros for a path that is off, and leaves the paths of the bias off where the base has
-    none.
+    PEFT saves zeros for a path that is off, and turns the paths of the bias off if the base has no
+    bias.
     """
     a, b, c, d, e = (
         _path(file, factors, name, file.config.values.get(field) == "none")
@@ -31,7 +37,7 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return GLoRA(a, b, c, d, e)
 
 
-def _path(file: File, factors: Factors, name: str, is_off: bool) -> tuple[Any, ...]:
+def _path(file: File, factors: SiteTensors, name: str, is_off: bool) -> tuple[Any, ...]:
     """The tensors of one path."""
     stem = f"glora_{name}"
     own = {key: array for key, array in factors.items() if key.startswith(stem + ".")}
@@ -41,41 +47,43 @@ def _path(file: File, factors: Factors, name: str, is_off: bool) -> tuple[Any, .
     if found == {"zeros"} and not own[f"{stem}.zeros"].any():
         return ()
     if found == {"X"}:
-        return need(own, f"{stem}.X")
+        return required(own, f"{stem}.X")
     if found == {"Xd", "Xu"}:
-        down, up = need(own, f"{stem}.Xd", f"{stem}.Xu")
+        down, up = required(own, f"{stem}.Xd", f"{stem}.Xu")
         rank = file.config.values["r"]
         if down.ndim != 2 or up.ndim != 2 or {down.shape[1], up.shape[0]} != {rank}:
-            raise ShapeError(f"{shapes(own)}, expected (·, {rank}) and ({rank}, ·) by the config")
+            raise ShapeError(
+                f"{describe_shapes(own)}, expected (·, {rank}) and ({rank}, ·) by the config"
+            )
         return down, up
     raise CheckpointError(
-        f"{shapes(own) or f'nothing of {stem}'}: expected {stem}.Xd and {stem}.Xu, {stem}.X, or "
+        f"{describe_shapes(own) or f'no {stem}'}: expected {stem}.Xd and {stem}.Xu, {stem}.X, or "
         f"zeros in {stem}.zeros"
     )
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """With the base's own sizes a path that is off would be zeros; PEFT does not miss them."""
-    unless(
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Leaves out paths that are off, for which PEFT needs no zeros."""
+    refuse_unless(
         updates,
         lambda update: not update.on_input,
-        "PEFT's GLoRA multiplies A entry by entry, and these from the right",
+        "PEFT's GLoRA multiplies A elementwise, and these multiply it from the right",
     )
     forms = {
-        field: same(updates, field, lambda x, paths=paths: _form(x, paths))
+        field: equal_value(updates, field, lambda x, paths=paths: _form(x, paths))
         for field, paths in _FIELDS.items()
     }
     ranks = {
         site: {len(path[1]) for path in _paths(update).values() if len(path) == 2}
         for site, update in updates.items()
     }
-    fields = {**forms, "r": same(ranks, "r", lambda found: next(iter(found), 8))}
+    fields = {**forms, "r": equal_value(ranks, "r", lambda found: next(iter(found), 8))}
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
         for name, path in _paths(update).items():
             ends = ("X",) if len(path) == 1 else ("Xd", "Xu")
             tensors |= {f"{site}.glora_{name}.{end}": x for end, x in zip(ends, path, strict=False)}
-    return Written(fields, tensors)
+    return PeftContent(fields, tensors)
 
 
 def _paths(update: GLoRA) -> dict[str, tuple[Any, ...]]:
@@ -83,13 +91,13 @@ def _paths(update: GLoRA) -> dict[str, tuple[Any, ...]]:
 
 
 def _form(update: GLoRA, names: str) -> str:
-    """What the config calls the form of paths that it has together."""
+    """The config's name for the form of paths with a common field."""
     found = sorted({_named(_paths(update)[name], name) for name in names})
     if len(found) == 1:
         return found[0]
     raise UnsupportedError(
-        f"PEFT's GLoRA has one form for the paths {' and '.join(names)}, and here are "
-        f"{' and '.join(found)}. Make a LoRA of it: jaxmix.to_lora(adapter, params)."
+        f"PEFT's GLoRA has one form for the paths {' and '.join(names)}, and this one has "
+        f"{' and '.join(found)}. Convert it to a LoRA: jaxmix.to_lora(adapter, params)."
     )
 
 
@@ -101,8 +109,8 @@ def _named(path: tuple[Any, ...], name: str) -> str:
     return "constant" if path[0].shape == (1,) and name != "C" else "vector"
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "glora_only"),
             "config_A_B": one_of("lora", "vector", "constant", "none"),

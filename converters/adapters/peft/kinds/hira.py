@@ -3,29 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, check_ranks, required
+from jaxmix.converters.adapters.common.values import FLAG
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same
-from jaxmix.converters.adapters.peft.shapes import Factors, check_ranks, need
-from jaxmix.converters.adapters.peft.values import FLAG
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out
 from jaxmix.errors import ShapeError
 from jaxmix.families import HiRA, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """HiRA, of a linear layer, a convolution or an embedding; the factors are LoRA's in shape.
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """HiRA of a linear layer, a convolution or an embedding; the factors have LoRA's shapes.
 
-    Their rank is the tensors': PEFT 0.21 makes all of rank r, whatever rank_pattern says.
+    The rank is that of the tensors: PEFT 0.21 ignores rank_pattern.
     """
     if "hira_embedding_A" in factors or "hira_embedding_B" in factors:
-        a, b = need(factors, "hira_embedding_A", "hira_embedding_B")
+        a, b = required(factors, "hira_embedding_A", "hira_embedding_B")
         rank = len(a) if a.ndim else 0
         check_ranks(factors, {"hira_embedding_A": (2, 0), "hira_embedding_B": (2, 1)}, rank)
         # The weight is (V, D), and PEFT stores A (r, V), B (D, r).
         return HiRA(b.T, a.T, embedding=True)
-    a, b = need(factors, "hira_A", "hira_B")
+    a, b = required(factors, "hira_A", "hira_B")
     axes, rank = max(a.ndim, 2), len(a) if a.ndim else 0
     check_ranks(factors, {"hira_A": (axes, 0), "hira_B": (axes, 1)}, rank)
     if b.shape[2:] != (1,) * (axes - 2):
@@ -35,15 +42,15 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return HiRA(a.reshape(rank, -1), b.reshape(-1, rank), kernel, transposed=transposed)
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     fields = {
         "fan_in_fan_out": fan_in_fan_out(updates),
-        "r": same(updates, "r", lambda update: update.a.shape[0]),
+        "r": equal_value(updates, "r", lambda update: update.a.shape[0]),
     }
     tensors: dict[str, Any] = {}
     for site, update in updates.items():
         tensors |= {f"{site}.{name}": factor for name, factor in _factors(update).items()}
-    return Written(fields, tensors)
+    return PeftContent(fields, tensors)
 
 
 def _factors(update: HiRA) -> dict[str, Any]:
@@ -57,8 +64,8 @@ def _factors(update: HiRA) -> dict[str, Any]:
     }
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {"fan_in_fan_out": FLAG, **SAVED},
         ABOUT | WHERE | {"hira_dropout", "init_weights", "r", "rank_pattern"},
     ),

@@ -4,16 +4,22 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, required
+from jaxmix.converters.adapters.common.values import FLAG, NAMES, Check
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.converters.adapters.peft.same import fan_in_fan_out
-from jaxmix.converters.adapters.peft.shapes import Factors, need
-from jaxmix.converters.adapters.peft.values import FLAG, NAMES, Check
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError
 from jaxmix.families import IA3, Update
 from jaxmix.untrusted.patterns import is_match
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
 def _are_modules(value: Any) -> bool:
@@ -30,14 +36,14 @@ def _are_modules(value: Any) -> bool:
 _MODULES = Check("a regular expression or a list of module names", _are_modules, False)
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """IA3: a linear layer's vector lies along what it scales, a convolution's always (1, n, …)."""
-    (vector,) = need(factors, "ia3_l")
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """IA3; a linear layer's vector has the axis that it scales, a convolution's is (1, n, …)."""
+    (vector,) = required(factors, "ia3_l")
     on_input, shape = _is_feedforward(file, site), vector.shape
     if vector.ndim > 2 and on_input is None:
         raise CheckpointError(
-            "the config has no feedforward_modules, which tell whether a convolution's ia3_l "
-            "scales inputs or outputs. Set them, [] for none"
+            "the config has no feedforward_modules, which determine whether a convolution's ia3_l "
+            "scales inputs or outputs. Set them, to [] if there are none"
         )
     if vector.ndim == 2 and (on_input is None or 1 not in shape):
         on_input = shape[0] == 1
@@ -53,23 +59,23 @@ def _build(file: File, site: str, factors: Factors) -> Update:
 
 
 def _check_groups(file: File, site: str, inputs: int) -> None:
-    """Whether each column of a convolution's weight has one input: in groups it has several.
+    """Refuses grouped convolutions, where a column of the weight has several inputs.
 
-    The file does not say, and a column's place alone does not either.
+    Neither the file nor the position of a column determines the group.
     """
     found = file.shape(site)
     if len(found) < 3 or found[1] != inputs:
         raise UnsupportedError(
-            f"ia3_l scales {inputs} inputs, and the base's weight has shape {found}: in groups "
-            "each group scales its inputs by numbers of its own, which no one scale of the "
-            "weight's columns does. Train it without that layer, or with its outputs scaled"
+            f"ia3_l scales {inputs} inputs, and the base's weight has shape {found}: in a grouped "
+            "convolution each group has its own scales, which scaling the weight's columns can't "
+            "express. Train it without that layer, or scale its outputs"
         )
 
 
 def _is_feedforward(file: File, site: str) -> bool | None:
-    """Whether a site is among ``feedforward_modules``, found as PEFT does; None if there are none.
+    """Whether ``feedforward_modules`` include a site; None if the field is absent.
 
-    A list's names are any ends of the path, be they whole names or not.
+    As in PEFT, the names in a list match any end of the path, also parts of names.
     """
     modules = file.config.values.get("feedforward_modules")
     if modules is None:
@@ -79,14 +85,16 @@ def _is_feedforward(file: File, site: str) -> bool | None:
     return site.endswith(tuple(modules))
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """The sites that scale inputs are named whole, by a regular expression."""
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Writes the full names of sites that scale inputs as a regular expression."""
     inputs = [re.escape(site) for site, update in updates.items() if update.on_input]
     fields = {
         "fan_in_fan_out": fan_in_fan_out(updates),
         "feedforward_modules": "|".join(inputs) if inputs else [],
     }
-    return Written(fields, {f"{site}.ia3_l": _shaped(update) for site, update in updates.items()})
+    return PeftContent(
+        fields, {f"{site}.ia3_l": _shaped(update) for site, update in updates.items()}
+    )
 
 
 def _shaped(update: IA3) -> Any:
@@ -96,8 +104,8 @@ def _shaped(update: IA3) -> Any:
     return update.vector.reshape((1, -1) if update.on_input else (-1, 1))
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {"fan_in_fan_out": FLAG, "feedforward_modules": _MODULES, **SAVED},
         ABOUT | {"exclude_modules", "init_ia3_weights", "target_modules"},
     ),

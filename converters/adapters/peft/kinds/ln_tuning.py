@@ -1,35 +1,41 @@
-"""PEFT's LN tuning: norms trained whole."""
+"""PEFT's LN_TUNING: norms that are trained whole."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.shapes import Factors
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.families import Replace, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 _LEAVES = ("weight", "bias")
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """PEFT makes a copy of the layer and trains that: its leaves replace the base's."""
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """PEFT trains a copy of the layer, whose leaves replace the base's."""
     return Replace(*(factors.get(f"ln_tuning_layers.{leaf}") for leaf in _LEAVES))
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
+def _write(updates: Mapping[str, Any]) -> PeftContent:
     tensors = {
         f"{site}.ln_tuning_layers.{leaf}": getattr(update, leaf)
         for site, update in updates.items()
         for leaf in _LEAVES
         if getattr(update, leaf) is not None
     }
-    return Written({}, tensors)
+    return PeftContent({}, tensors)
 
 
-KIND = Kind(
-    Fields(dict(SAVED), ABOUT | {"exclude_modules", "target_modules"}),
+PEFT_TYPE = PeftType(
+    ConfigFields(dict(SAVED), ABOUT | {"exclude_modules", "target_modules"}),
     tuple(f"ln_tuning_layers.{leaf}" for leaf in _LEAVES),
     _build,
     _write,

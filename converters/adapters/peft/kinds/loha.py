@@ -3,39 +3,47 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import (
+    SiteTensors,
+    check_cores,
+    check_ranks,
+    describe_shapes,
+    required,
+)
+from jaxmix.converters.adapters.common.site_values import ranks_and_alphas
+from jaxmix.converters.adapters.common.values import COUNT, NUMBER
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import (
+from jaxmix.converters.adapters.peft.peft_type import (
     ABOUT,
     RANK_PATTERNS,
     SAVED,
     WHERE,
-    Fields,
-    Kind,
-    Written,
+    ConfigFields,
+    PeftContent,
+    PeftType,
 )
-from jaxmix.converters.adapters.peft.patterns import ranks_and_alphas
-from jaxmix.converters.adapters.peft.shapes import Factors, check_cores, check_ranks, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, NUMBER
 from jaxmix.errors import CheckpointError
 from jaxmix.families import LoHa, Update
 
-__all__ = ["KIND", "LYCORIS", "LYCORIS_HARMLESS"]
+__all__ = ["LYCORIS", "LYCORIS_HARMLESS", "PEFT_TYPE"]
 
-# What PEFT's LoHa and LoKr have in common. Which factors there are the keys say, so
-# use_effective_conv2d and decompose_* need not.
+# The fields that PEFT's LoHa and LoKr have in common. The keys determine the form of the factors,
+# so use_effective_conv2d and decompose_* are not needed.
 LYCORIS = {"alpha": NUMBER, "r": COUNT, **SAVED, **RANK_PATTERNS}
 LYCORIS_HARMLESS = frozenset(
     "init_weights module_dropout rank_dropout use_effective_conv2d".split()
 )
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """LoHa; with cores an effective convolution."""
-    b1, a1, b2, a2 = need(factors, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """LoHa; with Tucker cores for a convolution with use_effective_conv2d."""
+    b1, a1, b2, a2 = required(factors, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     t1, t2 = factors.get("hada_t1"), factors.get("hada_t2")
     rank = file.config.by_site("rank_pattern", "r", site)
     if (t1 is None) != (t2 is None):
-        raise CheckpointError(f"one of hada_t1 and hada_t2 is missing beside {shapes(factors)}")
+        raise CheckpointError(
+            f"one of hada_t1 and hada_t2 is missing; found {describe_shapes(factors)}"
+        )
     columns = 1 if t1 is None else 0
     axes = {f"hada_w{i}_{x}": (2, columns if x == "a" else 0) for i in "12" for x in "ab"}
     check_ranks(factors, axes, rank)
@@ -45,8 +53,8 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return LoHa(b1, a1, b2, a2, scale, t1, t2, kernel=kernel)
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """With cores it is an effective convolution, where PEFT's switch is for all sites."""
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Sets use_effective_conv2d, one flag for all sites, if an update has cores."""
     tensors, ranks = {}, {}
     for site, up in updates.items():
         named = {"w1_a": up.b1, "w1_b": up.a1, "w2_a": up.b2, "w2_b": up.a2, "t1": up.t1}
@@ -55,11 +63,11 @@ def _write(updates: Mapping[str, Any]) -> Written:
         ranks[site] = up.a1.shape[0]
     fields = ranks_and_alphas(ranks, {site: up.scale for site, up in updates.items()})
     is_effective = any(up.t1 is not None for up in updates.values())
-    return Written({**fields, "use_effective_conv2d": is_effective}, tensors)
+    return PeftContent({**fields, "use_effective_conv2d": is_effective}, tensors)
 
 
-KIND = Kind(
-    Fields(dict(LYCORIS), ABOUT | WHERE | LYCORIS_HARMLESS),
+PEFT_TYPE = PeftType(
+    ConfigFields(dict(LYCORIS), ABOUT | WHERE | LYCORIS_HARMLESS),
     ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     _build,
     _write,

@@ -6,24 +6,36 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import (
+    Factor,
+    SiteTensors,
+    check_cores,
+    check_ranks,
+    describe_shapes,
+)
+from jaxmix.converters.adapters.common.site_values import ranks_and_alphas
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, WHERE, Fields, Kind, Written
 from jaxmix.converters.adapters.peft.kinds.loha import LYCORIS, LYCORIS_HARMLESS
-from jaxmix.converters.adapters.peft.patterns import ranks_and_alphas
-from jaxmix.converters.adapters.peft.shapes import Factor, Factors, check_cores, check_ranks, shapes
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import LoKr, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """LoKr, its form told from the keys that are there."""
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """LoKr; its form follows from the keys."""
     rank = file.config.by_site("rank_pattern", "r", site)
     x, y = _side(factors, "lokr_w1"), _side(factors, "lokr_w2")
     core = factors.get("lokr_t2")
     if core is not None and len(y) == 1:
-        raise CheckpointError(f"lokr_t2 beside {shapes(factors)}: expected lokr_w2_a and lokr_w2_b")
+        raise CheckpointError(f"{describe_shapes(factors)}: lokr_t2 needs lokr_w2_a and lokr_w2_b")
     rows = 1 if core is None else 0
     axes = {"lokr_w1_a": (2, 1), "lokr_w1_b": (2, 0), "lokr_w2_a": (2, rows), "lokr_w2_b": (2, 0)}
     check_ranks(factors, axes, rank)
@@ -35,29 +47,29 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     return LoKr(x, y, scale, core)
 
 
-def _side(factors: Factors, name: str) -> tuple[Factor, ...]:
-    """A Kronecker factor: whole, or as a pair."""
+def _side(factors: SiteTensors, name: str) -> tuple[Factor, ...]:
+    """A Kronecker factor: dense, or as a pair."""
     whole, pair = factors.get(name), [factors.get(name + end) for end in ("_a", "_b")]
-    there = [factor is not None for factor in pair]
-    if whole is not None and not any(there):
+    present = [factor is not None for factor in pair]
+    if whole is not None and not any(present):
         return (whole,)
-    if whole is None and all(there):
+    if whole is None and all(present):
         return pair[0], pair[1]
-    raise CheckpointError(f"{shapes(factors)}: expected {name}, or {name}_a and {name}_b")
+    raise CheckpointError(f"{describe_shapes(factors)}: expected {name}, or {name}_a and {name}_b")
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """PEFT tells the form from the rank and one factor for all sites; both are found by trying.
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Searches the rank and decompose_factor, one for all sites, for which PEFT has these forms.
 
-    A pair that PEFT would not make in its place is multiplied and written whole.
+    A pair is multiplied and written dense where PEFT would have a dense factor.
     """
     sizes = {site: _sizes(update) for site, update in updates.items()}
     factor = _factor(updates, sizes)
     if factor is None:
-        shapes = (f"{site}: {x} ⊗ {y}" for site, (x, y) in sizes.items())
+        lines = (f"{site}: {x} ⊗ {y}" for site, (x, y) in sizes.items())
         raise UnsupportedError(
-            f"PEFT has no decompose_factor that makes Kronecker factors of these shapes:"
-            f"{listing(shapes)}\nExport it as a LoRA: jaxmix.to_lora."
+            f"PEFT has no decompose_factor for Kronecker factors of these shapes:"
+            f"{listing(lines)}\nExport it as a LoRA: jaxmix.to_lora."
         )
     both = all(len(update.x) == 2 for update in updates.values())
     tensors, ranks = {}, {}
@@ -83,7 +95,7 @@ def _write(updates: Mapping[str, Any]) -> Written:
     fields = ranks_and_alphas(ranks, {site: update.scale for site, update in updates.items()})
     fields |= {"decompose_both": both, "decompose_factor": factor}
     has_core = any(update.t2 is not None for update in updates.values())
-    return Written({**fields, "use_effective_conv2d": has_core}, tensors)
+    return PeftContent({**fields, "use_effective_conv2d": has_core}, tensors)
 
 
 def _whole(side: tuple[Factor, ...], core: Factor | None) -> Factor:
@@ -92,7 +104,7 @@ def _whole(side: tuple[Factor, ...], core: Factor | None) -> Factor:
 
 
 def _sizes(update: LoKr) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The rows and columns of X and of Y, a kernel aside."""
+    """The rows and columns of X and of Y, without a kernel."""
     (rows, cols), (k, n) = ((side[0].shape[0], side[-1].shape[1]) for side in (update.x, update.y))
     if update.t2 is not None:
         k = update.y[0].shape[1]
@@ -102,30 +114,30 @@ def _sizes(update: LoKr) -> tuple[tuple[int, int], tuple[int, int]]:
 def _factor(updates: Mapping[str, LoKr], sizes: Mapping[str, Any]) -> int | None:
     """PEFT's ``decompose_factor`` from which all sizes come, or None.
 
-    A pair's columns are channels times the points of a kernel, which are not known of a pair: what
-    serves with one number of points for all is tried first.
+    A pair's columns are channels times the points of a kernel, whose number a pair does not show. A
+    common number of points for all sites is tried first.
     """
-    loose = {site for site, up in updates.items() if len(up.y) == 2 and up.t2 is None}
+    unknown = {site for site, up in updates.items() if len(up.y) == 2 and up.t2 is None}
     factors = [-1, *sorted({size for x, _ in sizes.values() for size in x})]
-    columns = math.gcd(*(sizes[site][1][1] for site in loose))
+    columns = math.gcd(*(sizes[site][1][1] for site in unknown))
     for points in [n for n in range(1, columns + 1) if columns % n == 0] + [0]:
         for factor in factors:
             if all(
-                _makes(factor, x, y, points if s in loose else 1) for s, (x, y) in sizes.items()
+                _makes(factor, x, y, points if s in unknown else 1) for s, (x, y) in sizes.items()
             ):
                 return factor
     return None
 
 
 def _makes(factor: int, x: tuple[int, int], y: tuple[int, int], points: int) -> bool:
-    """Whether PEFT makes these sizes, of a kernel of so many points; 0 stands for any number."""
+    """Whether PEFT has these sizes for a kernel with that many points; 0 means any number."""
     channels = [n for n in range(1, y[1] + 1) if y[1] % n == 0] if not points else [y[1] // points]
     rows = _halves(x[0] * y[0], factor) == (x[0], y[0])
     return rows and any(_halves(x[1] * n, factor) == (x[1], n) for n in channels)
 
 
 def _halves(size: int, factor: int) -> tuple[int, int]:
-    """The two factors of a size, as PEFT chooses them: near the factor, or near the root."""
+    """Splits a size into two factors as PEFT does: near the factor, or near the square root."""
     if factor > 0 and size % factor == 0:
         return factor, size // factor
     best = (1, size)
@@ -135,8 +147,8 @@ def _halves(size: int, factor: int) -> tuple[int, int]:
     return best
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         dict(LYCORIS),
         ABOUT
         | WHERE

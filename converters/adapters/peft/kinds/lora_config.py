@@ -1,49 +1,50 @@
-"""The fields of PEFT's LoRA: which count, which do not touch the weights, which are refused."""
+"""The fields of PEFT's LoRA config: supported, harmless, refused."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxmix.converters.adapters.peft.kind import (
+from jaxmix.converters.adapters.common.values import ANY, COUNT, FLAG, NAMES, NUMBER, TOKENS, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
     ABOUT,
     MERGE,
     RANK_PATTERNS,
     SAVED,
     WHERE,
-    Fields,
+    ConfigFields,
     Refusal,
 )
-from jaxmix.converters.adapters.peft.values import ANY, COUNT, FLAG, NAMES, NUMBER, TOKENS, one_of
 
 __all__ = ["FIELDS", "LORA_HARMLESS", "LORA_REFUSED", "SUBTRACTED", "problems"]
 
 LORA_REFUSED = {
     "alora_invocation_tokens": Refusal(
-        "aLoRA acts from a token on, by position: no fixed weight computes that", "Keep it in PEFT."
+        "aLoRA acts only from a certain token on, which no fixed weight computes",
+        "Keep it in PEFT.",
     ),
     "arrow_config": Refusal(
-        "Arrow routes every token to other adapters: no fixed weight computes that",
+        "Arrow routes every token to other adapters, which no fixed weight computes",
         "Load the single adapters and mix them with strengths.",
     ),
-    # PEFT lets the copies of a layer share their weights, so that its own merge is wrong.
+    # In PEFT the copies of a layer share their weights, so its own merge is wrong.
     "layer_replication": Refusal(
-        "it repeats layers of the base, so that the sites are those of another, deeper model",
-        "Make that base: its layers copied in this order; then set layer_replication to null.",
+        "it repeats layers of the base, so the sites are those of another, deeper model",
+        "Create that base by copying its layers in this order; then set layer_replication to null.",
         is_off_when_empty=True,
     ),
     "megatron_config": Refusal(
-        "the file may hold one rank's part of Megatron's parallel layers",
+        "the file may contain one process's part of Megatron's parallel layers",
         "Gather the parts and save a plain LoRA.",
         is_off_when_empty=True,
     ),
 }
-# Inits are judged by `init_lora_weights`; their own configs, then, do nothing more. VeLoRA changes
-# the backward pass only, and MonteCLoRA samples in training only. `ensure_weight_tying` says where,
-# and the keys of the file say it too.
+# `problems` checks `init_lora_weights`, so the configs of the initializations are harmless. VeLoRA
+# changes only the backward pass, and MonteCLoRA samples only in training. `ensure_weight_tying`
+# selects modules, which the keys of the file name too.
 LORA_HARMLESS = frozenset(
     "corda_config ensure_weight_tying eva_config loftq_config lora_dropout lora_ga_config "
     "megatron_core monteclora_config runtime_config velora_config".split()
 )
-FIELDS = Fields(
+FIELDS = ConfigFields(
     {
         "bias": one_of("none", "all", "lora_only"),
         "fan_in_fan_out": FLAG,
@@ -66,33 +67,34 @@ FIELDS = Fields(
     LORA_REFUSED,
 )
 
-# What `init_lora_weights` may be and leave the base as it was: these choose the factors only (EVA
-# from activations, MiCA from the base's singular vectors). The others take something off the base
-# when PEFT makes the layer.
-_MILD_INITS = ("eva", "gaussian", "mica", "orthogonal")
+# Values of `init_lora_weights` that do not change the base: they only choose the factors (EVA from
+# activations, MiCA from the base's singular vectors). The others subtract from the base when PEFT
+# creates the layer.
+_HARMLESS_INITS = ("eva", "gaussian", "mica", "orthogonal")
 _BASE_INITS = ("corda", "lora_ga", "olora", "pissa")
-# Of these what was taken off can be computed again from the base.
+# For these, the subtracted product can be computed again from the base.
 SUBTRACTED = ("olora", "pissa")
 _CONVERT = (
     "Save it as a plain LoRA with PEFT: model.save_pretrained(…, "
-    "path_initial_model_for_weight_conversion=folder), where folder is the adapter's as it was "
-    "before training (for 'pissa' and 'olora' get_peft_model on the base makes it again)."
+    "path_initial_model_for_weight_conversion=folder), where folder contains the adapter "
+    "before training (for 'pissa' and 'olora' get_peft_model on the base creates it again)."
 )
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a config as a whole: factors that fit only a base that was changed."""
+    """Describes why the factors fit only a changed base."""
     init = values.get("init_lora_weights")
-    name, said = str(init).lower(), f"init_lora_weights = {init!r}"
-    if init is None or isinstance(init, bool) or name in (*_MILD_INITS, *SUBTRACTED):
+    name, setting = str(init).lower(), f"init_lora_weights = {init!r}"
+    if init is None or isinstance(init, bool) or name in (*_HARMLESS_INITS, *SUBTRACTED):
         return
     if name == "loftq":
-        why = "LoftQ replaced the base's weights by quantized ones, and the factors fit only those"
-        yield f"{said}: {why}. {MERGE}"
+        reason = "LoftQ quantized the base's weights, and the factors fit only the result"
+        yield f"{setting}: {reason}. {MERGE}"
     elif name.startswith(_BASE_INITS):
-        why = (
-            "it took the initial factors' product off the base's weights, as data or chance had it"
+        reason = (
+            "it subtracted the product of the initial factors, which depend on data or chance, "
+            "from the base's weights"
         )
-        yield f"{said}: {why}. {_CONVERT}"
+        yield f"{setting}: {reason}. {_CONVERT}"
     else:
-        yield f"{said}: unknown; it may have changed the base's weights. {_CONVERT}"
+        yield f"{setting}: unknown; it may have changed the base's weights. {_CONVERT}"

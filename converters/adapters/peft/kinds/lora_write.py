@@ -1,4 +1,4 @@
-"""LoRA as PEFT writes it: plain, DoRA, KaSA, of layers and of experts."""
+"""Writes LoRA as PEFT does: plain, DoRA, KaSA, of layers and of experts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,42 +6,42 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.adapters.peft.kind import Written
-from jaxmix.converters.adapters.peft.patterns import number, ranks_and_alphas
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same, unless
+from jaxmix.converters.adapters.common.site_values import as_float, ranks_and_alphas
+from jaxmix.converters.adapters.peft.peft_type import PeftContent
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out, refuse_unless
 from jaxmix.errors import UnsupportedError
 from jaxmix.families import ExpertLoRA, KaSA, LoRA
 
 __all__ = ["write"]
 
 Tensors = dict[str, Any]
-# A site that is a layer's leaf, and not the layer, comes of target_parameters.
+# A site that names a layer's leaf instead of the layer comes from target_parameters.
 _LEAF = ".weight"
 
 
-def write(updates: Mapping[str, Any]) -> Written:
-    """LoRA, DoRA, KaSA or LoRA of experts.
+def write(updates: Mapping[str, Any]) -> PeftContent:
+    """Returns the content of PEFT's files for LoRA, DoRA, KaSA or LoRA of experts.
 
     Args:
         updates: ``{site: update}``.
 
     Returns:
-        What PEFT writes. Sites without a bias get one of zeros where others have one.
+        The content. Sites without a bias get zeros if others have one.
 
     Raises:
-        UnsupportedError: if PEFT has no config for all of them.
+        UnsupportedError: If no single config of PEFT describes all of them.
     """
-    is_kasa = same(updates, "kasa_config", lambda update: isinstance(update, KaSA))
+    is_kasa = equal_value(updates, "kasa_config", lambda update: isinstance(update, KaSA))
     layers = {site: up for site, up in updates.items() if not isinstance(up, ExpertLoRA)}
     experts = {site: up for site, up in updates.items() if isinstance(up, ExpertLoRA)}
-    use_dora = bool(layers) and same(layers, "use_dora", _is_dora)
+    use_dora = bool(layers) and equal_value(layers, "use_dora", _is_dora)
     has_bias = any(_bias(update) is not None for update in layers.values())
     if use_dora and has_bias:
-        said = "PEFT has no DoRA with a bias of its own (lora_bias), which these have"
-        unless(layers, lambda update: _bias(update) is None, said)
+        problem = "PEFT has no DoRA with its own bias (lora_bias), which these have"
+        refuse_unless(layers, lambda update: _bias(update) is None, problem)
     if has_bias:
-        said = "PEFT has no bias of its own (lora_bias) for an embedding, and one for all others"
-        unless(layers, lambda update: not getattr(update, "embedding", False), said)
+        problem = "PEFT has lora_bias for all sites or none, and never for an embedding"
+        refuse_unless(layers, lambda update: not getattr(update, "embedding", False), problem)
     attentions = _attentions(layers)
     tensors: Tensors = {}
     for site, update in layers.items():
@@ -51,24 +51,24 @@ def write(updates: Mapping[str, Any]) -> Written:
             made["lora_B.weight"] = made["lora_B.weight"] * by
         tensors |= {f"{path}.{name}": array for name, array in made.items()}
     tensors |= _experts(experts)
-    told = {attentions.get(s, (s,))[0]: u for s, u in updates.items() if not _is_inner(s, layers)}
-    leaves = [path for path in told if path in experts or path.endswith(_LEAF)]
-    scales = {path: update.scale for path, update in told.items()}
+    named = {attentions.get(s, (s,))[0]: u for s, u in updates.items() if not _is_inner(s, layers)}
+    leaves = [path for path in named if path in experts or path.endswith(_LEAF)]
+    scales = {path: update.scale for path, update in named.items()}
     fields = {
         **ranks_and_alphas(
-            {path: _rank(u) for path, u in told.items()}, scales, alpha="lora_alpha"
+            {path: _rank(u) for path, u in named.items()}, scales, alpha="lora_alpha"
         ),
         "fan_in_fan_out": fan_in_fan_out(layers),
         "init_lora_weights": True,
         "kasa_config": {"beta": 1e-4, "gamma": 1e-3} if is_kasa else None,
         "lora_bias": has_bias,
         "lora_dropout": 0.0,
-        "target_modules": [path for path in told if path not in leaves],
+        "target_modules": [path for path in named if path not in leaves],
         "target_parameters": leaves or None,
         "use_dora": use_dora,
         "use_rslora": False,
     }
-    return Written(fields, tensors)
+    return PeftContent(fields, tensors)
 
 
 def _rank(update: Any) -> int:
@@ -104,39 +104,39 @@ def _layer(update: LoRA | KaSA, has_bias: bool) -> Tensors:
 
 
 def _is_inner(site: str, layers: Mapping[str, Any]) -> bool:
-    """Whether a site is the output projection of an attention whose input projection is here."""
+    """Whether a site is the output projection of an attention whose input projection is adapted."""
     module, _, name = site.rpartition(".")
     return name == "out_proj" and f"{module}.in_proj_weight" in layers
 
 
 def _attentions(layers: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    """The paths of an attention's two projections in a file, and by what to multiply their B.
+    """The paths of an attention's two projections in a file, and the factors for their B.
 
-    PEFT has one rank and one alpha for both, and adds the output projection's product twice. It is
-    multiplied so that this comes out right.
+    PEFT has one rank and one alpha for both, and adds the output projection's product twice. The
+    factor of B compensates for this.
     """
     found: dict[str, tuple[str, float]] = {}
     for site, update in layers.items():
         module, _, name = site.rpartition(".")
         if name != "in_proj_weight":
             continue
-        inner, outer = layers.get(f"{module}.out_proj"), number(update.scale)
-        is_lost = inner is not None and outer == 0 != number(inner.scale)
-        if inner is None or _rank(inner) != _rank(update) or is_lost:
-            found_here = "none" if inner is None else f"rank {_rank(inner)}, scale {inner.scale}"
+        inner, outer = layers.get(f"{module}.out_proj"), as_float(update.scale)
+        is_inexpressible = inner is not None and outer == 0 != as_float(inner.scale)
+        if inner is None or _rank(inner) != _rank(update) or is_inexpressible:
+            found_inner = "none" if inner is None else f"rank {_rank(inner)}, scale {inner.scale}"
             raise UnsupportedError(
-                f"{site}: PEFT adapts both projections of an attention, with one rank. Found "
-                f"{found_here} at {module}.out_proj, expected rank {_rank(update)}"
-                f"{', scale 0' if is_lost else ''}. Merge it instead"
+                f"{site}: PEFT adapts both projections of an attention with one rank. Found "
+                f"{found_inner} at {module}.out_proj, expected rank {_rank(update)}"
+                f"{', scale 0' if is_inexpressible else ''}. Merge it instead"
             )
         found[site] = (module, 1.0)
-        by = number(inner.scale) / (2 * outer) if outer else 0.5
+        by = as_float(inner.scale) / (2 * outer) if outer else 0.5
         found[f"{module}.out_proj"] = (f"{module}.base_layer.out_proj", by)
     return found
 
 
 def _experts(experts: Mapping[str, ExpertLoRA]) -> Tensors:
-    """Each parameter of a module has a wrapper around the one before, and so a longer key."""
+    """The tensors of experts; each wrapper around a module lengthens the key by ``base_layer``."""
     left = Counter(site.rpartition(".")[0] for site in experts)
     out: Tensors = {}
     for site, update in experts.items():

@@ -3,21 +3,28 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, required
+from jaxmix.converters.adapters.common.values import ANY, COUNT, one_of, short_json
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import same
-from jaxmix.converters.adapters.peft.shapes import Factors, need
-from jaxmix.converters.adapters.peft.values import ANY, COUNT, one_of, short
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value
 from jaxmix.errors import ShapeError
 from jaxmix.families import MiSS, Update
 
 __all__ = ["BONE", "MISS"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """MiSS: ``init_weights`` says not only how it began, but what is computed."""
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """MiSS; ``init_weights`` determines not only the start, but also the formula."""
     name = file.config.family.lower()
-    (block,) = need(factors, f"{name}_block")
+    (block,) = required(factors, f"{name}_block")
     values = file.config.values
     rank, form = values["r"], values.get("init_weights")
     if form == "bat":
@@ -30,25 +37,25 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     if not fits or not block.size:
         raise ShapeError(
             f"{name}_block has shape {block.shape}, expected {wanted} by the config's r and "
-            f"init_weights = {short(form)}"
+            f"init_weights = {short_json(form)}"
         )
     return MiSS(block, bat=form == "bat")
 
 
-def _judged(values: Mapping[str, Any]) -> Iterator[str]:
-    """A form that nobody knows."""
+def _find_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Refuses unknown forms."""
     form = values.get("init_weights")
     if isinstance(form, str) and form not in ("bat", "mini"):
         yield (
-            f"init_weights = {form!r}: unknown, expected true, false, 'bat' or 'mini': it says "
-            "what is computed. Merge it with PEFT (merge_and_unload)"
+            f"init_weights = {form!r}: unknown, expected true, false, 'bat' or 'mini', since it "
+            "determines the formula. Merge it with PEFT (merge_and_unload)"
         )
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """A block of less columns than outputs is a mini; nothing but the base tells, so all are."""
-    bat = same(updates, "init_weights", lambda update: update.bat)
-    fields = {"r": same(updates, "r", lambda update: update.block.shape[-1 if bat else 0])}
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Writes blocks of equal width as 'mini', which is valid whether or not they are narrower."""
+    bat = equal_value(updates, "init_weights", lambda update: update.bat)
+    fields = {"r": equal_value(updates, "r", lambda update: update.block.shape[-1 if bat else 0])}
     if bat:
         fields["init_weights"] = "bat"
     elif len({update.block.shape[1] for update in updates.values()}) == 1:
@@ -56,16 +63,18 @@ def _write(updates: Mapping[str, Any]) -> Written:
         fields |= {"init_weights": "mini", "mini_r": small}
     else:
         fields["init_weights"] = True
-    return Written(fields, {f"{site}.miss_block": update.block for site, update in updates.items()})
+    return PeftContent(
+        fields, {f"{site}.miss_block": update.block for site, update in updates.items()}
+    )
 
 
-def _kind(name: str, only: str, **more: Any) -> Kind:
-    return Kind(
-        Fields(
+def _kind(name: str, only: str, **more: Any) -> PeftType:
+    return PeftType(
+        ConfigFields(
             {
                 "bias": one_of("none", "all", only),
                 "init_weights": ANY,
-                "mini_r": COUNT._replace(is_needed=False),
+                "mini_r": COUNT._replace(is_required=False),
                 "r": COUNT,
                 **SAVED,
             },
@@ -73,7 +82,7 @@ def _kind(name: str, only: str, **more: Any) -> Kind:
         ),
         (f"{name}_block",),
         _build,
-        judged=_judged,
+        find_problems=_find_problems,
         **more,
     )
 

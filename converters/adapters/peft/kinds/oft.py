@@ -5,24 +5,31 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes
+from jaxmix.converters.adapters.common.site_values import as_float
+from jaxmix.converters.adapters.common.values import ANY, BOUND, FLAG, TERMS, Check, one_of
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.patterns import number
-from jaxmix.converters.adapters.peft.same import same, unless
-from jaxmix.converters.adapters.peft.shapes import Factors, shapes
-from jaxmix.converters.adapters.peft.values import ANY, BOUND, FLAG, TERMS, Check, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, refuse_unless
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import OFT, DiagOFT, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """OFT: the blocks' size is the tensor's."""
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """OFT; the size of blocks is that of the tensor."""
     if "oft_r" in factors:
         return _before_016(file, site, factors)
     if len(factors) != 1 or "oft_s" in factors:
-        raise CheckpointError(f"{shapes(factors)}: expected one of them")
+        raise CheckpointError(f"{describe_shapes(factors)}: expected one of them")
     if missing := [name for name in _NEEDED if file.config.values.get(name) is None]:
         raise CheckpointError(
             f"the config has no {', '.join(missing)}, which an OFT of {', '.join(factors)} needs"
@@ -31,35 +38,37 @@ def _build(file: File, site: str, factors: Factors) -> Update:
     numbers = generator.shape[-1] if generator.ndim == 2 else -1
     block = round((1 + math.sqrt(1 + 8 * max(numbers, 0))) / 2)
     if block * (block - 1) // 2 != numbers:
-        raise ShapeError(f"{shapes(factors)}, expected (blocks, b(b − 1)/2)")
+        raise ShapeError(f"{describe_shapes(factors)}, expected (blocks, b(b − 1)/2)")
     if file.config.flag("block_share") and generator.shape[0] != 1:
-        raise ShapeError(f"{shapes(factors)}, expected one block: block_share is true")
+        raise ShapeError(f"{describe_shapes(factors)}, expected one block: block_share is true")
     series, values = file.config.flag("use_cayley_neumann"), file.config.values
     return OFT(
         generator,
         terms=values["num_cayley_neumann_terms"] if series else None,
         eps=float(values["eps"]) if file.config.flag("coft") else None,
         embedding=name == "oft_embedding_R.weight",
-        # Only from 0.18 on does the config say the version.
+        # The config states the version only since 0.18.
         ends_twice=series and _numbers(values.get("peft_version")) < (0, 18),
     )
 
 
-def _before_016(file: File, site: str, factors: Factors) -> Update:
-    """The OFT of peft 0.13 and before, of outputs; or that of 0.14 and 0.15, with a rescaling."""
+def _before_016(file: File, site: str, factors: SiteTensors) -> Update:
+    """The OFT of peft up to 0.13, which rotates outputs, or of 0.14 and 0.15, with a rescaling."""
     blocks, rescale = factors["oft_r"], factors.get("oft_s")
     shape, values = blocks.shape, file.config.values
     is_shared = file.config.flag("block_share")
     is_square = len(shape) == 3 and shape[1] == shape[2] and blocks.size > 0
     if len(factors) > 2 or not is_square or (is_shared and len(blocks) > 1):
-        raise ShapeError(f"{shapes(factors)}, expected ({1 if is_shared else 'blocks'}, b, b)")
+        raise ShapeError(
+            f"{describe_shapes(factors)}, expected ({1 if is_shared else 'blocks'}, b, b)"
+        )
     size, eps = shape[1], values.get("eps")
     eps = 6e-5 if eps is None else float(eps)
     if rescale is None:
         bound = eps * size**2 / len(blocks) ** 0.5
         return DiagOFT(blocks, None, bound if values.get("coft") else None, -0.5, "out", True)
     if rescale.ndim != 2 or rescale.shape[1] != 1:
-        raise ShapeError(f"{shapes(factors)}, expected oft_s (out, 1)")
+        raise ShapeError(f"{describe_shapes(factors)}, expected oft_s (out, 1)")
     bound = None
     if values.get("coft"):
         count = len(blocks)
@@ -70,7 +79,7 @@ def _before_016(file: File, site: str, factors: Factors) -> Update:
 
 
 def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, int]:
-    """``oft_block_size``, or ``r``, from which PEFT makes each site's count and size of blocks."""
+    """The ``oft_block_size`` or ``r`` from which PEFT computes the blocks of each site."""
     counts, sizes = ({pair[i] for pair in made.values()} for i in (0, 1))
     if is_shared and len(sizes) == 1:
         return {"r": 0, "oft_block_size": sizes.pop()}
@@ -82,35 +91,41 @@ def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, in
             return {"r": r, "oft_block_size": 0}
     lines = (f"{site}: {n} blocks of {b}" for site, (n, b) in made.items())
     raise UnsupportedError(
-        f"PEFT has no oft_block_size and no r from which these come:{listing(lines)}\nExport them "
-        "as adapters of their own, or a LoRA of them: jaxmix.to_lora."
+        f"PEFT has no oft_block_size and no r for these blocks:{listing(lines)}\nExport them as "
+        "separate adapters, or as a LoRA: jaxmix.to_lora."
     )
 
 
-def _adjusted(size: int, told: int) -> int:
-    """The divisor of a size that PEFT takes for a number that is none: the nearest."""
-    if told >= size:
+def _adjusted(size: int, wanted: int) -> int:
+    """The divisor of a size that is nearest to a number, as in PEFT."""
+    if wanted >= size:
         return size
     divisors = [d for d in range(1, size + 1) if size % d == 0]
-    return min(divisors, key=lambda d: (abs(d - told), d))
+    return min(divisors, key=lambda d: (abs(d - wanted), d))
 
 
 def _numbers(version: Any) -> tuple[int, ...]:
-    """The leading numbers of a version; nothing is the oldest."""
+    """The leading numbers of a version; an absent one is the oldest."""
     found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
     return tuple(int(part) for part in found.groups()) if found else (0,)
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """Blocks of one size, or as many at each site: PEFT's config says either, for all sites."""
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Writes the size of blocks or their number: PEFT's config has one of them for all sites."""
     made = {site: (up.generator.shape[0], up.block_size) for site, up in updates.items()}
     is_shared = all(count == 1 for count, _ in made.values())
     size = _sizes(made, is_shared)
     is_shared &= size["r"] != 1
-    unless(updates, lambda up: not up.ends_twice, "PEFT from 0.18 on has another series than these")
-    unless(updates, lambda up: not up.transposed, "PEFT's OFT takes no layer stored as (in, out)")
-    terms = same(updates, "num_cayley_neumann_terms", lambda update: update.terms)
-    eps = same(updates, "eps", lambda u: None if u.eps is None else number(u.eps))
+    refuse_unless(
+        updates, lambda up: not up.ends_twice, "PEFT 0.18 and later has another series than these"
+    )
+    refuse_unless(
+        updates,
+        lambda up: not up.transposed,
+        "PEFT's OFT does not accept layers stored as (in, out)",
+    )
+    terms = equal_value(updates, "num_cayley_neumann_terms", lambda update: update.terms)
+    eps = equal_value(updates, "eps", lambda u: None if u.eps is None else as_float(u.eps))
     fields = {
         **size,
         "block_share": is_shared,
@@ -120,18 +135,18 @@ def _write(updates: Mapping[str, Any]) -> Written:
         "use_cayley_neumann": terms is not None,
     }
     names = {True: "oft_embedding_R.weight", False: "oft_R.weight"}
-    return Written(
+    return PeftContent(
         fields, {f"{site}.{names[up.embedding]}": up.generator for site, up in updates.items()}
     )
 
 
 # Older configs do not have these.
 _NEEDED = ("use_cayley_neumann", "num_cayley_neumann_terms", "eps")
-_BOUND = Check(BOUND.text, BOUND.holds, False)
-# The blocks' size is the tensor's: PEFT adjusts `r` and `oft_block_size` to divisors. PEFT's OFT
-# takes no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
-KIND = Kind(
-    Fields(
+_BOUND = Check(BOUND.description, BOUND.holds, False)
+# The size of blocks is that of the tensor: PEFT adjusts `r` and `oft_block_size` to divisors. It
+# accepts no layer that is stored transposed, and sets `fan_in_fan_out` to False itself.
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "oft_only"),
             "block_share": FLAG,

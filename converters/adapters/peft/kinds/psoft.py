@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import (
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import (
     BOUND,
     COUNT,
     FLAG,
@@ -18,20 +16,29 @@ from jaxmix.converters.adapters.peft.values import (
     TERMS,
     one_of,
 )
+from jaxmix.converters.adapters.peft.file import File
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
 from jaxmix.errors import CheckpointError, ShapeError, UnsupportedError, listing
 from jaxmix.families import PSOFT, Update
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 _HOW = (
-    "takes from the base's weight by torch's SVD, where another library may give other signs, and "
-    "so another adapter"
+    "computes from the base's weight by torch's SVD, whose signs may differ in another library and "
+    "would give another adapter"
 )
 
 
-def _build(file: File, site: str, factors: Factors) -> Update:
-    """PSOFT: A and B are not in the file, but come out of the base by the SVD of PEFT's load."""
-    (numbers,) = need(factors, "psoft_R.weight")
+def _build(file: File, site: str, factors: SiteTensors) -> Update:
+    """PSOFT; A and B are not in the file, but come from an SVD of the base, as in PEFT."""
+    (numbers,) = required(factors, "psoft_R.weight")
     values, config = file.config.values, file.config
     rank, is_bound = values["r"], _is_on(values, "psoft_orth")
     wanted = (rank * (rank - 1) // 2,) if is_bound else (rank, rank)
@@ -57,23 +64,23 @@ def _is_on(values: Mapping[str, Any], field: str) -> bool:
     return values.get(field) is not False
 
 
-def _vector(values: Mapping[str, Any], factors: Factors, side: str, rank: int) -> Any:
-    """The magnitudes of one side of R, where the config says that there are any."""
+def _vector(values: Mapping[str, Any], factors: SiteTensors, side: str, rank: int) -> Any:
+    """The magnitudes of one side of R, if the config has them on."""
     name, is_on = f"psoft_R.vector_{side}", _is_on(values, f"psoft_mag_{side}")
     vector = factors.get(name)
     if (vector is not None) != is_on:
-        found, said = "there" if vector is not None else "missing", str(is_on).lower()
-        raise CheckpointError(f"{name} is {found}, but psoft_mag_{side} is {said} in the config")
+        found, setting = "present" if vector is not None else "missing", str(is_on).lower()
+        raise CheckpointError(f"{name} is {found}, but psoft_mag_{side} is {setting} in the config")
     if vector is not None and vector.shape != (rank,):
-        raise ShapeError(f"{shapes({name: vector})}, expected ({rank},) by the config's r")
+        raise ShapeError(f"{describe_shapes({name: vector})}, expected ({rank},) by the config's r")
     return vector
 
 
 def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]:
-    """A and B, as PEFT makes them of the base's weight in float32.
+    """A and B, as PEFT computes them from the base's weight in float32.
 
-    The signs of singular vectors are the LAPACK's own: NumPy's and torch's differ for one in
-    fifteen, and with another sign the same R means another update. So it is torch's that is asked.
+    The signs of singular vectors depend on the LAPACK: those of NumPy and torch differ for one in
+    fifteen. With another sign the same R is another update, so torch's SVD is used.
     """
     matrix, values = np.array(file.weight(site), np.float32), file.config.values
     if matrix.ndim != 2 or rank > min(matrix.shape):
@@ -98,19 +105,19 @@ def _subspace(file: File, site: str, rank: int, scale: float) -> tuple[Any, Any]
     return vh, u * s
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """PEFT's file has no place for A and B."""
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Refuses to write, since PEFT's file does not contain A and B."""
     raise UnsupportedError(
-        "a file of PEFT's PSOFT leaves out A and B, and PEFT would take others from its base. Make "
-        f"a LoRA of it, jaxmix.to_lora(adapter, params), which it is:{listing(updates)}"
+        "a file of PEFT's PSOFT leaves out A and B, and PEFT would compute others from its base. "
+        f"Convert these to a LoRA, jaxmix.to_lora(adapter, params), without loss:{listing(updates)}"
     )
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "ab_svd_init": one_of("psoft_init", "pissa_init"),
-            "cayley_neumann_eps": BOUND._replace(is_needed=False),
+            "cayley_neumann_eps": BOUND._replace(is_required=False),
             "num_cayley_neumann_terms": TERMS,
             "psoft_alpha": NUMBER,
             "psoft_mag_a": FLAG,
@@ -119,7 +126,7 @@ KIND = Kind(
             "psoft_svd": one_of("full", "lowrank"),
             "psoft_svd_lowrank_niter": ROUNDS,
             "r": COUNT,
-            "random_seed": INTEGER._replace(is_needed=False),
+            "random_seed": INTEGER._replace(is_required=False),
             "use_cayley_neumann": FLAG,
             **SAVED,
         },

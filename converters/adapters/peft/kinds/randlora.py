@@ -1,4 +1,4 @@
-"""PEFT's RandLoRA, whose bases are one pair for all sites, saved or drawn."""
+"""PEFT's RandLoRA, whose bases are one pair for all sites, saved or drawn from a seed."""
 
 import math
 from collections.abc import Mapping
@@ -6,73 +6,80 @@ from typing import Any
 
 import numpy as np
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.site_values import as_float
+from jaxmix.converters.adapters.common.values import COUNT, FLAG, INTEGER, NUMBER, one_of
 from jaxmix.converters.adapters.peft.arrays import same_array
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.patterns import number
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, FLAG, INTEGER, NUMBER, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import RandLoRA
 
-__all__ = ["KIND"]
+__all__ = ["PEFT_TYPE"]
 
 
-def _build(file: File, site: str, factors: Factors) -> RandLoRA:
+def _build(file: File, site: str, factors: SiteTensors) -> RandLoRA:
     """RandLoRA at a site."""
-    weights, gamma = need(factors, "randlora_lambda", "randlora_gamma")
-    said = file.config.values
-    rank = said["r"]
+    weights, gamma = required(factors, "randlora_lambda", "randlora_gamma")
+    config = file.config.values
+    rank = config["r"]
     if weights.shape[:1] != (rank,):
         raise ShapeError(f"randlora_lambda has shape {weights.shape}, expected ({rank}, n)")
     a, b = _bases(file)
     bases = weights.shape[1] if weights.ndim == 2 else -1
     is_site = gamma.ndim == 2 and (weights.shape[:1], gamma.shape[:1]) == ((rank,), (bases,))
     if not is_site or a.ndim != 3 or b.ndim != 3 or (*a.shape[:2], b.shape[2]) != (rank, 1, rank):
-        found = shapes({"randlora_A": a, "randlora_B": b, **factors})
+        found = describe_shapes({"randlora_A": a, "randlora_B": b, **factors})
         raise ShapeError(
             f"{found}, expected ({rank}, 1, ·), (·, ·, {rank}), lambda ({rank}, n), gamma (n, ·)"
         )
-    scale, fan = said["randlora_alpha"] / rank, file.transposed
+    scale, fan = config["randlora_alpha"] / rank, file.transposed
     return RandLoRA(a, b, weights, gamma, scale, fan)
 
 
 def _bases(file: File) -> tuple[Any, Any]:
-    """A and B of all sites: the file's, or drawn as PEFT does.
+    """A and B of all sites, from the file or drawn as in PEFT.
 
-    PEFT stores copies of them at every site too, which are left alone.
+    PEFT also stores copies of them at every site, which are ignored.
     """
     a, b = file.shared.get("randlora_A"), file.shared.get("randlora_B")
     if a is not None and b is not None:
         return a, b
-    said = file.config.values
-    if said.get("save_projection", True):
-        raise CheckpointError("randlora_A or randlora_B missing, but save_projection is true")
+    config = file.config.values
+    if config.get("save_projection", True):
+        raise CheckpointError("randlora_A or randlora_B is missing, but save_projection is true")
     torch = file.torch("randlora_A and randlora_B")
-    # The largest out and the largest in may be two sites'.
+    # The largest output and input may belong to different sites.
     sizes = [file.sizes(site) for site in file.sites]
     small, large = sorted(max(axis) for axis in zip(*sizes, strict=True))
     sparsity = None
-    if said.get("very_sparse"):
+    if config.get("very_sparse"):
         sparsity = math.sqrt(small)
-    elif said.get("sparse"):
+    elif config.get("sparse"):
         sparsity = 3
     if "drawn" not in file.kept:
-        seed = said["projection_prng_key"]
-        file.kept["drawn"] = _drawn(torch, seed, said["r"], small, large, sparsity)
+        seed = config["projection_prng_key"]
+        file.kept["drawn"] = _drawn(torch, seed, config["r"], small, large, sparsity)
     return file.kept["drawn"]
 
 
 def _drawn(
     torch: Any, seed: int, rank: int, small: int, large: int, sparsity: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pair from one generator; dense ones are drawn in bfloat16, as PEFT does where it can."""
+    """Draws the pair from one generator; a dense pair in bfloat16, as PEFT does if it can."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     bases = -(-small // rank)
     if sparsity is not None:
-        shapes = ((rank, 1, small), (large, bases, rank))
-        uniform = [torch.rand(s, generator=generator, dtype=torch.float32) for s in shapes]
+        sizes = ((rank, 1, small), (large, bases, rank))
+        uniform = [torch.rand(s, generator=generator, dtype=torch.float32) for s in sizes]
         made = [_ternary(torch, x, 1 / (2 * sparsity)) for x in uniform]
     else:
 
@@ -94,9 +101,9 @@ def _ternary(torch: Any, uniform: Any, part: float) -> Any:
     return out
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """With the bases, so that no generator is asked, once: PEFT needs no copies."""
-    rank = same(updates, "r", lambda update: update.weights.shape[0])
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Writes the bases once, so PEFT draws none; it needs no copies at the sites."""
+    rank = equal_value(updates, "r", lambda update: update.weights.shape[0])
     bases = {
         "randlora_A": same_array(updates, "randlora_A", lambda update: update.a),
         "randlora_B": same_array(updates, "randlora_B", lambda update: update.b),
@@ -105,11 +112,13 @@ def _write(updates: Mapping[str, Any]) -> Written:
     for site, update in updates.items():
         tensors[f"{site}.randlora_lambda"] = update.weights
         tensors[f"{site}.randlora_gamma"] = update.gamma
-    return Written(
+    return PeftContent(
         {
             "fan_in_fan_out": fan_in_fan_out(updates),
             "r": rank,
-            "randlora_alpha": same(updates, "randlora_alpha", lambda up: number(up.scale) * rank),
+            "randlora_alpha": equal_value(
+                updates, "randlora_alpha", lambda up: as_float(up.scale) * rank
+            ),
             "projection_prng_key": 0,
             "save_projection": True,
         },
@@ -118,8 +127,8 @@ def _write(updates: Mapping[str, Any]) -> Written:
     )
 
 
-KIND = Kind(
-    Fields(
+PEFT_TYPE = PeftType(
+    ConfigFields(
         {
             "bias": one_of("none", "all", "randlora_only"),
             "fan_in_fan_out": FLAG,

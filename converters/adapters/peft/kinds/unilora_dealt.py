@@ -1,4 +1,4 @@
-"""UniLoRA's indices where the file leaves them out: dealt to the base's modules as PEFT does."""
+"""Computes UniLoRA's indices, if the file leaves them out, from the base's modules as PEFT does."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,23 +7,23 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmix.converters.adapters.base import BaseModel
+from jaxmix.converters.adapters.common.base_model import BaseModel
+from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.common.values import Check
 from jaxmix.converters.adapters.peft.file import File
 from jaxmix.converters.adapters.peft.model_order import modules_of, order_problem
-from jaxmix.converters.adapters.peft.shapes import Factors
 from jaxmix.converters.adapters.peft.targets import TARGETS, targeted
-from jaxmix.converters.adapters.peft.values import Check
 from jaxmix.errors import CheckpointError, ShapeError, listing
 
 __all__ = ["DEALING", "THETA", "dealt", "vector"]
 
 THETA = "unilora_theta_d"
 
-# What is asked for where indices are dealt, and only there.
+# The fields that are needed only to compute the indices.
 DEALING = {
     **TARGETS,
     "proj_seed": Check(
-        "a whole number from 0 on",
+        "a non-negative integer",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
         False,
     ),
@@ -42,19 +42,19 @@ _GIVE = (
 )
 
 
-def dealt(file: File) -> dict[str, Factors]:
-    """The indices and scales of all sites of a file that has but the vector.
+def dealt(file: File) -> dict[str, SiteTensors]:
+    """Returns the indices and scales of all sites, for a file with only the vector.
 
     Args:
-        file: a UniLoRA's; its base in the order of the model's own modules.
+        file: The file of a UniLoRA, whose base must have the model's own order.
 
     Returns:
         ``{site: {parameter: array}}``, the scales in the dtype of the base's weight as in PEFT;
-        nothing, if the config says that the file has them.
+        empty if the file has them according to the config.
 
     Raises:
-        CheckpointError: if there is no base, or its order or what of it is adapted is not certain.
-        ShapeError: if the vector is not as long as the config says.
+        CheckpointError: If there is no base, or its order or its adapted modules are uncertain.
+        ShapeError: If the vector's length differs from the config's.
 
     Source: https://arxiv.org/abs/2506.00799; ``peft/tuners/unilora/model.py``.
     """
@@ -63,37 +63,37 @@ def dealt(file: File) -> dict[str, Factors]:
         return {}
     if file.sites:
         raise CheckpointError(
-            f"{path}: save_indices is false, but the file has indices, which PEFT then passes "
-            f"over:{listing(file.sites)}\nSet it to true if they are the adapter's, or take them "
-            "out of the file."
+            f"{path}: save_indices is false, but the file has indices, which PEFT then ignores:"
+            f"{listing(file.sites)}\nSet it to true if they belong to the adapter, or remove them "
+            "from the file."
         )
     if values.get("proj_seed") is None:
         raise CheckpointError(
-            f"{path}: proj_seed is missing, from which PEFT draws what the file leaves out. Take "
-            "the config that save_pretrained wrote."
+            f"{path}: proj_seed is missing, from which PEFT draws the indices that the file leaves "
+            "out. Use the config that save_pretrained wrote."
         )
     vector(file, f"{path.parent}: ")
     base = _in_order(file)
     sites = targeted(file.config, modules_of(base.order))
     if problem := order_problem(base.order, sites):
-        raise CheckpointError(f"{path.parent}: {_why(f'{base.what}, {problem}')}")
+        raise CheckpointError(f"{path.parent}: {_order_needed(f'{base.description}, {problem}')}")
     return _deal(file, _sizes(file, base, sites))
 
 
 def vector(file: File, where: str = "") -> Any:
-    """The vector that all sites share, of the length that the config says.
+    """Returns the vector that all sites share, after checking its length.
 
     Args:
-        file: a UniLoRA's.
-        where: how a message begins.
+        file: The file of a UniLoRA.
+        where: The beginning of the message.
 
     Raises:
-        CheckpointError: if it is missing.
-        ShapeError: if it has another length.
+        CheckpointError: If it is missing.
+        ShapeError: If its length differs from the config's.
     """
     theta, length = file.shared.get(THETA), file.config.values["theta_d_length"]
     if theta is None:
-        raise CheckpointError(f"{where}{THETA} missing, which all sites share")
+        raise CheckpointError(f"{where}{THETA} is missing, which all sites share")
     if theta.shape != (length,):
         expected = f"({length},) from the config"
         raise ShapeError(f"{where}{THETA} has shape {theta.shape}, expected {expected}")
@@ -103,22 +103,22 @@ def vector(file: File, where: str = "") -> Any:
 def _in_order(file: File) -> BaseModel:
     """The base, if it has an order."""
     if file.base is None or not file.base.order:
-        found = "no base" if file.base is None else f"{file.base.what}, which has no order"
-        raise CheckpointError(f"{file.config.path.parent}: {_why(found)}")
+        found = "no base" if file.base is None else f"{file.base.description}, which has no order"
+        raise CheckpointError(f"{file.config.path.parent}: {_order_needed(found)}")
     return file.base
 
 
-def _why(found: str) -> str:
-    """Why an order is asked for, and what to do."""
+def _order_needed(found: str) -> str:
+    """Explains why an order is needed, and what to do."""
     return (
-        "save_indices = false: the file has one vector and no word of the modules. PEFT deals its "
-        "numbers out to them in the order in which the model makes its modules; found "
+        "save_indices = false: the file has one vector and no modules. PEFT assigns its numbers to "
+        "the modules in the model's own order, which the base must have; found "
         f"{found}. {_GIVE}"
     )
 
 
 def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple[int, int, Any]]:
-    """Output, input and dtype of the sites; each of which must be one linear layer of its own."""
+    """Outputs, inputs and dtype of each site, which must be a linear layer with its own weight."""
     sizes: dict[str, tuple[int, int, Any]] = {}
     twins: dict[Any, list[str]] = defaultdict(list)
     wrong = []
@@ -138,24 +138,25 @@ def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple
         twins[weight.shape, some.tobytes()].append(site)
     if wrong:
         raise CheckpointError(
-            f"{file.config.path.parent}: modules for which the config asks, and which are no "
-            f"linear layers in {base.what}:{listing(wrong)}\nExpected floats (out, in), or (in, "
-            "out) of GPT-2's Conv1D. Give the base on which "
-            f"the adapter was trained. Or {_SAVED}"
+            f"{file.config.path.parent}: modules that the config targets and that are not linear "
+            f"layers in {base.description}:{listing(wrong)}\nExpected floats (out, in), or (in, "
+            "out) for GPT-2's Conv1D. Give the base on which the adapter was trained. Or "
+            f"{_SAVED}"
         )
     if same := [" = ".join(names) for names in twins.values() if len(names) > 1]:
         raise CheckpointError(
-            f"{file.config.path.parent}: modules with the same weights in {base.what}:"
-            f"{listing(same)}\nOne module under two names PEFT adapts once, two modules twice, and "
-            f"a state_dict does not say which these are. Expected others: {_SAVED}"
+            f"{file.config.path.parent}: modules with the same weights in {base.description}:"
+            f"{listing(same)}\nPEFT adapts one module with two names once, but two modules twice, "
+            "and a state_dict does not distinguish them. Use another file: "
+            f"{_SAVED}"
         )
     return sizes
 
 
-def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, Factors]:
-    """Every number of the vector as often as any other, shuffled, to A and B of one site, then on.
+def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, SiteTensors]:
+    """Assigns shuffled indices to A and B of each site; each number of the vector is used equally.
 
-    What is divided by is how often a number occurs, in float32 as in PEFT.
+    The scale of a number is one over the root of its count, in float32 as in PEFT.
     """
     values = file.config.values
     rank, length = values["r"], values["theta_d_length"]
@@ -168,9 +169,9 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, Facto
             "at the most: no other tensor of the file has this rank. Was the config edited?"
         )
     indices = _shuffled(count, length, values["proj_seed"])
-    often = np.bincount(indices, minlength=length).astype(np.float32)
-    scales = 1 / np.sqrt(np.maximum(often, 1))  # what does not occur is not asked for
-    made: dict[str, Factors] = {}
+    counts = np.bincount(indices, minlength=length).astype(np.float32)
+    scales = 1 / np.sqrt(np.maximum(counts, 1))  # unused numbers have no effect
+    made: dict[str, SiteTensors] = {}
     start = 0
     for site, (out_size, in_size, dtype) in sizes.items():
         made[site] = {}
@@ -183,7 +184,7 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, Facto
 
 
 def _shuffled(count: int, length: int, seed: int) -> np.ndarray:
-    """So many indices below a length, each as often as the others or once more."""
+    """Indices below a length, shuffled; each occurs equally often, or once more."""
     rng = np.random.default_rng(seed)
     whole, rest = divmod(count, length)
     indices = np.repeat(np.arange(length, dtype=np.int64), whole)

@@ -4,51 +4,60 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxmix.converters.adapters.common.shapes import SiteTensors, describe_shapes, required
+from jaxmix.converters.adapters.common.values import COUNT, FLAG, INTEGER, one_of
 from jaxmix.converters.adapters.peft.arrays import same_array
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.adapters.peft.kind import ABOUT, SAVED, WHERE, Fields, Kind, Written
-from jaxmix.converters.adapters.peft.same import fan_in_fan_out, same
-from jaxmix.converters.adapters.peft.shapes import Factors, need, shapes
-from jaxmix.converters.adapters.peft.values import COUNT, FLAG, INTEGER, one_of
+from jaxmix.converters.adapters.peft.peft_type import (
+    ABOUT,
+    SAVED,
+    WHERE,
+    ConfigFields,
+    PeftContent,
+    PeftType,
+)
+from jaxmix.converters.adapters.peft.same import equal_value, fan_in_fan_out
 from jaxmix.errors import CheckpointError, ShapeError
 from jaxmix.families import PVeRA, VeRA
 
 __all__ = ["PVERA", "VERA"]
 
 
-def _build(file: File, site: str, factors: Factors) -> VeRA:
-    """VeRA at a site, or PVeRA; which one the config says."""
+def _build(file: File, site: str, factors: SiteTensors) -> VeRA:
+    """VeRA or PVeRA at a site, by the config's type."""
     make = PVeRA if file.config.family == "PVERA" else VeRA
     name, rank = make.prefix, file.config.values["r"]
-    lambda_b, lambda_d = need(factors, f"{name}_lambda_b", f"{name}_lambda_d")
+    lambda_b, lambda_d = required(factors, f"{name}_lambda_b", f"{name}_lambda_d")
     wide = rank * (2 if make is PVeRA else 1)
     if lambda_b.ndim != 1 or lambda_d.shape != (wide,):
-        raise ShapeError(f"{shapes(factors)}, expected (out,) and ({wide},) with rank {rank}")
+        raise ShapeError(
+            f"{describe_shapes(factors)}, expected (out,) and ({wide},) with rank {rank}"
+        )
     a, b = _projections(file, name, wide, rank)
     if (a.ndim, b.ndim, *a.shape[:1], *b.shape[1:]) != (2, 2, wide, rank):
-        found = shapes({f"{name}_A": a, f"{name}_B": b})
+        found = describe_shapes({f"{name}_A": a, f"{name}_B": b})
         raise ShapeError(f"{found}, expected ({wide}, in) and (out, {rank}) with rank {rank}")
     return make(a, b, lambda_b, lambda_d, transposed=file.transposed)
 
 
 def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]:
-    """A and B of all sites: the file's, or drawn as PEFT does."""
+    """A and B of all sites, from the file or drawn as in PEFT."""
     a, b = (file.shared.get(f"{name}_{side}") for side in "AB")
     if a is not None and b is not None:
         return a, b
     if file.config.values.get("save_projection", True):
-        raise CheckpointError(f"{name}_A or {name}_B missing, but save_projection is true")
+        raise CheckpointError(f"{name}_A or {name}_B is missing, but save_projection is true")
     sizes = [file.sizes(site) for site in file.sites]
     out_size, in_size = (max(axis) for axis in zip(*sizes, strict=True))
     torch = file.torch(f"{name}_A and {name}_B")
     seed = file.config.values["projection_prng_key"]
-    if "drawn" not in file.kept:  # all sites hold the same two objects
+    if "drawn" not in file.kept:  # all sites share the two arrays
         file.kept["drawn"] = _drawn(torch, seed, (wide, in_size), (out_size, rank))
     return file.kept["drawn"]
 
 
 def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> Any:
-    """Kaiming-uniform matrices, one after the other from one generator."""
+    """Draws Kaiming-uniform matrices in sequence from one generator."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     made = []
     for shape in pair:
@@ -58,13 +67,13 @@ def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> Any:
     return tuple(made)
 
 
-def _write(updates: Mapping[str, Any]) -> Written:
-    """With the projections, so that no generator is asked."""
+def _write(updates: Mapping[str, Any]) -> PeftContent:
+    """Writes the projections, so PEFT draws none."""
     name = next(iter(updates.values())).prefix
     ends = ("lambda_b", "lambda_d")
-    return Written(
+    return PeftContent(
         {
-            "r": same(updates, "r", lambda update: update.b.shape[1]),
+            "r": equal_value(updates, "r", lambda update: update.b.shape[1]),
             "projection_prng_key": 0,
             "save_projection": True,
             "fan_in_fan_out": fan_in_fan_out(updates),
@@ -78,16 +87,16 @@ def _write(updates: Mapping[str, Any]) -> Written:
 
 
 def _samples(values: Mapping[str, Any]) -> Iterator[str]:
-    """PVeRA may draw at inference too."""
+    """Refuses a PVeRA that draws at inference."""
     if values.get("sample_at_inference"):
         yield (
-            "sample_at_inference = true: PEFT then draws new numbers at every call, for every "
-            "token: no fixed weight computes that. Set it to false for the mean"
+            "sample_at_inference = true: PEFT draws new numbers at every call, for every token, "
+            "which no fixed weight computes. Set it to false for the mean"
         )
 
 
-def _fields(name: str, **more: Any) -> Fields:
-    return Fields(
+def _fields(name: str, **more: Any) -> ConfigFields:
+    return ConfigFields(
         {
             "bias": one_of("none", "all", f"{name}_only"),
             "fan_in_fan_out": FLAG,
@@ -104,10 +113,10 @@ def _fields(name: str, **more: Any) -> Fields:
     )
 
 
-def _kind(name: str, fields: Fields, **more: Any) -> Kind:
+def _kind(name: str, fields: ConfigFields, **more: Any) -> PeftType:
     parameters, common = (f"{name}_lambda_b", f"{name}_lambda_d"), (f"{name}_A", f"{name}_B")
-    return Kind(fields, parameters, _build, _write, common, **more)
+    return PeftType(fields, parameters, _build, _write, common, **more)
 
 
 VERA = _kind("vera", _fields("vera"))
-PVERA = _kind("pvera", _fields("pvera", sample_at_inference=FLAG), judged=_samples)
+PVERA = _kind("pvera", _fields("pvera", sample_at_inference=FLAG), find_problems=_samples)

@@ -118,12 +118,22 @@ def test_a_torch_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("pfeiffer", "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No change"),
+        (
+            "pfeiffer",
+            "its method is 'pfeiffer', expected 'lora', which is LoRA or IA3. No other method is "
+            "a change",
+        ),
         ({"mh_adapter": True}, "its method is 'bottleneck', expected 'lora'"),
         ({"architecture": "prefix_tuning"}, "its method is 'prefix_tuning', expected 'lora'"),
         ({**LORA, "use_gating": True, "vera_d": 0.1}, ":\n  use_gating = True\n  vera_d = 0.1\n"),
-        ({**LORA, "use_dora": True}, "with fields that jaxmix can't honour:\n  use_dora = True\n"),
-        ({**LORA, "new": [1]}, "\n  new = [1]\nMerge it there with model.merge_adapter(name)"),
+        (
+            {**LORA, "use_dora": True},
+            "with fields that jaxmix does not support:\n  use_dora = True\n",
+        ),
+        (
+            {**LORA, "new": [1]},
+            ":\n  new = [1]\nIf possible, merge it there with model.merge_adapter(name)",
+        ),
     ],
 )
 def test_other_methods_are_refused_by_name(config: Any, expected: str, tmp_path: Path) -> None:
@@ -149,8 +159,8 @@ def test_fields_that_do_not_hold_what_they_should(fields: dict[str, Any], tmp_pa
 def test_a_folder_that_is_not_theirs(tmp_path: Path) -> None:
     """Forced by name."""
     assert refused(CheckpointError, tmp_path, format="adapterhub") == (
-        f"{tmp_path} has no adapter_config.json of AdapterHub's, expected an object with config "
-        "and model_type. Give the folder that model.save_adapter wrote."
+        f"{tmp_path} has no adapter_config.json of AdapterHub, expected an object "
+        f"with config and model_type. Give the folder that model.save_adapter wrote."
     )
 
 
@@ -168,7 +178,7 @@ def test_keys_that_mean_nothing(tmp_path: Path) -> None:
     tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
     tensors |= {key.replace("task", "other"): x for key, x in tensors.items()}
     said = refused(CheckpointError, folder(tmp_path, tensors, LORA))
-    assert "holds several adapters: other, task. Save each in a folder of its own" in said
+    assert "contains several adapters: other, task. Save each in a folder of its own" in said
 
 
 @pytest.mark.parametrize(
@@ -177,9 +187,9 @@ def test_keys_that_mean_nothing(tmp_path: Path) -> None:
         (LORA, {"lora_A": (2, 4)}, "expected lora_B with two axes"),
         (LORA, {"lora_A": (4, 4), "lora_B": (6, 2)}, "expected lora_A (2, in), lora_B (out, 2)"),
         (LORA, {"lora_A": (2, 4), "lora_B": (6, 3)}, "expected lora_A (2, in), lora_B (out, 2)"),
-        (SCALE, {"lora_A": (1, 4), "lora_B": (6, 1)}, "and r = 1, expected lora_B (out, 1) alone"),
+        (SCALE, {"lora_A": (1, 4), "lora_B": (6, 1)}, "and r = 1, expected only lora_B (out, 1)"),
         (SCALE, {"lora_B": (6,)}, "expected lora_B with two axes"),
-        ({**SCALE, "r": 2}, {"lora_B": (6, 1)}, "and r = 2, expected lora_B (out, 1) alone"),
+        ({**SCALE, "r": 2}, {"lora_B": (6, 1)}, "and r = 2, expected only lora_B (out, 1)"),
     ],
 )
 def test_factors_that_do_not_fit(config: Any, factors: Any, expected: str, tmp_path: Path) -> None:

@@ -133,12 +133,12 @@ def test_dtypes_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("update", "said"),
     [
-        (OFT(drawn(2, 1)), "x: OFT, which has no form in LyCORIS's names here"),
+        (OFT(drawn(2, 1)), "x: OFT, which has no form in LyCORIS's names"),
         (AdaLoRA(A, B, drawn(2), 1.0), "x: AdaLoRA, which has no form"),
         (LoRA(A, B, 1.0, transposed=True), "x: a layer that PyTorch stores as (in, out)"),
         (
             LoRA(A, B, 1.0, magnitude=drawn(4), embedding=True),
-            "x: an embedding's DoRA, whose norm is another",
+            "x: an embedding's DoRA, whose norm differs",
         ),
         (
             Normed(LoRA(A, B, 1.0, magnitude=drawn(6)), drawn(6)),
@@ -150,7 +150,7 @@ def test_dtypes_are_kept(tmp_path):
         ),
         (
             LoKr((drawn(2, 1), drawn(1, 2)), (drawn(3, 2), drawn(2, 2)), 1.0),
-            "x: a LoKr with two ranks, of which a file has one alpha",
+            "x: a LoKr with two ranks, for which a file has only one alpha",
         ),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_norm_has_no_strength(tmp_path):
         (LoRA(A, B, 1.0, magnitude=drawn(6)), "DoRA"),
         (Normed(LoRA(A, B, 1.0), drawn(6)), "a norm"),
     ):
-        with pytest.raises(UnsupportedError, match=f"x: {what} at the strength 0.5, which"):
+        with pytest.raises(UnsupportedError, match=f"x: {what} at strength 0.5, which"):
             export_kohya(0.5 * jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
 
 
@@ -183,14 +183,16 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"lora_unet_a_b_c: a\.b_c and a_b\.c"):
         export_kohya(two, path)
     export_kohya(one, path)
-    with pytest.raises(CheckpointError, match=r"exists\. Give another name, or replace it"):
+    with pytest.raises(CheckpointError, match=r"exists\. Choose another name, or replace it"):
         export_kohya(one, path)
-    with pytest.raises(CheckpointError, match=r"expected one in \.safetensors"):
+    with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):
         export_kohya(one, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="can't be written"):
         export_kohya(one, tmp_path / "none" / "x.safetensors")
     both = {"x": LoRA(A, B, 1.0), "y": LoRA(A, B, 1.0, magnitude=drawn(6))}
-    with pytest.raises(UnsupportedError, match="y: with and without DoRA's norm, or a bias"):
+    with pytest.raises(
+        UnsupportedError, match="y: some modules of one model have DoRA's norm, or a bias"
+    ):
         export_diffusers(jaxmix.Adapter(both), path, force=True)
 
 

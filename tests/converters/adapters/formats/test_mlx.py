@@ -38,9 +38,10 @@ def test_a_config_with_an_alpha(tmp_path):
     """Which two versions of mlx-lm read in two ways."""
     path = folder(tmp_path, lora_parameters={"rank": 2, "alpha": 16, "scale": 10.0})
     assert refused(UnsupportedError, path) == (
-        f"{path / 'adapter_config.json'}: lora_parameters has alpha = 16 beside rank = 2 and scale "
-        "= 10.0. Old versions of mlx-lm multiplied the scale by alpha / rank, later ones leave "
-        "alpha out. Say which it is: load(path, scale=…)."
+        f"{path / 'adapter_config.json'}: lora_parameters has alpha = 16, rank = 2 "
+        f"and scale = 10.0. Old versions of mlx-lm multiplied the scale by alpha / "
+        f"rank, later ones ignore alpha. Give the scale that was used: load(path, "
+        f"scale=…)."
     )
     update: Any = jaxmix.load(path, scale=80.0).updates[SITE]
     assert update.scale == 80.0
@@ -89,7 +90,7 @@ def test_a_config_that_is_no_json(tmp_path):
     path = folder(tmp_path)
     for text in (b"{", b"[]"):
         (path / "adapter_config.json").write_bytes(text)
-        assert "is no JSON object, expected mlx-lm's config." in refused(CheckpointError, path)
+        assert "is not a JSON object, expected mlx-lm's config." in refused(CheckpointError, path)
     (path / "adapter_config.json").write_bytes(b"\xff")
     assert "can't be read: 'utf-8' codec can't decode" in refused(CheckpointError, path)
 
@@ -105,7 +106,7 @@ def test_keys_that_mean_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("shapes", "config", "kind", "said"),
     [
-        ({"lora_a": (4, 2)}, {}, CheckpointError, "lora_b missing beside lora_a (4, 2)"),
+        ({"lora_a": (4, 2)}, {}, CheckpointError, "lora_b is missing; found lora_a (4, 2)"),
         (
             {"lora_a": (4, 2), "lora_b": (3, 6)},
             {},
@@ -122,7 +123,7 @@ def test_keys_that_mean_nothing(tmp_path):
             {"lora_a": (4, 2), "lora_b": (2, 6)},
             {"fine_tune_type": "dora"},
             CheckpointError,
-            "m missing beside",
+            "m is missing; found lora_a (4, 2), lora_b (2, 6)",
         ),
         (
             {"lora_a": (4, 2), "lora_b": (2, 6), "m": (4,)},
@@ -134,7 +135,7 @@ def test_keys_that_mean_nothing(tmp_path):
             {"weight": (2, 3, 4)},
             {"fine_tune_type": "full"},
             UnsupportedError,
-            "mlx lays convolutions out in another order",
+            "mlx stores the axes of convolutions in another order",
         ),
         ({"bias": (2, 1)}, {"fine_tune_type": "full"}, ShapeError, "expected bias (out,)"),
     ],

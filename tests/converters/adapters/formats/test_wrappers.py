@@ -79,10 +79,10 @@ def test_keys_that_become_one(tmp_path):
     tensors = ab("unet.mid.to_q", "unet._orig_mod.mid.to_q")
     path = save(tmp_path / "x.safetensors", tensors)
     text = refused(CheckpointError, path)
-    assert f"{path}: keys that differ only in the names of wrappers (_orig_mod, module and" in text
+    assert f"{path}: keys that differ only in the names of wrappers (such as _orig_mod and" in text
     for end in ("lora_A.weight", "lora_B.weight"):
         assert f"unet._orig_mod.mid.to_q.{end} and unet.mid.to_q.{end}" in text
-    assert "Remove one of each two from the file." in text
+    assert "Remove one key of each pair from the file." in text
 
 
 def test_mlx(tmp_path):
@@ -95,5 +95,5 @@ def test_a_peft_file_without_its_config_stays_refused(tmp_path):
     """Its alpha is not in the file, wrappers or not."""
     tensors = {f"_orig_mod.base_model.model.mid.{k}": x for k, x in factors("lora").items()}
     path = save(tmp_path / "x.safetensors", tensors)
-    with pytest.raises(jaxmix.errors.UnsupportedError, match=r"is what PEFT saves \(base_model"):
+    with pytest.raises(jaxmix.errors.UnsupportedError, match=r"is a file of PEFT \(base_model"):
         jaxmix.load(path)

@@ -64,7 +64,7 @@ def test_half_of_it(tmp_path: Path, snapshot: Path) -> None:
     put(snapshot, jaxmix.save(MIXED, tmp_path / "a"))
     (snapshot / "mix.safetensors").unlink()
     said = refused(CheckpointError, "owner/name")
-    assert said.startswith(f"{snapshot} has no mix.safetensors, expected it beside mix.json")
+    assert said.startswith(f"{snapshot} has no mix.safetensors, expected next to mix.json")
     (snapshot / "mix.json").unlink()
     said = refused(CheckpointError, "owner/name")
     assert "adapter_config.json is not in the local cache" in said
@@ -80,7 +80,7 @@ def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     said = refused(CheckpointError, "owner/name", format="mix")
-    assert said == "owner/name on the hub has no mix.json, so it is no mix of jaxmix there."
+    assert said == "owner/name on the hub has no mix.json, so it is not a mix of jaxmix."
 
     folder = jaxmix.save(MIXED, tmp_path / "a")
 
@@ -95,6 +95,7 @@ def test_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", half)
     assert refused(CheckpointError, "owner/name") == (
-        "owner/name on the hub: mix.safetensors can't be had: no network. Try again, or download "
-        "the folder and give its path."
+        "owner/name on the hub: mix.safetensors can't be downloaded: no network. Try again, or "
+        "download "
+        "the folder and use its path."
     )

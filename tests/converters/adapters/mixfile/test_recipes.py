@@ -91,10 +91,11 @@ def test_the_hash_is_of_what_it_does(tmp_path: Path) -> None:
     save_peft(tmp_path / "lora", lora_alpha=7)
     said = refused(CheckpointError, tmp_path / "x.json")
     assert said == (
-        f"{tmp_path / 'x.json'}: parts whose hash (SHA-256 of their updates) is not the one in the "
-        f"file:\n  part 1, lora: {fingerprint(jaxmix.load(tmp_path / 'lora'))}\nThey changed "
-        "since. Take the files that belong together; if the change is meant, put the new hash in "
-        "the place of the old."
+        f"{tmp_path / 'x.json'}: parts whose hash (SHA-256 of their updates) differs "
+        f"from the one in the file:\n  part 1, lora: "
+        f"{fingerprint(jaxmix.load(tmp_path / 'lora'))}\nThey have changed since it "
+        f"was written. Use the files that belong together; if the change is intended, "
+        f"replace the hash by the new one."
     )
 
 
@@ -239,13 +240,13 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert told == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]
     recipe(path, {"source": "x", "options": {"base": "/model"}}, {"source": "x", "options": [1]})
     said = refused(CheckpointError, path)
-    what = "expected an object of numbers, texts, true and false; a base is given to jaxmix.load"
+    what = "expected an object of numbers, strings, true and false; give a base to jaxmix.load"
     assert f"part 1: options is {{'base': '/model'}}, {what}(…, base=…)" in said
     assert f"part 2: options is [1], {what}(…, base=…)" in said
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
     said = refused(UnsupportedError, outer)
-    assert "is of the format 'mix', whose reader takes base, ignore; found part." in said
-    # Found by a mutation: options with the names of `Found.read`'s own arguments.
+    assert "mix.json has the format 'mix', whose reader takes base, ignore; found part." in said
+    # Found by a mutation: options with the names of `LocatedAdapter.read`'s own arguments.
     names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
     recipe(outer, {"source": "b.bare", "options": names})
     said = refused(UnsupportedError, outer)
@@ -255,8 +256,9 @@ def test_options_of_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --------------------------------------------------------------------------------- refused
 
 OUT = (
-    "expected a path below the folder of the recipe, with '/', or a hub id. Put the recipe into a "
-    "folder above its adapters, or mix with jaxmix.mix and jaxmix.save."
+    "expected a hub id, or a path below the folder of the recipe, with '/'. Move "
+    "the recipe to a folder above its adapters, or mix with jaxmix.mix and "
+    "jaxmix.save."
 )
 
 
@@ -285,14 +287,14 @@ def test_links_that_lead_out(tmp_path: Path) -> None:
         said = refused(CheckpointError, recipe(path, part))
         assert said == (
             f"{path}: part 1, {part['source']}: it is a link out of the recipe's folder. Expected "
-            "what lies below it; copy the adapter there."
+            "a path below it; copy the adapter there."
         )
     assert jaxmix.load(recipe(path, {"source": "within"})).parts[0].name == "own"
     assert "is neither a folder nor a hub id" in refused(
         CheckpointError, recipe(path, {"source": "nowhere"})
     )
     said = refused(CheckpointError, recipe(path, {"source": "own", "subfolder": "../x"}))
-    assert "subfolder '../x' is no path inside its folder" in said
+    assert "subfolder '../x' is not a path inside its folder" in said
 
 
 def test_recipes_that_go_round(tmp_path: Path) -> None:
@@ -300,8 +302,8 @@ def test_recipes_that_go_round(tmp_path: Path) -> None:
     path = recipe(tmp_path / "mix.json", {"source": "."})
     said = refused(CheckpointError, path)
     assert said.endswith(
-        f"{path} asks for itself, by way of 1 recipe. Expected parts that are adapters, or recipes "
-        f"of others; take out the part that leads back to {tmp_path.name}."
+        f"{path} contains itself, through 1 recipe. Expected parts that are adapters, "
+        f"or recipes of others; remove the part that leads back to {tmp_path.name}."
     )
     recipe(path, {"source": "a"})
     recipe(tmp_path / "a" / "mix.json", {"source": "b.json"})
@@ -309,7 +311,7 @@ def test_recipes_that_go_round(tmp_path: Path) -> None:
     assert "is a link out of the recipe's folder" in refused(CheckpointError, path)
     recipe(tmp_path / "a.json", {"source": "b.json"})
     recipe(tmp_path / "b.json", {"source": "a.json"})
-    assert "a.json asks for itself, by way of 2 recipes." in refused(
+    assert "a.json contains itself, through 2 recipes." in refused(
         CheckpointError, tmp_path / "a.json"
     )
 
@@ -320,8 +322,8 @@ def test_recipes_too_deep(tmp_path: Path) -> None:
         recipe(tmp_path / f"{i}.json", {"source": f"{i + 1}.json"})
     said = refused(CheckpointError, tmp_path / "0.json")
     assert said.endswith(
-        f"{tmp_path / '16.json'} lies 16 recipes deep, expected 16 at most. Save the inner ones "
-        "with jaxmix.save."
+        f"{tmp_path / '16.json'} is nested 16 recipes deep, expected at most 16. Save the inner "
+        f"recipes with jaxmix.save."
     )
     save_peft(tmp_path / "lora")
     recipe(tmp_path / "15.json", {"source": "lora"})
@@ -341,7 +343,7 @@ def test_what_is_wrong_with_a_part_is_said_with_its_place(tmp_path: Path, cache:
     )
     save_peft(tmp_path / "lora")
     said = refused(CheckpointError, recipe(path, {"source": "lora", "revision": "main"}))
-    assert said == f"{path}: part 1, lora: it is a folder here, which has no revision"
+    assert said == f"{path}: part 1, lora: it is a folder on this machine, which has no revision"
 
 
 def test_two_of_one_name(tmp_path: Path) -> None:
@@ -359,8 +361,8 @@ def test_an_adapter_that_is_several(tmp_path: Path) -> None:
     part = {"source": "lora"}
     path = recipe(tmp_path / "mix.json", part, {**part, "name": "b"}, kind="adapter")
     assert refused(CheckpointError, path) == (
-        f"{path}: kind is 'adapter', and there are 2 adapters, expected 1. Write 'mix', or leave "
-        "kind out."
+        f"{path}: kind is 'adapter', but there are 2 adapters, expected 1. Write "
+        f"'mix', or leave kind out."
     )
 
 
@@ -373,4 +375,4 @@ def test_a_recipe_beside_other_tensors(tmp_path: Path) -> None:
     path = recipe(tmp_path / "mix.json", {"source": "lora"})
     (tmp_path / "mix.safetensors").write_bytes(b"something else")
     said = refused(CheckpointError, path)
-    assert said.startswith(f"{tmp_path / 'mix.safetensors'} is no whole safetensors file: ")
+    assert said.startswith(f"{tmp_path / 'mix.safetensors'} is not a complete safetensors file: ")

@@ -59,25 +59,25 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 # ----------------------------------------------------------------------------- the head
 
 RECIPE = (
-    "\nExpected what jaxmix.save writes, or a recipe: "
-    '{"format": "jaxmix", "version": 1, "parts": [{"source": "…", "strength": 1}]}.'
+    '\nExpected the file that jaxmix.save writes, or a recipe: {"format": '
+    '"jaxmix", "version": 1, "parts": [{"source": "…", "strength": 1}]}.'
 )
 DAMAGED: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "is not JSON: Expecting value: line 1 column 1 (char 0). "),
     "no text": (b"\xff{}", "is not JSON: 'utf-8' codec can't decode byte 0xff in position 0: "),
     "cut": (b'{"format": "jaxmix"', "is not JSON: Expecting ',' delimiter: line 1 column 20"),
-    "a list": (b"[]", "holds a list, expected a JSON object."),
-    "twice": (b'{"a": 1, "b": 2, "a": 1}', "is not JSON: 'a' is there twice in one object. "),
+    "a list": (b"[]", "contains a list, expected a JSON object."),
+    "twice": (b'{"a": 1, "b": 2, "a": 1}', "is not JSON: 'a' occurs twice in one object. "),
     "NaN": (
         b'{"a": NaN}',
-        "is not JSON: NaN is no finite number. Expected what jaxmix.save writes; ",
+        "is not JSON: NaN is not a finite number. Expected the file that jaxmix.save writes; ",
     ),
-    "infinite": (b'{"a": [-Infinity]}', "is not JSON: -Infinity is no finite number. "),
+    "infinite": (b'{"a": [-Infinity]}', "is not JSON: -Infinity is not a finite number. "),
     "deep": (b"[" * 100_000, "is not JSON: "),
     "no mix": (
         b'{"peft_type": "LORA"}',
-        "is no mix of jaxmix: its format is None, expected 'jaxmix'. Give a folder that "
-        "jaxmix.save wrote, or a recipe.",
+        "is not a mix of jaxmix: its format is None, expected 'jaxmix'. Give a "
+        "folder that jaxmix.save wrote, or a recipe.",
     ),
 }
 
@@ -105,27 +105,27 @@ def test_versions(folder: Path) -> None:
     path = folder / "mix.json"
     edited(folder, lambda data: data.update(version=VERSION + 1, more=[], parts={}))
     assert refused(UnsupportedError, folder) == (
-        f"{path} is of version {VERSION + 1}, and this jaxmix reads up to {VERSION}. Update "
-        "jaxmix, or save the mix with this one."
+        f"{path} has version {VERSION + 1}, and this jaxmix reads versions up to "
+        f"{VERSION}. Update jaxmix, or save the mix with this version."
     )
     for version in (0, -1, 1.0, "1", None, True, [1]):
         edited(folder, lambda data, version=version: data.update(version=version))
         assert refused(CheckpointError, folder) == (
-            f"{path}: version is {version!r}, expected a whole number up to {VERSION}. Save the "
-            "mix again."
+            f"{path}: version is {version!r}, expected an integer up to {VERSION}. "
+            f"Save the mix again."
         )
 
 
 HASH = "expected 64 hexadecimal digits"
 FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
-    "unknown": (lambda d: d.update(more=1), ["'more' is no field of it"]),
+    "unknown": (lambda d: d.update(more=1), ["'more' is not a field of a mix"]),
     "kind": (lambda d: d.update(kind=["mix"]), ["kind is ['mix'], expected 'mix' or 'adapter'"]),
     "parts": (lambda d: d.update(parts={}), ["parts is {}, expected a list"]),
     "no parts": (lambda d: d.pop("parts"), ["parts is None, expected a list"]),
     "a part": (lambda d: d["parts"].append(3), ["part 3: it is 3, expected an object"]),
     "a part's field": (
         lambda d: d["parts"][0].update(revision="main"),
-        ["part 1: 'revision' is no field of it"],
+        ["part 1: 'revision' is not a field of a part"],
     ),
     "a part's fields": (
         lambda d: [d["parts"][1].pop(key) for key in ("name", "sha256")],
@@ -133,7 +133,7 @@ FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
     ),
     "texts": (
         lambda d: d["parts"][0].update(name=None, source=7),
-        ["part 1: name is None, expected a text", "part 1: source is 7, expected a text"],
+        ["part 1: name is None, expected a string", "part 1: source is 7, expected a string"],
     ),
     "strength": (
         lambda d: [p.update(strength=s) for p, s in zip(d["parts"], (True, 10**400), strict=True)],
@@ -157,8 +157,8 @@ FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
     "of a recipe": (
         lambda d: d.update(parts=[{"source": "", "strength": {"tensor": "x"}, "name": ""}, {}]),
         [
-            "part 1: source is '', expected a text",
-            "part 1: name is '', expected a text",
+            "part 1: source is '', expected a string",
+            "part 1: name is '', expected a string",
             "part 1: strength is {'tensor': 'x'}, expected a finite number",
             "part 2: source is missing",
         ],
@@ -173,7 +173,7 @@ def test_fields(name: str, folder: Path) -> None:
     said = refused(CheckpointError, edited(folder, change))
     wrong = "".join(f"\n  {line}" for line in sorted(lines))
     head, *told = said.removesuffix(RECIPE).split("\n  ")
-    assert head == f"{folder / 'mix.json'}: what makes no mix:" and said.endswith(RECIPE)
+    assert head == f"{folder / 'mix.json'}: not a valid mix:" and said.endswith(RECIPE)
     assert "".join(f"\n  {line}" for line in sorted(told)) == wrong
 
 
@@ -183,7 +183,7 @@ def test_a_number_beyond_all_floats(folder: Path) -> None:
     for field in ('"strength": 1.0', '"scale": 0.5'):
         bad = field.split(":")[0] + ": -1e999"
         (folder / "mix.json").write_text(text.replace(field, bad, 1))
-        assert "is not JSON: -1e999 is no finite number." in refused(CheckpointError, folder)
+        assert "is not JSON: -1e999 is not a finite number." in refused(CheckpointError, folder)
 
 
 # ------------------------------------------------------------------------------- updates
@@ -203,9 +203,9 @@ def nested(depth: int) -> Any:
 
 
 UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
-    "family": (lambda d: first(d).update(family="Nope"), "a: the family 'Nope' is not known"),
-    "no family": (lambda d: first(d).pop("family"), "a: the family None is not known"),
-    "a family": (lambda d: first(d).update(family=["LoRA"]), "a: the family ['LoRA'] is not known"),
+    "family": (lambda d: first(d).update(family="Nope"), "a: the family 'Nope' is unknown"),
+    "no family": (lambda d: first(d).pop("family"), "a: the family None is unknown"),
+    "a family": (lambda d: first(d).update(family=["LoRA"]), "a: the family ['LoRA'] is unknown"),
     "unknown": (lambda d: first(d).update(rank=2, r=3), "a: LoRA has no field 'rank', 'r'"),
     "missing": (lambda d: [first(d).pop(k) for k in ("b", "scale")], "a: LoRA needs b, scale"),
     "an array for a number": (
@@ -222,15 +222,15 @@ UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
     ),
     "a tuple": (
         lambda d: first(d).update(kernel=[3, "x"]),
-        "a: kernel is (3, 'x'), expected a tuple of whole numbers",
+        "a: kernel is (3, 'x'), expected a tuple of integers",
     ),
     "a tensor": (
         lambda d: first(d).update(a={"tensor": "gone"}),
         "a: a is the tensor 'gone', which is missing",
     ),
-    "an object": (lambda d: first(d).update(kernel={"x": 1}), "a: the family None is not known"),
-    "no tensor": (lambda d: first(d).update(a={"tensor": 1}), "a: the family None is not known"),
-    "no update": (lambda d: d["parts"][0]["updates"].update(a=3), "a: 3 is no update"),
+    "an object": (lambda d: first(d).update(kernel={"x": 1}), "a: the family None is unknown"),
+    "no tensor": (lambda d: first(d).update(a={"tensor": 1}), "a: the family None is unknown"),
+    "no update": (lambda d: d["parts"][0]["updates"].update(a=3), "a: 3 is not an update"),
     "inner": (
         lambda d: d["parts"][0]["updates"].update(
             a={"family": "Together", "parts": [first(d), {"family": "LoRA"}]}
@@ -246,8 +246,8 @@ def test_updates(name: str, folder: Path) -> None:
     change, line = UPDATES[name]
     said = refused(CheckpointError, edited(folder, change))
     assert said == (
-        f"{folder / 'mix.json'}: part 1: what makes no update:\n  {line}\nWas it edited, or "
-        "written by another version? Save the mix again, or update jaxmix."
+        f"{folder / 'mix.json'}: part 1: invalid updates:\n  {line}\nWas it edited, "
+        f"or written by another version? Save the mix again, or update jaxmix."
     )
 
 
@@ -288,8 +288,8 @@ def test_no_tensors_file(folder: Path) -> None:
     """It belongs to mix.json."""
     (folder / "mix.safetensors").unlink()
     assert refused(CheckpointError, folder) == (
-        f"{folder} has no mix.safetensors, expected it beside mix.json, whose parts have their "
-        "arrays there. Copy, download or save it again."
+        f"{folder} has no mix.safetensors, expected next to mix.json, whose parts "
+        f"have their arrays in it. Copy, download or save it again."
     )
 
 
@@ -300,7 +300,7 @@ def test_a_damaged_tensors_file(folder: Path) -> None:
     for bad in (data[:-1], data[:20], b"", data + b"x"):
         path.write_bytes(bad)
         said = refused(CheckpointError, folder)
-        assert said.startswith(f"{path} is no whole safetensors file: ")
+        assert said.startswith(f"{path} is not a complete safetensors file: ")
         assert said.endswith(
             " Expected the file that jaxmix.save wrote; copy, download or save it again."
         )
@@ -315,8 +315,8 @@ def test_tensors_too_many(folder: Path) -> None:
     path = folder / "mix.safetensors"
     path.write_bytes(packed({**tensors(folder), "zz": A, "0/more": B}))
     assert refused(CheckpointError, folder) == (
-        f"{path} has tensors that no part asks for:\n  0/more\n  zz\nExpected those of mix.json "
-        "alone. Save the mix again."
+        f"{path} has tensors that no part uses:\n  0/more\n  zz\nExpected only the "
+        f"tensors of mix.json. Save the mix again."
     )
 
 
@@ -343,12 +343,10 @@ def test_other_tensors(folder: Path) -> None:
         path.write_bytes(packed({**held, "0/a/a": bad}))
         said = refused(CheckpointError, folder)
         assert said.startswith(
-            f"{folder / 'mix.json'}: parts whose hash (SHA-256 of their updates) is not the one in "
-            "the file:\n  part 1, x: "
+            f"{folder / 'mix.json'}: parts whose hash (SHA-256 of their updates) "
+            f"differs from the one in the file:\n  part 1, x: "
         )
-        assert "\n  part 2, y: " in said and said.endswith(
-            "put the new hash in the place of the old."
-        )
+        assert "\n  part 2, y: " in said and said.endswith(" by the new one.")
     for bad, found in ((A[None], "(1, 2, 4) of float32"), (A.astype(np.int32), "(2, 4) of int32")):
         path.write_bytes(packed({**held, "0/a/a": bad}))
         line = f"\n  a: a is an array {found}, expected an array (r, in) of Float\n"
@@ -360,8 +358,9 @@ def test_tensors_of_strange_dtypes(folder: Path) -> None:
     path = folder / "mix.safetensors"
     path.write_bytes(packed({**tensors(folder), "0/a/a": A.astype(ml_dtypes.float8_e4m3fn)}))
     assert refused(CheckpointError, folder) == (
-        f"{path}: tensors of a dtype that no update has:\n  0/a/a: F8_E4M3\nExpected one of F64, "
-        "F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL, C64. Save the mix again."
+        f"{path}: tensors of a dtype that updates can't have:\n  0/a/a: "
+        f"F8_E4M3\nExpected one of F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, "
+        f"U16, U8, BOOL, C64. Save the mix again."
     )
 
 
@@ -448,12 +447,12 @@ UNWRITTEN: dict[str, tuple[Any, str]] = {
     ),
     "list": (
         replace(LORA, kernel=[3]),
-        "kernel is [3], expected a tuple of whole numbers",
+        "kernel is [3], expected a tuple of integers",
     ),
-    "family": (Other(A, B, 1.0), "it is a Other, which is no family of jaxmix"),
+    "family": (Other(A, B, 1.0), "it is a Other, which is not a family of jaxmix"),
     "inner family": (
         Together((Other(A, B, 1.0),)),
-        "parts.0 is a Other, which is no family of jaxmix",
+        "parts.0 is a Other, which is not a family of jaxmix",
     ),
 }
 
@@ -464,7 +463,7 @@ def test_what_can_not_be_written(name: str, tmp_path: Path) -> None:
     update, expected = UNWRITTEN[name]
     mixed = Adapter({"s": update, "good": LORA, "t": update}, name="style")
     said = unsaved(AdapterError, mixed, tmp_path / "x")
-    assert said.startswith(f"style: can't be written:\n  s: {expected}")
+    assert said.startswith(f"style: updates that can't be written:\n  s: {expected}")
     assert f"\n  t: {expected}" in said and "good" not in said
     assert said.endswith(
         "\nExpected updates of the families in jaxmix.families, with finite numbers; save outside "
@@ -508,8 +507,8 @@ def test_names_that_no_file_can_hold(tmp_path: Path) -> None:
         Adapter({"x\ud800": LORA}),
     ):
         assert unsaved(AdapterError, bad, tmp_path / "x") == (
-            "a name, source or site has '\\ud800' in it, which no file can hold. Expected a text; "
-            "rename it."
+            "a name, source or site contains '\\ud800', which can't be written to a "
+            "file. Rename it."
         )
 
 
@@ -520,7 +519,7 @@ def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
     """Without force nothing is replaced; with it a saved mix, and nothing else."""
     one = Adapter({"a": LORA}, name="other")
     assert unsaved(CheckpointError, one, folder) == (
-        f"the output {folder} exists. Give another folder, or say force=True to replace "
+        f"the output {folder} exists. Choose another folder, or use force=True to replace "
         "it; it then stays until the new one is whole."
     )
     assert jaxmix.save(one, folder, force=True) == folder
@@ -532,7 +531,7 @@ def test_a_place_that_is_taken(folder: Path, tmp_path: Path) -> None:
     jaxmix.save(one, tmp_path / "other" / "deep")
     (tmp_path / "file").write_text("x")
     assert unsaved(CheckpointError, one, tmp_path / "file") == (
-        f"the output {tmp_path / 'file'} is a file. Give a folder's name."
+        f"the output {tmp_path / 'file'} is a file. Choose the path of a folder."
     )
 
 
@@ -543,19 +542,21 @@ def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
     (folder / "README.md").write_text("x")
     said = unsaved(CheckpointError, one, folder, force=True)
     assert said == (
-        f"the output {folder} is not replaced, for it also holds what is not written there:\n"
-        "  README.md\n  lora/\nMove these files, or give another folder."
+        f"the output {folder} can't be replaced, since it also holds other files:\n"
+        "  README.md\n  lora/\nMove these files, or choose another folder."
     )
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "notes").write_text("x")
     said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
-    assert said.startswith(f"the output {tmp_path / 'home'} holds no checkpoint, expected one of ")
-    assert "expected one of mix.json in what is to be replaced" in said
+    assert said.startswith(
+        f"the output {tmp_path / 'home'} exists and is not a checkpoint: it has none of mix.json."
+    )
+    assert said.endswith("Choose another folder, or empty this one.")
     (tmp_path / "home" / "notes").rename(tmp_path / "home" / "mix.json")
     said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
     assert said == (
-        f"the output {tmp_path / 'home'} is not replaced, for jaxmix.save did not write its "
-        "mix.json. Give another folder, or move it."
+        f"the output {tmp_path / 'home'} is not replaced, since jaxmix.save did not "
+        f"write its mix.json. Give another folder, or move it."
     )
 
 
@@ -569,7 +570,7 @@ def test_broken_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "write", fail)
     said = unsaved(CheckpointError, Adapter({"a": LORA}), folder, force=True)
     assert "could not be written: [Errno 28] No space left on device." in said
-    assert said.endswith("Make room, or choose another disk.")
+    assert said.endswith("Free some space, or choose another disk.")
     assert len(jaxmix.load(folder).parts) == 2
 
 

@@ -37,8 +37,9 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {},
         {"ia3_l": (1, 6, 1, 1)},
         C,
-        "the config has no feedforward_modules, which tell whether a convolution's ia3_l scales "
-        "inputs or outputs. Set them, [] for none",
+        "the config has no feedforward_modules, which determine whether a "
+        "convolution's ia3_l scales inputs or outputs. Set them, to [] if there are "
+        "none",
     ),
     "ia3 of no modules": (
         "IA3",
@@ -66,8 +67,8 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {},
         {"boft_R": (2, 2, 3, 3), "boft_s": (6, 1)},
         S,
-        "boft_R has shape (2, 2, 3, 3): 2 butterfly factors need blocks of even size, and 2 of "
-        "them or a multiple",
+        "boft_R has shape (2, 2, 3, 3): 2 butterfly factors need blocks of even "
+        "size, whose number is a multiple of 2",
     ),
     "hra": (
         "HRA",
@@ -88,7 +89,7 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {**_ROAD, "group_size": 3},
         {"road_theta": (3,), "road_alpha": (3,)},
         C,
-        "group_size is 3, expected an even number from 2 on",
+        "group_size is 3, expected a positive even integer",
     ),
     "tokens": (
         "TRAINABLE_TOKENS",
@@ -102,7 +103,7 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {"token_indices": [1, 1]},
         {"trainable_tokens_delta": (2, 4)},
         C,
-        "token_indices is [1, 1], expected a list of whole numbers from 0 on, each once",
+        "token_indices is [1, 1], expected a list of non-negative integers without duplicates",
     ),
     "miss": (
         "MISS",
@@ -166,7 +167,7 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {"r": 2},
         _GLORA,
         C,
-        "nothing of glora_A: expected glora_A.Xd and glora_A.Xu",
+        "no glora_A: expected glora_A.Xd and glora_A.Xu",
     ),
     "beft": (
         "BEFT",
@@ -241,7 +242,7 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {**_PEANUT, "depth": 0},
         {"peanut_A.weight": (2, 6), "peanut_B.weight": (6, 2), **_LEVELS},
         S,
-        "expected 0 encoders and decoders by its depth",
+        "expected 0 encoders and decoders by the config's depth",
     ),
     "peanut of another activation": (
         "PEANUT",
@@ -255,8 +256,8 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {},
         {"frod_lambda_l": (4,), "frod_lambda_s_values": (2,)},
         C,
-        "frod_V.layer_proj, frod_s_indices.layer_proj, frod_s_size.layer_proj missing, which its "
-        "kind of module shares",
+        "frod_V.layer_proj, frod_s_indices.layer_proj, frod_s_size.layer_proj "
+        "missing, which all modules of its category share",
     ),
     "frod that leaves them out": (
         "FROD",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmix.converters.adapters.peft.arrays import same_array
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.families import AdaMSS, FourierFT, SuperTuning, TinyLoRA, Update, VeRA
 
@@ -65,14 +65,14 @@ BAD: dict[str, Case] = {
         "/vera_A": z(2, 4), "/vera_B": z(6, 3)}, S,
         "vera_A (2, 4), vera_B (6, 3), expected (2, in) and (out, 2) with rank 2"),
     "vera, not saved": ("VERA", _VERA, {"vera_lambda_b": z(6), "vera_lambda_d": z(2)}, C,
-        "vera_A or vera_B missing, but save_projection is true"),
+        "vera_A or vera_B is missing, but save_projection is true"),
     "vera, no base": ("VERA", {**_VERA, "save_projection": False},
         {"vera_lambda_b": z(6), "vera_lambda_d": z(2)}, C,
         "Give the base: jaxmix.load(…, base=…)"),
     "pvera, samples": ("PVERA", {**_VERA, "sample_at_inference": True},
         {"pvera_lambda_b": z(6), "pvera_lambda_d": z(4)}, U,
-        "sample_at_inference = true: PEFT then draws new numbers at every call, for every token: "
-        "no fixed weight computes that. Set it to false for the mean"),
+        "sample_at_inference = true: PEFT draws new numbers at every call, for every "
+        "token, which no fixed weight computes. Set it to false for the mean"),
     "randlora, rank": ("RANDLORA", _RAND, {"randlora_lambda": z(3, 2), "randlora_gamma": z(2, 4),
         "/randlora_A": z(2, 1, 4), "/randlora_B": z(6, 2, 2)}, S,
         "randlora_lambda has shape (3, 2), expected (2, n)"),
@@ -80,32 +80,32 @@ BAD: dict[str, Case] = {
         "/randlora_B": z(6, 2, 3)}, S,
         "expected (2, 1, ·), (·, ·, 2), lambda (2, n), gamma (n, ·)"),
     "randlora, not saved": ("RANDLORA", _RAND, _RAND_SITE, C,
-        "randlora_A or randlora_B missing, but save_projection is true"),
+        "randlora_A or randlora_B is missing, but save_projection is true"),
     "delora": ("DELORA", {"r": 2}, {"delora_A": z(2, 4), "delora_B": z(6, 2),
         "delora_lambda": z(2), "delora_w_norm": z(4)}, S,
         "expected delora_lambda (1,), delora_w_norm (in,)"),
     "gralora, grid": ("GRALORA", _GRA, {**_GRA_SITE, "gralora_B": z(3, 4, 2)}, S,
-        "gralora_B (3, 4, 2), expected (2, in/2, 4) and (2, 4, out/2), no general ones"),
+        "gralora_B (3, 4, 2), expected (2, in/2, 4) and (2, 4, out/2), and no general ones"),
     "gralora, hybrid": ("GRALORA", {**_GRA, "hybrid_r": 1}, {**_GRA_SITE,
         "gralora_A_general.weight": z(2, 4), "gralora_B_general.weight": z(6, 2)}, S,
         "expected (2, in/2, 4) and (2, 4, out/2), general (1, in) and (out, 1)"),
     "c3a": ("C3A", {"block_size": 2}, {"c3a_kernel": z(3, 2)}, S,
         "c3a_kernel has shape (3, 2), expected (out/b, in/b, b)"),
     "vblora, no bank": ("VBLORA", _VB, _VB_SITE, C,
-        "vblora_vector_bank missing, which all sites share"),
+        "vblora_vector_bank is missing, which all sites share"),
     "vblora, bank": ("VBLORA", _VB, {**_VB_SITE, "/vblora_vector_bank": z(5, 3)}, S,
         "vblora_vector_bank has shape (5, 3), expected (5, 2) from the config"),
     "vblora, logits": ("VBLORA", _VB, {**_VB_SITE, **_BANK, "vblora_logits_B": z(3, 2, 4)}, S,
         "vblora_logits_B has shape (3, 2, 4), expected three axes with r = 2 and num_vectors = 5"),
     "vblora, topk": ("VBLORA", {**_VB, "topk": 6}, {**_VB_SITE, **_BANK}, S,
-        "topk is 6, but vblora_logits_A has 5 logits a stretch"),
+        "topk is 6, but vblora_logits_A has 5 logits per subvector"),
     "vblora, saved topk": ("VBLORA", {**_VB, "topk": 3, "save_only_topk_weights": True},
         {**_TOP, **_BANK}, S,
-        "expected three axes with r = 2 and topk = 3, one less for the weights"),
+        "expected three axes with r = 2 and topk = 3, and topk − 1 for the weights"),
     "vblora, beyond": ("VBLORA", {**_VB, "save_only_topk_weights": True}, {**_TOP, **_BANK}, C,
         "vblora_logits_B_topk_indices are not all below 5"),
     "unilora, no vector": ("UNILORA", _UNI, _UNI_SITE, C,
-        "unilora_theta_d missing, which all sites share"),
+        "unilora_theta_d is missing, which all sites share"),
     "unilora, rank": ("UNILORA", {**_UNI, "r": 3}, {**_UNI_SITE, "/unilora_theta_d": z(5)}, S,
         "expected A's (3, in), B's (out, 3)"),
     "unilora, vector": ("UNILORA", _UNI, {**_UNI_SITE, "/unilora_theta_d": z(6)}, S,
@@ -113,7 +113,7 @@ BAD: dict[str, Case] = {
     "unilora, beyond": ("UNILORA", _UNI, {**_UNI_SITE, "/unilora_theta_d": z(5)}, C,
         "the indices are not all below 5, the size of unilora_theta_d"),
     "tinylora, rank": ("TINYLORA", {**_TINY, "r": 1}, {**_TINY_SITE, "/tinylora_v.0": z(3)}, S,
-        "expected (r, in) and (out, r), r 1 or less"),
+        "expected (r, in) and (out, r), with r at most 1"),
     "tinylora, vector": ("TINYLORA", _TINY, {**_TINY_SITE, "/tinylora_v.0": z(4)}, S,
         "tinylora_v.0 (4,), expected (3,) by the config's u"),
     "tinylora, vectors": ("TINYLORA", _TINY, _TINY_SITE, C,
@@ -122,12 +122,12 @@ BAD: dict[str, Case] = {
     "supertuning, sizes": ("SUPERTUNING", _SUPER, {**_PLACES, "supertuning_values": z(3)}, S,
         "expected values (n,) and indices (n,)"),
     "supertuning, not saved": ("SUPERTUNING", _SUPER, {"supertuning_values": z(3)}, C,
-        "supertuning_indices missing, but save_precomputed_indices is true"),
+        "supertuning_indices is missing, but save_precomputed_indices is true"),
     "supertuning, no rank": ("SUPERTUNING", _SUPER,
         {**_PLACES, "supertuning_lora_A.weight": z(2, 4)}, C,
-        "supertuning_lora_A.weight there, but the config has no r"),
+        "supertuning_lora_A.weight found, but the config has no r"),
     "waveft, no filter": ("WAVEFT", _WAVE, {"waveft_spectrum": z(3)}, U,
-        "wavelet_family = 'coif4': jaxmix makes the filters of haar, db1, "),
+        "wavelet_family = 'coif4': jaxmix has the filters of haar, db1, "),
 }  # fmt: skip
 
 
@@ -179,17 +179,19 @@ def test_adamss(tmp_path, monkeypatch):
     """The shapes, scikit-learn, and groups of another size than the file's."""
     form = Form("ADAMSS", {"r": 2, "num_subspaces": 2, "random_seed": 0}, {})
     site = {"adamss_A.0": z(1, 2), "adamss_B.0": z(6, 1), "adamss_newB": z(2, 6)}
-    said = "expected adamss_newB (r, 4), or one column more with a bias"
+    said = "expected adamss_newB (r, 4), with one more column for a bias"
     assert said in refused(S, save(tmp_path, form, keyed(site)), base=_BASE)
     folder = save(tmp_path, form, keyed({**site, "adamss_newB": z(2, 4)}))
     with monkeypatch.context() as patch:
         _without(patch, "sklearn")
         text = refused(C, folder, base=_BASE)
-        assert "PEFT finds them anew with scikit-learn's k-means. Install it" in text, text
+        assert "PEFT computes with scikit-learn's k-means. Install it" in text, text
     pytest.importorskip("sklearn")
     base = {f"{SITE}.weight": np.repeat(np.eye(2, 4), 3, 0)}
     text = refused(C, folder, base=base)
-    assert "rows, adamss_B have [6]. PEFT does not save which rows they are" in text, text
+    assert "rows, those of adamss_B [6]. PEFT does not save the rows, but computes them" in text, (
+        text
+    )
 
 
 def _without(patch: pytest.MonkeyPatch, package: str) -> None:
@@ -209,11 +211,14 @@ def _without(patch: pytest.MonkeyPatch, package: str) -> None:
     [
         (
             "tinylora_P",
-            "tinylora_P missing: PEFT draws it anew from a seed that counts the modules",
+            "tinylora_P is missing: PEFT draws it again from a seed that depends on the module's ",
         ),
         pytest.param(
             "",
-            "tinylora_P is that of 0 of the 2 modules when drawn again from projection_seed 42",
+            (
+                "tinylora_P equals that of 0 of the 2 modules when drawn again from "
+                "projection_seed 42"
+            ),
             marks=drawn,
         ),
     ],
@@ -235,25 +240,25 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
     "two seeds": ("FOURIERFT", FourierFT(z(1), z(2, 1), 1.0, 7), FourierFT(z(1), z(2, 1), 1.0, 8),
         "PEFT's config has one random_loc_seed for all sites, and these differ:"),
     "no seed": ("FOURIERFT", FourierFT(z(1), z(2, 1), 1.0, 7), FourierFT(z(1), z(2, 1), 1.0),
-        "PEFT draws the positions from a seed and stores none; those of these come from no seed. "
-        "Export them as LoRA (jaxmix.to_lora):\n  two"),
+        "PEFT stores a seed instead of positions, and those of these updates come "
+        "from no seed. Export them as LoRA (jaxmix.to_lora):\n  two"),
     "no sparsity": ("SUPERTUNING", SuperTuning(z(1), z(1), sparsity=0.9), SuperTuning(z(1), z(1)),
-        "PEFT computes how many entries a site has from the sparsity, which these do not have:"
-        "\n  two"),
+        "PEFT computes the number of entries from the sparsity, which these do not have:\n  two"),
     "no numbers": ("TINYLORA", _tiny(0, 1.0), _tiny(None, 2.0), "these have no numbers, or not "
         "those from 0 to 1. Export them as LoRA (jaxmix.to_lora)"),
     "no seed of the groups": ("ADAMSS", _NO_SEED, _NO_SEED,
-        "PEFT stores no rows of the groups but finds them with a seed"),
+        "PEFT stores a seed instead of the rows of groups, and those of these updates come from "
+        "no seed"),
     "two projections": ("VERA", VeRA(z(2, 4), z(6, 2), z(6), z(2)),
         VeRA(1 + z(2, 4), z(6, 2), z(6), z(2)),
-        "PEFT stores one vera_A for all sites, and these have another than one:\n  two\nExport "
-        "them as adapters of their own."),
+        "PEFT stores one vera_A for all sites, and that of these sites differs from "
+        "one:\n  two\nExport them as separate adapters."),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "one", "two", "said"), UNWRITTEN.values(), ids=UNWRITTEN)
 def test_what_is_not_written(family, one, two, said):
-    write = KINDS[family].write
+    write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
         write({"one": one, "two": two})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 from jaxmix.errors import CheckpointError, UnsupportedError
 
@@ -25,8 +25,8 @@ CONFIG = "adapter_config.json"
         ("\ufeff{}", "is not JSON: Unexpected UTF-8 BOM"),
         ("[" * 100_000, "is not JSON"),
         ('{"r": ' + "9" * 5000 + "}", "is not JSON: an integer has 5,000 digits"),
-        ("[]", "holds a list, expected a JSON object"),
-        ("null", "holds a NoneType, expected a JSON object"),
+        ("[]", "contains a list, expected a JSON object"),
+        ("null", "contains a NoneType, expected a JSON object"),
         ("{}", "peft_type is None, expected one of ADALORA, "),
         ('{"peft_type": 3}', "peft_type is 3, expected one of"),
         ('{"peft_type": ["LORA"]}', "peft_type is ['LORA'], expected one of"),
@@ -59,7 +59,7 @@ def test_no_config(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "found an empty folder" in refused(CheckpointError, tmp_path / "empty")
     save(folder / "style")
-    assert "There is one in style: say subfolder='style'." in refused(CheckpointError, folder)
+    assert "There is one in style: give subfolder='style'." in refused(CheckpointError, folder)
     assert jaxmix.load(folder, subfolder="style").name == "style"
 
 
@@ -76,10 +76,10 @@ def test_a_config_that_can_not_be_read(tmp_path):
 
 # ------------------------------------------------------------------------------- wrong values
 
-COUNT, NUMBER, FLAG = "a whole number from 1 on", "a finite number", "true or false"
-RANKS = "an object from regular expressions to whole numbers from 1 on"
-PATTERNS = "an object from regular expressions to finite numbers"
-MASKS = "an object from the names of lora_E to lists of true and false"
+COUNT, NUMBER, FLAG = "a positive integer", "a finite number", "true or false"
+RANKS = "an object that maps regular expressions to positive integers"
+PATTERNS = "an object that maps regular expressions to finite numbers"
+MASKS = "an object that maps the names of lora_E to lists of true and false"
 NAMES = "a list of module names"
 
 
@@ -99,7 +99,7 @@ NAMES = "a list of module names"
         *(("adalora", "rank_pattern", v, MASKS) for v in ([], {"q": 3}, {"q": [1, 0]})),
         ("loha", "alpha", "x", NUMBER),
         ("lokr", "r", 1.0, COUNT),
-        ("oft", "eps", -1, "a finite number from 0 on"),
+        ("oft", "eps", -1, "a finite number, 0 or more"),
         ("oft", "num_cayley_neumann_terms", 0, "an integer from 1 to 1,000"),
         ("oft", "block_share", 0, FLAG),
         ("oft", "bias", "lora_only", "'none' or 'all' or 'oft_only'"),
@@ -113,7 +113,7 @@ def test_a_field_of_a_wrong_value(form, field, value, expected, tmp_path):
     shown = json.dumps(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "…"
     assert f"\n  {field} is {shown}, expected {expected}\n" in said
-    assert said.startswith(f"{folder / CONFIG}: fields of this {FORMS[form].family} config that do")
+    assert said.startswith(f"{folder / CONFIG}: fields of this {FORMS[form].family} config with")
     assert said.endswith("Was the file edited? Take the one that save_pretrained wrote.")
 
 
@@ -167,27 +167,29 @@ def test_unknown_fields(tmp_path):
     for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
         said = refused(UnsupportedError, save(tmp_path, new_a=on, new_b=False))
         assert (
-            f"\n  new_a = {json.dumps(on)}: not a field that this version of jaxmix knows. If it "
-            "does not change the weights, take it out of the file." in said
+            f"\n  new_a = {json.dumps(on)}: unknown to this version of jaxmix. If it "
+            f"does not change the weights, remove it from the file." in said
         )
         assert "new_b" not in said
-    assert f"new_a = {json.dumps('x' * 99)[:57]}…: not" in refused(
+    assert f"new_a = {json.dumps('x' * 99)[:57]}…: unknown to this version of jaxmix" in refused(
         UnsupportedError, save(tmp_path, new_a="x" * 99)
     )
 
 
-REFUSED = [(family, field) for family, kind in KINDS.items() for field in kind.fields.refused]
+REFUSED = [(family, field) for family, kind in PEFT_TYPES.items() for field in kind.fields.refused]
 
 
 @pytest.mark.parametrize(("family", "field"), REFUSED)
 def test_refused_fields(family, field, tmp_path):
     """On: refused with a reason and what to do. Off, as PEFT sees it: read."""
     form = next(name for name, form in FORMS.items() if form.family == family)
-    refusal = KINDS[family].fields.refused[field]
+    refusal = PEFT_TYPES[family].fields.refused[field]
     said = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
-    assert f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix can't honour" in said
-    assert f"\n  {field} = [7]: {refusal.why}. {refusal.todo}" in said
-    assert len(refusal.why) > 20 and len(refusal.todo) > 10
+    assert (
+        f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix does not support" in said
+    )
+    assert f"\n  {field} = [7]: {refusal.reason}. {refusal.remedy}" in said
+    assert len(refusal.reason) > 20 and len(refusal.remedy) > 10
     for off in (None, False):
         assert jaxmix.load(save(tmp_path, form, **one(field, off))).sites == (SITE,)
     # PEFT makes a config of its defaults from an empty object, and takes [] for no layers.
@@ -214,7 +216,7 @@ def test_unknown_types(name, near, tmp_path):
     assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in said
     assert said.endswith(f"Did you mean {near!r}?")
     said = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
-    assert said.endswith(f"expected one of {', '.join(KINDS)}.")
+    assert said.endswith(f"expected one of {', '.join(PEFT_TYPES)}.")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,10 @@ def test_inits_that_leave_the_base(init, tmp_path):
 def test_inits_that_change_the_base(init, tmp_path):
     """What was taken off, and how PEFT turns such an adapter into a plain one."""
     said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
-    assert f"init_lora_weights = {init!r}: it took the initial factors' product off" in said
+    assert (
+        f"init_lora_weights = {init!r}: it subtracted the product of the initial "
+        "factors, which depend on data or chance, from the base's weights"
+    ) in said
     assert "path_initial_model_for_weight_conversion=folder" in said
     # AdaLoRA has no init but its own, whatever the field says.
     assert jaxmix.load(save(tmp_path, "adalora", init_lora_weights=init)).sites == (SITE,)
@@ -240,15 +245,18 @@ def test_inits_that_ask_for_the_base(init, tmp_path):
     """What they took off the base comes out of the base."""
     folder = save(tmp_path, init_lora_weights=init)
     said = refused(CheckpointError, folder)
-    assert f"needs of the base's weight at {SITE}. Give the base: jaxmix.load(…, base=" in said
+    assert (
+        f"can't be read without the base's weight at {SITE}. Give the base: jaxmix.load(…, base="
+        in said
+    )
     base = {f"{SITE}.weight": np.random.default_rng(0).normal(size=(6, 4))}
     update = jaxmix.load(folder, base=base).updates[SITE]
     assert update.size() == "rank 4"
-    with pytest.raises(CheckpointError, match=r"asks for the weight of layer\.proj, but base is a"):
+    with pytest.raises(CheckpointError, match=r"needs the weight of layer\.proj, but base is a"):
         jaxmix.load(folder, base=[SITE])
-    with pytest.raises(CheckpointError, match="in the params that were given as base, and it has"):
+    with pytest.raises(CheckpointError, match="no such module in the params given as base"):
         jaxmix.load(folder, base={"other.weight": np.ones((2, 2))})
-    with pytest.raises(CheckpointError, match=r"more than one can be meant: a\.layer"):
+    with pytest.raises(CheckpointError, match=r"several modules \(a\.layer"):
         jaxmix.load(folder, base={f"{x}.{SITE}.weight": np.ones((6, 4)) for x in "ab"})
     with pytest.raises(CheckpointError, match="base is a dict without weights that have PyTorch"):
         jaxmix.load(folder, base={})
@@ -257,7 +265,7 @@ def test_inits_that_ask_for_the_base(init, tmp_path):
 def test_inits_that_are_quantized_or_unknown(tmp_path):
     """LoftQ's base is gone; of an init that nobody knows one can't tell."""
     said = refused(UnsupportedError, save(tmp_path, init_lora_weights="loftq"))
-    assert "LoftQ replaced the base's weights by quantized ones" in said
+    assert "LoftQ quantized the base's weights, and the factors fit only the result" in said
     assert "Merge it with PEFT (merge_and_unload) and use the merged model as the base." in said
     for init in ("evaporate", "gaussian2", 3):
         said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))

@@ -242,7 +242,9 @@ def test_a_folder_that_exists(tmp_path: Path) -> None:
     """It stays as it is without force, and where it is none of PEFT's with it too."""
     out = tmp_path / "out"
     jaxmix.export_peft(Adapter(LOOSE), out, patterns=True)
-    with pytest.raises(CheckpointError, match=r"the output .*out exists\. Give another folder, or"):
+    with pytest.raises(
+        CheckpointError, match=r"the output .*out exists\. Choose another folder, or"
+    ):
         jaxmix.export_peft(Adapter(FORMS["lora"]), out)
     same(jaxmix.load(out).updates, LOOSE)
     two = [Adapter(FORMS["lora"], name=name) for name in "ab"]
@@ -253,7 +255,7 @@ def test_a_folder_that_exists(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(
-        CheckpointError, match="holds no checkpoint, expected one of adapter_config"
+        CheckpointError, match="exists and is not a checkpoint: it has none of adapter_config"
     ):
         jaxmix.export_peft(two[0], tmp_path / "home", force=True)
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", "home"}

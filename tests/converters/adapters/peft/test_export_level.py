@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.converters.adapters.peft.level import leveled
+from jaxmix.converters.adapters.common.equal_ranks import with_equal_ranks
 from jaxmix.errors import UnsupportedError
 from jaxmix.families import KaSA, LoRA, Update
 
@@ -107,7 +107,7 @@ def test_the_most_frequent_scale_stays(tmp_path: Path) -> None:
     half = ml_dtypes.bfloat16
     odd = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.7, bias=n(6, dtype=half))
     kept = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.3, bias=n(6, dtype=half))
-    made = leveled({"a": odd, "b": kept, "c": kept})
+    made = with_equal_ranks({"a": odd, "b": kept, "c": kept})
     assert made["b"] is kept and made["a"].scale == 0.3
     by = 0.7 / 0.3
     for name in ("b", "bias"):
@@ -118,7 +118,7 @@ def test_the_most_frequent_scale_stays(tmp_path: Path) -> None:
 
 def test_an_embedding_and_experts() -> None:
     """Of an embedding PEFT's B is our A; of experts the rank is the middle axis."""
-    made = leveled(
+    made = with_equal_ranks(
         {
             "embed": lora(9, 4, embedding=True, scale=3.0),
             "up": experts(10, 4, rank=3),
@@ -130,7 +130,7 @@ def test_an_embedding_and_experts() -> None:
     np.testing.assert_array_equal(embed.a[:2], 2 * plain.a)
     np.testing.assert_array_equal(embed.b[:, :2], plain.b)
     assert embed.a.shape == (3, 4) and embed.scale == 1.5
-    small: Any = leveled({"up": experts(10, 4), "q": lora(rank=3)})["up"]
+    small: Any = with_equal_ranks({"up": experts(10, 4), "q": lora(rank=3)})["up"]
     assert small.a.shape == (3, 3, 4) and small.b.shape == (3, 10, 3)
     np.testing.assert_array_equal(small.b @ small.a, experts(10, 4).b @ experts(10, 4).a)
 
@@ -146,11 +146,11 @@ def test_what_does_not_fit_into_b() -> None:
     """It is refused with the sites, and the way out."""
     big = LoRA(n(2, 4), n(6, 2).astype(np.float16), 1e6)
     with pytest.raises(UnsupportedError) as caught:
-        leveled({"a": big, "b": lora(), "c": lora()})
+        with_equal_ranks({"a": big, "b": lora(), "c": lora()})
     assert str(caught.value) == (
-        "scales that make a factor too large for its dtype, where all sites get the scale 1.5:\n"
-        "  a: 1000000.0 · B in float16\nCast the adapter to float32, or write the scales beside "
-        "the factors: patterns=True."
+        "factors that become too large for their dtype where all sites get the scale "
+        "1.5:\n  a: 1000000.0 · B in float16\nCast the adapter to float32, or write "
+        "the scales as patterns in the config: patterns=True."
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter
 from jaxmix.converters.adapters.peft.arrays import same_array
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import AdapterError, JaxmixError, UnsupportedError
 from jaxmix.families import (
     OFT,
@@ -30,7 +30,7 @@ from jaxmix.families import (
 
 from .test_export import BIAS, FORMS, HADA, experts, lora, n, tokens
 
-TO_LORA = "Make a LoRA of it: jaxmix.to_lora(adapter, params)"
+TO_LORA = "Convert it to a LoRA: jaxmix.to_lora(adapter, params)"
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,29 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     ),
     "several types": (
         {"q": lora(), "k": LoHa(*HADA, 1.0), "v": lora()},
-        "style: PEFT's folders hold adapters of one type, and this one has several:\n",
+        "style: a PEFT folder contains an adapter of one type, and this adapter has several:\n",
     ),
     "several types, counted": (
         {"q": lora(), "k": LoHa(*HADA, 1.0), "v": lora()},
         "\n  LORA: 2 sites",
     ),
-    "no updates": ({}, "adapters of one type, and this one has none:\n" + TO_LORA),
-    "a copy of the base alone": ({"q": COPY}, "adapters of one type, and this one has none:"),
+    "no updates": ({}, " adapter of one type, and this adapter has none:\n" + TO_LORA),
+    "a copy of the base alone": ({"q": COPY}, " adapter of one type, and this adapter has none:"),
     "two at a site": (
         {"q": Together((lora(), lora()))},
-        "style: PEFT has one update of an adapter at a site, and here are more:\n"
-        "  q: rank 2 + rank 2\n" + TO_LORA,
+        "style: PEFT has one update per site of an adapter, and this one has more:\n "
+        " q: rank 2 + rank 2\n" + TO_LORA,
     ),
-    "whole and adapted": ({"q": Together((WHOLE, lora()))}, "here are more:\n  q: weight + rank 2"),
+    "whole and adapted": ({"q": Together((WHOLE, lora()))}, " one has more:\n  q: weight + rank 2"),
     "saved over an adapter": (
         {"q": Together((lora(), BIAS)), "k": lora(), "e": Together((tokens(1), COPY))},
-        "style: PEFT puts copies of the base, saved leaves and tokens, in this order, under an "
-        "adapter's own update, and these are in another:\n  q: rank 2 + bias\n  e: 1 rows + base's "
-        "own weight\n" + TO_LORA,
+        "style: PEFT applies copies of the base, saved leaves and tokens, in this "
+        "order, before an adapter's own update, and these are in another order:\n  "
+        "q: rank 2 + bias\n  e: 1 rows + base's own weight\n" + TO_LORA,
     ),
     "modules beside tokens": (
         {"embed": tokens(1), "head": WHOLE},
-        "PEFT's TRAINABLE_TOKENS has no modules saved whole, and this adapter has:\n  head",
+        "PEFT's TRAINABLE_TOKENS can't save whole modules, and this adapter has:\n  head",
     ),
     "biases of loha": (
         {"q": Together((BIAS, LoHa(*HADA, 1.0))), "k": BIAS},
@@ -94,8 +94,8 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     ),
     "two lists of tokens": (
         {"embed": tokens(1), "x": tokens(2)},
-        "PEFT's config has one token_indices for all sites, and these differ:\n  (1,): embed\n"
-        "  (2,): x\nExport them as adapters of their own.",
+        "PEFT's config has one token_indices for all sites, and these differ:\n  "
+        "(1,): embed\n  (2,): x\nExport them as separate adapters.",
     ),
     "kasa beside lora": (
         {"q": lora(), "k": KaSA(n(2, 4), n(6, 2), n(2), 1.0)},
@@ -107,21 +107,21 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     ),
     "dora with a bias": (
         {"q": lora(magnitude=n(6)), "k": lora(magnitude=n(6), bias=n(6))},
-        "PEFT has no DoRA with a bias of its own (lora_bias), which these have:\n  k",
+        "PEFT has no DoRA with its own bias (lora_bias), which these have:\n  k",
     ),
     "an embedding beside a bias": (
         {"q": lora(bias=n(6)), "embed": lora(embedding=True)},
-        "PEFT has no bias of its own (lora_bias) for an embedding, and one for all others:\n  emb",
+        "PEFT has lora_bias for all sites or none, and never for an embedding:\n  emb",
     ),
     "half an attention": (
         HEAD,
-        "at.in_proj_weight: PEFT adapts both projections of an attention, with one rank. Found "
-        "none at at.out_proj, expected rank 2. Merge it instead",
+        "at.in_proj_weight: PEFT adapts both projections of an attention with one "
+        "rank. Found none at at.out_proj, expected rank 2. Merge it instead",
     ),
     "lokr of odd sizes": (
         {"q": LoKr((n(1, 4),), (n(6, 1),), 1.0), "k": LoKr((n(2, 2),), (n(3, 2),), 1.0)},
-        "PEFT has no decompose_factor that makes Kronecker factors of these shapes:\n"
-        "  q: (1, 4) ⊗ (6, 1)\n  k: (2, 2) ⊗ (3, 2)\nExport it as a LoRA: jaxmix.to_lora.",
+        "PEFT has no decompose_factor for Kronecker factors of these shapes:\n  q: "
+        "(1, 4) ⊗ (6, 1)\n  k: (2, 2) ⊗ (3, 2)\nExport it as a LoRA: jaxmix.to_lora.",
     ),
     "lokr, whole beside a pair": (
         {"q": LoKr((n(8, 1), n(1, 8)), (n(8, 8),), 1.0)},
@@ -129,16 +129,16 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     ),
     "oft of odd sizes": (
         {"q": OFT(n(2, 28)), "k": OFT(n(6, 1))},
-        "PEFT has no oft_block_size and no r from which these come:\n  q: 2 blocks of 8\n"
-        "  k: 6 blocks of 2\nExport them as adapters of their own, or a LoRA",
+        "PEFT has no oft_block_size and no r for these blocks:\n  q: 2 blocks of 8\n "
+        " k: 6 blocks of 2\nExport them as separate adapters, or as a LoRA",
     ),
     "oft's old series": (
         {"q": OFT(n(2, 1), terms=4, ends_twice=True)},
-        "PEFT from 0.18 on has another series than these:\n  q",
+        "PEFT 0.18 and later has another series than these:\n  q",
     ),
     "oft, turned": (
         {"q": OFT(n(2, 1), transposed=True)},
-        "PEFT's OFT takes no layer stored as (in, out):\n  q",
+        "PEFT's OFT does not accept layers stored as (in, out):\n  q",
     ),
     "oft of two series": (
         {"q": OFT(n(2, 1), terms=4), "k": OFT(n(2, 1))},
@@ -154,7 +154,7 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     ),
     "shira of no rank": (
         {"q": shira(1), "k": shira(None)},
-        "PEFT writes r·(in + out) entries at a site, and of these updates no rank r is known:\n  k",
+        "PEFT writes r·(in + out) entries at a site, and the rank r of these is unknown:\n  k",
     ),
     "shira of two ranks": (
         {"q": shira(1), "k": shira(2)},
@@ -214,9 +214,9 @@ def test_a_task_whose_head_peft_saves_whole(tmp_path: Path) -> None:
     updates = {"q": lora(), "score": lora(), "x.classifier": lora()}
     text = said(UnsupportedError, Adapter(updates, name="style"), tmp_path, task_type="SEQ_CLS")
     assert text == (
-        "style: for the task SEQ_CLS PEFT saves heads whole and ignores factors there, and this "
-        "adapter has some at:\n  score\n  x.classifier\nLeave task_type out, and load it with "
-        "PeftModel.from_pretrained(model, folder)."
+        "style: for the task SEQ_CLS PEFT saves heads whole and ignores their "
+        "factors, which this adapter has at:\n  score\n  x.classifier\nLeave "
+        "task_type out, and load it with PeftModel.from_pretrained(model, folder)."
     )
 
 
@@ -226,7 +226,7 @@ def test_what_is_no_adapter(tmp_path: Path) -> None:
     assert text == "export_peft got a dict, expected an adapter or a mix of them."
     mixed = jaxmix.mix(Adapter(FORMS["lora"], name="a"), Adapter(FORMS["lora"], name="b"))
     text = said(AdapterError, mixed, tmp_path, errors={"q": 0.5})
-    assert "export_peft got errors= for a mix, whose sites are of 2 adapters." in text
+    assert "export_peft got errors= for a mix of 2 adapters." in text
 
 
 def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
@@ -234,17 +234,18 @@ def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
     updates = {"q": lora(magnitude=n(6)), "k": Together((BIAS, lora())), "embed": tokens(1)}
     text = said(UnsupportedError, Adapter(updates, 0.5, "style"), tmp_path)
     assert text == (
-        "style has strength 0.5, and PEFT has none for:\n  q: LoRA\n  k: Replace\n  embed: Tokens\n"
-        "Export it at strength 1, or make a LoRA of it: jaxmix.to_lora(adapter, params)."
+        "style has strength 0.5, which PEFT does not have for:\n  q: LoRA\n  k: "
+        "Replace\n  embed: Tokens\nExport it at strength 1, or convert it to a LoRA: "
+        "jaxmix.to_lora(adapter, params)."
     )
     for update in (OFT(n(2, 1)), KaSA(n(2, 4), n(6, 2), n(2), 1.0), COPY, shira(1)):
         text = said(UnsupportedError, Adapter({"q": update}, 0.5), tmp_path)
-        assert f"PEFT has none for:\n  q: {update.family}\n" in text
+        assert f"PEFT does not have for:\n  q: {update.family}\n" in text
 
 
 def test_a_type_that_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of those that a family has; a new one may begin so."""
-    monkeypatch.setitem(KINDS, "LORA", replace(KINDS["LORA"], write=None))
+    monkeypatch.setitem(PEFT_TYPES, "LORA", replace(PEFT_TYPES["LORA"], write=None))
     text = said(UnsupportedError, Adapter(FORMS["lora"], name="style"), tmp_path)
     assert text == "style: jaxmix does not write PEFT's LORA yet."
 
@@ -257,15 +258,15 @@ def test_mixes_that_peft_has_not(tmp_path: Path) -> None:
         return jaxmix.mix(*(Adapter({"q": update}, name=name) for name, update in named))
 
     for mix, why in (
-        (mixed(lora(), shira(1)), "the type of 'b' beside others"),
-        (mixed(lora(), BIAS, tokens(1)), "the type of 'b', 'c' beside others"),
+        (mixed(lora(), shira(1)), "the type of 'b' with others"),
+        (mixed(lora(), BIAS, tokens(1)), "the type of 'b', 'c' with others"),
         (mixed(OFT(n(2, 1), embedding=True), OFT(n(2, 1), embedding=True)), "its order"),
     ):
         text = said(UnsupportedError, mix, tmp_path)
         assert text == (
-            f"PEFT's mixed model can't compute this mix: it does not have {why}. Make one LoRA of "
-            "it, jaxmix.to_lora(mix, params), keep it as a mix, jaxmix.save(mix, folder), or merge "
-            "it, jaxmix.merge_checkpoint."
+            f"PEFT's mixed model can't compute this mix: it does not support {why}. "
+            f"Convert the mix to one LoRA, jaxmix.to_lora(mix, params), save it as a "
+            f"mix, jaxmix.save(mix, folder), or merge it, jaxmix.merge_checkpoint."
         )
 
 
@@ -275,6 +276,6 @@ def test_an_array_of_all_sites() -> None:
     with pytest.raises(UnsupportedError) as caught:
         same_array(updates, "vera_A", lambda update: update)
     assert str(caught.value) == (
-        "PEFT stores one vera_A for all sites, and these have another than a:\n  c\n  d\n"
-        "Export them as adapters of their own."
+        "PEFT stores one vera_A for all sites, and that of these sites differs from "
+        "a:\n  c\n  d\nExport them as separate adapters."
     )

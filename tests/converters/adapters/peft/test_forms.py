@@ -178,7 +178,7 @@ def test_positions_that_are_none(bad, tmp_path):
     assert update.indices.dtype == np.int32
     made["shira_indices"][1, 2] = bad
     text = refused(CheckpointError, save(tmp_path, "shira", keyed(made)))
-    assert f"{SITE}: shira_indices are not all whole numbers from 0 on. Save it again" in text
+    assert f"{SITE}: shira_indices are not all non-negative integers. Save it again" in text
 
 
 def test_positions_beyond_the_weight(tmp_path):
@@ -197,7 +197,7 @@ def test_positions_beyond_the_weight(tmp_path):
 def test_a_factor_that_the_config_does_not_know(form, factor, flag, tmp_path):
     """PEFT would drop it without a word, or draw it anew."""
     text = refused(CheckpointError, save(tmp_path, form, **one(flag, False)))
-    assert f"{SITE}: {factor} is there, but {flag} is off in the config" in text
+    assert f"{SITE}: {factor} is present, but {flag} is off in the config" in text
     made = factors(FORMS[form])
     del made[factor]
     text = refused(CheckpointError, save(tmp_path, form, keyed(made)))
@@ -225,7 +225,7 @@ def test_a_convolution_in_groups(tmp_path):
     made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     text = refused(UnsupportedError, save(tmp_path, tensors=keyed(made)))
     assert f"{SITE}: lora_B has 1 of 2 ranks" in text
-    assert "no weight of the grouped convolution can do. Train it without that layer" in text
+    assert "no weight of that convolution can do. Train it without that layer" in text
 
 
 def test_shared_blocks_are_one(tmp_path):
@@ -250,10 +250,10 @@ def test_all_sites_are_listed_at_once(tmp_path):
     del made["base_model.model.layers.2.q.lora_B.weight"]
     text = refused(ShapeError, save(tmp_path, tensors=made))
     assert text.startswith(
-        f"{tmp_path / 'adapter_model.safetensors'}: factors that make no LORA update:\n"
-        "  layers.1.q: lora_A.weight has shape (3, 4), expected (2, ·) with the config's rank 2\n"
-        "  layers.2.q: lora_B.weight missing beside lora_A.weight (2, 4)\n"
-        "Was the file edited, or saved before the shards"
+        f"{tmp_path / 'adapter_model.safetensors'}: factors that are not a valid LORA "
+        f"update:\n  layers.1.q: lora_A.weight has shape (3, 4), expected (2, ·) with "
+        f"the config's rank 2\n  layers.2.q: lora_B.weight is missing; found "
+        f"lora_A.weight (2, 4)\nWas the file edited, or saved before the shards"
     )
     assert "layers.0.q" not in text
 
@@ -274,7 +274,7 @@ def test_a_mask_of_nothing(tmp_path):
     masks = {f"{SITE}.lora_E": [True, True], f"{SITE}.lora_E.default": [True, False]}
     text = refused(CheckpointError, save(tmp_path, "adalora", rank_pattern=masks))
     assert text == (
-        f"{tmp_path / 'adapter_config.json'}: rank_pattern has masks of what the file has no "
-        f"factors of:\n  {SITE}.lora_E.default\nExpected <module>.lora_E of modules in the file. "
-        "Save it again."
+        f"{tmp_path / 'adapter_config.json'}: rank_pattern has masks for modules "
+        f"without factors in the file:\n  {SITE}.lora_E.default\nExpected "
+        f"<module>.lora_E of modules in the file. Save it again."
     )

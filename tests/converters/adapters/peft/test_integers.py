@@ -15,9 +15,9 @@ import pytest
 
 import jaxmix
 from jaxmix import JaxmixError
-from jaxmix.converters.adapters.peft.kind import ABOUT, WHERE
-from jaxmix.converters.adapters.peft.kinds import KINDS
-from jaxmix.converters.adapters.peft.values import FLAG, ROUNDS, SHARE
+from jaxmix.converters.adapters.common.values import FLAG, ROUNDS, SHARE
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
+from jaxmix.converters.adapters.peft.peft_type import ABOUT, WHERE
 from jaxmix.errors import CheckpointError, ShapeError
 
 from .folders import Form, factors, keyed, packed, params, refused, save
@@ -95,10 +95,10 @@ def _composed(folder: Path, row: Row, field: str = "", value: Any = None) -> dic
 def _values(row: Row) -> Iterator[tuple[str, Any]]:
     """Fields and what to put there; true is no number where a flag is asked for."""
     _, config, _ = row
-    fields = KINDS[config["peft_type"]].fields
-    names = {*fields.honoured, *fields.harmless, *config} - ABOUT - WHERE - {"peft_type"}
+    fields = PEFT_TYPES[config["peft_type"]].fields
+    names = {*fields.supported, *fields.harmless, *config} - ABOUT - WHERE - {"peft_type"}
     for name in sorted(names):
-        is_flag = fields.honoured.get(name) is FLAG or name.startswith("init_")
+        is_flag = fields.supported.get(name) is FLAG or name.startswith("init_")
         yield from ((name, value) for value in VALUES if not (is_flag and value is True))
 
 
@@ -135,7 +135,7 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
 
 def test_every_type_is_asked() -> None:
     """The table above is about something."""
-    assert set(ROWS.values()) == set(KINDS)
+    assert set(ROWS.values()) == set(PEFT_TYPES)
 
 
 # ------------------------------------------------------------------------- what each one says

@@ -43,24 +43,26 @@ def test_keys_of_another_family(other, tmp_path):
     made = keyed(factors(FORMS[other]))
     text = refused(CheckpointError, save(tmp_path, "lora", lora() | made))
     for key in made:
-        assert f"{key}: another family's parameter, or one that this version does not know" in text
+        assert f"{key}: a parameter of another type, or one that this version does not know" in text
 
 
 def test_a_key_that_means_nothing(tmp_path):
     """Neither a parameter nor a leaf."""
     text = refused(CheckpointError, save(tmp_path, tensors=lora(mystery__scale=WHOLE)))
-    assert "mystery.scale: no parameter of this family" in text
+    assert "mystery.scale: not a parameter of this type" in text
 
 
 def test_an_adapter_without_weights(tmp_path):
     """A file with nothing in it, and one with copies of the base only."""
     folder = save(tmp_path, tensors={})
     text = refused(CheckpointError, folder)
-    assert f"{folder / 'adapter_model.safetensors'} holds no tensors, expected an adapter's" in text
+    assert (
+        f"{folder / 'adapter_model.safetensors'} contains no tensors, expected an adapter's"
+    ) in text
     folder = save(tmp_path, tensors={f"{ROOT}lm_head.weight": WHOLE})
     text = refused(CheckpointError, folder)
-    assert f"{folder} holds no weights of a LORA adapter, expected lora_A.weight, " in text
-    assert "Was it saved before the adapter was added, or by one rank only?" in text
+    assert f"{folder} has no weights of a LORA adapter, expected lora_A.weight, " in text
+    assert "Was it saved before the adapter was added, or by only one of several processes?" in text
 
 
 # ------------------------------------------------------------------ leaves that were saved whole
@@ -83,7 +85,7 @@ def test_leaves_of_saved_modules_under_any_name(tmp_path):
     assert np.array_equal(replaced.weight, WHOLE[:, 0])
     made |= {"norm.num_batches_tracked": np.array(3, np.int64)}
     text = refused(UnsupportedError, save(tmp_path, tensors=made, modules_to_save=["norm"]))
-    assert "norm.num_batches_tracked: a buffer of int64, which jaxmix can't mix; leave it" in text
+    assert "norm.num_batches_tracked: a buffer of int64, which jaxmix can't mix; remove it" in text
 
 
 def test_modules_to_save_that_are_not_there(tmp_path):
@@ -108,8 +110,8 @@ def test_the_wrapper_that_peft_writes_beside_a_saved_module(tmp_path):
     del made["lm_head.weight"], made["lm_head.modules_to_save.weight"]
     text = refused(CheckpointError, save(tmp_path, tensors=made, modules_to_save=["lm_head"]))
     assert (
-        "lm_head.original_module.weight: a part of PEFT's wrapper, but lm_head.weight, which PEFT "
-        "reads, is not there" in text
+        "lm_head.original_module.weight: a part of PEFT's wrapper, but "
+        "lm_head.weight, which PEFT reads, is missing" in text
     )
 
 
@@ -142,7 +144,7 @@ def test_a_plain_leaf_beside_factors(leaf, tmp_path):
     """PEFT would not read it: it looks below the wrapper."""
     made = lora() | {f"{ROOT}{SITE}.{leaf}": np.ones((6, 4)[: 1 + (leaf == "weight")], np.float32)}
     text = refused(CheckpointError, save(tmp_path, tensors=made, bias="all"))
-    expected = f"PEFT reads {SITE}.base_layer.{leaf} of a module with factors; rename it"
+    expected = f"for a module with factors PEFT reads {SITE}.base_layer.{leaf}; rename it"
     assert f"{ROOT}{SITE}.{leaf}: {expected}" in text
 
 
@@ -159,20 +161,20 @@ def test_what_training_alone_needs_is_left_out(tmp_path):
     made = keyed(factors(FORMS["loha"])) | {
         f"{ROOT}{SITE}.lora_velora_embed": np.ones(4, np.float32)
     }
-    assert "another family's parameter" in refused(CheckpointError, save(tmp_path, "loha", made))
+    assert "a parameter of another type, or one that this version does not know" in refused(
+        CheckpointError, save(tmp_path, "loha", made)
+    )
 
 
 def test_what_wraps_in_ways_unknown(tmp_path):
     """An UnsupportedError as long as nothing else is wrong."""
     key = "attn.base_layer.other.hada_w1_a"
-    why = (
-        "a part of a wrapped module of a kind that jaxmix does not know in LOHA; leave that module"
-    )
+    why = "part of a wrapped module of an unknown kind in LOHA; remove that module"
     made = keyed(factors(FORMS["loha"])) | {key: WHOLE}
     assert f"{key}: {why}" in refused(UnsupportedError, save(tmp_path, "loha", made))
     made |= {"mystery.scale": WHOLE}
     text = refused(CheckpointError, save(tmp_path, "loha", made))
-    assert f"{key}: {why}" in text and "mystery.scale: no parameter" in text
+    assert f"{key}: {why}" in text and "mystery.scale: not a parameter" in text
 
 
 def test_a_shared_tensor_twice(tmp_path):
@@ -182,4 +184,4 @@ def test_a_shared_tensor_twice(tmp_path):
     site = {"vera_lambda_b": np.ones(6, np.float32), "vera_lambda_d": np.ones(2, np.float32)}
     form = Form("VERA", {"r": 2, "projection_prng_key": 0, "save_projection": True}, {})
     text = refused(CheckpointError, save(tmp_path, form, made | keyed(site)))
-    assert ": vera_A is there twice; keep one of the two" in text
+    assert ": vera_A occurs twice; keep one of the two" in text

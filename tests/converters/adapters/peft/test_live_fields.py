@@ -12,8 +12,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 
 import jaxmix
-from jaxmix.converters.adapters.peft.kind import WHERE
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
+from jaxmix.converters.adapters.peft.peft_type import WHERE
 from jaxmix.converters.adapters.peft.refusals import REFUSED_TYPES
 
 from .made import Linears, composed, difference, quiet, reload, run, save
@@ -27,14 +27,14 @@ def names_of(family: str) -> set[str]:
     return {field.name for field in dataclasses.fields(made)}
 
 
-OF_TODAY = [family for family in KINDS if family != "BONE"]  # of an older PEFT
+OF_TODAY = [family for family in PEFT_TYPES if family != "BONE"]  # of an older PEFT
 
 
 @pytest.mark.parametrize("family", OF_TODAY)
 def test_every_field_is_in_one_table(family):
     """A field of the installed PEFT that nobody has looked at fails here."""
-    fields = KINDS[family].fields
-    tables = [set(fields.honoured), set(fields.harmless), set(fields.refused)]
+    fields = PEFT_TYPES[family].fields
+    tables = [set(fields.supported), set(fields.harmless), set(fields.refused)]
     unknown = names_of(family) - set.union(*tables)
     assert not unknown, f"say in its file in peft/kinds what {sorted(unknown)} are"
     assert sum(map(len, tables)) == len(set.union(*tables))
@@ -43,21 +43,21 @@ def test_every_field_is_in_one_table(family):
 @pytest.mark.parametrize("family", OF_TODAY)
 def test_no_table_has_a_field_that_peft_does_not(family):
     """But where it is, and what older versions had; a misspelt name would honour nothing."""
-    fields = KINDS[family].fields
-    known = set(fields.honoured) | set(fields.harmless) | set(fields.refused)
+    fields = PEFT_TYPES[family].fields
+    known = set(fields.supported) | set(fields.harmless) | set(fields.refused)
     older = {"OFT": {"alpha_pattern", "rank_pattern"}, "BONE": {"bone"}}
     assert known - names_of(family) - older.get(family, set()) <= WHERE | {"modules_to_save"}
 
 
 def test_a_field_can_be_missed():
     """The check above does see one that is taken out of the tables."""
-    known = set(KINDS["LORA"].fields.honoured) - {"use_dora"}
-    assert "use_dora" in names_of("LORA") - known - KINDS["LORA"].fields.harmless
+    known = set(PEFT_TYPES["LORA"].fields.supported) - {"use_dora"}
+    assert "use_dora" in names_of("LORA") - known - PEFT_TYPES["LORA"].fields.harmless
 
 
 def test_every_type_is_read_or_refused():
     """And none is both."""
-    read, refused = set(KINDS), set(REFUSED_TYPES)
+    read, refused = set(PEFT_TYPES), set(REFUSED_TYPES)
     types = {kind.value for kind in PeftType}
     assert not read & refused
     assert not types - read - refused, "say in converters/adapters/peft/refusals.py what these are"

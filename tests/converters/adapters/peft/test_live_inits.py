@@ -68,7 +68,10 @@ def test_what_changed_the_base(init, options, tmp_path):
         assert difference(run(composed(Linears(), tmp_path / "raw", base=True)), truth) < 2e-6
     else:
         said = refused(UnsupportedError, tmp_path / "raw")
-        assert f"init_lora_weights = {init!r}: it took the initial factors' product off" in said
+        assert (
+            f"init_lora_weights = {init!r}: it subtracted the product of the initial "
+            f"factors' product off"
+        ) in said
     assert difference(run(composed(Linears(), tmp_path / "plain")), truth) < 2e-6
     update: Any = jaxmix.load(tmp_path / "plain").updates["one"]
     assert update.a.shape == (6, 12)

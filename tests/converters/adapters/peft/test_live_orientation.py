@@ -25,7 +25,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 import jaxmix
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import LayoutError
 
 from .made import llama, quiet, save
@@ -193,7 +193,9 @@ def test_types(name: str, flag: bool, tmp_path: Path) -> None:
 
 def test_types_with_the_flag_are_all_here() -> None:
     """Another reader that asks for the flag is tested too."""
-    asking = {name for name, kind in KINDS.items() if "fan_in_fan_out" in kind.fields.honoured}
+    asking = {
+        name for name, kind in PEFT_TYPES.items() if "fan_in_fan_out" in kind.fields.supported
+    }
     known = {name.partition(" ")[0].upper() for name in TYPES} | {"LORA", "FROD"}
     assert asking <= known, asking - known
 

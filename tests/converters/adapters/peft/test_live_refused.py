@@ -52,7 +52,7 @@ def test_types(config, why, tmp_path):
         ({"alora_invocation_tokens": [3], **LM}, "alora_invocation_tokens = [3]",
          "by position: no fixed weight computes that", "Keep it in PEFT."),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = [[0, 2], [1, 3]]",
-         "the sites are those of another, deeper model", "Make that base: its layers copied"),
+         "the sites are those of another, deeper model", "Create that base by copying its layers"),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -104,7 +104,9 @@ def test_a_pickle_is_converted_by_the_recipe(tmp_path, monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "torch", None)
         said = refused(CheckpointError, tmp_path)
-    assert f"{tmp_path} has adapter_model.bin but no {WEIGHTS}. jaxmix reads no pickles" in said
+    assert (
+        f"{tmp_path} has adapter_model.bin but no {WEIGHTS}. jaxmix does not read pickles" in said
+    )
     lines = re.findall(r"^  (.+)$", said, re.MULTILINE)
     assert len(lines) == 2
     import safetensors.torch

@@ -38,7 +38,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         {"kasa_config": {}},
         {"lora_diag": (2,)},
         C,
-        "lora_diag is there, but kasa_config is off in the config",
+        "lora_diag is present, but kasa_config is off in the config",
     ),
     "kasa without values": (
         "lora",
@@ -52,28 +52,28 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         {"use_bdlora": BD},
         {},
         S,
-        "a factor of shape (6, 2) is not made of 4 blocks",
+        "a factor of shape (6, 2) does not consist of 4 blocks",
     ),
     "blocks of inputs that are none": (
         "lora",
         {"use_bdlora": {"target_modules_bd_a": ["proj"], "nblocks": 3}},
         {},
         S,
-        "a factor of shape (2, 4) is not made of 3 blocks",
+        "a factor of shape (2, 4) does not consist of 3 blocks",
     ),
     "pissa of a convolution": (
         "lora-conv",
         {"init_lora_weights": "pissa"},
         {},
         U,
-        "PEFT has no pissa of this layer. Save it as a plain LoRA",
+        "PEFT has no pissa for this layer. Save it as a plain LoRA",
     ),
     "olora of an embedding": (
         "lora-embedding",
         {"init_lora_weights": "OLoRA"},
         {},
         U,
-        "PEFT has no olora of this layer. Save it as a plain LoRA",
+        "PEFT has no olora for this layer. Save it as a plain LoRA",
     ),
     "adalora's rank": (
         "adalora",
@@ -94,7 +94,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         {},
         {"hada_t2": None},
         C,
-        "one of hada_t1 and hada_t2 is missing beside hada_t1 (2, 2, 3, 5), ",
+        "one of hada_t1 and hada_t2 is missing; found hada_t1 (2, 2, 3, 5), ",
     ),
     "lokr with a factor twice": (
         "lokr-low",
@@ -115,7 +115,7 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         {},
         {"lokr_t2": (2, 2, 3, 3)},
         C,
-        "lokr_t2 beside lokr_t2 (2, 2, 3, 3), lokr_w1 (2, 2), lokr_w2 (3, 2): expected lokr_w2_a",
+        "lokr_t2 (2, 2, 3, 3), lokr_w1 (2, 2), lokr_w2 (3, 2): lokr_t2 needs lokr_w2_a",
     ),
     "lokr's x with a kernel": (
         "lokr",
@@ -174,7 +174,13 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
         S,
         "shira_indices (2, 4), shira_weight (5,), expected (N,) and (2, N)",
     ),
-    "shira without values": ("shira", {}, {"shira_weight": None}, C, "shira_weight missing beside"),
+    "shira without values": (
+        "shira",
+        {},
+        {"shira_weight": None},
+        C,
+        "shira_weight is missing; found",
+    ),
 }
 
 
@@ -212,15 +218,15 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
         UP,
         (3, 5, 7),
         S,
-        f"mlp.up: {UP_SAID} are of 3 experts (out, in) = (5, 4), but mlp.up is (3, 5, 7)",
+        f"mlp.up: {UP_SAID} fit 3 experts (out, in) = (5, 4), but mlp.up has shape (3, 5, 7)",
     ),
-    "of more experts": (UP, (4, 5, 4), S, "(out, in) = (5, 4), but mlp.up is (4, 5, 4)"),
+    "of more experts": (UP, (4, 5, 4), S, "(out, in) = (5, 4), but mlp.up has shape (4, 5, 4)"),
     "square": (
         ((6, 4), (4, 6)),
         (3, 4, 4),
         U,
-        "mlp.up: the experts' matrices are square, (4, 4), and the file does not say whether they "
-        "lie as (out, in) or as (in, out). Merge it with PEFT",
+        "mlp.up: the experts' matrices are square, (4, 4), and the file does not "
+        "state whether they are stored as (out, in) or (in, out). Merge it with PEFT",
     ),
 }
 
@@ -241,11 +247,11 @@ def test_parameters_that_can_not_be_told(down, how, tmp_path):
     folder = of_experts(tmp_path, "mlp.up", "mlp.down", outer=UP, inner=UP)
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
-        f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down, whose shapes are "
-        f"[(3, 5, 4), {down}], and the file does not say which is whose. Give the base on which "
-        "the adapter was trained as a flat dict in the model's own order, jaxmix.load(…, "
-        "base={name: array for name, array in model.state_dict().items()}), or train them as "
-        "adapters of their own."
+        f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down with "
+        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Give the "
+        f"base on which the adapter was trained as a flat dict in the model's own "
+        f"order, jaxmix.load(…, base={{name: array for name, array in "
+        f"model.state_dict().items()}}), or train them as separate adapters."
     )
 
 
@@ -299,7 +305,7 @@ def test_patterns_go_by_an_attention(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "kind", "said"),
     [
-        ({"init_lora_weights": "olora"}, UnsupportedError, "no olora of"),
+        ({"init_lora_weights": "olora"}, UnsupportedError, "no olora for"),
         ({"init_lora_weights": "pissa", "lora_alpha": 0}, CheckpointError, "lora_alpha is 0, by"),
     ],
 )
@@ -316,7 +322,7 @@ def test_a_base_that_does_not_tell_its_orientation(tmp_path):
     folder = save(tmp_path, tensors=made, init_lora_weights="pissa", fan_in_fan_out=True)
     base = {f"{SITE}.weight": np.eye(4), f"{SITE}.bias": np.ones(4)}
     assert (
-        "does not tell whether the weight at layer.proj is stored as (out, in) or as (in, out), "
-        "and the params that were given as base does not either. Give a base with its biases"
+        "whether the weight at layer.proj is stored as (out, in) or (in, out) is stated neither in "
+        "a LORA adapter's file nor in the params given as base. Give a base with its biases"
     ) in refused(C, folder, base=base)
     assert jaxmix.load(folder, base={f"{SITE}.weight": np.eye(4)}).sites == (SITE,)

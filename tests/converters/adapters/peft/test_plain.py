@@ -95,10 +95,12 @@ def test_several_adapters_in_one_file(tmp_path):
     }
     folder = save(tmp_path, tensors=made)
     text = refused(CheckpointError, folder)
-    assert f"{folder / 'adapter_model.safetensors'} holds several adapters, expected one:" in text
+    assert (
+        f"{folder / 'adapter_model.safetensors'} contains several adapters, expected one:" in text
+    )
     assert f"'default', as in {ROOT}{SITE}.lora_A.default.weight" in text
     assert f"'reference', as in {ROOT}{SITE}.lora_A.reference.weight" in text
-    assert "Save each into a folder of its own with save_pretrained, or remove the keys" in text
+    assert "Save each in a folder of its own with save_pretrained, or remove the keys" in text
 
 
 @pytest.mark.parametrize("other", ["_orig_mod.{}", "{}.default", "base_model.model.{}"])
@@ -198,7 +200,7 @@ def test_what_the_model_stores_once_stands_at_each_module(tmp_path):
     assert jaxmix.load(save(tmp_path, VERA, alone)).sites == (SITE,)
     made[f"{ROOT}{SITE}.vera_A.default"] = 2 * shared["vera_A"]
     text = refused(CheckpointError, save(tmp_path, VERA, made))
-    assert "vera_A.default: not the model's vera_A, of which it should be a copy" in text
+    assert "vera_A.default: not a copy of the model's vera_A, as expected" in text
 
 
 def test_wrappers_in_the_configs_names(tmp_path):

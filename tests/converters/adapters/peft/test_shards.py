@@ -58,7 +58,7 @@ def test_a_missing_shard(index: str | None, tmp_path: Path) -> None:
         assert said.startswith(f"{folder / SHARDS[1]} is missing; found adapter_config.json")
     else:
         assert said == (
-            f"{folder} lacks shards 2 of 2, found {SHARDS[0]}. Download the folder again, whole."
+            f"{folder} lacks shards 2 of 2; found {SHARDS[0]}. Download the complete folder again."
         )
 
 
@@ -77,7 +77,7 @@ def test_an_index_that_leads_out(tmp_path: Path) -> None:
     told = {"weight_map": {"a": "../x.safetensors"}}
     (folder / INDEX).write_text(json.dumps(told))
     said = refused(CheckpointError, folder)
-    assert said.startswith(f"{folder / INDEX}: files that would lie outside its folder:")
+    assert said.startswith(f"{folder / INDEX}: files outside its folder:")
 
 
 def test_shards_of_two_adapters(tmp_path: Path) -> None:
@@ -86,8 +86,9 @@ def test_shards_of_two_adapters(tmp_path: Path) -> None:
     (folder / SHARDS[1]).write_bytes((folder / SHARDS[0]).read_bytes())
     said = refused(CheckpointError, folder)
     assert said == (
-        f"tensors that several shards have:\n  base_model.model.{SITE}.lora_A.weight: again in "
-        f"{SHARDS[1]}\nAre shards of two adapters mixed? Download or save the folder again."
+        f"tensors that are in several shards:\n  "
+        f"base_model.model.{SITE}.lora_A.weight: again in {SHARDS[1]}\nAre shards of "
+        f"two adapters mixed? Download or save the folder again."
     )
     (folder / "adapter_model-00003-of-00003.safetensors").write_bytes(b"")
     said = refused(CheckpointError, folder)

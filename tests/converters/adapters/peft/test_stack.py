@@ -191,7 +191,9 @@ def test_biases_that_no_order_serves(letters, lost):
     with pytest.raises(UnsupportedError) as caught:
         peft_stack(adapters(*letters))
     said = str(caught.value)
-    assert said.startswith("PEFT keeps a trained bias in the base, so that it acts before every")
+    assert said.startswith(
+        "PEFT keeps a trained bias in the base, where it is applied before every"
+    )
     assert f"\n  {lost}" in said and said.endswith("Train one of them with bias='none'.")
 
 

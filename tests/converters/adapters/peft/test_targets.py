@@ -30,13 +30,13 @@ def put(folder: Any, *sites: str, form: str | Form = "lora", **fields: Any) -> A
         (
             {"target_modules": ["q_proj", "up_proj", "lm_head"], "exclude_modules": ["up_proj"]},
             SITES[1],
-            'left out by exclude_modules = ["up_proj"]',
+            'excluded by exclude_modules = ["up_proj"]',
         ),
-        ({"exclude_modules": r".*\.experts\..*"}, SITES[1], "left out by exclude_modules = "),
+        ({"exclude_modules": r".*\.experts\..*"}, SITES[1], "excluded by exclude_modules = "),
         (
             {"target_modules": "all-linear", "exclude_modules": ["lm_head"]},
             SITES[2],
-            "left out by exclude_modules",
+            "excluded by exclude_modules",
         ),
     ],
 )
@@ -46,7 +46,7 @@ def test_modules_that_the_config_leaves_out(fields, site, why, form, tmp_path):
     folder = put(tmp_path, form=form, **fields)
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: the file has factors of modules that this" in text
-    assert "that PEFT ignores them:" in text and f"{site}: {why}" in text
+    assert "adapt, so PEFT ignores them:" in text and f"{site}: {why}" in text
     assert not any(f"{other}: " in text for other in SITES if other != site)
     assert "Correct it, or remove these modules' keys from the file." in text
 
@@ -71,7 +71,7 @@ def test_a_module_that_was_saved_whole(tmp_path):
     }
     fields: dict[str, Any] = {"target_modules": ["dense"], "modules_to_save": ["cls"]}
     text = refused(CheckpointError, save(tmp_path, tensors=made, **fields))
-    assert 'cls.dense: left out by modules_to_save = ["cls"]' in text
+    assert 'cls.dense: excluded by modules_to_save = ["cls"]' in text
 
 
 @pytest.mark.parametrize(

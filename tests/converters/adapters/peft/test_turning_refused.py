@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix.converters.adapters.peft.kinds import KINDS
+from jaxmix.converters.adapters.peft.kinds import PEFT_TYPES
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, UnsupportedError
 from jaxmix.families import BOFT, DEFT, FRoD, GLoRA, HiRA, RoAd
 from jaxmix.families import PSOFT as Psoft
@@ -32,8 +32,13 @@ def test_frod_of_shapes_that_disagree(tmp_path):
     shared = {"base_model.frod_V.layer_proj": np.eye(4)}
     for kind, size, indices, said in (
         (S, 4, np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
-        (S, 4, np.full((2, 2), 4), "frod_s_indices.layer_proj goes from 4 to 4, expected 0 to 3"),
-        (C, 5, np.zeros((2, 2), np.int64), "frod_s_size.layer_proj is [5, 5], expected (4, 4) as"),
+        (S, 4, np.full((2, 2), 4), "has values from 4 to 4, expected 0 to 3"),
+        (
+            C,
+            5,
+            np.zeros((2, 2), np.int64),
+            "frod_s_size.layer_proj is [5, 5], expected (4, 4), the shape of",
+        ),
     ):
         places = {
             "base_model.frod_s_indices.layer_proj": indices,
@@ -67,7 +72,7 @@ def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
     folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
     assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
     grouped = {f"{SITE}.weight": np.ones((6, 2, 3, 2))}
-    said = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in groups each"
+    said = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in a grouped"
     assert said in refused(U, folder, base=grouped)
     plain = {f"{SITE}.weight": np.ones((6, 4, 3, 1), np.float32)}
     adapter = jaxmix.load(folder, base=plain)
@@ -82,9 +87,9 @@ def test_psoft_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     text = refused(C, folder, base={f"{SITE}.weight": np.ones((6, 4), np.float32)})
     assert (
-        "leaves out A and B, which PEFT takes from the base's weight by torch's SVD, where another"
-        in text
-    )
+        "leaves out A and B, which PEFT computes from the base's weight by torch's "
+        "SVD, whose signs may differ in another"
+    ) in text
 
 
 z = np.zeros
@@ -93,8 +98,8 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "road of two groups": (
         "ROAD",
         {"a": RoAd(z(2), z(2), 1, 2), "b": RoAd(z(2), z(2), 1, 4)},
-        "PEFT's config has one group_size for all sites, and these differ:\n  2: a\n  4: b\n"
-        "Export them as adapters of their own.",
+        "PEFT's config has one group_size for all sites, and these differ:\n  2: a\n "
+        " 4: b\nExport them as separate adapters.",
     ),
     "boft of outputs": (
         "BOFT",
@@ -104,7 +109,7 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "boft of other permutations": (
         "BOFT",
         {"a": BOFT(z((1, 2, 2, 2)), z(4), np.array([[3, 2, 1, 0]]))},
-        "PEFT's BOFT knows no other permutations than its butterfly's:\n  a",
+        "PEFT's BOFT has only the permutations of its butterfly:\n  a",
     ),
     "hira of two ranks": (
         "HIRA",
@@ -114,7 +119,7 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "glora on inputs": (
         "GLORA",
         {"a": GLoRA((z((4, 2)), z((2, 4))), on_input=True)},
-        "PEFT's GLoRA multiplies A entry by entry, and these from the right:\n  a",
+        "PEFT's GLoRA multiplies A elementwise, and these multiply it from the right:\n  a",
     ),
     "deft of two ranks": (
         "DEFT",
@@ -124,13 +129,14 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "deft of no scale": (
         "DEFT",
         {"a": DEFT(z((6, 2)), z((2, 4)), 0.0)},
-        "a scale of 0 PEFT takes for no alpha; leave the adapter out",
+        "PEFT reads a scale of 0 as no alpha; leave the adapter out",
     ),
     "psoft": (
         "PSOFT",
         {"a": Psoft(z((1, 4)), z((6, 1)), z((1, 1)), 1.0)},
-        "a file of PEFT's PSOFT leaves out A and B, and PEFT would take others from its base. Make "
-        "a LoRA of it, jaxmix.to_lora(adapter, params), which it is:\n  a",
+        "a file of PEFT's PSOFT leaves out A and B, and PEFT would compute others "
+        "from its base. Convert these to a LoRA, jaxmix.to_lora(adapter, params), "
+        "without loss:\n  a",
     ),
     "frod of two numbers of entries": (
         "FROD",
@@ -138,15 +144,16 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
             name: FRoD(np.eye(4), z(count), z((2, count), int), z(4))
             for name, count in (("one", 2), ("two", 5))
         },
-        "PEFT's FRoD has one sparse_rate for all sites, and no one gives these numbers of "
-        "entries:\n  one: 2 of 16\n  two: 5 of 16\nExport them as adapters of their own.",
+        "PEFT's FRoD has one sparse_rate for all sites, and no rate gives these "
+        "numbers of entries:\n  one: 2 of 16\n  two: 5 of 16\nExport them as "
+        "separate adapters.",
     ),
 }
 
 
 @pytest.mark.parametrize(("family", "updates", "said"), UNWRITTEN.values(), ids=UNWRITTEN)
 def test_what_is_not_written(family, updates, said):
-    write = KINDS[family].write
+    write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
         write(updates)

@@ -67,16 +67,16 @@ _TIED = {**_QK, "layers.1.q.weight": _QK["layers.0.q.weight"]}
 NO_ORDER: dict[str, tuple[Any, str]] = {
     "none": (None, "found no base. Give the model's leaves in the model's order, from torch: "),
     "names": (["layers.0.q", "layers.0.k"], "found a list of module names, which has no order"),
-    "nested": (_NESTED, "found the params that were given as base, which has no order"),
+    "nested": (_NESTED, "found the params given as base, which has no order"),
     "sorted": (_sorted(_QK), "as base, whose names in layers.0 are sorted. Give the model's"),
     "by number": (
         {f"{name}.weight": np.ones((6, 4)) for name in ("b.2.k", "b.10.k", "c.q")},
-        "whose names in all of it are sorted",
+        "whose names in the whole model are sorted",
     ),
     "numbers as texts": (_base(*(f"layers.{i}.q" for i in (0, 1, 10, 2)), "layers.2.k"),
         "in which layers.10.q is before layers.2.q"),
-    "torn": (_base("layers.0.q", "layers.1.q", "layers.0.k"), "whose leaves of layers.0 are not "
-        "together"),
+    "torn": (_base("layers.0.q", "layers.1.q", "layers.0.k"),
+        "whose leaves of layers.0 are not adjacent"),
 }  # fmt: skip
 
 
@@ -84,40 +84,42 @@ NO_ORDER: dict[str, tuple[Any, str]] = {
 def test_no_order(base, said, tmp_path):
     text = refused(CheckpointError, _save(tmp_path), base=base)
     assert said in text, text
-    assert "save_indices = false: the file has one vector and no word of the modules." in text
+    assert "save_indices = false: the file has one vector and no modules." in text
     assert _ASKS in text and "persistent = True" in text
 
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = {
     "all-linear": ({"target_modules": "all-linear"}, _QK, CheckpointError,
-        "target_modules is 'all-linear', for which PEFT asks the model's classes; expected names"),
-    "no targets": ({"target_modules": None}, _QK, CheckpointError, "target_modules is None, for"),
+        ("target_modules is 'all-linear', which depends on the model's classes; "
+        "expected names")),
+    "no targets": ({"target_modules": None}, _QK, CheckpointError, "target_modules is None, which"),
     "targets": ({"target_modules": ["q", 3]}, _QK, CheckpointError,
-        'target_modules is ["q", 3], expected a text or a list of such'),
+        "target_modules is [\"q\", 3], expected a string or a list of them"),
     "layers": ({"layers_to_transform": ["1"]}, _QK, CheckpointError,
-        'layers_to_transform is ["1"], expected a whole number or a list of such'),
+        "layers_to_transform is [\"1\"], expected an integer or a list of them"),
     "no expression": ({"target_modules": "(q"}, _QK, CheckpointError,
-        "target_modules, layers_pattern or modules_to_save is no regular expression: missing )"),
+        ("target_modules, layers_pattern or modules_to_save is not a valid regular "
+        "expression: missing ")),
     "not there": ({"target_modules": ["q", "lm_head"]}, _QK, CheckpointError,
         "the base has no modules for:\n  lm_head\nGive the base on which the adapter was trained"),
     "none": ({"layers_to_transform": [7]}, _QK, CheckpointError,
         "no modules for target_modules ['q', 'k'], layers_to_transform [7]\nGive the base"),
     "seed": ({"proj_seed": None}, _QK, CheckpointError, "proj_seed is missing, from which PEFT"),
     "negative seed": ({"proj_seed": -1}, _QK, CheckpointError,
-        "proj_seed is -1, expected a whole number from 0 on"),
+        "proj_seed is -1, expected a non-negative integer"),
     "vector": ({"theta_d_length": 6}, _QK, ShapeError,
         "unilora_theta_d has shape (5,), expected (6,) from the config"),
     "no layer": ({"target_modules": ["q", "1"]}, _QK, CheckpointError,
-        "are no linear layers in the params that were given as base:\n"
-        "  layers.1: no layers.1.weight\n"),
+        "are not linear layers in the params given as base:\n  layers.1: no layers.1.weight\n"),
     "three axes": ({}, {**_QK, "layers.1.k.weight": np.ones((6, 4, 3))}, CheckpointError,
-        "  layers.1.k: weight (6, 4, 3) float64\nExpected floats (out, in), or (in, out) of"),
+        "  layers.1.k: weight (6, 4, 3) float64\nExpected floats (out, in), or (in, out) for"),
     "integers": ({}, {**_QK, "layers.1.k.weight": np.ones((6, 4), np.int8)}, CheckpointError,
         "  layers.1.k: weight (6, 4) int8\n"),
     "bias": ({}, {**_QK, "layers.0.q.bias": np.ones(5)}, CheckpointError,
         "  layers.0.q: weight (6, 4), bias (5,)\n"),
-    "twins": ({}, _TIED, CheckpointError, "modules with the same weights in the params that were "
-        "given as base:\n  layers.0.q = layers.1.q\nOne module under two names PEFT adapts once"),
+    "twins": ({}, _TIED, CheckpointError, "modules with the same weights in the params given as "
+    "base:\n  layers.0.q = "
+    "layers.1.q\nPEFT adapts one module with two names once"),
 }  # fmt: skip
 
 
@@ -130,11 +132,11 @@ def test_bad(fields, base, kind, said, tmp_path):
 def test_indices_that_peft_would_pass_over(tmp_path):
     made = keyed({"unilora_indices_A": np.zeros((2, 4), np.int64)}, "layers.0.q")
     text = refused(CheckpointError, _save(tmp_path, {**made, **_THETA}), base=_QK)
-    assert "save_indices is false, but the file has indices, which PEFT then passes over:" in text
+    assert "save_indices is false, but the file has indices, which PEFT then ignores" in text
 
 
 def test_no_vector(tmp_path):
-    said = "unilora_theta_d missing, which all sites share"
+    said = "unilora_theta_d is missing, which all sites share"
     folder = _save(tmp_path, keyed({"bias": np.ones(6)}, "head"), modules_to_save=["head"])
     assert said in refused(CheckpointError, folder, base=_QK)
 
@@ -165,7 +167,9 @@ def test_an_order_that_may_be_the_models(leaves, modules):
 
 def test_sorted_as_texts():
     """A hyphen comes before the dot."""
-    assert order_problem(["q-k.w", "q.w"], ["q-k", "q"]) == "whose names in all of it are sorted"
+    assert (
+        order_problem(["q-k.w", "q.w"], ["q-k", "q"]) == "whose names in the whole model are sorted"
+    )
 
 
 def test_the_same_numbers_in_another_shape_are_another_module(tmp_path):

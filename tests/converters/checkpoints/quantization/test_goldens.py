@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import jaxmix
-from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
-from jaxmix.converters.checkpoints.quantization import Packed, look
+from jaxmix.converters.checkpoints.quantization import Packed, find_packed
 from jaxmix.converters.checkpoints.sharded_reading import load_params
 from jaxmix.converters.merging import merge_checkpoint, recipe, verify_merge
 from jaxmix.errors import LayoutError, UnsupportedError
@@ -56,9 +56,9 @@ def adapter(case: str) -> jaxmix.Adapter:
 def test_rows(case: str, tmp_path: Path) -> None:
     """Any run of rows is the library's, bit for bit; runs need not begin at bytes or words."""
     base = save(tmp_path / "base", packed(case, MODULE), CASES[case]["settings"])
-    readout = look(read_checkpoint(base))
+    readout = find_packed(read_checkpoint(base))
     weight, want = readout.packed[name_of(case)], matrix(case)
-    assert not readout.wrong and isinstance(weight, Packed) and weight.shape == want.shape
+    assert not readout.problems and isinstance(weight, Packed) and weight.shape == want.shape
     assert readout.parts >= packed(case, MODULE).keys()
     np.testing.assert_array_equal(weight.read(), want)
     for start, stop in ((0, 1), (1, 2), (1, len(want)), (len(want) - 1, len(want)), (2, 2)):
@@ -114,11 +114,14 @@ def test_not_in_secret(case: str, tmp_path: Path) -> None:
     base = save(tmp_path / "base", tensors, settings)
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, adapter(case), tmp_path / "out")
-    text, kind = str(caught.value), look(read_checkpoint(base)).packed[name_of(case)].kind
-    assert f"(quantized by {settings['quant_method']}): tensors that can't take an adapter" in text
-    assert f"\n  {name_of(case)} in model-" in text and f": {kind}\ndequantize=True" in text
+    text, kind = str(caught.value), find_packed(read_checkpoint(base)).packed[name_of(case)].kind
+    assert (
+        f"(quantized by {settings['quant_method']}): adapters can't be merged into these "
+        f"tensors, expected dtypes" in text
+    )
+    assert f"\n  {name_of(case)} in model-" in text and f": {kind}\nUse dequantize=True" in text
     assert text.endswith(
-        "dequantize=True writes all that is packed in bfloat16, and merges into that."
+        "\nUse dequantize=True to write packed weights in bfloat16 and merge into them."
     )
     ones = np.ones((1, 4), np.float32)
     head = jaxmix.Adapter({"lm_head": LoRA(jnp.asarray(ones), jnp.ones((6, 1)), 1.0)})
@@ -139,9 +142,9 @@ def test_readers_of_adapters_and_params(case: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as caught:
         load_params(base)
     text, part = str(caught.value), next(iter(packed(case, MODULE)))
-    assert f"quantized by {CASES[case]['settings']['quant_method']}: tensors that are no we" in text
-    assert part in text and text.endswith("dequantize=True reads the weights that they stand for.")
-    with pytest.raises(UnsupportedError, match="no weights by themselves"):
+    assert f"quantized by {CASES[case]['settings']['quant_method']}: these tensors are not" in text
+    assert part in text and text.endswith("Pass dequantize=True to read the dequantized weights.")
+    with pytest.raises(UnsupportedError, match="these tensors are not weights by themselves:"):
         load_params(base, names=[part])
     assert load_params(base, names=["norm.weight"]).keys() == {"norm.weight"}
     params = load_params(base, dequantize=True)

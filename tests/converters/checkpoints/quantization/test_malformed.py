@@ -10,7 +10,7 @@ import pytest
 
 import jaxmix
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
-from jaxmix.converters.checkpoints.quantization import look
+from jaxmix.converters.checkpoints.quantization import find_packed
 from jaxmix.converters.merging import merge_checkpoint
 from jaxmix.errors import CheckpointError, LayoutError
 
@@ -91,19 +91,19 @@ WRONG: list[tuple[str, Change, dict[str, Any], str]] = [
         "nf4_nested",
         without("proj.weight.nested_quant_map"),
         {},
-        "proj.weight.nested_quant_map is missing, or is not of 256 floats",
+        "proj.weight.nested_quant_map is missing, or does not have 256 floats",
     ),
     (
         "nf4_nested",
         having(nested_quant_map=np.ones(255, np.float32)),
         {},
-        "proj.weight.nested_quant_map is missing, or is not of 256 floats",
+        "proj.weight.nested_quant_map is missing, or does not have 256 floats",
     ),
     (
         "nf4_nested",
         state(nested_offset="x"),
         {},
-        "proj.weight: nested_blocksize is 256 and nested_offset 'x', not numbers",
+        "proj.weight: nested_blocksize is 256 and nested_offset 'x', expected numbers",
     ),
     (
         "nf4_nested",
@@ -136,7 +136,7 @@ WRONG: list[tuple[str, Change, dict[str, Any], str]] = [
         "gptq_4",
         lambda tensors: tensors.update({"proj.weight": np.ones((96, 64), F16)}),
         {},
-        "proj.weight: it is there both packed, as proj.qweight, and unpacked",
+        "proj.weight is stored both packed, as proj.qweight, and unpacked",
     ),
     (
         "gptq_4",
@@ -180,9 +180,9 @@ WRONG: list[tuple[str, Change, dict[str, Any], str]] = [
     ),
     ("awq", without("proj.scales"), {}, "proj: proj.scales is missing"),
     ("awq", without("proj.qzeros"), {}, "proj: proj.qzeros is missing"),
-    ("awq", lambda t: None, {"version": "gemv"}, "proj: AWQ's version is 'gemv', expected gemm"),
-    ("awq", lambda t: None, {"backend": "llm-awq"}, "proj: AWQ's version is 'llm-awq', expected"),
-    ("awq", lambda t: None, {"bits": 3}, "proj: AWQ of 3 bits, expected 4"),
+    ("awq", lambda t: None, {"version": "gemv"}, "proj: the AWQ version is 'gemv', expected gemm"),
+    ("awq", lambda t: None, {"backend": "llm-awq"}, "proj: the AWQ version is 'llm-awq', expected"),
+    ("awq", lambda t: None, {"bits": 3}, "proj: AWQ with 3 bits, expected 4"),
     (
         "awq",
         having(scales=np.ones((5, 40), F16)),
@@ -220,7 +220,7 @@ def test_refused(
     told = str(caught.value)
     assert "tensors that can't be dequantized:" in told and text in told
     assert told.endswith(
-        "Download or save the checkpoint again, or merge into the model it was made from."
+        "Download or save the checkpoint again, or merge into the unquantized model."
     )
     assert not list(tmp_path.glob("out*"))
 
@@ -233,7 +233,7 @@ def test_groups_that_are_none(tmp_path: Path) -> None:
         packed("gptq_4") | {"proj.g_idx": groups, "z": np.ones(1)},
         CASES["gptq_4"]["settings"],
     )
-    with pytest.raises(CheckpointError, match="names groups from 4 to 4, expected 0 to 3"):
+    with pytest.raises(CheckpointError, match="has groups from 4 to 4, expected 0 to 3"):
         merge_checkpoint(base, jaxmix.Adapter({}), tmp_path / "out", dequantize=True)
     assert not list(tmp_path.glob("out*"))
 
@@ -242,4 +242,4 @@ def test_a_sound_case_is_not_refused(tmp_path: Path) -> None:
     """So that the changes above are what is refused."""
     for case, (settings) in ((case, CASES[case]["settings"]) for case, *_ in WRONG):
         base = save(tmp_path / f"{case}{len(list(tmp_path.iterdir()))}", packed(case), settings)
-        assert not look(read_checkpoint(base)).wrong
+        assert not find_packed(read_checkpoint(base)).problems

@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxmix
-from jaxmix.converters.adapters.base import base_model
+from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
-from jaxmix.converters.checkpoints.quantization import look
+from jaxmix.converters.checkpoints.quantization import find_packed
 from jaxmix.converters.merging import merge_checkpoint
-from jaxmix.converters.merging.place import Place
+from jaxmix.converters.merging.staged_output import StagedOutput
 from jaxmix.errors import CheckpointError, UnsupportedError
 from jaxmix.families import LoRA
 
@@ -27,8 +27,8 @@ NOTHING = jaxmix.Adapter({})
 
 def read(folder: Path, name: str = "proj.weight") -> np.ndarray:
     """A packed weight as it is read."""
-    readout = look(read_checkpoint(folder))
-    assert not readout.wrong
+    readout = find_packed(read_checkpoint(folder))
+    assert not readout.problems
     return readout.packed[name].read()
 
 
@@ -92,7 +92,7 @@ def test_settings_beside_the_config(file: str, case: str, tmp_path: Path) -> Non
     if case == "gptq_4":
         (base / file).write_text(json.dumps({"bits": 4, "group_size": 16}))
     merged = merge_checkpoint(base, NOTHING, tmp_path / "out", dequantize=True, verify=True)
-    assert merged.left_out == (f"{file}: it tells how the base was quantized",)
+    assert merged.left_out == (f"{file}: it describes how the base was quantized",)
     assert not (tmp_path / "out" / file).exists()
     made = load_file(tmp_path / "out" / "model-1.safetensors")
     made |= load_file(tmp_path / "out" / "model-2.safetensors")
@@ -153,7 +153,7 @@ def test_conv1d(case: str, nested: bool, tmp_path: Path) -> None:
     assert base_model(base).shape("h.0.attn.c_attn") == want.T.shape
     np.testing.assert_array_equal(read(base, "h.0.attn.c_attn.weight"), want.T)
     np.testing.assert_array_equal(read(base, "h.0.attn.other.weight"), want)
-    turned = look(read_checkpoint(base)).packed["h.0.attn.c_attn.weight"]
+    turned = find_packed(read_checkpoint(base)).packed["h.0.attn.c_attn.weight"]
     np.testing.assert_array_equal(turned.rows(slice(3, 7)), want.T[3:7])
 
 
@@ -161,9 +161,9 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge that was interrupted goes on with the shards that it had dequantized."""
     tensors = packed("gptq_4", "a.") | packed("gptq_4", "b.") | packed("gptq_4", "c.")
     base = save(tmp_path / "base", tensors, CASES["gptq_4"]["settings"])
-    finish, whole = Place.finished, []
+    finish, whole = StagedOutput.finish_shard, []
 
-    def failing(self: Place, number: int, *args: Any) -> None:
+    def failing(self: StagedOutput, number: int, *args: Any) -> None:
         if whole:
             raise OSError("no more")
         whole.append(number)
@@ -171,8 +171,8 @@ def test_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(Place, "finished", failing)
-        with pytest.raises(CheckpointError, match="1 of 2 shards are whole"):
+        patch.setattr(StagedOutput, "finish_shard", failing)
+        with pytest.raises(CheckpointError, match="1 of 2 shards are complete"):
             merge_checkpoint(base, NOTHING, out, dequantize=True)
     with pytest.raises(CheckpointError, match="Different: the base's tensors"):
         merge_checkpoint(base, NOTHING, out, resume=True)
@@ -206,14 +206,16 @@ def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
     tensors = {"a.weight": np.ones((2, 2), np.int8), "a.weight_scales": np.ones(2, np.float32)}
     base = save(tmp_path / "base", tensors, {"quant_method": "eetq"})
     model = base_model(base)
-    with pytest.raises(CheckpointError, match="base, whose weights eetq packed, and it has none"):
+    with pytest.raises(
+        CheckpointError, match=r"no such module in .*base, with weights packed by eetq"
+    ):
         model.weight("a")
     for dequantize in (False, True):
         with pytest.raises(UnsupportedError) as caught:
             load_params(base, dequantize=dequantize)
         text = str(caught.value)
-        assert "is quantized by eetq: tensors that are no weights by themselves" in text
-        assert "a.weight" in text and text.endswith("Take the checkpoint that it was made from.")
+        assert "is quantized by eetq: these tensors are not weights by themselves:" in text
+        assert "a.weight" in text and text.endswith("Use the unquantized checkpoint.")
 
 
 @pytest.mark.parametrize("value", [["fp8"], "fp8", 8, [{"quant_method": "fp8"}]])

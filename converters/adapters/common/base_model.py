@@ -1,0 +1,273 @@
+"""The model that an adapter was trained on, as the readers of adapters need it.
+
+Some files do not describe their adapter completely: they have module names without dots, or leave
+out factors that are computed from the base's weights. Their readers look these up here.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
+from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
+from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
+from jaxmix.errors import CheckpointError, LayoutError
+from jaxmix.placement.layout import NAMES
+from jaxmix.placement.orientation import OutAxes
+from jaxmix.placement.spelling import Spellings
+from jaxmix.placement.tree import Tree
+from jaxmix.untrusted.patterns import is_match
+
+__all__ = ["BaseModel", "base_model"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The weights of a model by the PyTorch names of its modules, each read when it is needed.
+
+    A leaf that is not a module's weight, such as the stacked weights of experts, has its own name.
+
+    Args:
+        shapes: ``{module: shape of its weight}``, in PyTorch's axes; None if unknown.
+        read_weight: Maps a module's name to its weight, in PyTorch's axes.
+        description: The model, for messages.
+        read_bias: Maps a module's name to its bias, None if it has none.
+        conv1d: Maps a module's name to whether its weight is stored as (in, out), like that of
+            transformers' ``Conv1D``; None if unknown.
+        order: The names of all leaves in the order of the caller's dict, as PyTorch's
+            ``state_dict`` has them in the model's own order. Empty where that order is lost: a
+            folder's files and jax's trees are sorted.
+    """
+
+    shapes: Mapping[str, tuple[int, ...] | None]
+    read_weight: Callable[[str], np.ndarray]
+    description: str
+    read_bias: Callable[[str], np.ndarray | None] = lambda name: None
+    conv1d: Callable[[str], bool | None] = lambda name: None
+    order: tuple[str, ...] = ()
+
+    @cached_property
+    def _spellings(self) -> Spellings:
+        return Spellings(self.shapes)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules that have a weight."""
+        return tuple(self.shapes)
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """The shape of a module's weight, in PyTorch's axes."""
+        shape = self.shapes[self._full_name(module)]
+        return self.weight(module).shape if shape is None else shape
+
+    def weight(self, module: str) -> np.ndarray:
+        """A module's weight, in PyTorch's axes.
+
+        Raises:
+            CheckpointError: If there is no such module, or its name is ambiguous.
+        """
+        return self.read_weight(self._full_name(module))
+
+    def bias(self, module: str) -> np.ndarray:
+        """A module's bias.
+
+        Raises:
+            CheckpointError: If there is no such module, or it has no bias.
+        """
+        found = self.read_bias(self._full_name(module))
+        if found is None:
+            raise CheckpointError(
+                f"the adapter needs the bias of {module}, but it has none in {self.description}. "
+                "Give the base on which the adapter was trained."
+            )
+        return found
+
+    def is_conv1d(self, module: str) -> bool | None:
+        """Whether a module's weight is stored as (in, out); None if unknown."""
+        return self.conv1d(self._full_name(module))
+
+    def has(self, module: str) -> bool:
+        """Whether exactly one module has this name, or the name with another prefix."""
+        return len(self._candidates(module)) == 1
+
+    def _candidates(self, module: str) -> list[str]:
+        """The base's names for a module: either name may have a further prefix."""
+        if module in self.shapes:
+            return [module]
+        if len(others := self._spellings.of(module)) == 1:
+            return list(others)
+        return [
+            name
+            for name in self.shapes
+            if name.endswith(f".{module}") or module.endswith(f".{name}")
+        ]
+
+    def _full_name(self, module: str) -> str:
+        """The base's own name for a module."""
+        names = self._candidates(module)
+        if len(names) == 1:
+            return names[0]
+        found = f"several modules ({', '.join(names[:3])})" if names else "no such module"
+        raise CheckpointError(
+            f"the adapter needs the weight of {module}, but found {found} in {self.description}. "
+            "Give the base on which the adapter was trained."
+        )
+
+
+def base_model(base: Any) -> BaseModel:
+    """Converts the ``base=`` of `jaxmix.load` to a `BaseModel`.
+
+    Args:
+        base: A Hugging Face folder; a params tree whose leaves have the names of PyTorch's modules
+            (those that `jaxmix.compose` finds without a layout), which is a flat dict in the
+            model's own order where a reader needs the order; or a list of the modules' names,
+            which is enough where no weights are needed.
+
+    Returns:
+        The model. Of a folder only headers are read.
+
+    Raises:
+        CheckpointError: If it is none of these.
+
+    Example:
+        >>> base_model({"proj": {"kernel": np.ones((3, 2))}}).shape("proj")
+        (2, 3)
+        >>> base_model(["proj"]).modules
+        ('proj',)
+
+    Source: docs/design.md, words: site, params.
+    """
+    if isinstance(base, BaseModel):
+        return base
+    if isinstance(base, str | os.PathLike):
+        return _of_folder(Path(base))
+    is_names = isinstance(base, list | tuple | set | frozenset) and base
+    if is_names and all(isinstance(name, str) for name in base):
+        return _of_names(base)
+    return _of_params(base)
+
+
+def _of_folder(folder: Path) -> BaseModel:
+    """A Hugging Face folder; packed weights are unpacked as they are read."""
+    checkpoint = read_checkpoint(folder)
+    readout, method = find_packed(checkpoint), quantization_method(checkpoint)
+    tensors = unpacked(checkpoint, readout)
+    stored = {
+        name.removesuffix(".weight"): tensor
+        for name, tensor in tensors.items()
+        if tensor.dtype in FLOATS and not name.endswith(".bias")
+    }
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+
+    def read_bias(name: str) -> np.ndarray | None:
+        tensor = tensors.get(f"{name}.bias")
+        return None if tensor is None else tensor.read()
+
+    is_packed = method and readout.problems
+    description = f"{folder}, with weights packed by {method}" if is_packed else str(folder)
+    biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
+    pattern = conv1d_pattern(checkpoint)
+    conv1d = _orientations(shapes, biases, pattern)
+    return BaseModel(shapes, lambda name: stored[name].read(), description, read_bias, conv1d)
+
+
+def _orientations(
+    shapes: Mapping[str, tuple[int, ...]],
+    biases: Mapping[str, tuple[int, ...]],
+    pattern: str | None,
+) -> Callable[[str], bool | None]:
+    """Determines which weights are stored as (in, out), from a pattern or from all shapes."""
+    if pattern is not None:
+        return lambda name: is_match(pattern, name, full=True)
+    axes = OutAxes({**{f"{name}.weight": shape for name, shape in shapes.items()}, **biases})
+
+    def is_conv1d(name: str) -> bool | None:
+        axis = axes.of(leaf := f"{name}.weight")
+        if axis is None and axes.is_linear(leaf):
+            return False
+        return None if axis is None else axis == 1
+
+    return is_conv1d
+
+
+def _of_names(names: Iterable[str]) -> BaseModel:
+    """A model of which only the names are known."""
+    description = "a list of module names"
+
+    def read(name: str) -> np.ndarray:
+        raise CheckpointError(
+            f"the adapter needs the weight of {name}, but base is {description}. Give the "
+            "params, or the base's folder."
+        )
+
+    return BaseModel(dict.fromkeys(names), read, description)
+
+
+# The names of a module's weight in `layout.NAMES`, including those that PyTorch does not use.
+_ENDS = (".weight", ".kernel", ".embedding", ".scale")
+
+
+def _no_base(given: Any) -> CheckpointError:
+    """The error for a value that is not a model."""
+    return CheckpointError(
+        f"base is a {type(given).__name__} without weights that have PyTorch's names, expected "
+        "params, a Hugging Face folder, or a list of module names."
+    )
+
+
+def _of_params(params: Any) -> BaseModel:
+    """A params tree."""
+    try:
+        tree = Tree.of(params)
+    except LayoutError as error:
+        raise _no_base(params) from error
+    found = {}
+    for leaf in tree.where:
+        end = next((end for end in _ENDS if leaf.endswith(end)), "")
+        module = leaf.removesuffix(end).removeprefix("params.")
+        places = [place for place in NAMES.places(module, "weight") if place.leaf == leaf]
+        if places and not leaf.endswith(".bias") and hasattr(tree.leaf(places[0]), "shape"):
+            found[module] = places[0]
+    if not found:
+        raise _no_base(params)
+    shapes = {name: place.shape(tree.leaf(place).shape) for name, place in found.items()}
+
+    def read(name: str) -> np.ndarray:
+        leaf = tree.leaf(found[name])
+        with jax.enable_x64(True):  # keeps float64
+            return np.asarray(found[name].get(_array(leaf)))
+
+    def read_bias(name: str) -> np.ndarray | None:
+        places = [place for place in NAMES.places(name, "bias") if place.leaf in tree.where]
+        if not places:
+            return None
+        with jax.enable_x64(True):
+            return np.asarray(_array(tree.leaf(places[0])))
+
+    # jax sorts a dict, but a flat one still has its own order.
+    is_flat = isinstance(params, Mapping) and set(params) == set(tree.where)
+    order = tuple(params) if is_flat else ()
+    at = {name: NAMES.places(name, "bias") for name in found}
+    biases = {
+        f"{name}.bias": tuple(tree.leaf(place).shape)
+        for name, places in at.items()
+        for place in places
+        if place.leaf in tree.where
+    }
+    conv1d = _orientations(shapes, biases, None)
+    description = "the params given as base"
+    return BaseModel(shapes, read, description, read_bias, conv1d, order)
+
+
+def _array(leaf: Any) -> jax.Array:
+    """Converts a leaf to a jax array; torch's bfloat16 can't be converted through NumPy."""
+    try:
+        return jax.numpy.asarray(leaf)
+    except TypeError:
+        return jax.numpy.from_dlpack(leaf)

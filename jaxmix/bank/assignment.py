@@ -1,0 +1,135 @@
+"""The assignment of rows to members: by names, by numbers, or by a strength for each member."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxmix.errors import AdapterError, listing
+
+__all__ = ["check_array", "is_array", "is_unknown", "parse"]
+
+_EXPECTED = (
+    "expected one entry per row: a member's name or None, a member's number (-1 for the base), or "
+    "a strength for each member"
+)
+
+
+def parse(who: Any, names: Sequence[str | None]) -> Any:
+    """Converts an assignment to an array.
+
+    Args:
+        who: A sequence of names and Nones, or of ``{name: strength}``; integers (rows,); or floats
+            (rows, members).
+        names: The members' names, in order; None for a free number.
+
+    Returns:
+        Members' numbers (rows,) int32, or strengths (rows, members).
+
+    Raises:
+        AdapterError: If `who` is none of these, a name or number is unknown, or a strength is not
+            finite.
+    """
+    if isinstance(who, str | Mapping) or who is None:
+        raise AdapterError(f"who is {who!r}, {_EXPECTED}. For a single row write [{who!r}].")
+    if not is_array(who):
+        rows = list(who)
+        if rows and all(row is None or isinstance(row, str) for row in rows):
+            return np.asarray(_numbers(rows, names), np.int32)
+        if rows and all(row is None or isinstance(row, str | Mapping) for row in rows):
+            return _strengths(rows, names)
+        try:
+            who = np.asarray(rows) if rows else np.zeros(0, np.int32)
+        except ValueError:
+            who = np.asarray(None)
+    return check_array(who, names)
+
+
+def is_array(who: Any) -> bool:
+    """Whether it is an array of numbers. Arrays of names count as lists of names."""
+    return isinstance(who, jax.Array | np.ndarray) and who.dtype.kind not in "OUT"
+
+
+def _numbers(rows: Sequence[Any], names: Sequence[str | None]) -> list[int]:
+    """Returns the members' numbers; raises an error that lists unknown names."""
+    known = {name: i for i, name in enumerate(names) if name is not None} | {None: -1}
+    unknown = Counter(row for row in rows if row not in known)
+    if unknown:
+        lines = [f"{name!r} (rows {_positions(rows, name)})" for name in unknown]
+        present = ", ".join(repr(name) for name in names if name is not None) or "no members"
+        raise AdapterError(
+            f"the bank has no members of these names:{listing(lines)}\nIt has {present}."
+        )
+    return [known[row] for row in rows]
+
+
+def _positions(rows: Sequence[Any], name: Any) -> str:
+    """Lists the first rows that have a name."""
+    at = [str(i) for i, row in enumerate(rows) if row == name]
+    return ", ".join(at[:5]) + (", …" if len(at) > 5 else "")
+
+
+def _strengths(rows: Sequence[Any], names: Sequence[str | None]) -> np.ndarray:
+    """Converts strengths by name to an array."""
+    each = [row if isinstance(row, Mapping) else {} if row is None else {row: 1.0} for row in rows]
+    _numbers([name for row in each for name in row], names)
+    out = np.zeros((len(rows), len(names)), np.float32)
+    for i, row in enumerate(each):
+        for name, strength in row.items():
+            out[i, list(names).index(name)] = strength
+    return check_array(out, names)
+
+
+def check_array(who: Any, names: Sequence[str | None] | None) -> Any:
+    """Checks an array and returns it as `parse` does. Traced values are not checked.
+
+    Args:
+        who: Integers (rows,), or floats (rows, members).
+        names: The members' names; None if unknown.
+
+    Raises:
+        AdapterError: As `parse`.
+    """
+    is_integer, is_float = (jnp.issubdtype(who.dtype, t) for t in (jnp.integer, jnp.floating))
+    if is_integer and who.ndim == 1:
+        wrong = [] if names is None or isinstance(who, Tracer) else _wrong(who, names)
+        if names is not None and len(wrong):
+            lines = [f"row {i}: {int(who[i])}" for i in wrong]
+            present = ", ".join(f"{i} {name!r}" for i, name in enumerate(names) if name is not None)
+            raise AdapterError(
+                f"the bank has no members of these numbers:{listing(lines)}\nIt has "
+                f"{present or 'no members'}; -1 is the base."
+            )
+        return who.astype(np.int32)
+    if is_float and who.ndim == 2 and (names is None or who.shape[1] == len(names)):
+        if not isinstance(who, Tracer) and not np.isfinite(np.asarray(who, np.float64)).all():
+            raise AdapterError("who has a strength that is not finite, expected finite numbers.")
+        return who
+    count = "members" if names is None else str(len(names))
+    raise AdapterError(
+        f"who is an array of {who.dtype} with shape {who.shape}, expected integers (rows,) or "
+        f"floats (rows, {count}), a strength for each member of the bank."
+    )
+
+
+def _wrong(who: Any, names: Sequence[str | None]) -> np.ndarray:
+    """Returns the rows whose numbers belong to no member."""
+    taken = np.asarray([name is not None for name in names], bool)
+    return np.flatnonzero(is_unknown(np.asarray(who), taken))
+
+
+def is_unknown(who: Any, taken: Any) -> Any:
+    """Returns a mask of numbers that belong to no member and are not -1.
+
+    Args:
+        who: Integers (rows,), traced or not.
+        taken: Whether each number belongs to a member (capacity,), traced or not.
+    """
+    size = taken.shape[0]
+    inside = (who >= 0) & (who < size)
+    is_known = inside & taken[who * inside.astype(who.dtype)] if size else inside
+    return ~(is_known | (who == -1))

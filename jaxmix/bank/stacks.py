@@ -1,0 +1,232 @@
+"""Stacks of the members' operators: operators of one structure share a stack.
+
+A stack has a slot for each member that has such an operator, and free slots. The owners of the
+slots are an array as well. So replacing a member, or adding one to free slots, changes only values,
+and the compiled program stays the same. Ranks and counts are padded with zeros to the next power of
+two, so operators of similar sizes share a stack.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxmix.bank.per_row import PerRow
+from jaxmix.operators import (
+    Diagonal,
+    Hadamard,
+    Identity,
+    LowRank,
+    Operator,
+    Permutation,
+    Product,
+    Sparse,
+    Sum,
+    Zero,
+    terms,
+)
+from jaxmix.operators.lowrank import KHATRI_RAO_RANK
+
+__all__ = [
+    "OperatorStack",
+    "build_stacks",
+    "insert",
+    "padded_factors",
+    "padded_terms",
+    "release",
+    "select",
+    "slot_for",
+]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class OperatorStack:
+    """Operators of one structure, or arrays of one shape, one in each slot.
+
+    Args:
+        stack: A pytree whose arrays have an axis of slots. It is the first axis, or the second one
+            if the leaf has layers.
+        owner: The number of the member that owns each slot (slots,); -1 for a free slot.
+        axis: The axis of slots.
+    """
+
+    stack: Any
+    owner: Int[Array, " slots"]
+    axis: int = field(metadata={"static": True})
+
+    @property
+    def key(self) -> Hashable:
+        """A key that is equal to `_key` of the operators that fit this stack."""
+        leaves, structure = jax.tree.flatten(self.stack)
+        shapes = ((*x.shape[: self.axis], *x.shape[self.axis + 1 :]) for x in leaves)
+        return structure, tuple(zip(shapes, (str(x.dtype) for x in leaves), strict=True))
+
+
+def padded_terms(delta: Operator) -> list[Operator]:
+    """Returns the terms of a Δ, padded to the sizes of stacks."""
+    # Identities and permutations hold no values, so they become operators that do.
+    valued = (t.scaled(1.0) if isinstance(t, Identity | Permutation) else t for t in terms(delta))
+    return [_padded(term) for term in valued if not isinstance(term, Zero)]
+
+
+def padded_factors(side: Operator) -> list[Operator]:
+    """Returns an L or R, padded to the size of a stack; an empty list for the identity."""
+    return [] if isinstance(side, Identity) else [_padded(side)]
+
+
+def build_stacks(
+    members: Mapping[int, Sequence[Any]], room: Callable[[int], int], axis: int = 0
+) -> tuple[OperatorStack, ...]:
+    """Builds the stacks of all members' operators.
+
+    Args:
+        members: Each member's operators, or arrays, by its number.
+        room: Returns the number of slots for a number of members with one structure.
+        axis: The axis of slots.
+
+    Returns:
+        One stack per structure, or several if a member has several operators of that structure.
+    """
+    found: dict[Hashable, dict[int, Any]] = {}
+    for number, items in members.items():
+        seen: dict[Hashable, int] = {}
+        for item in items:
+            key = _key(item)
+            seen[key] = seen.get(key, 0) + 1
+            found.setdefault((key, seen[key]), {})[number] = item
+    return tuple(_build(items, room(len(items)), axis) for items in found.values())
+
+
+def _build(items: Mapping[int, Any], slots: int, axis: int) -> OperatorStack:
+    """Builds one stack of the members' items."""
+
+    def stacked(*leaves: Array) -> Array:
+        free = [jnp.zeros_like(leaves[0])] * (slots - len(leaves))
+        return jnp.stack([*leaves, *free], axis)
+
+    owner = np.full(slots, -1, np.int32)
+    owner[: len(items)] = list(items)
+    return OperatorStack(jax.tree.map(stacked, *items.values()), jnp.asarray(owner), axis)
+
+
+def insert(
+    stacks: Sequence[OperatorStack], number: int, items: Sequence[Any]
+) -> tuple[OperatorStack, ...] | None:
+    """Inserts a member's operators into free slots; returns None if one of them has no slot."""
+    new = list(stacks)
+    unused = list(range(len(new)))
+    for item in items:
+        key = _key(item)
+        at = next((i for i in unused if new[i].key == key and (new[i].owner < 0).any()), None)
+        if at is None:
+            return None
+        unused.remove(at)
+        old = new[at]
+        slot = int(jnp.argmax(old.owner < 0))
+        index = (slice(None),) * old.axis + (slot,)
+        stack = jax.tree.map(lambda x, value, i=index: x.at[i].set(value), old.stack, item)
+        new[at] = OperatorStack(stack, old.owner.at[slot].set(number), old.axis)
+    return tuple(new)
+
+
+def release(stacks: Sequence[OperatorStack], number: int) -> tuple[OperatorStack, ...]:
+    """Returns the stacks with a member's slots marked as free."""
+    return tuple(
+        OperatorStack(x.stack, jnp.where(x.owner == number, -1, x.owner), x.axis) for x in stacks
+    )
+
+
+def slot_for(stack: OperatorStack, pick: Array) -> Array:
+    """Returns a row's slot, -1 if it has none; or the strength of every slot.
+
+    Args:
+        stack: The stack.
+        pick: The number of the row's member, or a strength for each member.
+    """
+    if jnp.issubdtype(pick.dtype, jnp.floating):
+        own = pick.at[jnp.maximum(stack.owner, 0)].get(mode="fill", fill_value=np.nan)
+        return jnp.where(stack.owner >= 0, own, 0)
+    owned = (stack.owner == pick) & (pick >= 0)
+    return jnp.where(owned.any(), jnp.argmax(owned), -1).astype(np.int32)
+
+
+def select(
+    stacks: Sequence[OperatorStack], pick: Array, shape: tuple[int, int], is_factor: bool, each: int
+) -> Operator:
+    """Returns the operator that a row selects on one side of its map.
+
+    Args:
+        stacks: The stacks of L, of R or of Δ.
+        pick: The number of the row's member, or a strength for each member.
+        shape: The shape of the operators.
+        is_factor: Whether they are an L or R.
+        each: The average number of rows of a batch per slot.
+
+    Returns:
+        An operator, or a stack of them for a leaf with layers.
+    """
+    if not stacks:
+        return Identity(shape[0]) if is_factor else Zero(*shape)
+    slots = [slot_for(stack, pick) for stack in stacks]
+    if is_factor and all(isinstance(stack.stack, Diagonal) for stack in stacks):
+        # One vector per row is small and is read during the multiplication: no loop is needed.
+        return Diagonal(_diagonal(stacks, slots))
+    if stacks[0].axis:
+        layers = jax.tree.leaves(stacks[0].stack)[0].shape[0]
+        slots = [jnp.broadcast_to(slot[None], (layers, *slot.shape)) for slot in slots]
+    operators = tuple(stack.stack for stack in stacks)
+    return PerRow(operators, tuple(slots), *shape, is_factor, each=each)
+
+
+def _diagonal(stacks: Sequence[OperatorStack], slots: Sequence[Array]) -> Array:
+    """Returns the diagonal that a row selects, or ones."""
+    axis = stacks[0].axis
+    result = jnp.ones_like(jax.lax.index_in_dim(stacks[0].stack.d, 0, axis, keepdims=False))
+    for stack, slot in zip(stacks, slots, strict=True):
+        own = jnp.take(stack.stack.d, jnp.maximum(slot, 0), axis=stack.axis, mode="clip")
+        result = jnp.where(slot >= 0, own, result)
+    return result
+
+
+# ---------------------------------------------------------------- one operator
+
+
+def _key(item: Any) -> Hashable:
+    """Returns a key that is equal for items that can share a stack."""
+    leaves, structure = jax.tree.flatten(item)
+    return structure, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
+
+
+def _padded(x: Any) -> Any:
+    """Pads an operator's ranks and counts; it may have a leading axis of layers."""
+    match x:
+        case LowRank():
+            return LowRank(_pad(x.b, -1), _pad(x.a, -2))
+        case Hadamard():
+            # A small one shares the stacks of low ranks.
+            if x.left.a.shape[-2] * x.right.a.shape[-2] > KHATRI_RAO_RANK:
+                return Hadamard(_padded(x.left), _padded(x.right))
+            to_low_rank = Hadamard.low_rank if x.left.a.ndim == 2 else jax.vmap(Hadamard.low_rank)
+            return _padded(to_low_rank(x))
+        case Sparse():
+            return Sparse(_pad(x.values, -1), _pad(x.indices, -1), x.n_rows, x.n_cols)
+        case Sum():
+            return Sum(tuple(map(_padded, x.terms)))
+        case Product():
+            return Product(_padded(x.first), _padded(x.second))
+        case _:
+            return x
+
+
+def _pad(x: Array, axis: int) -> Array:
+    """Pads an axis with zeros at its end, to the next power of two."""
+    size = x.shape[axis]
+    target = 1 << max(size - 1, 0).bit_length()
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, target - size)
+    return jnp.pad(x, widths)

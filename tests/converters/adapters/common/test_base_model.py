@@ -1,0 +1,118 @@
+"""The base that a reader asks: its modules by their names, and what it says where it has none."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxmix.converters.adapters.common.base_model import BaseModel, base_model
+from jaxmix.converters.adapters.peft.file import Config, File
+from jaxmix.errors import CheckpointError
+
+from ...bases import save_base
+
+WEIGHT, BIAS = np.arange(6.0).reshape(2, 3), np.ones(2)
+AS_TORCH = {"model.proj.weight": WEIGHT, "model.proj.bias": BIAS, "head.weight": WEIGHT}
+AS_FLAX = {
+    "params": {"model": {"proj": {"kernel": WEIGHT.T, "bias": BIAS}}, "head": {"kernel": WEIGHT.T}}
+}
+
+
+@pytest.mark.parametrize("params", [AS_TORCH, AS_FLAX], ids=["torch", "flax"])
+def test_params(params: Any) -> None:
+    """In PyTorch's axes and names, float64 as it is, with a prefix more or less."""
+    model = base_model(params)
+    assert base_model(model) is model and set(model.modules) == {"model.proj", "head"}
+    for name in ("model.proj", "proj", "base.model.proj"):
+        assert model.shape(name) == (2, 3)
+        np.testing.assert_array_equal(model.weight(name), WEIGHT)
+        np.testing.assert_array_equal(model.bias(name), BIAS)
+        assert model.weight(name).dtype == model.bias(name).dtype == np.float64
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    """Its weights are read when they are asked for."""
+    model = base_model(save_base(tmp_path / "base"))
+    assert model.shape("layers.0.q_proj") == (8, 6) == model.weight("layers.0.q_proj").shape
+    assert model.bias("layers.0.q_proj").shape == (8,)
+
+
+def asked(model: BaseModel, ask: str, module: str) -> str:
+    """The text with which it is refused."""
+    with pytest.raises(CheckpointError) as caught:
+        getattr(model, ask)(module)
+    return str(caught.value)
+
+
+def test_what_it_has_not(tmp_path: Path) -> None:
+    """It says whose module, what is the matter and what to give."""
+    params, folder = base_model(AS_TORCH), base_model(save_base(tmp_path / "base"))
+    given = "the params given as base"
+    end = "Give the base on which the adapter was trained."
+    for model, name, what in ((params, "head", given), (folder, "lm_head", str(tmp_path / "base"))):
+        text = asked(model, "bias", name)
+        assert text == f"the adapter needs the bias of {name}, but it has none in {what}. {end}"
+    for ask in ("weight", "bias", "shape"):
+        assert asked(params, ask, "other") == (
+            f"the adapter needs the weight of other, but found no such module in {given}. {end}"
+        )
+        text = asked(folder, ask, "q_proj")
+        several = "several modules (model.layers.0.q_proj, model.layers.1.q_proj)"
+        assert f"the weight of q_proj, but found {several} in {tmp_path}" in text
+        assert text.endswith(end)
+
+
+def test_names_alone() -> None:
+    """They serve where nothing is read."""
+    model = base_model(["proj", "head"])
+    assert model.modules == ("proj", "head")
+    for ask in ("weight", "shape"):
+        assert asked(model, ask, "proj") == (
+            "the adapter needs the weight of proj, but base is a list of module "
+            "names. Give the params, or the base's folder."
+        )
+    assert "the bias of proj, but it has none in a list of module names." in asked(
+        model, "bias", "proj"
+    )
+
+
+@pytest.mark.parametrize("base", [{}, {"a": {"bias": np.ones(2)}}, [], [1, 2], 3], ids=str)
+def test_what_is_no_base(base: Any) -> None:
+    """Params without weights, or nothing."""
+    with pytest.raises(CheckpointError) as caught:
+        base_model(base)
+    assert str(caught.value) == (
+        f"base is a {type(base).__name__} without weights that have PyTorch's names, expected "
+        "params, a Hugging Face folder, or a list of module names."
+    )
+
+
+def test_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out, what PEFT does to have it, and what to do."""
+    file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(CheckpointError) as caught:
+        file.torch("A and B")
+    assert str(caught.value) == (
+        f"{tmp_path} leaves out A and B, which PEFT draws again from a seed with "
+        f"torch's generator. Install torch (pip install 'jaxmix-peft[torch]') and "
+        f"load the adapter once; jaxmix.save includes them, so torch is not needed "
+        f"again."
+    )
+    with pytest.raises(CheckpointError, match="leaves out signs, which PEFT takes from the SVD"):
+        file.torch("signs", "takes from the SVD")
+
+
+@pytest.mark.parametrize("ask", ["weight", "bias", "shape"])
+def test_without_a_base(ask: str, tmp_path: Path) -> None:
+    """It is asked for."""
+    file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
+    with pytest.raises(CheckpointError) as caught:
+        getattr(file, ask)("layer.proj")
+    assert str(caught.value) == (
+        "a VERA adapter can't be read without the base's weight at layer.proj. Give "
+        "the base: jaxmix.load(…, base=…), its Hugging Face folder or its params. An "
+        "adapter that jaxmix.save writes does not need it again."
+    )

@@ -1,0 +1,206 @@
+"""adapter_model.safetensors: cut, corrupt, missing, disguised; and what reading one costs."""
+
+import json
+import os
+import pickle
+import struct
+import sys
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.converters.files.torch_files import has_torch
+from jaxmix.errors import CheckpointError
+
+from ..peft.folders import FORMS, SITE, factors, keyed, packed, refused, save
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def with_bytes(folder, data):
+    """A good folder whose weights are these bytes."""
+    save(folder)
+    (folder / WEIGHTS).write_bytes(data)
+    return folder
+
+
+def file_of(header, data=b"", length=None):
+    """A safetensors file of a header as it is given."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+GOOD = packed(keyed(factors(FORMS["lora"])))
+HEADER = 8 + struct.unpack("<Q", GOOD[:8])[0]
+
+
+def tensor(shape, *offsets, dtype="F32"):
+    """A tensor's entry in a header."""
+    return {"dtype": dtype, "shape": shape, "data_offsets": list(offsets)}
+
+
+def damaged(folder, data):
+    """The text for a damaged file, which has the path, the size and what to do."""
+    said = refused(CheckpointError, with_bytes(folder, data))
+    assert said.startswith(f"{folder / WEIGHTS} is not a complete safetensors file: ")
+    assert said.endswith("Expected the file that save_pretrained wrote; download or save it again.")
+    return said
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, HEADER // 2, HEADER - 1, HEADER, HEADER + 1, -1])
+def test_a_file_cut_off(cut, tmp_path):
+    """At every place where a download may stop."""
+    damaged(tmp_path, GOOD[:cut])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GOOD + b"x",
+        bytes(100),
+        file_of(b"{not json"),
+        file_of(b"\xff\xfe\xfd"),
+        file_of([]),
+        file_of({}, length=2**60),
+        file_of({}, length=2**63 + 1),
+        file_of({}, length=90_000_000),
+        file_of({"a": 3}),
+        file_of({"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)),
+        file_of({"a": tensor([3], 0, 8)}, bytes(8)),
+        file_of({"a": tensor([-3], 0, 8)}, bytes(8)),
+        file_of({"a": tensor([2**40, 2**40], 0, 8)}, bytes(8)),
+        file_of({"a": tensor([2], 0, 8, dtype="F99")}, bytes(8)),
+        file_of({"a": tensor([2], 800, 808)}, bytes(8)),
+    ],
+    ids=range(15),
+)
+def test_a_corrupt_file(data, tmp_path):
+    """More bytes, none, garbage, sizes that lie, tensors that overlap or lie outside."""
+    damaged(tmp_path, data)
+
+
+def test_every_flipped_byte_of_the_header_is_survived(tmp_path):
+    """Whatever it makes of the file, what comes is a JaxmixError or an adapter."""
+    for at in range(HEADER):
+        data = bytearray(GOOD)
+        data[at] ^= 0x15
+        try:
+            jaxmix.load(with_bytes(tmp_path, bytes(data)))
+        except jaxmix.JaxmixError:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "it is a Git LFS pointer: run `git lfs pull` in its repository",
+        ),
+        (b"<!DOCTYPE html><html>404</html>", "it is a web page: the download failed"),
+        (
+            b"PK\x03\x04" + bytes(50),
+            "it is a zip file of torch.save, which contains a pickle; jaxmix opens none",
+        ),
+    ],
+)
+def test_a_file_of_another_kind(data, what, tmp_path):
+    """What it is, if that is plain to see."""
+    assert what in damaged(tmp_path, data)
+
+
+def test_a_header_of_an_unlucky_length(tmp_path):
+    """Lengths are the first bytes, and may look like a pickle's or a page's beginning."""
+    for length in (0x80, 0x3C):
+        text = json.dumps({"__metadata__": {"x": ""}}).encode()
+        header = text + b" " * (length - len(text))
+        assert "contains no tensors" in refused(
+            CheckpointError, with_bytes(tmp_path, file_of(header))
+        )
+        said = damaged(tmp_path, file_of(header)[:-9])
+        assert "pickle" not in said and "page" not in said
+
+
+class Trap:
+    """Executed, it makes a folder."""
+
+    def __init__(self, path):
+        """Remember which."""
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_nothing_is_unpickled(protocol, tmp_path):
+    """Neither under the name of the weights, nor of the config, nor of PEFT's old file."""
+    trap = tmp_path / "sprung"
+    bad = pickle.dumps(Trap(str(trap)), protocol)
+    folder = tmp_path / "adapter"
+    said = damaged(folder, bad)
+    assert protocol < 2 or "it is a pickle under another name, and jaxmix opens none" in said
+    (folder / "adapter_model.bin").write_bytes(bad)
+    (folder / WEIGHTS).unlink()
+    told = "can't be read by torch.load(weights_only=True), which runs no code"
+    assert (told if has_torch() else "jaxmix reads no pickles") in refused(CheckpointError, folder)
+    (folder / "adapter_config.json").write_bytes(bad)
+    refused(CheckpointError, folder)
+    assert not trap.exists()
+    pickle.loads(bad)
+    assert trap.exists()  # the trap does work
+
+
+def test_no_weights(tmp_path):
+    """What lies there instead is listed."""
+    folder = save(tmp_path)
+    (folder / WEIGHTS).unlink()
+    assert (
+        f"{folder} has no {WEIGHTS}; found adapter_config.json. "
+        "Give the folder that PEFT's save_pretrained wrote." in refused(CheckpointError, folder)
+    )
+
+
+def test_pickled_weights_without_torch(tmp_path, monkeypatch):
+    """How to convert them, with this folder's own paths."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    folder = save(tmp_path)
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    assert refused(CheckpointError, folder) == (
+        f"{folder} has adapter_model.bin but no {WEIGHTS}. jaxmix does not read pickles. With "
+        f"torch:\n"
+        f"  tensors = torch.load({str(folder / 'adapter_model.bin')!r}, map_location='cpu', "
+        "weights_only=True)\n"
+        f"  safetensors.torch.save_file(tensors, {str(folder / WEIGHTS)!r})"
+    )
+
+
+def test_weights_that_can_not_be_read(tmp_path):
+    """A folder in their place stands for what the system does not let us read."""
+    folder = save(tmp_path)
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+    assert f"{folder / WEIGHTS} is a folder, expected a regular file. Put one there." in refused(
+        CheckpointError, folder
+    )
+
+
+def test_each_tensor_is_copied_once(tmp_path):
+    """The file is mapped: beside the arrays there is no second copy of it."""
+    shapes = {"lora_A.weight": (2, 2_000_000), "lora_B.weight": (3, 2)}
+    made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    folder = save(tmp_path, tensors=keyed(made))
+    del made
+    tracemalloc.start()
+    try:
+        adapter = jaxmix.load(folder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = (folder / WEIGHTS).stat().st_size
+    update: Any = adapter.updates[SITE]
+    # The look at every number takes a byte for each.
+    assert update.a.nbytes < peak < 1.3 * size

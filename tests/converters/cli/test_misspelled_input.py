@@ -1,0 +1,184 @@
+"""What is wrong with a command line is named, with remedies in its own words."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+import jaxmix
+from jaxmix.converters.cli.console import print_lines
+from jaxmix.converters.files import hub_connection, path_suggestions
+from jaxmix.converters.files.terminal import escape, printable
+from jaxmix.errors import CheckpointError
+
+from ..bases import Adapters
+from .running import Captured, main
+
+
+@pytest.fixture
+def here(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base, and adapters under several names."""
+    place = tmp_path / "here"
+    shutil.copytree(base, place / "base")
+    for name in ("lora", "run:2", "my-adapter/final"):
+        shutil.copytree(adapters["lora"], place / name)
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "lora:abc",
+            "lora:abc: 'abc' is not a strength, expected ADAPTER:STRENGTH with a number such ",
+        ),
+        (
+            "lora:0,5",
+            "'0,5' is not a strength, expected ADAPTER:STRENGTH with a number such as lora:0.5",
+        ),
+        (
+            "lora:−2",
+            "'−2' is not a strength, expected ADAPTER:STRENGTH with a number such as lora:-2.",
+        ),
+        ("lora:", "the strength after the colon is missing"),
+        ("lora:nan", "'nan' is not a strength"),
+        ("lora=0.5", "lora=0.5: a strength must follow a colon, expected ADAPTER:STRENGTH with a "),
+        ("lora x 0,7", "a number such as lora:0.7."),
+        ("lora@2", "such as lora:2."),
+        ("lora:0.5:0.6", "lora:0.5:0.6 has two strengths"),
+        ("owner/name=0.5", "such as owner/name:0.5."),
+        ("owner/name:abc", "'abc' is not a strength"),
+        (
+            "run:2",
+            "run:2 is ambiguous: it is an existing path, and could mean run at strength 2. "
+            "Write run:2:1 ",
+        ),
+        ("run:2", "Write run:2:1 for the path, or run:2.0 for the strength."),
+    ],
+)
+def test_strengths(here: Path, word: str, said: str, capsys: Captured) -> None:
+    assert main("merge", "base", "-a", word, "-o", "out") == 2
+    assert said in capsys.readouterr().err
+    assert main("convert", word, "--to", "recipe", "-o", "x.json") == 2
+
+
+def test_strengths_that_are_right(here: Path) -> None:
+    for word in ("lora:.5", "run:2:1", "my-adapter/final:-1"):
+        assert main("inspect", word) == 0
+
+
+def test_base_and_adapter_in_each_others_place(here: Path, capsys: Captured) -> None:
+    assert main("merge", "lora", "-a", "base", "-o", "out") == 2
+    said = capsys.readouterr().err
+    assert (
+        "lora is an adapter, and base is a model. The model comes first: jaxmix merge base" in said
+    )
+    assert main("merge", "base", "-a", "base", "-o", "out") == 1
+    assert "base is a model, not an adapter. Use the folder" in capsys.readouterr().err
+    assert main("merge", "lora", "-a", "lora", "-o", "out") == 1
+    assert "lora is an adapter (adapter_config.json), not a model." in capsys.readouterr().err
+
+
+def test_gguf(here: Path, capsys: Captured) -> None:
+    (here / "x.gguf").write_bytes(b"GGUF" + bytes(60))
+    shutil.copytree(here / "lora", here / "quantized")
+    for file in (here / "quantized").iterdir():
+        file.unlink()
+    (here / "quantized" / "y.gguf").write_bytes(b"GGUF")
+    for name, what in (("x.gguf", "is a GGUF file"), ("quantized", "holds GGUF files")):
+        assert main("merge", "base", "-a", name, "-o", "out") == 1
+        said = capsys.readouterr().err
+        assert (
+            f"{name} {what}, which jaxmix does not read. Use the original adapter in safetensors"
+            in said
+        )
+        assert main("merge", name, "-a", "lora", "-o", "out") == 1
+        assert (
+            f"{name} {what}, which jaxmix does not read. Use the original Hugging"
+            in capsys.readouterr().err
+        )
+
+
+def test_cut_files(here: Path, capsys: Captured) -> None:
+    for place in (here / "lora" / "adapter_model.safetensors", here / "base" / "model.safetensors"):
+        data = place.read_bytes()
+        place.write_bytes(data[:-9])
+        assert main("merge", "base", "-a", "lora", "-o", "out") == 1
+        size = len(data)
+        said = capsys.readouterr().err
+        assert f"it ends after {size - 9:,} of {size:,} bytes. Was the download interrupt" in said
+        place.write_bytes(data)
+
+
+def test_options_are_those_of_the_command_line(here: Path, capsys: Captured) -> None:
+    assert main("inspect", "my-adapter") == 1
+    said = capsys.readouterr().err
+    assert "There is one in final: say --subfolder final." in said
+    assert main("inspect", "my-adapter", "--subfolder", "final") == 0
+    with pytest.raises(CheckpointError, match="say subfolder='final'"):
+        jaxmix.load("my-adapter")
+
+
+def test_a_mistyped_path(here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that the hub is asked, asks it once, and names what lies near."""
+    asked: list[bool] = []
+
+    def unreachable() -> bool:
+        asked.append(True)
+        return False
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_connection, "is_reachable", unreachable)
+    assert main("inspect", "my-adaptre/final") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "requesting my-adaptre/final from the Hugging Face hub …\n"
+        "the hub does not answer; using its local cache …\n"
+        "error: "
+    )
+    assert said.endswith("Did you mean my-adapter/final?\n") and len(asked) == 1
+    assert constants.HF_HUB_OFFLINE is False
+    assert main("inspect", "my-adaptre/final", "--json") == 1
+    assert capsys.readouterr().err == "" and not logging.getLogger("jaxmix.hub").handlers
+    assert main("merge", "bsae", "-a", "lora", "-o", "out") == 1
+    assert "Did you mean base?" in capsys.readouterr().err
+
+
+def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            assert timeout <= 5
+            if url != "there":
+                raise OSError
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    for url, answers in (("there", True), ("nowhere", False)):
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        assert hub_connection.is_reachable() is answers
+
+
+def test_near_names(here: Path) -> None:
+    assert path_suggestions.suggest_paths("my-adapter/finale") == " Did you mean my-adapter/final?"
+    assert (
+        path_suggestions.suggest_paths("my-adapter/other") == " The folder my-adapter has no other."
+    )
+    assert (
+        path_suggestions.suggest_paths("nothing/like/it")
+        == path_suggestions.suggest_paths("a\0b")
+        == ""
+    )
+
+
+def test_names_do_not_act_on_the_terminal(here: Path, capsys: Captured) -> None:
+    evil = "a\x1b[2J\x9b1m\u202e\u2066\r\ud800:smile:[red]"
+    assert printable(evil) == "a\\x1b[2J\\x9b1m\\u202e\\u2066\\r\\ud800:smile:[red]"
+    print_lines(escape(evil))
+    shown = capsys.readouterr().out
+    assert shown == printable(evil) + "\n"
+    assert main("inspect", evil.replace("\ud800", "")) == 1
+    said = capsys.readouterr().err
+    assert not set("\x1b\x9b\u202e\u2066\r") & set(said) and ":smile:[red]" in said

@@ -1,0 +1,222 @@
+"""Merges that fail on the way: the old output stands, and nothing is left but what is of use."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jaxmix
+from jaxmix.converters.merging import exchange, merge, merge_checkpoint, recipe, staged_output
+from jaxmix.errors import CheckpointError, LayoutError
+
+from ..bases import Adapters, contents, header, mixed
+
+
+@pytest.fixture
+def before_and_out(base: Path, adapters: Adapters, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+    """An output that stands there, and all files before the next merge."""
+    merge_checkpoint(base, [], tmp_path / "out")
+    return tmp_path / "out", contents(tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError, LayoutError])
+def test_a_failure_in_the_middle(
+    error: type[BaseException],
+    base: Path,
+    adapters: Adapters,
+    before_and_out: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The third tensor's computing fails: the old output stands, and nothing lies about."""
+    out, before = before_and_out
+    plain: Any = recipe.Prepared.compute
+    calls: list[Any] = []
+
+    def failing(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 2:
+            assert any(tmp_path.glob("*.partial/parts/0.safetensors"))
+            raise error("on the way")
+        return plain(*args)
+
+    monkeypatch.setattr(recipe.Prepared, "compute", failing)
+    for target in (out, tmp_path / "new"):
+        calls.clear()
+        with pytest.raises(error, match="on the way"):
+            merge_checkpoint(base, mixed(adapters), target, force=True)
+        assert contents(tmp_path) == before and not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "Free some space, or choose another disk."),
+        (errno.EDQUOT, "Free some space, or choose another disk."),
+        (errno.EROFS, "Choose a folder to which you can write."),
+        (errno.EIO, "nothing else has changed."),
+    ],
+)
+def test_the_system_refuses_to_write(
+    number: int,
+    hint: str,
+    base: Path,
+    adapters: Adapters,
+    before_and_out: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever it says is told, and nothing lies about."""
+    out, before = before_and_out
+
+    def failing(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(merge.shutil, "copyfile", failing)
+    with pytest.raises(CheckpointError) as caught:
+        merge_checkpoint(base, mixed(adapters), out, force=True)
+    text = str(caught.value)
+    assert f"out could not be written: [Errno {number}] {os.strerror(number)}. What was" in text
+    assert text.endswith(hint) and contents(tmp_path) == before
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+
+
+def test_files_may_not_grow(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The same from a real limit of the system."""
+    resource = pytest.importorskip("resource")
+    before, limits = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = (base / "model.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 100, limits[1]))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"File too large.*supports files of this size\.$"
+        ):
+            merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(tmp_path) == before and not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_for_reading_only(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Refused in the system's words."""
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(CheckpointError, match=r"Permission denied.*to which you can write"):
+            merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_the_last_step_fails(
+    base: Path,
+    adapters: Adapters,
+    before_and_out: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The old output stands, and the whole shards wait; `resume` has only this step to do again."""
+    out, before = before_and_out
+
+    def failing(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(staged_output, "exchange_paths", failing)
+        text = (
+            r"could not be written.* 1 of 1 shards are complete in \S+out\.partial\. Use "
+            r"resume=True"
+        )
+        with pytest.raises(CheckpointError, match=text + r".*Choose a folder to which you"):
+            merge_checkpoint(base, mixed(adapters), out, force=True)
+    assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}
+    merged = merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
+    assert merged.resumed == 1 and not list(tmp_path.glob("out.*"))
+    merge_checkpoint(base, mixed(adapters), tmp_path / "other")
+    assert contents(out) == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize("failing_rename", [1, 2])
+def test_where_folders_can_not_be_exchanged(
+    failing_rename: int,
+    base: Path,
+    adapters: Adapters,
+    before_and_out: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There two renamings do; if either fails, the old output is back in its place."""
+    out, before = before_and_out
+    plain, calls = Path.rename, []
+
+    def failing(self: Path, target: Path) -> Path:
+        if Path(target).name in ("old", "out") and "partial" in str(self) + str(target):
+            calls.append(target)
+            if len(calls) == failing_rename:
+                raise PermissionError(errno.EACCES, "no")
+        return plain(self, target)
+
+    monkeypatch.setattr(staged_output, "exchange_paths", lambda *_: False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with pytest.raises(CheckpointError, match=r"could not be written.*Choose a folder to wh"):
+            merge_checkpoint(base, mixed(adapters), out, force=True)
+    assert contents(out) == {n[4:]: d for n, d in before.items() if n.startswith("out/")}
+    merge_checkpoint(base, mixed(adapters), out, force=True, resume=True)
+    merge_checkpoint(base, mixed(adapters), tmp_path / "other")
+    assert contents(out) == contents(tmp_path / "other") and not list(tmp_path.glob("out.*"))
+
+
+def test_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders change places; where the system lacks the call, or the path, it says so."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    done = exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / ("b" if done else "a")).exists()
+    if done:
+        with pytest.raises(FileNotFoundError):
+            exchange.exchange_paths(tmp_path / "a", tmp_path / "c")
+
+    class Old:
+        """A C library of former days."""
+
+    monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: Old())
+    assert not exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
+
+
+def test_an_output_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It is not replaced."""
+    out = tmp_path / "out"
+
+    def meddle(*_: Any) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "config.json").write_text("{}")
+
+    with pytest.raises(CheckpointError, match=r"the output \S+out exists\. Choose another"):
+        merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, progress=meddle)
+    assert contents(out) == {"config.json": b"{}"}
+    merge_checkpoint(base, jaxmix.load(adapters["lora"]), out, resume=True, force=True)
+    assert contents(out).keys() == contents(base).keys()
+    assert len(list(tmp_path.glob("out*"))) == 1
+
+
+@pytest.mark.parametrize("which", ["lora", "embedding"])
+def test_a_base_that_is_cut_meanwhile(
+    which: str, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Seen where a tensor is copied, and where one is read to be changed."""
+    last = sharded / "model-00003-of-00003.safetensors"
+
+    def cut(*_: Any) -> None:
+        os.truncate(last, len(header(last)) + 8)
+
+    with pytest.raises(
+        CheckpointError,
+        match=r"(?s)the base changed while it was being read.*00003\S+ it has [\d,]+ bytes, before",
+    ):
+        adapter = jaxmix.load(adapters[which])
+        merge_checkpoint(sharded, adapter, tmp_path / "out", progress=cut)
+    assert not list(tmp_path.glob("out*"))

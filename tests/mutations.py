@@ -1,0 +1,324 @@
+"""Breaks the library in one place after another, and reports which breaks the tests catch.
+
+    python -m tests.mutations               with the tests of `make test`
+    python -m tests.mutations --all         with those of `make test-all`
+    python -m tests.mutations --near        with the tests that are likely to catch it; quicker
+    python -m tests.mutations bank tied     the mutations whose name holds one of these words
+
+Each mutation replaces a text that stands once in the library, in a copy of the tree. The likely
+tests run first and stop at the first failure; the others run only if none of them fails. A
+mutation that no test catches is a gap: write the test. A text that is no longer there is an error:
+follow the code.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOTS = ("jaxmix", "converters")
+QUICK = ("-m", "not thorough")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One break.
+
+    Args:
+        name: The room, and what is wrong then.
+        old: A text that stands once in the library.
+        new: The text that replaces it.
+        near: The tests that are likely to catch it: files or folders below tests/, and words for
+            pytest.
+    """
+
+    name: str
+    old: str
+    new: str
+    near: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "operators: Khatri-Rao of factors in two orders",
+        "b = self.left.b[:, :, None] * self.right.b[:, None, :]",
+        "b = self.left.b[:, None, :] * self.right.b[:, :, None]",
+        ("operators/test_alone.py",),
+    ),
+    Mutation(
+        "operators: two permutations in the wrong order",
+        "Permutation(y.order[x.order])",
+        "Permutation(x.order[y.order])",
+        ("operators/test_fold.py",),
+    ),
+    Mutation(
+        "operators: a diagonal scales columns of blocks",
+        "BlockDiagonal(x.d.reshape(-1, y.block_size, 1) * y.all_blocks(), 1)",
+        "BlockDiagonal(x.d.reshape(-1, 1, y.block_size) * y.all_blocks(), 1)",
+        ("operators/test_fold.py",),
+    ),
+    Mutation(
+        "operators: a rotation across devices is taken for one within a part",
+        "(m.blocks.shape[0] if m.copies == 1 else m.copies) % parts == 0",
+        "(m.blocks.shape[0] * m.copies) % parts >= 0",
+        ("devices/test_rotations.py",),
+    ),
+    Mutation(
+        "affine: R is not transposed around Δ",
+        "multiply(multiply(by.left, term), by.right.T)",
+        "multiply(multiply(by.left, term), by.right)",
+        ("test_affine.py", "laws/test_every_family.py"),
+    ),
+    Mutation(
+        "affine: a low rank is not carried through what comes later",
+        "carried = add(_carried(new, carried), low)",
+        "carried = add(carried, low)",
+        ("test_affine.py", "laws/test_every_family.py"),
+    ),
+    Mutation(
+        "families: DoRA's bias off the line at other strengths",
+        "Diagonal(1 - strength + strength * c[:, 0])",
+        "Diagonal(c[:, 0])",
+        ("families/test_contract.py", "-k", "dora"),
+    ),
+    Mutation(
+        "families: OFT's bound not shared among blocks",
+        "self.eps / q.shape[0] ** 0.5)",
+        "self.eps)",
+        ("families/test_contract.py", "-k", "coft"),
+    ),
+    Mutation(
+        "families: a wavelet's patch starts one place off",
+        "start = 2 * (at - count // 2 * is_detail)",
+        "start = 1 + 2 * (at - count // 2 * is_detail)",
+        ("families/test_contract.py", "-k", "waveft"),
+    ),
+    Mutation(
+        "placement: a rule's quotient and remainder exchanged",
+        'a // b if how == "//" else a % b',
+        'a % b if how == "//" else a // b',
+        ("converters/layouts/test_rules.py", "placement/test_layout.py"),
+    ),
+    Mutation(
+        "placement: no refusal of two sites in one leaf",
+        "both := list(overlaps(tree, sites))",
+        "both := list(overlaps(tree, sites))[:0]",
+        ("placement/test_layout.py",),
+    ),
+    Mutation(
+        "placement: T5's shared embedding taken for untied",
+        '_last(site) == "embed_tokens" and _last(embedding) == "shared"',
+        "False",
+        ("placement/test_tied.py", "placement/test_names.py"),
+    ),
+    Mutation(
+        "placement: axes that a bias can't tell are told by it",
+        "len(bias) != 1 or shape.count(bias[0]) != 1",
+        "len(bias) != 1 or shape.count(bias[0]) < 1",
+        ("placement/test_orientation.py",),
+    ),
+    Mutation(
+        "apply: what reads the base does not see a replaced leaf",
+        "if update.is_base_side and start is not bare:",
+        "if update.is_base_side and start is bare:",
+        ("laws/test_identity_and_order.py",),
+    ),
+    Mutation(
+        "apply: rounding to 16 bits after each pass",
+        "dtype if i + 1 == len(passes) else arithmetic(tensor.dtype)",
+        "dtype",
+        ("laws/test_shape.py",),
+    ),
+    Mutation(
+        "unmerged: the weight's stack is made dense before a scan",
+        "x if not isinstance(x, Weight) or _stacked_first(x) else x.dense() for x in xs",
+        "x if not isinstance(x, Weight) else x.dense() for x in xs",
+        ("unmerged/test_uses.py",),
+    ),
+    Mutation(
+        "unmerged: L is not transposed after a product",
+        "y = y @ left.T",
+        "y = y @ left",
+        ("unmerged/test_attach.py", "unmerged/test_uses.py"),
+    ),
+    Mutation(
+        "bank: rows beyond a slot's share are dropped",
+        "idle = idle | (is_full & (numbers - first[wanted] < each))",
+        "idle = idle | is_full",
+        ("bank/test_bank.py",),
+    ),
+    Mutation(
+        "bank: a row of no adapter gets the first one",
+        "jnp.where(pick >= 0, own if is_factor else result + own, result)",
+        "own if is_factor else result + own",
+        ("bank/test_bank.py",),
+    ),
+    Mutation(
+        "combining: TIES divides by all, not by those that agree",
+        "/ jnp.maximum(jnp.sum(mask, 0), 1)",
+        "/ len(stack)",
+        ("combining/test_formulas.py",),
+    ),
+    Mutation(
+        "combining: DARE does not rescale",
+        "jnp.where(kept, stack / density, 0)",
+        "jnp.where(kept, stack, 0)",
+        ("combining/test_formulas.py", "combining/test_combine.py"),
+    ),
+    Mutation(
+        "training: a shared array is trained once for each site",
+        "same = id(leaf) if isinstance(leaf, jax.Array | np.ndarray) else path",
+        "same = path",
+        ("training/test_partition.py",),
+    ),
+    Mutation(
+        "training: DoRA's magnitude of the wrong axis",
+        'jnp.linalg.norm(weight, axis=0 if target.layer == "embedding" else 1)',
+        "jnp.linalg.norm(weight, axis=1)",
+        ("training/test_init_kinds.py", "-k", "dora"),
+    ),
+    Mutation(
+        "peft reader: experts in B slow instead of fast",
+        "b.reshape(len(b), rank, experts).transpose(2, 0, 1)",
+        "b.reshape(len(b), experts, rank).transpose(1, 0, 2)",
+        ("converters/adapters/peft", "-k", "expert"),
+    ),
+    Mutation(
+        "peft exporter: the rest of a scale is not in B",
+        "rest = own / scale",
+        "rest = 1.0",
+        ("converters/adapters/peft/test_export_level.py",),
+    ),
+    Mutation(
+        "lycoris: dora_scale by output taken for one by input",
+        'NORM_EPS, axis="out" if by_output else "in"',
+        'NORM_EPS, axis="in" if by_output else "out"',
+        (
+            "converters/adapters/formats/test_goldens.py",
+            "converters/adapters/formats/test_kohya.py",
+        ),
+    ),
+    Mutation(
+        "mixfile: a recipe's strength is ignored",
+        'one if "updates" in part else _times(one, float(part.get("strength", 1.0)))',
+        "one",
+        ("converters/adapters/mixfile/test_recipes.py",),
+    ),
+    Mutation(
+        "merging: the second piece of a large tensor overwrites the first",
+        "min(begin + STRIDE, tensor.size), at + begin)",
+        "min(begin + STRIDE, tensor.size), at)",
+        ("converters/merging/test_merge.py",),
+    ),
+    Mutation(
+        "merging: verifying allows any distance",
+        "off / (unit / 2 + slack)",
+        "0 * off",
+        ("converters/merging/test_verifying.py",),
+    ),
+    Mutation(
+        "quantization: GPTQ's zero points of three bits one too low",
+        "zeros = (zeros + 1) & 7",
+        "zeros = zeros & 7",
+        ("converters/checkpoints/quantization/test_goldens.py",),
+    ),
+    Mutation(
+        "quantization: fp8's block scales start at the first row",
+        "np.arange(part.start, part.stop) // self.block[0]",
+        "np.arange(part.stop - part.start) // self.block[0]",
+        ("converters/merging/test_quantized.py",),
+    ),
+    Mutation(
+        "cli: --new-head without a class is ignored",
+        "new_head=head_class or new_head,",
+        "new_head=head_class or False,",
+        ("converters/merging/test_new_head.py",),
+    ),
+)
+
+
+def copied(tree: Path, to: Path) -> Path:
+    """A copy of a checkout, its links kept."""
+    ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "*.egg-info")
+    shutil.copytree(tree, to, symlinks=True, ignore=ignored)
+    return to
+
+
+def file_of(tree: Path, old: str) -> Path:
+    """The one file of the library that holds a text, once."""
+    files = [path for root in ROOTS for path in sorted((tree / root).rglob("*.py"))]
+    found = [path for path in files for _ in range(path.read_text(encoding="utf-8").count(old))]
+    if len(found) != 1:
+        raise SystemExit(f"{old!r} stands {len(found)} times in the library. Follow the code.")
+    return found[0]
+
+
+def failure(tree: Path, words: tuple[str, ...]) -> str | None:
+    """The first test that fails, or None if all pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    lines = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    # 1 is a failure, 2 an error while tests are collected: anything else says nothing.
+    if done.returncode not in (1, 2) or not lines:
+        raise SystemExit(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return lines[0]
+
+
+def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bool) -> str | None:
+    """The test that catches a mutation in this copy of the tree, or None."""
+    path = file_of(tree, mutation.old)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        there = tree / "tests"
+        near = [f"tests/{word}" if (there / word).exists() else word for word in mutation.near]
+        found = failure(tree, (*which, *near))
+        return found if found or near_only else failure(tree, which)
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def table(
+    tree: Path, words: list[str], which: tuple[str, ...], near_only: bool
+) -> Iterator[tuple[str, str | None]]:
+    """Each mutation's name with the test that catches it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(tree, Path(folder) / "jaxmix")
+        wanted = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+        for mutation in wanted:
+            file_of(copy, mutation.old)
+        for mutation in wanted:
+            yield mutation.name, caught(copy, mutation, which, near_only)
+
+
+def main() -> None:
+    """Prints the table line by line."""
+    parser = argparse.ArgumentParser(
+        description="Breaks the library and reports which breaks the tests catch."
+    )
+    parser.add_argument("words", nargs="*", help="the mutations whose name holds one of these")
+    parser.add_argument("--all", action="store_true", help="the tests of `make test-all`")
+    parser.add_argument("--near", action="store_true", help="the likely tests alone")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout")
+    given = parser.parse_args()
+    lost = 0
+    print("| broken | caught by |\n| --- | --- |", flush=True)
+    which = () if given.all else QUICK
+    for name, found in table(given.tree.resolve(), given.words, which, given.near):
+        lost += found is None
+        print(f"| {name} | {found or '**nothing**'} |", flush=True)
+    sys.exit(lost > 0)
+
+
+if __name__ == "__main__":
+    main()

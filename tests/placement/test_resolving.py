@@ -1,0 +1,45 @@
+"""`resolve`: one call from the sites of adapters to the leaves of a tree."""
+
+import numpy as np
+import pytest
+
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoRA
+from jaxmix.families.base import Chain
+from jaxmix.placement import resolve
+
+ONES = np.ones((2, 3), np.float32)
+
+
+def chain(*, bias: bool = False) -> Chain:
+    """A LoRA for a weight (2, 3), with strength 0.5."""
+    return ((0.5, LoRA(ONES[:1], ONES[:, :1], 1.0, bias=ONES[:, 0] if bias else None)),)
+
+
+def test_sites_have_places_and_forms() -> None:
+    """A resolved site knows its leaves, how they hold its tensors, and its updates."""
+    params = {"a": {"kernel": ONES.T, "bias": ONES[:, 0]}, "b.weight": ONES}
+    found = resolve(params, {"a": chain(bias=True), "b": chain()}, None)
+    a, b = found.sites
+    assert (a.name, a.weight and a.weight.leaf, a.bias and a.bias.leaf) == (
+        *("a", "a.kernel", "a.bias"),
+    )
+    assert a.weight_form and a.weight_form.transposed and a.bias_form
+    assert b.weight_form and not b.weight_form.transposed and b.bias is None and b.bias_form is None
+    assert a.chain == chain(bias=True) or a.chain[0][0] == 0.5
+    assert found.tree.with_leaves(found.tree.leaves)["b.weight"] is params["b.weight"]
+
+
+def test_layers_of_a_stack_share_a_form() -> None:
+    """Forms have no name of a leaf: what differs between layers is only the index."""
+    params = {"layers": {"q": {"kernel": np.ones((2, 3, 2), np.float32)}}}
+    sites = {f"layers.{i}.q": chain() for i in range(2)}
+    forms = [site.weight_form for site in resolve(params, sites, None).sites]
+    (first, _), (second, _) = (form.picked for form in forms if form)
+    assert first == second and hash(first) == hash(second)
+
+
+def test_every_problem_is_an_error() -> None:
+    """A site without a leaf is reported by the same call."""
+    with pytest.raises(LayoutError, match=r"1 site of the adapters can't be placed .*\n  lost: no"):
+        resolve({"b.weight": ONES}, {"b": chain(), "lost": chain()}, None)

@@ -1,0 +1,27 @@
+"""Ties are prepared once for a tree, however many sites it has."""
+
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.families import LoRA
+from jaxmix.placement import ties
+
+
+@pytest.mark.parametrize("layers", [4, 32])
+def test_names_are_prepared_once(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of names that are looked at grows with the tree, not with its square."""
+    names = [f"model.layers.{i}.embeddings" for i in range(layers)]
+    ones = np.ones((2, 3), np.float32)
+    params = {f"{name}.weight": ones for name in names} | {"lm_head.weight": ones}
+    update = LoRA(ones[:1], ones[:, :1], 1.0)
+    counted: list[str] = []
+    whole = ties.bare
+
+    def bare(name: str) -> str:
+        counted.append(name)
+        return whole(name)
+
+    monkeypatch.setattr(ties, "bare", bare)
+    jaxmix.compose(params, [jaxmix.Adapter(dict.fromkeys(names, update))])
+    assert len(counted) <= 3 * len(params)

@@ -1,0 +1,159 @@
+"""No weight is made dense without a word: what `factored` and `explain` say, and when."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter, Bank, Layout, Rule
+from jaxmix.errors import DenseWeightWarning, UnsupportedError
+from jaxmix.families import IA3, LoRA, Replace
+
+
+def normal(*shape: int) -> Any:
+    return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
+
+
+def lora(i: int = 6, o: int = 4) -> LoRA:
+    return LoRA(normal(2, i), normal(o, 2), 0.5)
+
+
+PARAMS = {"a.weight": normal(4, 6), "b.weight": normal(4, 6)}
+LEAVES = jaxmix.attach(PARAMS, Adapter({"a": lora(), "b": lora()}))
+
+
+def ordered(params: Any, x: Any) -> Any:
+    """A product, and two operations that no weight can go through apart."""
+    return x @ params["a.weight"].T + jnp.sort(params["b.weight"]).sum() + params["a.weight"].max()
+
+
+SORT = ordered.__code__.co_firstlineno + 2
+X = normal(3, 6)
+LINES = (
+    f"\n  b.weight ((4, 6) float32): sort at test_running.py:{SORT} (ordered)"
+    f"\n  a.weight ((4, 6) float32): reduce_max at test_running.py:{SORT} (ordered)\n"
+)
+ADVICE = (
+    "Multiply tokens by the whole weight, convolve with it or look up its rows, or merge the "
+    "adapters of these leaves with jaxmix.compose."
+)
+WARNING = (
+    f"factored makes 2 weights dense at each call, where there is no factored form:{LINES}This "
+    f"takes a pass over the weight and memory for a copy of it. {ADVICE}"
+)
+REFUSAL = (
+    'factored got how="factored", expected a factored form for each use of a weight; 2 weights '
+    f'would be made dense:{LINES}{ADVICE} With how="auto" these uses take the dense weight, with a '
+    "warning."
+)
+
+
+@pytest.mark.parametrize("is_jitted", [True, False])
+def test_auto_warns_once(is_jitted: bool) -> None:
+    run = jaxmix.factored(ordered)
+    want = ordered(jaxmix.compose(PARAMS, Adapter({"a": lora(), "b": lora()})), X)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for count in (1, 2, 3):
+            got = (jax.jit(run) if is_jitted else run)(LEAVES, jnp.concatenate([X] * count))
+            np.testing.assert_allclose(got[:3], want, rtol=1e-5)
+    assert [(str(w.message), w.category) for w in caught] == [(WARNING, DenseWeightWarning)]
+
+
+@pytest.mark.parametrize("is_jitted", [True, False])
+def test_factored_refuses(is_jitted: bool) -> None:
+    run = jaxmix.factored(ordered, "factored")
+    with pytest.raises(UnsupportedError) as caught:
+        (jax.jit(run) if is_jitted else run)(LEAVES, X)
+    assert str(caught.value) == REFUSAL
+
+
+def test_dense_says_nothing() -> None:
+    jaxmix.factored(ordered, "dense")(LEAVES, X)
+    jaxmix.factored(lambda p: p, "dense")(LEAVES)
+
+
+def test_what_costs_less_dense_says_nothing() -> None:
+    """A choice between two ways is no lack of one."""
+    big = {"a.weight": normal(8, 8)}
+    leaves = jaxmix.attach(big, Adapter({"a": Replace(normal(8, 8))}))
+    (way,) = jaxmix.explain(leaves, tokens=500).ways
+    assert way.way == "dense"
+    jaxmix.factored(lambda p, x: x @ p["a.weight"].T)(leaves, normal(500, 8))
+
+
+def test_vectors_say_nothing() -> None:
+    """A bias or a norm's weight, alone or one for each layer of a stack."""
+    params = {"norm": normal(3, 4), "a.weight": normal(4, 6), "a.bias": normal(4)}
+    rules = (
+        Rule(r"norm(\d)", "norm", None, r"\1"),
+        Rule("a", "a.weight"),
+        Rule("a", "a.bias", part="bias"),
+    )
+    mixed = Adapter({**{f"norm{i}": Replace(normal(4)) for i in range(3)}, "a": IA3(normal(4))})
+    layout = Layout("norms", rules)
+
+    def run(params: Any, x: Any) -> Any:
+        y = x @ params["a.weight"].T + params["a.bias"][None]
+        return jax.lax.scan(lambda y, norm: (jnp.tanh(y * norm[None]), None), y, params["norm"])[0]
+
+    leaves = jaxmix.attach(params, mixed, layout=layout)
+    got = jaxmix.factored(run, "factored")(leaves, X)
+    np.testing.assert_allclose(got, run(jaxmix.compose(params, mixed, layout=layout), X), rtol=1e-5)
+    ways = {way.leaf: way.why for way in jaxmix.explain(leaves).ways}
+    assert ways["norm"] == ways["a.bias"] == "a vector, as cheap to make as to use"
+
+
+def test_a_weight_that_is_returned() -> None:
+    with pytest.raises(UnsupportedError, match=r"\n  a.weight \(.*\): the function returns it\n"):
+        jaxmix.factored(lambda p: p["a.weight"].T, "factored")(LEAVES)
+
+
+def test_names_by_argument() -> None:
+    """Of a leaf that is itself an argument there is no name but its site's."""
+    leaf = LEAVES["a.weight"]
+    for run in (
+        lambda f: f(leaf),
+        lambda f: f(x=leaf),
+        lambda f: f({"a": {"weight": leaf}}),
+    ):
+        with pytest.raises(
+            UnsupportedError, match=r"\n  a(.weight)? \(\(4, 6\) float32\): sort at"
+        ):
+            run(jaxmix.factored(lambda x: jnp.sort(jax.tree.leaves(x)[0]), "factored"))
+
+
+def test_rows_of_a_bank_say_nothing() -> None:
+    """A bank has a member's operators by the row, and nothing to choose."""
+    bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
+
+    def run(params: Any, x: Any) -> Any:
+        return x @ jnp.sort(params["a.weight"]).T
+
+    want = run(jaxmix.compose(PARAMS, Adapter({"a": lora()})), X[:1])
+    np.testing.assert_allclose(bank(run)(PARAMS, X[:1], ["a"]), want, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- explain
+
+
+def test_explain_names_uses_without_a_form() -> None:
+    """Of the function that is to be run; without it, a leaf's product is meant."""
+    x = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    assert [way.way for way in jaxmix.explain(LEAVES).ways] == ["factored", "factored"]
+    for args in ((X,), (x,)):
+        ways = {way.leaf: way for way in jaxmix.explain(LEAVES, fn=ordered, args=args).ways}
+        assert {way.way for way in ways.values()} == {"dense"}
+        where = f"at test_running.py:{SORT} (ordered)"
+        assert ways["b.weight"].why == f"no factored form for sort {where}"
+        assert ways["a.weight"].why == f"no factored form for reduce_max {where}"
+
+    def product(params: Any, x: Any, *, scale: float = 1.0) -> Any:
+        return scale * (x @ params["a.weight"].T)
+
+    ways = jaxmix.explain(LEAVES, fn=product, args=(x,)).ways
+    assert [way.way for way in ways] == ["factored", "factored"]
