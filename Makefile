@@ -29,7 +29,7 @@ WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
 say = @printf '\033[1m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-rest lowest newest newest-python lint format docs bench notebooks clean
+.PHONY: help demo test test-all test-rest fuzz lowest newest newest-python lint format docs bench notebooks clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ test-all: $(VENV)/.all ## all tests
 
 test-rest: $(VENV)/.all ## the tests that `make test` leaves out
 	@$(PYTEST) -m thorough $(ARGS)
+
+fuzz: $(VENV)/.all ## mutated files, judged by an oracle: make fuzz ARGS="--inputs 100000 --jobs 2"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lowest: $(VENV)-lowest/.all ## the tests without torch, on the lowest versions that are allowed
 	@$(VENV)-lowest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(ARGS)

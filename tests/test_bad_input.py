@@ -10,7 +10,7 @@ import pytest
 import jaxmix
 from jaxmix import Adapter, JaxmixError
 from jaxmix.errors import AdapterError, CheckpointError, LayoutError, ShapeError
-from jaxmix.families import LoRA, Replace
+from jaxmix.families import IA3, OFT, LoHa, LoRA, Replace
 
 from .converters.adapters.peft.folders import FORMS, SITE, factors, keyed, params, save
 
@@ -93,6 +93,25 @@ def test_a_weight_in_parts():
         jaxmix.compose(base, [lora()])
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (6, 0), (0, 0)])
+def test_a_weight_without_numbers(shape):
+    """It keeps its shape, or the update does not fit."""
+    rows, columns = shape
+    a, b, ones = jnp.ones((2, columns)), jnp.ones((rows, 2)), jnp.ones
+    updates = [LoRA(a, b, 1.0), LoRA(a, b, 1.0, magnitude=ones(rows)), LoHa(b, a, b, a, 1.0)]
+    updates += [IA3(ones(rows)), IA3(ones(columns), on_input=True), Replace(ones(shape))]
+    base = {f"{SITE}.weight": np.ones(shape, np.float32)}
+    for update in updates:
+        out = jaxmix.compose(base, Adapter({SITE: update}))
+        assert out[f"{SITE}.weight"].shape == shape
+    turn = Adapter({SITE: OFT(ones((columns // 2, 1)))})
+    if columns:
+        assert jaxmix.compose(base, turn)[f"{SITE}.weight"].shape == shape
+    else:
+        with pytest.raises(ShapeError, match=r"oft_R \(0, 1\): 0 blocks of size 2 rotate 0 inputs"):
+            jaxmix.compose(base, turn)
+
+
 def test_float64_without_x64():
     """JAX would round it silently."""
     with pytest.raises(
@@ -127,6 +146,18 @@ def test_an_adapter_for_another_model():
     )
 
 
+@pytest.mark.parametrize(
+    "name", [".norm.weight", "..", "a..b", "." * 3000 + "w", "a." * 40_000 + "w"]
+)
+def test_names_of_dots(name):
+    """Leaves of a damaged file, or of a hostile one: they are left alone, and take no long time."""
+    base = {f"{SITE}.weight": np.ones((6, 4), np.float32), name: np.ones((6, 4), np.float32)}
+    out = jaxmix.compose(base, lora())
+    assert out[name] is base[name] and float(out[f"{SITE}.weight"][0, 0]) == 3
+    with pytest.raises(JaxmixError, match=r"another: no leaf for its weight|could take forever"):
+        jaxmix.compose(base, lora(["another"]))
+
+
 def test_params_with_nothing_in_them():
     """Then there is no nearest leaf."""
     with pytest.raises(LayoutError, match="the nearest are none: the tree is empty"):
@@ -140,6 +171,25 @@ def test_a_bias_that_the_base_does_not_have(tmp_path):
     with pytest.raises(
         LayoutError, match=r"changes its bias, but the tree has none there; add one of"
     ):
+        jaxmix.compose(base, [adapter])
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        LoRA(jnp.ones((2, 4)), jnp.ones((6, 2)), 1.0, bias=jnp.ones(6)),
+        IA3(jnp.ones(6)),
+    ],
+    ids=["LoRA", "IA3"],
+)
+@pytest.mark.parametrize("shape", [(5,), (1,), (6, 4), (0,)])
+def test_a_bias_of_another_size(update, shape):
+    """The weight's outputs say how long it must be; nothing is broadcast."""
+    adapter = Adapter({SITE: update})
+    base = {**BASE, f"{SITE}.bias": np.ones(shape, np.float32)}
+    size = int(np.prod(shape))
+    text = rf"{SITE}: its bias {SITE}.bias has {size} numbers, expected 6, one for each output"
+    with pytest.raises(ShapeError, match=text):
         jaxmix.compose(base, [adapter])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxmix.adapter import words
+from jaxmix.converters.adapters.peft.about import about
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.head_classes import HeadClass, head_classes
 from jaxmix.converters.merging.label_config import label_fields
@@ -101,8 +102,14 @@ def _belongs_to(name: str, site: str) -> bool:
 def _is_other_task(config: Mapping[str, Any], mixed: Mix, classes: Sequence[HeadClass]) -> bool:
     """Whether the base's head has the same name as the adapters', but is for another task."""
     stated = set(_stated(mixed)).intersection(x for c in classes for x in (c.name, c.task))
-    own = [head for head in classes if head.name in (config.get("architectures") or ())]
+    own = [head for head in classes if head.name in _architectures(config)]
     return bool(own and stated) and not any({head.name, head.task} & stated for head in own)
+
+
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    """The names of the base's classes."""
+    named = config.get("architectures")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _saved_leaves(
@@ -150,7 +157,7 @@ def _chosen(
     candidates = matching or fitting
     names = " or ".join(head.name for head in candidates)
     config = checkpoint.json(CONFIG_FILE)
-    own = ", ".join(config.get("architectures") or ()) or config.get("model_type") or "no class"
+    own = ", ".join(_architectures(config)) or config.get("model_type") or "no class"
     found = (
         f"the adapters have a head that {checkpoint.name} lacks ({CONFIG_FILE} names {own}):"
         f"{listing(f'{name} {leaf.shape}' for name, leaf in leaves.items())}\n"
@@ -182,9 +189,9 @@ def _chosen(
 def _stated(mixed: Mix) -> Iterator[str]:
     """Yields the tasks and classes that the adapters' files state."""
     for part in mixed.parts:
-        metadata = getattr(part, "metadata", {})
-        yield metadata.get("task_type") or ""
-        yield (metadata.get("auto_mapping") or {}).get("base_model_class") or ""
+        fields = about(getattr(part, "metadata", {}))
+        yield fields.get("task_type", "")
+        yield fields.get("auto_mapping", {}).get("base_model_class", "")
 
 
 def _renamed(

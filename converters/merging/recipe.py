@@ -69,7 +69,12 @@ class Recipe:
     @property
     def is_plain(self) -> bool:
         """Whether it is the matrix of one site, so that it can be computed in runs of rows."""
-        return len(self.shares) < 2 and all(share.form.is_plain for share in self.shares)
+        # Updates see a bias as a column, whose rows are the tensor's only if it is a vector.
+        is_column = math.prod(self.tensor.shape[1:]) == 1
+        return len(self.shares) < 2 and all(
+            share.form.is_plain and (share.form.part != "bias" or is_column)
+            for share in self.shares
+        )
 
     def prepare(self) -> "Prepared":
         """Builds the affine maps. Updates that read the base read the whole tensor here."""

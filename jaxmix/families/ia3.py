@@ -61,7 +61,7 @@ class IA3(Update):
         (out_size, in_size), rescaling = base.shape, self._rescaling(strength)
         if not self.on_input:
             return AffineMap(Diagonal(rescaling), Identity(in_size), Zero(*base.shape))
-        columns = jnp.repeat(rescaling, in_size // len(rescaling))
+        columns = jnp.repeat(rescaling, in_size // max(1, len(rescaling)))
         return AffineMap(Identity(out_size), Diagonal(columns), Zero(*base.shape))
 
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:

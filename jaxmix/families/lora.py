@@ -106,9 +106,11 @@ class LoRA(Update):
         return LowRank(self.b, self.a).scaled(strength * self.scale)
 
     def _rescaling(self, base: Base) -> Float[Array, " norms"]:
-        """Returns DoRA's c."""
+        """Returns DoRA's c; NaN where the norm overflows, since c would be zero."""
         adapted = self._delta(1).added_to(base.read("matrix"))
-        return self.magnitude / jnp.linalg.norm(adapted, axis=0 if self.embedding else 1)
+        norms = jnp.linalg.norm(adapted, axis=0 if self.embedding else 1)
+        norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
+        return self.magnitude / norms  # pyright: ignore[reportOptionalOperand]
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Checks that B A, the magnitude and the bias fit the weight."""

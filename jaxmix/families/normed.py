@@ -72,6 +72,8 @@ class Normed(Update):
         else:
             channels = adapted.reshape(out_size, self.magnitude.shape[0], -1)
             norms = jnp.sqrt(jnp.sum(channels * channels, axis=(0, 2)))
+        # An infinite norm is one that its dtype can't hold: it must not make a row of zeros.
+        norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
         c = strength * (self.magnitude / (norms + self.eps))
         if self.axis == "in":
             c = jnp.repeat(c, in_size // self.magnitude.shape[0])

@@ -99,7 +99,7 @@ class OFT(Update):
         (blocks, numbers), b, in_size = self.generator.shape, self.block_size, shape[1]
         if b * (b - 1) // 2 != numbers:
             return f"oft_R has {numbers} values per block, expected b(b − 1)/2"
-        if blocks * b == in_size or (blocks == 1 and in_size % b == 0):
+        if blocks and (blocks * b == in_size or (blocks == 1 and in_size % b == 0)):
             return None
         found = f"{blocks} blocks of size {b} rotate {blocks * b} inputs"
         return f"oft_R {self.generator.shape}: {found}, expected {in_size} from weight {shape}"

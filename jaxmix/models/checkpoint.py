@@ -240,7 +240,11 @@ def _weight_map(index: Path) -> dict[str, Path]:
 
 
 def _is_inside(file: str) -> bool:
-    """Whether a path stays in its folder, on every operating system."""
+    """Whether a path is valid and stays in its folder, on every operating system."""
+    try:
+        file.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
     path = PurePosixPath(file)
     is_special = "\\" in file or ":" in file or "\0" in file
     return bool(path.parts) and not is_special and not path.is_absolute() and ".." not in path.parts

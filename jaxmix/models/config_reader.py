@@ -1,5 +1,6 @@
 """Reads the fields of a config.json and reports all problems in one error."""
 
+import sys
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -94,7 +95,8 @@ class ConfigReader:
     def epsilon(self, name: str, default: float) -> float:
         """Returns the epsilon of a norm."""
         value = self.values.get(name, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and 0 <= value <= sys.float_info.max:
             return float(value)
         self.wrong.append(f"{name} is {value!r}, expected a number of at least 0")
         return 0.0

@@ -70,6 +70,7 @@ def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
 
     Returns:
         The rotations, in Q's dtype; they are computed in at least float32, which LAPACK needs.
+        NaN where Q² overflows.
 
     Example:
         >>> quarter = cayley(jnp.array([[[0.0, 1.0], [-1.0, 0.0]]]))
@@ -78,12 +79,15 @@ def cayley(q: Float[Array, "k b b"]) -> Float[Array, "k b b"]:
     """
     wide = q.astype(np.promote_types(q.dtype, np.float32))
     eye = jnp.eye(q.shape[-1], dtype=wide.dtype)[None]
-    factor = jax.lax.linalg.cholesky(eye - wide @ wide, symmetrize_input=False)
+    square = wide @ wide
+    factor = jax.lax.linalg.cholesky(eye - square, symmetrize_input=False)
     half = jax.lax.linalg.triangular_solve(factor, eye - wide, left_side=True, lower=True)
     inverse = jax.lax.linalg.triangular_solve(
         factor, half, left_side=True, lower=True, transpose_a=True
     )
-    return (2 * inverse - eye).astype(q.dtype)
+    # Of infinite numbers LAPACK can make finite ones.
+    is_finite = jnp.isfinite(square).all((1, 2), keepdims=True)
+    return jnp.where(is_finite, 2 * inverse - eye, jnp.nan).astype(q.dtype)
 
 
 def cayley_neumann(q: Float[Array, "k b b"], terms: int, ends_twice: bool = False) -> Array:

@@ -101,9 +101,10 @@ class Form:
     def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, int]:
         """Returns the shape of the matrix, for a leaf of this shape."""
         shape = leaf_shape if self.is_plain else self.place.shape(leaf_shape)
-        size = math.prod(shape)
-        rows = size if self.part == "bias" else shape[0]
-        return (size // rows, rows) if self.transposed else (rows, size // rows)
+        rows, columns = shape[0], math.prod(shape[1:])
+        if self.part == "bias":
+            rows, columns = rows * columns, 1
+        return (columns, rows) if self.transposed else (rows, columns)
 
 
 def arithmetic(dtype: Any) -> np.dtype:
@@ -113,4 +114,6 @@ def arithmetic(dtype: Any) -> np.dtype:
 
 def as_matrix(tensor: Array, part: Part) -> Float[Array, "rows cols"]:
     """Returns a tensor as a matrix, all axes after the first merged; a bias is a column."""
-    return tensor.reshape(-1, 1) if part == "bias" else tensor.reshape(tensor.shape[0], -1)
+    if part == "bias":
+        return tensor.reshape(tensor.size, 1)
+    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))

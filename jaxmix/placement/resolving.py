@@ -1,5 +1,6 @@
 """Resolves the sites of adapters to the leaves of a params tree, and updates to their shapes."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -171,12 +172,24 @@ def _fits(tree: Tree, sites: Iterable[Site], table: Layout | None = None) -> lis
                 bias_form=bias,
                 transposed=read.transposed,
             )
-            found.append(_Fit(fitted, read.misfit, read.is_unclear))
+            reason = read.misfit or _bias_misfit(tree, fitted)
+            found.append(_Fit(fitted, reason, read.is_unclear))
         else:
             size = site.bias and np.prod(site.bias.shape(tree.leaf(site.bias).shape), dtype=int)
             reason = misfit(site.chain, (int(size), 1)) if size is not None else None
             found.append(_Fit(replace(site, bias_form=bias), reason))
     return found
+
+
+def _bias_misfit(tree: Tree, site: Site) -> str | None:
+    """Why a site's bias can't belong to its weight, or None."""
+    if not (site.weight and site.bias and site.weight_form):
+        return None
+    rows, columns = site.weight_form.shape(tree.leaf(site.weight).shape)
+    size = math.prod(site.bias.shape(tree.leaf(site.bias).shape))
+    if size == rows or (site.transposed and size == columns):
+        return None
+    return f"its bias {site.bias.leaf} has {size} numbers, expected {rows}, one for each output"
 
 
 def _misfits(fits: Iterable[_Fit]) -> list[str]:

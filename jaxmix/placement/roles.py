@@ -121,12 +121,13 @@ class Roles:
 
     @cached_property
     def _children(self) -> dict[str, set[str]]:
-        """The names below each module."""
+        """The names below each module, as far up as anything asks."""
         found: dict[str, set[str]] = {}
         for name in self.shapes:
-            parts = name.split(".")
-            for at in range(len(parts)):
-                found.setdefault(".".join(parts[:at]), set()).add(parts[at])
+            above = name
+            for _ in range(8):
+                above, _, last = above.rpartition(".")
+                found.setdefault(above, set()).add(last)
         return found
 
     @cached_property

@@ -15,6 +15,9 @@ _WEIGHTS = ("kernel", "w", "weight")
 _PLURAL = re.compile(r"(.*_)?(layers|blocks|stack(ed)?|repeats)")
 _NORM = re.compile(r"(.*[_.])?(layer_?norm|rms_?norm|batch_?norm|group_?norm|norm|ln)[^.]*", re.I)
 
+# Below so many levels no model has layers; a leaf's name may have any number of dots.
+_DEEPEST = 100
+
 Shape = tuple[int, ...]
 
 
@@ -52,18 +55,23 @@ def stacks(
     """
     found: dict[str, tuple[Stack, ...]] = {}
     left = {name: tuple(range(len(shape))) for name, shape in shapes.items()}
-    _visit("", dict(shapes), left, known, found)
+    _visit(0, dict(shapes), left, known, found)
     return found
 
 
 def _visit(
-    root: str,
+    start: int,
     shapes: dict[str, Shape],
     left: dict[str, tuple[int, ...]],
     known: Mapping[str, tuple[int, ...]],
     found: dict[str, tuple[Stack, ...]],
+    depth: int = 0,
 ) -> None:
-    """Looks for a stack at a subtree and below it; `left` holds the axes that are still free."""
+    """Looks for a stack at a subtree and below it; `left` holds the axes that are still free.
+
+    The names of the subtree's leaves have everything before ``start`` in common.
+    """
+    root = next(iter(shapes), "")[: max(0, start - 1)]
     below = {name: tuple(shapes[name][axis] for axis in left[name]) for name in shapes}
     at = next((at for at in (0, 1) if _is_stack(root, below, at, left, known)), None)
     if at is not None:
@@ -74,16 +82,16 @@ def _visit(
             found[name] = (*found.get(name, ()), stack)
             left[name] = tuple(each for each in left[name] if each != axis)
         if len(found[next(iter(shapes))]) < 3:
-            _visit(root, shapes, left, known, found)
+            _visit(start, shapes, left, known, found, depth)
+        return
+    if depth == _DEEPEST:
         return
     children: dict[str, dict[str, Shape]] = {}
-    start = len(root) + 1 if root else 0
     for name, shape in shapes.items():
-        head, dot, _ = name[start:].partition(".")
-        if dot:
-            children.setdefault(f"{root}.{head}" if root else head, {})[name] = shape
-    for child, inside in children.items():
-        _visit(child, inside, left, known, found)
+        if (end := name.find(".", start)) >= 0:
+            children.setdefault(name[start:end], {})[name] = shape
+    for head, inside in children.items():
+        _visit(start + len(head) + 1, inside, left, known, found, depth + 1)
 
 
 def _top(names: Iterable[str]) -> str:

@@ -99,6 +99,23 @@ def test_links_on_pages_exist(page: str) -> None:
         assert (ROOT / link).exists(), link
 
 
+def unknown_tests(text: str) -> set[str]:
+    """Returns the test files that a page names, by path or name, and that do not exist."""
+    existing = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"\btests/[\w/]+\.py\b|\btest_\w+\.py\b", text))
+    return {name for name in named if name not in existing and not (ROOT / name).is_file()}
+
+
+def test_tests_on_pages_exist() -> None:
+    """Pages name only test files that exist."""
+    pages = [*PAGES, *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+    assert not {page: lost for page in pages if (lost := unknown_tests((ROOT / page).read_text()))}
+    assert unknown_tests("`tests/none.py`, test_none.py, test_files.py") == {
+        "tests/none.py",
+        "test_none.py",
+    }
+
+
 def test_readme_code_uses_existing_names() -> None:
     """README's Python parses, and every `jaxmix.x` in it exists."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

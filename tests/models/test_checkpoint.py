@@ -132,7 +132,7 @@ def test_invalid_index_is_refused(found: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["../x.safetensors", "/etc/x", "a/../../x", "..\\x", "C:x", "", "a\0b"]
+    "file", ["../x.safetensors", "/etc/x", "a/../../x", "..\\x", "C:x", "", "a\0b", "a\ud800b"]
 )
 def test_index_with_outside_paths_is_refused(file: str, tmp_path: Path) -> None:
     path = reindex(write(tmp_path, TENSORS, 2), **{"a.weight": file})

@@ -143,6 +143,8 @@ def test_invalid_fields_are_listed() -> None:
     assert "tie_word_embeddings is 'yes', expected true or false\n" in text
     assert "eos_token_id is '</s>', expected a token id or a list of token ids\n" in text
     assert text.endswith("Was the file edited?")
+    text = refused(CheckpointError, rms_norm_eps=10**400)
+    assert "rms_norm_eps is 1000" in text and "expected a number of at least 0\n" in text
     text = refused(CheckpointError, head_dim=None, hidden_size=13)
     assert (
         "hidden_size = 13 is not a multiple of num_attention_heads = 6, and there is no head_dim"

@@ -215,6 +215,10 @@ def _normed(update: Update, magnitude: Factor) -> Update:
     if magnitude.ndim < 2 or magnitude.size == 0 or math.prod(shape[2:]) != 1 or 1 not in shape[:2]:
         raise ShapeError(f"dora_scale has shape {shape}, expected (out, 1 …) or (1, in, 1 …)")
     by_output = shape[1] == 1 and (shape[0] > 1 or _rows(update) == 1)
+    # A magnitude has as many axes as the weight: one of two axes is of a layer without a kernel.
+    if not by_output and len(shape) == 2 and shape[1] != (inputs := _inputs(update)):
+        expected = f"({_rows(update)}, 1) or (1, {inputs})"
+        raise ShapeError(f"dora_scale has shape {shape}, expected {expected}")
     return Normed(update, magnitude.reshape(-1), NORM_EPS, axis="out" if by_output else "in")
 
 
@@ -228,6 +232,19 @@ def _rows(update: Update) -> int:
         case LoKr():
             second = update.y[0].shape[0 if update.t2 is None else 1]
             return update.x[0].shape[0] * second
+        case _:
+            return 0
+
+
+def _inputs(update: Update) -> int:
+    """How many inputs the update has, if its layer has no kernel."""
+    match update:
+        case LoRA():
+            return update.a.shape[1] // math.prod(update.kernel)
+        case LoHa():
+            return update.a1.shape[1]
+        case LoKr():
+            return update.x[-1].shape[1] * update.y[-1].shape[1]
         case _:
             return 0
 

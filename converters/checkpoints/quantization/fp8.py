@@ -47,7 +47,7 @@ class Float8(Packed):
         if self.scale is None:
             return values
         if math.prod(self.scale.shape) == 1:
-            return values * _floats(self.scale, ()).reshape(())
+            return _product(values, _floats(self.scale, ()).reshape(()))
         sizes = zip(values.shape, self.block, strict=True)
         blocks = [np.arange(size) // run for size, run in sizes]
         blocks[0] = np.arange(part.start, part.stop) // self.block[0]
@@ -58,7 +58,7 @@ class Float8(Packed):
         for axis, indices in enumerate(blocks):
             if self.scale.shape[axis : axis + 1] not in ((), (1,)):
                 scale = np.take(scale, indices, axis)
-        return values * scale
+        return _product(values, scale)
 
 
 def read(source: Source, readout: Readout) -> None:
@@ -109,6 +109,12 @@ def _float8(tensor: Stored, source: Source, scales: list[str]) -> Packed | Probl
         else:
             return Problem(f"{scale.name} has shape {scale.shape}, blocks {block}")
     return Float8(*fields, scale, tuple(runs))
+
+
+def _product(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The numbers, some of them perhaps infinite or NaN, as they are for transformers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values * scale
 
 
 def _floats(scale: Stored, index: tuple[slice, ...]) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Stored
 from jaxmix.converters.checkpoints.quantization import awq, bitsandbytes, fp8, gptq, mxfp4
 from jaxmix.converters.checkpoints.quantization.packed import Readout, Source, Transposed
+from jaxmix.errors import CheckpointError
 
 __all__ = [
     "CONFIGS",
@@ -100,8 +101,18 @@ def _is_quantized(name: str, tensor: Stored, method: str | None) -> bool:
 
 
 def quantization_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns the quantization settings from config.json or an older file; empty if absent."""
+    """Returns the quantization settings from config.json or an older file; empty if absent.
+
+    Raises:
+        CheckpointError: If the field in config.json is not an object.
+    """
     config = checkpoint.json(CONFIG_FILE)
+    for name in CONFIGS:
+        if not isinstance(config.get(name) or {}, dict):
+            raise CheckpointError(
+                f"{checkpoint.name}: {CONFIG_FILE} has {name} = {str(config[name])[:60]}, expected "
+                "an object with quant_method. Download or save it again."
+            )
     for part in (config, *config.values()):
         if isinstance(part, dict):
             found = [part[name] for name in CONFIGS if isinstance(part.get(name), dict)]

@@ -1,83 +1,106 @@
-"""Merges that are killed, by the signal that nobody can catch, at any of their steps.
+"""Merges that are killed, by the signal that no process can catch, at any of their steps.
 
-    python -m tests.converters.merging.killing [--kills 95] [--random 30] [--seed 0]
+    python -m tests.converters.merging.killing [--kills 95] [--random 30] [--changing 90] [--two 90]
 
-kills that many merges of a small checkpoint: one at each of the merge's calls to the system for a
-file of the output, one after the other, and then at random moments. After each the output must be
-the old one or the new one, and `resume` must end with the very bytes of an unbroken run.
+kills merges of a small checkpoint: one at each of the merge's calls to the system for a file of the
+output, one after the other; at random moments; while the base changes under it; and where two
+merges to the same output run at once. After each the output must be the old one or a new one, bit
+for bit, and merging again must end with the very bytes of an undisturbed run, and nothing beside.
 """
 
 import argparse
+import multiprocessing
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from jaxmix.converters.merging import merge_checkpoint
-
-from ..bases import contents, save_adapters, save_base
-
-__all__ = ["Case", "kill"]
-
-# The program: it counts what Python tells of its calls to the system, and kills itself at one.
-PROGRAM = """
-import os, signal, sys
-base, adapter, out, number, kind = sys.argv[1:]
 import jaxmix
+from jaxmix import JaxmixError
 from jaxmix.converters.merging import merge_checkpoint
+from jaxmix.errors import CheckpointError
 
-lora, count, names = jaxmix.load(adapter), 0, []
-KINDS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
+from ..bases import contents
+from .killing_case import CHANGES, Case
 
-def watch(event, args):
-    global count
-    if event == "ctypes.dlsym" and "renameat2" in args or (
-        event in KINDS and any(isinstance(arg, (str, bytes, os.PathLike)) and
-                               os.fsdecode(arg).startswith(out) for arg in args)
+__all__ = ["CHANGES", "Case", "kill", "kill_changing", "kill_two"]
+
+# A server that has imported all this forks each merge: to import takes longer than to merge.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload([__name__, "jaxmix.models.checkpoint"])
+_KINDS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
+_REFUSED = 3
+
+
+def _merge(
+    said: Any, base: Path, adapter: Path, out: Path, number: int, kind: str, at: int, how: str
+) -> None:
+    """A child: merges, changes the base at a step of its own, and kills itself at another."""
+    lora, count = jaxmix.load(adapter), 0
+
+    def watch(event: str, args: Any) -> None:
+        nonlocal count
+        is_ours = any(
+            isinstance(arg, str | bytes | os.PathLike) and os.fsdecode(arg).startswith(str(out))
+            for arg in args
+        )
+        if (event == "ctypes.dlsym" and "renameat2" in args) or (event in _KINDS and is_ours):
+            count += kind in ("any", event)
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if count == at:
+                count += 1  # what the change itself does is no step
+                CHANGES[how](base / "model-00002-of-00003.safetensors")
+
+    if number >= 0 or at >= 0:
+        sys.addaudithook(watch)
+    said.send("now")
+    try:
+        merge_checkpoint(base, lora, out, force=True)
+    except JaxmixError as error:
+        said.send(str(error))
+        os._exit(_REFUSED)
+    os._exit(0)
+
+
+class _Child:
+    """A merge in a process of its own."""
+
+    def __init__(
+        self,
+        case: Case,
+        adapter: Path,
+        *,
+        number: int = -1,
+        kind: str = "any",
+        at: int = -1,
+        how: str = "",
     ):
-        names.append(event)
-        count += kind in ("any", event)
-        if count == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.said, theirs = _PROCESSES.Pipe(duplex=False)
+        args = (theirs, case.base, adapter, case.out, number, kind, at, how)
+        self.process = _PROCESSES.Process(target=_merge, args=args)
+        self.process.start()
+        theirs.close()
+        if self.said.recv() != "now":
+            raise RuntimeError("the merge did not begin")
 
-if int(number) >= 0:
-    sys.addaudithook(watch)
-print("now", flush=True)
-merge_checkpoint(base, lora, out, force=True)
-print(count, *names, flush=True)
-"""
-
-
-class Case:
-    """A base in three shards, an adapter, the old output and the new one.
-
-    Args:
-        folder: where they go.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder, self.out = folder, folder / "out"
-        self.base = save_base(folder / "base", shards=3)
-        self.adapter = save_adapters(folder / "adapters")["lora"]
-        import jaxmix
-
-        self.lora = jaxmix.load(self.adapter)
-        merge_checkpoint(self.base, self.lora, folder / "new")
-        merge_checkpoint(self.base, [], folder / "old")
-        self.new, self.old = contents(folder / "new"), contents(folder / "old")
-
-    def begin(self, *, is_there: bool) -> None:
-        """The old output, or none; nothing else."""
-        for path in self.folder.glob("out*"):
-            shutil.rmtree(path)
-        if is_there:
-            shutil.copytree(self.folder / "old", self.out)
+    def ended(self) -> str:
+        """How it ended: killed, done, or refused, and then why."""
+        self.process.join()
+        match self.process.exitcode:
+            case 0:
+                return "ended by itself"
+            case code if code == _REFUSED:
+                return f"refused: {self.said.recv()}"
+            case code if code == -signal.SIGKILL:
+                return "killed"
+            case code:
+                raise RuntimeError(f"a merge ended with {code}")
 
 
 def kill(
@@ -88,7 +111,7 @@ def kill(
     is_there: bool = True,
     delay: float | None = None,
 ) -> str:
-    """Kills one merge, looks at what is left, and goes on.
+    """Kills one merge, looks at what is left, and resumes it.
 
     Args:
         case: the merge.
@@ -101,31 +124,84 @@ def kill(
         What was left: which output, and whether shards were.
     """
     case.begin(is_there=is_there)
-    number = -1 if delay is not None else number
-    words = [case.base, case.adapter, case.out, number, kind]
-    program = [sys.executable, "-c", PROGRAM, *map(str, words)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout and child.stdout.readline() == "now\n"
-        if delay is not None:
-            time.sleep(delay)
-            child.send_signal(signal.SIGKILL)
-        child.communicate()
-    if child.returncode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"the merge ended with {child.returncode}")
-    found = contents(case.out) if case.out.exists() else None
-    left = (
-        "new" if found == case.new else "old" if found == (case.old if is_there else None) else ""
-    )
-    if not left:
-        raise RuntimeError(
-            f"step {number} {kind}: the output is neither the old one nor the new one"
-        )
+    child = _Child(case, case.adapter, number=-1 if delay is not None else number, kind=kind)
+    if delay is not None:
+        time.sleep(delay)
+        child.process.kill()
+    ended = child.ended()
+    left = case.left(is_there=is_there, outputs={"new": case.new})
     shards = len(list(case.folder.glob("out.partial/whole/*.json")))
-    merged = merge_checkpoint(case.base, case.lora, case.out, force=True, resume=True)
-    if contents(case.out) != case.new or list(case.folder.glob("out.*")):
-        raise RuntimeError(f"step {number}: what `resume` made is not the new output, or more")
-    ended = "killed" if child.returncode else "ended by itself"
-    return f"{ended}: {left} output, {shards} shards whole, {merged.resumed} gone on from"
+    resumed = case.end(case.new, resume=True)
+    return f"{ended}: {left} output, {shards} shards whole, {resumed} resumed"
+
+
+def kill_changing(case: Case, number: int, at: int, how: str, *, is_there: bool = True) -> str:
+    """Kills a merge under which the base changes, and merges the base that is there then.
+
+    Args:
+        case: the merge.
+        number: at which step it is killed; one that it does not reach lets it end.
+        at: at which step the base changes.
+        how: one of `CHANGES`.
+        is_there: whether an old output is.
+
+    Returns:
+        How it ended, and which output was left.
+    """
+    case.begin(is_there=is_there)
+    before = contents(case.base)
+    child = _Child(case, case.adapter, number=number, at=at, how=how)
+    ended = child.ended()
+    is_changed = contents(case.base) != before
+    outputs = {"new": case.new, "the changed base's": case.changed[how]}
+    left = case.left(is_there=is_there, outputs=outputs)
+    if ended.startswith("refused"):
+        if not is_changed or "the base was changed while it was read" not in ended or left != "old":
+            raise RuntimeError(f"{ended}; {left} output")
+        if leftovers := [path.name for path in case.folder.glob("out.*")]:
+            raise RuntimeError(f"a refusal left {leftovers}")
+    expected = case.changed[how] if is_changed else case.new
+    try:
+        case.end(expected, resume=True)
+        again = "resumed"
+    except CheckpointError as error:  # its shards are those of the base before
+        if not is_changed or "is of another merge" not in str(error):
+            raise
+        case.end(expected, resume=False)
+        again = "begun anew"
+    changed = "base changed" if is_changed else "base not changed yet"
+    return f"{ended.partition(':')[0]}, {changed}: {left} output, {again}"
+
+
+def kill_two(case: Case, delays: tuple[float | None, float | None], *, is_there: bool) -> str:
+    """Runs two merges to one output at once, kills none, one or both, and merges again.
+
+    Args:
+        case: the merge; the second has another adapter.
+        delays: after how many seconds each is killed; None for not at all.
+        is_there: whether an old output is.
+
+    Returns:
+        How both ended, and which output was left.
+    """
+    case.begin(is_there=is_there)
+    children = [_Child(case, adapter) for adapter in (case.adapter, case.other_adapter)]
+    start = time.monotonic()
+    for delay, child in sorted(zip(delays, children, strict=True), key=lambda p: p[0] or 0.0):
+        if delay is not None:
+            time.sleep(max(0.0, start + delay - time.monotonic()))
+            child.process.kill()
+    ended = [child.ended() for child in children]
+    for one in ended:
+        if one.startswith("refused") and "is writing the output" not in one:
+            raise RuntimeError(one)
+    outputs = {"the first's": case.new, "the second's": case.other}
+    left = case.left(is_there=is_there, outputs=outputs)
+    if left == "old" and "ended by itself" in ended:
+        raise RuntimeError("a merge ended, and the output is the old one")
+    case.end(case.new, resume=False)
+    short = sorted(one.partition(":")[0] for one in ended)
+    return f"{' and '.join(short)}: {left} output"
 
 
 def main() -> None:
@@ -133,17 +209,32 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=95)
     parser.add_argument("--random", type=int, default=30)
+    parser.add_argument("--changing", type=int, default=90)
+    parser.add_argument("--two", type=int, default=90)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw, seen = random.Random(options.seed), Counter[str]()
+
+    def count(what: str, told: str) -> None:
+        seen[f"{what}, {told}"] += 1
+        print(f"{seen.total()}: {what}, {told}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         case = Case(Path(folder))
         for number in range(1, options.kills + 1):
-            seen[kill(case, number, is_there=number % 4 != 0)] += 1
+            count("at a step", kill(case, number, is_there=number % 4 != 0))
         for _ in range(options.random):
-            seen[kill(case, 0, delay=draw.uniform(0, 1.5))] += 1
-    for told, count in sorted(seen.items()):
-        print(f"{count:4} {told}")
+            count("at random", kill(case, 0, delay=draw.uniform(0, 1.5)))
+        for i in range(options.changing):
+            at, how = draw.randrange(1, 90), list(CHANGES)[i % len(CHANGES)]
+            number = draw.choice([at + draw.randrange(1, 30), draw.randrange(1, 100), 1000])
+            told = kill_changing(case, number, at, how, is_there=i % 4 != 0)
+            count("a changing base", told)
+        for i in range(options.two):
+            delays = tuple(draw.choice([None, draw.uniform(0, 1.5)]) for _ in range(2))
+            count("two at once", kill_two(case, (delays[0], delays[1]), is_there=i % 4 != 0))
+    for told, number in sorted(seen.items()):
+        print(f"{number:4} {told}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError, LayoutError
+from jaxmix.families import IA3
 
 from ..bases import Adapters, contents, header, mixed, save_base
 
@@ -98,3 +99,18 @@ def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
     ):
         merge_checkpoint(tmp_path / "nothing.safetensors", lora, tmp_path / "out.safetensors")
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 3), (6, 1)])
+def test_a_bias_that_is_no_vector(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """All of its numbers change, however they lie."""
+    base = {
+        "q.weight": np.ones((6, 4), np.float32),
+        "q.bias": np.arange(6, dtype=np.float32).reshape(shape),
+    }
+    save_file(base, tmp_path / "base.safetensors")
+    adapter = jaxmix.Adapter({"q": IA3(np.arange(2, 8, dtype=np.float32))})
+    merge_checkpoint(tmp_path / "base.safetensors", adapter, tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors")["q.bias"]
+    expected = np.arange(6) * np.arange(2, 8)
+    assert found.shape == shape and found.reshape(-1).tolist() == expected.tolist()

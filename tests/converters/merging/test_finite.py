@@ -1,5 +1,6 @@
 """Numbers that are none: those that a mix makes are an error, those of the base stay."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError
-from jaxmix.families import IA3, LoRA, Replace
+from jaxmix.families import IA3, OFT, LoRA, Normed, Replace
 
 OUT, IN = 6, 4
 
@@ -113,3 +114,31 @@ def test_a_replaced_leaf_in_a_tree(kernel: bool) -> None:
     slope = np.asarray(jax.jit(jax.jacfwd(made))(jnp.float32(1)))
     finite = np.isfinite(base)
     np.testing.assert_allclose(slope[finite], (weight - base)[finite], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "Normed by output", "Normed by input"])
+def test_a_norm_that_overflows(kind: str, tmp_path: Path) -> None:
+    """Its square is beyond float32, and its inverse would be zero: no row of zeros is written."""
+    plain = _lora(1e25)
+    update: Any = (
+        replace(plain, magnitude=np.ones(OUT, np.float32))
+        if kind == "DoRA"
+        else Normed(
+            plain,
+            np.ones(OUT if "output" in kind else IN, np.float32),
+            axis="out" if "output" in kind else "in",
+        )
+    )
+    base = _base(tmp_path, np.float32)
+    with pytest.raises(CheckpointError, match=r"the mix makes \d+ numbers NaN or infinite"):
+        merge_checkpoint(
+            base, jaxmix.Adapter({"layers.0.proj": update}), tmp_path / "x.safetensors"
+        )
+
+
+def test_a_rotation_that_overflows(tmp_path: Path) -> None:
+    """Cayley's map squares the generator: no finite numbers are made of what is infinite then."""
+    generator = np.array([[1e38, -0.27, -0.098, 0.108, -0.152, -0.837]], np.float32)
+    adapter = jaxmix.Adapter({"layers.0.proj": OFT(generator)})
+    with pytest.raises(CheckpointError, match=r"the mix makes \d+ numbers NaN or infinite"):
+        merge_checkpoint(_base(tmp_path, np.float32), adapter, tmp_path / "out.safetensors")

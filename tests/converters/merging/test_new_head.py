@@ -229,6 +229,17 @@ def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
     assert merged.new_head is None and set(merged.resized.values()) == {(2, 4)}
 
 
+@pytest.mark.parametrize("classes", [0.5, "LlamaForCausalLM", {"a": 1}, [None, 3]])
+@pytest.mark.parametrize("task", ["", {"x": 1}, 7])
+def test_a_config_that_names_no_classes(classes: Any, task: Any, tmp_path: Path) -> None:
+    """Nor an adapter its task: where no head is new, neither matters."""
+    base = save(tmp_path / "base", {**LLAMA, "architectures": classes}, "model.q.weight")
+    adapter = head("model.q", rows=D, bias=False, task=task)
+    assert merge_checkpoint(base, adapter, tmp_path / "out").new_head is None
+    with pytest.raises(LayoutError, match=rf"config.json names (llama|{classes})"):
+        merge_checkpoint(base, head("score", bias=False, task=task), tmp_path / "more")
+
+
 def test_the_table() -> None:
     """What it says of some classes; that it is transformers', tests/parity/test_heads.py says."""
     table = json.loads(TABLE.read_text())

@@ -340,3 +340,16 @@ def test_integers_that_nothing_explains(tmp_path: Path) -> None:
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
     assert "gptq, mxfp4, but config.json names no method." in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 3)])
+def test_scales_that_are_too_large(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """What is infinite to transformers is so here, without a warning of NumPy's."""
+    tensors = {f"{SITE}.weight": codes(E4), f"{SITE}.weight_scale_inv": np.full(shape, 3e38)}
+    tensors[f"{SITE}.weight_scale_inv"] = tensors[f"{SITE}.weight_scale_inv"].astype(np.float32)
+    base = save(tmp_path / "base", tensors)
+    merge_checkpoint(base, [], tmp_path / "out", dequantize=True)
+    shards = (tmp_path / "out").glob("*.safetensors")
+    found = {name: x for file in shards for name, x in load_file(file).items()}[f"{SITE}.weight"]
+    large = np.abs(codes(E4).astype(np.float64) * 3e38) > 3.4e38
+    assert large.any() and np.array_equal(~np.isfinite(found.astype(np.float32)), large)

@@ -21,11 +21,19 @@ from jaxmix.untrusted.patterns import is_match
 
 __all__ = ["PEFT_TYPE"]
 
-_MODULES = Check(
-    "a regular expression or a list of module names",
-    lambda value: isinstance(value, str) or NAMES.holds(value),
-    False,
-)
+
+def _are_modules(value: Any) -> bool:
+    """Whether a value names modules, by a list or by a regular expression."""
+    if not isinstance(value, str):
+        return NAMES.holds(value)
+    try:
+        is_match(value, "", full=True)
+    except re.error:
+        return False
+    return True
+
+
+_MODULES = Check("a regular expression or a list of module names", _are_modules, False)
 
 
 def _build(file: File, site: str, factors: SiteTensors) -> Update:

@@ -52,6 +52,11 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ShapeError,
         "dora_scale has shape (6,), expected (out, 1 …) or (1, in, 1 …)",
     ),
+    "a norm of some inputs": (
+        {"dora_scale": drawn(1, 2)},
+        ShapeError,
+        "proj: dora_scale has shape (1, 2), expected (6, 1) or (1, 4)",
+    ),
     "a bias of the wrong form": (
         {"diff_b": drawn(6, 1)},
         ShapeError,

@@ -48,6 +48,13 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         C,
         "feedforward_modules is 3, expected a regular expression or a list of module names",
     ),
+    "ia3 of an expression that is none": (
+        "IA3",
+        {"feedforward_modules": "("},
+        {"ia3_l": (6, 1)},
+        C,
+        'feedforward_modules is "(", expected a regular expression or a list of module names',
+    ),
     "boft": (
         "BOFT",
         {},

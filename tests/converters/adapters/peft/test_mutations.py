@@ -60,6 +60,21 @@ TENSORS = ("drop", "rename", "shape", "dtype", "number", "foreign")
 
 
 NAMES = [name for name, row in ROWS.items() if row]
+# Of these tests/fuzz knows the right answer.
+FUZZED = (
+    "lora",
+    "lora rslora",
+    "lora bias",
+    "dora",
+    "adalora",
+    "loha",
+    "lokr full",
+    "lokr both factored",
+    "oft",
+    "oft 5 terms",
+    "ia3",
+    "ia3 feedforward",
+)
 
 
 def _save(folder: Path, made: Made) -> Path:
@@ -87,7 +102,7 @@ def _changed(name: str, seed: int) -> Made:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FUZZED])
 def test_refused_or_finite(name: str, tmp_path: Path) -> None:
     """Never another exception; and what is read composes, or is refused by its shapes."""
     if name not in folders():

@@ -216,3 +216,16 @@ def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
         text = str(caught.value)
         assert "is quantized by eetq: these tensors are not weights by themselves:" in text
         assert "a.weight" in text and text.endswith("Use the unquantized checkpoint.")
+
+
+@pytest.mark.parametrize("value", [["fp8"], "fp8", 8, [{"quant_method": "fp8"}]])
+def test_settings_that_are_no_object(value: Any, tmp_path: Path) -> None:
+    """Nothing can read them, and nothing is dequantized by guessing."""
+    base = save(tmp_path / "base", packed("gptq_4"), {"quant_method": "gptq", "bits": 4})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
+    with pytest.raises(CheckpointError) as caught:
+        merge_checkpoint(base, NOTHING, tmp_path / "out", dequantize=True)
+    text = str(caught.value)
+    assert f"{base}: config.json has quantization_config = {value}, expected an object" in text
+    assert "with quant_method. Download or save it again." in text

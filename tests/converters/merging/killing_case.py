@@ -1,0 +1,110 @@
+"""What `killing` merges: a base that may change, two adapters, and all outputs that may be."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix.converters.merging import merge_checkpoint
+
+from ..bases import contents, save_adapters, save_base
+
+__all__ = ["CHANGES", "Case"]
+
+Contents = dict[str, bytes]
+
+
+def _anew(file: Path) -> None:
+    """Saved anew: another file of this name, with other numbers."""
+    save_file({name: x + 1 for name, x in load_file(file).items()}, file.with_name("other"))
+    file.with_name("other").replace(file)
+
+
+def _in_place(file: Path) -> None:
+    """Numbers overwritten where they lie."""
+    with file.open("r+b") as opened:
+        opened.seek(-40, os.SEEK_END)
+        opened.write(np.ones(10, np.float32).tobytes())
+        os.fsync(opened.fileno())
+
+
+def _longer(file: Path) -> None:
+    """Written again with a longer header, in place."""
+    save_file(load_file(file), file, metadata={"note": "x" * 64})
+
+
+CHANGES: Mapping[str, Callable[[Path], None]] = {
+    "saved anew": _anew,
+    "in place": _in_place,
+    "a longer header": _longer,
+}
+
+
+class Case:
+    """A base in three shards, two adapters, and the outputs that there may be.
+
+    Args:
+        folder: where they go.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.out = folder, folder / "out"
+        self.base, self.pristine = folder / "base", save_base(folder / "pristine", shards=3)
+        adapters = save_adapters(folder / "adapters")
+        self.adapter, self.other_adapter = adapters["lora"], adapters["loha"]
+        self.begin(is_there=False)
+        self.lora = jaxmix.load(self.adapter)
+        self.new = self.merged("new", self.lora)
+        self.other = self.merged("other", jaxmix.load(self.other_adapter))
+        self.old = self.merged("old", [])
+        self.changed: dict[str, Contents] = {}
+        for how, change in CHANGES.items():
+            change(self.shard)
+            self.changed[how] = self.merged(how, self.lora)
+            self.begin(is_there=False)
+
+    @property
+    def shard(self) -> Path:
+        """The shard of the base that changes."""
+        return self.base / "model-00002-of-00003.safetensors"
+
+    def merged(self, name: str, adapters: Any) -> Contents:
+        """An undisturbed run's output, which stays in a folder of this name."""
+        merge_checkpoint(self.base, adapters, self.folder / name)
+        return contents(self.folder / name)
+
+    def begin(self, *, is_there: bool) -> None:
+        """The old output, or none; the base as it was; nothing else."""
+        for path in (self.base, *self.folder.glob("out*")):
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(self.pristine, self.base)
+        if is_there:
+            shutil.copytree(self.folder / "old", self.out)
+
+    def left(self, *, is_there: bool, outputs: Mapping[str, Contents]) -> str:
+        """Which output stands there.
+
+        Raises:
+            RuntimeError: if it is none of those that may.
+        """
+        found = contents(self.out) if self.out.exists() else None
+        if found == (self.old if is_there else None):
+            return "old"
+        for name, output in outputs.items():
+            if found == output:
+                return name
+        raise RuntimeError("the output is neither the old one nor a new one")
+
+    def end(self, expected: Contents, *, resume: bool) -> int:
+        """Merges again, with nothing in the way, and returns how many shards it went on from."""
+        merged = merge_checkpoint(self.base, self.lora, self.out, force=True, resume=resume)
+        if contents(self.out) != expected:
+            raise RuntimeError("merging again made something else")
+        if left := [path.name for path in self.folder.glob("out.*")]:
+            raise RuntimeError(f"merging again left {left}")
+        return merged.resumed

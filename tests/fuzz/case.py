@@ -1,0 +1,75 @@
+"""An input: files, what to do with them, and where they lie."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Adapter", "Case", "contents", "write"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of a case.
+
+    Args:
+        format: how the oracle reads it: ``"peft"``, ``"kohya"``, ``"diffusers"``, ``"mlx"`` or
+            ``"mix"``.
+        path: its folder or file.
+        strength: at which strength it is merged.
+        options: what `jaxmix.load` is given; the value ``"BASE"`` stands for the base's path.
+    """
+
+    format: str
+    path: str
+    strength: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input.
+
+    Args:
+        files: the bytes of each file, by its path.
+        adapters: those to merge, in order of application.
+        base: the base's folder or file.
+        dequantize: whether its packed weights are written in bfloat16.
+        changes: what was changed, in words.
+    """
+
+    files: Mapping[str, bytes]
+    adapters: tuple[Adapter, ...]
+    base: str
+    dequantize: bool = False
+    changes: tuple[str, ...] = ()
+
+    def changed(self, path: str, data: bytes | None, what: str) -> "Case":
+        """The case with another file at a path, or with none."""
+        files = {**self.files, path: data} if data is not None else dict(self.files)
+        if data is None:
+            files.pop(path, None)
+        return replace(self, files=files, changes=(*self.changes, f"{path}: {what}"))
+
+
+Maker = Callable[[], Case]
+
+
+def write(files: Mapping[str, bytes], folder: Path) -> None:
+    """Writes files into a folder."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that lies in a folder: files with their bytes, and empty folders."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file():
+            found[name] = path.read_bytes()
+        elif not any(path.iterdir()):
+            found[name + "/"] = b""
+    return found

@@ -1,0 +1,73 @@
+"""JSON, shapes and names, as every reader of the oracle needs them."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..tensorfile import BadFileError, Tensor, unpack
+
+__all__ = [
+    "expect",
+    "floats",
+    "is_number",
+    "json_object",
+    "matrices",
+    "tensors_of",
+    "without_wrappers",
+]
+
+
+def expect(condition: Any, what: str) -> None:
+    """Raises BadFileError if a condition does not hold."""
+    if not condition:
+        raise BadFileError(what)
+
+
+def json_object(files: Mapping[str, bytes], path: str) -> dict[str, Any]:
+    """A file that holds a JSON object; as in Python's reader the last of equal keys counts."""
+    expect(path in files, f"{path} is missing")
+    try:
+        found = json.loads(files[path].decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(f"{path} is no JSON: {error}") from error
+    expect(isinstance(found, dict), f"{path} is no object")
+    return found
+
+
+def tensors_of(files: Mapping[str, bytes], path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file of tensors."""
+    expect(path in files, f"{path} is missing")
+    return unpack(files[path])
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e300
+
+
+def floats(tensor: Tensor, what: str) -> np.ndarray:
+    """A factor's numbers: floats, and finite."""
+    expect(tensor.is_float, f"{what} is {tensor.dtype}")
+    numbers = tensor.numbers
+    expect(np.isfinite(numbers).all(), f"{what} is not finite")
+    return numbers
+
+
+def matrices(what: str, *arrays: np.ndarray) -> None:
+    """Refuses factors that are no matrices with numbers in them."""
+    expect(all(array.ndim == 2 and array.size for array in arrays), f"{what}: no matrices")
+
+
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|module|base_model\.model)\."
+)
+
+
+def without_wrappers(path: str) -> str:
+    """A module's path without what torch.compile, FSDP, DDP and PEFT put around it."""
+    return _WRAPPERS.sub("", path)
