@@ -165,7 +165,7 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, SiteT
     if count > most:
         raise ShapeError(
             f"{file.config.path}: r = {rank} makes {count:,} numbers for the {len(sizes)} modules "
-            f"that it adapts in {file.base.what if file.base else 'its base'}, expected {most:,} "
+            f"that it adapts in {file.base.description if file.base else 'its base'}, expected {most:,} "
             "at the most: no other tensor of the file has this rank. Was the config edited?"
         )
     indices = _shuffled(count, length, values["proj_seed"])
