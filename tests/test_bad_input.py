@@ -212,6 +212,7 @@ def test_a_saved_module_of_another_size(tmp_path):
     """As of a head for another number of labels."""
     made = keyed(factors(FORMS["lora"])) | {"score.weight": np.ones((3, 4), np.float32)}
     adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["score"]))
+    assert isinstance(adapter, Adapter)
     assert isinstance(adapter.updates["score"], Replace)
     base = BASE | {"score.weight": np.ones((2, 4), np.float32)}
     with pytest.raises(
@@ -240,6 +241,7 @@ def test_arguments_are_left_alone(name, tmp_path):
     assert all(a is b for a, b in zip(now, leaves, strict=True))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(now, before, strict=True))
     assert out["other.weight"] is base["other.weight"]
+    assert isinstance(adapter, Adapter) and isinstance(other, Adapter)
     assert (adapter.strength, other.strength) == (1.0, 1.0)
 
 

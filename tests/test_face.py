@@ -3,10 +3,12 @@
 import importlib
 import inspect
 import pkgutil
+import typing
 
 import pytest
 
 import jaxmix
+from jaxmix.converters.adapters.loading import FORMATS
 
 
 def test_dir_shows_the_public_names_only() -> None:
@@ -14,6 +16,14 @@ def test_dir_shows_the_public_names_only() -> None:
     shown = {name for name in dir(jaxmix) if not name.startswith("__")}
     assert shown == set(jaxmix.__all__)
     assert all(hasattr(jaxmix, name) for name in shown)
+
+
+def test_load_states_what_it_returns_and_reads() -> None:
+    """A type checker knows what `load` returns, and its docstring names every format."""
+    hints = typing.get_type_hints(jaxmix.load)
+    assert hints["return"] == jaxmix.Adapter | jaxmix.Mix
+    text = inspect.getdoc(jaxmix.load) or ""
+    assert [item.name for item in FORMATS if f'``"{item.name}"``' not in text] == []
 
 
 def _packages() -> list[str]:

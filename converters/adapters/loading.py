@@ -157,8 +157,11 @@ def load(
     format: str | None = None,
     ignore: str | Sequence[str] = (),
     **options: Any,
-) -> Any:  # an Adapter, or a Mix if the file is one
+) -> Adapter | Mix:
     """Reads an adapter: ``{site: update}``, each update an affine map ``W ↦ L W Rᵀ + Δ``.
+
+    The formats are those of PEFT, AdapterHub, kohya's scripts and LyCORIS, diffusers (also ComfyUI
+    and ai-toolkit), mlx-lm, qwix, and `jaxmix.save`.
 
     An existing folder or file is read; anything else is a hub id, ``owner/name``. The arrays keep
     the dtype of the file. Safetensors files are read without torch; a file of ``torch.save`` is

@@ -194,4 +194,4 @@ def test_an_empty_bank() -> None:
 def test_a_batch_without_rows() -> None:
     with pytest.raises(ShapeError) as caught:
         Bank({"x": LORA}, params())(lambda p, x: x)(params(), jnp.ones((0, 4)), [])
-    assert str(caught.value) == "the batch has no rows, expected one at the least."
+    assert str(caught.value) == "the batch has no rows, expected at least one."

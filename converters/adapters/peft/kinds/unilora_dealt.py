@@ -163,9 +163,10 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, SiteT
     count = sum(rank * (out_size + in_size) for out_size, in_size, _ in sizes.values())
     most = max(_ALWAYS, 4 * sum(out_size * in_size for out_size, in_size, _ in sizes.values()))
     if count > most:
+        model = file.base.description if file.base else "its base"
         raise ShapeError(
             f"{file.config.path}: r = {rank} makes {count:,} numbers for the {len(sizes)} modules "
-            f"that it adapts in {file.base.what if file.base else 'its base'}, expected {most:,} "
+            f"that it adapts in {model}, expected {most:,} "
             "at the most: no other tensor of the file has this rank. Was the config edited?"
         )
     indices = _shuffled(count, length, values["proj_seed"])

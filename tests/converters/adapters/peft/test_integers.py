@@ -145,7 +145,8 @@ _V = COMMON["tinylora"]
 WRONG: dict[str, tuple[str, dict[str, Any], type[JaxmixError], str]] = {
     "a rank": ("unilora", {"r": 2**40}, ShapeError,
         "r = 1099511627776 makes 10,995,116,277,760 numbers for the 1 modules that it adapts in "
-        "the params that were given as base, expected 16,777,216 at the most: no other tensor"),
+        "the params given as base, expected 16,777,216 at the most: no other tensor of the file "
+        "has this rank. Was the config edited?"),
     "rounds": ("psoft-lowrank", {"psoft_svd_lowrank_niter": 2**40}, CheckpointError,
         "psoft_svd_lowrank_niter is 1099511627776, expected an integer from 0 to 1,000"),
     "an alpha of 0": ("psoft", {"psoft_alpha": 0}, CheckpointError,
