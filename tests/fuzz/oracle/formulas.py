@@ -216,4 +216,10 @@ def kron_delta(
         arrays = [part.astype(kind) for part in parts]
         return arrays[0] if len(arrays) == 1 else arrays[0] @ arrays[1]
 
-    return lambda kind: kind.type(scale) * np.kron(whole(one, kind), whole(two, kind))
+    def delta(kind: Any) -> Array:
+        x, y = whole(one, kind), whole(two, kind)
+        # A Conv2d's kernel belongs to Y alone; of other axes `np.kron` puts those of X in front.
+        x = x.reshape(*x.shape, 1, 1) if x.ndim == 2 and y.ndim == 4 else x
+        return kind.type(scale) * np.kron(x, y)
+
+    return delta

@@ -79,7 +79,10 @@ def read(
     changes = {}
     for site, factors in sites.items():
         expect(is_targeted(config, site), f"{site} is not among the targets")
-        expect(site in modules, f"no module {site}")
+        # The body of a model is called "model" in the whole one.
+        near = [site, site.removeprefix("model."), f"model.{site}"]
+        site = next((name for name in near if name in modules), site)
+        expect(site in modules and site not in changes, f"no module {site}, or twice")
         # To factors of two axes a convolution's kernel is part of its inputs.
         shape = (modules[site][0], math.prod(modules[site][1:]))
         changes[site] = _BUILDERS[kind](factors, config, site, shape, adapter.strength)
