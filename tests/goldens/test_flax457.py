@@ -31,7 +31,7 @@ def nested(kind: str, name: str) -> Any:
     return unflatten_dict({tuple(path.split(".")): jnp.asarray(x) for path, x in flat.items()})
 
 
-def mix(kind: str, folder: Path) -> list[jaxmix.Adapter]:
+def mix(kind: str, folder: Path) -> list[Any]:
     """Returns the adapters in order of application."""
     root = GOLDEN.unpack(folder) / kind
     return [jaxmix.load(root / name) for name in STACKS[kind]]

@@ -1,0 +1,1 @@
+"""What the adapter formats share: tensors, files, shapes, config values, the base model."""
