@@ -1,4 +1,4 @@
-"""Running without merging: leaves that keep base and factors apart, and functions on them."""
+"""Runs models unmerged: leaves that keep base and factors separate, and functions on them."""
 
 from jaxmix.unmerged.attaching import attach, detach
 from jaxmix.unmerged.explaining import Explanation, Way, explain

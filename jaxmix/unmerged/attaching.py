@@ -1,4 +1,4 @@
-"""`attach` and `detach`: adapters put beside the leaves of a tree, and taken away again."""
+"""`attach` and `detach`: store adapters next to the leaves of a tree, and remove them again."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,7 +24,7 @@ __all__ = ["attach", "detach", "is_factored"]
 
 
 def is_factored(x: Any) -> bool:
-    """Whether something is a leaf that keeps base and updates apart."""
+    """Returns whether a value is a leaf with adapters attached."""
     return isinstance(x, Factored)
 
 
@@ -35,30 +35,30 @@ def attach(
     layout: Layout | str | None = None,
     ready: bool = False,
 ) -> Any:
-    """The params with adapters beside them: leaves keep ``W`` and ``(L, R, Δ)`` apart.
+    """Attaches adapters to params: leaves keep ``W`` and ``(L, R, Δ)`` separate.
 
-    What `jaxmix.factored` runs: ``factored(fn)(attach(params, adapters), x)`` is
-    ``fn(compose(params, adapters), x)``, and no weight is made. Nothing is computed and nothing
-    copied here, so other strengths or adapters are another tree of the same leaves; of equal shapes
-    they are the same program.
+    `jaxmix.factored` runs the result: ``factored(fn)(attach(params, adapters), x)`` equals
+    ``fn(compose(params, adapters), x)``, without merged weights. Attaching computes and copies
+    nothing, so other strengths or adapters are another tree of the same leaves; with equal shapes
+    they use the same compiled program.
 
     Args:
-        params: the base, any pytree of weights, as `jaxmix.compose` takes it; leaves may be qwix's
-            quantized arrays, which stay so.
-        adapters: one adapter or mix, or several, the one to apply first first.
-        layout: where the sites lie in the tree, as in `jaxmix.compose`.
-        ready: make the operators here, once, and keep them beside: rotations solved, norms taken,
-            factors multiplied. Calls are faster then, where adapters turn or read the weight; new
-            strengths need a new tree; gradients reach the operators and not the updates.
+        params: The base, any pytree of weights, as in `jaxmix.compose`; leaves may be qwix's
+            quantized arrays, which stay quantized.
+        adapters: An adapter, a mix, or several of them in order of application.
+        layout: Where the sites are in the tree, as in `jaxmix.compose`.
+        ready: Compute the operators now and store them: solve rotations, take norms, multiply
+            factors. Calls are then faster for adapters that rotate or read the weight; new
+            strengths need a new tree, and gradients reach the operators instead of the updates.
 
     Returns:
         A tree of the same structure, with a `Factored` in place of each leaf that adapters change;
-        it is a pytree, whose leaves are the base's, the updates' arrays and the strengths.
+        its leaves are those of the base, the updates' arrays and the strengths.
 
     Raises:
-        LayoutError: as `jaxmix.compose`.
-        ShapeError: as `jaxmix.compose`.
-        AdapterError: as `jaxmix.compose`; or if an adapter is attached to the tree already.
+        LayoutError: As `jaxmix.compose`.
+        ShapeError: As `jaxmix.compose`.
+        AdapterError: As `jaxmix.compose`; or if adapters are attached to the tree already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,7 +69,7 @@ def attach(
         >>> factored(lambda p, x: x @ p["proj.weight"].T)(leaves, jnp.ones((1, 3))).tolist()
         [[1.5, 1.5]]
 
-    Source: DESIGN.md, how a mix is computed.
+    Source: docs/design.md.
     """
     if any(map(is_factored, jax.tree.leaves(params, is_leaf=is_factored))):
         raise AdapterError(
@@ -114,20 +114,20 @@ def attach(
 
 
 def _ready(leaf: Factored) -> Factored:
-    """A leaf with its map made."""
+    """A leaf with its map computed."""
     made = _made(leaf)
     return leaf if made is None else replace(leaf, made=made)
 
 
 @jax.jit
 def _made(leaf: Factored) -> AffineMap | None:
-    """The map of a leaf; None where it has none apart from the dense weight."""
+    """The map of a leaf; None if it has none separate from the dense weight."""
     weight = leaf.apart(whole=True)
     return weight.map if isinstance(weight, Weight) else None
 
 
 def _as_array(strength: Any) -> Any:
-    """A strength as an array: another number is no other program then."""
+    """A strength as an array, so that another number uses the same program."""
     return strength if isinstance(strength, jax.Array) else np.asarray(strength)
 
 
@@ -139,7 +139,7 @@ def _leaf(
     names: tuple[tuple[str, str, Metadata], ...],
     lost: list[tuple[int, str, tuple[Any, Update]]],
 ) -> Factored:
-    """A leaf and what its tenants do to it."""
+    """A leaf with the chains of the sites that it holds."""
     reads, reads_form = None, None
     for site, part in sites:
         if part == "bias" and site.reads_base and site.weight:
@@ -164,17 +164,17 @@ def _leaf(
 
 
 def detach(leaves: Any) -> tuple[Any, list[Adapter]]:
-    """The base and the adapters out of a tree that `attach` made, bit for bit.
+    """Splits a tree from `attach` into the base and the adapters, bit for bit.
 
     Args:
-        leaves: the tree.
+        leaves: The tree.
 
     Returns:
-        ``(params, adapters)``: the very leaves that were given (of a tied model, those of its
+        ``(params, adapters)``: the same leaf objects as attached (for a tied model, those of its
         untied form), and the adapters in order, with their names and strengths.
 
     Raises:
-        AdapterError: if nothing is attached.
+        AdapterError: If nothing is attached.
 
     Example:
         >>> import jax.numpy as jnp
@@ -185,7 +185,7 @@ def detach(leaves: Any) -> tuple[Any, list[Adapter]]:
         >>> base["proj.weight"] is params["proj.weight"], adapters
         (True, [style: LoRA rank 1 at 1 site, strength 1 (proj)])
 
-    Source: DESIGN.md, public API.
+    Source: docs/design.md.
     """
     flat, treedef = jax.tree.flatten(leaves, is_leaf=is_factored)
     held = [leaf for leaf in flat if is_factored(leaf)]

@@ -1,4 +1,4 @@
-"""Which axes of a leaf are rows, columns and layers, and in which order its rows lie."""
+"""The axes of a leaf that are rows, columns and layers, and the order of its rows."""
 
 import math
 from dataclasses import replace
@@ -18,15 +18,15 @@ Sides = tuple[tuple[int, ...], tuple[int, ...], int | None]
 
 
 def axes_of(form: Form, n: int) -> Sides | None:
-    """The axes of a leaf that are a site's rows, its columns and its layers.
+    """Returns the axes of a leaf that are a site's rows, columns and layers.
 
     Args:
-        form: how the leaf holds the site's tensor.
-        n: how many axes the leaf has.
+        form: How the leaf holds the site's tensor.
+        n: The number of axes of the leaf.
 
     Returns:
-        Rows, columns, and the axis of which the site is one entry, or None, each counted from the
-        end; None where an axis of the leaf is both rows and columns, or two are picked of.
+        Rows, columns, and the axis that the site is one entry of, or None, each counted from the
+        end. None if an axis of the leaf is both rows and columns, or two axes are indexed.
 
     Example:
         >>> from jaxmix.placement.place import Place
@@ -38,7 +38,7 @@ def axes_of(form: Form, n: int) -> Sides | None:
     if form.index is not None:
         numbers = [k for k, part in enumerate(form.index.split(",")) if ":" not in part]
         others = [part for part in form.index.split(",") if part.strip() not in (":", "::")]
-        if numbers and len(others) > 1:  # an axis is gone, and another one cut
+        if numbers and len(others) > 1:  # one axis is indexed, and another one sliced
             return None
         if numbers:
             layer = numbers[0]
@@ -57,17 +57,17 @@ def axes_of(form: Form, n: int) -> Sides | None:
 
 
 def in_leaf(made: AffineMap, form: Form, leaf_shape: tuple[int, ...]) -> AffineMap:
-    """The map of a site's matrix as that of the leaf's own rows and columns.
+    """Returns the map of a site's matrix in terms of the leaf's own rows and columns.
 
     A leaf that holds ``c P W Qᵀ`` has the map ``(P L Pᵀ, Q R Qᵀ, c P Δ Qᵀ)``.
 
     Args:
-        made: the map of W (out, in).
-        form: how the leaf holds W.
-        leaf_shape: the leaf's shape.
+        made: The map of W (out, in).
+        form: How the leaf holds W.
+        leaf_shape: The leaf's shape.
 
     Returns:
-        The map of the leaf's matrix, its axes in the order of `axes_of`.
+        The map of the leaf's matrix, with axes in the order of `axes_of`.
     """
     made = form.scaled(made)
     if form.axes is None or "(" not in form.axes.split("->")[0]:
@@ -80,22 +80,22 @@ def in_leaf(made: AffineMap, form: Form, leaf_shape: tuple[int, ...]) -> AffineM
 
 
 def layer_of(form: Form, axis: int, shape: tuple[int, ...]) -> int:
-    """The layer of a stack that a form's index picks.
+    """Returns the layer of a stack that a form's index selects.
 
     Args:
-        form: the form, with an index.
-        axis: the stack's axis, counted from the end.
-        shape: the leaf's.
+        form: The form, with an index.
+        axis: The stack's axis, counted from the end.
+        shape: The leaf's shape.
 
     Returns:
-        Its number, counted from the start.
+        The layer's number, counted from the start.
     """
     assert form.index is not None
     return int(form.index.split(",")[axis + len(shape)]) % shape[axis]
 
 
 def _sides(axes: str, n: int) -> tuple[list[int], list[int]] | None:
-    """The axes that are rows and columns by a pattern, in the order of its right side."""
+    """The axes of rows and columns in a pattern, in the order of its right side."""
     here, there = (spelled(side, n) for side in axes.split("->"))
     rows, *cols = there
     sides: list[list[int]] = []
@@ -109,7 +109,7 @@ def _sides(axes: str, n: int) -> tuple[list[int], list[int]] | None:
 
 
 def _orders(form: Form, leaf_shape: tuple[int, ...]) -> tuple[jnp.ndarray | None, ...]:
-    """Of each row and column of a leaf, which of PyTorch's it is; None for the same order."""
+    """PyTorch's index of each row and column of a leaf; None for the same order."""
     assert form.axes is not None
     place = form.place
     part = place.part_shape(leaf_shape)

@@ -1,4 +1,4 @@
-"""`explain`: how each leaf of a factored tree is run, and what that costs."""
+"""`explain`: how each leaf of a factored tree is computed, and at what cost."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,17 +22,17 @@ __all__ = ["Explanation", "Way", "explain"]
 
 @dataclass(frozen=True)
 class Way:
-    """How a leaf is run.
+    """How a leaf is computed.
 
     Args:
-        leaf: its dotted name.
-        sites: the sites that it holds.
+        leaf: Its dotted name.
+        sites: The sites that it holds.
         way: ``"factored"`` or ``"dense"``.
-        why: what decided it.
-        operators: the operators of its map, for people.
-        base_flops: operations of the base's product with so many tokens.
-        added_flops: operations that the operators add to it, factored.
-        dense_flops: operations that making the dense weight takes, once a call.
+        why: The reason for this choice.
+        operators: The operators of its map, as a string.
+        base_flops: Operations of the base's product with this number of tokens.
+        added_flops: Additional operations of the factored form.
+        dense_flops: Operations for computing the dense weight, once per call.
     """
 
     leaf: str
@@ -47,11 +47,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How the leaves of a tree are run; printed, a table.
+    """How the leaves of a tree are computed; prints as a table.
 
     Args:
-        ways: a line for each leaf.
-        tokens: for how many tokens.
+        ways: One row per leaf.
+        tokens: The number of tokens.
     """
 
     ways: tuple[Way, ...]
@@ -81,25 +81,23 @@ class Explanation:
 def explain(
     leaves: Any, tokens: int = 1, *, fn: Callable[..., Any] | None = None, args: Sequence[Any] = ()
 ) -> Explanation:
-    """How `jaxmix.factored` runs each leaf of a tree that `jaxmix.attach` made, and at what cost.
+    """Explains how `jaxmix.factored` computes each leaf of an attached tree, and at what cost.
 
-    Without ``fn`` it describes products that sum over a weight's inputs, `jax.lax.ragged_dot` of
-    experts among them; where that alone has no form for a leaf's operators, it says so. With
-    ``fn`` it also traces the function: a leaf of which one use has no factored form (its norm,
-    say) is made dense there, and the explanation names that use.
+    Without ``fn``, it describes products over a weight's inputs, including `jax.lax.ragged_dot` for
+    experts. With ``fn``, it also traces the function: if a use of a leaf has no factored form, such
+    as its norm, the leaf is made dense there, and the explanation names this use.
 
     Args:
-        leaves: the tree.
-        tokens: how many tokens go through at once; a convolution's points.
-        fn: a function ``fn(leaves, *args)`` to be run by `jaxmix.factored`; it is traced, and
-            nothing is computed.
-        args: its other arguments; a `jax.ShapeDtypeStruct` may stand for an array.
+        leaves: The tree.
+        tokens: The number of tokens in one call; for a convolution, of positions.
+        fn: A function ``fn(leaves, *args)`` for `jaxmix.factored`; it is traced, not computed.
+        args: Its other arguments, arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-        A line for each leaf with adapters; ``print`` it, or read its ``ways``.
+        One row per leaf with adapters; ``print`` it, or read its ``ways``.
 
     Raises:
-        AdapterError: if nothing is attached, or tokens is no positive number.
+        AdapterError: If nothing is attached, or ``tokens`` is not a positive number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,7 +110,7 @@ def explain(
         >>> explain(leaves, fn=lambda params: params["proj.weight"].sum()).ways[0].way
         'dense'
 
-    Source: DESIGN.md, how a mix is computed.
+    Source: docs/design.md.
     """
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
         raise AdapterError(f"explain: tokens is {tokens!r}, expected a whole number from 1 on.")
@@ -133,14 +131,14 @@ def explain(
 
 
 def _with_uses(way: Way, whys: Sequence[str]) -> Way:
-    """A way, where a function has these uses of the leaf that have no factored form."""
+    """A row, for a function with these uses of the leaf without a factored form."""
     if not whys or way.way == "dense":
         return way
     return replace(way, way="dense", why=f"no factored form for {', '.join(whys)}")
 
 
 def _way(name: str, leaf: Factored, tokens: int) -> Way:
-    """How one leaf is run."""
+    """How one leaf is computed."""
     sites, size = leaf.tags.sites, math.prod(leaf.shape)
     weight = _shapes(leaf)
     if isinstance(weight, NotApart):
@@ -167,12 +165,12 @@ def _way(name: str, leaf: Factored, tokens: int) -> Way:
 
 
 def _shapes(leaf: Factored) -> Weight | NotApart:
-    """The leaf's base and map in shapes alone, or why it has none; nothing is computed."""
+    """The leaf's base and map as shapes only, or the reason why it has none."""
     return jax.eval_shape(lambda leaf: leaf.apart(), leaf)
 
 
 def _why(one: AffineMap) -> str:
-    """Why its operators cost more than the dense weight, in words."""
+    """The reason why its operators cost more than the dense weight."""
     if any(isinstance(term, Dense) for term in terms(one.shift)):
         return "a term of Δ has no structure, so its product costs what the base's does"
     if any(isinstance(side, Dense) for side in (one.left, one.right)):
@@ -181,7 +179,7 @@ def _why(one: AffineMap) -> str:
 
 
 def _described(one: AffineMap) -> str:
-    """The operators of a map, for people."""
+    """The operators of a map, as a string."""
     parts = [
         f"{name} {_named(side)}"
         for name, side in (("L", one.left), ("R", one.right))
@@ -193,7 +191,7 @@ def _described(one: AffineMap) -> str:
 
 
 def _named(x: Operator) -> str:
-    """An operator's structure in a word or two."""
+    """An operator's structure, in one or two words."""
     match x:
         case LowRank():
             return f"LowRank r={x.rank}"
@@ -208,6 +206,6 @@ def _named(x: Operator) -> str:
 
 
 def _short(count: int) -> str:
-    """A count in three digits: ``1.05M``."""
+    """A count with three digits: ``1.05M``."""
     power = max(0, min(5, (len(str(count)) - 1) // 3))
     return f"{count / 1000**power:.3g}{('', 'k', 'M', 'G', 'T', 'P')[power]}"

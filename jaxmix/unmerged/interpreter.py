@@ -1,10 +1,10 @@
-"""Runs a program on weights whose base and map are apart.
+"""Runs a program on weights that keep base and map separate.
 
-The program is a jaxpr. Equations that no such weight enters are run as they are, in one piece, so
-that whatever JAX knows (custom derivatives, kernels, collectives) stays as it was. Where one
-enters, a rule for the primitive runs it by the operators: those at the end for programs inside the
-program, those of `rules` for all others. Without a rule, or where the rule has no form for this
-weight, the weight is made dense there, and that is reported.
+The program is a jaxpr. Equations without such a weight among their inputs are evaluated unchanged,
+in one piece, which keeps JAX's custom derivatives, kernels and collectives. For equations with such
+a weight, a rule for the primitive applies the operators: rules for inner programs are at the end of
+this file, all others in `rules`. Without a rule, or if the rule has no form for this weight, the
+weight is made dense, and this is reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +24,15 @@ __all__ = ["run"]
 
 
 def run(program: core.ClosedJaxpr, args: Sequence[Any], report: Report) -> Values:
-    """The outputs of a program.
+    """Returns the outputs of a program.
 
     Args:
-        program: what was traced with an array for each weight.
-        args: arrays and weights.
-        report: called at each use that makes a weight dense because it has no factored form.
+        program: The jaxpr, traced with an array for each weight.
+        args: Arrays and weights.
+        report: Called for each use that makes a weight dense for lack of a factored form.
 
     Returns:
-        Its outputs, weights among them where one is handed through.
+        Its outputs, which may include weights that are passed through.
     """
     jaxpr = program.jaxpr
     frame = _Frame(jaxpr, dict(zip(jaxpr.constvars, program.consts, strict=True)), _last(jaxpr))
@@ -57,7 +57,7 @@ def run(program: core.ClosedJaxpr, args: Sequence[Any], report: Report) -> Value
 
 
 def _outputs(eqn: Any, values: Values, report: Report) -> Values | None:
-    """What an equation gives that a weight enters; None where it has no factored form."""
+    """The outputs of an equation with a weight as input; None without a factored form."""
     name = eqn.primitive.name
     if name in _PROGRAMS:
         return _PROGRAMS[name](eqn, values, within(eqn, report))
@@ -67,18 +67,18 @@ def _outputs(eqn: Any, values: Values, report: Report) -> Values | None:
 
 @dataclass(frozen=True)
 class _Frame:
-    """A jaxpr, the values of its variables, and the last equation that takes each."""
+    """A jaxpr, the values of its variables, and the last equation that uses each."""
 
     jaxpr: core.Jaxpr
     values: dict[Any, Any]
     last: dict[Any, int]
 
     def read(self, atom: Any) -> Any:
-        """What an equation takes; None for what waits to be evaluated."""
+        """An equation's inputs; None for those not evaluated yet."""
         return atom.val if isinstance(atom, core.Literal) else self.values.get(atom)
 
     def evaluate(self, eqns: Sequence[Any], number: int) -> None:
-        """Run equations which no weight enters, all that come before the one of this number."""
+        """Evaluates all pending equations without weights before this number."""
         if not eqns:
             return
         made = dict.fromkeys(var for eqn in eqns for var in eqn.outvars)
@@ -94,17 +94,17 @@ class _Frame:
 
 
 def _last(jaxpr: core.Jaxpr) -> dict[Any, int]:
-    """The number of the last equation that takes each variable; past the end for outputs."""
+    """The number of the last equation that uses each variable; past the end for outputs."""
     taken = [*((n, a) for n, eqn in enumerate(jaxpr.eqns) for a in eqn.invars)]
     taken += [(len(jaxpr.eqns), atom) for atom in jaxpr.outvars]
     return {atom: number for number, atom in taken if not isinstance(atom, core.Literal)}
 
 
-# ---------------------------------------------------------------- programs inside
+# ---------------------------------------------------------------- inner programs
 
 
 def _closed(program: Any) -> core.ClosedJaxpr:
-    """A program with its constants; JAX gives `jax.checkpoint`'s without."""
+    """A program with its constants; that of `jax.checkpoint` has none."""
     return core.ClosedJaxpr(program, []) if isinstance(program, core.Jaxpr) else program
 
 
@@ -113,7 +113,7 @@ def _called(eqn: Any, values: Values, report: Report) -> Values:
 
 
 def _checkpointed(eqn: Any, values: Values, report: Report) -> Values:
-    """`jax.checkpoint`: what is saved and what is made again is its own affair."""
+    """`jax.checkpoint`, with its own policy of what is saved and rematerialized."""
     body = _closed(eqn.params["jaxpr"])
     again = jax.checkpoint(
         lambda values: run(body, values, report),
@@ -124,7 +124,7 @@ def _checkpointed(eqn: Any, values: Values, report: Report) -> Values:
 
 
 def _scanned(eqn: Any, values: Values, report: Report) -> Values:
-    """`jax.lax.scan`: a stack is scanned layer by layer, base and map."""
+    """`jax.lax.scan`: scans a stack layer by layer, base and map."""
     params, program = eqn.params, _closed(eqn.params["jaxpr"])
     first, second = _scan_parts(eqn)
     consts = values[:first]
@@ -145,14 +145,14 @@ def _scanned(eqn: Any, values: Values, report: Report) -> Values:
 
 
 def _is_layer(y: Any) -> bool:
-    """Whether it is a weight that can be one layer of a stack."""
+    """Whether a value is a weight that can be one layer of a stack."""
     return isinstance(y, Weight) and not y.is_stacked
 
 
 def _carried(
     program: core.ClosedJaxpr, first: int, carry: Values, eqn: Any, report: Report
 ) -> Values:
-    """What a loop begins with: weights that its body hands through as they are, and arrays."""
+    """A loop's initial carry: weights that its body passes through unchanged, and arrays."""
     given, handed = program.jaxpr.invars[first:], program.jaxpr.outvars
     return [
         value if handed[i] is given[i] else as_array(value, report, eqn)
@@ -161,17 +161,17 @@ def _carried(
 
 
 def _carried_on(outs: Values, carry: Values, eqn: Any, report: Report) -> Values:
-    """What a loop's body gives for a carry: arrays but for weights handed through."""
+    """A loop body's carry: arrays, except for weights that are passed through."""
     pairs = zip(outs, carry, strict=False)
     return [out if isinstance(old, Weight) else as_array(out, report, eqn) for out, old in pairs]
 
 
 def _scan_parts(eqn: Any) -> tuple[int, int]:
-    """Where a scan's carry begins and ends among its inputs: constants, carry, what is scanned.
+    """The range of a scan's carry among its inputs: constants, carry, scanned inputs.
 
-    The parameters that count these are not the same in all versions of JAX: ``num_consts`` and
-    ``num_carry`` until 0.11, ``ft_in`` in 0.12. In all of them the body sees the scanned inputs and
-    outputs without their first axis, and the others as they are.
+    The parameters with these counts differ between versions of JAX: ``num_consts`` and
+    ``num_carry`` until 0.11, ``ft_in`` in 0.12. In all versions the body has the scanned inputs and
+    outputs without their first axis, and the others unchanged.
     """
     body = _closed(eqn.params["jaxpr"])
 
@@ -185,7 +185,7 @@ def _scan_parts(eqn: Any) -> tuple[int, int]:
 
 
 def _scannable(x: Any, eqn: Any, report: Report) -> Any:
-    """A weight whose first axis is that of its layers, or an array."""
+    """A weight with layers as its first axis, or an array."""
     is_stack = isinstance(x, Weight) and x.axes[2] == 0
     return by_layer(x) if is_stack else as_array(x, report, eqn)
 
@@ -208,7 +208,7 @@ def _looped(eqn: Any, values: Values, report: Report) -> Values:
 
 
 def _branched(eqn: Any, values: Values, report: Report) -> Values:
-    """`jax.lax.cond` and `jax.lax.switch`. Weights that all branches hand through stay outside."""
+    """`jax.lax.cond` and `jax.lax.switch`; weights passed through by all branches stay outside."""
     which, *rest = values
     programs = [_closed(program) for program in eqn.params["branches"]]
     handed = [
@@ -230,7 +230,7 @@ def _branched(eqn: Any, values: Values, report: Report) -> Values:
 def _handed(
     outs: Sequence[Any], programs: Sequence[core.ClosedJaxpr], values: Values
 ) -> Weight | None:
-    """The weight that several programs hand through as the same output; None if they do not."""
+    """The weight that all programs pass through as the same output; None if they do not."""
     found = {
         next((i for i, var in enumerate(program.jaxpr.invars) if var is out), None)
         for out, program in zip(outs, programs, strict=True)

@@ -1,4 +1,4 @@
-"""A leaf that keeps its base and the updates of its sites apart."""
+"""A leaf that keeps its base and the updates of its sites separate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,11 +36,11 @@ __all__ = ["Factored", "NotApart", "Tags", "stacked"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NotApart:
-    """Says why a leaf has no base and map apart.
+    """The reason why a leaf has no separate base and map.
 
     Args:
-        why: the reason, for people.
-        is_vector: whether it is a vector, of which the dense one costs no more.
+        why: The reason, for messages.
+        is_vector: Whether it is a vector, whose dense form costs no more.
     """
 
     why: str = field(metadata={"static": True})
@@ -49,16 +49,16 @@ class NotApart:
 
 @dataclass(frozen=True)
 class Tags:
-    """What is told of a leaf's words beside their numbers.
+    """The static data of a leaf's chains.
 
-    The adapters' names do not count in comparisons: under other names it is the same program.
+    The adapters' names are ignored in comparisons, so other names use the same program.
 
     Args:
-        sites: the name of each of its sites.
-        parts: for each site, which adapter of the mix each of its updates is of.
-        turned: for each site, whether its updates were turned to fit.
-        adapters: name, source and metadata of every adapter of the mix.
-        beside: adapter and site of each update that has no leaf.
+        sites: The name of each of its sites.
+        parts: For each site, the number of the adapter of each of its updates.
+        turned: For each site, whether its updates were transposed to fit.
+        adapters: The name, source and metadata of each adapter of the mix.
+        beside: Adapter and site of each update without a leaf.
     """
 
     sites: tuple[str, ...]
@@ -71,17 +71,17 @@ class Tags:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Factored(NoArray):
-    """A leaf of params that keeps its base and the updates of its sites apart.
+    """A leaf of params that keeps its base and the updates of its sites separate.
 
     Args:
-        base: the leaf itself, an array or a quantized one.
-        words: for each of its sites, strengths and updates, the first one first.
-        reads: the leaf of the weight beside a bias, where the bias's map reads it; None else.
-        beside: strengths and updates that find no leaf in the tree, kept in one of its leaves.
-        made: its map, where it was made once and for all; None where each call makes it.
-        forms: for each site, how the leaf holds its tensor.
-        reads_form: how that weight's leaf holds its tensor.
-        tags: which sites, and which adapters, these are.
+        base: The leaf itself, an array or a quantized array.
+        words: For each of its sites, strengths and updates in order of application.
+        reads: The leaf of the weight that a bias's map reads, otherwise None.
+        beside: Strengths and updates without a leaf in the tree, kept in one of its leaves.
+        made: Its map, if it was computed by ``ready=True``; otherwise each call computes it.
+        forms: For each site, how the leaf holds its tensor.
+        reads_form: How that weight's leaf holds its tensor.
+        tags: The names of the sites and adapters.
 
     Example:
         >>> from jaxmix import Adapter, attach
@@ -90,7 +90,7 @@ class Factored(NoArray):
         >>> attach({"proj.weight": jnp.zeros((2, 3))}, lora)["proj.weight"]
         Factored (2, 3) float32: LoRA rank 1
 
-    Source: DESIGN.md, words: dense and factored.
+    Source: docs/design.md.
     """
 
     base: Any
@@ -117,7 +117,7 @@ class Factored(NoArray):
         return f"Factored {self.shape} {self.dtype}: {', '.join(sizes)}"
 
     def dense(self) -> Array:
-        """The leaf with all updates in it, as `jaxmix.compose` makes it."""
+        """Returns the leaf with all updates merged, like `jaxmix.compose`."""
         leaf = self._array()
         reads = None if self.reads is None else jnp.asarray(dequantized(self.reads))
         for word, form in zip(self.words, self.forms, strict=True):
@@ -125,12 +125,12 @@ class Factored(NoArray):
         return leaf
 
     def apart(self, how: How = "auto", name: str = "", *, whole: bool = False) -> Weight | NotApart:
-        """Its base and map, which stand for it in a program; or why there is no such thing.
+        """Returns its base and map, which represent it in a program, or why it has none.
 
         Args:
-            how: how products go.
-            name: the leaf's name, for messages.
-            whole: whether a leaf of experts stays one matrix of rows.
+            how: How products are computed.
+            name: The leaf's name, for messages.
+            whole: Whether a leaf of experts stays one matrix of rows.
         """
         vector = NotApart("a vector, as cheap to make as to use", is_vector=True)
         if self.forms[0].part == "bias" or len(self.shape) == 1:
@@ -140,7 +140,7 @@ class Factored(NoArray):
         if len(axes) < len(found):
             return NotApart("its layout splits an axis of the leaf, or picks of two")
         rows, cols, stack = axes[0]
-        if not rows or not cols:  # a vector for each layer
+        if not rows or not cols:  # one vector per layer
             return vector
         if self.forms[0].index is None:
             made = self._map(0) if self.made is None else self.made
@@ -157,7 +157,7 @@ class Factored(NoArray):
         return Weight(self.base, made, rows, cols, None, how, name)
 
     def _side_by_side(self, rows: tuple[int, ...], cols: tuple[int, ...]) -> AffineMap | NotApart:
-        """The map of sites that are runs of the leaf's rows, or of its columns."""
+        """The map of sites that are ranges of the leaf's rows or columns."""
         n = len(self.shape)
         picked = [Place("", None, form.index).ranges(self.shape) for form in self.forms]
         cut = {k - n for ranges in picked for k, r in enumerate(ranges) if len(r) < self.shape[k]}
@@ -183,7 +183,7 @@ class Factored(NoArray):
         )
 
     def _stack(self, axis: int) -> AffineMap:
-        """The maps of its sites as those of a stack's layers."""
+        """The maps of its sites as layers of a stack."""
         at = [layer_of(form, axis, self.shape) for form in self.forms]
         made = dict(zip(at, map(self._map, range(len(at))), strict=True))
         same = identity(made[at[0]].shape)
@@ -209,13 +209,13 @@ class Factored(NoArray):
 
 
 def stacked(every: Sequence[AffineMap]) -> AffineMap:
-    """Maps, one a layer, as one whose arrays have a further first axis; see `operators.stacking`.
+    """Stacks maps, one per layer, along a new first axis; see `operators.stacking`.
 
     Args:
-        every: the maps, at least one, all of one shape.
+        every: The maps, at least one, all of one shape.
 
     Returns:
-        A stack; under `jax.vmap` each of its entries is the layer's map.
+        A stack; under `jax.vmap` each of its entries is one layer's map.
     """
     left = stack_factors([one.left for one in every])
     right = stack_factors([one.right for one in every])
@@ -223,7 +223,7 @@ def stacked(every: Sequence[AffineMap]) -> AffineMap:
 
 
 def _experts(weight: Weight) -> Weight:
-    """A leaf whose rows are matrices of experts, with a low rank for each, as a stack of these."""
+    """A leaf whose rows are the experts' matrices, each with a low rank, as a stack."""
     parts = terms(weight.map.shift)
     low = [
         LowRank(t.b, t.a) for t in parts if isinstance(t, StackedLowRank) and not t.is_transposed

@@ -1,4 +1,4 @@
-"""Convolutions, and rows looked up, of a weight whose base and map are apart."""
+"""Convolutions with, and lookups in, a weight that keeps base and map separate."""
 
 import math
 from dataclasses import replace
@@ -18,10 +18,10 @@ __all__ = ["conv", "gather", "sum_as_low_rank"]
 
 
 def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
-    """``lax.conv_general_dilated``: Δ = BA is a convolution with A, then one of a single point.
+    """``lax.conv_general_dilated``: Δ = BA is a convolution with A, then a pointwise one.
 
     Returns:
-        The result; None where there is no factored form.
+        The result; None without a factored form.
     """
     x = jnp.asarray(x)
     spec, rows, cols = params["dimension_numbers"], *weight.axes[:2]
@@ -48,7 +48,7 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
 
 
 def _thin(x: Array, low: Any, weight: Weight, params: dict[str, Any]) -> Array:
-    """``x`` convolved with Δ, channels last. In groups, each has all of A and its own rows of B."""
+    """``x`` convolved with Δ, channels last. Each group has all of A and its own rows of B."""
     spec, groups, rank = params["dimension_numbers"], params["feature_group_count"], low.rank
     shape = [weight.shape[axis] for axis in spec.rhs_spec]
     a = jnp.tile(low.a.reshape(rank, *shape[1:]), (groups, *[1] * (len(shape) - 1)))
@@ -63,7 +63,7 @@ def _thin(x: Array, low: Any, weight: Weight, params: dict[str, Any]) -> Array:
 
 
 def _keywords(params: dict[str, Any]) -> dict[str, Any]:
-    """The primitive's parameters as the function takes them."""
+    """The primitive's parameters as arguments of the function."""
     names = (
         *("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers"),
         *("feature_group_count", "batch_group_count", "precision", "preferred_element_type"),
@@ -83,7 +83,7 @@ def _is_cheap(weight: Weight, low: LowRank | Zero, x: Array, spec: Any) -> bool:
 
 
 def sum_as_low_rank(delta: Operator) -> LowRank | Zero | None:
-    """Δ as one low rank, or as nothing; None where it is neither."""
+    """Δ as one low rank, or as zero; None if it is neither."""
     found: Operator = Zero(*delta.shape)
     for term in terms(delta):
         if isinstance(term, Hadamard):
@@ -93,10 +93,10 @@ def sum_as_low_rank(delta: Operator) -> LowRank | Zero | None:
 
 
 def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
-    """Rows of an embedding: ``(W₀[at] Rᵀ) · L[at] + Δ[at]``, as ``lax.gather`` takes them.
+    """Rows of an embedding: ``(W₀[at] Rᵀ) · L[at] + Δ[at]``, for ``lax.gather``.
 
     Returns:
-        The rows; None where there is no factored form.
+        The rows; None without a factored form.
     """
     at = jnp.asarray(at)
     numbers = params["dimension_numbers"]
@@ -130,7 +130,7 @@ def gather(weight: Weight, at: Array, **params: Any) -> Array | None:
     )
     dtype = arithmetic(y.dtype)
     made = cast(made, dtype)
-    # The rows' own axes, in the matrix's order, go last.
+    # The rows' own axes come last, in the matrix's order.
     kept = [k for k in range(len(weight.shape)) if k not in axis]
     offsets = [numbers.offset_dims[kept.index(k)] for k in (rows if turned else cols)]
     order = [*(k for k in range(y.ndim) if k not in numbers.offset_dims), *offsets]

@@ -1,4 +1,4 @@
-"""What a leaf with adapters attached says when it is used as an array, outside of `factored`."""
+"""The error for leaves with adapters attached that are used as arrays outside of `factored`."""
 
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ class AttachedLeafError(AdapterError, AttributeError, TypeError):
 
 
 class NoArray:
-    """Refuses to be an array: in arithmetic, in indexing, in conversion and by its attributes.
+    """Refuses to be used as an array: arithmetic, indexing, conversion and attributes.
 
     Example:
         >>> NoArray() @ 1
@@ -35,7 +35,7 @@ class NoArray:
         return type(self).__name__
 
     def __getattr__(self, name: str) -> Any:
-        # Fields are missing while an object is being built or copied; dunders are protocols.
+        # Fields are absent while an object is built or copied; dunders belong to protocols.
         if name.startswith("_") or name in getattr(type(self), "__dataclass_fields__", ()):
             raise AttributeError(name)
         self._refuse()

@@ -1,4 +1,4 @@
-"""One map of a leaf out of the maps of its parts: sites that lie side by side in it."""
+"""Joins the maps of adjacent sites in a leaf into one map."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -15,16 +15,16 @@ __all__ = ["joined"]
 def joined(
     maps: Sequence[AffineMap], parts: Sequence[range], shape: tuple[int, int]
 ) -> AffineMap | None:
-    """The map of a matrix whose parts, runs of its rows, have maps of their own.
+    """Returns the map of a matrix whose parts, ranges of rows, have their own maps.
 
     Args:
-        maps: the map of each part.
-        parts: the rows of each, no two in common; the rows of none stay as they are.
-        shape: (out, in) of the whole.
+        maps: The map of each part.
+        parts: The rows of each part, disjoint; all other rows stay unchanged.
+        shape: (out, in) of the whole matrix.
 
     Returns:
-        One map; None where a part turns the inputs, which the others share, or its own rows by more
-        than a diagonal.
+        One map; None if a part transforms the inputs, which all parts share, or its own rows by
+        more than a diagonal.
 
     Example:
         >>> double = AffineMap(Diagonal(jnp.full(1, 2.0)), Identity(1), Zero(1, 1))

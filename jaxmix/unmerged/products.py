@@ -1,4 +1,4 @@
-"""Products with a weight whose base and map are apart: ``y = L((x R) Wᵀ) + x Δᵀ``."""
+"""Products with a weight that keeps base and map separate: ``y = L((x R) Wᵀ) + x Δᵀ``."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ __all__ = ["dot_general", "precise"]
 def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Array | None:
     """``lax.dot_general`` with a weight on one side.
 
-    Tokens are multiplied by the operators where the product sums over all of the matrix's columns,
-    or over all of its rows, or by the dense weight where that is cheaper.
+    If the product sums over all columns of the matrix, or over all rows, tokens are multiplied by
+    the operators, or by the dense weight if that is cheaper.
 
     Returns:
-        The product; None where it has no factored form.
+        The product; None without a factored form.
     """
     (lc, rc), (lb, rb) = params["dimension_numbers"]
     x: Any
@@ -50,10 +50,10 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
 
 
 class _Plan:
-    """Where the axes of x and of a weight go in their product, seen as tokens times a matrix.
+    """The roles of the axes of x and of a weight in their product, as tokens times a matrix.
 
-    In shapes: s is the stack's size, n the tokens' number, i what is summed over, o what is left of
-    the weight.
+    In shapes, s is the stack's size, n the number of tokens, i the size that is summed over, and o
+    the remaining size of the weight.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class _Plan:
 
     @classmethod
     def of(cls, weight: Weight, x: Array, wc: Any, wb: Any, xc: Any, xb: Any) -> "_Plan | None":
-        """The plan; None where there is no factored form."""
+        """The plan; None without a factored form."""
         rows, cols, stack = weight.axes
         turned = set(wc) == set(rows) and set(wc) != set(cols)
         summed = rows if turned else cols
@@ -110,9 +110,9 @@ class _Plan:
     def _finished(
         self, y: Array, tokens: Array, made: AffineMap, lead: Sequence[int], weight_last: bool
     ) -> Array:
-        """``L y + x Δᵀ``, y's axes as the product gave them."""
+        """``L y + x Δᵀ``, with y's axes as in the product."""
         n_batch, n_free = len(self.x_batch), len(self.x_free)
-        # What the product left of the weight, in the order in which it left it.
+        # The weight's remaining axes, in their order in the product.
         free = (self.stack,) if self.is_free and self.stack is not None else ()
         left = sorted((*self.left_axes, *free))
         if weight_last:
@@ -158,7 +158,7 @@ _NAMES = {lax.Precision.HIGHEST: "highest", lax.Precision.HIGH: "high"}
 
 
 def precise(precision: Any) -> AbstractContextManager[Any]:
-    """The operators' products as precise as the base's was asked to be."""
+    """Computes the operators' products with the precision requested for the base's."""
     first = precision[0] if isinstance(precision, tuple) else precision
     name = _NAMES.get(first)
     return nullcontext() if name is None else jax.default_matmul_precision(name)

@@ -1,4 +1,4 @@
-"""`jax.lax.ragged_dot`, as experts are run by it, with a stack of weights that are apart."""
+"""`jax.lax.ragged_dot` of experts, with a stack of weights that keep base and map separate."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ __all__ = ["is_ragged", "ragged_dot"]
 
 
 def is_ragged(one: AffineMap) -> bool:
-    """Whether a token needs no more of an expert's map than a diagonal's row and a low rank.
+    """Returns whether an expert's map consists of diagonals and a low rank.
 
     Args:
-        one: the map of one of the experts.
+        one: The map of one expert.
 
     Returns:
-        Whether `ragged_dot` has a factored form for it.
+        True if `ragged_dot` has a factored form for it.
 
     Example:
         >>> from jaxmix.affine import identity, shift
@@ -40,13 +40,13 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
     """``yₜ = Lₑ(xₜ Rₑ Wₑᵀ) + xₜ Aₑᵀ Bₑᵀ``, e the expert of token t: three ragged products.
 
     Args:
-        x: tokens (n, in), one expert's after the other's.
-        weight: the experts' weights, one axis each for expert, in and out.
-        sizes: how many tokens each expert has (experts,).
-        **params: the primitive's.
+        x: Tokens (n, in), grouped by expert.
+        weight: The experts' weights, with one axis each for expert, in and out.
+        sizes: The number of tokens of each expert (experts,).
+        **params: The primitive's parameters.
 
     Returns:
-        (n, out); None where there is no factored form.
+        (n, out); None without a factored form.
     """
     numbers = params["ragged_dot_dimension_numbers"]
     (x_sum, w_sum), batch = numbers.dot_dimension_numbers
@@ -83,5 +83,5 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
 
 
 def _scaled(x: Float[Array, "n i"], side: Operator, which: Array) -> Float[Array, "n i"]:
-    """Each token by its expert's diagonal, where there is one."""
+    """Multiplies each token by its expert's diagonal, if it has one."""
     return x * side.d[which] if isinstance(side, Diagonal) else x

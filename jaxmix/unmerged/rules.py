@@ -1,7 +1,7 @@
-"""Operations that have a factored form: for each primitive a rule, from inputs to outputs.
+"""Operations with a factored form: one rule per primitive, from inputs to outputs.
 
-A rule gives None where the operation has no form for the weights that enter it. Where it has one,
-but the dense weight costs less, the rule makes the dense weight itself.
+A rule returns None if the operation has no factored form for its weights. If there is one but the
+dense weight costs less, the rule makes the dense weight itself.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def _reshaped(params: Any, values: Values) -> Values | None:
 
 
 def _broadcast(params: Any, values: Values) -> Values | None:
-    """Only where it adds axes of one."""
+    """Broadcasts only by adding axes of size one."""
     sizes, axes = params["shape"], params["broadcast_dimensions"]
     if len(values) > 1 or [sizes[k] for k in axes] != list(values[0].shape):
         return None
@@ -100,12 +100,12 @@ def _dynamically_sliced(params: Any, values: Values) -> Values | None:
 
 
 def _kept(params: Any, values: Values) -> Values:
-    """What changes no number."""
+    """An operation that changes no numbers."""
     return values
 
 
 def _placed(params: Any, values: Values) -> Values | None:
-    """`jax.lax.with_sharding_constraint`, of the base."""
+    """`jax.lax.with_sharding_constraint`, applied to the base."""
     weight = values[0]
     if is_quantized(weight.base):
         return None
@@ -113,7 +113,7 @@ def _placed(params: Any, values: Values) -> Values | None:
 
 
 def _put(params: Any, values: Values) -> Values | None:
-    """`jax.device_put`, of the base: to another memory, say."""
+    """`jax.device_put`, applied to the base, for example to another memory."""
     if any(isinstance(value, Weight) and is_quantized(value.base) for value in values):
         return None
 
@@ -126,17 +126,17 @@ def _put(params: Any, values: Values) -> Values | None:
 
 
 def _held(params: Any, values: Values) -> Values:
-    """`jax.lax.optimization_barrier`, of all that goes in."""
+    """`jax.lax.optimization_barrier`, applied to all inputs."""
     return lax.optimization_barrier(values)
 
 
 def _stopped(params: Any, values: Values) -> Values:
-    """`jax.lax.stop_gradient`, of all that the weight is made of."""
+    """`jax.lax.stop_gradient`, applied to all arrays of the weight."""
     return [jax.tree.map(lax.stop_gradient, values[0])]
 
 
 def _varying(params: Any, values: Values) -> Values:
-    """What `jax.shard_map` puts before a product with tokens that differ by device."""
+    """The cast that `jax.shard_map` inserts before products with tokens that vary by device."""
     axes = params["axes"]
 
     def vary(x: Any) -> Any:

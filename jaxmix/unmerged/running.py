@@ -1,4 +1,4 @@
-"""`factored`: any JAX function on leaves that keep base and factors apart."""
+"""`factored`: runs any JAX function on leaves that keep base and factors separate."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,30 +21,30 @@ __all__ = ["factored", "quietly_factored", "uses_without_form"]
 
 
 def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
-    """The function on trees that `jaxmix.attach` made: ``y = L((x R) Wᵀ) + x Δᵀ`` at each product.
+    """Runs a function on attached trees, with ``y = L((x R) Wᵀ) + x Δᵀ`` at each product.
 
     ``factored(fn)(attach(params, adapters), x)`` equals ``fn(compose(params, adapters), x)``. The
-    function sees an array in place of each such leaf, as under `jax.jit`; where it multiplies by
-    one, convolves with it or looks its rows up, tokens go through base and operators apart. Any
-    other use of a weight takes the dense weight, which `jaxmix.explain` lists with ``fn=``.
+    function receives an array in place of each attached leaf, as under `jax.jit`. For products,
+    convolutions and lookups, tokens are multiplied by base and operators separately. Any other use
+    of a weight makes it dense; `jaxmix.explain` lists these uses with ``fn=``.
 
     Args:
-        fn: any function that JAX can trace, of Linen, NNX (a module as its argument, or through
-            ``nnx.split`` and ``nnx.merge``), Equinox or plain JAX; its arguments are pytrees. What
-            it changes in a module does not come out, as under `jax.jit`.
-        how: ``"auto"`` takes at each product what costs less for so many tokens, and warns once
-            (`jaxmix.errors.DenseWeightWarning`) of weights that are made dense because a use of
-            them has no factored form. ``"factored"`` makes no weight dense: such a use is an
-            error. ``"dense"`` makes the dense weight at each use.
+        fn: Any function that JAX can trace, with Linen, NNX (a module as its argument, or with
+            ``nnx.split`` and ``nnx.merge``), Equinox or plain JAX; its arguments are pytrees.
+            Changes that it makes to a module are lost, as under `jax.jit`.
+        how: ``"auto"`` chooses the cheaper form for each product by the number of tokens, and warns
+            once (`jaxmix.errors.DenseWeightWarning`) if weights are made dense because a use has no
+            factored form. ``"factored"`` never makes a weight dense: such a use is an error.
+            ``"dense"`` makes the dense weight at each use.
 
     Returns:
-        A function of the same arguments, to be put under jit, grad, vmap, scan, remat, shard_map
-        and eval_shape. Gradients with respect to its leaves are gradients of the base, the updates
-        and the strengths.
+        A function of the same arguments. It works under jit, grad, vmap, scan, remat, shard_map and
+        eval_shape. Gradients with respect to its leaves are gradients of the base, the updates and
+        the strengths.
 
     Raises:
-        AdapterError: if ``how`` is none of the three.
-        UnsupportedError: with ``how="factored"``, if a use of a weight has no factored form; the
+        AdapterError: If ``how`` is invalid.
+        UnsupportedError: With ``how="factored"``, if a use of a weight has no factored form; the
             error lists all of them.
 
     Example:
@@ -57,7 +57,7 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
         >>> run(leaves, jnp.ones((1, 3))).tolist()
         [[3.0, 3.0]]
 
-    Source: DESIGN.md, how a mix is computed.
+    Source: docs/design.md.
     """
     if how not in get_args(How):
         known = ", ".join(map(repr, get_args(How)))
@@ -83,13 +83,13 @@ def factored(fn: Callable[..., Any], how: How = "auto") -> Callable[..., Any]:
 
 
 def quietly_factored(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The function on factored leaves, by the operators wherever these have a form.
+    """Runs a function on attached leaves like `factored`, without warnings.
 
     Args:
-        fn: as for `factored`.
+        fn: As in `factored`.
 
     Returns:
-        A function of the same arguments, which makes weights dense elsewhere and does not warn.
+        A function of the same arguments, which makes weights dense where it must.
     """
     return lambda *args, **kwargs: _run(fn, "factored", args, kwargs, lambda use: None)
 
@@ -97,12 +97,12 @@ def quietly_factored(fn: Callable[..., Any]) -> Callable[..., Any]:
 def uses_without_form(
     fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Use, ...]:
-    """The uses of weights that have no factored form, from shapes alone: nothing is computed.
+    """Finds the uses of weights without a factored form, from shapes only.
 
     Args:
-        fn: as for `factored`.
-        args: its arguments; a `jax.ShapeDtypeStruct` may stand for an array.
-        kwargs: its arguments by name.
+        fn: As in `factored`.
+        args: Its arguments, arrays or `jax.ShapeDtypeStruct`.
+        kwargs: Its keyword arguments.
 
     Returns:
         The uses, in the order of the program.
@@ -123,7 +123,7 @@ def uses_without_form(
 
 
 class _NoForm(Exception):
-    """A use without a factored form, where none was allowed."""
+    """A use without a factored form, although dense weights were forbidden."""
 
 
 def _refuse(use: Use) -> None:
@@ -131,7 +131,7 @@ def _refuse(use: Use) -> None:
 
 
 def _run(fn: Callable[..., Any], how: How, args: Any, kwargs: Any, report: Report) -> Any:
-    """The function's result on factored leaves."""
+    """The function's result for attached leaves."""
     flat, tree = jax.tree.flatten((args, kwargs), is_leaf=is_factored)
     if not any(map(is_factored, flat)):
         return fn(*args, **kwargs)
@@ -151,7 +151,7 @@ def _run(fn: Callable[..., Any], how: How, args: Any, kwargs: Any, report: Repor
 
 
 def _weights(args: Any, kwargs: Any, how: How, report: Report) -> list[Any]:
-    """The leaves of a function's arguments, with a weight for each that has adapters attached."""
+    """The leaves of a function's arguments, with a weight for each attached leaf."""
     found = []
     for own in (*args, *kwargs.values()):
         paths, _ = jax.tree_util.tree_flatten_with_path(own, is_leaf=is_factored)
@@ -162,7 +162,7 @@ def _weights(args: Any, kwargs: Any, how: How, report: Report) -> list[Any]:
 
 
 def _weight(name: str, leaf: Factored, how: How, report: Report) -> Weight | jax.Array:
-    """What stands for a leaf in a program: base and map, or the dense leaf where these are one."""
+    """A leaf's value in a program: base and map, or the dense leaf if it has no separate map."""
     name = name or leaf.tags.sites[0]
     made = leaf.apart(how, name)
     if isinstance(made, Weight):
@@ -177,7 +177,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _seen(x: Any) -> Any:
-    """What the function sees of an argument."""
+    """What the function receives for an argument."""
     if not isinstance(x, Weight):
         return x
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if is_quantized(x.base) else x.base

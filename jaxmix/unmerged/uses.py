@@ -1,7 +1,7 @@
-"""Uses of a weight that have no factored form, and what is said of them.
+"""Uses of a weight without a factored form, and the messages about them.
 
-Such a use makes the dense weight, though `jaxmix.factored` is there to avoid just that. So it
-warns where the way was left to it, and refuses where factored products were asked for.
+Such a use makes the weight dense, which `jaxmix.factored` is meant to avoid. It warns with
+``how="auto"`` and refuses with ``how="factored"``.
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from jaxmix.unmerged.weight import Weight
 
 __all__ = ["Report", "Use", "as_array", "described", "refusal", "warning", "within"]
 
-# Files whose lines tell a user nothing: JAX's, these here, and what stands between.
+# Files whose lines do not help users: those of JAX, of this package, and wrappers between them.
 _OPAQUE = (f"{Path(jax.__file__).parent}{os.sep}", str(Path(__file__).parent), contextlib.__file__)
 
 
 @dataclass(frozen=True)
 class Use:
-    """A use of a weight that has no factored form.
+    """A use of a weight without a factored form.
 
     Args:
-        leaf: the leaf's dotted name.
-        array: its shape and dtype, for people.
-        why: what has no form: the operation, or a property of the leaf.
-        place: where the program has the operation; empty if that is unknown.
+        leaf: The leaf's dotted name.
+        array: Its shape and dtype, as a string.
+        why: The operation, or the property of the leaf, that has no factored form.
+        place: The operation's place in the program; empty if unknown.
     """
 
     leaf: str
@@ -41,7 +41,7 @@ class Use:
 
     @property
     def reason(self) -> str:
-        """What has no form, and where."""
+        """The use as one line of a message."""
         return f"{self.why}{self.place}"
 
     def __str__(self) -> str:
@@ -52,12 +52,12 @@ Report = Callable[[Use], Any]
 
 
 def as_array(value: Any, report: Report, eqn: Any = None) -> Any:
-    """The array that a weight stands for, for a use that has no factored form.
+    """Returns a weight's dense array, for a use without a factored form.
 
     Args:
-        value: a weight, or anything else, which stays as it is.
-        report: called with the use, unless dense weights were asked for.
-        eqn: the equation that uses it; None where the function returns it.
+        value: A weight; any other value is returned unchanged.
+        report: Called with the use, unless dense weights were requested.
+        eqn: The equation that uses it; None if the function returns it.
 
     Returns:
         The array.
@@ -71,33 +71,33 @@ def as_array(value: Any, report: Report, eqn: Any = None) -> Any:
 
 
 def within(eqn: Any, report: Report) -> Report:
-    """Reports what a program inside a program does; JAX's own programs have no place of their own.
+    """Returns a report for an inner program.
 
     Args:
-        eqn: the equation that runs the inner program.
-        report: the outer program's report.
+        eqn: The equation that runs the inner program.
+        report: The outer program's report.
 
     Returns:
-        A report that fills in the equation's place where there is none.
+        A report that uses the equation's place for uses without one, as in JAX's own programs.
     """
     return lambda use: report(use if use.place else replace(use, place=_place(eqn)))
 
 
 def described(array: Any) -> str:
-    """The shape and dtype of a weight or a factored leaf, and whether a dense one is dequantized.
+    """Describes the shape and dtype of a weight, and whether it is dequantized.
 
     Args:
-        array: the weight, or the leaf.
+        array: The weight, or the attached leaf.
 
     Returns:
-        A few words.
+        A short string.
     """
     dequantized = ", dequantized" if is_quantized(array.base) else ""
     return f"{array.shape} {array.dtype}{dequantized}"
 
 
 def _place(eqn: Any) -> str:
-    """Where a program has an equation: the innermost line that is not JAX's; empty if unknown."""
+    """An equation's place: the innermost line outside of JAX; empty if unknown."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
         if not frame.file_name.startswith(_OPAQUE):
@@ -106,10 +106,10 @@ def _place(eqn: Any) -> str:
 
 
 def warning(uses: Sequence[Use]) -> str:
-    """What to say where the weights are made dense all the same.
+    """Returns the warning about weights that are made dense.
 
     Args:
-        uses: the uses, at least one.
+        uses: The uses, at least one.
 
     Returns:
         The warning's text.
@@ -122,10 +122,10 @@ def warning(uses: Sequence[Use]) -> str:
 
 
 def refusal(uses: Sequence[Use]) -> str:
-    """What to say where factored products were asked for.
+    """Returns the error for uses that would make weights dense.
 
     Args:
-        uses: the uses, at least one.
+        uses: The uses, at least one.
 
     Returns:
         The error's text.

@@ -1,4 +1,4 @@
-"""Views of a weight whose base and map are apart: its axes split, merged or sliced."""
+"""Views of a weight that keeps base and map separate: axes split, merged or sliced."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ["by_layer", "picked", "reshaped", "sliced", "unstacked"]
 
 
 def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
-    """In another shape, where rows stay rows and columns stay columns; None where they do not."""
+    """Reshapes a weight if rows stay rows and columns stay columns; otherwise returns None."""
     groups = _groups(weight.shape, sizes)
     rows, cols, stack = weight.axes
     if groups is None:
@@ -26,7 +26,7 @@ def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
     taken: dict[int, list[int]] = {}
     for old, new in groups:
         big = [k for k in old if weight.shape[k] != 1] or old[:1]
-        if not big:  # an axis of one, out of nothing: a row
+        if not big:  # a new axis of size one counts as rows
             taken[-1] = [*taken.get(-1, []), *new]
             continue
         if big == [stack] and len(new) == 1:
@@ -53,7 +53,7 @@ def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
     except ValueError:
         if not is_quantized(weight.base):
             raise
-        return None  # its scales do not follow the new axes
+        return None  # its scales do not fit the new axes
     n = len(sizes)
     return replace(
         weight,
@@ -65,7 +65,7 @@ def reshaped(weight: Weight, sizes: Sequence[int]) -> Weight | None:
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
-    """The axes of two shapes in the smallest groups of equal products."""
+    """Splits the axes of two shapes into the smallest groups of equal products."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -93,7 +93,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 
 
 def sliced(weight: Weight, starts: Sequence[Any], sizes: Sequence[int]) -> Weight | None:
-    """A run of a stack's layers, its start traced or not; None for slices of other axes."""
+    """Slices a stack's layers, with a traced or static start; None for slices of other axes."""
     _, _, stack = weight.axes
     others = [k for k in range(len(sizes)) if k != stack]
     if stack is None or any(sizes[k] != weight.shape[k] for k in others):
@@ -110,7 +110,7 @@ def sliced(weight: Weight, starts: Sequence[Any], sizes: Sequence[int]) -> Weigh
 
 
 def picked(weight: Weight, at: Array, **params: Any) -> Weight | None:
-    """Layers of a stack, one or several, as ``lax.gather`` takes them; None for other lookups."""
+    """Gathers one or several layers of a stack; None for other lookups."""
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     rows, cols, stack = weight.axes
     whole = all(size == (1 if k == stack else weight.shape[k]) for k, size in enumerate(sizes))
@@ -124,7 +124,7 @@ def picked(weight: Weight, at: Array, **params: Any) -> Weight | None:
     kept = [k for k in range(len(sizes)) if k != stack]
     n = len(kept) + which.ndim
     new = dict(zip(kept, numbers.offset_dims, strict=True))
-    # The axis of several layers; a single one has none.
+    # The axis of several layers; a single layer has none.
     lead = next((k for k in range(n) if k not in numbers.offset_dims), None)
 
     def layer(x: Array) -> Array:
@@ -146,9 +146,9 @@ def picked(weight: Weight, at: Array, **params: Any) -> Weight | None:
 
 
 def by_layer(weight: Weight) -> Weight:
-    """A stack of which each array has an entry for each layer.
+    """A stack in which each array has one entry per layer.
 
-    The scales of a quantized base may be shared by several layers.
+    Several layers may share the scales of a quantized base.
     """
     _, _, stack = weight.axes
     if stack is None or not is_quantized(weight.base):
@@ -162,7 +162,7 @@ def by_layer(weight: Weight) -> Weight:
 
 
 def unstacked(weight: Weight) -> Weight | None:
-    """A stack of one layer without its axis."""
+    """A stack of one layer, without its axis."""
     _, _, stack = weight.axes
     if stack is None or weight.shape[stack] != 1:
         return None

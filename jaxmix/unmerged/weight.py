@@ -1,4 +1,4 @@
-"""What stands for a weight while a function runs: its base and its map, apart."""
+"""A weight while a function runs: its base and its map, kept separate."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,24 +16,24 @@ from jaxmix.placement.quantized import dequantized
 
 __all__ = ["PASS", "How", "Weight", "added_flops", "is_cheaper"]
 
-# Whether products go by the operators, by the dense weight, or by whichever costs less.
+# Whether products use the operators, the dense weight, or the cheaper of both.
 How = Literal["auto", "factored", "dense"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """An array ``W' = L W Rᵀ + Δ`` that is not made: the base W and the map.
+    """An array ``W' = L W Rᵀ + Δ`` that is not materialized: the base W and the map.
 
     Args:
-        base: W, its axes in any order; an array, or a quantized one.
-        map: the map of the matrix (out, in); of a stack, with a further first axis.
-        out: which of the base's axes are the matrix's rows, counted from the end: -1 is the last.
-        into: which are its columns, likewise.
-        stack: the axis along which maps differ, likewise; None for one map. Where it is the first
-            one and `jax.lax.scan` has taken a slice, it is no longer there.
-        how: how products go.
-        name: the leaf's dotted name, for messages.
+        base: W, with axes in any order; an array or a quantized array.
+        map: The map of the matrix (out, in); for a stack, with an additional first axis.
+        out: The base's axes that are the matrix's rows, counted from the end: -1 is the last.
+        into: The axes that are its columns, likewise.
+        stack: The axis along which maps differ, likewise; None for one map. If it is the first axis
+            and `jax.lax.scan` has taken a slice, it is absent.
+        how: How products are computed.
+        name: The leaf's dotted name, for messages.
     """
 
     base: Any
@@ -46,12 +46,12 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the array that it stands for."""
+        """The shape of the array that it represents."""
         return tuple(self.base.shape)
 
     @property
     def dtype(self) -> Any:
-        """The dtype of the array that it stands for."""
+        """The dtype of the array that it represents."""
         return self.base.dtype
 
     @property
@@ -61,7 +61,7 @@ class Weight:
 
     @property
     def axes(self) -> tuple[tuple[int, ...], tuple[int, ...], int | None]:
-        """Its rows' axes, its columns' and its stack's, counted from 0."""
+        """The axes of its rows, columns and stack, counted from 0."""
         n = len(self.shape)
         stack = n + self.stack if self.stack is not None and self.is_stacked else None
         return tuple(n + k for k in self.out), tuple(n + k for k in self.into), stack
@@ -73,7 +73,7 @@ class Weight:
         return math.prod(self.shape[k] for k in rows), math.prod(self.shape[k] for k in cols)
 
     def count(self, measure: Callable[[AffineMap], Any]) -> Any:
-        """What is told of its map, or of one of a stack's, by shapes alone: nothing is computed."""
+        """Its map, or one map of a stack, as shapes only."""
         cut = 1 if self.is_stacked else 0
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[cut:], x.dtype), self.map)
         said: list[Any] = []
@@ -85,7 +85,7 @@ class Weight:
         return jnp.asarray(dequantized(self.base))
 
     def dense(self) -> Array:
-        """The array that it stands for, ``L W Rᵀ + Δ``."""
+        """Returns the array that it represents, ``L W Rᵀ + Δ``."""
         base = self.plain()
         rows, cols, stack = self.axes
         order = (*(() if stack is None else (stack,)), *rows, *cols)
@@ -104,7 +104,7 @@ class Weight:
         return jax.vmap(lambda one: one.T)(self.map) if self.is_stacked else self.map.T
 
     def moved(self, order: Sequence[int]) -> "Weight":
-        """With its axes in another order."""
+        """Returns the weight with its axes in another order."""
         n = len(order)
         new = {old: k - n for k, old in enumerate(order)}
         rows, cols, stack = self.axes
@@ -117,7 +117,7 @@ class Weight:
         )
 
     def cast(self, dtype: Any) -> "Weight":
-        """In another dtype."""
+        """Returns the weight in another dtype."""
         return replace(self, base=self.base.astype(dtype))
 
 
@@ -131,7 +131,7 @@ PASS = 16
 
 
 def is_cheaper(weight: Weight, tokens: int, turned: bool) -> bool:
-    """Whether products with so many tokens cost less by the operators than by the dense weight."""
+    """Whether products with this many tokens cost less with the operators than dense."""
     if weight.how != "auto":
         return weight.how == "factored"
 
@@ -143,7 +143,7 @@ def is_cheaper(weight: Weight, tokens: int, turned: bool) -> bool:
 
 
 def added_flops(one: AffineMap, tokens: int) -> int:
-    """What the operators add to the base's product with so many tokens."""
+    """The operations that the operators add to the base's product with this many tokens."""
     sides = one.left.matmul_flops(tokens) + one.right.matmul_flops(tokens)
     if isinstance(one.shift, Zero):
         return sides
