@@ -12,6 +12,7 @@ from jaxmix.converters.adapters.common.extra_weights import (
 from jaxmix.converters.adapters.format import Format, is_folder_file
 from jaxmix.converters.adapters.single_file import choose_file, is_copy_of
 from jaxmix.converters.files.hub import HubRepository
+from jaxmix.converters.files.hub_connection import hub_request
 from jaxmix.converters.files.hub_errors import is_absence, is_unreachable
 from jaxmix.converters.files.torch_files import has_torch, is_torch_file
 from jaxmix.errors import CheckpointError, option
