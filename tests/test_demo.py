@@ -62,7 +62,7 @@ def test_a_loss_that_is_not_pefts_shows(
     monkeypatch.setattr(run, "times", lambda demo: measure.Times(1.0, 1.0, 1.0))
     assert run.main(tmp_path / "table.png") == 1
     said = capsys.readouterr().out
-    assert "more than rounding" in said
+    assert "larger than rounding" in said
     # Drawn text is text, whatever brackets are in it.
     assert "[techspeak] a tag that nobody opened: [/bold]" in said.replace("\n", " ")
 

@@ -68,7 +68,7 @@ def resolve(params: Any, chains: Mapping[str, Chain], layout: Layout | str | Non
         tree, sites = Tree.of(untied()), None
         tied = list(tied_sites(tree.where, tree.ties, one_sided, table))
     if tied:
-        raise LayoutError(f"sites whose leaf the tree ties to another:{listing(tied)}")
+        raise LayoutError(f"the tree ties the tensors of these sites to others:{listing(tied)}")
     sites = located(tree, chains, table) if sites is None else sites
     return Resolved(tree, tuple(_fitted(tree, sites, table)))
 

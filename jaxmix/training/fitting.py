@@ -17,7 +17,8 @@ from jaxmix.adapter import Mixable
 from jaxmix.errors import AdapterError
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
-from jaxmix.unmerged import attach, factored
+from jaxmix.unmerged import attach
+from jaxmix.unmerged.running import quietly_factored
 
 __all__ = ["Fit", "by_site", "fit"]
 
@@ -123,7 +124,7 @@ def fit(
 
     def loss(numbers: Array, whole: Mix, params: Any, batch: Any) -> Array:
         leaves = attach(params, _with(whole, numbers, per), layout=layout)
-        return factored(loss_fn)(leaves, batch)
+        return quietly_factored(loss_fn)(leaves, batch)
 
     @jax.jit
     def step(

@@ -326,5 +326,5 @@ def test_bad_input() -> None:
     with pytest.raises(ShapeError, match=r"lora_A has shape \(3, 21\)"):
         to_lora(at(lora(1, 3, (12, 21))), PARAMS)
     tied = {"model.embed_tokens.weight": np.ones((12, 20)), "model.norm.weight": np.ones(20)}
-    with pytest.raises(LayoutError, match="sites whose leaf the tree ties to another"):
+    with pytest.raises(LayoutError, match="the tree ties the tensors of these sites to others"):
         to_lora(at(lora(1, 3), "model.embed_tokens"), tied)

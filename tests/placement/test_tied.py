@@ -103,7 +103,9 @@ def lora(*sites: str, shape: tuple[int, int] = (6, 4)) -> Adapter:
 
 def test_a_tied_tree_is_refused() -> None:
     """Both sides of the tie are listed in one error."""
-    with pytest.raises(LayoutError, match=r"^sites whose leaf the tree ties to another:") as caught:
+    with pytest.raises(
+        LayoutError, match=r"^the tree ties the tensors of these sites to others:"
+    ) as caught:
         jaxmix.compose(TREE, [lora(EMBED), 0.5 * lora(HEAD).renamed("head")])
     text = str(caught.value)
     assert f"\n  {EMBED} is the embedding and, since the tree has no lm_head, the head too" in text

@@ -156,7 +156,11 @@ def kill_changing(case: Case, number: int, at: int, how: str, *, is_there: bool 
     outputs = {"new": case.new, "the changed base's": case.changed[how]}
     left = case.left(is_there=is_there, outputs=outputs)
     if ended.startswith("refused"):
-        if not is_changed or "the base was changed while it was read" not in ended or left != "old":
+        if (
+            not is_changed
+            or "the base changed while it was being read" not in ended
+            or left != "old"
+        ):
             raise RuntimeError(f"{ended}; {left} output")
         if leftovers := [path.name for path in case.folder.glob("out.*")]:
             raise RuntimeError(f"a refusal left {leftovers}")
@@ -165,7 +169,7 @@ def kill_changing(case: Case, number: int, at: int, how: str, *, is_there: bool 
         case.end(expected, resume=True)
         again = "resumed"
     except CheckpointError as error:  # its shards are those of the base before
-        if not is_changed or "is of another merge" not in str(error):
+        if not is_changed or "belongs to another merge" not in str(error):
             raise
         case.end(expected, resume=False)
         again = "begun anew"
