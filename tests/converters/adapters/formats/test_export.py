@@ -185,7 +185,9 @@ def test_invalid_exports_are_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"lora_unet_a_b_c: a\.b_c and a_b\.c"):
         export_kohya(two, path)
     export_kohya(one, path)
-    with pytest.raises(CheckpointError, match=r"exists\. Choose another name, or replace it"):
+    with pytest.raises(
+        CheckpointError, match=r"exists\. Give another name, or replace it: force=True\."
+    ):
         export_kohya(one, path)
     with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):
         export_kohya(one, tmp_path / "x.bin")
