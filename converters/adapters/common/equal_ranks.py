@@ -40,7 +40,8 @@ def with_equal_ranks(updates: Mapping[str, Update], scale: float | None = None) 
 
     Example:
         >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0)
-        >>> more = with_equal_ranks({"q": ones, "k": ones, "v": LoRA(np.ones((2, 3)), np.ones((2, 2)), 1.0)})
+        >>> other = LoRA(np.ones((2, 3)), np.ones((2, 2)), 1.0)
+        >>> more = with_equal_ranks({"q": ones, "k": ones, "v": other})
         >>> more["q"].a.shape, more["v"].scale, more["v"].b.tolist()
         ((2, 3), 2.0, [[0.5, 0.5], [0.5, 0.5]])
 
