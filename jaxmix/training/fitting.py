@@ -101,7 +101,7 @@ def fit(
         >>> one = LoRA(jnp.ones((1, 1)), jnp.ones((1, 1)), 1.0)
         >>> lora = Adapter({"proj": one}, name="lora")
         >>> def loss(params, wanted):
-        ...     return jnp.sum((params["proj.weight"] - wanted) ** 2)
+        ...     return jnp.sum((jnp.ones((1, 1)) @ params["proj.weight"].T - wanted) ** 2)
         >>> params = {"proj.weight": jnp.zeros((1, 1))}
         >>> found = fit(lora, params, loss, [jnp.full((1, 1), 0.5)] * 99, progress=False)
         >>> f"{found.strengths['lora']:.2f}"

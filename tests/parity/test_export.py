@@ -161,7 +161,7 @@ def test_unsupported_mix_is_refused(mlp: TorchNet, tmp_path: Path) -> None:
     for mixed, name in ((jaxmix.mix(lora, shira), "shira"), (jaxmix.mix(ia3, lora), "ia3")):
         with pytest.raises(UnsupportedError) as caught:
             jaxmix.export_peft(mixed, tmp_path / "out")
-        assert f"it does not have the type of '{name}' with others" in str(caught.value)
+        assert f"it does not support the type of '{name}' with others" in str(caught.value)
         assert "jaxmix.to_lora(mix, params)" in str(caught.value)
 
 

@@ -40,7 +40,8 @@ def with_equal_ranks(updates: Mapping[str, Update], scale: float | None = None) 
 
     Example:
         >>> ones = LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0)
-        >>> more = leveled({"q": ones, "k": ones, "v": LoRA(np.ones((2, 3)), np.ones((2, 2)), 1.0)})
+        >>> other = LoRA(np.ones((2, 3)), np.ones((2, 2)), 1.0)
+        >>> more = with_equal_ranks({"q": ones, "k": ones, "v": other})
         >>> more["q"].a.shape, more["v"].scale, more["v"].b.tolist()
         ((2, 3), 2.0, [[0.5, 0.5], [0.5, 0.5]])
 
@@ -80,7 +81,7 @@ def with_scale(update: Any, scale: float) -> Any:
         The LoRA; the update itself if it already has that scale.
 
     Example:
-        >>> rescaled(LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0), 1.0).b.tolist()
+        >>> with_scale(LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0), 1.0).b.tolist()
         [[2.0], [2.0]]
     """
     if (own := as_float(update.scale)) == scale:

@@ -22,7 +22,7 @@ def common_value(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         ``alpha_pattern``.
 
     Example:
-        >>> spread({"a.q": 8, "a.k": 8, "b.q": 4})
+        >>> common_value({"a.q": 8, "a.k": 8, "b.q": 4})
         (8, {'^b\\.q': 4})
     """
     most, _ = Counter(values.values()).most_common(1)[0]

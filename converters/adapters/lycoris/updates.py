@@ -16,7 +16,7 @@ from jaxmix.converters.adapters.lycoris.turns import diag_oft, glora, ia3, scale
 from jaxmix.errors import CheckpointError, JaxmixError, ShapeError, listing
 from jaxmix.families import Delta, LoHa, LoKr, LoRA, Normed, Together, Update
 
-__all__ = ["build", "build_all"]
+__all__ = ["build", "build_all", "flat_inputs"]
 
 # LyCORIS adds the machine epsilon of the magnitude's dtype, which is always float32 in LyCORIS.
 NORM_EPS = float(np.finfo(np.float32).eps)
@@ -215,8 +215,8 @@ def _normed(update: Update, magnitude: Factor) -> Update:
     if magnitude.ndim < 2 or magnitude.size == 0 or math.prod(shape[2:]) != 1 or 1 not in shape[:2]:
         raise ShapeError(f"dora_scale has shape {shape}, expected (out, 1 …) or (1, in, 1 …)")
     by_output = shape[1] == 1 and (shape[0] > 1 or _rows(update) == 1)
-    # A magnitude has as many axes as the weight: one of two axes is of a layer without a kernel.
-    if not by_output and len(shape) == 2 and shape[1] != (inputs := _inputs(update)):
+    # A magnitude has as many axes as the weight; with two axes its layer has no kernel.
+    if not by_output and len(shape) == 2 and shape[1] != (inputs := flat_inputs(update)):
         expected = f"({_rows(update)}, 1) or (1, {inputs})"
         raise ShapeError(f"dora_scale has shape {shape}, expected {expected}")
     return Normed(update, magnitude.reshape(-1), NORM_EPS, axis="out" if by_output else "in")
@@ -236,8 +236,15 @@ def _rows(update: Update) -> int:
             return 0
 
 
-def _inputs(update: Update) -> int:
-    """How many inputs the update has, if its layer has no kernel."""
+def flat_inputs(update: Update) -> int:
+    """Returns the number of inputs of an update, times its kernel's points if it has them flat.
+
+    Args:
+        update: The update; only a LoRA has its kernel's shape.
+
+    Returns:
+        The number; 0 if it is neither a LoRA, a LoHa nor a LoKr.
+    """
     match update:
         case LoRA():
             return update.a.shape[1] // math.prod(update.kernel)

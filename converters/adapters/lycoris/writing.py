@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from jaxmix.adapter import Adapter
 from jaxmix.converters.adapters.common.shapes import SiteTensors
+from jaxmix.converters.adapters.lycoris.updates import flat_inputs
 from jaxmix.errors import (
     AdapterError,
     CheckpointError,
@@ -138,7 +139,10 @@ def _tensors(update: Update, strength: float) -> SiteTensors:
             factors = _tensors(update.update, 1.0)
             if "dora_scale" in factors:
                 raise UnsupportedError("a norm over a DoRA")
-            return {**factors, "dora_scale": _norm(update.magnitude, factors, update.axis == "out")}
+            points = _kernel_axes(factors)
+            if update.axis == "in" and not points:
+                points = _guessed_axes(flat_inputs(update.update) // update.magnitude.size)
+            return {**factors, "dora_scale": _norm(update.magnitude, points, update.axis == "out")}
         case Delta():
             is_norm = update.weight is not None and np.ndim(update.weight) == 1
             keys = ("w_norm", "b_norm") if is_norm else ("diff", "diff_b")
@@ -169,7 +173,7 @@ def _lora(update: LoRA, strength: float) -> SiteTensors:
         if update.embedding:
             raise UnsupportedError("an embedding's DoRA, whose norm differs")
         _check_unit_strength(strength, "DoRA")
-        factors["dora_scale"] = _norm(update.magnitude, factors, True)
+        factors["dora_scale"] = _norm(update.magnitude, _kernel_axes(factors), True)
     return factors
 
 
@@ -218,15 +222,29 @@ def _alpha(scale: Any, strength: float, rank: int, like: Any) -> tuple[np.ndarra
     return np.asarray(alpha or float(rank), _float32_or_wider(like)), alpha == 0
 
 
-def _norm(magnitude: Any, factors: SiteTensors, by_output: bool) -> np.ndarray:
+# The factors whose axes are those of the weight.
+_WITH_KERNEL = ("lora_down.weight", "hada_t1", "lokr_t2", "lokr_w2")
+
+
+def _norm(magnitude: Any, points: int, by_output: bool) -> np.ndarray:
     """The magnitude, with axes of length one for the other axes of the weight."""
-    points = next((len(np.shape(factors[key])) - 2 for key in _WITH_KERNEL if key in factors), 0)
     shape = (-1, 1, *(1,) * points) if by_output else (1, -1, *(1,) * points)
     return np.asarray(magnitude).reshape(shape)
 
 
-# The factors whose axes are those of the weight.
-_WITH_KERNEL = ("lora_down.weight", "hada_t1", "lokr_t2", "lokr_w2")
+def _kernel_axes(factors: SiteTensors) -> int:
+    """The number of axes of the kernel; 0 if the factors have it flat, or there is none."""
+    return next((len(np.shape(factors[key])) - 2 for key in _WITH_KERNEL if key in factors), 0)
+
+
+def _guessed_axes(size: int) -> int:
+    """The number of axes of a kernel of which only the number of points is known.
+
+    A square is taken for a Conv2d's kernel and a cube for a Conv3d's, as they mostly are.
+    """
+    if size <= 1:
+        return 0
+    return next((axes for axes in (2, 3) if round(size ** (1 / axes)) ** axes == size), 1)
 
 
 def _check_unit_strength(strength: float, subject: str) -> None:

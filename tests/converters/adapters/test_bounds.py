@@ -77,10 +77,10 @@ def test_an_orbax_checkpoint_that_tells_of_more_than_it_holds(
     array.write_text(json.dumps(told))
     with ocp.PyTreeCheckpointer() as reader:
         orbax_sizes.check_sizes(reader, tmp_path / "step")
-        monkeypatch.setattr(orbax_sizes, "_ALWAYS", 0)
-        monkeypatch.setattr(orbax_sizes, "_RATIO", 0)
+        monkeypatch.setattr(orbax_sizes, "ALWAYS", 0)
+        monkeypatch.setattr(orbax_sizes, "RATIO", 0)
         with pytest.raises(
-            CheckpointError, match=r"of arrays of 256; the largest are:\n .*: 128 by"
+            CheckpointError, match=r"states arrays of 256 bytes; the largest are:\n .*: 128 bytes"
         ):
             orbax_sizes.check_sizes(reader, tmp_path / "step")
 

@@ -117,9 +117,9 @@ def test_cut_files(here: Path, capsys: Captured) -> None:
 def test_options_are_those_of_the_command_line(here: Path, capsys: Captured) -> None:
     assert main("inspect", "my-adapter") == 1
     said = capsys.readouterr().err
-    assert "There is one in final: say --subfolder final." in said
+    assert "There is one in final: give --subfolder final." in said
     assert main("inspect", "my-adapter", "--subfolder", "final") == 0
-    with pytest.raises(CheckpointError, match="say subfolder='final'"):
+    with pytest.raises(CheckpointError, match="There is one in final: give subfolder='final'"):
         jaxmix.load("my-adapter")
 
 

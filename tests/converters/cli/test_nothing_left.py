@@ -48,7 +48,7 @@ def _nan(folder: Path) -> Path:
     factors = np.full((1, 6), np.nan, np.float32), np.ones((8, 1), np.float32)
     site = "model.layers.0.q_proj"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(mixes, "infinite", lambda array: 0)
+        patched.setattr(mixes, "count_infinite", lambda array: 0)
         return jaxmix.save(jaxmix.Adapter({site: LoRA(*factors, 1.0)}), folder / "nan")
 
 

@@ -157,7 +157,9 @@ def test_a_mix_that_is_none(adapters: Adapters, base: Path, tmp_path: Path) -> N
         _save(base, adapters)(out)
     package = tmp_path / "package.json"
     package.write_text(json.dumps({"name": "mine"}))
-    with pytest.raises(CheckpointError, match=r"package.json is not replaced, for it is no recipe"):
+    with pytest.raises(
+        CheckpointError, match=r"package\.json is not replaced, since it is not a recipe"
+    ):
         save_recipe([("owner/name", 1.0)], package, force=True)
     assert json.loads(package.read_text()) == {"name": "mine"}
     place = save_recipe([("owner/name", 1.0)], tmp_path / "recipe.json")

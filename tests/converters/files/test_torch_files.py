@@ -82,7 +82,7 @@ def test_a_bin_of_old_torch(tmp_path: Path) -> None:
         ({"a": torch.ones(2).to_sparse()}, "\n  a: Tensor\n"),
         ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "tensors of a dtype that factors can't"),
         ({"a": torch.ones(2).to(torch.complex64)}, "\n  a: complex64\n"),
-        ({}, "holds no tensors, expected an adapter's factors"),
+        ({}, "contains no tensors, expected an adapter's factors"),
     ],
     ids=["list", "number", "nested", "key", "sparse", "float8", "complex", "empty"],
 )

@@ -80,7 +80,10 @@ def _escape(index: Path) -> None:
     ("damage", "text"),
     [
         (_damage("model-00002-of-00003.safetensors", Path.unlink), "safetensors is missing"),
-        (_damage("model-00002-of-00003.safetensors", lambda file: os.truncate(file, 200)), "whole"),
+        (
+            _damage("model-00002-of-00003.safetensors", lambda file: os.truncate(file, 200)),
+            "is not a complete safetensors file: it ends after 200 of 304 bytes",
+        ),
         (
             _damage("model.safetensors.index.json", _escape),
             "files outside its folder",

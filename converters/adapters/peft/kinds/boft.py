@@ -41,8 +41,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> Update:
         needed = str(2 ** (count - 1)) if count < 64 else f"2^{count - 1}"
         raise ShapeError(
             f"boft_R has shape {r.shape}: {count} butterfly factors need blocks of even size, "
-            f"whose "
-            f"number is a multiple of {needed}"
+            f"and the number of blocks must be a multiple of {needed}"
         )
     orders: Any = butterfly(count, blocks, size) if count > 1 else None
     return BOFT(r, s.reshape(-1), orders, convolution=s.shape[0] == 1 and s.size > 1)

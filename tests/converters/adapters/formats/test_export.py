@@ -175,6 +175,23 @@ def test_strength_of_a_norm_is_refused(tmp_path):
             export_kohya(0.5 * jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("points", "axes"), [(1, ()), (3, (1,)), (9, (1, 1)), (27, (1, 1, 1))], ids=str
+)
+def test_a_norm_per_input_has_the_axes_of_its_kernel(
+    points: int, axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    """A LoHa without a core keeps its kernel flat; then the number of points tells the axes."""
+    a, b = drawn(2, 4 * points), drawn(6, 2, seed=1)
+    update = Normed(LoHa(b1=b, a1=a, b2=b, a2=a, scale=1.0), np.ones(4), 1e-7, axis="in")
+    file = export_kohya(jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
+    with safe_open(file, "np") as opened:
+        assert opened.get_tensor("lora_unet_x.dora_scale").shape == (1, 4, *axes)
+    again: Any = jaxmix.load(file, base={"x.weight": np.ones((6, 4 * points))}).updates["x"]
+    assert again.axis == "in"
+    np.testing.assert_array_equal(again.magnitude, update.magnitude)
+
+
 def test_invalid_exports_are_refused(tmp_path):
     """Refuses a mix, two sites of one key, existing files, wrong suffixes and missing folders."""
     one, path = jaxmix.Adapter({"x": LoRA(A, B, 1.0)}), tmp_path / "x.safetensors"
@@ -185,7 +202,9 @@ def test_invalid_exports_are_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"lora_unet_a_b_c: a\.b_c and a_b\.c"):
         export_kohya(two, path)
     export_kohya(one, path)
-    with pytest.raises(CheckpointError, match=r"exists\. Choose another name, or replace it"):
+    with pytest.raises(
+        CheckpointError, match=r"exists\. Give another name, or replace it: force=True\."
+    ):
         export_kohya(one, path)
     with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):
         export_kohya(one, tmp_path / "x.bin")

@@ -522,7 +522,7 @@ def test_existing_output_needs_force(folder: Path, tmp_path: Path) -> None:
     one = Adapter({"a": LORA}, name="other")
     assert unsaved(CheckpointError, one, folder) == (
         f"the output {folder} exists. Choose another folder, or use force=True to replace "
-        "it; it then stays until the new one is whole."
+        "it once the new one is complete."
     )
     assert jaxmix.save(one, folder, force=True) == folder
     assert jaxmix.load(folder).name == "other"

@@ -68,7 +68,7 @@ BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any,
         {"boft_R": (2, 2, 3, 3), "boft_s": (6, 1)},
         S,
         "boft_R has shape (2, 2, 3, 3): 2 butterfly factors need blocks of even "
-        "size, whose number is a multiple of 2",
+        "size, and the number of blocks must be a multiple of 2",
     ),
     "hra": (
         "HRA",

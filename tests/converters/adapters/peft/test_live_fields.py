@@ -148,6 +148,8 @@ def test_a_folder_of_an_adapter_with_its_own_name(tmp_path):
     with quiet():
         adapted = peft.get_peft_model(Linears(), LoraConfig(**T), adapter_name="style")
         adapted.save_pretrained(str(tmp_path))
-    with pytest.raises(jaxmix.errors.CheckpointError, match="say subfolder='style'"):
+    with pytest.raises(
+        jaxmix.errors.CheckpointError, match="There is one in style: give subfolder='style'"
+    ):
         jaxmix.load(tmp_path)
     assert jaxmix.load(tmp_path, subfolder="style").sites == ("one", "two")

@@ -50,7 +50,7 @@ def test_types(config, why, tmp_path):
     ("options", "field", "why", "todo"),
     [
         ({"alora_invocation_tokens": [3], **LM}, "alora_invocation_tokens = [3]",
-         "by position: no fixed weight computes that", "Keep it in PEFT."),
+         "acts only from a certain token on, which no fixed weight computes", "Keep it in PEFT."),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = [[0, 2], [1, 3]]",
          "the sites are those of another, deeper model", "Create that base by copying its layers"),
     ],
