@@ -119,7 +119,7 @@ MUTATIONS = (
         ("placement/test_tied.py", "placement/test_names.py"),
     ),
     Mutation(
-        "placement: axes that a bias can't tell are told by it",
+        "placement: the axes that a bias decides are ignored",
         "len(bias) != 1 or shape.count(bias[0]) != 1",
         "len(bias) != 1 or shape.count(bias[0]) < 1",
         ("placement/test_orientation.py",),

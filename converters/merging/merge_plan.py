@@ -111,8 +111,9 @@ def plan_merge(
         table = replace(table, conv1d=conv1d_pattern(checkpoint))
     if finds_ties:
         checkpoint, added_head = with_new_head(checkpoint, mixed, allowed=changes.new_head)
-        # A class with a head may name the tensors of its body differently.
-        mixed = with_stored_names(mixed, checkpoint)
+        if added_head.name:
+            # The class with the head may name the tensors of its body differently.
+            mixed = with_stored_names(mixed, checkpoint)
         checkpoint, mixed, untied_head = untied(checkpoint, mixed, allowed=changes.untie)
     checkpoint, rows = resized(
         checkpoint,

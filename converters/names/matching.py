@@ -77,10 +77,6 @@ def with_stored_names(mixed: Mix, checkpoint: Checkpoint) -> Mix:
     Raises:
         LayoutError: If a site may be two modules.
     """
-    sites = {site for part in mixed.parts for site in part.updates}
-    stored = {*checkpoint.tensors, *map(_module, checkpoint.tensors)}
-    if sites <= stored:
-        return mixed
     renaming = renaming_of(checkpoint)
     if renaming is None:
         return mixed
@@ -96,9 +92,15 @@ def _renamed(sites: Iterable[str], renaming: Renaming, adapter: str) -> dict[str
     """``{site: name on disk}`` for the sites of one adapter."""
     sites = list(sites)
     names = {site: site for site in sites}
-    if renaming.stored.issuperset(sites):
-        return names
     several = {}
+    if renaming.stored.issuperset(sites):
+        # All names are on disk. Some renamings shift names (norm0 to norm1, norm1 to norm2), so a
+        # name may be another module's in memory; nothing tells then which one is meant.
+        for site in sites:
+            found = renaming.by_memory.get(site, (site,))
+            if site not in found:
+                several[site] = (site, *found)
+        sites = []
     for site in sites:
         found = renaming.candidates(site)
         if len(found) > 1 and site not in found:

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 import jaxmix
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
-from jaxmix.converters.names import with_stored_names
+from jaxmix.converters.names import matching, with_stored_names
+from jaxmix.converters.names.transforms import Transform
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
 
@@ -103,3 +104,16 @@ def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
         "The names in memory follow from config.json as transformers loads it. Give the adapter's "
         "sites the checkpoint's own names."
     )
+
+
+def test_a_name_that_is_another_module_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """norm0 and norm1 become norm1 and norm2: norm1 alone may be either, so it is refused."""
+    shift = Transform("group", ("norm0", "norm1"), ("norm1", "norm2"))
+    monkeypatch.setattr(matching, "transforms_for", lambda config: (shift,))
+    checkpoint = read_checkpoint(base_of(tmp_path / "base", ["norm0.weight", "norm1.weight"], {}))
+    both = with_stored_names(jaxmix.mix(lora("norm1", "norm2")), checkpoint)
+    assert tuple(both.parts[0].updates) == ("norm0", "norm1")
+    with pytest.raises(LayoutError, match=r"several ways:\n  norm1: norm1 and norm0\n"):
+        with_stored_names(jaxmix.mix(lora("norm1")), checkpoint)

@@ -11,7 +11,7 @@ __all__ = ["header_changed"]
 
 
 def header_changed(text: bytes, rng: random.Random) -> tuple[bytes, str]:
-    """A changed header, whose length is told as it is."""
+    """Returns a changed header, with its actual length."""
     header = json.loads(text)
     keys = [key for key in header if key != "__metadata__"]
     if not keys or rng.random() < 0.2:

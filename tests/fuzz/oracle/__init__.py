@@ -30,7 +30,7 @@ _PRECISION = {
     "F16": (11, 2.0**-24, 65504.0), "BF16": (8, 2.0**-133, 3.3895313892515355e38),
 }  # fmt: skip
 _SLACK = 64
-# What Python raises where a value is of a type that nobody foresees.
+# The exceptions that Python raises for values of an unexpected type.
 _PYTHONS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 

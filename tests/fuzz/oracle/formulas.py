@@ -1,7 +1,7 @@
-"""What each family does to a weight, naive and dense, in the dtype of the weights that it is given.
+"""Computes what each family does to a weight, naively and densely, in the weights' dtype.
 
 Weights are (out, in); a convolution's kernel is flattened into ``in``. `base` is the base's weight,
-`weight` the one that the adapters before left.
+`weight` the result of the adapters applied before.
 """
 
 from collections.abc import Callable, Mapping
@@ -146,7 +146,7 @@ def oft(
     Args:
         numbers: (blocks, b(b − 1)/2); one block is for all.
         terms: of PEFT's Neumann series; None for Cayley's map.
-        eps: the bound of COFT; None for none.
+        eps: The bound of COFT; None if absent.
         ends_twice: whether the series' last term counts twice, as before peft 0.18.
         strength: with what the skew matrices are multiplied.
     """
