@@ -206,7 +206,7 @@ def test_more_values_than_the_weight_has(tmp_path: Path) -> None:
 
 
 def test_vectors_under_other_names(tmp_path: Path) -> None:
-    """As many as there should be, and none of them the one that is asked for."""
+    """TinyLoRA vectors in the expected number but with other names are refused."""
     pytest.importorskip("torch")
     tensors = keyed(factors(_TINY)) | {"base_model.tinylora_v.7": np.ones(3, np.float32)}
     text = refused(CheckpointError, save(tmp_path, _TINY, tensors), base=params(_TINY))
