@@ -100,7 +100,7 @@ EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "tokenizers", "torch", "tr
 MAKERS = {"demo/make_assets.py", "demo/make_text.py"}
 
 
-def room_of(name: str) -> str | None:
+def package_of(name: str) -> str | None:
     """Maps ``jaxmix.families.lora`` to ``families``; None for other projects' modules."""
     parts = name.split(".")
     if parts[0] == "demo":  # the scripts of demo/ are run under that name
@@ -108,24 +108,26 @@ def room_of(name: str) -> str | None:
     if parts[0] != "jaxmix":
         return None
     for size in (4, 3, 2):
-        room = ".".join(parts[1:size])
-        if room in ARROWS:
-            return room
+        package = ".".join(parts[1:size])
+        if package in ARROWS:
+            return package
     return ""
 
 
 def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
     """Describes the imports of a module that the table does not allow."""
-    room = room_of(name)
-    if room is None or (room == "" and name != "jaxmix"):
+    package = package_of(name)
+    if package is None or (package == "" and name != "jaxmix"):
         return [f"{name}: its package is not in the table; list its imports there"]
     wrong = []
     for found in imports_of(text, name, is_package):
-        there = room_of(found.name)
-        allowed = there is None or there == room or there in ARROWS[room]
-        allowed |= room == "" and found.name.startswith(FACE_MAY)
-        allowed |= room == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
-        allowed |= room == "layout" and found.lazy and found.name == LAYOUT_MAY
+        target = package_of(found.name)
+        allowed = target is None or target == package or target in ARROWS[package]
+        allowed |= package == "" and found.name.startswith(FACE_MAY)
+        allowed |= (
+            package == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
+        )
+        allowed |= package == "layout" and found.lazy and found.name == LAYOUT_MAY
         if not allowed:
             wrong.append(f"{name}:{found.line} imports {found.name}")
     return wrong
@@ -237,7 +239,7 @@ def test_a_family_knows_no_other_family() -> None:
     assert wrong == []
 
 
-def strangers(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
+def third_party_imports(text: str, name: str, is_package: bool) -> list[tuple[str, str, bool]]:
     """Returns (top-level name, full name, lazy) of imports from other projects."""
     return [
         (found.name.split(".")[0], found.name, found.lazy)
@@ -260,7 +262,7 @@ def dependencies() -> frozenset[str]:
 def undeclared(text: str, name: str, is_package: bool) -> list[str]:
     """Describes imports that are neither dependencies nor extras imported inside a function."""
     wrong = []
-    for top, full, lazy in strangers(text, name, is_package):
+    for top, full, lazy in third_party_imports(text, name, is_package):
         if top in EXTRAS:
             wrong += [] if lazy else [f"{name} imports the extra {full} outside of a function"]
         elif top not in dependencies():

@@ -80,18 +80,18 @@ def test_pair_measures_match_numpy() -> None:
     assert {names: list(sites) for names, sites in found.pairs.items()} == {
         ("first", "second"): ["h.1.q"]
     }
-    a, b = (deltas(one)["h.1.q"] for one in (FIRST, SECOND))
-    one = found.pairs["first", "second"]["h.1.q"]
+    a, b = (deltas(entry)["h.1.q"] for entry in (FIRST, SECOND))
+    entry = found.pairs["first", "second"]["h.1.q"]
     cosine = np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
-    np.testing.assert_allclose(one.cosine, cosine, rtol=1e-4)
-    assert one.signs == np.mean(np.sign(a) == np.sign(b))
+    np.testing.assert_allclose(entry.cosine, cosine, rtol=1e-4)
+    assert entry.signs == np.mean(np.sign(a) == np.sign(b))
 
     def leading(delta: np.ndarray) -> np.ndarray:
         u, s, _ = np.linalg.svd(delta)
         held = np.cumsum(s**2) / np.sum(s**2)
         return u[:, : 1 + int(np.sum(held < 0.9))]
 
-    for side, overlap, angle in (("T", one.inputs, one.input_angle), ("", one.outputs, None)):
+    for side, overlap, angle in (("T", entry.inputs, entry.input_angle), ("", entry.outputs, None)):
         p, q = leading(a.T if side else a), leading(b.T if side else b)
         cosines = np.linalg.svd(p.T @ q, compute_uv=False)
         chance = max(p.shape[1], q.shape[1]) / len(p)

@@ -107,9 +107,9 @@ def test_names_in_files_are_recognised() -> None:
 def test_invalid_config_fields_are_refused() -> None:
     config = tiny.config("bert", layer_norm_eps=1e-6, classifier_dropout=0.1)
     assert (config.layer_norm_eps, config.type_vocab_size, config.activation) == (1e-6, 2, "gelu")
-    with pytest.raises(UnsupportedError) as told:
+    with pytest.raises(UnsupportedError) as caught:
         tiny.config("bert", is_decoder=True, position_embedding_type="relative_key", hidden_act="x")
-    text = str(told.value)
+    text = str(caught.value)
     assert "is_decoder = True: attention would be causal, but BERT is only supported as an" in text
     assert "position_embedding_type = 'relative_key': expected 'absolute'" in text
     assert "hidden_act = 'x': expected one of silu" in text

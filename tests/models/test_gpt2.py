@@ -141,15 +141,15 @@ def test_config_fields() -> None:
 
 
 def test_invalid_config_fields_are_refused() -> None:
-    with pytest.raises(UnsupportedError) as told:
+    with pytest.raises(UnsupportedError) as caught:
         tiny.config("gpt2", add_cross_attention=True, rope_theta=3.0, activation_function=["gelu"])
-    text = str(told.value)
+    text = str(caught.value)
     assert "add_cross_attention = True: layers would attend to the hidden states of another" in text
     assert "rope_theta = 3.0: not a field of gpt2 that this version of jaxmix knows" in text
     assert "activation_function = ['gelu']: expected one of silu, swish, gelu, " in text
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as caught:
         tiny.config("gpt2", n_head=5, n_layer=None, layer_norm_epsilon="x")
-    text = str(told.value)
+    text = str(caught.value)
     assert "n_embd = 12 is not a multiple of n_head = 5\n" in text
     assert "n_layer is None, expected an integer of at least 1\n" in text
     assert "layer_norm_epsilon is 'x', expected a number of at least 0\n" in text

@@ -48,9 +48,11 @@ def test_names_of_transformers(name: str) -> None:
         for part in ("weight", "kernel"):
             assert head is None or tied_problem(site, [*names, f"{head}.{part}"]) is None
         if head is not None:
-            said = tied_problem(head, names)
-            assert (said is not None) == model["tied"]
-            assert said is None or said.startswith(f"{head} is tied to {site}. The tree has one")
+            message = tied_problem(head, names)
+            assert (message is not None) == model["tied"]
+            assert message is None or message.startswith(
+                f"{head} is tied to {site}. The tree has one"
+            )
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -76,8 +78,8 @@ def test_the_names_are_still_those(name: str) -> None:
 def test_t5_without_a_head_looks_like_one_with() -> None:
     """T5Model has the names of a tied T5ForConditionalGeneration; the error states the remedy."""
     names = SAVED["T5ForConditionalGeneration"]["leaves"]
-    said = tied_problem("shared", names)
-    assert said is not None and said.endswith(
+    message = tied_problem("shared", names)
+    assert message is not None and message.endswith(
         "jaxmix.Layout('headless', jaxmix.layout.NAMES.rules)"
     )
     assert tied_problem("decoder.embed_tokens", names) == (

@@ -62,17 +62,17 @@ def test_frod_basis_matches_peft(shape: tuple[int, int]) -> None:
     config = peft.FrodConfig(target_modules=["q"], progressbar=False, regularization_alpha=0.01)
     theirs: Any = peft.get_peft_model(_net(params), config).base_model
     ours = init("frod", params, _KEY, target_modules=["q"], regularization_alpha=0.01)
-    one = ours.updates["layers.0.attn.q"]
+    first = ours.updates["layers.0.attn.q"]
     v = theirs.frod_V["attn_q"]["default"].numpy()
     # Directions that no weight reaches are arbitrary.
     reached = slice(0, min(3 * shape[0], shape[1]))
-    signs = np.sign(np.sum(np.asarray(one.v) * v, axis=0))[None]
-    np.testing.assert_allclose((one.v * signs)[:, reached], v[:, reached], atol=2e-4)
+    signs = np.sign(np.sum(np.asarray(first.v) * v, axis=0))[None]
+    np.testing.assert_allclose((first.v * signs)[:, reached], v[:, reached], atol=2e-4)
     for i in range(3):
         update, layer = ours.updates[f"layers.{i}.attn.q"], theirs.model.layers
         lengths = layer.get_submodule(f"{i}.attn.q").frod_lambda_l.default.detach().numpy()
         np.testing.assert_allclose(update.lengths, lengths, atol=1e-4)
-        assert update.v is one.v and update.indices is one.indices
+        assert update.v is first.v and update.indices is first.indices
     changed = jaxmix.compose(params, ours)
     for name, weight in params.items():
         np.testing.assert_allclose(changed[name], weight, atol=1e-5)
@@ -85,7 +85,7 @@ def test_frod_indices_are_distinct() -> None:
         init("frod", params, key, target_modules=["q", "v"], sparse_rate=0.5)
         for key in jax.random.split(_KEY, 2)
     ]
-    found = [np.asarray(one.updates[f"a.{site}"].indices) for one in made for site in "qv"]
+    found = [np.asarray(adapter.updates[f"a.{site}"].indices) for adapter in made for site in "qv"]
     for indices in found:
         assert indices.shape == (2, 32) and indices.min() >= 0 and indices.max() <= 7
         assert (indices[0] != indices[1]).all() and len(
@@ -113,10 +113,10 @@ def test_adamss_groups_match_peft(tmp_path: Path) -> None:
     import torch
 
     params = {"lin.weight": normal(44, 20, 12)}
-    words: dict[str, Any] = {"num_subspaces": 4, "subspace_rank": 2, "random_seed": 3}
-    config = peft.AdamssConfig(target_modules=["lin"], r=6, **words)
+    options: dict[str, Any] = {"num_subspaces": 4, "subspace_rank": 2, "random_seed": 3}
+    config = peft.AdamssConfig(target_modules=["lin"], r=6, **options)
     theirs: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
-    ours = init("adamss", params, _KEY, target_modules=["lin"], rank=6, **words)
+    ours = init("adamss", params, _KEY, target_modules=["lin"], rank=6, **options)
     update = ours.updates["lin"]
     np.testing.assert_array_equal(update.rows, theirs.scatter_index["default"].numpy())
     np.testing.assert_allclose(update.projection, theirs.adamss_newB["default"], atol=1e-6)
@@ -141,11 +141,11 @@ def test_adamss_subspaces_match_peft() -> None:
     # Singular values that fall fast, so PEFT's search finds the directions.
     left, right = np.linalg.qr(normal(70, 16, 16))[0], np.linalg.qr(normal(71, 9, 9))[0]
     params = {"lin.weight": (left[:, :9] * 0.05 ** np.arange(9.0)[None]).astype("f") @ right}
-    words: dict[str, Any] = {"num_subspaces": 2, "subspace_rank": 9, "use_dynamic_rank": True}
-    config = peft.AdamssConfig(target_modules=["lin"], r=9, svd_threshold=0.3, **words)
+    options: dict[str, Any] = {"num_subspaces": 2, "subspace_rank": 9, "use_dynamic_rank": True}
+    config = peft.AdamssConfig(target_modules=["lin"], r=9, svd_threshold=0.3, **options)
     theirs: Any = peft.get_peft_model(_net(params), config).base_model.model.lin
     ours = init(
-        "adamss", params, _KEY, target_modules=["lin"], rank=9, svd_threshold=0.3, **words
+        "adamss", params, _KEY, target_modules=["lin"], rank=9, svd_threshold=0.3, **options
     ).updates["lin"]
     for a, other in zip(ours.a, theirs.adamss_A["default"], strict=True):
         b = other.detach().numpy()
@@ -156,10 +156,10 @@ def test_adamss_subspaces_match_peft() -> None:
 def test_adamss_needs_concrete_params() -> None:
     """The groups' sizes depend on the weights' values."""
     params = {"lin.weight": jnp.ones((4, 3))}
-    said = (
+    message = (
         "lin: AdaMSS groups a weight's rows by their values, which traced params do not have. Call"
     )
-    with pytest.raises(UnsupportedError, match=said):
+    with pytest.raises(UnsupportedError, match=message):
         jax.eval_shape(lambda x: init("adamss", x, _KEY, target_modules=["lin"]), params)
 
 

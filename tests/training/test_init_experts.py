@@ -31,9 +31,11 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
 
     from ..converters.adapters.peft.made import Experts, quiet
 
-    words: dict[str, Any] = {"rank_pattern": {"mlp.up": 4}, "use_rslora": use_rslora}
+    options: dict[str, Any] = {"rank_pattern": {"mlp.up": 4}, "use_rslora": use_rslora}
     model = Experts(in_first)
-    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=[], target_parameters=_BOTH, **words)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=[], target_parameters=_BOTH, **options
+    )
     params = {name: x.detach().numpy().copy() for name, x in model.named_parameters()}
     with quiet():
         adapted = peft.get_peft_model(model, config)
@@ -41,7 +43,7 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
     theirs = jaxmix.load(tmp_path, name="lora", base=params)
     ours = init(
         *("lora", params, _KEY), target_parameters=_BOTH, rank=2, alpha=3,
-        is_transposed=in_first, **words,
+        is_transposed=in_first, **options,
     )  # fmt: skip
     assert set(ours.updates) == set(theirs.updates) == set(_BOTH)
     for site, update in ours.updates.items():
@@ -64,7 +66,9 @@ def test_experts_match_peft(in_first: bool, use_rslora: bool, tmp_path: Path) ->
 def test_unknown_target_parameter_is_refused() -> None:
     """Each name must belong to a parameter, even if other names do."""
     params = {"mlp.up": normal(1, 3, 4, 5), "lin.weight": normal(2, 4, 5)}
-    said = "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules"
+    message = (
+        "names that match no module of the params:\n  target_parameters: 'mlp.upp'\nIts modules"
+    )
     for more in ([], ["mlp.up"]):
-        with pytest.raises(AdapterError, match=re.escape(said)):
+        with pytest.raises(AdapterError, match=re.escape(message)):
             init("lora", params, _KEY, target_parameters=[*more, "mlp.upp"])

@@ -142,8 +142,8 @@ def test_target_names_apply_to_stacked_layers() -> None:
     assert sites(target_modules=["query", "up"]) == {
         site for site in LAYERS if site.endswith(("query", "up"))
     }
-    one = {"layers_to_transform": [1], "layers_pattern": "layers"}
-    assert sites(target_modules=["out"], **one) == {"layers.1.attn.out"}
+    layers = {"layers_to_transform": [1], "layers_pattern": "layers"}
+    assert sites(target_modules=["out"], **layers) == {"layers.1.attn.out"}
     assert sites(target_modules=r"layers\.2\.(up|down)") == {"layers.2.up", "layers.2.down"}
     assert sites(target_modules="all-linear", exclude_modules=["attn.out", "down"]) == {
         site for site in LAYERS if not site.endswith(("out", "down"))
@@ -347,12 +347,12 @@ def test_ambiguous_leaves_are_listed() -> None:
         "mix_einsum": jnp.ones((2, D, F)),
         "q": {"kernel": jnp.ones((D, F))},
     }
-    said = (
+    message = (
         "may be linear layers, but neither names, classes nor biases show which of their axes are "
         "inputs, outputs or layers:\n  mix_einsum: (2, 10, 6)\n  proj: (10, 2, 3)\nPass the nnx or "
         "Equinox module itself, give layout=jaxmix.Layout(…)"
     )
-    with pytest.raises(LayoutError, match=re.escape(said)):
+    with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", params, _KEY, target_modules="all-linear")
     with pytest.raises(LayoutError, match=r"layers:\n  proj: \(10, 2, 3\)\nPass"):
         jaxmix.init("lora", params, _KEY, target_modules=["proj", "q"])

@@ -16,7 +16,7 @@ from jaxmix.errors import LayoutError
 from jaxmix.placement.orientation import CONV1D_NAMES
 
 from ..bases import Adapters, load, save_adapter, save_base
-from ..cli.running import Captured, main, told
+from ..cli.running import Captured, main, run_json
 
 VIT_GPT2 = {
     "model_type": "vision-encoder-decoder",
@@ -72,8 +72,8 @@ def test_types_of_transformers() -> None:
     found, names = set(), set()
     for file in folder.glob("*/modeling_*.py"):
         text = file.read_text(encoding="utf-8")
-        if "pytorch_utils import" in text and (here := made.findall(text)):
-            names.update(here)
+        if "pytorch_utils import" in text and (attributes := made.findall(text)):
+            names.update(attributes)
             found.add(file.parent.name)
     assert names == CONV1D_NAMES
     types = {name.replace("-", "_").removesuffix("_gpt") for name in CONV1D_TYPES}
@@ -94,8 +94,8 @@ def square(tmp_path: Path) -> Adapters:
         "h.0.attn.c_proj.bias": np.zeros(4, np.float32),
     }
     bases = {
-        name: save_base(tmp_path / name, config=told, extra=layer)
-        for name, told in (("gpt2", GPT2), ("llama", {"model_type": "llama"}), ("unknown", {}))
+        name: save_base(tmp_path / name, config=config, extra=layer)
+        for name, config in (("gpt2", GPT2), ("llama", {"model_type": "llama"}), ("unknown", {}))
     }
     return {"lora": save_adapter(tmp_path / "lora", config, factors), **bases}
 
@@ -119,19 +119,19 @@ def test_merge_where_nothing_tells(square: Adapters, tmp_path: Path, capsys: Cap
     adapter, out = jaxmix.load(square["lora"]), tmp_path / "out"
     with pytest.raises(LayoutError, match="weights whose orientation is unknown"):
         jaxmix.merge_checkpoint(square["unknown"], adapter, out)
-    words = ("merge", square["unknown"], "-a", square["lora"], "-o", out)
-    assert main(*words) == 1
+    args = ("merge", square["unknown"], "-a", square["lora"], "-o", out)
+    assert main(*args) == 1
     assert "--conv1d" in capsys.readouterr().err
-    assert main(*words, "--conv1d", r".*\.c_proj") == 0
+    assert main(*args, "--conv1d", r".*\.c_proj") == 0
     delta = _delta(square["lora"])
     np.testing.assert_allclose(load(out)["h.0.attn.c_proj.weight"], delta.T, rtol=1e-6)
-    assert main(*words, "--conv1d", "", "--force") == 0
+    assert main(*args, "--conv1d", "", "--force") == 0
     np.testing.assert_allclose(load(out)["h.0.attn.c_proj.weight"], delta, rtol=1e-6)
 
 
 def test_other_commands(square: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """They ask config.json too, and take the option."""
-    base, words = square["unknown"], ("--conv1d", "")
+    base, args = square["unknown"], ("--conv1d", "")
     lora, out = square["lora"], tmp_path / "out"
     both = ("-a", lora, "-a", lora, "-m", "ties_svd", "--density", "0.5", "--rank", "1")
     commands: dict[str, tuple[Any, ...]] = {
@@ -142,5 +142,5 @@ def test_other_commands(square: Adapters, tmp_path: Path, capsys: Captured) -> N
     for command in commands.values():
         assert main(*command, "--base", base) == 1
         assert "weights whose orientation is unknown" in capsys.readouterr().err
-        told(capsys, *command, "--base", base, *words)
-    told(capsys, *commands["inspect"], "--base", square["gpt2"])
+        run_json(capsys, *command, "--base", base, *args)
+    run_json(capsys, *commands["inspect"], "--base", square["gpt2"])

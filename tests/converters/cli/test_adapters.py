@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from jaxmix.converters.cli.adapters import load_each, parse_adapter
 
 from ..bases import Adapters
-from .running import Captured, main, told
+from .running import Captured, main, run_json
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_ignore_skips_other_weight_files(
     monkeypatch.chdir(tmp_path)
     for name in ("value_head.bin", "mm_projector.bin"):
         (adapters["lora"] / name).write_bytes(b"")
-    words: list[object] = [command]
+    args: list[object] = [command]
     if command == "merge":
-        words.append(base)
-    words += [adapters["lora"]] if command in ("inspect", "convert") else ["-a", adapters["lora"]]
-    words += COMMANDS[command]
-    assert main(*words) == 1
+        args.append(base)
+    args += [adapters["lora"]] if command in ("inspect", "convert") else ["-a", adapters["lora"]]
+    args += COMMANDS[command]
+    assert main(*args) == 1
     assert "value_head.bin: saved by torch" in capsys.readouterr().err
-    assert main(*words, "--ignore", "value_head.bin") == 1
-    assert main(*words, "--ignore", "value_head.bin", "--ignore", "mm_*") == 0
+    assert main(*args, "--ignore", "value_head.bin") == 1
+    assert main(*args, "--ignore", "value_head.bin", "--ignore", "mm_*") == 0
 
 
 def test_filename_chooses_the_file(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
@@ -93,15 +93,15 @@ def test_filename_chooses_the_file(adapters: Adapters, tmp_path: Path, capsys: C
         save_file(tensors, folder / f"{i}.safetensors")
     assert main("inspect", folder) == 1
     assert f"{folder} has several files that may be the adapter" in capsys.readouterr().err
-    for words in (
+    for args in (
         ["--filename", "2.safetensors"],
         ["--filename", "", "--filename", "2.safetensors"],
     ):
-        paths = [folder] if len(words) == 2 else [adapters["lora"], f"{folder}:0.5"]
-        found = told(capsys, "inspect", *paths, *words)["adapters"]
-        assert [one["name"] for one in found][-1] == "2"
-    words = ["inspect", *3 * [folder], *2 * ["--filename", "2.safetensors"]]
-    assert main(*words) == 2
+        paths = [folder] if len(args) == 2 else [adapters["lora"], f"{folder}:0.5"]
+        found = run_json(capsys, "inspect", *paths, *args)["adapters"]
+        assert [record["name"] for record in found][-1] == "2"
+    args = ["inspect", *3 * [folder], *2 * ["--filename", "2.safetensors"]]
+    assert main(*args) == 2
     assert "--filename is given 2 times for 3 adapters, expected once, or once for" in (
         capsys.readouterr().err
     )

@@ -16,7 +16,7 @@ from jaxmix.families import LoRA
 from jaxmix.placement.layout import NAMES
 
 from ..bases import Adapters, contents, load, save_adapters
-from .running import Captured, main, run, told
+from .running import Captured, main, run, run_json
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -35,8 +35,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_loras_combine_without_a_base(adapters: Adapters, tmp_path: Path) -> None:
     """LoRAs combine as in PEFT; the numbers after the colons are weights."""
     out = tmp_path / "both"
-    words = ("-a", f"{adapters['lora']}:0.7", "-a", f"{adapters['lora']}:-0.3")
-    done = run("combine", *words, "-m", "cat", "--to", "peft", "-o", out)
+    args = ("-a", f"{adapters['lora']}:0.7", "-a", f"{adapters['lora']}:-0.3")
+    done = run("combine", *args, "-m", "cat", "--to", "peft", "-o", out)
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
         [
@@ -60,9 +60,9 @@ def test_other_families_combine_with_a_base(
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     saved = jaxmix.save(jaxmix.mix(lora, 0.5 * oft), tmp_path / "saved")
     calls, out = recorded(monkeypatch), tmp_path / "out"
-    words = ("combine", "-a", saved, "-a", f"{adapters['loha']}:0.5", "--base", base, "-o", out)
+    args = ("combine", "-a", saved, "-a", f"{adapters['loha']}:0.5", "--base", base, "-o", out)
     options = ("-m", "dare_ties", "--density", 0.5, "--seed", 3, "--rank", 2)
-    document = told(capsys, *words, *options, "--majority-sign", "frequency")
+    document = run_json(capsys, *args, *options, "--majority-sign", "frequency")
     assert document == {
         "adapters": [
             {"path": str(saved), "weight": 1.0},
@@ -75,7 +75,7 @@ def test_other_families_combine_with_a_base(
         "is": "LoRA rank 1 at 1 site, strength 1 (x)",
     }
     (((groups, params), how),) = calls
-    assert [[(part.name, part.strength) for part in one.parts] for one in groups] == [
+    assert [[(part.name, part.strength) for part in group.parts] for group in groups] == [
         [("lora", 1.0), ("oft", 0.5)],
         [("loha", 1.0)],
     ]
@@ -98,26 +98,26 @@ def test_numbers_are_strengths_if_the_method_finds_weights(
 ) -> None:
     """For methods that determine the weights, the numbers after the colons are strengths."""
     calls = recorded(monkeypatch)
-    words = ("combine", "-a", f"{adapters['lora']}:0.5", "-a", adapters["loha"])
+    args = ("combine", "-a", f"{adapters['lora']}:0.5", "-a", adapters["loha"])
     more = ("-m", "sce", "--density", 0.5, "--energy", 0.9, "-o", tmp_path / "out")
-    told(capsys, *words, *more)
+    run_json(capsys, *args, *more)
     (((groups, params), how),) = calls
-    assert [one.strength for one in groups] == [0.5, 1.0]
+    assert [group.strength for group in groups] == [0.5, 1.0]
     assert (params, how["weights"], how["key"], how["rank"]) == (None, None, None, 0.9)
 
 
 def test_invalid_requests_are_refused(tmp_path: Path, capsys: Captured) -> None:
     """The library's errors are reported; an unknown method is a usage error."""
     lora = save_adapters(tmp_path / "a")["lora"]
-    words = ("combine", "-a", lora, "-o", tmp_path / "out")
-    document = told(capsys, *words, "-m", "slerp", code=1)
+    args = ("combine", "-a", lora, "-o", tmp_path / "out")
+    document = run_json(capsys, *args, "-m", "slerp", code=1)
     assert document["error"] == "the method 'slerp' got 1 adapters, expected exactly two."
-    assert told(capsys, *words, "-m", "mean", code=2)["kind"] == "UsageError"
-    document = told(capsys, *words, "-m", "cat", "--to", "kohya", code=2)
+    assert run_json(capsys, *args, "-m", "mean", code=2)["kind"] == "UsageError"
+    document = run_json(capsys, *args, "-m", "cat", "--to", "kohya", code=2)
     assert "'kohya' is not one of mix, peft." in document["error"]
-    assert main(*words, "-m", "linear") == 0
-    assert main(*words, "-m", "linear") == 1
-    assert main(*words, "-m", "linear", "--force") == 0
+    assert main(*args, "-m", "linear") == 0
+    assert main(*args, "-m", "linear") == 1
+    assert main(*args, "-m", "linear", "--force") == 0
 
 
 @pytest.mark.parametrize("option", ["--density", "--outliers", "--majority-sign", "--seed"])
@@ -125,8 +125,8 @@ def test_options_reach_the_library(option: str, tmp_path: Path, capsys: Captured
     """Each option reaches the library, which has no use for it with this method."""
     lora = save_adapters(tmp_path / "a")["lora"]
     value = "total" if option == "--majority-sign" else 1
-    words = ("combine", "-a", lora, "-o", tmp_path / "out", "-m", "linear", option, value)
-    document = told(capsys, *words, code=1)
+    args = ("combine", "-a", lora, "-o", tmp_path / "out", "-m", "linear", option, value)
+    document = run_json(capsys, *args, code=1)
     named = {"--seed": "key", "--majority-sign": "majority_sign"}.get(option, option[2:])
     assert document["error"].startswith(f"the method 'linear' does not use {named}.")
 
@@ -142,23 +142,23 @@ def renamed(path: Path, folder: Path, old: str, new: str) -> Path:
 def test_different_names_are_reported(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """Without a base, adapters without common sites are an error; other differences are noted."""
     other = renamed(adapters["lora"], tmp_path / "other", "model.layers", "layers")
-    words = ("combine", "-a", adapters["lora"], "-m", "cat", "-o", tmp_path / "out")
-    failed = told(capsys, *words, "-a", other, code=1)
+    args = ("combine", "-a", adapters["lora"], "-m", "cat", "-o", tmp_path / "out")
+    failed = run_json(capsys, *args, "-a", other, code=1)
     assert failed["kind"] == "AdapterError" and "they share no site" in failed["error"]
     assert "layers.0.q_proj" in failed["error"] and not (tmp_path / "out").exists()
     some = renamed(adapters["lora"], tmp_path / "some", "model.layers.1", "layers.1")
-    made = told(capsys, *words, "-a", some)
+    made = run_json(capsys, *args, "-a", some)
     assert made["partial"] == {"model.layers.1.q_proj": ["lora"], "layers.1.q_proj": ["some"]}
     assert made["look_alikes"] == [["model.layers.1.q_proj", "layers.1.q_proj"]]
-    assert main(*words, "-a", some, "--force") == 0
-    said = capsys.readouterr().out
-    assert "note: 2 of 3 sites are changed by some of the adapters only" in said
-    assert "note: different adapters change sites that may be one module under two names:" in said
+    assert main(*args, "-a", some, "--force") == 0
+    output = capsys.readouterr().out
+    assert "note: 2 of 3 sites are changed by some of the adapters only" in output
+    assert "note: different adapters change sites that may be one module under two names:" in output
 
 
 def test_wrapper_names_are_removed(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """Sites under a wrapper's name are the same sites."""
     other = renamed(adapters["lora"], tmp_path / "other", "base_model", "_orig_mod.base_model")
-    words = ("combine", "-a", adapters["lora"], "-a", other, "-m", "cat", "-o", tmp_path / "out")
-    made = told(capsys, *words)
+    args = ("combine", "-a", adapters["lora"], "-a", other, "-m", "cat", "-o", tmp_path / "out")
+    made = run_json(capsys, *args)
     assert "partial" not in made and len(made["sites"]) == 2

@@ -15,7 +15,7 @@ from jaxmix.converters.adapters.mixfile.recipe import save_recipe
 from jaxmix.errors import CheckpointError
 
 from ..bases import Adapters, contents, load
-from .running import Captured, main, run, told
+from .running import Captured, main, run, run_json
 
 
 def effects(path: object, base: Path, **options: Any) -> dict[str, np.ndarray]:
@@ -24,11 +24,11 @@ def effects(path: object, base: Path, **options: Any) -> dict[str, np.ndarray]:
     return jax.tree.map(np.asarray, jaxmix.compose(load(base), adapter))
 
 
-def assert_same(one: Any, other: Any) -> None:
+def assert_same(found: Any, expected: Any) -> None:
     """Asserts that tensors are equal up to rounding."""
-    assert set(one) == set(other)
-    for name, tensor in one.items():
-        np.testing.assert_allclose(tensor, other[name], rtol=1e-5, atol=1e-6)
+    assert set(found) == set(expected)
+    for name, tensor in found.items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_conversion_there_and_back_keeps_the_effect(
 ) -> None:
     """A conversion and back keeps the effect on the base; the file contains the strength."""
     file = tmp_path / "x.safetensors"
-    words = ("convert", f"{adapters[name]}:0.5", "--to", to, "--prefix", prefix, "-o", file)
-    document = told(capsys, *words)
+    args = ("convert", f"{adapters[name]}:0.5", "--to", to, "--prefix", prefix, "-o", file)
+    document = run_json(capsys, *args)
     sites = list(jaxmix.load(adapters[name]).sites)
     assert document == {
         "adapters": [{"name": name, "strength": 0.5}],
@@ -60,7 +60,7 @@ def test_conversion_there_and_back_keeps_the_effect(
     assert f"{tmp_path}/back: peft, x × 1, 2 sites\n" == capsys.readouterr().out
     want = effects(adapters[name], base, strength=0.5)
     assert_same(effects(tmp_path / "back", base), want)
-    assert [main(*words), main(*words, "--force")] == [1, 0]
+    assert [main(*args), main(*args, "--force")] == [1, 0]
 
 
 def test_several_adapters_become_a_mix(adapters: Adapters, tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_reader_options_are_passed(tmp_path: Path, capsys: Captured) -> None:
     ones = np.ones((2, 4), np.float32)
     names = ("a/kernel_lora_a", "a/kernel_lora_b")
     save_file(dict(zip(names, (ones.T.copy(), ones), strict=True)), file)
-    words = ("convert", file, "--from", "qwix", "--to", "mix", "-o", tmp_path / "out")
-    assert "alpha" in told(capsys, *words, code=1)["error"]
-    told(capsys, *words, "--alpha", 4)
+    args = ("convert", file, "--from", "qwix", "--to", "mix", "-o", tmp_path / "out")
+    assert "alpha" in run_json(capsys, *args, code=1)["error"]
+    run_json(capsys, *args, "--alpha", 4)
     (update,) = jaxmix.load(tmp_path / "out").updates.values()
     assert float(update.scale) == 2.0
-    document = told(capsys, *words, "--part", "unet", "--scale", 2, "--axis", 1, code=1)
+    document = run_json(capsys, *args, "--part", "unet", "--scale", 2, "--axis", 1, code=1)
     assert "found part, scale" in document["error"]
 
 
@@ -94,16 +94,16 @@ def test_impossible_conversions_are_refused(
 ) -> None:
     """Unsupported families, several adapters for a file of one, and unused prefixes are refused."""
     file = tmp_path / "x.safetensors"
-    document = told(capsys, "convert", adapters["oft"], "--to", "kohya", "-o", file, code=1)
+    document = run_json(capsys, "convert", adapters["oft"], "--to", "kohya", "-o", file, code=1)
     assert "OFT, which has no form in LyCORIS's names" in document["error"]
     two = (adapters["lora"], adapters["loha"])
-    document = told(capsys, "convert", *two, "--to", "kohya", "-o", file, code=1)
+    document = run_json(capsys, "convert", *two, "--to", "kohya", "-o", file, code=1)
     assert document["error"] == (
         "a file of kohya holds one adapter, but 2 are given. Convert them one by one, or to a mix "
         "(peft, mix, recipe). `jaxmix export --rank` makes one LoRA of them."
     )
-    words = ("convert", adapters["lora"], "--prefix", "x", "-o", tmp_path / "out", "--to")
-    document = told(capsys, *words, "peft", code=2)
+    args = ("convert", adapters["lora"], "--prefix", "x", "-o", tmp_path / "out", "--to")
+    document = run_json(capsys, *args, "peft", code=2)
     assert document["error"].startswith(
         "Invalid value: --prefix does not apply to peft, whose names"
     )
@@ -119,16 +119,16 @@ def test_recipe_lists_its_parts(
     """A recipe lists the paths of its parts, which need not exist yet, and loads as their mix."""
     folder = adapters["lora"].parent
     monkeypatch.chdir(folder.parent)
-    words = ("convert", f"{folder}/lora:0.5", "adapters/oft", "owner/name:2", "--to", "recipe")
-    assert main(*words, "-o", "r.json") == 0
-    said = f"r.json: recipe, {folder}/lora × 0.5, then adapters/oft × 1, then owner/name × 2\n"
-    assert capsys.readouterr().out == said
+    args = ("convert", f"{folder}/lora:0.5", "adapters/oft", "owner/name:2", "--to", "recipe")
+    assert main(*args, "-o", "r.json") == 0
+    expected = f"r.json: recipe, {folder}/lora × 0.5, then adapters/oft × 1, then owner/name × 2\n"
+    assert capsys.readouterr().out == expected
     assert json.loads(Path("r.json").read_text())["parts"] == [
         {"source": "./adapters/lora", "strength": 0.5},
         {"source": "./adapters/oft", "strength": 1.0},
         {"source": "owner/name", "strength": 2.0},
     ]
-    document = told(capsys, *words[:-3], "--to", "recipe", "-o", "s.json")
+    document = run_json(capsys, *args[:-3], "--to", "recipe", "-o", "s.json")
     assert document["adapters"][0] == {"source": f"{folder}/lora", "strength": 0.5}
     mixed = jaxmix.load("s.json")
     assert [(part.name, part.strength) for part in mixed.parts] == [("lora", 0.5), ("oft", 1.0)]
@@ -166,10 +166,10 @@ def test_similar_site_names_are_reported(
     file = other / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({key.replace("model.layers", "layers"): x for key, x in tensors.items()}, file)
-    words = ("convert", adapters["lora"], other, "--to", "mix", "-o", tmp_path / "out")
+    args = ("convert", adapters["lora"], other, "--to", "mix", "-o", tmp_path / "out")
     pairs = [[f"model.layers.{i}.q_proj", f"layers.{i}.q_proj"] for i in range(2)]
-    assert told(capsys, *words)["look_alikes"] == pairs
-    assert main(*words, "--force") == 0
-    said = capsys.readouterr().out
-    assert "note: different adapters change sites that may be one module under two names:" in said
-    assert "They are written as different modules." in said
+    assert run_json(capsys, *args)["look_alikes"] == pairs
+    assert main(*args, "--force") == 0
+    output = capsys.readouterr().out
+    assert "note: different adapters change sites that may be one module under two names:" in output
+    assert "They are written as different modules." in output

@@ -10,7 +10,7 @@ from jaxmix.demo import measure, run
 from jaxmix.demo.measure import ASSETS
 
 from ..bases import contents
-from .running import Captured, main, told
+from .running import Captured, main, run_json
 from .running import run as program
 
 
@@ -37,11 +37,11 @@ def test_copy_writes_model_adapters_and_texts(tmp_path: Path, capsys: Captured) 
     assert contents(tmp_path / "try") == expected
     assert (
         "exists. Choose another folder"
-        in told(capsys, "demo", "--copy", tmp_path / "try", code=1)["error"]
+        in run_json(capsys, "demo", "--copy", tmp_path / "try", code=1)["error"]
     )
-    document = told(capsys, "demo", "--copy", tmp_path / "again")
+    document = run_json(capsys, "demo", "--copy", tmp_path / "again")
     assert document["out"] == str(tmp_path / "again") and "lora" in document["folders"]
-    document = told(capsys, "demo", "--copy", tmp_path / "x", "--out", "x.png", code=2)
+    document = run_json(capsys, "demo", "--copy", tmp_path / "x", "--out", "x.png", code=2)
     assert (
         "--copy does not run the demo, so there is no picture to write to --out."
         in document["error"]
@@ -58,9 +58,9 @@ def test_json_goes_to_stdout_and_notes_to_stderr(
     monkeypatch.setattr(run, "times", lambda demo: measure.Times(3.0, 2.0, 1.0))
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     assert main("demo", "--out", tmp_path / "x.png", "--json") == 1
-    said: Any = capsys.readouterr()
-    assert "No plot: it requires matplotlib" in said.err
-    assert json.loads(said.out) == {
+    captured: Any = capsys.readouterr()
+    assert "No plot: it requires matplotlib" in captured.err
+    assert json.loads(captured.out) == {
         "losses": [
             {
                 "order": ["lora"],

@@ -11,7 +11,7 @@ import jaxmix
 from jaxmix.converters.cli.ranks import rank_of
 
 from ..bases import Adapters, contents, load
-from .running import Captured, main, run, told
+from .running import Captured, main, run, run_json
 
 
 def test_rank_writes_one_lora_and_its_errors(
@@ -19,8 +19,8 @@ def test_rank_writes_one_lora_and_its_errors(
 ) -> None:
     """`--rank` writes the LoRA of `to_lora`, and reports its errors on stdout and in the file."""
     out = tmp_path / "out"
-    words = ("-a", adapters["loha"], "-a", f"{adapters['oft']}:0.5", "--base", base, "--rank", 2)
-    done = run("export", *words, "-o", out, module="jaxmix")
+    args = ("-a", adapters["loha"], "-a", f"{adapters['oft']}:0.5", "--base", base, "--rank", 2)
+    done = run("export", *args, "-o", out, module="jaxmix")
     assert done.returncode == 0
     with safe_open(out / "adapter_model.safetensors", "np") as file:
         errors = json.loads(file.metadata()["errors"])
@@ -35,11 +35,11 @@ def test_rank_writes_one_lora_and_its_errors(
     loha, oft = (jaxmix.load(adapters[name]) for name in ("loha", "oft"))
     before = load(base)
     after, cut = (
-        jaxmix.compose(before, one) for one in (jaxmix.mix(loha, 0.5 * oft), jaxmix.load(out))
+        jaxmix.compose(before, value) for value in (jaxmix.mix(loha, 0.5 * oft), jaxmix.load(out))
     )
     for site, error in errors.items():
         delta, low = (
-            np.asarray(one[f"{site}.weight"]) - before[f"{site}.weight"] for one in (after, cut)
+            np.asarray(value[f"{site}.weight"]) - before[f"{site}.weight"] for value in (after, cut)
         )
         found = np.linalg.norm(delta - low) / np.linalg.norm(delta)
         np.testing.assert_allclose(found, error, rtol=1e-3)
@@ -47,11 +47,11 @@ def test_rank_writes_one_lora_and_its_errors(
 
 def test_energy_chooses_the_ranks(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """Additive families need no base; `--energy 1` keeps the whole effect."""
-    words = ("export", "-a", adapters["lora"], "-a", f"{adapters['loha']}:0.5")
-    whole = told(capsys, *words, "--energy", 1, "-o", tmp_path / "whole")
+    args = ("export", "-a", adapters["lora"], "-a", f"{adapters['loha']}:0.5")
+    whole = run_json(capsys, *args, "--energy", 1, "-o", tmp_path / "whole")
     assert max(whole["errors"].values()) < 1e-5
     assert whole["ranks"] == {f"model.layers.{i}.q_proj": 6 for i in range(2)}
-    half = told(capsys, *words, "--energy", 0.5, "-o", tmp_path / "half")
+    half = run_json(capsys, *args, "--energy", 0.5, "-o", tmp_path / "half")
     assert set(half["ranks"].values()) <= {1, 2} and 0.1 < min(half["errors"].values()) < 0.71
     assert half["adapters"] == [
         {"name": "lora", "strength": 1.0},
@@ -61,8 +61,8 @@ def test_energy_chooses_the_ranks(adapters: Adapters, tmp_path: Path, capsys: Ca
 
 def test_parts_are_written_as_folders(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """Several parts become folders and a script, one a folder; strengths go into the scales."""
-    words = ("-a", f"{adapters['lora']}:0.5", "-a", adapters["oft"])
-    assert main("export", *words, "-o", tmp_path / "both", "--base-name", "owner/base") == 0
+    args = ("-a", f"{adapters['lora']}:0.5", "-a", adapters["oft"])
+    assert main("export", *args, "-o", tmp_path / "both", "--base-name", "owner/base") == 0
     assert capsys.readouterr().out == (
         f"{tmp_path}/both: lora × 0.5, then oft × 1\n2 folders and load_in_peft.py\n"
     )
@@ -71,13 +71,13 @@ def test_parts_are_written_as_folders(adapters: Adapters, tmp_path: Path, capsys
         jaxmix.mix(0.5 * lora, oft), tmp_path / "same", base_model_name_or_path="owner/base"
     )
     assert contents(tmp_path / "both") == contents(place)
-    document = told(capsys, "export", "-a", adapters["oft"], "-o", tmp_path / "one")
+    document = run_json(capsys, "export", "-a", adapters["oft"], "-o", tmp_path / "one")
     assert document["folders"] == [] and set(contents(tmp_path / "one")) == {
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    words = ("export", "-a", adapters["oft"], "-o", tmp_path / "one")
-    assert [main(*words), main(*words, "--force")] == [1, 0]
+    args = ("export", "-a", adapters["oft"], "-o", tmp_path / "one")
+    assert [main(*args), main(*args, "--force")] == [1, 0]
 
 
 def test_peft_options_reach_the_config(
@@ -85,22 +85,22 @@ def test_peft_options_reach_the_config(
 ) -> None:
     """Every command that writes PEFT folders takes PEFT's options; other formats reject them."""
     lora, options = adapters["lora"], ("--task-type", "CAUSAL_LM", "--base-name", "a/b")
-    words = {
+    args = {
         "export": ("export", "-a", lora, "--rank", 2, "--base", base),
         "convert": ("convert", lora, "--to", "peft"),
         "combine": ("combine", "-a", lora, "-a", lora, "-m", "linear", "--to", "peft"),
     }
-    for name, command in words.items():
-        told(capsys, *command, *options, "--patterns", "-o", tmp_path / name)
+    for name, command in args.items():
+        run_json(capsys, *command, *options, "--patterns", "-o", tmp_path / name)
         config = json.loads((tmp_path / name / "adapter_config.json").read_text())
         assert (config["task_type"], config["base_model_name_or_path"]) == ("CAUSAL_LM", "a/b")
         # The next command keeps them without being told to.
-        told(capsys, "export", "-a", tmp_path / name, "-o", tmp_path / f"{name}-again")
+        run_json(capsys, "export", "-a", tmp_path / name, "-o", tmp_path / f"{name}-again")
         again = json.loads((tmp_path / f"{name}-again" / "adapter_config.json").read_text())
         assert again["task_type"] == "CAUSAL_LM"
     for to in ("kohya", "recipe", "mix"):
         command = ("convert", lora, "--to", to, *options, "--patterns", "-o", tmp_path / "x")
-        document = told(capsys, *command, code=2)
+        document = run_json(capsys, *command, code=2)
         text = f"--base-name, --task-type, --patterns does not apply to the format {to}."
         assert text in document["error"]
     assert main("export", "-a", lora, "--task-type", "CHAT", "-o", tmp_path / "x") == 2
@@ -109,14 +109,14 @@ def test_peft_options_reach_the_config(
 
 def test_missing_base_is_reported(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """The error lists the adapters that need a base, and nothing is written."""
-    words = ("export", "-a", adapters["oft"], "--rank", 2, "-o", tmp_path / "out")
-    document = told(capsys, *words, code=1)
+    args = ("export", "-a", adapters["oft"], "--rank", 2, "-o", tmp_path / "out")
+    document = run_json(capsys, *args, code=1)
     assert document["error"].startswith("these adapters need the base, which is not given:\n")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("args", "text"),
     [
         (
             ("--rank", 2, "--energy", 0.5),
@@ -128,14 +128,14 @@ def test_missing_base_is_reported(adapters: Adapters, tmp_path: Path, capsys: Ca
     ],
 )
 def test_invalid_ranks_are_usage_errors(
-    words: tuple[object, ...], text: str, capsys: Captured
+    args: tuple[object, ...], text: str, capsys: Captured
 ) -> None:
     """An invalid `--rank` or `--energy` is a usage error."""
-    assert main("export", "-a", "x", "-o", "y", *words) == 2
+    assert main("export", "-a", "x", "-o", "y", *args) == 2
     assert text in capsys.readouterr().err
 
 
 def test_rank_of_options() -> None:
     """The options become the library's rank argument."""
     given = [(None, None), (3, None), (None, 0.5), (None, 1.0)]
-    assert [rank_of(*one) for one in given] == [None, 3, 0.5, "exact"]
+    assert [rank_of(*options) for options in given] == [None, 3, 0.5, "exact"]

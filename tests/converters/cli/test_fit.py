@@ -20,7 +20,7 @@ from jaxmix.training import by_site
 from jaxmix.training.fitting import Fit
 
 from ...models import tiny
-from .running import Captured, main, run, told
+from .running import Captured, main, run, run_json
 
 VOCABULARY = 256
 TEXT = b"In the beginning was the word. " * 20
@@ -65,7 +65,7 @@ def test_fit_writes_a_mix_and_prints_losses(place: Path, tmp_path: Path) -> None
     names = ", then ".join(f"{name} × {strength:g}" for name, strength in strengths.items())
     assert summary == f"{tmp_path}/out: {names}" and list(strengths) == ["one", "two"]
     assert strengths["one"] != 1 and strengths["two"] != 0.5
-    before, after = (float(word) for word in losses.split() if word[0].isdigit())
+    before, after = (float(part) for part in losses.split() if part[0].isdigit())
     assert losses.startswith("loss on held-out text: ") and after < before
 
 
@@ -76,7 +76,9 @@ def test_per_site_learns_and_draws_each_strength(
     pytest.importorskip("matplotlib")
     picture = tmp_path / "s.svg"
     out = tmp_path / "out"
-    document = told(capsys, *fit_arguments(place, "--per", "site", "--plot", picture, "-o", out))
+    document = run_json(
+        capsys, *fit_arguments(place, "--per", "site", "--plot", picture, "-o", out)
+    )
     names = [f"{name}@{site}" for name in ("one", "two") for site in SITES]
     mixed = jaxmix.load(out)
     assert [part.name for part in mixed.parts] == names and picture.exists()
@@ -143,15 +145,15 @@ def test_invalid_options_are_refused(
     more: tuple[object, ...], code: int, text: str, place: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     """Invalid options are refused before any training."""
-    document = told(capsys, *fit_arguments(place, *more, "-o", tmp_path / "out"), code=code)
+    document = run_json(capsys, *fit_arguments(place, *more, "-o", tmp_path / "out"), code=code)
     assert text in document["error"] and not list(tmp_path.iterdir())
 
 
 def test_output_inside_an_input_is_refused(place: Path, capsys: Captured) -> None:
     """An output inside the base or an adapter is refused at once."""
-    document = told(capsys, *fit_arguments(place, "-o", place / "one"), code=1)
+    document = run_json(capsys, *fit_arguments(place, "-o", place / "one"), code=1)
     assert "overlap: one contains the other" in document["error"]
-    document = told(capsys, *fit_arguments(place, "-o", place / "base" / "x"), code=1)
+    document = run_json(capsys, *fit_arguments(place, "-o", place / "base" / "x"), code=1)
     assert "is in the input" in document["error"]
 
 
@@ -166,7 +168,7 @@ def test_model_without_likelihoods_is_refused(
     tiny.write(folder, tiny.tensors(config))
     (folder / "config.json").write_text(json.dumps(fields))
     line = ("fit", folder, "-a", place / "one", "--text", place / "text.txt", "-o", tmp_path / "o")
-    document = told(capsys, *line, code=1)
+    document = run_json(capsys, *line, code=1)
     assert document["error"] == (
         f"{folder} holds a Bert, expected a decoder or a GPT-2, which predict the next token. Use "
         "such a base."
@@ -223,7 +225,7 @@ def test_each_library_reads_its_tokenizer_files(
 
         def encode(self, text: str) -> Any:
             """Encodes like `tokenizers`."""
-            return SimpleNamespace(ids=[len(word) for word in text.split()])
+            return SimpleNamespace(ids=[len(part) for part in text.split()])
 
         def __call__(self, text: str) -> Any:
             return {"input_ids": self.encode(text).ids[::-1]}

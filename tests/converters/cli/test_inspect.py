@@ -16,7 +16,7 @@ from jaxmix.families import AdaLoRA, Delta, LoHa, LoKr, LoRA, Replace, Together
 from jaxmix.measures import measure
 
 from ..bases import Adapters, load, save_adapter, save_base
-from .running import Captured, main, run, told
+from .running import Captured, main, run, run_json
 
 DOWN, Q = "model.layers.*.down_proj", "model.layers.*.q_proj"
 
@@ -78,9 +78,9 @@ def test_json_lists_every_site(adapters: Adapters, capsys: Captured) -> None:
     """The JSON document has the table's contents and every site."""
     sites = [f"model.layers.{i}.q_proj" for i in range(2)]
     kind: dict[str, Any] = {"kind": "LoHa", "size": "rank 2", "dtype": "float32", "scale": [1.5]}
-    one = {"path": str(adapters["loha"]), "name": "loha", "strength": 2.0, "source": "loha"}
-    assert told(capsys, "inspect", f"{adapters['loha']}:2") == {
-        "adapters": [{**one, "kinds": [{**kind, "numbers": 112, "sites": sites}]}]
+    record = {"path": str(adapters["loha"]), "name": "loha", "strength": 2.0, "source": "loha"}
+    assert run_json(capsys, "inspect", f"{adapters['loha']}:2") == {
+        "adapters": [{**record, "kinds": [{**kind, "numbers": 112, "sites": sites}]}]
     }
 
 
@@ -98,10 +98,10 @@ def test_updates_of_one_site_are_listed_separately() -> None:
 def test_missing_adapter_is_reported(capsys: Captured) -> None:
     """The library's error is printed as text and as JSON."""
     assert main("inspect", "[red]nothing") == 1
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     text = "'[red]nothing' is neither a folder nor a hub id.\nExpected a"
-    assert said.out == "" and said.err.startswith(f"error: {text}")
-    document = told(capsys, "inspect", "[red]nothing", code=1)
+    assert captured.out == "" and captured.err.startswith(f"error: {text}")
+    document = run_json(capsys, "inspect", "[red]nothing", code=1)
     assert document["error"].startswith(text) and document["kind"] == "CheckpointError"
 
 
@@ -110,24 +110,24 @@ def test_missing_adapter_is_reported(capsys: Captured) -> None:
 
 def test_measures_match_the_library(base: Path, adapters: Adapters, capsys: Captured) -> None:
     """The measures equal those of `measure` on the base's tensors."""
-    words = (adapters["lora"], f"{adapters['oft']}:0.5")
-    document = told(capsys, "inspect", *words, "--base", base, "--measure")
+    args = (adapters["lora"], f"{adapters['oft']}:0.5")
+    document = run_json(capsys, "inspect", *args, "--base", base, "--measure")
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     found = measure(jaxmix.mix(lora, 0.5 * oft), load(base))
-    assert [one["adapter"] for one in document["measures"]] == ["lora", "oft"]
-    for one in document["measures"]:
-        name = one["adapter"]
-        assert (one["norm"], one["share"]) == (found.norm(name), found.share(name))
-        for site, numbers in one["sites"].items():
+    assert [entry["adapter"] for entry in document["measures"]] == ["lora", "oft"]
+    for entry in document["measures"]:
+        name = entry["adapter"]
+        assert (entry["norm"], entry["share"]) == (found.norm(name), found.share(name))
+        for site, numbers in entry["sites"].items():
             assert numbers == vars(found.sites[name][site])
     (pair,) = document["pairs"]
     assert pair["adapters"] == ["lora", "oft"] and document["needs_base"] == []
     assert list(pair["sites"]) == [f"model.layers.{i}.q_proj" for i in range(2)]
-    assert main("inspect", *words, "--base", base, "--measure") == 0
+    assert main("inspect", *args, "--base", base, "--measure") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     start = ["lora", "2", f"{found.norm('lora'):.4g}"]
     assert [line for line in lines if line[:3] == start]
-    cosines = [one.cosine for one in found.pairs["lora", "oft"].values()]
+    cosines = [entry.cosine for entry in found.pairs["lora", "oft"].values()]
     pair = ["lora", "and", "oft", "2", f"{np.mean(cosines):.3f}"]
     assert [line for line in lines if line[:5] == pair]
 
@@ -136,19 +136,19 @@ def test_additive_families_are_measured_without_a_base(
     base: Path, adapters: Adapters, capsys: Captured
 ) -> None:
     """Additive families get the same measures without a base; the others are listed."""
-    words = (adapters["lora"], adapters["loha"])
-    bare = told(capsys, "inspect", *words, adapters["oft"], "--measure")
-    full = told(capsys, "inspect", *words, "--base", base, "--measure")
+    args = (adapters["lora"], adapters["loha"])
+    bare = run_json(capsys, "inspect", *args, adapters["oft"], "--measure")
+    full = run_json(capsys, "inspect", *args, "--base", base, "--measure")
     assert bare["needs_base"] == ["oft: OFT block 5 at model.layers.0.down_proj and 3 more"]
-    for one, other in zip(bare["measures"], full["measures"], strict=True):
-        for site, numbers in one["sites"].items():
+    for entry, other in zip(bare["measures"], full["measures"], strict=True):
+        for site, numbers in entry["sites"].items():
             assert numbers == pytest.approx(other["sites"][site], rel=1e-5)
     assert main("inspect", adapters["lora"], adapters["oft"], "--measure") == 0
     assert (
         "not measured without the base (--base FOLDER):\n  oft: OFT block 5 at"
         in capsys.readouterr().out
     )
-    document = told(capsys, "inspect", adapters["oft"], "--measure", code=1)
+    document = run_json(capsys, "inspect", adapters["oft"], "--measure", code=1)
     assert document["error"] == (
         "these adapters need the base, which is not given:\n  oft: OFT block 5 at "
         "model.layers.0.down_proj and 3 more\nPass the model that they were trained on: "
@@ -214,9 +214,9 @@ def test_plot_writes_the_picture(
     assert main("inspect", adapters["lora"], "--plot", picture) == 0
     assert f"plot of the measures: {picture}\n" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    document = told(capsys, "inspect", adapters["lora"], "--plot", picture)
+    document = run_json(capsys, "inspect", adapters["lora"], "--plot", picture)
     assert document["picture"] == str(picture) and document["measures"]
-    document = told(capsys, "inspect", adapters["lora"], "--plot", tmp_path / "x.gif", code=1)
+    document = run_json(capsys, "inspect", adapters["lora"], "--plot", tmp_path / "x.gif", code=1)
     assert (
         document["kind"] == "UnsupportedError"
         and "x.gif has an unsupported format" in document["error"]

@@ -18,14 +18,14 @@ from jaxmix.converters.merging import merge, merge_checkpoint
 from jaxmix.converters.merging.verifying import Verdict, Verified
 
 from ..bases import Adapters, contents, load, save_base
-from .running import Captured, main, run, told
+from .running import Captured, main, run, run_json
 
 
 def test_merge_uses_strengths_and_order(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """The command line's strengths and order are those of the merge."""
     (sharded / "pytorch_model.bin").write_text("x")
-    words = ("-a", adapters["lora"], "-a", f"{adapters['oft']}:0.5", "-a", f"{adapters['lora']}:-1")
-    done = run("merge", sharded, *words, "--out", tmp_path / "out", module="jaxmix.converters")
+    args = ("-a", adapters["lora"], "-a", f"{adapters['oft']}:0.5", "-a", f"{adapters['lora']}:-1")
+    done = run("merge", sharded, *args, "--out", tmp_path / "out", module="jaxmix.converters")
     assert (done.returncode, done.stdout.splitlines()) == (
         0,
         [
@@ -51,8 +51,8 @@ def test_saved_mix_and_recipe_are_merged_part_by_part(
     recipe.write_text(
         '{"format": "jaxmix", "version": 1, "parts": [{"source": "saved", "strength": 2}]}'
     )
-    words = ("-a", f"{saved}:0.5", "--adapter", recipe)
-    assert main("merge", base, *words, "-o", tmp_path / "out") == 0
+    args = ("-a", f"{saved}:0.5", "--adapter", recipe)
+    assert main("merge", base, *args, "-o", tmp_path / "out") == 0
     parts = (0.25 * lora, 0.5 * oft, lora.renamed("lora-2"), (2 * oft).renamed("oft-2"))
     merge_checkpoint(base, parts, tmp_path / "expected")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
@@ -60,11 +60,11 @@ def test_saved_mix_and_recipe_are_merged_part_by_part(
 
 def test_peft_order_reorders_oft(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """`--peft-order` reverses two consecutive OFT adapters."""
-    words = [str(adapters["oft"]), f"{adapters['oft']}:0.5", str(adapters["lora"])]
-    options = [part for word in words for part in ("-a", word)]
+    args = [str(adapters["oft"]), f"{adapters['oft']}:0.5", str(adapters["lora"])]
+    options = [part for arg in args for part in ("-a", arg)]
     for i, flag in enumerate(["--peft-order", "--force"]):
         assert main("merge", base, *options, "-o", tmp_path / f"{i}", flag) == 0
-    parts = load_mix(words).parts
+    parts = load_mix(args).parts
     merge_checkpoint(base, peft_stack(parts), tmp_path / "peft")
     merge_checkpoint(base, parts, tmp_path / "plain")
     assert contents(tmp_path / "0") == contents(tmp_path / "peft") != contents(tmp_path / "plain")
@@ -76,20 +76,20 @@ def test_untie_is_suggested_and_reported(
 ) -> None:
     """A tied embedding is an error that suggests `--untie`, which reports the new tensor."""
     base = save_base(tmp_path / "base", tied=True)
-    words = ("merge", base, "-a", adapters["embedding"], "--out", tmp_path / "out")
-    assert main(*words) == 1
+    args = ("merge", base, "-a", adapters["embedding"], "--out", tmp_path / "out")
+    assert main(*args) == 1
     assert "Use --untie to untie them in the output" in capsys.readouterr().err
-    assert main(*words, "--untie") == 0
-    said = capsys.readouterr().out
-    assert "1 tensor changed, 9 copied unchanged, 2,544 bytes in 1 file\n" in said
-    assert "untied: lm_head.weight is now a tensor of its own, a copy of the base's emb" in said
+    assert main(*args, "--untie") == 0
+    output = capsys.readouterr().out
+    assert "1 tensor changed, 9 copied unchanged, 2,544 bytes in 1 file\n" in output
+    assert "untied: lm_head.weight is now a tensor of its own, a copy of the base's emb" in output
     assert "lm_head.weight" in load(tmp_path / "out")
 
 
 def test_json_document(base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """`--json` prints one document to stdout and nothing to stderr."""
     out = tmp_path / "out"
-    document = told(capsys, "merge", base, "-a", f"{adapters['lora']}:2", "--out", out)
+    document = run_json(capsys, "merge", base, "-a", f"{adapters['lora']}:2", "--out", out)
     site = "model.layers.{}.q_proj.{}"
     assert document == {
         "base": str(base),
@@ -114,8 +114,8 @@ def test_existing_output_needs_force(
     base: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
     """An existing output is replaced only with `--force`."""
-    words = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out")
-    assert [main(*words), main(*words), main(*words, "--force")] == [0, 1, 0]
+    args = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out")
+    assert [main(*args), main(*args), main(*args, "--force")] == [0, 1, 0]
     assert "out exists. Choose another folder, or use --force" in capsys.readouterr().err
 
 
@@ -138,8 +138,8 @@ def test_output_that_holds_an_adapter_is_refused(
 def test_verify_prints_verdicts(adapters: Adapters, tmp_path: Path, capsys: Captured) -> None:
     """Each tensor gets a verdict; changes lost to rounding are listed and are no failure."""
     base = save_base(tmp_path / "base", dtype=ml_dtypes.bfloat16)
-    words = ("merge", base, "-a", f"{adapters['lora']}:0.001", "--verify")
-    assert main(*words, "-o", tmp_path / "out") == 0
+    args = ("merge", base, "-a", f"{adapters['lora']}:0.001", "--verify")
+    assert main(*args, "-o", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
         lines[2].startswith("error of rounding to 16 bits: 0.")
@@ -147,8 +147,8 @@ def test_verify_prints_verdicts(adapters: Adapters, tmp_path: Path, capsys: Capt
     )
     assert lines[3] == "verified: 6 tensors proven, 4 inconclusive:" and len(lines) == 8
     assert all("rounding to BF16 left" in line for line in lines[4:])
-    document = told(capsys, *words, "-o", tmp_path / "again")
-    verdicts = [one["verdict"] for one in document["verified"]["tensors"]]
+    document = run_json(capsys, *args, "-o", tmp_path / "again")
+    verdicts = [entry["verdict"] for entry in document["verified"]["tensors"]]
     assert sorted(verdicts) == ["inconclusive"] * 4 + ["proven"] * 6
     assert document["verified"]["ok"] and 0 < document["rounding"]["of_weight"] < 0.01
 
@@ -164,8 +164,8 @@ def test_long_list_of_verdicts_is_cut(
     open_ones = tuple(Verdict(f"x{i}", "inconclusive", "hidden") for i in range(7))
     monkeypatch.setattr(merge, "verify_output", lambda *_: Verified(open_ones, (), 0, 7, 0, True))
     monkeypatch.setattr(merge, "join_proofs", lambda proofs, names: proofs[0])
-    words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", tmp_path / "out")
-    assert main(*words) == 0
+    args = ("merge", base, "-a", adapters["lora"], "--verify", "-o", tmp_path / "out")
+    assert main(*args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:] == [
         "verified: 0 tensors proven, 7 inconclusive:",
@@ -193,8 +193,8 @@ def test_failed_verification_leaves_no_output(
 
     monkeypatch.setattr(merge, "verify_output", tampered)
     out = tmp_path / "out"
-    words = ("merge", base, "-a", adapters["lora"], "--verify", "-o", out)
-    document = told(capsys, *words, code=3)
+    args = ("merge", base, "-a", adapters["lora"], "--verify", "-o", out)
+    document = run_json(capsys, *args, code=3)
     assert document["kind"] == "VerificationError"
     assert document["error"].startswith(f"{out} was not written: 1 difference from base plus mix")
     assert not out.exists()
@@ -205,12 +205,12 @@ def test_single_file_merges_into_a_file(
 ) -> None:
     """A base file merges into a file; `--layout` chooses a layout, and an unknown one fails."""
     file, out = base / "model.safetensors", tmp_path / "out.safetensors"
-    words = ("merge", file, "-a", adapters["lora"], "-o", out, "--layout")
-    assert main(*words, "torch") == 0
+    args = ("merge", file, "-a", adapters["lora"], "-o", out, "--layout")
+    assert main(*args, "torch") == 0
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "expected")
     assert out.read_bytes() == (tmp_path / "expected" / "model.safetensors").read_bytes()
     capsys.readouterr()
-    assert "there is no layout 'x'" in told(capsys, *words, "x", "--force", code=1)["error"]
+    assert "there is no layout 'x'" in run_json(capsys, *args, "x", "--force", code=1)["error"]
 
 
 def test_flags_reach_the_library(
@@ -229,13 +229,13 @@ def test_flags_reach_the_library(
         return replace(done, resumed=2, dequantized=3)
 
     monkeypatch.setattr(sys.modules["jaxmix.converters.cli.merge"], "merge_checkpoint", pretend)
-    words = ("merge", base, "-a", adapters["lora"], "-o", tmp_path / "out")
+    args = ("merge", base, "-a", adapters["lora"], "-o", tmp_path / "out")
     flags = ("resume", "verify", "dequantize", "force", "untie")
     for flag in flags:
-        assert main(*words, f"--{flag}") == 0
+        assert main(*args, f"--{flag}") == 0
     assert calls == [{flag: True} for flag in flags]
-    said = capsys.readouterr().out
-    assert "2 files complete from an earlier run\n3 tensors dequantized to bfloat16\n" in said
+    output = capsys.readouterr().out
+    assert "2 files complete from an earlier run\n3 tensors dequantized to bfloat16\n" in output
 
 
 # A shell that runs the tests in the background makes them and their children ignore SIGINT.
@@ -262,7 +262,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(
-    ("number", "words", "out", "err"),
+    ("number", "args", "out", "err"),
     [
         (signal.SIGTERM, [], "", "error: stopped; outputs are unchanged.\n"),
         (signal.SIGINT, ["--json"], '"kind": "Interrupted"', ""),
@@ -270,7 +270,7 @@ sys.exit(cli.main(sys.argv[1:]))
 )
 def test_signal_removes_the_partial_output(
     number: signal.Signals,
-    words: list[str],
+    args: list[str],
     out: str,
     err: str,
     base: Path,
@@ -279,14 +279,14 @@ def test_signal_removes_the_partial_output(
 ) -> None:
     """A signal during the merge removes the partial output and is reported."""
     before = contents(tmp_path)
-    line = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out", *words)
+    line = ("merge", base, "-a", adapters["lora"], "--out", tmp_path / "out", *args)
     program = [sys.executable, "-c", SLOW, *map(str, line)]
     pipe = subprocess.PIPE
     with subprocess.Popen(program, stdout=pipe, stderr=pipe, text=True) as child:
         assert child.stdout and child.stdout.readline() == "now\n"
         assert len(list(tmp_path.glob("out.partial/parts/*.safetensors"))) == 1
         child.send_signal(number)
-        said, complained = child.communicate()
+        output, errors = child.communicate()
     assert child.returncode == 128 + number
-    assert out in said and err in complained and "Traceback" not in complained
+    assert out in output and err in errors and "Traceback" not in errors
     assert contents(tmp_path) == before and not list(tmp_path.glob("out*"))

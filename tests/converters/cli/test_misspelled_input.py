@@ -19,9 +19,9 @@ from .running import Captured, main
 
 
 @pytest.fixture
-def here(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a base, and adapters under several names."""
-    place = tmp_path / "here"
+    place = tmp_path / "folder"
     shutil.copytree(base, place / "base")
     for name in ("lora", "run:2", "my-adapter/final"):
         shutil.copytree(adapters["lora"], place / name)
@@ -30,7 +30,7 @@ def here(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("arg", "message"),
     [
         (
             "lora:abc",
@@ -60,22 +60,23 @@ def here(base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.Mon
         ("run:2", "Write run:2:1 for the path, or run:2.0 for the strength."),
     ],
 )
-def test_strengths(here: Path, word: str, said: str, capsys: Captured) -> None:
-    assert main("merge", "base", "-a", word, "-o", "out") == 2
-    assert said in capsys.readouterr().err
-    assert main("convert", word, "--to", "recipe", "-o", "x.json") == 2
+def test_strengths(folder: Path, arg: str, message: str, capsys: Captured) -> None:
+    assert main("merge", "base", "-a", arg, "-o", "out") == 2
+    assert message in capsys.readouterr().err
+    assert main("convert", arg, "--to", "recipe", "-o", "x.json") == 2
 
 
-def test_strengths_that_are_right(here: Path) -> None:
-    for word in ("lora:.5", "run:2:1", "my-adapter/final:-1"):
-        assert main("inspect", word) == 0
+def test_strengths_that_are_right(folder: Path) -> None:
+    for arg in ("lora:.5", "run:2:1", "my-adapter/final:-1"):
+        assert main("inspect", arg) == 0
 
 
-def test_base_and_adapter_in_each_others_place(here: Path, capsys: Captured) -> None:
+def test_base_and_adapter_in_each_others_place(folder: Path, capsys: Captured) -> None:
     assert main("merge", "lora", "-a", "base", "-o", "out") == 2
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        "lora is an adapter, and base is a model. The model comes first: jaxmix merge base" in said
+        "lora is an adapter, and base is a model. The model comes first: jaxmix merge base"
+        in message
     )
     assert main("merge", "base", "-a", "base", "-o", "out") == 1
     assert "base is a model, not an adapter. Use the folder" in capsys.readouterr().err
@@ -83,47 +84,52 @@ def test_base_and_adapter_in_each_others_place(here: Path, capsys: Captured) -> 
     assert "lora is an adapter (adapter_config.json), not a model." in capsys.readouterr().err
 
 
-def test_gguf(here: Path, capsys: Captured) -> None:
-    (here / "x.gguf").write_bytes(b"GGUF" + bytes(60))
-    shutil.copytree(here / "lora", here / "quantized")
-    for file in (here / "quantized").iterdir():
+def test_gguf(folder: Path, capsys: Captured) -> None:
+    (folder / "x.gguf").write_bytes(b"GGUF" + bytes(60))
+    shutil.copytree(folder / "lora", folder / "quantized")
+    for file in (folder / "quantized").iterdir():
         file.unlink()
-    (here / "quantized" / "y.gguf").write_bytes(b"GGUF")
-    for name, what in (("x.gguf", "is a GGUF file"), ("quantized", "holds GGUF files")):
+    (folder / "quantized" / "y.gguf").write_bytes(b"GGUF")
+    for name, description in (("x.gguf", "is a GGUF file"), ("quantized", "holds GGUF files")):
         assert main("merge", "base", "-a", name, "-o", "out") == 1
-        said = capsys.readouterr().err
+        message = capsys.readouterr().err
         assert (
-            f"{name} {what}, which jaxmix does not read. Use the original adapter in safetensors"
-            in said
+            f"{name} {description}, which jaxmix does not read. "
+            "Use the original adapter in safetensors" in message
         )
         assert main("merge", name, "-a", "lora", "-o", "out") == 1
         assert (
-            f"{name} {what}, which jaxmix does not read. Use the original Hugging"
+            f"{name} {description}, which jaxmix does not read. Use the original Hugging"
             in capsys.readouterr().err
         )
 
 
-def test_cut_files(here: Path, capsys: Captured) -> None:
-    for place in (here / "lora" / "adapter_model.safetensors", here / "base" / "model.safetensors"):
+def test_cut_files(folder: Path, capsys: Captured) -> None:
+    for place in (
+        folder / "lora" / "adapter_model.safetensors",
+        folder / "base" / "model.safetensors",
+    ):
         data = place.read_bytes()
         place.write_bytes(data[:-9])
         assert main("merge", "base", "-a", "lora", "-o", "out") == 1
         size = len(data)
-        said = capsys.readouterr().err
-        assert f"it ends after {size - 9:,} of {size:,} bytes. Was the download interrupt" in said
+        message = capsys.readouterr().err
+        assert (
+            f"it ends after {size - 9:,} of {size:,} bytes. Was the download interrupt" in message
+        )
         place.write_bytes(data)
 
 
-def test_options_are_those_of_the_command_line(here: Path, capsys: Captured) -> None:
+def test_options_are_those_of_the_command_line(folder: Path, capsys: Captured) -> None:
     assert main("inspect", "my-adapter") == 1
-    said = capsys.readouterr().err
-    assert "There is one in final: give --subfolder final." in said
+    message = capsys.readouterr().err
+    assert "There is one in final: give --subfolder final." in message
     assert main("inspect", "my-adapter", "--subfolder", "final") == 0
     with pytest.raises(CheckpointError, match="There is one in final: give subfolder='final'"):
         jaxmix.load("my-adapter")
 
 
-def test_a_mistyped_path(here: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistyped_path(folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that the hub is asked, asks it once, and names what lies near."""
     asked: list[bool] = []
 
@@ -134,13 +140,13 @@ def test_a_mistyped_path(here: Path, capsys: Captured, monkeypatch: pytest.Monke
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_connection, "is_reachable", unreachable)
     assert main("inspect", "my-adaptre/final") == 1
-    said = capsys.readouterr().err
-    assert said.startswith(
+    message = capsys.readouterr().err
+    assert message.startswith(
         "requesting my-adaptre/final from the Hugging Face hub …\n"
         "the hub does not answer; using its local cache …\n"
         "error: "
     )
-    assert said.endswith("Did you mean my-adapter/final?\n") and len(asked) == 1
+    assert message.endswith("Did you mean my-adapter/final?\n") and len(asked) == 1
     assert constants.HF_HUB_OFFLINE is False
     assert main("inspect", "my-adaptre/final", "--json") == 1
     assert capsys.readouterr().err == "" and not logging.getLogger("jaxmix.hub").handlers
@@ -161,7 +167,7 @@ def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hub_connection.is_reachable() is answers
 
 
-def test_near_names(here: Path) -> None:
+def test_near_names(folder: Path) -> None:
     assert path_suggestions.suggest_paths("my-adapter/finale") == " Did you mean my-adapter/final?"
     assert (
         path_suggestions.suggest_paths("my-adapter/other") == " The folder my-adapter has no other."
@@ -173,12 +179,12 @@ def test_near_names(here: Path) -> None:
     )
 
 
-def test_names_do_not_act_on_the_terminal(here: Path, capsys: Captured) -> None:
+def test_names_do_not_act_on_the_terminal(folder: Path, capsys: Captured) -> None:
     evil = "a\x1b[2J\x9b1m\u202e\u2066\r\ud800:smile:[red]"
     assert printable(evil) == "a\\x1b[2J\\x9b1m\\u202e\\u2066\\r\\ud800:smile:[red]"
     print_lines(escape(evil))
     shown = capsys.readouterr().out
     assert shown == printable(evil) + "\n"
     assert main("inspect", evil.replace("\ud800", "")) == 1
-    said = capsys.readouterr().err
-    assert not set("\x1b\x9b\u202e\u2066\r") & set(said) and ":smile:[red]" in said
+    message = capsys.readouterr().err
+    assert not set("\x1b\x9b\u202e\u2066\r") & set(message) and ":smile:[red]" in message

@@ -17,7 +17,7 @@ from jaxmix.errors import CheckpointError
 from jaxmix.families import LoRA
 
 from ..bases import Adapters, contents
-from .running import Captured, main, told
+from .running import Captured, main, run_json
 
 # Maps a base and an adapter to the arguments of a command that writes.
 WORDS: dict[str, Callable[[Path, Path], tuple[object, ...]]] = {
@@ -77,7 +77,9 @@ def test_refused_command_leaves_nothing(
     if bad == "misfit" and command not in ("merge", "rank"):
         pytest.skip("no weight is asked")
     before = _tree(tmp_path)
-    document = told(capsys, *WORDS[command](base, adapter), "-o", _out(command, tmp_path), code=1)
+    document = run_json(
+        capsys, *WORDS[command](base, adapter), "-o", _out(command, tmp_path), code=1
+    )
     assert len(document["error"]) > 30 and _tree(tmp_path) == before
 
 
@@ -105,7 +107,7 @@ def test_full_disk_leaves_nothing(
     )
     monkeypatch.setattr(staged_output, "fsync", _full)
     out = _out(command, tmp_path)
-    document = told(capsys, *WORDS[command](base, adapters["lora"]), "-o", out, code=1)
+    document = run_json(capsys, *WORDS[command](base, adapters["lora"]), "-o", out, code=1)
     assert "No space left on device" in document["error"]
     assert _tree(tmp_path) == before
 
@@ -149,10 +151,10 @@ def test_impossible_output_is_one_error(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "round").symlink_to("round")
     before = _tree(tmp_path)
-    words = (*WORDS[command](base, adapters["lora"]), "-o", out)
+    args = (*WORDS[command](base, adapters["lora"]), "-o", out)
     code, text = OUTS[out]
     for more in ((), ("--force",)):
-        assert text in told(capsys, *words, *more, code=code)["error"]
+        assert text in run_json(capsys, *args, *more, code=code)["error"]
     assert _tree(tmp_path) == before
 
 
@@ -197,5 +199,5 @@ def test_deleted_working_directory_is_reported(
 
 
 def test_demo_copy_needs_a_name(tmp_path: Path, capsys: Captured) -> None:
-    assert "/ has no name of its own" in told(capsys, "demo", "--copy", "/", code=1)["error"]
+    assert "/ has no name of its own" in run_json(capsys, "demo", "--copy", "/", code=1)["error"]
     assert main("demo", "--copy", tmp_path / NEW, "--json") == 0

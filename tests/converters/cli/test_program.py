@@ -17,11 +17,11 @@ from jaxmix.converters import cli
 from jaxmix.converters.cli import program
 from jaxmix.converters.cli.console import print_json
 
-from .running import Captured, main, run, told
+from .running import Captured, main, run, run_json
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("args", "text"),
     [
         (["merge"], "Missing argument"),
         (["merge", "base"], "Missing option"),
@@ -41,14 +41,14 @@ from .running import Captured, main, run, told
         (["inspect", "--jsn", "x"], "No such option"),
     ],
 )
-def test_usage_error_is_exit_code_2(words: list[str], text: str, capsys: Captured) -> None:
+def test_usage_error_is_exit_code_2(args: list[str], text: str, capsys: Captured) -> None:
     """An invalid command line exits with code 2 and points to the help."""
-    assert main(*words) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ") and text in said.err and said.out == ""
-    command = words[0] if words[0] != "merg" else ""
-    assert f"Try: jaxmix {command}".rstrip() in said.err and "--help" in said.err
-    document = told(capsys, *words, code=2)
+    assert main(*args) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and text in captured.err and captured.out == ""
+    command = args[0] if args[0] != "merg" else ""
+    assert f"Try: jaxmix {command}".rstrip() in captured.err and "--help" in captured.err
+    document = run_json(capsys, *args, code=2)
     assert document["kind"] == "UsageError" and text in document["error"]
 
 
@@ -57,26 +57,26 @@ COMMANDS = ("demo", "inspect", "merge", "convert", "export", "fit", "combine")
 
 def test_help_lists_commands_and_exit_codes(capsys: Captured) -> None:
     """The help lists the commands and exit codes, and is also printed without arguments."""
-    for words in (("--help",), ("-h",), ()):
-        assert main(*words) == 0
-        said = capsys.readouterr().out
-        assert all(re.search(rf"\b{command}\b", said) for command in COMMANDS)
-        assert "Start with jaxmix demo" in said and "130, 143: stopped by Ctrl-C" in said
+    for args in (("--help",), ("-h",), ()):
+        assert main(*args) == 0
+        output = capsys.readouterr().out
+        assert all(re.search(rf"\b{command}\b", output) for command in COMMANDS)
+        assert "Start with jaxmix demo" in output and "130, 143: stopped by Ctrl-C" in output
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_has_valid_examples(command: str, capsys: Captured) -> None:
     """Each command's help has examples, and each example parses."""
     assert main(command, "-h") == 0
-    said = capsys.readouterr().out
-    assert "Examples" in said and "--json" in said
-    documented = next(one for one in program.COMMANDS if one.__name__ == command).__doc__ or ""
+    output = capsys.readouterr().out
+    assert "Examples" in output and "--json" in output
+    documented = next(item for item in program.COMMANDS if item.__name__ == command).__doc__ or ""
     examples = re.findall(r"`jaxmix ([^`]+)`", documented.partition("**Examples**")[2])
     assert len(examples) >= 3
     group: Any = typer.main.get_command(cli.app)
     for example in examples:
-        name, *words = example.split()
-        with group.commands[name].make_context(name, words, resilient_parsing=False):
+        name, *args = example.split()
+        with group.commands[name].make_context(name, args, resilient_parsing=False):
             pass
 
 
@@ -114,7 +114,7 @@ def test_interruption_is_reported(
         raise raised
 
     monkeypatch.setattr(program, "app", stop)
-    assert told(capsys, "inspect", "x", code=code) == {
+    assert run_json(capsys, "inspect", "x", code=code) == {
         "error": "stopped; outputs are unchanged.",
         "kind": kind,
     }
@@ -212,5 +212,5 @@ def test_completion_script_falls_back_to_files(
     """The bash script falls back to file names."""
     monkeypatch.setenv("_JAXMIX_COMPLETE", "source_bash")
     assert main() == 0
-    said = capsys.readouterr().out
-    assert "_JAXMIX_COMPLETE=complete_bash" in said and "complete -o default" in said
+    output = capsys.readouterr().out
+    assert "_JAXMIX_COMPLETE=complete_bash" in output and "complete -o default" in output

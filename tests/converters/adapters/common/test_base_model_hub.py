@@ -14,7 +14,7 @@ from jaxmix.converters.merging import merge_checkpoint, verify_merge
 from jaxmix.errors import CheckpointError
 
 from ...bases import Adapters, contents
-from ...cli.running import Captured, main, told
+from ...cli.running import Captured, main, run_json
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -51,14 +51,14 @@ def test_commands_by_hub_id(
     cached: Path, adapters: Adapters, tmp_path: Path, capsys: Captured
 ) -> None:
     """As BASE, and as --base."""
-    words = ("-a", adapters["lora"], "-o")
-    document = told(capsys, "merge", "owner/base", *words, tmp_path / "out")
+    args = ("-a", adapters["lora"], "-o")
+    document = run_json(capsys, "merge", "owner/base", *args, tmp_path / "out")
     assert document["base"] == "owner/base"
-    assert main("merge", cached, *words, tmp_path / "expected") == 0
+    assert main("merge", cached, *args, tmp_path / "expected") == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
     capsys.readouterr()
-    words = ("inspect", adapters["oft"], "--measure", "--base")
-    assert told(capsys, *words, "owner/base") == told(capsys, *words, cached)
+    args = ("inspect", adapters["oft"], "--measure", "--base")
+    assert run_json(capsys, *args, "owner/base") == run_json(capsys, *args, cached)
 
 
 def test_a_folder_goes_before_the_hub(

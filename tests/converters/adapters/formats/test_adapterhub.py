@@ -98,8 +98,8 @@ def test_saved_head_is_loaded(tmp_path: Path) -> None:
     adapter: Any = jaxmix.load(place, base=[Q])
     assert isinstance(adapter.updates["lm_head"], Replace) and set(adapter.sites) == {Q, "lm_head"}
     (place / "pytorch_model_head.bin").write_bytes(b"")
-    said = refused(CheckpointError, place)
-    assert "\n  pytorch_model_head.bin: saved by torch" in said
+    message = refused(CheckpointError, place)
+    assert "\n  pytorch_model_head.bin: saved by torch" in message
     assert jaxmix.load(place, ignore="*head*").sites == (Q,)
 
 
@@ -139,8 +139,8 @@ def test_older_torch_file_is_loaded(tmp_path: Path) -> None:
 def test_unsupported_methods_are_named(config: Any, expected: str, tmp_path: Path) -> None:
     """The error names the method or the fields."""
     place = folder(tmp_path, keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2)), config)
-    said = refused(UnsupportedError, place)
-    assert said.startswith(f"{place} was saved by AdapterHub's adapters") and expected in said
+    message = refused(UnsupportedError, place)
+    assert message.startswith(f"{place} was saved by AdapterHub's adapters") and expected in message
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_invalid_fields_are_shown(fields: dict[str, Any], tmp_path: Path) -> Non
     """The error shows the values of the four fields."""
     config = {**LORA, **fields}
     place = folder(tmp_path, keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2)), config)
-    said = refused(CheckpointError, place)
-    assert "r, alpha, composition_mode and attn_matrices are [" in said
-    assert "expected a positive integer, a number, 'add' or 'scale', and a list." in said
+    message = refused(CheckpointError, place)
+    assert "r, alpha, composition_mode and attn_matrices are [" in message
+    assert "expected a positive integer, a number, 'add' or 'scale', and a list." in message
 
 
 def test_forced_format_needs_their_config(tmp_path: Path) -> None:
@@ -170,15 +170,15 @@ def test_unknown_keys_are_listed(tmp_path: Path) -> None:
         **keyed(Q, lora_A=drawn(2, 4), gate=drawn(1)),
         "x.shared_parameters.task.a": drawn(1),
     }
-    said = refused(CheckpointError, folder(tmp_path, tensors, LORA))
+    message = refused(CheckpointError, folder(tmp_path, tensors, LORA))
     assert (
         f"\n  {Q}.loras.task.gate: float32 (1,)\n  x.shared_parameters.task.a: float32 (1,)\n"
-        in said
+        in message
     )
     tensors = keyed(Q, lora_A=drawn(2, 4), lora_B=drawn(6, 2))
     tensors |= {key.replace("task", "other"): x for key, x in tensors.items()}
-    said = refused(CheckpointError, folder(tmp_path, tensors, LORA))
-    assert "contains several adapters: other, task. Save each in a folder of its own" in said
+    message = refused(CheckpointError, folder(tmp_path, tensors, LORA))
+    assert "contains several adapters: other, task. Save each in a folder of its own" in message
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,8 @@ def test_misshaped_factors_are_reported(
     """The error names the site and the expected shapes."""
     tensors = keyed(Q, **{name: drawn(*shape) for name, shape in factors.items()})
     place = folder(tmp_path, tensors, config)
-    said = refused(ShapeError, place)
-    assert said.startswith(f"{place / 'adapter.safetensors'}: factors that do not fit the config:")
-    assert f"\n  {Q}: " in said and expected in said
+    message = refused(ShapeError, place)
+    assert message.startswith(
+        f"{place / 'adapter.safetensors'}: factors that do not fit the config:"
+    )
+    assert f"\n  {Q}: " in message and expected in message

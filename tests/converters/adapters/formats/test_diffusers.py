@@ -79,20 +79,20 @@ def test_several_models_in_one_file(tmp_path):
     assert refused(CheckpointError, path, part="vae") == (
         f"{path} has no keys for part='vae', expected one of text_encoder, unet."
     )
-    said = refused(CheckpointError, path, base=["mid.to_q"])
+    message = refused(CheckpointError, path, base=["mid.to_q"])
     assert (
-        "mid.to_q: claimed by text_encoder and unet" in said
-        or "claimed by unet and text_encoder" in said
+        "mid.to_q: claimed by text_encoder and unet" in message
+        or "claimed by unet and text_encoder" in message
     )
 
 
 def test_unknown_and_ambiguous_modules_are_listed(tmp_path):
     """Modules that the base lacks or has twice are listed."""
     path = save(tmp_path / "x.safetensors", ab("unet.mid.to_q", "unet.left.to_q"))
-    said = refused(CheckpointError, path, base=["mid.to_q", "unet.mid.to_q"])
-    assert "unet.left.to_q: no such module" in said
-    assert "unet.mid.to_q: unet.mid.to_q and mid.to_q" in said
-    assert "Expected the names of the base's modules (mid.to_q, unet.mid.to_q …)." in said
+    message = refused(CheckpointError, path, base=["mid.to_q", "unet.mid.to_q"])
+    assert "unet.left.to_q: no such module" in message
+    assert "unet.mid.to_q: unet.mid.to_q and mid.to_q" in message
+    assert "Expected the names of the base's modules (mid.to_q, unet.mid.to_q …)." in message
 
 
 def test_recognition_of_files(tmp_path):
@@ -118,24 +118,24 @@ def test_unknown_and_duplicate_keys_are_listed(tmp_path):
     """Unknown keys, and two spellings of one key, are listed."""
     tensors = ab("unet.mid.to_q") | {"unet.mid.to_q.lora_down.weight": drawn(2, 4)}
     path = save(tmp_path / "x.safetensors", tensors | {"unet.mid.to_q.lora_C": drawn(2)})
-    said = refused(CheckpointError, path)
-    assert "unet.mid.to_q.lora_C: unknown parameter" in said
-    assert ": a duplicate of lora_down.weight" in said
+    message = refused(CheckpointError, path)
+    assert "unet.mid.to_q.lora_C: unknown parameter" in message
+    assert ": a duplicate of lora_down.weight" in message
 
 
 # ------------------------------------------------------------------------------------ metadata
 
 
-def with_metadata(tmp_path, extra: dict[str, np.ndarray] | None = None, **said: Any):
+def with_metadata(tmp_path, extra: dict[str, np.ndarray] | None = None, **fields: Any):
     """Writes a LoRA file with diffusers' metadata."""
-    config = {"r": 2, "lora_alpha": 3, **said}
+    config = {"r": 2, "lora_alpha": 3, **fields}
     named = {f"unet.{key}": value for key, value in config.items()}
     tensors = {**ab("unet.mid.to_q"), **(extra or {})}
     return save(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": named})
 
 
 @pytest.mark.parametrize(
-    ("said", "scale"),
+    ("fields", "scale"),
     [
         ({}, 1.5),
         ({"use_rslora": True}, 3 / 2**0.5),
@@ -146,16 +146,16 @@ def with_metadata(tmp_path, extra: dict[str, np.ndarray] | None = None, **said: 
         ({"lora_alpha": 0}, 0.0),
     ],
 )
-def test_scale_from_metadata(said, scale, tmp_path):
+def test_scale_from_metadata(fields, scale, tmp_path):
     """The scale follows PEFT: patterns match the end of a name, and an alpha of 0 is 0."""
-    assert update(with_metadata(tmp_path, **said)).scale == scale
+    assert update(with_metadata(tmp_path, **fields)).scale == scale
 
 
 def test_metadata_of_a_single_model(tmp_path):
     """`save_lora_adapter` of a single model writes metadata without a part's name."""
-    said = {"r": 2, "lora_alpha": 1}
+    fields = {"r": 2, "lora_alpha": 1}
     path = tmp_path / "x.safetensors"
-    save(path, ab("mid.to_q"), {"lora_adapter_metadata": said})
+    save(path, ab("mid.to_q"), {"lora_adapter_metadata": fields})
     assert update(path).scale == 0.5
 
 
@@ -180,15 +180,15 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", CONTRADICTIONS)
 def test_metadata_contradicting_the_keys_are_refused(case, tmp_path):
     """The error names the module and both values."""
-    said, extra, text = CONTRADICTIONS[case]
-    path = with_metadata(tmp_path, extra, **said)
+    fields, extra, text = CONTRADICTIONS[case]
+    path = with_metadata(tmp_path, extra, **fields)
     found = refused(CheckpointError, path)
     assert f"lora_adapter_metadata contradicts the keys:\n  unet.mid.to_q: {text}" in found
     assert found.endswith(" or remove the metadata: alpha is then the rank, as in diffusers.")
 
 
 @pytest.mark.parametrize(
-    ("said", "text"),
+    ("fields", "text"),
     [
         (
             {"init_lora_weights": "pissa_niter_4"},
@@ -199,9 +199,9 @@ def test_metadata_contradicting_the_keys_are_refused(case, tmp_path):
         ({"target_parameters": ["w"]}, "unet.target_parameters: factors of experts"),
     ],
 )
-def test_unsupported_metadata_fields_are_refused(said, text, tmp_path):
+def test_unsupported_metadata_fields_are_refused(fields, text, tmp_path):
     """The error states the reason."""
-    assert text in refused(UnsupportedError, with_metadata(tmp_path, **said))
+    assert text in refused(UnsupportedError, with_metadata(tmp_path, **fields))
 
 
 def test_invalid_metadata_are_refused(tmp_path):

@@ -106,17 +106,17 @@ def test_strength_is_written_into_the_factors(kind: str, strength: float, tmp_pa
 
 def test_prefixes_of_a_pipeline(tmp_path):
     """Each part has its prefix; the first of two text encoders is numbered."""
-    one = LoRA(A, B, 1.0)
+    lora = LoRA(A, B, 1.0)
     names = ["unet.mid.to_q", "text_encoder.q_proj", "text_encoder_2.q_proj"]
-    file = export_kohya(jaxmix.Adapter(dict.fromkeys(names, one)), tmp_path / "x.safetensors")
+    file = export_kohya(jaxmix.Adapter(dict.fromkeys(names, lora)), tmp_path / "x.safetensors")
     with safe_open(file, "numpy") as opened:
         prefixes = sorted({key.split(".")[0] for key in opened.keys()})
         assert opened.metadata() == {"format": "pt", "ss_network_module": "networks.lora"}
     assert prefixes == ["lora_te1_q_proj", "lora_te2_q_proj", "lora_unet_mid_to_q"]
-    file = export_kohya(jaxmix.Adapter(dict.fromkeys(names[:2], one)), file, force=True)
+    file = export_kohya(jaxmix.Adapter(dict.fromkeys(names[:2], lora)), file, force=True)
     with safe_open(file, "numpy") as opened:
         assert sorted({k.split(".")[0] for k in opened.keys()})[0] == "lora_te_q_proj"
-    file = export_kohya(jaxmix.Adapter({"mid.to_q": one}), file, force=True)
+    file = export_kohya(jaxmix.Adapter({"mid.to_q": lora}), file, force=True)
     assert jaxmix.load(file, base=["mid.to_q"]).sites == ("mid.to_q",)
 
 
@@ -124,16 +124,16 @@ def test_dtypes_are_kept(tmp_path):
     """The factors' dtypes are kept."""
     import ml_dtypes
 
-    one = LoRA(A.astype(ml_dtypes.bfloat16), B.astype(ml_dtypes.bfloat16), 0.5)
-    file = export_diffusers(jaxmix.Adapter({"x": one}), tmp_path / "x.safetensors", prefix="unet")
+    lora = LoRA(A.astype(ml_dtypes.bfloat16), B.astype(ml_dtypes.bfloat16), 0.5)
+    file = export_diffusers(jaxmix.Adapter({"x": lora}), tmp_path / "x.safetensors", prefix="unet")
     again = jaxmix.load(file).updates["x"]
     assert again.a.dtype == again.b.dtype == ml_dtypes.bfloat16
-    assert again.a.tobytes() == one.a.tobytes() and again.scale == 1.0
-    assert again.b.tobytes() == (one.b / 2).astype(one.b.dtype).tobytes()
+    assert again.a.tobytes() == lora.a.tobytes() and again.scale == 1.0
+    assert again.b.tobytes() == (lora.b / 2).astype(lora.b.dtype).tobytes()
 
 
 @pytest.mark.parametrize(
-    ("update", "said"),
+    ("update", "message"),
     [
         (OFT(drawn(2, 1)), "x: OFT, which has no form in LyCORIS's names"),
         (AdaLoRA(A, B, drawn(2), 1.0), "x: AdaLoRA, which has no form"),
@@ -156,22 +156,22 @@ def test_dtypes_are_kept(tmp_path):
         ),
     ],
 )
-def test_unsupported_updates_are_refused(update, said, tmp_path):
+def test_unsupported_updates_are_refused(update, message, tmp_path):
     """The error states the reason and the remedy."""
     for export in (export_kohya, export_diffusers):
         with pytest.raises(UnsupportedError) as error:
             export(jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
-        assert said in str(error.value)
+        assert message in str(error.value)
         assert str(error.value).endswith("jaxmix.to_lora(adapter, params).")
 
 
 def test_strength_of_a_norm_is_refused(tmp_path):
     """The format cannot store a strength of DoRA or a norm."""
-    for update, what in (
+    for update, description in (
         (LoRA(A, B, 1.0, magnitude=drawn(6)), "DoRA"),
         (Normed(LoRA(A, B, 1.0), drawn(6)), "a norm"),
     ):
-        with pytest.raises(UnsupportedError, match=f"x: {what} at strength 0.5, which"):
+        with pytest.raises(UnsupportedError, match=f"x: {description} at strength 0.5, which"):
             export_kohya(0.5 * jaxmix.Adapter({"x": update}), tmp_path / "x.safetensors")
 
 
@@ -194,22 +194,22 @@ def test_a_norm_per_input_has_the_axes_of_its_kernel(
 
 def test_invalid_exports_are_refused(tmp_path):
     """Refuses a mix, two sites of one key, existing files, wrong suffixes and missing folders."""
-    one, path = jaxmix.Adapter({"x": LoRA(A, B, 1.0)}), tmp_path / "x.safetensors"
-    mixed: Any = jaxmix.mix(one, one.renamed("b"))
+    adapter, path = jaxmix.Adapter({"x": LoRA(A, B, 1.0)}), tmp_path / "x.safetensors"
+    mixed: Any = jaxmix.mix(adapter, adapter.renamed("b"))
     with pytest.raises(AdapterError, match="got a Mix, expected one adapter"):
         export_kohya(mixed, path)
     two = jaxmix.Adapter(dict.fromkeys(["a.b_c", "a_b.c"], LoRA(A, B, 1.0)))
     with pytest.raises(AdapterError, match=r"lora_unet_a_b_c: a\.b_c and a_b\.c"):
         export_kohya(two, path)
-    export_kohya(one, path)
+    export_kohya(adapter, path)
     with pytest.raises(
         CheckpointError, match=r"exists\. Give another name, or replace it: force=True\."
     ):
-        export_kohya(one, path)
+        export_kohya(adapter, path)
     with pytest.raises(CheckpointError, match=r"expected one that ends in \.safetensors"):
-        export_kohya(one, tmp_path / "x.bin")
+        export_kohya(adapter, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="can't be written"):
-        export_kohya(one, tmp_path / "none" / "x.safetensors")
+        export_kohya(adapter, tmp_path / "none" / "x.safetensors")
     both = {"x": LoRA(A, B, 1.0), "y": LoRA(A, B, 1.0, magnitude=drawn(6))}
     with pytest.raises(
         UnsupportedError, match="y: some modules of one model have DoRA's norm, or a bias"
@@ -242,5 +242,5 @@ def test_file_needs_no_metadata(tmp_path: Path) -> None:
     kept = export_diffusers(adapter, tmp_path / "y.safetensors", patterns=True)
     again = jaxmix.load(kept, format="diffusers").updates
     assert [again[site].a.shape[0] for site in updates] == [2, 3]  # pyright: ignore[reportAttributeAccessIssue]
-    one: Any = again["to_q"]
-    np.testing.assert_array_equal(one.b, updates["to_q"].b)
+    restored: Any = again["to_q"]
+    np.testing.assert_array_equal(restored.b, updates["to_q"].b)

@@ -31,10 +31,10 @@ def test_base_restores_dots_in_names(tmp_path):
     folder = tmp_path / "base"
     folder.mkdir()
     weight = drawn(6, 4)
-    save_file({f"{one}.weight": weight for one in BASE}, folder / "model.safetensors")
+    save_file({f"{module}.weight": weight for module in BASE}, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     tree = {"mid": {"attn_1": {"to_q": {"kernel": weight.T}}}}
-    for base in (list(BASE), {f"{one}.weight": weight for one in BASE}, folder, tree):
+    for base in (list(BASE), {f"{module}.weight": weight for module in BASE}, folder, tree):
         assert jaxmix.load(path, base=base).sites == ("mid.attn_1.to_q",)
 
 
@@ -49,9 +49,9 @@ def test_parts_are_read_together_or_alone(tmp_path):
     whole = ["unet.a.b", "text_encoder.a.b", "text_encoder_2.a.b", "text_encoder_3.c.d"]
     assert sorted(jaxmix.load(path, base=whole).sites) == sorted(whole)
     assert jaxmix.load(path, base=["a.b"], part="lora_unet").sites == ("a.b",)
-    said = refused(CheckpointError, path, base=["a.b", "c.d"])
-    assert "lora_unet_a_b: is a.b, and so is lora_te1_a_b" in said
-    assert "with several models in the file give part='…'" in said
+    message = refused(CheckpointError, path, base=["a.b", "c.d"])
+    assert "lora_unet_a_b: is a.b, and so is lora_te1_a_b" in message
+    assert "with several models in the file give part='…'" in message
     assert refused(CheckpointError, path, base=["a.b"], part="lora_te") == (
         f"{path} has no keys for part='lora_te', expected one of lora_te1, lora_te2, "
         f"lora_te3, lora_unet."
@@ -117,8 +117,12 @@ def test_scale_tensor_overrides_alpha(tmp_path):
 
 def test_contradicting_metadata_are_ignored(tmp_path):
     """The original libraries read only the keys, so metadata are ignored."""
-    said = {"ss_network_dim": "64", "ss_network_alpha": "9", "ss_network_module": "networks.oft"}
-    path = save(tmp_path / "x.safetensors", kohya("lora"), said)
+    metadata = {
+        "ss_network_dim": "64",
+        "ss_network_alpha": "9",
+        "ss_network_module": "networks.oft",
+    }
+    path = save(tmp_path / "x.safetensors", kohya("lora"), metadata)
     update: Any = jaxmix.load(path).updates["proj"]
     assert isinstance(update, LoRA) and update.a.shape == (2, 4)
 
@@ -176,7 +180,7 @@ def test_unknown_keys_are_listed(tmp_path):
         "lora_unet_proj.lora_A.weight": drawn(2, 4),
     }
     path = save(tmp_path / "x.safetensors", {**kohya("lora"), **extra})
-    said = refused(CheckpointError, path)
+    message = refused(CheckpointError, path)
     for line in (
         "lora_unet_proj.lora_left.weight: unknown parameter",
         "lora_unet_proj.lokr_t1: no version of LyCORIS writes or reads it",
@@ -186,8 +190,8 @@ def test_unknown_keys_are_listed(tmp_path):
         "lora_unet_a.b.alpha: unknown parameter",
         "lora_unet_proj.lora_down.weight: a duplicate of lora_down.weight",
     ):
-        assert line in said or line.replace("lora_down.weight:", "lora_A.weight:") in said
-    assert "Expected <prefix>_<module>.<parameter>, with one of lora_unet" in said
+        assert line in message or line.replace("lora_down.weight:", "lora_A.weight:") in message
+    assert "Expected <prefix>_<module>.<parameter>, with one of lora_unet" in message
 
 
 def test_nan_is_refused(tmp_path):
@@ -201,8 +205,8 @@ def test_truncated_file_and_folder_are_refused(tmp_path):
     path = save_lora(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
     assert "is not a complete safetensors file" in refused(CheckpointError, path, format="kohya")
-    said = refused(CheckpointError, tmp_path, format="kohya")
-    assert said == f"{tmp_path} is not a file, expected a .safetensors. Give its path."
+    message = refused(CheckpointError, tmp_path, format="kohya")
+    assert message == f"{tmp_path} is not a file, expected a .safetensors. Give its path."
 
 
 def test_sd_scripts_oft_with_alpha_0_is_refused(tmp_path):

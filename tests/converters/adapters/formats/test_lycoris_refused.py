@@ -125,11 +125,11 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 @pytest.mark.parametrize("case", ERRORS)
 def test_invalid_tensors_are_reported(case, tmp_path):
     """The error names the site, what was found, and what was expected."""
-    changes, kind, said = ERRORS[case]
+    changes, kind, message = ERRORS[case]
     path = save(tmp_path / "x.safetensors", changed("lora", changes))
     found = refused(kind, path)
     assert found.startswith(f"{path}: tensors that are not a valid update:\n  proj: ")
-    assert said in found and found.endswith("Was the file edited or truncated?")
+    assert message in found and found.endswith("Was the file edited or truncated?")
 
 
 FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -174,8 +174,8 @@ FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", FORMS)
 def test_invalid_forms_of_each_family_are_reported(case, tmp_path):
     """Each family reports missing, contradicting and misshaped tensors."""
-    form, changes, said = FORMS[case]
+    form, changes, message = FORMS[case]
     path = save(tmp_path / "x.safetensors", changed(form, changes))
     with pytest.raises(JaxmixError) as caught:
         load(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -65,7 +65,7 @@ def test_embedding_is_recognised_by_base_or_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "kind", "said"),
+    ("config", "kind", "message"),
     [
         (
             {"fine_tune_type": "qlora"},
@@ -80,9 +80,9 @@ def test_embedding_is_recognised_by_base_or_name(tmp_path):
         ),
     ],
 )
-def test_invalid_configs_are_refused(config, kind, said, tmp_path):
+def test_invalid_configs_are_refused(config, kind, message, tmp_path):
     """The error names the field and what was expected."""
-    assert said in refused(kind, folder(tmp_path, **config))
+    assert message in refused(kind, folder(tmp_path, **config))
 
 
 def test_config_must_be_a_json_object(tmp_path):
@@ -98,13 +98,13 @@ def test_config_must_be_a_json_object(tmp_path):
 def test_unknown_keys_are_listed(tmp_path):
     """Unknown keys are listed with dtype and shape."""
     tensors = {f"{SITE}.lora_a": drawn(4, 2), f"{SITE}.m": drawn(6), "lora_b": drawn(2)}
-    said = refused(CheckpointError, folder(tmp_path, tensors))
-    assert f"{SITE}.m: float32 (6,)" in said and "lora_b: float32 (2,)" in said
-    assert "Expected floats under <module>.<one of lora_a, lora_b>." in said
+    message = refused(CheckpointError, folder(tmp_path, tensors))
+    assert f"{SITE}.m: float32 (6,)" in message and "lora_b: float32 (2,)" in message
+    assert "Expected floats under <module>.<one of lora_a, lora_b>." in message
 
 
 @pytest.mark.parametrize(
-    ("shapes", "config", "kind", "said"),
+    ("shapes", "config", "kind", "message"),
     [
         ({"lora_a": (4, 2)}, {}, CheckpointError, "lora_b is missing; found lora_a (4, 2)"),
         (
@@ -140,11 +140,11 @@ def test_unknown_keys_are_listed(tmp_path):
         ({"bias": (2, 1)}, {"fine_tune_type": "full"}, ShapeError, "expected bias (out,)"),
     ],
 )
-def test_invalid_factors_are_reported(shapes, config, kind, said, tmp_path):
+def test_invalid_factors_are_reported(shapes, config, kind, message, tmp_path):
     """The error names the site, what was found, and what was expected."""
     tensors = {f"{SITE}.{name}": drawn(*shape) for name, shape in shapes.items()}
     found = refused(kind, folder(tmp_path, tensors, **config))
-    assert f"\n  {SITE}: " in found and said in found
+    assert f"\n  {SITE}: " in found and message in found
 
 
 def test_levanter_folder_is_read_as_peft(tmp_path):

@@ -91,5 +91,5 @@ def test_every_tensor_changes_the_adapter(name: str, tmp_path: Path) -> None:
 
 def test_mutation_is_deterministic() -> None:
     """A seed determines the changes."""
-    one, two = (mutated("kohya lora", 3)[0].tensors for _ in range(2))
-    assert list(one) == list(two) and isinstance(mutated("kohya lora", 3)[1], random.Random)
+    first, second = (mutated("kohya lora", 3)[0].tensors for _ in range(2))
+    assert list(first) == list(second) and isinstance(mutated("kohya lora", 3)[1], random.Random)

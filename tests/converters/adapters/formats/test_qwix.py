@@ -103,8 +103,8 @@ def test_orbax_checkpoint_with_maxtext_metadata(tmp_path):
     for path in (tmp_path / "0", tmp_path / "0" / "items"):
         update: Any = jaxmix.load(path).updates["decoder.mlp.wi_0"]
         assert update.scale == 2.5 and update.a.shape == (2, 4) and update.b.shape == (3, 2)
-    said = refused(CheckpointError, tmp_path / "0", alpha=6.0)
-    assert "alpha = 6.0 was given, but the metadata has 5.0" in said
+    message = refused(CheckpointError, tmp_path / "0", alpha=6.0)
+    assert "alpha = 6.0 was given, but the metadata has 5.0" in message
 
 
 def test_invalid_factors_are_refused(tmp_path):

@@ -105,8 +105,8 @@ def test_named_and_bare_factors_are_read_together() -> None:
     with pytest.raises(CheckpointError, match=r"flax\.nnx\.LoRA has none: give the rank as alpha"):
         qwix_adapter({"v": tree["v"]})
     strange = {**tree, "lora_a": drawn(4, 2), "x": {"lora_c": drawn(2)}}
-    said = r"leaves of LoRA with unknown names:\n  lora_a is neither .*\n  x\.lora_c is neither"
-    with pytest.raises(CheckpointError, match=said):
+    message = r"leaves of LoRA with unknown names:\n  lora_a is neither .*\n  x\.lora_c is neither"
+    with pytest.raises(CheckpointError, match=message):
         qwix_adapter(strange, alpha=6)
 
 

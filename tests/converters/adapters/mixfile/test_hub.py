@@ -63,13 +63,13 @@ def test_incomplete_mix_is_refused(tmp_path: Path, snapshot: Path) -> None:
     """A mix without its tensors is refused; without its JSON the folder has no known format."""
     add_to_cache(snapshot, jaxmix.save(MIXED, tmp_path / "a"))
     (snapshot / "mix.safetensors").unlink()
-    said = refused(CheckpointError, "owner/name")
-    assert said.startswith(f"{snapshot} has no mix.safetensors, expected next to mix.json")
+    message = refused(CheckpointError, "owner/name")
+    assert message.startswith(f"{snapshot} has no mix.safetensors, expected next to mix.json")
     (snapshot / "mix.json").unlink()
-    said = refused(CheckpointError, "owner/name")
-    assert "adapter_config.json is not in the local cache" in said
-    said = refused(CheckpointError, "owner/name", format="mix")
-    assert "mix.json is not in the local cache" in said
+    message = refused(CheckpointError, "owner/name")
+    assert "adapter_config.json is not in the local cache" in message
+    message = refused(CheckpointError, "owner/name", format="mix")
+    assert "mix.json is not in the local cache" in message
 
 
 def test_missing_files_on_the_hub_are_reported(
@@ -81,8 +81,8 @@ def test_missing_files_on_the_hub_are_reported(
         raise huggingface_hub.errors.EntryNotFoundError("not there")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    said = refused(CheckpointError, "owner/name", format="mix")
-    assert said == "owner/name on the hub has no mix.json, so it is not a mix of jaxmix."
+    message = refused(CheckpointError, "owner/name", format="mix")
+    assert message == "owner/name on the hub has no mix.json, so it is not a mix of jaxmix."
 
     folder = jaxmix.save(MIXED, tmp_path / "a")
 

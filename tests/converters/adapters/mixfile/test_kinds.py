@@ -64,7 +64,7 @@ def test_matching_value_passes(value: Any, kind: Any) -> None:
     assert misfit(value, kind) is None
 
 
-@pytest.mark.parametrize(("value", "kind", "said"), DO_NOT, ids=str)
-def test_mismatch_is_described(value: Any, kind: Any, said: str) -> None:
+@pytest.mark.parametrize(("value", "kind", "message"), DO_NOT, ids=str)
+def test_mismatch_is_described(value: Any, kind: Any, message: str) -> None:
     found = misfit(value, kind)
-    assert found is not None and said in found
+    assert found is not None and message in found

@@ -57,8 +57,8 @@ def test_recipe_mixes_a_folder_and_a_hub_id(tmp_path: Path, cache: Path) -> None
     path = recipe(tmp_path / "mix.json", *parts)
     lora = jaxmix.load(tmp_path / "lora", strength=0.5)
     oft = jaxmix.load("owner/name", revision=COMMIT)
-    for told in (tmp_path, path):
-        assert_same(jaxmix.load(told), jaxmix.mix(lora, oft))
+    for location in (tmp_path, path):
+        assert_same(jaxmix.load(location), jaxmix.mix(lora, oft))
     found = jaxmix.load(recipe(tmp_path / "style.json", *parts), "mine", strength=2)
     assert [part.name for part in found.parts] == ["mine/lora", "mine/name"]
     assert [part.strength for part in found.parts] == [1.0, 2.0]
@@ -84,13 +84,13 @@ def test_hash_covers_the_updates_only(tmp_path: Path) -> None:
     """A PEFT folder and its saved copy have the same hash, at any strength."""
     lora = jaxmix.load(save_peft(tmp_path / "lora"))
     jaxmix.save(0.5 * lora, tmp_path / "ours")
-    told = {"sha256": fingerprint(lora)}
-    parts = ({"source": "lora", **told}, {"source": "ours", "name": "b", "strength": 3, **told})
+    digest = {"sha256": fingerprint(lora)}
+    parts = ({"source": "lora", **digest}, {"source": "ours", "name": "b", "strength": 3, **digest})
     found = jaxmix.load(recipe(tmp_path / "x.json", *parts))
     assert [part.strength for part in found.parts] == [1.0, 1.5]
     save_peft(tmp_path / "lora", lora_alpha=7)
-    said = refused(CheckpointError, tmp_path / "x.json")
-    assert said == (
+    message = refused(CheckpointError, tmp_path / "x.json")
+    assert message == (
         f"{tmp_path / 'x.json'}: parts whose hash (SHA-256 of their updates) differs "
         f"from the one in the file:\n  part 1, lora: "
         f"{fingerprint(jaxmix.load(tmp_path / 'lora'))}\nThey have changed since it "
@@ -113,8 +113,8 @@ def test_recipes_nest(tmp_path: Path) -> None:
         {"source": "saved", "strength": 4, "name": "b"},
     )
     found = jaxmix.load(recipe(tmp_path / "mix.json", *parts))
-    told = [("a/lora", 0.125), ("a/oft", 0.5), ("lora", 0.5), ("b/lora", 4.0), ("b/oft", 2.0)]
-    assert [(part.name, part.strength) for part in found.parts] == told
+    expected = [("a/lora", 0.125), ("a/oft", 0.5), ("lora", 0.5), ("b/lora", 4.0), ("b/oft", 2.0)]
+    assert [(part.name, part.strength) for part in found.parts] == expected
     # A saved mix may also contain parts that are given by their sources.
     data = json.loads((tmp_path / "saved" / "mix.json").read_text())
     save_peft(tmp_path / "saved" / "more", "loha")
@@ -147,8 +147,8 @@ def test_path_next_to_the_recipe_precedes_a_hub_id(
     assert jaxmix.load(path).parts[0].updates["layer.proj"].family == "LoRA"
     recipe(path, {"source": "./owner/name"})
     (tmp_path / "r" / "owner" / "name").rename(tmp_path / "r" / "gone")
-    said = refused(CheckpointError, path)
-    assert said == (
+    message = refused(CheckpointError, path)
+    assert message == (
         f"{path}: part 1, ./owner/name: it is neither in {path.parent} nor a hub id. Expected a "
         "path relative to mix.json, or 'owner/name'."
     )
@@ -201,8 +201,8 @@ def test_hub_recipe_names_paths_of_its_repository(tmp_path: Path, cache: Path) -
     assert [part.source for part in found.parts] == [
         f"owner/name/in/{inner}@{COMMIT}" for inner in kept
     ]
-    assert {one[0] for one in asked} == {"owner/name"}
-    assert {one[2] for one in asked if one[1] != "in"} == {COMMIT}
+    assert {call[0] for call in asked} == {"owner/name"}
+    assert {call[2] for call in asked if call[1] != "in"} == {COMMIT}
 
 
 def test_links_within_the_hub_cache_are_followed(cache: Path) -> None:
@@ -221,18 +221,18 @@ def test_options_of_parts_reach_their_readers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A part's options are in the recipe; `base` is passed to `load` for readers that use it."""
-    told: list[Any] = []
+    calls: list[Any] = []
 
     def read(path: Path, name: str, strength: Any, **options: Any) -> Adapter:
-        told.append(options)
+        calls.append(options)
         return Adapter({}, strength, name)
 
     def is_mine(path: Path) -> bool:
         return path.suffix in (".mine", ".bare")
 
-    one = Format("mine", "mine", is_mine, read, options=("base", "part"))
+    mine = Format("mine", "mine", is_mine, read, options=("base", "part"))
     bare = Format("bare", "bare", lambda path: path.suffix == ".bare", read)
-    monkeypatch.setattr(loading, "FORMATS", (bare, one, *loading.FORMATS))
+    monkeypatch.setattr(loading, "FORMATS", (bare, mine, *loading.FORMATS))
     for file in ("a.mine", "b.bare"):
         (tmp_path / file).write_bytes(b"")
     parts = ({"source": "a.mine", "options": {"part": "unet"}}, {"source": "b.bare"})
@@ -241,20 +241,20 @@ def test_options_of_parts_reach_their_readers(
     jaxmix.load(inner)
     outer = recipe(tmp_path / "outer.json", {"source": "mix.json"})
     jaxmix.load(outer, base="model")
-    assert told == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]
+    assert calls == [{"part": "unet"}, {}, {"part": "unet", "base": "model"}, {}]
     recipe(path, {"source": "x", "options": {"base": "/model"}}, {"source": "x", "options": [1]})
-    said = refused(CheckpointError, path)
-    what = "expected an object of numbers, strings, true and false; give a base to jaxmix.load"
-    assert f"part 1: options is {{'base': '/model'}}, {what}(…, base=…)" in said
-    assert f"part 2: options is [1], {what}(…, base=…)" in said
+    message = refused(CheckpointError, path)
+    ending = "expected an object of numbers, strings, true and false; give a base to jaxmix.load"
+    assert f"part 1: options is {{'base': '/model'}}, {ending}(…, base=…)" in message
+    assert f"part 2: options is [1], {ending}(…, base=…)" in message
     recipe(outer, {"source": "mix.json", "options": {"part": "unet"}})
-    said = refused(UnsupportedError, outer)
-    assert "mix.json has the format 'mix', whose reader takes base, ignore; found part." in said
+    message = refused(UnsupportedError, outer)
+    assert "mix.json has the format 'mix', whose reader takes base, ignore; found part." in message
     # Found by a mutation: options with the names of `LocatedAdapter.read`'s own arguments.
     names = {"name": "x", "strength": 2, "self": 1, "path": "y", "above": 1}
     recipe(outer, {"source": "b.bare", "options": names})
-    said = refused(UnsupportedError, outer)
-    assert "takes no options; found above, name, path, self, strength." in said
+    message = refused(UnsupportedError, outer)
+    assert "takes no options; found above, name, path, self, strength." in message
 
 
 # --------------------------------------------------------------------------------- refused
@@ -274,8 +274,8 @@ def test_paths_out_of_the_folder_are_refused(source: str, tmp_path: Path) -> Non
     """Absolute paths, parent folders, home folders and Windows paths are refused."""
     save_peft(tmp_path / "lora")
     path = recipe(tmp_path / "r" / "mix.json", {"source": source})
-    said = refused(CheckpointError, path)
-    assert said == f"{path}: part 1, {source}: the source is {source!r}, {OUT}"
+    message = refused(CheckpointError, path)
+    assert message == f"{path}: part 1, {source}: the source is {source!r}, {OUT}"
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
@@ -288,8 +288,8 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r" / "own" / "sub").symlink_to(tmp_path / "lora")
     path = tmp_path / "r" / "mix.json"
     for part in ({"source": "link"}, {"source": "own", "subfolder": "sub"}):
-        said = refused(CheckpointError, recipe(path, part))
-        assert said == (
+        message = refused(CheckpointError, recipe(path, part))
+        assert message == (
             f"{path}: part 1, {part['source']}: it is a link out of the recipe's folder. Expected "
             "a path below it; copy the adapter there."
         )
@@ -297,15 +297,15 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     assert "is neither a folder nor a hub id" in refused(
         CheckpointError, recipe(path, {"source": "nowhere"})
     )
-    said = refused(CheckpointError, recipe(path, {"source": "own", "subfolder": "../x"}))
-    assert "subfolder '../x' is not a path inside its folder" in said
+    message = refused(CheckpointError, recipe(path, {"source": "own", "subfolder": "../x"}))
+    assert "subfolder '../x' is not a path inside its folder" in message
 
 
 def test_circular_recipes_are_refused(tmp_path: Path) -> None:
     """A recipe that includes itself, directly, through another recipe or a link, is refused."""
     path = recipe(tmp_path / "mix.json", {"source": "."})
-    said = refused(CheckpointError, path)
-    assert said.endswith(
+    message = refused(CheckpointError, path)
+    assert message.endswith(
         f"{path} contains itself, through 1 recipe. Expected parts that are adapters, "
         f"or recipes of others; remove the part that leads back to {tmp_path.name}."
     )
@@ -324,8 +324,8 @@ def test_recipes_nest_at_most_16_deep(tmp_path: Path) -> None:
     """Deep nesting is refused before Python's recursion limit."""
     for i in range(40):
         recipe(tmp_path / f"{i}.json", {"source": f"{i + 1}.json"})
-    said = refused(CheckpointError, tmp_path / "0.json")
-    assert said.endswith(
+    message = refused(CheckpointError, tmp_path / "0.json")
+    assert message.endswith(
         f"{tmp_path / '16.json'} is nested 16 recipes deep, expected at most 16. Save the inner "
         f"recipes with jaxmix.save."
     )
@@ -341,22 +341,22 @@ def test_error_of_a_part_names_file_part_and_source(tmp_path: Path, cache: Path)
     with pytest.raises(JaxmixError) as own:
         jaxmix.load(tmp_path / "lora")
     assert refused(own.type, path) == f"{path}: part 1, lora: {own.value}"
-    said = refused(CheckpointError, recipe(path, {"source": "owner/none"}))
-    assert said.startswith(
+    message = refused(CheckpointError, recipe(path, {"source": "owner/none"}))
+    assert message.startswith(
         f"{path}: part 1, owner/none: owner/none on the hub: adapter_config.json"
     )
     save_peft(tmp_path / "lora")
-    said = refused(CheckpointError, recipe(path, {"source": "lora", "revision": "main"}))
-    assert said == f"{path}: part 1, lora: it is a folder on this machine, which has no revision"
+    message = refused(CheckpointError, recipe(path, {"source": "lora", "revision": "main"}))
+    assert message == f"{path}: part 1, lora: it is a folder on this machine, which has no revision"
 
 
 def test_duplicate_names_are_refused(tmp_path: Path) -> None:
     """The error shows how to rename a part."""
     save_peft(tmp_path / "lora")
     path = recipe(tmp_path / "mix.json", {"source": "lora"}, {"source": "lora"})
-    said = refused(AdapterError, path)
-    assert said.startswith(f"{path}: two adapters of a mix have the name 'lora'. ")
-    assert said.endswith(' In a recipe: "name": "other".')
+    message = refused(AdapterError, path)
+    assert message.startswith(f"{path}: two adapters of a mix have the name 'lora'. ")
+    assert message.endswith(' In a recipe: "name": "other".')
 
 
 def test_kind_adapter_with_two_parts_is_refused(tmp_path: Path) -> None:
@@ -378,5 +378,7 @@ def test_mix_safetensors_belongs_to_mix_json(tmp_path: Path) -> None:
     assert len(jaxmix.load(path).parts) == 1
     path = recipe(tmp_path / "mix.json", {"source": "lora"})
     (tmp_path / "mix.safetensors").write_bytes(b"something else")
-    said = refused(CheckpointError, path)
-    assert said.startswith(f"{tmp_path / 'mix.safetensors'} is not a complete safetensors file: ")
+    message = refused(CheckpointError, path)
+    assert message.startswith(
+        f"{tmp_path / 'mix.safetensors'} is not a complete safetensors file: "
+    )

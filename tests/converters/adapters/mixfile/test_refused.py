@@ -170,11 +170,11 @@ FIELDS: dict[str, tuple[Callable[[Data], Any], list[str]]] = {
 def test_invalid_fields_are_listed(name: str, folder: Path) -> None:
     """Unknown, missing and invalid fields are listed in one error."""
     change, lines = FIELDS[name]
-    said = refused(CheckpointError, edited(folder, change))
+    message = refused(CheckpointError, edited(folder, change))
     wrong = "".join(f"\n  {line}" for line in sorted(lines))
-    head, *told = said.removesuffix(RECIPE).split("\n  ")
-    assert head == f"{folder / 'mix.json'}: not a valid mix:" and said.endswith(RECIPE)
-    assert "".join(f"\n  {line}" for line in sorted(told)) == wrong
+    head, *found_lines = message.removesuffix(RECIPE).split("\n  ")
+    assert head == f"{folder / 'mix.json'}: not a valid mix:" and message.endswith(RECIPE)
+    assert "".join(f"\n  {line}" for line in sorted(found_lines)) == wrong
 
 
 def test_number_beyond_floats_is_refused(folder: Path) -> None:
@@ -244,8 +244,8 @@ UPDATES: dict[str, tuple[Callable[[Data], Any], str]] = {
 def test_invalid_update_is_refused(name: str, folder: Path) -> None:
     """The error names the field that makes an update invalid."""
     change, line = UPDATES[name]
-    said = refused(CheckpointError, edited(folder, change))
-    assert said == (
+    message = refused(CheckpointError, edited(folder, change))
+    assert message == (
         f"{folder / 'mix.json'}: part 1: invalid updates:\n  {line}\nWas it edited, "
         f"or written by another version? Save the mix again, or update jaxmix."
     )
@@ -299,15 +299,15 @@ def test_damaged_tensors_file_is_refused(folder: Path) -> None:
     data = path.read_bytes()
     for bad in (data[:-1], data[:20], b"", data + b"x"):
         path.write_bytes(bad)
-        said = refused(CheckpointError, folder)
-        assert said.startswith(f"{path} is not a complete safetensors file: ")
-        assert said.endswith(
+        message = refused(CheckpointError, folder)
+        assert message.startswith(f"{path} is not a complete safetensors file: ")
+        assert message.endswith(
             " Expected the file that jaxmix.save wrote; copy, download or save it again."
         )
     path.unlink()
     path.mkdir()
-    said = refused(CheckpointError, folder)
-    assert said.startswith(f"{path} is a folder, expected a regular file.")
+    message = refused(CheckpointError, folder)
+    assert message.startswith(f"{path} is a folder, expected a regular file.")
 
 
 def test_unused_tensors_are_listed(folder: Path) -> None:
@@ -325,8 +325,8 @@ def test_missing_tensor_is_reported_at_each_site(folder: Path) -> None:
     held = tensors(folder)
     del held["0/a/a"]
     (folder / "mix.safetensors").write_bytes(packed(held))
-    said = refused(CheckpointError, folder)
-    assert "\n  a: a is the tensor '0/a/a', which is missing\n  b: a is the tensor" in said
+    message = refused(CheckpointError, folder)
+    assert "\n  a: a is the tensor '0/a/a', which is missing\n  b: a is the tensor" in message
 
 
 def test_changed_tensors_are_refused(folder: Path) -> None:
@@ -341,12 +341,12 @@ def test_changed_tensors_are_refused(folder: Path) -> None:
     }
     for bad in changes.values():
         path.write_bytes(packed({**held, "0/a/a": bad}))
-        said = refused(CheckpointError, folder)
-        assert said.startswith(
+        message = refused(CheckpointError, folder)
+        assert message.startswith(
             f"{folder / 'mix.json'}: parts whose hash (SHA-256 of their updates) "
             f"differs from the one in the file:\n  part 1, x: "
         )
-        assert "\n  part 2, y: " in said and said.endswith(" by the new one.")
+        assert "\n  part 2, y: " in message and message.endswith(" by the new one.")
     for bad, found in ((A[None], "(1, 2, 4) of float32"), (A.astype(np.int32), "(2, 4) of int32")):
         path.write_bytes(packed({**held, "0/a/a": bad}))
         line = f"\n  a: a is an array {found}, expected an array (r, in) of Float\n"
@@ -381,21 +381,21 @@ def test_invalid_strength_tensors_are_refused(tmp_path: Path) -> None:
     """A strength's tensor that is missing or has a wrong dtype or shape is refused."""
     folder = jaxmix.save(Adapter({"a": LORA}, jnp.float32(0.5)), tmp_path / "x")
     where = f"{folder / 'mix.json'}: part 1: the tensor"
-    what = "expected a strength () of floats. Save the mix again, or put a number in its place."
+    ending = "expected a strength () of floats. Save the mix again, or put a number in its place."
     for key, found in (("gone", "missing"), ("0/a/a", "(2, 4) of float32")):
         edited(folder, lambda d, key=key: d["parts"][0].update(strength={"tensor": key}))
-        assert refused(CheckpointError, folder) == f"{where} {key!r} is {found}, {what}"
+        assert refused(CheckpointError, folder) == f"{where} {key!r} is {found}, {ending}"
 
 
 def test_wrong_hash_names_the_part(folder: Path) -> None:
     """A wrong hash, or a changed field, is reported for that part only."""
     edited(folder, lambda data: data["parts"][1].update(sha256="0" * 64))
-    said = refused(CheckpointError, folder)
-    assert "\n  part 2, y: " in said and "part 1" not in said
+    message = refused(CheckpointError, folder)
+    assert "\n  part 2, y: " in message and "part 1" not in message
     jaxmix.save(MIXED, folder, force=True)
     edited(folder, lambda data: first(data).update(scale=0.25))
-    said = refused(CheckpointError, folder)
-    assert "\n  part 1, x: " in said and "part 2" not in said
+    message = refused(CheckpointError, folder)
+    assert "\n  part 1, x: " in message and "part 2" not in message
 
 
 # -------------------------------------------------------------------------------- saving
@@ -419,9 +419,9 @@ def test_save_rejects_a_list(tmp_path: Path) -> None:
 
 def test_save_rejects_duplicate_names(tmp_path: Path) -> None:
     """A mix built by hand may have duplicate names, but cannot be saved."""
-    one = Adapter({"a": LORA}, name="x")
-    said = unsaved(AdapterError, Mix((one, one)), tmp_path / "x")
-    assert said.startswith("two adapters of a mix have the name 'x'.")
+    adapter = Adapter({"a": LORA}, name="x")
+    message = unsaved(AdapterError, Mix((adapter, adapter)), tmp_path / "x")
+    assert message.startswith("two adapters of a mix have the name 'x'.")
 
 
 class Other(LoRA):
@@ -462,10 +462,10 @@ def test_unwritable_updates_are_listed(name: str, tmp_path: Path) -> None:
     """The error lists each site and field that cannot be written."""
     update, expected = UNWRITTEN[name]
     mixed = Adapter({"s": update, "good": LORA, "t": update}, name="style")
-    said = unsaved(AdapterError, mixed, tmp_path / "x")
-    assert said.startswith(f"style: updates that can't be written:\n  s: {expected}")
-    assert f"\n  t: {expected}" in said and "good" not in said
-    assert said.endswith(
+    message = unsaved(AdapterError, mixed, tmp_path / "x")
+    assert message.startswith(f"style: updates that can't be written:\n  s: {expected}")
+    assert f"\n  t: {expected}" in message and "good" not in message
+    assert message.endswith(
         "\nExpected updates of the families in jaxmix.families, with finite numbers; save outside "
         "of jax.jit."
     )
@@ -473,19 +473,19 @@ def test_unwritable_updates_are_listed(name: str, tmp_path: Path) -> None:
 
 def test_traced_arrays_are_refused(tmp_path: Path) -> None:
     """Traced arrays have no values to save."""
-    said = []
+    messages = []
 
     @jax.jit
     def run(adapter: Adapter) -> Any:
-        for one in (adapter, Adapter({}, adapter.strength)):
-            said.append(unsaved(AdapterError, one, tmp_path / "x"))
+        for item in (adapter, Adapter({}, adapter.strength)):
+            messages.append(unsaved(AdapterError, item, tmp_path / "x"))
         return adapter.strength
 
     run(Adapter({"a": LORA}, jnp.float32(1), "style"))
-    assert "\n  a: a is traced\n" in said[0] or "a strength is" in said[0]
-    assert said[1].endswith(", expected a number. Save outside of jax.jit and jax.vmap.") and said[
-        1
-    ].startswith("a strength is ")
+    assert "\n  a: a is traced\n" in messages[0] or "a strength is" in messages[0]
+    assert messages[1].endswith(
+        ", expected a number. Save outside of jax.jit and jax.vmap."
+    ) and messages[1].startswith("a strength is ")
     only = jax.jit(lambda update: unsaved(AdapterError, Adapter({"a": update}), tmp_path / "x"))
     with pytest.raises(TypeError, match="is not a valid JAX type"):
         only(
@@ -497,8 +497,8 @@ def test_deleted_arrays_are_refused(tmp_path: Path) -> None:
     """A donated buffer has no values to save."""
     gone = jnp.ones((2, 4))
     gone.delete()
-    said = unsaved(AdapterError, Adapter({"a": replace(LORA, a=gone)}, name="x"), tmp_path / "x")
-    assert "\n  a: a can't be read: Array has been deleted" in said
+    message = unsaved(AdapterError, Adapter({"a": replace(LORA, a=gone)}, name="x"), tmp_path / "x")
+    assert "\n  a: a can't be read: Array has been deleted" in message
 
 
 def test_names_with_surrogates_are_refused(tmp_path: Path) -> None:
@@ -519,44 +519,44 @@ def test_names_with_surrogates_are_refused(tmp_path: Path) -> None:
 
 def test_existing_output_needs_force(folder: Path, tmp_path: Path) -> None:
     """Nothing is replaced without `force`; with it, only a saved mix is replaced."""
-    one = Adapter({"a": LORA}, name="other")
-    assert unsaved(CheckpointError, one, folder) == (
+    adapter = Adapter({"a": LORA}, name="other")
+    assert unsaved(CheckpointError, adapter, folder) == (
         f"the output {folder} exists. Choose another folder, or use force=True to replace "
         "it once the new one is complete."
     )
-    assert jaxmix.save(one, folder, force=True) == folder
+    assert jaxmix.save(adapter, folder, force=True) == folder
     assert jaxmix.load(folder).name == "other"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["saved"]
     (tmp_path / "empty").mkdir()
-    jaxmix.save(one, tmp_path / "empty", force=True)
+    jaxmix.save(adapter, tmp_path / "empty", force=True)
     shutil.copytree(tmp_path / "empty", tmp_path / "new" / "deep")
-    jaxmix.save(one, tmp_path / "other" / "deep")
+    jaxmix.save(adapter, tmp_path / "other" / "deep")
     (tmp_path / "file").write_text("x")
-    assert unsaved(CheckpointError, one, tmp_path / "file") == (
+    assert unsaved(CheckpointError, adapter, tmp_path / "file") == (
         f"the output {tmp_path / 'file'} is a file. Choose the path of a folder."
     )
 
 
 def test_folder_with_other_files_is_not_replaced(folder: Path, tmp_path: Path) -> None:
     """A folder with other files is not replaced, also if it has a mix among them."""
-    one = Adapter({"a": LORA})
+    adapter = Adapter({"a": LORA})
     (folder / "lora").mkdir()
     (folder / "README.md").write_text("x")
-    said = unsaved(CheckpointError, one, folder, force=True)
-    assert said == (
+    message = unsaved(CheckpointError, adapter, folder, force=True)
+    assert message == (
         f"the output {folder} can't be replaced, since it also holds other files:\n"
         "  README.md\n  lora/\nMove these files, or choose another folder."
     )
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "notes").write_text("x")
-    said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
-    assert said.startswith(
+    message = unsaved(CheckpointError, adapter, tmp_path / "home", force=True)
+    assert message.startswith(
         f"the output {tmp_path / 'home'} exists and is not a checkpoint: it has none of mix.json."
     )
-    assert said.endswith("Choose another folder, or empty this one.")
+    assert message.endswith("Choose another folder, or empty this one.")
     (tmp_path / "home" / "notes").rename(tmp_path / "home" / "mix.json")
-    said = unsaved(CheckpointError, one, tmp_path / "home", force=True)
-    assert said == (
+    message = unsaved(CheckpointError, adapter, tmp_path / "home", force=True)
+    assert message == (
         f"the output {tmp_path / 'home'} is not replaced, since jaxmix.save did not "
         f"write its mix.json. Give another folder, or move it."
     )
@@ -570,9 +570,9 @@ def test_failed_write_keeps_the_old_mix(folder: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, "write", fail)
-    said = unsaved(CheckpointError, Adapter({"a": LORA}), folder, force=True)
-    assert "could not be written: [Errno 28] No space left on device." in said
-    assert said.endswith("Free some space, or choose another disk.")
+    message = unsaved(CheckpointError, Adapter({"a": LORA}), folder, force=True)
+    assert "could not be written: [Errno 28] No space left on device." in message
+    assert message.endswith("Free some space, or choose another disk.")
     assert len(jaxmix.load(folder).parts) == 2
 
 
