@@ -132,10 +132,10 @@ def _tour(folder: Path) -> str:
     """Each run with what it said."""
     _run("jaxmix demo --copy try", folder)
     parts = []
-    for line, why in RUNS:
-        said = _run(line, folder).replace(f"{folder.resolve()}/", "")
-        shown = f"```\n$ {line}\n{said}```\n"
-        parts.append(f"{why}\n\n{shown}" if why else shown)
+    for line, reason in RUNS:
+        output = _run(line, folder).replace(f"{folder.resolve()}/", "")
+        shown = f"```\n$ {line}\n{output}```\n"
+        parts.append(f"{reason}\n\n{shown}" if reason else shown)
         if "--plot" in line:
             parts.append(f"![What the demo's adapters change]({PICTURE.name})\n")
     return "\n".join(parts)
@@ -143,10 +143,10 @@ def _tour(folder: Path) -> str:
 
 def _run(line: str, folder: Path) -> str:
     """What a command line writes to stdout."""
-    words = line.split()
-    program = [sys.executable, "-m", "jaxmix"] if words[0] == "jaxmix" else words[:1]
+    args = line.split()
+    program = [sys.executable, "-m", "jaxmix"] if args[0] == "jaxmix" else args[:1]
     env = _environment()
-    done = subprocess.run([*program, *words[1:]], cwd=folder, env=env, stdout=-1, text=True)
+    done = subprocess.run([*program, *args[1:]], cwd=folder, env=env, stdout=-1, text=True)
     print(f"{done.returncode} {line}", file=sys.stderr)
     return "".join(f"{row.rstrip()}\n" for row in done.stdout.splitlines())
 

@@ -260,9 +260,9 @@ def file_of(tree: Path, old: str) -> Path:
     return found[0]
 
 
-def failure(tree: Path, words: tuple[str, ...]) -> str | None:
+def failure(tree: Path, args: tuple[str, ...]) -> str | None:
     """The first test that fails, or None if all pass."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *args]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
@@ -280,8 +280,8 @@ def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bo
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
-        there = tree / "tests"
-        near = [f"tests/{word}" if (there / word).exists() else word for word in mutation.near]
+        tests = tree / "tests"
+        near = [f"tests/{name}" if (tests / name).exists() else name for name in mutation.near]
         found = failure(tree, (*which, *near))
         return found if found or near_only else failure(tree, which)
     finally:
@@ -289,12 +289,14 @@ def caught(tree: Path, mutation: Mutation, which: tuple[str, ...], near_only: bo
 
 
 def table(
-    tree: Path, words: list[str], which: tuple[str, ...], near_only: bool
+    tree: Path, patterns: list[str], which: tuple[str, ...], near_only: bool
 ) -> Iterator[tuple[str, str | None]]:
     """Each mutation's name with the test that catches it."""
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(tree, Path(folder) / "jaxmix")
-        wanted = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+        wanted = [
+            m for m in MUTATIONS if not patterns or any(pattern in m.name for pattern in patterns)
+        ]
         for mutation in wanted:
             file_of(copy, mutation.old)
         for mutation in wanted:

@@ -145,10 +145,10 @@ def test_what_is_no_name() -> None:
 
 def test_the_source_is_kept_and_counts_for_nothing() -> None:
     """Through `*`, another name, and JAX; structures with others are equal."""
-    told = replace(lora(), source="owner/name")
-    one, other = jax.tree.structure(told), jax.tree.structure(lora())
-    assert one == other and hash(one) == hash(other)
-    kept = jax.tree.map(lambda x: x, 0.5 * told.renamed("x"))
+    sourced = replace(lora(), source="owner/name")
+    left, right = jax.tree.structure(sourced), jax.tree.structure(lora())
+    assert left == right and hash(left) == hash(right)
+    kept = jax.tree.map(lambda x: x, 0.5 * sourced.renamed("x"))
     assert (kept.name, kept.source) == ("x", "owner/name")
 
 

@@ -83,10 +83,10 @@ def word_of(*kinds: str) -> list[AffineMap]:
     return [made(kind, i) for i, kind in enumerate(kinds)]
 
 
-def naive(word: Chain, w: np.ndarray) -> np.ndarray:
+def naive(chain: Chain, w: np.ndarray) -> np.ndarray:
     """The maps one after another, densely."""
-    for one in word:
-        left, right, delta = (np.asarray(x.dense()) for x in (one.left, one.right, one.shift))
+    for map_ in chain:
+        left, right, delta = (np.asarray(x.dense()) for x in (map_.left, map_.right, map_.shift))
         w = left @ w @ right.T + delta
     return w
 
@@ -132,36 +132,36 @@ def w() -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_alone(kind: str, w: np.ndarray) -> None:
     """A map, its transpose, the identity on either side."""
-    one = made(kind)
-    assert one.shape == SHAPE
-    assert one.T.shape == SHAPE[::-1]
-    expected = naive([one], w)
-    close(one(jnp.asarray(w)), expected)
-    close(one.T(jnp.asarray(w.T)), expected.T)
-    close(one.T.T(jnp.asarray(w)), expected)
-    for same in (one.after(identity(SHAPE)), identity(SHAPE).after(one)):
+    map_ = made(kind)
+    assert map_.shape == SHAPE
+    assert map_.T.shape == SHAPE[::-1]
+    expected = naive([map_], w)
+    close(map_(jnp.asarray(w)), expected)
+    close(map_.T(jnp.asarray(w.T)), expected.T)
+    close(map_.T.T(jnp.asarray(w)), expected)
+    for same in (map_.after(identity(SHAPE)), identity(SHAPE).after(map_)):
         close(same(jnp.asarray(w)), expected)
-        assert jax.tree.structure(same) == jax.tree.structure(one)
-    assert one.is_shift == (kind in ("lora", "loha", "lokr", "shira", "dense", "both", "identity"))
-    assert one.flops() >= 0
+        assert jax.tree.structure(same) == jax.tree.structure(map_)
+    assert map_.is_shift == (kind in ("lora", "loha", "lokr", "shira", "dense", "both", "identity"))
+    assert map_.flops() >= 0
 
 
-@pytest.mark.parametrize("one", KINDS)
-def test_pairs(one: str, w: np.ndarray) -> None:
+@pytest.mark.parametrize("left", KINDS)
+def test_pairs(left: str, w: np.ndarray) -> None:
     """Composed and folded: every pair of kinds."""
-    words = [word_of(one, two) for two in KINDS]
+    chains = [word_of(left, right) for right in KINDS]
 
     @jax.jit
-    def found(words: list[list[AffineMap]]) -> list[tuple[jax.Array, ...]]:
+    def found(chains: list[list[AffineMap]]) -> list[tuple[jax.Array, ...]]:
         x = jnp.asarray(w)
         results = []
-        for first, second in words:
+        for first, second in chains:
             results.append((second.after(first)(x), run(fold([first, second]), x)))
         return results
 
-    for word, results in zip(words, found(words), strict=True):
+    for chain, results in zip(chains, found(chains), strict=True):
         for result in results:
-            close(result, naive(word, w))
+            close(result, naive(chain, w))
 
 
 @settings(max_examples=20)
@@ -181,12 +181,12 @@ def test_compose_is_associative(kinds: list[str]) -> None:
 def test_fold_is_the_word(kinds: list[str]) -> None:
     """Of any length: the same map, no dearer, and all its low rank in the last step."""
     with jax.enable_x64(True):
-        word = word_of(*kinds)
+        chain = word_of(*kinds)
         w = np.random.default_rng(3).normal(size=SHAPE)
-        steps = jax.jit(lambda word: fold(word))(word)
-        close(run(steps, w), naive(word, w))
-        assert cost(steps) <= cost(word)
-        assert len(steps) <= len(word)
+        steps = jax.jit(lambda chain: fold(chain))(chain)
+        close(run(steps, w), naive(chain, w))
+        assert cost(steps) <= cost(chain)
+        assert len(steps) <= len(chain)
         assert not any(LowRank in _kinds(step.shift) for step in steps[:-1])
         assert sum(LowRank in _kinds(step.shift) for step in steps) <= 1
         assert not any(step.is_shift and isinstance(step.shift, Zero) for step in steps)
@@ -195,14 +195,14 @@ def test_fold_is_the_word(kinds: list[str]) -> None:
 
 @settings(max_examples=10)
 @given(st.lists(st.sampled_from(list(KINDS)), max_size=3), st.lists(st.sampled_from(list(KINDS))))
-def test_fold_of_folds(one: list[str], two: list[str]) -> None:
+def test_fold_of_folds(left: list[str], right: list[str]) -> None:
     """A folded word folds on: what is folded in parts is the whole."""
     with jax.enable_x64(True):
-        word = word_of(*one, *two[:3])
+        chain = word_of(*left, *right[:3])
         w = np.random.default_rng(4).normal(size=SHAPE)
-        folded = fold([*fold(word[: len(one)]), *fold(word[len(one) :])])
-        close(run(folded, w), naive(word, w))
-        assert cost(folded) <= cost(word)
+        folded = fold([*fold(chain[: len(left)]), *fold(chain[len(left) :])])
+        close(run(folded, w), naive(chain, w))
+        assert cost(folded) <= cost(chain)
 
 
 def _kinds(delta: Operator) -> set[type]:
@@ -241,11 +241,11 @@ def test_kinds_apart_cost_what_kinds_together_cost(order: tuple[str, ...]) -> No
 
 def test_low_rank_passes_a_rotation() -> None:
     """LoRA, OFT, LoRA is one rotation and one low-rank term."""
-    word = word_of("lora", "oft", "lora")
-    (step,) = fold(word)
+    chain = word_of("lora", "oft", "lora")
+    (step,) = fold(chain)
     assert isinstance(step.shift, LowRank) and step.shift.rank == 4
     assert isinstance(step.right, BlockDiagonal)
-    assert cost([step]) == cost(fold(word_of("oft", "lora", "lora"))) < cost(word)
+    assert cost([step]) == cost(fold(word_of("oft", "lora", "lora"))) < cost(chain)
 
 
 @pytest.mark.parametrize(
@@ -298,43 +298,43 @@ def test_transforms(w: np.ndarray) -> None:
     traces = []
 
     @jax.jit
-    def applied(word: list[AffineMap], w: jax.Array) -> jax.Array:
+    def applied(chain: list[AffineMap], w: jax.Array) -> jax.Array:
         traces.append(0)
-        return run(fold(word), w)
+        return run(fold(chain), w)
 
     kinds = ("lora", "oft", "loha", "dora")
-    words = [[made(kind, seed) for kind in kinds] for seed in (1, 2)]
-    for word in words:
-        close(applied(word, jnp.asarray(w)), naive(word, w))
+    chains = [[made(kind, seed) for kind in kinds] for seed in (1, 2)]
+    for chain in chains:
+        close(applied(chain, jnp.asarray(w)), naive(chain, w))
     assert len(traces) == 1
-    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), *words)
-    both = jax.vmap(lambda word: run(fold(word), jnp.asarray(w)))(stacked)
-    for found, word in zip(both, words, strict=True):
-        close(found, naive(word, w))
-    slope = jax.grad(lambda word: jnp.sum(applied(word, jnp.asarray(w)) ** 2))(words[0])
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), *chains)
+    both = jax.vmap(lambda chain: run(fold(chain), jnp.asarray(w)))(stacked)
+    for found, chain in zip(both, chains, strict=True):
+        close(found, naive(chain, w))
+    slope = jax.grad(lambda chain: jnp.sum(applied(chain, jnp.asarray(w)) ** 2))(chains[0])
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(slope))
-    shaped = jax.eval_shape(applied, words[0], jnp.asarray(w, jnp.float64))
+    shaped = jax.eval_shape(applied, chains[0], jnp.asarray(w, jnp.float64))
     assert shaped.shape == SHAPE and shaped.dtype == jnp.float64
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16], ids=str)
 def test_dtypes_are_kept(dtype: Any) -> None:
     """Every kind, and all of them in a row, under strict promotion."""
-    word = [
+    chain = [
         jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float64 else x, made(kind))
         for kind in KINDS
     ]
     w = jnp.ones(SHAPE, dtype)
-    for one in (*([one] for one in word), word):
-        assert jax.eval_shape(lambda one, w: run(fold(one), w), one, w).dtype == dtype
+    for map_ in (*([map_] for map_ in chain), chain):
+        assert jax.eval_shape(lambda map_, w: run(fold(map_), w), map_, w).dtype == dtype
 
 
 def test_frozen() -> None:
-    one, base = identity(SHAPE), Base(None, SHAPE)
-    for thing, name in ((one, "left"), (base, "matrix")):
+    map_, base = identity(SHAPE), Base(None, SHAPE)
+    for thing, name in ((map_, "left"), (base, "matrix")):
         with pytest.raises(FrozenInstanceError):
             setattr(thing, name, None)
-    assert one == one and one != identity(SHAPE)
+    assert map_ == map_ and map_ != identity(SHAPE)
     assert jax.tree.leaves(base) == [] and hash(jax.tree.structure(base))
 
 
@@ -352,9 +352,9 @@ def test_base_that_was_not_handed() -> None:
 
 
 def test_maps_of_other_shapes_are_refused() -> None:
-    other = identity((8, 6))
+    map_ = identity((8, 6))
     with pytest.raises(ShapeError, match=r"expected equal inner sizes"):
-        other.after(AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
-    for word in ([other, made("lora")], [made("lora"), other], [made("oft"), other]):
+        map_.after(AffineMap(Diagonal(jnp.ones(6)), Identity(8), Zero(6, 8)))
+    for chain in ([map_, made("lora")], [made("lora"), map_], [made("oft"), map_]):
         with pytest.raises(ShapeError, match="expected equal"):
-            fold(word)
+            fold(chain)

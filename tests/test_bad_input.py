@@ -38,16 +38,18 @@ def test_a_base_of_another_size(name, axis, tmp_path):
     adapter = jaxmix.load(save(tmp_path, form))
     base = params(form)
     weight = base[f"{SITE}.weight"]
-    other = np.concatenate([weight, weight], axis)
+    resized = np.concatenate([weight, weight], axis)
     if name == "shira":  # its positions lie in any weight that is large enough
-        other = weight[:3] if axis == 0 else weight[:, :2]
+        resized = weight[:3] if axis == 0 else weight[:, :2]
     with pytest.raises(ShapeError) as caught:
-        jaxmix.compose(base | {f"{SITE}.weight": other}, [adapter])
-    said = str(caught.value)
-    assert said.startswith(f"factors that do not fit the params:\n  {SITE}: ")
-    assert said.endswith("Was the adapter trained on another model, or on a base of another size?")
-    flat = (other.shape[0], other[0].size)
-    assert str(flat) in said and "expected" in said
+        jaxmix.compose(base | {f"{SITE}.weight": resized}, [adapter])
+    message = str(caught.value)
+    assert message.startswith(f"factors that do not fit the params:\n  {SITE}: ")
+    assert message.endswith(
+        "Was the adapter trained on another model, or on a base of another size?"
+    )
+    flat = (resized.shape[0], resized[0].size)
+    assert str(flat) in message and "expected" in message
 
 
 def test_a_scalar_for_a_weight():
@@ -76,8 +78,8 @@ def test_a_leaf_that_is_not_of_floats(leaf, found):
     base = {f"{SITE}.weight": leaf, "b.weight": leaf, "c.weight": np.ones((6, 4), np.float32)}
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(base, [lora([SITE, "b", "c"])])
-    said = str(caught.value)
-    assert said == (
+    message = str(caught.value)
+    assert message == (
         "leaves that can't take an adapter, expected arrays of floats:\n"
         f"  {SITE}: {SITE}.weight {found}\n  b: b.weight {found}"
     )
@@ -202,8 +204,8 @@ def test_a_replaced_bias_of_another_size(shape, with_weight):
     for use in (jaxmix.compose, jax.jit(jaxmix.compose), jaxmix.attach):
         with pytest.raises(ShapeError) as caught:
             use(BASE, adapter)
-        said = f"{SITE}: saved bias has shape {shape}, expected (6,)"
-        assert said in str(caught.value)
+        message = f"{SITE}: saved bias has shape {shape}, expected (6,)"
+        assert message in str(caught.value)
     with pytest.raises(ShapeError, match=r"saved bias has shape .*, expected \(6,\)"):
         jaxmix.Bank({"x": adapter}, BASE)
 
@@ -228,21 +230,21 @@ def test_a_saved_module_of_another_size(tmp_path):
 def test_arguments_are_left_alone(name, tmp_path):
     """The dict, its arrays and the adapter's are the same objects with the same bytes."""
     form = FORMS[name]
-    adapter, other = (jaxmix.load(save(tmp_path / n, form)) for n in "ab")
+    adapter, second = (jaxmix.load(save(tmp_path / n, form)) for n in "ab")
     base = params(form) | {"other.weight": np.ones((2, 2), np.float32)}
-    leaves = [x for x in jax.tree.leaves((base, adapter, other)) if isinstance(x, np.ndarray)]
+    leaves = [x for x in jax.tree.leaves((base, adapter, second)) if isinstance(x, np.ndarray)]
     for leaf in leaves:
         leaf.flags.writeable = False
     keys, before = list(base), copy.deepcopy(leaves)
-    out = jaxmix.compose(base, [0.5 * adapter, -other])
-    jaxmix.mix(adapter, other, strength=[1.0, 2.0])(base)
+    out = jaxmix.compose(base, [0.5 * adapter, -second])
+    jaxmix.mix(adapter, second, strength=[1.0, 2.0])(base)
     assert list(base) == keys and out is not base
-    now = [x for x in jax.tree.leaves((base, adapter, other)) if isinstance(x, np.ndarray)]
+    now = [x for x in jax.tree.leaves((base, adapter, second)) if isinstance(x, np.ndarray)]
     assert all(a is b for a, b in zip(now, leaves, strict=True))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(now, before, strict=True))
     assert out["other.weight"] is base["other.weight"]
-    assert isinstance(adapter, Adapter) and isinstance(other, Adapter)
-    assert (adapter.strength, other.strength) == (1.0, 1.0)
+    assert isinstance(adapter, Adapter) and isinstance(second, Adapter)
+    assert (adapter.strength, second.strength) == (1.0, 1.0)
 
 
 def test_a_failure_changes_nothing_either(tmp_path):

@@ -55,9 +55,9 @@ def test_a_strength_that_is_no_real_scalar(way, name, tmp_path):
     with pytest.raises(JaxmixError) as caught:
         WAYS[way](strength, save(tmp_path))
     assert caught.type is AdapterError
-    said = str(caught.value)
-    assert said.startswith("a strength is ")
-    assert "expected a real number or an array without axes" in said or said.endswith(
+    message = str(caught.value)
+    assert message.startswith("a strength is ")
+    assert "expected a real number or an array without axes" in message or message.endswith(
         ", expected a finite number."
     )
 

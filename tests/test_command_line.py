@@ -38,11 +38,11 @@ def test_the_help_is_the_programs() -> None:
 
 def missing(page: str, command: Any) -> list[str]:
     """What a command says of itself that is not on a page."""
-    said = letters(page)
-    words = [*re.split(r"\n\s*\n|\n *- ", command.help)]
+    page_letters = letters(page)
+    parts = [*re.split(r"\n\s*\n|\n *- ", command.help)]
     for option in command.params:
-        words += [*option.opts[option.param_type_name == "argument" :], option.help or ""]
-    return [text for text in words if letters(text) not in said]
+        parts += [*option.opts[option.param_type_name == "argument" :], option.help or ""]
+    return [text for text in parts if letters(text) not in page_letters]
 
 
 GROUP: Any = typer.main.get_command(app)

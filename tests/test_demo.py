@@ -24,9 +24,9 @@ def test_each_adapter_helps_in_its_own_domain() -> None:
 
 def test_order_matters_with_oft() -> None:
     """So that a swapped order would show in the table."""
-    for other in ("lora", "loha"):
-        there, back = DEMO.peft((other, "oft")), DEMO.peft(("oft", other))
-        assert min(abs(there[domain] - back[domain]) for domain in there) > 5e-3
+    for kind in ("lora", "loha"):
+        forward, back = DEMO.peft((kind, "oft")), DEMO.peft(("oft", kind))
+        assert min(abs(forward[domain] - back[domain]) for domain in forward) > 5e-3
 
 
 def test_main(
@@ -35,12 +35,12 @@ def test_main(
     """The whole of it: every loss is PEFT's, every model is in the table, and a picture."""
     monkeypatch.setenv("COLUMNS", "140")
     assert run.main(tmp_path / "table.png") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for order in measure.ORDERS:
-        assert (" → ".join(order) or "base") in said
-    assert "0.5 · (lora → loha → oft)" in said
-    assert "Largest difference from PEFT's forward" in said
-    assert "compose of lora, loha, oft" in said and "a token" in said
+        assert (" → ".join(order) or "base") in output
+    assert "0.5 · (lora → loha → oft)" in output
+    assert "Largest difference from PEFT's forward" in output
+    assert "compose of lora, loha, oft" in output and "a token" in output
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["table.png"]
 
@@ -61,10 +61,10 @@ def test_a_loss_that_is_not_pefts_shows(
     monkeypatch.setattr(run, "passage", lambda *_: "[techspeak] a tag that nobody opened: [/bold]")
     monkeypatch.setattr(run, "times", lambda demo: measure.Times(1.0, 1.0, 1.0))
     assert run.main(tmp_path / "table.png") == 1
-    said = capsys.readouterr().out
-    assert "larger than rounding" in said
+    output = capsys.readouterr().out
+    assert "larger than rounding" in output
     # Drawn text is text, whatever brackets are in it.
-    assert "[techspeak] a tag that nobody opened: [/bold]" in said.replace("\n", " ")
+    assert "[techspeak] a tag that nobody opened: [/bold]" in output.replace("\n", " ")
 
 
 def test_missing_assets(tmp_path: Path) -> None:

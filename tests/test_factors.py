@@ -174,8 +174,8 @@ def test_ranks_of_numpy(rank: Any) -> None:
     }
     if isinstance(rank, np.integer):
         made["init"] = jaxmix.init("lora", PARAMS, key, target_modules=["q"], rank=rank)  # pyright: ignore[reportArgumentType]
-    for one in made.values():
-        assert one.updates["q"].a.shape == (2, 4)  # pyright: ignore[reportAttributeAccessIssue]
+    for factors in made.values():
+        assert factors.updates["q"].a.shape == (2, 4)  # pyright: ignore[reportAttributeAccessIssue]
     share = jaxmix.to_lora(adapter, PARAMS, rank=np.float32(0.9999))  # pyright: ignore[reportArgumentType]
     assert share.updates["q"].a.shape == (2, 4)  # pyright: ignore[reportAttributeAccessIssue]
 

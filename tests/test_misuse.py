@@ -65,10 +65,10 @@ def test_a_result_of_fit_names_its_mix():
 def test_all_wrong_adapters_are_listed():
     with pytest.raises(AdapterError) as caught:
         compose(PARAMS, [ADAPTER, "lora", LORA, 3])
-    said = str(caught.value)
-    assert said.startswith("compose got for its adapters:\n  1: str 'lora'\n  2: LoRA ")
-    assert "\n  3: int 3\nExpected an adapter, a mix, or a list of them. Read one with" in said
-    assert said.endswith("Name the module that it updates: jaxmix.Adapter({site: update}).")
+    message = str(caught.value)
+    assert message.startswith("compose got for its adapters:\n  1: str 'lora'\n  2: LoRA ")
+    assert "\n  3: int 3\nExpected an adapter, a mix, or a list of them. Read one with" in message
+    assert message.endswith("Name the module that it updates: jaxmix.Adapter({site: update}).")
 
 
 def test_names_of_rows():
@@ -139,8 +139,8 @@ def test_shardings_that_are_none(shardings, tmp_path):
     save_file({"up.weight": np.ones((4, 2))}, tmp_path / "model.safetensors")
     with pytest.raises(LayoutError) as caught:
         load_params(tmp_path, shardings, dtype=np.float32)
-    said = str(caught.value)
-    assert said.startswith(
+    message = str(caught.value)
+    assert message.startswith(
         "expected a jax.sharding.Sharding for every tensor, found:\n  up.weight: "
     )
-    assert said.endswith("a function of (name, outline) that returns them.")
+    assert message.endswith("a function of (name, outline) that returns them.")

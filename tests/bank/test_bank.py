@@ -64,8 +64,8 @@ def each(who: Any, members: Any = MEMBERS, x: Any = X) -> Any:
     return jnp.stack(rows)
 
 
-def close(one: Any, two: Any) -> None:
-    np.testing.assert_allclose(one, two, atol=2e-5)
+def close(left: Any, right: Any) -> None:
+    np.testing.assert_allclose(left, right, atol=2e-5)
 
 
 def test_names_numbers_and_none() -> None:
@@ -80,10 +80,10 @@ def test_all_families() -> None:
     """One bank of a member of each, and of words of three, on a layer with a bias."""
     module = Module("linear", (6, 8), True)
     kinds = [kind for kind in FLAT if kind in ALL]
-    words = [(kind,) for kind in kinds] + [tuple(kinds[i : i + 3]) for i in range(0, 36, 3)]
+    chains = [(kind,) for kind in kinds] + [tuple(kinds[i : i + 3]) for i in range(0, 36, 3)]
     params = tree({"site": module}, 1)
-    members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(words)}
-    x = np.random.default_rng(2).normal(size=(len(words) + 1, 2, 8))
+    members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(chains)}
+    x = np.random.default_rng(2).normal(size=(len(chains) + 1, 2, 8))
 
     def layer(params: Any, x: Any) -> Any:
         w, b = params["site.weight"], params["site.bias"]
@@ -91,8 +91,8 @@ def test_all_families() -> None:
 
     with jax.enable_x64(True):
         bank = Bank(members, params)
-        got = jax.jit(bank(layer))(params, x, np.arange(-1, len(words)))
-        for row, (number, kinds) in enumerate(((-1, ()), *enumerate(words))):
+        got = jax.jit(bank(layer))(params, x, np.arange(-1, len(chains)))
+        for row, (number, kinds) in enumerate(((-1, ()), *enumerate(chains))):
             mixed = [members[str(number)]] if kinds else []
             want = layer(jaxmix.compose(params, mixed), x[row][None])[0]
             error = np.abs(got[row] - want).max() / max(np.abs(want).max(), 1)
@@ -106,25 +106,25 @@ def test_all_families() -> None:
 def test_other_modules(kind: str) -> None:
     """A member of every sixth family, and words of two, on convolutions and embeddings."""
     module = KINDS[kind]
-    words = [(name,) for name in FLAT[::6]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
+    chains = [(name,) for name in FLAT[::6]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
     params, x = tree({"site": module}, 1), inputs(kind, module)
-    members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(words)}
+    members = {str(i): jaxmix.mix(*chain(kinds, module, i)) for i, kinds in enumerate(chains)}
     with jax.enable_x64(True):
-        rows = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)[:1]] * len(words)), x)
-        got = Bank(members, params)(_rows)(params, rows, np.arange(len(words)))
-        for row, kinds in enumerate(words):
+        rows = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)[:1]] * len(chains)), x)
+        got = Bank(members, params)(_rows)(params, rows, np.arange(len(chains)))
+        for row, kinds in enumerate(chains):
             own = jaxmix.compose(params, [members[str(row)]])
             want = layer_of(own, jax.tree.map(lambda leaf, i=row: leaf[i], rows))
             pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-            for one, other in pairs:
-                error = np.abs(one[row] - other).max() / max(np.abs(other).max(), 1)
+            for left, right in pairs:
+                error = np.abs(left[row] - right).max() / max(np.abs(right).max(), 1)
                 assert error < 1e-9, kinds
 
 
 def _rows(params: Any, rows: Any) -> Any:
     """A layer over rows, each of which is a batch of one."""
-    one = jax.tree.map(lambda leaf: leaf[0], rows)
-    return jax.tree.map(lambda leaf: leaf[None], layer_of(params, one))
+    row = jax.tree.map(lambda leaf: leaf[0], rows)
+    return jax.tree.map(lambda leaf: leaf[None], layer_of(params, row))
 
 
 def test_scanned_layers() -> None:
@@ -144,8 +144,8 @@ def test_scanned_layers() -> None:
 
 def test_it_says_what_it_is() -> None:
     bank = Bank(MEMBERS, PARAMS)
-    said = "Bank of 4 at 1 leaves, room for 4 (lora, loha, both, turned)"
-    assert repr(bank) == said and repr(Bank({}, PARAMS)).startswith("Bank of 0 at 0 leaves")
+    expected = "Bank of 4 at 1 leaves, room for 4 (lora, loha, both, turned)"
+    assert repr(bank) == expected and repr(Bank({}, PARAMS)).startswith("Bank of 0 at 0 leaves")
     assert "R BlockDiagonal of 2 slots" in bank.explain()
     assert Bank({}, PARAMS).explain() == "no leaf is changed"
 

@@ -111,9 +111,9 @@ def made(folder: Path, layers: int, dtype: str) -> None:
         "lokr": peft.LoKrConfig(r=8, alpha=8, target_modules=ALL, init_weights=False),
         "oft": peft.OFTConfig(oft_block_size=32, target_modules=ALL, init_weights=False),
     }
-    for name, told in kinds.items():
+    for name, fields in kinds.items():
         fresh = hf.LlamaForCausalLM(config)
-        with_it = peft.get_peft_model(fresh, told)
+        with_it = peft.get_peft_model(fresh, fields)
         with torch.no_grad():
             for one in with_it.parameters():
                 if one.requires_grad:
@@ -181,13 +181,13 @@ def sparse(folder: Path, gigabytes: float) -> tuple[Path, int]:
     (folder / "base").mkdir()
     where = {}
     for number, modules in enumerate(shards):
-        file, end, told = f"model-{number}.safetensors", 0, {}
+        file, end, header = f"model-{number}.safetensors", 0, {}
         for name, shape in modules.items():
             size = 2 * shape[0] * shape[1]
             offsets = [end, end + size]
-            told[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": offsets}
+            header[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": offsets}
             where[f"{name}.weight"], end = file, end + size
-        text = json.dumps(told).encode()
+        text = json.dumps(header).encode()
         with (folder / "base" / file).open("wb") as opened:
             opened.write(len(text).to_bytes(8, "little") + text)
             opened.truncate(8 + len(text) + end)

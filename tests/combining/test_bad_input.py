@@ -183,11 +183,11 @@ SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("adapters", "how", "said"), SAID.values(), ids=SAID)
-def test_refused(adapters: Any, how: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("adapters", "how", "message"), SAID.values(), ids=SAID)
+def test_refused(adapters: Any, how: dict[str, Any], message: str) -> None:
     with pytest.raises(AdapterError) as caught:
         combine(adapters, **how)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("method", ["linear", "cat", "svd", "slerp"])

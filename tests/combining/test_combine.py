@@ -173,8 +173,8 @@ def test_loras_need_no_params(method: str) -> None:
     """What is made of factors alone is what the base would have told; a mix has but its Δ."""
     adapters = [loras(3, 2)[0], mix(*loras(2, 4, seed=4))]
     bare = combine(adapters, method=method, **needs(method))
-    told = combine(adapters, PLAIN, method=method, **needs(method))
-    assert error(compose(PLAIN, bare), compose(PLAIN, told)) < 1e-10
+    combined = combine(adapters, PLAIN, method=method, **needs(method))
+    assert error(compose(PLAIN, bare), compose(PLAIN, combined)) < 1e-10
     kinds = {type(update) for update in of(bare).values()}
     assert kinds == ({LoRA} if METHODS[method].svd or method == "cat" else {Delta})
 

@@ -65,8 +65,8 @@ def save_base(
     for name, text in SIDE_FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(text.encode())
-    told = {"model_type": "llama", "tie_word_embeddings": tied} if config is None else config
-    (folder / "config.json").write_text(json.dumps(told))
+    fields = {"model_type": "llama", "tie_word_embeddings": tied} if config is None else config
+    (folder / "config.json").write_text(json.dumps(fields))
     metadata = {"format": "pt", "made by": "hand"}
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata=metadata)

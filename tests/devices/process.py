@@ -26,10 +26,10 @@ __all__ = ["main"]
 
 def was_read() -> int:
     """Returns the bytes that this process has read so far; 0 if the system does not count them."""
-    told = Path("/proc/self/io")
-    if not told.exists():
+    counters = Path("/proc/self/io")
+    if not counters.exists():
         return 0
-    return int(told.read_text().split("rchar: ")[1].split()[0])
+    return int(counters.read_text().split("rchar: ")[1].split()[0])
 
 
 def axes(entry: Any) -> Any:
@@ -56,8 +56,8 @@ def main(number: int, port: int, folder: Path) -> dict[str, Any]:
     counter: Counter[str] = Counter()
     before = was_read()
     params = load_params(folder / "base", places, counter=counter)
-    said: dict[str, Any] = {"read": was_read() - before, "counted": counter}
-    said["held"] = {
+    report: dict[str, Any] = {"read": was_read() - before, "counted": counter}
+    report["held"] = {
         name: sum(part.data.nbytes for part in leaf.addressable_shards)
         for name, leaf in params.items()
     }
@@ -65,8 +65,8 @@ def main(number: int, port: int, folder: Path) -> dict[str, Any]:
     mixed = jaxmix.load(folder / "mix")
     out = jaxmix.compose(params, mixed)
     truth = dict(np.load(folder / "truth.npz"))
-    said["off"] = max(off(leaf, truth[name]) for name, leaf in out.items())
-    said["kept"] = all(out[name].sharding == places[name] for name in out)
+    report["off"] = max(off(leaf, truth[name]) for name, leaf in out.items())
+    report["kept"] = all(out[name].sharding == places[name] for name in out)
 
     x = jax.device_put(truth["x"], NamedSharding(mesh, P("host")))
 
@@ -76,7 +76,7 @@ def main(number: int, port: int, folder: Path) -> dict[str, Any]:
 
     leaves = jaxmix.attach(params, mixed)
     y = jax.jit(jaxmix.factored(forward), out_shardings=NamedSharding(mesh, P("host")))(leaves, x)
-    said["factored off"] = off(y, truth["y"])
+    report["factored off"] = off(y, truth["y"])
 
     values, whole = jaxmix.trainable(mixed)
     optimizer = optax.sgd(0.1)
@@ -91,7 +91,7 @@ def main(number: int, port: int, folder: Path) -> dict[str, Any]:
         return optax.apply_updates(values, change), loss(values, params, x)
 
     _, start = step(values, optimizer.init(values), params, x)
-    said["loss"] = float(start)
+    report["loss"] = float(start)
 
     checkpoint = folder / "composed"
     with ocp.StandardCheckpointer() as writer:
@@ -102,9 +102,9 @@ def main(number: int, port: int, folder: Path) -> dict[str, Any]:
     }
     with ocp.StandardCheckpointer() as reader:
         again = reader.restore(checkpoint, outline)
-    said["restored off"] = max(off(leaf, truth[name]) for name, leaf in again.items())
-    said["restored kept"] = all(again[name].sharding == places[name] for name in out)
-    return said
+    report["restored off"] = max(off(leaf, truth[name]) for name, leaf in again.items())
+    report["restored kept"] = all(again[name].sharding == places[name] for name in out)
+    return report
 
 
 if __name__ == "__main__":

@@ -79,15 +79,17 @@ def test_compose(monkeypatch: Any) -> None:
     there = {n: jax.device_put(np.ones(x.shape, x.dtype), x.sharding) for n, x in leaves().items()}
     with programs(monkeypatch) as seen:
         jaxmix.compose(there, adapter)
-    told = [one.memory_analysis() for one in seen]
+    memory = [program.memory_analysis() for program in seen]
     layers = SMALL.adapted * 2 // 8
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in there.values())
     assert held == bill.memory["weights"]
-    assert sum(one.output_size_in_bytes for one in told) == bill.memory["result"] == layers
-    factors = sum(one.argument_size_in_bytes for one in told) - layers
+    assert (
+        sum(program.output_size_in_bytes for program in memory) == bill.memory["result"] == layers
+    )
+    factors = sum(program.argument_size_in_bytes for program in memory) - layers
     within(factors, bill.memory["factors"], 1.05)  # strengths and scales are arguments too
-    within(max(one.temp_size_in_bytes for one in told), bill.memory["one leaf"], 2)
-    flops = sum(one.cost_analysis()["flops"] for one in seen)
+    within(max(program.temp_size_in_bytes for program in memory), bill.memory["one leaf"], 2)
+    flops = sum(program.cost_analysis()["flops"] for program in seen)
     within(flops, 2 * RANK * SMALL.adapted / 8, 1.5)
 
 
@@ -143,9 +145,9 @@ def test_bank() -> None:
 
 def check(program: Any, bill: Bill) -> None:
     """Arguments per device agree within 1.3, temporaries within 2."""
-    told = program.memory_analysis()
-    within(told.argument_size_in_bytes, bill.memory["weights"] + bill.memory["factors"], 1.3)
-    within(told.temp_size_in_bytes, bill.memory["activations"], 2)
+    memory = program.memory_analysis()
+    within(memory.argument_size_in_bytes, bill.memory["weights"] + bill.memory["factors"], 1.3)
+    within(memory.temp_size_in_bytes, bill.memory["activations"], 2)
 
 
 def test_train() -> None:
@@ -160,12 +162,12 @@ def test_train() -> None:
     there = jax.tree.map(over_model, values)
     places = jax.tree.map(lambda x: x.sharding, there)
     program = lowered(jax.grad(loss), there, params, tokens, out=places)
-    bill, told = train(SMALL, EIGHT, ROWS, LENGTH, RANK, item=4), program.memory_analysis()
+    bill, memory = train(SMALL, EIGHT, ROWS, LENGTH, RANK, item=4), program.memory_analysis()
     factors = bill.memory["adapter, slopes, moments"] / 4
-    within(told.argument_size_in_bytes, bill.memory["weights"] + factors, 1.3)
-    within(told.output_size_in_bytes, factors, 1.3)
+    within(memory.argument_size_in_bytes, bill.memory["weights"] + factors, 1.3)
+    within(memory.output_size_in_bytes, factors, 1.3)
     passing = sum(bill.memory[name] for name in ("kept between layers", "logits", "one layer"))
-    within(told.temp_size_in_bytes, passing, 3)
+    within(memory.temp_size_in_bytes, passing, 3)
 
 
 def test_the_page_has_the_table() -> None:

@@ -55,7 +55,7 @@ def forward(params: Any, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: Any) -> list[dict[str, Any]]:
+def reports(tmp_path_factory: Any) -> list[dict[str, Any]]:
     """Returns the results of both processes."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "base").mkdir()
@@ -84,9 +84,9 @@ def told(tmp_path_factory: Any) -> list[dict[str, Any]]:
     return [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
 
-def test_each_reads_what_it_holds(told: list[dict[str, Any]]) -> None:
+def test_each_reads_what_it_holds(reports: list[dict[str, Any]]) -> None:
     """Each process reads its slices of a tensor once, even if several of its devices hold them."""
-    for one in told:
+    for one in reports:
         half = {name: 4 * math.prod(shape) // 2 for name, shape in SHAPES.items()}
         wanted = {**half, "down.bias": 2 * half["down.bias"]}
         assert one["counted"] == wanted
@@ -94,16 +94,16 @@ def test_each_reads_what_it_holds(told: list[dict[str, Any]]) -> None:
         assert one["held"]["norm.weight"] == 4 * wanted["norm.weight"]
         # The system's count includes headers of a few hundred bytes, read a few times.
         assert one["read"] == 0 or 0 <= one["read"] - sum(wanted.values()) < 20_000
-    assert sum(told[0]["counted"].values()) < 0.51 * 4 * sum(map(math.prod, SHAPES.values()))
+    assert sum(reports[0]["counted"].values()) < 0.51 * 4 * sum(map(math.prod, SHAPES.values()))
 
 
-def test_what_they_make_is_what_one_makes(told: list[dict[str, Any]]) -> None:
+def test_what_they_make_is_what_one_makes(reports: list[dict[str, Any]]) -> None:
     """Composing, running unmerged, a loss, and an Orbax checkpoint keep each part on its device."""
-    for one in told:
+    for one in reports:
         assert one["kept"] and one["restored kept"]
-        for what in ("off", "factored off", "restored off"):
-            assert one[what] < 1e-5, what
-    assert told[0]["loss"] == told[1]["loss"]
+        for array in ("off", "factored off", "restored off"):
+            assert one[array] < 1e-5, array
+    assert reports[0]["loss"] == reports[1]["loss"]
 
 
 # ---------------------------------------------------------------- reading slices, in one process
@@ -157,10 +157,10 @@ def test_where_tensors_go(folder: Path) -> None:
         3,
         4,
     ]
-    told = load_params(folder, lambda name, like: cut, names=["matrix"])
+    reports = load_params(folder, lambda name, like: cut, names=["matrix"])
     alone = load_params(folder, names=names)["matrix"]
-    assert told["matrix"].sharding == cut and len(alone.devices()) == 1
-    np.testing.assert_array_equal(told["matrix"], alone)
+    assert reports["matrix"].sharding == cut and len(alone.devices()) == 1
+    np.testing.assert_array_equal(reports["matrix"], alone)
     assert load_params(folder, cut, names=["matrix"])["matrix"].sharding == cut
 
 

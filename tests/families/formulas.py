@@ -84,8 +84,8 @@ def dora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
     outputs = range(whole.shape[1] if fan else whole.shape[0])
     norms = [np.sqrt(np.sum((whole[:, o] if fan else whole[o]) ** 2)) for o in outputs]
     c = f["lora_magnitude_vector"].reshape(-1) / np.array(norms)
-    each = c[None, :] if fan else c.reshape(-1, *(1,) * (whole.ndim - 1))
-    weight = leaves.weight + (each - 1) * leaves.weight + each * delta
+    shaped = c[None, :] if fan else c.reshape(-1, *(1,) * (whole.ndim - 1))
+    weight = leaves.weight + (shaped - 1) * leaves.weight + shaped * delta
     bias = leaves.bias + (c - 1) * (leaves.bias - leaves.base_bias)
     if "lora_B.bias" in f:  # PEFT refuses this one; lora_B(lora_A(x)) would hold the bias
         bias = bias + c * _scaling(config, len(f["lora_A"])) * f["lora_B.bias"]
@@ -120,27 +120,27 @@ def _rebuilt(t: np.ndarray, b: np.ndarray, a: np.ndarray) -> np.ndarray:
 def loha(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
     if "hada_t1" in f:
         rank = len(f["hada_w1_a"])
-        one = _rebuilt(f["hada_t1"], f["hada_w1_b"], f["hada_w1_a"])
-        two = _rebuilt(f["hada_t2"], f["hada_w2_b"], f["hada_w2_a"])
+        left = _rebuilt(f["hada_t1"], f["hada_w1_b"], f["hada_w1_a"])
+        right = _rebuilt(f["hada_t2"], f["hada_w2_b"], f["hada_w2_a"])
     else:
         rank = len(f["hada_w1_b"])
-        one, two = f["hada_w1_a"] @ f["hada_w1_b"], f["hada_w2_a"] @ f["hada_w2_b"]
-    delta = (one * two * (config["alpha"] / rank)).reshape(leaves.weight.shape)
+        left, right = f["hada_w1_a"] @ f["hada_w1_b"], f["hada_w2_a"] @ f["hada_w2_b"]
+    delta = (left * right * (config["alpha"] / rank)).reshape(leaves.weight.shape)
     return leaves.weight + s * delta, leaves.bias
 
 
 def lokr(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
     """Alpha/r also where both factors are full; np.kron pads on the left, as torch.kron does."""
-    one = f["lokr_w1"] if "lokr_w1" in f else f["lokr_w1_a"] @ f["lokr_w1_b"]
+    left = f["lokr_w1"] if "lokr_w1" in f else f["lokr_w1_a"] @ f["lokr_w1_b"]
     if "lokr_w2" in f:
-        two = f["lokr_w2"]
+        right = f["lokr_w2"]
     elif "lokr_t2" in f:
-        two = _rebuilt(f["lokr_t2"], f["lokr_w2_b"], f["lokr_w2_a"])
+        right = _rebuilt(f["lokr_t2"], f["lokr_w2_b"], f["lokr_w2_a"])
     else:
-        two = f["lokr_w2_a"] @ f["lokr_w2_b"]
-    if two.ndim == 4:
-        one = one[:, :, None, None]
-    delta = np.kron(one, two) * (config["alpha"] / config["r"])
+        right = f["lokr_w2_a"] @ f["lokr_w2_b"]
+    if right.ndim == 4:
+        left = left[:, :, None, None]
+    delta = np.kron(left, right) * (config["alpha"] / config["r"])
     return leaves.weight + s * delta.reshape(leaves.weight.shape), leaves.bias
 
 

@@ -58,8 +58,8 @@ def _turned(d: np.ndarray, config: Mapping[str, Any], flat: np.ndarray, s: float
     size = len(flat) if written_by != "peft 0.15" else flat.shape[1]
     whole = np.zeros((-(-size // b) * b,) * 2)
     for k in range(len(whole) // b):
-        one, at = q[k if count > 1 else 0], slice(k * b, (k + 1) * b)
-        plus, minus = eye + one, eye - one
+        block, at = q[k if count > 1 else 0], slice(k * b, (k + 1) * b)
+        plus, minus = eye + block, eye - block
         # LyCORIS has (I + Q)(I − Q)⁻¹, PEFT (I − S)(I + S)⁻¹.
         whole[at, at] = plus @ np.linalg.inv(minus) if inverse else minus @ np.linalg.inv(plus)
     whole = whole[:size, :size]

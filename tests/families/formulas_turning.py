@@ -86,8 +86,8 @@ def road(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
         y = np.empty_like(x)
         for o in range(out):
             is_first = o % group < half
-            other = -x[o + half] if is_first else x[o - half]
-            y[o] = x[o] * cos[o] + other * sin[o]
+            partner = -x[o + half] if is_first else x[o - half]
+            y[o] = x[o] * cos[o] + partner * sin[o]
         return y
 
     return turned(leaves.weight), turned(leaves.bias)

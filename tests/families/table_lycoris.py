@@ -36,9 +36,9 @@ def _normed_row(
     count = weight[0 if axis == "out" else 1]
     whole = {**shapes, "dora_scale": (count,)}
     config = {"over": over, "axis": axis, "eps": 0.1, "alpha": 3, "r": 2}
-    said = f"{size} normed by {axis}put"
+    size_name = f"{size} normed by {axis}put"
     says = {"reads_base": True}
-    return Row(_normed, formulas.normed, weight, whole, said, config, False, says=says)
+    return Row(_normed, formulas.normed, weight, whole, size_name, config, False, says=says)
 
 
 def _diag_oft(f: Factors, config: Config) -> DiagOFT:

@@ -32,10 +32,10 @@ def _loha_row(weight: tuple[int, ...] = (6, 9), effective: bool = False) -> Row:
     out, n, *kernel = weight
     if effective:
         points = (*kernel, 1) if len(kernel) == 1 else tuple(kernel)
-        one = {"hada_w{}_a": (2, out), "hada_w{}_b": (2, n), "hada_t{}": (2, 2, *points)}
+        templates = {"hada_w{}_a": (2, out), "hada_w{}_b": (2, n), "hada_t{}": (2, 2, *points)}
     else:
-        one = {"hada_w{}_a": (out, 2), "hada_w{}_b": (2, int(np.prod(weight[1:])))}
-    shapes = {name.format(i): shape for i in (1, 2) for name, shape in one.items()}
+        templates = {"hada_w{}_a": (out, 2), "hada_w{}_b": (2, int(np.prod(weight[1:])))}
+    shapes = {name.format(i): shape for i in (1, 2) for name, shape in templates.items()}
     return Row(_loha, formulas.loha, weight, shapes, "rank 2", {"alpha": 3})
 
 

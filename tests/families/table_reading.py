@@ -23,9 +23,9 @@ def _miss(f: Factors, config: Config) -> MiSS:
 def _miss_row(size: str, block: tuple[int, ...], **says: bool) -> Row:
     is_bat = len(block) == 3
     formula = formulas.miss_bat if is_bat else formulas.miss
-    told = {"reads_base": is_bat, "fits_in": not is_bat, **says}
+    fields = {"reads_base": is_bat, "fits_in": not is_bat, **says}
     shapes = {"miss_block": block}
-    return Row(_miss, formula, (6, 9), shapes, size, {"bat": is_bat}, says=told)
+    return Row(_miss, formula, (6, 9), shapes, size, {"bat": is_bat}, says=fields)
 
 
 def _hira(f: Factors, config: Config) -> HiRA:

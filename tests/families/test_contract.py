@@ -77,10 +77,10 @@ def drawn(row: Row) -> tuple[Any, Any, Any]:
     for seed, _ in DRAWS:
         factors, way = row.factors(seed), row.factors(seed + 50)
         moved = {n: f + way[n] if is_float(f) else f for n, f in factors.items()}
-        here, there = (row.build(f, row.config) for f in (factors, moved))
-        updates.append(here)
+        plain, shifted = (row.build(f, row.config) for f in (factors, moved))
+        updates.append(plain)
         # Along the factors alone: a scale, the same in both, has the slope zero.
-        ways.append(jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), here, there))
+        ways.append(jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), plain, shifted))
         held = as_matrices(row, row.leaves(seed))
         leaves.append((held.weight, held.bias, held.base_weight, held.base_bias))
     return stack(updates), stack(ways), stack(leaves)
@@ -92,15 +92,15 @@ def run(update: Update, way: Update, leaves: Any, strength: jax.Array) -> dict[s
     floats = [i for i, leaf in enumerate(numbers) if is_float(leaf)]
 
     def along(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        there = [n + t * ways[i] if i in floats else n for i, n in enumerate(numbers)]
-        return applied(jax.tree.unflatten(treedef, there), Leaves(*leaves), strength)
+        ahead = [n + t * ways[i] if i in floats else n for i, n in enumerate(numbers)]
+        return applied(jax.tree.unflatten(treedef, ahead), Leaves(*leaves), strength)
 
     def by_strength(s: jax.Array) -> tuple[jax.Array, jax.Array]:
         return applied(update, Leaves(*leaves), s)
 
-    one, none = jnp.ones_like(strength), jnp.zeros_like(strength)
-    (weight, bias), (d_weight, d_bias) = jax.jvp(by_strength, (strength,), (one,))
-    _, (f_weight, f_bias) = jax.jvp(along, (none,), (one,))
+    ones, zeros = jnp.ones_like(strength), jnp.zeros_like(strength)
+    (weight, bias), (d_weight, d_bias) = jax.jvp(by_strength, (strength,), (ones,))
+    _, (f_weight, f_bias) = jax.jvp(along, (zeros,), (ones,))
     return dict(
         weight=weight,
         bias=bias,
@@ -121,8 +121,8 @@ def results_of(part: int) -> dict[str, dict[str, np.ndarray]]:
     rows = list(ROWS.items())[part * TOGETHER : (part + 1) * TOGETHER]
     strengths = np.array([s for _, s in DRAWS])
     mapped = jax.vmap(run)
-    every = jax.jit(lambda rows: {n: mapped(u, w, x, strengths) for n, (u, w, x) in rows.items()})
-    return jax.tree.map(np.asarray, every({name: drawn(row) for name, row in rows}))
+    results = jax.jit(lambda rows: {n: mapped(u, w, x, strengths) for n, (u, w, x) in rows.items()})
+    return jax.tree.map(np.asarray, results({name: drawn(row) for name, row in rows}))
 
 
 def results(name: str) -> dict[str, np.ndarray]:
@@ -257,17 +257,17 @@ def test_what_it_says_of_itself(row: Row) -> None:
     assert update.transposed == row.transposed
     assert update.misfit(row.shape) is None
     names = set(row.shapes)
-    told = {
+    stated = {
         "reads_base": bool(names & {"lora_magnitude_vector", "base_weight"}),
         "has_bias": bool(names & {"bias", "lora_B.bias"}),
         "has_weight": bool(names - {"bias"}),
         **{
-            name: said
-            for name, said in row.says.items()
+            name: expected
+            for name, expected in row.says.items()
             if name in ("reads_base", "has_bias", "has_weight")
         },
     }
-    assert {name: getattr(update, name) for name in told} == told
+    assert {name: getattr(update, name) for name in stated} == stated
 
 
 @each
@@ -278,11 +278,11 @@ def test_it_fits_no_other_weight(row: Row) -> None:
     fits_out = row.says.get("fits_out", names <= {"oft_R", "oft_embedding_R", "shira_weight"})
     fits_in = row.says.get("fits_in", names in ({"bias"}, {"shira_weight"}))
     for shape, fits in (((rows + 1, cols), fits_out), ((rows, cols + 1), fits_in)):
-        said = update.misfit(shape)
+        message = update.misfit(shape)
         if fits:
-            assert said is None
+            assert message is None
         else:
-            assert said is not None and "\n" not in said and "expected" in said
+            assert message is not None and "\n" not in message and "expected" in message
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -293,8 +293,8 @@ def test_it_reads_no_more_of_the_base_than_it_says(name: str) -> None:
 
     def made(part: str) -> tuple[int, ...]:
         def run(update: Any, strength: Any) -> Any:
-            one = getattr(update, f"{part}_map")(bare, strength)
-            return jnp.zeros(one.shape)  # the map's own arrays are no matter here
+            ones = getattr(update, f"{part}_map")(bare, strength)
+            return jnp.zeros(ones.shape)  # the map's own arrays are no matter here
 
         return jax.eval_shape(run, update, jnp.ones(())).shape
 

@@ -121,8 +121,8 @@ def test_cayley_is_a_rotation() -> None:
             r = OFT(numbers, terms).rotations(jnp.ones(()))
             off = jnp.abs(r @ jnp.swapaxes(r, 1, 2) - jnp.eye(10)[None]).max()
             assert off < error
-            there, back = (OFT(numbers).rotations(jnp.asarray(s)) for s in (1.0, -1.0))
-            assert jnp.abs(there @ back - jnp.eye(10)[None]).max() < 1e-9
+            forward, back = (OFT(numbers).rotations(jnp.asarray(s)) for s in (1.0, -1.0))
+            assert jnp.abs(forward @ back - jnp.eye(10)[None]).max() < 1e-9
 
 
 def test_what_no_program_uses_is_in_no_key() -> None:
@@ -162,8 +162,8 @@ def test_together_is_what_its_parts_are() -> None:
         (dora, (True, False, False, True)),
     ):
         for whole in (Together((part,)), Together((part, Replace()))):
-            said = whole.has_weight, whole.has_bias, whole.transposed, whole.reads_base
-            assert said == expected
+            stated = whole.has_weight, whole.has_bias, whole.transposed, whole.reads_base
+            assert stated == expected
     assert Together((plain, bias)).has_bias and Together((bias, plain)).has_weight
 
 
@@ -178,13 +178,13 @@ class Case:
     trained = Replace(bias=jnp.array([1.0, 3.0]))
 
     @classmethod
-    def bias(cls, *word: Any) -> list[float]:
+    def bias(cls, *chain: Any) -> list[float]:
         """The bias after a word of updates, each at strength 1 or as said."""
-        pairs = [one if isinstance(one, tuple) else (1.0, one) for one in word]
+        pairs = [item if isinstance(item, tuple) else (1.0, item) for item in chain]
         bias = cls.base.bias
         assert bias is not None
-        for one in maps(pairs, cls.base, "bias"):
-            bias = one(bias)
+        for item in maps(pairs, cls.base, "bias"):
+            bias = item(bias)
         return bias[:, 0].tolist()
 
 
@@ -212,8 +212,8 @@ def test_a_trained_bias_lies_in_the_base() -> None:
 def test_what_is_put_into_the_base_is_read_there() -> None:
     """A replaced weight gives DoRA its norm; anything else does not change what is read."""
     put = Replace(weight=jnp.array([[6.0, 8.0], [0.0, 1.0]]))
-    for word in ([put, Case.dora], [Together((put,)), Case.dora]):
-        last = maps([(1.0, one) for one in word], Case.base)[-1]
+    for chain in ([put, Case.dora], [Together((put,)), Case.dora]):
+        last = maps([(1.0, item) for item in chain], Case.base)[-1]
         assert jnp.diag(last.left.dense()).tolist() == [1.0, 1.0]
     turned = maps([(1.0, OFT(jnp.ones((1, 1)))), (1.0, Case.dora)], Case.base)[-1]
     assert jnp.diag(turned.left.dense()).tolist() == [2.0, 0.5]

@@ -77,8 +77,8 @@ SAID: dict[str, tuple[Update, str]] = {
 @pytest.mark.parametrize("case", SAID)
 def test_what_is_said(case: str) -> None:
     """One line, of the first thing that does not fit."""
-    update, said = SAID[case]
-    assert update.misfit((6, 9)) == said
+    update, message = SAID[case]
+    assert update.misfit((6, 9)) == message
 
 
 def test_what_fits() -> None:

@@ -166,9 +166,9 @@ SAID: dict[str, tuple[Update, str]] = {
 }
 
 
-@pytest.mark.parametrize(("update", "said"), SAID.values(), ids=SAID)
-def test_misfits(update: Update, said: str) -> None:
-    assert update.misfit((6, 9)) == said
+@pytest.mark.parametrize(("update", "message"), SAID.values(), ids=SAID)
+def test_misfits(update: Update, message: str) -> None:
+    assert update.misfit((6, 9)) == message
 
 
 def test_rows_that_are_traced_are_taken_on_trust() -> None:

@@ -72,8 +72,8 @@ class _Progress:
             print(f"{kind}:{number}: {verdict.name}\n  changed: {'; '.join(verdict.changes)}")
             print("  " + verdict.why[-1500:].replace("\n", "\n  "), flush=True)
             self.shown += 1
-        told = f"{tally.inputs:,} inputs, {len(tally.faults):,} faults, {tally.seconds:,.0f} s"
-        print(told, file=sys.stderr, flush=True)
+        summary = f"{tally.inputs:,} inputs, {len(tally.faults):,} faults, {tally.seconds:,.0f} s"
+        print(summary, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

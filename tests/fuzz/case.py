@@ -44,12 +44,12 @@ class Case:
     dequantize: bool = False
     changes: tuple[str, ...] = ()
 
-    def changed(self, path: str, data: bytes | None, what: str) -> "Case":
+    def changed(self, path: str, data: bytes | None, change: str) -> "Case":
         """The case with another file at a path, or with none."""
         files = {**self.files, path: data} if data is not None else dict(self.files)
         if data is None:
             files.pop(path, None)
-        return replace(self, files=files, changes=(*self.changes, f"{path}: {what}"))
+        return replace(self, files=files, changes=(*self.changes, f"{path}: {change}"))
 
 
 Maker = Callable[[], Case]

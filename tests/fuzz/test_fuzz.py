@@ -118,7 +118,7 @@ def _says_nothing(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("load_", "name", "why"),
+    ("load_", "name", "reason"),
     [
         (_fails, "crashed", "KeyError"),
         (_hangs, "hung", "no answer after 0.2 seconds"),
@@ -128,13 +128,13 @@ def _says_nothing(*_: Any, **__: Any) -> Any:
     ],
 )
 def test_each_fault_is_found(
-    load_: Any, name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load_: Any, name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By loading that does wrong."""
     monkeypatch.setattr(jaxmix, "load", load_)
     monkeypatch.setattr(judging, "SECONDS", 0.2)
     verdict = judge("peft-lora", 0, tmp_path)
-    assert verdict.name == name in FAULTS and why in verdict.why
+    assert verdict.name == name in FAULTS and reason in verdict.why
 
 
 def test_a_worker_that_dies_or_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

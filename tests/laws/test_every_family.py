@@ -56,7 +56,7 @@ def test_no_family_is_left_out() -> None:
 
 def test_chains_hold_every_pair_in_both_orders() -> None:
     """Also of a family with itself."""
-    found = [pair for one in CHAINS for pair in pairwise(one)]
+    found = [pair for chain in CHAINS for pair in pairwise(chain)]
     assert sorted(found) == sorted(product(FLAT, repeat=2))
 
 
@@ -137,10 +137,10 @@ def test_associative(seed: int) -> None:
     params = tree({"site": WIDE}, seed)
     a, b, c, d = chain(tuple(map(str, rng.choice(FLAT, size=4))), WIDE, seed)
     with jax.enable_x64(True), jax.disable_jit():
-        one = jaxmix.mix(jaxmix.mix(a, b), jaxmix.mix(c, d))(params)
-        two = jaxmix.mix(a, jaxmix.mix(b, jaxmix.mix(c, d)))(params)
+        left = jaxmix.mix(jaxmix.mix(a, b), jaxmix.mix(c, d))(params)
+        right = jaxmix.mix(a, jaxmix.mix(b, jaxmix.mix(c, d)))(params)
         for name in params:
-            np.testing.assert_array_equal(one[name], two[name])
+            np.testing.assert_array_equal(left[name], right[name])
 
 
 def test_the_order_counts() -> None:
@@ -151,6 +151,6 @@ def test_the_order_counts() -> None:
     with jax.enable_x64(True), jax.disable_jit():
         for pair in pairs:
             a, b = chain(pair, WIDE, 3)
-            one, two = jaxmix.compose(params, [a, b]), jaxmix.compose(params, [b, a])
-            differ += not np.allclose(one["site.weight"], two["site.weight"], atol=1e-3)
+            forward, backward = jaxmix.compose(params, [a, b]), jaxmix.compose(params, [b, a])
+            differ += not np.allclose(forward["site.weight"], backward["site.weight"], atol=1e-3)
     assert differ == len(pairs)

@@ -79,13 +79,13 @@ def test_shapes_without_numbers() -> None:
 def test_over_stacks_of_adapters() -> None:
     """`vmap` over adapters of equal shapes as one with stacked leaves."""
     params = base(TWO, np.float32)
-    other = jax.tree.map(lambda x: 0.8 * x if is_float(x) else x, TWO)
-    stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), TWO, other)
+    scaled = jax.tree.map(lambda x: 0.8 * x if is_float(x) else x, TWO)
+    stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), TWO, scaled)
     assert all(repr(Adapter({site: update})) for site, update in stack.items())
     run = jax.vmap(lambda updates: jaxmix.compose(params, Adapter(updates, 0.7)))
     out = jax.tree.map(np.asarray, jax.jit(run)(stack))
-    for i, one in enumerate((TWO, other)):
-        assert off({n: x[i] for n, x in out.items()}, folds(params, one, 0.7), 5e-6) == {}
+    for i, adapters in enumerate((TWO, scaled)):
+        assert off({n: x[i] for n, x in out.items()}, folds(params, adapters, 0.7), 5e-6) == {}
 
 
 # ---------------------------------------------------------------- gradients
@@ -102,18 +102,18 @@ def trained() -> Callable[[list[Any], dict[str, float]], Any]:
         updates = whole(TWO, numbers)
         parts = [Adapter({site: updates[site]}, strengths[site], site) for site in TWO]
         out = jaxmix.compose(params, parts)
-        each = {
+        values = {
             site: sum(jnp.sum(aims[n] * out[n]) for n in (f"{site}.weight", f"{site}.bias"))
             for site in TWO
         }
-        return sum(each.values()), each
+        return sum(values.values()), values
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
     def called(numbers: list[Any], strengths: dict[str, float]) -> Any:
         with jax.enable_x64(True):
-            (_, each), slopes = run(numbers, strengths)
-            return jax.tree.map(np.asarray, (each, *slopes))
+            (_, values), slopes = run(numbers, strengths)
+            return jax.tree.map(np.asarray, (values, *slopes))
 
     return called
 
@@ -129,12 +129,12 @@ def test_gradients(strength: float) -> None:
     """Of all factors at once and of strengths, against differences; at 0 too."""
     rng, h = np.random.default_rng(4), 1e-6
     ways = [None if x is None else rng.normal(size=x.shape) for x in floats(TWO)]
-    here = {site: strength for site in TWO}
-    _, slopes, by_strength = trained()(floats(TWO), here)
+    strengths = {site: strength for site in TWO}
+    _, slopes, by_strength = trained()(floats(TWO), strengths)
     pairs = zip(slopes, ways, strict=True)
     products = [0.0 if way is None else float((x * way).sum()) for x, way in pairs]
     numbers = whole(TWO, products)
-    high, low = (trained()(along(ways, step), here)[0] for step in (h, -h))
+    high, low = (trained()(along(ways, step), strengths)[0] for step in (h, -h))
     more, less = (
         trained()(floats(TWO), {site: strength + step for site in TWO})[0] for step in (h, -h)
     )
@@ -177,10 +177,10 @@ def test_factors_of_zeros(which: int | None, strength: float) -> None:
         ]
         needs_it = isinstance(update, FRoD) or any(is_one(update) for is_one in BASES)
         updates[site] = still(update) if needs_it else jax.tree.unflatten(treedef, zeros)
-    here = {site: strength for site in TWO}
-    each, slopes, by_strength = trained()(floats(updates), here)
+    strengths = {site: strength for site in TWO}
+    values, slopes, by_strength = trained()(floats(updates), strengths)
     by_site = whole(updates, slopes)
-    assert [site for site in TWO if not np.isfinite(each[site])] == []
+    assert [site for site in TWO if not np.isfinite(values[site])] == []
     assert [site for site in TWO if not np.isfinite(by_strength[site])] == []
     assert [
         site
@@ -200,12 +200,14 @@ def test_by_pass_it_is_traced_once_and_gives_up_its_buffers() -> None:
         seen.append(event)
 
     params = {name: jnp.asarray(leaf) for name, leaf in base(TWO, np.float32).items()}
-    other = jax.tree.map(lambda x: 1.1 * x if isinstance(x, np.ndarray) and is_float(x) else x, TWO)
+    scaled = jax.tree.map(
+        lambda x: 1.1 * x if isinstance(x, np.ndarray) and is_float(x) else x, TWO
+    )
     first = jaxmix.compose(params, Adapter(TWO, 0.7))
     assert off(first, folds(params, TWO, 0.7), 5e-6) == {}
     monitoring.register_event_duration_secs_listener(listen)
     try:
-        jaxmix.compose(params, Adapter(other, 0.5))
+        jaxmix.compose(params, Adapter(scaled, 0.5))
     finally:
         monitoring.unregister_event_duration_listener(listen)
     assert [event for event in seen if "trace" in event or "backend_compile" in event] == []

@@ -101,8 +101,8 @@ def test_positions_beyond_a_narrow_width() -> None:
     tokens = jaxmix.families.Tokens(values, rows)
     out = jaxmix.compose(params, Adapter({"a": tokens}))["a.weight"]
     assert float(out.sum()) == 300.0 and float(out[2].sum()) == 300.0
-    one = jaxmix.families.SuperTuning(np.ones(1, np.float32), np.array([200], np.uint8))
-    out = jaxmix.compose(params, Adapter({"a": one}))["a.weight"]
+    tuned = jaxmix.families.SuperTuning(np.ones(1, np.float32), np.array([200], np.uint8))
+    out = jaxmix.compose(params, Adapter({"a": tuned}))["a.weight"]
     assert float(out[0, 200]) == 1.0 == float(out.sum())
 
 
@@ -172,12 +172,12 @@ def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
     numbers = np.concatenate([few.spectrum, np.zeros(len(flat) - 3)])
     many = WaveFT(numbers, places, 2.0, name)
     with jax.enable_x64(True), jax.disable_jit():
-        one, other = (x.weight_map(Base(None, shape), jnp.ones(())).shift for x in (few, many))
-        assert isinstance(one, Sparse) and isinstance(other, Product)
-        np.testing.assert_allclose(one.dense(), other.dense(), rtol=1e-12, atol=1e-12)
+        sparse, dense = (x.weight_map(Base(None, shape), jnp.ones(())).shift for x in (few, many))
+        assert isinstance(sparse, Sparse) and isinstance(dense, Product)
+        np.testing.assert_allclose(sparse.dense(), dense.dense(), rtol=1e-12, atol=1e-12)
 
 
 def test_all_families_are_here() -> None:
     """A new one joins the makers, and so these laws."""
-    seen = {one.family for update in UPDATES.values() for one in (update, *parts_of(update))}
+    seen = {part.family for update in UPDATES.values() for part in (update, *parts_of(update))}
     assert set(FAMILIES) <= seen

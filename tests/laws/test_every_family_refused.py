@@ -76,7 +76,7 @@ def test_texts_of_outlines(site: str) -> None:
     assert update != dataclasses.replace(update) and hash(update) is not None
 
 
-def said(update: Any, shape: tuple[int, int]) -> str:
+def misfit_of(update: Any, shape: tuple[int, int]) -> str:
     """The words."""
     found = update.misfit(shape)
     assert found is not None
@@ -92,28 +92,28 @@ def test_numbers_of_what_is_not_there() -> None:
     """JAX would take the last one, or drop it."""
     theta, scales = ones(3), (ones((1, 2)), ones((2, 1)))
     rows, cols = np.array([[0, 3]]), np.zeros((2, 1), int)
-    assert said(UniLoRA(theta, rows, cols, *scales), (2, 2)) == (
+    assert misfit_of(UniLoRA(theta, rows, cols, *scales), (2, 2)) == (
         "unilora_indices_A go from 0 to 3, expected from 0 to 2"
     )
     bank, pair = ones((4, 1)), lambda n: (ones((1, 2, 1)), np.full((1, 2, 2), n, np.uint8))
     turned = (ones((2, 1, 1)), np.zeros((2, 1, 2), np.uint8))
     assert VBLoRA(pair(3), turned, bank, topk=2).misfit((2, 2)) is None
-    assert said(VBLoRA(pair(4), turned, bank, topk=2), (2, 2)) == (
+    assert misfit_of(VBLoRA(pair(4), turned, bank, topk=2), (2, 2)) == (
         "vblora_logits_A_topk_indices go from 4 to 4, expected from 0 to 3"
     )
     logits = (ones((1, 2, 4)),), (ones((2, 1, 4)),)
-    assert said(VBLoRA(*logits, bank, topk=5), (2, 2)) == (
+    assert misfit_of(VBLoRA(*logits, bank, topk=5), (2, 2)) == (
         "vblora_logits_A: topk is 5, expected at most 4, the vectors of the bank"
     )
-    assert said(FRoD(np.eye(2), ones(1), np.array([[0], [2]]), ones(2)), (3, 2)) == (
+    assert misfit_of(FRoD(np.eye(2), ones(1), np.array([[0], [2]]), ones(2)), (3, 2)) == (
         "frod_s_indices reach row 0 and column 2, expected rows below 2 and columns below 2"
     )
-    one = ones((1, 1))
-    assert said(AdaMSS((one, one), (one, one), one, np.array([1, 1])), (2, 1)) == (
-        "the groups' rows repeat an index or exceed 1, expected each index from 0 to 1 once"
-    )
+    scalar = ones((1, 1))
+    assert misfit_of(
+        AdaMSS((scalar, scalar), (scalar, scalar), scalar, np.array([1, 1])), (2, 1)
+    ) == ("the groups' rows repeat an index or exceed 1, expected each index from 0 to 1 once")
     orders: Any = np.array([[0, 1, 2, 4]])
-    assert said(BOFT(ones((1, 2, 2, 2)), orders=orders), (3, 4)) == (
+    assert misfit_of(BOFT(ones((1, 2, 2, 2)), orders=orders), (3, 4)) == (
         "orders repeat an index or exceed 3, expected each index from 0 to 3 once"
     )
 
@@ -121,7 +121,7 @@ def test_numbers_of_what_is_not_there() -> None:
 def test_positions_beyond_32_bits() -> None:
     """Without 64 bits JAX would cut them off."""
     far = SuperTuning(ones(1), np.array([2**31]))
-    assert said(far, (70_000, 40_000)) == (
+    assert misfit_of(far, (70_000, 40_000)) == (
         "supertuning_indices reach 2147483648, which does not fit 32 bits. Call "
         "jax.config.update('jax_enable_x64', True)"
     )
@@ -131,25 +131,27 @@ def test_positions_beyond_32_bits() -> None:
 
 def test_scales_that_are_no_numbers() -> None:
     """As those of a stack of adapters are, outside of `vmap`."""
-    two = ones(2)
-    assert said(changed("LoRA0", scale=two), (8, 16)).startswith("scale has shape (2,)")
+    pair = ones(2)
+    assert misfit_of(changed("LoRA0", scale=pair), (8, 16)).startswith("scale has shape (2,)")
     for kind, name in ((LoHa, "scale"), (LoKr, "scale"), (KaSA, "scale")):
         update = UPDATES[f"{kind.__name__}0"]
-        assert said(dataclasses.replace(update, **{name: two}), (8, 16)).startswith(f"{name} has")
+        assert misfit_of(dataclasses.replace(update, **{name: pair}), (8, 16)).startswith(
+            f"{name} has"
+        )
     tail = "has shape (2,), expected () from weight (8, 16)"
-    assert said(OFT(ones((8, 1)), eps=two), (8, 16)) == f"eps {tail}"
-    assert said(DiagOFT(ones((4, 2, 2)), bound=two), (8, 16)) == f"the bound {tail}"
-    assert said(changed("Normed0", eps=two), (8, 16)) == f"the eps of dora_scale {tail}"
-    lora = LoRA(ones((1, 16)), ones((8, 1)), two)
-    assert said(Normed(lora, ones(8)), (8, 16)).startswith("scale has shape (2,)")
+    assert misfit_of(OFT(ones((8, 1)), eps=pair), (8, 16)) == f"eps {tail}"
+    assert misfit_of(DiagOFT(ones((4, 2, 2)), bound=pair), (8, 16)) == f"the bound {tail}"
+    assert misfit_of(changed("Normed0", eps=pair), (8, 16)) == f"the eps of dora_scale {tail}"
+    lora = LoRA(ones((1, 16)), ones((8, 1)), pair)
+    assert misfit_of(Normed(lora, ones(8)), (8, 16)).startswith("scale has shape (2,)")
 
 
 def test_factors_with_other_axes() -> None:
     """What unpacking them said before."""
     stack = LoKr((ones((1, 2, 2)),), (ones((4, 8)),), 1.0)
-    assert "lokr_w1 has shape (1, 2, 2)" in said(stack, (8, 16))
+    assert "lokr_w1 has shape (1, 2, 2)" in misfit_of(stack, (8, 16))
     flat = ExpertLoRA(ones((2, 3)), ones((2, 4, 1)), 1.0)
-    assert said(flat, (2, 12)).startswith("lora_A has shape (2, 3), expected (")
+    assert misfit_of(flat, (2, 12)).startswith("lora_A has shape (2, 3), expected (")
     with pytest.raises(ShapeError, match=re.escape("lora_A has shape (2, 3), expected (")):
         jaxmix.compose({"a.weight": ones((2, 4, 3), np.float32)}, Adapter({"a": flat}))
 
@@ -158,7 +160,7 @@ def test_a_reflection_at_nothing() -> None:
     """It is none; PEFT divides by zero."""
     u: Any = np.array([[3.0, 0.0], [0.0, 0.0]])
     w = np.array([[1.0, 2.0]], np.float32)
-    both, one = (
+    both, reflection = (
         jaxmix.compose({"a.weight": w}, Adapter({"a": HRA(x)}))["a.weight"] for x in (u, u[:, :1])
     )
-    np.testing.assert_array_equal(both, one)
+    np.testing.assert_array_equal(both, reflection)

@@ -27,7 +27,7 @@ MODULE = Module("linear", (8, 16), True)
 CONV = Module("conv", (8, 4, 2, 3), True)
 
 
-def word(kinds: tuple[str, ...], module: Module = MODULE, site: str = "a") -> list[Adapter]:
+def chain(kinds: tuple[str, ...], module: Module = MODULE, site: str = "a") -> list[Adapter]:
     """An adapter of each kind; the first seeds with which leaves of both kinds are replaced."""
     return [
         Adapter({site: made(kind, module, 3 * i + 1)}, 0.7 + 0.2 * i, f"{i}")
@@ -63,7 +63,7 @@ def test_saved_and_loaded_again(data: st.DataObject, drawn: Any) -> None:
 @pytest.mark.parametrize("kinds", WORDS[-2:], ids="-".join)
 def test_over_a_stack_of_strengths(kinds: tuple[str, ...]) -> None:
     """`vmap` over strengths is a loop over them; jitted too."""
-    params, adapters = tree({"a": MODULE}, 0), word(kinds)
+    params, adapters = tree({"a": MODULE}, 0), chain(kinds)
     stack = np.array([[0.0, 0.5], [1.0, -0.3], [1.0, 1.0]])[:, :1].repeat(len(kinds), 1)
     stack[1, 0] = 0.4
 
@@ -97,7 +97,7 @@ def test_shapes_without_numbers() -> None:
     params = tree({"a": MODULE}, 0)
     for kinds in WORDS:
         with jax.enable_x64(True):
-            out = jax.eval_shape(jaxmix.compose, params, word(kinds))
+            out = jax.eval_shape(jaxmix.compose, params, chain(kinds))
             assert {n: (x.shape, x.dtype) for n, x in out.items()} == {
                 n: (x.shape, x.dtype) for n, x in params.items()
             }
@@ -122,15 +122,17 @@ SPECS = {"rows": ("x", None), "both": ("y", "x"), "columns": (None, ("x", "y")),
 
 def run_sharded(params: Any, adapters: list[Adapter], **how: Any) -> list[Any]:
     """By passes, with donation of a copy, and as one function that keeps the shardings."""
-    there = jax.tree.map(lambda x: x.sharding, params)
+    shardings = jax.tree.map(lambda x: x.sharding, params)
     copy = jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), params)
     out = [
         jaxmix.compose(params, adapters, **how),
         jaxmix.compose(copy, adapters, donate=True, **how),
-        jax.jit(lambda p, a: jaxmix.compose(p, a, **how), out_shardings=there)(params, adapters),
+        jax.jit(lambda p, a: jaxmix.compose(p, a, **how), out_shardings=shardings)(
+            params, adapters
+        ),
     ]
     for new in out:
-        same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), new, there)
+        same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), new, shardings)
         assert all(jax.tree.leaves(same))
         assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, params)
     return out
@@ -148,7 +150,7 @@ def test_sharded(kind: str, spec: str, flax: bool) -> None:
     # Which words are tried goes round, so that each meets each sharding of some kind.
     start = (list(SPECS).index(spec) + 4 * flax) % 3
     for kinds in WORDS[start::3]:
-        adapters = word(kinds)
+        adapters = chain(kinds)
         truth = fold_tree(base, adapters)
         params = {
             "a": {
@@ -223,7 +225,7 @@ def test_sharded_under_transformations(kind: str) -> None:
         "a.weight": placed(base["a.weight"], KIND[kind], "y", "x"),
         "a.bias": placed(base["a.bias"], KIND[kind], "x"),
     }
-    adapters = word(("OFT", "DoRA"))
+    adapters = chain(("OFT", "DoRA"))
 
     def run(strengths: Any) -> Any:
         return jaxmix.mix(*adapters, strength=strengths)(params)["a.weight"]
@@ -246,8 +248,8 @@ def test_factors_on_the_mesh() -> None:
     params = {name: placed(leaf, kind, "x") for name, leaf in base.items()}
     update = made("LoRA", Module("linear", (8, 16)), 0)
     assert isinstance(update, LoRA)
-    there = LoRA(placed(update.a, kind, None, "x"), placed(update.b, kind), update.scale)
-    out = jaxmix.compose(params, Adapter({"a": there}, jax.device_put(jnp.float32(0.5))))
+    on_mesh = LoRA(placed(update.a, kind, None, "x"), placed(update.b, kind), update.scale)
+    out = jaxmix.compose(params, Adapter({"a": on_mesh}, jax.device_put(jnp.float32(0.5))))
     truth = fold_tree(base, [Adapter({"a": update}, 0.5)])
     assert error(out, truth) < 2e-6
     assert all(jax.typeof(out[name]) == jax.typeof(leaf) for name, leaf in params.items())

@@ -48,11 +48,11 @@ def test_a_rotation_stays_one(terms: int | None) -> None:
     tolerance = 1e-3 if terms else 1e-12
     base = PARAMS["a.weight"]
     for s in (0.5, 1.0, 1.7):
-        there = composed(PARAMS, Adapter({"a": oft}, s))
-        lengths = np.linalg.norm(there["a.weight"], axis=1) / np.linalg.norm(base, axis=1)
+        composed_weight = composed(PARAMS, Adapter({"a": oft}, s))
+        lengths = np.linalg.norm(composed_weight["a.weight"], axis=1) / np.linalg.norm(base, axis=1)
         np.testing.assert_allclose(lengths, 1, atol=tolerance)
-        assert np.abs(there["a.weight"] - base).max() > 1e-3
-        back = composed(there, Adapter({"a": oft}, -s))
+        assert np.abs(composed_weight["a.weight"] - base).max() > 1e-3
+        back = composed(composed_weight, Adapter({"a": oft}, -s))
         np.testing.assert_allclose(back["a.weight"], base, atol=tolerance)
 
 
@@ -77,10 +77,10 @@ def test_gradients_of_strengths(start: float) -> None:
         out = fold_tree(PARAMS, [p * float(s) for p, s in zip(parts, strengths, strict=True)])
         return float(sum((weights[name] * out[name]).sum() for name in weights))
 
-    here = np.full(len(kinds), start)
+    start_values = np.full(len(kinds), start)
     with jax.enable_x64(True):
-        ours = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(here)))
-    wanted = slopes(truth, here)
+        ours = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(start_values)))
+    wanted = slopes(truth, start_values)
     np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-6)
     assert np.abs(wanted).max() > 1e-3
 

@@ -52,7 +52,7 @@ def adapter(kind: str, module: Module, layers: int = 2, seed: int = 4, name: str
     return Adapter({f"layers.{i}.q": update for i in range(layers)}, name=name)
 
 
-def other(adapter: Adapter, name: str, seed: int) -> Adapter:
+def another(adapter: Adapter, name: str, seed: int) -> Adapter:
     """Another adapter of the same shapes; positions stay where they may be."""
     rng = np.random.default_rng(seed)
     new = jax.tree.map(
@@ -89,7 +89,7 @@ def test_new_strengths_and_adapters_are_not_traced(kind: str, count: Count) -> N
     for strength in STRENGTHS:  # JAX's own little programs
         jnp.asarray((strength * first).strength).astype(np.float32)
     assert count(lambda: [jaxmix.compose(params, [s * first]) for s in STRENGTHS]) == (0, 0)
-    second = other(first, "another name", 7)
+    second = another(first, "another name", 7)
     assert count(lambda: jaxmix.compose(params, [0.3 * second])) == (0, 0)
 
 
@@ -107,7 +107,7 @@ def test_a_users_own_jit_is_traced_once(kind: str) -> None:
 
     for strength in (1.0, 0.5, -3, np.float32(0.2), np.float64(0.1)):
         run(params, [strength * first])
-    run(params, [0.5 * other(first, "b", 3)])
+    run(params, [0.5 * another(first, "b", 3)])
     run(params, [0.5 * first.renamed("c")])
     assert len(seen) == 1
     for strength in (0.5, 0.7):  # an array with a dtype is another type than a number; once
@@ -200,14 +200,14 @@ def test_donation_of_every_kind(kind: str) -> None:
     """Also of a Flax kernel, and of 16 bits, where there is nothing to take over."""
     module = SHAPES[kind]
     base = tree({"a": module}, 0, np.float32)
-    one = [Adapter({"a": made(kind, module, 4)}, 0.6)]
+    single = [Adapter({"a": made(kind, module, 4)}, 0.6)]
     for dtype, tolerance in ((np.float32, 1e-5), (jnp.bfloat16, 1e-2)):
         weight, bias = (x.astype(dtype) for x in base.values())
-        truth = fold_tree({"a.weight": weight, "a.bias": bias}, one)
+        truth = fold_tree({"a.weight": weight, "a.bias": bias}, single)
         flat = {"a.weight": jnp.asarray(weight), "a.bias": jnp.asarray(bias)}
         flax = {"a": {"kernel": jnp.asarray(weight.T.copy()), "bias": jnp.asarray(bias)}}
-        assert error(jaxmix.compose(flat, one, donate=True), truth) < tolerance
-        out = jaxmix.compose(flax, one, donate=True)["a"]
+        assert error(jaxmix.compose(flat, single, donate=True), truth) < tolerance
+        out = jaxmix.compose(flax, single, donate=True)["a"]
         ours = {"a.weight": np.asarray(out["kernel"]).T, "a.bias": out["bias"]}
         assert error(ours, truth) < tolerance
         if dtype is np.float32:
@@ -218,9 +218,9 @@ def test_donation_inside_jit() -> None:
     """There is nothing to give up there, and nothing is said of it."""
     module = Module("linear", (6, 38), True)
     params = {n: jnp.asarray(x) for n, x in tree({"a": module}, 0, np.float32).items()}
-    one = [Adapter({"a": made("OFT", module, 4)})]
-    out = jax.jit(lambda p, a: jaxmix.compose(p, a, donate=True))(params, one)
-    truth = fold_tree({n: np.asarray(x) for n, x in params.items()}, one)
+    single = [Adapter({"a": made("OFT", module, 4)})]
+    out = jax.jit(lambda p, a: jaxmix.compose(p, a, donate=True))(params, single)
+    truth = fold_tree({n: np.asarray(x) for n, x in params.items()}, single)
     assert error(out, truth) < 1e-5 and not any(x.is_deleted() for x in params.values())
 
 

@@ -102,9 +102,9 @@ def _stacked(rng: np.random.Generator, rows: int, cols: int) -> Made:
 
 
 def _hadamard(rng: np.random.Generator, rows: int, cols: int) -> Made:
-    (left, one), (right, two) = (low_rank(r)(rng, rows, cols) for r in (2, 3))
+    (left, first_dense), (right, second_dense) = (low_rank(r)(rng, rows, cols) for r in (2, 3))
     assert isinstance(left, LowRank) and isinstance(right, LowRank)
-    return Hadamard(left, right), one * two
+    return Hadamard(left, right), first_dense * second_dense
 
 
 def _kronecker(rows_in: int, cols_in: int) -> Maker:
@@ -150,15 +150,15 @@ def _dense(rng: np.random.Generator, rows: int, cols: int) -> Made:
 
 
 def _sum(rng: np.random.Generator, rows: int, cols: int) -> Made:
-    (x, one), (y, two) = _hadamard(rng, rows, cols), _sparse(rng, rows, cols)
-    return Sum((x, y)), one + two
+    (x, first_dense), (y, second_dense) = _hadamard(rng, rows, cols), _sparse(rng, rows, cols)
+    return Sum((x, y)), first_dense + second_dense
 
 
 def _product(first: Maker, second: Maker, inner: int | None = None) -> Maker:
     def make(rng: np.random.Generator, rows: int, cols: int) -> Made:
         n = rows if inner is None else inner
-        (x, one), (y, two) = first(rng, rows, n), second(rng, n, cols)
-        return Product(x, y), one @ two
+        (x, first_dense), (y, second_dense) = first(rng, rows, n), second(rng, n, cols)
+        return Product(x, y), first_dense @ second_dense
 
     return make
 

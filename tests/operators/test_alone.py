@@ -63,8 +63,8 @@ def test_alone(kind: str, shape: tuple[int, int]) -> None:
     expected += [m @ v for m, vs in zip((matrix, matrix.T), vectors, strict=True) for v in vs]
     expected += [v.T @ matrix.T for v in vectors[0]]
     expected += [matrix[places]]
-    for one, other in zip(found(op, factor), expected, strict=True):
-        close(one, other)
+    for actual, dense in zip(found(op, factor), expected, strict=True):
+        close(actual, dense)
 
 
 @each
@@ -100,9 +100,9 @@ def test_hadamard_multiplies_the_cheaper_way() -> None:
     rng = np.random.default_rng(0)
 
     def hadamard(size: int, rank: int) -> Hadamard:
-        one, two = (low_rank(rank)(rng, size, size)[0] for _ in range(2))
-        assert isinstance(one, LowRank) and isinstance(two, LowRank)
-        return Hadamard(one, two)
+        actual, second = (low_rank(rank)(rng, size, size)[0] for _ in range(2))
+        assert isinstance(actual, LowRank) and isinstance(second, LowRank)
+        return Hadamard(actual, second)
 
     def products(op: Hadamard) -> set[tuple[int, ...]]:
         jaxpr = jax.make_jaxpr(lambda o, v: o @ v)(op, jnp.ones((op.shape[1], 3)))

@@ -62,10 +62,10 @@ def test_multiply_agrees_with_dense(outer: tuple[int, int], inner: tuple[int, in
     @jax.jit
     def found(pairs: list[tuple[Operator, Operator]]) -> list[jax.Array]:
         folded = [multiply(x, y) for x, y in pairs]
-        for (x, y), one in zip(pairs, folded, strict=True):
-            assert one.flops() <= Product(x, y).flops()
-            assert Dense in parts_of(x) | parts_of(y) or Dense not in parts_of(one)
-        return [one.dense() for one in folded]
+        for (x, y), result in zip(pairs, folded, strict=True):
+            assert result.flops() <= Product(x, y).flops()
+            assert Dense in parts_of(x) | parts_of(y) or Dense not in parts_of(result)
+        return [result.dense() for result in folded]
 
     for one, ((_, x), (_, y)) in zip(found([(x[0], y[0]) for x, y in pairs]), pairs, strict=True):
         close(one, x @ y)
@@ -129,13 +129,13 @@ def test_what_a_product_becomes(pair: tuple[str, str], type_: type) -> None:
 
 def test_ranks_and_copies_are_kept_small() -> None:
     """A product of low ranks has the smaller rank, shared blocks stay shared, sums merge inside."""
-    two, three = made("low_rank", SQUARE)[0], made("low_rank_other", SQUARE)[0]
-    for folded in (multiply(two, three), multiply(three, two)):
+    low, three = made("low_rank", SQUARE)[0], made("low_rank_other", SQUARE)[0]
+    for folded in (multiply(low, three), multiply(three, low)):
         assert isinstance(folded, LowRank) and folded.rank == 2
     shared = made("blocks_shared", SQUARE)[0]
     folded = multiply(shared, shared)
     assert isinstance(folded, BlockDiagonal) and folded.copies == 4
-    both = add(add(two, made("sparse", SQUARE)[0]), add(made("hadamard", SQUARE)[0], three))
+    both = add(add(low, made("sparse", SQUARE)[0]), add(made("hadamard", SQUARE)[0], three))
     assert isinstance(both, Sum)
     assert [type(term) for term in both.terms] == [LowRank, Sparse, Hadamard]
     merged = both.terms[0]
@@ -169,11 +169,11 @@ def test_wrong_shapes_are_refused() -> None:
     st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), min_size=2, max_size=5),
     st.integers(0, 2**31),
 )
-def test_any_word(word: list[tuple[str, bool]], seed: int) -> None:
+def test_any_word(chain: list[tuple[str, bool]], seed: int) -> None:
     """Sums and products folded one after another, of any length, whatever they fold to."""
     with jax.enable_x64(True):
-        total, matrix = made(word[0][0], SQUARE, seed)
-        for i, (kind, adds) in enumerate(word[1:]):
+        total, matrix = made(chain[0][0], SQUARE, seed)
+        for i, (kind, adds) in enumerate(chain[1:]):
             op, dense = made(kind, SQUARE, seed + i + 1)
             total = add(total, op) if adds else multiply(total, op)
             matrix = matrix + dense if adds else matrix @ dense

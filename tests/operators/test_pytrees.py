@@ -28,8 +28,8 @@ def test_dtypes_are_kept(kind: str, dtype: Any) -> None:
         x, part = jnp.ones((12, 3), dtype), slice(1, 6)
         found = {"matmul": op @ x, "transposed": op.T @ x}
         found |= {"added": op.added_to(jnp.ones(SQUARE, dtype)), "dense @": op.dense() @ x}
-        for name, one in {"whole": op, "rows": op.rows(part), "cols": op.cols(part)}.items():
-            found[name] = one.dense() @ jnp.ones((one.shape[1], 1), dtype)
+        for name, operator in {"whole": op, "rows": op.rows(part), "cols": op.cols(part)}.items():
+            found[name] = operator.dense() @ jnp.ones((operator.shape[1], 1), dtype)
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(op)):
             found["dense"] = op.dense()
             found["scaled"] = op.scaled(jnp.asarray(2, dtype)).dense()
@@ -38,7 +38,7 @@ def test_dtypes_are_kept(kind: str, dtype: Any) -> None:
             found["product"] = multiply(op.rows(part), op.T).dense()
         return found
 
-    found = {name: one.dtype for name, one in jax.eval_shape(arrays, op).items()}
+    found = {name: array.dtype for name, array in jax.eval_shape(arrays, op).items()}
     assert found == dict.fromkeys(found, dtype)
     if not jax.tree.leaves(op):
         assert op.dense().weak_type
@@ -64,8 +64,8 @@ def test_transforms(kind: str) -> None:
         return op.dense(), op @ x, op.cols(slice(1, 9, 2)).dense()
 
     both = jax.jit(jax.vmap(arrays))(places)
-    for i, one in enumerate(pair):
-        dense = np.asarray(one.dense())
+    for i, operator in enumerate(pair):
+        dense = np.asarray(operator.dense())
         for found, expected in zip(both, (dense, dense @ x, dense[:, 1:9:2]), strict=True):
             close(found[i], np.asarray(expected))
 
@@ -80,8 +80,8 @@ def test_transforms(kind: str) -> None:
     step = 1e-6
     for i, slope in enumerate(slopes):
         way = jnp.asarray(np.random.default_rng(i).normal(size=slope.shape))
-        there, back = ([*floats[:i], floats[i] + s * way, *floats[i + 1 :]] for s in (step, -step))
-        expected = (loss(there) - loss(back)) / (2 * step)
+        ahead, back = ([*floats[:i], floats[i] + s * way, *floats[i + 1 :]] for s in (step, -step))
+        expected = (loss(ahead) - loss(back)) / (2 * step)
         np.testing.assert_allclose(jnp.vdot(slope, way), expected, rtol=1e-5, atol=1e-7)
 
 

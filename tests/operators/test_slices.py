@@ -100,9 +100,9 @@ slices = st.builds(
 
 @settings(max_examples=20)
 @given(st.sampled_from(CASES), slices, slices, st.integers(0, 2**31))
-def test_any_slice(case: tuple[str, Any], one: slice, two: slice, seed: int) -> None:
+def test_any_slice(case: tuple[str, Any], rows: slice, cols: slice, seed: int) -> None:
     kind, shape = case
     with jax.enable_x64(True):
         op, matrix = made(kind, shape, seed)
-        found = jax.jit(lambda op: op.rows(one).cols(two).dense())(op)
-        close(found, matrix[one][:, two])
+        found = jax.jit(lambda op: op.rows(rows).cols(cols).dense())(op)
+        close(found, matrix[rows][:, cols])

@@ -28,18 +28,18 @@ from .kinds import KINDS, SQUARE, SQUARE_KINDS, WIDE, close, made
 
 
 def entries(stack: Operator) -> Any:
-    return jax.vmap(lambda one: one.dense() + jnp.zeros(one.shape))(stack)
+    return jax.vmap(lambda operator: operator.dense() + jnp.zeros(operator.shape))(stack)
 
 
-def check(make: Callable[[Sequence[Operator]], Operator], those: Sequence[Operator]) -> None:
-    stack = make(those)
-    count = len(those)
+def check(make: Callable[[Sequence[Operator]], Operator], operators: Sequence[Operator]) -> None:
+    stack = make(operators)
+    count = len(operators)
     if not jax.tree.leaves(stack):
-        close(stack.dense(), those[0].dense())
+        close(stack.dense(), operators[0].dense())
         return
     assert all(leaf.shape[0] == count for leaf in jax.tree.leaves(stack))
-    for got, one in zip(entries(stack), those, strict=True):
-        close(got, one.dense())
+    for got, operator in zip(entries(stack), operators, strict=True):
+        close(got, operator.dense())
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -47,28 +47,28 @@ def test_terms(kind: str) -> None:
     """Of every structure, among others, sums and none."""
     with jax.enable_x64(True):
         shape = SQUARE if kind in SQUARE_KINDS else WIDE
-        one, other = made(kind, shape)[0], made("low_rank", shape)[0]
+        left, right = made(kind, shape)[0], made("low_rank", shape)[0]
         wider = LowRank(jnp.ones((shape[0], 5)), jnp.ones((5, shape[1])))
-        check(stack_terms, [Zero(*shape), one, add(one, other), wider, one])
+        check(stack_terms, [Zero(*shape), left, add(left, right), wider, left])
 
 
 @pytest.mark.parametrize("kind", sorted(SQUARE_KINDS))
 def test_factors(kind: str) -> None:
     """Of every square structure; what is missing is the identity."""
     with jax.enable_x64(True):
-        one = made(kind, SQUARE)[0]
+        operator = made(kind, SQUARE)[0]
         turned = Diagonal(jnp.arange(1.0, 13.0))
         permuted = Permutation(jnp.arange(12)[::-1])
         reflected = Sum((Identity(12), LowRank(jnp.ones((12, 2)), jnp.ones((2, 12)))))
         less = Sum((Identity(12), LowRank(jnp.ones((12, 1)), jnp.ones((1, 12)))))
-        those = [Identity(12), one, turned, Product(permuted, turned), reflected, less]
-        check(stack_factors, those)
+        operators = [Identity(12), operator, turned, Product(permuted, turned), reflected, less]
+        check(stack_factors, operators)
 
 
 def test_two_terms_of_one_structure() -> None:
     """They do not merge, and each entry may have one, two or none of them."""
-    one, two = (Kronecker(s * jnp.ones((2, 3)), jnp.ones((4, 4))) for s in (1.0, 3.0))
-    check(stack_terms, [Sum((one, two)), Zero(8, 12), two, Sum((two, two))])
+    first, second = (Kronecker(s * jnp.ones((2, 3)), jnp.ones((4, 4))) for s in (1.0, 3.0))
+    check(stack_terms, [Sum((first, second)), Zero(8, 12), second, Sum((second, second))])
 
 
 @pytest.mark.parametrize("is_first", [True, False])

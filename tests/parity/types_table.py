@@ -90,23 +90,23 @@ class _Watch:
     def __init__(self) -> None:
         self.types: dict[str, _Seen] = defaultdict(_Seen)
         asked = {"base": "_base", "torch": "torch"}
-        for what, name in asked.items():
-            setattr(File, name, self._watched(getattr(File, name), what))
+        for event, name in asked.items():
+            setattr(File, name, self._watched(getattr(File, name), event))
 
-    def _watched(self, method: Any, what: str) -> Any:
+    def _watched(self, method: Any, event: str) -> Any:
         def asking(file: File, *args: Any, **more: Any) -> Any:
-            self.types[file.config.family].asks.add(what)
+            self.types[file.config.family].asks.add(event)
             return method(file, *args, **more)
 
         return asking
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Collects a passed test's errors."""
-        told = dict(report.user_properties).get("parity_type")
-        if report.when != "call" or told is None:
+        measured = dict(report.user_properties).get("parity_type")
+        if report.when != "call" or measured is None:
             return
         assert report.passed, report.nodeid
-        kind, net, errors = told
+        kind, net, errors = measured
         seen = self.types[kind]
         layer = next((name for key, name in LAYERS.items() if net.startswith(key)), "Linear")
         seen.layers.add(layer)
@@ -126,11 +126,11 @@ def main() -> None:
 
 def _page(types: dict[str, _Seen]) -> str:
     rows = [_row(name, types[name]) for name in sorted(PEFT_TYPES) if name != "BONE"]
-    refused = [f"| {name} | {why} |" for name, why in sorted(REFUSED_TYPES.items())]
+    refused = [f"| {name} | {refusal} |" for name, refusal in sorted(REFUSED_TYPES.items())]
     fields = [
-        f"| {name} | `{key}` | {told.reason}. {told.remedy} |"
+        f"| {name} | `{key}` | {reason.reason}. {reason.remedy} |"
         for name, kind in sorted(PEFT_TYPES.items())
-        for key, told in sorted(kind.fields.refused.items())
+        for key, reason in sorted(kind.fields.refused.items())
         if name == "LORA"
     ]
     left = {kind.value for kind in PeftType} - set(PEFT_TYPES) - set(REFUSED_TYPES)

@@ -46,9 +46,9 @@ def composed(params: Any, adapters: Any, **how: Any) -> Any:
         return jax.tree.map(np.asarray, jaxmix.compose(params, adapters, **how))
 
 
-def same(ours: Any, other: Any) -> None:
+def same(ours: Any, theirs: Any) -> None:
     """Asserts equality up to float64's rounding."""
-    np.testing.assert_allclose(ours, other, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 # ---------------------------------------------------------------- user-defined rules
@@ -126,10 +126,10 @@ def test_rules_of_ones_own(held: Held, jitted: bool, donate: bool) -> None:
     sites = [f"a{i}" for i in range(held.sites)]
     # The compiled case, a program per layout, covers two kinds only.
     adapters = adapter(Module("linear", held.shape), *sites)
-    leaf, other = normal(rng, *held.leaf), normal(rng, 3)
+    leaf, normals = normal(rng, *held.leaf), normal(rng, 3)
     layout = Layout("mine", (*held.rules, Rule("norm", "norm")))
     with jax.enable_x64(True):
-        params = {"block": {"w": jnp.asarray(leaf)}, "norm": jnp.asarray(other)}
+        params = {"block": {"w": jnp.asarray(leaf)}, "norm": jnp.asarray(normals)}
         kept = params["norm"]
         if jitted:
             adapters = [a for a in adapters if a.name in ("LoRA", "DoRA")]

@@ -152,9 +152,9 @@ def test_both_sides_trained_as_one_stay_tied() -> None:
 def test_trained_as_one_takes_all_sides() -> None:
     """The update stays tied only if all sides have the same known numbers."""
     dora = LoRA(ones((1, 4)), ones((6, 1)), 1.0, magnitude=ones(4), embedding=True)
-    other = replace(dora, embedding=False)  # its norm is taken along the other axis
+    decomposed = replace(dora, embedding=False)  # its norm is taken along the other axis
     with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
-        jaxmix.compose(TREE, Adapter({EMBED: dora, HEAD: other}))
+        jaxmix.compose(TREE, Adapter({EMBED: dora, HEAD: decomposed}))
     with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
         jax.jit(lambda adapter: jaxmix.compose(TREE, adapter))(lora(EMBED, HEAD))
     t5 = {"shared.weight": E, **{f"{s}.block.0.x.weight": E for s in ("encoder", "decoder")}}

@@ -34,10 +34,10 @@ def lora(i: int = 6, o: int = 4, **more: Any) -> LoRA:
 PARAMS = {"a.weight": normal(4, 6), "a.bias": normal(4), "b.weight": normal(4, 4)}
 
 
-def same(one: Any, two: Any) -> bool:
-    return jax.tree.structure(one) == jax.tree.structure(two) and all(
+def same(left: Any, right: Any) -> bool:
+    return jax.tree.structure(left) == jax.tree.structure(right) and all(
         np.array_equal(np.asarray(x), np.asarray(y))
-        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+        for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     )
 
 
@@ -49,9 +49,9 @@ def test_detach_is_the_inverse_of_attach() -> None:
     with jax.enable_x64(True):
         got, adapters = jaxmix.detach(jaxmix.attach(params, [first, second]))
     assert all(got[name] is leaf for name, leaf in params.items())
-    for one, other in zip(adapters, (first, second), strict=True):
-        assert (one.name, one.source) == (other.name, other.source)
-        assert type(one.strength) is type(other.strength) and same(one, other)
+    for adapter, detached in zip(adapters, (first, second), strict=True):
+        assert (adapter.name, adapter.source) == (detached.name, detached.source)
+        assert type(adapter.strength) is type(detached.strength) and same(adapter, detached)
 
 
 def test_leaves_without_adapters_are_the_same_objects() -> None:
@@ -157,8 +157,8 @@ def test_explain() -> None:
     """Which way each leaf goes, by what its operators cost, and why."""
     params = {"a.weight": normal(64, 64), "a.bias": normal(64), "b.weight": normal(64, 64)}
     low, whole = lora(64, 64, bias=normal(64)), Replace(normal(64, 64))
-    said = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=3)
-    ways = {way.leaf: way for way in said.ways}
+    explanation = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=3)
+    ways = {way.leaf: way for way in explanation.ways}
     assert ways["a.weight"].way == "factored"
     assert ways["a.weight"].operators == "Δ LowRank r=2"
     assert ways["a.weight"].base_flops == 2 * 64 * 64 * 3
@@ -170,10 +170,10 @@ def test_explain() -> None:
     ways = {way.leaf: way for way in many.ways}
     assert ways["b.weight"].way == "dense" and "Δ has no structure" in ways["b.weight"].why
     assert "for so many tokens" in ways["a.weight"].why
-    lines = str(said).splitlines()
+    lines = str(explanation).splitlines()
     assert lines[0] == "operations for 3 tokens"
     assert lines[1].split() == "leaf way operators base added to make dense why".split()
-    assert "24.6k" in lines[3] and repr(said) == str(said)
+    assert "24.6k" in lines[3] and repr(explanation) == str(explanation)
 
 
 @pytest.mark.parametrize("along", ["rows", "columns"])
@@ -194,10 +194,10 @@ def test_sites_side_by_side_in_one_leaf(along: str) -> None:
         ways.append((jaxmix.mix(loras, dora), "factored", ""))
         turning = Adapter({"v": OFT(normal(3, 1))}, name="oft")
         ways.append((jaxmix.mix(loras, turning), "dense", "one of them turns what they share"))
-    for mixed, way, why in ways:
+    for mixed, way, reason in ways:
         leaves = jaxmix.attach(params, mixed, layout=layout)
-        (said,) = jaxmix.explain(leaves).ways
-        assert said.way == way and why in said.why
+        (report,) = jaxmix.explain(leaves).ways
+        assert report.way == way and reason in report.why
         x = normal(3, 6)
         how = "factored" if way == "factored" else "dense"
         got = jaxmix.factored(lambda p, x: x @ p["qv"].T, how)(leaves, x)
@@ -206,19 +206,19 @@ def test_sites_side_by_side_in_one_leaf(along: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "other", "why"),
+    ("index", "other", "reason"),
     [
         ("0:2", ":, 2:6", "do not lie alike"),
         ("0:6:2", "1:6:2", "no runs of the leaf's rows or columns"),
         ("0:2, 0:2", "2:4, 2:4", "no runs of the leaf's rows or columns"),
     ],
 )
-def test_explain_says_why_sites_in_one_leaf_are_dense(index: str, other: str, why: str) -> None:
+def test_explain_says_why_sites_in_one_leaf_are_dense(index: str, other: str, reason: str) -> None:
     rules = (jaxmix.Rule(r"q", "qv", None, index), jaxmix.Rule(r"v", "qv", None, other))
     layout, params = jaxmix.Layout("odd", rules), {"qv": normal(6, 6)}
     sizes = {"0:2": (2, 6), ":, 2:6": (6, 4), "0:2, 0:2": (2, 2), "2:4, 2:4": (2, 2)}
     (o, i), (p, j) = (sizes.get(text, (3, 6)) for text in (index, other))
-    if why == "do not lie alike":
+    if reason == "do not lie alike":
         params, rules = (
             {"qv": normal(8, 6)},
             (rules[0], jaxmix.Rule(r"v", "qv", "a b -> b a", "2:8")),
@@ -227,11 +227,11 @@ def test_explain_says_why_sites_in_one_leaf_are_dense(index: str, other: str, wh
     mixed = Adapter({"q": lora(i, o), "v": lora(j, p)})
     leaves = jaxmix.attach(params, mixed, layout=layout)
     (way,) = jaxmix.explain(leaves).ways
-    assert way.way == "dense" and why in way.why
+    assert way.way == "dense" and reason in way.why
     x = normal(3, 6)
-    with pytest.warns(DenseWeightWarning, match=rf"qv \(\(\d, 6\) float32\): .*{why}"):
+    with pytest.warns(DenseWeightWarning, match=rf"qv \(\(\d, 6\) float32\): .*{reason}"):
         got = jaxmix.factored(lambda p, x: x @ p["qv"].T)(leaves, x)
-    with pytest.raises(UnsupportedError, match=rf"qv \(\(\d, 6\) float32\): .*{why}"):
+    with pytest.raises(UnsupportedError, match=rf"qv \(\(\d, 6\) float32\): .*{reason}"):
         jaxmix.factored(lambda p, x: x @ p["qv"].T, "factored")(leaves, x)
     want = x @ jaxmix.compose(params, mixed, layout=layout)["qv"].T
     np.testing.assert_allclose(got, want, atol=1e-5)

@@ -67,10 +67,12 @@ WORDS: dict[str, tuple[Callable[[], Update], ...]] = {
 }
 
 
-@pytest.mark.parametrize("word", WORDS.values(), ids=WORDS)
-def test_each_expert_its_own(word: tuple[Callable[[], Update], ...], made_dense: list[int]) -> None:
+@pytest.mark.parametrize("chain", WORDS.values(), ids=WORDS)
+def test_each_expert_its_own(
+    chain: tuple[Callable[[], Update], ...], made_dense: list[int]
+) -> None:
     """Diagonals and low ranks by expert; the last one stays as it was."""
-    mixed = jaxmix.mix(*(of_each(f"part{i}", make) for i, make in enumerate(word)))
+    mixed = jaxmix.mix(*(of_each(f"part{i}", make) for i, make in enumerate(chain)))
     assert difference(run, KERNEL, mixed, X, EACH) < 2e-6
     assert made_dense == [0]
 
@@ -84,10 +86,10 @@ def test_rotations_take_the_dense_weights(how: Any, made_dense: list[int]) -> No
         with pytest.raises(UnsupportedError, match=r"experts \(.*\): ragged_dot_general at"):
             jaxmix.factored(run, how)(leaves, X)
         return
-    word = nullcontext()
+    context = nullcontext()
     if how == "auto":
-        word = pytest.warns(DenseWeightWarning, match=r"experts \(.*\): ragged_dot_general at")
-    with word:
+        context = pytest.warns(DenseWeightWarning, match=r"experts \(.*\): ragged_dot_general at")
+    with context:
         found = jaxmix.factored(run, how)(leaves, X)
     want = run(jaxmix.compose(KERNEL, mixed, layout=EACH), X)
     np.testing.assert_allclose(found, want, atol=2e-6)
@@ -123,8 +125,8 @@ def test_gradients_and_16_bits() -> None:
 
     ours = jax.grad(apart)(mixed)
     theirs = jax.grad(lambda mixed: loss(jaxmix.compose(KERNEL, mixed)))(mixed)
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    for ours_leaf, their_leaf in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(ours_leaf, their_leaf, atol=1e-5)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), KERNEL)
     out = jaxmix.factored(run, "factored")(jaxmix.attach(half, mixed), X.astype(jnp.bfloat16))
     want = run(jaxmix.compose(KERNEL, mixed), X)

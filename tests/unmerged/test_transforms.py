@@ -25,8 +25,8 @@ def mixed(seed: int = 0) -> jaxmix.Mix:
     second = {"a": OFT(0.3 * normal(8, 1, seed=seed))}
     third = {"a": LoHa(normal(8, 2), normal(2, 16), normal(8, 2), normal(2, 16), 0.1)}
     fourth = {"a": LoRA(normal(2, 16), normal(8, 2), 0.5, magnitude=magnitude)}
-    those = {"lora": first, "oft": second, "loha": third, "dora": fourth}
-    return jaxmix.mix(*(Adapter(u, 0.7, name=n) for n, u in those.items()))
+    updates = {"lora": first, "oft": second, "loha": third, "dora": fourth}
+    return jaxmix.mix(*(Adapter(u, 0.7, name=n) for n, u in updates.items()))
 
 
 PARAMS = {"a.weight": normal(8, 16), "a.bias": normal(8)}
@@ -44,8 +44,8 @@ def loss(params: Any, x: Any) -> Any:
 factored_run, factored_loss = (jaxmix.factored(f, "factored") for f in (run, loss))
 
 
-def close(one: Any, two: Any, bound: float = 3e-5) -> None:
-    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+def close(left: Any, right: Any, bound: float = 3e-5) -> None:
+    for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         assert float(jnp.abs(x - y).max() / (1e-3 + jnp.abs(y).max())) < bound
 
 

@@ -304,8 +304,8 @@ def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
             x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[:, i], params))
         return x
 
-    for one in (run, unrolled):
-        assert difference(one, params, mixed, normal(4, 6), Layout("heads", rules)) < 1e-5
+    for model in (run, unrolled):
+        assert difference(model, params, mixed, normal(4, 6), Layout("heads", rules)) < 1e-5
     assert made_dense == [0]
 
 

@@ -26,12 +26,12 @@ def test_named_pipes_devices_and_folders(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
-    for name, what in (("pipe", "a named pipe"), ("zero", "a device")):
+    for name, description in (("pipe", "a named pipe"), ("zero", "a device")):
         for open_it in (read_small, check_regular):
             with pytest.raises(CheckpointError) as caught:
                 open_it(tmp_path / name)
             assert str(caught.value) == (
-                f"{tmp_path / name} is {what}, expected a regular file. Put one there."
+                f"{tmp_path / name} is {description}, expected a regular file. Put one there."
             )
     with pytest.raises(CheckpointError, match="is a folder, expected a regular file"):
         check_regular(tmp_path / "folder")
@@ -50,7 +50,7 @@ def test_a_sparse_file_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[" * 101 + "]" * 101, "nested more than 100 deep"),
         ("[" * 100_000, "nested more than 100 deep"),
@@ -60,8 +60,8 @@ def test_a_sparse_file_is_not_read(tmp_path):
         (b"\xff", "invalid start byte"),
     ],
 )
-def test_json_beyond_its_limits(text, said):
-    with pytest.raises(ValueError, match=said):
+def test_json_beyond_its_limits(text, message):
+    with pytest.raises(ValueError, match=message):
         parse_json(text)
 
 

@@ -43,7 +43,7 @@ def test_in_bounded_time(pattern, text, expected):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "text", "why"),
+    ("pattern", "text", "reason"),
     [
         (r"(a+)+\1b", 50 * "a", "it uses groupref"),
         (r"(?i:(a+)+)b", 50 * "a", "it uses subpattern"),
@@ -55,12 +55,12 @@ def test_in_bounded_time(pattern, text, expected):
         (70_000 * "a", "a", "it has 70,000 characters, expected at most 65,536"),
     ],
 )
-def test_refused_by_name(pattern, text, why):
+def test_refused_by_name(pattern, text, reason):
     with pytest.raises(UnsupportedError) as caught:
         is_match(pattern, text)
-    said = str(caught.value)
-    assert said.startswith(f"the regular expression {pattern[:57]!r}"[:-1]) and why in said
-    assert said.endswith("Write it without nested repeats, or list the modules' names.")
+    message = str(caught.value)
+    assert message.startswith(f"the regular expression {pattern[:57]!r}"[:-1]) and reason in message
+    assert message.endswith("Write it without nested repeats, or list the modules' names.")
 
 
 def test_no_expression():

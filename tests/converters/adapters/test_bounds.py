@@ -68,13 +68,13 @@ def test_an_orbax_checkpoint_that_tells_of_more_than_it_holds(
     with ocp.Checkpointer(handler) as writer:
         writer.save(tmp_path / "step", tree)
     array = tmp_path / "step" / "proj.lora_a" / ".zarray"
-    told = json.loads(array.read_text())
-    told["shape"] = told["chunks"] = [1 << 30, 1 << 30]
-    array.write_text(json.dumps(told))
+    metadata = json.loads(array.read_text())
+    metadata["shape"] = metadata["chunks"] = [1 << 30, 1 << 30]
+    array.write_text(json.dumps(metadata))
     with pytest.raises(CheckpointError, match="bytes on disk, but its metadata states arrays of"):
         jaxmix.load(tmp_path / "step", format="qwix", alpha=1.0)
-    told["shape"] = told["chunks"] = [8, 4]
-    array.write_text(json.dumps(told))
+    metadata["shape"] = metadata["chunks"] = [8, 4]
+    array.write_text(json.dumps(metadata))
     with ocp.PyTreeCheckpointer() as reader:
         orbax_sizes.check_sizes(reader, tmp_path / "step")
         monkeypatch.setattr(orbax_sizes, "ALWAYS", 0)
@@ -119,8 +119,8 @@ def test_keys_of_many_dots(tmp_path: Path) -> None:
 
 def _sparse(path: Path, key: str = "") -> None:
     """Four gibibytes of safetensors, of which the header lies on disk."""
-    told = {"dtype": "F32", "shape": [1 << 15, 1 << 15], "data_offsets": [0, 1 << 32]}
-    text = json.dumps({key or "x": told}).encode()
+    entry = {"dtype": "F32", "shape": [1 << 15, 1 << 15], "data_offsets": [0, 1 << 32]}
+    text = json.dumps({key or "x": entry}).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + (1 << 32))
@@ -144,8 +144,8 @@ def test_sparse_files(kind: str, tmp_path: Path) -> None:
     if kind == "bin":
         pytest.importorskip("torch")
     if kind == "mlx":
-        told = {"fine_tune_type": "lora", "lora_parameters": {"scale": 1.0, "rank": 1}}
-        config.write_text(json.dumps(told))
+        mlx_config = {"fine_tune_type": "lora", "lora_parameters": {"scale": 1.0, "rank": 1}}
+        config.write_text(json.dumps(mlx_config))
     if kind == "mix":
         jaxmix.save(
             jaxmix.Adapter({"q": LoRA(np.ones((1, 2)), np.ones((2, 1)), 1.0)}), tmp_path / "m"

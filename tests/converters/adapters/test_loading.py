@@ -17,7 +17,7 @@ from jaxmix.errors import CheckpointError, UnsupportedError
 
 from .peft.folders import SITE, refused, save
 
-KNOWN = ", ".join(repr(one.name) for one in loading.FORMATS)
+KNOWN = ", ".join(repr(reader.name) for reader in loading.FORMATS)
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -52,9 +52,9 @@ def test_a_file_instead_of_its_folder(tmp_path):
     adapter = jaxmix.load(path)
     assert (adapter.name, adapter.source) == ("style", "style")
     assert adapter.updates[SITE].scale == jaxmix.load(tmp_path / "style").updates[SITE].scale
-    said = refused(CheckpointError, path.with_name(FILES[0]))
-    assert said.endswith(". Give the folder that contains it.")
-    assert all(one.description in said for one in FORMATS)
+    message = refused(CheckpointError, path.with_name(FILES[0]))
+    assert message.endswith(". Give the folder that contains it.")
+    assert all(reader.description in message for reader in FORMATS)
 
 
 EXPECTED = (
@@ -65,16 +65,18 @@ EXPECTED = (
 @pytest.mark.parametrize("path", ["no/such/folder", "nothing", "/no/such", "a b/c", "é/x"])
 def test_neither_a_folder_nor_an_id(path):
     """An id has one slash and plain letters."""
-    said = refused(CheckpointError, path)
-    assert said == f"{path!r} is neither a folder nor a hub id.\n{EXPECTED}"
+    message = refused(CheckpointError, path)
+    assert message == f"{path!r} is neither a folder nor a hub id.\n{EXPECTED}"
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "\ud800"])
 def test_what_can_not_be_looked_up(path):
     """The system's own reason is passed on, and the path is cut."""
-    said = refused(CheckpointError, path)
-    assert said.startswith(f"the adapter {path[:79]!r}"[:-1]) and "can't be looked up: " in said
-    assert said.endswith(". Check its spelling.")
+    message = refused(CheckpointError, path)
+    assert (
+        message.startswith(f"the adapter {path[:79]!r}"[:-1]) and "can't be looked up: " in message
+    )
+    assert message.endswith(". Check its spelling.")
 
 
 def test_a_folder_closed_to_us(tmp_path, monkeypatch):
@@ -82,8 +84,8 @@ def test_a_folder_closed_to_us(tmp_path, monkeypatch):
     folder = save(tmp_path)
 
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    said = refused(CheckpointError, folder)
-    assert said.endswith(" can't be looked up: Permission denied. Check its spelling.")
+    message = refused(CheckpointError, folder)
+    assert message.endswith(" can't be looked up: Permission denied. Check its spelling.")
 
 
 def test_subfolders(tmp_path):
@@ -96,8 +98,8 @@ def test_subfolders(tmp_path):
             f"subfolder {out!r} is not a path inside its folder, expected one such as "
             f"'checkpoint-100'. Give the folder itself as the first argument."
         )
-    said = refused(CheckpointError, tmp_path / "repo", subfolder="c")
-    assert f"{tmp_path / 'repo' / 'c'} has no adapter_config.json; found no such folder" in said
+    message = refused(CheckpointError, tmp_path / "repo", subfolder="c")
+    assert f"{tmp_path / 'repo' / 'c'} has no adapter_config.json; found no such folder" in message
 
 
 def test_a_subfolder_that_is_a_link(tmp_path):
@@ -148,16 +150,16 @@ def test_a_format_by_name(tmp_path):
     """Forced, and unknown."""
     folder = save(tmp_path / "style")
     assert jaxmix.load(folder, format="peft").name == "style"
-    said = refused(UnsupportedError, folder, format="pickle")
-    assert said == f"format 'pickle' is unknown, expected one of {KNOWN}."
+    message = refused(UnsupportedError, folder, format="pickle")
+    assert message == f"format 'pickle' is unknown, expected one of {KNOWN}."
 
 
 def test_options_that_a_reader_does_not_take(tmp_path):
     """Nothing is passed over in silence."""
     folder = save(tmp_path / "style")
-    said = refused(UnsupportedError, folder, rank=3, colour="red")
-    assert said.startswith("style has the format 'peft', whose reader takes ")
-    assert said.endswith(
+    message = refused(UnsupportedError, folder, rank=3, colour="red")
+    assert message.startswith("style has the format 'peft', whose reader takes ")
+    assert message.endswith(
         "; found colour, rank. Leave it out, or force another format with format='…'."
     )
 
@@ -166,10 +168,10 @@ def test_a_file_of_no_format(tmp_path):
     """And one in which a subfolder is looked for."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"")
-    said = refused(CheckpointError, path)
-    assert said.startswith(f"{path} is a file, expected a folder with adapter_config.json and ")
-    said = refused(CheckpointError, path, subfolder="a")
-    assert said == f"{str(path)!r} is a file, which has no subfolder.\n{EXPECTED}"
+    message = refused(CheckpointError, path)
+    assert message.startswith(f"{path} is a file, expected a folder with adapter_config.json and ")
+    message = refused(CheckpointError, path, subfolder="a")
+    assert message == f"{str(path)!r} is a file, which has no subfolder.\n{EXPECTED}"
 
 
 def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
@@ -196,9 +198,9 @@ def test_where_it_came_from(tmp_path, monkeypatch):
     save(tmp_path / "a" / "style")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    told = {"a/style": "a/style", "a/style/": "a/style", "~/a/style": "style", "./a": "a"}
-    told |= {str(tmp_path / "a" / "style"): "style", "a/../a/style": "a/../a/style"}
-    for text, source in told.items():
+    names = {"a/style": "a/style", "a/style/": "a/style", "~/a/style": "style", "./a": "a"}
+    names |= {str(tmp_path / "a" / "style"): "style", "a/../a/style": "a/../a/style"}
+    for text, source in names.items():
         subfolder = "style" if text == "./a" else None
         found = jaxmix.load(text, subfolder=subfolder, strength=0.5)
         assert found.source == source + ("/style" if subfolder else "")

@@ -61,8 +61,8 @@ def test_not_in_the_cache(cache):
         )
     save(cache / COMMIT)
     (cache / COMMIT / FILES[1]).unlink()
-    said = refused(CheckpointError, "owner/name")
-    assert "adapter_model.safetensors is not in the local cache" in said
+    message = refused(CheckpointError, "owner/name")
+    assert "adapter_model.safetensors is not in the local cache" in message
     assert "'owner/else' is not a local folder either" in refused(CheckpointError, "owner/else")
 
 
@@ -70,8 +70,8 @@ def test_damaged_in_the_cache(cache):
     """The path of the bad file is named, so that it can be thrown away."""
     save(cache / COMMIT)
     (cache / COMMIT / FILES[1]).write_bytes(b"x")
-    said = refused(CheckpointError, "owner/name")
-    assert said.startswith(f"{cache / COMMIT / FILES[1]} is not a complete safetensors file")
+    message = refused(CheckpointError, "owner/name")
+    assert message.startswith(f"{cache / COMMIT / FILES[1]} is not a complete safetensors file")
 
 
 def failing(kind, at=FILES[0], folder=Path()):
@@ -147,8 +147,8 @@ def test_a_repository_with_pickles_only(tmp_path, monkeypatch):
 
 def test_a_format_of_single_files(monkeypatch):
     """There is no file to look for."""
-    one = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
-    monkeypatch.setattr(loading, "FORMATS", (one, *loading.FORMATS))
+    reader = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
+    monkeypatch.setattr(loading, "FORMATS", (reader, *loading.FORMATS))
     assert refused(UnsupportedError, "owner/name", format="mine") == (
         "owner/name: adapters of the format 'mine' are single files, which are not "
         "looked for on the hub. Download the file with `hf download owner/name`, and "

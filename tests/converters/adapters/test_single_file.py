@@ -56,8 +56,8 @@ def test_what_save_lora_weights_wrote(place: tuple[Path, str]) -> None:
     inner: Any = jaxmix.load(text, subfolder="checkpoint-500")
     same: Any = jaxmix.load(text, filename=f"checkpoint-500/{LORA}")
     assert (inner.name, same.name) == ("checkpoint-500", LORA.removesuffix(".safetensors"))
-    for each in (inner, same):
-        np.testing.assert_array_equal(each.updates["proj"].a, drawn(2, 4, seed=1))
+    for adapter in (inner, same):
+        np.testing.assert_array_equal(adapter.updates["proj"].a, drawn(2, 4, seed=1))
 
 
 def test_a_folder_with_one_file_of_kohya_s(place: tuple[Path, str]) -> None:
@@ -68,8 +68,8 @@ def test_a_folder_with_one_file_of_kohya_s(place: tuple[Path, str]) -> None:
     save(folder / "model.safetensors", {"proj.weight": drawn(6, 4)})
     found = jaxmix.load(text, base=list(BASE), ignore="model.*")
     assert (found.name, found.sites) == ("style", ("proj",))
-    said = refused(CheckpointError, text, base=list(BASE))
-    assert " has weights next to the adapter that are not read:\n  model.safetensors: " in said
+    message = refused(CheckpointError, text, base=list(BASE))
+    assert " has weights next to the adapter that are not read:\n  model.safetensors: " in message
 
 
 def test_several_files(place: tuple[Path, str]) -> None:
@@ -77,8 +77,8 @@ def test_several_files(place: tuple[Path, str]) -> None:
     folder, text = place
     for i in "21":
         save(folder / f"{i}.safetensors", diffusers(int(i)))
-    said = refused(CheckpointError, text)
-    assert said.endswith(
+    message = refused(CheckpointError, text)
+    assert message.endswith(
         " has several files that may be the adapter:\n  1.safetensors\n  "
         "2.safetensors\nSay which one to read: filename='1.safetensors'."
     )
@@ -94,8 +94,8 @@ def test_a_file_that_a_recipe_names(place: tuple[Path, str], tmp_path: Path) -> 
     for i in "12":
         save(place[0] / f"{i}.safetensors", diffusers(int(i)))
     part = {"source": place[1].removeprefix(f"{tmp_path}/"), "filename": "2.safetensors"}
-    told = {"format": "jaxmix", "version": 1, "parts": [part]}
-    (tmp_path / "x.json").write_text(json.dumps(told))
+    recipe = {"format": "jaxmix", "version": 1, "parts": [part]}
+    (tmp_path / "x.json").write_text(json.dumps(recipe))
     update: Any = jaxmix.load(tmp_path / "x.json").parts[0].updates["proj"]
     np.testing.assert_array_equal(update.a, drawn(2, 4, seed=2))
 
@@ -105,8 +105,8 @@ def test_embeddings_beside_the_default(place: tuple[Path, str]) -> None:
     folder, text = place
     save(folder / LORA, diffusers())
     save(folder / "style_emb.safetensors", {"clip_l": drawn(2, 4)})
-    said = refused(CheckpointError, text)
-    assert "\n  style_emb.safetensors: not one of this adapter's files\n" in said
+    message = refused(CheckpointError, text)
+    assert "\n  style_emb.safetensors: not one of this adapter's files\n" in message
     assert jaxmix.load(text, ignore="*_emb.safetensors").sites == ("proj",)
     assert jaxmix.load(text, filename=LORA).sites == ("proj",)
 
@@ -116,8 +116,8 @@ def test_a_file_of_a_peft_folder(place: tuple[Path, str]) -> None:
     folder, text = place
     folders.save(folder)
     tensors = folders.keyed(folders.factors(folders.FORMS["lora"]))
-    other = {key: 2 * x for key, x in tensors.items()}
-    (folder / "adapter_model_2.safetensors").write_bytes(folders.packed(other))
+    changed = {key: 2 * x for key, x in tensors.items()}
+    (folder / "adapter_model_2.safetensors").write_bytes(folders.packed(changed))
     ignored = {"ignore": "adapter_model_2*"}
     first: Any = jaxmix.load(text, filename="adapter_model.safetensors", **ignored)
     assert (first.name, first.sites) == ("style", (SITE,))
@@ -164,15 +164,15 @@ def test_a_filename_that_is_not_there(place: tuple[Path, str]) -> None:
     """What is there is listed; on the hub the client says it."""
     folder, text = place
     save(folder / "a.safetensors", diffusers())
-    said = refused(CheckpointError, text, filename="b.safetensors")
+    message = refused(CheckpointError, text, filename="b.safetensors")
     if text == "owner/style":
-        assert said.startswith("owner/style on the hub: b.safetensors is not in the local cache")
+        assert message.startswith("owner/style on the hub: b.safetensors is not in the local cache")
     else:
-        assert said == (
+        assert message == (
             f"{folder} has no b.safetensors; found a.safetensors. Give the name of a file in it."
         )
-        said = refused(CheckpointError, folder / "a.safetensors", filename="b")
-        assert " is a file, which has no file in it.\n" in said
+        message = refused(CheckpointError, folder / "a.safetensors", filename="b")
+        assert " is a file, which has no file in it.\n" in message
 
 
 def test_a_folder_without_an_adapter(place: tuple[Path, str]) -> None:
@@ -182,17 +182,17 @@ def test_a_folder_without_an_adapter(place: tuple[Path, str]) -> None:
     assert "adapter_config.json" in refused(CheckpointError, text)
     folders.save(folder)
     (folder / "adapter_config.json").unlink()
-    said = refused(CheckpointError, text)
-    assert "has no adapter_config.json" in said or "adapter_config.json is not in the" in said
+    message = refused(CheckpointError, text)
+    assert "has no adapter_config.json" in message or "adapter_config.json is not in the" in message
     (folder / "adapter_model.safetensors").unlink()
-    said = refused(CheckpointError, text, format="kohya")
+    message = refused(CheckpointError, text, format="kohya")
     if text == "owner/style":
-        assert said == (
+        assert message == (
             "owner/style on the hub has no file of weights that may be an adapter. Say which one "
             "to read: filename='…'."
         )
     else:
-        assert said.startswith(f"{folder} is not a file, expected a .safetensors")
+        assert message.startswith(f"{folder} is not a file, expected a .safetensors")
     refused(UnsupportedError if text == "owner/style" else CheckpointError, text, format="qwix")
 
 
@@ -241,8 +241,8 @@ def test_the_hub_s_list_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert jaxmix.load("owner/name", ignore="vit*").sites == (SITE,)
     assert fetched == names[:2]
     names.append("non_lora_trainables.bin")
-    said = refused(CheckpointError, "owner/name")
-    assert "non_lora_trainables.bin: saved by torch" in said
+    message = refused(CheckpointError, "owner/name")
+    assert "non_lora_trainables.bin: saved by torch" in message
     assert "non_lora_trainables.bin" not in fetched
 
 
@@ -257,8 +257,8 @@ def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     ask = lambda self, repo_id, **options: asked.append(repo_id)  # noqa: E731
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
-    said = refused(CheckpointError, "owner/name")
-    assert "adapter_config.json is not in the local cache and the hub can't be reached" in said
+    message = refused(CheckpointError, "owner/name")
+    assert "adapter_config.json is not in the local cache and the hub can't be reached" in message
     assert sorted(fetched) == ["adapter_config.json", "adapters.safetensors", "mix.json"]
     assert not asked
 
@@ -280,6 +280,6 @@ def test_an_index_of_a_model_beside_an_adapter(
         return str(tmp_path / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    said = refused(CheckpointError, "owner/name")
-    assert said.startswith("owner/name on the hub has no adapter_model.safetensors.")
+    message = refused(CheckpointError, "owner/name")
+    assert message.startswith("owner/name on the hub has no adapter_model.safetensors.")
     assert fetched[-1] == "model.safetensors.index.json"

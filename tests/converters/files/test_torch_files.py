@@ -89,8 +89,8 @@ def test_a_bin_of_old_torch(tmp_path: Path) -> None:
 def test_contents_that_are_no_tensors(content: Any, expected: str, tmp_path: Path) -> None:
     """Each is named."""
     folder = pickled(tmp_path, content)
-    said = refused(CheckpointError, folder)
-    assert said.startswith(f"{folder / BIN}") and expected in said
+    message = refused(CheckpointError, folder)
+    assert message.startswith(f"{folder / BIN}") and expected in message
 
 
 def test_safetensors_are_preferred(tmp_path: Path) -> None:

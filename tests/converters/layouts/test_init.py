@@ -56,8 +56,8 @@ def test_names_are_ends_of_paths(path: Path) -> None:
     how: dict[str, Any] = {"rank": 1, "layout": layout}
     made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "down_proj"], **how)
     assert set(made.sites) == {s for s in linears(kind) if s.endswith(("q_proj", "down_proj"))}
-    words: Any = {"exclude_modules": ["mlp"], "layers_to_transform": [1]}
-    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **words, **how)
+    options: Any = {"exclude_modules": ["mlp"], "layers_to_transform": [1]}
+    made = jaxmix.init("lora", tree, _KEY, target_modules=["q_proj", "v_proj"], **options, **how)
     assert set(made.sites) == {f"model.layers.1.self_attn.{x}_proj" for x in "qv"}
     made = jaxmix.init("oft", tree, _KEY, target_modules=r".*\.1\..*o_proj", layout=layout)
     assert made.sites == ("model.layers.1.self_attn.o_proj",)
@@ -72,8 +72,8 @@ def test_layouts_that_read_leaves_in_several_ways(stem: str) -> None:
     """The error names them; what all of them read alike needs none."""
     (path,) = [path for path in GOLDENS if path.stem == stem]
     tree = tree_of(path)
-    said = "q_proj: 'maxtext_llama' and 'maxtext_qwen'\nGive layout='maxtext_llama' or "
-    with pytest.raises(LayoutError, match=re.escape(said)):
+    message = "q_proj: 'maxtext_llama' and 'maxtext_qwen'\nGive layout='maxtext_llama' or "
+    with pytest.raises(LayoutError, match=re.escape(message)):
         jaxmix.init("lora", tree, _KEY, target_modules="all-linear")
     made = jaxmix.init("lora", tree, _KEY, target_modules=["gate_proj"], rank=1)
     assert len(made.sites) == 2

@@ -44,8 +44,8 @@ def golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str,
     """What is told, the library's leaves, and the models' outputs."""
     tensors = load_file(path.with_suffix(".safetensors"))
     leaves = {k[5:]: v for k, v in tensors.items() if k.startswith("leaf.")}
-    told = json.loads(path.read_text())
-    return told, leaves, {k: v for k, v in tensors.items() if not k.startswith("leaf.")}
+    record = json.loads(path.read_text())
+    return record, leaves, {k: v for k, v in tensors.items() if not k.startswith("leaf.")}
 
 
 def kind_of(path: Path) -> str:
@@ -61,28 +61,28 @@ def table(path: Path) -> Layout:
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_tensor_is_where_the_table_says(path: Path) -> None:
     """Of the library's own tree, by its own names and shapes: bit for bit, but for a scale."""
-    told, leaves, _ = golden(path)
-    assert {name: list(leaf.shape) for name, leaf in leaves.items()} == told["leaves"]
+    record, leaves, _ = golden(path)
+    assert {name: list(leaf.shape) for name, leaf in leaves.items()} == record["leaves"]
     layout = table(path)
     seen: set[str] = set()
     for name, tensor in state(kind_of(path)).items():
         site, _, part = name.rpartition(".")
         places = [p for p in layout.places(site, part) if p.leaf in leaves]  # pyright: ignore
-        if not places and _is_left_out(told, name):
+        if not places and _is_left_out(record, name):
             continue
         assert len(places) == 1, name
         got = np.asarray(places[0].get(jnp.asarray(leaves[places[0].leaf])))
         np.testing.assert_allclose(got.reshape(tensor.shape), tensor, rtol=1e-6, err_msg=name)
         seen.add(places[0].leaf)
-    left = [name for name in set(leaves) - seen if not _is_left_out(told, name)]
+    left = [name for name in set(leaves) - seen if not _is_left_out(record, name)]
     assert not left
 
 
-def _is_left_out(told: dict[str, Any], name: str) -> bool:
+def _is_left_out(record: dict[str, Any], name: str) -> bool:
     """What no rule can say: MaxText's norms of Gemma; or says: the norm that Gemma 1 lacks."""
-    if told["kind"] == "gemma" and ("post_attention_layernorm" in name or "pre_ffw_norm" in name):
+    if record["kind"] == "gemma" and ("post_attention_layernorm" in name or "pre_ffw_norm" in name):
         return True
-    if told["library"] == "maxtext" and "gemma" in told["kind"]:
+    if record["library"] == "maxtext" and "gemma" in record["kind"]:
         return "norm" in name or "embed" in name
     return False
 
@@ -90,9 +90,9 @@ def _is_left_out(told: dict[str, Any], name: str) -> bool:
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_the_library_computed_what_torch_does(path: Path) -> None:
     """With the base, and with a LoRA, an OFT and a DoRA at every linear layer."""
-    told, _, outputs = golden(path)
+    record, _, outputs = golden(path)
     # EasyDeL's logits are off by 3e-3 without adapters too.
-    off = 1e-2 if told["library"] == "easydel" else 1e-4
+    off = 1e-2 if record["library"] == "easydel" else 1e-4
     if not outputs:
         assert path.stem.startswith("maxtext")
         return
@@ -118,14 +118,14 @@ def test_composed_in_either_tree(path: Path) -> None:
         )
     for site in (s for s in linears(kind) if ".1." in s):
         (place,) = [p for p in table(path).places(site, "weight") if p.leaf in leaves]
-        one = np.asarray(place.get(jnp.asarray(got[place.leaf])))
-        np.testing.assert_allclose(one, want[f"{site}.weight"], rtol=3e-5, atol=3e-6)
+        array = np.asarray(place.get(jnp.asarray(got[place.leaf])))
+        np.testing.assert_allclose(array, want[f"{site}.weight"], rtol=3e-5, atol=3e-6)
     touched = {p.leaf for s in linears(kind) for p in table(path).places(s, "weight")}
     assert all(got[name] is leaf for name, leaf in leaves.items() if name not in touched)
 
 
-def _at(part: jaxmix.Adapter, word: str) -> jaxmix.Adapter:
-    own = {site: update for site, update in part.updates.items() if word in site}
+def _at(part: jaxmix.Adapter, ending: str) -> jaxmix.Adapter:
+    own = {site: update for site, update in part.updates.items() if ending in site}
     return jaxmix.Adapter(own, part.strength, part.name)
 
 

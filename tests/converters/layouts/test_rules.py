@@ -120,8 +120,8 @@ def matrix(held: Held, params: Any, i: int) -> np.ndarray:
 
 def truth(held: Held, mixed: list[Adapter], params: Any, i: int) -> np.ndarray:
     """The same after the adapters."""
-    word = [(one.strength, one.updates[f"a{i}"]) for one in mixed]
-    new = fold(word, matrix(held, params, i))[0]
+    chain = [(part.strength, part.updates[f"a{i}"]) for part in mixed]
+    new = fold(chain, matrix(held, params, i))[0]
     assert new is not None
     return new
 
@@ -155,10 +155,10 @@ def test_factored(held: Held) -> None:
             made_dense = [leaf.dense() for leaf in own]
             apart = [leaf.apart() for leaf in own]
             if "one of three" not in _name(held):
-                assert not any(isinstance(one, str) for one in apart)
-            for one, dense, wanted in zip(apart, made_dense, want[-len(own) :], strict=True):
+                assert not any(isinstance(update, str) for update in apart)
+            for update, dense, wanted in zip(apart, made_dense, want[-len(own) :], strict=True):
                 same(dense, wanted)
-                same(dense if isinstance(one, str) else one.dense(), wanted)
+                same(dense if isinstance(update, str) else update.dense(), wanted)
 
 
 def _held(x: Any) -> bool:
@@ -166,7 +166,7 @@ def _held(x: Any) -> bool:
 
 
 def _name(held: Held) -> str:
-    return next(name for name, one in HELD.items() if one is held)
+    return next(name for name, candidate in HELD.items() if candidate is held)
 
 
 @pytest.mark.parametrize("name", ["interleaved and scaled", "interleaved, scaled, scanned"])
@@ -185,11 +185,11 @@ def test_runs(name: str) -> None:
     leaves = jaxmix.attach(params, mixed, layout=layout)
     want = run(jaxmix.compose(params, mixed, layout=layout), x)
     close(jax.jit(jaxmix.factored(run, "factored"))(leaves, x), want)
-    bank = jaxmix.Bank({one.name: one for one in mixed}, params, layout=layout)
+    bank = jaxmix.Bank({adapter.name: adapter for adapter in mixed}, params, layout=layout)
     who = ["DoRA", None, "OFT"]
     rows = bank(lambda p, x: run(p, x))(params, x[:, None], who)
-    for i, one in enumerate(who):
-        own = [a for a in mixed if a.name == one]
+    for i, adapter in enumerate(who):
+        own = [a for a in mixed if a.name == adapter]
         close(rows[i], run(jaxmix.compose(params, own, layout=layout), x[i][None]))
 
 
@@ -199,9 +199,9 @@ def test_to_lora(held: Held) -> None:
     layout, mixed = Layout("mine", held.rules), jaxmix.mix(*adapters(held)[1:4:2])
     with jax.enable_x64(True), jax.disable_jit():
         params = jax.tree.map(jnp.asarray, tree(held))
-        one = jaxmix.to_lora(mixed, params, layout=layout, rank=8)
+        reduced = jaxmix.to_lora(mixed, params, layout=layout, rank=8)
         for i in range(held.sites):
-            lora: Any = one.updates[f"a{i}"]
+            lora: Any = reduced.updates[f"a{i}"]
             delta = truth(held, list(mixed.parts), params, i) - matrix(held, params, i)
             same(lora.scale * np.asarray(lora.b @ lora.a), delta)
 
@@ -297,11 +297,11 @@ def test_sizes_and_scales_that_do_not_fit() -> None:
 def test_the_same_place_in_other_words() -> None:
     """Letters are names only."""
     shape = (6, 4, 2)
-    one = Place("w", "d n h -> (n h) d", "0:3")
-    assert one.same(Place("w", "a b c -> (b c) a", ":3"), shape)
-    assert not one.same(Place("w", "a b c -> (c b) a", ":3"), shape)
-    assert not one.same(Place("w", "d n h -> (n h) d"), shape)
-    assert not one.same(Place("w", "d n h -> (n h) d", "0:3", scale=2.0), shape)
+    place = Place("w", "d n h -> (n h) d", "0:3")
+    assert place.same(Place("w", "a b c -> (b c) a", ":3"), shape)
+    assert not place.same(Place("w", "a b c -> (c b) a", ":3"), shape)
+    assert not place.same(Place("w", "d n h -> (n h) d"), shape)
+    assert not place.same(Place("w", "d n h -> (n h) d", "0:3", scale=2.0), shape)
     assert Place("w", "... i o -> o i ...").same(Place("w", "i o -> o i"), (6, 4))
     assert Place("w").same(Place("w", "a ... -> a ..."), shape)
     assert not Place("w").same(Place("v"), shape)

@@ -38,7 +38,7 @@ _REFUSED = 3
 
 
 def _merge(
-    said: Any, base: Path, adapter: Path, out: Path, number: int, kind: str, at: int, how: str
+    output: Any, base: Path, adapter: Path, out: Path, number: int, kind: str, at: int, how: str
 ) -> None:
     """A child: merges, changes the base at a step of its own, and kills itself at another."""
     lora, count = jaxmix.load(adapter), 0
@@ -59,11 +59,11 @@ def _merge(
 
     if number >= 0 or at >= 0:
         sys.addaudithook(watch)
-    said.send("now")
+    output.send("now")
     try:
         merge_checkpoint(base, lora, out, force=True)
     except JaxmixError as error:
-        said.send(str(error))
+        output.send(str(error))
         os._exit(_REFUSED)
     os._exit(0)
 
@@ -196,15 +196,15 @@ def kill_two(case: Case, delays: tuple[float | None, float | None], *, is_there:
             time.sleep(max(0.0, start + delay - time.monotonic()))
             child.process.kill()
     ended = [child.ended() for child in children]
-    for one in ended:
-        if one.startswith("refused") and "is writing the output" not in one:
-            raise RuntimeError(one)
+    for ending in ended:
+        if ending.startswith("refused") and "is writing the output" not in ending:
+            raise RuntimeError(ending)
     outputs = {"the first's": case.new, "the second's": case.other}
     left = case.left(is_there=is_there, outputs=outputs)
     if left == "old" and "ended by itself" in ended:
         raise RuntimeError("a merge ended, and the output is the old one")
     case.end(case.new, resume=False)
-    short = sorted(one.partition(":")[0] for one in ended)
+    short = sorted(ending.partition(":")[0] for ending in ended)
     return f"{' and '.join(short)}: {left} output"
 
 
@@ -219,9 +219,9 @@ def main() -> None:
     options = parser.parse_args()
     draw, seen = random.Random(options.seed), Counter[str]()
 
-    def count(what: str, told: str) -> None:
-        seen[f"{what}, {told}"] += 1
-        print(f"{seen.total()}: {what}, {told}", file=sys.stderr, flush=True)
+    def count(event: str, label: str) -> None:
+        seen[f"{event}, {label}"] += 1
+        print(f"{seen.total()}: {event}, {label}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         case = Case(Path(folder))
@@ -232,13 +232,13 @@ def main() -> None:
         for i in range(options.changing):
             at, how = draw.randrange(1, 90), list(CHANGES)[i % len(CHANGES)]
             number = draw.choice([at + draw.randrange(1, 30), draw.randrange(1, 100), 1000])
-            told = kill_changing(case, number, at, how, is_there=i % 4 != 0)
-            count("a changing base", told)
+            outcome = kill_changing(case, number, at, how, is_there=i % 4 != 0)
+            count("a changing base", outcome)
         for i in range(options.two):
             delays = tuple(draw.choice([None, draw.uniform(0, 1.5)]) for _ in range(2))
             count("two at once", kill_two(case, (delays[0], delays[1]), is_there=i % 4 != 0))
-    for told, number in sorted(seen.items()):
-        print(f"{number:4} {told}")
+    for outcome, number in sorted(seen.items()):
+        print(f"{number:4} {outcome}")
 
 
 if __name__ == "__main__":

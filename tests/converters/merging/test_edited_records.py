@@ -23,9 +23,9 @@ def test_an_edited_record_of_what_is_merged(
 ) -> None:
     """Nothing is known of the whole shards then: those of another mix are not gone on from."""
     (broken / "merge.json").write_text(text)
-    other = 2.0 * mixed(adapters)
-    merge_checkpoint(sharded, other, tmp_path / "out", resume=True, verify=True)
-    merge_checkpoint(sharded, other, tmp_path / "plain")
+    changed = 2.0 * mixed(adapters)
+    merge_checkpoint(sharded, changed, tmp_path / "out", resume=True, verify=True)
+    merge_checkpoint(sharded, changed, tmp_path / "plain")
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")
     assert not broken.exists()
 
@@ -35,11 +35,11 @@ def test_an_edited_field_of_what_is_merged(
     value: Any, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
     """Every field is compared; a field more or less is another merge too."""
-    told = json.loads((broken / "merge.json").read_text())
-    for key in [*told, "more"]:
-        if told.get(key) == value:
+    record = json.loads((broken / "merge.json").read_text())
+    for key in [*record, "more"]:
+        if record.get(key) == value:
             continue
-        (broken / "merge.json").write_text(json.dumps({**told, key: value}))
+        (broken / "merge.json").write_text(json.dumps({**record, key: value}))
         with pytest.raises(CheckpointError) as caught:
             merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
         assert f"belongs to another merge, which can't be resumed. Different: {key}. " in (

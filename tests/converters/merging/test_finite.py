@@ -62,7 +62,7 @@ def test_what_a_mix_makes(update: LoRA, count: int | None, dtype: Any, tmp_path:
     sound = jaxmix.Adapter({"layers.0.proj": _lora(), "layers.1.proj": _lora()})
     merge_checkpoint(base, sound, tmp_path / "out.safetensors")
     proof = verify_merge(base, adapter, tmp_path / "out.safetensors")
-    bad = {one.tensor: one.reason for one in proof.tensors if one.verdict == "failed"}
+    bad = {tensor.tensor: tensor.reason for tensor in proof.tensors if tensor.verdict == "failed"}
     assert list(bad) == ["layers.1.proj.weight"]
     assert "it can't be base plus mix: layers.1.proj.weight: the mix makes" in bad[next(iter(bad))]
 

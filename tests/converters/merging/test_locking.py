@@ -48,8 +48,8 @@ def _linked(path: Path) -> None:
 
 def _linked_journal(path: Path) -> None:
     path.mkdir()
-    told = {"format": "jaxmix merge", "version": 2, "output": "out"}
-    path.with_name("journal").write_text(json.dumps(told))
+    record = {"format": "jaxmix merge", "version": 2, "output": "out"}
+    path.with_name("journal").write_text(json.dumps(record))
     (path / "journal.json").symlink_to("../journal")
 
 
@@ -129,8 +129,8 @@ def test_links_where_a_merge_was_interrupted(
     (target / "0.safetensors").write_text("a user's")
     beside = tmp_path / "out.partial"
     beside.mkdir()
-    told = {"format": "jaxmix merge", "version": 2, "output": "out"}
-    (beside / "journal.json").write_text(json.dumps(told))
+    record = {"format": "jaxmix merge", "version": 2, "output": "out"}
+    (beside / "journal.json").write_text(json.dumps(record))
     for name in ("parts", "new", "whole"):
         (beside / name).symlink_to(target)
     (beside / "process").symlink_to(target / "0.safetensors")

@@ -44,8 +44,8 @@ def save_sparse(folder: Path, tensors: int) -> Path:
     folder.mkdir()
     where = {}
     for i in range(tensors):
-        told = {"dtype": "BF16", "shape": [ROWS, COLS], "data_offsets": [0, TENSOR]}
-        text = json.dumps({f"layers.{i}.proj.weight": told}).encode()
+        entry = {"dtype": "BF16", "shape": [ROWS, COLS], "data_offsets": [0, TENSOR]}
+        text = json.dumps({f"layers.{i}.proj.weight": entry}).encode()
         file = f"model-{i}.safetensors"
         with (folder / file).open("wb") as opened:
             opened.write(len(text).to_bytes(8, "little") + text)
@@ -69,17 +69,17 @@ def test_three_tensors_at_the_most(tmp_path: Path) -> None:
         factors[f"{site}.lora_A.weight"] = rng.standard_normal((RANK, COLS), np.float32)
         factors[f"{site}.lora_B.weight"] = rng.standard_normal((ROWS, RANK), np.float32)
     adapters = []
-    for name, those in (("one", dict(list(factors.items())[:2])), ("all", factors)):
+    for name, selected in (("one", dict(list(factors.items())[:2])), ("all", factors)):
         (tmp_path / name).mkdir()
         config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 4}
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
-        save_file(those, tmp_path / name / "adapter_model.safetensors")
+        save_file(selected, tmp_path / name / "adapter_model.safetensors")
         adapters.append(tmp_path / name)
-    words = [sys.executable, "-c", PROGRAM, *bases, *adapters, tmp_path / "out"]
+    args = [sys.executable, "-c", PROGRAM, *bases, *adapters, tmp_path / "out"]
     # As a user has it: eight devices, as the other tests have them, would be many more threads.
     around = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, timeout=300, env=around
+        list(map(str, args)), capture_output=True, text=True, timeout=300, env=around
     )
     assert done.returncode == 0, done.stderr
     allowed = 3 * TENSOR + sum(math.prod(array.shape) * 4 for array in factors.values())

@@ -125,13 +125,13 @@ def test_nothing_else_is_decoded(
     packed = {"model.packed.weight": np.ones((3, 4), ml_dtypes.float8_e4m3fn)}
     save_file({**load_one(first), **packed}, first)
     index = sharded / "model.safetensors.index.json"
-    told = json.loads(index.read_text())
-    told["weight_map"] |= dict.fromkeys(packed, first.name)
-    index.write_text(json.dumps(told))
+    contents = json.loads(index.read_text())
+    contents["weight_map"] |= dict.fromkeys(packed, first.name)
+    index.write_text(json.dumps(contents))
     for user in (pipeline, recipe):
         monkeypatch.setattr(user, "read_rows", spy)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
-    assert sorted(read) == sorted(name for name in told["weight_map"] if "_proj." in name)
+    assert sorted(read) == sorted(name for name in contents["weight_map"] if "_proj." in name)
     assert header(tmp_path / "out" / first.name) == header(first)
 
 
@@ -195,11 +195,11 @@ def test_progress(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """It grows, ends at the whole, and names the shards in order."""
     seen: list[tuple[int, int, str]] = []
     merged = merge_checkpoint(
-        sharded, mixed(adapters), tmp_path / "out", progress=lambda *told: seen.append(told)
+        sharded, mixed(adapters), tmp_path / "out", progress=lambda *report: seen.append(report)
     )
-    done = [told[0] for told in seen]
+    done = [report[0] for report in seen]
     assert done == sorted(done) and done[-1] == merged.size == seen[0][1]
-    assert tuple(dict.fromkeys(told[2] for told in seen)) == merged.shards
+    assert tuple(dict.fromkeys(report[2] for report in seen)) == merged.shards
 
 
 @pytest.mark.parametrize("by_the_system", [True, False])

@@ -85,8 +85,8 @@ def opened(folder: Path, dtype: torch.dtype) -> Any:
     """The folder in transformers, which must find every tensor."""
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     loaded: Any = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
-    net, told = loaded
-    assert not any(told.values()), told
+    net, record = loaded
+    assert not any(record.values()), record
     return net.eval()
 
 
@@ -106,8 +106,8 @@ def test_logits_of_peft(
     assert (len(list(base.glob("*.safetensors"))) > 2) == (size == "3KB")
     wide = torch.promote_types(dtype, torch.float32)
     truth = logits(mixed_model(opened(base, wide), paths))
-    told = [word for path in paths for word in ("-a", str(path))]
-    assert cli.main(["merge", str(base), *told, "--out", str(out)]) == 0
+    args = [arg for path in paths for arg in ("-a", str(path))]
+    assert cli.main(["merge", str(base), *args, "--out", str(out)]) == 0
     merged = opened(out, dtype)
     params, found = load(base), load(out)
     with jax.enable_x64(True) if dtype == torch.float64 else nullcontext():
@@ -129,8 +129,8 @@ def test_a_tied_model(size: str, folders: Callable[..., list[Path]], tmp_path: P
     base, out = tmp_path / "base", tmp_path / "out"
     model(tied=True).save_pretrained(base, max_shard_size=size)
     (adapter,) = folders("embedding")
-    words = ["merge", str(base), "-a", str(adapter), "--out", str(out)]
-    assert [cli.main(words), cli.main([*words, "--untie"])] == [1, 0]
+    args = ["merge", str(base), "-a", str(adapter), "--out", str(out)]
+    assert [cli.main(args), cli.main([*args, "--untie"])] == [1, 0]
     merged = opened(out, torch.float32)
     assert not merged.config.tie_word_embeddings
     truth = logits(mixed_model(opened(base, torch.float32), folders("embedding")))

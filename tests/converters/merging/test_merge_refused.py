@@ -71,9 +71,9 @@ def _damage(name: str, work: Callable[[Path], object]) -> Callable[[Path], objec
 
 
 def _escape(index: Path) -> None:
-    told = json.loads(index.read_text())
-    told["weight_map"]["lm_head.weight"] = "../other/model.safetensors"
-    index.write_text(json.dumps(told))
+    contents = json.loads(index.read_text())
+    contents["weight_map"]["lm_head.weight"] = "../other/model.safetensors"
+    index.write_text(json.dumps(contents))
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,12 @@ def test_damaged_bases(
 def test_bases_that_are_none(adapters: Adapters, tmp_path: Path) -> None:
     """A folder that is not there, and a file; hub ids are in test_base_hub."""
     (tmp_path / "file").write_text("x")
-    for name, what in ((tmp_path / "none", "does not exist"), (tmp_path / "file", "is a file")):
+    for name, description in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / "file", "is a file"),
+    ):
         with pytest.raises(
-            CheckpointError, match=rf"{what}, expected a Hugging Face folder.*'owner/name'"
+            CheckpointError, match=rf"{description}, expected a Hugging Face folder.*'owner/name'"
         ):
             merge_checkpoint(name, jaxmix.load(adapters["lora"]), tmp_path / "out")
 

@@ -46,8 +46,8 @@ def test_untie(which: str, shards: int, adapters: Adapters, tmp_path: Path) -> N
     assert changes and merged.size == sum(
         f.stat().st_size for f in tmp_path.glob("out/*.safetensors")
     )
-    told = json.loads((tmp_path / "out/config.json").read_text())
-    assert told == {
+    new_config = json.loads((tmp_path / "out/config.json").read_text())
+    assert new_config == {
         "tie_word_embeddings": False,
         "z": 1,
         "text_config": {"tie_word_embeddings": False},
@@ -160,12 +160,12 @@ def trained_as_one(folder: Path, kind: str, *, differs: bool = False) -> Path:
     config["ensure_weight_tying"] = True
     embedding, head = "model.embed_tokens", "lm_head"
     weight = rng.standard_normal((VOCAB, WIDTH)).astype(np.float32)
-    other = weight + differs
+    changed = weight + differs
     if kind == "saved":
         q = {f"model.layers.0.q_proj.lora_{x}.weight": np.ones(s, np.float32) for x, s in Q}
         config["modules_to_save"] = ["embed_tokens"]
         return save_adapter(
-            folder, config, {f"{embedding}.weight": weight, f"{head}.weight": other, **q}
+            folder, config, {f"{embedding}.weight": weight, f"{head}.weight": changed, **q}
         )
     a, b = rng.standard_normal((2, WIDTH)), rng.standard_normal((VOCAB, 2))
     a, b = a.astype(np.float32), b.astype(np.float32)
@@ -198,7 +198,7 @@ def test_trained_as_one(kind: str, tmp_path: Path) -> None:
     merge_checkpoint(both, adapter, tmp_path / "out2")
     for name in (site, "lm_head.weight"):
         np.testing.assert_array_equal(load(tmp_path / "out2")[name], found[site])
-    other = jaxmix.load(trained_as_one(tmp_path / "other", kind, differs=True))
+    changed = jaxmix.load(trained_as_one(tmp_path / "other", kind, differs=True))
     for folder in (base, both):
         with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
-            merge_checkpoint(folder, other, tmp_path / "no")
+            merge_checkpoint(folder, changed, tmp_path / "no")

@@ -67,8 +67,8 @@ def test_a_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Pa
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["label2id"] == {f"LABEL_{i}": i for i in range(3)}
     for shard in merged.shards:
-        for name, told in json.loads(header(out / shard)[8:]).items():
-            assert name == "__metadata__" or told["data_offsets"][0] % 2 == 0
+        for name, entry in json.loads(header(out / shard)[8:]).items():
+            assert name == "__metadata__" or entry["data_offsets"][0] % 2 == 0
     if shards > 1:
         index = json.loads((out / "model.safetensors.index.json").read_text())
         assert index["weight_map"].keys() == found.keys()
@@ -118,11 +118,11 @@ def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
         ".from_pretrained(base).save_pretrained(folder)."
     )
     saved = jaxmix.save(adapter, tmp_path / "adapter")
-    words = ("merge", base, "-a", saved, "-o", tmp_path / "out")
-    assert main(*words) == 1 and main(*words, "--new-head") == 0
+    args = ("merge", base, "-a", saved, "-o", tmp_path / "out")
+    assert main(*args) == 1 and main(*args, "--new-head") == 0
     assert "new head: the model is now a LlamaForSequenceClassification" in capsys.readouterr().out
-    words = (*words, "--force", "--head-class", "LlamaForSequenceClassification")
-    assert main(*words) == 0
+    args = (*args, "--force", "--head-class", "LlamaForSequenceClassification")
+    assert main(*args) == 0
 
 
 def test_a_head_of_several_classes(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_a_head_of_several_classes(tmp_path: Path) -> None:
         out = tmp_path / str(i)
         assert merge_checkpoint(base, head("classifier"), out, new_head=name).new_head == name
         assert ("bert.pooler.dense.weight" in load(out)) == (i == 0)
-    one = head("classifier", rows=1, task="MULTIPLE_CHOICE")
-    merged = merge_checkpoint(base, one, tmp_path / "one", new_head=True)
+    choice = head("classifier", rows=1, task="MULTIPLE_CHOICE")
+    merged = merge_checkpoint(base, choice, tmp_path / "one", new_head=True)
     assert merged.new_head == "BertForMultipleChoice"
     config = json.loads((tmp_path / "one" / "config.json").read_text())
     assert config == {**BERT, "architectures": ["BertForMultipleChoice"]}
@@ -169,9 +169,9 @@ def test_parts_that_no_file_has(tmp_path: Path) -> None:
     pooled = head("bert.pooler.dense", "classifier", task="SEQ_CLS")
     merge_checkpoint(base, pooled, tmp_path / "out", new_head=True, verify=True)
     assert "bert.pooler.dense.bias" in load(tmp_path / "out")
-    other = save(tmp_path / "other", {"model_type": "distilbert"}, "distilbert.x.weight")
+    folder = save(tmp_path / "other", {"model_type": "distilbert"}, "distilbert.x.weight")
     with pytest.raises(LayoutError, match=r"\n  pre_classifier.bias\n  pre_classifier.weight\n"):
-        merge_checkpoint(other, head("classifier", task="SEQ_CLS"), tmp_path / "no", new_head=True)
+        merge_checkpoint(folder, head("classifier", task="SEQ_CLS"), tmp_path / "no", new_head=True)
 
 
 def test_heads_of_no_known_class(tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ def test_heads_of_no_known_class(tmp_path: Path) -> None:
         merge_checkpoint(base, head("classifier.out_proj"), tmp_path / "no", new_head=True)
     with pytest.raises(LayoutError, match=r"config\.json names mine"):
         merge_checkpoint(base, head("score"), tmp_path / "no")
-    other = save(tmp_path / "other", {}, "x.weight")
+    unknown = save(tmp_path / "other", {}, "x.weight")
     with pytest.raises(LayoutError, match=r"config\.json names no class"):
-        merge_checkpoint(other, head("score"), tmp_path / "no")
+        merge_checkpoint(unknown, head("score"), tmp_path / "no")
 
 
 def test_heads_of_different_sizes(tmp_path: Path) -> None:

@@ -72,11 +72,11 @@ def run(base: Path, adapters: Adapters, out: Path) -> list[dict[str, Any]]:
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     around = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     paths = [adapters[name] for name in ("lora", "loha", "oft")]
-    words: Sequence[object] = (base, out, *paths)
+    args: Sequence[object] = (base, out, *paths)
     pipe = subprocess.PIPE
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(port), str(i), *map(str, words)],
+            [sys.executable, "-c", PROGRAM, str(port), str(i), *map(str, args)],
             env=around,
             stdout=pipe,
             stderr=pipe,
@@ -84,9 +84,9 @@ def run(base: Path, adapters: Adapters, out: Path) -> list[dict[str, Any]]:
         )
         for i in range(2)
     ]
-    told = [child.communicate(timeout=300) for child in children]
-    assert all(child.returncode == 0 for child in children), told
-    lines = [[line for line in out.splitlines() if line.startswith("{")] for out, _ in told]
+    outputs = [child.communicate(timeout=300) for child in children]
+    assert all(child.returncode == 0 for child in children), outputs
+    lines = [[line for line in out.splitlines() if line.startswith("{")] for out, _ in outputs]
     return [json.loads(found[-1]) for found in lines]
 
 
@@ -98,9 +98,9 @@ def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
     merged = merge_checkpoint(base, mixed(adapters), tmp_path / "one", verify=True)
     assert contents(out) == contents(tmp_path / "one") and not list(tmp_path.glob("out.*"))
     assert merged.rounding is not None and merged.verified is not None
-    for told in (first, second):
-        assert told["changed"] == list(merged.changed) and told["rms"] == merged.rounding.rms
-        assert told["proven"] == 10
+    for output in (first, second):
+        assert output["changed"] == list(merged.changed) and output["rms"] == merged.rounding.rms
+        assert output["proven"] == 10
     checkpoint = read_checkpoint(base)
     sizes = {shard.name: shard.size - len(shard.header) for shard in checkpoint.shards}
     # To write them each byte is read once; to prove them, by both processes too, some more times.

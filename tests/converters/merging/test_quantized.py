@@ -33,8 +33,8 @@ def save(
 ) -> Path:
     """A base in two shards; scales and weights lie apart."""
     folder.mkdir()
-    told = {"model_type": "x", **config, **({"quantization_config": method} if method else {})}
-    (folder / "config.json").write_text(json.dumps(told))
+    fields = {"model_type": "x", **config, **({"quantization_config": method} if method else {})}
+    (folder / "config.json").write_text(json.dumps(fields))
     names = sorted(tensors)
     parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
     for file, part in parts.items():
@@ -98,8 +98,8 @@ def test_dequantized(
     exact = values + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
     off = np.abs(found[f"{SITE}.weight"].astype(np.float64) - exact)
     assert (off <= np.abs(exact) * 2**-8 + 1e-6).all()
-    told = json.loads((out / "config.json").read_text())
-    assert told == {"model_type": "x", "torch_dtype": "bfloat16"}
+    config = json.loads((out / "config.json").read_text())
+    assert config == {"model_type": "x", "torch_dtype": "bfloat16"}
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(a.nbytes for a in found.values())
     assert index["weight_map"] == {
@@ -147,8 +147,8 @@ def test_text_models_of_image_models(tmp_path: Path) -> None:
     text = {"quantization_config": METHOD, "a": 1}
     save(tmp_path / "base", tensors, None, text_config=text)
     merge_checkpoint(tmp_path / "base", lora(), tmp_path / "out", dequantize=True)
-    told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert told == {"model_type": "x", "text_config": {"a": 1}}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == {"model_type": "x", "text_config": {"a": 1}}
 
 
 def test_fp8_is_not_dequantized_in_secret(tmp_path: Path) -> None:
@@ -257,10 +257,10 @@ def test_scales_that_do_not_fit(
     base = save(tmp_path / "base", tensors, METHOD | method)
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
-    told = str(caught.value)
-    assert "(quantized by fp8): tensors that can't be dequantized:" in told
-    assert f"{SITE}.weight (5, 7): {text}" in told
-    assert told.endswith(
+    message = str(caught.value)
+    assert "(quantized by fp8): tensors that can't be dequantized:" in message
+    assert f"{SITE}.weight (5, 7): {text}" in message
+    assert message.endswith(
         "Download or save the checkpoint again, or merge into the unquantized model."
     )
     assert not list(tmp_path.glob("out*"))

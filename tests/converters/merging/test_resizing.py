@@ -82,13 +82,13 @@ def test_saved_modules(
         assert array.tobytes() == np.asarray(expected[name]).tobytes(), name
     for site in (EMBED, HEAD):
         assert np.array_equal(found[f"{site}.weight"], whole[site].astype(dtype))
-    told = json.loads((out / "config.json").read_text())
+    new_config = json.loads((out / "config.json").read_text())
     changed = {"vocab_size": rows, "x_config": {"vocab_size": rows, "y": 1}}
-    assert told == {**config, **changed}
+    assert new_config == {**config, **changed}
     if shards > 1:
-        told = json.loads((out / "model.safetensors.index.json").read_text())["metadata"]
-        assert told["total_size"] == sum(array.nbytes for array in found.values())
-        assert told["total_parameters"] == 1 + 2 * (rows - VOCAB) * WIDTH
+        new_config = json.loads((out / "model.safetensors.index.json").read_text())["metadata"]
+        assert new_config["total_size"] == sum(array.nbytes for array in found.values())
+        assert new_config["total_parameters"] == 1 + 2 * (rows - VOCAB) * WIDTH
     assert all(len(header(out / shard)) % 8 == 0 for shard in merged.shards)
     assert verify_merge(base, mix, out, resize=True).ok
     with pytest.raises(ShapeError, match="another number of tokens"):
@@ -119,13 +119,13 @@ def test_rows_come_from_the_first_that_has_them(tmp_path: Path) -> None:
     """On the base's rows strengths act as ever; a row that only files have is the file's."""
     base = save_base(tmp_path / "base")
     rows = VOCAB + 2
-    one, two = (
+    small, large = (
         jaxmix.Adapter({s: Rebase(draw(rows, WIDTH, seed=k)) for s in (EMBED, HEAD)}, name=str(k))
         for k in (1, 2)
     )
-    merge_checkpoint(base, [0.5 * one, two], tmp_path / "out", resize=True, verify=True)
+    merge_checkpoint(base, [0.5 * small, large], tmp_path / "out", resize=True, verify=True)
     found, before = load(tmp_path / "out"), load(base)
-    first, second = (weight_of(adapter, EMBED) for adapter in (one, two))
+    first, second = (weight_of(adapter, EMBED) for adapter in (small, large))
     for site in (EMBED, HEAD):
         name, weight = f"{site}.weight", before[f"{site}.weight"]
         expected = weight + (first[:VOCAB] - weight) / 2
@@ -169,8 +169,8 @@ def test_fewer_rows_need_no_file(tmp_path: Path) -> None:
     assert np.array_equal(found["lm_head.weight"], before["lm_head.weight"][:rows])
     assert np.array_equal(found["lm_head.bias"], extra["lm_head.bias"][:rows])
     assert np.array_equal(found["final_logits_bias"], extra["final_logits_bias"][:, :rows])
-    told = json.loads((tmp_path / "out/config.json").read_text())
-    assert told == {"text_config": {"a": 1, "vocab_size": rows}}
+    new_config = json.loads((tmp_path / "out/config.json").read_text())
+    assert new_config == {"text_config": {"a": 1, "vocab_size": rows}}
 
 
 def test_new_rows_of_biases_are_zero(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_a_tied_base(both: bool, tmp_path: Path) -> None:
         tensors[f"{HEAD}.weight"] = tensors[f"{EMBED}.weight"]
         save_file(tensors, base / "model.safetensors")
     rows, weight = VOCAB + 2, draw(VOCAB + 2, WIDTH)
-    one = jaxmix.Adapter({site: Replace(weight) for site in (EMBED, HEAD)})
-    merge_checkpoint(base, one, tmp_path / "one", resize=True, verify=True)
+    adapter = jaxmix.Adapter({site: Replace(weight) for site in (EMBED, HEAD)})
+    merge_checkpoint(base, adapter, tmp_path / "one", resize=True, verify=True)
     tokens = Tokens(weight[-3:], np.arange(rows - 3, rows, dtype=np.int32))
     merge_checkpoint(base, jaxmix.Adapter({EMBED: tokens}), tmp_path / "two", resize=True)
     found = [load(tmp_path / name) for name in ("one", "two")]
@@ -207,8 +207,8 @@ def test_a_tied_base(both: bool, tmp_path: Path) -> None:
     for tensors in found:
         assert (f"{HEAD}.weight" in tensors) == both
         assert tensors.get(f"{HEAD}.weight", np.ones((rows, 1))).shape[0] == rows
-    told = json.loads((tmp_path / "one/config.json").read_text())
-    assert told == {"tie_word_embeddings": True, "vocab_size": rows}
+    new_config = json.loads((tmp_path / "one/config.json").read_text())
+    assert new_config == {"tie_word_embeddings": True, "vocab_size": rows}
 
 
 def test_rows_that_no_file_has(tmp_path: Path) -> None:
@@ -260,8 +260,8 @@ def test_an_interrupted_resize_resumes(tmp_path: Path) -> None:
     with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop):
         merge_checkpoint(base, [adapter, layer], out, resize=True)
     with pytest.raises(CheckpointError, match="the base's tensors, the changed side files"):
-        other = saved(VOCAB + 2, EMBED, HEAD)
-        merge_checkpoint(base, [other, layer], out, resize=True, resume=True)
+        larger = saved(VOCAB + 2, EMBED, HEAD)
+        merge_checkpoint(base, [larger, layer], out, resize=True, resume=True)
     merged = merge_checkpoint(base, [adapter, layer], out, resize=True, resume=True)
     assert merged.resumed
     merge_checkpoint(base, [adapter, layer], tmp_path / "whole", resize=True)
@@ -281,9 +281,9 @@ def test_labels(count: int, tmp_path: Path) -> None:
     found = load(tmp_path / "out")
     assert np.array_equal(found["classifier.weight"], weight)
     assert np.array_equal(found["classifier.bias"], bias)
-    told = json.loads((tmp_path / "out/config.json").read_text())
+    new_config = json.loads((tmp_path / "out/config.json").read_text())
     new = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
-    assert told == {**(config if count == 5 else new), "num_labels": count}
+    assert new_config == {**(config if count == 5 else new), "num_labels": count}
 
 
 def test_a_single_file(tmp_path: Path) -> None:

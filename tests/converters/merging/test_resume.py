@@ -92,17 +92,17 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
     out, before = tmp_path / "out", contents(broken)
     parts = list(mix.parts)
     parts[0] = 0.5 * parts[0]
-    other = [*mix.parts[:2], jaxmix.load(adapters["lora"], name=mix.parts[2].name)]
+    changed = [*mix.parts[:2], jaxmix.load(adapters["lora"], name=mix.parts[2].name)]
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (parts, {}, "their strengths"),
         (list(mix.parts[::-1]), {}, "the adapters, their strengths"),
-        (other, {}, "the adapters, their strengths"),
+        (changed, {}, "the adapters, their strengths"),
         (mix, {"layout": "torch"}, "the layout"),
     ]
-    for adapters_now, options, what in cases:
+    for adapters_now, options, description in cases:
         with pytest.raises(
             CheckpointError,
-            match=rf"belongs to another merge, which can't be resumed.*Different: {what}\. "
+            match=rf"belongs to another merge, which can't be resumed.*Different: {description}\. "
             rf"Merge with the",
         ):
             merge_checkpoint(sharded, adapters_now, out, resume=True, **options)
@@ -165,12 +165,15 @@ def test_killed_when_only_the_rest_was_to_be_removed(
         merge_checkpoint(sharded, [], out)
     with monkeypatch.context() as patched:
         patched.setattr(staged_output.StagedOutput, "delete", lambda _: None)
-        told = merge_checkpoint(sharded, mixed(adapters), out, force=is_there)
+        result = merge_checkpoint(sharded, mixed(adapters), out, force=is_there)
     before = contents(out)
     assert (tmp_path / "out.partial").exists()
     shutil.copytree(tmp_path / "out.partial", tmp_path / "saved")
     again = merge_checkpoint(sharded, mixed(adapters), out, resume=True)
-    assert again.resumed == 3 and (again.changed, again.rounding) == (told.changed, told.rounding)
+    assert again.resumed == 3 and (again.changed, again.rounding) == (
+        result.changed,
+        result.rounding,
+    )
     assert contents(out) == before and not (tmp_path / "out.partial").exists()
     # Without it the output is one that exists, and the rest goes once it may be replaced.
     (tmp_path / "saved").rename(tmp_path / "out.partial")
@@ -238,21 +241,21 @@ jaxmix.merge_checkpoint(base, jaxmix.load(lora), out)
 @pytest.mark.skipif(os.name != "posix", reason="locks")
 def test_two_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """The second is told so, with the number of the first; the first is not disturbed."""
-    lora, out, told = jaxmix.load(adapters["lora"]), tmp_path / "out", list[str]()
-    words = [sys.executable, "-c", TWO, sharded, adapters["lora"], out]
+    lora, out, seen = jaxmix.load(adapters["lora"]), tmp_path / "out", list[str]()
+    command = [sys.executable, "-c", TWO, sharded, adapters["lora"], out]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        list(map(str, words)), stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        list(map(str, command)), stdin=pipe, stdout=pipe, stderr=pipe, text=True
     ) as child:
         assert child.stdout and child.stdout.readline() == "now\n"
 
         def meanwhile(*_: Any) -> None:
-            if not told:
-                told.append(child.communicate("go\n")[1])
+            if not seen:
+                seen.append(child.communicate("go\n")[1])
 
         merge_checkpoint(sharded, lora, out, progress=meanwhile)
     assert child.returncode == 1
-    assert f"another process (number {os.getpid()}) is writing the output {out}. Wait" in told[0]
+    assert f"another process (number {os.getpid()}) is writing the output {out}. Wait" in seen[0]
     assert verify_merge(sharded, lora, out).ok and not list(tmp_path.glob("out.*"))
 
 
@@ -280,18 +283,18 @@ def test_the_journal_is_for_people_too(broken: Path) -> None:
     """Whoever finds the folder can read what it is."""
     whose = json.loads((broken / "journal.json").read_text())
     assert whose == {"format": "jaxmix merge", "version": 2, "output": "out"}
-    told = json.loads((broken / "merge.json").read_text())
-    assert [name for name, _ in told["the adapters"]] == ["lora", "oft", "loha"]
-    assert told["their strengths"] == ["1.0", "0.5", "-0.7"]
+    record = json.loads((broken / "merge.json").read_text())
+    assert [name for name, _ in record["the adapters"]] == ["lora", "oft", "loha"]
+    assert record["their strengths"] == ["1.0", "0.5", "-0.7"]
 
 
 def test_adapters_that_no_file_can_hold() -> None:
     """They have a content too, by their arrays and structure."""
     b = np.ones((2, 1), np.float32)
 
-    def told(number: float, b: np.ndarray = b) -> str:
+    def digest_of(number: float, b: np.ndarray = b) -> str:
         a = np.full((1, 3), number, np.float32)
         return adapter_hash(jaxmix.Adapter({"proj": LoRA(a, b, 1.0)}))
 
-    assert told(math.inf) == told(math.inf) != told(math.inf, 2 * b)
-    assert len({told(1.0), told(2.0), told(math.inf)}) == 3
+    assert digest_of(math.inf) == digest_of(math.inf) != digest_of(math.inf, 2 * b)
+    assert len({digest_of(1.0), digest_of(2.0), digest_of(math.inf)}) == 3

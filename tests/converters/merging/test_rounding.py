@@ -28,8 +28,8 @@ def test_figures(
     """Of each tensor and of all, in one run of rows or in many."""
     monkeypatch.setattr(recipe, "BLOCK", block)
     base = save_base(tmp_path / "base", dtype=dtype, shards=3)
-    told = merge_checkpoint(base, mixed(adapters), tmp_path / "out").rounding
-    assert told is not None
+    rounding = merge_checkpoint(base, mixed(adapters), tmp_path / "out").rounding
+    assert rounding is not None
     weights, found = load(base), load(tmp_path / "out")
     wide = {n: a.astype(np.float32) for n, a in weights.items() if a.dtype == dtype}
     exact = {n: np.asarray(a) for n, a in jaxmix.compose(wide, mixed(adapters)).items()}
@@ -38,16 +38,16 @@ def test_figures(
     for name in names:
         w, e = (x[name].astype(np.float64).ravel() for x in (wide, exact))
         rows.append((found[name].astype(np.float64).ravel() - e, w, e - w))
-        _check(told.tensors[name], *rows[-1])
-    assert set(told.tensors) == set(names)
+        _check(rounding.tensors[name], *rows[-1])
+    assert set(rounding.tensors) == set(names)
     error, weight, effect = (np.concatenate(column) for column in zip(*rows, strict=True))
-    _check(told, error, weight, effect)
+    _check(rounding, error, weight, effect)
     # Uniform between two neighbours: the step of such numbers over √12, about.
-    assert told.of_weight is not None
-    assert 0.3 < told.of_weight / (2.0**-8 if dtype == BF16 else 2.0**-11) < 1.5
+    assert rounding.of_weight is not None
+    assert 0.3 < rounding.of_weight / (2.0**-8 if dtype == BF16 else 2.0**-11) < 1.5
 
 
-def _check(told: Rounding, error: Any, weight: Any, effect: Any) -> None:
+def _check(rounding: Rounding, error: Any, weight: Any, effect: Any) -> None:
     """The figures of numbers."""
     square = [float(np.sum(x * x)) for x in (error, weight, effect)]
     most = [float(np.abs(x).max()) for x in (error, weight, effect)]
@@ -60,15 +60,19 @@ def _check(told: Rounding, error: Any, weight: Any, effect: Any) -> None:
         "largest_of_effect": most[0] / most[2],
     }
     for name, value in expected.items():
-        assert getattr(told, name) == pytest.approx(value, rel=1e-3), name
+        assert getattr(rounding, name) == pytest.approx(value, rel=1e-3), name
 
 
 def test_where_nothing_is_rounded_or_done(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """float32 is as it is computed; a mix of strength 0 has no effect to compare with."""
     assert merge_checkpoint(base, mixed(adapters), tmp_path / "1").rounding is None
     half = save_base(tmp_path / "half", dtype=np.float16)
-    told = merge_checkpoint(half, 0.0 * mixed(adapters), tmp_path / "2").rounding
-    assert told is not None and (told.largest, told.rms, told.of_effect) == (0.0, 0.0, None)
+    rounding = merge_checkpoint(half, 0.0 * mixed(adapters), tmp_path / "2").rounding
+    assert rounding is not None and (rounding.largest, rounding.rms, rounding.of_effect) == (
+        0.0,
+        0.0,
+        None,
+    )
     assert merge_checkpoint(half, [], tmp_path / "3").rounding is None
 
 

@@ -37,9 +37,9 @@ def _in_place(file: Path) -> None:
 
 
 def _same_file_again(file: Path) -> None:
-    told = file.stat()
+    status = file.stat()
     shutil.copy2(file, file.with_name("other"))
-    os.utime(file.with_name("other"), ns=(told.st_atime_ns, told.st_mtime_ns))
+    os.utime(file.with_name("other"), ns=(status.st_atime_ns, status.st_mtime_ns))
     file.with_name("other").replace(file)
 
 

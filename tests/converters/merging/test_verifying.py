@@ -24,7 +24,7 @@ Q = "model.layers.{}.q_proj.weight"
 
 def failed(proof: Verified) -> dict[str, str]:
     """The tensors that failed, each with the reason."""
-    return {one.tensor: one.reason for one in proof.tensors if one.verdict == "failed"}
+    return {tensor.tensor: tensor.reason for tensor in proof.tensors if tensor.verdict == "failed"}
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -38,23 +38,23 @@ def test_a_merge_is_proven(dtype: Any, shards: int, adapters: Adapters, tmp_path
         mixed(adapters),
         tmp_path / "out",
         verify=True,
-        progress=lambda *told: seen.append(told),
+        progress=lambda *report: seen.append(report),
     )
     proof = verify_merge(base, mixed(adapters), tmp_path / "out")
     assert proof == merged.verified and proof.ok
     assert (proof.proven, proof.inconclusive, proof.failed) == (10, 0, 0) and not proof.problems
-    for one in proof.tensors:
-        is_changed = one.tensor in merged.changed
-        assert (one.residual is not None) == (one.kept is not None) == is_changed
-        assert not one.differing and one.reason == (
+    for tensor in proof.tensors:
+        is_changed = tensor.tensor in merged.changed
+        assert (tensor.residual is not None) == (tensor.kept is not None) == is_changed
+        assert not tensor.differing and tensor.reason == (
             "base plus mix, by replay and by residual"
             if is_changed
             else "equal to the base, byte for byte"
         )
         if is_changed:
-            assert one.residual is not None and one.residual <= 1
-            assert one.kept is not None and abs(one.kept - 1) < 1e-2
-    whole = [told for told in seen if told[0] == merged.size]
+            assert tensor.residual is not None and tensor.residual <= 1
+            assert tensor.kept is not None and abs(tensor.kept - 1) < 1e-2
+    whole = [report for report in seen if report[0] == merged.size]
     assert seen[-1][:2] == (merged.size, merged.size) and len(whole) >= 2
 
 
@@ -73,11 +73,11 @@ def test_other_adapters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
         ([lora], q | down),
         ([], q | biases | down),
     ]
-    for other, wrong in cases:
-        proof = verify_merge(base, other, tmp_path / "out")
+    for adapters_now, wrong in cases:
+        proof = verify_merge(base, adapters_now, tmp_path / "out")
         assert not proof.ok and failed(proof).keys() == wrong
-        told = proof.text
-        assert told.startswith(f"{len(wrong)} differences from base plus mix:\n  model.")
+        text = proof.text
+        assert text.startswith(f"{len(wrong)} differences from base plus mix:\n  model.")
     for reason in failed(verify_merge(base, [oft, lora], tmp_path / "out")).values():
         assert "numbers differ from a replay" in reason and "times what rounding explains" in reason
 
@@ -116,8 +116,10 @@ def test_what_rounding_hides(adapters: Adapters, tmp_path: Path) -> None:
         out = tmp_path / f"out-{np.dtype(dtype)}-{strength}"
         proof = merge_checkpoint(base, strength * lora, out, verify=True).verified
         assert proof is not None and proof.ok
-        changed = [one for one in proof.tensors if one.tensor in {Q.format(0), Q.format(1)}]
-        assert [one.verdict for one in changed] == [verdict, verdict]
+        changed = [
+            tensor for tensor in proof.tensors if tensor.tensor in {Q.format(0), Q.format(1)}
+        ]
+        assert [tensor.verdict for tensor in changed] == [verdict, verdict]
         if verdict == "inconclusive":
             assert proof.inconclusive == 4 and load(out)[Q.format(0)].tobytes() == (
                 load(base)[Q.format(0)].tobytes()
@@ -156,7 +158,7 @@ def _moved(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
         (_tensors(lambda t: t.pop("model.norm.weight")), ["model.norm.weight: it is missing"]),
         (_tensors(lambda t: t.update(more=np.ones(2))), ["model.safetensors: more is unexpected"]),
@@ -179,7 +181,7 @@ def _moved(folder: Path) -> None:
 )
 def test_more_or_less_than_base_and_mix(
     damage: Callable[[Path], object],
-    told: list[str],
+    expected: list[str],
     base: Path,
     adapters: Adapters,
     tmp_path: Path,
@@ -188,7 +190,7 @@ def test_more_or_less_than_base_and_mix(
     merge_checkpoint(base, mixed(adapters), tmp_path / "out")
     damage(tmp_path / "out")
     proof = verify_merge(base, mixed(adapters), tmp_path / "out")
-    assert not proof.ok and all(text in proof.text for text in told)
+    assert not proof.ok and all(text in proof.text for text in expected)
 
 
 def test_an_index_that_differs(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
@@ -262,9 +264,12 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
 
 def test_what_is_no_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     """Nothing there, or a file where the base is a folder."""
-    for out, what in ((tmp_path / "nothing", "a folder"), (base / "config.json", "a folder")):
+    for out, description in (
+        (tmp_path / "nothing", "a folder"),
+        (base / "config.json", "a folder"),
+    ):
         with pytest.raises(
-            CheckpointError, match=f"is not a merged checkpoint, expected {what}, as the"
+            CheckpointError, match=f"is not a merged checkpoint, expected {description}, as the"
         ):
             verify_merge(base, mixed(adapters), out)
     with pytest.raises(CheckpointError, match="expected a safetensors file, as the base is"):

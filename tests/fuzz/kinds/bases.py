@@ -53,12 +53,12 @@ def drawn(name: str, *shape: int) -> np.ndarray:
 
 def config(**fields: Any) -> bytes:
     """A config.json."""
-    told = {
+    config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4,
         "num_hidden_layers": 2, "vocab_size": 8, "tie_word_embeddings": False,
         "torch_dtype": "float32", **fields,
     }  # fmt: skip
-    return json.dumps(told, indent=2).encode()
+    return json.dumps(config, indent=2).encode()
 
 
 def _tensors(dtype: str) -> dict[str, Tensor]:

@@ -24,18 +24,18 @@ def tensors_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
         return bytes_changed(data, rng)
     if how == "inside" and tensors:
         name, change = rng.choice(_INSIDE)
-        what = change(tensors, rng)
+        description = change(tensors, rng)
         if name == "metadata":
-            what = _metadata(metadata, rng)
-        return pack(tensors, metadata), f"{name}: {what}"
+            description = _metadata(metadata, rng)
+        return pack(tensors, metadata), f"{name}: {description}"
     header, rest = split(data)
     if how == "header":
-        text, what = header_changed(header, rng)
+        text, description = header_changed(header, rng)
         text += b" " * (-len(text) % 8) if rng.random() < 0.5 else b""
-        return len(text).to_bytes(8, "little") + text + rest, f"header: {what}"
+        return len(text).to_bytes(8, "little") + text + rest, f"header: {description}"
     if how == "data":
-        new, what = bytes_changed(rest, rng)
-        return data[: 8 + len(header)] + new, f"data: {what}"
+        new, description = bytes_changed(rest, rng)
+        return data[: 8 + len(header)] + new, f"data: {description}"
     if how == "length":
         length = rng.choice(
             [0, 1, 2, len(header) - 1, len(header) + 1, len(data), 2**32, 2**63, 2**64 - 1]

@@ -112,10 +112,10 @@ def json_changed(data: bytes, rng: random.Random) -> tuple[bytes, str]:
                 raw = f"{json.dumps(old)}, {json.dumps(old)}"
         text = json.dumps(value).replace('"@@"', raw)
         return text.encode("utf-8", "surrogatepass"), f"{how} {last}: {raw[:60]}"
-    told = json.dumps(new)
+    dumped = json.dumps(new)
     return json.dumps(
         value
-    ).encode(), f"{how} {'.'.join(map(str, (*above, last)))[:60]}: {told[:60]}"
+    ).encode(), f"{how} {'.'.join(map(str, (*above, last)))[:60]}: {dumped[:60]}"
 
 
 def _near(old: Any, rng: random.Random) -> Any:

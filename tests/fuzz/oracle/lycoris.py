@@ -81,15 +81,15 @@ def read_diffusers(
         expect(part in ("unet", "transformer", "diffusion_model"), f"{key}: no part of a pipeline")
         expect(site in modules and site not in changes, f"{key}: no module of that name, or twice")
         scale = None
-        told = {name: value for name, value in config.items() if name.startswith(f"{part}.")}
-        if told:
+        part_config = {name: value for name, value in config.items() if name.startswith(f"{part}.")}
+        if part_config:
             rank, alpha = (
-                _by_pattern(told, f"{part}.{patterns}", f"{part}.{field}", site)
+                _by_pattern(part_config, f"{part}.{patterns}", f"{part}.{field}", site)
                 for patterns, field in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
             )
             expect("alpha" not in factors, f"{key}: alpha twice")
             expect(is_number(rank) and is_number(alpha) and rank >= 1, f"{key}: rank or alpha")
-            scale = alpha / (math.sqrt(rank) if told.get(f"{part}.use_rslora") else rank)
+            scale = alpha / (math.sqrt(rank) if part_config.get(f"{part}.use_rslora") else rank)
             expect(factors["down"].shape[:1] == (rank,) if "down" in factors else 0, "rank")
         changes[site] = _built(key, factors, modules[site], adapter.strength, scale)
     expect(changes, "nothing in it")

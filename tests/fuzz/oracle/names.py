@@ -20,10 +20,10 @@ __all__ = [
 ]
 
 
-def expect(condition: Any, what: str) -> None:
+def expect(condition: Any, message: str) -> None:
     """Raises BadFileError if a condition does not hold."""
     if not condition:
-        raise BadFileError(what)
+        raise BadFileError(message)
 
 
 def json_object(files: Mapping[str, bytes], path: str) -> dict[str, Any]:
@@ -50,17 +50,17 @@ def is_number(value: Any) -> bool:
     return abs(value) < 1e300
 
 
-def floats(tensor: Tensor, what: str) -> np.ndarray:
+def floats(tensor: Tensor, name: str) -> np.ndarray:
     """A factor's numbers: floats, and finite."""
-    expect(tensor.is_float, f"{what} is {tensor.dtype}")
+    expect(tensor.is_float, f"{name} is {tensor.dtype}")
     numbers = tensor.numbers
-    expect(np.isfinite(numbers).all(), f"{what} is not finite")
+    expect(np.isfinite(numbers).all(), f"{name} is not finite")
     return numbers
 
 
-def matrices(what: str, *arrays: np.ndarray) -> None:
+def matrices(name: str, *arrays: np.ndarray) -> None:
     """Refuses factors that are no matrices with numbers in them."""
-    expect(all(array.ndim == 2 and array.size for array in arrays), f"{what}: no matrices")
+    expect(all(array.ndim == 2 and array.size for array in arrays), f"{name}: no matrices")
 
 
 _WRAPPERS = re.compile(

@@ -92,8 +92,12 @@ def _case(folder: Path, kind: str, keys: list[str] | None) -> dict[str, np.ndarr
     folder.mkdir()
     trained = dict(tree_flatten(model.trainable_parameters()))
     mx.save_safetensors(str(folder / "adapters.safetensors"), trained)
-    said: dict[str, Any] = {"fine_tune_type": kind, "num_layers": 1, "lora_parameters": config}
-    save_config(said, folder / "adapter_config.json")
+    full_config: dict[str, Any] = {
+        "fine_tune_type": kind,
+        "num_layers": 1,
+        "lora_parameters": config,
+    }
+    save_config(full_config, folder / "adapter_config.json")
     names = ["embed_tokens", *(f"layers.{i}.{x}" for i in (0, 1) for x in ("q_proj", "down_proj"))]
     found: dict[str, np.ndarray] = {}
     for name in names:

@@ -70,7 +70,7 @@ def by_library(library: str, root: Path) -> None:
             out[name] = np.asarray(run(tree, tokens()), np.float32)
             worst = np.abs(out[name] - truth[name]).max() / np.abs(truth[name]).max()
             print(library, kind, name, f"off by {worst:.1e}")
-        told = {
+        record = {
             "library": library,
             "versions": {p: version(p) for p in (*loading.PACKAGES[library], "jax")},
             "source": loading.SOURCES.get(library, "installed"),
@@ -78,7 +78,7 @@ def by_library(library: str, root: Path) -> None:
             "layout": getattr(layout, "name", layout),
             "leaves": {name: list(leaf.shape) for name, leaf in leaves.items()},
         }
-        (HERE / f"{library}-{kind}.json").write_text(json.dumps(told, indent=1) + "\n")
+        (HERE / f"{library}-{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
         held = {f"leaf.{name}": leaf for name, leaf in leaves.items()}
         path = HERE / f"{library}-{kind}.safetensors"
         save_file({k: np.ascontiguousarray(v) for k, v in {**held, **out}.items()}, path)

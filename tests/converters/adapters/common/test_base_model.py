@@ -51,9 +51,14 @@ def test_what_it_has_not(tmp_path: Path) -> None:
     params, folder = base_model(AS_TORCH), base_model(save_base(tmp_path / "base"))
     given = "the params given as base"
     end = "Give the base on which the adapter was trained."
-    for model, name, what in ((params, "head", given), (folder, "lm_head", str(tmp_path / "base"))):
+    for model, name, description in (
+        (params, "head", given),
+        (folder, "lm_head", str(tmp_path / "base")),
+    ):
         text = asked(model, "bias", name)
-        assert text == f"the adapter needs the bias of {name}, but it has none in {what}. {end}"
+        assert (
+            text == f"the adapter needs the bias of {name}, but it has none in {description}. {end}"
+        )
     for ask in ("weight", "bias", "shape"):
         assert asked(params, ask, "other") == (
             f"the adapter needs the weight of other, but found no such module in {given}. {end}"

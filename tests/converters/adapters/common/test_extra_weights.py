@@ -81,10 +81,12 @@ def test_weights_that_are_not_read(name: str, tmp_path: Path) -> None:
     """Whatever the name ends in; and it goes on without them if told so."""
     folder = beside(tmp_path / "style", name, {})
     for path in (folder, folder / "adapter_model.safetensors"):
-        said = refused(CheckpointError, path)
-        assert said.startswith(f"{folder} has weights next to the adapter that are not read:\n  ")
-        assert f"\n  {name}: " in said
-        assert said.endswith(
+        message = refused(CheckpointError, path)
+        assert message.startswith(
+            f"{folder} has weights next to the adapter that are not read:\n  "
+        )
+        assert f"\n  {name}: " in message
+        assert message.endswith(
             f"They may have been trained with it, and would be missing from the "
             f"result. To leave them out: ignore={name!r}, or a glob."
         )
@@ -103,7 +105,7 @@ def test_all_of_them_are_listed_with_the_reason(tmp_path: Path) -> None:
     beside(tmp_path, "model.safetensors", {"embed.weight": NEW})
     beside(tmp_path, "a.bin", {})
     beside(tmp_path, "a.gguf", {})
-    said = refused(CheckpointError, tmp_path)
+    message = refused(CheckpointError, tmp_path)
     for line in (
         (
             "a.bin: saved by torch; only a safetensors file with the weights of whole "
@@ -118,15 +120,15 @@ def test_all_of_them_are_listed_with_the_reason(tmp_path: Path) -> None:
         "value_head.safetensors: v_head.summary.weight belongs to a head that TRL "
         "adds, which the base does not have",
     ):
-        assert f"\n  {line}\n" in said
+        assert f"\n  {line}\n" in message
     assert jaxmix.load(tmp_path, ignore="*").sites == (SITE,)
 
 
 def test_modules_that_the_base_does_not_have(tmp_path: Path) -> None:
     """Where its names are the adapter's; a tree in other names says nothing about it."""
     beside(tmp_path, "x.safetensors", {"projector.0.weight": NEW, "model.embed.weight": NEW})
-    said = refused(CheckpointError, tmp_path, base=[SITE, "embed", "tower.0"])
-    assert "\n  x.safetensors: a list of module names has no module projector.0\n" in said
+    message = refused(CheckpointError, tmp_path, base=[SITE, "embed", "tower.0"])
+    assert "\n  x.safetensors: a list of module names has no module projector.0\n" in message
     sites = {SITE, "projector.0", "model.embed"}
     assert set(jaxmix.load(tmp_path, base=[SITE, "embed", "lm.projector.0"]).sites) == sites
     assert set(jaxmix.load(tmp_path, base=["decoder"]).sites) == sites
@@ -144,10 +146,10 @@ def test_a_leaf_that_is_there_twice(tmp_path: Path) -> None:
     beside(tmp_path, "y.safetensors", {f"{PREFIX}embed.weight": NEW})
     assert set(jaxmix.load(tmp_path).sites) == {SITE, "embed"}
     beside(tmp_path, "y.safetensors", {"embed.weight": NEW + 1})
-    said = refused(CheckpointError, tmp_path)
+    message = refused(CheckpointError, tmp_path)
     assert (
         "\n  y.safetensors: embed.weight is also in another file, with different numbers\n"
-    ) in said
+    ) in message
 
 
 TRAINER = [
@@ -206,10 +208,10 @@ def test_a_recipe_s_parts(tmp_path: Path) -> None:
     beside(tmp_path / "style", "x.bin", {})
     part = {"source": "style"}
     for i, fields in enumerate([{}, {"ignore": "x.*"}]):
-        told = {"format": "jaxmix", "version": 1, "parts": [{**part, **fields}]}
-        (tmp_path / f"{i}.json").write_text(json.dumps(told))
-    said = refused(CheckpointError, tmp_path / "0.json")
-    assert f"part 1, style: {tmp_path / 'style'} has weights next to the adapter" in said
+        recipe = {"format": "jaxmix", "version": 1, "parts": [{**part, **fields}]}
+        (tmp_path / f"{i}.json").write_text(json.dumps(recipe))
+    message = refused(CheckpointError, tmp_path / "0.json")
+    assert f"part 1, style: {tmp_path / 'style'} has weights next to the adapter" in message
     assert jaxmix.load(tmp_path / "0.json", ignore="x.bin").parts[0].sites == (SITE,)
     assert jaxmix.load(tmp_path / "1.json").parts[0].sites == (SITE,)
 

@@ -44,10 +44,12 @@ def tensor(shape, *offsets, dtype="F32"):
 
 def damaged(folder, data):
     """The text for a damaged file, which has the path, the size and what to do."""
-    said = refused(CheckpointError, with_bytes(folder, data))
-    assert said.startswith(f"{folder / WEIGHTS} is not a complete safetensors file: ")
-    assert said.endswith("Expected the file that save_pretrained wrote; download or save it again.")
-    return said
+    message = refused(CheckpointError, with_bytes(folder, data))
+    assert message.startswith(f"{folder / WEIGHTS} is not a complete safetensors file: ")
+    assert message.endswith(
+        "Expected the file that save_pretrained wrote; download or save it again."
+    )
+    return message
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, HEADER // 2, HEADER - 1, HEADER, HEADER + 1, -1])
@@ -94,7 +96,7 @@ def test_every_flipped_byte_of_the_header_is_survived(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("data", "description"),
     [
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
@@ -107,9 +109,9 @@ def test_every_flipped_byte_of_the_header_is_survived(tmp_path):
         ),
     ],
 )
-def test_a_file_of_another_kind(data, what, tmp_path):
+def test_a_file_of_another_kind(data, description, tmp_path):
     """What it is, if that is plain to see."""
-    assert what in damaged(tmp_path, data)
+    assert description in damaged(tmp_path, data)
 
 
 def test_a_header_of_an_unlucky_length(tmp_path):
@@ -120,8 +122,8 @@ def test_a_header_of_an_unlucky_length(tmp_path):
         assert "contains no tensors" in refused(
             CheckpointError, with_bytes(tmp_path, file_of(header))
         )
-        said = damaged(tmp_path, file_of(header)[:-9])
-        assert "pickle" not in said and "page" not in said
+        message = damaged(tmp_path, file_of(header)[:-9])
+        assert "pickle" not in message and "page" not in message
 
 
 class Trap:
@@ -141,12 +143,14 @@ def test_nothing_is_unpickled(protocol, tmp_path):
     trap = tmp_path / "sprung"
     bad = pickle.dumps(Trap(str(trap)), protocol)
     folder = tmp_path / "adapter"
-    said = damaged(folder, bad)
-    assert protocol < 2 or "it is a pickle under another name, and jaxmix opens none" in said
+    message = damaged(folder, bad)
+    assert protocol < 2 or "it is a pickle under another name, and jaxmix opens none" in message
     (folder / "adapter_model.bin").write_bytes(bad)
     (folder / WEIGHTS).unlink()
-    told = "can't be read by torch.load(weights_only=True), which runs no code"
-    assert (told if has_torch() else "jaxmix reads no pickles") in refused(CheckpointError, folder)
+    expected = "can't be read by torch.load(weights_only=True), which runs no code"
+    assert (expected if has_torch() else "jaxmix reads no pickles") in refused(
+        CheckpointError, folder
+    )
     (folder / "adapter_config.json").write_bytes(bad)
     refused(CheckpointError, folder)
     assert not trap.exists()

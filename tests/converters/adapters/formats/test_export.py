@@ -198,9 +198,9 @@ def test_invalid_exports_are_refused(tmp_path):
     mixed: Any = jaxmix.mix(adapter, adapter.renamed("b"))
     with pytest.raises(AdapterError, match="got a Mix, expected one adapter"):
         export_kohya(mixed, path)
-    two = jaxmix.Adapter(dict.fromkeys(["a.b_c", "a_b.c"], LoRA(A, B, 1.0)))
+    ambiguous = jaxmix.Adapter(dict.fromkeys(["a.b_c", "a_b.c"], LoRA(A, B, 1.0)))
     with pytest.raises(AdapterError, match=r"lora_unet_a_b_c: a\.b_c and a_b\.c"):
-        export_kohya(two, path)
+        export_kohya(ambiguous, path)
     export_kohya(adapter, path)
     with pytest.raises(
         CheckpointError, match=r"exists\. Give another name, or replace it: force=True\."

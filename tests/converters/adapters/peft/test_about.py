@@ -32,11 +32,11 @@ def config(folder: Path) -> dict[str, Any]:
     return {key: values[key] for key in SAID}
 
 
-def saved(folder: Path, **said: Any) -> Adapter:
+def saved(folder: Path, **fields: Any) -> Adapter:
     """An adapter that was read from a folder whose config says this."""
     jaxmix.export_peft(Adapter(FORMS["lora"]), folder)
     path = folder / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     adapter = jaxmix.load(folder)
     assert isinstance(adapter, Adapter)
     return adapter
@@ -44,33 +44,33 @@ def saved(folder: Path, **said: Any) -> Adapter:
 
 def test_kept_from_file_to_file(tmp_path: Path) -> None:
     """By loading, strengths, names, a saved mix, attached models, one LoRA, and combining."""
-    one = saved(tmp_path / "in", **SAID)
-    two = saved(tmp_path / "other", **{**SAID, "revision": None, "task_type": "SEQ_CLS"})
-    attached = jaxmix.attach(PARAMS, one)
+    kept = saved(tmp_path / "in", **SAID)
+    second = saved(tmp_path / "other", **{**SAID, "revision": None, "task_type": "SEQ_CLS"})
+    attached = jaxmix.attach(PARAMS, kept)
     made = {
-        "again": one,
-        "half": (0.5 * one).renamed("half"),
-        "ours": jaxmix.load(jaxmix.save(one, tmp_path / "mix")),
+        "again": kept,
+        "half": (0.5 * kept).renamed("half"),
+        "ours": jaxmix.load(jaxmix.save(kept, tmp_path / "mix")),
         "detached": jaxmix.detach(attached)[1][0],
-        "tree": jax.tree.map(jnp.asarray, one),
-        "to_lora": jaxmix.to_lora(jaxmix.mix(one, one.renamed("b")), PARAMS, rank=2),
-        "cat": jaxmix.combine([one, one], method="cat"),
-        "linear": jaxmix.combine([one, one], method="linear"),
+        "tree": jax.tree.map(jnp.asarray, kept),
+        "to_lora": jaxmix.to_lora(jaxmix.mix(kept, kept.renamed("b")), PARAMS, rank=2),
+        "cat": jaxmix.combine([kept, kept], method="cat"),
+        "linear": jaxmix.combine([kept, kept], method="linear"),
     }
     for name, adapter in made.items():
         assert config(jaxmix.export_peft(adapter, tmp_path / name)) == SAID, name
-    joined = jaxmix.combine([one, two], method="linear")
+    joined = jaxmix.combine([kept, second], method="linear")
     assert config(jaxmix.export_peft(joined, tmp_path / "joined")) == {**SAID, "task_type": None}
-    out = jaxmix.export_peft(jaxmix.mix(one, two.renamed("two")), tmp_path / "two")
+    out = jaxmix.export_peft(jaxmix.mix(kept, second.renamed("two")), tmp_path / "two")
     assert config(out / "01-in")["task_type"] == "CAUSAL_LM"
     assert config(out / "02-two")["task_type"] == "SEQ_CLS"
 
 
 def test_given(tmp_path: Path) -> None:
     """Instead of what the file says; another base is of no revision that the file names."""
-    one = saved(tmp_path / "in", **SAID)
+    saved_adapter = saved(tmp_path / "in", **SAID)
     out = jaxmix.export_peft(
-        one, tmp_path / "out", base_model_name_or_path="my/base", task_type="SEQ_CLS"
+        saved_adapter, tmp_path / "out", base_model_name_or_path="my/base", task_type="SEQ_CLS"
     )
     assert config(out) == {
         **dict.fromkeys(SAID),
@@ -84,9 +84,9 @@ def test_given(tmp_path: Path) -> None:
 def test_the_class_of_the_model(tmp_path: Path) -> None:
     """Where PEFT knows no task; a task stands before it."""
     mapping = {"base_model_class": "LlamaModel", "parent_library": "transformers.models.llama"}
-    one = saved(tmp_path / "in", auto_mapping=mapping)
-    assert config(jaxmix.export_peft(one, tmp_path / "out"))["auto_mapping"] == mapping
-    out = jaxmix.export_peft(one, tmp_path / "task", task_type="CAUSAL_LM")
+    saved_adapter = saved(tmp_path / "in", auto_mapping=mapping)
+    assert config(jaxmix.export_peft(saved_adapter, tmp_path / "out"))["auto_mapping"] == mapping
+    out = jaxmix.export_peft(saved_adapter, tmp_path / "task", task_type="CAUSAL_LM")
     assert config(out)["auto_mapping"] is None
 
 
@@ -111,8 +111,10 @@ def test_a_head_that_peft_would_not_load(tmp_path: Path) -> None:
 
 def test_no_part_of_the_structure() -> None:
     """Adapters for other tasks are the same program."""
-    one, two = (Adapter(FORMS["lora"], metadata={"task_type": x}) for x in ("CAUSAL_LM", "SEQ_CLS"))
-    assert jax.tree.structure(one) == jax.tree.structure(two)
+    first, second = (
+        Adapter(FORMS["lora"], metadata={"task_type": x}) for x in ("CAUSAL_LM", "SEQ_CLS")
+    )
+    assert jax.tree.structure(first) == jax.tree.structure(second)
     seen: list[int] = []
 
     @jax.jit
@@ -120,7 +122,7 @@ def test_no_part_of_the_structure() -> None:
         seen.append(1)
         return sum(jnp.sum(x) for x in jax.tree.leaves(adapter))
 
-    assert total(one) == total(two) and len(seen) == 1
+    assert total(first) == total(second) and len(seen) == 1
 
 
 @pytest.mark.parametrize(

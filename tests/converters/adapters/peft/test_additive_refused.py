@@ -138,10 +138,10 @@ def tensors(made: Mapping[str, Any], site: str = SITE) -> dict[str, Any]:
     return {**keyed(at_site, site), **whole}
 
 
-@pytest.mark.parametrize(("family", "config", "made", "kind", "said"), BAD.values(), ids=BAD)
-def test_bad_files(family, config, made, kind: type[JaxmixError], said, tmp_path):
+@pytest.mark.parametrize(("family", "config", "made", "kind", "message"), BAD.values(), ids=BAD)
+def test_bad_files(family, config, made, kind: type[JaxmixError], message, tmp_path):
     text = refused(kind, save(tmp_path, Form(family, config, {}), tensors(made)))
-    assert said in text, text
+    assert message in text, text
 
 
 _BASE = {f"{SITE}.weight": z(6, 4)}
@@ -150,8 +150,8 @@ _BASE = {f"{SITE}.weight": z(6, 4)}
 def test_more_numbers_than_the_weight_has(tmp_path):
     form = Form("FOURIERFT", {"random_loc_seed": 777, "scaling": 1.0}, {})
     folder = save(tmp_path, form, keyed({"fourierft_spectrum": z(25)}))
-    said = "fourierft_spectrum has shape (25,), expected (n,) with n from 1 to 24"
-    assert said in refused(S, folder, base=_BASE)
+    message = "fourierft_spectrum has shape (25,), expected (n,) with n from 1 to 24"
+    assert message in refused(S, folder, base=_BASE)
 
 
 @pytest.mark.parametrize("family", ["FOURIERFT", "VERA", "SUPERTUNING"])
@@ -179,8 +179,8 @@ def test_adamss(tmp_path, monkeypatch):
     """The shapes, scikit-learn, and groups of another size than the file's."""
     form = Form("ADAMSS", {"r": 2, "num_subspaces": 2, "random_seed": 0}, {})
     site = {"adamss_A.0": z(1, 2), "adamss_B.0": z(6, 1), "adamss_newB": z(2, 6)}
-    said = "expected adamss_newB (r, 4), with one more column for a bias"
-    assert said in refused(S, save(tmp_path, form, keyed(site)), base=_BASE)
+    message = "expected adamss_newB (r, 4), with one more column for a bias"
+    assert message in refused(S, save(tmp_path, form, keyed(site)), base=_BASE)
     folder = save(tmp_path, form, keyed({**site, "adamss_newB": z(2, 4)}))
     with monkeypatch.context() as patch:
         _without(patch, "sklearn")
@@ -207,7 +207,7 @@ def _without(patch: pytest.MonkeyPatch, package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("left_out", "said"),
+    ("left_out", "message"),
     [
         (
             "tinylora_P",
@@ -223,12 +223,12 @@ def _without(patch: pytest.MonkeyPatch, package: str) -> None:
         ),
     ],
 )
-def test_tinylora_of_unknown_order(left_out, said, tmp_path):
+def test_tinylora_of_unknown_order(left_out, message, tmp_path):
     site = {name: array for name, array in _TINY_SITE.items() if name != left_out}
     vectors = {"/tinylora_v.0": z(3), "/tinylora_v.1": z(3)}
     made = {**tensors({**site, **vectors}), **keyed(site, "layer.other")}
     text = refused(C, save(tmp_path, Form("TINYLORA", _TINY, {}), made))
-    assert said in text, text
+    assert message in text, text
 
 
 def _tiny(number: int | None, v: float) -> TinyLoRA:
@@ -256,13 +256,15 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "one", "two", "said"), UNWRITTEN.values(), ids=UNWRITTEN)
-def test_what_is_not_written(family, one, two, said):
+@pytest.mark.parametrize(
+    ("family", "first", "second", "message"), UNWRITTEN.values(), ids=UNWRITTEN
+)
+def test_what_is_not_written(family, first, second, message):
     write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
-        write({"one": one, "two": two})
-    assert said in str(caught.value)
+        write({"one": first, "two": second})
+    assert message in str(caught.value)
 
 
 def test_equal_arrays_are_one() -> None:

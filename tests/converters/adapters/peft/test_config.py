@@ -36,9 +36,9 @@ def test_a_file_that_is_no_config(text, found, tmp_path):
     """The path, what was found, what is expected."""
     folder = save(tmp_path)
     (folder / CONFIG).write_text(text, encoding="utf-8")
-    said = refused(CheckpointError, folder)
-    assert said.startswith(f"{folder / CONFIG}") and found in said
-    assert "again." in said or "Is it the config of a PEFT adapter?" in said
+    message = refused(CheckpointError, folder)
+    assert message.startswith(f"{folder / CONFIG}") and found in message
+    assert "again." in message or "Is it the config of a PEFT adapter?" in message
 
 
 def test_a_file_that_is_no_text(tmp_path):
@@ -109,12 +109,12 @@ NAMES = "a list of module names"
 def test_a_field_of_a_wrong_value(form, field, value, expected, tmp_path):
     """Before anything is computed with it: the field, its value, what it may be."""
     folder = save(tmp_path, form, **one(field, value))
-    said = refused(CheckpointError, folder)
+    message = refused(CheckpointError, folder)
     shown = json.dumps(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "…"
-    assert f"\n  {field} is {shown}, expected {expected}\n" in said
-    assert said.startswith(f"{folder / CONFIG}: fields of this {FORMS[form].family} config with")
-    assert said.endswith("Was the file edited? Take the one that save_pretrained wrote.")
+    assert f"\n  {field} is {shown}, expected {expected}\n" in message
+    assert message.startswith(f"{folder / CONFIG}: fields of this {FORMS[form].family} config with")
+    assert message.endswith("Was the file edited? Take the one that save_pretrained wrote.")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -123,8 +123,8 @@ def test_numbers_that_json_should_not_have(number, tmp_path):
     folder = save(tmp_path, lora_alpha=12345)
     text = (folder / CONFIG).read_text().replace("12345", number)
     (folder / CONFIG).write_text(text)
-    assert "lora_alpha is " in (said := refused(CheckpointError, folder))
-    assert "expected a finite number" in said
+    assert "lora_alpha is " in (message := refused(CheckpointError, folder))
+    assert "expected a finite number" in message
 
 
 @pytest.mark.parametrize(
@@ -151,10 +151,14 @@ def test_a_field_that_must_be_there(form, field, null, tmp_path):
 
 def test_wrong_fields_are_listed_together(tmp_path):
     """And refused ones before them."""
-    said = refused(CheckpointError, save(tmp_path, r=0, use_dora="yes", lora_alpha=None))
-    assert [line.split()[0] for line in said.splitlines()[1:-1]] == ["lora_alpha", "r", "use_dora"]
-    said = refused(UnsupportedError, save(tmp_path, r=0, arrow_config={}, mystery=3))
-    assert "arrow_config = {}" in said and "mystery = 3" in said and "r is 0" not in said
+    message = refused(CheckpointError, save(tmp_path, r=0, use_dora="yes", lora_alpha=None))
+    assert [line.split()[0] for line in message.splitlines()[1:-1]] == [
+        "lora_alpha",
+        "r",
+        "use_dora",
+    ]
+    message = refused(UnsupportedError, save(tmp_path, r=0, arrow_config={}, mystery=3))
+    assert "arrow_config = {}" in message and "mystery = 3" in message and "r is 0" not in message
 
 
 # -------------------------------------------------------------------------------- refused fields
@@ -165,12 +169,12 @@ def test_unknown_fields(tmp_path):
     off: dict[str, Any] = {"new_a": None, "new_b": False, "new_c": "", "new_d": [], "new_e": {}}
     assert jaxmix.load(save(tmp_path, **off)).sites == (SITE,)
     for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
-        said = refused(UnsupportedError, save(tmp_path, new_a=on, new_b=False))
+        message = refused(UnsupportedError, save(tmp_path, new_a=on, new_b=False))
         assert (
             f"\n  new_a = {json.dumps(on)}: unknown to this version of jaxmix. If it "
-            f"does not change the weights, remove it from the file." in said
+            f"does not change the weights, remove it from the file." in message
         )
-        assert "new_b" not in said
+        assert "new_b" not in message
     assert f"new_a = {json.dumps('x' * 99)[:57]}…: unknown to this version of jaxmix" in refused(
         UnsupportedError, save(tmp_path, new_a="x" * 99)
     )
@@ -184,11 +188,12 @@ def test_refused_fields(family, field, tmp_path):
     """On: refused with a reason and what to do. Off, as PEFT sees it: read."""
     form = next(name for name, form in FORMS.items() if form.family == family)
     refusal = PEFT_TYPES[family].fields.refused[field]
-    said = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
+    message = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
     assert (
-        f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix does not support" in said
+        f"{tmp_path / CONFIG}: fields of this {family} config that jaxmix does not support"
+        in message
     )
-    assert f"\n  {field} = [7]: {refusal.reason}. {refusal.remedy}" in said
+    assert f"\n  {field} = [7]: {refusal.reason}. {refusal.remedy}" in message
     assert len(refusal.reason) > 20 and len(refusal.remedy) > 10
     for off in (None, False):
         assert jaxmix.load(save(tmp_path, form, **one(field, off))).sites == (SITE,)
@@ -204,19 +209,21 @@ def test_refused_fields(family, field, tmp_path):
 @pytest.mark.parametrize("name", REFUSED_TYPES)
 def test_refused_types(name, tmp_path):
     """Each with its reason and what to do."""
-    said = refused(UnsupportedError, save(tmp_path, peft_type=name))
-    assert said.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
-    assert any(todo in said for todo in ("Keep it in PEFT", "mix them with", "Merge it with PEFT"))
+    message = refused(UnsupportedError, save(tmp_path, peft_type=name))
+    assert message.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
+    assert any(
+        todo in message for todo in ("Keep it in PEFT", "mix them with", "Merge it with PEFT")
+    )
 
 
 @pytest.mark.parametrize(("name", "near"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")])
 def test_unknown_types(name, near, tmp_path):
     """The six are named, and the nearest of them."""
-    said = refused(UnsupportedError, save(tmp_path, peft_type=name))
-    assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in said
-    assert said.endswith(f"Did you mean {near!r}?")
-    said = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
-    assert said.endswith(f"expected one of {', '.join(PEFT_TYPES)}.")
+    message = refused(UnsupportedError, save(tmp_path, peft_type=name))
+    assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in message
+    assert message.endswith(f"Did you mean {near!r}?")
+    message = refused(UnsupportedError, save(tmp_path, peft_type="QQ"))
+    assert message.endswith(f"expected one of {', '.join(PEFT_TYPES)}.")
 
 
 @pytest.mark.parametrize(
@@ -230,12 +237,12 @@ def test_inits_that_leave_the_base(init, tmp_path):
 @pytest.mark.parametrize("init", ["pissa_niter_16", "corda", "lora_ga"])
 def test_inits_that_change_the_base(init, tmp_path):
     """What was taken off, and how PEFT turns such an adapter into a plain one."""
-    said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
+    message = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
     assert (
         f"init_lora_weights = {init!r}: it subtracted the product of the initial "
         "factors, which depend on data or chance, from the base's weights"
-    ) in said
-    assert "path_initial_model_for_weight_conversion=folder" in said
+    ) in message
+    assert "path_initial_model_for_weight_conversion=folder" in message
     # AdaLoRA has no init but its own, whatever the field says.
     assert jaxmix.load(save(tmp_path, "adalora", init_lora_weights=init)).sites == (SITE,)
 
@@ -244,10 +251,10 @@ def test_inits_that_change_the_base(init, tmp_path):
 def test_inits_that_ask_for_the_base(init, tmp_path):
     """What they took off the base comes out of the base."""
     folder = save(tmp_path, init_lora_weights=init)
-    said = refused(CheckpointError, folder)
+    message = refused(CheckpointError, folder)
     assert (
         f"can't be read without the base's weight at {SITE}. Give the base: jaxmix.load(…, base="
-        in said
+        in message
     )
     base = {f"{SITE}.weight": np.random.default_rng(0).normal(size=(6, 4))}
     update = jaxmix.load(folder, base=base).updates[SITE]
@@ -264,12 +271,12 @@ def test_inits_that_ask_for_the_base(init, tmp_path):
 
 def test_inits_that_are_quantized_or_unknown(tmp_path):
     """LoftQ's base is gone; of an init that nobody knows one can't tell."""
-    said = refused(UnsupportedError, save(tmp_path, init_lora_weights="loftq"))
-    assert "LoftQ quantized the base's weights, and the factors fit only the result" in said
-    assert "Merge it with PEFT (merge_and_unload) and use the merged model as the base." in said
+    message = refused(UnsupportedError, save(tmp_path, init_lora_weights="loftq"))
+    assert "LoftQ quantized the base's weights, and the factors fit only the result" in message
+    assert "Merge it with PEFT (merge_and_unload) and use the merged model as the base." in message
     for init in ("evaporate", "gaussian2", 3):
-        said = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
-        assert f"init_lora_weights = {init!r}: unknown; it may have changed the base" in said
+        message = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
+        assert f"init_lora_weights = {init!r}: unknown; it may have changed the base" in message
 
 
 @pytest.mark.parametrize("missing", ["use_cayley_neumann", "num_cayley_neumann_terms", "eps"])
@@ -279,8 +286,8 @@ def test_an_oft_without_what_its_tensors_need(missing, tmp_path):
     values = json.loads((folder / CONFIG).read_text())
     del values[missing]
     (folder / CONFIG).write_text(json.dumps(values))
-    said = refused(CheckpointError, folder)
-    assert f"{SITE}: the config has no {missing}, which an OFT of oft_R.weight needs" in said
+    message = refused(CheckpointError, folder)
+    assert f"{SITE}: the config has no {missing}, which an OFT of oft_R.weight needs" in message
 
 
 @pytest.mark.parametrize("version", [None, "0.17.2.dev0@abc", "0.16.0", 18])

@@ -182,8 +182,8 @@ def test_a_strength_is_in_the_scale(name: str, strength: Any, tmp_path: Path) ->
         base, new = Base(None, size(update)), again.updates[site]
         for kind in ("weight_map", "bias_map"):
             truth, found = (
-                np.asarray(getattr(one, kind)(base, jnp.asarray(by)).shift.dense())
-                for one, by in ((update, float(strength)), (new, 1.0))
+                np.asarray(getattr(scaled, kind)(base, jnp.asarray(by)).shift.dense())
+                for scaled, by in ((update, float(strength)), (new, 1.0))
             )
             np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-6)
 
@@ -247,8 +247,8 @@ def test_a_folder_that_exists(tmp_path: Path) -> None:
     ):
         jaxmix.export_peft(Adapter(FORMS["lora"]), out)
     same(jaxmix.load(out).updates, LOOSE)
-    two = [Adapter(FORMS["lora"], name=name) for name in "ab"]
-    for written, files in ((jaxmix.mix(*two), 3), (two[0], 2)):
+    adapters = [Adapter(FORMS["lora"], name=name) for name in "ab"]
+    for written, files in ((jaxmix.mix(*adapters), 3), (adapters[0], 2)):
         jaxmix.export_peft(written, out, force=True)
         assert len(list(out.iterdir())) == files
     same(jaxmix.load(out).updates, FORMS["lora"])
@@ -257,5 +257,5 @@ def test_a_folder_that_exists(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match="exists and is not a checkpoint: it has none of adapter_config"
     ):
-        jaxmix.export_peft(two[0], tmp_path / "home", force=True)
+        jaxmix.export_peft(adapters[0], tmp_path / "home", force=True)
     assert {entry.name for entry in tmp_path.iterdir()} == {"out", "home"}

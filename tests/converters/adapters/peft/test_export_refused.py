@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
 }
 
 
-def said(kind: type[JaxmixError], adapter: Any, folder: Path, **options: Any) -> str:
+def refused_export(kind: type[JaxmixError], adapter: Any, folder: Path, **options: Any) -> str:
     """The text with which it is refused, and nothing is written."""
     with pytest.raises(JaxmixError) as caught:
         jaxmix.export_peft(adapter, folder / "out", **options)
@@ -173,7 +173,7 @@ def said(kind: type[JaxmixError], adapter: Any, folder: Path, **options: Any) ->
 
 @pytest.mark.parametrize(("updates", "text"), REFUSED.values(), ids=REFUSED)
 def test_refused(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
-    found = said(UnsupportedError, Adapter(updates, name="style"), tmp_path)
+    found = refused_export(UnsupportedError, Adapter(updates, name="style"), tmp_path)
     assert text in found, found
 
 
@@ -193,7 +193,7 @@ BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
 @pytest.mark.parametrize(("updates", "text"), BY_PATTERNS.values(), ids=BY_PATTERNS)
 def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
     """And written without them, with one rank and one scale."""
-    found = said(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
+    found = refused_export(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
     assert text in found, found
     again = jaxmix.load(jaxmix.export_peft(Adapter(updates), tmp_path / "out"))
     for site, update in updates.items():
@@ -202,7 +202,7 @@ def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: 
 
 
 def test_a_task_that_peft_has_not(tmp_path: Path) -> None:
-    text = said(AdapterError, Adapter(FORMS["lora"]), tmp_path, task_type="CHAT")
+    text = refused_export(AdapterError, Adapter(FORMS["lora"]), tmp_path, task_type="CHAT")
     assert text == (
         "task_type is 'CHAT', expected one of PEFT's: CAUSAL_LM, FEATURE_EXTRACTION, QUESTION_ANS, "
         "SEQ_2_SEQ_LM, SEQ_CLS, TOKEN_CLS."
@@ -212,7 +212,9 @@ def test_a_task_that_peft_has_not(tmp_path: Path) -> None:
 def test_a_task_whose_head_peft_saves_whole(tmp_path: Path) -> None:
     """Factors there it would not load."""
     updates = {"q": lora(), "score": lora(), "x.classifier": lora()}
-    text = said(UnsupportedError, Adapter(updates, name="style"), tmp_path, task_type="SEQ_CLS")
+    text = refused_export(
+        UnsupportedError, Adapter(updates, name="style"), tmp_path, task_type="SEQ_CLS"
+    )
     assert text == (
         "style: for the task SEQ_CLS PEFT saves heads whole and ignores their "
         "factors, which this adapter has at:\n  score\n  x.classifier\nLeave "
@@ -222,31 +224,31 @@ def test_a_task_whose_head_peft_saves_whole(tmp_path: Path) -> None:
 
 def test_what_is_no_adapter(tmp_path: Path) -> None:
     """Also the errors of a LoRA, given for a mix."""
-    text = said(AdapterError, FORMS["lora"], tmp_path)
+    text = refused_export(AdapterError, FORMS["lora"], tmp_path)
     assert text == "export_peft got a dict, expected an adapter or a mix of them."
     mixed = jaxmix.mix(Adapter(FORMS["lora"], name="a"), Adapter(FORMS["lora"], name="b"))
-    text = said(AdapterError, mixed, tmp_path, errors={"q": 0.5})
+    text = refused_export(AdapterError, mixed, tmp_path, errors={"q": 0.5})
     assert "export_peft got errors= for a mix of 2 adapters." in text
 
 
 def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
     """All that have no scale are named."""
     updates = {"q": lora(magnitude=n(6)), "k": Together((BIAS, lora())), "embed": tokens(1)}
-    text = said(UnsupportedError, Adapter(updates, 0.5, "style"), tmp_path)
+    text = refused_export(UnsupportedError, Adapter(updates, 0.5, "style"), tmp_path)
     assert text == (
         "style has strength 0.5, which PEFT does not have for:\n  q: LoRA\n  k: "
         "Replace\n  embed: Tokens\nExport it at strength 1, or convert it to a LoRA: "
         "jaxmix.to_lora(adapter, params)."
     )
     for update in (OFT(n(2, 1)), KaSA(n(2, 4), n(6, 2), n(2), 1.0), COPY, shira(1)):
-        text = said(UnsupportedError, Adapter({"q": update}, 0.5), tmp_path)
+        text = refused_export(UnsupportedError, Adapter({"q": update}, 0.5), tmp_path)
         assert f"PEFT does not have for:\n  q: {update.family}\n" in text
 
 
 def test_a_type_that_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of those that a family has; a new one may begin so."""
     monkeypatch.setitem(PEFT_TYPES, "LORA", replace(PEFT_TYPES["LORA"], write=None))
-    text = said(UnsupportedError, Adapter(FORMS["lora"], name="style"), tmp_path)
+    text = refused_export(UnsupportedError, Adapter(FORMS["lora"], name="style"), tmp_path)
     assert text == "style: jaxmix does not write PEFT's LORA yet."
 
 
@@ -257,14 +259,14 @@ def test_mixes_that_peft_has_not(tmp_path: Path) -> None:
         named = zip("abc", updates, strict=False)
         return jaxmix.mix(*(Adapter({"q": update}, name=name) for name, update in named))
 
-    for mix, why in (
+    for mix, reason in (
         (mixed(lora(), shira(1)), "the type of 'b' with others"),
         (mixed(lora(), BIAS, tokens(1)), "the type of 'b', 'c' with others"),
         (mixed(OFT(n(2, 1), embedding=True), OFT(n(2, 1), embedding=True)), "its order"),
     ):
-        text = said(UnsupportedError, mix, tmp_path)
+        text = refused_export(UnsupportedError, mix, tmp_path)
         assert text == (
-            f"PEFT's mixed model can't compute this mix: it does not support {why}. "
+            f"PEFT's mixed model can't compute this mix: it does not support {reason}. "
             f"Convert the mix to one LoRA, jaxmix.to_lora(mix, params), save it as a "
             f"mix, jaxmix.save(mix, folder), or merge it, jaxmix.merge_checkpoint."
         )

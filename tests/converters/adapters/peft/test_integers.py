@@ -89,8 +89,8 @@ def _composed(folder: Path, row: Row, field: str = "", value: Any = None) -> dic
     """The base with the row's adapter, one of its fields exchanged."""
     tensors, config, base = row
     folder.mkdir(exist_ok=True)
-    told = {**config, field: value} if field else config
-    (folder / "adapter_config.json").write_text(json.dumps(told))
+    changed = {**config, field: value} if field else config
+    (folder / "adapter_config.json").write_text(json.dumps(changed))
     (folder / "adapter_model.safetensors").write_bytes(packed(tensors))
     made = jaxmix.compose(base, jaxmix.load(folder, base=base))
     return {name: np.asarray(leaf, np.float64) for name, leaf in made.items()}
@@ -123,8 +123,10 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
             continue
         wanted = plain
         if field in SCALES and not OFF.get(family, lambda _: False)(value):
-            one, two = (_composed(tmp_path / "x", row, field, alpha) for alpha in (1, 2))
-            wanted = {leaf: one[leaf] + (value - 1) * (two[leaf] - one[leaf]) for leaf in one}
+            first, second = (_composed(tmp_path / "x", row, field, alpha) for alpha in (1, 2))
+            wanted = {
+                leaf: first[leaf] + (value - 1) * (second[leaf] - first[leaf]) for leaf in first
+            }
         elif field in SCALES:
             continue
         elif family == "LOKR" and field == "r":  # both factors whole: it is in the scale alone
@@ -187,9 +189,9 @@ def test_a_rank_that_squares(tmp_path: Path) -> None:
 def test_blocks_that_square(tmp_path: Path) -> None:
     """A file of 256 KiB in as many blocks as it has rows would be 16 GiB."""
     shapes = {"lora_A.weight": (65_536, 1), "lora_B.weight": (1, 65_536)}
-    told = {**UNSAVED["bdlora"].config, "r": 65_536}
-    told["use_bdlora"] = {"nblocks": 65_536, "target_modules_bd_a": ["proj"]}
-    folder = save(tmp_path, Form("LORA", told, shapes, (1, 65_536)))
+    config = {**UNSAVED["bdlora"].config, "r": 65_536}
+    config["use_bdlora"] = {"nblocks": 65_536, "target_modules_bd_a": ["proj"]}
+    folder = save(tmp_path, Form("LORA", config, shapes, (1, 65_536)))
     assert refused(ShapeError, folder).splitlines()[1] == (
         "  layer.proj: a factor of shape (65536, 1) in 65536 blocks has 4,294,967,296 numbers as a "
         "matrix, expected at most 268,435,456. Was nblocks edited?"
@@ -199,8 +201,8 @@ def test_blocks_that_square(tmp_path: Path) -> None:
 def test_more_values_than_the_weight_has(tmp_path: Path) -> None:
     """Where the positions are found anew: torch would say it in its own words."""
     pytest.importorskip("torch")
-    told, shapes = UNSAVED["supertuning"].config, {"supertuning_values": (25,)}
-    form = Form("SUPERTUNING", {**told, "r": None, "lora_alpha": None}, shapes)
+    config, shapes = UNSAVED["supertuning"].config, {"supertuning_values": (25,)}
+    form = Form("SUPERTUNING", {**config, "r": None, "lora_alpha": None}, shapes)
     text = refused(ShapeError, save(tmp_path, form), base=params(form))
     assert "supertuning_values has 25 numbers, expected at most 24 from the base's weight" in text
 

@@ -169,12 +169,12 @@ def test_what_training_alone_needs_is_left_out(tmp_path):
 def test_what_wraps_in_ways_unknown(tmp_path):
     """An UnsupportedError as long as nothing else is wrong."""
     key = "attn.base_layer.other.hada_w1_a"
-    why = "part of a wrapped module of an unknown kind in LOHA; remove that module"
+    reason = "part of a wrapped module of an unknown kind in LOHA; remove that module"
     made = keyed(factors(FORMS["loha"])) | {key: WHOLE}
-    assert f"{key}: {why}" in refused(UnsupportedError, save(tmp_path, "loha", made))
+    assert f"{key}: {reason}" in refused(UnsupportedError, save(tmp_path, "loha", made))
     made |= {"mystery.scale": WHOLE}
     text = refused(CheckpointError, save(tmp_path, "loha", made))
-    assert f"{key}: {why}" in text and "mystery.scale: not a parameter" in text
+    assert f"{key}: {reason}" in text and "mystery.scale: not a parameter" in text
 
 
 def test_a_shared_tensor_twice(tmp_path):

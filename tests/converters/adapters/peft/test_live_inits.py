@@ -67,11 +67,11 @@ def test_what_changed_the_base(init, options, tmp_path):
     if init in ("pissa", "olora"):
         assert difference(run(composed(Linears(), tmp_path / "raw", base=True)), truth) < 2e-6
     else:
-        said = refused(UnsupportedError, tmp_path / "raw")
+        message = refused(UnsupportedError, tmp_path / "raw")
         assert (
             f"init_lora_weights = {init!r}: it subtracted the product of the initial "
             "factors, which depend on data or chance, from the base's weights."
-        ) in said
+        ) in message
     assert difference(run(composed(Linears(), tmp_path / "plain")), truth) < 2e-6
     update: Any = jaxmix.load(tmp_path / "plain").updates["one"]
     assert update.a.shape == (6, 12)

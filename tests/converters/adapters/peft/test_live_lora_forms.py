@@ -81,8 +81,8 @@ def test_the_base_is_asked_for(name, tmp_path):
     """Where the file says too little; but for one parameter, whose axes it does not say."""
     model, config, _ = CASES[name]
     save(model, config, tmp_path)
-    said = refused(CheckpointError, tmp_path)
-    assert "Give the base: jaxmix.load(…, base=…)" in said
+    message = refused(CheckpointError, tmp_path)
+    assert "Give the base: jaxmix.load(…, base=…)" in message
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -232,11 +232,11 @@ def test_square_layers_that_nothing_tells_apart(tmp_path: Path) -> None:
     base = _weights(model)
     with pytest.raises(LayoutError) as caught:
         jaxmix.compose(base, jaxmix.load(tmp_path))
-    said = str(caught.value)
-    assert said.startswith(
+    message = str(caught.value)
+    assert message.startswith(
         "weights whose orientation is unknown:\n  one: one.weight (6, 6)\n  two:"
     )
-    assert "layout=jaxmix.Layout('mine', conv1d=r'.*\\.c_proj'), or --conv1d." in said
+    assert "layout=jaxmix.Layout('mine', conv1d=r'.*\\.c_proj'), or --conv1d." in message
     ours = jaxmix.compose(base, jaxmix.load(tmp_path), layout=jaxmix.Layout("mine", conv1d="two"))
     _assert_same(ours, truth, base)
 

@@ -24,7 +24,7 @@ LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 
 
 @pytest.mark.parametrize(
-    ("config", "why"),
+    ("config", "reason"),
     [
         (lambda: peft.PromptTuningConfig(num_virtual_tokens=2, **LM), "Keep it in PEFT."),
         (lambda: peft.PrefixTuningConfig(num_virtual_tokens=2, **LM), "Keep it in PEFT."),
@@ -37,17 +37,17 @@ LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
         (lambda: peft.LilyConfig(r=2, target_modules=["q_proj"]), "mix them with strengths."),
     ],
 )  # fmt: skip
-def test_types(config, why, tmp_path):
+def test_types(config, reason, tmp_path):
     """Prompts, routers, and families that come later: told from the config alone."""
     with quiet():
         made = config()
         made.save_pretrained(str(tmp_path))
-    said = refused(UnsupportedError, tmp_path)
-    assert f"peft_type {made.peft_type.value!r} is refused: " in said and why in said
+    message = refused(UnsupportedError, tmp_path)
+    assert f"peft_type {made.peft_type.value!r} is refused: " in message and reason in message
 
 
 @pytest.mark.parametrize(
-    ("options", "field", "why", "todo"),
+    ("options", "field", "reason", "todo"),
     [
         ({"alora_invocation_tokens": [3], **LM}, "alora_invocation_tokens = [3]",
          "acts only from a certain token on, which no fixed weight computes", "Keep it in PEFT."),
@@ -56,11 +56,11 @@ def test_types(config, why, tmp_path):
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )  # fmt: skip
-def test_fields(options, field, why, todo, tmp_path):
+def test_fields(options, field, reason, todo, tmp_path):
     """Of a LoRA on a Llama."""
     save(llama(), LoraConfig(**Q, **options), tmp_path)
-    said = refused(UnsupportedError, tmp_path)
-    assert f"\n  {field}" in said and why in said and todo in said
+    message = refused(UnsupportedError, tmp_path)
+    assert f"\n  {field}" in message and reason in message and todo in message
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_fields(options, field, why, todo, tmp_path):
 def test_fields_of_configs_alone(options, field, tmp_path):
     """What takes other adapters, or Megatron, to save."""
     LoraConfig(**Q, **options).save_pretrained(str(tmp_path))
-    said = refused(UnsupportedError, tmp_path)
-    assert f"\n  {field}" in said
-    assert "Load the single adapters" in said or "Gather the parts" in said
+    message = refused(UnsupportedError, tmp_path)
+    assert f"\n  {field}" in message
+    assert "Load the single adapters" in message or "Gather the parts" in message
 
 
 @pytest.mark.parametrize("targets", [["mlp.up"], ["mlp.up", "mlp.down"]])
@@ -92,8 +92,8 @@ def test_a_convolution_in_groups(tmp_path):
     """PEFT's LoRA of one is no weight of it."""
     net = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2))
     save(net, LoraConfig(r=4, target_modules=["0"]), tmp_path)
-    said = refused(UnsupportedError, tmp_path)
-    assert "0: lora_B has 2 of 4 ranks" in said and "Train it without that layer" in said
+    message = refused(UnsupportedError, tmp_path)
+    assert "0: lora_B has 2 of 4 ranks" in message and "Train it without that layer" in message
 
 
 def test_a_pickle_is_converted_by_the_recipe(tmp_path, monkeypatch):
@@ -103,11 +103,12 @@ def test_a_pickle_is_converted_by_the_recipe(tmp_path, monkeypatch):
     assert difference(run(composed(Linears(), tmp_path)), run(adapted)) < 2e-6
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "torch", None)
-        said = refused(CheckpointError, tmp_path)
+        message = refused(CheckpointError, tmp_path)
     assert (
-        f"{tmp_path} has adapter_model.bin but no {WEIGHTS}. jaxmix does not read pickles" in said
+        f"{tmp_path} has adapter_model.bin but no {WEIGHTS}. jaxmix does not read pickles"
+        in message
     )
-    lines = re.findall(r"^  (.+)$", said, re.MULTILINE)
+    lines = re.findall(r"^  (.+)$", message, re.MULTILINE)
     assert len(lines) == 2
     import safetensors.torch
 

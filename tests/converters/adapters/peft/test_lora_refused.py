@@ -184,12 +184,12 @@ BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str
 }
 
 
-@pytest.mark.parametrize(("form", "fields", "shapes", "kind", "said"), BAD.values(), ids=BAD)
-def test_bad_files(form, fields, shapes, kind, said, tmp_path):
+@pytest.mark.parametrize(("form", "fields", "shapes", "kind", "message"), BAD.values(), ids=BAD)
+def test_bad_files(form, fields, shapes, kind, message, tmp_path):
     made = {**FORMS[form].shapes, **shapes}
     tensors = {name: np.ones(shape, np.float32) for name, shape in made.items() if shape}
     text = refused(kind, save(tmp_path, form, keyed(tensors), **fields))
-    assert f"{SITE}: " in text and said in text, text
+    assert f"{SITE}: " in text and message in text, text
 
 
 def of_experts(folder: Path, *targets: str, **shapes: tuple[int, ...]) -> Path:
@@ -231,11 +231,11 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
 }
 
 
-@pytest.mark.parametrize(("made", "base", "kind", "said"), EXPERTS.values(), ids=EXPERTS)
-def test_bad_experts(made, base, kind, said, tmp_path):
+@pytest.mark.parametrize(("made", "base", "kind", "message"), EXPERTS.values(), ids=EXPERTS)
+def test_bad_experts(made, base, kind, message, tmp_path):
     folder = of_experts(tmp_path, "mlp.up", outer=made)
-    assert said in refused(kind, folder, base={"mlp.up": np.ones(base)})
-    if "experts·" not in said:
+    assert message in refused(kind, folder, base={"mlp.up": np.ones(base)})
+    if "experts·" not in message:
         assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
 
 
@@ -267,13 +267,13 @@ def test_parameters_told_by_the_order_of_the_model(tmp_path):
     assert [np.max(updates[f"mlp.{name}"].a) for name in ("up", "down")] == [1, 2]
 
 
-@pytest.mark.parametrize("told", [[1, 2, 3], {"embed": [1]}, {"other": [1, 2]}])
-def test_tokens_beside_a_lora(told, tmp_path):
+@pytest.mark.parametrize("tokens_config", [[1, 2, 3], {"embed": [1]}, {"other": [1, 2]}])
+def test_tokens_beside_a_lora(tokens_config, tmp_path):
     """As many rows as indices; and a name that is the module's."""
     made = keyed({name: np.ones(shape) for name, shape in FORMS["lora"].shapes.items()})
     made["base_model.model.embed.token_adapter.trainable_tokens_delta"] = np.ones((2, 4))
-    text = refused(S, save(tmp_path, "lora", made, trainable_token_indices=told))
-    count = 3 if isinstance(told, list) else len(told.get("embed", ())) or "?"
+    text = refused(S, save(tmp_path, "lora", made, trainable_token_indices=tokens_config))
+    count = 3 if isinstance(tokens_config, list) else len(tokens_config.get("embed", ())) or "?"
     assert text == (
         f"{tmp_path}: embed has trainable_tokens_delta (2, 4), expected ({count}, D) by "
         "trainable_token_indices"
@@ -303,16 +303,16 @@ def test_patterns_go_by_an_attention(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "kind", "said"),
+    ("fields", "kind", "message"),
     [
         ({"init_lora_weights": "olora"}, UnsupportedError, "no olora for"),
         ({"init_lora_weights": "pissa", "lora_alpha": 0}, CheckpointError, "lora_alpha is 0, by"),
     ],
 )
-def test_what_no_base_helps(fields, kind, said, tmp_path):
+def test_what_no_base_helps(fields, kind, message, tmp_path):
     """PEFT's OLoRA takes no account of a Conv1D's order of axes, and an alpha of 0 divides."""
     base = {f"{SITE}.weight": np.ones((4, 6)), f"{SITE}.bias": np.ones(6)}
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         jaxmix.load(save(tmp_path, **fields), base=base)
 
 

@@ -140,9 +140,9 @@ def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
     for i, key in enumerate(tensors):
         if not tensors[key].size:
             continue
-        other = {**tensors, key: tensors[key] + tensors[key].dtype.type(1)}
+        changed = {**tensors, key: tensors[key] + tensors[key].dtype.type(1)}
         try:
-            new = jax.tree.leaves(loaded(str(i), other).updates)
+            new = jax.tree.leaves(loaded(str(i), changed).updates)
         except JaxmixError:
             continue
         assert len(new) != len(leaves) or any(
@@ -197,11 +197,11 @@ FOUND: dict[str, tuple[str, Any, str]] = {
 @pytest.mark.parametrize("case", FOUND)
 def test_found(case: str, tmp_path: Path) -> None:
     """Each is refused, in words."""
-    name, change, said = FOUND[case]
+    name, change, message = FOUND[case]
     row = next(row for row in NAMES if row.startswith(name))
     tensors, config = folders()[row]
     made = Made(dict(tensors), {}, dict(config), {})
     change(made)
     with pytest.raises(JaxmixError) as caught:
         jaxmix.load(_save(tmp_path / "x", made), base=base_of(row))
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -28,8 +28,8 @@ def same(folder: Any, form: str = "lora", **options: Any) -> bool:
     expected = jaxmix.load(save(folder.parent / "clean", form))
     got = jaxmix.load(folder, **options)
     base = params(FORMS[form])
-    one, other = (jaxmix.compose(base, adapter) for adapter in (expected, got))
-    return got.sites == (SITE,) and all(np.array_equal(one[k], other[k]) for k in base)
+    left, right = (jaxmix.compose(base, adapter) for adapter in (expected, got))
+    return got.sites == (SITE,) and all(np.array_equal(left[k], right[k]) for k in base)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_keys_that_become_one(other, tmp_path):
     double = made | {other.format(key): made[key]}
     text = refused(CheckpointError, save(tmp_path, "loha", double))
     pairs = (key, other.format(key)), (other.format(key), key)
-    assert any(f"{one}: the same as {two}; keep one of the two" in text for one, two in pairs)
+    assert any(f"{left}: the same as {right}; keep one of the two" in text for left, right in pairs)
 
 
 def test_a_module_named_module(tmp_path):
@@ -131,10 +131,10 @@ def test_the_base_has_the_last_word(root, tmp_path):
     base = {f"{root}.{key}": leaf for key, leaf in params(form).items()}
     assert jaxmix.load(folder).sites == (SITE,)
     assert jaxmix.load(folder, base=base).sites == (f"{root}.{SITE}",)
-    one, other = (jaxmix.compose(base, jaxmix.load(folder, base=b)) for b in (None, base))
+    left, right = (jaxmix.compose(base, jaxmix.load(folder, base=b)) for b in (None, base))
     for key, leaf in base.items():
-        assert np.array_equal(one[key], other[key])
-        assert np.array_equal(one[key], leaf) == key.endswith("bias")
+        assert np.array_equal(left[key], right[key])
+        assert np.array_equal(left[key], leaf) == key.endswith("bias")
     # A base whose names lack what wraps the adapter's says nothing else than the rule.
     assert jaxmix.load(folder, base=params(form)).sites == (SITE,)
 

@@ -24,8 +24,11 @@ def sharded(folder: Path, index: str | None = INDEX) -> Path:
     for file, (key, array) in zip(SHARDS, made.items(), strict=True):
         (folder / file).write_bytes(packed({key: array}))
     if index:
-        told = {"metadata": {"total_size": 1}, "weight_map": dict(zip(made, SHARDS, strict=True))}
-        (folder / index).write_text(json.dumps(told))
+        contents = {
+            "metadata": {"total_size": 1},
+            "weight_map": dict(zip(made, SHARDS, strict=True)),
+        }
+        (folder / index).write_text(json.dumps(contents))
     return folder
 
 
@@ -53,11 +56,11 @@ def test_a_missing_shard(index: str | None, tmp_path: Path) -> None:
     """It is named."""
     folder = sharded(tmp_path, index)
     (folder / SHARDS[1]).unlink()
-    said = refused(CheckpointError, folder)
+    message = refused(CheckpointError, folder)
     if index:
-        assert said.startswith(f"{folder / SHARDS[1]} is missing; found adapter_config.json")
+        assert message.startswith(f"{folder / SHARDS[1]} is missing; found adapter_config.json")
     else:
-        assert said == (
+        assert message == (
             f"{folder} lacks shards 2 of 2; found {SHARDS[0]}. Download the complete folder again."
         )
 
@@ -66,34 +69,36 @@ def test_an_index_that_disagrees(tmp_path: Path) -> None:
     """A shard with more than the index says, and one with less."""
     folder = sharded(tmp_path)
     (folder / SHARDS[0]).write_bytes(packed(keyed(factors(FORMS["lora"]))))
-    said = refused(CheckpointError, folder)
-    assert f"{folder / INDEX} and its shards disagree:\n" in said
-    assert "lora_B.weight: in adapter_model-00001-of-00002.safetensors, adapter_model-00002" in said
+    message = refused(CheckpointError, folder)
+    assert f"{folder / INDEX} and its shards disagree:\n" in message
+    assert (
+        "lora_B.weight: in adapter_model-00001-of-00002.safetensors, adapter_model-00002" in message
+    )
 
 
 def test_an_index_that_leads_out(tmp_path: Path) -> None:
     """Nothing outside the folder is opened."""
     folder = sharded(tmp_path / "in")
-    told = {"weight_map": {"a": "../x.safetensors"}}
-    (folder / INDEX).write_text(json.dumps(told))
-    said = refused(CheckpointError, folder)
-    assert said.startswith(f"{folder / INDEX}: files outside its folder:")
+    contents = {"weight_map": {"a": "../x.safetensors"}}
+    (folder / INDEX).write_text(json.dumps(contents))
+    message = refused(CheckpointError, folder)
+    assert message.startswith(f"{folder / INDEX}: files outside its folder:")
 
 
 def test_shards_of_two_adapters(tmp_path: Path) -> None:
     """Without an index: of two counts, or with the same tensors."""
     folder = sharded(tmp_path, None)
     (folder / SHARDS[1]).write_bytes((folder / SHARDS[0]).read_bytes())
-    said = refused(CheckpointError, folder)
-    assert said == (
+    message = refused(CheckpointError, folder)
+    assert message == (
         f"tensors that are in several shards:\n  "
         f"base_model.model.{SITE}.lora_A.weight: again in {SHARDS[1]}\nAre shards of "
         f"two adapters mixed? Download or save the folder again."
     )
     (folder / "adapter_model-00003-of-00003.safetensors").write_bytes(b"")
-    said = refused(CheckpointError, folder)
-    assert said.startswith(f"{folder} has shards of several adapters and no index:\n")
-    assert said.endswith("\nRemove the old ones.")
+    message = refused(CheckpointError, folder)
+    assert message.startswith(f"{folder} has shards of several adapters and no index:\n")
+    assert message.endswith("\nRemove the old ones.")
 
 
 def test_an_index_of_a_model_is_not_the_adapter_s(tmp_path: Path) -> None:
@@ -102,6 +107,6 @@ def test_an_index_of_a_model_is_not_the_adapter_s(tmp_path: Path) -> None:
     (folder / INDEX).unlink()
     for file in SHARDS:
         (folder / file).rename(folder / file.replace("adapter_", ""))
-    told = {"weight_map": {"a": SHARDS[0].replace("adapter_", "")}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(told))
+    contents = {"weight_map": {"a": SHARDS[0].replace("adapter_", "")}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(contents))
     assert f"{folder} has no adapter_model.safetensors" in refused(CheckpointError, folder)

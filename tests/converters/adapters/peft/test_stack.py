@@ -190,11 +190,11 @@ def test_biases_that_no_order_serves(letters, lost):
     """PEFT keeps trained biases in the base, the last one loaded: no word of maps does that."""
     with pytest.raises(UnsupportedError) as caught:
         peft_stack(adapters(*letters))
-    said = str(caught.value)
-    assert said.startswith(
+    message = str(caught.value)
+    assert message.startswith(
         "PEFT keeps a trained bias in the base, where it is applied before every"
     )
-    assert f"\n  {lost}" in said and said.endswith("Train one of them with bias='none'.")
+    assert f"\n  {lost}" in message and message.endswith("Train one of them with bias='none'.")
 
 
 @pytest.mark.parametrize("letters", ["Bb", "BB", "rB", "RBR", "LB", "BL"])

@@ -22,7 +22,7 @@ def put(folder: Any, *sites: str, form: str | Form = "lora", **fields: Any) -> A
 
 
 @pytest.mark.parametrize(
-    ("fields", "site", "why"),
+    ("fields", "site", "reason"),
     [
         ({"target_modules": ["q_proj", "lm_head"]}, SITES[1], "not in target_modules = ["),
         ({"target_modules": ["proj", "lm_head", "up_proj"]}, SITES[0], "not in target_modules"),
@@ -41,12 +41,12 @@ def put(folder: Any, *sites: str, form: str | Form = "lora", **fields: Any) -> A
     ],
 )
 @pytest.mark.parametrize("form", ["lora", "loha", "oft"])
-def test_modules_that_the_config_leaves_out(fields, site, why, form, tmp_path):
+def test_modules_that_the_config_leaves_out(fields, site, reason, form, tmp_path):
     """Each is listed with the field that leaves it out; the others are not."""
     folder = put(tmp_path, form=form, **fields)
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: the file has factors of modules that this" in text
-    assert "adapt, so PEFT ignores them:" in text and f"{site}: {why}" in text
+    assert "adapt, so PEFT ignores them:" in text and f"{site}: {reason}" in text
     assert not any(f"{other}: " in text for other in SITES if other != site)
     assert "Correct it, or remove these modules' keys from the file." in text
 

@@ -17,20 +17,20 @@ from .folders import SITE, Form, keyed, refused, save
 S, C, U = ShapeError, CheckpointError, UnsupportedError
 
 
-@pytest.mark.parametrize(("family", "config", "shapes", "kind", "said"), BAD.values(), ids=BAD)
-def test_bad_files(family, config, shapes, kind: type[JaxmixError], said, tmp_path):
+@pytest.mark.parametrize(("family", "config", "shapes", "kind", "message"), BAD.values(), ids=BAD)
+def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp_path):
     form = Form(family, config, shapes)
     made = {name: np.ones(shape) for name, shape in shapes.items()}
     made |= {name: 0 * array for name, array in made.items() if name.endswith(".zeros")}
     text = refused(kind, save(tmp_path, form, keyed(made)))
-    assert said in text, text
+    assert message in text, text
 
 
 def test_frod_of_shapes_that_disagree(tmp_path):
     """The bases do not lie at the site."""
     made: dict[str, Any] = keyed({"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)})
     shared = {"base_model.frod_V.layer_proj": np.eye(4)}
-    for kind, size, indices, said in (
+    for kind, size, indices, message in (
         (S, 4, np.zeros((2, 3), np.int64), "expected (in, in), (2, n), (n,) and (in,)"),
         (S, 4, np.full((2, 2), 4), "has values from 4 to 4, expected 0 to 3"),
         (
@@ -45,7 +45,7 @@ def test_frod_of_shapes_that_disagree(tmp_path):
             "base_model.frod_s_size.layer_proj": np.array([size, size]),
         }
         text = refused(kind, save(tmp_path, Form("FROD", {}, {}), made | shared | places))
-        assert said in text, text
+        assert message in text, text
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_what_the_base_does_not_fit(family, config, made, tmp_path):
     folder = save(tmp_path, Form(family, config, {}), tensors)
     assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
     wrong = {f"{SITE}.weight": np.ones((6, 1))}
-    said = f"the base's weight at {SITE} has shape (6, 1), expected "
-    assert said in refused(S, folder, base=wrong)
+    message = f"the base's weight at {SITE} has shape (6, 1), expected "
+    assert message in refused(S, folder, base=wrong)
 
 
 def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
@@ -72,8 +72,8 @@ def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
     folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
     assert "Give the base: jaxmix.load(…, base=…)" in refused(C, folder)
     grouped = {f"{SITE}.weight": np.ones((6, 2, 3, 2))}
-    said = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in a grouped"
-    assert said in refused(U, folder, base=grouped)
+    message = "ia3_l scales 4 inputs, and the base's weight has shape (6, 2, 3, 2): in a grouped"
+    assert message in refused(U, folder, base=grouped)
     plain = {f"{SITE}.weight": np.ones((6, 4, 3, 1), np.float32)}
     adapter = jaxmix.load(folder, base=plain)
     assert np.all(np.asarray(jaxmix.compose(plain, [adapter])[f"{SITE}.weight"]) == 2)
@@ -151,13 +151,13 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("family", "updates", "said"), UNWRITTEN.values(), ids=UNWRITTEN)
-def test_what_is_not_written(family, updates, said):
+@pytest.mark.parametrize(("family", "updates", "message"), UNWRITTEN.values(), ids=UNWRITTEN)
+def test_what_is_not_written(family, updates, message):
     write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
         write(updates)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_bias_that_is_turned_need_not_be_there():

@@ -80,10 +80,10 @@ NO_ORDER: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("base", "said"), NO_ORDER.values(), ids=NO_ORDER)
-def test_no_order(base, said, tmp_path):
+@pytest.mark.parametrize(("base", "message"), NO_ORDER.values(), ids=NO_ORDER)
+def test_no_order(base, message, tmp_path):
     text = refused(CheckpointError, _save(tmp_path), base=base)
-    assert said in text, text
+    assert message in text, text
     assert "save_indices = false: the file has one vector and no modules." in text
     assert _ASKS in text and "persistent = True" in text
 
@@ -123,10 +123,10 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "base", "kind", "said"), BAD.values(), ids=BAD)
-def test_bad(fields, base, kind, said, tmp_path):
+@pytest.mark.parametrize(("fields", "base", "kind", "message"), BAD.values(), ids=BAD)
+def test_bad(fields, base, kind, message, tmp_path):
     text = refused(kind, _save(tmp_path, **fields), base=base)
-    assert said in text, text
+    assert message in text, text
 
 
 def test_indices_that_peft_would_pass_over(tmp_path):
@@ -136,9 +136,9 @@ def test_indices_that_peft_would_pass_over(tmp_path):
 
 
 def test_no_vector(tmp_path):
-    said = "unilora_theta_d is missing, which all sites share"
+    message = "unilora_theta_d is missing, which all sites share"
     folder = _save(tmp_path, keyed({"bias": np.ones(6)}, "head"), modules_to_save=["head"])
-    assert said in refused(CheckpointError, folder, base=_QK)
+    assert message in refused(CheckpointError, folder, base=_QK)
 
 
 def test_a_folder_has_no_order(tmp_path):

@@ -35,9 +35,9 @@ def save(
 ) -> Path:
     """A folder of two shards, with the settings in its config.json."""
     folder.mkdir()
-    told = {"model_type": "llama", **config}
-    told |= {"quantization_config": settings} if settings is not None else {}
-    (folder / "config.json").write_text(json.dumps(told))
+    fields = {"model_type": "llama", **config}
+    fields |= {"quantization_config": settings} if settings is not None else {}
+    (folder / "config.json").write_text(json.dumps(fields))
     names = sorted(tensors)
     where: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2])):

@@ -94,8 +94,8 @@ def test_merged(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exact = want + 0.5 * np.asarray(update.b, np.float64) @ np.asarray(update.a, np.float64)
         off = np.abs(made[name_of(case)].astype(np.float64) - exact)
         assert (off <= np.abs(exact) * 2**-8 + 1e-6).all()
-    told = json.loads((out / "config.json").read_text())
-    assert told == {"model_type": "llama", "dtype": "bfloat16"}
+    config = json.loads((out / "config.json").read_text())
+    assert config == {"model_type": "llama", "dtype": "bfloat16"}
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {
         "total_size": sum(a.nbytes for a in made.values()),

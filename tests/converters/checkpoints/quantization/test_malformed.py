@@ -42,8 +42,8 @@ def state(raw: bytes | None = None, **fields: Any) -> Change:
 
     def change(tensors: Tensors) -> None:
         (name,) = [name for name in tensors if ".quant_state." in name]
-        told = json.loads(tensors[name].tobytes()) | fields
-        data = json.dumps(told).encode() if raw is None else raw
+        record = json.loads(tensors[name].tobytes()) | fields
+        data = json.dumps(record).encode() if raw is None else raw
         tensors[name] = np.frombuffer(data, np.uint8)
 
     return change
@@ -217,9 +217,9 @@ def test_refused(
     base = save(tmp_path / "base", tensors, CASES[case]["settings"] | settings)
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, jaxmix.Adapter({}), tmp_path / "out", dequantize=True)
-    told = str(caught.value)
-    assert "tensors that can't be dequantized:" in told and text in told
-    assert told.endswith(
+    message = str(caught.value)
+    assert "tensors that can't be dequantized:" in message and text in message
+    assert message.endswith(
         "Download or save the checkpoint again, or merge into the unquantized model."
     )
     assert not list(tmp_path.glob("out*"))

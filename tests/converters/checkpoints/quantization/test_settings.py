@@ -37,8 +37,8 @@ def by_hand(tensors: dict[str, np.ndarray], bits: int, plus: int) -> np.ndarray:
     codes, zeros = tensors["proj.qweight"], tensors["proj.qzeros"]
     scales, groups = tensors["proj.scales"], tensors["proj.g_idx"]
 
-    def number(words: Any, at: int) -> int:
-        string = sum((int(word) % 2**32) << 32 * k for k, word in enumerate(words))
+    def number(integers: Any, at: int) -> int:
+        string = sum((int(integer) % 2**32) << 32 * k for k, integer in enumerate(integers))
         return string >> at * bits & 2**bits - 1
 
     out = np.empty((codes.shape[1], len(groups)), np.float32)
@@ -63,10 +63,10 @@ def test_a_zero_point_of_0_is_a_borrow(tmp_path: Path) -> None:
     """Version 1 takes 1 off whole words, so that a zero point of 0 takes one from the next."""
     tensors, zeros = packed("gptq_4"), np.zeros((4, 96), np.uint32)
     zeros[:, 1::2] = 5
-    words = np.bitwise_or.reduce([zeros[:, k::8] << np.uint32(4 * k) for k in range(8)])
+    integers = np.bitwise_or.reduce([zeros[:, k::8] << np.uint32(4 * k) for k in range(8)])
     settings = CASES["gptq_4"]["settings"]
-    plain = {"proj.qzeros": words.view(np.int32)}
-    less = {"proj.qzeros": (words - np.uint32(0x11111111)).view(np.int32)}
+    plain = {"proj.qzeros": integers.view(np.int32)}
+    less = {"proj.qzeros": (integers - np.uint32(0x11111111)).view(np.int32)}
     old = save(tmp_path / "old", tensors | less, settings)
     new = save(tmp_path / "new", tensors | plain, settings | {"checkpoint_format": "gptq_v2"})
     np.testing.assert_array_equal(read(old), read(new))
