@@ -19,7 +19,7 @@ from jaxmix.families import Update
 from jaxmix.metadata import Metadata, checked_metadata
 from jaxmix.placement.layout import Layout
 
-__all__ = ["Adapter", "Mixable", "words"]
+__all__ = ["Adapter", "Mixable", "chains"]
 
 Strength = float | Float[Array, ""]
 
@@ -38,7 +38,7 @@ class Mixable(ABC):
         self, params: Any, *, layout: Layout | str | None = None, donate: bool = False
     ) -> Any:
         """Returns the params with the adapter merged in, like `jaxmix.compose`."""
-        return dense.apply(params, words(self.parts), layout=layout, donate=donate)
+        return dense.apply(params, chains(self.parts), layout=layout, donate=donate)
 
     @abstractmethod
     def __mul__(self, strength: Any) -> Self:
@@ -154,7 +154,7 @@ class _Unseen:
     metadata: Metadata = field(compare=False)
 
 
-def words(parts: "tuple[Adapter, ...]") -> dict[str, dense.Chain]:
+def chains(parts: "tuple[Adapter, ...]") -> dict[str, dense.Chain]:
     """Collects strengths and updates by site, in order of application.
 
     Args:

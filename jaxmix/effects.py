@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxmix.adapter import Mixable, words
+from jaxmix.adapter import Mixable, chains
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.errors import AdapterError
@@ -118,14 +118,14 @@ def effects(
         LayoutError: As `jaxmix.compose`.
         ShapeError: As `jaxmix.compose`.
     """
-    each = [words(group.parts) for group in groups]
+    chains_of_groups = [chains(group.parts) for group in groups]
     joint: dict[str, Chain] = {}
-    for own in each:
+    for own in chains_of_groups:
         for site, word in own.items():
             joint[site] = (*joint.get(site, ()), *word)
     resolved = resolve(params, joint, layout)
     for site in resolved.sites:
-        yield _at(site, [len(own.get(site.name, ())) for own in each], resolved.tree)
+        yield _at(site, [len(own.get(site.name, ())) for own in chains_of_groups], resolved.tree)
 
 
 @jax.default_matmul_precision("highest")
@@ -146,24 +146,27 @@ def _at(site: Site, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effe
 
 def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
     """Computes the effects of adapters made of LoRAs only (`is_plain`), which need no base."""
-    each = [words(group.parts) for group in groups]
-    for site in dict.fromkeys(site for own in each for site in own):
-        updates: list[Any] = [update for own in each for _, update in own.get(site, ())]
+    chains_of_groups = [chains(group.parts) for group in groups]
+    for site in dict.fromkeys(site for own in chains_of_groups for site in own):
+        updates: list[Any] = [update for own in chains_of_groups for _, update in own.get(site, ())]
         dtype = common_dtype(updates)
         first = updates[0]
         shape = (first.b.shape[0], first.a.shape[1])
-        turned = joint_flag(update.transposed for update in updates)
-        spot = Spot(site, first.kernel, embedding=first.embedding, transposed=turned)
-        yield spot, tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in each)
+        is_transposed = joint_flag(update.transposed for update in updates)
+        spot = Spot(site, first.kernel, embedding=first.embedding, transposed=is_transposed)
+        yield (
+            spot,
+            tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in chains_of_groups),
+        )
 
 
-def _plain_effect(word: Chain, shape: tuple[int, int]) -> Effect:
+def _plain_effect(chain: Chain, shape: tuple[int, int]) -> Effect:
     """The effect of LoRAs."""
-    none = Base(None, shape)
-    delta = reduce(add, (one.shift for one in maps(word, none)), Zero(*shape))
-    if not any(update.has_bias for _, update in word):
+    no_base = Base(None, shape)
+    delta = reduce(add, (map_.shift for map_ in maps(chain, no_base)), Zero(*shape))
+    if not any(update.has_bias for _, update in chain):
         return Effect(delta)
-    own = (one.shift for one in maps(word, none, "bias"))
+    own = (map_.shift for map_ in maps(chain, no_base, "bias"))
     return Effect(delta, reduce(add, own, Zero(shape[0], 1)).dense()[:, 0])
 
 

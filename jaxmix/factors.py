@@ -55,55 +55,55 @@ def checked_factors(updates: Mapping[str, Update]) -> dict[str, Update]:
         >>> made.a.dtype.name, made.b.dtype.isnative
         ('float64', True)
     """
-    made: dict[str, Update] = {}
+    checked: dict[str, Update] = {}
     wrong: list[str] = []
     for site, update in updates.items():
-        made[site] = _update(update, f"{site}: ", wrong)
+        checked[site] = _update(update, f"{site}: ", wrong)
     if wrong:
         raise AdapterError(
             f"factors that are not arrays of numbers:{listing(wrong)}\nExpected NumPy or JAX "
             "arrays of floats, and a finite number or an array without axes as scale."
         )
-    return made
+    return checked
 
 
 def _update(update: Any, where: str, wrong: list[str]) -> Any:
     """An update with converted factors; messages about invalid ones are added to a list."""
     changed: dict[str, Any] = {}
-    for one in _fields(type(update)):
-        old = getattr(update, one.name)
-        if (new := _value(old, one, where, wrong)) is not old:
-            changed[one.name] = new
+    for spec in _fields(type(update)):
+        old = getattr(update, spec.name)
+        if (new := _value(old, spec, where, wrong)) is not old:
+            changed[spec.name] = new
     return replace(update, **changed) if changed else update
 
 
-def _value(value: Any, one: _Field, where: str, wrong: list[str]) -> Any:
+def _value(value: Any, spec: _Field, where: str, wrong: list[str]) -> Any:
     """A field's converted value; for tuples, each of their items."""
-    if one.is_static:  # such as a rank that was computed with NumPy
+    if spec.is_static:  # such as a rank that was computed with NumPy
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Update):
         return _update(value, where, wrong)
-    if one.is_tuple and isinstance(value, tuple | list):
-        made = tuple(_value(item, replace(one, is_tuple=False), where, wrong) for item in value)
-        is_same = all(a is b for a, b in zip(made, value, strict=True))
-        return value if is_same and isinstance(value, tuple) else made
+    if spec.is_tuple and isinstance(value, tuple | list):
+        items = tuple(_value(item, replace(spec, is_tuple=False), where, wrong) for item in value)
+        is_same = all(a is b for a, b in zip(items, value, strict=True))
+        return value if is_same and isinstance(value, tuple) else items
     try:
-        return _array(value, one)
+        return _array(value, spec)
     except _Unusable as problem:
-        wrong.append(f"{where}{one.name} {problem}")
+        wrong.append(f"{where}{spec.name} {problem}")
         return value
 
 
-def _array(value: Any, one: _Field) -> Any:
+def _array(value: Any, spec: _Field) -> Any:
     """An array or a number that JAX accepts."""
-    if one.is_tuple and hasattr(value, "shape"):
+    if spec.is_tuple and hasattr(value, "shape"):
         raise _Unusable(f"is one array {np.shape(value)}, expected a tuple of arrays")
     if isinstance(value, jax.Array):
         return value
     if value is None:
-        if one.may_be_none:
+        if spec.may_be_none:
             return value
-        raise _Unusable(f"is None, expected {'a number' if one.is_scalar else 'an array'}")
+        raise _Unusable(f"is None, expected {'a number' if spec.is_scalar else 'an array'}")
     if isinstance(value, np.ma.MaskedArray):
         raise _Unusable("is a masked array; fill it: np.ma.filled(array, 0)")
     if isinstance(value, int | float):
@@ -112,7 +112,7 @@ def _array(value: Any, one: _Field) -> Any:
             found = value if isinstance(value, float) else "an integer beyond all floats"
             raise _Unusable(f"is {found}, expected a finite number")
         # JAX takes integers of 32 bits alone.
-        return float(value) if one.is_float and abs(value) >= 2**31 else value
+        return float(value) if spec.is_float and abs(value) >= 2**31 else value
     if isinstance(value, str | bytes | complex | Mapping | set | frozenset):
         raise _Unusable(f"is a {type(value).__name__}, expected an array")
     if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach"):
@@ -121,7 +121,7 @@ def _array(value: Any, one: _Field) -> Any:
         value = _of_numbers(value)
     if not isinstance(value, np.ndarray | np.generic):
         return value  # a placeholder of a pytree transformation
-    return _native(value, one)
+    return _native(value, spec)
 
 
 def _of_torch(tensor: Any) -> np.ndarray:
@@ -145,7 +145,7 @@ def _of_numbers(value: Any) -> Any:
         raise _Unusable("is a list whose rows have several lengths, expected an array") from None
 
 
-def _native(array: Any, one: _Field) -> Any:
+def _native(array: Any, spec: _Field) -> Any:
     """An array of numbers in native byte order, of floats where the family has floats."""
     dtype = array.dtype
     is_number = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
@@ -153,7 +153,7 @@ def _native(array: Any, one: _Field) -> Any:
         raise _Unusable(f"has dtype {dtype}, expected float64, float32, float16 or bfloat16")
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
-    if one.is_float and not jnp.issubdtype(dtype, jnp.floating):
+    if spec.is_float and not jnp.issubdtype(dtype, jnp.floating):
         array = array.astype(np.promote_types(array.dtype, np.float32))
     if not array.ndim and not np.isfinite(array):
         raise _Unusable(f"is {array}, expected a finite number")

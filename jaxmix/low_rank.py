@@ -116,8 +116,8 @@ def to_lora(
             errors[spot.name] = error
     own_name = mixed.name if isinstance(mixed, Adapter) else "lora"
     metadata = shared_metadata(part.metadata for part in mixed.parts)
-    made = Adapter(updates, name=own_name if name is None else name, metadata=metadata)
-    return (made, errors) if with_errors else made
+    lora = Adapter(updates, name=own_name if name is None else name, metadata=metadata)
+    return (lora, errors) if with_errors else lora
 
 
 def site_key(key: Array, site: str) -> Array:

@@ -79,14 +79,14 @@ def mix(*adapters: Adapter | Mix, strength: Any = 1.0) -> Mix:
     """
     strengths = _each(strength, len(adapters))
     parts: list[Adapter] = []
-    for adapter, one in zip(adapters, strengths, strict=True):
+    for adapter, factor in zip(adapters, strengths, strict=True):
         if not isinstance(adapter, Mixable):
             raise AdapterError(
                 f"mix got {_short(adapter)}, expected adapters and mixes. "
                 f"{_remedy(adapter) or f'{_READ}, and write mix(a, b), not mix([a, b]).'}"
             )
-        as_is = isinstance(one, float) and one == 1.0
-        parts.extend(adapter.parts if as_is else (adapter * one).parts)
+        as_is = isinstance(factor, float) and factor == 1.0
+        parts.extend(adapter.parts if as_is else (adapter * factor).parts)
     twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
     if twice:
         raise AdapterError(
@@ -144,12 +144,12 @@ def compose(
     return several(adapters, "compose")(params, layout=layout, donate=donate)
 
 
-def several(adapters: Any, who: str) -> Mix:
+def several(adapters: Any, caller: str) -> Mix:
     """Returns a function's argument for adapters as one mix.
 
     Args:
         adapters: An adapter, a mix, or several of them.
-        who: The function's name, for messages.
+        caller: The function's name, for messages.
 
     Returns:
         Their mix, in order.
@@ -162,16 +162,17 @@ def several(adapters: Any, who: str) -> Mix:
     expected = "expected an adapter, a mix, or a list of them."
     if not isinstance(adapters, Iterable) or isinstance(adapters, str | bytes | Mapping):
         raise AdapterError(
-            f"{who} got {_short(adapters)} for its adapters, {expected} "
-            f"{_remedy(adapters) or f'{_READ}, and write {who}(params, [a, b]).'}"
+            f"{caller} got {_short(adapters)} for its adapters, {expected} "
+            f"{_remedy(adapters) or f'{_READ}, and write {caller}(params, [a, b]).'}"
         )
     found = list(adapters)
-    if wrong := [(i, one) for i, one in enumerate(found) if not isinstance(one, Mixable)]:
-        remedies = dict.fromkeys(_remedy(one) for _, one in wrong)
+    if wrong := [(i, item) for i, item in enumerate(found) if not isinstance(item, Mixable)]:
+        remedies = dict.fromkeys(_remedy(item) for _, item in wrong)
+        listed = listing(f"{i}: {_short(item)}" for i, item in wrong)
         raise AdapterError(
-            f"{who} got for its adapters:{listing(f'{i}: {_short(one)}' for i, one in wrong)}\n"
+            f"{caller} got for its adapters:{listed}\n"
             f"{expected[0].upper()}{expected[1:]} "
-            + (" ".join(filter(None, remedies)) or f"{_READ}, and write {who}(params, [a, b]).")
+            + (" ".join(filter(None, remedies)) or f"{_READ}, and write {caller}(params, [a, b]).")
         )
     return mix(*found)
 
@@ -189,18 +190,18 @@ def _each(strength: Any, count: int) -> Sequence[Any]:
     return list(several)
 
 
-def _remedy(thing: Any) -> str:
+def _remedy(value: Any) -> str:
     """Explains how to turn a value into an adapter; "" if unknown."""
-    if isinstance(getattr(thing, "mix", None), Mixable):  # what `jaxmix.fit` returns
+    if isinstance(getattr(value, "mix", None), Mixable):  # what `jaxmix.fit` returns
         return "Its mix is an adapter: pass result.mix."
-    if isinstance(thing, str | bytes | PathLike):
+    if isinstance(value, str | bytes | PathLike):
         return f"{_READ}(path)."
-    if isinstance(thing, Update):
+    if isinstance(value, Update):
         return "Name the module that it updates: jaxmix.Adapter({site: update})."
     return ""
 
 
-def _short(thing: Any) -> str:
+def _short(value: Any) -> str:
     """A value that is not an adapter, for a message."""
-    text = " ".join(repr(thing).split())
-    return f"{type(thing).__name__} {text if len(text) < 60 else text[:57] + '…'}"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '…'}"

@@ -215,11 +215,11 @@ def _lora(
         )
     if thirds:
         rows = b.shape[0] // count
-        whole: Any = np.zeros((3 * rows, count * rank), b.dtype)
+        stacked: Any = np.zeros((3 * rows, count * rank), b.dtype)
         for j, i in enumerate(thirds):
             block = b[j * rows : (j + 1) * rows]
-            whole[i * rows : (i + 1) * rows, j * rank : (j + 1) * rank] = block
-        b = whole
+            stacked[i * rows : (i + 1) * rows, j * rank : (j + 1) * rank] = block
+        b = stacked
     return LoRA(a, b, config["alpha"] / rank, transposed=is_transposed)
 
 
@@ -234,9 +234,9 @@ def _ia3(site: str, factors: SiteTensors, config: Mapping[str, Any], is_transpos
         )
     vector = b[:, 0]
     if thirds:
-        whole: Any = np.ones((3, len(vector) // count), vector.dtype)
-        whole[thirds] = vector.reshape(count, -1)
-        vector = whole.reshape(-1)
+        stacked: Any = np.ones((3, len(vector) // count), vector.dtype)
+        stacked[thirds] = vector.reshape(count, -1)
+        vector = stacked.reshape(-1)
     vector = vector if config["alpha"] == 1 else vector * np.asarray(config["alpha"], vector.dtype)
     return IA3(vector, transposed=is_transposed)
 

@@ -142,7 +142,7 @@ def combine(
     pairs = look_alikes(groups) if base is None else []
     with spinner(f"combining by {method}", as_json=as_json), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "combine without a base")  # reported below
-        made = combined(
+        adapter = combined(
             groups,
             None if base is None else map_tensors(base),
             method=method,
@@ -153,7 +153,7 @@ def combine(
             name=out.name or "combined",
             **options,
         )
-    target = (save if to == "mix" else export_peft)(made, out, force=force, **written)
+    target = (save if to == "mix" else export_peft)(adapter, out, force=force, **written)
     if as_json:
         print_json(
             {
@@ -161,19 +161,20 @@ def combine(
                 "method": method,
                 "out": target,
                 "format": to,
-                "sites": list(made.sites),
+                "sites": list(adapter.sites),
                 **({"partial": partial} if partial else {}),
                 **({"look_alikes": pairs} if pairs else {}),
-                "is": made.summary(),
+                "is": adapter.summary(),
             }
         )
     else:
         names = ", ".join(f"{path} × {weight:g}" for path, weight in named)
         print_lines(
-            f"[bold]{escape(str(target))}[/]: {method} of {escape(names)}", escape(made.summary())
+            f"[bold]{escape(str(target))}[/]: {method} of {escape(names)}",
+            escape(adapter.summary()),
         )
         if partial:
-            print_lines(escape(f"note: {partial_text(partial, len(made.sites))}"))
+            print_lines(escape(f"note: {partial_text(partial, len(adapter.sites))}"))
         if pairs:
             print_lines(escape(f"note: {look_alikes_text(pairs)}"))
 

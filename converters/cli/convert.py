@@ -168,23 +168,23 @@ def convert(
     )
     parts = [part for _, own in read for part in own]
     check_apart(out, adapters)
-    made = _joined(parts, to)
+    adapter = _joined(parts, to)
     if prefix is not None:
         if not _WRITERS[to].takes_prefix:
             raise typer.BadParameter(
                 f"--prefix does not apply to {to}, whose names have no prefix."
             )
         writer_options["prefix"] = prefix
-    target = _WRITERS[to].write(made, out, force=force, **writer_options)
-    pairs = look_alikes(made.parts) if base is None else []
+    target = _WRITERS[to].write(adapter, out, force=force, **writer_options)
+    pairs = look_alikes(adapter.parts) if base is None else []
     if as_json:
-        sites = {part.name: list(part.sites) for part in made.parts}
-        data = {"adapters": strengths_data(made), "format": to, "out": target}
+        sites = {part.name: list(part.sites) for part in adapter.parts}
+        data = {"adapters": strengths_data(adapter), "format": to, "out": target}
         print_json({**data, "sites": sites, **({"look_alikes": pairs} if pairs else {})})
     else:
-        sites = count(len({site for part in made.parts for site in part.sites}), "site")
+        sites = count(len({site for part in adapter.parts for site in part.sites}), "site")
         print_lines(
-            f"[bold]{escape(str(target))}[/]: {to}, {escape(strengths_text(made))}, {sites}"
+            f"[bold]{escape(str(target))}[/]: {to}, {escape(strengths_text(adapter))}, {sites}"
         )
         if pairs:
             print_lines(

@@ -166,10 +166,10 @@ def _strengths(mixed: Mix, per: str) -> str:
         return strengths_text(mixed)
     from jaxmix.training import strengths_by_site
 
-    each = {name: list(sites.values()) for name, sites in strengths_by_site(mixed).items()}
+    by_adapter = {name: list(sites.values()) for name, sites in strengths_by_site(mixed).items()}
     return ", then ".join(
         f"{name} × {min(own):.3g} to {max(own):.3g} at {len(own)} sites"
-        for name, own in each.items()
+        for name, own in by_adapter.items()
     )
 
 

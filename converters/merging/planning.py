@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.adapter import words
+from jaxmix.adapter import chains
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, Stored
 from jaxmix.converters.merging.quantized import refusal
 from jaxmix.converters.merging.recipe import Recipe, Share
@@ -40,15 +40,15 @@ def plan_recipes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str
         LayoutError: If a site matches no tensor, or a tensor that is not of floats.
         ShapeError: If factors do not fit their weights.
     """
-    tensors, word_at = checkpoint.tensors, words(mixed.parts)
-    leaves = list(_leaves(word_at, layout, tensors))
+    tensors, chain_at = checkpoint.tensors, chains(mixed.parts)
+    leaves = list(_leaves(chain_at, layout, tensors))
     touched = {name: tensors[name] for name in leaves if name in tensors}
     if message := refusal(checkpoint, leaves):
         raise LayoutError(message)
     found: list[Site] = []
 
     def probe(params: Any) -> None:
-        found.extend(resolve(params, word_at, layout).sites)
+        found.extend(resolve(params, chain_at, layout).sites)
 
     shapes = {
         name: jax.ShapeDtypeStruct(tensor.shape, FLOATS.get(tensor.dtype, np.int8))

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.adapter import words
+from jaxmix.adapter import chains
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.label_config import label_fields
 from jaxmix.converters.merging.resized_tensor import ResizedTensor, new_tensor, resize_tensor
@@ -92,7 +92,9 @@ def resized(
             f"model after resizing, use {option('resize')} to give these tensors the adapters' "
             f"rows, and update {CONFIG_FILE}."
         )
-    made = {name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None}
+    resized_tensors = {
+        name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None
+    }
     missing = [resize.text for resize in wanted.values() if resize.extra is None]
     vocabulary = {
         (resize.tensor.shape[0], resize.rows)
@@ -100,7 +102,7 @@ def resized(
         if _is_vocabulary(resize.site)
     }
     for before, after in vocabulary:
-        missing += _add_partners(checkpoint, before, after, made, wanted, untied)
+        missing += _add_partners(checkpoint, before, after, resized_tensors, wanted, untied)
     if missing or len(vocabulary) > 1:
         raise ShapeError(
             f"{checkpoint.name} can't be resized, since no adapter has the missing rows:"
@@ -108,8 +110,10 @@ def resized(
             "adapter with its embeddings (save_embedding_layers=True in PEFT's save_pretrained), "
             "or merge into the resized base that it was trained on, saved with transformers."
         )
-    changes = {name: (checkpoint.tensors[name].shape, new.shape) for name, new in made.items()}
-    out = _with_tensors(checkpoint, made)
+    changes = {
+        name: (checkpoint.tensors[name].shape, new.shape) for name, new in resized_tensors.items()
+    }
+    out = _with_tensors(checkpoint, resized_tensors)
     fields = _fields(out, vocabulary, {resize.rows for resize in wanted.values()})
     if fields and not out.is_file:
         out = with_config(out, fields)
@@ -130,14 +134,16 @@ def _resized(resize: _Resize) -> ResizedTensor:
     return resize_tensor(resize.tensor, resize.rows, resize.extra)
 
 
-def _with_tensors(checkpoint: Checkpoint, made: Mapping[str, ResizedTensor]) -> Checkpoint:
+def _with_tensors(
+    checkpoint: Checkpoint, resized_tensors: Mapping[str, ResizedTensor]
+) -> Checkpoint:
     """Returns the checkpoint with these tensors in place of its own."""
 
     def change(shard: Shard) -> Iterator[Stored]:
-        return (made.get(tensor.name, tensor) for tensor in shard.tensors)
+        return (resized_tensors.get(tensor.name, tensor) for tensor in shard.tensors)
 
-    before = [checkpoint.tensors[name] for name in made]
-    return with_tensors(checkpoint, change, adjust_totals(made.values(), before))
+    before = [checkpoint.tensors[name] for name in resized_tensors]
+    return with_tensors(checkpoint, change, adjust_totals(resized_tensors.values(), before))
 
 
 def _fields(
@@ -176,7 +182,7 @@ def _add_partners(
     checkpoint: Checkpoint,
     before: int,
     after: int,
-    made: dict[str, ResizedTensor],
+    resized_tensors: dict[str, ResizedTensor],
     wanted: Mapping[str, _Resize],
     untied: str | None,
 ) -> Iterator[str]:
@@ -194,21 +200,21 @@ def _add_partners(
             array = np.zeros((*tensor.shape[:-1], after), FLOATS[tensor.dtype])
             count = min(before, after)
             array[..., :count] = tensor.read()[..., :count]
-            made[name] = new_tensor(name, tensor.dtype, array, tensor.file)
+            resized_tensors[name] = new_tensor(name, tensor.dtype, array, tensor.file)
         elif kind == "weight" and _is_vocabulary(module) and tensor.shape[:1] == (before,):
             shape = (after, *tensor.shape[1:])
             twins = [
                 new
-                for twin, new in made.items()
+                for twin, new in resized_tensors.items()
                 if new.shape == shape
                 and (is_tied or (name == untied and twin in wanted and wanted[twin].is_base))
             ]
             if after < before:
-                made[name] = resize_tensor(
+                resized_tensors[name] = resize_tensor(
                     tensor, after, np.zeros((0, *tensor.shape[1:]), np.float32)
                 )
             elif twins:
-                made[name] = resize_tensor(tensor, after, twins[0].extra)
+                resized_tensors[name] = resize_tensor(tensor, after, twins[0].extra)
             else:
                 yield f"{name} has {before} rows, {after} are needed, and no adapter saved it"
 
@@ -216,10 +222,10 @@ def _add_partners(
 def _resizes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Resize]:
     """Yields the tensors outside of layers for which adapters have another number of rows."""
     tensors, disagreeing = checkpoint.tensors, []
-    for site, word in words(mixed.parts).items():
+    for site, chain in chains(mixed.parts).items():
         if re.search(r"\.\d+\.", site):
             continue
-        updates = [part for _, update in word for part in parts_of(update)]
+        updates = [part for _, update in chain for part in parts_of(update)]
         for kind in ("weight", "bias"):
             leaf = _leaf(site, kind, layout, tensors)
             if leaf is None or leaf.dtype not in FLOATS or not leaf.shape:
@@ -253,10 +259,10 @@ def _sizes(updates: list[Update], kind: str, shape: tuple[int, ...]) -> set[int]
     fixed: set[int] = set()
     tokens = 0
     for update in updates:
-        whole = _whole(update, kind)
-        if whole is not None:
-            if whole.shape[1:] == shape[1:]:
-                fixed.add(whole.shape[0])
+        replaced = _whole(update, kind)
+        if replaced is not None:
+            if replaced.shape[1:] == shape[1:]:
+                fixed.add(replaced.shape[0])
         elif kind == "weight" and isinstance(update, Tokens) and len(update.rows):
             tokens = max(tokens, int(np.max(np.asarray(update.rows))) + 1)
         elif kind == "weight" and not isinstance(update, Replace | Rebase):
@@ -286,9 +292,9 @@ def _extra(
     extra = np.zeros((count, *shape[1:]), np.float32)
     missing = np.ones(count, bool)
     for update in updates:
-        whole = _whole(update, kind)
-        if whole is not None and whole.shape == (rows, *shape[1:]):
-            new = np.asarray(whole)[shape[0] :]
+        replaced = _whole(update, kind)
+        if replaced is not None and replaced.shape == (rows, *shape[1:]):
+            new = np.asarray(replaced)[shape[0] :]
             extra = np.where(missing.reshape(-1, *[1] * (new.ndim - 1)), new, extra)
             missing[:] = False
         elif kind == "weight" and isinstance(update, Tokens):

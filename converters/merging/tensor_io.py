@@ -60,17 +60,17 @@ def read_rows(tensor: Stored, rows: slice) -> np.ndarray:
 
 def _rows(tensor: Stored, rows: slice, dtype: Any) -> np.ndarray:
     """Reads a run of rows in the stored dtype."""
-    whole = not tensor.shape or rows == slice(0, tensor.shape[0])
+    is_whole = not tensor.shape or rows == slice(0, tensor.shape[0])
     width = row_bytes(tensor)
-    size = tensor.size if whole else (rows.stop - rows.start) * width
-    start = tensor.start + (0 if whole else rows.start * width)
+    size = tensor.size if is_whole else (rows.stop - rows.start) * width
+    start = tensor.start + (0 if is_whole else rows.start * width)
     buffer = np.empty(size + _ALIGNMENT, np.uint8)
     first = -buffer.ctypes.data % _ALIGNMENT
     data = buffer[first : first + size]
     with tensor.file.open("rb", buffering=0) as file:
         file.seek(start)
         fill(file, data, tensor)
-    shape = tensor.shape if whole else (rows.stop - rows.start, *tensor.shape[1:])
+    shape = tensor.shape if is_whole else (rows.stop - rows.start, *tensor.shape[1:])
     return data.view(dtype).reshape(shape)
 
 

@@ -7,7 +7,7 @@ import jax
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxmix.adapter import Adapter, Mixable, checked_strength, words
+from jaxmix.adapter import Adapter, Mixable, chains, checked_strength
 from jaxmix.combining.deltas import combined_effect
 from jaxmix.combining.factors import combined_factors, have_factors
 from jaxmix.combining.formulas import MajoritySign
@@ -134,7 +134,7 @@ def combine(
         majority_sign=majority_sign,
         outliers=outliers,
     )
-    each = _weights(weights, found, len(groups))
+    group_weights = _weights(weights, found, len(groups))
     others = _other_updates(groups)
     metadata = shared_metadata(part.metadata for group in groups for part in group.parts)
     if found.on_factors and have_factors(groups):
@@ -146,7 +146,7 @@ def combine(
         if params is None:
             check_overlap(groups)
         _check_shapes(groups, params, layout)
-        factors = combined_factors(groups, each, found, options, key)
+        factors = combined_factors(groups, group_weights, found, options, key)
         return Adapter(factors, name=name, metadata=metadata)
     if params is None and others:
         raise AdapterError(
@@ -161,7 +161,7 @@ def combine(
     sites = effects_of_loras(groups) if params is None else effects(groups, params, layout)
     for spot, own in sites:
         keys: Any = (None, None) if key is None else jax.random.split(site_key(key, spot.name))
-        effect = combined_effect(own, each, found, options, keys[0])
+        effect = combined_effect(own, group_weights, found, options, keys[0])
         updates[spot.name] = make(spot, effect, keys[1])
     return Adapter(updates, name=name, metadata=metadata)
 
@@ -192,13 +192,15 @@ def _weights(weights: Any, method: Method, count: int) -> list[Any]:
         raise AdapterError(
             f"combine got {len(weights)} weights for {count} adapters, expected one per adapter."
         )
-    each = [checked_strength(weight) for weight in weights]
-    if method.name == "slerp" and (min(known := _known(each), default=0) < 0 or not any(known)):
+    group_weights = [checked_strength(weight) for weight in weights]
+    if method.name == "slerp" and (
+        min(known := _known(group_weights), default=0) < 0 or not any(known)
+    ):
         raise AdapterError(
             f"the method 'slerp' got weights={weights!r}, expected weights of at least 0 that are "
             "not both 0: it goes from the first adapter to the second, up to w₂/(w₁ + w₂)."
         )
-    return each
+    return group_weights
 
 
 def _known(weights: Iterable[Any]) -> list[float]:
@@ -223,13 +225,13 @@ def _check_shapes(
     """Checks that all LoRAs at a site fit one weight, and with params the base's weight."""
     joint: dict[str, Any] = {}
     for group in groups:
-        for site, word in words(group.parts).items():
-            joint[site] = (*joint.get(site, ()), *word)
+        for site, chain in chains(group.parts).items():
+            joint[site] = (*joint.get(site, ()), *chain)
     if params is not None:
         resolve(params, joint, layout)
     shapes = {
-        site: sorted({(update.b.shape[0], update.a.shape[1]) for _, update in word})
-        for site, word in joint.items()
+        site: sorted({(update.b.shape[0], update.a.shape[1]) for _, update in chain})
+        for site, chain in joint.items()
     }
     wrong = [f"{s}: {' and '.join(map(str, found))}" for s, found in shapes.items() if found[1:]]
     if wrong:

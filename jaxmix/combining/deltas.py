@@ -43,15 +43,15 @@ def combined_effect(
     noise: Any = 0.0
     if deltas:
         shape = deltas[0].shape
-        each = [Zero(*shape) if effect.weight is None else effect.weight for effect in effects]
+        per_group = [Zero(*shape) if effect.weight is None else effect.weight for effect in effects]
         noise = sum((abs(w) * e.noise for w, e in zip(weights, effects, strict=True)), 0.0)
-        delta = _combined(each, weights, method, options, keys[0], noise)
+        delta = _combined(per_group, weights, method, options, keys[0], noise)
     biases = [effect.bias for effect in effects if effect.bias is not None]
     if biases:
         zeros = jnp.zeros_like(biases[0])
         columns = [zeros if effect.bias is None else effect.bias for effect in effects]
-        each = [Dense(column[:, None]) for column in columns]
-        bias = _combined(each, weights, method, options, keys[1], 0.0).dense()[:, 0]
+        per_group = [Dense(column[:, None]) for column in columns]
+        bias = _combined(per_group, weights, method, options, keys[1], 0.0).dense()[:, 0]
     return Effect(delta, bias, noise)
 
 

@@ -35,10 +35,12 @@ def partial_sites(adapters: Sequence[Mixable]) -> dict[str, tuple[str, ...]]:
     """
     labels = _labels(adapters)
     own = [_sites(adapter) for adapter in adapters]
-    every = dict.fromkeys(s for adapter in adapters for part in adapter.parts for s in part.sites)
+    all_sites = dict.fromkeys(
+        s for adapter in adapters for part in adapter.parts for s in part.sites
+    )
     owners = {
         site: tuple(label for label, sites in zip(labels, own, strict=True) if site in sites)
-        for site in every
+        for site in all_sites
     }
     return {site: names for site, names in owners.items() if len(names) < len(adapters)}
 
@@ -78,7 +80,7 @@ def check_overlap(adapters: Sequence[Mixable]) -> None:
     lonely = [
         i
         for i, sites in enumerate(own)
-        if sites and not any(sites & other for j, other in enumerate(own) if j != i)
+        if sites and not any(sites & theirs for j, theirs in enumerate(own) if j != i)
     ]
     if len(adapters) > 1 and lonely:
         lines = [

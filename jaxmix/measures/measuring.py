@@ -155,10 +155,10 @@ def _at_site(
 ) -> None:
     """Adds the measures of a site."""
     steps = [_matrix(effect) for effect in so_far]
-    each = shares(steps)
+    shares_by_adapter = shares(steps)
     found.energies[site] = inner(steps[-1], steps[-1])
     own: dict[str, _Directions] = {}
-    for part, effect, share in zip(parts, alone, each, strict=True):
+    for part, effect, share in zip(parts, alone, shares_by_adapter, strict=True):
         if site in part.updates and part.updates[site].has_weight:
             own[part.name] = directions = _directions(effect)
             norm = float(np.linalg.norm(directions.s))

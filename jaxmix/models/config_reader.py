@@ -126,7 +126,7 @@ class ConfigReader:
             return "silu"
         return ACTIVATION_NAMES[spelled]
 
-    def check_divides(self, whole: str, size: int, parts: str, count: int) -> None:
+    def check_divides(self, total: str, size: int, parts: str, count: int) -> None:
         """Checks that a size is divisible by a number of heads."""
         if size % count:
-            self.wrong.append(f"{whole} = {size} is not a multiple of {parts} = {count}")
+            self.wrong.append(f"{total} = {size} is not a multiple of {parts} = {count}")

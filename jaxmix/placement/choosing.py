@@ -63,10 +63,10 @@ def chosen(
     return shaped[0]
 
 
-def _ambiguous(one: Layout, others: Sequence[tuple[str, Layout]]) -> LayoutError:
+def _ambiguous(layout: Layout, others: Sequence[tuple[str, Layout]]) -> LayoutError:
     """The error for layouts that read a leaf differently."""
-    lines = [f"{site}: {one.name!r} and {other.name!r}" for site, other in others]
-    names = list(dict.fromkeys([one.name, *(other.name for _, other in others)]))
+    lines = [f"{site}: {layout.name!r} and {rival.name!r}" for site, rival in others]
+    names = list(dict.fromkeys([layout.name, *(rival.name for _, rival in others)]))
     return LayoutError(
         f"several layouts fit the params, {' and '.join(map(repr, names))}, and read "
         f"leaves differently:{listing(lines)}\nSay which it is: "
@@ -93,13 +93,13 @@ def _others(tree: Tree, found: Sequence[tuple[Layout, Sequence[Site]]]) -> list[
 
 def _same(tree: Tree, ours: Site, theirs: Site) -> bool:
     """Whether two layouts read a site alike."""
-    for one, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
-        if one == other:
+    for mine, other_place in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
+        if mine == other_place:
             continue
-        if one is None or other is None or one.leaf != other.leaf:
+        if mine is None or other_place is None or mine.leaf != other_place.leaf:
             return False
         try:
-            if not one.same(other, tuple(tree.leaf(one).shape)):
+            if not mine.same(other_place, tuple(tree.leaf(mine).shape)):
                 return False
         except (AttributeError, IndexError, LayoutError, ValueError):
             return False

@@ -106,13 +106,13 @@ class Rule:
             ) from error
 
 
-def _check_pattern(pattern: str, what: str) -> None:
+def _check_pattern(pattern: str, subject: str) -> None:
     """Refuses invalid regular expressions."""
     try:
         is_match(pattern, "")
     except (re.error, TypeError) as error:
         raise LayoutError(
-            f"{what} {pattern!r} is not a regular expression: {error}. Write the PyTorch module "
+            f"{subject} {pattern!r} is not a regular expression: {error}. Write the PyTorch module "
             r"name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
         ) from error
 

@@ -22,8 +22,10 @@ __all__ = ["bare", "leaf_name", "leaf_names", "unwrapped", "without_wrappers"]
 
 def _part(*names: str) -> re.Pattern[str]:
     """Returns a pattern of parts of a dotted name, each with one adjacent dot, possibly escaped."""
-    one = f"(?:{'|'.join(names)})"
-    return re.compile(rf"(?:(?<=[.^])|^)(?:{one}\\?\.)+|(?:\\?\.|^){one}(?:\\?\.{one})*$")
+    alternatives = f"(?:{'|'.join(names)})"
+    return re.compile(
+        rf"(?:(?<=[.^])|^)(?:{alternatives}\\?\.)+|(?:\\?\.|^){alternatives}(?:\\?\.{alternatives})*$"
+    )
 
 
 # torch.compile, FSDP (and its older name), activation checkpointing, Lightning's strategies.

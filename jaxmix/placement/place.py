@@ -63,9 +63,9 @@ class Place:
         """Returns the leaf with PyTorch's tensor written to the place; ``at`` as in `get`."""
         part = leaf if self.index is None else leaf[self._index(at)]
         if self.axes is not None:
-            here, there = (side.strip() for side in self.axes.split("->"))
+            left, right = (side.strip() for side in self.axes.split("->"))
             sizes = self.axis_sizes(part.shape) if "(" in self.axes else {}
-            tensor = einops.rearrange(tensor, f"{there} -> {here}", **sizes)
+            tensor = einops.rearrange(tensor, f"{right} -> {left}", **sizes)
         if (factor := self.factor(leaf.shape)) != 1:
             tensor = tensor * factor
         tensor = tensor.reshape(part.shape).astype(leaf.dtype)
@@ -86,9 +86,9 @@ class Place:
 
     def axis_sizes(self, part_shape: Sequence[int]) -> dict[str, int]:
         """Returns the size of each axis of the pattern, for the part that the index selects."""
-        here = spelled((self.axes or "...").split("->")[0], len(part_shape))
+        left = spelled((self.axes or "...").split("->")[0], len(part_shape))
         known, found = dict(self.sizes), {}
-        for group, size in zip(here, part_shape, strict=True):
+        for group, size in zip(left, part_shape, strict=True):
             stated = math.prod(known[name] for name in group if name in known)
             found.update({name: known.get(name, size // stated) for name in group})
         return found
@@ -153,10 +153,10 @@ def _meaning(place: Place, leaf_shape: tuple[int, ...]) -> tuple[Any, ...]:
     picked = tuple((r.start, r.stop, r.step) for r in place.ranges(leaf_shape))
     if axes is not None:
         n = len(place.part_shape(leaf_shape))
-        here, there = (spelled(side, n) for side in axes.split("->"))
-        number = {name: i for i, name in enumerate(name for group in here for name in group)}
-        here, there = ([[number[name] for name in g] for g in side] for side in (here, there))
-        axes = None if here == there else (here, there)
+        left, right = (spelled(side, n) for side in axes.split("->"))
+        number = {name: i for i, name in enumerate(name for group in left for name in group)}
+        left, right = ([[number[name] for name in g] for g in side] for side in (left, right))
+        axes = None if left == right else (left, right)
         stated: Mapping[str, int] = dict(place.sizes)
         sizes = tuple(sorted((number[k], v) for k, v in stated.items() if k in number))
     return place.leaf, str(axes), picked, sizes, place.factor(leaf_shape)
@@ -198,12 +198,12 @@ def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         return tensor.shape
     except (einops.EinopsError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         at = "" if place.index is None else f"[{place.index}]"
-        what = "index" if place.axes is None else f"axes {place.axes!r}"
+        subject = "index" if place.axes is None else f"axes {place.axes!r}"
         if isinstance(error, KeyError):
-            what, error = f"axis {error} of the scale {place.scale}", "the pattern names no such"
+            subject, error = f"axis {error} of the scale {place.scale}", "the pattern names no such"
         reason = str(error).splitlines()[-1].strip()
         raise LayoutError(
-            f"{place.leaf}{at} of shape {leaf_shape} does not have the {what} of the layout's "
+            f"{place.leaf}{at} of shape {leaf_shape} does not have the {subject} of the layout's "
             f"rule ({reason}). Fix the rule."
         ) from None
 

@@ -60,8 +60,8 @@ def read_weight(tree: Tree, site: Site, place: Place, table: Layout | None) -> R
         candidates = [(replace(form, transposed=answer), answer) for answer in answers]
         found = _first_fit(site.chain, candidates, shape)
         if stated is None and flag is None and len(answers) == 2:
-            other = _first_fit(site.chain, candidates[::-1], shape)
-            return replace(found, is_unclear=found.transposed != other.transposed)
+            swapped = _first_fit(site.chain, candidates[::-1], shape)
+            return replace(found, is_unclear=found.transposed != swapped.transposed)
         return found
     if place.index is None and _swaps(place.axes):
         # A Flax kernel (in, out): its transpose is the matrix, without moving anything.
@@ -145,5 +145,5 @@ def misfit(chain: Chain, shape: tuple[int, int]) -> str | None:
 
 def _swaps(axes: str) -> bool:
     """Whether a pattern only exchanges the two axes of a matrix."""
-    here, there = ([n for n in side.split() if n != "..."] for side in axes.split("->"))
-    return len(here) == 2 and there == here[::-1]
+    left, right = ([n for n in side.split() if n != "..."] for side in axes.split("->"))
+    return len(left) == 2 and right == left[::-1]

@@ -111,8 +111,8 @@ class Roles:
             known = judged(owners(tree.root, path), name.rpartition(".")[2], self.shapes[name])
             if known is not None:
                 self._known[name] = known
-        told = {n: k.stack for n, k in self._known.items() if k.rows and k.cols}
-        self.stacks = stacks(self.shapes, told)
+        known_stacks = {n: k.stack for n, k in self._known.items() if k.rows and k.cols}
+        self.stacks = stacks(self.shapes, known_stacks)
 
     @cached_property
     def by_leaf(self) -> dict[str, Role]:

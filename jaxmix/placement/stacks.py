@@ -118,9 +118,9 @@ def _is_stack(
         return False
     if len({shape[at] for shape in shapes.values()}) != 1:
         return False
-    told = {name: axes for name, axes in known.items() if name in shapes}
-    if told:
-        return all(left[name][at] in axes for name, axes in told.items())
+    known_shapes = {name: axes for name, axes in known.items() if name in shapes}
+    if known_shapes:
+        return all(left[name][at] in axes for name, axes in known_shapes.items())
     vectors = [name for name in shapes if _is_vector(name)]
     matrices = {name: shape for name, shape in shapes.items() if _last(name) in _WEIGHTS}
     matrices = {name: shape for name, shape in matrices.items() if name not in vectors}

@@ -147,18 +147,19 @@ def without_copies(
     return out
 
 
-def _is_same_chain(one: Chain, other: Chain) -> bool:
+def _is_same_chain(left: Chain, right: Chain) -> bool:
     """Whether two chains do the same to one weight."""
-    return len(one) == len(other) and all(
-        _is_equal(s, t) and _is_same_update(u, v) for (s, u), (t, v) in zip(one, other, strict=True)
+    return len(left) == len(right) and all(
+        _is_equal(s, t) and _is_same_update(u, v)
+        for (s, u), (t, v) in zip(left, right, strict=True)
     )
 
 
-def _is_same_update(one: Update, other: Update) -> bool:
+def _is_same_update(left: Update, right: Update) -> bool:
     """Whether two updates, of an embedding and of a head, do the same to one weight."""
     ours, theirs = (
         tuple(_as_linear(part) for part in parts_of(update) if part.has_weight)
-        for update in (one, other)
+        for update in (left, right)
     )
     leaves, structure = jax.tree.flatten(ours)
     others, other_structure = jax.tree.flatten(theirs)
@@ -174,10 +175,10 @@ def _as_linear(update: Update) -> Update:
     return update
 
 
-def _is_equal(one: Any, other: Any) -> bool:
+def _is_equal(left: Any, right: Any) -> bool:
     """Whether two leaves are equal; traced leaves are only if they are the same object."""
-    if one is other:
+    if left is right:
         return True
-    if isinstance(one, Tracer) or isinstance(other, Tracer):
+    if isinstance(left, Tracer) or isinstance(right, Tracer):
         return False
-    return np.shape(one) == np.shape(other) and bool(np.array_equal(one, other))
+    return np.shape(left) == np.shape(right) and bool(np.array_equal(left, right))

@@ -113,8 +113,8 @@ def fit(
 
     if per not in ("mix", "adapter", "site"):
         raise AdapterError(f"fit got per={per!r}, expected 'mix', 'adapter' or 'site'.")
-    whole = by_site(mixed) if per == "site" else mix(*mixed.parts)
-    if not any(part.sites for part in whole.parts):
+    start = by_site(mixed) if per == "site" else mix(*mixed.parts)
+    if not any(part.sites for part in start.parts):
         raise AdapterError(f"fit got {mixed!r}, expected at least one adapter with sites.")
     count = len(batches) if isinstance(batches, Sized) else None
     total = steps if count is None else min(count, count if steps is None else steps)
@@ -122,26 +122,26 @@ def fit(
         rate = 0.1 if not total else optax.cosine_decay_schedule(0.1, total)
         optimizer = optax.adam(rate)
 
-    def loss(numbers: Array, whole: Mix, params: Any, batch: Any) -> Array:
-        leaves = attach(params, _with(whole, numbers, per), layout=layout)
+    def loss(numbers: Array, start: Mix, params: Any, batch: Any) -> Array:
+        leaves = attach(params, _with(start, numbers, per), layout=layout)
         return quietly_factored(loss_fn)(leaves, batch)
 
     @jax.jit
     def step(
-        numbers: Array, state: Any, whole: Mix, params: Any, batch: Any
+        numbers: Array, state: Any, start: Mix, params: Any, batch: Any
     ) -> tuple[Array, Any, Array]:
-        value, slope = jax.value_and_grad(loss)(numbers, whole, params, batch)
+        value, slope = jax.value_and_grad(loss)(numbers, start, params, batch)
         # optax mixes integers with floats, which strict dtype promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             change, state = optimizer.update(slope, state, numbers)
             moved: Any = optax.apply_updates(numbers, change)
             return moved, state, value
 
-    numbers = _numbers(whole, per)
+    numbers = _numbers(start, per)
     state, losses = optimizer.init(numbers), []
     with _bar(progress, total) as shown:
         for batch in islice(batches, steps):
-            numbers, state, value = step(numbers, state, whole, params, batch)
+            numbers, state, value = step(numbers, state, start, params, batch)
             losses.append(float(value))
             if not math.isfinite(losses[-1]):
                 raise AdapterError(
@@ -151,7 +151,7 @@ def fit(
             shown(losses[-1])
     if not losses:
         raise AdapterError("fit got no batches, expected one for each step.")
-    return Fit(_with_floats(_with(whole, numbers, per)), tuple(losses))
+    return Fit(_with_floats(_with(start, numbers, per)), tuple(losses))
 
 
 def by_site(mixed: Mixable) -> Mix:
@@ -184,23 +184,23 @@ def by_site(mixed: Mixable) -> Mix:
     )
 
 
-def _numbers(whole: Mix, per: Per) -> Array:
+def _numbers(mixed: Mix, per: Per) -> Array:
     """Returns the initial values of what is learned: one factor, or the strengths."""
     if per == "mix":
         return jnp.ones(1)
-    return jnp.stack([jnp.asarray(part.strength, float) for part in whole.parts])
+    return jnp.stack([jnp.asarray(part.strength, float) for part in mixed.parts])
 
 
-def _with(whole: Mix, numbers: Array, per: Per) -> Mix:
+def _with(mixed: Mix, numbers: Array, per: Per) -> Mix:
     """Returns the mix with the learned factor or strengths."""
     if per == "mix":
-        return whole * numbers[0]
-    return Mix(tuple(replace(part, strength=numbers[i]) for i, part in enumerate(whole.parts)))
+        return mixed * numbers[0]
+    return Mix(tuple(replace(part, strength=numbers[i]) for i, part in enumerate(mixed.parts)))
 
 
-def _with_floats(whole: Mix) -> Mix:
+def _with_floats(mixed: Mix) -> Mix:
     """Returns the mix with strengths that are Python floats, as in a loaded file."""
-    return Mix(tuple(replace(part, strength=float(part.strength)) for part in whole.parts))
+    return Mix(tuple(replace(part, strength=float(part.strength)) for part in mixed.parts))
 
 
 @contextmanager

@@ -163,15 +163,15 @@ def labels(
 
     Source: ``optax.multi_transform``, ``optax.masked``.
     """
-    _, whole = trainable(mixed, only=only)
-    paths = [path for path in whole.paths if path is not None]
+    _, rebuild = trainable(mixed, only=only)
+    paths = [path for path in rebuild.paths if path is not None]
     if shared := sorted({_text(path) for path in paths if paths.count(path) > 1}):
         raise UnsupportedError(
             f"arrays that several sites share can't be trained as separate leaves:{listing(shared)}"
             "\nTrain the values of jaxmix.trainable, in which each of them is a single value."
         )
-    flat = [frozen if path is None else trained for path in whole.paths]
-    return lambda _: jax.tree.unflatten(whole.structure, flat)
+    flat = [frozen if path is None else trained for path in rebuild.paths]
+    return lambda _: jax.tree.unflatten(rebuild.structure, flat)
 
 
 def _names(mixed: Any, only: Sequence[str] | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.adapter import Adapter, Mixable, words
+from jaxmix.adapter import Adapter, Mixable, chains
 from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
 from jaxmix.families import Update
@@ -79,7 +79,7 @@ def attach(
     parts = several(adapters, "attach").parts
     by_site = {
         site: tuple((_as_array(strength), update) for strength, update in word)
-        for site, word in words(parts).items()
+        for site, word in chains(parts).items()
     }
     if not by_site:
         check_no_path(params)

@@ -40,12 +40,12 @@ _DEPTH = 100
 _DIGITS = 1000
 
 
-def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
+def local_path(path: str | os.PathLike[str], subject: str = "path") -> Path:
     """Converts a user's path to a `Path` and expands ``~``.
 
     Args:
         path: The path.
-        what: The purpose of the path, for messages.
+        subject: The purpose of the path, for messages.
 
     Returns:
         The path, which need not exist.
@@ -56,7 +56,7 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     """
     text = os.fspath(path)
     if not isinstance(text, str):
-        raise CheckpointError(f"the {what} is {text!r}, expected a string or a pathlib.Path.")
+        raise CheckpointError(f"the {subject} is {text!r}, expected a string or a pathlib.Path.")
     try:
         found = Path(text).expanduser()
         try:
@@ -68,17 +68,17 @@ def local_path(path: str | os.PathLike[str], what: str = "path") -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise CheckpointError(
-            f"the {what} {shown(text)} can't be looked up: {reason}. Check its spelling."
+            f"the {subject} {shown(text)} can't be looked up: {reason}. Check its spelling."
         ) from error
     return found
 
 
-def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
+def output_path(path: str | os.PathLike[str], subject: str = "output") -> Path:
     """Converts a user's path for an output to a `Path` and expands ``~``.
 
     Args:
         path: The path.
-        what: The purpose of the path, for messages.
+        subject: The purpose of the path, for messages.
 
     Returns:
         The path.
@@ -93,19 +93,20 @@ def output_path(path: str | os.PathLike[str], what: str = "output") -> Path:
         ...
         jaxmix.errors.CheckpointError: the output / has no name of its own, expected a folder or ...
     """
-    target = local_path(path, what)
+    target = local_path(path, subject)
     if not os.fspath(path):
-        raise CheckpointError(f"the {what} is an empty string, expected a path. Give one.")
+        raise CheckpointError(f"the {subject} is an empty string, expected a path. Give one.")
     try:
         name = target.resolve().name
     except OSError as error:  # of the working directory
         raise CheckpointError(
-            f"the {what} {path} can't be looked up: the working directory is gone. Change to a "
-            "folder that exists, or give a whole path."
+            f"the {subject} {path} can't be looked up: the working directory is gone. Change to a "
+            "folder that exists, or give an absolute path."
         ) from error
     if not name:
         raise CheckpointError(
-            f"the {what} {path} has no name of its own, expected a folder or file in it. Give one."
+            f"the {subject} {path} has no name of its own, expected a folder or file in "
+            "it. Give one."
         )
     return target
 

@@ -56,18 +56,18 @@ def with_equal_ranks(updates: Mapping[str, Update], scale: float | None = None) 
     if scale is None:
         counts = Counter(own for x in loras.values() if (own := as_float(x.scale)))
         scale = counts.most_common(1)[0][0] if counts else 1.0
-    made = {site: with_scale(_padded(update, rank), scale) for site, update in loras.items()}
+    padded = {site: with_scale(_padded(update, rank), scale) for site, update in loras.items()}
     if lost := [
         f"{site}: {update.scale} · B in {np.asarray(update.b).dtype}"
         for site, update in loras.items()
-        if not all(np.isfinite(x).all() for x in (made[site].b, made[site].a))
+        if not all(np.isfinite(x).all() for x in (padded[site].b, padded[site].a))
     ]:
         raise UnsupportedError(
             f"factors that become too large for their dtype where all sites get the scale "
             f"{scale:g}:{listing(lost)}\nCast the adapter to float32, or write the scales as "
             f"patterns in the config: {option('patterns')}."
         )
-    return made
+    return padded
 
 
 def with_scale(update: Any, scale: float) -> Any:

@@ -178,8 +178,8 @@ def _lokr(factors: SiteTensors) -> Update:
     scale = scale_of(factors, ranks.pop() if ranks else None)
     if core is not None and core.ndim == 3:
         # Multiplied out, for the same reason.
-        whole = np.einsum("ijk,ip,jq->pqk", *map(_wide, (core, *y)))
-        flat: Factor = _narrow(whole.reshape(whole.shape[0], -1), core)
+        core_product = np.einsum("ijk,ip,jq->pqk", *map(_wide, (core, *y)))
+        flat: Factor = _narrow(core_product.reshape(core_product.shape[0], -1), core)
         y, core = (flat,), None
     return LoKr(x, y, scale, core)
 

@@ -55,8 +55,8 @@ def module_tensors(adapter: Adapter) -> dict[str, SiteTensors]:
     failed: list[tuple[str, JaxmixError]] = []
     for site, update in adapter.updates.items():
         try:
-            made = _tensors(update, strength)
-            found[site] = {name: np.asarray(x, order="C") for name, x in made.items()}
+            module = _tensors(update, strength)
+            found[site] = {name: np.asarray(x, order="C") for name, x in module.items()}
         except JaxmixError as error:
             failed.append((site, error))
     if failed:

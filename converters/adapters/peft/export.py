@@ -114,15 +114,15 @@ def export_peft(
     task = checked_task(task_type)
     parts = ordered(adapter.parts)
     base_model_name_or_path = base_model_name_or_path or base_model
-    made = [_folder(part, base_model_name_or_path, task, patterns) for part in parts]
+    folders = [_folder(part, base_model_name_or_path, task, patterns) for part in parts]
     marks = (CONFIG_FILE, SCRIPT_FILE)
     place = checked_output(folder, (), force=force, marks=marks, replaces=_is_exported)
     with new_folder(place, force=force, replaces=_is_exported) as new:
         if isinstance(adapter, Adapter):
-            _save(new, *made[0], {"errors": json.dumps(dict(errors))} if errors else {})
+            _save(new, *folders[0], {"errors": json.dumps(dict(errors))} if errors else {})
         else:
             names = [f"{i:02d}-{_folder_name(part.name)}" for i, part in enumerate(parts, 1)]
-            for name, (config, tensors) in zip(names, made, strict=True):
+            for name, (config, tensors) in zip(names, folders, strict=True):
                 (new / name).mkdir()
                 _save(new / name, config, tensors)
             (new / SCRIPT_FILE).write_text(script(names), encoding="utf-8")

@@ -155,16 +155,19 @@ def any_of(names: tuple[str, ...]) -> re.Pattern[str]:
 
 def _read_keys(paths: Mapping[str, str], names: Collection[str]) -> Iterator[tuple[str, PlainKey]]:
     """Yields the keys that PEFT reads, without the names of its wrappers around whole modules."""
-    every = set(paths.values())
-    whole = {found["module"] for path in every if (found := _SAVED.fullmatch(path))}
+    all_paths = set(paths.values())
+    saved_modules = {found["module"] for path in all_paths if (found := _SAVED.fullmatch(path))}
     for key, path in paths.items():
         if found := _SAVED.fullmatch(path):
-            plain = f"{found['module']}.{_without_name(found, names, every)}"
+            plain = f"{found['module']}.{_without_name(found, names, all_paths)}"
             # With new tokens PEFT writes an embedding under both keys and reads the plain one.
-            if plain not in every:
+            if plain not in all_paths:
                 yield key, PlainKey(plain, is_saved=True)
         elif found := _ORIGINAL.fullmatch(path):
-            if found["module"] not in whole and f"{found['module']}.{found['rest']}" not in every:
+            if (
+                found["module"] not in saved_modules
+                and f"{found['module']}.{found['rest']}" not in all_paths
+            ):
                 yield key, PlainKey(path)
         elif found := _TOKENS.fullmatch(path):
             module, part = found["module"], found["part"]
@@ -176,7 +179,7 @@ def _read_keys(paths: Mapping[str, str], names: Collection[str]) -> Iterator[tup
             yield key, PlainKey(path)
 
 
-def _without_name(found: re.Match[str], names: Collection[str], every: Collection[str]) -> str:
+def _without_name(found: re.Match[str], names: Collection[str], all_paths: Collection[str]) -> str:
     """The part after ``modules_to_save``, without the adapter's name.
 
     During training the name comes first. Another tool may have removed it: then the first word is
@@ -185,5 +188,5 @@ def _without_name(found: re.Match[str], names: Collection[str], every: Collectio
     first, _, rest = found["rest"].partition(".")
     if not rest or first in names or first == "default":
         return rest or first
-    is_part = bool(names) or f"{found['module']}.original_module.{found['rest']}" in every
+    is_part = bool(names) or f"{found['module']}.original_module.{found['rest']}" in all_paths
     return found["rest"] if is_part else rest

@@ -55,8 +55,10 @@ class Interleaved(Packed):
 def _unpacked(tensor: Stored, part: slice) -> np.ndarray:
     """Returns the integers (rows, outputs) of a run of outputs."""
     first, last = part.start // 8, -(-part.stop // 8)
-    words = read_slice(tensor, (slice(None), slice(first, last)))
-    found = unpack_bits(words, 4).reshape(*words.shape, 8)[..., _ORDER].reshape(words.shape[0], -1)
+    packed = read_slice(tensor, (slice(None), slice(first, last)))
+    found = (
+        unpack_bits(packed, 4).reshape(*packed.shape, 8)[..., _ORDER].reshape(packed.shape[0], -1)
+    )
     start = part.start - first * 8
     return found[:, start : start + part.stop - part.start].astype(np.int16)
 
@@ -89,8 +91,8 @@ def _interleaved(module: str, source: Source) -> Packed | Problem:
     fits = all(len(shape) == 2 and all(shape) for shape in shapes)
     fits = fits and all(tensor.dtype in kind for tensor, kind in kinds)
     if fits:
-        (inputs, words), (count, _), _ = shapes
-        fits = shapes[1:] == [(count, words), (count, words * 8)] and inputs % count == 0
+        (inputs, columns), (count, _), _ = shapes
+        fits = shapes[1:] == [(count, columns), (count, columns * 8)] and inputs % count == 0
     if not fits:
         found = ", ".join(f"{t.name} is {t.dtype} {t.shape}" for t in (codes, zeros, scale))
         expected = "I32 (in, out/8), I32 (groups, out/8), F16 (groups, out)"

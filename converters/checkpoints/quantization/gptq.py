@@ -57,8 +57,8 @@ class Grouped(Packed):
 
     def rows(self, part: slice) -> np.ndarray:
         """See `Packed`."""
-        words = read_slice(self.main, (slice(None), part))
-        codes = unpack_bits(words.T, self.bits)
+        packed = read_slice(self.main, (slice(None), part))
+        codes = unpack_bits(packed.T, self.bits)
         zeros = self._zeros(part)
         group = np.arange(self.shape[1]) // self.group_size
         if self.groups is not None:
@@ -76,12 +76,12 @@ class Grouped(Packed):
         """Returns the zero points (groups, outputs) of a run of outputs."""
         # Every 32 of them end at the end of a word, for any number of bits.
         first, last = part.start // _WORD, -(-part.stop // _WORD)
-        words = read_slice(
+        packed = read_slice(
             self.zeros, (slice(None), slice(first * self.bits, last * self.bits))
         ).view(np.uint32)
         if self.is_less and self.bits != 3:
-            words = words + np.uint32(sum(1 << k for k in range(0, _WORD, self.bits)))
-        zeros = unpack_bits(words, self.bits).astype(np.int16)
+            packed = packed + np.uint32(sum(1 << k for k in range(0, _WORD, self.bits)))
+        zeros = unpack_bits(packed, self.bits).astype(np.int16)
         if self.is_less and self.bits == 3:
             zeros = (zeros + 1) & 7
         start = part.start - first * _WORD

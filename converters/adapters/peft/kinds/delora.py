@@ -36,14 +36,14 @@ _TENSORS = {
 
 def _build(file: File, site: str, factors: SiteTensors) -> DeLoRA:
     """DeLoRA; λ is trained, and the config has only its initial value."""
-    made = required(factors, *_TENSORS)
+    fields = required(factors, *_TENSORS)
     rank = file.config.by_site("rank_pattern", "r", site)
     check_ranks(factors, {"delora_A": (2, 0), "delora_B": (2, 1)}, rank)
-    if made[2].shape != (1,) or made[3].ndim != 1:
+    if fields[2].shape != (1,) or fields[3].ndim != 1:
         raise ShapeError(
             f"{describe_shapes(factors)}, expected delora_lambda (1,), delora_w_norm (in,)"
         )
-    return DeLoRA(*made)
+    return DeLoRA(*fields)
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:

@@ -35,15 +35,15 @@ def _build(file: File, site: str, factors: SiteTensors) -> GraLoRA:
     config = file.config.values
     rank, hybrid, k = config["r"], config["hybrid_r"], config["gralora_k"]
     names = list(_TENSORS) if hybrid else list(_TENSORS)[:2]
-    made = required(factors, *names)
-    a, b = made[:2]
+    values = required(factors, *names)
+    a, b = values[:2]
     is_grid = a.ndim == b.ndim == 3 and (len(a), len(b), a.shape[2], b.shape[1]) == (
         k,
         k,
         rank,
         rank,
     )
-    is_whole = all(x.ndim == 2 and x.shape[axis] == hybrid for axis, x in enumerate(made[2:]))
+    is_whole = all(x.ndim == 2 and x.shape[axis] == hybrid for axis, x in enumerate(values[2:]))
     if not is_grid or not is_whole or len(factors) > len(names):
         raise ShapeError(
             f"{describe_shapes(factors)}, expected ({k}, in/{k}, {rank}) and ({k}, {rank}, out/{k})"
@@ -54,7 +54,7 @@ def _build(file: File, site: str, factors: SiteTensors) -> GraLoRA:
             )
         )
     scale = config["alpha"] / (rank + hybrid)
-    return GraLoRA(a, b, scale, *made[2:], transposed=file.transposed)
+    return GraLoRA(a, b, scale, *values[2:], transposed=file.transposed)
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:

@@ -46,10 +46,10 @@ def write(updates: Mapping[str, Any]) -> PeftContent:
     tensors: Tensors = {}
     for site, update in layers.items():
         path, by = attentions.get(site, (site.removesuffix(_LEAF), 1.0))
-        made = _layer(update, has_bias)
+        layer = _layer(update, has_bias)
         if by != 1.0:
-            made["lora_B.weight"] = made["lora_B.weight"] * by
-        tensors |= {f"{path}.{name}": array for name, array in made.items()}
+            layer["lora_B.weight"] = layer["lora_B.weight"] * by
+        tensors |= {f"{path}.{name}": array for name, array in layer.items()}
     tensors |= _experts(experts)
     named = {attentions.get(s, (s,))[0]: u for s, u in updates.items() if not _is_inner(s, layers)}
     leaves = [path for path in named if path in experts or path.endswith(_LEAF)]

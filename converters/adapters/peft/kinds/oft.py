@@ -78,18 +78,18 @@ def _before_016(file: File, site: str, factors: SiteTensors) -> Update:
     return DiagOFT(blocks, rescale[:, 0], bound, 0.5, "in", True)
 
 
-def _sizes(made: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, int]:
+def _sizes(generator_sizes: Mapping[str, tuple[int, int]], is_shared: bool) -> dict[str, int]:
     """The ``oft_block_size`` or ``r`` from which PEFT computes the blocks of each site."""
-    counts, sizes = ({pair[i] for pair in made.values()} for i in (0, 1))
+    counts, sizes = ({pair[i] for pair in generator_sizes.values()} for i in (0, 1))
     if is_shared and len(sizes) == 1:
         return {"r": 0, "oft_block_size": sizes.pop()}
     for size in range(min(sizes), max(sizes) + 1):
-        if not is_shared and all(_adjusted(n * b, size) == b for n, b in made.values()):
+        if not is_shared and all(_adjusted(n * b, size) == b for n, b in generator_sizes.values()):
             return {"r": 0, "oft_block_size": size}
     for r in range(min(counts), max(counts) + 1):
-        if all(_adjusted(n * b, r) == n for n, b in made.values()):
+        if all(_adjusted(n * b, r) == n for n, b in generator_sizes.values()):
             return {"r": r, "oft_block_size": 0}
-    lines = (f"{site}: {n} blocks of {b}" for site, (n, b) in made.items())
+    lines = (f"{site}: {n} blocks of {b}" for site, (n, b) in generator_sizes.items())
     raise UnsupportedError(
         f"PEFT has no oft_block_size and no r for these blocks:{listing(lines)}\nExport them as "
         "separate adapters, or as a LoRA: jaxmix.to_lora."
@@ -112,9 +112,9 @@ def _numbers(version: Any) -> tuple[int, ...]:
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
     """Writes the size of blocks or their number: PEFT's config has one of them for all sites."""
-    made = {site: (up.generator.shape[0], up.block_size) for site, up in updates.items()}
-    is_shared = all(count == 1 for count, _ in made.values())
-    size = _sizes(made, is_shared)
+    generator_sizes = {site: (up.generator.shape[0], up.block_size) for site, up in updates.items()}
+    is_shared = all(count == 1 for count, _ in generator_sizes.values())
+    size = _sizes(generator_sizes, is_shared)
     is_shared &= size["r"] != 1
     refuse_unless(
         updates, lambda up: not up.ends_twice, "PEFT 0.18 and later has another series than these"

@@ -80,7 +80,7 @@ def _drawn(
     if sparsity is not None:
         sizes = ((rank, 1, small), (large, bases, rank))
         uniform = [torch.rand(s, generator=generator, dtype=torch.float32) for s in sizes]
-        made = [_ternary(torch, x, 1 / (2 * sparsity)) for x in uniform]
+        arrays = [_ternary(torch, x, 1 / (2 * sparsity)) for x in uniform]
     else:
 
         def kaiming(*shape: int) -> Any:
@@ -88,8 +88,8 @@ def _drawn(
             return torch.nn.init.kaiming_uniform_(empty, a=math.sqrt(5), generator=generator)
 
         a = kaiming(rank, 1, small)
-        made = [a, torch.cat([kaiming(large, 1, rank) for _ in range(bases)], dim=1)]
-    a, b = ((x / x.std()).float().numpy() for x in made)
+        arrays = [a, torch.cat([kaiming(large, 1, rank) for _ in range(bases)], dim=1)]
+    a, b = ((x / x.std()).float().numpy() for x in arrays)
     return a, b
 
 

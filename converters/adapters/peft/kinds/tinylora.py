@@ -103,8 +103,8 @@ def _drawn(file: File, seed: int, shape: tuple[int, int, int], dtype: str = "flo
         torch = file.torch("the vector of each module, which follows from the projections")
         generator, std = torch.Generator().manual_seed(seed), 1.0 / shape[1] ** 0.5
         kind = getattr(torch, dtype)
-        made = torch.normal(0.0, std, size=shape, generator=generator, dtype=kind)
-        file.kept[key] = made.numpy()
+        drawn = torch.normal(0.0, std, size=shape, generator=generator, dtype=kind)
+        file.kept[key] = drawn.numpy()
     return file.kept[key]
 
 

@@ -172,23 +172,23 @@ def _deal(file: File, sizes: dict[str, tuple[int, int, Any]]) -> dict[str, SiteT
     indices = _shuffled(count, length, values["proj_seed"])
     counts = np.bincount(indices, minlength=length).astype(np.float32)
     scales = 1 / np.sqrt(np.maximum(counts, 1))  # unused numbers have no effect
-    made: dict[str, SiteTensors] = {}
+    tensors: dict[str, SiteTensors] = {}
     start = 0
     for site, (out_size, in_size, dtype) in sizes.items():
-        made[site] = {}
+        tensors[site] = {}
         for side, shape in (("A", (rank, in_size)), ("B", (out_size, rank))):
             own = indices[start : start + shape[0] * shape[1]].reshape(shape)
-            made[site][f"unilora_indices_{side}"] = own
-            made[site][f"unilora_scales_{side}"] = scales[own].astype(dtype)
+            tensors[site][f"unilora_indices_{side}"] = own
+            tensors[site][f"unilora_scales_{side}"] = scales[own].astype(dtype)
             start += own.size
-    return made
+    return tensors
 
 
 def _shuffled(count: int, length: int, seed: int) -> np.ndarray:
     """Indices below a length, shuffled; each occurs equally often, or once more."""
     rng = np.random.default_rng(seed)
-    whole, rest = divmod(count, length)
-    indices = np.repeat(np.arange(length, dtype=np.int64), whole)
+    rounds, rest = divmod(count, length)
+    indices = np.repeat(np.arange(length, dtype=np.int64), rounds)
     if rest:
         indices = np.concatenate([indices, rng.choice(length, size=rest, replace=False)])
     rng.shuffle(indices)

@@ -59,12 +59,12 @@ def _projections(file: File, name: str, wide: int, rank: int) -> tuple[Any, Any]
 def _drawn(torch: Any, seed: int, *pair: tuple[int, int]) -> Any:
     """Draws Kaiming-uniform matrices in sequence from one generator."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    made = []
+    drawn = []
     for shape in pair:
         bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
         empty = torch.empty(shape, dtype=torch.float32)
-        made.append(empty.uniform_(-bound, bound, generator=generator).numpy())
-    return tuple(made)
+        drawn.append(empty.uniform_(-bound, bound, generator=generator).numpy())
+    return tuple(drawn)
 
 
 def _write(updates: Mapping[str, Any]) -> PeftContent:
