@@ -1,1 +1,1 @@
-"""The families: one table of rows, one contract that every row keeps."""
+"""The families: one table of rows, and one contract that every row satisfies."""

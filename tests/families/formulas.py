@@ -1,8 +1,8 @@
-"""What PEFT computes, one function a family, naive and dense, in NumPy.
+"""PEFT's computations: one naive, dense NumPy function per family.
 
-Written from ``peft/tuners/*/layer.py`` (peft 0.21.2), in PEFT's names and shapes, and knowing
-nothing of jaxmix. A formula takes the factors, the config, the current weight and bias, the base's
-own, and the strength; weights lie as PyTorch has them. It gives the new weight and bias.
+Written from ``peft/tuners/*/layer.py`` (peft 0.21.2), with PEFT's names and shapes and without
+jaxmix. A formula takes the factors, the config, the current weight and bias, those of the base, and
+the strength. Weights have PyTorch's axis order. It returns the new weight and bias.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ Factors = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Leaves:
-    """A site's leaves: as they are now, and as the base has them."""
+    """A site's leaves: their current values, and the base's."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -75,9 +75,9 @@ def lora_embedding(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: flo
 
 
 def dora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The forward: ``result + (c − 1)(result − b₀) + c·lora(x)·scaling``, result being ``xWᵀ + b``.
+    """The forward: ``result + (c − 1)(result − b₀) + c·lora(x)·scaling`` with result ``xWᵀ + b``.
 
-    The norm is that of the pristine weight with the adapter's own delta, one an output.
+    The norm, one per output, is that of the base's weight plus the adapter's own delta.
     """
     delta, fan = _lora_delta(f, config, leaves.weight.shape), config.get("fan_in_fan_out")
     whole = leaves.base_weight + delta
@@ -87,7 +87,7 @@ def dora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
     shaped = c[None, :] if fan else c.reshape(-1, *(1,) * (whole.ndim - 1))
     weight = leaves.weight + (shaped - 1) * leaves.weight + shaped * delta
     bias = leaves.bias + (c - 1) * (leaves.bias - leaves.base_bias)
-    if "lora_B.bias" in f:  # PEFT refuses this one; lora_B(lora_A(x)) would hold the bias
+    if "lora_B.bias" in f:  # PEFT refuses this; lora_B(lora_A(x)) would contain the bias
         bias = bias + c * _scaling(config, len(f["lora_A"])) * f["lora_B.bias"]
     return (1 - s) * leaves.weight + s * weight, (1 - s) * leaves.bias + s * bias
 
@@ -102,14 +102,14 @@ def dora_embedding(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: flo
 
 
 def adalora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """Alpha is not divided by r but by the rank before pruning."""
+    """Divides alpha by the rank before pruning, not by r."""
     scaling = config["alpha"] if config["alpha"] > 0 else float(config["init_r"])
     delta = f["lora_B"] @ (f["lora_A"] * f["lora_E"]) * scaling / (config["init_r"] + 1e-5)
     return leaves.weight + s * delta.reshape(leaves.weight.shape), leaves.bias
 
 
 def _rebuilt(t: np.ndarray, b: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """einsum("i j k l, j r, i p -> p r k l"), entry by entry."""
+    """Computes einsum("i j k l, j r, i p -> p r k l") entry by entry."""
     out = np.zeros((a.shape[1], b.shape[1], *t.shape[2:]))
     for p, r in np.ndindex(a.shape[1], b.shape[1]):
         for i, j in np.ndindex(t.shape[:2]):
@@ -130,7 +130,7 @@ def loha(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
 
 
 def lokr(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """Alpha/r also where both factors are full; np.kron pads on the left, as torch.kron does."""
+    """Scales by alpha/r even if both factors are full; np.kron and torch.kron pad on the left."""
     left = f["lokr_w1"] if "lokr_w1" in f else f["lokr_w1_a"] @ f["lokr_w1_b"]
     if "lokr_w2" in f:
         right = f["lokr_w2"]
@@ -145,7 +145,7 @@ def lokr(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
 
 
 def _rotations(weight: np.ndarray, config: Mapping[str, Any], s: float) -> list[np.ndarray]:
-    """_project_batch and _cayley_batch: the blocks; a strength scales Q."""
+    """Computes the blocks of _project_batch and _cayley_batch; a strength scales Q."""
     blocks = []
     size = config["block"]
     for numbers in weight:
@@ -177,7 +177,7 @@ def _rotations(weight: np.ndarray, config: Mapping[str, Any], s: float) -> list[
 
 
 def oft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The input of a layer is rotated, ``x R``; of an embedding the output."""
+    """Rotates the input of a layer, ``x R``, or the output of an embedding."""
     embedding = "oft_embedding_R" in f
     blocks = _rotations(f["oft_embedding_R" if embedding else "oft_R"], config, s)
     size, flat = config["block"], leaves.weight.reshape(len(leaves.weight), -1).copy()
@@ -189,7 +189,7 @@ def oft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
 
 
 def shira(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """A sparse tensor in coordinates: entries listed twice add up."""
+    """Adds a sparse tensor in coordinates; duplicate entries add up."""
     weight = leaves.weight.copy()
     for (i, j), value in zip(f["shira_indices"].T, f["shira_weight"], strict=True):
         weight[i, j] += s * value
@@ -197,7 +197,7 @@ def shira(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> Ne
 
 
 def delta(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """LyCORIS's diff and diff_b: added as they are, entry by entry."""
+    """Adds LyCORIS's diff and diff_b unchanged, entry by entry."""
     return leaves.weight + s * f.get("weight", 0.0), leaves.bias + s * f.get("bias", 0.0)
 
 
@@ -208,12 +208,12 @@ def replace(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> 
 
 
 def rebase(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """A base of the file's own under what is there."""
+    """Replaces the base below the current leaves by the file's own."""
     return leaves.weight + s * (f["base_weight"] - leaves.base_weight), leaves.bias
 
 
 def replace_then_dora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """A trained bias lies in the base, so DoRA's b₀ is that one, at its strength."""
+    """A trained bias is part of the base, so DoRA's b₀ is that bias at its strength."""
     _, bias = replace({"bias": f["bias"]}, config, leaves, s)
     _, base_bias = replace(
         {"bias": f["bias"]},

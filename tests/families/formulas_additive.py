@@ -1,6 +1,6 @@
-"""What PEFT computes, naive and dense, in NumPy: the types that add a Δ of their own making.
+"""PEFT's computations in naive, dense NumPy: the types that compute a Δ of their own kind.
 
-As `formulas`: written from ``peft/tuners/*/layer.py`` (peft 0.21.2), knowing nothing of jaxmix.
+As in `formulas`: written from ``peft/tuners/*/layer.py`` (peft 0.21.2), without jaxmix.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def _added(delta: np.ndarray, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """``W + s·Δ``, of a weight that may be stored as (in, out)."""
+    """``W + s·Δ`` for a weight that may be stored as (in, out)."""
     return leaves.weight + s * (delta.T if config.get("fan_in_fan_out") else delta), leaves.bias
 
 
@@ -85,7 +85,7 @@ def delora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
 
 
 def _mixed(f: Factors, name: str, topk: int) -> np.ndarray:
-    """The stretches of one of VB-LoRA's factors."""
+    """The chunks of one of VB-LoRA's factors."""
     bank = f["vblora_vector_bank"]
     if f"vblora_logits_{name}" in f:
         logits = f[f"vblora_logits_{name}"]
@@ -131,7 +131,7 @@ def supertuning(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float)
 
 
 def c3a(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """By PEFT's transforms of the unit inputs."""
+    """Applies PEFT's transforms to the unit inputs."""
     kernels, n = f["c3a_kernel"], leaves.weight.shape[1]
     inputs = np.eye(n).reshape(n, kernels.shape[1], kernels.shape[2])
     waves = np.einsum("xnb,mnb->xmb", np.fft.ifft(inputs), np.fft.fft(kernels))
@@ -146,7 +146,7 @@ def fourierft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -
 
 
 def waveft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """Coefficient by coefficient; the filters are given."""
+    """Sums coefficient by coefficient; the filters are given."""
     out, n = _sizes(config, leaves)
     indices, numbers, low = f["waveft_indices"], f["waveft_spectrum"], config.get("filter")
     delta = np.zeros((out, n))
@@ -162,7 +162,7 @@ def waveft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
         (is_low, y), (is_left, x) = (
             (p < big // 2, p % (big // 2)) for p, big in zip(at, padded, strict=True)
         )
-        # cH, the upper right quarter, is high along rows' numbers and low along columns'.
+        # cH, the upper right quarter, has high frequencies along rows and low ones along columns.
         filters = {
             (1, 1): (low, low),
             (1, 0): (high, low),
@@ -195,7 +195,7 @@ def gralora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> 
 
 
 def adamss(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """Row group by row group; the bias is one more column."""
+    """Computes each group of rows; the bias is an additional column."""
     groups = len([name for name in f if name.startswith("adamss_A")])
     chunks = [f[f"adamss_B.{i}"] @ f[f"adamss_A.{i}"] @ f["adamss_newB"] for i in range(groups)]
     delta = np.zeros((len(leaves.weight), f["adamss_newB"].shape[1]))

@@ -1,7 +1,7 @@
-"""What LyCORIS computes, naive and dense, in NumPy: its norm over any update, its rotation.
+"""LyCORIS's computations in naive, dense NumPy: its norm over any update, and its rotation.
 
 Written from ``lycoris/functional/general.py`` and ``diag_oft.py`` (lycoris-lora 4.1.3), and from
-``peft/tuners/oft/layer.py`` (peft 0.13.2 and 0.15.2), knowing nothing of jaxmix.
+``peft/tuners/oft/layer.py`` (peft 0.13.2 and 0.15.2), without jaxmix.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _ADDED = {"lora": lora, "loha": loha, "lokr": lokr}
 
 
 def normed(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """apply_weight_decompose, of the base's weight with the update's difference."""
+    """apply_weight_decompose: the norm of the base's weight plus the update's difference."""
     base = Leaves(leaves.base_weight, leaves.bias, leaves.base_weight, leaves.base_bias)
     adapted = _ADDED[config["over"]](f, config, base, 1.0)[0]
     delta = adapted - leaves.base_weight
@@ -32,17 +32,17 @@ def normed(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
 
 
 def diag_oft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """make_weight, and get_delta_weight of the two old PEFTs, the generator scaled by s."""
+    """make_weight, and get_delta_weight of the two old PEFTs, with the generator scaled by s."""
     flat = leaves.weight.reshape(len(leaves.weight), -1)
     if "oft_blocks" in f:
-        flat = _turned(f["oft_blocks"], config, flat, s)
+        flat = _rotated(f["oft_blocks"], config, flat, s)
     if "rescale" in f:
         flat = ((1 - s) + s * f["rescale"])[:, None] * flat
     return flat.reshape(leaves.weight.shape), leaves.bias
 
 
-def _turned(d: np.ndarray, config: Mapping[str, Any], flat: np.ndarray, s: float) -> np.ndarray:
-    """The matrix with its outputs, or inputs, rotated."""
+def _rotated(d: np.ndarray, config: Mapping[str, Any], flat: np.ndarray, s: float) -> np.ndarray:
+    """Rotates a matrix's outputs or inputs."""
     (count, b, _), bound, written_by = d.shape, config.get("bound"), config["written_by"]
     if written_by == "lycoris":
         q = d - d.swapaxes(1, 2)

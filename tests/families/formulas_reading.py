@@ -1,6 +1,6 @@
-"""What PEFT computes, naive and dense, in NumPy: the families that read the base's weight.
+"""PEFT's computations in naive, dense NumPy: the families that read the base's weight.
 
-As `formulas`: written from ``peft/tuners/*/layer.py`` (peft 0.21.2), knowing nothing of jaxmix.
+As in `formulas`: written from ``peft/tuners/*/layer.py`` (peft 0.21.2), without jaxmix.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ __all__ = ["deft", "frod", "glora", "hira", "miss", "miss_bat", "peanut", "psoft
 
 
 def miss(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The forward sums the input in runs of r, padded at the end; mini repeats over outputs."""
+    """The forward sums the input in runs of r, padded at the end; *mini* repeats over outputs."""
     block, weight = f["miss_block"], leaves.weight.copy()
     for o, i in np.ndindex(weight.shape):
         weight[o, i] += s * block[i % block.shape[0], o % block.shape[1]]
@@ -22,7 +22,7 @@ def miss(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
 
 
 def miss_bat(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """get_delta_weight: each block (r, r) of the base's weight, times that of its rows, plus it."""
+    """get_delta_weight: each (r, r) block of the base's weight times its rows' block, plus it."""
     block, weight = f["miss_block"], leaves.weight.copy()
     r = block.shape[1]
     for k in range(len(block)):
@@ -33,7 +33,7 @@ def miss_bat(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) ->
 
 
 def hira(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The base's weight times BA, entry by entry."""
+    """Multiplies the base's weight by BA, entry by entry."""
     a, b = f["hira_A"], f["hira_B"]
     product = b.reshape(len(b), -1) @ a.reshape(len(a), -1)
     if config.get("fan_in_fan_out"):
@@ -45,7 +45,7 @@ def hira(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
 
 
 def glora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """weight_eff and bias_eff; a path is a product, a vector, a number or nothing."""
+    """weight_eff and bias_eff; a path is a product, a vector, a number or absent."""
 
     def path(name: str) -> Any:
         if f"glora_{name}.Xd" in f:
@@ -66,7 +66,7 @@ def glora(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> Ne
 
 
 def psoft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The forward: ``scaling · (x Aᵀ Rᵀ − x Aᵀ) Bᵀ``, R as OrthLayer.get_matrix makes it."""
+    """The forward: ``scaling · (x Aᵀ Rᵀ − x Aᵀ) Bᵀ``, with R as OrthLayer.get_matrix makes it."""
     rank, numbers = len(f["A"]), f["psoft_R.weight"]
     eye, r = np.eye(rank), numbers
     if numbers.ndim == 1:
@@ -82,7 +82,7 @@ def psoft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> Ne
             last = max(config["terms"], 4) if config["terms"] > 2 else 3
             powers = [np.linalg.matrix_power(q, i) for i in range(1, last)]
             weights = [2.0] * (len(powers) - 1) + [1.0]
-            if config["terms"] == 2:  # I + 2Q: of the two powers below there is but the first
+            if config["terms"] == 2:  # I + 2Q: only the first of the two powers below
                 weights = [2.0, 0.0]
             r = eye + sum(w * power for w, power in zip(weights, powers, strict=True))
     if "psoft_R.vector_b" in f:
@@ -94,7 +94,7 @@ def psoft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> Ne
 
 
 def deft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The forward: what the layer gave beside its bias loses a subspace, and N is injected."""
+    """The forward: the layer's output without its bias loses a subspace, and N is injected."""
     p = q = f["deft_P"]
     k = np.maximum(p, 0)
     if config["method"] == "qr":
@@ -124,7 +124,7 @@ def peanut(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> N
 
 
 def frod(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The weight is put together anew: ``U (S + L) Vᵀ``."""
+    """The weight is composed again from its SVD: ``U (S + L) Vᵀ``."""
     fan, v = config.get("fan_in_fan_out"), f["frod_V"]
     base = leaves.base_weight.T if fan else leaves.base_weight
     columns = np.linalg.solve(v, base.T).T

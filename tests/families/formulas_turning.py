@@ -1,6 +1,6 @@
-"""What PEFT computes, naive and dense, in NumPy: IA3, BOFT, HRA, RoAd and their like.
+"""PEFT's computations in naive, dense NumPy: IA3, BOFT, HRA, RoAd and similar types.
 
-As `formulas`: written from ``peft/tuners/*/layer.py`` (peft 0.21.2), knowing nothing of jaxmix.
+As in `formulas`: written from ``peft/tuners/*/layer.py`` (peft 0.21.2), without jaxmix.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ __all__ = ["boft", "hra", "ia3", "road", "tokens"]
 
 
 def ia3(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """The output is multiplied, or the input: of a convolution its channels."""
+    """Multiplies the output, or the input (the channels of a convolution)."""
     scaling = (1 - s) + s * f["ia3_l"].reshape(-1)
     weight, fan = leaves.weight.copy(), config.get("fan_in_fan_out")
     axis = int(bool(config.get("feedforward")) != bool(fan))
@@ -43,7 +43,7 @@ def boft(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New
 
 
 def _sorted_halves(n: int, run: int, half: int) -> list[int]:
-    """block_butterfly_perm: in each run the even halves of blocks, then the odd ones."""
+    """block_butterfly_perm: in each run the even half-blocks, then the odd ones."""
     order = []
     for start in range(0, n, run):
         halves = [list(range(k, k + half)) for k in range(start, start + run, half)]
@@ -52,7 +52,7 @@ def _sorted_halves(n: int, run: int, half: int) -> list[int]:
 
 
 def hra(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """get_delta_weight: one reflection after the other, or of an orthogonal basis."""
+    """get_delta_weight: one reflection after another, or reflections from an orthogonal basis."""
     u, flat = f["hra_u"], leaves.weight.reshape(len(leaves.weight), -1)
     whole, basis = np.eye(len(u)), []
     for column in u.T:
@@ -67,7 +67,7 @@ def hra(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
 
 
 def road(f: Factors, config: Mapping[str, Any], leaves: Leaves, s: float) -> New:
-    """_apply_road, on every column of the weight and on the bias."""
+    """_apply_road, for every column of the weight and for the bias."""
     theta, group = s * f["road_theta"], config["group"]
     alpha, half = (1 - s) + s * f["road_alpha"], config["group"] // 2
     cos, sin, out = [], [], len(leaves.weight)

@@ -1,4 +1,4 @@
-"""Modules and random numbers, of which the updates of the laws are drawn."""
+"""Modules and random numbers from which the laws' updates are drawn."""
 
 import math
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ __all__ = ["KINDS", "RANK", "Module", "Rng", "common_divisor", "divisor", "norma
 Rng = np.random.Generator
 Shape = tuple[int, ...]
 
-# Fixed, since each new shape is compiled anew.
+# Fixed, because each new shape is compiled.
 RANK = 2
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module: its kind, its weight's shape as PyTorch has it, and whether it has a bias."""
+    """A module: its kind, its weight's shape in PyTorch, and whether it has a bias."""
 
     kind: str
     shape: Shape
@@ -45,7 +45,7 @@ KINDS: dict[str, Module] = {
     "norm": Module("norm", (5,), True),
 }
 
-# Factors may be NumPy's arrays, though the families' fields say jax.Array.
+# Factors may be NumPy arrays, although the families' fields are annotated as jax.Array.
 ones: Any = np.ones
 zeros: Any = np.zeros
 
@@ -61,5 +61,5 @@ def common_divisor(*sizes: int) -> int:
 
 
 def divisor(rng: Rng, size: int, *wanted: int) -> int:
-    """One of the wanted numbers that divides a size, or the size."""
+    """The first of the given numbers that divides a size, or the size."""
     return int(rng.choice([n for n in wanted if size % n == 0] or [size]))

@@ -1,4 +1,4 @@
-"""What a row of the contract's table is."""
+"""A row of the contract's table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,22 +19,22 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A family in one of its forms.
+    """One form of a family.
 
     Args:
-        build: from PEFT's factors and the config to the update, as a reader would.
-        formula: what PEFT computes, of `tests.families.formulas`.
-        weight: the weight's shape in PyTorch.
-        shapes: the shape of each factor, by PEFT's name.
-        size: what ``size()`` says.
-        config: what the formula needs beside the factors.
-        additive: whether it is linear in its strength, ``W + s·Δ``.
-        std: the spread of the factors' numbers.
-        fixed: factors that are not drawn.
-        says: what the update says of itself where the factors' names do not tell: ``reads_base``,
-            ``has_bias``, ``has_weight``; ``fits_out`` and ``fits_in`` where a weight with one
-            more output, or input, fits too; ``reads_bias_alone`` where the map of the weight reads
-            nothing.
+        build: Builds the update from PEFT's factors and the config, as a reader does.
+        formula: PEFT's computation, one of `tests.families.formulas`.
+        weight: The weight's shape in PyTorch.
+        shapes: The shape of each factor, by PEFT's name.
+        size: The expected result of ``size()``.
+        config: What the formula needs in addition to the factors.
+        additive: Whether the update is linear in its strength, ``W + s·Δ``.
+        std: The standard deviation of the factors' numbers.
+        fixed: Factors that are not drawn.
+        says: The update's properties, where they do not follow from the factors' names:
+            ``reads_base``, ``has_bias``, ``has_weight``; ``fits_out`` and ``fits_in`` if a weight
+            with one more output, or input, fits too; ``reads_bias_alone`` if the map of the weight
+            reads nothing.
     """
 
     build: Callable[[Factors, Config], Update]
@@ -70,11 +70,11 @@ class Row:
         return {**drawn, **self.fixed}
 
     def update(self, factors: Factors) -> Update:
-        """The update, of JAX arrays."""
+        """The update, with JAX arrays."""
         return self.build({name: jnp.asarray(f) for name, f in factors.items()}, self.config)
 
     def leaves(self, seed: int) -> Leaves:
-        """A weight and a bias, and other ones for the base."""
+        """A weight and a bias, and different ones for the base."""
         rng, bias = np.random.default_rng(seed + 100), self.shape[:1]
         shapes = (self.weight, bias, self.weight, bias)
         return Leaves(*(rng.normal(size=shape) for shape in shapes))

@@ -24,9 +24,8 @@ class Sample:
 
     Args:
         draw: Draws an update for a module.
-        peft: Returns PEFT's formula, factors and config for an update, the way back from
-            `Row.build`. None for updates that put new leaves into the base, which the fold of the
-            laws does by itself.
+        peft: Returns PEFT's formula, factors and config for an update: the inverse of `Row.build`.
+            None for updates that replace leaves of the base, which the laws' fold applies itself.
         shaped: Whether the formula takes the weight in its own shape. Others take a matrix.
     """
 

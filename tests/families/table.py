@@ -1,7 +1,7 @@
-"""One row a family and form: how its factors are drawn, its update, and the formula it equals.
+"""One row per family and form: how its factors are drawn, its update, and its formula.
 
-Adding a family to the tests is a formula, its rows here or in the table of its kind, and one
-sample there: the contract runs over the rows, the laws over the samples.
+To add a family to the tests, add a formula, its rows here or in the table of its kind, and one
+sample there. The contract is tested on the rows, the laws on the samples.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ def _delta(f: Factors, config: Config) -> Delta:
 
 
 def _together(f: Factors, config: Config) -> Together:
-    """What the reader makes of a trained bias: first what lies in the base."""
+    """Returns the reader's update for a trained bias: the base's leaves come first."""
     return Together((Replace(bias=f["bias"]), build_lora(f, config)))
 
 
@@ -102,7 +102,7 @@ def _draw_replace(rng: Rng, module: Module) -> Replace:
 
 
 def _draw_together(rng: Rng, module: Module) -> Together:
-    """What a reader makes of a file with trained biases or a base of its own: these come first."""
+    """Returns the reader's update for trained biases or a file's own base: these come first."""
     return Together((_draw_replace(rng, module), table_lora.SAMPLES["LoRA"].draw(rng, module)))
 
 
@@ -139,7 +139,7 @@ ROWS: dict[str, Row] = {
     "oft shared": _oft_row(blocks=1),
     "oft shared series": _oft_row(blocks=1, terms=5),
     **{f"oft {n} terms": _oft_row(terms=n, std=0.3) for n in range(1, 8)},
-    # Norms go from 1 to 3.5: of three blocks some are projected and some are not.
+    # Norms range from 1 to 3.5: some of the three blocks are projected and some are not.
     "oft coft": _oft_row(eps=4.0),
     "oft coft all": _oft_row(eps=6e-5, terms=5),
     "oft coft shared": _oft_row(blocks=1, eps=0.5, terms=5),
@@ -184,7 +184,7 @@ ROWS: dict[str, Row] = {
 }
 
 
-# What the laws draw, by kind: the families, and DoRA.
+# The kinds that the laws draw: the families, and DoRA.
 SAMPLES: dict[str, Sample] = {
     **table_lora.SAMPLES,
     **table_products.SAMPLES,

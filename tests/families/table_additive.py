@@ -1,4 +1,4 @@
-"""Rows and samples of the families that add a Δ of their own making."""
+"""Rows and samples of the families that compute a Δ of their own kind."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def _weight(config: Config, weight: tuple[int, int] = _W) -> tuple[int, int]:
 
 
 def _places(count: int, weight: tuple[int, int] = _W) -> np.ndarray:
-    """Positions, none of them twice."""
+    """Distinct positions."""
     flat = np.random.default_rng(3).permutation(int(np.prod(weight)))[:count]
     return np.stack([flat // weight[1], flat % weight[1]]).astype(np.int32)
 

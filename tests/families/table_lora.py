@@ -77,7 +77,7 @@ def _adalora_fan(f: Any, config: Config, leaves: Leaves, s: float) -> tuple[np.n
 
 
 def _experts(f: Factors, config: Config) -> ExpertLoRA:
-    """As the reader does it: PEFT keeps A's experts slow, and B's fast."""
+    """Orders the experts as the reader does: outermost in PEFT's A, innermost in its B."""
     a, b, count = f["lora_A"], f["lora_B"], config["experts"]
     return ExpertLoRA(
         a.reshape(count, -1, a.shape[1]),
@@ -90,7 +90,7 @@ def _experts(f: Factors, config: Config) -> ExpertLoRA:
 def _experts_formula(
     f: Any, config: Config, leaves: Leaves, s: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expert by expert, in plain loops."""
+    """Computes each expert, in plain loops."""
     a, b, count = f["lora_A"], f["lora_B"], config["experts"]
     rank = len(a) // count
     weight = leaves.weight.copy()
@@ -199,6 +199,6 @@ SAMPLES: dict[str, Sample] = {
     "LoRA": Sample(_draw_lora, _peft_lora),
     "DoRA": Sample(_draw_dora, _peft_lora),
     "AdaLoRA": Sample(_draw_adalora, _peft_adalora),
-    # Its leaf is a stack of matrices, which a convolution's can stand for.
+    # Its leaf is a stack of matrices; a convolution's weight has the same number of axes.
     "ExpertLoRA": Sample(_draw_expert_lora, _peft_experts, shaped=True),
 }

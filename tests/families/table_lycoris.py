@@ -1,4 +1,4 @@
-"""Rows and samples of what LyCORIS, and PEFT before 0.16, have beside the others."""
+"""Rows and samples of the families that only LyCORIS and PEFT before 0.16 have."""
 
 from typing import Any
 
@@ -128,7 +128,7 @@ ROWS: dict[str, Row] = {
     "oft of peft 0.13": _diag_oft_row("peft 0.13", (3, 4, 4)),
     "oft of peft 0.13 coft": _diag_oft_row("peft 0.13", (3, 4, 4), bound=2.6),
     "oft of peft 0.13 shared": _diag_oft_row("peft 0.13", (1, 4, 4), fits="fits_out"),
-    # 11 outputs in three blocks of ⌈11 / 3⌉: the last one is cut.
+    # 11 outputs in three blocks of ⌈11 / 3⌉: the last block is cut.
     "oft of peft 0.13 cut": _diag_oft_row("peft 0.13", (3, 4, 4), (11, 9), fits="fits_out"),
     "oft of peft 0.15": _diag_oft_row("peft 0.15", (3, 4, 4), (5, 12), rescale=True),
     "oft of peft 0.15 shared coft": _diag_oft_row(

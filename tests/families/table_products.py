@@ -1,4 +1,4 @@
-"""Rows and samples of LoHa and LoKr: products of matrices by entries, or by blocks."""
+"""Rows and samples of LoHa and LoKr: products by entry, or by block."""
 
 import math
 from typing import Any
@@ -57,9 +57,9 @@ def _draw_loha(rng: Rng, module: Module) -> LoHa:
 
 
 def _draw_lokr(rng: Rng, module: Module) -> LoKr:
-    """Every form: each factor whole or a pair, and a Tucker core for two-dimensional kernels.
+    """Draws every form: each factor full or a pair, and a Tucker core for two-dimensional kernels.
 
-    torch.kron has no form for three-dimensional kernels, so a whole factor is flattened there.
+    torch.kron has no form for three-dimensional kernels, so a full factor is flattened there.
     """
     out, channels, *_ = module.shape
     kernel, r = module.kernel, RANK
@@ -113,7 +113,7 @@ ROWS: dict[str, Row] = {
     "lokr conv2d core, first factored": _lokr_row(
         "rank 2", _CONV2, w1_a=(2, 2), w1_b=(2, 2), w2_a=(2, 3), w2_b=(2, 2), t2=(2, 2, 3, 2)
     ),
-    # torch.kron pads w1 (2, 2) to (1, 2, 2): the weight comes out scrambled, and so it is trained.
+    # torch.kron pads w1 (2, 2) to (1, 2, 2): the weight is scrambled, and is trained that way.
     "lokr conv1d full": _lokr_row("full", _CONV1, w1=(2, 2), w2=(3, 2, 3)),
     "lokr conv1d full, first factored": _lokr_row(
         "rank 2", _CONV1, w1_a=(2, 2), w1_b=(2, 2), w2=(3, 2, 3)

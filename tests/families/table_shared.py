@@ -62,7 +62,7 @@ def _randlora_row(
         "randlora_lambda": (rank, bases),
         "randlora_gamma": (bases, small),
     }
-    # One more on the larger side fits where the bases have spare rows.
+    # A size larger by one fits where the bases have spare rows.
     says = {"fits_out": bool(spare) and weight[0] == large, "fits_in": False}
     says["fits_in"] = bool(spare) and weight[1] == large
     size, config = f"{bases} bases of rank {rank}", {"alpha": 5, **config}
@@ -137,7 +137,7 @@ def _draw_randlora(rng: Rng, module: Module) -> RandLoRA:
 
 
 def _draw_vblora(rng: Rng, module: Module) -> VBLoRA:
-    """With all logits, or with the largest alone."""
+    """Draws all logits, or only the largest."""
     length = common_divisor(*module.matrix)
     out, size = (n // length for n in module.matrix)
     sizes, bank = ((RANK, size), (out, RANK)), normal(rng, 5, length)

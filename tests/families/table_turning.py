@@ -1,4 +1,4 @@
-"""Rows and samples of the families that turn or rescale a weight."""
+"""Rows and samples of the families that rotate or rescale a weight."""
 
 from typing import Any
 
@@ -109,7 +109,7 @@ def _draw_tokens(rng: Rng, module: Module) -> Tokens:
 def _ia3_of_matrix(
     f: Factors, config: Config, leaves: Leaves, s: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """IA3 of a convolution seen as a matrix: each channel's points are columns of their own."""
+    """IA3 of a convolution as a matrix: each point of a channel is a column."""
     vector = f["ia3_l"]
     if config["feedforward"]:
         vector = np.repeat(vector, leaves.weight.shape[1] // len(vector))

@@ -1,4 +1,4 @@
-"""Every row of the table keeps the same contract."""
+"""Every row of the table satisfies the same contract."""
 
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields
@@ -17,7 +17,7 @@ from .formulas import Leaves
 from .row import Row
 from .table import ROWS
 
-# (seed, strength): zero is the identity, one the checkpoint's own map.
+# (seed, strength): 0 is the identity, 1 the checkpoint's own map.
 DRAWS = ((0, 0.0), (0, 1.0), (1, 0.3), (2, -0.5))
 STEP = 1e-6
 
@@ -26,7 +26,7 @@ each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Compared in float64; compiling is what these tests spend their time on: not optimised."""
+    """Compiles without optimization: results are compared in float64, and compiling is slow."""
     jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
@@ -43,7 +43,7 @@ def is_number(leaf: Any) -> bool:
 
 
 def applied(update: Update, leaves: Leaves, strength: Any) -> tuple[jax.Array, jax.Array]:
-    """The new weight and bias, as matrices; leaves are matrices too."""
+    """The new weight and bias, as matrices; the leaves are matrices too."""
     weight, bias = jnp.asarray(leaves.weight), jnp.asarray(leaves.bias)
     matrix = jnp.asarray(leaves.base_weight)
     shape = (weight.shape[0], weight.shape[1])
@@ -72,14 +72,14 @@ def stack(trees: list[Any]) -> Any:
 
 
 def drawn(row: Row) -> tuple[Any, Any, Any]:
-    """A row's updates, the ways along which they are moved, and leaves: a stack of all draws."""
+    """A row's updates, the directions in which they are moved, and leaves, stacked over draws."""
     updates, ways, leaves = [], [], []
     for seed, _ in DRAWS:
         factors, way = row.factors(seed), row.factors(seed + 50)
         moved = {n: f + way[n] if is_float(f) else f for n, f in factors.items()}
         plain, shifted = (row.build(f, row.config) for f in (factors, moved))
         updates.append(plain)
-        # Along the factors alone: a scale, the same in both, has the slope zero.
+        # Only along the factors: a scale is equal in both, so its slope is zero.
         ways.append(jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), plain, shifted))
         held = as_matrices(row, row.leaves(seed))
         leaves.append((held.weight, held.bias, held.base_weight, held.base_bias))
@@ -87,7 +87,7 @@ def drawn(row: Row) -> tuple[Any, Any, Any]:
 
 
 def run(update: Update, way: Update, leaves: Any, strength: jax.Array) -> dict[str, jax.Array]:
-    """The new leaves, and their slopes along the strength and along the factors."""
+    """Returns the new leaves, and their derivatives by the strength and along the factors."""
     (numbers, treedef), ways = jax.tree.flatten(update), jax.tree.leaves(way)
     floats = [i for i, leaf in enumerate(numbers) if is_float(leaf)]
 
@@ -111,13 +111,13 @@ def run(update: Update, way: Update, leaves: Any, strength: jax.Array) -> dict[s
     )
 
 
-# So many rows are one program: each alone would take several times as long to compile.
+# So many rows share one program, which compiles several times faster than one program each.
 TOGETHER = 24
 
 
 @cache
 def results_of(part: int) -> dict[str, dict[str, np.ndarray]]:
-    """What `run` makes of the rows of a part, mapped over the draws."""
+    """Results of `run` for the rows of a part, mapped over the draws."""
     rows = list(ROWS.items())[part * TOGETHER : (part + 1) * TOGETHER]
     strengths = np.array([s for _, s in DRAWS])
     mapped = jax.vmap(run)
@@ -126,13 +126,13 @@ def results_of(part: int) -> dict[str, dict[str, np.ndarray]]:
 
 
 def results(name: str) -> dict[str, np.ndarray]:
-    """For each draw of a row the new leaves and their slopes."""
+    """For each draw of a row, the new leaves and their derivatives."""
     return results_of(list(ROWS).index(name) // TOGETHER)[name]
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_it_is_the_formula(name: str) -> None:
-    """At every strength, of a weight and a bias that are not the base's, to float64 noise."""
+def test_matches_peft_formula(name: str) -> None:
+    """At every strength, for a weight and bias that differ from the base's, up to float64 noise."""
     row, found = ROWS[name], results(name)
     for i, (seed, s) in enumerate(DRAWS):
         weight, bias = expected(row, row.factors(seed), row.leaves(seed), s)
@@ -152,8 +152,8 @@ def test_strength_zero_is_the_identity(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_slopes(name: str) -> None:
-    """Along the strength and along the factors, by differences of the formula."""
+def test_derivatives_match_finite_differences(name: str) -> None:
+    """By the strength and along the factors, against differences of the formula."""
     row, found = ROWS[name], results(name)
     for i, (seed, s) in enumerate(DRAWS):
         factors, way, leaves = row.factors(seed), row.factors(seed + 50), row.leaves(seed)
@@ -172,7 +172,7 @@ def test_slopes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.additive])
-def test_additive_is_linear_in_the_strength(name: str) -> None:
+def test_additive_families_are_linear_in_strength(name: str) -> None:
     """``W + s·Δ``, with one Δ for all strengths, and L and R the identity."""
     row, leaves = ROWS[name], as_matrices(ROWS[name], ROWS[name].leaves(0))
     found = results(name)
@@ -187,14 +187,16 @@ def test_additive_is_linear_in_the_strength(name: str) -> None:
     assert made.is_shift
 
 
-def test_no_second_trace() -> None:
-    """Other numbers, of the same shapes, are the same program; a scale is a number."""
+def test_new_numbers_do_not_retrace() -> None:
+    """Factors and scales of the same shapes use the same program."""
     traces = []
 
     @jax.jit
     def run(updates: dict[str, Update], strength: jax.Array) -> jax.Array:
         traces.append(jax.tree.structure(updates))
-        return strength  # what is traced does not matter: the key is the updates' structure
+        return (
+            strength  # the traced function does not matter: the cache key is the updates' structure
+        )
 
     for seed, s in DRAWS:
         updates = {name: row.update(row.factors(seed)) for name, row in ROWS.items()}
@@ -204,7 +206,7 @@ def test_no_second_trace() -> None:
 
 
 @each
-def test_a_pytree_that_nobody_changes(row: Row) -> None:
+def test_is_a_frozen_pytree(row: Row) -> None:
     update = row.update(row.factors(0))
     leaves, treedef = jax.tree.flatten(update)
     again = jax.tree.unflatten(treedef, leaves)
@@ -223,7 +225,7 @@ def test_a_pytree_that_nobody_changes(row: Row) -> None:
 @each
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 def test_dtypes_are_kept(row: Row, dtype: Any) -> None:
-    """Factors in the dtype of the arithmetic give a map of it, under strict promotion."""
+    """Factors in the arithmetic's dtype give a map in that dtype, under strict promotion."""
     update, held = row.build(row.factors(0), row.config), as_matrices(row, row.leaves(0))
 
     def cast(x: Any) -> Any:
@@ -242,8 +244,8 @@ def test_dtypes_are_kept(row: Row, dtype: Any) -> None:
 
 
 @each
-def test_numpy_factors_do(row: Row) -> None:
-    """As a reader of files gives them: they fit, and go through jit like any other."""
+def test_numpy_factors_are_accepted(row: Row) -> None:
+    """NumPy factors, as file readers return them, fit and pass through jit."""
     update, held = row.build(row.factors(0), row.config), as_matrices(row, row.leaves(0))
     found = jax.eval_shape(lambda update, s: applied(update, held, s), update, 1.0)
     assert [x.shape for x in found] == [row.shape, row.shape[:1]]
@@ -251,7 +253,7 @@ def test_numpy_factors_do(row: Row) -> None:
 
 
 @each
-def test_what_it_says_of_itself(row: Row) -> None:
+def test_properties_match_the_row(row: Row) -> None:
     update = row.update(row.factors(0))
     assert update.size() == row.size
     assert update.transposed == row.transposed
@@ -271,8 +273,8 @@ def test_what_it_says_of_itself(row: Row) -> None:
 
 
 @each
-def test_it_fits_no_other_weight(row: Row) -> None:
-    """One line for people, for a weight with another out or in, unless it fits that one too."""
+def test_misfit_describes_other_sizes(row: Row) -> None:
+    """One line for a weight with another out or in, unless that weight fits too."""
     update = row.update(row.factors(0))
     (rows, cols), names = row.shape, set(row.shapes)
     fits_out = row.says.get("fits_out", names <= {"oft_R", "oft_embedding_R", "shira_weight"})
@@ -286,15 +288,15 @@ def test_it_fits_no_other_weight(row: Row) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_it_reads_no_more_of_the_base_than_it_says(name: str) -> None:
-    """Without the base's leaves an update makes its maps, or asks for the leaf."""
+def test_reads_only_the_declared_leaves_of_the_base(name: str) -> None:
+    """Without the base's leaves, an update makes its maps or requests the leaf."""
     row = ROWS[name]
     update, bare = row.build(row.factors(0), row.config), Base(None, row.shape)
 
     def made(part: str) -> tuple[int, ...]:
         def run(update: Any, strength: Any) -> Any:
             ones = getattr(update, f"{part}_map")(bare, strength)
-            return jnp.zeros(ones.shape)  # the map's own arrays are no matter here
+            return jnp.zeros(ones.shape)  # the map's own arrays do not matter here
 
         return jax.eval_shape(run, update, jnp.ones(())).shape
 

@@ -1,4 +1,4 @@
-"""The table of families, and what is particular to one of them."""
+"""The table of families, and properties of single families."""
 
 import dataclasses
 import importlib
@@ -23,15 +23,15 @@ ONE = jnp.ones(())
 
 
 def subclasses(of: type[Update]) -> Iterator[type[Update]]:
-    """The families among the subclasses at any depth: those that have a name of their own."""
+    """The families among the subclasses at any depth: those with a name of their own."""
     for found in of.__subclasses__():
         if found.__module__.startswith("jaxmix.families.") and "family" in vars(found):
             yield found
         yield from subclasses(found)
 
 
-def test_the_table_lists_every_family() -> None:
-    """One file a family, one line in the table, one row at least in the contract's."""
+def test_table_lists_every_family() -> None:
+    """One file per family, one line in the table, at least one row in the contract's table."""
     for module in pkgutil.iter_modules(families.__path__):
         importlib.import_module(f"jaxmix.families.{module.name}")
     assert set(FAMILIES.values()) == set(subclasses(Update))
@@ -41,7 +41,7 @@ def test_the_table_lists_every_family() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_every_family_explains_itself(family: type[Update]) -> None:
+def test_docstrings_are_complete(family: type[Update]) -> None:
     """Formula, strength, shapes, errors, example, source."""
     doc = family.__doc__ or ""
     for part in "`` Strength Args: Raises: ShapeError Example: >>> Source:".split():
@@ -52,8 +52,8 @@ def test_every_family_explains_itself(family: type[Update]) -> None:
         assert f"        {field.name}: " in args, field.name
 
 
-def test_structures() -> None:
-    """A family's Δ is of its own structure: nothing is dense that need not be."""
+def test_shift_has_its_own_structure() -> None:
+    """A family's Δ has its own structure; nothing is dense unnecessarily."""
     expected = {
         "lora": LowRank,
         "lora conv2d": LowRank,
@@ -82,8 +82,8 @@ def test_shared_blocks_stay_shared() -> None:
     assert right.blocks.shape == (1, 4, 4) and right.copies == 3
 
 
-def test_an_update_of_nothing_is_the_identity() -> None:
-    """What a family does not say, it does not do."""
+def test_default_maps_are_the_identity() -> None:
+    """A family without maps of its own changes nothing."""
 
     class Nothing(Update):
         pass
@@ -100,8 +100,8 @@ def test_an_update_of_nothing_is_the_identity() -> None:
 
 @pytest.mark.parametrize("std", [0.0, 0.1])
 @pytest.mark.parametrize("terms", [None, 5])
-def test_slopes_at_the_start_of_training_are_finite(std: float, terms: int | None) -> None:
-    """Also of a constrained OFT at zero, where the norm has a corner."""
+def test_gradients_at_initialization_are_finite(std: float, terms: int | None) -> None:
+    """Also for a constrained OFT at zero, where the norm is not differentiable."""
     generator = std * jnp.ones((3, 6))
 
     def loss(generator: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ def test_slopes_at_the_start_of_training_are_finite(std: float, terms: int | Non
 
 
 def test_cayley_is_a_rotation() -> None:
-    """Orthogonal to float64's digits, whatever the size of Q; the series only near the identity."""
+    """Orthogonal in float64 for any size of Q; the series is used only near the identity."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         for std, terms, error in ((0.1, None, 1e-13), (30.0, None, 1e-10), (0.01, 5, 1e-4)):
@@ -125,8 +125,8 @@ def test_cayley_is_a_rotation() -> None:
             assert jnp.abs(forward @ back - jnp.eye(10)[None]).max() < 1e-9
 
 
-def test_what_no_program_uses_is_in_no_key() -> None:
-    """Two of a family with equal shapes are one program, whatever their configs say."""
+def test_unused_config_is_not_part_of_the_cache_key() -> None:
+    """Two updates of a family with equal shapes share a program, whatever their configs."""
     x, y = (jnp.ones((2, 3)),), (jnp.ones((3, 4)),)
     scales = [LoKr(x, y, scale) for scale in (1.0, 0.5)]
     assert jax.tree.structure(scales[0]) == jax.tree.structure(scales[1])
@@ -135,7 +135,7 @@ def test_what_no_program_uses_is_in_no_key() -> None:
 
 
 def test_sizes() -> None:
-    """For people."""
+    """The descriptions of sizes for users."""
     z = jnp.zeros
     assert LoRA(z((3, 9)), z((6, 3)), 1.0).size() == "rank 3"
     assert LoRA(z((3, 9)), z((6, 3)), 1.0, magnitude=z(6)).size() == "rank 3 DoRA"
@@ -149,8 +149,8 @@ def test_sizes() -> None:
     )
 
 
-def test_together_is_what_its_parts_are() -> None:
-    """Whatever holds for one of the parts holds for the site."""
+def test_together_combines_properties_of_its_parts() -> None:
+    """A property of one part is a property of the site."""
     z = jnp.zeros
     bias, plain = Replace(bias=z(6)), LoRA(z((3, 9)), z((6, 3)), 1.0)
     turned = dataclasses.replace(plain, transposed=True)
@@ -168,7 +168,7 @@ def test_together_is_what_its_parts_are() -> None:
 
 
 class Case:
-    """DoRA in a word with others that change the bias; numbers by hand."""
+    """DoRA in a chain with other kinds that change the bias; numbers by hand."""
 
     w0 = jnp.array([[3.0, 4.0], [0.0, 2.0]])  # rows of norm 5 and 2
     base = Base(w0, (2, 2), jnp.array([[10.0], [20.0]]))
@@ -179,7 +179,7 @@ class Case:
 
     @classmethod
     def bias(cls, *chain: Any) -> list[float]:
-        """The bias after a word of updates, each at strength 1 or as said."""
+        """The bias after a chain of updates, each at strength 1 or at the given one."""
         pairs = [item if isinstance(item, tuple) else (1.0, item) for item in chain]
         bias = cls.base.bias
         assert bias is not None
@@ -188,8 +188,8 @@ class Case:
         return bias[:, 0].tolist()
 
 
-def test_dora_scales_what_others_added_to_the_bias() -> None:
-    """As PEFT's forward does, which takes the base's bias off, scales, and puts it back."""
+def test_dora_scales_biases_added_before() -> None:
+    """As in PEFT's forward, which subtracts the base's bias, scales, and adds it again."""
     assert Case.bias(Case.dora) == [10.0, 20.0]
     assert Case.bias(Case.lora) == [11.0, 22.0]
     assert Case.bias(Case.lora, Case.dora) == [10 + 2 * 1.0, 20 + 0.5 * 2]
@@ -198,8 +198,8 @@ def test_dora_scales_what_others_added_to_the_bias() -> None:
     assert not Case.dora.has_bias
 
 
-def test_a_trained_bias_lies_in_the_base() -> None:
-    """So DoRA leaves it, in the same adapter, as PEFT has it, or in a later one."""
+def test_trained_bias_belongs_to_the_base() -> None:
+    """DoRA does not scale it, whether it is in the same adapter, as in PEFT, or in a later one."""
     together = Together((Case.trained, Case.dora))
     assert together.has_bias and together.reads_base
     assert Case.bias(together) == [1.0, 3.0]
@@ -209,8 +209,8 @@ def test_a_trained_bias_lies_in_the_base() -> None:
     assert Case.bias((0.5, Case.trained), Case.dora) == [5.5, 11.5]
 
 
-def test_what_is_put_into_the_base_is_read_there() -> None:
-    """A replaced weight gives DoRA its norm; anything else does not change what is read."""
+def test_dora_reads_a_replaced_base() -> None:
+    """A replaced weight determines DoRA's norm; other updates do not change it."""
     put = Replace(weight=jnp.array([[6.0, 8.0], [0.0, 1.0]]))
     for chain in ([put, Case.dora], [Together((put,)), Case.dora]):
         last = maps([(1.0, item) for item in chain], Case.base)[-1]
@@ -222,6 +222,6 @@ def test_what_is_put_into_the_base_is_read_there() -> None:
     assert Case.trained.rebased(Case.base, ONE).matrix is Case.w0
 
 
-def test_dora_asks_for_the_bias() -> None:
+def test_dora_requires_the_bias() -> None:
     with pytest.raises(ValueError, match=r"reads the base's bias, found None\."):
         Case.dora.bias_map(Base(Case.w0, (2, 2)), ONE)

@@ -1,4 +1,4 @@
-"""What is said of factors that do not fit, word by word."""
+"""The messages for factors that do not fit."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def z(*shape: int) -> Any:
     return jnp.zeros(shape)
 
 
-# A weight (6, 9) throughout.
+# The weight is (6, 9) in all cases.
 SAID: dict[str, tuple[Update, str]] = {
     "lora, another model's": (
         LoRA(z(3, 8), z(5, 3), 1.0),
@@ -161,8 +161,8 @@ def test_misfits(update: Update, message: str) -> None:
     assert update.misfit((6, 9)) == message
 
 
-def test_positions_that_are_traced_are_taken_on_trust() -> None:
-    """Under jit only shapes can be looked at."""
+def test_traced_positions_are_not_checked() -> None:
+    """Under jit only shapes can be checked."""
     beyond = SHiRA(z(1), jnp.array([[6], [1]]))
     assert beyond.misfit((6, 9))
     found = []

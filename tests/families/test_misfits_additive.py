@@ -1,4 +1,4 @@
-"""What is said of factors that do not fit: families that add a Δ of their own making."""
+"""The messages for factors that do not fit: families that compute a Δ of their own kind."""
 
 from typing import Any
 
@@ -31,11 +31,11 @@ def z(*shape: int) -> Any:
 
 
 def n(*shape: int) -> Any:
-    """Whole numbers of this shape."""
+    """Integers of this shape."""
     return jnp.zeros(shape, int)
 
 
-# A weight (6, 9) throughout.
+# The weight is (6, 9) in all cases.
 SAID: dict[str, tuple[Update, str]] = {
     "vera": (
         VeRA(z(3, 8), z(5, 3), z(5), z(2)),
@@ -168,8 +168,8 @@ def test_misfits(update: Update, message: str) -> None:
         (SuperTuning(z(1), jnp.array([54])), SuperTuning(z(0), n(0))),
     ],
 )
-def test_positions_that_are_traced_are_taken_on_trust(beyond: Update, none: Update) -> None:
-    """Under jit only shapes can be looked at."""
+def test_traced_positions_are_not_checked(beyond: Update, none: Update) -> None:
+    """Under jit only shapes can be checked."""
     assert beyond.misfit((6, 9))
     found = []
     jax.jit(lambda update: found.append(update.misfit((6, 9))))(beyond)

@@ -1,4 +1,4 @@
-"""What is said of DiagOFT and Normed that do not fit, word by word. A weight (6, 9) throughout."""
+"""The messages for DiagOFT and Normed that do not fit. The weight is (6, 9) in all cases."""
 
 from typing import Any
 
@@ -75,14 +75,14 @@ SAID: dict[str, tuple[Update, str]] = {
 
 
 @pytest.mark.parametrize("case", SAID)
-def test_what_is_said(case: str) -> None:
-    """One line, of the first thing that does not fit."""
+def test_misfit_messages(case: str) -> None:
+    """One line about the first factor that does not fit."""
     update, message = SAID[case]
     assert update.misfit((6, 9)) == message
 
 
-def test_what_fits() -> None:
-    """Blocks that PEFT up to 0.13 cuts, a kernel's points for each channel."""
+def test_valid_factors_fit() -> None:
+    """Blocks that PEFT up to 0.13 cuts, and all points of a kernel for each channel."""
     for update in (
         DiagOFT(z(1, 4, 4), factor=-0.5),
         DiagOFT(z(1, 2, 2)),
@@ -90,12 +90,12 @@ def test_what_fits() -> None:
         Normed(_LORA, z(6)),
     ):
         assert update.misfit((6, 9)) is None
-    # Of 7 outputs in four blocks each has two, and the last one of them is cut.
+    # Seven outputs in four blocks of two: the last block is cut.
     assert DiagOFT(z(4, 2, 2), factor=-0.5).misfit((7, 9)) is None
 
 
-def test_float16_and_numpy() -> None:
-    """A norm of factors of several dtypes is looked at without arithmetic."""
+def test_mixed_dtypes_are_checked_without_arithmetic() -> None:
+    """A norm whose factors have several dtypes is checked without arithmetic."""
     update = Normed(
         LoRA(np.zeros((3, 9), np.float16), np.zeros((6, 3), np.float32), 0.5),  # pyright: ignore
         np.ones(6, np.float64),  # pyright: ignore
@@ -103,14 +103,14 @@ def test_float16_and_numpy() -> None:
     assert update.misfit((6, 9)) is None
 
 
-def test_a_norm_says_what_it_is() -> None:
-    """For people."""
+def test_size_of_a_norm() -> None:
+    """The description for users."""
     assert Normed(_LORA, z(6)).size() == "LoRA rank 3 normed by output"
     assert DiagOFT(rescale=z(6)).size() == "6 outputs" and DiagOFT().size() == "0 outputs"
     assert DiagOFT().weight_map(Base(None, (6, 9)), jnp.ones(())).shape == (6, 9)
 
 
-def test_a_norm_is_turned_with_its_update() -> None:
+def test_norm_is_transposed_with_its_update() -> None:
     """Where PyTorch stores the weight as (in, out)."""
     update = Normed(Delta(z(9, 6)), z(6)).with_transposed_weight()
     assert update.update.weight.shape == (6, 9)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""What is said of factors that do not fit: families that turn a weight, or read it."""
+"""The messages for factors that do not fit: families that rotate a weight, or read it."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def rows(*numbers: int) -> Any:
     return jnp.array(numbers)
 
 
-# A weight (6, 9) throughout.
+# The weight is (6, 9) in all cases.
 SAID: dict[str, tuple[Update, str]] = {
     "oft, terms": (
         OFT(z(3, 3), 2**40),
@@ -171,8 +171,8 @@ def test_misfits(update: Update, message: str) -> None:
     assert update.misfit((6, 9)) == message
 
 
-def test_rows_that_are_traced_are_taken_on_trust() -> None:
-    """Under jit only shapes can be looked at."""
+def test_traced_rows_are_not_checked() -> None:
+    """Under jit only shapes can be checked."""
     beyond = Tokens(z(1, 9), rows(6))
     assert beyond.misfit((6, 9))
     found = []

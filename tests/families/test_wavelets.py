@@ -1,4 +1,4 @@
-"""The wavelets' filters by the laws that define them."""
+"""The wavelets' filters satisfy the equations that define them."""
 
 import math
 
@@ -9,7 +9,7 @@ from jaxmix.families.wavelets import WAVELETS, low_pass
 
 
 @pytest.mark.parametrize("name", WAVELETS)
-def test_a_filter_is_orthonormal_and_has_its_moments(name: str) -> None:
+def test_filters_are_orthonormal_with_vanishing_moments(name: str) -> None:
     h, order = np.array(low_pass(name)), 1 if name == "haar" else int(name.lstrip("dbsymcoif"))
     length, count = (6 * order, 2 * order) if name.startswith("coif") else (2 * order, order)
     assert len(h) == length
@@ -28,7 +28,7 @@ def test_a_filter_is_orthonormal_and_has_its_moments(name: str) -> None:
             assert h @ about**power == pytest.approx(0, abs=1e-12)
 
 
-def test_they_are_different() -> None:
-    """But for those that bear two names: haar and db1, and sym2 and sym3 are db2 and db3."""
+def test_filters_are_distinct() -> None:
+    """Except for synonyms: haar and db1, sym2 and db2, sym3 and db3."""
     assert len({low_pass(name) for name in WAVELETS}) == len(WAVELETS) - 3
     assert low_pass("sym3") == low_pass("db3")

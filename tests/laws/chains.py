@@ -1,4 +1,4 @@
-"""Sequences of updates, of every family, for the tests that compare them with the fold."""
+"""Chains of updates of every family, for the tests that compare them with the fold."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ _STRENGTHS = (0.6, -1.2, 1.0, 0.5, 1.7, -0.4)
 
 
 def chain(kinds: Sequence[str], module: Module, seed: int) -> list[Adapter]:
-    """Returns an adapter of each kind at ``site``, no two alike."""
+    """Returns an adapter of each kind at ``site``, all different."""
     return [
         Adapter(
             {"site": ALL[kind](np.random.default_rng([seed, i]), module)}, _STRENGTHS[i], f"{i}"
@@ -30,7 +30,7 @@ def chain(kinds: Sequence[str], module: Module, seed: int) -> list[Adapter]:
 
 
 def _chains_of_all_pairs(letters: Sequence[str]) -> list[tuple[str, ...]]:
-    """Returns chains of six in which each letter follows each one, itself too, exactly once.
+    """Returns chains of six in which every ordered pair of letters is adjacent exactly once.
 
     They are cut from a de Bruijn sequence: of letters a < b < … it is a ab ac … b bc … .
     """

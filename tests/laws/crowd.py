@@ -1,4 +1,4 @@
-"""Updates of every family at sites of their own, so that one program runs them all."""
+"""Updates of every family, each at its own site, so that one program runs all of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from .truth import fold_tree
 
 __all__ = ["LINEAR", "MODULES", "UPDATES", "base", "floats", "folds", "is_float", "off", "whole"]
 
-# Sizes that eight devices divide.
+# Sizes divisible by eight devices.
 _FLAT, _STACK = Module("linear", (8, 16), True), Module("conv", (8, 4, 6), True)
 
 MODULES: dict[str, Module] = {}
@@ -26,7 +26,7 @@ for _kind, _make in ALL.items():
         MODULES[_site] = _STACK if _kind in STACKED else _FLAT
         UPDATES[_site] = _make(np.random.default_rng([_seed, 7]), MODULES[_site])
 
-# Those at linear layers.
+# The updates at linear layers.
 LINEAR = {site: update for site, update in UPDATES.items() if MODULES[site] is _FLAT}
 
 
@@ -36,13 +36,13 @@ def base(sites: Mapping[str, Any], dtype: Any = np.float64) -> dict[str, np.ndar
 
 
 def folds(params: Mapping[str, Any], updates: Mapping[str, Update], s: float) -> dict[str, Any]:
-    """What the dense fold makes of each site, from its leaves as they are."""
+    """The dense fold's result at each site, from its current leaves."""
     own = {f"{site}.{part}" for site in updates for part in ("weight", "bias")}
     return fold_tree({n: params[n] for n in sorted(own)}, [Adapter(dict(updates), s)])
 
 
 def off(got: Mapping[str, Any], truth: Mapping[str, Any], bound: float) -> dict[str, float]:
-    """The leaves that differ by more than a bound, beside the leaf's largest number."""
+    """The leaves whose error relative to their largest number exceeds a bound."""
     errors = {
         name: float(np.abs(np.asarray(got[name], np.float64) - leaf).max() / np.abs(leaf).max())
         for name, leaf in truth.items()
@@ -56,7 +56,7 @@ def is_float(leaf: Any) -> bool:
 
 
 def floats(tree: Any) -> list[Any]:
-    """A tree's leaves of floats, and None for the others."""
+    """A tree's floating-point leaves, and None for the others."""
     return [np.asarray(x, float) if is_float(x) else None for x in jax.tree.leaves(tree)]
 
 

@@ -1,8 +1,8 @@
-"""Random updates of the first families, and random trees for them to act on.
+"""Random updates of the first families, and random trees to apply them to.
 
-A tree's PyTorch form is the flat dict that everything else is made of and compared with. Numbers
-come from NumPy by a seed, what is structure from hypothesis. Updates of every family come from the
-samples in `tests.families.table`.
+A tree's PyTorch form is the flat dict from which all other forms are made. Numbers come from NumPy
+with a seed, structure from hypothesis. Updates of every family come from the samples in
+`tests.families.table`.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ __all__ = [
     "zeros",
 ]
 
-# The six families, and what else takes part in a mix.
+# The six families, and what else may be in a mix.
 FAMILIES = ("LoRA", "AdaLoRA", "LoHa", "LoKr", "OFT", "SHiRA")
 MAKERS = {kind: SAMPLES[kind].draw for kind in (*FAMILIES, "DoRA", "Replace", "Together")}
 
@@ -58,7 +58,7 @@ def tree(
 
 
 def few() -> settings:
-    """A third of the profile's examples, for what takes long."""
+    """A third of the profile's examples, for slow tests."""
     profile = settings()
     return settings(profile, max_examples=max(profile.max_examples // 3, 1))
 
@@ -70,7 +70,7 @@ _SEEDS = st.integers(0, 2**16)
 def trees(
     draw: Any, max_modules: int = 3, norms: bool = True
 ) -> tuple[dict[str, Module], dict[str, np.ndarray]]:
-    """Some modules at some depth, and their float64 weights."""
+    """Some modules at some depth, with float64 weights."""
     names = sorted(kind for kind in KINDS if norms or kind != "norm")
     kinds = draw(st.lists(st.sampled_from(names), min_size=1, max_size=max_modules))
     prefix = draw(st.sampled_from(["", "model.layers."]))
@@ -87,7 +87,7 @@ def adapters(
     count: int | None = None,
     strengths: Any = None,
 ) -> list[Adapter]:
-    """Adapters of one family each at some of the modules, with strengths, in an order."""
+    """Adapters of one family each, at some of the modules, with strengths, in random order."""
     n = draw(st.integers(0, 4)) if count is None else count
     if strengths is None:
         strengths = st.sampled_from([1.0, 0.0, 0.5, -1.0, 1.7])

@@ -1,4 +1,4 @@
-"""Ways to run a mix, and how to compare what comes out."""
+"""Functions that run a mix and compare results."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["composed", "eagerly", "error"]
 
 
 def composed(params: Any, adapters: Any, **how: Any) -> Any:
-    """What compose makes of it in float64, uncompiled: words are many and compiling is slow."""
+    """The result of compose in float64, uncompiled, because compiling many chains is slow."""
     with jax.enable_x64(True), jax.disable_jit():
         return jax.tree.map(np.asarray, compose(params, adapters, **how))
 
@@ -24,7 +24,7 @@ def eagerly(params: Any, adapters: Any, **how: Any) -> Any:
 
 
 def error(ours: Mapping[str, Any], truth: Mapping[str, Any], only: Iterable[str] = ()) -> float:
-    """The largest difference of any leaf, over the largest number in that leaf."""
+    """The largest error of any leaf, relative to the largest number in that leaf."""
     names = list(only) or list(truth)
     assert set(names) <= set(ours)
     return max(

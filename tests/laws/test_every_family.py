@@ -23,7 +23,7 @@ PARTS = 4
 
 
 def wrong(params: dict[str, Any], adapters: list[jaxmix.Adapter]) -> float:
-    """The largest difference from the fold, relative to the largest number."""
+    """The largest error against the fold, relative to the largest number."""
     got = jaxmix.compose(params, adapters)
     return max(
         float(np.abs(np.asarray(got[name]) - truth).max() / max(np.abs(truth).max(), 1.0))
@@ -32,7 +32,7 @@ def wrong(params: dict[str, Any], adapters: list[jaxmix.Adapter]) -> float:
 
 
 def all_wrong(chains: Sequence[Sequence[str]], module: Module) -> dict[str, float]:
-    """The chains that differ from the fold, each with the difference, uncompiled."""
+    """The chains that differ from the fold, with their errors, uncompiled."""
     params = tree({"site": module}, 1)
     with jax.enable_x64(True), jax.disable_jit():
         errors = {
@@ -42,14 +42,14 @@ def all_wrong(chains: Sequence[Sequence[str]], module: Module) -> dict[str, floa
     return {kinds: error for kinds, error in errors.items() if not error < 1e-10}
 
 
-def test_no_family_is_left_out() -> None:
-    """Every family has a sample, which draws updates of it."""
+def test_every_family_has_a_sample() -> None:
+    """Every family has a sample that draws updates of it."""
     seen = set()
     for make in ALL.values():
         update = make(np.random.default_rng(0), KINDS["conv1d"])
         seen |= {update.family, *(part.family for part in parts_of(update))}
     assert set(FAMILIES) - seen == set()
-    # What has no formula is folded by structure alone: it puts new leaves into the base.
+    # Updates without a formula replace leaves of the base; the fold does this by itself.
     bare = {kind for kind, sample in SAMPLES.items() if sample.peft is None}
     assert bare == {"Delta", "Rebase", "Replace", "Together"}
 
@@ -62,7 +62,7 @@ def test_chains_hold_every_pair_in_both_orders() -> None:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_pair(part: int) -> None:
-    """Among others, on a linear layer."""
+    """Within chains, on a linear layer."""
     assert all_wrong(CHAINS[part::PARTS], WIDE) == {}
 
 
@@ -71,12 +71,12 @@ LENGTHS = [3, pytest.param(4, marks=pytest.mark.thorough)]
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_chain_of_the_first_six(length: int) -> None:
-    """All 6ⁿ of them, in their orders."""
+    """All 6ⁿ ordered chains."""
     assert all_wrong(list(product(FIRST, repeat=length)), WIDE) == {}
 
 
 @pytest.mark.thorough
-def test_every_chain_with_what_reads_or_changes_the_base() -> None:
+def test_every_chain_of_kinds_that_read_or_replace_the_base() -> None:
     """Three of nine kinds, at least one of them a DoRA."""
     chains = [kinds for kinds in product(MAKERS, repeat=3) if "DoRA" in kinds]
     assert len(chains) == 217 and all_wrong(chains, WIDE) == {}
@@ -92,7 +92,7 @@ def test_every_pair_by_pass() -> None:
 
 
 def differing(chains: Sequence[Sequence[str]], module: Module) -> list[str]:
-    """The sites that differ from the fold: a site for each chain, all as one compiled function."""
+    """The sites that differ from the fold: one site per chain, all in one compiled function."""
     sites = {f"{i} {' -> '.join(kinds)}": kinds for i, kinds in enumerate(chains)}
     params = tree({site: module for site in sites}, 2)
     parts: list[dict[str, Any]] = [{} for _ in range(max(map(len, chains)))]
@@ -111,19 +111,19 @@ def differing(chains: Sequence[Sequence[str]], module: Module) -> list[str]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_on_every_kind_of_module(place: str) -> None:
-    """Every kind between a LoRA and a DoRA, which reads the base and rescales what came before."""
+    """Every kind between a LoRA and a DoRA, which reads the base and rescales earlier updates."""
     assert differing([("LoRA", kind, "DoRA") for kind in FLAT], KINDS[place]) == []
 
 
-def test_a_stack_with_every_other() -> None:
-    """Experts, before and after what a convolution of that shape takes."""
+def test_experts_with_every_other_kind() -> None:
+    """Experts before and after each kind that accepts a convolution of that shape."""
     chains = [(stack, kind, stack) for stack in STACKED for kind in FLAT]
     assert all_wrong(chains, KINDS["conv1d"]) == {}
 
 
 @pytest.mark.parametrize("seed", range(36))
 def test_random_chains(seed: int) -> None:
-    """Of one to six letters, on layers of every kind."""
+    """One to six updates, on layers of every kind."""
     rng = np.random.default_rng(seed)
     place = ("wide", "tall", "square", "conv1d", "conv2d", "embedding")[seed % 6]
     kinds = tuple(str(kind) for kind in rng.choice(FLAT, size=1 + seed // 6))
@@ -132,7 +132,7 @@ def test_random_chains(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_associative(seed: int) -> None:
-    """However a chain is cut into mixes, it is the same one."""
+    """The result does not depend on how a chain is nested into mixes."""
     rng = np.random.default_rng(1000 + seed)
     params = tree({"site": WIDE}, seed)
     a, b, c, d = chain(tuple(map(str, rng.choice(FLAT, size=4))), WIDE, seed)
@@ -143,8 +143,8 @@ def test_associative(seed: int) -> None:
             np.testing.assert_array_equal(left[name], right[name])
 
 
-def test_the_order_counts() -> None:
-    """So that the tables can fail: most pairs do not commute."""
+def test_most_pairs_do_not_commute() -> None:
+    """Otherwise the comparisons of orders could not fail."""
     params = tree({"site": WIDE}, 1)
     differ = 0
     pairs = list(product(("OFT", "IA3", "HRA", "Tokens", "BOFT", "RoAd"), ("LoRA", "VeRA", "MiSS")))

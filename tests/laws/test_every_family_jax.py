@@ -1,4 +1,4 @@
-"""All families under JAX's transformations: adapters are arguments, so that arrays are traced."""
+"""All families under JAX's transformations, with adapters as arguments, so arrays are traced."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jaxmix.families import DEFT, HRA, FRoD
 
 from .crowd import LINEAR, UPDATES, base, floats, folds, is_float, off, whole
 
-# Those whose map is no line in their strength.
+# The families whose map is not linear in the strength.
 ROTATIONS = {"OFT", "BOFT", "DiagOFT", "RoAd"}
 TWO = {site: update for site, update in UPDATES.items() if not site.endswith("2")}
 
@@ -46,28 +46,28 @@ def compiled() -> Callable[[float], dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("strength", [1.0, 0.7, -0.6])
 def test_traced_arrays(strength: float) -> None:
-    """Whole numbers too: where they lie nobody can ask then."""
+    """Positions too, whose values are unknown under tracing."""
     assert off(compiled()(strength), folds(base(UPDATES), UPDATES, strength), 1e-12) == {}
 
 
-def test_nought_is_the_base_itself() -> None:
-    """Bit for bit, of every family."""
+def test_zero_strength_is_the_base() -> None:
+    """Bit for bit, for every family."""
     params, out = base(UPDATES), compiled()(0.0)
     assert [name for name, leaf in params.items() if not np.array_equal(out[name], leaf)] == []
 
 
-def test_lines() -> None:
-    """All but rotations go along the line from the base to PEFT's map."""
+def test_strength_interpolates_linearly() -> None:
+    """All families except rotations interpolate linearly between the base and PEFT's map."""
     start, end = compiled()(0.0), compiled()(1.0)
     for s in (0.3, -1.5):
         line = {name: leaf + s * (end[name] - leaf) for name, leaf in start.items()}
         curved = off(compiled()(s), line, 1e-12)
-        # Nor need two lines be one, the one after the other.
+        # Two linear maps in sequence need not be linear in a common strength.
         assert {name.split(".")[0][:-1] for name in curved} - {"Together"} == ROTATIONS
 
 
-def test_shapes_without_numbers() -> None:
-    """`eval_shape` of params and adapters that are outlines alone."""
+def test_eval_shape() -> None:
+    """With params and adapters that are only shapes."""
     params = base(UPDATES, np.float32)
     outlines = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), (params, Adapter(UPDATES))
@@ -76,8 +76,8 @@ def test_shapes_without_numbers() -> None:
     assert out == outlines[0]
 
 
-def test_over_stacks_of_adapters() -> None:
-    """`vmap` over adapters of equal shapes as one with stacked leaves."""
+def test_vmap_over_stacked_adapters() -> None:
+    """Adapters of equal shapes, stacked into one."""
     params = base(TWO, np.float32)
     scaled = jax.tree.map(lambda x: 0.8 * x if is_float(x) else x, TWO)
     stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y) for y in x]), TWO, scaled)
@@ -93,7 +93,7 @@ def test_over_stacks_of_adapters() -> None:
 
 @cache
 def trained() -> Callable[[list[Any], dict[str, float]], Any]:
-    """Each site's own loss, and gradients with respect to floats and strengths."""
+    """Each site's own loss, and its gradients by the floats and strengths."""
     params = base(TWO)
     rng = np.random.default_rng(3)
     aims = {name: rng.normal(size=leaf.shape) for name, leaf in params.items()}
@@ -126,7 +126,7 @@ def along(ways: list[Any], step: float) -> list[Any]:
 
 @pytest.mark.parametrize("strength", [0.7, 0.0])
 def test_gradients(strength: float) -> None:
-    """Of all factors at once and of strengths, against differences; at 0 too."""
+    """Of all factors at once and of strengths, against differences; at strength 0 too."""
     rng, h = np.random.default_rng(4), 1e-6
     ways = [None if x is None else rng.normal(size=x.shape) for x in floats(TWO)]
     strengths = {site: strength for site in TWO}
@@ -140,7 +140,7 @@ def test_gradients(strength: float) -> None:
     )
     wrong: dict[str, tuple[float, float]] = {}
     for site, update in TWO.items():
-        # What is no float was left as it is: whole numbers have no slope.
+        # Integers have no gradient and were left unchanged.
         leaves = zip(jax.tree.leaves(numbers[site]), jax.tree.leaves(update), strict=True)
         ours = sum(float(x) for x, leaf in leaves if is_float(leaf))
         for name, found, wanted in (
@@ -153,21 +153,21 @@ def test_gradients(strength: float) -> None:
 
 
 def still(update: Any) -> Any:
-    """An update as it is where nothing may be zero: no basis is made of nothing."""
+    """An update unchanged where nothing may be zero, as a basis can't be computed from zeros."""
     if isinstance(update, FRoD):
         return dataclasses.replace(update, v=np.eye(len(update.v)), lengths=0 * update.lengths)
     return update
 
 
-# LAPACK's QR has no slope there.
+# LAPACK's QR is not differentiable there.
 BASES = (lambda u: isinstance(u, DEFT) and u.method == "qr",
          lambda u: isinstance(u, HRA) and u.orthogonal)  # fmt: skip
 
 
 @pytest.mark.parametrize("strength", [0.7, 0.0])
 @pytest.mark.parametrize("which", [None, 0, 1, 2, 3])
-def test_factors_of_zeros(which: int | None, strength: float) -> None:
-    """As training begins with them: all of them, or one; nothing is infinite or undefined."""
+def test_gradients_with_zero_factors(which: int | None, strength: float) -> None:
+    """As at the start of training: all factors zero, or one of them; every gradient is finite."""
     updates: dict[str, Any] = {}
     for site, update in TWO.items():
         leaves, treedef = jax.tree.flatten(update)
@@ -189,11 +189,11 @@ def test_factors_of_zeros(which: int | None, strength: float) -> None:
     ] == []
 
 
-# ---------------------------------------------------------------- traces, donation, devices, places
+# ---------------------------------------------------------------- traces, donation, devices, trees
 
 
-def test_by_pass_it_is_traced_once_and_gives_up_its_buffers() -> None:
-    """Other strengths and other arrays of equal shapes are the same programs, of every family."""
+def test_passes_are_traced_once_and_donate_buffers() -> None:
+    """Other strengths and arrays of equal shapes use the same programs, for every family."""
     seen: list[str] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
@@ -218,7 +218,7 @@ def test_by_pass_it_is_traced_once_and_gives_up_its_buffers() -> None:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_sharded(kind: AxisType) -> None:
-    """The values of one device, where the leaves lay."""
+    """The values of one device, with the shardings of the leaves."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     specs = {1: P("x"), 2: P("y", "x"), 3: P("x", None, "y")}
     plain = base(TWO, np.float32)
@@ -235,12 +235,12 @@ def test_sharded(kind: AxisType) -> None:
             ] == []  # fmt: skip
 
 
-def test_a_model_of_nnx() -> None:
-    """Kernels (in, out), in a state."""
+def test_nnx_model() -> None:
+    """Kernels (in, out) in a state."""
     plain = base(LINEAR, np.float32)
 
     class Model(nnx.Module):
-        """A linear layer a site."""
+        """One linear layer per site."""
 
         def __init__(self) -> None:
             for site in LINEAR:
@@ -256,11 +256,11 @@ def test_a_model_of_nnx() -> None:
     assert off(ours, folds(plain, LINEAR, 0.7), 5e-6) == {}
 
 
-def test_at_gpt2s_conv1d() -> None:
-    """PyTorch's own (in, out): by the bias's size, whatever an update says."""
+def test_conv1d_of_gpt2() -> None:
+    """PyTorch's weights (in, out), determined by the bias's size and not by the update."""
     plain = base(LINEAR, np.float32)
     turned = {n: x.T.copy() if x.ndim == 2 else x for n, x in plain.items()}
-    # Whole weights lie there as the file has them.
+    # Replaced weights have the file's axis order there.
     updates = {site: update.with_transposed_weight() for site, update in LINEAR.items()}
     out = jax.jit(jaxmix.compose)(turned, Adapter(updates, 0.7))
     ours = {n: x.T if x.ndim == 2 else x for n, x in out.items()}

@@ -1,4 +1,4 @@
-"""All families in few bits and in many: floats, whole numbers, and what a program keeps of them."""
+"""All families in narrow and wide dtypes: floats, integers, and constants of compiled programs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,14 +19,14 @@ from .crowd import LINEAR, UPDATES, base, folds, is_float
 from .draws import Module, ones
 from .test_shape import rounded_once
 
-# By the last figure of the site's name: one program for all.
+# By the last digit of the site's name: one program for all.
 DTYPES = {"0": jnp.bfloat16, "1": np.float16, "2": np.float32}
-# Before the one rounding; KaSA's singular vectors are the least exact.
+# Before the single rounding; KaSA's singular vectors are the least precise.
 NOISE = 5e-6
 
 
-def test_one_rounding() -> None:
-    """Weights of 16 bits, factors of float64: computed in float32 and rounded once."""
+def test_16_bit_weights_are_rounded_once() -> None:
+    """16-bit weights with float64 factors: computed in float32 and rounded once."""
     plain = base(UPDATES)
     params = {n: x.astype(DTYPES[n.split(".")[0][-1]]) for n, x in plain.items()}
     out = jax.jit(jaxmix.compose)(params, Adapter(UPDATES, 0.7))
@@ -38,8 +38,8 @@ def test_one_rounding() -> None:
 
 
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.thorough)])
-def test_factors_of_16_bits(step: int) -> None:
-    """They are widened, never narrowed: into float32, uncompiled. Of every fourth kind, or all."""
+def test_16_bit_factors_are_widened(step: int) -> None:
+    """To float32 and never narrowed, uncompiled; for every fourth kind, or all."""
     dtype = jnp.bfloat16
     sites = [site for site in UPDATES if site.endswith("2")][::step]
     updates = jax.tree.map(
@@ -59,7 +59,7 @@ def test_factors_of_16_bits(step: int) -> None:
     ] == []
 
 
-def is_whole(leaf: Any) -> bool:
+def is_position(leaf: Any) -> bool:
     """Whether a leaf holds positions."""
     return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu"
 
@@ -67,12 +67,12 @@ def is_whole(leaf: Any) -> bool:
 INDEXED = {
     site: update
     for site, update in LINEAR.items()
-    if any(map(is_whole, jax.tree.leaves(update))) and not site.endswith("2")
+    if any(map(is_position, jax.tree.leaves(update))) and not site.endswith("2")
 }
 
 
-def test_who_lists_positions() -> None:
-    """So that the next test has something to test."""
+def test_families_with_positions() -> None:
+    """The families that the next test covers."""
     kinds = {part.family for update in INDEXED.values() for part in parts_of(update)}
     assert kinds == {
         *("AdaMSS", "BOFT", "FRoD", "FourierFT", "SHiRA", "SuperTuning", "Tokens", "UniLoRA"),
@@ -82,20 +82,20 @@ def test_who_lists_positions() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_positions_of_every_width(dtype: Any) -> None:
-    """As a file may have them, and beside those of another file; nothing of them overflows."""
+    """As files may have them, also mixed with those of another file; no position overflows."""
     params = base(INDEXED)
-    turned = jax.tree.map(lambda x: x.astype(dtype) if is_whole(x) else x, INDEXED)
+    turned = jax.tree.map(lambda x: x.astype(dtype) if is_position(x) else x, INDEXED)
     beside = {site: UPDATES["SHiRA2"] for site in INDEXED}
     with jax.enable_x64(True), jax.disable_jit():
         out = jaxmix.compose(params, [Adapter(turned, 0.7, "a"), Adapter(beside, 0.5, "b")])
     truth = folds(params, INDEXED, 0.7)
-    truth = folds(truth, beside, 0.5)  # what only adds does not mind what was there
+    truth = folds(truth, beside, 0.5)  # additive updates do not depend on earlier ones
     for name, wanted in truth.items():
         np.testing.assert_allclose(out[name], wanted, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_positions_beyond_a_narrow_width() -> None:
-    """Columns of a row are counted in 32 bits, whatever the rows' numbers are in."""
+    """Columns within a row are counted in 32 bits, whatever the dtype of the rows."""
     params = {"a.weight": np.zeros((4, 300), np.float32)}
     rows, values = np.array([2], np.uint8), np.ones((1, 300), np.float32)
     tokens = jaxmix.families.Tokens(values, rows)
@@ -110,7 +110,7 @@ def test_positions_beyond_a_narrow_width() -> None:
 
 
 def constants(program: Any) -> Iterator[int]:
-    """The sizes of all constants in a program and in those that it calls."""
+    """The sizes of all constants in a program and in the programs that it calls."""
     if hasattr(program, "consts"):
         yield from (np.size(x) for x in program.consts)
         program = program.jaxpr
@@ -132,29 +132,29 @@ def wide(kind: str, seed: int) -> tuple[dict[str, Any], Adapter]:
 
 
 @pytest.mark.parametrize("kind", FLAT)
-def test_no_constant_as_large_as_a_side_squared(kind: str) -> None:
-    """What is made of sizes alone is counted by XLA, and is no part of the program."""
+def test_no_quadratic_constants(kind: str) -> None:
+    """What depends only on sizes is computed by XLA and is not a constant of the program."""
     for seed in range(3):
         program = jax.make_jaxpr(jaxmix.compose)(*wide(kind, seed))
         assert max(constants(program), default=0) < 96 * 96 / 2
 
 
 @pytest.mark.parametrize("update", [C3A(ones((1, 1, 96))), OFT(ones((1, 48 * 95)))])
-def test_nor_of_blocks_as_large_as_the_weight(update: Any) -> None:
-    """A circulant's places, and those of a triangle."""
+def test_no_constants_as_large_as_the_weight(update: Any) -> None:
+    """The positions of a circulant, and of a triangle."""
     params = {"a.weight": np.zeros((96, 96), np.float32)}
     program = jax.make_jaxpr(jaxmix.compose)(params, Adapter({"a": update}))
     assert max(constants(program), default=0) < 96 * 96 / 2
 
 
-def test_the_constants_are_found() -> None:
+def test_constants_are_detected() -> None:
     """The check above can fail."""
     grid = np.ones((96, 96))
     assert max(constants(jax.make_jaxpr(jax.jit(lambda x: x + grid[0, 0] * grid[0]))(grid[0]))) > 90
 
 
-def test_a_wavelet_takes_no_more_memory_than_its_weight() -> None:
-    """Of few coefficients; a filter of eight numbers took ten times the weight."""
+def test_wavelets_need_no_more_memory_than_the_weight() -> None:
+    """With few coefficients; a filter of eight numbers once took ten times the weight."""
     params, adapter = wide("WaveFT", 0)
     update: Any = adapter.updates["a"]
     assert update.wavelet == "sym4"
@@ -164,7 +164,7 @@ def test_a_wavelet_takes_no_more_memory_than_its_weight() -> None:
 
 @pytest.mark.parametrize("name", ["haar", "db10", "coif3"])
 def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
-    """Patches where they are few, products where they are many: the same Δ."""
+    """Patches for few coefficients and products for many give the same Δ."""
     shape, rng = (38, 41), np.random.default_rng(0)
     flat = rng.permutation(shape[0] * shape[1]).astype(np.int32)
     places = np.stack([flat // 41, flat % 41])
@@ -177,7 +177,7 @@ def test_wavelets_of_few_and_of_many_coefficients(name: str) -> None:
         np.testing.assert_allclose(sparse.dense(), dense.dense(), rtol=1e-12, atol=1e-12)
 
 
-def test_all_families_are_here() -> None:
-    """A new one joins the makers, and so these laws."""
+def test_crowd_covers_all_families() -> None:
+    """A new family joins the samples, and with them these laws."""
     seen = {part.family for update in UPDATES.values() for part in (update, *parts_of(update))}
     assert set(FAMILIES) <= seen

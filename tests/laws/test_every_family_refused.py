@@ -1,4 +1,4 @@
-"""All families with what does not belong there: words, never an error of JAX or a silent answer."""
+"""Invalid factors of all families: a message, and neither an error of JAX nor a silent result."""
 
 import dataclasses
 import re
@@ -36,7 +36,7 @@ ones: Any = np.ones
 
 
 def shapes_near(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """Shapes that a leaf of this one might have by mistake."""
+    """Shapes that a leaf of this shape might have by mistake."""
     if not shape:
         return {(2,), (1, 1)}
     more, less = (*shape[:-1], shape[-1] + 1), (shape[0] + 1, *shape[1:])
@@ -45,8 +45,8 @@ def shapes_near(shape: tuple[int, ...]) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("site", UPDATES)
-def test_every_leaf_in_other_shapes(site: str) -> None:
-    """It has a text, and what `misfit` lets pass runs."""
+def test_leaves_of_other_shapes(site: str) -> None:
+    """Either `misfit` has a message, or the update runs."""
     leaves, treedef = jax.tree.flatten(UPDATES[site])
     params, shape, passed = base([site], np.float32), MODULES[site].matrix, 0
     for i, leaf in enumerate(leaves):
@@ -61,13 +61,13 @@ def test_every_leaf_in_other_shapes(site: str) -> None:
                 assert {n: x.shape for n, x in out.items()} == {
                     n: x.shape for n, x in params.items()
                 }
-            # A scale that is no number is never let pass.
+            # A scale that is not a number never passes.
             assert np.ndim(leaf) or update.misfit(shape) is not None
 
 
 @pytest.mark.parametrize("site", UPDATES)
-def test_texts_of_outlines(site: str) -> None:
-    """Sizes and texts need no numbers; nor does an update need to be hashed or equal to another."""
+def test_messages_need_only_shapes(site: str) -> None:
+    """Sizes and messages need no numbers, and updates need no hash or equality."""
     update = UPDATES[site]
     outline = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), update)
     assert outline.size() == update.size() and update.size() != ""
@@ -77,19 +77,19 @@ def test_texts_of_outlines(site: str) -> None:
 
 
 def misfit_of(update: Any, shape: tuple[int, int]) -> str:
-    """The words."""
+    """The message."""
     found = update.misfit(shape)
     assert found is not None
     return found
 
 
 def changed(site: str, **fields: Any) -> Any:
-    """A crowd's update with other fields."""
+    """An update of the crowd with other fields."""
     return dataclasses.replace(UPDATES[site], **fields)
 
 
-def test_numbers_of_what_is_not_there() -> None:
-    """JAX would take the last one, or drop it."""
+def test_positions_out_of_range() -> None:
+    """JAX would take the last element, or drop the position."""
     theta, scales = ones(3), (ones((1, 2)), ones((2, 1)))
     rows, cols = np.array([[0, 3]]), np.zeros((2, 1), int)
     assert misfit_of(UniLoRA(theta, rows, cols, *scales), (2, 2)) == (
@@ -119,7 +119,7 @@ def test_numbers_of_what_is_not_there() -> None:
 
 
 def test_positions_beyond_32_bits() -> None:
-    """Without 64 bits JAX would cut them off."""
+    """Without 64-bit types JAX would truncate them."""
     far = SuperTuning(ones(1), np.array([2**31]))
     assert misfit_of(far, (70_000, 40_000)) == (
         "supertuning_indices reach 2147483648, which does not fit 32 bits. Call "
@@ -129,8 +129,8 @@ def test_positions_beyond_32_bits() -> None:
         assert far.misfit((70_000, 40_000)) is None
 
 
-def test_scales_that_are_no_numbers() -> None:
-    """As those of a stack of adapters are, outside of `vmap`."""
+def test_scales_that_are_arrays() -> None:
+    """Like those of stacked adapters outside `vmap`."""
     pair = ones(2)
     assert misfit_of(changed("LoRA0", scale=pair), (8, 16)).startswith("scale has shape (2,)")
     for kind, name in ((LoHa, "scale"), (LoKr, "scale"), (KaSA, "scale")):
@@ -147,7 +147,7 @@ def test_scales_that_are_no_numbers() -> None:
 
 
 def test_factors_with_other_axes() -> None:
-    """What unpacking them said before."""
+    """Once an error of tuple unpacking."""
     stack = LoKr((ones((1, 2, 2)),), (ones((4, 8)),), 1.0)
     assert "lokr_w1 has shape (1, 2, 2)" in misfit_of(stack, (8, 16))
     flat = ExpertLoRA(ones((2, 3)), ones((2, 4, 1)), 1.0)
@@ -156,8 +156,8 @@ def test_factors_with_other_axes() -> None:
         jaxmix.compose({"a.weight": ones((2, 4, 3), np.float32)}, Adapter({"a": flat}))
 
 
-def test_a_reflection_at_nothing() -> None:
-    """It is none; PEFT divides by zero."""
+def test_reflection_at_a_zero_vector() -> None:
+    """It is the identity; PEFT divides by zero."""
     u: Any = np.array([[3.0, 0.0], [0.0, 0.0]])
     w = np.array([[1.0, 2.0]], np.float32)
     both, reflection = (

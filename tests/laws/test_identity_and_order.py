@@ -1,4 +1,4 @@
-"""Laws 1 and 2 over random trees: nothing is nothing, and order is the order given."""
+"""Laws 1 and 2 over random trees: identity, and order."""
 
 from itertools import permutations
 from typing import Any
@@ -19,8 +19,8 @@ ADDITIVE = ("LoRA", "AdaLoRA", "LoHa", "LoKr", "SHiRA")
 
 @few()
 @given(data=st.data(), drawn=trees())
-def test_nothing_is_the_identity(data: st.DataObject, drawn: Any) -> None:
-    """Without adapters it is the same object, at strength 0 the same numbers."""
+def test_identity(data: st.DataObject, drawn: Any) -> None:
+    """Without adapters the same object, at strength 0 the same numbers."""
     modules, params = drawn
     assert compose(params, []) is params and mix()(params) is params
     off = data.draw(adapters(modules, strengths=st.just(0.0)))
@@ -32,8 +32,8 @@ def test_nothing_is_the_identity(data: st.DataObject, drawn: Any) -> None:
 
 @few()
 @given(data=st.data(), drawn=trees())
-def test_what_no_adapter_touches_is_the_same_object(data: st.DataObject, drawn: Any) -> None:
-    """Also of a module of which only the bias, or only the weight, changes."""
+def test_untouched_leaves_are_the_same_objects(data: st.DataObject, drawn: Any) -> None:
+    """Also the leaves of a module of which only the bias, or only the weight, changes."""
     modules, params = drawn
     mixed = data.draw(adapters(modules))
     with jax.enable_x64(True), jax.disable_jit():
@@ -48,8 +48,8 @@ def test_what_no_adapter_touches_is_the_same_object(data: st.DataObject, drawn: 
 
 
 @given(data=st.data(), drawn=trees())
-def test_the_order_is_the_order_given(data: st.DataObject, drawn: Any) -> None:
-    """Any adapters at any modules are the naive fold of their formulas."""
+def test_adapters_are_applied_in_the_given_order(data: st.DataObject, drawn: Any) -> None:
+    """Any adapters at any modules equal the naive fold of their formulas."""
     modules, params = drawn
     mixed = data.draw(adapters(modules))
     assert error(composed(params, mixed), fold_tree(params, mixed)) < 1e-11
@@ -58,7 +58,7 @@ def test_the_order_is_the_order_given(data: st.DataObject, drawn: Any) -> None:
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2))
 def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
-    """However it is nested; DoRA's norm and replaced leaves included."""
+    """For any nesting, with DoRA's norm and replaced leaves."""
     modules, params = drawn
     a, b, c, d = data.draw(adapters(modules, count=4))
     ways = [
@@ -78,7 +78,7 @@ def test_mix_is_associative(data: st.DataObject, drawn: Any) -> None:
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2, norms=False))
 def test_additive_updates_commute(data: st.DataObject, drawn: Any) -> None:
-    """All orders of what has L = R = I give one model."""
+    """All orders of updates with L = R = I give one model."""
     modules, params = drawn
     three = data.draw(adapters(modules, families=ADDITIVE, count=3))
     outs = [composed(params, list(order)) for order in permutations(three)]
@@ -87,8 +87,8 @@ def test_additive_updates_commute(data: st.DataObject, drawn: Any) -> None:
 
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2))
-def test_one_after_the_other(data: st.DataObject, drawn: Any) -> None:
-    """What reads no base may be composed in two steps."""
+def test_composing_in_two_steps(data: st.DataObject, drawn: Any) -> None:
+    """Updates that do not read the base may be composed in two steps."""
     modules, params = drawn
     no_reader = tuple(kind for kind in MAKERS if kind != "DoRA")
     first, second = data.draw(adapters(modules, families=no_reader, count=2))
@@ -96,8 +96,8 @@ def test_one_after_the_other(data: st.DataObject, drawn: Any) -> None:
     assert error(composed(composed(params, [first]), [second]), once) < 1e-11
 
 
-def test_what_reads_the_base_reads_it_through_a_mix() -> None:
-    """DoRA after LoRA is not DoRA over LoRA's result; after a replaced leaf it is."""
+def test_base_readers_read_the_base_in_a_mix() -> None:
+    """DoRA after LoRA ignores LoRA's result; after a replaced leaf it reads the new leaf."""
     module = Module("linear", (6, 8), True)
     params = tree({"q": module}, 0)
     lora, dora, new = (
@@ -111,8 +111,8 @@ def test_what_reads_the_base_reads_it_through_a_mix() -> None:
         assert (error(mixed, stepwise) < 1e-11) == reads_it
 
 
-def test_orders_matter() -> None:
-    """These tests could fail: kinds that turn or scale do not commute with the others."""
+def test_some_kinds_do_not_commute() -> None:
+    """Rotations and rescalings do not commute with the others, so these tests can fail."""
     module = KINDS["wide"]
     params = tree({"q": module}, 0)
     for pair in (("LoRA", "OFT"), ("OFT", "OFT"), ("SHiRA", "DoRA"), ("LoHa", "Replace")):

@@ -1,4 +1,4 @@
-"""Law 3: by compiled passes, as one function, from a file, over strengths, sharded: one model."""
+"""Law 3: one model by compiled passes, as one function, from a file, over strengths, sharded."""
 
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
@@ -22,13 +22,13 @@ from .running import eagerly, error
 from .truth import fold_tree
 
 WORDS = (*((kind,) for kind in MAKERS), ("LoRA", "OFT", "DoRA"), ("OFT", "LoKr", "Together"))
-# Sizes that eight devices divide.
+# Sizes divisible by eight devices.
 MODULE = Module("linear", (8, 16), True)
 CONV = Module("conv", (8, 4, 2, 3), True)
 
 
 def chain(kinds: tuple[str, ...], module: Module = MODULE, site: str = "a") -> list[Adapter]:
-    """An adapter of each kind; the first seeds with which leaves of both kinds are replaced."""
+    """An adapter of each kind; the first seeds that replace leaves of both kinds."""
     return [
         Adapter({site: made(kind, module, 3 * i + 1)}, 0.7 + 0.2 * i, f"{i}")
         for i, kind in enumerate(kinds)
@@ -38,7 +38,7 @@ def chain(kinds: tuple[str, ...], module: Module = MODULE, site: str = "a") -> l
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2))
 def test_compiled(data: st.DataObject, drawn: Any) -> None:
-    """Passes compiled one by one, and all of it as one function."""
+    """Passes compiled one by one, and everything as one function."""
     modules, params = drawn
     mixed = data.draw(adapters(modules))
     truth = fold_tree(params, mixed)
@@ -49,8 +49,8 @@ def test_compiled(data: st.DataObject, drawn: Any) -> None:
 
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2))
-def test_saved_and_loaded_again(data: st.DataObject, drawn: Any) -> None:
-    """The same to the last bit."""
+def test_saved_and_loaded(data: st.DataObject, drawn: Any) -> None:
+    """Equal bit for bit."""
     modules, params = drawn
     mixed = jaxmix.mix(*data.draw(adapters(modules)))
     with TemporaryDirectory() as folder:
@@ -61,8 +61,8 @@ def test_saved_and_loaded_again(data: st.DataObject, drawn: Any) -> None:
 
 
 @pytest.mark.parametrize("kinds", WORDS[-2:], ids="-".join)
-def test_over_a_stack_of_strengths(kinds: tuple[str, ...]) -> None:
-    """`vmap` over strengths is a loop over them; jitted too."""
+def test_vmap_over_strengths(kinds: tuple[str, ...]) -> None:
+    """`vmap` over strengths equals a loop over them, also under jit."""
     params, adapters = tree({"a": MODULE}, 0), chain(kinds)
     stack = np.array([[0.0, 0.5], [1.0, -0.3], [1.0, 1.0]])[:, :1].repeat(len(kinds), 1)
     stack[1, 0] = 0.4
@@ -80,8 +80,8 @@ def test_over_a_stack_of_strengths(kinds: tuple[str, ...]) -> None:
             assert touched and error(touched, truth, only=touched) < 1e-11
 
 
-def test_over_a_stack_of_adapters() -> None:
-    """`vmap` over adapters of equal shapes, as one with stacked leaves."""
+def test_vmap_over_adapters() -> None:
+    """Adapters of equal shapes, stacked into one."""
     params = tree({"a": MODULE}, 0)
     three = [Adapter({"a": made("LoHa", MODULE, i)}, 0.5 + i) for i in range(3)]
     with jax.enable_x64(True):
@@ -92,8 +92,8 @@ def test_over_a_stack_of_adapters() -> None:
         np.testing.assert_allclose(out[i], truth, rtol=1e-11)
 
 
-def test_shapes_without_numbers() -> None:
-    """`eval_shape` needs no array."""
+def test_eval_shape() -> None:
+    """`eval_shape` needs no arrays."""
     params = tree({"a": MODULE}, 0)
     for kinds in WORDS:
         with jax.enable_x64(True):
@@ -143,11 +143,11 @@ def run_sharded(params: Any, adapters: list[Adapter], **how: Any) -> list[Any]:
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("kind", KIND)
 def test_sharded(kind: str, spec: str, flax: bool) -> None:
-    """Values, and where they lie, on meshes of both kinds."""
+    """Values and shardings, on meshes of both kinds."""
     assert len(jax.devices()) == 8
     base = tree({"a": MODULE}, 0, np.float32)
     weight, bias = base.values()
-    # Which words are tried goes round, so that each meets each sharding of some kind.
+    # The chains rotate, so that each one is tested with some sharding of each kind.
     start = (list(SPECS).index(spec) + 4 * flax) % 3
     for kinds in WORDS[start::3]:
         adapters = chain(kinds)
@@ -187,7 +187,7 @@ PLACES: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
             spec,
             Layout("mine", (Rule("a", "a.kernel", "d n h -> (n h) d"),)),
         )
-        # Along the heads' own size XLA by itself does not put the result back.
+        # Within the heads, XLA does not restore the sharding by itself.
         for name, spec in {"outside": ("y", "x"), "inside": ("x", None, "y")}.items()
     },
 }
@@ -195,8 +195,8 @@ PLACES: dict[str, tuple[Make, Make, tuple[Any, ...], Layout | None]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", KIND)
-def test_sharded_in_other_places(kind: str, place: str) -> None:
-    """Leaves that have to be moved or cut come back where they were."""
+def test_resharded_leaves_are_restored(kind: str, place: str) -> None:
+    """Leaves that are moved or cut get their shardings back."""
     put, get, spec, layout = PLACES[place]
     module = CONV if layout is None else MODULE
     weight = tree({"a": module}, 0, np.float32)["a.weight"]
@@ -242,7 +242,7 @@ def test_sharded_under_transformations(kind: str) -> None:
 
 
 def test_factors_on_the_mesh() -> None:
-    """Factors that lie on the explicit mesh, replicated or along an axis, go with the leaf."""
+    """Factors on an explicit mesh, replicated or sharded along an axis, work with the leaf."""
     kind = AxisType.Explicit
     base = tree({"a": MODULE}, 0, np.float32)
     params = {name: placed(leaf, kind, "x") for name, leaf in base.items()}

@@ -23,7 +23,7 @@ DTYPES = (np.float64, np.float32, jnp.bfloat16, np.float16)
     data=st.data(), drawn=trees(), dtypes=st.lists(st.sampled_from(DTYPES), min_size=6, max_size=6)
 )
 def test_structure_is_kept(data: st.DataObject, drawn: Any, dtypes: list[Any]) -> None:
-    """Treedef, shapes, and dtypes, also where they differ from leaf to leaf, and from factors'."""
+    """Treedef, shapes and dtypes, also if dtypes differ between leaves and factors."""
     modules, flat = drawn
     params = {n: x.astype(d) for (n, x), d in zip(flat.items(), dtypes, strict=False)}
     params |= {n: x for n, x in flat.items() if n not in params}
@@ -48,15 +48,15 @@ def test_structure_is_kept(data: st.DataObject, drawn: Any, dtypes: list[Any]) -
 
 
 def rounded_once(ours: Any, truth: np.ndarray, noise: float) -> bool:
-    """Whether this is the float64 truth rounded once, up to noise before the rounding."""
+    """Whether this is the float64 result rounded once, up to noise before the rounding."""
     scale = noise * np.abs(truth).max()
     low, high = ((truth + d).astype(ours.dtype) for d in (-scale, scale))
     return bool(((low <= ours) & (ours <= high)).all())
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32])
-def test_one_rounding(dtype: Any) -> None:
-    """The arithmetic is float32's, however many passes a chain takes; as one function too."""
+def test_16_bit_weights_are_rounded_once(dtype: Any) -> None:
+    """Arithmetic is in float32 for any number of passes, and as one function."""
     module, kinds = KINDS["wide"], ("LoRA", "OFT", "LoHa", "DoRA")
     params = {n: x.astype(dtype) for n, x in tree({"a": module}, 0).items()}
     mixed = [Adapter({"a": made(k, module, 4 + i)}, 0.9, f"{i}") for i, k in enumerate(kinds)]
@@ -67,7 +67,7 @@ def test_one_rounding(dtype: Any) -> None:
             assert new.dtype == np.dtype(dtype) and rounded_once(new, wanted, 2e-6)
 
 
-def test_rounding_twice_would_be_seen() -> None:
+def test_double_rounding_is_detected() -> None:
     """The check above can fail: two adapters, each rounded."""
     module = KINDS["wide"]
     params = {n: x.astype(jnp.bfloat16) for n, x in tree({"a": module}, 0).items()}

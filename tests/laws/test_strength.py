@@ -1,4 +1,4 @@
-"""Law 5 but for its traces: 0 is the identity, 1 the checkpoint's own map, and a way between."""
+"""Law 5, except traces: 0 is the identity, 1 the checkpoint's map, and between them a path."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from .truth import fold_tree
 
 MODULE = Module("linear", (6, 8), True)
 PARAMS = tree({"a": MODULE}, 0)
-# Seeds for which leaves of both kinds are replaced, and LoRA has a bias.
+# Seeds with which leaves of both kinds are replaced, and LoRA has a bias.
 UPDATES = {kind: made(kind, MODULE, 4) for kind in MAKERS}
 
 
@@ -30,9 +30,7 @@ def at(kind: str, strength: Any) -> Adapter:
 
 @few()
 @given(data=st.data(), drawn=trees(max_modules=2), s=st.floats(-2, 2))
-def test_the_strength_of_a_mix_is_that_of_its_parts(
-    data: st.DataObject, drawn: Any, s: float
-) -> None:
+def test_strength_of_a_mix_multiplies_its_parts(data: st.DataObject, drawn: Any, s: float) -> None:
     """``s * mix(a, b)`` is ``mix(s * a, s * b)``, and so is ``strength=``."""
     modules, params = drawn
     a, b = data.draw(adapters(modules, count=2))
@@ -42,8 +40,8 @@ def test_the_strength_of_a_mix_is_that_of_its_parts(
 
 
 @pytest.mark.parametrize("terms", [None, 5])
-def test_a_rotation_stays_one(terms: int | None) -> None:
-    """OFT at any strength turns: norms of rows stay, and −s turns back."""
+def test_rotations_stay_rotations(terms: int | None) -> None:
+    """OFT at any strength keeps the norms of rows, and −s inverts s."""
     oft = OFT(normal(np.random.default_rng(0), 2, 6, std=0.02 if terms else 0.5), terms=terms)
     tolerance = 1e-3 if terms else 1e-12
     base = PARAMS["a.weight"]
@@ -64,7 +62,7 @@ def slopes(run: Any, at: np.ndarray, step: float = 1e-5) -> np.ndarray:
 
 @pytest.mark.parametrize("start", [0.0, 0.6])
 def test_gradients_of_strengths(start: float) -> None:
-    """Against differences of the naive fold; at nought too, where LoRA and OFT begin to train."""
+    """Against differences of the naive fold; at zero too, where LoRA and OFT start training."""
     kinds = ("LoHa", "OFT", "DoRA")
     weights = {n: normal(np.random.default_rng(1), *x.shape) for n, x in PARAMS.items()}
     parts = [Adapter({"a": made(k, MODULE, 4 + i)}, name=str(i)) for i, k in enumerate(kinds)]
@@ -104,8 +102,8 @@ def test_gradients_of_the_base() -> None:
         np.testing.assert_allclose(ours, slopes(truth, np.zeros(1))[0], rtol=1e-6)
 
 
-def test_no_gradient_goes_to_a_base_that_is_replaced() -> None:
-    """At strength 1 nothing of the old leaf is left."""
+def test_replaced_leaves_have_no_gradient() -> None:
+    """At strength 1 the old leaf does not contribute."""
     new = Adapter({"a": Replace(np.ones((6, 8)))})
     with jax.enable_x64(True):
         grad = jax.grad(lambda w: jaxmix.compose({"a.weight": w}, new)["a.weight"].sum())(

@@ -1,4 +1,4 @@
-"""Law 5's second half: what is traced and compiled, and how often; and what donation gives up."""
+"""Law 5, traces: what is traced and compiled, and how often; and which buffers are donated."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ Count = Callable[[Callable[[], Any]], tuple[int, int]]
 
 @pytest.fixture
 def count() -> Iterator[Count]:
-    """Runs something and says how often JAX traced and compiled."""
+    """Runs a function and counts JAX's traces and compilations."""
     seen: Counter[str] = Counter()
 
     def listen(event: str, duration: float, **_: Any) -> None:
@@ -47,13 +47,13 @@ def model(layers: int, module: Module) -> dict[str, Any]:
 
 
 def adapter(kind: str, module: Module, layers: int = 2, seed: int = 4, name: str = "a") -> Adapter:
-    """One kind at all layers; its structure is that of the seed, whatever it is called."""
+    """One kind at all layers; its structure depends on the seed, not on its name."""
     update = made(kind, module, seed)
     return Adapter({f"layers.{i}.q": update for i in range(layers)}, name=name)
 
 
 def another(adapter: Adapter, name: str, seed: int) -> Adapter:
-    """Another adapter of the same shapes; positions stay where they may be."""
+    """Another adapter of the same shapes, with valid positions."""
     rng = np.random.default_rng(seed)
     new = jax.tree.map(
         lambda x: (
@@ -64,9 +64,9 @@ def another(adapter: Adapter, name: str, seed: int) -> Adapter:
     return new.renamed(name)
 
 
-# All families at once are in `test_every_family_jax`.
+# `test_every_family_jax` covers all families at once.
 KINDS = ("LoRA", "OFT", "Together")
-# Shapes that no other test has, so that what is counted was not compiled before.
+# Shapes that no other test has, so that nothing was compiled before.
 SHAPES = {kind: Module("linear", (6 + 2 * i, 22), True) for i, kind in enumerate(KINDS)}
 STRENGTHS = (
     0.5,
@@ -81,12 +81,12 @@ STRENGTHS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_strengths_and_adapters_are_not_traced(kind: str, count: Count) -> None:
-    """Compose by itself: strengths of every kind of number, other numbers, other names."""
+    """With `compose` alone: strengths of every numeric type, other numbers, other names."""
     module = SHAPES[kind]
     params, first = model(2, module), adapter(kind, module)
     traced, compiled = count(lambda: jaxmix.compose(params, [first]))
     assert traced > 0 and compiled > 0, "the counter counts nothing"
-    for strength in STRENGTHS:  # JAX's own little programs
+    for strength in STRENGTHS:  # JAX's own small programs
         jnp.asarray((strength * first).strength).astype(np.float32)
     assert count(lambda: [jaxmix.compose(params, [s * first]) for s in STRENGTHS]) == (0, 0)
     second = another(first, "another name", 7)
@@ -94,8 +94,8 @@ def test_new_strengths_and_adapters_are_not_traced(kind: str, count: Count) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_users_own_jit_is_traced_once(kind: str) -> None:
-    """Adapters as arguments: other strengths, arrays and names are the same program."""
+def test_jit_of_a_user_is_traced_once(kind: str) -> None:
+    """Adapters as arguments: other strengths, arrays and names use the same program."""
     module = SHAPES[kind]
     params, first = model(1, module), adapter(kind, module, 1)
     seen: list[int] = []
@@ -110,13 +110,13 @@ def test_a_users_own_jit_is_traced_once(kind: str) -> None:
     run(params, [0.5 * another(first, "b", 3)])
     run(params, [0.5 * first.renamed("c")])
     assert len(seen) == 1
-    for strength in (0.5, 0.7):  # an array with a dtype is another type than a number; once
+    for strength in (0.5, 0.7):  # an array has another type than a number: one more trace
         run(params, [jnp.float32(strength) * first])
     assert len(seen) == 2
 
 
 def test_strengths_as_an_argument_are_traced_once() -> None:
-    """A vector of strengths of a mix, the adapters closed over."""
+    """A vector of a mix's strengths; the adapters are closed over."""
     module = Module("linear", (6, 26))
     params = model(1, module)
     parts = [adapter(k, module, 1, i, k) for i, k in enumerate(("LoRA", "OFT"))]
@@ -133,9 +133,9 @@ def test_strengths_as_an_argument_are_traced_once() -> None:
 
 @pytest.mark.parametrize("kinds", [("LoRA",), FAMILIES], ids=["LoRA", "six"])
 def test_compile_time_does_not_grow_with_depth(kinds: tuple[str, ...], count: Count) -> None:
-    """Twelve layers of one shape take the programs of two."""
+    """Twelve layers of one shape use the programs of two."""
     counts = []
-    for layers, size in ((1, 40), (2, 44), (12, 52)):  # the first for what is compiled once for all
+    for layers, size in ((1, 40), (2, 44), (12, 52)):  # the first call compiles what all share
         module = Module("linear", (6, size), True)
         params = model(layers, module)
         parts = [adapter(k, module, layers, 4, k) for k in kinds]
@@ -153,7 +153,7 @@ def test_layers_in_one_leaf_are_one_program_each(count: Count) -> None:
 
 
 def test_no_tracer_leaks() -> None:
-    """Nothing that was traced is kept by anybody."""
+    """No traced value is kept."""
     module = Module("linear", (6, 32), True)
     params = {n: np.asarray(x) for n, x in model(1, module).items()}
     parts = [adapter(kind, module, 1, 4, kind) for kind in MAKERS]
@@ -172,8 +172,8 @@ def test_no_tracer_leaks() -> None:
 # ---------------------------------------------------------------- donation
 
 
-def test_donation_gives_up_what_was_touched() -> None:
-    """The same numbers; only touched weights are gone, and no leaf that is in the tree twice."""
+def test_donation_deletes_the_touched_weights() -> None:
+    """Equal numbers; only touched weights are deleted, and no leaf that is in the tree twice."""
     module = Module("linear", (6, 36), True)
     sites = ("touched", "twice", "untouched", "numpy")
     base = tree({site: module for site in sites}, 0, np.float32)
@@ -197,7 +197,7 @@ def test_donation_gives_up_what_was_touched() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_donation_of_every_kind(kind: str) -> None:
-    """Also of a Flax kernel, and of 16 bits, where there is nothing to take over."""
+    """Also of a Flax kernel, and of 16 bits, whose buffers can't be reused."""
     module = SHAPES[kind]
     base = tree({"a": module}, 0, np.float32)
     single = [Adapter({"a": made(kind, module, 4)}, 0.6)]
@@ -215,7 +215,7 @@ def test_donation_of_every_kind(kind: str) -> None:
 
 
 def test_donation_inside_jit() -> None:
-    """There is nothing to give up there, and nothing is said of it."""
+    """Nothing is donated there, and there is no warning."""
     module = Module("linear", (6, 38), True)
     params = {n: jnp.asarray(x) for n, x in tree({"a": module}, 0, np.float32).items()}
     single = [Adapter({"a": made("OFT", module, 4)})]
@@ -224,8 +224,8 @@ def test_donation_inside_jit() -> None:
     assert error(out, truth) < 1e-5 and not any(x.is_deleted() for x in params.values())
 
 
-def test_what_is_refused_gives_up_nothing() -> None:
-    """An error comes before any buffer is gone."""
+def test_errors_donate_nothing() -> None:
+    """An error is raised before any buffer is deleted."""
     module = Module("linear", (6, 8))
     params = {n: jnp.asarray(x) for n, x in tree({"a": module}, 0, np.float32).items()}
     lora = made("LoRA", module, 0)

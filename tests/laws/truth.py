@@ -1,8 +1,8 @@
 """The independent truth: updates folded into dense NumPy weights, one after another.
 
-Nothing of jaxmix's operators or maps takes part: each family's step is PEFT's formula, naive and
-dense in float64, from the tables of `tests.families`. Weights lie as PyTorch has them, (out, in,
-*k); an embedding is (V, D).
+It uses none of jaxmix's operators or maps: each family's step is PEFT's formula, naive and dense in
+float64, from the tables of `tests.families`. Weights have PyTorch's axis order, (out, in, *k); an
+embedding is (V, D).
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ Chain = Iterable[tuple[float, Update]]
 
 @dataclass(frozen=True)
 class Site:
-    """The tensors of a site: as they are now, and as the base has them."""
+    """The tensors of a site: their current values, and the base's."""
 
     weight: np.ndarray | None
     bias: np.ndarray | None
@@ -80,7 +80,7 @@ def _step(site: Site, s: float, update: Update) -> Site:
 
 
 def _computed(site: Site, s: float, update: Update) -> Site:
-    """A step by PEFT's formula. Without a bias the formula gets zeros, and its bias is dropped."""
+    """Applies PEFT's formula. Without a bias the formula gets zeros, and its bias is dropped."""
     sample = SAMPLES[update.family]
     assert sample.peft is not None and site.weight is not None and site.weight0 is not None
     formula, factors, config = sample.peft(update)
@@ -96,7 +96,7 @@ def _computed(site: Site, s: float, update: Update) -> Site:
 
 
 def _wide(x: Any) -> np.ndarray:
-    """Floats in float64; positions as they are."""
+    """Floats in float64; positions unchanged."""
     x = np.asarray(x)
     return x if x.dtype.kind in "iu" else x.astype(np.float64)
 
@@ -106,7 +106,7 @@ def _sum(old: np.ndarray | None, s: float, new: Any) -> np.ndarray | None:
 
 
 def _replaced(site: Site, s: float, update: Replace) -> Site:
-    """Towards the new leaves, and the base too."""
+    """Interpolates to the new leaves, in the base too."""
 
     def line(old: np.ndarray | None, new: Any) -> np.ndarray | None:
         if new is None or old is None:
