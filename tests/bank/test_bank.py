@@ -1,4 +1,4 @@
-"""The bank: each row gets what its own composed weights give."""
+"""The bank: each row gets the result of its own composed weights."""
 
 from typing import Any
 
@@ -55,8 +55,8 @@ MEMBERS: dict[str, Any] = {
 X = normal(6, 4, 6)
 
 
-def each(who: Any, members: Any = MEMBERS, x: Any = X) -> Any:
-    """One row after another, each with its composed weights."""
+def row_by_row(who: Any, members: Any = MEMBERS, x: Any = X) -> Any:
+    """Computes one row after another, each with its composed weights."""
     rows = []
     for row, name in zip(x, who, strict=True):
         mixed = [] if name is None else [members[name]]
@@ -68,16 +68,16 @@ def close(left: Any, right: Any) -> None:
     np.testing.assert_allclose(left, right, atol=2e-5)
 
 
-def test_names_numbers_and_none() -> None:
+def test_members_by_name_number_and_none() -> None:
     bank, who = Bank(MEMBERS, PARAMS), ["both", None, "lora", "turned", "loha", "both"]
-    close(bank(run)(PARAMS, X, who), each(who))
-    close(bank(run)(PARAMS, X, np.array([2, -1, 0, 3, 1, 2])), each(who))
+    close(bank(run)(PARAMS, X, who), row_by_row(who))
+    close(bank(run)(PARAMS, X, np.array([2, -1, 0, 3, 1, 2])), row_by_row(who))
     jitted = jax.jit(lambda bank, p, x, who: bank(run)(p, x, who))
-    close(jitted(bank, PARAMS, X, bank.who(who)), each(who))
+    close(jitted(bank, PARAMS, X, bank.who(who)), row_by_row(who))
 
 
 def test_all_families() -> None:
-    """One bank of a member of each, and of words of three, on a layer with a bias."""
+    """A bank with one member per family, and of chains of three, on a layer with a bias."""
     module = Module("linear", (6, 8), True)
     kinds = [kind for kind in FLAT if kind in ALL]
     chains = [(kind,) for kind in kinds] + [tuple(kinds[i : i + 3]) for i in range(0, 36, 3)]
@@ -104,7 +104,7 @@ def test_all_families() -> None:
     "kind", ["conv2d", "embedding", pytest.param("conv1d", marks=pytest.mark.thorough)]
 )
 def test_other_modules(kind: str) -> None:
-    """A member of every sixth family, and words of two, on convolutions and embeddings."""
+    """A member of every sixth family, and chains of two, on convolutions and embeddings."""
     module = KINDS[kind]
     chains = [(name,) for name in FLAT[::6]] + [("LoRA", FLAT[i]) for i in range(1, 36, 7)]
     params, x = tree({"site": module}, 1), inputs(kind, module)
@@ -122,13 +122,13 @@ def test_other_modules(kind: str) -> None:
 
 
 def _rows(params: Any, rows: Any) -> Any:
-    """A layer over rows, each of which is a batch of one."""
+    """A layer over rows, each a batch of one."""
     row = jax.tree.map(lambda leaf: leaf[0], rows)
     return jax.tree.map(lambda leaf: leaf[None], layer_of(params, row))
 
 
 def test_scanned_layers() -> None:
-    """Members whose ranks and kinds differ by layer, and by member."""
+    """Members whose ranks and kinds differ by layer, and between members."""
     members = {
         "all": LAYERED,
         "half": 0.5 * PADDED,
@@ -142,7 +142,7 @@ def test_scanned_layers() -> None:
         close(row, scanned(jaxmix.compose(STACK, mixed, layout=LAYERS), own))
 
 
-def test_it_says_what_it_is() -> None:
+def test_repr() -> None:
     bank = Bank(MEMBERS, PARAMS)
     expected = "Bank of 4 at 1 leaves, room for 4 (lora, loha, both, turned)"
     assert repr(bank) == expected and repr(Bank({}, PARAMS)).startswith("Bank of 0 at 0 leaves")
@@ -150,8 +150,8 @@ def test_it_says_what_it_is() -> None:
     assert Bank({}, PARAMS).explain() == "no leaf is changed"
 
 
-def test_strengths_a_row() -> None:
-    """A row's mix is that of all members in order, each at its strength; those that turn, too."""
+def test_strengths_per_row() -> None:
+    """A row's mix is all members in order, each at its strength, including rotations."""
     bank = Bank(MEMBERS, PARAMS)
     strengths = np.random.default_rng(3).uniform(-1, 1, (6, 4)).astype(np.float32)
     strengths[2] = 0
@@ -168,8 +168,8 @@ def test_strengths_a_row() -> None:
     close(bank(run)(PARAMS, X, named), jnp.stack(rows))
 
 
-def test_members_change_without_a_trace() -> None:
-    """Replaced, removed and added up to the room there is; beyond it, once more."""
+def test_members_change_without_retracing() -> None:
+    """Replaced, removed, and added up to the bank's capacity; beyond it there is one more trace."""
     count = [0]
 
     def counted(params: Any, x: Any) -> Any:
@@ -181,7 +181,7 @@ def test_members_change_without_a_trace() -> None:
     bank = Bank(members, PARAMS, capacity=4)
 
     def check(bank: Bank, members: Any, who: Any) -> None:
-        close(jitted(bank, PARAMS, X, bank.who(who)), each(who, members))
+        close(jitted(bank, PARAMS, X, bank.who(who)), row_by_row(who, members))
 
     who = ["one", "two", None, "two", "one", "one"]
     check(bank, members, who)
@@ -203,7 +203,7 @@ def test_members_change_without_a_trace() -> None:
 def test_gradients_reach_the_tokens() -> None:
     bank, who = Bank(MEMBERS, PARAMS), ["both", None, "lora", "turned", "loha", "both"]
     got = jax.grad(lambda x: (bank(run)(PARAMS, x, who) ** 2).sum())(X)
-    close(got, jax.grad(lambda x: (each(who, x=x) ** 2).sum())(X))
+    close(got, jax.grad(lambda x: (row_by_row(who, x=x) ** 2).sum())(X))
 
 
 def test_refused() -> None:
@@ -266,7 +266,7 @@ def test_refused() -> None:
         bank(lambda p, x: run(p, x).mean())(PARAMS, X, [None] * 6)
 
 
-def test_refused_of_a_bank_inside_jit() -> None:
+def test_refused_inside_jit() -> None:
     bank = Bank(MEMBERS, PARAMS)
     again = jax.tree.map(lambda x: x, bank)
     with pytest.raises(
@@ -291,7 +291,7 @@ def test_refused_of_a_bank_inside_jit() -> None:
     )
 
 
-def test_a_traced_number_of_no_member_gives_nan() -> None:
+def test_unknown_traced_number_gives_nan() -> None:
     bank = Bank(MEMBERS, PARAMS)
     got = jax.jit(lambda who: bank(run)(PARAMS, X[:2], who))(jnp.array([7, 0]))
     assert jnp.isnan(got[0]).all() and jnp.isfinite(got[1]).all()

@@ -1,1 +1,1 @@
-"""The laws of operators: each alone, sliced, and every pair folded, against NumPy."""
+"""The laws of operators against NumPy: alone, sliced, and every pair folded."""

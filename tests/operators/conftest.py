@@ -1,4 +1,4 @@
-"""What all of them run under."""
+"""Settings for all tests of operators."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Compiling is what these tests spend their time on: one function a case, not optimised."""
+    """Compiles without optimization, one function per case: most time is compile time."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -1,4 +1,4 @@
-"""The operators under test: by name, what makes one and the matrix that it is."""
+"""The operators under test: by name, a function that makes one and the matrix it represents."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -191,12 +191,12 @@ KINDS: dict[str, Maker] = {
     "product": _product(_blocks(4), _kronecker(2, 2)),
     "product_other": _product(_kronecker(2, 2), _sparse, inner=20),
 }
-# Every type is among the kinds; a new one must join them.
+# Every type is among the kinds; a new one has to be added.
 TYPES = {getattr(operators, name) for name in operators.__all__ if name[0].isupper()} - {Operator}
 
 
 def shapes_of(kind: str) -> tuple[tuple[int, int], ...]:
-    """The shapes that a kind is made in."""
+    """The shapes in which a kind is tested."""
     return (SQUARE,) if kind in SQUARE_KINDS else SHAPES
 
 
@@ -205,24 +205,24 @@ each = pytest.mark.parametrize(("kind", "shape"), CASES, ids=lambda value: str(v
 
 
 def made(kind: str, shape: tuple[int, int], seed: int = 0) -> Made:
-    """An operator and the matrix that it is, in float64."""
+    """An operator and the matrix that it represents, in float64."""
     return KINDS[kind](np.random.default_rng([seed, *map(ord, kind)]), *shape)
 
 
 def cast(op: Any, dtype: Any) -> Any:
-    """The same in another dtype."""
+    """Both in another dtype."""
     floats = (jnp.float32, jnp.float64)
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype in floats else leaf, op)
 
 
 def close(found: Any, expected: Any) -> None:
-    """Equal to float64 noise, and in shape."""
+    """Checks that values are equal up to float64 noise, and shapes are equal."""
     assert found.shape == expected.shape
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-12)
 
 
 def parts_of(op: Operator) -> set[type]:
-    """The types of which an operator is made, its own too."""
+    """The types of which an operator consists, including its own."""
     inner = [getattr(op, f.name) for f in fields(op)]  # pyright: ignore[reportArgumentType]
     flat = [x for part in inner for x in (part if isinstance(part, tuple) else (part,))]
     return {type(op)}.union(*(parts_of(x) for x in flat if isinstance(x, Operator)))

@@ -1,4 +1,4 @@
-"""One operator: its matrix, its products, and what they cost."""
+"""A single operator: its matrix, its products, and their costs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from jaxmix.operators import (
 from .kinds import KINDS, SQUARE, TYPES, WIDE, close, each, low_rank, made
 
 
-def test_every_type_is_here() -> None:
+def test_every_type_is_tested() -> None:
     assert {type(made(kind, SQUARE)[0]) for kind in KINDS} == TYPES
 
 
@@ -79,8 +79,8 @@ def test_costs_are_counts(kind: str, shape: tuple[int, int]) -> None:
     "kind", ["low_rank", "hadamard", "kronecker", "kronecker_other", "dense", "product"]
 )
 @pytest.mark.parametrize("n", [1, 40])
-def test_costs_are_what_xla_counts(kind: str, n: int) -> None:
-    """XLA's own count of what the compiled functions do, but for what it saves by fusing."""
+def test_costs_match_xla(kind: str, n: int) -> None:
+    """XLA's own count for the compiled functions, except for what fusion saves."""
     op, _ = made(kind, WIDE)
 
     def counted(function: Callable[..., Any], *args: Any) -> float:
@@ -96,7 +96,7 @@ def test_costs_are_what_xla_counts(kind: str, n: int) -> None:
 
 
 def test_hadamard_multiplies_the_cheaper_way() -> None:
-    """By Khatri-Rao for few columns of large matrices, densely for many ranks of small ones."""
+    """By Khatri-Rao for few columns of large matrices, densely for high ranks of small ones."""
     rng = np.random.default_rng(0)
 
     def hadamard(size: int, rank: int) -> Hadamard:
@@ -117,8 +117,8 @@ def test_hadamard_multiplies_the_cheaper_way() -> None:
     assert few.rows(slice(3, 3)).low_rank().shape == (0, 64)
 
 
-def test_an_operator_must_say_all() -> None:
-    """A new structure that leaves out a law can't be made."""
+def test_incomplete_operators_cannot_be_created() -> None:
+    """A structure that leaves out a law can't be instantiated."""
 
     class Half(Operator):
         pass

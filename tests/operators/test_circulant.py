@@ -1,4 +1,4 @@
-"""Circulant blocks that are large enough for Fourier transforms to be cheaper."""
+"""Circulant blocks large enough for Fourier transforms to be cheaper."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ def circulant(m: int, n: int, b: int) -> Circulant:
 
 
 @pytest.mark.parametrize("b", [60, 61], ids=["even", "odd"])
-def test_it_multiplies_by_transforms_where_these_are_cheaper(b: int) -> None:
-    """The same numbers, and no matrix of the whole size."""
+def test_large_blocks_use_transforms(b: int) -> None:
+    """The same numbers, and no matrix of the full size."""
     with jax.enable_x64(True):
         op, x = circulant(2, 3, b), jnp.asarray(np.random.default_rng(0).normal(size=(3 * b, 40)))
         close(op @ x, np.asarray(op.dense()) @ np.asarray(x))
@@ -30,7 +30,7 @@ def test_it_multiplies_by_transforms_where_these_are_cheaper(b: int) -> None:
         assert "fft" not in str(jax.make_jaxpr(lambda o, v: o @ v)(small, x[:6]))
 
 
-def test_sixteen_bits_go_through_float32() -> None:
+def test_16_bits_are_computed_in_float32() -> None:
     op = circulant(1, 2, 64)
     low = Circulant(op.kernels.astype(jnp.bfloat16))
     x = jnp.ones((128, 40), jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Two operators and more, added and multiplied."""
+"""Two or more operators, added and multiplied."""
 
 from itertools import product
 
@@ -52,7 +52,7 @@ def test_add_agrees_with_dense(shape: tuple[int, int]) -> None:
     ("outer", "inner"), [(WIDE, SQUARE), (SQUARE, TALL), (SQUARE, SQUARE)], ids=str
 )
 def test_multiply_agrees_with_dense(outer: tuple[int, int], inner: tuple[int, int]) -> None:
-    """Every pair of kinds; on two squares those that have no other shape."""
+    """Every pair of kinds, on two squares for kinds that are always square."""
     both_square = outer == inner == SQUARE
     kinds = list(SQUARE_KINDS if both_square else KINDS)
     firsts = [made(kind, outer, 1) for kind in kinds if outer in shapes_of(kind)]
@@ -118,17 +118,17 @@ MULTIPLIES = {
 
 
 @pytest.mark.parametrize(("pair", "type_"), ADDS.items(), ids=str)
-def test_what_a_sum_becomes(pair: tuple[str, str], type_: type) -> None:
+def test_structure_of_sums(pair: tuple[str, str], type_: type) -> None:
     assert type(add(*(made(kind, SQUARE)[0] for kind in pair))) is type_
 
 
 @pytest.mark.parametrize(("pair", "type_"), MULTIPLIES.items(), ids=str)
-def test_what_a_product_becomes(pair: tuple[str, str], type_: type) -> None:
+def test_structure_of_products(pair: tuple[str, str], type_: type) -> None:
     assert type(multiply(*(made(kind, SQUARE)[0] for kind in pair))) is type_
 
 
-def test_ranks_and_copies_are_kept_small() -> None:
-    """A product of low ranks has the smaller rank, shared blocks stay shared, sums merge inside."""
+def test_products_stay_compact() -> None:
+    """A product of low ranks has the smaller rank, shared blocks stay shared, inner sums merge."""
     low, three = made("low_rank", SQUARE)[0], made("low_rank_other", SQUARE)[0]
     for folded in (multiply(low, three), multiply(three, low)):
         assert isinstance(folded, LowRank) and folded.rank == 2
@@ -169,8 +169,8 @@ def test_wrong_shapes_are_refused() -> None:
     st.lists(st.tuples(st.sampled_from(list(KINDS)), st.booleans()), min_size=2, max_size=5),
     st.integers(0, 2**31),
 )
-def test_any_word(chain: list[tuple[str, bool]], seed: int) -> None:
-    """Sums and products folded one after another, of any length, whatever they fold to."""
+def test_random_sums_and_products(chain: list[tuple[str, bool]], seed: int) -> None:
+    """Sums and products of any length, folded one after another."""
     with jax.enable_x64(True):
         total, matrix = made(chain[0][0], SQUARE, seed)
         for i, (kind, adds) in enumerate(chain[1:]):

@@ -1,4 +1,4 @@
-"""Operators as pytrees: dtypes, transforms, and that nobody changes them."""
+"""Operators as pytrees: dtypes, transforms, immutability."""
 
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
@@ -21,7 +21,7 @@ from .kinds import KINDS, SQUARE, cast, close, made
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16], ids=str)
 def test_dtypes_are_kept(kind: str, dtype: Any) -> None:
-    """Under strict promotion; what has no floats takes the dtype that it meets."""
+    """Under strict promotion; an operator without floats takes the other operand's dtype."""
     op = cast(made(kind, SQUARE)[0], dtype)
 
     def arrays(op: Operator) -> dict[str, jax.Array]:
@@ -46,7 +46,7 @@ def test_dtypes_are_kept(kind: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transforms(kind: str) -> None:
-    """Jit, vmap, grad, eval_shape, and a pytree there and back."""
+    """jit, vmap, grad, eval_shape, and a round trip through a pytree."""
     op, matrix = made(kind, SQUARE)
     x = jnp.asarray(np.random.default_rng(4).normal(size=(12, 3)))
     leaves, treedef = jax.tree.flatten(op)
@@ -87,7 +87,7 @@ def test_transforms(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_and_comparable(kind: str) -> None:
-    """Nothing can be changed; equality is identity, so that arrays are never compared by chance."""
+    """Fields are read-only; equality is identity, so arrays are never compared by accident."""
     op, _ = made(kind, SQUARE)
     with pytest.raises(FrozenInstanceError):
         setattr(op, fields(op)[0].name, None)  # pyright: ignore[reportArgumentType]

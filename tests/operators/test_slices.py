@@ -37,7 +37,7 @@ SLICES = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_slices(kind: str) -> None:
-    """A slice is NumPy's, multiplies and transposes, and is structured where the whole was."""
+    """A slice equals NumPy's, can be multiplied and transposed, and keeps the structure."""
     shape = shapes_of(kind)[-1]
     op, matrix = made(kind, shape)
     x = np.random.default_rng(3).normal(size=(shape[1], 2))
@@ -74,9 +74,9 @@ def test_slices(kind: str) -> None:
     [
         ("low_rank", slice(2, 7), LowRank, 5 * 2 + 2 * 12),
         ("hadamard", slice(1, None, 3), Hadamard, 4 * 5 + 5 * 12),
-        ("kronecker", slice(6, 12), Kronecker, 1 * 4 + 6 * 3),  # whole rows of X
-        ("kronecker", slice(7, 10), Kronecker, 1 * 4 + 3 * 3),  # inside one row of X
-        ("blocks", slice(3, 9), Product, 2 * 9 + 6 * 3),  # two blocks, and where they stand
+        ("kronecker", slice(6, 12), Kronecker, 1 * 4 + 6 * 3),  # complete rows of X
+        ("kronecker", slice(7, 10), Kronecker, 1 * 4 + 3 * 3),  # within one row of X
+        ("blocks", slice(3, 9), Product, 2 * 9 + 6 * 3),  # two blocks and their positions
         ("diagonal", slice(2, 7), Sparse, 5 * 3),
         ("identity", slice(2, 7), Sparse, 5 * 3),
         ("zero", slice(2, 7), Zero, 0),
@@ -84,7 +84,7 @@ def test_slices(kind: str) -> None:
         ("kronecker", slice(4, 4), Zero, 0),
     ],
 )
-def test_slices_hold_few_numbers(kind: str, part: slice, type_: type, numbers: int) -> None:
+def test_slices_are_small(kind: str, part: slice, type_: type, numbers: int) -> None:
     sliced = made(kind, SQUARE)[0].rows(part)
     assert type(sliced) is type_
     assert sum(leaf.size for leaf in jax.tree.leaves(sliced)) == numbers

@@ -1,4 +1,4 @@
-"""Stacks: each entry is the operator that went in, whatever stands beside it."""
+"""Stacks: each entry is the operator that was stacked, whatever the other entries are."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def check(make: Callable[[Sequence[Operator]], Operator], operators: Sequence[Op
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_terms(kind: str) -> None:
-    """Of every structure, among others, sums and none."""
+    """Of every structure, alone, with others, in sums, and absent."""
     with jax.enable_x64(True):
         shape = SQUARE if kind in SQUARE_KINDS else WIDE
         left, right = made(kind, shape)[0], made("low_rank", shape)[0]
@@ -54,7 +54,7 @@ def test_terms(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(SQUARE_KINDS))
 def test_factors(kind: str) -> None:
-    """Of every square structure; what is missing is the identity."""
+    """Of every square structure; an absent factor is the identity."""
     with jax.enable_x64(True):
         operator = made(kind, SQUARE)[0]
         turned = Diagonal(jnp.arange(1.0, 13.0))
@@ -72,8 +72,8 @@ def test_two_terms_of_one_structure() -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_sum_that_is_missing_is_one_identity(is_first: bool) -> None:
-    """Of its terms the one without numbers stays, wherever it stands."""
+def test_absent_sum_is_one_identity(is_first: bool) -> None:
+    """Of its terms, the one without numbers remains, at any position."""
     blocks = BlockDiagonal(jnp.arange(8.0).reshape(2, 2, 2), 1)
     terms: tuple[Operator, ...] = (Permutation(jnp.array([1, 0, 3, 2])), blocks)
     check(stack_factors, [Sum(terms if is_first else terms[::-1]), Identity(4)])
@@ -85,6 +85,6 @@ def test_ranks_are_padded() -> None:
     np.testing.assert_array_equal(entries(stack)[:, 0, 0], [1, 4, 2])
 
 
-def test_nothing_stays_nothing() -> None:
+def test_stack_of_absent_terms() -> None:
     assert isinstance(stack_terms([Zero(2, 3)] * 2), Zero)
     assert isinstance(stack_factors([Identity(2)] * 3), Identity)

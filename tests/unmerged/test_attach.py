@@ -1,4 +1,4 @@
-"""`attach`, `detach`, `factored` and `explain`: what goes in comes out, and what is refused."""
+"""`attach`, `detach`, `factored` and `explain`: round trips and refusals."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def test_detach_is_the_inverse_of_attach() -> None:
-    """For updates of all families: leaves are the same objects, adapters the same numbers."""
+    """For updates of all families: leaves are the same objects, adapters have the same numbers."""
     params = base(UPDATES)
     first = Adapter(UPDATES, 0.3, name="first", source="here")
     second = Adapter(UPDATES, jnp.float32(0.7), name="second")
@@ -61,15 +61,15 @@ def test_leaves_without_adapters_are_the_same_objects() -> None:
     assert repr(leaves["a.weight"]) == "Factored (4, 6) float32: LoRA rank 2"
 
 
-def test_turned_updates_come_back_as_they_were() -> None:
-    """Of a weight that PyTorch has as (in, out), whole weights are turned to fit."""
+def test_transposed_updates_round_trip() -> None:
+    """If PyTorch stores the weight as (in, out), full weights are transposed to fit, and back."""
     whole = Replace(normal(6, 4))
     params = {"a.weight": normal(6, 4), "a.bias": normal(4)}
     _, (got,) = jaxmix.detach(jaxmix.attach(params, Adapter({"a": whole})))
     assert same(got.updates["a"], whole)
 
 
-def test_copies_without_a_leaf_come_back() -> None:
+def test_copies_without_a_leaf_round_trip() -> None:
     """A tied model has no leaf for the head's tokens."""
     tokens = Tokens(normal(2, 4), jnp.array([1, 3]))
     copy = Tokens(normal(2, 4), jnp.array([1, 3]), is_copy=True)
@@ -94,7 +94,7 @@ def test_a_tied_model_is_untied() -> None:
 
 
 def test_ready_operators() -> None:
-    """Made once; the rotation's are no longer solved in the program."""
+    """They are computed once; the program no longer solves for the rotation."""
     mixed = jaxmix.mix(
         Adapter({"a": OFT(normal(3, 1))}, name="oft"), Adapter({"a": lora()}, 0.5, name="lora")
     )
@@ -134,12 +134,12 @@ def test_refused() -> None:
         jaxmix.factored(lambda x: x, "fast")  # pyright: ignore[reportArgumentType]
 
 
-def test_nothing_attached_is_the_function_itself() -> None:
+def test_factored_without_leaves_is_the_function() -> None:
     assert jaxmix.factored(lambda x, y: [x, y])("text", 3) == ["text", 3]
 
 
-def test_arguments_that_are_no_arrays_stay() -> None:
-    """Numbers, texts and None, by position and by name."""
+def test_other_arguments_are_passed_on() -> None:
+    """Numbers, strings and None, by position and by name."""
     leaves = jaxmix.attach(PARAMS, Adapter({"a": lora()}))
 
     def run(params: Any, x: Any, factor: float, *, sign: str, none: None) -> Any:
@@ -154,7 +154,7 @@ def test_arguments_that_are_no_arrays_stay() -> None:
 
 
 def test_explain() -> None:
-    """Which way each leaf goes, by what its operators cost, and why."""
+    """How each leaf is computed, its cost, and the reason."""
     params = {"a.weight": normal(64, 64), "a.bias": normal(64), "b.weight": normal(64, 64)}
     low, whole = lora(64, 64, bias=normal(64)), Replace(normal(64, 64))
     explanation = jaxmix.explain(jaxmix.attach(params, Adapter({"a": low, "b": whole})), tokens=3)
@@ -178,7 +178,7 @@ def test_explain() -> None:
 
 @pytest.mark.parametrize("along", ["rows", "columns"])
 def test_sites_side_by_side_in_one_leaf(along: str) -> None:
-    """Runs of a leaf's rows, as a fused projection has them, or of its columns."""
+    """Ranges of a leaf's rows, as in fused projections, or of its columns."""
     first, second = ("0:2", "3:6") if along == "rows" else (":, 0:2", ":, 3:6")
     rules = (jaxmix.Rule(r"q", "qv", None, first), jaxmix.Rule(r"v", "qv", None, second))
     layout, params = jaxmix.Layout("fused", rules), {"qv": normal(6, 6)}
@@ -213,7 +213,7 @@ def test_sites_side_by_side_in_one_leaf(along: str) -> None:
         ("0:2, 0:2", "2:4, 2:4", "no runs of the leaf's rows or columns"),
     ],
 )
-def test_explain_says_why_sites_in_one_leaf_are_dense(index: str, other: str, reason: str) -> None:
+def test_explain_gives_the_reason_for_dense_sites(index: str, other: str, reason: str) -> None:
     rules = (jaxmix.Rule(r"q", "qv", None, index), jaxmix.Rule(r"v", "qv", None, other))
     layout, params = jaxmix.Layout("odd", rules), {"qv": normal(6, 6)}
     sizes = {"0:2": (2, 6), ":, 2:6": (6, 4), "0:2, 0:2": (2, 2), "2:4, 2:4": (2, 2)}

@@ -1,4 +1,4 @@
-"""Law 3 for factored leaves: every word of families gives the outputs of the composed weights."""
+"""Law 3 for factored leaves: chains of every family give the outputs of the composed weights."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -20,7 +20,7 @@ LINEAR = Module("linear", (6, 8), True)
 
 
 def run(params: Any, x: Any) -> Any:
-    """A layer of the kind that the weight's axes tell."""
+    """A layer of the kind that the weight's number of axes implies."""
     weight, bias = jnp.asarray(params["site.weight"]), params.get("site.bias")
     if isinstance(x, dict):
         return jnp.take(weight, x["tokens"], axis=0), x["hidden"] @ weight.T
@@ -32,7 +32,7 @@ def run(params: Any, x: Any) -> Any:
 
 
 def inputs(kind: str, module: Module) -> Any:
-    """What such a layer takes."""
+    """Inputs for such a layer."""
     rng = np.random.default_rng(5)
     if kind == "embedding":
         rows, size = module.shape
@@ -45,8 +45,8 @@ def inputs(kind: str, module: Module) -> Any:
 def differing(chains: Sequence[Sequence[str]], kind: str, module: Module) -> list[str]:
     """The chains whose outputs differ from those of the fold's weights.
 
-    Each has a layer of its own, and all layers are one compiled function: each alone would take
-    longer to compile.
+    Each chain has its own layer, and all layers are one compiled function, which compiles faster
+    than one function each.
     """
     layers = {f"{i} {' -> '.join(kinds)}": kinds for i, kinds in enumerate(chains)}
     params, x = tree(dict.fromkeys(layers, module), 1), inputs(kind, module)
@@ -75,13 +75,13 @@ def differing(chains: Sequence[Sequence[str]], kind: str, module: Module) -> lis
 
 
 def thorough(*values: int) -> list[Any]:
-    """Values of a parameter with which only `make test-all` runs a test."""
+    """Parameter values that only `make test-all` runs."""
     return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
 @pytest.mark.parametrize("length", [1, 2, *thorough(3)])
 def test_every_chain_of_the_first_six(length: int) -> None:
-    """All 6ⁿ of them, in their orders."""
+    """All 6ⁿ ordered chains."""
     chains = list(product(FAMILIES, repeat=length))
     with jax.enable_x64(True):
         for start in range(0, len(chains), 72):
@@ -97,7 +97,7 @@ def test_every_pair_of_all_families(part: int) -> None:
 
 @pytest.mark.parametrize("kind", ["conv1d", "conv2d", "conv3d", "embedding"])
 def test_other_modules(kind: str) -> None:
-    """Every family alone, and before and after a LoRA; experts among those for convolutions."""
+    """Every family alone, and before and after a LoRA; with experts for convolutions."""
     module = KINDS[kind]
     names = tuple(ALL) if kind == "conv1d" else FLAT
     chains = [(name,) for name in names] + [("LoRA", name, "LoHa") for name in FLAT[::3]]

@@ -1,4 +1,4 @@
-"""qwix's quantized bases stay so in factored leaves; composed weights may be made so again."""
+"""qwix's quantized bases stay quantized in factored leaves; composed weights can be requantized."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -40,7 +40,7 @@ def run(params: Any, x: Any) -> Any:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_quantized(way: str) -> None:
-    """Factored and composed are one model; quantized again, it is off by what is said."""
+    """Factored and composed agree; after requantization they differ by the stated error."""
     kernel = qwix.quantize(normal(16, 24), **WAYS[way])
     params, x = {"a": {"kernel": kernel, "bias": normal(24)}}, normal(5, 16)
     leaves = jaxmix.attach(params, MIXED)
@@ -83,8 +83,8 @@ SCALES = {
 
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("run", [scanned, looped, unrolled])
-def test_layers_stay_of_few_bits(run: Any, scales: str) -> None:
-    """Each layer is dequantized in the loop's body, and no sooner."""
+def test_layers_stay_quantized(run: Any, scales: str) -> None:
+    """Each layer is dequantized in the loop's body, not before."""
     params = {"w": qwix.quantize(normal(4, 16, 16), jnp.int8, **SCALES[scales])}
     layout = Layout("stack", (Rule(r"l\.(\d+)", "w", "i o -> o i", r"\1"),))
     mixed = Adapter({f"l.{i}": LoRA(normal(3, 16), normal(16, 3), 0.1) for i in range(4)})
@@ -100,8 +100,8 @@ def heads(params: Any, x: Any) -> Any:
     return jnp.einsum("bi,ihd->bhd", x, params["a"]["kernel"].reshape(16, 4, 6))
 
 
-def test_heads_stay_of_few_bits() -> None:
-    """Scales that are a channel's follow the axes of heads; those of tiles across heads can't."""
+def test_heads_stay_quantized() -> None:
+    """Scales per channel follow the axes of heads; scales of tiles across heads can't."""
     kernel = normal(16, 24)
     channels = qwix.quantize(kernel, jnp.int8, channelwise_axes=[1])
     tiles = qwix.quantize(kernel, jnp.int8, tiled_axes={1: 8})
@@ -115,6 +115,6 @@ def test_heads_stay_of_few_bits() -> None:
             np.testing.assert_allclose(run(leaves, x), want, atol=2e-5)
 
 
-def test_trees_that_differ_are_refused() -> None:
+def test_requantizing_another_tree_is_refused() -> None:
     with pytest.raises(LayoutError, match=r"leaves that only one of the two trees has:\n.*b"):
         jaxmix.requantized({"a": normal(2, 2)}, {"a": normal(2, 2), "b": normal(2, 2)})

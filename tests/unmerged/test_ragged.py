@@ -1,4 +1,4 @@
-"""Experts that `jax.lax.ragged_dot` runs stay apart: the same function as with dense weights."""
+"""Experts run by `jax.lax.ragged_dot` stay factored: the same function as with dense weights."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from .test_uses import adapter, difference, dora, loha, lora, made_dense, normal
 __all__ = ["made_dense"]
 
 EXPERTS, TOKENS, IN, OUT = 3, 11, 6, 4
-# Two tokens that are nobody's, and an expert without any.
+# Two tokens without an expert, and an expert without tokens.
 SIZES = jnp.array([5, 0, 4])
 # Experts as sites of their own, in one leaf (experts, in, out).
 EACH = Layout("experts", (Rule(r"experts\.(\d+)", "experts", "i o -> o i", r"\1"),))
@@ -32,7 +32,7 @@ def run(params: Any, x: Any) -> Any:
 
 
 def of_each(name: str, make: Callable[[], Update]) -> jaxmix.Adapter:
-    """An update for each expert but the last."""
+    """An update for each expert except the last."""
     return jaxmix.Adapter({f"experts.{i}": make() for i in range(EXPERTS - 1)}, name=name)
 
 
@@ -42,7 +42,7 @@ def low(r: int, in_first: bool) -> ExpertLoRA:
 
 @pytest.mark.parametrize("in_first", [True, False])
 def test_low_ranks_of_experts(in_first: bool, made_dense: list[int]) -> None:
-    """PEFT's ``target_parameters``, as the leaf lies and turned."""
+    """PEFT's ``target_parameters``, in the leaf's axis order and transposed."""
     mixed = jaxmix.mix(
         adapter("a", experts=low(2, in_first)), 0.3 * adapter("b", experts=low(3, in_first))
     )
@@ -68,18 +68,18 @@ WORDS: dict[str, tuple[Callable[[], Update], ...]] = {
 
 
 @pytest.mark.parametrize("chain", WORDS.values(), ids=WORDS)
-def test_each_expert_its_own(
+def test_experts_with_different_updates(
     chain: tuple[Callable[[], Update], ...], made_dense: list[int]
 ) -> None:
-    """Diagonals and low ranks by expert; the last one stays as it was."""
+    """Diagonals and low ranks per expert; the last expert is unchanged."""
     mixed = jaxmix.mix(*(of_each(f"part{i}", make) for i, make in enumerate(chain)))
     assert difference(run, KERNEL, mixed, X, EACH) < 2e-6
     assert made_dense == [0]
 
 
 @pytest.mark.parametrize("how", ["auto", "factored", "dense"])
-def test_rotations_take_the_dense_weights(how: Any, made_dense: list[int]) -> None:
-    """They have no form here, and it is said."""
+def test_rotations_use_the_dense_weights(how: Any, made_dense: list[int]) -> None:
+    """They have no factored form here, and a warning says so."""
     mixed = of_each("oft", lambda: OFT(0.3 * normal(IN // 2, 1)))
     leaves = jaxmix.attach(KERNEL, mixed, layout=EACH)
     if how == "factored":
@@ -96,8 +96,8 @@ def test_rotations_take_the_dense_weights(how: Any, made_dense: list[int]) -> No
     assert made_dense == [1]
 
 
-def test_what_is_told() -> None:
-    """Of experts whose maps it has no form for."""
+def test_messages() -> None:
+    """For experts whose maps have no factored form."""
     big = {"experts": jnp.zeros((EXPERTS, 64, 64))}
     made: dict[str, Callable[[], Update]] = {
         "lora": lambda: lora(64, 64),
@@ -114,7 +114,7 @@ def test_what_is_told() -> None:
 
 
 def test_gradients_and_16_bits() -> None:
-    """To the factors as of the dense weights; and one rounding of the sum."""
+    """Gradients by the factors equal those through dense weights; the sum is rounded once."""
     mixed = adapter("a", experts=low(2, True))
 
     def loss(params: Any) -> Any:
@@ -134,8 +134,8 @@ def test_gradients_and_16_bits() -> None:
     np.testing.assert_allclose(out.astype(np.float32), want, atol=0.03 * np.abs(want).max())
 
 
-def test_no_other_form(made_dense: list[int]) -> None:
-    """A weight for tokens, and experts of which one adapter changes more than by low ranks."""
+def test_unsupported_products(made_dense: list[int]) -> None:
+    """A weight as the tokens' operand; experts changed by one adapter by more than low ranks."""
 
     def on_the_left(params: Any, w: Any) -> Any:
         return jax.lax.ragged_dot(params["proj.weight"], w, SIZES)

@@ -1,4 +1,4 @@
-"""No weight is made dense without a word: what `factored` and `explain` say, and when."""
+"""When a weight is made dense, `factored` warns and `explain` reports it."""
 
 import warnings
 from typing import Any
@@ -27,7 +27,7 @@ LEAVES = jaxmix.attach(PARAMS, Adapter({"a": lora(), "b": lora()}))
 
 
 def ordered(params: Any, x: Any) -> Any:
-    """A product, and two operations that no weight can go through apart."""
+    """A product, and two operations without a factored form."""
     return x @ params["a.weight"].T + jnp.sort(params["b.weight"]).sum() + params["a.weight"].max()
 
 
@@ -72,13 +72,13 @@ def test_factored_refuses(is_jitted: bool) -> None:
     assert str(caught.value) == REFUSAL
 
 
-def test_dense_says_nothing() -> None:
+def test_dense_does_not_warn() -> None:
     jaxmix.factored(ordered, "dense")(LEAVES, X)
     jaxmix.factored(lambda p: p, "dense")(LEAVES)
 
 
-def test_what_costs_less_dense_says_nothing() -> None:
-    """A choice between two ways is no lack of one."""
+def test_cheaper_dense_does_not_warn() -> None:
+    """There is a factored form, so this is a choice."""
     big = {"a.weight": normal(8, 8)}
     leaves = jaxmix.attach(big, Adapter({"a": Replace(normal(8, 8))}))
     (way,) = jaxmix.explain(leaves, tokens=500).ways
@@ -86,8 +86,8 @@ def test_what_costs_less_dense_says_nothing() -> None:
     jaxmix.factored(lambda p, x: x @ p["a.weight"].T)(leaves, normal(500, 8))
 
 
-def test_vectors_say_nothing() -> None:
-    """A bias or a norm's weight, alone or one for each layer of a stack."""
+def test_vectors_do_not_warn() -> None:
+    """A bias or a norm's weight, alone or one per layer of a stack."""
     params = {"norm": normal(3, 4), "a.weight": normal(4, 6), "a.bias": normal(4)}
     rules = (
         Rule(r"norm(\d)", "norm", None, r"\1"),
@@ -108,13 +108,13 @@ def test_vectors_say_nothing() -> None:
     assert ways["norm"] == ways["a.bias"] == "a vector, as cheap to make as to use"
 
 
-def test_a_weight_that_is_returned() -> None:
+def test_returned_weight() -> None:
     with pytest.raises(UnsupportedError, match=r"\n  a.weight \(.*\): the function returns it\n"):
         jaxmix.factored(lambda p: p["a.weight"].T, "factored")(LEAVES)
 
 
 def test_names_by_argument() -> None:
-    """Of a leaf that is itself an argument there is no name but its site's."""
+    """A leaf that is itself an argument has no name except its site's."""
     leaf = LEAVES["a.weight"]
     for run in (
         lambda f: f(leaf),
@@ -127,8 +127,8 @@ def test_names_by_argument() -> None:
             run(jaxmix.factored(lambda x: jnp.sort(jax.tree.leaves(x)[0]), "factored"))
 
 
-def test_rows_of_a_bank_say_nothing() -> None:
-    """A bank has a member's operators by the row, and nothing to choose."""
+def test_rows_of_a_bank_do_not_warn() -> None:
+    """A bank has a member's operators per row, and no choice."""
     bank = Bank({"a": Adapter({"a": lora()})}, PARAMS)
 
     def run(params: Any, x: Any) -> Any:
@@ -142,7 +142,7 @@ def test_rows_of_a_bank_say_nothing() -> None:
 
 
 def test_explain_names_uses_without_a_form() -> None:
-    """Of the function that is to be run; without it, a leaf's product is meant."""
+    """With the function to run; without it, `explain` assumes a product."""
     x = jax.ShapeDtypeStruct(X.shape, X.dtype)
     assert [way.way for way in jaxmix.explain(LEAVES).ways] == ["factored", "factored"]
     for args in ((X,), (x,)):

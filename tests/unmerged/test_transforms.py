@@ -1,4 +1,4 @@
-"""Factored leaves under JAX's transformations, in few bits and on many devices."""
+"""Factored leaves under JAX's transformations, in 16 bits and on several devices."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0) -> Any:
 
 
 def mixed(seed: int = 0) -> jaxmix.Mix:
-    """A LoRA with DoRA beside it, a rotation and a LoHa, on a weight (8, 16)."""
+    """A LoRA, a rotation, a LoHa and a DoRA on a weight (8, 16)."""
     magnitude = 1 + abs(normal(8))
     first = {"a": LoRA(normal(2, 16, seed=seed), normal(8, 2), 0.5)}
     second = {"a": OFT(0.3 * normal(8, 1, seed=seed))}
@@ -49,8 +49,8 @@ def close(left: Any, right: Any, bound: float = 3e-5) -> None:
         assert float(jnp.abs(x - y).max() / (1e-3 + jnp.abs(y).max())) < bound
 
 
-def test_gradients_are_those_of_the_composed_weights() -> None:
-    """By adapters and strengths, by the base, by leaves, and twice."""
+def test_gradients_match_composed_weights() -> None:
+    """By adapters and strengths, by the base, by leaves, and of second order."""
     adapters = mixed()
     ours = jax.jit(jax.grad(lambda a, p: factored_loss(jaxmix.attach(p, a), X), (0, 1)))
     theirs = jax.grad(lambda a, p: loss(jaxmix.compose(p, a), X), (0, 1))
@@ -64,15 +64,15 @@ def test_gradients_are_those_of_the_composed_weights() -> None:
     close(along(factored_loss, jaxmix.attach), along(loss, jaxmix.compose))
 
 
-def test_many_adapters_at_once() -> None:
-    """`jax.vmap` over adapters of equal shapes."""
+def test_vmap_over_adapters() -> None:
+    """Adapters of equal shapes."""
     both = [mixed(1), mixed(2)]
     stack = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(v) for v in x]), *both)
     got = jax.vmap(lambda a: factored_run(jaxmix.attach(PARAMS, a), X))(stack)
     close(got, jnp.stack([run(jaxmix.compose(PARAMS, a), X) for a in both]))
 
 
-def test_new_strengths_and_adapters_trace_nothing() -> None:
+def test_new_strengths_and_adapters_do_not_retrace() -> None:
     count = [0]
 
     def counted(params: Any, x: Any) -> Any:
@@ -87,14 +87,14 @@ def test_new_strengths_and_adapters_trace_nothing() -> None:
     assert count == [1]
 
 
-def test_shapes_alone() -> None:
+def test_eval_shape() -> None:
     shapes = jax.eval_shape(lambda: jaxmix.attach(PARAMS, mixed()))
     assert jax.eval_shape(factored_run, shapes, X).shape == (5, 8)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("kept", [True, False], ids=["tokens too", "weights only"])
-def test_sixteen_bits(dtype: Any, kept: bool) -> None:
+def test_16_bits(dtype: Any, kept: bool) -> None:
     """Under strict promotion; tokens and weights keep their dtypes."""
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
     x = X.astype(dtype) if kept else X
@@ -112,7 +112,7 @@ def test_sixteen_bits(dtype: Any, kept: bool) -> None:
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded(kind: AxisType) -> None:
-    """Over eight devices: what comes out is what one device gives, and lies as x does."""
+    """Over eight devices: the result of one device, sharded like x."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
     place = NamedSharding(mesh, P("model", None))
     weight = jax.device_put(PARAMS["a.weight"], place)
@@ -131,7 +131,7 @@ def test_sharded(kind: AxisType) -> None:
 
 
 def test_within_shard_map() -> None:
-    """Rows over devices, leaves whole on each."""
+    """Rows over devices, leaves replicated."""
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     leaves = jaxmix.attach(PARAMS, mixed())
     over = jax.shard_map(factored_run, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows"))
@@ -139,8 +139,8 @@ def test_within_shard_map() -> None:
     close(jax.jit(over)(leaves, x), run(jaxmix.compose(PARAMS, mixed()), x))
 
 
-def test_leaves_out_of_jit_are_detached_as_they_went_in() -> None:
-    """Who acts where is part of the structure: trees that differ in it are no one program."""
+def test_leaves_returned_by_jit_detach_unchanged() -> None:
+    """The adapters at each site are part of the structure, so they select the program."""
     params = {**PARAMS, "b.weight": normal(8, 16, seed=1)}
 
     def lora(site: str, seed: int) -> dict[str, Any]:
@@ -154,8 +154,8 @@ def test_leaves_out_of_jit_are_detached_as_they_went_in() -> None:
         close(jax.tree.leaves(got[0].updates), jax.tree.leaves(parts[0].updates))
 
 
-def test_a_constraint_is_put_on_the_base() -> None:
-    """`jax.lax.with_sharding_constraint` of a weight, and no dense weight for it."""
+def test_sharding_constraint_applies_to_the_base() -> None:
+    """`jax.lax.with_sharding_constraint` of a weight makes no dense weight."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     place = NamedSharding(mesh, P("model", None))
 

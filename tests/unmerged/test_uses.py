@@ -1,4 +1,4 @@
-"""What functions do with weights: each use is run by the operators, or says that it is not."""
+"""Uses of weights: each is computed with the operators, or reported as dense."""
 
 from collections.abc import Callable
 from functools import partial
@@ -49,13 +49,13 @@ def adapter(name: str, **updates: Any) -> Adapter:
 
 @pytest.fixture(autouse=True)
 def draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test has its own draws, whatever ran before it."""
+    """Makes each test's draws independent of the tests before it."""
     monkeypatch.setattr(f"{__name__}.RNG", np.random.default_rng(1))
 
 
 @pytest.fixture
 def made_dense(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts how often a weight is made."""
+    """Counts how often a weight is made dense."""
     count, before = [0], Weight.dense
 
     def dense(self: Weight) -> Any:
@@ -69,7 +69,7 @@ def made_dense(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def difference(
     run: Run, params: Any, mixed: Any, x: Any, layout: Layout | None = None, how: Any = "factored"
 ) -> float:
-    """Between the factored run and that of the composed weights, beside the largest number."""
+    """The error of the factored run against composed weights, relative to the largest number."""
     want = jax.tree.leaves(run(jaxmix.compose(params, mixed, layout=layout), x))
     leaves = jaxmix.attach(params, mixed, layout=layout)
     got = jax.tree.leaves(eqx.filter_jit(jaxmix.factored(run, how))(leaves, x))
@@ -152,7 +152,7 @@ def test_factored(use: str, made_dense: list[int]) -> None:
 
 @pytest.mark.parametrize("use", DENSE)
 def test_dense(use: str, made_dense: list[int]) -> None:
-    """Right all the same, with a warning; refused where factored products are asked for."""
+    """Correct, with a warning; refused if ``how="factored"``."""
     with pytest.warns(DenseWeightWarning, match=r"makes 1 weight dense .*\n  a.weight \("):
         assert difference(DENSE[use], PLAIN, TURNED, normal(4, 6), how="auto") < 2e-6
     assert made_dense == [1]
@@ -171,7 +171,7 @@ LAYERS = Layout(
         Rule(r"layers\.(\d+)\.fc", "layers.fc.bias", None, r"\1", "bias"),
     ),
 )
-# Ranks and kinds differ by layer, and one layer has nothing but a rotation.
+# Ranks and kinds differ by layer, and one layer has only a rotation.
 LAYERED = jaxmix.mix(
     Adapter({f"layers.{i}.fc": lora(6, 6, r=i) for i in (1, 2, 3)}, name="a"),
     Adapter({"layers.0.fc": oft(6), "layers.3.fc": dora(6, 6)}, name="b"),
@@ -198,8 +198,8 @@ def unrolled(params: Any, x: Any) -> Any:
     return x
 
 
-def handed_on(params: Any, x: Any) -> Any:
-    """Twice through the layers; the first scan gives them as its outputs, as Flax's do."""
+def passed_on(params: Any, x: Any) -> Any:
+    """Runs the layers twice; the first scan returns them as outputs, as Flax's scans do."""
 
     def body(x: Any, own: Any) -> Any:
         return jax.checkpoint(lambda own, x: (layer(x, own)[0], own))(own, x)
@@ -227,7 +227,7 @@ LAYERWISE: dict[str, Run] = {
     "scanned in parts": lambda p, x: jax.lax.map(
         lambda part: part @ x.T, p["layers"]["fc"]["kernel"].swapaxes(1, 2)
     ),
-    "handed on by scan": handed_on,
+    "handed on by scan": passed_on,
     "carried by scan": lambda p, x: jax.lax.scan(
         lambda c, i: ((c[0], layer(c[1], one(c[0], i))[0]), None), (p, x), jnp.arange(4)
     )[0][1],
@@ -252,7 +252,7 @@ def test_layers(use: str, made_dense: list[int]) -> None:
 
 
 def test_layers_outside_the_stack_are_nan() -> None:
-    """As `jnp.take` gives them; a lookup that clips gives the last layer."""
+    """As with `jnp.take`; a lookup that clips gives the last layer."""
     leaves = jaxmix.attach(STACK, PADDED, layout=LAYERS)
 
     def run(mode: str) -> Any:
@@ -267,7 +267,7 @@ def test_layers_outside_the_stack_are_nan() -> None:
 
 
 def test_layers_that_share_tokens(made_dense: list[int]) -> None:
-    """Where nothing turns these; a rotation a layer takes the dense weights."""
+    """If there is no rotation; a rotation per layer needs the dense weights."""
 
     def run(params: Any, x: Any) -> Any:
         return jnp.einsum("bi,lio->lbo", x, params["layers"]["fc"]["kernel"])
@@ -280,7 +280,7 @@ def test_layers_that_share_tokens(made_dense: list[int]) -> None:
 
 
 def test_heads_and_layers_in_one_leaf(made_dense: list[int]) -> None:
-    """As MaxText has them: the layers are the second axis, and the scan moves it."""
+    """As in MaxText: the layers are the second axis, and the scan moves it."""
     params = {"q": normal(6, 4, 2, 3), "o": normal(2, 4, 3, 6)}
     rules = (
         Rule(r"l\.(\d+)\.q", "q", "d n h -> (n h) d", r":, \1"),
@@ -360,7 +360,7 @@ def test_embedding(use: str, made_dense: list[int]) -> None:
     assert made_dense == [0]
 
 
-def test_a_token_outside_gives_nan() -> None:
+def test_token_out_of_range_gives_nan() -> None:
     """As without adapters."""
     leaves = jaxmix.attach({"e.weight": normal(10, 4)}, adapter("a", e=lora(4, 10)))
     run = jaxmix.factored(lambda p, t: jnp.take(p["e.weight"], t, axis=0, mode="fill"))

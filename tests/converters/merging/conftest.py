@@ -1,4 +1,4 @@
-"""Merges that were interrupted."""
+"""Interrupted merges."""
 
 import re
 import time
@@ -17,12 +17,12 @@ SECOND, THIRD = (f"model-0000{i}-of-00003.safetensors" for i in (2, 3))
 
 
 class Stop(Exception):
-    """What breaks a merge off."""
+    """Interrupts a merge."""
 
 
 @contextmanager
 def breaking(beside: Path, error: BaseException) -> Iterator[None]:
-    """Merges fail in the third shard, once the first one is whole."""
+    """Makes merges fail in the third shard, after the first one is complete."""
     plain: Any = recipe.Prepared.compute
 
     def failing(self: Any, *args: Any) -> Any:
@@ -39,7 +39,7 @@ def breaking(beside: Path, error: BaseException) -> Iterator[None]:
 
 @pytest.fixture
 def broken(sharded: Path, adapters: Adapters, tmp_path: Path) -> Path:
-    """An output of which one shard is whole, or two."""
+    """An output with one or two complete shards."""
     with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop) as caught:
         merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     (note,) = caught.value.__notes__

@@ -1,11 +1,11 @@
-"""Merges that are killed, by the signal that no process can catch, at any of their steps.
+"""Kills merges with SIGKILL at any of their steps.
 
     python -m tests.converters.merging.killing [--kills 95] [--random 30] [--changing 90] [--two 90]
 
-kills merges of a small checkpoint: one at each of the merge's calls to the system for a file of the
-output, one after the other; at random moments; while the base changes under it; and where two
-merges to the same output run at once. After each the output must be the old one or a new one, bit
-for bit, and merging again must end with the very bytes of an undisturbed run, and nothing beside.
+kills merges of a small checkpoint: one at each of the merge's system calls for a file of the
+output; at random moments; while the base changes; and with two merges to one output at the same
+time. After each kill, the output must be the old one or a new one, bit for bit. Merging again must
+then give the bytes of an undisturbed run, and leave nothing next to them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from .killing_case import CHANGES, Case
 
 __all__ = ["CHANGES", "Case", "kill", "kill_changing", "kill_two"]
 
-# A server that has imported all this forks each merge: to import takes longer than to merge.
+# A server that has imported everything forks each merge, because importing is the slow part.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__, "jaxmix.models.checkpoint"])
 _KINDS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
@@ -40,7 +40,7 @@ _REFUSED = 3
 def _merge(
     output: Any, base: Path, adapter: Path, out: Path, number: int, kind: str, at: int, how: str
 ) -> None:
-    """A child: merges, changes the base at a step of its own, and kills itself at another."""
+    """Merges in a child, changes the base at one step, and kills itself at another."""
     lora, count = jaxmix.load(adapter), 0
 
     def watch(event: str, args: Any) -> None:
@@ -54,7 +54,7 @@ def _merge(
             if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             if count == at:
-                count += 1  # what the change itself does is no step
+                count += 1  # the change itself does not count as a step
                 CHANGES[how](base / "model-00002-of-00003.safetensors")
 
     if number >= 0 or at >= 0:
@@ -69,7 +69,7 @@ def _merge(
 
 
 class _Child:
-    """A merge in a process of its own."""
+    """A merge in its own process."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class _Child:
             raise RuntimeError("the merge did not begin")
 
     def ended(self) -> str:
-        """How it ended: killed, done, or refused, and then why."""
+        """How the merge ended: killed, done, or refused with the reason."""
         self.process.join()
         match self.process.exitcode:
             case 0:
@@ -111,17 +111,17 @@ def kill(
     is_there: bool = True,
     delay: float | None = None,
 ) -> str:
-    """Kills one merge, looks at what is left, and resumes it.
+    """Kills one merge, checks what is left, and resumes it.
 
     Args:
-        case: the merge.
-        number: at which step; with a delay it does not matter.
-        kind: which calls count, by their names in Python's audit events.
-        is_there: whether an old output is.
-        delay: or how many seconds after its begin.
+        case: The merge.
+        number: The step at which it is killed; unused with a delay.
+        kind: The calls that count as steps, by their names in Python's audit events.
+        is_there: Whether an old output exists.
+        delay: The number of seconds after which it is killed instead.
 
     Returns:
-        What was left: which output, and whether shards were.
+        The output that was left, and whether there were shards.
     """
     case.begin(is_there=is_there)
     child = _Child(case, case.adapter, number=-1 if delay is not None else number, kind=kind)
@@ -136,17 +136,17 @@ def kill(
 
 
 def kill_changing(case: Case, number: int, at: int, how: str, *, is_there: bool = True) -> str:
-    """Kills a merge under which the base changes, and merges the base that is there then.
+    """Kills a merge while its base changes, and merges the new base.
 
     Args:
-        case: the merge.
-        number: at which step it is killed; one that it does not reach lets it end.
-        at: at which step the base changes.
-        how: one of `CHANGES`.
-        is_there: whether an old output is.
+        case: The merge.
+        number: The step at which it is killed; if it has fewer steps, it ends.
+        at: The step at which the base changes.
+        how: One of `CHANGES`.
+        is_there: Whether an old output exists.
 
     Returns:
-        How it ended, and which output was left.
+        How the merge ended, and the output that was left.
     """
     case.begin(is_there=is_there)
     before = contents(case.base)
@@ -168,7 +168,7 @@ def kill_changing(case: Case, number: int, at: int, how: str, *, is_there: bool 
     try:
         case.end(expected, resume=True)
         again = "resumed"
-    except CheckpointError as error:  # its shards are those of the base before
+    except CheckpointError as error:  # its shards belong to the old base
         if not is_changed or "belongs to another merge" not in str(error):
             raise
         case.end(expected, resume=False)
@@ -178,15 +178,15 @@ def kill_changing(case: Case, number: int, at: int, how: str, *, is_there: bool 
 
 
 def kill_two(case: Case, delays: tuple[float | None, float | None], *, is_there: bool) -> str:
-    """Runs two merges to one output at once, kills none, one or both, and merges again.
+    """Runs two merges to one output at the same time, kills none, one or both, and merges again.
 
     Args:
-        case: the merge; the second has another adapter.
-        delays: after how many seconds each is killed; None for not at all.
-        is_there: whether an old output is.
+        case: The merge; the second one has another adapter.
+        delays: The number of seconds after which each is killed; None if it is not.
+        is_there: Whether an old output exists.
 
     Returns:
-        How both ended, and which output was left.
+        How both ended, and the output that was left.
     """
     case.begin(is_there=is_there)
     children = [_Child(case, adapter) for adapter in (case.adapter, case.other_adapter)]
@@ -209,7 +209,7 @@ def kill_two(case: Case, delays: tuple[float | None, float | None], *, is_there:
 
 
 def main() -> None:
-    """The long loop, which CI does not run."""
+    """Runs the long loop, which CI does not run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=95)
     parser.add_argument("--random", type=int, default=30)

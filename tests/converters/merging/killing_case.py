@@ -1,4 +1,4 @@
-"""What `killing` merges: a base that may change, two adapters, and all outputs that may be."""
+"""The merges for `killing`: a base that may change, two adapters, and all possible outputs."""
 
 import os
 import shutil
@@ -20,13 +20,13 @@ Contents = dict[str, bytes]
 
 
 def _anew(file: Path) -> None:
-    """Saved anew: another file of this name, with other numbers."""
+    """Saves the base again: a new file of the same name with other numbers."""
     save_file({name: x + 1 for name, x in load_file(file).items()}, file.with_name("other"))
     file.with_name("other").replace(file)
 
 
 def _in_place(file: Path) -> None:
-    """Numbers overwritten where they lie."""
+    """Overwrites numbers in place."""
     with file.open("r+b") as opened:
         opened.seek(-40, os.SEEK_END)
         opened.write(np.ones(10, np.float32).tobytes())
@@ -34,7 +34,7 @@ def _in_place(file: Path) -> None:
 
 
 def _longer(file: Path) -> None:
-    """Written again with a longer header, in place."""
+    """Rewrites the file in place with a longer header."""
     save_file(load_file(file), file, metadata={"note": "x" * 64})
 
 
@@ -46,10 +46,10 @@ CHANGES: Mapping[str, Callable[[Path], None]] = {
 
 
 class Case:
-    """A base in three shards, two adapters, and the outputs that there may be.
+    """A base in three shards, two adapters, and the possible outputs.
 
     Args:
-        folder: where they go.
+        folder: Where they are written.
     """
 
     def __init__(self, folder: Path):
@@ -74,12 +74,12 @@ class Case:
         return self.base / "model-00002-of-00003.safetensors"
 
     def merged(self, name: str, adapters: Any) -> Contents:
-        """An undisturbed run's output, which stays in a folder of this name."""
+        """The output of an undisturbed run, which stays in a folder of this name."""
         merge_checkpoint(self.base, adapters, self.folder / name)
         return contents(self.folder / name)
 
     def begin(self, *, is_there: bool) -> None:
-        """The old output, or none; the base as it was; nothing else."""
+        """Restores the old output, or its absence, and the base, and removes everything else."""
         for path in (self.base, *self.folder.glob("out*")):
             shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(self.pristine, self.base)
@@ -87,10 +87,10 @@ class Case:
             shutil.copytree(self.folder / "old", self.out)
 
     def left(self, *, is_there: bool, outputs: Mapping[str, Contents]) -> str:
-        """Which output stands there.
+        """Which output is left.
 
         Raises:
-            RuntimeError: if it is none of those that may.
+            RuntimeError: If it is none of the possible ones.
         """
         found = contents(self.out) if self.out.exists() else None
         if found == (self.old if is_there else None):
@@ -101,7 +101,7 @@ class Case:
         raise RuntimeError("the output is neither the old one nor a new one")
 
     def end(self, expected: Contents, *, resume: bool) -> int:
-        """Merges again, with nothing in the way, and returns how many shards it went on from."""
+        """Merges again without disturbance, and returns how many shards it resumed from."""
         merged = merge_checkpoint(self.base, self.lora, self.out, force=True, resume=resume)
         if contents(self.out) != expected:
             raise RuntimeError("merging again made something else")

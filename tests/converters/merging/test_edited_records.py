@@ -1,6 +1,6 @@
-"""The records of an interrupted merge, edited by hand: what they tell is looked at, or not used.
+"""Edited records of an interrupted merge are checked, or not used.
 
-The journal, by which the folder is known as a merge's, is in `test_locking`.
+`test_locking` tests the journal, by which a folder is recognized as a merge's.
 """
 
 import json
@@ -18,10 +18,10 @@ EDITED = ("", "{", "null", "[]", "[1]", "1", '"x"', "true", "[" * 5000, "9" * 50
 
 
 @pytest.mark.parametrize("text", EDITED, ids=lambda text: text[:9])
-def test_an_edited_record_of_what_is_merged(
+def test_edited_record_of_the_mix(
     text: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Nothing is known of the whole shards then: those of another mix are not gone on from."""
+    """The complete shards are not used, because they may belong to another mix."""
     (broken / "merge.json").write_text(text)
     changed = 2.0 * mixed(adapters)
     merge_checkpoint(sharded, changed, tmp_path / "out", resume=True, verify=True)
@@ -31,10 +31,10 @@ def test_an_edited_record_of_what_is_merged(
 
 
 @pytest.mark.parametrize("value", [None, [], {}, -1, "x", 2**70, True, {"a": 1}, 1.5])
-def test_an_edited_field_of_what_is_merged(
+def test_edited_fields_of_the_mix(
     value: Any, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Every field is compared; a field more or less is another merge too."""
+    """All fields are compared; an additional or missing field means another merge."""
     record = json.loads((broken / "merge.json").read_text())
     for key in [*record, "more"]:
         if record.get(key) == value:
@@ -48,10 +48,10 @@ def test_an_edited_field_of_what_is_merged(
 
 
 @pytest.mark.parametrize("text", [*EDITED, '{"size": 1}', '{"losses": {"a": [[[]]]}}'])
-def test_an_edited_record_of_a_shard(
+def test_edited_record_of_a_shard(
     text: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """The shard is made again."""
+    """The shard is written again."""
     (broken / "whole" / "0.json").write_text(text)
     out = tmp_path / "out"
     merged = merge_checkpoint(sharded, mixed(adapters), out, resume=True, verify=True)
@@ -60,10 +60,10 @@ def test_an_edited_record_of_a_shard(
 
 
 @pytest.mark.parametrize("text", [*EDITED, "5", "-1", "1.5", str(2**80)])
-def test_an_edited_seal(
+def test_edited_seal(
     text: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """It tells that the output stands in its place; what it tells is looked at."""
+    """It states that the output is in its place; its contents are checked."""
     (broken / "sealed.json").write_text(text)
     merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "plain")

@@ -1,7 +1,7 @@
-"""Families through the streaming merge, by runs of a few rows: what `compose` makes of it.
+"""All families in the streaming merge, in runs of a few rows, compared with `compose`.
 
-A row for each structure of an operator; with ``HYPOTHESIS_PROFILE=long`` all rows,
-which takes minutes.
+One row per structure of an operator; ``HYPOTHESIS_PROFILE=long`` runs all rows, which takes
+minutes.
 """
 
 import os
@@ -25,7 +25,7 @@ CHOSEN = ROWS if os.environ.get("HYPOTHESIS_PROFILE") == "long" else SOME
 
 
 def test_every_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One model that has a module for each row of the contract's table, and one adapter for all."""
+    """One model with a module for each row of the contract's table, and one adapter for all."""
     monkeypatch.setattr(recipe, "BLOCK", 12)
     runs: list[int] = []
     plain: Any = recipe.Prepared.compute

@@ -1,4 +1,4 @@
-"""One safetensors file in, one out."""
+"""A single safetensors file as base and as output."""
 
 import os
 from pathlib import Path
@@ -16,8 +16,8 @@ from jaxmix.families import IA3
 from ..bases import Adapters, contents, header, mixed, save_base
 
 
-def test_a_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """The bytes of the folder's one shard, and nothing beside it."""
+def test_single_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The bytes of a folder with one shard, and no other files."""
     file, out = base / "model.safetensors", tmp_path / "sub" / "merged.safetensors"
     merged = merge_checkpoint(file, mixed(adapters), out, verify=True)
     merge_checkpoint(base, mixed(adapters), tmp_path / "folder")
@@ -49,10 +49,10 @@ def test_a_file(base: Path, adapters: Adapters, tmp_path: Path) -> None:
         ("link.safetensors", r"is the input \S+model.safetensors\. Choose a separate file\."),
     ],
 )
-def test_outputs_that_can_not_be(
+def test_impossible_outputs(
     out: str, text: str, base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Each is said, and all stays."""
+    """Each is an error, and nothing changes."""
     (tmp_path / "link.safetensors").symlink_to(base / "model.safetensors")
     (tmp_path / "folder").mkdir()
     before = contents(tmp_path)
@@ -64,15 +64,15 @@ def test_outputs_that_can_not_be(
     assert contents(tmp_path) == before
 
 
-def test_beside_the_base(base: Path, adapters: Adapters) -> None:
-    """Another file in the base's own folder is a place like any."""
+def test_output_next_to_the_base(base: Path, adapters: Adapters) -> None:
+    """Another file in the base's own folder is a valid output."""
     file, out = base / "model.safetensors", base / "merged.safetensors"
     merge_checkpoint(file, mixed(adapters), out, verify=True)
     assert header(out) == header(file)
 
 
 def test_ties(adapters: Adapters, tmp_path: Path) -> None:
-    """Its neighbour says whether it is tied; a head of its own goes into the file."""
+    """The config next to it states whether it is tied; an untied head is written to the file."""
     base = save_base(tmp_path / "base", tied=True)
     file, embedding = base / "model.safetensors", jaxmix.load(adapters["embedding"])
     with pytest.raises(
@@ -85,7 +85,7 @@ def test_ties(adapters: Adapters, tmp_path: Path) -> None:
 
 
 def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
-    """Cut, and none at all."""
+    """Truncated and empty files."""
     file = tmp_path / "base.safetensors"
     save_file({"x.weight": np.ones((2, 3))}, file)
     os.truncate(file, file.stat().st_size - 1)
@@ -102,8 +102,8 @@ def test_damaged_files(adapters: Adapters, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 3), (6, 1)])
-def test_a_bias_that_is_no_vector(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """All of its numbers change, however they lie."""
+def test_bias_with_several_axes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """All of its numbers change, in any axis order."""
     base = {
         "q.weight": np.ones((6, 4), np.float32),
         "q.bias": np.arange(6, dtype=np.float32).reshape(shape),

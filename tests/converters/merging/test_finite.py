@@ -1,4 +1,4 @@
-"""Numbers that are none: those that a mix makes are an error, those of the base stay."""
+"""NaN and infinity: an error if the mix makes them, unchanged if the base has them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +50,8 @@ def _lora(bad: float | None = None, scale: float = 1.0) -> LoRA:
     ],
     ids=["nan", "inf", "scale", "product"],
 )
-def test_what_a_mix_makes(update: LoRA, count: int | None, dtype: Any, tmp_path: Path) -> None:
-    """The tensor is named; nothing is put in place, and verifying says no."""
+def test_numbers_of_the_mix(update: LoRA, count: int | None, dtype: Any, tmp_path: Path) -> None:
+    """The error names the tensor, no output is put in place, and verification fails."""
     base = _base(tmp_path, dtype)
     adapter = jaxmix.Adapter({"layers.0.proj": _lora(), "layers.1.proj": update})
     text = r"layers.1.proj.weight: the mix makes \d+ numbers NaN or infinite where the base's are"
@@ -68,8 +68,8 @@ def test_what_a_mix_makes(update: LoRA, count: int | None, dtype: Any, tmp_path:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_what_the_base_has_stays(dtype: Any, tmp_path: Path) -> None:
-    """An additive adapter leaves it where it is; one that scales may carry it on."""
+def test_numbers_of_the_base_are_kept(dtype: Any, tmp_path: Path) -> None:
+    """An additive adapter keeps them in place; an adapter that scales may spread them."""
     base = _base(tmp_path, dtype, spoiled=True)
     for name, update in (("lora", _lora()), ("ia3", IA3(np.full(OUT, 2, np.float32)))):
         adapter = jaxmix.Adapter({"layers.1.proj": update})
@@ -80,15 +80,15 @@ def test_what_the_base_has_stays(dtype: Any, tmp_path: Path) -> None:
 
 
 def test_both_in_one_tensor(tmp_path: Path) -> None:
-    """A number that the mix spoils is seen beside one that the base has."""
+    """A number that the mix spoils is detected next to one of the base."""
     base = _base(tmp_path, np.float32, spoiled=True)
     with pytest.raises(CheckpointError, match=f"makes {IN} numbers NaN or infinite"):
         adapter = jaxmix.Adapter({"layers.1.proj": _lora(np.nan)})
         merge_checkpoint(base, adapter, tmp_path / "out.safetensors")
 
 
-def test_a_replaced_weight_does_not_read_the_base(tmp_path: Path) -> None:
-    """At strength 1 what was there does not matter, even if it is none."""
+def test_replaced_weight_does_not_read_the_base(tmp_path: Path) -> None:
+    """At strength 1 the old weight does not matter, even if it is NaN."""
     base = _base(tmp_path, np.float32, spoiled=True)
     weight = np.arange(OUT * IN, dtype=np.float32).reshape(OUT, IN)
     adapter = jaxmix.Adapter({"layers.1.proj": Replace(weight)})
@@ -98,8 +98,8 @@ def test_a_replaced_weight_does_not_read_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kernel", [False, True])
-def test_a_replaced_leaf_in_a_tree(kernel: bool) -> None:
-    """`compose` does not read it either, whichever way it lies; the gradient of strength stays."""
+def test_replaced_leaf_in_a_tree(kernel: bool) -> None:
+    """`compose` does not read it either, in any axis order; the strength keeps its gradient."""
     rng = np.random.default_rng(2)
     base = jnp.asarray(rng.normal(size=(OUT, IN)), jnp.float32).at[2, 1].set(jnp.nan)
     weight = jnp.asarray(rng.normal(size=(OUT, IN)), jnp.float32)
@@ -117,8 +117,8 @@ def test_a_replaced_leaf_in_a_tree(kernel: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["DoRA", "Normed by output", "Normed by input"])
-def test_a_norm_that_overflows(kind: str, tmp_path: Path) -> None:
-    """Its square is beyond float32, and its inverse would be zero: no row of zeros is written."""
+def test_norm_overflow(kind: str, tmp_path: Path) -> None:
+    """The square exceeds float32, so the inverse would be zero: no row of zeros is written."""
     plain = _lora(1e25)
     update: Any = (
         replace(plain, magnitude=np.ones(OUT, np.float32))
@@ -136,8 +136,8 @@ def test_a_norm_that_overflows(kind: str, tmp_path: Path) -> None:
         )
 
 
-def test_a_rotation_that_overflows(tmp_path: Path) -> None:
-    """Cayley's map squares the generator: no finite numbers are made of what is infinite then."""
+def test_rotation_overflow(tmp_path: Path) -> None:
+    """Cayley's map squares the generator: an infinite square gives no finite numbers."""
     generator = np.array([[1e38, -0.27, -0.098, 0.108, -0.152, -0.837]], np.float32)
     adapter = jaxmix.Adapter({"layers.0.proj": OFT(generator)})
     with pytest.raises(CheckpointError, match=r"the mix makes \d+ numbers NaN or infinite"):

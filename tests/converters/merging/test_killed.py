@@ -1,4 +1,4 @@
-"""Killed at any step, a merge leaves the old output or the new one, and merging again ends it."""
+"""A merge killed at any step leaves the old or the new output, and merging again completes it."""
 
 import os
 
@@ -19,9 +19,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     ("number", "kind", "is_there", "left"),
     [
         (12, "open", True, "killed: old output, 0 shards whole, 0 resumed"),
-        # A shard is renamed, and nobody has written down that it is whole.
+        # A shard is renamed, and its record is not written yet.
         (5, "os.rename", False, "killed: old output, 1 shards whole, 1 resumed"),
-        # All is whole, and then sealed.
+        # Everything is complete, and then sealed.
         (8, "os.rename", True, "killed: old output, 3 shards whole, 3 resumed"),
         # Just before the exchange, and just after it.
         (1, "ctypes.dlsym", True, "killed: old output, 3 shards whole, 3 resumed"),
@@ -31,7 +31,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     ],
 )
 def test_killed(number: int, kind: str, is_there: bool, left: str, case: Case) -> None:
-    """Whatever is there, it is one of two outputs, and going on ends with the same bytes."""
+    """The output is one of two, and resuming gives the same bytes."""
     assert kill(case, number, kind, is_there=is_there).startswith(left)
 
 
@@ -43,14 +43,14 @@ def test_killed(number: int, kind: str, is_there: bool, left: str, case: Case) -
         (10, 60, "a longer header", "killed, base not changed yet: old output, resumed"),
     ],
 )
-def test_the_base_changes(number: int, at: int, how: str, left: str, case: Case) -> None:
-    """A merge that sees it is refused; one that is killed is not resumed with the other base."""
+def test_base_changes(number: int, at: int, how: str, left: str, case: Case) -> None:
+    """A merge that notices is refused; a killed one is not resumed with the other base."""
     assert kill_changing(case, number, at, how) == left
 
 
 @pytest.mark.parametrize("delays", [(None, None), (0.05, None)])
 def test_two_merges_at_once(delays: tuple[float | None, float | None], case: Case) -> None:
-    """Each ends, is killed, or is refused since the other holds the output."""
+    """Each one ends, is killed, or is refused because the other holds the output."""
     ended, _, left = kill_two(case, delays, is_there=True).partition(": ")
     ends = set(ended.split(" and "))
     assert ends <= {"ended by itself", "killed", "refused"} and ("killed" in ends) <= any(delays)

@@ -1,4 +1,4 @@
-"""Folders in which no output may grow: those that are not a merge's own are left as they are."""
+"""Folders that no merge owns are left unchanged, and no output is written to them."""
 
 import json
 import os
@@ -75,7 +75,7 @@ OTHERS = {
 
 
 def _tree(folder: Path) -> dict[str, object]:
-    """Everything below a folder: links by where they lead, pipes by their names."""
+    """Everything below a folder: links with their targets, pipes with their names."""
     return {
         path.relative_to(folder).as_posix(): os.readlink(path)
         if path.is_symlink()
@@ -88,10 +88,10 @@ def _tree(folder: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("option", ["plain", "force", "resume"])
-def test_a_folder_that_is_not_a_merges(
+def test_foreign_folder_is_refused(
     make: Callable[[Path], None], option: str, base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """It is refused and left, whatever is asked for."""
+    """It is left unchanged with any option."""
     make(tmp_path / "out.partial")
     before = _tree(tmp_path)
     with pytest.raises(
@@ -103,7 +103,7 @@ def test_a_folder_that_is_not_a_merges(
 
 
 @pytest.mark.parametrize("inner", ["", "new"])
-def test_a_base_where_the_output_would_grow(
+def test_base_at_the_partial_path(
     inner: str, base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
     """A base named `m.partial` and the output `m`: the base is neither deleted nor emptied."""
@@ -120,10 +120,8 @@ def test_a_base_where_the_output_would_grow(
     assert _tree(tmp_path) == before
 
 
-def test_links_where_a_merge_was_interrupted(
-    base: Path, adapters: Adapters, tmp_path: Path
-) -> None:
-    """What they lead to is neither emptied nor truncated."""
+def test_links_in_an_interrupted_merge(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Their targets are neither emptied nor truncated."""
     target = tmp_path / "mine"
     target.mkdir()
     (target / "0.safetensors").write_text("a user's")
@@ -139,8 +137,8 @@ def test_links_where_a_merge_was_interrupted(
     assert not beside.exists()
 
 
-def test_a_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Path) -> None:
-    """Nor those above the output, if they were not there before."""
+def test_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Path) -> None:
+    """Nor new parent folders of the output."""
     from jaxmix.converters.files import output
 
     lora = jaxmix.load(adapters["lora"])
@@ -149,7 +147,7 @@ def test_a_refusal_leaves_no_folder(adapters: Adapters, base: Path, tmp_path: Pa
         free = 10**6
 
     with pytest.MonkeyPatch.context() as patched:
-        # There is room when it is looked for first, and none once the folders are made.
+        # The first check finds enough space, the one after the folders are made does not.
         sizes = iter([Usage(), *[type("Full", (), {"free": 0})()] * 9])
         patched.setattr(output.shutil, "disk_usage", lambda _: next(sizes))
         with pytest.raises(CheckpointError, match="has 0 bytes free"):

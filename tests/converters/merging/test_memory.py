@@ -1,6 +1,6 @@
-"""Memory does not grow with the model: measured in a process of its own, above what it has before.
+"""Memory does not grow with the model, measured in a separate process above its start.
 
-Files are sparse, so that large ones cost nothing; that they hold zeros is the same to the merge.
+Files are sparse, so large ones need no disk space; their zeros make no difference to the merge.
 """
 
 import json
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 ROWS, COLS, RANK = 4096, 8192, 4
 TENSOR = 2 * ROWS * COLS
 
-# The peak since the last reset, above what was there; JAX and its compiled functions stand before.
+# The peak since the last reset, above the memory before, which includes JAX and its functions.
 PROGRAM = """
 import ctypes, json, pathlib, sys
 import jax, jaxmix
@@ -40,7 +40,7 @@ for verify in (False, True):
 
 
 def save_sparse(folder: Path, tensors: int) -> Path:
-    """A base of so many tensors of zeros, a shard each."""
+    """Saves a base with this number of tensors of zeros, one per shard."""
     folder.mkdir()
     where = {}
     for i in range(tensors):
@@ -58,8 +58,8 @@ def save_sparse(folder: Path, tensors: int) -> Path:
 @pytest.mark.skipif(
     sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(), reason="reads /proc"
 )
-def test_three_tensors_at_the_most(tmp_path: Path) -> None:
-    """Less than three of the largest tensors, while four of them go through, each changed."""
+def test_peak_is_below_three_tensors(tmp_path: Path) -> None:
+    """While four of the largest tensors are merged, each of them changed."""
     count = 4
     bases = save_sparse(tmp_path / "small", 1), save_sparse(tmp_path / "base", count)
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_three_tensors_at_the_most(tmp_path: Path) -> None:
         save_file(selected, tmp_path / name / "adapter_model.safetensors")
         adapters.append(tmp_path / name)
     args = [sys.executable, "-c", PROGRAM, *bases, *adapters, tmp_path / "out"]
-    # As a user has it: eight devices, as the other tests have them, would be many more threads.
+    # One device as for users: the eight devices of the other tests need many more threads.
     around = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(
         list(map(str, args)), capture_output=True, text=True, timeout=300, env=around

@@ -1,4 +1,4 @@
-"""`merge_checkpoint`: what it writes, byte for byte."""
+"""`merge_checkpoint`: its output, byte for byte."""
 
 import errno
 import json
@@ -26,10 +26,10 @@ from ..bases import Adapters, contents, header, load, mixed, save_base
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_it_is_the_base_but_for_the_mix(
+def test_output_is_base_plus_mix(
     dtype: str, shards: int, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Every file as in the base; every changed tensor as `compose` has it; all others' bytes."""
+    """Changed tensors as from `compose`; all other tensors and files byte for byte."""
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     base, mix = save_base(tmp_path / "base", shards=shards, dtype=kind), mixed(adapters)
     before = contents(base)
@@ -66,7 +66,7 @@ def test_it_is_the_base_but_for_the_mix(
     ],
 )
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_base_with_the_names_of_wrappers(
+def test_base_with_wrapper_names(
     old: str, new: str, tied: bool, adapters: Adapters, tmp_path: Path
 ) -> None:
     """A state dict of a wrapped model: the same numbers under its own names."""
@@ -82,15 +82,15 @@ def test_a_base_with_the_names_of_wrappers(
     assert all(np.array_equal(found[names[name]], tensor) for name, tensor in expected.items())
 
 
-def test_a_weight_and_its_bias_may_lie_apart(sharded: Path) -> None:
-    """The table above tests what it should: their files differ."""
+def test_weight_and_bias_in_different_files(sharded: Path) -> None:
+    """The test above covers this case: their files differ."""
     where = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
     site = "model.layers.0.q_proj"
     assert where[f"{site}.weight"] != where[f"{site}.bias"]
 
 
-def test_the_order_counts(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Two adapters that do not commute, both ways."""
+def test_order_matters(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Two adapters that do not commute, in both orders."""
     lora, oft = (jaxmix.load(adapters[name]) for name in ("lora", "oft"))
     for i, pair in enumerate([[lora, oft], [oft, lora]]):
         merge_checkpoint(base, pair, tmp_path / f"{i}")
@@ -101,8 +101,8 @@ def test_the_order_counts(base: Path, adapters: Adapters, tmp_path: Path) -> Non
     assert np.abs(load(tmp_path / "0")[name] - load(tmp_path / "1")[name]).max() > 0.01
 
 
-def test_one_adapter_and_none(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """One need not be in a list; of none the output is the base."""
+def test_one_adapter_or_none(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """A single one need not be in a list; without adapters the output is the base."""
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "one")
     merge_checkpoint(base, [jaxmix.load(adapters["lora"])], tmp_path / "list")
     assert contents(tmp_path / "one") == contents(tmp_path / "list") != contents(base)
@@ -110,10 +110,10 @@ def test_one_adapter_and_none(base: Path, adapters: Adapters, tmp_path: Path) ->
     assert contents(tmp_path / "none") == contents(base)
 
 
-def test_nothing_else_is_decoded(
+def test_only_touched_tensors_are_decoded(
     sharded: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the touched sites' tensors become arrays, each once; others may be anything."""
+    """Tensors of touched sites become arrays, each once; the others may contain any bytes."""
     read: list[str] = []
     plain = tensor_io.read_rows
 
@@ -142,10 +142,10 @@ def load_one(file: Path) -> dict[str, np.ndarray]:
     return load_file(file)
 
 
-def test_what_was_written_is_let_go(
+def test_written_runs_are_freed(
     base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When a run is computed, nothing of the one before is in memory, but for what may wait."""
+    """While a run is computed, no earlier run is in memory, except for those in the queues."""
     plain: Any = recipe.Prepared.compute
     seen: list[weakref.ref[np.ndarray]] = []
 
@@ -162,7 +162,7 @@ def test_what_was_written_is_let_go(
 
 
 def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
-    """A table of rules that puts q and k into one tensor: both land in it."""
+    """A layout that puts q and k into one tensor: both are merged into it."""
     rng = np.random.default_rng(3)
     qk = np.asarray(rng.normal(size=(8, 5)), np.float32)
     (tmp_path / "base").mkdir()
@@ -192,7 +192,7 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
 
 
 def test_progress(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """It grows, ends at the whole, and names the shards in order."""
+    """It grows, ends at the total, and names the shards in order."""
     seen: list[tuple[int, int, str]] = []
     merged = merge_checkpoint(
         sharded, mixed(adapters), tmp_path / "out", progress=lambda *report: seen.append(report)
@@ -203,7 +203,7 @@ def test_progress(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by_the_system", [True, False])
-def test_large_tensors_go_in_pieces(
+def test_large_tensors_are_processed_in_pieces(
     by_the_system: bool,
     sharded: Path,
     adapters: Adapters,
@@ -212,11 +212,11 @@ def test_large_tensors_go_in_pieces(
 ) -> None:
     """With pieces of 7 bytes and runs of a few rows the output is the same.
 
-    Byte for byte where nothing is computed; the arithmetic of a run may round otherwise.
+    Byte for byte where nothing is computed; the arithmetic of a run may round differently.
     """
     merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "a")
     if not by_the_system:
-        # As between two disks of different kinds.
+        # As between disks with different file systems.
         refuse = partial(_refuse, errno.EXDEV)
         monkeypatch.setattr(tensor_io.os, "copy_file_range", refuse, raising=False)
     monkeypatch.setattr(tensor_io, "CHUNK", 7)
@@ -237,7 +237,7 @@ def test_large_tensors_go_in_pieces(
     for name, array in whole.items():
         np.testing.assert_allclose(cut[name], array, rtol=1e-5, atol=1e-6)
         assert name in merged.changed or cut[name].tobytes() == array.tobytes()
-    assert sorted(sizes) == [2] * 14 + [8] * 2  # the biases are one run each
+    assert sorted(sizes) == [2] * 14 + [8] * 2  # each bias is one run
 
 
 def _refuse(number: int, *_: Any) -> None:
@@ -247,8 +247,8 @@ def _refuse(number: int, *_: Any) -> None:
 # ---------------------------------------------------------------- side files
 
 
-def test_what_is_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Hidden files; links out of the folder; weights that are still the base's; an adapter."""
+def test_files_that_are_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Hidden files; links out of the folder; copies of the base's weights; an adapter."""
     before = contents(base)
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -280,8 +280,8 @@ def test_what_is_left_out(base: Path, adapters: Adapters, tmp_path: Path) -> Non
     ]
 
 
-def test_the_hubs_cache(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """There all files are links to blobs, and are read."""
+def test_hub_cache(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """All files there are links to blobs, and are read."""
     cache = tmp_path / "models--owner--name"
     snapshot = cache / "snapshots" / "0123abcd"
     for i, name in enumerate(contents(base)):
@@ -295,10 +295,10 @@ def test_the_hubs_cache(base: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
 
 
-def test_a_square_conv1d_lies_as_its_namesakes_say(tmp_path: Path) -> None:
-    """GPT-2's ``attn.c_proj`` is (in, out), though PEFT's file may say that nothing is.
+def test_square_conv1d_follows_layers_of_its_name(tmp_path: Path) -> None:
+    """GPT-2's ``attn.c_proj`` is (in, out), whatever PEFT's file says.
 
-    Its shape and its bias do not tell; ``mlp.c_proj`` does, which no adapter touches.
+    Its shape and bias do not decide; ``mlp.c_proj``, which no adapter touches, does.
     """
     rng, d = np.random.default_rng(0), 8
 

@@ -1,4 +1,4 @@
-"""Merges that fail on the way: the old output stands, and nothing is left but what is of use."""
+"""Merges that fail: the old output stays, and only complete shards are left."""
 
 import errno
 import os
@@ -16,13 +16,13 @@ from ..bases import Adapters, contents, header, mixed
 
 @pytest.fixture
 def before_and_out(base: Path, adapters: Adapters, tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
-    """An output that stands there, and all files before the next merge."""
+    """An existing output, and all files before the next merge."""
     merge_checkpoint(base, [], tmp_path / "out")
     return tmp_path / "out", contents(tmp_path)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError, LayoutError])
-def test_a_failure_in_the_middle(
+def test_failure_while_computing(
     error: type[BaseException],
     base: Path,
     adapters: Adapters,
@@ -30,7 +30,7 @@ def test_a_failure_in_the_middle(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The third tensor's computing fails: the old output stands, and nothing lies about."""
+    """The third tensor fails: the old output stays, and nothing else is left."""
     out, before = before_and_out
     plain: Any = recipe.Prepared.compute
     calls: list[Any] = []
@@ -59,7 +59,7 @@ def test_a_failure_in_the_middle(
         (errno.EIO, "nothing else has changed."),
     ],
 )
-def test_the_system_refuses_to_write(
+def test_write_errors(
     number: int,
     hint: str,
     base: Path,
@@ -68,7 +68,7 @@ def test_the_system_refuses_to_write(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever it says is told, and nothing lies about."""
+    """The error states the system's reason, and nothing else is left."""
     out, before = before_and_out
 
     def failing(*_: Any) -> None:
@@ -83,8 +83,8 @@ def test_the_system_refuses_to_write(
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 
 
-def test_files_may_not_grow(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """The same from a real limit of the system."""
+def test_file_size_limit(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The same with a real limit of the system."""
     resource = pytest.importorskip("resource")
     before, limits = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = (base / "model.safetensors").stat().st_size
@@ -100,8 +100,8 @@ def test_files_may_not_grow(base: Path, adapters: Adapters, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may write anywhere")
-def test_a_folder_for_reading_only(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Refused in the system's words."""
+def test_read_only_folder(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The error states the system's reason."""
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(CheckpointError, match=r"Permission denied.*to which you can write"):
@@ -110,14 +110,14 @@ def test_a_folder_for_reading_only(base: Path, adapters: Adapters, tmp_path: Pat
         tmp_path.chmod(0o700)
 
 
-def test_the_last_step_fails(
+def test_last_step_fails(
     base: Path,
     adapters: Adapters,
     before_and_out: tuple[Path, dict[str, bytes]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The old output stands, and the whole shards wait; `resume` has only this step to do again."""
+    """The old output stays, and the complete shards wait; `resume` only repeats this step."""
     out, before = before_and_out
 
     def failing(*_: Any) -> None:
@@ -139,7 +139,7 @@ def test_the_last_step_fails(
 
 
 @pytest.mark.parametrize("failing_rename", [1, 2])
-def test_where_folders_can_not_be_exchanged(
+def test_exchange_by_two_renames(
     failing_rename: int,
     base: Path,
     adapters: Adapters,
@@ -147,7 +147,7 @@ def test_where_folders_can_not_be_exchanged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There two renamings do; if either fails, the old output is back in its place."""
+    """If either rename fails, the old output is back in its place."""
     out, before = before_and_out
     plain, calls = Path.rename, []
 
@@ -169,8 +169,8 @@ def test_where_folders_can_not_be_exchanged(
     assert contents(out) == contents(tmp_path / "other") and not list(tmp_path.glob("out.*"))
 
 
-def test_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two folders change places; where the system lacks the call, or the path, it says so."""
+def test_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders swap places; if the system lacks the call, or the path, an error says so."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
@@ -181,13 +181,15 @@ def test_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             exchange.exchange_paths(tmp_path / "a", tmp_path / "c")
 
     class Old:
-        """A C library of former days."""
+        """A C library without the call."""
 
     monkeypatch.setattr(exchange.ctypes, "CDLL", lambda *_, **__: Old())
     assert not exchange.exchange_paths(tmp_path / "a", tmp_path / "b")
 
 
-def test_an_output_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_output_that_appears_during_the_merge(
+    base: Path, adapters: Adapters, tmp_path: Path
+) -> None:
     """It is not replaced."""
     out = tmp_path / "out"
 
@@ -204,10 +206,10 @@ def test_an_output_that_appears_meanwhile(base: Path, adapters: Adapters, tmp_pa
 
 
 @pytest.mark.parametrize("which", ["lora", "embedding"])
-def test_a_base_that_is_cut_meanwhile(
+def test_base_truncated_during_the_merge(
     which: str, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Seen where a tensor is copied, and where one is read to be changed."""
+    """Detected when a tensor is copied, and when one is read."""
     last = sharded / "model-00003-of-00003.safetensors"
 
     def cut(*_: Any) -> None:

@@ -57,7 +57,7 @@ def model(tied: bool = False) -> Any:
 
 @cache
 def saved(root: Path, name: str) -> Path:
-    """The folder in which PEFT saved one of the adapters."""
+    """The folder to which PEFT saved one of the adapters."""
     save_adapter(model(), CONFIGS[name](), root / name, seed=len(name))
     return root / name
 
@@ -76,13 +76,13 @@ def logits(net: nn.Module) -> np.ndarray:
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:
-    """Largest difference over the largest logit."""
+    """The largest difference, relative to the largest logit."""
     assert np.isfinite(ours).all() and ours.shape == truth.shape
     return float(np.abs(ours - truth).max() / np.abs(truth).max())
 
 
 def opened(folder: Path, dtype: torch.dtype) -> Any:
-    """The folder in transformers, which must find every tensor."""
+    """Loads the folder in transformers, which must find every tensor."""
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     loaded: Any = hf.AutoModelForCausalLM.from_pretrained(folder, **options)
     net, record = loaded
@@ -100,7 +100,7 @@ def test_logits_of_peft(
     folders: Callable[..., list[Path]],
     tmp_path: Path,
 ) -> None:
-    """Merged on the command line, opened by transformers: PEFT's mixed forward."""
+    """Merged on the command line and loaded by transformers: PEFT's mixed forward."""
     paths, base, out = folders(*names), tmp_path / "base", tmp_path / "out"
     copy.deepcopy(model()).to(dtype).save_pretrained(base, max_shard_size=size)
     assert (len(list(base.glob("*.safetensors"))) > 2) == (size == "3KB")
@@ -118,14 +118,14 @@ def test_logits_of_peft(
         changed += tensor.tobytes() != params[name].tobytes()
     assert changed >= 8 and found.keys() == params.keys()
     assert all(header(path) == header(base / path.name) for path in out.glob("*.safetensors"))
-    # With bfloat16 weights are rounded once, and these few layers make that much of it.
+    # bfloat16 weights are rounded once; the bound is for these few layers.
     assert difference(logits(merged.to(wide)), truth) < TOLERANCES[dtype]
     assert difference(logits(model()), truth) > 1
 
 
 @pytest.mark.parametrize("size", ["1GB", "3KB"])
-def test_a_tied_model(size: str, folders: Callable[..., list[Path]], tmp_path: Path) -> None:
-    """Untied by --untie, it has the forward of PEFT, which changes the embedding only."""
+def test_tied_model(size: str, folders: Callable[..., list[Path]], tmp_path: Path) -> None:
+    """Untied by --untie, it has PEFT's forward, which changes only the embedding."""
     base, out = tmp_path / "base", tmp_path / "out"
     model(tied=True).save_pretrained(base, max_shard_size=size)
     (adapter,) = folders("embedding")

@@ -1,4 +1,4 @@
-"""What `merge_checkpoint` refuses before it writes anything."""
+"""Errors of `merge_checkpoint` before it writes anything."""
 
 import json
 import os
@@ -24,8 +24,8 @@ def _lora(out: int = 8, width: int = 6) -> LoRA:
     return LoRA(jnp.ones((1, width)), jnp.ones((out, 1)), 1.0)
 
 
-def test_lost_sites_and_misfits_are_composes_own(base: Path, tmp_path: Path) -> None:
-    """All sites are listed, in the words of `compose`, and nothing is written."""
+def test_missing_sites_and_misfits(base: Path, tmp_path: Path) -> None:
+    """All sites are listed, with the messages of `compose`, and nothing is written."""
     sites = [f"model.layers.{i}.{name}" for i in range(2) for name in ("k_proj", "q_proj")]
     params = {name: array for name, array in load(base).items() if array.dtype == np.float32}
     wrong = SHiRA(jnp.ones(1), jnp.array([[9], [0]]))
@@ -45,7 +45,7 @@ def test_lost_sites_and_misfits_are_composes_own(base: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, np.int8])
 def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
-    """Those that are touched are listed."""
+    """Those that adapters touch are listed."""
     name = "model.packed.weight"
     base = save_base(tmp_path / "base", extra={name: np.ones((3, 4), dtype)})
     stored = {np.int8: "I8"}.get(dtype, "F8_E4M3")
@@ -56,8 +56,8 @@ def test_quantized_tensors(dtype: Any, tmp_path: Path) -> None:
     assert "expected dtypes F64, F32, F16, BF16" in str(caught.value)
 
 
-def test_mixes_that_make_no_sense(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """As `mix` says it."""
+def test_invalid_mixes(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """With the messages of `mix`."""
     lora: Any = jaxmix.load(adapters["lora"])
     with pytest.raises(AdapterError, match="two adapters of a mix have the name 'lora'"):
         merge_checkpoint(base, [lora, lora], tmp_path / "out")
@@ -102,8 +102,8 @@ def test_damaged_bases(
     assert not list(tmp_path.glob("out*"))
 
 
-def test_bases_that_are_none(adapters: Adapters, tmp_path: Path) -> None:
-    """A folder that is not there, and a file; hub ids are in test_base_hub."""
+def test_invalid_bases(adapters: Adapters, tmp_path: Path) -> None:
+    """A missing folder, and a file of another kind; test_base_hub covers hub ids."""
     (tmp_path / "file").write_text("x")
     for name, description in (
         (tmp_path / "none", "does not exist"),
@@ -127,10 +127,10 @@ def test_bases_that_are_none(adapters: Adapters, tmp_path: Path) -> None:
         ("file/out", r"the output \S*file/out could not be written: .*Not a directory"),
     ],
 )
-def test_outputs_that_can_not_be(
+def test_impossible_outputs(
     out: str, text: str, force: bool, base: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Neither with force nor without; all stays as it was."""
+    """With and without force; nothing changes."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(base)
     before = contents(tmp_path)
@@ -140,8 +140,8 @@ def test_outputs_that_can_not_be(
     assert contents(tmp_path) == before
 
 
-def test_an_output_that_exists(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """It is replaced by force, if it is a checkpoint; an empty folder is no loss either."""
+def test_existing_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It is replaced with force if it is a checkpoint; an empty folder is replaced anyway."""
     out, lora = tmp_path / "out", jaxmix.load(adapters["lora"])
     out.mkdir()
     with pytest.raises(
@@ -161,8 +161,8 @@ def test_an_output_that_exists(base: Path, adapters: Adapters, tmp_path: Path) -
     assert not list(tmp_path.glob("out?*"))
 
 
-def test_a_link_to_an_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """What it leads to is replaced, not the link."""
+def test_link_to_an_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """Its target is replaced, not the link."""
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real")
     merge_checkpoint(base, jaxmix.load(adapters["lora"]), tmp_path / "out", force=True)
@@ -171,10 +171,10 @@ def test_a_link_to_an_output(base: Path, adapters: Adapters, tmp_path: Path) -> 
     ).keys()
 
 
-def test_too_little_room(
+def test_too_little_disk_space(
     base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said before an hour's work."""
+    """The error comes before the work."""
 
     class Usage:
         free = 99

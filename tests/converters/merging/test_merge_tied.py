@@ -30,7 +30,7 @@ from ..bases import (
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("which", ["embedding", "head"])
 def test_untie(which: str, shards: int, adapters: Adapters, tmp_path: Path) -> None:
-    """The head becomes a tensor of its own, and only the adapter's side changes."""
+    """The head becomes its own tensor, and only the adapter's side changes."""
     config = {"tie_word_embeddings": True, "z": 1, "text_config": {"tie_word_embeddings": True}}
     base = save_base(tmp_path / "base", shards=shards, tied=True, config=config)
     adapter = jaxmix.load(adapters[which])
@@ -70,8 +70,8 @@ def test_untie(which: str, shards: int, adapters: Adapters, tmp_path: Path) -> N
         assert len(header(tmp_path / "out" / shard)) % 8 == 0
 
 
-def test_a_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
-    """Unless one says what is to be done."""
+def test_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
+    """Unless an option says what to do."""
     base = save_base(tmp_path / "base", tied=True)
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, jaxmix.load(adapters["embedding"]), tmp_path / "out")
@@ -85,8 +85,8 @@ def test_a_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
-    """It is tied if its config says so, and only then: untying is a matter of the config."""
+def test_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
+    """It is tied only if its config says so; untying then changes the config."""
     tied = save_base(tmp_path / "tied", config={"tie_word_embeddings": True})
     adapter = jaxmix.load(adapters["embedding"])
     with pytest.raises(LayoutError, match="ties the tensors of these sites to others:"):
@@ -99,8 +99,8 @@ def test_a_file_with_both_tensors(adapters: Adapters, tmp_path: Path) -> None:
     assert merge_checkpoint(untold, adapter, tmp_path / "out2").untied is None
 
 
-def test_untie_where_nothing_is_tied(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Asked for in vain, it does nothing; nor is it needed where no adapter is at the embedding."""
+def test_untie_without_a_tie(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It has no effect, and it is not needed if no adapter touches the embedding."""
     embedding, mix = jaxmix.load(adapters["embedding"]), mixed(adapters)
     assert merge_checkpoint(base, embedding, tmp_path / "1", untie=True).untied is None
     tied = save_base(tmp_path / "tied", tied=True)
@@ -122,8 +122,8 @@ def test_untie_where_nothing_is_tied(base: Path, adapters: Adapters, tmp_path: P
         ("shared", ["decoder.block.0.layer.0.SelfAttention.q.weight"]),
     ],
 )
-def test_heads_that_can_not_be_untied(site: str, others: list[str], tmp_path: Path) -> None:
-    """BERT's and T5's have more parts; another name would need the model's own code."""
+def test_heads_that_cannot_be_untied(site: str, others: list[str], tmp_path: Path) -> None:
+    """BERT's and T5's heads have more parts; another name needs the model's own code."""
     ones = np.ones((7, 3), np.float32)
     (tmp_path / "base").mkdir()
     tensors: dict[str, Any] = dict.fromkeys(
@@ -141,7 +141,7 @@ def test_heads_that_can_not_be_untied(site: str, others: list[str], tmp_path: Pa
 
 
 def test_tokens_keep_the_tie(adapters: Adapters, tmp_path: Path) -> None:
-    """Trained tokens change the one tensor; beside an adapter of one side they are refused."""
+    """Trained tokens change the shared tensor; with an adapter of one side they are refused."""
     base = save_base(tmp_path / "base", tied=True, config={"tie_word_embeddings": True})
     params = load(base)
     rows: Any = np.ones((1, params["model.embed_tokens.weight"].shape[1]), np.float32)
@@ -154,7 +154,7 @@ def test_tokens_keep_the_tie(adapters: Adapters, tmp_path: Path) -> None:
 
 
 def trained_as_one(folder: Path, kind: str, *, differs: bool = False) -> Path:
-    """What PEFT writes with ``ensure_weight_tying``: both sides of the tie, with equal numbers."""
+    """Writes what PEFT does with ``ensure_weight_tying``: both sides, with equal numbers."""
     rng = np.random.default_rng(3)
     config: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
     config["ensure_weight_tying"] = True
@@ -181,7 +181,7 @@ Q = (("A", (2, WIDTH)), ("B", (8, 2)))
 
 @pytest.mark.parametrize("kind", ["saved", "lora"])
 def test_trained_as_one(kind: str, tmp_path: Path) -> None:
-    """The tie stays, in a file with one tensor and in one with both; nothing is to be untied."""
+    """The tie stays, in a file with one tensor and in one with both, without any option."""
     adapter = jaxmix.load(trained_as_one(tmp_path / "adapter", kind))
     base = save_base(tmp_path / "base", tied=True)
     both = save_base(tmp_path / "both", config={"tie_word_embeddings": True})

@@ -1,4 +1,4 @@
-"""`merge_checkpoint(new_head=True)`: which class a head is of, and what is refused."""
+"""`merge_checkpoint(new_head=True)`: the class of a head, and refusals."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def draw(*shape: int) -> Any:
 
 
 def head(*sites: str, rows: int = 3, bias: bool = True, task: str = "") -> jaxmix.Adapter:
-    """An adapter that brings these modules, with as many rows in the last one."""
+    """An adapter with these saved modules; the last one has this number of rows."""
     sizes = [D] * (len(sites) - 1) + [rows]
     updates = {
         site: Replace(draw(n, D), draw(n) if bias else None)
@@ -49,8 +49,8 @@ def save(folder: Path, config: dict[str, Any], *names: str) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path) -> None:
-    """The head is new, of its own dtype; the old one goes; index, config and header say so."""
+def test_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Path) -> None:
+    """The new head has its own dtype, the old one is dropped; index, config and header agree."""
     base = save_base(tmp_path / "base", shards=shards, dtype=ml_dtypes.bfloat16, config=LLAMA)
     mix, out = jaxmix.mix(mixed(adapters), head("score", bias=False)), tmp_path / "out"
     merged = merge_checkpoint(base, mix, out, new_head=True, verify=True)
@@ -75,7 +75,7 @@ def test_a_classifier_on_a_decoder(shards: int, adapters: Adapters, tmp_path: Pa
         assert index["metadata"]["total_size"] == sum(array.nbytes for array in found.values())
 
 
-def test_a_shard_that_held_the_old_head_alone(tmp_path: Path) -> None:
+def test_shard_with_only_the_old_head(tmp_path: Path) -> None:
     """It stays, without tensors or with the new head."""
     base = tmp_path / "base"
     base.mkdir()
@@ -89,7 +89,7 @@ def test_a_shard_that_held_the_old_head_alone(tmp_path: Path) -> None:
 
 
 def test_names_of_the_class(tmp_path: Path) -> None:
-    """A base without the class's prefix is given it, also where no adapter touches its body."""
+    """A base without the class's prefix gets it, also where no adapter touches its body."""
     body = ["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"]
     base = save(tmp_path / "base", BERT, *body, "pooler.dense.weight", "cls.predictions.bias")
     adapter = head("classifier", task="TOKEN_CLS")
@@ -104,7 +104,7 @@ def test_names_of_the_class(tmp_path: Path) -> None:
 
 
 def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
-    """The error names the class; on the command line too, where the option is a flag."""
+    """The error names the class, also on the command line, where the option is a flag."""
     base = save(tmp_path / "base", LLAMA, "model.norm.weight")
     adapter = head("score", bias=False)
     with pytest.raises(LayoutError) as caught:
@@ -125,8 +125,8 @@ def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
     assert main(*args) == 0
 
 
-def test_a_head_of_several_classes(tmp_path: Path) -> None:
-    """The adapter's task tells, or the name of the class; else it is an error that lists them."""
+def test_head_of_several_classes(tmp_path: Path) -> None:
+    """The adapter's task decides, or the given class; otherwise an error lists them."""
     names = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "bert.x.weight"]
     base = save(tmp_path / "base", BERT, *names)
     both = "BertForSequenceClassification or BertForTokenClassification"
@@ -147,8 +147,8 @@ def test_a_head_of_several_classes(tmp_path: Path) -> None:
         merge_checkpoint(base, head("classifier"), tmp_path / "no", new_head="LlamaModel")
 
 
-def test_a_class_by_name(tmp_path: Path) -> None:
-    """PEFT writes it where there is no task, as for image models."""
+def test_class_by_name(tmp_path: Path) -> None:
+    """PEFT writes it if there is no task, as for image models."""
     base = save(tmp_path / "base", {"model_type": "vit"}, "layernorm.weight")
     adapter = head("classifier")
     auto = {"base_model_class": "ViTForImageClassification"}
@@ -187,15 +187,15 @@ def test_heads_of_no_known_class(tmp_path: Path) -> None:
 
 
 def test_heads_of_different_sizes(tmp_path: Path) -> None:
-    """Two adapters, of which only one can be right."""
+    """Two adapters that contradict each other."""
     base = save(tmp_path / "base", LLAMA, "model.norm.weight")
     both = [head("score", bias=False), head("score", bias=False, rows=5)]
     with pytest.raises(ShapeError, match=r"different sizes:\n  score.weight: \(3, 6\) and \(5, 6"):
         merge_checkpoint(base, both, tmp_path / "no", new_head=True)
 
 
-def test_the_base_has_the_head(tmp_path: Path) -> None:
-    """Then nothing is new, whatever is asked for."""
+def test_base_has_the_head(tmp_path: Path) -> None:
+    """Then no head is new, with any option."""
     base = save(tmp_path / "base", LLAMA, "model.norm.weight")
     tensors = {**load(base), "score.weight": draw(3, D)}
     save_file(tensors, base / "model.safetensors")
@@ -203,8 +203,8 @@ def test_the_base_has_the_head(tmp_path: Path) -> None:
     assert merged.new_head is None and load(tmp_path / "out").keys() == tensors.keys()
 
 
-def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
-    """A classifier of tokens on one of sequences: the adapter's task and the base's class tell."""
+def test_base_has_another_head_of_that_name(tmp_path: Path) -> None:
+    """A token classifier on a sequence classifier: task and class decide."""
     config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
     names = [*(f"bert.pooler.dense.{kind}" for kind in ("weight", "bias")), "bert.x.weight"]
     base = save(tmp_path / "base", config, *names)
@@ -221,7 +221,7 @@ def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
         "classifier.weight",
         "classifier.bias",
     }
-    # Of the same task with more labels it is resized, with either option.
+    # For the same task with more labels it is resized, with either option.
     more = head("classifier", rows=4, task="SEQ_CLS")
     with pytest.raises(ShapeError, match="another number of tokens or labels"):
         merge_checkpoint(base, more, tmp_path / "more")
@@ -231,8 +231,8 @@ def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("classes", [0.5, "LlamaForCausalLM", {"a": 1}, [None, 3]])
 @pytest.mark.parametrize("task", ["", {"x": 1}, 7])
-def test_a_config_that_names_no_classes(classes: Any, task: Any, tmp_path: Path) -> None:
-    """Nor an adapter its task: where no head is new, neither matters."""
+def test_config_without_classes(classes: Any, task: Any, tmp_path: Path) -> None:
+    """And an adapter without a task: without a new head, neither matters."""
     base = save(tmp_path / "base", {**LLAMA, "architectures": classes}, "model.q.weight")
     adapter = head("model.q", rows=D, bias=False, task=task)
     assert merge_checkpoint(base, adapter, tmp_path / "out").new_head is None
@@ -240,8 +240,8 @@ def test_a_config_that_names_no_classes(classes: Any, task: Any, tmp_path: Path)
         merge_checkpoint(base, head("score", bias=False, task=task), tmp_path / "more")
 
 
-def test_the_table() -> None:
-    """What it says of some classes; that it is transformers', tests/parity/test_heads.py says."""
+def test_table() -> None:
+    """Some of its entries; tests/parity/test_heads.py compares it with transformers."""
     table = json.loads(TABLE.read_text())
     assert sum(map(len, table.values())) > 300
     assert table["llama"]["LlamaForSequenceClassification"] == {

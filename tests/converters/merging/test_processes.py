@@ -1,4 +1,4 @@
-"""Two processes at one merge, of four devices each: each reads its own shards, and they agree."""
+"""One merge by two processes with four devices each: each reads its own shards, and they agree."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from jaxmix.converters.merging import merge_checkpoint, processes, verify_merge
 
 from ..bases import Adapters, contents, mixed, save_base
 
-# Counts what is asked of the base's files: by Python, and by the system's own copying.
+# Counts the bytes read from the base's files: by Python, and by the system's copying.
 PROGRAM = """
 import json, sys
 port, number, base, out, *adapters = sys.argv[1:]
@@ -64,11 +64,11 @@ print(json.dumps({**told, "written": written, "read": read}), flush=True)
 
 
 def run(base: Path, adapters: Adapters, out: Path) -> list[dict[str, Any]]:
-    """What two processes say."""
+    """The outputs of two processes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    # As this process is told, so that both round alike.
+    # The settings of this process, for equal rounding.
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     around = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     paths = [adapters[name] for name in ("lora", "loha", "oft")]
@@ -92,7 +92,7 @@ def run(base: Path, adapters: Adapters, out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
 def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
-    """The bytes are those of one process; each read its own shards, and the second nothing else."""
+    """The bytes of one process; each reads its own shards, and the second nothing else."""
     base, out = save_base(tmp_path / "base", shards=3, dtype="float16"), tmp_path / "out"
     first, second = run(base, adapters, out)
     merged = merge_checkpoint(base, mixed(adapters), tmp_path / "one", verify=True)
@@ -103,7 +103,7 @@ def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
         assert output["proven"] == 10
     checkpoint = read_checkpoint(base)
     sizes = {shard.name: shard.size - len(shard.header) for shard in checkpoint.shards}
-    # To write them each byte is read once; to prove them, by both processes too, some more times.
+    # Writing reads each byte once; verification reads it again, in both processes.
     assert {**first["written"], **second["written"]} == sizes
     assert len(first["written"]) + len(second["written"]) == 3
     assert {*first["read"]} == {*first["written"]} and {*second["read"]} == {*second["written"]}
@@ -112,7 +112,7 @@ def test_two_processes(adapters: Adapters, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="loopback and locks")
 def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
-    """What is wrong is said by the one, and the other does not wait for ever."""
+    """One reports the error, and the other one does not wait."""
     base, out = save_base(tmp_path / "base", shards=3), tmp_path / "out"
     merge_checkpoint(base, [], out)
     first, second = run(base, adapters, out)
@@ -123,8 +123,8 @@ def test_one_of_two_fails(adapters: Adapters, tmp_path: Path) -> None:
     )
 
 
-def test_shards_are_dealt(monkeypatch: pytest.MonkeyPatch, sharded: Path) -> None:
-    """Each to one process, the bytes about even."""
+def test_shards_are_distributed(monkeypatch: pytest.MonkeyPatch, sharded: Path) -> None:
+    """Each to one process, with roughly equal bytes."""
     shards = dict(enumerate(read_checkpoint(sharded).shards))
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     dealt = []

@@ -1,4 +1,4 @@
-"""Bases of fp8, dequantized when told so; and bases that other methods quantized, refused."""
+"""fp8 bases, dequantized on request, and bases of other quantization methods, refused."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def lora(site: str = SITE) -> jaxmix.Adapter:
 def save(
     folder: Path, tensors: dict[str, Any], method: dict[str, Any] | None = METHOD, **config: Any
 ) -> Path:
-    """A base in two shards; scales and weights lie apart."""
+    """A base in two shards, with scales and weights in different ones."""
     folder.mkdir()
     fields = {"model_type": "x", **config, **({"quantization_config": method} if method else {})}
     (folder / "config.json").write_text(json.dumps(fields))
@@ -47,12 +47,12 @@ def save(
 
 
 def codes(dtype: Any, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """Numbers of fp8."""
+    """fp8 numbers."""
     return np.asarray(np.random.default_rng(0).normal(size=shape) * 3, dtype)
 
 
 def by_blocks(q: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """The values, one by one, in float64."""
+    """The values, computed one by one in float64."""
     out = np.empty(q.shape)
     for at in np.ndindex(q.shape):
         out[at] = float(q[at]) * float(scale[at[0] // block[0], at[1] // block[1]])
@@ -60,7 +60,7 @@ def by_blocks(q: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.nd
 
 
 def scales(kind: str) -> tuple[str, np.ndarray, tuple[int, int]]:
-    """A scale's ending, the scale, and for how many numbers each is."""
+    """The name's ending, the scale, and the number of weights per scale."""
     rng = np.random.default_rng(2)
     name, shape, block = {
         "blocks": ("weight_scale_inv", (3, 3), (2, 3)),
@@ -78,7 +78,7 @@ def scales(kind: str) -> tuple[str, np.ndarray, tuple[int, int]]:
 def test_dequantized(
     kind: str, dtype: Any, run: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole model in bfloat16, rounded once; scales, and what the config says, are gone."""
+    """The whole model in bfloat16, rounded once; scales and the config's fields are removed."""
     monkeypatch.setattr(recipe, "BLOCK", run)
     end, scale, block = scales(kind)
     q, norm = codes(dtype), np.ones(7, np.float32)
@@ -112,7 +112,7 @@ def test_dequantized(
 
 
 def test_experts_and_casts(tmp_path: Path) -> None:
-    """Experts in one tensor, each with its blocks; and a plain cast, as image models have it."""
+    """Experts in one tensor, each with its blocks, and a plain cast, as in image models."""
     q = codes(E4, (2, 5, 7))
     scale = np.asarray(np.random.default_rng(3).uniform(1, 2, size=(2, 3, 3)), np.float32)
     save(
@@ -138,7 +138,7 @@ def test_experts_and_casts(tmp_path: Path) -> None:
 
 
 def test_text_models_of_image_models(tmp_path: Path) -> None:
-    """Their config has it in a part."""
+    """Their config has the setting in a part."""
     tensors = {
         f"{SITE}.weight": codes(E4),
         f"{SITE}.weight_scale": np.ones(1, np.float32),
@@ -151,8 +151,8 @@ def test_text_models_of_image_models(tmp_path: Path) -> None:
     assert config == {"model_type": "x", "text_config": {"a": 1}}
 
 
-def test_fp8_is_not_dequantized_in_secret(tmp_path: Path) -> None:
-    """Where an adapter touches it, it must be said; where none does, it is copied."""
+def test_fp8_needs_the_option(tmp_path: Path) -> None:
+    """Where an adapter touches it, the option is required; otherwise it is copied."""
     tensors = {
         f"{SITE}.weight": codes(E4),
         f"{SITE}.weight_scale_inv": np.ones((3, 3), np.float32),
@@ -172,8 +172,8 @@ def test_fp8_is_not_dequantized_in_secret(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "config.json").read_text() == (base / "config.json").read_text()
 
 
-def test_dequantize_where_nothing_is_quantized(tmp_path: Path) -> None:
-    """It does nothing; a config that speaks of a method stays as it is."""
+def test_dequantize_without_quantized_tensors(tmp_path: Path) -> None:
+    """It has no effect, and a config that names a method stays unchanged."""
     base = save(tmp_path / "base", {f"{SITE}.weight": np.ones(SHAPE, np.float32), "z": np.ones(1)})
     merged = merge_checkpoint(base, lora(), tmp_path / "out", dequantize=True)
     assert merged.dequantized == 0
@@ -202,8 +202,8 @@ def test_scales_that_are_powers_of_two(kind: str, shape: tuple[int, ...], tmp_pa
     np.testing.assert_array_equal(made[f"{SITE}.weight"], want)
 
 
-def test_blocks_of_another_size_than_the_config_says(tmp_path: Path) -> None:
-    """Experts have blocks of their own; a grid that divides the weight says of which size."""
+def test_block_size_differs_from_the_config(tmp_path: Path) -> None:
+    """Experts have their own blocks; a grid that divides the weight determines the size."""
     q, scale = (
         codes(E4, (6, 8)),
         np.asarray([[1, 2, 4, 8], [2, 4, 8, 16], [3, 5, 7, 9]], np.float32),
@@ -267,8 +267,8 @@ def test_scales_that_do_not_fit(
 
 
 @pytest.mark.parametrize("settings", [METHOD, None])
-def test_other_floats_of_8_bits(settings: Any, tmp_path: Path) -> None:
-    """Nothing that was quantized stays so when the config no longer says it."""
+def test_other_8_bit_floats(settings: Any, tmp_path: Path) -> None:
+    """No tensor stays quantized if the config no longer says so."""
     odd = np.ones(SHAPE, np.uint8).view(ml_dtypes.float8_e8m0fnu)
     tensors = {"odd.weight": odd, f"{SITE}.weight": codes(E4), "z": np.ones(1)}
     tensors |= {f"{SITE}.weight_scale": np.ones((), np.float32)}
@@ -298,7 +298,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("method", "part", "dtype"), OTHERS)
 def test_other_methods(method: str, part: str, dtype: Any, tmp_path: Path) -> None:
-    """The method is named, and what is to be done; where no adapter touches it, it is copied."""
+    """The error names the method and a remedy; untouched tensors are copied."""
     packed = f"{SITE}.{part}"
     tensors = {packed: np.ones(SHAPE, dtype), "head.weight": np.ones(SHAPE, np.float32)}
     base = save(tmp_path / "base", tensors, {"quant_method": method})
@@ -325,16 +325,16 @@ def test_other_methods(method: str, part: str, dtype: Any, tmp_path: Path) -> No
     assert merge_checkpoint(base, lora("head"), tmp_path / "out").copied == 1
 
 
-def test_a_method_without_a_name(tmp_path: Path) -> None:
-    """It is said so."""
+def test_method_without_a_name(tmp_path: Path) -> None:
+    """The error says so."""
     tensors = {f"{SITE}.weight": np.ones(SHAPE, np.int8), "z": np.ones(1)}
     base = save(tmp_path / "base", tensors, {"bits": 8})
     with pytest.raises(LayoutError, match="quantized by an unknown method"):
         merge_checkpoint(base, lora(), tmp_path / "out")
 
 
-def test_integers_that_nothing_explains(tmp_path: Path) -> None:
-    """Without a config that names a method, codes are not guessed at."""
+def test_integers_without_a_method(tmp_path: Path) -> None:
+    """Codes are not guessed if no config names a method."""
     tensors = {f"{SITE}.qweight": np.ones(SHAPE, np.int32), "z": np.ones(1)}
     base = save(tmp_path / "base", tensors, None)
     with pytest.raises(LayoutError) as caught:
@@ -343,8 +343,8 @@ def test_integers_that_nothing_explains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 3)])
-def test_scales_that_are_too_large(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """What is infinite to transformers is so here, without a warning of NumPy's."""
+def test_infinite_scales(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Numbers that are infinite in transformers are infinite, without a NumPy warning."""
     tensors = {f"{SITE}.weight": codes(E4), f"{SITE}.weight_scale_inv": np.full(shape, 3e38)}
     tensors[f"{SITE}.weight_scale_inv"] = tensors[f"{SITE}.weight_scale_inv"].astype(np.float32)
     base = save(tmp_path / "base", tensors)

@@ -1,4 +1,4 @@
-"""`merge_checkpoint(resize=True)`: more or fewer tokens or labels than the base has."""
+"""`merge_checkpoint(resize=True)`: more or fewer tokens or labels than in the base."""
 
 import json
 from pathlib import Path
@@ -21,30 +21,30 @@ EMBED, HEAD = "model.embed_tokens", "lm_head"
 
 
 def draw(*shape: int, seed: int = 5) -> Any:
-    """Numbers of a seed, the same for all shapes that begin alike."""
+    """Numbers from a seed, equal for all shapes with equal leading rows."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def lora(rows: int) -> LoRA:
-    """A LoRA of rank 2 for that many rows."""
+    """A LoRA of rank 2 for this number of rows."""
     return LoRA(a=draw(2, WIDTH, seed=8), b=draw(rows, 2, seed=9), scale=1.0)
 
 
 def saved(rows: int, *sites: str, name: str = "saved", kind: type = Replace) -> jaxmix.Adapter:
-    """An adapter that brings these modules whole."""
+    """An adapter with these saved modules."""
     updates = {site: kind(weight=draw(rows, WIDTH, seed=i)) for i, site in enumerate(sites)}
     return jaxmix.Adapter(updates, name=name)
 
 
 def weight_of(adapter: jaxmix.Adapter, site: str) -> Any:
-    """What it brings for a site."""
+    """The weight that it has for a site."""
     update = adapter.updates[site]
     assert isinstance(update, Replace | Rebase)
     return update.weight
 
 
 def padded(params: dict[str, Any], rows: int, extra: dict[str, Any]) -> dict[str, Any]:
-    """The base's params as the adapters need them: cut, or with these rows at the end."""
+    """The base's params in the adapters' shapes: cut, or with these rows at the end."""
     out = dict(params)
     for site, array in extra.items():
         kept = out[f"{site}.weight"][:rows]
@@ -64,7 +64,7 @@ def padded(params: dict[str, Any], rows: int, extra: dict[str, Any]) -> dict[str
 def test_saved_modules(
     rows: int, shards: int, dtype: Any, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """Embedding and head get the file's rows; index and config say so; all else is as ever."""
+    """Embedding and head get the file's rows; index and config agree; all else is unchanged."""
     config = {"vocab_size": VOCAB, "x_config": {"vocab_size": VOCAB, "y": 1}, "z": {}}
     config["vision_config"] = {"vocab_size": VOCAB}
     base = save_base(tmp_path / "base", shards=shards, dtype=dtype, config=config)
@@ -96,7 +96,7 @@ def test_saved_modules(
 
 
 def test_without_the_option(tmp_path: Path) -> None:
-    """An error that lists all of them, and says the option; `compose` says it too."""
+    """An error that lists all of them and names the option, as in `compose`."""
     base = save_base(tmp_path / "base")
     adapter = saved(VOCAB + 3, EMBED, HEAD)
     with pytest.raises(ShapeError) as caught:
@@ -115,8 +115,8 @@ def test_without_the_option(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_come_from_the_first_that_has_them(tmp_path: Path) -> None:
-    """On the base's rows strengths act as ever; a row that only files have is the file's."""
+def test_new_rows_come_from_the_first_adapter_that_has_them(tmp_path: Path) -> None:
+    """Strengths apply to the base's rows; a row that only files have is the file's."""
     base = save_base(tmp_path / "base")
     rows = VOCAB + 2
     small, large = (
@@ -141,7 +141,7 @@ def test_rows_come_from_the_first_that_has_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [VOCAB + 3, VOCAB - 2])
 def test_lora_over_saved_rows(rows: int, tmp_path: Path) -> None:
-    """PEFT's ``save_embedding_layers``: factors of the new size, and the resized base beside."""
+    """PEFT's ``save_embedding_layers``: factors of the new size, with the resized base."""
     base = save_base(tmp_path / "base", shards=3)
     weights = {site: draw(rows, WIDTH, seed=i) for i, site in enumerate((EMBED, HEAD))}
     updates: dict[str, Update] = {
@@ -156,7 +156,7 @@ def test_lora_over_saved_rows(rows: int, tmp_path: Path) -> None:
 
 
 def test_fewer_rows_need_no_file(tmp_path: Path) -> None:
-    """Rows that go are the base's own: a head that no adapter saved is cut too, and a bias."""
+    """Removed rows are the base's own: an unsaved head and a bias are cut too."""
     extra = {"lm_head.bias": draw(VOCAB), "final_logits_bias": draw(1, VOCAB)}
     base = save_base(tmp_path / "base", extra=extra, config={"text_config": {"a": 1}})
     rows = VOCAB - 4
@@ -174,7 +174,7 @@ def test_fewer_rows_need_no_file(tmp_path: Path) -> None:
 
 
 def test_new_rows_of_biases_are_zero(tmp_path: Path) -> None:
-    """As transformers resizes them; a bias that was trained comes from the file."""
+    """As in transformers; a trained bias comes from the file."""
     extra = {"lm_head.bias": draw(VOCAB), "cls.predictions.bias": draw(VOCAB)}
     base = save_base(tmp_path / "base", extra=extra, config={})
     bias = draw(VOCAB + 1, seed=7)
@@ -187,8 +187,8 @@ def test_new_rows_of_biases_are_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_a_tied_base(both: bool, tmp_path: Path) -> None:
-    """Trained as one, or as tokens: the tie stays, and a head in the file grows along."""
+def test_tied_base(both: bool, tmp_path: Path) -> None:
+    """Trained as one, or as tokens: the tie stays, and a head in the file grows too."""
     config = {"tie_word_embeddings": True, "vocab_size": VOCAB}
     base = save_base(tmp_path / "base", tied=True, config=config)
     if both:
@@ -212,7 +212,7 @@ def test_a_tied_base(both: bool, tmp_path: Path) -> None:
 
 
 def test_rows_that_no_file_has(tmp_path: Path) -> None:
-    """Factors of another size alone, a head that was not saved, a gap between tokens."""
+    """Only factors of another size, an unsaved head, a gap between tokens."""
     base = save_base(tmp_path / "base")
     gap = Tokens(draw(1, WIDTH), np.array([VOCAB + 1], np.int32))
     for update, line in {
@@ -230,7 +230,7 @@ def test_rows_that_no_file_has(tmp_path: Path) -> None:
 
 
 def test_adapters_that_disagree(tmp_path: Path) -> None:
-    """Of one site, and of embedding and head."""
+    """About one site, and about embedding and head."""
     base = save_base(tmp_path / "base")
     both = [saved(VOCAB + 1, EMBED, HEAD), saved(VOCAB + 2, EMBED, HEAD, name="other")]
     with pytest.raises(ShapeError, match=r"different numbers .*:\n  model.*: 15, 16 rows\n  lm_h"):
@@ -251,8 +251,8 @@ def test_new_rows_beyond_float16(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_resize_resumes(tmp_path: Path) -> None:
-    """With the bytes of an unbroken run, and only with the same option and rows."""
+def test_interrupted_resize_resumes(tmp_path: Path) -> None:
+    """With the bytes of an uninterrupted run, and only with the same option and rows."""
     base = save_base(tmp_path / "base", shards=3)
     adapter = saved(VOCAB + 3, EMBED, HEAD)
     layer = jaxmix.Adapter({"model.layers.1.q_proj": Replace(draw(8, WIDTH))}, name="layer")
@@ -270,7 +270,7 @@ def test_an_interrupted_resize_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_labels(count: int, tmp_path: Path) -> None:
-    """A classifier of another size: the labels' names go, those of the same number stay."""
+    """A classifier of another size loses the labels' names; one of the same size keeps them."""
     names = {str(i): f"name {i}" for i in range(5)}
     config = {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
     extra = {"classifier.weight": draw(4, WIDTH), "classifier.bias": draw(4)}
@@ -286,7 +286,7 @@ def test_labels(count: int, tmp_path: Path) -> None:
     assert new_config == {**(config if count == 5 else new), "num_labels": count}
 
 
-def test_a_single_file(tmp_path: Path) -> None:
+def test_single_file(tmp_path: Path) -> None:
     """It has no config."""
     base = save_base(tmp_path / "base") / "model.safetensors"
     out = tmp_path / "out.safetensors"

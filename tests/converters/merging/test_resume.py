@@ -1,4 +1,4 @@
-"""Going on where a merge was broken off: with the same and nothing else, and one at a time."""
+"""Resuming interrupted merges: only the same merge, and one process at a time."""
 
 import errno
 import json
@@ -23,14 +23,14 @@ from ..bases import Adapters, contents, mixed, save_base
 from .conftest import SECOND, Stop, breaking
 
 
-def test_it_goes_on(
+def test_resume(
     broken: Path,
     sharded: Path,
     adapters: Adapters,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whole shards stay, the rest is made; files, rounding and all are those of one run."""
+    """Complete shards stay, the rest is written; files and rounding are those of one run."""
     whole = [path.stat().st_ino for path in sorted((broken / "new").glob("*.safetensors"))]
     seen: list[int] = []
     merged = merge_checkpoint(
@@ -49,8 +49,8 @@ def test_it_goes_on(
     assert seen[-1] == merged.size and not broken.exists()
 
 
-def test_what_rounding_did_is_remembered(adapters: Adapters, tmp_path: Path) -> None:
-    """The figures of shards that an earlier run wrote are in the result."""
+def test_rounding_of_earlier_shards_is_recorded(adapters: Adapters, tmp_path: Path) -> None:
+    """The result includes the figures of shards that an earlier run wrote."""
     base = save_base(tmp_path / "half", shards=3, dtype="float16")
     with breaking(tmp_path / "out.partial", Stop()), pytest.raises(Stop):
         merge_checkpoint(base, mixed(adapters), tmp_path / "out")
@@ -59,8 +59,10 @@ def test_what_rounding_did_is_remembered(adapters: Adapters, tmp_path: Path) -> 
     assert merged.resumed > 0 and merged.rounding == unbroken.rounding is not None
 
 
-def test_it_must_be_said(broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Neither the work is thrown away, nor is it gone on with, unless one is told to."""
+def test_resume_must_be_requested(
+    broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Without an option, shards are neither discarded nor used."""
     before = contents(broken)
     text = (
         r"out.partial holds [12] of 3 shards of this merge, which was interrupted\. Use "
@@ -73,13 +75,14 @@ def test_it_must_be_said(broken: Path, sharded: Path, adapters: Adapters, tmp_pa
     assert merged.resumed == 0 and not broken.exists()
 
 
-def test_where_there_is_nothing_to_go_on_from(
-    sharded: Path, adapters: Adapters, tmp_path: Path
-) -> None:
-    """It begins: a script may always say resume. What is broken off with no shard is forgotten."""
+def test_resume_without_shards(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It starts from the beginning, so scripts may always resume.
+
+    A merge without a complete shard leaves nothing.
+    """
     merged = merge_checkpoint(sharded, mixed(adapters), tmp_path / "out", resume=True)
     assert merged.resumed == 0
-    (tmp_path / "two.partial").mkdir()  # a merge that was killed in its first moments
+    (tmp_path / "two.partial").mkdir()  # a merge that was killed at its start
     (tmp_path / "two.partial" / "journal.json").touch()
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "two")
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
@@ -87,7 +90,7 @@ def test_where_there_is_nothing_to_go_on_from(
 
 
 def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """What differs is named, whatever it is; and nothing is lost."""
+    """The error names all differences, and nothing is lost."""
     mix = mixed(adapters)
     out, before = tmp_path / "out", contents(broken)
     parts = list(mix.parts)
@@ -118,10 +121,10 @@ def test_another_merge(broken: Path, sharded: Path, adapters: Adapters, tmp_path
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "bits", "record", "losses", "merge"])
-def test_what_is_not_whole_is_made_again(
+def test_incomplete_shards_are_written_again(
     damage: str, broken: Path, sharded: Path, adapters: Adapters, tmp_path: Path
 ) -> None:
-    """A shard of another size, with other bits, that is gone, of which nothing is written."""
+    """A shard of another size, with other bits, missing, or without a record."""
     shard = min((broken / "new").glob("*.safetensors"))
     if damage == "cut":
         os.truncate(shard, 100)
@@ -142,8 +145,8 @@ def test_what_is_not_whole_is_made_again(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_the_disk_is_full(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """In the third shard: what is whole stays, and the message says how to go on."""
+def test_full_disk(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """In the third shard: complete shards stay, and the message says how to resume."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     text = r"device. [12] of 3 shards are complete in \S+\. Use resume=True .* Free some space"
     with breaking(tmp_path / "out.partial", full), pytest.raises(CheckpointError, match=text):
@@ -152,14 +155,14 @@ def test_the_disk_is_full(sharded: Path, adapters: Adapters, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_killed_when_only_the_rest_was_to_be_removed(
+def test_killed_during_cleanup(
     is_there: bool,
     sharded: Path,
     adapters: Adapters,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The output stands; `resume` says what it is, though nobody said force."""
+    """The output is in place; `resume` returns it, without force."""
     out = tmp_path / "out"
     if is_there:
         merge_checkpoint(sharded, [], out)
@@ -175,7 +178,7 @@ def test_killed_when_only_the_rest_was_to_be_removed(
         result.rounding,
     )
     assert contents(out) == before and not (tmp_path / "out.partial").exists()
-    # Without it the output is one that exists, and the rest goes once it may be replaced.
+    # Without `resume` the output counts as existing; the rest is removed once it may be replaced.
     (tmp_path / "saved").rename(tmp_path / "out.partial")
     with pytest.raises(CheckpointError, match=r"out exists\. Choose another folder"):
         merge_checkpoint(sharded, [], out)
@@ -184,14 +187,14 @@ def test_killed_when_only_the_rest_was_to_be_removed(
 
 
 @pytest.mark.parametrize("new_is_whole", [True, False])
-def test_killed_between_two_renamings(
+def test_killed_between_two_renames(
     new_is_whole: bool,
     sharded: Path,
     adapters: Adapters,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where folders can't be exchanged there is a moment with no output: the next run ends it."""
+    """Without an exchange there is a moment with no output; the next run ends it."""
     out = tmp_path / "out"
     merge_checkpoint(sharded, [], out)
     old = contents(out)
@@ -216,8 +219,8 @@ def test_killed_between_two_renamings(
     assert contents(out) != old and verify_merge(sharded, mixed(adapters), out).ok
 
 
-def test_what_is_in_the_way(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Somebody's own folder of that name is not taken for ours."""
+def test_foreign_folder_of_that_name(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """A user's folder of that name is not taken for a merge's."""
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.txt").write_text("x")
     for options in ({}, {"force": True}, {"resume": True}):
@@ -239,8 +242,8 @@ jaxmix.merge_checkpoint(base, jaxmix.load(lora), out)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks")
-def test_two_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """The second is told so, with the number of the first; the first is not disturbed."""
+def test_two_merges_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """The second is refused with the first one's process id; the first is undisturbed."""
     lora, out, seen = jaxmix.load(adapters["lora"]), tmp_path / "out", list[str]()
     command = [sys.executable, "-c", TWO, sharded, adapters["lora"], out]
     pipe = subprocess.PIPE
@@ -259,10 +262,10 @@ def test_two_at_once(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     assert verify_merge(sharded, lora, out).ok and not list(tmp_path.glob("out.*"))
 
 
-def test_a_lock_that_goes_meanwhile(
+def test_lock_removed_while_opening(
     sharded: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process before us removes folder and journal while we open it: we make it anew."""
+    """Another process removes folder and journal in this moment; they are created again."""
     plain: Any = os.open
     gone: list[str] = []
 
@@ -279,8 +282,8 @@ def test_a_lock_that_goes_meanwhile(
     assert len(gone) == 2 and not list(tmp_path.glob("out.*"))
 
 
-def test_the_journal_is_for_people_too(broken: Path) -> None:
-    """Whoever finds the folder can read what it is."""
+def test_journal_is_readable(broken: Path) -> None:
+    """It explains to users what the folder is."""
     whose = json.loads((broken / "journal.json").read_text())
     assert whose == {"format": "jaxmix merge", "version": 2, "output": "out"}
     record = json.loads((broken / "merge.json").read_text())
@@ -288,8 +291,8 @@ def test_the_journal_is_for_people_too(broken: Path) -> None:
     assert record["their strengths"] == ["1.0", "0.5", "-0.7"]
 
 
-def test_adapters_that_no_file_can_hold() -> None:
-    """They have a content too, by their arrays and structure."""
+def test_digest_of_adapters_without_a_format() -> None:
+    """They are identified by their arrays and structure."""
     b = np.ones((2, 1), np.float32)
 
     def digest_of(number: float, b: np.ndarray = b) -> str:

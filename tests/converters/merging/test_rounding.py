@@ -1,4 +1,4 @@
-"""What the one rounding to 16 bits does: the figures, against NumPy's in float64."""
+"""The figures of rounding to 16 bits, compared with NumPy in float64."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ BF16 = ml_dtypes.bfloat16
 def test_figures(
     dtype: Any, block: int, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each tensor and of all, in one run of rows or in many."""
+    """For each tensor and in total, in one run of rows or in many."""
     monkeypatch.setattr(recipe, "BLOCK", block)
     base = save_base(tmp_path / "base", dtype=dtype, shards=3)
     rounding = merge_checkpoint(base, mixed(adapters), tmp_path / "out").rounding
@@ -42,13 +42,13 @@ def test_figures(
     assert set(rounding.tensors) == set(names)
     error, weight, effect = (np.concatenate(column) for column in zip(*rows, strict=True))
     _check(rounding, error, weight, effect)
-    # Uniform between two neighbours: the step of such numbers over √12, about.
+    # Uniform between two neighbours: about their distance over √12.
     assert rounding.of_weight is not None
     assert 0.3 < rounding.of_weight / (2.0**-8 if dtype == BF16 else 2.0**-11) < 1.5
 
 
 def _check(rounding: Rounding, error: Any, weight: Any, effect: Any) -> None:
-    """The figures of numbers."""
+    """Compares the figures with NumPy's."""
     square = [float(np.sum(x * x)) for x in (error, weight, effect)]
     most = [float(np.abs(x).max()) for x in (error, weight, effect)]
     expected = {
@@ -63,8 +63,8 @@ def _check(rounding: Rounding, error: Any, weight: Any, effect: Any) -> None:
         assert getattr(rounding, name) == pytest.approx(value, rel=1e-3), name
 
 
-def test_where_nothing_is_rounded_or_done(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """float32 is as it is computed; a mix of strength 0 has no effect to compare with."""
+def test_without_rounding_or_effect(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """float32 is not rounded; a mix of strength 0 has no effect to compare with."""
     assert merge_checkpoint(base, mixed(adapters), tmp_path / "1").rounding is None
     half = save_base(tmp_path / "half", dtype=np.float16)
     rounding = merge_checkpoint(half, 0.0 * mixed(adapters), tmp_path / "2").rounding
@@ -77,7 +77,7 @@ def test_where_nothing_is_rounded_or_done(base: Path, adapters: Adapters, tmp_pa
 
 
 def test_numbers_beyond_float16(tmp_path: Path) -> None:
-    """They would be infinite: an error that says how large, and nothing is written."""
+    """They would be infinite: an error that states the number, and nothing is written."""
     (tmp_path / "base").mkdir()
     file = tmp_path / "base" / "model.safetensors"
     save_file({"proj.weight": np.full((3, 2), 60000, np.float16)}, file)
@@ -91,7 +91,7 @@ def test_numbers_beyond_float16(tmp_path: Path) -> None:
         merge_checkpoint(tmp_path / "base", adapter, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
     merge_checkpoint(tmp_path / "base", 0.25 * adapter, tmp_path / "out", verify=True)
-    # What the base has already is its own affair.
+    # Numbers of the base are not checked.
     weights = np.array([[np.inf, 1], [np.nan, 2], [3, 4]], np.float16)
     save_file({"proj.weight": weights}, file)
     merge_checkpoint(tmp_path / "base", 0.25 * adapter, tmp_path / "out", force=True, verify=True)

@@ -1,4 +1,4 @@
-"""A base that is changed while it is merged, or verified: an error, and nothing is put in place."""
+"""A base that changes while it is merged or verified: an error, and no output is put in place."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from ..bases import Adapters, contents, mixed
 
 
 def _saved_anew(file: Path) -> None:
-    """As save_pretrained does it: another file with this name, other numbers."""
+    """Saves as save_pretrained does: a new file of the same name with other numbers."""
     tensors = {name: x + 1 for name, x in load_file(file).items()}
     save_file(tensors, file.with_name("other"), metadata={"format": "pt"})
     file.with_name("other").replace(file)
@@ -33,7 +33,7 @@ def _in_place(file: Path) -> None:
     with file.open("r+b") as opened:
         opened.seek(-8, os.SEEK_END)
         opened.write(b"\0" * 8)
-    os.utime(file, ns=(1, 1))  # clocks of some disks are coarse
+    os.utime(file, ns=(1, 1))  # timestamps of some file systems are coarse
 
 
 def _same_file_again(file: Path) -> None:
@@ -54,7 +54,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize(("change", "text"), CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("when", ["writing", "verifying"])
-def test_a_base_that_is_changed(
+def test_base_changes(
     when: str,
     change: Callable[[Path], object],
     text: str,
@@ -68,7 +68,7 @@ def test_a_base_that_is_changed(
     done: list[int] = []
 
     def progress(count: int, *_: Any) -> None:
-        # Verifying counts from the beginning again.
+        # Verification counts from the beginning again.
         is_time = not done if when == "writing" else bool(done) and count < max(done)
         if is_time and file.exists() and -1 not in done:
             change(file)
@@ -83,8 +83,10 @@ def test_a_base_that_is_changed(
     assert not list(tmp_path.glob("out*"))
 
 
-def test_verifying_later(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """`verify_merge` notices it as well."""
+def test_base_changes_during_verification(
+    sharded: Path, adapters: Adapters, tmp_path: Path
+) -> None:
+    """`verify_merge` notices it too."""
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     before, seen = contents(tmp_path / "out"), list[int]()
 
@@ -100,7 +102,7 @@ def test_verifying_later(sharded: Path, adapters: Adapters, tmp_path: Path) -> N
     assert contents(tmp_path / "out") == before
 
 
-def test_an_old_output_stays(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_old_output_stays(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
     """With force too."""
     merge_checkpoint(sharded, [], tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -114,7 +116,7 @@ def test_an_old_output_stays(sharded: Path, adapters: Adapters, tmp_path: Path) 
 
 
 def test_unchanged_files_pass(sharded: Path) -> None:
-    """A file that is merely read is no change; of several changes all are listed."""
+    """Reading a file does not change it; several changes are all listed."""
     stamps = stamps_of(read_checkpoint(sharded))
     for file in stamps:
         load_file(file)
@@ -129,8 +131,8 @@ def test_unchanged_files_pass(sharded: Path) -> None:
     assert str(files[2]) not in str(caught.value)
 
 
-def test_a_header_of_any_length(tmp_path: Path) -> None:
-    """Garbage in the first eight bytes asks for no memory."""
+def test_header_of_invalid_length(tmp_path: Path) -> None:
+    """An invalid length in the first eight bytes allocates nothing."""
     file = tmp_path / "model.safetensors"
     save_file({"norm.weight": np.ones(3, np.float32)}, file)
     stamps = stamps_of(read_checkpoint(tmp_path))

@@ -1,4 +1,4 @@
-"""`verify_merge` and ``verify=True``: what is proven, what fails, and what nobody can tell."""
+"""`verify_merge` and ``verify=True``: proven, failed and inconclusive."""
 
 import json
 from collections.abc import Callable
@@ -23,14 +23,16 @@ Q = "model.layers.{}.q_proj.weight"
 
 
 def failed(proof: Verified) -> dict[str, str]:
-    """The tensors that failed, each with the reason."""
+    """The tensors that failed, with the reasons."""
     return {tensor.tensor: tensor.reason for tensor in proof.tensors if tensor.verdict == "failed"}
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", [np.float32, BF16, np.float16, np.float64])
-def test_a_merge_is_proven(dtype: Any, shards: int, adapters: Adapters, tmp_path: Path) -> None:
-    """All of it: what changed by replay and residual, the rest byte for byte."""
+def test_correct_merge_is_proven(
+    dtype: Any, shards: int, adapters: Adapters, tmp_path: Path
+) -> None:
+    """Changed tensors by replay and residual, the rest byte for byte."""
     base = save_base(tmp_path / "base", shards=shards, dtype=dtype)
     seen: list[tuple[int, int, str]] = []
     merged = merge_checkpoint(
@@ -104,8 +106,8 @@ def test_one_bit(name: str, dtype: Any, adapters: Adapters, tmp_path: Path) -> N
         )
 
 
-def test_what_rounding_hides(adapters: Adapters, tmp_path: Path) -> None:
-    """A strength so small that bfloat16 does not move: nobody can tell; in float32 it is proven."""
+def test_effects_below_rounding_are_inconclusive(adapters: Adapters, tmp_path: Path) -> None:
+    """A strength that does not change bfloat16 is inconclusive; in float32 it is proven."""
     lora = jaxmix.load(adapters["lora"])
     for dtype, strength, verdict in (
         (BF16, 1e-5, "inconclusive"),
@@ -125,7 +127,7 @@ def test_what_rounding_hides(adapters: Adapters, tmp_path: Path) -> None:
                 load(base)[Q.format(0)].tobytes()
             )
             assert changed[0].reason == "rounding to BF16 left 0.0% of the mix's effect here"
-            # The base is what such a mix leaves of it, too; another mix is not.
+            # The unchanged base is a valid result of such a mix; that of another mix is not.
             assert verify_merge(base, [], out).ok
             assert not verify_merge(base, lora, out).ok
 
@@ -149,7 +151,7 @@ def _metadata(folder: Path) -> None:
 
 
 def _moved(folder: Path) -> None:
-    """The same tensors and metadata, and spaces in the header."""
+    """Keeps tensors and metadata, and pads the header with spaces."""
     data = (folder / "model.safetensors").read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + size] + b" " * 8
@@ -179,22 +181,22 @@ def _moved(folder: Path) -> None:
         ),
     ],
 )
-def test_more_or_less_than_base_and_mix(
+def test_unexpected_and_missing_parts_are_named(
     damage: Callable[[Path], object],
     expected: list[str],
     base: Path,
     adapters: Adapters,
     tmp_path: Path,
 ) -> None:
-    """Whatever is added, missing or other, is named."""
+    """Added, missing or different."""
     merge_checkpoint(base, mixed(adapters), tmp_path / "out")
     damage(tmp_path / "out")
     proof = verify_merge(base, mixed(adapters), tmp_path / "out")
     assert not proof.ok and all(text in proof.text for text in expected)
 
 
-def test_an_index_that_differs(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """It is a side file, and is compared as one."""
+def test_index_differs(sharded: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """It is compared like other side files."""
     merge_checkpoint(sharded, mixed(adapters), tmp_path / "out")
     index = tmp_path / "out" / "model.safetensors.index.json"
     index.write_text(json.dumps(json.loads(index.read_text()), indent=1))
@@ -202,10 +204,10 @@ def test_an_index_that_differs(sharded: Path, adapters: Adapters, tmp_path: Path
     assert proof.problems == (f"{index.name} differs from the base's",) and proof.failed == 0
 
 
-def test_a_merge_that_is_not_verified_is_not_put_in_place(
+def test_failed_verification_keeps_the_old_output(
     base: Path, adapters: Adapters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk loses a bit: the old output stands, and the new one is gone."""
+    """The disk loses a bit: the old output stays, and the new one is removed."""
     merge_checkpoint(base, [], tmp_path / "out")
     before = contents(tmp_path / "out")
     plain = pipeline.write_bytes
@@ -223,7 +225,7 @@ def test_a_merge_that_is_not_verified_is_not_put_in_place(
 
 
 def test_untied_and_read_bases(adapters: Adapters, tmp_path: Path) -> None:
-    """A head of its own; DoRA, which reads the base; a bias whose map reads the weight."""
+    """An untied head; DoRA, which reads the base; a bias whose map reads the weight."""
     tied = save_base(tmp_path / "tied", shards=3, tied=True, dtype=BF16)
     embedding = jaxmix.load(adapters["embedding"])
     merge_checkpoint(tied, embedding, tmp_path / "1", untie=True)
@@ -262,8 +264,8 @@ def test_sites_that_share_a_tensor(tmp_path: Path) -> None:
     assert not verify_merge(tmp_path / "base", -adapter, tmp_path / "out", layout=table).ok
 
 
-def test_what_is_no_output(base: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """Nothing there, or a file where the base is a folder."""
+def test_invalid_outputs(base: Path, adapters: Adapters, tmp_path: Path) -> None:
+    """A missing one, or a file although the base is a folder."""
     for out, description in (
         (tmp_path / "nothing", "a folder"),
         (base / "config.json", "a folder"),
