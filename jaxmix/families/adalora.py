@@ -25,7 +25,7 @@ class AdaLoRA(Update):
         b: B (out, r), PEFT's ``lora_B``.
         e: The singular values (r,), PEFT's ``lora_E`` without its last axis of length one.
         scale: γ = alpha/(init_r + 1e-5): PEFT divides by the rank before pruning.
-        kernel: the convolution's spatial shape, () for none.
+        kernel: The convolution's spatial shape, () if there is none; see `for_export`.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
@@ -49,6 +49,7 @@ class AdaLoRA(Update):
 
     family: ClassVar[str] = "AdaLoRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "e")
+    for_export: ClassVar[tuple[str, ...]] = ("kernel",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·B diag(e) A)``."""

@@ -36,8 +36,7 @@ class AdaMSS(Update):
         rows: The row indices (out,), group by group. PEFT finds the groups by clustering the rows
             of the base and does not save them.
         bias: The column p (r,) for the bias; None for a layer without a bias.
-        seed: the ``random_seed`` with which PEFT finds these rows; what `export` needs, not the
-            map.
+        seed: PEFT's ``random_seed``, from which these rows follow; see `for_export`.
 
     Raises:
         ShapeError: Raised by `compose` if the factors do not fit the weight.
@@ -60,6 +59,7 @@ class AdaMSS(Update):
 
     family: ClassVar[str] = "AdaMSS"
     trained: ClassVar[tuple[str, ...]] = ("a", "b")
+    for_export: ClassVar[tuple[str, ...]] = ("seed",)
 
     @property
     def has_bias(self) -> bool:

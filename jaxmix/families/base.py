@@ -30,10 +30,8 @@ class Update:
         family: The name of the family, as it is commonly written.
         trained: The names of the fields that PEFT trains, or would train if it had the family.
             Fields that are None and integer arrays in these fields are not trained.
-        reads_base: Whether the maps need the base's own leaves (``base.matrix``, ``base.bias``).
-        is_base_side: Whether the update changes the base itself, which later updates then read.
-        keeps_tie: Whether the update changes both sides of a tied embedding, as PEFT's trained
-            tokens do. All other updates change only the side at which they are.
+        for_export: The names of optional static fields that only writers of files read, such as a
+            convolution's kernel or PEFT's seed. They affect neither the maps nor what fits.
         is_copy: Whether the update is a duplicate for a head that may be tied to an embedding. It
             is skipped if the head has no leaf of its own.
         transposed: Whether PyTorch stores this site's weight as (in, out), as GPT-2's Conv1D does.
@@ -42,9 +40,7 @@ class Update:
 
     family: ClassVar[str]
     trained: ClassVar[tuple[str, ...]] = ()
-    reads_base: ClassVar[bool] = False
-    is_base_side: ClassVar[bool] = False
-    keeps_tie: ClassVar[bool] = False
+    for_export: ClassVar[tuple[str, ...]] = ()
     is_copy: bool = False
     transposed: bool | None = False
 
@@ -60,6 +56,24 @@ class Update:
     def bias_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """Returns the map of the bias, a matrix (out, 1); see `weight_map`."""
         return identity((base.shape[0], 1))
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the maps need the base's own leaves (``base.matrix``, ``base.bias``)."""
+        return False
+
+    @property
+    def is_base_side(self) -> bool:
+        """Whether the update changes the base itself, which later updates then read."""
+        return False
+
+    @property
+    def keeps_tie(self) -> bool:
+        """Whether the update changes both sides of a tied embedding, as trained tokens do in PEFT.
+
+        All other updates change only the side at which they are.
+        """
+        return False
 
     @property
     def has_weight(self) -> bool:

@@ -68,7 +68,7 @@ class BOFT(Update):
     trained: ClassVar[tuple[str, ...]] = ("generator", "rescale")
 
     @property
-    def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def reads_base(self) -> bool:
         """The bias map does if it rescales what other updates added."""
         return self.rescale is not None
 

@@ -54,7 +54,11 @@ class DEFT(Update):
     family: ClassVar[str] = "DEFT"
     trained: ClassVar[tuple[str, ...]] = ("p", "injected")
     # The bias map reads it.
-    reads_base: ClassVar[bool] = True
+
+    @property
+    def reads_base(self) -> bool:
+        """Always: the map is made from the base's weight."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I − s·Q Kᵀ, I, sγ·Q N)``."""

@@ -31,7 +31,7 @@ class FourierFT(Update):
         spectrum: The non-zero entries of S (n,), PEFT's ``fourierft_spectrum``.
         indices: Their rows and columns (2, n), which PEFT draws from a seed and does not save.
         scale: γ, PEFT's ``scaling``.
-        seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
+        seed: The seed from which PEFT draws these indices, None if unknown; see `for_export`.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
@@ -54,6 +54,7 @@ class FourierFT(Update):
 
     family: ClassVar[str] = "FourierFT"
     trained: ClassVar[tuple[str, ...]] = ("spectrum",)
+    for_export: ClassVar[tuple[str, ...]] = ("seed",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·Re F⁻¹(S))``."""

@@ -52,7 +52,11 @@ class FRoD(Update):
 
     family: ClassVar[str] = "FRoD"
     trained: ClassVar[tuple[str, ...]] = ("values", "lengths")
-    reads_base: ClassVar[bool] = True
+
+    @property
+    def reads_base(self) -> bool:
+        """Always: the map is made from the base's weight."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(U (S + diag(l)) Vᵀ − W₀))``."""

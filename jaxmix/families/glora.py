@@ -61,7 +61,7 @@ class GLoRA(Update):
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "c", "d", "e")
 
     @property
-    def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def reads_base(self) -> bool:
         """Whether there is an A (unless `on_input`), a C or a D."""
         return bool((self.a and not self.on_input) or self.c or self.d)
 

@@ -25,8 +25,8 @@ class HiRA(Update):
         a: A (r, in), PEFT's ``hira_A``. A convolution's is flattened to (r, in·k), an embedding's
             (W is (V, D)) is the transposed ``hira_embedding_B``, (r, D).
         b: B (out, r), PEFT's ``hira_B``; an embedding's is the transposed ``hira_embedding_A``.
-        kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
-        embedding: Whether the site is an embedding; `export` needs it, the map does not.
+        kernel: The convolution's spatial shape, () if there is none; see `for_export`.
+        embedding: Whether the site is an embedding; see `for_export`.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
@@ -49,7 +49,15 @@ class HiRA(Update):
 
     family: ClassVar[str] = "HiRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b")
-    reads_base: ClassVar[bool] = True
+    for_export: ClassVar[tuple[str, ...]] = (
+        "kernel",
+        "embedding",
+    )
+
+    @property
+    def reads_base(self) -> bool:
+        """Always: the map is made from the base's weight."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·W₀ ⊙ BA)``, which is dense since W₀ has no structure."""

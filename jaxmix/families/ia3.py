@@ -29,7 +29,7 @@ class IA3(Update):
         vector: l (out,), or (in,) for inputs; PEFT's ``ia3_l`` without its axes of length one.
         on_input: Whether to rescale inputs, PEFT's ``feedforward_modules``. The bias is then
             unchanged.
-        axes: how many spatial axes the convolution has, 0 for none; what `export` needs.
+        axes: The number of the convolution's spatial axes, 0 for a linear layer.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:

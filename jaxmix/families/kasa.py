@@ -50,7 +50,11 @@ class KaSA(Update):
 
     family: ClassVar[str] = "KaSA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "d")
-    reads_base: ClassVar[bool] = True
+
+    @property
+    def reads_base(self) -> bool:
+        """Always: the map is made from the base's weight."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(γ·B diag(d) A − U S V))``."""

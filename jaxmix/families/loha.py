@@ -35,7 +35,7 @@ class LoHa(Update):
         scale: γ = alpha/rank.
         t1: The core of the first product, PEFT's ``hada_t1`` (r, r, *k); None if absent.
         t2: The core of the second product, PEFT's ``hada_t2``.
-        kernel: the convolution's spatial shape, () for none.
+        kernel: The convolution's spatial shape, () if there is none; see `for_export`.
 
     Raises:
         ShapeError: Raised by `compose` if the factors do not fit the weight.
@@ -60,6 +60,7 @@ class LoHa(Update):
 
     family: ClassVar[str] = "LoHa"
     trained: ClassVar[tuple[str, ...]] = ("b1", "a1", "b2", "a2", "t1", "t2")
+    for_export: ClassVar[tuple[str, ...]] = ("kernel",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·(B₁A₁) ⊙ (B₂A₂))``."""

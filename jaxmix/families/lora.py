@@ -40,7 +40,7 @@ class LoRA(Update):
         scale: γ = alpha/rank, or alpha/√rank with rslora.
         magnitude: m (out,), or (D,) for an embedding; None without DoRA.
         bias: The bias (out,) of ``lora_bias``; None if absent.
-        kernel: the convolution's spatial shape, () for none; what `export` needs, not the map.
+        kernel: The convolution's spatial shape, () if there is none; see `for_export`.
         embedding: Whether the site is an embedding.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
@@ -68,9 +68,10 @@ class LoRA(Update):
 
     family: ClassVar[str] = "LoRA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "magnitude", "bias")
+    for_export: ClassVar[tuple[str, ...]] = ("kernel",)
 
     @property
-    def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def reads_base(self) -> bool:
         """Whether it is a DoRA."""
         return self.magnitude is not None
 

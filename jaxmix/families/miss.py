@@ -49,7 +49,7 @@ class MiSS(Update):
     trained: ClassVar[tuple[str, ...]] = ("block",)
 
     @property
-    def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def reads_base(self) -> bool:
         """Whether it is the *bat* form."""
         return self.bat
 

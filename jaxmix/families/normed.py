@@ -55,7 +55,11 @@ class Normed(Update):
 
     family: ClassVar[str] = "Normed"
     trained: ClassVar[tuple[str, ...]] = ("update", "magnitude")
-    reads_base: ClassVar[bool] = True
+
+    @property
+    def reads_base(self) -> bool:
+        """Always: the map is made from the base's weight."""
+        return True
 
     @property
     def transposed(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -94,7 +94,11 @@ class PEANuT(Update):
 
     family: ClassVar[str] = "PEANuT"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "encoders", "decoders")
-    reads_base: ClassVar[bool] = True
+
+    @property
+    def reads_base(self) -> bool:
+        """Always: the map is made from the base's weight."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·B f(W₀))``, where Δ has low rank."""

@@ -46,8 +46,16 @@ class Rebase(Update):
 
     family: ClassVar[str] = "Rebase"
     trained: ClassVar[tuple[str, ...]] = ()
-    reads_base: ClassVar[bool] = True
-    is_base_side: ClassVar[bool] = True
+
+    @property
+    def is_base_side(self) -> bool:
+        """Always: later updates read what it writes."""
+        return True
+
+    @property
+    def reads_base(self) -> bool:
+        """Always: the map is made from the base's weight."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·(W₁ − W₀))``."""

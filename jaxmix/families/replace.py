@@ -41,8 +41,12 @@ class Replace(LeafUpdate):
     """
 
     family: ClassVar[str] = "Replace"
-    is_base_side: ClassVar[bool] = True
     labels: ClassVar[tuple[str, str]] = ("saved weight", "saved bias")
+
+    @property
+    def is_base_side(self) -> bool:
+        """Always: later updates read what it writes."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s, I, s·W₁)``."""

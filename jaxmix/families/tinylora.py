@@ -31,7 +31,7 @@ class TinyLoRA(Update):
         v: v (u,), a single array shared by all sites of a group, PEFT's ``tinylora_v``.
         number: The index of the module among the model's adapted modules, which determines its
             vector v in PEFT; None if unknown. `export` needs it, the map does not.
-        seed: the seed from which PEFT draws P; what `export` needs.
+        seed: The seed from which PEFT draws P, None if unknown; see `for_export`.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
@@ -56,6 +56,7 @@ class TinyLoRA(Update):
 
     family: ClassVar[str] = "TinyLoRA"
     trained: ClassVar[tuple[str, ...]] = ("v",)
+    for_export: ClassVar[tuple[str, ...]] = ("seed",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, s·B (Σᵢ vᵢ Pᵢ) A)``."""

@@ -42,17 +42,17 @@ class Together(Update):
     trained: ClassVar[tuple[str, ...]] = ("parts",)
 
     @property
-    def reads_base(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def reads_base(self) -> bool:
         """Whether any part reads the base."""
         return any(part.reads_base for part in self.parts)
 
     @property
-    def is_base_side(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def is_base_side(self) -> bool:
         """Whether any part is base-side."""
         return any(part.is_base_side for part in self.parts)
 
     @property
-    def keeps_tie(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def keeps_tie(self) -> bool:
         """Whether all parts that change the weight keep the tie."""
         return all(part.keeps_tie or not part.has_weight for part in self.parts)
 

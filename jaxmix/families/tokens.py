@@ -52,7 +52,11 @@ class Tokens(Update):
 
     family: ClassVar[str] = "Tokens"
     trained: ClassVar[tuple[str, ...]] = ("values",)
-    keeps_tie: ClassVar[bool] = True
+
+    @property
+    def keeps_tie(self) -> bool:
+        """Always: the rows are those of the embedding and of its tied head."""
+        return True
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(1 − s on the rows, I, s·v on the rows)``."""

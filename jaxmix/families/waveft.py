@@ -35,7 +35,7 @@ class WaveFT(Update):
         scale: γ, PEFT's ``scaling``.
         wavelet: The wavelet's name, one of ``jaxmix.families.wavelets.WAVELETS``; None to use S
             without a transform (``use_idwt=False``).
-        seed: the seed from which PEFT draws these indices; None where they are from elsewhere.
+        seed: The seed from which PEFT draws these indices, None if unknown; see `for_export`.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
 
     Raises:
@@ -59,6 +59,7 @@ class WaveFT(Update):
 
     family: ClassVar[str] = "WaveFT"
     trained: ClassVar[tuple[str, ...]] = ("spectrum",)
+    for_export: ClassVar[tuple[str, ...]] = ("seed",)
 
     def weight_map(self, base: Base, strength: Float[Array, ""]) -> AffineMap:
         """``(I, I, sγ·R S Cᵀ)``."""

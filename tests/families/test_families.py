@@ -82,6 +82,25 @@ def test_shared_blocks_stay_shared() -> None:
     assert right.blocks.shape == (1, 4, 4) and right.copies == 3
 
 
+def test_fields_for_export_affect_no_map() -> None:
+    """Nor what fits: only writers of files read a kernel or a seed."""
+    other, seen = {"kernel": (3,), "embedding": True, "seed": 7}, set()
+    for row in ROWS.values():
+        update = row.update(row.factors(0))
+        if update.for_export and type(update) not in seen:
+            seen.add(type(update))
+            changed: Any = dataclasses.replace(
+                update,  # pyright: ignore[reportArgumentType]
+                **{name: other[name] for name in update.for_export},
+            )
+            assert changed.misfit(row.shape) is None
+            base = Base(jnp.asarray(row.matrix(row.leaves(0).weight)), row.shape)
+            ours, theirs = (jax.tree.leaves(x.weight_map(base, ONE)) for x in (update, changed))
+            for left, right in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(left, right)
+    assert seen == {family for family in FAMILIES.values() if family.for_export}
+
+
 def test_default_maps_are_the_identity() -> None:
     """A family without maps of its own changes nothing."""
 
