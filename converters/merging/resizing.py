@@ -92,9 +92,7 @@ def resized(
             f"model after resizing, use {option('resize')} to give these tensors the adapters' "
             f"rows, and update {CONFIG_FILE}."
         )
-    resized_tensors = {
-        name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None
-    }
+    changed = {name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None}
     missing = [resize.text for resize in wanted.values() if resize.extra is None]
     vocabulary = {
         (resize.tensor.shape[0], resize.rows)
@@ -102,7 +100,7 @@ def resized(
         if _is_vocabulary(resize.site)
     }
     for before, after in vocabulary:
-        missing += _add_partners(checkpoint, before, after, resized_tensors, wanted, untied)
+        missing += _add_partners(checkpoint, before, after, changed, wanted, untied)
     if missing or len(vocabulary) > 1:
         raise ShapeError(
             f"{checkpoint.name} can't be resized, since no adapter has the missing rows:"
@@ -110,10 +108,8 @@ def resized(
             "adapter with its embeddings (save_embedding_layers=True in PEFT's save_pretrained), "
             "or merge into the resized base that it was trained on, saved with transformers."
         )
-    changes = {
-        name: (checkpoint.tensors[name].shape, new.shape) for name, new in resized_tensors.items()
-    }
-    out = _with_tensors(checkpoint, resized_tensors)
+    changes = {name: (checkpoint.tensors[name].shape, new.shape) for name, new in changed.items()}
+    out = _with_tensors(checkpoint, changed)
     fields = _fields(out, vocabulary, {resize.rows for resize in wanted.values()})
     if fields and not out.is_file:
         out = with_config(out, fields)
@@ -134,16 +130,14 @@ def _resized(resize: _Resize) -> ResizedTensor:
     return resize_tensor(resize.tensor, resize.rows, resize.extra)
 
 
-def _with_tensors(
-    checkpoint: Checkpoint, resized_tensors: Mapping[str, ResizedTensor]
-) -> Checkpoint:
+def _with_tensors(checkpoint: Checkpoint, changed: Mapping[str, ResizedTensor]) -> Checkpoint:
     """Returns the checkpoint with these tensors in place of its own."""
 
     def change(shard: Shard) -> Iterator[Stored]:
-        return (resized_tensors.get(tensor.name, tensor) for tensor in shard.tensors)
+        return (changed.get(tensor.name, tensor) for tensor in shard.tensors)
 
-    before = [checkpoint.tensors[name] for name in resized_tensors]
-    return with_tensors(checkpoint, change, adjust_totals(resized_tensors.values(), before))
+    before = [checkpoint.tensors[name] for name in changed]
+    return with_tensors(checkpoint, change, adjust_totals(changed.values(), before))
 
 
 def _fields(
@@ -182,7 +176,7 @@ def _add_partners(
     checkpoint: Checkpoint,
     before: int,
     after: int,
-    resized_tensors: dict[str, ResizedTensor],
+    changed: dict[str, ResizedTensor],
     wanted: Mapping[str, _Resize],
     untied: str | None,
 ) -> Iterator[str]:
@@ -200,21 +194,21 @@ def _add_partners(
             array = np.zeros((*tensor.shape[:-1], after), FLOATS[tensor.dtype])
             count = min(before, after)
             array[..., :count] = tensor.read()[..., :count]
-            resized_tensors[name] = new_tensor(name, tensor.dtype, array, tensor.file)
+            changed[name] = new_tensor(name, tensor.dtype, array, tensor.file)
         elif kind == "weight" and _is_vocabulary(module) and tensor.shape[:1] == (before,):
             shape = (after, *tensor.shape[1:])
             twins = [
                 new
-                for twin, new in resized_tensors.items()
+                for twin, new in changed.items()
                 if new.shape == shape
                 and (is_tied or (name == untied and twin in wanted and wanted[twin].is_base))
             ]
             if after < before:
-                resized_tensors[name] = resize_tensor(
+                changed[name] = resize_tensor(
                     tensor, after, np.zeros((0, *tensor.shape[1:]), np.float32)
                 )
             elif twins:
-                resized_tensors[name] = resize_tensor(tensor, after, twins[0].extra)
+                changed[name] = resize_tensor(tensor, after, twins[0].extra)
             else:
                 yield f"{name} has {before} rows, {after} are needed, and no adapter saved it"
 
@@ -259,10 +253,10 @@ def _sizes(updates: list[Update], kind: str, shape: tuple[int, ...]) -> set[int]
     fixed: set[int] = set()
     tokens = 0
     for update in updates:
-        replaced = _whole(update, kind)
-        if replaced is not None:
-            if replaced.shape[1:] == shape[1:]:
-                fixed.add(replaced.shape[0])
+        saved = _whole(update, kind)
+        if saved is not None:
+            if saved.shape[1:] == shape[1:]:
+                fixed.add(saved.shape[0])
         elif kind == "weight" and isinstance(update, Tokens) and len(update.rows):
             tokens = max(tokens, int(np.max(np.asarray(update.rows))) + 1)
         elif kind == "weight" and not isinstance(update, Replace | Rebase):
@@ -292,9 +286,9 @@ def _extra(
     extra = np.zeros((count, *shape[1:]), np.float32)
     missing = np.ones(count, bool)
     for update in updates:
-        replaced = _whole(update, kind)
-        if replaced is not None and replaced.shape == (rows, *shape[1:]):
-            new = np.asarray(replaced)[shape[0] :]
+        saved = _whole(update, kind)
+        if saved is not None and saved.shape == (rows, *shape[1:]):
+            new = np.asarray(saved)[shape[0] :]
             extra = np.where(missing.reshape(-1, *[1] * (new.ndim - 1)), new, extra)
             missing[:] = False
         elif kind == "weight" and isinstance(update, Tokens):

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmix.operators import Dense, Identity, Operator, Product, Sparse
 from jaxmix.operators.base import static
+from jaxmix.operators.outlines import from_shapes
 
 __all__ = ["PerRow", "entry"]
 
@@ -105,10 +106,7 @@ class PerRow(Operator):
 
     def _counts(self, count: Callable[[Operator], int]) -> list[int]:
         """Applies a count to one operator of each stack, using shapes alone."""
-        found: list[int] = []
-        for stack in self.stacks:
-            jax.eval_shape(lambda stack: found.append(count(entry(stack, 0))), stack)
-        return found
+        return [from_shapes(lambda x: count(entry(x, 0)), stack) for stack in self.stacks]
 
 
 def entry(stack: Any, slot: Any) -> Any:

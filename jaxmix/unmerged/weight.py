@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic
 from jaxmix.operators import Zero
+from jaxmix.operators.outlines import from_shapes
 from jaxmix.placement.quantized import dequantized
 
 __all__ = ["PASS", "How", "Weight", "added_flops", "is_cheaper"]
@@ -76,9 +77,7 @@ class Weight:
         """Its map, or one map of a stack, as shapes only."""
         cut = 1 if self.is_stacked else 0
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[cut:], x.dtype), self.map)
-        said: list[Any] = []
-        jax.eval_shape(lambda one: said.append(measure(one)), shapes)
-        return said[0]
+        return from_shapes(measure, shapes)
 
     def plain(self) -> Array:
         """The base as an array."""
