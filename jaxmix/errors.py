@@ -54,7 +54,7 @@ class UnsupportedError(JaxmixError):
 
 
 class DenseWeightWarning(UserWarning):
-    """A weight that `jaxmix.factored` makes dense because a use of it has no factored form."""
+    """A weight that `factored` or `fit` makes dense because a use of it has no factored form."""
 
 
 def listing(lines: Iterable[str], limit: int = 20) -> str:

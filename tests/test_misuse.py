@@ -53,7 +53,7 @@ def test_a_result_of_fit_names_its_mix():
     def loss(params, wanted):
         return jnp.sum((params["proj.weight"] - wanted) ** 2)
 
-    found = jaxmix.fit(ADAPTER, PARAMS, loss, [jnp.ones((2, 3))], progress=False)
+    found = jaxmix.fit(ADAPTER, PARAMS, loss, [jnp.ones((2, 3))], how="dense", progress=False)
     for adapters in (found, [found]):
         with pytest.raises(AdapterError, match=r"Its mix is an adapter: pass result\.mix\."):
             compose(PARAMS, adapters)

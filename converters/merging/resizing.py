@@ -92,7 +92,9 @@ def resized(
             f"model after resizing, use {option('resize')} to give these tensors the adapters' "
             f"rows, and update {CONFIG_FILE}."
         )
-    changed = {name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None}
+    changed = {
+        name: _resized(resize) for name, resize in wanted.items() if resize.extra is not None
+    }
     missing = [resize.text for resize in wanted.values() if resize.extra is None]
     vocabulary = {
         (resize.tensor.shape[0], resize.rows)

@@ -17,8 +17,8 @@ from jaxmix.adapter import Mixable
 from jaxmix.errors import AdapterError
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
-from jaxmix.unmerged import attach
-from jaxmix.unmerged.running import quietly_factored
+from jaxmix.unmerged import attach, factored
+from jaxmix.unmerged.weight import How
 
 __all__ = ["Fit", "by_site", "fit"]
 
@@ -64,6 +64,7 @@ def fit(
     optimizer: Any = None,
     steps: int | None = None,
     layout: Layout | str | None = None,
+    how: How = "auto",
     progress: bool = True,
 ) -> Fit:
     """Learns the strengths of a mix by gradient descent; adapters and params do not change.
@@ -84,16 +85,20 @@ def fit(
             with a learning rate of 0.1, with cosine decay to 0 if the number of steps is known.
         steps: The maximal number of steps; by default all batches.
         layout: Where the sites are in the tree, as for `jaxmix.compose`.
+        how: How the loss runs on factored leaves, as for `jaxmix.factored`: with "auto" a single
+            `jaxmix.errors.DenseWeightWarning` lists the weights that it makes dense for lack of a
+            factored form, "factored" refuses them, and "dense" makes every weight dense.
         progress: Whether to show a progress bar.
 
     Returns:
         The mix with the learned strengths, and the losses.
 
     Raises:
-        AdapterError: If there is nothing to fit, there are no batches, ``per`` is invalid, or the
-            loss is not finite.
+        AdapterError: If there is nothing to fit, there are no batches, ``per`` or ``how`` is
+            invalid, or the loss is not finite.
         LayoutError: As `jaxmix.compose`.
         ShapeError: As `jaxmix.compose`.
+        UnsupportedError: With ``how="factored"``, if a use of a weight has no factored form.
 
     Example:
         >>> from jaxmix.adapter import Adapter
@@ -122,9 +127,11 @@ def fit(
         rate = 0.1 if not total else optax.cosine_decay_schedule(0.1, total)
         optimizer = optax.adam(rate)
 
+    run = factored(loss_fn, how)
+
     def loss(numbers: Array, start: Mix, params: Any, batch: Any) -> Array:
         leaves = attach(params, _with(start, numbers, per), layout=layout)
-        return quietly_factored(loss_fn)(leaves, batch)
+        return run(leaves, batch)
 
     @jax.jit
     def step(

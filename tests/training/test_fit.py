@@ -11,7 +11,7 @@ import pytest
 
 import jaxmix
 from jaxmix import Adapter
-from jaxmix.errors import AdapterError
+from jaxmix.errors import AdapterError, DenseWeightWarning, UnsupportedError
 from jaxmix.pictures import grid
 from jaxmix.training import by_site, draw_strengths, fit, strengths_by_site
 
@@ -28,7 +28,7 @@ def off(params: Any, wanted: Any) -> Any:
 def found(wanted: Any, per: Any, mixed: Any = MIXED, steps: int = 60) -> Any:
     """Returns a fit to params with another mix composed in."""
     batches = [jaxmix.compose(PARAMS, wanted)] * steps
-    return fit(mixed, PARAMS, off, batches, per=per, progress=False)
+    return fit(mixed, PARAMS, off, batches, per=per, how="dense", progress=False)
 
 
 def test_fit_finds_strengths_by_adapter() -> None:
@@ -82,7 +82,8 @@ def test_steps_limit_an_endless_stream() -> None:
         while True:
             yield jaxmix.compose(PARAMS, 0.5 * lora())
 
-    result = fit(lora(), PARAMS, off, endless(), optimizer=optax.sgd(0.0), steps=3, progress=False)
+    options: Any = {"optimizer": optax.sgd(0.0), "how": "dense", "progress": False}
+    result = fit(lora(), PARAMS, off, endless(), steps=3, **options)
     assert len(result.losses) == 3 and result.strengths == {"lora": 1.0}
     assert len(set(result.losses)) == 1
 
@@ -93,10 +94,23 @@ def test_progress_bar_is_optional(
     """The progress bar is shown unless `progress=False`."""
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     wanted = [jaxmix.compose(PARAMS, lora())]
-    fit(lora(), PARAMS, off, wanted)
+    fit(lora(), PARAMS, off, wanted, how="dense")
     assert "strengths" in capsys.readouterr().out
-    fit(lora(), PARAMS, off, wanted, progress=False)
+    fit(lora(), PARAMS, off, wanted, how="dense", progress=False)
     assert capsys.readouterr().out == ""
+
+
+def test_dense_weights_are_reported() -> None:
+    """One warning for all steps names the weights; ``how`` chooses otherwise."""
+    with pytest.warns(DenseWeightWarning) as caught:
+        result = fit(lora(), PARAMS, off, WANTED * 3, progress=False)
+    assert len(caught) == 1 and "one.weight" in str(caught[0].message)
+    dense = fit(lora(), PARAMS, off, WANTED * 3, how="dense", progress=False)
+    assert result.strengths == pytest.approx(dense.strengths, abs=1e-6)
+    with pytest.raises(
+        UnsupportedError, match="expected a factored form for each use of a weight; "
+    ):
+        fit(lora(), PARAMS, off, WANTED, how="factored", progress=False)
 
 
 WANTED = [PARAMS]
@@ -110,12 +124,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(Adapter({}, name="a"), PARAMS, off, WANTED),
         "fit got a: nothing at 0 sites, strength 1, expected at least one adapter with sites.",
     ),
+    "how": (
+        lambda: fit(lora(), PARAMS, off, WANTED, how="fast"),  # pyright: ignore
+        "factored: how is 'fast', expected one of 'auto', 'factored', 'dense'.",
+    ),
     "no batch": (
         lambda: fit(lora(), PARAMS, off, [], progress=False),
         "fit got no batches, expected one for each step.",
     ),
     "no number": (
-        lambda: fit(lora(), PARAMS, lambda *_: jnp.inf * off(*_), WANTED, progress=False),
+        lambda: fit(
+            lora(), PARAMS, lambda *_: jnp.inf * off(*_), WANTED, how="dense", progress=False
+        ),
         "the loss of step 1 is inf, expected a finite number. Use a smaller learning rate, "
         "and check loss_fn on the mix itself.",
     ),
