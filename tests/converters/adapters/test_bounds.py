@@ -1,4 +1,4 @@
-"""Files that say more than they hold: recipes of recipes, shapes, counts, keys of many dots."""
+"""Files that claim more than they hold: nested recipes, shapes, counts, keys with many dots."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ def _recipe(place: Path, parts: list[dict[str, Any]]) -> None:
     place.write_text(json.dumps({"format": "jaxmix", "version": 1, "parts": parts}))
 
 
-def test_recipes_of_recipes(adapters: Adapters) -> None:
-    """Eight deep and ten wide would be a hundred million parts."""
+def test_nested_recipes(adapters: Adapters) -> None:
+    """Eight levels with ten parts each would be a hundred million parts."""
     tmp = adapters["lora"].parent
     _recipe(tmp / "0.json", [{"source": "lora", "name": f"{i}"} for i in range(10)])
     for depth in range(1, 9):
@@ -57,7 +57,7 @@ def test_each_file_of_a_recipe_is_read_once(
     assert [path.name for path in read] == ["b.json", "lora"]
 
 
-def test_an_orbax_checkpoint_that_tells_of_more_than_it_holds(
+def test_orbax_checkpoint_with_missing_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ocp = pytest.importorskip("orbax.checkpoint")
@@ -90,8 +90,8 @@ def test_terms_of_a_series() -> None:
     assert not any(map(TERMS.holds, (0, 1001, 2**62, True, 5.0)))
 
 
-def test_keys_of_many_dots(tmp_path: Path) -> None:
-    """Found by what PEFT finds them by, without a list of all prefixes."""
+def test_keys_with_many_dots(tmp_path: Path) -> None:
+    """Matched as PEFT does, without a list of all prefixes."""
     for path, names, is_saved in (
         ("model.head.weight", ["head"], True),
         ("model.lm_head.weight", ["head"], True),
@@ -118,7 +118,7 @@ def test_keys_of_many_dots(tmp_path: Path) -> None:
 
 
 def _sparse(path: Path, key: str = "") -> None:
-    """Four gibibytes of safetensors, of which the header lies on disk."""
+    """A safetensors file of 4 GiB of which only the header is on disk."""
     entry = {"dtype": "F32", "shape": [1 << 15, 1 << 15], "data_offsets": [0, 1 << 32]}
     text = json.dumps({key or "x": entry}).encode()
     with path.open("wb") as file:
@@ -128,7 +128,7 @@ def _sparse(path: Path, key: str = "") -> None:
 
 @pytest.mark.parametrize("kind", ["peft", "mlx", "kohya", "diffusers", "qwix", "mix", "bin"])
 def test_sparse_files(kind: str, tmp_path: Path) -> None:
-    """They claim any size for a few kilobytes; every format refuses to make it."""
+    """They claim any size with a few kilobytes; every format refuses to allocate it."""
     config, options = tmp_path / "adapter_config.json", {}
     names = {"peft": "adapter_model.safetensors", "mlx": "adapters.safetensors"}
     names |= {"mix": "mix.safetensors", "bin": "adapter_model.bin"}

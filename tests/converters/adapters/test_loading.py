@@ -1,4 +1,4 @@
-"""`load`: paths, subfolders, and a Python that has neither torch nor peft."""
+"""`load`: paths, subfolders, and Python without torch and peft."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def test_paths_of_every_kind(tmp_path, monkeypatch):
-    """A string, a Path, one that is relative, one at home, one with a slash at its end, a link."""
+    """A string, a Path, relative, in the home folder, with a trailing slash, a link."""
     save(tmp_path / "style")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -38,16 +38,16 @@ def test_paths_of_every_kind(tmp_path, monkeypatch):
     assert jaxmix.load(".", strength=0.25).strength == 0.25
 
 
-def test_a_folder_is_preferred_to_the_hub(tmp_path, monkeypatch):
-    """What looks like an id and is a folder here is read here."""
+def test_folder_takes_precedence(tmp_path, monkeypatch):
+    """A string that looks like an id is read as a folder if there is one."""
     save(tmp_path / "owner" / "style")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     assert jaxmix.load("owner/style").name == "style"
 
 
-def test_a_file_instead_of_its_folder(tmp_path):
-    """The tensors stand for the folder, whose config is read; another file does not."""
+def test_file_of_a_folder(tmp_path):
+    """The tensors stand for their folder, whose config is read; other files do not."""
     path = save(tmp_path / "style") / FILES[1]
     adapter = jaxmix.load(path)
     assert (adapter.name, adapter.source) == ("style", "style")
@@ -63,15 +63,15 @@ EXPECTED = (
 
 
 @pytest.mark.parametrize("path", ["no/such/folder", "nothing", "/no/such", "a b/c", "é/x"])
-def test_neither_a_folder_nor_an_id(path):
-    """An id has one slash and plain letters."""
+def test_neither_folder_nor_id(path):
+    """An id has one slash and plain characters."""
     message = refused(CheckpointError, path)
     assert message == f"{path!r} is neither a folder nor a hub id.\n{EXPECTED}"
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "\ud800"])
-def test_what_can_not_be_looked_up(path):
-    """The system's own reason is passed on, and the path is cut."""
+def test_unreadable_paths(path):
+    """The system's reason is reported, and the path is shortened."""
     message = refused(CheckpointError, path)
     assert (
         message.startswith(f"the adapter {path[:79]!r}"[:-1]) and "can't be looked up: " in message
@@ -79,8 +79,8 @@ def test_what_can_not_be_looked_up(path):
     assert message.endswith(". Check its spelling.")
 
 
-def test_a_folder_closed_to_us(tmp_path, monkeypatch):
-    """Where even the look is forbidden."""
+def test_folder_without_permission(tmp_path, monkeypatch):
+    """Even listing it is forbidden."""
     folder = save(tmp_path)
 
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -89,7 +89,7 @@ def test_a_folder_closed_to_us(tmp_path, monkeypatch):
 
 
 def test_subfolders(tmp_path):
-    """They name the adapter, and stay inside."""
+    """They name the adapter, and stay within the folder."""
     save(tmp_path / "repo" / "a" / "b")
     assert jaxmix.load(tmp_path / "repo", subfolder="a/b").name == "b"
     assert jaxmix.load(tmp_path / "repo" / "a" / "b", subfolder=None).name == "b"
@@ -102,8 +102,8 @@ def test_subfolders(tmp_path):
     assert f"{tmp_path / 'repo' / 'c'} has no adapter_config.json; found no such folder" in message
 
 
-def test_a_subfolder_that_is_a_link(tmp_path):
-    """Links are their owner's business: the hub's own cache is made of them."""
+def test_linked_subfolder(tmp_path):
+    """Links are allowed: the hub's cache consists of them."""
     save(tmp_path / "elsewhere")
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo" / "link").symlink_to(tmp_path / "elsewhere")
@@ -114,7 +114,7 @@ def test_a_subfolder_that_is_a_link(tmp_path):
 
 
 def test_without_torch_and_peft(tmp_path):
-    """Reading and composing import neither, and work where they can't be imported."""
+    """Reading and composing import neither, and work without them."""
     save(tmp_path / "lora")
     save(tmp_path / "oft", "oft")
     program = f"""
@@ -146,7 +146,7 @@ def test_without_torch_and_peft(tmp_path):
 # ------------------------------------------------------------------------------------ formats
 
 
-def test_a_format_by_name(tmp_path):
+def test_format_by_name(tmp_path):
     """Forced, and unknown."""
     folder = save(tmp_path / "style")
     assert jaxmix.load(folder, format="peft").name == "style"
@@ -154,8 +154,8 @@ def test_a_format_by_name(tmp_path):
     assert message == f"format 'pickle' is unknown, expected one of {KNOWN}."
 
 
-def test_options_that_a_reader_does_not_take(tmp_path):
-    """Nothing is passed over in silence."""
+def test_unknown_options(tmp_path):
+    """None is ignored."""
     folder = save(tmp_path / "style")
     message = refused(UnsupportedError, folder, rank=3, colour="red")
     assert message.startswith("style has the format 'peft', whose reader takes ")
@@ -164,8 +164,8 @@ def test_options_that_a_reader_does_not_take(tmp_path):
     )
 
 
-def test_a_file_of_no_format(tmp_path):
-    """And one in which a subfolder is looked for."""
+def test_file_of_unknown_format(tmp_path):
+    """And one with a subfolder."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"")
     message = refused(CheckpointError, path)
@@ -174,8 +174,8 @@ def test_a_file_of_no_format(tmp_path):
     assert message == f"{str(path)!r} is a file, which has no subfolder.\n{EXPECTED}"
 
 
-def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
-    """A file or folder that it recognises is its own, unless another is forced."""
+def test_new_format_is_a_row_of_the_table(tmp_path, monkeypatch):
+    """It reads files that it recognizes, unless another format is forced."""
     mine = Format(
         name="mine",
         description="a file .mine",
@@ -193,8 +193,8 @@ def test_a_new_format_is_a_line_in_the_table(tmp_path, monkeypatch):
     assert "has no adapter_config.json" in refused(CheckpointError, path, format="peft")
 
 
-def test_where_it_came_from(tmp_path, monkeypatch):
-    """As it was said; of a path that is private only the end."""
+def test_source(tmp_path, monkeypatch):
+    """As given; for a private path only its last part."""
     save(tmp_path / "a" / "style")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""`load` from the hub: the real client on a cache laid out by hand, and each of its errors."""
+"""`load` from the hub: the real client on a hand-made cache, and each of its errors."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache laid out as the hub's client does it, and no network."""
+    """A cache with the layout of the hub's client, and no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--name"
@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_from_the_cache(cache):
-    """The real client, offline: the whole repository, a subfolder, a revision."""
+    """The real client, offline: the repository, a subfolder, a revision."""
     save(cache / COMMIT)
     save(cache / COMMIT / "inner" / "style")
     save(cache / COMMIT[::-1], "oft")
@@ -47,7 +47,7 @@ def test_from_the_cache(cache):
 
 
 def test_not_in_the_cache(cache):
-    """Which file of which repository, and both ways out."""
+    """The file, the repository, and both remedies."""
     for options, place in (
         ({}, "owner/name on the hub"),
         ({"subfolder": "x"}, "owner/name/x on the hub"),
@@ -67,7 +67,7 @@ def test_not_in_the_cache(cache):
 
 
 def test_damaged_in_the_cache(cache):
-    """The path of the bad file is named, so that it can be thrown away."""
+    """The error names the damaged file, so it can be deleted."""
     save(cache / COMMIT)
     (cache / COMMIT / FILES[1]).write_bytes(b"x")
     message = refused(CheckpointError, "owner/name")
@@ -75,11 +75,11 @@ def test_damaged_in_the_cache(cache):
 
 
 def failing(kind, at=FILES[0], folder=Path()):
-    """A download that raises at one file, as the hub's client would, and finds the other."""
+    """A download that raises at one file, like the hub's client, and finds the other."""
 
     def download(repo_id, filename, *, subfolder=None, revision=None):
         assert repo_id == "owner/name"
-        if filename not in FILES:  # that of another format: a PEFT repository has none
+        if filename not in FILES:  # of another format: a PEFT repository has none
             raise errors.EntryNotFoundError("not there")
         if filename == at:
             error = kind.__new__(kind)
@@ -119,8 +119,8 @@ UNKNOWN = (
         (RuntimeError, None),
     ],
 )
-def test_what_the_hub_says(kind, expected, monkeypatch):
-    """Each of the client's errors in our words, and any other passed on in its own."""
+def test_hub_errors(kind, expected, monkeypatch):
+    """Each of the client's errors with our message; any other is passed on."""
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing(kind))
     expected = expected or (
         "owner/name/sub on the hub at revision 'v1': adapter_config.json can't be downloaded: what "
@@ -132,8 +132,8 @@ def test_what_the_hub_says(kind, expected, monkeypatch):
     assert isinstance(caught.value.__cause__, kind)
 
 
-def test_a_repository_with_pickles_only(tmp_path, monkeypatch):
-    """How to convert them; they are not even downloaded."""
+def test_repository_with_only_pickles(tmp_path, monkeypatch):
+    """The error shows how to convert them; they are not downloaded."""
     folder = save(tmp_path)
     download = failing(errors.EntryNotFoundError, FILES[1], folder)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
@@ -145,7 +145,7 @@ def test_a_repository_with_pickles_only(tmp_path, monkeypatch):
     )
 
 
-def test_a_format_of_single_files(monkeypatch):
+def test_format_of_single_files(monkeypatch):
     """There is no file to look for."""
     reader = Format("mine", "a file .mine", lambda path: False, lambda path, name, strength: None)
     monkeypatch.setattr(loading, "FORMATS", (reader, *loading.FORMATS))
@@ -156,8 +156,8 @@ def test_a_format_of_single_files(monkeypatch):
     )
 
 
-def test_a_repository_that_changes_meanwhile(tmp_path, monkeypatch):
-    """Two files of two commits are no adapter."""
+def test_repository_changes_during_download(tmp_path, monkeypatch):
+    """Files of two commits are refused."""
     for name in FILES:
         save(tmp_path / name)
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_a_repository_that_changes_meanwhile(tmp_path, monkeypatch):
     )
 
 
-def test_what_is_asked_of_the_hub(tmp_path, monkeypatch):
+def test_requests_to_the_hub(tmp_path, monkeypatch):
     """Two files, with subfolder and revision, and nothing else."""
     folder = save(tmp_path)
     asked = []

@@ -1,4 +1,4 @@
-"""One file in a folder or a repository: chosen as diffusers does, or by `filename`."""
+"""A single file in a folder or repository: chosen as diffusers does, or by `filename`."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,14 @@ LORA = "pytorch_lora_weights.safetensors"
 
 
 def diffusers(seed: int = 0) -> dict[str, Any]:
-    """A file of diffusers' with one module."""
+    """A file of diffusers with one module."""
     a, b = drawn(2, 4, seed=seed), drawn(6, 2, seed=seed)
     return {"unet.proj.lora_A.weight": a, "unet.proj.lora_B.weight": b}
 
 
 @pytest.fixture(params=["folder", "hub"])
 def place(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """A folder to fill, and what to load: its path, or the id of a repository in the cache."""
+    """A folder to fill, and the argument of `load`: its path, or the id of a cached repository."""
     if request.param == "folder":
         (tmp_path / "style").mkdir()
         return tmp_path / "style", str(tmp_path / "style")
@@ -42,8 +42,8 @@ def place(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     return repo / "snapshots" / COMMIT, "owner/style"
 
 
-def test_what_save_lora_weights_wrote(place: tuple[Path, str]) -> None:
-    """The name that diffusers gives it, whatever pages and pictures lie beside it."""
+def test_default_name_of_diffusers(place: tuple[Path, str]) -> None:
+    """With any pages and pictures next to it."""
     folder, text = place
     save(folder / LORA, diffusers())
     (folder / "README.md").write_text("")
@@ -60,8 +60,8 @@ def test_what_save_lora_weights_wrote(place: tuple[Path, str]) -> None:
         np.testing.assert_array_equal(adapter.updates["proj"].a, drawn(2, 4, seed=1))
 
 
-def test_a_folder_with_one_file_of_kohya_s(place: tuple[Path, str]) -> None:
-    """Its only safetensors; a trainer's state and a model's own weights are not candidates."""
+def test_folder_with_one_kohya_file(place: tuple[Path, str]) -> None:
+    """Its only safetensors; a trainer's state and a model's weights do not count."""
     folder, text = place
     save(folder / "last.safetensors", kohya("lora"))
     (folder / "optimizer.pt").write_bytes(b"")
@@ -73,7 +73,7 @@ def test_a_folder_with_one_file_of_kohya_s(place: tuple[Path, str]) -> None:
 
 
 def test_several_files(place: tuple[Path, str]) -> None:
-    """Which one is for the user to say; all are listed."""
+    """The user has to choose; all are listed."""
     folder, text = place
     for i in "21":
         save(folder / f"{i}.safetensors", diffusers(int(i)))
@@ -89,8 +89,8 @@ def test_several_files(place: tuple[Path, str]) -> None:
     assert jaxmix.load(text, filename="1.safetensors", format="diffusers").name == "1"
 
 
-def test_a_file_that_a_recipe_names(place: tuple[Path, str], tmp_path: Path) -> None:
-    """`filename` stands in the part."""
+def test_filename_in_a_recipe(place: tuple[Path, str], tmp_path: Path) -> None:
+    """`filename` is a field of the part."""
     for i in "12":
         save(place[0] / f"{i}.safetensors", diffusers(int(i)))
     part = {"source": place[1].removeprefix(f"{tmp_path}/"), "filename": "2.safetensors"}
@@ -100,8 +100,8 @@ def test_a_file_that_a_recipe_names(place: tuple[Path, str], tmp_path: Path) -> 
     np.testing.assert_array_equal(update.a, drawn(2, 4, seed=2))
 
 
-def test_embeddings_beside_the_default(place: tuple[Path, str]) -> None:
-    """Pivotal tuning trains tokens too, and they are not passed over."""
+def test_embeddings_next_to_the_default_file(place: tuple[Path, str]) -> None:
+    """Pivotal tuning trains tokens too, and they are not ignored."""
     folder, text = place
     save(folder / LORA, diffusers())
     save(folder / "style_emb.safetensors", {"clip_l": drawn(2, 4)})
@@ -111,8 +111,8 @@ def test_embeddings_beside_the_default(place: tuple[Path, str]) -> None:
     assert jaxmix.load(text, filename=LORA).sites == ("proj",)
 
 
-def test_a_file_of_a_peft_folder(place: tuple[Path, str]) -> None:
-    """Its config is read; and a file of the folder's own stands for the folder."""
+def test_file_of_a_peft_folder(place: tuple[Path, str]) -> None:
+    """Its config is read; the folder's own file stands for the folder."""
     folder, text = place
     folders.save(folder)
     tensors = folders.keyed(folders.factors(folders.FORMS["lora"]))
@@ -126,7 +126,7 @@ def test_a_file_of_a_peft_folder(place: tuple[Path, str]) -> None:
     assert second.updates[SITE].scale == first.updates[SITE].scale != 1
 
 
-def test_shards_and_weights_beside(place: tuple[Path, str]) -> None:
+def test_shards_and_extra_weights(place: tuple[Path, str]) -> None:
     """As in a folder: joined, read or named."""
     from .peft.test_shards import INDEX, sharded
 
@@ -139,8 +139,8 @@ def test_shards_and_weights_beside(place: tuple[Path, str]) -> None:
     assert "\n  mm_projector.bin: saved by torch" in refused(CheckpointError, text)
 
 
-def test_an_adapter_of_adapterhub_s(place: tuple[Path, str]) -> None:
-    """Its config has the name of PEFT's, and is none."""
+def test_adapterhub_adapter(place: tuple[Path, str]) -> None:
+    """Its config has the name of PEFT's, but is not one."""
     from .formats.test_adapterhub import LORA as CONFIG
     from .formats.test_adapterhub import Q, folder, keyed
 
@@ -152,16 +152,16 @@ def test_an_adapter_of_adapterhub_s(place: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a/..", "a/", "."])
-def test_a_filename_that_leads_out(name: str, place: tuple[Path, str]) -> None:
-    """It stays in its folder."""
+def test_filename_outside_the_folder(name: str, place: tuple[Path, str]) -> None:
+    """It must be in the folder."""
     assert refused(CheckpointError, place[1], filename=name) == (
         f"filename {name!r} is not a file inside its folder, expected one such as "
         f"'pytorch_lora_weights.safetensors'. Give its path as the first argument."
     )
 
 
-def test_a_filename_that_is_not_there(place: tuple[Path, str]) -> None:
-    """What is there is listed; on the hub the client says it."""
+def test_missing_filename(place: tuple[Path, str]) -> None:
+    """The existing files are listed; on the hub the client reports it."""
     folder, text = place
     save(folder / "a.safetensors", diffusers())
     message = refused(CheckpointError, text, filename="b.safetensors")
@@ -175,8 +175,8 @@ def test_a_filename_that_is_not_there(place: tuple[Path, str]) -> None:
         assert " is a file, which has no file in it.\n" in message
 
 
-def test_a_folder_without_an_adapter(place: tuple[Path, str]) -> None:
-    """Says what PEFT's would have; files that hold none are no candidates here."""
+def test_folder_without_an_adapter(place: tuple[Path, str]) -> None:
+    """The error names PEFT's files; other files are not candidates."""
     folder, text = place
     (folder / "README.md").write_text("")
     assert "adapter_config.json" in refused(CheckpointError, text)
@@ -196,8 +196,8 @@ def test_a_folder_without_an_adapter(place: tuple[Path, str]) -> None:
     refused(UnsupportedError if text == "owner/style" else CheckpointError, text, format="qwix")
 
 
-def test_a_torch_file_alone(place: tuple[Path, str]) -> None:
-    """`safe_serialization=False` of diffusers."""
+def test_single_torch_file(place: tuple[Path, str]) -> None:
+    """As diffusers writes with `safe_serialization=False`."""
     torch = pytest.importorskip("torch")
     folder, text = place
     content = {key: torch.from_numpy(x.copy()) for key, x in diffusers().items()}
@@ -214,8 +214,8 @@ def test_a_torch_file_alone(place: tuple[Path, str]) -> None:
 # ------------------------------------------------------------------------------ the hub's own list
 
 
-def test_the_hub_s_list_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says what lies beside: read files are fetched, others named without a download."""
+def test_file_list_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lists extra files: readable ones are downloaded, others reported without that."""
     folders.save(tmp_path)
     save(tmp_path / "vit.safetensors", {"vit.weight": drawn(2, 3)})
     fetched, asked = [], []
@@ -246,8 +246,8 @@ def test_the_hub_s_list_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "non_lora_trainables.bin" not in fetched
 
 
-def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not asked for its list too, and no file is asked for twice."""
+def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list is not requested again, and no file twice."""
     fetched, asked = [], []
 
     def download(repo_id: str, filename: str, **options: Any) -> str:
@@ -263,10 +263,10 @@ def test_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not asked
 
 
-def test_an_index_of_a_model_beside_an_adapter(
+def test_index_of_a_model_next_to_an_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its shards are not fetched."""
+    """Its shards are not downloaded."""
     folders.save(tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     index = '{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'

@@ -1,4 +1,4 @@
-"""The base that a reader asks: its modules by their names, and what it says where it has none."""
+"""The base that readers query: its modules by name, and its errors for missing parts."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ AS_FLAX = {
 
 @pytest.mark.parametrize("params", [AS_TORCH, AS_FLAX], ids=["torch", "flax"])
 def test_params(params: Any) -> None:
-    """In PyTorch's axes and names, float64 as it is, with a prefix more or less."""
+    """In PyTorch's axes and names, without changing dtypes, with or without a prefix."""
     model = base_model(params)
     assert base_model(model) is model and set(model.modules) == {"model.proj", "head"}
     for name in ("model.proj", "proj", "base.model.proj"):
@@ -32,8 +32,8 @@ def test_params(params: Any) -> None:
         assert model.weight(name).dtype == model.bias(name).dtype == np.float64
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    """Its weights are read when they are asked for."""
+def test_folder(tmp_path: Path) -> None:
+    """Weights are read when they are needed."""
     model = base_model(save_base(tmp_path / "base"))
     assert model.shape("layers.0.q_proj") == (8, 6) == model.weight("layers.0.q_proj").shape
     assert model.bias("layers.0.q_proj").shape == (8,)
@@ -46,8 +46,8 @@ def asked(model: BaseModel, ask: str, module: str) -> str:
     return str(caught.value)
 
 
-def test_what_it_has_not(tmp_path: Path) -> None:
-    """It says whose module, what is the matter and what to give."""
+def test_missing_parts(tmp_path: Path) -> None:
+    """The error names the module, the problem and the remedy."""
     params, folder = base_model(AS_TORCH), base_model(save_base(tmp_path / "base"))
     given = "the params given as base"
     end = "Give the base on which the adapter was trained."
@@ -69,8 +69,8 @@ def test_what_it_has_not(tmp_path: Path) -> None:
         assert text.endswith(end)
 
 
-def test_names_alone() -> None:
-    """They serve where nothing is read."""
+def test_names_only() -> None:
+    """They suffice if no weight is read."""
     model = base_model(["proj", "head"])
     assert model.modules == ("proj", "head")
     for ask in ("weight", "shape"):
@@ -84,8 +84,8 @@ def test_names_alone() -> None:
 
 
 @pytest.mark.parametrize("base", [{}, {"a": {"bias": np.ones(2)}}, [], [1, 2], 3], ids=str)
-def test_what_is_no_base(base: Any) -> None:
-    """Params without weights, or nothing."""
+def test_invalid_bases(base: Any) -> None:
+    """Params without weights, and empty ones."""
     with pytest.raises(CheckpointError) as caught:
         base_model(base)
     assert str(caught.value) == (
@@ -95,7 +95,7 @@ def test_what_is_no_base(base: Any) -> None:
 
 
 def test_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left out, what PEFT does to have it, and what to do."""
+    """What the file omits, how PEFT obtains it, and the remedy."""
     file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(CheckpointError) as caught:
@@ -112,7 +112,7 @@ def test_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("ask", ["weight", "bias", "shape"])
 def test_without_a_base(ask: str, tmp_path: Path) -> None:
-    """It is asked for."""
+    """The error asks for one."""
     file = File(Config(tmp_path / "adapter_config.json", "VERA", {}))
     with pytest.raises(CheckpointError) as caught:
         getattr(file, ask)("layer.proj")

@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cached(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A base in a cache laid out as the hub's client does it, links and all; and no network."""
+    """A base in a cache with the layout of the hub's client, links included, and no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "hub" / "models--owner--base"
@@ -37,7 +37,7 @@ def cached(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_merge_by_hub_id(cached: Path, adapters: Adapters, tmp_path: Path) -> None:
-    """The same output as from the folder, and verified; a commit may be named."""
+    """The same output as from the folder, and verified; a commit may be given."""
     lora = jaxmix.load(adapters["lora"])
     merge_checkpoint(cached, lora, tmp_path / "expected")
     for i, text in enumerate(["owner/base", f"owner/base@{COMMIT}", Path("owner/base")]):
@@ -61,10 +61,10 @@ def test_commands_by_hub_id(
     assert run_json(capsys, *args, "owner/base") == run_json(capsys, *args, cached)
 
 
-def test_a_folder_goes_before_the_hub(
+def test_folder_takes_precedence(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what has not the form of an id never asks it."""
+    """A string that is not an id never reaches the hub."""
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     (tmp_path / "owner").mkdir()
     sharded.rename(tmp_path / "owner" / "base")
@@ -78,8 +78,8 @@ def test_a_folder_goes_before_the_hub(
         read_checkpoint("nothing")
 
 
-def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights, configs and tokenizer; not the same weights in other libraries' formats."""
+def test_downloaded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, configs and tokenizer, but not the weights in other libraries' formats."""
     asked: list[Any] = []
 
     def download(repo_id: str, **options: Any) -> str:
@@ -128,10 +128,10 @@ def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ),
     ],
 )
-def test_what_the_hub_says_of_a_base(
+def test_hub_errors(
     kind: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    """In our words."""
+    """With our messages."""
 
     def download(repo_id: str, **options: Any) -> str:
         error = kind.__new__(kind)

@@ -1,4 +1,4 @@
-"""Weights beside an adapter: read as replaced leaves, listed in one error, or left out."""
+"""Weights next to an adapter: read as replaced leaves, listed in one error, or skipped."""
 
 import json
 from pathlib import Path
@@ -33,8 +33,8 @@ def beside(folder: Path, name: str, tensors: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("prefix", ["", PREFIX, 2 * PREFIX])
 @pytest.mark.parametrize("name", ["new_embeddings.safetensors", "vit.safetensors"])
-def test_whole_modules_beside_are_replaced_leaves(name: str, prefix: str, tmp_path: Path) -> None:
-    """As those of modules_to_save: from the base's at strength 0 to the file's at 1."""
+def test_saved_modules_are_replaced_leaves(name: str, prefix: str, tmp_path: Path) -> None:
+    """Like modules_to_save: the base's at strength 0, the file's at 1."""
     tensors = {f"{prefix}embed.weight": NEW, f"{prefix}norm.bias": NEW[0]}
     adapter: Any = jaxmix.load(beside(tmp_path, name, tensors))
     assert set(adapter.sites) == {SITE, "embed", "norm"}
@@ -50,8 +50,8 @@ def test_whole_modules_beside_are_replaced_leaves(name: str, prefix: str, tmp_pa
     assert isinstance(adapter.updates["embed"], Replace)
 
 
-def test_a_leaf_under_factors_of_the_adapter(tmp_path: Path) -> None:
-    """The leaf goes into the base, and LoRA on top of it."""
+def test_replaced_leaf_below_factors(tmp_path: Path) -> None:
+    """The leaf replaces the base's, and LoRA acts on top of it."""
     weight = np.ones((6, 4), np.float32)
     adapter: Any = jaxmix.load(beside(tmp_path, "x.safetensors", {f"{SITE}.weight": weight}))
     update: Any = adapter.updates[SITE]
@@ -77,8 +77,8 @@ UNREAD = [
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_weights_that_are_not_read(name: str, tmp_path: Path) -> None:
-    """Whatever the name ends in; and it goes on without them if told so."""
+def test_unread_weights(name: str, tmp_path: Path) -> None:
+    """Any file extension; with `ignore` the adapter loads without them."""
     folder = beside(tmp_path / "style", name, {})
     for path in (folder, folder / "adapter_model.safetensors"):
         message = refused(CheckpointError, path)
@@ -95,8 +95,8 @@ def test_weights_that_are_not_read(name: str, tmp_path: Path) -> None:
         assert f"\n  {name}: " in refused(CheckpointError, path, ignore="other*")
 
 
-def test_all_of_them_are_listed_with_the_reason(tmp_path: Path) -> None:
-    """One error."""
+def test_all_files_are_listed_with_reasons(tmp_path: Path) -> None:
+    """In one error."""
     lora = {f"{PREFIX}{SITE}.lora_A.weight": NEW}
     beside(tmp_path, "value_head.safetensors", {"v_head.summary.weight": NEW})
     beside(tmp_path, "other.safetensors", lora)
@@ -125,7 +125,7 @@ def test_all_of_them_are_listed_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_modules_that_the_base_does_not_have(tmp_path: Path) -> None:
-    """Where its names are the adapter's; a tree in other names says nothing about it."""
+    """If the base has the adapter's names; a tree with other names decides nothing."""
     beside(tmp_path, "x.safetensors", {"projector.0.weight": NEW, "model.embed.weight": NEW})
     message = refused(CheckpointError, tmp_path, base=[SITE, "embed", "tower.0"])
     assert "\n  x.safetensors: a list of module names has no module projector.0\n" in message
@@ -134,14 +134,14 @@ def test_modules_that_the_base_does_not_have(tmp_path: Path) -> None:
     assert set(jaxmix.load(tmp_path, base=["decoder"]).sites) == sites
 
 
-def test_a_head_of_a_tied_base(tmp_path: Path) -> None:
-    """It has no leaf of its own there, and is read all the same: merging says what to do."""
+def test_head_of_a_tied_base(tmp_path: Path) -> None:
+    """The base has no leaf for it, but it is read: merging reports what to do."""
     beside(tmp_path, "head.safetensors", {"lm_head.weight": NEW})
     assert jaxmix.load(tmp_path, base=[SITE, "embed"]).sites == (SITE, "lm_head")
 
 
-def test_a_leaf_that_is_there_twice(tmp_path: Path) -> None:
-    """Equal is no matter; otherwise it can't be told which was meant."""
+def test_duplicate_leaf(tmp_path: Path) -> None:
+    """Equal duplicates are accepted; others are ambiguous."""
     beside(tmp_path, "x.safetensors", {"embed.weight": NEW})
     beside(tmp_path, "y.safetensors", {f"{PREFIX}embed.weight": NEW})
     assert set(jaxmix.load(tmp_path).sites) == {SITE, "embed"}
@@ -173,8 +173,8 @@ TRAINER = [
 ]
 
 
-def test_a_trainer_s_checkpoint(tmp_path: Path) -> None:
-    """What it resumes from is no part of the model; nor are folders, nor a copy of the adapter."""
+def test_trainer_checkpoint(tmp_path: Path) -> None:
+    """Its state is not part of the model; nor are folders, or a copy of the adapter."""
     for name in TRAINER:
         beside(tmp_path / "checkpoint-100", name, {})
     for inner in ("global_step100", "reference", "pytorch_model_fsdp_0"):
@@ -184,8 +184,8 @@ def test_a_trainer_s_checkpoint(tmp_path: Path) -> None:
     assert jaxmix.load(tmp_path, subfolder="checkpoint-100").name == "checkpoint-100"
 
 
-def test_a_model_with_an_adapter_in_it(tmp_path: Path) -> None:
-    """With config.json the folder's weights are the base, as transformers has it."""
+def test_model_with_an_adapter(tmp_path: Path) -> None:
+    """With config.json the folder's weights are the base, as in transformers."""
     for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
         beside(tmp_path, name, {"embed.weight": NEW})
     (tmp_path / "config.json").write_text("{}")
@@ -195,16 +195,16 @@ def test_a_model_with_an_adapter_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ignore", [3, [3], [""], "", None, {"a": 1}])
-def test_what_ignore_may_be(ignore: Any, tmp_path: Path) -> None:
-    """Names."""
+def test_ignore(ignore: Any, tmp_path: Path) -> None:
+    """Names, globs, lists."""
     assert refused(UnsupportedError, save(tmp_path), ignore=ignore) == (
         f"ignore is {ignore!r}, expected the name of a file next to the adapter, a "
         f"glob such as '*.bin', or a list of them."
     )
 
 
-def test_a_recipe_s_parts(tmp_path: Path) -> None:
-    """Each has its own files; `ignore` goes to all, or stands in the part."""
+def test_parts_of_a_recipe(tmp_path: Path) -> None:
+    """Each has its own files; `ignore` applies to all, or is given in the part."""
     beside(tmp_path / "style", "x.bin", {})
     part = {"source": "style"}
     for i, fields in enumerate([{}, {"ignore": "x.*"}]):
@@ -217,7 +217,7 @@ def test_a_recipe_s_parts(tmp_path: Path) -> None:
 
 
 def test_other_formats(tmp_path: Path) -> None:
-    """A folder of mlx-lm's with its earlier states; a file alone has no neighbours."""
+    """A folder of mlx-lm with its earlier states; for a single file its folder is not read."""
     names = ["adapters.safetensors", "0000100_adapters.safetensors", "x.safetensors"]
     from jaxmix.converters.adapters.mlx import is_mlx_file
 
@@ -227,8 +227,8 @@ def test_other_formats(tmp_path: Path) -> None:
     assert jaxmix.load(tmp_path / "a.safetensors", base=list(files.BASE)).sites == ("proj",)
 
 
-def test_a_folder_that_can_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its adapter may be read all the same."""
+def test_unlistable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its adapter may be readable."""
     folder = save(tmp_path)
     monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError()))
     assert jaxmix.load(folder).sites == (SITE,)

@@ -1,4 +1,4 @@
-"""adapter_model.safetensors: cut, corrupt, missing, disguised; and what reading one costs."""
+"""adapter_model.safetensors: truncated, corrupt, missing, of another format; cost of reading."""
 
 import json
 import os
@@ -21,14 +21,14 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def with_bytes(folder, data):
-    """A good folder whose weights are these bytes."""
+    """A valid folder whose weights have these bytes."""
     save(folder)
     (folder / WEIGHTS).write_bytes(data)
     return folder
 
 
 def file_of(header, data=b"", length=None):
-    """A safetensors file of a header as it is given."""
+    """A safetensors file with this header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -43,7 +43,7 @@ def tensor(shape, *offsets, dtype="F32"):
 
 
 def damaged(folder, data):
-    """The text for a damaged file, which has the path, the size and what to do."""
+    """The message for a damaged file, which has the path, the size and a remedy."""
     message = refused(CheckpointError, with_bytes(folder, data))
     assert message.startswith(f"{folder / WEIGHTS} is not a complete safetensors file: ")
     assert message.endswith(
@@ -53,8 +53,8 @@ def damaged(folder, data):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, HEADER // 2, HEADER - 1, HEADER, HEADER + 1, -1])
-def test_a_file_cut_off(cut, tmp_path):
-    """At every place where a download may stop."""
+def test_truncated_file(cut, tmp_path):
+    """At every position where a download may stop."""
     damaged(tmp_path, GOOD[:cut])
 
 
@@ -79,13 +79,13 @@ def test_a_file_cut_off(cut, tmp_path):
     ],
     ids=range(15),
 )
-def test_a_corrupt_file(data, tmp_path):
-    """More bytes, none, garbage, sizes that lie, tensors that overlap or lie outside."""
+def test_corrupt_file(data, tmp_path):
+    """Extra or missing bytes, garbage, wrong sizes, tensors that overlap or lie outside."""
     damaged(tmp_path, data)
 
 
-def test_every_flipped_byte_of_the_header_is_survived(tmp_path):
-    """Whatever it makes of the file, what comes is a JaxmixError or an adapter."""
+def test_flipped_bytes_of_the_header(tmp_path):
+    """The result is a JaxmixError or an adapter."""
     for at in range(HEADER):
         data = bytearray(GOOD)
         data[at] ^= 0x15
@@ -109,13 +109,13 @@ def test_every_flipped_byte_of_the_header_is_survived(tmp_path):
         ),
     ],
 )
-def test_a_file_of_another_kind(data, description, tmp_path):
-    """What it is, if that is plain to see."""
+def test_other_formats(data, description, tmp_path):
+    """The error names the format if it is recognizable."""
     assert description in damaged(tmp_path, data)
 
 
-def test_a_header_of_an_unlucky_length(tmp_path):
-    """Lengths are the first bytes, and may look like a pickle's or a page's beginning."""
+def test_ambiguous_header_length(tmp_path):
+    """The first bytes are the length, and may look like those of a pickle or a web page."""
     for length in (0x80, 0x3C):
         text = json.dumps({"__metadata__": {"x": ""}}).encode()
         header = text + b" " * (length - len(text))
@@ -127,7 +127,7 @@ def test_a_header_of_an_unlucky_length(tmp_path):
 
 
 class Trap:
-    """Executed, it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         """Remember which."""
@@ -139,7 +139,7 @@ class Trap:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_nothing_is_unpickled(protocol, tmp_path):
-    """Neither under the name of the weights, nor of the config, nor of PEFT's old file."""
+    """As weights, as config, and as PEFT's old file."""
     trap = tmp_path / "sprung"
     bad = pickle.dumps(Trap(str(trap)), protocol)
     folder = tmp_path / "adapter"
@@ -155,11 +155,11 @@ def test_nothing_is_unpickled(protocol, tmp_path):
     refused(CheckpointError, folder)
     assert not trap.exists()
     pickle.loads(bad)
-    assert trap.exists()  # the trap does work
+    assert trap.exists()  # the trap works
 
 
 def test_no_weights(tmp_path):
-    """What lies there instead is listed."""
+    """The error lists the folder's files."""
     folder = save(tmp_path)
     (folder / WEIGHTS).unlink()
     assert (
@@ -169,7 +169,7 @@ def test_no_weights(tmp_path):
 
 
 def test_pickled_weights_without_torch(tmp_path, monkeypatch):
-    """How to convert them, with this folder's own paths."""
+    """How to convert them, with this folder's paths."""
     monkeypatch.setitem(sys.modules, "torch", None)
     folder = save(tmp_path)
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
@@ -182,8 +182,8 @@ def test_pickled_weights_without_torch(tmp_path, monkeypatch):
     )
 
 
-def test_weights_that_can_not_be_read(tmp_path):
-    """A folder in their place stands for what the system does not let us read."""
+def test_unreadable_weights(tmp_path):
+    """A folder of that name stands for a file that the system refuses to open."""
     folder = save(tmp_path)
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()
@@ -193,7 +193,7 @@ def test_weights_that_can_not_be_read(tmp_path):
 
 
 def test_each_tensor_is_copied_once(tmp_path):
-    """The file is mapped: beside the arrays there is no second copy of it."""
+    """The file is mapped: there is no second copy next to the arrays."""
     shapes = {"lora_A.weight": (2, 2_000_000), "lora_B.weight": (3, 2)}
     made = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     folder = save(tmp_path, tensors=keyed(made))
@@ -206,5 +206,5 @@ def test_each_tensor_is_copied_once(tmp_path):
         tracemalloc.stop()
     size = (folder / WEIGHTS).stat().st_size
     update: Any = adapter.updates[SITE]
-    # The look at every number takes a byte for each.
+    # Checking each number takes one byte.
     assert update.a.nbytes < peak < 1.3 * size

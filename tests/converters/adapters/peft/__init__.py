@@ -1,1 +1,1 @@
-"""The reader of PEFT's folders. What is called test_live_… has PEFT write them."""
+"""The reader of PEFT's folders. In tests named test_live_… PEFT writes them."""

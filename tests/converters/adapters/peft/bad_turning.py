@@ -1,4 +1,4 @@
-"""Bad files of the types that turn a weight, or read it, and what is said of them."""
+"""Invalid files of the types that rotate or read a weight, with their errors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _PEANUT = {"r": 2, "depth": 1, "scaling": 1.0, "act_fn": "relu"}
 _LEVELS = {"peanut_encoders.0.weight": (2, 2), "peanut_decoders.0.weight": (2, 2)}
 _DEFT = {"r": 2, "para": False}
 
-# A type, its config, its tensors' shapes, the kind of error and a part of its text.
+# A type, its config, its tensors' shapes, the error's class and a part of its text.
 BAD: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[int, ...]], Any, str]] = {
     "ia3 along no axis": (
         "IA3",

@@ -1,4 +1,4 @@
-"""What needs torch and peft is not collected without them."""
+"""Skips the collection of tests that need torch and peft without these packages."""
 
 from importlib.util import find_spec
 

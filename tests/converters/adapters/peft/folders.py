@@ -1,6 +1,6 @@
-"""Folders like PEFT's, written by hand: without torch, and with whatever is wrong in them.
+"""Folders like PEFT's, written by hand: without torch, and with any fault.
 
-One row a family and form; all are for one site, ``layer.proj``.
+One row per family and form; all of them adapt one site, ``layer.proj``.
 """
 
 import json
@@ -46,7 +46,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Form:
-    """A family in one of its forms: config, shapes of factors, and the weight they are for."""
+    """One form of a family: its config, the shapes of its factors, and the weight that they fit."""
 
     family: str
     config: Mapping[str, Any]
@@ -119,12 +119,12 @@ def factors(form: Form, dtype: Any = np.float32) -> dict[str, np.ndarray]:
 
 
 def keyed(made: Mapping[str, np.ndarray], site: str = SITE) -> dict[str, np.ndarray]:
-    """Factors under PEFT's keys."""
+    """Factors with PEFT's keys."""
     return {f"base_model.model.{site}.{name}": array for name, array in made.items()}
 
 
 def params(form: Form) -> dict[str, np.ndarray]:
-    """A base with the one site."""
+    """A base with this site."""
     rng = np.random.default_rng(8)
     made = {f"{SITE}.weight": rng.normal(size=form.weight).astype(np.float32)}
     if form.bias:
@@ -133,7 +133,7 @@ def params(form: Form) -> dict[str, np.ndarray]:
 
 
 def packed(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """A safetensors file, of dtypes that safetensors' own writer does not take too."""
+    """A safetensors file, also with dtypes that safetensors' own writer does not accept."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for key, array in tensors.items():
@@ -156,7 +156,7 @@ def save(
     tensors: Mapping[str, np.ndarray] | None = None,
     **fields: Any,
 ) -> Path:
-    """The form's folder, with other tensors (by key) or other fields of its config."""
+    """Saves the form's folder, with other tensors (by key) or other fields of its config."""
     form = FORMS[form] if isinstance(form, str) else form
     folder.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": form.family, **form.config, **fields}
@@ -167,12 +167,12 @@ def save(
 
 
 def one(field: str, value: Any) -> dict[str, Any]:
-    """A field whose name is a variable, for `save`."""
+    """A field with a computed name, for `save`."""
     return {field: value}
 
 
 def refused(kind: type[JaxmixError], folder: Path | str, **options: Any) -> str:
-    """The text with which reading a folder fails, and it is of just this kind."""
+    """The message with which reading a folder fails, with exactly this error class."""
     with pytest.raises(JaxmixError) as caught:
         load(folder, **options)
     assert caught.type is kind

@@ -1,4 +1,4 @@
-"""Adapters that PEFT itself makes, saves and runs, for the tests that have it."""
+"""Adapters that PEFT itself makes, saves and runs."""
 
 import contextlib
 import copy
@@ -31,14 +31,14 @@ __all__ = [
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """PEFT's advice unheard; warnings are errors here."""
+    """Silences PEFT's advice, as warnings are errors here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 class Linears(nn.Module):
-    """Two linear layers with a tanh between."""
+    """Two linear layers with a tanh between them."""
 
     def __init__(self) -> None:
         """Draw the weights, always the same."""
@@ -53,7 +53,7 @@ class Linears(nn.Module):
 
 
 class MHA(nn.Module):
-    """Torch's attention, whose input projection is no module."""
+    """PyTorch's attention, whose input projection is not a module."""
 
     def __init__(self) -> None:
         """One attention."""
@@ -67,7 +67,7 @@ class MHA(nn.Module):
 
 
 class _Stack(nn.Module):
-    """Three experts, all of them asked: as transformers 5 has them, or (in, out) as GPT-OSS."""
+    """Three experts that all run, as in transformers 5, or (in, out) as in GPT-OSS."""
 
     def __init__(self, in_first: bool) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Experts(nn.Module):
 
 
 def llama(**options: Any) -> LlamaForCausalLM:
-    """A tiny Llama, always the same."""
+    """A tiny Llama, always with the same weights."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False}
@@ -104,7 +104,7 @@ def llama(**options: Any) -> LlamaForCausalLM:
 
 
 def save(model: nn.Module, config: Any, folder: Path, **options: Any) -> Any:
-    """Adapt a copy with PEFT, move every trained number, save; returns PEFT's model."""
+    """Adapts a copy with PEFT, moves all trained numbers, and saves; returns PEFT's model."""
     with quiet():
         adapted = peft.get_peft_model(copy.deepcopy(model), config)
         draws = torch.Generator().manual_seed(1)
@@ -117,13 +117,13 @@ def save(model: nn.Module, config: Any, folder: Path, **options: Any) -> Any:
 
 
 def reload(model: nn.Module, folder: Path) -> Any:
-    """PEFT's own reading of a folder."""
+    """Loads a folder with PEFT."""
     with quiet():
         return peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 
 
 def run(model: Any) -> np.ndarray:
-    """The output for one input: tokens for a language model, numbers for the rest."""
+    """The output for one input: tokens for a language model, numbers otherwise."""
     torch.manual_seed(2)
     with quiet(), torch.no_grad():
         if any(isinstance(part, LlamaForCausalLM) for part in model.modules()):
@@ -134,7 +134,7 @@ def run(model: Any) -> np.ndarray:
 def composed(
     model: nn.Module, folder: Path, params: Mapping[str, Any] | None = None, *, base: bool = False
 ) -> nn.Module:
-    """A copy of the pristine model with jaxmix's weights in it, the base given at load or not."""
+    """A copy of the base model with jaxmix's weights, with or without the base at load."""
     state = params or {name: x.numpy().copy() for name, x in model.state_dict().items()}
     out = jaxmix.compose(state, [jaxmix.load(folder, base=state if base else None)])
     twin = copy.deepcopy(model)
@@ -143,6 +143,6 @@ def composed(
 
 
 def difference(ours: np.ndarray, truth: np.ndarray) -> float:
-    """The largest one, against the largest number of the truth."""
+    """The largest difference, relative to the largest number of the truth."""
     assert ours.shape == truth.shape
     return float(np.abs(ours - truth).max() / np.abs(truth).max())

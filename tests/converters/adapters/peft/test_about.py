@@ -1,4 +1,4 @@
-"""For which model and task an adapter is: kept from one file to the next."""
+"""An adapter's model and task are kept from one file to the next."""
 
 import json
 import math
@@ -27,13 +27,13 @@ PARAMS = {"a.q.weight": n(6, 4), "b.q.weight": n(6, 4)}
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """What the config says of model and task."""
+    """The config's fields about model and task."""
     values = json.loads((folder / CONFIG).read_text())
     return {key: values[key] for key in SAID}
 
 
 def saved(folder: Path, **fields: Any) -> Adapter:
-    """An adapter that was read from a folder whose config says this."""
+    """An adapter read from a folder with these fields."""
     jaxmix.export_peft(Adapter(FORMS["lora"]), folder)
     path = folder / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
@@ -43,7 +43,7 @@ def saved(folder: Path, **fields: Any) -> Adapter:
 
 
 def test_kept_from_file_to_file(tmp_path: Path) -> None:
-    """By loading, strengths, names, a saved mix, attached models, one LoRA, and combining."""
+    """By loading, strengths, names, a saved mix, attached models, one LoRA, and combine."""
     kept = saved(tmp_path / "in", **SAID)
     second = saved(tmp_path / "other", **{**SAID, "revision": None, "task_type": "SEQ_CLS"})
     attached = jaxmix.attach(PARAMS, kept)
@@ -66,8 +66,8 @@ def test_kept_from_file_to_file(tmp_path: Path) -> None:
     assert config(out / "02-two")["task_type"] == "SEQ_CLS"
 
 
-def test_given(tmp_path: Path) -> None:
-    """Instead of what the file says; another base is of no revision that the file names."""
+def test_options_override_the_file(tmp_path: Path) -> None:
+    """Another base does not keep the file's revision."""
     saved_adapter = saved(tmp_path / "in", **SAID)
     out = jaxmix.export_peft(
         saved_adapter, tmp_path / "out", base_model_name_or_path="my/base", task_type="SEQ_CLS"
@@ -81,8 +81,8 @@ def test_given(tmp_path: Path) -> None:
     assert config(plain) == dict.fromkeys(SAID)
 
 
-def test_the_class_of_the_model(tmp_path: Path) -> None:
-    """Where PEFT knows no task; a task stands before it."""
+def test_class_of_the_model(tmp_path: Path) -> None:
+    """It is kept where PEFT knows no task; a task takes precedence."""
     mapping = {"base_model_class": "LlamaModel", "parent_library": "transformers.models.llama"}
     saved_adapter = saved(tmp_path / "in", auto_mapping=mapping)
     assert config(jaxmix.export_peft(saved_adapter, tmp_path / "out"))["auto_mapping"] == mapping
@@ -90,8 +90,8 @@ def test_the_class_of_the_model(tmp_path: Path) -> None:
     assert config(out)["auto_mapping"] is None
 
 
-def test_fields_that_hold_nothing_are_not_kept(tmp_path: Path) -> None:
-    """No model is computed by them, so they are no error."""
+def test_empty_fields_are_not_kept(tmp_path: Path) -> None:
+    """They affect no result, so they are no error."""
     odd = {
         "base_model_name_or_path": 5,
         "revision": "",
@@ -101,16 +101,16 @@ def test_fields_that_hold_nothing_are_not_kept(tmp_path: Path) -> None:
     assert saved(tmp_path / "in", **odd).metadata == {}
 
 
-def test_a_head_that_peft_would_not_load(tmp_path: Path) -> None:
-    """A trained head that became a LoRA: PEFT ignores one there in this task, which is left out."""
+def test_head_that_peft_would_not_load(tmp_path: Path) -> None:
+    """A trained head that became a LoRA: PEFT ignores it for this task, so the task is omitted."""
     updates = {"q": lora(), "score": lora()}
     adapter = Adapter(updates, metadata={"task_type": "SEQ_CLS", "revision": "x"})
     found = config(jaxmix.export_peft(adapter, tmp_path / "out"))
     assert found == {**dict.fromkeys(SAID), "revision": "x"}
 
 
-def test_no_part_of_the_structure() -> None:
-    """Adapters for other tasks are the same program."""
+def test_metadata_is_not_part_of_the_structure() -> None:
+    """Adapters for other tasks use the same program."""
     first, second = (
         Adapter(FORMS["lora"], metadata={"task_type": x}) for x in ("CAUSAL_LM", "SEQ_CLS")
     )
@@ -137,8 +137,8 @@ def test_metadata_that_json_can_not_hold(wrong: Any) -> None:
     )
 
 
-def test_metadata_are_the_adapters_own() -> None:
-    """Whoever gave them may go on changing theirs."""
+def test_metadata_is_copied() -> None:
+    """Later changes to the given dict have no effect."""
     mine: dict[str, Any] = {"a": {"b": 1}}
     own = checked_metadata(mine)
     mine["a"]["b"] = 2

@@ -1,4 +1,4 @@
-"""What is refused of the types that add a Δ of their own making: files, and what is not written."""
+"""Errors for the types that compute a Δ of their own kind: invalid files and exports."""
 
 import builtins
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from jaxmix.families import AdaMSS, FourierFT, SuperTuning, TinyLoRA, Update, Ve
 
 from .folders import SITE, Form, keyed, refused, save
 
-# What is drawn or clustered again takes what PEFT takes; the messages without are tested too.
+# Drawing and clustering need PEFT's packages; the messages without them are tested too.
 drawn = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("sklearn", "torch")), reason="draws with torch"
 )
@@ -57,7 +57,7 @@ _SUPER = {"sparsity": 0.9}
 _PLACES = {"supertuning_values": z(2), "supertuning_indices": np.zeros(2, np.int32)}
 _WAVE = {"random_loc_seed": 777, "scaling": 25.0, "wavelet_family": "coif4"}
 
-# Tensors with a slash are the whole model's, all others one site's.
+# Tensors with a slash belong to the whole model, all others to one site.
 BAD: dict[str, Case] = {
     "vera, rank": ("VERA", _VERA, {"vera_lambda_b": z(6), "vera_lambda_d": z(3), **_VERA_PAIR}, S,
         "vera_lambda_b (6,), vera_lambda_d (3,), expected (out,) and (2,) with rank 2"),
@@ -132,7 +132,7 @@ BAD: dict[str, Case] = {
 
 
 def tensors(made: Mapping[str, Any], site: str = SITE) -> dict[str, Any]:
-    """Tensors under PEFT's keys."""
+    """Tensors with PEFT's keys."""
     at_site = {name: array for name, array in made.items() if not name.startswith("/")}
     whole = {f"base_model.{n[1:]}": array for n, array in made.items() if n.startswith("/")}
     return {**keyed(at_site, site), **whole}
@@ -147,7 +147,7 @@ def test_bad_files(family, config, made, kind: type[JaxmixError], message, tmp_p
 _BASE = {f"{SITE}.weight": z(6, 4)}
 
 
-def test_more_numbers_than_the_weight_has(tmp_path):
+def test_more_entries_than_the_weight(tmp_path):
     form = Form("FOURIERFT", {"random_loc_seed": 777, "scaling": 1.0}, {})
     folder = save(tmp_path, form, keyed({"fourierft_spectrum": z(25)}))
     message = "fourierft_spectrum has shape (25,), expected (n,) with n from 1 to 24"
@@ -155,7 +155,7 @@ def test_more_numbers_than_the_weight_has(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["FOURIERFT", "VERA", "SUPERTUNING"])
-def test_what_is_drawn_asks_for_torch(family, tmp_path, monkeypatch):
+def test_drawn_factors_need_torch(family, tmp_path, monkeypatch):
     made = {
         "FOURIERFT": ({"random_loc_seed": 1, "scaling": 1.0}, {"fourierft_spectrum": z(3)}),
         "VERA": (
@@ -176,7 +176,7 @@ def test_what_is_drawn_asks_for_torch(family, tmp_path, monkeypatch):
 
 @drawn
 def test_adamss(tmp_path, monkeypatch):
-    """The shapes, scikit-learn, and groups of another size than the file's."""
+    """Shapes, scikit-learn, and groups of another size than the file's."""
     form = Form("ADAMSS", {"r": 2, "num_subspaces": 2, "random_seed": 0}, {})
     site = {"adamss_A.0": z(1, 2), "adamss_B.0": z(6, 1), "adamss_newB": z(2, 6)}
     message = "expected adamss_newB (r, 4), with one more column for a bias"
@@ -195,7 +195,7 @@ def test_adamss(tmp_path, monkeypatch):
 
 
 def _without(patch: pytest.MonkeyPatch, package: str) -> None:
-    """As if a package were not installed."""
+    """Simulates that a package is not installed."""
     real = builtins.__import__
 
     def imported(name: str, *args: Any, **options: Any) -> Any:
@@ -259,7 +259,7 @@ UNWRITTEN: dict[str, tuple[str, Update, Update, str]] = {
 @pytest.mark.parametrize(
     ("family", "first", "second", "message"), UNWRITTEN.values(), ids=UNWRITTEN
 )
-def test_what_is_not_written(family, first, second, message):
+def test_invalid_exports(family, first, second, message):
     write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
@@ -268,7 +268,7 @@ def test_what_is_not_written(family, first, second, message):
 
 
 def test_equal_arrays_are_one() -> None:
-    """By content where they are two objects; of another dtype they are not."""
+    """Compared by content if they are two objects; their dtypes must agree."""
     first = z(2)
     assert same_array({"a": first, "b": z(2)}, "bank", lambda array: array) is first
     with pytest.raises(UnsupportedError, match="PEFT stores one bank for all sites"):

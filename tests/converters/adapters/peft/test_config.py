@@ -1,4 +1,4 @@
-"""adapter_config.json: what is no config, what holds the wrong things, what is refused."""
+"""adapter_config.json: invalid files, invalid values, and refused fields."""
 
 import json
 from typing import Any
@@ -32,8 +32,8 @@ CONFIG = "adapter_config.json"
         ('{"peft_type": ["LORA"]}', "peft_type is ['LORA'], expected one of"),
     ],
 )
-def test_a_file_that_is_no_config(text, found, tmp_path):
-    """The path, what was found, what is expected."""
+def test_invalid_config_files(text, found, tmp_path):
+    """The path, what was found, and what is expected."""
     folder = save(tmp_path)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     message = refused(CheckpointError, folder)
@@ -41,15 +41,15 @@ def test_a_file_that_is_no_config(text, found, tmp_path):
     assert "again." in message or "Is it the config of a PEFT adapter?" in message
 
 
-def test_a_file_that_is_no_text(tmp_path):
-    """Bytes of something else."""
+def test_binary_config(tmp_path):
+    """Bytes of another format."""
     folder = save(tmp_path)
     (folder / CONFIG).write_bytes(b"\x80\x04\x95\xff")
     assert f"{folder / CONFIG} is not JSON: 'utf-8' codec" in refused(CheckpointError, folder)
 
 
-def test_no_config(tmp_path):
-    """What lies there is listed, and PEFT's own inner folders are pointed at."""
+def test_missing_config(tmp_path):
+    """The folder's files are listed, and PEFT's inner folders are suggested."""
     folder = save(tmp_path / "a")
     (folder / CONFIG).unlink()
     assert (
@@ -63,8 +63,8 @@ def test_no_config(tmp_path):
     assert jaxmix.load(folder, subfolder="style").name == "style"
 
 
-def test_a_config_that_can_not_be_read(tmp_path):
-    """A folder in its place stands for what the system does not let us read."""
+def test_unreadable_config(tmp_path):
+    """A folder of that name stands for a file that the system refuses to open."""
     folder = save(tmp_path)
     (folder / CONFIG).unlink()
     (folder / CONFIG).mkdir()
@@ -106,8 +106,8 @@ NAMES = "a list of module names"
         ("shira", "modules_to_save", True, NAMES),
     ],
 )
-def test_a_field_of_a_wrong_value(form, field, value, expected, tmp_path):
-    """Before anything is computed with it: the field, its value, what it may be."""
+def test_invalid_values(form, field, value, expected, tmp_path):
+    """The field, its value, and valid values, before anything is computed."""
     folder = save(tmp_path, form, **one(field, value))
     message = refused(CheckpointError, folder)
     shown = json.dumps(value)
@@ -118,8 +118,8 @@ def test_a_field_of_a_wrong_value(form, field, value, expected, tmp_path):
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_json_should_not_have(number, tmp_path):
-    """Python reads them all the same."""
+def test_nan_and_infinity(number, tmp_path):
+    """Python's JSON parser accepts them."""
     folder = save(tmp_path, lora_alpha=12345)
     text = (folder / CONFIG).read_text().replace("12345", number)
     (folder / CONFIG).write_text(text)
@@ -138,8 +138,8 @@ def test_numbers_that_json_should_not_have(number, tmp_path):
     ],
 )
 @pytest.mark.parametrize("null", [True, False])
-def test_a_field_that_must_be_there(form, field, null, tmp_path):
-    """PEFT writes it always; a default of ours would be a guess."""
+def test_required_fields(form, field, null, tmp_path):
+    """PEFT always writes them, so there is no default."""
     folder = save(tmp_path, form)
     values = json.loads((folder / CONFIG).read_text())
     values |= {field: None}
@@ -149,8 +149,8 @@ def test_a_field_that_must_be_there(form, field, null, tmp_path):
     assert f"{field} is missing, expected " in refused(CheckpointError, folder)
 
 
-def test_wrong_fields_are_listed_together(tmp_path):
-    """And refused ones before them."""
+def test_invalid_fields_are_listed_together(tmp_path):
+    """Before refused fields."""
     message = refused(CheckpointError, save(tmp_path, r=0, use_dora="yes", lora_alpha=None))
     assert [line.split()[0] for line in message.splitlines()[1:-1]] == [
         "lora_alpha",
@@ -165,7 +165,7 @@ def test_wrong_fields_are_listed_together(tmp_path):
 
 
 def test_unknown_fields(tmp_path):
-    """What a newer PEFT adds is fine while it is off."""
+    """A field of a newer PEFT is accepted while it is off."""
     off: dict[str, Any] = {"new_a": None, "new_b": False, "new_c": "", "new_d": [], "new_e": {}}
     assert jaxmix.load(save(tmp_path, **off)).sites == (SITE,)
     for on in (True, 0, 0.0, 1, "none", [0], {"a": None}):
@@ -185,7 +185,7 @@ REFUSED = [(family, field) for family, kind in PEFT_TYPES.items() for field in k
 
 @pytest.mark.parametrize(("family", "field"), REFUSED)
 def test_refused_fields(family, field, tmp_path):
-    """On: refused with a reason and what to do. Off, as PEFT sees it: read."""
+    """If on, refused with a reason and a remedy. If off for PEFT, read."""
     form = next(name for name, form in FORMS.items() if form.family == family)
     refusal = PEFT_TYPES[family].fields.refused[field]
     message = refused(UnsupportedError, save(tmp_path, form, **one(field, [7])))
@@ -197,7 +197,7 @@ def test_refused_fields(family, field, tmp_path):
     assert len(refusal.reason) > 20 and len(refusal.remedy) > 10
     for off in (None, False):
         assert jaxmix.load(save(tmp_path, form, **one(field, off))).sites == (SITE,)
-    # PEFT makes a config of its defaults from an empty object, and takes [] for no layers.
+    # PEFT makes a default config from an empty object, and treats [] as no layers.
     for empty in ([], {}):
         folder = save(tmp_path, form, **one(field, empty))
         if refusal.is_off_when_empty:
@@ -208,7 +208,7 @@ def test_refused_fields(family, field, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED_TYPES)
 def test_refused_types(name, tmp_path):
-    """Each with its reason and what to do."""
+    """Each with a reason and a remedy."""
     message = refused(UnsupportedError, save(tmp_path, peft_type=name))
     assert message.startswith(f"{tmp_path / CONFIG}: peft_type {name!r} is refused: it ")
     assert any(
@@ -218,7 +218,7 @@ def test_refused_types(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "near"), [("LORA2", "LORA"), ("lora", "LORA"), ("LoKR", "LOKR")])
 def test_unknown_types(name, near, tmp_path):
-    """The six are named, and the nearest of them."""
+    """The error lists the six types and the closest one."""
     message = refused(UnsupportedError, save(tmp_path, peft_type=name))
     assert f"peft_type {name!r} is unknown, expected one of ADALORA, " in message
     assert message.endswith(f"Did you mean {near!r}?")
@@ -229,27 +229,27 @@ def test_unknown_types(name, near, tmp_path):
 @pytest.mark.parametrize(
     "init", [True, False, None, "gaussian", "eva", "mica", "orthogonal", "EVA"]
 )
-def test_inits_that_leave_the_base(init, tmp_path):
-    """They choose factors only."""
+def test_inits_that_do_not_change_the_base(init, tmp_path):
+    """They only choose factors."""
     assert jaxmix.load(save(tmp_path, init_lora_weights=init)).sites == (SITE,)
 
 
 @pytest.mark.parametrize("init", ["pissa_niter_16", "corda", "lora_ga"])
 def test_inits_that_change_the_base(init, tmp_path):
-    """What was taken off, and how PEFT turns such an adapter into a plain one."""
+    """What was subtracted, and how PEFT converts such an adapter."""
     message = refused(UnsupportedError, save(tmp_path, init_lora_weights=init))
     assert (
         f"init_lora_weights = {init!r}: it subtracted the product of the initial "
         "factors, which depend on data or chance, from the base's weights"
     ) in message
     assert "path_initial_model_for_weight_conversion=folder" in message
-    # AdaLoRA has no init but its own, whatever the field says.
+    # AdaLoRA only has its own init, whatever the field contains.
     assert jaxmix.load(save(tmp_path, "adalora", init_lora_weights=init)).sites == (SITE,)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "OLoRA"])
-def test_inits_that_ask_for_the_base(init, tmp_path):
-    """What they took off the base comes out of the base."""
+def test_inits_that_need_the_base(init, tmp_path):
+    """What they subtracted is computed from the base."""
     folder = save(tmp_path, init_lora_weights=init)
     message = refused(CheckpointError, folder)
     assert (
@@ -270,7 +270,7 @@ def test_inits_that_ask_for_the_base(init, tmp_path):
 
 
 def test_inits_that_are_quantized_or_unknown(tmp_path):
-    """LoftQ's base is gone; of an init that nobody knows one can't tell."""
+    """LoftQ's base is not available, and an unknown init has unknown effects."""
     message = refused(UnsupportedError, save(tmp_path, init_lora_weights="loftq"))
     assert "LoftQ quantized the base's weights, and the factors fit only the result" in message
     assert "Merge it with PEFT (merge_and_unload) and use the merged model as the base." in message
@@ -280,8 +280,8 @@ def test_inits_that_are_quantized_or_unknown(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["use_cayley_neumann", "num_cayley_neumann_terms", "eps"])
-def test_an_oft_without_what_its_tensors_need(missing, tmp_path):
-    """Older configs do not have these, but their tensors are others."""
+def test_oft_fields_of_older_versions(missing, tmp_path):
+    """Older configs lack these fields, but their tensors differ."""
     folder = save(tmp_path, "oft")
     values = json.loads((folder / CONFIG).read_text())
     del values[missing]
@@ -291,15 +291,15 @@ def test_an_oft_without_what_its_tensors_need(missing, tmp_path):
 
 
 @pytest.mark.parametrize("version", [None, "0.17.2.dev0@abc", "0.16.0", 18])
-def test_a_series_that_ends_twice(version, tmp_path):
-    """Before 0.18; and only since then does the config say the version."""
+def test_old_truncated_series(version, tmp_path):
+    """Before 0.18, and only newer configs state the version."""
     fields = {"use_cayley_neumann": True, "peft_version": version}
     update: Any = jaxmix.load(save(tmp_path, "oft", **fields)).updates[SITE]
     assert update.ends_twice
 
 
-def test_oft_that_did_not_change(tmp_path):
-    """The exact Cayley transform is the same since 0.16; the series since 0.18."""
+def test_unchanged_oft(tmp_path):
+    """The exact Cayley transform is the same since 0.16, the series since 0.18."""
     for fields in (
         {"peft_version": None},
         {"use_cayley_neumann": True, "peft_version": "0.18.0"},

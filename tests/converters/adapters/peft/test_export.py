@@ -1,4 +1,4 @@
-"""What `export_peft` writes `load` reads, bit for bit; without PEFT."""
+"""`load` reads what `export_peft` writes bit for bit, without PEFT."""
 
 import ast
 import json
@@ -59,7 +59,7 @@ def tokens(*rows: int, **more: Any) -> Tokens:
 
 
 def same(first: Any, second: Any) -> None:
-    """Two trees that are one, to the bit."""
+    """Whether two trees are equal bit for bit."""
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         a, b = np.asarray(a), np.asarray(b)
@@ -75,7 +75,7 @@ LOOSE: dict[str, Update] = {
     "k": lora(rank=3, scale=2.0),
     "a.v": lora(rank=4, scale=7 / 4),
 }
-# Updates by site, each a form that PEFT's files have.
+# Updates by site, each in a form that PEFT's files can have.
 FORMS: dict[str, dict[str, Update]] = {
     "lora": {"a.q": lora(), "b.q": lora()},
     "bfloat16": {"q": LoRA(n(2, 4, dtype=BFLOAT16), n(6, 2, dtype=BFLOAT16), 0.5)},
@@ -131,7 +131,7 @@ FORMS: dict[str, dict[str, Update]] = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_written_and_read_again(name: str, tmp_path: Path) -> None:
+def test_round_trip(name: str, tmp_path: Path) -> None:
     """The same updates at the same sites."""
     folder = jaxmix.export_peft(Adapter(FORMS[name]), tmp_path / "out", patterns=True)
     again = jaxmix.load(folder, base=BASE if name.startswith("experts") else None)
@@ -141,7 +141,7 @@ def test_written_and_read_again(name: str, tmp_path: Path) -> None:
 
 
 def test_patterns(tmp_path: Path) -> None:
-    """What most sites have stands once."""
+    """The most frequent values are the defaults."""
     sites = {**LOOSE, "o": lora()}
     folder = jaxmix.export_peft(Adapter(sites), tmp_path / "out", patterns=True)
     config = json.loads((folder / CONFIG).read_text())
@@ -151,7 +151,7 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 def test_the_first_parameter_is_wrapped_first(tmp_path: Path) -> None:
-    """So PEFT loads it; reading looks at shapes, and would not see it."""
+    """As PEFT loads it; the reader uses shapes and would not notice."""
     folder = jaxmix.export_peft(Adapter(FORMS["experts"]), tmp_path / "out")
     assert json.loads((folder / CONFIG).read_text())["target_parameters"] == ["mlp.up", "mlp.down"]
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
@@ -165,7 +165,7 @@ SCALED += ", adalora of two ranks"
 
 
 def size(update: Any) -> tuple[int, int]:
-    """The size of the weight that an update is for, as a matrix."""
+    """The shape, as a matrix, of the weight that an update fits."""
     if isinstance(update, ExpertLoRA):
         return update.a.shape[0], update.b.shape[1] * update.a.shape[2]
     return (6, 4) if isinstance(update, LoHa | LoKr) else (update.b.shape[0], update.a.shape[1])
@@ -173,8 +173,8 @@ def size(update: Any) -> tuple[int, int]:
 
 @pytest.mark.parametrize("strength", [0.5, -2.0, 0.0, np.float32(0.25), jnp.float32(0.5)])
 @pytest.mark.parametrize("name", SCALED.split(", "))
-def test_a_strength_is_in_the_scale(name: str, strength: Any, tmp_path: Path) -> None:
-    """The same weights and biases, though PEFT's AdaLoRA has no scale of 0 or less."""
+def test_strength_is_multiplied_into_the_scale(name: str, strength: Any, tmp_path: Path) -> None:
+    """The same weights and biases, although PEFT's AdaLoRA has no scale of 0 or less."""
     folder = jaxmix.export_peft(strength * Adapter(FORMS[name]), tmp_path / "out")
     again = jax.tree.map(jnp.asarray, jaxmix.load(folder, base=BASE))
     assert again.strength == 1.0 and set(again.sites) == set(FORMS[name])
@@ -188,28 +188,28 @@ def test_a_strength_is_in_the_scale(name: str, strength: Any, tmp_path: Path) ->
             np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-6)
 
 
-def test_a_strength_of_one_is_none(tmp_path: Path) -> None:
-    """Also as an array: DoRA has no scale to take it."""
+def test_strength_one_needs_no_scale(tmp_path: Path) -> None:
+    """Also as an array: DoRA has no scale that could take it."""
     updates = {"q": lora(magnitude=n(6)), "norm": BIAS}
     written = jnp.float32(1.0) * Adapter(updates)
     same(jaxmix.load(jaxmix.export_peft(written, tmp_path / "out")).updates, updates)
 
 
-def test_a_bias_for_all(tmp_path: Path) -> None:
-    """PEFT's lora_bias is for all sites, so those without get zeros."""
+def test_bias_for_all_sites(tmp_path: Path) -> None:
+    """PEFT's lora_bias applies to all sites, so sites without one get zeros."""
     sites = {"q": lora(bias=n(6)), "k": lora(9)}
     again = jaxmix.load(jaxmix.export_peft(Adapter(sites), tmp_path / "out"))
     same(again.updates, {**sites, "k": lora(9, bias=np.zeros(9, np.float32))})
 
 
 def metadata(folder: Path) -> dict[str, str]:
-    """What the file of an adapter says about itself."""
+    """The metadata in an adapter's file."""
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
         return file.metadata()
 
 
 def test_errors_are_kept(tmp_path: Path) -> None:
-    """What `to_lora` says of itself, beside the format."""
+    """The errors that `to_lora` reports, next to the format."""
     plain = jaxmix.export_peft(Adapter(FORMS["lora"]), tmp_path / "plain")
     assert metadata(plain) == {"format": "pt"}
     folder = jaxmix.export_peft(Adapter(FORMS["lora"]), tmp_path / "out", errors={"a.q": 0.25})
@@ -217,8 +217,8 @@ def test_errors_are_kept(tmp_path: Path) -> None:
     same(jaxmix.load(folder).updates, FORMS["lora"])
 
 
-def test_a_mix(tmp_path: Path) -> None:
-    """Folders in the order of loading, runs of OFT turned, and a script that names them."""
+def test_mix(tmp_path: Path) -> None:
+    """Folders in loading order, with runs of OFT reversed, and a script that names them."""
     parts = [
         Adapter(FORMS["oft"], name="a/b"),
         Adapter({"q": OFT(n(2, 1, seed=1))}, name=".."),
@@ -238,8 +238,8 @@ def test_a_mix(tmp_path: Path) -> None:
         exec(compile(text, "load_in_peft.py", "exec"), {"__file__": str(folder / "x.py")})
 
 
-def test_a_folder_that_exists(tmp_path: Path) -> None:
-    """It stays as it is without force, and where it is none of PEFT's with it too."""
+def test_existing_folder(tmp_path: Path) -> None:
+    """It is kept without force, and if it is not PEFT's, with force too."""
     out = tmp_path / "out"
     jaxmix.export_peft(Adapter(LOOSE), out, patterns=True)
     with pytest.raises(

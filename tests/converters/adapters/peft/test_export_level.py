@@ -1,4 +1,4 @@
-"""LoRAs go out with one rank and one scale, so that every reader of them reads the same."""
+"""LoRAs are written with one rank and one scale, so every reader computes the same."""
 
 import json
 from pathlib import Path
@@ -20,10 +20,10 @@ from .test_export import CONFIG, FORMS, LOOSE, WEIGHTS, experts, lora, n, same
 
 
 def delta(config: dict[str, Any], tensors: dict[str, Any], key: str, rank: str) -> np.ndarray:
-    """A site's γBA as a reader of ``r`` and ``lora_alpha`` has it, or one of the tensor's rank."""
+    """A site's γBA for a reader that uses ``r``, or for one that uses the tensor's rank."""
     a, b = (np.asarray(tensors[f"{key}.lora_{x}.weight"], np.float64) for x in "AB")
     over = config["r"] if rank == "r" else len(a)
-    # llama.cpp takes an alpha of 0 for a scale of 1.
+    # llama.cpp reads an alpha of 0 as a scale of 1.
     scale = config["lora_alpha"] / over if config["lora_alpha"] else 1.0
     return scale * (b.reshape(len(b), -1) @ a.reshape(len(a), -1))
 
@@ -35,7 +35,7 @@ def truth(update: Any, strength: float = 1.0) -> np.ndarray:
 
 
 def written(adapter: Any, folder: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the tensors that `export_peft` writes."""
+    """The config and the tensors from `export_peft`."""
     out = jaxmix.export_peft(adapter, folder, **options)
     return json.loads((out / CONFIG).read_text()), load_file(out / WEIGHTS)
 
@@ -52,8 +52,8 @@ UNEVEN: dict[str, dict[str, Update]] = {
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("name", UNEVEN)
-def test_every_reader_reads_the_same(name: str, strength: float, tmp_path: Path) -> None:
-    """By ``r``, or by the tensor's own rank; and no patterns."""
+def test_all_readers_agree(name: str, strength: float, tmp_path: Path) -> None:
+    """With ``r`` or with the tensor's own rank, and without patterns."""
     updates = UNEVEN[name]
     config, tensors = written(strength * Adapter(updates), tmp_path / "out")
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
@@ -66,7 +66,7 @@ def test_every_reader_reads_the_same(name: str, strength: float, tmp_path: Path)
 
 
 def test_uneven_ranks_of_a_truncated_mix(tmp_path: Path) -> None:
-    """What `to_lora` cuts by energy: of scale 1 everywhere, so the factors stay bit for bit."""
+    """`to_lora` cuts by energy with scale 1 everywhere, so the factors stay bit for bit."""
     params = {"q.weight": n(8, 6), "k.weight": n(7, 6), "v.weight": n(5, 5)}
     sizes = {site: params[f"{site}.weight"].shape for site in "qkv"}
     updates = {
@@ -96,14 +96,14 @@ EVEN = [
 
 
 @pytest.mark.parametrize("name", EVEN)
-def test_even_ones_are_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_equal_ranks_are_unchanged(name: str, tmp_path: Path) -> None:
     """Nothing is padded or multiplied."""
     folder = jaxmix.export_peft(Adapter(FORMS[name]), tmp_path / "out")
     same(jaxmix.load(folder).updates, FORMS[name])
 
 
-def test_the_most_frequent_scale_stays(tmp_path: Path) -> None:
-    """Bit for bit; the others are rounded once, in their own dtype, and biases go with them."""
+def test_most_frequent_scale_is_kept(tmp_path: Path) -> None:
+    """Bit for bit; others are rounded once in their dtype, together with their biases."""
     half = ml_dtypes.bfloat16
     odd = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.7, bias=n(6, dtype=half))
     kept = LoRA(n(2, 4, dtype=half), n(6, 2, dtype=half), 0.3, bias=n(6, dtype=half))
@@ -116,8 +116,8 @@ def test_the_most_frequent_scale_stays(tmp_path: Path) -> None:
     assert made["a"].a is odd.a
 
 
-def test_an_embedding_and_experts() -> None:
-    """Of an embedding PEFT's B is our A; of experts the rank is the middle axis."""
+def test_embeddings_and_experts() -> None:
+    """For an embedding PEFT's B is our A; for experts the rank is the middle axis."""
     made = with_equal_ranks(
         {
             "embed": lora(9, 4, embedding=True, scale=3.0),
@@ -136,14 +136,14 @@ def test_an_embedding_and_experts() -> None:
 
 
 def test_kasa_keeps_its_ranks(tmp_path: Path) -> None:
-    """By its rank PEFT cuts the base off, so that zeros would not be nothing."""
+    """PEFT truncates the base by KaSA's rank, so padding with zeros would change it."""
     sites = {"q": KaSA(n(2, 4), n(6, 2), n(2), 1.5), "k": KaSA(n(3, 4), n(6, 3), n(3), 1.0)}
     folder = jaxmix.export_peft(Adapter(sites), tmp_path / "out")
     same(jaxmix.load(folder).updates, sites)
 
 
-def test_what_does_not_fit_into_b() -> None:
-    """It is refused with the sites, and the way out."""
+def test_scale_overflow_is_refused() -> None:
+    """The error lists the sites and a remedy."""
     big = LoRA(n(2, 4), n(6, 2).astype(np.float16), 1e6)
     with pytest.raises(UnsupportedError) as caught:
         with_equal_ranks({"a": big, "b": lora(), "c": lora()})
@@ -155,8 +155,8 @@ def test_what_does_not_fit_into_b() -> None:
 
 
 @pytest.mark.parametrize("rank", [3, 5, 7, 11, 24, 1000])
-def test_alpha_gives_the_scale_back(rank: int, tmp_path: Path) -> None:
-    """To the last bit but one of float64, where no alpha gives it exactly: rslora's 16/√r too."""
+def test_alpha_reproduces_the_scale(rank: int, tmp_path: Path) -> None:
+    """Up to the last bit of float64 where no alpha is exact, as for rslora's 16/√r."""
     for i, scale in enumerate((16 / rank**0.5, 0.1, 1 / 3, 2.0, float(np.float32(0.1)))):
         folder = jaxmix.export_peft(Adapter({"q": lora(rank=rank, scale=scale)}), tmp_path / f"{i}")
         update: Any = jaxmix.load(folder).updates["q"]

@@ -1,4 +1,4 @@
-"""What `export_peft` refuses: PEFT has no type, no config or no strength for it."""
+"""Errors of `export_peft`: PEFT has no type, config or strength for the adapter."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ TO_LORA = "Convert it to a LoRA: jaxmix.to_lora(adapter, params)"
 
 @dataclass(frozen=True)
 class Own(Update):
-    """A family of somebody's own."""
+    """A user's own family."""
 
     family = "Own"
 
@@ -46,13 +46,13 @@ def adalora(scale: float) -> AdaLoRA:
 
 
 def shira(rank: int | None) -> SHiRA:
-    """Some entries."""
+    """Some entries of a weight."""
     return SHiRA(n(10), np.zeros((2, 10), np.int32), rank)
 
 
 HEAD: dict[str, Update] = {"at.in_proj_weight": lora(12)}
 WHOLE, COPY = Replace(n(6, 4)), Rebase(n(6, 4))
-# Updates by site, and the text.
+# Updates by site, and the message.
 REFUSED: dict[str, tuple[dict[str, Update], str]] = {
     "no type": (
         {"q": Delta(n(6, 4)), "k": Normed(lora(), n(6)), "v": DiagOFT(n(2, 2, 2)), "o": Own()},
@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[dict[str, Update], str]] = {
 
 
 def refused_export(kind: type[JaxmixError], adapter: Any, folder: Path, **options: Any) -> str:
-    """The text with which it is refused, and nothing is written."""
+    """The error's message; nothing is written."""
     with pytest.raises(JaxmixError) as caught:
         jaxmix.export_peft(adapter, folder / "out", **options)
     assert caught.type is kind and not any(folder.iterdir())
@@ -177,7 +177,7 @@ def test_refused(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
     assert text in found, found
 
 
-# With every site's own rank and alpha, which PEFT does not take at an attention.
+# With a rank and alpha per site, which PEFT does not support for attention.
 BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
     "an attention of two ranks": (
         {**HEAD, "at.out_proj": lora(4, rank=3)},
@@ -192,7 +192,7 @@ BY_PATTERNS: dict[str, tuple[dict[str, Update], str]] = {
 
 @pytest.mark.parametrize(("updates", "text"), BY_PATTERNS.values(), ids=BY_PATTERNS)
 def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: Path) -> None:
-    """And written without them, with one rank and one scale."""
+    """They are written without patterns, with one rank and one scale."""
     found = refused_export(UnsupportedError, Adapter(updates), tmp_path, patterns=True)
     assert text in found, found
     again = jaxmix.load(jaxmix.export_peft(Adapter(updates), tmp_path / "out"))
@@ -201,7 +201,7 @@ def test_refused_with_patterns(updates: dict[str, Update], text: str, tmp_path: 
         np.testing.assert_allclose(made, own, rtol=1e-5, atol=1e-6)
 
 
-def test_a_task_that_peft_has_not(tmp_path: Path) -> None:
+def test_unknown_task(tmp_path: Path) -> None:
     text = refused_export(AdapterError, Adapter(FORMS["lora"]), tmp_path, task_type="CHAT")
     assert text == (
         "task_type is 'CHAT', expected one of PEFT's: CAUSAL_LM, FEATURE_EXTRACTION, QUESTION_ANS, "
@@ -209,8 +209,8 @@ def test_a_task_that_peft_has_not(tmp_path: Path) -> None:
     )
 
 
-def test_a_task_whose_head_peft_saves_whole(tmp_path: Path) -> None:
-    """Factors there it would not load."""
+def test_task_with_factors_at_a_saved_head(tmp_path: Path) -> None:
+    """PEFT would not load these factors."""
     updates = {"q": lora(), "score": lora(), "x.classifier": lora()}
     text = refused_export(
         UnsupportedError, Adapter(updates, name="style"), tmp_path, task_type="SEQ_CLS"
@@ -222,8 +222,8 @@ def test_a_task_whose_head_peft_saves_whole(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_no_adapter(tmp_path: Path) -> None:
-    """Also the errors of a LoRA, given for a mix."""
+def test_invalid_adapters(tmp_path: Path) -> None:
+    """Including errors of a LoRA with a mix."""
     text = refused_export(AdapterError, FORMS["lora"], tmp_path)
     assert text == "export_peft got a dict, expected an adapter or a mix of them."
     mixed = jaxmix.mix(Adapter(FORMS["lora"], name="a"), Adapter(FORMS["lora"], name="b"))
@@ -231,8 +231,8 @@ def test_what_is_no_adapter(tmp_path: Path) -> None:
     assert "export_peft got errors= for a mix of 2 adapters." in text
 
 
-def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
-    """All that have no scale are named."""
+def test_strength_without_a_scale(tmp_path: Path) -> None:
+    """All families without a scale are listed."""
     updates = {"q": lora(magnitude=n(6)), "k": Together((BIAS, lora())), "embed": tokens(1)}
     text = refused_export(UnsupportedError, Adapter(updates, 0.5, "style"), tmp_path)
     assert text == (
@@ -245,15 +245,15 @@ def test_a_strength_that_peft_has_not(tmp_path: Path) -> None:
         assert f"PEFT does not have for:\n  q: {update.family}\n" in text
 
 
-def test_a_type_that_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of those that a family has; a new one may begin so."""
+def test_type_without_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All families have one; a new one may start without."""
     monkeypatch.setitem(PEFT_TYPES, "LORA", replace(PEFT_TYPES["LORA"], write=None))
     text = refused_export(UnsupportedError, Adapter(FORMS["lora"], name="style"), tmp_path)
     assert text == "style: jaxmix does not write PEFT's LORA yet."
 
 
-def test_mixes_that_peft_has_not(tmp_path: Path) -> None:
-    """By their types, or their order: an OFT of an embedding PEFT does not turn round."""
+def test_mixes_that_peft_cannot_load(tmp_path: Path) -> None:
+    """By type, or by order: PEFT does not reverse OFT on an embedding."""
 
     def mixed(*updates: Update) -> Any:
         named = zip("abc", updates, strict=False)
@@ -272,8 +272,8 @@ def test_mixes_that_peft_has_not(tmp_path: Path) -> None:
         )
 
 
-def test_an_array_of_all_sites() -> None:
-    """It is one, or an equal one."""
+def test_shared_arrays() -> None:
+    """They are the same object, or equal."""
     updates = {"a": n(2), "b": n(2), "c": n(2, seed=1), "d": n(2).astype(np.float64)}
     with pytest.raises(UnsupportedError) as caught:
         same_array(updates, "vera_A", lambda update: update)

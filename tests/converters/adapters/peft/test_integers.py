@@ -1,7 +1,7 @@
-"""Numbers of a config that are none of its tensors': refused at once, or without any effect.
+"""Numbers of a config that contradict the tensors are refused early, or have no effect.
 
-Every field of every type holds each of `VALUES` once, under a limit on memory: nothing may be made
-in a size that the config alone says. What a field means is followed where it means something.
+Every field of every type gets each of `VALUES`, under a memory limit: no array may have a size that
+only the config states. Where a field has a meaning, the result follows it.
 """
 
 import json
@@ -40,9 +40,9 @@ SAVED_ALONE = ("bdlora", "bone", "miss-mini", "osf", "shira", "unilora")
 
 
 def _rows() -> dict[str, str]:
-    """The rows' types by their names: the first that is written of each, and all of `UNSAVED`.
+    """One row per type: the first that is written of each, and all of `UNSAVED`.
 
-    A DoRA is left out, since its weight is not affine in ``lora_alpha``.
+    DoRA is left out because its weight is not affine in ``lora_alpha``.
     """
     written: dict[str, str] = {}
     for name, (tensors, config) in folders().items():
@@ -71,7 +71,7 @@ def _row(name: str) -> Row:
 
 @pytest.fixture
 def small_memory() -> Iterator[None]:
-    """No more than 2 GiB beyond what the process has."""
+    """Limits memory to 2 GiB above the process's current use."""
     pages = Path("/proc/self/statm")
     if not pages.exists():
         yield
@@ -86,7 +86,7 @@ def small_memory() -> Iterator[None]:
 
 
 def _composed(folder: Path, row: Row, field: str = "", value: Any = None) -> dict[str, Any]:
-    """The base with the row's adapter, one of its fields exchanged."""
+    """The base composed with the row's adapter, with one field changed."""
     tensors, config, base = row
     folder.mkdir(exist_ok=True)
     changed = {**config, field: value} if field else config
@@ -97,7 +97,7 @@ def _composed(folder: Path, row: Row, field: str = "", value: Any = None) -> dic
 
 
 def _values(row: Row) -> Iterator[tuple[str, Any]]:
-    """Fields and what to put there; true is no number where a flag is asked for."""
+    """Fields with values for them; true is not a number where a flag is expected."""
     _, config, _ = row
     fields = PEFT_TYPES[config["peft_type"]].fields
     names = {*fields.supported, *fields.harmless, *config} - ABOUT - WHERE - {"peft_type"}
@@ -109,7 +109,7 @@ def _values(row: Row) -> Iterator[tuple[str, Any]]:
 @pytest.mark.usefixtures("small_memory")
 @pytest.mark.parametrize("name", ROWS)
 def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
-    """Right, or an error of jaxmix; never another one, nor memory that no tensor asks for."""
+    """The result is right, or a jaxmix error, within the memory of the tensors."""
     row = _row(name)
     plain, family = _composed(tmp_path / "x", row), ROWS[name]
     for field, value in _values(row):
@@ -129,7 +129,7 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
             }
         elif field in SCALES:
             continue
-        elif family == "LOKR" and field == "r":  # both factors whole: it is in the scale alone
+        elif family == "LOKR" and field == "r":  # both factors are full: it only affects the scale
             old = row[1]["r"] / value
             wanted = {leaf: row[2][leaf] + old * (plain[leaf] - row[2][leaf]) for leaf in plain}
         for leaf, numbers in made.items():
@@ -139,8 +139,8 @@ def test_every_number_of_a_config(name: str, tmp_path: Path) -> None:
             )
 
 
-def test_every_type_is_asked() -> None:
-    """The table above is about something."""
+def test_every_type_is_covered() -> None:
+    """The table above is not empty."""
     assert set(ROWS.values()) == set(PEFT_TYPES)
 
 
@@ -166,7 +166,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], type[JaxmixError], str]] = {
 
 @pytest.mark.usefixtures("small_memory")
 @pytest.mark.parametrize("case", WRONG)
-def test_a_number_that_is_none_of_the_tensors(case: str, tmp_path: Path) -> None:
+def test_numbers_that_contradict_the_tensors(case: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     name, fields, kind, text = WRONG[case]
     form = UNSAVED[name]
@@ -176,8 +176,8 @@ def test_a_number_that_is_none_of_the_tensors(case: str, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("small_memory")
-def test_a_rank_that_squares(tmp_path: Path) -> None:
-    """PEFT's A and B come out of an SVD of the weight: 30,000² numbers of P are none of theirs."""
+def test_rank_with_quadratic_memory(tmp_path: Path) -> None:
+    """PEFT computes A and B with an SVD of the weight, so P of 30,000² numbers contradicts them."""
     shapes = {"tinylora_A": (30_000, 1), "tinylora_B": (1, 30_000)}
     form = Form("TINYLORA", {**_TINY.config, "r": 30_000}, shapes, (1, 1))
     folder = save(tmp_path, form, keyed(factors(form)) | _V)
@@ -186,8 +186,8 @@ def test_a_rank_that_squares(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_memory")
-def test_blocks_that_square(tmp_path: Path) -> None:
-    """A file of 256 KiB in as many blocks as it has rows would be 16 GiB."""
+def test_blocks_with_quadratic_memory(tmp_path: Path) -> None:
+    """A file of 256 KiB with one block per row would need 16 GiB."""
     shapes = {"lora_A.weight": (65_536, 1), "lora_B.weight": (1, 65_536)}
     config = {**UNSAVED["bdlora"].config, "r": 65_536}
     config["use_bdlora"] = {"nblocks": 65_536, "target_modules_bd_a": ["proj"]}
@@ -198,8 +198,8 @@ def test_blocks_that_square(tmp_path: Path) -> None:
     )
 
 
-def test_more_values_than_the_weight_has(tmp_path: Path) -> None:
-    """Where the positions are found anew: torch would say it in its own words."""
+def test_more_values_than_the_weight(tmp_path: Path) -> None:
+    """Where positions are drawn again, the error is not torch's."""
     pytest.importorskip("torch")
     config, shapes = UNSAVED["supertuning"].config, {"supertuning_values": (25,)}
     form = Form("SUPERTUNING", {**config, "r": None, "lora_alpha": None}, shapes)
@@ -223,8 +223,8 @@ def test_more_butterfly_factors_than_a_number_has_digits(tmp_path: Path) -> None
     ) in refused(ShapeError, save(tmp_path, form))
 
 
-def test_an_old_oft_without_a_bound_and_without_blocks(tmp_path: Path) -> None:
-    """``eps`` is null where ``coft`` is off."""
+def test_old_oft_without_bound_and_blocks(tmp_path: Path) -> None:
+    """``eps`` is null if ``coft`` is off."""
     form = Form("OFT", {"eps": None, "coft": False}, {"oft_r": (3, 2, 2)})
     assert jaxmix.load(save(tmp_path / "a", form)).sites == ("layer.proj",)
     empty = Form("OFT", {"coft": True}, {"oft_r": (0, 2, 2)})

@@ -1,4 +1,4 @@
-"""Keys: each is used, or known to mean nothing, or refused in a list of all."""
+"""Each key is used, known to have no effect, or listed in one error."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ WHOLE = np.full((5, 3), 2.0, np.float32)
 
 
 def lora(**more):
-    """The keys of a good LoRA, and more."""
+    """The keys of a valid LoRA, and more."""
     return keyed(factors(FORMS["lora"])) | {
         key.replace("__", "."): array for key, array in more.items()
     }
 
 
-def test_the_prefix_may_be_missing(tmp_path):
+def test_prefix_may_be_absent(tmp_path):
     """Some tools write bare module paths."""
     bare = {key.removeprefix(ROOT): array for key, array in lora().items()}
     assert jaxmix.load(save(tmp_path, tensors=bare)).sites == (SITE,)
 
 
-def test_keys_that_are_the_same_once_normalised(tmp_path):
-    """Which of the two counts can't be told."""
+def test_keys_equal_after_normalization(tmp_path):
+    """Neither of the two is preferred."""
     key = f"{ROOT}{SITE}.lora_A.weight"
     double = lora() | {f"{SITE}.lora_A.weight": np.ones((2, 4), np.float32)}
     text = refused(CheckpointError, save(tmp_path, tensors=double))
@@ -46,14 +46,14 @@ def test_keys_of_another_family(other, tmp_path):
         assert f"{key}: a parameter of another type, or one that this version does not know" in text
 
 
-def test_a_key_that_means_nothing(tmp_path):
+def test_unknown_key(tmp_path):
     """Neither a parameter nor a leaf."""
     text = refused(CheckpointError, save(tmp_path, tensors=lora(mystery__scale=WHOLE)))
     assert "mystery.scale: not a parameter of this type" in text
 
 
-def test_an_adapter_without_weights(tmp_path):
-    """A file with nothing in it, and one with copies of the base only."""
+def test_adapter_without_weights(tmp_path):
+    """An empty file, and one with only copies of the base."""
     folder = save(tmp_path, tensors={})
     text = refused(CheckpointError, folder)
     assert (
@@ -69,7 +69,7 @@ def test_an_adapter_without_weights(tmp_path):
 
 
 def test_modules_to_save_replace(tmp_path):
-    """PEFT finds modules by the ends of their paths, without a dot: "head" is lm_head too."""
+    """PEFT matches the ends of paths without a dot, so "head" matches lm_head too."""
     made = lora(lm_head__weight=WHOLE, lm_head__bias=WHOLE[:, 0])
     adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["head", "absent"]))
     replaced: Any = adapter.updates["lm_head"]
@@ -78,7 +78,7 @@ def test_modules_to_save_replace(tmp_path):
 
 
 def test_leaves_of_saved_modules_under_any_name(tmp_path):
-    """A running mean is a leaf as well; an integer counter can't be mixed."""
+    """A running mean is a leaf too; an integer counter can't be mixed."""
     made = lora(norm__running_mean=WHOLE[:, 0])
     adapter = jaxmix.load(save(tmp_path, tensors=made, modules_to_save=["norm"]))
     replaced: Any = adapter.updates["norm.running_mean"]
@@ -88,15 +88,15 @@ def test_leaves_of_saved_modules_under_any_name(tmp_path):
     assert "norm.num_batches_tracked: a buffer of int64, which jaxmix can't mix; remove it" in text
 
 
-def test_modules_to_save_that_are_not_there(tmp_path):
-    """The config promises what the file does not hold."""
+def test_missing_modules_to_save(tmp_path):
+    """The config lists what the file does not have."""
     folder = save(tmp_path, modules_to_save=["score"])
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: modules_to_save is ['score'], but the file" in text
     assert "has none of their leaves. Save it again, or set modules_to_save to null" in text
 
 
-def test_the_wrapper_that_peft_writes_beside_a_saved_module(tmp_path):
+def test_wrapper_next_to_a_saved_module(tmp_path):
     """With new tokens PEFT writes each saved embedding three times, and reads one."""
     made = lora(
         lm_head__weight=WHOLE,
@@ -116,8 +116,8 @@ def test_the_wrapper_that_peft_writes_beside_a_saved_module(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["lm_head.weight", "lm_head.base_layer.weight"])
-def test_a_copy_of_the_base(key, tmp_path):
-    """It goes under the adapters: nothing changes where the base is that one already."""
+def test_copy_of_the_base(key, tmp_path):
+    """It is applied before the adapters, and has no effect if the base already equals it."""
     adapter = jaxmix.load(save(tmp_path, tensors=lora() | {ROOT + key: WHOLE}))
     base = {**params(FORMS["lora"]), "lm_head.weight": WHOLE - 1}
     before = jaxmix.Adapter(
@@ -131,8 +131,8 @@ def test_a_copy_of_the_base(key, tmp_path):
         jaxmix.compose({**base, "lm_head.weight": WHOLE[:4]}, [adapter])
 
 
-def test_a_trained_bias_comes_first(tmp_path):
-    """PEFT puts it into the base, under the adapter."""
+def test_trained_bias_comes_first(tmp_path):
+    """PEFT adds it to the base, below the adapter."""
     made = lora() | {f"{ROOT}{SITE}.base_layer.bias": np.ones(6, np.float32)}
     update = jaxmix.load(save(tmp_path, tensors=made, bias="all")).updates[SITE]
     assert isinstance(update, Together)
@@ -140,8 +140,8 @@ def test_a_trained_bias_comes_first(tmp_path):
 
 
 @pytest.mark.parametrize("leaf", ["weight", "bias"])
-def test_a_plain_leaf_beside_factors(leaf, tmp_path):
-    """PEFT would not read it: it looks below the wrapper."""
+def test_plain_leaf_next_to_factors(leaf, tmp_path):
+    """PEFT would not read it, because it looks below the wrapper."""
     made = lora() | {f"{ROOT}{SITE}.{leaf}": np.ones((6, 4)[: 1 + (leaf == "weight")], np.float32)}
     text = refused(CheckpointError, save(tmp_path, tensors=made, bias="all"))
     expected = f"for a module with factors PEFT reads {SITE}.base_layer.{leaf}; rename it"
@@ -151,8 +151,8 @@ def test_a_plain_leaf_beside_factors(leaf, tmp_path):
 # ------------------------------------------------------------------------- what is not read yet
 
 
-def test_what_training_alone_needs_is_left_out(tmp_path):
-    """VeLoRA's direction and MonteCLoRA's distribution change no forward."""
+def test_training_state_is_skipped(tmp_path):
+    """VeLoRA's direction and MonteCLoRA's distribution do not affect the forward."""
     made = lora() | {
         f"{ROOT}{SITE}.lora_velora_embed": np.ones(4, np.float32),
         f"{ROOT}{SITE}.lora_monteclora_sampler.expert_weights": np.ones(8, np.float32),
@@ -166,8 +166,8 @@ def test_what_training_alone_needs_is_left_out(tmp_path):
     )
 
 
-def test_what_wraps_in_ways_unknown(tmp_path):
-    """An UnsupportedError as long as nothing else is wrong."""
+def test_unknown_wrappers(tmp_path):
+    """An UnsupportedError if nothing else is wrong."""
     key = "attn.base_layer.other.hada_w1_a"
     reason = "part of a wrapped module of an unknown kind in LOHA; remove that module"
     made = keyed(factors(FORMS["loha"])) | {key: WHOLE}
@@ -177,7 +177,7 @@ def test_what_wraps_in_ways_unknown(tmp_path):
     assert f"{key}: {reason}" in text and "mystery.scale: not a parameter" in text
 
 
-def test_a_shared_tensor_twice(tmp_path):
+def test_duplicate_shared_tensor(tmp_path):
     """With PEFT's two spellings of its path."""
     made = {f"base_model.{x}vera_A": np.ones((2, 4), np.float32) for x in ("", "model.")}
     made |= {"base_model.vera_B": np.ones((6, 2), np.float32)}

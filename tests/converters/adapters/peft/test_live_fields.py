@@ -1,4 +1,4 @@
-"""PEFT's own tables against ours: every type, every field; and harmless fields do no harm."""
+"""PEFT's own tables compared with ours: every type and every field, and fields without effect."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ OF_TODAY = [family for family in PEFT_TYPES if family != "BONE"]  # of an older 
 
 @pytest.mark.parametrize("family", OF_TODAY)
 def test_every_field_is_in_one_table(family):
-    """A field of the installed PEFT that nobody has looked at fails here."""
+    """A field of the installed PEFT that nobody classified fails here."""
     fields = PEFT_TYPES[family].fields
     tables = [set(fields.supported), set(fields.harmless), set(fields.refused)]
     unknown = names_of(family) - set.union(*tables)
@@ -41,16 +41,16 @@ def test_every_field_is_in_one_table(family):
 
 
 @pytest.mark.parametrize("family", OF_TODAY)
-def test_no_table_has_a_field_that_peft_does_not(family):
-    """But where it is, and what older versions had; a misspelt name would honour nothing."""
+def test_tables_have_no_unknown_fields(family):
+    """Except those of older versions; a misspelled field would never be used."""
     fields = PEFT_TYPES[family].fields
     known = set(fields.supported) | set(fields.harmless) | set(fields.refused)
     older = {"OFT": {"alpha_pattern", "rank_pattern"}, "BONE": {"bone"}}
     assert known - names_of(family) - older.get(family, set()) <= WHERE | {"modules_to_save"}
 
 
-def test_a_field_can_be_missed():
-    """The check above does see one that is taken out of the tables."""
+def test_missing_field_is_detected():
+    """The check above fails if a field is removed from the tables."""
     known = set(PEFT_TYPES["LORA"].fields.supported) - {"use_dora"}
     assert "use_dora" in names_of("LORA") - known - PEFT_TYPES["LORA"].fields.harmless
 
@@ -107,8 +107,8 @@ HARMLESS: dict[str, tuple[type, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_harmless_fields_do_no_harm(name, tmp_path):
-    """With each of them on, what is composed is PEFT's forward."""
+def test_fields_without_effect(name, tmp_path):
+    """With each of them on, the composed weights equal PEFT's forward."""
     make, fields = HARMLESS[name]
     with quiet():
         config = make(**T, **fields)
@@ -125,16 +125,16 @@ def test_harmless_fields_do_no_harm(name, tmp_path):
         (Shira, "random_seed", 3),
     ],
 )
-def test_harmless_fields_are_on_in_the_file(make, field, value, tmp_path):
-    """So that the test above tests something."""
+def test_fields_without_effect_are_on_in_the_file(make, field, value, tmp_path):
+    """Otherwise the test above would test nothing."""
     save(Linears(), make(r=4 if make is LoraConfig else 2, **T, **{field: value}), tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())[field]
 
 
 @pytest.mark.parametrize("rank", [3, 4])
 @pytest.mark.parametrize("alpha", [7, 0, -2])
-def test_adalora_that_was_pruned(alpha, rank, tmp_path):
-    """With an alpha of 0 or less PEFT scales a loaded adapter by the rank that is left."""
+def test_pruned_adalora(alpha, rank, tmp_path):
+    """With an alpha of 0 or less PEFT scales a loaded adapter by the remaining rank."""
     masks = {"one.lora_E": [True] * rank + [False] * (4 - rank), "two.lora_E": [False] * 4}
     config = AdaLoraConfig(init_r=4, lora_alpha=alpha, total_step=9, rank_pattern=masks, **T)
     save(Linears(), config, tmp_path)
@@ -143,8 +143,8 @@ def test_adalora_that_was_pruned(alpha, rank, tmp_path):
     assert difference(run(Linears()), truth) > 1e-2
 
 
-def test_a_folder_of_an_adapter_with_its_own_name(tmp_path):
-    """PEFT puts it one folder down, and the error says so."""
+def test_named_adapter_is_in_a_subfolder(tmp_path):
+    """PEFT writes it one folder down, and the error says so."""
     with quiet():
         adapted = peft.get_peft_model(Linears(), LoraConfig(**T), adapter_name="style")
         adapted.save_pretrained(str(tmp_path))

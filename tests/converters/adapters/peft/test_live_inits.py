@@ -1,4 +1,4 @@
-"""Initialisations that change the base: refused as they are, right once PEFT has converted them."""
+"""Initializations that change the base: refused without it, right once PEFT has converted them."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ INITS = ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"]
 
 
 def trained(init, options, folder):
-    """An adapter as PEFT starts it, saved; then moved, as by training; and its model."""
+    """An adapter as PEFT initializes and saves it, the trained adapter, and its model."""
     base = Linears()
     config = LoraConfig(**T, **options, init_lora_weights=init, **OWN.get(init, dict)())
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(5))
@@ -54,8 +54,8 @@ def trained(init, options, folder):
 
 @pytest.mark.parametrize("options", MORE.values(), ids=MORE)
 @pytest.mark.parametrize("init", INITS)
-def test_what_changed_the_base(init, options, tmp_path):
-    """Over the original base the converted one is PEFT's forward; the other asks for it."""
+def test_inits_that_change_the_base(init, options, tmp_path):
+    """Converted, it equals PEFT's forward on the original base; otherwise the base is required."""
     model = trained(init, options, tmp_path)
     truth = run(model)
     with quiet():
@@ -75,7 +75,7 @@ def test_what_changed_the_base(init, options, tmp_path):
     assert difference(run(composed(Linears(), tmp_path / "plain")), truth) < 2e-6
     update: Any = jaxmix.load(tmp_path / "plain").updates["one"]
     assert update.a.shape == (6, 12)
-    # And the refusal is needed: the factors alone, over the original base, are another model.
+    # The refusal is necessary: the factors on the original base are another model.
     config = json.loads((tmp_path / "raw" / "adapter_config.json").read_text())
     (tmp_path / "raw" / "adapter_config.json").write_text(
         json.dumps(config | {"init_lora_weights": True})
@@ -84,8 +84,8 @@ def test_what_changed_the_base(init, options, tmp_path):
 
 
 @pytest.mark.parametrize("init", ["pissa_niter_4"])
-def test_what_the_error_says_to_do(init, tmp_path):
-    """With nothing but the trained folder and the base."""
+def test_remedy_of_the_error(init, tmp_path):
+    """It needs only the trained folder and the base."""
     config = LoraConfig(**T, init_lora_weights=init)
     torch.manual_seed(3)
     save(Linears(), config, tmp_path / "raw")
@@ -106,8 +106,8 @@ def test_what_the_error_says_to_do(init, tmp_path):
     assert difference(run(composed(Linears(), tmp_path / "plain")), truth) < 2e-6
 
 
-def test_a_dora_loses_its_magnitude_when_converted(tmp_path):
-    """PEFT leaves it out of the file, and that is seen."""
+def test_converted_dora_lacks_its_magnitude(tmp_path):
+    """PEFT omits it from the file, which is detected."""
     model = trained("pissa", {"use_dora": True}, tmp_path)
     with quiet():
         model.save_pretrained(
@@ -120,8 +120,8 @@ def test_a_dora_loses_its_magnitude_when_converted(tmp_path):
         jaxmix.load(tmp_path / "plain")
 
 
-def test_eva_leaves_the_base_as_it_was(tmp_path):
-    """PEFT draws A from activations and sets ranks: the file fits the original base."""
+def test_eva_does_not_change_the_base(tmp_path):
+    """PEFT computes A from activations and sets ranks: the file fits the original base."""
     base = Linears()
     eva = EvaConfig(rho=2.0, adjust_scaling_factors=True)
     config = LoraConfig(**{**T, "r": 2}, init_lora_weights="eva", eva_config=eva)
@@ -153,8 +153,8 @@ def test_eva_leaves_the_base_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("init", ["pissa", "olora", "osf"])
-def test_factors_of_16_bits(init, dtype, tmp_path):
-    """What comes out of the base is not rounded to the file's dtype: it nearly cancels there."""
+def test_16_bit_factors(init, dtype, tmp_path):
+    """What is subtracted from the base is not rounded to the file's dtype, as it nearly cancels."""
     own = {"target_modules": ["one", "two"]}
     osf = peft.OSFConfig(**own, effective_rank=8)
     config = osf if init == "osf" else LoraConfig(**T, init_lora_weights=init)

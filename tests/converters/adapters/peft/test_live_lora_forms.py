@@ -1,4 +1,4 @@
-"""LoRA's rarer forms, as PEFT writes them, against PEFT's forward."""
+"""LoRA's rarer forms, written by PEFT, compared with PEFT's forward."""
 
 import copy
 from typing import Any
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[nn.Module, LoraConfig, bool]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_form(name, tmp_path):
-    """With the weights of jaxmix the model gives what PEFT's gives."""
+    """The model with jaxmix's weights gives PEFT's outputs."""
     model, config, base = CASES[name]
     truth = run(save(model, config, tmp_path))
     assert difference(run(composed(model, tmp_path, base=base)), truth) < 3e-6
@@ -77,8 +77,8 @@ def test_form(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, base) in CASES.items() if base])
-def test_the_base_is_asked_for(name, tmp_path):
-    """Where the file says too little; but for one parameter, whose axes it does not say."""
+def test_base_is_required(name, tmp_path):
+    """If the file is ambiguous; a single parameter needs none, although its axes are unknown."""
     model, config, _ = CASES[name]
     save(model, config, tmp_path)
     message = refused(CheckpointError, tmp_path)
@@ -87,7 +87,7 @@ def test_the_base_is_asked_for(name, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tokens_of_a_tied_embedding(tied, tmp_path):
-    """PEFT changes both sides of the tie, and so does the one leaf."""
+    """PEFT changes both sides of the tie, and so does the shared leaf."""
     model = llama(tie_word_embeddings=tied)
     for config in (
         LoraConfig(**Q, trainable_token_indices=[3, 7, 5]),
@@ -105,10 +105,10 @@ def test_tokens_of_a_tied_embedding(tied, tmp_path):
         assert difference(run(twin), truth) < 3e-6
 
 
-# What PEFT's own config can't say again is written as the plain LoRA that it is.
+# A form that PEFT's config can't express again is written as the plain LoRA that it equals.
 @pytest.mark.parametrize("name", CASES)
 def test_written_again(name, tmp_path):
-    """What export_peft writes PEFT loads, and computes the same."""
+    """PEFT loads what export_peft writes, and computes the same."""
     model, config, base = CASES[name]
     truth = run(save(model, config, tmp_path / "in"))
     params = {name: x.numpy().copy() for name, x in model.state_dict().items()}
@@ -118,7 +118,7 @@ def test_written_again(name, tmp_path):
 
 
 class _Both(nn.Module):
-    """A layer beside experts."""
+    """A layer next to experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,8 +129,8 @@ class _Both(nn.Module):
         return self.last(self.mixed(x))
 
 
-def test_a_parameter_told_without_its_module(tmp_path):
-    """It is any module's that has it, and the layer that is targeted beside it is a layer."""
+def test_parameter_without_its_module(tmp_path):
+    """Any module with that parameter matches; the targeted layer next to it stays a layer."""
     options: dict[str, Any] = {"target_modules": ["last"], "target_parameters": ["up"]}
     truth = run(save(_Both(), LoraConfig(r=2, lora_alpha=3, **options), tmp_path))
     assert set(jaxmix.load(tmp_path, base=_weights(_Both())).sites) == {"mixed.mlp.up", "last"}
@@ -138,7 +138,7 @@ def test_a_parameter_told_without_its_module(tmp_path):
 
 
 def test_pooled_inputs_of_a_quantized_layer(tmp_path, monkeypatch):
-    """QALoRA's own forward, which PEFT takes for GPTQ's layers only, put onto a plain one."""
+    """QALoRA's own forward, which PEFT uses only for GPTQ's layers, on a plain one."""
     monkeypatch.setattr(Linear, "resolve_lora_variant", lambda *a, **k: QALoraLinearVariant())
     config = LoraConfig(r=3, target_modules=["one"], use_qalora=True, qalora_group_size=4)
     truth = run(save(Linears(), config, tmp_path))
@@ -150,8 +150,8 @@ def _weights(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: x.numpy().copy() for name, x in model.state_dict().items()}
 
 
-def test_blocks_told_by_a_part_of_the_path(tmp_path):
-    """PEFT looks for the texts anywhere in a module's path."""
+def test_blocks_matched_by_a_part_of_the_path(tmp_path):
+    """PEFT searches for the strings anywhere in a module's path."""
     blocks = BdLoraConfig(target_modules_bd_a=["layers.0."], target_modules_bd_b=["layers.1."],
                           nblocks=2, match_strict=False)  # fmt: skip
     truth = run(save(llama(), LoraConfig(**Q, use_bdlora=blocks), tmp_path))

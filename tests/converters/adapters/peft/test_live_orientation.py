@@ -1,4 +1,4 @@
-"""Which way weights lie, against PEFT: a model of Linear and Conv1D, whatever the flag says."""
+"""The axis order of weights, compared with PEFT: Linear and Conv1D, with any flag."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ _SIZES = {"vocab_size": 20, "hidden_size": 12, "num_hidden_layers": 1, "num_atte
 
 
 class _Linears(nn.Module):
-    """A block of an encoder, by ViT's names; the projections are square."""
+    """A block of an encoder with ViT's names; the projections are square."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Linears(nn.Module):
 
 
 class _Captioner(nn.Module):
-    """Linear layers, then Conv1D's: the flag that PEFT writes is the last one's."""
+    """Linear layers, then Conv1D: PEFT writes the flag of the last one."""
 
     def __init__(self, inner: int = 18) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ def _qwen() -> nn.Module:
 
 
 def _clvp() -> nn.Module:
-    """Its attention is linear, its MLP of Conv1D."""
+    """Its attention is linear, its MLP consists of Conv1D."""
     sizes = {"n_inner": 18, "max_position_embeddings": 8, "num_mel_attn_blocks": 1}
     return ClvpForCausalLM(ClvpDecoderConfig(**_SIZES, **sizes))
 
 
 _MIXED = ["q_proj", "v_proj", "c_attn", "attn.c_proj"]
-# A model, and what is adapted in it; all have square weights that their biases don't tell.
+# A model and its targets; all have square weights whose biases do not show the axis order.
 MODELS: dict[str, tuple[Any, list[str]]] = {
     "llama": (lambda: llama(num_key_value_heads=1), ["q_proj", "o_proj"]),
     "qwen2": (_qwen, ["q_proj", "o_proj"]),
@@ -93,7 +93,7 @@ MODELS: dict[str, tuple[Any, list[str]]] = {
 
 @pytest.fixture(autouse=True)
 def exact() -> Iterator[None]:
-    """In float64."""
+    """Computes in float64."""
     with jax.enable_x64(True):
         yield
 
@@ -113,13 +113,13 @@ def _model(make: Any) -> nn.Module:
 
 
 def _merged(adapted: Any) -> dict[str, np.ndarray]:
-    """The weights by which PEFT's forward computes."""
+    """The weights with which PEFT's forward computes."""
     with quiet():
         return _weights(adapted.merge_and_unload())
 
 
 def _flagged(folder: Path, flag: bool) -> None:
-    """Write a flag into the config, as other versions and other layers last would."""
+    """Writes a flag into the config, as other versions and layer orders would."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": flag}))
 
@@ -135,7 +135,7 @@ def _assert_same(ours: Any, truth: dict[str, np.ndarray], base: dict[str, np.nda
 @pytest.mark.parametrize("flag", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_flag_of_the_whole_file(name: str, flag: bool, tmp_path: Path) -> None:
-    """Square weights lie as their modules have them, whichever way the flag is."""
+    """Square weights follow their modules, with either flag."""
     make, targets = MODELS[name]
     model = _model(make)
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets)
@@ -146,7 +146,7 @@ def test_flag_of_the_whole_file(name: str, flag: bool, tmp_path: Path) -> None:
     _assert_same(ours, truth, base)
 
 
-# Types that the flag concerns, with what they need. IA3's two kinds of vectors differ in shape.
+# Types with the flag, and their options. IA3's two kinds of vectors differ in shape.
 TYPES: dict[str, Any] = {
     "adalora": lambda t: peft.AdaLoraConfig(init_r=2, total_step=1, target_modules=t),
     "deft": lambda t: peft.DeftConfig(r=2, target_modules=t),
@@ -174,9 +174,9 @@ TYPES: dict[str, Any] = {
 @pytest.mark.parametrize("flag", [False, True])
 @pytest.mark.parametrize("name", TYPES)
 def test_types(name: str, flag: bool, tmp_path: Path) -> None:
-    """Each type reads and cuts its factors by the layer, also where both kinds of layers share."""
+    """Each type reads and cuts its factors by the layer, also if both kinds of layers share."""
     model = _model(_Captioner)
-    model = model.float() if name == "pissa" else model  # PEFT's takes no float64
+    model = model.float() if name == "pissa" else model  # PEFT's version does not accept float64
     with quiet():
         config = TYPES[name](_MIXED)
     truth = _merged(save(model, config, tmp_path))
@@ -188,11 +188,11 @@ def test_types(name: str, flag: bool, tmp_path: Path) -> None:
     for leaf_name, leaf in truth.items():
         scale = np.abs(leaf).max()
         error = np.abs(np.asarray(ours[leaf_name]) - leaf).max() / scale
-        assert error < 1e-5, leaf_name  # some factors PEFT draws or multiplies in float32
+        assert error < 1e-5, leaf_name  # PEFT draws or multiplies some factors in float32
 
 
-def test_types_with_the_flag_are_all_here() -> None:
-    """Another reader that asks for the flag is tested too."""
+def test_all_types_with_the_flag_are_tested() -> None:
+    """A new reader that uses the flag has to be added."""
     asking = {
         name for name, kind in PEFT_TYPES.items() if "fan_in_fan_out" in kind.fields.supported
     }
@@ -201,7 +201,7 @@ def test_types_with_the_flag_are_all_here() -> None:
 
 
 def test_export_of_both_kinds_of_layers(tmp_path: Path) -> None:
-    """PEFT corrects the one flag for each layer, so that they go into one folder."""
+    """PEFT corrects the flag for each layer, so one folder can hold both."""
     model = _model(_Captioner)
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=_MIXED)
     truth = _merged(save(model, config, tmp_path / "in"))
@@ -214,7 +214,7 @@ def test_export_of_both_kinds_of_layers(tmp_path: Path) -> None:
 
 
 class _Square(nn.Module):
-    """Two square layers, which nothing but their classes tells apart."""
+    """Two square layers that only their classes distinguish."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,8 +224,8 @@ class _Square(nn.Module):
         return self.two(torch.tanh(self.one(x)))
 
 
-def test_square_layers_that_nothing_tells_apart(tmp_path: Path) -> None:
-    """They are refused by name, and right once the layout says which are Conv1D."""
+def test_ambiguous_square_layers(tmp_path: Path) -> None:
+    """They are refused by name, and right once the layout states which are Conv1D."""
     model = _model(_Square)
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["one", "two"])
     truth = _merged(save(model, config, tmp_path))
@@ -242,7 +242,7 @@ def test_square_layers_that_nothing_tells_apart(tmp_path: Path) -> None:
 
 
 class _Parameters(nn.Module):
-    """Layers whose weights are adapted as parameters: a square one, with turned namesakes."""
+    """Layers whose weights are adapted as parameters: a square one, with transposed namesakes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class _Parameters(nn.Module):
     "names", [["lin0.weight"], ["lin0.weight", "c_proj.weight", "lin1.weight"], ["weight"]], ids=str
 )
 def test_parameters_of_two_axes(names: list[str], tmp_path: Path) -> None:
-    """Their Δ = BA lies as the parameter itself lies."""
+    """Their Δ = BA has the parameter's own axis order."""
     model = _model(_Parameters)
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=[], target_parameters=names)
     truth = _merged(save(model, config, tmp_path))
@@ -268,7 +268,7 @@ def test_parameters_of_two_axes(names: list[str], tmp_path: Path) -> None:
 
 
 class _Stack(nn.Module):
-    """Experts and a router, as a mixture of experts has them; of one shape if so asked."""
+    """Experts and a router, as in a mixture of experts, optionally of one shape."""
 
     def __init__(self, inner: int, width: int, in_first: bool) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ STACKS = {
 @pytest.mark.parametrize("names", _ORDERS, ids=str)
 @pytest.mark.parametrize("stack", STACKS)
 def test_order_of_target_parameters(stack: str, names: list[str], tmp_path: Path) -> None:
-    """PEFT writes them as a set: which wrapper is whose the shapes and the model's order tell."""
+    """PEFT writes them as a set; shapes and the model's order determine the wrappers."""
     model = _model(lambda: _Experts(*STACKS[stack]))
     config = peft.LoraConfig(
         r=2, lora_alpha=3, target_modules=["q_proj"], target_parameters=names,

@@ -1,4 +1,4 @@
-"""What is refused, in folders that PEFT itself wrote: the reason, what to do, and that it works."""
+"""Refused folders that PEFT wrote: the reason, the remedy, and that the remedy works."""
 
 import json
 import re
@@ -38,7 +38,7 @@ LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
     ],
 )  # fmt: skip
 def test_types(config, reason, tmp_path):
-    """Prompts, routers, and families that come later: told from the config alone."""
+    """Prompts, routers, and unknown families, recognized by the config alone."""
     with quiet():
         made = config()
         made.save_pretrained(str(tmp_path))
@@ -57,7 +57,7 @@ def test_types(config, reason, tmp_path):
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )  # fmt: skip
 def test_fields(options, field, reason, todo, tmp_path):
-    """Of a LoRA on a Llama."""
+    """Fields of a LoRA on a Llama."""
     save(llama(), LoraConfig(**Q, **options), tmp_path)
     message = refused(UnsupportedError, tmp_path)
     assert f"\n  {field}" in message and reason in message and todo in message
@@ -70,8 +70,8 @@ def test_fields(options, field, reason, todo, tmp_path):
         ({"megatron_config": {"a": 1}}, "megatron"),
     ],
 )
-def test_fields_of_configs_alone(options, field, tmp_path):
-    """What takes other adapters, or Megatron, to save."""
+def test_fields_that_need_a_special_setup(options, field, tmp_path):
+    """Saving these needs other adapters, or Megatron."""
     LoraConfig(**Q, **options).save_pretrained(str(tmp_path))
     message = refused(UnsupportedError, tmp_path)
     assert f"\n  {field}" in message
@@ -80,7 +80,7 @@ def test_fields_of_configs_alone(options, field, tmp_path):
 
 @pytest.mark.parametrize("targets", [["mlp.up"], ["mlp.up", "mlp.down"]])
 def test_target_parameters(targets, tmp_path):
-    """If somebody took them out of the config, by the keys and shapes."""
+    """Removed from the config, they are recognized by keys and shapes."""
     save(Experts(), LoraConfig(r=2, target_modules=[], target_parameters=targets), tmp_path)
     values = json.loads((tmp_path / CONFIG).read_text()) | {"target_parameters": None}
     (tmp_path / CONFIG).write_text(json.dumps(values))
@@ -88,16 +88,16 @@ def test_target_parameters(targets, tmp_path):
         jaxmix.load(tmp_path)
 
 
-def test_a_convolution_in_groups(tmp_path):
-    """PEFT's LoRA of one is no weight of it."""
+def test_grouped_convolution(tmp_path):
+    """PEFT's LoRA is not a weight of such a convolution."""
     net = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2))
     save(net, LoraConfig(r=4, target_modules=["0"]), tmp_path)
     message = refused(UnsupportedError, tmp_path)
     assert "0: lora_B has 2 of 4 ranks" in message and "Train it without that layer" in message
 
 
-def test_a_pickle_is_converted_by_the_recipe(tmp_path, monkeypatch):
-    """The lines of the error, run as they stand, make a folder that loads; torch reads it as is."""
+def test_conversion_of_a_pickle(tmp_path, monkeypatch):
+    """The commands in the error produce a folder that loads; torch reads the original."""
     config = LoraConfig(target_modules=["one", "two"])
     adapted = save(Linears(), config, tmp_path, safe_serialization=False)
     assert difference(run(composed(Linears(), tmp_path)), run(adapted)) < 2e-6
@@ -117,7 +117,7 @@ def test_a_pickle_is_converted_by_the_recipe(tmp_path, monkeypatch):
 
 
 def test_layers_repeated_by_hand(tmp_path):
-    """What the error of layer_replication says to do gives PEFT's forward."""
+    """The remedy for layer_replication gives PEFT's forward."""
     kept = [0, 1, 1, 2]
     config = LoraConfig(r=2, target_modules=["v_proj"], layer_replication=[(0, 2), (1, 3)])
     truth = run(save(llama(), config, tmp_path))
@@ -132,8 +132,8 @@ def test_layers_repeated_by_hand(tmp_path):
     assert difference(run(deeper), truth) > 1e-3
 
 
-def test_the_wrapper_beside_saved_modules(tmp_path):
-    """PEFT with save_embedding_layers writes each saved embedding three times over."""
+def test_wrapper_next_to_saved_modules(tmp_path):
+    """With save_embedding_layers PEFT writes each saved embedding three times."""
     config = LoraConfig(**Q, modules_to_save=["lm_head", "embed_tokens"])
     truth = run(save(llama(), config, tmp_path, save_embedding_layers=True))
     keys = set(load_file(tmp_path / WEIGHTS))
@@ -146,7 +146,7 @@ def test_the_wrapper_beside_saved_modules(tmp_path):
 @pytest.mark.parametrize("use_dora", [False, True])
 @pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens", "lm_head"]])
 def test_copies_of_the_base(targets, use_dora, tmp_path):
-    """PEFT puts them under the adapter, and DoRA's norm reads them."""
+    """PEFT applies them below the adapter, and DoRA's norm reads them."""
     config = LoraConfig(r=4, target_modules=targets, use_dora=use_dora)
     save(llama(), config, tmp_path, save_embedding_layers=True)
     tensors = load_file(tmp_path / WEIGHTS)

@@ -1,4 +1,4 @@
-"""What is refused of LoRA's rarer forms and of the other five: files that do not fit together."""
+"""Errors for LoRA's rarer forms and the other five types: files that contradict themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ S, C, U = ShapeError, CheckpointError, UnsupportedError
 
 OLD = {"oft_R.weight": None}
 BD = {"target_modules_bd_a": ["other"], "target_modules_bd_b": ["proj"], "nblocks": 4}
-# The form, other fields, other shapes (None: not there), the error and its text.
+# The form, other fields, other shapes (None: absent), the error and its text.
 BAD: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[JaxmixError], str]] = {
     "dora's magnitude": (
         "dora",
@@ -193,7 +193,7 @@ def test_bad_files(form, fields, shapes, kind, message, tmp_path):
 
 
 def of_experts(folder: Path, *targets: str, **shapes: tuple[int, ...]) -> Path:
-    """A LoRA of rank 2 of parameters: the shapes of A and B by the wrapper's place."""
+    """A LoRA of rank 2 for parameters: the shapes of A and B by the wrapper's position."""
     tensors = {}
     for place, (a, b) in shapes.items():
         path = "base_model.model.mlp" + {"outer": "", "inner": ".base_layer"}[place]
@@ -242,8 +242,8 @@ def test_bad_experts(made, base, kind, message, tmp_path):
 @pytest.mark.parametrize(
     ("down", "how"), [((3, 5, 4), "several"), ((3, 4, 5), "none"), ((3, 9, 9), "none")]
 )
-def test_parameters_that_can_not_be_told(down, how, tmp_path):
-    """Two of a module, of one shape, or of none that fits: which is which the file does not say."""
+def test_ambiguous_parameters(down, how, tmp_path):
+    """Two in a module, of equal shape or of none that fits: the file does not distinguish them."""
     folder = of_experts(tmp_path, "mlp.up", "mlp.down", outer=UP, inner=UP)
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
@@ -255,7 +255,7 @@ def test_parameters_that_can_not_be_told(down, how, tmp_path):
     )
 
 
-def test_parameters_told_by_the_order_of_the_model(tmp_path):
+def test_parameters_in_the_order_of_the_model(tmp_path):
     """PEFT wraps the parameter that the module registers first innermost."""
     folder = of_experts(tmp_path, "mlp.down", "mlp.up", outer=UP, inner=UP)
     path = folder / "adapter_model.safetensors"
@@ -268,8 +268,8 @@ def test_parameters_told_by_the_order_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("tokens_config", [[1, 2, 3], {"embed": [1]}, {"other": [1, 2]}])
-def test_tokens_beside_a_lora(tokens_config, tmp_path):
-    """As many rows as indices; and a name that is the module's."""
+def test_tokens_next_to_a_lora(tokens_config, tmp_path):
+    """The numbers of rows and indices agree, and the name is the module's."""
     made = keyed({name: np.ones(shape) for name, shape in FORMS["lora"].shapes.items()})
     made["base_model.model.embed.token_adapter.trainable_tokens_delta"] = np.ones((2, 4))
     text = refused(S, save(tmp_path, "lora", made, trainable_token_indices=tokens_config))
@@ -281,15 +281,15 @@ def test_tokens_beside_a_lora(tokens_config, tmp_path):
 
 
 def attention(rank: int) -> dict[str, np.ndarray]:
-    """Factors of one whose input has four numbers, and of a layer beside it."""
+    """Factors of an attention with four inputs, and of a layer next to it."""
     made = {}
     for path, out, r in (("at", 12, rank), ("at.base_layer.out_proj", 4, rank), ("q", 4, 2)):
         made |= keyed({"lora_A.weight": np.ones((r, 4)), "lora_B.weight": np.ones((out, r))}, path)
     return made
 
 
-def test_patterns_go_by_an_attention(tmp_path):
-    """PEFT makes the attention's projections with the attention's numbers, whatever they match."""
+def test_patterns_do_not_apply_to_attention(tmp_path):
+    """PEFT gives the projections the attention's rank and alpha, whatever patterns match."""
     fields = {"rank_pattern": {"at": 4, "out_proj": 3}, "alpha_pattern": {"at": 8, "out_proj": 5}}
     updates: Any = jaxmix.load(save(tmp_path, "lora", attention(4), **fields)).updates
     assert {site: update.scale for site, update in updates.items()} == {
@@ -309,15 +309,15 @@ def test_patterns_go_by_an_attention(tmp_path):
         ({"init_lora_weights": "pissa", "lora_alpha": 0}, CheckpointError, "lora_alpha is 0, by"),
     ],
 )
-def test_what_no_base_helps(fields, kind, message, tmp_path):
-    """PEFT's OLoRA takes no account of a Conv1D's order of axes, and an alpha of 0 divides."""
+def test_unreadable_even_with_a_base(fields, kind, message, tmp_path):
+    """PEFT's OLoRA ignores a Conv1D's axis order, and an alpha of 0 divides."""
     base = {f"{SITE}.weight": np.ones((4, 6)), f"{SITE}.bias": np.ones(6)}
     with pytest.raises(kind, match=message):
         jaxmix.load(save(tmp_path, **fields), base=base)
 
 
-def test_a_base_that_does_not_tell_its_orientation(tmp_path):
-    """A square weight of a file whose flag is on, which PiSSA has to know."""
+def test_base_of_unknown_orientation(tmp_path):
+    """A square weight of a file with the flag on, which PiSSA needs to know."""
     made = keyed({"lora_A.weight": np.ones((2, 4)), "lora_B.weight": np.ones((4, 2))})
     folder = save(tmp_path, tensors=made, init_lora_weights="pissa", fan_in_fan_out=True)
     base = {f"{SITE}.weight": np.eye(4), f"{SITE}.bias": np.ones(4)}

@@ -1,7 +1,7 @@
-"""PEFT's folders changed in one to three places: refused with a reason, or read, nothing left out.
+"""PEFT folders with one to three changes: refused with a reason, or read completely.
 
-The folders are those that jaxmix writes for each row of the families' contract. Longer runs of the
-same, of 50,000 folders, found what `FOUND` has, and nothing after that was mended.
+The folders are those that jaxmix writes for each row of the families' contract. Longer runs, of
+50,000 folders, found the cases in `FOUND`.
 """
 
 import json
@@ -53,14 +53,14 @@ VALUES += [
     "bat",
     {"proj": 3},
 ]
-# Types whose files leave something out.
+# Types whose files omit something.
 DRAWN = ("ADAMSS", "FOURIERFT", "TINYLORA", "WAVEFT")
-# Changes of tensors; of the config there are some of its own.
+# Changes of tensors; the config has its own.
 TENSORS = ("drop", "rename", "shape", "dtype", "number", "foreign")
 
 
 NAMES = [name for name, row in ROWS.items() if row]
-# Of these tests/fuzz knows the right answer.
+# For these tests/fuzz knows the right answer.
 FUZZED = (
     "lora",
     "lora rslora",
@@ -78,7 +78,7 @@ FUZZED = (
 
 
 def _save(folder: Path, made: Made) -> Path:
-    """Both files under PEFT's names, changed bytes and all."""
+    """Writes both files with PEFT's names, with changed bytes."""
     folder.mkdir(exist_ok=True)
     write(made, folder)
     (folder / "adapters.safetensors").rename(folder / "adapter_model.safetensors")
@@ -104,7 +104,7 @@ def _changed(name: str, seed: int) -> Made:
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FUZZED])
 def test_refused_or_finite(name: str, tmp_path: Path) -> None:
-    """Never another exception; and what is read composes, or is refused by its shapes."""
+    """No other exception; what is read composes, or is refused by its shapes."""
     if name not in folders():
         return
     base = base_of(name)
@@ -124,7 +124,7 @@ def test_refused_or_finite(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
-    """Without it the folder is refused; with other numbers in it the adapter is another one."""
+    """Without it the folder is refused; with other numbers the adapter differs."""
     if name not in folders():
         return
     tensors, config = folders()[name]
@@ -150,12 +150,12 @@ def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
         ), key
 
 
-def test_most_types_are_here() -> None:
-    """All that are written, so that the tests above are about something."""
+def test_most_types_are_covered() -> None:
+    """All types that are written, so the tests above test something."""
     types = {config["peft_type"] for _, config in folders().values()}
-    # A rank or a seed is not known of these rows, PSOFT has no place for A and B in its file.
+    # These rows have no known rank or seed; PSOFT's file does not contain A and B.
     unwritten = {"ADAMSS", "PSOFT", "SHIRA", "SUPERTUNING"}
-    # And these are written as MISS and as LORA.
+    # These are written as MISS and LORA.
     assert set(PEFT_TYPES) - types == {*unwritten, "BONE", "OSF"}
 
 
@@ -173,7 +173,7 @@ def _flat(end: str) -> Any:
     return change
 
 
-# What once ended in another exception, or in all of the memory.
+# Inputs that once raised another exception, or used all memory.
 FOUND: dict[str, tuple[str, Any, str]] = {
     "a rank beyond all floats": ("lora", _set(r=10**400), "expected a positive integer"),
     "a factor without axes": ("expert lora", _flat("lora_A.weight"), "lora_A.weight (), "),
@@ -195,8 +195,8 @@ FOUND: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("case", FOUND)
-def test_found(case: str, tmp_path: Path) -> None:
-    """Each is refused, in words."""
+def test_past_failures(case: str, tmp_path: Path) -> None:
+    """Each is refused with a message."""
     name, change, message = FOUND[case]
     row = next(row for row in NAMES if row.startswith(name))
     tensors, config = folders()[row]

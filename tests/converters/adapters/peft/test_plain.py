@@ -1,6 +1,6 @@
-"""Keys with the names of wrappers and of the adapter in them: read as PEFT would have written them.
+"""Keys that contain names of wrappers and of the adapter are read as PEFT would write them.
 
-tests/parity/test_state_dicts.py holds the state dicts of all types against PEFT's own files.
+tests/parity/test_state_dicts.py compares the state dicts of all types with PEFT's own files.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ WHOLE = np.full((5, 3), 2.0, np.float32)
 
 
 def clean(form: str = "lora", site: str = SITE) -> dict[str, np.ndarray]:
-    """A form's keys without any prefix."""
+    """A form's keys without a prefix."""
     return {f"{site}.{name}": array for name, array in factors(FORMS[form]).items()}
 
 
 def same(folder: Any, form: str = "lora", **options: Any) -> bool:
-    """Whether a folder holds the form's adapter at its one site."""
+    """Whether a folder has the form's adapter at its site."""
     expected = jaxmix.load(save(folder.parent / "clean", form))
     got = jaxmix.load(folder, **options)
     base = params(FORMS[form])
@@ -46,7 +46,7 @@ def same(folder: Any, form: str = "lora", **options: Any) -> bool:
 )
 @pytest.mark.parametrize("form", ["lora", "loha", "oft", "adalora"])
 def test_wrappers_around_the_model(prefix, form, tmp_path):
-    """Outer and inner ones, and PEFT's own in any number."""
+    """Outer and inner ones, and PEFT's own any number of times."""
     made = {f"{prefix}{key}": array for key, array in clean(form).items()}
     assert same(save(tmp_path / "x", form, made), form)
 
@@ -60,7 +60,7 @@ def test_wrappers_around_the_model(prefix, form, tmp_path):
     ],
 )
 def test_wrappers_within(spelling, tmp_path):
-    """Of single layers."""
+    """Around single layers."""
     made = {spelling.format(ROOT, k): x for k, x in factors(FORMS["dora"]).items()}
     assert same(save(tmp_path / "x", "dora", made), "dora")
 
@@ -79,15 +79,15 @@ def test_wrappers_within(spelling, tmp_path):
         ("shira", "shira_indices", "shira_indices.style"),
     ],
 )
-def test_the_adapters_name(form, parameter, spelled, tmp_path):
-    """In one key or in all, whatever the adapter is called."""
+def test_adapter_name_in_keys(form, parameter, spelled, tmp_path):
+    """In one key or in all, for any name."""
     made = keyed(factors(FORMS[form]))
     made[f"{ROOT}{SITE}.{spelled}"] = made.pop(f"{ROOT}{SITE}.{parameter}")
     assert same(save(tmp_path / "x", form, made), form)
 
 
 def test_several_adapters_in_one_file(tmp_path):
-    """As a DPO run with a reference adapter saves them: it is not known which is meant."""
+    """As a DPO run with a reference adapter saves them: none of them is preferred."""
     made = {
         key.replace("lora_A", f"lora_A.{name}").replace("lora_B", f"lora_B.{name}"): array
         for name in ("default", "reference")
@@ -104,7 +104,7 @@ def test_several_adapters_in_one_file(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["_orig_mod.{}", "{}.default", "base_model.model.{}"])
-def test_keys_that_become_one(other, tmp_path):
+def test_keys_that_become_equal(other, tmp_path):
     """Both are listed."""
     made = keyed(factors(FORMS["loha"]))
     key = f"{ROOT}{SITE}.hada_w1_a"
@@ -114,8 +114,8 @@ def test_keys_that_become_one(other, tmp_path):
     assert any(f"{left}: the same as {right}; keep one of the two" in text for left, right in pairs)
 
 
-def test_a_module_named_module(tmp_path):
-    """It stays where not all keys have it, or it is not the outermost."""
+def test_module_named_module(tmp_path):
+    """The name is kept if not all keys have it, or if it is not the outermost."""
     sites = ("module.0", "head", "encoder.module.0")
     made: dict[str, np.ndarray] = {}
     for site in sites:
@@ -124,8 +124,8 @@ def test_a_module_named_module(tmp_path):
 
 
 @pytest.mark.parametrize("root", ["module", "base_model.model"])
-def test_the_base_has_the_last_word(root, tmp_path):
-    """A model may be called as wrappers call it: by the base's names, and in what finds leaves."""
+def test_base_overrides_the_rules(root, tmp_path):
+    """A model may use wrappers' names: the base's names decide, also for finding leaves."""
     form = FORMS["lora"]
     folder = save(tmp_path, tensors=keyed(factors(form), f"{root}.{SITE}"))
     base = {f"{root}.{key}": leaf for key, leaf in params(form).items()}
@@ -135,7 +135,7 @@ def test_the_base_has_the_last_word(root, tmp_path):
     for key, leaf in base.items():
         assert np.array_equal(left[key], right[key])
         assert np.array_equal(left[key], leaf) == key.endswith("bias")
-    # A base whose names lack what wraps the adapter's says nothing else than the rule.
+    # A base whose names lack the adapter's wrappers gives the same result as the rule.
     assert jaxmix.load(folder, base=params(form)).sites == (SITE,)
 
 
@@ -148,7 +148,7 @@ def test_the_base_has_the_last_word(root, tmp_path):
         ("_orig_mod.head._orig_mod.modules_to_save.default.weight",),
     ],
 )
-def test_a_module_that_was_saved_whole(keys, tmp_path):
+def test_saved_module(keys, tmp_path):
     """The trained leaf is read, the original one is not."""
     made = keyed(factors(FORMS["lora"]))
     for key in keys:
@@ -158,8 +158,8 @@ def test_a_module_that_was_saved_whole(keys, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["default.", "style.", ""])
-def test_parts_of_a_module_that_was_saved_whole(name, tmp_path):
-    """The original module tells the adapter's name from the name of a part."""
+def test_parts_of_a_saved_module(name, tmp_path):
+    """The original module distinguishes the adapter's name from a part's."""
     made = keyed(factors(FORMS["lora"])) | {
         f"{ROOT}cls.modules_to_save.{name}dense.weight": WHOLE,
         f"{ROOT}cls.original_module.dense.weight": 0 * WHOLE,
@@ -169,7 +169,7 @@ def test_parts_of_a_module_that_was_saved_whole(name, tmp_path):
 
 
 def test_tokens_in_training(tmp_path):
-    """The rows with the adapter's name, and the wrapper's copies of what is the base's."""
+    """The rows with the adapter's name, and the wrapper's copies of the base."""
     rows = np.ones((2, 3), np.float32)
     made = keyed(factors(FORMS["lora"])) | {
         f"{ROOT}emb.token_adapter.trainable_tokens_delta.default": rows,
@@ -189,8 +189,8 @@ def test_tokens_in_training(tmp_path):
 VERA = Form("VERA", {"r": 2, "projection_prng_key": 0, "save_projection": True}, {})
 
 
-def test_what_the_model_stores_once_stands_at_each_module(tmp_path):
-    """While in training; a copy that differs is no copy."""
+def test_shared_tensors_at_each_module(tmp_path):
+    """During training; a copy that differs is an error."""
     shared = {"vera_A": np.ones((2, 4), np.float32), "vera_B": np.ones((6, 2), np.float32)}
     site = {"vera_lambda_b": np.ones(6, np.float32), "vera_lambda_d": np.ones(2, np.float32)}
     made = {f"base_model.{name}.default": x for name, x in shared.items()}
@@ -203,8 +203,8 @@ def test_what_the_model_stores_once_stands_at_each_module(tmp_path):
     assert "vera_A.default: not a copy of the model's vera_A, as expected" in text
 
 
-def test_wrappers_in_the_configs_names(tmp_path):
-    """Patterns and names of a config that was made of a compiled model mean the same modules."""
+def test_wrappers_in_names_of_the_config(tmp_path):
+    """Patterns and names in the config of a compiled model match the same modules."""
     pattern = {r"^_orig_mod\.layer\.proj": 6}
     update: Any = jaxmix.load(save(tmp_path / "x", alpha_pattern=pattern)).updates[SITE]
     assert update.scale == 3.0

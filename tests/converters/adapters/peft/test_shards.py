@@ -34,7 +34,7 @@ def sharded(folder: Path, index: str | None = INDEX) -> Path:
 
 @pytest.mark.parametrize("index", [INDEX, "model.safetensors.index.json", None])
 def test_shards_are_joined(index: str | None, tmp_path: Path) -> None:
-    """With each index, and without one where the names tell all."""
+    """With each index, and without one if the names are complete."""
     folder = sharded(tmp_path / "style", index)
     for path in (folder, folder / index) if index else (folder,):
         found: Any = jaxmix.load(path).updates[SITE]
@@ -43,8 +43,8 @@ def test_shards_are_joined(index: str | None, tmp_path: Path) -> None:
         assert jaxmix.load(path).name == "style"
 
 
-def test_a_whole_file_goes_before_shards(tmp_path: Path) -> None:
-    """As everywhere; the shards are an old copy then."""
+def test_single_file_takes_precedence(tmp_path: Path) -> None:
+    """The shards are then an old copy."""
     folder = sharded(tmp_path)
     save(folder, tensors=keyed({k: 2 * x for k, x in factors(FORMS["lora"]).items()}))
     found: Any = jaxmix.load(folder).updates[SITE]
@@ -52,8 +52,8 @@ def test_a_whole_file_goes_before_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [INDEX, None])
-def test_a_missing_shard(index: str | None, tmp_path: Path) -> None:
-    """It is named."""
+def test_missing_shard(index: str | None, tmp_path: Path) -> None:
+    """The error names it."""
     folder = sharded(tmp_path, index)
     (folder / SHARDS[1]).unlink()
     message = refused(CheckpointError, folder)
@@ -65,8 +65,8 @@ def test_a_missing_shard(index: str | None, tmp_path: Path) -> None:
         )
 
 
-def test_an_index_that_disagrees(tmp_path: Path) -> None:
-    """A shard with more than the index says, and one with less."""
+def test_index_disagrees(tmp_path: Path) -> None:
+    """A shard with more tensors than in the index, and one with fewer."""
     folder = sharded(tmp_path)
     (folder / SHARDS[0]).write_bytes(packed(keyed(factors(FORMS["lora"]))))
     message = refused(CheckpointError, folder)
@@ -76,7 +76,7 @@ def test_an_index_that_disagrees(tmp_path: Path) -> None:
     )
 
 
-def test_an_index_that_leads_out(tmp_path: Path) -> None:
+def test_index_with_outside_paths(tmp_path: Path) -> None:
     """Nothing outside the folder is opened."""
     folder = sharded(tmp_path / "in")
     contents = {"weight_map": {"a": "../x.safetensors"}}
@@ -101,8 +101,8 @@ def test_shards_of_two_adapters(tmp_path: Path) -> None:
     assert message.endswith("\nRemove the old ones.")
 
 
-def test_an_index_of_a_model_is_not_the_adapter_s(tmp_path: Path) -> None:
-    """The shards of a model beside it are the base, and no adapter."""
+def test_index_of_a_model_is_not_used(tmp_path: Path) -> None:
+    """The shards of a model next to the adapter are the base."""
     folder = sharded(tmp_path)
     (folder / INDEX).unlink()
     for file in SHARDS:

@@ -1,4 +1,4 @@
-"""The order of PEFT's stacks: runs of OFT, splits, names, biases. Parity itself: tests/parity."""
+"""The order of PEFT's stacks: runs of OFT, splits, names, biases. Parity is in tests/parity."""
 
 import itertools
 from typing import Any
@@ -27,7 +27,7 @@ UPDATES = {
 
 
 def adapters(*spelled):
-    """Adapters by letters: ``"R.L"`` is an OFT at site s0, nothing at s1, a LoRA at s2."""
+    """Adapters from letters: ``"R.L"`` is an OFT at site s0, nothing at s1, a LoRA at s2."""
     made = []
     for name, letters in zip("abcdefgh", spelled, strict=False):
         sites = {f"s{i}": UPDATES[c]() for i, c in enumerate(letters) if c != "."}
@@ -54,25 +54,25 @@ def order(*spelled):
         ("LRR", "acb"),
         ("RRLRR", "baced"),
         ("RLRRLR", "abdcef"),
-        # A trained bias wraps nothing, so it parts no run; a replaced weight does.
+        # A trained bias wraps nothing, so it does not split a run; a replaced weight does.
         ("RBR", "cba"),
         ("RBRL", "cbad"),
         ("BRR", "acb"),
         ("RWR", "abc"),
         ("Rr", "ba"),
-        # An embedding's rotations act one after another.
+        # Rotations of an embedding act in loading order.
         ("EE", "ab"),
         ("EEE", "abc"),
         ("LEE", "abc"),
     ],
 )
 def test_one_site(letters, expected):
-    """Runs of consecutive OFT are reversed, and nothing else."""
+    """Runs of consecutive OFT are reversed; nothing else changes."""
     assert order(*letters) == expected
 
 
-def test_all_words_of_four():
-    """Against the rule said otherwise: a rotation goes in front of its run, all else to the end."""
+def test_all_chains_of_four():
+    """Against the rule in other terms: a rotation moves to the front of its run."""
     for letters in itertools.product("RL", repeat=4):
         expected: list[str] = []
         start = 0
@@ -82,21 +82,21 @@ def test_all_words_of_four():
         assert order(*letters) == "".join(expected), letters
 
 
-def test_runs_are_told_site_by_site():
-    """Who does not touch a site stands between nothing there."""
+def test_runs_are_found_per_site():
+    """An adapter that does not touch a site does not split its runs."""
     assert order("R.", ".L", "R.") == "bca"
     assert [p.name for p in peft_stack(adapters("R.", "R.", ".L")).parts] == ["b", "a", "c"]
 
 
 def test_sites_that_disagree_split_their_adapters():
-    """Two OFT at one site and two LoRA at another: no one order is right for both."""
+    """Two OFT at one site and two LoRA at another: no single order is right for both."""
     a, b = adapters("RL", "RL")
     stack = peft_stack([0.5 * a, b])
     names = [part.name for part in stack.parts]
     assert names == ["b (1)", "a (1)", "a (2)", "b (2)"]
     assert [part.sites for part in stack.parts] == [("s0",), ("s0",), ("s1",), ("s1",)]
     assert [part.strength for part in stack.parts] == [1.0, 0.5, 0.5, 1.0]
-    # Every update is there once, and is the very object.
+    # Every update appears once, as the same object.
     for adapter in (a, b):
         mine = {
             s: u for p in stack.parts if p.name[0] == adapter.name for s, u in p.updates.items()
@@ -105,7 +105,7 @@ def test_sites_that_disagree_split_their_adapters():
 
 
 def test_sites_that_agree_stay_together():
-    """Three groups at the most, and an adapter that is not cut keeps its name."""
+    """Three groups at most, and an uncut adapter keeps its name."""
     stack = peft_stack(adapters("RLRL", "RLRL", "...R"))
     assert [(p.name, p.sites) for p in stack.parts] == [
         ("b (1)", ("s0", "s2")),
@@ -116,15 +116,15 @@ def test_sites_that_agree_stay_together():
     ]
 
 
-def test_a_circle_of_three():
-    """No two sites contradict one another, all three do."""
+def test_cycle_of_three():
+    """No two sites contradict each other, but all three together do."""
     stack = peft_stack(adapters("RR.", "R.L", ".RL"))
     at = {s: [p.name[0] for p in stack.parts if s in p.updates] for s in ("s0", "s1", "s2")}
     assert at == {"s0": ["b", "a"], "s1": ["c", "a"], "s2": ["b", "c"]}
 
 
-def test_splitting_does_not_change_what_is_computed():
-    """Site by site it is the fold in the site's own order."""
+def test_splitting_keeps_the_result():
+    """At each site it is the fold in the site's own order."""
     made = adapters("RL", "RL")
     params = {f"s{i}.weight": np.array([[1.0, 2.0], [3.0, 5.0]], np.float32) for i in range(2)}
     out = peft_stack(made)(params)
@@ -133,8 +133,8 @@ def test_splitting_does_not_change_what_is_computed():
     assert jnp.array_equal(out["s1.weight"], forwards["s1.weight"])
 
 
-def test_a_single_adapter_is_itself():
-    """Alone there is no order, and the stack of a stack's parts is that stack again without OFT."""
+def test_single_adapter_is_unchanged():
+    """A stack of a stack's parts is the same stack if there is no OFT."""
     (lone,) = adapters("RLB")
     assert peft_stack([lone]).parts == (lone,)
     parts = peft_stack(adapters("L", "r", "L")).parts
@@ -142,7 +142,7 @@ def test_a_single_adapter_is_itself():
     assert peft_stack([]).parts == ()
 
 
-def test_it_takes_any_sequence():
+def test_any_sequence_is_accepted():
     """A tuple, a generator, traced strengths."""
     made = adapters("R", "R")
     assert [p.name for p in peft_stack(tuple(made)).parts] == ["b", "a"]
@@ -155,10 +155,10 @@ def test_it_takes_any_sequence():
     assert jnp.allclose(run(jnp.float32(1.0)), peft_stack(made)(params)["s0.weight"])
 
 
-def test_what_it_refuses():
-    """Mixes, which PEFT does not load; a bare adapter; things that are none; equal names."""
+def test_refused():
+    """Mixes, which PEFT does not load; a bare adapter; other objects; equal names."""
     a, b = adapters("R", "L")
-    stack: Any = peft_stack  # so that wrong types may be tried
+    stack: Any = peft_stack  # to allow wrong types
     with pytest.raises(
         AdapterError, match=r"(?s)peft_stack got mix of 2 .*expected single adapters"
     ):
@@ -174,7 +174,9 @@ def test_what_it_refuses():
         stack(["a"])
     with pytest.raises(AdapterError, match=r"two adapters of a mix have the name 'a'"):
         stack([a, a])
-    with pytest.raises(AdapterError, match=r"the name 'a'"):  # before they are cut and numbered
+    with pytest.raises(
+        AdapterError, match=r"the name 'a'"
+    ):  # before adapters are split and numbered
         stack([made.renamed("a") for made in adapters("RL", "RL")])
 
 
@@ -186,8 +188,8 @@ def test_what_it_refuses():
         ("brr", "s0: 'a' and 'c'"),
     ],
 )
-def test_biases_that_no_order_serves(letters, lost):
-    """PEFT keeps trained biases in the base, the last one loaded: no word of maps does that."""
+def test_biases_without_a_valid_order(letters, lost):
+    """PEFT keeps trained biases in the base, the last one loaded: no chain of maps does that."""
     with pytest.raises(UnsupportedError) as caught:
         peft_stack(adapters(*letters))
     message = str(caught.value)
@@ -198,6 +200,6 @@ def test_biases_that_no_order_serves(letters, lost):
 
 
 @pytest.mark.parametrize("letters", ["Bb", "BB", "rB", "RBR", "LB", "BL"])
-def test_biases_that_are_served(letters):
-    """The last trained bias wins, and what is added comes after."""
+def test_biases_with_a_valid_order(letters):
+    """The last trained bias wins, and added biases come after."""
     assert len(peft_stack(adapters(*letters)).parts) == len(letters)

@@ -41,8 +41,8 @@ def put(folder: Any, *sites: str, form: str | Form = "lora", **fields: Any) -> A
     ],
 )
 @pytest.mark.parametrize("form", ["lora", "loha", "oft"])
-def test_modules_that_the_config_leaves_out(fields, site, reason, form, tmp_path):
-    """Each is listed with the field that leaves it out; the others are not."""
+def test_excluded_modules(fields, site, reason, form, tmp_path):
+    """Each is listed with the field that excludes it; others are not."""
     folder = put(tmp_path, form=form, **fields)
     text = refused(CheckpointError, folder)
     assert f"{folder / 'adapter_config.json'}: the file has factors of modules that this" in text
@@ -51,7 +51,7 @@ def test_modules_that_the_config_leaves_out(fields, site, reason, form, tmp_path
     assert "Correct it, or remove these modules' keys from the file." in text
 
 
-def test_layers_that_the_config_leaves_out(tmp_path):
+def test_excluded_layers(tmp_path):
     """By the first number, or the one after a pattern."""
     sites = [f"model.layers.{i}.q_proj" for i in range(3)]
     fields: dict[str, Any] = {"target_modules": ["q_proj"], "layers_to_transform": [0, 2]}
@@ -64,7 +64,7 @@ def test_layers_that_the_config_leaves_out(tmp_path):
     assert jaxmix.load(whole).sites == tuple(sites)
 
 
-def test_a_module_that_was_saved_whole(tmp_path):
+def test_saved_module(tmp_path):
     """PEFT has no adapter within it."""
     made = keyed(factors(FORMS["lora"]), "cls.dense") | {
         "base_model.model.cls.dense.base_layer.bias": np.ones(6, np.float32)
@@ -96,12 +96,12 @@ def test_a_module_that_was_saved_whole(tmp_path):
         {"target_modules": r".*", "layers_to_transform": [7]},
     ],
 )
-def test_what_is_adapted_or_not_certain(fields, tmp_path):
+def test_uncertain_modules_are_read(fields, tmp_path):
     """Nothing is refused that PEFT may read."""
     assert set(jaxmix.load(put(tmp_path, **fields)).sites) == set(SITES)
 
 
-def test_an_experts_number(tmp_path):
+def test_number_of_an_expert(tmp_path):
     """Older versions took it for the layer's."""
     fields: dict[str, Any] = {"target_modules": ["up_proj"], "layers_to_transform": [3]}
     assert jaxmix.load(put(tmp_path, SITES[1], **fields)).sites == (SITES[1],)

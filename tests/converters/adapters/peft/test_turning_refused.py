@@ -1,4 +1,4 @@
-"""What is refused of the types that turn a weight, or read it: files, and what is not written."""
+"""Errors for the types that rotate or read a weight: invalid files and exports."""
 
 from typing import Any
 
@@ -26,8 +26,8 @@ def test_bad_files(family, config, shapes, kind: type[JaxmixError], message, tmp
     assert message in text, text
 
 
-def test_frod_of_shapes_that_disagree(tmp_path):
-    """The bases do not lie at the site."""
+def test_frod_shapes_disagree(tmp_path):
+    """The bases do not fit the site."""
     made: dict[str, Any] = keyed({"frod_lambda_l": np.ones(4), "frod_lambda_s_values": np.ones(2)})
     shared = {"base_model.frod_V.layer_proj": np.eye(4)}
     for kind, size, indices, message in (
@@ -55,8 +55,8 @@ def test_frod_of_shapes_that_disagree(tmp_path):
         ("PSOFT", PSOFT, {"weight": np.ones(1)}),
     ],
 )
-def test_what_the_base_does_not_fit(family, config, made, tmp_path):
-    """Without one it is asked for; another model's is refused."""
+def test_base_of_another_model(family, config, made, tmp_path):
+    """Without a base it is requested; another model's is refused."""
     stem = {"OSF": "osf_svd_params", "PSOFT": "psoft_R"}[family]
     tensors = keyed({f"{stem}.{name}": array for name, array in made.items()})
     folder = save(tmp_path, Form(family, config, {}), tensors)
@@ -66,7 +66,7 @@ def test_what_the_base_does_not_fit(family, config, made, tmp_path):
     assert message in refused(S, folder, base=wrong)
 
 
-def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
+def test_ia3_of_ambiguous_convolution(tmp_path):
     """Its columns could be three points of each channel, or six points of half of them."""
     config = {"feedforward_modules": ["proj"]}
     folder = save(tmp_path, Form("IA3", config, {}), keyed({"ia3_l": np.full((1, 4, 1, 1), 2.0)}))
@@ -80,7 +80,7 @@ def test_ia3_asks_whether_a_convolution_is_in_groups(tmp_path):
 
 
 def test_psoft_without_torch(tmp_path, monkeypatch):
-    """The signs of singular vectors are torch's LAPACK's, so nothing else will do."""
+    """The signs of singular vectors depend on torch's LAPACK, so torch is required."""
     folder = save(
         tmp_path, Form("PSOFT", PSOFT, {}), keyed({"psoft_R.weight": np.ones(1, np.float32)})
     )
@@ -93,7 +93,7 @@ def test_psoft_without_torch(tmp_path, monkeypatch):
 
 
 z = np.zeros
-# What PEFT's types have no place for: updates by site, and the text.
+# Updates that PEFT's types can't represent, by site, and the message.
 UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "road of two groups": (
         "ROAD",
@@ -152,7 +152,7 @@ UNWRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("family", "updates", "message"), UNWRITTEN.values(), ids=UNWRITTEN)
-def test_what_is_not_written(family, updates, message):
+def test_invalid_exports(family, updates, message):
     write = PEFT_TYPES[family].write
     assert write is not None
     with pytest.raises(UnsupportedError) as caught:
@@ -160,8 +160,8 @@ def test_what_is_not_written(family, updates, message):
     assert message in str(caught.value)
 
 
-def test_a_bias_that_is_turned_need_not_be_there():
-    """IA3 and RoAd rescale a bias where there is one; where there is none they ask for none."""
+def test_rescaled_bias_may_be_absent():
+    """IA3 and RoAd rescale an existing bias, and do not require one."""
     road = RoAd(np.full(3, 0.5), np.full(3, 2.0), 1, 2)
     weight, bias = np.ones((6, 4), np.float32), np.ones(6, np.float32)
     alone = jaxmix.compose({"a.weight": weight}, [jaxmix.Adapter({"a": road})])

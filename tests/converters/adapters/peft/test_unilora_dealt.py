@@ -1,4 +1,4 @@
-"""UniLoRA without its indices: what is refused of file, base and order; and what is not."""
+"""UniLoRA without its indices: errors about file, base and order, and accepted cases."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def _save(folder, tensors=_THETA, **fields):
 
 
 def test_read(tmp_path):
-    """Every number of the vector as often as the others, or once more; the sites in order."""
+    """Every number of the vector is used equally often, or once more; sites are in order."""
     updates = load(_save(tmp_path), base=_QK).updates
     assert list(updates) == ["layers.0.q", "layers.0.k", "layers.1.q", "layers.1.k"]
     indices = [np.ravel(x) for u in updates.values() for x in (u.a_indices, u.b_indices)]
@@ -45,8 +45,8 @@ def test_read(tmp_path):
     assert np.all(updates["layers.1.k"].b_scales == 0.25)
 
 
-def test_indices_of_a_file_that_says_nothing_of_them(tmp_path):
-    """Where the config has no such field, what is in the file counts."""
+def test_indices_without_the_config_field(tmp_path):
+    """If the config has no such field, the file's tensors decide."""
     made = {
         "unilora_indices_A": np.zeros((2, 4), np.int64),
         "unilora_indices_B": np.zeros((6, 2), np.int64),
@@ -141,7 +141,7 @@ def test_no_vector(tmp_path):
     assert message in refused(CheckpointError, folder, base=_QK)
 
 
-def test_a_folder_has_no_order(tmp_path):
+def test_folder_has_no_order(tmp_path):
     base = save(tmp_path / "base", Form("UNILORA", {}, {}), _QK)
     (base / "adapter_model.safetensors").rename(base / "model.safetensors")
     text = refused(CheckpointError, _save(tmp_path / "adapter"), base=base)
@@ -151,21 +151,21 @@ def test_a_folder_has_no_order(tmp_path):
 @pytest.mark.parametrize(
     ("leaves", "modules"),
     [
-        # One module has no order, whatever the names are in.
+        # The order of the names does not matter for a single module.
         ("a.k.weight a.q.weight", "a.k"),
         ("a.k.weight b.weight a.q.weight", "a.k"),
-        # Within a list the numbers are the order.
+        # Within a list the numbers give the order.
         ("a.0.k.weight a.1.k.weight a.2.k.weight", "a.0.k a.1.k a.2.k"),
-        # The two are in order either way, and the block around them shows that it is the model's.
+        # These two are in order either way; the enclosing block shows that it is the model's.
         ("a.0.mlp.fc1.weight a.0.mlp.fc2.weight a.0.ln.weight", "a.0.mlp.fc1 a.0.mlp.fc2"),
         ("fc1.weight fc1.bias fc2.weight fc2.bias", "fc1 fc2"),
     ],
 )
-def test_an_order_that_may_be_the_models(leaves, modules):
+def test_possible_order_of_the_model(leaves, modules):
     assert order_problem(leaves.split(), modules.split()) == ""
 
 
-def test_sorted_as_texts():
+def test_sorted_as_strings():
     """A hyphen comes before the dot."""
     assert (
         order_problem(["q-k.w", "q.w"], ["q-k", "q"]) == "whose names in the whole model are sorted"

@@ -1,6 +1,6 @@
-"""Folders of PEFT's types that leave something out, or that jaxmix does not write.
+"""Folders of PEFT's types that omit something, or that jaxmix does not write.
 
-All are for one site, `folders.SITE`, whose weight is (6, 4) unless the form says otherwise.
+All of them adapt one site, `folders.SITE`, whose weight is (6, 4) unless the form states otherwise.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ _PSOFT = {"r": 2, "psoft_alpha": 4, "num_cayley_neumann_terms": 5, "random_seed"
 _TURNED = {"psoft_R.weight": (1,), "psoft_R.vector_a": (2,), "psoft_R.vector_b": (2,)}
 _LORA = {"lora_A.weight": (2, 4), "lora_B.weight": (6, 2)}
 
-# Tensors of the whole model, by what a form's name begins with.
+# Tensors of the whole model, by the beginning of a form's name.
 COMMON = {
     "tinylora": {"base_model.tinylora_v.0": np.array([0.5, -1.0, 2.0], np.float32)},
     "unilora": {"base_model.unilora_theta_d": np.linspace(-1, 1, 5, dtype=np.float32)},

@@ -22,7 +22,7 @@ __all__ = ["base_of", "folders"]
 
 @cache
 def folders() -> dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]]:
-    """The tensors and the config of each row that PEFT has a type for."""
+    """The tensors and the config of each row for which PEFT has a type."""
     found = {}
     for name, row in ROWS.items():
         with tempfile.TemporaryDirectory() as root:
