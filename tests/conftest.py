@@ -13,6 +13,7 @@ import os
 from importlib.metadata import version
 from importlib.util import find_spec
 
+gc.set_threshold(50_000, 20, 20)
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1".strip()
@@ -50,8 +51,6 @@ if find_spec("torch") is not None:
     import torch
 
     torch.set_num_threads(1)
-
-gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
