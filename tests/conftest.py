@@ -13,7 +13,6 @@ import os
 from importlib.metadata import version
 from importlib.util import find_spec
 
-gc.set_threshold(50_000, 20, 20)
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1".strip()
@@ -32,6 +31,7 @@ from jaxtyping import install_import_hook
 
 from .house import checking
 
+gc.set_threshold(50_000, 20, 20)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
