@@ -37,7 +37,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Shapes and types of every call are checked in the rooms that compute. Not at the faces: these
 # refuse bad arguments in words of their own, which are tested. Import jaxmix only after this.
-CHECKED = ("operators", "affine", "plan", "models.layers", "models.rope")
+CHECKED = ("operators", "affine", "apply.plan", "models.layers", "models.rope")
 install_import_hook([f"jaxmix.{room}" for room in CHECKED], f"{checking.__name__}.check")
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
