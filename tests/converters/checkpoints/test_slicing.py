@@ -52,7 +52,8 @@ def test_bytes_read(tmp_path: Path, index: tuple[slice, ...], count: int) -> Non
 
 
 def test_a_scalar(tmp_path: Path) -> None:
-    assert read_slice(stored(tmp_path, np.array(2.5))) == 2.5
+    part = read_slice(stored(tmp_path, np.array(2.5)))
+    assert part.shape == () and part == 2.5
 
 
 def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
