@@ -1,18 +1,21 @@
 """What every test runs under: strict promotion, no lazy defaults, the same draws on CI.
 
-Eight host devices are asked for before JAX starts, so that sharding is tested everywhere; one
-thread of torch, since two workers share the machine. Most programs here run once, so LLVM is told
-not to optimise them: that takes longer than they do. Up to JAX 0.10 two thirds of a compilation on
-CPU is XLA's emitter of fusions, so it is off there; later versions don't know the flag and stop.
+JAX starts with eight host devices, so sharding is tested everywhere. Torch gets one thread, since
+two workers share the machine. Most programs here run once, so compiling takes longer than running
+them: LLVM does not optimise them, and XLA does not split them into parts to compile in parallel.
+Up to JAX 0.10, XLA's emitter of fusions takes two thirds of a compilation on CPU, so it is off;
+later versions stop at this unknown flag. Modules and JAX's caches live as long as the process, so
+Python looks for garbage among new objects only, and not often.
 """
 
+import gc
 import os
 from importlib.metadata import version
 from importlib.util import find_spec
 
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0".strip()
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1".strip()
 )
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
@@ -23,16 +26,18 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 from .house import checking
 
+gc.set_threshold(50_000, 20, 20)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Shapes and types of every call are checked in the rooms that compute. Not at the faces: these
 # refuse bad arguments in words of their own, which are tested. Import jaxmix only after this.
-CHECKED = ("operators", "affine", "plan", "models.layers", "models.rope")
+CHECKED = ("operators", "affine", "apply.plan", "models.layers", "models.rope")
 install_import_hook([f"jaxmix.{room}" for room in CHECKED], f"{checking.__name__}.check")
 
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
@@ -46,3 +51,8 @@ if find_spec("torch") is not None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Exempts all that exists before the first test from the search for garbage."""
+    gc.freeze()

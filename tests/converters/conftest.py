@@ -8,7 +8,7 @@ import pytest
 from .bases import save_adapters, save_base
 
 if any(find_spec(name) is None for name in ("torch", "peft", "transformers")):
-    collect_ignore = ["test_merge_peft.py"]
+    collect_ignore = ["merging/test_merge_peft.py"]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import monitoring
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -14,6 +13,7 @@ import jaxmix
 from jaxmix import Adapter, Layout, Rule
 from jaxmix.families import OFT, LoHa, LoRA, Together
 
+from ..compiling import COMPILED, timed_events
 from ..laws.draws import normal, tree
 from .compiled import Collective, collectives, large, largest
 from .layer import MODULE, PART, RNG, SIZE, UPDATES, params, small
@@ -97,15 +97,11 @@ def test_a_family_stays_where_it_is(kind: str, monkeypatch: Any) -> None:
 
 def test_nothing_else_is_compiled(monkeypatch: Any) -> None:
     """The recorded programs are all that run."""
-    count: list[str] = []
-    monitoring.register_event_duration_secs_listener(lambda event, _, **__: count.append(event))
     leaves = params(grid(), ("x", "y"))
     a, b = (np.ones(shape, np.float32) for shape in ((5, 96), (64, 5)))
-    count.clear()
-    with programs(monkeypatch) as seen:
+    with programs(monkeypatch) as seen, timed_events() as events:
         jaxmix.compose(leaves, Adapter({"a": LoRA(a, b, 1.0)}))
-    compiled = [event for event in count if event.endswith("backend_compile_duration")]
-    assert len(seen) == len(compiled) == 1
+    assert len(seen) == events[COMPILED] == 1
 
 
 def test_every_family_within_jit() -> None:

@@ -55,8 +55,13 @@ def test_tables_are_complete() -> None:
     assert len({case["name"] for case in CASES}) == len(CASES) >= 160
 
 
+# Pairs hold every family, and stacks of four hold those of three.
 @pytest.mark.parametrize(
-    ("first", "length"), sorted({(stack[0], len(stack)) for stack in ALL_STACKS})
+    ("first", "length"),
+    [
+        pytest.param(*row, marks=[pytest.mark.thorough] if row[1] == 3 else [])
+        for row in sorted({(stack[0], len(stack)) for stack in ALL_STACKS})
+    ],
 )
 def test_stacks_match_peft(first: str, length: int, stack_folders: Path) -> None:
     """Every stack with this innermost family matches PEFT."""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import monitoring
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,6 +17,7 @@ import jaxmix
 from jaxmix import Adapter
 from jaxmix.families import DEFT, HRA, FRoD
 
+from ..compiling import timed_events
 from .crowd import LINEAR, UPDATES, base, floats, folds, is_float, off, whole
 
 # The families whose map is not linear in the strength.
@@ -194,22 +194,14 @@ def test_gradients_with_zero_factors(which: int | None, strength: float) -> None
 
 def test_passes_are_traced_once_and_donate_buffers() -> None:
     """Other strengths and arrays of equal shapes use the same programs, for every family."""
-    seen: list[str] = []
-
-    def listen(event: str, duration: float, **_: Any) -> None:
-        seen.append(event)
-
     params = {name: jnp.asarray(leaf) for name, leaf in base(TWO, np.float32).items()}
     scaled = jax.tree.map(
         lambda x: 1.1 * x if isinstance(x, np.ndarray) and is_float(x) else x, TWO
     )
     first = jaxmix.compose(params, Adapter(TWO, 0.7))
     assert off(first, folds(params, TWO, 0.7), 5e-6) == {}
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with timed_events() as seen:
         jaxmix.compose(params, Adapter(scaled, 0.5))
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
     assert [event for event in seen if "trace" in event or "backend_compile" in event] == []
     again = jaxmix.compose(params, Adapter(TWO, 0.7), donate=True)
     assert off(again, {n: np.asarray(x) for n, x in first.items()}, 1e-6) == {}

@@ -1,6 +1,5 @@
 """Law 5, traces: what is traced and compiled, and how often; and which buffers are donated."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,36 +7,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import monitoring
 
 import jaxmix
 from jaxmix import Adapter, Layout, Rule
 
+from ..compiling import COMPILED, TRACED, timed_events
 from .draws import FAMILIES, MAKERS, Module, made, tree
 from .running import error
 from .truth import fold_tree
 
-TRACED = "/jax/core/compile/jaxpr_trace_duration"
-COMPILED = "/jax/core/compile/backend_compile_duration"
 Count = Callable[[Callable[[], Any]], tuple[int, int]]
 
 
 @pytest.fixture
 def count() -> Iterator[Count]:
     """Runs a function and counts JAX's traces and compilations."""
-    seen: Counter[str] = Counter()
+    with timed_events() as seen:
 
-    def listen(event: str, duration: float, **_: Any) -> None:
-        seen[event] += 1
+        def counted(run: Callable[[], Any]) -> tuple[int, int]:
+            seen.clear()
+            jax.block_until_ready(jax.tree.leaves(run()))
+            return seen[TRACED], seen[COMPILED]
 
-    def counted(run: Callable[[], Any]) -> tuple[int, int]:
-        seen.clear()
-        jax.block_until_ready(jax.tree.leaves(run()))
-        return seen[TRACED], seen[COMPILED]
-
-    monitoring.register_event_duration_secs_listener(listen)
-    yield counted
-    monitoring.unregister_event_duration_listener(listen)
+        yield counted
 
 
 def model(layers: int, module: Module) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jaxmix.errors import LayoutError
 from jaxmix.placement.place import Place
 from jaxmix.unmerged.leaf import Factored
 
+from ...compiling import COMPILED, timed_events
 from ...laws.draws import Module, made, normal
 from ...laws.truth import fold
 
@@ -235,21 +236,11 @@ def test_a_scanned_tree_compiles_for_no_layer() -> None:
 
     def programs(*layers: int) -> int:
         mixed = [Adapter({f"a{i}": made("DoRA", module, i) for i in layers})]
-        before = len(counted)
-        jaxmix.compose(params, mixed, layout=Layout("mine", (rule,)))
-        return len(counted) - before
+        with timed_events() as events:
+            jaxmix.compose(params, mixed, layout=Layout("mine", (rule,)))
+        return events[COMPILED]
 
-    counted: list[str] = []
-
-    def count(event: str, _: float, **more: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            counted.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        assert programs(0, 1) > 0 and programs(1, 2, 3) == 0
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
+    assert programs(0, 1) > 0 and programs(1, 2, 3) == 0
 
 
 @pytest.mark.parametrize(

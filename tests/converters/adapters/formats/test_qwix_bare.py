@@ -288,7 +288,10 @@ def with_lora(is_gemma: bool, x: jax.Array) -> tuple[Any, Any]:
     return base, model
 
 
-# qwix uses a deprecated API of Flax.
+# qwix uses a deprecated API of Flax, and one that Flax 0.12.0 does not have yet.
+@pytest.mark.skipif(
+    not hasattr(nnx.Variable, "get_raw_value"), reason="qwix 0.1.8 needs a newer Flax"
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("whole", [False, True], ids=["lora", "whole"])
 @pytest.mark.parametrize("is_gemma", [False, True], ids=["llama", "gemma"])

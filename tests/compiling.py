@@ -1,0 +1,31 @@
+"""Counts what JAX traces and compiles, on every JAX that is allowed."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jax import monitoring
+
+TRACED = "/jax/core/compile/jaxpr_trace_duration"
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@contextmanager
+def timed_events() -> Iterator[Counter[str]]:
+    """Counts, by name, the events whose duration JAX reports within the context."""
+    seen: Counter[str] = Counter()
+    is_open = True
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if is_open:
+            seen[event] += 1
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        is_open = False
+        # JAX 0.8 has no public way to remove a listener; this one counts no more.
+        if hasattr(monitoring, "unregister_event_duration_listener"):
+            monitoring.unregister_event_duration_listener(listen)

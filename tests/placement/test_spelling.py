@@ -1,0 +1,40 @@
+"""Sites find leaves whose names differ only by what wrappers add, and no other leaves."""
+
+import pytest
+
+from jaxmix.placement.layout import Layout, Rule
+from jaxmix.placement.spelling import Spellings, respelled
+
+LAYOUT = Layout("mine", (Rule(r"(.*)\.q", r"\1.q.w"), Rule(r"(.*)\.q", r"\1.q.b", part="bias")))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("h.0.q", ("_orig_mod.h.0.q", "module.h.0.q")),
+        ("module.h.1.module.q", ("h.1.q",)),
+        ("h.2.q", ()),
+    ],
+)
+def test_names_without_wrappers_decide(name: str, expected: tuple[str, ...]) -> None:
+    assert Spellings(["_orig_mod.h.0.q", "module.h.0.q", "h.1.q"]).of(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("leaves", "weights", "biases"),
+    [
+        (["h.q.w", "h.q.b"], ["h.q.w"], ["h.q.b"]),
+        (["_orig_mod.h.q.w", "_orig_mod.h.q.b"], ["_orig_mod.h.q.w"], ["_orig_mod.h.q.b"]),
+        # A leaf of the layout's own name wins, even if the other part has none.
+        (["h.q.w", "module.h.q.w", "module.h.q.b"], ["h.q.w"], ["h.q.b"]),
+        (["_orig_mod.h.q.w", "module.h.q.w"], ["_orig_mod.h.q.w", "module.h.q.w"], []),
+        (["other.q.w"], ["h.q.w"], ["h.q.b"]),
+    ],
+    ids=["own names", "wrapped", "both", "two candidates", "none"],
+)
+def test_places_under_the_leaves_own_names(
+    leaves: list[str], weights: list[str], biases: list[str]
+) -> None:
+    found = respelled(LAYOUT, "h.q", leaves, Spellings(leaves))
+    assert [place.leaf for place in found["weight"]] == weights
+    assert [place.leaf for place in found["bias"]] == biases
