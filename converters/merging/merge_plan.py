@@ -20,6 +20,7 @@ from jaxmix.converters.merging.untying import untied
 from jaxmix.converters.names import with_stored_names
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names
 
 __all__ = ["Adapters", "AllowedChanges", "MergePlan", "plan_merge"]
 
@@ -82,6 +83,7 @@ def plan_merge(
     adapters: Adapters,
     layout: Layout | str | None,
     changes: AllowedChanges,
+    names: Names = None,
 ) -> MergePlan:
     """Checks everything that can be checked before anything is written.
 
@@ -90,6 +92,7 @@ def plan_merge(
         adapters: As in `merge_checkpoint`.
         layout: As in `merge_checkpoint`.
         changes: The changes to the base that are allowed.
+        names: As in `merge_checkpoint`.
 
     Returns:
         A merge that can be carried out.
@@ -106,14 +109,15 @@ def plan_merge(
     # Dequantize first: a packed head would look like a tied or a missing one.
     checkpoint = dequantized(checkpoint) if changes.dequantize else checkpoint
     stale = stale_files(checkpoint, files)
-    mixed = with_stored_names(mixed, checkpoint) if finds_ties else mixed
+    if finds_ties:
+        mixed, table = with_stored_names(mixed, checkpoint, table, names)
     if table.conv1d is None:
         table = replace(table, conv1d=conv1d_pattern(checkpoint))
     if finds_ties:
         checkpoint, added_head = with_new_head(checkpoint, mixed, allowed=changes.new_head)
         if added_head.name:
             # The class with the head may name the tensors of its body differently.
-            mixed = with_stored_names(mixed, checkpoint)
+            mixed, table = with_stored_names(mixed, checkpoint, table, names)
         checkpoint, mixed, untied_head = untied(checkpoint, mixed, allowed=changes.untie)
     checkpoint, rows = resized(
         checkpoint,

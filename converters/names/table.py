@@ -10,13 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.names.transforms import Transform, transform_of
+from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.transforms import Transform, transform_of
 
-__all__ = ["TABLE", "base_prefix", "transforms_for"]
+__all__ = ["TABLE", "base_prefix", "name_map", "name_maps", "transforms_for"]
 
 TABLE = Path(__file__).with_name("transformers.json")
 # Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
 _ALWAYS = "legacy"
+# Any class with a head: the table tells the base models' classes only.
+_HEAD = "*"
 
 
 @cache
@@ -34,6 +37,39 @@ def base_prefix(config: Mapping[str, Any]) -> str:
         The prefix; ``""`` if the model type is unknown or has none.
     """
     return _model(config).get("prefix", "")
+
+
+def name_map(config: Mapping[str, Any]) -> NameMap | None:
+    """Returns the name map of a checkpoint.
+
+    Args:
+        config: The checkpoint's config.json. Without ``architectures``, a model with a head.
+
+    Returns:
+        The map; None if the model is not in the table, renames by code, or has code of its own.
+
+    Example:
+        >>> name_map({"model_type": "mixtral"}).prefix
+        'model'
+    """
+    # A model with code of its own may share a type with one of transformers' models.
+    if "auto_map" in config or not _model(config):
+        return None
+    if not config.get("architectures"):
+        config = {**config, "architectures": [_HEAD]}
+    transforms = transforms_for(config)
+    if transforms is None:
+        return None
+    return NameMap(config["model_type"], transforms, base_prefix(config))
+
+
+def name_maps() -> Iterator[NameMap]:
+    """Yields the maps of all model types, of each with a head and as a base model alone."""
+    for model_type, model in _table()["models"].items():
+        for architecture in (_HEAD, model.get("class", _HEAD)):
+            found = name_map({"model_type": model_type, "architectures": [architecture]})
+            if found is not None:
+                yield found
 
 
 def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:

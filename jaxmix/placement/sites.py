@@ -11,9 +11,13 @@ from jaxmix.placement.layout import Layout, Part, Place
 from jaxmix.placement.spelling import respelled
 from jaxmix.placement.tree import Tree
 
-__all__ = ["Site", "located", "placed"]
+__all__ = ["Site", "UnplacedError", "located", "placed"]
 
 _SHOWN = 20
+
+
+class UnplacedError(LayoutError):
+    """Sites that find no leaf, or more than one."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site
         lines = [f"{name}: {_lost(name, part, places, tree)}" for name, part, places in shown]
         lines += [name for name, _, _ in rest]
         count = len({name for name, _, _ in lost})
-        raise LayoutError(
+        raise UnplacedError(
             f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
             f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
             "trained on another model? If the leaves have other names, give "

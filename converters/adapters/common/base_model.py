@@ -17,7 +17,10 @@ import numpy as np
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
 from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
+from jaxmix.converters.names import modules_of
 from jaxmix.errors import CheckpointError, LayoutError
+from jaxmix.placement.assembly import assembled, assembled_shape
+from jaxmix.placement.canonical import Holding, Modules
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.orientation import OutAxes
 from jaxmix.placement.spelling import Spellings
@@ -43,6 +46,7 @@ class BaseModel:
         order: The names of all leaves in the order of the caller's dict, as PyTorch's
             ``state_dict`` has them in the model's own order. Empty where that order is lost: a
             folder's files and jax's trees are sorted.
+        in_memory: The modules by the names that they have in memory, if these differ.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
@@ -51,6 +55,7 @@ class BaseModel:
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
     conv1d: Callable[[str], bool | None] = lambda name: None
     order: tuple[str, ...] = ()
+    in_memory: Modules | None = None
 
     @cached_property
     def _spellings(self) -> Spellings:
@@ -63,6 +68,8 @@ class BaseModel:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """The shape of a module's weight, in PyTorch's axes."""
+        if pieces := self._pieces(module):
+            return assembled_shape(pieces, self.shapes)
         shape = self.shapes[self._full_name(module)]
         return self.weight(module).shape if shape is None else shape
 
@@ -72,6 +79,8 @@ class BaseModel:
         Raises:
             CheckpointError: If there is no such module, or its name is ambiguous.
         """
+        if pieces := self._pieces(module):
+            return assembled(pieces, self.read_weight)
         return self.read_weight(self._full_name(module))
 
     def bias(self, module: str) -> np.ndarray:
@@ -94,7 +103,7 @@ class BaseModel:
 
     def has(self, module: str) -> bool:
         """Whether exactly one module has this name, or the name with another prefix."""
-        return len(self._candidates(module)) == 1
+        return len(self._candidates(module)) == 1 or bool(self._pieces(module))
 
     def _candidates(self, module: str) -> list[str]:
         """The base's names for a module: either name may have a further prefix."""
@@ -102,11 +111,19 @@ class BaseModel:
             return [module]
         if len(others := self._spellings.of(module)) == 1:
             return list(others)
+        if self.in_memory and (stored := self.in_memory.in_memory(module)):
+            return [name for name in stored if name in self.shapes]
         return [
             name
             for name in self.shapes
             if name.endswith(f".{module}") or module.endswith(f".{name}")
         ]
+
+    def _pieces(self, module: str) -> tuple[Holding, ...]:
+        """The leaves that hold a weight in memory; nothing if it is a module of the base itself."""
+        if self.in_memory is None or self._candidates(module):
+            return ()
+        return self.in_memory.pieces(f"{module}.weight") or self.in_memory.pieces(module)
 
     def _full_name(self, module: str) -> str:
         """The base's own name for a module."""
@@ -174,7 +191,14 @@ def _of_folder(folder: Path) -> BaseModel:
     biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
     pattern = conv1d_pattern(checkpoint)
     conv1d = _orientations(shapes, biases, pattern)
-    return BaseModel(shapes, lambda name: stored[name].read(), description, read_bias, conv1d)
+    return BaseModel(
+        shapes,
+        lambda name: stored[name].read(),
+        description,
+        read_bias,
+        conv1d,
+        in_memory=modules_of(checkpoint),
+    )
 
 
 def _orientations(

@@ -1,0 +1,172 @@
+"""Updates by the names of a tree's own modules, cut where a weight is several leaves there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+from jaxmix.errors import LayoutError, listing
+from jaxmix.families.base import Update
+from jaxmix.families.expert_lora import ExpertLoRA
+from jaxmix.families.rows import expert_of, rows_of
+from jaxmix.placement.canonical import Modules, Target, UnmappedError
+from jaxmix.placement.layout import Layout
+from jaxmix.placement.place import Part, Place
+from jaxmix.placement.transforms import WHOLE
+
+__all__ = ["Renamed", "renamed"]
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """An adapter's updates by the names of a tree's modules.
+
+    Args:
+        updates: ``{site: update}``; sites that the tree does not have keep their names.
+        places: Where the sites are that share a leaf with others.
+        lost: The sites that keep their names although the tree does not have them.
+    """
+
+    updates: dict[str, Update]
+    places: dict[str, Mapping[Part, Place]] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+
+def renamed(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Renamed:
+    """Brings an adapter's updates to a tree's own names.
+
+    An adapter whose sites are all in the tree keeps its names. Otherwise a site is the module that
+    has its name in memory, or the one that its older name becomes there. If that is one leaf, the
+    site gets its name; if it is several, such as the experts of a stack, each gets its part of the
+    update; and if a leaf holds several sites, their places in it are stated.
+
+    Args:
+        updates: ``{site: update}``.
+        modules: The tree's modules.
+        adapter: The adapter's name, for messages.
+
+    Returns:
+        The updates under their new names.
+
+    Raises:
+        LayoutError: If a site may be several modules, or its update can't be cut.
+    """
+    if modules.stored.issuperset(updates):
+        _check_names(updates, modules, adapter)
+        return Renamed(dict(updates))
+    made: dict[str, list[tuple[str, Update]]] = {}
+    places: dict[str, Mapping[Part, Place]] = {}
+    several: dict[str, tuple[str, ...]] = {}
+    problems: list[str] = []
+    lost: list[str] = []
+    for site, update in updates.items():
+        found = modules.in_memory(site)
+        if len(found) > 1 and site not in found:
+            several[site] = found
+            continue
+        if found:
+            made.setdefault(site if site in found else found[0], []).append((site, update))
+            continue
+        try:
+            targets = modules.targets(site)
+            if not targets and site not in modules.stored:
+                lost.append(site)
+            for target in targets or (Target(site),):
+                part = _part_of(update, target, modules)
+                made.setdefault(target.site, []).append((site, part))
+                if target.places:
+                    places[target.site] = target.places
+        except UnmappedError as error:
+            problems.append(f"{site}: {error}")
+    taken = {name: sites for name, sites in made.items() if len(sites) > 1}
+    lines = [f"{site}: {' and '.join(found)}" for site, found in several.items()]
+    lines += [f"{name}: {' and '.join(s for s, _ in sites)}" for name, sites in taken.items()]
+    if lines:
+        raise _ambiguous(lines, adapter, modules)
+    if problems:
+        raise LayoutError(
+            f"adapter {adapter!r}: sites that can't be brought to the names of the weights, which "
+            f"are those of {modules.names.name}:{listing(problems)}"
+        )
+    return Renamed({name: sites[0][1] for name, sites in made.items()}, places, tuple(lost))
+
+
+def with_places(table: Layout, places: Mapping[str, Mapping[Part, Place]]) -> Layout:
+    """Returns a layout that also has the places of single sites.
+
+    Args:
+        table: The layout.
+        places: ``{site: places}``.
+    """
+    return replace(table, places_of={**table.places_of, **places}) if places else table
+
+
+def _check_names(updates: Mapping[str, Update], modules: Modules, adapter: str) -> None:
+    """Refuses names on disk that are another module's in memory.
+
+    Some renamings shift names (norm0 to norm1, norm1 to norm2): nothing tells which one is meant.
+    """
+    several = {site: found for site in updates if (found := modules.in_memory(site))}
+    lines = [
+        f"{site}: {' and '.join((site, *found))}"
+        for site, found in several.items()
+        if site not in found
+    ]
+    if lines:
+        raise _ambiguous(lines, adapter, modules)
+
+
+def _ambiguous(lines: list[str], adapter: str, modules: Modules) -> LayoutError:
+    return LayoutError(
+        f"adapter {adapter!r}: sites that match the weights' modules in several ways:"
+        f"{listing(lines)}\nThe names in memory are those of {modules.names.name} as transformers "
+        "loads it. Give the adapter's sites the names of the weights, or switch the map off: "
+        "names=''."
+    )
+
+
+def _part_of(update: Update, target: Target, modules: Modules) -> Update:
+    """The part of an update that applies to a target."""
+    cut = target.cut
+    if cut == WHOLE:
+        return update
+    found: Update | None = update
+    start, stop = 0, 0
+    if cut.parts > 1:
+        ends = list(accumulate(target.siblings))
+        start, stop = ends[cut.part] - target.siblings[cut.part], ends[cut.part]
+    if isinstance(update, ExpertLoRA):
+        if target.experts > 0 and update.a.shape[0] != target.experts:
+            raise UnmappedError(
+                f"the adapter has factors of {update.a.shape[0]} experts, expected {target.experts}"
+            )
+        if cut.expert < 0:
+            return _stack_rows(update, slice(start, stop))
+    if cut.expert >= 0:
+        found = expert_of(update, cut.expert)
+    if found is not None and cut.parts > 1:
+        found = rows_of(
+            found, slice(start, stop), (sum(target.siblings), _columns(target, modules))
+        )
+    if found is None:
+        raise UnmappedError(
+            f"its {update.family} mixes numbers of several weights, of which {target.site} is one, "
+            "so it can't be applied to them separately. Merge into the model as transformers "
+            "loads it: save it again with save_pretrained(…, save_original_format=False)"
+        )
+    return found
+
+
+def _stack_rows(update: ExpertLoRA, part: slice) -> ExpertLoRA:
+    """The rows of every expert's matrix."""
+    if update.in_first:
+        return replace(update, a=update.a[:, :, part])
+    return replace(update, b=update.b[:, part])
+
+
+def _columns(target: Target, modules: Modules) -> int:
+    """The input size of a target's weight."""
+    leaf = next(n for n in (f"{target.site}.weight", target.site) if n in modules.shapes)
+    size = 1
+    for each in modules.shapes[leaf][1:]:
+        size *= each
+    return size

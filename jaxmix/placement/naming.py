@@ -1,0 +1,205 @@
+"""Brings adapters to the names of a tree where they differ, by a name map that is given or found."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from jaxmix.errors import LayoutError
+from jaxmix.families.base import Update
+from jaxmix.placement.canonical import Modules, NameMap, Target, UnmappedError
+from jaxmix.placement.cutting import renamed, with_places
+from jaxmix.placement.layout import Layout, named
+from jaxmix.placement.sites import UnplacedError
+from jaxmix.placement.tree import Tree
+
+__all__ = [
+    "Names",
+    "Part",
+    "inferred",
+    "map_named",
+    "on_tree",
+    "register_name_maps",
+    "renamed_parts",
+]
+
+# What callers pass as ``names``: a model type, a config, "" for no map, None to find it.
+Names = str | Mapping[str, Any] | None
+
+
+class Part(Protocol):
+    """An adapter of a mix, of which only the names of its sites matter here."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        ...
+
+    @property
+    def updates(self) -> Mapping[str, Update]:
+        """``{site: update}``."""
+        ...
+
+
+P = TypeVar("P", bound=Part)
+T = TypeVar("T")
+_FIND: list[Callable[[Mapping[str, Any]], NameMap | None]] = []
+_ALL: list[Callable[[], Iterable[NameMap]]] = []
+
+
+def register_name_maps(
+    find: Callable[[Mapping[str, Any]], NameMap | None], every: Callable[[], Iterable[NameMap]]
+) -> None:
+    """Registers the name maps of a library of models.
+
+    Args:
+        find: Returns the map of a config; None if there is none.
+        every: Returns all maps, to find one by names alone.
+    """
+    _FIND.append(find)
+    _ALL.append(every)
+
+
+def map_named(names: str | Mapping[str, Any]) -> NameMap:
+    """Returns the name map that a caller chose.
+
+    Args:
+        names: A model type, such as ``"mixtral"``, or a config.
+
+    Raises:
+        LayoutError: If there is no such map.
+    """
+    config = {"model_type": names} if isinstance(names, str) else names
+    found = next((m for find in _FIND if (m := find(config)) is not None), None)
+    if found is None:
+        shown = names if isinstance(names, str) else names.get("model_type")
+        raise LayoutError(
+            f"there is no name map {shown!r}, expected the model_type of one of transformers' "
+            "models, such as 'mixtral', a config with one, '' for no map, or None to find it."
+        )
+    return found
+
+
+def on_tree(
+    work: Callable[[Sequence[P], Layout | str | None], T],
+    parts: Sequence[P],
+    params: Any,
+    layout: Layout | str | None,
+    names: Names,
+) -> T:
+    """Does work with adapters on a tree, under the tree's names if their own are not found there.
+
+    Args:
+        work: Called with the adapters and the layout. It must not change anything before it has
+            placed all sites.
+        parts: The adapters.
+        params: The tree.
+        layout: Where sites are; None to find out from the leaves.
+        names: The name map, ``""`` for none, None to find it.
+
+    Returns:
+        What the work returns.
+    """
+    if names:
+        return work(*renamed_parts(parts, _modules(map_named(names), params), layout))
+    try:
+        return work(parts, layout)
+    except UnplacedError:
+        if names is not None:
+            raise
+        shapes = _shapes(params)
+        found = inferred([site for part in parts for site in part.updates], shapes)
+        if found is None:
+            raise
+        new, table = renamed_parts(parts, Modules(found, shapes), layout)
+    return work(new, table)
+
+
+def renamed_parts(
+    parts: Sequence[P], modules: Modules, layout: Layout | str | None
+) -> tuple[list[P], Layout | str | None]:
+    """Returns adapters under the names of a tree's modules, and the layout with new places.
+
+    Args:
+        parts: The adapters.
+        modules: The tree's modules.
+        layout: The layout.
+    """
+    found = [renamed(part.updates, modules, part.name) for part in parts]
+    new = [replace(part, updates=r.updates) for part, r in zip(parts, found, strict=True)]  # pyright: ignore
+    places = {site: place for r in found for site, place in r.places.items()}
+    return new, with_places(named(layout), places) if places else layout
+
+
+def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> NameMap | None:
+    """Finds the name map by which all sites have a leaf, from the names alone.
+
+    Args:
+        sites: The sites of all adapters.
+        shapes: The shape of each leaf, by its name.
+
+    Returns:
+        The map; None if there is none.
+
+    Raises:
+        LayoutError: If several fit and differ.
+    """
+    # Layers differ by their numbers only: one of each kind tells.
+    sample = {_zeroed(leaf): shape for leaf, shape in shapes.items()}
+    wanted = dict.fromkeys(map(_zeroed, sites))
+    fits: dict[tuple[Any, ...], list[NameMap]] = {}
+    for candidate in _candidates():
+        modules = Modules(candidate, sample)
+        if (answer := _answer(modules, wanted)) is not None:
+            fits.setdefault(answer, []).append(candidate)
+    if len(fits) > 1:
+        names = [found[0].name for found in fits.values()]
+        raise LayoutError(
+            f"the sites of the adapters match the leaves by several models' names, which differ: "
+            f"those of {', '.join(names)}. Say which model it is: names={names[0]!r}."
+        )
+    return next(iter(fits.values()))[0] if fits else None
+
+
+def _candidates() -> Iterable[NameMap]:
+    """All maps, each kind once."""
+    seen = set()
+    for every in _ALL:
+        for candidate in every():
+            key = (candidate.transforms, candidate.prefix)
+            if key not in seen:
+                seen.add(key)
+                yield candidate
+
+
+def _answer(modules: Modules, sites: Iterable[str]) -> tuple[Any, ...] | None:
+    """Where a map finds each site; None if it does not find one."""
+    answer: list[Any] = []
+    for site in sites:
+        found: tuple[str, ...] | tuple[Target, ...] = modules.in_memory(site)
+        try:
+            found = found or modules.targets(site)
+        except UnmappedError:
+            return None
+        if not found and site in modules.stored:
+            found = (site,)
+        if not found:
+            return None
+        answer.append(tuple(t if isinstance(t, str) else (t.site, t.cut) for t in found))
+    return tuple(answer)
+
+
+def _zeroed(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "0", name)
+
+
+def _modules(names: NameMap, params: Any) -> Modules:
+    return Modules(names, _shapes(params))
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf of a tree by its name."""
+    tree = Tree.of(params)
+    return {name: tuple(np.shape(tree.leaves[at])) for name, at in tree.where.items()}
