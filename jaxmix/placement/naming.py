@@ -1,4 +1,4 @@
-"""Brings adapters to the names of a tree where they differ, by a name map that is given or found."""
+"""Brings adapters to a tree's names where they differ, by a name map that is given or found."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -178,16 +178,16 @@ def _answer(modules: Modules, sites: Iterable[str]) -> tuple[Any, ...] | None:
     """Where a map finds each site; None if it does not find one."""
     answer: list[Any] = []
     for site in sites:
-        found: tuple[str, ...] | tuple[Target, ...] = modules.in_memory(site)
+        targets = tuple(map(Target, modules.in_memory(site)))
         try:
-            found = found or modules.targets(site)
+            targets = targets or modules.targets(site)
         except UnmappedError:
             return None
-        if not found and site in modules.stored:
-            found = (site,)
-        if not found:
+        if not targets and site in modules.stored:
+            targets = (Target(site),)
+        if not targets:
             return None
-        answer.append(tuple(t if isinstance(t, str) else (t.site, t.cut) for t in found))
+        answer.append(tuple((t.site, t.cut, str(t.places)) for t in targets))
     return tuple(answer)
 
 
