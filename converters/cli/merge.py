@@ -20,7 +20,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import Conv1d
+from jaxmix.converters.cli.bases import Conv1d, Names
 from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.terminal import escape
@@ -111,6 +111,7 @@ def merge(
             autocompletion=lambda: [*LAYOUTS, *libraries()],
         ),
     ] = None,
+    names: Names = None,
     conv1d: Conv1d = None,
     untie: Annotated[
         bool,
@@ -162,6 +163,7 @@ def merge(
             mixed,
             out,
             layout=layout if conv1d is None else replace(named(layout), conv1d=conv1d),
+            names=names,
             force=force,
             untie=untie,
             resume=resume,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
-from jaxmix.converters.names import with_stored_names
+from jaxmix.converters.names import modules_of, with_stored_names
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
-from jaxmix.placement.naming import Names
+from jaxmix.placement.naming import Names, saying_names_tried
 
 __all__ = ["Adapters", "AllowedChanges", "MergePlan", "plan_merge"]
 
@@ -127,7 +128,8 @@ def plan_merge(
         labels=bool(changes.new_head),
         untied=untied_head,
     )
-    recipes = plan_recipes(checkpoint, mixed, table)
+    with saying_names_tried(modules_of(checkpoint, names)) if finds_ties else nullcontext():
+        recipes = plan_recipes(checkpoint, mixed, table)
     rewritten = {
         name: Recipe(tensor, ())
         for name, tensor in checkpoint.tensors.items()

@@ -13,7 +13,7 @@ from typing import Any
 from jaxmix.placement.canonical import NameMap
 from jaxmix.placement.transforms import Transform, transform_of
 
-__all__ = ["TABLE", "base_prefix", "name_map", "name_maps", "transforms_for"]
+__all__ = ["TABLE", "base_prefix", "is_known", "name_map", "name_maps", "transforms_for"]
 
 TABLE = Path(__file__).with_name("transformers.json")
 # Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
@@ -37,6 +37,15 @@ def base_prefix(config: Mapping[str, Any]) -> str:
         The prefix; ``""`` if the model type is unknown or has none.
     """
     return _model(config).get("prefix", "")
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Returns whether a config's model type is one of transformers'.
+
+    Args:
+        config: A checkpoint's config.json.
+    """
+    return bool(_model(config))
 
 
 def name_map(config: Mapping[str, Any]) -> NameMap | None:

@@ -39,7 +39,7 @@ class Rows(Update):
 
     Example:
         >>> from jaxmix.families.lokr import LoKr
-        >>> whole = LoKr(jnp.ones((2, 1)), jnp.ones((2, 3)), 1.0)
+        >>> whole = LoKr((jnp.ones((2, 1)),), (jnp.ones((2, 3)),), 1.0)
         >>> Rows(whole, 1, 4, 4).weight_map(Base(None, (3, 3)), jnp.ones(())).shape
         (3, 3)
 

@@ -136,6 +136,14 @@ class Modules:
                 return tuple(found)
         return ()
 
+    def tried(self, site: str) -> Iterator[str]:
+        """Yields the other names under which a site is looked up, for messages."""
+        yield from (name for name in self._spellings(site) if name != site)
+        loaded = loaded_pieces([f"{site}.weight"], self.names.transforms)
+        for piece in loaded[f"{site}.weight"]:
+            if (name := piece.name.removesuffix(".weight")) != site:
+                yield name
+
     def _spellings(self, name: str) -> Iterator[str]:
         """A name, also with the base model's prefix added or dropped."""
         yield name

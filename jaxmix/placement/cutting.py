@@ -13,7 +13,7 @@ from jaxmix.placement.layout import Layout
 from jaxmix.placement.place import Part, Place
 from jaxmix.placement.transforms import WHOLE
 
-__all__ = ["Renamed", "renamed"]
+__all__ = ["Renamed", "updates_on", "with_places"]
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Renamed:
     Args:
         updates: ``{site: update}``; sites that the tree does not have keep their names.
         places: Where the sites are that share a leaf with others.
-        lost: The sites that keep their names although the tree does not have them.
+        original: ``{new name: site}`` of the updates that apply as a whole under another name.
     """
 
     updates: dict[str, Update]
     places: dict[str, Mapping[Part, Place]] = field(default_factory=dict)
-    lost: tuple[str, ...] = ()
+    original: dict[str, str] = field(default_factory=dict)
 
 
-def renamed(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Renamed:
+def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Renamed:
     """Brings an adapter's updates to a tree's own names.
 
     An adapter whose sites are all in the tree keeps its names. Otherwise a site is the module that
@@ -57,7 +57,6 @@ def renamed(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Re
     places: dict[str, Mapping[Part, Place]] = {}
     several: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
-    lost: list[str] = []
     for site, update in updates.items():
         found = modules.in_memory(site)
         if len(found) > 1 and site not in found:
@@ -67,10 +66,7 @@ def renamed(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Re
             made.setdefault(site if site in found else found[0], []).append((site, update))
             continue
         try:
-            targets = modules.targets(site)
-            if not targets and site not in modules.stored:
-                lost.append(site)
-            for target in targets or (Target(site),):
+            for target in modules.targets(site) or (Target(site),):
                 part = _part_of(update, target, modules)
                 made.setdefault(target.site, []).append((site, part))
                 if target.places:
@@ -87,7 +83,13 @@ def renamed(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Re
             f"adapter {adapter!r}: sites that can't be brought to the names of the weights, which "
             f"are those of {modules.names.name}:{listing(problems)}"
         )
-    return Renamed({name: sites[0][1] for name, sites in made.items()}, places, tuple(lost))
+    new = {name: update for name, [(_, update)] in made.items()}
+    original = {
+        name: site
+        for name, [(site, update)] in made.items()
+        if name != site and update is updates[site]
+    }
+    return Renamed(new, places, original)
 
 
 def with_places(table: Layout, places: Mapping[str, Mapping[Part, Place]]) -> Layout:

@@ -7,6 +7,7 @@ out factors that are computed from the base's weights. Their readers look these 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from jaxmix.placement.tree import Tree
 from jaxmix.untrusted.patterns import is_match
 
 __all__ = ["BaseModel", "base_model"]
+
+
+_OTHER_MODEL = "Was the adapter trained on another model?"
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class BaseModel:
         if found is None:
             raise CheckpointError(
                 f"the adapter needs the bias of {module}, but it has none in {self.description}. "
-                "Give the base on which the adapter was trained."
+                f"{_OTHER_MODEL}"
             )
         return found
 
@@ -130,10 +134,17 @@ class BaseModel:
         names = self._candidates(module)
         if len(names) == 1:
             return names[0]
-        found = f"several modules ({', '.join(names[:3])})" if names else "no such module"
+        if names:
+            found = f"several modules of {self.description} may be it: {', '.join(names[:3])}"
+        else:
+            near = get_close_matches(module, self.shapes, n=3, cutoff=0.4) or [*self.shapes][:3]
+            also = tuple(self.in_memory.tried(module)) if self.in_memory else ()
+            tried = f" (nor {', '.join(also)})" if also else ""
+            found = (
+                f"{self.description} has no such module{tried}; the nearest are {', '.join(near)}"
+            )
         raise CheckpointError(
-            f"the adapter needs the weight of {module}, but found {found} in {self.description}. "
-            "Give the base on which the adapter was trained."
+            f"the adapter needs the weight of {module}, but {found}. {_OTHER_MODEL}"
         )
 
 

@@ -62,8 +62,8 @@ def match_modules(
         raise CheckpointError(
             f"{where}: names in which dots became underscores, and that the base does not "
             f"settle:{listing(problems)}\nExpected for each exactly one of the base's "
-            f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Give the base that the "
-            f"adapter was trained on; with several models in the file give "
+            f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Was the adapter "
+            "trained on another model? With several models in the file give "
             f"{option('part', '…')}, one of the prefixes before the module's name."
         )
     return found

@@ -183,10 +183,9 @@ def _assigned(
         raise CheckpointError(
             f"{file.config.path.parent}: the factors at {module} fit "
             f"{'several' if found else 'none'} of its parameters {', '.join(names)} with shapes "
-            f"{shapes}, and the file does not assign them. Give the base on which the adapter was "
-            "trained as a flat dict in the model's own order, jaxmix.load(…, "
-            "base={name: array for name, array in model.state_dict().items()}), or train them as "
-            "separate adapters."
+            f"{shapes}, and the file does not assign them. Give the base as a flat dict in the "
+            "model's own order, jaxmix.load(…, base={name: array for name, array in "
+            "model.state_dict().items()}), or train them as separate adapters."
         )
     ((chosen, orientations),) = found.items()
     if len(orientations) == 1:

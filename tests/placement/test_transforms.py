@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxmix.converters.names.transforms import Transform, loaded_names
+from jaxmix.placement.transforms import Transform, loaded_pieces
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,12 @@ def test_match(transform: Transform, name: str, loaded: str | None) -> None:
     assert (found and found[1]) == loaded
 
 
+def loaded_names(names: list[str], transforms: list[Transform]) -> dict[str, str]:
+    """The names in memory of tensors that are only renamed."""
+    loaded = loaded_pieces(names, transforms)
+    return {name: pieces[0].name for name, pieces in loaded.items() if len(pieces) == 1}
+
+
 def test_renamings_are_applied_in_order() -> None:
     """Each acts on what the ones before it made."""
     first = Transform("rename", ("a",), ("b",))
@@ -45,11 +51,3 @@ def test_a_group_waits_for_its_first_pattern() -> None:
     }
     same = ["h.norm1.w", "h.norm2.w"]
     assert loaded_names(same, [group]) == dict(zip(same, same, strict=True))
-
-
-def test_converted_tensors_are_left_out() -> None:
-    """What is merged or split in memory has no name of its own there."""
-    merged = Transform("convert", (".experts.*.w1.weight",), (".experts.gate_up_proj",))
-    assert loaded_names(["h.experts.3.w1.weight", "h.q.weight"], [merged]) == {
-        "h.q.weight": "h.q.weight"
-    }
