@@ -60,7 +60,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap | None:
     transforms = transforms_for(config)
     if transforms is None:
         return None
-    return NameMap(config["model_type"], transforms, base_prefix(config))
+    return NameMap(config["model_type"], transforms, base_prefix(config), _inputs_first(config))
 
 
 def name_maps() -> Iterator[NameMap]:
@@ -70,6 +70,14 @@ def name_maps() -> Iterator[NameMap]:
             found = name_map({"model_type": model_type, "architectures": [architecture]})
             if found is not None:
                 yield found
+
+
+def _inputs_first(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules of a model, and of the models inside it, whose experts are (experts, in, out)."""
+    models = _table()["models"]
+    types = {model_type for _, _, model_type in _submodels(config)}
+    found = {end for each in types for end in models.get(each, {}).get("inputs_first", ())}
+    return tuple(sorted(found))
 
 
 def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:

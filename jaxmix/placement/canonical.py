@@ -23,11 +23,22 @@ class NameMap:
         name: The model's type, for messages.
         transforms: What is applied to the names on disk, in order.
         prefix: The prefix of the base model in a model with a head, such as ``"model"``.
+        inputs_first: The modules whose experts are stored as (experts, in, out), by the ends of
+            their names; all others are (experts, out, in).
     """
 
     name: str
     transforms: tuple[Transform, ...] = ()
     prefix: str = ""
+    inputs_first: tuple[str, ...] = ()
+
+    def has_inputs_first(self, module: str) -> bool:
+        """Returns whether the experts of a module are stored as (experts, in, out).
+
+        Args:
+            module: A module's name in memory.
+        """
+        return any(module == end or module.endswith(f".{end}") for end in self.inputs_first)
 
 
 @dataclass(frozen=True)
