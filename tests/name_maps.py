@@ -20,6 +20,18 @@ _KINDS = {
     "GroupWeightRename": "group",
     "WeightConverter": "convert",
 }
+# The fields that state the number of heads; Step's older configs have "heads".
+_HEADS = ("num_attention_heads", "heads")
+# The sizes of the parts into which tensors are split, as sums of products of the config's fields.
+_Q, _KV = [["num_attention_heads", "head_dim"]], [["num_key_value_heads", "head_dim"]]
+_LINEAR_K = ["linear_num_key_heads", "linear_key_head_dim"]
+_LINEAR_V = ["linear_num_value_heads", "linear_value_head_dim"]
+_COUNT = [["linear_num_value_heads"]]
+_SIZES = {
+    "Molmo2TextModel": [_Q, _KV, _KV],
+    "sarvam_moe": [_Q, _KV, _KV],
+    "lara_mini": [[_LINEAR_K, _LINEAR_K, _LINEAR_V], [_LINEAR_V], _COUNT, _COUNT],
+}
 _LAYERS = (
     "num_hidden_layers",
     "n_layer",
@@ -38,7 +50,7 @@ def renamings() -> tuple[list[Any], dict[str, int | None]]:
     lists: list[Any] = []
     maps: dict[str, int | None] = {}
     for key, transforms in sorted(_mapping(conversion_mapping).items()):
-        rows = [_row(transform) for transform in transforms]
+        rows = [_row(transform, key) for transform in transforms]
         if any(row is None for row in rows):
             maps[key] = None
             continue
@@ -63,25 +75,49 @@ def _mapping(module: Any) -> dict[str, Any]:
     return module._checkpoint_conversion_mapping_cache
 
 
-def _row(transform: Any) -> Any:
+def _row(transform: Any, key: str) -> Any:
     """A transform as data: its kind, the patterns that it matches and what they become."""
     kind = _KINDS.get(type(transform).__name__)
     if kind is None:
         return None
     row = [kind, list(transform.source_patterns), list(transform.target_patterns)]
     if kind == "convert":
-        row.append([_operation(operation) for operation in transform.operations])
+        row.append([_operation(operation, key) for operation in transform.operations])
     return row
 
 
-def _operation(operation: Any) -> list[Any]:
-    """An operation as data: its name and its settings, such as the axis of a concatenation."""
+def _operation(operation: Any, key: str) -> list[Any]:
+    """An operation as data: its name and its settings, such as the axis of a concatenation.
+
+    What transformers computes from the model is stated by fields of its config.
+    """
+    name = type(operation).__name__
     settings = {
         key: value
         for key, value in vars(operation).items()
         if isinstance(value, int | str | list | tuple) and not key.startswith("_")
     }
-    return [type(operation).__name__, settings]
+    if name == "PermuteForRope":
+        default = _default(key, operation.subconfig_key, "num_attention_heads")
+        settings |= {"heads": list(_HEADS), "defaults": {"num_attention_heads": default}}
+    if name == "Split" and key in _SIZES:
+        names = {field for size in _SIZES[key] for product in size for field in product}
+        defaults = {field: _default(key, None, field) for field in sorted(names)}
+        settings |= {"sizes": _SIZES[key], "defaults": defaults}
+    return [name, settings]
+
+
+def _default(key: str, part: str | None, field: str) -> int | None:
+    """The default of a config's field, of a model type or class, or of a model inside it."""
+    import transformers
+
+    if key in transformers.CONFIG_MAPPING:
+        config = transformers.CONFIG_MAPPING[key]()
+    elif (cls := getattr(transformers, key, None)) is not None:
+        config = cls.config_class()
+    else:  # A model inside others, which are not in this list.
+        return None
+    return getattr(getattr(config, part, config) if part else config, field, None)
 
 
 def _models() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -102,9 +138,20 @@ def _models() -> Iterator[tuple[str, dict[str, Any]]]:
                 warnings.simplefilter("ignore")
                 model = cls(config)
             found["parts"] = _parts(model, config)
+            found["inputs_first"] = _inputs_first(model)
         except Exception:  # The class or its config needs more than defaults: parts unknown.
             pass
         yield model_type, {key: value for key, value in found.items() if value}
+
+
+def _inputs_first(model: Any) -> list[str]:
+    """The ends of the names of the modules whose experts are stored as (experts, in, out)."""
+    found = {
+        ".".join([name for name in path.split(".") if not name.isdigit()][-2:])
+        for path, module in model.named_modules()
+        if getattr(module, "is_transposed", False)
+    }
+    return sorted(found)
 
 
 def _shorten(config: Any) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from jaxmix.placement.part_places import UnmappedError, memory_shape, part_place
 from jaxmix.placement.place import Part, Place
-from jaxmix.placement.transforms import WHOLE, Piece, Region, Transform, loaded_pieces
+from jaxmix.placement.regions import WHOLE, Piece, Region
+from jaxmix.placement.transforms import Transform, loaded_pieces
 
 __all__ = ["Holding", "Modules", "NameMap", "Target", "UnmappedError"]
 
@@ -23,11 +25,22 @@ class NameMap:
         name: The model's type, for messages.
         transforms: What is applied to the names on disk, in order.
         prefix: The prefix of the base model in a model with a head, such as ``"model"``.
+        inputs_first: The modules whose experts are stored as (experts, in, out), by the ends of
+            their names; all others are (experts, out, in).
     """
 
     name: str
     transforms: tuple[Transform, ...] = ()
     prefix: str = ""
+    inputs_first: tuple[str, ...] = ()
+
+    def has_inputs_first(self, module: str) -> bool:
+        """Returns whether the experts of a module are stored as (experts, in, out).
+
+        Args:
+            module: A module's name in memory.
+        """
+        return any(module == end or module.endswith(f".{end}") for end in self.inputs_first)
 
 
 @dataclass(frozen=True)
@@ -55,10 +68,6 @@ class Target:
     siblings: tuple[int, ...] = ()
     places: Mapping[Part, Place] | None = None
     experts: int = 0
-
-
-class UnmappedError(Exception):
-    """A site that can't be brought to the leaves, with the reason."""
 
 
 class Modules:
@@ -181,6 +190,7 @@ class Modules:
                     "can't undo for an adapter"
                 )
             is_transposed = piece.is_transposed != bool(at and at.is_transposed)
+            heads = piece.heads - (at.heads if at else 0)
             cut, index = own, piece.own
             if piece.of == wanted:
                 pass
@@ -195,18 +205,18 @@ class Modules:
                 siblings = self._sizes_of_parts(site, own)
             experts = 1 + max(h.piece.of.expert for h in holdings) if cut != own else 0
             module = holding.leaf.removesuffix(".weight")
-            if index == WHOLE and not is_transposed:
+            if index == WHOLE and not is_transposed and not heads:
                 yield Target(module, cut, siblings, experts=experts)
                 continue
             shape = self.shapes[holding.leaf]
             places: dict[Part, Place] = {
-                "weight": _place(holding.leaf, shape, index, is_transposed)
+                "weight": part_place(holding.leaf, shape, index, is_transposed, heads)
             }
             if tensor.endswith(".weight"):
                 for bias in self._holdings(f"{tensor.removesuffix('.weight')}.bias"):
                     region = bias.piece.own if bias.piece.own != WHOLE else index
-                    size = self.shapes[bias.leaf]
-                    places["bias"] = _place(bias.leaf, size, region, is_transposed=False)
+                    size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
+                    places["bias"] = part_place(bias.leaf, size, region, heads=heads)
             # Several sites of one leaf need names of their own.
             yield Target(
                 site if own == WHOLE else f"{site}[{own.part}]", cut, siblings, places, experts
@@ -217,7 +227,7 @@ class Modules:
     ) -> tuple[int, ...]:
         """The rows of each part of the matrix that a piece is a part of."""
         found = {
-            h.piece.of.part: self.shapes[h.leaf][-1 if h.piece.is_transposed else -2]
+            h.piece.of.part: memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
             for h in holdings
             if h.piece.of.expert == cut.expert and h.piece.of.parts == cut.parts
         }
@@ -236,7 +246,7 @@ class Modules:
             if piece.own.parts == own.parts
         )
         sizes = [
-            self.shapes[holdings[0].leaf][0]
+            self.shapes[holdings[0].leaf][own.axis]
             for piece in pieces
             if (holdings := self._holdings(piece.name))
         ]
@@ -245,21 +255,6 @@ class Modules:
                 f"only {len(sizes)} of the {own.parts} weights that it is are there"
             )
         return tuple(sizes)
-
-
-def _place(leaf: str, shape: tuple[int, ...], at: Region, is_transposed: bool) -> Place:
-    """Where a part of a leaf is."""
-    index: list[str] = [] if at.expert < 0 else [str(at.expert)]
-    if at.parts > 1:
-        # Rows are the first axis of a matrix, and the second of a stack of them.
-        axis = 1 if len(shape) == 3 else 0
-        index += [":"] * (axis - len(index))
-        size, rest = divmod(shape[axis], at.parts)
-        if rest:
-            raise UnmappedError(f"{leaf} {shape} can't be split into {at.parts} equal parts")
-        index.append(f"{at.part * size}:{(at.part + 1) * size}")
-    axes = "... i o -> ... o i" if is_transposed else None
-    return Place(leaf, axes, ", ".join(index) or None)
 
 
 def _module(name: str) -> str:

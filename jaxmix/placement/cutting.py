@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 
 from jaxmix.errors import LayoutError, listing
 from jaxmix.families.base import Update
@@ -11,7 +10,7 @@ from jaxmix.families.rows import expert_of, rows_of
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.place import Part, Place
-from jaxmix.placement.transforms import WHOLE
+from jaxmix.placement.regions import WHOLE
 
 __all__ = ["Renamed", "updates_on", "with_places"]
 
@@ -132,22 +131,24 @@ def _part_of(update: Update, target: Target, modules: Modules) -> Update:
     if cut == WHOLE:
         return update
     found: Update | None = update
-    start, stop = 0, 0
+    rows = slice(None)
     if cut.parts > 1:
-        ends = list(accumulate(target.siblings))
-        start, stop = ends[cut.part] - target.siblings[cut.part], ends[cut.part]
+        rows = replace(cut, sizes=target.siblings).rows(sum(target.siblings))
+        assert rows is not None
     if isinstance(update, ExpertLoRA):
         if target.experts > 0 and update.a.shape[0] != target.experts:
             raise UnmappedError(
                 f"the adapter has factors of {update.a.shape[0]} experts, expected {target.experts}"
             )
         if cut.expert < 0:
-            return _stack_rows(update, slice(start, stop))
+            return _stack_rows(update, rows)
     if cut.expert >= 0:
         found = expert_of(update, cut.expert)
     if found is not None and cut.parts > 1:
-        found = rows_of(
-            found, slice(start, stop), (sum(target.siblings), _columns(target, modules))
+        found = (
+            rows_of(found, rows, (sum(target.siblings), _columns(target, modules)))
+            if cut.axis == 0
+            else None
         )
     if found is None:
         raise UnmappedError(
@@ -167,7 +168,10 @@ def _stack_rows(update: ExpertLoRA, part: slice) -> ExpertLoRA:
 
 def _columns(target: Target, modules: Modules) -> int:
     """The input size of a target's weight."""
-    leaf = next(n for n in (f"{target.site}.weight", target.site) if n in modules.shapes)
+    names = [f"{target.site}.weight", target.site]
+    if target.places:
+        names = [target.places["weight"].leaf]
+    leaf = next(name for name in names if name in modules.shapes)
     size = 1
     for each in modules.shapes[leaf][1:]:
         size *= each

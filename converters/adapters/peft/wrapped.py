@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
+from jaxmix.converters.adapters.peft.experts import has_inputs_first
 from jaxmix.converters.adapters.peft.file import Config, File
 from jaxmix.errors import CheckpointError
 from jaxmix.training.targets import Rules
@@ -173,6 +174,8 @@ def _assigned(
             )
             if all(fits):
                 found.setdefault(chosen, set()).add(in_first)
+    if len(found) > 1 and (in_first := has_inputs_first(file, module)) is not None:
+        found = {chosen: {in_first} for chosen, both in found.items() if in_first in both}
     if len(found) > 1 and (order := _registered(file, module, names)):
         inner_first = sorted(paths, key=len, reverse=True)
         by_order = dict(zip(inner_first, order, strict=False))
