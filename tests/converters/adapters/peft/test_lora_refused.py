@@ -248,9 +248,8 @@ def test_parameters_that_can_not_be_told(down, how, tmp_path):
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
         f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down with "
-        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Give the "
-        f"base on which the adapter was trained as a flat dict in the model's own "
-        f"order, jaxmix.load(…, base={{name: array for name, array in "
+        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Give the base as a flat "
+        f"dict in the model's own order, jaxmix.load(…, base={{name: array for name, array in "
         f"model.state_dict().items()}}), or train them as separate adapters."
     )
 
