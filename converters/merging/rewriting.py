@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxmix.converters.checkpoints.huggingface import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    Checkpoint,
-    Shard,
-    Stored,
-)
+from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint, Shard, Stored
 from jaxmix.untrusted.files import parse_json
 
 __all__ = ["adjust_totals", "with_config", "with_copy", "with_tensors"]
@@ -101,13 +95,13 @@ def with_tensors(
         header = shard.header if is_same else _header(tensors, shard)
         shards.append(Shard(shard.name, header, tensors))
     new = replace(checkpoint, shards=tuple(shards))
-    if not checkpoint.indexed:
+    if checkpoint.index is None:
         return new
-    index = checkpoint.json(INDEX_FILE)
+    index = checkpoint.json(checkpoint.index)
     index["weight_map"] = dict(_weight_map(new, index["weight_map"]))
     if isinstance(index.get("metadata"), dict):
         update_metadata(index["metadata"])
-    return _with_text(new, INDEX_FILE, index)
+    return _with_text(new, checkpoint.index, index)
 
 
 def _weight_map(checkpoint: Checkpoint, before: Mapping[str, str]) -> Iterator[tuple[str, str]]:

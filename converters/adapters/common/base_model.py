@@ -84,7 +84,7 @@ class BaseModel:
         if found is None:
             raise CheckpointError(
                 f"the adapter needs the bias of {module}, but it has none in {self.description}. "
-                "Give the base on which the adapter was trained."
+                "Was the adapter trained on another model?"
             )
         return found
 
@@ -116,7 +116,7 @@ class BaseModel:
         found = f"several modules ({', '.join(names[:3])})" if names else "no such module"
         raise CheckpointError(
             f"the adapter needs the weight of {module}, but found {found} in {self.description}. "
-            "Give the base on which the adapter was trained."
+            "Was the adapter trained on another model?"
         )
 
 
@@ -124,7 +124,8 @@ def base_model(base: Any) -> BaseModel:
     """Converts the ``base=`` of `jaxmix.load` to a `BaseModel`.
 
     Args:
-        base: A Hugging Face folder; a params tree whose leaves have the names of PyTorch's modules
+        base: A folder of transformers or diffusers, whose pipelines have the component in all names
+            (``unet.conv_in``); a params tree whose leaves have the names of PyTorch's modules
             (those that `jaxmix.compose` finds without a layout), which is a flat dict in the
             model's own order where a reader needs the order; or a list of the modules' names,
             which is enough where no weights are needed.
@@ -156,6 +157,11 @@ def base_model(base: Any) -> BaseModel:
 def _of_folder(folder: Path) -> BaseModel:
     """A Hugging Face folder; packed weights are unpacked as they are read."""
     checkpoint = read_checkpoint(folder)
+    if checkpoint.components:
+        from jaxmix.converters.adapters.common.components import join_models
+
+        parts = {name: _of_folder(part.folder) for name, part in checkpoint.components.items()}
+        return join_models(parts, str(folder))
     readout, method = find_packed(checkpoint), quantization_method(checkpoint)
     tensors = unpacked(checkpoint, readout)
     stored = {

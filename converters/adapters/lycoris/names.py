@@ -2,19 +2,11 @@
 
 from collections.abc import Collection, Mapping
 
+from jaxmix.converters.adapters.lycoris.parts import components_of, missing_component
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.placement.names import bare
 
-__all__ = ["COMPONENTS", "match_modules"]
-
-# The names of the parts of a diffusion pipeline in a tree that contains several of them.
-COMPONENTS: dict[str, tuple[str, ...]] = {
-    "unet": ("unet", "transformer", "diffusion_model", "model.diffusion_model", "prior"),
-    "te1": ("text_encoder", "te1", "text_encoders.clip_l.transformer", "cond_stage_model"),
-    "te2": ("text_encoder_2", "te2", "text_encoders.clip_g.transformer"),
-    "te3": ("text_encoder_3", "te3", "text_encoders.t5xxl.transformer"),
-}
-
+__all__ = ["match_modules"]
 
 def match_modules(
     wanted: Mapping[str, tuple[str, str]], modules: Collection[str], where: str
@@ -22,7 +14,7 @@ def match_modules(
     """Returns the base's modules for names with underscores for dots.
 
     Args:
-        wanted: ``{name in the file: (component, name without the file's prefix)}``.
+        wanted: ``{name in the file: (role of its model, name without the file's prefix)}``.
         modules: The base's module names.
         where: The file, for messages.
 
@@ -44,8 +36,8 @@ def match_modules(
         unwrapped.setdefault(bare(module).replace(".", "_"), []).append(module)
     found: dict[str, str] = {}
     problems: list[str] = []
-    for name, (component, rest) in wanted.items():
-        under = [f"{prefix}.".replace(".", "_") + rest for prefix in COMPONENTS.get(component, ())]
+    for name, (role, rest) in wanted.items():
+        under = [f"{prefix}.".replace(".", "_") + rest for prefix in components_of(role)]
         fitting = [module for key in (rest, *under) for module in plain.get(key, ())]
         fitting = fitting or [m for key in (rest, *under) for m in unwrapped.get(key, ())]
         if len(fitting) == 1:
@@ -53,7 +45,8 @@ def match_modules(
         elif fitting:
             problems.append(f"{name}: may be {' or '.join(fitting)}")
         else:
-            problems.append(f"{name}: no module of this name")
+            reason = missing_component(role, modules) or "no module of this name"
+            problems.append(f"{name}: {reason}")
     owners: dict[str, str] = {}
     for name, module in found.items():
         if (other := owners.setdefault(module, name)) != name:
@@ -62,8 +55,9 @@ def match_modules(
         raise CheckpointError(
             f"{where}: names in which dots became underscores, and that the base does not "
             f"settle:{listing(problems)}\nExpected for each exactly one of the base's "
-            f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Give the base that the "
-            f"adapter was trained on; with several models in the file give "
-            f"{option('part', '…')}, one of the prefixes before the module's name."
+            f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Was the adapter trained "
+            "on another model, or does the file use other names for its modules? If the file "
+            f"covers several models, select one with {option('part', '…')}, the prefix of its "
+            "names."
         )
     return found

@@ -50,7 +50,7 @@ def test_what_it_has_not(tmp_path: Path) -> None:
     """It says whose module, what is the matter and what to give."""
     params, folder = base_model(AS_TORCH), base_model(save_base(tmp_path / "base"))
     given = "the params given as base"
-    end = "Give the base on which the adapter was trained."
+    end = "Was the adapter trained on another model?"
     for model, name, what in ((params, "head", given), (folder, "lm_head", str(tmp_path / "base"))):
         text = asked(model, "bias", name)
         assert text == f"the adapter needs the bias of {name}, but it has none in {what}. {end}"
