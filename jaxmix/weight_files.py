@@ -1,8 +1,8 @@
 """The files with a model's weights in a folder: transformers' and diffusers', and their variants.
 
-transformers writes ``model.safetensors`` or shards with ``model.safetensors.index.json``, diffusers
-``diffusion_pytorch_model.safetensors`` or ``diffusion_pytorch_model.safetensors.index.json``. A
-variant's name is a part of these: ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``.
+transformers writes ``model.safetensors``, or shards with ``model.safetensors.index.json``;
+diffusers the same with ``diffusion_pytorch_model``. The name of a variant is a part of these:
+``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``.
 """
 
 import re
@@ -42,7 +42,7 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
         >>> weights_files(Path("no/such/folder"))
         ()
 
-    Source: ``_add_variant`` and ``_fetch_index_file`` of diffusers; transformers' ``save_pretrained``.
+    Source: diffusers' ``_add_variant`` and ``_fetch_index_file``.
     """
     for name in WEIGHTS:
         if (folder / name).exists():

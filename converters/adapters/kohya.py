@@ -22,6 +22,7 @@ from jaxmix.placement.names import without_wrappers
 
 __all__ = ["export_kohya", "is_kohya", "read_kohya"]
 
+
 def is_kohya(path: Path) -> bool:
     """Returns whether a file has keys of kohya's scripts or LyCORIS."""
     return path.is_file() and any(_prefix(key) for key in file_keys(path))

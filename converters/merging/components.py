@@ -60,9 +60,7 @@ def plan_pipeline(
 def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> MergePlan:
     """Joins the plans of the components, with the component in all names."""
     shards = [
-        shard.in_component(name)
-        for name, plan in plans.items()
-        for shard in plan.checkpoint.shards
+        shard.in_component(name) for name, plan in plans.items() for shard in plan.checkpoint.shards
     ]
     texts = {
         f"{name}/{file}": text

@@ -11,6 +11,7 @@ from jaxmix.converters.adapters.lycoris.parts import (
     components_of,
     is_selected,
     missing_component,
+    respell_module,
 )
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import unwrapped
@@ -128,12 +129,7 @@ def match_sites(
         if modules is None:
             sites[place] = full if several else place.module
             continue
-        names = tuple(dict.fromkeys((full, place.module)))
-        aliases = [f"{name}.{place.module}" for name in components_of(place.part)]
-        fitting = [name for name in names if name in modules]
-        fitting = fitting or [name for name in aliases if name in modules]
-        fitting = fitting or [module for name in names for module in spellings.of(name)]
-        fitting = fitting or [module for name in aliases for module in spellings.of(name)]
+        fitting = _modules_named(place, modules, spellings)
         if len(fitting) == 1:
             sites[place] = fitting[0]
         elif fitting:
@@ -155,6 +151,21 @@ def match_sites(
             f"several models, select one with {option('part', '…')}, the prefix of its names."
         )
     return sites
+
+
+def _modules_named(place: PartModule, modules: Collection[str], spellings: Spellings) -> list[str]:
+    """Returns the base's modules that a module in the file may be, by the best spelling only."""
+    for module in respell_module(place.part, place.module):
+        full = f"{place.part}.{module}" if place.part else module
+        own = tuple(dict.fromkeys((full, module)))
+        aliases = [f"{name}.{module}" for name in components_of(place.part)]
+        for names in (own, aliases):
+            if found := [name for name in names if name in modules]:
+                return found
+        for names in (own, aliases):
+            if found := [match for name in names for match in spellings.of(name)]:
+                return found
+    return []
 
 
 def modernize_key(key: str) -> str:

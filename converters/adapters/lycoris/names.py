@@ -2,11 +2,16 @@
 
 from collections.abc import Collection, Mapping
 
-from jaxmix.converters.adapters.lycoris.parts import components_of, missing_component
+from jaxmix.converters.adapters.lycoris.parts import (
+    components_of,
+    missing_component,
+    respell_module,
+)
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.placement.names import bare
 
 __all__ = ["match_modules"]
+
 
 def match_modules(
     wanted: Mapping[str, tuple[str, str]], modules: Collection[str], where: str
@@ -37,9 +42,12 @@ def match_modules(
     found: dict[str, str] = {}
     problems: list[str] = []
     for name, (role, rest) in wanted.items():
-        under = [f"{prefix}.".replace(".", "_") + rest for prefix in components_of(role)]
-        fitting = [module for key in (rest, *under) for module in plain.get(key, ())]
-        fitting = fitting or [m for key in (rest, *under) for m in unwrapped.get(key, ())]
+        fitting: list[str] = []
+        for spelling in respell_module(role, rest, "_"):
+            under = [f"{prefix}.".replace(".", "_") + spelling for prefix in components_of(role)]
+            keys = (spelling, *under)
+            for table in (plain, unwrapped):
+                fitting = fitting or [module for key in keys for module in table.get(key, ())]
         if len(fitting) == 1:
             found[name] = fitting[0]
         elif fitting:

@@ -1,8 +1,8 @@
 """The parts of a pipeline: the models that one file may cover, by each program's prefixes.
 
-A part has a *role*: the model that makes the picture (``unet``, also where it is a transformer), or
-one of the text encoders (``te1``, ``te2``, ``te3``). Each program has its own prefixes for these, and
-each pipeline its own names.
+A part has a *role*: the model that makes the picture (``unet``, also where it is a transformer),
+or one of the text encoders (``te1``, ``te2``, ``te3``). Each program has its own prefixes for
+these, and each pipeline its own names.
 """
 
 from collections.abc import Collection, Iterable
@@ -11,9 +11,10 @@ __all__ = [
     "PARTS",
     "PREFIXES",
     "components_of",
-    "is_selected",
     "is_second",
+    "is_selected",
     "missing_component",
+    "respell_module",
     "role_of",
 ]
 
@@ -119,6 +120,28 @@ def components_of(part: str) -> tuple[str, ...]:
         ('text_encoder_2', ('transformer_2',))
     """
     return (part,) if is_second(part) else _COMPONENTS.get(role_of(part), (part,))
+
+
+def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, ...]:
+    """Returns a module's name, and the other names that it has in some versions of its model.
+
+    CLIP's text encoder has ``text_model.`` in front of all names, but not when transformers 5 saves
+    a ``CLIPTextModel``.
+
+    Args:
+        part: The prefix of a file's keys, or a role.
+        module: The module's name.
+        separator: What is between the parts of the name.
+
+    Example:
+        >>> respell_module("te1", "text_model.encoder.layers.0.mlp.fc1")[1]
+        'encoder.layers.0.mlp.fc1'
+    """
+    if role_of(part) not in ("te1", "te2"):
+        return (module,)
+    prefix = f"text_model{separator}"
+    is_long = module.startswith(prefix)
+    return (module, module.removeprefix(prefix) if is_long else prefix + module)
 
 
 def missing_component(part: str, modules: Iterable[str]) -> str:
