@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint, Shard, Stored
-from jaxmix.untrusted.files import parse_json
 
 __all__ = ["adjust_totals", "with_config", "with_copy", "with_tensors"]
 
@@ -78,6 +77,8 @@ def with_tensors(
     checkpoint: Checkpoint,
     change: Callable[[Shard], Iterable[Stored]],
     update_metadata: Callable[[dict[str, Any]], None],
+    *,
+    without: Iterable[str] = (),
 ) -> Checkpoint:
     """Returns the checkpoint with other tensors in its shards and its index.
 
@@ -85,6 +86,7 @@ def with_tensors(
         checkpoint: The base.
         change: Returns the new tensors of a shard, in order.
         update_metadata: Changes the index's metadata in place.
+        without: Fields to remove from the metadata of files whose tensors change.
     """
     shards = []
     for shard in checkpoint.shards:
@@ -92,7 +94,7 @@ def with_tensors(
         is_same = [x.name for x in tensors] == [x.name for x in shard.tensors] and all(
             a is b for a, b in zip(tensors, shard.tensors, strict=True)
         )
-        header = shard.header if is_same else _header(tensors, shard)
+        header = shard.header if is_same else _header(tensors, shard, without)
         shards.append(Shard(shard.name, header, tensors))
     new = replace(checkpoint, shards=tuple(shards))
     if checkpoint.index is None:
@@ -122,9 +124,10 @@ def _weight_map(checkpoint: Checkpoint, before: Mapping[str, str]) -> Iterator[t
         yield from followers.get(name, ())
 
 
-def _header(tensors: Iterable[Stored], shard: Shard) -> bytes:
+def _header(tensors: Iterable[Stored], shard: Shard, without: Iterable[str]) -> bytes:
     """Returns the header of a file with these tensors, preceded by its length."""
-    metadata = parse_json(shard.header[8:]).get("__metadata__")
+    dropped = frozenset(without)
+    metadata = {key: text for key, text in shard.metadata.items() if key not in dropped}
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for tensor in tensors:

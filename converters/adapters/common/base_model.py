@@ -14,9 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
-from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.orientation import OutAxes
@@ -24,7 +21,7 @@ from jaxmix.placement.spelling import Spellings
 from jaxmix.placement.tree import Tree
 from jaxmix.untrusted.patterns import is_match
 
-__all__ = ["BaseModel", "base_model"]
+__all__ = ["BaseModel", "base_model", "orientations"]
 
 
 @dataclass(frozen=True)
@@ -147,43 +144,16 @@ def base_model(base: Any) -> BaseModel:
     if isinstance(base, BaseModel):
         return base
     if isinstance(base, str | os.PathLike):
-        return _of_folder(Path(base))
+        from jaxmix.converters.adapters.common.base_folder import folder_model  # it imports this
+
+        return folder_model(Path(base))
     is_names = isinstance(base, list | tuple | set | frozenset) and base
     if is_names and all(isinstance(name, str) for name in base):
         return _of_names(base)
     return _of_params(base)
 
 
-def _of_folder(folder: Path) -> BaseModel:
-    """A Hugging Face folder; packed weights are unpacked as they are read."""
-    checkpoint = read_checkpoint(folder)
-    if checkpoint.components:
-        from jaxmix.converters.adapters.common.components import join_models
-
-        parts = {name: _of_folder(part.folder) for name, part in checkpoint.components.items()}
-        return join_models(parts, str(folder))
-    readout, method = find_packed(checkpoint), quantization_method(checkpoint)
-    tensors = unpacked(checkpoint, readout)
-    stored = {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-        if tensor.dtype in FLOATS and not name.endswith(".bias")
-    }
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-
-    def read_bias(name: str) -> np.ndarray | None:
-        tensor = tensors.get(f"{name}.bias")
-        return None if tensor is None else tensor.read()
-
-    is_packed = method and readout.problems
-    description = f"{folder}, with weights packed by {method}" if is_packed else str(folder)
-    biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
-    pattern = conv1d_pattern(checkpoint)
-    conv1d = _orientations(shapes, biases, pattern)
-    return BaseModel(shapes, lambda name: stored[name].read(), description, read_bias, conv1d)
-
-
-def _orientations(
+def orientations(
     shapes: Mapping[str, tuple[int, ...]],
     biases: Mapping[str, tuple[int, ...]],
     pattern: str | None,
@@ -266,7 +236,7 @@ def _of_params(params: Any) -> BaseModel:
         for place in places
         if place.leaf in tree.where
     }
-    conv1d = _orientations(shapes, biases, None)
+    conv1d = orientations(shapes, biases, None)
     description = "the params given as base"
     return BaseModel(shapes, read, description, read_bias, conv1d, order)
 
