@@ -41,6 +41,7 @@ _WHOLE_MODEL = re.compile(
 )
 # The state of a trainer, which does not belong to the merged model.
 _TRAINER = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.(pt|pth|bin)")
+_ANY_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 _INDEX = re.compile(r"(pytorch_model|model|tf_model|flax_model|consolidated)\b.*\.index\.json")
 _STILL_THE_BASE = "weights that are still the base's"
 _UNUSED = "weights at the top of a pipeline, which none of its components uses"
@@ -66,7 +67,7 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     modules = _modules(checkpoint.folder)
     reasons = {name: _reason(checkpoint, name, modules) for name in _names(checkpoint)}
     for name, reason in reasons.items():
-        if reason is None and name.endswith(".index.json"):
+        if reason is None and _ANY_INDEX.search(name):
             reasons[name] = _reason_of_index(checkpoint, name, reasons)
     found = [name for name, reason in reasons.items() if reason is None]
     return found, [f"{name}: {reason}" for name, reason in reasons.items() if reason]

@@ -50,7 +50,8 @@ def folder_model(folder: Path) -> BaseModel:
     def read(name: str) -> np.ndarray:
         if name not in stored:
             raise CheckpointError(
-                f"the adapter needs the weight of {name}, which can't be read from {description}."
+                f"the adapter needs the weight of {name}, which can't be read from {description}. "
+                "Use the unquantized checkpoint."
             )
         return stored[name].read()
 
