@@ -229,27 +229,30 @@ def load(
     )
     if ignored and "ignore" in found.format.options:
         options["ignore"] = ignored
-    component = _component(base, part := options.get("part"))
-    if component is not None and "part" not in found.format.options:
-        del options["part"]  # a format whose files never cover several models
+    # In some formats a file never covers several models.
+    has_parts = "part" in found.format.options
+    component = _component(base, part := options.get("part"), has_parts=has_parts)
+    if component is not None and not has_parts:
+        del options["part"]
     if base is not None and "base" in found.format.options:
         options["base"] = base if component is None else component
     adapter = found.read(name, strength, **options)
     return adapter if component is None else _in_component(adapter, part)
 
 
-def _component(base: Any, part: Any) -> BaseModel | None:
+def _component(base: Any, part: Any, *, has_parts: bool) -> BaseModel | None:
     """Returns the component of a base that ``part=`` names; None if it names none."""
     if base is None or not isinstance(part, str):
         return None
     model = base_model(base)
     component = component_of(model, part)
-    # Other prefixes have several meanings, which the reader resolves.
-    missing = is_second(part) and component is None and missing_component(part, model.modules)
-    if missing:
-        raise CheckpointError(
-            f"part={part!r} names a component that is absent: {missing}. Give one of these."
-        )
+    # Other prefixes may be those of the file, whose reader resolves them.
+    if component is None and (is_second(part) or not has_parts):
+        if missing := missing_component([part], model.modules):
+            raise CheckpointError(
+                f"{option('part', part)} names a component that is absent: {missing}. Give one of "
+                "these."
+            )
     return component
 
 

@@ -135,7 +135,8 @@ def match_sites(
         elif fitting:
             problems.append(f"{full}: {' and '.join(fitting)}")
         else:
-            problems.append(f"{full}: {missing_component(place.part, modules) or 'no such module'}")
+            missing = missing_component(components_of(place.part), modules)
+            problems.append(f"{full}: {missing or 'no such module'}")
     owners: dict[str, PartModule] = {}
     for place, site in sites.items():
         if (other := owners.setdefault(site, place)) != place:

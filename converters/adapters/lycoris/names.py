@@ -53,7 +53,7 @@ def match_modules(
         elif fitting:
             problems.append(f"{name}: may be {' or '.join(fitting)}")
         else:
-            reason = missing_component(role, modules) or "no module of this name"
+            reason = missing_component(components_of(role), modules) or "no module of this name"
             problems.append(f"{name}: {reason}")
     owners: dict[str, str] = {}
     for name, module in found.items():

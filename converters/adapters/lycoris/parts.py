@@ -5,7 +5,7 @@ or one of the text encoders (``te1``, ``te2``, ``te3``). Each program has its ow
 these, and each pipeline its own names.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 __all__ = [
     "PARTS",
@@ -144,19 +144,18 @@ def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, .
     return (module, module.removeprefix(prefix) if is_long else prefix + module)
 
 
-def missing_component(part: str, modules: Iterable[str]) -> str:
-    """Describes that a base of several models lacks a part.
+def missing_component(wanted: Sequence[str], modules: Iterable[str]) -> str:
+    """Describes that a base of several models lacks one.
 
     Args:
-        part: The prefix of a file's keys, or a role.
+        wanted: The names that the model may have, as `components_of` returns them.
         modules: The base's module names.
 
     Returns:
-        A message; "" if the base is a single model, or has that part.
+        A message; "" if the base is a single model, or has that one.
     """
     known = {*_SECOND, *(name for names in _COMPONENTS.values() for name in names)}
     found = {first for name in modules if (first := name.partition(".")[0]) in known}
-    wanted = components_of(part)
     # The first word of a single model's own names may be `transformer`, as in GPT-2.
     if len(found) < 2 or found.intersection(wanted):
         return ""
