@@ -105,7 +105,7 @@ def test_part_that_the_base_lacks(tmp_path: Path) -> None:
         "only text_encoder, text_encoder_2, unet. Give one of these."
     )
     ones = {"q.lora_A.weight": np.ones((1, 2)), "q.lora_B.weight": np.ones((3, 1))}
-    folder = save_adapter(tmp_path / "peft", {"peft_type": "LORA", "r": 1}, ones)
+    folder = save_adapter(tmp_path / "peft", {"peft_type": "LORA", "r": 1, "lora_alpha": 1}, ones)
     with pytest.raises(CheckpointError, match="has no text_encoder_3, only text_encoder, text_"):
         jaxmix.load(folder, base=MODULES, part="text_encoder_3")
     assert jaxmix.load(folder, base=MODULES, part="unet").parts[0].sites == ("unet.q",)
