@@ -80,7 +80,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap | None:
 def name_maps() -> Iterator[NameMap]:
     """Yields the maps of all model types, of each with a head and as a base model alone."""
     for model_type, model in _table()["models"].items():
-        for architecture in (_HEAD, model.get("class", _HEAD)):
+        for architecture in (_HEAD, model.get("class", _HEAD), *model.get("heads", ())):
             found = name_map({"model_type": model_type, "architectures": [architecture]})
             if found is not None:
                 yield found
@@ -172,7 +172,13 @@ def _parts(config: Mapping[str, Any], path: str) -> Iterator[_Submodel]:
         if isinstance(stated, str) and stated != model_type:
             # The config names another model than the default one, which brings parts of its own.
             replaced.append(inner)
-            yield there, _model(part).get("class", ""), stated, part
+            base, prefix = _model(part).get("class", ""), _model(part).get("prefix", "")
+            if cls.endswith("Backbone"):
+                yield there, base.removesuffix("Model") + "Backbone", stated, part
+            elif prefix and cls != _model({"model_type": model_type}).get("class", cls):
+                yield there, _HEAD, stated, part
+                there = f"{there}.{prefix}"
+            yield there, base, stated, part
             yield from _parts(part, there)
         else:
             yield there, cls, model_type, part
