@@ -85,9 +85,7 @@ def _part(holding: Holding, weight: np.ndarray) -> np.ndarray:
     if piece.own == WHOLE and not piece.is_transposed and not piece.heads:
         return weight
     try:
-        place = part_place(
-            holding.leaf, weight.shape, piece.own, piece.is_transposed, piece.heads
-        )
+        place = part_place(holding.leaf, weight.shape, piece.own, piece.is_transposed, piece.heads)
     except UnmappedError as error:
         raise LayoutError(f"{piece.name}: {error}.") from error
     part = weight if place.index is None else weight[parsed_index(place.index)]
