@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint
-from jaxmix.converters.names.table import is_known, name_map
+from jaxmix.converters.names.finding import map_of
+from jaxmix.converters.names.table import is_known
 from jaxmix.mixing import Mix
 from jaxmix.placement.canonical import Modules, NameMap
 from jaxmix.placement.layout import Layout, named
@@ -30,7 +31,7 @@ def modules_of(checkpoint: Checkpoint, names: Names = None) -> Modules | None:
     if names is not None:
         return Modules(map_named(names), shapes)
     config: Mapping[str, Any] = {} if checkpoint.is_file else checkpoint.json(CONFIG_FILE)
-    found = name_map(config)
+    found = map_of(config)
     return None if found is None else Modules(found, shapes)
 
 

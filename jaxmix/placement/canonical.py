@@ -5,13 +5,14 @@ names in memory, checkpoints and older adapters have those on disk. A `NameMap` 
 names in memory, where they are compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from jaxmix.placement.part_places import UnmappedError, memory_shape, part_place
 from jaxmix.placement.place import Part, Place
 from jaxmix.placement.regions import WHOLE, Piece, Region
+from jaxmix.placement.templates import Templates
 from jaxmix.placement.transforms import Transform, loaded_pieces
 
 __all__ = ["Holding", "Modules", "NameMap", "Target", "UnmappedError"]
@@ -27,12 +28,24 @@ class NameMap:
         prefix: The prefix of the base model in a model with a head, such as ``"model"``.
         inputs_first: The modules whose experts are stored as (experts, in, out), by the ends of
             their names; all others are (experts, out, in).
+        templates: A table of modules by both names, instead of transforms.
     """
 
     name: str
     transforms: tuple[Transform, ...] = ()
     prefix: str = ""
     inputs_first: tuple[str, ...] = ()
+    templates: Templates | None = None
+
+    def loaded(self, names: Iterable[str]) -> Mapping[str, tuple[Piece, ...]]:
+        """Returns where tensors are in memory.
+
+        Args:
+            names: The tensors' names on disk.
+        """
+        if self.templates is not None:
+            return {name: self.templates.pieces(name) for name in names}
+        return loaded_pieces(names, self.transforms)
 
     def has_inputs_first(self, module: str) -> bool:
         """Returns whether the experts of a module are stored as (experts, in, out).
@@ -85,7 +98,7 @@ class Modules:
     def _tensors(self) -> Mapping[str, tuple[Holding, ...]]:
         """The leaves that hold each tensor in memory."""
         found: dict[str, list[Holding]] = {}
-        for leaf, pieces in loaded_pieces(self.shapes, self.names.transforms).items():
+        for leaf, pieces in self.names.loaded(self.shapes).items():
             for piece in pieces:
                 found.setdefault(piece.name, []).append(Holding(leaf, piece))
         return {name: tuple(holdings) for name, holdings in found.items()}
@@ -138,7 +151,7 @@ class Modules:
         for tensor in (f"{site}.weight", site):
             found = [
                 target
-                for piece in loaded_pieces([tensor], self.names.transforms)[tensor]
+                for piece in self.names.loaded([tensor])[tensor]
                 if (holdings := self._inside(piece))
                 for target in self._targets(site, piece.own, piece.name, holdings, piece)
             ]
@@ -149,7 +162,7 @@ class Modules:
     def tried(self, site: str) -> Iterator[str]:
         """Yields the other names under which a site is looked up, for messages."""
         yield from (name for name in self._spellings(site) if name != site)
-        loaded = loaded_pieces([f"{site}.weight"], self.names.transforms)
+        loaded = self.names.loaded([f"{site}.weight"])
         for piece in loaded[f"{site}.weight"]:
             if (name := piece.name.removesuffix(".weight")) != site:
                 yield name
@@ -243,7 +256,7 @@ class Modules:
         pieces = (
             piece
             for tensor in (f"{site}.weight", site)
-            for piece in loaded_pieces([tensor], self.names.transforms)[tensor]
+            for piece in self.names.loaded([tensor])[tensor]
             if piece.own.parts == own.parts
         )
         sizes = [

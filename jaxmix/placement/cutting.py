@@ -133,7 +133,7 @@ def _part_of(update: Update, target: Target, modules: Modules) -> Update:
     found: Update | None = update
     rows = slice(None)
     if cut.parts > 1:
-        rows = replace(cut, sizes=target.siblings).rows(sum(target.siblings))
+        rows = replace(cut, sizes=target.siblings, is_ratio=False).rows(sum(target.siblings))
         assert rows is not None
     if isinstance(update, ExpertLoRA):
         if target.experts > 0 and update.a.shape[0] != target.experts:
@@ -153,8 +153,8 @@ def _part_of(update: Update, target: Target, modules: Modules) -> Update:
     if found is None:
         raise UnmappedError(
             f"its {update.family} mixes numbers of several weights, of which {target.site} is one, "
-            "so it can't be applied to them separately. Merge into the model as transformers "
-            "loads it: save it again with save_pretrained(…, save_original_format=False)"
+            "so it can't be applied to them separately. Apply it to a model under the names of the "
+            "adapter"
         )
     return found
 

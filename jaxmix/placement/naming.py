@@ -192,12 +192,15 @@ def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Nam
         LayoutError: If several fit and differ.
     """
     # Layers differ by their numbers only: one of each kind tells.
+    sites = list(sites)
     sample = {_zeroed(leaf): shape for leaf, shape in shapes.items()}
     wanted = dict.fromkeys(map(_zeroed, sites))
     fits: dict[tuple[Any, ...], list[NameMap]] = {}
     for candidate in _candidates():
-        modules = Modules(candidate, sample)
-        if (answer := _answer(modules, wanted)) is not None:
+        # The numbers of a U-Net's blocks have a meaning of their own.
+        is_listed = candidate.templates is not None
+        modules = Modules(candidate, shapes if is_listed else sample)
+        if (answer := _answer(modules, sites if is_listed else wanted)) is not None:
             fits.setdefault(answer, []).append(candidate)
     if len(fits) > 1:
         names = [found[0].name for found in fits.values()]
@@ -213,7 +216,7 @@ def _candidates() -> Iterable[NameMap]:
     seen = set()
     for every in _ALL:
         for candidate in every():
-            key = (candidate.transforms, candidate.prefix)
+            key = (candidate.transforms, candidate.templates, candidate.prefix)
             if key not in seen:
                 seen.add(key)
                 yield candidate

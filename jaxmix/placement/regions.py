@@ -16,6 +16,7 @@ class Region:
         axis: The axis along which they are joined; in a matrix of a stack, that of the matrix.
         alternates: Whether the rows of the weights alternate, instead of following one another.
         sizes: The number of rows of each weight, zeros if unknown; empty if they are equal.
+        is_ratio: Whether the sizes are proportions, such as (1, 1, 1, 4).
     """
 
     expert: int = -1
@@ -24,6 +25,7 @@ class Region:
     axis: int = 0
     alternates: bool = False
     sizes: tuple[int, ...] = ()
+    is_ratio: bool = False
 
     def contains(self, other: "Region") -> bool:
         """Returns whether another region of the same tensor is inside this one, or equal."""
@@ -44,6 +46,8 @@ class Region:
             slice(3, 6, None)
         """
         sizes = self.sizes or (total // self.parts,) * self.parts
+        if self.is_ratio and sum(sizes):
+            sizes = tuple(size * (total // sum(sizes)) for size in sizes)
         if sum(sizes) != total:
             return None
         if self.alternates:

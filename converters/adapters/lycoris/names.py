@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.placement.names import bare
 
@@ -44,6 +45,7 @@ def match_modules(
         unwrapped.setdefault(bare(module).replace(".", "_"), []).append(module)
     found: dict[str, str] = {}
     problems: list[str] = []
+    lost: dict[str, str] = {}
     for name, (component, rest) in wanted.items():
         under = [f"{prefix}.".replace(".", "_") + rest for prefix in COMPONENTS.get(component, ())]
         fitting = [module for key in (rest, *under) for module in plain.get(key, ())]
@@ -53,7 +55,14 @@ def match_modules(
         elif fitting:
             problems.append(f"{name}: may be {' or '.join(fitting)}")
         else:
-            problems.append(f"{name}: no module of this name")
+            lost[name] = rest
+    for names in other_names(modules) if lost else ():
+        flat = {other.replace(".", "_"): other for other in names}
+        if all(rest in flat for rest in lost.values()):
+            found |= {name: flat[rest] for name, rest in lost.items()}
+            lost = {}
+            break
+    problems += [f"{name}: no module of this name" for name in lost]
     owners: dict[str, str] = {}
     for name, module in found.items():
         if (other := owners.setdefault(module, name)) != name:

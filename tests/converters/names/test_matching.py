@@ -133,7 +133,7 @@ def test_a_name_that_is_another_module_in_memory(
 ) -> None:
     """norm0 and norm1 become norm1 and norm2: norm1 alone may be either, so it is refused."""
     shift = Transform("group", ("norm0", "norm1"), ("norm1", "norm2"))
-    monkeypatch.setattr(matching, "name_map", lambda config: NameMap("mine", (shift,)))
+    monkeypatch.setattr(matching, "map_of", lambda config: NameMap("mine", (shift,)))
     checkpoint = read_checkpoint(base_of(tmp_path / "base", ["norm0.weight", "norm1.weight"], {}))
     both = with_stored_names(jaxmix.mix(lora("norm1", "norm2")), checkpoint, NAMES)[0]
     assert tuple(both.parts[0].updates) == ("norm0", "norm1")
