@@ -13,7 +13,7 @@ from typing import Any
 from jaxmix.placement.canonical import NameMap
 from jaxmix.placement.transforms import Transform, transform_of
 
-__all__ = ["TABLE", "base_prefix", "name_map", "name_maps", "transforms_for"]
+__all__ = ["TABLE", "base_class", "base_prefix", "name_map", "name_maps", "transforms_for"]
 
 TABLE = Path(__file__).with_name("transformers.json")
 # Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
@@ -25,6 +25,18 @@ _HEAD = "*"
 @cache
 def _table() -> Mapping[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def base_class(config: Mapping[str, Any]) -> str | None:
+    """Returns the class of a model type without a head, such as ``"LlamaModel"``.
+
+    Args:
+        config: A checkpoint's config.json.
+
+    Returns:
+        The class; None if the model type is unknown.
+    """
+    return _model(config).get("class")
 
 
 def base_prefix(config: Mapping[str, Any]) -> str:
