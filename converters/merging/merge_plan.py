@@ -41,7 +41,7 @@ class AllowedChanges:
     untie: bool
     dequantize: bool
     resize: bool
-    new_head: bool | str
+    new_head: bool | str | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def plan_merge(
         (
             *left_out,
             *(f"{name}: it describes how the base was quantized" for name in stale),
-            *added_head.dropped,
+            *added_head.left_out,
         ),
         untied_names,
         stamps,
