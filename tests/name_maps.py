@@ -20,6 +20,12 @@ _KINDS = {
     "GroupWeightRename": "group",
     "WeightConverter": "convert",
 }
+# Models of any two others, which their configs name.
+_PAIRS = {
+    "encoder-decoder": "EncoderDecoderModel",
+    "speech-encoder-decoder": "SpeechEncoderDecoderModel",
+    "vision-encoder-decoder": "VisionEncoderDecoderModel",
+}
 _LAYERS = (
     "num_hidden_layers",
     "n_layer",
@@ -105,6 +111,9 @@ def _models() -> Iterator[tuple[str, dict[str, Any]]]:
         except Exception:  # The class or its config needs more than defaults: parts unknown.
             pass
         yield model_type, {key: value for key, value in found.items() if value}
+    for model_type, name in _PAIRS.items():
+        parts = [[part, "", "", part] for part in ("encoder", "decoder")]
+        yield model_type, {"class": name, "parts": parts}
 
 
 def shorten(config: Any) -> None:

@@ -18,6 +18,13 @@ __all__ = ["FILE", "class_names", "inner_models", "table", "ties_of_classes"]
 
 FILE = Path(__file__).parents[1] / "converters" / "names" / "ties.json"
 _FLAG = "tie_word_embeddings"
+# Classes that tie other parameters if a field of their config has a value.
+_UNLESS: dict[str, tuple[str, Any]] = {
+    "MarianModel": ("share_encoder_decoder_embeddings", False),
+    "MarianMTModel": ("share_encoder_decoder_embeddings", False),
+    "DebertaForMaskedLM": ("legacy", False),
+    "DebertaV2ForMaskedLM": ("legacy", False),
+}
 # The order in which classes are tried where a config names none of them.
 _FIRST = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM")
 
@@ -25,28 +32,31 @@ _FIRST = ("CausalLM", "LMHead", "ConditionalGeneration", "MaskedLM")
 def table() -> dict[str, Any]:
     """Returns the ties of each class, the models inside models, and how configs state ties.
 
-    ``lists`` and ``classes`` are those of `ties_of_classes`. ``parts``: by class, the models inside
-    it that have ties. ``untied``: model types whose tensors are not tied by default. ``always``:
-    those whose tensors are tied whatever the config states. ``text``: those whose tensors are tied
-    too if the config of the text model says so.
+    ``lists`` and ``classes`` are those of `ties_of_classes`. ``unless``: by class, a field of its
+    config, a value of that field, and the number of the list of ties that it has then. ``parts``:
+    by class, the models inside it that have ties. ``untied``: model types whose tensors are not
+    tied by default. ``always``: those whose tensors are tied whatever the config states. ``text``:
+    those whose tensors are tied too if the config of the text model says so.
     """
     import transformers
 
     parts = {name: found for name in class_names() if (found := inner_models(name))}
     inner = {cls for rows in parts.values() for _, cls, _, _ in rows}
-    lists, classes = ties_of_classes({*class_names(), *inner})
+    lists, classes, unless = ties_of_classes({*class_names(), *inner})
     flags: dict[str, list[str]] = {"untied": [], "always": [], "text": []}
     for model_type in classes:
         for flag in _flags(transformers, model_type):
             flags[flag].append(model_type)
     version = transformers.__version__
-    return {"version": version, "lists": lists, "classes": classes, "parts": parts, **flags}
+    ties = {"lists": lists, "classes": classes, "unless": unless, "parts": parts}
+    return {"version": version, **ties, **flags}
 
 
-def ties_of_classes(names: Iterable[str]) -> tuple[list[dict[str, str]], dict[str, dict[str, int]]]:
+def ties_of_classes(names: Iterable[str]) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Returns the lists of ties, each ``{target: source}``, and the number of each class's list.
 
-    The classes are sorted by model type, those with a language model's head first.
+    The classes are sorted by model type, those with a language model's head first. The last result
+    has the classes whose ties depend on a field of their config.
 
     Args:
         names: The classes; those without ties are left out.
@@ -55,46 +65,75 @@ def ties_of_classes(names: Iterable[str]) -> tuple[list[dict[str, str]], dict[st
 
     lists: list[dict[str, str]] = []
     classes: dict[str, dict[str, int]] = {}
+    unless: dict[str, list[Any]] = {}
+
+    def number(ties: dict[str, str]) -> int:
+        if ties not in lists:
+            lists.append(ties)
+        return lists.index(ties)
+
     for name in sorted(names):
         try:
             cls = getattr(transformers, name)
         except Exception:  # It needs another library.
             continue
-        if ties := _ties(cls):
-            if ties not in lists:
-                lists.append(ties)
-            classes.setdefault(cls.config_class.model_type, {})[name] = lists.index(ties)
-    return lists, {t: dict(sorted(classes[t].items(), key=_rank)) for t in sorted(classes)}
+        if name in _UNLESS:
+            field, value = _UNLESS[name]
+            ties = _ties_of(_created(cls))
+            unless[name] = [field, value, number(_ties_of(_created(cls, **{field: value})))]
+        else:
+            ties = _ties(cls)
+        if ties:
+            classes.setdefault(cls.config_class.model_type, {})[name] = number(ties)
+    ordered = {t: dict(sorted(classes[t].items(), key=_rank)) for t in sorted(classes)}
+    return lists, ordered, unless
+
+
+def _created(cls: Any, **fields: Any) -> Any:
+    """A model on torch's meta device."""
+    import torch
+
+    config = cls.config_class(**fields)
+    shorten(config)
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        return cls(config)
 
 
 def inner_models(name: str) -> list[list[str]]:
     """Returns the models with ties inside a class's model: path, class, model type, config field.
 
     Args:
-        name: A class that holds models with configs of their own.
+        name: A class. Only those are created whose config holds others, or whose base has ties.
     """
-    import torch
     import transformers
 
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")
-        try:
-            cls = getattr(transformers, name)
-            if not getattr(cls.config_class, "sub_configs", None):
-                return []
-            config = cls.config_class()
-            shorten(config)
-            model = cls(config)
-        except Exception:  # It needs more than defaults, or another library.
+    try:
+        cls = getattr(transformers, name)
+        if not (getattr(cls.config_class, "sub_configs", None) or _has_base_with_ties(cls)):
             return []
-    fields = dict(_fields(config))
+        model = _created(cls)
+    except Exception:  # It needs more than defaults, or another library.
+        return []
+    fields = {id(model.config): "", **dict(_fields(model.config))}
     found = []
     for path, part in model.named_modules():
-        is_own = path and isinstance(part, transformers.PreTrainedModel)
-        field = fields.get(id(part.config), "") if is_own else ""
-        if field and _ties(type(part)):
+        if path and isinstance(part, transformers.PreTrainedModel) and _ties(type(part)):
+            # Some models copy their config for a part, which is the same on disk.
+            field = fields.get(id(part.config), "")
             found.append([path, type(part).__name__, part.config.model_type, field])
     return found
+
+
+def _has_base_with_ties(cls: Any) -> bool:
+    """Whether the base class of a class's model type has ties of its own."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    name = MODEL_MAPPING_NAMES.get(cls.config_class.model_type)
+    return (
+        isinstance(name, str) and name != cls.__name__ and bool(_ties(getattr(transformers, name)))
+    )
 
 
 def _fields(config: Any, path: str = "") -> Iterator[tuple[int, str]]:
@@ -119,8 +158,16 @@ def class_names() -> list[str]:
 
 def _ties(cls: Any) -> dict[str, str]:
     """The ties between parameters of a class, ``{target: source}``."""
-    keys = getattr(cls, "_tied_weights_keys", None)
-    if not isinstance(keys, dict) or cls.config_class is None:
+    try:
+        return {} if getattr(cls, "config_class", None) is None else _ties_of(cls)
+    except ImportError:  # It stands for a class that needs another library.
+        return {}
+
+
+def _ties_of(model: Any) -> dict[str, str]:
+    """The ties between parameters of a class or a model."""
+    keys = getattr(model, "_tied_weights_keys", None)
+    if not isinstance(keys, dict):
         return {}
     ties = {target: source.removesuffix("$") for target, source in keys.items()}
     # Patterns and whole modules are layers of detectors, which no config unties.

@@ -8,12 +8,12 @@ pair is tied if the config of the model that has it says ``tie_word_embeddings``
 import copy
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.names.table import base_class, base_prefix
+from jaxmix.converters.names.table import base_class
 
 __all__ = ["FLAG", "TIE_TABLE", "Tie", "classes_with_ties", "has_ties", "ties_of", "untied_fields"]
 
@@ -23,6 +23,9 @@ FLAG = "tie_word_embeddings"
 _ALIASES = ("tie_embedding",)
 # Model types that scale outputs unless the flag is false, or in transformers 5 by another field.
 _SCALED = ("t5", "umt5", "longt5", "pop2piano")
+# Model types that scale their outputs by the flag itself. It stays true: transformers ties tensors
+# of a file only if they are equal.
+_KEPT = ("switch_transformers",)
 # Classes with a language model's head, by their names.
 _HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
 
@@ -91,22 +94,25 @@ def ties_of(config: Mapping[str, Any], name: str | None = None) -> tuple[Tie, ..
         >>> [tie.target for tie in ties_of({"model_type": "opt"}, "OPTForCausalLM")]
         ['lm_head.weight']
     """
-    base, prefix = base_class(config), base_prefix(config)
-    name = name or next(iter(_architectures(config)), base)
+    name = name or next(iter(_architectures(config)), base_class(config))
     found = list(_own(name, config, "", ()))
-    if base and name != base:
-        found += _own(base, config, prefix, ())
     for path, cls, model_type, field in _table()["parts"].get(name, ()):
+        if not field:
+            found += _own(cls, config, path, ())
+            continue
         fields = tuple(field.split("."))
         part = _config_at(config, fields)
         stated = part.get("model_type")
         if isinstance(stated, str) and stated != model_type:
             cls = _similar(cls, stated)
-        part = {"model_type": model_type, **part}
-        found += _own(cls, part, path, fields)
-        if (inner := base_class(part)) and inner != cls:
-            inner_prefix = base_prefix(part)
-            found += _own(inner, part, f"{path}.{inner_prefix}" if inner_prefix else path, fields)
+            found += [
+                replace(
+                    tie, target=f"{path}.{tie.target}", source=f"{path}.{tie.source}", fields=fields
+                )
+                for tie in ties_of(part, cls)
+            ]
+            continue
+        found += _own(cls, {"model_type": model_type, **part}, path, fields)
     return tuple(found)
 
 
@@ -130,6 +136,8 @@ def untied_fields(
         if part.get("model_type") in _SCALED and "scale_decoder_outputs" not in part:
             # T5 scales its outputs unless the flag is false.
             part["scale_decoder_outputs"] = part.get(FLAG) is not False
+        if part.get("model_type") in _KEPT:
+            continue
         part |= {name: False for name in (FLAG, *(name for name in _ALIASES if name in part))}
     text = fields.get("text_config")
     if () in paths and isinstance(text, dict) and ("text_config",) not in others:
@@ -145,6 +153,9 @@ def _own(
     number = next((c[name] for c in table["classes"].values() if name in c), None)
     if number is None:
         return
+    field, value, other = table["unless"].get(name, ("", None, 0))
+    if field in config and config[field] == value:
+        number = other
     stated = _stated(config)
     text = config.get("text_config")
     if stated is not True and model_type in table["text"] and isinstance(text, Mapping):
