@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE", "renamings", "table"]
+__all__ = ["FILE", "renamings", "shorten", "table"]
 
 FILE = Path(__file__).parents[1] / "converters" / "names" / "transformers.json"
 # The transforms that are data only. Others run code of their own, and so does any list with one.
@@ -178,7 +178,7 @@ def _models() -> Iterator[tuple[str, dict[str, Any]]]:
             cls = getattr(transformers, name)
             found["prefix"] = cls.base_model_prefix if has_base else ""
             config = transformers.CONFIG_MAPPING[model_type]()
-            _shorten(config)
+            shorten(config)
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
                 model = cls(config)
@@ -215,8 +215,12 @@ def _inputs_first(model: Any) -> list[str]:
     return sorted(found)
 
 
-def _shorten(config: Any) -> None:
-    """Sets one layer wherever a config has a number of layers and no list of their types."""
+def shorten(config: Any) -> None:
+    """Sets one layer wherever a config has a number of layers and no list of their types.
+
+    Args:
+        config: The config, which is changed.
+    """
     for name in _LAYERS:
         if type(getattr(config, name, None)) is int and not hasattr(config, "layer_types"):
             try:
@@ -225,7 +229,7 @@ def _shorten(config: Any) -> None:
                 continue
     for name in getattr(config, "sub_configs", None) or ():
         if getattr(config, name, None) is not None:
-            _shorten(getattr(config, name))
+            shorten(getattr(config, name))
 
 
 def _parts(model: Any, config: Any) -> list[list[str | None]]:

@@ -14,7 +14,15 @@ from jaxmix.converters.names.rows import transform_of
 from jaxmix.placement.canonical import NameMap
 from jaxmix.placement.transforms import Transform
 
-__all__ = ["TABLE", "base_prefix", "is_known", "name_map", "name_maps", "transforms_for"]
+__all__ = [
+    "TABLE",
+    "base_class",
+    "base_prefix",
+    "is_known",
+    "name_map",
+    "name_maps",
+    "transforms_for",
+]
 
 TABLE = Path(__file__).with_name("transformers.json")
 # Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
@@ -30,6 +38,21 @@ _Submodel = tuple[str, str, str, Mapping[str, Any]]
 @cache
 def _table() -> Mapping[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def base_class(config: Mapping[str, Any]) -> str | None:
+    """Returns the class of a model type without a head, such as ``"LlamaModel"``.
+
+    Of a model type that has none, such as an encoder-decoder of two models, its class.
+
+    Args:
+        config: A checkpoint's config.json.
+
+    Returns:
+        The class; None if the model type is unknown.
+    """
+    model = _model(config)
+    return model.get("class") or next(iter(model.get("heads", ())), None)
 
 
 def base_prefix(config: Mapping[str, Any]) -> str:
