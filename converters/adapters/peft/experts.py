@@ -5,7 +5,6 @@ PEFT takes a parameter (experts, out, in), unless its module's ``is_transposed``
 """
 
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.names import map_of
 from jaxmix.placement.canonical import NameMap
 
 __all__ = ["has_inputs_first"]
