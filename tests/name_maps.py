@@ -5,12 +5,13 @@ device, which takes no memory, with as few layers as their configs allow.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE", "renamings", "table"]
+__all__ = ["FILE", "renamings", "shorten", "table"]
 
 FILE = Path(__file__).parents[1] / "converters" / "names" / "transformers.json"
 # The transforms that are data only. Others run code of their own, and so does any list with one.
@@ -31,6 +32,38 @@ _SIZES = {
     "Molmo2TextModel": [_Q, _KV, _KV],
     "sarvam_moe": [_Q, _KV, _KV],
     "lara_mini": [[_LINEAR_K, _LINEAR_K, _LINEAR_V], [_LINEAR_V], _COUNT, _COUNT],
+}
+# The models inside those that can't be created from their default config without a further package
+# or fields: path, class, model type, and the field of the config.
+_PARTS = {
+    "aya_vision": [
+        ["vision_tower", "SiglipVisionModel", "siglip_vision_model", "vision_config"],
+        ["language_model", "Cohere2Model", "cohere2", "text_config"],
+    ],
+    "conditional_detr": [["backbone.model", "ResNetBackbone", "resnet", "backbone_config"]],
+    "deformable_detr": [["backbone.model", "ResNetBackbone", "resnet", "backbone_config"]],
+    "detr": [["backbone.model", "ResNetBackbone", "resnet", "backbone_config"]],
+    "fast_vlm": [
+        ["vision_tower", "TimmWrapperModel", "timm_wrapper", "vision_config"],
+        ["language_model", "Qwen2Model", "qwen2", "text_config"],
+    ],
+    "gemma3n": [
+        ["vision_tower", "TimmWrapperModel", "gemma3n_vision", "vision_config"],
+        ["language_model", "Gemma3nTextModel", "gemma3n_text", "text_config"],
+        ["audio_tower", "Gemma3nAudioEncoder", "gemma3n_audio", "audio_config"],
+    ],
+    "granite4_vision": [
+        ["vision_tower", "SiglipVisionModel", "siglip_vision_model", "vision_config"],
+        ["language_model", "Granite4VisionTextModel", "granite4_vision_text", "text_config"],
+    ],
+    "perception_lm": [
+        ["vision_tower", "TimmWrapperModel", "timm_wrapper", "vision_config"],
+        ["language_model", "LlamaModel", "llama", "text_config"],
+    ],
+    "qwen4_exp": [
+        ["visual", "Qwen4ExpVisionModel", "qwen4_exp_vision", "vision_config"],
+        ["language_model", "Qwen4ExpTextModel", "qwen4_exp_text", "text_config"],
+    ],
 }
 _LAYERS = (
     "num_hidden_layers",
@@ -66,6 +99,12 @@ def table() -> dict[str, Any]:
 
     lists, maps = renamings()
     models = dict(sorted(_models()))
+    for name in maps:
+        cls = getattr(transformers, name, None)
+        model_type = cls.config_class.model_type if hasattr(cls, "config_class") else None
+        if model_type in models and name != models[model_type].get("class"):
+            heads = models[model_type].setdefault("heads", [])
+            heads += [name] if name not in heads else []
     return {"version": transformers.__version__, "lists": lists, "maps": maps, "models": models}
 
 
@@ -121,19 +160,25 @@ def _default(key: str, part: str | None, field: str) -> int | None:
 
 
 def _models() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each model type with its base class, that class's prefix, and the models inside it."""
+    """Each model type with its base class, that class's prefix, and the models inside it.
+
+    Of a model type that has no base class, a class with a head.
+    """
     import torch
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    for model_type, name in MODEL_MAPPING_NAMES.items():
+    classes = {**_head_classes(), **MODEL_MAPPING_NAMES}
+    for model_type, name in classes.items():
         name = name if isinstance(name, str) else name[0]
-        found: dict[str, Any] = {"class": name}
+        has_base = model_type in MODEL_MAPPING_NAMES
+        found: dict[str, Any] = {"class": name} if has_base else {"heads": [name]}
+        found["parts"] = _PARTS.get(model_type)
         try:
             cls = getattr(transformers, name)
-            found["prefix"] = cls.base_model_prefix
+            found["prefix"] = cls.base_model_prefix if has_base else ""
             config = transformers.CONFIG_MAPPING[model_type]()
-            _shorten(config)
+            shorten(config)
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
                 model = cls(config)
@@ -142,6 +187,22 @@ def _models() -> Iterator[tuple[str, dict[str, Any]]]:
         except Exception:  # The class or its config needs more than defaults: parts unknown.
             pass
         yield model_type, {key: value for key, value in found.items() if value}
+
+
+def _head_classes() -> dict[str, str]:
+    """A class of each model type that has no base model, such as encoder-decoders of two models."""
+    from transformers.models.auto import modeling_auto
+
+    tables = {
+        name: table
+        for name, table in vars(modeling_auto).items()
+        if re.fullmatch("MODEL_.*_MAPPING_NAMES", name)
+    }
+    found: dict[str, str] = {}
+    for _, table in sorted(tables.items()):
+        for model_type, name in table.items():
+            found.setdefault(model_type, name if isinstance(name, str) else name[0])
+    return found
 
 
 def _inputs_first(model: Any) -> list[str]:
@@ -154,8 +215,12 @@ def _inputs_first(model: Any) -> list[str]:
     return sorted(found)
 
 
-def _shorten(config: Any) -> None:
-    """Sets one layer wherever a config has a number of layers and no list of their types."""
+def shorten(config: Any) -> None:
+    """Sets one layer wherever a config has a number of layers and no list of their types.
+
+    Args:
+        config: The config, which is changed.
+    """
     for name in _LAYERS:
         if type(getattr(config, name, None)) is int and not hasattr(config, "layer_types"):
             try:
@@ -164,7 +229,7 @@ def _shorten(config: Any) -> None:
                 continue
     for name in getattr(config, "sub_configs", None) or ():
         if getattr(config, name, None) is not None:
-            _shorten(getattr(config, name))
+            shorten(getattr(config, name))
 
 
 def _parts(model: Any, config: Any) -> list[list[str | None]]:

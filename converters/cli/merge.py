@@ -87,13 +87,16 @@ def merge(
         ),
     ] = False,
     new_head: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--new-head",
+            "--new-head/--no-new-head",
             help="Write a head that the adapters have and BASE lacks (a classifier on a language "
-            "model) as new tensors, and its class to config.json.",
+            "model) as new tensors, and its class to config.json; or refuse. By default it is "
+            "written if exactly one class has it. --new-head also requires that the other tensors "
+            "of the class exist.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     head_class: Annotated[
         str | None,
         typer.Option(
@@ -200,6 +203,8 @@ def _report(merged: Merged, mixed: Adapter | Mix) -> None:
             f"untied: {merged.untied} is now a tensor of its own, a copy of the base's embedding, "
             "and tie_word_embeddings is false in config.json"
         )
+        if more := merged.copies[1:]:
+            print_lines(f"untied with it: {escape(', '.join(more))}")
     if merged.resumed:
         print_lines(f"{count(merged.resumed, 'file')} complete from an earlier run")
     if merged.dequantized:

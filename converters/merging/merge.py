@@ -44,7 +44,7 @@ def merge_checkpoint(
     verify: bool = False,
     dequantize: bool = False,
     resize: bool = False,
-    new_head: bool | str = False,
+    new_head: bool | str | None = None,
     progress: Progress | None = None,
 ) -> Merged:
     """Merges adapters into a Hugging Face checkpoint of any size: ``W' = Aₙ(… A₁(W))``.
@@ -79,8 +79,10 @@ def merge_checkpoint(
             ``config.json``.
         new_head: Where adapters have a head that the base lacks (a classifier on a language
             model), write it as new tensors and drop the old head: the output is a checkpoint of
-            the transformers class with that head, which ``config.json`` then names. Pass the
-            class's name if the head's leaves do not determine it.
+            the transformers class with that head, which ``config.json`` and the result then name.
+            None to do so if exactly one class fits; False to refuse. True also refuses a class of
+            which other tensors are absent. Pass the class's name if the head's leaves do not
+            determine it.
         progress: Called after every few megabytes with the bytes done so far, the total bytes and
             the shard's name, first while writing, then while verifying.
 
@@ -138,7 +140,7 @@ def verify_merge(
     untie: bool = False,
     dequantize: bool = False,
     resize: bool = False,
-    new_head: bool | str = False,
+    new_head: bool | str | None = None,
     progress: Progress | None = None,
 ) -> Verified:
     """Reads a merged checkpoint and proves that it is base plus mix: ``W' = Aₙ(… A₁(W))``.

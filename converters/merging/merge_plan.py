@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxmix.adapter import Adapter, Mixable
+from jaxmix.adapter import Adapter, Mixable, words
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.checkpoints.side_files import side_files
@@ -42,7 +42,7 @@ class AllowedChanges:
     untie: bool
     dequantize: bool
     resize: bool
-    new_head: bool | str
+    new_head: bool | str | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MergePlan:
         recipes: How to compute the tensors that are not copied.
         side_files: The side files to copy.
         left_out: The side files that are not copied, each with the reason.
-        untied_head: The head that is untied, if any.
+        untied: The tensors that are new or no longer tied, the head first.
         stamps: Stamps of the base's files, taken when their headers were read.
         resized: The tensors that gain or lose rows: the rows before and after.
         new_head: The class of the output, if the adapters have a head that the base lacks.
@@ -68,7 +68,7 @@ class MergePlan:
     recipes: Mapping[str, Recipe]
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
-    untied_head: str | None
+    untied: tuple[str, ...]
     stamps: Mapping[Path, Stamp]
     resized: Mapping[str, tuple[int, int]]
     new_head: str | None
@@ -102,6 +102,7 @@ def plan_merge(
         JaxmixError: If the merge is impossible.
     """
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
+    sites = tuple(words(mixed.parts))
     checkpoint = read_checkpoint(base)
     if checkpoint.components:
         from jaxmix.converters.merging.components import plan_pipeline  # it uses this function
@@ -110,7 +111,7 @@ def plan_merge(
     stamps = stamps_of(checkpoint)
     files, left_out = side_files(checkpoint)
     table, finds_ties = resolve_layout(layout)
-    untied_head, added_head = None, NewHead()
+    untied_names, added_head = (), NewHead()
     # Dequantize first: a packed head would look like a tied or a missing one.
     checkpoint = dequantized(checkpoint) if changes.dequantize else checkpoint
     stale = stale_files(checkpoint, files)
@@ -123,14 +124,16 @@ def plan_merge(
         if added_head.name:
             # The class with the head may name the tensors of its body differently.
             mixed, table = with_stored_names(mixed, checkpoint, table, names)
-        checkpoint, mixed, untied_head = untied(checkpoint, mixed, allowed=changes.untie)
+        checkpoint, mixed, untied_names = untied(
+            checkpoint, mixed, allowed=changes.untie, sites=sites
+        )
     checkpoint, rows = resized(
         checkpoint,
         mixed,
         table,
         allowed=changes.resize,
         labels=bool(changes.new_head),
-        untied=untied_head,
+        untied=untied_names,
     )
     with saying_names_tried(modules_of(checkpoint, names)) if finds_ties else nullcontext():
         recipes = plan_recipes(checkpoint, mixed, table)
@@ -149,9 +152,9 @@ def plan_merge(
         (
             *left_out,
             *(f"{name}: it describes how the base was quantized" for name in stale),
-            *added_head.dropped,
+            *added_head.left_out,
         ),
-        untied_head,
+        untied_names,
         stamps,
         rows,
         added_head.name,

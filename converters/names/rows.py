@@ -27,7 +27,8 @@ def transform_of(
         part: The config of the model to which the row belongs, from which others take sizes.
 
     Example:
-        >>> row = ["convert", ["qk"], ["q", "k"], [["Split", {"dim": 0, "sizes": [[["n"]], [["m"]]]}]]]
+        >>> split = ["Split", {"dim": 0, "sizes": [[["n"]], [["m"]]]}]
+        >>> row = ["convert", ["qk"], ["q", "k"], [split]]
         >>> transform_of(row, part={"n": 3, "m": 2}).operations
         (('Split', (('dim', 0), ('sizes', (3, 2)))),)
     """

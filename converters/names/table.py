@@ -14,7 +14,15 @@ from jaxmix.converters.names.rows import transform_of
 from jaxmix.placement.canonical import NameMap
 from jaxmix.placement.transforms import Transform
 
-__all__ = ["TABLE", "base_prefix", "is_known", "name_map", "name_maps", "transforms_for"]
+__all__ = [
+    "TABLE",
+    "base_class",
+    "base_prefix",
+    "is_known",
+    "name_map",
+    "name_maps",
+    "transforms_for",
+]
 
 TABLE = Path(__file__).with_name("transformers.json")
 # Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
@@ -30,6 +38,21 @@ _Submodel = tuple[str, str, str, Mapping[str, Any]]
 @cache
 def _table() -> Mapping[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def base_class(config: Mapping[str, Any]) -> str | None:
+    """Returns the class of a model type without a head, such as ``"LlamaModel"``.
+
+    Of a model type that has none, such as an encoder-decoder of two models, its class.
+
+    Args:
+        config: A checkpoint's config.json.
+
+    Returns:
+        The class; None if the model type is unknown.
+    """
+    model = _model(config)
+    return model.get("class") or next(iter(model.get("heads", ())), None)
 
 
 def base_prefix(config: Mapping[str, Any]) -> str:
@@ -80,7 +103,7 @@ def name_map(config: Mapping[str, Any]) -> NameMap | None:
 def name_maps() -> Iterator[NameMap]:
     """Yields the maps of all model types, of each with a head and as a base model alone."""
     for model_type, model in _table()["models"].items():
-        for architecture in (_HEAD, model.get("class", _HEAD)):
+        for architecture in (_HEAD, model.get("class", _HEAD), *model.get("heads", ())):
             found = name_map({"model_type": model_type, "architectures": [architecture]})
             if found is not None:
                 yield found
@@ -172,7 +195,13 @@ def _parts(config: Mapping[str, Any], path: str) -> Iterator[_Submodel]:
         if isinstance(stated, str) and stated != model_type:
             # The config names another model than the default one, which brings parts of its own.
             replaced.append(inner)
-            yield there, _model(part).get("class", ""), stated, part
+            base, prefix = _model(part).get("class", ""), _model(part).get("prefix", "")
+            if cls.endswith("Backbone"):
+                yield there, base.removesuffix("Model") + "Backbone", stated, part
+            elif prefix and cls != _model({"model_type": model_type}).get("class", cls):
+                yield there, _HEAD, stated, part
+                there = f"{there}.{prefix}"
+            yield there, base, stated, part
             yield from _parts(part, there)
         else:
             yield there, cls, model_type, part

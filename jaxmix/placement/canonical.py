@@ -110,8 +110,9 @@ class Modules:
         for name, holdings in self._tensors.items():
             for holding in holdings:
                 if holding.piece == Piece(name):
+                    is_same = name == holding.leaf
                     for memory, stored in (
-                        (name, holding.leaf.removesuffix(".weight")),
+                        (name, name if is_same else holding.leaf.removesuffix(".weight")),
                         (_module(name), _module(holding.leaf)),
                     ):
                         found.setdefault(memory, set()).add(stored)

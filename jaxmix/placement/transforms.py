@@ -17,6 +17,9 @@ from jaxmix.placement.regions import Piece, Region
 __all__ = ["Transform", "loaded_pieces"]
 
 
+_UNKNOWN_HEADS = " (for as many heads as the model's config.json states: pass it as names=)"
+
+
 @dataclass(frozen=True)
 class Transform:
     r"""Patterns of tensor names on disk, and what they become in memory.
@@ -128,7 +131,10 @@ class Transform:
                     return (Piece(targets[0], is_transposed=True),)
                 return (Piece(targets[0]),)  # either order is on disk: shapes tell which
             case _:
-                return tuple(Piece(t, problem=" and ".join(names)) for t in targets)
+                problem = " and ".join(names)
+                if "PermuteForRope" in names and not settings[-1].get("heads"):
+                    problem += _UNKNOWN_HEADS
+                return tuple(Piece(t, problem=problem) for t in targets)
 
     def _search(self, name: str) -> tuple[int, re.Match[str], str, str] | None:
         """The number of the matching source, the match, and the name outside and inside."""

@@ -109,6 +109,8 @@ class BaseModel:
         """The base's names for a module: either name may have a further prefix."""
         if module in self.shapes:
             return [module]
+        if module.removesuffix(".weight") in self.shapes:
+            return [module.removesuffix(".weight")]
         if len(others := self._spellings.of(module)) == 1:
             return list(others)
         if self.in_memory and (stored := self.in_memory.in_memory(module)):

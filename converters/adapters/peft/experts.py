@@ -20,11 +20,11 @@ def has_inputs_first(file: File, module: str) -> bool | None:
         module: The module's path.
 
     Returns:
-        What the base's config, or the model's class in the adapter's config, determines; None if
-        neither names one of transformers' models.
+        What the base's config, the model's class in the adapter's config, or the bias of another of
+        the module's parameters determines; None if nothing does.
     """
     found = file.base.in_memory.names if file.base and file.base.in_memory else _trained_on(file)
-    return None if found is None else found.has_inputs_first(module)
+    return _by_bias(file, module) if found is None else found.has_inputs_first(module)
 
 
 def _trained_on(file: File) -> NameMap | None:
@@ -34,3 +34,16 @@ def _trained_on(file: File) -> NameMap | None:
     if not isinstance(library, str) or not library.startswith(_LIBRARY):
         return None
     return name_map({"model_type": library.removeprefix(_LIBRARY).partition(".")[0]})
+
+
+def _by_bias(file: File, module: str) -> bool | None:
+    """Whether a bias of experts, which has as many numbers as outputs, fits the last axis only."""
+    shapes = file.base.shapes if file.base else {}
+    found = set()
+    for name, shape in shapes.items():
+        inside, bias = name.rpartition(".")[0], shapes.get(f"{name}_bias")
+        if shape and bias and len(shape) == 3 and shape[1] != shape[2]:
+            is_inside = inside == module or module.endswith(f".{inside}")
+            if is_inside or inside.endswith(f".{module}"):
+                found |= {axis == 2 for axis in (1, 2) if bias == (shape[0], shape[axis])}
+    return found.pop() if len(found) == 1 else None

@@ -225,8 +225,9 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
         ((6, 4), (4, 6)),
         (3, 4, 4),
         U,
-        "mlp.up: the experts' matrices are square, (4, 4), and the file does not "
-        "state whether they are stored as (out, in) or (in, out). Merge it with PEFT",
+        "mlp.up: the experts' matrices are square, (4, 4), and neither the file nor the base "
+        "states whether they are stored as (out, in) or (in, out). Give the base's folder with its "
+        "config.json",
     ),
 }
 
