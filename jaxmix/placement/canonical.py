@@ -74,6 +74,7 @@ class Target:
         siblings: The rows of each part of the weight, if ``cut`` is one of several.
         places: Where the weight and bias are, if that does not follow from the site's name.
         experts: The number of experts over which the site's weight is spread; 0 if it is not.
+        region: The part of the leaf that is the site's weight.
     """
 
     site: str
@@ -81,6 +82,7 @@ class Target:
     siblings: tuple[int, ...] = ()
     places: Mapping[Part, Place] | None = None
     experts: int = 0
+    region: Region = WHOLE
 
 
 class Modules:
@@ -231,10 +233,10 @@ class Modules:
                     region = bias.piece.own if bias.piece.own != WHOLE else index
                     size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
                     places["bias"] = part_place(bias.leaf, size, region, heads=heads)
-            # Several sites of one leaf need names of their own.
-            yield Target(
-                site if own == WHOLE else f"{site}[{own.part}]", cut, siblings, places, experts
-            )
+            # Several sites of one leaf need names of their own, which any spelling leads to.
+            picked = places["weight"].index
+            name = f"{module}[{picked}]" if picked else module
+            yield Target(name, cut, siblings, places, experts, index)
 
     def _siblings(
         self, holdings: tuple[Holding, ...], piece: Piece, cut: Region
