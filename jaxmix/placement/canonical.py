@@ -262,7 +262,7 @@ class Modules:
             if piece.own.parts == own.parts
         )
         sizes = [
-            self.shapes[holdings[0].leaf][own.axis]
+            self._size(holdings[0], piece, own.axis)
             for piece in pieces
             if (holdings := self._holdings(piece.name))
         ]
@@ -271,6 +271,14 @@ class Modules:
                 f"only {len(sizes)} of the {own.parts} weights that it is are there"
             )
         return tuple(sizes)
+
+    def _size(self, holding: Holding, piece: Piece, axis: int) -> int:
+        """The size of the part of a tensor in memory that an older tensor, or its part, becomes."""
+        count = self.shapes[holding.leaf][axis]
+        if holding.piece.of == piece.of:
+            return count
+        rows = piece.of.rows(count)
+        return 0 if rows is None else len(range(count)[rows])
 
 
 def _module(name: str) -> str:
