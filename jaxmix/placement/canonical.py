@@ -243,7 +243,9 @@ class Modules:
     ) -> tuple[int, ...]:
         """The rows of each part of the matrix that a piece is a part of."""
         found = {
-            h.piece.of.part: memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
+            h.piece.of.part: _size(
+                h.piece.own, memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
+            )
             for h in holdings
             if h.piece.of.expert == cut.expert and h.piece.of.parts == cut.parts
         }
@@ -262,7 +264,10 @@ class Modules:
             if piece.own.parts == own.parts
         )
         sizes = [
-            self._size(holdings[0], piece, own.axis)
+            _size(
+                WHOLE if holdings[0].piece.of == piece.of else piece.of,
+                self.shapes[holdings[0].leaf][own.axis],
+            )
             for piece in pieces
             if (holdings := self._holdings(piece.name))
         ]
@@ -272,13 +277,11 @@ class Modules:
             )
         return tuple(sizes)
 
-    def _size(self, holding: Holding, piece: Piece, axis: int) -> int:
-        """The size of the part of a tensor in memory that an older tensor, or its part, becomes."""
-        count = self.shapes[holding.leaf][axis]
-        if holding.piece.of == piece.of:
-            return count
-        rows = piece.of.rows(count)
-        return 0 if rows is None else len(range(count)[rows])
+
+def _size(part: Region, count: int) -> int:
+    """The size of a part of an axis; 0 if it has no such part."""
+    rows = part.rows(count)
+    return 0 if rows is None else len(range(count)[rows])
 
 
 def _module(name: str) -> str:
