@@ -16,13 +16,18 @@ from jaxmix.converters.names import with_stored_names
 from jaxmix.errors import JaxmixError, LayoutError, listing, option
 from jaxmix.mixing import Mix
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names
 from jaxmix.placement.spelling import Spellings, respelled
 
 __all__ = ["plan_pipeline", "split_mix"]
 
 
 def plan_pipeline(
-    pipeline: Checkpoint, mixed: Mix, layout: Layout | str | None, changes: AllowedChanges
+    pipeline: Checkpoint,
+    mixed: Mix,
+    layout: Layout | str | None,
+    changes: AllowedChanges,
+    names: Names = None,
 ) -> MergePlan:
     """Plans a merge into a pipeline; see `plan_merge`.
 
@@ -31,6 +36,7 @@ def plan_pipeline(
         mixed: The adapters. A site's name starts with its component, or is a module of only one.
         layout: As in `merge_checkpoint`, for each component.
         changes: The changes to the base that are allowed.
+        names: As in `merge_checkpoint`, for each component.
 
     Returns:
         A merge whose shards, tensors and side files have the component in their names. Components
@@ -44,7 +50,7 @@ def plan_pipeline(
     errors: dict[str, JaxmixError] = {}
     for name, component in pipeline.components.items():
         try:
-            plan = plan_merge(component.folder, mixes.get(name, Mix(())), layout, changes)
+            plan = plan_merge(component.folder, mixes.get(name, Mix(())), layout, changes, names)
         except JaxmixError as error:
             errors[name] = error
             continue
@@ -77,15 +83,15 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
     files, left_out = side_files(pipeline)
     of_components = [f"{name}/{file}" for name, plan in plans.items() for file in plan.side_files]
     dropped = [f"{name}/{line}" for name, plan in plans.items() for line in plan.left_out]
-    untied = [f"{name}.{plan.untied_head}" for name, plan in plans.items() if plan.untied_head]
+    untied = [f"{name}.{tensor}" for name, plan in plans.items() for tensor in plan.untied]
     return MergePlan(
         checkpoint,
         mixed,
-        tuple(plan.layout for plan in plans.values()),
+        tuple(plan.layout for plan in plans.values() if isinstance(plan.layout, Layout)),
         recipes,
         (*files, *of_components),
         (*left_out, *dropped),
-        ", ".join(untied) or None,
+        tuple(untied),
         {path: stamp for plan in plans.values() for path, stamp in plan.stamps.items()},
         {f"{n}.{tensor}": rows for n, p in plans.items() for tensor, rows in p.resized.items()},
         next((plan.new_head for plan in plans.values() if plan.new_head), None),
@@ -187,7 +193,8 @@ class _Components:
         tensors = component.tensors
         spellings = Spellings(tensors)
         try:
-            (renamed,) = with_stored_names(Mix((adapter,)), component).parts
+            new, table = with_stored_names(Mix((adapter,)), component, table)
+            (renamed,) = new.parts
         except LayoutError:  # raised again when the merge into the component is planned
             renamed = adapter
         for site in renamed.updates:

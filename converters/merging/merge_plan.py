@@ -107,7 +107,7 @@ def plan_merge(
     if checkpoint.components:
         from jaxmix.converters.merging.components import plan_pipeline  # it uses this function
 
-        return plan_pipeline(checkpoint, mixed, layout, changes)
+        return plan_pipeline(checkpoint, mixed, layout, changes, names)
     stamps = stamps_of(checkpoint)
     files, left_out = side_files(checkpoint)
     table, finds_ties = resolve_layout(layout)

@@ -33,7 +33,7 @@ def _trained_on(file: File) -> NameMap | None:
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if not isinstance(library, str) or not library.startswith(_LIBRARY):
         return None
-    return name_map({"model_type": library.removeprefix(_LIBRARY).partition(".")[0]})
+    return map_of({"model_type": library.removeprefix(_LIBRARY).partition(".")[0]})
 
 
 def _by_bias(file: File, module: str) -> bool | None:
