@@ -84,7 +84,7 @@ def role_of(part: str) -> str:
     return _ROLES.get(part, part)
 
 
-def is_selected(part: str, wanted: str | None, parts: Collection[str]) -> bool:
+def is_selected(part: str, wanted: object, parts: Collection[str]) -> bool:
     """Whether ``part=`` selects the keys with a prefix.
 
     Args:
@@ -99,9 +99,13 @@ def is_selected(part: str, wanted: str | None, parts: Collection[str]) -> bool:
         >>> is_selected("transformer", "transformer_2", ["transformer", "transformer_2"])
         False
     """
-    if wanted is None or wanted in parts:
-        return wanted in (None, part)
-    return role_of(part) == role_of(wanted)
+    if wanted is None:
+        return True
+    if not isinstance(wanted, str):  # from an edited recipe; no key has such a prefix
+        return False
+    # A prefix of keys with underscores has no other meaning.
+    is_exact = wanted in parts or wanted in PREFIXES
+    return part == wanted if is_exact else role_of(part) == role_of(wanted)
 
 
 def is_second(part: str) -> bool:
