@@ -81,7 +81,7 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
     return MergePlan(
         checkpoint,
         mixed,
-        tuple(plan.layout for plan in plans.values()),
+        tuple(layout for plan in plans.values() for layout in plan.layouts),
         recipes,
         (*files, *of_components),
         (*left_out, *dropped),
@@ -120,7 +120,7 @@ def split_mix(
             if owner is None:
                 bare.append(site)
             elif not owner[0]:
-                wrong.append(f"{site}: the pipeline has no {split_part(site).part}")
+                wrong.append(f"{site}: no {split_part(site).part} with weights in safetensors")
             else:
                 sites[site] = owner
         if bare:
