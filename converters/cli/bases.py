@@ -20,6 +20,7 @@ __all__ = [
     "OWN_LAYOUT",
     "BaseOption",
     "Conv1d",
+    "Names",
     "base_layout",
     "base_params",
     "map_tensors",
@@ -45,6 +46,16 @@ Conv1d = Annotated[
         help="The modules whose weight the base stores as (in, out), like GPT-2's Conv1D: a "
         "regular expression for their full names, '' for none. Needed only if neither the base's "
         "config.json nor its shapes determine them.",
+    ),
+]
+
+Names = Annotated[
+    str | None,
+    typer.Option(
+        "--names",
+        metavar="TYPE",
+        help="How transformers renames the base's tensors when it loads them: a model type such as "
+        "`mixtral`, or '' if not at all. By default what the base's config.json names.",
     ),
 ]
 

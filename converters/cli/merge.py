@@ -21,7 +21,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import Conv1d
+from jaxmix.converters.cli.bases import Conv1d, Names
 from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.terminal import escape
@@ -87,13 +87,16 @@ def merge(
         ),
     ] = False,
     new_head: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--new-head",
+            "--new-head/--no-new-head",
             help="Write a head that the adapters have and BASE lacks (a classifier on a language "
-            "model) as new tensors, and its class to config.json.",
+            "model) as new tensors, and its class to config.json; or refuse. By default it is "
+            "written if exactly one class has it. --new-head also requires that the other tensors "
+            "of the class exist.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     head_class: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +116,7 @@ def merge(
             autocompletion=lambda: [*LAYOUTS, *libraries()],
         ),
     ] = None,
+    names: Names = None,
     conv1d: Conv1d = None,
     untie: Annotated[
         bool,
@@ -171,6 +175,7 @@ def merge(
             mixed,
             out,
             layout=layout if conv1d is None else replace(named(layout), conv1d=conv1d),
+            names=names,
             force=force,
             untie=untie,
             resume=resume,
@@ -198,6 +203,8 @@ def _report(merged: Merged, mixed: Adapter | Mix) -> None:
             f"untied: {merged.untied} is now a tensor of its own, a copy of the base's embedding, "
             "and tie_word_embeddings is false in config.json"
         )
+        if more := merged.copies[1:]:
+            print_lines(f"untied with it: {escape(', '.join(more))}")
     if merged.resumed:
         print_lines(f"{count(merged.resumed, 'file')} complete from an earlier run")
     if merged.dequantized:

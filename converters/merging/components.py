@@ -16,13 +16,18 @@ from jaxmix.converters.names import with_stored_names
 from jaxmix.errors import JaxmixError, LayoutError, listing, option
 from jaxmix.mixing import Mix
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names
 from jaxmix.placement.spelling import Spellings, respelled
 
 __all__ = ["plan_pipeline", "split_mix"]
 
 
 def plan_pipeline(
-    pipeline: Checkpoint, mixed: Mix, layout: Layout | str | None, changes: AllowedChanges
+    pipeline: Checkpoint,
+    mixed: Mix,
+    layout: Layout | str | None,
+    changes: AllowedChanges,
+    names: Names = None,
 ) -> MergePlan:
     """Plans a merge into a pipeline; see `plan_merge`.
 
@@ -31,6 +36,7 @@ def plan_pipeline(
         mixed: The adapters. A site's name starts with its component, or is a module of only one.
         layout: As in `merge_checkpoint`, for each component.
         changes: The changes to the base that are allowed.
+        names: As in `merge_checkpoint`, for each component.
 
     Returns:
         A merge whose shards, tensors and side files have the component in their names. Components
@@ -39,12 +45,12 @@ def plan_pipeline(
     Raises:
         JaxmixError: If the merge is impossible for a component; the message names it.
     """
-    mixes = split_mix(mixed, pipeline, layout)
+    mixes = split_mix(mixed, pipeline, layout, names)
     plans: dict[str, MergePlan] = {}
     errors: dict[str, JaxmixError] = {}
     for name, component in pipeline.components.items():
         try:
-            plan = plan_merge(component.folder, mixes.get(name, Mix(())), layout, changes)
+            plan = plan_merge(component.folder, mixes.get(name, Mix(())), layout, changes, names)
         except JaxmixError as error:
             errors[name] = error
             continue
@@ -77,7 +83,7 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
     files, left_out = side_files(pipeline)
     of_components = [f"{name}/{file}" for name, plan in plans.items() for file in plan.side_files]
     dropped = [f"{name}/{line}" for name, plan in plans.items() for line in plan.left_out]
-    untied = [f"{name}.{plan.untied_head}" for name, plan in plans.items() if plan.untied_head]
+    untied = [f"{name}.{tensor}" for name, plan in plans.items() for tensor in plan.untied]
     return MergePlan(
         checkpoint,
         mixed,
@@ -85,7 +91,7 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
         recipes,
         (*files, *of_components),
         (*left_out, *dropped),
-        ", ".join(untied) or None,
+        tuple(untied),
         {path: stamp for plan in plans.values() for path, stamp in plan.stamps.items()},
         {f"{n}.{tensor}": rows for n, p in plans.items() for tensor, rows in p.resized.items()},
         next((plan.new_head for plan in plans.values() if plan.new_head), None),
@@ -93,7 +99,10 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
 
 
 def split_mix(
-    mixed: Mix, pipeline: Checkpoint, layout: Layout | str | None = None
+    mixed: Mix,
+    pipeline: Checkpoint,
+    layout: Layout | str | None = None,
+    names: Names = None,
 ) -> dict[str, Mix]:
     """Splits a mix by the components of a pipeline.
 
@@ -101,6 +110,7 @@ def split_mix(
         mixed: The adapters.
         pipeline: A checkpoint with components.
         layout: As in `merge_checkpoint`.
+        names: As in `merge_checkpoint`.
 
     Returns:
         ``{component: mix}``, whose sites are modules of the component.
@@ -109,7 +119,7 @@ def split_mix(
         LayoutError: If sites name a component that is absent, or modules of none or of several
             components; all are listed.
     """
-    modules = _Components(pipeline, layout)
+    modules = _Components(pipeline, layout, names)
     found: dict[str, list[Adapter]] = {}
     problems: list[str] = []
     for part in mixed.parts:
@@ -151,6 +161,7 @@ class _Components:
 
     pipeline: Checkpoint
     layout: Layout | str | None
+    names: Names
 
     def named(self, site: str) -> tuple[str, str] | None:
         """Returns the component that a site's name starts with, and the module in it.
@@ -187,7 +198,8 @@ class _Components:
         tensors = component.tensors
         spellings = Spellings(tensors)
         try:
-            (renamed,) = with_stored_names(Mix((adapter,)), component).parts
+            mixed, table = with_stored_names(Mix((adapter,)), component, table, self.names)
+            (renamed,) = mixed.parts
         except LayoutError:  # raised again when the merge into the component is planned
             renamed = adapter
         for site in renamed.updates:

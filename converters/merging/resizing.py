@@ -6,7 +6,7 @@ result: at strength 1 it equals the saved tensor, as in PEFT.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def resized(
     *,
     allowed: bool,
     labels: bool = False,
-    untied: str | None = None,
+    untied: Collection[str] = (),
 ) -> tuple[Checkpoint, dict[str, tuple[int, int]]]:
     """Gives embeddings and heads the adapters' number of rows.
 
@@ -74,7 +74,7 @@ def resized(
         layout: Where their sites are.
         allowed: Whether to resize; if not, an adapter that requires it is an error.
         labels: Whether to resize classification heads even if ``allowed`` is False.
-        untied: The untied head, a copy of the base's embedding, if any.
+        untied: The untied tensors, copies of the base's embedding.
 
     Returns:
         The checkpoint, and ``{tensor: (rows before, rows after)}``.
@@ -178,7 +178,7 @@ def _add_partners(
     after: int,
     made: dict[str, ResizedTensor],
     wanted: Mapping[str, _Resize],
-    untied: str | None,
+    untied: Collection[str],
 ) -> Iterator[str]:
     """Adds other tensors with a row for each token to ``made``; yields those it can't resize.
 
@@ -201,7 +201,7 @@ def _add_partners(
                 new
                 for twin, new in made.items()
                 if new.shape == shape
-                and (is_tied or (name == untied and twin in wanted and wanted[twin].is_base))
+                and (is_tied or (name in untied and twin in wanted and wanted[twin].is_base))
             ]
             if after < before:
                 made[name] = resize_tensor(

@@ -9,6 +9,7 @@ from jaxmix.converters.adapters.common.components import join_models
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
 from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
+from jaxmix.converters.names import modules_of
 from jaxmix.errors import CheckpointError
 
 __all__ = ["folder_model"]
@@ -64,4 +65,7 @@ def folder_model(folder: Path) -> BaseModel:
     biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
     pattern = conv1d_pattern(checkpoint)
     conv1d = orientations(shapes, biases, pattern)
-    return BaseModel({**unreadable, **shapes}, read, description, read_bias, conv1d)
+    memory = modules_of(checkpoint)
+    return BaseModel(
+        {**unreadable, **shapes}, read, description, read_bias, conv1d, in_memory=memory
+    )

@@ -7,6 +7,7 @@ out factors that are computed from the base's weights. Their readers look these 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import jax
 import numpy as np
 
 from jaxmix.errors import CheckpointError, LayoutError
+from jaxmix.placement.assembly import assembled, assembled_shape
+from jaxmix.placement.canonical import Holding, Modules
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.orientation import OutAxes
 from jaxmix.placement.spelling import Spellings
@@ -22,6 +25,9 @@ from jaxmix.placement.tree import Tree
 from jaxmix.untrusted.patterns import is_match
 
 __all__ = ["BaseModel", "base_model", "orientations"]
+
+
+_OTHER_MODEL = "Was the adapter trained on another model?"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class BaseModel:
         order: The names of all leaves in the order of the caller's dict, as PyTorch's
             ``state_dict`` has them in the model's own order. Empty where that order is lost: a
             folder's files and jax's trees are sorted.
+        in_memory: The modules by the names that they have in memory, if these differ.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
@@ -48,6 +55,7 @@ class BaseModel:
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
     conv1d: Callable[[str], bool | None] = lambda name: None
     order: tuple[str, ...] = ()
+    in_memory: Modules | None = None
 
     @cached_property
     def _spellings(self) -> Spellings:
@@ -60,6 +68,8 @@ class BaseModel:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """The shape of a module's weight, in PyTorch's axes."""
+        if pieces := self._pieces(module):
+            return assembled_shape(pieces, self.shapes)
         shape = self.shapes[self._full_name(module)]
         return self.weight(module).shape if shape is None else shape
 
@@ -69,6 +79,8 @@ class BaseModel:
         Raises:
             CheckpointError: If there is no such module, or its name is ambiguous.
         """
+        if pieces := self._pieces(module):
+            return assembled(pieces, self.read_weight)
         return self.read_weight(self._full_name(module))
 
     def bias(self, module: str) -> np.ndarray:
@@ -81,7 +93,7 @@ class BaseModel:
         if found is None:
             raise CheckpointError(
                 f"the adapter needs the bias of {module}, but it has none in {self.description}. "
-                "Was the adapter trained on another model?"
+                f"{_OTHER_MODEL}"
             )
         return found
 
@@ -91,29 +103,46 @@ class BaseModel:
 
     def has(self, module: str) -> bool:
         """Whether exactly one module has this name, or the name with another prefix."""
-        return len(self._candidates(module)) == 1
+        return len(self._candidates(module)) == 1 or bool(self._pieces(module))
 
     def _candidates(self, module: str) -> list[str]:
         """The base's names for a module: either name may have a further prefix."""
         if module in self.shapes:
             return [module]
+        if module.removesuffix(".weight") in self.shapes:
+            return [module.removesuffix(".weight")]
         if len(others := self._spellings.of(module)) == 1:
             return list(others)
+        if self.in_memory and (stored := self.in_memory.in_memory(module)):
+            return [name for name in stored if name in self.shapes]
         return [
             name
             for name in self.shapes
             if name.endswith(f".{module}") or module.endswith(f".{name}")
         ]
 
+    def _pieces(self, module: str) -> tuple[Holding, ...]:
+        """The leaves that hold a weight in memory; nothing if it is a module of the base itself."""
+        if self.in_memory is None or self._candidates(module):
+            return ()
+        return self.in_memory.pieces(f"{module}.weight") or self.in_memory.pieces(module)
+
     def _full_name(self, module: str) -> str:
         """The base's own name for a module."""
         names = self._candidates(module)
         if len(names) == 1:
             return names[0]
-        found = f"several modules ({', '.join(names[:3])})" if names else "no such module"
+        if names:
+            found = f"several modules of {self.description} may be it: {', '.join(names[:3])}"
+        else:
+            near = get_close_matches(module, self.shapes, n=3, cutoff=0.4) or [*self.shapes][:3]
+            also = tuple(self.in_memory.tried(module)) if self.in_memory else ()
+            tried = f" (nor {', '.join(also)})" if also else ""
+            found = (
+                f"{self.description} has no such module{tried}; the nearest are {', '.join(near)}"
+            )
         raise CheckpointError(
-            f"the adapter needs the weight of {module}, but found {found} in {self.description}. "
-            "Was the adapter trained on another model?"
+            f"the adapter needs the weight of {module}, but {found}. {_OTHER_MODEL}"
         )
 
 

@@ -8,11 +8,13 @@ from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.parts import (
     PARTS,
+    component_in,
     components_of,
     is_selected,
     missing_component,
     respell_module,
 )
+from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import unwrapped
 from jaxmix.placement.spelling import Spellings
@@ -123,6 +125,7 @@ def match_sites(
     several = len({place.part for place in places}) > 1
     sites: dict[PartModule, str] = {}
     problems: list[str] = []
+    lost: list[PartModule] = []
     spellings = Spellings(modules or ())
     for place in places:
         full = f"{place.part}.{place.module}" if place.part else place.module
@@ -135,8 +138,18 @@ def match_sites(
         elif fitting:
             problems.append(f"{full}: {' and '.join(fitting)}")
         else:
-            missing = missing_component(components_of(place.part), modules)
-            problems.append(f"{full}: {missing or 'no such module'}")
+            lost.append(place)
+    for names in other_names(modules or ()) if lost else ():
+        if all(place.module in names for place in lost):
+            for place in lost:
+                component = component_in(place.part, modules or ())
+                sites[place] = f"{component}.{place.module}" if component else place.module
+            lost = []
+            break
+    for place in lost:
+        full = f"{place.part}.{place.module}" if place.part else place.module
+        missing = missing_component(components_of(place.part), modules or ())
+        problems.append(f"{full}: {missing or 'no such module'}")
     owners: dict[str, PartModule] = {}
     for place, site in sites.items():
         if (other := owners.setdefault(site, place)) != place:

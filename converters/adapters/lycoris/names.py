@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping
 
 from jaxmix.converters.adapters.lycoris.parts import (
+    component_in,
     components_of,
     missing_component,
     respell_module,
 )
+from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.placement.names import bare
 
@@ -41,6 +43,7 @@ def match_modules(
         unwrapped.setdefault(bare(module).replace(".", "_"), []).append(module)
     found: dict[str, str] = {}
     problems: list[str] = []
+    lost: dict[str, tuple[str, str]] = {}
     for name, (role, rest) in wanted.items():
         fitting: list[str] = []
         for spelling in respell_module(role, rest, "_"):
@@ -53,8 +56,18 @@ def match_modules(
         elif fitting:
             problems.append(f"{name}: may be {' or '.join(fitting)}")
         else:
-            reason = missing_component(components_of(role), modules) or "no module of this name"
-            problems.append(f"{name}: {reason}")
+            lost[name] = role, rest
+    for names in other_names(modules) if lost else ():
+        flat = {other.replace(".", "_"): other for other in names}
+        if all(rest in flat for _, rest in lost.values()):
+            for name, (role, rest) in lost.items():
+                component = component_in(role, modules)
+                found[name] = f"{component}.{flat[rest]}" if component else flat[rest]
+            lost = {}
+            break
+    for name, (role, _) in lost.items():
+        reason = missing_component(components_of(role), modules) or "no module of this name"
+        problems.append(f"{name}: {reason}")
     owners: dict[str, str] = {}
     for name, module in found.items():
         if (other := owners.setdefault(module, name)) != name:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 __all__ = [
     "PARTS",
     "PREFIXES",
+    "component_in",
     "components_of",
     "is_second",
     "is_selected",
@@ -126,6 +127,27 @@ def components_of(part: str) -> tuple[str, ...]:
     return (part,) if is_second(part) else _COMPONENTS.get(role_of(part), (part,))
 
 
+def component_in(part: str, modules: Iterable[str]) -> str:
+    """Returns the name of a part in a base of several models; "" in a single model.
+
+    Args:
+        part: The prefix of a file's keys, or a role.
+        modules: The base's module names.
+
+    Example:
+        >>> component_in("lora_unet", ["transformer.proj_out", "text_encoder.proj"])
+        'transformer'
+    """
+    first = {name.partition(".")[0] for name in modules}
+    if len(first & _known_components()) < 2:
+        return ""
+    return next((name for name in components_of(part) if name in first), "")
+
+
+def _known_components() -> set[str]:
+    return {*_SECOND, *(name for names in _COMPONENTS.values() for name in names)}
+
+
 def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, ...]:
     """Returns a module's name, and the other names that it has in some versions of its model.
 
@@ -158,8 +180,7 @@ def missing_component(wanted: Sequence[str], modules: Iterable[str]) -> str:
     Returns:
         A message; "" if the base is a single model, or has that one.
     """
-    known = {*_SECOND, *(name for names in _COMPONENTS.values() for name in names)}
-    found = {first for name in modules if (first := name.partition(".")[0]) in known}
+    found = {name.partition(".")[0] for name in modules} & _known_components()
     # The first word of a single model's own names may be `transformer`, as in GPT-2.
     if len(found) < 2 or found.intersection(wanted):
         return ""
