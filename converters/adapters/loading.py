@@ -231,13 +231,14 @@ def load(
         options["ignore"] = ignored
     # In some formats a file never covers several models.
     has_parts = "part" in found.format.options
-    component = _component(base, part := options.get("part"), has_parts=has_parts)
+    part = options.get("part")
+    component = _component(base, part, has_parts=has_parts)
     if component is not None and not has_parts:
         del options["part"]
     if base is not None and "base" in found.format.options:
         options["base"] = base if component is None else component
     adapter = found.read(name, strength, **options)
-    return adapter if component is None else _in_component(adapter, part)
+    return adapter if component is None else _in_component(adapter, str(part))
 
 
 def _component(base: Any, part: Any, *, has_parts: bool) -> BaseModel | None:

@@ -45,7 +45,7 @@ def plan_pipeline(
     Raises:
         JaxmixError: If the merge is impossible for a component; the message names it.
     """
-    mixes = split_mix(mixed, pipeline, layout)
+    mixes = split_mix(mixed, pipeline, layout, names)
     plans: dict[str, MergePlan] = {}
     errors: dict[str, JaxmixError] = {}
     for name, component in pipeline.components.items():
@@ -87,7 +87,7 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
     return MergePlan(
         checkpoint,
         mixed,
-        tuple(plan.layout for plan in plans.values() if isinstance(plan.layout, Layout)),
+        tuple(layout for plan in plans.values() for layout in plan.layouts),
         recipes,
         (*files, *of_components),
         (*left_out, *dropped),
@@ -99,7 +99,10 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
 
 
 def split_mix(
-    mixed: Mix, pipeline: Checkpoint, layout: Layout | str | None = None
+    mixed: Mix,
+    pipeline: Checkpoint,
+    layout: Layout | str | None = None,
+    names: Names = None,
 ) -> dict[str, Mix]:
     """Splits a mix by the components of a pipeline.
 
@@ -107,6 +110,7 @@ def split_mix(
         mixed: The adapters.
         pipeline: A checkpoint with components.
         layout: As in `merge_checkpoint`.
+        names: As in `merge_checkpoint`.
 
     Returns:
         ``{component: mix}``, whose sites are modules of the component.
@@ -115,7 +119,7 @@ def split_mix(
         LayoutError: If sites name a component that is absent, or modules of none or of several
             components; all are listed.
     """
-    modules = _Components(pipeline, layout)
+    modules = _Components(pipeline, layout, names)
     found: dict[str, list[Adapter]] = {}
     problems: list[str] = []
     for part in mixed.parts:
@@ -126,7 +130,7 @@ def split_mix(
             if owner is None:
                 bare.append(site)
             elif not owner[0]:
-                wrong.append(f"{site}: the pipeline has no {split_part(site).part}")
+                wrong.append(f"{site}: no {split_part(site).part} with weights in safetensors")
             else:
                 sites[site] = owner
         if bare:
@@ -157,6 +161,7 @@ class _Components:
 
     pipeline: Checkpoint
     layout: Layout | str | None
+    names: Names
 
     def named(self, site: str) -> tuple[str, str] | None:
         """Returns the component that a site's name starts with, and the module in it.
@@ -193,8 +198,8 @@ class _Components:
         tensors = component.tensors
         spellings = Spellings(tensors)
         try:
-            new, table = with_stored_names(Mix((adapter,)), component, table)
-            (renamed,) = new.parts
+            mixed, table = with_stored_names(Mix((adapter,)), component, table, self.names)
+            (renamed,) = mixed.parts
         except LayoutError:  # raised again when the merge into the component is planned
             renamed = adapter
         for site in renamed.updates:

@@ -74,6 +74,11 @@ class MergePlan:
     new_head: str | None
 
     @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The layout, or that of each component."""
+        return self.layout if isinstance(self.layout, tuple) else (self.layout,)
+
+    @property
     def changed(self) -> tuple[str, ...]:
         """The tensors that adapters change."""
         return tuple(name for name, recipe in self.recipes.items() if recipe.shares)

@@ -73,12 +73,13 @@ def main_file(folder: Path) -> Path:
     found = weights_files(folder)
     if not found:
         raise CheckpointError(_no_weights(folder))
-    if len(found) > 1:
+    main, *others = found
+    if others:
         raise CheckpointError(
             f"{folder} has several variants of its weights: {_names(list(found))}. Keep one of "
             "them in the folder, or use a copy of the folder that has only one."
         )
-    return found[0]
+    return main
 
 
 def indexed_files(index: Path) -> dict[str, Path]:

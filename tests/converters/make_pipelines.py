@@ -16,7 +16,7 @@ from .pipelines import TABLE
 
 def _pipelines() -> dict[str, tuple[str, dict[str, Any]]]:
     """The class and the components of each pipeline."""
-    import diffusers
+    import diffusers  # pyright: ignore[reportMissingImports]
     import transformers
 
     def clip(width: int, kind: Any) -> Any:

@@ -5,14 +5,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from .bases import contents, header, save_adapter
+
 __all__ = [
     "TABLE",
+    "assert_merged",
     "attention",
+    "dotted",
     "factors",
+    "kohya",
     "merged_by_hand",
+    "peft_folder",
     "save_pipeline",
     "save_weights",
     "tensors_of",
@@ -121,3 +128,59 @@ def merged_by_hand(
             scale = ALPHA / RANK if alpha else 1.0
             merged[f"{component}.{module}.weight"] += scale * up.astype(np.float64) @ down
     return merged
+
+
+KOHYA = {"unet": "lora_unet", "transformer": "lora_unet", "text_encoder": "lora_te1"}
+KOHYA |= {"text_encoder_2": "lora_te2"}
+PEFT = ("lora_A.weight", "lora_B.weight")
+
+
+def kohya(file: Path, tensors: dict[str, np.ndarray], *components: str, **prefixes: str) -> Path:
+    """A file of kohya's scripts for these components."""
+    made: dict[str, np.ndarray] = {}
+    for component in components:
+        prefix = prefixes.get(component, KOHYA[component])
+        made |= factors(tensors, component, lambda name: f"{prefix}_{name.replace('.', '_')}")  # noqa: B023
+    save_file(made, file)
+    return file
+
+
+def dotted(file: Path, tensors: dict[str, np.ndarray], **prefixes: str) -> Path:
+    """A file with dots in its names, for each component under a prefix."""
+    made: dict[str, np.ndarray] = {}
+    for component, prefix in prefixes.items():
+        made |= factors(tensors, component, lambda name: prefix + name, PEFT, alpha=False)  # noqa: B023
+    save_file(made, file)
+    return file
+
+
+def assert_merged(base: Path, out: Path, *components: str, alpha: bool = True) -> None:
+    """The output is the base plus the LoRAs of the components; everything else is its bytes."""
+    before, files, found = contents(base), contents(out), tensors_of(out)
+    tensors = tensors_of(base)
+    right = merged_by_hand(tensors, *components, alpha=alpha)
+    changed = {f"{c}.{name}.weight" for c in components for name in attention(tensors, c)}
+    assert changed and files.keys() == before.keys()
+    for name, tensor in tensors.items():
+        if name in changed:
+            assert found[name].dtype == tensor.dtype
+            wide = found[name].astype(np.float64)
+            size = np.abs(right[name]).max()
+            eps = float(ml_dtypes.finfo(tensor.dtype).eps)
+            assert np.abs(wide - right[name]).max() <= 2 * eps * size, name
+            assert np.abs(wide - tensor.astype(np.float64)).max() > 0.1, name
+        else:
+            assert found[name].tobytes() == tensor.tobytes(), name
+    for name, data in files.items():
+        if not name.endswith(".safetensors"):
+            assert data == before[name], name
+        elif name.partition("/")[0] not in components:
+            assert data == before[name], name
+        else:
+            assert header(out / name) == header(base / name)
+
+
+def peft_folder(folder: Path, tensors: dict[str, np.ndarray], component: str) -> Path:
+    """A folder of PEFT, whose names have no component."""
+    own = factors(tensors, component, lambda name: name, PEFT, alpha=False)
+    return save_adapter(folder, {"peft_type": "LORA", "r": 2, "lora_alpha": 2}, own)

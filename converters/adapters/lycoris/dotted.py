@@ -8,6 +8,7 @@ from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.parts import (
     PARTS,
+    component_in,
     components_of,
     is_selected,
     missing_component,
@@ -140,7 +141,9 @@ def match_sites(
             lost.append(place)
     for names in other_names(modules or ()) if lost else ():
         if all(place.module in names for place in lost):
-            sites |= {place: place.module for place in lost}
+            for place in lost:
+                component = component_in(place.part, modules or ())
+                sites[place] = f"{component}.{place.module}" if component else place.module
             lost = []
             break
     for place in lost:

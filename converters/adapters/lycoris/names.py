@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from jaxmix.converters.adapters.lycoris.parts import (
+    component_in,
     components_of,
     missing_component,
     respell_module,
@@ -59,7 +60,9 @@ def match_modules(
     for names in other_names(modules) if lost else ():
         flat = {other.replace(".", "_"): other for other in names}
         if all(rest in flat for _, rest in lost.values()):
-            found |= {name: flat[rest] for name, (_, rest) in lost.items()}
+            for name, (role, rest) in lost.items():
+                component = component_in(role, modules)
+                found[name] = f"{component}.{flat[rest]}" if component else flat[rest]
             lost = {}
             break
     for name, (role, _) in lost.items():

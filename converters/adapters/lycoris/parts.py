@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 __all__ = [
     "PARTS",
     "PREFIXES",
+    "component_in",
     "components_of",
     "is_second",
     "is_selected",
@@ -84,7 +85,7 @@ def role_of(part: str) -> str:
     return _ROLES.get(part, part)
 
 
-def is_selected(part: str, wanted: str | None, parts: Collection[str]) -> bool:
+def is_selected(part: str, wanted: object, parts: Collection[str]) -> bool:
     """Whether ``part=`` selects the keys with a prefix.
 
     Args:
@@ -99,9 +100,13 @@ def is_selected(part: str, wanted: str | None, parts: Collection[str]) -> bool:
         >>> is_selected("transformer", "transformer_2", ["transformer", "transformer_2"])
         False
     """
-    if wanted is None or wanted in parts:
-        return wanted in (None, part)
-    return role_of(part) == role_of(wanted)
+    if wanted is None:
+        return True
+    if not isinstance(wanted, str):  # from an edited recipe; no key has such a prefix
+        return False
+    # A prefix of keys with underscores has no other meaning.
+    is_exact = wanted in parts or wanted in PREFIXES
+    return part == wanted if is_exact else role_of(part) == role_of(wanted)
 
 
 def is_second(part: str) -> bool:
@@ -120,6 +125,27 @@ def components_of(part: str) -> tuple[str, ...]:
         ('text_encoder_2', ('transformer_2',))
     """
     return (part,) if is_second(part) else _COMPONENTS.get(role_of(part), (part,))
+
+
+def component_in(part: str, modules: Iterable[str]) -> str:
+    """Returns the name of a part in a base of several models; "" in a single model.
+
+    Args:
+        part: The prefix of a file's keys, or a role.
+        modules: The base's module names.
+
+    Example:
+        >>> component_in("lora_unet", ["transformer.proj_out", "text_encoder.proj"])
+        'transformer'
+    """
+    first = {name.partition(".")[0] for name in modules}
+    if len(first & _known_components()) < 2:
+        return ""
+    return next((name for name in components_of(part) if name in first), "")
+
+
+def _known_components() -> set[str]:
+    return {*_SECOND, *(name for names in _COMPONENTS.values() for name in names)}
 
 
 def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, ...]:
@@ -154,8 +180,7 @@ def missing_component(wanted: Sequence[str], modules: Iterable[str]) -> str:
     Returns:
         A message; "" if the base is a single model, or has that one.
     """
-    known = {*_SECOND, *(name for names in _COMPONENTS.values() for name in names)}
-    found = {first for name in modules if (first := name.partition(".")[0]) in known}
+    found = {name.partition(".")[0] for name in modules} & _known_components()
     # The first word of a single model's own names may be `transformer`, as in GPT-2.
     if len(found) < 2 or found.intersection(wanted):
         return ""

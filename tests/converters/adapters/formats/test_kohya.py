@@ -51,7 +51,7 @@ def test_parts_are_read_together_or_alone(tmp_path):
     assert jaxmix.load(path, base=["a.b"], part="lora_unet").sites == ("a.b",)
     message = refused(CheckpointError, path, base=["a.b", "c.d"])
     assert "lora_unet_a_b: is a.b, and so is lora_te1_a_b" in message
-    assert "with several models in the file give part='…'" in message
+    assert "If the file covers several models, select one with part='…', the prefix of its" in message
     assert refused(CheckpointError, path, base=["a.b"], part="lora_te") == (
         f"{path} has no keys for part='lora_te', expected one of lora_te1, lora_te2, "
         f"lora_te3, lora_unet."
@@ -67,8 +67,8 @@ def test_missing_and_ambiguous_modules_are_listed(tmp_path):
         "\n  lora_unet_a_b_c: may be a.b_c or a_b.c"
         "\n  lora_unet_x_y: no module of this name"
         "\nExpected for each exactly one of the base's 3 modules (a.b_c, a_b.c, z …). Was the "
-        "adapter trained on another model? With several models in the file give part='…', one of "
-        "the prefixes before the module's name."
+        "adapter trained on another model, or does the file use other names for its modules? If "
+        "the file covers several models, select one with part='…', the prefix of its names."
     )
 
 

@@ -206,7 +206,7 @@ def test_weights_without_a_reader_have_only_names(tmp_path: Path) -> None:
     tensors = {"a.weight": np.ones((2, 2), np.int8), "a.weight_scales": np.ones(2, np.float32)}
     base = save(tmp_path / "base", tensors, {"quant_method": "eetq"})
     model = base_model(base)
-    assert model.modules == ("a",)
+    assert "a" in model.modules
     for read in (model.weight, model.shape):
         with pytest.raises(CheckpointError) as refused:
             read("a")
