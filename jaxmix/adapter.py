@@ -18,7 +18,7 @@ from jaxmix.factors import checked_factors
 from jaxmix.families import Update
 from jaxmix.metadata import Metadata, checked_metadata
 from jaxmix.placement.layout import Layout
-from jaxmix.placement.naming import Names, on_tree
+from jaxmix.placement.naming import Names, OnTree, on_tree
 
 __all__ = ["Adapter", "Mixable", "words"]
 
@@ -45,8 +45,8 @@ class Mixable(ABC):
     ) -> Any:
         """Returns the params with the adapter merged in, like `jaxmix.compose`."""
 
-        def apply(parts: Sequence[Adapter], table: Layout | str | None) -> Any:
-            return dense.apply(params, words(parts), layout=table, donate=donate)
+        def apply(tree: OnTree[Adapter]) -> Any:
+            return dense.apply(params, words(tree.parts), layout=tree.layout, donate=donate)
 
         return on_tree(apply, self.parts, params, layout, names)
 

@@ -48,17 +48,17 @@ register_libraries(_tables)
 
 
 def _map(config: Mapping[str, Any]) -> NameMap | None:
-    """The name map of a transformers model, by its config."""
-    from jaxmix.converters.names import name_map
+    """The name map of a model of transformers or diffusers, by its config."""
+    from jaxmix.converters.names import map_of
 
-    return name_map(config)
+    return map_of(config)
 
 
 def _maps() -> Iterable[NameMap]:
-    """The name maps of all transformers models."""
-    from jaxmix.converters.names import name_maps
+    """The name maps of all models."""
+    from jaxmix.converters.names import all_maps
 
-    return name_maps()
+    return all_maps()
 
 
 register_name_maps(_map, _maps)

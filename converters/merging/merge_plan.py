@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
-from jaxmix.converters.names import with_stored_names
+from jaxmix.converters.names import modules_of, with_stored_names
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
-from jaxmix.placement.naming import Names
+from jaxmix.placement.naming import Names, saying_names_tried
 
 __all__ = ["Adapters", "AllowedChanges", "MergePlan", "plan_merge"]
 
@@ -51,7 +52,7 @@ class MergePlan:
     Args:
         checkpoint: The checkpoint to write.
         mixed: The adapters.
-        layout: Where their sites are among the tensors.
+        layout: Where their sites are among the tensors; of a pipeline, in each component.
         recipes: How to compute the tensors that are not copied.
         side_files: The side files to copy.
         left_out: The side files that are not copied, each with the reason.
@@ -63,7 +64,7 @@ class MergePlan:
 
     checkpoint: Checkpoint
     mixed: Mix
-    layout: Layout
+    layout: Layout | tuple[Layout, ...]
     recipes: Mapping[str, Recipe]
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -103,6 +104,10 @@ def plan_merge(
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     sites = tuple(words(mixed.parts))
     checkpoint = read_checkpoint(base)
+    if checkpoint.components:
+        from jaxmix.converters.merging.components import plan_pipeline  # it uses this function
+
+        return plan_pipeline(checkpoint, mixed, layout, changes)
     stamps = stamps_of(checkpoint)
     files, left_out = side_files(checkpoint)
     table, finds_ties = resolve_layout(layout)
@@ -130,7 +135,8 @@ def plan_merge(
         labels=bool(changes.new_head),
         untied=untied_names,
     )
-    recipes = plan_recipes(checkpoint, mixed, table)
+    with saying_names_tried(modules_of(checkpoint, names)) if finds_ties else nullcontext():
+        recipes = plan_recipes(checkpoint, mixed, table)
     rewritten = {
         name: Recipe(tensor, ())
         for name, tensor in checkpoint.tensors.items()

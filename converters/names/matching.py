@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint
-from jaxmix.converters.names.table import name_map
+from jaxmix.converters.names.finding import map_of
+from jaxmix.converters.names.table import is_known
 from jaxmix.mixing import Mix
 from jaxmix.placement.canonical import Modules, NameMap
-from jaxmix.placement.layout import Layout
+from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.naming import Names, inferred, map_named, renamed_parts
 
 __all__ = ["modules_of", "with_stored_names"]
@@ -30,7 +31,7 @@ def modules_of(checkpoint: Checkpoint, names: Names = None) -> Modules | None:
     if names is not None:
         return Modules(map_named(names), shapes)
     config: Mapping[str, Any] = {} if checkpoint.is_file else checkpoint.json(CONFIG_FILE)
-    found = name_map(config)
+    found = map_of(config)
     return None if found is None else Modules(found, shapes)
 
 
@@ -59,7 +60,7 @@ def with_stored_names(
     """
     modules = modules_of(checkpoint, names)
     if modules is None:
-        if names == "":
+        if names == "" or _renames_by_code(checkpoint):
             return mixed, layout
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         sites = [site for part in mixed.parts for site in part.updates]
@@ -70,6 +71,11 @@ def with_stored_names(
         if found is None:
             return mixed, layout
         modules = Modules(found, shapes)
-    parts, table = renamed_parts(mixed.parts, modules, layout)
-    assert isinstance(table, Layout)
-    return replace(mixed, parts=tuple(parts)), table
+    found = renamed_parts(mixed.parts, modules, layout)
+    return replace(mixed, parts=tuple(found.parts)), named(found.layout)
+
+
+def _renames_by_code(checkpoint: Checkpoint) -> bool:
+    """Whether transformers has the model, but no table of its names."""
+    config = {} if checkpoint.is_file else checkpoint.json(CONFIG_FILE)
+    return "auto_map" not in config and is_known(config)

@@ -1,6 +1,7 @@
 """`combine`: checks its arguments and chooses between combining factors and combining effects."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,8 +20,9 @@ from jaxmix.families import Delta, LoRA, Update
 from jaxmix.low_rank import Rank, checked_rank, compressed, site_key
 from jaxmix.metadata import shared_metadata
 from jaxmix.operators import LowRank
-from jaxmix.placement import resolve
+from jaxmix.placement import Resolved, resolve
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import OnTree, on_tree
 
 __all__ = ["combine"]
 
@@ -217,6 +219,10 @@ def _other_updates(groups: Sequence[Mixable]) -> list[str]:
     ]
 
 
+def _resolved(params: Any, tree: OnTree[Adapter]) -> Resolved:
+    return resolve(params, words(tree.parts), tree.layout)
+
+
 def _check_shapes(
     groups: Sequence[Mixable], params: Any = None, layout: Layout | str | None = None
 ) -> None:
@@ -226,7 +232,8 @@ def _check_shapes(
         for site, word in words(group.parts).items():
             joint[site] = (*joint.get(site, ()), *word)
     if params is not None:
-        resolve(params, joint, layout)
+        parts = [part for group in groups for part in group.parts]
+        on_tree(partial(_resolved, params), parts, params, layout, None)
     shapes = {
         site: sorted({(update.b.shape[0], update.a.shape[1]) for _, update in word})
         for site, word in joint.items()

@@ -39,7 +39,7 @@ class Rows(Update):
 
     Example:
         >>> from jaxmix.families.lokr import LoKr
-        >>> whole = LoKr(jnp.ones((2, 1)), jnp.ones((2, 3)), 1.0)
+        >>> whole = LoKr((jnp.ones((2, 1)),), (jnp.ones((2, 3)),), 1.0)
         >>> Rows(whole, 1, 4, 4).weight_map(Base(None, (3, 3)), jnp.ones(())).shape
         (3, 3)
 
@@ -116,7 +116,7 @@ def rows_of(update: Update, part: slice, shape: tuple[int, int]) -> Update | Non
         >>> rows_of(lora, slice(0, 3), (4, 2)).b.shape
         (3, 1)
     """
-    if update.reads_base or update.is_base_side or update.misfit(shape):
+    if update.reads_base or update.is_base_side or update.misfit(shape) or part.step is not None:
         return None
     for kind in ("weight", "bias"):
         made = _map_of.eval_shape(jax.tree.map(_abstract, update), shape, kind)

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
+import einops
 import numpy as np
 
 from jaxmix.errors import LayoutError
 from jaxmix.placement.canonical import Holding
-from jaxmix.placement.transforms import WHOLE
+from jaxmix.placement.part_places import UnmappedError, part_place
+from jaxmix.placement.place import parsed_index
+from jaxmix.placement.regions import WHOLE
 
 __all__ = ["assembled", "assembled_shape"]
 
@@ -26,7 +29,7 @@ def assembled(pieces: Sequence[Holding], read: Callable[[str], np.ndarray]) -> n
         LayoutError: If its numbers can't be computed.
 
     Example:
-        >>> from jaxmix.placement.transforms import Piece, Region
+        >>> from jaxmix.placement.regions import Piece, Region
         >>> each = [Holding(f"{n}.weight", Piece("fused", of=Region(-1, n, 2))) for n in (0, 1)]
         >>> assembled(each, lambda name: np.full((1, 2), float(name))).tolist()
         [[0.0, 0.0], [1.0, 1.0]]
@@ -35,7 +38,8 @@ def assembled(pieces: Sequence[Holding], read: Callable[[str], np.ndarray]) -> n
     experts = []
     for _, group in groupby(pieces, lambda holding: holding.piece.of.expert):
         parts = [_part(holding, read(holding.leaf.removesuffix(".weight"))) for holding in group]
-        experts.append(np.concatenate(parts, axis=-2) if len(parts) > 1 else parts[0])
+        axis = pieces[0].piece.of.axis
+        experts.append(np.concatenate(parts, axis) if len(parts) > 1 else parts[0])
     return np.stack(experts) if pieces[0].piece.of.expert >= 0 else experts[0]
 
 
@@ -60,10 +64,10 @@ def assembled_shape(
         for s, h in zip(sizes, pieces, strict=True)
         if h.piece.of.expert == pieces[0].piece.of.expert
     ]
-    *stack, _, columns = first[0]
-    rows = sum(size[-2] for size in first)
+    axis = pieces[0].piece.of.axis
+    whole = (*first[0][:axis], sum(size[axis] for size in first), *first[0][axis + 1 :])
     experts = (len(pieces) // len(first),) if pieces[0].piece.of.expert >= 0 else ()
-    return (*experts, *stack, rows, columns)
+    return (*experts, *whole)
 
 
 def _check(pieces: Sequence[Holding]) -> None:
@@ -77,9 +81,14 @@ def _check(pieces: Sequence[Holding]) -> None:
 
 def _part(holding: Holding, weight: np.ndarray) -> np.ndarray:
     """The part of a leaf that a tensor in memory holds."""
-    own = holding.piece.own
-    weight = weight.swapaxes(-1, -2) if holding.piece.is_transposed else weight
-    if own == WHOLE:
+    piece = holding.piece
+    if piece.own == WHOLE and not piece.is_transposed and not piece.heads:
         return weight
-    size = weight.shape[-2] // own.parts
-    return weight[..., own.part * size : (own.part + 1) * size, :]
+    try:
+        place = part_place(holding.leaf, weight.shape, piece.own, piece.is_transposed, piece.heads)
+    except UnmappedError as error:
+        raise LayoutError(f"{piece.name}: {error}.") from error
+    part = weight if place.index is None else weight[parsed_index(place.index)]
+    if place.axes is None:
+        return part
+    return einops.rearrange(part, place.axes, **dict(place.sizes))

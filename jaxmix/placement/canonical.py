@@ -5,12 +5,15 @@ names in memory, checkpoints and older adapters have those on disk. A `NameMap` 
 names in memory, where they are compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from jaxmix.placement.part_places import UnmappedError, memory_shape, part_place
 from jaxmix.placement.place import Part, Place
-from jaxmix.placement.transforms import WHOLE, Piece, Region, Transform, loaded_pieces
+from jaxmix.placement.regions import WHOLE, Piece, Region
+from jaxmix.placement.templates import Templates
+from jaxmix.placement.transforms import Transform, loaded_pieces
 
 __all__ = ["Holding", "Modules", "NameMap", "Target", "UnmappedError"]
 
@@ -23,11 +26,34 @@ class NameMap:
         name: The model's type, for messages.
         transforms: What is applied to the names on disk, in order.
         prefix: The prefix of the base model in a model with a head, such as ``"model"``.
+        inputs_first: The modules whose experts are stored as (experts, in, out), by the ends of
+            their names; all others are (experts, out, in).
+        templates: A table of modules by both names, instead of transforms.
     """
 
     name: str
     transforms: tuple[Transform, ...] = ()
     prefix: str = ""
+    inputs_first: tuple[str, ...] = ()
+    templates: Templates | None = None
+
+    def loaded(self, names: Iterable[str]) -> Mapping[str, tuple[Piece, ...]]:
+        """Returns where tensors are in memory.
+
+        Args:
+            names: The tensors' names on disk.
+        """
+        if self.templates is not None:
+            return {name: self.templates.pieces(name) for name in names}
+        return loaded_pieces(names, self.transforms)
+
+    def has_inputs_first(self, module: str) -> bool:
+        """Returns whether the experts of a module are stored as (experts, in, out).
+
+        Args:
+            module: A module's name in memory.
+        """
+        return any(module == end or module.endswith(f".{end}") for end in self.inputs_first)
 
 
 @dataclass(frozen=True)
@@ -48,6 +74,7 @@ class Target:
         siblings: The rows of each part of the weight, if ``cut`` is one of several.
         places: Where the weight and bias are, if that does not follow from the site's name.
         experts: The number of experts over which the site's weight is spread; 0 if it is not.
+        region: The part of the leaf that is the site's weight.
     """
 
     site: str
@@ -55,10 +82,7 @@ class Target:
     siblings: tuple[int, ...] = ()
     places: Mapping[Part, Place] | None = None
     experts: int = 0
-
-
-class UnmappedError(Exception):
-    """A site that can't be brought to the leaves, with the reason."""
+    region: Region = WHOLE
 
 
 class Modules:
@@ -76,7 +100,7 @@ class Modules:
     def _tensors(self) -> Mapping[str, tuple[Holding, ...]]:
         """The leaves that hold each tensor in memory."""
         found: dict[str, list[Holding]] = {}
-        for leaf, pieces in loaded_pieces(self.shapes, self.names.transforms).items():
+        for leaf, pieces in self.names.loaded(self.shapes).items():
             for piece in pieces:
                 found.setdefault(piece.name, []).append(Holding(leaf, piece))
         return {name: tuple(holdings) for name, holdings in found.items()}
@@ -88,8 +112,9 @@ class Modules:
         for name, holdings in self._tensors.items():
             for holding in holdings:
                 if holding.piece == Piece(name):
+                    is_same = name == holding.leaf
                     for memory, stored in (
-                        (name, holding.leaf.removesuffix(".weight")),
+                        (name, name if is_same else holding.leaf.removesuffix(".weight")),
                         (_module(name), _module(holding.leaf)),
                     ):
                         found.setdefault(memory, set()).add(stored)
@@ -128,13 +153,21 @@ class Modules:
         for tensor in (f"{site}.weight", site):
             found = [
                 target
-                for piece in loaded_pieces([tensor], self.names.transforms)[tensor]
+                for piece in self.names.loaded([tensor])[tensor]
                 if (holdings := self._inside(piece))
                 for target in self._targets(site, piece.own, piece.name, holdings, piece)
             ]
             if found:
                 return tuple(found)
         return ()
+
+    def tried(self, site: str) -> Iterator[str]:
+        """Yields the other names under which a site is looked up, for messages."""
+        yield from (name for name in self._spellings(site) if name != site)
+        loaded = self.names.loaded([f"{site}.weight"])
+        for piece in loaded[f"{site}.weight"]:
+            if (name := piece.name.removesuffix(".weight")) != site:
+                yield name
 
     def _spellings(self, name: str) -> Iterator[str]:
         """A name, also with the base model's prefix added or dropped."""
@@ -173,6 +206,7 @@ class Modules:
                     "can't undo for an adapter"
                 )
             is_transposed = piece.is_transposed != bool(at and at.is_transposed)
+            heads = piece.heads - (at.heads if at else 0)
             cut, index = own, piece.own
             if piece.of == wanted:
                 pass
@@ -187,29 +221,29 @@ class Modules:
                 siblings = self._sizes_of_parts(site, own)
             experts = 1 + max(h.piece.of.expert for h in holdings) if cut != own else 0
             module = holding.leaf.removesuffix(".weight")
-            if index == WHOLE and not is_transposed:
+            if index == WHOLE and not is_transposed and not heads:
                 yield Target(module, cut, siblings, experts=experts)
                 continue
             shape = self.shapes[holding.leaf]
             places: dict[Part, Place] = {
-                "weight": _place(holding.leaf, shape, index, is_transposed)
+                "weight": part_place(holding.leaf, shape, index, is_transposed, heads)
             }
             if tensor.endswith(".weight"):
                 for bias in self._holdings(f"{tensor.removesuffix('.weight')}.bias"):
                     region = bias.piece.own if bias.piece.own != WHOLE else index
-                    size = self.shapes[bias.leaf]
-                    places["bias"] = _place(bias.leaf, size, region, is_transposed=False)
-            # Several sites of one leaf need names of their own.
-            yield Target(
-                site if own == WHOLE else f"{site}[{own.part}]", cut, siblings, places, experts
-            )
+                    size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
+                    places["bias"] = part_place(bias.leaf, size, region, heads=heads)
+            # Several sites of one leaf need names of their own, which any spelling leads to.
+            picked = places["weight"].index
+            name = f"{module}[{picked}]" if picked else module
+            yield Target(name, cut, siblings, places, experts, index)
 
     def _siblings(
         self, holdings: tuple[Holding, ...], piece: Piece, cut: Region
     ) -> tuple[int, ...]:
         """The rows of each part of the matrix that a piece is a part of."""
         found = {
-            h.piece.of.part: self.shapes[h.leaf][-1 if h.piece.is_transposed else -2]
+            h.piece.of.part: memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
             for h in holdings
             if h.piece.of.expert == cut.expert and h.piece.of.parts == cut.parts
         }
@@ -224,11 +258,11 @@ class Modules:
         pieces = (
             piece
             for tensor in (f"{site}.weight", site)
-            for piece in loaded_pieces([tensor], self.names.transforms)[tensor]
+            for piece in self.names.loaded([tensor])[tensor]
             if piece.own.parts == own.parts
         )
         sizes = [
-            self.shapes[holdings[0].leaf][0]
+            self._size(holdings[0], piece, own.axis)
             for piece in pieces
             if (holdings := self._holdings(piece.name))
         ]
@@ -238,20 +272,13 @@ class Modules:
             )
         return tuple(sizes)
 
-
-def _place(leaf: str, shape: tuple[int, ...], at: Region, is_transposed: bool) -> Place:
-    """Where a part of a leaf is."""
-    index: list[str] = [] if at.expert < 0 else [str(at.expert)]
-    if at.parts > 1:
-        # Rows are the first axis of a matrix, and the second of a stack of them.
-        axis = 1 if len(shape) == 3 else 0
-        index += [":"] * (axis - len(index))
-        size, rest = divmod(shape[axis], at.parts)
-        if rest:
-            raise UnmappedError(f"{leaf} {shape} can't be split into {at.parts} equal parts")
-        index.append(f"{at.part * size}:{(at.part + 1) * size}")
-    axes = "... i o -> ... o i" if is_transposed else None
-    return Place(leaf, axes, ", ".join(index) or None)
+    def _size(self, holding: Holding, piece: Piece, axis: int) -> int:
+        """The size of the part of a tensor in memory that an older tensor, or its part, becomes."""
+        count = self.shapes[holding.leaf][axis]
+        if holding.piece.of == piece.of:
+            return count
+        rows = piece.of.rows(count)
+        return 0 if rows is None else len(range(count)[rows])
 
 
 def _module(name: str) -> str:

@@ -6,55 +6,18 @@ which stacks, joins or splits tensors under a new name.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-__all__ = ["WHOLE", "Piece", "Region", "Transform", "loaded_pieces", "transform_of"]
+from jaxmix.placement.regions import Piece, Region
+
+__all__ = ["Transform", "loaded_pieces"]
 
 
-@dataclass(frozen=True, order=True)
-class Region:
-    """A part of a tensor; without arguments, all of it.
-
-    Args:
-        expert: The index along the first axis of a stack of matrices; -1 for all of them.
-        part: k, if the rows of the matrix are several weights joined, and it is one of them.
-        parts: The number of weights that are joined.
-    """
-
-    expert: int = -1
-    part: int = 0
-    parts: int = 1
-
-    def contains(self, other: "Region") -> bool:
-        """Returns whether another region of the same tensor is inside this one, or equal."""
-        holds_expert = self.expert in (-1, other.expert)
-        is_same_part = (self.part, self.parts) == (other.part, other.parts)
-        return holds_expert and (self.parts == 1 or is_same_part)
-
-
-WHOLE = Region()
-
-
-@dataclass(frozen=True, order=True)
-class Piece:
-    """Where a tensor on disk, or a part of it, is in memory: ``memory[of] = disk[own]``.
-
-    Args:
-        name: The tensor's name in memory.
-        own: The part of the tensor on disk.
-        of: The part of the tensor in memory.
-        is_transposed: Whether the matrix is transposed in memory.
-        problem: An operation on the numbers that is not supported; "" if there is none.
-    """
-
-    name: str
-    own: Region = WHOLE
-    of: Region = WHOLE
-    is_transposed: bool = False
-    problem: str = ""
+_UNKNOWN_HEADS = " (for as many heads as the model's config.json states: pass it as names=)"
 
 
 @dataclass(frozen=True)
@@ -121,24 +84,57 @@ class Transform:
         numbers = {f"e{number}"} & found.groupdict().keys()
         expert = int(found[f"e{number}"] or -1) if numbers else -1
         names, source = [name for name, _ in self.operations], (number, len(self.sources))
+        settings = [dict(each) for _, each in self.operations]
+        count, axis = len(targets), settings[-1].get("dim", 0)
         match names:
             case ["Chunk"]:
-                count = len(targets)
-                return tuple(Piece(t, own=Region(-1, i, count)) for i, t in enumerate(targets))
+                return tuple(
+                    Piece(t, own=Region(-1, i, count, axis)) for i, t in enumerate(targets)
+                )
+            case ["Split"]:
+                sizes = settings[0].get("sizes") or (0,) * count
+                return tuple(
+                    Piece(t, own=Region(-1, i, count, axis, sizes=sizes))
+                    for i, t in enumerate(targets)
+                )
+            case ["Interleave", "Chunk"] if count == 2 and not settings[0]["inverse"]:
+                return tuple(
+                    Piece(t, own=Region(-1, i, count, axis, alternates=True))
+                    for i, t in enumerate(targets)
+                )
+            case ["Interleave"] if count == 1:
+                return (Piece(targets[0], heads=-1 if settings[0]["inverse"] else 1),)
+            case ["PermuteForRope"] | ["Chunk", "PermuteForRope"] if settings[-1].get("heads"):
+                rope = settings[-1]
+                heads = -rope["heads"] if rope["inverse"] else rope["heads"]
+                permuted = rope.get("permute_layer_names") or ("",)
+                return tuple(
+                    Piece(
+                        target,
+                        own=Region(-1, i, count, settings[0].get("dim", 0)),
+                        heads=heads if any(name in target for name in permuted) else 0,
+                    )
+                    for i, target in enumerate(targets)
+                )
             case ["MergeModulelist"] if len(targets) == 1:
                 return (Piece(targets[0], of=Region(expert)),)
-            case ["MergeModulelist", "Concatenate"] | ["Concatenate"] if len(targets) == 1:
-                return (Piece(targets[0], of=Region(expert, *source)),)
+            case ["MergeModulelist", "Concatenate"] if len(targets) == 1:
+                return (Piece(targets[0], of=Region(expert, *source, axis=axis - 1)),)
+            case ["Concatenate"] if len(targets) == 1:
+                shards = (expert, 0) if expert >= 0 else source  # 0: as many as there are
+                return (Piece(targets[0], of=Region(-1, *shards, axis=axis)),)
             case ["ErnieFuseAndSplitTextVisionExperts"]:
                 # Which target holds an expert depends on how many there are: `_distributed`.
                 return tuple(Piece(t, of=Region(expert, *source)) for t in targets)
             case ["Transpose"] if len(targets) == 1:
-                settings = dict(self.operations[0][1])
-                if not settings.get("check_dims"):
+                if not settings[0].get("check_dims"):
                     return (Piece(targets[0], is_transposed=True),)
                 return (Piece(targets[0]),)  # either order is on disk: shapes tell which
             case _:
-                return tuple(Piece(t, problem=" and ".join(names)) for t in targets)
+                problem = " and ".join(names)
+                if "PermuteForRope" in names and not settings[-1].get("heads"):
+                    problem += _UNKNOWN_HEADS
+                return tuple(Piece(t, problem=problem) for t in targets)
 
     def _search(self, name: str) -> tuple[int, re.Match[str], str, str] | None:
         """The number of the matching source, the match, and the name outside and inside."""
@@ -193,7 +189,23 @@ def loaded_pieces(
                 inner = found[1]
         converted = (t.pieces(inner) for t in transforms if t.kind == "convert")
         loaded[name] = next(filter(None, converted), (Piece(inner),))
-    return _distributed(loaded)
+    return _counted(_distributed(loaded))
+
+
+def _counted(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
+    """Counts the shards of which a tensor is made."""
+    shards = [p for pieces in loaded.values() for p in pieces if p.of.parts == 0]
+    counts = Counter(piece.name for piece in shards)
+
+    def counted(piece: Piece) -> Piece:
+        if piece.of.parts:
+            return piece
+        count = counts[piece.name]
+        if count <= piece.of.part:
+            return replace(piece, problem="Concatenate, with other shards that are absent")
+        return replace(piece, of=replace(piece.of, parts=count))
+
+    return {name: tuple(map(counted, pieces)) for name, pieces in loaded.items()}
 
 
 def _distributed(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
@@ -213,22 +225,3 @@ def _distributed(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Pie
         return (Piece(pieces[at.expert // size].name, of=region),)
 
     return {name: own(pieces) for name, pieces in loaded.items()}
-
-
-def transform_of(row: Sequence[Any], scope: str | None = None, prefix: str = "") -> Transform:
-    """Returns a row of a table as a transform.
-
-    Args:
-        row: Its kind, sources and targets, and a conversion's operations with their settings.
-        scope: As in `Transform`.
-        prefix: As there.
-    """
-    operations = tuple(
-        (name, tuple((key, value) for key, value in settings.items() if _is_plain(value)))
-        for name, settings in (row[3] if len(row) > 3 else ())
-    )
-    return Transform(row[0], tuple(row[1]), tuple(row[2]), scope, prefix, operations)
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str)

@@ -7,6 +7,7 @@ out factors that are computed from the base's weights. Their readers look these 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
-from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
-from jaxmix.converters.names import modules_of
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.placement.assembly import assembled, assembled_shape
 from jaxmix.placement.canonical import Holding, Modules
@@ -27,7 +24,10 @@ from jaxmix.placement.spelling import Spellings
 from jaxmix.placement.tree import Tree
 from jaxmix.untrusted.patterns import is_match
 
-__all__ = ["BaseModel", "base_model"]
+__all__ = ["BaseModel", "base_model", "orientations"]
+
+
+_OTHER_MODEL = "Was the adapter trained on another model?"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class BaseModel:
         if found is None:
             raise CheckpointError(
                 f"the adapter needs the bias of {module}, but it has none in {self.description}. "
-                "Give the base on which the adapter was trained."
+                f"{_OTHER_MODEL}"
             )
         return found
 
@@ -109,6 +109,8 @@ class BaseModel:
         """The base's names for a module: either name may have a further prefix."""
         if module in self.shapes:
             return [module]
+        if module.removesuffix(".weight") in self.shapes:
+            return [module.removesuffix(".weight")]
         if len(others := self._spellings.of(module)) == 1:
             return list(others)
         if self.in_memory and (stored := self.in_memory.in_memory(module)):
@@ -130,10 +132,17 @@ class BaseModel:
         names = self._candidates(module)
         if len(names) == 1:
             return names[0]
-        found = f"several modules ({', '.join(names[:3])})" if names else "no such module"
+        if names:
+            found = f"several modules of {self.description} may be it: {', '.join(names[:3])}"
+        else:
+            near = get_close_matches(module, self.shapes, n=3, cutoff=0.4) or [*self.shapes][:3]
+            also = tuple(self.in_memory.tried(module)) if self.in_memory else ()
+            tried = f" (nor {', '.join(also)})" if also else ""
+            found = (
+                f"{self.description} has no such module{tried}; the nearest are {', '.join(near)}"
+            )
         raise CheckpointError(
-            f"the adapter needs the weight of {module}, but found {found} in {self.description}. "
-            "Give the base on which the adapter was trained."
+            f"the adapter needs the weight of {module}, but {found}. {_OTHER_MODEL}"
         )
 
 
@@ -141,7 +150,8 @@ def base_model(base: Any) -> BaseModel:
     """Converts the ``base=`` of `jaxmix.load` to a `BaseModel`.
 
     Args:
-        base: A Hugging Face folder; a params tree whose leaves have the names of PyTorch's modules
+        base: A folder of transformers or diffusers, whose pipelines have the component in all names
+            (``unet.conv_in``); a params tree whose leaves have the names of PyTorch's modules
             (those that `jaxmix.compose` finds without a layout), which is a flat dict in the
             model's own order where a reader needs the order; or a list of the modules' names,
             which is enough where no weights are needed.
@@ -163,45 +173,16 @@ def base_model(base: Any) -> BaseModel:
     if isinstance(base, BaseModel):
         return base
     if isinstance(base, str | os.PathLike):
-        return _of_folder(Path(base))
+        from jaxmix.converters.adapters.common.base_folder import folder_model  # it imports this
+
+        return folder_model(Path(base))
     is_names = isinstance(base, list | tuple | set | frozenset) and base
     if is_names and all(isinstance(name, str) for name in base):
         return _of_names(base)
     return _of_params(base)
 
 
-def _of_folder(folder: Path) -> BaseModel:
-    """A Hugging Face folder; packed weights are unpacked as they are read."""
-    checkpoint = read_checkpoint(folder)
-    readout, method = find_packed(checkpoint), quantization_method(checkpoint)
-    tensors = unpacked(checkpoint, readout)
-    stored = {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-        if tensor.dtype in FLOATS and not name.endswith(".bias")
-    }
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-
-    def read_bias(name: str) -> np.ndarray | None:
-        tensor = tensors.get(f"{name}.bias")
-        return None if tensor is None else tensor.read()
-
-    is_packed = method and readout.problems
-    description = f"{folder}, with weights packed by {method}" if is_packed else str(folder)
-    biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
-    pattern = conv1d_pattern(checkpoint)
-    conv1d = _orientations(shapes, biases, pattern)
-    return BaseModel(
-        shapes,
-        lambda name: stored[name].read(),
-        description,
-        read_bias,
-        conv1d,
-        in_memory=modules_of(checkpoint),
-    )
-
-
-def _orientations(
+def orientations(
     shapes: Mapping[str, tuple[int, ...]],
     biases: Mapping[str, tuple[int, ...]],
     pattern: str | None,
@@ -284,7 +265,7 @@ def _of_params(params: Any) -> BaseModel:
         for place in places
         if place.leaf in tree.where
     }
-    conv1d = _orientations(shapes, biases, None)
+    conv1d = orientations(shapes, biases, None)
     description = "the params given as base"
     return BaseModel(shapes, read, description, read_bias, conv1d, order)
 
