@@ -44,8 +44,11 @@ _BLOOM = dict(vocab_size=VOCAB, hidden_size=WIDTH, n_layer=1, n_head=4, **_IDS)
 def _pair() -> Any:
     vision = dict(hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=1)
     vit = hf.ViTConfig(**vision, num_attention_heads=4, image_size=8, patch_size=4)
-    gpt = dict(vocab_size=VOCAB, n_embd=WIDTH, n_layer=1, n_head=4, n_positions=32, **_IDS)
-    gpt2 = hf.GPT2Config(**gpt, is_decoder=True, add_cross_attention=True)
+    gpt: dict[str, Any] = dict(
+        vocab_size=VOCAB, n_embd=WIDTH, n_layer=1, n_head=4, n_positions=32, **_IDS
+    )
+    gpt |= dict(is_decoder=True, add_cross_attention=True)
+    gpt2 = hf.GPT2Config(**gpt)
     return hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vit, gpt2)
 
 

@@ -33,5 +33,7 @@ def test_other_heads_have_a_weight(head: str) -> None:
     names = ["model.embed_tokens.weight", f"{head}.weight", "model.norm.weight"]
     assert ties.tied_problem("model.embed_tokens", names) is None
     assert ties.tied_problem("model.embed_tokens", names[::2]) is not None
-    model = [f"model.{name}" for name in ("embed_tokens.weight", "decoder.output_projection.weight")]
+    model = [
+        f"model.{name}" for name in ("embed_tokens.weight", "decoder.output_projection.weight")
+    ]
     assert ties.tied_problem("model.embed_tokens", model) is None
