@@ -83,7 +83,6 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
     files, left_out = side_files(pipeline)
     of_components = [f"{name}/{file}" for name, plan in plans.items() for file in plan.side_files]
     dropped = [f"{name}/{line}" for name, plan in plans.items() for line in plan.left_out]
-    untied = [f"{name}.{tensor}" for name, plan in plans.items() for tensor in plan.untied]
     return MergePlan(
         checkpoint,
         mixed,
@@ -91,7 +90,7 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
         recipes,
         (*files, *of_components),
         (*left_out, *dropped),
-        tuple(untied),
+        tuple(f"{name}.{tensor}" for name, plan in plans.items() for tensor in plan.untied),
         {path: stamp for plan in plans.values() for path, stamp in plan.stamps.items()},
         {f"{n}.{tensor}": rows for n, p in plans.items() for tensor, rows in p.resized.items()},
         next((plan.new_head for plan in plans.values() if plan.new_head), None),
