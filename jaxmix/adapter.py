@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -18,8 +18,9 @@ from jaxmix.factors import checked_factors
 from jaxmix.families import Update
 from jaxmix.metadata import Metadata, checked_metadata
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names, OnTree, on_tree
 
-__all__ = ["Adapter", "Mixable", "chains"]
+__all__ = ["Adapter", "Mixable", "chains_by_site"]
 
 Strength = float | Float[Array, ""]
 
@@ -35,10 +36,21 @@ class Mixable(ABC):
     __array_ufunc__ = None  # a NumPy scalar on the left defers `*` to this class
 
     def __call__(
-        self, params: Any, *, layout: Layout | str | None = None, donate: bool = False
+        self,
+        params: Any,
+        *,
+        layout: Layout | str | None = None,
+        names: Names = None,
+        donate: bool = False,
     ) -> Any:
         """Returns the params with the adapter merged in, like `jaxmix.compose`."""
-        return dense.apply(params, chains(self.parts), layout=layout, donate=donate)
+
+        def apply(tree: OnTree[Adapter]) -> Any:
+            return dense.apply(
+                params, chains_by_site(tree.parts), layout=tree.layout, donate=donate
+            )
+
+        return on_tree(apply, self.parts, params, layout, names)
 
     @abstractmethod
     def __mul__(self, strength: Any) -> Self:
@@ -154,7 +166,7 @@ class _Unseen:
     metadata: Metadata = field(compare=False)
 
 
-def chains(parts: "tuple[Adapter, ...]") -> dict[str, dense.Chain]:
+def chains_by_site(parts: "Sequence[Adapter]") -> dict[str, dense.Chain]:
     """Collects strengths and updates by site, in order of application.
 
     Args:

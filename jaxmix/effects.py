@@ -4,9 +4,10 @@ An effect that the maps give as a low rank is kept as one; any other is made den
 is the matrix (out, in) that updates act on, however its leaf stores it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -15,16 +16,17 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxmix.adapter import Mixable, chains
+from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.errors import AdapterError
 from jaxmix.families import LoRA, Together, Update
 from jaxmix.families.base import Chain, joint_flag, maps
 from jaxmix.operators import Dense, Operator, Zero, add
-from jaxmix.placement import Site, resolve
+from jaxmix.placement import Resolved, Site, resolve
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import OnTree, on_tree
 from jaxmix.placement.orientation import may_be_conv1d
 from jaxmix.placement.quantized import dequantized
 from jaxmix.placement.tree import Tree
@@ -118,14 +120,25 @@ def effects(
         LayoutError: As `jaxmix.compose`.
         ShapeError: As `jaxmix.compose`.
     """
-    chains_of_groups = [chains(group.parts) for group in groups]
-    joint: dict[str, Chain] = {}
-    for own in chains_of_groups:
-        for site, word in own.items():
-            joint[site] = (*joint.get(site, ()), *word)
-    resolved = resolve(params, joint, layout)
+    counts = [len(group.parts) for group in groups]
+
+    def placed(tree: OnTree[Adapter]) -> tuple[list[dict[str, Chain]], Resolved, Mapping[str, str]]:
+        ends = accumulate(counts)
+        chains = [
+            chains_by_site(tree.parts[end - n : end]) for n, end in zip(counts, ends, strict=True)
+        ]
+        joint: dict[str, Chain] = {}
+        for own in chains:
+            for site, chain in own.items():
+                joint[site] = (*joint.get(site, ()), *chain)
+        return chains, resolve(params, joint, tree.layout), tree.original
+
+    parts = [part for group in groups for part in group.parts]
+    chains, resolved, original = on_tree(placed, parts, params, layout, None)
     for site in resolved.sites:
-        yield _at(site, [len(own.get(site.name, ())) for own in chains_of_groups], resolved.tree)
+        spot, found = _at(site, [len(own.get(site.name, ())) for own in chains], resolved.tree)
+        # A module that has another name in the tree keeps the adapters' name.
+        yield replace(spot, name=original.get(spot.name, spot.name)), found
 
 
 @jax.default_matmul_precision("highest")
@@ -146,18 +159,15 @@ def _at(site: Site, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effe
 
 def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
     """Computes the effects of adapters made of LoRAs only (`is_plain`), which need no base."""
-    chains_of_groups = [chains(group.parts) for group in groups]
-    for site in dict.fromkeys(site for own in chains_of_groups for site in own):
-        updates: list[Any] = [update for own in chains_of_groups for _, update in own.get(site, ())]
+    chains = [chains_by_site(group.parts) for group in groups]
+    for site in dict.fromkeys(site for own in chains for site in own):
+        updates: list[Any] = [update for own in chains for _, update in own.get(site, ())]
         dtype = common_dtype(updates)
         first = updates[0]
         shape = (first.b.shape[0], first.a.shape[1])
         is_transposed = joint_flag(update.transposed for update in updates)
         spot = Spot(site, first.kernel, embedding=first.embedding, transposed=is_transposed)
-        yield (
-            spot,
-            tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in chains_of_groups),
-        )
+        yield spot, tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in chains)
 
 
 def _plain_effect(chain: Chain, shape: tuple[int, int]) -> Effect:

@@ -1,7 +1,9 @@
 """Layouts of params trees: rules, the layouts that have a name, and the model libraries' tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from jaxmix.placement.canonical import NameMap
 from jaxmix.placement.layout import (
     FLAX,
     KERNEL,
@@ -17,6 +19,7 @@ from jaxmix.placement.layout import (
     named,
     register_libraries,
 )
+from jaxmix.placement.naming import register_name_maps
 
 __all__ = [
     "FLAX",
@@ -42,3 +45,20 @@ def _tables() -> Mapping[str, Layout]:
 
 
 register_libraries(_tables)
+
+
+def _map(config: Mapping[str, Any]) -> NameMap | None:
+    """The name map of a model of transformers or diffusers, by its config."""
+    from jaxmix.converters.names import map_of
+
+    return map_of(config)
+
+
+def _maps() -> Iterable[NameMap]:
+    """The name maps of all models."""
+    from jaxmix.converters.names import all_maps
+
+    return all_maps()
+
+
+register_name_maps(_map, _maps)

@@ -12,6 +12,7 @@ from jaxmix.adapter import Adapter, Mixable
 from jaxmix.errors import AdapterError, listing
 from jaxmix.families import Update
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names
 
 __all__ = ["Mix", "compose", "mix", "several"]
 
@@ -101,6 +102,7 @@ def compose(
     adapters: Adapter | Mix | Iterable[Adapter | Mix],
     *,
     layout: Layout | str | None = None,
+    names: Names = None,
     donate: bool = False,
 ) -> Any:
     """Merges each site's updates into the params, in order: ``W' = Aₙ(… A₁(W))``.
@@ -116,6 +118,10 @@ def compose(
         layout: Where the sites are in the tree: None to infer it from the leaves' names and shapes,
             the name of a layout (``"torch"``, ``"flax"``, or a model library's such as
             ``"tunix"``), or a `Layout`.
+        names: How transformers renames the model's tensors when it loads a checkpoint, for
+            adapters and trees of which one has the names in memory and the other those on disk:
+            a model type such as ``"mixtral"``, the model's config, ``""`` for no such map, or None
+            to find it by the names.
         donate: Reuse the buffers of the changed leaves for the result. ``params`` must not be used
             afterwards.
 
@@ -141,7 +147,7 @@ def compose(
 
     Source: docs/design.md; ``peft/tuners/mixed/model.py`` for the same in torch.
     """
-    return several(adapters, "compose")(params, layout=layout, donate=donate)
+    return several(adapters, "compose")(params, layout=layout, names=names, donate=donate)
 
 
 def several(adapters: Any, caller: str) -> Mix:

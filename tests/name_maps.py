@@ -5,12 +5,13 @@ device, which takes no memory, with as few layers as their configs allow.
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE", "renamings", "table"]
+__all__ = ["FILE", "renamings", "shorten", "table"]
 
 FILE = Path(__file__).parents[1] / "converters" / "names" / "transformers.json"
 # The transforms that are data only. Others run code of their own, and so does any list with one.
@@ -19,6 +20,50 @@ _KINDS = {
     "PrefixChange": "rename",
     "GroupWeightRename": "group",
     "WeightConverter": "convert",
+}
+# The fields that state the number of heads; Step's older configs have "heads".
+_HEADS = ("num_attention_heads", "heads")
+# The sizes of the parts into which tensors are split, as sums of products of the config's fields.
+_Q, _KV = [["num_attention_heads", "head_dim"]], [["num_key_value_heads", "head_dim"]]
+_LINEAR_K = ["linear_num_key_heads", "linear_key_head_dim"]
+_LINEAR_V = ["linear_num_value_heads", "linear_value_head_dim"]
+_COUNT = [["linear_num_value_heads"]]
+_SIZES = {
+    "Molmo2TextModel": [_Q, _KV, _KV],
+    "sarvam_moe": [_Q, _KV, _KV],
+    "lara_mini": [[_LINEAR_K, _LINEAR_K, _LINEAR_V], [_LINEAR_V], _COUNT, _COUNT],
+}
+# The models inside those that can't be created from their default config without a further package
+# or fields: path, class, model type, and the field of the config.
+_PARTS = {
+    "aya_vision": [
+        ["vision_tower", "SiglipVisionModel", "siglip_vision_model", "vision_config"],
+        ["language_model", "Cohere2Model", "cohere2", "text_config"],
+    ],
+    "conditional_detr": [["backbone.model", "ResNetBackbone", "resnet", "backbone_config"]],
+    "deformable_detr": [["backbone.model", "ResNetBackbone", "resnet", "backbone_config"]],
+    "detr": [["backbone.model", "ResNetBackbone", "resnet", "backbone_config"]],
+    "fast_vlm": [
+        ["vision_tower", "TimmWrapperModel", "timm_wrapper", "vision_config"],
+        ["language_model", "Qwen2Model", "qwen2", "text_config"],
+    ],
+    "gemma3n": [
+        ["vision_tower", "TimmWrapperModel", "gemma3n_vision", "vision_config"],
+        ["language_model", "Gemma3nTextModel", "gemma3n_text", "text_config"],
+        ["audio_tower", "Gemma3nAudioEncoder", "gemma3n_audio", "audio_config"],
+    ],
+    "granite4_vision": [
+        ["vision_tower", "SiglipVisionModel", "siglip_vision_model", "vision_config"],
+        ["language_model", "Granite4VisionTextModel", "granite4_vision_text", "text_config"],
+    ],
+    "perception_lm": [
+        ["vision_tower", "TimmWrapperModel", "timm_wrapper", "vision_config"],
+        ["language_model", "LlamaModel", "llama", "text_config"],
+    ],
+    "qwen4_exp": [
+        ["visual", "Qwen4ExpVisionModel", "qwen4_exp_vision", "vision_config"],
+        ["language_model", "Qwen4ExpTextModel", "qwen4_exp_text", "text_config"],
+    ],
 }
 _LAYERS = (
     "num_hidden_layers",
@@ -38,7 +83,7 @@ def renamings() -> tuple[list[Any], dict[str, int | None]]:
     lists: list[Any] = []
     maps: dict[str, int | None] = {}
     for key, transforms in sorted(_mapping(conversion_mapping).items()):
-        rows = [_row(transform) for transform in transforms]
+        rows = [_row(transform, key) for transform in transforms]
         if any(row is None for row in rows):
             maps[key] = None
             continue
@@ -54,6 +99,12 @@ def table() -> dict[str, Any]:
 
     lists, maps = renamings()
     models = dict(sorted(_models()))
+    for name in maps:
+        cls = getattr(transformers, name, None)
+        model_type = cls.config_class.model_type if hasattr(cls, "config_class") else None
+        if model_type in models and name != models[model_type].get("class"):
+            heads = models[model_type].setdefault("heads", [])
+            heads += [name] if name not in heads else []
     return {"version": transformers.__version__, "lists": lists, "maps": maps, "models": models}
 
 
@@ -63,52 +114,113 @@ def _mapping(module: Any) -> dict[str, Any]:
     return module._checkpoint_conversion_mapping_cache
 
 
-def _row(transform: Any) -> Any:
+def _row(transform: Any, key: str) -> Any:
     """A transform as data: its kind, the patterns that it matches and what they become."""
     kind = _KINDS.get(type(transform).__name__)
     if kind is None:
         return None
     row = [kind, list(transform.source_patterns), list(transform.target_patterns)]
     if kind == "convert":
-        row.append([_operation(operation) for operation in transform.operations])
+        row.append([_operation(operation, key) for operation in transform.operations])
     return row
 
 
-def _operation(operation: Any) -> list[Any]:
-    """An operation as data: its name and its settings, such as the axis of a concatenation."""
+def _operation(operation: Any, key: str) -> list[Any]:
+    """An operation as data: its name and its settings, such as the axis of a concatenation.
+
+    What transformers computes from the model is stated by fields of its config.
+    """
+    name = type(operation).__name__
     settings = {
         key: value
         for key, value in vars(operation).items()
         if isinstance(value, int | str | list | tuple) and not key.startswith("_")
     }
-    return [type(operation).__name__, settings]
+    if name == "PermuteForRope":
+        default = _default(key, operation.subconfig_key, "num_attention_heads")
+        settings |= {"heads": list(_HEADS), "defaults": {"num_attention_heads": default}}
+    if name == "Split" and key in _SIZES:
+        names = {field for size in _SIZES[key] for product in size for field in product}
+        defaults = {field: _default(key, None, field) for field in sorted(names)}
+        settings |= {"sizes": _SIZES[key], "defaults": defaults}
+    return [name, settings]
+
+
+def _default(key: str, part: str | None, field: str) -> int | None:
+    """The default of a config's field, of a model type or class, or of a model inside it."""
+    import transformers
+
+    if key in transformers.CONFIG_MAPPING:
+        config = transformers.CONFIG_MAPPING[key]()
+    elif (cls := getattr(transformers, key, None)) is not None:
+        config = cls.config_class()
+    else:  # A model inside others, which are not in this list.
+        return None
+    return getattr(getattr(config, part, config) if part else config, field, None)
 
 
 def _models() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each model type with its base class, that class's prefix, and the models inside it."""
+    """Each model type with its base class, that class's prefix, and the models inside it.
+
+    Of a model type that has no base class, a class with a head.
+    """
     import torch
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    for model_type, name in MODEL_MAPPING_NAMES.items():
+    classes = {**_head_classes(), **MODEL_MAPPING_NAMES}
+    for model_type, name in classes.items():
         name = name if isinstance(name, str) else name[0]
-        found: dict[str, Any] = {"class": name}
+        has_base = model_type in MODEL_MAPPING_NAMES
+        found: dict[str, Any] = {"class": name} if has_base else {"heads": [name]}
+        found["parts"] = _PARTS.get(model_type)
         try:
             cls = getattr(transformers, name)
-            found["prefix"] = cls.base_model_prefix
+            found["prefix"] = cls.base_model_prefix if has_base else ""
             config = transformers.CONFIG_MAPPING[model_type]()
-            _shorten(config)
+            shorten(config)
             with warnings.catch_warnings(), torch.device("meta"):
                 warnings.simplefilter("ignore")
                 model = cls(config)
             found["parts"] = _parts(model, config)
+            found["inputs_first"] = _inputs_first(model)
         except Exception:  # The class or its config needs more than defaults: parts unknown.
             pass
         yield model_type, {key: value for key, value in found.items() if value}
 
 
-def _shorten(config: Any) -> None:
-    """Sets one layer wherever a config has a number of layers and no list of their types."""
+def _head_classes() -> dict[str, str]:
+    """A class of each model type that has no base model, such as encoder-decoders of two models."""
+    from transformers.models.auto import modeling_auto
+
+    tables = {
+        name: table
+        for name, table in vars(modeling_auto).items()
+        if re.fullmatch("MODEL_.*_MAPPING_NAMES", name)
+    }
+    found: dict[str, str] = {}
+    for _, table in sorted(tables.items()):
+        for model_type, name in table.items():
+            found.setdefault(model_type, name if isinstance(name, str) else name[0])
+    return found
+
+
+def _inputs_first(model: Any) -> list[str]:
+    """The ends of the names of the modules whose experts are stored as (experts, in, out)."""
+    found = {
+        ".".join([name for name in path.split(".") if not name.isdigit()][-2:])
+        for path, module in model.named_modules()
+        if getattr(module, "is_transposed", False)
+    }
+    return sorted(found)
+
+
+def shorten(config: Any) -> None:
+    """Sets one layer wherever a config has a number of layers and no list of their types.
+
+    Args:
+        config: The config, which is changed.
+    """
     for name in _LAYERS:
         if type(getattr(config, name, None)) is int and not hasattr(config, "layer_types"):
             try:
@@ -117,7 +229,7 @@ def _shorten(config: Any) -> None:
                 continue
     for name in getattr(config, "sub_configs", None) or ():
         if getattr(config, name, None) is not None:
-            _shorten(getattr(config, name))
+            shorten(getattr(config, name))
 
 
 def _parts(model: Any, config: Any) -> list[list[str | None]]:

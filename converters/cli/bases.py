@@ -20,6 +20,7 @@ __all__ = [
     "OWN_LAYOUT",
     "BaseOption",
     "Conv1d",
+    "Names",
     "base_layout",
     "base_params",
     "map_tensors",
@@ -32,8 +33,8 @@ BaseOption = Annotated[
         "--base",
         "-b",
         metavar="BASE",
-        help="The model that the adapters were trained on: a Hugging Face folder, a safetensors "
-        "file, or a hub id.",
+        help="The model that the adapters were trained on: the folder of a model or a pipeline, a "
+        "safetensors file, or a hub id.",
     ),
 ]
 
@@ -45,6 +46,16 @@ Conv1d = Annotated[
         help="The modules whose weight the base stores as (in, out), like GPT-2's Conv1D: a "
         "regular expression for their full names, '' for none. Needed only if neither the base's "
         "config.json nor its shapes determine them.",
+    ),
+]
+
+Names = Annotated[
+    str | None,
+    typer.Option(
+        "--names",
+        metavar="TYPE",
+        help="How transformers renames the base's tensors when it loads them: a model type such as "
+        "`mixtral`, or '' if not at all. By default what the base's config.json names.",
     ),
 ]
 
@@ -61,7 +72,7 @@ def map_tensors(base: Path) -> dict[str, np.ndarray]:
     """Memory-maps a base's tensors, which are read only when they are used.
 
     Args:
-        base: A Hugging Face folder.
+        base: The folder of a model or a pipeline.
 
     Returns:
         ``{name: tensor}`` by PyTorch name, with weights (out, in). Tensors that are not of floats

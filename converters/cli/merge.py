@@ -11,6 +11,7 @@ from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
     Ignored,
+    Parts,
     PeftOrder,
     Revision,
     Subfolder,
@@ -20,7 +21,7 @@ from jaxmix.converters.cli.adapters import (
     strengths_data,
     strengths_text,
 )
-from jaxmix.converters.cli.bases import Conv1d
+from jaxmix.converters.cli.bases import Conv1d, Names
 from jaxmix.converters.cli.console import AsJson, bytes_bar, count, print_json, print_lines
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.terminal import escape
@@ -39,7 +40,8 @@ def merge(
         Path,
         typer.Argument(
             metavar="BASE",
-            help="A Hugging Face folder with safetensors, one such file, or a hub id.",
+            help="A model's folder with safetensors, of transformers or diffusers; a pipeline's "
+            "folder (model_index.json); one safetensors file; or a hub id.",
         ),
     ],
     adapters: AdapterOptions,
@@ -85,13 +87,16 @@ def merge(
         ),
     ] = False,
     new_head: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--new-head",
+            "--new-head/--no-new-head",
             help="Write a head that the adapters have and BASE lacks (a classifier on a language "
-            "model) as new tensors, and its class to config.json.",
+            "model) as new tensors, and its class to config.json; or refuse. By default it is "
+            "written if exactly one class has it. --new-head also requires that the other tensors "
+            "of the class exist.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     head_class: Annotated[
         str | None,
         typer.Option(
@@ -111,6 +116,7 @@ def merge(
             autocompletion=lambda: [*LAYOUTS, *libraries()],
         ),
     ] = None,
+    names: Names = None,
     conv1d: Conv1d = None,
     untie: Annotated[
         bool,
@@ -119,13 +125,14 @@ def merge(
         ),
     ] = False,
     peft_order: PeftOrder = False,
+    part: Parts = None,
     ignore: Ignored = None,
     filename: Filenames = None,
     subfolder: Subfolder = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Merge adapters into a Hugging Face model, and write the merged model.
+    """Merge adapters into a model or a pipeline of diffusers, and write the result.
 
     Adapters are applied in the given order. OUT has the same shards, dtypes and side files as BASE;
     tensors that no adapter touches are copied byte for byte. The output is written to OUT.partial
@@ -135,6 +142,8 @@ def merge(
     which rounding to 16 bits hides most of the mix's effect are listed as inconclusive; the exit
     code is then 0.
 
+    Of a pipeline, each component that an adapter names is merged, and the others are copied.
+
     **Examples**
 
     - `jaxmix merge Llama-3.2-1B -a my-lora -o merged`
@@ -143,6 +152,9 @@ def merge(
     - `jaxmix merge base -a oft-1 -a oft-2 --peft-order -o merged`: in the order of PEFT's forward
     - `jaxmix merge base -a lora -o merged --resume --verify`
     - `jaxmix merge model.safetensors -a lora -o merged.safetensors --force --json`
+    - `jaxmix merge sdxl -a style.safetensors:0.8 -o merged`: UNet and text encoders
+    - `jaxmix merge wan -a high.safetensors -a low.safetensors --part transformer --part
+      transformer_2 -o merged`
     """
     check_roles(base, adapters)
     folder = base_folder(base)
@@ -150,6 +162,7 @@ def merge(
         adapters,
         folder,
         peft_order=peft_order,
+        part=part,
         ignore=ignore,
         filename=filename,
         subfolder=subfolder,
@@ -162,6 +175,7 @@ def merge(
             mixed,
             out,
             layout=layout if conv1d is None else replace(named(layout), conv1d=conv1d),
+            names=names,
             force=force,
             untie=untie,
             resume=resume,
@@ -189,6 +203,8 @@ def _report(merged: Merged, mixed: Adapter | Mix) -> None:
             f"untied: {merged.untied} is now a tensor of its own, a copy of the base's embedding, "
             "and tie_word_embeddings is false in config.json"
         )
+        if more := merged.copies[1:]:
+            print_lines(f"untied with it: {escape(', '.join(more))}")
     if merged.resumed:
         print_lines(f"{count(merged.resumed, 'file')} complete from an earlier run")
     if merged.dequantized:

@@ -25,6 +25,7 @@ from jaxmix.converters.merging.stamps import check_unchanged, expect_unchanged
 from jaxmix.converters.merging.verifying import Verified, join_proofs, verify_output
 from jaxmix.errors import CheckpointError, VerificationError
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names
 from jaxmix.untrusted.files import local_path
 
 __all__ = ["Merged", "merge_checkpoint", "verify_merge"]
@@ -36,13 +37,14 @@ def merge_checkpoint(
     out: str | os.PathLike[str],
     *,
     layout: Layout | str | None = None,
+    names: Names = None,
     force: bool = False,
     untie: bool = False,
     resume: bool = False,
     verify: bool = False,
     dequantize: bool = False,
     resize: bool = False,
-    new_head: bool | str = False,
+    new_head: bool | str | None = None,
     progress: Progress | None = None,
 ) -> Merged:
     """Merges adapters into a Hugging Face checkpoint of any size: ``W' = Aₙ(… A₁(W))``.
@@ -61,6 +63,8 @@ def merge_checkpoint(
         adapters: An adapter, a mix, or several of them in order of application.
         out: The folder or file to write.
         layout: Where the sites are among the tensors; None to find them by name.
+        names: How transformers renames the base's tensors when it loads them: a model type such as
+            ``"mixtral"``, a config, ``""`` if not at all, or None for what ``config.json`` names.
         force: Replace an existing checkpoint at ``out``, which stays in place until the new one is
             complete; and start over where an earlier merge was interrupted.
         untie: Where an adapter touches an embedding that is also the head, give the head a tensor
@@ -75,8 +79,10 @@ def merge_checkpoint(
             ``config.json``.
         new_head: Where adapters have a head that the base lacks (a classifier on a language
             model), write it as new tensors and drop the old head: the output is a checkpoint of
-            the transformers class with that head, which ``config.json`` then names. Pass the
-            class's name if the head's leaves do not determine it.
+            the transformers class with that head, which ``config.json`` and the result then name.
+            None to do so if exactly one class fits; False to refuse. True also refuses a class of
+            which other tensors are absent. Pass the class's name if the head's leaves do not
+            determine it.
         progress: Called after every few megabytes with the bytes done so far, the total bytes and
             the shard's name, first while writing, then while verifying.
 
@@ -112,7 +118,7 @@ def merge_checkpoint(
     """
     base = base_folder(base)
     changes = AllowedChanges(untie=untie, dequantize=dequantize, resize=resize, new_head=new_head)
-    plan = plan_merge(base, adapters, layout, changes)
+    plan = plan_merge(base, adapters, layout, changes, names)
     with staged_output(plan, base, out, resume=resume, force=force) as (output, done):
         if done is None:
             return merge_result(plan, output, len(plan.checkpoint.shards), None)
@@ -130,10 +136,11 @@ def verify_merge(
     out: str | os.PathLike[str],
     *,
     layout: Layout | str | None = None,
+    names: Names = None,
     untie: bool = False,
     dequantize: bool = False,
     resize: bool = False,
-    new_head: bool | str = False,
+    new_head: bool | str | None = None,
     progress: Progress | None = None,
 ) -> Verified:
     """Reads a merged checkpoint and proves that it is base plus mix: ``W' = Aₙ(… A₁(W))``.
@@ -148,6 +155,7 @@ def verify_merge(
         adapters: As in `merge_checkpoint`, at the same strengths.
         out: The folder or file to check; weights are (out, in).
         layout: As in `merge_checkpoint`.
+        names: As in `merge_checkpoint`.
         untie: As in `merge_checkpoint`.
         dequantize: As in `merge_checkpoint`.
         resize: As in `merge_checkpoint`.
@@ -182,7 +190,7 @@ def verify_merge(
     Source: https://github.com/huggingface/safetensors, format.
     """
     changes = AllowedChanges(untie=untie, dequantize=dequantize, resize=resize, new_head=new_head)
-    plan = plan_merge(base, adapters, layout, changes)
+    plan = plan_merge(base, adapters, layout, changes, names)
     path = local_path(out, "output")
     if path.is_dir() == plan.checkpoint.is_file or not path.exists():
         kind = "a safetensors file" if plan.checkpoint.is_file else "a folder"

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxmix.adapter import Adapter, Mixable
+from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.checkpoints.side_files import side_files
@@ -17,9 +18,10 @@ from jaxmix.converters.merging.resized_tensor import ResizedTensor
 from jaxmix.converters.merging.resizing import resized
 from jaxmix.converters.merging.stamps import Stamp, stamps_of
 from jaxmix.converters.merging.untying import untied
-from jaxmix.converters.names import with_stored_names
+from jaxmix.converters.names import modules_of, with_stored_names
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names, saying_names_tried
 
 __all__ = ["Adapters", "AllowedChanges", "MergePlan", "plan_merge"]
 
@@ -40,7 +42,7 @@ class AllowedChanges:
     untie: bool
     dequantize: bool
     resize: bool
-    new_head: bool | str
+    new_head: bool | str | None
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class MergePlan:
     Args:
         checkpoint: The checkpoint to write.
         mixed: The adapters.
-        layout: Where their sites are among the tensors.
+        layout: Where their sites are among the tensors; of a pipeline, in each component.
         recipes: How to compute the tensors that are not copied.
         side_files: The side files to copy.
         left_out: The side files that are not copied, each with the reason.
-        untied_head: The head that is untied, if any.
+        untied: The tensors that are new or no longer tied, the head first.
         stamps: Stamps of the base's files, taken when their headers were read.
         resized: The tensors that gain or lose rows: the rows before and after.
         new_head: The class of the output, if the adapters have a head that the base lacks.
@@ -62,11 +64,11 @@ class MergePlan:
 
     checkpoint: Checkpoint
     mixed: Mix
-    layout: Layout
+    layout: Layout | tuple[Layout, ...]
     recipes: Mapping[str, Recipe]
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
-    untied_head: str | None
+    untied: tuple[str, ...]
     stamps: Mapping[Path, Stamp]
     resized: Mapping[str, tuple[int, int]]
     new_head: str | None
@@ -82,6 +84,7 @@ def plan_merge(
     adapters: Adapters,
     layout: Layout | str | None,
     changes: AllowedChanges,
+    names: Names = None,
 ) -> MergePlan:
     """Checks everything that can be checked before anything is written.
 
@@ -90,6 +93,7 @@ def plan_merge(
         adapters: As in `merge_checkpoint`.
         layout: As in `merge_checkpoint`.
         changes: The changes to the base that are allowed.
+        names: As in `merge_checkpoint`.
 
     Returns:
         A merge that can be carried out.
@@ -98,32 +102,41 @@ def plan_merge(
         JaxmixError: If the merge is impossible.
     """
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
+    sites = tuple(chains_by_site(mixed.parts))
     checkpoint = read_checkpoint(base)
+    if checkpoint.components:
+        from jaxmix.converters.merging.components import plan_pipeline  # it uses this function
+
+        return plan_pipeline(checkpoint, mixed, layout, changes)
     stamps = stamps_of(checkpoint)
     files, left_out = side_files(checkpoint)
     table, finds_ties = resolve_layout(layout)
-    untied_head, added_head = None, NewHead()
+    untied_names, added_head = (), NewHead()
     # Dequantize first: a packed head would look like a tied or a missing one.
     checkpoint = dequantized(checkpoint) if changes.dequantize else checkpoint
     stale = stale_files(checkpoint, files)
-    mixed = with_stored_names(mixed, checkpoint) if finds_ties else mixed
+    if finds_ties:
+        mixed, table = with_stored_names(mixed, checkpoint, table, names)
     if table.conv1d is None:
         table = replace(table, conv1d=conv1d_pattern(checkpoint))
     if finds_ties:
         checkpoint, added_head = with_new_head(checkpoint, mixed, allowed=changes.new_head)
         if added_head.name:
             # The class with the head may name the tensors of its body differently.
-            mixed = with_stored_names(mixed, checkpoint)
-        checkpoint, mixed, untied_head = untied(checkpoint, mixed, allowed=changes.untie)
+            mixed, table = with_stored_names(mixed, checkpoint, table, names)
+        checkpoint, mixed, untied_names = untied(
+            checkpoint, mixed, allowed=changes.untie, sites=sites
+        )
     checkpoint, rows = resized(
         checkpoint,
         mixed,
         table,
         allowed=changes.resize,
         labels=bool(changes.new_head),
-        untied=untied_head,
+        untied=untied_names,
     )
-    recipes = plan_recipes(checkpoint, mixed, table)
+    with saying_names_tried(modules_of(checkpoint, names)) if finds_ties else nullcontext():
+        recipes = plan_recipes(checkpoint, mixed, table)
     rewritten = {
         name: Recipe(tensor, ())
         for name, tensor in checkpoint.tensors.items()
@@ -139,9 +152,9 @@ def plan_merge(
         (
             *left_out,
             *(f"{name}: it describes how the base was quantized" for name in stale),
-            *added_head.dropped,
+            *added_head.left_out,
         ),
-        untied_head,
+        untied_names,
         stamps,
         rows,
         added_head.name,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.adapter import chains
+from jaxmix.adapter import chains_by_site
 from jaxmix.converters.adapters.peft.about import about
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.head_classes import HeadClass, head_classes
@@ -40,22 +40,24 @@ class NewHead:
 
     Args:
         name: The class of the output; None if no head was added.
-        dropped: The base's tensors that this class lacks, each with the reason.
+        left_out: The base's tensors that this class lacks, and the class's tensors that neither the
+            base nor an adapter has, each with the reason.
     """
 
     name: str | None = None
-    dropped: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = field(default=())
 
 
 def with_new_head(
-    checkpoint: Checkpoint, mixed: Mix, *, allowed: bool | str
+    checkpoint: Checkpoint, mixed: Mix, *, allowed: bool | str | None
 ) -> tuple[Checkpoint, NewHead]:
     """Adds the adapters' head to the base, if the base lacks it.
 
     Args:
         checkpoint: The base.
         mixed: The adapters.
-        allowed: Whether to add a head; if not, adapters with a new head are an error. Or the
+        allowed: Whether to add a head; if not, adapters with a new head are an error. None to add
+            one if exactly one class has it, even if other tensors of that class are absent. Or the
             class's name, where the head's leaves do not determine it.
 
     Returns:
@@ -74,7 +76,8 @@ def with_new_head(
     found = _chosen(checkpoint, mixed, leaves, classes, allowed)
     tensors, dropped = _renamed(checkpoint, mixed, found, leaves)
     available = {tensor.name for tensor in tensors.values()} | leaves.keys()
-    if missing := [name for name in found.parameters if name not in available]:
+    missing = [name for name in found.parameters if name not in available]
+    if missing and allowed is not None:
         raise LayoutError(
             f"a {found.name} has tensors that neither {checkpoint.name} nor an adapter has:"
             f"{listing(missing)}\nThey were initialized at random for training and not saved. "
@@ -91,6 +94,8 @@ def with_new_head(
     out = out if out.is_file else with_config(out, fields)
     unused = f"{found.name} has no such tensor"
     reasons = {name: "replaced by the new head" if name in leaves else unused for name in dropped}
+    absent = "neither the base nor an adapter has it, so that transformers draws it at random"
+    reasons |= dict.fromkeys(missing, absent)
     return out, NewHead(found.name, tuple(f"{name}: {reason}" for name, reason in reasons.items()))
 
 
@@ -118,7 +123,7 @@ def _saved_leaves(
     """Returns the leaves of heads that the base lacks, each from the first adapter that has it."""
     known = {name for head in classes for name in head.parameters}
     tensors, found, wrong = checkpoint.tensors, {}, []
-    for site, word in chains(mixed.parts).items():
+    for site, word in chains_by_site(mixed.parts).items():
         is_known = any(_belongs_to(name, site) for name in known) or site.split(".")[0] in _USUAL
         is_in_base = any(f"{site}.{kind}" in tensors for kind in ("weight", "bias"))
         if not is_known or (is_in_base and not is_other):
@@ -144,12 +149,13 @@ def _chosen(
     mixed: Mix,
     leaves: Mapping[str, np.ndarray],
     classes: Sequence[HeadClass],
-    allowed: bool | str,
+    allowed: bool | str | None,
 ) -> HeadClass:
     """Returns the class that has the saved head.
 
     Raises:
-        LayoutError: If the option is not set, no class fits, or several do.
+        LayoutError: If the option is off, no class fits, or several do. Unless the option is set,
+            also if the only class that fits is for another task than the adapters'.
     """
     fitting = [head for head in classes if head.fits(leaves)]
     stated = set(_stated(mixed))
@@ -171,7 +177,8 @@ def _chosen(
             f"{found}jaxmix knows no transformers class of this model with such a head. Save the "
             "base with the class that the adapter was trained with, and merge into that."
         )
-    if not allowed:
+    is_other_task = not matching and any(head.task in stated for head in classes)
+    if allowed is False or (allowed is None and len(candidates) == 1 and is_other_task):
         raise LayoutError(
             f"{found}It is the head of {names}. Use {option('new_head')} to write it as new "
             f"tensors, and the class and its labels to {CONFIG_FILE}. Or save such a base with "
@@ -220,7 +227,7 @@ def _old_prefix(checkpoint: Checkpoint, mixed: Mix, prefix: str) -> str:
     """
     tensors = checkpoint.tensors
     firsts = {f"{name.partition('.')[0]}." for name in tensors}
-    for site in chains(mixed.parts):
+    for site in chains_by_site(mixed.parts):
         if not site.startswith(prefix):
             continue
         inner = f"{site.removeprefix(prefix)}.weight"

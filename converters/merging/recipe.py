@@ -18,6 +18,7 @@ from jaxmix.errors import CheckpointError
 from jaxmix.families.base import Chain
 from jaxmix.operators import Identity
 from jaxmix.placement.form import Form
+from jaxmix.row_cuts import cut_rows, row_unit
 
 __all__ = ["ComputedRows", "Prepared", "Recipe", "Share", "UnwritableError"]
 
@@ -119,7 +120,7 @@ class Prepared:
         """The runs of rows in which the tensor is computed."""
         shape = self.recipe.tensor.shape
         rows = shape[0] if shape else 1
-        unit = None if self.steps is None else blocks.row_unit(self.steps)
+        unit = None if self.steps is None else row_unit(self.steps)
         width = max(1, math.prod(shape[1:]))
         return blocks.row_runs(rows, max(1, BLOCK // width), unit)
 
@@ -142,7 +143,7 @@ class Prepared:
             exact = leaf.astype(wide)
         else:
             form = Form(self.recipe.shares[0].form.part)
-            exact = plan.run(leaf, blocks.cut_rows(self.steps, rows), form, wide)
+            exact = plan.run(leaf, cut_rows(self.steps, rows), form, wide)
         if not rounding.is_rounded(dtype):
             result = np.asarray(exact)
             if not np.isfinite(result).all():

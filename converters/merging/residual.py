@@ -23,6 +23,7 @@ from jaxmix.converters.merging.recipe import Recipe, Share
 from jaxmix.converters.merging.tensor_io import read_rows
 from jaxmix.families.base import maps
 from jaxmix.placement.form import Form
+from jaxmix.row_cuts import cut_rows, row_unit
 
 __all__ = ["Residual", "measure_residual"]
 
@@ -113,10 +114,10 @@ def _exact(recipe: Recipe) -> Iterator[tuple[slice, Any, Any]]:
         steps = _maps(share, start, tensor.shape)
         del start
     width = max(1, math.prod(tensor.shape[1:]))
-    for part in blocks.row_runs(rows, max(1, _BLOCK // width), blocks.row_unit(steps)):
+    for part in blocks.row_runs(rows, max(1, _BLOCK // width), row_unit(steps)):
         base = _wide(tensor, part)
         now = base.reshape(base.shape[0], -1)
-        for step in blocks.cut_rows(steps, part):
+        for step in cut_rows(steps, part):
             now = _apply(step, now)
         yield part, now, base
 

@@ -6,14 +6,14 @@ result: at strength 1 it equals the saved tensor, as in PEFT.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmix.adapter import chains
+from jaxmix.adapter import chains_by_site
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.label_config import label_fields
 from jaxmix.converters.merging.resized_tensor import ResizedTensor, new_tensor, resize_tensor
@@ -64,7 +64,7 @@ def resized(
     *,
     allowed: bool,
     labels: bool = False,
-    untied: str | None = None,
+    untied: Collection[str] = (),
 ) -> tuple[Checkpoint, dict[str, tuple[int, int]]]:
     """Gives embeddings and heads the adapters' number of rows.
 
@@ -74,7 +74,7 @@ def resized(
         layout: Where their sites are.
         allowed: Whether to resize; if not, an adapter that requires it is an error.
         labels: Whether to resize classification heads even if ``allowed`` is False.
-        untied: The untied head, a copy of the base's embedding, if any.
+        untied: The untied tensors, copies of the base's embedding.
 
     Returns:
         The checkpoint, and ``{tensor: (rows before, rows after)}``.
@@ -180,7 +180,7 @@ def _add_partners(
     after: int,
     changed: dict[str, ResizedTensor],
     wanted: Mapping[str, _Resize],
-    untied: str | None,
+    untied: Collection[str],
 ) -> Iterator[str]:
     """Adds other tensors with a row for each token to ``made``; yields those it can't resize.
 
@@ -203,7 +203,7 @@ def _add_partners(
                 new
                 for twin, new in changed.items()
                 if new.shape == shape
-                and (is_tied or (name == untied and twin in wanted and wanted[twin].is_base))
+                and (is_tied or (name in untied and twin in wanted and wanted[twin].is_base))
             ]
             if after < before:
                 changed[name] = resize_tensor(
@@ -218,7 +218,7 @@ def _add_partners(
 def _resizes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Resize]:
     """Yields the tensors outside of layers for which adapters have another number of rows."""
     tensors, disagreeing = checkpoint.tensors, []
-    for site, chain in chains(mixed.parts).items():
+    for site, chain in chains_by_site(mixed.parts).items():
         if re.search(r"\.\d+\.", site):
             continue
         updates = [part for _, update in chain for part in parts_of(update)]

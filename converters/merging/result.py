@@ -32,6 +32,8 @@ class Merged:
         resumed: The number of shards that an earlier, interrupted run had written.
         rounding: The error of the one rounding to 16 bits, in total and by tensor; None where
             nothing was rounded.
+        copies: All tensors that were untied, the head first: each is a copy of the base's tensor to
+            which it was tied.
         verified: The result of reading the output back; None if not requested.
     """
 
@@ -47,6 +49,7 @@ class Merged:
     new_head: str | None = None
     resumed: int = 0
     rounding: Rounding | None = None
+    copies: tuple[str, ...] = ()
     verified: Verified | None = None
 
 
@@ -69,12 +72,13 @@ def merge_result(
         changed=changed,
         copied=len(plan.checkpoint.tensors) - len(computed),
         size=plan.checkpoint.size,
-        untied=plan.untied_head,
+        untied=plan.untied[0] if plan.untied else None,
         left_out=plan.left_out,
         dequantized=packed,
         resized=dict(plan.resized),
         new_head=plan.new_head,
         resumed=resumed,
         rounding=summarize({name: losses[name] for name in changed if name in losses}),
+        copies=plan.untied,
         verified=proof,
     )

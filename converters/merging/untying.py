@@ -1,145 +1,213 @@
-"""Unties heads that share the embedding's tensor, where an adapter changes only one of them.
+"""Unties tensors that are one in memory, where adapters change only some of them.
 
-PEFT's forward changes only the module that has the adapter (see `placement.tied`). So the merged
-checkpoint needs both tensors, and a config that no longer ties them.
+PEFT's forward changes only the module that has the adapter. So the merged checkpoint needs each
+tensor, and a config that no longer ties them. One flag may tie several: BERT's weight and bias of
+the head; T5's and BART's embeddings of encoder and decoder, and their head. All tensors of a flag
+are written then.
 """
 
-import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
-from jaxmix.adapter import chains
-from jaxmix.converters.checkpoints.huggingface import Checkpoint
+from jaxmix.adapter import chains_by_site
+from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint
 from jaxmix.converters.merging.rewriting import with_config, with_copy
+from jaxmix.converters.merging.stored_ties import StoredTie, StoredTies, find_ties
+from jaxmix.converters.merging.tensor_io import stored_chunks
+from jaxmix.converters.merging.untying_by_name import untied_by_name
+from jaxmix.converters.names.ties import FLAG, untied_fields
 from jaxmix.errors import LayoutError, listing, option
-from jaxmix.families import Update, parts_of
+from jaxmix.families import parts_of
+from jaxmix.families.base import Chain
 from jaxmix.mixing import Mix, mix
-from jaxmix.placement.names import bare
-from jaxmix.placement.tied import bias_alone, trained_as_one
-from jaxmix.placement.ties import Ties
+from jaxmix.placement.tied import bias_alone, is_same_chain
 
 __all__ = ["untied"]
 
-_HEAD = "lm_head.weight"
-_FLAG = "tie_word_embeddings"
-
 
 def untied(
-    checkpoint: Checkpoint, mixed: Mix, *, allowed: bool
-) -> tuple[Checkpoint, Mix, str | None]:
-    """Gives the head its own tensor if the mix changes an embedding that is also the head.
+    checkpoint: Checkpoint, mixed: Mix, *, allowed: bool, sites: Collection[str] = ()
+) -> tuple[Checkpoint, Mix, tuple[str, ...]]:
+    """Gives tied tensors of which the mix changes only some tensors of their own.
 
-    Where the mix changes both equally, as after PEFT's ``ensure_weight_tying``, they stay tied.
+    Where the mix changes all equally, as after PEFT's ``ensure_weight_tying``, they stay tied.
 
     Args:
         checkpoint: The base.
-        mixed: The adapters.
+        mixed: The adapters, their sites by the names on disk where they are there.
         allowed: Whether to untie; if not, a mix that requires it is an error.
+        sites: The sites by the names that the adapters have for them.
 
     Returns:
-        The checkpoint to merge into; the mix without sites whose tensor the checkpoint stores only
-        under its tied partner's name; and the name of the untied head, None if none was.
+        The checkpoint to merge into; the mix by the names on disk, without sites whose tensor is
+        stored only under a tied partner's name; and the names of the tensors that are new or no
+        longer tied, the head first.
 
     Raises:
         LayoutError: If the mix requires untying, and that is not allowed or not possible.
     """
-    tensors = list(checkpoint.tensors)
-    without_head = [name for name in tensors if bare(name) != _HEAD]
-    sites = filter(_is_outside_layers, _weight_sites(mixed))
-    ties = Ties.of(without_head)
-    problems = {site: problem for site in sites if (problem := ties.problem(site))}
-    if not problems or not _is_tied(checkpoint, tensors):
-        return checkpoint, mixed, None
-    as_one, copies = trained_as_one(chains(mixed.parts), without_head, ties)
-    if as_one.issuperset(problems):
-        return checkpoint, _without(mixed, copies.difference(_modules(tensors)), tensors), None
+    found = find_ties(checkpoint, sites)
+    if found is None:
+        return untied_by_name(checkpoint, mixed, allowed=allowed)
+    stored = checkpoint.tensors
+    mixed = _with_names(mixed, found)
+    chains = chains_by_site(mixed.parts)
+    ties = [tie for tie in found.ties if _is_active(tie, chains, checkpoint)]
+    groups = [group for group in _components(ties) if any(name in stored for name in group)]
+    different = [
+        tie
+        for tie in ties
+        if any(tie.target in group for group in groups)
+        and not tie.is_inner_bias
+        and not _is_same(tie, chains)
+    ]
+    cut = {tie.tie.fields for tie in different}
+    if not cut:
+        return checkpoint, _without_copies(mixed, groups, stored), ()
+    _check(checkpoint, mixed, different, allowed=allowed)
+    kept = [tie for tie in ties if tie.tie.fields not in cut]
+    out, names = checkpoint, []
+    for group in groups:
+        origin = next(name for name in group if name in stored)
+        for part in _components(kept, group):
+            if not any(name in stored for name in part):
+                names.append(part[0])
+                out = with_copy(out, part[0], of=origin)
+    groups = _components(kept)
+    mixed = _without_copies(mixed, groups, out.tensors)
+    others = {tie.tie.fields for tie in found.ties} - cut
+    fields = untied_fields(checkpoint.json(CONFIG_FILE), cut, others)
+    if found.new_class:
+        fields["architectures"] = [found.new_class]
+    touched = [n for t in different for n in (t.target, t.source) if _chain(n, chains)]
+    first = [tie.target for tie in different if tie.target in (*names, *touched)]
+    return with_config(out, fields), mixed, tuple(dict.fromkeys((*first, *names)))
+
+
+def _is_active(tie: StoredTie, chains: Mapping[str, Chain], checkpoint: Checkpoint) -> bool:
+    """Whether transformers makes one parameter of two tensors, and adapters may change one only.
+
+    It ties two tensors that are both in the files only if they are equal.
+    """
+    stored, flag = checkpoint.tensors, tie.tie
+    if not (tie.target in stored and tie.source in stored):
+        # A config that states nothing, of a file without a head, is one of a tied model.
+        return flag.is_on or flag.stated is None
+    if tie.is_inner_bias or not flag.is_on:
+        return False
+    if _is_same(tie, chains):
+        return False
+    one, other = stored[tie.target], stored[tie.source]
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
+        a == b for a, b in zip(stored_chunks(one), stored_chunks(other), strict=True)
+    )
+
+
+def _is_same(tie: StoredTie, chains: Mapping[str, Chain]) -> bool:
+    """Whether adapters do the same to both tensors; of biases, whether they do nothing."""
+    one, other = _chain(tie.target, chains), _chain(tie.source, chains)
+    if tie.target.endswith(".bias"):
+        return not one and not other
+    return is_same_chain(one, other)
+
+
+def _chain(name: str, chains: Mapping[str, Chain], *, tokens: bool = False) -> Chain:
+    """The updates that change one tensor; those that change all tied ones only with ``tokens``."""
+    module, _, kind = name.rpartition(".")
+    return tuple(
+        (strength, update)
+        for strength, update in chains.get(module, ())
+        if (
+            update.has_bias
+            if kind == "bias"
+            else update.has_weight and (tokens or not update.keeps_tie)
+        )
+    )
+
+
+def _components(ties: Iterable[StoredTie], names: Iterable[str] = ()) -> list[list[str]]:
+    """The sets of tensors that ties connect, of the given ones if any; their sources first."""
+    names, ties = list(names), list(ties)
+    if names:
+        ties = [tie for tie in ties if tie.target in names]
+    groups = [{name} for name in names] + [{tie.target, tie.source} for tie in ties]
+    merged: list[set[str]] = []
+    for group in groups:
+        touching = [other for other in merged if other & group]
+        merged = [other for other in merged if not other & group]
+        merged.append(group.union(*touching))
+    targets = {tie.target for tie in ties}
+    return [sorted(group, key=lambda name: (name in targets, name)) for group in merged]
+
+
+def _with_names(mixed: Mix, found: StoredTies) -> Mix:
+    """Renames the sites of modules that have no tensor in the files."""
+    parts = [
+        replace(part, updates={found.sites.get(s, s): up for s, up in part.updates.items()})
+        for part in mixed.parts
+    ]
+    return replace(mixed, parts=tuple(parts))
+
+
+def _check(
+    checkpoint: Checkpoint, mixed: Mix, different: Iterable[StoredTie], *, allowed: bool
+) -> None:
+    """Raises if untying is not allowed, or an adapter needs the tie."""
+    different = list(different)
+    chains = chains_by_site(mixed.parts)
+    names = {name for tie in different for name in (tie.target, tie.source)}
     if not allowed:
+        lines = [_described(tie, chains) for tie in different]
+        fields = {".".join((*tie.tie.fields, FLAG)) for tie in different}
         raise LayoutError(
-            f"{checkpoint.name} ties the tensors of these sites to others:"
-            f"{listing(problems.values())}\nUse {option('untie')} to untie them in the output: "
-            f"{_HEAD} is then written as a tensor of its own, and {_FLAG} set to false in "
-            "config.json."
+            f"{checkpoint.name} ties the tensors of these sites to others:{listing(lines)}\n"
+            f"Use {option('untie')} to untie them in the output: each is then written as a tensor "
+            f"of its own, and {' and '.join(sorted(fields))} set to false in {CONFIG_FILE}."
         )
-    tokens = {s for s, up in _updates(mixed) if any(part.keeps_tie for part in parts_of(up))}
+    tokens = {
+        site
+        for site in (name.rpartition(".")[0] for name in sorted(names))
+        for _, update in chains.get(site, ())
+        if any(part.keeps_tie for part in parts_of(update))
+    }
     if tokens:
+        sites = [n.rpartition(".")[0] for n in sorted(names) if _chain(n, chains)]
         raise LayoutError(
-            "one adapter trained tokens, which changes both tied tensors, and another changes only "
-            f"one of them:{listing([*tokens, *problems])}\nMerge the adapters one after the other."
+            "one adapter trained tokens, which changes all tied tensors, and another changes only "
+            f"one of them:{listing([*sorted(tokens), *sites])}\nMerge the adapters one after the "
+            "other."
         )
-    if without_head == tensors:
-        checkpoint = with_copy(checkpoint, _HEAD, of=_embedding(checkpoint, problems))
-    return with_config(checkpoint, _untied_fields(checkpoint)), mixed, _HEAD
 
 
-def _without(mixed: Mix, sites: frozenset[str], tensors: Collection[str]) -> Mix:
-    """Removes some sites' weights from the mix."""
+def _described(tie: StoredTie, chains: Mapping[str, Chain]) -> str:
+    """Says which of two tied tensors adapters change."""
+    changed = [name for name in (tie.target, tie.source) if _chain(name, chains)]
+    how = "differently" if len(changed) > 1 else "not the other"
+    sites = " and ".join(name.rpartition(".")[0] for name in changed)
+    return f"{tie.target} is tied to {tie.source}; adapters change {sites}, {how}"
+
+
+def _without_copies(mixed: Mix, groups: Iterable[list[str]], stored: Collection[str]) -> Mix:
+    """Removes the weights of sites that are stored only under a tied partner's name."""
+    chains = chains_by_site(mixed.parts)
+    copies = {
+        name.rpartition(".")[0]
+        for group in groups
+        for name in group
+        if name not in stored
+        and name.endswith(".weight")
+        and any(
+            other in stored
+            and is_same_chain(_chain(name, chains, tokens=True), _chain(other, chains, tokens=True))
+            for other in group
+        )
+    }
     parts = []
     for part in mixed.parts:
-        updates = {site: up for site, up in part.updates.items() if site not in sites}
-        for site in sites & part.updates.keys():
-            owner, bias = bias_alone(site, part.updates[site], tensors)
+        updates = {site: up for site, up in part.updates.items() if site not in copies}
+        for site in part.updates.keys() & copies:
+            owner, bias = bias_alone(site, part.updates[site], stored)
             if owner is not None and bias is not None:
                 updates[owner] = bias
         parts.append(replace(part, updates=updates))
     return mix(*parts)
-
-
-def _modules(tensors: Iterable[str]) -> set[str]:
-    """Returns the modules that have a weight."""
-    return {bare(name).removesuffix(".weight") for name in tensors if name.endswith(".weight")}
-
-
-def _untied_fields(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns the new fields of config.json, and of its part for the text model if it has one."""
-    fields: dict[str, Any] = {_FLAG: False}
-    if isinstance(part := checkpoint.json("config.json").get("text_config"), dict):
-        fields["text_config"] = {**part, _FLAG: False}
-    return fields
-
-
-def _weight_sites(mixed: Mix) -> list[str]:
-    """Returns the sites whose updates change one tensor only, even if it is tied."""
-    return list(dict.fromkeys(s for s, up in _updates(mixed) if up.has_weight and not up.keeps_tie))
-
-
-def _updates(mixed: Mix) -> Iterator[tuple[str, Update]]:
-    return (item for part in mixed.parts for item in part.updates.items())
-
-
-def _is_outside_layers(name: str) -> bool:
-    """Whether a name has no layer number, like those of heads and embeddings."""
-    return re.search(r"\.\d+\.", name) is None
-
-
-def _is_tied(checkpoint: Checkpoint, tensors: Iterable[str]) -> bool:
-    """Whether a head and an embedding that can be tied are tied.
-
-    A checkpoint with both tensors is tied only if its config says so, as some old ones do. One
-    without a head tensor is tied unless its config says otherwise: then the model has no head.
-    """
-    config = checkpoint.json("config.json")
-    part = config.get("text_config")
-    flag = config.get(_FLAG, part.get(_FLAG) if isinstance(part, dict) else None)
-    return flag is True if _HEAD in map(bare, tensors) else flag is not False
-
-
-def _embedding(checkpoint: Checkpoint, problems: Iterable[str]) -> str:
-    """Returns the name of the tied embedding, if the head can be given a tensor of its own.
-
-    This is possible for decoders whose head is `lm_head` alone. BERT's head has other tied parts,
-    and with T5's and BART's ``shared`` the flag ties other modules as well.
-    """
-    tensors = list(checkpoint.tensors)
-    modules = (name.removesuffix(".weight") for name in tensors if _is_outside_layers(name))
-    ties = Ties.of(tensors)
-    both = [f"{module}.weight" for module in modules if ties.problem(module)]
-    is_shared = any(name.endswith("shared.weight") for name in both)
-    if len(both) == 1 and not is_shared and ties.problem(_HEAD.removesuffix(".weight")):
-        return both[0]
-    raise LayoutError(
-        f"{option('untie')} supports decoders with a plain {_HEAD}, which {checkpoint.name} is "
-        f"not: found {', '.join(both) or 'no embedding'} for {', '.join(problems)}. Untie the "
-        "model with transformers instead: give the head a parameter of its own, set "
-        f"config.{_FLAG} = False and save the model."
-    )

@@ -10,18 +10,49 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jaxmix.converters.names.transforms import Transform, transform_of
+from jaxmix.converters.names.rows import transform_of
+from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.transforms import Transform
 
-__all__ = ["TABLE", "base_prefix", "transforms_for"]
+__all__ = [
+    "TABLE",
+    "base_class",
+    "base_prefix",
+    "is_known",
+    "name_map",
+    "name_maps",
+    "transforms_for",
+]
 
 TABLE = Path(__file__).with_name("transformers.json")
 # Renamings that transformers applies to every model, such as of `LayerNorm.gamma`.
 _ALWAYS = "legacy"
+# Any class with a head: the table tells the base models' classes only.
+_HEAD = "*"
+
+
+# A model's path, class, model type and config.
+_Submodel = tuple[str, str, str, Mapping[str, Any]]
 
 
 @cache
 def _table() -> Mapping[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def base_class(config: Mapping[str, Any]) -> str | None:
+    """Returns the class of a model type without a head, such as ``"LlamaModel"``.
+
+    Of a model type that has none, such as an encoder-decoder of two models, its class.
+
+    Args:
+        config: A checkpoint's config.json.
+
+    Returns:
+        The class; None if the model type is unknown.
+    """
+    model = _model(config)
+    return model.get("class") or next(iter(model.get("heads", ())), None)
 
 
 def base_prefix(config: Mapping[str, Any]) -> str:
@@ -34,6 +65,56 @@ def base_prefix(config: Mapping[str, Any]) -> str:
         The prefix; ``""`` if the model type is unknown or has none.
     """
     return _model(config).get("prefix", "")
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Returns whether a config's model type is one of transformers'.
+
+    Args:
+        config: A checkpoint's config.json.
+    """
+    return bool(_model(config))
+
+
+def name_map(config: Mapping[str, Any]) -> NameMap | None:
+    """Returns the name map of a checkpoint.
+
+    Args:
+        config: The checkpoint's config.json. Without ``architectures``, a model with a head.
+
+    Returns:
+        The map; None if the model is not in the table, renames by code, or has code of its own.
+
+    Example:
+        >>> name_map({"model_type": "mixtral"}).prefix
+        'model'
+    """
+    # A model with code of its own may share a type with one of transformers' models.
+    if "auto_map" in config or not _model(config):
+        return None
+    if not config.get("architectures"):
+        config = {**config, "architectures": [_HEAD]}
+    transforms = transforms_for(config)
+    if transforms is None:
+        return None
+    return NameMap(config["model_type"], transforms, base_prefix(config), _inputs_first(config))
+
+
+def name_maps() -> Iterator[NameMap]:
+    """Yields the maps of all model types, of each with a head and as a base model alone."""
+    for model_type, model in _table()["models"].items():
+        for architecture in (_HEAD, model.get("class", _HEAD), *model.get("heads", ())):
+            found = name_map({"model_type": model_type, "architectures": [architecture]})
+            if found is not None:
+                yield found
+
+
+def _inputs_first(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules of a model, and of the models inside it, whose experts are (experts, in, out)."""
+    models = _table()["models"]
+    types = {model_type for _, _, model_type, _ in _submodels(config)}
+    found = {end for each in types for end in models.get(each, {}).get("inputs_first", ())}
+    return tuple(sorted(found))
 
 
 def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:
@@ -55,7 +136,9 @@ def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:
     prefix = base_prefix(config)
     seen: dict[str, list[str]] = {}
     transforms: list[Transform] = []
-    for path, cls, model_type in _submodels(config):
+    # A model's name alone does not state the sizes that some of its transforms need.
+    is_known = bool(config.keys() - {"model_type", "architectures"})
+    for path, cls, model_type, part in _submodels(config):
         if any(_is_inside(path, other) for other in seen.get(cls, ())):
             continue
         key = cls if cls in table["maps"] else model_type
@@ -68,7 +151,8 @@ def transforms_for(config: Mapping[str, Any]) -> tuple[Transform, ...] | None:
             return None
         scope = path.removeprefix(prefix).removeprefix(".") if path else None
         rows = table["lists"][number]
-        transforms += [transform_of(row, scope, prefix if path else "") for row in rows]
+        configs = (config, part) if is_known else ()
+        transforms += [transform_of(row, scope, prefix if path else "", *configs) for row in rows]
         seen.setdefault(cls, []).append(path)
         if key == model_type:
             seen.setdefault(key, []).append(path)
@@ -82,38 +166,45 @@ def _model(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _table()["models"].get(model_type, {}) if isinstance(model_type, str) else {}
 
 
-def _submodels(config: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Path, class and model type of a model, of its base model, and of the models inside it."""
+def _submodels(config: Mapping[str, Any]) -> Iterator[_Submodel]:
+    """A model, its base model, and the models inside it."""
     model, model_type = _model(config), config.get("model_type")
     if not isinstance(model_type, str):
         return
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     cls = first if isinstance(first, str) else model.get("class", "")
-    yield "", cls, model_type
+    yield "", cls, model_type, config
     base, path = model.get("class"), ""
     if base is not None and base != cls and model.get("prefix"):
         path = model["prefix"]
-        yield path, base, model_type
+        yield path, base, model_type, config
     yield from _parts(config, path)
 
 
-def _parts(config: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, str]]:
+def _parts(config: Mapping[str, Any], path: str) -> Iterator[_Submodel]:
     """The models inside a base model, at a path."""
     replaced: list[str] = []
     for inner, cls, model_type, field in _model(config).get("parts", ()):
         if any(_is_inside(inner, other) for other in replaced):
             continue
         there = f"{path}.{inner}" if path else inner
-        part = config.get(field) if field else None
-        stated = part.get("model_type") if isinstance(part, Mapping) else None
-        if isinstance(part, Mapping) and isinstance(stated, str) and stated != model_type:
+        part = config.get(field) if field else config
+        part = part if isinstance(part, Mapping) else {}
+        stated = part.get("model_type") if field else None
+        if isinstance(stated, str) and stated != model_type:
             # The config names another model than the default one, which brings parts of its own.
             replaced.append(inner)
-            yield there, _model(part).get("class", ""), stated
+            base, prefix = _model(part).get("class", ""), _model(part).get("prefix", "")
+            if cls.endswith("Backbone"):
+                yield there, base.removesuffix("Model") + "Backbone", stated, part
+            elif prefix and cls != _model({"model_type": model_type}).get("class", cls):
+                yield there, _HEAD, stated, part
+                there = f"{there}.{prefix}"
+            yield there, base, stated, part
             yield from _parts(part, there)
         else:
-            yield there, cls, model_type
+            yield there, cls, model_type, part
 
 
 def _is_inside(path: str, other: str) -> bool:

@@ -1,13 +1,14 @@
 """`combine`: checks its arguments and chooses between combining factors and combining effects."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxmix.adapter import Adapter, Mixable, chains, checked_strength
+from jaxmix.adapter import Adapter, Mixable, chains_by_site, checked_strength
 from jaxmix.combining.deltas import combined_effect
 from jaxmix.combining.factors import combined_factors, have_factors
 from jaxmix.combining.formulas import MajoritySign
@@ -19,8 +20,9 @@ from jaxmix.families import Delta, LoRA, Update
 from jaxmix.low_rank import Rank, checked_rank, compressed, site_key
 from jaxmix.metadata import shared_metadata
 from jaxmix.operators import LowRank
-from jaxmix.placement import resolve
+from jaxmix.placement import Resolved, resolve
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import OnTree, on_tree
 
 __all__ = ["combine"]
 
@@ -219,16 +221,21 @@ def _other_updates(groups: Sequence[Mixable]) -> list[str]:
     ]
 
 
+def _resolved(params: Any, tree: OnTree[Adapter]) -> Resolved:
+    return resolve(params, chains_by_site(tree.parts), tree.layout)
+
+
 def _check_shapes(
     groups: Sequence[Mixable], params: Any = None, layout: Layout | str | None = None
 ) -> None:
     """Checks that all LoRAs at a site fit one weight, and with params the base's weight."""
     joint: dict[str, Any] = {}
     for group in groups:
-        for site, chain in chains(group.parts).items():
+        for site, chain in chains_by_site(group.parts).items():
             joint[site] = (*joint.get(site, ()), *chain)
     if params is not None:
-        resolve(params, joint, layout)
+        parts = [part for group in groups for part in group.parts]
+        on_tree(partial(_resolved, params), parts, params, layout, None)
     shapes = {
         site: sorted({(update.b.shape[0], update.a.shape[1]) for _, update in chain})
         for site, chain in joint.items()

@@ -9,7 +9,7 @@ leads to PyTorch's order: a linear weight (out, in), a convolution (out, in, *k)
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import get_args
 
@@ -144,6 +144,8 @@ class Layout:
         conv1d: A regular expression for the sites whose weight PyTorch stores as (in, out), as
             transformers' ``Conv1D`` does; all others are (out, in), as in ``torch.nn.Linear``.
             ``""`` matches no site. If absent, the shapes of weights and biases decide.
+        places_of: The places of single sites, ``{site: {"weight": place}}``, for which no rule is
+            used.
 
     Raises:
         LayoutError: If a rule is not a `Rule` or ``conv1d`` not a regular expression; by `compose`,
@@ -164,6 +166,7 @@ class Layout:
     rules: tuple[Rule, ...] = ()
     by_name: bool = False
     conv1d: str | None = None
+    places_of: Mapping[str, Mapping[Part, Place]] = field(default_factory=dict)
 
     def __hash__(self) -> int:
         return self._hash
@@ -194,6 +197,8 @@ class Layout:
 
     def places(self, site: str, part: Part) -> list[Place]:
         """Returns where the site's weight or bias may be, in the order of the rules."""
+        if site in self.places_of:
+            return [place for of, place in self.places_of[site].items() if of == part]
         return list(_places(self, site, part))
 
 

@@ -1,6 +1,6 @@
 """Sites of adapters, and the leaves of a params tree that they find by a layout."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -11,9 +11,21 @@ from jaxmix.placement.layout import Layout, Part, Place
 from jaxmix.placement.spelling import respelled
 from jaxmix.placement.tree import Tree
 
-__all__ = ["Site", "located", "placed"]
+__all__ = ["Site", "UnplacedError", "located", "placed"]
 
 _SHOWN = 20
+
+
+class UnplacedError(LayoutError):
+    """Sites that find no leaf, or more than one.
+
+    Attributes:
+        sites: Their names.
+    """
+
+    def __init__(self, message: str, sites: Iterable[str] = ()):
+        super().__init__(message)
+        self.sites = tuple(sites)
 
 
 @dataclass(frozen=True)
@@ -85,11 +97,12 @@ def located(tree: Tree, chains: Mapping[str, Chain], table: Layout) -> list[Site
         lines = [f"{name}: {_lost(name, part, places, tree)}" for name, part, places in shown]
         lines += [name for name, _, _ in rest]
         count = len({name for name, _, _ in lost})
-        raise LayoutError(
+        raise UnplacedError(
             f"{count} site{'' if count == 1 else 's'} of the adapters can't be placed in the "
             f"params by the layout {table.name!r}:{listing(lines, _SHOWN)}\nWas the adapter "
             "trained on another model? If the leaves have other names, give "
-            "layout=jaxmix.Layout(…) with rules."
+            "layout=jaxmix.Layout(…) with rules.",
+            dict.fromkeys(name for name, _, _ in lost),
         )
     return sites
 

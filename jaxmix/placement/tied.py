@@ -13,7 +13,7 @@ from jaxmix.families.base import Chain
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.ties import HEADS, Ties, is_embedding
 
-__all__ = ["bias_alone", "tied_sites", "trained_as_one", "without_copies"]
+__all__ = ["bias_alone", "is_same_chain", "tied_sites", "trained_as_one", "without_copies"]
 
 
 def tied_sites(
@@ -95,7 +95,7 @@ def trained_as_one(
     if len(sites) in (0, len(copies)) or not copies:
         return frozenset(), frozenset()
     first, *rest = (chains[site] for site in sites)
-    if not all(_is_same_chain(first, chain) for chain in rest):
+    if not all(is_same_chain(first, chain) for chain in rest):
         return frozenset(), frozenset()
     for shared in (site for site in sites if site.rpartition(".")[2] == "shared"):
         outer = shared.removesuffix("shared")
@@ -147,8 +147,13 @@ def without_copies(
     return out
 
 
-def _is_same_chain(left: Chain, right: Chain) -> bool:
-    """Whether two chains do the same to one weight."""
+def is_same_chain(left: Chain, right: Chain) -> bool:
+    """Returns whether two chains do the same to one weight.
+
+    Args:
+        left: Strengths and updates, in order of application.
+        right: The other chain; its updates may be of an embedding, those of ``left`` of a head.
+    """
     return len(left) == len(right) and all(
         _is_equal(s, t) and _is_same_update(u, v)
         for (s, u), (t, v) in zip(left, right, strict=True)

@@ -22,6 +22,11 @@ HEADS = (
     *("lm_head", "embed_out", "output", "output_layer", "proj_out", "lm_loss", "vocab_projector"),
     *("cls.predictions.decoder", "lm_head.decoder", "predictions.decoder", "generator_lm_head"),
 )
+# Other heads. Trees that have one need none of the above.
+_OTHER_HEADS = (
+    *("decoder", "head", "head.decoder", "lm_head.out_proj", "output_projection"),
+    *("model.decoder.output_projection", "pred_layer.proj", "text_model.lm_head"),
+)
 # What a file holds of a tied head: its bias, or the layers before it; and the head's name.
 _LEFT = {
     "cls.predictions.": "cls.predictions.decoder",
@@ -141,7 +146,7 @@ def _how_to_untie(missing: str, embedding: str, kind: str) -> str:
 
 def _missing_head(embedding: str, weights: Mapping[str, str], names: Collection[str]) -> str | None:
     """Returns the head that the model of an embedding lacks; None if it has or needs none."""
-    if any(head in weights for head in HEADS):
+    if any(head in weights for head in (*HEADS, *_OTHER_HEADS)):
         return None
     for rest, head in _LEFT.items():
         if any(name.startswith(rest) for name in names):

@@ -1,20 +1,23 @@
 """`attach` and `detach`: store adapters next to the leaves of a tree, and remove them again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxmix.adapter import Adapter, Mixable, chains
+from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
 from jaxmix.families import Update
+from jaxmix.families.base import Chain
 from jaxmix.metadata import Metadata
 from jaxmix.mixing import several
-from jaxmix.placement import Site, resolve
+from jaxmix.placement import Resolved, Site, resolve
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.naming import Names, OnTree, on_tree
 from jaxmix.placement.params import check_no_path
 from jaxmix.placement.tree import Tree
 from jaxmix.unmerged.leaf import Factored, Tags
@@ -33,6 +36,7 @@ def attach(
     adapters: Mixable | Iterable[Mixable],
     *,
     layout: Layout | str | None = None,
+    names: Names = None,
     ready: bool = False,
 ) -> Any:
     """Attaches adapters to params: leaves keep ``W`` and ``(L, R, Δ)`` separate.
@@ -47,6 +51,7 @@ def attach(
             quantized arrays, which stay quantized.
         adapters: An adapter, a mix, or several of them in order of application.
         layout: Where the sites are in the tree, as in `jaxmix.compose`.
+        names: How the model's tensors are renamed, as in `jaxmix.compose`.
         ready: Compute the operators now and store them: solve rotations, take norms, multiply
             factors. Calls are then faster for adapters that rotate or read the weight; new
             strengths need a new tree, and gradients reach the operators instead of the updates.
@@ -77,20 +82,16 @@ def attach(
             "with jaxmix.detach and attach all together, in order: attach(params, [first, second])."
         )
     parts = several(adapters, "attach").parts
-    by_site = {
-        site: tuple((_as_array(strength), update) for strength, update in word)
-        for site, word in chains(parts).items()
-    }
-    if not by_site:
+    if not any(part.updates for part in parts):
         check_no_path(params)
         return params
+    parts, by_site, resolved = on_tree(partial(_placed, params), parts, params, layout, names)
     numbers: dict[str, list[int]] = {}
     for number, part in enumerate(parts):
         for site in part.updates:
             numbers.setdefault(site, []).append(number)
-    resolved = resolve(params, by_site, layout)
     tree = resolved.tree
-    names = tuple((part.name, part.source, part.metadata) for part in parts)
+    labels = tuple((part.name, part.source, part.metadata) for part in parts)
     leaves = list(tree.leaves)
     tenants: dict[int, list[tuple[Site, str]]] = {}
     for site in resolved.sites:
@@ -106,11 +107,22 @@ def attach(
         for number, pair in zip(numbers[site], word, strict=True)
     ]
     for at, sites in tenants.items():
-        leaves[at] = _leaf(tree, at, sites, numbers, names, lost)
+        leaves[at] = _leaf(tree, at, sites, numbers, labels, lost)
         lost = []
     if ready:
         leaves = [_ready(leaf) if is_factored(leaf) else leaf for leaf in leaves]
     return tree.with_leaves(leaves)
+
+
+def _placed(
+    params: Any, tree: OnTree[Adapter]
+) -> tuple[Sequence[Adapter], dict[str, Chain], Resolved]:
+    """The adapters under the tree's names, their chains, and where their sites are."""
+    by_site = {
+        site: tuple((_as_array(strength), update) for strength, update in chain)
+        for site, chain in chains_by_site(tree.parts).items()
+    }
+    return tree.parts, by_site, resolve(params, by_site, tree.layout)
 
 
 def _ready(leaf: Factored) -> Factored:

@@ -13,9 +13,11 @@ from .sources import ROOT, Module, imports_of, modules
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "untrusted": {"errors"},
+    "weight_files": set(),
     "operators": {"errors"},
     "affine": {"operators"},
-    "families": {"affine", "operators"},
+    "row_cuts": {"affine", "operators"},
+    "families": {"row_cuts", "affine", "operators"},
     "factors": {"families", "errors"},
     "metadata": {"errors"},
     "placement": {"families", "affine", "untrusted", "errors"},
@@ -38,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {"unmerged", "adapter", "mixing", "apply", "placement", "families", "pictures"}
     | {"untrusted", "errors"},
     "layout": {"placement"},
-    "models": {"untrusted", "errors"},
+    "models": {"untrusted", "weight_files", "errors"},
 }
 LIBRARY = set(ARROWS)
 # The packages and modules of converters/adapters, each with those there that it may import. No
@@ -63,7 +65,7 @@ ADAPTERS["loading"] = set(ADAPTERS)
 ADAPTER_ROOMS = {"converters.adapters", *(f"converters.adapters.{name}" for name in ADAPTERS)}
 ARROWS |= {
     f"converters.adapters.{name}": {f"converters.adapters.{other}" for other in others}
-    | {"converters.checkpoints", "converters.files", *LIBRARY}
+    | {"converters.names", "converters.checkpoints", "converters.files", *LIBRARY}
     for name, others in ADAPTERS.items()
 }
 ARROWS |= {
@@ -88,11 +90,11 @@ FACE_MAY = tuple(
     for name in ("adapters.loading", "adapters.mixfile", "adapters.peft.export", "merging")
 )
 COMMANDS_MAY = "jaxmix.demo."
-# The public module of layouts registers the tables of the model libraries.
-LAYOUT_MAY = "jaxmix.converters.layouts.TABLES"
+# The public module of layouts registers the tables of model libraries and of transformers' names.
+LAYOUT_MAY = ("jaxmix.converters.layouts.TABLES", "jaxmix.converters.names.")
 # Modules that a family may import from jaxmix.families; the others there import the families.
 SHARED_BY_FAMILIES = ("base", "leaf_update", "positions", "wavelets")
-FAMILIES_ABOVE = {"__init__", "together", *SHARED_BY_FAMILIES}
+FAMILIES_ABOVE = {"__init__", "together", "rows", *SHARED_BY_FAMILIES}
 FORBIDDEN = ("jax._src", "pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 # Imported on demand, by code that says what to install if they are missing.
 EXTRAS = {"matplotlib", "equinox", "qwix", "sklearn", "tokenizers", "torch", "transformers"}
@@ -127,7 +129,7 @@ def wrong_arrows(text: str, name: str, is_package: bool) -> list[str]:
         allowed |= (
             package == "converters.cli" and found.lazy and found.name.startswith(COMMANDS_MAY)
         )
-        allowed |= package == "layout" and found.lazy and found.name == LAYOUT_MAY
+        allowed |= package == "layout" and found.lazy and found.name.startswith(LAYOUT_MAY)
         if not allowed:
             wrong.append(f"{name}:{found.line} imports {found.name}")
     return wrong
@@ -199,9 +201,21 @@ def test_allowed_imports_pass() -> None:
 
 # The modules of placement, each above those that it may import.
 PLACEMENT = (
-    *("place", "names", "orientation", "classes", "stacks", "devices", "quantized", "params"),
+    *(
+        "transforms",
+        "place",
+        "canonical",
+        "assembly",
+        "names",
+        "orientation",
+        "classes",
+        "stacks",
+        "devices",
+        "quantized",
+        "params",
+    ),
     *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
-    *("tied", "roles", "own", "choosing", "reading", "resolving"),
+    *("cutting", "naming", "tied", "roles", "own", "choosing", "reading", "resolving"),
 )
 
 

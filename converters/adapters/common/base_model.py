@@ -7,6 +7,7 @@ out factors that are computed from the base's weights. Their readers look these 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
-from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
 from jaxmix.errors import CheckpointError, LayoutError
+from jaxmix.placement.assembly import assembled, assembled_shape
+from jaxmix.placement.canonical import Holding, Modules
 from jaxmix.placement.layout import NAMES
 from jaxmix.placement.orientation import OutAxes
 from jaxmix.placement.spelling import Spellings
 from jaxmix.placement.tree import Tree
 from jaxmix.untrusted.patterns import is_match
 
-__all__ = ["BaseModel", "base_model"]
+__all__ = ["BaseModel", "base_model", "orientations"]
+
+
+_OTHER_MODEL = "Was the adapter trained on another model?"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class BaseModel:
         order: The names of all leaves in the order of the caller's dict, as PyTorch's
             ``state_dict`` has them in the model's own order. Empty where that order is lost: a
             folder's files and jax's trees are sorted.
+        in_memory: The modules by the names that they have in memory, if these differ.
     """
 
     shapes: Mapping[str, tuple[int, ...] | None]
@@ -51,6 +55,7 @@ class BaseModel:
     read_bias: Callable[[str], np.ndarray | None] = lambda name: None
     conv1d: Callable[[str], bool | None] = lambda name: None
     order: tuple[str, ...] = ()
+    in_memory: Modules | None = None
 
     @cached_property
     def _spellings(self) -> Spellings:
@@ -63,6 +68,8 @@ class BaseModel:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """The shape of a module's weight, in PyTorch's axes."""
+        if pieces := self._pieces(module):
+            return assembled_shape(pieces, self.shapes)
         shape = self.shapes[self._full_name(module)]
         return self.weight(module).shape if shape is None else shape
 
@@ -72,6 +79,8 @@ class BaseModel:
         Raises:
             CheckpointError: If there is no such module, or its name is ambiguous.
         """
+        if pieces := self._pieces(module):
+            return assembled(pieces, self.read_weight)
         return self.read_weight(self._full_name(module))
 
     def bias(self, module: str) -> np.ndarray:
@@ -84,7 +93,7 @@ class BaseModel:
         if found is None:
             raise CheckpointError(
                 f"the adapter needs the bias of {module}, but it has none in {self.description}. "
-                "Give the base on which the adapter was trained."
+                f"{_OTHER_MODEL}"
             )
         return found
 
@@ -94,29 +103,46 @@ class BaseModel:
 
     def has(self, module: str) -> bool:
         """Whether exactly one module has this name, or the name with another prefix."""
-        return len(self._candidates(module)) == 1
+        return len(self._candidates(module)) == 1 or bool(self._pieces(module))
 
     def _candidates(self, module: str) -> list[str]:
         """The base's names for a module: either name may have a further prefix."""
         if module in self.shapes:
             return [module]
+        if module.removesuffix(".weight") in self.shapes:
+            return [module.removesuffix(".weight")]
         if len(others := self._spellings.of(module)) == 1:
             return list(others)
+        if self.in_memory and (stored := self.in_memory.in_memory(module)):
+            return [name for name in stored if name in self.shapes]
         return [
             name
             for name in self.shapes
             if name.endswith(f".{module}") or module.endswith(f".{name}")
         ]
 
+    def _pieces(self, module: str) -> tuple[Holding, ...]:
+        """The leaves that hold a weight in memory; nothing if it is a module of the base itself."""
+        if self.in_memory is None or self._candidates(module):
+            return ()
+        return self.in_memory.pieces(f"{module}.weight") or self.in_memory.pieces(module)
+
     def _full_name(self, module: str) -> str:
         """The base's own name for a module."""
         names = self._candidates(module)
         if len(names) == 1:
             return names[0]
-        found = f"several modules ({', '.join(names[:3])})" if names else "no such module"
+        if names:
+            found = f"several modules of {self.description} may be it: {', '.join(names[:3])}"
+        else:
+            near = get_close_matches(module, self.shapes, n=3, cutoff=0.4) or [*self.shapes][:3]
+            also = tuple(self.in_memory.tried(module)) if self.in_memory else ()
+            tried = f" (nor {', '.join(also)})" if also else ""
+            found = (
+                f"{self.description} has no such module{tried}; the nearest are {', '.join(near)}"
+            )
         raise CheckpointError(
-            f"the adapter needs the weight of {module}, but found {found} in {self.description}. "
-            "Give the base on which the adapter was trained."
+            f"the adapter needs the weight of {module}, but {found}. {_OTHER_MODEL}"
         )
 
 
@@ -124,7 +150,8 @@ def base_model(base: Any) -> BaseModel:
     """Converts the ``base=`` of `jaxmix.load` to a `BaseModel`.
 
     Args:
-        base: A Hugging Face folder; a params tree whose leaves have the names of PyTorch's modules
+        base: A folder of transformers or diffusers, whose pipelines have the component in all names
+            (``unet.conv_in``); a params tree whose leaves have the names of PyTorch's modules
             (those that `jaxmix.compose` finds without a layout), which is a flat dict in the
             model's own order where a reader needs the order; or a list of the modules' names,
             which is enough where no weights are needed.
@@ -146,38 +173,16 @@ def base_model(base: Any) -> BaseModel:
     if isinstance(base, BaseModel):
         return base
     if isinstance(base, str | os.PathLike):
-        return _of_folder(Path(base))
+        from jaxmix.converters.adapters.common.base_folder import folder_model  # it imports this
+
+        return folder_model(Path(base))
     is_names = isinstance(base, list | tuple | set | frozenset) and base
     if is_names and all(isinstance(name, str) for name in base):
         return _of_names(base)
     return _of_params(base)
 
 
-def _of_folder(folder: Path) -> BaseModel:
-    """A Hugging Face folder; packed weights are unpacked as they are read."""
-    checkpoint = read_checkpoint(folder)
-    readout, method = find_packed(checkpoint), quantization_method(checkpoint)
-    tensors = unpacked(checkpoint, readout)
-    stored = {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-        if tensor.dtype in FLOATS and not name.endswith(".bias")
-    }
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-
-    def read_bias(name: str) -> np.ndarray | None:
-        tensor = tensors.get(f"{name}.bias")
-        return None if tensor is None else tensor.read()
-
-    is_packed = method and readout.problems
-    description = f"{folder}, with weights packed by {method}" if is_packed else str(folder)
-    biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
-    pattern = conv1d_pattern(checkpoint)
-    conv1d = _orientations(shapes, biases, pattern)
-    return BaseModel(shapes, lambda name: stored[name].read(), description, read_bias, conv1d)
-
-
-def _orientations(
+def orientations(
     shapes: Mapping[str, tuple[int, ...]],
     biases: Mapping[str, tuple[int, ...]],
     pattern: str | None,
@@ -260,7 +265,7 @@ def _of_params(params: Any) -> BaseModel:
         for place in places
         if place.leaf in tree.where
     }
-    conv1d = _orientations(shapes, biases, None)
+    conv1d = orientations(shapes, biases, None)
     description = "the params given as base"
     return BaseModel(shapes, read, description, read_bias, conv1d, order)
 

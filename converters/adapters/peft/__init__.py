@@ -1,6 +1,6 @@
 """PEFT's folders: adapter_config.json with adapter_model.safetensors, its shards, or a .bin."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from jaxmix.converters.adapters.common.base_model import base_model
 from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.common.sidecars import read_sidecars
 from jaxmix.converters.adapters.common.tensor_files import CONFIG_FILE
-from jaxmix.converters.adapters.peft.about import about
+from jaxmix.converters.adapters.peft.about import TASKS, about
 from jaxmix.converters.adapters.peft.config import read_config
 from jaxmix.converters.adapters.peft.file import Config, File
 from jaxmix.converters.adapters.peft.keys import Sites, sort_keys, split_leaf
@@ -89,7 +89,7 @@ def read_peft(
     if derived := peft_type.derive_tensors(file):
         sites.factors.update({site: dict(factors) for site, factors in derived.items()})
         file = replace(file, sites=tuple(sites.factors))
-    _check_saved(config, sites)
+    _check_saved(config, sites, () if model is None else model.modules)
     updates = _build(file, located(file, sites.factors), path)
     for site, rows in sites.tokens.items():
         _prepend(updates, site, token_rows(config, site, rows))
@@ -129,8 +129,11 @@ def _build(file: File, factors: Mapping[str, SiteTensors], path: Path) -> dict[s
     return updates
 
 
-def _check_saved(config: Config, sites: Sites) -> None:
-    """Checks that the file has factors, and the tensors that its config mentions."""
+def _check_saved(config: Config, sites: Sites, base: Iterable[str]) -> None:
+    """Checks that the file has factors, and the tensors that its config mentions.
+
+    PEFT adds the usual heads of a task to the config, whether the model has them or not.
+    """
     if not sites.factors and not sites.saved and not sites.tokens:
         raise CheckpointError(
             f"{config.path.parent} has no weights of a {config.family} adapter, expected "
@@ -138,7 +141,10 @@ def _check_saved(config: Config, sites: Sites) -> None:
             "before the adapter was added, or by only one of several processes?"
         )
     modules = config.values.get("modules_to_save") or ()
-    if modules and not sites.saved:
+    task = config.values.get("task_type")
+    usual = TASKS.get(task, ()) if isinstance(task, str) else ()
+    existing = {part for name in base for part in name.split(".")}
+    if any(name not in usual or name in existing for name in modules) and not sites.saved:
         raise CheckpointError(
             f"{config.path}: modules_to_save is {modules!r}, but the file has none of their "
             "leaves. Save it again, or set modules_to_save to null if they were not trained."

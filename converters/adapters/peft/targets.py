@@ -90,9 +90,8 @@ def targeted(config: Config, modules: Iterable[str]) -> list[str]:
             f"layers_to_transform {values.get('layers_to_transform')!r}"
         )  # fmt: skip
         raise CheckpointError(
-            f"{config.path}: {problem}\nGive the base on which the adapter was trained, with all "
-            f"of "
-            "its leaves; if that has no such modules either, remove them from the config."
+            f"{config.path}: {problem}\nWas the adapter trained on another model, or does the base "
+            "lack some of its leaves? If it was trained on this one, remove them from the config."
         )
     return found
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
+from jaxmix.converters.adapters.peft.experts import has_inputs_first
 from jaxmix.converters.adapters.peft.file import Config, File
 from jaxmix.errors import CheckpointError
 from jaxmix.training.targets import Rules
@@ -173,6 +174,8 @@ def _assigned(
             )
             if all(fits):
                 found.setdefault(chosen, set()).add(in_first)
+    if len(found) > 1 and (in_first := has_inputs_first(file, module)) is not None:
+        found = {chosen: {in_first} for chosen, both in found.items() if in_first in both}
     if len(found) > 1 and (order := _registered(file, module, names)):
         inner_first = sorted(paths, key=len, reverse=True)
         by_order = dict(zip(inner_first, order, strict=False))
@@ -183,10 +186,9 @@ def _assigned(
         raise CheckpointError(
             f"{file.config.path.parent}: the factors at {module} fit "
             f"{'several' if found else 'none'} of its parameters {', '.join(names)} with shapes "
-            f"{shapes}, and the file does not assign them. Give the base on which the adapter was "
-            "trained as a flat dict in the model's own order, jaxmix.load(…, "
-            "base={name: array for name, array in model.state_dict().items()}), or train them as "
-            "separate adapters."
+            f"{shapes}, and the file does not assign them. Give the base as a flat dict in the "
+            "model's own order, jaxmix.load(…, base={name: array for name, array in "
+            "model.state_dict().items()}), or train them as separate adapters."
         )
     ((chosen, orientations),) = found.items()
     if len(orientations) == 1:

@@ -21,12 +21,12 @@ class Stop(Exception):
 
 
 @contextmanager
-def breaking(beside: Path, error: BaseException) -> Iterator[None]:
-    """Makes merges fail in the third shard, after the first one is complete."""
+def breaking(beside: Path, error: BaseException, file: str = THIRD) -> Iterator[None]:
+    """Makes merges fail in the third shard, or another one, after the first one is complete."""
     plain: Any = recipe.Prepared.compute
 
     def failing(self: Any, *args: Any) -> Any:
-        if self.recipe.tensor.file.name == THIRD:
+        if self.recipe.tensor.file.name == file:
             while not (beside / "whole" / "0.json").exists():
                 time.sleep(0.01)
             raise error

@@ -11,9 +11,11 @@ from safetensors.numpy import load_file, save_file
 import jaxmix
 from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.converters.names import matching, with_stored_names
-from jaxmix.converters.names.transforms import Transform
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
+from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.layout import NAMES
+from jaxmix.placement.transforms import Transform
 
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
 ON_DISK = "language_model.model.layers.{}.mlp.up_proj"
@@ -77,15 +79,35 @@ def test_the_base_prefix(stored: str, site: str, tmp_path: Path) -> None:
     assert merged.changed == (f"{stored}.weight",)
 
 
-@pytest.mark.parametrize(
-    "config", [None, {**LLAVA, "auto_map": {"AutoModel": "x.y"}}, {"model_type": "dory"}]
-)
-def test_without_a_map_names_stay(config: dict[str, Any] | None, tmp_path: Path) -> None:
-    """No config, a model's own code, or renamings that are code: names are compared as is."""
+@pytest.mark.parametrize("config", [None, {**LLAVA, "auto_map": {"AutoModel": "x.y"}}])
+def test_without_a_config_the_names_tell(config: dict[str, Any] | None, tmp_path: Path) -> None:
+    """No config, or a model's own code: the only map that brings the sites to the leaves."""
     base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], config)
+    merged = jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
+    assert merged.changed == (f"{ON_DISK.format(0)}.weight",)
+
+
+def test_names_switch_the_map_off_or_choose_it(tmp_path: Path) -> None:
+    """An empty string is none; a model type chooses its map; an unknown one is an error."""
+    base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], LLAVA)
+    adapter = lora(IN_MEMORY.format(0))
     with pytest.raises(
         LayoutError, match=r"model\.language_model\.layers\.0\.mlp\.up_proj: no leaf"
     ):
+        jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", names="")
+    jaxmix.merge_checkpoint(base, adapter, tmp_path / "out", names="llava")
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.merge_checkpoint(base, adapter, tmp_path / "other", names="lava")
+    assert str(caught.value) == (
+        "there is no name map 'lava', expected the model_type of one of transformers' models, such "
+        "as 'mixtral', a config with one, '' for no map, or None to find it."
+    )
+
+
+def test_a_model_that_renames_by_code(tmp_path: Path) -> None:
+    """Its names are compared as they are: another model's map would be a guess."""
+    base = base_of(tmp_path / "base", [f"{ON_DISK.format(0)}.weight"], {"model_type": "dory"})
+    with pytest.raises(LayoutError, match=r"mlp\.up_proj: no leaf"):
         jaxmix.merge_checkpoint(base, lora(IN_MEMORY.format(0)), tmp_path / "out")
 
 
@@ -97,12 +119,12 @@ def test_a_site_that_may_be_two_modules(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(base)
     adapter = lora("vit.layers.0.q.LayerNorm")
     with pytest.raises(LayoutError) as caught:
-        with_stored_names(jaxmix.mix(adapter), checkpoint)
+        with_stored_names(jaxmix.mix(adapter), checkpoint, NAMES)
     assert str(caught.value) == (
-        "adapter 'style': sites that match the checkpoint's modules in several ways:\n"
+        "adapter 'style': sites that match the weights' modules in several ways:\n"
         "  vit.layers.0.q.LayerNorm: encoder.layer.0.q.LayerNorm and layers.0.q.LayerNorm\n"
-        "The names in memory follow from config.json as transformers loads it. Give the adapter's "
-        "sites the checkpoint's own names."
+        "The names in memory are those of vit as transformers loads it. Give the adapter's sites "
+        "the names of the weights, or switch the map off: names=''."
     )
 
 
@@ -111,9 +133,9 @@ def test_a_name_that_is_another_module_in_memory(
 ) -> None:
     """norm0 and norm1 become norm1 and norm2: norm1 alone may be either, so it is refused."""
     shift = Transform("group", ("norm0", "norm1"), ("norm1", "norm2"))
-    monkeypatch.setattr(matching, "transforms_for", lambda config: (shift,))
+    monkeypatch.setattr(matching, "map_of", lambda config: NameMap("mine", (shift,)))
     checkpoint = read_checkpoint(base_of(tmp_path / "base", ["norm0.weight", "norm1.weight"], {}))
-    both = with_stored_names(jaxmix.mix(lora("norm1", "norm2")), checkpoint)
+    both = with_stored_names(jaxmix.mix(lora("norm1", "norm2")), checkpoint, NAMES)[0]
     assert tuple(both.parts[0].updates) == ("norm0", "norm1")
     with pytest.raises(LayoutError, match=r"several ways:\n  norm1: norm1 and norm0\n"):
-        with_stored_names(jaxmix.mix(lora("norm1")), checkpoint)
+        with_stored_names(jaxmix.mix(lora("norm1")), checkpoint, NAMES)

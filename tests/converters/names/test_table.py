@@ -73,7 +73,7 @@ def test_transformers_does_the_same(model_type: str, name: str) -> None:
     torch = pytest.importorskip("torch")
     mapping = pytest.importorskip("transformers.conversion_mapping")
     config = transformers.CONFIG_MAPPING[model_type]()
-    name_maps._shorten(config)
+    name_maps.shorten(config)
     with torch.device("meta"):
         model = getattr(transformers, name)(config)
     truth = [

@@ -15,6 +15,7 @@ from jaxmix.converters.adapters.common.shapes import (
     required,
 )
 from jaxmix.converters.adapters.common.values import COUNT, short_json
+from jaxmix.converters.adapters.peft.experts import has_inputs_first
 from jaxmix.converters.adapters.peft.file import File
 from jaxmix.converters.adapters.peft.kinds.lora_config import FIELDS, SUBTRACTED, problems
 from jaxmix.converters.adapters.peft.kinds.lora_write import write
@@ -94,11 +95,13 @@ def _experts(file: File, site: str, factors: SiteTensors, rank: int, scale: floa
     in_first = shape[1:] != sizes
     if sizes[0] == sizes[1]:
         # Other parameters of the module have the same order of axes.
-        in_first = file.kept.get((site.rpartition(".")[0], "in_first"))
+        module = site.rpartition(".")[0]
+        in_first = file.kept.get((module, "in_first"), has_inputs_first(file, module))
     if in_first is None:
         raise UnsupportedError(
-            f"the experts' matrices are square, {sizes}, and the file does not state whether they "
-            "are stored as (out, in) or (in, out). Merge it with PEFT"
+            f"the experts' matrices are square, {sizes}, and neither the file nor the base states "
+            "whether they are stored as (out, in) or (in, out). Give the base's folder with its "
+            "config.json"
         )
     return ExpertLoRA(
         a.reshape(experts, rank, -1),

@@ -140,7 +140,7 @@ def _sizes(file: File, base: BaseModel, sites: Sequence[str]) -> dict[str, tuple
         raise CheckpointError(
             f"{file.config.path.parent}: modules that the config targets and that are not linear "
             f"layers in {base.description}:{listing(wrong)}\nExpected floats (out, in), or (in, "
-            "out) for GPT-2's Conv1D. Give the base on which the adapter was trained. Or "
+            "out) for GPT-2's Conv1D. Was the adapter trained on another model? Or "
             f"{_SAVED}"
         )
     if same := [" = ".join(names) for names in twins.values() if len(names) > 1]:

@@ -66,9 +66,9 @@ def test_missing_and_ambiguous_modules_are_listed(tmp_path):
         f"{path}: names in which dots became underscores, and that the base does not settle:"
         "\n  lora_unet_a_b_c: may be a.b_c or a_b.c"
         "\n  lora_unet_x_y: no module of this name"
-        "\nExpected for each exactly one of the base's 3 modules (a.b_c, a_b.c, z …). Give the "
-        "base that the adapter was trained on; with several models in the file give part='…', one "
-        "of the prefixes before the module's name."
+        "\nExpected for each exactly one of the base's 3 modules (a.b_c, a_b.c, z …). Was the "
+        "adapter trained on another model? With several models in the file give part='…', one of "
+        "the prefixes before the module's name."
     )
 
 

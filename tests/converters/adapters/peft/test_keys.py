@@ -96,6 +96,17 @@ def test_missing_modules_to_save(tmp_path):
     assert "has none of their leaves. Save it again, or set modules_to_save to null" in text
 
 
+def test_heads_of_the_task_that_the_model_does_not_have(tmp_path):
+    """PEFT writes its usual names to the config; BART's head, for example, has another."""
+    usual: Any = {"modules_to_save": ["classifier", "score"], "task_type": "SEQ_CLS"}
+    folder = save(tmp_path, **usual)
+    assert jaxmix.load(folder).sites == (SITE,)
+    base = {f"{SITE}.weight": np.zeros((5, 4), np.float32)}
+    assert jaxmix.load(folder, base=base).sites == (SITE,)
+    with pytest.raises(CheckpointError, match="the file has none of their leaves"):
+        jaxmix.load(folder, base=base | {"score.weight": np.zeros((2, 4), np.float32)})
+
+
 def test_wrapper_next_to_a_saved_module(tmp_path):
     """With new tokens PEFT writes each saved embedding three times, and reads one."""
     made = lora(

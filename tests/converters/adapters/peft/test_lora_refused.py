@@ -225,8 +225,9 @@ EXPERTS: dict[str, tuple[Any, tuple[int, ...], type[JaxmixError], str]] = {
         ((6, 4), (4, 6)),
         (3, 4, 4),
         U,
-        "mlp.up: the experts' matrices are square, (4, 4), and the file does not "
-        "state whether they are stored as (out, in) or (in, out). Merge it with PEFT",
+        "mlp.up: the experts' matrices are square, (4, 4), and neither the file nor the base "
+        "states whether they are stored as (out, in) or (in, out). Give the base's folder with its "
+        "config.json",
     ),
 }
 
@@ -248,9 +249,8 @@ def test_ambiguous_parameters(down, how, tmp_path):
     base = {"mlp.down": np.ones(down), "mlp.up": np.ones((3, 5, 4))}
     assert refused(C, folder, base=base) == (
         f"{tmp_path}: the factors at mlp fit {how} of its parameters up, down with "
-        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Give the "
-        f"base on which the adapter was trained as a flat dict in the model's own "
-        f"order, jaxmix.load(…, base={{name: array for name, array in "
+        f"shapes [(3, 5, 4), {down}], and the file does not assign them. Give the base as a flat "
+        f"dict in the model's own order, jaxmix.load(…, base={{name: array for name, array in "
         f"model.state_dict().items()}}), or train them as separate adapters."
     )
 

@@ -101,9 +101,10 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[JaxmixError], str]] = 
         ("target_modules, layers_pattern or modules_to_save is not a valid regular "
         "expression: missing ")),
     "not there": ({"target_modules": ["q", "lm_head"]}, _QK, CheckpointError,
-        "the base has no modules for:\n  lm_head\nGive the base on which the adapter was trained"),
+        "the base has no modules for:\n  lm_head\nWas the adapter trained on another model, or "
+        "does the base lack some of its leaves? If it was trained on this one, remove them from "),
     "none": ({"layers_to_transform": [7]}, _QK, CheckpointError,
-        "no modules for target_modules ['q', 'k'], layers_to_transform [7]\nGive the base"),
+        "no modules for target_modules ['q', 'k'], layers_to_transform [7]\nWas the "),
     "seed": ({"proj_seed": None}, _QK, CheckpointError, "proj_seed is missing, from which PEFT"),
     "negative seed": ({"proj_seed": -1}, _QK, CheckpointError,
         "proj_seed is -1, expected a non-negative integer"),

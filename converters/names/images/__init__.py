@@ -1,0 +1,87 @@
+"""Name maps of image and video models: the original projects' names, and those of diffusers.
+
+One data file a model. On disk are the names of the project that published the model, which most
+trainers use; in memory those of diffusers.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.templates import Template, Templates
+
+__all__ = ["image_map", "image_maps", "other_names"]
+
+# What checkpoints of one file, and ComfyUI, write before the names of a model.
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+
+
+@cache
+def image_maps() -> tuple[NameMap, ...]:
+    """Returns the name maps of all image and video models."""
+    return tuple(_read(file.stem, _data(file)) for file in _files())
+
+
+def image_map(config: Mapping[str, Any]) -> NameMap | None:
+    """Returns the name map of an image or video model.
+
+    Args:
+        config: The config of diffusers' model with its ``_class_name``, or with the name of a data
+            file as ``model_type``.
+    """
+    for file, names in zip(_files(), image_maps(), strict=True):
+        classes = _data(file)["classes"]
+        if config.get("_class_name") in classes or config.get("model_type") == names.name:
+            return names
+    return None
+
+
+def other_names(modules: Collection[str]) -> Iterator[frozenset[str]]:
+    """Yields the names that the modules of an image or video model have in the other scheme.
+
+    Args:
+        modules: The modules' names, which may follow the name of a component.
+
+    Yields:
+        The original project's names of modules that have diffusers' names, and the reverse, for
+        each model that has such modules, those with most of them first.
+    """
+    found: list[frozenset[str]] = []
+    for names in image_maps():
+        table = names.templates
+        assert table is not None
+        inside = {module.removeprefix(f"{names.prefix}.") for module in modules}
+        originals = frozenset(table.sources(inside))
+        in_memory = {
+            piece.name.removesuffix(".weight")
+            for module in modules
+            for piece in table.pieces(f"{module}.weight")
+        }
+        found += [originals, frozenset(in_memory - inside)]
+    yield from sorted(filter(None, found), key=len, reverse=True)
+
+
+def _files() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("*.json"))
+
+
+@cache
+def _data(file: Path) -> Mapping[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _read(name: str, data: Mapping[str, Any]) -> NameMap:
+    """A data file as a map."""
+    rows = []
+    for row in data["modules"]:
+        settings = row[-1] if isinstance(row[-1], dict) else {}
+        source, *targets = [item for item in row if isinstance(item, str)]
+        ratio = tuple(settings.get("ratio", ()))
+        flags = settings.get("swap", False), settings.get("tensor", False)
+        rows.append(Template(source, tuple(targets), ratio, *flags))
+    suffixes = tuple(data.get("suffixes", {}).items())
+    table = Templates(tuple(rows), _PREFIXES, suffixes)
+    return NameMap(name, prefix=data["component"], templates=table)

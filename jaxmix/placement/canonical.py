@@ -1,0 +1,289 @@
+"""Sites by the names that modules have in memory, among leaves that have the names on disk.
+
+transformers renames, stacks, joins and splits tensors when it loads a checkpoint. PEFT writes the
+names in memory, checkpoints and older adapters have those on disk. A `NameMap` takes both to the
+names in memory, where they are compared.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxmix.placement.part_places import UnmappedError, memory_shape, part_place
+from jaxmix.placement.place import Part, Place
+from jaxmix.placement.regions import WHOLE, Piece, Region
+from jaxmix.placement.templates import Templates
+from jaxmix.placement.transforms import Transform, loaded_pieces
+
+__all__ = ["Holding", "Modules", "NameMap", "Target", "UnmappedError"]
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """How the tensors of a model's checkpoint are renamed when it is loaded.
+
+    Args:
+        name: The model's type, for messages.
+        transforms: What is applied to the names on disk, in order.
+        prefix: The prefix of the base model in a model with a head, such as ``"model"``.
+        inputs_first: The modules whose experts are stored as (experts, in, out), by the ends of
+            their names; all others are (experts, out, in).
+        templates: A table of modules by both names, instead of transforms.
+    """
+
+    name: str
+    transforms: tuple[Transform, ...] = ()
+    prefix: str = ""
+    inputs_first: tuple[str, ...] = ()
+    templates: Templates | None = None
+
+    def loaded(self, names: Iterable[str]) -> Mapping[str, tuple[Piece, ...]]:
+        """Returns where tensors are in memory.
+
+        Args:
+            names: The tensors' names on disk.
+        """
+        if self.templates is not None:
+            return {name: self.templates.pieces(name) for name in names}
+        return loaded_pieces(names, self.transforms)
+
+    def has_inputs_first(self, module: str) -> bool:
+        """Returns whether the experts of a module are stored as (experts, in, out).
+
+        Args:
+            module: A module's name in memory.
+        """
+        return any(module == end or module.endswith(f".{end}") for end in self.inputs_first)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A leaf that holds a tensor of the model in memory, or a part of one: ``leaf[piece.own]``."""
+
+    leaf: str
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module of the tree to which a site's updates, or a part of them, apply.
+
+    Args:
+        site: The module's name in the tree, or the site's own name where the leaf has others too.
+        cut: The part of the site's weight that it is.
+        siblings: The rows of each part of the weight, if ``cut`` is one of several.
+        places: Where the weight and bias are, if that does not follow from the site's name.
+        experts: The number of experts over which the site's weight is spread; 0 if it is not.
+        region: The part of the leaf that is the site's weight.
+    """
+
+    site: str
+    cut: Region = WHOLE
+    siblings: tuple[int, ...] = ()
+    places: Mapping[Part, Place] | None = None
+    experts: int = 0
+    region: Region = WHOLE
+
+
+class Modules:
+    """Finds the modules of a tree by the names that they have in memory.
+
+    Args:
+        names: The model's name map.
+        shapes: The shape of each leaf, by its name.
+    """
+
+    def __init__(self, names: NameMap, shapes: Mapping[str, tuple[int, ...]]):
+        self.names, self.shapes = names, shapes
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, tuple[Holding, ...]]:
+        """The leaves that hold each tensor in memory."""
+        found: dict[str, list[Holding]] = {}
+        for leaf, pieces in self.names.loaded(self.shapes).items():
+            for piece in pieces:
+                found.setdefault(piece.name, []).append(Holding(leaf, piece))
+        return {name: tuple(holdings) for name, holdings in found.items()}
+
+    @cached_property
+    def _renamed(self) -> Mapping[str, tuple[str, ...]]:
+        """``{module or tensor in memory: names on disk}`` where only the name differs."""
+        found: dict[str, set[str]] = {}
+        for name, holdings in self._tensors.items():
+            for holding in holdings:
+                if holding.piece == Piece(name):
+                    is_same = name == holding.leaf
+                    for memory, stored in (
+                        (name, name if is_same else holding.leaf.removesuffix(".weight")),
+                        (_module(name), _module(holding.leaf)),
+                    ):
+                        found.setdefault(memory, set()).add(stored)
+        return {name: tuple(sorted(stored)) for name, stored in found.items()}
+
+    @cached_property
+    def stored(self) -> frozenset[str]:
+        """The names of the tree's modules and leaves."""
+        return frozenset({*self.shapes, *map(_module, self.shapes)})
+
+    def in_memory(self, site: str) -> tuple[str, ...]:
+        """Returns the modules on disk that have a name in memory, and are whole there.
+
+        Args:
+            site: A module's name in memory, as the base model or a model with a head has it.
+        """
+        return next(filter(None, map(self._renamed.get, self._spellings(site))), ())
+
+    def pieces(self, tensor: str) -> tuple[Holding, ...]:
+        """Returns the leaves of a tensor in memory, by expert and part."""
+        return tuple(sorted(self._holdings(tensor), key=lambda h: h.piece.of))
+
+    def targets(self, site: str) -> tuple[Target, ...]:
+        """Returns the modules to which a site's updates apply; nothing if it has none.
+
+        Args:
+            site: A site that has no leaf of its own: a name in memory, or an older one.
+
+        Raises:
+            UnmappedError: If the numbers differ in a way that is not supported, or parts of a
+                weight are absent.
+        """
+        for tensor in (f"{site}.weight", site):
+            if holdings := self._holdings(tensor):
+                return tuple(self._targets(site, WHOLE, tensor, holdings))
+        for tensor in (f"{site}.weight", site):
+            found = [
+                target
+                for piece in self.names.loaded([tensor])[tensor]
+                if (holdings := self._inside(piece))
+                for target in self._targets(site, piece.own, piece.name, holdings, piece)
+            ]
+            if found:
+                return tuple(found)
+        return ()
+
+    def tried(self, site: str) -> Iterator[str]:
+        """Yields the other names under which a site is looked up, for messages."""
+        yield from (name for name in self._spellings(site) if name != site)
+        loaded = self.names.loaded([f"{site}.weight"])
+        for piece in loaded[f"{site}.weight"]:
+            if (name := piece.name.removesuffix(".weight")) != site:
+                yield name
+
+    def _spellings(self, name: str) -> Iterator[str]:
+        """A name, also with the base model's prefix added or dropped."""
+        yield name
+        if prefix := self.names.prefix:
+            yield f"{prefix}.{name}"
+            if name.startswith(f"{prefix}."):
+                yield name.removeprefix(f"{prefix}.")
+
+    def _holdings(self, tensor: str) -> tuple[Holding, ...]:
+        return next(filter(None, map(self._tensors.get, self._spellings(tensor))), ())
+
+    def _inside(self, piece: Piece) -> tuple[Holding, ...]:
+        """The leaves of the part of a tensor in memory that an older name is."""
+        holdings = self._holdings(piece.name)
+        equal = tuple(h for h in holdings if h.piece.of == piece.of)
+        return equal or tuple(
+            h for h in holdings if h.piece.of.contains(piece.of) or piece.of.contains(h.piece.of)
+        )
+
+    def _targets(
+        self,
+        site: str,
+        own: Region,
+        tensor: str,
+        holdings: tuple[Holding, ...],
+        at: Piece | None = None,
+    ) -> Iterator[Target]:
+        """The targets of a site, of which the part ``own`` is a tensor in memory, or in it."""
+        wanted = at.of if at else WHOLE
+        for holding in sorted(holdings, key=lambda h: (h.piece.of, h.leaf)):
+            piece = holding.piece
+            if problem := piece.problem or (at.problem if at else ""):
+                raise UnmappedError(
+                    f"transformers makes {piece.name} of {holding.leaf} by {problem}, which jaxmix "
+                    "can't undo for an adapter"
+                )
+            is_transposed = piece.is_transposed != bool(at and at.is_transposed)
+            heads = piece.heads - (at.heads if at else 0)
+            cut, index = own, piece.own
+            if piece.of == wanted:
+                pass
+            elif wanted.contains(piece.of) and own == WHOLE:
+                cut = piece.of
+            elif piece.of.contains(wanted) and piece.own == WHOLE:
+                index = wanted
+            else:
+                raise UnmappedError(f"{holding.leaf} holds an unknown part of it")
+            siblings = self._siblings(holdings, piece, cut) if cut != own else ()
+            if cut == own and own.parts > 1:
+                siblings = self._sizes_of_parts(site, own)
+            experts = 1 + max(h.piece.of.expert for h in holdings) if cut != own else 0
+            module = holding.leaf.removesuffix(".weight")
+            if index == WHOLE and not is_transposed and not heads:
+                yield Target(module, cut, siblings, experts=experts)
+                continue
+            shape = self.shapes[holding.leaf]
+            places: dict[Part, Place] = {
+                "weight": part_place(holding.leaf, shape, index, is_transposed, heads)
+            }
+            if tensor.endswith(".weight"):
+                for bias in self._holdings(f"{tensor.removesuffix('.weight')}.bias"):
+                    region = bias.piece.own if bias.piece.own != WHOLE else index
+                    size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
+                    places["bias"] = part_place(bias.leaf, size, region, heads=heads)
+            # Several sites of one leaf need names of their own, which any spelling leads to.
+            picked = places["weight"].index
+            name = f"{module}[{picked}]" if picked else module
+            yield Target(name, cut, siblings, places, experts, index)
+
+    def _siblings(
+        self, holdings: tuple[Holding, ...], piece: Piece, cut: Region
+    ) -> tuple[int, ...]:
+        """The rows of each part of the matrix that a piece is a part of."""
+        found = {
+            h.piece.of.part: _size(
+                h.piece.own, memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
+            )
+            for h in holdings
+            if h.piece.of.expert == cut.expert and h.piece.of.parts == cut.parts
+        }
+        if len(found) != cut.parts:
+            raise UnmappedError(
+                f"only {len(found)} of the {cut.parts} weights that make up {piece.name} are there"
+            )
+        return tuple(found[i] for i in range(cut.parts))
+
+    def _sizes_of_parts(self, site: str, own: Region) -> tuple[int, ...]:
+        """The rows of each tensor in memory that an older, fused name becomes."""
+        pieces = (
+            piece
+            for tensor in (f"{site}.weight", site)
+            for piece in self.names.loaded([tensor])[tensor]
+            if piece.own.parts == own.parts
+        )
+        sizes = [
+            _size(
+                WHOLE if holdings[0].piece.of == piece.of else piece.of,
+                self.shapes[holdings[0].leaf][own.axis],
+            )
+            for piece in pieces
+            if (holdings := self._holdings(piece.name))
+        ]
+        if len(sizes) != own.parts:
+            raise UnmappedError(
+                f"only {len(sizes)} of the {own.parts} weights that it is are there"
+            )
+        return tuple(sizes)
+
+
+def _size(part: Region, count: int) -> int:
+    """The size of a part of an axis; 0 if it has no such part."""
+    rows = part.rows(count)
+    return 0 if rows is None else len(range(count)[rows])
+
+
+def _module(name: str) -> str:
+    """The module of a tensor."""
+    return name.rpartition(".")[0] or name

@@ -1,0 +1,229 @@
+"""Updates by the names of a tree's own modules, cut where a weight is several leaves there."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from jaxmix.errors import LayoutError, listing
+from jaxmix.families.base import Update
+from jaxmix.families.expert_lora import ExpertLoRA
+from jaxmix.families.rows import expert_of, rows_of
+from jaxmix.placement.canonical import Modules, Target, UnmappedError
+from jaxmix.placement.layout import Layout
+from jaxmix.placement.part_places import part_place
+from jaxmix.placement.place import Part, Place
+from jaxmix.placement.regions import WHOLE, Region
+
+__all__ = ["Renamed", "cut_where_shared", "updates_on", "with_places"]
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """An adapter's updates by the names of a tree's modules.
+
+    Args:
+        updates: ``{site: update}``; sites that the tree does not have keep their names.
+        places: Where the sites are that share a leaf with others.
+        original: ``{new name: site}`` of the updates that apply as a whole under another name.
+        regions: ``{new name: part of its leaf}`` of the sites in `places`.
+    """
+
+    updates: dict[str, Update]
+    places: dict[str, Mapping[Part, Place]] = field(default_factory=dict)
+    original: dict[str, str] = field(default_factory=dict)
+    regions: dict[str, Region] = field(default_factory=dict)
+
+
+def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Renamed:
+    """Brings an adapter's updates to a tree's own names.
+
+    An adapter whose sites are all in the tree keeps its names. Otherwise a site is the module that
+    has its name in memory, or the one that its older name becomes there. If that is one leaf, the
+    site gets its name; if it is several, such as the experts of a stack, each gets its part of the
+    update; and if a leaf holds several sites, their places in it are stated.
+
+    Args:
+        updates: ``{site: update}``.
+        modules: The tree's modules.
+        adapter: The adapter's name, for messages.
+
+    Returns:
+        The updates under their new names.
+
+    Raises:
+        LayoutError: If a site may be several modules, or its update can't be cut.
+    """
+    if modules.stored.issuperset(updates):
+        _check_names(updates, modules, adapter)
+        return Renamed(dict(updates))
+    made: dict[str, list[tuple[str, Update]]] = {}
+    places: dict[str, Mapping[Part, Place]] = {}
+    regions: dict[str, Region] = {}
+    several: dict[str, tuple[str, ...]] = {}
+    problems: list[str] = []
+    for site, update in updates.items():
+        found = modules.in_memory(site)
+        if len(found) > 1 and site not in found:
+            several[site] = found
+            continue
+        if found:
+            made.setdefault(site if site in found else found[0], []).append((site, update))
+            continue
+        try:
+            for target in modules.targets(site) or (Target(site),):
+                part = _part_of(update, target, _columns(target, modules))
+                made.setdefault(target.site, []).append((site, part))
+                if target.places:
+                    places[target.site], regions[target.site] = target.places, target.region
+        except UnmappedError as error:
+            problems.append(f"{site}: {error}")
+    taken = {name: sites for name, sites in made.items() if len(sites) > 1}
+    lines = [f"{site}: {' and '.join(found)}" for site, found in several.items()]
+    lines += [f"{name}: {' and '.join(s for s, _ in sites)}" for name, sites in taken.items()]
+    if lines:
+        raise _ambiguous(lines, adapter, modules)
+    if problems:
+        raise LayoutError(
+            f"adapter {adapter!r}: sites that can't be brought to the names of the weights, which "
+            f"are those of {modules.names.name}:{listing(problems)}"
+        )
+    new = {name: update for name, [(_, update)] in made.items()}
+    original = {
+        name: site
+        for name, [(site, update)] in made.items()
+        if name != site and update is updates[site]
+    }
+    return Renamed(new, places, original, regions)
+
+
+def cut_where_shared(
+    found: Sequence[Renamed], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Renamed]:
+    """Cuts updates of whole leaves where other adapters change parts of the same leaf.
+
+    Args:
+        found: The updates of each adapter, in order of application.
+        shapes: The shape of each leaf, by its name.
+
+    Returns:
+        The same, with an update for each part of these leaves, under the parts' names.
+
+    Raises:
+        LayoutError: If an update can't be cut.
+    """
+    shared: dict[str, Region] = {}
+    for renamed in found:
+        for site, region in renamed.regions.items():
+            shared[renamed.places[site]["weight"].leaf] = region
+    if not shared:
+        return list(found)
+    return [_cut_on(renamed, shared, shapes) for renamed in found]
+
+
+def _cut_on(
+    renamed: Renamed, shared: Mapping[str, Region], shapes: Mapping[str, tuple[int, ...]]
+) -> Renamed:
+    """One adapter's updates, cut on the leaves of which others change parts."""
+    updates, places = dict[str, Update](), dict(renamed.places)
+    for site, update in renamed.updates.items():
+        leaf = next((name for name in (f"{site}.weight", site) if name in shared), None)
+        if leaf is None or site in renamed.places:
+            updates[site] = update
+            continue
+        shape, like = shapes[leaf], shared[leaf]
+        numbers = range(shape[0]) if like.expert >= 0 else [-1]
+        for region in (replace(like, expert=e, part=k) for e in numbers for k in range(like.parts)):
+            place = part_place(leaf, shape, region)
+            rows = shape[-2] if like.expert >= 0 else shape[0]
+            parts = [replace(region, part=k).rows(rows) for k in range(like.parts)]
+            sizes = tuple(len(range(rows)[part]) for part in parts if part is not None)
+            name = f"{leaf.removesuffix('.weight')}[{place.index}]"
+            target = Target(name, region, sizes, {"weight": place}, len(numbers))
+            try:
+                updates[name] = _part_of(update, target, shape[-1])
+            except UnmappedError as error:
+                raise LayoutError(
+                    f"{site}: another adapter changes a part of it, and {error}."
+                ) from None
+            places[name] = target.places or {}
+    return replace(renamed, updates=updates, places=places)
+
+
+def with_places(table: Layout, places: Mapping[str, Mapping[Part, Place]]) -> Layout:
+    """Returns a layout that also has the places of single sites.
+
+    Args:
+        table: The layout.
+        places: ``{site: places}``.
+    """
+    return replace(table, places_of={**table.places_of, **places}) if places else table
+
+
+def _check_names(updates: Mapping[str, Update], modules: Modules, adapter: str) -> None:
+    """Refuses names on disk that are another module's in memory.
+
+    Some renamings shift names (norm0 to norm1, norm1 to norm2): nothing tells which one is meant.
+    """
+    several = {site: found for site in updates if (found := modules.in_memory(site))}
+    lines = [
+        f"{site}: {' and '.join((site, *found))}"
+        for site, found in several.items()
+        if site not in found
+    ]
+    if lines:
+        raise _ambiguous(lines, adapter, modules)
+
+
+def _ambiguous(lines: list[str], adapter: str, modules: Modules) -> LayoutError:
+    return LayoutError(
+        f"adapter {adapter!r}: sites that match the weights' modules in several ways:"
+        f"{listing(lines)}\nThe names in memory are those of {modules.names.name} as transformers "
+        "loads it. Give the adapter's sites the names of the weights, or switch the map off: "
+        "names=''."
+    )
+
+
+def _part_of(update: Update, target: Target, columns: int) -> Update:
+    """The part of an update that applies to a target."""
+    cut = target.cut
+    if cut == WHOLE:
+        return update
+    found: Update | None = update
+    rows = slice(None)
+    if cut.parts > 1:
+        rows = replace(cut, sizes=target.siblings, is_ratio=False).rows(sum(target.siblings))
+        assert rows is not None
+    if isinstance(update, ExpertLoRA):
+        if target.experts > 0 and update.a.shape[0] != target.experts:
+            raise UnmappedError(
+                f"the adapter has factors of {update.a.shape[0]} experts, expected {target.experts}"
+            )
+        if cut.expert < 0:
+            return _stack_rows(update, rows)
+    if cut.expert >= 0:
+        found = expert_of(update, cut.expert)
+    if found is not None and cut.parts > 1:
+        found = rows_of(found, rows, (sum(target.siblings), columns)) if cut.axis == 0 else None
+    if found is None:
+        raise UnmappedError(
+            f"its {update.family} mixes numbers of several weights, of which {target.site} is one, "
+            "so it can't be applied to them separately. Apply it to a model under the names of the "
+            "adapter"
+        )
+    return found
+
+
+def _stack_rows(update: ExpertLoRA, part: slice) -> ExpertLoRA:
+    """The rows of every expert's matrix."""
+    if update.in_first:
+        return replace(update, a=update.a[:, :, part])
+    return replace(update, b=update.b[:, part])
+
+
+def _columns(target: Target, modules: Modules) -> int:
+    """The input size of a target's weight."""
+    names = [f"{target.site}.weight", target.site]
+    if target.places:
+        names = [target.places["weight"].leaf]
+    shape = next((modules.shapes[name] for name in names if name in modules.shapes), ())
+    return shape[-1] if target.region.expert >= 0 else math.prod(shape[1:])

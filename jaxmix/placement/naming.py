@@ -1,0 +1,250 @@
+"""Brings adapters to a tree's names where they differ, by a name map that is given or found."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from jaxmix.errors import LayoutError, listing, option
+from jaxmix.families.base import Update
+from jaxmix.placement.canonical import Modules, NameMap, Target, UnmappedError
+from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
+from jaxmix.placement.layout import Layout, named
+from jaxmix.placement.sites import UnplacedError
+from jaxmix.placement.tree import Tree
+
+__all__ = [
+    "Names",
+    "OnTree",
+    "Part",
+    "inferred",
+    "map_named",
+    "on_tree",
+    "register_name_maps",
+    "renamed_parts",
+    "saying_names_tried",
+]
+
+# What callers pass as ``names``: a model type, a config, "" for no map, None to find it.
+Names = str | Mapping[str, Any] | None
+
+
+class Part(Protocol):
+    """An adapter of a mix, of which only the names of its sites matter here."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        ...
+
+    @property
+    def updates(self) -> Mapping[str, Update]:
+        """``{site: update}``."""
+        ...
+
+
+P = TypeVar("P", bound=Part)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OnTree(Generic[P]):
+    """Adapters under the names of a tree.
+
+    Args:
+        parts: The adapters.
+        layout: Where their sites are.
+        original: ``{site: the adapters' own name}`` for the modules that have another one there.
+    """
+
+    parts: Sequence[P]
+    layout: Layout | str | None
+    original: Mapping[str, str] = field(default_factory=dict)
+
+
+_NO_MAP = "No name map of transformers' models brings all of them to the leaves."
+_FIND: list[Callable[[Mapping[str, Any]], NameMap | None]] = []
+_ALL: list[Callable[[], Iterable[NameMap]]] = []
+
+
+def register_name_maps(
+    find: Callable[[Mapping[str, Any]], NameMap | None], every: Callable[[], Iterable[NameMap]]
+) -> None:
+    """Registers the name maps of a library of models.
+
+    Args:
+        find: Returns the map of a config; None if there is none.
+        every: Returns all maps, to find one by names alone.
+    """
+    _FIND.append(find)
+    _ALL.append(every)
+
+
+def map_named(names: str | Mapping[str, Any]) -> NameMap:
+    """Returns the name map that a caller chose.
+
+    Args:
+        names: A model type, such as ``"mixtral"``, or a config.
+
+    Raises:
+        LayoutError: If there is no such map.
+    """
+    config = {"model_type": names} if isinstance(names, str) else names
+    found = next((m for find in _FIND if (m := find(config)) is not None), None)
+    if found is None:
+        shown = names if isinstance(names, str) else names.get("model_type")
+        raise LayoutError(
+            f"there is no name map {shown!r}, expected the model_type of one of transformers' "
+            "models, such as 'mixtral', a config with one, '' for no map, or None to find it."
+        )
+    return found
+
+
+def on_tree(
+    work: Callable[[OnTree[P]], T],
+    parts: Sequence[P],
+    params: Any,
+    layout: Layout | str | None,
+    names: Names,
+) -> T:
+    """Does work with adapters on a tree, under the tree's names if their own are not found there.
+
+    Args:
+        work: Called with the adapters under the tree's names. It must not change anything before
+            it has placed all sites.
+        parts: The adapters.
+        params: The tree.
+        layout: Where sites are; None to find out from the leaves.
+        names: The name map, ``""`` for none, None to find it.
+
+    Returns:
+        What the work returns.
+    """
+    if names:
+        modules = Modules(map_named(names), _shapes(params))
+        with saying_names_tried(modules):
+            return work(renamed_parts(parts, modules, layout))
+    try:
+        return work(OnTree(parts, layout))
+    except UnplacedError as error:
+        if names is not None:
+            raise
+        shapes = _shapes(params)
+        found = inferred([site for part in parts for site in part.updates], shapes)
+        if found is None:
+            raise UnplacedError(f"{error} {_NO_MAP}", error.sites) from None
+        renamed = renamed_parts(parts, Modules(found, shapes), layout)
+    return work(renamed)
+
+
+@contextmanager
+def saying_names_tried(modules: Modules | None) -> Iterator[None]:
+    """Adds to the error for sites without a leaf under which other names they were looked up.
+
+    Args:
+        modules: The modules by their names in memory; None if there is no name map.
+    """
+    try:
+        yield
+    except UnplacedError as error:
+        if modules is None:
+            raise UnplacedError(f"{error} {_NO_MAP}", error.sites) from None
+        tried = {site: list(dict.fromkeys(modules.tried(site))) for site in error.sites}
+        lines = [f"{site}: {', '.join(names)}" for site, names in tried.items() if names]
+        raise UnplacedError(
+            f"{error}\nNames were also compared as transformers renames those of "
+            f"{modules.names.name}{f':{listing(lines)}' if lines else ''}"
+            f"{chr(10) if lines else '; '}"
+            f"{'F' if lines else 'f'}or another model, give its type: {option('names', '…')}.",
+            error.sites,
+        ) from None
+
+
+def renamed_parts(parts: Sequence[P], modules: Modules, layout: Layout | str | None) -> OnTree[P]:
+    """Returns adapters under the names of a tree's modules.
+
+    Args:
+        parts: The adapters.
+        modules: The tree's modules.
+        layout: The layout.
+    """
+    found = [updates_on(part.updates, modules, part.name) for part in parts]
+    found = cut_where_shared(found, modules.shapes)
+    new = [replace(part, updates=r.updates) for part, r in zip(parts, found, strict=True)]  # pyright: ignore
+    places = {site: place for r in found for site, place in r.places.items()}
+    original = {new: old for r in found for new, old in r.original.items()}
+    return OnTree(new, with_places(named(layout), places) if places else layout, original)
+
+
+def inferred(sites: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> NameMap | None:
+    """Finds the name map by which all sites have a leaf, from the names alone.
+
+    Args:
+        sites: The sites of all adapters.
+        shapes: The shape of each leaf, by its name.
+
+    Returns:
+        The map; None if there is none.
+
+    Raises:
+        LayoutError: If several fit and differ.
+    """
+    # Layers differ by their numbers only: one of each kind tells.
+    sites = list(sites)
+    sample = {_zeroed(leaf): shape for leaf, shape in shapes.items()}
+    wanted = dict.fromkeys(map(_zeroed, sites))
+    fits: dict[tuple[Any, ...], list[NameMap]] = {}
+    for candidate in _candidates():
+        # The numbers of a U-Net's blocks have a meaning of their own.
+        is_listed = candidate.templates is not None
+        modules = Modules(candidate, shapes if is_listed else sample)
+        if (answer := _answer(modules, sites if is_listed else wanted)) is not None:
+            fits.setdefault(answer, []).append(candidate)
+    if len(fits) > 1:
+        names = [found[0].name for found in fits.values()]
+        raise LayoutError(
+            f"the sites of the adapters match the leaves by several models' names, which differ: "
+            f"those of {', '.join(names)}. Say which model it is: names={names[0]!r}."
+        )
+    return next(iter(fits.values()))[0] if fits else None
+
+
+def _candidates() -> Iterable[NameMap]:
+    """All maps, each kind once."""
+    seen = set()
+    for every in _ALL:
+        for candidate in every():
+            key = (candidate.transforms, candidate.templates, candidate.prefix)
+            if key not in seen:
+                seen.add(key)
+                yield candidate
+
+
+def _answer(modules: Modules, sites: Iterable[str]) -> tuple[Any, ...] | None:
+    """Where a map finds each site; None if it does not find one."""
+    answer: list[Any] = []
+    for site in sites:
+        targets = tuple(map(Target, modules.in_memory(site)))
+        try:
+            targets = targets or modules.targets(site)
+        except UnmappedError:
+            return None
+        if not targets and site in modules.stored:
+            targets = (Target(site),)
+        if not targets:
+            return None
+        answer.append(tuple((t.site, t.cut, str(t.places)) for t in targets))
+    return tuple(answer)
+
+
+def _zeroed(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "0", name)
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf of a tree by its name."""
+    tree = Tree.of(params)
+    return {name: tuple(np.shape(tree.leaves[at])) for name, at in tree.where.items()}

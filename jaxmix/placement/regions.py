@@ -1,0 +1,82 @@
+"""Parts of tensors, and which part of a tensor in memory each tensor on disk becomes."""
+
+from dataclasses import dataclass, replace
+
+__all__ = ["WHOLE", "Piece", "Region"]
+
+
+@dataclass(frozen=True, order=True)
+class Region:
+    """A part of a tensor; without arguments, all of it.
+
+    Args:
+        expert: The index along the first axis of a stack of matrices; -1 for all of them.
+        part: k, if several weights are joined along an axis, and it is one of them.
+        parts: The number of weights that are joined.
+        axis: The axis along which they are joined; in a matrix of a stack, that of the matrix.
+        alternates: Whether the rows of the weights alternate, instead of following one another.
+        sizes: The number of rows of each weight, zeros if unknown; empty if they are equal.
+        is_ratio: Whether the sizes are proportions, such as (1, 1, 1, 4).
+    """
+
+    expert: int = -1
+    part: int = 0
+    parts: int = 1
+    axis: int = 0
+    alternates: bool = False
+    sizes: tuple[int, ...] = ()
+    is_ratio: bool = False
+
+    def contains(self, other: "Region") -> bool:
+        """Returns whether another region of the same tensor is inside this one, or equal."""
+        holds_expert = self.expert in (-1, other.expert)
+        return holds_expert and (self.parts == 1 or replace(self, expert=other.expert) == other)
+
+    def rows(self, total: int) -> slice | None:
+        """Returns the rows of the part among all rows.
+
+        Args:
+            total: The number of all rows.
+
+        Returns:
+            The rows; None if the total is not that of the parts.
+
+        Example:
+            >>> Region(part=1, parts=2).rows(6)
+            slice(3, 6, None)
+        """
+        sizes = self.sizes or (total // self.parts,) * self.parts
+        if self.is_ratio and sum(sizes):
+            sizes = tuple(size * (total // sum(sizes)) for size in sizes)
+        if sum(sizes) != total:
+            return None
+        if self.alternates:
+            return slice(self.part, total, self.parts)
+        start = sum(sizes[: self.part])
+        return slice(start, start + sizes[self.part])
+
+
+WHOLE = Region()
+
+
+@dataclass(frozen=True, order=True)
+class Piece:
+    """Where a tensor on disk, or a part of it, is in memory: ``memory[of] = disk[own]``.
+
+    Args:
+        name: The tensor's name in memory.
+        own: The part of the tensor on disk.
+        of: The part of the tensor in memory.
+        is_transposed: Whether the matrix is transposed in memory.
+        heads: The number of heads, if the rows of each head's two halves alternate on disk and
+            follow one another in memory, or the negative number if it is the other way round; 0 if
+            all rows keep their order.
+        problem: An operation on the numbers that is not supported; "" if there is none.
+    """
+
+    name: str
+    own: Region = WHOLE
+    of: Region = WHOLE
+    is_transposed: bool = False
+    heads: int = 0
+    problem: str = ""

@@ -1,0 +1,131 @@
+"""Name maps that list modules by both names, with ``{}`` for a number."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxmix.placement.regions import WHOLE, Piece, Region
+
+__all__ = ["Template", "Templates"]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A module on disk, and the module in memory that it is, or those that its rows become.
+
+    Args:
+        source: The module's name on disk, such as ``"double_blocks.{}.img_attn.qkv"``.
+        targets: Its names in memory, with the same numbers.
+        ratio: The proportions of the rows of several targets; empty if they are equal.
+        has_swapped_halves: Whether the two halves of the rows are in the other order in memory.
+        is_tensor: Whether the names are those of a tensor, not of a module.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    ratio: tuple[int, ...] = ()
+    has_swapped_halves: bool = False
+    is_tensor: bool = False
+
+    def pieces(self, numbers: Iterable[str], suffix: str) -> tuple[Piece, ...]:
+        """Returns where the module's tensor is in memory.
+
+        Args:
+            numbers: What stands for ``{}``.
+            suffix: The tensor's name in the module, such as ``"weight"``.
+        """
+        numbers, count = list(numbers), len(self.targets)
+        names = [f"{target.format(*numbers)}.{suffix}" for target in self.targets]
+        if self.has_swapped_halves:
+            first, second = Region(part=0, parts=2), Region(part=1, parts=2)
+            return (Piece(names[0], first, second), Piece(names[0], second, first))
+        if count == 1:
+            return (Piece(names[0]),)
+        is_ratio = bool(self.ratio)
+        return tuple(
+            Piece(name, Region(part=i, parts=count, sizes=self.ratio, is_ratio=is_ratio), WHOLE)
+            for i, name in enumerate(names)
+        )
+
+
+@dataclass(frozen=True)
+class Templates:
+    """A table of templates, to look up names in both directions.
+
+    Args:
+        rows: The templates.
+        prefixes: What may precede the names on disk, such as ``"model.diffusion_model."``.
+        suffixes: ``{name of a tensor in a module on disk: its name in memory}`` where they differ.
+
+    Example:
+        >>> table = Templates((Template("block.{}.qkv", ("h.{}.q", "h.{}.k", "h.{}.v")),))
+        >>> [piece.name for piece in table.pieces("block.3.qkv.bias")]
+        ['h.3.q.bias', 'h.3.k.bias', 'h.3.v.bias']
+        >>> table.sources(["h.3.q", "h.3.k", "h.3.v"])
+        {'block.3.qkv': ('h.3.q', 'h.3.k', 'h.3.v')}
+    """
+
+    rows: tuple[Template, ...]
+    prefixes: tuple[str, ...] = ()
+    suffixes: tuple[tuple[str, str], ...] = ()
+
+    def pieces(self, tensor: str) -> tuple[Piece, ...]:
+        """Returns where a tensor is in memory: under its own name if the table lacks it.
+
+        Args:
+            tensor: The tensor's name on disk.
+        """
+        prefix = next((p for p in self.prefixes if tensor.startswith(p)), "")
+        name = tensor.removeprefix(prefix)
+        for pattern, template in self._by_source.get(_skeleton(name), ()):
+            if template.is_tensor and (found := pattern.fullmatch(name)):
+                return (Piece(template.targets[0].format(*found.groups())),)
+        module, _, suffix = name.rpartition(".")
+        for pattern, template in self._by_source.get(_skeleton(module), ()):
+            if not template.is_tensor and (found := pattern.fullmatch(module)):
+                return template.pieces(found.groups(), dict(self.suffixes).get(suffix, suffix))
+        return (Piece(name),)
+
+    def sources(self, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Returns the names on disk of modules in memory.
+
+        Args:
+            modules: The modules' names in memory.
+
+        Returns:
+            ``{name on disk: names in memory}`` of those whose targets are all there.
+        """
+        known = set(modules)
+        found: dict[str, tuple[str, ...]] = {}
+        for module in known:
+            for pattern, template in self._by_target.get(_skeleton(module), ()):
+                if match := pattern.fullmatch(module):
+                    targets = tuple(t.format(*match.groups()) for t in template.targets)
+                    if known.issuperset(targets):
+                        found[template.source.format(*match.groups())] = targets
+        return found
+
+    @cached_property
+    def _by_source(self) -> Mapping[str, list[tuple[re.Pattern[str], Template]]]:
+        found: dict[str, list[tuple[re.Pattern[str], Template]]] = {}
+        for row in self.rows:
+            found.setdefault(_skeleton(row.source), []).append((_pattern(row.source), row))
+        return found
+
+    @cached_property
+    def _by_target(self) -> Mapping[str, list[tuple[re.Pattern[str], Template]]]:
+        found: dict[str, list[tuple[re.Pattern[str], Template]]] = {}
+        for row in self.rows:
+            for target in row.targets:
+                found.setdefault(_skeleton(target), []).append((_pattern(target), row))
+        return found
+
+
+def _skeleton(name: str) -> str:
+    """A name without its numbers, by which rows are looked up."""
+    return re.sub(r"(?<![^.])(\d+|\{\})(?![^.])", "#", name)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))

@@ -1,0 +1,227 @@
+"""Transforms of tensor names, as transformers applies them when it loads a checkpoint.
+
+A table lists them (`jaxmix.converters.names.table`). A transform replaces the first match of one of
+its patterns by its target. Renamings are applied one after the other, then at most one conversion,
+which stacks, joins or splits tensors under a new name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from jaxmix.placement.regions import Piece, Region
+
+__all__ = ["Transform", "loaded_pieces"]
+
+
+_UNKNOWN_HEADS = " (for as many heads as the model's config.json states: pass it as names=)"
+
+
+@dataclass(frozen=True)
+class Transform:
+    r"""Patterns of tensor names on disk, and what they become in memory.
+
+    Args:
+        kind: ``"rename"``; ``"group"``, whose patterns apply only once the first of them has
+            matched; or ``"convert"``, which also changes the tensors.
+        sources: Regular expressions, of which the longest that matches is used. In a conversion
+            ``*`` is the number of an expert.
+        targets: Their replacements, with ``\1`` for the first group. A renaming uses the first one.
+        scope: The path of the model inside the checkpoint's model to which it applies; None for
+            all names.
+        prefix: The prefix of the base model, with or without which the scope may be written.
+        operations: What a conversion does, by transformers' names, each with its settings.
+    """
+
+    kind: str
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    scope: str | None = None
+    prefix: str = ""
+    operations: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """All sources in one expression, the longest first, each as a named group."""
+        branches = []
+        for i, source in sorted(enumerate(self.sources), key=lambda item: -len(item[1])):
+            number = rf"(?P<e{i}>\d+)\." if self.kind == "convert" else r".*\."
+            pattern = source.replace("*.", number)
+            # A pattern that ends in a letter or digit matches whole names only.
+            if re.search(r"[a-zA-Z0-9]$", pattern):
+                pattern += r"(?!\w)"
+            branches.append(f"(?P<g{i}>{pattern})")
+        return re.compile("|".join(branches))
+
+    def match(self, name: str) -> "tuple[int, str] | None":
+        """Returns the number of the source that matches and the renamed tensor; None if none does.
+
+        Args:
+            name: A tensor's name.
+        """
+        if (hit := self._search(name)) is None:
+            return None
+        number, found, outer, inner = hit
+        target = self.targets[number if self.kind == "group" else 0]
+        return number, outer + inner.replace(found[0], self._filled(target, number, found), 1)
+
+    def pieces(self, name: str) -> tuple[Piece, ...]:
+        """Returns what a conversion makes of a tensor; nothing if it does not match its name.
+
+        Args:
+            name: A tensor's name.
+        """
+        if (hit := self._search(name)) is None:
+            return ()
+        number, found, outer, inner = hit
+        targets = [
+            outer + inner.replace(found[0], self._filled(target, number, found), 1)
+            for target in self.targets
+        ]
+        numbers = {f"e{number}"} & found.groupdict().keys()
+        expert = int(found[f"e{number}"] or -1) if numbers else -1
+        names, source = [name for name, _ in self.operations], (number, len(self.sources))
+        settings = [dict(each) for _, each in self.operations]
+        count, axis = len(targets), settings[-1].get("dim", 0)
+        match names:
+            case ["Chunk"]:
+                return tuple(
+                    Piece(t, own=Region(-1, i, count, axis)) for i, t in enumerate(targets)
+                )
+            case ["Split"]:
+                sizes = settings[0].get("sizes") or (0,) * count
+                return tuple(
+                    Piece(t, own=Region(-1, i, count, axis, sizes=sizes))
+                    for i, t in enumerate(targets)
+                )
+            case ["Interleave", "Chunk"] if count == 2 and not settings[0]["inverse"]:
+                return tuple(
+                    Piece(t, own=Region(-1, i, count, axis, alternates=True))
+                    for i, t in enumerate(targets)
+                )
+            case ["Interleave"] if count == 1:
+                return (Piece(targets[0], heads=-1 if settings[0]["inverse"] else 1),)
+            case ["PermuteForRope"] | ["Chunk", "PermuteForRope"] if settings[-1].get("heads"):
+                rope = settings[-1]
+                heads = -rope["heads"] if rope["inverse"] else rope["heads"]
+                permuted = rope.get("permute_layer_names") or ("",)
+                return tuple(
+                    Piece(
+                        target,
+                        own=Region(-1, i, count, settings[0].get("dim", 0)),
+                        heads=heads if any(name in target for name in permuted) else 0,
+                    )
+                    for i, target in enumerate(targets)
+                )
+            case ["MergeModulelist"] if len(targets) == 1:
+                return (Piece(targets[0], of=Region(expert)),)
+            case ["MergeModulelist", "Concatenate"] if len(targets) == 1:
+                return (Piece(targets[0], of=Region(expert, *source, axis=axis - 1)),)
+            case ["Concatenate"] if len(targets) == 1:
+                shards = (expert, 0) if expert >= 0 else source  # 0: as many as there are
+                return (Piece(targets[0], of=Region(-1, *shards, axis=axis)),)
+            case ["ErnieFuseAndSplitTextVisionExperts"]:
+                # Which target holds an expert depends on how many there are: `_distributed`.
+                return tuple(Piece(t, of=Region(expert, *source)) for t in targets)
+            case ["Transpose"] if len(targets) == 1:
+                if not settings[0].get("check_dims"):
+                    return (Piece(targets[0], is_transposed=True),)
+                return (Piece(targets[0]),)  # either order is on disk: shapes tell which
+            case _:
+                problem = " and ".join(names)
+                if "PermuteForRope" in names and not settings[-1].get("heads"):
+                    problem += _UNKNOWN_HEADS
+                return tuple(Piece(t, problem=problem) for t in targets)
+
+    def _search(self, name: str) -> tuple[int, re.Match[str], str, str] | None:
+        """The number of the matching source, the match, and the name outside and inside."""
+        inner, outer = name, ""
+        if self.scope is not None:
+            scope = f"{self.scope}." if self.scope else ""
+            base = f"{self.prefix}." if self.prefix else ""
+            outer = next((p for p in (base + scope, scope) if name.startswith(p)), None)
+            if outer is None:
+                return None
+            inner = name.removeprefix(outer)
+        found = self._pattern.search(inner)
+        if found is None:
+            return None
+        number = next(i for i in range(len(self.sources)) if found[f"g{i}"] is not None)
+        return number, found, outer, inner
+
+    def _filled(self, target: str, number: int, found: re.Match[str]) -> str:
+        """A target with the groups of its source."""
+        first = self._pattern.groupindex[f"g{number}"]
+        return re.sub(r"\\(\d)", lambda m: found[first + int(m[1])] or "", target)
+
+
+def loaded_pieces(
+    names: Iterable[str], transforms: Sequence[Transform]
+) -> dict[str, tuple[Piece, ...]]:
+    r"""Returns where the tensors of a checkpoint are in memory.
+
+    Args:
+        names: The names on disk.
+        transforms: What transformers applies to them, in order.
+
+    Returns:
+        ``{name on disk: pieces in memory}``, one piece for a tensor that is only renamed.
+
+    Example:
+        >>> tower = Transform("rename", ("^vision_tower",), ("model.vision_tower",))
+        >>> loaded_pieces(["vision_tower.conv.weight"], [tower])["vision_tower.conv.weight"][0].name
+        'model.vision_tower.conv.weight'
+    """
+    active: set[int] = set()
+    loaded: dict[str, tuple[Piece, ...]] = {}
+    # In sorted order, as transformers loads them: a group's first pattern sorts before the others.
+    for name in sorted(names):
+        inner = name
+        for i, transform in enumerate(transforms):
+            if transform.kind == "convert" or (found := transform.match(inner)) is None:
+                continue
+            if transform.kind == "group" and found[0] == 0:
+                active.add(i)
+            if transform.kind != "group" or i in active:
+                inner = found[1]
+        converted = (t.pieces(inner) for t in transforms if t.kind == "convert")
+        loaded[name] = next(filter(None, converted), (Piece(inner),))
+    return _counted(_distributed(loaded))
+
+
+def _counted(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
+    """Counts the shards of which a tensor is made."""
+    shards = [p for pieces in loaded.values() for p in pieces if p.of.parts == 0]
+    counts = Counter(piece.name for piece in shards)
+
+    def counted(piece: Piece) -> Piece:
+        if piece.of.parts:
+            return piece
+        count = counts[piece.name]
+        if count <= piece.of.part:
+            return replace(piece, problem="Concatenate, with other shards that are absent")
+        return replace(piece, of=replace(piece.of, parts=count))
+
+    return {name: tuple(map(counted, pieces)) for name, pieces in loaded.items()}
+
+
+def _distributed(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
+    """Gives each expert of ERNIE's to one of the two stacks between which they are divided."""
+    shared = [p for p in loaded.values() if len(p) == 2 and p[0].of.expert >= 0]
+    counts: dict[tuple[str, ...], int] = {}
+    for pieces in shared:
+        names = tuple(piece.name for piece in pieces)
+        counts[names] = max(counts.get(names, 0), pieces[0].of.expert + 1)
+
+    def own(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        count = counts.get(tuple(piece.name for piece in pieces))
+        if count is None:
+            return pieces
+        at, size = pieces[0].of, -(-count // 2)
+        region = Region(at.expert % size, at.part, at.parts)
+        return (Piece(pieces[at.expert // size].name, of=region),)
+
+    return {name: own(pieces) for name, pieces in loaded.items()}

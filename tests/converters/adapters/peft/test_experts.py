@@ -1,0 +1,101 @@
+"""The axis order of square experts: from a config, the model's class, or another parameter."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxmix
+from jaxmix.errors import CheckpointError
+
+from .folders import Form, save
+
+EXPERTS = "model.layers.0.mlp.experts"
+LIBRARY = "transformers.models.{0}.modeling_{0}"
+RANDOM = np.random.default_rng(0)
+
+
+def adapter(folder: Path, *names: str, **more: Any) -> Path:
+    """A LoRA of rank 2 of square parameters (3, 4, 4) of experts."""
+    tensors = {}
+    for depth, _ in enumerate(names):
+        path = f"base_model.model.{EXPERTS}" + ".base_layer" * depth
+        tensors[f"{path}.lora_A.weight"] = RANDOM.normal(size=(6, 4)).astype(np.float32)
+        tensors[f"{path}.lora_B.weight"] = RANDOM.normal(size=(4, 6)).astype(np.float32)
+    form = Form("LORA", {"r": 2, "lora_alpha": 3}, {})
+    targets: Any = [f"mlp.experts.{name}" for name in names]
+    return save(folder, form, tensors, target_parameters=targets, **more)
+
+
+def base(folder: Path, config: dict[str, Any] | None, **shapes: tuple[int, ...]) -> Path:
+    """A checkpoint of parameters of experts."""
+    folder.mkdir()
+    tensors = {f"{EXPERTS}.{name}": np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def is_in_first(folder: Path, given: Any) -> bool:
+    """The order that an adapter was read with."""
+    update: Any = jaxmix.load(folder, base=given).updates[f"{EXPERTS}.down_proj"]
+    return update.in_first
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"), [("gpt_oss", True), ("aria_text", True), ("mixtral", False)]
+)
+def test_the_model_determines_the_order(model_type: str, expected: bool, tmp_path: Path) -> None:
+    """By the base's config, or by the class that PEFT has written to the adapter's."""
+    folder = adapter(tmp_path / "plain", "down_proj")
+    given = base(tmp_path / "base", {"model_type": model_type}, down_proj=(3, 4, 4))
+    assert is_in_first(folder, given) == expected
+    mapping: Any = {
+        "base_model_class": "AnyForCausalLM",
+        "parent_library": LIBRARY.format(model_type.removesuffix("_text")),
+    }
+    folder = adapter(tmp_path / "class", "down_proj", auto_mapping=mapping)
+    leaves = {f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32)}
+    assert is_in_first(folder, leaves) == expected
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((3, 4, 8), True), ((3, 8, 4), False)])
+def test_a_bias_determines_the_order(
+    shape: tuple[int, ...], expected: bool, tmp_path: Path
+) -> None:
+    """The bias of another parameter has as many numbers as that has outputs."""
+    folder = adapter(tmp_path / "adapter", "down_proj")
+    leaves = {
+        f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32),
+        f"{EXPERTS}.gate_up_proj": np.ones(shape, np.float32),
+    }
+    with pytest.raises(Exception, match="neither the file nor the base states"):
+        is_in_first(folder, leaves)
+    leaves[f"{EXPERTS}.gate_up_proj_bias"] = np.ones((3, 8), np.float32)
+    assert is_in_first(folder, leaves) == expected
+
+
+@pytest.mark.parametrize(("model_type", "up_is_first"), [("mixtral", True), ("gpt_oss", False)])
+def test_parameters_whose_shapes_are_each_other_transposed(
+    model_type: str, up_is_first: bool, tmp_path: Path
+) -> None:
+    """Which wrapper belongs to which parameter follows from the order of the axes."""
+    tensors = {}
+    for path, (out, size) in (("", (5, 4)), (".base_layer", (4, 5))):
+        key = f"base_model.model.{EXPERTS}{path}"
+        tensors[f"{key}.lora_A.weight"] = np.ones((6, size), np.float32)
+        tensors[f"{key}.lora_B.weight"] = np.ones((out, 6), np.float32)
+    form = Form("LORA", {"r": 2, "lora_alpha": 3}, {})
+    targets: Any = ["mlp.experts.up_proj", "mlp.experts.down_proj"]
+    folder = save(tmp_path / "adapter", form, tensors, target_parameters=targets)
+    shapes = {"up_proj": (3, 5, 4), "down_proj": (3, 4, 5)}
+    with pytest.raises(CheckpointError, match="fit several of its parameters"):
+        jaxmix.load(folder, base=base(tmp_path / "unknown", None, **shapes))
+    given = base(tmp_path / "base", {"model_type": model_type}, **shapes)
+    updates: Any = jaxmix.load(folder, base=given).updates
+    first = "up_proj" if up_is_first else "down_proj"
+    assert updates[f"{EXPERTS}.{first}"].b.shape == (3, 5, 2)

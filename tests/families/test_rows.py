@@ -1,0 +1,99 @@
+"""Updates of some rows: the rows of the whole update, for every family that can be cut."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.families import DiagOFT, ExpertLoRA, LoKr, LoRA, Replace
+from jaxmix.families.rows import Rows, expert_of, rows_of
+
+from .module import Module
+from .table import SAMPLES
+
+MODULES = {"linear": Module("linear", (12, 8), True), "conv": Module("conv", (12, 4, 3), True)}
+# Those that read all of the base's rows, or mix them: they need the whole weight.
+WHOLE = {"BOFT", "KaSA", "GLoRA", "DEFT", "PEANuT", "FRoD"}
+PARTS = {"q": slice(0, 4), "k": slice(4, 8), "v": slice(8, 12)}
+CASES = [(family, "linear") for family in SAMPLES if family != "ExpertLoRA"]
+CASES += [
+    pytest.param(family, "conv", marks=pytest.mark.thorough)
+    for family in SAMPLES
+    if family != "ExpertLoRA"
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_the_parts_are_the_rows_of_the_whole(family: str, kind: str) -> None:
+    """Composed onto the parts of a weight and its bias, they give the parts of the result."""
+    module = MODULES[kind]
+    rng = np.random.default_rng(3)
+    update = SAMPLES[family].draw(rng, module)
+    found = {name: rows_of(update, part, module.matrix) for name, part in PARTS.items()}
+    assert (None in found.values()) == (family in WHOLE), found
+    updates = {name: piece for name, piece in found.items() if piece is not None}
+    with jax.enable_x64(True):
+        weight, bias = rng.normal(size=module.shape), rng.normal(size=12)
+        params = {"qkv.weight": weight, "qkv.bias": bias}
+        whole = jaxmix.compose(params, 0.7 * jaxmix.Adapter({"qkv": update}))
+        for name in updates:
+            params |= {f"{name}.weight": weight[PARTS[name]], f"{name}.bias": bias[PARTS[name]]}
+        made = jaxmix.compose(params, 0.7 * jaxmix.Adapter(updates))
+    for name in updates:
+        for leaf in ("weight", "bias"):
+            expected = whole[f"qkv.{leaf}"][PARTS[name]]
+            np.testing.assert_allclose(made[f"{name}.{leaf}"], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_product_whose_blocks_are_cut() -> None:
+    """Rows 2:5 of a LoKr with blocks of 4 rows: no block is whole, the numbers are right."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3, 2)), rng.normal(size=(4, 4))
+    piece = rows_of(LoKr((x,), (y,), 0.5), slice(2, 5), (12, 8))
+    assert isinstance(piece, Rows) and piece.size() == "LoKr full, rows 2:5"
+    with jax.enable_x64(True):
+        made = jaxmix.compose({"k.weight": np.zeros((3, 8))}, jaxmix.Adapter({"k": piece}))
+    np.testing.assert_allclose(made["k.weight"], 0.5 * np.kron(x, y)[2:5], rtol=1e-12)
+
+
+def test_rotations_are_cut_between_blocks_only() -> None:
+    """LyCORIS's OFT rotates blocks of outputs: a part that cuts one needs the whole weight."""
+    update = DiagOFT(np.random.default_rng(0).normal(size=(3, 4, 4)), side="out")
+    assert rows_of(update, slice(4, 12), (12, 8)) is not None
+    assert rows_of(update, slice(4, 10), (12, 8)) is None
+
+
+def test_norms_of_inputs_need_all_rows() -> None:
+    """A magnitude for each input has its norm over all outputs."""
+    normed = SAMPLES["Normed"].draw(np.random.default_rng(0), MODULES["linear"])
+    by_input = type(normed)(normed.update, np.ones(8), axis="in")
+    assert rows_of(by_input, PARTS["q"], (12, 8)) is None
+    embedding = LoRA(np.ones((1, 8)), np.ones((12, 1)), 1.0, np.ones(8), embedding=True)
+    assert rows_of(embedding, PARTS["q"], (12, 8)) is None
+
+
+@pytest.mark.parametrize("in_first", [False, True])
+def test_an_expert_of_a_stack(in_first: bool) -> None:
+    """Each expert's LoRA adds what the stack's adds to its matrix."""
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(3, 2, 5)), rng.normal(size=(3, 4, 2))
+    update = ExpertLoRA(a, b, 0.5, in_first=in_first)
+    for number in range(3):
+        one = expert_of(update, number)
+        assert isinstance(one, LoRA)
+        delta = 0.5 * b[number] @ a[number]
+        found = one.scale * np.asarray(one.b) @ np.asarray(one.a)
+        np.testing.assert_allclose(found, delta.T if in_first else delta)
+    saved = expert_of(Replace(weight=jnp.arange(24.0).reshape(3, 4, 2)), 2)
+    assert isinstance(saved, Replace) and saved.weight is not None
+    assert saved.weight.tolist() == jnp.arange(16.0, 24.0).reshape(4, 2).tolist()
+    assert expert_of(LoRA(a[0], b[0], 1.0), 0) is None
+
+
+def test_rows_that_do_not_fit() -> None:
+    """The message names the rows, or what the whole update says."""
+    piece = Rows(LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0), 2, 5, 12)
+    assert piece.misfit((4, 8)) == "rows 2:5 of a fused weight are 3, found 4"
+    assert piece.misfit((3, 9)) == LoKr((np.ones((3, 2)),), (np.ones((4, 4)),), 1.0).misfit((12, 9))
+    assert piece.misfit((3, 8)) is None

@@ -1,0 +1,129 @@
+"""Weights in memory that are parts of leaves, or have other axes or rows there."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmix.errors import LayoutError
+from jaxmix.placement.assembly import assembled, assembled_shape
+from jaxmix.placement.canonical import Holding
+from jaxmix.placement.part_places import UnmappedError, memory_shape, part_place
+from jaxmix.placement.regions import WHOLE, Piece, Region
+
+LEAF = np.arange(24 * 3, dtype=np.float32).reshape(24, 3)
+STACK = LEAF.reshape(2, 12, 3)
+HALVES = LEAF.reshape(3, 4, 2, 3).swapaxes(1, 2).reshape(24, 3)  # of three heads
+
+
+@pytest.mark.parametrize(
+    ("leaf", "at", "more", "expected"),
+    [
+        (LEAF, Region(part=1, parts=3), {}, LEAF[8:16]),
+        (LEAF, Region(part=1, parts=2, alternates=True), {}, LEAF[1::2]),
+        (LEAF, Region(part=2, parts=3, sizes=(4, 4, 16)), {}, LEAF[8:]),
+        (STACK, Region(part=1, parts=2, axis=1), {}, STACK[:, 6:]),
+        (STACK, Region(1, 0, 2), {}, STACK[1, :6]),
+        (LEAF, WHOLE, {"is_transposed": True}, LEAF.T),
+        (LEAF, WHOLE, {"heads": 3}, HALVES),
+        (HALVES, WHOLE, {"heads": -3}, LEAF),
+        (LEAF[:, 0], WHOLE, {"heads": 3}, HALVES[:, 0]),
+        (
+            np.stack([LEAF, LEAF + 100]),
+            Region(part=1, parts=1),
+            {"heads": 3},
+            np.stack([HALVES, HALVES + 100]),
+        ),
+        (
+            np.concatenate([HALVES, LEAF]),
+            Region(part=1, parts=2),
+            {"heads": 3},
+            HALVES,
+        ),
+    ],
+)
+def test_places(leaf: np.ndarray, at: Region, more: dict[str, int], expected: np.ndarray) -> None:
+    """A place reads the weight, and writes it back to where it was."""
+    place = part_place("w", leaf.shape, at, **more)
+    assert np.array_equal(np.asarray(place.get(jnp.asarray(leaf))), expected)
+    again = np.asarray(place.put(jnp.zeros_like(leaf), jnp.asarray(expected)))
+    assert np.array_equal(np.asarray(place.get(jnp.asarray(again))), expected)
+    assert np.array_equal(again[again != 0], leaf[again != 0])
+
+
+@pytest.mark.parametrize(
+    ("at", "more", "message"),
+    [
+        (Region(part=1, parts=5), {}, "w (24, 3) can't be split into 5 equal parts"),
+        (Region(parts=2, sizes=(4, 4)), {}, "w (24, 3) can't be split into parts of 4, 4 rows"),
+        (
+            Region(parts=2, sizes=(0, 0)),
+            {},
+            "w (24, 3) can't be split into 2 parts without their sizes, which the model's "
+            "config.json states: pass it as names=",
+        ),
+        (
+            WHOLE,
+            {"heads": 5},
+            "w has 24 rows there, which are not those of 5 heads with two halves",
+        ),
+        (
+            WHOLE,
+            {"heads": 3, "is_transposed": True},
+            "w is transposed, and its rows have another order",
+        ),
+    ],
+)
+def test_leaves_without_such_a_part(at: Region, more: dict[str, int], message: str) -> None:
+    """The reason is given."""
+    with pytest.raises(UnmappedError) as caught:
+        part_place("w", (24, 3), at, **more)
+    assert str(caught.value) == message
+
+
+def test_memory_shape() -> None:
+    """The last two axes change places."""
+    assert memory_shape(Piece("w", is_transposed=True), (4, 2, 3)) == (4, 3, 2)
+    assert memory_shape(Piece("w"), (2, 3)) == (2, 3)
+
+
+LEAVES = {"a": LEAF, "b": LEAF + 100, "experts": STACK, "conv": LEAF.reshape(24, 1, 3)}
+ASSEMBLED: tuple[tuple[dict[str, Piece], np.ndarray], ...] = (
+    ({"a": Piece("w", heads=3)}, HALVES),
+    ({"a": Piece("w", own=Region(part=1, parts=2, alternates=True))}, LEAF[1::2]),
+    (
+        {"a": Piece("w", of=Region(part=0, parts=2)), "b": Piece("w", of=Region(part=1, parts=2))},
+        np.concatenate([LEAF, LEAF + 100]),
+    ),
+    (
+        {
+            "conv": Piece("w", of=Region(part=0, parts=1)),
+        },
+        LEAF.reshape(24, 1, 3),
+    ),
+    (
+        {
+            "experts": Piece("w", of=Region(part=0, parts=2, axis=1)),
+            "more": Piece("w", of=Region(part=1, parts=2, axis=1)),
+        },
+        np.concatenate([STACK, STACK], 1),
+    ),
+    ({"a": Piece("w", of=Region(0)), "b": Piece("w", of=Region(1))}, np.stack([LEAF, LEAF + 100])),
+    ({"a": Piece("w", is_transposed=True)}, LEAF.T),
+)
+
+
+@pytest.mark.parametrize(("pieces", "expected"), ASSEMBLED)
+def test_assembled(pieces: dict[str, Piece], expected: np.ndarray) -> None:
+    """A tensor in memory, and its shape, from leaves with each kind of region."""
+    leaves = {**LEAVES, "more": STACK}
+    holdings = [Holding(leaf, piece) for leaf, piece in pieces.items()]
+    assert np.array_equal(assembled(holdings, leaves.__getitem__), expected)
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    assert assembled_shape(holdings, shapes) == expected.shape
+
+
+def test_a_leaf_that_can_not_be_assembled() -> None:
+    """The error names the tensor."""
+    holding = Holding("a", Piece("w", own=Region(part=1, parts=5)))
+    with pytest.raises(LayoutError, match=r"^w: a \(24, 3\) can't be split into 5 equal parts\.$"):
+        assembled([holding], LEAVES.__getitem__)
