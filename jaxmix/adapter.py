@@ -20,7 +20,7 @@ from jaxmix.metadata import Metadata, checked_metadata
 from jaxmix.placement.layout import Layout
 from jaxmix.placement.naming import Names, OnTree, on_tree
 
-__all__ = ["Adapter", "Mixable", "chains"]
+__all__ = ["Adapter", "Mixable", "chains_by_site"]
 
 Strength = float | Float[Array, ""]
 
@@ -46,7 +46,9 @@ class Mixable(ABC):
         """Returns the params with the adapter merged in, like `jaxmix.compose`."""
 
         def apply(tree: OnTree[Adapter]) -> Any:
-            return dense.apply(params, chains(tree.parts), layout=tree.layout, donate=donate)
+            return dense.apply(
+                params, chains_by_site(tree.parts), layout=tree.layout, donate=donate
+            )
 
         return on_tree(apply, self.parts, params, layout, names)
 
@@ -164,7 +166,7 @@ class _Unseen:
     metadata: Metadata = field(compare=False)
 
 
-def chains(parts: "Sequence[Adapter]") -> dict[str, dense.Chain]:
+def chains_by_site(parts: "Sequence[Adapter]") -> dict[str, dense.Chain]:
     """Collects strengths and updates by site, in order of application.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxmix.adapter import Adapter, Mixable, chains
+from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.errors import AdapterError
@@ -124,17 +124,19 @@ def effects(
 
     def placed(tree: OnTree[Adapter]) -> tuple[list[dict[str, Chain]], Resolved, Mapping[str, str]]:
         ends = accumulate(counts)
-        each = [chains(tree.parts[end - n : end]) for n, end in zip(counts, ends, strict=True)]
+        chains = [
+            chains_by_site(tree.parts[end - n : end]) for n, end in zip(counts, ends, strict=True)
+        ]
         joint: dict[str, Chain] = {}
-        for own in each:
-            for site, word in own.items():
-                joint[site] = (*joint.get(site, ()), *word)
-        return each, resolve(params, joint, tree.layout), tree.original
+        for own in chains:
+            for site, chain in own.items():
+                joint[site] = (*joint.get(site, ()), *chain)
+        return chains, resolve(params, joint, tree.layout), tree.original
 
     parts = [part for group in groups for part in group.parts]
-    each, resolved, original = on_tree(placed, parts, params, layout, None)
+    chains, resolved, original = on_tree(placed, parts, params, layout, None)
     for site in resolved.sites:
-        spot, found = _at(site, [len(own.get(site.name, ())) for own in each], resolved.tree)
+        spot, found = _at(site, [len(own.get(site.name, ())) for own in chains], resolved.tree)
         # A module that has another name in the tree keeps the adapters' name.
         yield replace(spot, name=original.get(spot.name, spot.name)), found
 
@@ -157,18 +159,15 @@ def _at(site: Site, counts: Sequence[int], tree: Tree) -> tuple[Spot, tuple[Effe
 
 def effects_of_loras(groups: Sequence[Mixable]) -> Iterator[tuple[Spot, tuple[Effect, ...]]]:
     """Computes the effects of adapters made of LoRAs only (`is_plain`), which need no base."""
-    chains_of_groups = [chains(group.parts) for group in groups]
-    for site in dict.fromkeys(site for own in chains_of_groups for site in own):
-        updates: list[Any] = [update for own in chains_of_groups for _, update in own.get(site, ())]
+    chains = [chains_by_site(group.parts) for group in groups]
+    for site in dict.fromkeys(site for own in chains for site in own):
+        updates: list[Any] = [update for own in chains for _, update in own.get(site, ())]
         dtype = common_dtype(updates)
         first = updates[0]
         shape = (first.b.shape[0], first.a.shape[1])
         is_transposed = joint_flag(update.transposed for update in updates)
         spot = Spot(site, first.kernel, embedding=first.embedding, transposed=is_transposed)
-        yield (
-            spot,
-            tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in chains_of_groups),
-        )
+        yield spot, tuple(_plain_effect(cast(own.get(site, ()), dtype), shape) for own in chains)
 
 
 def _plain_effect(chain: Chain, shape: tuple[int, int]) -> Effect:

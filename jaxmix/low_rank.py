@@ -91,11 +91,11 @@ def to_lora(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxmix.families import OFT
-        >>> turned = Adapter({"proj": OFT(jnp.ones((2, 1)))}, name="turned")
+        >>> rotation = Adapter({"proj": OFT(jnp.ones((2, 1)))}, name="rotation")
         >>> params = {"proj.weight": jnp.eye(4)}
-        >>> lora, errors = to_lora(turned, params, rank=2, with_errors=True)
+        >>> lora, errors = to_lora(rotation, params, rank=2, with_errors=True)
         >>> lora
-        turned: LoRA rank 2 at 1 site, strength 1 (proj)
+        rotation: LoRA rank 2 at 1 site, strength 1 (proj)
         >>> round(errors["proj"], 3)
         0.707
 

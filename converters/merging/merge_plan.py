@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxmix.adapter import Adapter, Mixable, chains
+from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
 from jaxmix.converters.checkpoints.huggingface import Checkpoint, read_checkpoint
 from jaxmix.converters.checkpoints.side_files import side_files
@@ -107,7 +107,7 @@ def plan_merge(
         JaxmixError: If the merge is impossible.
     """
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
-    sites = tuple(chains(mixed.parts))
+    sites = tuple(chains_by_site(mixed.parts))
     checkpoint = read_checkpoint(base)
     if checkpoint.components:
         from jaxmix.converters.merging.components import plan_pipeline  # it uses this function

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmix.adapter import chains
+from jaxmix.adapter import chains_by_site
 from jaxmix.converters.adapters.peft.about import about
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.head_classes import HeadClass, head_classes
@@ -123,7 +123,7 @@ def _saved_leaves(
     """Returns the leaves of heads that the base lacks, each from the first adapter that has it."""
     known = {name for head in classes for name in head.parameters}
     tensors, found, wrong = checkpoint.tensors, {}, []
-    for site, word in chains(mixed.parts).items():
+    for site, word in chains_by_site(mixed.parts).items():
         is_known = any(_belongs_to(name, site) for name in known) or site.split(".")[0] in _USUAL
         is_in_base = any(f"{site}.{kind}" in tensors for kind in ("weight", "bias"))
         if not is_known or (is_in_base and not is_other):
@@ -227,7 +227,7 @@ def _old_prefix(checkpoint: Checkpoint, mixed: Mix, prefix: str) -> str:
     """
     tensors = checkpoint.tensors
     firsts = {f"{name.partition('.')[0]}." for name in tensors}
-    for site in chains(mixed.parts):
+    for site in chains_by_site(mixed.parts):
         if not site.startswith(prefix):
             continue
         inner = f"{site.removeprefix(prefix)}.weight"

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.adapter import chains
+from jaxmix.adapter import chains_by_site
 from jaxmix.converters.checkpoints.huggingface import FLOATS, Checkpoint, Stored
 from jaxmix.converters.merging.quantized import refusal
 from jaxmix.converters.merging.recipe import Recipe, Share
@@ -40,7 +40,7 @@ def plan_recipes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str
         LayoutError: If a site matches no tensor, or a tensor that is not of floats.
         ShapeError: If factors do not fit their weights.
     """
-    tensors, chain_at = checkpoint.tensors, chains(mixed.parts)
+    tensors, chain_at = checkpoint.tensors, chains_by_site(mixed.parts)
     leaves = list(_leaves(chain_at, layout, tensors))
     touched = {name: tensors[name] for name in leaves if name in tensors}
     if message := refusal(checkpoint, leaves):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.adapter import chains
+from jaxmix.adapter import chains_by_site
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Shard, Stored
 from jaxmix.converters.merging.label_config import label_fields
 from jaxmix.converters.merging.resized_tensor import ResizedTensor, new_tensor, resize_tensor
@@ -218,7 +218,7 @@ def _add_partners(
 def _resizes(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> Iterator[_Resize]:
     """Yields the tensors outside of layers for which adapters have another number of rows."""
     tensors, disagreeing = checkpoint.tensors, []
-    for site, chain in chains(mixed.parts).items():
+    for site, chain in chains_by_site(mixed.parts).items():
         if re.search(r"\.\d+\.", site):
             continue
         updates = [part for _, update in chain for part in parts_of(update)]

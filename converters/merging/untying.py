@@ -9,7 +9,7 @@ are written then.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from jaxmix.adapter import chains
+from jaxmix.adapter import chains_by_site
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint
 from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.converters.merging.stored_ties import StoredTie, StoredTies, find_ties
@@ -51,7 +51,7 @@ def untied(
         return untied_by_name(checkpoint, mixed, allowed=allowed)
     stored = checkpoint.tensors
     mixed = _with_names(mixed, found)
-    by_site = chains(mixed.parts)
+    by_site = chains_by_site(mixed.parts)
     ties = [tie for tie in found.ties if _is_active(tie, by_site, checkpoint)]
     groups = [group for group in _components(ties) if any(name in stored for name in group)]
     different = [
@@ -154,7 +154,7 @@ def _check(
 ) -> None:
     """Raises if untying is not allowed, or an adapter needs the tie."""
     different = list(different)
-    by_site = chains(mixed.parts)
+    by_site = chains_by_site(mixed.parts)
     names = {name for tie in different for name in (tie.target, tie.source)}
     if not allowed:
         lines = [_described(tie, by_site) for tie in different]
@@ -189,7 +189,7 @@ def _described(tie: StoredTie, by_site: Mapping[str, Chain]) -> str:
 
 def _without_copies(mixed: Mix, groups: Iterable[list[str]], stored: Collection[str]) -> Mix:
     """Removes the weights of sites that are stored only under a tied partner's name."""
-    by_site = chains(mixed.parts)
+    by_site = chains_by_site(mixed.parts)
     copies = {
         name.rpartition(".")[0]
         for group in groups

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from jaxmix.adapter import chains
+from jaxmix.adapter import chains_by_site
 from jaxmix.converters.checkpoints.huggingface import Checkpoint
 from jaxmix.converters.merging.rewriting import with_config, with_copy
 from jaxmix.errors import LayoutError, listing, option
@@ -51,7 +51,7 @@ def untied_by_name(
     problems = {site: problem for site in sites if (problem := ties.problem(site))}
     if not problems or not _is_tied(checkpoint, tensors):
         return checkpoint, mixed, ()
-    as_one, copies = trained_as_one(chains(mixed.parts), without_head, ties)
+    as_one, copies = trained_as_one(chains_by_site(mixed.parts), without_head, ties)
     if as_one.issuperset(problems):
         return checkpoint, _without(mixed, copies.difference(_modules(tensors)), tensors), ()
     if not allowed:

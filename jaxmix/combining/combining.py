@@ -8,7 +8,7 @@ import jax
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jaxmix.adapter import Adapter, Mixable, chains, checked_strength
+from jaxmix.adapter import Adapter, Mixable, chains_by_site, checked_strength
 from jaxmix.combining.deltas import combined_effect
 from jaxmix.combining.factors import combined_factors, have_factors
 from jaxmix.combining.formulas import MajoritySign
@@ -222,7 +222,7 @@ def _other_updates(groups: Sequence[Mixable]) -> list[str]:
 
 
 def _resolved(params: Any, tree: OnTree[Adapter]) -> Resolved:
-    return resolve(params, chains(tree.parts), tree.layout)
+    return resolve(params, chains_by_site(tree.parts), tree.layout)
 
 
 def _check_shapes(
@@ -231,7 +231,7 @@ def _check_shapes(
     """Checks that all LoRAs at a site fit one weight, and with params the base's weight."""
     joint: dict[str, Any] = {}
     for group in groups:
-        for site, chain in chains(group.parts).items():
+        for site, chain in chains_by_site(group.parts).items():
             joint[site] = (*joint.get(site, ()), *chain)
     if params is not None:
         parts = [part for group in groups for part in group.parts]

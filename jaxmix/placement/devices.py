@@ -1,4 +1,4 @@
-"""How a leaf lies on several devices, as far as a computation must keep it."""
+"""The sharding of a leaf that a computation has to keep."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["is_explicit", "sharding_of"]
 
 
 def is_explicit(leaf: jax.Array) -> bool:
-    """Returns whether an array's type says how it is laid out over a mesh.
+    """Returns whether an array's type contains its sharding.
 
     Args:
         leaf: An array.
@@ -28,7 +28,7 @@ def sharding_of(leaf: Any) -> NamedSharding | None:
         leaf: Any array.
 
     Returns:
-        None if the leaf lies on one device, is traced, or has its sharding in its type.
+        None if the leaf is on one device, is traced, or has its sharding in its type.
     """
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
         return None

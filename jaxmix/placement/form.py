@@ -23,10 +23,10 @@ _WHOLE = Place("")
 
 @dataclass(frozen=True)
 class Form:
-    """How a leaf holds a site's tensor: what a compiled function must know besides the shapes.
+    """How a leaf holds a site's tensor: what a compiled function depends on besides shapes.
 
-    It is static in compiled functions, so it has no name of a leaf: sites that lie alike share a
-    program.
+    It is static in compiled functions, so it does not contain the leaf's name: sites stored in
+    the same way share a program.
 
     Args:
         part: Whether it is the site's weight or its bias.

@@ -190,7 +190,7 @@ def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         return leaf_shape
     index = () if place.index is None else parsed_index(place.index)
     try:
-        # JAX clamps an index that lies outside; NumPy refuses it.
+        # JAX clamps an index that is out of range; NumPy refuses it.
         np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index]
         leaf = jax.ShapeDtypeStruct(leaf_shape, jnp.float32)
         tensor = jax.eval_shape(place.get, leaf)

@@ -121,7 +121,7 @@ class Roles:
 
     @cached_property
     def _children(self) -> dict[str, set[str]]:
-        """The names below each module, as far up as anything asks."""
+        """The names below each module, up to the highest one that is looked up."""
         found: dict[str, set[str]] = {}
         for name in self.shapes:
             above = name

@@ -147,15 +147,16 @@ def without_copies(
     return out
 
 
-def is_same_chain(one: Chain, other: Chain) -> bool:
+def is_same_chain(left: Chain, right: Chain) -> bool:
     """Returns whether two chains do the same to one weight.
 
     Args:
-        one: Strengths and updates, in order of application.
-        other: The other chain; its updates may be of an embedding, and those of ``one`` of a head.
+        left: Strengths and updates, in order of application.
+        right: The other chain; its updates may be of an embedding, those of ``left`` of a head.
     """
-    return len(one) == len(other) and all(
-        _is_equal(s, t) and _is_same_update(u, v) for (s, u), (t, v) in zip(one, other, strict=True)
+    return len(left) == len(right) and all(
+        _is_equal(s, t) and _is_same_update(u, v)
+        for (s, u), (t, v) in zip(left, right, strict=True)
     )
 
 

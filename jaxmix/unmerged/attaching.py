@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.adapter import Adapter, Mixable, chains
+from jaxmix.adapter import Adapter, Mixable, chains_by_site
 from jaxmix.affine import AffineMap
 from jaxmix.errors import AdapterError
 from jaxmix.families import Update
@@ -120,7 +120,7 @@ def _placed(
     """The adapters under the tree's names, their chains, and where their sites are."""
     by_site = {
         site: tuple((_as_array(strength), update) for strength, update in chain)
-        for site, chain in chains(tree.parts).items()
+        for site, chain in chains_by_site(tree.parts).items()
     }
     return tree.parts, by_site, resolve(params, by_site, tree.layout)
 

@@ -22,7 +22,7 @@ class Stop(Exception):
 
 @contextmanager
 def breaking(beside: Path, error: BaseException, file: str = THIRD) -> Iterator[None]:
-    """Makes merges fail in the third shard, or in another one, after the first one is complete."""
+    """Makes merges fail in the third shard, or another one, after the first one is complete."""
     plain: Any = recipe.Prepared.compute
 
     def failing(self: Any, *args: Any) -> Any:

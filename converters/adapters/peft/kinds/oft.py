@@ -1,4 +1,4 @@
-"""PEFT's OFT, and how to tell what older versions of PEFT called so."""
+"""PEFT's OFT, and the variants that older versions of PEFT wrote under this name."""
 
 import math
 import re

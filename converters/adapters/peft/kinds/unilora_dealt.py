@@ -28,7 +28,7 @@ DEALING = {
         False,
     ),
 }
-# So many numbers are dealt whatever the base: no tensor of the file says what the rank is.
+# This many numbers are dealt for any base, because no tensor of the file implies the rank.
 _ALWAYS = 2**24
 _SAVED = (
     "save it with PEFT with its indices: model.peft_config['default'].save_indices = True, and for "

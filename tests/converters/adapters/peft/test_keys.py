@@ -97,7 +97,7 @@ def test_missing_modules_to_save(tmp_path):
 
 
 def test_heads_of_the_task_that_the_model_does_not_have(tmp_path):
-    """PEFT writes its usual names to the config; BART's head, for one, has another."""
+    """PEFT writes its usual names to the config; BART's head, for example, has another."""
     usual: Any = {"modules_to_save": ["classifier", "score"], "task_type": "SEQ_CLS"}
     folder = save(tmp_path, **usual)
     assert jaxmix.load(folder).sites == (SITE,)
