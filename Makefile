@@ -37,8 +37,8 @@ help: ## say what there is
 demo: $(VENV)/.demo ## a real model with three PEFT adapters, alone and mixed (no torch)
 	@$(BIN)/jaxmix demo $(ARGS)
 
-# A file's tests share compiled programs, so that each file runs in one worker.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests share compiled programs, so each file runs in one worker; tests/longest.py orders them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.all ## the tests that a change is likely to break, those against PEFT too
 	@$(PYTEST) -m 'not thorough' $(ARGS)
