@@ -38,7 +38,7 @@ LONGEST = (
     "devices/test_processes.py",
     "training/test_init_peft.py",
     "converters/adapters/formats/test_qwix_bare.py",
-    "unmerged/test_attach.py",
+    "unmerged/test_attaching.py",
     "converters/cli/test_merge.py",
     "converters/merging/test_killed.py",
     "training/test_gradients.py",

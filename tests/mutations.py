@@ -146,7 +146,7 @@ MUTATIONS = (
         "unmerged: L is not transposed after a product",
         "y = y @ left.T",
         "y = y @ left",
-        ("unmerged/test_attach.py", "unmerged/test_uses.py"),
+        ("unmerged/test_attaching.py", "unmerged/test_uses.py"),
     ),
     Mutation(
         "bank: rows beyond a slot's share are dropped",
@@ -194,7 +194,7 @@ MUTATIONS = (
         "peft exporter: the rest of a scale is not in B",
         "rest = own / scale",
         "rest = 1.0",
-        ("converters/adapters/peft/test_export_level.py",),
+        ("converters/adapters/common/test_equal_ranks.py",),
     ),
     Mutation(
         "lycoris: dora_scale by output taken for one by input",
@@ -209,7 +209,7 @@ MUTATIONS = (
         "mixfile: a recipe's strength is ignored",
         'one if "updates" in part else _times(one, float(part.get("strength", 1.0)))',
         "one",
-        ("converters/adapters/mixfile/test_recipes.py",),
+        ("converters/adapters/mixfile/test_recipe.py",),
     ),
     Mutation(
         "merging: the second piece of a large tensor overwrites the first",
