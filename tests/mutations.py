@@ -138,8 +138,8 @@ MUTATIONS = (
     ),
     Mutation(
         "unmerged: the weight's stack is made dense before a scan",
-        "x if not isinstance(x, Weight) or _stacked_first(x) else x.dense() for x in xs",
-        "x if not isinstance(x, Weight) else x.dense() for x in xs",
+        "return by_layer(x) if is_stack else as_array(x, report, eqn)",
+        "return x.dense() if is_stack else as_array(x, report, eqn)",
         ("unmerged/test_uses.py",),
     ),
     Mutation(
@@ -192,8 +192,8 @@ MUTATIONS = (
     ),
     Mutation(
         "peft exporter: the rest of a scale is not in B",
-        "rest = own / scale",
-        "rest = 1.0",
+        "ratio = own / scale",
+        "ratio = 1.0",
         ("converters/adapters/common/test_equal_ranks.py",),
     ),
     Mutation(
@@ -207,8 +207,8 @@ MUTATIONS = (
     ),
     Mutation(
         "mixfile: a recipe's strength is ignored",
-        'one if "updates" in part else _times(one, float(part.get("strength", 1.0)))',
-        "one",
+        'part if is_stored else _times(part, float(record.get("strength", 1.0)))',
+        "part",
         ("converters/adapters/mixfile/test_recipe.py",),
     ),
     Mutation(
