@@ -37,8 +37,9 @@ help: ## say what there is
 demo: $(VENV)/.demo ## a real model with three PEFT adapters, alone and mixed (no torch)
 	@$(BIN)/jaxmix demo $(ARGS)
 
-# A file's tests share compiled programs, so that each file runs in one worker.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests share compiled programs, so each file runs in one worker; tests/longest.py orders them.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest $(PARALLEL)
 
 test: $(VENV)/.all ## the tests that a change is likely to break, those against PEFT too
 	@$(PYTEST) -m 'not thorough' $(ARGS)
@@ -53,7 +54,7 @@ fuzz: $(VENV)/.all ## mutated files, judged by an oracle: make fuzz ARGS="--inpu
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lowest: $(VENV)-lowest/.all ## the tests without torch, on the lowest versions that are allowed
-	@$(VENV)-lowest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(ARGS)
+	@$(VENV)-lowest/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning $(ARGS)
 
 newest: newest-python ## the tests without torch, on the newest versions that a newer Python has
 	@$(MAKE) --no-print-directory VENV=$(VENV)-newest PYTHON='$(NEWEST)' $(VENV)-newest/bin/python
@@ -63,7 +64,7 @@ newest: newest-python ## the tests without torch, on the newest versions that a 
 	  --upgrade --upgrade-strategy eager --editable '.[test]'
 	@$(VENV)-newest/bin/python -m pip --disable-pip-version-check list 2>/dev/null | \
 	  grep -E '^(jax|flax|numpy|optax|orbax-checkpoint) '
-	@$(VENV)-newest/bin/python -m pytest -n 2 $(if $(QUICK),-m 'not thorough' $(QUICK_TESTS)) $(ARGS)
+	@$(VENV)-newest/bin/python -m pytest $(PARALLEL) $(if $(QUICK),-m 'not thorough' $(QUICK_TESTS)) $(ARGS)
 
 newest-python:
 	@test -n '$(NEWEST)' || { echo "make newest needs Python 3.12 or newer, and found none on the \

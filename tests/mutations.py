@@ -138,15 +138,15 @@ MUTATIONS = (
     ),
     Mutation(
         "unmerged: the weight's stack is made dense before a scan",
-        "x if not isinstance(x, Weight) or _stacked_first(x) else x.dense() for x in xs",
-        "x if not isinstance(x, Weight) else x.dense() for x in xs",
+        "return by_layer(x) if is_stack else as_array(x, report, eqn)",
+        "return x.dense() if is_stack else as_array(x, report, eqn)",
         ("unmerged/test_uses.py",),
     ),
     Mutation(
         "unmerged: L is not transposed after a product",
         "y = y @ left.T",
         "y = y @ left",
-        ("unmerged/test_attach.py", "unmerged/test_uses.py"),
+        ("unmerged/test_attaching.py", "unmerged/test_uses.py"),
     ),
     Mutation(
         "bank: rows beyond a slot's share are dropped",
@@ -192,9 +192,9 @@ MUTATIONS = (
     ),
     Mutation(
         "peft exporter: the rest of a scale is not in B",
-        "rest = own / scale",
-        "rest = 1.0",
-        ("converters/adapters/peft/test_export_level.py",),
+        "ratio = own / scale",
+        "ratio = 1.0",
+        ("converters/adapters/common/test_equal_ranks.py",),
     ),
     Mutation(
         "lycoris: dora_scale by output taken for one by input",
@@ -207,9 +207,9 @@ MUTATIONS = (
     ),
     Mutation(
         "mixfile: a recipe's strength is ignored",
-        'one if "updates" in part else _times(one, float(part.get("strength", 1.0)))',
-        "one",
-        ("converters/adapters/mixfile/test_recipes.py",),
+        'part if is_stored else _times(part, float(record.get("strength", 1.0)))',
+        "part",
+        ("converters/adapters/mixfile/test_recipe.py",),
     ),
     Mutation(
         "merging: the second piece of a large tensor overwrites the first",

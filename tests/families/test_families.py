@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterator
 from typing import Any
@@ -43,13 +44,13 @@ def test_table_lists_every_family() -> None:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_docstrings_are_complete(family: type[Update]) -> None:
     """Formula, strength, shapes, errors, example, source."""
-    doc = family.__doc__ or ""
+    doc = inspect.getdoc(family) or ""
     for part in "`` Strength Args: Raises: ShapeError Example: >>> Source:".split():
         assert part in doc, part
     args = doc.split("Args:")[1].split("Raises:")[0]
     assert "(" in args or family is Together
     for field in dataclasses.fields(family):  # pyright: ignore[reportArgumentType]
-        assert f"        {field.name}: " in args, field.name
+        assert f"\n    {field.name}: " in args, field.name
 
 
 def test_shift_has_its_own_structure() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import jaxmix
 
+from ..longest import LONGEST
 from .sources import ROOT, modules, tracked
 
 LIMIT = 300
@@ -31,6 +32,12 @@ def test_no_long_file() -> None:
 def machine_paths(text: str) -> list[str]:
     """Returns the lines that contain an absolute path of one machine."""
     return [line for line in text.splitlines() if MACHINE_PATH.search(line)]
+
+
+def test_longest_files_exist() -> None:
+    """A renamed file would start in its turn instead of first."""
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
+    assert len(set(LONGEST)) == len(LONGEST)
 
 
 def test_no_tracked_file_has_a_machine_path() -> None:

@@ -16,7 +16,7 @@ from jaxmix.converters.adapters.common.equal_ranks import with_equal_ranks
 from jaxmix.errors import UnsupportedError
 from jaxmix.families import KaSA, LoRA, Update
 
-from .test_export import CONFIG, FORMS, LOOSE, WEIGHTS, experts, lora, n, same
+from ..peft.test_export import CONFIG, FORMS, LOOSE, WEIGHTS, experts, lora, n, same
 
 
 def delta(config: dict[str, Any], tensors: dict[str, Any], key: str, rank: str) -> np.ndarray:
