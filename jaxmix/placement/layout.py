@@ -47,7 +47,8 @@ class Rule:
         axes: An einops pattern from the leaf's axes to PyTorch's, such as ``"d n h -> (n h) d"``;
             None if the leaf has PyTorch's axes.
         index: A basic NumPy index if the leaf holds several sites, such as ``"1"``, ``":, \1"``
-            or ``"0:64"``, with groups as above; None for the whole leaf.
+            or ``"0:64"``, with groups as above; None for the whole leaf. ``"1/3"`` is the second
+            of three equal parts of an axis, ``"3:7/7"`` the last four of seven.
         part: Whether the leaf is the site's weight or its bias.
         sizes: Sizes of axes that do not follow from the leaf's shape: with ``(("two", 2),)`` the
             pattern ``"d n (h two) -> (n two h) d"`` undoes an interleaved rotary embedding.

@@ -197,7 +197,7 @@ def test_allowed_imports_pass() -> None:
 
 # The modules of placement, each above those that it may import.
 PLACEMENT = (
-    *("place", "names", "orientation", "classes", "stacks", "devices", "quantized", "params"),
+    *("index", "place", "names", "orientation", "classes", "stacks", "devices", "quantized", "params"),
     *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
     *("tied", "roles", "own", "choosing", "reading", "resolving"),
 )
