@@ -7,6 +7,7 @@ from jaxmix.errors import LayoutError
 
 __all__ = ["literal_index", "parsed_index"]
 
+
 @lru_cache(maxsize=4096)
 def parsed_index(text: str, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
     """Parses an index into a leaf.

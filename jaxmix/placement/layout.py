@@ -93,7 +93,7 @@ class Rule:
 
     def place(self, site: str) -> Place | None:
         """Returns where the site's leaf would be; None if the rule does not match the site."""
-        found = find(self.site, site, full=True)
+        found = _match(self.site, site)
         if found is None:
             return None
         try:
@@ -105,6 +105,13 @@ class Rule:
                 f"the rule for {self.site!r} names a group that the expression does not have, in "
                 f"{self.leaf!r} or {self.index!r}: {error}."
             ) from error
+
+
+# Layouts repeat a site's expression, for instance for each prefix of its leaf.
+@lru_cache(maxsize=4096)
+def _match(pattern: str, site: str) -> re.Match[str] | None:
+    """The match of a rule's expression with a site's whole name."""
+    return find(pattern, site, full=True)
 
 
 def _check_pattern(pattern: str, what: str) -> None:

@@ -197,7 +197,17 @@ def test_allowed_imports_pass() -> None:
 
 # The modules of placement, each above those that it may import.
 PLACEMENT = (
-    *("index", "place", "names", "orientation", "classes", "stacks", "devices", "quantized", "params"),
+    *(
+        "index",
+        "place",
+        "names",
+        "orientation",
+        "classes",
+        "stacks",
+        "devices",
+        "quantized",
+        "params",
+    ),
     *("buffers", "ties", "layout", "spelling", "inverse", "form", "tree", "sites", "leaves"),
     *("tied", "roles", "own", "choosing", "reading", "resolving"),
 )
