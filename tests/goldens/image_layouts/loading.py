@@ -180,7 +180,9 @@ def _small_groups() -> Any:
     from flax import linen
 
     whole = linen.GroupNorm
-    return mock.patch.object(linen, "GroupNorm", lambda *_, **how: whole(**{**how, "num_groups": 2}))
+    return mock.patch.object(
+        linen, "GroupNorm", lambda *_, **how: whole(**{**how, "num_groups": 2})
+    )
 
 
 def _unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
@@ -276,7 +278,7 @@ def _bfl(state: State) -> dict[str, np.ndarray]:
     # diffusers' own converter, whose width is fixed, leads back.
     source = inspect.getsource(utils.convert_flux_transformer_checkpoint_to_diffusers)
     space: dict[str, Any] = {"torch": utils.torch}
-    exec(source.replace("inner_dim = 3072", f"inner_dim = {width}"), space)  # noqa: S102
+    exec(source.replace("inner_dim = 3072", f"inner_dim = {width}"), space)
     again = space["convert_flux_transformer_checkpoint_to_diffusers"](_torch(made))
     assert set(again) == set(state)
     assert all((again[name].numpy() == tensor).all() for name, tensor in state.items())
@@ -284,7 +286,7 @@ def _bfl(state: State) -> dict[str, np.ndarray]:
 
 
 def _flux(state: State) -> dict[str, np.ndarray]:
-    """maxdiffusion's loader of Flux, whose width is fixed too."""
+    """Maxdiffusion's loader of Flux, whose width is fixed too."""
     import jax
     from maxdiffusion.models.flux import util
     from maxdiffusion.models.flux.transformers import transformer_flux_flax as flux
@@ -303,7 +305,7 @@ def _flux(state: State) -> dict[str, np.ndarray]:
         save_file(_torch(_bfl(state)), path)
         source = inspect.getsource(util.load_flow_model).replace("9216", str(3 * width))
         space = dict(vars(util))
-        exec(source, space)  # noqa: S102
+        exec(source, space)
         util.configs["flux-dev"].ckpt_path = str(path)
         found = space["load_flow_model"]("flux-dev", keyed, "cpu", False)
     leaves = _flat(found)
@@ -419,8 +421,9 @@ def _klein(state: State) -> dict[str, np.ndarray]:
     found = util.load_and_convert_flux_klein_nnx_weights(
         "", shapes, 2, 2, dtype=np.float32, pt_state_dict=dict(state)
     )
-    # PyTorch's model has no pooled text.
-    return {name: leaf for name, leaf in _flat(found).items() if "pooled_embedder" not in name}
+    # PyTorch's model has no pooled text, and no biases.
+    leaves = {name: leaf for name, leaf in _flat(found).items() if not name.endswith(".bias")}
+    return {name: leaf for name, leaf in leaves.items() if "pooled_embedder" not in name}
 
 
 _AT = "github.com/AI-Hypercomputer/maxdiffusion, commit {}"
