@@ -10,96 +10,12 @@ from unittest import mock
 
 import numpy as np
 
+from .configs import FLUX, KLEIN, LTX, LTX2, SD3, SD15, SDXL, WAN, Z_IMAGE
+from .renaming import State, as_torch, original_flux, original_sd3
+
 __all__ = ["KINDS", "MAXDIFFUSION"]
 
-State = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
-_FLUX = {
-    "in_channels": 4,
-    "num_layers": 2,
-    "num_single_layers": 3,
-    "attention_head_dim": 6,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 10,
-    "pooled_projection_dim": 6,
-}
-_WAN = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 6,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 10,
-    "freq_dim": 8,
-    "ffn_dim": 14,
-    "num_layers": 2,
-}
-_UNET = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (4, 8),
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "cross_attention_dim": 6,
-}
-_SD15 = {
-    **_UNET,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "attention_head_dim": 2,
-}
-_SDXL = {
-    **_UNET,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (2, 4),
-    "transformer_layers_per_block": (1, 2),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 2,
-    "projection_class_embeddings_input_dim": 20,
-}
-_KLEIN = {
-    "in_channels": 4,
-    "num_layers": 2,
-    "num_single_layers": 2,
-    "attention_head_dim": 4,
-    "num_attention_heads": 3,
-    "joint_attention_dim": 10,
-    "guidance_embeds": False,
-}
-_Z_IMAGE = {
-    "in_channels": 4,
-    "dim": 12,
-    "n_layers": 2,
-    "n_refiner_layers": 1,
-    "n_heads": 3,
-    "n_kv_heads": 3,
-    "cap_feat_dim": 10,
-}
-_LTX = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_attention_heads": 3,
-    "attention_head_dim": 4,
-    "cross_attention_dim": 12,
-    "num_layers": 2,
-    "caption_channels": 10,
-}
-_LTX2 = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 4,
-    "cross_attention_dim": 8,
-    "audio_in_channels": 3,
-    "audio_out_channels": 3,
-    "audio_num_attention_heads": 2,
-    "audio_attention_head_dim": 3,
-    "audio_cross_attention_dim": 6,
-    "num_layers": 2,
-    "caption_channels": 10,
-}
 
 
 def _model(name: str, **config: Any) -> Callable[[], Shapes]:
@@ -114,12 +30,6 @@ def _model(name: str, **config: Any) -> Callable[[], Shapes]:
         return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
     return shapes
-
-
-def _torch(state: State) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(np.array(tensor)) for name, tensor in state.items()}
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:
@@ -154,7 +64,7 @@ def _folder(state: State, root: str) -> None:
     """A sharded folder of diffusers, of one shard."""
     from safetensors.torch import save_file
 
-    save_file(_torch(state), Path(root) / "model.safetensors")
+    save_file(as_torch(state), Path(root) / "model.safetensors")
     index = {"weight_map": dict.fromkeys(state, "model.safetensors")}
     path = Path(root) / "diffusion_pytorch_model.safetensors.index.json"
     path.write_text(json.dumps(index))
@@ -194,7 +104,7 @@ def _unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
         model = FlaxUNet2DConditionModel(**config)
         with _small_groups():
             tree = model.init_weights(jax.random.key(0), eval_only=True)
-            found = utils.convert_pytorch_state_dict_to_flax(_torch(state), model)
+            found = utils.convert_pytorch_state_dict_to_flax(as_torch(state), model)
         return _checked(_flat(found), _shapes(tree))
 
     return load
@@ -209,80 +119,10 @@ def _old_unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
         model = FlaxUNet2DConditionModel(**config)
         with _small_groups():
             tree = jax.eval_shape(model.init_weights, jax.random.key(0))
-            found = utils.convert_pytorch_state_dict_to_flax(_torch(state), model)
+            found = utils.convert_pytorch_state_dict_to_flax(as_torch(state), model)
         return _checked(_flat(found), _shapes(tree))
 
     return load
-
-
-def _bfl(state: State) -> dict[str, np.ndarray]:
-    """A state of diffusers' Flux by the names of Black Forest Labs, by diffusers' converter."""
-    from diffusers.loaders import single_file_utils as utils
-
-    width = 12
-    top = {
-        "img_in": "x_embedder",
-        "txt_in": "context_embedder",
-        "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-        "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-        "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-        "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-        "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-        "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-        "final_layer.linear": "proj_out",
-    }
-    double = {
-        "img_mod.lin": "norm1.linear",
-        "txt_mod.lin": "norm1_context.linear",
-        "img_attn.proj": "attn.to_out.0",
-        "txt_attn.proj": "attn.to_add_out",
-        "img_mlp.0": "ff.net.0.proj",
-        "img_mlp.2": "ff.net.2",
-        "txt_mlp.0": "ff_context.net.0.proj",
-        "txt_mlp.2": "ff_context.net.2",
-    }
-    norms = {
-        "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
-        "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
-        "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
-        "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
-    }
-    made: dict[str, np.ndarray] = {}
-    for part in ("weight", "bias"):
-        made |= {f"{new}.{part}": state[f"{old}.{part}"] for new, old in top.items()}
-        halves = np.split(state[f"norm_out.linear.{part}"], 2)
-        made[f"final_layer.adaLN_modulation.1.{part}"] = np.concatenate(halves[::-1])
-        for i in range(_FLUX["num_layers"]):
-            at, new = f"transformer_blocks.{i}", f"double_blocks.{i}"
-            made |= {f"{new}.{n}.{part}": state[f"{at}.{o}.{part}"] for n, o in double.items()}
-            for stream, names in (
-                ("img", ("to_q", "to_k", "to_v")),
-                ("txt", ("add_q_proj", "add_k_proj", "add_v_proj")),
-            ):
-                qkv = [state[f"{at}.attn.{name}.{part}"] for name in names]
-                made[f"{new}.{stream}_attn.qkv.{part}"] = np.concatenate(qkv)
-        for i in range(_FLUX["num_single_layers"]):
-            at, new = f"single_transformer_blocks.{i}", f"single_blocks.{i}"
-            names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-            fused = [state[f"{at}.{name}.{part}"] for name in names]
-            made[f"{new}.linear1.{part}"] = np.concatenate(fused)
-            made[f"{new}.linear2.{part}"] = state[f"{at}.proj_out.{part}"]
-            made[f"{new}.modulation.lin.{part}"] = state[f"{at}.norm.linear.{part}"]
-    for i in range(_FLUX["num_layers"]):
-        for new, old in norms.items():
-            made[f"double_blocks.{i}.{new}"] = state[f"transformer_blocks.{i}.{old}"]
-    for i in range(_FLUX["num_single_layers"]):
-        for x, y in (("query", "q"), ("key", "k")):
-            old = f"single_transformer_blocks.{i}.attn.norm_{y}.weight"
-            made[f"single_blocks.{i}.norm.{x}_norm.scale"] = state[old]
-    # diffusers' own converter, whose width is fixed, leads back.
-    source = inspect.getsource(utils.convert_flux_transformer_checkpoint_to_diffusers)
-    space: dict[str, Any] = {"torch": utils.torch}
-    exec(source.replace("inner_dim = 3072", f"inner_dim = {width}"), space)
-    again = space["convert_flux_transformer_checkpoint_to_diffusers"](_torch(made))
-    assert set(again) == set(state)
-    assert all((again[name].numpy() == tensor).all() for name, tensor in state.items())
-    return made
 
 
 def _flux(state: State) -> dict[str, np.ndarray]:
@@ -294,7 +134,7 @@ def _flux(state: State) -> dict[str, np.ndarray]:
 
     width = 12
     model = flux.FluxTransformer2DModel(
-        **_FLUX, guidance_embeds=True, axes_dims_rope=(2, 2, 2), mesh=None
+        **FLUX, guidance_embeds=True, axes_dims_rope=(2, 2, 2), mesh=None
     )
     with _mesh():
         tree = model.init_weights(jax.random.key(0), 16, eval_only=True)
@@ -302,7 +142,7 @@ def _flux(state: State) -> dict[str, np.ndarray]:
     keyed = {tuple(name.split(".")): leaf for name, leaf in shapes.items()}
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "flux.safetensors"
-        save_file(_torch(_bfl(state)), path)
+        save_file(as_torch(original_flux(state)), path)
         source = inspect.getsource(util.load_flow_model).replace("9216", str(3 * width))
         space = dict(vars(util))
         exec(source, space)
@@ -340,7 +180,7 @@ def _z_image(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
 
         tree = _nnx_shapes(
             lambda rngs, mesh: ZImageTransformer2DModel(
-                rngs=rngs, mesh=mesh, scan_layers=scan, axes_dims=(2, 1, 1), **_Z_IMAGE
+                rngs=rngs, mesh=mesh, scan_layers=scan, axes_dims=(2, 1, 1), **Z_IMAGE
             )
         )
         with tempfile.TemporaryDirectory() as root:
@@ -358,7 +198,7 @@ def _ltx2(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
 
         tree = _nnx_shapes(
             lambda rngs, mesh: LTX2VideoTransformer3DModel(
-                rngs=rngs, mesh=mesh, scan_layers=scan, **_LTX2
+                rngs=rngs, mesh=mesh, scan_layers=scan, **LTX2
             )
         )
         with tempfile.TemporaryDirectory() as root:
@@ -377,7 +217,7 @@ def _ltx(state: State) -> dict[str, np.ndarray]:
     from maxdiffusion.models.ltx_video.transformers.transformer3d import Transformer3DModel
     from maxdiffusion.models.ltx_video.utils.torch_compat import torch_statedict_to_jax
 
-    config: dict[str, Any] = {**_LTX, "num_attention_heads": 16, "attention_head_dim": 16}
+    config: dict[str, Any] = {**LTX, "num_attention_heads": 16, "attention_head_dim": 16}
     config |= {"cross_attention_dim": 256, "adaptive_norm": "single_scale_shift"}
     config |= {"qk_norm": "rms_norm", "positional_embedding_type": "rope"}
     config |= {"positional_embedding_theta": 1e4, "positional_embedding_max_pos": [20, 2048, 2048]}
@@ -399,7 +239,7 @@ def _ltx(state: State) -> dict[str, np.ndarray]:
         own[name] = tensor
     from flax.linen import meta
 
-    found = _flat(torch_statedict_to_jax({"params": meta.unbox(tree)}, _torch(own))["params"])
+    found = _flat(torch_statedict_to_jax({"params": meta.unbox(tree)}, as_torch(own))["params"])
     wide = _shapes(tree)
     assert {k: v.ndim for k, v in found.items()} == {k: len(v.shape) for k, v in wide.items()}
     return found
@@ -411,7 +251,7 @@ def _klein(state: State) -> dict[str, np.ndarray]:
     from maxdiffusion.models.flux.transformers import transformer_flux_flax as flux
 
     with _mesh() as mesh:
-        config = {**_KLEIN, "pooled_projection_dim": 6}
+        config = {**KLEIN, "pooled_projection_dim": 6}
         model = nnx.eval_shape(
             lambda: flux.NNXFlux2KleinTransformer2DModel(
                 rngs=nnx.Rngs(0), mesh=mesh, axes_dim=(1, 1, 1, 1), **config
@@ -426,60 +266,112 @@ def _klein(state: State) -> dict[str, np.ndarray]:
     return {name: leaf for name, leaf in leaves.items() if "pooled_embedder" not in name}
 
 
+def _sd3(state: State) -> dict[str, np.ndarray]:
+    """KerasHub's, filled by the attributes and names of its script, which is not in the package."""
+    import importlib
+    import os
+
+    os.environ["KERAS_BACKEND"] = "jax"
+    mmdit = importlib.import_module("keras_hub.src.models.stable_diffusion_3.mmdit")
+    model = mmdit.MMDiT(
+        *(2, 12, 2, 3, 6),
+        latent_shape=(4, 4, 4),
+        context_shape=(None, 10),
+        pooled_projection_shape=(8,),
+        qk_norm="rms_norm",
+        dual_attention_indices=(0,),
+    )
+    made = original_sd3(state)
+
+    def port(layer: Any, name: str) -> None:
+        weight = made[f"{name}.weight"]
+        kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+        layer.kernel.assign(kernel)
+        layer.bias.assign(made[f"{name}.bias"])
+
+    port(model.patch_embedding.patch_embedding, "x_embedder.proj")
+    port(model.context_embedding, "context_embedder")
+    for layer, name in ((model.vector_embedding, "y"), (model.timestep_embedding.mlp, "t")):
+        port(layer.dense1, f"{name}_embedder.mlp.0")
+        port(layer.dense2, f"{name}_embedder.mlp.2")
+    for i, joint in enumerate(model.joint_blocks):
+        for name, block in (("x_block", joint.x_block), ("context_block", joint.context_block)):
+            at = f"joint_blocks.{i}.{name}"
+            port(block.ada_layer_norm.dense, f"{at}.adaLN_modulation.1")
+            port(block.attention_qkv, f"{at}.attn.qkv")
+            block.q_norm.scale.assign(made[f"{at}.attn.ln_q.weight"])
+            block.k_norm.scale.assign(made[f"{at}.attn.ln_k.weight"])
+            if name == "context_block" and i == len(model.joint_blocks) - 1:
+                continue
+            port(block.attention_proj, f"{at}.attn.proj")
+            port(block.mlp.dense1, f"{at}.mlp.fc1")
+            port(block.mlp.dense2, f"{at}.mlp.fc2")
+            if block.use_dual_attention:
+                port(block.attention_qkv2, f"{at}.attn2.qkv")
+                block.q_norm2.scale.assign(made[f"{at}.attn2.ln_q.weight"])
+                block.k_norm2.scale.assign(made[f"{at}.attn2.ln_k.weight"])
+                port(block.attention_proj2, f"{at}.attn2.proj")
+    port(model.output_ada_layer_norm.dense, "final_layer.adaLN_modulation.1")
+    port(model.output_dense, "final_layer.linear")
+    leaves = {v.path.replace("/", "."): np.asarray(v.value) for v in model.variables}
+    return {name: leaf for name, leaf in leaves.items() if not name.startswith("position")}
+
+
 _AT = "github.com/AI-Hypercomputer/maxdiffusion, commit {}"
 _AUGUST = _AT.format("7cfb8801d41d1728f0232cd7ee59e900a151fecf")
 Load = Callable[[State], dict[str, np.ndarray]]
 KINDS: dict[str, tuple[Callable[[], Shapes], Load, str]] = {
-    "maxdiffusion-sd15": (_model("UNet2DConditionModel", **_SD15), _unet(**_SD15), "flax_unet"),
-    "maxdiffusion-sdxl": (_model("UNet2DConditionModel", **_SDXL), _unet(**_SDXL), "flax_unet"),
+    "maxdiffusion-sd15": (_model("UNet2DConditionModel", **SD15), _unet(**SD15), "flax_unet"),
+    "maxdiffusion-sdxl": (_model("UNet2DConditionModel", **SDXL), _unet(**SDXL), "flax_unet"),
     "diffusers-sd15": (
-        _model("UNet2DConditionModel", **_SD15),
-        _old_unet(**{name: value for name, value in _SD15.items() if name != "norm_num_groups"}),
+        _model("UNet2DConditionModel", **SD15),
+        _old_unet(**{name: value for name, value in SD15.items() if name != "norm_num_groups"}),
         "flax_unet",
     ),
     "maxdiffusion-flux": (
-        _model("FluxTransformer2DModel", **_FLUX, guidance_embeds=True, axes_dims_rope=(2, 2, 2)),
+        _model("FluxTransformer2DModel", **FLUX, guidance_embeds=True, axes_dims_rope=(2, 2, 2)),
         _flux,
         "maxdiffusion_flux",
     ),
     "maxdiffusion-flux-unscanned": (
-        _model("FluxTransformer2DModel", **_FLUX, guidance_embeds=True, axes_dims_rope=(2, 2, 2)),
+        _model("FluxTransformer2DModel", **FLUX, guidance_embeds=True, axes_dims_rope=(2, 2, 2)),
         _flux,
         "maxdiffusion_flux",
     ),
     "maxdiffusion-flux2": (
-        _model("Flux2Transformer2DModel", **_KLEIN, axes_dims_rope=(1, 1, 1, 1)),
+        _model("Flux2Transformer2DModel", **KLEIN, axes_dims_rope=(1, 1, 1, 1)),
         _klein,
         "maxdiffusion_flux2",
     ),
     "maxdiffusion-wan": (
-        _model("WanTransformer3DModel", **_WAN),
-        _wan(True, **_WAN),
+        _model("WanTransformer3DModel", **WAN),
+        _wan(True, **WAN),
         "maxdiffusion_wan",
     ),
     "maxdiffusion-wan-unscanned": (
-        _model("WanTransformer3DModel", **_WAN, image_dim=9, added_kv_proj_dim=12),
-        _wan(False, **_WAN, image_dim=9, added_kv_proj_dim=12),
+        _model("WanTransformer3DModel", **WAN, image_dim=9, added_kv_proj_dim=12),
+        _wan(False, **WAN, image_dim=9, added_kv_proj_dim=12),
         "maxdiffusion_wan",
     ),
-    "maxdiffusion-ltx": (_model("LTXVideoTransformer3DModel", **_LTX), _ltx, "maxdiffusion_ltx"),
+    "maxdiffusion-ltx": (_model("LTXVideoTransformer3DModel", **LTX), _ltx, "maxdiffusion_ltx"),
     "maxdiffusion-ltx2": (
-        _model("LTX2VideoTransformer3DModel", **_LTX2, use_prompt_adaln_single=False),
+        _model("LTX2VideoTransformer3DModel", **LTX2, use_prompt_adaln_single=False),
         _ltx2(True),
         "maxdiffusion_ltx2",
     ),
     "maxdiffusion-ltx2-unscanned": (
-        _model("LTX2VideoTransformer3DModel", **_LTX2, use_prompt_adaln_single=False),
+        _model("LTX2VideoTransformer3DModel", **LTX2, use_prompt_adaln_single=False),
         _ltx2(False),
         "maxdiffusion_ltx2",
     ),
+    "keras_hub-sd3": (_model("SD3Transformer2DModel", **SD3), _sd3, "keras_hub_sd3"),
     "maxdiffusion-z_image": (
-        _model("ZImageTransformer2DModel", **_Z_IMAGE, axes_dims=(2, 1, 1)),
+        _model("ZImageTransformer2DModel", **Z_IMAGE, axes_dims=(2, 1, 1)),
         _z_image(True),
         "maxdiffusion_z_image",
     ),
     "maxdiffusion-z_image-unscanned": (
-        _model("ZImageTransformer2DModel", **_Z_IMAGE, axes_dims=(2, 1, 1)),
+        _model("ZImageTransformer2DModel", **Z_IMAGE, axes_dims=(2, 1, 1)),
         _z_image(False),
         "maxdiffusion_z_image",
     ),
