@@ -378,6 +378,6 @@ KINDS: dict[str, tuple[Callable[[], Shapes], Load, str]] = {
 }
 MAXDIFFUSION = {
     **{kind: _AUGUST for kind in KINDS if kind.startswith("maxdiffusion")},
-    "maxdiffusion-flux": _AT.format("64450df4~1"),
-    "maxdiffusion-flux-unscanned": _AT.format("6734125c"),
+    "maxdiffusion-flux": _AT.format("e0ba26c52844fd4c288d4b9d83f79d305731a27d"),
+    "maxdiffusion-flux-unscanned": _AT.format("6734125ceff41a946f390e024b03a196238da79a"),
 }
