@@ -179,14 +179,15 @@ def test_composed_as_by_the_formulas(path: Path) -> None:
                 continue
             got = np.asarray(place.get(new[place.leaf]))
             word = [(a.strength, a.updates[site]) for a in mixed if site in a.updates]
+            want = tensor
             if part == "bias":
                 changes = [update.bias for _, update in word if isinstance(update, Replace)]
-                want = changes[-1] if changes else tensor
+                want = np.asarray(changes[-1] if changes else tensor)
             else:
                 word = [one for one in word if not isinstance(one[1], Replace)]
-                want = fold(word, tensor.reshape(len(tensor), -1).astype(float))[0]
-                assert want is not None
-            want = want.reshape(tensor.shape)
+                matrix = fold(word, tensor.reshape(len(tensor), -1).astype(float))[0]
+                assert matrix is not None
+                want = matrix.reshape(tensor.shape)
             np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-8, err_msg=name)
 
 

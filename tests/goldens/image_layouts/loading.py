@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 
 from .configs import FLUX, KLEIN, LTX, LTX2, SD3, SD15, SDXL, WAN, Z_IMAGE
-from .renaming import State, as_torch, original_flux, original_sd3
+from .renaming import State, as_torch, module, original_flux, original_sd3
 
 __all__ = ["KINDS", "MAXDIFFUSION"]
 
@@ -22,7 +22,7 @@ def _model(name: str, **config: Any) -> Callable[[], Shapes]:
     """The names and shapes of a model of diffusers."""
 
     def shapes() -> Shapes:
-        import diffusers
+        diffusers = module("diffusers")
         import torch
 
         with torch.device("meta"):
@@ -98,8 +98,11 @@ def _small_groups() -> Any:
 def _unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
     def load(state: State) -> dict[str, np.ndarray]:
         import jax
-        from maxdiffusion.models import modeling_flax_pytorch_utils as utils
-        from maxdiffusion.models.unet_2d_condition_flax import FlaxUNet2DConditionModel
+
+        utils = module("maxdiffusion.models.modeling_flax_pytorch_utils")
+        FlaxUNet2DConditionModel = module(
+            "maxdiffusion.models.unet_2d_condition_flax"
+        ).FlaxUNet2DConditionModel
 
         model = FlaxUNet2DConditionModel(**config)
         with _small_groups():
@@ -113,8 +116,9 @@ def _unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
 def _old_unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
     def load(state: State) -> dict[str, np.ndarray]:
         import jax
-        from diffusers import FlaxUNet2DConditionModel
-        from diffusers.models import modeling_flax_pytorch_utils as utils
+
+        FlaxUNet2DConditionModel = module("diffusers").FlaxUNet2DConditionModel
+        utils = module("diffusers.models.modeling_flax_pytorch_utils")
 
         model = FlaxUNet2DConditionModel(**config)
         with _small_groups():
@@ -128,8 +132,9 @@ def _old_unet(**config: Any) -> Callable[[State], dict[str, np.ndarray]]:
 def _flux(state: State) -> dict[str, np.ndarray]:
     """Maxdiffusion's loader of Flux, whose width is fixed too."""
     import jax
-    from maxdiffusion.models.flux import util
-    from maxdiffusion.models.flux.transformers import transformer_flux_flax as flux
+
+    util = module("maxdiffusion.models.flux.util")
+    flux = module("maxdiffusion.models.flux.transformers.transformer_flux_flax")
     from safetensors.torch import save_file
 
     width = 12
@@ -157,8 +162,8 @@ def _flux(state: State) -> dict[str, np.ndarray]:
 
 def _wan(scan: bool, **config: Any) -> Callable[[State], dict[str, np.ndarray]]:
     def load(state: State) -> dict[str, np.ndarray]:
-        from maxdiffusion.models.wan import wan_utils
-        from maxdiffusion.models.wan.transformers.transformer_wan import WanModel
+        wan_utils = module("maxdiffusion.models.wan.wan_utils")
+        WanModel = module("maxdiffusion.models.wan.transformers.transformer_wan").WanModel
 
         tree = _nnx_shapes(
             lambda rngs, mesh: WanModel(rngs=rngs, mesh=mesh, scan_layers=scan, **config)
@@ -175,8 +180,12 @@ def _wan(scan: bool, **config: Any) -> Callable[[State], dict[str, np.ndarray]]:
 
 def _z_image(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
     def load(state: State) -> dict[str, np.ndarray]:
-        from maxdiffusion.models.z_image.transformer_z_image import ZImageTransformer2DModel
-        from maxdiffusion.models.z_image.z_image_utils import load_z_image_transformer
+        ZImageTransformer2DModel = module(
+            "maxdiffusion.models.z_image.transformer_z_image"
+        ).ZImageTransformer2DModel
+        load_z_image_transformer = module(
+            "maxdiffusion.models.z_image.z_image_utils"
+        ).load_z_image_transformer
 
         tree = _nnx_shapes(
             lambda rngs, mesh: ZImageTransformer2DModel(
@@ -193,8 +202,10 @@ def _z_image(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
 
 def _ltx2(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
     def load(state: State) -> dict[str, np.ndarray]:
-        from maxdiffusion.models.ltx2 import ltx2_utils
-        from maxdiffusion.models.ltx2.transformer_ltx2 import LTX2VideoTransformer3DModel
+        ltx2_utils = module("maxdiffusion.models.ltx2.ltx2_utils")
+        LTX2VideoTransformer3DModel = module(
+            "maxdiffusion.models.ltx2.transformer_ltx2"
+        ).LTX2VideoTransformer3DModel
 
         tree = _nnx_shapes(
             lambda rngs, mesh: LTX2VideoTransformer3DModel(
@@ -214,8 +225,13 @@ def _ltx2(scan: bool) -> Callable[[State], dict[str, np.ndarray]]:
 def _ltx(state: State) -> dict[str, np.ndarray]:
     """LTX-Video, whose tensors have Lightricks' names, by its converter of names."""
     import jax
-    from maxdiffusion.models.ltx_video.transformers.transformer3d import Transformer3DModel
-    from maxdiffusion.models.ltx_video.utils.torch_compat import torch_statedict_to_jax
+
+    Transformer3DModel = module(
+        "maxdiffusion.models.ltx_video.transformers.transformer3d"
+    ).Transformer3DModel
+    torch_statedict_to_jax = module(
+        "maxdiffusion.models.ltx_video.utils.torch_compat"
+    ).torch_statedict_to_jax
 
     config: dict[str, Any] = {**LTX, "num_attention_heads": 16, "attention_head_dim": 16}
     config |= {"cross_attention_dim": 256, "adaptive_norm": "single_scale_shift"}
@@ -247,8 +263,9 @@ def _ltx(state: State) -> dict[str, np.ndarray]:
 
 def _klein(state: State) -> dict[str, np.ndarray]:
     from flax import nnx
-    from maxdiffusion.models.flux import util
-    from maxdiffusion.models.flux.transformers import transformer_flux_flax as flux
+
+    util = module("maxdiffusion.models.flux.util")
+    flux = module("maxdiffusion.models.flux.transformers.transformer_flux_flax")
 
     with _mesh() as mesh:
         config = {**KLEIN, "pooled_projection_dim": 6}
@@ -268,11 +285,10 @@ def _klein(state: State) -> dict[str, np.ndarray]:
 
 def _sd3(state: State) -> dict[str, np.ndarray]:
     """KerasHub's, filled by the attributes and names of its script, which is not in the package."""
-    import importlib
     import os
 
     os.environ["KERAS_BACKEND"] = "jax"
-    mmdit = importlib.import_module("keras_hub.src.models.stable_diffusion_3.mmdit")
+    mmdit = module("keras_hub.src.models.stable_diffusion_3.mmdit")
     model = mmdit.MMDiT(
         *(2, 12, 2, 3, 6),
         latent_shape=(4, 4, 4),

@@ -1,5 +1,6 @@
 """Tensors of diffusers' models by the names of the models' authors."""
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +9,14 @@ import numpy as np
 
 from .configs import FLUX, SD3
 
-__all__ = ["State", "as_torch", "original_flux", "original_sd3"]
+__all__ = ["State", "as_torch", "module", "original_flux", "original_sd3"]
 
 State = Mapping[str, np.ndarray]
+
+
+def module(name: str) -> Any:
+    """A module of a library that is not installed with the tests."""
+    return importlib.import_module(name)
 
 
 def as_torch(state: State) -> dict[str, Any]:
@@ -22,7 +28,7 @@ def as_torch(state: State) -> dict[str, Any]:
 
 def original_flux(state: State) -> dict[str, np.ndarray]:
     """A state of diffusers' Flux by the names of Black Forest Labs, by diffusers' converter."""
-    from diffusers.loaders import single_file_utils as utils
+    utils = module("diffusers.loaders.single_file_utils")
 
     width = 12
     top = {
@@ -92,7 +98,7 @@ def original_flux(state: State) -> dict[str, np.ndarray]:
 
 def original_sd3(state: State) -> dict[str, np.ndarray]:
     """A state of diffusers' Stable Diffusion 3 by its authors' names, by diffusers' converter."""
-    from diffusers.loaders import single_file_utils as utils
+    utils = module("diffusers.loaders.single_file_utils")
 
     names = {
         "x_embedder.proj": "pos_embed.proj",
