@@ -1,12 +1,16 @@
-r"""KerasHub: backbones of Llama, Mistral, Qwen and Gemma, with leaves named by their Keras paths.
+r"""KerasHub: backbones of Llama, Mistral, Qwen, Gemma and Stable Diffusion 3, by their Keras paths.
 
 ``{v.path: v.value for v in model.variables}`` is such a tree, or the same nested at the slashes.
-Source: ``keras_hub/src/utils/transformers/convert_*.py``; keras-hub 0.32.
+Stable Diffusion 3 has its authors' own tensors. Those of ``norm_out.linear``, and of the last
+block's ``norm1_context.linear``, have their halves swapped in diffusers, so these have no rules.
+Source: ``keras_hub/src/utils/transformers/convert_*.py``, and in KerasHub's ``tools`` the script
+``checkpoint_conversion/convert_stable_diffusion_3_checkpoints.py``; keras-hub 0.32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from jaxmix.converters.layouts.flax_layers import layer, parts_of
 from jaxmix.converters.layouts.naming import EMBEDDING, HEAD, KERNEL, LAYER, NORM
 from jaxmix.placement.layout import Layout, Rule
 
@@ -93,4 +97,49 @@ _GEMMA = (
     Rule(f"{LAYER}input_layernorm", r"decoder_block_\1.pre_attention_norm.scale"),
 )
 
-TABLES = (Layout("keras_hub", _paths(_LLAMA)), Layout("keras_hub_gemma", _paths(_GEMMA)))
+_SD3_TOP = {
+    r"pos_embed\.proj": "patch_embedding.patch_embedding",
+    "context_embedder": "context_embedding",
+    r"time_text_embed\.timestep_embedder\.linear_(\d)": r"timestep_embedding.mlp.dense\1",
+    r"time_text_embed\.text_embedder\.linear_(\d)": r"vector_embedding.dense\1",
+    "proj_out": "output_dense",
+}
+# Layers by their names in each block, of the image and of the text.
+_SD3_BLOCK = {
+    r"norm1\.linear": "x_block.ada_layer_norm.dense",
+    r"attn\.to_out\.0": "x_block.attention_proj",
+    r"attn\.to_add_out": "context_block.attention_proj",
+    r"attn\.norm_([qk])": r"x_block.\2_norm",
+    r"attn\.norm_added_([qk])": r"context_block.\2_norm",
+    r"attn2\.to_out\.0": "x_block.attention_proj2",
+    r"attn2\.norm_([qk])": r"x_block.\2_norm2",
+    r"ff\.net\.0\.proj": "x_block.mlp.dense1",
+    r"ff\.net\.2": "x_block.mlp.dense2",
+    r"ff_context\.net\.0\.proj": "context_block.mlp.dense1",
+    r"ff_context\.net\.2": "context_block.mlp.dense2",
+}
+_SD3_FUSED = {
+    (r"attn\.to_q", r"attn\.to_k", r"attn\.to_v"): "x_block.attention_qkv",
+    (r"attn\.add_q_proj", r"attn\.add_k_proj", r"attn\.add_v_proj"): "context_block.attention_qkv",
+    (r"attn2\.to_q", r"attn2\.to_k", r"attn2\.to_v"): "x_block.attention_qkv2",
+}
+
+
+def _sd3() -> Iterator[Rule]:
+    """Yields the rules of Stable Diffusion 3, by the names of diffusers."""
+    above = r"(?:transformer\.)?"
+    block = rf"{above}transformer_blocks\.(\d+)\."
+    for site, leaf in _SD3_TOP.items():
+        yield from layer(f"{above}{site}", leaf)
+    for site, leaf in _SD3_BLOCK.items():
+        yield from layer(f"{block}{site}", rf"joint_block_\1.{leaf}")
+    for sites, leaf in _SD3_FUSED.items():
+        thirds = [(f"{block}{site}", f"{i}/3") for i, site in enumerate(sites)]
+        yield from parts_of(thirds, rf"joint_block_\1.{leaf}")
+
+
+TABLES = (
+    Layout("keras_hub", _paths(_LLAMA)),
+    Layout("keras_hub_gemma", _paths(_GEMMA)),
+    Layout("keras_hub_sd3", _paths(_sd3())),
+)

@@ -14,6 +14,7 @@ from functools import cache, cached_property, lru_cache
 from typing import get_args
 
 from jaxmix.errors import LayoutError
+from jaxmix.placement.index import divided
 from jaxmix.placement.place import Part, Place, Scale, are_sizes, is_scale
 from jaxmix.untrusted.patterns import find, is_match
 
@@ -47,7 +48,8 @@ class Rule:
         axes: An einops pattern from the leaf's axes to PyTorch's, such as ``"d n h -> (n h) d"``;
             None if the leaf has PyTorch's axes.
         index: A basic NumPy index if the leaf holds several sites, such as ``"1"``, ``":, \1"``
-            or ``"0:64"``, with groups as above; None for the whole leaf.
+            or ``"0:64"``, with groups as above; None for the whole leaf. ``"1/3"`` is the second
+            of three equal parts of an axis, ``"3:7/7"`` the last four of seven.
         part: Whether the leaf is the site's weight or its bias.
         sizes: Sizes of axes that do not follow from the leaf's shape: with ``(("two", 2),)`` the
             pattern ``"d n (h two) -> (n two h) d"`` undoes an interleaved rotary embedding.
@@ -92,18 +94,25 @@ class Rule:
 
     def place(self, site: str) -> Place | None:
         """Returns where the site's leaf would be; None if the rule does not match the site."""
-        found = find(self.site, site, full=True)
+        found = _match(self.site, site)
         if found is None:
             return None
         try:
-            index = None if self.index is None else _divided(found.expand(self.index))
-            leaf = _divided(found.expand(self.leaf))
+            index = None if self.index is None else divided(found.expand(self.index))
+            leaf = divided(found.expand(self.leaf))
             return Place(leaf, self.axes, index, self.sizes, self.scale)
         except (re.error, IndexError) as error:
             raise LayoutError(
                 f"the rule for {self.site!r} names a group that the expression does not have, in "
                 f"{self.leaf!r} or {self.index!r}: {error}."
             ) from error
+
+
+# Layouts repeat a site's expression, for instance for each prefix of its leaf.
+@lru_cache(maxsize=4096)
+def _match(pattern: str, site: str) -> re.Match[str] | None:
+    """The match of a rule's expression with a site's whole name."""
+    return find(pattern, site, full=True)
 
 
 def _check_pattern(pattern: str, subject: str) -> None:
@@ -115,18 +124,6 @@ def _check_pattern(pattern: str, subject: str) -> None:
             f"{subject} {pattern!r} is not a regular expression: {error}. Write the PyTorch module "
             r"name with its dots escaped, such as r'layers\.(\d+)\.q_proj'."
         ) from error
-
-
-def _divided(text: str) -> str:
-    """A string with the quotients and remainders in braces computed."""
-    if "{" not in text:
-        return text
-
-    def value(found: re.Match[str]) -> str:
-        a, how, b = int(found[1]), found[2], int(found[3])
-        return str(a // b if how == "//" else a % b)
-
-    return re.sub(r"\{(\d+)(//|%)([1-9]\d*)\}", value, text)
 
 
 @dataclass(frozen=True)

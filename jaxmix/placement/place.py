@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxmix.errors import LayoutError
 from jaxmix.families.base import Part
+from jaxmix.placement.index import literal_index, parsed_index
 
-__all__ = ["Part", "Place", "Scale", "are_sizes", "atoms", "is_scale", "parsed_index", "spelled"]
+__all__ = ["Part", "Place", "Scale", "are_sizes", "atoms", "is_scale", "spelled"]
 
 # A number, or a product of powers of axis sizes: (("h", -0.5),) is 1/√h.
 Scale = float | tuple[tuple[str, float], ...]
@@ -28,7 +29,7 @@ class Place:
     Args:
         leaf: The leaf's dotted name.
         axes: An einops pattern from the leaf's axes to PyTorch's; None if they are the same.
-        index: A basic NumPy index into the leaf, as a string; None for the whole leaf.
+        index: An index into the leaf, as a string, for `placement.index`; None for the whole leaf.
         sizes: Sizes of axes that do not follow from the leaf's shape, as those of a split axis.
         scale: The factor by which the leaf is larger than PyTorch's tensor: a number, or sizes of
             the pattern's axes, each to a power.
@@ -54,14 +55,14 @@ class Place:
 
     def get(self, leaf: jax.Array, at: Sequence[Any] = ()) -> jax.Array:
         """Returns PyTorch's tensor from the leaf; ``at`` replaces the numbers in the index."""
-        part = leaf if self.index is None else leaf[self._index(at)]
+        part = leaf if self.index is None else leaf[self._index(leaf.shape, at)]
         if (factor := self.factor(leaf.shape)) != 1:
             part = part / factor
         return part if self.axes is None else einops.rearrange(part, self.axes, **dict(self.sizes))
 
     def put(self, leaf: jax.Array, tensor: jax.Array, at: Sequence[Any] = ()) -> jax.Array:
         """Returns the leaf with PyTorch's tensor written to the place; ``at`` as in `get`."""
-        part = leaf if self.index is None else leaf[self._index(at)]
+        part = leaf if self.index is None else leaf[self._index(leaf.shape, at)]
         if self.axes is not None:
             left, right = (side.strip() for side in self.axes.split("->"))
             sizes = self.axis_sizes(part.shape) if "(" in self.axes else {}
@@ -69,14 +70,20 @@ class Place:
         if (factor := self.factor(leaf.shape)) != 1:
             tensor = tensor * factor
         tensor = tensor.reshape(part.shape).astype(leaf.dtype)
-        return tensor if self.index is None else leaf.at[self._index(at)].set(tensor)
+        return tensor if self.index is None else leaf.at[self._index(leaf.shape, at)].set(tensor)
 
-    def _index(self, at: Sequence[Any]) -> tuple[Any, ...]:
+    def _index(self, shape: tuple[int, ...], at: Sequence[Any]) -> tuple[Any, ...]:
         """The index with the given numbers."""
         assert self.index is not None
         given = iter(at)
-        index = parsed_index(self.index)
+        index = parsed_index(self.index, shape)
         return tuple(x if isinstance(x, slice) else next(given, x) for x in index)
+
+    def literal(self, leaf_shape: tuple[int, ...]) -> "Place":
+        """Returns the same place in a leaf of this shape, with ranges for parts of axes."""
+        if self.index is None or "/" not in self.index:
+            return self
+        return replace(self, index=literal_index(self.index, leaf_shape))
 
     def factor(self, leaf_shape: tuple[int, ...]) -> float:
         """Returns the scale as a number, for a leaf of this shape."""
@@ -95,7 +102,7 @@ class Place:
 
     def ranges(self, leaf_shape: tuple[int, ...]) -> tuple[range, ...]:
         """Returns the positions along each axis of the leaf that the index selects."""
-        index = () if self.index is None else parsed_index(self.index)
+        index = () if self.index is None else parsed_index(self.index, leaf_shape)
         index = (*index, *[slice(None)] * (len(leaf_shape) - len(index)))
         return tuple(
             range(size)[at] if isinstance(at, slice) else range(size)[at : at + 1 or None]
@@ -104,7 +111,7 @@ class Place:
 
     def part_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the part that the index selects."""
-        index = () if self.index is None else parsed_index(self.index)
+        index = () if self.index is None else parsed_index(self.index, leaf_shape)
         return np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index].shape
 
     def shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -188,8 +195,8 @@ def spelled(side: str, n: int) -> list[list[str]]:
 def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
     if place.axes is None and place.index is None and place.scale == 1:
         return leaf_shape
-    index = () if place.index is None else parsed_index(place.index)
     try:
+        index = () if place.index is None else parsed_index(place.index, leaf_shape)
         # JAX clamps an index that is out of range; NumPy refuses it.
         np.broadcast_to(np.zeros((), np.float32), leaf_shape)[index]
         leaf = jax.ShapeDtypeStruct(leaf_shape, jnp.float32)
@@ -206,42 +213,6 @@ def _shape(place: Place, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
             f"{place.leaf}{at} of shape {leaf_shape} does not have the {subject} of the layout's "
             f"rule ({reason}). Fix the rule."
         ) from None
-
-
-@lru_cache(maxsize=4096)
-def parsed_index(text: str) -> tuple[int | slice, ...]:
-    """Parses a basic index.
-
-    Args:
-        text: Integers and slices separated by commas.
-
-    Returns:
-        The index.
-
-    Raises:
-        LayoutError: If it is invalid.
-
-    Example:
-        >>> parsed_index(":, 3")
-        (slice(None, None, None), 3)
-    """
-    items: list[int | slice] = []
-    for item in text.split(","):
-        parts = [part.strip() for part in item.split(":")]
-        try:
-            numbers = [int(part) if part else None for part in parts]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1 and numbers[0] is not None:
-            items.append(numbers[0])
-        elif 1 < len(numbers) <= 3:
-            items.append(slice(*numbers))
-        else:
-            raise LayoutError(
-                f"the index {text!r} of a layout's rule is not a basic index, expected integers "
-                "and slices separated by commas, such as ':, 3' or '0:64'."
-            )
-    return tuple(items)
 
 
 def are_sizes(given: object) -> bool:

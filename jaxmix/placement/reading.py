@@ -129,7 +129,7 @@ def form_of(part: Part, tree: Tree, place: Place) -> Form:
     """
     leaf = tree.leaf(place)
     factor = place.factor(tuple(leaf.shape))
-    nameless = replace(place, leaf="", scale=1.0)
+    nameless = replace(place.literal(tuple(leaf.shape)), leaf="", scale=1.0)
     return Form(part, nameless, False, sharding_of(leaf), factor)
 
 

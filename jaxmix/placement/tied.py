@@ -51,7 +51,7 @@ def tied_sites(
             continue
         for place in table.places(site, "weight"):
             head = heads.get(place.leaf, site)
-            if head != site:
+            if head != site and not _is_spelling(table, site, head):
                 yield (
                     f"{site}: the layout {table.name!r} has {head} in the same leaf {place.leaf}. "
                     "PEFT's forward changes one side only: give the head a leaf and a rule of its "
@@ -64,6 +64,14 @@ def tied_sites(
                     "changes one side only: give the head a leaf of its own; or, if the model "
                     "has no head at all, pass a jaxmix.Layout without a rule for one"
                 )
+
+
+def _is_spelling(table: Layout, site: str, head: str) -> bool:
+    """Whether a rule has a site as another name of the head, as those of image models do."""
+    return not is_embedding(site) and any(
+        rule.place(head) is not None and rule.place(head) == rule.place(site)
+        for rule in table.rules
+    )
 
 
 def trained_as_one(

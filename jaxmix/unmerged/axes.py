@@ -12,8 +12,9 @@ from jaxmix.operators.permutation import Permutation
 from jaxmix.placement.form import Form
 from jaxmix.placement.place import spelled
 
-__all__ = ["axes_of", "in_leaf", "layer_of"]
+__all__ = ["Sides", "axes_of", "in_leaf", "layer_of"]
 
+# The axes of a leaf that are rows, those that are columns, and that of layers.
 Sides = tuple[tuple[int, ...], tuple[int, ...], int | None]
 
 
@@ -26,7 +27,7 @@ def axes_of(form: Form, n: int) -> Sides | None:
 
     Returns:
         Rows, columns, and the axis that the site is one entry of, or None, each counted from the
-        end. None if an axis of the leaf is both rows and columns, or two axes are indexed.
+        end. None if an axis of the leaf is both rows and columns, or two axes have a number.
 
     Example:
         >>> from jaxmix.placement.place import Place
@@ -37,8 +38,7 @@ def axes_of(form: Form, n: int) -> Sides | None:
     layer = None
     if form.index is not None:
         numbers = [k for k, part in enumerate(form.index.split(",")) if ":" not in part]
-        others = [part for part in form.index.split(",") if part.strip() not in (":", "::")]
-        if numbers and len(others) > 1:  # one axis is indexed, and another one sliced
+        if len(numbers) > 1:
             return None
         if numbers:
             layer = numbers[0]

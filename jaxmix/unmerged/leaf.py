@@ -25,7 +25,7 @@ from jaxmix.operators import (
 from jaxmix.placement.form import Form
 from jaxmix.placement.layout import Place
 from jaxmix.placement.quantized import dequantized
-from jaxmix.unmerged.axes import axes_of, in_leaf, layer_of
+from jaxmix.unmerged.axes import Sides, axes_of, in_leaf, layer_of
 from jaxmix.unmerged.misuse import NoArray
 from jaxmix.unmerged.parts import joined
 from jaxmix.unmerged.weight import How, Weight
@@ -148,19 +148,23 @@ class Factored(NoArray):
             return weight if whole else _experts(weight)
         if any(one != axes[0] for one in axes):
             return NotApart("its sites do not lie alike in the leaf")
-        if stack is not None:
-            made = self._stack(stack) if self.made is None else self.made
-            return Weight(self.base, made, rows, cols, stack, how, name)
-        made = self._side_by_side(rows, cols) if self.made is None else self.made
+        made = self.made
+        if made is None:
+            every = range(len(self.forms))
+            made = self._joined(every, axes[0]) if stack is None else self._stack(axes[0])
         if isinstance(made, NotApart):
             return made
-        return Weight(self.base, made, rows, cols, None, how, name)
+        return Weight(self.base, made, rows, cols, stack, how, name)
 
-    def _side_by_side(self, rows: tuple[int, ...], cols: tuple[int, ...]) -> AffineMap | NotApart:
-        """The map of sites that are ranges of the leaf's rows or columns."""
+    def _joined(self, which: Sequence[int], axes: Sides) -> AffineMap | NotApart:
+        """The map of a matrix of which some sites are ranges of rows or columns."""
         n = len(self.shape)
-        picked = [Place("", None, form.index).ranges(self.shape) for form in self.forms]
+        rows, cols, stack = axes
+        picked = [Place("", None, self.forms[i].index).ranges(self.shape) for i in which]
         cut = {k - n for ranges in picked for k, r in enumerate(ranges) if len(r) < self.shape[k]}
+        cut -= {stack}
+        if not cut and stack is not None:
+            return self._map(which[0])
         if not cut <= {rows[0]} and not cut <= {cols[0]}:
             return NotApart("its sites are no runs of the leaf's rows or columns")
         axis = rows[0] if cut <= {rows[0]} else cols[0]
@@ -171,7 +175,7 @@ class Factored(NoArray):
         if any(run.step != 1 for run in runs):
             return NotApart("its sites are no runs of the leaf's rows or columns")
         parts = [range(each * run.start, each * run.stop) for run in runs]
-        maps = [self._map(i) for i in range(len(self.words))]
+        maps = [self._map(i) for i in which]
         shape = (sizes[0], sizes[1])
         if across:
             made = joined(maps, parts, shape)
@@ -182,12 +186,21 @@ class Factored(NoArray):
             "its sites are parts of the leaf, and one of them turns what they share"
         )
 
-    def _stack(self, axis: int) -> AffineMap:
+    def _stack(self, axes: Sides) -> AffineMap | NotApart:
         """The maps of its sites as layers of a stack."""
-        at = [layer_of(form, axis, self.shape) for form in self.forms]
-        made = dict(zip(at, map(self._map, range(len(at))), strict=True))
-        same = identity(made[at[0]].shape)
-        return stacked([made.get(layer, same) for layer in range(self.shape[axis])])
+        rows, cols, axis = axes
+        assert axis is not None
+        layers: dict[int, list[int]] = {}
+        for i, form in enumerate(self.forms):
+            layers.setdefault(layer_of(form, axis, self.shape), []).append(i)
+        made: dict[int, AffineMap] = {}
+        for layer, which in layers.items():
+            found = self._joined(which, axes)
+            if isinstance(found, NotApart):
+                return found
+            made[layer] = found
+        shape = prod(self.shape[k] for k in rows), prod(self.shape[k] for k in cols)
+        return stacked([made.get(layer, identity(shape)) for layer in range(self.shape[axis])])
 
     def _map(self, which: int) -> AffineMap:
         """The map of one of its sites."""

@@ -279,6 +279,16 @@ WRONG: dict[str, tuple[Rule, str]] = {
     "a step of zero": (Rule("a", "w", index="::0"), "slice step cannot be zero"),
     "no index": (Rule("a", "w", index="1.5"), "'1.5' of a layout's rule is not a basic index"),
     "an empty index": (Rule("a", "w", index=""), "'' of a layout's rule is not a basic index"),
+    "parts that an axis does not have": (
+        Rule("a", "w", index=":, 0/3"),
+        r"a: w\[:, 0/3\] of shape \(6, 8\) does not have the index of the layout's rule \(axis 1 "
+        r"can't be divided into 3 equal parts\)\. Fix the rule\.",
+    ),
+    "parts of no axis": (Rule("a", "w", index=":, :, 0/3"), "axis 2 can't be divided into 3"),
+    "a part beyond": (Rule("a", "w", index="3/3"), r"w\[3/3\] .* index \S+ the .*out of range"),
+    "no parts": (Rule("a", "w", index="1/0"), "'1/0' of a layout's rule is not a basic index"),
+    "every second part": (Rule("a", "w", index="::2/3"), r"or parts of an axis, such as '1/3' for"),
+    "parts of parts": (Rule("a", "w", index="1/3/2"), "is not a basic index"),
     "an ellipsis": (Rule("a", "w", index="..., 1"), "expected integers and slices separated"),
     "a scalar": (Rule("a", "w", index="1, 1"), "a: w is a scalar, expected a tensor with axes"),
 }
@@ -313,6 +323,10 @@ OVERLAPS: dict[str, tuple[tuple[str | None, str | None], bool]] = {
     "slices that meet": (("0:6", "5:11"), True),
     "slices apart": (("0:6", "6:12"), False),
     "even and odd": (("0::2", "1::2"), False),
+    "thirds": (("0/3", "1/3"), False),
+    "a third and a range": (("0/3", "3:5"), True),
+    "a third and two thirds": (("0/3", "1:3/3"), False),
+    "two thirds and two thirds": ((":2/3", "1:/3"), True),
     "every second and every third": (("0::2", "3::6"), False),
     "every second and every fourth": (("0::2", "2::4"), True),
     "backwards": (("5::-1", "5:11"), True),

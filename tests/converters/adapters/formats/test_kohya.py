@@ -51,7 +51,9 @@ def test_parts_are_read_together_or_alone(tmp_path):
     assert jaxmix.load(path, base=["a.b"], part="lora_unet").sites == ("a.b",)
     message = refused(CheckpointError, path, base=["a.b", "c.d"])
     assert "lora_unet_a_b: is a.b, and so is lora_te1_a_b" in message
-    assert "If the file covers several models, select one with part='…', the prefix of its" in message
+    assert (
+        "If the file covers several models, select one with part='…', the prefix of its" in message
+    )
     assert refused(CheckpointError, path, base=["a.b"], part="lora_te") == (
         f"{path} has no keys for part='lora_te', expected one of lora_te1, lora_te2, "
         f"lora_te3, lora_unet."

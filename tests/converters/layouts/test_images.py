@@ -1,0 +1,342 @@
+"""The tables of image and video models, against trees that the libraries' own loaders made.
+
+Recorded by tests/goldens/image_layouts/make.py.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.errors import LayoutError
+from jaxmix.families import LoHa, LoKr, LoRA, Replace
+from jaxmix.placement.inverse import sites_of
+from jaxmix.placement.layout import Place, libraries, named
+
+from ...goldens.image_layouts.state import state
+from ...laws.truth import fold
+
+GOLDENS = sorted((Path(__file__).parents[2] / "goldens" / "image_layouts").glob("*.json"))
+by_golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
+
+# Tensors whose halves are swapped in a leaf, or are in another order in the last layer, and those
+# leaves; and a buffer.
+_OPEN = {
+    "maxdiffusion_flux": (r"norm_out\.linear", r"norm_out\.Dense_0"),
+    "keras_hub_sd3": (
+        r"norm_out\.linear|transformer_blocks\.\d\.norm1_context\.linear|pos_embed\.pos_embed",
+        r"output_ada_layer_norm\.dense|joint_block_\d\.context_block\.ada_layer_norm\.dense",
+    ),
+}
+
+
+def is_open(path: Path, name: str, which: int) -> bool:
+    """Whether the table has no rule for a tensor (0) or a leaf (1), as the documentation says."""
+    pattern = _OPEN.get(golden(path)[0]["layout"], ("", ""))[which]
+    return re.fullmatch(pattern, re.sub(r"\.(weight|bias|kernel)$", "", name)) is not None
+
+
+@cache
+def golden(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The record, the leaves, and PyTorch's tensors."""
+    record = json.loads(path.read_text())
+    leaves = load_file(path.with_suffix(".safetensors"))
+    large = {name: np.zeros(s, np.float16) for name, s in record["leaves"].items()}
+    return record, {**large, **leaves}, state(record["torch"])
+
+
+def place_of(path: Path, name: str) -> Place | None:
+    """The only place of a tensor of PyTorch, by the golden's table."""
+    record, leaves, _ = golden(path)
+    is_bias = name.endswith(".bias")
+    site = name.removesuffix(".bias").removesuffix(".weight")
+    places = named(record["layout"]).places(site, "bias" if is_bias else "weight")
+    found = [place for place in places if place.leaf in leaves]
+    assert len(found) == (not is_open(path, name, 0)), (name, found)
+    return found[0] if found else None
+
+
+@by_golden
+def test_every_tensor_is_where_the_table_says(path: Path) -> None:
+    """Each leaf is read as PyTorch's tensor, and all leaves belong to some tensor."""
+    _, leaves, tensors = golden(path)
+    stored = load_file(path.with_suffix(".safetensors"))
+    seen: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        place = place_of(path, name)
+        if place is None:
+            continue
+        leaf = jnp.asarray(leaves[place.leaf], jnp.float32)
+        assert place.shape(leaf.shape) == tensor.shape, name
+        if place.leaf in stored:
+            np.testing.assert_array_equal(np.asarray(place.get(leaf)), tensor, err_msg=name)
+        seen[place.leaf] = seen.get(place.leaf, 0) + tensor.size
+    assert seen == {name: leaf.size for name, leaf in leaves.items() if not is_open(path, name, 1)}
+
+
+@by_golden
+def test_a_table_finds_every_site_of_its_tree(path: Path) -> None:
+    """Each weight has one site, by diffusers' name."""
+    record, _, tensors = golden(path)
+    shapes = {name: tuple(shape) for name, shape in record["leaves"].items()}
+    found = set(sites_of(named(record["layout"]), shapes))
+    weights = [name for name in tensors if not name.endswith(".bias")]
+    named_ = {name.removesuffix(".weight") for name in weights if not is_open(path, name, 0)}
+    # By its authors' name it has a leaf.
+    assert found - {"final_layer.adaLN_modulation.1"} == named_
+
+
+def at(path: Path, name: str) -> Place:
+    """The place of a tensor that has one."""
+    place = place_of(path, name)
+    assert place is not None
+    return place
+
+
+def modules(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of linear layers and convolutions that have a place."""
+    tensors = golden(path)[2]
+    return {
+        name.removesuffix(".weight"): tensor.shape
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and tensor.ndim > 1 and tensor.size < 5000
+        if place_of(path, name)
+    }
+
+
+def adapters(path: Path) -> list[Adapter]:
+    """A LoRA, a LoHa, a LoKr, a DoRA and new biases; some modules have two of them."""
+    rng = np.random.default_rng(len(path.stem))
+
+    def normal(*shape: int) -> Any:
+        return rng.normal(size=shape)
+
+    last = {re.sub(r"\d+", "#", site): site for site in modules(path)}
+    # Some that share a leaf, and some others.
+    parts_of_leaves = [s for s in last.values() if "/" in str(at(path, f"{s}.weight").index)]
+    sites = [*parts_of_leaves[::2], *list(last.values())[:: max(1, len(last) // 7)]]
+    sites = list(dict.fromkeys(sites))
+    parts: dict[str, dict[str, Any]] = {"LoRA": {}, "LoHa": {}, "LoKr": {}, "DoRA": {}, "bias": {}}
+    for i, site in enumerate(sites):
+        out, *ins = modules(path)[site]
+        size = int(np.prod(ins))
+        up, down = normal(out, 2), normal(2, size)
+        if i % 4 == 0:
+            parts["LoRA"][site] = LoRA(down, up, 0.8)
+        if i % 4 == 1:
+            parts["LoKr"][site] = LoKr((normal(2, 1),), (normal(out // 2, size),), 0.3)
+        if i % 4 == 2:
+            parts["DoRA"][site] = LoRA(down, up, 0.5, magnitude=1000 + np.abs(normal(out)))
+        if i % 4 == 3 or i % 8 == 2:
+            parts["LoHa"][site] = LoHa(up, down, normal(out, 2), normal(2, size), 0.5)
+        if i % 3 == 1 and f"{site}.bias" in golden(path)[2]:
+            parts["bias"][site] = Replace(bias=normal(out))
+    return [
+        Adapter(updates, 1.0 if name == "bias" else 0.7, name) for name, updates in parts.items()
+    ]
+
+
+def nested(leaves: dict[str, Any]) -> Any:
+    """The leaves as nested dicts, as the libraries have them."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *above, last = name.split(".")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return tree
+
+
+def flat(tree: Any, above: str = "") -> dict[str, Any]:
+    """The leaves by their dotted names."""
+    if not isinstance(tree, dict):
+        return {above[:-1]: tree}
+    return {k: v for name, sub in tree.items() for k, v in flat(sub, f"{above}{name}.").items()}
+
+
+@by_golden
+def test_composed_as_by_the_formulas(path: Path) -> None:
+    """All kinds on the library's tree, whose layout is found by its names."""
+    _, leaves, tensors = golden(path)
+    mixed = adapters(path)
+    with jax.enable_x64(True), jax.disable_jit():
+        tree = nested({name: jnp.asarray(leaf, jnp.float64) for name, leaf in leaves.items()})
+        new = flat(jaxmix.compose(tree, mixed))
+        for name, tensor in tensors.items():
+            site, _, part = name.rpartition(".")
+            place = place_of(path, name)
+            if place is None or tensor.size >= 5000:
+                continue
+            got = np.asarray(place.get(new[place.leaf]))
+            word = [(a.strength, a.updates[site]) for a in mixed if site in a.updates]
+            want = tensor
+            if part == "bias":
+                changes = [update.bias for _, update in word if isinstance(update, Replace)]
+                want = np.asarray(changes[-1] if changes else tensor)
+            else:
+                word = [one for one in word if not isinstance(one[1], Replace)]
+                matrix = fold(word, tensor.reshape(len(tensor), -1).astype(float))[0]
+                assert matrix is not None
+                want = matrix.reshape(tensor.shape)
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-8, err_msg=name)
+
+
+def test_every_table_has_a_golden() -> None:
+    """Only that of fused names has none: it is tested below."""
+    covered = {golden(path)[0]["layout"] for path in GOLDENS}
+    known = ("maxdiffusion", "flax_unet", "keras_hub_sd3")
+    tables = {name for name in libraries() if name.startswith(known)}
+    assert tables - covered == {"maxdiffusion_flux_bfl"}
+
+
+def tree_of(stem: str) -> Any:
+    """A golden's leaves as nested dicts, all zeros."""
+    (path,) = (path for path in GOLDENS if path.stem == stem)
+    return nested({name: jnp.zeros(leaf.shape) for name, leaf in golden(path)[1].items()})
+
+
+def written(folder: Path, **tensors: Any) -> Path:
+    """A file with these LoRAs, each given by its name up to the factors and its shape."""
+    path = folder / "lora.safetensors"
+    made = {}
+    for name, (out, *ins) in tensors.items():
+        made[f"{name}.lora_A.weight"] = np.ones((1, *ins), np.float32)
+        column = np.arange(1, out + 1, dtype=np.float32).reshape(out, 1, *(1 for _ in ins[1:]))
+        made[f"{name}.lora_B.weight"] = column
+    save_file(made, path)
+    return path
+
+
+def changed(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves that are not zeros."""
+    return {name: np.asarray(leaf) for name, leaf in flat(tree).items() if np.asarray(leaf).any()}
+
+
+def test_a_file_of_a_transformer(tmp_path: Path) -> None:
+    """The prefix of the pipeline's part is not a part of the names."""
+    names = {
+        "transformer.transformer_blocks.1.attn.to_k": (12, 12),
+        "transformer.single_transformer_blocks.2.proj_mlp": (48, 12),
+    }
+    lora = jaxmix.load(written(tmp_path, **names))
+    tree = tree_of("maxdiffusion-flux")
+    double, single = (
+        f"scanned_{x}_blocks.Flux{y}TransformerBlock_0"
+        for x, y in (("double", ""), ("single", "Single"))
+    )
+    new = changed(jaxmix.compose(tree, lora))
+    qkv = new.pop(f"{double}.attn.i_qkv.kernel")
+    rows = np.arange(1.0, 13)
+    np.testing.assert_array_equal(qkv[1, :, 12:24], np.broadcast_to(rows, (12, 12)))
+    assert not qkv[0].any() and not qkv[1, :, :12].any() and not qkv[1, :, 24:].any()
+    mlp = new.pop(f"{single}.mlp_and_out.lin_mlp.kernel")
+    assert mlp[2].all() and not mlp[:2].any() and not new
+    # The same leaves in a pipeline of several parts.
+    pipeline = changed(jaxmix.compose({"transformer": tree, "vae": {"w": jnp.zeros(2)}}, lora))
+    np.testing.assert_array_equal(pipeline[f"transformer.{double}.attn.i_qkv.kernel"], qkv)
+
+
+def test_a_file_of_a_unet_and_text_encoders(tmp_path: Path) -> None:
+    """One file for a pipeline lands in each of its parts."""
+    text = "text_model.encoder.layers.0.self_attn.q_proj"
+    unet = "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+    path = written(
+        tmp_path,
+        **{
+            f"unet.{unet}": (8, 6),
+            "unet.up_blocks.0.resnets.1.conv_shortcut": (8, 12, 1, 1),
+            f"text_encoder.{text}": (6, 6),
+            f"text_encoder_2.{text}": (10, 10),
+        },
+    )
+    encoders = {
+        "text_encoder": nested({f"{text}.kernel": jnp.zeros((6, 6))}),
+        "text_encoder_2": nested({f"{text}.kernel": jnp.zeros((10, 10))}),
+    }
+    tree = {"unet": tree_of("maxdiffusion-sdxl"), **encoders}
+    new = changed(jaxmix.compose(tree, jaxmix.load(path)))
+    assert {name: leaf.shape for name, leaf in new.items()} == {
+        "unet.down_blocks_1.attentions_0.transformer_blocks_1.attn2.to_k.kernel": (6, 8),
+        "unet.up_blocks_0.resnets_1.conv_shortcut.kernel": (1, 1, 12, 8),
+        f"text_encoder.{text}.kernel": (6, 6),
+        f"text_encoder_2.{text}.kernel": (10, 10),
+    }
+    (kernel,) = (leaf for name, leaf in new.items() if "attn2" in name)
+    np.testing.assert_array_equal(kernel, np.broadcast_to(np.arange(1.0, 9), (6, 8)))
+
+
+def test_a_file_in_the_names_of_wan(tmp_path: Path) -> None:
+    """Those of its authors, which most trainers write."""
+    names = {
+        "diffusion_model.blocks.1.self_attn.q": (12, 12),
+        "diffusion_model.blocks.1.ffn.0": (14, 12),
+        "diffusion_model.head.head": (16, 12),
+    }
+    lora = jaxmix.load(written(tmp_path, **names))
+    scanned = changed(jaxmix.compose(tree_of("maxdiffusion-wan"), lora))
+    apart = changed(jaxmix.compose(tree_of("maxdiffusion-wan-unscanned"), lora))
+    assert set(apart) == {
+        "blocks.1.attn1.query.kernel",
+        "blocks.1.ffn.act_fn.proj.kernel",
+        "proj_out.kernel",
+    }
+    for name, leaf in apart.items():
+        stacked = scanned[name.replace("blocks.1", "blocks")]
+        np.testing.assert_array_equal(stacked[1] if "blocks" in name else stacked, leaf)
+
+
+def test_names_of_black_forest_labs(tmp_path: Path) -> None:
+    """Fused sites are whole leaves; one that is split in the tree is refused by its name."""
+    names = {
+        "diffusion_model.double_blocks.1.txt_attn.qkv": (36, 12),
+        "diffusion_model.double_blocks.1.img_mlp.0": (48, 12),
+        "diffusion_model.final_layer.adaLN_modulation.1": (24, 12),
+        "diffusion_model.single_blocks.2.linear1": (84, 12),
+    }
+    lora = jaxmix.load(written(tmp_path, **names))
+    new = changed(jaxmix.compose(tree_of("maxdiffusion-flux-unscanned"), lora))
+    assert set(new) == {
+        "double_blocks_1.attn.e_qkv.kernel",
+        "double_blocks_1.img_mlp.layers_0.kernel",
+        "norm_out.Dense_0.kernel",
+        "single_blocks_2.linear1.kernel",
+    }
+    with pytest.raises(
+        LayoutError, match=r"can't be placed .*\n.*single_blocks.2.linear1: no leaf"
+    ):
+        jaxmix.compose(tree_of("maxdiffusion-flux"), lora)
+    del names["diffusion_model.single_blocks.2.linear1"]
+    new = changed(
+        jaxmix.compose(tree_of("maxdiffusion-flux"), jaxmix.load(written(tmp_path, **names)))
+    )
+    assert len(new) == 3
+
+
+def test_queries_and_keys_of_a_stack_stay_apart() -> None:
+    """`attach` keeps the maps of sites that share a stacked leaf, without a dense weight."""
+    lora, dora = (
+        {
+            f"transformer_blocks.{i}.attn.to_{x}": LoRA(
+                np.ones((1, 12)) * i, np.ones((12, 1)), 1.0, magnitude=magnitude
+            )
+            for i, x in ((0, "q"), (1, "q"), (1, "v"))
+        }
+        for magnitude in (None, np.arange(1.0, 13))
+    )
+    tree = jax.tree.map(lambda leaf: leaf + 1.0, tree_of("maxdiffusion-flux"))
+    mixed = [Adapter(lora, 0.5, "lora"), Adapter(dora, 0.5, "dora")]
+    with jax.disable_jit():
+        leaf = jaxmix.attach(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]["attn"]
+        weight = leaf["i_qkv"]["kernel"].apart()
+        want = jaxmix.compose(tree, mixed)["scanned_double_blocks"]["FluxTransformerBlock_0"]
+        np.testing.assert_allclose(weight.dense(), want["attn"]["i_qkv"]["kernel"], rtol=1e-5)

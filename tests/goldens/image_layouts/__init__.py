@@ -1,0 +1,1 @@
+"""Trees of image and video models, as the libraries' own loaders make them of PyTorch's tensors."""
