@@ -1,5 +1,6 @@
 """Indices of rules, as strings: the part of a leaf that one site has."""
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
