@@ -18,6 +18,7 @@ __all__ = [
     "TABLE",
     "base_class",
     "base_prefix",
+    "has_named_parts",
     "is_known",
     "name_map",
     "name_maps",
@@ -65,6 +66,15 @@ def base_prefix(config: Mapping[str, Any]) -> str:
         The prefix; ``""`` if the model type is unknown or has none.
     """
     return _model(config).get("prefix", "")
+
+
+def has_named_parts(config: Mapping[str, Any]) -> bool:
+    """Returns whether the config of a model names models inside it, such as its text model.
+
+    Args:
+        config: A config with the model type.
+    """
+    return any(field for *_, field in _model(config).get("parts", ()))
 
 
 def is_known(config: Mapping[str, Any]) -> bool:

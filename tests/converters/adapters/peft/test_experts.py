@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxmix
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, UnsupportedError
 
 from .folders import Form, save
 
@@ -63,6 +63,14 @@ def test_the_model_determines_the_order(model_type: str, expected: bool, tmp_pat
     assert is_in_first(folder, leaves) == expected
 
 
+def test_a_class_with_any_text_model_does_not_determine_the_order(tmp_path: Path) -> None:
+    """LLaVA has the text model that its config names."""
+    mapping: Any = {"base_model_class": "Any", "parent_library": LIBRARY.format("llava")}
+    folder = adapter(tmp_path, "down_proj", auto_mapping=mapping)
+    with pytest.raises(UnsupportedError, match="neither the file nor the base states"):
+        is_in_first(folder, {f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32)})
+
+
 @pytest.mark.parametrize(("shape", "expected"), [((3, 4, 8), True), ((3, 8, 4), False)])
 def test_a_bias_determines_the_order(
     shape: tuple[int, ...], expected: bool, tmp_path: Path
@@ -73,7 +81,7 @@ def test_a_bias_determines_the_order(
         f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32),
         f"{EXPERTS}.gate_up_proj": np.ones(shape, np.float32),
     }
-    with pytest.raises(Exception, match="neither the file nor the base states"):
+    with pytest.raises(UnsupportedError, match="neither the file nor the base states"):
         is_in_first(folder, leaves)
     leaves[f"{EXPERTS}.gate_up_proj_bias"] = np.ones((3, 8), np.float32)
     assert is_in_first(folder, leaves) == expected
