@@ -42,8 +42,8 @@ def _of_class(file: File, module: str) -> bool | None:
     found = name_map(config)
     if (
         found is None
-        or not (is_first := found.has_inputs_first(module))
-        and has_named_parts(config)
+        or (not (is_first := found.has_inputs_first(module))
+        and has_named_parts(config))
     ):
         return None
     return is_first
