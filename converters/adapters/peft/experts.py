@@ -40,13 +40,10 @@ def _of_class(file: File, module: str) -> bool | None:
         return None
     config = {"model_type": library.removeprefix(_LIBRARY).partition(".")[0]}
     found = name_map(config)
-    if (
-        found is None
-        or (not (is_first := found.has_inputs_first(module))
-        and has_named_parts(config))
-    ):
+    if found is None:
         return None
-    return is_first
+    is_first = found.has_inputs_first(module)
+    return None if not is_first and has_named_parts(config) else is_first
 
 
 def _by_bias(file: File, module: str) -> bool | None:
