@@ -14,26 +14,13 @@ from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.common.tensor_files import file_keys, file_tensors
 from jaxmix.converters.adapters.lycoris.keys import split_key
 from jaxmix.converters.adapters.lycoris.names import match_modules
+from jaxmix.converters.adapters.lycoris.parts import PREFIXES, is_selected
 from jaxmix.converters.adapters.lycoris.updates import build_all
 from jaxmix.converters.adapters.lycoris.writing import module_tensors, save_tensors, with_plain_bias
 from jaxmix.errors import AdapterError, CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import without_wrappers
 
-__all__ = ["PREFIXES", "export_kohya", "is_kohya", "read_kohya"]
-
-# The prefixes of keys, and the part of a pipeline that each stands for.
-PREFIXES: dict[str, str] = {
-    "lora_unet": "unet",
-    "lora_transformer": "unet",
-    "lora_prior_unet": "unet",
-    "lora_te": "te1",
-    "lora_te1": "te1",
-    "lora_te2": "te2",
-    "lora_te3": "te3",
-    "lora_prior_te": "te1",
-    "oft_unet": "unet",
-    "lycoris": "",
-}
+__all__ = ["export_kohya", "is_kohya", "read_kohya"]
 
 
 def is_kohya(path: Path) -> bool:
@@ -51,9 +38,9 @@ def read_kohya(
         name: The adapter's name.
         strength: The adapter's strength in a mix, a real scalar.
         base: The model that it was trained on, to distinguish dots from underscores: params, a
-            flat dict, a Hugging Face folder, or a list of module names.
-        part: The prefix to read from a file that covers several models (``lora_unet``); other keys
-            are ignored. None reads all.
+            flat dict, a folder of transformers or diffusers, or a list of module names.
+        part: The prefix to read from a file that covers several models (``lora_unet``), or another
+            name of that model (``unet``); other keys are ignored. None reads all.
 
     Returns:
         The adapter; its sites are the base's modules.
@@ -87,14 +74,12 @@ def _sorted(tensors: Mapping[str, Any], where: str, part: str | None) -> dict[st
     """The tensors by the module's name in the file."""
     modules: dict[str, SiteTensors] = {}
     unknown: list[str] = []
-    parts: set[str] = set()
+    parts = {prefix for key in tensors if (prefix := _prefix(key)) is not None}
     for key, tensor in tensors.items():
         prefix, split = _prefix(key), split_key(key)
-        if prefix is not None:
-            parts.add(prefix)
         if prefix is None or split is None or "." in split[0]:
             unknown.append(f"{key}: {_unknown(key)}")
-        elif part is None or prefix == part:
+        elif is_selected(prefix, part, parts):
             module, parameter = split
             if parameter in modules.setdefault(module, {}):
                 unknown.append(f"{key}: a duplicate of {parameter}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from jaxmix.converters.adapters import finding
 from jaxmix.converters.adapters.adapterhub import PICKLE_FILE as ADAPTERHUB_PICKLE
 from jaxmix.converters.adapters.adapterhub import WEIGHTS_FILE as ADAPTERHUB_WEIGHTS
 from jaxmix.converters.adapters.adapterhub import is_adapterhub, is_adapterhub_file, read_adapterhub
+from jaxmix.converters.adapters.common.base_model import BaseModel, base_model
+from jaxmix.converters.adapters.common.components import component_of
 from jaxmix.converters.adapters.common.extra_weights import ignored_names
 from jaxmix.converters.adapters.common.tensor_files import CONFIG_FILE, has_peft_keys
 from jaxmix.converters.adapters.diffusers import is_diffusers, read_diffusers
 from jaxmix.converters.adapters.format import Finders, Format
 from jaxmix.converters.adapters.kohya import is_kohya, read_kohya
+from jaxmix.converters.adapters.lycoris.parts import is_second, missing_component
 from jaxmix.converters.adapters.mixfile import MIX_FILE, TENSORS_FILE, is_mix, read_mix
 from jaxmix.converters.adapters.mlx import WEIGHTS_FILE as MLX_WEIGHTS
 from jaxmix.converters.adapters.mlx import is_mlx, is_mlx_file, read_mlx
@@ -28,7 +32,7 @@ from jaxmix.converters.adapters.peft.weights import (
 )
 from jaxmix.converters.adapters.qwix import is_qwix, read_qwix
 from jaxmix.converters.files.torch_files import pickle_recipe
-from jaxmix.errors import option
+from jaxmix.errors import CheckpointError, option
 from jaxmix.mixing import Mix
 
 __all__ = ["FORMATS", "load"]
@@ -178,16 +182,19 @@ def load(
         revision: The branch, tag or commit on the hub.
         strength: The adapter's strength in a mix, a real scalar.
         base: The model on which the adapter was trained, for files that are incomplete without it:
-            params, a Hugging Face folder, or a list of the names of its modules. A UniLoRA that was
-            saved without its indices needs a flat dict in the model's own order. Formats that need
-            no base ignore it.
+            params, a folder of transformers or diffusers, or a list of the names of its modules. A
+            UniLoRA that was saved without its indices needs a flat dict in the model's own order.
+            Formats that need no base ignore it. Where it is a pipeline, or params of several
+            models, sites start with the component: ``unet.conv_in``.
         format: The format's name, for files that are not recognized: ``"peft"``, ``"mix"``,
             ``"kohya"``, ``"diffusers"``, ``"mlx"``, ``"qwix"`` or ``"adapterhub"``.
         ignore: Names or globs of files of weights next to the adapter to leave out. Others are read
             as replaced leaves if they are safetensors files of whole modules, and raise an error if
             not.
         **options: Further arguments of the format's reader: ``part=`` for a file that covers
-            several models, ``scale=`` or ``alpha=`` for a file that states none.
+            several models (the prefix to read), or for a base that does (the component for which it
+            is read, such as ``"transformer_2"``); ``scale=`` or ``alpha=`` for a file that states
+            none.
 
     Returns:
         The adapter, or the mix that was saved. Its factors have the file's shapes: LoRA's A (r, in)
@@ -220,8 +227,39 @@ def load(
         format=format,
         ignore=ignored,
     )
-    if base is not None and "base" in found.format.options:
-        options["base"] = base
     if ignored and "ignore" in found.format.options:
         options["ignore"] = ignored
-    return found.read(name, strength, **options)
+    # In some formats a file never covers several models.
+    has_parts = "part" in found.format.options
+    component = _component(base, part := options.get("part"), has_parts=has_parts)
+    if component is not None and not has_parts:
+        del options["part"]
+    if base is not None and "base" in found.format.options:
+        options["base"] = base if component is None else component
+    adapter = found.read(name, strength, **options)
+    return adapter if component is None else _in_component(adapter, part)
+
+
+def _component(base: Any, part: Any, *, has_parts: bool) -> BaseModel | None:
+    """Returns the component of a base that ``part=`` names; None if it names none."""
+    if base is None or not isinstance(part, str):
+        return None
+    model = base_model(base)
+    component = component_of(model, part)
+    # Other prefixes may be those of the file, whose reader resolves them.
+    if component is None and (is_second(part) or not has_parts):
+        if missing := missing_component([part], model.modules):
+            raise CheckpointError(
+                f"{option('part', part)} names a component that is absent: {missing}. Give one of "
+                "these."
+            )
+    return component
+
+
+def _in_component(adapter: Adapter | Mix, component: str) -> Adapter | Mix:
+    """Puts the name of a component in front of all sites."""
+    parts = (
+        replace(part, updates={f"{component}.{site}": up for site, up in part.updates.items()})
+        for part in adapter.parts
+    )
+    return next(parts) if isinstance(adapter, Adapter) else Mix(tuple(parts))

@@ -34,7 +34,8 @@ def conv1d_pattern(checkpoint: Checkpoint) -> str | None:
         config = parse_json(read_small(checkpoint.folder / CONFIG_FILE))
     except (OSError, ValueError):
         return None
-    types = list(_types(config))
+    # The models of diffusers have no Conv1D of transformers.
+    types = list(_types(config)) or [("", name, {}) for name in _diffusers_class(config)]
     if not types or any("auto_map" in part for _, _, part in types):
         return None
     names = "|".join(sorted(CONV1D_NAMES))
@@ -50,6 +51,12 @@ def conv1d_pattern(checkpoint: Checkpoint) -> str | None:
         for name, axis in OutAxes(shapes).known
     )
     return pattern if is_consistent else None
+
+
+def _diffusers_class(config: Any) -> Iterator[str]:
+    """Yields the class that the config of one of diffusers' models names."""
+    if isinstance(config, dict) and isinstance(name := config.get("_class_name"), str):
+        yield name
 
 
 def _types(config: Any, path: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:

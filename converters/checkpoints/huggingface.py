@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: their headers, and where each tensor's bytes are stored.
+"""Checkpoints of transformers and diffusers: headers, and where each tensor's bytes are stored.
 
 A safetensors file consists of eight bytes (the header's length), a header of JSON, and the tensors'
 bytes one after the other. A file with the same tensor names, shapes and dtypes has the same header,
@@ -7,23 +7,24 @@ so headers are copied unchanged, as are the bytes of tensors that no adapter tou
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from jaxmix.converters.checkpoints.pipelines import component_folders, is_pipeline
 from jaxmix.converters.files.hub import base_folder
 from jaxmix.converters.files.path_suggestions import suggest_paths
 from jaxmix.converters.files.wrong_inputs import describe_non_base, is_model
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import parse_json
+from jaxmix.weight_files import is_index, weights_files
 
 __all__ = [
     "CONFIG_FILE",
     "FLOATS",
-    "INDEX_FILE",
     "Checkpoint",
     "Shard",
     "Stored",
@@ -32,8 +33,6 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 # safetensors' names of the dtypes of weights that adapters can change.
 FLOATS: dict[str, Any] = {
@@ -90,11 +89,14 @@ class Shard:
         name: The path in the folder.
         header: The header's length and the header, as at the start of the file.
         tensors: The source of each tensor's bytes.
+        prefix: What the tensors' names have in front of those in the header: the component of a
+            pipeline, as in ``"unet."``.
     """
 
     name: str
     header: bytes
     tensors: tuple[Stored, ...]
+    prefix: str = ""
 
     @property
     def size(self) -> int:
@@ -106,24 +108,34 @@ class Shard:
         """The metadata in the header."""
         return parse_json(self.header[8:]).get("__metadata__") or {}
 
+    def in_component(self, component: str) -> "Shard":
+        """Returns the shard as part of a pipeline, with the component in all names."""
+        prefix = f"{component}."
+        tensors = tuple(replace(t, name=prefix + t.name) for t in self.tensors)
+        return Shard(f"{component}/{self.name}", self.header, tensors, prefix)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face folder as it is read or is to be written.
+    """A folder of transformers or diffusers as it is read or is to be written.
 
     Args:
         folder: The folder.
         shards: The safetensors files.
-        indexed: Whether there is an index of the shards.
+        index: The name of the index of the shards; None for a single file of weights.
         texts: New contents of side files that change, by name.
         is_file: Whether it is a single file, and other files of the folder do not belong to it.
+        components: The checkpoint of each component with weights, if it is a pipeline of diffusers.
+            The pipeline's own shards and tensors have the component in their names:
+            ``unet/diffusion_pytorch_model.safetensors``, ``unet.conv_in.weight``.
     """
 
     folder: Path
     shards: tuple[Shard, ...]
-    indexed: bool = False
+    index: str | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
     is_file: bool = False
+    components: Mapping[str, "Checkpoint"] = field(default_factory=dict)
 
     @property
     def tensors(self) -> dict[str, Stored]:
@@ -151,11 +163,12 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Reads the headers of a Hugging Face folder, sharded or not, or of a single file.
+    """Reads the headers of a folder of transformers or diffusers, or of a single file.
 
     Args:
-        folder: The folder; a file whose name ends in ``.safetensors``; or a hub id,
-            ``owner/name``, which is downloaded.
+        folder: The folder of a model, sharded or not, or of a pipeline with ``model_index.json``; a
+            file whose name ends in ``.safetensors``; or a hub id, ``owner/name``, which is
+            downloaded.
 
     Returns:
         The checkpoint. No tensor is read.
@@ -174,7 +187,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     Source: https://github.com/huggingface/safetensors, format.
     """
     # Not at the top: jaxmix imports this file, and jaxmix.models imports Flax, which is slow.
-    from jaxmix.models.checkpoint import safetensors_file, tensor_files
+    from jaxmix.models.checkpoint import main_file, safetensors_file, tensor_files
 
     folder = base_folder(folder)
     if folder.suffix == ".safetensors" and folder.is_file():
@@ -188,16 +201,37 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             f"{folder} {found}, expected a Hugging Face folder with safetensors, or the id of a "
             f"repository on the hub, 'owner/name'.{suggest_paths(str(folder))}"
         )
+    if is_pipeline(folder):
+        return _read_pipeline(folder)
     if not is_model(folder) and (description := describe_non_base(folder)):
         raise CheckpointError(f"{folder} {description}")
     files = dict.fromkeys(tensor_files(folder).values())
-    # Like transformers, tensor_files prefers a single file to an index, which is stale then.
-    indexed = not (folder / SINGLE_FILE).exists()
-    return Checkpoint(folder, tuple(read_shard(folder, file) for file in files), indexed)
+    main = main_file(folder)
+    index = main.name if is_index(main) else None
+    return Checkpoint(folder, tuple(read_shard(folder, file) for file in files), index)
 
 
-def read_shard(folder: Path, file: Path) -> Shard:
-    """Reads a file's header, which was validated when the checkpoint's files were listed."""
+def _read_pipeline(folder: Path) -> Checkpoint:
+    """Reads the headers of all components of a pipeline that have weights in safetensors."""
+    folders = component_folders(folder)
+    found = {name: read_checkpoint(path) for name, path in folders.items() if weights_files(path)}
+    if not found:
+        raise CheckpointError(
+            f"{folder} is a pipeline of which no component has weights in safetensors; found the "
+            f"components {', '.join(folders) or 'none'}. Save it with diffusers' save_pretrained."
+        )
+    shards = (shard.in_component(name) for name, part in found.items() for shard in part.shards)
+    return Checkpoint(folder, tuple(shards), components=found)
+
+
+def read_shard(folder: Path, file: Path, prefix: str = "") -> Shard:
+    """Reads a file's header, which was validated when the checkpoint's files were listed.
+
+    Args:
+        folder: The checkpoint's folder.
+        file: The file.
+        prefix: As in `Shard`.
+    """
     with file.open("rb") as opened:
         length = opened.read(8)
         text = opened.read(int.from_bytes(length, "little"))
@@ -207,6 +241,7 @@ def read_shard(folder: Path, file: Path) -> Shard:
         if name != "__metadata__":
             begin, end = fields["data_offsets"]
             position = (file, len(header) + begin, end - begin)
-            tensors.append(Stored(name, fields["dtype"], tuple(fields["shape"]), *position))
+            full = prefix + name
+            tensors.append(Stored(full, fields["dtype"], tuple(fields["shape"]), *position))
     tensors.sort(key=lambda tensor: (tensor.start, tensor.size))
-    return Shard(file.relative_to(folder).as_posix(), header, tuple(tensors))
+    return Shard(file.relative_to(folder).as_posix(), header, tuple(tensors), prefix)

@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from jaxmix.converters.checkpoints.duplicates import is_copy
-from jaxmix.converters.checkpoints.huggingface import INDEX_FILE, Checkpoint
+from jaxmix.converters.checkpoints.huggingface import Checkpoint
 from jaxmix.errors import CheckpointError
 from jaxmix.untrusted.files import parse_json, read_small
 
-__all__ = ["side_files"]
+__all__ = ["all_files", "side_files"]
 
 # Folders into which exporters write a whole model in another format.
 _EXPORTS = frozenset("coreml flax gguf mlx onnx openvino original rust tensorrt tf tflite".split())
@@ -35,14 +35,16 @@ _WEIGHTS = frozenset(
 # Names under which formats save a whole model.
 _WHOLE_MODEL = re.compile(
     r"(pytorch_model|model|diffusion_pytorch_model|consolidated)\b.*\.(bin|ckpt|pth?|safetensors)"
-    r"|(tf_model|model)\b.*\.(h5|ckpt.*|tflite|npz)|flax_model.*\.msgpack|rust_model\.ot|.*\.gguf"
+    r"|(tf_model|model)\b.*\.(h5|ckpt.*|tflite|npz)|(diffusion_)?flax_model.*\.msgpack|rust_model\.ot|.*\.gguf"
     r"|((encoder_|decoder_|decoder_with_past_|text_|vision_)?model)([._-].*)?\.onnx(_data)?"
     r"|openvino_.*\.(bin|xml)|weights.*\.npz"
 )
 # The state of a trainer, which does not belong to the merged model.
 _TRAINER = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.(pt|pth|bin)")
+_ANY_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 _INDEX = re.compile(r"(pytorch_model|model|tf_model|flax_model|consolidated)\b.*\.index\.json")
 _STILL_THE_BASE = "weights that are still the base's"
+_UNUSED = "weights at the top of a pipeline, which none of its components uses"
 
 
 def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
@@ -50,7 +52,8 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
 
     Hidden files, links that point out of the folder (except those of the hub's cache), duplicates
     of the checkpoint's own weights, a trainer's state and an adapter's files do not belong to a
-    merged checkpoint.
+    merged checkpoint. Of a pipeline, the files of components with weights are not listed, since
+    these are checkpoints of their own.
 
     Args:
         checkpoint: The checkpoint, as it was read.
@@ -64,10 +67,24 @@ def side_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     modules = _modules(checkpoint.folder)
     reasons = {name: _reason(checkpoint, name, modules) for name in _names(checkpoint)}
     for name, reason in reasons.items():
-        if reason is None and name.endswith(".index.json"):
+        if reason is None and _ANY_INDEX.search(name):
             reasons[name] = _reason_of_index(checkpoint, name, reasons)
     found = [name for name, reason in reasons.items() if reason is None]
     return found, [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+
+
+def all_files(checkpoint: Checkpoint) -> list[str]:
+    """Lists the other files of a checkpoint that is copied unchanged, duplicates included."""
+    return [
+        name for name in _names(checkpoint) if _is_regular(checkpoint.folder / name, checkpoint)
+    ]
+
+
+def _is_regular(path: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a path is a regular file of the checkpoint's folder."""
+    return path.is_file() and not (
+        path.is_symlink() and not _points_inside(path, checkpoint.folder)
+    )
 
 
 def _names(checkpoint: Checkpoint) -> Iterator[str]:
@@ -86,7 +103,8 @@ def _names(checkpoint: Checkpoint) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if name[0] != "." and name not in linked)
         for file in sorted([*files, *linked]):
             name = (inner / file).as_posix()
-            if file[0] != "." and name not in shards:
+            is_ours = name in shards or name.partition("/")[0] in checkpoint.components
+            if file[0] != "." and not is_ours:
                 yield name
 
 
@@ -120,6 +138,8 @@ def _reason(checkpoint: Checkpoint, name: str, modules: tuple[str, ...]) -> str 
         return _STILL_THE_BASE
     if not folder.parts and _WHOLE_MODEL.fullmatch(path.name):
         return _STILL_THE_BASE
+    if not folder.parts and is_weights and checkpoint.components:
+        return _UNUSED
     return _STILL_THE_BASE if is_weights and is_copy(path, checkpoint.tensors) else None
 
 
@@ -127,7 +147,7 @@ def _reason_of_index(
     checkpoint: Checkpoint, name: str, reasons: dict[str, str | None]
 ) -> str | None:
     """Returns the reason why an index is not copied: the output has none of its files."""
-    if checkpoint.indexed and name == INDEX_FILE:
+    if name == checkpoint.index:
         return None
     index = _json(checkpoint.folder / name)
     listed = index.get("weight_map") if isinstance(index, dict) else None
@@ -153,4 +173,7 @@ def _points_inside(link: Path, folder: Path) -> bool:
     end, home = link.resolve(), folder.resolve()
     if end.is_relative_to(home):
         return True
-    return home.parent.name == "snapshots" and end.is_relative_to(home.parents[1] / "blobs")
+    # The folder may be a component of a pipeline in the cache.
+    tops = (folder for folder in (home, *home.parents) if folder.parent.name == "snapshots")
+    top = next(tops, None)
+    return top is not None and end.is_relative_to(top.parents[1] / "blobs")

@@ -21,6 +21,7 @@ __all__ = [
     "Filenames",
     "Ignored",
     "ParsedAdapter",
+    "Parts",
     "PeftOrder",
     "Revision",
     "Subfolder",
@@ -72,6 +73,18 @@ Filenames = Annotated[
         metavar="FILE",
         help="The adapter's file in a folder or repository with several: given once for all "
         'adapters, or once for each in order ("" for none).',
+        show_default=False,
+    ),
+]
+Parts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--part",
+        metavar="PART",
+        help="The part to read of a file for several models, by the prefix of its names "
+        "(`lora_unet`, `text_encoder`); or the component of a pipeline for which an adapter was "
+        "trained, where its names fit several (`transformer_2`). Given once for all adapters, or "
+        'once for each in order ("" for none).',
         show_default=False,
     ),
 ]
@@ -140,6 +153,7 @@ def load_arguments(
     *,
     ignore: Sequence[str] | None = None,
     filename: Sequence[str] | None = None,
+    part: Sequence[str] | None = None,
     weighted: bool = False,
     **options: Any,
 ) -> list[tuple[ParsedAdapter, Adapter | Mix]]:
@@ -150,6 +164,7 @@ def load_arguments(
         base: The base, for the readers that need it.
         ignore: The files next to the adapters to ignore.
         filename: The adapter's file: one for all, or one for each.
+        part: The part of each file, or the component for which it is read, in the same way.
         weighted: Whether the numbers after the colons are weights; strengths are then 1.
         **options: Further arguments of `jaxmix.load`.
 
@@ -157,21 +172,30 @@ def load_arguments(
         The path and number of each argument, and its adapter or mix.
 
     Raises:
-        typer.BadParameter: If the number of file names is neither 1 nor that of the adapters.
+        typer.BadParameter: If the number of file names or parts is neither 1 nor that of the
+            adapters.
     """
-    filename = filename or [""]
-    if len(filename) not in (1, len(texts)):
-        raise typer.BadParameter(
-            f"--filename is given {len(filename)} times for {len(texts)} adapters, expected once, "
-            "or once for each adapter in order."
-        )
-    names = filename if len(filename) > 1 else [*filename] * len(texts)
+    names = _one_each("--filename", filename, len(texts))
+    components = _one_each("--part", part, len(texts))
     found = []
-    for parsed, name in zip(parse_adapters(texts), names, strict=True):
+    for parsed, name, component in zip(parse_adapters(texts), names, components, strict=True):
         strength = 1.0 if weighted else parsed.strength
         given = {"base": base, "filename": name or None, "ignore": list(ignore or ()), **options}
+        if component:
+            given["part"] = component
         found.append((parsed, load(parsed.path, strength=strength, **given)))
     return found
+
+
+def _one_each(flag: str, values: Sequence[str] | None, count: int) -> list[str]:
+    """Returns a value for each adapter of an option that is given once, or once for each."""
+    values = values or [""]
+    if len(values) not in (1, count):
+        raise typer.BadParameter(
+            f"{flag} is given {len(values)} times for {count} adapters, expected once, or once for "
+            "each adapter in order."
+        )
+    return list(values) if len(values) > 1 else [*values] * count
 
 
 def load_each(

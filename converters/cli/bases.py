@@ -33,8 +33,8 @@ BaseOption = Annotated[
         "--base",
         "-b",
         metavar="BASE",
-        help="The model that the adapters were trained on: a Hugging Face folder, a safetensors "
-        "file, or a hub id.",
+        help="The model that the adapters were trained on: the folder of a model or a pipeline, a "
+        "safetensors file, or a hub id.",
     ),
 ]
 
@@ -72,7 +72,7 @@ def map_tensors(base: Path) -> dict[str, np.ndarray]:
     """Memory-maps a base's tensors, which are read only when they are used.
 
     Args:
-        base: A Hugging Face folder.
+        base: The folder of a model or a pipeline.
 
     Returns:
         ``{name: tensor}`` by PyTorch name, with weights (out, in). Tensors that are not of floats

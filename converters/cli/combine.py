@@ -20,6 +20,7 @@ from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
     Ignored,
+    Parts,
     Revision,
     Subfolder,
     check_apart,
@@ -98,6 +99,7 @@ def combine(
             **choice_of(_FORMATS),
         ),
     ] = _FORMATS[0],
+    part: Parts = None,
     ignore: Ignored = None,
     filename: Filenames = None,
     conv1d: Conv1d = None,
@@ -127,6 +129,7 @@ def combine(
     read = load_arguments(
         adapters,
         base,
+        part=part,
         ignore=ignore,
         filename=filename,
         subfolder=subfolder,

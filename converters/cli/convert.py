@@ -19,6 +19,7 @@ from jaxmix.converters.cli.adapters import (
     AdapterArguments,
     Filenames,
     Ignored,
+    Parts,
     Revision,
     Subfolder,
     check_apart,
@@ -94,14 +95,7 @@ def convert(
         ),
     ] = None,
     base: BaseOption = None,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            "--part",
-            metavar="PREFIX",
-            help="The part to read of a file for several models: lora_unet, text_encoder.",
-        ),
-    ] = None,
+    part: Parts = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="The alpha, if the file has none (qwix).")
     ] = None,
@@ -155,11 +149,12 @@ def convert(
             )
         _recipe(adapters, out, force=force, as_json=as_json)
         return
-    given = {"format": source, "part": part, "alpha": alpha, "axis": axis, "scale": scale}
+    given = {"format": source, "alpha": alpha, "axis": axis, "scale": scale}
     options = {name: value for name, value in given.items() if value is not None}
     read = load_each(
         adapters,
         base,
+        part=part,
         ignore=ignore,
         filename=filename,
         subfolder=subfolder,

@@ -13,6 +13,7 @@ from jaxmix.converters.cli.adapters import (
     AdapterArguments,
     Filenames,
     Ignored,
+    Parts,
     Revision,
     Subfolder,
     load_each,
@@ -47,6 +48,7 @@ def inspect(
             help="Plot the measures by module and layer to a .png, .svg or .pdf file.",
         ),
     ] = None,
+    part: Parts = None,
     ignore: Ignored = None,
     filename: Filenames = None,
     conv1d: Conv1d = None,
@@ -72,7 +74,13 @@ def inspect(
     if plot is not None:
         checked_picture(plot)
     each = load_each(
-        adapters, base, ignore=ignore, filename=filename, subfolder=subfolder, revision=revision
+        adapters,
+        base,
+        part=part,
+        ignore=ignore,
+        filename=filename,
+        subfolder=subfolder,
+        revision=revision,
     )
     parts = [part for _, own in each for part in own]
     found, left_out = None, []

@@ -11,6 +11,7 @@ from jaxmix.converters.cli.adapters import (
     AdapterOptions,
     Filenames,
     Ignored,
+    Parts,
     PeftOrder,
     Revision,
     Subfolder,
@@ -39,7 +40,8 @@ def merge(
         Path,
         typer.Argument(
             metavar="BASE",
-            help="A Hugging Face folder with safetensors, one such file, or a hub id.",
+            help="A model's folder with safetensors, of transformers or diffusers; a pipeline's "
+            "folder (model_index.json); one safetensors file; or a hub id.",
         ),
     ],
     adapters: AdapterOptions,
@@ -123,13 +125,14 @@ def merge(
         ),
     ] = False,
     peft_order: PeftOrder = False,
+    part: Parts = None,
     ignore: Ignored = None,
     filename: Filenames = None,
     subfolder: Subfolder = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
-    """Merge adapters into a Hugging Face model, and write the merged model.
+    """Merge adapters into a model or a pipeline of diffusers, and write the result.
 
     Adapters are applied in the given order. OUT has the same shards, dtypes and side files as BASE;
     tensors that no adapter touches are copied byte for byte. The output is written to OUT.partial
@@ -139,6 +142,8 @@ def merge(
     which rounding to 16 bits hides most of the mix's effect are listed as inconclusive; the exit
     code is then 0.
 
+    Of a pipeline, each component that an adapter names is merged, and the others are copied.
+
     **Examples**
 
     - `jaxmix merge Llama-3.2-1B -a my-lora -o merged`
@@ -147,6 +152,9 @@ def merge(
     - `jaxmix merge base -a oft-1 -a oft-2 --peft-order -o merged`: in the order of PEFT's forward
     - `jaxmix merge base -a lora -o merged --resume --verify`
     - `jaxmix merge model.safetensors -a lora -o merged.safetensors --force --json`
+    - `jaxmix merge sdxl -a style.safetensors:0.8 -o merged`: UNet and text encoders
+    - `jaxmix merge wan -a high.safetensors -a low.safetensors --part transformer --part
+      transformer_2 -o merged`
     """
     check_roles(base, adapters)
     folder = base_folder(base)
@@ -154,6 +162,7 @@ def merge(
         adapters,
         folder,
         peft_order=peft_order,
+        part=part,
         ignore=ignore,
         filename=filename,
         subfolder=subfolder,

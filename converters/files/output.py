@@ -22,11 +22,11 @@ __all__ = [
 ]
 
 # Files that mark a checkpoint, which --force may replace. Other folders may be a user's own.
-_MARKS = ("config.json", "model.safetensors", "model.safetensors.index.json")
-# The files that transformers, tokenizers, processors and hubs write to such a folder.
+_MARKS = ("config.json", "model_index.json", "model.safetensors", "model.safetensors.index.json")
+# The files that transformers, diffusers, tokenizers, processors and hubs write to such a folder.
 _CHECKPOINT_FILES = re.compile(
-    r"model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
-    r"|(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"(diffusion_pytorch_)?model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors(\.index(\.\w+)?\.json)?"
+    r"|(config|model_index|scheduler_config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
     r"|preprocessor_config|processor_config|video_preprocessor_config|chat_template)\.json"
     r"|tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model|vocab\.txt|merges\.txt"
     r"|chat_template\.jinja|README\.md|LICENSE(\.\w+)?|NOTICE|USE_POLICY\.md|\.gitattributes"
@@ -141,7 +141,7 @@ def is_checkpoint_file(name: str) -> bool:
         name: The path, with slashes.
 
     Returns:
-        True for a usual part.
+        True for a usual part, not in a sub-folder.
 
     Example:
         >>> is_checkpoint_file("model-00001-of-00002.safetensors"), is_checkpoint_file("thesis.tex")

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from jaxmix.weight_files import weights_files
+
 __all__ = ["describe_non_adapter", "describe_non_base", "is_adapter", "is_model"]
 
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PIPELINE = "model_index.json"
 _GGUF = b"GGUF"
 
 
@@ -15,8 +17,11 @@ def is_adapter(path: Path) -> bool:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a folder holds a model's weights."""
-    return any(_has(path, name) for name in _WEIGHTS)
+    """Whether a folder holds a model's weights, or a pipeline of models."""
+    try:
+        return _has(path, _PIPELINE) or any(file.is_file() for file in weights_files(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _has(folder: Path, name: str) -> bool:

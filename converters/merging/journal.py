@@ -30,13 +30,15 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
-def describe_merge(checkpoint: Checkpoint, mixed: Mix, layout: Layout) -> dict[str, Any]:
+def describe_merge(
+    checkpoint: Checkpoint, mixed: Mix, layout: Layout | tuple[Layout, ...]
+) -> dict[str, Any]:
     """Describes everything that determines the bytes of a merge's output.
 
     Args:
         checkpoint: The checkpoint to write, after untying, dequantizing and so on.
         mixed: The adapters.
-        layout: The layout in use.
+        layout: The layout in use; of a pipeline, that of each component.
 
     Returns:
         Data that JSON can hold; the keys are named in error messages.

@@ -52,7 +52,7 @@ class MergePlan:
     Args:
         checkpoint: The checkpoint to write.
         mixed: The adapters.
-        layout: Where their sites are among the tensors.
+        layout: Where their sites are among the tensors; of a pipeline, in each component.
         recipes: How to compute the tensors that are not copied.
         side_files: The side files to copy.
         left_out: The side files that are not copied, each with the reason.
@@ -64,7 +64,7 @@ class MergePlan:
 
     checkpoint: Checkpoint
     mixed: Mix
-    layout: Layout
+    layout: Layout | tuple[Layout, ...]
     recipes: Mapping[str, Recipe]
     side_files: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -104,6 +104,10 @@ def plan_merge(
     mixed = mix(*((adapters,) if isinstance(adapters, Mixable) else adapters))
     sites = tuple(words(mixed.parts))
     checkpoint = read_checkpoint(base)
+    if checkpoint.components:
+        from jaxmix.converters.merging.components import plan_pipeline  # it uses this function
+
+        return plan_pipeline(checkpoint, mixed, layout, changes)
     stamps = stamps_of(checkpoint)
     files, left_out = side_files(checkpoint)
     table, finds_ties = resolve_layout(layout)

@@ -20,6 +20,8 @@ from jaxmix.errors import LayoutError, listing, option
 __all__ = ["dequantized", "is_packed", "refusal", "stale_files"]
 
 _DTYPES = ("torch_dtype", "dtype")
+# ComfyUI's field in a file's metadata, with the format of each layer.
+_METADATA = ("_quantization_metadata",)
 
 
 def is_packed(tensor: Stored) -> bool:
@@ -70,7 +72,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
             if isinstance(metadata.get(key), int):
                 metadata[key] = total
 
-    new = with_tensors(checkpoint, change, update)
+    new = with_tensors(checkpoint, change, update, without=_METADATA)
     config = checkpoint.json(CONFIG_FILE)
     if not config:
         return new

@@ -6,14 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jaxmix.converters.checkpoints.huggingface import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    Checkpoint,
-    Shard,
-    Stored,
-)
-from jaxmix.untrusted.files import parse_json
+from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint, Shard, Stored
 
 __all__ = ["adjust_totals", "with_config", "with_copy", "with_tensors"]
 
@@ -84,6 +77,8 @@ def with_tensors(
     checkpoint: Checkpoint,
     change: Callable[[Shard], Iterable[Stored]],
     update_metadata: Callable[[dict[str, Any]], None],
+    *,
+    without: Iterable[str] = (),
 ) -> Checkpoint:
     """Returns the checkpoint with other tensors in its shards and its index.
 
@@ -91,6 +86,7 @@ def with_tensors(
         checkpoint: The base.
         change: Returns the new tensors of a shard, in order.
         update_metadata: Changes the index's metadata in place.
+        without: Fields to remove from the metadata of files whose tensors change.
     """
     shards = []
     for shard in checkpoint.shards:
@@ -98,16 +94,16 @@ def with_tensors(
         is_same = [x.name for x in tensors] == [x.name for x in shard.tensors] and all(
             a is b for a, b in zip(tensors, shard.tensors, strict=True)
         )
-        header = shard.header if is_same else _header(tensors, shard)
+        header = shard.header if is_same else _header(tensors, shard, without)
         shards.append(Shard(shard.name, header, tensors))
     new = replace(checkpoint, shards=tuple(shards))
-    if not checkpoint.indexed:
+    if checkpoint.index is None:
         return new
-    index = checkpoint.json(INDEX_FILE)
+    index = checkpoint.json(checkpoint.index)
     index["weight_map"] = dict(_weight_map(new, index["weight_map"]))
     if isinstance(index.get("metadata"), dict):
         update_metadata(index["metadata"])
-    return _with_text(new, INDEX_FILE, index)
+    return _with_text(new, checkpoint.index, index)
 
 
 def _weight_map(checkpoint: Checkpoint, before: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -128,9 +124,10 @@ def _weight_map(checkpoint: Checkpoint, before: Mapping[str, str]) -> Iterator[t
         yield from followers.get(name, ())
 
 
-def _header(tensors: Iterable[Stored], shard: Shard) -> bytes:
+def _header(tensors: Iterable[Stored], shard: Shard, without: Iterable[str]) -> bytes:
     """Returns the header of a file with these tensors, preceded by its length."""
-    metadata = parse_json(shard.header[8:]).get("__metadata__")
+    dropped = frozenset(without)
+    metadata = {key: text for key, text in shard.metadata.items() if key not in dropped}
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for tensor in tensors:

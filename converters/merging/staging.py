@@ -103,13 +103,13 @@ def output_check(
     if output.is_file:
         return partial(checked_file, out, [base], force=force)
     ours = {*plan.side_files, *(shard.name for shard in plan.checkpoint.shards)}
-    return partial(
-        checked_output,
-        out,
-        [base],
-        force=force,
-        replaces=lambda name: name in ours or is_checkpoint_file(name),
-    )
+
+    def is_replaceable(name: str) -> bool:
+        component, _, inner = name.partition("/")
+        is_of_component = component in plan.checkpoint.components and is_checkpoint_file(inner)
+        return name in ours or is_checkpoint_file(name) or is_of_component
+
+    return partial(checked_output, out, [base], force=force, replaces=is_replaceable)
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def _read_header(path: Path, folder: Path, shard: Shard) -> tuple[dict[str, Stor
     except CheckpointError as error:
         return {}, [str(error)]
     drop_from_cache(path)
-    found = read_shard(folder, path)
+    found = read_shard(folder, path, shard.prefix)
     stored = {tensor.name: tensor for tensor in found.tensors}
     if found.header == shard.header:
         return stored, []

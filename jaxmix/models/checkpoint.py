@@ -15,25 +15,24 @@ from safetensors import SafetensorError
 from jaxmix.errors import CheckpointError, listing
 from jaxmix.untrusted.files import parse_json, read_small
 from jaxmix.untrusted.safetensors import open_safetensors
+from jaxmix.weight_files import WEIGHTS, is_index, weights_files
 
 __all__ = [
     "indexed_files",
     "indexed_names",
+    "main_file",
     "read_json",
     "read_tensors",
     "safetensors_file",
     "tensor_files",
 ]
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
 
 def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Returns the file of each tensor of a Hugging Face folder.
+    """Returns the file of each tensor of a folder of transformers or of a component of diffusers.
 
-    Only the headers are read. As in transformers, ``model.safetensors`` takes precedence over an
-    index.
+    Only the headers are read. If there are several sets of weights, the one that the library itself
+    would read without options is used, see `jaxmix.weight_files`.
 
     Args:
         folder: The folder.
@@ -42,8 +41,9 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
         ``{name: file}``, with PyTorch's names.
 
     Raises:
-        CheckpointError: If there is neither a single file nor an index, a file is missing or
-            damaged, the index points outside the folder, or the index and the shards disagree.
+        CheckpointError: If there is neither a single file nor an index, or several variants; a file
+            is missing or damaged, the index points outside the folder, or the index and the shards
+            disagree.
 
     Example:
         >>> import tempfile, numpy as np
@@ -55,13 +55,30 @@ def tensor_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     Source: what ``PreTrainedModel.save_pretrained`` of transformers writes.
     """
-    folder = Path(folder)
-    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
-    if single.exists():
-        return {name: single for name in safetensors_file(single).keys()}
-    if not index.exists():
+    path = main_file(Path(folder))
+    if is_index(path):
+        return indexed_files(path)
+    return {name: path for name in safetensors_file(path).keys()}
+
+
+def main_file(folder: Path) -> Path:
+    """Returns the single file with a folder's weights, or the index of their shards.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        CheckpointError: If there is none, or only several variants.
+    """
+    found = weights_files(folder)
+    if not found:
         raise CheckpointError(_no_weights(folder))
-    return indexed_files(index)
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{folder} has several variants of its weights: {_names(list(found))}. Keep one of "
+            "them in the folder, or use a copy of the folder that has only one."
+        )
+    return found[0]
 
 
 def indexed_files(index: Path) -> dict[str, Path]:
@@ -252,7 +269,10 @@ def _is_inside(file: str) -> bool:
 
 def _no_weights(folder: Path) -> str:
     """Describes a folder without weights, and what to do."""
-    text = f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; found {_folder_text(folder)}."
+    text = (
+        f"{folder} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}, nor diffusers' {WEIGHTS[3]}; found "
+        f"{_folder_text(folder)}."
+    )
     if folder.is_dir() and any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir()):
         return (
             f"{text} jaxmix does not read .bin files, since they are pickles. Load the folder with "

@@ -19,12 +19,14 @@ class Template:
         targets: Its names in memory, with the same numbers.
         ratio: The proportions of the rows of several targets; empty if they are equal.
         has_swapped_halves: Whether the two halves of the rows are in the other order in memory.
+        is_tensor: Whether the names are those of a tensor, not of a module.
     """
 
     source: str
     targets: tuple[str, ...]
     ratio: tuple[int, ...] = ()
     has_swapped_halves: bool = False
+    is_tensor: bool = False
 
     def pieces(self, numbers: Iterable[str], suffix: str) -> tuple[Piece, ...]:
         """Returns where the module's tensor is in memory.
@@ -74,13 +76,16 @@ class Templates:
         Args:
             tensor: The tensor's name on disk.
         """
-        module, _, suffix = tensor.rpartition(".")
-        prefix = next((p for p in self.prefixes if module.startswith(p)), "")
-        module = module.removeprefix(prefix)
+        prefix = next((p for p in self.prefixes if tensor.startswith(p)), "")
+        name = tensor.removeprefix(prefix)
+        for pattern, template in self._by_source.get(_skeleton(name), ()):
+            if template.is_tensor and (found := pattern.fullmatch(name)):
+                return (Piece(template.targets[0].format(*found.groups())),)
+        module, _, suffix = name.rpartition(".")
         for pattern, template in self._by_source.get(_skeleton(module), ()):
-            if found := pattern.fullmatch(module):
+            if not template.is_tensor and (found := pattern.fullmatch(module)):
                 return template.pieces(found.groups(), dict(self.suffixes).get(suffix, suffix))
-        return (Piece(tensor.removeprefix(prefix)),)
+        return (Piece(name),)
 
     def sources(self, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Returns the names on disk of modules in memory.

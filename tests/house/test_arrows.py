@@ -13,6 +13,7 @@ from .sources import ROOT, Module, imports_of, modules
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "untrusted": {"errors"},
+    "weight_files": set(),
     "operators": {"errors"},
     "affine": {"operators"},
     "row_cuts": {"affine", "operators"},
@@ -39,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "training": {"unmerged", "adapter", "mixing", "apply", "placement", "families", "pictures"}
     | {"untrusted", "errors"},
     "layout": {"placement"},
-    "models": {"untrusted", "errors"},
+    "models": {"untrusted", "weight_files", "errors"},
 }
 LIBRARY = set(ARROWS)
 # The packages and modules of converters/adapters, each with those there that it may import. No

@@ -15,10 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmix.converters.checkpoints.conv1d import conv1d_pattern
-from jaxmix.converters.checkpoints.huggingface import FLOATS, read_checkpoint
-from jaxmix.converters.checkpoints.quantization import find_packed, quantization_method, unpacked
-from jaxmix.converters.names import modules_of
 from jaxmix.errors import CheckpointError, LayoutError
 from jaxmix.placement.assembly import assembled, assembled_shape
 from jaxmix.placement.canonical import Holding, Modules
@@ -28,7 +24,7 @@ from jaxmix.placement.spelling import Spellings
 from jaxmix.placement.tree import Tree
 from jaxmix.untrusted.patterns import is_match
 
-__all__ = ["BaseModel", "base_model"]
+__all__ = ["BaseModel", "base_model", "orientations"]
 
 
 _OTHER_MODEL = "Was the adapter trained on another model?"
@@ -154,7 +150,8 @@ def base_model(base: Any) -> BaseModel:
     """Converts the ``base=`` of `jaxmix.load` to a `BaseModel`.
 
     Args:
-        base: A Hugging Face folder; a params tree whose leaves have the names of PyTorch's modules
+        base: A folder of transformers or diffusers, whose pipelines have the component in all names
+            (``unet.conv_in``); a params tree whose leaves have the names of PyTorch's modules
             (those that `jaxmix.compose` finds without a layout), which is a flat dict in the
             model's own order where a reader needs the order; or a list of the modules' names,
             which is enough where no weights are needed.
@@ -176,45 +173,16 @@ def base_model(base: Any) -> BaseModel:
     if isinstance(base, BaseModel):
         return base
     if isinstance(base, str | os.PathLike):
-        return _of_folder(Path(base))
+        from jaxmix.converters.adapters.common.base_folder import folder_model  # it imports this
+
+        return folder_model(Path(base))
     is_names = isinstance(base, list | tuple | set | frozenset) and base
     if is_names and all(isinstance(name, str) for name in base):
         return _of_names(base)
     return _of_params(base)
 
 
-def _of_folder(folder: Path) -> BaseModel:
-    """A Hugging Face folder; packed weights are unpacked as they are read."""
-    checkpoint = read_checkpoint(folder)
-    readout, method = find_packed(checkpoint), quantization_method(checkpoint)
-    tensors = unpacked(checkpoint, readout)
-    stored = {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-        if tensor.dtype in FLOATS and not name.endswith(".bias")
-    }
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-
-    def read_bias(name: str) -> np.ndarray | None:
-        tensor = tensors.get(f"{name}.bias")
-        return None if tensor is None else tensor.read()
-
-    is_packed = method and readout.problems
-    description = f"{folder}, with weights packed by {method}" if is_packed else str(folder)
-    biases = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".bias")}
-    pattern = conv1d_pattern(checkpoint)
-    conv1d = _orientations(shapes, biases, pattern)
-    return BaseModel(
-        shapes,
-        lambda name: stored[name].read(),
-        description,
-        read_bias,
-        conv1d,
-        in_memory=modules_of(checkpoint),
-    )
-
-
-def _orientations(
+def orientations(
     shapes: Mapping[str, tuple[int, ...]],
     biases: Mapping[str, tuple[int, ...]],
     pattern: str | None,
@@ -297,7 +265,7 @@ def _of_params(params: Any) -> BaseModel:
         for place in places
         if place.leaf in tree.where
     }
-    conv1d = _orientations(shapes, biases, None)
+    conv1d = orientations(shapes, biases, None)
     description = "the params given as base"
     return BaseModel(shapes, read, description, read_bias, conv1d, order)
 

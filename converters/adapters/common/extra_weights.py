@@ -27,7 +27,7 @@ _RESUMING = re.compile(
 )
 # The weights of a whole model.
 _MODEL = re.compile(
-    r"(model|pytorch_model|tf_model|flax_model|consolidated)([.-].*)?"
+    r"(model|(diffusion_)?pytorch_model|tf_model|flax_model|consolidated)([.-].*)?"
     r"\.(safetensors|bin|h5|msgpack|pth)"
 )
 

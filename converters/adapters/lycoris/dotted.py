@@ -6,28 +6,20 @@ from typing import Any, NamedTuple
 
 from jaxmix.converters.adapters.common.shapes import SiteTensors
 from jaxmix.converters.adapters.lycoris.keys import split_key
+from jaxmix.converters.adapters.lycoris.parts import (
+    PARTS,
+    components_of,
+    is_selected,
+    missing_component,
+    respell_module,
+)
+from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, UnsupportedError, listing, option
 from jaxmix.placement.names import unwrapped
 from jaxmix.placement.spelling import Spellings
 
-__all__ = ["PARTS", "PartModule", "match_sites", "modernize_key", "split_part", "tensors_by_module"]
+__all__ = ["PartModule", "match_sites", "modernize_key", "split_part", "tensors_by_module"]
 
-# The prefixes of module names that denote a model of a pipeline.
-PARTS: tuple[str, ...] = (
-    "model.diffusion_model",
-    "diffusion_model",
-    "transformer_2",
-    "transformer",
-    "unet",
-    "prior",
-    "controlnet",
-    "text_encoder_3",
-    "text_encoder_2",
-    "text_encoder",
-    "text_encoders.clip_l.transformer",
-    "text_encoders.clip_g.transformer",
-    "text_encoders.t5xxl.transformer",
-)
 # diffusers' first format: the attention's processor has the factors of the attention's layers.
 _PROCESSOR = re.compile(r"\.(?P<layer>to_q|to_k|to_v|to_out)_lora\.(?P<end>(?:down|up)\.weight)$")
 _OF_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -48,7 +40,7 @@ def tensors_by_module(
     Args:
         tensors: The file's tensors.
         where: The file, for messages.
-        part: The part to read; None for all.
+        part: The part to read, or another name of the same model; None for all.
 
     Returns:
         ``{module: {parameter: array}}``, parameters by LyCORIS's names.
@@ -66,13 +58,14 @@ def tensors_by_module(
     unknown: list[str] = []
     splits = {key: split_key(modernize_key(key)) for key in tensors}
     plain = _without_wrappers({split_part(split[0]) for split in splits.values() if split})
+    parts = {place.part for place in plain.values()}
     for key, tensor in tensors.items():
         if (split := splits[key]) is None:
             unknown.append(f"{key}: unknown parameter")
             continue
         module, parameter = split
         place = plain[split_part(module)]
-        if part is not None and place.part != part:
+        if not is_selected(place.part, part, parts):
             continue
         if parameter in places.setdefault(place, {}):
             unknown.append(f"{key}: a duplicate of {parameter}")
@@ -108,8 +101,9 @@ def match_sites(
 ) -> dict[PartModule, str]:
     """Returns the site of each module.
 
-    With a base, it is the base's module of that name, with or without the part as prefix. Without a
-    base, sites have the part as prefix if the file covers several parts.
+    With a base, it is the base's module of that name, with or without the part as prefix, or with
+    another name of the part (``unet.mid.to_q`` for ``diffusion_model.mid.to_q``). Without a base,
+    sites have the part as prefix if the file covers several parts.
 
     Args:
         places: The modules in the file.
@@ -130,19 +124,29 @@ def match_sites(
     several = len({place.part for place in places}) > 1
     sites: dict[PartModule, str] = {}
     problems: list[str] = []
+    lost: list[PartModule] = []
     spellings = Spellings(modules or ())
     for place in places:
         full = f"{place.part}.{place.module}" if place.part else place.module
         if modules is None:
             sites[place] = full if several else place.module
             continue
-        names = tuple(dict.fromkeys((full, place.module)))
-        fitting = [name for name in names if name in modules]
-        fitting = fitting or [module for name in names for module in spellings.of(name)]
+        fitting = _modules_named(place, modules, spellings)
         if len(fitting) == 1:
             sites[place] = fitting[0]
+        elif fitting:
+            problems.append(f"{full}: {' and '.join(fitting)}")
         else:
-            problems.append(f"{full}: {' and '.join(fitting) if fitting else 'no such module'}")
+            lost.append(place)
+    for names in other_names(modules or ()) if lost else ():
+        if all(place.module in names for place in lost):
+            sites |= {place: place.module for place in lost}
+            lost = []
+            break
+    for place in lost:
+        full = f"{place.part}.{place.module}" if place.part else place.module
+        missing = missing_component(components_of(place.part), modules or ())
+        problems.append(f"{full}: {missing or 'no such module'}")
     owners: dict[str, PartModule] = {}
     for place, site in sites.items():
         if (other := owners.setdefault(site, place)) != place:
@@ -153,11 +157,26 @@ def match_sites(
         shown = "" if modules is None else f" ({', '.join(sorted(modules)[:3])} …)"
         raise CheckpointError(
             f"{where}: names that do not match exactly one module of the base:{listing(problems)}"
-            f"\nExpected the names of the base's modules{shown}. Give the base that the adapter "
-            f"was trained on; if the file covers several models, give {option('part', '…')}, the "
-            "prefix of the module's name."
+            f"\nExpected the names of the base's modules{shown}. Was the adapter trained on "
+            "another model, or does the file use other names for its modules? If the file covers "
+            f"several models, select one with {option('part', '…')}, the prefix of its names."
         )
     return sites
+
+
+def _modules_named(place: PartModule, modules: Collection[str], spellings: Spellings) -> list[str]:
+    """Returns the base's modules that a module in the file may be, by the best spelling only."""
+    for module in respell_module(place.part, place.module):
+        full = f"{place.part}.{module}" if place.part else module
+        own = tuple(dict.fromkeys((full, module)))
+        aliases = [f"{name}.{module}" for name in components_of(place.part)]
+        for names in (own, aliases):
+            if found := [name for name in names if name in modules]:
+                return found
+        for names in (own, aliases):
+            if found := [match for name in names for match in spellings.of(name)]:
+                return found
+    return []
 
 
 def modernize_key(key: str) -> str:

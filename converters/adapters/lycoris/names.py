@@ -2,19 +2,16 @@
 
 from collections.abc import Collection, Mapping
 
+from jaxmix.converters.adapters.lycoris.parts import (
+    components_of,
+    missing_component,
+    respell_module,
+)
 from jaxmix.converters.names import other_names
 from jaxmix.errors import CheckpointError, listing, option
 from jaxmix.placement.names import bare
 
-__all__ = ["COMPONENTS", "match_modules"]
-
-# The names of the parts of a diffusion pipeline in a tree that contains several of them.
-COMPONENTS: dict[str, tuple[str, ...]] = {
-    "unet": ("unet", "transformer", "diffusion_model", "model.diffusion_model", "prior"),
-    "te1": ("text_encoder", "te1", "text_encoders.clip_l.transformer", "cond_stage_model"),
-    "te2": ("text_encoder_2", "te2", "text_encoders.clip_g.transformer"),
-    "te3": ("text_encoder_3", "te3", "text_encoders.t5xxl.transformer"),
-}
+__all__ = ["match_modules"]
 
 
 def match_modules(
@@ -23,7 +20,7 @@ def match_modules(
     """Returns the base's modules for names with underscores for dots.
 
     Args:
-        wanted: ``{name in the file: (component, name without the file's prefix)}``.
+        wanted: ``{name in the file: (role of its model, name without the file's prefix)}``.
         modules: The base's module names.
         where: The file, for messages.
 
@@ -45,24 +42,29 @@ def match_modules(
         unwrapped.setdefault(bare(module).replace(".", "_"), []).append(module)
     found: dict[str, str] = {}
     problems: list[str] = []
-    lost: dict[str, str] = {}
-    for name, (component, rest) in wanted.items():
-        under = [f"{prefix}.".replace(".", "_") + rest for prefix in COMPONENTS.get(component, ())]
-        fitting = [module for key in (rest, *under) for module in plain.get(key, ())]
-        fitting = fitting or [m for key in (rest, *under) for m in unwrapped.get(key, ())]
+    lost: dict[str, tuple[str, str]] = {}
+    for name, (role, rest) in wanted.items():
+        fitting: list[str] = []
+        for spelling in respell_module(role, rest, "_"):
+            under = [f"{prefix}.".replace(".", "_") + spelling for prefix in components_of(role)]
+            keys = (spelling, *under)
+            for table in (plain, unwrapped):
+                fitting = fitting or [module for key in keys for module in table.get(key, ())]
         if len(fitting) == 1:
             found[name] = fitting[0]
         elif fitting:
             problems.append(f"{name}: may be {' or '.join(fitting)}")
         else:
-            lost[name] = rest
+            lost[name] = role, rest
     for names in other_names(modules) if lost else ():
         flat = {other.replace(".", "_"): other for other in names}
-        if all(rest in flat for rest in lost.values()):
-            found |= {name: flat[rest] for name, rest in lost.items()}
+        if all(rest in flat for _, rest in lost.values()):
+            found |= {name: flat[rest] for name, (_, rest) in lost.items()}
             lost = {}
             break
-    problems += [f"{name}: no module of this name" for name in lost]
+    for name, (role, _) in lost.items():
+        reason = missing_component(components_of(role), modules) or "no module of this name"
+        problems.append(f"{name}: {reason}")
     owners: dict[str, str] = {}
     for name, module in found.items():
         if (other := owners.setdefault(module, name)) != name:
@@ -71,8 +73,9 @@ def match_modules(
         raise CheckpointError(
             f"{where}: names in which dots became underscores, and that the base does not "
             f"settle:{listing(problems)}\nExpected for each exactly one of the base's "
-            f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Was the adapter "
-            "trained on another model? With several models in the file give "
-            f"{option('part', '…')}, one of the prefixes before the module's name."
+            f"{len(modules)} modules ({', '.join(sorted(modules)[:3])} …). Was the adapter trained "
+            "on another model, or does the file use other names for its modules? If the file "
+            f"covers several models, select one with {option('part', '…')}, the prefix of its "
+            "names."
         )
     return found

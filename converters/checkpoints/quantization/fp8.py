@@ -2,6 +2,10 @@
 
 DeepSeek's ``weight_scale_inv`` is a factor too, despite its name. Scales may be powers of two,
 stored as ``F8_E8M0`` or as bytes with their exponents.
+
+ComfyUI's files have the scale as ``X.scale_weight``, which may also be next to a weight in 16 bits,
+and a marker ``scaled_fp8``; newer ones have ``X.weight_scale``, and the format as JSON in the bytes
+of ``X.comfy_quant``.
 """
 
 import math
@@ -19,6 +23,7 @@ from jaxmix.converters.checkpoints.quantization.packed import (
     stored_fields,
 )
 from jaxmix.converters.checkpoints.slicing import read_slice
+from jaxmix.untrusted.files import parse_json
 
 __all__ = ["FP8", "read"]
 
@@ -26,7 +31,11 @@ FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("_scale_inv", "_scale")
 _BLOCK = (128, 128)
 # Tensors next to an fp8 weight that serve fp8 activations, unused without the packed weight.
-_UNUSED = ("input_scale", "output_scale", "activation_scale", "input_scale_inv")
+_UNUSED = ("input_scale", "output_scale", "activation_scale", "input_scale_inv", "scale_input")
+# ComfyUI's scale and markers, and the formats that are fp8 with plain scales.
+_SCALE, _FORMAT, _MARKER = "scale_weight", "comfy_quant", "scaled_fp8"
+_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_LONGEST = 1 << 16  # bytes of a format
 
 
 @dataclass(frozen=True)
@@ -68,15 +77,37 @@ def read(source: Source, readout: Readout) -> None:
         source: The checkpoint.
         readout: Collects the weights.
     """
-    for name, tensor in source.tensors.items():
-        if tensor.dtype in FP8:
-            module = name.rpartition(".")[0]
-            unused = [f"{module}.{part}" for part in _UNUSED]
-            scales = [f"{name}{end}" for end in _SCALES if f"{name}{end}" in source.tensors]
-            found = _float8(tensor, source, scales)
-            if isinstance(found, Problem):
-                found = Problem(f"{name} {tensor.shape}: {found.text}")
-            readout.add(found, name, *scales[:1], *unused)
+    tensors = source.tensors
+    is_scaled = any(name.endswith(f".{_SCALE}") for name in tensors)
+    for name, tensor in tensors.items():
+        module, _, last = name.rpartition(".")
+        if last == _MARKER and (is_scaled or tensor.dtype in FP8):
+            readout.parts.add(name)
+            continue
+        scales = [f"{name}{end}" for end in _SCALES if f"{name}{end}" in tensors]
+        if last == "weight" and f"{module}.{_SCALE}" in tensors and tensor.dtype in (*FP8, *FLOATS):
+            scales.append(f"{module}.{_SCALE}")
+        elif tensor.dtype not in FP8:
+            continue
+        found = _float8(tensor, source, scales)
+        if problem := _problem_of_format(tensors.get(f"{module}.{_FORMAT}")):
+            found = Problem(problem)
+        if isinstance(found, Problem):
+            found = Problem(f"{name} {tensor.shape}: {found.text}")
+        unused = [f"{module}.{part}" for part in (*_UNUSED, _FORMAT)]
+        readout.add(found, name, *scales[:1], *unused)
+
+
+def _problem_of_format(stored: Stored | None) -> str:
+    """Describes why a weight of ComfyUI's newer files is not plain fp8; "" if it is."""
+    if stored is None or stored.dtype != "U8" or stored.size > _LONGEST:
+        return "" if stored is None else f"{stored.name} is {stored.dtype}"
+    try:
+        fields = parse_json(read_slice(stored, (slice(0, stored.size),)).tobytes())
+    except ValueError:
+        fields = None
+    found = fields.get("format") if isinstance(fields, dict) else None
+    return "" if found in _FORMATS else f"its format is {found!r}, expected one of {_FORMATS}"
 
 
 def _float8(tensor: Stored, source: Source, scales: list[str]) -> Packed | Problem:

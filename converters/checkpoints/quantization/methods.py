@@ -1,6 +1,7 @@
 """The quantization methods that can be read, by their names in config.json."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, FLOATS, Checkpoint, Stored
@@ -69,6 +70,8 @@ def find_packed(checkpoint: Checkpoint) -> Readout:
     Returns:
         The weights, their parts, and the tensors that can't be unpacked.
     """
+    if checkpoint.components:
+        return _join({name: find_packed(part) for name, part in checkpoint.components.items()})
     tensors, method = checkpoint.tensors, quantization_method(checkpoint)
     source, readout = Source(tensors, quantization_settings(checkpoint)), Readout()
     for name in _BY_TENSORS if method is None else [method]:
@@ -88,6 +91,18 @@ def find_packed(checkpoint: Checkpoint) -> Readout:
             readout.problems.append(f"{name} in {tensor.file.name}: {tensor.dtype} {tensor.shape}")
             readout.parts.add(name)
     return readout
+
+
+def _join(readouts: Mapping[str, Readout]) -> Readout:
+    """Joins the readouts of a pipeline's components, and prefixes the tensors' names."""
+    joined = Readout()
+    for component, readout in readouts.items():
+        prefix = f"{component}."
+        for name, packed in readout.packed.items():
+            joined.packed[prefix + name] = replace(packed, name=prefix + name)
+        joined.parts |= {prefix + name for name in readout.parts}
+        joined.problems += [prefix + problem for problem in readout.problems]
+    return joined
 
 
 def _is_quantized(name: str, tensor: Stored, method: str | None) -> bool:
@@ -126,6 +141,9 @@ def quantization_settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def quantization_method(checkpoint: Checkpoint) -> str | None:
     """Returns the method by which a checkpoint is quantized; None if it states none."""
+    if checkpoint.components:
+        found = (quantization_method(part) for part in checkpoint.components.values())
+        return ", ".join(dict.fromkeys(filter(None, found))) or None
     settings = quantization_settings(checkpoint)
     found = settings.get("quant_method") or settings.get("quant_algo")
     if found is None and any(settings.get(f"load_in_{bits}bit") for bits in (4, 8)):

@@ -79,8 +79,9 @@ def _read(name: str, data: Mapping[str, Any]) -> NameMap:
     for row in data["modules"]:
         settings = row[-1] if isinstance(row[-1], dict) else {}
         source, *targets = [item for item in row if isinstance(item, str)]
-        ratio, swaps = tuple(settings.get("ratio", ())), settings.get("swap", False)
-        rows.append(Template(source, tuple(targets), ratio, swaps))
+        ratio = tuple(settings.get("ratio", ()))
+        flags = settings.get("swap", False), settings.get("tensor", False)
+        rows.append(Template(source, tuple(targets), ratio, *flags))
     suffixes = tuple(data.get("suffixes", {}).items())
     table = Templates(tuple(rows), _PREFIXES, suffixes)
     return NameMap(name, prefix=data["component"], templates=table)

@@ -21,12 +21,12 @@ class Stop(Exception):
 
 
 @contextmanager
-def breaking(beside: Path, error: BaseException) -> Iterator[None]:
-    """Merges fail in the third shard, once the first one is whole."""
+def breaking(beside: Path, error: BaseException, file: str = THIRD) -> Iterator[None]:
+    """Merges fail in the third shard, or in another one, once the first one is whole."""
     plain: Any = recipe.Prepared.compute
 
     def failing(self: Any, *args: Any) -> Any:
-        if self.recipe.tensor.file.name == THIRD:
+        if self.recipe.tensor.file.name == file:
             while not (beside / "whole" / "0.json").exists():
                 time.sleep(0.01)
             raise error

@@ -199,17 +199,21 @@ def test_a_packed_head_is_no_tied_one(tmp_path: Path) -> None:
     assert made.keys() == {"lm_head.weight", "model.embed_tokens.weight"}
 
 
-def test_weights_without_a_reader_are_no_weights(tmp_path: Path) -> None:
+def test_weights_without_a_reader_have_only_names(tmp_path: Path) -> None:
     """`base=` and `load_params` do not take the codes of another method for weights."""
     from jaxmix.converters.checkpoints.sharded_reading import load_params
 
     tensors = {"a.weight": np.ones((2, 2), np.int8), "a.weight_scales": np.ones(2, np.float32)}
     base = save(tmp_path / "base", tensors, {"quant_method": "eetq"})
     model = base_model(base)
-    with pytest.raises(
-        CheckpointError, match=r"no such module in .*base, with weights packed by eetq"
-    ):
-        model.weight("a")
+    assert model.modules == ("a",)
+    for read in (model.weight, model.shape):
+        with pytest.raises(CheckpointError) as refused:
+            read("a")
+        assert str(refused.value) == (
+            f"the adapter needs the weight of a, which can't be read from {base}, with weights "
+            "packed by eetq. Use the unquantized checkpoint."
+        )
     for dequantize in (False, True):
         with pytest.raises(UnsupportedError) as caught:
             load_params(base, dequantize=dequantize)

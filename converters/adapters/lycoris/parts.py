@@ -1,0 +1,162 @@
+"""The parts of a pipeline: the models that one file may cover, by each program's prefixes.
+
+A part has a *role*: the model that makes the picture (``unet``, also where it is a transformer),
+or one of the text encoders (``te1``, ``te2``, ``te3``). Each program has its own prefixes for
+these, and each pipeline its own names.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+__all__ = [
+    "PARTS",
+    "PREFIXES",
+    "components_of",
+    "is_second",
+    "is_selected",
+    "missing_component",
+    "respell_module",
+    "role_of",
+]
+
+# The prefixes of keys with underscores, and the role that each stands for.
+PREFIXES: dict[str, str] = {
+    "lora_unet": "unet",
+    "lora_transformer": "unet",
+    "lora_prior_unet": "unet",
+    "lora_te": "te1",
+    "lora_te1": "te1",
+    "lora_te2": "te2",
+    "lora_te3": "te3",
+    "lora_prior_te": "te1",
+    "oft_unet": "unet",
+    "lycoris": "unet",
+}
+
+# The prefixes of keys with dots.
+PARTS: tuple[str, ...] = (
+    "model.diffusion_model",
+    "diffusion_model",
+    "transformer_2",
+    "transformer",
+    "unet",
+    "prior",
+    "controlnet",
+    "text_encoder_3",
+    "text_encoder_2",
+    "text_encoder",
+    "text_encoders.clip_l.transformer",
+    "text_encoders.clip_g.transformer",
+    "text_encoders.t5xxl.transformer",
+)
+
+# The names that a role may have in a tree or a pipeline of several models. Flux has two text
+# encoders, and kohya's name of its second one is `lora_te3`.
+_COMPONENTS: dict[str, tuple[str, ...]] = {
+    "unet": ("unet", "transformer", "diffusion_model", "model.diffusion_model", "prior"),
+    "te1": ("text_encoder", "te1", "text_encoders.clip_l.transformer", "cond_stage_model"),
+    "te2": ("text_encoder_2", "te2", "text_encoders.clip_g.transformer"),
+    "te3": ("text_encoder_3", "te3", "text_encoders.t5xxl.transformer", "text_encoder_2"),
+}
+# Components that a file names only if it says so: of two transformers, diffusers uses the first.
+_SECOND = {"transformer_2": "unet", "unet_2": "unet"}
+_ROLES = {
+    **PREFIXES,
+    **_SECOND,
+    **{name: role for role, names in reversed(_COMPONENTS.items()) for name in names},
+    "": "unet",
+}
+
+
+def role_of(part: str) -> str:
+    """Returns the role of a part, by any program's prefix or a component's name.
+
+    Args:
+        part: The prefix of a file's keys, or the name of a pipeline's component. Names without a
+            prefix belong to the model that makes the picture.
+
+    Returns:
+        The role, or the part itself if it has none.
+
+    Example:
+        >>> role_of("lora_te2"), role_of("text_encoder_2"), role_of("transformer_2")
+        ('te2', 'te2', 'unet')
+    """
+    return _ROLES.get(part, part)
+
+
+def is_selected(part: str, wanted: str | None, parts: Collection[str]) -> bool:
+    """Whether ``part=`` selects the keys with a prefix.
+
+    Args:
+        part: The prefix.
+        wanted: The value of ``part=``: a prefix, or a name of the same role, such as the component
+            of a pipeline for which the file is read.
+        parts: All prefixes in the file. If the wanted one is among them, only it is selected.
+
+    Example:
+        >>> is_selected("lora_unet", "transformer_2", ["lora_unet", "lora_te1"])
+        True
+        >>> is_selected("transformer", "transformer_2", ["transformer", "transformer_2"])
+        False
+    """
+    if wanted is None or wanted in parts:
+        return wanted in (None, part)
+    return role_of(part) == role_of(wanted)
+
+
+def is_second(part: str) -> bool:
+    """Whether a part is the second model of its role: a file is read for it only by its name."""
+    return part in _SECOND
+
+
+def components_of(part: str) -> tuple[str, ...]:
+    """Returns the names that a part may have in a tree or a pipeline of several models.
+
+    Args:
+        part: The prefix of a file's keys, or a role.
+
+    Example:
+        >>> components_of("lora_te2")[0], components_of("transformer_2")
+        ('text_encoder_2', ('transformer_2',))
+    """
+    return (part,) if is_second(part) else _COMPONENTS.get(role_of(part), (part,))
+
+
+def respell_module(part: str, module: str, separator: str = ".") -> tuple[str, ...]:
+    """Returns a module's name, and the other names that it has in some versions of its model.
+
+    CLIP's text encoder has ``text_model.`` in front of all names, but not when transformers 5 saves
+    a ``CLIPTextModel``.
+
+    Args:
+        part: The prefix of a file's keys, or a role.
+        module: The module's name.
+        separator: What is between the parts of the name.
+
+    Example:
+        >>> respell_module("te1", "text_model.encoder.layers.0.mlp.fc1")[1]
+        'encoder.layers.0.mlp.fc1'
+    """
+    if role_of(part) not in ("te1", "te2"):
+        return (module,)
+    prefix = f"text_model{separator}"
+    is_long = module.startswith(prefix)
+    return (module, module.removeprefix(prefix) if is_long else prefix + module)
+
+
+def missing_component(wanted: Sequence[str], modules: Iterable[str]) -> str:
+    """Describes that a base of several models lacks one.
+
+    Args:
+        wanted: The names that the model may have, as `components_of` returns them.
+        modules: The base's module names.
+
+    Returns:
+        A message; "" if the base is a single model, or has that one.
+    """
+    known = {*_SECOND, *(name for names in _COMPONENTS.values() for name in names)}
+    found = {first for name in modules if (first := name.partition(".")[0]) in known}
+    # The first word of a single model's own names may be `transformer`, as in GPT-2.
+    if len(found) < 2 or found.intersection(wanted):
+        return ""
+    return f"the base has no {wanted[0]}, only {', '.join(sorted(found))}"

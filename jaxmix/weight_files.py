@@ -1,0 +1,67 @@
+"""The files with a model's weights in a folder: transformers' and diffusers', and their variants.
+
+transformers writes ``model.safetensors``, or shards with ``model.safetensors.index.json``;
+diffusers the same with ``diffusion_pytorch_model``. The name of a variant is a part of these:
+``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``.
+"""
+
+import re
+from pathlib import Path
+
+__all__ = ["WEIGHTS", "is_index", "weights_files"]
+
+# The files without a variant, by precedence. Each library's own: transformers prefers a single file
+# to an index, which is stale then; diffusers prefers the index.
+WEIGHTS: tuple[str, ...] = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+)
+_STEM = r"(?:diffusion_pytorch_)?model"
+# The second form of an index is that of older versions of diffusers.
+_VARIANT = re.compile(
+    rf"{_STEM}\.(?P<single>[\w-]+)\.safetensors"
+    rf"|{_STEM}\.safetensors\.index\.(?P<index>[\w-]+)\.json"
+    rf"|{_STEM}\.(?P<old>[\w-]+)\.safetensors\.index\.json"
+)
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}")
+
+
+def weights_files(folder: Path) -> tuple[Path, ...]:
+    """Returns the file, or the index of shards, with a folder's weights.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        One path; none if the folder has no weights in safetensors; several if it has several
+        variants of them, such as fp16 and bf16, and none without a variant.
+
+    Example:
+        >>> weights_files(Path("no/such/folder"))
+        ()
+
+    Source: diffusers' ``_add_variant`` and ``_fetch_index_file``.
+    """
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return (folder / name,)
+    found: dict[str, Path] = {}
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return ()
+    for name in names:
+        match = _VARIANT.fullmatch(name)
+        variant = match and next(filter(None, match.groups()))
+        if variant and not _SHARD.fullmatch(variant):
+            # Of a variant's file and its index, the index counts, as in diffusers.
+            if variant not in found or is_index(folder / name):
+                found[variant] = folder / name
+    return tuple(found.values())
+
+
+def is_index(path: Path) -> bool:
+    """Whether a path is an index of shards."""
+    return path.suffix == ".json"

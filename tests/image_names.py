@@ -1,0 +1,435 @@
+"""Writes converters/names/images/*.json: image models' modules by both names.
+
+Run as ``python -m tests.image_names``. The rows are written here, from the modules of the projects
+that published the models and the renaming in diffusers' ``single_file_utils.py``;
+``python -m tests.image_names --check`` converts checkpoints of tiny models with diffusers' own
+functions, and compares every tensor.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FOLDER", "tables"]
+
+FOLDER = Path(__file__).parents[1] / "converters" / "names" / "images"
+Row = list[Any]
+
+
+def _each(template: str, names: dict[str, str]) -> Iterator[Row]:
+    """A row for each pair of names below a template ``original|diffusers``."""
+    source, target = template.split("|")
+    for original, other in names.items():
+        yield [f"{source}{original}", *(f"{target}{name}" for name in other.split())]
+
+
+def _flux() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["img_in", "x_embedder"],
+        ["txt_in", "context_embedder"],
+        ["final_layer.linear", "proj_out"],
+        ["final_layer.adaLN_modulation.1", "norm_out.linear", {"swap": True}],
+    ]
+    times = {
+        "time": "timestep_embedder",
+        "vector": "text_embedder",
+        "guidance": "guidance_embedder",
+    }
+    for name, embedder in times.items():
+        rows += [
+            [f"{name}_in.in_layer", f"time_text_embed.{embedder}.linear_1"],
+            [f"{name}_in.out_layer", f"time_text_embed.{embedder}.linear_2"],
+        ]
+    rows += _double("img_attn.qkv", "img_mlp.0", "img_mlp.2", "img_mod.lin")
+    rows += _single(["single_blocks.{}.modulation.lin", "single_transformer_blocks.{}.norm.linear"])
+    rows += _each(
+        "distilled_guidance_layer.layers.{}.|distilled_guidance_layer.layers.{}.",
+        {"in_layer": "linear_1", "out_layer": "linear_2"},
+    )
+    return {
+        "source": "black-forest-labs/flux, src/flux; lodestone-rock/flow for Chroma",
+        "classes": ["FluxTransformer2DModel", "ChromaTransformer2DModel"],
+        "component": "transformer",
+        "suffixes": {"scale": "weight"},
+        "modules": rows,
+    }
+
+
+def _double(qkv: str, mlp_in: str, mlp_out: str, modulation: str) -> list[Row]:
+    """Flux's double blocks; Hunyuan's have other names below the streams."""
+    attention = qkv.removesuffix("qkv")
+    norms = ("norm.query_norm", "norm.key_norm") if "." in attention else ("q_norm", "k_norm")
+    rows: list[Row] = []
+    for stream, q, k, v, out, added, ff, norm in (
+        ("img", "to_q", "to_k", "to_v", "to_out.0", "", "ff", "norm1"),
+        ("txt", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "added_", "ff_context",
+         "norm1_context"),
+    ):  # fmt: skip
+
+        def named(name: str, stream: str = stream) -> str:
+            return name.replace("img", stream, 1)
+
+        rows += _each(
+            "double_blocks.{}.|transformer_blocks.{}.",
+            {
+                named(qkv): f"attn.{q} transformer_blocks.{{}}.attn.{k} "
+                f"transformer_blocks.{{}}.attn.{v}",
+                named(f"{attention}proj"): f"attn.{out}",
+                named(f"{attention}{norms[0]}"): f"attn.norm_{added}q",
+                named(f"{attention}{norms[1]}"): f"attn.norm_{added}k",
+                named(mlp_in): f"{ff}.net.0.proj",
+                named(mlp_out): f"{ff}.net.2",
+                named(modulation): f"{norm}.linear",
+            },
+        )
+    return [_joined(row) for row in rows]
+
+
+def _joined(row: Row) -> Row:
+    """A row whose further targets are written in full."""
+    double = "transformer_blocks.{}.transformer_blocks.{}."
+    return [item.replace(double, "transformer_blocks.{}.") for item in row]
+
+
+def _single(modulation: Row) -> list[Row]:
+    """Flux's and Hunyuan's single blocks."""
+    at = "single_transformer_blocks.{}."
+    parts = [f"{at}attn.to_q", f"{at}attn.to_k", f"{at}attn.to_v", f"{at}proj_mlp"]
+    return [
+        ["single_blocks.{}.linear1", *parts, {"ratio": [1, 1, 1, 4]}],
+        ["single_blocks.{}.linear2", f"{at}proj_out"],
+        modulation,
+        ["single_blocks.{}.norm.query_norm", f"{at}attn.norm_q"],
+        ["single_blocks.{}.norm.key_norm", f"{at}attn.norm_k"],
+        ["single_blocks.{}.q_norm", f"{at}attn.norm_q"],
+        ["single_blocks.{}.k_norm", f"{at}attn.norm_k"],
+    ]
+
+
+def _flux2() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["img_in", "x_embedder"],
+        ["txt_in", "context_embedder"],
+        ["final_layer.linear", "proj_out"],
+        ["final_layer.adaLN_modulation.1", "norm_out.linear", {"swap": True}],
+        ["double_stream_modulation_img.lin", "double_stream_modulation_img.linear"],
+        ["double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"],
+        ["single_stream_modulation.lin", "single_stream_modulation.linear"],
+    ]
+    for name, embedder in {"time": "timestep_embedder", "guidance": "guidance_embedder"}.items():
+        rows += [
+            [f"{name}_in.in_layer", f"time_guidance_embed.{embedder}.linear_1"],
+            [f"{name}_in.out_layer", f"time_guidance_embed.{embedder}.linear_2"],
+        ]
+    new = {"net.0.proj": "linear_in", "net.2": "linear_out"}
+    for row in _double("img_attn.qkv", "img_mlp.0", "img_mlp.2", "img_mod.lin"):
+        if "_mod." not in row[0]:
+            for old, name in new.items():
+                row = [item.replace(old, name) for item in row]
+            rows.append(row)
+    rows += _each(
+        "single_blocks.{}.|single_transformer_blocks.{}.attn.",
+        {
+            "linear1": "to_qkv_mlp_proj",
+            "linear2": "to_out",
+            "norm.query_norm": "norm_q",
+            "norm.key_norm": "norm_k",
+        },
+    )
+    return {
+        "source": "black-forest-labs/flux2, src/flux2",
+        "classes": ["Flux2Transformer2DModel"],
+        "component": "transformer",
+        "suffixes": {"scale": "weight"},
+        "modules": rows,
+    }
+
+
+def _hunyuan() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["img_in.proj", "x_embedder.proj"],
+        ["final_layer.linear", "proj_out"],
+        ["final_layer.adaLN_modulation.1", "norm_out.linear", {"swap": True}],
+        ["vector_in.in_layer", "time_text_embed.text_embedder.linear_1"],
+        ["vector_in.out_layer", "time_text_embed.text_embedder.linear_2"],
+    ]
+    for name, embedder in {"time": "timestep_embedder", "guidance": "guidance_embedder"}.items():
+        rows += [
+            [f"{name}_in.mlp.0", f"time_text_embed.{embedder}.linear_1"],
+            [f"{name}_in.mlp.2", f"time_text_embed.{embedder}.linear_2"],
+        ]
+    rows += _double("img_attn_qkv", "img_mlp.fc1", "img_mlp.fc2", "img_mod.linear")
+    rows += _single(
+        ["single_blocks.{}.modulation.linear", "single_transformer_blocks.{}.norm.linear"]
+    )
+    embed = "context_embedder.time_text_embed."
+    rows += [
+        ["txt_in.input_embedder", "context_embedder.proj_in"],
+        ["txt_in.t_embedder.mlp.0", f"{embed}timestep_embedder.linear_1"],
+        ["txt_in.t_embedder.mlp.2", f"{embed}timestep_embedder.linear_2"],
+        ["txt_in.c_embedder.linear_1", f"{embed}text_embedder.linear_1"],
+        ["txt_in.c_embedder.linear_2", f"{embed}text_embedder.linear_2"],
+    ]
+    refiner = "context_embedder.token_refiner.refiner_blocks.{}."
+    blocks = "txt_in.individual_token_refiner.blocks.{}."
+    rows.append([f"{blocks}self_attn_qkv", *(f"{refiner}attn.to_{x}" for x in "qkv")])
+    rows += _each(
+        f"{blocks}|{refiner}",
+        {
+            "self_attn_proj": "attn.to_out.0",
+            "mlp.fc1": "ff.net.0.proj",
+            "mlp.fc2": "ff.net.2",
+            "adaLN_modulation.1": "norm_out.linear",
+            "norm1": "norm1",
+            "norm2": "norm2",
+        },
+    )
+    return {
+        "source": "Tencent/HunyuanVideo, hyvideo/modules",
+        "classes": ["HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def _wan() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["head.head", "proj_out"],
+        ["head.modulation", "scale_shift_table", {"tensor": True}],
+        ["blocks.{}.modulation", "blocks.{}.scale_shift_table", {"tensor": True}],
+        ["blocks.{}.norm3", "blocks.{}.norm2"],
+        ["blocks.{}.ffn.0", "blocks.{}.ffn.net.0.proj"],
+        ["blocks.{}.ffn.2", "blocks.{}.ffn.net.2"],
+        ["time_projection.1", "condition_embedder.time_proj"],
+    ]
+    for name, embedder in {"time": "time_embedder", "text": "text_embedder"}.items():
+        rows += [
+            [f"{name}_embedding.0", f"condition_embedder.{embedder}.linear_1"],
+            [f"{name}_embedding.2", f"condition_embedder.{embedder}.linear_2"],
+        ]
+    image = {"0": "norm1", "1": "ff.net.0.proj", "3": "ff.net.2", "4": "norm2"}
+    rows += _each("img_emb.proj.|condition_embedder.image_embedder.", image)
+    names = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q"}
+    names |= {"norm_k": "norm_k"}
+    added = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
+    rows += _each("blocks.{}.self_attn.|blocks.{}.attn1.", names)
+    rows += _each("blocks.{}.cross_attn.|blocks.{}.attn2.", {**names, **added})
+    return {
+        "source": "Wan-Video/Wan2.1 and Wan2.2, wan/modules/model.py",
+        "classes": ["WanTransformer3DModel", "WanVACETransformer3DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def _sd3() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["x_embedder.proj", "pos_embed.proj"],
+        ["t_embedder.mlp.0", "time_text_embed.timestep_embedder.linear_1"],
+        ["t_embedder.mlp.2", "time_text_embed.timestep_embedder.linear_2"],
+        ["y_embedder.mlp.0", "time_text_embed.text_embedder.linear_1"],
+        ["y_embedder.mlp.2", "time_text_embed.text_embedder.linear_2"],
+        ["final_layer.linear", "proj_out"],
+        ["final_layer.adaLN_modulation.1", "norm_out.linear", {"swap": True}],
+    ]
+    at = "transformer_blocks.{}."
+    for block, names, out, added, ff in (
+        ("x_block", ("to_q", "to_k", "to_v"), "to_out.0", "", "ff"),
+        ("context_block", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "added_",
+         "ff_context"),
+    ):  # fmt: skip
+        here = f"joint_blocks.{{}}.{block}."
+        rows += [
+            [f"{here}attn.qkv", *(f"{at}attn.{name}" for name in names)],
+            [f"{here}attn.proj", f"{at}attn.{out}"],
+            [f"{here}attn.ln_q", f"{at}attn.norm_{added}q"],
+            [f"{here}attn.ln_k", f"{at}attn.norm_{added}k"],
+            [f"{here}mlp.fc1", f"{at}{ff}.net.0.proj"],
+            [f"{here}mlp.fc2", f"{at}{ff}.net.2"],
+        ]
+    here = "joint_blocks.{}.x_block."
+    rows += [
+        [f"{here}attn2.qkv", *(f"{at}attn2.to_{x}" for x in "qkv")],
+        [f"{here}attn2.proj", f"{at}attn2.to_out.0"],
+        [f"{here}attn2.ln_q", f"{at}attn2.norm_q"],
+        [f"{here}attn2.ln_k", f"{at}attn2.norm_k"],
+        # The context's modulation is swapped in the last block only, so it has no row.
+        [f"{here}adaLN_modulation.1", f"{at}norm1.linear"],
+    ]
+    return {
+        "source": "Stability-AI/sd3.5, mmditx.py",
+        "classes": ["SD3Transformer2DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def _unet() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["time_embed.0", "time_embedding.linear_1"],
+        ["time_embed.2", "time_embedding.linear_2"],
+        ["input_blocks.0.0", "conv_in"],
+        ["out.0", "conv_norm_out"],
+        ["out.2", "conv_out"],
+        ["label_emb.0.0", "add_embedding.linear_1"],
+        ["label_emb.0.2", "add_embedding.linear_2"],
+    ]
+    resnet = {
+        "in_layers.0": "norm1",
+        "in_layers.2": "conv1",
+        "out_layers.0": "norm2",
+        "out_layers.3": "conv2",
+        "emb_layers.1": "time_emb_proj",
+        "skip_connection": "conv_shortcut",
+    }
+    inner = ["norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2"]
+    inner += [f"attn{n}.{name}" for n in (1, 2) for name in ("to_q", "to_k", "to_v", "to_out.0")]
+    names = ["norm", "proj_in", "proj_out", *(f"transformer_blocks.{{}}.{name}" for name in inner)]
+    attention = {name: name for name in names}
+    for i in range(12):
+        block, layer = divmod(i, 3)
+        up = f"up_blocks.{block}."
+        rows += _each(f"output_blocks.{i}.0.|{up}resnets.{layer}.", resnet)
+        rows += _each(f"output_blocks.{i}.1.|{up}attentions.{layer}.", attention)
+        if layer == 2:
+            rows += [[f"output_blocks.{i}.{n}.conv", f"{up}upsamplers.0.conv"] for n in (1, 2)]
+        if i == 0:
+            continue
+        block, layer = divmod(i - 1, 3)
+        down = f"down_blocks.{block}."
+        if layer == 2:
+            rows.append([f"input_blocks.{i}.0.op", f"{down}downsamplers.0.conv"])
+            continue
+        rows += _each(f"input_blocks.{i}.0.|{down}resnets.{layer}.", resnet)
+        rows += _each(f"input_blocks.{i}.1.|{down}attentions.{layer}.", attention)
+    for i in (0, 2):
+        rows += _each(f"middle_block.{i}.|mid_block.resnets.{i // 2}.", resnet)
+    rows += _each("middle_block.1.|mid_block.attentions.0.", attention)
+    return {
+        "source": "Stability-AI/generative-models, sgm/modules/diffusionmodules/openaimodel.py",
+        "classes": ["UNet2DConditionModel"],
+        "component": "unet",
+        "modules": rows,
+    }
+
+
+def _z_image() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["x_embedder", "all_x_embedder.2-1"],
+        ["final_layer.linear", "all_final_layer.2-1.linear"],
+        ["final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"],
+    ]
+    for part in ("layers", "noise_refiner", "context_refiner"):
+        at = f"{part}.{{}}.attention."
+        rows += [
+            [f"{at}qkv", *(f"{at}to_{x}" for x in "qkv"), {"ratio": [0, 0, 0]}],
+            [f"{at}out", f"{at}to_out.0"],
+            [f"{at}q_norm", f"{at}norm_q"],
+            [f"{at}k_norm", f"{at}norm_k"],
+        ]
+    return {
+        "source": "Tongyi-MAI/Z-Image, and ComfyUI's comfy/ldm/lumina/model.py",
+        "classes": ["ZImageTransformer2DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def _lumina2() -> dict[str, Any]:
+    rows: list[Row] = [
+        ["cap_embedder.0", "time_caption_embed.caption_embedder.0"],
+        ["cap_embedder.1", "time_caption_embed.caption_embedder.1"],
+        ["t_embedder.mlp.0", "time_caption_embed.timestep_embedder.linear_1"],
+        ["t_embedder.mlp.2", "time_caption_embed.timestep_embedder.linear_2"],
+        ["final_layer.adaLN_modulation.1", "norm_out.linear_1"],
+        ["final_layer.linear", "norm_out.linear_2"],
+    ]
+    for part in ("layers", "noise_refiner", "context_refiner"):
+        at = f"{part}.{{}}."
+        is_plain = part == "context_refiner"
+        rows += [
+            [f"{at}attention.qkv", *(f"{at}attn.to_{x}" for x in "qkv"), {"ratio": [0, 0, 0]}],
+            [f"{at}attention.out", f"{at}attn.to_out.0"],
+            [f"{at}attention.q_norm", f"{at}attn.norm_q"],
+            [f"{at}attention.k_norm", f"{at}attn.norm_k"],
+            [f"{at}attention_norm1", f"{at}norm1" + ("" if is_plain else ".norm")],
+            [f"{at}attention_norm2", f"{at}norm2"],
+            *([f"{at}feed_forward.w{n}", f"{at}feed_forward.linear_{n}"] for n in (1, 2, 3)),
+        ]
+        if not is_plain:
+            rows.append([f"{at}adaLN_modulation.1", f"{at}norm1.linear"])
+    return {
+        "source": "Alpha-VLLM/Lumina-Image-2.0, models/model.py",
+        "classes": ["Lumina2Transformer2DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def _ltx() -> dict[str, Any]:
+    rows: list[Row] = []
+    embed = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+    times = {
+        "adaln_single": "time_embed",
+        "audio_adaln_single": "audio_time_embed",
+        "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
+        "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
+        "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
+        "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
+    }
+    for old, new in times.items():
+        rows += [[f"{old}.{name}", f"{new}.{name}"] for name in embed]
+    rows += [["patchify_proj", "proj_in"], ["audio_patchify_proj", "audio_proj_in"]]
+    attentions = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn")
+    for attention in (*attentions, "video_to_audio_attn"):
+        at = f"transformer_blocks.{{}}.{attention}."
+        rows += [[f"{at}q_norm", f"{at}norm_q"], [f"{at}k_norm", f"{at}norm_k"]]
+    return {
+        "source": "Lightricks/LTX-Video and LTX-2, ltx_video/models/transformers",
+        "classes": ["LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel"],
+        "component": "transformer",
+        "modules": rows,
+    }
+
+
+def tables() -> dict[str, dict[str, Any]]:
+    """Returns the tables by the name of their file."""
+    makers = {
+        "flux": _flux,
+        "flux2": _flux2,
+        "hunyuan_video": _hunyuan,
+        "ltx": _ltx,
+        "lumina2": _lumina2,
+        "sd3": _sd3,
+        "unet": _unet,
+        "wan": _wan,
+        "z_image": _z_image,
+    }
+    return {name: make() for name, make in makers.items()}
+
+
+def text_of(table: dict[str, Any]) -> str:
+    """Returns a table as JSON with a row a line."""
+    rows = ",\n    ".join(json.dumps(row) for row in table["modules"])
+    head = {name: value for name, value in table.items() if name != "modules"}
+    text = json.dumps(head, indent=2)
+    return f'{text[:-2]},\n  "modules": [\n    {rows}\n  ]\n}}\n'
+
+
+def main() -> None:
+    """Writes the tables, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        from . import image_names_check
+
+        image_names_check.main()
+        return
+    for name, table in tables().items():
+        (FOLDER / f"{name}.json").write_text(text_of(table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
