@@ -149,15 +149,28 @@ class Modules:
             if holdings := self._holdings(tensor):
                 return tuple(self._targets(site, WHOLE, tensor, holdings))
         for tensor in (f"{site}.weight", site):
+            pieces = self.names.loaded([tensor])[tensor]
+            if (leaf := self._fused(pieces)) is not None:
+                return (Target(leaf.removesuffix(".weight")),)
             found = [
                 target
-                for piece in self.names.loaded([tensor])[tensor]
+                for piece in pieces
                 if (holdings := self._inside(piece))
                 for target in self._targets(site, piece.own, piece.name, holdings, piece)
             ]
             if found:
                 return tuple(found)
         return ()
+
+    def _fused(self, pieces: tuple[Piece, ...]) -> str | None:
+        """The leaf that becomes the same parts in memory as another name for it."""
+        if len(pieces) < 2:
+            return None
+        leaves = [
+            {h.leaf for h in self._holdings(p.name) if (h.piece.own, h.piece.of) == (p.own, p.of)}
+            for p in pieces
+        ]
+        return next(iter(set.intersection(*leaves)), None)
 
     def tried(self, site: str) -> Iterator[str]:
         """Yields the other names under which a site is looked up, for messages."""
