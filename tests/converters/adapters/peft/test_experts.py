@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import jaxmix
 from jaxmix.errors import CheckpointError, UnsupportedError
@@ -107,3 +107,27 @@ def test_parameters_whose_shapes_are_each_other_transposed(
     updates: Any = jaxmix.load(folder, base=given).updates
     first = "up_proj" if up_is_first else "down_proj"
     assert updates[f"{EXPERTS}.{first}"].b.shape == (3, 5, 2)
+
+
+def test_a_stacked_parameter_called_weight(tmp_path: Path) -> None:
+    """JetMoE's experts are the weight of a module that is no layer."""
+    site = "model.layers.0.mlp.input_linear"
+    a = RANDOM.normal(size=(6, 4)).astype(np.float32)
+    b = RANDOM.normal(size=(5, 6)).astype(np.float32)
+    key = f"base_model.model.{site}"
+    tensors = {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+    targets: Any = ["mlp.input_linear.weight"]
+    form = Form("LORA", {"r": 2, "lora_alpha": 3}, {})
+    folder = save(tmp_path / "adapter", form, tensors, target_parameters=targets)
+    weight = RANDOM.normal(size=(3, 5, 4)).astype(np.float32)
+    given = tmp_path / "base"
+    given.mkdir()
+    save_file({f"{site}.weight": weight}, given / "model.safetensors")
+    (given / "config.json").write_text(json.dumps({"model_type": "jetmoe"}))
+    expected = weight + 1.5 * np.einsum("ore,eri->eoi", b.reshape(5, 2, 3), a.reshape(3, 2, 4))
+    leaves = {f"{site}.weight": weight}
+    composed = jaxmix.compose(leaves, jaxmix.load(folder, base=leaves))
+    np.testing.assert_allclose(composed[f"{site}.weight"], expected, atol=1e-5)
+    jaxmix.merge_checkpoint(given, jaxmix.load(folder, base=given), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_allclose(merged[f"{site}.weight"], expected, atol=1e-5)
