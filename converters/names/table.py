@@ -18,10 +18,10 @@ __all__ = [
     "TABLE",
     "base_class",
     "base_prefix",
-    "has_named_parts",
     "is_known",
     "name_map",
     "name_maps",
+    "named_parts",
     "transforms_for",
 ]
 
@@ -68,13 +68,13 @@ def base_prefix(config: Mapping[str, Any]) -> str:
     return _model(config).get("prefix", "")
 
 
-def has_named_parts(config: Mapping[str, Any]) -> bool:
-    """Returns whether the config of a model names models inside it, such as its text model.
+def named_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the paths of the models inside a model that its config names, such as its text model.
 
     Args:
         config: A config with the model type.
     """
-    return any(field for *_, field in _model(config).get("parts", ()))
+    return tuple(path for path, *_, field in _model(config).get("parts", ()) if field)
 
 
 def is_known(config: Mapping[str, Any]) -> bool:

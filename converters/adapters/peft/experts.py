@@ -5,7 +5,7 @@ PEFT takes a parameter (experts, out, in), unless its module's ``is_transposed``
 """
 
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.converters.names.table import has_named_parts, name_map
+from jaxmix.converters.names.table import name_map, named_parts
 
 __all__ = ["has_inputs_first"]
 
@@ -32,7 +32,7 @@ def has_inputs_first(file: File, module: str) -> bool | None:
 def _of_class(file: File, module: str) -> bool | None:
     """What the class determines that PEFT has written to the adapter's config.
 
-    A model whose config names the models inside it may have others than usually.
+    The models inside it that its config names may be others than usually.
     """
     mapping = file.config.values.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
@@ -43,7 +43,8 @@ def _of_class(file: File, module: str) -> bool | None:
     if found is None:
         return None
     is_first = found.has_inputs_first(module)
-    return None if not is_first and has_named_parts(config) else is_first
+    is_in_part = any(f".{path}." in f".{module}" for path in named_parts(config))
+    return None if is_in_part and not is_first else is_first
 
 
 def _by_bias(file: File, module: str) -> bool | None:
