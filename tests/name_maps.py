@@ -100,8 +100,8 @@ def table() -> dict[str, Any]:
     lists, maps = renamings()
     models = dict(sorted(_models()))
     for name in maps:
-        cls = getattr(transformers, name, None)
-        model_type = cls.config_class.model_type if hasattr(cls, "config_class") else None
+        config_class = getattr(getattr(transformers, name, None), "config_class", None)
+        model_type = getattr(config_class, "model_type", None)
         if model_type in models and name != models[model_type].get("class"):
             heads = models[model_type].setdefault("heads", [])
             heads += [name] if name not in heads else []
