@@ -74,6 +74,7 @@ class Target:
         siblings: The rows of each part of the weight, if ``cut`` is one of several.
         places: Where the weight and bias are, if that does not follow from the site's name.
         experts: The number of experts over which the site's weight is spread; 0 if it is not.
+        region: The part of the leaf that is the site's weight.
     """
 
     site: str
@@ -81,6 +82,7 @@ class Target:
     siblings: tuple[int, ...] = ()
     places: Mapping[Part, Place] | None = None
     experts: int = 0
+    region: Region = WHOLE
 
 
 class Modules:
@@ -244,17 +246,19 @@ class Modules:
                     region = bias.piece.own if bias.piece.own != WHOLE else index
                     size, heads = self.shapes[bias.leaf], bias.piece.heads or heads
                     places["bias"] = part_place(bias.leaf, size, region, heads=heads)
-            # Several sites of one leaf need names of their own.
-            yield Target(
-                site if own == WHOLE else f"{site}[{own.part}]", cut, siblings, places, experts
-            )
+            # Several sites of one leaf need names of their own, which any spelling leads to.
+            picked = places["weight"].index
+            name = f"{module}[{picked}]" if picked else module
+            yield Target(name, cut, siblings, places, experts, index)
 
     def _siblings(
         self, holdings: tuple[Holding, ...], piece: Piece, cut: Region
     ) -> tuple[int, ...]:
         """The rows of each part of the matrix that a piece is a part of."""
         found = {
-            h.piece.of.part: memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
+            h.piece.of.part: _size(
+                h.piece.own, memory_shape(h.piece, self.shapes[h.leaf])[cut.axis]
+            )
             for h in holdings
             if h.piece.of.expert == cut.expert and h.piece.of.parts == cut.parts
         }
@@ -273,7 +277,10 @@ class Modules:
             if piece.own.parts == own.parts
         )
         sizes = [
-            self.shapes[holdings[0].leaf][own.axis]
+            _size(
+                WHOLE if holdings[0].piece.of == piece.of else piece.of,
+                self.shapes[holdings[0].leaf][own.axis],
+            )
             for piece in pieces
             if (holdings := self._holdings(piece.name))
         ]
@@ -282,6 +289,12 @@ class Modules:
                 f"only {len(sizes)} of the {own.parts} weights that it is are there"
             )
         return tuple(sizes)
+
+
+def _size(part: Region, count: int) -> int:
+    """The size of a part of an axis; 0 if it has no such part."""
+    rows = part.rows(count)
+    return 0 if rows is None else len(range(count)[rows])
 
 
 def _module(name: str) -> str:

@@ -1,6 +1,7 @@
 """Updates by the names of a tree's own modules, cut where a weight is several leaves there."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from jaxmix.errors import LayoutError, listing
@@ -9,10 +10,11 @@ from jaxmix.families.expert_lora import ExpertLoRA
 from jaxmix.families.rows import expert_of, rows_of
 from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.layout import Layout
+from jaxmix.placement.part_places import part_place
 from jaxmix.placement.place import Part, Place
-from jaxmix.placement.regions import WHOLE
+from jaxmix.placement.regions import WHOLE, Region
 
-__all__ = ["Renamed", "updates_on", "with_places"]
+__all__ = ["Renamed", "cut_where_shared", "updates_on", "with_places"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class Renamed:
         updates: ``{site: update}``; sites that the tree does not have keep their names.
         places: Where the sites are that share a leaf with others.
         original: ``{new name: site}`` of the updates that apply as a whole under another name.
+        regions: ``{new name: part of its leaf}`` of the sites in `places`.
     """
 
     updates: dict[str, Update]
     places: dict[str, Mapping[Part, Place]] = field(default_factory=dict)
     original: dict[str, str] = field(default_factory=dict)
+    regions: dict[str, Region] = field(default_factory=dict)
 
 
 def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) -> Renamed:
@@ -54,6 +58,7 @@ def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) ->
         return Renamed(dict(updates))
     made: dict[str, list[tuple[str, Update]]] = {}
     places: dict[str, Mapping[Part, Place]] = {}
+    regions: dict[str, Region] = {}
     several: dict[str, tuple[str, ...]] = {}
     problems: list[str] = []
     for site, update in updates.items():
@@ -66,10 +71,10 @@ def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) ->
             continue
         try:
             for target in modules.targets(site) or (Target(site),):
-                part = _part_of(update, target, modules)
+                part = _part_of(update, target, _columns(target, modules))
                 made.setdefault(target.site, []).append((site, part))
                 if target.places:
-                    places[target.site] = target.places
+                    places[target.site], regions[target.site] = target.places, target.region
         except UnmappedError as error:
             problems.append(f"{site}: {error}")
     taken = {name: sites for name, sites in made.items() if len(sites) > 1}
@@ -88,7 +93,60 @@ def updates_on(updates: Mapping[str, Update], modules: Modules, adapter: str) ->
         for name, [(site, update)] in made.items()
         if name != site and update is updates[site]
     }
-    return Renamed(new, places, original)
+    return Renamed(new, places, original, regions)
+
+
+def cut_where_shared(
+    found: Sequence[Renamed], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Renamed]:
+    """Cuts updates of whole leaves where other adapters change parts of the same leaf.
+
+    Args:
+        found: The updates of each adapter, in order of application.
+        shapes: The shape of each leaf, by its name.
+
+    Returns:
+        The same, with an update for each part of these leaves, under the parts' names.
+
+    Raises:
+        LayoutError: If an update can't be cut.
+    """
+    shared: dict[str, Region] = {}
+    for renamed in found:
+        for site, region in renamed.regions.items():
+            shared[renamed.places[site]["weight"].leaf] = region
+    if not shared:
+        return list(found)
+    return [_cut_on(renamed, shared, shapes) for renamed in found]
+
+
+def _cut_on(
+    renamed: Renamed, shared: Mapping[str, Region], shapes: Mapping[str, tuple[int, ...]]
+) -> Renamed:
+    """One adapter's updates, cut on the leaves of which others change parts."""
+    updates, places = dict[str, Update](), dict(renamed.places)
+    for site, update in renamed.updates.items():
+        leaf = next((name for name in (f"{site}.weight", site) if name in shared), None)
+        if leaf is None or site in renamed.places:
+            updates[site] = update
+            continue
+        shape, like = shapes[leaf], shared[leaf]
+        numbers = range(shape[0]) if like.expert >= 0 else [-1]
+        for region in (replace(like, expert=e, part=k) for e in numbers for k in range(like.parts)):
+            place = part_place(leaf, shape, region)
+            rows = shape[-2] if like.expert >= 0 else shape[0]
+            parts = [replace(region, part=k).rows(rows) for k in range(like.parts)]
+            sizes = tuple(len(range(rows)[part]) for part in parts if part is not None)
+            name = f"{leaf.removesuffix('.weight')}[{place.index}]"
+            target = Target(name, region, sizes, {"weight": place}, len(numbers))
+            try:
+                updates[name] = _part_of(update, target, shape[-1])
+            except UnmappedError as error:
+                raise LayoutError(
+                    f"{site}: another adapter changes a part of it, and {error}."
+                ) from None
+            places[name] = target.places or {}
+    return replace(renamed, updates=updates, places=places)
 
 
 def with_places(table: Layout, places: Mapping[str, Mapping[Part, Place]]) -> Layout:
@@ -125,7 +183,7 @@ def _ambiguous(lines: list[str], adapter: str, modules: Modules) -> LayoutError:
     )
 
 
-def _part_of(update: Update, target: Target, modules: Modules) -> Update:
+def _part_of(update: Update, target: Target, columns: int) -> Update:
     """The part of an update that applies to a target."""
     cut = target.cut
     if cut == WHOLE:
@@ -145,11 +203,7 @@ def _part_of(update: Update, target: Target, modules: Modules) -> Update:
     if cut.expert >= 0:
         found = expert_of(update, cut.expert)
     if found is not None and cut.parts > 1:
-        found = (
-            rows_of(found, rows, (sum(target.siblings), _columns(target, modules)))
-            if cut.axis == 0
-            else None
-        )
+        found = rows_of(found, rows, (sum(target.siblings), columns)) if cut.axis == 0 else None
     if found is None:
         raise UnmappedError(
             f"its {update.family} mixes numbers of several weights, of which {target.site} is one, "
@@ -171,8 +225,5 @@ def _columns(target: Target, modules: Modules) -> int:
     names = [f"{target.site}.weight", target.site]
     if target.places:
         names = [target.places["weight"].leaf]
-    leaf = next(name for name in names if name in modules.shapes)
-    size = 1
-    for each in modules.shapes[leaf][1:]:
-        size *= each
-    return size
+    shape = next((modules.shapes[name] for name in names if name in modules.shapes), ())
+    return shape[-1] if target.region.expert >= 0 else math.prod(shape[1:])

@@ -11,7 +11,7 @@ import numpy as np
 from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families.base import Update
 from jaxmix.placement.canonical import Modules, NameMap, Target, UnmappedError
-from jaxmix.placement.cutting import updates_on, with_places
+from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
 from jaxmix.placement.layout import Layout, named
 from jaxmix.placement.sites import UnplacedError
 from jaxmix.placement.tree import Tree
@@ -172,6 +172,7 @@ def renamed_parts(parts: Sequence[P], modules: Modules, layout: Layout | str | N
         layout: The layout.
     """
     found = [updates_on(part.updates, modules, part.name) for part in parts]
+    found = cut_where_shared(found, modules.shapes)
     new = [replace(part, updates=r.updates) for part, r in zip(parts, found, strict=True)]  # pyright: ignore
     places = {site: place for r in found for site, place in r.places.items()}
     original = {new: old for r in found for new, old in r.original.items()}

@@ -1,0 +1,239 @@
+"""Adapters on trees whose weights are several leaves, or parts of one, of what the sites are."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix.errors import LayoutError
+from jaxmix.families import ExpertLoRA, LoRA, Update
+
+from ..families.module import Module
+from ..families.table import SAMPLES
+
+E, INNER, WIDTH = 3, 5, 4
+FUSED = "model.layers.0.mlp.experts"
+APART = "model.layers.0.block_sparse_moe.experts"
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random numbers."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def fused() -> dict[str, np.ndarray]:
+    """Mixtral's experts as transformers 5 has them in memory."""
+    return {
+        f"{FUSED}.gate_up_proj": normal(E, 2 * INNER, WIDTH, seed=1),
+        f"{FUSED}.down_proj": normal(E, WIDTH, INNER, seed=2),
+        "model.layers.0.self_attn.q_proj.weight": normal(WIDTH, WIDTH, seed=3),
+    }
+
+
+def apart(tree: dict[str, Any]) -> dict[str, Any]:
+    """The same tensors as they are on disk."""
+    out = {"model.layers.0.self_attn.q_proj.weight": tree["model.layers.0.self_attn.q_proj.weight"]}
+    for e in range(E):
+        gate_up, down = tree[f"{FUSED}.gate_up_proj"][e], tree[f"{FUSED}.down_proj"][e]
+        out[f"{APART}.{e}.w1.weight"] = gate_up[:INNER]
+        out[f"{APART}.{e}.w3.weight"] = gate_up[INNER:]
+        out[f"{APART}.{e}.w2.weight"] = down
+    return out
+
+
+def of_parameters() -> jaxmix.Adapter:
+    """A LoRA with target_parameters, whose sites are the names in memory."""
+    made = {
+        "gate_up_proj": ExpertLoRA(
+            normal(E, 2, WIDTH, seed=4), normal(E, 2 * INNER, 2, seed=5), 0.5
+        ),
+        "down_proj": ExpertLoRA(normal(E, 2, INNER, seed=6), normal(E, WIDTH, 2, seed=7), 0.5),
+    }
+    return jaxmix.Adapter({f"{FUSED}.{name}": update for name, update in made.items()}, name="all")
+
+
+def of_experts() -> jaxmix.Adapter:
+    """A LoRA for each matrix of each expert, by the names on disk."""
+    sizes = {"w1": (INNER, WIDTH), "w2": (WIDTH, INNER), "w3": (INNER, WIDTH)}
+    made = {
+        f"{APART}.{e}.{name}": LoRA(
+            normal(1, n, seed=8 + e), normal(m, 1, seed=20 + e + ord(name[1])), 2.0
+        )
+        for e in range(E)
+        for name, (m, n) in sizes.items()
+    }
+    return jaxmix.Adapter(made, name="each")
+
+
+@pytest.mark.parametrize("adapters", ["all", "each", "both", "turned"])
+def test_experts(adapters: str) -> None:
+    """Stacked and per-expert factors give the same on the stack and on separate experts."""
+    mixes = {"all": [of_parameters()], "each": [0.5 * of_experts()]}
+    mixes |= {"both": mixes["all"] + mixes["each"], "turned": mixes["each"] + mixes["all"]}
+    with jax.enable_x64(True):
+        on_stack = jaxmix.compose(fused(), mixes[adapters], names="mixtral")
+        on_each = jaxmix.compose(apart(fused()), mixes[adapters], names="mixtral")
+    for name, expected in apart(on_stack).items():
+        np.testing.assert_allclose(on_each[name], expected, rtol=1e-12)
+    truth = {name: leaf.copy() for name, leaf in fused().items()}
+    for adapter in mixes[adapters]:
+        for site, update in adapter.updates.items():
+            if isinstance(update, ExpertLoRA):
+                truth[site] += 0.5 * update.b @ update.a
+            elif isinstance(update, LoRA):
+                expert, name = site.split(".")[-2:]
+                leaf = "down_proj" if name == "w2" else "gate_up_proj"
+                rows = {"w1": slice(0, INNER), "w3": slice(INNER, None)}.get(name, slice(None))
+                delta = adapter.strength * update.scale * update.b @ update.a
+                truth[f"{FUSED}.{leaf}"][int(expert), rows] += delta
+    for name, expected in truth.items():
+        np.testing.assert_allclose(on_stack[name], expected, rtol=1e-12)
+
+
+def test_the_map_is_found_by_the_names() -> None:
+    """Without names= the only map that brings all sites to the leaves is used."""
+    tree = {name: leaf.astype(np.float32) for name, leaf in apart(fused()).items()}
+    found = jaxmix.compose(tree, of_parameters())
+    chosen = jaxmix.compose(tree, of_parameters(), names="mixtral")
+    for name, leaf in chosen.items():
+        np.testing.assert_array_equal(found[name], leaf)
+
+
+def test_unmerged() -> None:
+    """Factored leaves of separate experts compute what composed ones do."""
+    tree = {name: leaf.astype(np.float32) for name, leaf in apart(fused()).items()}
+    adapter = of_parameters()
+    leaves = jaxmix.attach(tree, adapter, names="mixtral")
+
+    def run(params: Any, x: Any) -> Any:
+        return x @ params[f"{APART}.1.w3.weight"].T
+
+    x = normal(2, WIDTH).astype(np.float32)
+    merged = jaxmix.compose(tree, adapter, names="mixtral")
+    np.testing.assert_allclose(
+        jaxmix.factored(run)(leaves, x), run(merged, x), rtol=1e-4, atol=1e-5
+    )
+
+
+BLOCK = Module("linear", (12, 8), True)
+QKV = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
+
+
+@pytest.mark.parametrize("family", ["LoRA", "DoRA", "LoHa", "LoKr", "Normed", "OFT", "Together"])
+@pytest.mark.parametrize("is_split", [True, False], ids=["split", "fused"])
+def test_a_fused_projection(family: str, is_split: bool) -> None:
+    """An update of Flux's qkv on q, k and v, and updates of q, k and v on qkv."""
+    rng = np.random.default_rng(5)
+    whole, extra = SAMPLES[family].draw(rng, BLOCK), SAMPLES["LoRA"].draw(rng, BLOCK)
+    weight, bias = normal(12, 8), normal(12)
+    original = {"double_blocks.0.img_attn.qkv.weight": weight}
+    original |= {"double_blocks.0.img_attn.qkv.bias": bias}
+    split = {}
+    for i, name in enumerate(QKV):
+        split |= {
+            f"{name}.weight": weight[4 * i : 4 * i + 4],
+            f"{name}.bias": bias[4 * i : 4 * i + 4],
+        }
+    with jax.enable_x64(True):
+        if is_split:
+            both: dict[str, Update] = {"double_blocks.0.img_attn.qkv": whole}
+            second = {"double_blocks.0.img_attn.qkv": extra}
+            adapters = [jaxmix.Adapter(both, name="a"), 0.3 * jaxmix.Adapter(second, name="b")]
+            expected, found = jaxmix.compose(original, adapters), jaxmix.compose(split, adapters)
+        else:
+            block = Module("linear", (4, 8), True)
+            made = {name: SAMPLES[family].draw(rng, block) for name in QKV}
+            adapter = jaxmix.Adapter(made)
+            found, expected = jaxmix.compose(split, adapter), jaxmix.compose(original, adapter)
+    for leaf in ("weight", "bias"):
+        joined = np.concatenate([found[f"{name}.{leaf}"] for name in QKV])
+        expected_leaf = expected[f"double_blocks.0.img_attn.qkv.{leaf}"]
+        np.testing.assert_allclose(joined, expected_leaf, rtol=1e-9, atol=1e-12)
+
+
+def test_halves_in_another_order() -> None:
+    """Flux's last modulation: shift and scale change places."""
+    update = LoRA(normal(1, 4, seed=1), normal(6, 1, seed=2), 1.0)
+    by_site = {"final_layer.adaLN_modulation.1": update}
+    there = jaxmix.compose(
+        {"norm_out.linear.weight": np.zeros((6, 4), np.float32)}, jaxmix.Adapter(by_site)
+    )
+    delta = update.b @ update.a
+    swapped = np.concatenate([delta[3:], delta[:3]])
+    np.testing.assert_allclose(there["norm_out.linear.weight"], swapped, rtol=1e-5)
+    back = jaxmix.compose(
+        {"final_layer.adaLN_modulation.1.weight": np.zeros((6, 4), np.float32)},
+        jaxmix.Adapter({"norm_out.linear": update}),
+    )
+    np.testing.assert_allclose(back["final_layer.adaLN_modulation.1.weight"], swapped, rtol=1e-5)
+
+
+def refused(params: Any, adapter: jaxmix.Adapter, names: str) -> str:
+    """The text with which it is refused."""
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose(params, adapter, names=names)
+    return str(caught.value)
+
+
+HEAD = (
+    "adapter '{}': sites that can't be brought to the names of the weights, which are those of "
+    "{}:\n  {}: "
+)
+
+
+def test_another_number_of_experts() -> None:
+    """Factors of three experts on two."""
+    tree = {name: leaf for name, leaf in apart(fused()).items() if f".experts.{E - 1}." not in name}
+    text = refused(tree, of_parameters(), "mixtral")
+    assert text.startswith(HEAD.format("all", "mixtral", f"{FUSED}.gate_up_proj"))
+    assert "the adapter has factors of 3 experts, expected 2" in text
+
+
+def test_a_part_that_is_missing() -> None:
+    """Experts without one of the two matrices of a stack."""
+    tree = {name: leaf for name, leaf in apart(fused()).items() if not name.endswith("w3.weight")}
+    text = refused(tree, of_parameters(), "mixtral")
+    assert f"only 1 of the 2 weights that make up {FUSED}.gate_up_proj are there" in text
+
+
+def test_two_sites_of_one_module() -> None:
+    """The same weight in both spellings, in one adapter."""
+    one = LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)
+    sites = {"blocks.0.self_attn.q": one, "blocks.0.attn1.to_q": one}
+    text = refused({"blocks.0.attn1.to_q.weight": np.ones((4, 8))}, jaxmix.Adapter(sites), "wan")
+    assert text == (
+        "adapter 'adapter': sites that match the weights' modules in several ways:\n"
+        "  blocks.0.attn1.to_q: blocks.0.self_attn.q and blocks.0.attn1.to_q\n"
+        "The names in memory are those of wan as transformers loads it. Give the adapter's sites "
+        "the names of the weights, or switch the map off: names=''."
+    )
+
+
+def test_what_needs_the_whole_weight() -> None:
+    """An update that reads all rows can't be applied to parts of them."""
+    update = SAMPLES["KaSA"].draw(np.random.default_rng(0), BLOCK)
+    split = {f"{name}.weight": normal(4, 8) for name in QKV}
+    adapter = jaxmix.Adapter({"double_blocks.0.img_attn.qkv": update})
+    assert re.search(
+        r"its KaSA mixes numbers of several weights, of which \S+to_q is one, so it can't be "
+        "applied to them separately",
+        refused(split, adapter, "flux"),
+    )
+
+
+def test_no_map_brings_them() -> None:
+    """The error says that maps were tried."""
+    adapter = jaxmix.Adapter({"nowhere.proj": LoRA(np.ones((1, 8)), np.ones((4, 1)), 1.0)})
+    with pytest.raises(LayoutError) as caught:
+        jaxmix.compose({"proj.weight": np.ones((4, 8))}, adapter)
+    assert str(caught.value).endswith(
+        "No name map of transformers' models brings all of them to the leaves."
+    )
+    text = refused({"proj.weight": np.ones((4, 8))}, adapter, "bert")
+    assert text.endswith(
+        "\nNames were also compared as transformers renames those of bert:\n"
+        "  nowhere.proj: bert.nowhere.proj\nFor another model, give its type: names='…'."
+    )
