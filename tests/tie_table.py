@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.name_maps import shorten
 
-__all__ = ["FILE", "class_names", "inner_models", "table", "ties_of_classes"]
+__all__ = ["FILE", "class_names", "flags", "inner_models", "table", "ties_of_classes"]
 
 FILE = Path(__file__).parents[1] / "converters" / "names" / "ties.json"
 _FLAG = "tie_word_embeddings"
@@ -43,13 +43,13 @@ def table() -> dict[str, Any]:
     parts = {name: found for name in class_names() if (found := inner_models(name))}
     inner = {cls for rows in parts.values() for _, cls, _, _ in rows}
     lists, classes, unless = ties_of_classes({*class_names(), *inner})
-    flags: dict[str, list[str]] = {"untied": [], "always": [], "text": []}
+    by_flag: dict[str, list[str]] = {"untied": [], "always": [], "text": []}
     for model_type in classes:
-        for flag in _flags(transformers, model_type):
-            flags[flag].append(model_type)
+        for flag in flags(model_type):
+            by_flag[flag].append(model_type)
     version = transformers.__version__
     ties = {"lists": lists, "classes": classes, "unless": unless, "parts": parts}
-    return {"version": version, **ties, **flags}
+    return {"version": version, **ties, **by_flag}
 
 
 def ties_of_classes(names: Iterable[str]) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
@@ -184,8 +184,14 @@ def _rank(item: tuple[str, int]) -> tuple[int, str]:
     return next((i for i, word in enumerate(_FIRST) if word in name), len(_FIRST)), name
 
 
-def _flags(transformers: Any, model_type: str) -> list[str]:
-    """What is special about the flag of a model type's config."""
+def flags(model_type: str) -> list[str]:
+    """Returns what is special about the flag of a model type's config, as in `table`.
+
+    Args:
+        model_type: The model type.
+    """
+    import transformers
+
     cls = transformers.CONFIG_MAPPING[model_type]
 
     def state(**fields: Any) -> bool:

@@ -77,7 +77,6 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
     files, left_out = side_files(pipeline)
     of_components = [f"{name}/{file}" for name, plan in plans.items() for file in plan.side_files]
     dropped = [f"{name}/{line}" for name, plan in plans.items() for line in plan.left_out]
-    untied = [f"{name}.{plan.untied_head}" for name, plan in plans.items() if plan.untied_head]
     return MergePlan(
         checkpoint,
         mixed,
@@ -85,7 +84,7 @@ def _join(pipeline: Checkpoint, mixed: Mix, plans: Mapping[str, MergePlan]) -> M
         recipes,
         (*files, *of_components),
         (*left_out, *dropped),
-        ", ".join(untied) or None,
+        tuple(f"{name}.{tensor}" for name, plan in plans.items() for tensor in plan.untied),
         {path: stamp for plan in plans.values() for path, stamp in plan.stamps.items()},
         {f"{n}.{tensor}": rows for n, p in plans.items() for tensor, rows in p.resized.items()},
         next((plan.new_head for plan in plans.values() if plan.new_head), None),

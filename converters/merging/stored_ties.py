@@ -107,7 +107,7 @@ def _model_class(
     for other in candidates:
         ties = [tie for tie in ties_of(config, other) if not modules.pieces(tie.target)]
         if any(_module(tie.target) in wanted for tie in ties) and _is_complete(ties, modules):
-            return other, True
+            return other, name is not None
     start = f"{prefix}."
     has_prefix = any(leaf.startswith(start) for leaf in modules.shapes)
     if prefix and (has_prefix or any(site.startswith(start) for site in sites)):

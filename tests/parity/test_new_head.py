@@ -163,4 +163,5 @@ def test_merged_head_opens_in_transformers(name: str, tmp_path: Path) -> None:
     with pytest.raises(
         LayoutError, match=rf"the head of {adapted}\. Use new_head=True to write it as"
     ):
-        jaxmix.merge_checkpoint(base, adapter, tmp_path / "no")
+        jaxmix.merge_checkpoint(base, adapter, tmp_path / "no", new_head=False)
+    assert jaxmix.merge_checkpoint(base, adapter, tmp_path / "default").new_head == adapted

@@ -25,3 +25,15 @@ def test_names_are_prepared_once(layers: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ties, "bare", bare)
     jaxmix.compose(params, [jaxmix.Adapter(dict.fromkeys(names, update))])
     assert len(counted) <= 3 * len(params)
+
+
+@pytest.mark.parametrize("head", ["decoder", "output_projection", "lm_head.out_proj"])
+def test_other_heads_have_a_weight(head: str) -> None:
+    """ModernBERT's, TrOCR's and T5Gemma's heads; a tree with one of them is not tied."""
+    names = ["model.embed_tokens.weight", f"{head}.weight", "model.norm.weight"]
+    assert ties.tied_problem("model.embed_tokens", names) is None
+    assert ties.tied_problem("model.embed_tokens", names[::2]) is not None
+    model = [
+        f"model.{name}" for name in ("embed_tokens.weight", "decoder.output_projection.weight")
+    ]
+    assert ties.tied_problem("model.embed_tokens", model) is None

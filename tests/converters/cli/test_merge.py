@@ -100,6 +100,7 @@ def test_json_document(base: Path, adapters: Adapters, tmp_path: Path, capsys: C
         "copied": 6,
         "size": (out / "model.safetensors").stat().st_size,
         "untied": None,
+        "copies": [],
         "left_out": [],
         "dequantized": 0,
         "resized": {},

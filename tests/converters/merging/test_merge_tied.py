@@ -71,8 +71,8 @@ def test_untie(which: str, shards: int, adapters: Adapters, tmp_path: Path) -> N
 
 
 def test_a_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
-    """Unless one says what is to be done."""
-    base = save_base(tmp_path / "base", tied=True)
+    """The error names the tied tensors and the option; without a model type, by their names."""
+    base = save_base(tmp_path / "base", tied=True, config={})
     with pytest.raises(LayoutError) as caught:
         merge_checkpoint(base, jaxmix.load(adapters["embedding"]), tmp_path / "out")
     text = str(caught.value)
@@ -82,6 +82,16 @@ def test_a_tied_head_is_an_error(adapters: Adapters, tmp_path: Path) -> None:
     assert "Use untie=True to untie them in the output: lm_head.weight is then written" in text
     with pytest.raises(LayoutError, match=r"lm_head is tied to model.embed_tokens"):
         merge_checkpoint(base, jaxmix.load(adapters["head"]), tmp_path / "out")
+    known = save_base(tmp_path / "known", tied=True)
+    with pytest.raises(LayoutError) as caught:
+        merge_checkpoint(known, jaxmix.load(adapters["embedding"]), tmp_path / "out")
+    assert str(caught.value) == (
+        f"{known} ties the tensors of these sites to others:\n"
+        "  lm_head.weight is tied to model.embed_tokens.weight; adapters change "
+        "model.embed_tokens, not the other\n"
+        "Use untie=True to untie them in the output: each is then written as a tensor of its own, "
+        "and tie_word_embeddings set to false in config.json."
+    )
     assert not (tmp_path / "out").exists()
 
 

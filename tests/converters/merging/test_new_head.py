@@ -103,12 +103,12 @@ def test_names_of_the_class(tmp_path: Path) -> None:
     assert f"bert.{body[1]}" in merged.changed and load(tmp_path / "two").keys() == new
 
 
-def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
-    """The error names the class; on the command line too, where the option is a flag."""
+def test_new_head_can_be_refused(tmp_path: Path, capsys: Captured) -> None:
+    """Switched off, the error names the class; by default the head is added, and reported."""
     base = save(tmp_path / "base", LLAMA, "model.norm.weight")
     adapter = head("score", bias=False)
     with pytest.raises(LayoutError) as caught:
-        merge_checkpoint(base, adapter, tmp_path / "out")
+        merge_checkpoint(base, adapter, tmp_path / "out", new_head=False)
     assert str(caught.value) == (
         f"the adapters have a head that {base} lacks (config.json names LlamaForCausalLM):\n"
         "  score.weight (3, 6)\n"
@@ -119,8 +119,9 @@ def test_without_the_option(tmp_path: Path, capsys: Captured) -> None:
     )
     saved = jaxmix.save(adapter, tmp_path / "adapter")
     words = ("merge", base, "-a", saved, "-o", tmp_path / "out")
-    assert main(*words) == 1 and main(*words, "--new-head") == 0
+    assert main(*words, "--no-new-head") == 1 and main(*words) == 0
     assert "new head: the model is now a LlamaForSequenceClassification" in capsys.readouterr().out
+    assert main(*words, "--force", "--new-head") == 0
     words = (*words, "--force", "--head-class", "LlamaForSequenceClassification")
     assert main(*words) == 0
 
@@ -174,6 +175,37 @@ def test_parts_that_no_file_has(tmp_path: Path) -> None:
         merge_checkpoint(other, head("classifier", task="SEQ_CLS"), tmp_path / "no", new_head=True)
 
 
+def test_absent_parts_are_reported_by_default(tmp_path: Path) -> None:
+    """By default the class is written without them, as transformers would open it."""
+    base = save(tmp_path / "base", BERT, "bert.x.weight", "cls.predictions.bias")
+    merged = merge_checkpoint(base, head("classifier", task="SEQ_CLS"), tmp_path / "out")
+    assert merged.new_head == "BertForSequenceClassification"
+    drawn = "neither the base nor an adapter has it, so that transformers draws it at random"
+    assert [line for line in merged.left_out if line.endswith(drawn)] == [
+        f"bert.pooler.dense.{kind}: {drawn}" for kind in ("bias", "weight")
+    ]
+    assert load(tmp_path / "out").keys() == {
+        "bert.x.weight",
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+def test_doubtful_heads_are_refused_by_default(tmp_path: Path) -> None:
+    """Several classes fit, or the only one that fits is for another task than the adapter's."""
+    base = save(tmp_path / "base", BERT, "bert.x.weight")
+    with pytest.raises(LayoutError, match="It may be the head of BertForSequenceClassification or"):
+        merge_checkpoint(base, head("classifier"), tmp_path / "no")
+    llama = save(tmp_path / "llama", LLAMA, "model.norm.weight")
+    other = head("score", bias=False, task="TOKEN_CLS")
+    with pytest.raises(
+        LayoutError, match=r"head of LlamaForSequenceClassification\. Use new_head="
+    ):
+        merge_checkpoint(llama, other, tmp_path / "no")
+    merged = merge_checkpoint(llama, other, tmp_path / "out", new_head=True)
+    assert merged.new_head == "LlamaForSequenceClassification"
+
+
 def test_heads_of_no_known_class(tmp_path: Path) -> None:
     """Of a model that is not in the table, or of another kind on one that is."""
     base = save(tmp_path / "base", {"model_type": "mine"}, "x.weight")
@@ -212,8 +244,8 @@ def test_the_base_has_another_head_of_that_name(tmp_path: Path) -> None:
     save_file(tensors, base / "model.safetensors")
     tokens = head("classifier", rows=2, task="TOKEN_CLS")
     with pytest.raises(LayoutError, match="It is the head of BertForTokenClassification"):
-        merge_checkpoint(base, tokens, tmp_path / "out")
-    merged = merge_checkpoint(base, tokens, tmp_path / "out", new_head=True, verify=True)
+        merge_checkpoint(base, tokens, tmp_path / "out", new_head=False)
+    merged = merge_checkpoint(base, tokens, tmp_path / "out", verify=True)
     assert merged.new_head == "BertForTokenClassification"
     assert "classifier.weight: replaced by the new head" in merged.left_out
     assert load(tmp_path / "out").keys() == {
@@ -237,7 +269,9 @@ def test_a_config_that_names_no_classes(classes: Any, task: Any, tmp_path: Path)
     adapter = head("model.q", rows=D, bias=False, task=task)
     assert merge_checkpoint(base, adapter, tmp_path / "out").new_head is None
     with pytest.raises(LayoutError, match=rf"config.json names (llama|{classes})"):
-        merge_checkpoint(base, head("score", bias=False, task=task), tmp_path / "more")
+        merge_checkpoint(
+            base, head("score", bias=False, task=task), tmp_path / "more", new_head=False
+        )
 
 
 def test_the_table() -> None:
