@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.names.rows import transform_of
-from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.transforms import Transform
 
 __all__ = [
