@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxmix.placement.canonical import NameMap
 from jaxmix.placement.layout import (
     FLAX,
     KERNEL,
@@ -19,6 +18,7 @@ from jaxmix.placement.layout import (
     named,
     register_libraries,
 )
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.naming import register_name_maps
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE", "renamings", "shorten", "table"]
+__all__ = ["FILE", "mapping", "renamings", "row_of", "shorten", "table"]
 
 FILE = Path(__file__).parents[1] / "converters" / "names" / "transformers.json"
 # The transforms that are data only. Others run code of their own, and so does any list with one.
@@ -82,8 +82,8 @@ def renamings() -> tuple[list[Any], dict[str, int | None]]:
 
     lists: list[Any] = []
     maps: dict[str, int | None] = {}
-    for key, transforms in sorted(_mapping(conversion_mapping).items()):
-        rows = [_row(transform, key) for transform in transforms]
+    for key, transforms in sorted(mapping(conversion_mapping).items()):
+        rows = [row_of(transform, key) for transform in transforms]
         if any(row is None for row in rows):
             maps[key] = None
             continue
@@ -100,22 +100,34 @@ def table() -> dict[str, Any]:
     lists, maps = renamings()
     models = dict(sorted(_models()))
     for name in maps:
-        cls = getattr(transformers, name, None)
-        model_type = cls.config_class.model_type if hasattr(cls, "config_class") else None
+        config_class = getattr(getattr(transformers, name, None), "config_class", None)
+        model_type = getattr(config_class, "model_type", None)
         if model_type in models and name != models[model_type].get("class"):
             heads = models[model_type].setdefault("heads", [])
             heads += [name] if name not in heads else []
     return {"version": transformers.__version__, "lists": lists, "maps": maps, "models": models}
 
 
-def _mapping(module: Any) -> dict[str, Any]:
-    """All of transformers' lists of transforms, by model type or class."""
+def mapping(module: Any) -> dict[str, Any]:
+    """Returns all of transformers' lists of transforms, by model type or class.
+
+    Args:
+        module: `transformers.conversion_mapping`.
+    """
     module.get_checkpoint_conversion_mapping("llama")  # fills the cache
     return module._checkpoint_conversion_mapping_cache
 
 
-def _row(transform: Any, key: str) -> Any:
-    """A transform as data: its kind, the patterns that it matches and what they become."""
+def row_of(transform: Any, key: str) -> Any:
+    """Returns a transform as data: its kind, the patterns that it matches and what they become.
+
+    Args:
+        transform: One of transformers'.
+        key: The model type or class that has it.
+
+    Returns:
+        The row; None if the transform runs code of its own.
+    """
     kind = _KINDS.get(type(transform).__name__)
     if kind is None:
         return None

@@ -12,7 +12,8 @@ from jaxmix.converters.checkpoints.huggingface import CONFIG_FILE, Checkpoint
 from jaxmix.converters.names import modules_of
 from jaxmix.converters.names.table import base_class, base_prefix
 from jaxmix.converters.names.ties import Tie, classes_with_ties, has_ties, ties_of
-from jaxmix.placement.canonical import Modules, NameMap
+from jaxmix.placement.canonical import Modules
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.transforms import Piece, loaded_pieces
 
 __all__ = ["StoredTie", "StoredTies", "find_ties"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxmix.converters.names.images import image_map, image_maps
 from jaxmix.converters.names.table import name_map, name_maps
-from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.name_map import NameMap
 
 __all__ = ["all_maps", "map_of"]
 

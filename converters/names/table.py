@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmix.converters.names.rows import transform_of
-from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.transforms import Transform
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "is_known",
     "name_map",
     "name_maps",
+    "named_parts",
     "transforms_for",
 ]
 
@@ -65,6 +66,15 @@ def base_prefix(config: Mapping[str, Any]) -> str:
         The prefix; ``""`` if the model type is unknown or has none.
     """
     return _model(config).get("prefix", "")
+
+
+def named_parts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the paths of the models inside a model that its config names, such as its text model.
+
+    Args:
+        config: A config with the model type.
+    """
+    return tuple(path for path, *_, field in _model(config).get("parts", ()) if field)
 
 
 def is_known(config: Mapping[str, Any]) -> bool:

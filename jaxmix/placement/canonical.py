@@ -5,55 +5,16 @@ names in memory, checkpoints and older adapters have those on disk. A `NameMap` 
 names in memory, where they are compared.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.part_places import UnmappedError, memory_shape, part_place
 from jaxmix.placement.place import Part, Place
 from jaxmix.placement.regions import WHOLE, Piece, Region
-from jaxmix.placement.templates import Templates
-from jaxmix.placement.transforms import Transform, loaded_pieces
 
-__all__ = ["Holding", "Modules", "NameMap", "Target", "UnmappedError"]
-
-
-@dataclass(frozen=True)
-class NameMap:
-    """How the tensors of a model's checkpoint are renamed when it is loaded.
-
-    Args:
-        name: The model's type, for messages.
-        transforms: What is applied to the names on disk, in order.
-        prefix: The prefix of the base model in a model with a head, such as ``"model"``.
-        inputs_first: The modules whose experts are stored as (experts, in, out), by the ends of
-            their names; all others are (experts, out, in).
-        templates: A table of modules by both names, instead of transforms.
-    """
-
-    name: str
-    transforms: tuple[Transform, ...] = ()
-    prefix: str = ""
-    inputs_first: tuple[str, ...] = ()
-    templates: Templates | None = None
-
-    def loaded(self, names: Iterable[str]) -> Mapping[str, tuple[Piece, ...]]:
-        """Returns where tensors are in memory.
-
-        Args:
-            names: The tensors' names on disk.
-        """
-        if self.templates is not None:
-            return {name: self.templates.pieces(name) for name in names}
-        return loaded_pieces(names, self.transforms)
-
-    def has_inputs_first(self, module: str) -> bool:
-        """Returns whether the experts of a module are stored as (experts, in, out).
-
-        Args:
-            module: A module's name in memory.
-        """
-        return any(module == end or module.endswith(f".{end}") for end in self.inputs_first)
+__all__ = ["Holding", "Modules", "Target", "UnmappedError"]
 
 
 @dataclass(frozen=True)
@@ -151,15 +112,28 @@ class Modules:
             if holdings := self._holdings(tensor):
                 return tuple(self._targets(site, WHOLE, tensor, holdings))
         for tensor in (f"{site}.weight", site):
+            pieces = self.names.loaded([tensor], self._count_experts)[tensor]
+            if (leaf := self._fused(pieces)) is not None:
+                return (Target(leaf.removesuffix(".weight")),)
             found = [
                 target
-                for piece in self.names.loaded([tensor])[tensor]
+                for piece in pieces
                 if (holdings := self._inside(piece))
                 for target in self._targets(site, piece.own, piece.name, holdings, piece)
             ]
             if found:
                 return tuple(found)
         return ()
+
+    def _fused(self, pieces: tuple[Piece, ...]) -> str | None:
+        """The leaf that becomes the same parts in memory as another name for it."""
+        if len(pieces) < 2:
+            return None
+        leaves = [
+            {h.leaf for h in self._holdings(p.name) if (h.piece.own, h.piece.of) == (p.own, p.of)}
+            for p in pieces
+        ]
+        return next(iter(set.intersection(*leaves)), None)
 
     def tried(self, site: str) -> Iterator[str]:
         """Yields the other names under which a site is looked up, for messages."""
@@ -179,6 +153,14 @@ class Modules:
 
     def _holdings(self, tensor: str) -> tuple[Holding, ...]:
         return next(filter(None, map(self._tensors.get, self._spellings(tensor))), ())
+
+    def _count_experts(self, tensor: str) -> int:
+        """The number of experts in a stack in memory; 0 if it is not there."""
+        counts = [
+            h.piece.of.expert + 1 if h.piece.of.expert >= 0 else self.shapes[h.leaf][0]
+            for h in self._holdings(tensor)
+        ]
+        return max(counts, default=0)
 
     def _inside(self, piece: Piece) -> tuple[Holding, ...]:
         """The leaves of the part of a tensor in memory that an older name is."""

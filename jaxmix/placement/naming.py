@@ -10,9 +10,10 @@ import numpy as np
 
 from jaxmix.errors import LayoutError, listing, option
 from jaxmix.families.base import Update
-from jaxmix.placement.canonical import Modules, NameMap, Target, UnmappedError
+from jaxmix.placement.canonical import Modules, Target, UnmappedError
 from jaxmix.placement.cutting import cut_where_shared, updates_on, with_places
 from jaxmix.placement.layout import Layout, named
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.sites import UnplacedError
 from jaxmix.placement.tree import Tree
 

@@ -7,7 +7,7 @@ which stacks, joins or splits tensors under a new name.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -159,13 +159,17 @@ class Transform:
 
 
 def loaded_pieces(
-    names: Iterable[str], transforms: Sequence[Transform]
+    names: Iterable[str],
+    transforms: Sequence[Transform],
+    count_experts: Callable[[str], int] | None = None,
 ) -> dict[str, tuple[Piece, ...]]:
     r"""Returns where the tensors of a checkpoint are in memory.
 
     Args:
         names: The names on disk.
         transforms: What transformers applies to them, in order.
+        count_experts: Returns the number of experts in a stack in memory, 0 if unknown. By default
+            the names are those of all experts.
 
     Returns:
         ``{name on disk: pieces in memory}``, one piece for a tensor that is only renamed.
@@ -189,7 +193,7 @@ def loaded_pieces(
                 inner = found[1]
         converted = (t.pieces(inner) for t in transforms if t.kind == "convert")
         loaded[name] = next(filter(None, converted), (Piece(inner),))
-    return _counted(_distributed(loaded))
+    return _counted(_distributed(loaded, count_experts))
 
 
 def _counted(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
@@ -208,7 +212,9 @@ def _counted(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, 
     return {name: tuple(map(counted, pieces)) for name, pieces in loaded.items()}
 
 
-def _distributed(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Piece, ...]]:
+def _distributed(
+    loaded: Mapping[str, tuple[Piece, ...]], count_experts: Callable[[str], int] | None
+) -> dict[str, tuple[Piece, ...]]:
     """Gives each expert of ERNIE's to one of the two stacks between which they are divided."""
     shared = [p for p in loaded.values() if len(p) == 2 and p[0].of.expert >= 0]
     counts: dict[tuple[str, ...], int] = {}
@@ -221,6 +227,10 @@ def _distributed(loaded: Mapping[str, tuple[Piece, ...]]) -> dict[str, tuple[Pie
         if count is None:
             return pieces
         at, size = pieces[0].of, -(-count // 2)
+        if count_experts is not None:
+            size = count_experts(pieces[0].name)
+        if size == 0 or at.expert // size > 1:
+            return ()
         region = Region(at.expert % size, at.part, at.parts)
         return (Piece(pieces[at.expert // size].name, of=region),)
 

@@ -203,11 +203,12 @@ def test_allowed_imports_pass() -> None:
 PLACEMENT = (
     *(
         "index",
-        "place",
         "regions",
-        "part_places",
-        "templates",
         "transforms",
+        "templates",
+        "name_map",
+        "place",
+        "part_places",
         "canonical",
         "assembly",
         "names",

@@ -6,9 +6,11 @@ import pytest
 
 from jaxmix.errors import LayoutError
 from jaxmix.placement.assembly import assembled, assembled_shape
-from jaxmix.placement.canonical import Holding
+from jaxmix.placement.canonical import Holding, Modules, Target
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.part_places import UnmappedError, memory_shape, part_place
 from jaxmix.placement.regions import WHOLE, Piece, Region
+from jaxmix.placement.transforms import Transform
 
 LEAF = np.arange(24 * 3, dtype=np.float32).reshape(24, 3)
 STACK = LEAF.reshape(2, 12, 3)
@@ -127,3 +129,35 @@ def test_a_leaf_that_can_not_be_assembled() -> None:
     holding = Holding("a", Piece("w", own=Region(part=1, parts=5)))
     with pytest.raises(LayoutError, match=r"^w: a \(24, 3\) can't be split into 5 equal parts\.$"):
         assembled([holding], LEAVES.__getitem__)
+
+
+def test_a_fused_leaf_under_another_name_stays_whole() -> None:
+    """An update of it is not cut, so all families apply."""
+    settings = (("Chunk", (("dim", 0),)),)
+    names = NameMap(
+        "any",
+        (
+            Transform("rename", ("^old",), ("net",)),
+            Transform("convert", ("qkv",), ("q", "k", "v"), operations=settings),
+        ),
+        "net",
+    )
+    modules = Modules(names, {"net.0.qkv.weight": (6, 2), "net.0.qkv.bias": (6,)})
+    for site in ("old.0.qkv", "0.qkv"):
+        assert modules.targets(site) == (Target("net.0.qkv"),)
+    assert [target.site for target in modules.targets("net.0.k")] == ["net.0.qkv[2:4]"]
+
+
+def test_an_expert_in_one_of_two_stacks() -> None:
+    """ERNIE divides experts between text and vision, by the sizes of the stacks in memory."""
+    fuse = (("ErnieFuseAndSplitTextVisionExperts", ()),)
+    transform = Transform("convert", ("experts.*.w",), ("text.w", "vision.w"), operations=fuse)
+    names = NameMap("any", (transform,))
+    modules = Modules(names, {"0.text.w": (3, 4, 2), "0.vision.w": (2, 4, 2)})
+    for expert, leaf, index in ((0, "0.text.w", "0"), (2, "0.text.w", "2"), (3, "0.vision.w", "0")):
+        (target,) = modules.targets(f"0.experts.{expert}.w")
+        assert target.places and target.places["weight"].leaf == leaf
+        assert target.places["weight"].index == index
+    assert not modules.targets("0.experts.6.w")
+    apart = Modules(names, {f"0.experts.{i}.w": (4, 2) for i in range(5)})
+    assert [t.site for t in apart.targets("0.vision.w")] == ["0.experts.3.w", "0.experts.4.w"]

@@ -5,7 +5,7 @@ PEFT takes a parameter (experts, out, in), unless its module's ``is_transposed``
 """
 
 from jaxmix.converters.adapters.peft.file import File
-from jaxmix.placement.canonical import NameMap
+from jaxmix.converters.names.table import name_map, named_parts
 
 __all__ = ["has_inputs_first"]
 
@@ -23,17 +23,28 @@ def has_inputs_first(file: File, module: str) -> bool | None:
         What the base's config, the model's class in the adapter's config, or the bias of another of
         the module's parameters determines; None if nothing does.
     """
-    found = file.base.in_memory.names if file.base and file.base.in_memory else _trained_on(file)
-    return _by_bias(file, module) if found is None else found.has_inputs_first(module)
+    if file.base and file.base.in_memory:
+        return file.base.in_memory.names.has_inputs_first(module)
+    found = _of_class(file, module)
+    return _by_bias(file, module) if found is None else found
 
 
-def _trained_on(file: File) -> NameMap | None:
-    """The model whose class PEFT has written to the adapter's config."""
+def _of_class(file: File, module: str) -> bool | None:
+    """What the class determines that PEFT has written to the adapter's config.
+
+    The models inside it that its config names may be others than usually.
+    """
     mapping = file.config.values.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if not isinstance(library, str) or not library.startswith(_LIBRARY):
         return None
-    return map_of({"model_type": library.removeprefix(_LIBRARY).partition(".")[0]})
+    config = {"model_type": library.removeprefix(_LIBRARY).partition(".")[0]}
+    found = name_map(config)
+    if found is None:
+        return None
+    is_first = found.has_inputs_first(module)
+    is_in_part = any(f".{path}." in f".{module}" for path in named_parts(config))
+    return None if is_in_part and not is_first else is_first
 
 
 def _by_bias(file: File, module: str) -> bool | None:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jaxmix.placement.canonical import NameMap
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.templates import Template, Templates
 
 __all__ = ["image_map", "image_maps", "other_names"]

@@ -13,8 +13,8 @@ from jaxmix.converters.checkpoints.huggingface import read_checkpoint
 from jaxmix.converters.names import matching, with_stored_names
 from jaxmix.errors import LayoutError
 from jaxmix.families import LoRA
-from jaxmix.placement.canonical import NameMap
 from jaxmix.placement.layout import NAMES
+from jaxmix.placement.name_map import NameMap
 from jaxmix.placement.transforms import Transform
 
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}

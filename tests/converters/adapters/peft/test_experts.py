@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import jaxmix
-from jaxmix.errors import CheckpointError
+from jaxmix.errors import CheckpointError, UnsupportedError
 
 from .folders import Form, save
 
@@ -63,6 +63,18 @@ def test_the_model_determines_the_order(model_type: str, expected: bool, tmp_pat
     assert is_in_first(folder, leaves) == expected
 
 
+def test_a_class_with_any_text_model_does_not_determine_the_order(tmp_path: Path) -> None:
+    """LLaVA has the text model that its config names; outside it, the class is the model's own."""
+    mapping: Any = {"base_model_class": "Any", "parent_library": LIBRARY.format("llava")}
+    folder = adapter(tmp_path, "down_proj", auto_mapping=mapping)
+    assert not is_in_first(folder, {f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32)})
+    file = folder / "adapter_model.safetensors"
+    inner = EXPERTS.replace("model.", "model.language_model.")
+    save_file({k.replace(EXPERTS, inner): t for k, t in load_file(file).items()}, file)
+    with pytest.raises(UnsupportedError, match="neither the file nor the base states"):
+        jaxmix.load(folder, base={f"{inner}.down_proj": np.ones((3, 4, 4), np.float32)})
+
+
 @pytest.mark.parametrize(("shape", "expected"), [((3, 4, 8), True), ((3, 8, 4), False)])
 def test_a_bias_determines_the_order(
     shape: tuple[int, ...], expected: bool, tmp_path: Path
@@ -73,7 +85,7 @@ def test_a_bias_determines_the_order(
         f"{EXPERTS}.down_proj": np.ones((3, 4, 4), np.float32),
         f"{EXPERTS}.gate_up_proj": np.ones(shape, np.float32),
     }
-    with pytest.raises(Exception, match="neither the file nor the base states"):
+    with pytest.raises(UnsupportedError, match="neither the file nor the base states"):
         is_in_first(folder, leaves)
     leaves[f"{EXPERTS}.gate_up_proj_bias"] = np.ones((3, 8), np.float32)
     assert is_in_first(folder, leaves) == expected
@@ -99,3 +111,27 @@ def test_parameters_whose_shapes_are_each_other_transposed(
     updates: Any = jaxmix.load(folder, base=given).updates
     first = "up_proj" if up_is_first else "down_proj"
     assert updates[f"{EXPERTS}.{first}"].b.shape == (3, 5, 2)
+
+
+def test_a_stacked_parameter_called_weight(tmp_path: Path) -> None:
+    """JetMoE's experts are the weight of a module that is no layer."""
+    site = "model.layers.0.mlp.input_linear"
+    a = RANDOM.normal(size=(6, 4)).astype(np.float32)
+    b = RANDOM.normal(size=(5, 6)).astype(np.float32)
+    key = f"base_model.model.{site}"
+    tensors = {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+    targets: Any = ["mlp.input_linear.weight"]
+    form = Form("LORA", {"r": 2, "lora_alpha": 3}, {})
+    folder = save(tmp_path / "adapter", form, tensors, target_parameters=targets)
+    weight = RANDOM.normal(size=(3, 5, 4)).astype(np.float32)
+    given = tmp_path / "base"
+    given.mkdir()
+    save_file({f"{site}.weight": weight}, given / "model.safetensors")
+    (given / "config.json").write_text(json.dumps({"model_type": "jetmoe"}))
+    expected = weight + 1.5 * np.einsum("ore,eri->eoi", b.reshape(5, 2, 3), a.reshape(3, 2, 4))
+    leaves = {f"{site}.weight": weight}
+    composed = jaxmix.compose(leaves, jaxmix.load(folder, base=leaves))
+    np.testing.assert_allclose(composed[f"{site}.weight"], expected, atol=1e-5)
+    jaxmix.merge_checkpoint(given, jaxmix.load(folder, base=given), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_allclose(merged[f"{site}.weight"], expected, atol=1e-5)
