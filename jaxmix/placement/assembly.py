@@ -88,7 +88,7 @@ def _part(holding: Holding, weight: np.ndarray) -> np.ndarray:
         place = part_place(holding.leaf, weight.shape, piece.own, piece.is_transposed, piece.heads)
     except UnmappedError as error:
         raise LayoutError(f"{piece.name}: {error}.") from error
-    part = weight if place.index is None else weight[parsed_index(place.index)]
+    part = weight if place.index is None else weight[parsed_index(place.index, weight.shape)]
     if place.axes is None:
         return part
     return einops.rearrange(part, place.axes, **dict(place.sizes))

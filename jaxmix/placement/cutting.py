@@ -225,5 +225,6 @@ def _columns(target: Target, modules: Modules) -> int:
     names = [f"{target.site}.weight", target.site]
     if target.places:
         names = [target.places["weight"].leaf]
-    shape = modules.shapes[next(name for name in names if name in modules.shapes)]
+    found = (modules.shapes[name] for name in names if name in modules.shapes)
+    shape: tuple[int, ...] = next(found, ())
     return shape[-1] if target.region.expert >= 0 else math.prod(shape[1:])
