@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.operators.backends import Backend, by_platform, row_major
@@ -57,14 +58,12 @@ def prepared(backend: Backend, delta: Operator) -> tuple[Operator, ...]:
             rest.append(Hadamard(backend.prepared(term.left), backend.prepared(term.right)))
         elif not isinstance(term, Zero):
             rest.append(term)
-    if not low:
-        return tuple(rest)
     joined = low[0]
     if len(low) > 1:
-        joined = LowRank(
-            jnp.concatenate([term.b for term in low], 1),
-            jnp.concatenate([term.a for term in low], 0),
-        )
+        b = jnp.concatenate([term.b for term in low], 1)
+        joined = LowRank(b, jnp.concatenate([term.a for term in low], 0))
+        # Otherwise XLA writes out what it takes to join them several times.
+        joined = jax.lax.optimization_barrier(joined)
     return backend.prepared(joined), *rest
 
 
@@ -99,7 +98,7 @@ def added_in_one_pass(
 
 def _wide(x: Array, dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of the sum."""
-    return jnp.promote_types(jnp.promote_types(x.dtype, dtype), jnp.float32)
+    return np.promote_types(np.promote_types(x.dtype, dtype), np.float32)
 
 
 def _plus(backend: Backend, x: Array, term: Operator) -> Array:
@@ -129,7 +128,9 @@ def _seen(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Arra
             return wide[:, None, :] * jnp.tile(term.y, (1, term.x.shape[1]))[None]
         case LowRank():
             rows, rank = term.b.shape
-            b = jax.lax.optimization_barrier(term.b.reshape(rows // size, size, rank))
+            # Between barriers: XLA would carry the view into what made the factor.
+            b = jax.lax.optimization_barrier(term.b).reshape(rows // size, size, rank)
+            b = jax.lax.optimization_barrier(b)
             if rank <= backend.unrolled_rank:
                 outer = (b[:, :, i : i + 1] * term.a[None, i : i + 1] for i in range(rank))
                 return sum(outer, jnp.zeros((), dtype))

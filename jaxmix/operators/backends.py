@@ -47,11 +47,8 @@ class Backend:
         is_split = self.has_split_products and factors.rank > 0
         if not is_split or {factors.a.dtype, factors.b.dtype} != {jnp.dtype("float32")}:
             return factors
-        left, right = split(factors.b), split(factors.a)
-        return LowRank(
-            jnp.concatenate([left[i] for i, _ in _PAIRS], 1),
-            jnp.concatenate([right[j] for _, j in _PAIRS], 0),
-        )
+        left, right = zip(*_PAIRS, strict=True)
+        return LowRank(split(factors.b.T, left).T, split(factors.a, right))
 
     def product(self, factors: LowRank, dtype: Any) -> Float[Array, "rows cols"]:
         """Returns the matrix of prepared factors."""
@@ -95,28 +92,34 @@ def by_platform(
     return jax.lax.platform_dependent(*operands, cpu=cpu, tpu=on(TPU), default=on(GPU))
 
 
-def split(x: Float[Array, "..."]) -> tuple[Array, Array, Array]:
+def split(x: Float[Array, "r n"], order: tuple[int, ...]) -> Float[Array, "k n"]:
     """Splits float32 numbers into three bfloat16 numbers each, whose sum has their 24 bits.
 
     Args:
         x: The numbers.
+        order: Which parts to return below each other: 0 for the largest part, 2 for the smallest.
 
     Returns:
-        The parts, from large to small.
+        The parts (len(order)·r, n).
 
     Example:
-        >>> high, middle, low = split(jnp.array([1 + 2.0**-12 + 2.0**-22]))
-        >>> float(high[0]), float(middle[0]) == 2.0**-12, float(low[0]) == 2.0**-22
-        (1.0, True, True)
+        >>> parts = split(jnp.array([[1 + 2.0**-12 + 2.0**-22]]), (0, 1, 2, 0))
+        >>> [float(part) for part in parts[:, 0]] == [1, 2.0**-12, 2.0**-22, 1]
+        True
     """
-    parts = []
-    for _ in range(3):
-        # Not a cast and back, which XLA may leave out.
-        part = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-        parts.append(part.astype(jnp.bfloat16))
-        # An infinity stays one: without this, it would become NaN.
-        x = jnp.where(jnp.isfinite(part), x - part, jnp.zeros_like(x))
-    return tuple(parts)
+    # One elementwise expression, which is one kernel; concatenated parts are one kernel each.
+    x = jnp.broadcast_to(x[None], (len(order), *x.shape))
+    high = _rounded(x)
+    middle = _rounded(x - high)
+    low = _rounded(x - high - middle)
+    which = jnp.asarray(order, jnp.int32)[:, None, None]
+    chosen = jnp.where(which == 0, high, jnp.where(which == 1, middle, low))
+    return chosen.astype(jnp.bfloat16).reshape(-1, x.shape[2])
+
+
+def _rounded(x: Array) -> Array:
+    """Rounds to bfloat16's precision; XLA may leave out a cast and back."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def row_major(x: Array) -> Array:
