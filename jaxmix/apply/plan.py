@@ -204,7 +204,8 @@ def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) ->
     """The base's leaves at the site as matrices; the weight is separate for maps of a bias."""
     own = cast(form.matrix(leaf, at), arithmetic(leaf.dtype))
     if form.part == "weight":
-        return Base(own, own.shape, is_transposed=form.transposed)
+        stored = leaf.dtype if form.is_plain and form.scale == 1 else None
+        return Base(own, own.shape, stored=stored, is_transposed=form.transposed)
     if base is None or base_form is None:
         return Base(None, (own.shape[0], 1), own)
     matrix = cast(base_form.matrix(base), own.dtype)

@@ -109,7 +109,9 @@ class LoRA(Update):
     def _rescaling(self, base: Base) -> Float[Array, " norms"]:
         """Returns DoRA's c; NaN where the norm overflows, since c would be zero."""
         matrix = base.read("matrix")
-        adapted = added(matrix, self._delta(1), is_transposed=base.is_transposed)
+        adapted = added(
+            matrix, self._delta(1), stored=base.stored, is_transposed=base.is_transposed
+        )
         norms = jnp.linalg.norm(adapted, axis=0 if self.embedding else 1)
         norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
         return self.magnitude / norms  # pyright: ignore[reportOptionalOperand]

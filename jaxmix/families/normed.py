@@ -67,7 +67,7 @@ class Normed(Update):
         """``((1 − s) + s·c, I, s·c ⊙ Δ)``, or with c on the right for input channels."""
         (out_size, in_size), matrix = base.shape, base.read("matrix")
         delta = self.update.weight_map(base, jnp.ones((), matrix.dtype)).shift
-        adapted = added(matrix, delta, is_transposed=base.is_transposed)
+        adapted = added(matrix, delta, stored=base.stored, is_transposed=base.is_transposed)
         if self.axis == "out":
             norms = jnp.linalg.norm(adapted, axis=1)
         else:

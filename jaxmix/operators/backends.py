@@ -18,12 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from jaxmix.operators.lowrank import Hadamard, LowRank
 
-__all__ = ["GPU", "TPU", "Backend", "by_platform", "row_major", "split"]
+__all__ = ["GPU", "TPU", "Backend", "by_platform", "split"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Backend:
         khatri_rao_rank: A Hadamard product of ranks r₁ and r₂ becomes one low rank up to this r₁r₂.
         unrolled_rank: Products up to this rank become sums of outer products.
         has_split_products: Whether float32 products become one bfloat16 product of split factors.
-        has_tiles: Whether arrays are stored in tiles, so that a layout can be required.
+        has_tiles: Whether arrays are stored in tiles, and XLA chooses their order.
     """
 
     khatri_rao_rank: int
@@ -42,13 +41,20 @@ class Backend:
     has_split_products: bool
     has_tiles: bool
 
-    def prepared(self, factors: LowRank) -> LowRank:
-        """Returns factors whose plain product, accumulated in float32, is accurate."""
+    def prepared(self, factors: LowRank, *, is_viewed: bool = False) -> LowRank:
+        """Returns factors whose plain product, accumulated in float32, is accurate.
+
+        Args:
+            factors: The factors.
+            is_viewed: Whether the product is used as an array of three axes.
+        """
         is_split = self.has_split_products and factors.rank > 0
         if not is_split or {factors.a.dtype, factors.b.dtype} != {jnp.dtype("float32")}:
             return factors
         left, right = zip(*_PAIRS, strict=True)
-        return LowRank(split(factors.b.T, left).T, split(factors.a, right))
+        # XLA carries the view into a selection, and writes what it selects from out in full.
+        joined = _split_and_joined if is_viewed else split
+        return LowRank(joined(factors.b.T, left).T, joined(factors.a, right))
 
     def product(self, factors: LowRank, dtype: Any) -> Float[Array, "rows cols"]:
         """Returns the matrix of prepared factors."""
@@ -108,20 +114,25 @@ def split(x: Float[Array, "r n"], order: tuple[int, ...]) -> Float[Array, "k n"]
         True
     """
     # One elementwise expression, which is one kernel; concatenated parts are one kernel each.
-    x = jnp.broadcast_to(x[None], (len(order), *x.shape))
+    parts = _parts(jnp.broadcast_to(x[None], (len(order), *x.shape)))
+    which = jnp.asarray(order, jnp.int32)[:, None, None]
+    chosen = jnp.where(which == 0, parts[0], jnp.where(which == 1, parts[1], parts[2]))
+    return chosen.astype(jnp.bfloat16).reshape(-1, x.shape[1])
+
+
+def _split_and_joined(x: Array, order: tuple[int, ...]) -> Array:
+    """The same as `split`, by concatenation."""
+    parts = [part.astype(jnp.bfloat16) for part in _parts(x)]
+    return jnp.concatenate([parts[i] for i in order], 0)
+
+
+def _parts(x: Array) -> tuple[Array, Array, Array]:
+    """The numbers' three parts, still in float32."""
     high = _rounded(x)
     middle = _rounded(x - high)
-    low = _rounded(x - high - middle)
-    which = jnp.asarray(order, jnp.int32)[:, None, None]
-    chosen = jnp.where(which == 0, high, jnp.where(which == 1, middle, low))
-    return chosen.astype(jnp.bfloat16).reshape(-1, x.shape[2])
+    return high, middle, _rounded(x - high - middle)
 
 
 def _rounded(x: Array) -> Array:
     """Rounds to bfloat16's precision; XLA may leave out a cast and back."""
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-
-
-def row_major(x: Array) -> Array:
-    """Requires the layout in which the last axis is contiguous, in a traced function."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
