@@ -95,7 +95,9 @@ def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | Non
     tensor = form.tensor(leaf, at)
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form, at)
-        made = [form.turned(one) for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)]
+        made = [
+            form.turned(one) for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)
+        ]
         now = by_platform(partial(_on_cpu, form), partial(_on_accelerator, form), tensor, made)
     out = form.back(leaf, now, at)
     return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)

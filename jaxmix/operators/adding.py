@@ -52,9 +52,7 @@ def added(
     return by_platform(lambda x, delta: delta.added_to(x), in_one_pass, x, delta)
 
 
-def prepared(
-    backend: Backend, delta: Operator, *, is_viewed: bool = False
-) -> tuple[Operator, ...]:
+def prepared(backend: Backend, delta: Operator, *, is_viewed: bool = False) -> tuple[Operator, ...]:
     """Returns Δ's terms in the form that `plus` takes, at most one of low rank.
 
     Args:
@@ -165,7 +163,7 @@ def _viewed(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Ar
             if rank <= backend.unrolled_rank:
                 outer = (b[:, :, i : i + 1] * term.a[None, i : i + 1] for i in range(rank))
                 return sum(outer, jnp.zeros((), dtype))
-            return jnp.matmul(b, term.a, preferred_element_type=dtype)
+            return backend.matmul(b, term.a, dtype)
         case Hadamard():
             left, right = (_viewed(backend, one, size, dtype) for one in (term.left, term.right))
             return left * right

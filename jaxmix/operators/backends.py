@@ -62,6 +62,10 @@ class Backend:
         if factors.rank <= self.unrolled_rank:
             outer = (b[:, i : i + 1] * a[i : i + 1] for i in range(factors.rank))
             return sum(outer, jnp.zeros((), dtype))
+        return self.matmul(b, a, dtype)
+
+    def matmul(self, b: Array, a: Array, dtype: Any) -> Array:
+        """Returns the product of prepared factors, accumulated in a dtype."""
         return jnp.matmul(b, a, preferred_element_type=dtype)
 
     def is_low_rank(self, delta: Hadamard) -> bool:
@@ -78,9 +82,7 @@ GPU = Backend(khatri_rao_rank=0, unrolled_rank=32, has_split_products=False, has
 _PAIRS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
 
 
-def by_platform(
-    cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any
-) -> Any:
+def by_platform(cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any) -> Any:
     """Runs the form of a computation that suits the platform on which the program is lowered.
 
     Args:
