@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, fold
 from jaxmix.apply import accelerated
+from jaxmix.apply.decomposing import decomposed, is_on_cpu
 from jaxmix.families import Update
 from jaxmix.families.base import Chain, maps
 from jaxmix.operators import Hadamard, Operator, Zero, terms
@@ -68,6 +69,10 @@ def apply(
     chain = tuple((_strength(strength, dtype), update) for strength, update in chain)
     form, at = form.picked
     if not _runs_by_pass(leaf):
+        weight = leaf if form.part == "weight" else base
+        chain = decomposed(
+            chain, weight, lambda: _base(leaf, base, form, base_form, at).read("matrix")
+        )
         return (_fused_in_place if donate else _fused)(leaf, base, chain, form, base_form, at)
     return _by_pass(leaf, base, chain, form, base_form, at, donate)
 
@@ -77,7 +82,7 @@ def _runs_by_pass(leaf: Array) -> bool:
     # On several devices it is one program; separate results would be whole on one device.
     if isinstance(leaf, Tracer) or len(leaf.devices()) > 1:
         return False
-    return all(device.platform == "cpu" for device in leaf.devices())
+    return is_on_cpu(leaf)
 
 
 def _strength(strength: Any, dtype: Any) -> Any:
