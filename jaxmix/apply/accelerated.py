@@ -101,7 +101,7 @@ class _SlabStep:
     terms: tuple[Operator, ...]
 
 
-def _rotated_axis(steps: Sequence[AffineMap], shape: tuple[int, int]) -> Literal[0, 1] | None:
+def _rotated_axis(steps: Sequence[AffineMap], shape: tuple[int, ...]) -> Literal[0, 1] | None:
     """The axis on which steps rotate in blocks that fit slabs; None if there is not exactly one."""
     axes: set[Literal[0, 1]] = set()
     for step in steps:
