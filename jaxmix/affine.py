@@ -8,7 +8,7 @@ becomes dense through a later rotation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -107,6 +107,8 @@ class Base:
         shape: (out, in) of the weight, always given.
         bias: The base's bias as (out, 1), for maps of the bias of updates with ``reads_base``;
             otherwise None.
+        stored: The dtype in which the weight is stored; None if the matrix is not exactly it.
+        is_transposed: Whether the weight is stored as (in, out), so the matrix is a transpose.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,6 +119,8 @@ class Base:
     matrix: Float[Array, "out in"] | None
     shape: tuple[int, int] = field(metadata={"static": True})
     bias: Float[Array, "out 1"] | None = None
+    stored: Any = field(default=None, metadata={"static": True})
+    is_transposed: bool = field(default=False, metadata={"static": True})
 
     def read(self, leaf: Literal["matrix", "bias"]) -> Float[Array, "out n"]:
         """Returns the leaf of this name, for a map that needs it.

@@ -99,7 +99,23 @@ class Update:
             matrix = self.weight_map(base, strength)(matrix)
         if bias is not None and self.has_bias:
             bias = self.bias_map(base, strength)(bias)
-        return Base(matrix, base.shape, bias)
+        return Base(matrix, base.shape, bias, is_transposed=base.is_transposed)
+
+    def decomposed(self, matrix: np.ndarray) -> "Update":
+        """Returns the update with what it needs of the base's decomposition, computed by NumPy.
+
+        Its maps are the same. Compilers of accelerators take minutes for a decomposition of a
+        weight, so code that runs maps there calls this first where the weight is known.
+
+        Args:
+            matrix: The base's weight (out, in), in float32 or wider.
+        """
+        return self
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether the maps decompose the base's weight."""
+        return False
 
     def with_transposed_weight(self) -> "Update":
         """Returns the update for a weight that PyTorch stores as (in, out).

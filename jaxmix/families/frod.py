@@ -1,6 +1,6 @@
 """FRoD: new coefficients for the weight, in a basis shared by all modules of a category."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import jax
@@ -32,6 +32,7 @@ class FRoD(Update):
         indices: Their rows and columns (2, n) int32, PEFT's ``frod_s_indices``.
         lengths: l (in,), PEFT's ``frod_lambda_l``.
         transposed: Whether PyTorch stores the weight as (in, out); None if unknown.
+        directions: U (out, in); None to compute it.
 
     Raises:
         ShapeError: Raised by `compose` if the factors do not have the weight's inputs.
@@ -49,6 +50,7 @@ class FRoD(Update):
     indices: Int[Array, "2 n"]
     lengths: Float[Array, " in"]
     transposed: bool | None = field(default=False, metadata={"static": True})
+    directions: Float[Array, "out in"] | None = None
 
     family: ClassVar[str] = "FRoD"
     trained: ClassVar[tuple[str, ...]] = ("values", "lengths")
@@ -63,8 +65,23 @@ class FRoD(Update):
         w, v = base.read("matrix"), jnp.asarray(self.v)
         inner = Sparse(jnp.asarray(self.values), as_int32(self.indices), *v.shape)
         coefficients = inner.added_to(jnp.diag(jnp.asarray(self.lengths)))
-        target = _directions(w, v) @ (coefficients @ v.T)
+        u = _directions(w, v) if self.directions is None else self.directions
+        target = u @ (coefficients @ v.T)
         return shift(Dense(strength * (target - w)))
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether U is still to be computed."""
+        return self.directions is None
+
+    def decomposed(self, matrix: np.ndarray) -> "FRoD":
+        """Returns the same with U."""
+        v = np.asarray(self.v).astype(matrix.dtype)
+        columns = np.linalg.solve(v, matrix.T).T
+        norms = np.sqrt(np.sum(columns * columns, axis=0))
+        is_nonzero = norms**2 > 1e-24
+        u = np.where(is_nonzero, columns / np.where(is_nonzero, norms, 1), 0).astype(matrix.dtype)
+        return replace(self, directions=u)
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Checks that the basis and the coefficients have the weight's inputs."""

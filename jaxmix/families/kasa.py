@@ -1,6 +1,6 @@
 """KaSA: replaces the smallest singular values of the base by a LoRA in the form of an SVD."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import jax
@@ -30,6 +30,7 @@ class KaSA(Update):
         b: B (out, r), PEFT's ``lora_B``.
         d: The trained singular values (r,), PEFT's ``lora_diag``.
         scale: γ = alpha/rank, or alpha/√rank with rslora.
+        removed: ``U S`` (out, r) and V (r, in); None to compute them.
 
     Raises:
         ShapeError: Raised by `compose` if the factors do not fit the weight or have its full rank.
@@ -47,6 +48,7 @@ class KaSA(Update):
     b: Float[Array, "out r"]
     d: Float[Array, " r"]
     scale: Float[Array, ""] | float
+    removed: tuple[Float[Array, "out r"], Float[Array, "r in"]] | None = None
 
     family: ClassVar[str] = "KaSA"
     trained: ClassVar[tuple[str, ...]] = ("a", "b", "d")
@@ -65,12 +67,25 @@ class KaSA(Update):
     def _removed(self, base: Base) -> LowRank:
         """Returns ``U S V``."""
         matrix = base.read("matrix")
+        if self.removed is not None:
+            return LowRank(*self.removed)
         # LAPACK needs at least float32.
         exact = matrix.astype(np.promote_types(matrix.dtype, np.float32))
         u, values, v = jnp.linalg.svd(exact, full_matrices=False)
         kept = values.shape[0] - self.d.shape[0]
         left, right = u[:, kept:] * values[None, kept:], v[kept:]
         return LowRank(left.astype(matrix.dtype), right.astype(matrix.dtype))
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether U S V is still to be computed."""
+        return self.removed is None
+
+    def decomposed(self, matrix: np.ndarray) -> "KaSA":
+        """Returns the same with U S V."""
+        u, values, v = np.linalg.svd(matrix, full_matrices=False)
+        kept = values.shape[0] - self.d.shape[0]
+        return replace(self, removed=(u[:, kept:] * values[None, kept:], v[kept:]))
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Checks that B diag(d) A has the weight's sizes and less than its full rank."""

@@ -5,6 +5,7 @@ from functools import reduce
 from typing import ClassVar
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, identity
@@ -93,6 +94,15 @@ class Together(Update):
     ) -> AffineMap:
         each = maps([(strength, part) for part in self.parts], base, leaf)
         return reduce(lambda before, later: later.after(before), each, identity(shape))
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether any part decomposes the base's weight."""
+        return any(part.decomposes for part in self.parts)
+
+    def decomposed(self, matrix: np.ndarray) -> "Together":
+        """Returns the same with each part's decomposition."""
+        return Together(tuple(part.decomposed(matrix) for part in self.parts))
 
     def with_transposed_weight(self) -> "Together":
         """Returns the same with each part transposed."""

@@ -1,0 +1,140 @@
+"""What differs between backends where structured matrices are added to a dense one.
+
+This is the only place that chooses by backend. `by_platform` decides when a program is lowered, so
+a program that is lowered for a TPU on another host gets the TPU's form.
+
+Measured with the compilers themselves, without a chip (``make aot``); docs/scale.md has the tables:
+
+- On a TPU, XLA fuses one matrix product with everything around it, and a float32 product takes six
+  bfloat16 passes, each with its inner dimension padded to 128 or 256. The same six products fit
+  side by side in one inner dimension (`split`), which is as accurate and up to six times cheaper.
+- On a GPU, XLA fuses nothing behind a matrix product: it writes Δ in float32 and reads it again.
+  A sum of a few outer products fuses, so low ranks are written as one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmix.operators.lowrank import Hadamard, LowRank
+
+__all__ = ["GPU", "TPU", "Backend", "by_platform", "split"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """How a compiler is best told to add structured matrices to a dense one.
+
+    Args:
+        khatri_rao_rank: A Hadamard product of ranks r₁ and r₂ becomes one low rank up to this r₁r₂.
+        unrolled_rank: Products up to this rank become sums of outer products.
+        has_split_products: Whether float32 products become one bfloat16 product of split factors.
+        has_tiles: Whether arrays are stored in tiles, and XLA chooses their order.
+    """
+
+    khatri_rao_rank: int
+    unrolled_rank: int
+    has_split_products: bool
+    has_tiles: bool
+
+    def prepared(self, factors: LowRank, *, is_viewed: bool = False) -> LowRank:
+        """Returns factors whose plain product, accumulated in float32, is accurate.
+
+        Args:
+            factors: The factors.
+            is_viewed: Whether the product is used as an array of three axes.
+        """
+        is_split = self.has_split_products and factors.rank > 0
+        if not is_split or {factors.a.dtype, factors.b.dtype} != {jnp.dtype("float32")}:
+            return factors
+        left, right = zip(*_PAIRS, strict=True)
+        # XLA carries the view into a selection, and writes what it selects from out in full.
+        joined = _split_and_joined if is_viewed else split
+        return LowRank(joined(factors.b.T, left).T, joined(factors.a, right))
+
+    def product(self, factors: LowRank, dtype: Any) -> Float[Array, "rows cols"]:
+        """Returns the matrix of prepared factors."""
+        b, a = factors.b, factors.a
+        if factors.rank <= self.unrolled_rank:
+            outer = (b[:, i : i + 1] * a[i : i + 1] for i in range(factors.rank))
+            return sum(outer, jnp.zeros((), dtype))
+        return self.matmul(b, a, dtype)
+
+    def matmul(self, b: Array, a: Array, dtype: Any) -> Array:
+        """Returns the product of prepared factors, accumulated in a dtype."""
+        return jnp.matmul(b, a, preferred_element_type=dtype)
+
+    def is_low_rank(self, delta: Hadamard) -> bool:
+        """Whether a Hadamard product is cheaper as one low rank."""
+        return delta.left.rank * delta.right.rank <= self.khatri_rao_rank
+
+
+# Over a bare pass, v5e and v6e: r₁r₂ = 64 took 1.09 and 1.02, 256 took 1.85 and 1.28, where the
+# formula took 2.1 and 1.9; 1024 took 7.8 and 4.2.
+TPU = Backend(khatri_rao_rank=256, unrolled_rank=0, has_split_products=True, has_tiles=True)
+GPU = Backend(khatri_rao_rank=0, unrolled_rank=32, has_split_products=False, has_tiles=False)
+
+# Which parts of two split factors are multiplied: all but those below float32's precision.
+_PAIRS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
+
+
+def by_platform(cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any) -> Any:
+    """Runs the form of a computation that suits the platform on which the program is lowered.
+
+    Args:
+        cpu: The function for CPU.
+        accelerator: The function for others, which takes the `Backend` first.
+        *operands: Pytrees of arrays, the arguments of both functions.
+
+    Returns:
+        The result, of the same structure, shapes and dtypes from both.
+    """
+
+    def on(backend: Backend) -> Callable[..., Any]:
+        return lambda *operands: accelerator(backend, *operands)
+
+    return jax.lax.platform_dependent(*operands, cpu=cpu, tpu=on(TPU), default=on(GPU))
+
+
+def split(x: Float[Array, "r n"], order: tuple[int, ...]) -> Float[Array, "k n"]:
+    """Splits float32 numbers into three bfloat16 numbers each, whose sum has their 24 bits.
+
+    Args:
+        x: The numbers.
+        order: Which parts to return below each other: 0 for the largest part, 2 for the smallest.
+
+    Returns:
+        The parts (len(order)·r, n).
+
+    Example:
+        >>> parts = split(jnp.array([[1 + 2.0**-12 + 2.0**-22]]), (0, 1, 2, 0))
+        >>> [float(part) for part in parts[:, 0]] == [1, 2.0**-12, 2.0**-22, 1]
+        True
+    """
+    # One elementwise expression, which is one kernel; concatenated parts are one kernel each.
+    parts = _parts(jnp.broadcast_to(x[None], (len(order), *x.shape)))
+    which = jnp.asarray(order, jnp.int32)[:, None, None]
+    chosen = jnp.where(which == 0, parts[0], jnp.where(which == 1, parts[1], parts[2]))
+    return chosen.astype(jnp.bfloat16).reshape(-1, x.shape[1])
+
+
+def _split_and_joined(x: Array, order: tuple[int, ...]) -> Array:
+    """The same as `split`, by concatenation."""
+    parts = [part.astype(jnp.bfloat16) for part in _parts(x)]
+    return jnp.concatenate([parts[i] for i in order], 0)
+
+
+def _parts(x: Array) -> tuple[Array, Array, Array]:
+    """The numbers' three parts, still in float32."""
+    high = _rounded(x)
+    middle = _rounded(x - high)
+    return high, middle, _rounded(x - high - middle)
+
+
+def _rounded(x: Array) -> Array:
+    """Rounds to bfloat16's precision; XLA may leave out a cast and back."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

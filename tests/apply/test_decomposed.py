@@ -1,0 +1,68 @@
+"""Decompositions of the base's weight: on an accelerator, its host computes them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmix
+from jaxmix import Adapter
+from jaxmix.affine import Base
+from jaxmix.apply import decomposing, plan
+from jaxmix.families import Together
+
+from ..laws.chains import ALL
+from ..laws.draws import Module
+
+MODULE = Module("linear", (8, 16), True)
+KINDS = ("KaSA", "FRoD")
+
+
+def update_of(kind: str) -> Any:
+    """Returns an update in float32."""
+    update = ALL[kind](np.random.default_rng(1), MODULE)
+    return jax.tree.map(
+        lambda x: np.asarray(x, np.float32) if np.asarray(x).dtype.kind == "f" else x, update
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_together", [False, True])
+def test_the_map_is_the_same(kind: str, is_together: bool) -> None:
+    """NumPy's decomposition gives the map that the program's own gives."""
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16)), np.float32)
+    update = Together((update_of(kind),)) if is_together else update_of(kind)
+    on_host = update.decomposed(np.asarray(w))
+    assert update.decomposes and not on_host.decomposes
+    wanted, found = (
+        one.weight_map(Base(w, w.shape), jnp.float32(0.7))(w) for one in (update, on_host)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_program_of_an_accelerator_has_no_decomposition(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An eager `compose` hands the decomposition to the program, which then calls no LAPACK."""
+    seen: list[str] = []
+    real = plan._fused
+
+    def spied(*args: Any) -> Any:
+        lowered = real.lower(*args)
+        seen.append(lowered.as_text())
+        return lowered.compile()(*[x for i, x in enumerate(args) if i not in (3, 4)])
+
+    w = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    adapter = Adapter({"a": update_of(kind)}, 0.7)
+    wanted = jaxmix.compose({"a.weight": w}, adapter)["a.weight"]
+    monkeypatch.setattr(plan, "_runs_by_pass", lambda leaf: False)
+    monkeypatch.setattr(plan, "_fused", spied)
+    jaxmix.compose({"a.weight": w}, adapter)
+    monkeypatch.setattr(decomposing, "is_on_cpu", lambda leaf: False)
+    found = jaxmix.compose({"a.weight": w}, adapter)["a.weight"]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    before, after = seen
+    assert "lapack" in before and "lapack" not in after
