@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from jaxmix.adapter import Adapter
 from jaxmix.bank import assignment, building, calls
@@ -21,6 +21,8 @@ from jaxmix.placement.layout import Layout
 __all__ = ["Bank"]
 
 Member = Adapter | Mix
+
+_CHILDREN = ("leaves", "owners", "taken", "blend")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -70,6 +72,7 @@ class Bank:
     """
 
     leaves: tuple[BankLeaf, ...]
+    owners: Int[Array, "stacks slots"]
     taken: Bool[Array, " capacity"]
     blend: dict[str, Member] | None
     names: tuple[str | None, ...]
@@ -113,7 +116,8 @@ class Bank:
         @wraps(fn)
         def run(params: Any, batch: Any, who: Any) -> Any:
             pick = self.who(who)
-            return calls.run(fn, params, batch, pick, self.leaves, self.taken, self._blended)
+            slots = calls.Slots(self.leaves, self.owners, self.taken)
+            return calls.run(fn, params, batch, pick, slots, self._blended)
 
         return run
 
@@ -195,8 +199,8 @@ class Bank:
         number = self._number(name, "remove")
         names = [None if old == name else old for old in self.names]
         members = {key: old for key, old in origin.members.items() if key != name}
-        leaves = tuple(leaf.freed(number) for leaf in self.leaves)
-        return self._new(leaves, self.taken.at[number].set(False), members, names)
+        taken = self.taken.at[number].set(False)
+        return self._new(self.leaves, self._released(number), taken, members, names)
 
     def explain(self) -> str:
         """Describes how each leaf is run: its stacks with their slots, or why it is whole."""
@@ -211,14 +215,14 @@ class Bank:
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], building.MemberNames]:
         """Returns the arrays, and the names, which comparisons of structures ignore."""
         key = jax.tree_util.GetAttrKey
-        children = tuple((key(name), getattr(self, name)) for name in ("leaves", "taken", "blend"))
+        children = tuple((key(name), getattr(self, name)) for name in _CHILDREN)
         return children, building.MemberNames(self.names)
 
     @classmethod
     def tree_unflatten(cls, unseen: building.MemberNames, children: Any) -> "Bank":
         """Inverts `tree_flatten_with_keys`; the result does not know what it was built from."""
         new = object.__new__(cls)
-        new.leaves, new.taken, new.blend = children
+        new.leaves, new.owners, new.taken, new.blend = children
         new.names, new._origin = unseen.names, None
         return new
 
@@ -237,7 +241,8 @@ class Bank:
         def slots(count: int) -> int:
             return -(-count * room // max(len(numbers), 1))
 
-        self.leaves = building.build_leaves(base, numbers, layout, slots)
+        self.leaves, owners = building.build_leaves(base, numbers, layout, slots)
+        self.owners = jnp.asarray(owners)
         self.taken = jnp.asarray(np.isin(np.arange(room), list(numbers)))
 
     def _with(
@@ -249,36 +254,47 @@ class Bank:
     ) -> "Bank":
         """Returns a bank in which the member of this number is new."""
         fitting = self._fitting(origin, members[names[number] or ""], number)
-        new = self._new(self.leaves, self.taken.at[number].set(True, mode="drop"), members, names)
+        taken = self.taken.at[number].set(True, mode="drop")
+        new = self._new(self.leaves, self.owners, taken, members, names)
         if fitting is None:
             room = self.capacity if number < self.capacity else 2 * number
             numbers = {i: members[name] for i, name in enumerate(names) if name is not None}
             new._fill(origin.base, numbers, origin.layout, room)
         else:
-            new.leaves = fitting
+            new.leaves, new.owners = fitting
         return new
 
     def _fitting(
         self, origin: building.Origin, member: Member, number: int
-    ) -> tuple[BankLeaf, ...] | None:
-        """Returns the leaves with a member in free slots, or None if it does not fit."""
+    ) -> tuple[tuple[BankLeaf, ...], Array] | None:
+        """Returns leaves and owners with a member in free slots, or None if it does not fit."""
         if number >= self.capacity:
             return None
         new = building.attach_member(origin.base, member, origin.layout)
-        leaves = {leaf.name: leaf.freed(number) for leaf in self.leaves}
+        owners = np.array(self._released(number))
+        leaves = {leaf.name: leaf for leaf in self.leaves}
         for name, leaf in new.items():
-            inserted = leaves[name].put(number, leaf) if name in leaves else None
+            inserted = leaves[name].put(number, leaf, owners) if name in leaves else None
             if inserted is None:
                 return None
             leaves[name] = inserted
-        return tuple(leaves.values())
+        return tuple(leaves.values()), jnp.asarray(owners)
+
+    def _released(self, number: int) -> Array:
+        """Returns the table of owners in which a member's slots are free."""
+        return jnp.where(self.owners == number, np.int32(-1), self.owners)
 
     def _new(
-        self, leaves: Any, taken: Array, members: dict[str, Member], names: list[str | None]
+        self,
+        leaves: Any,
+        owners: Array,
+        taken: Array,
+        members: dict[str, Member],
+        names: list[str | None],
     ) -> "Bank":
         origin = self._require_origin("change")
         new = object.__new__(Bank)
-        new.leaves, new.taken, new.names = leaves, taken, tuple(names)
+        new.leaves, new.owners, new.taken, new.names = leaves, owners, taken, tuple(names)
         new.blend = None if self.blend is None else members
         new._origin = replace(origin, members=members)
         return new

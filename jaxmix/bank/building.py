@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmix.adapter import Adapter, Mixable
 from jaxmix.bank.leaves import BankLeaf, build_leaf
+from jaxmix.bank.stacks import owner_table
 from jaxmix.errors import AdapterError, listing
 from jaxmix.mixing import Mix, mix
 from jaxmix.placement.layout import Layout
@@ -101,14 +103,24 @@ def build_leaves(
     members: Mapping[int, Mixable],
     layout: Layout | str | None,
     room: Callable[[int], int],
-) -> tuple[BankLeaf, ...]:
-    """Builds the `BankLeaf` of each leaf that some member changes, in the order of the tree."""
+) -> tuple[tuple[BankLeaf, ...], np.ndarray]:
+    """Builds the `BankLeaf` of each leaf that some member changes, in the order of the tree.
+
+    Returns:
+        The leaves, and the table of the owners of their slots.
+    """
     found: dict[str, dict[int, Factored]] = {}
     for number, member in members.items():
         for name, leaf in attach_member(base, member, layout).items():
             found.setdefault(name, {})[number] = leaf
     names = [name for name in factored_by_name(base) if name in found]
-    return tuple(build_leaf(name, found[name], room) for name in names)
+    leaves: list[BankLeaf] = []
+    owners: list[Sequence[int]] = []
+    for name in names:
+        leaf, own = build_leaf(name, found[name], room, len(owners))
+        leaves.append(leaf)
+        owners += own
+    return tuple(leaves), owner_table([x for leaf in leaves for x in leaf.all_stacks], owners)
 
 
 def check_capacity(capacity: Any, count: int) -> int:

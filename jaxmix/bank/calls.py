@@ -1,6 +1,7 @@
 """Calls of a bank: runs a function on a batch in which each row has its own mix."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,13 +14,29 @@ from jaxmix.adapter import Mixable
 from jaxmix.bank.assignment import is_unknown
 from jaxmix.bank.building import factored_by_name, mix_all
 from jaxmix.bank.leaves import BankLeaf
+from jaxmix.bank.stacks import route
 from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
 from jaxmix.placement.layout import Layout
 from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.running import quietly_factored
 
-__all__ = ["attached", "run"]
+__all__ = ["Slots", "attached", "run"]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The stacks of a bank.
+
+    Args:
+        leaves: The leaves that members change.
+        owners: The member's number that owns each slot of each stack (stacks, slots); -1 if free.
+        taken: Whether each number belongs to a member (capacity,).
+    """
+
+    leaves: tuple[BankLeaf, ...]
+    owners: Array
+    taken: Array
 
 
 def run(
@@ -27,8 +44,7 @@ def run(
     params: Any,
     batch: Any,
     pick: Any,
-    leaves: Sequence[BankLeaf],
-    taken: Array,
+    slots: Slots,
     blended: Callable[[Any, Array], Any],
 ) -> Any:
     """Runs a function on a batch in which each row has its own mix.
@@ -39,8 +55,7 @@ def run(
         batch: A pytree whose leaves have rows as their first axis.
         pick: The member's number of each row (rows,), or a strength for each member (rows,
             members).
-        leaves: The leaves that members change.
-        taken: Whether each number belongs to a member (capacity,).
+        slots: The leaves that members change, and the owners of their slots.
         blended: Returns the params with all members attached at given strengths, for leaves that
             are not linear.
 
@@ -59,6 +74,7 @@ def run(
             f"who has {pick.shape[0]} entries, but the batch has {rows} rows, expected one entry "
             "per row."
         )
+    leaves, taken = slots.leaves, slots.taken
     params = _matching(params, leaves)
     numbers = {name: i for i, name in enumerate(factored_by_name(params))}
     bases, tree = jax.tree.flatten(params)
@@ -66,17 +82,17 @@ def run(
     each = max(1, rows // max(taken.shape[0], 1))
     stacked = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
 
-    def run_row(pick: Array, row: Any) -> Any:
+    def run_row(pick: Array, routes: Array, row: Any) -> Any:
         flat = list(bases)
         if len(stacked) < len(leaves):
             flat = jax.tree.leaves(blended(params, pick), is_leaf=is_factored)
         for leaf in stacked:
-            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], pick, each)
+            flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, each)
         single = jax.tree.map(lambda x: x[None], row)
         return jax.tree.map(_single, quietly_factored(fn)(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
-    out = jax.vmap(run_row)(pick, jax.tree.map(jnp.asarray, batch))
+    out = jax.vmap(run_row)(pick, route(slots.owners, pick), jax.tree.map(jnp.asarray, batch))
     if is_blend or not isinstance(pick, Tracer):
         return out
     wrong = is_unknown(pick, taken)
