@@ -26,6 +26,7 @@ __all__ = [
     "check_capacity",
     "check_members",
     "factored_by_name",
+    "insert_member",
     "mix_all",
     "untied_base",
 ]
@@ -121,6 +122,26 @@ def build_leaves(
         leaves.append(leaf)
         owners += own
     return tuple(leaves), owner_table([x for leaf in leaves for x in leaf.all_stacks], owners)
+
+
+def insert_member(
+    leaves: Sequence[BankLeaf], new: Mapping[str, Factored], number: int, owners: np.ndarray
+) -> tuple[BankLeaf, ...] | None:
+    """Returns a bank's leaves with another member in free slots, or None if it does not fit.
+
+    Args:
+        leaves: The leaves.
+        new: The member's factored leaves, by name.
+        number: The member's number.
+        owners: The table of owners, which is changed.
+    """
+    by_name = {leaf.name: leaf for leaf in leaves}
+    for name, leaf in new.items():
+        inserted = by_name[name].put(number, leaf, owners) if name in by_name else None
+        if inserted is None:
+            return None
+        by_name[name] = inserted
+    return tuple(by_name.values())
 
 
 def check_capacity(capacity: Any, count: int) -> int:

@@ -1,5 +1,6 @@
 """Calls of a bank: runs a function on a batch in which each row has its own mix."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,20 @@ from jaxmix.bank.assignment import is_unknown
 from jaxmix.bank.building import factored_by_name, mix_all
 from jaxmix.bank.leaves import BankLeaf
 from jaxmix.bank.stacks import route
-from jaxmix.errors import LayoutError, ShapeError, UnsupportedError, listing
+from jaxmix.errors import (
+    DenseWeightWarning,
+    LayoutError,
+    ShapeError,
+    UnsupportedError,
+    listing,
+)
 from jaxmix.placement.layout import Layout
 from jaxmix.unmerged import attach
 from jaxmix.unmerged.attaching import is_factored
 from jaxmix.unmerged.running import quietly_factored
+from jaxmix.unmerged.uses import Use, refusal, warning
+from jaxmix.unmerged.uses import described as described_array
+from jaxmix.unmerged.weight import How
 
 __all__ = ["Slots", "attached", "run"]
 
@@ -46,6 +56,7 @@ def run(
     pick: Any,
     slots: Slots,
     blended: Callable[[Any, Array], Any],
+    how: How,
 ) -> Any:
     """Runs a function on a batch in which each row has its own mix.
 
@@ -58,11 +69,13 @@ def run(
         slots: The leaves that members change, and the owners of their slots.
         blended: Returns the params with all members attached at given strengths, for leaves that
             are not linear.
+        how: How products are computed, as in `jaxmix.factored`.
 
     Returns:
         The function's result, with rows as the first axis.
 
     Raises:
+        UnsupportedError: With ``how="factored"``, if a use of a weight has no factored form.
         LayoutError: If the params are not those of the bank.
         ShapeError: If the number of rows differs in the batch, in `pick` or in the result.
     """
@@ -81,6 +94,10 @@ def run(
     is_blend = jnp.issubdtype(pick.dtype, jnp.floating)
     each = max(1, rows // max(taken.shape[0], 1))
     stacked = [leaf for leaf in leaves if leaf.is_linear or not is_blend]
+    uses: dict[Use, None] = {}
+    for leaf in stacked:
+        if leaf.reason and not leaf.is_vector:
+            uses[Use(leaf.name, described_array(bases[numbers[leaf.name]]), leaf.reason)] = None
 
     def run_row(pick: Array, routes: Array, row: Any) -> Any:
         flat = list(bases)
@@ -89,10 +106,16 @@ def run(
         for leaf in stacked:
             flat[numbers[leaf.name]] = leaf.of_row(bases[numbers[leaf.name]], routes, each)
         single = jax.tree.map(lambda x: x[None], row)
-        return jax.tree.map(_single, quietly_factored(fn)(tree.unflatten(flat), single))
+        on_leaves = quietly_factored(fn, how if how == "dense" else "factored", uses.setdefault)
+        return jax.tree.map(_single, on_leaves(tree.unflatten(flat), single))
 
     pick = jnp.asarray(pick)
     out = jax.vmap(run_row)(pick, route(slots.owners, pick), jax.tree.map(jnp.asarray, batch))
+    if uses and how == "factored":
+        raise UnsupportedError(refusal(tuple(uses), "Bank"))
+    if uses and how == "auto":
+        text = warning(tuple(uses), "Bank", "for each row")
+        warnings.warn(text, DenseWeightWarning, stacklevel=3)
     if is_blend or not isinstance(pick, Tracer):
         return out
     wrong = is_unknown(pick, taken)

@@ -44,6 +44,7 @@ class BankLeaf:
         shape: The shape (out, in) of the maps; () for whole leaves.
         is_linear: Whether all members only add to the weight, in proportion to their strengths.
         reason: Why the leaves are whole; "" where they are not.
+        is_vector: Whether the leaf is a vector, whose dense form costs no more.
     """
 
     stacks: Mapping[str, tuple[OperatorStack, ...]]
@@ -54,6 +55,7 @@ class BankLeaf:
     shape: tuple[int, ...] = field(metadata={"static": True})
     is_linear: bool = field(metadata={"static": True})
     reason: str = field(metadata={"static": True})
+    is_vector: bool = field(default=False, metadata={"static": True})
 
     def of_row(self, base: Any, routes: Array, each: int) -> Any:
         """Returns the leaf for one row.
@@ -159,8 +161,9 @@ def build_leaf(
         owners += new
     is_linear = not reason and all(map(_is_linear, leaves.values()))
     seen = None if reason else axes.pop()
-    leaf = BankLeaf(stacks, name, first.shape, first.forms, seen, shape, is_linear, reason)
-    return leaf, owners
+    is_vector = any(isinstance(found, NotApart) and found.is_vector for found in apart)
+    static = (first.shape, first.forms, seen, shape, is_linear, reason, is_vector)
+    return BankLeaf(stacks, name, *static), owners
 
 
 def _items(leaf: Factored, apart: bool) -> dict[str, list[Any]] | None:
