@@ -107,6 +107,7 @@ class Base:
         shape: (out, in) of the weight, always given.
         bias: The base's bias as (out, 1), for maps of the bias of updates with ``reads_base``;
             otherwise None.
+        is_transposed: Whether the weight is stored as (in, out), so the matrix is a transpose.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,6 +118,7 @@ class Base:
     matrix: Float[Array, "out in"] | None
     shape: tuple[int, int] = field(metadata={"static": True})
     bias: Float[Array, "out 1"] | None = None
+    is_transposed: bool = field(default=False, metadata={"static": True})
 
     def read(self, leaf: Literal["matrix", "bias"]) -> Float[Array, "out n"]:
         """Returns the leaf of this name, for a map that needs it.

@@ -8,7 +8,7 @@ functions depend on structure, shapes and dtypes only: layers of one shape share
 CPU use the same few, and new strengths or factors do not re-trace.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap, Base, fold
+from jaxmix.apply import accelerated
 from jaxmix.families import Update
 from jaxmix.families.base import Chain, maps
 from jaxmix.operators import Hadamard, Operator, Zero, terms
+from jaxmix.operators.backends import Backend, by_platform
 from jaxmix.operators.lowrank import KHATRI_RAO_RANK
 from jaxmix.operators.sharded import matrix_sharding, sharded_matmul, transposed_sharding
 from jaxmix.placement.form import At, Form, arithmetic, as_matrix
@@ -90,15 +92,33 @@ def _strength(strength: Any, dtype: Any) -> Any:
 
 def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | None, at: At) -> Array:
     """The leaf with the chain applied."""
-    dtype = arithmetic(leaf.dtype)
+    tensor = form.tensor(leaf, at)
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form, at)
-        made = [_thrifty(one) for one in maps(cast(chain, dtype), start, form.part)]
-    now = form.tensor(leaf, at).astype(dtype)
-    for work, operators in _passes(fold([form.turned(one) for one in made])):
-        now = _in_matrix(work, now, operators, form, dtype)
-    out = form.back(leaf, now.astype(leaf.dtype), at)
+        made = [form.turned(one) for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)]
+        now = by_platform(partial(_on_cpu, form), partial(_on_accelerator, form), tensor, made)
+    out = form.back(leaf, now, at)
     return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)
+
+
+def _on_cpu(form: Form, tensor: Array, made: Sequence[AffineMap]) -> Array:
+    """The tensor with the maps applied, by the passes that suit a CPU."""
+    now = tensor.astype(arithmetic(tensor.dtype))
+    for work, operators in _passes(fold([_thrifty(one) for one in made])):
+        now = _in_matrix(work, now, operators, form, now.dtype)
+    return now.astype(tensor.dtype)
+
+
+def _on_accelerator(
+    form: Form, backend: Backend, tensor: Array, made: Sequence[AffineMap]
+) -> Array:
+    """The tensor with the maps applied, as few passes."""
+    there = form.sharding if form.is_plain else None
+    matrix, sharding = as_matrix(tensor, form.part), matrix_sharding(there, tensor.shape)
+    is_whole = form.sharding is None and jax.typeof(tensor).sharding.mesh.empty
+    out = accelerated.run(backend, matrix, fold(made), sharding, is_whole=is_whole)
+    out = out.reshape(tensor.shape)
+    return out if there is None else lax.with_sharding_constraint(out, there)
 
 
 _fused = jax.jit(_all, static_argnames=("form", "base_form"))
@@ -184,7 +204,7 @@ def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) ->
     """The base's leaves at the site as matrices; the weight is separate for maps of a bias."""
     own = cast(form.matrix(leaf, at), arithmetic(leaf.dtype))
     if form.part == "weight":
-        return Base(own, own.shape)
+        return Base(own, own.shape, is_transposed=form.transposed)
     if base is None or base_form is None:
         return Base(None, (own.shape[0], 1), own)
     matrix = cast(base_form.matrix(base), own.dtype)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base, identity, shift
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Dense, Diagonal, Identity, LowRank, multiply
+from jaxmix.operators.adding import added
 
 __all__ = ["LoRA"]
 
@@ -107,7 +108,8 @@ class LoRA(Update):
 
     def _rescaling(self, base: Base) -> Float[Array, " norms"]:
         """Returns DoRA's c; NaN where the norm overflows, since c would be zero."""
-        adapted = self._delta(1).added_to(base.read("matrix"))
+        matrix = base.read("matrix")
+        adapted = added(matrix, self._delta(1), is_transposed=base.is_transposed)
         norms = jnp.linalg.norm(adapted, axis=0 if self.embedding else 1)
         norms = jnp.where(jnp.isinf(norms), jnp.nan, norms)
         return self.magnitude / norms  # pyright: ignore[reportOptionalOperand]

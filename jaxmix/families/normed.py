@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap, Base
 from jaxmix.families.base import Update, mismatch
 from jaxmix.operators import Diagonal, Identity, multiply
+from jaxmix.operators.adding import added
 
 __all__ = ["Normed"]
 
@@ -66,7 +67,7 @@ class Normed(Update):
         """``((1 − s) + s·c, I, s·c ⊙ Δ)``, or with c on the right for input channels."""
         (out_size, in_size), matrix = base.shape, base.read("matrix")
         delta = self.update.weight_map(base, jnp.ones((), matrix.dtype)).shift
-        adapted = delta.added_to(matrix)
+        adapted = added(matrix, delta, is_transposed=base.is_transposed)
         if self.axis == "out":
             norms = jnp.linalg.norm(adapted, axis=1)
         else:
