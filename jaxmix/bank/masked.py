@@ -3,9 +3,10 @@
 All rows are multiplied with the factors of all members in one product. A mask then keeps each row's
 own results: the thin ones between the two factors of a low rank, so the second product reads all
 members' factors once as well. Operators without a thin inside are masked on entry, or each row
-gathers its own, whichever moves less memory.
+gathers its own. So do large batches of many members, which would multiply too much for the mask.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -27,6 +28,10 @@ __all__ = ["apply_by_masks"]
 
 # The largest rank r₁r₂ at which a Hadamard product of two low ranks is used as one low rank.
 _KHATRI_RAO_RANK = 256
+
+# What a gathered copy of an operator costs, in operations a number: it is written and read in
+# float32 at 240 operations a byte (v5e), and its small products fill half of a matrix unit.
+_GATHERED = 2 * 3 * 4 * 240
 
 
 def apply_by_masks(
@@ -75,6 +80,8 @@ def _multiplied(
     x: Float[Array, "rows tokens n"], stack: Any, share: Array, pick: Array, is_transposed: bool
 ) -> Float[Array, "rows tokens cols"]:
     """``Σₛ shareₛ · x Mₛ``, or of the transposes."""
+    if is_slot(pick) and not _is_cheaper_masked(stack, x.shape[1]):
+        return _by_operator(x, stack, share, pick, is_transposed, is_lookup=False)
     match stack:
         case LowRank():
             return _by_low_rank(x, stack, share, is_transposed)
@@ -100,6 +107,15 @@ def _multiplied(
             return x
         case _:
             return _by_operator(x, stack, share, pick, is_transposed, is_lookup=False)
+
+
+def _is_cheaper_masked(stack: Any, tokens: int) -> bool:
+    """Whether products with all members' operators cost less than gathering each row's own."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+    if not isinstance(one, LowRank | Hadamard | Kronecker | BlockDiagonal):
+        return True
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(one))
+    return tokens * (count_slots(stack) - 1) * one.matmul_flops(1) <= _GATHERED * size
 
 
 def _by_low_rank(x: Array, stack: LowRank, share: Array, is_transposed: bool) -> Array:

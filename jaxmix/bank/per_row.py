@@ -18,8 +18,8 @@ from jaxmix.bank.looped import apply_by_loops
 from jaxmix.bank.masked import apply_by_masks
 from jaxmix.bank.slots import entry, is_slot
 from jaxmix.operators import Dense, Identity, Operator, Product
+from jaxmix.operators.backends import by_platform
 from jaxmix.operators.base import static
-from jaxmix.unmerged.backends import by_platform
 
 __all__ = ["PerRow"]
 
@@ -179,7 +179,7 @@ def _grouped(
             return jax.vmap(single, axes, axis_size=size)(x, stacks, picks), True
         x = x if is_batched[0] else jnp.broadcast_to(x[None], (size, *x.shape))
         args = start(x, stacks), x, stacks, picks
-        return by_platform(on_cpu, on_accelerator, *args), True
+        return by_platform(on_cpu, lambda backend, *args: on_accelerator(*args), *args), True
 
     @jax.custom_vjp
     def product(x: Array, stacks: Any, picks: Any) -> Array:

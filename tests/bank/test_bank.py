@@ -12,6 +12,7 @@ from jaxmix import Adapter, Bank
 from jaxmix.bank import per_row
 from jaxmix.errors import AdapterError, LayoutError, ShapeError, UnsupportedError
 from jaxmix.families import OFT, LoHa, LoKr, LoRA
+from jaxmix.operators.backends import TPU
 
 from ..laws.chains import ALL, FLAT, chain
 from ..laws.draws import KINDS, Module, tree
@@ -60,11 +61,11 @@ X = normal(6, 4, 6)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with the batched form of each backend."""
 
-    def on_accelerator(on_cpu: Any, on_accelerator: Any, *args: Any) -> Any:
-        return on_accelerator(*args)
+    def on_tpu(cpu: Any, accelerator: Any, *operands: Any) -> Any:
+        return accelerator(TPU, *operands)
 
     if request.param == "accelerator":
-        monkeypatch.setattr(per_row, "by_platform", on_accelerator)
+        monkeypatch.setattr(per_row, "by_platform", on_tpu)
     return request.param
 
 
