@@ -108,6 +108,8 @@ class Base:
         bias: The base's bias as (out, 1), for maps of the bias of updates with ``reads_base``;
             otherwise None.
         is_transposed: Whether the weight is stored as (in, out), so the matrix is a transpose.
+        norms: The norms of this update that are held from before (`Update.base_norms`); None to
+            compute them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,6 +121,7 @@ class Base:
     shape: tuple[int, int] = field(metadata={"static": True})
     bias: Float[Array, "out 1"] | None = None
     is_transposed: bool = field(default=False, metadata={"static": True})
+    norms: Float[Array, " n"] | None = None
 
     def read(self, leaf: Literal["matrix", "bias"]) -> Float[Array, "out n"]:
         """Returns the leaf of this name, for a map that needs it.
