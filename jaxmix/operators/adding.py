@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmix.operators.backends import Backend, by_platform, row_major
@@ -99,7 +100,7 @@ def added_in_one_pass(
 
 def _wide(x: Array, dtype: jnp.dtype) -> jnp.dtype:
     """The dtype of the sum."""
-    return jnp.promote_types(jnp.promote_types(x.dtype, dtype), jnp.float32)
+    return np.promote_types(np.promote_types(x.dtype, dtype), np.float32)
 
 
 def _plus(backend: Backend, x: Array, term: Operator) -> Array:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Identity, Operator, Zero
-from jaxmix.unmerged.weight import Weight, is_cheaper
+from jaxmix.unmerged.costs import choose, is_cheaper
+from jaxmix.unmerged.weight import Weight
 
 __all__ = ["dot_general", "precise"]
 
@@ -44,11 +46,19 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
 
     if plan is None:
         return None
-    if not is_cheaper(weight, plan.tokens, plan.turned):
+
+    def by_operators(x: Array, weight: Weight) -> Array:
+        own = replace(plan, weight=weight)
+        return own.run(x, base_product, weight_last=last, precision=params["precision"])
+
+    def by_dense(x: Array, weight: Weight) -> Array:
         return base_product(x, weight.dense())
-    return plan.run(x, base_product, weight_last=last, precision=params["precision"])
+
+    measure = is_cheaper(weight, plan.tokens, plan.turned)
+    return choose(weight, measure, by_operators, by_dense, x, weight)
 
 
+@dataclass(frozen=True)
 class _Plan:
     """The roles of the axes of x and of a weight in their product, as tokens times a matrix.
 
@@ -56,14 +66,34 @@ class _Plan:
     the remaining size of the weight.
     """
 
-    def __init__(
-        self, weight: Weight, turned: bool, tokens: int, wb: Any, xb: Any, x_sum: Any, x_free: Any
-    ):
-        self.weight, self.turned, self.tokens = weight, turned, tokens
-        self.x_batch, self.x_free, self.x_sum = xb, x_free, x_sum
-        rows, cols, self.stack = weight.axes
-        self.left_axes = cols if turned else rows
-        self.is_batched, self.is_free = bool(wb), self.stack is not None and not wb
+    weight: Weight
+    turned: bool
+    tokens: int
+    weight_batch: tuple[int, ...]
+    x_batch: tuple[int, ...]
+    x_sum: tuple[int, ...]
+    x_free: tuple[int, ...]
+
+    @property
+    def stack(self) -> int | None:
+        """The axis along which the weight's maps differ."""
+        return self.weight.axes[2]
+
+    @property
+    def left_axes(self) -> tuple[int, ...]:
+        """The weight's axes that remain."""
+        rows, cols, _ = self.weight.axes
+        return cols if self.turned else rows
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether each entry of the stack has its own tokens."""
+        return bool(self.weight_batch)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether all entries of the stack have the same tokens."""
+        return self.stack is not None and not self.weight_batch
 
     @classmethod
     def of(cls, weight: Weight, x: Array, wc: Any, wb: Any, xc: Any, xb: Any) -> "_Plan | None":
