@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Zero, add, terms
-from jaxmix.unmerged.costs import Costs, choose
+from jaxmix.unmerged.costs import choose, of_dense, of_operators
 from jaxmix.unmerged.products import precise
 from jaxmix.unmerged.weight import Weight
 
@@ -34,17 +34,14 @@ def conv(x: Array, weight: Weight, **params: Any) -> Array | None:
     points = x.size // x.shape[spec.lhs_spec[1]]
     thin = replace(weight, map=replace(weight.map, shift=low))
 
-    def measure(costs: Costs) -> bool:
-        by_operators = thin.count(lambda one: costs.operators(one, points))
-        return by_operators <= weight.count(costs.dense)
-
     def by_operators(x: Array, weight: Weight) -> Array:
         return _by_operators(x, weight, params)
 
     def by_dense(x: Array, weight: Weight) -> Array:
         return lax.conv_general_dilated(x, weight.dense(), **_keywords(params))
 
-    return choose(weight, measure, by_operators, by_dense, x, weight)
+    form = of_operators(thin, points, False), by_operators
+    return choose(weight, form, [(of_dense(weight), by_dense)], x, weight)
 
 
 def _by_operators(x: Array, weight: Weight, params: dict[str, Any]) -> Array:

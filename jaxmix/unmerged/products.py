@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
-from jaxmix.operators import Identity, Operator, Zero
-from jaxmix.unmerged.costs import choose, is_cheaper
+from jaxmix.operators import Hadamard, Identity, LowRank, Operator, Zero, add, terms
+from jaxmix.unmerged.costs import choose, of_dense, of_operators
 from jaxmix.unmerged.weight import Weight
 
 __all__ = ["dot_general", "precise"]
@@ -54,8 +54,37 @@ def dot_general(lhs: Array | Weight, rhs: Array | Weight, **params: Any) -> Arra
     def by_dense(x: Array, weight: Weight) -> Array:
         return base_product(x, weight.dense())
 
-    measure = is_cheaper(weight, plan.tokens, plan.turned)
-    return choose(weight, measure, by_operators, by_dense, x, weight)
+    forms = [(of_dense(weight), by_dense)]
+    parts = _thin_and_heavy(weight)
+    if parts is not None:
+        thin_cost = of_operators(parts[0], plan.tokens, plan.turned)
+        heavy_cost = of_dense(parts[1])
+
+        def by_parts(x: Array, weight: Weight) -> Array:
+            thin, heavy = _thin_and_heavy(weight) or (weight, weight)
+            return by_operators(x, replace(thin, base=heavy.dense()))
+
+        forms.insert(0, (lambda costs: thin_cost(costs) + heavy_cost(costs), by_parts))
+    thin = of_operators(weight, plan.tokens, plan.turned), by_operators
+    return choose(weight, thin, forms, x, weight)
+
+
+def _thin_and_heavy(weight: Weight) -> tuple[Weight, Weight] | None:
+    """The weight with the terms of low rank only, and with the others; None without both kinds."""
+    made = weight.map
+    if not made.is_shift or weight.is_stacked:
+        return None
+    low: Operator = Zero(*made.shape)
+    heavy: Operator = Zero(*made.shape)
+    for term in terms(made.shift):
+        if isinstance(term, LowRank | Hadamard):
+            low = add(low, term)
+        else:
+            heavy = add(heavy, term)
+    if isinstance(low, Zero) or isinstance(heavy, Zero):
+        return None
+    thin, rest = (replace(weight, map=replace(made, shift=part)) for part in (low, heavy))
+    return thin, rest
 
 
 @dataclass(frozen=True)

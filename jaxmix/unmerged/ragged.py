@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxmix.affine import AffineMap
 from jaxmix.apply.plan import arithmetic, cast
 from jaxmix.operators import Diagonal, Identity, LowRank, Operator, Zero
-from jaxmix.unmerged.costs import choose, is_cheaper
+from jaxmix.unmerged.costs import choose, of_dense, of_operators
 from jaxmix.unmerged.lookups import sum_as_low_rank
 from jaxmix.unmerged.products import precise
 from jaxmix.unmerged.weight import Weight
@@ -85,8 +85,8 @@ def ragged_dot(x: Array, weight: Weight, sizes: Array, **params: Any) -> Array |
     def by_dense(x: Array, weight: Weight, sizes: Array) -> Array:
         return lax.ragged_dot_general(x, weight.dense(), sizes, numbers, **turn)
 
-    measure = is_cheaper(weight, -(-tokens // experts), turned)
-    return choose(weight, measure, by_operators, by_dense, x, weight, sizes)
+    thin = of_operators(weight, -(-tokens // experts), turned), by_operators
+    return choose(weight, thin, [(of_dense(weight), by_dense)], x, weight, sizes)
 
 
 def _scaled(x: Float[Array, "n i"], side: Operator, which: Array) -> Float[Array, "n i"]:
