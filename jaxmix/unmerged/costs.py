@@ -64,11 +64,10 @@ class Costs:
 # On two CPU cores a pass over a weight takes as long as 16 operations a number.
 CPU = Costs(weight=16, fused=0, moved=0, accurate=1)
 # A v5e does 240 operations in the time of one byte, an H100 295, a v6e 560. A dense bfloat16 weight
-# is written and read: 4 bytes. By the TPU's compiler, LoRA's passes over tokens take about 2 bytes
-# a number, and a Kronecker product 32: its tokens change their layout several times. A float32
-# product takes six bfloat16 passes.
-ACCELERATOR = Costs(weight=240 * 4, fused=240 * 2, moved=240 * 32, accurate=6)
-
+# is written and read: 4 bytes. By the TPU compiler's estimate for 2048 tokens, a low rank's passes
+# over tokens take half a byte a number, and those of a Kronecker product 32: its tokens change
+# their layout several times. A float32 product takes six bfloat16 passes.
+ACCELERATOR = Costs(weight=240 * 4, fused=240 // 2, moved=240 * 32, accurate=6)
 
 # How a product is computed, and what that costs.
 Form = tuple[Callable[[Costs], int], Callable[..., Any]]
