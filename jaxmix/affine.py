@@ -8,7 +8,7 @@ becomes dense through a later rotation.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -107,6 +107,7 @@ class Base:
         shape: (out, in) of the weight, always given.
         bias: The base's bias as (out, 1), for maps of the bias of updates with ``reads_base``;
             otherwise None.
+        stored: The dtype in which the weight is stored; None if the matrix is not exactly it.
         is_transposed: Whether the weight is stored as (in, out), so the matrix is a transpose.
         norms: The norms of this update that are held from before (`Update.base_norms`); None to
             compute them.
@@ -120,6 +121,7 @@ class Base:
     matrix: Float[Array, "out in"] | None
     shape: tuple[int, int] = field(metadata={"static": True})
     bias: Float[Array, "out 1"] | None = None
+    stored: Any = field(default=None, metadata={"static": True})
     is_transposed: bool = field(default=False, metadata={"static": True})
     norms: Float[Array, " n"] | None = None
 

@@ -24,7 +24,7 @@ from jaxmix.operators import (
     LowRank,
     Operator,
 )
-from jaxmix.operators.adding import added_in_one_pass, prepared
+from jaxmix.operators.adding import added_in_one_pass, plus, prepared
 from jaxmix.operators.backends import Backend
 from jaxmix.operators.sharded import sharded_matmul, transposed_sharding
 from jaxmix.placement.form import arithmetic
@@ -64,8 +64,9 @@ def run(
         dtype = matrix.dtype if i + 1 == len(steps) else arithmetic(matrix.dtype)
         if not step.is_shift:
             x = _turned(x.astype(arithmetic(matrix.dtype)), step, sharding)
-        x = added_in_one_pass(backend, x, prepared(backend, step.shift), dtype)
-    return x
+        is_leaf = i == 0 and step.is_shift
+        x = added_in_one_pass(backend, x, step.shift, dtype, is_leaf=is_leaf)
+    return x.astype(matrix.dtype)
 
 
 def _turned(
@@ -136,7 +137,7 @@ def _by_slabs(
                     part = Diagonal(d, diagonal.gates)
                     x = part @ x.astype(wide) if where == 0 else x.astype(wide) @ part
             terms = tuple(_slab_of(term, start, axis) for term in step.terms)
-            x = added_in_one_pass(backend, x.astype(wide), terms, wide)
+            x = plus(backend, x.astype(wide), terms)
         return jax.lax.dynamic_update_slice_in_dim(matrix, x.astype(matrix.dtype), start, axis)
 
     return jax.lax.fori_loop(0, matrix.shape[axis] // SLAB, change, matrix)

@@ -95,7 +95,9 @@ def _all(leaf: Array, base: Any, chain: Chain, form: Form, base_form: Form | Non
     tensor = form.tensor(leaf, at)
     with jax.default_matmul_precision("highest"):
         start = _base(leaf, base, form, base_form, at)
-        made = [form.turned(one) for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)]
+        made = [
+            form.turned(one) for one in maps(cast(chain, arithmetic(leaf.dtype)), start, form.part)
+        ]
         now = by_platform(partial(_on_cpu, form), partial(_on_accelerator, form), tensor, made)
     out = form.back(leaf, now, at)
     return out if form.sharding is None else lax.with_sharding_constraint(out, form.sharding)
@@ -204,7 +206,8 @@ def _base(leaf: Array, base: Any, form: Form, base_form: Form | None, at: At) ->
     """The base's leaves at the site as matrices; the weight is separate for maps of a bias."""
     own = cast(form.matrix(leaf, at), arithmetic(leaf.dtype))
     if form.part == "weight":
-        return Base(own, own.shape, is_transposed=form.transposed)
+        stored = leaf.dtype if form.is_plain and form.scale == 1 else None
+        return Base(own, own.shape, stored=stored, is_transposed=form.transposed)
     if base is None or base_form is None:
         return Base(None, (own.shape[0], 1), own)
     matrix = cast(base_form.matrix(base), own.dtype)

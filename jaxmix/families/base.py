@@ -98,7 +98,7 @@ class Update:
             matrix = self.weight_map(base, strength)(matrix)
         if bias is not None and self.has_bias:
             bias = self.bias_map(base, strength)(bias)
-        return Base(matrix, base.shape, bias, base.is_transposed)
+        return Base(matrix, base.shape, bias, is_transposed=base.is_transposed)
 
     def with_transposed_weight(self) -> "Update":
         """Returns the update for a weight that PyTorch stores as (in, out).

@@ -114,7 +114,9 @@ class LoRA(Update):
     def base_norms(self, base: Base) -> Float[Array, " norms"]:
         """Returns the norms of ``W₀ + γ·BA``; NaN where they overflow, since c would be zero."""
         matrix = base.read("matrix")
-        adapted = added(matrix, self._delta(1), is_transposed=base.is_transposed)
+        adapted = added(
+            matrix, self._delta(1), stored=base.stored, is_transposed=base.is_transposed
+        )
         norms = jnp.linalg.norm(adapted, axis=0 if self.embedding else 1)
         return jnp.where(jnp.isinf(norms), jnp.nan, norms)
 

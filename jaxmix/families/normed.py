@@ -85,7 +85,7 @@ class Normed(Update):
         """Returns the norms of ``W₀ + Δ``; NaN where they overflow, since c would be zero."""
         matrix = base.read("matrix")
         delta = self._delta(base, matrix.dtype)
-        adapted = added(matrix, delta, is_transposed=base.is_transposed)
+        adapted = added(matrix, delta, stored=base.stored, is_transposed=base.is_transposed)
         if self.axis == "out":
             norms = jnp.linalg.norm(adapted, axis=1)
         else:

@@ -1,51 +1,64 @@
 """Adds the terms of an update to a dense matrix in one pass."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmix.operators.backends import Backend, by_platform, row_major
+from jaxmix.operators.backends import Backend, by_platform
 from jaxmix.operators.base import Operator
 from jaxmix.operators.blocks import Kronecker
 from jaxmix.operators.compound import terms
 from jaxmix.operators.lowrank import Hadamard, LowRank
 from jaxmix.operators.simple import Zero
 
-__all__ = ["added", "added_in_one_pass", "prepared"]
+__all__ = ["added", "added_in_one_pass", "plus", "prepared"]
 
 # The rows of a TPU's tile: a view that splits the rows at a multiple of it moves nothing.
 _TILE_ROWS = 8
 
 
 def added(
-    x: Float[Array, "rows cols"], delta: Operator, *, is_transposed: bool = False
+    x: Float[Array, "rows cols"],
+    delta: Operator,
+    *,
+    stored: Any = None,
+    is_transposed: bool = False,
 ) -> Float[Array, "rows cols"]:
-    """Returns ``x + Δ`` by the form that suits the platform, for reductions of the sum.
+    """Returns ``x + Δ`` by the form that suits the platform, for reductions of the sum over rows.
 
     Args:
         x: A matrix in the dtype of the arithmetic.
         delta: Δ, of the same shape.
-        is_transposed: Whether x is the transpose of a stored matrix.
+        stored: The dtype in which x is stored, if it is a leaf or its transpose; otherwise None.
+        is_transposed: Whether x is the transpose of a leaf.
     """
 
     def in_one_pass(backend: Backend, x: Array, delta: Operator) -> Array:
-        if is_transposed:
-            x, delta = x.T, delta.T
-        total = added_in_one_pass(backend, x, prepared(backend, delta), x.dtype)
-        # Without it, XLA prefers the layout of the transpose, and copies the weight.
-        total = row_major(total) if backend.has_tiles else total
+        dtype = x.dtype
+        # Casting back to the stored dtype is exact, and XLA leaves out both casts.
+        x = x if stored is None else x.astype(stored)
+        x, delta = (x.T, delta.T) if is_transposed else (x, delta)
+        # Without a view, XLA prefers the transpose's layout for sums over rows and copies x.
+        is_viewed = backend.has_tiles and stored is not None and not is_transposed
+        total = added_in_one_pass(
+            backend, x, delta, dtype, is_leaf=stored is not None, is_viewed=is_viewed
+        )
         return total.T if is_transposed else total
 
     return by_platform(lambda x, delta: delta.added_to(x), in_one_pass, x, delta)
 
 
-def prepared(backend: Backend, delta: Operator) -> tuple[Operator, ...]:
-    """Returns Δ's terms in the form that `added_in_one_pass` takes, at most one of low rank.
+def prepared(backend: Backend, delta: Operator, *, is_viewed: bool = False) -> tuple[Operator, ...]:
+    """Returns Δ's terms in the form that `plus` takes, at most one of low rank.
 
     Args:
         backend: Whose form to choose.
         delta: Δ.
+        is_viewed: Whether the terms are used as arrays of three axes.
     """
     low: list[LowRank] = []
     rest: list[Operator] = []
@@ -62,15 +75,21 @@ def prepared(backend: Backend, delta: Operator) -> tuple[Operator, ...]:
         return tuple(rest)
     joined = low[0]
     if len(low) > 1:
-        joined = LowRank(
-            jnp.concatenate([term.b for term in low], 1),
-            jnp.concatenate([term.a for term in low], 0),
-        )
-    return backend.prepared(joined), *rest
+        b = jnp.concatenate([term.b for term in low], 1)
+        joined = LowRank(b, jnp.concatenate([term.a for term in low], 0))
+        # Otherwise XLA writes out what it takes to join them several times.
+        joined = jax.lax.optimization_barrier(joined)
+    return backend.prepared(joined, is_viewed=is_viewed), *rest
 
 
 def added_in_one_pass(
-    backend: Backend, x: Float[Array, "rows cols"], found: tuple[Operator, ...], dtype: jnp.dtype
+    backend: Backend,
+    x: Float[Array, "rows cols"],
+    delta: Operator,
+    dtype: Any,
+    *,
+    is_leaf: bool,
+    is_viewed: bool = False,
 ) -> Float[Array, "rows cols"]:
     """Returns ``x + Δ`` as one expression that XLA makes one pass, where it can.
 
@@ -80,27 +99,37 @@ def added_in_one_pass(
     Args:
         backend: Which form to choose.
         x: The matrix, in the dtype in which it is stored, or wider.
-        found: Δ's terms, as `prepared` returns them.
-        dtype: The dtype of the result; sums are in the terms' dtype.
+        delta: Δ.
+        dtype: The dtype of the result; the sum is in float32 or wider.
+        is_leaf: Whether x is a leaf, so that a view of it needs no copy.
+        is_viewed: Whether to add all terms to a view with three axes.
     """
-    wide = _wide(x, dtype)
-    grids = [term for term in found if isinstance(term, Kronecker)]
-    split_at = _common_rows(grids) if x.dtype != wide else None
-    if split_at is None:
-        total = x.astype(wide)
-        for term in found:
-            total = _plus(backend, total, term)
-        return total.astype(dtype)
-    (rows, cols), size = x.shape, split_at
+    wide = np.promote_types(np.promote_types(x.dtype, dtype), np.float32)
+    rows, cols = x.shape
+    size = _common_rows(terms(delta))
+    if size is None and is_viewed and rows % _TILE_ROWS == 0:
+        size = _TILE_ROWS
+    if size is None or not is_leaf:
+        return plus(backend, x.astype(wide), prepared(backend, delta)).astype(dtype)
     total = jax.lax.optimization_barrier(x.reshape(rows // size, size, cols)).astype(wide)
-    for term in found:
-        total = total + _seen(backend, term, size, wide)
+    for term in prepared(backend, delta, is_viewed=True):
+        total = total + _viewed(backend, term, size, wide)
     return total.astype(dtype).reshape(rows, cols)
 
 
-def _wide(x: Array, dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of the sum."""
-    return np.promote_types(np.promote_types(x.dtype, dtype), np.float32)
+def plus(
+    backend: Backend, x: Float[Array, "rows cols"], found: tuple[Operator, ...]
+) -> Float[Array, "rows cols"]:
+    """Returns the sum of x and terms, in the dtype of x.
+
+    Args:
+        backend: Which form to choose.
+        x: The matrix.
+        found: The terms, as `prepared` returns them.
+    """
+    for term in found:
+        x = _plus(backend, x, term)
+    return x
 
 
 def _plus(backend: Backend, x: Array, term: Operator) -> Array:
@@ -114,15 +143,15 @@ def _plus(backend: Backend, x: Array, term: Operator) -> Array:
             return term.added_to(x)
 
 
-def _common_rows(grids: list[Kronecker]) -> int | None:
+def _common_rows(found: Iterable[Operator]) -> int | None:
     """The rows k of Y of all Kronecker products, if they are the same and fill tiles."""
-    sizes = {term.y.shape[0] for term in grids}
+    sizes = {term.y.shape[0] for term in found if isinstance(term, Kronecker)}
     if len(sizes) != 1 or (size := sizes.pop()) % _TILE_ROWS:
         return None
     return size
 
 
-def _seen(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Array:
+def _viewed(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Array:
     """A term as (l, k, cols)."""
     match term:
         case Kronecker():
@@ -134,9 +163,9 @@ def _seen(backend: Backend, term: Operator, size: int, dtype: jnp.dtype) -> Arra
             if rank <= backend.unrolled_rank:
                 outer = (b[:, :, i : i + 1] * term.a[None, i : i + 1] for i in range(rank))
                 return sum(outer, jnp.zeros((), dtype))
-            return jnp.matmul(b, term.a, preferred_element_type=dtype)
+            return backend.matmul(b, term.a, dtype)
         case Hadamard():
-            left, right = (_seen(backend, one, size, dtype) for one in (term.left, term.right))
+            left, right = (_viewed(backend, one, size, dtype) for one in (term.left, term.right))
             return left * right
         case _:
             rows, cols = term.shape

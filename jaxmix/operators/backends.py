@@ -18,12 +18,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from jaxmix.operators.lowrank import Hadamard, LowRank
 
-__all__ = ["GPU", "TPU", "Backend", "by_platform", "row_major", "split"]
+__all__ = ["GPU", "TPU", "Backend", "by_platform", "split"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Backend:
         khatri_rao_rank: A Hadamard product of ranks r₁ and r₂ becomes one low rank up to this r₁r₂.
         unrolled_rank: Products up to this rank become sums of outer products.
         has_split_products: Whether float32 products become one bfloat16 product of split factors.
-        has_tiles: Whether arrays are stored in tiles, so that a layout can be required.
+        has_tiles: Whether arrays are stored in tiles, and XLA chooses their order.
     """
 
     khatri_rao_rank: int
@@ -42,16 +41,20 @@ class Backend:
     has_split_products: bool
     has_tiles: bool
 
-    def prepared(self, factors: LowRank) -> LowRank:
-        """Returns factors whose plain product, accumulated in float32, is accurate."""
+    def prepared(self, factors: LowRank, *, is_viewed: bool = False) -> LowRank:
+        """Returns factors whose plain product, accumulated in float32, is accurate.
+
+        Args:
+            factors: The factors.
+            is_viewed: Whether the product is used as an array of three axes.
+        """
         is_split = self.has_split_products and factors.rank > 0
         if not is_split or {factors.a.dtype, factors.b.dtype} != {jnp.dtype("float32")}:
             return factors
-        left, right = split(factors.b), split(factors.a)
-        return LowRank(
-            jnp.concatenate([left[i] for i, _ in _PAIRS], 1),
-            jnp.concatenate([right[j] for _, j in _PAIRS], 0),
-        )
+        left, right = zip(*_PAIRS, strict=True)
+        # XLA carries the view into a selection, and writes what it selects from out in full.
+        joined = _split_and_joined if is_viewed else split
+        return LowRank(joined(factors.b.T, left).T, joined(factors.a, right))
 
     def product(self, factors: LowRank, dtype: Any) -> Float[Array, "rows cols"]:
         """Returns the matrix of prepared factors."""
@@ -59,6 +62,10 @@ class Backend:
         if factors.rank <= self.unrolled_rank:
             outer = (b[:, i : i + 1] * a[i : i + 1] for i in range(factors.rank))
             return sum(outer, jnp.zeros((), dtype))
+        return self.matmul(b, a, dtype)
+
+    def matmul(self, b: Array, a: Array, dtype: Any) -> Array:
+        """Returns the product of prepared factors, accumulated in a dtype."""
         return jnp.matmul(b, a, preferred_element_type=dtype)
 
     def is_low_rank(self, delta: Hadamard) -> bool:
@@ -75,9 +82,7 @@ GPU = Backend(khatri_rao_rank=0, unrolled_rank=32, has_split_products=False, has
 _PAIRS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
 
 
-def by_platform(
-    cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any
-) -> Any:
+def by_platform(cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any) -> Any:
     """Runs the form of a computation that suits the platform on which the program is lowered.
 
     Args:
@@ -95,30 +100,41 @@ def by_platform(
     return jax.lax.platform_dependent(*operands, cpu=cpu, tpu=on(TPU), default=on(GPU))
 
 
-def split(x: Float[Array, "..."]) -> tuple[Array, Array, Array]:
+def split(x: Float[Array, "r n"], order: tuple[int, ...]) -> Float[Array, "k n"]:
     """Splits float32 numbers into three bfloat16 numbers each, whose sum has their 24 bits.
 
     Args:
         x: The numbers.
+        order: Which parts to return below each other: 0 for the largest part, 2 for the smallest.
 
     Returns:
-        The parts, from large to small.
+        The parts (len(order)·r, n).
 
     Example:
-        >>> high, middle, low = split(jnp.array([1 + 2.0**-12 + 2.0**-22]))
-        >>> float(high[0]), float(middle[0]) == 2.0**-12, float(low[0]) == 2.0**-22
-        (1.0, True, True)
+        >>> parts = split(jnp.array([[1 + 2.0**-12 + 2.0**-22]]), (0, 1, 2, 0))
+        >>> [float(part) for part in parts[:, 0]] == [1, 2.0**-12, 2.0**-22, 1]
+        True
     """
-    parts = []
-    for _ in range(3):
-        # Not a cast and back, which XLA may leave out.
-        part = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-        parts.append(part.astype(jnp.bfloat16))
-        # An infinity stays one: without this, it would become NaN.
-        x = jnp.where(jnp.isfinite(part), x - part, jnp.zeros_like(x))
-    return tuple(parts)
+    # One elementwise expression, which is one kernel; concatenated parts are one kernel each.
+    parts = _parts(jnp.broadcast_to(x[None], (len(order), *x.shape)))
+    which = jnp.asarray(order, jnp.int32)[:, None, None]
+    chosen = jnp.where(which == 0, parts[0], jnp.where(which == 1, parts[1], parts[2]))
+    return chosen.astype(jnp.bfloat16).reshape(-1, x.shape[1])
 
 
-def row_major(x: Array) -> Array:
-    """Requires the layout in which the last axis is contiguous, in a traced function."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+def _split_and_joined(x: Array, order: tuple[int, ...]) -> Array:
+    """The same as `split`, by concatenation."""
+    parts = [part.astype(jnp.bfloat16) for part in _parts(x)]
+    return jnp.concatenate([parts[i] for i in order], 0)
+
+
+def _parts(x: Array) -> tuple[Array, Array, Array]:
+    """The numbers' three parts, still in float32."""
+    high = _rounded(x)
+    middle = _rounded(x - high)
+    return high, middle, _rounded(x - high - middle)
+
+
+def _rounded(x: Array) -> Array:
+    """Rounds to bfloat16's precision; XLA may leave out a cast and back."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

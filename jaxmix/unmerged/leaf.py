@@ -242,7 +242,9 @@ class Factored(NoArray):
     def _base(self, form: Form, array: Array) -> Base:
         """The base that updates of a site read."""
         matrix = form.matrix(array).astype(arithmetic(self.dtype))
-        return Base(matrix, form.shape(self.shape), is_transposed=form.transposed)
+        stored = self.dtype if form.is_plain and form.scale == 1 else None
+        shape = form.shape(self.shape)
+        return Base(matrix, shape, stored=stored, is_transposed=form.transposed)
 
     def _array(self) -> Array:
         return jnp.asarray(dequantized(self.base))

@@ -1,4 +1,4 @@
-"""The bank's program as the TPU's own compiler makes it."""
+"""The bank's program as the TPU's own compiler makes it, without a TPU."""
 
 from typing import Any
 
@@ -8,53 +8,38 @@ import numpy as np
 import pytest
 
 import jaxmix
-from jaxmix import Adapter, Bank
-from jaxmix.families import LoHa, LoKr, LoRA, Update
+from jaxmix import Bank
 
-from .tpu_programs import TOPOLOGIES, compiled, cycles, needs_compiler
+from .compilers import compiled, mix
+from .test_compiled import needs_compiler
 
-OUT, IN, ROWS = 14336, 4096, 64
-
-
-def update(kind: str) -> Update:
-    def draw(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, np.float32)
-
-    match kind:
-        case "lora":
-            return LoRA(draw(16, IN), draw(OUT, 16), 1.0)
-        case "loha":
-            pair = draw(OUT, 8), draw(8, IN)
-            return LoHa(*pair, *pair, 1.0)  # pyright: ignore[reportCallIssue]
-        case _:
-            return LoKr((draw(64, 64),), (draw(224, 64),), 1.0)
-
-
-def run(params: Any, x: Any) -> Any:
-    return x @ params["a.weight"].T
+SHAPE, ROWS = (14336, 4096), 64
+KINDS = ("LoRA", "LoHa", "LoKr")
+# The most cycles over those of a batch with one shared LoRA, at one leaf. Measured: 1.87 on v5e.
+# Over a whole layer they were 1.16 (v5e) and 1.18 (v6e).
+BOUND = 2.2
 
 
 @needs_compiler
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_members_of_three_kinds_cost_little_more_than_one(topology: str) -> None:
-    """Eight members, and one token in each row: few fusions, no branch, no sort and no loop."""
-    kinds = ("lora", "loha", "lokr") * 3
-    members = {f"{i}": Adapter({"a": update(kind)}) for i, kind in enumerate(kinds[:8])}
-    params = {"a.weight": jax.ShapeDtypeStruct((OUT, IN), jnp.bfloat16)}
+def test_members_of_three_kinds_cost_little_more_than_one() -> None:
+    """Eight members, and one token in each row: no branch, no sort and no loop."""
+    members = {f"{i}": mix(KINDS[i % 3], SHAPE)[0] for i in range(8)}
+    params = {"a.weight": jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)}
     bank = jax.eval_shape(Bank, members, params)
-    x = jax.ShapeDtypeStruct((ROWS, 1, IN), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((ROWS, 1, SHAPE[1]), jnp.bfloat16)
+    who = jax.ShapeDtypeStruct((ROWS,), np.int32)
 
-    def in_bank(bank: Any, params: Any, x: Any, who: Any) -> Any:
+    def run(params: Any, x: Any) -> Any:
+        return x @ params["a.weight"].T
+
+    def in_bank(donated: None, bank: Any, params: Any, x: Any, who: Any) -> Any:
         return bank(run)(params, x, who)
 
-    text = compiled(in_bank, bank, params, x, np.zeros(ROWS, np.int32), topology=topology)
-    for operation in (" conditional(", " while(", " sort(", " scatter(", "infeed", "f64["):
-        assert operation not in text, operation
+    def shared(donated: None, leaves: Any, x: Any) -> Any:
+        return jaxmix.factored(run)(leaves, x)
+
+    program = compiled(in_bank, None, bank, params, x, who, on="v5e")
+    for operation in (" conditional(", " while(", " sort(", " scatter(", "callback", "f64["):
+        assert operation not in program.text, operation
     leaves = jax.eval_shape(jaxmix.attach, params, members["0"])
-    shared = compiled(jaxmix.factored(run), leaves, x, topology=topology)
-    # One leaf alone has no other product to hide behind: measured 2.4 (v5e) and 3.0 (v6e), and a
-    # whole layer 1.16 and 1.18.
-    assert cycles(text) <= BOUND * cycles(shared)
-
-
-BOUND = 3.5
+    assert program.cycles <= BOUND * compiled(shared, None, leaves, x, on="v5e").cycles
