@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from jaxmix.affine import AffineMap
 from jaxmix.operators import Diagonal, Hadamard, Identity, LowRank, Operator, Product, Zero, terms
 from jaxmix.unmerged.weight import Weight, on_platform
